@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.common import Timing, compare, publish, ratio
 from foveate.metrics.calibration import logit_gaps
 from foveate.metrics.class_groups import ClassGroups
-from foveate.metrics.tradeoff import Curve, area, curve_of, su_curve
+from foveate.metrics.tradeoff import Curve, area, build_curve, su_curve
 
 STEP = 1 / 64
 
@@ -71,13 +71,13 @@ def exact(logits: np.ndarray, labels: np.ndarray, groups: ClassGroups) -> Curve:
 def run(out: Path, *, samples: int, classes: int, timed: int, compared: int, repeats: int, whole: bool) -> None:
     logits, labels, groups = problem(samples, classes)
     gaps = logit_gaps(logits, labels, groups)
-    curve = curve_of(gaps)
+    curve = build_curve(gaps)
     grid = grid_of(curve)
     chosen = grid if whole else grid[np.linspace(0, len(grid) - 1, min(timed, len(grid))).round().astype(int)]
     timings = compare(
         {
             "foveate exact": partial(exact, logits, labels, groups),
-            "the sort alone": partial(curve_of, gaps),
+            "the sort alone": partial(build_curve, gaps),
             "grid, timed gammas": partial(straightforward, logits, labels, groups, chosen),
         },
         repeats=repeats,

@@ -19,7 +19,7 @@ from foveate.adapt.compare.plan import key_of, numbers_of
 from foveate.adapt.compare.recipe import most_numbers
 from foveate.adapt.recipe import AdaptTraining, rate_of_epoch, released_rate
 from foveate.adapt.registry import settings_of
-from foveate.metrics.comparison import last_of_best
+from foveate.metrics.comparison import argmax_last
 
 
 def stored(name: str) -> Any:
@@ -168,7 +168,7 @@ def test_among_equal_candidates_the_last_is_chosen(case: dict[str, Any]) -> None
     rows = [translated(row) for row, _ in case["rows"]]
     assert [{k: v for k, v in ours(one).items() if k != "drop_path"} for one in candidates] == rows
     values = [value for _, value in case["rows"]]
-    chosen = last_of_best(values)
+    chosen = argmax_last(values)
     assert values.count(values[chosen]) == case["tied"]
     assert rows[chosen] == translated(case["selected"])
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
 from foveate.metrics.calibration import average_best_gap, average_logit_gap, group_accuracies, logit_gaps
-from foveate.metrics.class_groups import ClassGroups, class_list
+from foveate.metrics.class_groups import ClassGroups, parse_classes
 from foveate.metrics.nearest_mean import head_changes, nearest_mean_ranks, nearest_mean_scores
-from foveate.metrics.tradeoff import ausuc, best_intervals, curve_of, select_gamma, su_curve
+from foveate.metrics.tradeoff import ausuc, best_intervals, build_curve, select_gamma, su_curve
 from naming import raises_naming
 
 Problem = tuple[np.ndarray, np.ndarray, ClassGroups]
@@ -203,7 +203,7 @@ def test_gap_statistics() -> None:
     assert found["S"] == {"mean": 2.0, "lower_quartile": 2.0, "median": 2.0, "upper_quartile": 2.0}
     assert found["U"] is not None
     assert found["U"]["mean"] == -2.75
-    assert curve_of(gaps).overall().max() == 100
+    assert build_curve(gaps).overall().max() == 100
 
 
 def test_top_is_clipped_to_the_columns() -> None:
@@ -228,7 +228,7 @@ def test_a_large_curve_is_quick() -> None:
     logits = random.standard_normal((10_000, 1000), dtype=np.float32)
     gaps = logit_gaps(logits, random.integers(0, 1000, 10_000), ClassGroups.of(np.arange(500), classes=1000))
     began = time.process_time()
-    curve = curve_of(gaps)
+    curve = build_curve(gaps)
     curve.gammas, curve.seen(), curve.absent(), best_intervals(curve)
     assert time.process_time() - began < 1
 
@@ -303,9 +303,16 @@ def test_what_needs_absent_classes_or_samples_says_so() -> None:
 
 def test_classes_as_people_write_them() -> None:
     names = ["cat", "dog", "7", "t-shirt"]
-    assert class_list(["dog", "0", "7", "t-shirt", "1-2"], names, what="--classes-seen").tolist() == [1, 0, 2, 3, 1, 2]
+    assert parse_classes(["dog", "0", "7", "t-shirt", "1-2"], names, what="--classes-seen").tolist() == [
+        1,
+        0,
+        2,
+        3,
+        1,
+        2,
+    ]
     with raises_naming(UserError, "dig", "dog"):
-        class_list(["dig"], names, what="--classes-seen")
+        parse_classes(["dig"], names, what="--classes-seen")
 
 
 @pytest.mark.parametrize(
@@ -322,4 +329,4 @@ def test_classes_as_people_write_them() -> None:
 )
 def test_numbers_and_ranges_that_are_no_classes(written: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        class_list(["0", written], ["cat", "dog", "7", "t-shirt"], what="--classes-seen")
+        parse_classes(["0", written], ["cat", "dog", "7", "t-shirt"], what="--classes-seen")

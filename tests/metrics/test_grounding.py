@@ -13,7 +13,7 @@ from foveate.metrics.grounding import (
     SMALL_BELOW,
     constant_box_mse,
     grounding_scores,
-    occurs_once,
+    is_unique_phrase,
     pointing_hits,
     size_slices,
 )
@@ -76,9 +76,9 @@ def test_size_slices() -> None:
 
 def test_phrases_that_occur_once() -> None:
     phrases = ["a cat", "a cat", "a cat", "a dog"]
-    assert occurs_once(phrases, ["p", "p", "q", "q"]).tolist() == [False, False, True, True]
+    assert is_unique_phrase(phrases, ["p", "p", "q", "q"]).tolist() == [False, False, True, True]
     with raises_naming(UserError, "4"):
-        occurs_once(phrases, ["p"])
+        is_unique_phrase(phrases, ["p"])
 
 
 @pytest.mark.parametrize(

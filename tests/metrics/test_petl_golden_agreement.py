@@ -36,7 +36,7 @@ def test_stored_numbers(number: int) -> None:
     assert error_consistency(logits, labels) == pytest.approx(np.array(case["error_consistency_kappa"]), abs=1e-12)
     assert mean_disagreement(logits) == pytest.approx(case["mean_pairwise_disagreement"], abs=1e-12)
     for right, name in ((True, "venn_topK_then_correct"), (False, "venn_bottomK_then_wrong")):
-        found = confident_regions(logits, labels, most=case["K"], right=right)
+        found = confident_regions(logits, labels, num_samples=case["K"], right=right)
         assert found == case[name]
     told = compare_ensembles(logits, labels)
     assert told["single"] == pytest.approx(case["accuracy"], abs=1e-12)
@@ -81,4 +81,4 @@ def test_mistakes_of_options() -> None:
     with pytest.raises(UserError, match="at least two models"):
         mean_disagreement(logits)
     with raises_naming(UserError, "1", "2"):
-        confident_regions(logits, [0, 0], most=3, right=True)
+        confident_regions(logits, [0, 0], num_samples=3, right=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.metrics.comparison import group_means, last_of_best, operating_points, relative_spread, unbeaten
+from foveate.metrics.comparison import argmax_last, group_means, operating_points, pareto_mask, relative_spread
 from naming import raises_naming
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "petl"
@@ -61,7 +61,7 @@ def test_points_of_a_curve(name: str, kind: str) -> None:
 def test_whoever_is_not_on_the_front_is_beaten_by_somebody_on_it(place: str) -> None:
     costs = [entry["inserted_parameters"] for entry in MANY[place].values()]
     values = [entry["last"] for entry in MANY[place].values()]
-    flags = unbeaten(costs, values)
+    flags = pareto_mask(costs, values)
     front = sorted((cost, value) for cost, value, flag in zip(costs, values, flags, strict=True) if flag)
     assert [value for _, value in front] == sorted(value for _, value in front)
     assert max(values) == front[-1][1]
@@ -76,10 +76,10 @@ def test_mistakes() -> None:
     with pytest.raises(UserError, match="at least two"):
         relative_spread([1.0])
     with pytest.raises(UserError, match="nothing to choose"):
-        last_of_best([])
+        argmax_last([])
     with pytest.raises(UserError, match="one length"):
-        unbeaten([1, 2], [1])
+        pareto_mask([1, 2], [1])
     with pytest.raises(UserError, match="as many values as alphas"):
         operating_points([0.0], [1.0, 2.0], [1.0])
     assert group_means({"x": 1.0, "y": 3.0}, {}) == {"mean": 2.0}
-    assert unbeaten([1, 1, 2], [5, 6, 6]) == [False, True, False]
+    assert pareto_mask([1, 1, 2], [5, 6, 6]) == [False, True, False]

@@ -15,7 +15,7 @@ from foveate.caption.results import FormatShare, MixResult
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import track
-from foveate.metrics.captions import shares_of
+from foveate.metrics.captions import normalize_counts
 from foveate.records.collection import Collection
 from foveate.training.image_texts import ImageTexts, TextRule
 from foveate.training.mixture import FORMATS, PRESETS, Missing, MixtureSampler
@@ -110,7 +110,7 @@ def measure_shares(
     # Draws that fell on a format which the image lacks are counted under no name.
     left_out = drawn.pop("", 0)
     expected = texts.expected(rows.tolist())
-    first_epoch = shares_of(drawn)
+    first_epoch = normalize_counts(drawn)
     total = sum(sampler.weights.values())
     return MixResult(
         collection=collection.name,

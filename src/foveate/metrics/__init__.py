@@ -1,1 +1,1 @@
-"""Ground floor: the field's measures as pure numpy functions, with confidence intervals. No torch."""
+"""Metrics of the field as pure numpy functions, with confidence intervals. No torch."""

@@ -1,4 +1,4 @@
-"""How alike several models' predictions are, and what their ensembles give.
+"""Agreement of several models' predictions, and their ensembles.
 
 M models, N samples, K classes; logits are [M, N, K]. Ties of classes go to the lowest class, ties of samples to the
 lowest sample. Error consistency: Geirhos et al. 2020, arXiv 2006.16736, section 2.
@@ -18,8 +18,8 @@ from foveate.core.errors import UserError, choose
 Array = NDArray[np.float64]
 
 
-def checked(logits_MNK: ArrayLike, labels_N: ArrayLike | None = None) -> tuple[Array, NDArray[np.int64]]:
-    """Logits and labels as arrays.
+def check_arrays(logits_MNK: ArrayLike, labels_N: ArrayLike | None = None) -> tuple[Array, NDArray[np.int64]]:
+    """Convert logits and labels to arrays and check their shapes.
 
     Raises:
         UserError: for other shapes, NaN, or labels out of range.
@@ -38,14 +38,14 @@ def checked(logits_MNK: ArrayLike, labels_N: ArrayLike | None = None) -> tuple[A
 
 
 def agreement(logits_MNK: ArrayLike) -> Array:
-    """The share of samples on which two models predict the same class, [M, M]."""
-    logits, _ = checked(logits_MNK)
+    """Return the share of samples on which two models predict the same class, [M, M]."""
+    logits, _ = check_arrays(logits_MNK)
     predicted = logits.argmax(axis=2)
     return (predicted[:, None] == predicted[None]).mean(axis=2)
 
 
 def mean_disagreement(logits_MNK: ArrayLike) -> float:
-    """1 minus the agreement, over all pairs of models."""
+    """Return 1 minus the agreement, averaged over all pairs of models."""
     alike = agreement(logits_MNK)
     pairs = np.triu_indices(len(alike), k=1)
     if not len(pairs[0]):
@@ -54,8 +54,8 @@ def mean_disagreement(logits_MNK: ArrayLike) -> float:
 
 
 def error_consistency(logits_MNK: ArrayLike, labels_N: ArrayLike) -> Array:
-    """Cohen's kappa of being right, [M, M]: (observed - expected) / (1 - expected); 1 where both are always alike."""
-    logits, labels = checked(logits_MNK, labels_N)
+    """Return Cohen's kappa of being right, [M, M]: (observed - expected) / (1 - expected); 1 if expected is 1."""
+    logits, labels = check_arrays(logits_MNK, labels_N)
     right = logits.argmax(axis=2) == labels
     accuracy = right.mean(axis=1)
     observed = (right[:, None] == right[None]).mean(axis=2)
@@ -64,28 +64,31 @@ def error_consistency(logits_MNK: ArrayLike, labels_N: ArrayLike) -> Array:
     return np.where(possible > 0, (observed - expected) / np.where(possible > 0, possible, 1), 1.0)
 
 
-def confident_regions(logits_MNK: ArrayLike, labels_N: ArrayLike, *, most: int, right: bool) -> dict[str, int]:
-    """Counts of the regions of a Venn diagram: of each model the `most` most confident samples that are right, or the
-    `most` least confident ones that are wrong. The choice by confidence (largest probability) comes first.
+def confident_regions(logits_MNK: ArrayLike, labels_N: ArrayLike, *, num_samples: int, right: bool) -> dict[str, int]:
+    """Count the regions of a Venn diagram of the models' most confident right (or least confident wrong) samples.
+
+    Args:
+        num_samples: per model, selected by confidence (largest probability) before right or wrong is looked at.
+        right: the most confident ones that are right; False for the least confident ones that are wrong.
 
     Returns:
-        "101" -> samples that models 0 and 2 share and 1 has not; empty regions are left out.
+        "101" -> number of samples in the sets of models 0 and 2 and not of 1; empty regions are left out.
     """
-    logits, labels = checked(logits_MNK, labels_N)
-    if not 1 <= most <= logits.shape[1]:
-        raise UserError(f"most {most}: allowed are 1 to {logits.shape[1]}, the number of samples")
+    logits, labels = check_arrays(logits_MNK, labels_N)
+    if not 1 <= num_samples <= logits.shape[1]:
+        raise UserError(f"num_samples: expected 1 to {logits.shape[1]}, the number of samples (got {num_samples})")
     confidence = softmax(logits).max(axis=2)
-    order = np.argsort(-confidence if right else confidence, axis=1, kind="stable")[:, :most]
-    chosen = np.zeros(logits.shape[:2], dtype=bool)
-    np.put_along_axis(chosen, order, True, axis=1)
-    chosen &= (logits.argmax(axis=2) == labels) == right
-    regions, counts = np.unique(chosen[:, chosen.any(axis=0)].T, axis=0, return_counts=True)
+    order = np.argsort(-confidence if right else confidence, axis=1, kind="stable")[:, :num_samples]
+    selected = np.zeros(logits.shape[:2], dtype=bool)
+    np.put_along_axis(selected, order, True, axis=1)
+    selected &= (logits.argmax(axis=2) == labels) == right
+    regions, counts = np.unique(selected[:, selected.any(axis=0)].T, axis=0, return_counts=True)
     names = ["".join("1" if inside else "0" for inside in region) for region in regions]
     return dict(zip(names, counts.tolist(), strict=True))
 
 
 def softmax(logits: Array) -> Array:
-    """Probabilities over the last axis."""
+    """Return probabilities over the last axis."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
@@ -109,19 +112,19 @@ ENSEMBLES: dict[str, Callable[[Array], Array]] = {
 
 
 def ensemble(logits_MNK: ArrayLike, *, rule: str = "logits") -> Array:
-    """Scores [N, K] of an ensemble: mean logits, mean probabilities, mean log-probabilities, or votes.
+    """Return the scores [N, K] of an ensemble: mean logits, probabilities or log-probabilities, or votes.
 
     Raises:
         UserError: for another rule.
     """
-    logits, _ = checked(logits_MNK)
+    logits, _ = check_arrays(logits_MNK)
     return ENSEMBLES[choose(rule, ENSEMBLES, "rule of an ensemble")](logits)
 
 
 def compare_ensembles(logits_MNK: ArrayLike, labels_N: ArrayLike) -> dict[str, Any]:
     """Accuracy of each model and of each kind of ensemble, the share that any model has right, and what the mean of
     logits gains over the worst, the mean and the best model."""
-    logits, labels = checked(logits_MNK, labels_N)
+    logits, labels = check_arrays(logits_MNK, labels_N)
     single = (logits.argmax(axis=2) == labels).mean(axis=1)
     found = {rule: float((ensemble(logits, rule=rule).argmax(axis=1) == labels).mean()) for rule in ENSEMBLES}
     together = found["logits"]
@@ -138,7 +141,7 @@ def compare_ensembles(logits_MNK: ArrayLike, labels_N: ArrayLike) -> dict[str, A
 
 
 def pairs(names: list[str], matrix_MM: ArrayLike) -> list[tuple[str, str, float]]:
-    """The pairs of a symmetric matrix with their names, least alike first."""
+    """Return the pairs of a symmetric matrix with their names, least similar first."""
     matrix = np.asarray(matrix_MM)
     found = [(names[i], names[j], float(matrix[i, j])) for i, j in combinations(range(len(names)), 2)]
     return sorted(found, key=lambda pair: pair[2])

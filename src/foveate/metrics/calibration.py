@@ -1,4 +1,4 @@
-"""What fine-tuning on some of the classes did: accuracies by group, the gap between groups, the average logit gap.
+"""Effect of fine-tuning on some classes: accuracies by class group, logit gaps, the average logit gap (ALG).
 
 Source: "Fine-Tuning is Fine, if Calibrated" (NeurIPS 2024, arXiv 2409.16223). A model knows classes Y; its fine-tuning
 data covered S, the absent ones are U. One number gamma is added to the logits of U. Accuracies are percent; ties go to
@@ -22,7 +22,7 @@ _LETTERS = ((SEEN, "S"), (ABSENT, "U"), (REST, "R"))
 
 @dataclass(frozen=True, slots=True)
 class LabelRanks:
-    """How many columns come before the true one, for each sample: among all columns, and among those of its own group.
+    """Rank of the true column for each sample, from 0: among all columns, and among those of its own group.
 
     Attributes:
         all_N, own_N: 0 = right at once. group_N: SEEN, ABSENT or REST of the label.
@@ -40,12 +40,12 @@ class LabelRanks:
         """
         if top < 1:
             raise UserError(f"top {top}: accuracies need at least the first answer, top 1")
-        found: Accuracies = {"Y/Y": _percent(self.all_N < top)}
+        accuracies: Accuracies = {"Y/Y": _percent(self.all_N < top)}
         for group, letter in _LETTERS:
-            found[f"{letter}/Y"] = _percent(self.all_N[self.group_N == group] < top)
+            accuracies[f"{letter}/Y"] = _percent(self.all_N[self.group_N == group] < top)
         for group, letter in _LETTERS:
-            found[f"{letter}/{letter}"] = _percent(self.own_N[self.group_N == group] < top)
-        return found
+            accuracies[f"{letter}/{letter}"] = _percent(self.own_N[self.group_N == group] < top)
+        return accuracies
 
 
 def _percent(hits_N: NDArray[np.bool_]) -> float | None:
@@ -55,7 +55,7 @@ def _percent(hits_N: NDArray[np.bool_]) -> float | None:
 def label_ranks(
     logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, gamma: float = 0.0, what: str = "logits"
 ) -> LabelRanks:
-    """Ranks of the true columns after gamma was added to those of the absent classes.
+    """Rank the true columns after adding gamma to the columns of the absent classes.
 
     Raises:
         UserError: shapes that disagree, labels out of range, logits or a gamma that are not finite, or a gamma
@@ -68,13 +68,13 @@ def label_ranks(
         groups.need_absent("gamma")
     of_class_C, columns_C = groups.of_class, np.arange(groups.classes)
     all_N, own_N = np.empty(len(labels), dtype=np.int64), np.empty(len(labels), dtype=np.int64)
-    for place, part in chunks(logits, what=what):
+    for rows, part in chunks(logits, what=what):
         part[:, groups.absent] += gamma
-        label_n1 = labels[place, None]
-        own_n1 = np.take_along_axis(part, label_n1, axis=1)
-        before = (part > own_n1) | ((part == own_n1) & (columns_C < label_n1))
-        all_N[place] = before.sum(1)
-        own_N[place] = (before & (of_class_C == of_class_C[label_n1])).sum(1)
+        label_n1 = labels[rows, None]
+        true_n1 = np.take_along_axis(part, label_n1, axis=1)
+        before = (part > true_n1) | ((part == true_n1) & (columns_C < label_n1))
+        all_N[rows] = before.sum(1)
+        own_N[rows] = (before & (of_class_C == of_class_C[label_n1])).sum(1)
     return LabelRanks(all_N, own_N, of_class_C[labels])
 
 
@@ -94,7 +94,7 @@ def group_accuracies(
 
 @dataclass(frozen=True, slots=True)
 class Gaps:
-    """For each sample, best logit outside U minus best logit in U: a gamma above it turns the answer to U.
+    """For each sample the best logit outside U minus the best in U: a gamma above it moves the prediction to U.
 
     Attributes:
         gap_N: float64.
@@ -108,20 +108,20 @@ class Gaps:
     group_N: NDArray[np.int8]
 
     def statistics(self) -> dict[str, dict[str, float] | None]:
-        """Mean and quartiles of the gap over samples with label in S and in U; None where there are none."""
-        found: dict[str, dict[str, float] | None] = {}
+        """Return mean and quartiles of the gap over samples with label in S and in U; None without samples."""
+        statistics: dict[str, dict[str, float] | None] = {}
         for group, letter in _LETTERS[:2]:
             gap_n = self.gap_N[self.group_N == group]
             quartiles = np.quantile(gap_n, (0.25, 0.5, 0.75)).tolist() if len(gap_n) else []
             names = ("lower_quartile", "median", "upper_quartile")
-            found[letter] = (
+            statistics[letter] = (
                 {"mean": float(gap_n.mean()), **dict(zip(names, quartiles, strict=True))} if quartiles else None
             )
-        return found
+        return statistics
 
 
 def logit_gaps(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, what: str = "logits") -> Gaps:
-    """One pass over the logits: all that curves over gamma need.
+    """Compute the gaps in one pass over the logits: all that curves over gamma need.
 
     Raises:
         UserError: as `label_ranks`; no absent class.
@@ -131,12 +131,12 @@ def logit_gaps(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *
     others, absent = groups.not_absent, groups.absent
     gap_N = np.empty(len(labels), dtype=np.float64)
     other_N, absent_N = np.empty(len(labels), dtype=np.int64), np.empty(len(labels), dtype=np.int64)
-    for place, part in chunks(logits, what=what):
+    for rows, part in chunks(logits, what=what):
         of_others, of_absent = np.take(part, others, axis=1), np.take(part, absent, axis=1)
         best_other, best_absent = of_others.argmax(1), of_absent.argmax(1)
         row = np.arange(len(part))
-        gap_N[place] = of_others[row, best_other] - of_absent[row, best_absent]
-        other_N[place], absent_N[place] = others[best_other], absent[best_absent]
+        gap_N[rows] = of_others[row, best_other] - of_absent[row, best_absent]
+        other_N[rows], absent_N[rows] = others[best_other], absent[best_absent]
     return Gaps(gap_N, other_N == labels, absent_N == labels, groups.of_class[labels])
 
 
@@ -147,7 +147,7 @@ def average_logit_gap(
     *,
     variant: Literal["training", "official"] = "training",
 ) -> float:
-    """ALG: by how much the mean logit of the other seen classes exceeds that of the absent ones; an estimate of gamma.
+    """Return ALG, the mean logit of the other seen classes minus that of the absent ones; an estimate of gamma.
 
     The true class is left out on the side of S only: it is high for a reason that the absent classes do not share.
     After gamma was added, the same formula gives 0.
@@ -178,27 +178,27 @@ def average_logit_gap(
             "with; use pseudo cross-validation with more classes, or set gamma by hand"
         )
     total = 0.0
-    for place, part in chunks(logits):
-        is_seen_n = of_label_N[place] == SEEN
-        own_n = np.where(is_seen_n, np.take_along_axis(part, labels[place, None], axis=1)[:, 0], 0.0)
-        seen_n = (np.take(part, groups.seen, axis=1).sum(1) - own_n) / (len(groups.seen) - is_seen_n)
+    for rows, part in chunks(logits):
+        is_seen_n = of_label_N[rows] == SEEN
+        true_n = np.where(is_seen_n, np.take_along_axis(part, labels[rows, None], axis=1)[:, 0], 0.0)
+        seen_n = (np.take(part, groups.seen, axis=1).sum(1) - true_n) / (len(groups.seen) - is_seen_n)
         total += float((seen_n - np.take(part, groups.absent, axis=1).mean(1)).sum())
     return total / len(labels)
 
 
 def average_best_gap(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups) -> float:
-    """Experimental: mean of best logit of S without the true class, minus mean of best logit of U.
+    """Return the mean best logit of S without the true class, minus the mean best logit of U. Experimental.
 
-    Not of the paper; takes the largest where ALG takes the mean. Raises as `average_logit_gap`.
+    Not in the paper: it takes the maximum where ALG takes the mean. Raises as `average_logit_gap`.
     """
     logits, labels = _checked(logits_NC, labels_N, groups, what="logits")
     groups.need_absent("the average gap of best logits")
     if len(groups.seen) == 1 or (groups.of_class[labels] != SEEN).any():
-        average_logit_gap(logits, labels, groups)  # says what is wrong
+        average_logit_gap(logits, labels, groups)  # raises the right error
     total = 0.0
-    for place, part in chunks(logits):
+    for rows, part in chunks(logits):
         best_absent_n = np.take(part, groups.absent, axis=1).max(1)
-        np.put_along_axis(part, labels[place, None], -np.inf, axis=1)
+        np.put_along_axis(part, labels[rows, None], -np.inf, axis=1)
         total += float((np.take(part, groups.seen, axis=1).max(1) - best_absent_n).sum())
     return total / len(labels)
 

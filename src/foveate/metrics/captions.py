@@ -1,4 +1,4 @@
-"""Numbers about captions: lengths, assertions, style, and what they share with another text. Pure numpy.
+"""Metrics of captions: lengths, assertions, style, and overlap with another text. Pure numpy.
 
 ANA, the average number of assertions, says how rich captions are; the share of assertions that hold says how much of it
 is true. Neither means much without the other. Definitions: specification of captions, section 3.7; the paper is Lai et
@@ -47,7 +47,7 @@ def share_above(lengths: Sequence[int] | np.ndarray, limit: int) -> float:
 
 
 def assertion_metrics(verdicts: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """ANA and how much holds, from one list of verdicts per caption.
+    """Return ANA and the share of assertions that hold, from one list of verdicts per caption.
 
     ana counts captions without an assertion as 0, ana_nonempty leaves them out. accuracy_micro: supported of all
     assertions; accuracy_macro: mean over captions that have any. The `decided` variants leave out what is
@@ -58,9 +58,9 @@ def assertion_metrics(verdicts: Sequence[Sequence[str]]) -> dict[str, Any]:
     """
     if not verdicts:
         raise UserError("assertion metrics need at least one caption")
-    for verdict in {found for caption in verdicts for found in caption}:
+    for verdict in {verdict for caption in verdicts for verdict in caption}:
         choose(verdict, VERDICTS, "verdict")
-    counts = np.array([[list(caption).count(one) for one in VERDICTS] for caption in verdicts], dtype=np.int64)
+    counts = np.array([[list(caption).count(verdict) for verdict in VERDICTS] for caption in verdicts], dtype=np.int64)
     supported, contradicted, unverifiable = counts.T
     all_N = counts.sum(1)
     decided_N = supported + contradicted
@@ -83,7 +83,7 @@ def assertion_metrics(verdicts: Sequence[Sequence[str]]) -> dict[str, Any]:
 def agreement(
     truth: Sequence[Sequence[str]], judged: Sequence[Sequence[str]]
 ) -> dict[str, tuple[list[float], list[int]]]:
-    """How a judge of assertions does where the truth is known: share -> (hits, caption of each), to be averaged.
+    """Compare a judge of assertions with the truth: metric -> (hits, caption of each hit), to be averaged.
 
     supports_true, supports_false: assertions that hold, or do not, and that the judge supports; a judge that knows
     nothing supports both alike. denies_false, denies_true: those that it contradicts. right: the judge's verdict is the
@@ -92,11 +92,11 @@ def agreement(
     Args:
         truth, judged: one list of verdicts per caption, for the same assertions.
     """
-    found: dict[str, tuple[list[float], list[int]]] = {
+    hits_by_metric: dict[str, tuple[list[float], list[int]]] = {
         name: ([], []) for name in ("supports_true", "supports_false", "denies_false", "denies_true", "right")
     }
-    for number, (known, said) in enumerate(zip(truth, judged, strict=True)):
-        for true, verdict in zip(known, said, strict=True):
+    for number, (true_verdicts, judged_verdicts) in enumerate(zip(truth, judged, strict=True)):
+        for true, verdict in zip(true_verdicts, judged_verdicts, strict=True):
             if true == UNVERIFIABLE:
                 continue
             kind = "true" if true == SUPPORTED else "false"
@@ -104,9 +104,9 @@ def agreement(
             if verdict != UNVERIFIABLE:
                 hits["right"] = verdict == true
             for name, hit in hits.items():
-                found[name][0].append(float(hit))
-                found[name][1].append(number)
-    return found
+                hits_by_metric[name][0].append(float(hit))
+                hits_by_metric[name][1].append(number)
+    return hits_by_metric
 
 
 def _ratio(part: Any, whole: Any) -> float | None:
@@ -119,7 +119,7 @@ def _mean(part_N: np.ndarray, whole_N: np.ndarray) -> float | None:
 
 
 def overlap(entities: Collection[str], reference: Collection[str]) -> dict[str, Any]:
-    """What a set of entities shares with a reference set (that of the AltText).
+    """Return the overlap of a set of entities with a reference set (that of the AltText).
 
     alt_coverage: share of the reference that is also here; jaccard: shared of both together. None where there is
     nothing to divide by.
@@ -127,21 +127,21 @@ def overlap(entities: Collection[str], reference: Collection[str]) -> dict[str, 
     >>> overlap({"dog", "tree"}, {"dog", "port ellery"})["alt_coverage"]
     0.5
     """
-    own, other = set(entities), set(reference)
-    shared = own & other
+    mine, other = set(entities), set(reference)
+    shared = mine & other
     return {
-        "total": len(own),
+        "total": len(mine),
         "alt_total": len(other),
-        "only_format": len(own - other),
+        "only_format": len(mine - other),
         "shared": len(shared),
-        "only_alt": len(other - own),
+        "only_alt": len(other - mine),
         "alt_coverage": _ratio(len(shared), len(other)),
-        "jaccard": _ratio(len(shared), len(own | other)),
+        "jaccard": _ratio(len(shared), len(mine | other)),
     }
 
 
 def style(captions: Sequence[str]) -> dict[str, Any]:
-    """How much captions are alike: the commonest opening of three words, distinct word pairs, exact duplicates.
+    """Measure repetition: the most common opening of three words, distinct word pairs, exact duplicates.
 
     opening_share: share of the captions that begin with `opening`. distinct_2: different pairs of neighboring words
     over all pairs. duplicate_share: share of captions whose text (case and white space folded) came before.
@@ -151,19 +151,19 @@ def style(captions: Sequence[str]) -> dict[str, Any]:
     """
     if not captions:
         raise UserError("style needs at least one caption")
-    words = [caption.casefold().split() for caption in captions]
-    openings = Counter(" ".join(found[:3]) for found in words)
+    tokens = [caption.casefold().split() for caption in captions]
+    openings = Counter(" ".join(caption[:3]) for caption in tokens)
     opening, times = openings.most_common(1)[0]
-    pairs = [pair for found in words for pair in zip(found[:-1], found[1:], strict=True)]
+    pairs = [pair for caption in tokens for pair in zip(caption[:-1], caption[1:], strict=True)]
     return {
         "opening": opening,
         "opening_share": times / len(captions),
         "distinct_2": _ratio(len(set(pairs)), len(pairs)),
-        "duplicate_share": 1 - len({" ".join(found) for found in words}) / len(captions),
+        "duplicate_share": 1 - len({" ".join(caption) for caption in tokens}) / len(captions),
     }
 
 
-def shares_of(drawn: Mapping[str, int]) -> dict[str, float]:
-    """Counts as shares of their sum; all 0 where nothing was counted."""
+def normalize_counts(drawn: Mapping[str, int]) -> dict[str, float]:
+    """Divide counts by their sum; all 0 if the sum is 0."""
     total = sum(drawn.values())
     return {name: count / total if total else 0.0 for name, count in drawn.items()}

@@ -1,4 +1,4 @@
-"""Which classes a model was fine-tuned on (S), which were absent from that data (U), and the rest (R); strict checks.
+"""Groups of classes: fine-tuned on (S), absent from the fine-tuning data (U), and the rest (R); strict checks.
 
 Logits are arrays [N, C]; nothing here copies all of them, so that 50,000 samples of 1,000 classes in float32 (200 MB)
 stay 200 MB: rows are checked and converted to float64 in chunks.
@@ -82,27 +82,29 @@ class ClassGroups:
 
 
 def _indices(values: ArrayLike, *, classes: int, what: str) -> NDArray[np.int64]:
-    given = np.asarray(values)
-    if given.size == 0:
+    numbers_K = np.asarray(values)
+    if numbers_K.size == 0:
         return np.zeros(0, dtype=np.int64)
-    if given.ndim != 1 or given.dtype.kind not in "iu":
-        raise UserError(f"{what}: must be a list of class numbers, not {given.dtype} of shape {list(given.shape)}")
-    outside = given[(given < 0) | (given >= classes)]
+    if numbers_K.ndim != 1 or numbers_K.dtype.kind not in "iu":
+        raise UserError(
+            f"{what}: must be a list of class numbers, not {numbers_K.dtype} of shape {list(numbers_K.shape)}"
+        )
+    outside = numbers_K[(numbers_K < 0) | (numbers_K >= classes)]
     if len(outside):
         raise UserError(f"{what}: {_some(outside)} lie outside the {classes} columns, 0 to {classes - 1}")
-    unique, counts = np.unique(given, return_counts=True)
+    unique, counts = np.unique(numbers_K, return_counts=True)
     if (counts > 1).any():
         raise UserError(f"{what}: class {unique[counts > 1][0]} is named twice")
     return unique.astype(np.int64)
 
 
-def _some(values: NDArray[Any], most: int = 5) -> str:
-    listed = ", ".join(str(value) for value in values[:most].tolist())
-    return listed + (", ..." if len(values) > most else "")
+def _some(values: NDArray[Any], max_values: int = 5) -> str:
+    listed = ", ".join(str(value) for value in values[:max_values].tolist())
+    return listed + (", ..." if len(values) > max_values else "")
 
 
 def as_logits(logits_NC: ArrayLike, *, what: str = "logits", finite: bool = True) -> NDArray[Any]:
-    """The logits as an array of two dimensions and any real type; not copied where it is one.
+    """Convert logits to an array [N, C] of any real type, without a copy if it is one.
 
     Args:
         finite: check all values here; False where the caller goes through `chunks`, which checks.
@@ -122,7 +124,7 @@ def as_logits(logits_NC: ArrayLike, *, what: str = "logits", finite: bool = True
 
 
 def as_labels(labels_N: ArrayLike, *, rows: int, classes: int, what: str = "labels") -> NDArray[np.int64]:
-    """The labels as class numbers, shape [N].
+    """Convert labels to class numbers [N].
 
     Raises:
         UserError: another number of them than of rows, no whole numbers, or one outside 0..C-1 (the first is named).
@@ -142,66 +144,64 @@ def as_labels(labels_N: ArrayLike, *, rows: int, classes: int, what: str = "labe
 
 
 def chunks(logits_NC: NDArray[Any], *, what: str = "logits") -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Parts of the rows as float64 copies, with their place.
+    """Yield parts of the rows as float64 copies, with their slice.
 
     Raises:
         UserError: NaN or infinities among all rows (their count and first row).
     """
     rows = max(1, _NUMBERS_PER_CHUNK // logits_NC.shape[1])
     for start in range(0, len(logits_NC), rows):
-        place = slice(start, min(start + rows, len(logits_NC)))
-        part = logits_NC[place].astype(np.float64)
+        part_rows = slice(start, min(start + rows, len(logits_NC)))
+        part = logits_NC[part_rows].astype(np.float64)
         if not np.isfinite(part.min()) or not np.isfinite(part.max()):
             raise UserError(_not_finite(logits_NC, start, rows, what))
-        yield place, part
+        yield part_rows, part
 
 
 def _not_finite(logits_NC: NDArray[Any], start: int, rows: int, what: str) -> str:
-    """The sentence for NaN and infinities; the first lies in the chunk at `start`."""
-    count, found = 0, list[int]()
+    """Describe NaN and infinities; the first is in the chunk at `start`."""
+    count, bad_rows = 0, list[int]()
     for begin in range(start, len(logits_NC), rows):
         bad_N = (~np.isfinite(logits_NC[begin : begin + rows])).sum(1)
-        found += (begin + np.flatnonzero(bad_N)).tolist()[: _ROWS_SHOWN + 1 - len(found)]
+        bad_rows += (begin + np.flatnonzero(bad_N)).tolist()[: _ROWS_SHOWN + 1 - len(bad_rows)]
         count += int(bad_N.sum())
-    others = ", ".join(map(str, found[1:_ROWS_SHOWN])) + (", ..." if len(found) > _ROWS_SHOWN else "")
-    rows_said = f"{found[0]}, then {others}" if others else f"{found[0]}"
-    return f"{what}: {count} values are NaN or infinite, the first in row {rows_said}; repair or leave out these rows"
+    others = ", ".join(map(str, bad_rows[1:_ROWS_SHOWN])) + (", ..." if len(bad_rows) > _ROWS_SHOWN else "")
+    listed = f"{bad_rows[0]}, then {others}" if others else f"{bad_rows[0]}"
+    return f"{what}: {count} values are NaN or infinite, the first in row {listed}; repair or leave out these rows"
 
 
-def class_list(values: Sequence[str], names: Sequence[str], *, what: str) -> NDArray[np.int64]:
-    """Class numbers of what a user wrote: names of classes, their numbers, or ranges such as `0-17`.
-
-    A name is taken before a number.
+def parse_classes(values: Sequence[str], names: Sequence[str], *, what: str) -> NDArray[np.int64]:
+    """Parse class names, class numbers, or ranges such as `0-17` to class numbers; a name comes before a number.
 
     Raises:
         UserError: what is neither, with the nearest name; a number outside 0..C-1; a range that runs backwards.
     """
-    numbers: list[int] = []
-    place = {name: number for number, name in enumerate(names)}
+    indices: list[int] = []
+    by_name = {name: number for number, name in enumerate(names)}
     for value in values:
         first, dash, last = value.partition("-")
-        if value in place:
-            numbers.append(place[value])
+        if value in by_name:
+            indices.append(by_name[value])
         elif value.isdecimal():
-            numbers.append(_class_number(value, len(names), what))
+            indices.append(_class_number(value, len(names), what))
         elif dash and first.isdecimal() and last.isdecimal():
             start, end = (_class_number(text, len(names), what) for text in (first, last))
             if end < start:
                 raise UserError(f"{what}: '{value}' runs backwards; write {last}-{first}")
-            numbers.extend(range(start, end + 1))
+            indices.extend(range(start, end + 1))
         else:
             raise UserError(
                 f"{what}: '{value}' is no class: allowed are class names, numbers from 0 to {len(names) - 1} "
                 f"and ranges such as 0-4{nearest(value, names)}"
             )
-    return np.array(numbers, dtype=np.int64)
+    return np.array(indices, dtype=np.int64)
 
 
-_MOST_DIGITS = 12  # more are no class number, and too many are none that Python converts
+_MAX_DIGITS = 12  # more are no class number, and too many are none that Python converts
 
 
 def _class_number(text: str, classes: int, what: str) -> int:
-    if len(text) > _MOST_DIGITS or int(text) >= classes:
-        shown = text if len(text) <= _MOST_DIGITS + 1 else f"{text[:8]}..."
-        raise UserError(f"{what}: {shown} lies outside the {classes} classes, 0 to {classes - 1}")
+    if len(text) > _MAX_DIGITS or int(text) >= classes:
+        shortened = text if len(text) <= _MAX_DIGITS + 1 else f"{text[:8]}..."
+        raise UserError(f"{what}: {shortened} lies outside the {classes} classes, 0 to {classes - 1}")
     return int(text)

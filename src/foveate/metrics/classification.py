@@ -20,7 +20,7 @@ class ClassAccuracies(NamedTuple):
 
 
 def nearest_class(embeddings_NE: ArrayLike, class_embeddings_CE: ArrayLike) -> NDArray[np.int64]:
-    """The class of largest cosine similarity for each embedding, shape [N], in 0..C-1.
+    """Return the class of largest cosine similarity for each embedding, shape [N], in 0..C-1.
 
     Raises:
         UserError: widths differ, there is no class, or an embedding is zero or not finite (its row is named).
@@ -45,13 +45,13 @@ def _aligned(predictions_N: ArrayLike, truth_N: ArrayLike) -> tuple[NDArray[Any]
 
 
 def accuracy(predictions_N: ArrayLike, truth_N: ArrayLike) -> float:
-    """The share of samples predicted right, in [0, 1]."""
+    """Return the share of samples predicted right, in [0, 1]."""
     predictions, truth = _aligned(predictions_N, truth_N)
     return float((predictions == truth).mean())
 
 
 def class_accuracies(predictions_N: ArrayLike, truth_N: ArrayLike) -> ClassAccuracies:
-    """Accuracy of each class that occurs in the truth; classes that do not occur have none.
+    """Return the accuracy of each class that occurs in the truth.
 
     Args:
         predictions_N, truth_N: class numbers or names.
@@ -66,7 +66,7 @@ def class_accuracies(predictions_N: ArrayLike, truth_N: ArrayLike) -> ClassAccur
 
 
 def mean_class_accuracy(predictions_N: ArrayLike, truth_N: ArrayLike) -> float:
-    """mAcc in [0, 1]: the plain mean of the accuracies of the classes that occur in the truth.
+    """Return mAcc in [0, 1]: the mean of the accuracies of the classes that occur in the truth.
 
     >>> round(mean_class_accuracy([0, 0, 1, 2], [0, 0, 0, 2]), 4)
     0.8333

@@ -1,4 +1,4 @@
-"""Many methods on many tasks: means of groups, spread, who is beaten by nobody, and what was chosen by which rule."""
+"""Compare many methods on many tasks: means of groups, spread, Pareto front, operating points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foveate.core.errors import UserError
 
 
 def group_means(values: Mapping[str, float], groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """The mean of each group's tasks, the mean of these means ("mean of groups") and that of all tasks ("mean").
+    """Return the mean of each group's tasks, their mean ("mean of groups") and that of all tasks ("mean").
 
     Args:
         values: by task. groups: the tasks of each group; a task of no group counts in "mean" alone.
@@ -32,22 +32,22 @@ def group_means(values: Mapping[str, float], groups: Mapping[str, Sequence[str]]
 
 
 def relative_spread(values: Sequence[float]) -> float:
-    """Standard deviation (of a sample) over the mean: how far methods lie apart."""
+    """Return the sample standard deviation over the mean."""
     if len(values) < 2:
         raise UserError(f"a spread needs at least two values, not {len(values)}")
     return float(np.std(values, ddof=1) / np.mean(values))
 
 
-def last_of_best(values: Sequence[float]) -> int:
-    """The place of the largest value, of equal ones the last: the rule by which the study chooses."""
+def argmax_last(values: Sequence[float]) -> int:
+    """Return the index of the largest value, of equal ones the last: the selection rule of the study."""
     if not len(values):
         raise UserError("there is nothing to choose from")
     array = np.asarray(values, dtype=np.float64)
     return int(np.flatnonzero(array == array.max())[-1])
 
 
-def unbeaten(costs: ArrayLike, values: ArrayLike) -> list[bool]:
-    """Which points no other beats: none has at most the cost and at least the value, and is better in one of both."""
+def pareto_mask(costs: ArrayLike, values: ArrayLike) -> list[bool]:
+    """Mark the Pareto front: no other point has at most the cost and at least the value and is better in one."""
     cost, value = np.asarray(costs, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if cost.shape != value.shape or cost.ndim != 1:
         raise UserError(f"costs and values must be two lists of one length, not {cost.shape} and {value.shape}")
@@ -60,14 +60,14 @@ def unbeaten(costs: ArrayLike, values: ArrayLike) -> list[bool]:
 def operating_points(
     alphas: Sequence[float], inside: Sequence[float], outside: Sequence[float]
 ) -> dict[str, dict[str, float]]:
-    """Of a curve between two models: the point that is best on the own data and the one best on shifted data.
+    """Return the points of a curve between two models that are best on in-distribution and on shifted data.
 
-    Of equal ones the first, nearest to the model that came. Both peek where the values are those of test sets.
+    Of equal ones the first, nearest to the original model. On test sets both are oracles.
     """
     if not len(alphas) == len(inside) == len(outside) or not len(alphas):
         raise UserError(f"a curve needs as many values as alphas, not {len(alphas)}, {len(inside)} and {len(outside)}")
-    found = {}
+    points = {}
     for name, values in (("inside", inside), ("outside", outside)):
-        place = int(np.argmax(np.asarray(values)))
-        found[name] = {"alpha": alphas[place], "inside": inside[place], "outside": outside[place]}
-    return found
+        index = int(np.argmax(np.asarray(values)))
+        points[name] = {"alpha": alphas[index], "inside": inside[index], "outside": outside[index]}
+    return points

@@ -1,4 +1,4 @@
-"""How faithful a map is: neighborhoods kept, classes kept together, distances kept.
+"""Faithfulness of a map: neighborhoods, classes and distances that it preserves.
 
 X [N, D] are the points in their own space, Z [N, d] the same points on the map, k a number of neighbors. Neighbors
 are exact and a point is never its own neighbor, unless `include_self` asks for the public FedNE code's way.
@@ -25,8 +25,8 @@ def _pair(points_ND: ArrayLike, map_Nd: ArrayLike) -> tuple[Array, Array]:
     return points, drawn
 
 
-def as_owners(labels_N: ArrayLike, *, rows: int, what: str = "labels") -> NDArray[np.int64]:
-    """Names or numbers as numbers 0, 1, ... in sorted order.
+def encode_labels(labels_N: ArrayLike, *, rows: int, what: str = "labels") -> NDArray[np.int64]:
+    """Encode names or numbers as 0, 1, ... in sorted order.
 
     Raises:
         UserError: when there is not one for each row.
@@ -38,7 +38,7 @@ def as_owners(labels_N: ArrayLike, *, rows: int, what: str = "labels") -> NDArra
 
 
 def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float:
-    """1 minus the weight of map neighbors that are no neighbors in space, in [0, 1].
+    """Return 1 minus the weight of map neighbors that are not neighbors in space, in [0, 1].
 
     1 - 2 / (N k (2N - 3k - 1)) * sum over i and the k map neighbors j of i of max(0, rank of j from i in space - k).
     scikit-learn's definition, order of equal distances included; in blocks, where that one holds N x N distances.
@@ -65,7 +65,7 @@ def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float
 
 
 def continuity(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float:
-    """1 minus the weight of neighbors in space that the map tore away: trustworthiness with the two swapped."""
+    """Return 1 minus the weight of neighbors in space that the map separates: trustworthiness, swapped."""
     return trustworthiness(map_Nd, points_ND, k=k)
 
 
@@ -75,18 +75,18 @@ def _neighbors(map_Nd: ArrayLike, k: int, *, include_self: bool) -> NDArray[np.i
 
 
 def neighborhood_hit(map_Nd: ArrayLike, labels_N: ArrayLike, *, k: int, include_self: bool = False) -> float:
-    """The mean share of a point's k map neighbors that have its label.
+    """Return the mean share of a point's k map neighbors that have its label.
 
     Args:
         include_self: each point is its own first neighbor and votes for itself, as in the public FedNE code.
     """
     found = _neighbors(map_Nd, k, include_self=include_self)
-    labels = as_owners(labels_N, rows=len(found))
+    labels = encode_labels(labels_N, rows=len(found))
     return float((labels[found] == labels[:, None]).mean())
 
 
 def foreign_share(map_Nd: ArrayLike, owners_N: ArrayLike, *, k: int) -> float:
-    """The mean share of a point's k neighbors that belong to another owner (client).
+    """Return the mean share of a point's k neighbors that belong to another owner (client).
 
     Compare it with its value in the points' own space: far above it, clients lie on one another without a reason.
     """
@@ -102,7 +102,7 @@ def knn_accuracy(
     test_labels_M: ArrayLike | None = None,
     include_self: bool = False,
 ) -> float:
-    """How often a vote of the k map neighbors is the point's label: the mean of `knn_right`, see there."""
+    """Return the accuracy of a vote of the k map neighbors: the mean of `knn_right`."""
     right = knn_right(
         map_Nd, labels_N, k=k, test_map_Md=test_map_Md, test_labels_M=test_labels_M, include_self=include_self
     )
@@ -118,9 +118,9 @@ def knn_right(
     test_labels_M: ArrayLike | None = None,
     include_self: bool = False,
 ) -> NDArray[np.bool_]:
-    """Whether a vote of the k map neighbors is the point's label, [N] or [M]; of equal votes the lowest label wins.
+    """Mark points whose label is the vote of their k map neighbors, [N] or [M]; on a tie the lowest label wins.
 
-    Without test points every point is judged by the others (leave one out).
+    Without test points every point is classified by the others (leave one out).
 
     Raises:
         UserError: for test points without labels or the other way round.
@@ -129,23 +129,24 @@ def knn_right(
         raise UserError("test points and their labels go together")
     drawn = as_points(map_Nd, what="map points")
     if test_map_Md is None or test_labels_M is None:
-        truth = labels = as_owners(labels_N, rows=len(drawn))
-        found = _neighbors(drawn, k, include_self=include_self)
+        truth = labels = encode_labels(labels_N, rows=len(drawn))
+        neighbors = _neighbors(drawn, k, include_self=include_self)
     else:
         tested = as_points(test_map_Md, what="test points")
-        given, asked = np.asarray(labels_N), np.asarray(test_labels_M)
-        if given.shape != (len(drawn),) or asked.shape != (len(tested),):
-            raise UserError(f"{given.size} labels for {len(drawn)} points, {asked.size} for {len(tested)} test points")
-        both = np.unique(np.concatenate([given, asked]), return_inverse=True)[1].astype(np.int64)
+        known, test_labels = np.asarray(labels_N), np.asarray(test_labels_M)
+        if known.shape != (len(drawn),) or test_labels.shape != (len(tested),):
+            sizes = f"{known.size} labels for {len(drawn)} points, {test_labels.size} for {len(tested)} test points"
+            raise UserError(sizes)
+        both = np.unique(np.concatenate([known, test_labels]), return_inverse=True)[1].astype(np.int64)
         labels, truth = both[: len(drawn)], both[len(drawn) :]
-        found = nearest(drawn, k, queries_MD=tested)
-    votes = np.zeros((len(found), int(labels.max()) + 1), dtype=np.int64)
-    np.add.at(votes, (np.arange(len(found))[:, None], labels[found]), 1)
+        neighbors = nearest(drawn, k, queries_MD=tested)
+    votes = np.zeros((len(neighbors), int(labels.max()) + 1), dtype=np.int64)
+    np.add.at(votes, (np.arange(len(neighbors))[:, None], labels[neighbors]), 1)
     return votes.argmax(axis=1) == truth
 
 
 def distance_correlation(points_ND: ArrayLike, map_Nd: ArrayLike, *, include_self: bool = False) -> float:
-    """Pearson's correlation of all distances in space with those on the map; 0 where one side has no spread.
+    """Return Pearson's correlation of all distances in space with those on the map; 0 if one has no spread.
 
     Args:
         include_self: each point's distance of 0 to itself counts too, as in the public FedNE code.

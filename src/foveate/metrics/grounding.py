@@ -1,4 +1,4 @@
-"""Grounding: how well a predicted box matches the box of a phrase, and slices by box size."""
+"""Phrase grounding: match of predicted and true boxes, and slices by box size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IOU_THRESHOLD = 0.5
 
 
 def pointing_hits(predicted_R4: ArrayLike, true_R4: ArrayLike) -> NDArray[np.bool_]:
-    """Whether the center of each predicted box lies in the true box, edges included, shape [R]."""
+    """Mark predicted boxes whose center lies in the true box, edges included, shape [R]."""
     point_R2, true = centers(predicted_R4), as_boxes(true_R4)
     return np.all((point_R2 >= true[:, :2]) & (point_R2 <= true[:, 2:]), axis=1)
 
@@ -28,7 +28,7 @@ def pointing_hits(predicted_R4: ArrayLike, true_R4: ArrayLike) -> NDArray[np.boo
 def grounding_scores(
     predicted_R4: ArrayLike, true_R4: ArrayLike, *, ids: Sequence[object] | None = None
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
-    """Scores R predicted boxes against R true boxes in [0, 1]; nothing is clamped or reordered here.
+    """Score R predicted boxes against R true boxes in [0, 1]; nothing is clamped or reordered.
 
     Predictions may be empty and may reach outside [0, 1], which lowers their IoU. What a user gets at
     inference has gone through `records.boxes.clamp_and_sort`, and that changes the scores: say which of the
@@ -64,7 +64,7 @@ def grounding_scores(
 
 
 def constant_box_mse(true_R4: ArrayLike, *, reference_R4: ArrayLike | None = None) -> float:
-    """Mean squared error of always predicting the mean box of `reference_R4` (of the true boxes if None).
+    """Return the mean squared error of always predicting the mean box of `reference_R4` (by default the true boxes).
 
     A model that learned nothing about boxes ends here, so grounding errors are read against it.
     """
@@ -78,7 +78,7 @@ def constant_box_mse(true_R4: ArrayLike, *, reference_R4: ArrayLike | None = Non
 def size_slices(
     boxes_R4: ArrayLike, *, small_below: float = SMALL_BELOW, large_from: float = LARGE_FROM
 ) -> NDArray[np.str_]:
-    """`small`, `medium` or `large` for each box by its share of the image's area, shape [R].
+    """Classify boxes as `small`, `medium` or `large` by their share of the image area, shape [R].
 
     Args:
         small_below: areas below this share are small.
@@ -89,8 +89,8 @@ def size_slices(
     return np.array(SIZE_NAMES)[np.digitize(areas(boxes_R4), (small_below, large_from))]
 
 
-def occurs_once(phrases_R: Sequence[Hashable], images_R: Sequence[Hashable]) -> NDArray[np.bool_]:
-    """Whether each phrase occurs once among its image's regions, shape [R]: else its box is ambiguous."""
+def is_unique_phrase(phrases_R: Sequence[Hashable], images_R: Sequence[Hashable]) -> NDArray[np.bool_]:
+    """Mark phrases that occur once among their image's regions, shape [R]; the boxes of others are ambiguous."""
     if len(phrases_R) != len(images_R):
         raise UserError(f"there are {len(phrases_R)} phrases but images for {len(images_R)}")
     counts = Counter(zip(images_R, phrases_R, strict=True))

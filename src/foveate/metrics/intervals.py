@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap over images for one model, t-intervals over training seeds.
+"""Confidence intervals: bootstrap over images for one model, t-intervals over training seeds.
 
 Regions of one image are not independent, so the bootstrap draws whole images (a cluster bootstrap) and
 takes percentiles. The two kinds answer different questions: another test set, or another training run.
@@ -25,7 +25,7 @@ _DRAWS_PER_CHUNK = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with its confidence interval; `low` and `high` are None where the data do not give one."""
+    """A value with its confidence interval; `low` and `high` are None if the data do not allow one."""
 
     value: float
     low: float | None
@@ -55,7 +55,7 @@ def _check_level(level: float) -> None:
 
 
 def _cluster_of(groups_N: Groups | None, rows: int) -> NDArray[np.int64]:
-    """The cluster number of each row, 0..G-1, in order of appearance."""
+    """Return the cluster number of each row, 0..G-1, in order of appearance."""
     if groups_N is None:
         return np.arange(rows)
     if len(groups_N) != rows:
@@ -77,7 +77,7 @@ def bootstrap_interval(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """The mean of per-sample values with a percentile bootstrap interval.
+    """Return the mean of per-sample values with a percentile bootstrap interval.
 
     Args:
         values_N: one finite number per sample (1 or 0 for hits).
@@ -115,7 +115,7 @@ def bootstrap_statistic(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """As `bootstrap_interval`, for a statistic that is no mean of per-sample values (such as mAcc).
+    """Return a bootstrap interval of a statistic that is not a mean of per-sample values (such as mAcc).
 
     Args:
         statistic: from row numbers (with repeats) to a number.
@@ -147,7 +147,7 @@ def paired_difference(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """The mean of `first - second` over the same samples; see `bootstrap_interval`.
+    """Return the mean of `first - second` over the same samples; see `bootstrap_interval`.
 
     Two models on one test set err on the same hard samples, so this is sharper than two separate intervals.
     """
@@ -158,7 +158,7 @@ def paired_difference(
 
 
 def seed_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
-    """The mean over training seeds with Student's t-interval (n - 1 degrees of freedom); none for one."""
+    """Return the mean over training seeds with Student's t-interval (n - 1 degrees of freedom); none for one seed."""
     checked = _checked(values, level)
     mean, n = float(checked.mean()), len(checked)
     if n < 2:
@@ -176,7 +176,7 @@ def interval_by_slice(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """`bootstrap_interval` of each slice (such as `seen`, `unseen`, or a box size), by rising slice name."""
+    """Return the `bootstrap_interval` of each slice (such as `seen`, `unseen`, or a box size), by slice name."""
     values, slices = _checked(values_N, level), np.asarray(slices_N)
     if len(slices) != len(values):
         raise UserError(f"there are {len(values)} values but slices for {len(slices)}")

@@ -1,4 +1,4 @@
-"""Features apart from the head: accuracy by the nearest class mean (NCM); and how fine-tuning moved the head's rows."""
+"""Features apart from the head: nearest class mean (NCM) accuracy; and how fine-tuning changed the head's rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BELOW_EVERY_COSINE = -2.0
 def nearest_mean_scores(
     features_ND: ArrayLike, oracle_features_MD: ArrayLike, oracle_labels_M: ArrayLike, *, classes: int
 ) -> NDArray[np.float64]:
-    """Cosines to the class means, shape [N, C]; a class without oracle sample gets -2, below every cosine.
+    """Return cosines to the class means, shape [N, C]; a class without oracle sample gets -2, below every cosine.
 
     Features are scaled to unit length, averaged by class, and the means scaled to unit length. The oracle features
     are those of training data of *all* classes, the absent ones included: analysis only.
@@ -45,7 +45,7 @@ def nearest_mean_ranks(
     oracle_labels_M: ArrayLike,
     groups: ClassGroups,
 ) -> LabelRanks:
-    """Ranks of the true class by `nearest_mean_scores`; its `accuracies()` are the paper's NCM numbers."""
+    """Rank the true class by `nearest_mean_scores`; its `accuracies()` are the paper's NCM accuracies."""
     scores = nearest_mean_scores(features_ND, oracle_features_MD, oracle_labels_M, classes=groups.classes)
     return label_ranks(scores, labels_N, groups)
 

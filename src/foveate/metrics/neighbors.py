@@ -18,7 +18,7 @@ _ROUNDING = 1e-13
 
 
 def as_points(points_ND: ArrayLike, *, what: str = "points") -> Array:
-    """Points as a float64 matrix.
+    """Convert points to a float64 matrix.
 
     Raises:
         UserError: for another shape, or NaN and infinite values.
@@ -35,20 +35,20 @@ def as_points(points_ND: ArrayLike, *, what: str = "points") -> Array:
 
 
 def squared_distances(points_MD: Array, others_ND: Array) -> Array:
-    """Squared Euclidean distances [M, N] by |a|^2 + |b|^2 - 2ab; never negative. Center the points beforehand."""
+    """Return squared Euclidean distances [M, N] by |a|^2 + |b|^2 - 2ab, never negative. Center the points first."""
     squares = (points_MD**2).sum(axis=1)[:, None] + (others_ND**2).sum(axis=1)
     return np.maximum(squares - 2 * (points_MD @ others_ND.T), 0.0)
 
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of rows such that a block of distances stays small."""
+    """Return slices of rows such that a block of distances stays small."""
     size = max(1, _DISTANCES_PER_BLOCK // max(1, columns))
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
 
 def nearest(points_ND: ArrayLike, k: int, *, queries_MD: ArrayLike | None = None) -> NDArray[np.int64]:
-    """Indices [N, k] of the k nearest *other* points of each point, nearest first; ties go to the lower index.
+    """Return indices [N, k] of the k nearest *other* points, nearest first; ties go to the lower index.
 
     A point itself is left out by its index, not by its distance of 0: an exact copy of it stays a neighbor.
 
@@ -67,38 +67,40 @@ def nearest(points_ND: ArrayLike, k: int, *, queries_MD: ArrayLike | None = None
         raise UserError(f"queries have {queries.shape[1]} features, the points {points.shape[1]}")
     center = points.mean(axis=0)
     points, queries = points - center, queries - center
-    # Fast distances find candidates; differences decide among them, so that equal distances are equal.
+    # Fast distances select candidates; exact differences order them, so that equal distances tie exactly.
     candidates = min(k + _SPARE, available)
     scale = float((points**2).sum(axis=1).max(initial=0.0)) + float((queries**2).sum(axis=1).max(initial=0.0))
-    found = np.empty((len(queries), k), dtype=np.int64)
+    indices_MK = np.empty((len(queries), k), dtype=np.int64)
     for part in blocks(len(queries), max(len(points), candidates * points.shape[1])):
         distances = squared_distances(queries[part], points)
         if queries_MD is None:
             rows = np.arange(part.start, part.stop)
             distances[rows - part.start, rows] = np.inf
-        found[part] = _smallest(distances, queries[part], points, k, candidates, scale * _ROUNDING)
-    return found
+        indices_MK[part] = _smallest(distances, queries[part], points, k, candidates, scale * _ROUNDING)
+    return indices_MK
 
 
 def _smallest(
     rough_MN: Array, queries_MD: Array, points_ND: Array, k: int, candidates: int, slack: float
 ) -> NDArray[np.int64]:
-    """Columns of the k smallest exact distances of each row, ascending, ties by lower column."""
+    """Return the columns of the k smallest exact distances of each row, ascending, ties by lower column."""
     if candidates < rough_MN.shape[1]:
-        chosen = np.sort(np.argpartition(rough_MN, candidates - 1, axis=1)[:, :candidates], axis=1)
+        columns = np.sort(np.argpartition(rough_MN, candidates - 1, axis=1)[:, :candidates], axis=1)
     else:
-        chosen = np.broadcast_to(np.arange(rough_MN.shape[1]), rough_MN.shape)
-    found = _ordered(queries_MD, points_ND, chosen, rough_MN)[:, :k]
-    # Where more columns than candidates are about as near as the k-th, all of these are compared.
-    last = np.take_along_axis(rough_MN, found[:, -1:], axis=1) + slack
+        columns = np.broadcast_to(np.arange(rough_MN.shape[1]), rough_MN.shape)
+    best_MK = _order_exactly(queries_MD, points_ND, columns, rough_MN)[:, :k]
+    # If more columns than candidates are within rounding of the k-th, all of them are compared.
+    last = np.take_along_axis(rough_MN, best_MK[:, -1:], axis=1) + slack
     for row in np.flatnonzero((rough_MN <= last).sum(axis=1) > candidates):
         near = np.flatnonzero(rough_MN[row] <= last[row])[None]
-        found[row] = _ordered(queries_MD[row : row + 1], points_ND, near, rough_MN[row : row + 1])[0, :k]
-    return found
+        best_MK[row] = _order_exactly(queries_MD[row : row + 1], points_ND, near, rough_MN[row : row + 1])[0, :k]
+    return best_MK
 
 
-def _ordered(queries_MD: Array, points_ND: Array, chosen_MC: NDArray[np.int64], rough_MN: Array) -> NDArray[np.int64]:
-    """The chosen columns by their exact distance; those left out of the rough ones (infinite) come last."""
-    exact = ((queries_MD[:, None] - points_ND[chosen_MC]) ** 2).sum(axis=2)
-    exact[np.isinf(np.take_along_axis(rough_MN, chosen_MC, axis=1))] = np.inf
-    return np.take_along_axis(chosen_MC, np.argsort(exact, axis=1, kind="stable"), axis=1)
+def _order_exactly(
+    queries_MD: Array, points_ND: Array, columns_MC: NDArray[np.int64], rough_MN: Array
+) -> NDArray[np.int64]:
+    """Sort columns by their exact distance; excluded ones (rough distance infinite) come last."""
+    exact = ((queries_MD[:, None] - points_ND[columns_MC]) ** 2).sum(axis=2)
+    exact[np.isinf(np.take_along_axis(rough_MN, columns_MC, axis=1))] = np.inf
+    return np.take_along_axis(columns_MC, np.argsort(exact, axis=1, kind="stable"), axis=1)

@@ -1,4 +1,4 @@
-"""Retrieval: does the right candidate come back among the first k, with ties counted honestly.
+"""Retrieval: recall at k, with ties counted by their expectation.
 
 Captions repeat, so candidates tie exactly. Breaking ties by position rewards whoever comes first in the file;
 here the default is the *expected* recall when tied candidates stand in random order, which needs no random
@@ -26,14 +26,14 @@ Positives = NDArray[Any] | Sequence[int] | Sequence[Sequence[int]] | Sequence[ND
 
 
 class Ranks(NamedTuple):
-    """Where the best-ranked right candidate of each row stands: all that recall at any k needs."""
+    """Rank of the best right candidate of each row: all that recall at any k needs."""
 
     better_N: NDArray[np.int64]  # candidates that score strictly higher
     tied_N: NDArray[np.int64]  # candidates that score the same, itself included
     tied_positives_N: NDArray[np.int64]  # how many of the tied ones are right, at least 1
 
     def recall(self, k: int, *, ties: str = "average") -> tuple[float, NDArray[np.float64]]:
-        """Recall at k in [0, 1]: the mean, and the value of each row (a fraction where ties straddle k)."""
+        """Return recall at k in [0, 1]: the mean, and the value of each row (a fraction if ties straddle k)."""
         if k < 1:
             raise UserError(f"recall at k needs k of at least 1, not {k}")
         choose(ties, TIE_RULES, "tie rule")
@@ -46,7 +46,7 @@ class Ranks(NamedTuple):
 def _chance_of_a_hit(
     places_N: NDArray[np.int64], tied_N: NDArray[np.int64], positives_N: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """The chance that one of `positives` among `tied` candidates in random order is in the first `places`.
+    """Return the chance that one of `positives` among `tied` candidates in random order is in the first `places`.
 
     1 - C(tied - positives, places) / C(tied, places); for one positive this is clip(places / tied, 0, 1).
     """
@@ -96,7 +96,7 @@ class _FlatPositives(NamedTuple):
 def _rank_chunk(
     sim_CM: NDArray[Any], first_row: int, positives: _FlatPositives, copies_M: NDArray[np.float64] | None
 ) -> Ranks:
-    """Counts for a block of rows; `copies_M` says how many identical candidates a column stands for."""
+    """Count for a block of rows; `copies_M` is the number of identical candidates of each column."""
     unusable = np.flatnonzero(np.isnan(sim_CM).any(1))
     if len(unusable):
         raise UserError(f"query {first_row + int(unusable[0])}: a similarity is NaN")
@@ -120,7 +120,7 @@ def _joined(chunks: list[Ranks]) -> Ranks:
 
 
 def rank_positives(sim_NM: ArrayLike, positives: Positives = None) -> Ranks:
-    """Ranks of the right candidates in a similarity matrix: rows are queries, columns candidates.
+    """Rank the right candidates in a similarity matrix: rows are queries, columns candidates.
 
     Args:
         positives: which candidates are right; see `Positives`.
@@ -143,7 +143,7 @@ def rank_positives_from_embeddings(
     *,
     rows_per_chunk: int = ROWS_PER_CHUNK,
 ) -> Ranks:
-    """`rank_positives` for cosine similarity without ever holding the whole [N, M] matrix.
+    """Rank by cosine similarity as `rank_positives` does, without the whole [N, M] matrix in memory.
 
     Candidates with bit-equal embeddings are scored once, so that they tie exactly: a matrix product may give
     equal columns last bits that differ. Encode each phrase once, so that equal phrases have equal embeddings.
@@ -174,7 +174,7 @@ def rank_positives_from_embeddings(
 
 
 def _equal_rows(array_ME: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row number of the first of each set of bit-equal rows [U], and the set of each row [M]."""
+    """Return the first row of each set of bit-equal rows [U], and the set of each row [M]."""
     array = np.ascontiguousarray(array_ME) + 0.0  # -0.0 becomes 0.0
     seen: dict[bytes, int] = {}
     group_M = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in array], dtype=np.int64)
@@ -182,7 +182,7 @@ def _equal_rows(array_ME: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.i
 
 
 def normalize(embeddings_NE: ArrayLike, *, what: str = "embedding") -> NDArray[np.float64]:
-    """Rows scaled to unit length in float64, shape [N, E].
+    """Scale rows to unit length in float64, shape [N, E].
 
     Raises:
         UserError: naming the first row that is not finite or has no length.
@@ -200,7 +200,7 @@ def normalize(embeddings_NE: ArrayLike, *, what: str = "embedding") -> NDArray[n
 def recall_at_k(
     sim_NM: ArrayLike, positives: Positives = None, *, k: int, ties: str = "average"
 ) -> tuple[float, NDArray[np.float64]]:
-    """Recall at k of a similarity matrix (rows are queries): the mean, and the value of each row, in [0, 1].
+    """Return recall at k of a similarity matrix (rows are queries): the mean, and the value of each row, in [0, 1].
 
     Args:
         positives: right candidates: a column per row, a sequence of column lists, a bool mask, or None for
@@ -226,7 +226,7 @@ def recall_from_embeddings(
     ties: str = "average",
     rows_per_chunk: int = ROWS_PER_CHUNK,
 ) -> tuple[float, NDArray[np.float64]]:
-    """`recall_at_k` under cosine similarity, in row chunks; for several k, rank once: `Ranks.recall`."""
+    """Return `recall_at_k` under cosine similarity, in row chunks; for several k, rank once: `Ranks.recall`."""
     ranks = rank_positives_from_embeddings(queries_NE, candidates_ME, positives, rows_per_chunk=rows_per_chunk)
     return ranks.recall(k, ties=ties)
 
@@ -234,7 +234,7 @@ def recall_from_embeddings(
 def positives_by_label(
     query_labels: Sequence[Hashable], candidate_labels: Sequence[Hashable]
 ) -> list[NDArray[np.int64]]:
-    """Right candidates of each query: all that carry the same label (phrase, class, image key)."""
+    """Return the right candidates of each query: all with the same label (phrase, class, image key)."""
     columns: dict[Hashable, list[int]] = defaultdict(list)
     for column, label in enumerate(candidate_labels):
         columns[label].append(column)
@@ -249,7 +249,7 @@ def within_group_accuracy(
     *,
     labels_N: Sequence[Hashable] | None = None,
 ) -> tuple[float, NDArray[np.float64], float]:
-    """Picks the right one among the candidates of the query's own group, such as the boxes of its image.
+    """Return the accuracy of picking the right candidate of the query's group, such as the boxes of its image.
 
     Args:
         queries_NE, candidates_NE: row i of one belongs to row i of the other; cosine similarity.

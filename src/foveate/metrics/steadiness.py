@@ -1,4 +1,4 @@
-"""Steadiness and cohesiveness: are groups of the map groups in space, and groups in space groups on the map?
+"""Steadiness and cohesiveness: whether clusters on the map are clusters in space, and the reverse.
 
 Jeon et al. 2021, "Measuring and Explaining the Inter-Cluster Reliability of Multidimensional Projections"
 (arXiv 2107.07859). Similarity is that of shared nearest neighbors; groups are drawn by random walks in one space and
@@ -19,7 +19,7 @@ from foveate.core.errors import UserError
 from foveate.metrics.neighbors import as_points, nearest
 
 Array = NDArray[np.float64]
-MOST_POINTS = 4000
+MAX_POINTS = 4000
 _SMALLEST_GROUP = 5
 _ATTEMPTS = 200
 
@@ -46,16 +46,17 @@ class _Space:
 
 
 def shared_neighbors(points_ND: ArrayLike, k: int) -> tuple[NDArray[np.int64], Array]:
-    """Neighbors [N, k], and how much two points share theirs, [N, N] in [0, 1].
+    """Return neighbors [N, k], and the shared-nearest-neighbor similarity [N, N] in [0, 1].
 
     Sum over shared neighbors of (k + 1 - m) (k + 1 - n), m and n their places from 0 in both lists, over its maximum.
     """
-    found = nearest(points_ND, k)
-    weights = np.tile(np.arange(k + 1, 1, -1, dtype=np.float64), len(found))
-    starts = np.arange(0, found.size + 1, k)
-    table = csr_matrix((weights, found.ravel(), starts), shape=(len(found), len(found)))
+    neighbors = nearest(points_ND, k)
+    rows = len(neighbors)
+    weights = np.tile(np.arange(k + 1, 1, -1, dtype=np.float64), rows)
+    starts = np.arange(0, neighbors.size + 1, k)
+    table = csr_matrix((weights, neighbors.ravel(), starts), shape=(rows, rows))
     shared = np.asarray((table @ table.T).todense())
-    return found, shared / shared.max()
+    return neighbors, shared / shared.max()
 
 
 def reliability(
@@ -81,29 +82,29 @@ def reliability(
     rows = len(points)
     if len(drawn) != rows:
         raise UserError(f"{len(drawn)} map points for {rows} points")
-    if not 10 <= rows <= MOST_POINTS:
+    if not 10 <= rows <= MAX_POINTS:
         raise UserError(
-            f"steadiness and cohesiveness of {rows} points: allowed are 10 to {MOST_POINTS:,}; take a sample"
+            f"steadiness and cohesiveness of {rows} points: allowed are 10 to {MAX_POINTS:,}; take a sample"
         )
     k = int(np.sqrt(rows)) if k is None else k
-    space, shown = (_Space(*shared_neighbors(side, k)) for side in (points, drawn))
+    space, on_map = (_Space(*shared_neighbors(side, k)) for side in (points, drawn))
     walk = max(2, int(walk_share * rows))
     return Reliability(
-        _score(shown, space, generator, iterations, walk, alpha),
-        _score(space, shown, generator, iterations, walk, alpha),
+        _score(on_map, space, generator, iterations, walk, alpha),
+        _score(space, on_map, generator, iterations, walk, alpha),
     )
 
 
 def _score(
     here: _Space, there: _Space, generator: np.random.Generator, iterations: int, walk: int, alpha: float
 ) -> float:
-    """1 - mean distortion of the groups of `here` by being farther apart `there`."""
+    """Return 1 minus the mean distortion of groups of `here` that are farther apart `there`."""
     largest = float((1 / (there.similarity + alpha) - 1 / (here.similarity + alpha)).max())
     if largest <= 0:
         return 1.0
     distorted = weights = 0.0
     for _ in range(iterations):
-        group = _walked(here, generator, walk)
+        group = _random_walk(here, generator, walk)
         labels = _split(1 / (there.similarity[np.ix_(group, group)] + alpha))
         apart_there = _distances(there.similarity, group, labels, alpha)
         apart_here = _distances(here.similarity, group, labels, alpha)
@@ -114,38 +115,38 @@ def _score(
     return 1.0 - distorted / weights if weights else 1.0
 
 
-def _walked(space: _Space, generator: np.random.Generator, walk: int) -> NDArray[np.int64]:
-    """A group of at least two points: from a random point on, along neighbors, each with its similarity as chance."""
+def _random_walk(space: _Space, generator: np.random.Generator, walk: int) -> NDArray[np.int64]:
+    """Draw a group of at least two points: walk from a random point to neighbors with their similarity as chance."""
     for _ in range(_ATTEMPTS):
         seed = int(generator.integers(len(space.neighbors)))
         members, queue, visited = {seed}, deque([seed]), 0
         while queue and visited < walk:
             point = queue.popleft()
             others = space.neighbors[point]
-            taken = others[generator.random(len(others)) < space.similarity[point, others]].tolist()
-            members.update(taken)
-            queue.extend(taken)
-            visited += len(taken)
+            drawn = others[generator.random(len(others)) < space.similarity[point, others]].tolist()
+            members.update(drawn)
+            queue.extend(drawn)
+            visited += len(drawn)
         if len(members) > 1:
             return np.array(sorted(members))
     raise UserError("no two points share neighbors; steadiness and cohesiveness have no meaning here")
 
 
 def _split(distances_GG: Array) -> NDArray[np.int64]:
-    """Groups by HDBSCAN, numbered from 0; each point that belongs to none is a group of its own."""
+    """Cluster by HDBSCAN, numbered from 0; each noise point is a group of its own."""
     np.fill_diagonal(distances_GG, 0.0)
     # scikit-learn counts the point itself among the samples, the hdbscan package does not.
     samples = min(_SMALLEST_GROUP + 1, len(distances_GG))
-    found = HDBSCAN(
+    labels = HDBSCAN(
         min_cluster_size=_SMALLEST_GROUP,
         min_samples=samples,
         metric="precomputed",
         allow_single_cluster=True,
         copy=True,
     ).fit_predict(distances_GG)
-    alone = np.flatnonzero(found < 0)
-    found[alone] = found.max() + 1 + np.arange(len(alone))
-    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+    noise = np.flatnonzero(labels < 0)
+    labels[noise] = labels.max() + 1 + np.arange(len(noise))
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
 def _distances(similarity: Array, group: NDArray[np.int64], labels: NDArray[np.int64], alpha: float) -> Array:

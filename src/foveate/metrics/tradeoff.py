@@ -1,7 +1,7 @@
-"""Accuracy on seen against absent classes as gamma grows: the exact curve, its area (AUSUC), the best gammas.
+"""Accuracy on seen against absent classes over gamma: the exact curve, its area (AUSUC), the best gammas.
 
 The curve is piecewise constant. It changes where gamma passes a sample's gap (`calibration.Gaps`), so one sort gives
-all of it: O(N log N), where the straightforward way evaluates every gamma on all logits. Source: calibrated stacking
+all of it: O(N log N), instead of evaluating every gamma on all logits. Source: calibrated stacking
 (Chao et al. 2016) and "Fine-Tuning is Fine, if Calibrated" (arXiv 2409.16223).
 """
 
@@ -40,31 +40,31 @@ class Curve:
 
     @property
     def gammas(self) -> NDArray[np.float64]:
-        """A gamma inside each interval: the midpoint; 1 beyond the outermost breaks. Shape [K + 1], rising."""
+        """Return a gamma inside each interval: the midpoint, or 1 beyond the outermost breaks. [K + 1], ascending."""
         breaks = self.breaks_K
         middle = breaks[:-1] + (breaks[1:] - breaks[:-1]) / 2
         return np.concatenate([[_beyond(breaks[0], -1)], middle, [_beyond(breaks[-1], 1)]])
 
     def seen(self) -> NDArray[np.float64]:
-        """Acc_{S/Y} in percent by interval, never rising. Raises UserError without samples of S."""
+        """Return Acc_{S/Y} in percent by interval, never rising. Raises UserError without samples of S."""
         return 100 * self.seen_hits / self._needed(self.seen_count, "seen")
 
     def absent(self) -> NDArray[np.float64]:
-        """Acc_{U/Y} in percent by interval, never falling. Raises UserError without samples of U."""
+        """Return Acc_{U/Y} in percent by interval, never falling. Raises UserError without samples of U."""
         return 100 * self.absent_hits / self._needed(self.absent_count, "absent")
 
     def overall(self) -> NDArray[np.float64]:
-        """Acc_{Y/Y} in percent by interval."""
+        """Return Acc_{Y/Y} in percent by interval."""
         return 100 * self.all_hits / self.count
 
     def interval(self, number: int) -> tuple[float, float]:
-        """The open interval; its outer ends are infinite."""
+        """Return the open interval; outer ends are infinite."""
         low = -np.inf if number == 0 else self.breaks_K[number - 1]
         high = np.inf if number == len(self.breaks_K) else self.breaks_K[number]
         return float(low), float(high)
 
     def at(self, gammas: ArrayLike) -> NDArray[np.int64]:
-        """The interval of each gamma; on a break the one below, where the tie of that sample is still open."""
+        """Return the interval of each gamma; on a break the one below, where that sample still ties."""
         return np.searchsorted(self.breaks_K, np.asarray(gammas, dtype=np.float64), side="left")
 
     def _needed(self, count: int, which: str) -> int:
@@ -77,13 +77,13 @@ class Curve:
 
 
 def _beyond(edge: float, direction: int) -> float:
-    """One beyond an outermost break, or the next number where 1 is lost in rounding."""
+    """Step 1 beyond an outermost break, or to the next float if 1 is lost in rounding."""
     moved = edge + direction
     return float(moved if moved != edge else np.nextafter(edge, direction * np.inf))
 
 
-def curve_of(gaps: Gaps) -> Curve:
-    """The exact curve from the gaps of all samples."""
+def build_curve(gaps: Gaps) -> Curve:
+    """Build the exact curve from the gaps of all samples."""
     breaks, place_N = np.unique(gaps.gap_N, return_inverse=True)
     is_seen, is_absent = gaps.group_N == SEEN, gaps.group_N == ABSENT
 
@@ -107,12 +107,12 @@ def curve_of(gaps: Gaps) -> Curve:
 
 
 def su_curve(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, what: str = "logits") -> Curve:
-    """The exact curve of logits. Raises as `calibration.logit_gaps`."""
-    return curve_of(logit_gaps(logits_NC, labels_N, groups, what=what))
+    """Build the exact curve of logits. Raises as `calibration.logit_gaps`."""
+    return build_curve(logit_gaps(logits_NC, labels_N, groups, what=what))
 
 
 def area(seen_P: ArrayLike, absent_P: ArrayLike) -> float:
-    """The trapezoid area under accuracies in percent, in order of gamma either way; in [0, 1]."""
+    """Return the trapezoid area under accuracies in percent, in ascending or descending gamma; in [0, 1]."""
     x, y = np.asarray(seen_P, dtype=np.float64) / 100, np.asarray(absent_P, dtype=np.float64) / 100
     return abs(float(((x[:-1] - x[1:]) * (y[:-1] + y[1:]) / 2).sum()))
 
@@ -120,7 +120,7 @@ def area(seen_P: ArrayLike, absent_P: ArrayLike) -> float:
 def ausuc(
     logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, grid: Literal["exact", "official"] = "exact"
 ) -> float:
-    """Area under Acc_{U/Y} against Acc_{S/Y}, in [0, 1].
+    """Return the area under Acc_{U/Y} against Acc_{S/Y}, in [0, 1].
 
     Args:
         grid: "official" takes the points of the public code (`official_grid`) ordered by gamma. Its own sort by
@@ -133,13 +133,13 @@ def ausuc(
     curve = su_curve(logits_NC, labels_N, groups)
     seen, absent = curve.seen(), curve.absent()
     if grid == "official":
-        chosen = curve.at(official_grid(logits_NC, labels_N, groups))
-        return area(seen[chosen], absent[chosen])
+        on_grid = curve.at(official_grid(logits_NC, labels_N, groups))
+        return area(seen[on_grid], absent[on_grid])
     return area(seen, absent)
 
 
 def official_grid(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups) -> NDArray[np.float64]:
-    """The gammas that the public code evaluates, rising.
+    """Return the gammas that the public code evaluates, ascending.
 
     Midpoints of successive gaps between S and U, apart for gaps below and above 0, and one step of 1 beyond each end;
     columns of R are ignored, and the interval around 0 has no point unless all gaps lie on one side of it.
@@ -159,7 +159,7 @@ def official_grid(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A gamma that was chosen on a curve.
+    """A gamma selected on a curve.
 
     Attributes:
         gamma: the interval's midpoint; its finite end minus or plus 1 where it is unbounded.
@@ -179,7 +179,7 @@ class Choice:
 def select_gamma(
     curve: Curve, *, threshold: float | None = None, tie: Literal["smallest", "official"] = "smallest"
 ) -> Choice | None:
-    """The gamma of best Acc_{Y/Y} among those with Acc_{U/Y} of at least `threshold` percent; None where none has.
+    """Select the gamma of best Acc_{Y/Y} with Acc_{U/Y} of at least `threshold` percent; None if there is none.
 
     Args:
         tie: among equally good intervals the one of smallest gamma, or, as the public code, of largest.
@@ -205,32 +205,32 @@ def select_gamma(
 
 
 def select_on_grid(curve: Curve, gammas: ArrayLike, *, threshold: float | None = None) -> Choice | None:
-    """`select_gamma` with the official rule among given gammas only, such as those of `official_grid`."""
+    """Select a gamma as `select_gamma` by the official rule, but only from `gammas`, such as `official_grid`."""
     grid = np.sort(np.asarray(gammas, dtype=np.float64))
-    places = curve.at(grid)
+    intervals = curve.at(grid)
     hits = (
-        curve.all_hits[places]
+        curve.all_hits[intervals]
         if threshold is None
-        else np.where(curve.absent()[places] >= threshold, curve.all_hits[places], -1)
+        else np.where(curve.absent()[intervals] >= threshold, curve.all_hits[intervals], -1)
     )
     if hits.max() < 0:
         return None
     best = np.flatnonzero(hits == hits.max())
-    place = int(places[best[-1]])
+    index = int(intervals[best[-1]])
     return Choice(
         gamma=float(grid[best[-1]]),
-        interval=curve.interval(place),
-        overall=float(curve.overall()[place]),
-        seen=float(curve.seen()[place]) if curve.seen_count else None,
-        absent=float(curve.absent()[place]) if curve.absent_count else None,
+        interval=curve.interval(index),
+        overall=float(curve.overall()[index]),
+        seen=float(curve.seen()[index]) if curve.seen_count else None,
+        absent=float(curve.absent()[index]) if curve.absent_count else None,
         tied=len(best),
     )
 
 
 def best_intervals(curve: Curve) -> tuple[float, list[tuple[float, float]]]:
-    """gamma*: the best Acc_{Y/Y} in percent on these very samples, and all intervals that attain it, rising.
+    """Return gamma*: the best Acc_{Y/Y} in percent on these samples, and all intervals that attain it, ascending.
 
-    It peeks: only for samples whose labels nobody will be asked for.
+    An oracle: it uses the labels of the samples that it is evaluated on.
     """
     best = np.flatnonzero(curve.all_hits == curve.all_hits.max())
     return float(curve.overall()[best[0]]), [curve.interval(int(number)) for number in best]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.metrics.captions import shares_of
+from foveate.metrics.captions import normalize_counts
 from foveate.pretrain.recipe import DataSettings
 from foveate.pretrain.results import DrawnTexts
 from foveate.pretrain.texts import LiveTexts, StoredTexts, TextFeatures, text_id
@@ -271,4 +271,4 @@ def count_texts(datasets: Sequence[PretrainDataset], loader: Loader, *, steps: i
         drawn.update(dataset.image_texts.drawn_in_epoch(of_source.tolist(), seed=seed))
     without_text = drawn.pop("", 0)
     images = sum(map(len, rows))
-    return DrawnTexts(images=images, drawn=dict(drawn), shares=shares_of(drawn), without_text=without_text)
+    return DrawnTexts(images=images, drawn=dict(drawn), shares=normalize_counts(drawn), without_text=without_text)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.metrics.classification import class_accuracies, nearest_class
-from foveate.metrics.grounding import SIZE_NAMES, grounding_scores, occurs_once, size_slices
+from foveate.metrics.grounding import SIZE_NAMES, grounding_scores, is_unique_phrase, size_slices
 from foveate.metrics.intervals import bootstrap_statistic
 from foveate.metrics.retrieval import normalize, rank_positives_from_embeddings, within_group_accuracy
 from foveate.pretrain.embed import CollectionEmbeddings, embed_collection
@@ -271,7 +271,7 @@ def _add_box_choice(
     samples: dict[str, Any],
 ) -> None:
     """Add the accuracy of choosing a phrase's box among those of its image (phrases of one of at least two boxes)."""
-    once = occurs_once([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
+    once = is_unique_phrase([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
     counts = np.bincount(embeddings.image_R)[embeddings.image_R]
     selected = np.flatnonzero(mask_R & once & (counts > 1))
     if not len(selected):
@@ -301,7 +301,7 @@ def _add_grounding(
     samples: dict[str, Any],
 ) -> None:
     """Add phrase grounding by every rule and the baselines, on phrases that occur once in their image."""
-    once = occurs_once([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
+    once = is_unique_phrase([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
     selected = np.flatnonzero(mask_R & once)
     if not len(selected):
         return
@@ -324,7 +324,7 @@ def _add_grounding(
 
 def choose_locate_rule(embeddings: CollectionEmbeddings) -> str:
     """Return the rule, "head" or "candidates", with more boxes at IoU .5 or above, on phrases that occur once."""
-    once = occurs_once([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
+    once = is_unique_phrase([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
     if not once.any() or "head" not in embeddings.located:
         return "head" if "head" in embeddings.located else "candidates"
     hits = {

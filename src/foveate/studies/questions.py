@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.core import seeds
-from foveate.metrics.grounding import occurs_once
+from foveate.metrics.grounding import is_unique_phrase
 from foveate.metrics.retrieval import normalize
 from foveate.pretrain.embed import CollectionEmbeddings
 from foveate.pretrain.evaluate import baseline_boxes
@@ -150,7 +150,7 @@ def _round_box(box: NDArray[np.float64]) -> list[float]:
 
 
 def _askable(seen: CollectionEmbeddings, part: str, *, min_boxes: int) -> NDArray[np.int64]:
-    once = occurs_once([region.phrase for region in seen.regions], seen.image_R.tolist())
+    once = is_unique_phrase([region.phrase for region in seen.regions], seen.image_R.tolist())
     counts = np.bincount(seen.image_R)[seen.image_R]
     slice_R = np.array([region.slice for region in seen.regions], dtype=object)
     return np.flatnonzero(once & (counts >= min_boxes) & (slice_R == part))

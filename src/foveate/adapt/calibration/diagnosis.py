@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from foveate.metrics.calibration import label_ranks, logit_gaps
 from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.nearest_mean import nearest_mean_ranks
-from foveate.metrics.tradeoff import Curve, area, best_intervals, curve_of, select_gamma
+from foveate.metrics.tradeoff import Curve, area, best_intervals, build_curve, select_gamma
 
 # Features count as damaged when accuracy among the absent classes falls by more than this many points and by more than
 # two standard errors; on whole test sets the safe recipe moves it by less than 1 (docs/methods/calibration.md).
@@ -110,7 +110,7 @@ def _model_row(
     key: str, title: str, outputs: Outputs, labels: NDArray[Any], groups: ClassGroups
 ) -> tuple[Row, Curve | None]:
     ranks = label_ranks(outputs.logits, labels, groups, what=f"logits of the {title} model")
-    curve = curve_of(logit_gaps(outputs.logits, labels, groups)) if len(groups.absent) else None
+    curve = build_curve(logit_gaps(outputs.logits, labels, groups)) if len(groups.absent) else None
     both = curve is not None and curve.seen_count and curve.absent_count
     ncm: dict[str, float | None] = {}
     if outputs.features is not None and outputs.oracle is not None:

@@ -14,7 +14,7 @@ from foveate.adapt.calibration.estimator import Calibrator
 from foveate.adapt.calibration.pseudo import PseudoRun
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
-from foveate.metrics.class_groups import SEEN, ClassGroups, class_list
+from foveate.metrics.class_groups import SEEN, ClassGroups, parse_classes
 from foveate.metrics.nearest_mean import HeadChange
 
 METHODS = ("alg", "pcv", "both")
@@ -65,8 +65,8 @@ def groups_of(seen: Sequence[str], absent: Sequence[str], names: Sequence[str]) 
     Raises:
         UserError: unknown or contradictory classes, none seen, none left to be absent.
     """
-    seen_S = class_list(seen, names, what="--classes-seen")
-    absent_U = class_list(absent, names, what="--classes-absent") if absent else None
+    seen_S = parse_classes(seen, names, what="--classes-seen")
+    absent_U = parse_classes(absent, names, what="--classes-absent") if absent else None
     groups = ClassGroups.of(seen_S, absent=absent_U, classes=len(names))
     groups.need_absent("calibration")
     return groups

@@ -45,7 +45,7 @@ from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.metrics.classification import class_accuracies
-from foveate.metrics.comparison import last_of_best
+from foveate.metrics.comparison import argmax_last
 from foveate.training.loop import TrainingError
 
 DIVERGED = {"diverged": 1.0}
@@ -154,7 +154,7 @@ class Comparison:
         if not whole:
             return Chosen(candidates[-1], None, len(candidates), 0, len(broken))
         means = [float(np.mean(values[candidate.number])) for candidate in whole]
-        place = last_of_best(means)
+        place = argmax_last(means)
         return Chosen(whole[place], means[place], len(candidates), means.count(means[place]), len(broken))
 
     def trainings(self, store: CellStore | None = None) -> list[Training]:

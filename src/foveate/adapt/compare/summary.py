@@ -20,7 +20,7 @@ from foveate.metrics.agreement import (
     error_consistency,
     mean_disagreement,
 )
-from foveate.metrics.comparison import group_means, relative_spread, unbeaten
+from foveate.metrics.comparison import group_means, pareto_mask, relative_spread
 from foveate.metrics.intervals import bootstrap_interval, seed_interval
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def summarize(
     recipe, variants = comparison.recipe, list(comparison.plan.candidates)
     lines = [_line(comparison, variant, choices, done, paths) for variant in variants]
     whole = [line for line in lines if "mean" in line["means"]]
-    flags = unbeaten([line["trained"] for line in whole], [line["means"]["mean"] for line in whole]) if whole else []
+    flags = pareto_mask([line["trained"] for line in whole], [line["means"]["mean"] for line in whole]) if whole else []
     for line, flag in zip(whole, flags, strict=True):
         line["unbeaten"] = flag
     between = [line["means"]["mean"] for line in whole if line["method"] not in ENDS]
@@ -193,8 +193,8 @@ def _regions(logits: Mapping[str, NDArray[Any]], labels_N: NDArray[np.int64]) ->
     return {
         "names": names,
         "most": most,
-        "right": confident_regions(stacked, labels_N, most=most, right=True),
-        "wrong": confident_regions(stacked, labels_N, most=most, right=False),
+        "right": confident_regions(stacked, labels_N, num_samples=most, right=True),
+        "wrong": confident_regions(stacked, labels_N, num_samples=most, right=False),
     }
 
 
