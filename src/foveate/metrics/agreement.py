@@ -122,15 +122,21 @@ def ensemble(logits_MNK: ArrayLike, *, rule: str = "logits") -> Array:
 
 
 def compare_ensembles(logits_MNK: ArrayLike, labels_N: ArrayLike) -> dict[str, Any]:
-    """Accuracy of each model and of each kind of ensemble, the share that any model has right, and what the mean of
-    logits gains over the worst, the mean and the best model."""
+    """Compare ensembles with their members.
+
+    Returns:
+        Accuracy of each model and of each kind of ensemble, the share that any model has right, and the gain of mean
+        logits over the worst, the mean and the best model.
+    """
     logits, labels = check_arrays(logits_MNK, labels_N)
     single = (logits.argmax(axis=2) == labels).mean(axis=1)
-    found = {rule: float((ensemble(logits, rule=rule).argmax(axis=1) == labels).mean()) for rule in ENSEMBLES}
-    together = found["logits"]
+    accuracy_by_rule = {
+        rule: float((ensemble(logits, rule=rule).argmax(axis=1) == labels).mean()) for rule in ENSEMBLES
+    }
+    together = accuracy_by_rule["logits"]
     return {
         "single": single.tolist(),
-        "ensemble": found,
+        "ensemble": accuracy_by_rule,
         "any_right": float((logits.argmax(axis=2) == labels).any(axis=0).mean()),
         "gain": {
             "worst": together - float(single.min()),
@@ -143,5 +149,5 @@ def compare_ensembles(logits_MNK: ArrayLike, labels_N: ArrayLike) -> dict[str, A
 def pairs(names: list[str], matrix_MM: ArrayLike) -> list[tuple[str, str, float]]:
     """Return the pairs of a symmetric matrix with their names, least similar first."""
     matrix = np.asarray(matrix_MM)
-    found = [(names[i], names[j], float(matrix[i, j])) for i, j in combinations(range(len(names)), 2)]
-    return sorted(found, key=lambda pair: pair[2])
+    named_pairs = [(names[i], names[j], float(matrix[i, j])) for i, j in combinations(range(len(names)), 2)]
+    return sorted(named_pairs, key=lambda pair: pair[2])

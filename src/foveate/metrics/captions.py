@@ -20,7 +20,7 @@ VERDICTS = (SUPPORTED, CONTRADICTED, UNVERIFIABLE)
 
 
 def length_summary(lengths: Sequence[int] | np.ndarray) -> dict[str, float | int]:
-    """n, mean, population standard deviation, median, 5th and 95th percentile (linear), min and max.
+    """Return n, mean, population standard deviation, median, 5th and 95th percentile (linear), min and max.
 
     Raises:
         UserError: when there are none.
@@ -28,7 +28,7 @@ def length_summary(lengths: Sequence[int] | np.ndarray) -> dict[str, float | int
     values = np.asarray(lengths, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise UserError("a summary of lengths needs at least one caption")
-    low, middle, high = (float(found) for found in np.percentile(values, (5, 50, 95)))
+    low, middle, high = (float(value) for value in np.percentile(values, (5, 50, 95)))
     return {
         "n": len(values),
         "mean": float(values.mean()),
@@ -42,7 +42,7 @@ def length_summary(lengths: Sequence[int] | np.ndarray) -> dict[str, float | int
 
 
 def share_above(lengths: Sequence[int] | np.ndarray, limit: int) -> float:
-    """Share of captions longer than `limit` tokens."""
+    """Return the share of captions longer than `limit` tokens."""
     return float((np.asarray(lengths) > limit).mean())
 
 

@@ -1,4 +1,4 @@
-"""How well groups and centers match the truth: NMI, AMI, ARI, purity, matched accuracy, center error, centroid index.
+"""Match of clusters and centers with the truth: NMI, AMI, ARI, purity, matched accuracy, center error, centroid index.
 
 Labels are integers or anything that NumPy can sort; which number a group has never matters. Conventions are those of
 scikit-learn: normalized by the arithmetic mean, natural logarithms.
@@ -17,14 +17,14 @@ from foveate.core.errors import UserError
 
 
 def contingency(truth_N: ArrayLike, found_N: ArrayLike) -> NDArray[np.int64]:
-    """Number of samples of each (true class, group), shape [classes, groups].
+    """Count the samples of each (true class, group), shape [classes, groups].
 
     Raises:
         UserError: lists of different lengths, or empty ones.
     """
-    truth, found = _checked(truth_N, found_N)
+    truth, predicted = _checked(truth_N, found_N)
     classes, row_N = np.unique(truth, return_inverse=True)
-    groups, column_N = np.unique(found, return_inverse=True)
+    groups, column_N = np.unique(predicted, return_inverse=True)
     cells = np.bincount(row_N * len(groups) + column_N, minlength=len(classes) * len(groups))
     return cells.reshape(len(classes), len(groups))
 
@@ -59,12 +59,12 @@ def _checked(truth_N: ArrayLike, found_N: ArrayLike) -> tuple[NDArray[Any], NDAr
     Raises:
         UserError: lists of different lengths, or empty ones.
     """
-    truth, found = np.asarray(truth_N), np.asarray(found_N)
-    if truth.ndim != 1 or truth.shape != found.shape:
-        raise UserError(f"labels must be two lists of one length (got {list(truth.shape)} and {list(found.shape)})")
+    truth, predicted = np.asarray(truth_N), np.asarray(found_N)
+    if truth.ndim != 1 or truth.shape != predicted.shape:
+        raise UserError(f"labels must be two lists of one length (got {list(truth.shape)} and {list(predicted.shape)})")
     if len(truth) == 0:
         raise UserError("labels are empty")
-    return truth, found
+    return truth, predicted
 
 
 def purity(truth_N: ArrayLike, found_N: ArrayLike) -> float:
@@ -81,12 +81,17 @@ def matched_accuracy(truth_N: ArrayLike, found_N: ArrayLike) -> float:
 
 
 def _centers(truth_KD: ArrayLike, found_KD: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    truth, found = np.asarray(truth_KD, dtype=np.float64), np.asarray(found_KD, dtype=np.float64)
-    if truth.ndim != 2 or found.ndim != 2 or truth.shape[1] != found.shape[1] or not (len(truth) and len(found)):
-        raise UserError(f"centers are [K, D] with one D, not {list(truth.shape)} and {list(found.shape)}")
-    if not (np.isfinite(truth).all() and np.isfinite(found).all()):
+    truth, predicted = np.asarray(truth_KD, dtype=np.float64), np.asarray(found_KD, dtype=np.float64)
+    if (
+        truth.ndim != 2
+        or predicted.ndim != 2
+        or truth.shape[1] != predicted.shape[1]
+        or not (len(truth) and len(predicted))
+    ):
+        raise UserError(f"centers are [K, D] with one D, not {list(truth.shape)} and {list(predicted.shape)}")
+    if not (np.isfinite(truth).all() and np.isfinite(predicted).all()):
         raise UserError("centers: some values are NaN or infinite")
-    return truth, found
+    return truth, predicted
 
 
 def _distances(left_KD: NDArray[np.float64], right_LD: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -108,28 +113,28 @@ class CenterError:
 
 
 def center_error(truth_KD: ArrayLike, found_KD: ArrayLike) -> CenterError:
-    """`CenterError` of as many found centers as true ones.
+    """Return the `CenterError` of as many found centers as true ones.
 
     Raises:
         UserError: another number or width, NaN.
     """
-    truth, found = _centers(truth_KD, found_KD)
-    if len(truth) != len(found):
-        raise UserError(f"{len(found)} centers for {len(truth)} true ones: the error needs as many")
-    distance_KK = _distances(truth, found)
+    truth, predicted = _centers(truth_KD, found_KD)
+    if len(truth) != len(predicted):
+        raise UserError(f"{len(predicted)} centers for {len(truth)} true ones: the error needs as many")
+    distance_KK = _distances(truth, predicted)
     rows, columns = linear_sum_assignment(distance_KK)
     matched = distance_KK[rows, columns]
     return CenterError(float(matched.mean()), float(matched.max()), columns.astype(np.int64))
 
 
 def unmatched(truth_KD: ArrayLike, found_LD: ArrayLike) -> int:
-    """How many true centers are the nearest one of no found center."""
-    truth, found = _centers(truth_KD, found_LD)
-    return len(truth) - len(np.unique(_distances(found, truth).argmin(1)))
+    """Count the true centers that are the nearest one of no found center."""
+    truth, predicted = _centers(truth_KD, found_LD)
+    return len(truth) - len(np.unique(_distances(predicted, truth).argmin(1)))
 
 
 def centroid_index(truth_KD: ArrayLike, found_LD: ArrayLike) -> int:
-    """CI: the larger of the numbers of unmatched centers in both directions; 0 = the right structure.
+    """Return CI, the larger of the numbers of unmatched centers in both directions; 0 = the right structure.
 
     Source: Franti, Rezaei, Zhao, "Centroid index: cluster level similarity measure", Pattern Recognition 47 (2014).
     """
@@ -137,7 +142,7 @@ def centroid_index(truth_KD: ArrayLike, found_LD: ArrayLike) -> int:
 
 
 def class_means(points_ND: ArrayLike, labels_N: ArrayLike) -> NDArray[np.float64]:
-    """The means of the classes that the data have, in the order of the labels: true centers of these very data."""
+    """Return the mean of each class in the data, in the order of the labels: the true centers of these data."""
     points = np.asarray(points_ND, dtype=np.float64)
     classes, numbers_N = np.unique(np.asarray(labels_N), return_inverse=True)
     sums = np.stack([np.bincount(numbers_N, weights=column, minlength=len(classes)) for column in points.T], axis=1)

@@ -19,16 +19,16 @@ def group_means(values: Mapping[str, float], groups: Mapping[str, Sequence[str]]
     Raises:
         UserError: when a group names a task without a value.
     """
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     for group, tasks in groups.items():
         missing = [task for task in tasks if task not in values]
         if missing or not tasks:
             raise UserError(f"group '{group}': no value for task '{missing[0] if missing else ''}'")
-        found[group] = float(np.mean([values[task] for task in tasks]))
+        means[group] = float(np.mean([values[task] for task in tasks]))
     if groups:
-        found["mean of groups"] = float(np.mean([found[group] for group in groups]))
-    found["mean"] = float(np.mean(list(values.values())))
-    return found
+        means["mean of groups"] = float(np.mean([means[group] for group in groups]))
+    means["mean"] = float(np.mean(list(values.values())))
+    return means
 
 
 def relative_spread(values: Sequence[float]) -> float:
@@ -54,7 +54,7 @@ def pareto_mask(costs: ArrayLike, values: ArrayLike) -> list[bool]:
     no_worse = (cost[:, None] <= cost) & (value[:, None] >= value)
     better = (cost[:, None] < cost) | (value[:, None] > value)
     beaten = np.asarray((no_worse & better).any(axis=0))
-    return [not one for one in beaten.tolist()]
+    return (~beaten).tolist()
 
 
 def operating_points(

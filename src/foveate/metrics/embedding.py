@@ -54,8 +54,8 @@ def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float
     penalty = 0
     for part in blocks(rows, rows):
         distances = pairwise_distances(points[part], points)
-        own = np.arange(part.start, part.stop)
-        distances[own - part.start, own] = np.inf
+        rows_of_part = np.arange(part.start, part.stop)
+        distances[rows_of_part - part.start, rows_of_part] = np.inf
         order = np.argsort(distances, axis=1)
         ranks = np.empty_like(order)
         np.put_along_axis(ranks, order, np.arange(1, rows + 1)[None], axis=1)
@@ -80,9 +80,9 @@ def neighborhood_hit(map_Nd: ArrayLike, labels_N: ArrayLike, *, k: int, include_
     Args:
         include_self: each point is its own first neighbor and votes for itself, as in the public FedNE code.
     """
-    found = _neighbors(map_Nd, k, include_self=include_self)
-    labels = encode_labels(labels_N, rows=len(found))
-    return float((labels[found] == labels[:, None]).mean())
+    neighbors = _neighbors(map_Nd, k, include_self=include_self)
+    labels = encode_labels(labels_N, rows=len(neighbors))
+    return float((labels[neighbors] == labels[:, None]).mean())
 
 
 def foreign_share(map_Nd: ArrayLike, owners_N: ArrayLike, *, k: int) -> float:

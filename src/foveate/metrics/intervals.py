@@ -60,8 +60,8 @@ def _cluster_of(groups_N: Groups | None, rows: int) -> NDArray[np.int64]:
         return np.arange(rows)
     if len(groups_N) != rows:
         raise UserError(f"there are {rows} values but groups for {len(groups_N)}")
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups_N], dtype=np.int64)
+    number_of: dict[Hashable, int] = {}
+    return np.array([number_of.setdefault(group, len(number_of)) for group in groups_N], dtype=np.int64)
 
 
 def _percentiles(draws: NDArray[np.float64], level: float) -> tuple[float, float]:

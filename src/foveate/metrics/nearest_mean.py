@@ -78,11 +78,11 @@ def head_changes(before_CD: ArrayLike, after_CD: ArrayLike, groups: ClassGroups)
         )
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         raise UserError("heads: some weights are NaN or infinite")
-    found: dict[str, HeadChange | None] = {}
+    changes: dict[str, HeadChange | None] = {}
     for letter, rows in (("S", groups.seen), ("U", groups.absent)):
         update_RD = after[rows] - before[rows]
         norm_R = np.linalg.norm(update_RD, axis=1)
-        found[letter] = (
+        changes[letter] = (
             HeadChange(
                 norm_before=float(np.linalg.norm(before[rows], axis=1).mean()),
                 norm_after=float(np.linalg.norm(after[rows], axis=1).mean()),
@@ -92,7 +92,7 @@ def head_changes(before_CD: ArrayLike, after_CD: ArrayLike, groups: ClassGroups)
             if len(rows)
             else None
         )
-    return found
+    return changes
 
 
 def _mean_cosine(update_RD: NDArray[np.float64], norm_R: NDArray[np.float64]) -> float | None:

@@ -238,7 +238,7 @@ def positives_by_label(
     columns: dict[Hashable, list[int]] = defaultdict(list)
     for column, label in enumerate(candidate_labels):
         columns[label].append(column)
-    arrays = {label: np.array(found, dtype=np.int64) for label, found in columns.items()}
+    arrays = {label: np.array(positions, dtype=np.int64) for label, positions in columns.items()}
     return [arrays.get(label, np.zeros(0, dtype=np.int64)) for label in query_labels]
 
 
@@ -271,8 +271,10 @@ def within_group_accuracy(
     for row, group in enumerate(groups_N):
         members[group].append(row)
     for rows in members.values():
-        own = [labels[row] for row in rows]
-        ranks = rank_positives_from_embeddings(queries[rows], candidates[rows], positives_by_label(own, own))
+        group_labels = [labels[row] for row in rows]
+        ranks = rank_positives_from_embeddings(
+            queries[rows], candidates[rows], positives_by_label(group_labels, group_labels)
+        )
         per_sample_N[rows] = ranks.recall(1)[1]
-        chance_N[rows] = [own.count(label) / len(own) for label in own]
+        chance_N[rows] = [group_labels.count(label) / len(group_labels) for label in group_labels]
     return float(per_sample_N.mean()), per_sample_N, float(chance_N.mean())
