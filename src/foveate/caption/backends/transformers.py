@@ -212,7 +212,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
                 raise
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"{checkpoint.name}: transformers cannot open it as a model that answers about images ({reason})"
+                f"{checkpoint.name}: transformers cannot open it as an image-text-to-text model ({reason})"
             ) from error
     check_loaded(report, name=checkpoint.name)
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
