@@ -32,8 +32,8 @@ from PIL import Image
 
 from benchmarks.caption_server import Waiting
 from benchmarks.common import machine
+from foveate.caption.pending_requests import CaptionSettings
 from foveate.caption.run import caption
-from foveate.caption.work import CaptionSettings
 from foveate.chat.client import ChatSettings
 from foveate.core import progress
 from foveate.core.files import write_json_atomically

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from foveate.caption.pending_requests import CaptionSettings
 from foveate.caption.run import CaptionRun, caption
-from foveate.caption.work import CaptionSettings
 from foveate.chat.client import ChatSettings
 from foveate.core.runs import RunFolder
 from foveate.records.collection import Collection

@@ -12,8 +12,8 @@ from captioned import ALL, make, rows, texts
 
 from chat_server import ChatServer, Say, fails, good, says
 from foveate.caption.executors.local import executor_names, find_executor
+from foveate.caption.pending_requests import CaptionSettings
 from foveate.caption.run import CaptionRun, caption
-from foveate.caption.work import CaptionSettings
 from foveate.chat.client import ChatSettings
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder

@@ -13,7 +13,7 @@ from chat_server import ChatServer, Say, fails, good, image_of, kind_of, prompt_
 from foveate.caption import prompts
 from foveate.caption.captioner import prepare_image
 from foveate.caption.lengths import count_clip_tokens
-from foveate.caption.work import CaptionSettings, RequestConfig, list_pending
+from foveate.caption.pending_requests import CaptionSettings, RequestConfig, list_pending
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage

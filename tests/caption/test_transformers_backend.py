@@ -14,8 +14,8 @@ from captioned import image_bytes, make, rows
 
 from foveate.caption.backends.transformers import GumbelSampler, TransformersCaptioner, TransformersSettings
 from foveate.caption.captioner import CaptionRequest
+from foveate.caption.pending_requests import CaptionSettings
 from foveate.caption.run import caption
-from foveate.caption.work import CaptionSettings
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from naming import raises_naming

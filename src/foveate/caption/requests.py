@@ -17,9 +17,9 @@ from foveate.caption.length_filters import (
     pick_better,
 )
 from foveate.caption.lengths import OtherTokenizer, measure_lengths
+from foveate.caption.pending_requests import PendingRequest, RequestConfig, hash_alt
 from foveate.caption.prompts import Prompt
 from foveate.caption.response_parser import OK, REPAIRED, ParsedCaption, parse_caption
-from foveate.caption.work import PendingRequest, RequestConfig, hash_alt
 from foveate.core.version import __version__
 from foveate.records.images import BadImage
 from foveate.records.rows import clean_text, storable

@@ -21,10 +21,10 @@ from typing import Any
 from foveate.caption.captioner import Backend, Captioner, find_backend
 from foveate.caption.executors.local import Job, find_executor
 from foveate.caption.lengths import OtherTokenizer
+from foveate.caption.pending_requests import CaptionSettings, PendingRequests, RequestConfig, estimate, list_pending
 from foveate.caption.requests import ERROR, SKIPPED, CaptionResult, caption_row, error_row
 from foveate.caption.results import CaptionRunResult, Cost, RequestTally
 from foveate.caption.summary import collect_examples, save_example_images, summarize_captions
-from foveate.caption.work import CaptionSettings, PendingRequests, RequestConfig, estimate, list_pending
 from foveate.core.errors import UserError
 from foveate.core.progress import Meter
 from foveate.core.recipes import Settings

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from foveate.caption.pending_requests import PendingRequests, select_rows
 from foveate.caption.results import ExampleImage, ExampleText, WrittenCaptions
-from foveate.caption.work import PendingRequests, select_rows
 from foveate.core import seeds
 from foveate.core.results import Distribution, Histogram
 from foveate.records.appender import read_parts

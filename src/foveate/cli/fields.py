@@ -1,7 +1,7 @@
 """Click options made from the fields of a pydantic model: name, type, bounds, default and help are declared once.
 
     @click.command("caption", cls=FieldsCommand)
-    @fields("foveate.caption.work:CaptionSettings", ("formats", "--format"), "language", "longest_side")
+    @fields("foveate.caption.pending_requests:CaptionSettings", ("formats", "--format"), "language", "longest_side")
     def command(settings: dict[str, Any], ...): ...
 
 The model is named by a string and imported only when the verb is parsed or asked for help: `foveate --help` lists all

@@ -19,6 +19,7 @@ from foveate.caption.audit import AuditMethod, AuditSettings, audit
 from foveate.caption.audit_metrics import MetricSettings
 from foveate.caption.captioner import find_backend
 from foveate.caption.length_filters import apply_length_filter
+from foveate.caption.pending_requests import CaptionSettings
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.run import caption
 from foveate.caption.scene_captions import render
@@ -26,7 +27,6 @@ from foveate.caption.small.evaluate import caption_rows
 from foveate.caption.small.folder import load_captioner
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.train import train_captioner
-from foveate.caption.work import CaptionSettings
 from foveate.core import seeds
 from foveate.core.recipes import load
 from foveate.core.runs import RunFolder

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from foveate.caption.backends.foveate import FoveateSettings
+from foveate.caption.pending_requests import CaptionSettings
 from foveate.caption.prompts import CAPTION_KINDS, find_prompt
 from foveate.caption.response_parser import parse_caption
 from foveate.caption.run import caption
 from foveate.caption.small.chat_requests import Refused, read_request
 from foveate.caption.small.folder import load_captioner
 from foveate.caption.small.serving import MOST_BYTES, CaptionServer
-from foveate.caption.work import CaptionSettings
 from foveate.chat.client import ChatSettings
 from foveate.core.runs import RunFolder
 from foveate.records.alt_texts import is_usable_alt_text, select_alt_text

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from foveate.caption.captioner import Captioner, PreparedImage, find_backend, prepare_image
 from foveate.caption.lengths import OtherTokenizer
+from foveate.caption.pending_requests import PendingRequest, RequestConfig
 from foveate.caption.requests import CaptionResult, request_caption, skip_unreadable
-from foveate.caption.work import PendingRequest, RequestConfig
 from foveate.core.errors import UserError
 from foveate.core.plugins import load_plugin, module_names
 from foveate.core.recipes import validate

@@ -23,8 +23,8 @@ import pyarrow as pa
 from foveate.caption.captioner import Captioner
 from foveate.caption.executors.local import Executor, Job
 from foveate.caption.executors.local import stream_results as stream_local_results
+from foveate.caption.pending_requests import PendingRequest, PendingRequests
 from foveate.caption.requests import CaptionResult
-from foveate.caption.work import PendingRequest, PendingRequests
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 

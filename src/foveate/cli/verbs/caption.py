@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command("caption", cls=FieldsCommand, short_help="Write captions of chosen formats into a collection.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields(
-    "foveate.caption.work:CaptionSettings",
+    "foveate.caption.pending_requests:CaptionSettings",
     ("formats", "--format"),
     "split",
     "limit",
@@ -75,8 +75,8 @@ def command(
       foveate caption my-images --format ssc,dsc --model Qwen/Qwen3-VL-8B-Instruct --endpoint http://127.0.0.1:8000/v1
       foveate caption my-images --format dsc+,afc --model my-model --dry-run --price-in 0.2 --price-out 0.6
     """
+    from foveate.caption.pending_requests import CaptionSettings
     from foveate.caption.run import caption, plan
-    from foveate.caption.work import CaptionSettings
     from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
     from foveate.report import render
