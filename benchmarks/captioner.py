@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.common import compare, publish, ratio
 from foveate.caption.small.folder import SmallCaptioner, load_captioner
-from foveate.caption.small.generate import Ask, until_repeated, write
+from foveate.caption.small.generate import CaptionTask, generate_captions, until_repeated
 from foveate.caption.small.model import CaptionerModel, decoder_config
 from foveate.caption.small.name_proposals import Proposed
 from foveate.caption.small.recipe import CaptionerRecipe
@@ -132,12 +132,12 @@ def run(
         prefix_BPD = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     peer = peer_of(captioner)
     for kind in KINDS if model is not None else KINDS[1:2]:
-        asks = [Ask(kind, max_tokens=most)] * len(prefix_BPD)
+        asks = [CaptionTask(kind, max_tokens=most)] * len(prefix_BPD)
         theirs = by_transformers(peer, captioner, prefix_BPD, kind, most=most, batch=batch)
-        ours = write(captioner, prefix_BPD, asks, batch=batch)
+        ours = generate_captions(captioner, prefix_BPD, asks, batch=batch)
         same = sum(one.text == captioner.tokens.decode(ids) for one, ids in zip(ours, theirs, strict=True))
         candidates: dict[str, Callable[[], object]] = {
-            "ours": lambda asks=asks: write(captioner, prefix_BPD, asks, batch=batch),
+            "ours": lambda asks=asks: generate_captions(captioner, prefix_BPD, asks, batch=batch),
             "transformers generate": lambda kind=kind: by_transformers(
                 peer, captioner, prefix_BPD, kind, most=most, batch=batch
             ),

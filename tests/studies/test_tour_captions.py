@@ -57,7 +57,7 @@ def test_from_a_captioner_to_the_page(scenes: Path, tmp_path: Path) -> None:
     model = build_model(tiny.recipe()).eval().requires_grad_(False)
     locator = save_model(model, tmp_path / "locator")
     before = Collection.open(scenes).table("captions").num_rows
-    sizes = Sizes(3, 16, 4, 8, (*sizes_of(16, 4).captioner, "image_encoder.image_size=96", "fold=3"))
+    sizes = Sizes(3, 16, 4, 8, (*sizes_of(16, 4).captioner, "image_encoder.image_size=96", "pixel_shuffle=3"))
     run = RunFolder.create(tmp_path / "run")
     found = tour_captions(Collection.open(scenes), run, locator=locator, seed=0, device="cpu", sizes=sizes)
     checked = parse_result(TourCaptions, json.loads(json.dumps(found, allow_nan=False)))

@@ -68,7 +68,7 @@ def sizes_of(train_scenes: int, steps: int | None) -> Sizes:
     trained_on = min(TRAINED_ON, train_scenes)
     if steps is None:
         return Sizes(trained_on=trained_on, batch_size=min(BATCH, trained_on))
-    short = tuple(f"{name}={min(steps, 60)}" for name in ("training.steps", "alignment.steps", "words.steps"))
+    short = tuple(f"{name}={min(steps, 60)}" for name in ("training.steps", "alignment.steps", "word_training.steps"))
     warm = f"training.warmup_steps={min(10, steps // 2)}"
     return Sizes(min(NUM_EXAMPLES, 4), trained_on, min(steps, STEPS), min(BATCH, trained_on), (*short, warm))
 
@@ -131,9 +131,7 @@ def _write_captions(
     """Map row to format to caption, without those that never ended or repeat themselves."""
     captions: dict[int, dict[str, str]] = {}
     cache = collection.path / CACHE
-    for row, ask, written in caption_rows(
-        captioner, collection, rows, cache=cache, kinds=kinds, most_tokens=MAX_TOKENS
-    ):
+    for row, ask, written in caption_rows(captioner, collection, rows, cache=cache, kinds=kinds, max_tokens=MAX_TOKENS):
         gated = apply_length_filter(ask.kind, written.text)
         if written.finished and not gated.error and gated.caption and not repeats_itself(ask.kind, gated.caption):
             captions.setdefault(row, {})[ask.kind] = gated.caption

@@ -13,7 +13,7 @@ from foveate.records.scenes.scene_collection import build_scenes
 RECIPE: dict[str, Any] = {
     "config_version": 1,
     "image_encoder": {"kind": "lite0", "image_size": 64, "width": 16, "embed_dim": 8, "precision": "float32"},
-    "fold": 2,
+    "pixel_shuffle": 2,
     "decoder": {
         "model_type": "llama",
         "hidden_size": 32,
@@ -24,7 +24,7 @@ RECIPE: dict[str, Any] = {
         "max_position_embeddings": 512,
     },
     "vocabulary": 400,
-    "words": {"steps": 2, "batch_size": 8, "common": 0.5},
+    "word_training": {"steps": 2, "batch_size": 8, "common": 0.5},
     "training": {
         "steps": 4,
         "batch_size": 8,

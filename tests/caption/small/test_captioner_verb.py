@@ -34,7 +34,14 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_writes_a_model_and_a_page(recipe_file: Path, scene_collection: Path, tmp_path: Path) -> None:
     target = tmp_path / "run"
-    arguments = ["captioner", "train", str(recipe_file), "training.steps=2", "alignment.steps=1", "words.steps=0"]
+    arguments = [
+        "captioner",
+        "train",
+        str(recipe_file),
+        "training.steps=2",
+        "alignment.steps=1",
+        "word_training.steps=0",
+    ]
     arguments += ["--collection", str(scene_collection), "--run", str(target), "--limit", "3", "--device", "cpu"]
     code, output = run(*arguments, "--json", "--quiet")
     assert code == 0, output
@@ -61,7 +68,7 @@ def test_dry_run_writes_nothing(recipe_file: Path, scene_collection: Path, tmp_p
     assert "24 images in the split" in run(*arguments)[1]
 
 
-def test_mistakes_are_sentences(
+def test_mistakes_are_errors_of_one_sentence(
     recipe_file: Path, scene_collection: Path, tiny_collection: Path, trained_folder: Path, tmp_path: Path
 ) -> None:
     start = ["captioner", "train", str(recipe_file)]
@@ -78,13 +85,13 @@ def test_mistakes_are_sentences(
             "unknown caption kind (data.description_kinds) 'titel': expected one of alt, title. Did you mean 'title'",
         ),
         (["captioner", "evaluate", str(trained_folder), "--collection", str(scene_collection)], "Did you mean"),
-        (["captioner", "evaluate", str(tiny_collection), "--collection", str(scene_collection)], "not a captioner"),
+        (["captioner", "evaluate", str(tiny_collection), "--collection", str(scene_collection)], "config.json"),
     ]
     for number, (arguments, message) in enumerate(cases):
         code, output = run(*arguments, "--run", str(tmp_path / f"run{number}"), "--quiet")
         assert code == 1, output
         assert message in output
-        assert not list((tmp_path / f"run{number}").glob("stage-*")), "said before anything is trained"
+        assert not list((tmp_path / f"run{number}").glob("stage-*")), "fails before anything is trained"
 
 
 def test_serve_answers_until_it_is_told_to_stop(trained_folder: Path, tmp_path: Path) -> None:

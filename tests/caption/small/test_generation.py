@@ -15,7 +15,7 @@ from foveate.caption.captioner import CaptionRequest, backend_names
 from foveate.caption.response_parser import parse_caption
 from foveate.caption.small.evaluate import caption_rows, evaluate
 from foveate.caption.small.folder import SmallCaptioner, load_captioner
-from foveate.caption.small.generate import Ask, Written, write
+from foveate.caption.small.generate import CaptionTask, GeneratedCaption, generate_captions
 from foveate.caption.small.model import CaptionerModel, decoder_config
 from foveate.caption.small.tokens import EDGES, CaptionTokens, length_class
 from foveate.core.errors import UserError
@@ -38,9 +38,9 @@ def prefixes(captioner: SmallCaptioner) -> torch.Tensor:
         return captioner.model.prefix(torch.randn(shape, generator=generator).to(torch.float16))
 
 
-def asks(temperature: float) -> list[Ask]:
+def asks(temperature: float) -> list[CaptionTask]:
     return [
-        Ask(
+        CaptionTask(
             KINDS[number % 4],
             alt="a red apple, Port Ellery 1908 and more" * (number % 3) if number % 4 == 3 else "",
             max_tokens=24 + number,
@@ -57,10 +57,10 @@ def test_a_batch_says_what_single_requests_say(
     captioner: SmallCaptioner, prefixes: torch.Tensor, temperature: float
 ) -> None:
     wanted = asks(temperature)
-    together = write(captioner, prefixes, wanted, batch=12)
-    singly = [write(captioner, prefixes[n : n + 1], [ask])[0] for n, ask in enumerate(wanted)]
+    together = generate_captions(captioner, prefixes, wanted, batch=12)
+    singly = [generate_captions(captioner, prefixes[n : n + 1], [ask])[0] for n, ask in enumerate(wanted)]
     order = [5, 3, 11, 0, 7, 1, 2, 4, 6, 8, 9, 10]
-    shuffled = write(captioner, prefixes[order], [wanted[n] for n in order], batch=5)
+    shuffled = generate_captions(captioner, prefixes[order], [wanted[n] for n in order], batch=5)
     assert [one.text for one in together] == [one.text for one in singly]
     assert [shuffled[order.index(n)].text for n in range(12)] == [one.text for one in singly]
     for one, other in zip(together, singly, strict=True):
@@ -69,14 +69,16 @@ def test_a_batch_says_what_single_requests_say(
 
 
 def test_the_seed_decides_a_draw_and_nothing_else_does(captioner: SmallCaptioner, prefixes: torch.Tensor) -> None:
-    ask = Ask("dsc", max_tokens=20, temperature=1.0, seed=1, name="k")
-    first, again = (write(captioner, prefixes[:1], [ask])[0].text for _ in range(2))
-    other = write(captioner, prefixes[:1], [Ask("dsc", max_tokens=20, temperature=1.0, seed=2, name="k")])[0].text
+    ask = CaptionTask("dsc", max_tokens=20, temperature=1.0, seed=1, name="k")
+    first, again = (generate_captions(captioner, prefixes[:1], [ask])[0].text for _ in range(2))
+    other = generate_captions(
+        captioner, prefixes[:1], [CaptionTask("dsc", max_tokens=20, temperature=1.0, seed=2, name="k")]
+    )[0].text
     assert first == again != other
 
 
 def test_it_stops_at_the_limit_and_says_so(captioner: SmallCaptioner, prefixes: torch.Tensor) -> None:
-    one = write(captioner, prefixes[:1], [Ask("ssc", max_tokens=3)])[0]
+    one = generate_captions(captioner, prefixes[:1], [CaptionTask("ssc", max_tokens=3)])[0]
     assert one.tokens_out == 3
     assert not one.finished
     assert parse_caption(format_response(one)).error == "truncated"
@@ -122,7 +124,7 @@ def test_greedy_captions_are_those_of_transformers_generate(captioner: SmallCapt
             pad_token_id=captioner.tokens.pad,
             logits_processor=LogitsProcessorList([UnsaidNames(model, prefixes[:4])]),
         )
-    ours = write(captioner, prefixes[:4], [Ask("dsc", max_tokens=16)] * 4)
+    ours = generate_captions(captioner, prefixes[:4], [CaptionTask("dsc", max_tokens=16)] * 4)
     theirs = [
         captioner.tokens.decode([token for token in row if token != captioner.tokens.end]) for row in found.tolist()
     ]
@@ -182,30 +184,32 @@ def test_evaluation_and_cached_features_agree_with_the_bytes(
 ) -> None:
     collection = Collection.open(scene_collection)
     rows = collection.rows("test")
-    found = evaluate(captioner, collection, split="test", run=tmp_path, cache=scene_collection / "cache", limit=4)
-    assert found["images"] == 4
-    assert {row["data"] for row in found["table"]} == {"scenes"}
-    assert all(set(row["values"]) <= set(KINDS) for row in found["table"])
-    assert not found["shuffled"]
+    result = evaluate(
+        captioner, collection, split="test", run=tmp_path, cache=scene_collection / "cache", limit=4
+    ).to_json()
+    assert result["images"] == 4
+    assert {row["data"] for row in result["table"]} == {"scenes"}
+    assert all(set(row["values"]) <= set(KINDS) for row in result["table"])
+    assert not result["shuffled"]
     assert all(
-        0 <= one["value"] <= 1
-        for row in found["table"]
+        0 <= value["value"] <= 1
+        for row in result["table"]
         if "AltText" in row["question"]
-        for one in row["values"].values()
+        for value in row["values"].values()
     )
-    assert set(found["obedience"]) <= set(KINDS)
-    for sample in found["samples"]:
+    assert set(result["obedience"]) <= set(KINDS)
+    for sample in result["samples"]:
         assert (tmp_path / sample["image"]).is_file()
-    from foveate.caption.small import encode_image as see
+    from foveate.caption.small import encode_image
 
     written = caption_rows(captioner, collection, rows[:1], cache=scene_collection / "cache", kinds=("ssc",))
-    pixels = see.pixels(collection.image_bytes(int(rows[0])), captioner.model.image_encoder.preprocess)
-    features = see.features([pixels], captioner.model.image_encoder, torch.device("cpu"))
+    pixels = encode_image.pixels(collection.image_bytes(int(rows[0])), captioner.model.image_encoder.preprocess)
+    features = encode_image.features([pixels], captioner.model.image_encoder, torch.device("cpu"))
     with torch.inference_mode():
         prefix = captioner.model.prefix(features)
-    again = write(captioner, prefix, [Ask("ssc", name=collection.keys[int(rows[0])])])[0]
+    again = generate_captions(captioner, prefix, [CaptionTask("ssc", name=collection.keys[int(rows[0])])])[0]
     assert again.text == written[0][2].text
-    with pytest.raises(UserError, match="split"):
+    with raises_naming(UserError, "split", "nothing"):
         evaluate(captioner, collection, split="nothing", run=tmp_path, cache=tmp_path)
 
 
@@ -255,25 +259,27 @@ def test_shuffled_images_are_captioned_from_another_ones_features(
     captioner: SmallCaptioner, scene_collection: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collection = Collection.open(scene_collection)
-    rows, shown = collection.rows("test"), []
+    rows, prefixes = collection.rows("test"), []
 
-    def noted(captioner: SmallCaptioner, prefix: torch.Tensor, asks: list[Ask], **more: object) -> list[Written]:
-        shown.append(prefix)
-        return [Written("A chair.", True, 1, 1, 0.0) for _ in asks]
+    def record(
+        captioner: SmallCaptioner, prefix: torch.Tensor, tasks: list[CaptionTask], **more: object
+    ) -> list[GeneratedCaption]:
+        prefixes.append(prefix)
+        return [GeneratedCaption("A chair.", True, 1, 1, 0.0) for _ in tasks]
 
-    monkeypatch.setattr("foveate.caption.small.evaluate.write", noted)
+    monkeypatch.setattr("foveate.caption.small.evaluate.generate_captions", record)
     for shuffled in (False, True):
         caption_rows(
             captioner, collection, rows, cache=scene_collection / "cache", kinds=("ssc",), shuffled=shuffled
         )  # fmt: skip
-    own, others = shown
-    assert not any(torch.equal(one, other) for one, other in zip(own, others, strict=True))
-    assert sorted(row.sum().item() for row in own) == sorted(row.sum().item() for row in others)
+    normal, shuffled_prefixes = prefixes
+    assert not any(torch.equal(a, b) for a, b in zip(normal, shuffled_prefixes, strict=True))
+    assert sorted(row.sum().item() for row in normal) == sorted(row.sum().item() for row in shuffled_prefixes)
 
 
 def test_an_unfinished_answer_is_cut_json() -> None:
-    assert format_response(Written('say "no"', True, 1, 2, 0.0)) == '{"caption": "say \\"no\\""}'
-    assert format_response(Written("A dog", False, 1, 2, 0.0)) == '{"caption": "A dog'
+    assert format_response(GeneratedCaption('say "no"', True, 1, 2, 0.0)) == '{"caption": "say \\"no\\""}'
+    assert format_response(GeneratedCaption("A dog", False, 1, 2, 0.0)) == '{"caption": "A dog'
 
 
 def test_the_transformers_tokenizer_opens_the_file(trained_folder: Path) -> None:

@@ -15,7 +15,7 @@ from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.response_parser import serialize
 from foveate.caption.small.batched import BatchedCaptioner
 from foveate.caption.small.folder import load_captioner
-from foveate.caption.small.generate import Ask, Written
+from foveate.caption.small.generate import CaptionTask, GeneratedCaption
 from foveate.caption.small.tokens import EDGES
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
@@ -51,7 +51,7 @@ class FoveateCaptioner:
             return CaptionResponse(error="unknown_format", final=True)
         # Without a usable alt-text afc is written as dsc: no training row of afc lacks one.
         kind = "dsc" if request.kind == "afc" and not request.alt else request.kind
-        ask = Ask(
+        ask = CaptionTask(
             kind=kind,
             alt=request.alt if kind == "afc" else "",
             length=requested_length(self._captioner.lengths[kind], request.prompt_id),
@@ -83,7 +83,7 @@ def requested_length(usual: int, prompt_id: str) -> int:
     return min(max(usual + change, 0), len(EDGES))
 
 
-def format_response(written: Written) -> str:
+def format_response(written: GeneratedCaption) -> str:
     """Write a response as a JSON object, without its end where the caption has none."""
     whole = serialize(written.text)
     # As any model that ran out of tokens: the pipeline then counts it as truncated.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveate.caption.small import encode_image
 from foveate.caption.small.folder import SmallCaptioner
-from foveate.caption.small.generate import Ask, Written, write
+from foveate.caption.small.generate import CaptionTask, GeneratedCaption, generate_captions
 from foveate.chat.batching import DynamicBatcher
 from foveate.core.errors import UserError
 from foveate.records.images import BadImage
@@ -34,11 +34,11 @@ class BatchedCaptioner:
         self._device = next(captioner.model.parameters()).device
         self._prefixes: OrderedDict[bytes, Tensor] = OrderedDict()
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
-        self._batcher: DynamicBatcher[tuple[bytes, Ask], Written] = DynamicBatcher(
+        self._batcher: DynamicBatcher[tuple[bytes, CaptionTask], GeneratedCaption] = DynamicBatcher(
             self._write, max_batch=batch, max_wait_seconds=_MAX_WAIT_SECONDS
         )
 
-    async def write(self, image: bytes, ask: Ask) -> Written:
+    async def write(self, image: bytes, ask: CaptionTask) -> GeneratedCaption:
         """Write the caption of an image.
 
         Raises:
@@ -52,7 +52,7 @@ class BatchedCaptioner:
         await self._batcher.close()
         self._decoders.shutdown()
 
-    def _write(self, requests: Sequence[tuple[bytes, Ask]]) -> Sequence[Written | Exception]:
+    def _write(self, requests: Sequence[tuple[bytes, CaptionTask]]) -> Sequence[GeneratedCaption | Exception]:
         try:
             prefixes = self._look([image for image, _ in requests])
             readable = [index for index, prefix in enumerate(prefixes) if isinstance(prefix, Tensor)]
@@ -60,7 +60,7 @@ class BatchedCaptioner:
                 return [prefix for prefix in prefixes if isinstance(prefix, BadImage)]
             stacked_BPD = torch.stack([prefixes[index] for index in readable])  # pyrefly: ignore
             asks = [requests[index][1] for index in readable]
-            written = iter(write(self.captioner, stacked_BPD, asks, batch=self.batch))
+            written = iter(generate_captions(self.captioner, stacked_BPD, asks, batch=self.batch))
             return [prefix if isinstance(prefix, BadImage) else next(written) for prefix in prefixes]
         except _FAILURES as error:
             # One type for callers, who answer with an error and go on with the next batch.

@@ -18,7 +18,7 @@ from typing import Any
 
 from foveate.caption.length_filters import RETRY_WORDS
 from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS, Prompt, prompt_ids
-from foveate.caption.small.generate import MOST_TOKENS
+from foveate.caption.small.generate import MAX_TOKENS
 from foveate.caption.small.tokens import EDGES
 
 _LANGUAGE = "Qlanguageq"
@@ -76,7 +76,7 @@ def read_request(body: object, *, model: str) -> Asked:
         raise Refused("one answer a request: allowed is n=1", param="n", code="unsupported_value")
     text, image = _content(body.get("messages"))
     kind, alt, length, change = _format(body.get("foveate"), text)
-    most = body.get("max_completion_tokens", body.get("max_tokens", MOST_TOKENS))
+    most = body.get("max_completion_tokens", body.get("max_tokens", MAX_TOKENS))
     return Asked(
         image=image,
         kind=kind,

@@ -1,4 +1,4 @@
-"""From the bytes of an image to its frozen features, safely, and the same as those that training cached."""
+"""Encode the bytes of an image to frozen features, equal to those that training cached."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from foveate.vision.preprocess import DRAFT_PIXELS, Preprocess, compute_draft_si
 
 
 def pixels(data: bytes, preprocess: Preprocess) -> Tensor:
-    """The uint8 pixels [3, S, S] of the whole image, as in training.
+    """Decode an image to uint8 pixels [3, S, S], as in training.
 
     Raises:
-        BadImage: when it is no image, too large, damaged, or so narrow that nothing of it would be left.
+        BadImage: it is no image, too large, damaged, or so narrow that nothing of it would be left.
     """
     try:
-        if preprocess.geometry == "letterbox":  # all of the image is seen: its size need not be known first
+        if preprocess.geometry == "letterbox":  # the model sees the whole image, so its size need not be known first
             min_side = math.ceil(DRAFT_PIXELS * preprocess.long_side)
         else:
             info = check(data)
@@ -38,6 +38,6 @@ def pixels(data: bytes, preprocess: Preprocess) -> Tensor:
 
 @torch.inference_mode()
 def features(images: Sequence[Tensor], encoder: ImageEncoder, device: torch.device) -> Tensor:
-    """Frozen features [B, F] of pixels, on `device`, in the precision in which they are cached."""
-    made = encoder.frozen_features(torch.stack(list(images)).to(device))
-    return made.to(encoder.feature_dtype)
+    """Compute frozen features [B, F] of pixels on `device`, in the precision in which they are cached."""
+    features_BF = encoder.frozen_features(torch.stack(list(images)).to(device))
+    return features_BF.to(encoder.feature_dtype)

@@ -59,16 +59,16 @@ class CaptionerModel(nn.Module):
         seed = recipe.training.seed
         self.image_encoder: ImageEncoder = build_image_encoder(recipe.image_encoder, seed=seed)
         rows, columns = self.image_encoder.grid
-        if rows % recipe.fold or columns % recipe.fold:
+        if rows % recipe.pixel_shuffle or columns % recipe.pixel_shuffle:
             raise UserError(
-                f"fold {recipe.fold}: the encoder's grid of {rows} x {columns} tokens does not divide by it"
+                f"fold {recipe.pixel_shuffle}: the encoder's grid of {rows} x {columns} tokens does not divide by it"
             )
-        self.prefix_length = rows * columns // recipe.fold**2
+        self.prefix_length = rows * columns // recipe.pixel_shuffle**2
         with seeded(seed + 1):
             self.decoder = _build_decoder(recipe.decoder, vocabulary=vocabulary)
             _start_copying(self.decoder)
             width = self.decoder.get_input_embeddings().weight.shape[1]
-            self.fold_in = nn.Linear(self.image_encoder.width * recipe.fold**2, width)
+            self.fold_in = nn.Linear(self.image_encoder.width * recipe.pixel_shuffle**2, width)
             self.prefix_ln = nn.LayerNorm(width)
             # Token embeddings start small; a prefix of their size is read like tokens, and copied like tokens.
             nn.init.constant_(self.prefix_ln.weight, _PREFIX_GAIN)
@@ -83,7 +83,7 @@ class CaptionerModel(nn.Module):
         """Frozen features (or pixels) of B images to their prefix embeddings [B, P, D]."""
         tokens_BLD = self.image_encoder(features).tokens
         rows, columns = self.image_encoder.grid
-        fold, batch = self.recipe.fold, tokens_BLD.shape[0]
+        fold, batch = self.recipe.pixel_shuffle, tokens_BLD.shape[0]
         cells = tokens_BLD.view(batch, rows // fold, fold, columns // fold, fold, -1)
         folded_BPF = cells.permute(0, 1, 3, 2, 4, 5).reshape(batch, self.prefix_length, -1)
         return self.prefix_ln(self.fold_in(folded_BPF))

@@ -1,4 +1,4 @@
-"""The recipe of a captioner: which encoder and decoder, what its targets are made of, how long it is trained."""
+"""Recipe of a captioner: encoder, decoder, targets, and training of each stage."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from foveate.training.settings import TrainingSettings
 
 
 class WordSettings(Settings):
-    """A cheap stage before the first: the prefix learns to name what each place shows.
+    """Stage 0, cheap: the prefix learns to name what each region shows.
 
-    A place is a region with its phrase where the collection has regions, else the whole image with the words of its
-    targets.
+    A region is one of the collection with its phrase, or the whole image with the words of its targets.
     """
 
-    steps: int = Field(0, ge=0, description="updates of the prefix alone, before stage 1")
-    batch_size: int = Field(128, ge=1, description="images of one such update")
-    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate of these updates")
-    loss_weight: float = Field(0.1, ge=0, description="weight of the same loss beside the captions' in both stages")
+    steps: int = Field(0, ge=0, description="steps of the prefix alone, before stage 1; 0 = none")
+    batch_size: int = Field(128, ge=1, description="images of one such step")
+    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate of these steps")
+    loss_weight: float = Field(0.1, ge=0, description="weight of the same loss added to the captions' in both stages")
     captioned: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="share of a batch's images whose captions are learnt beside the words of all, in both stages",
+        description="share of a batch's images whose captions are trained, in both stages; words of all are",
     )
     seeing_rate: float = Field(
         0.3, gt=0, le=1, description="factor of the learning rate of encoder head and prefix in stages 1 and 2"
@@ -35,13 +34,13 @@ class WordSettings(Settings):
     all_images: bool = Field(
         True, description="before stage 1 also use regions of images of the split that data.images left out"
     )
-    common: float = Field(0.1, gt=0, le=1, description="words in more than this share of the images tell nothing")
+    common: float = Field(0.1, gt=0, le=1, description="words in more than this share of the images are left out")
 
 
 class AlignmentSettings(Settings):
-    """Stage 2: from full descriptions."""
+    """Stage 2: targets from full descriptions."""
 
-    steps: int = Field(ge=0, description="updates of stage 2; 0 = none")
+    steps: int = Field(ge=0, description="steps of stage 2; 0 = none")
     learning_rate_scale: float = Field(0.5, gt=0, description="its peak learning rate over that of stage 1")
     replay: float = Field(0.1, ge=0, le=1, description="share of samples of stage 1 in it")
 
@@ -53,17 +52,17 @@ class CaptionerRecipe(Settings):
     image_encoder: dict[str, Any] = Field(
         description="`kind` and the fields of that encoder; its frozen part is cached"
     )
-    fold: int = Field(
-        2, ge=1, le=8, description="this many by this many neighboring image tokens become one of the prefix"
+    pixel_shuffle: int = Field(
+        2, ge=1, le=8, description="n x n neighboring image tokens are joined into one of the prefix"
     )
     decoder: dict[str, Any] = Field(description="`model_type` of transformers and the fields of its configuration")
     vocabulary: int = Field(
         2048, ge=300, le=65_536, description="tokens: names of regions, then a byte-level BPE of the targets"
     )
-    longest_alt: int = Field(48, ge=4, le=512, description="most tokens of an AltText that the decoder reads")
-    length_groups: int = Field(4, ge=1, description="a batch is worked through in this many groups of like length")
+    max_alt_tokens: int = Field(48, ge=4, le=512, description="maximum tokens of an AltText that the decoder reads")
+    length_groups: int = Field(4, ge=1, description="a batch is processed in this many groups of similar length")
     data: TargetSettings = TargetSettings()
-    words: WordSettings = WordSettings()
+    word_training: WordSettings = WordSettings()
     training: TrainingSettings
     alignment: AlignmentSettings = AlignmentSettings(steps=0)
 
@@ -83,9 +82,9 @@ class CaptionerRecipe(Settings):
         changes: dict[str, Any] = {"steps": self.alignment.steps, "learning_rate": rate}
         if stage == 0:
             changes = {
-                "steps": self.words.steps,
-                "learning_rate": self.words.learning_rate,
-                "batch_size": self.words.batch_size,
+                "steps": self.word_training.steps,
+                "learning_rate": self.word_training.learning_rate,
+                "batch_size": self.word_training.batch_size,
             }
         changes["warmup_steps"] = min(self.training.warmup_steps, max(0, changes["steps"] // 5))
         return self.training.model_copy(update=changes)

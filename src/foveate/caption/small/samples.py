@@ -155,7 +155,7 @@ class CaptionSamples:
         *,
         stage: int,
         replay: float,
-        longest_alt: int,
+        max_alt_tokens: int,
         places: dict[int, Places],
         captioned: float = 1.0,
     ) -> None:
@@ -166,7 +166,7 @@ class CaptionSamples:
         alts = tokens.encode([tokens.shown(row.alt) for row in rows])
         self._rows: dict[int, dict[int, list[Text]]] = {FORMAT_STAGE: {}, ALIGN_STAGE: {}}
         for row, target, alt in zip(rows, targets, alts, strict=True):
-            shown = alt[:longest_alt] if row.kind == "afc" else None
+            shown = alt[:max_alt_tokens] if row.kind == "afc" else None
             prompt = tokens.prompt(row.kind, length=length_class(row.tokens), alt=shown)
             self._rows[row.stage].setdefault(row.row, []).append((prompt, [*target, tokens.end]))
         self._earlier = np.asarray(sorted(self._rows[FORMAT_STAGE]), dtype=np.int64)

@@ -20,7 +20,7 @@ from foveate.caption.backends.foveate import format_response
 from foveate.caption.small.batched import BatchedCaptioner
 from foveate.caption.small.chat_requests import Refused, read_request
 from foveate.caption.small.folder import SmallCaptioner
-from foveate.caption.small.generate import Ask
+from foveate.caption.small.generate import CaptionTask
 from foveate.caption.small.tokens import EDGES
 from foveate.core.errors import UserError
 from foveate.core.progress import say
@@ -144,7 +144,7 @@ class CaptionServer:
         if self._waiting >= self.most_waiting:
             raise Refused(f"{self._waiting} requests are waiting already; try again later", status=503)
         length = self.captioner.lengths[asked.kind] if asked.length is None else asked.length
-        ask = Ask(
+        ask = CaptionTask(
             kind=asked.kind,
             alt=asked.alt,
             length=min(max(length + asked.change, 0), len(EDGES)),

@@ -1,8 +1,8 @@
-"""`foveate captioner train`: a recipe and a collection in; rows of both stages, curves, a model folder out.
+"""Train a captioner: recipe and collection in; targets of both stages, curves and a model folder out.
 
-Stage 0 (words) warms the prefix, stage 1 follows formats, stage 2 is human-aligned. Each has a folder of its own with
-checkpoints; a finished stage leaves its model folder, from which the next one starts, so that the same command goes on
-wherever it was stopped.
+Stage 0 (words) warms up the prefix, stage 1 follows formats, stage 2 is aligned with human descriptions. Each has a
+folder with checkpoints; a finished stage leaves a model folder from which the next one starts, so that the same command
+resumes wherever it was stopped.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from foveate.caption.prompts import CAPTION_KINDS
-from foveate.caption.small.folder import CONFIG, WEIGHTS, fill, save_captioner
+from foveate.caption.small.folder import load_weights, save_captioner
 from foveate.caption.small.model import CaptionerModel
 from foveate.caption.small.recipe import CaptionerRecipe
+from foveate.caption.small.results import CaptionerResult, TrainingStage
 from foveate.caption.small.samples import WORD_STAGE, CaptionSamples, cached_features, nothing_for, telling_words
 from foveate.caption.small.task import CaptionerTask
 from foveate.caption.small.tokens import CaptionTokens, length_class
@@ -29,6 +29,7 @@ from foveate.caption.targets.rows import ALIGN_STAGE, FORMAT_STAGE, Row, rows_of
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically, write_text_atomically
+from foveate.core.model_folder import CONFIG, WEIGHTS
 from foveate.core.progress import say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
@@ -48,17 +49,17 @@ _ROWS, _SUMMARY, _TOKENIZER = "rows.parquet", "summary.json", "tokenizer.json"
 
 @dataclass
 class Trained:
-    """What training leaves; `model_folder` is None where it was stopped before its end, and on other ranks."""
+    """A training run; `model_folder` is None if it was stopped before its end, and on other ranks."""
 
     run: RunFolder
     status: str
-    result: dict[str, Any]
+    result: CaptionerResult
     model_folder: Path | None
     is_main: bool = True
 
 
 def build_model(recipe: CaptionerRecipe) -> CaptionerModel:
-    """The model of a recipe before training, with a vocabulary of the recipe's size."""
+    """Build the model of a recipe with a vocabulary of the recipe's size, untrained."""
     return CaptionerModel(recipe, vocabulary=recipe.vocabulary)
 
 
@@ -70,10 +71,10 @@ def train_captioner(
     device: str | None = None,
     command: list[str] | None = None,
 ) -> Trained:
-    """Trains the recipe's captioner on a collection; the same call again goes on where it was stopped.
+    """Train a captioner on a collection; the same call again resumes.
 
     Raises:
-        UserError: when the recipe does not fit the collection, or the run folder holds another run.
+        UserError: the recipe does not fit the collection, or the run folder holds another run.
     """
     with start(device or "auto") as here:
         run = RunFolder(run_path)
@@ -84,37 +85,36 @@ def train_captioner(
         rows = rows_of_table(tables.read_table(run.path / "data" / _ROWS))
         tokens = CaptionTokens.from_json((run.path / "data" / _TOKENIZER).read_text(encoding="utf-8"))
         stages = _Stages(recipe, collection, run, rows, tokens, here, command)
-        status = stages.all()
-        result: dict[str, Any] = {
-            "kind": "captioner",
-            "status": status,
-            "recipe": recipe.model_dump(mode="json"),
-            "command": command,
-            "collection": collection.name,
-            "data": read_json(run.path / "data" / _SUMMARY),
-            "stages": stages.reports,
-            "seconds": round(sum(stage["seconds"] for stage in stages.reports.values()), 1),
-            "model": "model/",
-        }
+        status = stages.run_all()
+        result = CaptionerResult(
+            status=status,
+            recipe=recipe.model_dump(mode="json"),
+            command=command or "",
+            collection=collection.name,
+            data=read_json(run.path / "data" / _SUMMARY),
+            stages=stages.reports,
+            seconds=round(sum(stage.seconds for stage in stages.reports.values()), 1),
+            model="model/",
+        )
         folder = None
         if status == "finished" and here.is_main:
             folder = stages.finish()
         if here.is_main:
-            run.write_result(result)
+            run.write_result(result.to_json())
     return Trained(run, status, result, folder, here.is_main)
 
 
 def _prepare(recipe: CaptionerRecipe, collection: Collection, run: RunFolder) -> None:
-    """Writes the rows of both stages and the tokenizer, unless an earlier session did."""
+    """Write the targets of both stages and the tokenizer, unless an earlier session did."""
     folder = run.path / "data"
     if (folder / _SUMMARY).is_file():
         return
     folder.mkdir(exist_ok=True)
-    chosen = collection.rows(recipe.data.split)
-    most, seed = recipe.data.images, recipe.training.seed
-    if most is not None and most < len(chosen):
-        chosen = np.sort(seeds.generator("pictures", seed).choice(chosen, most, replace=False))
-    materials, sources = read_material(collection, chosen, recipe.data, seed=seed)
+    selected = collection.rows(recipe.data.split)
+    max_images, seed = recipe.data.images, recipe.training.seed
+    if max_images is not None and max_images < len(selected):
+        selected = np.sort(seeds.generator("pictures", seed).choice(selected, max_images, replace=False))
+    materials, sources = read_material(collection, selected, recipe.data, seed=seed)
     if not materials:
         kinds = sorted(set(collection.table("captions")["kind"].to_pylist()))
         raise UserError(
@@ -125,7 +125,7 @@ def _prepare(recipe: CaptionerRecipe, collection: Collection, run: RunFolder) ->
     rewriter = open_rewriter(recipe.data, folder=folder)
     rows = write_rows(materials, recipe.data, rewriter, seed=seed)
     for stage, steps in ((FORMAT_STAGE, recipe.training.steps), (ALIGN_STAGE, recipe.alignment.steps)):
-        if steps and not any(row.stage == stage for row in rows.rows):  # said before an earlier stage is trained
+        if steps and not any(row.stage == stage for row in rows.rows):  # fail before an earlier stage is trained
             raise UserError(nothing_for(stage))
     texts = [row.target for row in rows.rows] + [row.alt for row in rows.rows if row.alt]
     phrases = _phrases(recipe, collection, sorted({material.row for material in materials}))
@@ -140,14 +140,14 @@ def _prepare(recipe: CaptionerRecipe, collection: Collection, run: RunFolder) ->
 
 
 def _phrases(recipe: CaptionerRecipe, collection: Collection, known: list[int]) -> list[str]:
-    """The phrases of all regions that are used."""
-    rows = [*known, *_further(recipe, collection, set(known))] if recipe.words.regions else []
+    """Collect the phrases of all regions that are used."""
+    rows = [*known, *_extra_rows(recipe, collection, set(known))] if recipe.word_training.regions else []
     return [region.phrase for row in rows for region in collection.read_regions(row)]
 
 
-def _further(recipe: CaptionerRecipe, collection: Collection, known: set[int]) -> list[int]:
-    """Rows of the split without targets, whose regions the stage of words uses."""
-    if not (recipe.words.steps and recipe.words.regions and recipe.words.all_images):
+def _extra_rows(recipe: CaptionerRecipe, collection: Collection, known: set[int]) -> list[int]:
+    """Find rows of the split without targets whose regions stage 0 uses."""
+    if not (recipe.word_training.steps and recipe.word_training.regions and recipe.word_training.all_images):
         return []
     try:
         bounds = collection.grouped("regions").bounds
@@ -172,9 +172,9 @@ class _Stages:
     ) -> None:
         self.recipe, self.collection, self.run, self.rows = recipe, collection, run, rows
         self.tokens, self.here, self.command = tokens, here, command
-        self.reports: dict[str, dict[str, Any]] = {}
+        self.reports: dict[str, TrainingStage] = {}
         known = {row.row for row in rows}
-        self.used = sorted({*known, *(further := _further(recipe, collection, known))})
+        self.used = sorted({*known, *(extra := _extra_rows(recipe, collection, known))})
         self.last: Path | None = None
         self._features: FeatureCache | None = None
         model = self._model()
@@ -182,18 +182,18 @@ class _Stages:
             rows,
             tokens,
             collection,
-            further=further,
-            common=recipe.words.common,
-            regions=recipe.words.regions,
+            further=extra,
+            common=recipe.word_training.common,
+            regions=recipe.word_training.regions,
             side=round(model.prefix_length**0.5),
             preprocess=model.image_encoder.preprocess,
         )
 
-    def all(self) -> str:
-        """Runs what is left to do; "finished", or "stopped" by a signal."""
-        wanted = {WORD_STAGE: self.recipe.words.steps, FORMAT_STAGE: self.recipe.training.steps}
-        wanted[ALIGN_STAGE] = self.recipe.alignment.steps
-        for stage, steps in wanted.items():
+    def run_all(self) -> str:
+        """Run the stages that are left; return "finished", or "stopped" by a signal."""
+        steps_of = {WORD_STAGE: self.recipe.word_training.steps, FORMAT_STAGE: self.recipe.training.steps}
+        steps_of[ALIGN_STAGE] = self.recipe.alignment.steps
+        for stage, steps in steps_of.items():
             if steps and self._run(stage) == "stopped":
                 return "stopped"
         return "finished"
@@ -202,14 +202,14 @@ class _Stages:
         folder = self.run.path / f"stage-{stage}"
         report = folder / "stage.json"
         if not report.is_file():
-            outcome = self._train(stage, folder)
-            if outcome["status"] == "stopped":
-                self.reports[STAGES[stage]] = outcome
+            trained = self._train(stage, folder)
+            if trained.status == "stopped":
+                self.reports[STAGES[stage]] = trained
                 return "stopped"
             if self.here.is_main:
-                write_json_atomically(report, outcome)
-            barrier()
-        self.reports[STAGES[stage]] = read_json(report)
+                write_json_atomically(report, trained.to_json())
+            barrier()  # other ranks read what the main one wrote
+        self.reports[STAGES[stage]] = TrainingStage.model_validate(read_json(report))
         self.last = folder / "model"
         return "finished"
 
@@ -218,10 +218,10 @@ class _Stages:
             self.recipe, vocabulary=len(self.tokens), names=len(self.tokens.names), definite=self.tokens.definite
         )
         if self.last is not None:
-            fill(model, self.last / WEIGHTS)
+            load_weights(model, self.last / WEIGHTS)
         return model
 
-    def _train(self, stage: int, folder: Path) -> dict[str, Any]:
+    def _train(self, stage: int, folder: Path) -> TrainingStage:
         recipe, settings = self.recipe, self.recipe.stage_settings(stage)
         folder.mkdir(exist_ok=True)
         model = self._model()
@@ -231,9 +231,9 @@ class _Stages:
             self._cached(model),
             stage=stage,
             replay=recipe.alignment.replay if stage == ALIGN_STAGE else 0.0,
-            longest_alt=recipe.longest_alt,
+            max_alt_tokens=recipe.max_alt_tokens,
             places=self.places,
-            captioned=recipe.words.captioned,
+            captioned=recipe.word_training.captioned,
         )
         loader = Loader(
             samples,
@@ -248,24 +248,24 @@ class _Stages:
             model,
             words_W=torch.from_numpy(self.words),
             pad=self.tokens.pad,
-            word_weight=1.0 if stage == WORD_STAGE else recipe.words.loss_weight,
+            word_weight=1.0 if stage == WORD_STAGE else recipe.word_training.loss_weight,
             captions=stage != WORD_STAGE,
-            seeing_rate=recipe.words.seeing_rate,
+            seeing_rate=recipe.word_training.seeing_rate,
         )
-        say(f"stage {stage}, {STAGES[stage]}: {len(samples.rows)} images, {settings.steps} updates")
+        say(f"stage {stage}, {STAGES[stage]}: {len(samples.rows)} images, {settings.steps} steps")
         outcome = train(task, loader, settings, RunFolder(folder))
         gathered = checkpoint.gather_weights(task, ema=outcome.ema)
         weights = {name.removeprefix("model."): value for name, value in gathered.items()}
         if outcome.status == "finished" and self.here.is_main:
             self._save(folder / "model", weights)
-        return {
-            "status": outcome.status,
-            "steps": outcome.step,
-            "seconds": round(outcome.seconds, 1),
-            "images": len(samples.rows),
-            "bad_samples": outcome.bad_samples,
-            "curves": f"{folder.name}/metrics.jsonl",
-        }
+        return TrainingStage(
+            status=outcome.status,
+            steps=outcome.step,
+            seconds=round(outcome.seconds, 1),
+            images=len(samples.rows),
+            bad_samples=outcome.bad_samples,
+            curves=f"{folder.name}/metrics.jsonl",
+        )
 
     def _cached(self, model: CaptionerModel) -> FeatureCache:
         if self._features is None:
@@ -280,13 +280,13 @@ class _Stages:
         return self._features
 
     def lengths(self) -> dict[str, int]:
-        """The length class of each format that is asked for by default: of the median target of the last stage."""
+        """Return the default length class of each format: that of the median target of the last stage."""
         last = ALIGN_STAGE if any(row.stage == ALIGN_STAGE for row in self.rows) else FORMAT_STAGE
-        found = {}
+        classes = {}
         for kind in CAPTION_KINDS:
             tokens = [row.tokens for row in self.rows if row.kind == kind and row.stage == last]
-            found[kind] = length_class(int(np.median(tokens))) if tokens else length_class(0)
-        return found
+            classes[kind] = length_class(int(np.median(tokens))) if tokens else length_class(0)
+        return classes
 
     def _save(self, folder: Path, weights: dict[str, Tensor]) -> Path:
         encoder = CaptionerModel(
@@ -309,10 +309,11 @@ class _Stages:
         )
 
     def finish(self) -> Path:
-        """The folder of the last stage's model, as the run's."""
+        """Copy the model folder of the last stage to the run's `model`."""
         assert self.last is not None
         target = self.run.path / "model"
         target.mkdir(exist_ok=True)
+        # The config last: a folder without one is not a model yet.
         files = sorted(self.last.iterdir(), key=lambda path: path.name == CONFIG)
         for path in files:
             (target / path.name).write_bytes(path.read_bytes())

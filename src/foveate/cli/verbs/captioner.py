@@ -95,10 +95,10 @@ def train(
     if not done.is_main:
         return
     if done.model_folder is None:
-        finish(done.result, ["stopped; the same command goes on"], {"run": target}, as_json=as_json)
+        finish(done.result.to_json(), ["stopped; run the same command to resume"], {"run": target}, as_json=as_json)
         sys.exit(130)
     paths = {"run": target, "model": done.model_folder, "report": render(target)}
-    finish(done.result, _trained_lines(done.result), paths, as_json=as_json)
+    finish(done.result.to_json(), _trained_lines(done.result.to_json()), paths, as_json=as_json)
 
 
 @command.command("evaluate", short_help="Measure a captioner on held-out images.")
@@ -143,7 +143,7 @@ def evaluate(
         device=device,
         command=["foveate", *sys.argv[1:]],
         shuffled=shuffled,
-    )
+    ).to_json()
     finish(result, _table_lines(result["evaluation"]), {"run": run, "report": render(run)}, as_json=as_json)
 
 
