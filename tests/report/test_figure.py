@@ -50,10 +50,10 @@ def test_long_texts_are_shortened() -> None:
 def test_other_suffixes_other_kinds_and_too_few_images_are_refused(tmp_path: Path) -> None:
     results = made_run.small_results(tmp_path)
     made_run.write_run(tmp_path, results["locate"])
-    with pytest.raises(UserError, match=r"\.png or \.webp"):
+    with raises_naming(UserError, "readme.gif", ".png", ".webp"):
         readme_image(tmp_path, tmp_path / "readme.gif")
     with raises_naming(UserError, "locate"):
         readme_image(tmp_path, tmp_path / "readme.png")
     made_run.write_run(tmp_path, {"kind": "tour", "collection": {"name": "none"}})
-    with pytest.raises(UserError, match="at least two images"):
+    with raises_naming(UserError, "locate"):
         readme_image(tmp_path, tmp_path / "readme.png")

@@ -244,28 +244,28 @@ def change(result: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "sentence"),
+    ("path", "value", "names"),
     [
-        ("kind", "tuor", "unknown kind of run 'tuor'.*Did you mean 'tour'"),
-        ("locate.0.truth", [0.5, 0.1, 0.2, 0.4], r"field 'locate\.0\.truth'.*x1 <= x2"),
-        ("locate.0.truth", [0.1, 0.1, float("nan"), 0.4], r"field 'locate\.0\.truth'.*finite"),
-        ("locate.0.boxes", {'a"b': [0, 0, 1, 1]}, r"field 'locate\.0\.boxes"),
-        ("locate.0.boxes", {"center": [0, 0, 1, 1]}, "no box of the default rule 'head'"),
-        ("locate.0.image", "../secret.png", "outside its run folder"),
-        ("locate.0.image", "/etc/hostname", "outside its run folder"),
-        ("locate.0.image", "images/none.webp", "'none.webp' that result.json names is missing"),
-        ("locate.0.image", "result.json", "'result.json' that result.json names cannot be read"),
-        ("choose.0.right", 9, "do not fit 3 boxes"),
-        ("table.0.values", {"stranger": {"value": 1.0}}, "'stranger' is not among them"),
-        ("collection.images", "many", r"field 'collection\.images'"),
+        ("kind", "tuor", ["kind of run", "tuor", "tour"]),
+        ("locate.0.truth", [0.5, 0.1, 0.2, 0.4], ["locate.0.truth", "x1 <= x2"]),
+        ("locate.0.truth", [0.1, 0.1, float("nan"), 0.4], ["locate.0.truth", "finite"]),
+        ("locate.0.boxes", {'a"b': [0, 0, 1, 1]}, ["locate.0.boxes"]),
+        ("locate.0.boxes", {"center": [0, 0, 1, 1]}, ["head"]),
+        ("locate.0.image", "../secret.png", ["result.json"]),
+        ("locate.0.image", "/etc/hostname", ["result.json"]),
+        ("locate.0.image", "images/none.webp", ["none.webp", "result.json"]),
+        ("locate.0.image", "result.json", ["result.json"]),
+        ("choose.0.right", 9, ["choose", "3"]),
+        ("table.0.values", {"stranger": {"value": 1.0}}, ["columns", "stranger"]),
+        ("collection.images", "many", ["collection.images"]),
     ],
 )
 def test_wrong_content_is_refused_with_its_field(
-    tour: tuple[Path, dict[str, Any]], path: str, value: Any, sentence: str
+    tour: tuple[Path, dict[str, Any]], path: str, value: Any, names: list[str]
 ) -> None:
     folder, result = tour
     made_run.write_run(folder, change(result, path, value))
-    with pytest.raises(UserError, match=sentence):
+    with raises_naming(UserError, *names):
         render(folder)
 
 
@@ -273,7 +273,7 @@ def test_missing_and_broken_results_are_refused(tmp_path: Path) -> None:
     with raises_naming(UserError, "result.json"):
         render(tmp_path)
     (tmp_path / "result.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match="not valid JSON"):
+    with raises_naming(UserError, tmp_path / "result.json"):
         render(tmp_path)
     (tmp_path / "result.json").write_text("[]", encoding="utf-8")
     with raises_naming(UserError, "kind"):

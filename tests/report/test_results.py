@@ -9,7 +9,7 @@ import pytest
 from foveate.caption.results import RequestTally
 from foveate.core.errors import UserError
 from foveate.core.results import Example, Histogram, Region, Value, parse_result
-from foveate.report.schema import InspectResult
+from foveate.report.pages.inspect import InspectResult
 from naming import raises_naming
 
 
@@ -25,7 +25,7 @@ def test_json_uses_the_names_of_the_file() -> None:
 
 def test_unknown_fields_are_ignored_and_results_are_immutable() -> None:
     value = parse_result(Value, {"value": 0.5, "added_by_a_newer_version": 1})
-    with pytest.raises(ValueError, match="frozen"):
+    with raises_naming(ValueError, "value", "frozen"):
         value.value = 1.0  # type: ignore[misc]
 
 

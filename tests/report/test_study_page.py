@@ -22,6 +22,7 @@ from foveate.report import render
 from foveate.report.forest import ForestRow, difference_bar, forest
 from foveate.report.pages.study import mean_and_half, signed
 from foveate.studies.results import StudyResult
+from naming import raises_naming
 
 
 def page_of(folder: Path, **changes: object) -> Path:
@@ -50,7 +51,7 @@ def test_one_seed_has_no_intervals(tmp_path: Path) -> None:
 
 
 def test_a_wrong_field_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="claims"):
+    with raises_naming(UserError, "claims"):
         page_of(tmp_path, claims=[{"text": "no verdict"}])
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import made_run
-import pytest
 
 from foveate.core.errors import UserError
 from foveate.report import render
+from naming import raises_naming
 
 ACCURACIES = {"Y/Y": 40.0, "S/Y": 72.4, "U/Y": 7.5, "R/Y": None, "S/S": 72.4, "U/U": 54.9, "R/R": None}
 
@@ -52,5 +52,5 @@ def test_a_broken_calibration_is_named(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
     shown = calibration(result["collection"]["examples"][0]["image"])
     del shown["trained"]
-    with pytest.raises(UserError, match="trained"):
+    with raises_naming(UserError, "trained"):
         render(made_run.write_run(tmp_path, {**result, "calibration": shown}))

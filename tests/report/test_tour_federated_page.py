@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import made_run
-import pytest
 
 from foveate.core.errors import UserError
 from foveate.report import render
+from naming import raises_naming
 
 
 def federated(image: str) -> dict[str, Any]:
     quality = {"knn": 0.444, "trustworthiness": 0.742, "foreign": 0.588}
     drawn = {"quality": quality, "bytes_up": 82_262_144, "bytes_down": 196_888_784}
-    places = [[0.0, 0.0], [1.0, 0.5], [2.0, -1.0], [0.5, 0.5]]
+    positions = [[0.0, 0.0], [1.0, 0.5], [2.0, -1.0], [0.5, 0.5]]
     clients = [
         {"name": f"client {n}", "images": 700 + n, "kinds": [kind], "groups": 48_511, "maps": {"FedNE": 1, "B": 2}}
         for n, kind in enumerate(("Food & <b>Drink", "Objects"))
@@ -24,8 +24,8 @@ def federated(image: str) -> dict[str, Any]:
         "images": 1401, "features": 432, "clusters": 2, "method": "consensus, 1 round of refinement", "rounds": 40,
         "held_out": 279, "sentence": "Groups match <little>.",
         "groupings": [{"title": "all", "nmi": 0.287, "purity": 0.487}],
-        "maps": [{"title": "FedNE", **drawn, "places": places, "notes": {"a surrogate fails": 2}},
-                 {"title": "Federated averaging", **drawn, "places": places}],
+        "maps": [{"title": "FedNE", **drawn, "positions": positions, "notes": {"a surrogate fails": 2}},
+                 {"title": "Federated averaging", **drawn, "positions": positions}],
         "owners": [0, 0, 1, 1], "labels": ["a", "a", "b", "b"], "groups": [0, 1, 0, 1], "clients": clients,
         "examples": [{"group": 0, "size": 2, "clients": 1, "kind": "Objects", "share": 0.5,
                       "images": [{"image": image, "kind": "Objects"}]}],
@@ -55,5 +55,5 @@ def test_a_broken_part_is_named(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
     shown = federated(result["collection"]["examples"][0]["image"])
     del shown["owners"]
-    with pytest.raises(UserError, match="owners"):
+    with raises_naming(UserError, "owners"):
         render(made_run.write_run(tmp_path, {**result, "federated": shown}))

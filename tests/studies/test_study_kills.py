@@ -99,7 +99,7 @@ def test_what_a_killed_process_leaves_the_other_takes_over(server: Server, tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_find_study_real_trainings_ends_with_the_same_numbers(server: Server, tmp_path: Path) -> None:
+def test_a_killed_study_of_real_trainings_ends_with_the_same_numbers(server: Server, tmp_path: Path) -> None:
     straight, out = tmp_path / "straight", tmp_path / "study"
     took = server.seconds("trained", straight)
     watched = Watched(out)

@@ -20,6 +20,7 @@ from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
 from foveate.report.federated import TourFederated
 from foveate.studies import tour_federated as tested
+from naming import raises_naming
 
 COLORS = {"food": (220, 60, 40), "plant": (40, 170, 60), "sky": (60, 90, 220), "tool": (120, 120, 120)}
 EACH = 24
@@ -80,7 +81,7 @@ def test_called_again_it_reads_what_it_found(
     found = tested.tour_federated(collection, run, features=emoji[1], seed=1, rounds=2)
     monkeypatch.setattr(tested, "fit_clients", None)
     assert tested.tour_federated(collection, run, features=emoji[1], seed=1, rounds=2) == found
-    with pytest.raises(UserError, match="another recipe"):
+    with raises_naming(UserError, run.path, "--run"):
         tested.tour_federated(collection, run, features=emoji[1], seed=1, rounds=3)
 
 

@@ -17,6 +17,7 @@ from foveate.core.errors import UserError
 from foveate.core.paths import PACKAGE
 from foveate.core.progress import say
 from foveate.core.recipes import load
+from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.core.version import __version__
 from foveate.metrics.intervals import seed_interval
@@ -36,6 +37,7 @@ from foveate.studies.questions import (
     where_questions,
     word_searches,
 )
+from foveate.studies.results import TourResult
 from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
 from foveate.studies.tour_captions import sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
@@ -165,7 +167,8 @@ def tour(
     clock.lap("federated")
     result["seconds"] = clock.total()
     result["memory_gb"] = round(peak_gigabytes(), 2)
-    run.write_result(result)
+    # Checked against its declaration before it is written: a page never meets a field that it cannot read.
+    run.write_result(parse_result(TourResult, result).to_json())
     return run.path
 
 

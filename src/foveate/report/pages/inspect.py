@@ -7,17 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError
-from foveate.core.results import parse_result
+from foveate.core.results import Example, Histogram, ResultModel, parse_result
 from foveate.report import words
 from foveate.report.charts import histogram, plot
 from foveate.report.page import Page, command_text
 from foveate.report.pages.tour import example_groups
-from foveate.report.schema import InspectResult
 from foveate.report.simple import simple_page
 
 
+class Quarantined(ResultModel):
+    """Images that were not taken in, by reason."""
+
+    reason: str
+    count: int
+    example: str | None = ""
+
+
+class InspectResult(ResultModel):
+    """result.json of `foveate inspect`."""
+
+    kind: str
+    title: str = ""
+    summary: dict[str, Any] = {}
+    histograms: dict[str, Histogram] = {}
+    samples: list[Example] = []
+    quarantine: list[Quarantined] = []
+    command: str | list[str] = ""
+
+
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of an inspection's result.json (`schema.InspectResult`)."""
+    """The page of an inspection's result.json (`InspectResult`)."""
     r = parse_result(InspectResult, result)
     charts = []
     for name, h in r.histograms.items():
