@@ -1,0 +1,194 @@
+"""Write what the docs repeat from the code: option tables of the verbs and the API reference.
+
+    python tools/write_docs.py            # rewrites docs/verbs/*.md between markers, and docs/reference.md
+    python tools/write_docs.py --check    # exit 1 and name the pages that are out of date
+
+In a page, `<!-- options: adapt train -->` and `<!-- /options -->` enclose the table of a command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+import foveate
+from foveate.cli.main import cli
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+_BLOCK = re.compile(r"(<!-- options: ([^\n]*?) -->\n).*?(<!-- /options -->)", re.DOTALL)
+_COMMON = ("--json", "--quiet", "--device", "--seed", "--workers")
+"""Options that mean the same everywhere and are listed in one row."""
+_SECTIONS = ("Args", "Parameters", "Attributes", "Returns", "Raises", "Source", "Example", "Examples", "Yields")
+
+
+def find_command(words: str) -> click.Command:
+    """Return the command that words such as "adapt train" call."""
+    command: click.Command = cli
+    for word in words.split():
+        assert isinstance(command, click.Group), f"'{word}' of '{words}' is no sub-verb"
+        inner = command.get_command(click.Context(command), word)
+        assert inner is not None, f"no command '{words}'"
+        command = inner
+    return command
+
+
+def options_table(command: click.Command) -> str:
+    """Return the Markdown table of a command's options: name, default, allowed values, meaning."""
+    rows, common = ["| option | default | meaning |", "|---|---|---|"], []
+    for parameter in command.get_params(click.Context(command)):
+        if not isinstance(parameter, click.Option) or parameter.hidden or "--help" in parameter.opts:
+            continue
+        if parameter.opts[0] in _COMMON and parameter.opts[0] != "--seed":
+            common.append(f"`{parameter.opts[0]}`")
+            continue
+        names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("--"))
+        rows.append(f"| {names} | {_default(parameter)} | {_meaning(parameter)} |")
+    if common:
+        rows.append(f"| {', '.join(common)} | | as everywhere |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(option: click.Option) -> str:
+    if option.required:
+        return "required"
+    value = option.default
+    if option.is_flag:
+        return "" if value is not True else "on"
+    if callable(value) or value in (None, (), "") or "UNSET" in repr(value).upper():
+        return ""
+    return f"`{','.join(map(str, value)) if isinstance(value, tuple | list) else value}`"
+
+
+def _meaning(option: click.Option) -> str:
+    text = (option.help or "").replace("|", "\\|")
+    kind = option.type
+    if isinstance(kind, click.Choice):
+        return f"{text} One of {', '.join(f'`{choice}`' for choice in kind.choices)}."
+    if isinstance(kind, click.IntRange | click.FloatRange):
+        bounds = _bounds(kind)
+        return f"{text} {bounds}." if bounds else text
+    return text
+
+
+def _bounds(kind: Any) -> str:
+    """Bounds of a number in words: "32 to 8192", "At least 1", "Above 0, at most 1"."""
+    low, high = kind.min, kind.max
+    if low is not None and high is not None and not kind.min_open and not kind.max_open:
+        return f"{low} to {high}"
+    parts = [f"{'above' if kind.min_open else 'at least'} {low}"] if low is not None else []
+    parts += [f"{'below' if kind.max_open else 'at most'} {high}"] if high is not None else []
+    words = ", ".join(parts)
+    return words[:1].upper() + words[1:]
+
+
+def fill_page(text: str) -> str:
+    """Return a page with every marked table of options made anew."""
+    return _BLOCK.sub(lambda match: match[1] + options_table(find_command(match[2])) + match[3], text)
+
+
+def public_names() -> Iterator[tuple[str, Any]]:
+    """Yield (name, object) of everything that `from foveate import ...` offers, `__version__` left out."""
+    for name in sorted(foveate.__all__, key=str.casefold):
+        if not name.startswith("_"):
+            yield name, getattr(foveate, name)
+
+
+def reference() -> str:
+    """Return the API reference as Markdown: one section per public name, with its docstring and public methods."""
+    parts = [
+        "# API reference\n",
+        "Made from the docstrings by `python tools/write_docs.py`. Every name is imported from `foveate`; every example",
+        "runs in the tests.\n",
+    ]
+    for name, value in public_names():
+        if inspect.ismodule(value):
+            continue
+        parts.append(f"## `{name}`\n")
+        if inspect.isclass(value) and not issubclass(value, BaseException):
+            parts.append(f"```python\n{name}{_signature(value)}\n```\n")
+        elif callable(value) and not inspect.isclass(value):
+            parts.append(f"```python\n{name}{_signature(value)}\n```\n")
+        parts.append(render_docstring(inspect.getdoc(value) or ""))
+        if inspect.isclass(value):
+            for method_name, method in _methods(value):
+                parts.append(f"### `{name}.{method_name}`\n")
+                if not isinstance(method, property):
+                    parts.append(f"```python\n{method_name}{_signature(method)}\n```\n")
+                parts.append(render_docstring(inspect.getdoc(method) or ""))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _signature(value: Any) -> str:
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return "(...)"
+    parameters = [parameter for parameter in signature.parameters.values() if parameter.name != "self"]
+    text = str(signature.replace(parameters=parameters)).replace("~", "")
+    return re.sub(r"foveate(\.\w+)+\.(\w+)", r"\2", text.replace("'", ""))
+
+
+def _methods(value: type) -> Iterator[tuple[str, Any]]:
+    """Yield a class's own public methods and properties, in the order of its source."""
+    for name, member in vars(value).items():
+        inner = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+        if name.startswith("_") or not (inspect.isfunction(inner) or isinstance(member, property)):
+            continue
+        if inspect.getdoc(inner):
+            yield name, getattr(value, name) if isinstance(member, classmethod | staticmethod) else member
+
+
+def render_docstring(text: str) -> str:
+    """Turn a Google-style docstring into Markdown: sections become bold words and lists, examples become code."""
+    lines, output, section, code = text.splitlines(), [], "", False
+    for line in lines:
+        stripped = line.strip()
+        is_code = stripped.startswith((">>>", "...")) or (code and bool(stripped))
+        if is_code != code:
+            output.append("```" if code else "```python")
+            code = is_code
+        if code:
+            output.append(stripped)
+        elif stripped.rstrip(":") in _SECTIONS and stripped.endswith(":") and line == line.lstrip():
+            section = stripped.rstrip(":")
+            output += ["", f"**{section}**", ""]
+        elif section and stripped:
+            indent = len(line) - len(line.lstrip())
+            output.append(f"- {_item(stripped)}" if indent <= 4 else f"  {stripped}")
+        else:
+            section = section if stripped or line else section
+            output.append(line)
+    if code:
+        output.append("```")
+    return "\n".join(output).strip() + "\n"
+
+
+def _item(text: str) -> str:
+    name, colon, rest = text.partition(":")
+    return f"`{name}`:{rest}" if colon and len(name) < 60 and not name.startswith("`") else text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page is out of date")
+    arguments = parser.parse_args()
+    pages = {path: fill_page(path.read_text(encoding="utf-8")) for path in sorted((DOCS / "verbs").glob("*.md"))}
+    pages[DOCS / "reference.md"] = reference()
+    stale = [path for path, text in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if not arguments.check:
+        for path in stale:
+            path.write_text(pages[path], encoding="utf-8")
+    for path in stale:
+        print(f"{'out of date' if arguments.check else 'written'}: {path.relative_to(DOCS.parent)}")
+    sys.exit(1 if arguments.check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()
