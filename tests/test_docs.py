@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 import shlex
 import tomllib
@@ -19,7 +18,7 @@ from pydantic import BaseModel
 from foveate.cli.main import cli
 from foveate.core import progress
 from foveate.core.recipes import load, recipe_names
-from foveate.vision.registry import encoder_kinds, find_encoder
+from foveate.vision.registry import encoder_kinds, tower_options
 from verbs import leaves, module_of, named, parameters_of, recipe_verbs, verb_of_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,8 +165,8 @@ def test_every_encoder_and_its_fields_are_described(attribute: str) -> None:
         assert f"`{kind}`" in encoders
         section = re.search(rf"^### [^\n]*: {kind}\n(.*?)(?=^#|\Z)", recipes, re.MULTILINE | re.DOTALL)
         assert section, kind
-        builder = find_encoder(kind, attribute)
-        missing = {name for name in inspect.signature(builder).parameters if f"`{name}`" not in section[1]}
+        tower = {"IMAGE_ENCODER": "image_encoder", "TEXT_ENCODER": "text_encoder"}[attribute]
+        missing = {name for name in tower_options(kind, tower) if f"`{name}`" not in section[1]}
         assert missing <= {"embed_dim"}, kind
 
 

@@ -112,15 +112,15 @@ def reference() -> str:
             continue
         parts.append(f"## `{name}`\n")
         if inspect.isclass(value) and not issubclass(value, BaseException):
-            parts.append(f"```python\n{name}{_signature(value)}\n```\n")
+            parts.append(f"```text\n{name}{_signature(value)}\n```\n")
         elif callable(value) and not inspect.isclass(value):
-            parts.append(f"```python\n{name}{_signature(value)}\n```\n")
+            parts.append(f"```text\n{name}{_signature(value)}\n```\n")
         parts.append(render_docstring(inspect.getdoc(value) or ""))
         if inspect.isclass(value):
             for method_name, method in _methods(value):
                 parts.append(f"### `{name}.{method_name}`\n")
                 if not isinstance(method, property):
-                    parts.append(f"```python\n{method_name}{_signature(method)}\n```\n")
+                    parts.append(f"```text\n{method_name}{_signature(method)}\n```\n")
                 parts.append(render_docstring(inspect.getdoc(method) or ""))
     return "\n".join(parts).rstrip() + "\n"
 
