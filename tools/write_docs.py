@@ -152,7 +152,7 @@ def render_docstring(text: str) -> str:
         stripped = line.strip()
         is_code = stripped.startswith((">>>", "...")) or (code and bool(stripped))
         if is_code != code:
-            output.append("```" if code else "```python")
+            output.append("```" if code else "```pycon")
             code = is_code
         if code:
             output.append(stripped)
