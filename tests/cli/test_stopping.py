@@ -47,14 +47,14 @@ def test_stopped_and_repeated(sent: signal.Signals, tiny_collection: Path, tmp_p
     finally:
         process.kill()
     assert process.returncode == 130, said
-    assert "the same command goes on from there" in said
+    assert "run the same command to resume" in said
     assert "Traceback" not in said
     assert 5 <= rows(stopped) < STEPS
     again = subprocess.run(
         command(recipe, tiny_collection, stopped), env=environment(), capture_output=True, text=True, timeout=PATIENCE
     )
     assert again.returncode == 0, again.stderr
-    assert "going on from step" in again.stderr
+    assert "resumed from step" in again.stderr
     assert rows(stopped) == STEPS
     one, two = (load_file(run / "model" / "model.safetensors") for run in (straight, stopped))
     assert not [name for name in one if not bool((one[name] == two[name]).all())]

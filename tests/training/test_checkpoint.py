@@ -70,7 +70,7 @@ def test_a_damaged_newest_one_is_named_and_the_one_before_leads_to_the_same_weig
     outcome = train(task, toy_loader(), toy_settings(), RunFolder.create(run))
     said = capsys.readouterr().err
     assert "step-00000012 is damaged" in said
-    assert "going on from step 10 of 12" in said
+    assert "resumed from step 10/12" in said
     assert outcome.step == 12
     assert checkpoint.damage(run / "checkpoints" / "step-00000012") == ""
     for name, tensor in trained[1].state_dict().items():

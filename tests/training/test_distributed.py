@@ -76,10 +76,10 @@ def test_a_run_goes_on_in_another_layout_after_a_signal_to_one_rank(
     said = run_processes(
         SCRIPT, tmp_path, "--steps", 12, "--parallel", parallel, "--stop-in-step", 6, world_size=world_size
     )
-    assert "stopped after step 7 of 12" in said[0]
+    assert "stopped after step 7/12" in said[0]
     parallel, world_size = second
     said = run_processes(SCRIPT, tmp_path, "--steps", 12, "--parallel", parallel, world_size=world_size)
-    assert "going on from step 7 of 12" in said[0]
+    assert "resumed from step 7/12" in said[0]
     assert_close(tmp_path, single / "twelve")
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 13))
 

@@ -48,18 +48,18 @@ def texts(
 
 
 def test_a_title_is_lent_to_alt(collection: Collection) -> None:
-    found = texts(collection, {"alt": 1.0})
-    assert found.of(0) == {"alt": ("alt 0",)}
-    assert found.of(1) == {"alt": ("title 1",)}
-    own = texts(collection, {"alt": 1.0, "title": 1.0})
-    assert own.of(1) == {"title": ("title 1",)}
+    image_texts = texts(collection, {"alt": 1.0})
+    assert image_texts.read_row(0) == {"alt": ("alt 0",)}
+    assert image_texts.read_row(1) == {"alt": ("title 1",)}
+    titles = texts(collection, {"alt": 1.0, "title": 1.0})
+    assert titles.read_row(1) == {"title": ("title 1",)}
 
 
 def test_the_newest_model_counts_and_a_preferred_one_before_it(collection: Collection) -> None:
-    assert texts(collection, {"ssc": 1.0}).of(0) == {"ssc": ("new says 0. And more.",)}
-    assert texts(collection, {"ssc": 1.0}, prefer=("old",)).of(0) == {"ssc": ("old says 0. And more.",)}
-    assert texts(collection, {"ssc": 1.0}).of(3) == {"ssc": ("new says 3. And more.",)}
-    assert texts(collection, {"ssc": 1.0}).of(7) == {}
+    assert texts(collection, {"ssc": 1.0}).read_row(0) == {"ssc": ("new says 0. And more.",)}
+    assert texts(collection, {"ssc": 1.0}, prefer=("old",)).read_row(0) == {"ssc": ("old says 0. And more.",)}
+    assert texts(collection, {"ssc": 1.0}).read_row(3) == {"ssc": ("new says 3. And more.",)}
+    assert texts(collection, {"ssc": 1.0}).read_row(7) == {}
     with raises_naming(UserError, "old"):
         texts(collection, {"ssc": 1.0}, prefer=("olde",))
 
@@ -83,29 +83,33 @@ def test_combined_texts(collection: Collection) -> None:
     uniform = texts(collection, {"dsc": 1.0}, combine="uniform").draw(2, seed=0, epoch=0)
     assert uniform == ("alt", "alt 2")
     every = texts(collection, {"title": 0.01, "ssc": 9.0}, combine="uniform")
-    drawn = [found.kind for epoch in range(400) if (found := every.draw(0, seed=0, epoch=epoch))]
+    drawn = [image_texts.kind for epoch in range(400) if (image_texts := every.draw(0, seed=0, epoch=epoch))]
     assert abs(drawn.count("title") / 400 - 0.5) < 4 * 0.025
 
 
 @pytest.mark.parametrize("combine", ["none", "concat", "fuse", "part", "uniform"])
 def test_possible_texts_hold_all_that_is_drawn(collection: Collection, combine: Any) -> None:
-    found = texts(collection, {"alt": 1.0, "ssc": 1.0}, combine=combine)
-    rows = found.rows_with_text(np.arange(IMAGES))
-    possible = set(found.possible(rows).to_pylist())
-    drawn = {one.text for row in rows.tolist() for epoch in range(20) if (one := found.draw(row, seed=0, epoch=epoch))}
+    image_texts = texts(collection, {"alt": 1.0, "ssc": 1.0}, combine=combine)
+    rows = image_texts.rows_with_text(np.arange(IMAGES))
+    possible = set(image_texts.list_possible(rows).to_pylist())
+    drawn = {
+        one.text for row in rows.tolist() for epoch in range(20) if (one := image_texts.draw(row, seed=0, epoch=epoch))
+    }
     assert drawn <= possible
 
 
 def test_weight_given_to_alt(collection: Collection) -> None:
-    found = texts(collection, {"ssc": 1.0, "alt": 0.0}, missing="alt")
-    assert found.draw(7, seed=0, epoch=0) == ("alt", "title 7")
-    assert found.draw(0, seed=0, epoch=0) == ("ssc", "new says 0. And more.")
+    image_texts = texts(collection, {"ssc": 1.0, "alt": 0.0}, missing="alt")
+    assert image_texts.draw(7, seed=0, epoch=0) == ("alt", "title 7")
+    assert image_texts.draw(0, seed=0, epoch=0) == ("ssc", "new says 0. And more.")
 
 
 def test_expected_and_drawn_shares_agree(collection: Collection) -> None:
-    found = texts(collection, {"alt": 1.0, "ssc": 3.0})
-    rows = found.rows_with_text(np.arange(IMAGES)).tolist()
-    expected = found.expected(rows)
+    image_texts = texts(collection, {"alt": 1.0, "ssc": 3.0})
+    rows = image_texts.rows_with_text(np.arange(IMAGES)).tolist()
+    expected = image_texts.compute_expected_shares(rows)
     assert expected["ssc"] == pytest.approx(0.75 * 35 / 40)
-    drawn = sum((found.drawn_in_epoch(rows, seed=0, epoch=epoch)["ssc"] for epoch in range(50)), 0) / (50 * len(rows))
+    drawn = sum((image_texts.count_drawn(rows, seed=0, epoch=epoch)["ssc"] for epoch in range(50)), 0) / (
+        50 * len(rows)
+    )
     assert abs(drawn - expected["ssc"]) < 4 * (0.75 * 0.25 / (50 * 35)) ** 0.5

@@ -75,7 +75,7 @@ def test_sigterm_saves_and_leaves_with_success(straight: Path, tmp_path: Path) -
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    assert "the same command goes on from there" in said
+    assert "run the same command to resume" in said
     run_processes(SCRIPT, tmp_path, *OPTIONS)
     assert (tmp_path / "final.safetensors").read_bytes() == (straight / "final.safetensors").read_bytes()
     assert log(tmp_path) == log(straight)

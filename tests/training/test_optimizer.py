@@ -63,15 +63,15 @@ def test_rules_without_effect_are_refused() -> None:
         rows(ParameterRule(r"hed\.weight"))
     with raises_naming(UserError, "head"):
         rows(ParameterRule("head"))
-    with pytest.raises(UserError, match="earlier rules match all of its parameters"):
+    with raises_naming(UserError, "head\\.bias"):
         rows(ParameterRule(r"head\..*"), ParameterRule(r"head\.bias"))
-    with pytest.raises(UserError, match="is not a regular expression"):
+    with raises_naming(UserError, "'('"):
         rows(ParameterRule("("))
 
 
 def test_nothing_to_train_is_refused() -> None:
     model = Model()
-    with pytest.raises(UserError, match="nothing to train"):
+    with raises_naming(UserError, "parameter rules"):
         freeze(model, table=parameter_table(model, rules=[ParameterRule(".*", frozen=True)], settings=SETTINGS))
 
 

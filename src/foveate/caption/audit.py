@@ -202,7 +202,7 @@ def sample_rows(
         UserError: no image has all formats.
     """
     rows = collection.rows(settings.split).tolist()
-    complete = [row for row in track(rows, description="captions") if set(formats) <= texts.of(row).keys()]
+    complete = [row for row in track(rows, description="captions") if set(formats) <= texts.read_row(row).keys()]
     if not complete:
         raise UserError(
             f"collection {collection.path}: no image has all of {', '.join(formats)}; name fewer with --formats"
@@ -274,7 +274,7 @@ def _judge_captions(
     order = shuffled_order(len(rows), seeds.generator("shuffled captions", settings.seed))
     by_format = {}
     for kind in formats:
-        captions = JudgedCaptions(kind, [texts.of(row)[kind][0] for row in rows], [])
+        captions = JudgedCaptions(kind, [texts.read_row(row)[kind][0] for row in rows], [])
         split = method.split or _split_by_rules
         captions.assertions = split(rows, captions.texts)
         captions.phrases = [extract(text).phrases for text in track(captions.texts, description=f"phrases of {kind}")]

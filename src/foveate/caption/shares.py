@@ -105,11 +105,11 @@ def measure_shares(
             f"collection {collection.path}: no image of split '{split}' has a text of the kinds {kinds} (it has "
             f"{present}); write captions with foveate caption"
         )
-    by_image = [texts.of(int(row)) for row in track(rows.tolist(), description="texts")]
-    drawn = texts.drawn_in_epoch(rows.tolist(), seed=seed)
+    by_image = [texts.read_row(int(row)) for row in track(rows.tolist(), description="texts")]
+    drawn = texts.count_drawn(rows.tolist(), seed=seed)
     # Draws that fell on a format which the image lacks are counted under no name.
     left_out = drawn.pop("", 0)
-    expected = texts.expected(rows.tolist())
+    expected = texts.compute_expected_shares(rows.tolist())
     first_epoch = normalize_counts(drawn)
     total = sum(sampler.weights.values())
     return MixResult(

@@ -142,7 +142,7 @@ class PretrainDataset:
             self._cache.fill()
 
     def _read_row(self, row: int) -> RowTexts:
-        by_kind = self.image_texts.of(row)
+        by_kind = self.image_texts.read_row(row)
         if not self.with_regions:
             return RowTexts(by_kind, _NO_BOXES, ())
         regions = self.collection.grouped("regions")
@@ -173,7 +173,7 @@ class PretrainDataset:
 
     def _all_texts(self) -> pa.ChunkedArray:
         """Return every text that a sample may have."""
-        texts = self.image_texts.possible(self.rows)
+        texts = self.image_texts.list_possible(self.rows)
         if not self.with_regions:
             return texts
         in_split = np.zeros(len(self.collection), dtype=bool)

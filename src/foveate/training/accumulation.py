@@ -67,13 +67,13 @@ def _weighted_parts(
         # DDP takes its mean over ranks once, in the last part: one all-reduce a step whatever the number of parts.
         with contextlib.nullcontext() if index == len(pieces) - 1 else _without_sync(model):
             with autocast():
-                terms, numbers = model(piece)
+                terms, part_report = model(piece)
             if weight is not None:
                 terms = {name: value * weight.get(name, weight["loss"]) for name, value in terms.items()}
-                numbers = {name: value * weight.get(name, weight["loss"]) for name, value in numbers.items()}
+                part_report = {name: value * weight.get(name, weight["loss"]) for name, value in part_report.items()}
                 terms["loss"] = task.total(terms)
             terms["loss"].backward()
-        for sums, values in ((losses, terms), (report, numbers)):
+        for sums, values in ((losses, terms), (report, part_report)):
             for name, value in values.items():
                 value = value.detach() if isinstance(value, Tensor) else value
                 sums[name] = sums[name] + value if name in sums else value

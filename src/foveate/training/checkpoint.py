@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or absent, free of pickle, and the same for one process, DDP and FSDP2.
+"""Checkpoints: complete or absent, without pickle, the same for one process, DDP and FSDP2.
 
 A checkpoint is a folder `step-00000500/` with `weights.safetensors` (trainable parameters and buffers; frozen
-ones come from where they came from, and are compared by hash), `optimizer.safetensors`, `average.safetensors`
+ones come from their base, which is compared by hash), `optimizer.safetensors`, `average.safetensors`
 when there is an average, `state.json`, and `complete.json` with the size and SHA-256 of each file. It is
 written under another name, synchronized to disk, then renamed.
 
@@ -42,7 +42,7 @@ _SGD_MOMENTS = ("momentum_buffer",)
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters and persistent buffers by name, sharing memory with the module."""
+    """Return trainable parameters and persistent buffers by name, sharing memory with the module."""
     frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
 
@@ -50,9 +50,9 @@ def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
 def gather_weights(
     module: nn.Module, *, ema: ExponentialAverage | None = None, only_trained: bool = False
 ) -> dict[str, Tensor]:
-    """The module's whole state on the CPU of rank 0 (frozen parameters too), an empty dict on the others.
+    """Gather the module's whole state on the CPU of rank 0 (frozen parameters too); the others get an empty dict.
 
-    With `ema`, averaged parameters stand for their own. A collective under FSDP: call it on all ranks. The
+    With `ema`, averages replace the parameters. A collective under FSDP: call it on all ranks. The
     result loads into an unwrapped module of the same architecture.
 
     Args:
@@ -84,14 +84,17 @@ def frozen_hash(module: nn.Module) -> str:
 def _gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     whole = {}
     for name, tensor in tensors.items():
-        full = full_tensor(tensor)
+        full = full_tensor(tensor)  # one at a time: a rank never holds more than one whole tensor beside its shards
         if world().is_main:
             whole[name] = full
     return whole
 
 
 def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `parameter name/moment`, sharing memory; without a gradient so far there is none."""
+    """Return the optimizer's state as `parameter name/moment`, sharing memory.
+
+    A parameter that had no gradient so far has none.
+    """
     return {
         f"{name}/{moment}": optimizer.state[parameter][moment]
         for name, parameter in module.named_parameters()
@@ -117,7 +120,7 @@ def save(
     base: str,
     best_step: int = 0,
 ) -> None:
-    """Writes the checkpoint of `state["step"]` and removes all but the newest `keep`. A collective.
+    """Write the checkpoint of `state["step"]` and remove all but the newest `keep`. A collective.
 
     Args:
         module: the task, not its DDP wrapper.
@@ -168,7 +171,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint folder: a missing, short or changed file; empty when it is whole."""
+    """Describe what is wrong with a checkpoint: a missing, short or changed file; empty when it is complete."""
     if not (checkpoint / _COMPLETE).is_file():
         return f"{_COMPLETE} is missing"
     try:
@@ -187,7 +190,7 @@ def damage(checkpoint: Path) -> str:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of `folder`; damaged ones are passed over and named on standard error."""
+    """Find the newest complete checkpoint of `folder`; damaged ones are skipped and named on standard error."""
     for checkpoint in _newest_first(folder):
         problem = damage(checkpoint)
         if not problem and (saved := read_json(checkpoint / _COMPLETE).get("format")) != FORMAT:
@@ -196,18 +199,18 @@ def newest(folder: Path) -> Path | None:
             )
         if not problem:
             return checkpoint
-        say(f"checkpoint {checkpoint} is damaged ({problem}); using the one before, if there is one")
+        say(f"checkpoint {checkpoint} is damaged ({problem}); trying the one before")
     return None
 
 
 def remove_all(folder: Path) -> None:
-    """Removes the checkpoints of `folder`, finished or not."""
+    """Remove the checkpoints of `folder`, complete or not."""
     for path in [*_newest_first(folder), *folder.glob(".*.tmp")]:
         shutil.rmtree(path)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON state that was saved with a checkpoint."""
+    """Read the JSON state of a checkpoint."""
     return read_json(checkpoint / _STATE)
 
 
@@ -219,7 +222,7 @@ def load(
     ema: ExponentialAverage | None = None,
     base: str | None = None,
 ) -> None:
-    """Fills module, optimizer and average from a checkpoint, whatever layout wrote it. A collective.
+    """Load module, optimizer and average from a checkpoint, whatever layout wrote it. A collective.
 
     Only rank 0 reads the files, so that they need not lie on a shared disk.
 
@@ -227,7 +230,7 @@ def load(
         base: `frozen_hash` of the module, where its frozen parameters are not in full precision now.
 
     Raises:
-        UserError: when the checkpoint has other parameters, other shapes, no average or another frozen base; on all
+        UserError: the checkpoint has other parameters, other shapes, no average or another frozen base; on all
             ranks alike.
     """
     base = frozen_hash(module) if base is None else base
@@ -244,7 +247,7 @@ def load(
 
 
 def _prepared_moments(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Empty moments, placed as the optimizer places them, for parameters that have some in the checkpoint."""
+    """Create empty moments for parameters that have some in the checkpoint, and return them as targets to fill."""
     header = broadcast_json(_header(checkpoint / _OPTIMIZER) if world().is_main else None)
     parameters = dict(module.named_parameters())
     fused = bool(optimizer.defaults["fused"])
@@ -253,15 +256,16 @@ def _prepared_moments(checkpoint: Path, module: nn.Module, optimizer: torch.opti
         parameter = parameters[name]
         empty = {name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in moments}
         if "step" in _moments(optimizer):
+            # A fused AdamW counts on the device, an unfused one on the CPU.
             empty["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
         optimizer.state[parameter] = empty
     return _optimizer_tensors(module, optimizer)
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """Names, shapes and metadata of a safetensors file, or the reason why it has none, as JSON values."""
+    """Read names, shapes and metadata of a safetensors file, or the reason why it has none, as JSON values."""
     if not path.is_file():
-        return {"problem": f"{path} is missing: the run was begun with other settings", "shapes": {}, "metadata": {}}
+        return {"problem": f"{path} is missing: the run was started with other settings", "shapes": {}, "metadata": {}}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -273,16 +277,16 @@ def _header(path: Path) -> dict[str, Any]:
 
 def _load_file(path: Path, targets: Mapping[str, Tensor]) -> None:
     header = broadcast_json(_header(path) if world().is_main else None)
-    wanted = {name: list(tensor.shape) for name, tensor in targets.items()}
-    problem = header["problem"] or _difference(header["shapes"], wanted)
+    expected = {name: list(tensor.shape) for name, tensor in targets.items()}
+    problem = header["problem"] or _difference(header["shapes"], expected)
     if problem:
-        raise UserError(f"{path}: cannot be resumed from: {problem}; give another run folder")
+        raise UserError(f"{path}: cannot resume: {problem}. Use another run folder")
     for (_, target), full in zip(targets.items(), _read(path, list(targets)), strict=True):
         place_full(full, into=target)
 
 
 def _read(path: Path, names: list[str]) -> Iterator[Tensor | None]:
-    """The tensors of `names` one at a time on rank 0, None for each on the others."""
+    """Yield the tensors of `names` one at a time on rank 0, None for each on the others."""
     if not world().is_main:
         yield from (None for _ in names)
         return
@@ -291,12 +295,12 @@ def _read(path: Path, names: list[str]) -> Iterator[Tensor | None]:
             yield file.get_tensor(name)
 
 
-def _difference(saved: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> str:
-    for name in sorted(saved.keys() | wanted.keys()):
+def _difference(saved: Mapping[str, list[int]], expected: Mapping[str, list[int]]) -> str:
+    for name in sorted(saved.keys() | expected.keys()):
         if name not in saved:
             return f"it has no '{name}', which this model trains"
-        if name not in wanted:
+        if name not in expected:
             return f"it has '{name}', which this model does not train"
-        if list(saved[name]) != list(wanted[name]):
-            return f"'{name}' has the shape {list(saved[name])}, this model's is {list(wanted[name])}"
+        if list(saved[name]) != list(expected[name]):
+            return f"'{name}' has the shape {list(saved[name])}, this model's is {list(expected[name])}"
     return ""

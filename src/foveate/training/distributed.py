@@ -1,6 +1,6 @@
-"""Several processes under `torchrun`, or one: who we are, gathering with gradient, wrapping (DDP, FSDP2).
+"""Distributed training under `torchrun`: ranks, collectives with gradient, wrapping (DDP, FSDP2).
 
-Nothing here has an effect, and no process group is needed, when there is one process.
+With one process every function is the identity and no process group is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from foveate.training.task import Task
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `size`, and the device that it computes on."""
+    """Rank of this process among `size`, and the device that it computes on."""
 
     rank: int
     size: int
@@ -45,10 +45,10 @@ _left_groups: list[Any] = []
 
 
 def choose_device(device: str = "auto", *, local_rank: int = 0) -> torch.device:
-    """The device of a name such as "cpu", "cuda", "cuda:1", "mps"; "auto" is CUDA where there is one.
+    """Return the device of a name such as "cpu", "cuda:1", "mps"; "auto" is CUDA where there is one.
 
     Raises:
-        UserError: when the device does not exist here.
+        UserError: the device does not exist here.
     """
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
@@ -57,22 +57,22 @@ def choose_device(device: str = "auto", *, local_rank: int = 0) -> torch.device:
 
 @contextlib.contextmanager
 def start(device: str = "auto", *, timeout_minutes: float = 10.0) -> Iterator[World]:
-    """Joins the processes that `torchrun` started (RANK, WORLD_SIZE, LOCAL_RANK), or stays a single one.
+    """Join the processes that `torchrun` started (RANK, WORLD_SIZE, LOCAL_RANK), or stay a single one.
 
-    CUDA processes talk over NCCL for tensors on the device and over gloo for small ones on the CPU.
+    CUDA processes use NCCL for tensors on the device and gloo for small ones on the CPU.
     """
     global _current
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = choose_device(device, local_rank=local_rank)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    torch_device = choose_device(device, local_rank=local_rank)
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
     before = _current
     rank = int(os.environ.get("RANK", "0")) if size > 1 else 0
     if size > 1:
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
-    _current = World(rank, size, chosen)
+    _current = World(rank, size, torch_device)
     try:
         yield _current
     finally:
@@ -82,7 +82,7 @@ def start(device: str = "auto", *, timeout_minutes: float = 10.0) -> Iterator[Wo
 
 
 def _leave() -> None:
-    """Destroys the process group in a way that cannot hang.
+    """Destroy the process group in a way that cannot hang.
 
     The destructor of a gloo group joins the group's threads while it holds the interpreter lock, and a thread that
     is just dropping a finished collective's tensors wants that lock (seen with torch 2.13 when a
@@ -95,7 +95,7 @@ def _leave() -> None:
 
 
 def world() -> World:
-    """The world that `start` opened, or a single process on the default device."""
+    """Return the world that `start` opened, or a single process on the default device."""
     return _current or World(0, 1, choose_device())
 
 
@@ -120,7 +120,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_grad(features_BE: Tensor) -> Tensor:
-    """Features of all ranks in rank order, with gradient to all of them.
+    """Gather features of all ranks in rank order, with gradient to all of them.
 
     When every rank computes the full loss from the result, or its own part of it and then `sum_with_grad`, the raw
     gradient of its own features is world size times that of a single process, so that it is right after the mean that
@@ -136,7 +136,7 @@ def gather_with_grad(features_BE: Tensor) -> Tensor:
 
 
 def rows_before(rows_RE: Tensor) -> tuple[int, int]:
-    """How many rows the ranks before this one have, and how many all have; a collective."""
+    """Count the rows of the ranks before this one, and of all ranks. A collective."""
     if _size() == 1:
         return 0, len(rows_RE)
     counts, _ = _counts(rows_RE)
@@ -144,7 +144,7 @@ def rows_before(rows_RE: Tensor) -> tuple[int, int]:
 
 
 def _counts(rows_RE: Tensor) -> tuple[list[int], bool]:
-    """Rows of each rank, and whether those of any rank need a gradient."""
+    """Count the rows of each rank, and find out whether those of any rank need a gradient."""
     mine = torch.tensor([len(rows_RE), int(rows_RE.requires_grad)], device=rows_RE.device)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
@@ -153,7 +153,7 @@ def _counts(rows_RE: Tensor) -> tuple[list[int], bool]:
 
 
 def gather_ragged_with_grad(rows_RE: Tensor) -> Tensor:
-    """Like `gather_with_grad` for any number of rows per rank, zero included; the result has no padding.
+    """Gather any number of rows per rank, zero included, with gradient; the result has no padding.
 
     A rank without rows passes a tensor of shape (0, ...) and joins every collective, backward too.
 
@@ -171,8 +171,8 @@ def gather_ragged_with_grad(rows_RE: Tensor) -> Tensor:
         rows_RE = rows_RE.detach().requires_grad_()
     padding = rows_RE.new_zeros((longest - len(rows_RE), *rows_RE.shape[1:]))
     padded = gather_with_grad(torch.cat([rows_RE, padding]))
-    kept = torch.cat([torch.arange(count) + rank * longest for rank, count in enumerate(counts)])
-    return padded[kept.to(rows_RE.device)]
+    unpadded = torch.cat([torch.arange(count) + rank * longest for rank, count in enumerate(counts)])
+    return padded[unpadded.to(rows_RE.device)]
 
 
 class _Sum(torch.autograd.Function):
@@ -190,7 +190,7 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_with_grad(part: Tensor) -> Tensor:
-    """The sum of the parts of a loss of which every rank computes its own; the same number on every rank.
+    """Sum the parts of a loss of which every rank computes one; the same number on every rank.
 
     The backward pass needs no collective: it treats the loss as this rank's part times world size, so that the
     gradients are right after the mean that DDP and FSDP take, as with `gather_with_grad`.
@@ -199,7 +199,7 @@ def sum_with_grad(part: Tensor) -> Tensor:
 
 
 def all_sum(value: float | Tensor) -> Tensor:
-    """The sum of a number or tensor over ranks, without gradient (counts, divisors)."""
+    """Sum a number or tensor over ranks, without gradient (counts, divisors)."""
     total = torch.as_tensor(value).detach().clone()
     if _size() > 1:
         dist.all_reduce(total)
@@ -215,17 +215,17 @@ def all_max(value: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: Mapping[str, float]) -> dict[str, float]:
-    """The mean over ranks of named numbers; every rank gives the same names."""
+    """Average named numbers over ranks; every rank passes the same names."""
     if _size() == 1:
         return dict(values)
-    names = sorted(values)
+    names = sorted(values)  # one collective for all, in the same order on every rank
     totals = all_sum(torch.tensor([values[name] for name in names], dtype=torch.float64)) / _size()
     means = dict(zip(names, totals.tolist(), strict=True))
     return {name: means[name] for name in values}
 
 
 def any_rank(*flags: bool) -> tuple[bool, ...]:
-    """For each flag, whether it is set on any rank: all ranks then decide alike."""
+    """Return for each flag whether it is set on any rank, so that all ranks decide alike."""
     if _size() == 1:
         return flags
     combined = torch.tensor(flags, dtype=torch.int32)
@@ -234,7 +234,7 @@ def any_rank(*flags: bool) -> tuple[bool, ...]:
 
 
 def broadcast_json(value: Any) -> Any:
-    """Rank 0's JSON value on every rank. The other ranks' argument is not looked at. No pickle travels."""
+    """Send rank 0's JSON value to every rank, without pickle. The other ranks' argument is ignored."""
     if _size() == 1:
         return value
     data = json.dumps(value).encode("utf-8") if dist.get_rank() == 0 else b""
@@ -248,19 +248,19 @@ def broadcast_json(value: Any) -> Any:
 
 
 def barrier() -> None:
-    """Waits for all ranks."""
+    """Wait for all ranks."""
     any_rank(False)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a possibly sharded tensor as a CPU copy, detached. A collective when sharded."""
+    """Return a possibly sharded tensor whole, as a detached copy on the CPU. A collective when sharded."""
     whole = tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
     return whole.to("cpu", copy=True)
 
 
 @torch.no_grad()
 def place_full(full: Tensor | None, *, into: Tensor) -> None:
-    """Copies rank 0's `full` into `into` on every rank, sharded as `into` is. A collective.
+    """Copy rank 0's `full` into `into` on every rank, sharded as `into` is. A collective.
 
     Args:
         full: the whole tensor on rank 0 (any device); None on the other ranks.
@@ -279,13 +279,16 @@ def place_full(full: Tensor | None, *, into: Tensor) -> None:
 
 
 def distribute_like(full: Tensor, *, like: DTensor) -> DTensor:
-    """Rank 0's `full`, sharded over the mesh in the way of `like`."""
+    """Shard rank 0's `full` over the mesh as `like` is."""
     return distribute_tensor(full, like.device_mesh, like.placements)
 
 
 def wrap(task: Task, *, parallel: Literal["ddp", "fsdp"]) -> nn.Module:
-    """The module whose call runs the task's forward: the task itself, a DistributedDataParallel of it, or (in
-    place) the task sharded by FSDP2 unit by unit and then as a whole. The weights of rank 0 hold.
+    """Wrap the task for several processes; the weights of rank 0 are used.
+
+    Returns:
+        The module to call: the task itself, a DistributedDataParallel of it, or (in place) the task sharded by FSDP2
+        unit by unit and then as a whole.
     """
     here = world()
     if here.size == 1:
@@ -297,6 +300,7 @@ def wrap(task: Task, *, parallel: Literal["ddp", "fsdp"]) -> nn.Module:
             find_unused_parameters=task.find_unused_parameters,
         )
     check_shardable(task)
+    # DDP broadcasts rank 0's weights itself, fully_shard does not.
     for tensor in task.state_dict().values():
         dist.broadcast(tensor, 0)
     mesh = init_device_mesh(here.device.type, (here.size,))
@@ -307,6 +311,6 @@ def wrap(task: Task, *, parallel: Literal["ddp", "fsdp"]) -> nn.Module:
 
 
 def check_shardable(module: nn.Module) -> None:
-    """Asserts that no parameter is zero-dimensional: FSDP2 splits the first dimension."""
+    """Assert that no parameter is zero-dimensional: FSDP2 splits the first dimension."""
     scalars = [name for name, parameter in module.named_parameters() if parameter.ndim == 0]
     assert not scalars, f"parameters of shape () cannot be sharded, give them the shape (1,): {', '.join(scalars)}"

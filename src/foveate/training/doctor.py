@@ -1,6 +1,6 @@
-"""What a machine and a collection give: rates of reading, decoding and loading, and rules that refuse what cannot be.
+"""Doctor: rates of reading, decoding and loading on this machine, and rules that judge a planned run.
 
-Measured here, judged here; what a run needs comes from its price. Nothing here knows of encoders.
+What the run needs comes from its price. Nothing here knows of encoders.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _OPEN_SHARDS = 256
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Count the processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine(folder: Path) -> dict[str, Any]:
-    """Cores, memory, free disk at `folder`, accelerators, versions, and whether the hub is switched off."""
+    """Describe the machine: cores, memory, free disk at `folder`, accelerators, versions, hub switched off or not."""
     page = os.sysconf("SC_PAGE_SIZE")
     accelerators = [
         {
@@ -60,12 +60,12 @@ def machine(folder: Path) -> dict[str, Any]:
 
 
 def _memory_available(page: int) -> int:
-    """What can be had without swapping: the kernel's own estimate where there is one."""
+    """Return the bytes that are available without swapping: the kernel's estimate where there is one."""
     facts = Path("/proc/meminfo")
     if facts.is_file():
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", facts.read_text(encoding="utf-8"), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
+        line = re.search(r"^MemAvailable:\s+(\d+) kB", facts.read_text(encoding="utf-8"), re.MULTILINE)
+        if line:
+            return int(line[1]) * 1024
     return page * os.sysconf("SC_AVPHYS_PAGES")
 
 
@@ -84,23 +84,23 @@ def _version(name: str) -> str | None:
 
 
 def extras(package: str = "foveate") -> dict[str, dict[str, str | None]]:
-    """Extra -> library -> installed version, None where it is missing. Empty when the package is not installed."""
+    """Return extra -> library -> installed version (None: missing); empty when the package is not installed."""
     try:
         requirements = importlib.metadata.requires(package) or []
     except importlib.metadata.PackageNotFoundError:
         return {}
-    found: dict[str, dict[str, str | None]] = {}
+    installed: dict[str, dict[str, str | None]] = {}
     for requirement in requirements:
         extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)['\"]", requirement)
         name = re.match(r"[\w.-]+", requirement)
         if extra and name and name[0] != package:
-            found.setdefault(extra[1], {})[name[0]] = _version(name[0])
-    return found
+            installed.setdefault(extra[1], {})[name[0]] = _version(name[0])
+    return installed
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured; images a second.
+    """Measured rates, in images a second.
 
     Attributes:
         read_bytes_per_second: of image bytes in random order. read_images: the same in images.
@@ -133,22 +133,22 @@ def measure(
     draft: Callable[[int], object],
     threads: int,
     seed: int,
-    most: int = 128,
+    max_images: int = 128,
     seconds: float = 4.0,
 ) -> Rates:
-    """Measures on at most `most` rows drawn from `rows`, about `seconds` for each rate.
+    """Measure on at most `max_images` rows drawn from `rows`, about `seconds` for each rate.
 
     Args:
         whole: bytes to model input with the whole image unpacked. draft: row to model input as the loader makes it.
             Both may raise BadImage.
     """
-    order = np.random.default_rng(seed).permutation(len(rows))[:most]
-    chosen = [int(row) for row in np.asarray(rows)[order]]
+    order = np.random.default_rng(seed).permutation(len(rows))[:max_images]
+    selected = [int(row) for row in np.asarray(rows)[order]]
     unreadable: dict[str, str] = {}
     cold = _drop_cache(collection)
     data: dict[int, bytes] = {}
     began = time.perf_counter()
-    for row in chosen:
+    for row in selected:
         try:
             data[row] = collection.image_bytes(row)
         except BadImage as problem:
@@ -172,13 +172,13 @@ def measure(
         decode_draft,
         loader,
         threads,
-        len(chosen),
+        len(selected),
         unreadable,
     )
 
 
 def _drop_cache(collection: Collection) -> bool:
-    """Asks the kernel to forget the shards, so that they are read from the disk. No right is needed for that."""
+    """Ask the kernel to drop the shards from its cache, so that they are read from the disk; needs no privilege."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in (collection.path / "images").glob("*.tar"):
@@ -191,7 +191,7 @@ def _drop_cache(collection: Collection) -> bool:
 
 
 def _rate(make: Callable[[int], object], rows: Sequence[int], seconds: float) -> float:
-    """Calls a second, over all rows again and again until the time is over."""
+    """Measure calls a second, over all rows again and again until the time is over."""
     if not rows:
         return 0.0
     done, began = 0, time.perf_counter()
@@ -202,7 +202,7 @@ def _rate(make: Callable[[int], object], rows: Sequence[int], seconds: float) ->
 
 
 class _Drawn:
-    """The images alone, as a dataset of the loader."""
+    """Dataset of images alone."""
 
     def __init__(self, make: Callable[[int], object]) -> None:
         self.make = make
@@ -236,7 +236,7 @@ def _loader_rate(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run asks for, in plain numbers.
+    """Requirements of a run, and what the machine has.
 
     Attributes:
         batch_size: images of an update over all processes. devices: processes, `local` of them on this machine.
@@ -265,74 +265,74 @@ class Plan:
 
 
 def problems(plan: Plan, *, cores: int, reader: str = "foveate") -> list[str]:
-    """What makes the run impossible or senseless, each in one sentence with a way out; empty when nothing does."""
-    found = []
+    """List what makes the run impossible, each with a way out; empty when nothing does."""
+    sentences = []
     if plan.batch_size % plan.devices:
-        found.append(
+        sentences.append(
             f"batch_size {plan.batch_size} cannot be split evenly over {plan.devices} processes; "
             f"use {max(1, plan.batch_size // plan.devices) * plan.devices}"
         )
     if plan.batch_size < 2:
-        found.append("batch_size 1 has no negative: the loss is 0 whatever the model says; use 2 or more")
+        sentences.append("batch_size 1 has no negative: the loss is 0 whatever the model says; use 2 or more")
     if plan.batch_size > plan.usable:
-        found.append(
+        sentences.append(
             f"batch_size {plan.batch_size} is larger than the {plan.usable} usable images: a batch would hold a "
             f"image twice and count its own text as a wrong answer; use at most {plan.usable}"
         )
     if plan.needs_regions and plan.labeled == 0:
-        found.append(
+        sentences.append(
             "no image of the split has a region, so that no batch can hold a positive of the region loss; add boxes, "
             "or train CLIP with regions.method=none"
         )
     readers = plan.devices * max(plan.workers, 1)
     if reader == "webdataset" and plan.shards < readers:
-        found.append(
+        sentences.append(
             f"{plan.shards} shards for {readers} WebDataset readers ({plan.devices} processes x {plan.workers}): each "
             f"reads whole shards, so that {readers - plan.shards} of them would have nothing; use fewer readers or "
             "collect again with smaller shards"
         )
     if plan.memory_bytes > plan.memory_there:
-        found.append(
+        sentences.append(
             f"a process needs {plan.memory_bytes / 1e9:.1f} GB of memory, {plan.memory_there / 1e9:.1f} GB are there; "
             "`foveate pretrain RECIPE --dry-run` says what would fit"
         )
     if plan.disk_bytes > plan.disk_there:
-        found.append(
+        sentences.append(
             f"features and checkpoints need {plan.disk_bytes / 1e9:.1f} GB of disk, {plan.disk_there / 1e9:.1f} GB are "
             "free"
         )
-    return found
+    return sentences
 
 
 def remarks(plan: Plan, *, available: float, cores: int, reader: str = "foveate") -> list[str]:
-    """What will be slow, or works here and not elsewhere.
+    """List what will be slow, or works here and not elsewhere.
 
     Args:
         available: images a second that the loaders of all processes give together.
     """
-    said = []
+    sentences = []
     threads = plan.local * plan.workers
     if threads > cores:
-        said.append(
+        sentences.append(
             f"{threads} loader threads ({plan.local} processes x {plan.workers}) on {cores} cores: they only take "
             f"turns; training.workers={max(1, cores // plan.local)} gives as much"
         )
     readers = plan.devices * max(plan.workers, 1)
     if reader == "foveate" and plan.shards < readers:
-        said.append(
+        sentences.append(
             f"{plan.shards} shards for {readers} readers is no limit here, images are read by their offset; readers "
             "of WebDataset shards (open_clip) would need at least as many shards as readers"
         )
     if plan.shards > _OPEN_SHARDS:
-        said.append(
+        sentences.append(
             f"{plan.shards} shards: files beyond {_OPEN_SHARDS} are opened for each image, which costs on a shared "
             "file system; larger shards avoid it"
         )
     if available < plan.needed:
         lacking = plan.needed - available
-        said.append(
+        sentences.append(
             f"the loader gives {available:,.0f} images/s, the devices take {plan.needed:,.0f}: they will wait "
             f"{lacking / plan.needed:.0%} of the time"
             + ("; there are more cores, raise --workers" if threads < cores else "")
         )
-    return said
+    return sentences

@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights."""
+"""Exponential moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foveate.training.distributed import distribute_like
 
 
 def ema_decay(step: int, *, decay: float) -> float:
-    """The decay of update number `step` (from 0): min(decay, (1 + step) / (10 + step)).
+    """Return the decay at `step` (from 0): min(decay, (1 + step) / (10 + step)).
 
     The early average forgets the initial weights quickly, so that short runs profit too (the warm-up of
     TensorFlow's ExponentialMovingAverage with `num_updates`).
@@ -22,9 +22,9 @@ def ema_decay(step: int, *, decay: float) -> float:
 
 
 class ExponentialAverage:
-    """Averages of the trainable parameters, in the parameters' own precision. Buffers are not averaged.
+    """Averages of the trainable parameters, in their precision. Buffers are not averaged.
 
-    Made before FSDP shards the model, from whole weights; `shard_like` then gives each average the sharding
+    Built before FSDP shards the model, from whole weights; `shard_like` then gives each average the sharding
     of its parameter.
 
     Attributes:
@@ -38,7 +38,7 @@ class ExponentialAverage:
         }
 
     def shard_like(self, module: nn.Module) -> None:
-        """Shards the averages as the parameters of `module` are, from rank 0's. A collective under FSDP."""
+        """Shard the averages as the parameters of `module` are, from rank 0's. A collective under FSDP."""
         parameters = dict(module.named_parameters())
         for name, average in self.averages.items():
             parameter = parameters[name]
@@ -47,7 +47,8 @@ class ExponentialAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module, *, step: int) -> None:
-        """average <- d * average + (1 - d) * parameter with d = ema_decay(step)."""
+        """Update: average <- d * average + (1 - d) * parameter with d = ema_decay(step)."""
+        # Shards are averaged where they are: the average of a shard is the shard of the average.
         parameters = dict(module.named_parameters())
         averages = [_local(average) for average in self.averages.values()]
         current = [_local(parameters[name].detach()) for name in self.averages]
@@ -55,14 +56,14 @@ class ExponentialAverage:
 
     @contextlib.contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """Within the block the module carries the averages; afterwards its own weights again."""
+        """Put the averages into the module within the block, and its weights back afterwards."""
         parameters = dict(module.named_parameters())
-        own = {name: parameters[name].detach().clone() for name in self.averages}
+        weights = {name: parameters[name].detach().clone() for name in self.averages}
         self._copy(self.averages, parameters)
         try:
             yield
         finally:
-            self._copy(own, parameters)
+            self._copy(weights, parameters)
 
     @staticmethod
     @torch.no_grad()

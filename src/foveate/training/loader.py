@@ -1,4 +1,4 @@
-"""Batches that arrive in a fixed order from threads; samples that cannot be read are counted and replaced."""
+"""Loader: batches in a fixed order from threads; samples that cannot be read are counted and replaced."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.training.order import MixtureOrder, batch_rows
 
+# Rows tried in place of one that cannot be read, itself included.
 _SUBSTITUTES = 32
+# The share of bad samples is judged as if there were at least so many draws: one bad image in the first batch is none
+# in ten.
 _DRAWS_BEFORE_JUDGING = 100
 # Parts of a batch for each thread: small enough that none waits long for another, few enough that tasks cost little.
 _PARTS = 4
 
 
 class BadSample(Exception):
-    """A sample that cannot be used. A dataset raises it; the loader counts it and takes another row."""
+    """Raised by a dataset for a sample that cannot be used; the loader counts it and takes another row."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"{key}: {reason}")
@@ -32,19 +35,19 @@ class BadSample(Exception):
 
 
 class Dataset(Protocol):
-    """What a loader needs. Both methods are called from several threads and use explicit generators only."""
+    """Dataset protocol. Both methods are called from several threads and use explicit generators only."""
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
-        """The sample of a row at its `epoch`-th epoch: a pure function of the three. May raise BadSample."""
+        """Return the sample of a row in an epoch: a pure function of the three. May raise BadSample."""
         ...
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """One batch of the samples, in the same order."""
+        """Combine samples, in the same order, into a batch."""
         ...
 
 
 class BatchSource(Protocol):
-    """What the training loop needs of a loader."""
+    """Loader protocol of the training loop."""
 
     batch_size: int
     world_size: int
@@ -52,11 +55,11 @@ class BatchSource(Protocol):
     bad_draws: int
 
     def batches(self, start_step: int, stop_step: int) -> Generator[dict[str, Any], None, None]:
-        """The batches number `start_step` up to, not including, `stop_step`."""
+        """Yield batches number `start_step` up to, not including, `stop_step`."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What decides the order, as JSON values; a run goes on only when they are the same."""
+        """Return what decides the order, as JSON values; a run resumes only when they are the same."""
         ...
 
 
@@ -77,7 +80,7 @@ class Source:
 
 
 class _Batch:
-    """A batch that several threads make together: whoever makes its last part collates it."""
+    """A batch that several threads load together; the one that loads the last part collates it."""
 
     def __init__(self, step: int, share: int, parts: int) -> None:
         self.step, self.share = step, share
@@ -90,14 +93,14 @@ class _Batch:
         self._left, self._lock = len(self.bounds), threading.Lock()
 
     def is_last(self) -> bool:
-        """Counts one more part as made."""
+        """Count one more part as loaded; return whether it was the last."""
         with self._lock:
             self._left -= 1
             return self._left == 0
 
 
 class Loader:
-    """Loads the batches of `foveate.training.order.batch_rows` ahead of time with `workers` threads.
+    """Load the batches of `foveate.training.order.batch_rows` ahead of time with `workers` threads.
 
     The threads share each batch, so that the next one is ready as soon as can be; at most `workers + prefetch` are in
     memory beside the one in use. The batches and their order do not depend on the number of workers. A row whose sample
@@ -107,7 +110,7 @@ class Loader:
     Attributes:
         bad_samples: key -> reason, of every sample that could not be used so far.
         bad_draws: how often such a sample was drawn.
-        drawn: how many samples were asked for.
+        drawn: how many samples were requested.
     """
 
     def __init__(
@@ -217,10 +220,10 @@ class Loader:
         )
 
     def _receive(self, batch: _Batch) -> dict[str, Any]:
-        """Counts in the order of the steps, so that the verdict does not depend on the threads."""
+        """Wait for a batch and count its bad samples in the order of steps, independent of the threads."""
         for task in batch.tasks:
             task.result()
-        failures = [failure for found in batch.failures for failure in found]
+        failures = [failure for of_sample in batch.failures for failure in of_sample]
         self.drawn += batch.share
         self.bad_draws += len(failures)
         for failure in failures:

@@ -46,24 +46,26 @@ from foveate.training.settings import TrainingSettings
 from foveate.training.stopping import BestEvaluation, StopRequest
 from foveate.training.task import Report, Task
 
+# Both decide which samples a step sees.
 _MUST_NOT_CHANGE = ("seed", "batch_size")
+# Settings that change neither weights nor metrics; a run may be resumed with other ones, silently.
 WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "parallel", "workers")
 
 
 class TrainingError(UserError):
-    """Training cannot go on: the loss or its gradient is no longer a finite number."""
+    """Training diverged: the loss or its gradient is no longer a finite number."""
 
 
 @dataclass
 class TrainingOutcome:
-    """What `train` leaves.
+    """Result of `train`; the weights themselves are in the task.
 
     Attributes:
         status: "finished", or "stopped" by a signal after a checkpoint.
-        step: updates done, over all sessions.
+        step: steps done, over all sessions.
         seconds: time in the loop, over all sessions.
         last_row: the last row written to metrics.jsonl in this session, or empty.
-        model: what was called: the task, its DistributedDataParallel or the sharded task.
+        model: the module that was called: the task, its DistributedDataParallel or the sharded task.
         ema: the averaged weights, if there are any: `with outcome.ema.applied(task): task.export(folder)`.
         best: step and value of the best evaluation; its step is 0 where nothing was monitored.
         stopped_early: whether training ended because the evaluations no longer improved; the status is "finished".
@@ -86,20 +88,19 @@ class TrainingOutcome:
 def train(
     task: Task, loader: BatchSource, settings: TrainingSettings, run: RunFolder, *, resume: bool = True
 ) -> TrainingOutcome:
-    """Trains `task` on `loader` for `settings.steps` updates and leaves its weights in it.
+    """Train `task` on `loader` for `settings.steps` steps.
 
-    Called inside `foveate.training.distributed.start()` on every process; all build the same task.
-    Checkpoints lie in `run.path / "checkpoints"`, the log in metrics.jsonl. The same call again goes on from
-    the newest whole checkpoint, and on a CPU in fp32 it ends with the very weights of an uninterrupted run:
-    order, views, dropout and learning rate are functions of the step, and weights, moments and average are
-    stored.
+    Called inside `foveate.training.distributed.start()` on every process; all build the same task. Checkpoints are
+    in `run.path / "checkpoints"`, the log in metrics.jsonl. The same call again resumes from the newest whole
+    checkpoint. On a CPU in fp32 it ends with exactly the weights of an uninterrupted run: order, views, dropout and
+    learning rate are functions of the step, and weights, moments, average and best evaluation are stored.
 
     Args:
         resume: False removes the checkpoints and rows of the folder first and starts over.
 
     Raises:
-        TrainingError: when loss or gradient are not finite; the weights are then those before that step.
-        UserError: when the checkpoint belongs to other data or settings, or a parameter rule is wrong.
+        TrainingError: loss or gradient are not finite; the weights are then those before that step.
+        UserError: the checkpoint belongs to other data or settings, or a parameter rule is wrong.
     """
     here = world()
     assert loader.batch_size == settings.batch_size, "the loader was made for another batch size"
@@ -108,6 +109,7 @@ def train(
     _check_evaluation(task, settings)
     table = parameter_table(task, rules=task.parameter_groups(), settings=settings)
     freeze(task, table=table)
+    # Hashed before anything is cast or sharded: the base is known by its full precision.
     identity = {"data": loader.describe(), "frozen_hash": checkpoint.frozen_hash(task)}
     task.to(here.device)
     task.train()
@@ -137,6 +139,7 @@ def _train(
     if ema is not None:
         ema.shard_like(task)
     optimizer = build_optimizer(task, table=table, settings=settings)
+    # After wrapping: FSDP2 has replaced the parameters by its shards.
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
 
     outcome = TrainingOutcome("finished", step=0, seconds=0.0, model=model, ema=ema)
@@ -156,20 +159,22 @@ def _train(
 
         batches = loader.batches(outcome.step, stop_step)
         with contextlib.closing(batches):
-            for step in _steps(outcome.step, stop_step, here):
+            for step in _track_steps(outcome.step, stop_step, here):
                 learning_rate = settings.learning_rate * task.learning_rate_factor(step, settings=settings)
                 set_learning_rate(optimizer, learning_rate=learning_rate)
-                with _randomness_of_step("step", settings.seed, step, here):
+                with _seeded_step("step", settings.seed, step, here):
                     batch = task.prepare_batch(next(batches), here.device)
                     losses, report_now = forward_and_backward(
                         model, task, batch, parts=settings.accumulate, precision=precision
                     )
-                gradient_norm = _clip(trained, largest=settings.gradient_clip_norm)
+                gradient_norm = _clip_gradients(trained, max_norm=settings.gradient_clip_norm)
 
+                # One collective for both questions, and before the step: weights never take in a gradient that is not
+                # finite, and no rank stops while another waits for it in an all-reduce.
                 finite = math.isfinite(losses["loss"].item()) and math.isfinite(gradient_norm)
                 stopping, broken = any_rank(stop.signal_name is not None, not finite)
                 if broken:
-                    raise TrainingError(_broken(step + 1, losses, gradient_norm, report, run))
+                    raise TrainingError(_describe_divergence(step + 1, losses, gradient_norm, report, run))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 if ema is not None:
@@ -181,12 +186,14 @@ def _train(
                 improved = False
                 evaluating = task.should_evaluate(outcome.step, settings=settings)
                 if step == 0 or outcome.step % settings.log_every == 0 or last or evaluating:
-                    report = mean_over_ranks(_numbers(losses) | _numbers(report_now))
-                    now = time.monotonic()
-                    rate = (outcome.step - logged_step) * settings.batch_size / max(now - logged, 1e-9)
+                    # Numbers leave the device here alone: `item` waits for it, in every step it would cost.
+                    report = mean_over_ranks(_to_floats(losses) | _to_floats(report_now))
+                    elapsed = time.monotonic() - logged
+                    rate = (outcome.step - logged_step) * settings.batch_size / max(elapsed, 1e-9)
                     logged_step = outcome.step
                     outcome.last_row = {
                         "step": outcome.step,
+                        # JSON has no NaN; a share over no samples is null.
                         **{name: value if math.isfinite(value) else None for name, value in report.items()},
                         "learning_rate": learning_rate,
                         "gradient_norm": gradient_norm,
@@ -197,7 +204,9 @@ def _train(
                         metrics = _evaluate(model, task, ema, outcome.step, settings, here)
                         outcome.last_row |= {f"eval_{name}": value for name, value in metrics.items()}
                         if settings.monitor is not None:
-                            improved = best.update(_monitored(metrics, settings), step=outcome.step, settings=settings)
+                            improved = best.update(
+                                _read_monitor(metrics, settings), step=outcome.step, settings=settings
+                            )
                             outcome.stopped_early = best.is_exhausted(settings)
                     if here.is_main:
                         run.append_metrics(outcome.last_row)
@@ -233,14 +242,14 @@ def _train(
                     outcome.status = "stopped"
                 if stopping or outcome.stopped_early:
                     break
-        assert saved_step == outcome.step, "the last update was not saved"
+        assert saved_step == outcome.step, "the last step was not saved"
         if settings.restore_best and best.step and outcome.status == "finished":
             checkpoint.load(checkpoint.folder_of_step(folder, best.step), module=task, ema=ema, base=base)
         _write_bad_samples(run, loader, here)
         outcome.bad_samples = dict(loader.bad_samples)
-        barrier()
+        barrier()  # no rank returns, and exports or resumes, before rank 0 has written everything
     if outcome.status == "stopped" and here.is_main:
-        say(f"stopped after step {outcome.step} of {settings.steps}; the same command goes on from there")
+        say(f"stopped after step {outcome.step}/{settings.steps}; run the same command to resume")
     return outcome
 
 
@@ -259,15 +268,19 @@ def _check_evaluation(task: Task, settings: TrainingSettings) -> None:
 def _evaluate(
     model: nn.Module, task: Task, ema: ExponentialAverage | None, step: int, settings: TrainingSettings, here: World
 ) -> dict[str, float | None]:
-    """Metrics of rank 0, None for those that are not finite: the same on every rank, so that all decide alike."""
+    """Evaluate on all ranks and return the metrics of rank 0, None for those that are not finite.
+
+    Every rank gets the same ones, so that all decide alike whether to save and to stop.
+    """
     precision = torch.bfloat16 if settings.precision == "bf16" else None
     task.eval()
     with (
         torch.no_grad(),
-        _randomness_of_step("evaluate", settings.seed, step, here),
+        _seeded_step("evaluate", settings.seed, step, here),
         torch.autocast(here.device.type, precision or torch.bfloat16, enabled=precision is not None),
         ema.applied(task) if ema is not None else contextlib.nullcontext(),
     ):
+        # Through the wrapper: FSDP2 gathers the root's weights only in its forward.
         metrics = {name: float(value) for name, value in model(call="evaluate", step=step).items()}
         if isinstance(model, FSDPModule):
             # FSDP2 leaves the root unsharded after a forward without a backward; what follows expects shards.
@@ -276,21 +289,23 @@ def _evaluate(
     return broadcast_json({name: value if math.isfinite(value) else None for name, value in metrics.items()})
 
 
-def _monitored(metrics: Mapping[str, float | None], settings: TrainingSettings) -> float:
+def _read_monitor(metrics: Mapping[str, float | None], settings: TrainingSettings) -> float:
     value = metrics[choose(str(settings.monitor), metrics, "training.monitor")]
     return math.nan if value is None else value
 
 
-def _steps(start: int, stop: int, here: World) -> Iterator[int]:
-    """The numbers of the updates to do, with a progress bar on rank 0."""
+def _track_steps(start: int, stop: int, here: World) -> Iterator[int]:
+    """Count the steps that are left, with a progress bar on rank 0."""
     steps = range(start, stop)
     return track(steps, description="training") if here.is_main and len(steps) else iter(steps)
 
 
 @contextlib.contextmanager
-def _randomness_of_step(purpose: str, seed: int, step: int, here: World) -> Iterator[None]:
-    """Dropout and the like as a function of (seed, step, rank). PyTorch's modules know the global generator
-    only, so it is set here and put back afterwards: nothing outside the block sees a difference.
+def _seeded_step(purpose: str, seed: int, step: int, here: World) -> Iterator[None]:
+    """Make dropout and the like a function of (seed, step, rank).
+
+    PyTorch's modules know the global generator only, so it is set here and put back afterwards: nothing outside the
+    block sees a difference.
     """
     devices = [here.device] if here.device.type == "cuda" else []
     # torch.manual_seed would also seed devices that take no part, with a stack trace for each while they are asleep.
@@ -300,54 +315,55 @@ def _randomness_of_step(purpose: str, seed: int, step: int, here: World) -> Iter
         yield
 
 
-def _clip(trained: Sequence[nn.Parameter], *, largest: float | None) -> float:
-    """The global gradient norm before clipping; scales the gradients down to `largest` if that is given."""
+def _clip_gradients(trained: Sequence[nn.Parameter], *, max_norm: float | None) -> float:
+    """Scale the gradients down to `max_norm`, if given; return their global norm before that."""
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
     if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    if largest is not None:
-        torch.nn.utils.clip_grads_with_norm_(trained, largest, norm)
+        norm = norm.full_tensor()  # of shards: each rank has the norm of its own part only
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
     return norm.item()
 
 
-def _numbers(values: Mapping[str, Tensor] | Report) -> dict[str, float]:
+def _to_floats(values: Mapping[str, Tensor] | Report) -> dict[str, float]:
     return {name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in values.items()}
 
 
-def _broken(
+def _describe_divergence(
     step: int, losses: Mapping[str, Tensor], gradient_norm: float, report: Mapping[str, float], run: RunFolder
 ) -> str:
-    """One sentence on which number broke at `step`, with the last good values."""
-    now = ", ".join(f"{name} {value:g}" for name, value in _numbers(losses).items())
+    """Describe in one sentence which number diverged at `step`, with the last good values."""
+    now = ", ".join(f"{name} {value:g}" for name, value in _to_floats(losses).items())
     before = ", ".join(f"{name} {value:g}" for name, value in report.items()) or "none logged in this session"
     return (
-        f"{run.path}: step {step}: loss or gradient is not a finite number ({now}, "
-        f"gradient norm {gradient_norm:g}); "
-        f"last logged values: {before}; a lower learning_rate, more warmup_steps or fp32 usually helps"
+        f"{run.path}: step {step}: loss or gradient is not finite ({now}, gradient norm {gradient_norm:g}); "
+        f"last logged values: {before}. Try a lower learning_rate, more warmup_steps or fp32"
     )
 
 
 def _find_state(
     folder: Path, run: RunFolder, *, settings: TrainingSettings, identity: dict[str, Any], resume: bool
 ) -> dict[str, Any]:
-    """Where to go on, decided by rank 0 and told to all: step, seconds, bad draws, and the checkpoint's name.
+    """Find where to start: step, seconds, bad draws, best evaluation, and the checkpoint's name.
 
     Rows of metrics.jsonl beyond that step are cut off: they will be written again.
     """
-    decision: dict[str, Any] = {}
+    state: dict[str, Any] = {}
     if world().is_main:
+        # Rank 0 alone reads the disk, which need not be shared. An error travels too: raised on one rank only, it
+        # would leave the others waiting.
         try:
-            decision = _decide(folder, settings=settings, identity=identity, resume=resume)
-            run.truncate_metrics(after_step=decision["step"])
+            state = _read_newest(folder, settings=settings, identity=identity, resume=resume)
+            run.truncate_metrics(after_step=state["step"])
         except UserError as error:
-            decision = {"error": str(error)}
-    decision = broadcast_json(decision)
-    if "error" in decision:
-        raise UserError(decision["error"])
-    return decision
+            state = {"error": str(error)}
+    state = broadcast_json(state)
+    if "error" in state:
+        raise UserError(state["error"])
+    return state
 
 
-def _decide(folder: Path, *, settings: TrainingSettings, identity: dict[str, Any], resume: bool) -> dict[str, Any]:
+def _read_newest(folder: Path, *, settings: TrainingSettings, identity: dict[str, Any], resume: bool) -> dict[str, Any]:
     if not resume:
         checkpoint.remove_all(folder)
     path = checkpoint.newest(folder)
@@ -358,31 +374,29 @@ def _decide(folder: Path, *, settings: TrainingSettings, identity: dict[str, Any
     for name in _MUST_NOT_CHANGE:
         if saved.get(name) != now[name]:
             raise UserError(
-                f"{path}: was trained with {name} {saved.get(name)}, now it is {now[name]}; "
-                "a run cannot go on with another order of samples: give another run folder"
+                f"{path}: {name} was {saved.get(name)} (got {now[name]}); the order of samples would change. "
+                "Use another run folder"
             )
     if state["identity"]["data"] != identity["data"]:
         raise UserError(
-            f"{path}: was trained on other data ({state['identity']['data']}, now {identity['data']}); "
-            "give another run folder"
+            f"{path}: trained on other data: {state['identity']['data']} (got {identity['data']}). Use another run folder"
         )
     if state["identity"]["frozen_hash"] != identity["frozen_hash"]:
-        raise UserError(f"{path}: the frozen weights differ from those it was trained with; give another run folder")
+        raise UserError(f"{path}: the frozen weights differ from those it was trained with. Use another run folder")
     if state["step"] > settings.steps:
-        raise UserError(f"{path}: has {state['step']} updates, more than steps ({settings.steps})")
+        raise UserError(f"{path}: {state['step']} steps are done, more than training.steps (got {settings.steps})")
     for name in sorted(now.keys() - set(WITHOUT_INFLUENCE)):
-        before = saved.get(name, type(settings).model_fields[name].default)  # older checkpoints lack newer fields
+        # Checkpoints written before a field existed were trained with its default.
+        before = saved.get(name, type(settings).model_fields[name].default)
         if before != now[name]:
-            say(f"going on with {name} {now[name]}; until step {state['step']} it was {before}")
+            say(f"resumed with {name} {now[name]} (was {before} until step {state['step']})")
     best = state.get("best", {})
     if best.get("step") and (problem := checkpoint.damage(checkpoint.folder_of_step(folder, best["step"]))):
-        say(
-            f"the best checkpoint, of step {best['step']}, is damaged ({problem}): the next evaluation starts a new best"
-        )
+        say(f"best checkpoint, step {best['step']}, is damaged ({problem}); the next evaluation starts a new best")
         best = {}
     if any(saved.get(name) != now[name] for name in ("monitor", "monitor_mode")):
         best = {}  # values of another metric cannot be compared
-    say(f"going on from step {state['step']} of {settings.steps} ({path.name})")
+    say(f"resumed from step {state['step']}/{settings.steps} ({path.name})")
     return {
         "step": state["step"],
         "seconds": state["seconds"],
@@ -393,7 +407,7 @@ def _decide(folder: Path, *, settings: TrainingSettings, identity: dict[str, Any
 
 
 def _write_bad_samples(run: RunFolder, loader: BatchSource, here: World) -> None:
-    """Adds the samples that this rank could not use to bad-samples-RANK.json: key -> reason."""
+    """Add the samples that this rank could not use to bad-samples-RANK.json: key -> reason."""
     if not loader.bad_samples:
         return
     path = run.path / f"bad-samples-{here.rank}.json"

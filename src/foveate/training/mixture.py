@@ -1,4 +1,4 @@
-"""One text per image and epoch, drawn from a mixture of sources (Lai et al. 2024)."""
+"""Mixture of text sources: one text per image and epoch (Lai et al. 2024)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = MappingProxyType(
 
 
 class MixtureSampler:
-    """Chooses the source of the one text that an image is trained with in one epoch.
+    """Draw the source of the one text that an image is trained with in an epoch.
 
     The probability of source k is its weight over the sum of the weights of the sources that the record has.
     The draw is a pure function of (seed, epoch, key): it walks the cumulative probabilities in the order of
@@ -68,11 +68,11 @@ class MixtureSampler:
 
     @classmethod
     def preset(cls, name: str, *, missing: Missing = "renormalize") -> MixtureSampler:
-        """The sampler of a named use: clip, mllm_pretrain, mllm_sft, mllm_sft_mixed or diffusion."""
+        """Return the sampler of a named use: clip, mllm_pretrain, mllm_sft, mllm_sft_mixed or diffusion."""
         return cls(PRESETS[choose(name, PRESETS, "mixture preset")], missing=missing)
 
     def probabilities(self, available: Collection[str]) -> dict[str, float]:
-        """Source -> probability for a record that has the `available` sources.
+        """Compute source -> probability for a record that has the `available` sources.
 
         Only sources that can be drawn are listed. The sum is 1, less with missing="skip"; the dict is empty
         when no text can be drawn: the caller leaves the record out and counts it.
@@ -80,13 +80,13 @@ class MixtureSampler:
         Raises:
             UserError: with missing="error", when a source with a weight is not available.
         """
-        wanted = {source: weight for source, weight in self.weights.items() if weight > 0}
-        present = {source: weight for source, weight in wanted.items() if source in available}
-        if self.missing == "error" and len(present) < len(wanted):
-            lacking = ", ".join(source for source in wanted if source not in available)
+        weighted = {source: weight for source, weight in self.weights.items() if weight > 0}
+        present = {source: weight for source, weight in weighted.items() if source in available}
+        if self.missing == "error" and len(present) < len(weighted):
+            lacking = ", ".join(source for source in weighted if source not in available)
             raise UserError(f"a record has no text of source {lacking}, which the mixture asks for")
-        total = sum(wanted.values())
-        if self.missing == "alt" and "alt" in available and len(present) < len(wanted):
+        total = sum(weighted.values())
+        if self.missing == "alt" and "alt" in available and len(present) < len(weighted):
             lost = total - sum(present.values())
             present = {
                 source: present.get(source, 0.0) + (lost if source == "alt" else 0.0)
@@ -98,7 +98,7 @@ class MixtureSampler:
         return {source: weight / total for source, weight in present.items()}
 
     def draw(self, available: Collection[str], *, seed: int, epoch: int, key: str) -> str | None:
-        """The source for this epoch of this record; None when there is none: skip the record and count it."""
+        """Draw the source of a record in an epoch; None: skip the record and count it."""
         point = seeds.uniform(seed, epoch, key)
         cumulative = 0.0
         source = None

@@ -1,4 +1,4 @@
-"""AdamW or SGD over a table: which rule holds for each parameter, its learning rate, its decay, what is frozen."""
+"""Optimizer and parameter table: learning rate, weight decay and freezing of each parameter, by rules on its name."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase
 
 @dataclass(frozen=True)
 class ParameterRule:
-    """What holds for the parameters whose whole name matches `pattern` (a regular expression).
+    """Rule for the parameters whose whole name matches `pattern` (a regular expression).
 
-    `weight_decay=None` keeps the default: the recipe's decay on weights of two or more dimensions, none on
+    `weight_decay=None` is the default: the recipe's decay on weights of two or more dimensions, none on
     biases, norms and one-dimensional parameters. Learning rates are the recipe's times `learning_rate_scale`.
     """
 
@@ -33,7 +33,7 @@ class ParameterRule:
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """One parameter and what was decided for it; `rule` is the matching pattern or empty."""
+    """Learning rate, decay and freezing of one parameter; `rule` is the matching pattern or empty."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,12 +46,12 @@ class ParameterRow:
 def parameter_table(
     module: nn.Module, *, rules: Sequence[ParameterRule], settings: TrainingSettings
 ) -> list[ParameterRow]:
-    """Decides learning rate, decay and freezing of every parameter; the first rule that matches it holds.
+    """Resolve learning rate, decay and freezing of every parameter; the first rule that matches it applies.
 
     A parameter that came frozen (`requires_grad=False`) stays frozen.
 
     Raises:
-        UserError: when a rule is no regular expression, matches nothing, or is hidden by earlier ones.
+        UserError: a rule is no regular expression, matches nothing, or is hidden by earlier ones.
     """
     compiled = [_compile(rule) for rule in rules]
     undecayed = _undecayed_names(module)
@@ -79,7 +79,7 @@ def parameter_table(
             continue
         if any(compiled[index].fullmatch(name) for name in names):
             raise UserError(
-                f"parameter rule '{rule.pattern}' has no effect: earlier rules match all of its parameters; move it up"
+                f"parameter rule '{rule.pattern}' has no effect: earlier rules match all of its parameters. Move it up"
             )
         raise UserError(
             f"parameter rule '{rule.pattern}' matches no parameter (the whole name must match)"
@@ -96,26 +96,26 @@ def _compile(rule: ParameterRule) -> re.Pattern[str]:
 
 
 def _undecayed_names(module: nn.Module) -> set[str]:
-    """Names of one-dimensional parameters, biases and parameters of normalization layers."""
-    found = set()
+    """Collect names of one-dimensional parameters, biases and parameters of normalization layers."""
+    names = set()
     for prefix, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
             if parameter.ndim <= 1 or name == "bias" or isinstance(owner, _NORMS):
-                found.add(f"{prefix}.{name}" if prefix else name)
-    return found
+                names.add(f"{prefix}.{name}" if prefix else name)
+    return names
 
 
 def freeze(module: nn.Module, *, table: Sequence[ParameterRow]) -> None:
-    """Turns the gradient of frozen parameters off. Done before wrapping: DDP and FSDP look at it.
+    """Turn off the gradient of frozen parameters, before wrapping: DDP and FSDP look at it.
 
     Raises:
-        UserError: when nothing is left to train.
+        UserError: nothing is left to train.
     """
     parameters = dict(module.named_parameters())
     for row in table:
         parameters[row.name].requires_grad_(not row.frozen)
     if all(row.frozen for row in table):
-        raise UserError("all parameters are frozen: there is nothing to train")
+        raise UserError("parameter rules freeze all parameters; leave at least one to train")
 
 
 @contextlib.contextmanager
@@ -144,10 +144,10 @@ def frozen_in_bf16(module: nn.Module) -> Iterator[None]:
 def build_optimizer(
     module: nn.Module, *, table: Sequence[ParameterRow], settings: TrainingSettings
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), or SGD with Nesterov's momentum as PyTorch writes it, over the trainable
-    rows, grouped by learning rate and decay.
+    """Build AdamW (Loshchilov and Hutter 2019), or SGD with Nesterov momentum in PyTorch's form, over trainable rows.
 
-    Built after sharding, because FSDP2 replaces the parameters. Each group keeps its `learning_rate_scale`.
+    Built after sharding, because FSDP2 replaces the parameters. Parameters are grouped by learning rate and decay; each
+    group has its `learning_rate_scale`.
     """
     parameters = dict(module.named_parameters())
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -167,18 +167,18 @@ def build_optimizer(
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.eps,
-        fused=devices <= {"cpu", "cuda"},
+        fused=devices <= {"cpu", "cuda"},  # one pass over memory; other devices have no such kernel
     )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, *, learning_rate: float) -> None:
-    """Gives every group `learning_rate` times its own scale."""
+    """Set every group to `learning_rate` times its scale."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["learning_rate_scale"]
 
 
 def format_table(table: Sequence[ParameterRow]) -> str:
-    """The table as text: one line per parameter with its shape, learning-rate factor, decay and rule."""
+    """Format the table as text: one line per parameter with its shape, learning-rate factor, decay and rule."""
     width = max((len(row.name) for row in table), default=4)
     lines = [f"{'parameter':<{width}}  {'shape':<18} {'rate':>6} {'decay':>6}  rule"]
     for row in table:

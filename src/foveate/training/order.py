@@ -23,8 +23,8 @@ def _permutation(count: int, *parts: object) -> NDArray[np.int64]:
     Sorting raw 64-bit words keeps the order the same over NumPy versions: the words of a bit generator are
     guaranteed to stay, the algorithm behind `Generator.permutation` is not.
     """
-    words = seeds.generator("order", *parts).bit_generator.random_raw(count)
-    permutation = np.argsort(words, kind="stable")
+    draws = seeds.generator("order", *parts).bit_generator.random_raw(count)
+    permutation = np.argsort(draws, kind="stable")
     permutation.setflags(write=False)
     return permutation
 
@@ -135,9 +135,9 @@ class MixtureOrder:
         """Source of each sample of a block, and how many samples of that source come before it in the block."""
         source_N = np.repeat(np.arange(len(self.counts)), self.counts)
         occurrence_N = np.concatenate([np.arange(count) for count in self.counts])
-        words = seeds.generator("mixture", self.seed, block).bit_generator.random_raw(BLOCK)
+        draws = seeds.generator("mixture", self.seed, block).bit_generator.random_raw(BLOCK)
         # Occurrence m of c lies somewhere in [m/c, (m+1)/c): even spacing with a random offset.
-        time_N = (occurrence_N + (words >> 11) * 2.0**-53) / np.repeat(self.counts, self.counts)
+        time_N = (occurrence_N + (draws >> 11) * 2.0**-53) / np.repeat(self.counts, self.counts)
         order = np.argsort(time_N, kind="stable")
         return source_N[order], occurrence_N[order]
 

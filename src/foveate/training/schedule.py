@@ -1,6 +1,7 @@
-"""Learning-rate factors as pure functions: number of the update (from 0) -> factor of the peak learning rate.
+"""Learning-rate schedules as pure functions: step (from 0) -> factor of the peak learning rate.
 
-They are evaluated once per update on every rank; nothing is stepped, so nothing can be stepped too often.
+They are evaluated once a step on every rank. Nothing is stepped, so resuming needs no state and nothing can be stepped
+twice.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from foveate.training.settings import TrainingSettings
 
 
 def warmup(step: int, *, warmup_steps: int) -> float:
-    """Linear from 1/warmup_steps to 1 over the first `warmup_steps` updates, then 1."""
+    """Linear from 1/warmup_steps to 1 over the first `warmup_steps` steps, then 1."""
+    # Not from 0: a step at rate 0 would be spent for nothing.
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
@@ -29,7 +31,7 @@ def cosine(step: int, *, steps: int, warmup_steps: int, final: float = 0.0) -> f
 
 
 def wsd(step: int, *, steps: int, warmup_steps: int, decay_fraction: float, final: float = 0.0) -> float:
-    """Warm-up, stable at 1, then linear to `final` over the last `decay_fraction` of all updates.
+    """Warm-up, stable at 1, then linear to `final` over the last `decay_fraction` of all steps.
 
     Hu et al. 2024 (MiniCPM, section 4) name it; the linear form of the decay is Hägele et al. 2024.
     """
@@ -41,7 +43,7 @@ def wsd(step: int, *, steps: int, warmup_steps: int, decay_fraction: float, fina
 
 
 def learning_rate_factor(step: int, *, settings: TrainingSettings) -> float:
-    """The factor of the schedule that `settings` names, for the update number `step`, counted from 0."""
+    """Return the factor of the schedule that `settings` names, at `step`, counted from 0."""
     if settings.schedule == "constant":
         return constant(step, warmup_steps=settings.warmup_steps)
     final = settings.final_learning_rate_fraction

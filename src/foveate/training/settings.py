@@ -1,4 +1,4 @@
-"""The fields of a recipe's `training` part."""
+"""Training settings: the fields of a recipe's `training` part."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from foveate.core.recipes import Settings
 
 
 class TrainingSettings(Settings):
-    """How long, how fast, how wide, and what is kept. Lengths are counted in updates of the weights."""
+    """Length, batch, optimizer, precision, evaluation and checkpoints of a training. Lengths are counted in steps."""
 
-    steps: int = Field(ge=1, description="updates in all")
-    batch_size: int = Field(ge=1, description="samples of one update over all processes together")
+    steps: int = Field(ge=1, description="steps in all")
+    batch_size: int = Field(ge=1, description="samples of one step over all processes together")
     accumulate: int = Field(
         default=1,
         ge=1,
@@ -29,23 +29,23 @@ class TrainingSettings(Settings):
     betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's two decay rates, each in [0, 1)")
     eps: float = Field(default=1e-6, gt=0, description="AdamW's epsilon")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; 0 = plain gradient descent")
-    warmup_steps: int = Field(default=0, ge=0, description="updates of linear warm-up")
+    warmup_steps: int = Field(default=0, ge=0, description="steps of linear warm-up")
     schedule: Literal["cosine", "wsd", "constant"] = Field(
         default="cosine", description="cosine; wsd = warm-up, stable, decay; constant after the warm-up"
     )
-    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="wsd: share of the updates that decays")
+    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="wsd: share of the steps that decays")
     final_learning_rate_fraction: float = Field(
         default=0.0, ge=0, le=1, description="cosine and wsd: learning rate at the end over the peak"
     )
-    gradient_clip_norm: float | None = Field(default=1.0, gt=0, description="largest global gradient norm")
+    gradient_clip_norm: float | None = Field(default=1.0, gt=0, description="maximum global gradient norm")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 = autocast; weights stay fp32")
     frozen_precision: Literal["fp32", "bf16"] = Field(
         default="fp32",
         description="of frozen parameters while training; bf16 halves their memory and needs precision bf16",
     )
-    ema_decay: float | None = Field(default=None, gt=0, lt=1, description="average of the weights over updates")
+    ema_decay: float | None = Field(default=None, gt=0, lt=1, description="moving average of the weights over steps")
     seed: int = Field(default=0, ge=0, description="decides order, views, drawn texts and dropout")
-    log_every: int = Field(default=10, ge=1, description="updates between two rows of metrics.jsonl")
+    log_every: int = Field(default=10, ge=1, description="steps between two rows of metrics.jsonl")
     evaluate_every: int | None = Field(
         default=None, ge=1, description="steps between two evaluations, the last step included; unset = no evaluation"
     )
@@ -64,8 +64,8 @@ class TrainingSettings(Settings):
     restore_best: bool = Field(
         default=False, description="end with the weights of the best evaluation instead of those of the last step"
     )
-    checkpoint_every: int = Field(default=500, ge=1, description="updates between two checkpoints")
-    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints that are kept")
+    checkpoint_every: int = Field(default=500, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="number of newest checkpoints to keep")
     parallel: Literal["ddp", "fsdp"] = Field(
         default="ddp",
         description="several processes: ddp = full copies; fsdp = weights and optimizer sharded",

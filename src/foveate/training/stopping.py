@@ -15,7 +15,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Remembers SIGTERM and the first Ctrl-C while it is entered; a second Ctrl-C interrupts at once.
+    """Note SIGTERM and the first Ctrl-C within a `with` block; a second Ctrl-C interrupts at once.
 
     Attributes:
         signal_name: "SIGTERM" or "SIGINT" once one has come, else None.
@@ -26,7 +26,7 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        # Python delivers signals to the main thread only; elsewhere the caller keeps its own way of stopping.
+        # Python delivers signals to the main thread only; elsewhere the caller has its own way of stopping.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         return self

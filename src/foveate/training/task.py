@@ -1,4 +1,4 @@
-"""What a system brings to the training loop: one module that turns a batch into losses."""
+"""The task protocol: what a system brings to the training loop, one module that turns a batch into losses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Task(nn.Module, ABC):
     find_unused_parameters: ClassVar[bool] = False
 
     def prepare_batch(self, batch: Batch, device: torch.device) -> Batch:
-        """Moves the batch's tensors to `device`; a subclass may also build what its losses need."""
+        """Move the batch's tensors to `device`; a subclass may also build what its losses need."""
         return {
             name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()
@@ -45,7 +45,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
-        """The loss terms, scalars, with the weighted total under "loss"; and further numbers for the log."""
+        """Return the loss terms, scalars, with the weighted total under "loss"; and further numbers for the log."""
 
     def count_targets(self, batch: Batch) -> Mapping[str, float]:
         """Return how many targets each mean of `losses` is taken over in this batch: rows, unless overridden.
@@ -83,7 +83,7 @@ class Task(nn.Module, ABC):
         return getattr(self, call)(*inputs, **arguments)
 
     def learning_rate_factor(self, step: int, *, settings: TrainingSettings) -> float:
-        """Share of the peak learning rate in update number `step`, from 0: the schedule of the settings."""
+        """Return the factor of the peak learning rate at `step`, from 0: the schedule of the settings."""
         return learning_rate_factor(step, settings=settings)
 
     def should_evaluate(self, step: int, *, settings: TrainingSettings) -> bool:
@@ -104,16 +104,16 @@ class Task(nn.Module, ABC):
         raise NotImplementedError
 
     def parameter_groups(self) -> Sequence[ParameterRule]:
-        """Rules for learning rates, decay and frozen parts; the first that matches a parameter holds."""
+        """Return rules for learning rates, decay and frozen parts; the first that matches a parameter applies."""
         return ()
 
     def shard_units(self) -> Sequence[nn.Module]:
-        """Modules that FSDP2 shards one by one (transformer blocks), inner ones first; the task is last."""
+        """List the modules that FSDP2 shards one by one (transformer blocks), inner ones first; the task is last."""
         return ()
 
     @abstractmethod
     def export(self, folder: Path) -> None:
-        """Writes the trained model as a model folder."""
+        """Write the trained model as a model folder."""
 
 
 def _has_rows(value: Any) -> bool:
@@ -143,17 +143,19 @@ class EmbeddingTask(Task):
 
     @abstractmethod
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Tensors by name, rows in the order of the batch: all that `loss_of` reads of the networks. No collective
-        takes place here. A row depends on its own sample only."""
+        """Compute the tensors that `loss_of` reads of the networks, by name, rows in the order of the batch.
+
+        A row depends on its sample only, and no collective takes place here: it runs twice when a batch is split.
+        """
 
     @abstractmethod
     def loss_of(self, batch: Batch, *, embeddings: Mapping[str, Tensor]) -> tuple[Losses, Report]:
-        """What `losses` gives, from `embed`'s tensors; it may have parameters of its own (a temperature)."""
+        """Compute the losses of the whole batch from `embed`'s tensors; it may have parameters (a temperature)."""
 
     @abstractmethod
     def split(self, batch: Batch, parts: int) -> list[Batch]:
         """Split the batch so that the embeddings of the parts, laid end to end, are those of the whole."""
 
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
-        """`loss_of` of `embed`."""
+        """Compute the losses of a batch."""
         return self.loss_of(batch, embeddings=self.embed(batch))
