@@ -1,8 +1,8 @@
-"""What the encoders over other libraries' networks share: cached or trained through, projected, kept self-contained.
+"""Base classes of encoders over other libraries' networks: cached or trained through, projected, self-contained.
 
-`trunk` is the foreign network, `proj` what turns its pooled vector into the joint space. Both are part of the state,
-so that a model folder needs nothing else. Of a frozen trunk only `proj` is trained, and what the trunk gives is kept
-on disk in 16 bits: all tokens and the pooled vector of an image, or the pooled vector of a text.
+`trunk` is the foreign network, `proj` maps its pooled vector to the joint space. Both are part of the state, so that a
+model folder needs nothing else. Of a frozen trunk only `proj` is trained, and the trunk's results are cached on disk in
+16 bits: all tokens and the pooled vector of an image, or the pooled vector of a text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BATCH = 64
 
 
 def check_precision(precision: str, *, frozen: bool, kind: str) -> str:
-    """`precision` if it is known; warns where it has no effect because nothing is frozen."""
+    """Return a known `precision`; warn where it has no effect because nothing is frozen."""
     choose(precision, PRECISIONS, f"precision of '{kind}'")
     if precision != "float32" and not frozen:
         warnings.warn(f"precision of '{kind}' has no effect without frozen; use training.precision", stacklevel=3)
@@ -38,42 +38,42 @@ def check_precision(precision: str, *, frozen: bool, kind: str) -> str:
 
 
 def on_meta() -> bool:
-    """Whether modules are being built without memory, to count them: then no weights are read."""
+    """Tell whether modules are being built without memory, to count them: then no weights are read."""
     return torch.get_default_device().type == "meta"
 
 
 def keep_no_activations(trunk: Any) -> None:
-    """Layers of a model of transformers are computed again in the backward pass instead of being kept."""
+    """Turn on activation checkpointing in a model of transformers: layers are computed again in the backward pass."""
     # The older name is deprecated, the newer one not in all releases from 5.
     enable = getattr(trunk, "activation_checkpointing_enable", None) or trunk.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
-def own_or_new(
-    projection: nn.Module | None, *, inputs: int, embed_dim: int | None, own_dim: int | None, name: str
+def choose_projection(
+    projection: nn.Module | None, *, inputs: int, embed_dim: int | None, projection_width: int | None, name: str
 ) -> nn.Module:
-    """The checkpoint's own projection, or a new bias-free one where it has none or another was asked for.
+    """Return the checkpoint's projection, or a new bias-free one where it has none or another was requested.
 
     Args:
-        projection: the checkpoint's; None asks for a new one. own_dim: width of what it gives.
+        projection: the checkpoint's; None for a new one. projection_width: of its output.
 
     Raises:
-        UserError: when the checkpoint's width is not `embed_dim`: a new projection would silently be random.
+        UserError: the checkpoint's width is not `embed_dim`: a new projection would silently be random.
     """
     if projection is None:
         if embed_dim is None:
             raise UserError(f"{name}: embed_dim is missing, its projection is a new one")
         return nn.Linear(inputs, embed_dim, bias=False)
-    if embed_dim is not None and own_dim != embed_dim:
+    if embed_dim is not None and projection_width != embed_dim:
         raise UserError(
-            f"embed_dim {embed_dim}: the trained weights of '{name}' have {own_dim}; set embed_dim={own_dim}, or "
+            f"embed_dim {embed_dim}: the trained weights of '{name}' have {projection_width}; set embed_dim={projection_width}, or "
             "projection: new for an untrained projection"
         )
     return projection
 
 
 class _Frozen:
-    """Name of a frozen trunk's weights, worked out once until other weights are loaded."""
+    """Digest of a frozen trunk's weights, computed once until other weights are loaded."""
 
     trunk: Any
     frozen: bool
@@ -84,10 +84,11 @@ class _Frozen:
         self._digest: str | None = None
         module.register_load_state_dict_post_hook(_forget_digest)
         if self.frozen:
+            # Evaluation mode: dropout and batch statistics would make each cached result another one.
             self.trunk.eval().requires_grad_(False)
 
     def computed_from(self) -> dict[str, Any]:
-        """What the cached results depend on beside weights, input size and precision, as JSON values."""
+        """Return what cached results depend on beside weights, input size and precision, as JSON values."""
         return {"network": type(self.trunk).__name__, "config": self.architecture()["config"]}
 
     @abstractmethod
@@ -156,10 +157,10 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
 
     @abstractmethod
     def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalized pixels to patch tokens after the final norm [B, L, D] and the pooled vector [B, P]."""
+        """Turn normalized pixels into patch tokens after the final norm [B, L, D] and the pooled vector [B, P]."""
 
     def pool_regions(self, pooled_RD: Tensor) -> Tensor:
-        """Averaged patch tokens [R, D] to what `proj` takes, [R, P]."""
+        """Turn averaged patch tokens [R, D] into the vectors that `proj` takes, [R, P]."""
         return pooled_RD
 
     def train(self, mode: bool = True) -> BackboneImageEncoder:
@@ -170,15 +171,14 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         return self
 
     def fingerprint(self) -> str:
-        """Weights, configuration, input size and precision of the cached features; empty where the trunk is
-        trained."""
+        """Name weights, configuration, input size and precision of cached features; empty if the trunk is trained."""
         if not self.frozen:
             return ""
         return f"{self.kind}-{self._frozen_digest()}-{self.preprocess.size_name}-{self._dtype_name()}"
 
     @torch.no_grad()
     def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pixels as they are where the trunk is trained; else tokens and pooled vector in one row of float16."""
+        """Return pixels as they are where the trunk is trained; else tokens and pooled vector in one float16 row."""
         if not self.frozen:
             return pixels_B3HW
         rows = [pixels_B3HW.new_zeros((0, *self.feature_shape), dtype=torch.float16)]
@@ -189,7 +189,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         return torch.cat(rows)
 
     def forward(self, features: Tensor) -> ImageFeatures:
-        """Pixels [B, 3, H, W] (uint8 or normalized; sides of whole patches), or rows of `frozen_features`."""
+        """Encode pixels [B, 3, H, W] (uint8 or normalized; sides of whole patches), or rows of `frozen_features`."""
         if features.dim() == 2:
             return self._of_rows(features)
         grid = self._grid_of(features)
@@ -236,6 +236,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
                 f"features of length {rows_BF.shape[1]} do not fit the grid {rows} x {columns} of '{self.kind}': "
                 "were they made for another image size?"
             )
+        # Cached in 16 bits, but the projection is trained in the precision of the weights around it.
         rows_BF = as_computed(rows_BF)
         if not torch.is_autocast_enabled(rows_BF.device.type):
             rows_BF = rows_BF.float()
@@ -243,7 +244,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         return ImageFeatures(tokens_BLD, self.grid, self.proj(rows_BF[:, count:]))
 
     def project(self, pooled_RD: Tensor) -> Tensor:
-        """Pooled tokens [R, D] to [R, E], as if they were all the image had."""
+        """Project pooled tokens [R, D] to [R, E], as if they were the whole image's."""
         return self.proj(self.pool_regions(pooled_RD))
 
 
@@ -282,25 +283,25 @@ class BackboneTextEncoder(_Frozen, TextEncoder):
 
     @abstractmethod
     def run(self, ids_BL: Tensor) -> Tensor:
-        """Token ids to the network's pooled vector [B, P]."""
+        """Turn token ids into the network's pooled vector [B, P]."""
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of transformers that belongs to the weights.
+        """Tokenizer of transformers that belongs to the weights.
 
         Raises:
-            UserError: when this encoder was built without its files.
+            UserError: this encoder was built without its files.
         """
         if self._tokenizer is None:
             raise UserError(f"text encoder '{self.kind}': its tokenizer's files are missing (field tokenizer: FOLDER)")
         return self._tokenizer
 
     def computed_from(self) -> dict[str, Any]:
-        """The vocabulary too."""
+        """See `_Frozen.computed_from`; ids depend on the vocabulary too."""
         return {**super().computed_from(), "vocabulary": self.tokenizer.get_vocab()}
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Name and content of the files from which `tokenizer: FOLDER` makes the same tokenizer again."""
+        """Return name and content of the files from which `tokenizer: FOLDER` builds the same tokenizer."""
         return files_of(self.tokenizer)
 
     def train(self, mode: bool = True) -> BackboneTextEncoder:
@@ -311,7 +312,7 @@ class BackboneTextEncoder(_Frozen, TextEncoder):
         return self
 
     def token_ids(self, texts: Sequence[str]) -> Tensor:
-        """Token ids [B, length], int32, padded or cut to `length`."""
+        """Return token ids [B, length], int32, padded or cut to `length`."""
         if not texts:
             return torch.zeros(0, self.length, dtype=torch.int32)
         ids = self.tokenizer(
@@ -320,12 +321,12 @@ class BackboneTextEncoder(_Frozen, TextEncoder):
         return ids.to(torch.int32)
 
     def fingerprint(self) -> str:
-        """Weights, configuration, vocabulary and precision of the cached vectors; empty where the trunk is trained."""
+        """Name weights, configuration, vocabulary and precision of cached vectors; empty if the trunk is trained."""
         return f"{self.kind}-{self._frozen_digest()}-{self.length}-{self._dtype_name()}" if self.frozen else ""
 
     @torch.no_grad()
     def frozen_features(self, texts: Sequence[str]) -> Tensor:
-        """Token ids where the trunk is trained, else its pooled vectors in float32; on the CPU."""
+        """Return token ids where the trunk is trained, else its pooled vectors in float32; on the CPU."""
         ids_BL = self.token_ids(texts)
         if not self.frozen:
             return ids_BL
@@ -337,7 +338,7 @@ class BackboneTextEncoder(_Frozen, TextEncoder):
         return torch.cat(rows)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Token ids or pooled vectors to joint embeddings [B, E], not normalized."""
+        """Turn token ids or pooled vectors into joint embeddings [B, E], not normalized."""
         if self.frozen:
             return self.proj(features)
         if not len(features):
@@ -347,10 +348,10 @@ class BackboneTextEncoder(_Frozen, TextEncoder):
 
 
 def given_folder(tokenizer: str) -> Path:
-    """The folder that the field `tokenizer` names.
+    """Return the folder that the field `tokenizer` names.
 
     Raises:
-        UserError: when there is none.
+        UserError: there is no such folder.
     """
     folder = Path(tokenizer).expanduser()
     if not folder.is_dir():
@@ -359,10 +360,10 @@ def given_folder(tokenizer: str) -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of transformers in a folder.
+    """Load the tokenizer of transformers in a folder.
 
     Raises:
-        UserError: when its files, or a library they need, are missing.
+        UserError: its files, or a library they need, are missing.
     """
     from transformers import AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""Random changes of an image's colors, drawn by a generator of each sample's own."""
+"""Color jitter, drawn by a generator for each sample."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class RandomColors:
             raise UserError(f"gray {self.gray}: a probability lies in [0, 1]")
 
     def apply(self, pixels_3HW: Tensor, *, seed: int, epoch: int, key: str) -> Tensor:
-        """uint8 pixels to uint8 pixels of one epoch: a pure function of these, seed, epoch and key."""
+        """Jitter the colors of uint8 pixels: a pure function of pixels, seed, epoch and key."""
         from torchvision.transforms import functional as change
 
         generator = seeds.generator("colours", seed, epoch, key)
         order = generator.permutation(4).tolist()
         low, high = 1 - self.strength, 1 + self.strength
         amounts = [*generator.uniform(low, high, 3).tolist(), float(generator.uniform(-self.strength, self.strength))]
-        made_gray = generator.random() < self.gray
+        is_gray = generator.random() < self.gray
         if self.strength > 0:
             kinds = (change.adjust_brightness, change.adjust_contrast, change.adjust_saturation, change.adjust_hue)
             for number in order:
                 pixels_3HW = kinds[number](pixels_3HW, amounts[number])
-        return change.rgb_to_grayscale(pixels_3HW, num_output_channels=3) if made_gray else pixels_3HW
+        return change.rgb_to_grayscale(pixels_3HW, num_output_channels=3) if is_gray else pixels_3HW

@@ -1,8 +1,8 @@
-"""What every encoder offers: a cacheable frozen part, a trainable part, and one shape of result.
+"""Encoder interface: a frozen part that can be cached, a trainable part, and one type of result.
 
-An encoder works in two steps. `frozen_features` is the part that never changes in training; its result may be kept on
-disk under `fingerprint()`. `forward` takes these features and gives tokens and embeddings. Where nothing is frozen,
-the features are the pixels (or token ids) themselves and the fingerprint is empty: nothing worth keeping.
+An encoder works in two steps. `frozen_features` is the part that never changes in training; its result may be cached on
+disk under `fingerprint()`. `forward` takes these features and returns tokens and embeddings. Where nothing is frozen,
+the features are the pixels (or token ids) themselves and the fingerprint is empty.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def check_layer(layer: int, layers: int, *, kind: str) -> int:
 
 
 class ImageEncoder(nn.Module, ABC):
-    """Pixels to `ImageFeatures`.
+    """Image encoder: pixels to `ImageFeatures`.
 
     Attributes:
         width: D, of the tokens. embed_dim: E, of the joint embedding. grid: rows and columns of patches.
         preprocess: how an image becomes pixels.
-        feature_shape: of the frozen features of one image. feature_dtype: in which they are best kept.
+        feature_shape: of the frozen features of one image. feature_dtype: in which they are cached.
         trained_scale, trained_bias: 1 / temperature and bias that came with trained weights, if any did.
         fresh_parts: prefixes of the weights that were not trained before; None: all of them.
     """
@@ -82,24 +82,24 @@ class ImageEncoder(nn.Module, ABC):
         self.feature_dtype: torch.dtype = torch.uint8
 
     def normalized(self, pixels_B3HW: Tensor) -> Tensor:
-        """uint8 pixels normalized as `preprocess` says; floating-point ones are taken as normalized already."""
+        """Normalize uint8 pixels as `preprocess` says; floating-point ones are taken as normalized already."""
         return self.preprocess.normalize(pixels_B3HW) if pixels_B3HW.dtype == torch.uint8 else pixels_B3HW
 
     def fingerprint(self) -> str:
-        """Name of everything `frozen_features` depends on; empty if it gives back its input."""
+        """Return a name of everything that `frozen_features` depends on; empty if it returns its input."""
         return ""
 
     def architecture(self) -> dict[str, Any]:
-        """Options to set over those it was built from, so that it is built again without fetching trained weights."""
+        """Return options to set over those it was built from, to build it again without fetching trained weights."""
         return {}
 
     def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:
-        """The part that training never changes, without gradient: [B, *feature_shape]."""
+        """Run the part that training never changes, without gradient: [B, *feature_shape]."""
         return pixels_B3HW
 
     @abstractmethod
     def forward(self, features: Tensor) -> ImageFeatures:
-        """Frozen features, or pixels where nothing is frozen, to tokens and the joint embedding."""
+        """Turn frozen features, or pixels where nothing is frozen, into tokens and the joint embedding."""
 
     def hidden_features(
         self, pixels_B3HW: Tensor, *, layer: int = -2, norm: bool = False, prefix: bool = False
@@ -121,15 +121,15 @@ class ImageEncoder(nn.Module, ABC):
 
     @abstractmethod
     def project(self, pooled_RD: Tensor) -> Tensor:
-        """Pooled tokens [R, D] (of a region, say) to the joint space [R, E], as the image's own are."""
+        """Project pooled tokens [R, D], of a region for example, to the joint space [R, E] as the image's are."""
 
 
 class TextEncoder(nn.Module, ABC):
-    """Texts to embeddings, in the same two steps.
+    """Text encoder: texts to embeddings, in the same two steps.
 
     Attributes:
         embed_dim: E, of the joint embedding.
-        feature_shape: of the frozen features of one text. feature_dtype: in which they are best kept.
+        feature_shape: of the frozen features of one text. feature_dtype: in which they are cached.
         trained_scale, trained_bias: 1 / temperature and bias that came with trained weights, if any did.
         fresh_parts: prefixes of the weights that were not trained before; None: all of them.
         context_length: tokens that it reads of a text, special ones included; None: not known.
@@ -147,7 +147,7 @@ class TextEncoder(nn.Module, ABC):
         self.feature_dtype = feature_dtype
 
     def fingerprint(self) -> str:
-        """Name of everything `frozen_features` depends on."""
+        """Return a name of everything that `frozen_features` depends on."""
         return ""
 
     def architecture(self) -> dict[str, Any]:
@@ -155,17 +155,17 @@ class TextEncoder(nn.Module, ABC):
         return {}
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Name and content of the files that a model folder keeps so that it opens without its source.
+        """Return name and content of the files that a model folder stores, so that it opens without its source.
 
-        Empty where the tokenizer comes with an installed package. An encoder that gives files takes the folder they
-        were put into as its option `tokenizer`.
+        Empty where the tokenizer comes with an installed package. An encoder that returns files takes the folder they
+        were written into as its option `tokenizer`.
         """
         return {}
 
     @abstractmethod
     def frozen_features(self, texts: Sequence[str]) -> Tensor:
-        """Token ids or frozen sentence vectors, on the CPU: [B, *feature_shape], `feature_dtype`."""
+        """Return token ids or frozen sentence vectors, on the CPU: [B, *feature_shape], `feature_dtype`."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
-        """Features to joint embeddings [B, E], not normalized."""
+        """Turn features into joint embeddings [B, E], not normalized."""

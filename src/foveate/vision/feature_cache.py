@@ -1,4 +1,4 @@
-"""The frozen part of an image encoder, computed once per image and view and kept on disk.
+"""Feature cache: the frozen part of an image encoder, computed once per image and view, on disk.
 
 An entry's key is the hash of the image's bytes and its view, the folder's name is a hash of the encoder, its
 preprocessing and how images are unpacked: a new image costs its own features only, and nothing stale is ever read.
@@ -29,7 +29,7 @@ ViewOf = Callable[[int, int], View]
 
 
 class FeatureCache:
-    """Frozen features of `rows` x `views`.
+    """Cached frozen features of `rows` x `views`.
 
     Args:
         rows: ascending.
@@ -58,12 +58,12 @@ class FeatureCache:
         assert (np.diff(self.rows) > 0).all(), "rows ascend"
         self.device, self.share = device, share
         # The precision "auto" may be another one on an accelerator.
-        made_on = "" if device.type == "cpu" else f"-{device.type}"
+        device_suffix = "" if device.type == "cpu" else f"-{device.type}"
         self.store = FeatureStore(
             folder,
             kind="images",
             depends=(
-                encoder.fingerprint() + made_on,
+                encoder.fingerprint() + device_suffix,
                 json.dumps(encoder.preprocess.to_dict(), sort_keys=True),
                 f"decoding {DECODING_VERSION}",
             ),
@@ -73,7 +73,7 @@ class FeatureCache:
         self.bad: dict[int, str] = {}
 
     def fill(self) -> None:
-        """Computes what is not there yet."""
+        """Compute what does not exist yet."""
         sha256 = self.collection.index["sha256"]
         keys = keys_of(
             f"{sha256[row]} {self.view_of(row, view)!r}" for row in self.rows.tolist() for view in range(self.views)
@@ -89,27 +89,27 @@ class FeatureCache:
         sizes = np.zeros((len(entries), 2), dtype=np.int32)
         reasons: dict[int, str] = {}
 
-        def make(first: int) -> None:
+        def compute_batch(first: int) -> None:
             good, pixels = [], []
-            for place in range(first, min(first + self._batch, len(entries))):
-                one = self._render(entries[place])
-                if isinstance(one, str):
-                    reasons[entries[place]] = one
+            for index in range(first, min(first + self._batch, len(entries))):
+                rendered = self._render(entries[index])
+                if isinstance(rendered, str):
+                    reasons[entries[index]] = rendered
                 else:
-                    good.append(place)
-                    pixels.append(one[0])
-                    sizes[place] = one[1]
+                    good.append(index)
+                    pixels.append(rendered[0])
+                    sizes[index] = rendered[1]
             if good:
                 with torch.no_grad():
-                    made = self.encoder.frozen_features(torch.stack(pixels).to(self.device))
-                features[good] = made.to("cpu", features.dtype)
+                    computed = self.encoder.frozen_features(torch.stack(pixels).to(self.device))
+                features[good] = computed.to("cpu", features.dtype)
 
-        map_on_cores(make, range(0, len(entries), self._batch), device=self.device)
+        map_on_cores(compute_batch, range(0, len(entries), self._batch), device=self.device)
         return features, sizes, reasons
 
     @property
     def _batch(self) -> int:
-        """Few images for each core of a processor, many for an accelerator."""
+        """Batch size: few images for each core of a processor, many for an accelerator."""
         return _BATCH_OF_A_CORE if self.device.type == "cpu" else _BATCH
 
     def _render(self, entry: int) -> tuple[Tensor, tuple[int, int]] | str:
@@ -124,10 +124,10 @@ class FeatureCache:
         return int(np.searchsorted(self.rows, row)) * self.views + view
 
     def features(self, row: int, view: int) -> Tensor:
-        """Frozen features [*feature_shape] of a row's view."""
+        """Read the frozen features [*feature_shape] of a row's view."""
         return self.store[self._entry(row, view)]
 
     def placement(self, row: int, view: int) -> Placement:
-        """How the row's image lies in the model input in this view."""
+        """Return the placement of the row's image in the model input in this view."""
         width, height = self.store.sizes[self._entry(row, view)].tolist()
         return place_image(self.encoder.preprocess, (width, height), self.view_of(row, view))

@@ -1,8 +1,8 @@
-"""Frozen features on disk, each entry under a key of its own: what is there is never made again, what is new is added.
+"""Feature store: frozen features on disk by key. What exists is never computed again, what is new is added.
 
 A store is a folder of parts. A part is one safetensors file with `keys` [n, 2] (two words of a 128-bit hash), `sizes`
-[n, 2] and `features` [n, ...]; it appears whole or not at all, and its name is a hash of its keys, so that two
-processes that make the same part write the same file. Everything that all entries depend on is in the folder's name.
+[n, 2] and `features` [n, ...]; it is written atomically, and its name is a hash of its keys, so that two processes that
+compute the same part write the same file. Everything that all entries depend on is in the folder's name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import write_bytes_atomically, write_json_atomically
 from foveate.core.progress import say, track
 
-# Of the layout of parts and keys: another number is another folder, and old folders are never read.
+# Version of the layout of parts and keys: another number is another folder, and old folders are never read.
 VERSION = 2
 ABOUT, USED = "about.json", "used"
 _PATTERN = "part-*.safetensors"
@@ -39,24 +39,24 @@ Make = Callable[[Sequence[int]], tuple[Tensor, NDArray[np.int32], dict[int, str]
 
 
 def key_of(text: str) -> bytes:
-    """16 bytes that are the same for the same text everywhere."""
+    """Hash a text to 16 bytes, the same on every machine."""
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
 def keys_of(texts: Iterable[str]) -> NDArray[np.uint64]:
-    """Keys [n, 2] of texts."""
+    """Hash texts to keys [n, 2]."""
     return np.frombuffer(b"".join(key_of(text) for text in texts), dtype="<u8").reshape(-1, 2)
 
 
 class FeatureStore:
-    """The entries of a store that a run wants, by number.
+    """The entries of a store that a run reads, by number.
 
     Args:
         folder: of all stores. kind: "images" or "texts". depends: what all entries depend on.
         shape, dtype: of one entry's features.
 
     Attributes:
-        keys: [n, 2], of the entries that `fill` was asked for. sizes: [n, 2] int32.
+        keys: [n, 2], of the entries that were passed to `fill`. sizes: [n, 2] int32.
         bad: entry number -> reason.
     """
 
@@ -85,13 +85,13 @@ class FeatureStore:
         share: Share = (0, 1),
         patience: float = _PATIENCE_SECONDS,
     ) -> None:
-        """Makes the entries that are not there yet.
+        """Compute the entries that do not exist yet.
 
         Args:
             keys: [n, 2] of all entries, in the same order on every rank; equal keys are one entry.
             make: called with at most `block` entry numbers.
-            share: rank and number of processes. Each makes the blocks of its own and waits for those of the others;
-                after `patience` seconds without a new part (they may have another disk) it makes theirs too.
+            share: rank and number of processes. Each computes its blocks and waits for those of the others; after
+                `patience` seconds without a new part (they may have another disk) it computes theirs too.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / ABOUT).is_file():
@@ -114,7 +114,7 @@ class FeatureStore:
         since = time.monotonic()
         while missing := self._missing(block):
             if time.monotonic() - since > patience:
-                say(f"{self.folder}: no new part of other processes for {patience:.0f} s: making it here")
+                say(f"{self.folder}: no new part of other processes for {patience:.0f} s: computing it here")
                 self._make(missing[0], block, make)
             else:
                 time.sleep(_POLL_SECONDS)
@@ -123,7 +123,7 @@ class FeatureStore:
         self._read_reasons()
 
     def _missing(self, block: int) -> list[int]:
-        """Numbers of the blocks of `block` entries of which some are not there."""
+        """List the blocks of `block` entries of which some are missing."""
         return np.unique(self._first[self._part[self._first] < 0] // block).tolist()
 
     def _make(self, number: int, block: int, make: Make) -> None:
@@ -144,7 +144,7 @@ class FeatureStore:
         self._take(path)
 
     def _look(self) -> bool:
-        """Takes in the parts that have appeared; whether there was one."""
+        """Register parts that have appeared; return whether there was one."""
         new = sorted(path for path in self.folder.glob(_PATTERN) if path.name not in self._parts)
         for path in new:
             self._take(path)
@@ -154,31 +154,31 @@ class FeatureStore:
         header, start = _header(path)
         shape, dtype = tuple(header["features"]["shape"][1:]), header["features"]["dtype"]
         if (shape, dtype) != (self.shape, _NAMES[self.dtype]):
-            wanted = f"{list(self.shape)} {_NAMES[self.dtype]}"
-            raise UserError(f"{path}: has features {list(shape)} {dtype}, this encoder's are {wanted}; remove it")
+            expected = f"{list(self.shape)} {_NAMES[self.dtype]}"
+            raise UserError(f"{path}: has features {list(shape)} {dtype}, this encoder's are {expected}; remove it")
         part = self._parts.setdefault(path.name, len(self._parts))
         self._names.append(path.name)
         self._offsets.append(start + header["features"]["data_offsets"][0])
         keys = _read(path, header, start, "keys", np.dtype("<u8"))
         sizes = _read(path, header, start, "sizes", np.dtype("<i4"))
         low, high = (np.searchsorted(self._words, keys[:, 0], side=side) for side in ("left", "right"))
-        place = np.repeat(np.arange(len(keys)), high - low)  # equal keys are wanted more than once
-        within = np.arange(len(place)) - np.repeat(np.cumsum(high - low) - (high - low), high - low)
-        entries = self._order[low[place] + within]
-        same = self.keys[entries, 1] == keys[place, 1]
-        entries, place = entries[same], place[same]
-        self._part[entries], self._place[entries], self.sizes[entries] = part, place, sizes[place]
+        index = np.repeat(np.arange(len(keys)), high - low)  # equal keys are wanted more than once
+        within = np.arange(len(index)) - np.repeat(np.cumsum(high - low) - (high - low), high - low)
+        entries = self._order[low[index] + within]
+        same = self.keys[entries, 1] == keys[index, 1]
+        entries, index = entries[same], index[same]
+        self._part[entries], self._place[entries], self.sizes[entries] = part, index, sizes[index]
 
     def _read_reasons(self) -> None:
         reasons: dict[str, str] = {}
         for path in sorted(self.folder.glob("bad-*.json")):
             reasons |= json.loads(path.read_text(encoding="utf-8"))
         if reasons:
-            found = ((entry, reasons.get(key.tobytes().hex())) for entry, key in enumerate(self.keys))
-            self.bad = {entry: reason for entry, reason in found if reason is not None}
+            reason_of_entry = ((entry, reasons.get(key.tobytes().hex())) for entry, key in enumerate(self.keys))
+            self.bad = {entry: reason for entry, reason in reason_of_entry if reason is not None}
 
     def __getitem__(self, entry: int) -> Tensor:
-        """The features of an entry."""
+        """Read the features of an entry."""
         if self._loaded is not None:
             return self._loaded[entry]
         part, size = self._part[entry], self._entry_bytes
@@ -194,11 +194,11 @@ class FeatureStore:
         finally:
             os.close(handle)
         if read != size:
-            raise UserError(f"{path}: is cut short; remove it and start again")
+            raise UserError(f"{path}: truncated feature part; remove it and start again")
         return features.view(self.dtype).view(self.shape)
 
     def keep_in_memory(self) -> None:
-        """For features that are small: all of them at once."""
+        """Load all features at once, for small ones."""
         self._loaded = torch.stack([self[entry] for entry in range(len(self.keys))]) if len(self.keys) else None
 
 
@@ -213,14 +213,14 @@ _NAMES = {
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """A part's header and where its data begin."""
+    """Read a part's header and the offset of its data."""
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         whole = path.stat().st_size
         header = json.loads(handle.read(length)) if length < whole else {}
     ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"]
     if {"keys", "sizes", "features"} - set(header) or 8 + length + max(ends) != whole:
-        raise UserError(f"{path}: is damaged; remove it and start again")
+        raise UserError(f"{path}: damaged feature part; remove it and start again")
     return header, 8 + length
 
 

@@ -20,7 +20,7 @@ from foveate.core.progress import say
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Configuration, weights, tokenizer files and chat templates of the repository's top folder.
-_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_FILE_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _BLOCK = 1 << 22
 
@@ -58,11 +58,11 @@ class Checkpoint:
         Raises:
             UserError: when there are none; it says so when the weights are pickles, which are never read.
         """
-        found = sorted(self.folder.glob("*.safetensors"))
-        if found:
-            return found
-        there = [path.name for path in self.folder.iterdir()] if self.commit is None else self._on_the_hub()
-        pickles = sorted(name for name in there if name.endswith(_PICKLES))
+        paths = sorted(self.folder.glob("*.safetensors"))
+        if paths:
+            return paths
+        file_names = [path.name for path in self.folder.iterdir()] if self.commit is None else self._on_the_hub()
+        pickles = sorted(name for name in file_names if name.endswith(_PICKLES))
         if pickles:
             raise UserError(
                 f"{self.name}: its weights are a pickle ({pickles[0]}), which may run code and is not read: use a "
@@ -125,7 +125,7 @@ def fetch(
     only_local = offline or constants.is_offline_mode()
     options: dict[str, Any] = {
         "revision": revision,
-        "allow_patterns": list(_WANTED),
+        "allow_patterns": list(_FILE_PATTERNS),
         "ignore_patterns": ["*/*"],
         "cache_dir": cache_dir,
     }
@@ -157,9 +157,9 @@ def _why(error: Exception, source: str, *, revision: str | None, offline: bool) 
     """What is missing, and what to do about it."""
     from huggingface_hub import constants, errors
 
-    wanted = source if revision is None else f"{source} --revision {revision}"
+    repository = source if revision is None else f"{source} --revision {revision}"
     elsewhere = (
-        f"give the path of a folder instead: `hf download {wanted} --local-dir FOLDER` makes it on a machine with a "
+        f"give the path of a folder instead: `hf download {repository} --local-dir FOLDER` makes it on a machine with a "
         "network"
     )
     if isinstance(error, errors.GatedRepoError):

@@ -1,4 +1,4 @@
-"""A plain pre-norm transformer layer for small trainable towers (arXiv 2010.11929, equation 2 and 3)."""
+"""Layers: a pre-norm transformer layer for small trainable towers (arXiv 2010.11929, equations 2 and 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foveate.core.errors import UserError
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """`norm(x)` in the dtype of x, also under autocast, which would write float32 and double the memory traffic.
+    """Apply `norm` in the dtype of x, also under autocast, which would write float32: twice the memory traffic.
 
     The statistics are taken in float32 inside the kernel for half-precision inputs. A norm with hooks is called as the
     module that it is.
@@ -23,7 +23,7 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def as_computed(x: Tensor) -> Tensor:
-    """float32 cast once to the dtype that autocast would cast it to at each product; unchanged without autocast."""
+    """Cast float32 once to the dtype that autocast would cast it to at each product; unchanged without autocast."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype in (torch.float32, torch.float16):
         return x.to(torch.get_autocast_dtype(kind))

@@ -130,7 +130,7 @@ class Lite0Encoder(ImageEncoder):
         self.proj = nn.Linear(width, embed_dim, bias=False)
 
     def fingerprint(self) -> str:
-        """Weights, input size, normalization and precision of the cached features."""
+        """Name weights, input size, normalization and precision of cached features."""
         dtype = self._precision(torch.device("cpu"))
         return f"lite0-{WEIGHTS_SHA256[:8]}-{self.preprocess.size_name}-{str(dtype).removeprefix('torch.')}-packed2"
 
@@ -147,7 +147,7 @@ class Lite0Encoder(ImageEncoder):
 
     @torch.no_grad()
     def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pixels (uint8, or normalized to [-1, 1]) to packed features [B, F] in float16."""
+        """Compute packed features [B, F] in float16 of pixels (uint8, or normalized to [-1, 1])."""
         dtype = self._precision(pixels_B3HW.device)
         network = self._network(pixels_B3HW.device, dtype)
         packed = []
@@ -163,7 +163,7 @@ class Lite0Encoder(ImageEncoder):
             return torch.cat(packed)
 
     def forward(self, features: Tensor) -> ImageFeatures:
-        """Packed features [B, F] (or pixels [B, 3, H, W], then the frozen part runs first) to tokens."""
+        """Encode packed features [B, F], or pixels [B, 3, H, W], for which the frozen part runs first."""
         if features.dim() == 4:
             features = self.frozen_features(features)
         features = as_computed(features)
@@ -201,12 +201,14 @@ class Lite0Encoder(ImageEncoder):
             return ImageFeatures.from_map(network(x)[index].float())
 
     def project(self, pooled_RD: Tensor) -> Tensor:
-        """Pooled tokens [R, D] to [R, E]."""
+        """Project pooled tokens [R, D] to [R, E]."""
         return self.proj(pooled_RD)
 
     def _with_position(self, x_BLD: Tensor) -> Tensor:
-        """x + position. In training as a product of rank 1: the gradient of a broadcast sum, a reduction over the
-        batch, takes ten times as long as the product that it then is."""
+        """Add positions. In training as a product of rank 1.
+
+        The gradient of a broadcast sum, a reduction over the batch, takes ten times as long as that product.
+        """
         position_LD = self.position_LD.to(x_BLD.dtype)
         if not self.training:
             return x_BLD + position_LD

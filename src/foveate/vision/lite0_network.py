@@ -58,9 +58,9 @@ class _Convolution(nn.Module):
             return self.convolution(x)
         if self.fused is None:
             return F.relu6(self.convolution(x), inplace=True)
-        one = self.convolution
-        sizes = (one.padding, one.stride, one.dilation, one.groups)
-        return self.fused(x, one.weight, one.bias, *sizes, "hardtanh", [0.0, 6.0], "")
+        layer = self.convolution
+        sizes = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        return self.fused(x, layer.weight, layer.bias, *sizes, "hardtanh", [0.0, 6.0], "")
 
 
 class _Block(nn.Module):
@@ -121,9 +121,9 @@ def load_lite0() -> Lite0:
         UserError: if the package is missing or its weights file is not the known one.
     """
     path = _weights_path()
-    found = sha256_file(path)
-    if found != WEIGHTS_SHA256:
-        raise UserError(f"{path.name}: its sha256 is {found}, expected {WEIGHTS_SHA256}; reinstall {PACKAGE}")
+    digest = sha256_file(path)
+    if digest != WEIGHTS_SHA256:
+        raise UserError(f"{path.name}: its sha256 is {digest}, expected {WEIGHTS_SHA256}; reinstall {PACKAGE}")
     # The package ships a pickle. `weights_only` admits tensors alone, and the checksum has just been verified.
     state = torch.load(path, map_location="cpu", weights_only=True)
     network = Lite0()

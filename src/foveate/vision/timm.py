@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from foveate.core.errors import UserError, nearest
-from foveate.vision.backbones import BackboneImageEncoder, on_meta, own_or_new
+from foveate.vision.backbones import BackboneImageEncoder, choose_projection, on_meta
 from foveate.vision.encoder import check_layer
 from foveate.vision.hf.processors import given_preprocess, preprocess_for, three
 from foveate.vision.hub import Checkpoint, fetch
@@ -78,7 +78,7 @@ class TimmImageEncoder(BackboneImageEncoder):
         pooled = trunk.head_hidden_size if convolutional else trunk.num_features
         super().__init__(
             trunk=trunk,
-            proj=own_or_new(None, inputs=pooled, embed_dim=embed_dim, own_dim=None, name=name),
+            proj=choose_projection(None, inputs=pooled, embed_dim=embed_dim, projection_width=None, name=name),
             width=trunk.num_features if convolutional else trunk.embed_dim,
             pooled_width=pooled,
             embed_dim=embed_dim,
@@ -179,16 +179,16 @@ def _from_source(options: TimmOptions) -> tuple[Any, str, dict[str, Any], str | 
             _fill(trunk, [path], name=source)
         return trunk, model, {}, None
     checkpoint = fetch(hub_id(source), revision=options.revision, offline=options.offline, field="source of 'timm'")
-    said = checkpoint.config()
-    name = said.get("architecture")
+    raw_config = checkpoint.config()
+    name = raw_config.get("architecture")
     if not isinstance(name, str):
         raise UserError(f"{source}: config.json names no architecture, so it is no model of timm")
     if model is not None and model != name:
         raise UserError(f"model '{model}' of 'timm': {source} is a '{name}'")
-    arguments = dict(said.get("model_args") or {})
-    if said.get("global_pool"):
-        arguments["global_pool"] = said["global_pool"]
-    published = said.get("pretrained_cfg") or {}
+    arguments = dict(raw_config.get("model_args") or {})
+    if raw_config.get("global_pool"):
+        arguments["global_pool"] = raw_config["global_pool"]
+    published = raw_config.get("pretrained_cfg") or {}
     if published.get("input_size"):
         # Weights of one architecture are published for several sizes; its own default may be another one.
         arguments.setdefault("img_size", published["input_size"][-1])
@@ -205,18 +205,18 @@ def hub_id(source: str) -> str:
         return source
     import timm
 
-    said = timm.get_pretrained_cfg(source) if source in timm.list_pretrained() else None
-    if said is None or not said.hf_hub_id:
+    published = timm.get_pretrained_cfg(source) if source in timm.list_pretrained() else None
+    if published is None or not published.hf_hub_id:
         raise UserError(
             f"source of 'timm' '{source}': no such folder, and timm has no weights of this name"
             f"{nearest(source, timm.list_pretrained())}"
         )
-    return str(said.hf_hub_id)
+    return str(published.hf_hub_id)
 
 
 def _weights(checkpoint: Checkpoint) -> list[Path]:
-    found = checkpoint.weights()
-    return [path for path in found if path.name == "model.safetensors"] or found[:1]
+    paths = checkpoint.weights()
+    return [path for path in paths if path.name == "model.safetensors"] or paths[:1]
 
 
 def _fill(trunk: Any, paths: list[Path], *, name: str) -> None:

@@ -34,22 +34,22 @@ class TransformersClipImageEncoder(TransformersImageEncoder):
         from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
         options = read_options(ProjectedImageOptions, fields, kind=KIND)
-        own = options.projection == "own"
-        model_class = CLIPVisionModelWithProjection if own else CLIPVisionModel
+        has_projection = options.projection == "own"
+        model_class = CLIPVisionModelWithProjection if has_projection else CLIPVisionModel
         loaded = load_tower(KIND, model_class, CLIPVisionConfig, options, types=_TYPES)
         super().__init__(
             loaded,
             options,
             kind=KIND,
-            trunk=loaded.model.vision_model if own else loaded.model,
-            own=loaded.model.visual_projection if own else None,
-            own_dim=loaded.model.config.projection_dim,
+            trunk=loaded.model.vision_model if has_projection else loaded.model,
+            projection=loaded.model.visual_projection if has_projection else None,
+            projection_width=loaded.model.config.projection_dim,
         )
 
     def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """See `BackboneImageEncoder.run`; the pooled vector is the normed class token."""
-        said = self.trunk(pixel_values=pixels_B3HW, interpolate_pos_encoding=True)
-        return self.trunk.post_layernorm(said.last_hidden_state[:, 1:]), said.pooler_output
+        outputs = self.trunk(pixel_values=pixels_B3HW, interpolate_pos_encoding=True)
+        return self.trunk.post_layernorm(outputs.last_hidden_state[:, 1:]), outputs.pooler_output
 
 
 class TransformersClipTextEncoder(TransformersTextEncoder):
@@ -68,17 +68,17 @@ class TransformersClipTextEncoder(TransformersTextEncoder):
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         options = read_options(ProjectedTextOptions, fields, kind=KIND)
-        own = options.projection == "own"
-        model_class = CLIPTextModelWithProjection if own else CLIPTextModel
+        has_projection = options.projection == "own"
+        model_class = CLIPTextModelWithProjection if has_projection else CLIPTextModel
         loaded = load_tower(KIND, model_class, CLIPTextConfig, options, types=_TYPES)
         config = loaded.model.config
         super().__init__(
             loaded,
             options,
             kind=KIND,
-            trunk=loaded.model.text_model if own else loaded.model,
-            own=loaded.model.text_projection if own else None,
-            own_dim=config.projection_dim,
+            trunk=loaded.model.text_model if has_projection else loaded.model,
+            projection=loaded.model.text_projection if has_projection else None,
+            projection_width=config.projection_dim,
             pooled_width=config.hidden_size,
         )
 

@@ -50,7 +50,7 @@ class Dinov2ImageEncoder(TransformersImageEncoder):
         config = loaded.model.config
         if not isinstance(config.patch_size, int):
             raise UserError(f"{options.source or KIND}: patches of {config.patch_size} px; expected square ones")
-        super().__init__(loaded, options, kind=KIND, trunk=loaded.model, own=None, own_dim=None)
+        super().__init__(loaded, options, kind=KIND, trunk=loaded.model, projection=None, projection_width=None)
         self.pool = options.pool
         self.prefix_tokens = 1 + int(getattr(config, "num_register_tokens", 0))
         if self.trunk.embeddings.mask_token is not None:

@@ -17,10 +17,10 @@ def check_whole(image: TransformersClipImageEncoder, text: TransformersClipTextE
     Raises:
         UserError: naming the field.
     """
-    own = image.trunk.config.image_size
-    if image.preprocess.side != own:
+    trained_size = image.trunk.config.image_size
+    if image.preprocess.side != trained_size:
         raise UserError(
-            f"image_size {image.preprocess.side}: the weights' positions are for {own} px, and CLIPModel interpolates "
+            f"image_size {image.preprocess.side}: the weights' positions are for {trained_size} px, and CLIPModel interpolates "
             "them only where each call asks for it; `--to onnx` takes this model as it is"
         )
     for name, encoder in (("image", image), ("text", text)):

@@ -94,17 +94,17 @@ def load_tower(
     if source is None:
         raise UserError(f"source of '{kind}' is missing: give a folder or OWNER/NAME on the hub")
     checkpoint = fetch(source, revision=revision, offline=options.offline, field=f"source of '{kind}'")
-    said = checkpoint.config()
-    found_type = said.get("model_type")
-    if found_type not in types:
-        other = KIND_OF_TYPE.get(str(found_type))
+    raw_config = checkpoint.config()
+    model_type = raw_config.get("model_type")
+    if model_type not in types:
+        other = KIND_OF_TYPE.get(str(model_type))
         hint = f"; kind: {other} reads it" if other and other != kind else ""
-        raise UserError(f"{source}: its model_type is '{found_type}', '{kind}' reads {', '.join(types)}{hint}")
+        raise UserError(f"{source}: its model_type is '{model_type}', '{kind}' reads {', '.join(types)}{hint}")
     with quiet():
         try:
             settings = config_class.from_pretrained(str(checkpoint.folder))
-            if "projection_dim" in said:  # of both towers; the towers' own copies of it are not kept up to date
-                settings.projection_dim = said["projection_dim"]
+            if "projection_dim" in raw_config:  # of both towers; the towers' own copies of it are not kept up to date
+                settings.projection_dim = raw_config["projection_dim"]
             if on_meta():
                 model = model_class(settings)
             else:
@@ -127,20 +127,20 @@ def load_tower(
 
 def _json(settings: Any) -> dict[str, Any]:
     """What the network is built from; not where it was read from, nor by which release."""
-    said = json.loads(settings.to_json_string(use_diff=False))
-    return {name: value for name, value in said.items() if name not in ("_name_or_path", "transformers_version")}
+    config = json.loads(settings.to_json_string(use_diff=False))
+    return {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
 
 
-def provenance(found: Loaded) -> dict[str, Any]:
+def provenance(loaded: Loaded) -> dict[str, Any]:
     """Options that build the tower again without weights; `source` and `revision` stay as a record."""
-    return {"config": found.config, "source": found.source, "revision": found.revision}
+    return {"config": loaded.config, "source": loaded.source, "revision": loaded.revision}
 
 
-def tokenizer_folder(found: Loaded, tokenizer: str | None) -> Path | None:
+def tokenizer_folder(loaded: Loaded, tokenizer: str | None) -> Path | None:
     """Where the tokenizer's files are: the field `tokenizer`, else the source; None where models are only counted."""
     if tokenizer is not None:
         return given_folder(tokenizer)
-    return None if found.checkpoint is None or on_meta() else found.checkpoint.folder
+    return None if loaded.checkpoint is None or on_meta() else loaded.checkpoint.folder
 
 
 def trained_scale(checkpoint: Checkpoint | None) -> tuple[float | None, float | None]:

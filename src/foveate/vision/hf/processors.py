@@ -59,10 +59,10 @@ def _size(sides: Any, where: str) -> InputSize:
         values = {key: sides.get(key) for key in values}
     if values["height"] and values["width"]:
         return int(values["height"]), int(values["width"])
-    given = {value for value in values.values() if value is not None}
-    if len(given) != 1:
+    sides_px = {value for value in values.values() if value is not None}
+    if len(sides_px) != 1:
         raise UserError(f"{where}: image size {values}; expected height and width, or one side of a square")
-    return int(given.pop())
+    return int(sides_px.pop())
 
 
 def three(values: Sequence[float]) -> tuple[float, float, float]:
@@ -94,16 +94,16 @@ def preprocess_for(
     )
 
 
-def given_preprocess(given: Mapping[str, Any], *, image_size: InputSize | None, geometry: str) -> Preprocess:
+def given_preprocess(values: Mapping[str, Any], *, image_size: InputSize | None, geometry: str) -> Preprocess:
     """What the field `preprocess` says; `geometry` where it says none.
 
     Raises:
         UserError: when it is not complete, or `image_size` says something else.
     """
-    shown = Preprocess.from_dict({"geometry": geometry, **given})
-    if image_size is not None and _pair(image_size) != (shown.height, shown.width):
-        raise UserError(f"image_size {image_size} and preprocess.size {shown.size}: give one of them")
-    return shown
+    preprocess = Preprocess.from_dict({"geometry": geometry, **values})
+    if image_size is not None and _pair(image_size) != (preprocess.height, preprocess.width):
+        raise UserError(f"image_size {image_size} and preprocess.size {preprocess.size}: give one of them")
+    return preprocess
 
 
 def preprocess_of(checkpoint: Checkpoint | None, options: ImageTowerOptions, *, patch: int, kind: str) -> Preprocess:

@@ -33,12 +33,14 @@ class SiglipImageEncoder(TransformersImageEncoder):
         from transformers import SiglipVisionConfig, SiglipVisionModel
 
         options = read_options(ProjectedImageOptions, fields, kind=KIND)
-        own = nn.Identity() if options.projection == "own" else None
+        projection = nn.Identity() if options.projection == "own" else None
         loaded = load_tower(KIND, SiglipVisionModel, SiglipVisionConfig, options, types=_TYPES)
         config = loaded.model.config
         if not config.vision_use_head:
             raise UserError(f"{options.source or KIND}: it has no pooling head (vision_use_head is false)")
-        super().__init__(loaded, options, kind=KIND, trunk=loaded.model, own=own, own_dim=config.hidden_size)
+        super().__init__(
+            loaded, options, kind=KIND, trunk=loaded.model, projection=projection, projection_width=config.hidden_size
+        )
 
     def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """See `BackboneImageEncoder.run`."""
@@ -65,10 +67,18 @@ class SiglipTextEncoder(TransformersTextEncoder):
         from transformers import SiglipTextConfig, SiglipTextModel
 
         options = read_options(ProjectedTextOptions, fields, kind=KIND)
-        own = nn.Identity() if options.projection == "own" else None
+        projection = nn.Identity() if options.projection == "own" else None
         loaded = load_tower(KIND, SiglipTextModel, SiglipTextConfig, options, types=_TYPES)
         width = loaded.model.config.projection_size
-        super().__init__(loaded, options, kind=KIND, trunk=loaded.model, own=own, own_dim=width, pooled_width=width)
+        super().__init__(
+            loaded,
+            options,
+            kind=KIND,
+            trunk=loaded.model,
+            projection=projection,
+            projection_width=width,
+            pooled_width=width,
+        )
 
     def run(self, ids_BL: Tensor) -> Tensor:
         """Ids to the pooled last token behind the tower's own head."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from foveate.vision.backbones import BackboneImageEncoder, BackboneTextEncoder, keep_no_activations, own_or_new
+from foveate.vision.backbones import BackboneImageEncoder, BackboneTextEncoder, choose_projection, keep_no_activations
 from foveate.vision.encoder import check_layer
 from foveate.vision.hf.loading import Loaded, provenance, tokenizer_folder, trained_scale
 from foveate.vision.hf.processors import preprocess_of
@@ -22,7 +22,7 @@ class TransformersImageEncoder(BackboneImageEncoder):
 
     Args:
         loaded: the network. trunk: the part of it that is the tower.
-        own: its own projection of the pooled vector; None for a new one to `embed_dim`. own_dim: width of its result.
+        projection: its own projection of the pooled vector; None for a new one to `embed_dim`. projection_width: width of its result.
 
     Attributes:
         prefix_tokens: class and register tokens in front of the patches. final_norm: attribute of the trunk.
@@ -40,19 +40,23 @@ class TransformersImageEncoder(BackboneImageEncoder):
         *,
         kind: str,
         trunk: Any,
-        own: nn.Module | None,
-        own_dim: int | None,
+        projection: nn.Module | None,
+        projection_width: int | None,
     ) -> None:
         width, patch = loaded.model.config.hidden_size, loaded.model.config.patch_size
         preprocess = preprocess_of(loaded.checkpoint, options, patch=patch, kind=kind)
         super().__init__(
             trunk=trunk,
-            proj=own_or_new(
-                own, inputs=width, embed_dim=options.embed_dim, own_dim=own_dim, name=loaded.source or kind
+            proj=choose_projection(
+                projection,
+                inputs=width,
+                embed_dim=options.embed_dim,
+                projection_width=projection_width,
+                name=loaded.source or kind,
             ),
             width=width,
             pooled_width=width,
-            embed_dim=_joint_width(own, own_dim, options.embed_dim),
+            embed_dim=_joint_width(projection, projection_width, options.embed_dim),
             patch=patch,
             preprocess=preprocess,
             frozen=options.frozen,
@@ -60,7 +64,7 @@ class TransformersImageEncoder(BackboneImageEncoder):
             kind=kind,
         )
         self._loaded = loaded.without_model()
-        _note(self, loaded, own=own is not None, checkpointing=options.checkpointing)
+        _note(self, loaded, has_projection=projection is not None, checkpointing=options.checkpointing)
 
     def run_to_layer(
         self, pixels_B3HW: Tensor, layer: int, *, norm: bool, grid: tuple[int, int]
@@ -92,17 +96,21 @@ class TransformersTextEncoder(BackboneTextEncoder):
         *,
         kind: str,
         trunk: Any,
-        own: nn.Module | None,
-        own_dim: int,
+        projection: nn.Module | None,
+        projection_width: int,
         pooled_width: int,
     ) -> None:
         super().__init__(
             trunk=trunk,
-            proj=own_or_new(
-                own, inputs=pooled_width, embed_dim=options.embed_dim, own_dim=own_dim, name=loaded.source or kind
+            proj=choose_projection(
+                projection,
+                inputs=pooled_width,
+                embed_dim=options.embed_dim,
+                projection_width=projection_width,
+                name=loaded.source or kind,
             ),
             pooled_width=pooled_width,
-            embed_dim=_joint_width(own, own_dim, options.embed_dim),
+            embed_dim=_joint_width(projection, projection_width, options.embed_dim),
             length=loaded.model.config.max_position_embeddings,
             tokenizer=tokenizer_folder(loaded, options.tokenizer),
             frozen=options.frozen,
@@ -110,23 +118,27 @@ class TransformersTextEncoder(BackboneTextEncoder):
             kind=kind,
         )
         self._loaded = loaded.without_model()
-        _note(self, loaded, own=own is not None, checkpointing=options.checkpointing)
+        _note(self, loaded, has_projection=projection is not None, checkpointing=options.checkpointing)
 
     def architecture(self) -> dict[str, Any]:
         """Configuration and commit, instead of weights to fetch."""
         return {**provenance(self._loaded), "tokenizer": None}
 
 
-def _joint_width(own: nn.Module | None, own_dim: int | None, embed_dim: int | None) -> int:
-    return int((embed_dim if own is None else own_dim) or 0)
+def _joint_width(projection: nn.Module | None, projection_width: int | None, embed_dim: int | None) -> int:
+    return int((embed_dim if projection is None else projection_width) or 0)
 
 
 def _note(
-    encoder: TransformersImageEncoder | TransformersTextEncoder, loaded: Loaded, *, own: bool, checkpointing: bool
+    encoder: TransformersImageEncoder | TransformersTextEncoder,
+    loaded: Loaded,
+    *,
+    has_projection: bool,
+    checkpointing: bool,
 ) -> None:
     """What is untrained, the temperature that was trained with the weights, and whether activations are kept."""
-    encoder.fresh_parts = () if own else ("proj",)
-    if own:
+    encoder.fresh_parts = () if has_projection else ("proj",)
+    if has_projection:
         encoder.trained_scale, encoder.trained_bias = trained_scale(loaded.checkpoint)
     if checkpointing:
         keep_no_activations(encoder.trunk)

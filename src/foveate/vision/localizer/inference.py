@@ -1,4 +1,4 @@
-"""Asking an opened model: embeddings of phrases, and where phrases are in images whose tokens are there."""
+"""Inference with an opened model: embed phrases, and find them in images that were encoded."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ _TEXTS = 256
 
 
 def encode_all(encoder: TextEncoder, texts: list[str], *, description: str = "reading texts") -> Tensor:
-    """Frozen features [T, *feature_shape] on the CPU; texts of like length share a batch, so little is padded."""
+    """Compute frozen features [T, *feature_shape] of texts, on the CPU."""
+    # Texts of like length share a batch, so that little is padded.
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     features = torch.zeros(len(texts), *encoder.feature_shape, dtype=encoder.feature_dtype)
     starts = range(0, len(texts), _BATCH)
     for start in track(starts, description=description) if len(starts) > 8 else starts:
-        chosen = order[start : start + _BATCH]
-        features[chosen] = encoder.frozen_features([texts[index] for index in chosen]).to(features.dtype)
+        indices = order[start : start + _BATCH]
+        features[indices] = encoder.frozen_features([texts[index] for index in indices]).to(features.dtype)
     return features
 
 
 def embed_phrases(model: LocalizingModel, texts: Sequence[str]) -> Tensor:
-    """Un-normalized joint embeddings [T, E] on the CPU: each distinct text once, so that equal texts are equal."""
+    """Compute unnormalized joint embeddings [T, E] on the CPU; each distinct text once, so equal texts are equal."""
     distinct = sorted(set(texts))
     if not distinct:
         return torch.zeros(0, model.recipe.embed_dim)
@@ -45,33 +46,33 @@ def embed_phrases(model: LocalizingModel, texts: Sequence[str]) -> Tensor:
 
 def find(
     model: LocalizingModel,
-    tokens: ImageFeatures,
+    features: ImageFeatures,
     placements: Sequence[Placement],
     texts_RE: Tensor,
     index_R: Tensor,
     *,
     rule: str,
 ) -> NDArray[np.float64]:
-    """Where phrases are, [R, 4] in [0, 1] of the model input, by "head" or by "candidates"."""
+    """Find the box of each phrase, [R, 4] in [0, 1] of the model input, by "head" or by "candidates"."""
     if rule == "head":
-        return model.ground(tokens, texts_RE, index_R).cpu().double().numpy()
+        return model.ground(features, texts_RE, index_R).cpu().double().numpy()
     assert rule == "candidates", rule
-    return candidate_scores(model, tokens, placements, texts_RE, index_R)[0]
+    return candidate_scores(model, features, placements, texts_RE, index_R)[0]
 
 
 def candidate_scores(
     model: LocalizingModel,
-    tokens: ImageFeatures,
+    features: ImageFeatures,
     placements: Sequence[Placement],
     texts_RE: Tensor,
     index_R: Tensor,
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """The candidate box of highest cosine with each phrase [R, 4], and all cosines [R, C]; one image forward."""
-    boxes_BC4 = np.stack([candidate_boxes(one.letterbox.content_box.to_array()) for one in placements])
+    """Return the candidate box of highest cosine with each phrase [R, 4], and all cosines [R, C]."""
+    boxes_BC4 = np.stack([candidate_boxes(placement.letterbox.content_box.to_array()) for placement in placements])
     images, count, _ = boxes_BC4.shape
     flat = torch.from_numpy(boxes_BC4).reshape(-1, 4).to(model.device)
     owner = torch.arange(images, device=model.device).repeat_interleave(count)
-    z_BCE = F.normalize(model.encode_regions(tokens, flat, owner).float(), dim=-1).view(images, count, -1)
+    z_BCE = F.normalize(model.encode_regions(features, flat, owner).float(), dim=-1).view(images, count, -1)
     # In parts: the embeddings of all candidates are copied for each phrase of their image.
     parts = zip(index_R.split(_TEXTS), F.normalize(texts_RE.float(), dim=-1).split(_TEXTS), strict=True)
     scores_RC = torch.cat([torch.einsum("rce,re->rc", z_BCE[index], texts) for index, texts in parts])

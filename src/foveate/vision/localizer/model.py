@@ -1,6 +1,6 @@
-"""CLIP that can be asked about a box, and can find a box from words: the model of CLOC and of its baselines.
+"""Localizing model: CLIP that embeds boxes and finds the box of a phrase; CLOC and its baselines.
 
-The image tokens are computed once per image and used again for every box and every phrase.
+Image tokens are computed once per image and used for every box and every phrase.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from foveate.vision.roi import RoiPooler, roi_pool
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# Most numbers of one intermediate result [prompts, tokens, width] outside training: 64 MB in float32.
+# Largest intermediate result [prompts, tokens, width] outside training, in elements: 64 MB in float32.
 _NUMBERS_AT_A_TIME = 2**24
 
 
 class _CappedExp(torch.autograd.Function):
-    """exp(x), at most a limit. Beyond it only the gradient that leads back passes: a plain clamp would pass none, and
-    a temperature that once overshot would never move again."""
+    """exp(x), capped. Beyond the cap only a gradient that leads back passes.
+
+    A plain clamp would pass none, and a temperature that overshot once would never move again.
+    """
 
     @staticmethod
     def forward(ctx: Any, log_scale: Tensor, largest: float) -> Tensor:
@@ -46,21 +48,24 @@ class _CappedExp(torch.autograd.Function):
 
 
 def capped_exp(log_scale: Tensor, largest: float) -> Tensor:
-    """exp(log_scale), at most `largest`; a gradient that lowers it passes beyond the limit too."""
+    """Return exp(log_scale), at most `largest`; a gradient that lowers it passes beyond the cap too."""
     return _CappedExp.apply(log_scale, largest)
 
 
 def towers(recipe: LocalizerSettings, name: str) -> dict[str, Any]:
-    """The settings of one encoder with the joint width that both share."""
+    """Return the settings of one encoder with the joint width that both share."""
     return {"embed_dim": recipe.embed_dim, **getattr(recipe, name)}
 
 
 def empty_copy(module: Module) -> Module:
-    """The same modules with parameters that have a shape and no memory; buffers and all else are copied.
+    """Copy a module with parameters that have a shape and no memory; buffers and all else are copied.
 
     `load_state_dict(weights, assign=True)` fills them.
     """
-    empty = {id(one): nn.Parameter(one.to("meta"), requires_grad=one.requires_grad) for one in module.parameters()}
+    empty = {
+        id(parameter): nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        for parameter in module.parameters()
+    }
     return copy.deepcopy(module, dict(empty))
 
 
@@ -92,24 +97,26 @@ class LocalizingModel(nn.Module):
         scale, bias = self._start()
         start = torch.full((1,), math.log(scale))
         self.log_scale = nn.Parameter(start.clone())
-        own = recipe.regions.own_temperature and method != "none"
-        self.region_log_scale = nn.Parameter(start.clone()) if own else None
+        own_scale = recipe.regions.own_temperature and method != "none"
+        self.region_log_scale = nn.Parameter(start.clone()) if own_scale else None
         sigmoid_regions = method != "none" and recipe.regions.loss == "sigmoid"
-        shared = recipe.loss == "sigmoid" or (sigmoid_regions and not own)
+        shared = recipe.loss == "sigmoid" or (sigmoid_regions and not own_scale)
         self.bias = nn.Parameter(torch.full((1,), bias)) if shared else None
-        self.region_bias = nn.Parameter(torch.full((1,), bias)) if sigmoid_regions and own else None
+        self.region_bias = nn.Parameter(torch.full((1,), bias)) if sigmoid_regions and own_scale else None
         self.locate_rule = "head" if method == "prompter" else "candidates"
 
     def _start(self) -> tuple[float, float]:
-        """1 / temperature and bias to start from: the recipe's, those of trained towers, or the papers'."""
+        """Choose 1 / temperature and bias to start from: the recipe's, those of trained towers, or the papers'."""
         recipe = self.recipe
         default = 10.0 if recipe.loss == "sigmoid" else 1 / 0.07
         scales = (recipe.logit_scale_init, self.trained_start()[0], default)
         biases = (recipe.logit_bias_init, self.trained_start()[1], -10.0)
-        return next(one for one in scales if one is not None), next(one for one in biases if one is not None)
+        return next(value for value in scales if value is not None), next(
+            value for value in biases if value is not None
+        )
 
     def trained_start(self) -> tuple[float | None, float | None]:
-        """1 / temperature and bias that both towers were trained with; None where they were not trained together.
+        """Return 1 / temperature and bias that both towers were trained with; None unless trained together.
 
         A temperature of a softmax is no start for a sigmoid loss: that needs a bias which fits it.
         """
@@ -120,66 +127,66 @@ class LocalizingModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the trained weights are."""
+        """Device of the trained weights."""
         return self.log_scale.device
 
     def logit_scale(self) -> Tensor:
-        """1 / temperature of the image-text loss; for a softmax at most the recipe's `logit_scale_max`."""
+        """Return 1 / temperature of the image-text loss; for a softmax at most the recipe's `logit_scale_max`."""
         return self._scale(self.log_scale, self.recipe.loss)
 
     def region_logit_scale(self) -> Tensor:
-        """1 / temperature of the region-text loss."""
-        own = self.region_log_scale
-        return self.logit_scale() if own is None else self._scale(own, self.recipe.regions.loss)
+        """Return 1 / temperature of the region-text loss."""
+        log_scale = self.region_log_scale
+        return self.logit_scale() if log_scale is None else self._scale(log_scale, self.recipe.regions.loss)
 
     def _scale(self, log_scale: Tensor, loss: str) -> Tensor:
         # SigLIP's is not limited: trained ones lie above 100.
         return log_scale.exp() if loss == "sigmoid" else capped_exp(log_scale, self.recipe.logit_scale_max)
 
     def logit_bias(self) -> Tensor:
-        """The bias of the sigmoid image-text loss, shape (1,)."""
+        """Return the bias of the sigmoid image-text loss, shape (1,)."""
         assert self.bias is not None
         return self.bias
 
     def region_logit_bias(self) -> Tensor:
-        """The bias of the sigmoid region-text loss, shape (1,)."""
+        """Return the bias of the sigmoid region-text loss, shape (1,)."""
         return self.logit_bias() if self.region_bias is None else self.region_bias
 
     def encode_image_tokens(self, pixels_B3HW: Tensor) -> ImageFeatures:
-        """One pass over uint8 (or normalized) pixels: tokens, grid and the un-normalized joint embedding."""
+        """Encode uint8 or normalized pixels: tokens, grid and the unnormalized joint embedding."""
         return self.image_encoder(self.image_encoder.frozen_features(pixels_B3HW.to(self.device)))
 
     def encode_image(self, images: Tensor | ImageFeatures) -> Tensor:
-        """Unit-length joint embeddings [B, E] of images or of tokens that are there already."""
-        tokens = images if isinstance(images, ImageFeatures) else self.encode_image_tokens(images)
-        return F.normalize(tokens.pooled.float(), dim=-1)
+        """Return unit-length joint embeddings [B, E] of images, or of features that were computed before."""
+        features = images if isinstance(images, ImageFeatures) else self.encode_image_tokens(images)
+        return F.normalize(features.pooled.float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Joint embeddings [B, E] of texts before normalization: what phrase prompts are made of."""
+        """Return joint embeddings [B, E] of texts before normalization, the input of phrase prompts."""
         return self.text_encoder(self.text_encoder.frozen_features(list(texts)).to(self.device))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Unit-length joint embeddings [B, E] of texts."""
+        """Return unit-length joint embeddings [B, E] of texts."""
         return F.normalize(self.embed_texts(texts).float(), dim=-1)
 
-    def encode_regions(self, tokens: ImageFeatures, boxes_R4: Tensor, image_index_R: Tensor) -> Tensor:
-        """Un-normalized embeddings [R, E] of boxes in [0, 1] of the square model input.
+    def encode_regions(self, features: ImageFeatures, boxes_R4: Tensor, image_index_R: Tensor) -> Tensor:
+        """Embed boxes in [0, 1] of the model input, unnormalized: [R, E].
 
         Without a region module (CLIP) the tokens under the box are pooled by RoI-Align and projected as a whole
-        image's are: the common zero-shot way.
+        image's are, the common zero-shot baseline.
 
         Args:
-            boxes_R4: corners; x1 < x2, y1 < y2. image_index_R: row of `tokens` that each box belongs to.
+            boxes_R4: corners; x1 < x2, y1 < y2. image_index_R: row of `features` that each box belongs to.
         """
         if self.prompter is not None:
-            prepared = self.prompter.prepare(tokens.tokens, tokens.grid)
-            parts = self._in_parts(tokens, boxes_R4, image_index_R)
+            prepared = self.prompter.prepare(features.tokens, features.grid)
+            parts = self._in_parts(features, boxes_R4, image_index_R)
             return torch.cat([self.prompter.boxes(prepared, *part).embedding_RE for part in parts])
         if self.roi is not None:
-            return self.roi(tokens.tokens, tokens.grid, boxes_R4, image_index_R)
-        return self.image_encoder.project(roi_pool(tokens.tokens, tokens.grid, boxes_R4, image_index_R))
+            return self.roi(features.tokens, features.grid, boxes_R4, image_index_R)
+        return self.image_encoder.project(roi_pool(features.tokens, features.grid, boxes_R4, image_index_R))
 
-    def ground(self, tokens: ImageFeatures, texts_RE: Tensor, image_index_R: Tensor) -> Tensor:
+    def ground(self, features: ImageFeatures, texts_RE: Tensor, image_index_R: Tensor) -> Tensor:
         """Boxes [R, 4] in [0, 1] of the model input, clamped and sorted, where the phrases are said to be.
 
         Args:
@@ -193,15 +200,15 @@ class LocalizingModel(nn.Module):
                 f"this model was trained with regions.method '{self.recipe.regions.method}': "
                 "only 'prompter' can answer where a phrase is"
             )
-        prepared = self.prompter.prepare(tokens.tokens, tokens.grid)
-        parts = self._in_parts(tokens, texts_RE, image_index_R)
+        prepared = self.prompter.prepare(features.tokens, features.grid)
+        parts = self._in_parts(features, texts_RE, image_index_R)
         found = [self.box_head(self.prompter.phrases(prepared, *part)) for part in parts]
         return sorted_boxes(torch.cat(found))
 
-    def _in_parts(self, tokens: ImageFeatures, prompts: Tensor, image_index_R: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _in_parts(self, features: ImageFeatures, prompts: Tensor, image_index_R: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The prompts of a call, few at a time where each of them reads and keeps all tokens of its image."""
         if self.prompter is None or self.prompter.pool != "all" or torch.is_grad_enabled():
             return [(prompts, image_index_R)]
-        _, length, width = tokens.tokens.shape
+        _, length, width = features.tokens.shape
         size = max(1, _NUMBERS_AT_A_TIME // (length * width))
         return list(zip(prompts.split(size), image_index_R.split(size), strict=True))

@@ -137,27 +137,27 @@ def _text_tower(model: nn.Module) -> Any:
 
 
 def _vision_state(visual: Any) -> dict[str, Tensor]:
-    own = "vision_model."
+    prefix = "vision_model."
     return {
-        f"{own}embeddings.class_embedding": visual.class_embedding,
-        f"{own}embeddings.patch_embedding.weight": visual.conv1.weight,
-        f"{own}embeddings.position_embedding.weight": visual.positional_embedding,
-        **_norm(f"{own}pre_layrnorm", visual.ln_pre),
-        **_blocks(f"{own}encoder.layers", visual.transformer),
-        **_norm(f"{own}post_layernorm", visual.ln_post),
+        f"{prefix}embeddings.class_embedding": visual.class_embedding,
+        f"{prefix}embeddings.patch_embedding.weight": visual.conv1.weight,
+        f"{prefix}embeddings.position_embedding.weight": visual.positional_embedding,
+        **_norm(f"{prefix}pre_layrnorm", visual.ln_pre),
+        **_blocks(f"{prefix}encoder.layers", visual.transformer),
+        **_norm(f"{prefix}post_layernorm", visual.ln_post),
         "visual_projection.weight": visual.proj.T.contiguous(),
     }
 
 
 def _text_state(model: nn.Module) -> dict[str, Tensor]:
-    own, tower = "text_model.", _text_tower(model)
+    prefix, tower = "text_model.", _text_tower(model)
     projection = tower.text_projection
     weight = projection.weight if isinstance(projection, nn.Linear) else projection.T.contiguous()
     return {
-        f"{own}embeddings.token_embedding.weight": tower.token_embedding.weight,
-        f"{own}embeddings.position_embedding.weight": tower.positional_embedding,
-        **_blocks(f"{own}encoder.layers", tower.transformer),
-        **_norm(f"{own}final_layer_norm", tower.ln_final),
+        f"{prefix}embeddings.token_embedding.weight": tower.token_embedding.weight,
+        f"{prefix}embeddings.position_embedding.weight": tower.positional_embedding,
+        **_blocks(f"{prefix}encoder.layers", tower.transformer),
+        **_norm(f"{prefix}final_layer_norm", tower.ln_final),
         "text_projection.weight": weight,
     }
 
@@ -174,14 +174,14 @@ def _blocks(name: str, transformer: Any) -> dict[str, Tensor]:
     """Residual blocks; the joint projection of attention is taken apart into queries, keys and values."""
     state: dict[str, Tensor] = {}
     for number, block in enumerate(transformer.resblocks):
-        place = f"{name}.{number}"
+        index = f"{name}.{number}"
         weights, biases = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
         for part, weight, bias in zip("qkv", weights, biases, strict=True):
-            state[f"{place}.self_attn.{part}_proj.weight"] = weight.contiguous()
-            state[f"{place}.self_attn.{part}_proj.bias"] = bias.contiguous()
-        state |= _linear(f"{place}.self_attn.out_proj", block.attn.out_proj)
-        state |= _norm(f"{place}.layer_norm1", block.ln_1) | _norm(f"{place}.layer_norm2", block.ln_2)
-        state |= _linear(f"{place}.mlp.fc1", block.mlp.c_fc) | _linear(f"{place}.mlp.fc2", block.mlp.c_proj)
+            state[f"{index}.self_attn.{part}_proj.weight"] = weight.contiguous()
+            state[f"{index}.self_attn.{part}_proj.bias"] = bias.contiguous()
+        state |= _linear(f"{index}.self_attn.out_proj", block.attn.out_proj)
+        state |= _norm(f"{index}.layer_norm1", block.ln_1) | _norm(f"{index}.layer_norm2", block.ln_2)
+        state |= _linear(f"{index}.mlp.fc1", block.mlp.c_fc) | _linear(f"{index}.mlp.fc2", block.mlp.c_proj)
     return state
 
 
