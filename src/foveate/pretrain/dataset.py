@@ -268,7 +268,7 @@ def count_texts(datasets: Sequence[PretrainDataset], loader: Loader, *, steps: i
         rows = [epoch_rows(datasets[0].rows, seed=seed, epoch=0)[:samples]]
     drawn: Counter[str] = Counter()
     for dataset, of_source in zip(datasets, rows, strict=True):
-        drawn.update(dataset.image_texts.drawn_in_epoch(of_source.tolist(), seed=seed))
+        drawn.update(dataset.image_texts.count_drawn(of_source.tolist(), seed=seed))
     without_text = drawn.pop("", 0)
     images = sum(map(len, rows))
     return DrawnTexts(images=images, drawn=dict(drawn), shares=normalize_counts(drawn), without_text=without_text)

@@ -66,8 +66,8 @@ def choose_projection(
         return nn.Linear(inputs, embed_dim, bias=False)
     if embed_dim is not None and projection_width != embed_dim:
         raise UserError(
-            f"embed_dim {embed_dim}: the trained weights of '{name}' have {projection_width}; set embed_dim={projection_width}, or "
-            "projection: new for an untrained projection"
+            f"embed_dim: the trained weights of '{name}' have {projection_width} (got {embed_dim}); set "
+            f"embed_dim={projection_width}, or projection: new for an untrained projection"
         )
     return projection
 

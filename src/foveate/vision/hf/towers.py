@@ -22,7 +22,8 @@ class TransformersImageEncoder(BackboneImageEncoder):
 
     Args:
         loaded: the network. trunk: the part of it that is the tower.
-        projection: its own projection of the pooled vector; None for a new one to `embed_dim`. projection_width: width of its result.
+        projection: the checkpoint's, of the pooled vector; None for a new one to `embed_dim`. projection_width: of its
+            output.
 
     Attributes:
         prefix_tokens: class and register tokens in front of the patches. final_norm: attribute of the trunk.
