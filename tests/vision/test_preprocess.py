@@ -129,3 +129,15 @@ def test_a_stretched_jpeg_is_read_whole(tmp_path: Path) -> None:
     image, size = decode_fraction(buffer.getvalue(), min_side=compute_draft_side(placement))
     assert image.size == size == (1280, 720)
     assert (render_image(how, image, placement) == render_image(how, decode(buffer.getvalue()), placement)).all()
+
+
+def test_a_processor_of_transformers_stretches_alike() -> None:
+    """Up to three gray levels: Pillow and torchvision round differently between the passes."""
+    from foveate.vision.open_clip.to_transformers import clip_image_processor
+
+    image = Image.fromarray(np.kron(np.asarray(noise(8, 5)), np.ones((40, 40, 1), np.uint8)))
+    how = preprocess((56, 84), "stretch")
+    theirs = clip_image_processor(how)(images=image, return_tensors="pt")["pixel_values"][0]
+    ours = how.normalize(render_image(how, image, place_image(how, image.size, View())))
+    assert theirs.shape == (3, 56, 84)
+    assert (theirs - ours).abs().max() <= 3 / 255 / 0.5

@@ -81,9 +81,9 @@ class SentenceEncoder:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
-        found = checkpoint_of(model, revision=revision, offline=offline)
-        found.weights()
-        source = str(found.folder)
+        checkpoint = checkpoint_of(model, revision=revision, offline=offline)
+        checkpoint.weights()
+        source = str(checkpoint.folder)
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
@@ -108,15 +108,17 @@ class SentenceEncoder:
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         parts = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
         # Tokenized in one thread: a tokenizer must not be called from several.
-        made = map_on_cores(self._vectors, [self._tokens(texts, rows) for rows in parts], device=self.model.device)
-        for rows, vectors in zip(parts, made, strict=True):
+        vectors_of_part = map_on_cores(
+            self._vectors, [self._tokens(texts, rows) for rows in parts], device=self.model.device
+        )
+        for rows, vectors in zip(parts, vectors_of_part, strict=True):
             vectors_BW[rows] = vectors
         return vectors_BW
 
     def _tokens(self, texts: Sequence[str], rows: Sequence[int]) -> Any:
-        chosen = [texts[row] for row in rows]
+        selected = [texts[row] for row in rows]
         return self.tokenizer(
-            chosen, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            selected, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.model.device)
 
     @torch.no_grad()
@@ -184,20 +186,20 @@ class MiniLMEncoder(TextEncoder):
         cut = f"{self.max_tokens}-{dtype}"
         if self.model == "package":
             return f"minilm-{PACKAGE_SHA256[:8]}-{cut}"
-        return f"sentence-{self._found().digest()}-{cut}"
+        return f"sentence-{self._open_checkpoint().digest()}-{cut}"
 
-    def _found(self) -> Checkpoint:
+    def _open_checkpoint(self) -> Checkpoint:
         """Where the weights are; a branch of the hub is looked up once, so that one commit serves a whole run."""
         if self._checkpoint is None:
             self._checkpoint = checkpoint_of(self.model, revision=self.revision, offline=self.offline)
         return self._checkpoint
 
     def _pinned(self) -> str | None:
-        return self.revision if self.model == "package" else self._found().commit or self.revision
+        return self.revision if self.model == "package" else self._open_checkpoint().commit or self.revision
 
     def architecture(self) -> dict[str, Any]:
         """The commit of a hub model: a branch may point elsewhere tomorrow."""
-        commit = None if self.model == "package" else self._found().commit
+        commit = None if self.model == "package" else self._open_checkpoint().commit
         return {} if commit is None else {"revision": commit}
 
     def frozen_features(self, texts: Sequence[str]) -> Tensor:

@@ -202,8 +202,8 @@ class LocalizingModel(nn.Module):
             )
         prepared = self.prompter.prepare(features.tokens, features.grid)
         parts = self._in_parts(features, texts_RE, image_index_R)
-        found = [self.box_head(self.prompter.phrases(prepared, *part)) for part in parts]
-        return sorted_boxes(torch.cat(found))
+        boxes = [self.box_head(self.prompter.phrases(prepared, *part)) for part in parts]
+        return sorted_boxes(torch.cat(boxes))
 
     def _in_parts(self, features: ImageFeatures, prompts: Tensor, image_index_R: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The prompts of a call, few at a time where each of them reads and keeps all tokens of its image."""

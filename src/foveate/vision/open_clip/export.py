@@ -17,7 +17,7 @@ from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEn
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 _SHARED_BY_TOWERS = ("embed_dim", "quick_gelu")
-_RESIZE_MODES = {"letterbox": "longest", "center_crop": "shortest"}
+_RESIZE_MODES = {"letterbox": "longest", "center_crop": "shortest", "stretch": "squash"}
 
 
 def check_pair(image: OpenClipImageEncoder, text: OpenClipTextEncoder) -> None:

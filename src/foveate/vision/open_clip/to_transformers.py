@@ -193,11 +193,11 @@ def clip_tokenizer(context_length: int) -> Any:
     from open_clip.tokenizer import SimpleTokenizer
     from transformers import CLIPTokenizer
 
-    own = SimpleTokenizer()
-    names = {own.sot_token_id: START, own.eot_token_id: END}
-    vocabulary = {names.get(number, token): number for token, number in own.encoder.items()}
+    bpe = SimpleTokenizer()
+    names = {bpe.sot_token_id: START, bpe.eot_token_id: END}
+    vocabulary = {names.get(number, token): number for token, number in bpe.encoder.items()}
     # Pairs, as `tokenizers` takes them: its own type says lines.
-    merges: Any = [pair for pair, _ in sorted(own.bpe_ranks.items(), key=lambda item: item[1])]
+    merges: Any = [pair for pair, _ in sorted(bpe.bpe_ranks.items(), key=lambda item: item[1])]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=context_length)
 
 
@@ -213,7 +213,6 @@ def clip_image_processor(preprocess: Preprocess) -> Any:
     from PIL.Image import Resampling
     from transformers import CLIPImageProcessor
 
-    side = preprocess.side
     if preprocess.geometry == "letterbox" and any(preprocess.fill):
         raise UserError(f"preprocess.fill is {list(preprocess.fill)}: transformers' CLIPImageProcessor pads with black")
     if preprocess.interpolation not in ("bilinear", "bicubic"):
@@ -221,11 +220,18 @@ def clip_image_processor(preprocess: Preprocess) -> Any:
             f"preprocess.interpolation is '{preprocess.interpolation}': transformers' CLIPImageProcessor resizes alike "
             "with 'bilinear' and 'bicubic' only"
         )
+    shared: dict[str, Any] = {
+        "resample": Resampling[preprocess.interpolation.upper()].value,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+    if preprocess.geometry == "stretch":
+        size = {"height": preprocess.height, "width": preprocess.width}
+        return CLIPImageProcessor(size=size, do_center_crop=False, **shared)
+    side = preprocess.side
     whole = {"max_height": side, "max_width": side}
     return CLIPImageProcessor(
         size=whole if preprocess.geometry == "letterbox" else {"shortest_edge": side},
         crop_size={"height": side, "width": side},
-        resample=Resampling[preprocess.interpolation.upper()].value,
-        image_mean=list(preprocess.mean),
-        image_std=list(preprocess.std),
+        **shared,
     )
