@@ -81,6 +81,7 @@ def _describe(path: Path) -> Cache | None:
     if kind is None and not name.startswith(_FORMER):
         return None
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    # The file's time is that of the last run, access times of files are often switched off.
     opened = path / USED if (path / USED).is_file() else path
     return Cache(
         path=path,

@@ -42,6 +42,7 @@ def draw_regions(count: int, max_regions: int, *, seed: int, epoch: int, key: st
     """Draw at most `max_regions` of `count` regions without replacement; return their indices, ascending."""
     if count <= max_regions:
         return np.arange(count)
+    # A generator per image and epoch: the draw does not depend on workers, batch order or earlier draws.
     drawn = seeds.generator("regions", seed, epoch, key).choice(count, size=max_regions, replace=False)
     return np.sort(drawn)
 
@@ -63,6 +64,8 @@ class RowTexts:
 
     def all(self) -> list[str]:
         """Return every text: a mirrored image must contradict none of them."""
+        # Not only the drawn text: whether a view may be mirrored must not depend on the epoch, or a cached view of one
+        # epoch would contradict the text of another.
         return [text for texts in self.captions.values() for text in texts] + list(self.phrases)
 
 
@@ -114,6 +117,7 @@ class PretrainDataset:
         self.rule = settings.text_rule()
         self.image_texts = ImageTexts(collection, self.rule, prefer=settings.prefer)
         self.kinds = self.rule.kinds
+        # Fail early: the caches below may take hours to fill.
         check_window(settings, text_encoder)
         self.has_random_views = settings.views.scale != (1.0, 1.0) or settings.views.flip > 0
         self.random_views = RandomViews(scale=settings.views.scale, flip=settings.views.flip)
@@ -122,12 +126,14 @@ class PretrainDataset:
         self._row = functools.lru_cache(maxsize=_CACHED_ROWS)(self._read_row)
         self.rows, self.skipped = self._rows_with_text(collection.rows(settings.split))
         self._texts: TextFeatures = LiveTexts(text_encoder)
+        # A frozen tower needs each text once; the store is keyed by text, so runs and recipes share it.
         if text_encoder.fingerprint() and collates:
             chunks = [chunk for dataset in (self, *mixed_with) for chunk in dataset._all_texts().chunks]
             texts = pa.chunked_array(chunks, pa.string())
             self._texts = StoredTexts(text_encoder, texts, cache=cache, share=share)
         self._cache: FeatureCache | None = None
         if image_encoder.fingerprint():
+            # Random crops of a frozen tower cannot be drawn per epoch: a few views per image are cached and repeat.
             views = settings.views.cached if self.has_random_views else 1
             self._cache = FeatureCache(
                 image_encoder,
@@ -176,6 +182,7 @@ class PretrainDataset:
         texts = self.image_texts.list_possible(self.rows)
         if not self.with_regions:
             return texts
+        # A mask over row numbers: no join of all phrases with keys.
         in_split = np.zeros(len(self.collection), dtype=bool)
         in_split[self.rows] = True
         regions = self.collection.grouped("regions")
@@ -208,6 +215,7 @@ class PretrainDataset:
         if self._cache is not None:
             if row in self._cache.bad:
                 raise BadSample(key, self._cache.bad[row])
+            # Epochs cycle through the cached views, so that each is used equally often.
             view = epoch % self._cache.views
             return self._cache.features(row, view), self._cache.placement(row, view)
         try:
@@ -221,6 +229,7 @@ class PretrainDataset:
         """Draw boxes in the model input and their phrases; count the regions that the view shows too little of."""
         texts = self._row(row)
         boxes_R4, phrases = texts.boxes_R4, texts.phrases
+        # The whole image as a region keeps unlabeled images in the region loss, as an ablation of lambda.
         if not len(phrases) and self.with_regions and self.settings.whole_image_region:
             boxes_R4, phrases = Box.whole().to_array()[None], (text,)
         if not len(phrases):
@@ -241,9 +250,11 @@ class PretrainDataset:
             "text": self._texts[[sample["text"] for sample in samples]],
             "boxes_R4": torch.from_numpy(np.concatenate([sample["boxes"] for sample in samples])),
             "region_text": self._texts[phrases],
+            # Hashes instead of indices: the filter "exact" compares phrases of different processes.
             "phrase_ids_R": torch.tensor([text_id(phrase) for phrase in phrases], dtype=torch.int64),
             "image_index_R": torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
             "counts_B": torch.tensor(counts),
+            # Logged: many lost regions mean that crops are too small for the boxes.
             "lost_B": torch.tensor([sample["lost"] for sample in samples]),
         }
 

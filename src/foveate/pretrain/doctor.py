@@ -93,6 +93,7 @@ def examine(
         `machine`, `rates`, `collection`, `reach` and `remarks`; `problems` are sentences, empty if the run is possible.
     """
     facts = doctor.machine(collection.path)
+    # Without a recipe all cores: the question is what the machine can do.
     threads = workers or (recipe.training.workers if recipe is not None else facts["cores"]) or 1
     split = recipe.data.split if recipe is not None else None
     preprocess = _PLAIN
@@ -201,6 +202,7 @@ def _check_run(
         memory_there = min(device["memory_bytes"] for device in accelerators)
     cached = priced["reads_cached_features"]
     features = priced["bytes_per_image"] * priced["images_with_text"] if cached else 0.0
+    # One more than is kept, while a new one is written; weights and two moments in float32 are 12 bytes.
     checkpoints = (recipe.training.keep_checkpoints + 1) * 12.0 * priced["parameters_trained"]
     regions = set(collection.table("regions")["key"].to_pylist())
     rows = collection.rows(recipe.data.split)

@@ -102,6 +102,7 @@ def cache_features(
     features = FeatureCache(
         model.image_encoder,
         collection,
+        # Sorted: the cache is the same whatever order the caller has.
         np.sort(rows),
         folder=cache,
         views=1,
@@ -174,6 +175,7 @@ def _embed(
     located: dict[str, list[np.ndarray]] = {rule: [] for rule in rules}
     by_row = {int(row): _true_regions(collection, int(row)) if regions else () for row in rows}
     shuffled_boxes = _shuffle_boxes(by_row)
+    # Each distinct phrase is encoded once: equal phrases get bit-equal embeddings, so that they tie exactly.
     phrases = sorted({region.phrase for row_regions in by_row.values() for region in row_regions})
     vectors = embed_phrases(model, phrases)
     phrase_row = {phrase: number for number, phrase in enumerate(phrases)}
@@ -187,6 +189,7 @@ def _embed(
             for boxes_R4, embedded in ((inside_R4, z), (other_R4, shuffled)):
                 z_RE = model.encode_regions(tokens, torch.from_numpy(boxes_R4).to(model.device), index_R)
                 embedded.append(z_RE.float().cpu().numpy())
+            # Not normalized: the phrase prompt takes the text embedding as the tower gives it.
             texts_RE = vectors[[phrase_row[region.phrase] for _, region in batch]].to(model.device)
             for rule in rules:
                 boxes_R4 = find(model, tokens, placements, texts_RE, index_R, rule=rule)

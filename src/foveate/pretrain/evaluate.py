@@ -71,12 +71,14 @@ def evaluate(
     if not len(rows):
         raise UserError(f"collection {collection.path}: split '{split}' has no images")
     if limit is not None and limit < len(rows):
+        # Sorted: images of a shard are read in order.
         rows = np.sort(seeds.generator("evaluate", seed).choice(rows, size=limit, replace=False))
     if text_kind is not None:
         kinds = collection.table("captions")["kind"].unique().to_pylist()
         choose(text_kind, sorted(kinds), f"caption kind of the collection {collection.name!r}")
     if classes is not None:
         collection.label_values(classes)  # fail early: an unknown field is refused before the costly pass
+    # One pass for all questions: an image is decoded and encoded once.
     embeddings = embed_collection(model, collection, rows, crops=crops, rules=rules, cache=cache)
     table = MetricsTable(seed=seed)
     samples: dict[str, pa.Table] = {}
@@ -166,6 +168,7 @@ def _slices(embeddings: CollectionEmbeddings) -> dict[str, NDArray[np.bool_]]:
     slices_R = np.array([region.slice for region in embeddings.regions], dtype=object)
     names = sorted(set(slices_R))
     unnamed = "all regions" if len(names) == 1 else "regions without a group"
+    # Never averaged over groups: seen and unseen concepts differ, and their shares are those of the data set.
     return {str(name) or unnamed: slices_R == name for name in names}
 
 
@@ -218,6 +221,7 @@ def _add_region_retrieval(
     ):
         ranks = rank_positives_from_embeddings(queries[selected], gallery[selected])
         for kind, values in (("better", ranks.better_N), ("tied", ranks.tied_N)):
+            # -1 marks regions of groups that the question was not asked for.
             stored_R = samples.setdefault(f"{kind}_{short}_{column}", np.full(len(embeddings.regions), -1, np.int64))
             stored_R[selected] = values
         for k in (1, 10):
@@ -240,6 +244,7 @@ def _add_region_classes(
 ) -> None:
     """Add top-1 and mean class accuracy, where all regions have labels; a phrase of each label stands for its class."""
     labels = np.array([region.label for region in embeddings.regions], dtype=object)[mask_R]
+    # A class accuracy over some of the regions would depend on which ones happen to have labels.
     if not all(labels):
         return
     names, first = np.unique(labels.astype(str), return_index=True)
@@ -252,6 +257,7 @@ def _add_region_classes(
         rows=len(truth),
         seed=table.seed,
         groups_N=list(embeddings.image_R[mask_R]),
+        # Not 1,000: mAcc is no mean of samples, so every resample counts all classes again.
         resamples=200,
     )
     question = "what is in this box, of all names"
@@ -272,6 +278,7 @@ def _add_box_choice(
 ) -> None:
     """Add the accuracy of choosing a phrase's box among those of its image (phrases of one of at least two boxes)."""
     once = is_unique_phrase([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
+    # A single box would be right by default.
     counts = np.bincount(embeddings.image_R)[embeddings.image_R]
     selected = np.flatnonzero(mask_R & once & (counts > 1))
     if not len(selected):
@@ -287,6 +294,7 @@ def _add_box_choice(
 def baseline_boxes(count: int, *, seed: int) -> dict[str, NDArray[np.float64]]:
     """Return baselines that ignore the image: the center box (half of each side) and a random box, [count, 4] each."""
     random = seeds.generator("random boxes", seed)
+    # Two uniform corners, sorted: uniform over all boxes given as corner pairs.
     corners = np.sort(random.uniform(size=(count, 2, 2)), axis=1)
     return {"center": np.tile([0.25, 0.25, 0.75, 0.75], (count, 1)), "random": corners.reshape(count, 4)}
 
@@ -373,6 +381,7 @@ def _add_image_retrieval(
     sources_T = _sources(collection, embeddings.rows[with_text_T])
     for source in sorted(set(sources_T)):
         of_source = np.flatnonzero(sources_T == source)
+        # Sources are never mixed: telling a photograph's caption from a clip art's would be too easy.
         if len(of_source) < 2:
             continue
         image = embeddings.image_NE[with_text_T[of_source]]
@@ -399,6 +408,7 @@ def _add_image_retrieval(
 
 def class_embeddings(model: LocalizingModel, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
     """Return the zero-shot classifier [C, E]: unit-length means of the templates' unit-length text embeddings."""
+    # Prompt ensembling as in CLIP: templates are averaged after normalization, each with the same weight.
     texts = [template.replace("{}", name) for name in names for template in templates]
     embedded = normalize(embed_phrases(model, texts).numpy()).reshape(len(names), len(templates), -1)
     return normalize(embedded.mean(1)).astype(np.float32)
@@ -419,6 +429,7 @@ def _add_zero_shot(
     sources = _sources(collection, embeddings.rows)
     for source in sorted(set(sources[values != ""])):
         labeled = np.flatnonzero((values != "") & (sources == source))
+        # Only classes that occur: a class without images has no accuracy, and would only add distractors.
         names = sorted(set(values[labeled]))
         if len(names) < 2:
             continue

@@ -219,6 +219,7 @@ def staged(target: Path, *, identity: str | None = None) -> Iterator[Path]:
         stage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+    # The lock is in the stage, not in the target, which must not exist before it is complete.
     with FolderLock(stage, purpose="export"):
         _check_empty(target)
         earlier = note.read_text(encoding="utf-8") if note.is_file() else None
@@ -228,6 +229,7 @@ def staged(target: Path, *, identity: str | None = None) -> Iterator[Path]:
             shutil.rmtree(content)
         content.mkdir(exist_ok=True)
         note.write_text(identity or "", encoding="utf-8")
+        # Whether to keep the stage: a stopped export with an identity is resumed from it.
         finished = False
         try:
             yield content

@@ -13,12 +13,14 @@ from foveate.vision.localizer.folder import CARD, trained_weights
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
 
+# Several scripts, an apostrophe, digits, an empty text: where tokenizers of libraries differ.
 TEXTS = ("a red boat", "Ein großer Hund läuft über die Straße", "красная лодка", "赤い船", "it's 42 km & 50%", "")
 IMAGES = 2
 
 
 def probe_pixels(job: Job) -> Tensor:
     """Return uint8 noise [IMAGES, 3, S, S], the same for every export."""
+    # Noise uses all pixel values; a photograph would hide differences in dark or saturated areas.
     size = job.model.image_encoder.preprocess.side
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)

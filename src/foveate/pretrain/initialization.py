@@ -100,6 +100,7 @@ def detect_kind(checkpoint: Checkpoint) -> str:
     kind = KIND_OF_TYPE.get(str(config.get("model_type")))
     if kind is not None:
         return kind
+    # timm's folders name no model_type, but an architecture.
     if "architecture" in config:
         return "timm"
     raise UserError(
@@ -226,6 +227,7 @@ def _load_foveate(model: LocalizingModel, checkpoint: Checkpoint) -> dict[str, s
     except SafetensorError as error:
         raise UserError(f"{path}: damaged ({error})") from error
     expected = model.state_dict()
+    # All shapes are checked before anything is loaded: load_state_dict(strict=False) would stop halfway.
     for name in sorted(weights.keys() & expected.keys()):
         if weights[name].shape != expected[name].shape:
             raise UserError(

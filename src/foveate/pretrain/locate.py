@@ -53,6 +53,7 @@ def encode_image_bytes(model: LocalizingModel, data: bytes) -> EncodedImage:
     preprocess = model.image_encoder.preprocess
     try:
         info = check(data)
+        # A JPEG is decoded at reduced size where that loses nothing at the model input.
         image = decode(data, longest_side=DECODE_FACTOR * preprocess.long_side)
     except BadImage as problem:
         raise UserError(f"the image cannot be read: {problem}") from problem
@@ -114,6 +115,7 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
         for name in available
     }
     boxes = {name: placement.to_original(box)[0] for name, box in inside.items()}
+    # Baselines with their scores: a box that does not beat them was not found.
     boxes |= {name: box[0] for name, box in baseline_boxes(1, seed=seed).items()}
     scores = {name: _cosine(model, tokens, placement.to_input(box[None], min_visible=0)[0], text_1E, index)
               for name, box in boxes.items()}  # fmt: skip

@@ -37,6 +37,7 @@ class MetricsTable:
             interval = values
         else:
             interval = bootstrap_interval(values, seed=self.seed, groups_N=None if groups is None else list(groups))
+        # Several columns fill one row; n and chance are those of the first.
         row = self.rows.setdefault(
             (question, data),
             {"question": question, "data": data, "chance": chance, "n": interval.n, "values": {}},

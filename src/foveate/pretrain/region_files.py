@@ -86,6 +86,7 @@ def read_regions(folder: str | Path) -> Regions:
         raise UserError(f"{folder / WEIGHTS}: no such file") from error
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{folder / WEIGHTS}: damaged ({str(error).splitlines()[0]})") from error
+    # As loaded models are: no dropout, no gradient.
     for part in parts.values():
         part.eval().requires_grad_(False)
     return Regions(config, **parts)  # type: ignore[arg-type]

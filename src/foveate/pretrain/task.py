@@ -78,6 +78,7 @@ class PretrainTask(EmbeddingTask):
 
     def image_text_loss(self, image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
         """Return the loss between the images and texts of all ranks, from this rank's embeddings (not normalized)."""
+        # float32 before normalizing: bfloat16 embeddings would lose the small differences between near neighbors.
         image_BE, text_BE = F.normalize(image_BE.float(), dim=-1), F.normalize(text_BE.float(), dim=-1)
         chunk = self.settings.row_chunk
         if self.recipe.loss == "sigmoid":
@@ -88,6 +89,7 @@ class PretrainTask(EmbeddingTask):
         self, batch: Batch, embeddings: Mapping[str, Tensor], clip: Tensor, report: Report
     ) -> tuple[Losses, Report]:
         settings = self.settings
+        # Gathered, since lambda and M N are those of the whole batch.
         counts_N, lost_N = gather_with_grad(torch.stack((batch["counts_B"], batch["lost_B"]), dim=1)).float().unbind(1)
         fixed: dict[str, Any] = {"normalize": settings.normalize, "M": self.max_regions, "N": len(counts_N)}
         grounding: Tensor | float = 0.0
@@ -138,6 +140,7 @@ class PretrainTask(EmbeddingTask):
         index_R = batch["image_index_R"]
         starts = [round(part * len(batch["counts_B"]) / parts) for part in range(parts + 1)]
         first = torch.searchsorted(index_R, torch.tensor(starts, device=index_R.device)).tolist()
+        # searchsorted needs sorted owners.
         assert bool((index_R.diff() >= 0).all()), "regions are in the order of their images"
         return [
             {name: batch[name][start:stop] for name in _PER_IMAGE}
@@ -149,6 +152,7 @@ class PretrainTask(EmbeddingTask):
     def parameter_groups(self) -> Sequence[ParameterRule]:
         """Return the recipe's rules, after one that exempts temperatures and biases from weight decay."""
         rules = (ParameterRule(**rule.model_dump()) for rule in self.recipe.parameter_rules)
+        # First, so that no pattern of the recipe can decay a temperature to 1.
         return (ParameterRule(r"model\.(region_)?(log_scale|bias)", weight_decay=0.0), *rules)
 
     def shard_units(self) -> Sequence[nn.Module]:

@@ -28,6 +28,7 @@ _SMALL_BYTES = 2**28
 
 def text_id(text: str) -> int:
     """Hash a text to an integer in [0, 2**63), the same on every machine."""
+    # 63 bits: an int64 tensor has no unsigned twin on every device. Python's own hash differs between processes.
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big") >> 1
 
 
@@ -95,8 +96,10 @@ class StoredTexts:
             return encode_all(encoder, block), np.zeros((len(entries), 2), np.int32), {}
 
         self.store.fill(keys, make, block=_BLOCK, description=f"text features, parts of {_BLOCK}", share=share)
+        # Looked up by binary search on the first 8 bytes of each hash: a dictionary would hold every text in memory.
         self._order = np.argsort(keys[:, 0], kind="stable")
         self._hashes = keys[self._order, 0]
+        # Small stores fit into memory, where a lookup needs no page of the file.
         if len(keys) * int(np.prod(encoder.feature_shape)) * encoder.feature_dtype.itemsize <= _SMALL_BYTES:
             self.store.keep_in_memory()
 

@@ -140,10 +140,12 @@ def pretrain(
         )
         if skipped:
             say(f"skipped {skipped} images of the split: no text of the kinds in data.captions")
+        # Before training: a missing split must not be noticed at the first evaluation, hours later.
         validation = _validation(recipe, model, collection, cache, here)
         outcome, weights = _fit(recipe, model, loader, validation, run)
         folder, evaluation = None, None
         if outcome.status == "finished" and here.is_main:
+            # assign: the empty copy has no storage, so the gathered tensors become its parameters.
             final.load_state_dict(weights, assign=True)
             final.to(here.device).eval()
             split = evaluate_split if evaluate_split and _has_split(collection, evaluate_split) else None
@@ -217,6 +219,7 @@ def _build_loader(recipe: PretrainRecipe, datasets: list[PretrainDataset], here:
     }
     if len(datasets) == 1:
         return Loader(datasets[0], rows=datasets[0].rows, **options)
+    # The order of the sources is that of the recipe; their samples follow from names and weights alone.
     weights = [1.0, *recipe.data.collections.values()]
     sources = [
         Source(data.collection.name, data, data.rows, weight) for data, weight in zip(datasets, weights, strict=True)
@@ -281,6 +284,7 @@ def _evaluate(
     cache: Path,
 ) -> SplitEvaluation | None:
     """Choose the model's locate rule on the validation split, then evaluate it on `split`."""
+    # Frozen weights take the kernels that a loaded model uses, so its metrics can be reproduced bit for bit.
     model.requires_grad_(False)
     validation = recipe.data.validation_split
     if model.prompter is not None and _has_split(collection, validation):  # other models have one rule only

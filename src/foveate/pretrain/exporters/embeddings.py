@@ -56,6 +56,7 @@ class Rows:
         """Return columns by name; `embedding` has unit length, `norm` is the length before."""
         raw_NE = np.concatenate(self.vectors) if self.vectors else np.zeros((0, width), np.float32)
         norm_N = np.linalg.norm(raw_NE, axis=1).astype(np.float32)
+        # A zero vector stays zero instead of becoming NaN.
         unit_NE = raw_NE / np.maximum(norm_N, np.finfo(np.float32).tiny)[:, None]
         return {
             "key": np.array(self.key, dtype=np.str_),
@@ -151,6 +152,7 @@ def _images(job: Job, collection: Collection, source_regions: SelectedRegions, r
         while current is not None and part_of_row[current[0][0]] == part:
             hidden += _embed(job, collection, source_regions, current, images, regions)
             current = next(batches, None)
+        # Regions first, the note last: a part counts only when all of it is there.
         _write(job, REGIONS, part, regions)
         _write(job, IMAGES, part, images)
         note = {

@@ -29,7 +29,9 @@ from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localizer.folder import CARD, PREPROCESS
 
 IMAGE, REGIONS, PHRASES = "image.onnx", "regions.onnx", "phrases.onnx"
+# The lowest that PyTorch's exporter targets without conversion, for old runtimes.
 OPSET = 18
+# A protobuf file ends at 2 GB; some room for the graph itself.
 _LARGEST_FILE = 1_800_000_000
 _LOADING = """```python
 import numpy as np
@@ -132,6 +134,7 @@ def _regions(job: Job, tokens_BLD: Tensor) -> dict[str, float]:
     model = job.model
     assert model.prompter is not None
     assert model.box_head is not None
+    # Sorted corners: the boxes must be valid for the comparison to mean anything.
     generator = torch.Generator().manual_seed(1)
     corners_R22 = torch.rand(7, 2, 2, generator=generator).sort(dim=1).values
     boxes_R4 = (0.9 * corners_R22 + torch.tensor([[0.0], [0.1]])).flatten(1)

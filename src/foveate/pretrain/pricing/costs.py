@@ -69,6 +69,7 @@ class TowerCost:
 
     def at_length(self, length: float) -> TowerCost:
         """Return the cost at a sequence of `length` tokens: products grow with it, attention with its square."""
+        # The share of attention in all FLOPs grows with the length.
         share = length / self.length
         grown = share * (1 - self.quadratic) + share**2 * self.quadratic
         quadratic = share**2 * self.quadratic / grown if grown else 0.0
@@ -84,6 +85,7 @@ class TowerCost:
 
     def activations(self, *, checkpointed: bool) -> float:
         """Return the bytes saved for the backward pass; with checkpointing the blocks' inputs and one whole block."""
+        # With one block there is nothing to recompute from: its inputs are those of the tower.
         if not checkpointed or self.blocks < 2:
             return self.saved
         return self.blocks * self.length * self.width * _BLOCK_INPUT + self.saved / self.blocks
@@ -113,6 +115,7 @@ def model_cost(model: LocalizingModel, *, units: list[nn.Module], precision: str
             up to an eighth more).
     """
     image, text = model.image_encoder, model.text_encoder
+    # Fake tensors propagate shapes through every kernel, as no formula for an unknown architecture could.
     mode = FakeTensorMode()
     _make_fake(model, mode)
     narrow = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
@@ -232,6 +235,7 @@ def prompter_flops(
         once: work that all prompts of an image share is done once, as this Prompter does; False for a plain Prompter,
             a sequence [prompt ; image] through the layer for each prompt.
     """
+    # 24 D^2 per token: 4 projections of D^2 and an MLP of 8 D^2, 2 FLOPs each; attention adds 4 L D per token.
     square = width * width
     ends = (boxes + phrases) * 2 * width * embed_dim  # projection of z
     ends += phrases * (2 * embed_dim * width + 2 * embed_dim * width + 8 * width)  # phrase prompt, box head

@@ -26,6 +26,7 @@ from foveate.training.image_texts import ImageTexts
 from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.registry import tower_options
 
+# Optimistic, so that days are a lower bound; docs/scaling.md compares it with the paper's run.
 MFU = 0.4
 # Of the parts of `flops_per_image`, those of each tower.
 TOWERS = {"image_encoder": ("image tower",), "text_encoder": ("caption", "phrases")}
@@ -88,6 +89,7 @@ def price(
 
     steps = settings.steps if samples is None else max(1, round(samples / settings.batch_size))
     per_image = flops_per_image(recipe, cost)
+    # Cached embeddings (Gao et al. 2021): with parts every image goes forward twice.
     again = per_image["forward"] if settings.accumulate > 1 else 0.0
     again += sum(per_image[part] for name in checkpointed for part in TOWERS[name])
     step_flops = settings.batch_size * per_image["total"]
@@ -95,6 +97,7 @@ def price(
     loss = costs.loss_flops(with_regions=recipe.regions.method != "none", processes=devices, **_loss_shape(recipe))
     peak = device.tflops if settings.precision == "bf16" else device.wide_tflops
     seconds_model = step_flops * extra / devices / (peak * 1e12 * mfu)
+    # At the float32 peak: the losses are computed without autocast.
     seconds_loss = loss / (device.wide_tflops * 1e12 * mfu)
     seconds = seconds_model + seconds_loss
     image = feature_bytes if cached else facts.get("image_bytes", IMAGE_BYTES)

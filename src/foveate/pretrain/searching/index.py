@@ -56,6 +56,7 @@ from foveate.vision.preprocess import move_boxes, read_image
 REGIONS = ("auto", "boxes", "grid", "both", "none")
 WITH_REGIONS = ("auto", "boxes", "both")
 _OPTIONS = {"regions": "--regions", "region_sources": "--region-source", "precision": "--precision"}
+# A part takes seconds, so a kill costs little; its files are still large enough to write at full speed.
 PART = 128
 _BATCH = 32
 _PART_ROWS = pa.schema([*ROWS, pa.field("reason", pa.string())])
@@ -91,6 +92,7 @@ def hash_content(collection: Collection, regions: SelectedRegions, row: int, rul
     """Return a hash of what an image's rows in the index depend on: its bytes and its embedded regions."""
     selected = select_boxes(regions.read(row), rule)[0] if rule != "none" else ()
     described = [(region.phrase, *region.box.to_array().tolist()) for region in selected]
+    # The image's own hash: a re-encoded file is another image, a moved one is not.
     text = f"{collection.index['sha256'][row]} {described!r}"
     return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
@@ -154,6 +156,7 @@ def build_index(
             target = merge_parts(target, out, contents=contents)
         else:
             target.write(out)  # the folders of the model or the collection may be new
+        # Only after index.json lists the segments made from the parts.
         shutil.rmtree(out / BUILDING, ignore_errors=True)
     return target, plan
 
@@ -255,6 +258,7 @@ def _known(pairs: Any, contents: Mapping[str, str]) -> dict[str, str]:
 def _check_room(out: Path, plan: Plan) -> None:
     """Fail early if the disk has no room for the parts and the segments made from them."""
     free = shutil.disk_usage(out).free
+    # Twice: the parts stay until the segments made from them are valid.
     if 2 * plan.new_bytes > free:
         raise UserError(
             f"{out}: the run needs about {2 * plan.new_bytes / 1e9:,.1f} GB of disk ({free / 1e9:,.1f} GB are free); "

@@ -66,6 +66,7 @@ class MovablePath:
 
     def resolve(self, folder: Path, marker: str) -> Path:
         """Return the absolute path, or the relative one if only there the file `marker` exists."""
+        # Index, model and collection are often copied together to another machine.
         moved = (folder / self.relative).resolve()
         full = Path(self.path)
         return moved if not (full / marker).is_file() and (moved / marker).is_file() else full

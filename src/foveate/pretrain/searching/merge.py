@@ -117,6 +117,7 @@ def _write_segments(
     filled = [source for source in sources if source.mask.any()]
     for index, source in enumerate(filled):
         last = index == len(filled) - 1
+        # A complete segment is never rewritten, so an update costs what is new and not the size of the index.
         whole = source.segment is not None and source.mask.all() and (last or len(source.mask) >= SEGMENT_ROWS)
         if whole and not waiting:
             assert source.segment is not None

@@ -133,12 +133,14 @@ class Index:
         query = np.asarray(vector_E, dtype=np.float64)
         if query.shape != (self.description.embed_dim,) or not np.isfinite(query).all() or not query.any():
             raise UserError(f"query vector: expected {self.description.embed_dim} finite numbers, not all of them 0")
+        # Unit length makes inner products cosines; the stored vectors already are.
         query = query / np.linalg.norm(query)
         candidates: list[tuple[float, int, int, str]] = []
         for order, name in enumerate(KINDS_OF[kind]):
             kind_rows = self._rows_of(name)
             if kind_rows.available:
                 rows = kind_rows.search(query, count=count, per_image=per_image, backend=backend)
+                # Negative scores: an ascending sort puts the best first and keeps the order of equal ones.
                 candidates += [(-score, order, row, key) for score, row, key in rows]
         if not candidates:
             counts = self.description.counts
@@ -227,6 +229,7 @@ class _KindRows:
                     best.append((score, row, key))
             if len(best) >= count or len(rows) < request or request >= self.available:
                 return best[:count]
+            # Grows fast: a collection of near-identical regions needs few rounds.
             request = min(8 * request, self.available)
 
 
