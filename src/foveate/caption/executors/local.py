@@ -58,7 +58,7 @@ class Job:
 
 
 class ImageRequests(Protocol):
-    """Images to caption and their collection, such as `caption.work.PendingRequests`."""
+    """Images to caption and their collection, such as `PendingRequests`."""
 
     collection: Collection
 
