@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from foveate.caption.assertions.scene_truth import SceneTruth, parse_scene_truth
-from foveate.records.scenes.scene_collection import scene_row
+from foveate.records.scenes.scene_collection import draw_scene_row
 
 
 @functools.cache
@@ -15,7 +15,7 @@ def scenes(count: int) -> tuple[tuple[SceneTruth, str], ...]:
     """Truth and alt-text of scenes, three quarters of training and one of tests."""
     found = []
     for index in range(count):
-        row = scene_row(seed=11, split="test" if index % 4 == 3 else "train", index=index, size=128)
+        row = draw_scene_row(seed=11, split="test" if index % 4 == 3 else "train", index=index, size=128)
         alt = next(caption.text for caption in row.captions if caption.kind == "alt")
         found.append((parse_scene_truth({**row.extra["scenes"][0], "key": row.key}), alt))
     return tuple(found)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.records.builtin.glyphs import CLASSES, FONTS, Glyphs, font_folder, load_glyphs
+from foveate.records.builtin.glyphs import CLASSES, FONTS, Glyphs, find_font_folder, load_glyphs
 from naming import raises_naming
 
 
@@ -38,11 +38,11 @@ def test_source_is_clean_and_target_is_noisy() -> None:
 
 
 def test_missing_fonts_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all((font_folder() / f"{name}.ttf").is_file() for fonts in FONTS.values() for name in fonts)
+    assert all((find_font_folder() / f"{name}.ttf").is_file() for fonts in FONTS.values() for name in fonts)
     with raises_naming(UserError, "DejaVuSans.ttf", "10"):
         load_glyphs("source", "x", per_class=1, fonts=tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with raises_naming(UserError, "foveate[glyphs]"):
-        font_folder()
+        find_font_folder()
     with raises_naming(UserError, "sorce"):
         load_glyphs("sorce", "x", per_class=1)  # type: ignore[arg-type]

@@ -56,7 +56,7 @@ def test_noise_comes_in_the_documented_rates() -> None:
     assert sum(alt_text.RATES.values()) == pytest.approx(1)
     rng = np.random.default_rng(0)
     things = [Thing("wine glass", 900.0), Thing("cat", 400.0), Thing("red apple", 300.0)]
-    found = Counter(alt_text.draw(rng, things, "grass").kind for _ in range(4000))
+    found = Counter(alt_text.draw_alt_text(rng, things, "grass").kind for _ in range(4000))
     for kind, rate in alt_text.RATES.items():
         assert found[kind] / 4000 == pytest.approx(rate, abs=0.025)
 
@@ -66,7 +66,7 @@ def test_noise_looks_like_real_titles() -> None:
     things = [Thing("wine glass", 900.0), Thing("cat", 400.0)]
     texts: dict[str, set[str]] = {kind: set() for kind in alt_text.RATES}
     for _ in range(3000):
-        drawn = alt_text.draw(rng, things, "grass")
+        drawn = alt_text.draw_alt_text(rng, things, "grass")
         texts[drawn.kind].add(drawn.text)
     assert "Clipart by Anna B. - wine glass" in texts["credit"]
     assert any(text.endswith(".png") for text in texts["file name"])
@@ -77,5 +77,5 @@ def test_noise_looks_like_real_titles() -> None:
 
 def test_alt_text_is_a_pure_function_of_its_generator() -> None:
     things = [Thing("cat", 1.0)]
-    drawn = [alt_text.draw(np.random.default_rng(7), things, "grass") for _ in range(2)]
+    drawn = [alt_text.draw_alt_text(np.random.default_rng(7), things, "grass") for _ in range(2)]
     assert drawn[0] == drawn[1]

@@ -25,11 +25,11 @@ from foveate.records.scenes import (
     pools,
 )
 from foveate.records.scenes.compose import SOLID, Layer, compose
-from foveate.records.scenes.grounds import names
+from foveate.records.scenes.grounds import list_ground_names
 from foveate.records.scenes.masks import decode_mask, encode_mask, mask_bounds
 from foveate.records.scenes.relations import relate
 from foveate.records.scenes.scene import VISIBLE, Scene, plan_scene
-from foveate.records.scenes.scene_collection import scene_key, scene_row
+from foveate.records.scenes.scene_collection import draw_scene_row, make_scene_key
 from foveate.records.text import split_words
 from naming import raises_naming
 
@@ -92,19 +92,19 @@ def test_recoloring_a_thing_changes_its_box_and_nothing_else() -> None:
 
 
 def test_the_same_numbers_give_the_same_scene() -> None:
-    first, again = (scene_row(seed=3, split="test", index=17, size=SIZE) for _ in range(2))
+    first, again = (draw_scene_row(seed=3, split="test", index=17, size=SIZE) for _ in range(2))
     assert first == again
-    assert first.data != scene_row(seed=4, split="test", index=17, size=SIZE).data
-    assert first.data != scene_row(seed=3, split="train", index=17, size=SIZE).data
+    assert first.data != draw_scene_row(seed=4, split="test", index=17, size=SIZE).data
+    assert first.data != draw_scene_row(seed=3, split="train", index=17, size=SIZE).data
 
 
 def test_training_sees_no_unseen_concept_and_no_held_out_ground(scenes: dict[str, list[Scene]]) -> None:
-    assert names(held_out=True).isdisjoint(names(held_out=False))
+    assert list_ground_names(held_out=True).isdisjoint(list_ground_names(held_out=False))
     for split in ("train", "validation"):
         for scene in scenes[split]:
-            assert scene.ground in names(held_out=False)
+            assert scene.ground in list_ground_names(held_out=False)
             assert {placed.slice for placed in scene.objects if placed.kind == "thing"} <= {SEEN}
-    assert all(scene.ground in names(held_out=True) for scene in scenes["test"])
+    assert all(scene.ground in list_ground_names(held_out=True) for scene in scenes["test"])
     slices = [placed.slice for scene in scenes["test"] for placed in scene.regions]
     assert set(slices) == {SEEN, UNSEEN, UNSEEN_KIND}
     for part in (UNSEEN, UNSEEN_KIND):
@@ -121,7 +121,7 @@ def test_no_text_of_a_training_scene_names_anything_unseen(scenes: dict[str, lis
             said = " ".join(["", *split_words(caption.text, style="letters"), ""])
             assert not [name for name in names if name in said], said
     said = [text for texts in (alt_text._WRONG, alt_text._BATCHES, alt_text._FOLDER_WORDS) for text in texts]
-    said += [photograph.words for photograph in photographs.TRAINING]
+    said += [photograph.description for photograph in photographs.TRAINING]
     said += [text for _, text in drawn_grounds.TRAINING.values()]
     said += [word for photograph in photographs.TRAINING for word in photograph.shows]
     assert not [text for text in said if mentions_unseen(text)]
@@ -130,17 +130,17 @@ def test_no_text_of_a_training_scene_names_anything_unseen(scenes: dict[str, lis
 
 def test_pools_are_apart() -> None:
     def cutouts(slice_name: str) -> set[str]:
-        return {c.id for family in pools.named(slice_name).families for group in family for c in group}
+        return {c.id for family in pools.load_pool(slice_name).families for group in family for c in group}
 
     def heads(slice_name: str) -> set[str]:
-        return {c.family for family in pools.named(slice_name).families for group in family for c in group}
+        return {c.family for family in pools.load_pool(slice_name).families for group in family for c in group}
 
     assert cutouts(SEEN).isdisjoint(cutouts(UNSEEN) | cutouts(UNSEEN_KIND))
     assert heads(SEEN).isdisjoint(heads(UNSEEN_KIND))
     assert heads(SEEN) >= heads(UNSEEN), "an unseen thing has a trained relative"
     assert len(cutouts(SEEN)) > 2000
     assert min(len(cutouts(UNSEEN)), len(cutouts(UNSEEN_KIND))) > 150
-    assert {c.id for c in pools.distractors("train")}.isdisjoint(c.id for c in pools.distractors("test"))
+    assert {c.id for c in pools.load_distractors("train")}.isdisjoint(c.id for c in pools.load_distractors("test"))
 
 
 def test_labeled_phrases_are_unambiguous(scenes: dict[str, list[Scene]]) -> None:
@@ -220,7 +220,7 @@ def test_collection_of_scenes_keeps_boxes_masks_and_splits(tmp_path: Path) -> No
     collection = Collection.open(tmp_path / "scenes")
     assert len(collection) == 12
     assert [int((collection.splits == split).sum()) for split in pools.SPLITS] == [6, 2, 4]
-    number = collection.find_row(scene_key(seed=1, split="test", index=2))
+    number = collection.find_row(make_scene_key(seed=1, split="test", index=2))
     scene = draw_scene(seed=1, split="test", index=2, size=SIZE)
     stored = collection.read_regions(number)
     assert [(r.phrase, r.slice) for r in stored] == [(p.phrase, p.slice) for p in scene.regions]

@@ -38,5 +38,5 @@ def is_usable_alt_text(alt: str) -> bool:
     text = " ".join(alt.split())
     if not text or _FILE.fullmatch(text) or _ADDRESS.fullmatch(text) or _CAMERA.fullmatch(text):
         return False
-    words = [word for word in split_words(text) if not word.isdigit()]
-    return any(word not in _GENERIC and (len(word) > 1 or not word.isascii()) for word in words)
+    candidates = [word for word in split_words(text) if not word.isdigit()]
+    return any(word not in _GENERIC and (len(word) > 1 or not word.isascii()) for word in candidates)

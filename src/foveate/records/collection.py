@@ -242,7 +242,7 @@ class Collection:
         if start == end:
             return ()
         columns = (regions.texts(name, start, end) for name in ("phrase", "label", "slice", "source"))
-        scores = regions.numbers("score")[start:end].tolist()
+        scores = regions.array("score")[start:end].tolist()
         boxes = self.region_boxes[start:end].tolist()
         return tuple(
             Region(Box(*box), phrase, score, label, part, source)
@@ -253,7 +253,7 @@ class Collection:
     def region_boxes(self) -> np.ndarray:
         """Corners (R, 4) float32 in [0, 1] of all regions, in the order of `grouped("regions")`."""
         regions = self.grouped("regions")
-        return np.stack([regions.numbers(name) for name in ("x1", "y1", "x2", "y2")], axis=1)
+        return np.stack([regions.array(name) for name in ("x1", "y1", "x2", "y2")], axis=1)
 
     def read_labels(self, row: int) -> dict[str, str]:
         """Return {field: value}; the last value of a field wins."""

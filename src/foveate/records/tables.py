@@ -35,8 +35,8 @@ class GroupedTable:
         self.table = table if in_order else table.take(pa.array(order)).combine_chunks()
         self.row_numbers = rows[order]
         self.offsets = np.concatenate([[0], np.cumsum(np.bincount(self.row_numbers, minlength=len(keys)))])
-        self._arrays: dict[str, pa.Array] = {}
-        self._numbers: dict[str, np.ndarray] = {}
+        self._text_columns: dict[str, pa.Array] = {}
+        self._numeric: dict[str, np.ndarray] = {}
 
     def bounds(self, row: int) -> tuple[int, int]:
         """Return the first and past-the-last table row of an image."""
@@ -46,19 +46,19 @@ class GroupedTable:
         """Return the values start..end-1 of a text column."""
         if start == end:
             return []
-        array = self._arrays.get(column)
+        array = self._text_columns.get(column)
         if array is None:
             # Slicing one chunk is constant time; slicing a chunked column searches for its chunk.
             array = self.table[column].combine_chunks()
             array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
-            self._arrays[column] = array
+            self._text_columns[column] = array
         return array.slice(start, end - start).to_pylist()
 
-    def numbers(self, column: str) -> np.ndarray:
+    def array(self, column: str) -> np.ndarray:
         """Return a numeric column as a NumPy array."""
-        values = self._numbers.get(column)
+        values = self._numeric.get(column)
         if values is None:
-            values = self._numbers[column] = self.table[column].to_numpy()
+            values = self._numeric[column] = self.table[column].to_numpy()
         return values
 
     @cached_property

@@ -64,7 +64,7 @@ def grounds() -> Mapping[str, tuple[str, str, frozenset[str]]]:
     photos = (*photographs.TRAINING, *photographs.HELD_OUT)
     styles = {**drawn_grounds.TRAINING, **drawn_grounds.HELD_OUT}
     patterns = {name: (words, "drawn", frozenset[str]()) for name, (_, words) in styles.items()}
-    return {**patterns, **{photo.name: (photo.words, "photo", photo.shows) for photo in photos}}
+    return {**patterns, **{photo.name: (photo.description, "photo", photo.shows) for photo in photos}}
 
 
 @functools.cache

@@ -75,8 +75,8 @@ def build_gallery(
 def _sample_regions(grouped: GroupedTable, row: int) -> list[Region]:
     start, end = grouped.bounds(row)
     phrases = grouped.texts("phrase", start, end)
-    corners = np.stack([grouped.numbers(name)[start:end] for name in ("x1", "y1", "x2", "y2")], axis=1)
-    scores = grouped.numbers("score")[start:end]
+    corners = np.stack([grouped.array(name)[start:end] for name in ("x1", "y1", "x2", "y2")], axis=1)
+    scores = grouped.array("score")[start:end]
     return [
         Region(box=tuple(map(float, box)), phrase=f"{phrase} {score:.2f}")
         for box, phrase, score in zip(corners, phrases, scores, strict=True)
@@ -90,7 +90,7 @@ def _build_histograms(grouped: GroupedTable, rows: np.ndarray) -> dict[str, Hist
     of_run = np.isin(grouped.row_numbers, rows)
     if of_run.any():
         phrases = grouped.table["phrase"].filter(pa.array(of_run)).to_pylist()
-        x1, y1, x2, y2, score = (grouped.numbers(name)[of_run] for name in ("x1", "y1", "x2", "y2", "score"))
+        x1, y1, x2, y2, score = (grouped.array(name)[of_run] for name in ("x1", "y1", "x2", "y2", "score"))
         values["phrase length"] = np.array([len(phrase.split()) for phrase in phrases])
         values["score"] = score
         values["region area"] = (x2 - x1) * (y2 - y1)

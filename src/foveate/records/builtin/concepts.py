@@ -1,20 +1,20 @@
-"""Which concepts training may know: decided once for the concept, never for an image.
+"""Slices of concepts: what training may know, decided once per concept, never per image.
 
-Three slices are reported, and never mixed (see `families` for things and families):
+Three slices are reported separately (see `families` for things and families):
 
 seen: its images and its name are in training.
 unseen: neither an image nor the name of this thing is in training, in no variant and no style; but another thing of
-    its family is: cocktail glasses are trained on, and wine glasses are asked for. This is what benchmarks with novel
-    classes mean by novel.
-unseen kind: nothing of its whole family is in training; no training text even has its head noun. Only heads that say
-    little ("face", "hand", "sign", ...) are shared, there the other words tell the kinds apart.
+    its family is: cocktail glasses are trained on, and wine glasses are tested. This is the "novel" of benchmarks with
+    novel classes.
+unseen kind: nothing of its whole family is in training; no training text has its head noun. Only uninformative heads
+    ("face", "hand", "sign", ...) are shared; there the other words distinguish the kinds.
 
-Families and things are drawn by `settings.seeds.uniform("builtin concepts" or "builtin things", SEED, name)`: pure
+Families and things are drawn by `core.seeds.uniform("builtin concepts" or "builtin things", SEED, name)`: pure
 functions of the name, the same on every machine and in every version that keeps SEED and the shipped tables. A few
-families are no unseen kind in any case: those whose head noun stands in the texts of more than EVERYWHERE clip art
-images ("flag", "flower", "tool"), because holding them out would hold out a third of the clip art, and those whose
-head noun stands in what scenes say of their grounds. A thing whose own words stand within the name of another
-("glass") is never drawn: hiding its name would hide its relatives.
+families are never an unseen kind: those whose head noun is in the texts of more than EVERYWHERE clip art images ("flag",
+"flower", "tool"), since holding them out would hold out a third of the clip art, and those whose head noun is in the
+descriptions of scene grounds. A thing whose own words are part of the name of another ("glass") is never held out: hiding
+its name would hide its relatives.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SEEN, UNSEEN, UNSEEN_KIND, WITHHELD = "seen", "unseen", "unseen kind", "withheld
 
 @functools.cache
 def _uses() -> Counter[str]:
-    """Word (singular) -> number of clip art images whose texts have it."""
+    """Count the clip art images whose texts have a word (singular)."""
     uses: Counter[str] = Counter()
     for row in tables.rows("clipart"):
         texts = " ".join([row["title"], *row["keywords"], row["description"]])
@@ -47,35 +47,37 @@ def _uses() -> Counter[str]:
 
 @functools.cache
 def _unseen_kinds() -> frozenset[str]:
-    """Names of the families of which nothing is in training."""
-    found = families.load_families()
-    heads = {concept: phrases.head_noun(concept) for concept in found}
-    everywhere = {found[c] for c, head in heads.items() if _uses()[head] > EVERYWHERE or head in _IN_SCENES}
-    drawn = {f for f in found.values() if uniform("builtin concepts", SEED, f) < UNSEEN_KIND_SHARE}
+    """Return names of the families of which nothing is in training."""
+    family_of = families.load_families()
+    heads = {concept: phrases.head_noun(concept) for concept in family_of}
+    everywhere = {family_of[c] for c, head in heads.items() if _uses()[head] > EVERYWHERE or head in _IN_SCENES}
+    drawn = {f for f in family_of.values() if uniform("builtin concepts", SEED, f) < UNSEEN_KIND_SHARE}
     return frozenset(drawn - everywhere)
 
 
 def _heads(*, unseen_kinds: bool) -> frozenset[str]:
-    """Head nouns of the concepts of unseen kinds, or of all others."""
-    found = families.load_families().items()
-    return frozenset(phrases.head_noun(c) for c, family in found if (family in _unseen_kinds()) == unseen_kinds)
+    """Return head nouns of the concepts of unseen kinds, or of all others."""
+    families_of_concepts = families.load_families().items()
+    return frozenset(
+        phrases.head_noun(c) for c, family in families_of_concepts if (family in _unseen_kinds()) == unseen_kinds
+    )
 
 
 @functools.cache
-def telling_heads() -> frozenset[str]:
-    """Head nouns (singular) of all concepts, without those that say little."""
+def informative_heads() -> frozenset[str]:
+    """Return head nouns (singular) of all concepts, without uninformative ones."""
     return (_heads(unseen_kinds=True) | _heads(unseen_kinds=False)) - (EMPTY_HEADS | PEOPLE_WORDS | VARIANT_WORDS)
 
 
 @functools.cache
 def unseen_words() -> frozenset[str]:
-    """Head nouns (singular) of unseen kinds and of nothing else: what training texts must not say."""
-    return (_heads(unseen_kinds=True) & telling_heads()) - _heads(unseen_kinds=False)
+    """Return head nouns (singular) of unseen kinds alone: words that training texts must not have."""
+    return (_heads(unseen_kinds=True) & informative_heads()) - _heads(unseen_kinds=False)
 
 
 @functools.cache
 def _names_of_things() -> dict[str, frozenset[frozenset[str]]]:
-    """Thing -> the sets of own words by which its variants are named."""
+    """Return {thing: sets of own words of its variants}."""
     names: dict[str, set[frozenset[str]]] = defaultdict(set)
     for concept, thing in families.load_things().items():
         names[thing].add(own_words(concept))
@@ -84,7 +86,7 @@ def _names_of_things() -> dict[str, frozenset[frozenset[str]]]:
 
 @functools.cache
 def _unseen_things() -> frozenset[str]:
-    """Names of the things that are held out of families that are trained on."""
+    """Return names of the things that are held out of trained families."""
     members: dict[str, set[str]] = defaultdict(set)
     for concept, thing in families.load_things().items():
         members[families.load_families()[concept]].add(thing)
@@ -94,9 +96,9 @@ def _unseen_things() -> frozenset[str]:
         for other, others in _names_of_things().items()
         if thing != other and any(name <= another for name in names for another in others)
     }
-    # Clip art may be held out for other reasons, both styles of an emoji are not: the trained relative is an emoji.
+    # The trained relative must be an emoji: clip art may be held out for other reasons.
     drawn_twice = {families.load_things()[families.concept_of_emoji(row)] for row in tables.rows("emoji")}
-    found: set[str] = set()
+    held_out: set[str] = set()
     for family, things in members.items():
         if family in _unseen_kinds():
             continue
@@ -104,24 +106,24 @@ def _unseen_things() -> frozenset[str]:
         drawn = {thing for thing, lot in lots.items() if lot < UNSEEN_SHARE and thing not in within}
         relatives = sorted(things & drawn_twice, key=lots.__getitem__)
         if relatives:
-            found |= drawn - {relatives[-1]}
-    return frozenset(found)
+            held_out |= drawn - {relatives[-1]}
+    return frozenset(held_out)
 
 
 @functools.cache
 def _hidden_names() -> dict[str, tuple[frozenset[str], ...]]:
-    """A word -> names of unseen things that have it (each name under its rarest word)."""
-    found: dict[str, list[frozenset[str]]] = defaultdict(list)
+    """Return {word: names of unseen things that have it}, each name under its rarest word."""
+    names_by_word: dict[str, list[frozenset[str]]] = defaultdict(list)
     for thing in sorted(_unseen_things()):
         for name in sorted(_names_of_things()[thing], key=sorted):
-            found[min(sorted(name), key=lambda word: _uses()[word])].append(name)
-    return {word: tuple(names) for word, names in found.items()}
+            names_by_word[min(sorted(name), key=lambda word: _uses()[word])].append(name)
+    return {word: tuple(names) for word, names in names_by_word.items()}
 
 
 def names_unseen_thing(text: str) -> bool:
     """Whether a text has all the words of the name of an unseen thing, in any order."""
-    said = {phrases.singular(word) for word in split_words(text, style="letters")}
-    return any(name <= said for word in said for name in _hidden_names().get(word, ()))
+    text_words = {phrases.singular(word) for word in split_words(text, style="letters")}
+    return any(name <= text_words for word in text_words for name in _hidden_names().get(word, ()))
 
 
 def names_unseen_kind(text: str) -> bool:
@@ -130,14 +132,15 @@ def names_unseen_kind(text: str) -> bool:
 
 
 def mentions_unseen(text: str) -> bool:
-    """Whether a text names an unseen thing or an unseen kind: what no training text may do."""
+    """Whether a text names an unseen thing or kind, which no training text may."""
     return names_unseen_kind(text) or names_unseen_thing(text)
 
 
 def concept_slice(concept: str) -> str:
-    """ "seen", "unseen", "unseen kind", or "withheld": none of these, but its name has the name of one in it.
+    """Return "seen", "unseen", "unseen kind" or "withheld".
 
-    Withheld concepts ("boy with trumpet" when trumpets are an unseen kind) are used neither in training nor in tests.
+    Withheld concepts contain the name of an unseen one ("boy with trumpet" if trumpets are an unseen kind); they are used
+    neither in training nor in tests.
     """
     if families.load_families()[concept] in _unseen_kinds():
         return UNSEEN_KIND

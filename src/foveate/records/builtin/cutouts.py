@@ -1,4 +1,4 @@
-"""Cut-outs: the shipped images with their transparency, each with the phrase that names it."""
+"""The shipped images with transparency (cut-outs), each with the phrase that names it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNNAMED = ""
 
 @dataclass(frozen=True)
 class Cutout:
-    """An image with alpha and what is known of it.
+    """An image with alpha and its metadata.
 
     name: the phrase that says what it shows, or "" if its title says nothing that a reader would say.
     concept, thing, family: what is split into seen and unseen (see `concepts`); "" where there is no name.
@@ -40,7 +40,7 @@ class Cutout:
     data: bytes = field(repr=False)
 
     def image(self) -> Image.Image:
-        """The RGBA image, decoded once in a process; do not change it in place."""
+        """Return the RGBA image, decoded once per process; do not change it in place."""
         return _decode(self.data)
 
 
@@ -51,14 +51,14 @@ def _decode(data: bytes) -> Image.Image:
 
 @functools.cache
 def load_cutouts() -> tuple[Cutout, ...]:
-    """All cut-outs, emoji first, in the order of the shipped tables. Images are decoded when asked for."""
-    found = []
+    """Return all cut-outs, emoji first, in the order of the shipped tables; images are decoded lazily."""
+    cutouts = []
     for row in tables.rows("emoji"):
-        found.append(_cutout(row, families.concept_of_emoji(row), source="emoji", style=row["style"]))
+        cutouts.append(_cutout(row, families.concept_of_emoji(row), source="emoji", style=row["style"]))
     named = families.clipart_phrases()
     for row in tables.rows("clipart"):
-        found.append(_cutout(row, named.get(row["key"], UNNAMED), source="clipart", style="clipart"))
-    return tuple(found)
+        cutouts.append(_cutout(row, named.get(row["key"], UNNAMED), source="clipart", style="clipart"))
+    return tuple(cutouts)
 
 
 def _cutout(row: dict, name: str, *, source: str, style: str) -> Cutout:

@@ -1,9 +1,9 @@
-"""Which concepts name almost the same thing: in two widths, both found from names and code points alone.
+"""Group concepts that name almost the same thing, by names and code points alone, in two widths.
 
 A *thing* is one concept in all its variants: the man, woman and person variants of an emoji, both styles of it, names
 that differ in a color, a state, a side or a number ("closed book", "open book"; the faces of a clock), and known
 synonyms. A *family* is wider: all things with the same head noun ("wine glass", "cocktail glass"). Clip art joins the
-emoji that it shares a name with. Only heads that say little ("face", "hand", "sign", ...) join nothing.
+emoji with the same name. Only uninformative heads ("face", "hand", "sign", ...) join nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MARKS = {"200d", "fe0f", "2640", "2642", "27a1"}  # joiner, variation, female, 
 PEOPLE_WORDS = frozenset(
     "man men woman women person people boy girl adult child older male female bride father mother mx".split()
 )
-# Heads that say little ("grinning face", "waving hand"): such names are families by their other words.
+# Uninformative heads ("grinning face", "waving hand"): such names form families by their other words.
 EMPTY_HEADS = frozenset(
     "face sign symbol hand suit index person man woman people gesture finger slide thing worker paper light".split()
 )
@@ -30,8 +30,8 @@ VARIANT_WORDS = frozenset(
     "leftwards rightwards up down upwards downwards first second third new full symbol sign facing small large "
     "big clock face horizontal vertical musical multiple".split()
 )
-_NUMBERS = frozenset("one two three four five six seven eight nine ten eleven twelve oclock thirty".split())
-_SAME_THING = (  # names that no rule brings together
+_NUMERALS = frozenset("one two three four five six seven eight nine ten eleven twelve oclock thirty".split())
+_SAME_THING = (  # synonyms that no rule joins
     ("runner", "woman running", "person running facing right", "running shirt with sash"),
     ("father christmas", "mother christmas", "mx claus"),
     ("prince", "princess", "person with crown", "crown"),
@@ -59,22 +59,24 @@ _SAME_THING = (  # names that no rule brings together
 
 
 def concept_of_emoji(row: Mapping[str, Any]) -> str:
-    """The concept an emoji shows, shared by both styles: its phrase."""
+    """Return the concept of an emoji, shared by both styles: its phrase."""
     return phrases.emoji_phrase(row["name"])
 
 
 def _code_key(unified: str) -> str:
-    """Code points without gender, direction and joiners: equal for man, woman and person variants."""
+    """Return the code points without gender, direction and joiners: equal for man, woman and person variants."""
     codes = [code for code in unified.lower().split("-") if code not in _MARKS]
     return "-".join("person" if code in _PEOPLE_CODES else code for code in codes)
 
 
 def _name_key(concept: str) -> str:
-    """What a concept shares with others of its family: its head noun, or the words that tell it apart."""
+    """Return the key of a family: the head noun, or the informative words if the head says little."""
     head = phrases.head_noun(concept)
-    kept = [phrases.singular(w) for w in split_words(concept, style="letters") if w not in VARIANT_WORDS | PEOPLE_WORDS]
-    if head in EMPTY_HEADS or head in PEOPLE_WORDS or not kept:
-        return " ".join(kept) or head
+    informative = [
+        phrases.singular(w) for w in split_words(concept, style="letters") if w not in VARIANT_WORDS | PEOPLE_WORDS
+    ]
+    if head in EMPTY_HEADS or head in PEOPLE_WORDS or not informative:
+        return " ".join(informative) or head
     return head
 
 
@@ -94,23 +96,23 @@ class _Groups:
     def join(self, members: Iterable[str]) -> None:
         first, *others = members
         for other in others:
-            one, two = sorted((self.find(first), self.find(other)))
-            self.parent[two] = one
+            lower, higher = sorted((self.find(first), self.find(other)))
+            self.parent[higher] = lower
 
 
 def own_words(concept: str) -> frozenset[str]:
-    """What is left of a name without colors, states, sides, numbers, people words and prepositions, in the singular.
+    """Return the words of a name without colors, states, sides, numbers, people words and prepositions, in the singular.
 
     >>> sorted(own_words("left-pointing magnifying glass")), sorted(own_words("woman farmer"))
     (['glass', 'magnifying', 'pointing'], ['farmer'])
     """
-    empty = VARIANT_WORDS | PEOPLE_WORDS | _NUMBERS | phrases.SPLITTERS
-    kept = {phrases.singular(word) for word in split_words(concept, style="letters") if word not in empty}
-    return frozenset(kept or {phrases.head_noun(concept)})
+    empty = VARIANT_WORDS | PEOPLE_WORDS | _NUMERALS | phrases.SPLITTERS
+    own = {phrases.singular(word) for word in split_words(concept, style="letters") if word not in empty}
+    return frozenset(own or {phrases.head_noun(concept)})
 
 
-def _variants() -> list[list[str]]:
-    """Lists of concepts that are one thing: by code points, by their own words, by known synonyms."""
+def _list_variants() -> list[list[str]]:
+    """List groups of concepts that are one thing: by code points, by own words, by synonyms."""
     together: dict[str, list[str]] = defaultdict(list)
     for row in tables.rows("emoji"):
         concept = concept_of_emoji(row)
@@ -126,37 +128,37 @@ def _variants() -> list[list[str]]:
 
 @functools.cache
 def load_concepts() -> tuple[str, ...]:
-    """All phrases of emoji and of clip art, in alphabetical order."""
+    """Return all phrases of emoji and clip art, in alphabetical order."""
     emoji = {concept_of_emoji(row) for row in tables.rows("emoji")}
     return tuple(sorted(emoji | set(clipart_phrases().values())))
 
 
 @functools.cache
 def load_things() -> dict[str, str]:
-    """Concept -> name of the thing it is a variant of."""
-    return _grouped(_variants())
+    """Return {concept: name of the thing that it is a variant of}."""
+    return _group_concepts(_list_variants())
 
 
 @functools.cache
 def load_families() -> dict[str, str]:
-    """Concept -> name of its family; every thing lies in one family."""
+    """Return {concept: name of its family}; every thing is in one family."""
     heads: dict[str, list[str]] = defaultdict(list)
     for concept in load_concepts():
         heads[_name_key(concept)].append(concept)
-    return _grouped([*heads.values(), *_variants()])
+    return _group_concepts([*heads.values(), *_list_variants()])
 
 
-def _grouped(together: Iterable[list[str]]) -> dict[str, str]:
-    found = _Groups()
+def _group_concepts(together: Iterable[list[str]]) -> dict[str, str]:
+    groups = _Groups()
     for members in together:
         if members:
-            found.join(members)
-    return {concept: found.find(concept) for concept in load_concepts()}
+            groups.join(members)
+    return {concept: groups.find(concept) for concept in load_concepts()}
 
 
 @functools.cache
 def clipart_phrases() -> dict[str, str]:
-    """Key of a clip art image -> its phrase, for those whose title names a thing in ordinary words."""
+    """Return {key: phrase} for clip art images whose title names a thing in ordinary words."""
     clipart = tables.rows("clipart")
     vocabulary = phrases.ordinary_words(clipart, tables.rows("emoji"))
     named = ((row["key"], phrases.clipart_phrase(row, vocabulary)) for row in clipart)

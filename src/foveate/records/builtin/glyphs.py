@@ -41,23 +41,23 @@ class Glyphs:
     labels: NDArray[np.int64]
 
 
-def font_folder(folder: Path | None = None) -> Path:
-    """The folder with the ten font files: a given one, or that of an installed matplotlib.
+def find_font_folder(folder: Path | None = None) -> Path:
+    """Find the folder with the ten font files: `folder`, or that of an installed matplotlib.
 
     Raises:
-        UserError: neither is there, or a font is missing.
+        UserError: there is none, or a font is missing.
     """
     if folder is None:
-        found = importlib.util.find_spec("matplotlib")
-        if found is None or found.origin is None:
+        spec = importlib.util.find_spec("matplotlib")
+        if spec is None or spec.origin is None:
             raise UserError(
-                "the glyph world draws with the fonts that matplotlib ships, and matplotlib is not installed: "
-                "`pip install 'foveate[glyphs]'`, or give a folder with its font files"
+                "glyphs need the fonts that come with matplotlib, which is not installed; run "
+                "`pip install 'foveate[glyphs]'`, or pass a folder with its font files"
             )
-        folder = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
+        folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
     missing = [name for fonts in FONTS.values() for name in fonts if not (folder / f"{name}.ttf").is_file()]
     if missing:
-        raise UserError(f"{folder}: no font file {missing[0]}.ttf ({len(missing)} of 10 are missing)")
+        raise UserError(f"{folder}: font file {missing[0]}.ttf is missing ({len(missing)} of 10 are)")
     return folder
 
 
@@ -70,29 +70,29 @@ def load_glyphs(
     classes: NDArray[np.int64] | None = None,
     fonts: Path | None = None,
 ) -> Glyphs:
-    """A set of images, class by class.
+    """Draw a set of images, class by class.
 
     Args:
         style: "source" is clean; "target" has other fonts, two lines across, blur, less contrast and more noise.
-        name: of the set, such as "train": other names, other images.
-        classes: numbers into CLASSES; all 36 where None.
-        fonts: see `font_folder`.
+        name: name of the set, such as "train"; other names give other images.
+        classes: indices into CLASSES; all 36 by default.
+        fonts: see `find_font_folder`.
 
     Raises:
-        UserError: an unknown style, no fonts.
+        UserError: the style is unknown, or there are no fonts.
     """
     choose(style, sorted(FONTS), "style of glyphs")
-    folder = font_folder(fonts)
-    chosen = np.arange(len(CLASSES)) if classes is None else np.asarray(classes, dtype=np.int64)
-    labels = np.repeat(chosen, per_class)
+    folder = find_font_folder(fonts)
+    class_numbers = np.arange(len(CLASSES)) if classes is None else np.asarray(classes, dtype=np.int64)
+    labels = np.repeat(class_numbers, per_class)
     images = np.empty((len(labels), 1, SIZE, SIZE), dtype=np.float32)
     for row, label in enumerate(labels.tolist()):
         random = generator("glyphs", style, name, seed, label, row % per_class)
-        images[row, 0] = draw(CLASSES[label], style=style, random=random, folder=folder)
+        images[row, 0] = draw_glyph(CLASSES[label], style=style, random=random, folder=folder)
     return Glyphs(images, labels)
 
 
-def draw(character: str, *, style: Style, random: np.random.Generator, folder: Path) -> NDArray[np.float32]:
+def draw_glyph(character: str, *, style: Style, random: np.random.Generator, folder: Path) -> NDArray[np.float32]:
     """One image [24, 24]."""
     names = FONTS[style]
     font = _font(folder / f"{names[random.integers(len(names))]}.ttf", int(random.integers(28, 36)))

@@ -1,4 +1,4 @@
-"""From raw names and titles to the phrases that name a cut-out: only those that an ordinary reader would say."""
+"""Turn raw names and titles into phrases that name a cut-out, in ordinary words only."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ _SIDES = re.compile(r"\b(left|right|leftwards|rightwards|clockwise|facing)\b")
 
 
 def emoji_phrase(name: str) -> str:
-    """The concept's name in lower case, with misleading Unicode names replaced and lists after a colon joined.
+    """Return the name of an emoji in lower case, with misleading Unicode names replaced and lists after a colon joined.
 
     >>> emoji_phrase("HEAVY BLACK HEART"), emoji_phrase("WOMAN: RED HAIR"), emoji_phrase("FAMILY: MAN, GIRL, BOY")
     ('red heart', 'woman with red hair', 'family with man, girl and boy')
@@ -95,7 +95,7 @@ def emoji_phrase(name: str) -> str:
 
 
 def ordinary_words(clipart: Iterable[dict[str, Any]], emoji: Iterable[dict[str, Any]]) -> frozenset[str]:
-    """Words of emoji names, and words that at least two creators of clip art use in titles, keywords, descriptions.
+    """Return words of emoji names, and words that at least two clip art creators use.
 
     Spelling mistakes, joined words and most words of other languages are used by one creator only.
     """
@@ -111,7 +111,7 @@ def ordinary_words(clipart: Iterable[dict[str, Any]], emoji: Iterable[dict[str, 
 
 
 def clipart_phrase(row: dict[str, Any], vocabulary: frozenset[str]) -> str:
-    """A phrase of one to four ordinary English words for a clip art image, or "" where its title gives none."""
+    """Return a phrase of one to four ordinary English words for a clip art image, or "" if its title has none."""
     if any(row["subcategory"] == folder or row["subcategory"].startswith(f"{folder}/") for folder in _NO_THINGS):
         return ""
     if any(name in row["creator"].lower() for name in _OTHER_LANGUAGE_CREATORS):
@@ -131,7 +131,7 @@ def clipart_phrase(row: dict[str, Any], vocabulary: frozenset[str]) -> str:
 
 
 def names_a_side(phrase: str) -> bool:
-    """Whether mirroring the image would make the phrase false."""
+    """Whether flipping the image would make the phrase false."""
     return _SIDES.search(phrase) is not None
 
 
@@ -139,7 +139,7 @@ SPLITTERS = frozenset("with of in on for and at from to by behind between agains
 
 
 def singular(word: str) -> str:
-    """A crude singular, enough to bring "apples" and "apple" together."""
+    """Return a crude singular, good enough to match "apples" and "apple"."""
     for ending, replacement in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("sses", "ss"), ("xes", "x")):
         if word.endswith(ending) and len(word) > len(ending) + 1:
             return word[: -len(ending)] + replacement
@@ -147,13 +147,13 @@ def singular(word: str) -> str:
 
 
 def head_noun(phrase: str) -> str:
-    """The word that the phrase is about: the last one before a preposition, in the singular.
+    """Return the word that a phrase is about: the last one before a preposition, in the singular.
 
     >>> head_noun("slice of pizza"), head_noun("four leaf clover"), head_noun("red apples")
     ('slice', 'clover', 'apple')
     """
     named = split_words(phrase, style="letters")
-    for place, word in enumerate(named):
-        if word in SPLITTERS and place > 0:
-            return singular(named[place - 1])
+    for index, word in enumerate(named):
+        if word in SPLITTERS and index > 0:
+            return singular(named[index - 1])
     return singular(named[-1])

@@ -82,7 +82,7 @@ def load_single_objects(source: str, *, size: int = 160) -> Iterator[Single]:
         if cutout.concept:
             labels |= {"concept": cutout.concept, "slice": cutout.slice}
         group = f"emoji {cutout.thing}" if source == "emoji" else holdout.clipart_groups()[cutout.id]
-        image = jpeg(standing_alone(cutout, size=size))
+        image = jpeg(render_alone(cutout, size=size))
         yield Single(cutout.id, image, captions, labels, group, holdout.assign_split(cutout.id))
 
 
@@ -107,8 +107,8 @@ def _emoji_captions(row: Mapping[str, Any]) -> tuple[Caption, ...]:
     return Caption(title, "title", row["package"]), Caption(names, "keywords", row["package"])
 
 
-def standing_alone(cutout: Cutout, *, size: int) -> Image.Image:
-    """The cut-out in the middle of a square, RGB: clip art on white, half of the emoji on a pale plain color."""
+def render_alone(cutout: Cutout, *, size: int) -> Image.Image:
+    """Render a cut-out centered on a square, RGB: clip art on white, half of the emoji on a pale plain color."""
     color = (255, 255, 255)
     rng = generator("single", cutout.id)
     if cutout.source == "emoji" and rng.random() < 0.5:
@@ -124,7 +124,7 @@ def standing_alone(cutout: Cutout, *, size: int) -> Image.Image:
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """JPEG of quality 90: deterministic for one version of Pillow."""
+    """Encode as JPEG of quality 90, deterministic for one version of Pillow."""
     target = io.BytesIO()
     image.save(target, "JPEG", quality=90)
     return target.getvalue()

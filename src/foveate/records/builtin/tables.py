@@ -14,7 +14,7 @@ SOURCES = ("clipart", "emoji")
 
 @functools.cache
 def rows(source: str) -> tuple[dict[str, Any], ...]:
-    """Every row of `source` ("clipart" or "emoji") as a dictionary; `image` holds WebP bytes with alpha.
+    """Return all rows of `source` ("clipart" or "emoji") as dictionaries; `image` has WebP bytes with alpha.
 
     Both: key, image, width, height, covered (share of pixels more than half opaque), category, subcategory,
     package, path, sha256, license, author.

@@ -1,4 +1,4 @@
-"""A model of noisy alternative texts, after the real titles of Open Clip Art.
+"""Generate noisy alt-texts, modeled on the real titles of Open Clip Art.
 
 Measured on the 6,841 public-domain images of Debian's openclipart 0.18:
   58 % carry a title that names a batch ("gramastar", "Part of the Flat Icon Collection ...", "Various Cliparts").
@@ -8,8 +8,8 @@ Of the 2,880 whose title is their own:
   a few are wrong (an apple titled "... - pear"); all have keywords, 3.8 on average, often a folder ("food") or a
   leak of the tool that wrote them ("hash", in 7 %); 37 % have a description, in 6 % of titles an address or a hash.
 
-Scenes take over these rates, with two exceptions: batch titles are rarer (8 %), as a few thousand scenes would teach
-little otherwise, and half of the plain titles name more than one thing, as a scene has more than one.
+Scenes use these rates with two exceptions: batch titles are rarer (8 %), since a few thousand scenes would teach little
+otherwise, and half of the plain titles name more than one thing, since a scene has more than one.
 """
 
 from __future__ import annotations
@@ -112,21 +112,21 @@ class AltText:
     kind: str
 
 
-def draw(rng: np.random.Generator, things: Sequence[Thing], ground: str) -> AltText:
-    """A noisy text about `things` (at least one), in the kinds and rates of RATES."""
+def draw_alt_text(rng: np.random.Generator, things: Sequence[Thing], ground: str) -> AltText:
+    """Draw a noisy text about `things` (at least one), with the kinds and rates of RATES."""
     kind = list(RATES)[rng.choice(len(RATES), p=list(RATES.values()))]
     ordered = sorted(things, key=lambda thing: -thing.size * rng.uniform(0.5, 1.5))
     main = ordered[0].phrase
     phrases = [thing.phrase for thing in ordered]
     text = _WRITERS[kind](rng, main, phrases, ground)
-    return AltText(_cased(rng, text) if kind in ("partial", "list", "wrong") else text, kind)
+    return AltText(_vary_case(rng, text) if kind in ("partial", "list", "wrong") else text, kind)
 
 
-def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
+def _choose(rng: np.random.Generator, choices: Sequence[str]) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
-def _cased(rng: np.random.Generator, text: str) -> str:
+def _vary_case(rng: np.random.Generator, text: str) -> str:
     style = rng.random()
     return text if style < 0.33 else text.title() if style < 0.6 else text[:1].upper() + text[1:]
 
@@ -137,42 +137,42 @@ def _partial(rng: np.random.Generator, main: str, phrases: Sequence[str], ground
 
 
 def _list(rng: np.random.Generator, main: str, phrases: Sequence[str], ground: str) -> str:
-    kept = list(phrases) if rng.random() < 0.6 else list(phrases[: max(1, len(phrases) - 1)])
+    listed = list(phrases) if rng.random() < 0.6 else list(phrases[: max(1, len(phrases) - 1)])
     joint = (", ", " and ", " & ", " - ")[rng.choice(4, p=(0.5, 0.35, 0.08, 0.07))]
-    return joint.join(kept)
+    return joint.join(listed)
 
 
 def _keywords(rng: np.random.Generator, main: str, phrases: Sequence[str], ground: str) -> str:
-    found = [head_noun(phrase) if rng.random() < 0.4 else phrase for phrase in phrases[: int(rng.integers(1, 4))]]
-    found += [_pick(rng, _FOLDER_WORDS) for _ in range(rng.integers(1, 3))]
-    return ", ".join(found[place] for place in rng.permutation(len(found)))
+    keywords = [head_noun(phrase) if rng.random() < 0.4 else phrase for phrase in phrases[: int(rng.integers(1, 4))]]
+    keywords += [_choose(rng, _FOLDER_WORDS) for _ in range(rng.integers(1, 3))]
+    return ", ".join(keywords[index] for index in rng.permutation(len(keywords)))
 
 
 def _file_name(rng: np.random.Generator, main: str, phrases: Sequence[str], ground: str) -> str:
     number = int(rng.integers(1, 1000))
     if rng.random() < 0.3:
-        return f"{_pick(rng, ('img', 'IMG', 'scan', 'picture', 'DSC'))}_{number:04d}.{_pick(rng, ('png', 'jpg'))}"
-    joined = _pick(rng, ("_", "-")).join(main.replace("'", "").replace(":", "").replace(",", "").split())
-    return joined + _pick(rng, ("", f"_{number % 10:02d}", f"#{number}", ".png", f"{number % 5}", "_bw"))
+        return f"{_choose(rng, ('img', 'IMG', 'scan', 'picture', 'DSC'))}_{number:04d}.{_choose(rng, ('png', 'jpg'))}"
+    joined = _choose(rng, ("_", "-")).join(main.replace("'", "").replace(":", "").replace(",", "").split())
+    return joined + _choose(rng, ("", f"_{number % 10:02d}", f"#{number}", ".png", f"{number % 5}", "_bw"))
 
 
 def _other_language(rng: np.random.Generator, main: str, phrases: Sequence[str], ground: str) -> str:
     for phrase in phrases:
         if head_noun(phrase) in _TRANSLATED:
-            return _pick(rng, _TRANSLATED[head_noun(phrase)].split())
-    return _pick(rng, _FRAMES).format(main)
+            return _choose(rng, _TRANSLATED[head_noun(phrase)].split())
+    return _choose(rng, _FRAMES).format(main)
 
 
 def _batch(rng: np.random.Generator, main: str, phrases: Sequence[str], ground: str) -> str:
-    return _pick(rng, _BATCHES)
+    return _choose(rng, _BATCHES)
 
 
 def _credit(rng: np.random.Generator, main: str, phrases: Sequence[str], ground: str) -> str:
-    return f"Clipart by {_pick(rng, _CREATORS)} - {main}"
+    return f"Clipart by {_choose(rng, _CREATORS)} - {main}"
 
 
 def _wrong(rng: np.random.Generator, main: str, phrases: Sequence[str], ground: str) -> str:
-    return _pick(rng, _WRONG)
+    return _choose(rng, _WRONG)
 
 
 _WRITERS = {

@@ -1,7 +1,7 @@
-"""From cut-outs, patches and a ground to pixels. Everything that is pasted goes through the same path.
+"""Compose cut-outs and patches on a ground, all by the same steps.
 
-A cut-out is scaled, turned, softened, recolored a little and toned towards its surroundings; an unlabeled
-patch is treated alike, so that a visible edge says nothing about whether there is a labeled thing.
+A cut-out is scaled, rotated, softened, slightly recolored and toned towards its surroundings. Unlabeled patches are treated
+alike, so that a visible edge says nothing about whether there is a labeled thing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ SOLID = np.float32(0.3)  # alpha from which a pixel counts as covered: glass and
 
 @dataclass(frozen=True)
 class Layer:
-    """What is pasted: premultiplied colors (0..255) and alpha (0..1), with its place in the scene.
+    """A pasted image: premultiplied colors (0..255) and alpha (0..1), with its position.
 
-    left, top may be negative: a layer may hang over the edge. `tone` draws its colors towards the mean of what
-    lies beneath, `shadow` darkens the ground beside it.
+    Args:
+        left, top: in pixels; negative if it reaches over the edge.
+        tone: how far its colors move towards the mean color below.
+        shadow: how much it darkens the ground next to it.
     """
 
     rgba_hw4: Floats
@@ -40,7 +42,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Finish:
-    """What is done to the whole image last: blur radius in pixels, noise in gray levels, brightness, contrast."""
+    """Final changes of the whole image: blur radius in pixels, noise in gray levels, brightness, contrast."""
 
     blur: float
     noise: float
@@ -49,7 +51,7 @@ class Finish:
     noise_seed: int
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator) -> Finish:
+    def draw(cls, rng: np.random.Generator) -> Finish:
         return cls(
             blur=float(rng.uniform(0.3, 0.8)) if rng.random() < 0.3 else 0.0,
             noise=float(rng.uniform(0, 5)),
@@ -59,10 +61,11 @@ class Finish:
         )
 
 
-def turned_layer(rng: np.random.Generator, image: Image.Image, *, longest: float, flip: bool, turn: float) -> Layer:
-    """A layer from an RGBA image: longest side in pixels, mirrored or not, turned by degrees, slightly recolored."""
+def make_layer(rng: np.random.Generator, image: Image.Image, *, longest: float, flip: bool, turn: float) -> Layer:
+    """Make a layer of an RGBA image, scaled to `longest` pixels, flipped, rotated by `turn` degrees and recolored."""
     scale = longest / max(image.size)
     size = (max(4, round(image.width * scale)), max(4, round(image.height * scale)))
+    # Premultiplied ("RGBa") before resizing: else the color of transparent pixels bleeds into the edge.
     image = image.convert("RGBa").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -82,7 +85,7 @@ def turned_layer(rng: np.random.Generator, image: Image.Image, *, longest: float
 
 
 def _window(layer: Layer, size: int, dx: int = 0, dy: int = 0) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """(rows, columns) of the image and of the layer where both have pixels."""
+    """Return (rows, columns) of the image and of the layer where they overlap."""
     height, width = layer.rgba_hw4.shape[:2]
     left, top = layer.left + dx, layer.top + dy
     x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + width, size), min(top + height, size)
@@ -91,39 +94,39 @@ def _window(layer: Layer, size: int, dx: int = 0, dy: int = 0) -> tuple[tuple[sl
 
 
 def paste(canvas_HW3: Floats, owners_HW: NDArray[np.int8], layer: Layer, number: int) -> None:
-    """Puts the layer on the canvas, in place; owners_HW says which layer is uppermost at each pixel (-1: ground)."""
+    """Paste a layer in place; `owners_HW` has the number of the top layer at each pixel (-1: ground)."""
     size = canvas_HW3.shape[0]
     if layer.shadow:
         offset = max(1, size // 90)
-        there, here = _window(layer, size, offset, offset)
-        canvas_HW3[there] *= 1 - np.float32(layer.shadow) * layer.rgba_hw4[here][..., 3:]
-    there, here = _window(layer, size)
-    part = layer.rgba_hw4[here]
+        target, source = _window(layer, size, offset, offset)
+        canvas_HW3[target] *= 1 - np.float32(layer.shadow) * layer.rgba_hw4[source][..., 3:]
+    target, source = _window(layer, size)
+    part = layer.rgba_hw4[source]
     if not part.size:
         return
     alpha = part[..., 3:]
-    beneath = canvas_HW3[there]
+    beneath = canvas_HW3[target]
     colors = part[..., :3]
     if layer.tone:
         tone = np.float32(layer.tone)
         colors = colors * (1 - tone) + beneath[::4, ::4].mean((0, 1)) * alpha * tone
-    canvas_HW3[there] = beneath * (1 - alpha) + colors
-    owners_HW[there][alpha[..., 0] > SOLID] = number
+    canvas_HW3[target] = beneath * (1 - alpha) + colors
+    owners_HW[target][alpha[..., 0] > SOLID] = number
 
 
 def compose(ground_HW3: Floats, layers: list[Layer], finish: Finish) -> tuple[Image.Image, NDArray[np.int8]]:
-    """The finished RGB image and the uppermost layer's number at each pixel. Later layers lie over earlier ones."""
+    """Return the finished RGB image and the number of the top layer at each pixel; later layers lie on top."""
     canvas = ground_HW3.copy()
     owners = np.full(canvas.shape[:2], -1, np.int8)
     for number, layer in enumerate(layers):
         paste(canvas, owners, layer, number)
-    return finished(canvas, finish), owners
+    return apply_finish(canvas, finish), owners
 
 
-def finished(canvas_HW3: Floats, finish: Finish) -> Image.Image:
-    """Contrast, brightness and noise in float, then 8 bits and blur."""
+def apply_finish(canvas_HW3: Floats, finish: Finish) -> Image.Image:
+    """Apply contrast, brightness and noise in float, then round to 8 bits and blur."""
     levels = np.random.default_rng(finish.noise_seed).integers(-127, 128, canvas_HW3.shape[:2], np.int8)
-    grain = levels * np.float32(np.sqrt(3) / 127)  # evenly distributed, variance 1
+    grain = levels * np.float32(np.sqrt(3) / 127)  # uniform with variance 1: much faster to draw than a normal
     center = np.float32(127.5)
     values = (canvas_HW3 - center) * np.float32(finish.contrast) + (center + np.float32(finish.brightness))
     values += (np.float32(finish.noise) * grain)[..., None]

@@ -1,4 +1,4 @@
-"""Exact captions: what is in the scene, how many, how two of them lie, on what ground."""
+"""Exact captions of scenes: things, counts, one relation, text and ground."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from foveate.records.builtin.phrases import head_noun, singular
 from foveate.records.scenes.relations import Relation
 from foveate.records.text import split_words
 
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
-_SAID = {"left of": "to the left of", "above": "above", "inside": "inside the outline of", "overlapping": "overlapping"}
+_NUMERALS = ("no", "one", "two", "three", "four", "five", "six")
+_RELATION_PHRASES = {
+    "left of": "to the left of",
+    "above": "above",
+    "inside": "inside the outline of",
+    "overlapping": "overlapping",
+}
 _NO_ARTICLE = frozenset(
     "bread butter bacon corn rice garlic money wood cooking fire water milk cheese soup food".split()
 )
@@ -20,7 +25,7 @@ _FIRST_WORDS_WITHOUT_ARTICLE = frozenset("father mother mx two three a an the mo
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing to speak of: its phrase and how much of the image it takes."""
+    """A thing to mention: its phrase and its area in pixels."""
 
     phrase: str
     size: float
@@ -28,14 +33,14 @@ class Thing:
 
 @functools.lru_cache(maxsize=16_384)
 def is_plural(phrase: str) -> bool:
-    """Whether the head noun stands in the plural ("carrots", "clinking glasses")."""
+    """Whether the head noun is plural ("carrots", "clinking glasses")."""
     named = split_words(phrase, style="letters")
     return head_noun(phrase) not in named and any(singular(word) == head_noun(phrase) for word in named)
 
 
 @functools.lru_cache(maxsize=16_384)
 def add_article(phrase: str) -> str:
-    """ "an apple", "a teapot", "eyeglasses", "bread".
+    """Add an indefinite article where the noun takes one.
 
     >>> add_article("owl"), add_article("chopsticks"), add_article("unicorn face")
     ('an owl', 'chopsticks', 'a unicorn face')
@@ -48,12 +53,12 @@ def add_article(phrase: str) -> str:
 
 
 def format_count(phrase: str, count: int) -> str:
-    """ "a cat" for one, "two times: ..." in plain words for more.
+    """Name one thing with its article, or several as "two pictures of a ...".
 
     >>> format_count("red apple", 2), format_count("slice of pizza", 3)
-    ('two images of a red apple', 'three images of a slice of pizza')
+    ('two pictures of a red apple', 'three pictures of a slice of pizza')
     """
-    return add_article(phrase) if count == 1 else f"{_NUMBERS[count]} pictures of {add_article(phrase)}"
+    return add_article(phrase) if count == 1 else f"{_NUMERALS[count]} pictures of {add_article(phrase)}"
 
 
 def join_phrases(parts: Sequence[str]) -> str:
@@ -78,7 +83,7 @@ def exact_caption(
     stated = max(relations, key=lambda r: things[r.first].size + things[r.second].size, default=None)
     if stated is not None:
         first, second = things[stated.first].phrase, things[stated.second].phrase
-        parts.append(f"{add_article(first)} {_SAID[stated.name]} {add_article(second)}")
+        parts.append(f"{add_article(first)} {_RELATION_PHRASES[stated.name]} {add_article(second)}")
         rest = {phrase: count for phrase, count in rest.items() if phrase not in (first, second)}
     parts.extend(format_count(phrase, count) for phrase, count in rest.items())
     if text:

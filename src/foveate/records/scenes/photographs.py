@@ -1,6 +1,6 @@
-"""Photographs that travel inside scikit-image and scikit-learn, as grounds for scenes.
+"""Photographs shipped with scikit-image and scikit-learn, as grounds of scenes.
 
-They are split once: a test scene never stands on a photograph that a training scene stood on. scikit-image's are
+They are split once: no photograph is used in both training and test scenes. scikit-image's are
 in the public domain or CC0; scikit-learn's `china` (by danielbuechele) and `flower` (by vultilion) are CC-BY 2.0.
 """
 
@@ -13,28 +13,29 @@ from importlib.resources import as_file, files
 import numpy as np
 from PIL import Image
 
-_LONGEST_SIDE = 640
+_MAX_SIDE = 640
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph: where it is, what it shows (no cut-out of that name is placed on it), its words for captions."""
+    """A photograph: its file, its description for captions, and words for things on it (never pasted on it)."""
 
     name: str
     package: str
     file: str
-    words: str
+    description: str
     shows: frozenset[str] = frozenset()
 
 
-def _listed(package: str, *entries: tuple[str, str, str]) -> tuple[Photograph, ...]:
+def _make_photographs(package: str, *entries: tuple[str, str, str]) -> tuple[Photograph, ...]:
     return tuple(
-        Photograph(file.split(".")[0], package, file, words, frozenset(shows.split())) for file, words, shows in entries
+        Photograph(file.split(".")[0], package, file, description, frozenset(shows.split()))
+        for file, description, shows in entries
     )
 
 
 TRAINING = (
-    *_listed(
+    *_make_photographs(
         "skimage.data",
         ("astronaut.png", "a portrait of an astronaut", "astronaut woman flag rocket person face smile"),
         ("chelsea.png", "a cat's fur", "cat kitten eye nose"),
@@ -47,10 +48,10 @@ TRAINING = (
         ("camera.png", "a lawn with a photographer", "camera man person"),
         ("coins.png", "old coins", "coin"),
     ),
-    *_listed("sklearn.datasets.images", ("china.jpg", "a palace", "palace castle temple building")),
+    *_make_photographs("sklearn.datasets.images", ("china.jpg", "a palace", "palace castle temple building")),
 )
 HELD_OUT = (
-    *_listed(
+    *_make_photographs(
         "skimage.data",
         ("coffee.png", "a table with a coffee cup", "coffee cup beverage teacup spoon mug saucer"),
         ("rocket.jpg", "a launch pad at night", "rocket tower fire"),
@@ -59,19 +60,21 @@ HELD_OUT = (
         ("clock_motion.png", "a blurred wall clock", "clock watch"),
         ("cell.png", "a cell under the microscope", ""),
     ),
-    *_listed("sklearn.datasets.images", ("flower.jpg", "a flower in a garden", "flower blossom hyacinth tulip lotus")),
+    *_make_photographs(
+        "sklearn.datasets.images", ("flower.jpg", "a flower in a garden", "flower blossom hyacinth tulip lotus")
+    ),
 )
 
 
 @functools.lru_cache(maxsize=64)
 def load(photograph: Photograph) -> Image.Image:
-    """The photograph as RGB (gray ones too), at most 640 px wide or high; decoded once in a process."""
+    """Load a photograph as RGB (gray ones too), at most 640 px wide or high; decoded once per process."""
     with as_file(files(photograph.package) / photograph.file) as path, Image.open(path) as opened:
         if opened.mode in ("I", "I;16", "F"):
             values = np.asarray(opened, np.float64)
             opened = Image.fromarray((255 * (values - values.min()) / np.ptp(values)).astype(np.uint8))
         image = opened.convert("RGB")
-    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
     return image
 
 

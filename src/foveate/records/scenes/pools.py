@@ -1,4 +1,4 @@
-"""Which cut-outs a scene of a split may hold."""
+"""Pools of cut-outs that scenes of a split may contain."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from foveate.records.text import split_words
 
 SPLITS = ("train", "validation", "test")
 _FULL = 0.97  # an image that is opaque up to its edges is a tile, not a cut-out
-# Signs, buttons and patterns: nothing in these folders looks like a thing that is asked for.
-_STRANGE_FOLDERS = ("signs_and_symbols", "computer/buttons", "special", "shapes", "decorations", "geography")
+# Signs, buttons and patterns: nothing in these folders looks like a named thing.
+_DISTRACTOR_FOLDERS = ("signs_and_symbols", "computer/buttons", "special", "shapes", "decorations", "geography")
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Named cut-outs by family and concept (drawn in this order, so that large families do not dominate)."""
+    """Named cut-outs by family and concept, drawn in this order so that large families do not dominate."""
 
     families: tuple[tuple[tuple[Cutout, ...], ...], ...]
 
@@ -32,17 +32,17 @@ class Pool:
 
 
 def is_cut_out(cutout: Cutout) -> bool:
-    """Whether the image has a shape of its own and enough of it to be seen at a small size."""
+    """Whether an image has an outline and is wide enough to be recognized at a small size."""
     thin = min(cutout.width, cutout.height) / max(cutout.width, cutout.height) < 0.3
     return not thin and 0.18 < cutout.covered < _FULL
 
 
 @functools.cache
-def named(slice_name: str) -> Pool:
-    """The pool of "seen", "unseen" or "unseen kind" named cut-outs.
+def load_pool(slice_name: str) -> Pool:
+    """Load the pool of "seen", "unseen" or "unseen kind" named cut-outs.
 
-    Seen ones are those whose single image is in the training split: a clip art image that is held out as a
-    single image stands in no scene.
+    Seen ones are those whose single image is in the training split: clip art that is held out as a single image is in no
+    scene.
     """
     families: dict[str, dict[str, list[Cutout]]] = defaultdict(lambda: defaultdict(list))
     split = "train" if slice_name == concepts.SEEN else "test"
@@ -53,21 +53,21 @@ def named(slice_name: str) -> Pool:
 
 
 @functools.cache
-def distractors(split: str) -> tuple[Cutout, ...]:
-    """Unnamed images that may stand in a scene without a label, of the split they have as single images.
+def load_distractors(split: str) -> tuple[Cutout, ...]:
+    """Load unnamed images that may be in a scene without a label, by their split as single images.
 
-    Validation scenes take those of training. Images whose title or keywords name a concept stay out of all
-    scenes: they would be unlabeled images of a thing that is asked for.
+    Validation scenes use those of training. Images whose title or keywords name a concept are in no scene: they would be
+    unlabeled images of a named thing.
     """
     choose(split, SPLITS, "split")
     titles = {row["key"]: " ".join([row["title"], *row["keywords"]]) for row in tables.rows("clipart")}
-    known = concepts.telling_heads()
+    known = concepts.informative_heads()
     held_out = split == "test"
-    found = []
+    unnamed = []
     for cutout in load_cutouts():
-        if cutout.slice != "unnamed" or not cutout.subcategory.startswith(_STRANGE_FOLDERS):
+        if cutout.slice != "unnamed" or not cutout.subcategory.startswith(_DISTRACTOR_FOLDERS):
             continue
-        says = {phrases.singular(word) for word in split_words(titles[cutout.id], style="letters")}
-        if (holdout.assign_split(cutout.id) == "test") == held_out and not says & known:
-            found.append(cutout)
-    return tuple(found)
+        title_words = {phrases.singular(word) for word in split_words(titles[cutout.id], style="letters")}
+        if (holdout.assign_split(cutout.id) == "test") == held_out and not title_words & known:
+            unnamed.append(cutout)
+    return tuple(unnamed)

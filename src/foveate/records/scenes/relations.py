@@ -36,7 +36,7 @@ def relate(boxes: Sequence[Box]) -> tuple[Relation, ...]:
     inside: at least 95 % of the first box lies in the second. overlapping: at least 10 % of the smaller is shared,
     and neither is inside the other (given once, lower position first).
     """
-    found = []
+    relations = []
     for i, a in enumerate(boxes):
         for j, b in enumerate(boxes):
             if i == j:
@@ -45,11 +45,11 @@ def relate(boxes: Sequence[Box]) -> tuple[Relation, ...]:
             same_rows = min(a.y2, b.y2) > max(a.y1, b.y1)
             same_columns = min(a.x2, b.x2) > max(a.x1, b.x1)
             if same_rows and a.x2 + _CLEAR <= b.x1:
-                found.append(Relation(i, "left of", j))
+                relations.append(Relation(i, "left of", j))
             if same_columns and a.y2 + _CLEAR <= b.y1:
-                found.append(Relation(i, "above", j))
+                relations.append(Relation(i, "above", j))
             if shared >= _INSIDE * a.area and a.area < b.area:
-                found.append(Relation(i, "inside", j))
+                relations.append(Relation(i, "inside", j))
             elif i < j and _TOUCH * min(a.area, b.area) <= shared < _INSIDE * min(a.area, b.area):
-                found.append(Relation(i, "overlapping", j))
-    return tuple(found)
+                relations.append(Relation(i, "overlapping", j))
+    return tuple(relations)

@@ -1,6 +1,6 @@
-"""A scene: cut-outs on a ground, with exact boxes, masks, relations, counts and captions.
+"""Draw scenes: cut-outs on a ground, with exact boxes, masks, relations, counts and captions.
 
-`draw_scene` is a pure function of (seed, split, index, size): the same numbers give the same pixels.
+`draw_scene` is a pure function of (seed, split, index, size): equal arguments give equal pixels.
 """
 
 from __future__ import annotations
@@ -20,26 +20,30 @@ from foveate.records.builtin.cutouts import Cutout
 from foveate.records.builtin.phrases import names_a_side, singular
 from foveate.records.record import Caption
 from foveate.records.scenes import alt_text, language, pools
-from foveate.records.scenes.compose import Finish, Layer, compose, turned_layer
+from foveate.records.scenes.compose import Finish, Layer, compose, make_layer
 from foveate.records.scenes.grounds import Ground, draw_ground
 from foveate.records.scenes.masks import mask_bounds
 from foveate.records.scenes.relations import Relation, relate
 from foveate.records.text import split_words
 
 UNSEEN_SHARE = 0.18  # of the objects of a test scene, and as many of unseen kinds
-VISIBLE = 0.5  # an object of which less is visible is left out of the regions
-_LONGEST = (0.18, 0.52)  # of the scene's side
-_ENLARGED = 1.7  # a cut-out is not blown up more than this
+VISIBLE = 0.5  # objects with a smaller visible fraction are left out of the regions
+_LONGEST = (0.18, 0.52)  # longest side of an object, as a fraction of the scene
+_MAX_SCALE = 1.7  # of a cut-out; more shows its pixels
 _REPEATED, _ON_TOP, _TEXT = 0.07, 0.12, 0.08
 _SIGN_WORDS = "open sale hello exit market menu stop hotel fresh today welcome music coffee 2024 42 50%".split()
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """Something that was placed: kind "thing" (a named cut-out), "distractor" (unnamed) or "text" (drawn words).
+    """A placed object.
 
-    box: of the visible pixels; None if nothing is visible. mask_HW: the visible pixels. visible: their share of all
-    its pixels, those outside the image included. labeled: it is one of the scene's regions.
+    Args:
+        kind: "thing" (a named cut-out), "distractor" (unnamed) or "text" (drawn words).
+        box: of the visible pixels; None if nothing is visible.
+        mask_HW: the visible pixels.
+        visible: their fraction of all its pixels, including those outside of the image.
+        labeled: whether it is a region of the scene.
     """
 
     kind: str
@@ -55,7 +59,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """objects: everything placed, lowest first. regions: the labeled ones, which `relations` count through."""
+    """A drawn scene: `objects` from bottom to top; `relations` refer to positions among `regions`."""
 
     image: Image.Image
     objects: tuple[SceneObject, ...]
@@ -72,7 +76,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is decided before a pixel is composed. `cutouts[i]` and `texts[i]` belong to `layers[i]`."""
+    """Everything that is decided before composing; `cutouts[i]` and `texts[i]` belong to `layers[i]`."""
 
     ground: Ground
     layers: tuple[Layer, ...]
@@ -82,20 +86,22 @@ class Plan:
 
 
 def draw_scene(*, seed: int, split: str, index: int, size: int = 224) -> Scene:
-    """Scene number `index` of a split.
+    """Draw scene number `index` of a split.
 
-    Training and validation scenes hold seen concepts on training grounds; test scenes hold concepts of all three
-    slices on held-out grounds. At least one region is labeled.
+    Training and validation scenes have seen concepts on training grounds; test scenes have concepts of all three slices on
+    held-out grounds. At least one region is labeled.
 
     Args:
-        seed: of the whole series. split: "train", "validation" or "test". size: side in pixels, at least 96.
+        seed: seed of the series.
+        split: "train", "validation" or "test".
+        size: side in pixels, at least 96.
 
     Raises:
-        UserError: unknown split, or a size below 96.
+        UserError: the split is unknown, or the size is below 96.
     """
     choose(split, pools.SPLITS, "split")
     if size < 96:
-        raise UserError(f"the size of a scene must be at least 96 pixels, it is {size}")
+        raise UserError(f"size: scenes must be at least 96 pixels wide (got {size})")
     for attempt in range(100):
         rng = generator("scene", seed, split, index, attempt)
         scene = render(plan_scene(rng, split=split, size=size), rng)
@@ -105,61 +111,62 @@ def draw_scene(*, seed: int, split: str, index: int, size: int = 224) -> Scene:
 
 
 def plan_scene(rng: np.random.Generator, *, split: str, size: int) -> Plan:
-    """Chooses the ground, what stands on it, and where."""
+    """Choose the ground, the objects and their positions."""
     ground = draw_ground(rng, size=size, held_out=split == "test")
     members: list[tuple[Layer, Cutout | None, str]] = []
     things = _choose_things(rng, split, ground)
     named = frozenset(singular(word) for cutout in things for word in split_words(cutout.name, style="letters"))
     for cutout in things:
         members.append((_cutout_layer(rng, cutout, size), cutout, ""))
-    strangers = pools.distractors(split)
+    distractors = pools.load_distractors(split)
     for _ in range(rng.choice(3, p=(0.45, 0.37, 0.18))):
         if rng.random() < 0.4:
-            stranger = strangers[rng.integers(len(strangers))]
-            members.append((_cutout_layer(rng, stranger, size), stranger, ""))
+            distractor = distractors[rng.integers(len(distractors))]
+            members.append((_cutout_layer(rng, distractor, size), distractor, ""))
         else:
             members.append((_patch_layer(rng, size, held_out=split == "test", named=named), None, ""))
     if rng.random() < _TEXT:
         word = _SIGN_WORDS[rng.integers(len(_SIGN_WORDS))]
         members.append((_text_layer(rng, word, size), None, word))
-    # Large ones lie below, so that small ones stay visible.
+    # Large objects lie below, so that small ones stay visible.
     members.sort(key=lambda member: -member[0].solid_hw.sum() * rng.uniform(0.6, 1.6))
-    layers = _place(rng, [layer for layer, _, _ in members], size)
+    layers = _place_layers(rng, [layer for layer, _, _ in members], size)
     return Plan(
-        ground, tuple(layers), tuple(c for _, c, _ in members), tuple(t for _, _, t in members), Finish.drawn(rng)
+        ground, tuple(layers), tuple(c for _, c, _ in members), tuple(t for _, _, t in members), Finish.draw(rng)
     )
 
 
 def _choose_things(rng: np.random.Generator, split: str, ground: Ground) -> list[Cutout]:
-    """Two to five named cut-outs of different families; now and then one of them twice."""
-    wanted, chosen = int(rng.integers(2, 6)), []
-    while len(chosen) < wanted:
-        wanted_slice = _drawn_slice(rng) if split == "test" else SEEN
-        cutout = pools.named(wanted_slice).draw(rng)
+    """Choose two to five named cut-outs of different families; sometimes one of them twice."""
+    count, things = int(rng.integers(2, 6)), []
+    while len(things) < count:
+        slice_name = _draw_slice(rng) if split == "test" else SEEN
+        cutout = pools.load_pool(slice_name).draw(rng)
         on_ground = {singular(word) for word in split_words(cutout.name, style="letters")} & ground.shows
-        if not on_ground and all(cutout.family != other.family for other in chosen):
-            chosen.append(cutout)
-    if wanted < 5 and rng.random() < _REPEATED:
-        chosen.append(chosen[rng.integers(wanted)])
-    return chosen
+        if not on_ground and all(cutout.family != other.family for other in things):
+            things.append(cutout)
+    if count < 5 and rng.random() < _REPEATED:
+        things.append(things[rng.integers(count)])
+    return things
 
 
-def _drawn_slice(rng: np.random.Generator) -> str:
+def _draw_slice(rng: np.random.Generator) -> str:
     share = rng.random()
     return UNSEEN if share < UNSEEN_SHARE else UNSEEN_KIND if share < 2 * UNSEEN_SHARE else SEEN
 
 
 def _cutout_layer(rng: np.random.Generator, cutout: Cutout, size: int) -> Layer:
     low, high = (np.log(share * size) for share in _LONGEST)
-    longest = min(float(np.exp(rng.uniform(low, high))), _ENLARGED * max(cutout.width, cutout.height) * size / 224)
+    longest = min(float(np.exp(rng.uniform(low, high))), _MAX_SCALE * max(cutout.width, cutout.height) * size / 224)
     flip = rng.random() < 0.5 and not names_a_side(cutout.name)
-    return turned_layer(rng, cutout.image(), longest=longest, flip=flip, turn=float(rng.normal(0, 6)))
+    return make_layer(rng, cutout.image(), longest=longest, flip=flip, turn=float(rng.normal(0, 6)))
 
 
 def _patch_layer(rng: np.random.Generator, size: int, *, held_out: bool, named: frozenset[str]) -> Layer:
-    """A piece of another ground in a random outline, pasted like a cut-out: an edge that means nothing.
+    """Cut a piece of another ground with a random outline: a pasted edge without a thing inside.
 
-    named: words of what is asked for in this scene; the ground shows none of it.
+    Args:
+        named: words of the named things of this scene; the piece must not show one.
     """
     side = int(size * rng.uniform(0.15, 0.4))
     ground = draw_ground(rng, size=side, held_out=held_out)
@@ -181,7 +188,7 @@ def _patch_layer(rng: np.random.Generator, size: int, *, held_out: bool, named: 
         pen.polygon([(float(x), float(y)) for x, y in corners], fill=255)
     image = Image.fromarray(ground.pixels_HW3.astype(np.uint8)).convert("RGBA")
     image.putalpha(outline.filter(ImageFilter.GaussianBlur(0.6)))
-    return turned_layer(rng, image, longest=float(side), flip=False, turn=float(rng.normal(0, 6)))
+    return make_layer(rng, image, longest=float(side), flip=False, turn=float(rng.normal(0, 6)))
 
 
 def _text_layer(rng: np.random.Generator, word: str, size: int) -> Layer:
@@ -190,11 +197,11 @@ def _text_layer(rng: np.random.Generator, word: str, size: int) -> Layer:
     image = Image.new("RGBA", (right - left + 8, bottom - top + 8))
     color = tuple(int(level) for level in rng.integers(0, 2) * 200 + rng.integers(0, 56, 3))
     ImageDraw.Draw(image).text((4 - left, 4 - top), word, font=font, fill=(*color, 255))
-    return turned_layer(rng, image, longest=float(max(image.size)), flip=False, turn=float(rng.normal(0, 4)))
+    return make_layer(rng, image, longest=float(max(image.size)), flip=False, turn=float(rng.normal(0, 4)))
 
 
-def _place(rng: np.random.Generator, layers: list[Layer], size: int) -> list[Layer]:
-    """Gives every layer a place: mostly free of the others, now and then on top of one, a little over the edge."""
+def _place_layers(rng: np.random.Generator, layers: list[Layer], size: int) -> list[Layer]:
+    """Position layers mostly free of each other, sometimes on top of one or slightly over the edge."""
     placed: list[Layer] = []
     for layer in layers:
         height, width = layer.rgba_hw4.shape[:2]
@@ -205,7 +212,7 @@ def _place(rng: np.random.Generator, layers: list[Layer], size: int) -> list[Lay
             left = round(-hang * width + across * (size - width * (1 - 2 * hang)))
             top = round(-hang * height + down * (size - height * (1 - 2 * hang)))
             candidate = layer.at(left, top)
-            covered = max((_covered(candidate, other) for other in placed), default=0.0)
+            covered = max((_compute_overlap(candidate, other) for other in placed), default=0.0)
             if best is None or covered < best[0]:
                 best = covered, candidate
             if covered <= allowed:
@@ -216,8 +223,8 @@ def _place(rng: np.random.Generator, layers: list[Layer], size: int) -> list[Lay
     return placed
 
 
-def _covered(a: Layer, b: Layer) -> float:
-    """Intersection of the two rectangles as a share of the smaller."""
+def _compute_overlap(a: Layer, b: Layer) -> float:
+    """Return the intersection of two rectangles as a fraction of the smaller."""
     (ah, aw), (bh, bw) = a.rgba_hw4.shape[:2], b.rgba_hw4.shape[:2]
     width = min(a.left + aw, b.left + bw) - max(a.left, b.left)
     height = min(a.top + ah, b.top + bh) - max(a.top, b.top)
@@ -225,18 +232,20 @@ def _covered(a: Layer, b: Layer) -> float:
 
 
 def render(plan: Plan, rng: np.random.Generator) -> Scene:
-    """Composes the plan and reads boxes and masks off the visible pixels. `rng` words the captions."""
+    """Compose a plan and measure boxes and masks on the visible pixels; `rng` varies the captions."""
     image, owners_HW = compose(plan.ground.pixels_HW3, list(plan.layers), plan.finish)
     objects = [_object(plan, number, owners_HW) for number in range(len(plan.layers))]
     counts = Counter(placed.phrase for placed in objects if placed.kind == "thing" and placed.visible >= VISIBLE)
-    # "Where is the cat?" has no answer where there are two: repeated things stay in the image without a label.
+    # "Where is the cat?" has no answer if there are two: repeated things stay in the image without a label.
     objects = [replace(p, labeled=p.labeled and counts[p.phrase] == 1) for p in objects]
     regions = [placed for placed in objects if placed.labeled]
     relations = relate([placed.box for placed in regions if placed.box])
     text = next((p.phrase for p in objects if p.kind == "text" and p.visible > 0.9), "")
     things = [language.Thing(p.phrase, float(p.mask_HW.sum())) for p in regions]
-    exact = language.exact_caption(counts, relations, things, plan.ground.words, text)
-    alt = alt_text.draw(rng, things or [language.Thing(phrase, 1.0) for phrase in counts], plan.ground.words)
+    exact = language.exact_caption(counts, relations, things, plan.ground.description, text)
+    alt = alt_text.draw_alt_text(
+        rng, things or [language.Thing(phrase, 1.0) for phrase in counts], plan.ground.description
+    )
     captions = (Caption(exact, "exact", "scenes"), Caption(alt.text, "alt", f"scenes: {alt.kind}"))
     return Scene(image, tuple(objects), relations, dict(counts), captions, plan.ground.name, plan.ground.kind)
 

@@ -1,4 +1,4 @@
-"""Scenes into a collection, and the collection of the tour."""
+"""Write scenes into a collection, and build the collection of the tour."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LICENSE = (
 
 @dataclass(frozen=True)
 class SceneRow:
-    """A drawn scene as it goes into a collection: small enough to travel between processes."""
+    """An encoded scene, small enough to be sent between processes."""
 
     key: str
     data: bytes
@@ -38,13 +38,13 @@ class SceneRow:
     extra: dict[str, list[dict[str, Any]]]
 
 
-def scene_key(*, seed: int, split: str, index: int) -> str:
-    """The key of a scene in a collection; equal keys mean equal scenes."""
+def make_scene_key(*, seed: int, split: str, index: int) -> str:
+    """Return the key of a scene in a collection; equal keys mean equal scenes."""
     return f"scene-{split}-{seed}-{index:06d}"
 
 
-def scene_row(*, seed: int, split: str, index: int, size: int = 224) -> SceneRow:
-    """Draws a scene and encodes it: JPEG of quality 90, regions, and the annotation kinds "scenes" and "masks".
+def draw_scene_row(*, seed: int, split: str, index: int, size: int = 224) -> SceneRow:
+    """Draw a scene and encode it: JPEG of quality 90, regions, and the annotation kinds "scenes" and "masks".
 
     A row of "scenes" has the columns ground, ground_kind, counts (JSON: phrase -> number), relations (JSON: list of
     [region position, relation, region position]) and objects (JSON: everything placed, labeled or not). A row of
@@ -58,7 +58,7 @@ def scene_row(*, seed: int, split: str, index: int, size: int = 224) -> SceneRow
     )
     labels = {"source": "scenes", "ground": scene.ground_kind, "ground_name": scene.ground}
     extra = {"scenes": [_scene_annotation(scene)], "masks": _mask_annotations(scene)}
-    key = scene_key(seed=seed, split=split, index=index)
+    key = make_scene_key(seed=seed, split=split, index=index)
     return SceneRow(key, jpeg(scene.image), scene.captions, regions, labels, split, extra)
 
 
@@ -103,30 +103,31 @@ def build_scenes(
     size: int = 224,
     workers: int = 1,
 ) -> None:
-    """Writes scenes into the collection at `target`; those that are there already are not drawn again.
+    """Write scenes into the collection at `target`; existing ones are not drawn again.
 
     Args:
-        train, validation, test: numbers of scenes of each split (the split is stored with them).
-        seed: of the series. size: side in pixels.
-        workers: processes that draw (the result does not depend on it). With more than one, call it from a module
-            that can be imported, as always with Python's process pools.
+        train, validation, test: number of scenes of each split, which is stored with them.
+        seed: seed of the series.
+        size: side in pixels.
+        workers: processes that draw; the result does not depend on it. With more than one, the calling module must be
+            importable, as always with process pools of Python.
 
     Raises:
         UserError: a number of scenes is negative, or workers is below 1.
     """
-    wanted = {"train": train, "validation": validation, "test": test}
-    for name, count in {**wanted, "workers": workers - 1}.items():
+    counts = {"train": train, "validation": validation, "test": test}
+    for name, count in {**counts, "workers": workers - 1}.items():
         if count < 0:
-            least = 1 if name == "workers" else 0
-            raise UserError(f"scenes: {name} must be at least {least}")
+            minimum = 1 if name == "workers" else 0
+            raise UserError(f"scenes: {name} must be at least {minimum}")
     with CollectionWriter(target, license=LICENSE, source="scenes") as writer:
-        places = [(split, index) for split, count in wanted.items() for index in range(count)]
-        places = [
+        positions = [(split, index) for split, count in counts.items() for index in range(count)]
+        positions = [
             (split, index)
-            for split, index in places
-            if writer.known_sha256(scene_key(seed=seed, split=split, index=index)) is None
+            for split, index in positions
+            if writer.known_sha256(make_scene_key(seed=seed, split=split, index=index)) is None
         ]
-        for row in track(_drawn(places, seed, size, workers), description="scenes", total=len(places)):
+        for row in track(_draw_rows(positions, seed, size, workers), description="scenes", total=len(positions)):
             writer.add(
                 row.key,
                 row.data,
@@ -139,20 +140,20 @@ def build_scenes(
             )
 
 
-def _draw_one(place: tuple[str, int], *, seed: int, size: int) -> SceneRow:
-    return scene_row(seed=seed, split=place[0], index=place[1], size=size)
+def _draw_row(position: tuple[str, int], *, seed: int, size: int) -> SceneRow:
+    return draw_scene_row(seed=seed, split=position[0], index=position[1], size=size)
 
 
-def _drawn(places: list[tuple[str, int]], seed: int, size: int, workers: int) -> Iterator[SceneRow]:
-    """Rows in the order of `places`, whoever draws them."""
-    draw = functools.partial(_draw_one, seed=seed, size=size)
-    if workers == 1 or len(places) < 64:
-        yield from map(draw, places)
+def _draw_rows(positions: list[tuple[str, int]], seed: int, size: int, workers: int) -> Iterator[SceneRow]:
+    """Yield rows in the order of `positions`, whichever process draws them."""
+    draw = functools.partial(_draw_row, seed=seed, size=size)
+    if workers == 1 or len(positions) < 64:
+        yield from map(draw, positions)
         return
-    # Spawned, not forked: the caller may have threads.
+    # Spawn, not fork: a fork of a process with threads may deadlock.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
-        yield from pool.map(draw, places, chunksize=16)
+        yield from pool.map(draw, positions, chunksize=16)
 
 
 def build_tour_collection(
@@ -166,7 +167,7 @@ def build_tour_collection(
     workers: int = 1,
     singles: bool = True,
 ) -> None:
-    """One collection with everything built in: scenes, and the clip art and emoji one by one.
+    """Build one collection of all built-in data: scenes, and single clip art and emoji.
 
     Label `source` is "scenes", "clipart" or "emoji". Scenes: training and validation on training grounds with seen
     concepts, test on held-out grounds with seen and unseen ones (see `builtin.concepts`). Singles:
