@@ -32,10 +32,10 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from benchmarks.common import Ratio, Timing, compare, publish, ratio
-from foveate.adapt.compare.recipe import CompareRecipe, tasks_of
+from foveate.adapt.compare.recipe import CompareRecipe, parse_tasks
 from foveate.adapt.compare.run import compare as compare_methods
 from foveate.adapt.model import adapt
-from foveate.adapt.recipe import recipe_of
+from foveate.adapt.recipe import build_recipe
 from foveate.adapt.registry import method_names
 from foveate.adapt.train import train_adapter
 from foveate.core.progress import silent
@@ -169,7 +169,7 @@ def merged(given: argparse.Namespace, pixels: torch.Tensor) -> None:
         model: Any = adapted(given.model, given.device, name).eval()
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for value in model.adapter().tensors(model.view).values():
+            for value in model.adapter().tensors(model.backbone).values():
                 value.add_(0.01 * torch.randn(value.shape, generator=generator).to(value.device))
             before = model(pixels)
             passes[f"{name}, not merged"] = _forward(adapted(given.model, given.device, name).eval(), pixels)
@@ -205,11 +205,11 @@ def kept(given: argparse.Namespace) -> None:
             overrides = [f"{key}={value}" for key, value in said.items() if key != "method"]
 
             def run() -> None:
-                recipe = recipe_of(
+                recipe = build_recipe(
                     {"kind": "timm", "model": given.model},
                     said["method"],
                     [f"method.{text}" for text in overrides],
-                    training={"epochs": given.epochs, "batch_size": given.batch, "keep": keep, "workers": 0},
+                    training={"epochs": given.epochs, "batch_size": given.batch, "cache": keep, "workers": 0},
                 )
                 with silent():
                     train_adapter(recipe, data, Path(folder) / str(next(count)), device=given.device, evaluate=False)
@@ -238,9 +238,9 @@ def compared(given: argparse.Namespace) -> None:
             def run() -> None:
                 recipe = CompareRecipe(
                     backbone={"kind": "timm", "model": given.model},
-                    tasks=tasks_of([f"images={data}"]),
+                    tasks=parse_tasks([f"images={data}"]),
                     grid=str(path),
-                    training={"epochs": given.epochs, "batch_size": given.batch, "keep": keep, "workers": 0},
+                    training={"epochs": given.epochs, "batch_size": given.batch, "cache": keep, "workers": 0},
                 )
                 with silent():
                     compare_methods(recipe, Path(folder) / str(next(count)), device=given.device)

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from foveate.adapt.calibration.fine_tuning import FineTuneSettings, fine_tune
+from foveate.adapt.calibration.fine_tuning import fine_tune, predict_classifier
 from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
+from foveate.adapt.calibration.settings import FineTuneSettings
 from foveate.adapt.classifier import Classifier
-from foveate.adapt.samples import ArraySamples, answer
 from foveate.records.builtin.glyphs import CLASSES, load_glyphs
 from foveate.studies.calibration_worlds import glyph_network
+from foveate.training.classification import array_images
 
 SEED = 20
 
@@ -27,19 +28,21 @@ def main(out: Path) -> None:
     network.load_state_dict(load_file("tests/goldens/calibration/glyph_pretrained.safetensors"))
     before = Classifier(network, head_name="head", names=CLASSES).eval()
     drawn = {name: load_glyphs("target", name, per_class=60) for name in ("train", "test")}
-    train, test = (ArraySamples(one.images, one.labels) for one in drawn.values())
+    train, test = (array_images(part.images, part.labels) for part in drawn.values())
     seen = np.sort(np.random.default_rng(SEED).permutation(36)[:18])
-    rows = np.flatnonzero(np.isin(train.labels, seen))
+    rows = np.flatnonzero(np.isin(train.labels_N, seen))
     settings = FineTuneSettings(learning_rate=0.01, seed=SEED)
     after = fine_tune(before, train, settings, out / "ft", rows=rows)
     make_pseudo_runs(before, train, seen, settings, out)
-    for name, model, samples, chosen in (
+    for name, model, samples, subset in (
         ("test", after, test, None),
         ("before", before, test, None),
         ("training", after, train, rows),
     ):
-        found = answer(model, samples, chosen, what=name)
-        write_logits(out / f"{name}.npz", logits=found.logits, labels=found.labels, class_names=list(CLASSES))
+        predictions = predict_classifier(model, samples, subset, description=name)
+        write_logits(
+            out / f"{name}.npz", logits=predictions.logits, labels=predictions.labels, class_names=list(CLASSES)
+        )
     (out / "seen.txt").write_text("".join(f"{CLASSES[number]}\n" for number in seen))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from foveate.core.version import __version__
 
 _LAZY = {
+    "AdaptedModel": "foveate.adapt.model",
     "Box": "foveate.records.boxes",
     "Calibrator": "foveate.adapt.calibration.estimator",
     "Collection": "foveate.records.collection",
@@ -26,13 +27,18 @@ _LAZY = {
     "Region": "foveate.records.record",
     "SearchIndex": "foveate.pretrain.api",
     "UserError": "foveate.core.errors",
+    "adapt": "foveate.adapt",  # the package, which can be called
+    "load_adapter": "foveate.adapt.folder",
     "open_index": "foveate.pretrain.api",
     "open_model": "foveate.pretrain.api",
+    "save_adapter": "foveate.adapt.folder",
     "search": "foveate.pretrain.api",
 }
 
 if TYPE_CHECKING:
     from foveate.adapt.calibration.estimator import Calibrator
+    from foveate.adapt.folder import load_adapter, save_adapter
+    from foveate.adapt.model import AdaptedModel, adapt
     from foveate.core.errors import UserError
     from foveate.federated.deep.estimator import FederatedDeepClustering
     from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
@@ -44,6 +50,7 @@ if TYPE_CHECKING:
     from foveate.records.record import Record, Region
 
 __all__ = [
+    "AdaptedModel",
     "Box",
     "Calibrator",
     "Collection",
@@ -60,15 +67,19 @@ __all__ = [
     "SearchIndex",
     "UserError",
     "__version__",
+    "adapt",
+    "load_adapter",
     "open_index",
     "open_model",
+    "save_adapter",
     "search",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        module = importlib.import_module(_LAZY[name])
+        return module if module.__name__ == f"foveate.{name}" else getattr(module, name)
     raise AttributeError(f"module 'foveate' has no attribute {name!r}")
 
 

@@ -15,4 +15,4 @@ def run(folder: str) -> None:
     torch.set_num_threads(1)
     progress.configure(quiet=True)
     wanted = recipe(Path(folder), methods=["linear", "layernorm"], training={"epochs": 2, "batch_size": 9}, seeds=2)
-    compare(wanted, Path(folder) / "run", opened=network(), device="cpu")
+    compare(wanted, Path(folder) / "run", network=network(), device="cpu")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from adapt.towers import tower
-from foveate.adapt.compare.recipe import CompareRecipe, tasks_of
-from foveate.adapt.load_backbone import Opened
+from foveate.adapt.compare.recipe import CompareRecipe, parse_tasks
+from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.vision.preprocess import Preprocess
 
 HALF = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -28,8 +28,8 @@ def stripes(path: Path, *, classes: int = 3, seed: int = 0, splits: tuple[int, i
     return path
 
 
-def network() -> Opened:
-    return Opened(tower("timm"), HALF, {"kind": "timm"})
+def network() -> LoadedBackbone:
+    return LoadedBackbone(tower("timm"), HALF, {"kind": "timm"})
 
 
 def recipe(folder: Path, **changes: Any) -> CompareRecipe:
@@ -39,7 +39,7 @@ def recipe(folder: Path, **changes: Any) -> CompareRecipe:
         stripes(data)
     given = {
         "backbone": {"kind": "timm"},
-        "tasks": tasks_of([f"drawn/stripes={data}"]),
+        "tasks": parse_tasks([f"drawn/stripes={data}"]),
         "methods": ["linear", "bitfit"],
         "training": {"epochs": 3, "batch_size": 9},
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from foveate.adapt.load_backbone import backbone_settings
-from foveate.adapt.recipe import recipe_of
+from foveate.adapt.load_backbone import parse_backbone
+from foveate.adapt.recipe import build_recipe
 from foveate.adapt.train import train_adapter
 
 METHODS = ("lora", "full", "linear")
@@ -15,6 +15,6 @@ METHODS = ("lora", "full", "linear")
 def adapt_train(backbone: str, data: str, run: str, method: str) -> None:
     """Thirty updates with a checkpoint after every second one."""
     fields = ["training.epochs=10", "training.batch_size=10", "training.checkpoint_every=2", "training.log_every=1"]
-    recipe = recipe_of(backbone_settings(backbone), method, [*fields, "training.workers=0"])
+    recipe = build_recipe(parse_backbone(backbone), method, [*fields, "training.workers=0"])
     done = train_adapter(recipe, Path(data), Path(run), device="cpu", command=sys.argv)
     assert done.folder is not None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foveate.adapt.backbone import Backbone
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.registry import method
+from foveate.adapt.registry import get_method
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "petl"
 
@@ -81,9 +81,9 @@ def settings(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return {"method": name, **ours}
 
 
-def translated(name: str, params: dict[str, Tensor], view: Backbone) -> dict[str, Tensor]:
+def translated(name: str, params: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
     """The released code's tensors under our names; `head.` kept, the backbone's own under `backbone.`."""
-    native = set(view.parameters_of_tower())
+    native = set(backbone.tower_parameters())
     found: dict[str, Tensor] = {}
     for key, value in params.items():
         if key.startswith("head."):
@@ -166,7 +166,7 @@ def adapted_case(case: dict[str, Any], dtype: torch.dtype = torch.float64) -> Ad
         options["keep_prompts"] = False
     if case["case"].endswith("_layerscale"):
         options["layerscale"] = "official"
-    if "dropout" in method(case["method"]).settings.model_fields:
+    if "dropout" in get_method(case["method"]).settings.model_fields:
         options["dropout"] = 0.0
     adapted = adapt(backbone(case, dtype), options)
     fill(adapted, case["method"], _part(stored(case), "param/"))
@@ -175,8 +175,8 @@ def adapted_case(case: dict[str, Any], dtype: torch.dtype = torch.float64) -> Ad
 
 def fill(adapted: AdaptedModel, name: str, params: dict[str, Tensor]) -> None:
     """Puts stored tensors in place; there must be exactly as many as are trained."""
-    values = translated(name, params, adapted.view)
-    targets = {**adapted.adapter().tensors(adapted.view)}
+    values = translated(name, params, adapted.backbone)
+    targets = {**adapted.adapter().tensors(adapted.backbone)}
     targets |= {f"head.{key}": value for key, value in adapted.head.named_parameters()}
     assert values.keys() == targets.keys(), sorted(values.keys() ^ targets.keys())
     with torch.no_grad():

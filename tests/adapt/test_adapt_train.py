@@ -15,20 +15,22 @@ from safetensors.torch import load_file
 from adapt.test_matrix import config, moved
 from adapt.towers import CLASSES, FAMILIES, pixels, tower
 from foveate.adapt.calibration.logit_files import read_logits
-from foveate.adapt.data import labeled
+from foveate.adapt.data import load_images
 from foveate.adapt.export import open_adapted
-from foveate.adapt.load_backbone import backbone_settings
+from foveate.adapt.load_backbone import parse_backbone
 from foveate.adapt.model import adapt
-from foveate.adapt.prefix import Prefix
-from foveate.adapt.recipe import AdaptData, recipe_of
+from foveate.adapt.prefix import FrozenPrefix
+from foveate.adapt.recipe import AdaptData, build_recipe
 from foveate.adapt.registry import method_names
 from foveate.adapt.train import train_adapter
-from foveate.adapt.training import AdaptTask
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.progress import configure
+from foveate.records.geometry import View
 from foveate.report.pages.adapt import build as build_page
+from foveate.training.classification import ClassificationTask
 from foveate.vision.preprocess import Preprocess
+from naming import raises_naming
 
 HALF = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -90,10 +92,10 @@ def test_training_writes_adapter_logits_and_page(backbone: Path, data: Path, tmp
     assert logits.logits.shape == (20, 3)
     assert said["classes"] == ["low", "middle", "top"]
     adapted, opened, info = open_adapted(tmp_path / "run")
-    again = labeled(data, AdaptData(), opened.preprocess)
+    again = load_images(data, AdaptData(), opened.preprocess)
     chosen = again.rows("test")
     with torch.no_grad():
-        given = opened.preprocess.normalize(torch.stack([again.image(row, False) for row in chosen]))
+        given = opened.preprocess.normalize(torch.stack([again.load(row, View()) for row in chosen]))
         assert np.allclose(adapted(given).numpy(), logits.logits, atol=1e-6)
     assert info["classes"] == said["classes"]
 
@@ -139,9 +141,9 @@ def test_what_is_computed_once_changes_nothing(
 ) -> None:
     common = ("--method", *options, *(("method.dropout=0",) if options[0] == "lora" else ()))
     kept = train(backbone, data, tmp_path / "kept", *common)
-    plain = train(backbone, data, tmp_path / "plain", *common, "training.keep=false")
-    assert kept["kept"] != "nothing"
-    assert plain["kept"] == "nothing"
+    plain = train(backbone, data, tmp_path / "plain", *common, "training.cache=false")
+    assert kept["cached"] != "nothing"
+    assert plain["cached"] == "nothing"
     one, other = (load_file(tmp_path / name / "adapter" / "adapter.safetensors") for name in ("kept", "plain"))
     assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
 
@@ -153,8 +155,8 @@ def test_prefixes_of_all_families(family: str, name: str) -> None:
     if name in ("lora", "vpt-deep"):
         options["last_blocks"] = 2
     adapted = moved(adapt(tower(family), options, classes=CLASSES)).eval()
-    prefix = Prefix(adapted)
-    assert prefix.where == ("features" if name == "linear" else "block")
+    prefix = FrozenPrefix(adapted)
+    assert prefix.kind == ("features" if name == "linear" else "block")
     with torch.no_grad():
         expected = adapted(pixels())
         assert torch.allclose(prefix.logits(prefix.compute(pixels())), expected, atol=1e-5)
@@ -168,15 +170,15 @@ def test_a_run_that_was_stopped_goes_on(
     common = ("--method", "difffit", "training.checkpoint_every=2", "training.batch_size=10")
     train(backbone, data, tmp_path / "whole", *common)
     calls = {"left": 7}
-    losses = AdaptTask.losses
+    losses = ClassificationTask.losses
 
-    def killed(self: AdaptTask, batch: dict[str, Any]) -> Any:
+    def killed(self: ClassificationTask, batch: dict[str, Any]) -> Any:
         calls["left"] -= 1
         if not calls["left"]:
             raise KeyboardInterrupt
         return losses(self, batch)
 
-    monkeypatch.setattr(AdaptTask, "losses", killed)
+    monkeypatch.setattr(ClassificationTask, "losses", killed)
     arguments = ("--backbone", backbone, "--data", data, "--epochs", 4, "--run", tmp_path / "cut", "--device", "cpu")
     assert run("train", *arguments, "--quiet", *common).exit_code != 0
     assert not (tmp_path / "cut" / "result.json").exists()
@@ -213,7 +215,7 @@ def test_dry_run_prices_and_writes_nothing(backbone: Path, data: Path, tmp_path:
     said = train(backbone, data, tmp_path / "run", "--method", "lora", "rank=4", "--shots", 5, "--dry-run")
     assert said["images"] == 15
     assert said["trained"] == 1536
-    assert said["updates"] == 4
+    assert said["steps"] == 4
     assert not (tmp_path / "run").exists()
 
 
@@ -224,7 +226,7 @@ def test_dry_run_prices_and_writes_nothing(backbone: Path, data: Path, tmp_path:
         (("--method", "lora", "rnk=3"), "Did you mean 'rank'"),
         (("--method", "lora", "training.epoch=3"), "Did you mean 'training.epochs'|epochs"),
         (("--method", "lora", "rank=64"), "the width of this backbone"),
-        (("--method", "linear", "--field", "color"), "has no meaning"),
+        (("--method", "linear", "--field", "color"), "data.field 'color'"),
         (("--method", "linear", "data.train=[training]"), "Did you mean 'train'"),
         (("--method", "linear", "data.classes=[top, lowest]"), "no image of stripes.npz has it"),
         (("--method", "linear", "data.classes=[top]"), "at least two"),
@@ -243,11 +245,11 @@ def test_mistakes(backbone: Path, data: Path, tmp_path: Path, arguments: tuple[s
     [
         (
             ("training.first_learning_rate=1e-5",),
-            "training.first_learning_rate has no effect with training.schedule cosine; it is of osu_release",
+            "training.first_learning_rate has no effect with training.schedule cosine; it is read by osu_release",
         ),
         (
             ("training.schedule=constant", "training.final_learning_rate=1e-5"),
-            "training.final_learning_rate has no effect with training.schedule constant; it is of cosine and",
+            "training.final_learning_rate has no effect with training.schedule constant; it is read by cosine and",
         ),
         (("init=osu_release",), "init osu_release has no effect on 'repadapter'"),
         (("training.schedule=osu_release", "training.first_learning_rate=1e-5"), ""),
@@ -272,46 +274,46 @@ def test_a_loss_that_is_no_number_names_its_images(backbone: Path, data: Path, t
     assert isinstance(done.exception, UserError), done.output
     said = str(done.exception)
     assert "loss or gradient is not a finite number" in said
-    keys = said.partition("images of this update: ")[2].split(", ")
+    keys = said.partition("images of this step: ")[2].split(", ")
     assert len(keys) == 5
     assert set(keys) <= {str(number) for number in range(30)}
 
 
 def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
     for text, sentence in (
-        ("my-vit", "no such folder, and no kind of backbone; kinds are"),
+        ("my-vit", "backbone 'my-vit': no such folder"),
         ("tim:x", "Did you mean 'timm'"),
         (str(tmp_path / "none"), "no such folder"),
         (str(tmp_path), "neither config.json"),
     ):
-        with pytest.raises(UserError, match=sentence):
-            backbone_settings(text)
+        with raises_naming(UserError, sentence):
+            parse_backbone(text)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
-    with pytest.raises(UserError, match="no model that can be adapted"):
-        backbone_settings(str(tmp_path))
+    with raises_naming(UserError, tmp_path / "config.json"):
+        parse_backbone(str(tmp_path))
     for arrays, sentence in (
-        ({"images": np.zeros((2, 4, 4), np.uint8)}, "array 'labels' is missing"),
-        ({"images": np.zeros((2, 4, 4)), "labels": [0, 1], "split": ["a", "a"]}, "wanted are uint8"),
+        ({"images": np.zeros((2, 4, 4), np.uint8)}, "array 'labels'"),
+        ({"images": np.zeros((2, 4, 4)), "labels": [0, 1], "split": ["a", "a"]}, "array 'images'"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": [0], "split": ["a", "a"]}, "1 labels"),
     ):
         np.savez(tmp_path / "x.npz", **arrays)
-        with pytest.raises(UserError, match=sentence):
-            labeled(tmp_path / "x.npz", AdaptData(), HALF)
+        with raises_naming(UserError, sentence):
+            load_images(tmp_path / "x.npz", AdaptData(), HALF)
     (tmp_path / "y.npz").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="not an npz file"):
-        labeled(tmp_path / "y.npz", AdaptData(), HALF)
+    with raises_naming(UserError, tmp_path / "y.npz"):
+        load_images(tmp_path / "y.npz", AdaptData(), HALF)
 
 
 def test_recipes_know_every_method() -> None:
     for name in method_names():
-        assert recipe_of({"kind": "lite0"}, name).method["method"] == name
+        assert build_recipe({"kind": "lite0"}, name).method["method"] == name
 
 
 def test_in_python_without_measuring(backbone: Path, data: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(backbone_settings(str(backbone)), "bitfit", ["training.epochs=1"])
+    recipe = build_recipe(parse_backbone(str(backbone)), "bitfit", ["training.epochs=1"])
     done = train_adapter(recipe, data, tmp_path, device="cpu", evaluate=False)
     assert done.folder == tmp_path / "adapter"
-    assert done.result["evaluation"] is None
-    other = recipe_of(backbone_settings(str(backbone)), "layernorm", ["training.epochs=1"])
+    assert done.result.evaluation is None
+    other = build_recipe(parse_backbone(str(backbone)), "layernorm", ["training.epochs=1"])
     with pytest.raises(UserError, match="another recipe"):
         train_adapter(other, data, tmp_path, device="cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from torch import nn
 
 from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fixture
 from adapt.towers import CLASSES, pixels, tower
-from foveate.adapt.folder import load_adapter
+from foveate.adapt.folder import load_adapter, save_adapter
 from foveate.adapt.heads import ZeroShotHead
-from foveate.adapt.load_backbone import backbone_settings, open_backbone
+from foveate.adapt.load_backbone import load_backbone, parse_backbone
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.parameter_summary import grouped
+from foveate.adapt.parameter_summary import group_names
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from naming import raises_naming
@@ -153,21 +152,21 @@ def test_a_networks_own_classifier_is_copied_only_where_no_classes_are_asked_for
 
 
 def saved(folder: Path) -> Path:
-    return adapt(tower("timm"), {"method": "lora", "rank": 4}, classes=CLASSES).save(folder)
+    return save_adapter(adapt(tower("timm"), {"method": "lora", "rank": 4}, classes=CLASSES), folder)
 
 
 def test_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not an adapter folder"):
+    with raises_naming(UserError, "nothing"):
         load_adapter(tower("timm"), tmp_path / "nothing")
     folder = saved(tmp_path / "adapter")
-    with pytest.raises(UserError, match="Did you mean '.*adapter'"):
+    with raises_naming(UserError, "Did you mean", tmp_path / "adapter"):
         load_adapter(tower("timm"), tmp_path)
-    with pytest.raises(UserError, match="another architecture: .* here transformers"):
+    with raises_naming(UserError, folder, "here transformers"):
         load_adapter(tower("clip"), folder)
     other = tower("timm")
     with torch.no_grad():
         other.norm.weight[0] += 1
-    with pytest.raises(UserError, match="other weights of this architecture"):
+    with raises_naming(UserError, folder, "weights", "other_weights=True"):
         load_adapter(other, folder)
     load_adapter(other, folder, other_weights=True)
 
@@ -186,86 +185,84 @@ def test_other_statistics_of_batch_norms_are_refused(tmp_path: Path) -> None:
                     value.add_(int(more.get("batches", 0)))
         return model
 
-    folder = adapt(network(), "bitfit").save(tmp_path)
+    folder = save_adapter(adapt(network(), "bitfit"), tmp_path)
     load_adapter(network(), folder)
     load_adapter(network(batches=3), folder)  # which no output depends on
-    with pytest.raises(UserError, match="other statistics of batch norms"):
+    with raises_naming(UserError, folder, "batch-norm statistics", "other_weights=True"):
         load_adapter(network(mean=1.0), folder)
     load_adapter(network(mean=1.0), folder, other_weights=True)
-    said = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-    del said["backbone"]["buffers"]  # as an earlier version wrote it
-    (folder / "adapter.json").write_text(json.dumps(said), encoding="utf-8")
-    load_adapter(network(mean=1.0), folder)
 
 
 BAD_TENSORS = pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "names"),
     [
-        (lambda tensors: tensors.pop("adapter.blocks.0.a.weight"), "missing: .*blocks.0.a"),
-        (lambda tensors: tensors.update(more=torch.zeros(1)), "surplus: .*more"),
-        (lambda tensors: tensors.update({"head.bias": torch.zeros(9)}), "'head.bias' has shape"),
-        (lambda tensors: tensors["head.bias"].fill_(float("nan")), "no finite numbers"),
+        (lambda tensors: tensors.pop("adapter.blocks.0.a.weight"), ("missing", "blocks.0.a")),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), ("unexpected", "more")),
+        (lambda tensors: tensors.update({"head.bias": torch.zeros(9)}), ("head.bias", "9")),
+        (lambda tensors: tensors["head.bias"].fill_(float("nan")), ("head.bias", "NaN")),
     ],
 )
 
 
 @BAD_TENSORS
-def test_tensors(tmp_path: Path, change: Any, sentence: str) -> None:
+def test_tensors(tmp_path: Path, change: Any, names: tuple[str, ...]) -> None:
     folder = saved(tmp_path)
     tensors = load_file(folder / "adapter.safetensors")
     change(tensors)
     save_file(tensors, folder / "adapter.safetensors")
     model = tower("timm")
     before = model.state_dict()
-    with pytest.raises(UserError, match=sentence):
+    with raises_naming(UserError, folder / "adapter.safetensors", *names):
         load_adapter(model, folder)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def refused(sentence: str, *arguments: object) -> None:
+def refused(names: tuple[object, ...], *arguments: object) -> None:
     """Through the command line: the error, and nothing written."""
     done = CliRunner().invoke(cli, ["adapt", "merge", *map(str, arguments)])
     assert isinstance(done.exception, UserError), (done.output, done.exception)
-    assert re.search(sentence, str(done.exception)), str(done.exception)
+    assert all(str(name) in str(done.exception) for name in names), str(done.exception)
     assert not Path(str(arguments[-1])).exists()
 
 
 @BAD_TENSORS
-def test_tensors_through_the_command_line(change: Any, sentence: str, backbone: Path, tmp_path: Path) -> None:
-    opened = open_backbone(backbone_settings(str(backbone)))
+def test_tensors_through_the_command_line(change: Any, names: tuple[str, ...], backbone: Path, tmp_path: Path) -> None:
+    opened = load_backbone(parse_backbone(str(backbone)))
     adapted = adapt(opened.model, {"method": "lora", "rank": 4}, classes=CLASSES)
     adapted.info["default"] = {"backbone": opened.settings}
-    folder = adapted.save(tmp_path / "adapter")
+    folder = save_adapter(adapted, tmp_path / "adapter")
     tensors = load_file(folder / "adapter.safetensors")
     change(tensors)
     save_file(tensors, folder / "adapter.safetensors")
-    refused(sentence, folder, "--to", tmp_path / "merged")
+    refused(names, folder, "--to", tmp_path / "merged")
 
 
 def test_backbones_through_the_command_line(backbone: Path, tmp_path: Path) -> None:
     folder, to = saved(tmp_path / "adapter"), tmp_path / "merged"
-    refused("does not say where its backbone is; give --backbone", folder, "--to", to)
-    refused("another architecture: blocks 3, this backbone's is 12", folder, "--backbone",
+    refused((folder, "--backbone"), folder, "--to", to)
+    refused((folder, "blocks 3", "12"), folder, "--backbone",
             "timm:vit_tiny_patch16_224", "--to", to)  # fmt: skip
-    refused("no such folder", folder, "--backbone", tmp_path / "none.x", "--to", to)
-    refused("not an adapter folder", tmp_path / "nothing", "--to", to)
+    refused((tmp_path / "none.x",), folder, "--backbone", tmp_path / "none.x", "--to", to)
+    refused((tmp_path / "nothing",), tmp_path / "nothing", "--to", to)
 
 
 def test_damaged_files(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     config = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-    for field, value, sentence in (
+    for field, value, name in (
         ("kind", "x", "'kind'"),
-        ("format", 9, "format 9"),
-        ("settings", {"method": "lora", "rank": 4, "more": 1}, "unknown field 'more'"),
-        ("head", {"kind": "linear"}, "'head' is damaged"),
+        ("format", 9, "9"),
+        ("format", 2, "'format'"),
+        ("strength", None, "'strength'"),
+        ("settings", {"method": "lora", "rank": 4, "more": 1}, "'more'"),
+        ("head", {"kind": "linear"}, "'head'"),
     ):
         (folder / "adapter.json").write_text(json.dumps({**config, field: value}), encoding="utf-8")
-        with pytest.raises(UserError, match=sentence):
+        with raises_naming(UserError, "adapter.json" if field != "settings" else "lora", name):
             load_adapter(tower("timm"), folder)
     (folder / "adapter.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "adapter.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(UserError, match="damaged"):
+    with raises_naming(UserError, folder / "adapter.safetensors"):
         load_adapter(tower("timm"), folder)
 
 
@@ -274,9 +271,9 @@ def test_a_zero_shot_head_is_saved_too(tmp_path: Path) -> None:
     adapted = adapt(tower("timm"), "bitfit", head=head).eval()
     with torch.no_grad():
         expected = adapted(pixels())
-        assert torch.equal(load_adapter(tower("timm"), adapted.save(tmp_path))(pixels()), expected)
+        assert torch.equal(load_adapter(tower("timm"), save_adapter(adapted, tmp_path))(pixels()), expected)
 
 
 def test_numbers_in_names_are_joined_only_where_they_follow_one_another() -> None:
-    assert grouped(["blocks.0.mlp", "blocks.1.mlp", "norm.bias"]) == ["blocks.{0..1}.mlp", "norm.bias"]
-    assert grouped(["blocks.0.mlp", "blocks.2.mlp"]) == ["blocks.{0,2}.mlp"]
+    assert group_names(["blocks.0.mlp", "blocks.1.mlp", "norm.bias"]) == ["blocks.{0..1}.mlp", "norm.bias"]
+    assert group_names(["blocks.0.mlp", "blocks.2.mlp"]) == ["blocks.{0,2}.mlp"]

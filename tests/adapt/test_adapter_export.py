@@ -13,7 +13,7 @@ from adapt.test_matrix import config, moved
 from adapt.towers import CLASSES, pixels, shaken, tower
 from foveate.adapt.export import export_merged, export_peft
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.registry import method, method_names
+from foveate.adapt.registry import get_method, method_names
 from foveate.core.errors import UserError
 from naming import raises_naming
 
@@ -110,7 +110,7 @@ def test_peft_trains_as_we_do(name: str) -> None:
     assert ours == pytest.approx(losses(theirs.train()), abs=1e-10)
 
 
-@pytest.mark.parametrize("name", [name for name in method_names() if method(name).mergeable])
+@pytest.mark.parametrize("name", [name for name in method_names() if get_method(name).mergeable])
 def test_timm_opens_merged_weights(name: str, tmp_path: Path) -> None:
     import timm
 

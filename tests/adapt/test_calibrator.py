@@ -263,7 +263,7 @@ def test_the_diagnosis_names_a_level() -> None:
     assert found.rows[-1].peeks
     assert found.rows[0].ausuc == pytest.approx(found.rows[1].ausuc)
     assert found.rows[2].accuracies == group_accuracies(logits, labels, groups, gamma=2.9)
-    json.dumps([row.as_json() for row in found.rows], allow_nan=False)
+    json.dumps([row.to_json() for row in found.rows], allow_nan=False)
     points = curve_points(found.curves["after"])
     assert len(points) <= 400
     assert points[0][0] < points[-1][0]
@@ -284,7 +284,7 @@ def test_the_diagnosis_names_damage_and_health() -> None:
     chosen = np.isin(labels, SEEN)
     unknown = diagnose(Outputs(logits[chosen]), labels[chosen], groups, gammas={"ALG": 1.0})
     assert unknown.verdict == "unknown"
-    assert "ALG says +1.00" in unknown.sentence
+    assert "ALG estimates +1.00" in unknown.sentence
 
 
 def test_damage_is_also_read_from_nearest_means() -> None:

@@ -15,15 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from foveate.adapt.calibration.fine_tuning import predict_classifier
 from foveate.adapt.calibration.fold import fold
+from foveate.adapt.calibration.settings import Augmentation
 from foveate.adapt.checkpoints.foveate import EncoderClassifier, classifier_of
-from foveate.adapt.classifier import Classifier, formats, open_classifier, save_classifier
-from foveate.adapt.samples import ArraySamples, Augmentation, CollectionSamples, answer
+from foveate.adapt.classifier import Classifier, classifier_formats, open_classifier, save_classifier
+from foveate.adapt.data import augment_images, open_classifier_images
 from foveate.core.errors import UserError
 from foveate.metrics.class_groups import ClassGroups
 from foveate.records.collection import Collection
+from foveate.records.geometry import View
 from foveate.records.writer import CollectionWriter
-from foveate.training.augment import RandomViews
+from foveate.training.classification import ClassificationDataset, array_images
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.registry import build_image_encoder
 from naming import raises_naming
@@ -66,7 +69,7 @@ MAKERS = {"timm": timm_folder, "transformers": transformers_folder, "foveate": f
 
 
 def test_every_format_is_tried() -> None:
-    assert {name for name, _ in formats()} == set(MAKERS)
+    assert set(classifier_formats()) == set(MAKERS)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -88,7 +91,7 @@ def test_saved_and_opened_again_alike(name: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         shifted = open_classifier(done.path, device="cpu")(pixels)
         torch.testing.assert_close(shifted - logits, torch.tensor([[0.0, 2.0, 2.0]] * 2), atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match="exists already"):
+    with raises_naming(UserError, tmp_path / "again"):
         save_classifier(first, tmp_path / "again", source=folder)
 
 
@@ -97,12 +100,12 @@ def test_missing_and_extra_tensors_are_refused(name: str, tmp_path: Path) -> Non
     folder = MAKERS[name](tmp_path / "model")
     state = load_file(folder / "model.safetensors")
     head = next(key for key in state if key.endswith(("head.weight", "classifier.weight")))
-    for change, words in (
+    for change, tensor in (
         ({**state, "strange.weight": torch.zeros(1)}, "strange.weight"),
         ({key: value for key, value in state.items() if key != head}, head),
     ):
         save_file(change, folder / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(UserError, match=words):
+        with raises_naming(UserError, folder / "model.safetensors" if name != "transformers" else folder, tensor):
             open_classifier(folder, device="cpu")
 
 
@@ -122,19 +125,19 @@ def test_folders_that_are_no_classifier(tmp_path: Path) -> None:
     with raises_naming(UserError, "config.json"):
         open_classifier(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="no classifier of a known format.*timm.*transformers"):
+    with raises_naming(UserError, tmp_path / "config.json", "timm", "transformers"):
         open_classifier(tmp_path)
     (tmp_path / "config.json").write_text('{"architecture": "tset_vit", "num_classes": 3}')
     with raises_naming(UserError, "tset_vit"):
         open_classifier(tmp_path)
-    with pytest.raises(UserError, match="is no linear classifier"):
+    with raises_naming(UserError, "'0'", "ReLU"):
         Classifier(nn.Sequential(nn.ReLU()), head_name="0", names=NAMES)
-    with pytest.raises(UserError, match="as many different class names are wanted"):
+    with raises_naming(UserError, "'0'", "3", "2"):
         Classifier(nn.Sequential(nn.Linear(2, 3)), head_name="0", names=["a", "a", "b"])
     arrays = Classifier(nn.Sequential(nn.Linear(2, 3)), head_name="0", names=NAMES)
-    with pytest.raises(UserError, match="in memory only"):
+    with raises_naming(UserError, "in memory"):
         save_classifier(arrays, tmp_path / "new")
-    with pytest.raises(UserError, match="floating-point"):
+    with raises_naming(UserError, "floating-point"):
         arrays(torch.zeros(1, 2, dtype=torch.uint8))
 
 
@@ -149,40 +152,40 @@ def images(tmp_path: Path) -> Collection:
     return Collection.open(tmp_path / "images")
 
 
-def test_samples_of_a_collection(images: Collection, tmp_path: Path) -> None:
+def test_images_of_a_collection_for_a_classifier(images: Collection, tmp_path: Path) -> None:
     classifier = open_classifier(timm_folder(tmp_path / "model"), device="cpu")
     assert classifier.preprocess is not None
-    samples = CollectionSamples(images, "animal", NAMES, classifier.preprocess, split="train")
-    assert samples.labels.tolist() == [1, 2, 0, 1]
-    assert samples.unlabeled == 1
-    found = answer(classifier, samples, np.array([2, 0]))
-    assert found.logits.shape == (2, 3)
-    assert found.labels.tolist() == [0, 1]
-    assert found.rows.tolist() == [2, 0]
+    labeled = open_classifier_images(images, "animal", NAMES, classifier.preprocess, splits=["train"])
+    rows = labeled.rows("train")
+    assert rows.tolist() == [1, 2, 3, 4]
+    assert labeled.labels_N[rows].tolist() == [1, 2, 0, 1]
+    assert ((labeled.splits == "train") & (labeled.labels_N < 0)).sum() == 1, "an image of the split has no label"
+    predictions = predict_classifier(classifier, labeled, np.array([3, 1]))
+    assert predictions.logits.shape == (2, 3)
+    assert predictions.labels.tolist() == [0, 1]
+    assert predictions.rows.tolist() == [3, 1]
     with torch.inference_mode():
-        expected = classifier(samples.pixels(2)[None]).numpy()
-    np.testing.assert_allclose(found.logits[:1], expected, atol=1e-5)
-    viewed = CollectionSamples(
-        images, "animal", NAMES, classifier.preprocess, split="train", views=RandomViews(scale=(0.3, 0.5), flip=0.0)
-    )
-    assert torch.equal(viewed.sample(0, 0, 7)["pixels"], viewed.sample(0, 0, 7)["pixels"])
-    batch = viewed.collate([viewed.sample(row, 0, 0) for row in (0, 2)])
-    assert batch["pixels"].shape == (2, 3, 32, 32)
+        expected = classifier(labeled.load(3, View())[None]).numpy()
+    np.testing.assert_allclose(predictions.logits[:1], expected, atol=1e-5)
+    plain = ClassificationDataset(labeled, augment_images(labeled, Augmentation()))
+    cropped = ClassificationDataset(labeled, augment_images(labeled, Augmentation(crop=0.3)))
+    assert torch.equal(cropped.sample(1, 0, 7)["inputs"], cropped.sample(1, 0, 7)["inputs"])
+    batch = cropped.collate([cropped.sample(row, 0, 0) for row in (1, 3)])
+    assert batch["inputs"].shape == (2, 3, 32, 32)
     assert batch["labels"].tolist() == [1, 0]
-    varied = samples.augmented(Augmentation(crop=0.3, color=0.3))
-    assert not torch.equal(varied.sample(0, 0, 7)["pixels"], varied.sample(0, 1, 7)["pixels"])
-    assert torch.equal(varied.pixels(0), samples.pixels(0)), "what is evaluated stays"
-    assert torch.equal(samples.sample(0, 1, 7)["pixels"], samples.pixels(0)), "the samples themselves stay"
-    with raises_naming(UserError, "bee", "2"):
-        CollectionSamples(images, "animal", ["ant", "bea"], classifier.preprocess)
+    varied = ClassificationDataset(labeled, augment_images(labeled, Augmentation(crop=0.3, color=0.3)))
+    assert not torch.equal(varied.sample(1, 0, 7)["inputs"], varied.sample(1, 1, 7)["inputs"])
+    assert torch.equal(plain.sample(1, 1, 7)["inputs"], labeled.load(1, View())), "without augmentation nothing varies"
+    with raises_naming(UserError, "bee", "2", "bea"):
+        open_classifier_images(images, "animal", ["ant", "bea"], classifier.preprocess, splits=["train"])
 
 
-def test_samples_of_arrays() -> None:
+def test_images_of_arrays() -> None:
     with raises_naming(UserError, "NaN"):
-        ArraySamples(np.array([[np.nan]]), np.array([0]))
-    with pytest.raises(UserError, match="as many"):
-        ArraySamples(np.zeros((2, 1)), np.array([0]))
-    samples = ArraySamples(np.zeros((2, 1)), np.array([0, 1]))
-    assert samples.augmented(Augmentation()) is samples
-    with pytest.raises(UserError, match="arrays are trained on as they are"):
-        samples.augmented(Augmentation(flip=0.5))
+        array_images(np.array([[np.nan]]), np.array([0]))
+    with raises_naming(UserError, "2", "1"):
+        array_images(np.zeros((2, 1)), np.array([0]))
+    arrays = array_images(np.zeros((2, 1)), np.array([0, 1]))
+    assert augment_images(arrays, Augmentation()) is None
+    with raises_naming(UserError, "augmentation", "arrays"):
+        augment_images(arrays, Augmentation(flip=0.5))

@@ -12,13 +12,14 @@ import torch
 
 from adapt.compared import HALF, network, recipe, stripes
 from foveate.adapt.compare.bench import Bench, Fit
-from foveate.adapt.compare.grids import GRIDS, Candidate, grid_of
+from foveate.adapt.compare.comparison import Comparison
+from foveate.adapt.compare.grids import GRIDS, Candidate, load_grid
 from foveate.adapt.compare.plan import plan
-from foveate.adapt.compare.pricing import refuse_if_dear
-from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, most_numbers, tasks_of
-from foveate.adapt.compare.run import Comparison, _warn, compare
-from foveate.adapt.compare.splits import parts_of
-from foveate.adapt.data import Labeled, labeled
+from foveate.adapt.compare.pricing import check_hours
+from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, max_parameters, parse_tasks
+from foveate.adapt.compare.run import _warn, compare
+from foveate.adapt.compare.splits import split_rows
+from foveate.adapt.data import LabeledImages, load_images
 from foveate.adapt.recipe import AdaptData, AdaptTraining
 from foveate.core.errors import UserError
 from foveate.core.progress import configure
@@ -28,16 +29,16 @@ SPLITS: dict[str, Any] = {"train": ["train"], "validation": "validation", "test"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Labeled:
-    return labeled(stripes(tmp_path_factory.mktemp("data") / "stripes.npz"), AdaptData(), HALF)
+def data(tmp_path_factory: pytest.TempPathFactory) -> LabeledImages:
+    return load_images(stripes(tmp_path_factory.mktemp("data") / "stripes.npz"), AdaptData(), HALF)
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"shots": 4}, {"shots": 4, "folds": 2}, {"folds": 3}, {"validation": "none"}, {"share": 0.5}]
 )
-def test_test_images_take_no_part_in_anything_before(data: Labeled, options: dict[str, Any]) -> None:
+def test_test_images_take_no_part_in_anything_before(data: LabeledImages, options: dict[str, Any]) -> None:
     data = replace(data, splits=np.where(data.splits == "validation", "none", data.splits)) if not options else data
-    parts = parts_of(data, **(SPLITS | options), seed=3)
+    parts = split_rows(data, **(SPLITS | options), seed=3)
     assert set(data.splits[parts.test]) == {"test"}
     for learn, held in parts.folds:
         assert not set(learn) & set(held)
@@ -51,36 +52,36 @@ def test_test_images_take_no_part_in_anything_before(data: Labeled, options: dic
         assert sorted(np.concatenate([held for _, held in parts.folds])) == sorted(parts.whole)
 
 
-def test_a_given_validation_split_chooses(data: Labeled) -> None:
-    parts = parts_of(data, **SPLITS)
+def test_a_given_validation_split_chooses(data: LabeledImages) -> None:
+    parts = split_rows(data, **SPLITS)
     ((learn, held),) = parts.folds
     assert set(data.splits[learn]) == {"train"}
     assert set(data.splits[held]) == {"validation"}
-    assert parts.how == "the split validation, 9 images"
+    assert parts.selection == "the split validation, 9 images"
 
 
-def test_mistakes_of_data(data: Labeled) -> None:
-    def without(split: str, label: int) -> Labeled:
+def test_mistakes_of_data(data: LabeledImages) -> None:
+    def without(split: str, label: int) -> LabeledImages:
         gone = (data.splits == split) & (data.labels_N == label)
         return replace(data, labels_N=np.where(gone, -1, data.labels_N))
 
     with raises_naming(UserError, "middle"):
-        parts_of(without("test", 1), **SPLITS)
+        split_rows(without("test", 1), **SPLITS)
     with raises_naming(UserError, "low"):
-        parts_of(without("train", 0), **SPLITS)
+        split_rows(without("train", 0), **SPLITS)
     with raises_naming(UserError, "tset", "stripes.npz", "test"):
-        parts_of(data, **(SPLITS | {"test": "tset"}))
-    with pytest.raises(UserError, match="leaves nothing to choose by; give at least two"):
-        parts_of(data, **SPLITS, shots=1)
+        split_rows(data, **(SPLITS | {"test": "tset"}))
+    with raises_naming(UserError, "stripes.npz", "one image"):
+        split_rows(data, **SPLITS, shots=1)
     with raises_naming(UserError, "2"):
-        parts_of(data, **SPLITS, shots=1, folds=2)
+        split_rows(data, **SPLITS, shots=1, folds=2)
 
 
 def test_a_comparison_and_the_same_again(tmp_path: Path) -> None:
     wanted = recipe(tmp_path, seeds=2)
     opened = network()
     before = {name: value.clone() for name, value in opened.model.state_dict().items()}
-    result = compare(wanted, tmp_path / "run", opened=opened, device="cpu")
+    result = compare(wanted, tmp_path / "run", network=opened, device="cpu").to_json()
     assert all(torch.equal(value, before[name]) for name, value in opened.model.state_dict().items())
     assert [line["variant"] for line in result["lines"]] == ["linear", "bitfit"]
     assert result["title"] == "2 methods on 1 task"
@@ -91,108 +92,108 @@ def test_a_comparison_and_the_same_again(tmp_path: Path) -> None:
         assert line["head"] == 99
     linear, bitfit = result["lines"]
     assert linear["trained"] == 0 < bitfit["trained"]
-    assert linear["update_bytes"] < bitfit["update_bytes"]
+    assert linear["step_bytes"] < bitfit["step_bytes"]
     assert linear["unbeaten"]
     (task,) = result["tasks"]
     assert task["agreement"]["matrix"][0][0] == 1
     assert set(task["seeds"]) == {"linear", "bitfit"}
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").glob("*.json")}
     assert len(times) == 2 * 2 + 2 * 2 + 1
-    assert compare(wanted, tmp_path / "run", opened=opened, device="cpu") == result
+    assert compare(wanted, tmp_path / "run", network=opened, device="cpu").to_json() == result
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").glob("*.json")}
     with pytest.raises(UserError, match="holds a run of another recipe"):
-        compare(recipe(tmp_path, seeds=1), tmp_path / "run", opened=opened, device="cpu")
+        compare(recipe(tmp_path, seeds=1), tmp_path / "run", network=opened, device="cpu")
 
 
-def test_peeking_changes_nothing_and_shows_the_best_epoch(data: Labeled, tmp_path: Path) -> None:
+def test_peeking_changes_nothing_and_shows_the_best_epoch(data: LabeledImages, tmp_path: Path) -> None:
     bench, rows, test = Bench(network(), device="cpu"), data.rows("train"), data.rows("test")
     training = AdaptTraining(epochs=4, batch_size=7, learning_rate=0.01)
     shorter = AdaptTraining(epochs=2, batch_size=9, learning_rate=0.01, schedule="constant", warmup=0)
     for options in ({"method": "bitfit"}, {"method": "linear"}):
         plain, peeked = (
-            bench.fit(data, rows, options, training, folder=tmp_path / "fit", measured=test, peek=peek)
+            bench.fit(data, rows, options, training, folder=tmp_path / "fit", test=test, peek=peek)
             for peek in (False, True)
         )
         assert np.array_equal(plain.logits, peeked.logits)
         assert len(peeked.epochs) == 4
         assert peeked.epochs[-1] == peeked.accuracy
         assert plain.epochs == ()
-    two = bench.fit(data, rows, {"method": "full"}, shorter, folder=tmp_path / "fit", measured=test, peek=True)
+    two = bench.fit(data, rows, {"method": "full"}, shorter, folder=tmp_path / "fit", test=test, peek=True)
     one = shorter.model_copy(update={"epochs": 1})
-    first = bench.fit(data, rows, {"method": "full"}, one, folder=tmp_path / "fit", measured=test)
+    first = bench.fit(data, rows, {"method": "full"}, one, folder=tmp_path / "fit", test=test)
     assert two.epochs == (first.accuracy, two.accuracy)
 
 
-def test_what_is_kept_changes_nothing(data: Labeled, tmp_path: Path) -> None:
+def test_what_is_kept_changes_nothing(data: LabeledImages, tmp_path: Path) -> None:
     bench, rows, test = Bench(network(), device="cpu"), data.rows("train"), data.rows("test")
-    none = Bench(network(), device="cpu", most_bytes=0)
+    none = Bench(network(), device="cpu", max_bytes=0)
 
     def fit(of: Bench, name: str, **changes: Any) -> Fit:
         training = AdaptTraining(epochs=2, batch_size=9, learning_rate=0.01, **changes)
         options = {"method": name, **({"last_blocks": 1, "dropout": 0.0} if name == "lora" else {})}
-        return of.fit(data, rows, options, training, folder=tmp_path / "fit", measured=test, memory=True)
+        return of.fit(data, rows, options, training, folder=tmp_path / "fit", test=test, memory=True)
 
     once = {"linear": "features, once", "lora": "tokens in front of block 2, once", "full": "nothing"}
     for name in ("linear", "lora", "full"):
-        kept, plain, asked = fit(bench, name), fit(none, name), fit(bench, name, keep=False)
-        assert kept.kept == once[name]
-        assert plain.kept == asked.kept == "nothing"
+        kept, plain, asked = fit(bench, name), fit(none, name), fit(bench, name, cache=False)
+        assert kept.cached == once[name]
+        assert plain.cached == asked.cached == "nothing"
         assert np.allclose(kept.logits, plain.logits, atol=1e-5)
         assert np.allclose(kept.logits, asked.logits, atol=1e-5)
-        assert kept.update_bytes <= plain.update_bytes
-        assert kept.updates == 4
+        assert kept.step_bytes <= plain.step_bytes
+        assert kept.steps == 4
     again = fit(bench, "full")
     assert np.array_equal(again.logits, fit(bench, "full").logits)
 
 
-def test_the_networks_own_classifier_is_started_from_where_it_is_asked_for(data: Labeled, tmp_path: Path) -> None:
+def test_the_networks_own_classifier_is_started_from_where_it_is_asked_for(data: LabeledImages, tmp_path: Path) -> None:
     opened, training = network(), AdaptTraining(epochs=1, batch_size=9, learning_rate=1e-9)
     opened.model.reset_classifier(3)
     with torch.no_grad():
         opened.model.head.weight.zero_()
         opened.model.head.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
     bench, rows, test = Bench(opened, device="cpu"), data.rows("train"), data.rows("test")
-    about: dict[str, Any] = {"folder": tmp_path / "fit", "measured": test}
-    own = bench.fit(data, rows, {"method": "linear"}, training, **about, own_head=True)
+    about: dict[str, Any] = {"folder": tmp_path / "fit", "test": test}
+    own = bench.fit(data, rows, {"method": "linear"}, training, **about, keep_head=True)
     assert np.allclose(own.logits, [[1.0, 2.0, 3.0]], atol=1e-4)
     fresh = bench.fit(data, rows, {"method": "linear"}, training, **about)
     assert not np.allclose(fresh.logits, own.logits, atol=0.1)
     opened.model.reset_classifier(4)
     with raises_naming(UserError, "3", "4"):
-        bench.fit(data, rows, {"method": "linear"}, training, **about, own_head=True)
+        bench.fit(data, rows, {"method": "linear"}, training, **about, keep_head=True)
 
 
 def test_budget_and_shapes_leave_candidates_out(tmp_path: Path) -> None:
     opened = network()
-    whole = plan(opened, GRIDS["vtab1k"], ["all"], most=None)
+    whole = plan(opened, GRIDS["vtab1k"], ["all"], max_trained=None)
     assert whole.backbone == sum(value.numel() for value in opened.model.parameters())
-    assert {row["variant"] for row in whole.left_out} == {"fact-tk", "pfeiffer"}
-    assert {row["why"] for row in whole.left_out} == {"rank 64: allowed are 1 to 32, the width of this backbone"}
-    small = plan(opened, GRIDS["vtab1k"], ["all"], most=most_numbers("5%", whole.backbone))
+    assert {row.variant for row in whole.refused} == {"fact-tk", "pfeiffer"}
+    assert {row.reason for row in whole.refused} == {"rank 64: allowed are 1 to 32, the width of this backbone"}
+    small = plan(opened, GRIDS["vtab1k"], ["all"], max_trained=max_parameters("5%", whole.backbone))
     assert "full" not in small.candidates
-    assert all(small.of(one).trained <= 0.05 * whole.backbone for found in small.candidates.values() for one in found)
-    assert any("the budget is 2,246" in row["why"] for row in small.left_out)
+    assert all(small.size(one).trained <= 0.05 * whole.backbone for found in small.candidates.values() for one in found)
+    assert any("the budget is 2,246" in row.reason for row in small.refused)
     with raises_naming(UserError, "full", "44,928"):
-        plan(opened, GRIDS["quick"], ["full"], most=10)
+        plan(opened, GRIDS["quick"], ["full"], max_trained=10)
     too_wide = tmp_path / "wide.yaml"
     too_wide.write_text("methods: {lora: {rank: 64}}")
     with raises_naming(UserError, "64", "1", "32"):
-        plan(opened, grid_of(str(too_wide)), ["all"], most=None)
+        plan(opened, load_grid(str(too_wide)), ["all"], max_trained=None)
 
 
-def test_a_candidate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
+def test_a_candidate_that_diverges_is_not_selected(tmp_path: Path) -> None:
     grid = tmp_path / "wild.yaml"
     grid.write_text(
         "methods: {full: {training.learning_rate: [0.001, 1.0e+30]}, ssf: {training.learning_rate: 1.0e+30}}"
     )
     result = compare(
-        recipe(tmp_path, methods=["all"], grid=str(grid)), tmp_path / "run", opened=network(), device="cpu"
+        recipe(tmp_path, methods=["all"], grid=str(grid)), tmp_path / "run", network=network(), device="cpu"
     )
-    full, ssf = (line["tasks"]["stripes"] for line in result["lines"])
-    assert (full["chosen"], full["diverged"], full["failed"]) == ("learning rate 0.001", 1, 0)
-    assert (ssf["failed"], ssf["seeds"]) == (1, [])
-    assert result["lines"][1]["means"] == {}
-    assert "value" not in ssf
+    full, ssf = (line.tasks["stripes"] for line in result.lines)
+    assert (full.candidate, full.diverged, full.failed) == ("learning rate 0.001", 1, 0)
+    assert (ssf.failed, ssf.seeds) == (1, [])
+    assert result.lines[1].means == {}
+    assert ssf.value is None
 
 
 def test_a_grid_of_ones_own(tmp_path: Path) -> None:
@@ -201,15 +202,15 @@ def test_a_grid_of_ones_own(tmp_path: Path) -> None:
         "training: {epochs: 7}\ncommon: {training.learning_rate: [0.001, 0.01]}\n"
         "methods: {linear: {}, lora: {rank: [1, 2]}, lora-wide: {method: lora, rank: 4}}"
     )
-    grid = grid_of(str(path))
+    grid = load_grid(str(path))
     assert grid.training == {"epochs": 7}
-    assert [one.said for one in grid.candidates("lora")][1] == "rank 2, learning rate 0.001"
+    assert [one.describe() for one in grid.candidates("lora")][1] == "rank 2, learning rate 0.001"
     assert grid.candidates("lora-wide")[0] == Candidate(
         "lora-wide", 0, {"method": "lora", "rank": 4}, {"learning_rate": 0.001}
     )
-    assert grid.chosen(["lora", "linear"]) == ["linear", "lora", "lora-wide"][:2]
-    assert grid.chosen(["all"]) == ["linear", "lora", "lora-wide"]
-    assert GRIDS["many-shot"].chosen(["lora"]) == [f"lora-{size}" for size in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
+    assert grid.select(["lora", "linear"]) == ["linear", "lora", "lora-wide"][:2]
+    assert grid.select(["all"]) == ["linear", "lora", "lora-wide"]
+    assert GRIDS["many-shot"].select(["lora"]) == [f"lora-{size}" for size in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
 
 
 @pytest.mark.parametrize(
@@ -229,34 +230,34 @@ def test_mistakes_of_grids(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=sentence):
-        grid_of(str(path))
+        load_grid(str(path))
 
 
 def test_mistakes_of_names(tmp_path: Path) -> None:
     with raises_naming(UserError, "vtab", "vtab1k"):
-        grid_of("vtab")
+        load_grid("vtab")
     with pytest.raises(UserError, match="no such file; grids by name are quick"):
-        grid_of("missing.yaml")
+        load_grid("missing.yaml")
     with raises_naming(UserError, "lroa"):
-        GRIDS["vtab1k"].chosen(["lroa"])
+        GRIDS["vtab1k"].select(["lroa"])
     with raises_naming(UserError, "clip", "vpt_shallow"):
-        GRIDS["clip"].chosen(["vpt_shallow"])
-    with pytest.raises(UserError, match="name at least one, or all"):
-        GRIDS["clip"].chosen([])
+        GRIDS["clip"].select(["vpt_shallow"])
+    with raises_naming(UserError, "methods", "all"):
+        GRIDS["clip"].select([])
     with raises_naming(UserError, "x=nothing.npz"):
-        tasks_of(["x=nothing.npz"])
+        parse_tasks(["x=nothing.npz"])
     made = stripes(tmp_path / "a.npz")
     with raises_naming(UserError, "a b"):
-        tasks_of([f"a b={made}"])
-    assert [task.key for task in tasks_of([str(made)], (2, 8))] == ["a.2shot", "a.8shot"]
-    assert tasks_of([f"g/n={made}"])[0] == CompareTask(name="n", group="g", path=str(made))
+        parse_tasks([f"a b={made}"])
+    assert [task.key for task in parse_tasks([str(made)], (2, 8))] == ["a.2shot", "a.8shot"]
+    assert parse_tasks([f"g/n={made}"])[0] == CompareTask(name="n", group="g", path=str(made))
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"test": "train"}, "it may not be learnt from"),
-        ({"test": "validation"}, "it may not be learnt from or chosen by"),
+        ({"test": "train"}, "split 'train'"),
+        ({"test": "validation"}, "split 'validation'"),
         ({"folds": 1}, "one fold leaves nothing"),
         ({"training": {"seed": 3}}, "training.seed has no effect"),
         ({"training": {"epohcs": 3}}, "Did you mean 'epochs'"),
@@ -272,30 +273,30 @@ def test_mistakes_of_a_recipe(tmp_path: Path, changes: dict[str, Any], sentence:
 def test_a_task_named_twice(tmp_path: Path) -> None:
     made = stripes(tmp_path / "a.npz")
     with raises_naming(ValueError, "a"):
-        CompareRecipe(backbone={"kind": "timm"}, tasks=tasks_of([str(made), str(made)]))
+        CompareRecipe(backbone={"kind": "timm"}, tasks=parse_tasks([str(made), str(made)]))
 
 
-def test_a_grid_that_is_too_dear_is_refused_with_its_price(tmp_path: Path) -> None:
+def test_a_grid_that_takes_too_long_is_refused_with_its_cost(tmp_path: Path) -> None:
     dear = recipe(tmp_path, methods=["all"], grid="vtab1k", training={"epochs": 100000})
     opened = network()
     with pytest.raises(UserError, match=r"grid 'vtab1k': \d+ trainings would take about .* days on this machine"):
-        compare(dear, tmp_path / "run", opened=opened, device="cpu")
+        compare(dear, tmp_path / "run", network=opened, device="cpu")
     assert not (tmp_path / "run").exists()
-    priced = Comparison(recipe(tmp_path), opened=opened).price(device="cpu")
+    priced = Comparison(recipe(tmp_path), network=opened).estimate(device="cpu")
     assert priced["trainings"] == 2 * 2 + 2
-    assert priced["visits"] == 4 * 3 * 18 + 2 * 3 * 27
+    assert priced["samples"] == 4 * 3 * 18 + 2 * 3 * 27
     lines = {line["variant"]: line for line in priced["methods"]}
     # The head alone: every image once a training; bitfit: three passes an epoch, and one of what is measured.
     assert lines["linear"]["passes"] == 2 * (18 + 9) + (27 + 15)
     assert lines["bitfit"]["passes"] == 2 * (3 * 54 + 9) + (3 * 81 + 15)
-    refuse_if_dear(priced, max_hours=24, grid="quick")
+    check_hours(priced, max_hours=24, grid="quick")
 
 
 def test_options_without_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     configure(quiet=False)
     idle = recipe(tmp_path, methods=["linear"], training={"epochs": 1, "batch_size": 9, "first_learning_rate": 1e-5})
-    _warn(Comparison(idle, opened=network()))
+    _warn(Comparison(idle, network=network()))
     assert "training.first_learning_rate has no effect with training.schedule cosine" in capsys.readouterr().err
     used = recipe(tmp_path, methods=["linear"], training={**idle.training, "schedule": "osu_release"})
-    _warn(Comparison(used, opened=network()))
+    _warn(Comparison(used, network=network()))
     assert "no effect" not in capsys.readouterr().err

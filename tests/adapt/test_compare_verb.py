@@ -13,19 +13,21 @@ from PIL import Image
 
 from adapt.compared import HALF, stripes
 from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fixture
-from foveate.adapt.compare.recipe import tasks_of
+from foveate.adapt.compare.recipe import parse_tasks
 from foveate.adapt.compare.summary import _accuracy
-from foveate.adapt.data import labeled
+from foveate.adapt.data import load_images
 from foveate.adapt.folder import load_adapter
-from foveate.adapt.load_backbone import backbone_settings, open_backbone
+from foveate.adapt.load_backbone import load_backbone, parse_backbone
 from foveate.adapt.recipe import AdaptData
+from foveate.adapt.results import ComparedResult
 from foveate.adapt.vtab import GROUPS, read_lists
 from foveate.cli.main import cli
-from foveate.cli.verbs.adapt import _compared
+from foveate.cli.verbs.adapt import _format_comparison
 from foveate.core.errors import UserError
+from foveate.records.geometry import View
 from foveate.report import numbers
 from foveate.report.compared import Point, amount, cost_chart, matrix_chart
-from foveate.report.pages.adapt_compare import ComparedResult, build, columns, forests, table
+from foveate.report.pages.adapt_compare import build, columns, forests, table
 
 
 def run(*arguments: object) -> Result:
@@ -52,7 +54,7 @@ def test_a_comparison_its_page_and_its_adapters(done: tuple[Path, dict[str, Any]
     assert [line["variant"] for line in said["lines"]] == ["linear", "bitfit", "lora"]
     assert set(said["lines"][0]["means"]) == {"near", "far", "mean of groups", "mean"}
     page = Path(said["paths"]["report"]).read_text(encoding="utf-8")
-    for words in ("3 methods on 2 tasks", "Highest mean accuracy", "same answer", "lora, 2 seeds", "What was chosen",
+    for words in ("3 methods on 2 tasks", "Highest mean accuracy", "same answer", "lora, 2 seeds", "What was selected",
                   "No test image took part", "95 % t-interval over 2 seeds", "only bitfit", "all but linear",
                   "Best epoch on test (peeks)"):  # fmt: skip
         assert words in page, words
@@ -67,16 +69,16 @@ def test_a_comparison_its_page_and_its_adapters(done: tuple[Path, dict[str, Any]
     assert build(stored, folder / "run").title == "3 methods on 2 tasks"
     adapters = sorted(path.name for path in (folder / "run" / "adapters" / "a").iterdir())
     assert adapters == ["bitfit-seed0", "bitfit-seed1", "linear-seed0", "linear-seed1", "lora-seed0", "lora-seed1"]
-    opened = open_backbone(backbone_settings(str(arguments[1])))
+    opened = load_backbone(parse_backbone(str(arguments[1])))
     again = load_adapter(opened.model, folder / "run" / "adapters" / "a" / "lora-seed1")
     # Chosen by validation images, then trained on both: these choose no alpha any more.
     assert again.info["default"]["trained_on"] == [{"data": "stripes.npz", "splits": ["train", "validation"]}]
-    data = labeled(folder / "stripes.npz", AdaptData(), opened.preprocess)
+    data = load_images(folder / "stripes.npz", AdaptData(), opened.preprocess)
     rows = data.rows("test")
     import torch
 
     with torch.no_grad():
-        given = opened.preprocess.normalize(torch.stack([data.image(row, False) for row in rows.tolist()]))
+        given = opened.preprocess.normalize(torch.stack([data.load(row, View()) for row in rows.tolist()]))
         logits = again(given).numpy()
     assert np.allclose(logits, np.load(folder / "run" / "logits" / "a" / "lora-seed1.npz")["logits"], atol=1e-5)
 
@@ -92,7 +94,7 @@ def test_equal_seeds_give_no_interval(
     stored = json.loads((done[0] / "run" / "result.json").read_text()) | {"seeds": len(seeds)}
     for line in stored["lines"]:
         line["tasks"]["a"] |= {**apart, "seeds": [*seeds[1:], 0.7]}
-    told = _compared(stored)
+    told = _format_comparison(ComparedResult.model_validate(stored))
     assert not any("all equal" in line for line in told[: len(stored["lines"]) + 1])
     # As it is written now, and as it was before, with an interval of no width.
     for one in (found, {"value": 0.8, "low": 0.8, "high": 0.8}):
@@ -105,7 +107,10 @@ def test_equal_seeds_give_no_interval(
         assert f"linear: 80, {words}" in drawn
         assert drawn.count(words) == 1
     stored["lines"][0]["tasks"]["a"] |= found
-    assert any(f"linear         0.800 ({len(seeds)} seeds, all equal)" in line for line in _compared(stored))
+    assert any(
+        f"linear         0.800 ({len(seeds)} seeds, all equal)" in line
+        for line in _format_comparison(ComparedResult.model_validate(stored))
+    )
 
 
 def test_one_seed_that_converged_has_an_interval_of_its_own_kind(
@@ -153,7 +158,7 @@ def test_a_price_and_mistakes(done: tuple[Path, dict[str, Any], tuple[object, ..
         (("--folds", 60), "60 folds need at least two images of each class and as many as folds"),
         (("shrae=0.5",), "Did you mean 'share'"),
         (("training.epohcs=0.5",), "Did you mean 'epochs'"),
-        (("--tasks", f"x={folder / 'stripes.npz'}:kind"), "field 'kind' has no meaning"),
+        (("--tasks", f"x={folder / 'stripes.npz'}:kind"), "data.field 'kind' has no effect"),
         (("--tasks", folder / "stripes.npz"), "adapt compare: task 'stripes' is named twice; write NAME=PATH"),
     ):
         result = run(*start, "--run", tmp_path / "mistake", *more)
@@ -176,16 +181,16 @@ def lists(folder: Path, **changes: str) -> Path:
 def test_tasks_of_vtab_and_their_groups(tmp_path: Path) -> None:
     lists(tmp_path / "vtab-1k" / "dtd")
     lists(tmp_path / "vtab-1k" / "kitti")
-    found = tasks_of([str(tmp_path / "vtab-1k")])
+    found = parse_tasks([str(tmp_path / "vtab-1k")])
     assert [(task.name, task.group) for task in found] == [("dtd", "natural"), ("kitti", "structured")]
     assert sum(map(len, GROUPS.values())) == 19
-    data = labeled(tmp_path / "vtab-1k" / "dtd", AdaptData(), HALF)
+    data = load_images(tmp_path / "vtab-1k" / "dtd", AdaptData(), HALF)
     assert data.classes == ("0", "1")
     assert data.splits.tolist() == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
-    red, blue = (data.image(int(row), False).float().mean(dim=(1, 2)) for row in data.rows("test")[::-1])
+    red, blue = (data.load(int(row), View()).float().mean(dim=(1, 2)) for row in data.rows("test")[::-1])
     assert red[0] > blue[0]
     assert blue[2] > red[2]
-    shown, mirrored = data.image(0, False), data.image(0, True)
+    shown, mirrored = data.load(0, View()), data.load(0, View(flip=True))
     assert shown.shape == (3, 32, 32)
     assert (shown[2] > 190).all()  # squashed: no padding above and below
     assert (mirrored == shown.flip(2)).all()
@@ -194,9 +199,9 @@ def test_tasks_of_vtab_and_their_groups(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"test": "images/4.png\n"}, "test.txt, line 1: wanted is a path and the number of a class"),
-        ({"val200": "images/2.png 0\nimages/1.png 1\n"}, "val200.txt, line 2: images/1.png is in train800.txt, too"),
-        ({"test": "images/9.png 0\n"}, "the image images/9.png of its lists is missing"),
+        ({"test": "images/4.png\n"}, "test.txt, line 1"),
+        ({"val200": "images/2.png 0\nimages/1.png 1\n"}, "val200.txt, line 2: images/1.png is in train800.txt"),
+        ({"test": "images/9.png 0\n"}, "images/9.png"),
     ],
 )
 def test_mistakes_of_lists(tmp_path: Path, changes: dict[str, str], sentence: str) -> None:

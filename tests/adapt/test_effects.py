@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foveate.adapt.compare.bench import Bench, Fit
-from foveate.adapt.data import Labeled
-from foveate.adapt.load_backbone import Opened
+from foveate.adapt.data import LabeledImages
+from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.recipe import AdaptTraining
 from foveate.core.seeds import generator
 from foveate.metrics.agreement import ensemble, mean_disagreement
@@ -56,7 +56,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vpt-deep": {"prompts": 10},
     "vpt-shallow": {"prompts": 10, "keep_prompts": False},
 }
-Task = tuple[Labeled, int]
+Task = tuple[LabeledImages, int]
 
 
 def network() -> Any:
@@ -70,12 +70,12 @@ def network() -> Any:
     return model.eval()
 
 
-def task(name: str, pixels: Tensor, labels: NDArray[np.int64], train: NDArray[np.int64]) -> Labeled:
+def task(name: str, pixels: Tensor, labels: NDArray[np.int64], train: NDArray[np.int64]) -> LabeledImages:
     """Images [N, 1, 24, 24] as the network takes them; all but `train` are the test."""
     splits = np.full(len(labels), "test", dtype=object)
     splits[train] = "train"
     classes = tuple(map(str, range(labels.max() + 1)))
-    return Labeled(name, classes, list(map(str, range(len(labels)))), labels, splits, lambda row, _: pixels[row])
+    return LabeledImages(name, classes, list(map(str, range(len(labels)))), labels, splits, lambda row, _: pixels[row])
 
 
 def digits(seed: int) -> Task:
@@ -124,16 +124,16 @@ def tuned(on: Task, method: str, seed: int, folder: Path) -> Fit:
         weight_decay=1e-4,
         warmup=0.1,
         drop_path=0.1,
-        keep=False,  # DropPath in the frozen part, too, as in the reference
+        cache=False,  # DropPath in the frozen part, too, as in the reference
         checkpoint_every=10_000,
         log_every=10_000,
         workers=0,
         seed=seed,
     )
-    bench = Bench(Opened(network(), Preprocess(24, (0.5,) * 3, (0.5,) * 3), {"kind": "test"}), device="cpu")
+    bench = Bench(LoadedBackbone(network(), Preprocess(24, (0.5,) * 3, (0.5,) * 3), {"kind": "test"}), device="cpu")
     options = {"method": method, **OPTIONS.get(method, {})}
-    fit = bench.fit(data, rows, options, training, folder=folder / "fit", measured=data.rows("test"))
-    assert updates <= fit.updates <= updates + 2
+    fit = bench.fit(data, rows, options, training, folder=folder / "fit", test=data.rows("test"))
+    assert updates <= fit.steps <= updates + 2
     return fit
 
 

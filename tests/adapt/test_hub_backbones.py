@@ -18,7 +18,7 @@ from timm.models import save_for_hf
 
 from adapt.compared import stripes
 from adapt.local_hub import COMMIT, Hub, serving
-from foveate.adapt.load_backbone import backbone_settings
+from foveate.adapt.load_backbone import parse_backbone
 from foveate.core.errors import UserError
 from naming import raises_naming
 from vision.foreign import save_clip, save_dinov2, save_open_clip
@@ -82,7 +82,7 @@ def test_a_backbone_is_downloaded_once_and_pinned_and_opens_without_the_hub(
         assert f"fetching a/dino from {hub.endpoint}" in done[2][1]
     for name, backbone in backbones.items():
         settings = json.loads((tmp_path / name / "adapter" / "adapter.json").read_text())["info"]["backbone"]
-        assert settings == {**backbone_settings(backbone), "revision": COMMIT}
+        assert settings == {**parse_backbone(backbone), "revision": COMMIT}
     # The hub is gone: what is in the cache opens, with the same command and by the adapter.
     commands = [
         train(tmp_path, backbones["dino"], to="again"),
@@ -138,4 +138,4 @@ def test_what_fails_is_said_in_one_line_and_nothing_cut_off_is_kept(
 @pytest.mark.parametrize("text", ["a/dino", "hf-hub:a/dino"])
 def test_a_hub_model_without_its_kind_is_told_how_to_be_named(text: str) -> None:
     with raises_naming(UserError, "timm:a/dino", "dinov2:a/dino"):
-        backbone_settings(text)
+        parse_backbone(text)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from adapt.towers import CLASSES, FAMILIES, pixels, tower
 from foveate.adapt.adapter import Adapter
-from foveate.adapt.folder import add_saved, load_adapter
+from foveate.adapt.folder import add_adapter, load_adapter, save_adapter
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.registry import method, method_names
+from foveate.adapt.registry import get_method, method_names
 from foveate.core.errors import UserError
 from naming import raises_naming
 
@@ -53,7 +53,7 @@ def moved(adapted: AdaptedModel) -> AdaptedModel:
     """All that is trained, off its start."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for value in adapted.adapter().tensors(adapted.view).values():
+        for value in adapted.adapter().tensors(adapted.backbone).values():
             value.add_(0.05 * torch.randn(value.shape, generator=generator).to(value.dtype))
     return adapted
 
@@ -100,14 +100,14 @@ def test_a_method_on_a_family(family: str, name: str, tmp_path: Path) -> None:
     # What is trained is what is listed, and only that has gradients.
     adapted.train()
     F.cross_entropy(adapted(images), torch.arange(3) % CLASSES).backward()
-    listed = {*map(id, adapted.adapter().tensors(adapted.view).values()), *map(id, head.parameters())}
+    listed = {*map(id, adapted.adapter().tensors(adapted.backbone).values()), *map(id, head.parameters())}
     for key, value in adapted.named_parameters():
         assert value.requires_grad == (id(value) in listed), key
         assert (value.grad is not None) == value.requires_grad, key
     adapted.eval()
 
     # Saved and opened again on a fresh copy: the very same bits.
-    again = load_adapter(tower(family), adapted.save(tmp_path / "adapter"))
+    again = load_adapter(tower(family), save_adapter(adapted, tmp_path / "adapter"))
     with torch.no_grad():
         assert same(family, again(images), changed)
 
@@ -124,7 +124,7 @@ def test_a_method_on_a_family(family: str, name: str, tmp_path: Path) -> None:
 def test_merging(family: str, name: str) -> None:
     adapted = moved(small(family, name, torch.float64))
     images = pixels(dtype=torch.float64)
-    if not method(name).mergeable:
+    if not get_method(name).mergeable:
         with pytest.raises(UserError, match="cannot be merged: "):
             adapted.merge()
         return
@@ -142,7 +142,7 @@ def test_merging(family: str, name: str) -> None:
         adapted.unmerge()
 
 
-@pytest.mark.parametrize("name", [name for name in method_names() if method(name).mergeable])
+@pytest.mark.parametrize("name", [name for name in method_names() if get_method(name).mergeable])
 def test_merging_in_low_precision_sums_in_float32(name: str) -> None:
     adapted = moved(small("timm", name, torch.float32))
     exact = adapted.merged_weights()
@@ -171,7 +171,7 @@ def test_two_adapters_and_switching(name: str) -> None:
     assert all(key.startswith(("adapters.second.", "heads.second.")) for key in trained)
     with raises_naming(UserError, "second"):
         adapted.use("secnd")
-    with pytest.raises(UserError, match="already"):
+    with raises_naming(UserError, "second"):
         adapted.add("linear", classes=2, name="second")
 
 
@@ -189,7 +189,7 @@ def test_autocast_trains_the_same_tensors(name: str) -> None:
 def test_seeds_decide_first_values(name: str) -> None:
     def tensors(seed: int) -> dict[str, Tensor]:
         adapted = adapt(tower("timm"), config(name), classes=CLASSES, seed=seed)
-        return {**adapted.adapter().tensors(adapted.view), **dict(adapted.head.named_parameters())}
+        return {**adapted.adapter().tensors(adapted.backbone), **dict(adapted.head.named_parameters())}
 
     state = torch.random.get_rng_state()
     one, same, other = tensors(1), tensors(1), tensors(2)
@@ -215,7 +215,7 @@ def test_token_counts_of_prompts(kept: bool) -> None:
         tower("timm"), {"method": "vpt-shallow", "prompts": 4, "keep_prompts": kept}, classes=CLASSES
     ).eval()
     lengths: list[int] = []
-    for block in adapted.view.blocks:
+    for block in adapted.backbone.blocks:
         block.norm1.register_forward_hook(lambda _, __, output: lengths.append(output.shape[1]))
     adapted(pixels())
     assert lengths == ([21, 21, 21] if kept else [21, 17, 17])
@@ -230,11 +230,11 @@ def test_token_counts_of_prompts(kept: bool) -> None:
 def test_first_block_is_where_the_network_first_changes(name: str) -> None:
     adapted = small("timm", name)
     for options in ({}, {"last_blocks": 1}):
-        if options and "last_blocks" not in method(name).settings.model_fields:
+        if options and "last_blocks" not in get_method(name).settings.model_fields:
             continue
         model = adapted.detach()
         adapted = adapt(model, {**config(name), **options}, classes=CLASSES).eval()
-        first = adapted.adapter().first_block(adapted.view)
+        first = adapted.adapter().first_block(adapted.backbone)
         plain = _inputs_of_blocks(model, adapted, disabled=True)
         changed = _inputs_of_blocks(model, moved(adapted), disabled=False)
         kept = [torch.equal(a, b[:, :17]) for a, b in zip(plain, changed, strict=True)]
@@ -279,11 +279,11 @@ def test_adding_a_saved_adapter_beside_another(tmp_path: Path) -> None:
     images = pixels()
     with torch.no_grad():
         expected = adapted(images)
-    adapted.save(tmp_path)
+    save_adapter(adapted, tmp_path)
     other = small("timm", "bitfit")
     moved(other)
     before = torch.random.get_rng_state()
-    add_saved(other, tmp_path, name="lora")
+    add_adapter(other, tmp_path, name="lora")
     assert torch.equal(torch.random.get_rng_state(), before)
     other.eval()
     with torch.no_grad():

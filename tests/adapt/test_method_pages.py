@@ -13,8 +13,7 @@ import torch
 
 from adapt.official import FOLDER, cases
 from foveate.adapt.model import adapt
-from foveate.adapt.parameter_summary import trained_numbers
-from foveate.adapt.registry import method, method_names
+from foveate.adapt.registry import get_method, method_names
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -59,7 +58,7 @@ def trained() -> dict[str, str]:
     found = {}
     for name in method_names():
         adapted = adapt(model, name, classes=2)
-        found[name] = f"{trained_numbers(adapted)[0]:,}"
+        found[name] = f"{adapted.count_parameters().trained:,}"
         model = adapted.detach()
     return found
 
@@ -74,7 +73,7 @@ def written(value: Any) -> str:
 
 @pytest.mark.parametrize("name", method_names())
 def test_a_page_says_what_the_method_does(name: str, trained: dict[str, str]) -> None:
-    text, known = page_of(name), method(name)
+    text, known = page_of(name), get_method(name)
     rows = rows_of(text)
     assert f"`--method {name}`" in text
     assert known.paper in text
@@ -93,10 +92,10 @@ def test_a_page_says_what_the_method_does(name: str, trained: dict[str, str]) ->
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_the_guide_has_every_method(name: str, trained: dict[str, str]) -> None:
+def test_the_guide_has_every_get_method(name: str, trained: dict[str, str]) -> None:
     row = rows_of(GUIDE.read_text(encoding="utf-8"))[f"[`{name}`](../methods/adapt/{name}.md)"]
     assert row[0] == trained[name]
-    assert row[1] == ("yes" if method(name).mergeable else "no")
+    assert row[1] == ("yes" if get_method(name).mergeable else "no")
     assert row[2:] == (published(name) or ["", "", ""])
 
 

@@ -17,7 +17,7 @@ from adapt.compared import stripes
 from adapt.towers import pixels, tower
 from foveate.adapt.classifier import open_classifier
 from foveate.adapt.export import open_adapted
-from foveate.adapt.load_backbone import backbone_settings, open_backbone
+from foveate.adapt.load_backbone import load_backbone, parse_backbone
 from foveate.adapt.networks import open_network
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
@@ -56,7 +56,7 @@ def test_a_convolutional_network_is_tuned_merged_and_calibrated(method: str, tmp
     assert classifier.preprocess is not None
     assert classifier.preprocess.size == 32
     # Adapted once more, from the folder: the classifier is left out, all else is loaded.
-    again = open_backbone(backbone_settings(str(tmp_path / "merged")))
+    again = load_backbone(parse_backbone(str(tmp_path / "merged")))
     with torch.no_grad():
         assert torch.equal(again.model.eval()(pixels()), adapted.features(pixels()))
     assert again.preprocess.size == 32
@@ -64,7 +64,7 @@ def test_a_convolutional_network_is_tuned_merged_and_calibrated(method: str, tmp
 
 def test_what_needs_blocks_is_refused(tmp_path: Path) -> None:
     done = train(tmp_path, CNN, "lora")
-    assert "a ResNet has none; allowed for it are linear, full, bitfit, layernorm and subset" in str(done.exception)
+    assert "a ResNet has none" in str(done.exception)
 
 
 def test_other_tensors_and_other_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,25 +80,25 @@ def test_other_tensors_and_other_fields(tmp_path: Path, capsys: pytest.CaptureFi
     ):
         save_file(change, path, metadata={"format": "pt"})
         with pytest.raises(UserError, match=words):
-            open_backbone(backbone_settings(str(tmp_path / "merged")))
+            load_backbone(parse_backbone(str(tmp_path / "merged")))
     with raises_naming(UserError, "imagesize", "image_size"):
         open_network({"kind": "timm", "model": "resnet10t", "imagesize": 3}, seed=0)
     capsys.readouterr()
     with raises_naming(UserError, "test_vitt", "test_vit"):
-        open_backbone({"kind": "timm", "model": "test_vitt"})
+        load_backbone({"kind": "timm", "model": "test_vitt"})
     assert "untrained" not in capsys.readouterr().err
     with raises_naming(UserError, "resnet10"):
-        open_backbone({"kind": "timm", "model": "resnet10"})
+        load_backbone({"kind": "timm", "model": "resnet10"})
     assert open_network({"kind": "timm", "model": "test_vit"}, seed=0) is None, "that is a plain ViT"
 
 
 def test_an_untrained_network_says_so_and_is_drawn_again_alike(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = open_backbone({"kind": "timm", "model": "test_vit"}, seed=5)
+    first = load_backbone({"kind": "timm", "model": "test_vit"}, seed=5)
     assert re.search("timm:test_vit is untrained; give NAME.TAG", capsys.readouterr().err)
     assert isinstance(first.model, VisionTransformer)
-    again, other = open_backbone(first.settings), open_backbone({"kind": "timm", "model": "test_vit"})
+    again, other = load_backbone(first.settings), load_backbone({"kind": "timm", "model": "test_vit"})
     assert all(torch.equal(value, again.model.state_dict()[key]) for key, value in first.model.state_dict().items())
     assert not torch.equal(first.model.patch_embed.proj.weight, other.model.patch_embed.proj.weight)
     for method, layers in (("full", 1), ("bitfit", 0)):
@@ -139,7 +139,7 @@ def test_a_folder_of_transformers_is_tuned_merged_and_tuned_again(family: str, t
     assert {name: processor[name] for name in said} == said
     assert "whole images and bars at the sides" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
     adapted, opened, _ = open_adapted(tmp_path / "lora")
-    again = open_backbone(backbone_settings(str(tmp_path / "merged")))
+    again = load_backbone(parse_backbone(str(tmp_path / "merged")))
     assert again.preprocess == opened.preprocess
     done = train(tmp_path, tmp_path / "merged", "linear")
     assert done.exit_code == 0, (done.output, done.exception)

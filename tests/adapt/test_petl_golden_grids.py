@@ -12,13 +12,12 @@ import timm
 import torch
 
 from adapt.official import FOLDER
-from foveate.adapt.backbone import Backbone
-from foveate.adapt.backbones.registry import view_of
+from foveate.adapt.backbone import Backbone, map_backbone
 from foveate.adapt.compare.grids import DROP_PATH, GRIDS, Candidate
-from foveate.adapt.compare.plan import key_of, numbers_of
-from foveate.adapt.compare.recipe import most_numbers
+from foveate.adapt.compare.plan import candidate_key, measure_candidate
+from foveate.adapt.compare.recipe import max_parameters
 from foveate.adapt.recipe import AdaptTraining, rate_of_epoch, released_rate
-from foveate.adapt.registry import settings_of
+from foveate.adapt.registry import parse_settings
 from foveate.metrics.comparison import argmax_last
 
 
@@ -65,7 +64,7 @@ def options(entry: dict[str, Any]) -> dict[str, list[Any]]:
     return {key: value if isinstance(value, list) else [value] for key, value in sorted(chosen.items())}
 
 
-def parts_of(entry: dict[str, Any]) -> dict[str, Any]:
+def split_rows(entry: dict[str, Any]) -> dict[str, Any]:
     """Blocks, from the end, and parts of a published entry that tunes parts of the network itself."""
     return {
         name: value
@@ -79,7 +78,7 @@ def variant_of(name: str, entry: dict[str, Any], ours: set[str]) -> str:
     for old, new in ALIASES.items():
         name = name.replace(old, new)
     name = name.replace("_", "-")
-    if parts := parts_of(entry):
+    if parts := split_rows(entry):
         return f"{name.partition('-')[0].replace('attn', 'attention')}-last{len(parts['blocks'])}"
     # Written twice, or with a size that the others of our grid have not.
     return name if name in ours else name.rpartition("-")[0]
@@ -99,7 +98,7 @@ def test_every_line_of_a_grid_is_a_published_one_row_by_row(name: str) -> None:
         found = [ours(candidate) for candidate in grid.candidates(variant)]
         if "drop_path_rate" not in axes:
             found = [{key: value for key, value in row.items() if key != "drop_path"} for row in found]
-        if found == [parts_of(entry) | row for row in rows]:
+        if found == [split_rows(entry) | row for row in rows]:
             met.add(variant)
         else:
             unknown.add(line)
@@ -134,7 +133,7 @@ def test_grids_train_as_the_released_recipes_do(name: str, grid: str, changed: d
     assert training.first_learning_rate == wanted["warmup_lr_init"]
     assert training.batch_size == wanted["batch_size"]
     assert (wanted["optimizer"], training.decay) == ("adamw", "all")
-    rates = training.factor(10 * training.batch_size)
+    rates = training.step_schedule(10 * training.batch_size)
     assert rates is not None
     assert rates(0) * training.learning_rate == pytest.approx(wanted["warmup_lr_init"])
     if wanted.get("drop_path_rate") is not None and DROP_PATH in GRIDS[grid].axes["linear"]:
@@ -158,8 +157,10 @@ def test_all_released_recipes_are_met_and_our_defaults_are_theirs() -> None:
             ("repadapter", "scale", "repadapter_scaler"),
             ("repadapter", "groups", "repadapter_group"),
         ):
-            assert getattr(settings_of(name), option) == entry[key], (name, option)
-        assert settings_of("convpass").model_dump()["convolution"] == {False: "identity"}[entry["convpass_xavier_init"]]
+            assert getattr(parse_settings(name), option) == entry[key], (name, option)
+        assert (
+            parse_settings("convpass").model_dump()["convolution"] == {False: "identity"}[entry["convpass_xavier_init"]]
+        )
 
 
 @pytest.mark.parametrize("case", stored("selection_rule_cases")["cases"], ids=lambda c: f"{c['task']}-{c['method']}")
@@ -215,9 +216,9 @@ def test_rates_of_the_released_schedule(case: dict[str, Any]) -> None:
         first_learning_rate=case["warmup_lr_init"],
         batch_size=64,
     )
-    factor, updates = training.factor(1000), 1000 // 64
+    factor, updates = training.step_schedule(1000), 1000 // 64
     assert factor is not None
-    assert training.resolved(1000).steps == updates * case["epochs"]
+    assert training.resolve(1000).steps == updates * case["epochs"]
     rates = [case["lr"] * factor(step) for step in range(updates * case["epochs"])]
     assert rates[::updates] == pytest.approx(case["applied"], rel=1e-12)
     assert rates[updates - 1 :: updates] == pytest.approx(case["applied"], rel=1e-12)
@@ -227,7 +228,7 @@ def test_rates_of_the_released_schedule(case: dict[str, Any]) -> None:
 def base() -> Backbone:
     """The study's network, without values."""
     with torch.device("meta"):
-        return view_of(timm.create_model("vit_base_patch16_224", num_classes=0))
+        return map_backbone(timm.create_model("vit_base_patch16_224", num_classes=0))
 
 
 def test_sizes_of_all_published_runs(base: Backbone) -> None:
@@ -246,12 +247,12 @@ def test_sizes_of_all_published_runs(base: Backbone) -> None:
             wanted[json.dumps(options)] = options, entry["inserted_parameters"]
     assert len(wanted) > 60
     for options, size in wanted.values():
-        assert numbers_of(options, base).trained == size, options
+        assert measure_candidate(options, base).trained == size, options
 
 
 def test_published_runs_of_clip_are_in_our_grid_and_of_its_sizes() -> None:
     with torch.device("meta"):
-        clip = view_of(timm.create_model("vit_base_patch16_clip_224", num_classes=0))
+        clip = map_backbone(timm.create_model("vit_base_patch16_clip_224", num_classes=0))
     results = stored("clip_wise_results")["results"]
     for name, entry in results.items():
         runs = [one for key, one in entry.items() if key.endswith("_result") and not key.startswith("merge")]
@@ -263,14 +264,14 @@ def test_published_runs_of_clip_are_in_our_grid_and_of_its_sizes() -> None:
         assert (plain.training["drop_path"], varied.training["drop_path"]) == (0.0, 0.1)
         for one in runs:
             assert translated(one["best_tune"]).items() <= ours(plain).items(), name
-            assert one["inserted_parameters"] == numbers_of(plain.method, clip).trained, name
+            assert one["inserted_parameters"] == measure_candidate(plain.method, clip).trained, name
     assert len(results) == 13
 
 
 def test_the_budget_of_the_study_allows_its_whole_grid(base: Backbone) -> None:
-    most = most_numbers("1.5%", 85_798_656)
+    most = max_parameters("1.5%", 85_798_656)
     assert most == 1_286_979
     for variant in GRIDS["vtab1k"].axes:
-        found = {key_of(one): one.method for one in GRIDS["vtab1k"].candidates(variant)}
-        sizes = [numbers_of(options, base).trained for options in found.values()]
+        found = {candidate_key(one): one.method for one in GRIDS["vtab1k"].candidates(variant)}
+        sizes = [measure_candidate(options, base).trained for options in found.values()]
         assert max(sizes) <= most or variant == "full", variant

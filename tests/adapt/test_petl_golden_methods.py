@@ -24,7 +24,6 @@ from adapt.official import (
     translated,
 )
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.parameter_summary import trained_numbers
 
 CASES = [case["case"] for case in cases()]
 TRAINED = [case["case"] for case in cases() if case["train"]]
@@ -39,7 +38,8 @@ def largest(a: Tensor, b: Tensor) -> float:
 def hidden_states(adapted: AdaptedModel, images: Tensor) -> list[Tensor]:
     seen: list[Tensor] = []
     hooks = [
-        block.module.register_forward_hook(lambda _, __, output: seen.append(output)) for block in adapted.view.blocks
+        block.module.register_forward_hook(lambda _, __, output: seen.append(output))
+        for block in adapted.backbone.blocks
     ]
     adapted(images)
     for hook in hooks:
@@ -90,8 +90,8 @@ def test_gradients(name: str) -> None:
     images, labels = batch(case)
     adapted = adapted_case(case)
     F.cross_entropy(adapted(images), labels).backward()
-    expected = translated(case["method"], gradients(case), adapted.view)
-    tensors = {**adapted.adapter().tensors(adapted.view)}
+    expected = translated(case["method"], gradients(case), adapted.backbone)
+    tensors = {**adapted.adapter().tensors(adapted.backbone)}
     tensors |= {f"head.{key}": value for key, value in adapted.head.named_parameters()}
     assert tensors.keys() == expected.keys()
     for key, value in tensors.items():
@@ -164,5 +164,5 @@ def large() -> Any:
 )
 def test_parameter_counts_on_the_meta_device(large: Any, row: dict[str, Any]) -> None:
     adapted = adapt(large, settings(row["method"], row["options"]), classes=10)
-    assert trained_numbers(adapted) == (row["parameters_without_head"], 7690)
+    assert adapted.count_parameters()[:2] == (row["parameters_without_head"], 7690)
     assert adapted.detach() is large

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from adapt.towers import tower
-from foveate.adapt.backbones.registry import view_of
+from foveate.adapt.backbone import map_backbone
 from foveate.adapt.bottleneck import Bottleneck
 from foveate.adapt.fact import FactAdapter
 from foveate.adapt.methods.adaptformer import AdaptformerAdapter, AdaptformerSettings
@@ -30,7 +30,7 @@ from foveate.adapt.methods.subset import SubsetAdapter
 from foveate.adapt.methods.vpt_deep import VptDeepAdapter
 from foveate.adapt.methods.vpt_shallow import VptShallowAdapter, VptShallowSettings
 from foveate.adapt.prompts import PromptAdapter
-from foveate.adapt.registry import method, method_names
+from foveate.adapt.registry import get_method, method_names
 
 ADAPTERS = {
     "adaptformer": AdaptformerAdapter,
@@ -68,43 +68,43 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 def test_every_method_has_its_adapter() -> None:
     assert set(ADAPTERS) == set(method_names())
     for name, adapter in ADAPTERS.items():
-        assert method(name).build is adapter
-        assert method(name).name == name.replace("-", "_")
-        assert method(name).mergeable == (not adapter.why_not_mergeable)
+        assert get_method(name).build is adapter
+        assert get_method(name).name == name.replace("-", "_")
+        assert get_method(name).mergeable == (not adapter.why_not_mergeable)
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_defaults(name: str) -> None:
-    settings = method(name).settings().model_dump()
+    settings = get_method(name).settings().model_dump()
     assert {key: settings[key] for key in DEFAULTS[name]} == DEFAULTS[name]
     assert settings.get("init", "declared") == "declared"
 
 
 def test_declared_first_values() -> None:
-    view = view_of(tower("timm"))
-    lora = LoraAdapter(LoraSettings(rank=4), view)
+    backbone = map_backbone(tower("timm"))
+    lora = LoraAdapter(LoraSettings(rank=4), backbone)
     assert not lora.pair(0).b.weight.any()
     assert lora.pair(0).a.weight.abs().max() <= 1 / 32**0.5
-    parallel = AdaptformerAdapter(AdaptformerSettings(rank=4), view).blocks["0"]
-    behind = PfeifferAdapter(PfeifferSettings(rank=4), view).blocks["0"]
+    parallel = AdaptformerAdapter(AdaptformerSettings(rank=4), backbone).blocks["0"]
+    behind = PfeifferAdapter(PfeifferSettings(rank=4), backbone).blocks["0"]
     for branch in (parallel, behind):
         assert isinstance(branch, Bottleneck)
         assert not branch.up.weight.any()
         assert not branch.up.bias.any()
         assert branch.down.weight.any()
-    houlsby = HoulsbyAdapter(HoulsbySettings(rank=4), view).mlp["0"]
+    houlsby = HoulsbyAdapter(HoulsbySettings(rank=4), backbone).mlp["0"]
     assert isinstance(houlsby, Bottleneck)
     assert houlsby.up.weight.any()
     assert 0 < houlsby.up.bias.abs().max() < 1e-5
-    ssf = SsfAdapter(SsfSettings(), view)
+    ssf = SsfAdapter(SsfSettings(), backbone)
     scales = torch.cat([value.detach() for value in ssf.scales.values()])
     assert abs(float(scales.mean()) - 1) < 0.01
     assert 0.015 < float(scales.std()) < 0.025
-    prompts = VptShallowAdapter(VptShallowSettings(prompts=50), view)
+    prompts = VptShallowAdapter(VptShallowSettings(prompts=50), backbone)
     assert isinstance(prompts, PromptAdapter)
     limit = (6 / (3 * 8**2 + 32)) ** 0.5
     assert 0.9 * limit < float(prompts.prompts.abs().max()) <= limit
-    for fact in (FactTtAdapter(FactTtSettings(rank=4), view), FactTkAdapter(FactTkSettings(rank=4), view)):
+    for fact in (FactTtAdapter(FactTtSettings(rank=4), backbone), FactTkAdapter(FactTkSettings(rank=4), backbone)):
         assert isinstance(fact, FactAdapter)
         assert not fact.v.weight.any()
         assert fact.u.weight.any()

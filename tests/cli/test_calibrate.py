@@ -114,8 +114,8 @@ def test_training_logits_alone_give_gamma(
         tmp_path / "r",
     )
     assert code == 0
-    assert f"ALG finds gamma {expected_alg():+.2f}" in out
-    assert "taken as the fine-tuning data" in out
+    assert f"ALG estimates gamma {expected_alg():+.2f}" in out
+    assert "used as the fine-tuning data" in out
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_pseudo_runs_are_augmented_as_told(world: Path, tmp_path: Path, capsys: 
 def test_dry_run_counts(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, *on_model(world, "--run", tmp_path / "run", "--dry-run"))
     assert code == 0
-    assert "2 fine-tunings on about 11 images each, 4 updates of 8 samples in all" in out
+    assert "2 fine-tunings on about 11 images each, 4 steps of 8 samples in all" in out
     assert not (tmp_path / "run").exists()
 
 
@@ -235,8 +235,8 @@ def test_bad_checkpoints(world: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
     for number, (change, words) in enumerate(
         (
-            (extra, "unexpected: adapter.weight"),
-            (lost, "weights missing: norm.weight"),
+            (extra, "adapter.weight"),
+            (lost, "missing ['norm.weight']"),
             (wide, "'head.weight' has shape"),
             (burst, "values are NaN or infinite, the first in row 0"),
         )
@@ -275,7 +275,7 @@ def test_bad_checkpoints_beside_logits(glyph_files: Path, tmp_path: Path, capsys
         (["--classes-seen", "ant"], 1, "class 0 is named twice"),
         (["--classes-absent", "bee"], 1, "seen and absent classes overlap in 1 (1)"),
         (["--labels", "animl"], 1, "Did you mean 'animal'"),
-        (["--labels", "other"], 1, "1 values are no class of the model, first 'x'"),
+        (["--labels", "other"], 1, "1 values are not classes of the model, first 'x'"),
         (["--test-split", "tset"], 1, "Did you mean 'test'"),
         (["--train-split", "few"], 1, "1 seen classes have no image in the split 'few', first 'bee'"),
         (["--training", "x.npz"], 2, "--training has no effect where SOURCE is a folder"),
@@ -328,8 +328,8 @@ def test_pseudo_runs_must_be_of_the_model_s_classes(
     logits = np.eye(4)[labels] + 0.3 * np.random.default_rng(0).standard_normal((40, 4))
     for name, names, words in (
         ("whole", NAMES, ""),
-        ("turned", ["bee", "ant", *NAMES[2:]], f"turned.npz: class 0 is 'bee', in {world / 'after'} 'ant'"),
-        ("wide", [*NAMES, "eel"], f"wide.npz: 5 columns, but {world / 'after'} has 4"),
+        ("turned", ["bee", "ant", *NAMES[2:]], f"turned.npz: class 0 is 'bee'; in {world / 'after'} it is 'ant'"),
+        ("wide", [*NAMES, "eel"], f"wide.npz has 5 columns; {world / 'after'} has 4"),
     ):
         width = ((0, 0), (0, len(names) - 4))
         path = tmp_path / f"{name}.npz"
@@ -385,7 +385,7 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
     names = (glyph_files / "seen.txt").read_text().split()
     odd = np.flatnonzero(few.labels == few.class_names.index(names[0]))
     count, row = len(odd), odd[0]
-    said = f"{train}: {count} labels are no seen classes, first '{names[0]}' in row {row}: the fine-tuning data"
+    said = f"{train}: {count} labels are not seen classes, first '{names[0]}' in row {row}"
     refused(said, file, "--training", train, "--classes-seen", ",".join(names[1:]))
     said = f"{glyph_files / 'sen.txt'}: no such file of class names. Did you mean 'seen.txt'?"
     refused(said, file, "--training", train, "--classes-seen", f"@{glyph_files / 'sen.txt'}")
@@ -415,7 +415,7 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
         labels=few.labels % 35,
         class_names=few.class_names[:35],
     )
-    refused("35 columns, but", file, "--training", narrow, "--classes-seen", seen)
+    refused("35 columns", file, "--training", narrow, "--classes-seen", seen)
     renamed = change_logits(train, tmp_path / "renamed.npz", class_names=["zero", *few.class_names[1:]])
     refused("class 0 is 'zero', in", file, "--training", renamed, "--classes-seen", seen)
     other = change_logits(file, tmp_path / "other.npz", labels=(read_logits(file).labels + 1) % 36)

@@ -64,11 +64,11 @@ def train(folder: Path) -> dict[str, Any]:
         "data": "images-of-birds-at-feeders-in-winter.npz",
         "classes": [f"class {number}" for number in range(38)],
         "images": 2_400,
-        "kept": "what comes before the first trained block",
+        "cached": "what comes before the first trained block",
         "steps": 3_000,
         "seconds": 1_234.5,
         "parameters": {"trained": 294_912, "head": 29_222, "backbone": 85_798_656},
-        "places": [f"blocks.{number}.attn.qkv, q and v of it" for number in range(12)],
+        "matched": [f"blocks.{number}.attn.qkv, q and v of it" for number in range(12)],
         "evaluation": evaluation(random),
         "adapter": "adapter/",
     }
@@ -97,9 +97,9 @@ def compare(folder: Path) -> dict[str, Any]:
     tasks = [
         {
             "key": title, "title": title, "group": group, "data": f"{title}.npz", "classes": classes,
-            "images": images, "tested": 2_160, "chance": 1 / classes, "how": "the split validation, 480 images",
+            "images": images, "tested": 2_160, "chance": 1 / classes, "selection": "the split validation, 480 images",
             "agreement": {"names": names, "matrix": alike.tolist(), "disagreement": 0.1},
-            "regions": {"names": ["lora", "adaptformer", "vpt-deep"], "most": 1_080,
+            "regions": {"names": ["lora", "adaptformer", "vpt-deep"], "num_confident": 1_080,
                         "right": {"001": 40, "010": 30, "100": 50, "011": 60, "110": 20, "101": 70, "111": 800},
                         "wrong": {"001": 14, "111": 120}},
             "ensembles": {"members": names[2:], **ensemble(random, len(names) - 2)},
@@ -115,17 +115,17 @@ def compare(folder: Path) -> dict[str, Any]:
             seeds = [value] * 3 if name == "linear" else [value - 0.01, value, value + 0.01]
             ends = (None, None) if name == "linear" else (value - 0.0248, value + 0.0248)
             entries[title] = {
-                "chosen": "learning_rate 0.001, weight_decay 0.0001, rank 8", "validation": value, "tried": 8,
+                "candidate": "learning_rate 0.001, weight_decay 0.0001, rank 8", "validation": value, "tried": 8,
                 "tied": 1, "seeds": seeds, "value": value, "low": ends[0], "high": ends[1], "best_epoch": value + 0.01,
             }  # fmt: skip
         if name == "convpass":
-            entries[TASKS[-1][0]] = {"chosen": "learning_rate 0.01", "tried": 8, "diverged": 8, "failed": 3}
+            entries[TASKS[-1][0]] = {"candidate": "learning_rate 0.01", "tried": 8, "diverged": 8, "failed": 3}
         measured = [entry["value"] for entry in entries.values() if "value" in entry]
         mean = float(np.mean(measured))
         lines.append({
             "variant": name, "method": name, "mergeable": name in ("lora", "ssf"), "tasks": entries,
             "means": {"mean": mean, "mean of groups": mean} if len(measured) == len(TASKS) else {},
-            "trained": float(trained), "update_bytes": 3e8 + 16.0 * trained + 1e8 * float(random.random()),
+            "trained": float(trained), "step_bytes": 3e8 + 16.0 * trained + 1e8 * float(random.random()),
             "training_seconds": float(random.uniform(40, 400)), "unbeaten": False,
         })  # fmt: skip
     whole = [line for line in lines if line["means"]]
@@ -133,18 +133,18 @@ def compare(folder: Path) -> dict[str, Any]:
         line["unbeaten"] = not any(
             other["trained"] <= line["trained"] and other["means"]["mean"] > line["means"]["mean"] for other in whole
         )
-    left_out = [
+    refused = [
         {
             "variant": "pfeiffer",
-            "said": f"rank {rank}",
-            "why": f"{rank}: allowed are 1 to 32, the width of this backbone",
+            "options": f"rank {rank}",
+            "reason": f"{rank}: allowed are 1 to 32, the width of this backbone",
         }
         for rank in (64, 128)
     ]
     return {
         "kind": "adapt_compare", "title": f"{len(METHODS)} methods on 3 tasks", "seeds": 3, "tasks": tasks,
-        "backbone": {"numbers": 85_798_656}, "lines": lines, "spread": 0.083, "seconds": 9_000.0,
-        "grid": {"name": "quick", "candidates": dict.fromkeys(METHODS, 8), "left_out": left_out},
+        "backbone": {"parameters": 85_798_656}, "lines": lines, "spread": 0.083, "seconds": 9_000.0,
+        "grid": {"name": "quick", "candidates": dict.fromkeys(METHODS, 8), "refused": refused},
         "command": ["foveate", "adapt", "compare", "--tasks", "natural/images-of-birds-at-feeders-in-winter.npz"],
     }  # fmt: skip
 
@@ -167,15 +167,15 @@ def wise(folder: Path) -> dict[str, Any]:
             "left_out": 12 if role == "shifted" else 0, "chance": 1 / 38, "accuracy": accuracy,
         })  # fmt: skip
     return {
-        "kind": "adapt_wise", "title": "lora between the network that came and the tuned one", "method": "lora",
-        "rule": "the branch is multiplied by alpha", "head": "kept as tuned", "alphas": alphas, "sets": sets,
+        "kind": "adapt_wise", "title": "lora between the original network and the tuned one", "method": "lora",
+        "rule": "the branch is multiplied by alpha", "head": "the tuned one", "alphas": alphas, "sets": sets,
         "recommended": {
             "alpha": 0.7, "standard_error": 0.012,
             "rule": "the smallest alpha whose accuracy on validation images is at most one standard error below the "
             "best; test and shifted images took no part",
         },
         "peeking": {name: {"alpha": 0.6, "inside": 0.85, "outside": 0.6} for name in ("inside", "outside")},
-        "saved": {"alpha": 0.7}, "command": ["foveate", "adapt", "wise", "runs/adapt-train/adapter"],
+        "saved": {"alpha": 0.7, "path": "robust"}, "command": ["foveate", "adapt", "wise", "runs/adapt-train/adapter"],
     }  # fmt: skip
 
 

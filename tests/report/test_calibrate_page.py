@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from foveate.adapt.results import CalibrateResult
 from foveate.core.errors import UserError
 from foveate.report import render
-from foveate.report.calibration import CalibrateResult, percent, signed, table
+from foveate.report.calibration import percent, signed, table
 from foveate.report.charts import Series
 from foveate.report.tradeoff import Mark, tradeoff_chart
 from naming import raises_naming

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from foveate.adapt.results import ComparedResult
 from foveate.core.results import parse_result
-from foveate.report.pages.adapt_compare import ComparedResult, lead
+from foveate.report.pages.adapt_compare import lead
 
 
 def compared(*spans: tuple[float, float | None, float | None]) -> ComparedResult:
@@ -13,7 +14,7 @@ def compared(*spans: tuple[float, float | None, float | None]) -> ComparedResult
     lines = [
         {
             "variant": name, "method": name, "means": {"mean": value}, "trained": 100.0, "unbeaten": name == "lora",
-            "tasks": {"t": {"value": value, "low": low, "high": high, "seeds": [value, value], "chosen": "a"}},
+            "tasks": {"t": {"value": value, "low": low, "high": high, "seeds": [value, value], "candidate": "a"}},
         }
         for name, (value, low, high) in zip(names, spans, strict=False)
     ]  # fmt: skip

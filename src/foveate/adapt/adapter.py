@@ -1,4 +1,4 @@
-"""What every method gives: parameters, the hooks that let them act, and the weights after merging."""
+"""What every method provides: parameters, the hooks that apply them, and the weights after merging."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from foveate.adapt.parameter_swap import ParameterSwap
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 
+Interpolation = Literal["branch", "weights", "merged", ""]
+
 
 class Handle(Protocol):
-    """What `register_forward_hook` gives."""
+    """What `register_forward_hook` returns."""
 
     def remove(self) -> None:
-        """Takes the hook out."""
+        """Remove the hook."""
         ...
 
 
@@ -35,10 +37,10 @@ class MethodSettings(Settings):
 class BranchSettings(MethodSettings):
     """Fields of methods that add something to transformer blocks."""
 
-    last_blocks: int | None = Field(None, ge=1, description="only in the last blocks, this many; all by default")
+    last_blocks: int | None = Field(None, ge=1, description="only in this many last blocks; all by default")
     init: Literal["declared", "osu_release"] = Field(
         "declared",
-        description="first values: as the method's paper declares them, or as the study's released code leaves them",
+        description="initial values: as the method's paper declares them, or as the study's released code leaves them",
     )
 
 
@@ -47,25 +49,27 @@ S = TypeVar("S", bound=MethodSettings)
 
 @dataclass(frozen=True)
 class Method:
-    """One method: what a module of `foveate.adapt.methods` offers as METHOD.
+    """What a module of `foveate.adapt.methods` exports as METHOD.
 
     Attributes:
-        settings: its fields with their defaults. build: settings and backbone to the adapter.
-        paper: where it comes from. place: in words, where it sits.
+        settings: its fields with their defaults.
+        build: settings and backbone to the adapter.
+        paper: identifier of the paper, "" for the two baselines.
+        location: where in a block it sits, for tables.
         mergeable: whether the adapted model can become one of the backbone's own architecture.
-        peft: the name of the method in PEFT, where it has it.
+        peft: name of the method in PEFT, where it has it.
     """
 
     settings: type[MethodSettings]
     build: Callable[[Any, Backbone], Adapter[Any]]
     paper: str
-    place: str
+    location: str
     mergeable: bool
     peft: str = ""
 
     @property
     def name(self) -> str:
-        """The name by which it is chosen."""
+        """Its name in settings and files, with `_`."""
         return str(self.settings.model_fields["method"].default)
 
 
@@ -74,43 +78,47 @@ class Adapter(nn.Module, ABC, Generic[S]):
 
     Attributes:
         strength: factor of the added branch; 1 in training.
-        exchange: tuned copies of the backbone's own tensors, for methods that tune some.
+        parameter_swap: tuned copies of the backbone's own tensors, for methods that tune some.
         why_not_mergeable: the reason, for methods that cannot be merged.
-        wise: how the model between the given and the tuned one is made: "branch" scales the branch, "weights"
-            interpolates tuned tensors, "merged" interpolates merged weights, "" is not defined.
+        interpolation: how models between the original and the tuned one are made: "branch" scales the branch,
+            "weights" interpolates tuned tensors, "merged" interpolates merged weights, "" is not defined.
     """
 
     why_not_mergeable: ClassVar[str] = ""
-    wise: ClassVar[Literal["branch", "weights", "merged", ""]] = "branch"
+    interpolation: ClassVar[Interpolation] = "branch"
 
     def __init__(self, settings: S, backbone: Backbone) -> None:
         super().__init__()
         self.settings = settings
         self.strength = 1.0
-        self.exchange: ParameterSwap | None = None
+        self.parameter_swap: ParameterSwap | None = None
 
     @abstractmethod
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """Registers the hooks that let the parameters act; yields what removes them."""
+        """Register the hooks that apply the parameters; yield their handles."""
 
     @abstractmethod
     def first_block(self, backbone: Backbone) -> int:
-        """The first block that this method changes; 0 also for what comes before, `len(blocks)` for what follows."""
+        """Return the first block that this method changes: 0 if it changes what comes before the blocks,
+        `len(blocks)` if only what follows them."""
 
-    def places(self, backbone: Backbone) -> list[str]:
-        """Names of the backbone's modules or tensors that it matched."""
-        return list(self.exchange.names) if self.exchange is not None else []
+    def matched_names(self, backbone: Backbone) -> list[str]:
+        """Return the names of the backbone's modules or tensors that the method changes."""
+        return list(self.parameter_swap.names) if self.parameter_swap is not None else []
 
-    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
-        """The backbone's tensors, by name, that differ once the branch has gone into them; at least float32.
+    def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
+        """Return the backbone's tensors that differ once the branch is merged, by name, in float32 at least.
 
         Called while the adapter is attached: tuned tensors are in the backbone.
         """
         return {}
 
-    def reset(self) -> None:
-        """What the study's released code does to first values: its network's constructor draws every linear layer
-        anew after the methods had set theirs (trunc normal 0.02, bias 0)."""
+    def reset_as_released(self) -> None:
+        """Draw every linear layer anew (truncated normal 0.02, bias 0), as the study's released code does.
+
+        There the network's constructor initializes all linear layers after the methods have set theirs, so that no
+        declared start survives. Published numbers depend on it.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -118,97 +126,95 @@ class Adapter(nn.Module, ABC, Generic[S]):
                     nn.init.zeros_(module.bias)
 
     def tensors(self, backbone: Backbone) -> dict[str, nn.Parameter]:
-        """What the method trains, by the name under which it is saved."""
-        own = {name: value for name, value in self.named_parameters() if not name.startswith("exchange.")}
-        tuned = {} if self.exchange is None else self.exchange.own(backbone.model)
-        return own | {f"backbone.{name}": value for name, value in tuned.items()}
+        """Return what the method trains, by the name under which it is saved."""
+        # Names in the swap depend on which set is active; tuned tensors are listed under the backbone's names instead.
+        added = {name: value for name, value in self.named_parameters() if not name.startswith("parameter_swap.")}
+        tuned = {} if self.parameter_swap is None else self.parameter_swap.tuned_values(backbone.model)
+        return added | {f"backbone.{name}": value for name, value in tuned.items()}
 
 
 class NativeAdapter(Adapter[S]):
     """A method that trains tensors of the backbone itself."""
 
-    wise: ClassVar[Literal["branch", "weights", "merged", ""]] = "weights"
+    interpolation: ClassVar[Interpolation] = "weights"
 
     def __init__(self, settings: S, backbone: Backbone, names: Sequence[str]) -> None:
         super().__init__(settings, backbone)
         if not names:
-            raise UserError(f"method '{settings.method}': the backbone has no such tensors")
-        self.exchange = ParameterSwap.copies(backbone.model, tuple(names))
+            raise UserError(f"method '{settings.method}': the backbone has none of the tensors that it trains")
+        self.parameter_swap = ParameterSwap.copy_from(backbone.model, tuple(names))
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """None: the tensors are in the backbone."""
+        """Register nothing: the tuned tensors are in the backbone."""
         return iter(())
 
     def first_block(self, backbone: Backbone) -> int:
-        """The first block with a tuned tensor."""
-        assert self.exchange is not None
-        return first_block_of(self.exchange.names, backbone)
+        """Return the first block with a tuned tensor."""
+        assert self.parameter_swap is not None
+        return find_first_block(self.parameter_swap.names, backbone)
 
 
 B = TypeVar("B", bound=BranchSettings)
 
 
 class BlockAdapter(Adapter[B]):
-    """A method that sits in the chosen blocks alone."""
+    """A method that changes the selected blocks alone."""
 
     def first_block(self, backbone: Backbone) -> int:
-        """The first chosen one."""
-        return chosen_blocks(backbone, self.settings)[0].number
+        """Return the first selected block."""
+        return select_blocks(backbone, self.settings)[0].number
 
-    def places(self, backbone: Backbone) -> list[str]:
-        """The blocks."""
-        return [block.name for block in chosen_blocks(backbone, self.settings)]
+    def matched_names(self, backbone: Backbone) -> list[str]:
+        """Return the names of the selected blocks."""
+        return [block.name for block in select_blocks(backbone, self.settings)]
 
 
-def first_block_of(names: Sequence[str], backbone: Backbone) -> int:
-    """The first block that changes when these tensors do."""
-    numbers = []
-    behind = () if backbone.final_norm is None else tuple(_prefixes(backbone, backbone.final_norm))
+def find_first_block(names: Sequence[str], backbone: Backbone) -> int:
+    """Return the first block that changes when these tensors do."""
+    after_blocks = None if backbone.final_norm is None else f"{backbone.name_of(backbone.final_norm)}."
+    firsts = []
     for name in names:
-        inside = [block.number for block in backbone.blocks if name.startswith(f"{block.name}.")]
-        if inside:
-            numbers.append(inside[0])
-        elif name.startswith(behind) and behind:
-            numbers.append(len(backbone.blocks))
-        else:
-            numbers.append(0)
-    return min(numbers, default=len(backbone.blocks))
+        block = next((block.number for block in backbone.blocks if name.startswith(f"{block.name}.")), None)
+        if block is not None:
+            firsts.append(block)
+        elif after_blocks is not None and name.startswith(after_blocks):
+            firsts.append(len(backbone.blocks))
+        else:  # patch convolution, position embedding, class token
+            firsts.append(0)
+    return min(firsts, default=len(backbone.blocks))
 
 
-def _prefixes(backbone: Backbone, module: nn.Module) -> Iterator[str]:
-    yield f"{backbone.name_of(module)}."
+def bias_names(backbone: Backbone) -> list[str]:
+    """Return the names of all biases of the tower, those of norms and of the patch convolution too."""
+    return [name for name in trainable_names(backbone) if name.endswith("bias")]
 
 
-def biases(backbone: Backbone) -> list[str]:
-    """Names of all biases of the tower, those of norms and of the patch convolution too."""
-    return [name for name in trainable(backbone) if name.endswith("bias")]
-
-
-def norm_tensors(backbone: Backbone) -> list[str]:
-    """Names of weights and biases of all norm layers of the tower, batch norms of convolutional networks too."""
+def norm_names(backbone: Backbone) -> list[str]:
+    """Return the names of weights and biases of all norms, batch norms of convolutional networks too."""
     kinds = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
-    wanted = {id(norm) for norm in backbone.norms()}
-    found = {
+    # In a ViT those of the map only: norms inside the attention (of q and k) are no layer norms of the method.
+    mapped = {id(norm) for norm in backbone.norm_layers()}
+    names = {
         f"{prefix}.{name}"
         for prefix, module in backbone.model.named_modules()
-        if id(module) in wanted or (not backbone.blocks and isinstance(module, kinds))
+        if id(module) in mapped or (not backbone.blocks and isinstance(module, kinds))
         for name, _ in module.named_parameters(recurse=False)
     }
-    return [name for name in trainable(backbone) if name in found]
+    return [name for name in trainable_names(backbone) if name in names]
 
 
-def trainable(backbone: Backbone) -> list[str]:
-    """Names of the tower's parameters that images pass."""
-    return [name for name in backbone.parameters_of_tower() if name not in backbone.unused]
+def trainable_names(backbone: Backbone) -> list[str]:
+    """Return the names of the tower's parameters that images pass."""
+    return [name for name in backbone.tower_parameters() if name not in backbone.unused]
 
 
-def chosen_blocks(backbone: Backbone, settings: BranchSettings) -> tuple[Block, ...]:
-    """The blocks that a method sits in.
+def select_blocks(backbone: Backbone, settings: BranchSettings) -> tuple[Block, ...]:
+    """Return the blocks that a method changes.
 
     Raises:
-        UserError: when there are none, or fewer than asked for.
+        UserError: the network has none, or fewer than requested.
     """
-    blocks = backbone.need_blocks(settings.method)
+    blocks = backbone.require_blocks(settings.method)
     if settings.last_blocks is None:
         return blocks
     if settings.last_blocks > len(blocks):
@@ -217,21 +223,22 @@ def chosen_blocks(backbone: Backbone, settings: BranchSettings) -> tuple[Block, 
 
 
 def check_rank(rank: int, width: int, *, what: str = "rank") -> int:
-    """`rank` if it is below the width.
+    """Return `rank`.
 
     Raises:
-        UserError: when it is not: the product would cost more than the full matrix.
+        UserError: it is above the width, so that the product would cost more than the full matrix.
     """
     if rank > width:
         raise UserError(f"{what} {rank}: allowed are 1 to {width}, the width of this backbone")
     return rank
 
 
-def on_output(module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor]) -> Handle:
-    """A hook that replaces a module's output (the first of a tuple) by `change(output, first input)`."""
+def hook_output(module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor]) -> Handle:
+    """Replace a module's output (the first of a tuple) by `change(output, first input)`."""
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         first = inputs[0] if inputs else None
+        # Attention layers of transformers return a tuple of output and attention weights.
         if isinstance(output, tuple):
             return (change(output[0], first), *output[1:])
         return change(output, first)
@@ -239,47 +246,47 @@ def on_output(module: nn.Module, change: Callable[[Tensor, Tensor | None], Tenso
     return module.register_forward_hook(hook)
 
 
-def on_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Handle:
-    """A hook that replaces a module's first input, given by position or as `hidden_states`."""
+def hook_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Handle:
+    """Replace a module's first input, passed by position or as `hidden_states` (layers of transformers)."""
 
-    def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if inputs:
-            return (change(inputs[0]), *inputs[1:]), named
-        return inputs, {**named, "hidden_states": change(named["hidden_states"])}
+            return (change(inputs[0]), *inputs[1:]), keywords
+        return inputs, {**keywords, "hidden_states": change(keywords["hidden_states"])}
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def watch_input(module: nn.Module, keep: Callable[[Tensor], None]) -> Handle:
-    """A hook that shows a module's first input."""
+def watch_input(module: nn.Module, receive: Callable[[Tensor], None]) -> Handle:
+    """Pass a module's first input to `receive`, unchanged."""
 
     def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        keep(inputs[0])
+        receive(inputs[0])
 
     return module.register_forward_pre_hook(hook)
 
 
-def kaiming(linear: nn.Linear) -> None:
-    """Uniform with a = sqrt 5, as PyTorch's own linear layers start; bias 0."""
+def init_kaiming(linear: nn.Linear) -> None:
+    """Draw weights uniformly with a = sqrt 5, as PyTorch's own linear layers start; bias 0."""
     nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
 
 
-def xavier(linear: nn.Linear) -> None:
-    """Glorot's uniform; bias 0."""
+def init_xavier(linear: nn.Linear) -> None:
+    """Draw weights from Glorot's uniform distribution; bias 0."""
     nn.init.xavier_uniform_(linear.weight)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
 
 
-def zero(linear: nn.Linear) -> None:
-    """All 0."""
+def init_zero(linear: nn.Linear) -> None:
+    """Set weights and bias to 0: with a zero output layer a branch starts as the identity."""
     nn.init.zeros_(linear.weight)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x)."""
+    """Return x sigmoid(1.702 x), CLIP's approximation of GELU."""
     return x * torch.sigmoid(1.702 * x)

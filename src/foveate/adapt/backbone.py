@@ -1,7 +1,7 @@
-"""One view of all backbones: where the blocks are, and within a block the places that methods change.
+"""One map of all backbones: where the blocks are, and within a block the modules that methods change.
 
-Nothing of a backbone is replaced or renamed. Methods change it in two ways only: hooks on the modules that stand here,
-and parameters that take turns with the backbone's own (`foveate.adapt.parameter_swap`).
+Nothing of a backbone is replaced or renamed. Methods change it in two ways only: hooks on the modules that are named
+here, and parameters that are swapped with the backbone's own (`foveate.adapt.parameter_swap`).
 """
 
 from __future__ import annotations
@@ -17,43 +17,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
+from foveate.core.plugins import load_all
 
 
 class InProjection(nn.Module):
-    """The fused q, k, v projection of an `nn.MultiheadAttention` as a module of its own, so that hooks find it.
+    """The fused q, k, v projection of an `nn.MultiheadAttention` as a module, so that it can have hooks.
 
-    It owns no parameter: `owner` does, under the names in_proj_weight and in_proj_bias.
+    It has no parameters: `owner` does, under the names in_proj_weight and in_proj_bias.
     """
 
     def __init__(self, owner: nn.MultiheadAttention) -> None:
         super().__init__()
-        self._owner = [owner]  # in a list, so that it is no submodule
+        self._owner = [owner]  # in a list, so that it is not registered as a submodule
 
     @property
     def owner(self) -> nn.MultiheadAttention:
-        """The attention whose projection this is."""
+        """The attention that the projection belongs to."""
         return self._owner[0]
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """[B, L, D] to [B, L, 3 D], in the order q, k, v."""
+        """Project [B, L, D] to [B, L, 3 D], in the order q, k, v."""
         return F.linear(x_BLD, self.owner.in_proj_weight, self.owner.in_proj_bias)
 
 
 @dataclass(frozen=True)
-class Place:
+class SublayerEnd:
     """Where the result of a sublayer leaves it, before the residual addition.
 
     Attributes:
         module: the last one that belongs to this sublayer alone; its output (or the first of a tuple) is the result.
-        own: LayerScale and DropPath inside; a branch beside the sublayer passes them on its own.
+        inner: LayerScale and DropPath inside; a branch that is added at `module` has to pass them too.
     """
 
     module: nn.Module
-    own: tuple[nn.Module, ...] = ()
+    inner: tuple[nn.Module, ...] = ()
 
-    def passed(self, branch_BLD: Tensor) -> Tensor:
-        """`branch_BLD` through LayerScale and DropPath, without their hooks."""
-        for module in self.own:
+    def pass_inner(self, branch_BLD: Tensor) -> Tensor:
+        """Apply LayerScale and DropPath to a branch."""
+        for module in self.inner:
+            # `forward`, not a call: `module` is among them, and its hook is what added the branch.
             branch_BLD = module.forward(branch_BLD)
         return branch_BLD
 
@@ -63,12 +65,15 @@ class Block:
     """One pre-norm transformer block: x + attention(norm1(x)), then x + mlp(norm2(x)).
 
     Attributes:
-        number, name: its place in the order, and its module's name in the model.
-        module: the block. norm1, norm2: in front of attention and MLP.
-        qkv: one projection to 3 D, or three to D each. proj: behind the attention.
-        fc1, fc2: of a plain two-layer MLP; None where it has another form (`mlp_form` says which).
-        attention_end, mlp_end: see `Place`.
-        attention, mlp: modules whose parameters are those of the sublayer without its norm.
+        number: index in the order of the blocks, from 0.
+        name: of its module in the model.
+        module: the block.
+        norm1, norm2: in front of attention and MLP.
+        qkv: one projection to 3 D, or three to D each.
+        proj: the attention's output projection.
+        fc1, fc2: of a plain two-layer MLP; None where it has another form, which `mlp_form` names.
+        attention_end, mlp_end: where the sublayers' results leave them.
+        attention, mlp: modules that hold the parameters of the sublayer, without its norm.
     """
 
     number: int
@@ -80,8 +85,8 @@ class Block:
     proj: nn.Module
     fc1: nn.Module | None
     fc2: nn.Module | None
-    attention_end: Place
-    mlp_end: Place
+    attention_end: SublayerEnd
+    mlp_end: SublayerEnd
     attention: tuple[nn.Module, ...]
     mlp: tuple[nn.Module, ...]
     mlp_form: str = "two layers"
@@ -89,31 +94,35 @@ class Block:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model with its places.
+    """A model with the modules that methods change.
 
     Attributes:
         family: "timm", "open_clip", "transformers", "foveate" or "cnn".
         model: as the user gave it; names of tensors are its own.
         root: prefix of the vision tower within the model ("" or ending in a dot).
         features: pixels to what a classifier reads, [B, features_dim].
-        plain: pixels to what the model itself gives.
+        forward_original: pixels to what the model itself gives.
         stem: pixels to what `features` also takes, for networks with a part that is never trained.
         blocks: empty for networks without transformer blocks.
-        width: D of the tokens. heads: of the attention. grid: rows and columns of patches. patch_size: in pixels.
+        width: D, channels of a token.
+        heads: of the attention.
+        grid: rows and columns of patches.
+        patch_size: in pixels.
         prefix_tokens: class and register tokens in front of the patches.
-        patch: the patch convolution. positions: parameter name of the position embedding and the axis and first row
-            of its patches; None unless it is added right behind the convolution.
+        patch: the patch convolution.
+        positions: parameter name of the position embedding, and the axis and first row of its patches; None unless it
+            is added right behind the patch convolution.
         final_norm, pre_norm: behind and in front of the blocks.
         classifier: name of the model's own head, a Linear, where it has one.
-        unused: parameters of the tower that no image passes (of pre-training): never trained.
-        install: puts in place what hooks need (split attention of open_clip) and gives back what takes it out.
+        unused: parameters of the tower that only pre-training uses; never trained.
+        install: context manager that prepares the model for hooks (splits the attention of open_clip).
     """
 
     family: str
     model: nn.Module
     features: Callable[[Tensor], Tensor]
     features_dim: int
-    plain: Callable[[Tensor], Tensor]
+    forward_original: Callable[[Tensor], Tensor]
     stem: Callable[[Tensor], Tensor] | None = None
     root: str = ""
     blocks: tuple[Block, ...] = ()
@@ -132,30 +141,36 @@ class Backbone:
 
     @property
     def channels(self) -> int:
-        """How many values a pixel has: of the patch convolution, or of the network's first one."""
-        found = [self.patch, *self.model.modules()]
-        return next((module.in_channels for module in found if isinstance(module, nn.Conv2d)), 3)
+        """Input channels of the patch convolution, or of the network's first convolution."""
+        modules = [self.patch, *self.model.modules()]
+        return next((module.in_channels for module in modules if isinstance(module, nn.Conv2d)), 3)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower's parameters are."""
+        return next(iter(self.tower_parameters().values())).device
 
     def key(self, module: nn.Module, kind: str) -> str:
-        """The name in the model of a module's parameter "weight" or "bias".
+        """Return the name in the model of a module's parameter "weight" or "bias".
 
         Raises:
-            KeyError: for a module that is not in the model.
+            KeyError: the module is not in the model.
         """
-        owner, attribute = owner_of(module, kind)
-        for name, found in self.model.named_modules(remove_duplicate=False):
-            if found is owner:
+        owner, attribute = find_owner(module, kind)
+        for name, candidate in self.model.named_modules(remove_duplicate=False):
+            if candidate is owner:
                 return f"{name}.{attribute}" if name else attribute
         raise KeyError(type(module).__name__)
 
     def name_of(self, module: nn.Module) -> str:
-        """The module's name in the model."""
+        """Return the module's name in the model."""
         owner = module.owner if isinstance(module, InProjection) else module
-        name = next(name for name, found in self.model.named_modules(remove_duplicate=False) if found is owner)
+        modules = self.model.named_modules(remove_duplicate=False)
+        name = next(name for name, candidate in modules if candidate is owner)
         return f"{name}.in_proj" if isinstance(module, InProjection) else name
 
-    def parameters_of_tower(self) -> dict[str, nn.Parameter]:
-        """The vision tower's parameters by name, without the model's own classifier and without text towers."""
+    def tower_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the vision tower's parameters by name, without the model's own classifier and text towers."""
         head = f"{self.classifier}." if self.classifier else None
         return {
             name: parameter
@@ -163,42 +178,47 @@ class Backbone:
             if name.startswith(self.root) and not (head and name.startswith(head))
         }
 
-    def norms(self) -> list[nn.Module]:
-        """All layer norms of the tower, those in front of and behind the blocks too."""
-        found = [norm for block in self.blocks for norm in (block.norm1, block.norm2)]
-        return [norm for norm in (self.pre_norm, *found, self.final_norm) if norm is not None]
+    def num_parameters(self) -> int:
+        """Count the scalar parameters of the vision tower."""
+        return sum(value.numel() for value in self.tower_parameters().values())
 
-    def need_blocks(self, method: str) -> tuple[Block, ...]:
-        """The blocks.
+    def norm_layers(self) -> list[nn.Module]:
+        """Return all layer norms of the tower, those in front of and behind the blocks too."""
+        in_blocks = [norm for block in self.blocks for norm in (block.norm1, block.norm2)]
+        return [norm for norm in (self.pre_norm, *in_blocks, self.final_norm) if norm is not None]
+
+    def require_blocks(self, method: str) -> tuple[Block, ...]:
+        """Return the blocks.
 
         Raises:
-            UserError: when the network has none.
+            UserError: the network has none.
         """
         if not self.blocks:
             raise UserError(
-                f"method '{method}' sits in transformer blocks, a {type(self.model).__name__} has none; allowed for "
-                "it are linear, full, bitfit, layernorm and subset, for a ViT all"
+                f"method '{method}' needs transformer blocks, a {type(self.model).__name__} has none; expected linear, "
+                "full, bitfit, layernorm or subset for such a network"
             )
         return self.blocks
 
-    def need_mlps(self, method: str) -> list[tuple[nn.Linear, nn.Linear]]:
-        """fc1 and fc2 of each block.
+    def require_mlps(self, method: str) -> list[tuple[nn.Linear, nn.Linear]]:
+        """Return fc1 and fc2 of each block.
 
         Raises:
-            UserError: when an MLP is no pair of linear layers.
+            UserError: an MLP is not a pair of linear layers.
         """
-        found = []
-        for block in self.need_blocks(method):
+        pairs = []
+        for block in self.require_blocks(method):
             if not isinstance(block.fc1, nn.Linear) or not isinstance(block.fc2, nn.Linear):
                 raise UserError(
                     f"method '{method}' changes both layers of plain MLPs; that of {block.name} is {block.mlp_form}"
                 )
-            found.append((block.fc1, block.fc2))
-        return found
+            pairs.append((block.fc1, block.fc2))
+        return pairs
 
     def describe(self) -> dict[str, Any]:
-        """What an adapter must find again: family, class, and a hash of the names and shapes of the tower."""
-        shapes = {name: list(value.shape) for name, value in sorted(self.parameters_of_tower().items())}
+        """Describe what an adapter has to find again: family, sizes, and a hash of the tower's names and shapes."""
+        shapes = {name: list(value.shape) for name, value in sorted(self.tower_parameters().items())}
+        # Without the root: an adapter of a tower alone fits the same tower within a CLIP model.
         text = repr(sorted((name.removeprefix(self.root), shape) for name, shape in shapes.items()))
         return {
             "family": self.family,
@@ -210,18 +230,35 @@ class Backbone:
         }
 
     def weights_digest(self) -> str:
-        """16 hexadecimal digits that name the tower's values; empty on the meta device."""
-        return _digest({name.removeprefix(self.root): value for name, value in self.parameters_of_tower().items()})
+        """Hash the tower's values to 16 hexadecimal digits; empty on the meta device."""
+        return _digest({name.removeprefix(self.root): value for name, value in self.tower_parameters().items()})
 
     def buffers_digest(self) -> str:
-        """The same of its stored numbers that no gradient reaches, the statistics of batch norms; empty where none."""
+        """Hash the tower's floating-point buffers (batch-norm statistics); empty where it has none."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        found = {
+        buffers = {
             name.removeprefix(self.root): value
             for name, value in self.model.state_dict().items()
             if name.startswith(self.root) and name not in parameters and value.is_floating_point()
         }
-        return _digest(found) if found else ""
+        return _digest(buffers) if buffers else ""
+
+
+def map_backbone(model: nn.Module) -> Backbone:
+    """Return the map of a model, from the first module of `foveate.adapt.backbones` that knows it.
+
+    Raises:
+        UserError: no module knows the model.
+    """
+    for map_model in load_all("foveate.adapt.backbones", "map_backbone").values():
+        backbone = map_model(model)
+        if backbone is not None:
+            return backbone
+    raise UserError(
+        f"{type(model).__module__}.{type(model).__name__} cannot be adapted; expected a VisionTransformer or "
+        "convolutional network of timm, a vision tower or CLIP model of open_clip, CLIPVisionModel, CLIPModel or "
+        "Dinov2Model of transformers, or an image encoder or model of Foveate"
+    )
 
 
 def _digest(values: Mapping[str, Tensor]) -> str:
@@ -229,24 +266,26 @@ def _digest(values: Mapping[str, Tensor]) -> str:
     for name, value in sorted(values.items()):
         if value.is_meta:
             return ""
+        # The zero byte ends the name, so that no two sets of names and values give the same stream.
         digest.update(name.encode() + b"\0")
+        # As bytes: NumPy has no bfloat16.
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def owner_of(module: nn.Module, kind: str) -> tuple[nn.Module, str]:
-    """The module that registers "weight" or "bias" of a projection or norm, and the name there."""
+def find_owner(module: nn.Module, kind: str) -> tuple[nn.Module, str]:
+    """Return the module that registers "weight" or "bias" of a projection or norm, and the name there."""
     return (module.owner, f"in_proj_{kind}") if isinstance(module, InProjection) else (module, kind)
 
 
-def value_of(module: nn.Module, kind: str) -> Tensor | None:
-    """The present value of "weight" or "bias"; None where there is none."""
-    owner, attribute = owner_of(module, kind)
+def get_tensor(module: nn.Module, kind: str) -> Tensor | None:
+    """Return the "weight" or "bias" of a projection or norm; None where it has none."""
+    owner, attribute = find_owner(module, kind)
     return getattr(owner, attribute, None)
 
 
 def attend(attention: nn.MultiheadAttention, projection: InProjection, x_BLD: Tensor) -> Tensor:
-    """Self-attention of `nn.MultiheadAttention` with its projections called as modules."""
+    """Compute the self-attention of an `nn.MultiheadAttention` with its projections called as modules."""
     batch, length, width = x_BLD.shape
     heads = attention.num_heads
     qkv = projection(x_BLD).view(batch, length, 3, heads, width // heads)
@@ -258,9 +297,12 @@ def attend(attention: nn.MultiheadAttention, projection: InProjection, x_BLD: Te
 
 @contextlib.contextmanager
 def split_attention(pairs: list[tuple[nn.MultiheadAttention, InProjection]]) -> Iterator[None]:
-    """`nn.MultiheadAttention` computes with its weights directly and calls no submodule; inside the block it does."""
+    """Let `nn.MultiheadAttention` call its projections as modules inside the block.
 
-    def forward_of(attention: nn.MultiheadAttention, projection: InProjection) -> Callable[..., Any]:
+    Its own forward reads the weights directly, so that hooks on the projections would never run.
+    """
+
+    def build_forward(attention: nn.MultiheadAttention, projection: InProjection) -> Callable[..., Any]:
         def forward(query: Tensor, *_: Any, attn_mask: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
             assert attn_mask is None, "vision towers have no mask"
             return attend(attention, projection, query), None
@@ -268,9 +310,10 @@ def split_attention(pairs: list[tuple[nn.MultiheadAttention, InProjection]]) -> 
         return forward
 
     for attention, projection in pairs:
-        attention.forward = forward_of(attention, projection)  # pyrefly: ignore[bad-assignment]
+        attention.forward = build_forward(attention, projection)  # pyrefly: ignore[bad-assignment]
     try:
         yield
     finally:
         for attention, _ in pairs:
+            # The class's own forward shows through again once the instance's attribute is gone.
             vars(attention).pop("forward", None)

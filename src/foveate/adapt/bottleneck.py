@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import BlockAdapter, BranchSettings, Handle, check_rank, on_output
-from foveate.adapt.backbone import Place
+from foveate.adapt.adapter import BlockAdapter, BranchSettings, Handle, check_rank, hook_output
+from foveate.adapt.backbone import SublayerEnd
 
 WHY_NOT_MERGEABLE = "a ReLU lies between its two matrices, so they are no single matrix"
 
@@ -59,11 +59,11 @@ class SequentialAdapter(BlockAdapter[Seq]):
 
     why_not_mergeable: ClassVar[str] = WHY_NOT_MERGEABLE
 
-    def behind(self, branch: nn.Module, place: Place) -> Handle:
+    def behind(self, branch: nn.Module, end: SublayerEnd) -> Handle:
         """A hook that lets a sublayer's result pass a bottleneck."""
 
         def change(output_BLD: Tensor, _: Tensor | None) -> Tensor:
             total = output_BLD + branch(output_BLD, strength=self.strength)
-            return place.passed(total) if self.settings.layerscale == "official" else total
+            return end.pass_inner(total) if self.settings.layerscale == "official" else total
 
-        return on_output(place.module, change)
+        return hook_output(end.module, change)

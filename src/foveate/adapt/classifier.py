@@ -1,35 +1,38 @@
-"""An image classifier, whoever made it: images to logits and to the features before its head; opened from a folder.
+"""An image classifier of any library: images to logits and to the features before its head; opened from a folder.
 
-The formats are modules of `foveate.adapt.checkpoints`, each with `reads(folder, config)`, `load(folder, config)` and
+The formats are modules of `foveate.adapt.checkpoints`, each with `matches(folder, config)`, `load(folder, config)` and
 `save(classifier, source, target)`.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from foveate.adapt import checkpoints
 from foveate.core.errors import UserError
-from foveate.core.files import read_json
+from foveate.core.files import commit_atomically, read_json
+from foveate.core.plugins import load_module, module_names
 from foveate.vision.precision import choose_device
 from foveate.vision.preprocess import Preprocess
 
+_FORMATS = "foveate.adapt.checkpoints"
+
 
 class Classifier(nn.Module):
-    """A network that gives one logit a class.
+    """A network with one logit per class.
 
     Attributes:
-        network: what the folder holds. head_name: its linear classifier's name in it.
+        network: what the folder holds.
+        head_name: name of its linear classifier.
         names: of the classes, in the order of the logits.
         preprocess: how an image becomes pixels; None where the network takes arrays as they are.
-        format: the module of `foveate.adapt.checkpoints`, or "" where it is in memory only.
+        format: module of `foveate.adapt.checkpoints`, or "" where it is in memory only.
     """
 
     def __init__(
@@ -47,23 +50,23 @@ class Classifier(nn.Module):
         self.names = tuple(names)
         self.preprocess = preprocess
         self.format = format
-        found = dict(network.named_modules()).get(head_name)
-        if not isinstance(found, nn.Linear):
+        head = dict(network.named_modules()).get(head_name)
+        if not isinstance(head, nn.Linear):
             raise UserError(
-                f"'{head_name}' of {type(network).__name__} is no linear classifier ({type(found).__name__})"
+                f"head '{head_name}' of {type(network).__name__} must be a linear layer (got {type(head).__name__})"
             )
-        if found.out_features != len(self.names) or len(set(self.names)) != len(self.names):
+        if head.out_features != len(self.names) or len(set(self.names)) != len(self.names):
             raise UserError(
-                f"the classifier '{head_name}' has {found.out_features} outputs: as many different class names are "
-                f"wanted, not {len(set(self.names))}"
+                f"head '{head_name}' has {head.out_features} outputs; expected as many different class names (got "
+                f"{len(set(self.names))})"
             )
 
     @property
     def head(self) -> nn.Linear:
         """The linear classifier."""
-        found = self.network.get_submodule(self.head_name)
-        assert isinstance(found, nn.Linear)
-        return found
+        head = self.network.get_submodule(self.head_name)
+        assert isinstance(head, nn.Linear)
+        return head
 
     @property
     def device(self) -> torch.device:
@@ -71,86 +74,83 @@ class Classifier(nn.Module):
         return self.head.weight.device
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels (normalized here), or floating-point ones as they are, to logits [B, C]."""
+        """Map uint8 pixels (normalized here), or floating-point ones as they are, to logits [B, C]."""
         if pixels.dtype == torch.uint8:
             if self.preprocess is None:
-                raise UserError("this classifier takes arrays of floating-point numbers, not images of 8 bits")
+                raise UserError("this classifier takes arrays of floating-point values (got 8-bit images)")
             pixels = self.preprocess.normalize(pixels)
-        result: Any = self.network(pixels)
-        return getattr(result, "logits", result)
+        outputs: Any = self.network(pixels)
+        # Models of transformers return an object, timm's the tensor itself.
+        return getattr(outputs, "logits", outputs)
 
     def logits_and_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, C], and what the head was given [B, D]."""
-        caught: list[Tensor] = []
-        handle = self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        """Return logits [B, C], and the input of the head [B, D]."""
+        inputs: list[Tensor] = []
+        # By a hook: every library names the method that stops in front of the head differently.
+        handle = self.head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
         try:
             logits = self(pixels)
         finally:
             handle.remove()
-        return logits, caught[-1].flatten(1)
+        return logits, inputs[-1].flatten(1)
 
 
-def formats() -> Iterator[tuple[str, Any]]:
-    """Names and modules of the known formats."""
-    for module in sorted(pkgutil.iter_modules(checkpoints.__path__), key=lambda one: one.name):
-        yield module.name, importlib.import_module(f"foveate.adapt.checkpoints.{module.name}")
+def classifier_formats() -> dict[str, Any]:
+    """Return the modules of the known formats by name."""
+    return {name: load_module(_FORMATS, name, label="classifier format") for name in module_names(_FORMATS)}
 
 
 def open_classifier(folder: Path, *, device: str | None = None) -> Classifier:
-    """Opens a classifier for use (evaluation mode), strictly: every tensor must be there and fit.
+    """Open a classifier in evaluation mode, strictly: every tensor must be there and fit.
 
     Raises:
-        UserError: no folder with config.json, a format that nothing here reads, weights missing or left over.
+        UserError: no folder with config.json, an unknown format, or weights missing or left over.
     """
     config_path = folder / "config.json"
     if not config_path.is_file():
-        raise UserError(f"{folder}: no classifier here; allowed are folders with config.json and model.safetensors")
+        raise UserError(f"{folder} is not a classifier: expected a folder with config.json and model.safetensors")
     config = read_json(config_path)
     if not isinstance(config, dict):
-        raise UserError(f"{config_path}: not a JSON object")
-    for name, module in formats():
-        if module.reads(folder, config):
-            found: Classifier = module.load(folder, config)
-            found.format = name
-            return found.to(choose_device(device or "auto")).eval()
-    known = "; ".join(f"{name}: {module.WHAT}" for name, module in formats())
-    raise UserError(f"{config_path}: no classifier of a known format ({known})")
+        raise UserError(f"{config_path}: expected a JSON object (got {type(config).__name__})")
+    formats = classifier_formats()
+    for name, module in formats.items():
+        if module.matches(folder, config):
+            classifier: Classifier = module.load(folder, config)
+            classifier.format = name
+            return classifier.to(choose_device(device or "auto")).eval()
+    known = "; ".join(f"{name}: {module.WHAT}" for name, module in formats.items())
+    raise UserError(f"{config_path}: not a classifier of a known format ({known})")
 
 
 def save_classifier(classifier: Classifier, target: Path, *, source: Path | None = None) -> Path:
-    """Writes a classifier in the format that it was opened in.
+    """Write a classifier in the format that it was opened in.
 
     Args:
-        source: the folder it was opened from, whose other files are kept.
+        source: the folder it was opened from, whose other files are copied.
 
     Raises:
-        UserError: when it has no format, or the target exists.
+        UserError: it has no format, or the target exists.
     """
     if target.exists():
-        raise UserError(f"{target}: exists already; give another folder")
-    module = dict(formats()).get(classifier.format)
+        raise UserError(f"{target} exists already; give another folder")
+    module = classifier_formats().get(classifier.format)
     if module is None:
         raise UserError("this classifier is in memory only: it was not opened from a folder of a known format")
     module.save(classifier, source, target)
     return target
 
 
-def load_strictly(network: nn.Module, tensors: dict[str, Tensor], *, name: str) -> None:
-    """Fills the network.
-
-    Raises:
-        UserError: naming tensors that are missing, left over or of another shape.
-    """
-    expected = network.state_dict()
-    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or unexpected:
-        raise UserError(
-            f"{name}: weights missing: {', '.join(missing[:3]) or 'none'} ({len(missing)}), "
-            f"unexpected: {', '.join(unexpected[:3]) or 'none'} ({len(unexpected)})"
-        )
-    for key, value in tensors.items():
-        if value.shape != expected[key].shape:
-            raise UserError(
-                f"{name}: '{key}' has shape {list(value.shape)}, the model's is {list(expected[key].shape)}"
-            )
-    network.load_state_dict(tensors, strict=True)
+def copy_with_weights(classifier: Classifier, source: Path | None, target: Path) -> None:
+    """Copy all files of `source` but its weights, and write model.safetensors; the folder appears at once."""
+    if source is None:
+        raise UserError(f"{target}: give the folder that the classifier was opened from; its configuration is copied")
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        # The index too: it names shards that the one file replaces.
+        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json"))
+        weights = {name: value.detach().cpu().contiguous() for name, value in classifier.network.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        commit_atomically(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,126 +1,127 @@
-"""Labeled images: a label field of a collection, or an npz file of images and labels."""
+"""Open labeled images: a label field of a collection, an npz file of images and labels, or a VTAB-1K task."""
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from foveate.adapt.calibration.settings import Augmentation
 from foveate.adapt.recipe import AdaptData
-from foveate.adapt.vtab import arrays_of, image_of, is_vtab, read_lists
-from foveate.core import seeds
-from foveate.core.errors import UserError, choose, nearest
+from foveate.adapt.vtab import image_loader, is_vtab, read_lists
+from foveate.core.errors import UserError, nearest
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.records.images import BadImage
-from foveate.training.loader import BadSample
+from foveate.training.augment import RandomViews
+from foveate.training.classification import LabeledImages, LoadSample
+from foveate.vision.colors import RandomColors
 from foveate.vision.preprocess import Preprocess, place_image, read_image, render_image
 
 
-@dataclass(frozen=True)
-class Labeled:
-    """Images with one class each.
-
-    Attributes:
-        name: of the data. classes: names by number. keys, labels_N, splits: by image; label -1 has none of the
-            classes.
-        image: number of an image to its uint8 pixels [3, S, S]; raises BadImage.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    keys: Sequence[str]
-    labels_N: NDArray[np.int64]
-    splits: NDArray[Any]
-    image: Callable[[int, bool], Tensor]
-
-    def rows(self, *splits: str) -> NDArray[np.int64]:
-        """Images of these splits that have a class.
-
-        Raises:
-            UserError: when a split does not exist, or none of its images has a class.
-        """
-        known = sorted(set(self.splits.tolist()) - {""})
-        for split in splits:
-            choose(split, known, f"split of {self.name}")
-        found = np.flatnonzero(np.isin(self.splits, splits) & (self.labels_N >= 0))
-        if not len(found):
-            raise UserError(f"{self.name}: no image of the split {' or '.join(splits)} has a class")
-        return found
-
-    def has(self, split: str) -> bool:
-        """Whether a split has images with a class."""
-        return bool(((self.splits == split) & (self.labels_N >= 0)).any())
-
-    def trained_on(self, rows: NDArray[np.int64]) -> dict[str, Any]:
-        """The data and the splits of rows that are trained on, as an adapter keeps them."""
-        return {"data": self.name, "splits": sorted(set(self.splits[rows].tolist()) - {""})}
-
-    def absent(self, rows: NDArray[np.int64]) -> list[str]:
-        """Classes that none of these images has."""
-        present = set(self.labels_N[rows].tolist())
-        return [name for number, name in enumerate(self.classes) if number not in present]
-
-    def few(
-        self, rows: NDArray[np.int64], shots: int | None, *, seed: int, some_absent: bool = False
-    ) -> NDArray[np.int64]:
-        """At most `shots` images of each class, drawn by the seed, in rising order.
-
-        Args:
-            some_absent: classes may have none: the head that training starts from knows them.
-
-        Raises:
-            UserError: when a class has none.
-        """
-        missing = self.absent(rows)
-        if missing and not some_absent:
-            raise UserError(f"{self.name}: class '{missing[0]}' has no training image ({len(missing)} such classes)")
-        if shots is None:
-            return rows
-        chosen = []
-        for number in range(len(self.classes)):
-            mine = rows[self.labels_N[rows] == number]
-            chosen.append(seeds.generator("shots", seed, number).permutation(mine)[:shots])
-        return np.sort(np.concatenate(chosen))
-
-
-def labeled(path: str | Path, data: AdaptData, preprocess: Preprocess) -> Labeled:
-    """The images of a collection folder, of an npz file, or of a VTAB-1K task with its lists.
+def augment_images(images: LabeledImages, augmentation: Augmentation) -> LoadSample | None:
+    """Return a loader of varied images, drawn by seed, epoch and key; None where nothing varies.
 
     Raises:
-        UserError: when it is neither, or a field is missing.
+        UserError: the images are arrays, of which nobody knows what they show.
     """
-    place = Path(path)
-    if place.suffix == ".npz":
-        return _of_arrays(place, data, preprocess)
-    if is_vtab(place):
-        return _of_lists(place, data, preprocess)
-    return of_collection(Collection.open(place), data, preprocess)
+    if augmentation == Augmentation():
+        return None
+    if images.size is None:
+        raise UserError(f"{images.name}: augmentation is for images of a collection; arrays are taken as they are")
+    size, crop, flip = images.size, augmentation.crop, augmentation.flip
+    views = RandomViews(scale=(crop, 1.0), flip=flip) if crop < 1 or flip else None
+    colors = RandomColors(augmentation.color, augmentation.gray) if augmentation.color or augmentation.gray else None
+
+    def load(row: int, epoch: int, seed: int) -> Tensor:
+        key, view = images.keys[row], View()
+        if views is not None:
+            width, height = size(row)
+            view = views.draw(width=width, height=height, seed=seed, epoch=epoch, key=key)
+        pixels = images.load(row, view)
+        return pixels if colors is None else colors.apply(pixels, seed=seed, epoch=epoch, key=key)
+
+    return load
 
 
-def of_collection(collection: Collection, data: AdaptData, preprocess: Preprocess) -> Labeled:
-    """The images of a collection with their values of `data.field`."""
+def load_images(path: str | Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
+    """Open the images of a collection folder, of an npz file, or of a VTAB-1K task with its lists.
+
+    Raises:
+        UserError: it is none of these, or a field is missing.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        return _open_npz(path, data, preprocess)
+    if is_vtab(path):
+        return _open_vtab(path, data, preprocess)
+    return open_collection(Collection.open(path), data, preprocess)
+
+
+def open_collection(collection: Collection, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
+    """Open the images of a collection with their values of `data.field`.
+
+    Raises:
+        UserError: the field is missing, or a class of `data.classes` has no image.
+    """
     if data.field is None:
         fields = sorted(set(collection.table("labels")["field"].to_pylist()))
-        raise UserError(f"field is missing: label fields of {collection.name} are {', '.join(fields) or 'none'}")
+        raise UserError(
+            f"data.field is missing; expected one of the label fields of {collection.name}: "
+            f"{', '.join(fields) or 'there are none'}"
+        )
     values = collection.label_values(data.field)
-
-    def image(row: int, flip: bool) -> Tensor:
-        return read_image(collection, row, preprocess, View(flip=flip))[0]
-
-    return _labeled(collection.name, collection.keys, values, collection.splits, data, image)
+    classes = _select_classes(values, data.classes, collection.name)
+    return _label_collection(collection, values, classes, preprocess)
 
 
-def _of_arrays(path: Path, data: AdaptData, preprocess: Preprocess) -> Labeled:
-    """images [N, H, W, 3] or [N, H, W] uint8, labels [N] (numbers or names), split [N] (names)."""
+def open_classifier_images(
+    collection: Collection, field: str, classes: Sequence[str], preprocess: Preprocess, *, splits: Sequence[str]
+) -> LabeledImages:
+    """Open the images of a collection for a classifier that exists already.
+
+    Args:
+        classes: of the classifier, in the order of its logits; some may have no image.
+        splits: in which every label has to be one of the classes.
+
+    Raises:
+        UserError: unknown field or split, a label that is not a class, a split without a labeled image.
+    """
+    values = collection.label_values(field)
+    for split in splits:
+        rows = collection.rows(split)
+        unknown = sorted(set(values[rows].tolist()) - {"", *classes})
+        if unknown:
+            raise UserError(
+                f"label field '{field}' of the collection {collection.name!r}: {len(unknown)} values are not classes of "
+                f"the model, first '{unknown[0]}'{nearest(unknown[0], classes)}"
+            )
+        if not (values[rows] != "").any():
+            raise UserError(f"no image of the split '{split}' has a label '{field}'")
+    return _label_collection(collection, values, classes, preprocess)
+
+
+def _label_collection(
+    collection: Collection, values: NDArray[Any], classes: Sequence[str], preprocess: Preprocess
+) -> LabeledImages:
+    def load(row: int, view: View) -> Tensor:
+        return read_image(collection, row, preprocess, view)[0]
+
+    def size(row: int) -> tuple[int, int]:
+        return int(collection.index["width"][row]), int(collection.index["height"][row])
+
+    labels = _number_labels(values, classes)
+    splits = np.asarray(collection.splits)
+    return LabeledImages(collection.name, tuple(classes), collection.keys, labels, splits, load, size)
+
+
+def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
+    """Open arrays images [N, H, W, 3] or [N, H, W] uint8, labels [N] (numbers or names), split [N] (names)."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -130,99 +131,61 @@ def _of_arrays(path: Path, data: AdaptData, preprocess: Preprocess) -> Labeled:
         raise UserError(f"{path}: not an npz file of plain arrays") from error
     for name in ("images", "labels", "split"):
         if name not in arrays:
-            raise UserError(f"{path}: array '{name}' is missing: images, labels and split are wanted")
-    images, labels, splits = arrays["images"], arrays["labels"].astype(str), arrays["split"].astype(str)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
-        raise UserError(f"{path}: images are {images.dtype} {list(images.shape)}, wanted are uint8 [N, H, W, 3]")
-    if not len(images) == len(labels) == len(splits):
-        raise UserError(f"{path}: {len(images)} images, {len(labels)} labels and {len(splits)} splits")
-    if data.field is not None:
-        raise UserError(f"field '{data.field}' has no meaning for {path}, whose labels are an array")
+            raise UserError(f"{path}: array '{name}' is missing; expected images, labels and split")
+    pixels, labels, splits = arrays["images"], arrays["labels"].astype(str), arrays["split"].astype(str)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
+        raise UserError(f"{path}: array 'images' is {pixels.dtype} {list(pixels.shape)}; expected uint8 [N, H, W, 3]")
+    if not len(pixels) == len(labels) == len(splits):
+        raise UserError(f"{path}: {len(pixels)} images, {len(labels)} labels and {len(splits)} splits")
+    _refuse_field(path, data, "an array")
 
-    def image(row: int, flip: bool) -> Tensor:
-        image = Image.fromarray(images[row]).convert("RGB")
-        return render_image(preprocess, image, place_image(preprocess, image.size, View(flip=flip)))
+    def load(row: int, view: View) -> Tensor:
+        image = Image.fromarray(pixels[row]).convert("RGB")
+        return render_image(preprocess, image, place_image(preprocess, image.size, view))
 
-    keys = [str(number) for number in range(len(images))]
-    return _labeled(path.name, keys, labels.astype(object), splits, data, image)
+    classes = _select_classes(labels, data.classes, path.name)
+    keys = [str(row) for row in range(len(pixels))]
+    return LabeledImages(path.name, tuple(classes), keys, _number_labels(labels, classes), splits, load)
 
 
-def _of_lists(folder: Path, data: AdaptData, preprocess: Preprocess) -> Labeled:
-    """A task of VTAB-1K: splits train (800), validation (200) and test."""
-    if data.field is not None:
-        raise UserError(f"field '{data.field}' has no meaning for {folder}, whose labels are in its lists")
+def _open_vtab(folder: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
+    """Open a task of VTAB-1K: splits train (800), validation (200) and test."""
+    _refuse_field(folder, data, "in its lists")
     keys, labels, splits = read_lists(folder)
-    image = image_of(folder, keys, preprocess)
-    return _labeled(folder.name, keys, *arrays_of(labels, splits), data, image)
+    values = np.array(labels, dtype=object)
+    classes = _select_classes(values, data.classes, folder.name)
+    load: Callable[[int, View], Tensor] = image_loader(folder, keys, preprocess)
+    return LabeledImages(folder.name, tuple(classes), keys, _number_labels(values, classes), np.array(splits), load)
 
 
-def _labeled(
-    name: str,
-    keys: Sequence[str],
-    values: NDArray[Any],
-    splits: NDArray[Any],
-    data: AdaptData,
-    image: Callable[[int, bool], Tensor],
-) -> Labeled:
-    known = sorted({str(value) for value in values.tolist()} - {""}, key=_by_number)
-    chosen = known if data.classes is None else data.classes
-    for one in chosen:
-        if one not in known:
-            raise UserError(f"class '{one}': no image of {name} has it{nearest(one, known)}")
-    if len(set(chosen)) < len(chosen):
-        raise UserError("classes: a class is named twice")
-    if len(chosen) < 2:
-        raise UserError(f"{name}: {len(chosen)} classes, wanted are at least two")
-    numbers = {one: number for number, one in enumerate(chosen)}
-    labels = np.array([numbers.get(str(value), -1) for value in values.tolist()], dtype=np.int64)
-    return Labeled(name, tuple(chosen), keys, labels, np.asarray(splits), image)
+def _refuse_field(path: Path, data: AdaptData, where: str) -> None:
+    if data.field is not None:
+        raise UserError(f"data.field '{data.field}' has no effect on {path}, whose labels are {where}")
 
 
-def _by_number(name: str) -> tuple[int, str]:
+def _select_classes(values: NDArray[Any], requested: Sequence[str] | None, name: str) -> list[str]:
+    """Return the classes to tell apart: all values of the labels, or those requested.
+
+    Raises:
+        UserError: a requested class has no image or is named twice, or there are fewer than two classes.
+    """
+    known = sorted({str(value) for value in values.tolist()} - {""}, key=_sort_key)
+    classes = known if requested is None else list(requested)
+    for label in classes:
+        if label not in known:
+            raise UserError(f"class '{label}': no image of {name} has it{nearest(label, known)}")
+    if len(set(classes)) < len(classes):
+        raise UserError("data.classes: a class is named twice")
+    if len(classes) < 2:
+        raise UserError(f"{name}: expected at least two classes (got {len(classes)})")
+    return classes
+
+
+def _sort_key(name: str) -> tuple[int, str]:
+    # Numbers by value, so that class "10" follows "9"; names before them, by letters.
     return (int(name), name) if name.isdecimal() else (-1, name)
 
 
-class ImageDataset:
-    """Training samples as pixels; `flip` mirrors every other epoch by the seed."""
-
-    def __init__(self, data: Labeled, *, flip: bool) -> None:
-        self.data, self.flip = data, flip
-
-    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
-        """Pixels and class of an image."""
-        mirrored = self.flip and seeds.uniform("flip", seed, row, epoch) < 0.5
-        try:
-            pixels = self.data.image(row, mirrored)
-        except BadImage as problem:
-            raise BadSample(self.data.keys[row], str(problem)) from problem
-        return {"given": pixels, "label": int(self.data.labels_N[row]), "key": self.data.keys[row]}
-
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """One batch."""
-        return collate(samples)
-
-
-class KeptDataset:
-    """Training samples as what a `Prefix` kept of them."""
-
-    def __init__(self, kept: dict[int, Tensor], data: Labeled, bad: dict[int, str]) -> None:
-        self.kept, self.data, self.bad = kept, data, bad
-
-    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
-        """What was kept, and the class, of an image."""
-        if row in self.bad:
-            raise BadSample(self.data.keys[row], self.bad[row])
-        return {"given": self.kept[row], "label": int(self.data.labels_N[row]), "key": self.data.keys[row]}
-
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """One batch."""
-        return collate(samples)
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stacks samples."""
-    return {
-        "given": torch.stack([sample["given"] for sample in samples]),
-        "label": torch.tensor([sample["label"] for sample in samples]),
-        "keys": [sample["key"] for sample in samples],
-    }
+def _number_labels(values: NDArray[Any], classes: Sequence[str]) -> NDArray[np.int64]:
+    indices = {label: index for index, label in enumerate(classes)}
+    return np.array([indices.get(str(value), -1) for value in values.tolist()], dtype=np.int64)

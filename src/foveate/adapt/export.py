@@ -1,7 +1,7 @@
-"""Adapted models for other libraries: PEFT's adapter folder, or merged weights in the backbone's own format.
+"""Export adapted models for other libraries: PEFT's adapter folder, or merged weights in the backbone's own format.
 
 Each export is loaded again with the library that it is for, and compared on images of noise; the largest difference
-is given back and stands in the export's card.
+is returned and written into the export's card.
 """
 
 from __future__ import annotations
@@ -15,79 +15,44 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from foveate.adapt.backbone import InProjection
-from foveate.adapt.folder import adapter_folder, load_adapter, read_config
+from foveate.adapt.backbone import InProjection, map_backbone
+from foveate.adapt.folder import find_adapter_folder, load_adapter, read_adapter_config
 from foveate.adapt.heads import describe_head
-from foveate.adapt.load_backbone import Opened, backbone_settings, open_backbone
+from foveate.adapt.load_backbone import LoadedBackbone, load_backbone, parse_backbone
 from foveate.adapt.methods.lora import LoraAdapter
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.registry import method
+from foveate.adapt.registry import get_method
+from foveate.adapt.results import MergeResult
 from foveate.core.errors import UserError
 from foveate.core.files import write_bytes_atomically, write_json_atomically, write_text_atomically
 
-
-def open_adapted(path: Path, *, backbone: str | None = None) -> tuple[AdaptedModel, Opened, dict[str, Any]]:
-    """A saved adapter on its backbone, opened as it was for training; and what is saved beside it.
-
-    Args:
-        backbone: where the backbone is now, if not where it was.
-
-    Raises:
-        UserError: when the adapter does not say where its backbone is, or it is another one.
-    """
-    folder = adapter_folder(path)
-    info = read_config(folder)["info"]
-    if backbone is None and "backbone" not in info:
-        raise UserError(f"{folder}: does not say where its backbone is; give --backbone")
-    opened = open_backbone(info["backbone"] if backbone is None else backbone_settings(backbone))
-    return load_adapter(opened.model, folder), opened, info
-
-
-def merge_adapter(path: Path, to: Path, *, form: str, backbone: str | None = None) -> dict[str, Any]:
-    """Writes an adapter's merged model ("merged") or PEFT's folder ("peft"); see `foveate.adapt.export`."""
-    if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
-        raise UserError(f"{to}: exists and is not empty; give another folder")
-    adapted, opened, _ = open_adapted(path, backbone=backbone)
-    difference = None
-    if form == "peft":
-        export_peft(adapted, to)
-    else:
-        _, difference = export_merged(adapted, to, model_args=opened.model_args)
-    return {
-        "method": adapted.adapter().settings.method,
-        "backbone": opened.settings,
-        "format": form,
-        "difference": difference,
-    }
-
-
-_ALLOWED = 1e-3
+_MAX_DIFFERENCE = 1e-3  # relative to the largest output; merging in float32 stays below 1e-5
 IMAGES = 4
 _RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 def export_peft(adapted: AdaptedModel, folder: str | Path) -> Path:
-    """Writes adapter_config.json and adapter_model.safetensors as PEFT's `PeftModel.from_pretrained` reads them.
+    """Write adapter_config.json and adapter_model.safetensors as PEFT's `PeftModel.from_pretrained` reads them.
 
     A linear head goes along where the backbone has a classifier of the same shape under its own name.
 
     Raises:
-        UserError: for a method that PEFT does not have, or a place that it addresses in another way.
+        UserError: a method that PEFT does not have, or a module that it addresses in another way.
     """
     path, adapter = Path(folder), adapted.adapter()
     name = adapter.settings.method
-    kind = method(name).peft
+    kind = get_method(name).peft
     if not kind:
         raise UserError(f"PEFT has no method '{name}': export merged weights, or keep Foveate's adapter folder")
     config: dict[str, Any]
     if isinstance(adapter, LoraAdapter):
         tensors, config = _lora(adapted, adapter)
     else:
-        assert adapter.exchange is not None
-        tuned = adapter.exchange.own(adapted.model)
+        assert adapter.parameter_swap is not None
+        tuned = adapter.parameter_swap.tuned_values(adapted.model)
         tensors = {_inserted(key, "ln_tuning_layers"): value for key, value in tuned.items()}
         config = {"target_modules": _pattern(sorted({key.rpartition(".")[0] for key in tuned}))}
-    head = adapted.view.classifier
+    head = adapted.backbone.classifier
     owner = dict(adapted.model.named_modules()).get(head) if head else None
     config["modules_to_save"] = None
     if isinstance(owner, nn.Linear) and isinstance(adapted.head, nn.Linear):
@@ -101,16 +66,17 @@ def export_peft(adapted: AdaptedModel, folder: str | Path) -> Path:
         "inference_mode": True,
         "auto_mapping": {"base_model_class": base.__name__, "parent_library": base.__module__},
     }
-    whole = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_bytes_atomically(path / "adapter_model.safetensors", save(whole, metadata={"format": "pt"}))
+    # PEFT saves names as they are inside its own two wrappers.
+    prefixed = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_bytes_atomically(path / "adapter_model.safetensors", save(prefixed, metadata={"format": "pt"}))
     write_json_atomically(path / "adapter_config.json", config)
     return path
 
 
 def _lora(adapted: AdaptedModel, adapter: LoraAdapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
-    places = []
-    for block in adapted.view.blocks:
+    targets = []
+    for block in adapted.backbone.blocks:
         if str(block.number) not in adapter.blocks:
             continue
         pair = adapter.pair(block.number)
@@ -118,11 +84,11 @@ def _lora(adapted: AdaptedModel, adapter: LoraAdapter) -> tuple[dict[str, Tensor
         for module, part in zip(block.qkv, rows, strict=True):
             if isinstance(module, InProjection):
                 raise UserError(
-                    f"{adapted.view.name_of(module)}: PEFT changes the whole attention of open_clip's towers, not its "
+                    f"{adapted.backbone.name_of(module)}: PEFT changes the whole attention of open_clip's towers, not its "
                     "input projection; export merged weights instead"
                 )
-            name = adapted.view.name_of(module)
-            places.append(name)
+            name = adapted.backbone.name_of(module)
+            targets.append(name)
             # A copy each: safetensors refuses tensors that share memory.
             tensors[f"{name}.lora_A.weight"] = pair.a.weight.clone()
             tensors[f"{name}.lora_B.weight"] = part.clone()
@@ -132,7 +98,7 @@ def _lora(adapted: AdaptedModel, adapter: LoraAdapter) -> tuple[dict[str, Tensor
         "lora_alpha": settings.factor * settings.rank * adapter.strength,
         "lora_dropout": settings.dropout,
         "bias": "none",
-        "target_modules": _pattern(places),
+        "target_modules": _pattern(targets),
     }
 
 
@@ -142,108 +108,108 @@ def _inserted(key: str, part: str) -> str:
 
 
 def _pattern(names: list[str]) -> str:
-    """A regular expression of exactly these names: PEFT's lists match by ending, and so match too much."""
+    """Return a regular expression of exactly these names."""
+    # Not a list: PEFT matches lists by the ending of names, and so would match too much.
     return "(" + "|".join(re.escape(name) for name in names) + ")"
 
 
 def export_merged(
     adapted: AdaptedModel, folder: str | Path, *, model_args: dict[str, Any] | None = None
 ) -> tuple[Path, float]:
-    """Writes the merged model in its backbone's own format; returns the folder and the largest difference of outputs.
+    """Write the merged model in its backbone's own format; return the folder and the largest difference of outputs.
 
     timm: a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, with the head. transformers: a folder
-    for `from_pretrained`, the head beside it in head.safetensors. A localizing model of Foveate: a model folder.
-    Others: model.safetensors with the backbone's names, the head beside it.
+    for `from_pretrained`, the head next to it in head.safetensors. A localizing model of Foveate: a model folder.
+    Others: model.safetensors with the backbone's names, the head next to it.
 
     Args:
-        model_args: arguments that the timm network was built with, beside its name.
+        model_args: further arguments that the timm network was built with.
 
     Raises:
-        UserError: where the method cannot be merged, with the reason, or the reloaded model gives something else.
+        UserError: the method cannot be merged (the message says why), or the reloaded model has other outputs.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     was_merged, was_training = adapted.is_merged, adapted.training
-    unmerged = not was_merged
     adapted.eval()
     pixels = _noise(adapted)
     with torch.no_grad():
         before = adapted(pixels).float()
-    if unmerged:
+    if not was_merged:
         adapted.merge()
     try:
         with torch.no_grad():
             after = _write(adapted, path, pixels, model_args or {})
     finally:
-        if unmerged:
+        if not was_merged:
             adapted.unmerge()
         adapted.train(was_training)
     difference = float((after.float() - before).abs().max())
-    if not difference <= _ALLOWED * max(1.0, float(before.abs().max())):
-        raise UserError(f"{path}: the exported model gives other outputs (largest difference {difference:.3g})")
+    if not difference <= _MAX_DIFFERENCE * max(1.0, float(before.abs().max())):
+        raise UserError(f"{path}: the exported model has other outputs (largest difference {difference:.3g})")
     write_text_atomically(path / "README.md", _card(adapted, difference))
     return path, difference
 
 
 def _noise(adapted: AdaptedModel) -> Tensor:
-    """Images of noise of the size that the backbone takes."""
-    view = adapted.view
-    rows, columns = view.grid if view.grid[0] else (7, 7)
-    patch = view.patch_size or 32
+    """Return images of noise of the size that the backbone takes."""
+    backbone = adapted.backbone
+    rows, columns = backbone.grid if backbone.grid[0] else (7, 7)
+    patch = backbone.patch_size or 32
     generator = torch.Generator().manual_seed(0)
-    like = next(iter(view.parameters_of_tower().values()))
-    shape = (IMAGES, view.channels, rows * patch, columns * patch)
+    like = next(iter(backbone.tower_parameters().values()))
+    shape = (IMAGES, backbone.channels, rows * patch, columns * patch)
     return torch.randn(shape, generator=generator).to(like.device, like.dtype)
 
 
 def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[str, Any]) -> Tensor:
-    """Writes the merged model and gives the outputs of the reloaded one."""
+    """Write the merged model and return the outputs of the reloaded one."""
     from foveate.vision.localizer.model import LocalizingModel
 
     model: Any = adapted.model
-    if adapted.view.family in ("timm", "cnn"):
+    if adapted.backbone.family in ("timm", "cnn"):
         return _timm(adapted, path, pixels, model_args)
     head = {key: value.detach().cpu().contiguous() for key, value in adapted.head.state_dict().items()}
     write_bytes_atomically(path / "head.safetensors", save(head))
     write_json_atomically(path / "head.json", describe_head(adapted.head))
-    if adapted.view.family == "transformers":
+    if adapted.backbone.family == "transformers":
         from foveate.vision.hf.loading import quiet
 
         with quiet():
             model.save_pretrained(path)
-            again = type(model).from_pretrained(path, dtype=pixels.dtype).eval()
-        shown = adapted.info[adapted.active].get("preprocess")
-        if shown is not None:
-            write_json_atomically(path / "preprocessor_config.json", _processor(shown, model.config.model_type))
+            reloaded = type(model).from_pretrained(path, dtype=pixels.dtype).eval()
+        preprocess = adapted.info[adapted.active].get("preprocess")
+        if preprocess is not None:
+            config = _processor_config(preprocess, model.config.model_type)
+            write_json_atomically(path / "preprocessor_config.json", config)
     elif isinstance(model, LocalizingModel):
         from foveate.vision.localizer.folder import load_model, save_model
 
         save_model(model, path, provenance={"adapted_with": adapted.adapter().settings.model_dump(mode="json")})
-        again = load_model(path, device="cpu")
+        reloaded = load_model(path, device="cpu")
     else:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         write_bytes_atomically(path / "model.safetensors", save(state))
-        return adapted.head(adapted.view.features(pixels))
-    from foveate.adapt.backbones.registry import view_of
-
-    return adapted.head(view_of(again.to(pixels.device)).features(pixels))
+        return adapted.head(adapted.backbone.features(pixels))
+    return adapted.head(map_backbone(reloaded.to(pixels.device)).features(pixels))
 
 
-def _processor(shown: dict[str, Any], kind: str) -> dict[str, Any]:
-    """What an image processor of transformers says of a preprocessing; it knows no bars at the sides."""
-    size = shown["size"]
+def _processor_config(preprocess: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return a preprocessing as an image processor of transformers declares it."""
+    # It has no padding: a letterbox becomes the center crop that comes nearest (the card says so).
+    size = preprocess["size"]
     return {
         "image_processor_type": "BitImageProcessor" if kind.startswith("dinov2") else "CLIPImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": size},
-        "resample": _RESAMPLING[shown["interpolation"]],
+        "resample": _RESAMPLING[preprocess["interpolation"]],
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(shown["mean"]),
-        "image_std": list(shown["std"]),
+        "image_mean": list(preprocess["mean"]),
+        "image_std": list(preprocess["std"]),
         "do_convert_rgb": True,
     }
 
@@ -254,12 +220,12 @@ def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[st
 
     head = adapted.head
     if not isinstance(head, nn.Linear):
-        raise UserError(f"a head of type {type(head).__name__} has no place in a timm model: export its weights apart")
+        raise UserError(f"a timm model takes a linear head (got {type(head).__name__}): export its weights separately")
     model: Any = copy.deepcopy(adapted.model)
-    vars(model).pop("_foveate_adapted", None)
+    vars(model).pop("_foveate_adapted", None)  # the mark of AdaptedModel, which a copy inherits
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if not name:
-        raise UserError("this timm network was not made by timm.create_model: it has no architecture's name to save")
+        raise UserError("this timm network was not built by timm.create_model: it has no architecture name to save")
     model.reset_classifier(head.out_features)
     classifier: Any = model.get_classifier()
     classifier.load_state_dict(head.state_dict())
@@ -268,7 +234,7 @@ def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[st
     if len(info.get("classes", ())) == head.out_features:
         about["label_names"] = info["classes"]
     size = info.get("preprocess", {}).get("size")
-    channels = adapted.view.channels
+    channels = adapted.backbone.channels
     if channels != 3:
         arguments.setdefault("in_chans", channels)
         # Without its name: timm would turn the weights of a first convolution of three channels into ones of others.
@@ -276,35 +242,77 @@ def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[st
         model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (channels, height, width), "first_conv": None}
     if size is not None:
         model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (channels, size, size)}
-    if adapted.view.blocks:
+    if adapted.backbone.blocks:
         arguments.setdefault("img_size", int(model.patch_embed.img_size[0]))
         if size not in (None, int(model.patch_embed.img_size[0])):
             arguments["dynamic_img_size"] = True  # as it was tuned: positions are resampled
     save_for_hf(model, str(path), model_config=about, model_args=arguments, safe_serialization=True)
-    again = timm.create_model(f"local-dir:{path}", pretrained=True).to(pixels).eval()
-    return again(pixels)
+    reloaded = timm.create_model(f"local-dir:{path}", pretrained=True).to(pixels).eval()
+    return reloaded(pixels)
 
 
 def _card(adapted: AdaptedModel, difference: float) -> str:
     settings = adapted.adapter().settings
-    said = settings.model_dump(mode="json", exclude_none=True, exclude={"method"})
-    options = ", ".join(f"{key} {value}" for key, value in said.items())
+    fields = settings.model_dump(mode="json", exclude_none=True, exclude={"method"})
+    options = ", ".join(f"{key} {value}" for key, value in fields.items())
     return f"""# Merged model
 
 A {type(adapted.model).__name__} adapted with {settings.method}{f" ({options})" if options else ""} by Foveate.
 The adapter is part of its weights. Loaded again and compared on {IMAGES} images of noise: the largest absolute
 difference of the outputs is {difference:.3g}.
-{_images(adapted.info[adapted.active].get("preprocess"))}"""
+{_describe_images(adapted.info[adapted.active].get("preprocess"))}"""
 
 
-def _images(shown: dict[str, Any] | None) -> str:
-    """How the images of its training were brought to size, for the card."""
-    if shown is None:
+def _describe_images(preprocess: dict[str, Any] | None) -> str:
+    """Return how the images of its training were resized, for the card."""
+    if preprocess is None:
         return ""
-    said = f"It was tuned on {shown['size']} x {shown['size']} pixels"
-    if shown["geometry"] == "center_crop":
-        return f"\n{said} from the middle of each image.\n"
+    text = f"It was tuned on {preprocess['size']} x {preprocess['size']} pixels"
+    if preprocess["geometry"] == "center_crop":
+        return f"\n{text} from the center of each image.\n"
     return f"""
-{said} with whole images and bars at the sides. timm and transformers take the middle of
+{text} with whole images and bars at the sides. timm and transformers take the center of
 each image instead: where yours are not square, answers may differ.
 """
+
+
+def open_adapted(path: Path, *, backbone: str | None = None) -> tuple[AdaptedModel, LoadedBackbone, dict[str, Any]]:
+    """Open a saved adapter on its backbone, loaded as for training; return what is saved with it, too.
+
+    Args:
+        path: adapter folder, or the run folder of `adapt train`.
+        backbone: where the backbone is now, if it moved.
+
+    Raises:
+        UserError: the adapter does not say where its backbone is, or it is another one.
+    """
+    folder = find_adapter_folder(path)
+    info = read_adapter_config(folder)["info"]
+    if backbone is None and "backbone" not in info:
+        raise UserError(f"{folder} does not say where its backbone is; give --backbone")
+    network = load_backbone(info["backbone"] if backbone is None else parse_backbone(backbone))
+    return load_adapter(network.model, folder), network, info
+
+
+def merge_adapter(path: Path, to: Path, *, format: str, backbone: str | None = None) -> MergeResult:
+    """Write an adapter's merged model ("merged") or PEFT's folder ("peft").
+
+    Args:
+        path: adapter folder, or the run folder of `adapt train`.
+        to: folder, new or empty.
+        format: "merged" or "peft".
+        backbone: where the backbone is now, if it moved.
+
+    Raises:
+        UserError: `to` is not empty, or see `export_merged` and `export_peft`.
+    """
+    if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
+        raise UserError(f"{to} exists and is not empty; give another folder")
+    adapted, network, _ = open_adapted(path, backbone=backbone)
+    difference = None
+    if format == "peft":
+        export_peft(adapted, to)
+    else:
+        _, difference = export_merged(adapted, to, model_args=network.model_args)
+    method = adapted.adapter().settings.method
+    return MergeResult(method=method, backbone=network.settings, format=format, difference=difference)

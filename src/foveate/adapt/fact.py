@@ -15,9 +15,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import BlockAdapter, BranchSettings, Handle, check_rank, chosen_blocks, on_output, zero
-from foveate.adapt.backbone import Backbone, value_of
-from foveate.adapt.parameter_swap import wider
+from foveate.adapt.adapter import (
+    BlockAdapter,
+    BranchSettings,
+    Handle,
+    check_rank,
+    hook_output,
+    init_zero,
+    select_blocks,
+)
+from foveate.adapt.backbone import Backbone, get_tensor
+from foveate.adapt.parameter_swap import upcast
 from foveate.core.errors import UserError
 
 
@@ -41,17 +49,17 @@ class FactAdapter(BlockAdapter[FactS]):
 
     def __init__(self, settings: FactS, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
-        blocks = chosen_blocks(backbone, settings)
+        blocks = select_blocks(backbone, settings)
         width = backbone.width
         rank = check_rank(settings.rank, width)
-        hidden = {fc1.out_features for fc1, _ in backbone.need_mlps(settings.method)}
+        hidden = {fc1.out_features for fc1, _ in backbone.require_mlps(settings.method)}
         if len(hidden) > 1 or min(hidden) % width:
             raise UserError(f"{settings.method}: hidden widths {sorted(hidden)} are no multiple of the width {width}")
         self.ratio = hidden.pop() // width
         self.numbers = [block.number for block in blocks]
         self.u = nn.Linear(width, rank, bias=False)
         self.v = nn.Linear(rank, width, bias=False)
-        zero(self.v)
+        init_zero(self.v)
         self.dropout = nn.Dropout(settings.dropout)
         self.build_cores(rank, len(blocks))
 
@@ -60,26 +68,26 @@ class FactAdapter(BlockAdapter[FactS]):
         """Makes the parameters of the cores."""
 
     @abstractmethod
-    def cores(self, place: int) -> dict[str, Tensor]:
-        """Of the `place`-th chosen block: "q", "k", "v", "proj" [r, r], "fc1" [m r, r], "fc2" [r, m r]: each maps U x
+    def cores(self, index: int) -> dict[str, Tensor]:
+        """Of the `index`-th chosen block: "q", "k", "v", "proj" [r, r], "fc1" [m r, r], "fc2" [r, m r]: each maps U x
         to what V takes."""
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """One behind each projection."""
-        for place, block in enumerate(chosen_blocks(backbone, self.settings)):
+        for index, block in enumerate(select_blocks(backbone, self.settings)):
             parts = (("q", "k", "v"),) if len(block.qkv) == 1 else (("q",), ("k",), ("v",))
             assert block.fc1 is not None
             assert block.fc2 is not None
             for module, names in zip(block.qkv, parts, strict=True):
-                yield on_output(module, self._added(place, names))
-            yield on_output(block.proj, self._added(place, ("proj",)))
-            yield on_output(block.fc1, self._added(place, ("fc1",)))
-            yield on_output(block.fc2, self._added(place, ("fc2",)))
+                yield hook_output(module, self._added(index, names))
+            yield hook_output(block.proj, self._added(index, ("proj",)))
+            yield hook_output(block.fc1, self._added(index, ("fc1",)))
+            yield hook_output(block.fc2, self._added(index, ("fc2",)))
 
-    def _added(self, place: int, names: tuple[str, ...]) -> Any:
+    def _added(self, index: int, names: tuple[str, ...]) -> Any:
         def change(output: Tensor, x: Tensor | None) -> Tensor:
             assert x is not None
-            cores = self.cores(place)
+            cores = self.cores(index)
             factor = self.settings.scale * self.strength
             return output + self._high(x, [cores[name] for name in names], narrow=names == ("fc2",)) * factor
 
@@ -96,22 +104,22 @@ class FactAdapter(BlockAdapter[FactS]):
         parts = [part.unflatten(-1, (-1, rank)) for part in inner]
         return self.v(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)).flatten(-2)
 
-    def places(self, backbone: Backbone) -> list[str]:
+    def matched_names(self, backbone: Backbone) -> list[str]:
         """The projections."""
         found = []
-        for block in chosen_blocks(backbone, self.settings):
+        for block in select_blocks(backbone, self.settings):
             assert block.fc1 is not None
             assert block.fc2 is not None
             found += [backbone.name_of(module) for module in (*block.qkv, block.proj, block.fc1, block.fc2)]
         return found
 
-    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+    def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
         """W + s V T U."""
         found = {}
         factor = self.settings.scale * self.strength
-        u, v = wider(self.u.weight), wider(self.v.weight)
-        for place, block in enumerate(chosen_blocks(backbone, self.settings)):
-            cores = {name: wider(core) for name, core in self.cores(place).items()}
+        u, v = upcast(self.u.weight), upcast(self.v.weight)
+        for index, block in enumerate(select_blocks(backbone, self.settings)):
+            cores = {name: upcast(core) for name, core in self.cores(index).items()}
             square = {name: v @ cores[name] @ u for name in ("q", "k", "v", "proj")}
             rank = len(u)
             fc1 = torch.cat([v @ core @ u for core in cores["fc1"].split(rank)])
@@ -122,7 +130,7 @@ class FactAdapter(BlockAdapter[FactS]):
             added = [(block.proj, square["proj"]), (block.fc1, fc1), (block.fc2, fc2)]
             added += [(block.qkv[0], torch.cat(qkv))] if len(block.qkv) == 1 else list(zip(block.qkv, qkv, strict=True))
             for module, delta in added:
-                weight = value_of(module, "weight")
+                weight = get_tensor(module, "weight")
                 assert weight is not None
-                found[backbone.key(module, "weight")] = wider(weight) + factor * delta
+                found[backbone.key(module, "weight")] = upcast(weight) + factor * delta
         return found

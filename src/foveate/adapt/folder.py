@@ -12,24 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import MethodSettings
-from foveate.adapt.heads import describe_head, head_of
+from foveate.adapt.heads import build_head, describe_head
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.parameter_summary import grouped
-from foveate.adapt.registry import settings_of
+from foveate.adapt.parameter_summary import list_matches
+from foveate.adapt.registry import parse_settings
 from foveate.core.errors import UserError
-from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically
+from foveate.core.model_folder import check_tensors, read_config, read_tensors, write_model_folder
 from foveate.core.progress import say
-from foveate.core.version import __version__
 
 KIND = "foveate-adapter"
-# 2 has a strength of the branch beside what 1 has; it is written only where that is not 1, so that earlier versions
-# open all that they understand, and refuse the rest.
-FORMATS = (1, 2)
+# 3 always has `strength`; 1 had none, 2 only where it was not 1.
+FORMAT = 3
 CONFIG, WEIGHTS = "adapter.json", "adapter.safetensors"
 
 
@@ -42,131 +38,125 @@ def save_adapter(
     tensors: Mapping[str, Tensor] | None = None,
     strength: float | None = None,
 ) -> Path:
-    """Writes an adapter with its head, each file atomically, adapter.json last; returns the folder.
+    """Write an adapter with its head, each file atomically, adapter.json last; return the folder.
 
     Args:
-        settings, tensors, strength: others than its own, for models that were made of it (`foveate.adapt.wise`).
+        name: of the adapter; the one in use by default.
+        settings, tensors, strength: instead of the adapter's own, for models derived from it (`foveate.adapt.wise`).
     """
-    path, name = Path(folder), name or adapted.active
+    name = name or adapted.active
     adapter = adapted.adapter(name)
-    tensors = tensors_of(adapted, name) if tensors is None else tensors
-    strength = adapter.strength if strength is None else strength
-    write_bytes_atomically(
-        path / WEIGHTS, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-    )
-    write_json_atomically(
-        path / CONFIG,
-        {
-            "kind": KIND,
-            **({"format": 1} if strength == 1 else {"format": 2, "strength": strength}),
-            "foveate": __version__,
-            "settings": (settings or adapter.settings).model_dump(mode="json"),
-            "head": describe_head(adapted.heads[name]),
-            "head_trained_before": name in adapted.first_heads,
-            "backbone": {
-                **adapted.view.describe(),
-                "weights": adapted.digest,
-                "buffers": adapted.view.buffers_digest(),
-            },
-            "info": adapted.info[name],
+    config = {
+        "strength": adapter.strength if strength is None else strength,
+        "settings": (settings or adapter.settings).model_dump(mode="json"),
+        "head": describe_head(adapted.heads[name]),
+        "head_trained_before": name in adapted.first_heads,
+        "backbone": {
+            **adapted.backbone.describe(),
+            "weights": adapted.digest,
+            "buffers": adapted.backbone.buffers_digest(),
         },
+        "info": adapted.info[name],
+    }
+    return write_model_folder(
+        Path(folder),
+        kind=KIND,
+        format=FORMAT,
+        config=config,
+        tensors=adapter_tensors(adapted, name) if tensors is None else tensors,
+        config_name=CONFIG,
+        weights_name=WEIGHTS,
     )
-    return path
 
 
-def tensors_of(adapted: AdaptedModel, name: str) -> dict[str, Tensor]:
-    """What a folder holds of an adapter: its tensors, its head, the head that it started from."""
-    found: dict[str, Tensor] = {f"adapter.{key}": value for key, value in adapted.tensors(name).items()}
-    found |= {f"head.{key}": value for key, value in adapted.heads[name].named_parameters()}
+def adapter_tensors(adapted: AdaptedModel, name: str) -> dict[str, Tensor]:
+    """Return what a folder holds of an adapter: its tensors, its head, the head that it started from."""
+    tensors: dict[str, Tensor] = {f"adapter.{key}": value for key, value in adapted.tensors(name).items()}
+    tensors |= {f"head.{key}": value for key, value in adapted.heads[name].named_parameters()}
     if name in adapted.first_heads:
-        found |= {f"first_head.{key}": value for key, value in adapted.first_heads[name].named_parameters()}
-    return found
+        tensors |= {f"first_head.{key}": value for key, value in adapted.first_heads[name].named_parameters()}
+    return tensors
 
 
-def adapter_folder(path: Path) -> Path:
-    """The adapter folder of a path: itself, or `adapter` in a run folder."""
+def find_adapter_folder(path: Path) -> Path:
+    """Return the adapter folder of a path: itself, or `adapter` in a run folder."""
     inner = path / "adapter"
     return inner if not (path / CONFIG).is_file() and (inner / CONFIG).is_file() else path
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The content of an adapter folder's adapter.json, with a strength in every format.
+def read_adapter_config(folder: str | Path) -> dict[str, Any]:
+    """Read and check the adapter.json of an adapter folder.
 
     Raises:
-        UserError: when the folder is none, or of a newer format.
+        UserError: the folder is not an adapter, of another format, or a field is missing or wrong.
     """
     path = Path(folder)
-    if not (path / CONFIG).is_file():
-        inner = path / "adapter"
-        hint = f". Did you mean '{inner}'?" if (inner / CONFIG).is_file() else ""
-        raise UserError(f"{path}: not an adapter folder, it has no {CONFIG}{hint}")
-    config = read_json(path / CONFIG)
-    if not isinstance(config, dict) or config.get("kind") != KIND:
-        raise UserError(f"{path / CONFIG}: field 'kind' must be '{KIND}'")
-    if config.get("format") not in FORMATS:
-        allowed = " and ".join(map(str, FORMATS))
-        raise UserError(f"{path / CONFIG}: format {config.get('format')}, this version reads {allowed}")
-    strength = config.get("strength") if config["format"] == 2 else 1.0
+    sections = dict.fromkeys(("settings", "head", "backbone", "info"), dict)
+    config = read_config(
+        path, kind=KIND, formats=[FORMAT], fields=sections, label="adapter", config_name=CONFIG, inner="adapter"
+    )
+    strength = config.get("strength")
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
-        raise UserError(f"{path / CONFIG}: field 'strength' must be a number, it is {strength}")
-    for key in ("settings", "head", "backbone", "info"):
-        if not isinstance(config.get(key), dict):
-            raise UserError(f"{path / CONFIG}: field '{key}' is missing")
+        raise UserError(f"{path / CONFIG}: field 'strength' must be a finite number (got {strength})")
     return {**config, "strength": float(strength)}
 
 
-def add_saved(adapted: AdaptedModel, folder: str | Path, *, name: str = "default", other_weights: bool = False) -> None:
-    """Adds a saved adapter to an adapted model and uses it; prints what it matched.
+def add_adapter(
+    adapted: AdaptedModel, folder: str | Path, *, name: str = "default", other_weights: bool = False
+) -> None:
+    """Add a saved adapter to an adapted model and use it; print what it matched.
 
     Args:
         other_weights: allow a backbone of the same architecture with other values than the adapter was trained on.
 
     Raises:
-        UserError: when backbone, tensors or shapes differ from the saved ones.
+        UserError: backbone, tensors or shapes differ from the saved ones.
     """
-    path, config = Path(folder), read_config(folder)
+    path, config = Path(folder), read_adapter_config(folder)
     _check_backbone(adapted, config["backbone"], path, other_weights)
-    settings = settings_of(config["settings"])
-    tensors = _read(path / WEIGHTS)
+    settings = parse_settings(config["settings"])
+    tensors = read_tensors(path / WEIGHTS)
     try:
-        head = head_of(config["head"])
+        head = build_head(config["head"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / CONFIG}: field 'head' is damaged ({error})") from error
     before = adapted.active
     adapted.add(settings, head=head, name=name)
     try:
         if not config.get("head_trained_before"):
+            # `add` takes every given head for one that was trained; this one only brings the shapes.
             del adapted.first_heads[name]
-        expected = tensors_of(adapted, name)
-        _compare(tensors, expected, path / WEIGHTS)
+        expected = adapter_tensors(adapted, name)
+        _check_values(tensors, expected, path / WEIGHTS)
         with torch.no_grad():
             for key, value in expected.items():
                 value.copy_(tensors[key])
     except BaseException:
         adapted.remove(name, use=before)
         raise
-    adapted.adapter(name).strength = config["strength"]
+    adapter = adapted.adapter(name)
+    adapter.strength = config["strength"]
     adapted.info[name] = config["info"]
-    body = sum(value.numel() for key, value in tensors.items() if key.startswith("adapter."))
-    places = ", ".join(grouped(adapted.adapter(name).places(adapted.view))[:8]) or "the head alone"
-    say(f"loaded {len(tensors)} tensors of {path} ({body:,} numbers beside the head): {places}")
+    count = sum(value.numel() for key, value in tensors.items() if key.startswith("adapter."))
+    matches = list_matches(adapter, adapted.backbone) or "the head alone"
+    say(f"loaded {len(tensors)} tensors from {path} ({count:,} parameters without the head): {matches}")
 
 
 def read_head(folder: str | Path, classes: Sequence[str]) -> nn.Module:
-    """The head of a saved adapter, to start another one from.
+    """Read the head of a saved adapter, to start another one from.
 
     Raises:
-        UserError: when it is of other classes.
+        UserError: it has other classes.
     """
-    path, config = Path(folder), read_config(folder)
+    path, config = Path(folder), read_adapter_config(folder)
     known = config["info"].get("classes", [])
     if list(known) != list(classes):
-        odd = next((name for name in classes if name not in known), "")
-        about = f"'{odd}' is none of them" if odd else "they are in another order, or more"
-        raise UserError(f"{path}: its head is of the classes {', '.join(known[:5]) or 'unknown'}: {about}")
-    head, tensors = head_of(config["head"]), _read(path / WEIGHTS)
+        unknown = next((name for name in classes if name not in known), "")
+        why = f"'{unknown}' is none of them" if unknown else "they are in another order, or more"
+        raise UserError(f"{path}: its head has the classes {', '.join(known[:5]) or 'unknown'}: {why}")
+    head, tensors = build_head(config["head"]), read_tensors(path / WEIGHTS)
     expected: dict[str, Tensor] = {f"head.{key}": value for key, value in head.named_parameters()}
-    _compare({key: value for key, value in tensors.items() if key.startswith("head.")}, expected, path / WEIGHTS)
+    _check_values({key: value for key, value in tensors.items() if key.startswith("head.")}, expected, path / WEIGHTS)
     with torch.no_grad():
         for key, value in expected.items():
             value.copy_(tensors[key])
@@ -176,10 +166,20 @@ def read_head(folder: str | Path, classes: Sequence[str]) -> nn.Module:
 def load_adapter(
     model: nn.Module, folder: str | Path, *, name: str = "default", other_weights: bool = False
 ) -> AdaptedModel:
-    """An adapted model from a plain one and a saved adapter, in evaluation mode; see `add_saved`."""
+    """Return an adapted model from a plain one and a saved adapter, in evaluation mode.
+
+    Args:
+        model: the network that the adapter was trained on, with the same weights.
+        folder: an adapter folder.
+        name: of the adapter.
+        other_weights: allow a network of the same architecture with other values.
+
+    Raises:
+        UserError: see `add_adapter`.
+    """
     adapted = AdaptedModel(model)
     try:
-        add_saved(adapted, folder, name=name, other_weights=other_weights)
+        add_adapter(adapted, folder, name=name, other_weights=other_weights)
     except BaseException:
         adapted.detach()
         raise
@@ -187,42 +187,31 @@ def load_adapter(
 
 
 def _check_backbone(adapted: AdaptedModel, saved: dict[str, Any], path: Path, other_weights: bool) -> None:
-    here = adapted.view.describe()
+    present = adapted.backbone.describe()
+    # The family is not compared: the same ViT in timm and in open_clip has the same names and shapes.
     for field in ("blocks", "width", "features", "tensors", "architecture"):
-        if saved.get(field) != here[field]:
+        if saved.get(field) != present[field]:
             raise UserError(
-                f"{path}: was made for another architecture: {field} {saved.get(field)}, this backbone's is "
-                f"{here[field]} (family {saved.get('family')}, here {here['family']})"
+                f"{path}: the adapter is for another architecture: {field} {saved.get(field)}; this backbone has "
+                f"{present[field]} (family {saved.get('family')}, here {present['family']})"
             )
-    if saved.get("weights") != adapted.digest and not other_weights:
-        raise UserError(
-            f"{path}: was trained on other weights of this architecture ({saved.get('weights')}, here "
-            f"{adapted.digest}); open the same checkpoint, or allow it with other_weights=True"
-        )
-    # Earlier versions did not keep this one.
-    buffers = adapted.view.buffers_digest()
-    if saved.get("buffers", buffers) != buffers and not other_weights:
-        raise UserError(
-            f"{path}: was trained with other statistics of batch norms ({saved['buffers']}, here {buffers}); open the "
-            "same checkpoint, or allow it with other_weights=True"
-        )
+    if other_weights:
+        return
+    buffers = adapted.backbone.buffers_digest()
+    for name, there, here in (
+        ("weights", saved.get("weights"), adapted.digest),
+        ("batch-norm statistics", saved.get("buffers"), buffers),
+    ):
+        if there != here:
+            raise UserError(
+                f"{path}: the adapter was trained on other {name} of this architecture ({there}, here {here}); open "
+                "the same checkpoint, or allow it with other_weights=True"
+            )
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; the adapter folder is not complete") from error
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-
-
-def _compare(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
-    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or surplus:
-        raise UserError(f"{path}: tensors missing: {missing[:3] or 'none'}, surplus: {surplus[:3] or 'none'}")
+def _check_values(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
+    """Raise UserError unless names and shapes are the expected ones and all values are finite."""
+    check_tensors(tensors, expected, path)
     for key, value in tensors.items():
-        if value.shape != expected[key].shape:
-            raise UserError(f"{path}: '{key}' has shape {list(value.shape)}, wanted is {list(expected[key].shape)}")
         if not torch.isfinite(value).all():
-            raise UserError(f"{path}: '{key}' holds values that are no finite numbers")
+            raise UserError(f"{path}: tensor '{key}' has values that are NaN or infinite")

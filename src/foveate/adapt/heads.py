@@ -1,4 +1,4 @@
-"""What stands behind an adapted backbone: a linear classifier, or a classifier made of text embeddings (zero-shot)."""
+"""Heads of an adapted backbone: a linear classifier, or a classifier made of text embeddings (zero-shot)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from foveate.vision.registry import seeded
 
 
 def zero_shot_weights(prompts_KPE: Tensor, *, logit_scale: float) -> Tensor:
-    """Weights [K, E] of a classifier from the embeddings of P prompts of each of K classes.
+    """Return weights [K, E] of a classifier from the embeddings of P prompts of each of K classes.
 
-    Each embedding is brought to unit length, a class's are averaged, brought to unit length again, and multiplied by
-    exp(logit_scale) (CLIP, arXiv 2103.00020, section 3.1.4).
+    Each embedding is normalized, those of a class are averaged, normalized again, and multiplied by exp(logit_scale)
+    (CLIP, arXiv 2103.00020, section 3.1.4).
     """
     unit = F.normalize(prompts_KPE, dim=-1)
     return F.normalize(unit.mean(dim=1), dim=-1) * math.exp(logit_scale)
@@ -27,7 +27,8 @@ class ZeroShotHead(nn.Module):
     """Features [B, D], a projection without bias where there is one, unit length, then a linear layer.
 
     Args:
-        weights_KE: of `zero_shot_weights`. projection_ED: None where the features are projected already.
+        weights_KE: of `zero_shot_weights`.
+        projection_ED: None where the features are projected already.
     """
 
     def __init__(self, weights_KE: Tensor, projection_ED: Tensor | None = None) -> None:
@@ -40,14 +41,14 @@ class ZeroShotHead(nn.Module):
             self.linear.bias.zero_()
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """Logits [B, K]."""
+        """Map features [B, D] to logits [B, K]."""
         if self.projection is not None:
             features_BD = features_BD @ self.projection.T
         return self.linear(F.normalize(features_BD, dim=-1))
 
 
-def fresh_head(inputs: int, classes: int) -> nn.Linear:
-    """A classifier that has seen nothing: truncated normal of deviation 0.02, bias 0."""
+def new_head(inputs: int, classes: int) -> nn.Linear:
+    """Return an untrained classifier: truncated normal of deviation 0.02, bias 0."""
     head = nn.Linear(inputs, classes)
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
@@ -55,10 +56,10 @@ def fresh_head(inputs: int, classes: int) -> nn.Linear:
 
 
 def describe_head(head: nn.Module) -> dict[str, Any]:
-    """What `head_of` needs to build one of the same shapes.
+    """Return what `build_head` needs to build a head of the same shapes.
 
     Raises:
-        UserError: for a head of another kind.
+        UserError: a head of another kind.
     """
     if isinstance(head, nn.Linear):
         return {"kind": "linear", "inputs": head.in_features, "classes": head.out_features}
@@ -70,26 +71,26 @@ def describe_head(head: nn.Module) -> dict[str, Any]:
             "classes": head.linear.out_features,
             "projection": projection,
         }
-    raise UserError(f"head of type {type(head).__name__}: allowed are nn.Linear and ZeroShotHead")
+    raise UserError(f"head must be an nn.Linear or ZeroShotHead (got {type(head).__name__})")
 
 
-def head_of(said: dict[str, Any]) -> nn.Module:
-    """A head of the shapes in a description, its values to be loaded."""
-    if said["kind"] == "linear":
+def build_head(config: dict[str, Any]) -> nn.Module:
+    """Build a head of the shapes in a description; its values are to be loaded."""
+    if config["kind"] == "linear":
         with seeded(0):
-            return nn.Linear(said["inputs"], said["classes"])
-    projection = None if said["projection"] is None else torch.zeros(said["projection"])
-    return ZeroShotHead(torch.zeros(said["classes"], said["inputs"]), projection)
+            return nn.Linear(config["inputs"], config["classes"])
+    projection = None if config["projection"] is None else torch.zeros(config["projection"])
+    return ZeroShotHead(torch.zeros(config["classes"], config["inputs"]), projection)
 
 
-def width_of(head: nn.Module) -> int:
-    """How many features a head reads."""
+def head_width(head: nn.Module) -> int:
+    """Return how many features a head reads."""
     if isinstance(head, ZeroShotHead):
         return head.linear.in_features if head.projection is None else head.projection.shape[1]
     assert isinstance(head, nn.Linear)
     return head.in_features
 
 
-def classes_of(head: nn.Module) -> int:
-    """How many classes a head tells apart."""
+def num_classes(head: nn.Module) -> int:
+    """Return how many classes a head tells apart."""
     return int(describe_head(head)["classes"])

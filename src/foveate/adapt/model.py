@@ -1,11 +1,11 @@
-"""The adapted model: a backbone that keeps its tensors, adapters by name, a head for each; merge, disable, save, load.
+"""The adapted model: a backbone that keeps its tensors, named adapters with a head each; merge, disable, switch.
 
 ```python
 adapted = adapt(timm_vit, "lora", classes=10)       # prints what is trained
 adapted(pixels)                                     # logits
-with adapted.disable(): adapted(pixels)             # what the model itself gives
-adapted.merge(); adapted.unmerge()                  # exact; refuses where it cannot be
-adapted.save("folder"); load_adapter(another_vit, "folder")
+with adapted.disable(): adapted(pixels)             # the output of the original model
+adapted.merge(); adapted.unmerge()                  # exact; refuses where it is impossible
+save_adapter(adapted, "folder"); load_adapter(another_vit, "folder")      # foveate.adapt.folder
 ```
 """
 
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import Adapter, MethodSettings, NativeAdapter
-from foveate.adapt.backbones.registry import view_of
-from foveate.adapt.heads import classes_of, describe_head, fresh_head, width_of
-from foveate.adapt.parameter_summary import trainable_table
+from foveate.adapt.backbone import map_backbone
+from foveate.adapt.heads import describe_head, head_width, new_head, num_classes
+from foveate.adapt.parameter_summary import ParameterCounts, count_parameters, format_summary
 from foveate.adapt.parameter_swap import ParameterSwap
-from foveate.adapt.registry import method, settings_of
+from foveate.adapt.registry import get_method, parse_settings
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.progress import say
@@ -39,19 +39,23 @@ class AdaptedModel(nn.Module):
     """A backbone with adapters. Build it with `adapt`, or open a saved one with `load_adapter`.
 
     Attributes:
-        model: the backbone as it was given: same modules, same names of tensors.
-        view: its places. adapters, heads: by name. active: the adapter in use.
-        info: by adapter, what is saved beside it (names of classes, preprocessing); JSON values.
+        model: the network as it came: same modules, same names of tensors.
+        backbone: the map of the modules that methods change.
+        adapters, heads: by name.
+        first_heads: copies of heads that were trained before, as they were at the start.
+        active: name of the adapter in use, "" while the model is detached.
+        info: by adapter, what is saved with it (class names, preprocessing); JSON values.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         if isinstance(model, AdaptedModel) or vars(model).get(_MARK, False):
             raise UserError("this model is adapted already: use its `add`, or `detach` it first")
-        self.view = view_of(model)
+        self.backbone = map_backbone(model)
         self._digest: str | None = None
-        self._trained_before = {name: value.requires_grad for name, value in model.named_parameters()}
+        self._required_grad = {name: value.requires_grad for name, value in model.named_parameters()}
         model.requires_grad_(False)
+        # The mark is on the network itself: a second AdaptedModel around it would register its hooks twice.
         vars(model)[_MARK] = True
         self.model = model
         self.adapters, self.heads, self.first_heads = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
@@ -64,10 +68,10 @@ class AdaptedModel(nn.Module):
 
     @property
     def digest(self) -> str:
-        """Name of the backbone's values without what any adapter tuned; computed when it is first asked for."""
+        """Hash of the backbone's values without what any adapter tuned; computed on first use."""
         if self._digest is None:
-            with self._plain():
-                self._digest = self.view.weights_digest()
+            with self._original():
+                self._digest = self.backbone.weights_digest()
         return self._digest
 
     def add(
@@ -79,99 +83,110 @@ class AdaptedModel(nn.Module):
         name: str = "default",
         seed: int = 0,
     ) -> Adapter[Any]:
-        """Adds an adapter with a head of its own, uses it, and prints what is trained.
+        """Add an adapter with its own head, use it, and print what is trained.
 
         Args:
             config: settings of a method, a mapping with `method` and its options, or a method's name.
-            classes: of a head that starts afresh. Without it the model's own classifier is copied.
-            head: a head to start from (a copy is taken), such as `ZeroShotHead`.
-            name: of the adapter. seed: of first values.
+            classes: of a new head; without it the model's own classifier is copied.
+            head: to start from (a copy is taken), such as `ZeroShotHead`.
+            name: of the adapter.
+            seed: of initial values.
 
         Raises:
-            UserError: for a method or option that is unknown or does not fit the backbone; while the model is merged.
+            UserError: unknown method or option, one that does not fit the backbone, or the model is merged.
         """
         if not _NAME.fullmatch(name):
-            raise UserError(f"adapter name '{name}': allowed are letters, digits, _ and -, a letter first")
+            raise UserError(f"adapter name '{name}': expected letters, digits, _ and -, a letter first")
         if name in self.adapters:
-            raise UserError(f"there is an adapter '{name}' already; give another name")
+            raise UserError(f"adapter name '{name}' is in use; give another name")
         if self.is_merged:
             raise UserError("the model is merged: unmerge it before another adapter is added")
-        settings = settings_of(config)
-        with self._plain():
-            device, dtype = self._like()
+        settings = parse_settings(config)
+        with self._original():
+            device, dtype = self._device_and_dtype()
+            # Drawn on the device itself: a ViT-g adapter built on the CPU first would need its memory twice.
             with seeded(seeds.integer("adapter", seed) % 2**63), torch.device(device):
-                adapter = method(settings.method).build(settings, self.view)
+                adapter = get_method(settings.method).build(settings, self.backbone)
                 if getattr(settings, "init", "declared") == "osu_release":
                     if not any(isinstance(module, nn.Linear) for module in adapter.modules()):
                         say(f"init osu_release has no effect on '{settings.method}', which has no linear layer")
-                    adapter.reset()
+                    adapter.reset_as_released()
+            # A seed of its own: the head starts with the same values under every method.
             with seeded(seeds.integer("head", seed) % 2**63), torch.device(device):
-                chosen, trained = self._head(head, classes)
+                new, was_trained = self._build_head(head, classes)
             self.adapters[name] = adapter.to(dtype=dtype)
-            self.heads[name] = chosen.to(device=device, dtype=dtype)
-            if trained:
+            self.heads[name] = new.to(device=device, dtype=dtype)
+            if was_trained:
                 self.first_heads[name] = copy.deepcopy(self.heads[name]).requires_grad_(False)
             self.info[name] = {}
         before = self.active
         try:
             self.use(name)
         except BaseException:
+            # An option that does not fit shows only when its hooks are registered; leave no half-added adapter.
             self.remove(name, use=before)
             raise
-        say(trainable_table(self))
+        say(format_summary(name, adapter, self.backbone, self.head))
         return adapter
 
     def remove(self, name: str, *, use: str = "") -> None:
-        """Takes an adapter out; where it was in use, another one is used then: `use`, else the first that is left."""
+        """Remove an adapter; if it was in use, `use` is used next, or else the first that is left."""
         if self.active == name:
             if self.is_merged:
                 self.unmerge()
             self._release()
             self.active = ""
-        for kept in (self.adapters, self.heads, self.first_heads):
-            if name in kept:
-                del kept[name]
+        for parts in (self.adapters, self.heads, self.first_heads):
+            if name in parts:
+                del parts[name]
         self.info.pop(name, None)
         if not self.active and self.adapters:
             self.use(use or next(iter(self.adapters)))
 
-    def _like(self) -> tuple[torch.device, torch.dtype]:
-        value = next(iter(self.view.parameters_of_tower().values()))
+    def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
+        value = next(iter(self.backbone.tower_parameters().values()))
         return value.device, value.dtype
 
-    def _head(self, head: nn.Module | None, classes: int | None) -> tuple[nn.Module, bool]:
-        """A head, and whether it was trained before."""
-        width = self.view.features_dim
+    def _build_head(self, head: nn.Module | None, classes: int | None) -> tuple[nn.Module, bool]:
+        """Return a head, and whether it was trained before."""
+        width = self.backbone.features_dim
         if head is not None:
             describe_head(head)
-            if width_of(head) != width:
-                raise UserError(f"the head reads {width_of(head)} features, this backbone gives {width}")
-            if classes not in (None, classes_of(head)):
-                raise UserError(f"classes {classes}: the head that was given has {classes_of(head)}")
+            if head_width(head) != width:
+                raise UserError(f"the head reads {head_width(head)} features; this backbone has {width}")
+            if classes not in (None, num_classes(head)):
+                raise UserError(f"classes {classes}: the given head has {num_classes(head)}")
             return copy.deepcopy(head), True
         if classes is None:
-            own = dict(self.model.named_modules()).get(self.view.classifier) if self.view.classifier else None
-            if isinstance(own, nn.Linear):
-                return copy.deepcopy(own), True
+            name = self.backbone.classifier
+            classifier = dict(self.model.named_modules()).get(name) if name else None
+            if isinstance(classifier, nn.Linear):
+                return copy.deepcopy(classifier), True
             raise UserError("classes is missing: this backbone has no classifier of its own to start from")
         if classes < 2:
-            raise UserError(f"classes {classes}: allowed are integers from 2")
-        return fresh_head(width, classes), False
+            raise UserError(f"classes must be at least 2 (got {classes})")
+        return new_head(width, classes), False
 
     def adapter(self, name: str | None = None) -> Adapter[Any]:
-        """The adapter of a name; the one in use by default."""
-        found = self.adapters[choose(name or self.active, self.adapters, "adapter")]
-        assert isinstance(found, Adapter)
-        return found
+        """Return the adapter of a name; the one in use by default."""
+        adapter = self.adapters[choose(name or self.active, self.adapters, "adapter")]
+        assert isinstance(adapter, Adapter)
+        return adapter
 
     def tensors(self, name: str | None = None) -> dict[str, nn.Parameter]:
-        """What an adapter trains, by the name under which it is saved; tuned values also while the model is merged."""
-        found = self.adapter(name).tensors(self.view)
+        """Return what an adapter trains, by the name under which it is saved; tuned values even while merged."""
+        tensors = self.adapter(name).tensors(self.backbone)
         if self.merge_store is not None and name in (None, self.active):
-            # Merged values stand in the backbone where tuned ones do otherwise: a scaled bias of difffit.
-            under = {f"backbone.{key}": value for key, value in self.merge_store.others(self.model).items()}
-            found |= {key: value for key, value in under.items() if key in found}
-        return found
+            # The backbone holds merged values now (a scaled bias of difffit); the tuned ones are in the merge store.
+            unmerged = self.merge_store.original_values(self.model)
+            renamed = {f"backbone.{key}": value for key, value in unmerged.items()}
+            tensors |= {key: value for key, value in renamed.items() if key in tensors}
+        return tensors
+
+    def count_parameters(self, name: str | None = None) -> ParameterCounts:
+        """Count what an adapter trains with its head; the one in use by default."""
+        adapter = self.adapter(name)
+        return count_parameters(adapter, self.backbone, self.heads[name or self.active])
 
     @property
     def head(self) -> nn.Module:
@@ -179,7 +194,7 @@ class AdaptedModel(nn.Module):
         return self.heads[self.active]
 
     def use(self, name: str) -> None:
-        """Switches to another adapter and its head; only these have gradients then."""
+        """Switch to another adapter and its head; only these then have gradients."""
         choose(name, self.adapters, "adapter")
         if self.merge_store is not None:
             raise UserError("the model is merged: unmerge it before another adapter is used")
@@ -189,42 +204,43 @@ class AdaptedModel(nn.Module):
             self._set_trained(other, other == name)
         self._attach()
 
-    def _own_parameters(self, name: str) -> Iterator[nn.Parameter]:
+    def _trained_parameters(self, name: str) -> Iterator[nn.Parameter]:
         yield from self.tensors(name).values()
         yield from self.heads[name].parameters()
 
     def _set_trained(self, name: str, trained: bool) -> None:
-        for value in self._own_parameters(name):
+        for value in self._trained_parameters(name):
             value.requires_grad_(trained)
 
     def _attach(self) -> None:
-        """Lets the adapter in use act."""
+        """Activate the current adapter: swap its tuned tensors in, register its hooks."""
         if not self.active:
             return
         adapter = self.adapter()
-        if adapter.exchange is not None:
-            adapter.exchange.swap(self.model)
+        if adapter.parameter_swap is not None:
+            adapter.parameter_swap.swap(self.model)
+        # Merged weights are computed from tuned ones, so they are swapped in after them and out before them.
         if self.merge_store is not None:
             self.merge_store.swap(self.model)
         elif not isinstance(adapter, NativeAdapter):
-            self._attached.enter_context(self.view.install())
-            for handle in adapter.hooks(self.view):
+            self._attached.enter_context(self.backbone.install())
+            for handle in adapter.hooks(self.backbone):
                 self._attached.callback(handle.remove)
 
     def _release(self) -> None:
-        """The inverse of `_attach`: the backbone is as it was given, bit for bit."""
+        """Undo `_attach`: the backbone is as it came, bit for bit."""
         if not self.active:
             return
         self._attached.close()
         if self.merge_store is not None:
             self.merge_store.swap(self.model)
-        exchange = self.adapter().exchange
-        if exchange is not None:
-            exchange.swap(self.model)
+        parameter_swap = self.adapter().parameter_swap
+        if parameter_swap is not None:
+            parameter_swap.swap(self.model)
 
     @contextlib.contextmanager
-    def _plain(self) -> Iterator[None]:
-        """The backbone as it was given inside the block."""
+    def _original(self) -> Iterator[None]:
+        """Give the backbone its original state inside the block."""
         self._release()
         active, self.active = self.active, ""
         try:
@@ -235,47 +251,51 @@ class AdaptedModel(nn.Module):
 
     @contextlib.contextmanager
     def disable(self) -> Iterator[None]:
-        """Inside the block the model gives what its backbone gave before, own classifier included."""
+        """Inside the block the model returns what its network did before, own classifier included."""
         before, self.disabled = self.disabled, True
         try:
-            with self._plain():
+            with self._original():
                 yield
         finally:
             self.disabled = before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedModel:
-        """A model of its own, in the same state; hooks and the view are made anew, for they are bound to one backbone.
+        """Copy the model in its state; hooks and the backbone's map are rebuilt, because they are bound to one network.
 
         Raises:
-            UserError: when it is switched off or detached: the copy could never be switched on.
+            UserError: the model is disabled or detached: the copy could never be enabled again.
         """
         if self.adapters and not self.active:
-            raise UserError("the adapted model is switched off or detached: copy it outside of disable, or its network")
+            raise UserError("the adapted model is disabled or detached: copy it outside of `disable`, or its network")
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
+        # Copied without hooks: they would be copied along and still refer to this model's adapter.
         self._release()
         try:
-            kept = {key: value for key, value in vars(self).items() if key not in ("view", "_attached")}
-            vars(copied).update(copy.deepcopy(kept, memo))
+            state = {key: value for key, value in vars(self).items() if key not in ("backbone", "_attached")}
+            vars(copied).update(copy.deepcopy(state, memo))
         finally:
             self._attach()
-        copied.view = view_of(copied.model)
+        copied.backbone = map_backbone(copied.model)
         copied._attached = contextlib.ExitStack()
         copied._attach()
         return copied
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the head reads, [B, D]."""
-        return self.view.features(pixels)
+        """Return what the head reads, [B, D]."""
+        return self.backbone.features(pixels)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels as the backbone takes them to logits [B, K]."""
+        """Map pixels, as the backbone takes them, to logits [B, K]."""
         if self.disabled:
-            return self.view.plain(pixels)
+            return self.backbone.forward_original(pixels)
         return self.head(self.features(pixels))
 
     def train(self, mode: bool = True) -> AdaptedModel:
-        """Training mode; running statistics of batch norms stay as they are."""
+        """Set the training mode; batch norms keep evaluating.
+
+        Their running statistics belong to the frozen backbone: batches of few images would overwrite them.
+        """
         super().train(mode)
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -288,10 +308,10 @@ class AdaptedModel(nn.Module):
         return self.merge_store is not None
 
     def merge(self) -> None:
-        """Puts the branch into the backbone's weights (sums in float32 at least, kept copies), without hooks.
+        """Add the branch to the backbone's weights and remove the hooks; the original weights are stored.
 
         Raises:
-            UserError: where no weights of the backbone can do what the method does, with the reason.
+            UserError: no weights of the backbone can do what the method does; the message says why.
         """
         adapter = self.adapter()
         name = adapter.settings.method
@@ -301,18 +321,20 @@ class AdaptedModel(nn.Module):
             raise UserError(f"method '{name}' cannot be merged: {adapter.why_not_mergeable}")
         present = dict(self.model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
-            values = {key: value.to(present[key].dtype) for key, value in adapter.merged(self.view).items()}
+            values = adapter.merged_tensors(self.backbone)
+            values = {key: value.to(present[key].dtype) for key, value in values.items()}
         self._attached.close()
-        self._trained_unmerged = [value for value in self._own_parameters(self.active) if value.requires_grad]
+        self._trained_unmerged = [value for value in self._trained_parameters(self.active) if value.requires_grad]
+        # A swap instead of subtracting again: W + D - D is not W in floating point.
         self.merge_store = ParameterSwap(values, trained=False)
         self.merge_store.swap(self.model)
         self._set_trained(self.active, False)
 
     def unmerge(self) -> None:
-        """Takes the branch out again; the backbone's weights are the very bits of before.
+        """Take the branch out again; the backbone's weights are the original bits.
 
         Raises:
-            UserError: when it is not merged.
+            UserError: the model is not merged.
         """
         if self.merge_store is None:
             raise UserError("the model is not merged")
@@ -324,44 +346,38 @@ class AdaptedModel(nn.Module):
         self._attach()
 
     def merged_weights(self) -> dict[str, Tensor]:
-        """The backbone's whole state after merging, by the backbone's own names; the model itself is left as it is."""
-        was = self.is_merged
-        if not was:
+        """Return the backbone's whole state after merging, by its own names; the model stays as it is."""
+        was_merged = self.is_merged
+        if not was_merged:
             self.merge()
         try:
             return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         finally:
-            if not was:
+            if not was_merged:
                 self.unmerge()
 
     def set_strength(self, strength: float) -> None:
-        """Factor of the branch of the adapter in use, 0 to 1.
+        """Set the factor of the branch of the adapter in use, 0 to 1.
 
         Raises:
-            UserError: when it is merged, or tunes the backbone's own tensors, which have no branch.
+            UserError: the model is merged, or the method tunes the backbone's own tensors and so has no branch.
         """
         adapter = self.adapter()
         if self.is_merged:
             raise UserError("the model is merged: unmerge it before its strength is set")
-        if adapter.wise != "branch":
+        if adapter.interpolation != "branch":
             raise UserError(f"method '{adapter.settings.method}' has no branch; use foveate.adapt.wise instead")
         adapter.strength = float(strength)
 
     def detach(self) -> nn.Module:
-        """Takes everything off and gives the backbone back as it came."""
+        """Remove all adapters' effects and return the network as it came."""
         self._release()
         self.active = ""
         self.merge_store = None
         vars(self.model).pop(_MARK, None)
         for name, value in self.model.named_parameters():
-            value.requires_grad_(self._trained_before[name])
+            value.requires_grad_(self._required_grad[name])
         return self.model
-
-    def save(self, folder: Any, name: str | None = None) -> Any:
-        """Writes the adapter and its head; see `foveate.adapt.folder`."""
-        from foveate.adapt.folder import save_adapter
-
-        return save_adapter(self, folder, name=name)
 
 
 def adapt(
@@ -373,10 +389,18 @@ def adapt(
     name: str = "default",
     seed: int = 0,
 ) -> AdaptedModel:
-    """A model with one adapter, ready to train; see `AdaptedModel.add` for the arguments.
+    """Return a model with one adapter, ready to train.
+
+    Args:
+        model: a vision network of timm, transformers, open_clip or Foveate; it keeps its tensors.
+        config: settings of a method, a mapping with `method` and its options, or a method's name.
+        classes: of a new head; without it the model's own classifier is copied.
+        head: to start from (a copy is taken), such as `ZeroShotHead`.
+        name: of the adapter.
+        seed: of initial values.
 
     Raises:
-        UserError: for a model that no map knows or that is adapted already, and as `AdaptedModel.add`.
+        UserError: a model that cannot be adapted or is adapted already, and as `AdaptedModel.add`.
     """
     adapted = AdaptedModel(model)
     try:

@@ -1,7 +1,7 @@
-"""Networks of timm that are no plain ViTs, such as ResNets: without a token for each patch, but with features.
+"""Networks of timm that are not plain ViTs, such as ResNets: features without a token for each patch.
 
-`foveate.vision.timm` opens plain ViTs, whose tokens regions are read from. Classes need no regions: methods that need
-no transformer blocks take these too.
+`foveate.vision.timm` opens plain ViTs, whose tokens regions are read from. Classification needs no regions, so methods
+that need no transformer blocks work with these too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OPTIONS = ("model", "source", "revision", "offline", "image_size", "geometry")
 
 @dataclass(frozen=True)
 class Network:
-    """A network of timm without its classifier, how images become pixels, what it was built with, its commit."""
+    """A network of timm without its classifier: preprocessing, arguments that it was built with, commit on the hub."""
 
     model: Any
     preprocess: Preprocess
@@ -35,14 +35,14 @@ class Network:
 
 
 def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
-    """The network of timm that a backbone's settings name; None where `foveate.vision.timm` opens it, or refuses it.
+    """Open the network of timm that settings name; None where `foveate.vision.timm` opens it, or refuses it.
 
     Args:
         settings: model (an architecture, untrained) or source (a folder of timm, OWNER/NAME or NAME.TAG on the hub);
             revision, offline, image_size, geometry.
 
     Raises:
-        UserError: for another option, or weights that do not fit.
+        UserError: an unknown option, or weights that do not fit.
     """
     name, arguments, checkpoint = settings.get("model"), dict[str, Any](), None
     source = settings.get("source")
@@ -55,8 +55,8 @@ def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
             offline=bool(settings.get("offline")),
             field="source of 'timm'",
         )
-        said = checkpoint.config()
-        name, arguments = said.get("architecture"), dict(said.get("model_args") or {})
+        config = checkpoint.config()
+        name, arguments = config.get("architecture"), dict(config.get("model_args") or {})
     if not isinstance(name, str) or not _is_other(name):
         return None
     for key in settings:
@@ -64,21 +64,21 @@ def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
             choose(key, _OPTIONS, "field of the backbone")
     arguments.pop("num_classes", None)
     model = _untrained(name, seed) if checkpoint is None else _loaded(checkpoint)
-    shown = model.pretrained_cfg
-    size = int(settings.get("image_size") or (shown.get("input_size") or (3, 224, 224))[-1])
-    model.pretrained_cfg = {**shown, "input_size": (3, size, size)}  # goes along where it is saved
+    published = model.pretrained_cfg
+    size = int(settings.get("image_size") or (published.get("input_size") or (3, 224, 224))[-1])
+    model.pretrained_cfg = {**published, "input_size": (3, size, size)}  # saved with the model
     preprocess = Preprocess(
         size=size,
-        mean=three(shown.get("mean") or (0.5, 0.5, 0.5)),
-        std=three(shown.get("std") or (0.5, 0.5, 0.5)),
-        interpolation=shown.get("interpolation") or "bicubic",
+        mean=three(published.get("mean") or (0.5, 0.5, 0.5)),
+        std=three(published.get("std") or (0.5, 0.5, 0.5)),
+        interpolation=published.get("interpolation") or "bicubic",
         geometry=str(settings.get("geometry") or "letterbox"),
     )
     return Network(model, preprocess, arguments, None if checkpoint is None else checkpoint.commit)
 
 
 def _is_other(name: str) -> bool:
-    """Whether timm has an architecture of this name that is no `VisionTransformer`."""
+    """Whether timm has an architecture of this name that is not a `VisionTransformer`."""
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
@@ -87,7 +87,7 @@ def _is_other(name: str) -> bool:
     try:
         with torch.device("meta"):
             return not isinstance(timm.create_model(name, pretrained=False, num_classes=0), VisionTransformer)
-    except (RuntimeError, NotImplementedError):  # some read numbers off tensors while they are built
+    except (RuntimeError, NotImplementedError):  # some architectures read values of tensors while they are built
         return not isinstance(_untrained(name, 0), VisionTransformer)
 
 
@@ -99,7 +99,7 @@ def _untrained(name: str, seed: int) -> Any:
 
 
 def _loaded(checkpoint: Checkpoint) -> Any:
-    """With all tensors, the classifier's too, strictly; then the classifier is taken off."""
+    """Load all tensors, the classifier's too, strictly; then remove the classifier."""
     import timm
 
     checkpoint.weights()  # safetensors, or an error

@@ -1,7 +1,7 @@
-"""The part in front of the first change is frozen: computed once for each image, then the rest starts from there.
+"""The part in front of the first change is frozen: compute it once per image, then start every pass from there.
 
-It works on any backbone: the pass that computes stops in front of a block by a hook; the pass that goes on runs the
-network on an empty image whose blocks in front do nothing, and puts what was kept in front of the block.
+It works on any backbone: the pass that computes is stopped in front of a block by a hook; the pass that continues runs
+the network on an empty image with the blocks in front disabled, and inserts the cached tokens in front of the block.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import on_input
+from foveate.adapt.adapter import hook_input
 from foveate.adapt.backbone import Backbone
 from foveate.adapt.model import AdaptedModel
 
@@ -26,96 +26,101 @@ class _Stop(Exception):
         self.tokens = tokens
 
 
-def place_of(first: int, view: Backbone) -> tuple[str, int]:
-    """What need not be computed again when block `first` is the first that changes; see `Prefix`."""
-    block = min(first, len(view.blocks) - 1)
-    if first > len(view.blocks):
+def frozen_extent(first_block: int, backbone: Backbone) -> tuple[str, int]:
+    """Return what is frozen if `first_block` is the first that changes; see `FrozenPrefix`."""
+    block = min(first_block, len(backbone.blocks) - 1)
+    # `len(blocks)` is a change of the final norm: its input is the last block's output, and is computed again.
+    if first_block > len(backbone.blocks):
         return "features", block
     if block >= 1:
         return "block", block
-    return "nothing" if view.stem is None else "stem", block
+    return "nothing" if backbone.stem is None else "stem", block
 
 
-class Prefix:
-    """What of an adapted model need not be computed again.
+class FrozenPrefix:
+    """What of an adapted model needs to be computed only once.
 
     Attributes:
-        where: "features" (the head alone is trained), "block", "stem" (a part that is never trained), or "nothing".
-        block: number of the first block that is computed, for "block".
+        kind: "features" (the head alone is trained), "block", "stem" (a part that is never trained), or "nothing".
+        block: number of the first block that is computed every time, for "block".
     """
 
     def __init__(self, adapted: AdaptedModel) -> None:
         self.adapted = adapted
-        self.where, self.block = place_of(adapted.adapter().first_block(adapted.view), adapted.view)
+        self.kind, self.block = frozen_extent(adapted.adapter().first_block(adapted.backbone), adapted.backbone)
 
     def describe(self) -> str:
-        """In words."""
-        words = {
+        """Describe in a few words what is cached."""
+        descriptions = {
             "features": "features, once",
             "block": f"tokens in front of block {self.block}, once",
             "stem": "features of the frozen network, once",
             "nothing": "nothing: the method changes the network from its first layer on",
         }
-        return words[self.where]
+        return descriptions[self.kind]
 
     @torch.no_grad()
     def compute(self, pixels: Tensor) -> Tensor:
-        """Pixels, as the backbone takes them, to what is kept of them."""
-        view, training = self.adapted.view, self.adapted.training
+        """Map pixels, as the backbone takes them, to what is cached of them."""
+        backbone, training = self.adapted.backbone, self.adapted.training
+        # In evaluation mode: DropPath in a frozen part would be drawn once for all epochs.
         self.adapted.eval()
         try:
-            if self.where == "features":
-                return view.features(pixels)
-            if self.where == "stem":
-                assert view.stem is not None
-                return view.stem(pixels)
-            return self._stopped(pixels)
+            if self.kind == "features":
+                return backbone.features(pixels)
+            if self.kind == "stem":
+                assert backbone.stem is not None
+                return backbone.stem(pixels)
+            return self._run_until_block(pixels)
         finally:
             self.adapted.train(training)
 
-    def _stopped(self, pixels: Tensor) -> Tensor:
-        def stop(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            raise _Stop(inputs[0] if inputs else named["hidden_states"])
+    def _run_until_block(self, pixels: Tensor) -> Tensor:
+        def stop(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            raise _Stop(inputs[0] if inputs else keywords["hidden_states"])
 
-        block = self.adapted.view.blocks[self.block].module
+        block = self.adapted.backbone.blocks[self.block].module
+        # In front of the adapter's own hooks: prompts must not be part of what is cached.
         hook = block.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
         try:
-            self.adapted.view.features(pixels)
+            self.adapted.backbone.features(pixels)
         except _Stop as stopped:
             return stopped.tokens
         finally:
             hook.remove()
         raise AssertionError("the block was not called")
 
-    def logits(self, kept: Tensor) -> Tensor:
-        """What `compute` gave to logits; as `adapted(pixels)`, but for DropPath and dropout in the frozen part."""
+    def logits(self, cached: Tensor) -> Tensor:
+        """Map what `compute` returned to logits: as `adapted(pixels)`, without dropout in the frozen part."""
         adapted = self.adapted
-        if self.where == "features":
-            return adapted.head(kept)
-        if self.where == "stem":
-            return adapted.head(adapted.view.features(kept))
-        view = adapted.view
-        if view.stem is None:
-            rows, columns = view.grid
-            side = view.patch_size
-            empty = kept.new_zeros(len(kept), view.channels, rows * side, columns * side)
+        if self.kind == "features":
+            return adapted.head(cached)
+        if self.kind == "stem":
+            return adapted.head(adapted.backbone.features(cached))
+        backbone = adapted.backbone
+        # The pass needs an input of the right shape to get to the block; its values are never looked at.
+        if backbone.stem is None:
+            rows, columns = backbone.grid
+            side = backbone.patch_size
+            empty = cached.new_zeros(len(cached), backbone.channels, rows * side, columns * side)
         else:
-            encoder: Any = getattr(view.model, "image_encoder", view.model)
+            encoder: Any = getattr(backbone.model, "image_encoder", backbone.model)
             shape: tuple[int, ...] = encoder.feature_shape
-            empty = kept.new_zeros(len(kept), *shape)
-        with self._skipped(kept):
-            return adapted.head(view.features(empty))
+            empty = cached.new_zeros(len(cached), *shape)
+        with self._skip_blocks(cached):
+            return adapted.head(backbone.features(empty))
 
     @contextlib.contextmanager
-    def _skipped(self, kept: Tensor) -> Iterator[None]:
-        blocks = self.adapted.view.blocks
+    def _skip_blocks(self, cached: Tensor) -> Iterator[None]:
+        """Inside the block, disable the blocks of the prefix and insert the cached tokens behind them."""
+        blocks = self.adapted.backbone.blocks
         skipped = [block.module for block in blocks[: self.block]]
         for module in skipped:
-            module.forward = _through  # pyrefly: ignore[bad-assignment]
-        # In front of the prompts, if there are any: hooks run in the order of registration.
+            module.forward = _pass_through  # pyrefly: ignore[bad-assignment]
         first = blocks[self.block].module
-        hook = on_input(first, lambda _: kept)
-        _to_front(first, hook)
+        hook = hook_input(first, lambda _: cached)
+        # In front of the hook that appends prompts, if there is one: hooks run in the order of registration.
+        _move_to_front(first, hook)
         try:
             yield
         finally:
@@ -124,10 +129,11 @@ class Prefix:
                 vars(module).pop("forward", None)
 
 
-def _through(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+def _pass_through(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
 
 
-def _to_front(module: nn.Module, hook: Any) -> None:
+def _move_to_front(module: nn.Module, hook: Any) -> None:
+    # `prepend=True` would do the same at registration; `hook_input` serves methods, which must not need it.
     hooks: Any = module._forward_pre_hooks
     hooks.move_to_end(hook.id, last=False)

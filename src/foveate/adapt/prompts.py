@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import Adapter, Handle, MethodSettings, on_input, on_output
+from foveate.adapt.adapter import Adapter, Handle, MethodSettings, hook_input, hook_output
 from foveate.adapt.backbone import Backbone
 
 
@@ -31,7 +31,7 @@ class PromptAdapter(Adapter[P]):
     """Prompts [layers, n, D], uniform in (-v, v), v = sqrt(6 / (3 patch^2 + D))."""
 
     why_not_mergeable: ClassVar[str] = "its prompts are further tokens, and no weight of the backbone is one"
-    wise: ClassVar[Literal["branch", "weights", "merged", ""]] = ""
+    interpolation: ClassVar[Literal["branch", "weights", "merged", ""]] = ""
 
     def _make(self, backbone: Backbone, layers: int, settings: PromptSettings) -> None:
         limit = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.width))
@@ -45,9 +45,9 @@ class PromptAdapter(Adapter[P]):
             prompts = self.prompts[layer].to(x_BLD.dtype).expand(len(x_BLD), -1, -1)
             return torch.cat([x_BLD, self.dropout(prompts)], dim=1)
 
-        return on_input(module, change)
+        return hook_input(module, change)
 
     def leave(self, module: nn.Module) -> Handle:
         """A hook that takes the last n tokens off a module's output."""
         count = self.prompts.shape[1]
-        return on_output(module, lambda output, _: output[:, :-count])
+        return hook_output(module, lambda output, _: output[:, :-count])

@@ -1,4 +1,4 @@
-"""What `foveate adapt train` is told: backbone, method, data and training."""
+"""The recipe of `foveate adapt train`: backbone, method, data and training."""
 
 from __future__ import annotations
 
@@ -9,23 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from foveate.core.recipes import Settings, apply_overrides, validate
-from foveate.training.settings import TrainingSettings
-
-
-def rate_of_epoch(epoch: int, *, peak: float, epochs: int, warmup_epochs: int, final: float, first: float) -> float:
-    """The rate meant for an epoch (from 0): linear from `first` towards `peak`, then half a cosine to `final`.
-
-    The cosine counts from epoch 0, not from the end of the warm-up, so that `peak` itself is never reached.
-    """
-    if epoch < warmup_epochs:
-        return first + epoch * (peak - first) / warmup_epochs
-    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * epoch / epochs))
-
-
-def released_rate(epoch: int, *, peak: float, epochs: int, warmup_epochs: int, final: float, first: float) -> float:
-    """The rate with which the released code trains in an epoch (from 0)."""
-    late = max(0, epoch - 1)
-    return rate_of_epoch(late, peak=peak, epochs=epochs, warmup_epochs=warmup_epochs, final=final, first=first)
+from foveate.training.epochs import ClassificationSettings, with_default
 
 
 class AdaptData(Settings):
@@ -33,99 +17,96 @@ class AdaptData(Settings):
 
     field: str | None = Field(None, description="label field of the collection")
     train: list[str] = Field(["train"], min_length=1, description="splits that are trained on")
-    validation: str = Field("validation", description="split of the accuracies during a comparison")
+    validation: str = Field("validation", description="split of the accuracies during training and of comparisons")
     test: str = Field("test", description="split that is measured at the end; never used to choose")
     shots: int | None = Field(None, ge=1, description="training images of each class, drawn by the seed")
     classes: list[str] | None = Field(None, description="only these classes, in this order")
 
 
-class AdaptTraining(Settings):
-    """How long and how fast."""
+class AdaptTraining(ClassificationSettings):
+    """How an adapter is trained: the loop's settings, in epochs, with the study's schedule and frozen parts cached."""
 
-    epochs: int = Field(50, ge=1, description="visits of each training image")
-    batch_size: int = Field(64, ge=1, description="images of one update")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(1e-4, ge=0, description="decoupled")
+    weight_decay: float = with_default("weight_decay", 1e-4)
     decay: Literal["all", "matrices"] = Field(
         "all", description="what decays: all that is trained (the study), or weights of two or more dimensions"
     )
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the updates with a rising learning rate")
-    schedule: Literal["cosine", "constant", "osu_release"] = Field(
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    schedule: Literal["cosine", "wsd", "constant", "osu_release"] = Field(  # pyrefly: ignore[bad-override]
         "cosine",
         description="after the warm-up; osu_release = as the study's released code: by epoch, and one epoch late",
     )
-    final_learning_rate: float = Field(0.0, ge=0, description="at the end, of cosine and osu_release")
+    final_learning_rate: float = Field(0.0, ge=0, description="at the end, of cosine, wsd and osu_release")
     first_learning_rate: float = Field(1e-6, gt=0, description="at the start, of osu_release")
     drop_path: float = Field(0.0, ge=0, lt=1, description="rate at the last block, rising from 0; timm's networks")
-    flip: bool = Field(False, description="mirror half of the training images; then nothing is computed once")
-    keep: bool = Field(True, description="compute frozen parts in front of the first change once for each image")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 = autocast")
-    gradient_clip_norm: float | None = Field(None, gt=0, description="largest global gradient norm")
-    seed: int = Field(0, ge=0, description="decides first values, order, drawn shots and dropout")
-    log_every: int = Field(10, ge=1, description="updates between two rows of the log")
-    checkpoint_every: int = Field(200, ge=1, description="updates between two checkpoints")
-    workers: int = Field(2, ge=0, description="threads that read images")
+    flip: bool = Field(False, description="mirror half of the training images; then nothing can be cached")
+    cache: bool = Field(True, description="compute frozen parts in front of the first change once for each image")
+    checkpoint_every: int = with_default("checkpoint_every", 200)
 
-    def without_effect(self, given: Iterable[str]) -> list[str]:
-        """Sentences on those of the fields that a user gave which the schedule does not read."""
+    def unused_fields(self, names: Iterable[str]) -> list[str]:
+        """Return a sentence for each of the fields in `names` that the schedule does not read."""
         read_by = {
             "first_learning_rate": ("osu_release",),
-            "final_learning_rate": ("cosine", "osu_release"),
+            "final_learning_rate": ("cosine", "wsd", "osu_release"),
         }
         return [
-            f"training.{name} has no effect with training.schedule {self.schedule}; it is of {' and '.join(schedules)}"
+            f"training.{name} has no effect with training.schedule {self.schedule}; it is read by "
+            f"{' and '.join(schedules)}"
             for name, schedules in read_by.items()
-            if name in given and self.schedule not in schedules
+            if name in names and self.schedule not in schedules
         ]
 
-    def resolved(self, images: int) -> TrainingSettings:
-        """The loop's settings for so many training images."""
-        size = min(self.batch_size, images)
-        steps = max(1, self.epochs * images // size)
-        if self.schedule == "osu_release":
-            steps = self.epochs * (images // size)
-        final = min(1.0, self.final_learning_rate / self.learning_rate) if self.schedule == "cosine" else 0.0
-        return TrainingSettings(
-            steps=steps,
-            batch_size=size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            warmup_steps=int(self.warmup * steps),
-            schedule="constant" if self.schedule == "constant" else "cosine",
-            final_learning_rate_fraction=final,
-            gradient_clip_norm=self.gradient_clip_norm,
-            precision=self.precision,
-            seed=self.seed,
-            log_every=self.log_every,
-            checkpoint_every=self.checkpoint_every,
-            keep_checkpoints=1,
-            workers=self.workers,
-        )
+    def loop_schedule(self) -> dict[str, Any]:
+        """Return the loop's fields of the schedule; `osu_release` is a function of its own (`step_schedule`)."""
+        fraction = self.final_learning_rate_fraction
+        if self.final_learning_rate and self.schedule in ("cosine", "wsd"):
+            # Grids give the final rate absolutely, for candidates of different peaks.
+            fraction = min(1.0, self.final_learning_rate / self.learning_rate)
+        schedule = "cosine" if self.schedule == "osu_release" else self.schedule
+        return {"schedule": schedule, "final_learning_rate_fraction": fraction}
 
-    def factor(self, images: int) -> Callable[[int], float] | None:
-        """Update (from 0) to the share of the peak rate; None: as the loop's settings say."""
+    @property
+    def whole_batches(self) -> bool:
+        """Whether an epoch counts as the steps of its whole batches; the loader still visits the rest, a little later."""
+        return self.schedule == "osu_release"
+
+    def step_schedule(self, num_images: int) -> Callable[[int], float] | None:
+        """Return step (from 0) -> share of the peak rate; None where the loop's own schedule is used."""
         if self.schedule != "osu_release":
             return None
-        updates = images // min(self.batch_size, images)
-        warmup = round(self.warmup * self.epochs)
+        steps_per_epoch = num_images // min(self.batch_size, num_images)
+        warmup_epochs = round(self.warmup * self.epochs)
         rates = [
             released_rate(
                 epoch,
                 peak=self.learning_rate,
                 epochs=self.epochs,
-                warmup_epochs=warmup,
+                warmup_epochs=warmup_epochs,
                 final=self.final_learning_rate,
                 first=self.first_learning_rate,
             )
             for epoch in range(self.epochs)
         ]
-        return lambda step: rates[min(step // updates, self.epochs - 1)] / self.learning_rate
+        return lambda step: rates[min(step // steps_per_epoch, self.epochs - 1)] / self.learning_rate
+
+
+def rate_of_epoch(epoch: int, *, peak: float, epochs: int, warmup_epochs: int, final: float, first: float) -> float:
+    """Return the scheduled rate of an epoch (from 0): linear from `first` to `peak`, then half a cosine to `final`."""
+    if epoch < warmup_epochs:
+        return first + epoch * (peak - first) / warmup_epochs
+    # The cosine counts from epoch 0, not from the end of the warm-up, so that `peak` itself is never reached.
+    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def released_rate(epoch: int, *, peak: float, epochs: int, warmup_epochs: int, final: float, first: float) -> float:
+    """Return the rate with which the study's released code (arXiv 2409.16434) trains in an epoch (from 0)."""
+    # Its scheduler is stepped after an epoch with that epoch's own number: the first two epochs both have the rate of
+    # the first, and every later one that of the epoch before it.
+    late = max(0, epoch - 1)
+    return rate_of_epoch(late, peak=peak, epochs=epochs, warmup_epochs=warmup_epochs, final=final, first=first)
 
 
 class AdaptRecipe(Settings):
-    """All of one run."""
+    """Everything that decides one run of `adapt train`."""
 
     backbone: dict[str, Any] = Field(description="`kind` and the fields of that encoder; see `--backbone`")
     method: dict[str, Any] = Field(description="`method` and its options")
@@ -136,35 +117,39 @@ class AdaptRecipe(Settings):
     training: AdaptTraining = AdaptTraining()
 
     @model_validator(mode="after")
-    def _method_is_known(self) -> Self:
-        from foveate.adapt.registry import settings_of
+    def _check_method(self) -> Self:
+        from foveate.adapt.registry import parse_settings
 
-        settings_of(self.method)
+        parse_settings(self.method)
         return self
 
 
-def recipe_of(
+def build_recipe(
     backbone: Mapping[str, Any],
     method: str,
     overrides: Sequence[str] = (),
     *,
     head: str | None = None,
-    **given: Mapping[str, Any],
+    **sections: Mapping[str, Any],
 ) -> AdaptRecipe:
-    """A checked recipe from options and `part.field=value` overrides; a bare field is one of the method.
+    """Check a recipe from options and `part.field=value` overrides; a bare field is one of the method.
+
+    Args:
+        sections: fields of `data` and `training`.
 
     Raises:
-        UserError: for unknown fields or methods, with the nearest.
+        UserError: unknown fields or methods; the nearest is named.
     """
     content: dict[str, Any] = {"backbone": dict(backbone), "method": {"method": method}, "head": head}
-    content |= {part: dict(fields) for part, fields in given.items()}
+    content |= {name: dict(fields) for name, fields in sections.items()}
     parts = ("backbone", "method", "data", "training")
-    full = [
+    qualified = [
         text if text.partition("=")[0].partition(".")[0] in parts or "=" not in text else f"method.{text}"
         for text in overrides
     ]
-    apply_overrides(content, full)
-    from foveate.adapt.registry import settings_of
+    apply_overrides(content, qualified)
+    from foveate.adapt.registry import parse_settings
 
-    settings_of(content["method"])  # its own sentence, not one within another
+    # Checked before the whole, so that a wrong option of the method gives one sentence and not one inside another.
+    parse_settings(content["method"])
     return validate(AdaptRecipe, content, where="foveate adapt")

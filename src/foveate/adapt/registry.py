@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import foveate.adapt.methods
 from foveate.adapt.adapter import Method, MethodSettings
 from foveate.core.errors import UserError, choose
+from foveate.core.plugins import load_plugin, module_names
 from foveate.core.recipes import validate
+
+_PACKAGE = "foveate.adapt.methods"
 
 
 @cache
 def method_names() -> tuple[str, ...]:
-    """Names of all methods, as a user writes them."""
-    names = [module.name for module in pkgutil.iter_modules(foveate.adapt.methods.__path__)]
-    return tuple(sorted(name.replace("_", "-") for name in names))
+    """Return the names of all methods, as a user writes them."""
+    return tuple(sorted(name.replace("_", "-") for name in module_names(_PACKAGE)))
 
 
-def method(name: str) -> Method:
-    """The method of a name; - and _ are the same.
-
-    Raises:
-        UserError: when there is none, with the nearest.
-    """
-    chosen = choose(name.replace("_", "-"), method_names(), "method")
-    return importlib.import_module(f"foveate.adapt.methods.{chosen.replace('-', '_')}").METHOD
-
-
-def settings_of(given: MethodSettings | Mapping[str, Any] | str) -> MethodSettings:
-    """Checked settings from settings, a mapping with `method`, or a method's name.
+def get_method(name: str) -> Method:
+    """Return the method of a name; `-` and `_` are the same.
 
     Raises:
-        UserError: for an unknown method or option, naming the allowed ones and the nearest.
+        UserError: there is no such method; the nearest is named.
     """
-    if isinstance(given, MethodSettings):
-        return given
-    options = {"method": given} if isinstance(given, str) else dict(given)
+    # Chosen among names with `-`, so that the error lists them as a user writes them.
+    name = choose(name.replace("_", "-"), method_names(), "method")
+    return load_plugin(_PACKAGE, name.replace("-", "_"), "METHOD", label="method")
+
+
+def parse_settings(config: MethodSettings | Mapping[str, Any] | str) -> MethodSettings:
+    """Check the settings of a method, given as settings, as a mapping with `method`, or as a method's name.
+
+    Raises:
+        UserError: unknown method or option; allowed ones and the nearest are named.
+    """
+    if isinstance(config, MethodSettings):
+        return config
+    options = {"method": config} if isinstance(config, str) else dict(config)
     name = options.pop("method", None)
     if not isinstance(name, str):
-        raise UserError(f"field 'method' is missing: allowed are {', '.join(method_names())}")
-    return validate(method(name).settings, options, where=f"method '{name}'")
+        raise UserError(f"field 'method' is missing; expected one of {', '.join(method_names())}")
+    return validate(get_method(name).settings, options, where=f"method '{name}'")

@@ -1,8 +1,8 @@
-"""`foveate adapt wise`: accuracy along the line from the network that came to the tuned one, on own and shifted data.
+"""`foveate adapt wise`: accuracy along the line from a network to its tuned one, on the user's own and shifted data.
 
-The alpha that is recommended is the smallest whose accuracy on *validation* images is at most one standard error
-below the best: as near to the network that came as the own data allow. Test and shifted images take no part in it;
-points that are best on them are shown, and peek.
+The recommended alpha is the smallest whose accuracy on *validation* images is at most one standard error below the
+best: as near to the original network as these images allow. Test and shifted images take no part in it; points that
+are best on them are shown, and peek.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.adapt.compare.recipe import CompareTask
-from foveate.adapt.data import Labeled, labeled
+from foveate.adapt.data import load_images
 from foveate.adapt.export import open_adapted
-from foveate.adapt.folder import adapter_folder
-from foveate.adapt.load_backbone import Opened
+from foveate.adapt.folder import find_adapter_folder
+from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.recipe import AdaptData
-from foveate.adapt.registry import method
-from foveate.adapt.train import batches
-from foveate.adapt.wise import check, interpolated, save_at
+from foveate.adapt.registry import get_method
+from foveate.adapt.results import SavedModel, WisePoint, WiseRecommendation, WiseResult, WiseSet
+from foveate.adapt.wise import check_alpha, interpolated, save_at
 from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
+from foveate.core.results import Value
 from foveate.core.runs import RunFolder
 from foveate.metrics.comparison import operating_points
 from foveate.metrics.intervals import bootstrap_interval
+from foveate.training.classification import LabeledImages, Rows, readable_batches
 from foveate.training.distributed import start
 
 RULES = {
@@ -47,32 +49,35 @@ RULE = (
 
 
 @dataclass(frozen=True)
-class Measured:
+class ImageSet:
     """One set of images on which the curve is measured.
 
     Attributes:
+        key, title: for results and tables.
+        role: "validation", "test" or "shifted".
+        images, rows: what is measured.
         columns: of the logits, the adapter's classes that the set has; only these are answers there.
-        left_out: images whose class is none of the adapter's.
+        left_out: number of images whose class is none of the adapter's.
     """
 
     key: str
     title: str
     role: str
-    data: Labeled
-    rows: NDArray[np.int64]
+    images: LabeledImages
+    rows: Rows
     columns: NDArray[np.int64]
     left_out: int = 0
 
 
 def smallest_near_best(alphas: Sequence[float], accuracies: Sequence[float], count: int) -> tuple[float, float]:
-    """The alpha of `RULE`, and the standard error sqrt(p (1 - p) / count) of the best accuracy p."""
+    """Return the alpha of `RULE`, and the standard error sqrt(p (1 - p) / count) of the best accuracy p."""
     best = max(accuracies)
     error = math.sqrt(best * (1 - best) / count)
     near = [alpha for alpha, value in zip(alphas, accuracies, strict=True) if value >= best - error]
     return min(near), error
 
 
-def robustness(
+def measure_robustness(
     path: Path,
     data: CompareTask,
     run_path: Path,
@@ -87,168 +92,179 @@ def robustness(
     backbone: str | None = None,
     device: str | None = None,
     command: list[str] | None = None,
-) -> dict[str, Any]:
-    """Measures the curve of a saved adapter and writes the run folder's result.json.
+) -> WiseResult:
+    """Measure the curve of a saved adapter and write the run folder's result.json.
 
     Args:
-        data: own data, with splits to choose by and to test on. shifted: further sets; of each its split `test`, or
-            all where it has none.
-        points: values of alpha from 0 to 1. head: interpolate, keep, or auto (interpolate where it can be).
-        at: the alpha of the model that is written; the recommended one by default. to: where it is written.
+        path: adapter folder, or the run folder of `adapt train`.
+        data: the user's own data.
+        run_path: run folder.
+        shifted: further data; of each its split `test`, or all where it has none.
+        validation, test: splits of `data` to select by and to test on.
+        points: values of alpha from 0 to 1.
+        head: interpolate, keep, or auto (interpolate where the head started from a trained one).
+        at: alpha of the model that is written; the recommended one by default.
+        to: folder that it is written to.
+        backbone: where the backbone is now, if it moved.
+        device: such as "cuda".
+        command: command line, for the page.
 
     Raises:
         UserError: an adapter without models in between, data without its classes, a split that is missing or that the
             adapter was trained on.
     """
-    adapted, opened, info = open_adapted(path, backbone=backbone)
-    adapter = check(adapted, 0.0 if at is None else at)
+    adapted, network, info = open_adapted(path, backbone=backbone)
+    adapter = check_alpha(adapted, 0.0 if at is None else at)
     keep = head == "keep" or (head == "auto" and adapted.active not in adapted.first_heads)
     if keep and head == "auto":
-        say("the head started afresh: it is kept as tuned at every alpha (adapt train --head-from makes another kind)")
+        say("the head started from random values: the tuned one is used at every alpha (see adapt train --head-from)")
     classes = [str(name) for name in info.get("classes", [])]
-    own = _own(data, opened, classes, path, validation=validation, test=test)
-    _check_unseen(info.get("trained_on"), own[0].data.name, path, validation, test)
-    sets = [
-        *own,
-        *(_shifted(task, opened, classes) for task in shifted),
-    ]
+    splits = _open_splits(data, network, classes, path, validation=validation, test=test)
+    _check_unseen(info.get("trained_on"), splits[0].images.name, path, validation, test)
+    sets = [*splits, *(_open_shifted(task, network, classes) for task in shifted)]
     run = RunFolder.create(run_path, command=command)
     alphas = [round(number / (points - 1), 6) for number in range(points)]
     with start(device or "auto") as here:
         adapted.to(here.device).eval()
-        curves = _curves(adapted, opened, sets, alphas, keep=keep, device=here.device)
+        curves = _measure_curves(adapted, network, sets, alphas, keep=keep, device=here.device)
         adapted.to("cpu")
-    chosen = curves["validation"]
-    alpha, error = smallest_near_best(alphas, [one["value"] for one in chosen["accuracy"]], chosen["n"])
-    result: dict[str, Any] = {
-        "kind": "adapt_wise",
-        "title": f"{adapter.settings.method} between the network that came and the tuned one",
-        "command": command,
-        "adapter": str(adapter_folder(path)),
-        "method": adapter.settings.method,
-        "place": method(adapter.settings.method).place,
-        "rule": RULES[adapter.wise],
-        "head": "kept as tuned" if keep else "interpolated with the head that it started from",
-        "alphas": alphas,
-        "sets": list(curves.values()),
-        "recommended": {"alpha": alpha, "rule": RULE, "standard_error": error},
-        "peeking": _peeking(alphas, curves),
-        "saved": None,
-    }
+    selecting = curves["validation"]
+    alpha, error = smallest_near_best(alphas, [point.value for point in selecting.accuracy], selecting.n)
+    saved = None
     if to is not None:
-        written = alpha if at is None else at
-        result["saved"] = {"alpha": written, "path": str(save_at(adapted, written, to, keep_head=keep))}
-    run.write_result(result)
+        saved_alpha = alpha if at is None else at
+        saved = SavedModel(alpha=saved_alpha, path=str(save_at(adapted, saved_alpha, to, keep_head=keep)))
+    result = WiseResult(
+        title=f"{adapter.settings.method} between the original network and the tuned one",
+        command=command or "",
+        adapter=str(find_adapter_folder(path)),
+        method=adapter.settings.method,
+        location=get_method(adapter.settings.method).location,
+        rule=RULES[adapter.interpolation],
+        head="the tuned one" if keep else "interpolated with the one that it started from",
+        alphas=alphas,
+        sets=list(curves.values()),
+        recommended=WiseRecommendation(alpha=alpha, rule=RULE, standard_error=error),
+        peeking=_find_peeking_points(alphas, curves),
+        saved=saved,
+    )
+    run.write_result(result.to_json())
     return result
 
 
-def _own(
-    task: CompareTask, opened: Opened, classes: list[str], path: Path, *, validation: str, test: str
-) -> list[Measured]:
-    """The own data's splits: one to choose by, one to test on."""
-    data = labeled(task.path, AdaptData(field=task.field, classes=classes or None), opened.preprocess)
+def _open_splits(
+    task: CompareTask, network: LoadedBackbone, classes: list[str], path: Path, *, validation: str, test: str
+) -> list[ImageSet]:
+    """Open the splits of the user's own data: one to select by, one to test on."""
+    images = load_images(task.path, AdaptData(field=task.field, classes=classes or None), network.preprocess)
     if not classes:
-        raise UserError(f"{path}: does not name its classes; only adapters of `foveate adapt train` do")
+        raise UserError(f"{path} does not name its classes; only adapters of `foveate adapt train` do")
     if validation == test:
-        raise UserError(f"split '{test}': alpha is not chosen on the images that it is tested on")
+        raise UserError(f"split '{test}': alpha cannot be selected on the images that it is tested on")
     columns = np.arange(len(classes))
     return [
-        Measured("validation", f"{data.name}, {validation}", "validation", data, data.rows(validation), columns),
-        Measured("test", f"{data.name}, {test}", "test", data, data.rows(test), columns),
+        ImageSet("validation", f"{images.name}, {validation}", "validation", images, images.rows(validation), columns),
+        ImageSet("test", f"{images.name}, {test}", "test", images, images.rows(test), columns),
     ]
 
 
 def _check_unseen(trained_on: list[dict[str, Any]] | None, name: str, path: Path, validation: str, test: str) -> None:
-    """Refuses splits that the adapter was trained on: on those more tuning always looks better.
-
-    Data are told apart by their names; adapters of earlier versions do not say what they were trained on.
-    """
-    if trained_on is None:
-        say(f"{path}: does not say which splits it was trained on; '{validation}' and '{test}' must not be among them")
+    """Raise UserError for splits that the adapter was trained on: on those more tuning always looks better."""
+    if trained_on is None:  # built in Python, without `adapt train`
+        say(f"{path} does not say which splits it was trained on; '{validation}' and '{test}' must not be among them")
         return
-    for one in trained_on:
-        for split, option, what in ((validation, "--validation", "alpha is chosen"), (test, "--test", "it is tested")):
-            if split not in one["splits"]:
+    for entry in trained_on:
+        for split, option, what in (
+            (validation, "--validation", "alpha is selected"),
+            (test, "--test", "it is tested"),
+        ):
+            if split not in entry["splits"]:
                 continue
-            if one["data"] == name:
+            # Data are told apart by their names, which is all that an adapter remembers.
+            if entry["data"] == name:
                 raise UserError(
-                    f"{path}: split '{split}' of {name} was trained on, and {what} on images that were not; give "
+                    f"{path}: split '{split}' of {name} was trained on, but {what} on images that were not; give "
                     f"another with {option}, or train without it"
                 )
-            say(f"{path}: was trained on the split '{split}' of {one['data']}; {name} is taken for other images")
+            say(f"{path} was trained on the split '{split}' of {entry['data']}; {name} is taken for other images")
 
 
-def _shifted(task: CompareTask, opened: Opened, classes: list[str]) -> Measured:
-    """A shifted set: classes that it lacks are no answers there, images of other classes are left out."""
-    whole = labeled(task.path, AdaptData(field=task.field), opened.preprocess)
+def _open_shifted(task: CompareTask, network: LoadedBackbone, classes: list[str]) -> ImageSet:
+    """Open a shifted set: classes that it lacks are no answers there, images of other classes are left out."""
+    whole = load_images(task.path, AdaptData(field=task.field), network.preprocess)
     known = [name for name in classes if name in whole.classes]
     if not known:
-        near = nearest(whole.classes[0], classes)
+        hint = nearest(whole.classes[0], classes)
         raise UserError(
-            f"shifted set '{task.name}': none of its classes ({whole.classes[0]}, ...) is the adapter's{near}"
+            f"shifted set '{task.name}': none of its classes ({whole.classes[0]}, ...) is one of the adapter's{hint}"
         )
     if len(known) < 2:
-        raise UserError(f"shifted set '{task.name}': only the class '{known[0]}' is the adapter's; wanted are two")
-    data = labeled(task.path, AdaptData(field=task.field, classes=known), opened.preprocess)
-    rows = data.rows("test") if data.has("test") else np.flatnonzero(data.labels_N >= 0)
-    candidates = whole.rows("test") if data.has("test") else np.flatnonzero(whole.labels_N >= 0)
+        raise UserError(f"shifted set '{task.name}': only the class '{known[0]}' is one of the adapter's; expected two")
+    images = load_images(task.path, AdaptData(field=task.field, classes=known), network.preprocess)
+    has_test = images.has_split("test")
+    rows = images.rows("test") if has_test else images.labeled_rows()
+    candidates = whole.rows("test") if has_test else whole.labeled_rows()
     columns = np.array([classes.index(name) for name in known])
-    key = f"shifted-{task.name}"
-    return Measured(key, task.name, "shifted", data, rows, columns, left_out=len(candidates) - len(rows))
+    left_out = len(candidates) - len(rows)
+    return ImageSet(f"shifted-{task.name}", task.name, "shifted", images, rows, columns, left_out=left_out)
 
 
 @torch.no_grad()
-def _curves(
+def _measure_curves(
     adapted: AdaptedModel,
-    opened: Opened,
-    sets: Sequence[Measured],
+    network: LoadedBackbone,
+    sets: Sequence[ImageSet],
     alphas: Sequence[float],
     *,
     keep: bool,
     device: torch.device,
-) -> dict[str, dict[str, Any]]:
-    """Accuracy of every set at every alpha; each batch of images is read once for all alphas."""
-    found: dict[str, dict[str, Any]] = {}
-    for one in sets:
-        bad: dict[int, str] = {}
-        right: list[list[NDArray[np.bool_]]] = [[] for _ in alphas]
-        for rows, pixels in batches(opened, one.data, one.rows, device, bad, what=f"measuring {one.title}"):
-            labels = one.data.labels_N[np.array(rows)]
+) -> dict[str, WiseSet]:
+    """Return the accuracy of every set at every alpha."""
+    curves: dict[str, WiseSet] = {}
+    for image_set in sets:
+        unreadable: dict[int, str] = {}
+        correct: list[list[NDArray[np.bool_]]] = [[] for _ in alphas]
+        description = f"measuring {image_set.title}"
+        # Each batch is read once for all alphas: decoding takes longer than changing weights.
+        for rows, pixels in readable_batches(image_set.images, image_set.rows, unreadable, description=description):
+            inputs = network.normalize(pixels.to(device))
+            labels = image_set.images.labels_N[np.array(rows)]
             for number, alpha in enumerate(alphas):
-                logits = _logits(adapted, alpha, pixels, keep=keep)[:, one.columns]
-                right[number].append(logits.argmax(axis=1) == labels)
-        if not right[0]:
-            raise UserError(f"{one.title}: no image could be read")
-        whole = [np.concatenate(parts).astype(float) for parts in right]
-        labels_N = one.data.labels_N[one.rows]
-        found[one.key] = {
-            "key": one.key,
-            "title": one.title,
-            "role": one.role,
-            "n": len(whole[0]),
-            "classes": len(one.columns),
-            "left_out": one.left_out,
-            "unreadable": len(bad),
-            "chance": float(np.bincount(labels_N).max() / len(labels_N)),
-            "accuracy": [_interval(values, one.key) for values in whole],
-        }
-    return found
+                logits = _predict(adapted, alpha, inputs, keep=keep)[:, image_set.columns]
+                correct[number].append(logits.argmax(axis=1) == labels)
+        if not correct[0]:
+            raise UserError(f"{image_set.title}: no image can be read")
+        whole = [np.concatenate(parts).astype(float) for parts in correct]
+        labels_N = image_set.images.labels_N[image_set.rows]
+        curves[image_set.key] = WiseSet(
+            key=image_set.key,
+            title=image_set.title,
+            role=image_set.role,
+            n=len(whole[0]),
+            classes=len(image_set.columns),
+            left_out=image_set.left_out,
+            unreadable=len(unreadable),
+            chance=float(np.bincount(labels_N).max() / len(labels_N)),
+            accuracy=[_interval(values, image_set.key) for values in whole],
+        )
+    return curves
 
 
-def _logits(adapted: AdaptedModel, alpha: float, pixels: Tensor, *, keep: bool) -> NDArray[np.float32]:
+def _predict(adapted: AdaptedModel, alpha: float, inputs: Tensor, *, keep: bool) -> NDArray[np.float32]:
     with interpolated(adapted, alpha, head="keep" if keep else "interpolate") as model:
-        return model(pixels).float().cpu().numpy()
+        return model(inputs).float().cpu().numpy()
 
 
-def _interval(right_N: NDArray[np.float64], key: str) -> dict[str, float | None]:
-    found = bootstrap_interval(right_N, seed=("wise", key))
-    return {"value": found.value, "low": found.low, "high": found.high}
+def _interval(correct_N: NDArray[np.float64], key: str) -> Value:
+    interval = bootstrap_interval(correct_N, seed=("wise", key))
+    return Value(value=interval.value, low=interval.low, high=interval.high)
 
 
-def _peeking(alphas: Sequence[float], curves: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The points that are best on test images and on the mean of shifted sets; None without shifted sets."""
-    outside = [[one["value"] for one in curve["accuracy"]] for curve in curves.values() if curve["role"] == "shifted"]
+def _find_peeking_points(alphas: Sequence[float], curves: Mapping[str, WiseSet]) -> dict[str, WisePoint] | None:
+    """Return the best points on test images and on the mean of shifted sets; None without shifted sets."""
+    outside = [[point.value for point in curve.accuracy] for curve in curves.values() if curve.role == "shifted"]
     if not outside:
         return None
-    inside = [one["value"] for one in curves["test"]["accuracy"]]
-    return operating_points(list(alphas), inside, np.mean(outside, axis=0).tolist())
+    inside = [point.value for point in curves["test"].accuracy]
+    best = operating_points(list(alphas), inside, np.mean(outside, axis=0).tolist())
+    return {name: WisePoint(**point) for name, point in best.items()}

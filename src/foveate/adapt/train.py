@@ -1,131 +1,147 @@
-"""`foveate adapt train`: backbone, method and labeled images in; adapter, page and numbers out."""
+"""`foveate adapt train`: backbone, method and labeled images in; adapter, page and accuracies out."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.adapt.calibration.logit_files import write_logits
-from foveate.adapt.data import ImageDataset, KeptDataset, Labeled, labeled
-from foveate.adapt.folder import adapter_folder, read_config, read_head
-from foveate.adapt.load_backbone import Opened, open_backbone
+from foveate.adapt.data import load_images
+from foveate.adapt.folder import find_adapter_folder, read_adapter_config, read_head, save_adapter
+from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.parameter_summary import backbone_numbers, grouped, trained_numbers
-from foveate.adapt.prefix import Prefix
-from foveate.adapt.recipe import AdaptRecipe
-from foveate.adapt.training import AdaptTask, normalized, train_adapted
+from foveate.adapt.parameter_summary import group_names
+from foveate.adapt.prefix import FrozenPrefix
+from foveate.adapt.recipe import AdaptRecipe, AdaptTraining
+from foveate.adapt.results import AdaptResult, TrainedParameters
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
-from foveate.core.progress import say, track
+from foveate.core.progress import say, silent
 from foveate.core.recipes import dump
+from foveate.core.results import Column, Evaluation, Row, Value
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.metrics.classification import class_accuracies
 from foveate.metrics.intervals import bootstrap_interval
-from foveate.records.images import BadImage
+from foveate.training.classification import (
+    ClassificationDataset,
+    ClassificationTask,
+    LabeledImages,
+    Predictions,
+    Rows,
+    load_cached,
+    load_flipped,
+    predict,
+    readable_batches,
+    train_classifier,
+)
 from foveate.training.distributed import barrier, start
 from foveate.training.loader import Loader
+from foveate.training.optimizer import ParameterRule
 
-
-def price(recipe: AdaptRecipe, data: str | Path) -> dict[str, Any]:
-    """Numbers trained, updates, visits, and what is computed once; nothing is trained or written."""
-    opened = open_backbone(recipe.backbone, seed=recipe.training.seed)
-    images = labeled(data, recipe.data, opened.preprocess)
-    rows = training_rows(recipe, images)
-    settings = recipe.training.resolved(len(rows))
-    adapted = build(recipe, opened, images, rows)
-    body, head = trained_numbers(adapted)
-    prefix = Prefix(adapted)
-    kept = recipe.training.keep and not recipe.training.flip
-    return {
-        "method": recipe.method["method"],
-        "classes": len(images.classes),
-        "images": len(rows),
-        "updates": settings.steps,
-        "visits": settings.steps * settings.batch_size,
-        "trained": body,
-        "head": head,
-        "backbone": backbone_numbers(adapted),
-        "kept": prefix.describe() if kept else "nothing: training.keep is off or images are mirrored",
-        "optimizer_bytes": 8 * (body + head),
-    }
-
-
-def lines(priced: dict[str, Any]) -> Sequence[str]:
-    """The same in words."""
-    return [
-        f"{priced['method']}: {priced['trained']:,} of {priced['backbone']:,} numbers and a head of {priced['head']:,}",
-        f"{priced['images']} training images of {priced['classes']} classes, {priced['updates']} updates, "
-        f"{priced['visits']:,} visits",
-        f"computed once: {priced['kept']}",
-        f"AdamW's moments: {priced['optimizer_bytes'] / 2**20:.1f} MiB",
-    ]
-
-
-BATCH = 64
-# What may be kept of all training images together.
-MOST_BYTES = 4 * 2**30
+# Of all cached training images together; more would crowd out the page cache that images are read through.
+MAX_CACHE_BYTES = 4 * 2**30
+# Fields that a resumed run may change: they decide nothing about the result.
 _FREE = ("training.log_every", "training.checkpoint_every", "training.workers")
 
 
 @dataclass
-class Adapted:
-    """What `train_adapter` leaves; `folder` is None where the run was stopped, and on other ranks."""
+class AdaptRun:
+    """What `train_adapter` returns; `folder` is None where the run was stopped, and on other ranks."""
 
     run: RunFolder
-    result: dict[str, Any]
+    result: AdaptResult
     folder: Path | None
     is_main: bool = True
 
 
-def build(recipe: AdaptRecipe, opened: Opened, data: Labeled, rows: NDArray[np.int64]) -> AdaptedModel:
-    """The adapted model before training on `rows`; the same seed gives the same first values."""
-    for sentence in recipe.training.without_effect(recipe.training.model_fields_set):
+def build_adapted(recipe: AdaptRecipe, network: LoadedBackbone, images: LabeledImages, rows: Rows) -> AdaptedModel:
+    """Build the adapted model before training on `rows`; the same seed gives the same initial values."""
+    for sentence in recipe.training.unused_fields(recipe.training.model_fields_set):
         say(sentence)
-    head, seen = None, [data.trained_on(rows)]
+    head = None
+    own_source = images.provenance(rows)
+    sources: list[dict[str, Any]] | None = [own_source]
     if recipe.head is not None:
-        start = adapter_folder(Path(recipe.head))
-        head = read_head(start, data.classes)
-        before = read_config(start)["info"].get("trained_on")  # None in adapters of earlier versions
-        seen = None if before is None else seen + [one for one in before if one not in seen]
-    adapted = adapt(opened.model, recipe.method, classes=len(data.classes), head=head, seed=recipe.training.seed)
-    adapted.info["default"] = {
-        "classes": list(data.classes),
-        "backbone": opened.settings,
-        "model_args": opened.model_args,
-        "preprocess": opened.preprocess.to_dict(),
-        **({} if seen is None else {"trained_on": seen}),
-    }
+        folder = find_adapter_folder(Path(recipe.head))
+        head = read_head(folder, images.classes)
+        # The head has seen the images of its own training: `adapt wise` refuses to select on any of them.
+        before = read_adapter_config(folder)["info"].get("trained_on")
+        sources = None if before is None else [own_source, *(entry for entry in before if entry != own_source)]
+    adapted = adapt(network.model, recipe.method, classes=len(images.classes), head=head, seed=recipe.training.seed)
+    adapted.info["default"] = describe_training(network, images, sources)
     return adapted
 
 
-def training_rows(recipe: AdaptRecipe, data: Labeled) -> NDArray[np.int64]:
-    """The images that are trained on; a head that was trained before may know classes that none of them has.
+def describe_training(
+    network: LoadedBackbone, images: LabeledImages, trained_on: list[dict[str, Any]] | None
+) -> dict[str, Any]:
+    """Return what is saved with an adapter: classes, how its backbone is loaded again, and what it was trained on.
+
+    Args:
+        trained_on: see `LabeledImages.provenance`; None where it is not known.
+    """
+    return {
+        "classes": list(images.classes),
+        "backbone": network.settings,
+        "model_args": network.model_args,
+        "preprocess": network.preprocess.to_dict(),
+        **({} if trained_on is None else {"trained_on": trained_on}),
+    }
+
+
+def select_training_rows(recipe: AdaptRecipe, images: LabeledImages) -> Rows:
+    """Return the images to train on.
 
     Raises:
-        UserError: when a class has no image, and nothing knows it either.
+        UserError: a class has no image, and no trained head knows it either.
     """
-    pool = data.rows(*recipe.data.train)
-    absent = data.absent(pool)
-    if absent and recipe.head is None:
+    pool = images.rows(*recipe.data.train)
+    missing = images.missing_classes(pool)
+    if missing and recipe.head is None:
         raise UserError(
-            f"{data.name}: class '{absent[0]}' has no training image ({len(absent)} such classes); leave them out "
+            f"{images.name}: class '{missing[0]}' has no training image ({len(missing)} such classes); leave them out "
             "with data.classes, or start from a head that knows them with --head-from"
         )
-    if absent:
+    if missing:
         say(
-            f"{len(absent)} of {len(data.classes)} classes have no training image (first '{absent[0]}'): tuning "
-            "lowers their logits, and `foveate calibrate` finds by how much"
+            f"{len(missing)} of {len(images.classes)} classes have no training image (first '{missing[0]}'): tuning "
+            "lowers their logits; `foveate calibrate` measures by how much"
         )
-    return data.few(pool, recipe.data.shots, seed=recipe.training.seed, some_absent=True)
+    return images.draw_shots(pool, recipe.data.shots, seed=recipe.training.seed, allow_missing=True)
+
+
+def build_task(
+    adapted: AdaptedModel,
+    network: LoadedBackbone,
+    training: AdaptTraining,
+    *,
+    prefix: FrozenPrefix | None,
+    num_images: int,
+) -> ClassificationTask:
+    """Build the task of the training loop.
+
+    Args:
+        prefix: batches hold what it cached; None: they hold pixels.
+        num_images: of an epoch.
+    """
+    logits = prefix.logits if prefix is not None else (lambda pixels: adapted(network.normalize(pixels)))
+    # One rule for everything: biases and norms too, which the loop's own rule leaves without decay.
+    rules = (ParameterRule(".*", weight_decay=training.weight_decay),) if training.decay == "all" else ()
+    return ClassificationTask(
+        adapted,
+        logits=logits,
+        rules=rules,
+        shard_units=[block.module for block in adapted.backbone.blocks],
+        schedule=training.step_schedule(num_images),
+        save=lambda folder: save_adapter(adapted, folder),
+    )
 
 
 def train_adapter(
@@ -136,37 +152,48 @@ def train_adapter(
     device: str | None = None,
     command: list[str] | None = None,
     evaluate: bool = True,
-) -> Adapted:
-    """Trains an adapter; the same call again goes on where it was stopped.
+) -> AdaptRun:
+    """Train an adapter and write its folder and result.json; the same call again resumes a stopped run.
+
+    Args:
+        data: collection folder, npz file or VTAB-1K task.
+        run_path: run folder.
+        device: such as "cuda"; CUDA where there is one by default.
+        command: command line, for the page.
+        evaluate: measure the held-out splits at the end.
 
     Raises:
-        UserError: when recipe, backbone and data do not fit, or the run folder holds another run.
+        UserError: recipe, backbone and data do not fit, or the run folder holds another run.
     """
+    training = recipe.training
     with start(device or "auto") as here:
-        opened = open_backbone(recipe.backbone, seed=recipe.training.seed, drop_path=recipe.training.drop_path)
-        images = labeled(data, recipe.data, opened.preprocess)
-        rows = training_rows(recipe, images)
-        absent = images.absent(rows)
-        settings = recipe.training.resolved(len(rows))
-        adapted = build(recipe, opened, images, rows)
+        network = load_backbone(recipe.backbone, seed=training.seed, drop_path=training.drop_path)
+        images = load_images(data, recipe.data, network.preprocess)
+        rows = select_training_rows(recipe, images)
+        missing = images.missing_classes(rows)
+        settings = training.resolve(len(rows))
+        adapted = build_adapted(recipe, network, images, rows)
         run = RunFolder(run_path)
         if here.is_main:
             run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
         barrier()
         adapted.to(here.device)
-        prefix, bad = None, dict[int, str]()
-        dataset: Any = ImageDataset(images, flip=recipe.training.flip)
-        if recipe.training.keep and not recipe.training.flip:
-            prefix = Prefix(adapted)
-            kept = None if prefix.where == "nothing" else keep(prefix, opened, images, rows, here.device, bad)
-            if kept is None:
+        load_sample, prefix = (load_flipped(images) if training.flip else None), None
+        if training.cache and not training.flip:  # a mirrored image has other tokens
+            prefix = FrozenPrefix(adapted)
+            unreadable: dict[int, str] = {}
+            cache = None
+            if prefix.kind != "nothing":
+                cache = cache_frozen(prefix, network, images, rows, here.device, unreadable)
+            if cache is None:
                 prefix = None
             else:
-                dataset = KeptDataset(kept, images, bad)
+                load_sample = load_cached(cache, unreadable)
+        cached = "nothing" if prefix is None else prefix.describe()
         if prefix is not None:
-            say(f"computed once: {prefix.describe()}")
+            say(f"cached: {cached}")
         loader = Loader(
-            dataset,
+            ClassificationDataset(images, load_sample),
             rows=rows,
             batch_size=settings.batch_size,
             seed=settings.seed,
@@ -174,135 +201,156 @@ def train_adapter(
             rank=here.rank,
             world_size=here.size,
         )
-        decay = recipe.training.weight_decay if recipe.training.decay == "all" else None
-        factor = recipe.training.factor(len(rows))
-        task = AdaptTask(adapted, preprocess=opened.preprocess, prefix=prefix, decay=decay, factor=factor)
-        outcome = train_adapted(task, loader, settings, run)
-        body, head = trained_numbers(adapted)
-        result: dict[str, Any] = {
-            "kind": "adapt",
-            "title": f"{recipe.method['method']} on {_name(opened.settings)}",
-            "status": outcome.status,
-            "recipe": recipe.model_dump(mode="json"),
-            "command": command,
-            "data": images.name,
-            "classes": list(images.classes),
-            "absent": absent,
-            "images": len(rows),
-            "kept": "nothing" if prefix is None else prefix.describe(),
-            "steps": outcome.step,
-            "seconds": round(outcome.seconds, 1),
-            "curves": "metrics.jsonl",
-            "parameters": {"trained": body, "head": head, "backbone": backbone_numbers(adapted)},
-            "places": grouped(adapted.adapter().places(adapted.view)),
-            "bad_samples": outcome.bad_samples,
-            "revision": code_revision(),
-            "evaluation": None,
-        }
-        folder = None
-        if outcome.status == "finished" and here.is_main:
-            folder = adapted.save(run.path / "adapter")
-            result["adapter"] = "adapter/"
-            if evaluate:
-                result["evaluation"] = _measure(adapted.eval(), recipe, opened, images, run.path)
-                if absent:
-                    _write(adapted, opened, images, rows, run.path / "logits-training.npz", what="training images")
-                    seen = [name for name in images.classes if name not in absent]
-                    write_text_atomically(run.path / "seen.txt", "".join(f"{name}\n" for name in seen))
+        task = build_task(adapted, network, training, prefix=prefix, num_images=len(rows))
+        if settings.evaluate_every is not None:
+            task.evaluate_with(lambda: _evaluate_split(adapted, network, images, recipe.data.validation))
+        outcome = train_classifier(task, loader, settings, run)
+        finished = outcome.status == "finished" and here.is_main
+        folder = save_adapter(adapted, run.path / "adapter") if finished else None
+        evaluation = None
+        if folder is not None and evaluate:
+            evaluation = _measure_splits(adapted.eval(), recipe, network, images, run.path)
+            if missing:  # what `foveate calibrate` needs to bring these classes back
+                _write_predictions(adapted, network, images, rows, run.path / "logits-training.npz", "training images")
+                seen = [name for name in images.classes if name not in missing]
+                write_text_atomically(run.path / "seen.txt", "".join(f"{name}\n" for name in seen))
+        result = AdaptResult(
+            title=f"{recipe.method['method']} on {network.title}",
+            status=outcome.status,
+            recipe=recipe.model_dump(mode="json"),
+            command=command or "",
+            data=images.name,
+            classes=list(images.classes),
+            absent=missing,
+            images=len(rows),
+            cached=cached,
+            steps=outcome.step,
+            seconds=round(outcome.seconds, 1),
+            parameters=TrainedParameters(**adapted.count_parameters()._asdict()),
+            matched=group_names(adapted.adapter().matched_names(adapted.backbone)),
+            bad_samples=outcome.bad_samples,
+            revision=code_revision(),
+            adapter="" if folder is None else "adapter/",
+            evaluation=evaluation,
+        )
         if here.is_main:
-            run.write_result(result)
-    return Adapted(run, result, folder, here.is_main)
+            run.write_result(result.to_json())
+    return AdaptRun(run, result, folder, here.is_main)
 
 
-def _name(settings: dict[str, Any]) -> str:
-    """A backbone in a word or two: the name of its folder or architecture, else its kind."""
-    source = settings.get("source")
-    return Path(source).name if source else str(settings.get("model") or settings["kind"])
-
-
-def batches(
-    opened: Opened, data: Labeled, rows: NDArray[np.int64], device: torch.device, bad: dict[int, str], *, what: str
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Readable images, normalized, with their numbers; the reasons of the others go into `bad`."""
-    starts = range(0, len(rows), BATCH)
-    for begin in track(starts, description=what):
-        good, pixels = [], []
-        for row in rows[begin : begin + BATCH].tolist():
-            try:
-                pixels.append(data.image(row, False))
-                good.append(row)
-            except BadImage as problem:
-                bad[row] = str(problem)
-        if good:
-            yield good, normalized(opened.preprocess, torch.stack(pixels).to(device))
-
-
-def keep(
-    prefix: Prefix,
-    opened: Opened,
-    data: Labeled,
-    rows: NDArray[np.int64],
+def cache_frozen(
+    prefix: FrozenPrefix,
+    network: LoadedBackbone,
+    images: LabeledImages,
+    rows: Rows,
     device: torch.device,
-    bad: dict[int, str],
+    unreadable: dict[int, str],
 ) -> dict[int, Tensor] | None:
-    """What `prefix` keeps of each image, on the CPU; None where all of it would not fit into `MOST_BYTES`."""
-    kept: dict[int, Tensor] = {}
-    for good, pixels in batches(opened, data, rows, device, bad, what="computing what is frozen"):
-        found = prefix.compute(pixels).cpu()
-        needed = found[0].numel() * found.element_size() * len(rows)
-        if needed > MOST_BYTES:
-            say(f"what is frozen would take {needed / 2**30:.0f} GiB: it is computed at every epoch instead")
+    """Compute what `prefix` caches of each image, on the CPU; None where it would not fit `MAX_CACHE_BYTES`."""
+    cache: dict[int, Tensor] = {}
+    for part, pixels in readable_batches(images, rows, unreadable, description="computing frozen parts"):
+        outputs = prefix.compute(network.normalize(pixels.to(device))).cpu()
+        num_bytes = outputs[0].numel() * outputs.element_size() * len(rows)
+        if num_bytes > MAX_CACHE_BYTES:
+            say(f"frozen parts would take {num_bytes / 2**30:.0f} GiB: they are computed in every epoch instead")
             return None
-        kept.update(zip(good, found, strict=True))
-    return kept
+        cache.update(zip(part, outputs, strict=True))
+    return cache
 
 
-@torch.no_grad()
-def logits_of(
-    adapted: AdaptedModel, opened: Opened, data: Labeled, rows: NDArray[np.int64], *, what: str
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Rows of readable images and their logits [N, K]."""
-    device = next(iter(adapted.view.parameters_of_tower().values())).device
-    good, found, bad = [], [], dict[int, str]()
-    for part, pixels in batches(opened, data, rows, device, bad, what=what):
-        good += part
-        found.append(adapted(pixels).float().cpu().numpy())
-    if bad:
-        say(f"{len(bad)} images could not be read and were left out, for example: {next(iter(bad.values()))}")
-    if not good:
-        raise UserError(f"{data.name}: no image could be read")
-    return np.array(good, dtype=np.int64), np.concatenate(found)
+def predict_adapted(
+    adapted: AdaptedModel, network: LoadedBackbone, images: LabeledImages, rows: Rows, *, description: str
+) -> Predictions:
+    """Return the logits of `rows`, on the device that the backbone is on."""
+    device = adapted.backbone.device
+    return predict(
+        lambda pixels: adapted(network.normalize(pixels)), images, rows, device=device, description=description
+    )
 
 
-def _write(
-    adapted: AdaptedModel, opened: Opened, data: Labeled, rows: NDArray[np.int64], path: Path, *, what: str
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """As `logits_of`, and writes a file that `foveate calibrate` reads."""
-    rows, logits = logits_of(adapted, opened, data, rows, what=f"measuring {what}")
-    write_logits(path, logits=logits, labels=data.labels_N[rows], class_names=list(data.classes))
-    return rows, logits
+def _evaluate_split(
+    adapted: AdaptedModel, network: LoadedBackbone, images: LabeledImages, split: str
+) -> dict[str, float]:
+    """Return accuracy and cross-entropy of a split, during training."""
+    with silent():  # inside the progress bar of the training
+        predictions = predict_adapted(adapted, network, images, images.rows(split), description=f"measuring {split}")
+    loss = torch.nn.functional.cross_entropy(torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels))
+    return {"accuracy": predictions.accuracy, "loss": float(loss)}
 
 
-def _measure(adapted: AdaptedModel, recipe: AdaptRecipe, opened: Opened, data: Labeled, folder: Path) -> dict[str, Any]:
-    """Accuracy on the held-out splits that are there; logits go into the run folder."""
-    table: list[dict[str, Any]] = []
+def _write_predictions(
+    adapted: AdaptedModel, network: LoadedBackbone, images: LabeledImages, rows: Rows, path: Path, what: str
+) -> Predictions:
+    """Return the logits of `rows`, and write them as a file that `foveate calibrate` reads."""
+    predictions = predict_adapted(adapted, network, images, rows, description=f"measuring {what}")
+    write_logits(path, logits=predictions.logits, labels=predictions.labels, class_names=list(images.classes))
+    return predictions
+
+
+def _measure_splits(
+    adapted: AdaptedModel, recipe: AdaptRecipe, network: LoadedBackbone, images: LabeledImages, folder: Path
+) -> Evaluation:
+    """Measure the held-out splits that exist; their logits are written into the run folder."""
+    table: list[Row] = []
     for split in dict.fromkeys((recipe.data.validation, recipe.data.test)):
-        if not data.has(split) or split in recipe.data.train:
+        if not images.has_split(split) or split in recipe.data.train:
             continue
         path = folder / f"logits-{split}.npz"
-        rows, logits = _write(adapted, opened, data, data.rows(split), path, what=f"on {split}")
-        labels = data.labels_N[rows]
-        right = logits.argmax(axis=1) == labels
-        interval = bootstrap_interval(right.astype(float), seed=("adapt", split))
-        classes = class_accuracies(logits.argmax(axis=1), labels)
-        chance = float(np.bincount(labels).max() / len(labels))
-        for question, value in (
-            ("Which class? (accuracy)", {"value": interval.value, "low": interval.low, "high": interval.high}),
-            ("Which class, each class alike? (mean of classes)", {"value": float(classes.accuracy_C.mean())}),
+        predictions = _write_predictions(adapted, network, images, images.rows(split), path, split)
+        labels = predictions.labels
+        interval = bootstrap_interval(predictions.correct.astype(float), seed=("adapt", split))
+        mean_of_classes = float(class_accuracies(predictions.logits.argmax(axis=1), labels).accuracy_C.mean())
+        # Chance of the accuracy is the largest class; with each class counted alike it is one of K.
+        largest_class = float(np.bincount(labels).max() / len(labels))
+        for question, chance, value in (
+            (
+                "Which class? (accuracy)",
+                largest_class,
+                Value(value=interval.value, low=interval.low, high=interval.high),
+            ),
+            (
+                "Which class, each class alike? (mean of classes)",
+                1 / len(images.classes),
+                Value(value=mean_of_classes),
+            ),
         ):
-            alone = chance if "alike" not in question else 1 / len(data.classes)
-            row = {"question": question, "data": split, "n": len(rows), "chance": alone}
-            table.append({**row, "values": {"adapted": {"low": None, "high": None, **value}}})
-    assert all(math.isfinite(row["values"]["adapted"]["value"]) for row in table)
-    columns = [{"key": "adapted", "title": "adapted", "what": "the last epoch's model", "role": "ours"}]
-    return {"columns": columns, "table": table}
+            table.append(Row(question=question, data=split, n=len(labels), chance=chance, values={"adapted": value}))
+    assert all(np.isfinite(row.values["adapted"].value) for row in table if row.values["adapted"] is not None)
+    columns = [Column(key="adapted", title="adapted", what="the last epoch's model", role="ours")]
+    return Evaluation(columns=columns, table=table)
+
+
+def estimate_training(recipe: AdaptRecipe, data: str | Path) -> dict[str, Any]:
+    """Return what a run would train, in how many steps, and what is cached; nothing is trained or written."""
+    network = load_backbone(recipe.backbone, seed=recipe.training.seed)
+    images = load_images(data, recipe.data, network.preprocess)
+    rows = select_training_rows(recipe, images)
+    settings = recipe.training.resolve(len(rows))
+    adapted = build_adapted(recipe, network, images, rows)
+    counts = adapted.count_parameters()
+    caching = recipe.training.cache and not recipe.training.flip
+    return {
+        "method": recipe.method["method"],
+        "classes": len(images.classes),
+        "images": len(rows),
+        "steps": settings.steps,
+        "samples": settings.steps * settings.batch_size,
+        **counts._asdict(),
+        "cached": FrozenPrefix(adapted).describe()
+        if caching
+        else "nothing: training.cache is off or images are mirrored",
+        # AdamW holds two float32 moments for each trained parameter.
+        "optimizer_bytes": 8 * (counts.trained + counts.head),
+    }
+
+
+def format_estimate(estimate: dict[str, Any]) -> Sequence[str]:
+    """Format `estimate_training` as lines of text."""
+    return [
+        f"{estimate['method']}: {estimate['trained']:,} of {estimate['backbone']:,} parameters and a head of "
+        f"{estimate['head']:,}",
+        f"{estimate['images']} training images of {estimate['classes']} classes, {estimate['steps']} steps, "
+        f"{estimate['samples']:,} samples",
+        f"cached: {estimate['cached']}",
+        f"AdamW's moments: {estimate['optimizer_bytes'] / 2**20:.1f} MiB",
+    ]

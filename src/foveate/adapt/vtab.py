@@ -1,4 +1,4 @@
-"""A task of VTAB-1K as it is handed around: lists of 800, 200 and test images beside the images themselves.
+"""A task of VTAB-1K as it is distributed: lists of 800, 200 and test images, next to the images themselves.
 
 Zhai et al. 2019, arXiv 1910.04867; the lists of 800 and 200 are those that comparisons of few-parameter methods use. A
 line is a path within the folder and the number of a class.
@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from foveate.core.errors import UserError
+from foveate.records.geometry import View
 from foveate.records.images import decode
-from foveate.vision.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from foveate.vision.preprocess import Preprocess
 
 LISTS = {"train": "train800.txt", "validation": "val200.txt", "test": "test.txt"}
 GROUPS = {
@@ -40,22 +44,22 @@ def is_vtab(folder: Path) -> bool:
 
 
 def tasks_in(folder: Path) -> list[Path]:
-    """The tasks of a folder of tasks, by name; none where it is something else."""
+    """Return the tasks in a folder of tasks, by name; empty where it is something else."""
     if not folder.is_dir() or is_vtab(folder):
         return []
     return sorted(inner for inner in folder.iterdir() if inner.is_dir() and is_vtab(inner))
 
 
 def group_of(task: str) -> str:
-    """The group of a task's name, or nothing."""
+    """Return the group of a task of this name, or ""."""
     return next((group for group, tasks in GROUPS.items() if task in tasks), "")
 
 
 def read_lists(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Paths, classes and splits of all images of the three lists.
+    """Read paths, classes and splits of all images of the three lists.
 
     Raises:
-        UserError: for a line of another form, or an image that is missing or trained and tested on.
+        UserError: a line of another form, or an image that is missing or in two lists.
     """
     keys: list[str] = []
     labels: list[str] = []
@@ -68,29 +72,25 @@ def read_lists(folder: Path) -> tuple[list[str], list[str], list[str]]:
                 continue
             key, _, label = line.strip().rpartition(" ")
             if not key or not label.isdecimal():
-                raise UserError(f"{folder / name}, line {number}: wanted is a path and the number of a class")
+                raise UserError(f"{folder / name}, line {number}: expected a path and the number of a class")
             if seen.setdefault(key, split) != split:
-                raise UserError(f"{folder / name}, line {number}: {key} is in {LISTS[seen[key]]}, too")
+                raise UserError(f"{folder / name}, line {number}: {key} is in {LISTS[seen[key]]} as well")
             keys.append(key)
             labels.append(label)
             splits.append(split)
     missing = next((key for key in keys if not (folder / key).is_file()), None)
     if missing is not None:
-        raise UserError(f"{folder}: the image {missing} of its lists is missing")
+        raise UserError(f"{folder / missing}: no such file; the lists name it")
     return keys, labels, splits
 
 
-def image_of(folder: Path, keys: list[str], preprocess: Preprocess) -> Callable[[int, bool], Tensor]:
-    """What reads an image of the lists by its number: squashed to the square, bicubic, as comparisons on it do."""
+def image_loader(folder: Path, keys: list[str], preprocess: Preprocess) -> Callable[[int, View], Tensor]:
+    """Return a loader of the lists' images by row."""
 
-    def image(row: int, flip: bool) -> Tensor:
+    def load(row: int, view: View) -> Tensor:
+        # Squashed to the square, bicubic: comparisons on VTAB-1K do not keep the aspect ratio.
         side = (preprocess.side, preprocess.side)
         image = decode((folder / keys[row]).read_bytes()).resize(side, Image.Resampling.BICUBIC)
-        return preprocess.pixels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image)
+        return preprocess.pixels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image)
 
-    return image
-
-
-def arrays_of(labels: list[str], splits: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Classes and splits as `foveate.adapt.data` takes them."""
-    return np.array(labels, dtype=object), np.array(splits)
+    return load

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from foveate.adapt.results import CalibrateResult
 from foveate.core.results import ResultModel
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.tradeoff import Mark, tradeoff_chart
@@ -20,57 +21,6 @@ COLUMNS = (
 NCM = (("Y/Y", "nearest class mean of the features, without the head"), ("U/U", "the same among absent classes"))
 CURVE_TITLES = {"before": "pre-trained", "after": "fine-tuned"}
 VERDICTS = {"level": "the level is off", "damaged": "features damaged", "nothing": "nothing to repair", "unknown": ""}
-
-
-class CalibrateRow(ResultModel):
-    key: str
-    title: str
-    gamma: float | None = None
-    accuracies: dict[str, float | None]
-    top5: dict[str, float | None] = {}
-    ausuc: float | None = None
-    ncm: dict[str, float | None] = {}
-    peeks: bool = False
-
-
-class CalibrateGamma(ResultModel):
-    gamma: float
-    each: list[float | None] = []
-    spread: float | None = None
-    feasible: list[bool] = []
-
-
-class CalibrateHead(ResultModel):
-    norm_before: float
-    norm_after: float
-    update_norm: float
-    update_cosine: float | None = None
-
-
-class CalibrateClasses(ResultModel):
-    seen: list[str] = []
-    absent: list[str] = []
-    rest: int = 0
-
-
-class CalibrateResult(ResultModel):
-    kind: str
-    method: str
-    gamma: float
-    sentence: str
-    verdict: str = "unknown"
-    model: str = ""
-    data: str = ""
-    samples: int = 0
-    gammas: dict[str, CalibrateGamma] = {}
-    classes: CalibrateClasses = CalibrateClasses()
-    rows: list[CalibrateRow] = []
-    curves: dict[str, list[tuple[float, float, float, float]]] = {}
-    gaps: dict[str, dict[str, float] | None] = {}
-    head: dict[str, CalibrateHead | None] = {}
-    notes: list[str] = []
-    checkpoint: str = ""
-    command: str | list[str] = ""
 
 
 def signed(value: float | None) -> str:

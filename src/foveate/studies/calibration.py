@@ -208,8 +208,8 @@ class CalibrationStudy(GridStudy):
 
     def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.adapt.calibration.diagnosis import Outputs, diagnose
-        from foveate.adapt.calibration.fine_tuning import FineTuneSettings, fine_tune
-        from foveate.adapt.samples import answer
+        from foveate.adapt.calibration.fine_tuning import fine_tune, predict_classifier
+        from foveate.adapt.calibration.settings import FineTuneSettings
         from foveate.metrics.class_groups import ClassGroups
         from foveate.studies.calibration_worlds import open_emoji, open_glyphs
 
@@ -221,30 +221,30 @@ class CalibrationStudy(GridStudy):
             epochs=self.scale.epochs, learning_rate=rate, backbone_rate=share, seed=cell.seed, workers=0
         )
         run = self.folder / "cells" / "at-work" / cell.name
-        rows = np.arange(len(world.train.labels))
+        rows = np.arange(len(world.train.labels_N))
         if cell.variant != "oracle":
-            rows = rows[np.isin(world.train.labels, groups.seen)]
+            rows = rows[np.isin(world.train.labels_N, groups.seen)]
         tuned = fine_tune(world.before, world.train, settings, run / "fine-tuning", rows=rows, device=self.device)
         models = {"before": world.before, "after": tuned}
         if cell.variant == "safe":
             models["wise"] = _half_way(world.before, tuned)
         outputs, answers = {}, {}
         for key, model in models.items():
-            whole, tested = answer(model, world.train), answer(model, world.test)
+            whole, tested = predict_classifier(model, world.train), predict_classifier(model, world.test)
             answers[key] = whole
             outputs[key] = Outputs(tested.logits, tested.features, (whole.features, whole.labels))
         gammas, feasible = {}, None
         if cell.variant == "safe":
             gammas, feasible = self._gammas(world, answers["after"], groups, settings, run, seed=cell.seed)
-        result = diagnose(outputs["after"], world.test.labels, groups, before=outputs["before"], gammas=gammas)
+        result = diagnose(outputs["after"], world.test.labels_N, groups, before=outputs["before"], gammas=gammas)
         values = {f"{row.key}/{name}": value for row in result.rows for name, value in _values(row).items()}
         if feasible is not None:
             values["pcv/feasible"] = feasible
         if "wise" in outputs:
-            row = diagnose(outputs["wise"], world.test.labels, groups).rows[0]
+            row = diagnose(outputs["wise"], world.test.labels_N, groups).rows[0]
             values |= {f"wise/{name}": value for name, value in _values(row).items()}
         if "PCV" in gammas:
-            values |= _shuffled(outputs["after"].logits, world.test.labels, groups, gammas["PCV"], seed=cell.seed)
+            values |= _shuffled(outputs["after"].logits, world.test.labels_N, groups, gammas["PCV"], seed=cell.seed)
         return values
 
     def _gammas(

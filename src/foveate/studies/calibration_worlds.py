@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import nn
 
-from foveate.adapt.calibration.fine_tuning import FineTuneSettings, fine_tune
+from foveate.adapt.calibration.fine_tuning import fine_tune
+from foveate.adapt.calibration.settings import FineTuneSettings
 from foveate.adapt.classifier import Classifier
-from foveate.adapt.samples import ArraySamples
 from foveate.core.files import atomic_file, write_bytes_atomically
 from foveate.core.seeds import uniform
 from foveate.records.builtin import glyphs
+from foveate.training.classification import LabeledImages, array_images
 from foveate.vision.registry import seeded
 
 MIN_CONCEPTS = 20  # of a subcategory of emoji
@@ -35,8 +36,8 @@ class World:
     """A pre-trained classifier, and training and test arrays of the target."""
 
     before: Classifier
-    train: ArraySamples
-    test: ArraySamples
+    train: LabeledImages
+    test: LabeledImages
 
     @property
     def classes(self) -> int:
@@ -85,7 +86,7 @@ def prepare_glyphs(folder: Path, *, source_per_class: int, target_per_class: int
             _save(path, drawn.images, drawn.labels)
     if not (folder / "before.safetensors").is_file():
         source = glyphs.load_glyphs("source", "train", per_class=source_per_class)
-        samples = ArraySamples(source.images, source.labels)
+        samples = array_images(source.images, source.labels)
         _pretrain(glyph_network, glyphs.CLASSES, samples, folder, epochs=epochs, learning_rate=2e-3, batch=128)
 
 
@@ -110,7 +111,7 @@ def prepare_emoji(folder: Path, *, epochs: int, features: Callable[[Path], None]
             _save(folder / f"{name}.npz", arrays["features"][selected], arrays["labels"][selected])
     if not (folder / "before.safetensors").is_file():
         selected = (arrays["style"] == "noto") & ~arrays["held_out"]
-        samples = ArraySamples(arrays["features"][selected], arrays["labels"][selected])
+        samples = array_images(arrays["features"][selected], arrays["labels"][selected])
         network = functools.partial(FeatureNetwork, arrays["features"].shape[1], classes=len(names))
         _pretrain(network, names, samples, folder, epochs=5 * epochs, learning_rate=1e-3, batch=64)
 
@@ -162,7 +163,7 @@ def emoji_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
 def _pretrain(
     network: Callable[[], nn.Module],
     names: Any,
-    samples: ArraySamples,
+    samples: LabeledImages,
     folder: Path,
     *,
     epochs: int,
@@ -195,6 +196,6 @@ def _open(folder: Path, network: nn.Module, names: Any) -> World:
     samples = {}
     for name in ("train", "test"):
         with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
-            samples[name] = ArraySamples(file["arrays"], file["labels"])
+            samples[name] = array_images(file["arrays"], file["labels"])
     before = Classifier(network, head_name="head", names=names).eval()
     return World(before, samples["train"], samples["test"])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from foveate.adapt.load_backbone import Opened
+from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.core.files import atomic_file
 from foveate.core.seeds import generator
 from foveate.records.builtin import glyphs
@@ -76,4 +76,4 @@ def open_rotation(folder: Path, weights: Path) -> World:
     with np.load(folder / "images.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in ("pixels", "labels", "split")}
     data = labeled_pixels("rotation", CLASSES, arrays["labels"], arrays["split"], torch.from_numpy(arrays["pixels"]))
-    return World(Opened(network.eval(), GLYPH_PREPROCESS, {"kind": "study"}), False, data)
+    return World(LoadedBackbone(network.eval(), GLYPH_PREPROCESS, {"kind": "study"}), False, data)

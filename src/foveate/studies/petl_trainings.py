@@ -126,7 +126,7 @@ class _Cell:
         self.world = work.world(condition)
         data = self.world.data
         pool = np.flatnonzero((data.splits == "pool") & (data.labels_N >= 0))
-        self.learn = data.few(pool, work.shots(condition), seed=seed)
+        self.learn = data.draw_shots(pool, work.shots(condition), seed=seed)
         self.held = np.setdiff1d(pool, self.learn)
         self.rows = {name: data.rows(name) for name in ("test", "shift")}
         self.labels = {name: data.labels_N[rows] for name, rows in self.rows.items()}
@@ -166,9 +166,9 @@ class _Cell:
                 {"method": method, **OPTIONS[method]},
                 training,
                 folder=self.folder / f"{name}-training",
-                measured=measured,
+                test=measured,
                 save=adapter if save else None,
-                own_head=True,
+                keep_head=True,
             )
             with atomic_file(path) as handle:
                 np.savez(handle, logits=fit.logits)
@@ -237,13 +237,13 @@ class _Cell:
         return self._logits(self.world.opened.model, measured)
 
     def _logits(self, model: Any, measured: NDArray[np.int64]) -> Logits:
-        from foveate.adapt.training import normalized
+        from foveate.records.geometry import View
 
         parts = []
         with torch.no_grad():
             for part in np.array_split(measured, max(1, len(measured) // 256)):
-                pixels = torch.stack([self.world.data.image(row, False) for row in part.tolist()])
-                parts.append(model(normalized(self.world.opened.preprocess, pixels)).float().numpy())
+                pixels = torch.stack([self.world.data.load(row, View()) for row in part.tolist()])
+                parts.append(model(self.world.opened.normalize(pixels)).float().numpy())
         return np.concatenate(parts)
 
     def _curve(self, method: str, measured: NDArray[np.int64]) -> dict[float, Logits]:

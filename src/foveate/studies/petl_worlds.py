@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from foveate.adapt.data import Labeled
-from foveate.adapt.load_backbone import Opened
+from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.core.errors import UserError
 from foveate.core.files import atomic_file, write_bytes_atomically
 from foveate.core.runs import RunFolder
 from foveate.core.seeds import uniform
 from foveate.records.builtin import glyphs
+from foveate.records.geometry import View
 from foveate.studies.calibration_worlds import glyph_network, prepare_glyphs
+from foveate.training.classification import LabeledImages
 from foveate.training.distributed import start
 from foveate.training.loader import Loader
 from foveate.training.loop import train
@@ -51,9 +52,9 @@ class World:
         data: splits "pool" (to learn and to choose from), "test", "shift".
     """
 
-    opened: Opened
+    opened: LoadedBackbone
     trained_head: bool
-    data: Labeled
+    data: LabeledImages
 
 
 def small_vit(classes: int) -> nn.Module:
@@ -100,7 +101,7 @@ def open_emoji(folder: Path) -> World:
     pixels = torch.from_numpy(arrays["pixels"])
     preprocess = Preprocess(size=SIZE, mean=_HALF, std=_HALF)
     return World(
-        Opened(network.eval(), preprocess, {"kind": "study"}),
+        LoadedBackbone(network.eval(), preprocess, {"kind": "study"}),
         False,
         labeled_pixels("emoji", names, labels, splits, pixels),
     )
@@ -130,24 +131,23 @@ def open_glyph_world(folder: Path) -> World:
     data = labeled_pixels(
         "glyphs", glyphs.CLASSES, np.concatenate(labels), np.array(splits), torch.from_numpy(np.concatenate(images))
     )
-    return World(Opened(network.eval(), GLYPH_PREPROCESS, {"kind": "study"}), True, data)
+    return World(LoadedBackbone(network.eval(), GLYPH_PREPROCESS, {"kind": "study"}), True, data)
 
 
 def labeled_pixels(
     name: str, classes: Sequence[str], labels: NDArray[Any], splits: NDArray[Any], pixels: Tensor
-) -> Labeled:
+) -> LabeledImages:
     """Wrap images [N, C, H, W] in memory with names, labels and splits."""
 
-    def image(row: int, flip: bool) -> Tensor:
-        return pixels[row].flip(-1) if flip else pixels[row]
+    def load(row: int, view: View) -> Tensor:
+        return pixels[row].flip(-1) if view.flip else pixels[row]
 
     keys = [str(number) for number in range(len(labels))]
-    return Labeled(name, tuple(classes), keys, labels.astype(np.int64), splits, image)
+    return LabeledImages(name, tuple(classes), keys, labels.astype(np.int64), splits, load)
 
 
 def _write_images(path: Path) -> None:
     """Write all emoji and clip art at 64 px, with the teacher's map [4, 4, 320] and the means of both maps [432]."""
-    from foveate.records.geometry import View
     from foveate.studies.image_features import encode_single_objects
     from foveate.vision.lite0 import Lite0Encoder
     from foveate.vision.preprocess import place_image, render_image

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.adapt.calibration.diagnosis import Outputs
-from foveate.adapt.calibration.fine_tuning import FineTuneSettings, fine_tune, head_of
+from foveate.adapt.calibration.fine_tuning import fine_tune, head_weights, predict_classifier
 from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
-from foveate.adapt.calibration.run import Calibrated, Evidence, calibrate
-from foveate.adapt.samples import Answers, answer
+from foveate.adapt.calibration.run import Calibration, Evidence, calibrate
+from foveate.adapt.calibration.settings import FineTuneSettings
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import atomic_file
@@ -30,6 +30,7 @@ from foveate.records.images import save_thumbnail
 from foveate.studies.calibration import EMOJI, FULL, RATES
 from foveate.studies.calibration_worlds import World, emoji_arrays, held_out, open_emoji, prepare_emoji
 from foveate.studies.image_features import average_maps
+from foveate.training.classification import Predictions
 from foveate.vision.feature_cache import FeatureCache
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps
 
@@ -68,13 +69,13 @@ def tour_calibration(
     settings = FineTuneSettings(
         epochs=epochs or scale.epochs, learning_rate=rate, backbone_rate=share, seed=seed, workers=0
     )
-    seen = np.flatnonzero(np.isin(world.train.labels, groups.seen))
+    seen = np.flatnonzero(np.isin(world.train.labels_N, groups.seen))
     after = fine_tune(world.before, world.train, settings, folder / "fine-tuning", rows=seen, device=device)
     runs = make_pseudo_runs(
         world.before, world.train, groups.seen, settings, folder, count=scale.pseudo_splits, seed=seed, device=device
     )
-    whole, tested = answer(after, world.train), answer(after, world.test)
-    whole_before, first = answer(world.before, world.train), answer(world.before, world.test)
+    whole, tested = predict_classifier(after, world.train), predict_classifier(after, world.test)
+    whole_before, first = predict_classifier(world.before, world.train), predict_classifier(world.before, world.test)
     evidence = Evidence(
         world.before.names,
         groups,
@@ -83,19 +84,19 @@ def tour_calibration(
         test=Outputs(tested.logits, tested.features, (whole.features, whole.labels)),
         labels=tested.labels,
         before=Outputs(first.logits, first.features, (whole_before.features, whole_before.labels)),
-        head=head_changes(head_of(world.before), head_of(after), groups),
+        head=head_changes(head_weights(world.before), head_weights(after), groups),
     )
     calibrated = _calibrated(evidence, RunFolder.create(folder))
     examples, changes = _examples(collection, run.path, world, groups, first, tested, calibrated.gamma, seed=seed)
     return {
-        **calibrated.result,
+        **calibrated.result.to_json(),
         "trained": {"pretrained": _pretrained_on(folder), "tuned": len(seen), "classes": world.classes},
         "changes": changes,
         "examples": examples,
     }
 
 
-def _calibrated(evidence: Evidence, folder: RunFolder) -> Calibrated:
+def _calibrated(evidence: Evidence, folder: RunFolder) -> Calibration:
     """Calibrate by both methods; by ALG alone, with a note, where no pseudo run has a feasible gamma."""
     try:
         return calibrate(evidence, folder, method="both", data="emoji")
@@ -142,8 +143,8 @@ def _examples(
     run: Path,
     world: World,
     groups: ClassGroups,
-    first: Answers,
-    tested: Answers,
+    first: Predictions,
+    tested: Predictions,
     gamma: float,
     *,
     seed: int,

@@ -1,1 +1,1 @@
-"""Which networks can be adapted: each module here offers `view(model)`, a `Backbone` or None. No central list."""
+"""Which networks can be adapted: each module here offers `backbone(model)`, a `Backbone` or None. No central list."""

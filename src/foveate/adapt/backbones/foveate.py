@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.adapt.backbone import Backbone, Block, Place
+from foveate.adapt.backbone import Backbone, Block, SublayerEnd
 from foveate.adapt.backbones import open_clip as open_clip_map
 from foveate.adapt.backbones import timm as timm_map
 from foveate.adapt.backbones import transformers as transformers_map
@@ -19,7 +19,7 @@ from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localizer.model import LocalizingModel
 
 
-def view(model: nn.Module) -> Backbone | None:
+def map_backbone(model: nn.Module) -> Backbone | None:
     """The map of an image encoder, or of a localizing model's."""
     if isinstance(model, LocalizingModel):
         return _encoder(model.image_encoder, model=model, root="image_encoder.")
@@ -40,7 +40,7 @@ def _encoder(encoder: ImageEncoder, *, model: nn.Module, root: str) -> Backbone:
         "root": root,
         "features": features,
         "features_dim": encoder.embed_dim,
-        "plain": features,
+        "forward_original": features,
         "stem": stem if encoder.fingerprint() else None,
     }
     if isinstance(encoder, Lite0Encoder):
@@ -70,7 +70,7 @@ def _inner(encoder: Any) -> tuple[Backbone, str] | None:
     trunk = getattr(encoder, "trunk", None)
     found = None
     if trunk is not None:
-        found = timm_map.view(trunk) or transformers_map.view(trunk)
+        found = timm_map.map_backbone(trunk) or transformers_map.map_backbone(trunk)
     return None if found is None else (found, "trunk.")
 
 
@@ -99,8 +99,8 @@ def _layer(number: int, layer: TransformerLayer, name: str) -> Block:
         proj=layer.out,
         fc1=layer.fc1,
         fc2=layer.fc2,
-        attention_end=Place(layer.out),
-        mlp_end=Place(layer.fc2),
+        attention_end=SublayerEnd(layer.out),
+        mlp_end=SublayerEnd(layer.fc2),
         attention=(layer.qkv, layer.out),
         mlp=(layer.fc1, layer.fc2),
     )

@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.adapt.backbone import Backbone, Block, InProjection, Place, split_attention
+from foveate.adapt.backbone import Backbone, Block, InProjection, SublayerEnd, split_attention
 from foveate.adapt.backbones import timm as timm_map
 from foveate.core.errors import UserError
 
 
-def view(model: nn.Module) -> Backbone | None:
+def map_backbone(model: nn.Module) -> Backbone | None:
     """The map of a tower, or of a model with a part `visual`."""
     if not type(model).__module__.startswith("open_clip."):
         return None
@@ -35,7 +35,7 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
 
     trunk = getattr(visual, "trunk", None)
     if trunk is not None:
-        inner = timm_map.view(trunk)
+        inner = timm_map.map_backbone(trunk)
         if inner is not None and inner.blocks:
             positions = inner.positions and (f"{root}trunk.{inner.positions[0]}", *inner.positions[1:])
             return dataclasses.replace(
@@ -44,7 +44,7 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
                 model=model,
                 root=root,
                 features=visual,
-                plain=visual,
+                forward_original=visual,
                 features_dim=_width_of(visual, inner.features_dim),
                 blocks=tuple(dataclasses.replace(b, name=f"{root}trunk.{b.name}") for b in inner.blocks),
                 positions=positions,
@@ -71,7 +71,7 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
         root=root,
         features=features,
         features_dim=visual.output_dim if visual.proj is not None else visual.conv1.out_channels,
-        plain=features,
+        forward_original=features,
         blocks=tuple(_block(n, block, pairs[n][1], root) for n, block in enumerate(blocks)),
         width=visual.conv1.out_channels,
         heads=blocks[0].attn.num_heads,
@@ -102,8 +102,8 @@ def _block(number: int, block: Any, projection: InProjection, root: str) -> Bloc
         proj=block.attn.out_proj,
         fc1=block.mlp.c_fc,
         fc2=block.mlp.c_proj,
-        attention_end=Place(block.ls_1, (block.ls_1,)),
-        mlp_end=Place(block.ls_2, (block.ls_2,)),
+        attention_end=SublayerEnd(block.ls_1, (block.ls_1,)),
+        mlp_end=SublayerEnd(block.ls_2, (block.ls_2,)),
         attention=(block.attn,),
         mlp=(block.mlp,),
     )

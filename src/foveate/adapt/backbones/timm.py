@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.adapt.backbone import Backbone, Block, Place
+from foveate.adapt.backbone import Backbone, Block, SublayerEnd
 from foveate.core.errors import UserError
 
 
-def view(model: nn.Module) -> Backbone | None:
+def map_backbone(model: nn.Module) -> Backbone | None:
     """The map of a network of timm."""
     if not type(model).__module__.startswith("timm."):
         return None
@@ -44,7 +44,7 @@ def transformer(model: Any) -> Backbone:
         model=model,
         features=features,
         features_dim=model.num_features,
-        plain=model,
+        forward_original=model,
         blocks=tuple(_block(number, block) for number, block in enumerate(model.blocks)),
         width=model.embed_dim,
         heads=model.blocks[0].attn.num_heads,
@@ -81,8 +81,8 @@ def _block(number: int, block: Any) -> Block:
         proj=block.attn.proj,
         fc1=block.mlp.fc1 if plain else None,
         fc2=block.mlp.fc2 if plain else None,
-        attention_end=Place(block.drop_path1, (block.ls1, block.drop_path1)),
-        mlp_end=Place(block.drop_path2, (block.ls2, block.drop_path2)),
+        attention_end=SublayerEnd(block.drop_path1, (block.ls1, block.drop_path1)),
+        mlp_end=SublayerEnd(block.drop_path2, (block.ls2, block.drop_path2)),
         attention=(block.attn,),
         mlp=(block.mlp,),
         mlp_form="two layers" if plain else type(block.mlp).__name__,
@@ -103,6 +103,6 @@ def _convolutional(model: Any) -> Backbone | None:
         model=model,
         features=features,
         features_dim=int(getattr(model, "head_hidden_size", None) or model.num_features),
-        plain=model,
+        forward_original=model,
         classifier=name if isinstance(head, nn.Linear) else "",
     )

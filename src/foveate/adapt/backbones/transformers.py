@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.adapt.backbone import Backbone, Block, Place
+from foveate.adapt.backbone import Backbone, Block, SublayerEnd
 from foveate.core.errors import UserError
 
 _CLIP = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
 _DINO = ("Dinov2Model", "Dinov2WithRegistersModel")
 
 
-def view(model: nn.Module) -> Backbone | None:
+def map_backbone(model: nn.Module) -> Backbone | None:
     """The map of a tower of transformers.
 
     Raises:
@@ -48,7 +48,7 @@ def _clip(model: Any, kind: str) -> Backbone:
         root=root,
         features=features,
         features_dim=config.hidden_size if projection is None else projection.out_features,
-        plain=features,
+        forward_original=features,
         blocks=tuple(_clip_block(n, layer, root) for n, layer in enumerate(tower.encoder.layers)),
         width=config.hidden_size,
         heads=config.num_attention_heads,
@@ -74,8 +74,8 @@ def _clip_block(number: int, layer: Any, root: str) -> Block:
         proj=attention.out_proj,
         fc1=layer.mlp.fc1,
         fc2=layer.mlp.fc2,
-        attention_end=Place(attention),
-        mlp_end=Place(layer.mlp),
+        attention_end=SublayerEnd(attention),
+        mlp_end=SublayerEnd(layer.mlp),
         attention=(attention,),
         mlp=(layer.mlp,),
     )
@@ -93,7 +93,7 @@ def _dinov2(model: Any) -> Backbone:
         model=model,
         features=features,
         features_dim=config.hidden_size,
-        plain=features,
+        forward_original=features,
         blocks=tuple(_dinov2_block(n, layer, _name(model, layer)) for n, layer in enumerate(layers)),
         width=config.hidden_size,
         heads=config.num_attention_heads,
@@ -129,8 +129,8 @@ def _dinov2_block(number: int, layer: Any, name: str) -> Block:
         proj=proj,
         fc1=layer.mlp.fc1 if plain else None,
         fc2=layer.mlp.fc2 if plain else None,
-        attention_end=Place(layer.layer_scale1, (layer.layer_scale1,)),
-        mlp_end=Place(layer.layer_scale2, (layer.layer_scale2,)),
+        attention_end=SublayerEnd(layer.layer_scale1, (layer.layer_scale1,)),
+        mlp_end=SublayerEnd(layer.layer_scale2, (layer.layer_scale2,)),
         attention=(attention,),
         mlp=(layer.mlp,),
         mlp_form="two layers" if plain else "a gated unit (SwiGLU)",

@@ -1,13 +1,14 @@
-"""What fine-tuning damaged, in the paper's numbers, and one plain sentence about it."""
+"""Measure what fine-tuning damaged, as in the paper, and say it in one sentence."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.adapt.results import CalibrateRow
 from foveate.metrics.calibration import label_ranks, logit_gaps
 from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.nearest_mean import nearest_mean_ranks
@@ -22,34 +23,17 @@ _CURVE_POINTS = 400
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model gives for N labeled samples.
+    """Outputs of a model for N labeled samples.
 
     Attributes:
-        logits: [N, C]. features: [N, D] before the head, or None.
-        oracle: features [M, D] and labels [M] of training data of all classes, for NCM; or None.
+        logits: [N, C].
+        features: [N, D] before the head, or None.
+        oracle: features [M, D] and labels [M] of training data of all classes, for the nearest class mean; or None.
     """
 
     logits: NDArray[Any]
     features: NDArray[Any] | None = None
     oracle: tuple[NDArray[Any], NDArray[Any]] | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: a model, or a model with gamma. `peeks`: found with the test labels."""
-
-    key: str
-    title: str
-    gamma: float | None
-    accuracies: dict[str, float | None]
-    top5: dict[str, float | None]
-    ausuc: float | None = None
-    ncm: dict[str, float | None] = field(default_factory=dict)
-    peeks: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        """The row as JSON values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 @dataclass(frozen=True)
@@ -60,7 +44,7 @@ class Diagnosis:
         verdict: "damaged", "level", "nothing" or "unknown".
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[CalibrateRow, ...]
     curves: dict[str, Curve]
     gaps: dict[str, Any]
     verdict: str
@@ -75,11 +59,14 @@ def diagnose(
     before: Outputs | None = None,
     gammas: dict[str, float] | None = None,
 ) -> Diagnosis:
-    """The table of a fine-tuned model on labeled test data.
+    """Build the table of a fine-tuned model on labeled test data.
 
     Args:
-        before: the pre-trained model on the same samples.
-        gammas: estimates by title, each becomes a row.
+        after: outputs of the fine-tuned model.
+        labels: [N], class numbers.
+        groups: seen, absent and other classes.
+        before: outputs of the pre-trained model on the same samples.
+        gammas: estimates by title; each becomes a row.
 
     Raises:
         UserError: see `foveate.metrics.calibration.label_ranks`.
@@ -108,7 +95,7 @@ def diagnose(
 
 def _model_row(
     key: str, title: str, outputs: Outputs, labels: NDArray[Any], groups: ClassGroups
-) -> tuple[Row, Curve | None]:
+) -> tuple[CalibrateRow, Curve | None]:
     ranks = label_ranks(outputs.logits, labels, groups, what=f"logits of the {title} model")
     curve = build_curve(logit_gaps(outputs.logits, labels, groups)) if len(groups.absent) else None
     both = curve is not None and curve.seen_count and curve.absent_count
@@ -116,7 +103,9 @@ def _model_row(
     if outputs.features is not None and outputs.oracle is not None:
         ncm = nearest_mean_ranks(outputs.features, labels, *outputs.oracle, groups).accuracies()
     value = area(curve.seen(), curve.absent()) if curve is not None and both else None
-    return Row(key, title, None, ranks.accuracies(), ranks.accuracies(5), value, ncm), curve
+    return CalibrateRow(
+        key=key, title=title, accuracies=ranks.accuracies(), top5=ranks.accuracies(5), ausuc=value, ncm=ncm
+    ), curve
 
 
 def _gamma_row(
@@ -128,20 +117,22 @@ def _gamma_row(
     groups: ClassGroups,
     *,
     peeks: bool = False,
-) -> Row:
+) -> CalibrateRow:
     ranks = label_ranks(outputs.logits, labels, groups, gamma=gamma)
-    return Row(key, title, gamma, ranks.accuracies(), ranks.accuracies(5), peeks=peeks)
+    return CalibrateRow(
+        key=key, title=title, gamma=gamma, accuracies=ranks.accuracies(), top5=ranks.accuracies(5), peeks=peeks
+    )
 
 
-def _verdict(rows: list[Row], curve: Curve | None, estimates: list[tuple[str, float]]) -> tuple[str, str]:
+def _verdict(rows: list[CalibrateRow], curve: Curve | None, estimates: list[tuple[str, float]]) -> tuple[str, str]:
     by_key = {row.key: row for row in rows}
     after, before, star = by_key["after"], by_key.get("before"), by_key.get("star")
     now = after.accuracies["U/U"]
     if curve is None or now is None or star is None:
-        found = "; ".join(f"{title} says {gamma:+.2f}" for title, gamma in estimates)
+        listed = "; ".join(f"{title} estimates {gamma:+.2f}" for title, gamma in estimates)
         return "unknown", (
             "The samples lack seen or absent classes, so what was damaged cannot be measured"
-            + (f" (gamma: {found})." if found else ".")
+            + (f" (gamma: {listed})." if listed else ".")
         )
     if before is not None:
         count = curve.absent_count
@@ -182,14 +173,14 @@ def _verdict(rows: list[Row], curve: Curve | None, estimates: list[tuple[str, fl
 
 
 def _fell(was: float, became: float, count: int) -> bool:
-    """By more than DAMAGE_POINTS and two standard errors of the difference of two shares of `count` samples."""
+    """Whether an accuracy fell by more than DAMAGE_POINTS and two standard errors of the difference of two shares."""
     variance = sum(share * (100 - share) for share in (was, became)) / max(count, 1)
     return was - became > max(DAMAGE_POINTS, 2 * variance**0.5)
 
 
 def curve_points(curve: Curve) -> list[list[float]]:
-    """[gamma, S/Y, U/Y, Y/Y] in percent along the curve, at most some hundred points for a page."""
+    """Return [gamma, S/Y, U/Y, Y/Y] in percent along the curve, thinned out to some hundred points for a page."""
     size = len(curve.gammas)
-    chosen = np.unique(np.linspace(0, size - 1, min(size, _CURVE_POINTS)).round().astype(int))
-    table = np.stack([curve.gammas, curve.seen(), curve.absent(), curve.overall()], axis=1)[chosen]
+    indices = np.unique(np.linspace(0, size - 1, min(size, _CURVE_POINTS)).round().astype(int))
+    table = np.stack([curve.gammas, curve.seen(), curve.absent(), curve.overall()], axis=1)[indices]
     return np.round(table, 6).tolist()

@@ -1,4 +1,4 @@
-"""Gathers what a calibration is made from: saved logits, or a fine-tuned model with the collection it was tuned on."""
+"""Collect what a calibration is made from: saved logits, or a fine-tuned model with the collection it was tuned on."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foveate.adapt.calibration.diagnosis import Outputs
 from foveate.adapt.calibration.logit_files import LogitFile, read_logits, write_logits
 from foveate.adapt.calibration.pseudo import PseudoRun
-from foveate.adapt.calibration.run import Evidence, groups_of
+from foveate.adapt.calibration.run import Evidence, parse_groups
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from foveate.metrics.class_groups import SEEN, ClassGroups, as_logits
 from foveate.metrics.nearest_mean import head_changes
 
 if TYPE_CHECKING:
-    from foveate.adapt.calibration.fine_tuning import FineTuneSettings
+    from foveate.adapt.calibration.settings import FineTuneSettings
     from foveate.adapt.classifier import Classifier
-    from foveate.adapt.samples import CollectionSamples
+    from foveate.training.classification import LabeledImages, Predictions
 
 
 def from_logits(
@@ -33,32 +34,34 @@ def from_logits(
     before: Path | None = None,
     pseudo: Sequence[Path] = (),
 ) -> Evidence:
-    """Evidence from files of logits (`logit_files`).
+    """Collect evidence from files of logits (`logit_files`).
 
     Args:
         path: of test data; of the fine-tuning data themselves where all labels are seen classes and no `training` is
             given.
-        training: of the fine-tuning data. before: the pre-trained model's logits of the samples in `path`.
-        pseudo: pseudo runs.
+        seen, absent: names, numbers or ranges of classes.
+        training: of the fine-tuning data.
+        before: the pre-trained model's logits of the samples in `path`.
+        pseudo: of pseudo runs.
 
     Raises:
-        UserError: a file that cannot be read or holds NaN, files that do not fit one another, classes that are none.
+        UserError: a file that cannot be read or holds NaN, files that do not fit together, unknown classes.
     """
     main = read_logits(path)
-    groups = groups_of(seen, absent, main.class_names)
+    groups = parse_groups(seen, absent, main.class_names)
     only_seen = bool((groups.of_class[main.labels] == SEEN).all())
     tuned = read_logits(training) if training is not None else main if only_seen else None
     if tuned is not None:
-        _same_classes(tuned, main.class_names, path)
+        _check_classes(tuned, main.class_names, path)
     earlier = read_logits(before) if before is not None else None
     if earlier is not None:
-        _same_classes(earlier, main.class_names, path)
+        _check_classes(earlier, main.class_names, path)
         if not np.array_equal(earlier.labels, main.labels):
-            raise UserError(f"{before}: its labels differ from those of {path}; the same samples in order are wanted")
+            raise UserError(f"{before}: its labels differ from those of {path}; expected the same samples in order")
     for file in (main, tuned, earlier):
         if file is not None:
             as_logits(file.logits, what=f"{file.path}: logits")
-    runs = _pseudo_runs(pseudo, main.class_names, path)
+    runs = _read_pseudo_runs(pseudo, main.class_names, path)
     testing = training is not None or not only_seen
     return Evidence(
         names=main.class_names,
@@ -69,25 +72,25 @@ def from_logits(
         test=Outputs(main.logits, main.features) if testing else None,
         labels=main.labels if testing else None,
         before=None if earlier is None else Outputs(earlier.logits, earlier.features),
-        notes=[] if testing else [f"{path} has seen classes only: taken as the fine-tuning data"],
+        notes=[] if testing else [f"{path} has seen classes only: used as the fine-tuning data"],
     )
 
 
-def _pseudo_runs(paths: Sequence[Path], names: Sequence[str], of: Path) -> list[PseudoRun]:
-    """Files of pseudo runs, whose columns must be those of `of`."""
+def _read_pseudo_runs(paths: Sequence[Path], names: Sequence[str], reference: Path) -> list[PseudoRun]:
+    """Read files of pseudo runs, whose columns must be those of `reference`."""
     files = [read_logits(path) for path in paths]
     for file in files:
-        _same_classes(file, names, of)
+        _check_classes(file, names, reference)
     return [file.as_run() for file in files]
 
 
-def _same_classes(file: LogitFile, names: Sequence[str], of: Path) -> None:
-    """Refuses a file whose columns are not the classes `names`, in order, of the file or model `of`."""
+def _check_classes(file: LogitFile, names: Sequence[str], reference: Path) -> None:
+    """Raise UserError unless the columns of a file are the classes `names` of the file or model `reference`."""
     if file.classes != len(names):
-        raise UserError(f"{file.path}: {file.classes} columns, but {of} has {len(names)}")
-    for number, (found, wanted) in enumerate(zip(file.class_names, names, strict=True)):
-        if found != wanted:
-            raise UserError(f"{file.path}: class {number} is '{found}', in {of} '{wanted}'")
+        raise UserError(f"{file.path} has {file.classes} columns; {reference} has {len(names)}")
+    for number, (name, expected) in enumerate(zip(file.class_names, names, strict=True)):
+        if name != expected:
+            raise UserError(f"{file.path}: class {number} is '{name}'; in {reference} it is '{expected}'")
 
 
 @dataclass(frozen=True)
@@ -115,20 +118,28 @@ def from_model(
     seed: int = 0,
     device: str | None = None,
 ) -> Evidence:
-    """Evidence from a fine-tuned classifier and its data; logits are kept in the run folder as npz files.
+    """Collect evidence from a fine-tuned classifier and its data; logits are written to the run folder as npz files.
 
     Args:
-        before: the pre-trained model: needed by PCV; also tells whether features were damaged.
-        pseudo: files of pseudo runs with the model's columns, which are then not made here.
+        model: folder of the fine-tuned classifier.
+        data: what it was fine-tuned on.
+        run: folder of the calibration.
+        seen, absent: names, numbers or ranges of classes.
+        before: the pre-trained model: needed by PCV; also shows whether features were damaged.
+        method: "alg", "pcv" or "both".
+        pseudo: files of pseudo runs with the model's columns; none are made then.
         settings: how the model was fine-tuned, for the pseudo runs.
+        splits: number of pseudo runs.
+        seed: of their splits.
+        device: such as "cuda".
 
     Raises:
-        UserError: models or data that cannot be read or do not fit; PCV without `before`.
+        UserError: models or data that cannot be read or do not fit, or PCV without `before`.
     """
-    from foveate.adapt.calibration.fine_tuning import FineTuneSettings, head_of
+    from foveate.adapt.calibration.fine_tuning import head_weights, predict_classifier
     from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
+    from foveate.adapt.calibration.settings import FineTuneSettings
     from foveate.adapt.classifier import open_classifier
-    from foveate.adapt.samples import answer
 
     if method in ("pcv", "both") and before is None and not pseudo:
         raise UserError(
@@ -138,66 +149,73 @@ def from_model(
     after = open_classifier(model, device=device)
     earlier = None if before is None else open_classifier(before, device=device)
     if earlier is not None and earlier.names != after.names:
-        raise UserError(f"{before}: its classes differ from those of {model}; the same columns are wanted")
-    groups = groups_of(seen, absent, after.names)
-    runs = _pseudo_runs(pseudo, after.names, model)
-    train, test = (_samples(after, data, split) for split in (data.train_split, data.test_split))
-    tuning = np.flatnonzero(groups.of_class[train.labels] == SEEN)
-    missing = np.setdiff1d(groups.seen, train.labels[tuning])
+        raise UserError(f"{before}: its classes differ from those of {model}; expected the same columns")
+    groups = parse_groups(seen, absent, after.names)
+    runs = _read_pseudo_runs(pseudo, after.names, model)
+    images = _open_images(after, data, (data.train_split, data.test_split))
+    train_rows, test_rows = images.rows(data.train_split), images.rows(data.test_split)
+    tuning = train_rows[groups.of_class[images.labels_N[train_rows]] == SEEN]
+    missing = np.setdiff1d(groups.seen, images.labels_N[tuning])
     if len(missing):
         raise UserError(
             f"{len(missing)} seen classes have no image in the split '{data.train_split}', first "
             f"'{after.names[missing[0]]}'; name only the classes that the fine-tuning data covered"
         )
-    notes = [
-        f"{sample.unlabeled} images of the split '{split}' have no label '{data.field}' and were left out"
-        for sample, split in ((train, data.train_split), (test, data.test_split))
-        if sample.unlabeled
-    ]
-    # Only seen classes are looked at for gamma; the others, where the split has them, serve NCM alone.
-    whole = answer(after, train, what="training split")
-    tested = answer(after, test, what="test split")
-    for found in (whole, tested):
-        as_logits(found.logits, what=f"{model}: logits")
-    chosen = np.isin(whole.rows, tuning)
-    training = (whole.logits[chosen], whole.labels[chosen])
+    notes = []
+    for split in (data.train_split, data.test_split):
+        unlabeled = int(((images.splits == split) & (images.labels_N < 0)).sum())
+        if unlabeled:
+            notes.append(f"{unlabeled} images of the split '{split}' have no label '{data.field}' and were left out")
+    # gamma comes from seen classes alone; the others, where the split has them, serve the nearest class mean.
+    train = predict_classifier(after, images, train_rows, description="training split")
+    test = predict_classifier(after, images, test_rows, description="test split")
+    for predictions in (train, test):
+        as_logits(predictions.logits, what=f"{model}: logits")
+    is_seen = np.isin(train.rows, tuning)
+    training = (train.logits[is_seen], train.labels[is_seen])
     names = list(after.names)
     write_logits(run.path / "training.npz", logits=training[0], labels=training[1], class_names=names)
-    write_logits(run.path / "test.npz", logits=tested.logits, labels=tested.labels, class_names=names)
-    oracle = _oracle(whole, groups)
-    outputs = {"test": Outputs(tested.logits, tested.features, oracle)}
+    write_logits(run.path / "test.npz", logits=test.logits, labels=test.labels, class_names=names)
+    oracle = _class_mean_data(train, groups)
+    outputs = {"test": Outputs(test.logits, test.features, oracle)}
     if earlier is not None:
-        first = answer(earlier, test, tested.rows, what="test split, pre-trained model")
+        # Of the readable rows only, so that both models are measured on the same images.
+        first = predict_classifier(earlier, images, test.rows, description="test split, pre-trained model")
         as_logits(first.logits, what=f"{before}: logits")
-        earlier_oracle = None if oracle is None else _oracle(answer(earlier, train, whole.rows), groups)
+        earlier_oracle = None
+        if oracle is not None:
+            earlier_oracle = _class_mean_data(predict_classifier(earlier, images, train.rows), groups)
         outputs["before"] = Outputs(first.logits, first.features, earlier_oracle)
         write_logits(run.path / "before.npz", logits=first.logits, labels=first.labels, class_names=names)
-    for found, split in ((whole, data.train_split), (tested, data.test_split)):
-        if found.unreadable:
-            example = next(iter(found.unreadable.values()))
-            notes.append(f"{len(found.unreadable)} images of the split '{split}' cannot be read, such as: {example}")
+    for predictions, split in ((train, data.train_split), (test, data.test_split)):
+        if predictions.unreadable:
+            example = next(iter(predictions.unreadable.values()))
+            notes.append(
+                f"{len(predictions.unreadable)} images of the split '{split}' cannot be read, such as: {example}"
+            )
     if method in ("pcv", "both") and not runs:
         assert earlier is not None
         runs = make_pseudo_runs(
             earlier,
-            train,
+            images,
             groups.seen,
             settings or FineTuneSettings(),
             run.path,
+            rows=train_rows,
             count=splits,
             seed=seed,
             device=device,
         )
     heads: dict[str, Any] = {}
-    if earlier is not None and head_of(earlier).shape == head_of(after).shape:
-        heads = head_changes(head_of(earlier), head_of(after), groups)
+    if earlier is not None and head_weights(earlier).shape == head_weights(after).shape:
+        heads = head_changes(head_weights(earlier), head_weights(after), groups)
     return Evidence(
         names=after.names,
         groups=groups,
         training=training,
         runs=runs,
         test=outputs["test"],
-        labels=tested.labels,
+        labels=test.labels,
         before=outputs.get("before"),
         head=heads,
         notes=notes,
@@ -213,23 +231,25 @@ def plan(
     absent: Sequence[str] = (),
     splits: int = 3,
 ) -> dict[str, Any]:
-    """How many fine-tunings and updates pseudo cross-validation on a model would take, before any of them."""
+    """Estimate the fine-tunings and steps of pseudo cross-validation on a model, before any of them."""
     from foveate.adapt.classifier import open_classifier
 
     after = open_classifier(model, device="cpu")
-    groups = groups_of(seen, absent, after.names)
-    labels = _samples(after, data, data.train_split).labels
+    groups = parse_groups(seen, absent, after.names)
+    images = _open_images(after, data, (data.train_split,))
+    labels = images.labels_N[images.rows(data.train_split)]
+    # Half of the seen classes, taken as equally large.
     samples = int(np.isin(labels, groups.seen).sum()) * (len(groups.seen) // 2) // len(groups.seen)
-    updates = splits * max(1, settings.epochs * (samples // min(settings.batch_size, max(samples, 1))))
+    steps = splits * settings.resolve(max(samples, 1)).steps
     sentence = (
-        f"{splits} fine-tunings on about {samples} images each, {updates} updates of "
+        f"{splits} fine-tunings on about {samples} images each, {steps} steps of "
         f"{min(settings.batch_size, samples)} samples in all"
     )
-    return {"kind": "plan", "fine_tunings": splits, "updates": updates, "samples": samples, "sentence": sentence}
+    return {"kind": "plan", "fine_tunings": splits, "steps": steps, "samples": samples, "sentence": sentence}
 
 
-def _samples(classifier: Classifier, data: ModelData, split: str) -> CollectionSamples:
-    from foveate.adapt.samples import CollectionSamples
+def _open_images(classifier: Classifier, data: ModelData, splits: Sequence[str]) -> LabeledImages:
+    from foveate.adapt.data import open_classifier_images
     from foveate.records.collection import Collection
 
     if classifier.preprocess is None:
@@ -237,11 +257,12 @@ def _samples(classifier: Classifier, data: ModelData, split: str) -> CollectionS
             "the model does not say how images become pixels (three channels, mean and std): add "
             "preprocessor_config.json or pretrained_cfg, or save its logits and calibrate these"
         )
-    opened = Collection.open(data.collection)
-    return CollectionSamples(opened, data.field, classifier.names, classifier.preprocess, split=split)
+    collection = Collection.open(data.collection)
+    return open_classifier_images(collection, data.field, classifier.names, classifier.preprocess, splits=splits)
 
 
-def _oracle(found: Any, groups: ClassGroups) -> Any:
-    """Features and labels of training data, where they cover absent classes: NCM is for analysis only."""
-    covers = bool(np.isin(found.labels, groups.absent).any())
-    return (found.features, found.labels) if covers else None
+def _class_mean_data(predictions: Predictions, groups: ClassGroups) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Return features and labels of the training data where they cover absent classes; None otherwise."""
+    # For analysis only: whoever has such data could fine-tune on them.
+    covers_absent = bool(np.isin(predictions.labels, groups.absent).any())
+    return (predictions.features, predictions.labels) if covers_absent else None

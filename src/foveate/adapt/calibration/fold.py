@@ -48,7 +48,7 @@ class Folded:
     largest_error: float
 
 
-def tensors_of(file: Path) -> dict[str, Tensor]:
+def adapter_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name, from its header alone.
 
     Raises:
@@ -85,7 +85,7 @@ def checkpoint_tensors(path: Path) -> dict[str, Tensor]:
     if path.is_file():
         if path.suffix != ".safetensors":
             raise UserError(f"{path}: allowed are a folder or a .safetensors file; pickles are not read")
-        return tensors_of(path)
+        return adapter_tensors(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
     files = sorted(path.glob("*.safetensors"))
@@ -93,7 +93,7 @@ def checkpoint_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no weights, it has no *.safetensors; pickles are not read")
     found: dict[str, Tensor] = {}
     for file in files:
-        for name, one in tensors_of(file).items():
+        for name, one in adapter_tensors(file).items():
             if name in found:
                 raise UserError(f"{path}: tensor '{name}' is both in {found[name].file.name} and {file.name}")
             found[name] = one

@@ -1,6 +1,6 @@
 """Pseudo runs from a model and its data: the pre-trained model is fine-tuned on half of the seen classes, three times.
 
-What is truly absent takes no part: only samples of seen classes are given, and the estimate drops the other columns.
+Absent classes take no part: only samples of seen classes are used, and the estimate drops the other columns.
 """
 
 from __future__ import annotations
@@ -11,44 +11,54 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from foveate.adapt.calibration.fine_tuning import FineTuneSettings, fine_tune
+from foveate.adapt.calibration.fine_tuning import fine_tune, predict_classifier
 from foveate.adapt.calibration.logit_files import read_logits, write_logits
 from foveate.adapt.calibration.pseudo import PseudoRun, split_classes
+from foveate.adapt.calibration.settings import FineTuneSettings
 from foveate.adapt.classifier import Classifier
-from foveate.adapt.samples import Samples, answer
 from foveate.core.errors import UserError
 from foveate.core.progress import say
+from foveate.training.classification import LabeledImages, Rows
 
 
 def make_pseudo_runs(
     before: Classifier,
-    samples: Samples,
+    images: LabeledImages,
     seen: ArrayLike,
     settings: FineTuneSettings,
     run: Path,
     *,
+    rows: Rows | None = None,
     count: int = 3,
     seed: int = 0,
     device: str | None = None,
 ) -> list[PseudoRun]:
-    """Fine-tunes `before` on the pseudo-seen half of S, `count` times, and takes its logits of all samples of S.
+    """Fine-tune `before` on the pseudo-seen half of S, `count` times, and predict all samples of S with each.
 
     Each finished run is a file `run/pseudo-K.npz` (logits, labels, halves, and the pre-trained model's logits), which
     is read again instead of being trained again.
 
     Args:
         before: the pre-trained model, not the fine-tuned one.
-        samples: training samples; those of classes outside `seen` are left out before anything is computed.
+        images: training samples; those of classes outside `seen` are left out before anything is computed.
+        seen: class numbers of S.
+        settings: how the model under study was fine-tuned.
+        run: folder of the files.
+        rows: of `images`; all labeled ones by default.
+        count: number of runs; the paper takes three.
+        seed: of the splits of S.
+        device: that of the classifier by default.
 
     Raises:
-        UserError: a seen class without a sample, fewer than two seen classes, a file of another split in `run`.
+        UserError: a seen class without a sample, fewer than two seen classes, or a file of another split in `run`.
     """
     classes = np.sort(np.asarray(seen, dtype=np.int64))
-    rows = np.flatnonzero(np.isin(samples.labels, classes))
-    without = np.setdiff1d(classes, samples.labels[rows])
-    if len(without):
+    rows = images.labeled_rows() if rows is None else rows
+    rows = rows[np.isin(images.labels_N[rows], classes)]
+    missing = np.setdiff1d(classes, images.labels_N[rows])
+    if len(missing):
         raise UserError(
-            f"{len(without)} seen classes have no training sample, first '{before.names[without[0]]}'; "
+            f"{len(missing)} seen classes have no training sample, first '{before.names[missing[0]]}'; "
             "name only the classes that the fine-tuning data covered"
         )
     source = None
@@ -57,25 +67,26 @@ def make_pseudo_runs(
         path = run / f"pseudo-{number}.npz"
         half, absent = split_classes(classes, number=number, seed=seed)
         if not path.is_file():
-            say(f"pseudo run {number + 1} of {count}: fine-tuning on {len(half)} of {len(classes)} seen classes")
-            chosen = rows[np.isin(samples.labels[rows], half)]
-            place = run / f"pseudo-{number}"
-            tuned = fine_tune(before, samples, settings, place, rows=chosen, device=device)
-            if source is None:
-                source = answer(before, samples, rows, what="pre-trained model")
-            found = answer(tuned, samples, rows, what=f"pseudo run {number + 1}")
+            say(f"pseudo run {number + 1}/{count}: fine-tuning on {len(half)} of {len(classes)} seen classes")
+            half_rows = rows[np.isin(images.labels_N[rows], half)]
+            folder = run / f"pseudo-{number}"
+            tuned = fine_tune(before, images, settings, folder, rows=half_rows, device=device)
+            if source is None:  # the same for all runs
+                source = predict_classifier(before, images, rows, description="pre-trained model")
+            predictions = predict_classifier(tuned, images, rows, description=f"pseudo run {number + 1}")
             write_logits(
                 path,
-                logits=found.logits,
-                labels=found.labels,
+                logits=predictions.logits,
+                labels=predictions.labels,
                 class_names=list(before.names),
                 seen=half,
                 absent=absent,
                 source_logits=source.logits,
             )
-            shutil.rmtree(place / "checkpoints", ignore_errors=True)
-        found_run = read_logits(path).as_run()
-        if not (np.array_equal(found_run.seen, half) and np.array_equal(found_run.absent, absent)):
-            raise UserError(f"{path}: is of another split of the seen classes; give another run folder")
-        runs.append(found_run)
+            # The file is all that is read from now on; checkpoints of three models are the larger part of a run folder.
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        pseudo_run = read_logits(path).as_run()
+        if not (np.array_equal(pseudo_run.seen, half) and np.array_equal(pseudo_run.absent, absent)):
+            raise UserError(f"{path} holds another split of the seen classes; give another run folder")
+        runs.append(pseudo_run)
     return runs

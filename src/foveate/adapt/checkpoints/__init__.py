@@ -1,1 +1,1 @@
-"""Classifiers on disk, one module a format: `reads`, `load`, `save`. Found by their names, there is no central list."""
+"""Classifiers on disk, one module per format with `matches`, `load` and `save`; modules are found by their names."""

@@ -5,31 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from foveate.adapt.checkpoints.foveate import copy_with_weights
-from foveate.adapt.classifier import Classifier, load_strictly
+from foveate.adapt.classifier import Classifier, copy_with_weights
 from foveate.core.errors import UserError, nearest
+from foveate.core.model_folder import WEIGHTS, check_tensors, read_tensors
 from foveate.vision.hf.processors import three
 from foveate.vision.preprocess import Preprocess
 
 WHAT = "config.json names an 'architecture' and 'num_classes'"
 
 
-def reads(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether the folder is timm's."""
+def matches(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether the folder is one of timm."""
     return isinstance(config.get("architecture"), str) and "model_type" not in config and "kind" not in config
 
 
 def load(folder: Path, config: dict[str, Any]) -> Classifier:
-    """Builds the architecture and fills it strictly, its classifier included."""
+    """Build the architecture and load its weights strictly, its classifier included."""
     import timm
 
     name, classes = config["architecture"], config.get("num_classes")
     if not isinstance(classes, int) or classes < 2:
-        raise UserError(f"{folder / 'config.json'}: num_classes is {classes}; a classifier has at least 2")
+        raise UserError(f"{folder / 'config.json'}: field 'num_classes' must be at least 2 (got {classes})")
     published = config.get("pretrained_cfg") or {}
     arguments: dict[str, Any] = {**(config.get("model_args") or {}), "num_classes": classes}
     if config.get("global_pool"):
@@ -41,14 +39,15 @@ def load(folder: Path, config: dict[str, Any]) -> Classifier:
         raise UserError(
             f"{folder}: timm cannot build '{name}' ({reason}){nearest(name, timm.list_models())}"
         ) from error
-    path = folder / "model.safetensors"
-    try:
-        load_strictly(network, load_file(path), name=str(path))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); pickles are not read") from error
+    path = folder / WEIGHTS
+    tensors = read_tensors(path)
+    check_tensors(tensors, network.state_dict(), path)
+    network.load_state_dict(tensors, strict=True)
+    # What the folder publishes wins over the defaults that timm knows of the architecture.
     settings = {**network.pretrained_cfg, **published}
     network.pretrained_cfg = settings
     size = settings.get("input_size", (3, 224, 224))
+    # Other numbers of channels are no photographs: such a network takes arrays as they are.
     preprocess = None
     if size[0] == 3:
         preprocess = Preprocess(
@@ -64,20 +63,20 @@ def load(folder: Path, config: dict[str, Any]) -> Classifier:
 
 
 def save(classifier: Classifier, source: Path | None, target: Path) -> None:
-    """The source's folder with other weights."""
+    """Copy the source's folder with the present weights."""
     copy_with_weights(classifier, source, target)
 
 
 def _head(network: Any) -> str:
-    """The name of the module that `get_classifier` gives."""
+    """Return the name of the module that `get_classifier` returns."""
     head: nn.Module = network.get_classifier()
     return next((name for name, module in network.named_modules() if module is head), "head")
 
 
 def _names(config: dict[str, Any], classes: int, folder: Path) -> list[str]:
-    said = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
-    if said is None:
+    names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    if names is None:
         return [str(number) for number in range(classes)]
-    if len(said) != classes:
-        raise UserError(f"{folder / 'config.json'}: {len(said)} label_names for {classes} classes")
-    return [str(name) for name in said]
+    if len(names) != classes:
+        raise UserError(f"{folder / 'config.json'}: field 'label_names' has {len(names)} names for {classes} classes")
+    return [str(name) for name in names]

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from foveate.adapt.checkpoints.foveate import copy_with_weights
-from foveate.adapt.classifier import Classifier
+from foveate.adapt.classifier import Classifier, copy_with_weights
 from foveate.core.errors import UserError
 from foveate.vision.hf.loading import quiet
 from foveate.vision.hf.processors import processor_settings
@@ -18,14 +17,14 @@ from foveate.vision.preprocess import Preprocess
 WHAT = "config.json has a 'model_type' and an architecture that ends in ForImageClassification"
 
 
-def reads(folder: Path, config: dict[str, Any]) -> bool:
+def matches(folder: Path, config: dict[str, Any]) -> bool:
     """Whether the folder holds an image classifier of transformers."""
-    said = config.get("architectures") or []
-    return "model_type" in config and any(str(one).endswith("ForImageClassification") for one in said)
+    architectures = config.get("architectures") or []
+    return "model_type" in config and any(str(name).endswith("ForImageClassification") for name in architectures)
 
 
 def load(folder: Path, config: dict[str, Any]) -> Classifier:
-    """Opens it with `AutoModelForImageClassification`, refusing tensors that would stay random."""
+    """Open it with `AutoModelForImageClassification`; tensors that would stay random are an error."""
     from transformers import AutoModelForImageClassification
 
     checkpoint = Checkpoint(str(folder), folder)
@@ -42,8 +41,8 @@ def load(folder: Path, config: dict[str, Any]) -> Classifier:
     if report.get("unexpected_keys"):
         unexpected = sorted(report["unexpected_keys"])
         raise UserError(f"{folder}: {len(unexpected)} tensors belong to no part of the model ({unexpected[0]})")
-    said = network.config.id2label
-    names = [str(said[number]) for number in sorted(said)]
+    labels = network.config.id2label
+    names = [str(labels[number]) for number in sorted(labels)]
     preprocess = None
     if (folder / "preprocessor_config.json").is_file():
         preprocess = Preprocess(**processor_settings(checkpoint), geometry="center_crop")
@@ -51,5 +50,5 @@ def load(folder: Path, config: dict[str, Any]) -> Classifier:
 
 
 def save(classifier: Classifier, source: Path | None, target: Path) -> None:
-    """The source's folder with other weights."""
+    """Copy the source's folder with the present weights."""
     copy_with_weights(classifier, source, target)

@@ -1,1 +1,1 @@
-"""Methods side by side on one's own tasks: chosen on validation images, trained again, tested once."""
+"""Compare methods on the user's own tasks: selected on validation images, trained again, tested once."""

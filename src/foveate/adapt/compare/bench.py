@@ -1,18 +1,17 @@
-"""One network on which candidates are trained one after the other; what is frozen is computed once for all of them.
+"""One network on which candidates are trained one after the other; frozen parts are computed once for all of them.
 
 ```python
-bench = Bench(opened, device="cpu")               # `opened`: foveate.adapt.load_backbone.Opened, or of a network in memory
-fit = bench.fit(data, rows, {"method": "lora", "rank": 8}, AdaptTraining(epochs=60), folder=folder, measured=test_rows)
-fit.logits, fit.labels                            # of `measured`, after the last epoch
+bench = Bench(network, device="cpu")               # of foveate.adapt.load_backbone, or of a network in memory
+fit = bench.fit(images, rows, {"method": "lora", "rank": 8}, AdaptTraining(epochs=60), folder=folder, test=test_rows)
+fit.logits, fit.labels                             # of `test`, after the last epoch
 ```
 
-The network itself is the same, bit for bit, after every fit. A fit that is stopped or killed goes on from its
+The network itself is the same, bit for bit, after every fit. A fit that is stopped or killed resumes from its
 checkpoint in `folder` when it is called again.
 """
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,28 +23,294 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.adapt.compare.watching import WatchedTask
-from foveate.adapt.data import ImageDataset, KeptDataset, Labeled
-from foveate.adapt.heads import classes_of
-from foveate.adapt.load_backbone import Opened, set_drop_path
+from foveate.adapt.folder import save_adapter
+from foveate.adapt.heads import num_classes
+from foveate.adapt.load_backbone import LoadedBackbone, set_drop_path
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.parameter_summary import trained_numbers
-from foveate.adapt.prefix import Prefix
+from foveate.adapt.prefix import FrozenPrefix
 from foveate.adapt.recipe import AdaptTraining
-from foveate.adapt.training import AdaptTask, normalized, train_adapted
+from foveate.adapt.train import build_task, describe_training
 from foveate.core.errors import UserError
 from foveate.core.progress import silent
 from foveate.core.runs import RunFolder
+from foveate.records.geometry import View
 from foveate.records.images import BadImage
+from foveate.training.classification import (
+    BATCH_SIZE,
+    ClassificationDataset,
+    LabeledImages,
+    LoadSample,
+    Rows,
+    load_cached,
+    load_flipped,
+    train_classifier,
+)
 from foveate.training.distributed import start
 from foveate.training.loader import Loader
 from foveate.training.task import Batch, Task
 
+PIXELS = ("pixels", 0)
+CacheKey = tuple[str, int]
+"""What is cached: `PIXELS`, or kind and block of a `FrozenPrefix`."""
 
-def update_bytes(task: Task, batch: Batch) -> int:
-    """Bytes of the weights, their gradients, AdamW's two moments, and what one forward pass saves for the backward one.
 
-    Each storage is counted once. Working memory of single operations and of the allocator is not in it.
+class Stopped(Exception):
+    """A signal requested to stop; a checkpoint was written."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The outcome of one training.
+
+    Attributes:
+        logits: [N, K] of the test rows that can be read, after the last epoch.
+        labels, rows: [N], of the same images.
+        trained, head: parameters trained in the network and in the head.
+        seconds: in the training loop.
+        steps: done.
+        step_bytes: memory of one step: weights, gradients, moments, and what the forward pass saves; 0 unless
+            measured.
+        cached: what of the network was computed once.
+        unreadable: rows to learn from or to test on that cannot be read.
+        epochs: accuracy on the test rows after each epoch, where requested; choosing by it would peek.
+    """
+
+    logits: NDArray[np.float32]
+    labels: Rows
+    rows: Rows
+    trained: int
+    head: int
+    seconds: float
+    steps: int
+    step_bytes: int
+    cached: str
+    unreadable: int = 0
+    epochs: tuple[float, ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        """The share of test images that are classified correctly."""
+        return float((self.logits.argmax(axis=1) == self.labels).mean())
+
+
+class Bench:
+    """A network that candidates are trained on in turn.
+
+    Args:
+        network: the network and how images become its pixels; floating-point images are used as they are.
+        device: such as "cuda".
+        max_bytes: of pixels and frozen tokens in memory; what does not fit is computed in every epoch.
+    """
+
+    def __init__(self, network: LoadedBackbone, *, device: str = "auto", max_bytes: int = 4 * 2**30) -> None:
+        self.network, self.device, self.max_bytes = network, device, max_bytes
+        with start(device) as here:
+            network.model.to(here.device)
+        self._images: LabeledImages | None = None
+        self._cache: dict[CacheKey, dict[int, Tensor]] = {}
+        self._unreadable: dict[int, str] = {}
+        self._num_bytes = 0
+
+    def fit(
+        self,
+        images: LabeledImages,
+        rows: Rows,
+        method: dict[str, Any],
+        training: AdaptTraining,
+        *,
+        folder: Path,
+        test: Rows,
+        memory: bool = False,
+        peek: bool = False,
+        save: Path | None = None,
+        keep_head: bool = False,
+    ) -> Fit:
+        """Train one candidate on `rows` and return the logits of `test`.
+
+        Args:
+            images: with `rows` and `test`.
+            method: `method` and its options.
+            training: its seed decides initial values, order and dropout.
+            folder: of checkpoints; it is removed at the end.
+            memory: also measure what a step holds (one forward pass more).
+            peek: also measure `test` after every epoch.
+            save: folder that the adapter is written to.
+            keep_head: start from the network's own classifier, which must have these classes, not from a new head.
+
+        Raises:
+            UserError: an option that does not fit the network, or (TrainingError) a loss that is not finite.
+            Stopped: after a signal.
+        """
+        with silent(), start(self.device) as here:
+            if training.drop_path:
+                set_drop_path(self.network.model, training.drop_path)
+            classes = None if keep_head else len(images.classes)
+            adapted = adapt(self.network.model, method, classes=classes, seed=training.seed)
+            try:
+                if num_classes(adapted.head) != len(images.classes):
+                    raise UserError(
+                        f"{images.name} has {len(images.classes)} classes; the network's own classifier has "
+                        f"{num_classes(adapted.head)}"
+                    )
+                provenance = [images.provenance(rows)]
+                adapted.info["default"] = describe_training(self.network, images, provenance)
+                adapted.to(here.device)
+                return self._fit(adapted, images, rows, training, folder, test, memory, peek, save, here.device)
+            finally:
+                # The next candidate finds the network as it was, whatever happened to this one.
+                adapted.detach()
+                if training.drop_path:
+                    set_drop_path(self.network.model, 0.0)
+
+    def _fit(
+        self,
+        adapted: AdaptedModel,
+        images: LabeledImages,
+        rows: Rows,
+        training: AdaptTraining,
+        folder: Path,
+        test: Rows,
+        memory: bool,
+        peek: bool,
+        save: Path | None,
+        device: torch.device,
+    ) -> Fit:
+        settings = training.resolve(len(rows))
+        whole_prefix = FrozenPrefix(adapted)
+        caching = training.cache and not training.flip and whole_prefix.kind != "nothing"
+        prefix = whole_prefix if caching else None
+        # `prefix` serves the test rows in any case; the training rows only where they fit into memory, too.
+        train_prefix = prefix if prefix is not None and self._fill_cache(adapted, images, rows, prefix) else None
+        load_sample: LoadSample | None = load_flipped(images) if training.flip else None
+        if train_prefix is not None or (not training.flip and self._fill_cache(adapted, images, rows, None)):
+            load_sample = load_cached(self._cache[_cache_key(train_prefix)], self._unreadable)
+            in_memory = True
+        else:
+            in_memory = False
+        # Threads only help where images are decoded.
+        workers = 0 if in_memory else settings.workers
+        loader = Loader(
+            ClassificationDataset(images, load_sample),
+            rows=rows,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            workers=workers,
+        )
+        task = build_task(adapted, self.network, training, prefix=train_prefix, num_images=len(rows))
+        if peek:
+
+            def evaluate() -> dict[str, float]:
+                parts = list(self._predict(adapted, images, test, prefix))
+                correct = [logits.argmax(axis=1) == images.labels_N[np.array(part)] for part, logits in parts]
+                return {"accuracy": float(np.concatenate(correct).mean())}
+
+            task.evaluate_with(evaluate, images_per_epoch=len(rows))
+        run = RunFolder.create(folder)
+        outcome = train_classifier(task, loader, settings, run)
+        if outcome.status == "stopped":
+            raise Stopped
+        counts = adapted.count_parameters()
+        num_bytes = 0
+        if memory:
+            batch = task.prepare_batch(next(loader.batches(0, 1)), device)
+            num_bytes = measure_step_bytes(task, batch)
+        adapted.eval()
+        parts = list(self._predict(adapted, images, test, prefix))
+        if not parts:
+            raise UserError(f"{images.name}: no image can be read")
+        readable = np.array([row for part, _ in parts for row in part], dtype=np.int64)
+        logits = np.concatenate([part_logits for _, part_logits in parts])
+        epochs: tuple[float, ...] = ()
+        if peek:
+            # From the log, so that a resumed training has the epochs of earlier sessions; the last epoch is the result.
+            measured = [row["eval_accuracy"] for row in run.read_metrics() if "eval_accuracy" in row]
+            epochs = (*measured, float((logits.argmax(axis=1) == images.labels_N[readable]).mean()))
+        if save is not None:
+            save_adapter(adapted, save)
+        shutil.rmtree(folder, ignore_errors=True)
+        return Fit(
+            logits=logits,
+            labels=images.labels_N[readable],
+            rows=readable,
+            trained=counts.trained,
+            head=counts.head,
+            seconds=outcome.seconds,
+            steps=outcome.step,
+            step_bytes=num_bytes,
+            cached="nothing" if train_prefix is None else train_prefix.describe(),
+            unreadable=len(set(self._unreadable) & {*rows.tolist(), *test.tolist()}),
+            epochs=epochs,
+        )
+
+    def _fill_cache(
+        self, adapted: AdaptedModel, images: LabeledImages, rows: Rows, prefix: FrozenPrefix | None
+    ) -> bool:
+        """Cache pixels (or what `prefix` computes) of all readable rows; False where they do not fit into memory."""
+        if self._images is not images:
+            self._images, self._cache, self._unreadable, self._num_bytes = images, {}, {}, 0
+        cache = self._cache.setdefault(_cache_key(prefix), {})
+        missing = np.array(
+            [row for row in rows.tolist() if row not in cache and row not in self._unreadable], dtype=np.int64
+        )
+        for readable, pixels in self._batches(images, missing):
+            outputs = pixels if prefix is None else prefix.compute(self._inputs(adapted, pixels)).cpu()
+            size = outputs.numel() * outputs.element_size()
+            # The first batch decides for all: an epoch that is cached in part still has to decode and compute.
+            if self._num_bytes + size * (1 if cache else len(missing) / len(readable)) > self.max_bytes:
+                return False
+            self._num_bytes += size
+            # Cloned: a slice would keep the whole batch alive.
+            cache.update(zip(readable, (output.clone() for output in outputs), strict=True))
+        return True
+
+    def _inputs(self, adapted: AdaptedModel, pixels: Tensor) -> Tensor:
+        return self.network.normalize(pixels.to(adapted.backbone.device))
+
+    def _batches(self, images: LabeledImages, rows: Rows) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield pixels of readable rows, from the cache where they are there; remember why others are not."""
+        cached_pixels = self._cache.get(PIXELS, {})
+        for begin in range(0, len(rows), BATCH_SIZE):
+            readable, pixels = [], []
+            for row in rows[begin : begin + BATCH_SIZE].tolist():
+                if row in self._unreadable:
+                    continue
+                try:
+                    pixels.append(cached_pixels[row] if row in cached_pixels else images.load(row, View()))
+                    readable.append(row)
+                except BadImage as problem:
+                    self._unreadable[row] = str(problem)
+            if readable:
+                yield readable, torch.stack(pixels)
+
+    @torch.no_grad()
+    def _predict(
+        self, adapted: AdaptedModel, images: LabeledImages, rows: Rows, prefix: FrozenPrefix | None
+    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Yield rows and their logits."""
+        if prefix is not None and self._fill_cache(adapted, images, rows, prefix):
+            cache = self._cache[_cache_key(prefix)]
+            device = adapted.backbone.device
+            readable = [row for row in rows.tolist() if row in cache]
+            for begin in range(0, len(readable), BATCH_SIZE):
+                part = readable[begin : begin + BATCH_SIZE]
+                cached = torch.stack([cache[row] for row in part]).to(device)
+                yield part, prefix.logits(cached).float().cpu().numpy()
+            return
+        if prefix is None:
+            self._fill_cache(adapted, images, rows, None)
+        for part, pixels in self._batches(images, rows):
+            yield part, adapted(self._inputs(adapted, pixels)).float().cpu().numpy()
+
+
+def _cache_key(prefix: FrozenPrefix | None) -> CacheKey:
+    return PIXELS if prefix is None else (prefix.kind, prefix.block)
+
+
+def measure_step_bytes(task: Task, batch: Batch) -> int:
+    """Count the bytes that one training step holds at its peak; the same on every device.
+
+    Weights, their gradients, AdamW's two moments, and what one forward pass saves for the backward one, each storage
+    once. Working memory of single operations and of the allocator is not in it.
     """
     weights = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in task.parameters()}
     trained = sum(value.numel() * value.element_size() for value in task.parameters() if value.requires_grad)
@@ -60,256 +325,9 @@ def update_bytes(task: Task, batch: Batch) -> int:
     devices = [value.device for value in task.parameters() if value.is_cuda][:1]
     training = task.training
     task.train()
+    # The forked generator leaves dropout of later steps as it would have been without this measurement.
     with torch.random.fork_rng(devices=devices), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         losses, _ = task.losses(batch)
     del losses
     task.train(training)
     return sum(weights.values()) + 3 * trained + sum(saved.values())
-
-
-BATCH = 64
-PIXELS = ("pixels", 0)
-Rows = NDArray[np.int64]
-Place = tuple[str, int]
-
-
-class Stopped(Exception):
-    """A signal asked to stop; a checkpoint was written."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What training left.
-
-    Attributes:
-        logits: [N, K] of the measured rows that could be read, after the last epoch. labels: [N]. rows: [N].
-        trained, head: numbers trained in the network and in the head.
-        seconds: in the training loop. updates: of the weights.
-        update_bytes: what one update holds: weights, gradients, moments, and what the forward pass saves.
-        kept: in words, what of the network was computed once.
-        unreadable: rows to learn from or to measure that could not be read.
-        epochs: accuracy on the measured rows after each epoch; only where it was asked for, and it peeks.
-    """
-
-    logits: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    rows: Rows
-    trained: int
-    head: int
-    seconds: float
-    updates: int
-    update_bytes: int
-    kept: str
-    unreadable: int = 0
-    epochs: tuple[float, ...] = ()
-
-    @property
-    def accuracy(self) -> float:
-        """The share of measured images that is right."""
-        return float((self.logits.argmax(axis=1) == self.labels).mean())
-
-
-class Bench:
-    """A network that candidates take turns on.
-
-    Args:
-        opened: the network and how images become its pixels; images of floating-point values are taken as they are.
-        most_bytes: of pixels and frozen tokens kept in memory; what does not fit is computed at every epoch.
-    """
-
-    def __init__(self, opened: Opened, *, device: str = "auto", most_bytes: int = 4 * 2**30) -> None:
-        self.opened, self.device, self.most_bytes = opened, device, most_bytes
-        with start(device) as here:
-            opened.model.to(here.device)
-        self._data: Labeled | None = None
-        self._kept: dict[Place, dict[int, Tensor]] = {}
-        self._bad: dict[int, str] = {}
-        self._bytes = 0
-
-    def fit(
-        self,
-        data: Labeled,
-        rows: Rows,
-        method: dict[str, Any],
-        training: AdaptTraining,
-        *,
-        folder: Path,
-        measured: Rows,
-        memory: bool = False,
-        peek: bool = False,
-        save: Path | None = None,
-        own_head: bool = False,
-    ) -> Fit:
-        """Trains one candidate on `rows` and gives the logits of `measured`.
-
-        Args:
-            method: `method` and its options. training: its seed decides first values, order and dropout.
-            folder: of checkpoints; it is emptied at the end.
-            memory: also measure what an update holds (one forward pass more).
-            peek: also measure after every epoch.
-            save: folder that the adapter is written into.
-            own_head: start from the network's own classifier, which must be of these classes, not from a fresh head.
-
-        Raises:
-            UserError: an option that does not fit the network; TrainingError (one, too) when the loss is not finite.
-            Stopped: after a signal.
-        """
-        with silent(), start(self.device) as here:
-            if training.drop_path:
-                set_drop_path(self.opened.model, training.drop_path)
-            classes = None if own_head else len(data.classes)
-            adapted = adapt(self.opened.model, method, classes=classes, seed=training.seed)
-            try:
-                if classes_of(adapted.head) != len(data.classes):
-                    raise UserError(
-                        f"{data.name}: {len(data.classes)} classes, the network's own classifier has "
-                        f"{classes_of(adapted.head)}"
-                    )
-                adapted.info["default"] = {
-                    "classes": list(data.classes),
-                    "backbone": self.opened.settings,
-                    "model_args": self.opened.model_args,
-                    "preprocess": self.opened.preprocess.to_dict(),
-                    "trained_on": [data.trained_on(rows)],
-                }
-                adapted.to(here.device)
-                return self._fit(adapted, data, rows, training, folder, measured, memory, peek, save, here.device)
-            finally:
-                adapted.detach()
-                if training.drop_path:
-                    set_drop_path(self.opened.model, 0.0)
-
-    def _fit(
-        self,
-        adapted: AdaptedModel,
-        data: Labeled,
-        rows: Rows,
-        training: AdaptTraining,
-        folder: Path,
-        measured: Rows,
-        memory: bool,
-        peek: bool,
-        save: Path | None,
-        device: torch.device,
-    ) -> Fit:
-        settings = training.resolved(len(rows))
-        prefix = Prefix(adapted)
-        keep = training.keep and not training.flip
-        used = prefix if keep and prefix.where != "nothing" and self._keep(adapted, data, rows, prefix) else None
-        place = PIXELS if used is None else (prefix.where, prefix.block)
-        whole = used is not None or (not training.flip and self._keep(adapted, data, rows, None))
-        dataset: Any = ImageDataset(data, flip=training.flip)
-        if whole:
-            dataset = KeptDataset(self._kept[place], data, self._bad)
-        workers = 0 if whole else settings.workers
-        loader = Loader(dataset, rows=rows, batch_size=settings.batch_size, seed=settings.seed, workers=workers)
-        decay = training.weight_decay if training.decay == "all" else None
-        factor = training.factor(len(rows))
-        about: dict[str, Any] = {"preprocess": self.opened.preprocess, "prefix": used, "decay": decay, "factor": factor}
-        task = AdaptTask(adapted, **about)
-        frozen = prefix if keep and prefix.where != "nothing" else None
-        run = RunFolder.create(folder)
-        if peek:
-
-            def accuracy() -> float:
-                adapted.eval()
-                found = list(self._logits(adapted, data, measured, frozen))
-                adapted.train()
-                right = [logits.argmax(axis=1) == data.labels_N[np.array(part)] for part, logits in found]
-                return float(np.concatenate(right).mean())
-
-            task = WatchedTask(adapted, measure=accuracy, images=len(rows), notes=folder / "epochs.json", **about)
-        outcome = train_adapted(task, loader, settings, run)
-        if outcome.status == "stopped":
-            raise Stopped
-        body, head = trained_numbers(adapted)
-        held = 0
-        if memory:
-            batch = task.prepare_batch(next(loader.batches(0, 1)), device)
-            held = update_bytes(task, batch)
-        adapted.eval()
-        found = list(self._logits(adapted, data, measured, frozen))
-        if not found:
-            raise UserError(f"{data.name}: no image could be read")
-        good = np.array([row for part, _ in found for row in part], dtype=np.int64)
-        if save is not None:
-            adapted.save(save)
-        shutil.rmtree(folder, ignore_errors=True)
-        logits = np.concatenate([logits for _, logits in found])
-        epochs: tuple[float, ...] = ()
-        if isinstance(task, WatchedTask):
-            last = float((logits.argmax(axis=1) == data.labels_N[good]).mean())
-            epochs = (*(task.measured[key] for key in sorted(task.measured, key=int)), last)
-        return Fit(
-            logits=logits,
-            labels=data.labels_N[good],
-            rows=good,
-            trained=body,
-            head=head,
-            seconds=outcome.seconds,
-            updates=outcome.step,
-            update_bytes=held,
-            kept="nothing" if used is None else prefix.describe(),
-            unreadable=len(set(self._bad) & {*rows.tolist(), *measured.tolist()}),
-            epochs=epochs,
-        )
-
-    def _keep(self, adapted: AdaptedModel, data: Labeled, rows: Rows, prefix: Prefix | None) -> bool:
-        """Whether what `prefix` (or, without one, decoding) gives of all readable rows is in memory now."""
-        if self._data is not data:
-            self._data, self._kept, self._bad, self._bytes = data, {}, {}, 0
-        place = PIXELS if prefix is None else (prefix.where, prefix.block)
-        kept = self._kept.setdefault(place, {})
-        missing = np.array([row for row in rows.tolist() if row not in kept and row not in self._bad], dtype=np.int64)
-        for part in self._batches(data, missing):
-            good, pixels = part
-            made = pixels if prefix is None else prefix.compute(self._given(adapted, pixels)).cpu()
-            size = made.numel() * made.element_size()
-            if self._bytes + size * (1 if kept else len(missing) / len(good)) > self.most_bytes:
-                return False
-            self._bytes += size
-            kept.update(zip(good, (one.clone() for one in made), strict=True))
-        return True
-
-    def _given(self, adapted: AdaptedModel, pixels: Tensor) -> Tensor:
-        device = next(iter(adapted.view.parameters_of_tower().values())).device
-        return normalized(self.opened.preprocess, pixels.to(device))
-
-    def _batches(self, data: Labeled, rows: Rows) -> Iterator[tuple[list[int], Tensor]]:
-        """Pixels of readable rows; the reasons of the others are kept."""
-        pixels_kept = self._kept.get(PIXELS, {})
-        for begin in range(0, len(rows), BATCH):
-            good, pixels = [], []
-            for row in rows[begin : begin + BATCH].tolist():
-                if row in self._bad:
-                    continue
-                try:
-                    pixels.append(pixels_kept[row] if row in pixels_kept else data.image(row, False))
-                    good.append(row)
-                except BadImage as problem:
-                    self._bad[row] = str(problem)
-            if good:
-                yield good, torch.stack(pixels)
-
-    @torch.no_grad()
-    def _logits(
-        self, adapted: AdaptedModel, data: Labeled, rows: Rows, prefix: Prefix | None
-    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        if prefix is not None and self._keep(adapted, data, rows, prefix):
-            kept = self._kept[prefix.where, prefix.block]
-            device = next(iter(adapted.view.parameters_of_tower().values())).device
-            good = [row for row in rows.tolist() if row in kept]
-            for begin in range(0, len(good), BATCH):
-                part = good[begin : begin + BATCH]
-                given = torch.stack([kept[row] for row in part]).to(device)
-                yield part, prefix.logits(given).float().cpu().numpy()
-            return
-        if prefix is None:
-            self._keep(adapted, data, rows, None)
-        for part, pixels in self._batches(data, rows):
-            yield part, adapted(self._given(adapted, pixels)).float().cpu().numpy()
-
-
-def on_meta(opened: Opened) -> Any:
-    """The network without values, to count and to try what fits."""
-    return copy.deepcopy(opened.model).to("meta")

@@ -1,7 +1,7 @@
-"""What is tried: the published grids by name, or a YAML file of one's own.
+"""Grids of candidates: the published ones by name, or a YAML file of the user.
 
 The published ones are those of "Lessons and Insights from a Unifying Study of PEFT in Visual Recognition"
-(arXiv 2409.16434), in the order in which the study lists them: among equal candidates the last one is chosen.
+(arXiv 2409.16434), in the order in which the study lists them: among equal candidates the last one is selected.
 
 A file:
 
@@ -23,15 +23,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.adapt.registry import method, method_names, settings_of
+from foveate.adapt.registry import get_method, method_names, parse_settings
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.yaml_text import read_yaml
 
 RATE, DECAY, DROP_PATH = "training.learning_rate", "training.weight_decay", "training.drop_path"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
-# Where a method's own options stand among learning rate and the rest: the study sorts by the names of its fields.
-_OWN_FIRST = ("adaptformer", "pfeiffer", "houlsby", "convpass")
-_OWN_BEHIND_RATE = ("repadapter", "vpt-shallow", "vpt-deep")
+# Whether a method's options come before the learning rate or behind it: the study sorts by the names of its fields, and
+# the order decides which of equal candidates is the last.
+_OPTIONS_FIRST = ("adaptformer", "pfeiffer", "houlsby", "convpass")
+_OPTIONS_BEHIND_RATE = ("repadapter", "vpt-shallow", "vpt-deep")
 
 Axes = Mapping[str, Sequence[Any]]
 
@@ -41,8 +42,10 @@ class Candidate:
     """One row of a grid.
 
     Attributes:
-        variant: the line of the table that it belongs to. number: its place in the grid, from 0.
-        method: `method` and its options. training: fields of `AdaptTraining` that it sets.
+        variant: the line of the table that it belongs to.
+        number: its index among the candidates of the variant.
+        method: `method` and its options.
+        training: fields of `AdaptTraining` that it sets.
     """
 
     variant: str
@@ -50,14 +53,13 @@ class Candidate:
     method: dict[str, Any]
     training: dict[str, Any]
 
-    @property
-    def said(self) -> str:
-        """Its options in words: `rank 8, learning rate 0.001`."""
-        own = {name: value for name, value in self.method.items() if name != "method"} | self.training
-        return ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in own.items())
+    def describe(self) -> str:
+        """Format its options as text: `rank 8, learning rate 0.001`."""
+        options = {name: value for name, value in self.method.items() if name != "method"} | self.training
+        return ", ".join(f"{name.replace('_', ' ')} {_format_value(value)}" for name, value in options.items())
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -68,73 +70,78 @@ class Grid:
     """Variants with their axes; the last axis changes fastest.
 
     Attributes:
-        training: fields of `AdaptTraining` that hold for all candidates where the user says nothing else.
-        what: for people.
+        training: fields of `AdaptTraining` of all candidates, below what the user sets.
+        description: for tables.
     """
 
     name: str
     axes: dict[str, Axes]
     methods: dict[str, str]
     training: dict[str, Any] = field(default_factory=dict)
-    what: str = ""
+    description: str = ""
 
     def candidates(self, variant: str) -> list[Candidate]:
-        """All of a variant, in the order of the grid."""
-        axes, found = self.axes[variant], []
+        """Return all candidates of a variant, in the order of the grid."""
+        axes, candidates = self.axes[variant], []
         for number, values in enumerate(itertools.product(*axes.values())):
-            chosen = dict(zip(axes, values, strict=True))
-            training = {name.removeprefix("training."): v for name, v in chosen.items() if name.startswith("training.")}
-            own = {name: value for name, value in chosen.items() if not name.startswith("training.")}
-            found.append(Candidate(variant, number, {"method": self.methods[variant], **own}, training))
-        return found
+            fields = dict(zip(axes, values, strict=True))
+            training = {name.removeprefix("training."): v for name, v in fields.items() if name.startswith("training.")}
+            options = {name: value for name, value in fields.items() if not name.startswith("training.")}
+            candidates.append(Candidate(variant, number, {"method": self.methods[variant], **options}, training))
+        return candidates
 
-    def chosen(self, wanted: Sequence[str]) -> list[str]:
-        """Names of variants: `all`, variants, or methods with all their variants; each once, in the grid's order.
+    def select(self, methods: Sequence[str]) -> list[str]:
+        """Return names of variants in the grid's order, each once.
+
+        Args:
+            methods: `all`, variants, or methods with all their variants; separated by commas, too.
 
         Raises:
-            UserError: for a name that is neither, with the nearest.
+            UserError: a name is none of these; the nearest is named.
         """
-        names = [part for text in wanted for part in text.replace(",", " ").split()]
+        names = [part for text in methods for part in text.replace(",", " ").split()]
         if not names:
-            raise UserError("methods: name at least one, or all")
-        found: set[str] = set()
+            raise UserError("methods: expected at least one name, or all")
+        variants: set[str] = set()
         for name in names:
             plain = name.replace("_", "-")
             of_method = {variant for variant in self.axes if self.methods[variant] == plain}
             if name == "all":
-                found |= set(self.axes)
+                variants |= set(self.axes)
             elif name in self.axes:
-                found.add(name)
+                variants.add(name)
             elif of_method:
-                found |= of_method
+                variants |= of_method
             elif plain in method_names():
-                raise UserError(f"grid '{self.name}' has nothing for method '{name}': it has {', '.join(self.axes)}")
+                raise UserError(
+                    f"grid '{self.name}' has no candidates of method '{name}': it has {', '.join(self.axes)}"
+                )
             else:
                 choose(plain, sorted({*self.axes, *method_names()}), "method")
-        return [variant for variant in self.axes if variant in found]
+        return [variant for variant in self.axes if variant in variants]
 
 
-def _merged(name: str, own: Axes, common: Axes) -> Axes:
-    if name in _OWN_FIRST:
-        return {**own, **common}
+def _merge_axes(name: str, options: Axes, common: Axes) -> Axes:
+    if name in _OPTIONS_FIRST:
+        return {**options, **common}
     rest = dict(common)
     front = {DROP_PATH: rest.pop(DROP_PATH)} if DROP_PATH in rest else {}
-    if name in _OWN_BEHIND_RATE and RATE in rest:
+    if name in _OPTIONS_BEHIND_RATE and RATE in rest:
         front[RATE] = rest.pop(RATE)
-    return {**front, **own, **rest}
+    return {**front, **options, **rest}
 
 
 def _published(
     name: str,
-    what: str,
-    own: Mapping[str, Axes],
+    description: str,
+    options: Mapping[str, Axes],
     common: Axes,
     methods: Mapping[str, str] | None = None,
     **training: Any,
 ) -> Grid:
-    of = {variant: (methods or {}).get(variant, variant) for variant in own}
-    axes = {variant: _merged(of[variant], axes, common) for variant, axes in own.items()}
-    return Grid(name, axes, of, training, what)
+    of = {variant: (methods or {}).get(variant, variant) for variant in options}
+    axes = {variant: _merge_axes(of[variant], axes, common) for variant, axes in options.items()}
+    return Grid(name, axes, of, training, description)
 
 
 _NO_OPTIONS = ("linear", "full", "bitfit", "difffit", "layernorm", "ssf")
@@ -162,18 +169,18 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def _by_size(scales: Mapping[str, Sequence[float]]) -> tuple[dict[str, Axes], dict[str, str]]:
-    """Methods of the study's comparison by size, a variant each: lora-1 to lora-256 and the like."""
-    own: dict[str, Axes] = {name: {} for name in ("linear", "full", "bitfit", "ssf")}
+    """Return the methods of the study's comparison by size, a variant each: lora-1 to lora-256 and the like."""
+    options: dict[str, Axes] = {name: {} for name in ("linear", "full", "bitfit", "ssf")}
     of: dict[str, str] = {}
     for name in ("lora", "houlsby", "fact-tk"):
         for size in _SIZES:
-            own[f"{name}-{size}"] = {"rank": (size,), **({"scale": tuple(scales[name])} if name in scales else {})}
+            options[f"{name}-{size}"] = {"rank": (size,), **({"scale": tuple(scales[name])} if name in scales else {})}
             of[f"{name}-{size}"] = name
-    return own, of
+    return options, of
 
 
 def _wider() -> tuple[dict[str, Axes], dict[str, str]]:
-    """What the study's file for CIFAR-100 lists beside them: the other methods by size, parts of the last blocks."""
+    """Return what the study's file for CIFAR-100 adds to them: the other methods by size, parts of the last blocks."""
     sizes: list[tuple[str, str, Sequence[int], Axes]] = [
         ("pfeiffer", "rank", (8, 32, 128, 512), {"scale": (0.1, 1.0)}),
         ("adaptformer", "rank", (8, 32, 128, 512), {"scale": (0.05, 0.1, 0.2)}),
@@ -183,37 +190,41 @@ def _wider() -> tuple[dict[str, Axes], dict[str, str]]:
         ("vpt-shallow", "prompts", (50, 100, 200), {}),
         ("vpt-deep", "prompts", (10, 50, 200), {}),
     ]
-    own: dict[str, Axes] = {name: {} for name in ("difffit", "layernorm")}
+    options: dict[str, Axes] = {name: {} for name in ("difffit", "layernorm")}
     of: dict[str, str] = {}
     for name, option, values, axes in sizes:
-        own |= {f"{name}-{size}": {option: (size,), **axes} for size in values}
+        options |= {f"{name}-{size}": {option: (size,), **axes} for size in values}
         of |= {f"{name}-{size}": name for size in values}
     last = {"attention": (1, 2, 3), "mlp": (1, 2), "block": (1,)}
     for part, counts in last.items():
         parts = ["attention", "mlp", "norms"] if part == "block" else [part]
-        own |= {f"{part}-last{n}": {"blocks": (list(range(-n, 0)),), "parts": (parts,)} for n in counts}
+        options |= {f"{part}-last{n}": {"blocks": (list(range(-n, 0)),), "parts": (parts,)} for n in counts}
         of |= {f"{part}-last{n}": "subset" for n in counts}
-    return own, of
+    return options, of
 
 
-def _many(name: str, what: str, scales: Sequence[float], warmup: float, *, wide: bool = False) -> Grid:
-    own, of = _by_size({"houlsby": scales, "fact-tk": scales})
+def _many(name: str, description: str, scales: Sequence[float], warmup: float, *, wide: bool = False) -> Grid:
+    options, of = _by_size({"houlsby": scales, "fact-tk": scales})
     if wide:
         more, of_more = _wider()
-        own, of = {**own, **more}, {**of, **of_more}
+        options, of = {**options, **more}, {**of, **of_more}
     common: Axes = {DROP_PATH: (0.0, 0.1, 0.2), RATE: (5e-4, 1e-3), DECAY: (1e-4, 1e-3)}
-    return _published(name, what, own, common, of, epochs=40, warmup=warmup, final_learning_rate=1e-5, batch_size=64)
+    return _published(
+        name, description, options, common, of, epochs=40, warmup=warmup, final_learning_rate=1e-5, batch_size=64
+    )
 
 
 def _clever() -> Grid:
-    own, of = _by_size({"houlsby": (0.1,), "fact-tk": (0.01,)})
+    options, of = _by_size({"houlsby": (0.1,), "fact-tk": (0.01,)})
     common: Axes = {DROP_PATH: (0.0,), RATE: (5e-4, 1e-3), DECAY: (1e-4,)}
-    what = "the study's Clevr distance: sizes 1 to 256, a domain far from the pre-training"
-    return _published("many-shot-far", what, own, common, of, epochs=40, warmup=0.1, final_learning_rate=1e-5)
+    description = "the study's Clevr distance: sizes 1 to 256, a domain far from the pre-training"
+    return _published(
+        "many-shot-far", description, options, common, of, epochs=40, warmup=0.1, final_learning_rate=1e-5
+    )
 
 
 def _robust(*, wide: bool = False) -> Grid:
-    own: dict[str, Axes] = {
+    options: dict[str, Axes] = {
         **{name: {} for name in _NO_OPTIONS},
         "vpt-deep": {"prompts": (50,)},
         "pfeiffer": {"rank": (32,), "scale": (0.1,)},
@@ -227,26 +238,26 @@ def _robust(*, wide: bool = False) -> Grid:
     }
     common: Axes = {DROP_PATH: (0.0, 0.1), RATE: (3e-5,), DECAY: (5e-3,)}
     training: dict[str, Any] = {"epochs": 100, "warmup": 0.1, "final_learning_rate": 1e-6, "batch_size": 256}
-    training["first_learning_rate"] = 1e-7  # where a user takes the released schedule
-    what = "the study's CLIP on ImageNet with 100 images a class"
+    training["first_learning_rate"] = 1e-7  # read with the released schedule only
+    description = "the study's CLIP on ImageNet with 100 images a class"
     if not wide:
-        return _published("clip", what, own, common, **training)
+        return _published("clip", description, options, common, **training)
     sizes, of = _by_size({"houlsby": (0.01,), "fact-tk": (0.01,)})
-    others = {name: axes for name, axes in own.items() if name not in of.values()}
-    return _published("clip-wide", f"{what}, sizes 1 to 256", {**others, **sizes}, common, of, **training)
+    others = {name: axes for name, axes in options.items() if name not in of.values()}
+    return _published("clip-wide", f"{description}, sizes 1 to 256", {**others, **sizes}, common, of, **training)
 
 
 def _quick() -> Grid:
     # Every method with its defaults; full tuning breaks at rates that small parts need.
-    own: dict[str, Axes] = {name: {} for name in _VTAB}
-    grid = _published("quick", "every method with its defaults at two learning rates", own, {RATE: (1e-3, 1e-2)})
+    options: dict[str, Axes] = {name: {} for name in _VTAB}
+    grid = _published("quick", "every method with its defaults at two learning rates", options, {RATE: (1e-3, 1e-2)})
     grid.axes["full"] = {RATE: (1e-4, 1e-3)}
     return grid
 
 
 def _fair() -> Grid:
-    what = "vtab1k, and for full also the learning rates 0.00001 and 0.0001, which the study did not try"
-    grid = _published("fair", what, _VTAB, _VTAB_COMMON, **_VTAB_TRAINING)
+    description = "vtab1k, and for full also the learning rates 0.00001 and 0.0001, which the study did not try"
+    grid = _published("fair", description, _VTAB, _VTAB_COMMON, **_VTAB_TRAINING)
     grid.axes["full"] = {**grid.axes["full"], RATE: (1e-5, 1e-4, 1e-3, 1e-2)}
     return grid
 
@@ -267,11 +278,11 @@ GRIDS: dict[str, Grid] = {
 }
 
 
-def grid_of(text: str) -> Grid:
-    """A published grid by its name, or one's own from a YAML file.
+def load_grid(text: str) -> Grid:
+    """Return a published grid by its name, or read one from a YAML file.
 
     Raises:
-        UserError: when it is neither, or a field of the file is wrong.
+        UserError: it is neither, or a field of the file is wrong.
     """
     if text in GRIDS:
         return GRIDS[text]
@@ -282,12 +293,12 @@ def grid_of(text: str) -> Grid:
         content = read_yaml(path.read_text(encoding="utf-8"), where=str(path))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"grid '{text}': no such file; grids by name are {', '.join(GRIDS)}") from error
-    return _of_content(path, content)
+    return _parse_grid(path, content)
 
 
-def _of_content(path: Path, content: Any) -> Grid:
+def _parse_grid(path: Path, content: Any) -> Grid:
     if not isinstance(content, dict) or not isinstance(content.get("methods"), dict) or not content["methods"]:
-        raise UserError(f"{path}: field 'methods' is missing: a grid names methods with lists of values")
+        raise UserError(f"{path}: field 'methods' is missing; a grid names methods with lists of values")
     for key in content:
         if key not in ("training", "common", "methods"):
             allowed = ("training", "common", "methods")
@@ -298,23 +309,23 @@ def _of_content(path: Path, content: Any) -> Grid:
         raise UserError(f"{path}: field 'training' must be a mapping of fields to values")
     axes: dict[str, Axes] = {}
     of: dict[str, str] = {}
-    for name, own in content["methods"].items():
+    for name, fields in content["methods"].items():
         if not _NAME.fullmatch(str(name)):
             raise UserError(f"{path}: name '{name}': allowed are letters, digits, _, . and single - between them")
-        own = dict(own or {}) if isinstance(own, dict | None) else {"": own}
-        of[name] = method(str(own.pop("method", name))).name.replace("_", "-")
-        axes[name] = {**common, **dict(_axes(path, f"methods.{name}", own))}
+        fields = dict(fields or {}) if isinstance(fields, dict | None) else {"": fields}
+        of[name] = get_method(str(fields.pop("method", name))).name.replace("_", "-")
+        axes[name] = {**common, **dict(_axes(path, f"methods.{name}", fields))}
     grid = Grid(path.stem, axes, of, dict(training), f"of {path.name}")
     for name in axes:
         for candidate in grid.candidates(name):
-            settings_of(candidate.method)  # names a wrong option here, not in the middle of the work
+            parse_settings(candidate.method)  # names a wrong option here, not in the middle of the work
     return grid
 
 
-def _axes(path: Path, where: str, given: Any) -> Iterator[tuple[str, Sequence[Any]]]:
-    if not isinstance(given, dict) or "" in given:
+def _axes(path: Path, where: str, fields: Any) -> Iterator[tuple[str, Sequence[Any]]]:
+    if not isinstance(fields, dict) or "" in fields:
         raise UserError(f"{path}: field '{where}' must be a mapping of options to lists of values")
-    for name, values in given.items():
+    for name, values in fields.items():
         listed = values if isinstance(values, list) else [values]
         if not listed:
             raise UserError(f"{path}: field '{where}.{name}' lists no value")

@@ -1,7 +1,8 @@
-"""What will be trained: the candidates that fit the network and the budget, and those that do not, with the reason."""
+"""Plan a comparison: the candidates that fit the network and the budget, and those that do not, with the reason."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,100 +10,105 @@ from typing import Any
 
 import torch
 
-from foveate.adapt.backbone import Backbone
-from foveate.adapt.backbones.registry import view_of
-from foveate.adapt.compare.bench import on_meta
+from foveate.adapt.backbone import Backbone, map_backbone
 from foveate.adapt.compare.grids import Candidate, Grid
-from foveate.adapt.load_backbone import Opened
-from foveate.adapt.prefix import place_of
-from foveate.adapt.registry import method, settings_of
+from foveate.adapt.load_backbone import LoadedBackbone
+from foveate.adapt.prefix import frozen_extent
+from foveate.adapt.registry import get_method, parse_settings
+from foveate.adapt.results import RefusedCandidate
 from foveate.core.errors import UserError
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Of one candidate on one network.
+class CandidateSize:
+    """What one candidate trains and recomputes on one network.
 
     Attributes:
-        trained: numbers beside the head. where: what of the network is computed once (see `Prefix.where`).
-        share: of the network's blocks that every epoch passes.
+        trained: parameters, without the head.
+        cached: what of the network is computed once (`FrozenPrefix.kind`).
+        recomputed: share of the network's blocks that every epoch passes.
     """
 
     trained: int
-    where: str
-    share: float
+    cached: str
+    recomputed: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Attributes:
-    candidates: by variant, in the order of the grid. numbers: by `key_of` a candidate.
-    left_out: variant, options and reason of those that cannot be or may not be.
-    backbone: numbers of the network.
+    """The candidates of a comparison.
+
+    Attributes:
+        candidates: by variant, in the order of the grid.
+        sizes: by `candidate_key`.
+        refused: candidates that do not fit the network or the budget.
+        backbone: parameters of the network.
     """
 
     candidates: dict[str, list[Candidate]]
-    numbers: dict[str, Numbers]
-    left_out: list[dict[str, str]]
+    sizes: dict[str, CandidateSize]
+    refused: list[RefusedCandidate]
     backbone: int
 
-    def of(self, candidate: Candidate) -> Numbers:
-        """The numbers of a candidate."""
-        return self.numbers[key_of(candidate)]
+    def size(self, candidate: Candidate) -> CandidateSize:
+        """Return the size of a candidate."""
+        return self.sizes[candidate_key(candidate)]
 
 
-def key_of(candidate: Candidate) -> str:
-    """What decides a candidate's numbers."""
+def candidate_key(candidate: Candidate) -> str:
+    """Return what decides a candidate's size: its method options, not how it is trained."""
     return json.dumps(candidate.method, sort_keys=True)
 
 
-def plan(opened: Opened, grid: Grid, methods: Sequence[str], *, most: int | None) -> Plan:
-    """Tries every candidate's shapes on the network, without values.
+def plan(network: LoadedBackbone, grid: Grid, methods: Sequence[str], *, max_trained: int | None) -> Plan:
+    """Try the shapes of every candidate on the network.
 
     Args:
-        most: numbers beside the head that are allowed.
+        methods: names, see `Grid.select`.
+        max_trained: parameters allowed, without the head.
 
     Raises:
-        UserError: for an unknown method, or one of which no candidate is left, with the reason of its last one.
+        UserError: an unknown method, or no candidate is left; the reason of the last one is given.
     """
-    view = view_of(on_meta(opened))
-    whole = sum(value.numel() for value in view.parameters_of_tower().values())
-    numbers: dict[str, Numbers] = {}
+    # On the meta device: a grid has hundreds of candidates, and shapes need no values.
+    backbone = map_backbone(copy.deepcopy(network.model).to("meta"))
+    sizes: dict[str, CandidateSize] = {}
     reasons: dict[str, str] = {}
-    kept: dict[str, list[Candidate]] = {}
-    left_out: list[dict[str, str]] = []
-    for variant in grid.chosen(methods):
-        kept[variant] = []
+    candidates: dict[str, list[Candidate]] = {}
+    refused: list[RefusedCandidate] = []
+    for variant in grid.select(methods):
+        candidates[variant] = []
         for candidate in grid.candidates(variant):
-            key = key_of(candidate)
-            if key not in numbers and key not in reasons:
+            key = candidate_key(candidate)
+            if key not in sizes and key not in reasons:
                 try:
-                    numbers[key] = numbers_of(candidate.method, view)
+                    sizes[key] = measure_candidate(candidate.method, backbone)
                 except UserError as problem:
                     reasons[key] = str(problem)
             reason = reasons.get(key, "")
-            if not reason and most is not None and numbers[key].trained > most:
-                reason = f"trains {numbers[key].trained:,} numbers, the budget is {most:,}"
+            if not reason and max_trained is not None and sizes[key].trained > max_trained:
+                reason = f"trains {sizes[key].trained:,} parameters, the budget is {max_trained:,}"
             if reason:
-                left_out.append({"variant": variant, "said": candidate.said, "why": reason})
+                refused.append(RefusedCandidate(variant=variant, options=candidate.describe(), reason=reason))
             else:
-                kept[variant].append(candidate)
-    gone = [variant for variant, candidates in kept.items() if not candidates]
-    if gone and len(gone) == len(kept):
-        raise UserError(f"method '{gone[0]}': none of its candidates can be: {left_out[-1]['why']}")
-    return Plan({variant: found for variant, found in kept.items() if found}, numbers, left_out, whole)
+                candidates[variant].append(candidate)
+    empty = [variant for variant, of_variant in candidates.items() if not of_variant]
+    if empty and len(empty) == len(candidates):
+        raise UserError(f"method '{empty[0]}': no candidate fits: {refused[-1].reason}")
+    left = {variant: of_variant for variant, of_variant in candidates.items() if of_variant}
+    return Plan(left, sizes, refused, backbone.num_parameters())
 
 
-def numbers_of(options: dict[str, Any], view: Backbone) -> Numbers:
-    """The numbers of a method's options on a network without values.
+def measure_candidate(options: dict[str, Any], backbone: Backbone) -> CandidateSize:
+    """Return the size of a method's options on a network without values.
 
     Raises:
-        UserError: when they do not fit it.
+        UserError: they do not fit it.
     """
-    settings = settings_of(options)
+    settings = parse_settings(options)
     with torch.device("meta"):
-        adapter = method(settings.method).build(settings, view)
-    trained = sum(value.numel() for value in adapter.tensors(view).values())
-    where, block = place_of(adapter.first_block(view), view)
-    share = {"features": 0.0, "block": 1 - block / max(1, len(view.blocks))}.get(where, 1.0)
-    return Numbers(trained, where, share)
+        adapter = get_method(settings.method).build(settings, backbone)
+    trained = sum(value.numel() for value in adapter.tensors(backbone).values())
+    cached, block = frozen_extent(adapter.first_block(backbone), backbone)
+    recomputed = {"features": 0.0, "block": 1 - block / max(1, len(backbone.blocks))}.get(cached, 1.0)
+    return CandidateSize(trained, cached, recomputed)

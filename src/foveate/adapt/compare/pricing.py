@@ -1,4 +1,4 @@
-"""What a comparison would take, said before it starts; a grid that nobody could finish is refused."""
+"""Estimate what a comparison takes before it starts; refuse a grid that nobody could finish."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveate.adapt.backbones.registry import view_of
+from foveate.adapt.backbone import map_backbone
 from foveate.adapt.compare.grids import Candidate
 from foveate.adapt.compare.plan import Plan
-from foveate.adapt.load_backbone import Opened
+from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.recipe import AdaptTraining
 from foveate.core.errors import UserError
 from foveate.core.progress import duration
@@ -26,39 +26,40 @@ _IMAGES = 8
 
 
 @dataclass(frozen=True)
-class Training:
-    """One training to do: of which candidate, on how many images, measured on how many."""
+class PlannedTraining:
+    """A training to do: of which candidate, on how many images, tested on how many."""
 
     candidate: Candidate
     settings: AdaptTraining
     images: int
-    measured: int
+    tested: int
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds and operations of one image's way through the network, forward."""
+    """Seconds and operations of one image's forward pass."""
 
     seconds: float
     flops: float
 
 
 @torch.no_grad()
-def measured(opened: Opened, *, device: str = "auto") -> Speed:
-    """One image's share of a small batch, the best of three behind a first one."""
-    view = view_of(opened.model)
-    size = opened.preprocess.side
+def measure_speed(network: LoadedBackbone, *, device: str = "auto") -> Speed:
+    """Measure the forward pass of a small batch; the best of three counts."""
+    backbone = map_backbone(network.model)
+    size = network.preprocess.side
     with start(device) as here:
-        opened.model.to(here.device)
-        channels = getattr(view.patch, "in_channels", 3)
+        network.model.to(here.device)
+        channels = getattr(backbone.patch, "in_channels", 3)
         pixels = torch.zeros(_IMAGES, channels, size, size, device=here.device)
+        # Counting is the warm-up of the measurement too.
         with FlopCounterMode(display=False) as counter:
-            view.features(pixels)
-        seconds = min(_timed(view.features, pixels) for _ in range(3))
+            backbone.features(pixels)
+        seconds = min(_time_call(backbone.features, pixels) for _ in range(3))
     return Speed(seconds / _IMAGES, counter.get_total_flops() / _IMAGES)
 
 
-def _timed(call: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
+def _time_call(call: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
     began = time.monotonic()
     call(pixels)
     if pixels.is_cuda:
@@ -66,25 +67,22 @@ def _timed(call: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
     return time.monotonic() - began
 
 
-def price(plan: Plan, trainings: Sequence[Training], speed: Speed) -> dict[str, Any]:
-    """Trainings, updates, visits, and time on this machine and on one H100.
-
-    An epoch is three forward passes through the blocks that are not frozen (one forward, two backward); what is frozen
-    is passed once an image and method.
-    """
+def estimate_cost(plan: Plan, trainings: Sequence[PlannedTraining], speed: Speed) -> dict[str, Any]:
+    """Return trainings, steps, samples, and the time on this machine and on one H100, in all and by variant."""
     lines: dict[str, dict[str, Any]] = {}
-    for one in trainings:
-        numbers = plan.of(one.candidate)
-        settings = one.settings.resolved(one.images)
-        visits = settings.steps * settings.batch_size
-        share = numbers.share if one.settings.keep and not one.settings.flip else 1.0
-        passes = 3 * visits * share + one.measured * share + (1 - share) * (one.images + one.measured)
-        line = lines.setdefault(one.candidate.variant, {"trainings": 0, "updates": 0, "visits": 0, "passes": 0.0})
+    for training in trainings:
+        settings = training.settings.resolve(training.images)
+        samples = settings.steps * settings.batch_size
+        caching = training.settings.cache and not training.settings.flip
+        share = plan.size(training.candidate).recomputed if caching else 1.0
+        # A backward pass costs two forward passes, so a trained sample three; what is frozen is passed once an image.
+        passes = 3 * samples * share + training.tested * share + (1 - share) * (training.images + training.tested)
+        line = lines.setdefault(training.candidate.variant, {"trainings": 0, "steps": 0, "samples": 0, "passes": 0.0})
         line["trainings"] += 1
-        line["updates"] += settings.steps
-        line["visits"] += visits
+        line["steps"] += settings.steps
+        line["samples"] += samples
         line["passes"] += passes
-    total = {key: sum(line[key] for line in lines.values()) for key in ("trainings", "updates", "visits", "passes")}
+    total = {key: sum(line[key] for line in lines.values()) for key in ("trainings", "steps", "samples", "passes")}
     return {
         **total,
         "hours": total["passes"] * speed.seconds / 3600,
@@ -96,31 +94,29 @@ def price(plan: Plan, trainings: Sequence[Training], speed: Speed) -> dict[str, 
     }
 
 
-def words(priced: Mapping[str, Any]) -> list[str]:
-    """The same in words."""
+def format_cost(cost: Mapping[str, Any]) -> list[str]:
+    """Format the estimate of `Comparison.estimate` as lines of text."""
     lines = [
-        f"{priced['trainings']:,} trainings, {priced['updates']:,} updates, {priced['visits']:,} visits of images",
-        f"about {duration(priced['hours'] * 3600)} on this machine, {duration(priced['gpu_hours'] * 3600)} on one H100 "
-        f"({priced['flops']:.2g} operations at 2e14 a second)",
+        f"{cost['trainings']:,} trainings, {cost['steps']:,} steps, {cost['samples']:,} samples",
+        f"about {duration(cost['hours'] * 3600)} on this machine, {duration(cost['gpu_hours'] * 3600)} on one H100 "
+        f"({cost['flops']:.2g} operations at 2e14 a second)",
     ]
-    for line in sorted(priced["methods"], key=lambda one: -one["hours"]):
+    for line in sorted(cost["methods"], key=lambda line: -line["hours"]):
         lines.append(f"  {line['variant']:<14}{line['trainings']:>7,} trainings{duration(line['hours'] * 3600):>12}")
     reasons: dict[tuple[str, str], int] = {}
-    for row in priced.get("left_out", []):
-        reasons[row["variant"], row["why"]] = reasons.get((row["variant"], row["why"]), 0) + 1
-    return lines + [f"  left out: {count} of {variant}, {why}" for (variant, why), count in reasons.items()]
+    for row in cost.get("refused", []):
+        reasons[row["variant"], row["reason"]] = reasons.get((row["variant"], row["reason"]), 0) + 1
+    return lines + [f"  left out: {count} of {variant}, {reason}" for (variant, reason), count in reasons.items()]
 
 
-def refuse_if_dear(priced: Mapping[str, Any], *, max_hours: float, grid: str) -> None:
-    """Raises:
-    UserError: when the time on this machine is more than `max_hours`, with the price and what would be cheaper.
-    """
-    if priced["hours"] <= max_hours:
+def check_hours(cost: Mapping[str, Any], *, max_hours: float, grid: str) -> None:
+    """Raise UserError if the time on this machine is more than `max_hours`; name the cost and what would be cheaper."""
+    if cost["hours"] <= max_hours:
         return
-    dearest = max(priced["methods"], key=lambda line: line["hours"])
+    slowest = max(cost["methods"], key=lambda line: line["hours"])
     raise UserError(
-        f"grid '{grid}': {priced['trainings']:,} trainings would take about {duration(priced['hours'] * 3600)} on this "
-        f"machine ({duration(priced['gpu_hours'] * 3600)} on one H100; {dearest['variant']} alone "
-        f"{duration(dearest['hours'] * 3600)}), allowed are {max_hours:g} h; take a smaller --grid, fewer "
+        f"grid '{grid}': {cost['trainings']:,} trainings would take about {duration(cost['hours'] * 3600)} on this "
+        f"machine ({duration(cost['gpu_hours'] * 3600)} on one H100; {slowest['variant']} alone "
+        f"{duration(slowest['hours'] * 3600)}), allowed are {max_hours:g} h; choose a smaller --grid, fewer "
         "--methods or training.epochs, or raise --max-hours"
     )

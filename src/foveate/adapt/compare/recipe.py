@@ -1,4 +1,4 @@
-"""What `foveate adapt compare` is told."""
+"""The recipe of `foveate adapt compare`: backbone, tasks, grid, and how candidates are selected."""
 
 from __future__ import annotations
 
@@ -24,42 +24,44 @@ class CompareTask(Settings):
     path: str = Field(description="collection folder, npz file, or a VTAB-1K task with its lists")
     field: str | None = Field(None, description="label field of a collection")
     group: str = Field("", description="of tasks that are averaged together")
-    shots: int | None = Field(None, ge=1, description="images of each class to learn and to choose from, drawn")
+    shots: int | None = Field(None, ge=1, description="images of each class to learn and to select from, drawn")
 
     @property
     def key(self) -> str:
-        """Its name with its number of shots."""
+        """Its name with its number of shots, for files."""
         return self.name if self.shots is None else f"{self.name}.{self.shots}shot"
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Its name with its number of shots, for tables."""
         return self.name if self.shots is None else f"{self.name}, {self.shots} a class"
 
 
 class CompareRecipe(Settings):
-    """All of one comparison."""
+    """Everything that decides one comparison."""
 
     backbone: dict[str, Any] = Field(description="`kind` and the fields of that encoder; see `--backbone`")
-    tasks: list[CompareTask] = Field(min_length=1, description="what is learnt")
+    tasks: list[CompareTask] = Field(min_length=1, description="what is learned")
     methods: list[str] = Field(["all"], min_length=1, description="of the grid: all, methods, or single lines of it")
     grid: str = Field("quick", description="a published grid by name, or a YAML file")
-    training: dict[str, Any] = Field({}, description="fields of `adapt train`'s training part, above the grid's own")
+    training: dict[str, Any] = Field({}, description="fields of `adapt train`'s training part, above those of the grid")
     train: list[str] = Field(["train"], min_length=1, description="splits to learn from")
-    validation: str = Field("validation", description="split to choose by; where a task has none, `share` is drawn")
+    validation: str = Field("validation", description="split to select by; where a task has none, `share` is drawn")
     test: str = Field("test", description="split that is measured once, at the end; never used to choose")
-    share: float = Field(0.2, gt=0, lt=1, description="of the images of each class to choose by, where it is drawn")
-    folds: int = Field(0, ge=0, description="choose by the mean over so many folds instead; 0 = by one split")
-    seeds: int = Field(1, ge=1, description="final trainings of each method, from first values of their own")
+    share: float = Field(0.2, gt=0, lt=1, description="of the images of each class to select by, where it is drawn")
+    folds: int = Field(0, ge=0, description="select by the mean over this many folds instead; 0 = by one split")
+    seeds: int = Field(1, ge=1, description="final trainings of each method, each with its own initial values")
     seed: int = Field(0, ge=0, description="decides drawn images, splits, and the first of the seeds")
     peek: bool = Field(
         False, description="also measure test images after every epoch of the last training; nothing is chosen by it"
     )
-    budget: str | None = Field(None, description="most trained numbers beside the head: 100000, or 1.5% of the network")
+    budget: str | None = Field(
+        None, description="maximum of trained parameters without the head: 100000, or 1.5% of the network"
+    )
 
     @field_validator("folds")
     @classmethod
-    def _folds(cls, folds: int) -> int:
+    def _check_folds(cls, folds: int) -> int:
         if folds == 1:
             raise ValueError("one fold leaves nothing to learn from; allowed are 0 and integers from 2")
         return folds
@@ -67,56 +69,56 @@ class CompareRecipe(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         keys = [task.key for task in self.tasks]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise ValueError(f"task '{twice}' is named twice; write NAME=PATH with another name")
+        repeated = next((key for key in keys if keys.count(key) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"task '{repeated}' is named twice; write NAME=PATH with another name")
         if self.test in self.train or self.test == self.validation:
-            raise ValueError(f"split '{self.test}' is the test: it may not be learnt from or chosen by")
+            raise ValueError(f"split '{self.test}' is the test split: it must not be learned from or selected by")
         if "seed" in self.training:
             raise ValueError("training.seed has no effect here; set seed and seeds")
-        most_numbers(self.budget, 1)
-        self.trained_with({}, {}, seed=0)
+        max_parameters(self.budget, 1)
+        self.resolve_training({}, {}, seed=0)
         return self
 
-    def trained_with(self, grid: dict[str, Any], candidate: dict[str, Any], *, seed: int) -> AdaptTraining:
-        """How a candidate is trained: the grid's own fields, above them the user's, above these the candidate's."""
+    def resolve_training(self, grid: dict[str, Any], candidate: dict[str, Any], *, seed: int) -> AdaptTraining:
+        """Return how a candidate is trained: fields of the grid, above them the user's, above these the candidate's."""
         content = {**grid, **self.training, **candidate, "seed": seed}
         return validate(AdaptTraining, content, where="training")
 
 
-def one_task(text: str, *, what: str = "data") -> CompareTask:
-    """The task of a text `[NAME=]PATH[:FIELD]`.
+def parse_task(text: str, *, what: str = "data") -> CompareTask:
+    """Parse one task `[NAME=]PATH[:FIELD]`.
 
     Args:
-        what: the errors call it so, such as "--shifted".
+        what: name of the option in errors, such as "--shifted".
 
     Raises:
-        UserError: for another form, or a folder of several tasks.
+        UserError: another form, or a folder of several tasks.
     """
-    found = _tasks_of(text, what=what, form="PATH, PATH:FIELD or NAME=PATH:FIELD")
-    if len(found) != 1:
-        raise UserError(f"{what} '{text}': holds {len(found)} tasks; name one of them")
-    return found[0]
+    tasks = _parse_text(text, what=what, form="PATH, PATH:FIELD or NAME=PATH:FIELD")
+    if len(tasks) != 1:
+        raise UserError(f"{what} '{text}' holds {len(tasks)} tasks; name one of them")
+    return tasks[0]
 
 
-def recipe_of(
-    backbone: Mapping[str, Any], tasks: Sequence[CompareTask], overrides: Sequence[str] = (), **given: Any
+def build_recipe(
+    backbone: Mapping[str, Any], tasks: Sequence[CompareTask], overrides: Sequence[str] = (), **fields: Any
 ) -> CompareRecipe:
-    """A checked recipe from options and `field=value` overrides.
+    """Check a recipe from options and `field=value` overrides.
 
     Raises:
-        UserError: for unknown fields, with the nearest, and for values that do not fit.
+        UserError: an unknown field (the nearest is named) or a value that does not fit.
     """
-    content: dict[str, Any] = {"backbone": dict(backbone), "tasks": [task.model_dump() for task in tasks], **given}
+    content: dict[str, Any] = {"backbone": dict(backbone), "tasks": [task.model_dump() for task in tasks], **fields}
     apply_overrides(content, overrides)
     return validate(CompareRecipe, content, where="foveate adapt compare")
 
 
-def most_numbers(budget: str | None, backbone: int) -> int | None:
-    """Numbers that `budget` allows beside a network of so many.
+def max_parameters(budget: str | None, backbone: int) -> int | None:
+    """Return how many parameters `budget` allows, for a network of `backbone` parameters.
 
     Raises:
-        ValueError: for another form.
+        ValueError: another form.
     """
     if budget is None:
         return None
@@ -130,25 +132,29 @@ def most_numbers(budget: str | None, backbone: int) -> int | None:
     return int(value / 100 * backbone) if text.endswith("%") else int(value)
 
 
-def tasks_of(texts: tuple[str, ...] | list[str], shots: tuple[int, ...] = ()) -> list[CompareTask]:
-    """Tasks from texts `[[GROUP/]NAME=]PATH[:FIELD]`, each with every number of shots; a folder of VTAB-1K tasks gives
-    all of them.
+def parse_tasks(texts: tuple[str, ...] | list[str], shots: tuple[int, ...] = ()) -> list[CompareTask]:
+    """Parse tasks `[[GROUP/]NAME=]PATH[:FIELD]`, each with every number of shots.
+
+    Args:
+        texts: a folder of VTAB-1K tasks stands for all of them.
+        shots: images of each class; all by default.
 
     Raises:
-        UserError: for a text of another form or a path that is not there.
+        UserError: a text of another form, or a path that does not exist.
     """
-    found = [task for text in texts for task in _tasks_of(text)]
-    if not found:
-        raise UserError("tasks: name at least one, as NAME=PATH or NAME=PATH:FIELD")
-    return [task.model_copy(update={"shots": n}) for task in found for n in (shots or (None,))]
+    tasks = [task for text in texts for task in _parse_text(text)]
+    if not tasks:
+        raise UserError("tasks: expected at least one, as NAME=PATH or NAME=PATH:FIELD")
+    return [task.model_copy(update={"shots": n}) for task in tasks for n in (shots or (None,))]
 
 
-def _tasks_of(
+def _parse_text(
     text: str, *, what: str = "task", form: str = "[GROUP/]NAME=PATH or NAME=PATH:FIELD"
 ) -> list[CompareTask]:
-    said, equals, rest = text.partition("=")
+    # A path may hold = and : itself: what exists as it is written is a path.
+    name, equals, rest = text.partition("=")
     if not equals or Path(text).exists():
-        said, rest = "", text
+        name, rest = "", text
     path, field = rest, None
     if not Path(rest).exists() and ":" in rest:
         path, _, field = rest.rpartition(":")
@@ -157,9 +163,10 @@ def _tasks_of(
     inner = vtab.tasks_in(Path(path))
     if inner and not field:
         return [
-            CompareTask(name=one.name.replace("-", "_"), path=str(one), group=vtab.group_of(one.name)) for one in inner
+            CompareTask(name=task.name.replace("-", "_"), path=str(task), group=vtab.group_of(task.name))
+            for task in inner
         ]
-    name = said or re.sub(r"[^A-Za-z0-9_.]", "_", Path(path).resolve().stem)
+    name = name or re.sub(r"[^A-Za-z0-9_.]", "_", Path(path).resolve().stem)
     match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(f"{what} '{text}': its name '{name}' may have letters, digits, _ and ., and GROUP/ in front")

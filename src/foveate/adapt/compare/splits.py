@@ -1,4 +1,4 @@
-"""Which images a method learns from, is chosen by, and is tested on; the last take no part in anything before."""
+"""Split images for a comparison: to learn from, to select by, and to test on; the last take no part in anything before."""
 
 from __future__ import annotations
 
@@ -6,33 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from foveate.adapt.data import Labeled
 from foveate.core import seeds
 from foveate.core.errors import UserError
-
-Rows = NDArray[np.int64]
+from foveate.training.classification import LabeledImages, Rows
 
 
 @dataclass(frozen=True)
-class Parts:
+class RowSplit:
     """Rows of one task.
 
     Attributes:
-        folds: pairs of rows to learn from and rows to choose by; one pair, or one a fold.
-        whole: all of both together: the chosen candidate learns from these.
-        test: measured once. how: in words, how rows to choose by were found.
+        folds: pairs of rows to learn from and rows to select by; one pair, or one a fold.
+        whole: all of both together: the selected candidate learns from these.
+        test: measured once.
+        selection: how the rows to select by were drawn, for tables.
     """
 
     folds: list[tuple[Rows, Rows]]
     whole: Rows
     test: Rows
-    how: str
+    selection: str
 
 
-def parts_of(
-    data: Labeled,
+def split_rows(
+    images: LabeledImages,
     *,
     train: Sequence[str],
     validation: str,
@@ -41,78 +39,85 @@ def parts_of(
     share: float = 0.2,
     folds: int = 0,
     seed: int = 0,
-) -> Parts:
-    """The rows of a task.
+) -> RowSplit:
+    """Split the rows of a task.
 
     With `shots`, so many images of each class are drawn from training and validation splits together, and are all
-    there is. With `folds`, the mean over folds chooses. Else a validation split chooses where there is one, else a
+    there is. With `folds`, the mean over folds selects. Else a validation split selects where there is one, else a
     share of each class that the seed draws.
 
+    Args:
+        train, validation, test: names of splits.
+        shots: images of each class to learn and to select from.
+        share: of each class that selects, where nothing else does; a fifth leaves most images to learn from.
+        folds: 0 for none.
+        seed: of what is drawn.
+
     Raises:
-        UserError: a split that is missing, a class without an image to learn from or to be tested on, or so few
-            images that nothing is left to choose by.
+        UserError: a split is missing, a class has no image to learn from or to be tested on, or so few images that
+            nothing is left to select by.
     """
-    test_rows = data.rows(test)
-    _complete(data, test_rows, "test")
-    given = data.has(validation) and validation not in train
-    learn = data.rows(*train)
-    pool = np.sort(np.concatenate([learn, data.rows(validation)])) if given else learn
-    if not (shots or folds) and given:
-        data.few(learn, None, seed=seed)
-        chosen_by = data.rows(validation)
-        return Parts([(learn, chosen_by)], pool, test_rows, f"the split {validation}, {len(chosen_by)} images")
-    pool = data.few(pool, shots, seed=seed)
+    test_rows = images.rows(test)
+    _check_classes(images, test_rows, "test")
+    has_validation = images.has_split(validation) and validation not in train
+    learn = images.rows(*train)
+    pool = np.sort(np.concatenate([learn, images.rows(validation)])) if has_validation else learn
+    if not (shots or folds) and has_validation:
+        images.draw_shots(learn, None, seed=seed)  # raises where a class has no image
+        held_out = images.rows(validation)
+        return RowSplit([(learn, held_out)], pool, test_rows, f"the split {validation}, {len(held_out)} images")
+    pool = images.draw_shots(pool, shots, seed=seed)
     if folds:
-        return Parts(_folds(data, pool, folds, seed), pool, test_rows, f"{folds} folds of {len(pool)} images")
-    held = _share(data, pool, share, seed)
-    return Parts(
-        [(np.setdiff1d(pool, held), held)], pool, test_rows, f"{len(held)} of {len(pool)} images, drawn by class"
-    )
+        pairs = _split_folds(images, pool, folds, seed)
+        return RowSplit(pairs, pool, test_rows, f"{folds} folds of {len(pool)} images")
+    held_out = _draw_share(images, pool, share, seed)
+    selection = f"{len(held_out)} of {len(pool)} images, drawn by class"
+    return RowSplit([(np.setdiff1d(pool, held_out), held_out)], pool, test_rows, selection)
 
 
-def _complete(data: Labeled, rows: Rows, what: str) -> None:
-    missing = sorted(set(range(len(data.classes))) - set(data.labels_N[rows].tolist()))
+def _check_classes(images: LabeledImages, rows: Rows, what: str) -> None:
+    missing = images.missing_classes(rows)
     if missing:
         more = f" ({len(missing)} such classes)" if len(missing) > 1 else ""
         raise UserError(
-            f"{data.name}: class '{data.classes[missing[0]]}' has no {what} image{more}; add some, or leave the "
-            "class out of the data"
+            f"{images.name}: class '{missing[0]}' has no {what} image{more}; add some, or leave the class out of the "
+            "data"
         )
 
 
-def _by_class(data: Labeled, rows: Rows, seed: int) -> list[Rows]:
+def _shuffle_by_class(images: LabeledImages, rows: Rows, seed: int) -> list[Rows]:
     return [
-        seeds.generator("choosing", seed, number).permutation(rows[data.labels_N[rows] == number])
-        for number in range(len(data.classes))
+        seeds.generator("choosing", seed, number).permutation(rows[images.labels_N[rows] == number])
+        for number in range(len(images.classes))
     ]
 
 
-def _share(data: Labeled, pool: Rows, share: float, seed: int) -> Rows:
-    """A share of each class, at least one image and at most all but one."""
-    held = [rows[: max(1, round(share * len(rows)))][: len(rows) - 1] for rows in _by_class(data, pool, seed)]
-    found = np.sort(np.concatenate(held))
-    if not len(found):
-        raise UserError(f"{data.name}: one image of each class leaves nothing to choose by; give at least two")
-    return found
+def _draw_share(images: LabeledImages, pool: Rows, share: float, seed: int) -> Rows:
+    """Draw a share of each class, at least one image and at most all but one."""
+    parts = [
+        rows[: max(1, round(share * len(rows)))][: len(rows) - 1] for rows in _shuffle_by_class(images, pool, seed)
+    ]
+    drawn = np.sort(np.concatenate(parts))
+    if not len(drawn):
+        raise UserError(f"{images.name}: one image of each class leaves none to select by; give at least two")
+    return drawn
 
 
-def _folds(data: Labeled, pool: Rows, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
-    least = min(int((data.labels_N[pool] == number).sum()) for number in range(len(data.classes)))
-    if least < 2 or folds > len(pool):
+def _split_folds(images: LabeledImages, pool: Rows, folds: int, seed: int) -> list[tuple[Rows, Rows]]:
+    smallest = min(int((images.labels_N[pool] == number).sum()) for number in range(len(images.classes)))
+    if smallest < 2 or folds > len(pool):
         raise UserError(
-            f"{data.name}: {folds} folds need at least two images of each class and as many as folds; the smallest "
-            f"class has {least} of {len(pool)}"
+            f"{images.name}: {folds} folds need at least two images of each class and as many as folds; the smallest "
+            f"class has {smallest} of {len(pool)}"
         )
     # Dealt out class after class, so that folds are equally large and each class spreads as evenly as it can.
-    dealt = np.concatenate(_by_class(data, pool, seed))
-    held = [np.sort(dealt[number::folds]) for number in range(folds)]
-    found = []
-    for rows in held:
-        left = np.setdiff1d(pool, rows)
-        gone = sorted(set(range(len(data.classes))) - set(data.labels_N[left].tolist()))
-        if gone:
-            raise UserError(
-                f"{data.name}: class '{data.classes[gone[0]]}' would be missing from a fold; use fewer folds"
-            )
-        found.append((left, rows))
-    return found
+    dealt = np.concatenate(_shuffle_by_class(images, pool, seed))
+    pairs = []
+    for number in range(folds):
+        held_out = np.sort(dealt[number::folds])
+        learn = np.setdiff1d(pool, held_out)
+        missing = images.missing_classes(learn)
+        if missing:
+            raise UserError(f"{images.name}: class '{missing[0]}' would be missing from a fold; use fewer folds")
+        pairs.append((learn, held_out))
+    return pairs

@@ -12,7 +12,16 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import BlockAdapter, Handle, Method, chosen_blocks, kaiming, on_output, watch_input, zero
+from foveate.adapt.adapter import (
+    BlockAdapter,
+    Handle,
+    Method,
+    hook_output,
+    init_kaiming,
+    init_zero,
+    select_blocks,
+    watch_input,
+)
 from foveate.adapt.backbone import Backbone, Block
 from foveate.adapt.bottleneck import WHY_NOT_MERGEABLE, Bottleneck, BottleneckSettings
 
@@ -31,25 +40,25 @@ class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
     def __init__(self, settings: AdaptformerSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
         self.blocks = nn.ModuleDict()
-        for block in chosen_blocks(backbone, settings):
+        for block in select_blocks(backbone, settings):
             branch = Bottleneck(backbone.width, settings)
-            kaiming(branch.down)
-            zero(branch.up)
+            init_kaiming(branch.down)
+            init_zero(branch.up)
             self.blocks[str(block.number)] = branch
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """One that sees x in front of norm2, one that adds at the MLP's end."""
-        for block in chosen_blocks(backbone, self.settings):
-            yield from self._beside(block)
+        for block in select_blocks(backbone, self.settings):
+            yield from self._hook_branch(block)
 
-    def _beside(self, block: Block) -> Iterator[Handle]:
+    def _hook_branch(self, block: Block) -> Iterator[Handle]:
         branch, seen = self.blocks[str(block.number)], list[Tensor]()
 
         def add(output: Tensor, _: Tensor | None) -> Tensor:
-            return output + block.mlp_end.passed(branch(seen.pop(), strength=self.strength))
+            return output + block.mlp_end.pass_inner(branch(seen.pop(), strength=self.strength))
 
         yield watch_input(block.norm2, _keeper(seen))
-        yield on_output(block.mlp_end.module, add)
+        yield hook_output(block.mlp_end.module, add)
 
 
 def _keeper(seen: list[Tensor]):  # noqa: ANN202
@@ -60,5 +69,5 @@ def _keeper(seen: list[Tensor]):  # noqa: ANN202
 
 
 METHOD = Method(
-    AdaptformerSettings, AdaptformerAdapter, paper="arXiv 2205.13535", place="beside the MLP", mergeable=False
+    AdaptformerSettings, AdaptformerAdapter, paper="arXiv 2205.13535", location="beside the MLP", mergeable=False
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, biases
+from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, bias_names
 from foveate.adapt.backbone import Backbone
 
 
@@ -19,10 +19,10 @@ class BitfitSettings(MethodSettings):
 
 
 class BitfitAdapter(NativeAdapter[BitfitSettings]):
-    """All biases."""
+    """All bias_names."""
 
     def __init__(self, settings: BitfitSettings, backbone: Backbone) -> None:
-        super().__init__(settings, backbone, biases(backbone))
+        super().__init__(settings, backbone, bias_names(backbone))
 
 
-METHOD = Method(BitfitSettings, BitfitAdapter, paper="arXiv 2106.10199", place="every bias", mergeable=True)
+METHOD = Method(BitfitSettings, BitfitAdapter, paper="arXiv 2106.10199", location="every bias", mergeable=True)

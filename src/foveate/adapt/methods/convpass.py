@@ -22,13 +22,13 @@ from foveate.adapt.adapter import (
     Handle,
     Method,
     check_rank,
-    chosen_blocks,
-    on_output,
+    hook_output,
+    init_xavier,
+    init_zero,
     quick_gelu,
-    xavier,
-    zero,
+    select_blocks,
 )
-from foveate.adapt.backbone import Backbone, Place
+from foveate.adapt.backbone import Backbone, SublayerEnd
 from foveate.core.errors import UserError
 
 
@@ -53,8 +53,8 @@ class ConvBranch(nn.Module):
         self.conv = nn.Conv2d(rank, rank, 3, padding=1)
         self.up = nn.Linear(rank, width)
         self.dropout = nn.Dropout(settings.dropout)
-        xavier(self.down)
-        zero(self.up)
+        init_xavier(self.down)
+        init_zero(self.up)
         if settings.convolution == "xavier":
             nn.init.xavier_uniform_(self.conv.weight)
         else:
@@ -94,19 +94,19 @@ class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
     def __init__(self, settings: ConvpassSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
         self.attention, self.mlp = nn.ModuleDict(), nn.ModuleDict()
-        for block in chosen_blocks(backbone, settings):
+        for block in select_blocks(backbone, settings):
             for where in (self.attention, self.mlp):
                 branch = ConvBranch(backbone.width, settings, backbone.grid, backbone.prefix_tokens)
                 where[str(block.number)] = branch
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """For each sublayer one that sees the normed input, one that adds at its end."""
-        for block in chosen_blocks(backbone, self.settings):
+        for block in select_blocks(backbone, self.settings):
             number = str(block.number)
-            yield from self._beside(self.attention[number], block.norm1, block.attention_end)
-            yield from self._beside(self.mlp[number], block.norm2, block.mlp_end)
+            yield from self._hook_branch(self.attention[number], block.norm1, block.attention_end)
+            yield from self._hook_branch(self.mlp[number], block.norm2, block.mlp_end)
 
-    def _beside(self, branch: nn.Module, norm: nn.Module, place: Place) -> Iterator[Handle]:
+    def _hook_branch(self, branch: nn.Module, norm: nn.Module, end: SublayerEnd) -> Iterator[Handle]:
         seen = list[Tensor]()
 
         def keep(z_BLD: Tensor, _: Tensor | None) -> Tensor:
@@ -114,12 +114,12 @@ class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
             return z_BLD
 
         def add(output: Tensor, _: Tensor | None) -> Tensor:
-            return output + place.passed(branch(seen.pop(), strength=self.strength))
+            return output + end.pass_inner(branch(seen.pop(), strength=self.strength))
 
-        yield on_output(norm, keep)
-        yield on_output(place.module, add)
+        yield hook_output(norm, keep)
+        yield hook_output(end.module, add)
 
 
 METHOD = Method(
-    ConvpassSettings, ConvpassAdapter, paper="arXiv 2207.07039", place="beside attention and MLP", mergeable=False
+    ConvpassSettings, ConvpassAdapter, paper="arXiv 2207.07039", location="beside attention and MLP", mergeable=False
 )

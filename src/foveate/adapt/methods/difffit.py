@@ -17,12 +17,12 @@ from foveate.adapt.adapter import (
     Handle,
     Method,
     MethodSettings,
-    biases,
-    norm_tensors,
-    on_output,
+    bias_names,
+    hook_output,
+    norm_names,
 )
-from foveate.adapt.backbone import Backbone, value_of
-from foveate.adapt.parameter_swap import ParameterSwap, wider
+from foveate.adapt.backbone import Backbone, get_tensor
+from foveate.adapt.parameter_swap import ParameterSwap, upcast
 from foveate.core.errors import UserError
 
 
@@ -35,41 +35,41 @@ class DifffitSettings(MethodSettings):
 class DifffitAdapter(Adapter[DifffitSettings]):
     """Biases, norms, and two vectors a block."""
 
-    wise: ClassVar[Literal["branch", "weights", "merged", ""]] = "merged"
+    interpolation: ClassVar[Literal["branch", "weights", "merged", ""]] = "merged"
 
     def __init__(self, settings: DifffitSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
-        blocks = backbone.need_blocks("difffit")
+        blocks = backbone.require_blocks("difffit")
         for block in blocks:
             if block.fc2 is None:
                 raise UserError(f"method 'difffit' scales the MLP's last projection; that of {block.name} is unknown")
-        chosen = {*biases(backbone), *norm_tensors(backbone)}
-        names = tuple(name for name in backbone.parameters_of_tower() if name in chosen)
-        self.exchange = ParameterSwap.copies(backbone.model, names)
+        chosen = {*bias_names(backbone), *norm_names(backbone)}
+        names = tuple(name for name in backbone.tower_parameters() if name in chosen)
+        self.parameter_swap = ParameterSwap.copy_from(backbone.model, names)
         self.attention = nn.ParameterList(torch.ones(backbone.width) for _ in blocks)
         self.mlp = nn.ParameterList(torch.ones(backbone.width) for _ in blocks)
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """One behind each sublayer."""
         for block, first, second in zip(backbone.blocks, self.attention, self.mlp, strict=True):
-            yield on_output(block.attention_end.module, _times(first))
-            yield on_output(block.mlp_end.module, _times(second))
+            yield hook_output(block.attention_end.module, _times(first))
+            yield hook_output(block.mlp_end.module, _times(second))
 
     def first_block(self, backbone: Backbone) -> int:
         """The patch bias comes before all blocks."""
         return 0
 
-    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+    def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
         """diag(g) W and g b of proj and fc2."""
         found: dict[str, Tensor] = {}
         for block, first, second in zip(backbone.blocks, self.attention, self.mlp, strict=True):
             assert block.fc2 is not None
-            for module, scale in ((block.proj, wider(first)), (block.fc2, wider(second))):
-                weight, bias = value_of(module, "weight"), value_of(module, "bias")
+            for module, scale in ((block.proj, upcast(first)), (block.fc2, upcast(second))):
+                weight, bias = get_tensor(module, "weight"), get_tensor(module, "bias")
                 assert weight is not None
-                found[backbone.key(module, "weight")] = scale[:, None] * wider(weight)
+                found[backbone.key(module, "weight")] = scale[:, None] * upcast(weight)
                 if bias is not None:
-                    found[backbone.key(module, "bias")] = scale * wider(bias)
+                    found[backbone.key(module, "bias")] = scale * upcast(bias)
         return found
 
 
@@ -81,6 +81,6 @@ METHOD = Method(
     DifffitSettings,
     DifffitAdapter,
     paper="arXiv 2304.06648",
-    place="every bias, every norm, and a scale behind each sublayer",
+    location="every bias, every norm, and a scale behind each sublayer",
     mergeable=True,
 )

@@ -35,9 +35,9 @@ class FactTkAdapter(FactAdapter[FactTkSettings]):
         nn.init.xavier_uniform_(self.c)
         nn.init.xavier_uniform_(self.p)
 
-    def cores(self, place: int) -> dict[str, Tensor]:
+    def cores(self, index: int) -> dict[str, Tensor]:
         """Slices 0 to 3 of C x_3 P are q, k, v, proj (transposed), the next m fc1, the last m fc2."""
-        core = self.c @ self.p[:, place * self.per_block : (place + 1) * self.per_block]
+        core = self.c @ self.p[:, index * self.per_block : (index + 1) * self.per_block]
         rank, m = len(core), self.ratio
         square = {name: core[:, :, number].T for number, name in enumerate(("q", "k", "v", "proj"))}
         fc1 = core[:, :, 4 : 4 + m].reshape(rank, m * rank).T
@@ -45,5 +45,5 @@ class FactTkAdapter(FactAdapter[FactTkSettings]):
 
 
 METHOD = Method(
-    FactTkSettings, FactTkAdapter, paper="arXiv 2212.03145", place="beside qkv, proj, fc1, fc2", mergeable=True
+    FactTkSettings, FactTkAdapter, paper="arXiv 2212.03145", location="beside qkv, proj, fc1, fc2", mergeable=True
 )

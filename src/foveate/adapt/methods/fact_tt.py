@@ -34,13 +34,13 @@ class FactTtAdapter(FactAdapter[FactTtSettings]):
 
         self.blocks = nn.ModuleList(core() for _ in range(blocks))
 
-    def cores(self, place: int) -> dict[str, Tensor]:
+    def cores(self, index: int) -> dict[str, Tensor]:
         """The weights themselves."""
-        block = self.blocks[place]
+        block = self.blocks[index]
         assert isinstance(block, nn.ModuleDict)
         return {name: linear.weight for name, linear in block.items()}  # pyrefly: ignore[bad-return]
 
 
 METHOD = Method(
-    FactTtSettings, FactTtAdapter, paper="arXiv 2212.03145", place="beside qkv, proj, fc1, fc2", mergeable=True
+    FactTtSettings, FactTtAdapter, paper="arXiv 2212.03145", location="beside qkv, proj, fc1, fc2", mergeable=True
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, trainable
+from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, trainable_names
 from foveate.adapt.backbone import Backbone
 
 
@@ -21,7 +21,7 @@ class FullAdapter(NativeAdapter[FullSettings]):
     """All tensors."""
 
     def __init__(self, settings: FullSettings, backbone: Backbone) -> None:
-        super().__init__(settings, backbone, trainable(backbone))
+        super().__init__(settings, backbone, trainable_names(backbone))
 
 
-METHOD = Method(FullSettings, FullAdapter, paper="", place="everywhere", mergeable=True)
+METHOD = Method(FullSettings, FullAdapter, paper="", location="everywhere", mergeable=True)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import nn
 
-from foveate.adapt.adapter import Handle, Method, chosen_blocks, xavier
+from foveate.adapt.adapter import Handle, Method, init_xavier, select_blocks
 from foveate.adapt.backbone import Backbone
 from foveate.adapt.bottleneck import Bottleneck, SequentialAdapter, SequentialSettings
 
@@ -29,21 +29,21 @@ class HoulsbyAdapter(SequentialAdapter[HoulsbySettings]):
     def __init__(self, settings: HoulsbySettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
         self.attention, self.mlp = nn.ModuleDict(), nn.ModuleDict()
-        for block in chosen_blocks(backbone, settings):
+        for block in select_blocks(backbone, settings):
             for where in (self.attention, self.mlp):
                 branch = Bottleneck(backbone.width, settings)
                 for linear in (branch.down, branch.up):
-                    xavier(linear)
+                    init_xavier(linear)
                     nn.init.normal_(linear.bias, std=1e-6)
                 where[str(block.number)] = branch
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """One at the end of each sublayer."""
-        for block in chosen_blocks(backbone, self.settings):
+        for block in select_blocks(backbone, self.settings):
             yield self.behind(self.attention[str(block.number)], block.attention_end)
             yield self.behind(self.mlp[str(block.number)], block.mlp_end)
 
 
 METHOD = Method(
-    HoulsbySettings, HoulsbyAdapter, paper="arXiv 1902.00751", place="behind attention and MLP", mergeable=False
+    HoulsbySettings, HoulsbyAdapter, paper="arXiv 1902.00751", location="behind attention and MLP", mergeable=False
 )

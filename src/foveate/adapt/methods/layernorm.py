@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, norm_tensors
+from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, norm_names
 from foveate.adapt.backbone import Backbone
 
 
@@ -23,9 +23,14 @@ class LayernormAdapter(NativeAdapter[LayernormSettings]):
     """All norms."""
 
     def __init__(self, settings: LayernormSettings, backbone: Backbone) -> None:
-        super().__init__(settings, backbone, norm_tensors(backbone))
+        super().__init__(settings, backbone, norm_names(backbone))
 
 
 METHOD = Method(
-    LayernormSettings, LayernormAdapter, paper="arXiv 2003.00152", place="every norm", mergeable=True, peft="LN_TUNING"
+    LayernormSettings,
+    LayernormAdapter,
+    paper="arXiv 2003.00152",
+    location="every norm",
+    mergeable=True,
+    peft="LN_TUNING",
 )

@@ -31,4 +31,4 @@ class LinearAdapter(Adapter[LinearSettings]):
         return len(backbone.blocks) + 1
 
 
-METHOD = Method(LinearSettings, LinearAdapter, paper="", place="nowhere: the head alone", mergeable=True)
+METHOD = Method(LinearSettings, LinearAdapter, paper="", location="nowhere: the head alone", mergeable=True)

@@ -20,13 +20,13 @@ from foveate.adapt.adapter import (
     Handle,
     Method,
     check_rank,
-    chosen_blocks,
-    kaiming,
-    on_output,
-    zero,
+    hook_output,
+    init_kaiming,
+    init_zero,
+    select_blocks,
 )
-from foveate.adapt.backbone import Backbone, value_of
-from foveate.adapt.parameter_swap import wider
+from foveate.adapt.backbone import Backbone, get_tensor
+from foveate.adapt.parameter_swap import upcast
 
 
 class LoraSettings(BranchSettings):
@@ -58,8 +58,8 @@ class Pair(nn.Module):
         self.a = nn.Linear(width, rank, bias=False)
         self.b = nn.Linear(rank, 3 * width, bias=False)
         self.dropout = nn.Dropout(dropout)
-        kaiming(self.a)
-        zero(self.b)
+        init_kaiming(self.a)
+        init_zero(self.b)
         self._low: tuple[Tensor, Tensor, set[int]] | None = None
 
     def part(self, z_BLD: Tensor, number: int, *, of: int) -> Tensor:
@@ -81,7 +81,7 @@ class LoraAdapter(BlockAdapter[LoraSettings]):
 
     def __init__(self, settings: LoraSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
-        blocks = chosen_blocks(backbone, settings)
+        blocks = select_blocks(backbone, settings)
         rank = check_rank(settings.rank, backbone.width)
         self.blocks = nn.ModuleDict(
             {str(block.number): Pair(backbone.width, rank, settings.dropout) for block in blocks}
@@ -89,9 +89,9 @@ class LoraAdapter(BlockAdapter[LoraSettings]):
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """One behind each projection."""
-        for block in chosen_blocks(backbone, self.settings):
+        for block in select_blocks(backbone, self.settings):
             for number, module in enumerate(block.qkv):
-                yield on_output(module, self._branch(self.pair(block.number), number, len(block.qkv)))
+                yield hook_output(module, self._branch(self.pair(block.number), number, len(block.qkv)))
 
     def pair(self, number: int) -> Pair:
         """The matrices of a block."""
@@ -108,24 +108,24 @@ class LoraAdapter(BlockAdapter[LoraSettings]):
 
         return change
 
-    def places(self, backbone: Backbone) -> list[str]:
+    def matched_names(self, backbone: Backbone) -> list[str]:
         """The projections."""
-        blocks = chosen_blocks(backbone, self.settings)
+        blocks = select_blocks(backbone, self.settings)
         return [backbone.name_of(module) for block in blocks for module in block.qkv]
 
-    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+    def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
         """W + s B A."""
         found = {}
-        for block in chosen_blocks(backbone, self.settings):
+        for block in select_blocks(backbone, self.settings):
             pair = self.pair(block.number)
-            delta = wider(pair.b.weight) @ wider(pair.a.weight) * (self.settings.factor * self.strength)
+            delta = upcast(pair.b.weight) @ upcast(pair.a.weight) * (self.settings.factor * self.strength)
             for module, rows in zip(block.qkv, delta.chunk(len(block.qkv)), strict=True):
-                weight = value_of(module, "weight")
+                weight = get_tensor(module, "weight")
                 assert weight is not None
-                found[backbone.key(module, "weight")] = wider(weight) + rows
+                found[backbone.key(module, "weight")] = upcast(weight) + rows
         return found
 
 
 METHOD = Method(
-    LoraSettings, LoraAdapter, paper="arXiv 2106.09685", place="beside q, k, v", mergeable=True, peft="LORA"
+    LoraSettings, LoraAdapter, paper="arXiv 2106.09685", location="beside q, k, v", mergeable=True, peft="LORA"
 )

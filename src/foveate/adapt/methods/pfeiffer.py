@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import nn
 
-from foveate.adapt.adapter import Handle, Method, chosen_blocks, xavier, zero
+from foveate.adapt.adapter import Handle, Method, init_xavier, init_zero, select_blocks
 from foveate.adapt.backbone import Backbone
 from foveate.adapt.bottleneck import Bottleneck, SequentialAdapter, SequentialSettings
 
@@ -29,16 +29,16 @@ class PfeifferAdapter(SequentialAdapter[PfeifferSettings]):
     def __init__(self, settings: PfeifferSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
         self.blocks = nn.ModuleDict()
-        for block in chosen_blocks(backbone, settings):
+        for block in select_blocks(backbone, settings):
             branch = Bottleneck(backbone.width, settings)
-            xavier(branch.down)
-            zero(branch.up)
+            init_xavier(branch.down)
+            init_zero(branch.up)
             self.blocks[str(block.number)] = branch
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """One at the end of each MLP."""
-        for block in chosen_blocks(backbone, self.settings):
+        for block in select_blocks(backbone, self.settings):
             yield self.behind(self.blocks[str(block.number)], block.mlp_end)
 
 
-METHOD = Method(PfeifferSettings, PfeifferAdapter, paper="arXiv 2005.00247", place="behind the MLP", mergeable=False)
+METHOD = Method(PfeifferSettings, PfeifferAdapter, paper="arXiv 2005.00247", location="behind the MLP", mergeable=False)

@@ -14,9 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import BlockAdapter, BranchSettings, Handle, Method, check_rank, chosen_blocks, on_output
-from foveate.adapt.backbone import Backbone, value_of
-from foveate.adapt.parameter_swap import wider
+from foveate.adapt.adapter import BlockAdapter, BranchSettings, Handle, Method, check_rank, hook_output, select_blocks
+from foveate.adapt.backbone import Backbone, get_tensor
+from foveate.adapt.parameter_swap import upcast
 from foveate.core.errors import UserError
 
 
@@ -57,9 +57,9 @@ class LinearBottleneck(nn.Module):
     def matrices(self, strength: float) -> tuple[Tensor, Tensor]:
         """M [D, D] and c [D] of the affine map that `forward` is without dropout."""
         factor = self.scale * strength
-        a, b = wider(self.a_weight), torch.block_diag(*wider(self.b_weight).chunk(self.groups))
+        a, b = upcast(self.a_weight), torch.block_diag(*upcast(self.b_weight).chunk(self.groups))
         eye = torch.eye(len(b), dtype=a.dtype, device=a.device)
-        return eye + factor * (b @ a), factor * (b @ wider(self.a_bias) + wider(self.b_bias))
+        return eye + factor * (b @ a), factor * (b @ upcast(self.a_bias) + upcast(self.b_bias))
 
 
 class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
@@ -68,7 +68,7 @@ class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
     def __init__(self, settings: RepadapterSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
         self.attention, self.mlp = nn.ModuleDict(), nn.ModuleDict()
-        for block in chosen_blocks(backbone, settings):
+        for block in select_blocks(backbone, settings):
             if block.fc1 is None:
                 raise UserError(f"method 'repadapter' merges into fc1; the MLP of {block.name} is {block.mlp_form}")
             for where in (self.attention, self.mlp):
@@ -76,35 +76,35 @@ class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """One behind each norm."""
-        for block in chosen_blocks(backbone, self.settings):
-            yield on_output(block.norm1, self._through(self.attention[str(block.number)]))
-            yield on_output(block.norm2, self._through(self.mlp[str(block.number)]))
+        for block in select_blocks(backbone, self.settings):
+            yield hook_output(block.norm1, self._through(self.attention[str(block.number)]))
+            yield hook_output(block.norm2, self._through(self.mlp[str(block.number)]))
 
     def _through(self, bottleneck: nn.Module):  # noqa: ANN202
         return lambda z_BLD, _: bottleneck(z_BLD, strength=self.strength)
 
-    def places(self, backbone: Backbone) -> list[str]:
+    def matched_names(self, backbone: Backbone) -> list[str]:
         """The projections that they stand in front of."""
         found = []
-        for block in chosen_blocks(backbone, self.settings):
+        for block in select_blocks(backbone, self.settings):
             assert block.fc1 is not None
             found += [backbone.name_of(module) for module in (*block.qkv, block.fc1)]
         return found
 
-    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+    def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
         """W M and b0 + W c of qkv and fc1.
 
         Raises:
             UserError: when a projection has no bias.
         """
         found = {}
-        for block in chosen_blocks(backbone, self.settings):
+        for block in select_blocks(backbone, self.settings):
             assert block.fc1 is not None
             attention, mlp = self.attention[str(block.number)], self.mlp[str(block.number)]
             assert isinstance(attention, LinearBottleneck)
             assert isinstance(mlp, LinearBottleneck)
             for module, bottleneck in (*((one, attention) for one in block.qkv), (block.fc1, mlp)):
-                weight, bias = value_of(module, "weight"), value_of(module, "bias")
+                weight, bias = get_tensor(module, "weight"), get_tensor(module, "bias")
                 assert weight is not None
                 if bias is None:
                     raise UserError(
@@ -112,8 +112,8 @@ class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
                         "the constant part"
                     )
                 matrix, constant = bottleneck.matrices(self.strength)
-                found[backbone.key(module, "bias")] = wider(bias) + wider(weight) @ constant
-                found[backbone.key(module, "weight")] = wider(weight) @ matrix
+                found[backbone.key(module, "bias")] = upcast(bias) + upcast(weight) @ constant
+                found[backbone.key(module, "weight")] = upcast(weight) @ matrix
         return found
 
 
@@ -121,6 +121,6 @@ METHOD = Method(
     RepadapterSettings,
     RepadapterAdapter,
     paper="arXiv 2302.08106",
-    place="in front of qkv and fc1",
+    location="in front of qkv and fc1",
     mergeable=True,
 )

@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import Adapter, Handle, Method, MethodSettings, on_output
-from foveate.adapt.backbone import Backbone, value_of
-from foveate.adapt.parameter_swap import wider
+from foveate.adapt.adapter import Adapter, Handle, Method, MethodSettings, hook_output
+from foveate.adapt.backbone import Backbone, get_tensor
+from foveate.adapt.parameter_swap import upcast
 from foveate.core.errors import UserError
 
 
@@ -29,7 +29,7 @@ class SsfSettings(MethodSettings):
 class SsfAdapter(Adapter[SsfSettings]):
     """A scale and a shift for each operation, in the order of `_operations`."""
 
-    wise: ClassVar[Literal["branch", "weights", "merged", ""]] = "merged"
+    interpolation: ClassVar[Literal["branch", "weights", "merged", ""]] = "merged"
 
     def __init__(self, settings: SsfSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
@@ -40,17 +40,17 @@ class SsfAdapter(Adapter[SsfSettings]):
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """One behind each operation."""
         for name, (module, _) in _operations(backbone).items():
-            yield on_output(module, _affine(self.scales[name], self.shifts[name], channels_first=name == "patch"))
+            yield hook_output(module, _affine(self.scales[name], self.shifts[name], channels_first=name == "patch"))
 
     def first_block(self, backbone: Backbone) -> int:
         """The patch convolution comes before all blocks."""
         return 0
 
-    def places(self, backbone: Backbone) -> list[str]:
+    def matched_names(self, backbone: Backbone) -> list[str]:
         """The operations."""
         return [backbone.name_of(module) for module, _ in _operations(backbone).values()]
 
-    def merged(self, backbone: Backbone) -> dict[str, Tensor]:
+    def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
         """Scaled weights, scaled and shifted biases.
 
         Raises:
@@ -58,15 +58,15 @@ class SsfAdapter(Adapter[SsfSettings]):
         """
         found: dict[str, Tensor] = {}
         for name, (module, _) in _operations(backbone).items():
-            scale, shift = wider(self.scales[name]), wider(self.shifts[name])
-            weight, bias = value_of(module, "weight"), value_of(module, "bias")
+            scale, shift = upcast(self.scales[name]), upcast(self.shifts[name])
+            weight, bias = get_tensor(module, "weight"), get_tensor(module, "bias")
             assert weight is not None
-            found[backbone.key(module, "weight")] = scale.view(-1, *[1] * (weight.dim() - 1)) * wider(weight)
+            found[backbone.key(module, "weight")] = scale.view(-1, *[1] * (weight.dim() - 1)) * upcast(weight)
             if bias is not None:
-                found[backbone.key(module, "bias")] = scale * wider(bias) + shift
+                found[backbone.key(module, "bias")] = scale * upcast(bias) + shift
             elif name == "patch" and backbone.positions is not None:
                 tensor, axis, first = backbone.positions
-                moved = wider(backbone.model.get_parameter(tensor)).clone()
+                moved = upcast(backbone.model.get_parameter(tensor)).clone()
                 moved.narrow(axis, first, moved.shape[axis] - first).add_(shift)
                 found[tensor] = moved
             else:
@@ -81,7 +81,7 @@ def _operations(backbone: Backbone) -> dict[str, tuple[nn.Module, int]]:
     found: dict[str, tuple[nn.Module, int]] = {}
     if backbone.patch is not None:
         found["patch"] = (backbone.patch, backbone.width)
-    for block in backbone.need_blocks("ssf"):
+    for block in backbone.require_blocks("ssf"):
         if block.fc1 is None or block.fc2 is None:
             raise UserError(f"method 'ssf' changes both layers of plain MLPs; that of {block.name} is {block.mlp_form}")
         names = ("qkv",) if len(block.qkv) == 1 else ("q", "k", "v")
@@ -100,7 +100,7 @@ def _operations(backbone: Backbone) -> dict[str, tuple[nn.Module, int]]:
 
 
 def _channels(module: nn.Module) -> int:
-    weight = value_of(module, "weight")
+    weight = get_tensor(module, "weight")
     assert weight is not None
     return weight.shape[0]
 
@@ -114,5 +114,5 @@ def _affine(scale: Tensor, shift: Tensor, *, channels_first: bool):  # noqa: ANN
 
 
 METHOD = Method(
-    SsfSettings, SsfAdapter, paper="arXiv 2210.08823", place="behind every linear operation", mergeable=True
+    SsfSettings, SsfAdapter, paper="arXiv 2210.08823", location="behind every linear operation", mergeable=True
 )

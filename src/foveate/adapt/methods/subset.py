@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, trainable
+from foveate.adapt.adapter import Method, MethodSettings, NativeAdapter, trainable_names
 from foveate.adapt.backbone import Backbone
 from foveate.core.errors import UserError
 
@@ -46,7 +46,7 @@ class SubsetAdapter(NativeAdapter[SubsetSettings]):
 
 
 def _names(settings: SubsetSettings, backbone: Backbone) -> list[str]:
-    known = trainable(backbone)
+    known = trainable_names(backbone)
     if settings.pattern is not None:
         try:
             found = [name for name in known if re.fullmatch(settings.pattern, name)]
@@ -56,7 +56,7 @@ def _names(settings: SubsetSettings, backbone: Backbone) -> list[str]:
             shown = ", ".join(known[:2])
             raise UserError(f"pattern '{settings.pattern}' matches no tensor of the backbone (such as {shown})")
         return found
-    blocks = backbone.need_blocks("subset")
+    blocks = backbone.require_blocks("subset")
     numbers = list(range(len(blocks))) if settings.blocks == "all" else settings.blocks
     wanted: set[int] = set()
     for number in numbers:
@@ -66,10 +66,10 @@ def _names(settings: SubsetSettings, backbone: Backbone) -> list[str]:
         modules = {"attention": block.attention, "mlp": block.mlp, "norms": (block.norm1, block.norm2)}
         for part in settings.parts:
             wanted |= {id(value) for module in modules[part] for value in module.parameters()}
-    parameters = backbone.parameters_of_tower()
+    parameters = backbone.tower_parameters()
     return [name for name in known if id(parameters[name]) in wanted]
 
 
 METHOD = Method(
-    SubsetSettings, SubsetAdapter, paper="arXiv 2203.09795", place="the parts that are named", mergeable=True
+    SubsetSettings, SubsetAdapter, paper="arXiv 2203.09795", location="the parts that are named", mergeable=True
 )

@@ -32,7 +32,7 @@ class VptDeepAdapter(PromptAdapter[VptDeepSettings]):
         self._make(backbone, len(self._blocks(backbone)), settings)
 
     def _blocks(self, backbone: Backbone) -> tuple[Block, ...]:
-        blocks, last = backbone.need_blocks("vpt_deep"), self.settings.last_blocks
+        blocks, last = backbone.require_blocks("vpt_deep"), self.settings.last_blocks
         if last is not None and last > len(blocks):
             raise UserError(f"last_blocks {last}: this backbone has {len(blocks)} blocks")
         return blocks if last is None else blocks[-last:]
@@ -47,11 +47,11 @@ class VptDeepAdapter(PromptAdapter[VptDeepSettings]):
         """The first with prompts."""
         return self._blocks(backbone)[0].number
 
-    def places(self, backbone: Backbone) -> list[str]:
+    def matched_names(self, backbone: Backbone) -> list[str]:
         """The blocks."""
         return [block.name for block in self._blocks(backbone)]
 
 
 METHOD = Method(
-    VptDeepSettings, VptDeepAdapter, paper="arXiv 2203.12119", place="tokens in front of each block", mergeable=False
+    VptDeepSettings, VptDeepAdapter, paper="arXiv 2203.12119", location="tokens in front of each block", mergeable=False
 )

@@ -29,7 +29,7 @@ class VptShallowAdapter(PromptAdapter[VptShallowSettings]):
 
     def __init__(self, settings: VptShallowSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
-        backbone.need_blocks("vpt_shallow")
+        backbone.require_blocks("vpt_shallow")
         self._make(backbone, 1, settings)
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
@@ -41,7 +41,7 @@ class VptShallowAdapter(PromptAdapter[VptShallowSettings]):
         """The very first."""
         return 0
 
-    def places(self, backbone: Backbone) -> list[str]:
+    def matched_names(self, backbone: Backbone) -> list[str]:
         """The first block."""
         return [backbone.blocks[0].name]
 
@@ -50,6 +50,6 @@ METHOD = Method(
     VptShallowSettings,
     VptShallowAdapter,
     paper="arXiv 2203.12119",
-    place="tokens in front of the first block",
+    location="tokens in front of the first block",
     mergeable=False,
 )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish
+
+if TYPE_CHECKING:
+    from foveate.adapt.results import AdaptResult, ComparedResult, WiseResult
 
 
 @click.group("adapt", short_help="Tune a vision model with few parameters.")
@@ -55,60 +58,62 @@ def train(
     """Trains METHOD on the images of --data and writes an adapter folder and its accuracy on held-out splits.
 
     OVERRIDES change single fields: of the method (rank=16), or of data, training and backbone
-    (training.learning_rate=0.01). Ctrl-C or SIGTERM stops after a checkpoint; the same command goes on.
+    (training.learning_rate=0.01). Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
 
     \b
     Example:
       foveate adapt train --backbone my-vit --data my-images --field category --method lora rank=16
       foveate adapt train --backbone timm:resnet50.a1_in1k --data mine.npz --method bitfit --shots 10
     """
-    from foveate.adapt.load_backbone import backbone_settings
-    from foveate.adapt.recipe import recipe_of
+    from foveate.adapt.load_backbone import parse_backbone
+    from foveate.adapt.recipe import build_recipe
 
     data_settings, training = settings.get("data", {}), settings.get("training", {})
     if seed is not None:
         training["seed"] = seed
-    recipe = recipe_of(
-        backbone_settings(backbone), method, overrides, head=head_from, data=data_settings, training=training
+    recipe = build_recipe(
+        parse_backbone(backbone), method, overrides, head=head_from, data=data_settings, training=training
     )
     if dry_run:
-        from foveate.adapt.train import lines, price
+        from foveate.adapt.train import estimate_training, format_estimate
 
-        priced = price(recipe, data)
-        finish(priced, lines(priced), {}, as_json=as_json)
+        estimate = estimate_training(recipe, data)
+        finish(estimate, format_estimate(estimate), {}, as_json=as_json)
         return
     from foveate.adapt.train import train_adapter
     from foveate.report import render
 
     target = run or Path("runs") / f"adapt-{method}"
-    done = train_adapter(recipe, data, target, device=device, command=["foveate", *sys.argv[1:]])
-    if not done.is_main:
+    outcome = train_adapter(recipe, data, target, device=device, command=["foveate", *sys.argv[1:]])
+    if not outcome.is_main:
         return
-    if done.folder is None:
-        finish(done.result, [f"stopped after {done.result['steps']} updates"], {"run": target}, as_json=as_json)
+    result = outcome.result
+    if outcome.folder is None:
+        stopped = f"stopped at step {result.steps}; run the same command to resume"
+        finish(result.to_json(), [stopped], {"run": target}, as_json=as_json)
         sys.exit(130)
-    paths = {"run": target, "adapter": done.folder, "report": render(target)}
-    lines = _lines(done.result)
-    if done.result["absent"] and (target / "logits-test.npz").is_file():
+    paths = {"run": target, "adapter": outcome.folder, "report": render(target)}
+    lines = _format_training(result)
+    if result.absent and (target / "logits-test.npz").is_file():
         lines.append(
-            f"{len(done.result['absent'])} classes had no training image; bring them back: foveate calibrate "
+            f"{len(result.absent)} classes had no training image; bring them back: foveate calibrate "
             f"{target}/logits-test.npz --training {target}/logits-training.npz --classes-seen @{target}/seen.txt"
         )
-    finish(done.result, lines, paths, as_json=as_json)
+    finish(result.to_json(), lines, paths, as_json=as_json)
 
 
-def _lines(result: dict[str, Any]) -> list[str]:
-    parameters = result["parameters"]
-    share = parameters["trained"] / max(1, parameters["backbone"])
+def _format_training(result: AdaptResult) -> list[str]:
+    counts = result.parameters
+    share = counts.trained / max(1, counts.backbone)
     lines = [
-        f"{result['steps']} updates in {result['seconds']:.0f} s on {result['images']} images; "
-        f"trained {parameters['trained']:,} of {parameters['backbone']:,} numbers ({share:.2%}) and a head of "
-        f"{parameters['head']:,}; computed once: {result['kept']}"
+        f"{result.steps} steps in {result.seconds:.0f} s on {result.images} images; trained {counts.trained:,} of "
+        f"{counts.backbone:,} parameters ({share:.2%}) and a head of {counts.head:,}; cached: {result.cached}"
     ]
-    for row in (result["evaluation"] or {"table": []})["table"]:
-        value = row["values"]["adapted"]
-        interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
-        lines.append(f"{row['question']}, {row['data']}: {value['value']:.3f}{interval}, n {row['n']}")
+    for row in [] if result.evaluation is None else result.evaluation.table:
+        value = row.values["adapted"]
+        if value is not None:
+            interval = "" if value.low is None else f" ({value.low:.3f} to {value.high:.3f})"
+            lines.append(f"{row.question}, {row.data}: {value.value:.3f}{interval}, n {row.n}")
     return lines
 
 
@@ -138,12 +143,12 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
     """
     from foveate.adapt.export import merge_adapter
 
-    result = merge_adapter(adapter, to, form=form, backbone=backbone)
-    network = result["backbone"].get("source") or result["backbone"].get("model")
-    lines = [f"{result['method']} on {':'.join(filter(None, (result['backbone']['kind'], network)))}, as {form}"]
-    if result["difference"] is not None:
-        lines.append(f"largest difference of outputs: {result['difference']:.3g}")
-    finish(result, lines, {"model": to}, as_json=as_json)
+    result = merge_adapter(adapter, to, format=form, backbone=backbone)
+    network = result.backbone.get("source") or result.backbone.get("model")
+    lines = [f"{result.method} on {':'.join(filter(None, (result.backbone['kind'], network)))}, as {form}"]
+    if result.difference is not None:
+        lines.append(f"largest difference of outputs: {result.difference:.3g}")
+    finish(result.to_json(), lines, {"model": to}, as_json=as_json)
 
 
 @command.command("compare", cls=FieldsCommand, short_help="Compare methods on one's own tasks.")
@@ -198,7 +203,7 @@ def compare(
     """Tries each method's candidates on validation images, trains the best again on all, and tests it once.
 
     OVERRIDES change fields of the recipe (validation=val, share=0.3) or of all trainings (training.batch_size=32).
-    Ctrl-C or a kill loses nothing that is finished; the same command goes on, and helps when it runs twice.
+    Ctrl-C or a kill loses nothing that is finished; the same command resumes. It may run several times at once.
 
     \b
     Example:
@@ -206,24 +211,25 @@ def compare(
       foveate adapt compare --backbone timm:vit_base_patch16_224.augreg_in21k --tasks vtab-1k --grid vtab1k --dry-run
     """
     from foveate.adapt.compare.bench import Stopped
-    from foveate.adapt.compare.pricing import words
-    from foveate.adapt.compare.recipe import recipe_of, tasks_of
-    from foveate.adapt.compare.run import Comparison, compare
-    from foveate.adapt.load_backbone import backbone_settings
+    from foveate.adapt.compare.comparison import Comparison
+    from foveate.adapt.compare.pricing import format_cost
+    from foveate.adapt.compare.recipe import build_recipe, parse_tasks
+    from foveate.adapt.compare.run import compare
+    from foveate.adapt.load_backbone import parse_backbone
 
     if seed is not None:
         settings["seed"] = seed
-    recipe = recipe_of(
-        backbone_settings(backbone),
-        tasks_of(tasks, shots),
+    recipe = build_recipe(
+        parse_backbone(backbone),
+        parse_tasks(tasks, shots),
         overrides,
         training={} if epochs is None else {"epochs": epochs},
         methods=list(methods),
         **settings,
     )
     if dry_run:
-        priced = Comparison(recipe).price(device=device or "auto")
-        finish(priced, words(priced), {}, as_json=as_json)
+        cost = Comparison(recipe).estimate(device=device or "auto")
+        finish(cost, format_cost(cost), {}, as_json=as_json)
         return
     from foveate.report import render
 
@@ -238,37 +244,38 @@ def compare(
             save=save_adapters,
         )
     except Stopped:
-        finish({"status": "stopped"}, ["stopped; the same command goes on"], {"run": target}, as_json=as_json)
+        finish({"status": "stopped"}, ["stopped; run the same command to resume"], {"run": target}, as_json=as_json)
         sys.exit(130)
-    finish(result, _compared(result), {"run": target, "report": render(target)}, as_json=as_json)
+    paths = {"run": target, "report": render(target)}
+    finish(result.to_json(), _format_comparison(result), paths, as_json=as_json)
 
 
-def _compared(result: dict[str, Any]) -> list[str]:
+def _format_comparison(result: ComparedResult) -> list[str]:
     lines = []
-    for task in result["tasks"]:
-        lines.append(f"{task['title']}: {task['tested']} test images, chance {task['chance']:.3f}; {task['how']}")
-        entries = [(line, line["tasks"][task["key"]]) for line in result["lines"]]
-        for line, entry in sorted(entries, key=lambda pair: -pair[1].get("value", -1.0)):
-            if "value" not in entry:
-                lines.append(f"  {line['variant']:<14} did not converge")
+    for task in result.tasks:
+        lines.append(f"{task.title}: {task.tested} test images, chance {task.chance:.3f}; {task.selection}")
+        entries = [(line.variant, line.tasks[task.key]) for line in result.lines]
+        for variant, entry in sorted(entries, key=lambda pair: 1.0 if pair[1].value is None else -pair[1].value):
+            if entry.value is None:
+                lines.append(f"  {variant:<14} did not converge")
                 continue
-            if len(entry["seeds"]) > 1 and entry["low"] is None:
-                span = f" ({len(entry['seeds'])} seeds, all equal)"
+            if len(entry.seeds) > 1 and entry.low is None:
+                span = f" ({len(entry.seeds)} seeds, all equal)"
             else:
-                span = "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
-            validation = "" if entry["validation"] is None else f"; validation {entry['validation']:.3f}"
-            candidate = f"; {entry['chosen']}" if entry["chosen"] else ""
-            best = f"; best epoch {entry['best_epoch']:.3f} (peeks)" if "best_epoch" in entry else ""
-            lines.append(f"  {line['variant']:<14} {entry['value']:.3f}{span}{validation}{best}{candidate}")
-        if "ensembles" in task:
-            together = task["ensembles"]
-            few = len(together["members"]) <= 4
-            members = ", ".join(together["members"]) if few else f"{together['count']} methods, without linear and full"
-            members += ", the first seed of each" if task["seeds"] else ""
+                span = "" if entry.low is None else f" ({entry.low:.3f} to {entry.high:.3f})"
+            validation = "" if entry.validation is None else f"; validation {entry.validation:.3f}"
+            candidate = f"; {entry.candidate}" if entry.candidate else ""
+            best = "" if entry.best_epoch is None else f"; best epoch {entry.best_epoch:.3f} (peeks)"
+            lines.append(f"  {variant:<14} {entry.value:.3f}{span}{validation}{best}{candidate}")
+        if task.ensembles is not None:
+            ensemble = task.ensembles
+            short = len(ensemble.members) <= 4
+            members = ", ".join(ensemble.members) if short else f"{ensemble.count} methods, without linear and full"
+            members += ", the first seed of each" if task.seeds else ""
             lines.append(
-                f"  ensemble of {members}: {together['ensemble']['logits']:.3f}, mean member "
-                f"{together['member']['mean']:.3f}, best {together['member']['best']:.3f}; two of them disagree on "
-                f"{together['disagreement']:.1%} of the images"
+                f"  ensemble of {members}: {ensemble.ensemble['logits']:.3f}, mean member "
+                f"{ensemble.member['mean']:.3f}, best {ensemble.member['best']:.3f}; two of them disagree on "
+                f"{ensemble.disagreement:.1%} of the images"
             )
     return lines
 
@@ -307,7 +314,7 @@ def wise(
     as_json: bool,
     device: str | None,
 ) -> None:
-    """Measures ADAPTER (a folder of `adapt train`, or its run folder) at alphas from 0, the network that came, to 1.
+    """Measures ADAPTER (a folder of `adapt train`, or its run folder) at alphas from 0, the original network, to 1.
 
     Prints the accuracy on own and shifted data at each alpha and recommends one, chosen on validation images alone.
 
@@ -316,18 +323,18 @@ def wise(
       foveate adapt wise runs/adapt-full --data my-images:category --shifted sketches=sketches:category
       foveate adapt wise runs/adapt-lora --data mine.npz --shifted night=night.npz --to robust
     """
-    from foveate.adapt.compare.recipe import one_task
-    from foveate.adapt.robustness import robustness
+    from foveate.adapt.compare.recipe import parse_task
+    from foveate.adapt.robustness import measure_robustness
     from foveate.report import render
 
     if at is not None and to is None:
         raise click.UsageError("--at has no effect without --to")
     target = run or Path("runs") / "adapt-wise"
-    result = robustness(
+    result = measure_robustness(
         adapter,
-        one_task(data, what="--data"),
+        parse_task(data, what="--data"),
         target,
-        shifted=[one_task(text, what="--shifted") for text in shifted],
+        shifted=[parse_task(text, what="--shifted") for text in shifted],
         validation=validation,
         test=test,
         points=points,
@@ -339,19 +346,19 @@ def wise(
         command=["foveate", *sys.argv[1:]],
     )
     paths = {"run": target, "report": render(target), **({} if to is None else {"adapter": to})}
-    finish(result, _curve(result), paths, as_json=as_json)
+    finish(result.to_json(), _format_curve(result), paths, as_json=as_json)
 
 
-def _curve(result: dict[str, Any]) -> list[str]:
-    recommended = result["recommended"]
-    titles = [group["title"] for group in result["sets"]]
-    lines = [f"{result['method']}: {result['rule']}; the head is {result['head']}", "  ".join(["alpha", *titles])]
-    for number, alpha in enumerate(result["alphas"]):
+def _format_curve(result: WiseResult) -> list[str]:
+    recommended = result.recommended
+    titles = [image_set.title for image_set in result.sets]
+    lines = [f"{result.method}: {result.rule}; the head is {result.head}", "  ".join(["alpha", *titles])]
+    for number, alpha in enumerate(result.alphas):
         values = "  ".join(
-            f"{group['accuracy'][number]['value']:>{len(group['title'])}.3f}" for group in result["sets"]
+            f"{image_set.accuracy[number].value:>{len(image_set.title)}.3f}" for image_set in result.sets
         )
-        lines.append(f"{alpha:<5.3g}  {values}{'  <- recommended' if alpha == recommended['alpha'] else ''}")
-    lines.append(f"recommended: alpha {recommended['alpha']:g}, {recommended['rule']}")
-    if result["saved"]:
-        lines.append(f"written: the model at alpha {result['saved']['alpha']:g}")
+        lines.append(f"{alpha:<5.3g}  {values}{'  <- recommended' if alpha == recommended.alpha else ''}")
+    lines.append(f"recommended: alpha {recommended.alpha:g}, {recommended.rule}")
+    if result.saved is not None:
+        lines.append(f"written: the model at alpha {result.saved.alpha:g}")
     return lines

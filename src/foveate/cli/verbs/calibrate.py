@@ -13,6 +13,7 @@ from foveate.cli.options import common, finish
 
 if TYPE_CHECKING:
     from foveate.adapt.calibration.run import Evidence
+    from foveate.adapt.results import CalibrateResult
     from foveate.core.runs import RunFolder
 
 _FILE = click.Path(path_type=Path)
@@ -59,7 +60,7 @@ _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 @click.option("--tie", type=click.Choice(["smallest", "official"]), default=None, help="pcv: among equal gammas.")
 @click.option("--pseudo-splits", type=click.IntRange(1, 20), default=None, help="pcv on a model: how many; 3.")
 @fields(
-    "foveate.adapt.calibration.fine_tuning:FineTuneSettings",
+    "foveate.adapt.calibration.settings:FineTuneSettings",
     *(f"{'augmentation.' if name in _AUGMENTATION else ''}{name}" for name in _OF_PSEUDO_RUNS),
     into="fine_tuning",
 )
@@ -106,19 +107,20 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     about = {"model": str(source), "data": str(options["data"] or source)}
     calibrated = calibrate(evidence, folder, method=method, command=line, **named, **about)
     paths: dict[str, Path] = {"run": folder.path}
-    lines = [*table_lines(calibrated.result), "", calibrated.result["sentence"], *_gamma_lines(calibrated.result)]
-    lines += [f"note: {note}" for note in calibrated.result["notes"]]
+    result = calibrated.result
+    lines = [*table_lines(result), "", result.sentence, *_gamma_lines(result)]
+    lines += [f"note: {note}" for note in result.notes]
     checkpoint = source if on_model else options["checkpoint"]
     if checkpoint is not None:
         folded = _fold(checkpoint, options, calibrated.gamma, evidence.groups, folder)
-        calibrated.result["checkpoint"] = str(folded.path)
-        folder.write_result(calibrated.result)
+        result = result.model_copy(update={"checkpoint": str(folded.path)})
+        folder.write_result(result.to_json())
         lines.append(
             f"gamma {calibrated.gamma:+.4f} is in {folded.tensor}; largest rounding {folded.largest_error:.1g}"
         )
         paths["calibrated"] = folded.path
     paths["report"] = render(folder.path)
-    finish(calibrated.result, lines, paths, as_json=options["as_json"])
+    finish(result.to_json(), lines, paths, as_json=options["as_json"])
 
 
 def _check_options(options: dict[str, Any], *, method: str, on_model: bool) -> None:
@@ -203,7 +205,7 @@ def _evidence(
             before=options["before"],
             pseudo=options["pseudo"],
         )
-    from foveate.adapt.calibration.fine_tuning import FineTuneSettings
+    from foveate.adapt.calibration.settings import FineTuneSettings
 
     return from_model(
         source,
@@ -224,9 +226,9 @@ def _plan(
     source: Path, classes: dict[str, list[str]], options: dict[str, Any], *, method: str, on_model: bool
 ) -> dict[str, Any]:
     if not on_model or method == "alg" or options["pseudo"]:
-        return {"kind": "plan", "fine_tunings": 0, "updates": 0, "sentence": "no fine-tuning: gamma comes from logits"}
+        return {"kind": "plan", "fine_tunings": 0, "steps": 0, "sentence": "no fine-tuning: gamma comes from logits"}
     from foveate.adapt.calibration.evidence import plan
-    from foveate.adapt.calibration.fine_tuning import FineTuneSettings
+    from foveate.adapt.calibration.settings import FineTuneSettings
 
     settings = FineTuneSettings(**_settings(options))
     return plan(source, _model_data(options), settings, **classes, splits=options["pseudo_splits"] or 3)
@@ -245,13 +247,13 @@ def _fold(checkpoint: Path, options: dict[str, Any], gamma: float, groups: Any, 
     return fold(checkpoint, gamma=gamma, groups=groups, to=target, head=options["head"])
 
 
-def _gamma_lines(result: dict[str, Any]) -> list[str]:
+def _gamma_lines(result: CalibrateResult) -> list[str]:
     lines = []
-    for name, estimate in result["gammas"].items():
-        text = f"gamma by {name.upper()}: {estimate['gamma']:+.4f}"
-        if len(estimate["each"]) > 1:
-            each = ", ".join("not feasible" if value is None else f"{value:+.2f}" for value in estimate["each"])
-            spread = "" if estimate["spread"] is None else f"; standard deviation {estimate['spread']:.2f}"
+    for name, estimate in result.gammas.items():
+        text = f"gamma by {name.upper()}: {estimate.gamma:+.4f}"
+        if len(estimate.each) > 1:
+            each = ", ".join("not feasible" if value is None else f"{value:+.2f}" for value in estimate.each)
+            spread = "" if estimate.spread is None else f"; standard deviation {estimate.spread:.2f}"
             text += f" (pseudo runs {each}{spread})"
         lines.append(text)
     return lines

@@ -1,4 +1,4 @@
-"""The page of one adaptation: what was trained, curves, accuracy on what was held out, recipe."""
+"""Page of one adapter: what was trained, curves, accuracy on held-out images, recipe."""
 
 from __future__ import annotations
 
@@ -6,59 +6,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foveate.core.results import Evaluation, ResultModel, parse_result
+from foveate.adapt.results import AdaptResult
+from foveate.core.results import Evaluation, parse_result
 from foveate.report import numbers, parts
 from foveate.report.page import Page, command_text
 from foveate.report.simple import simple_page
 
-MOST_PLACES = 6
+MAX_NAMES = 6
 
 
-class AdaptResult(ResultModel):
-    kind: str
-    title: str = ""
-    recipe: dict[str, Any] = {}
-    command: str | list[str] | None = None
-    data: str = ""
-    classes: list[str] = []
-    images: int = 0
-    kept: str = ""
-    steps: int | None = None
-    seconds: float | None = None
-    curves: str = "metrics.jsonl"
-    parameters: dict[str, int] = {}
-    places: list[str] = []
-    evaluation: Evaluation | None = None
-
-
-def _more(places: list[str]) -> str:
-    return f" and {len(places) - MOST_PLACES} more" if len(places) > MOST_PLACES else ""
+def _list_names(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of an adaptation's result.json."""
+    """Build the page of an adapter's result.json (`AdaptResult`)."""
     r = parse_result(AdaptResult, result)
-    trained, whole = r.parameters.get("trained", 0), r.parameters.get("backbone", 0)
+    counts = r.parameters
+    share = counts.trained / max(counts.backbone, 1)
     facts = [
         ("Data", f"{r.data}: {numbers.count(r.images)} training images, {len(r.classes)} classes"),
-        ("Trained in the backbone", f"{trained:,} of {whole:,} numbers ({trained / max(whole, 1):.2%})"),
-        *([("Where", ", ".join(r.places[:MOST_PLACES]) + _more(r.places))] if r.places else []),
-        ("Trained in the head", f"{r.parameters.get('head', 0):,} numbers"),
-        ("Computed once", r.kept),
-        ("Updates", numbers.count(r.steps)),
+        ("Trained in the backbone", f"{counts.trained:,} of {counts.backbone:,} parameters ({share:.2%})"),
+        *([("Where", _list_names(r.matched))] if r.matched else []),
+        ("Trained in the head", f"{counts.head:,} parameters"),
+        ("Cached", r.cached),
+        ("Steps", numbers.count(r.steps)),
         ("Time", numbers.duration(r.seconds)),
     ]
     evaluation = r.evaluation or Evaluation()
     return simple_page(
         r.title or "An adapted model",
         eyebrow="Adaptation",
-        lead="The last epoch's model, measured on images that took no part in training or in any choice.",
+        lead="The last epoch's model, measured on images that took no part in training or in any selection.",
         facts=facts,
         charts=parts.curves({"this run": parts.read_metrics(run_folder, r.curves)}, max_charts=6),
-        charts_title="How it learnt",
+        charts_title="Training curves",
         groups=parts.table_groups(evaluation.table, evaluation.columns),
         columns=evaluation.columns,
         interval_text=evaluation.interval,
         recipe=r.recipe,
-        command=command_text(r.command or ""),
+        command=command_text(r.command),
     )

@@ -1,4 +1,4 @@
-"""The page of one calibration: what fine-tuning damaged, the gammas, the curve."""
+"""Page of a calibration: what fine-tuning damaged, the gammas, the curve."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.adapt.results import CalibrateResult
 from foveate.core.results import parse_result
 from foveate.report import numbers
-from foveate.report.calibration import VERDICTS, CalibrateResult, charts, signed, table
+from foveate.report.calibration import VERDICTS, charts, signed, table
 from foveate.report.page import Page, command_text
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of a calibration's result.json (`CalibrateResult`)."""
+    """Build the page of a calibration's result.json (`CalibrateResult`)."""
     r = parse_result(CalibrateResult, result)
     facts = [("gamma", signed(r.gamma)), ("found by", r.method.upper()), ("Verdict", VERDICTS.get(r.verdict, ""))]
     facts += [("Seen classes", numbers.count(len(r.classes.seen))), ("Absent", numbers.count(len(r.classes.absent)))]
@@ -27,11 +28,11 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "gammas": [
             {
                 "name": name.upper(),
-                "gamma": signed(one.gamma),
-                "each": ", ".join(signed(value) if value is not None else "not feasible" for value in one.each),
-                "spread": "" if one.spread is None else f"{one.spread:.2f}",
+                "gamma": signed(estimate.gamma),
+                "each": ", ".join("not feasible" if value is None else signed(value) for value in estimate.each),
+                "spread": "" if estimate.spread is None else f"{estimate.spread:.2f}",
             }
-            for name, one in r.gammas.items()
+            for name, estimate in r.gammas.items()
         ],
         "gaps": [(letter, gap) for letter, gap in r.gaps.items() if gap is not None],
         "heads": [(letter, head) for letter, head in r.head.items() if head is not None],

@@ -1,0 +1,55 @@
+"""How a classifier is fine-tuned so that the features of absent classes survive; loads no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from foveate.core.recipes import Settings
+from foveate.training.epochs import ClassificationSettings, with_default
+from foveate.training.settings import TrainingSettings
+
+
+class Augmentation(Settings):
+    """Random views and colors of training images; none by default.
+
+    The public code of "Fine-Tuning is Fine, if Calibrated" trains Office-Home with crop 0.7, flip 0.5, color 0.3 and
+    now and then a gray image.
+    """
+
+    crop: float = Field(
+        default=1.0, gt=0, le=1, description="smallest area of a random crop, as a share of the image; 1 = no crops"
+    )
+    flip: float = Field(default=0.0, ge=0, le=1, description="probability of mirroring left to right")
+    color: float = Field(
+        default=0.0, ge=0, le=0.5, description="largest change of brightness, contrast, saturation and hue"
+    )
+    gray: float = Field(default=0.0, ge=0, le=1, description="probability of an image without colors")
+
+
+class FineTuneSettings(ClassificationSettings):
+    """The paper's recipe: SGD, the backbone at a tenth of the head's learning rate, only whole batches.
+
+    Rates are those of its public code (arXiv 2409.16223).
+    """
+
+    epochs: int = Field(20, ge=1, description="passes over the training samples")
+    backbone_rate: float = Field(
+        default=0.1, ge=0, description="learning rate of all but the head, as a share of the head's; 0 = frozen"
+    )
+    weight_decay: float = with_default("weight_decay", 5e-4)
+    optimizer: Literal["adamw", "sgd"] = with_default("optimizer", "sgd")
+    augmentation: Augmentation = Field(default=Augmentation(), description="random views and colors; none by default")
+    workers: int = with_default("workers", 1)
+
+    @property
+    def whole_batches(self) -> bool:
+        """Whether an epoch counts as the steps of its whole batches; the loader still visits the rest, a little later."""
+        return True
+
+    def resolve(self, num_images: int) -> TrainingSettings:
+        """Return the loop's settings; rows of the log and checkpoints follow the number of steps unless they are set."""
+        settings = super().resolve(num_images)
+        paced = {"log_every": max(1, settings.steps // 20), "checkpoint_every": max(50, settings.steps // 4)}
+        return settings.model_copy(update={k: v for k, v in paced.items() if k not in self.model_fields_set})

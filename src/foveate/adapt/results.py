@@ -1,0 +1,335 @@
+"""Results of `adapt train`, `compare`, `merge` and `wise` and of `calibrate`, declared once; loads no torch.
+
+The wing builds these models and writes them as result.json; the pages of `foveate.report.pages` read the same models.
+Accuracies lie in [0, 1], those of a calibration in percent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foveate.core.results import Evaluation, ResultModel, RunResult, Value
+
+
+class TrainedParameters(ResultModel):
+    """Numbers of scalar parameters: trained in the backbone, in the head, and of the whole vision tower."""
+
+    trained: int = 0
+    head: int = 0
+    backbone: int = 0
+
+
+class AdaptResult(RunResult):
+    """One adapter trained by `adapt train`.
+
+    Attributes:
+        status: "finished", or "stopped" by a signal.
+        absent: classes without a training image.
+        images: that were trained on.
+        cached: what of the network was computed once.
+        matched: modules or tensors that the method changes.
+        bad_samples: key -> reason, of images that cannot be read.
+        adapter: its folder, relative to the run folder; "" where training was stopped.
+    """
+
+    kind: str = "adapt"
+    status: str = "finished"
+    recipe: dict[str, Any] = {}
+    data: str = ""
+    classes: list[str] = []
+    absent: list[str] = []
+    images: int = 0
+    cached: str = ""
+    steps: int | None = None
+    seconds: float | None = None
+    curves: str = "metrics.jsonl"
+    parameters: TrainedParameters = TrainedParameters()
+    matched: list[str] = []
+    bad_samples: dict[str, str] = {}
+    revision: str = ""
+    adapter: str = ""
+    evaluation: Evaluation | None = None
+
+
+class MergeResult(ResultModel):
+    """A merged model or an export for PEFT; `difference` is the largest of outputs, None where nothing was merged."""
+
+    method: str
+    backbone: dict[str, Any]
+    format: str
+    difference: float | None = None
+
+
+class ComparedEntry(ResultModel):
+    """One method on one task.
+
+    Attributes:
+        candidate: options of the selected candidate as text; "" for its defaults.
+        options: the same as mappings `method` and `training`.
+        validation: its accuracy on validation images; None where there was only one candidate.
+        tried, tied, diverged: numbers of candidates tried, equally good, and with a loss that was not finite.
+        seeds: test accuracy of each final training.
+        failed: final trainings that diverged.
+        value, low, high: mean test accuracy with its interval; None where no final training finished.
+        classes: mean of class accuracies.
+        best_epoch: accuracy of the best epoch on test images, where it was measured; it peeks.
+    """
+
+    candidate: str = ""
+    options: dict[str, Any] = {}
+    validation: float | None = None
+    tried: int = 1
+    tied: int = 1
+    diverged: int = 0
+    seeds: list[float] = []
+    failed: int = 0
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    classes: float | None = None
+    best_epoch: float | None = None
+
+
+class ComparedLine(ResultModel):
+    """One method (or one size of it) over all tasks.
+
+    Attributes:
+        location: where in a block it sits.
+        tasks: by key of the task.
+        means: mean accuracies of groups and of all tasks; empty where a task is missing.
+        trained, head: parameters in the network and in the head.
+        step_bytes: memory that one training step holds.
+        unbeaten: no other method is both smaller and better.
+    """
+
+    variant: str
+    method: str
+    location: str = ""
+    mergeable: bool = False
+    tasks: dict[str, ComparedEntry]
+    means: dict[str, float] = {}
+    trained: float | None = None
+    head: float | None = None
+    step_bytes: float | None = None
+    training_seconds: float | None = None
+    unbeaten: bool = False
+
+
+class ComparedAgreement(ResultModel):
+    """How alike the methods' answers are: shares of equal answers, error consistency (kappa), mean disagreement."""
+
+    names: list[str]
+    matrix: list[list[float]]
+    kappa: list[list[float | None]] = []
+    disagreement: float | None = None
+
+
+class ComparedRegions(ResultModel):
+    """Which of the three most accurate methods share confident correct and unconfident wrong answers.
+
+    Keys of `right` and `wrong` say who: "101" is the first and the third method together.
+    """
+
+    names: list[str]
+    num_confident: int
+    right: dict[str, int] = {}
+    wrong: dict[str, int] = {}
+
+
+class ComparedEnsemble(ResultModel):
+    """An ensemble of `count` models: accuracies of its members, of ways to combine them, and the gain."""
+
+    members: list[str] = []
+    count: int
+    member: dict[str, float]
+    ensemble: dict[str, float]
+    any_right: float
+    gain: dict[str, float | None]
+    disagreement: float | None = None
+
+
+class ComparedTask(ResultModel):
+    """One task of a comparison; `selection` says how validation images were found."""
+
+    key: str
+    title: str
+    group: str = ""
+    data: str = ""
+    classes: int = 0
+    images: int = 0
+    folds: int = 1
+    tested: int = 0
+    chance: float | None = None
+    selection: str = ""
+    agreement: ComparedAgreement | None = None
+    regions: ComparedRegions | None = None
+    ensembles: ComparedEnsemble | None = None
+    seeds: dict[str, ComparedEnsemble] = {}
+
+
+class RefusedCandidate(ResultModel):
+    """A candidate that does not fit the network or the budget."""
+
+    variant: str
+    options: str = ""
+    reason: str
+
+
+class ComparedGrid(ResultModel):
+    """The grid of a comparison; `candidates` counts them by variant."""
+
+    name: str
+    description: str = ""
+    candidates: dict[str, int] = {}
+    training: dict[str, Any] = {}
+    refused: list[RefusedCandidate] = []
+
+
+class ComparedBackbone(ResultModel):
+    """The network that all methods were trained on."""
+
+    settings: dict[str, Any] = {}
+    parameters: int = 0
+
+
+class ComparedResult(RunResult):
+    """Methods compared on tasks by `adapt compare`; `spread` is that of mean accuracies over their mean."""
+
+    kind: str = "adapt_compare"
+    recipe: dict[str, Any] = {}
+    revision: str = ""
+    backbone: ComparedBackbone = ComparedBackbone()
+    grid: ComparedGrid
+    seeds: int = 1
+    tasks: list[ComparedTask]
+    lines: list[ComparedLine]
+    spread: float | None = None
+    seconds: float | None = None
+
+
+class WiseSet(ResultModel):
+    """Accuracy of one set of images at each alpha; `role` is "validation", "test" or "shifted"."""
+
+    key: str
+    title: str
+    role: str
+    n: int
+    classes: int = 0
+    left_out: int = 0
+    unreadable: int = 0
+    chance: float | None = None
+    accuracy: list[Value]
+
+
+class WiseRecommendation(ResultModel):
+    """The recommended alpha and the rule that selected it; `standard_error` is that of the best accuracy."""
+
+    alpha: float
+    rule: str
+    standard_error: float | None = None
+
+
+class WisePoint(ResultModel):
+    """A point of the curve: accuracy on the user's own and on shifted images."""
+
+    alpha: float
+    inside: float
+    outside: float
+
+
+class SavedModel(ResultModel):
+    """The model at `alpha`, written as an adapter folder."""
+
+    alpha: float
+    path: str
+
+
+class WiseResult(RunResult):
+    """Models between a network and its tuned one, measured by `adapt wise`; `peeking` was chosen with test labels."""
+
+    kind: str = "adapt_wise"
+    adapter: str = ""
+    method: str = ""
+    location: str = ""
+    rule: str = ""
+    head: str = ""
+    alphas: list[float]
+    sets: list[WiseSet]
+    recommended: WiseRecommendation
+    peeking: dict[str, WisePoint] | None = None
+    saved: SavedModel | None = None
+
+
+class CalibrateRow(ResultModel):
+    """One line of the table: a model, or a model with gamma; accuracies in percent.
+
+    Attributes:
+        accuracies, top5: by measure, "U/Y" is samples of absent classes with all classes as answers.
+        ausuc: area under the curve of U/Y against S/Y, 0 to 1.
+        ncm: accuracies of the nearest class mean.
+        peeks: gamma was chosen with the labels of these samples.
+    """
+
+    key: str
+    title: str
+    gamma: float | None = None
+    accuracies: dict[str, float | None]
+    top5: dict[str, float | None] = {}
+    ausuc: float | None = None
+    ncm: dict[str, float | None] = {}
+    peeks: bool = False
+
+
+class CalibrateGamma(ResultModel):
+    """gamma by one method; of pseudo runs that of each, None where no gamma was feasible."""
+
+    gamma: float
+    each: list[float | None] = []
+    spread: float | None = None
+    feasible: list[bool] = []
+
+
+class CalibrateHead(ResultModel):
+    """How the head's rows of a group of classes changed."""
+
+    norm_before: float
+    norm_after: float
+    update_norm: float
+    update_cosine: float | None = None
+
+
+class CalibrateClasses(ResultModel):
+    """Names of seen and absent classes, and the number of the others."""
+
+    seen: list[str] = []
+    absent: list[str] = []
+    rest: int = 0
+
+
+class CalibrateResult(RunResult):
+    """A calibration by `foveate calibrate`.
+
+    Attributes:
+        verdict: "damaged", "level", "nothing" or "unknown".
+        curves: by model, points [gamma, S/Y, U/Y, Y/Y].
+        gaps: statistics of the best other logit minus the best absent logit, by group of classes.
+        checkpoint: the calibrated copy, "" where none was written.
+    """
+
+    kind: str = "calibrate"
+    method: str
+    gamma: float
+    sentence: str
+    verdict: str = "unknown"
+    model: str = ""
+    data: str = ""
+    samples: int = 0
+    gammas: dict[str, CalibrateGamma] = {}
+    classes: CalibrateClasses = CalibrateClasses()
+    rows: list[CalibrateRow] = []
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    gaps: dict[str, dict[str, float] | None] = {}
+    head: dict[str, CalibrateHead | None] = {}
+    notes: list[str] = []
+    checkpoint: str = ""

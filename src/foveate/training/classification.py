@@ -1,0 +1,384 @@
+"""Classification of labeled images: the images, one task, training and prediction.
+
+Every system that trains a classifier (adapters, comparisons, calibrated fine-tuning) brings a module that maps images
+to logits and a callable that loads images; nothing here knows an encoder or a preprocessing.
+
+```python
+images = LabeledImages("mine", classes, keys, labels, splits, load)
+settings = ClassificationSettings(epochs=20).resolve(len(rows))            # foveate.training.epochs
+loader = Loader(ClassificationDataset(images), rows=rows, batch_size=settings.batch_size, seed=settings.seed)
+train_classifier(ClassificationTask(model), loader, settings, run)
+predict(model, images, images.rows("test")).accuracy
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from foveate.core import seeds
+from foveate.core.errors import UserError, choose
+from foveate.core.progress import say, track
+from foveate.core.runs import RunFolder
+from foveate.records.geometry import View
+from foveate.records.images import BadImage
+from foveate.training.loader import BadSample, Loader
+from foveate.training.loop import TrainingError, TrainingOutcome, train
+from foveate.training.optimizer import ParameterRule
+from foveate.training.settings import TrainingSettings
+from foveate.training.task import Batch, Losses, Report, Task
+
+BATCH_SIZE = 64  # of prediction; large enough that a matrix product fills a core, small enough for any memory
+_MAX_KEYS = 64  # named in an error
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """Images with one class each.
+
+    Attributes:
+        name: of the data, for errors and results.
+        classes: names; a label is an index into them.
+        keys: one per image, for errors.
+        labels_N: class of each image, -1 where it has none of the classes.
+        splits: name of each image's split, "" where it has none.
+        load: row and view to the model's input, uint8 pixels [C, S, S] or floating-point values; raises BadImage.
+        size: row to width and height in pixels; None where images cannot be cropped.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    keys: Sequence[str]
+    labels_N: Rows
+    splits: NDArray[Any]
+    load: Callable[[int, View], Tensor]
+    size: Callable[[int], tuple[int, int]] | None = None
+
+    def rows(self, *splits: str) -> Rows:
+        """Return the labeled images of these splits, ascending.
+
+        Raises:
+            UserError: a split does not exist, or none of its images has a class.
+        """
+        known = sorted(set(self.splits.tolist()) - {""})
+        for split in splits:
+            choose(split, known, f"split of {self.name}")
+        rows = np.flatnonzero(np.isin(self.splits, splits) & (self.labels_N >= 0))
+        if not len(rows):
+            raise UserError(f"{self.name}: no image of the split {' or '.join(splits)} has a class")
+        return rows
+
+    def labeled_rows(self) -> Rows:
+        """Return all labeled images, ascending."""
+        return np.flatnonzero(self.labels_N >= 0)
+
+    def has_split(self, split: str) -> bool:
+        """Whether a split has labeled images."""
+        return bool(((self.splits == split) & (self.labels_N >= 0)).any())
+
+    def provenance(self, rows: Rows) -> dict[str, Any]:
+        """Return the name of the data and the splits of `rows`: what a trained model remembers of its images."""
+        return {"data": self.name, "splits": sorted(set(self.splits[rows].tolist()) - {""})}
+
+    def missing_classes(self, rows: Rows) -> list[str]:
+        """Return the names of classes that none of `rows` has."""
+        present = set(self.labels_N[rows].tolist())
+        return [name for number, name in enumerate(self.classes) if number not in present]
+
+    def draw_shots(self, rows: Rows, shots: int | None, *, seed: int, allow_missing: bool = False) -> Rows:
+        """Draw at most `shots` of `rows` for each class, ascending; all where `shots` is None.
+
+        Args:
+            allow_missing: classes may have no image, because the head that training starts from knows them.
+
+        Raises:
+            UserError: a class has no image.
+        """
+        missing = self.missing_classes(rows)
+        if missing and not allow_missing:
+            raise UserError(f"{self.name}: class '{missing[0]}' has no training image ({len(missing)} such classes)")
+        if shots is None:
+            return rows
+        drawn = []
+        for number in range(len(self.classes)):
+            # A generator for each class: the images drawn for one do not depend on which others there are.
+            of_class = rows[self.labels_N[rows] == number]
+            drawn.append(seeds.generator("shots", seed, number).permutation(of_class)[:shots])
+        return np.sort(np.concatenate(drawn))
+
+
+def array_images(arrays: NDArray[Any], labels: NDArray[Any], *, name: str = "arrays") -> LabeledImages:
+    """Wrap arrays [N, ...] that the model takes as they are, with class numbers [N].
+
+    Raises:
+        UserError: the numbers of arrays and labels differ or are 0, or a value is not finite.
+    """
+    if len(arrays) != len(labels) or len(labels) == 0:
+        raise UserError(f"{name}: expected as many arrays as labels, at least one (got {len(arrays)}, {len(labels)})")
+    if not np.isfinite(arrays).all():
+        raise UserError(f"{name}: some values are NaN or infinite")
+    tensors = torch.from_numpy(np.ascontiguousarray(arrays, dtype=np.float32))
+    labels_N = np.asarray(labels, dtype=np.int64)
+    classes = tuple(str(number) for number in range(int(labels_N.max()) + 1))
+    keys = [str(row) for row in range(len(labels_N))]
+    return LabeledImages(name, classes, keys, labels_N, np.full(len(labels_N), ""), lambda row, _: tensors[row])
+
+
+LoadSample = Callable[[int, int, int], Tensor]
+"""Row, epoch and seed to the model's input: a pure function of the three; may raise BadImage."""
+
+
+def load_flipped(images: LabeledImages) -> LoadSample:
+    """Return a loader that mirrors each image in about half of the epochs."""
+
+    def load(row: int, epoch: int, seed: int) -> Tensor:
+        return images.load(row, View(flip=seeds.uniform("flip", seed, row, epoch) < 0.5))
+
+    return load
+
+
+def load_cached(cache: Mapping[int, Tensor], unreadable: Mapping[int, str]) -> LoadSample:
+    """Return a loader of tensors in memory.
+
+    Args:
+        cache: row -> tensor. unreadable: row -> reason, for rows that could not be cached.
+    """
+
+    def load(row: int, epoch: int, seed: int) -> Tensor:
+        if row in unreadable:
+            raise BadImage("unreadable", unreadable[row])
+        return cache[row]
+
+    return load
+
+
+class ClassificationDataset:
+    """Training samples for `foveate.training.loader.Loader`: the model's input and the class of an image.
+
+    Args:
+        load: how a sample is loaded; images unchanged by default. See `load_flipped` and `load_cached`.
+    """
+
+    def __init__(self, images: LabeledImages, load: LoadSample | None = None) -> None:
+        self.images = images
+        self.load: LoadSample = load or (lambda row, epoch, seed: images.load(row, View()))
+
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
+        """Return input, class and key of one image."""
+        try:
+            inputs = self.load(row, epoch, seed)
+        except BadImage as problem:
+            raise BadSample(self.images.keys[row], str(problem)) from problem
+        return {"inputs": inputs, "label": int(self.images.labels_N[row]), "key": self.images.keys[row]}
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Stack samples to a batch."""
+        return {
+            "inputs": torch.stack([sample["inputs"] for sample in samples]),
+            "labels": torch.tensor([sample["label"] for sample in samples]),
+            "keys": [sample["key"] for sample in samples],
+        }
+
+
+class ClassificationTask(Task):
+    """Cross-entropy of a model over its classes.
+
+    Args:
+        model: holds the trained parameters; maps the inputs of a batch to logits [B, K].
+        logits: how inputs become logits instead, such as from cached tokens; reads the parameters of `model`.
+        rules: learning rates, decay and frozen parts, by parameter names that begin with "model.".
+        shard_units: modules that FSDP2 shards one by one.
+        schedule: step (from 0) -> share of the peak learning rate; that of the settings by default.
+        save: writes the trained model to a folder.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        logits: Callable[[Tensor], Tensor] | None = None,
+        rules: Sequence[ParameterRule] = (),
+        shard_units: Sequence[nn.Module] = (),
+        schedule: Callable[[int], float] | None = None,
+        save: Callable[[Path], object] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        # Behind a function: as an attribute, a module would be registered a second time.
+        self._logits = (lambda inputs: model(inputs)) if logits is None else logits
+        self._rules, self._schedule, self._save = rules, schedule, save
+        self._shard_units = tuple(shard_units)
+        self._evaluation: Callable[[], Mapping[str, float]] | None = None
+        self._images_per_epoch: int | None = None
+        self.batch_keys: list[str] = []  # of the last batch, for the error of a loss that is not finite
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return logits [B, K] of the inputs of a batch."""
+        return self._logits(inputs)
+
+    def losses(self, batch: Batch) -> tuple[Losses, Report]:
+        """Return the cross-entropy, and the share of the batch that is classified correctly."""
+        self.batch_keys = batch["keys"]
+        logits, labels = self.logits(batch["inputs"]).float(), batch["labels"]
+        accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
+        return {"loss": F.cross_entropy(logits, labels)}, {"accuracy": accuracy}
+
+    def learning_rate_factor(self, step: int, *, settings: TrainingSettings) -> float:
+        """Return the share of the peak learning rate for a step."""
+        if self._schedule is None:
+            return super().learning_rate_factor(step, settings=settings)
+        return self._schedule(step)
+
+    def evaluate_with(
+        self, evaluation: Callable[[], Mapping[str, float]], *, images_per_epoch: int | None = None
+    ) -> None:
+        """Set what `evaluate` measures.
+
+        Args:
+            images_per_epoch: evaluate at the end of every epoch of this many images, the last one excepted; None:
+                every `evaluate_every` steps.
+        """
+        self._evaluation, self._images_per_epoch = evaluation, images_per_epoch
+
+    def should_evaluate(self, step: int, *, settings: TrainingSettings) -> bool:
+        """Whether an evaluation follows after `step` steps."""
+        if self._images_per_epoch is None:
+            return super().should_evaluate(step, settings=settings)
+        # Epochs need not end with a batch: the first step that has passed the end of one counts.
+        before, after = (number * settings.batch_size // self._images_per_epoch for number in (step - 1, step))
+        return before < after and step < settings.steps
+
+    def evaluate(self, step: int) -> Mapping[str, float]:
+        """Return the metrics of `evaluate_with`."""
+        return super().evaluate(step) if self._evaluation is None else self._evaluation()
+
+    def parameter_groups(self) -> Sequence[ParameterRule]:
+        """Return the rules."""
+        return self._rules
+
+    def shard_units(self) -> Sequence[nn.Module]:
+        """Return the modules that FSDP2 shards one by one."""
+        return self._shard_units
+
+    def export(self, folder: Path) -> None:
+        """Write the trained model.
+
+        Raises:
+            UserError: the task was built without `save`.
+        """
+        if self._save is None:
+            raise UserError(f"{folder}: this classifier is trained in memory; save the model itself")
+        self._save(folder)
+
+
+def train_classifier(
+    task: ClassificationTask, loader: Loader, settings: TrainingSettings, run: RunFolder
+) -> TrainingOutcome:
+    """Train as `foveate.training.loop.train` does; an error of a loss that is not finite names the images.
+
+    Raises:
+        TrainingError: loss or gradient are not finite.
+        UserError: see `foveate.training.loop.train`.
+    """
+    try:
+        return train(task, loader, settings, run)
+    except TrainingError as error:
+        keys, more = ", ".join(task.batch_keys[:_MAX_KEYS]), len(task.batch_keys) - _MAX_KEYS
+        keys += f" and {more} more" if more > 0 else ""
+        raise TrainingError(f"{error}; images of this step: {keys}") from error
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model gives for labeled images.
+
+    Attributes:
+        logits: [N, K]. labels: [N].
+        rows: [N], the images that could be read, in the requested order.
+        features: [N, D] before the head, where the model gives them; else [N, 0].
+        unreadable: row -> reason.
+    """
+
+    logits: NDArray[np.float32]
+    labels: Rows
+    rows: Rows
+    features: NDArray[np.float32]
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each image is classified correctly, [N]."""
+        return self.logits.argmax(axis=1) == self.labels
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that are classified correctly."""
+        return float(self.correct.mean())
+
+
+def readable_batches(
+    images: LabeledImages, rows: Rows, unreadable: dict[int, str], *, description: str
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield rows and stacked inputs of the images that can be read, with a progress bar.
+
+    Args:
+        unreadable: receives row -> reason of the others.
+        description: of the progress bar.
+    """
+    for start in track(range(0, len(rows), BATCH_SIZE), description=description):
+        readable, inputs = [], []
+        for row in rows[start : start + BATCH_SIZE].tolist():
+            try:
+                inputs.append(images.load(row, View()))
+                readable.append(row)
+            except BadImage as problem:
+                unreadable[row] = str(problem)
+        if readable:
+            yield readable, torch.stack(inputs)
+
+
+@torch.no_grad()
+def predict(
+    model: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]],
+    images: LabeledImages,
+    rows: Rows | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    description: str = "predicting",
+) -> Predictions:
+    """Return logits of `rows`, all labeled images by default; images that cannot be read are left out and reported.
+
+    Args:
+        model: inputs to logits [B, K], or to logits and features [B, D]; in evaluation mode already.
+
+    Raises:
+        UserError: no image can be read.
+    """
+    rows = images.labeled_rows() if rows is None else np.asarray(rows, dtype=np.int64)
+    logits, features, readable, unreadable = [], [], list[int](), dict[int, str]()
+    for part, inputs in readable_batches(images, rows, unreadable, description=description):
+        outputs = model(inputs.to(device))
+        pair = outputs if isinstance(outputs, tuple) else (outputs, outputs.new_zeros(len(outputs), 0))
+        logits.append(pair[0].float().cpu().numpy())
+        features.append(pair[1].float().cpu().numpy())
+        readable += part
+    if not readable:
+        example = next(iter(unreadable.values()), "there are none")
+        raise UserError(f"{images.name}: none of {len(rows)} images can be read, for example: {example}")
+    if unreadable:
+        say(
+            f"{len(unreadable)} images cannot be read and were left out, for example: {next(iter(unreadable.values()))}"
+        )
+    order = np.array(readable, dtype=np.int64)
+    return Predictions(np.concatenate(logits), images.labels_N[order], order, np.concatenate(features), unreadable)

@@ -1,0 +1,57 @@
+"""Settings of trainings that are counted in epochs; loads no torch, so that a command line can list the fields."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from pydantic import Field
+
+from foveate.training.settings import TrainingSettings
+
+
+def with_default(name: str, default: object) -> Any:
+    """Redeclare a field of `TrainingSettings` with another default; bounds and description stay declared once."""
+    info = copy.copy(TrainingSettings.model_fields[name])
+    info.default = default
+    return info
+
+
+class ClassificationSettings(TrainingSettings):
+    """Training of a classifier, counted in epochs: `resolve` gives the loop's settings for a number of images."""
+
+    # 0 instead of None, so that the type is that of the loop's settings.
+    steps: int = Field(0, ge=0, description="steps in all; 0 = as many as the epochs have")
+    epochs: int = Field(50, ge=1, description="passes over the training images")
+    batch_size: int = with_default("batch_size", 64)
+    learning_rate: float = with_default("learning_rate", 1e-3)
+    # PyTorch's own values: the loop's are those of CLIP, which are for batches of thousands of images.
+    betas: tuple[float, float] = with_default("betas", (0.9, 0.999))
+    eps: float = with_default("eps", 1e-8)
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    gradient_clip_norm: float | None = with_default("gradient_clip_norm", None)
+    keep_checkpoints: int = with_default("keep_checkpoints", 1)
+
+    @property
+    def whole_batches(self) -> bool:
+        """Whether an epoch counts as the steps of its whole batches; the loader still visits the rest, a little later."""
+        return False
+
+    def resolve(self, num_images: int) -> TrainingSettings:
+        """Return the loop's settings for this many training images."""
+        batch_size = min(self.batch_size, num_images)
+        whole, exact = self.epochs * (num_images // batch_size), self.epochs * num_images // batch_size
+        steps = self.steps or max(1, whole if self.whole_batches else exact)
+        values = {name: getattr(self, name) for name in TrainingSettings.model_fields}
+        values |= {"steps": steps, "batch_size": batch_size}
+        values["warmup_steps"] = self.warmup_steps or int(self.warmup * steps)
+        values |= self.loop_schedule()
+        # What the chosen optimizer or schedule does not read is left out: the loop would warn that it has no effect.
+        idle = {"momentum"} if self.optimizer == "adamw" else {"betas", "eps"}
+        idle |= set() if values["schedule"] == "wsd" else {"decay_fraction"}
+        idle |= {"final_learning_rate_fraction"} if values["schedule"] == "constant" else set()
+        return TrainingSettings(**{name: value for name, value in values.items() if name not in idle})
+
+    def loop_schedule(self) -> dict[str, Any]:
+        """Return the loop's schedule fields, for subclasses that declare their own."""
+        return {}
