@@ -67,7 +67,7 @@ def svg_text(x: float, y: float, text: str, *, anchor: str = "middle", style: st
 
 
 def tick_below(x: float, y: float, value: float | str, *, width: int) -> str:
-    """A label of a horizontal axis under x, moved sideways as far as it takes to lie inside a drawing of that width."""
+    """Draw a label of a horizontal axis under x, moved sideways so far that it lies inside the drawing."""
     text = value if isinstance(value, str) else short(value)
     half = _DIGIT * len(text) / 2
     return svg_text(min(max(x, half), width - half), y, text)
@@ -82,14 +82,16 @@ def line_chart(
     height: int = 250,
     from_zero: bool = False,
 ) -> Markup:
-    """Lines with axes, round ticks and a legend above; empty where no series has a point."""
+    """Draw lines with axes, round ticks and a legend above; empty where no series has a point."""
     lines = [Series(s.name, thin(s.points), s.style) for s in series]
     lines = [line for line in lines if line.points]
     if not lines:
         return Markup("")
     xs = [x for s in series for x, y in s.points if math.isfinite(x) and math.isfinite(y)]
+    # Of the thinned lines: one outlier among thousands of steps must not flatten the curve.
     ys = [y for line in lines for _, y in line.points]
     x_ticks = [tick for tick in nice_ticks(min(xs), max(xs), num_ticks=6) if min(xs) <= tick <= max(xs)]
+    # Steps end at their ticks on the y axis; on the x axis a tick outside the data would leave an empty strip.
     y_ticks = nice_ticks(0.0 if from_zero else min(ys), max(ys), num_ticks=4)
     left, right, top, bottom = 46, width - 14, 40, height - 38
     x_of = Scale(min(xs), max(xs), left, right)
@@ -115,6 +117,7 @@ def line_chart(
         parts.append(f'<line class="series s{line.style}" x1="{at:.0f}" x2="{at + 18:.0f}" y1="14" y2="14"/>')
         label = f"{line.name}  {end_y:.3g}"
         parts.append(svg_text(at + 24, 18, label, anchor="start", style="name"))
+        # 6.8: mean width of a letter in the legend's font; an SVG cannot measure its text.
         at += 46 + 6.8 * len(label)
     parts.append("</svg>")
     return Markup("".join(parts))
@@ -130,7 +133,7 @@ def interval_bar(
     maximum: float = 1.0,
     style: str = "",
 ) -> Markup:
-    """A value in [0, maximum] as a small bar, with its interval as a whisker and chance as a tick.
+    """Draw a value in [0, maximum] as a small bar, with its interval as a whisker and chance as a tick.
 
     The drawing is 100 x 12 units and stretches to its cell.
     """
@@ -172,7 +175,7 @@ def histogram(
     width: int = 440,
     height: int = 220,
 ) -> Markup:
-    """Counts per bin: bars of equal width whatever the bins' edges are, with the edges written below."""
+    """Draw counts per bin as bars of equal width, whatever the edges are, with the edges written below."""
     if len(edges) != len(counts) + 1:
         raise ValueError(f"a histogram of {len(counts)} bins needs {len(counts) + 1} edges, not {len(edges)}")
     left, right, top, bottom = 52, width - 14, 14, height - 40
@@ -208,12 +211,12 @@ def histogram(
 
 
 def plot(title: str, chart: Markup) -> Markup:
-    """A chart with its title above, as a figure."""
+    """Wrap a chart in a figure with its title above."""
     return Markup('<figure class="plot"><figcaption>{}</figcaption>{}</figure>').format(title, chart)
 
 
 def stacked_bar(parts_seconds: Mapping[str, float], *, title: str) -> Markup:
-    """Shares of a total, side by side in one bar of 100 x 10 units that stretches to its container."""
+    """Draw shares of a total side by side in one bar of 100 x 10 units that stretches to its container."""
     total = sum(parts_seconds.values())
     if total <= 0:
         return Markup("")
@@ -225,6 +228,7 @@ def stacked_bar(parts_seconds: Mapping[str, float], *, title: str) -> Markup:
     at = 0.0
     for number, value in enumerate(parts_seconds.values()):
         share = 100 * value / total
+        # A gap of .25 between parts; the smallest part stays visible.
         rectangle = f'x="{at:.3f}" y="0" width="{max(share - 0.25, 0.1):.3f}" height="10"'
         drawn.append(f'<rect class="part p{number % 6}" {rectangle}/>')
         at += share

@@ -87,13 +87,14 @@ def fit_text(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont,
     text = " ".join(text.split())
     if draw.textlength(text, font=font) <= width:
         return text
+    # One letter at a time: widths of letters differ, and a phrase is short.
     while text and draw.textlength(text + "…", font=font) > width:
         text = text[:-1]
     return text.rstrip() + "…"
 
 
 def _square(image: Image.Image, side: int) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """Letterbox into a square; returns it and where the image lies in it: left, top, width, height."""
+    """Letterbox into a square; return it with left, top, width and height of the image in it."""
     scale = side / max(image.size)
     width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     square = Image.new("RGB", (side, side), (241, 239, 235))
@@ -106,6 +107,7 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: tuple[float, ...], area: tuple[flo
     left, top, width, height = area
     x1, y1, x2, y2 = (min(1.0, max(0.0, value)) for value in box)
     edges = (left + x1 * width, top + y1 * height, left + x2 * width, top + y2 * height)
+    # A dark halo under the colored line: visible on any image.
     halo = max(1, line // 3)
     outer = (edges[0] - halo, edges[1] - halo, edges[2] + halo, edges[3] + halo)
     draw.rounded_rectangle(outer, radius=line * 2, outline=(52, 40, 34), width=line + 2 * halo)
@@ -146,6 +148,7 @@ def compose(run_folder: Path, tour: TourResult) -> Image.Image:
     if len(tiles) < 2:
         raise UserError("result.json, field 'locate': a README image needs answers on at least two images")
     columns = 3 if len(tiles) in (3, 5, 6) else 2 if len(tiles) == 2 else 4
+    # Full rows only: a gap at the end looks like a missing image.
     tiles = tiles[: len(tiles) - len(tiles) % columns]
     rows = len(tiles) // columns
     side = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns

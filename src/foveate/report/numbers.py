@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Format numbers for a page."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from foveate.core.progress import duration as duration
 
 
 def count(value: int | float | None) -> str:
-    """`12345` -> `12,345`; None -> a dash."""
+    """Format `12345` as `12,345`, None as a dash."""
     return "–" if value is None else f"{round(value):,}"
 
 
 def percent(value: float | None, *, digits: int = 1) -> str:
-    """A fraction as a percentage; None or NaN -> a dash."""
+    """Format a fraction as a percentage, None or NaN as a dash."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{100 * value:.{digits}f}%"
 
 
 def rounded_percent(value: float | None) -> str:
-    """A percentage for the first screen: whole numbers, one digit more below one per cent."""
+    """Format a percentage for the first screen: whole numbers, one digit more below one percent."""
     small = value is not None and 0 < abs(value) < 0.01
     return percent(value, digits=1 if small else 0)
 
 
 def measure(value: float | None, *, unit: str = "fraction", digits: int = 1) -> str:
-    """A table value in its unit: fractions as percentages, everything else as a number with its unit."""
+    """Format a table value: fractions as percentages, everything else as a number with its unit."""
     if unit == "fraction" or value is None or not math.isfinite(value):
         return percent(value, digits=digits)
     return f"{value:.3g} {unit}".strip()
 
 
 def interval(low: float | None, high: float | None, *, unit: str = "fraction") -> str:
-    """`0.431, 0.498` -> `43.1–49.8`; empty where there is no interval."""
+    """Format `0.431, 0.498` as `43.1–49.8`; empty where there is no interval."""
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return ""
     if unit == "fraction":
@@ -42,7 +42,7 @@ def interval(low: float | None, high: float | None, *, unit: str = "fraction") -
 
 
 def millions(value: int | float | None) -> str:
-    """Parameter counts: `1234567` -> `1.2 million`."""
+    """Format a parameter count: `1234567` as `1.2 million`."""
     if value is None:
         return "–"
     if value >= 1e6:
@@ -51,19 +51,19 @@ def millions(value: int | float | None) -> str:
 
 
 def money(value: float) -> str:
-    """A sum in any currency: cents from 1 on, else two digits: `12.345` -> `12.35`, `0.00224` -> `0.0022`."""
+    """Format a sum in any currency: cents from 1 on, else two digits (`12.35`, `0.0022`)."""
     return f"{value:.2f}" if value >= 1 or not value else f"{value:.2g}"
 
 
 def short(value: float) -> str:
-    """An axis label: at most four significant digits, thousands as k."""
+    """Format an axis label: at most four significant digits, thousands as k."""
     if value != 0 and abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.4g}"
 
 
 def size_words(count: int) -> str:
-    """`1234567` -> `1.2 MB`."""
+    """Format a number of bytes: `1234567` as `1.2 MB`."""
     for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= step:
             return f"{count / step:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Plain words for the field's keys: sources, splits, rules that answer 'where is it', losses."""
+"""Readable names for keys of results: sources, splits, rules that answer 'where is it', losses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LOSSES = {
     "grounding": "grounding loss",
     "learning_rate": "learning rate",
 }
-# What the first numbers of a page say, for a reader who does not know the field's names yet.
+# Measures of the first screen, for a reader who does not know the field's names yet.
 IN_SHORT = {
     "what is in this box, of all names: top-1": "of boxes get their right name, out of all names",
     "where is it (grounding head): IoU at least .5": "of phrases are found: half of the joint area is shared, or more",
@@ -61,7 +61,7 @@ STAGES = {
 
 
 def plain(key: str) -> str:
-    """A key as words where no better name is known: `text_length` -> `text length`."""
+    """Return a key as words where no better name is known: `text_length` as `text length`."""
     return key.replace("_", " ").replace("-", " ").strip()
 
 
@@ -70,12 +70,12 @@ def source(key: str) -> str:
 
 
 def reality(key: str) -> str:
-    """`real`, `generated` or an empty string where it is unknown."""
+    """Return `real`, `generated`, or an empty string where it is unknown."""
     return SOURCES.get(key, ("", ""))[1]
 
 
 def data(key: str) -> str:
-    """The name of a set of images, with whether it is real or generated."""
+    """Return the name of a set of images and whether it is real or generated."""
     if key not in SOURCES:
         return plain(key)
     name, kind = SOURCES[key]
@@ -91,7 +91,7 @@ def slice_name(key: str) -> str:
 
 
 def concept_name(key: str) -> str:
-    """What one concept of a slice is called, short enough for a caption."""
+    """Return the name of a concept of a slice, short enough for a caption."""
     return CONCEPTS.get(key, plain(key))
 
 
@@ -108,7 +108,7 @@ def split(key: str) -> str:
 
 
 def in_short(question: str) -> str:
-    """A question of the table as what its number says, where there are words for it."""
+    """Return the measure of a table's question in plain words, where there are some."""
     return IN_SHORT.get(question, question)
 
 

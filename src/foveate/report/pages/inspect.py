@@ -50,7 +50,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         eyebrow="Inspection",
         summary=r.summary,
         charts=charts,
-        charts_title="How it is spread",
+        charts_title="Distributions",
         samples=example_groups(r.samples),
         quarantine=r.quarantine,
         command=command_text(r.command),
