@@ -48,6 +48,7 @@ def find_odd_sizes(points: Mapping[int, float]) -> dict[int, str]:
         client: f"reports {ratio:.3g}x the median number of points"
         for client, ratio in find_outliers(clients, np.log(np.maximum(size_M, 1.0)), SIZE_ALONE).items()
     }
+    # A client with most of all points decides every average by itself.
     share_M = size_M / max(size_M.sum(), 1.0)
     for client, share in zip(clients[share_M > MAX_SIZE_SHARE], share_M[share_M > MAX_SIZE_SHARE], strict=True):
         reasons[int(client)] = f"reports {share:.0%} of all points"

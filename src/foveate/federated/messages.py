@@ -159,6 +159,7 @@ def _frozen(name: str, values: ArrayLike) -> NDArray[Any]:
     array = np.asarray(values)
     if str(array.dtype) not in DTYPES:
         raise MessageError(f"array '{name}' must be one of {', '.join(DTYPES)} (got {array.dtype})")
+    # A fixed memory order: digests and bytes must not depend on how an array was made.
     array = np.array(array, order="C", copy=True)
     array.flags.writeable = False
     return array
@@ -231,6 +232,7 @@ def _check_value(name: str, value: Value, kind: type) -> None:
     limit = MAX_WHOLE if kind is int else MAX_NUMBER
     if isinstance(value, float) and not math.isfinite(value):
         raise MessageError(f"value '{name}' must be finite (got {value})")
+    # Beyond this a float64 sum of counts is inexact, or infinite.
     if abs(value) > limit:
         raise MessageError(f"value '{name}' must lie within {-limit:.3g} and {limit:.3g}")
 

@@ -102,6 +102,7 @@ def _dirichlet_draw(
         rows = rng.permutation(rows)
         shares_M = rng.dirichlet(np.full(clients, alpha))
         if balance is not None:
+            # FedNE's balanced split: full clients get no more of the remaining classes.
             shares_M = np.where(held_M < balance / clients, shares_M, 0.0)
         if not shares_M.sum() > 0:  # small alphas may underflow to zeros or NaN
             return None
@@ -129,6 +130,7 @@ def shards(labels_N: ArrayLike, clients: int, rng: np.random.Generator, *, class
     used_C = np.zeros(len(values))
     owners: list[list[int]] = [[] for _ in values]
     for client in range(clients):
+        # Classes that many clients hold already become less likely, so that all are used about equally often.
         weights = 1 / (used_C + 1)
         for index in rng.choice(len(values), size=classes, replace=False, p=weights / weights.sum()):
             used_C[index] += 1

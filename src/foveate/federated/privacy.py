@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError
 
 DELTA = 1e-5
-"""Usual choice for delta: well below one over the number of people in a client's data."""
+"""Customary value; it should be well below one over the number of people in the data."""
 
 
 def private_noise() -> np.random.Generator:

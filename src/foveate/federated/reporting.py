@@ -127,6 +127,7 @@ def sample_map(
     positions, owners, group_list, labels = [], [], [], []
     for number, part in enumerate(points):
         count = max(1, round(share * len(part)))
+        # The same rows for every method and every run of this seed, so that maps can be compared.
         rows = np.sort(generator("map", seed, number).permutation(len(part))[:count])
         positions += project(prepare(part[rows]), axes)
         owners += [number] * len(rows)

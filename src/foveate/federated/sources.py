@@ -130,6 +130,7 @@ def _from_table(path: Path, table: pa.Table) -> Points:
         used = set(lists[:1])
     else:
         kinds = {name: table.schema.field(name).type for name in table.column_names}
+        # Integers are labels or ids more often than features, so only floating-point columns are points.
         used = {n for n, kind in kinds.items() if pa.types.is_floating(kind) and n not in _ASIDE}
         if not used:
             names = ", ".join(POINT_NAMES)
@@ -153,6 +154,7 @@ def _folder(path: Path) -> Points:
     if not parts:
         raise UserError(f"{path}: holds no .parquet or .npz files, and no folder 'images' with some")
     read = [read_points(part) for part in parts]
+    # Parts of one table may differ in columns; only what all of them have can be joined.
     shared = set.intersection(*(set(part.columns) for part in read))
     columns = {name: np.concatenate([part.columns[name].astype(object) for part in read]) for name in sorted(shared)}
     return Points(str(path), np.concatenate([part.points_ND for part in read]), columns)

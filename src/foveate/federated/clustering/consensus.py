@@ -53,12 +53,15 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
         TooFewGroupsError: fewer different centroids than clusters.
     """
     pool.need(clusters)
+    # Sorted, so that the random starts do not depend on the order of clients.
     pool = pool.sorted()
     candidates: list[tuple[str, float, float, Floats]] = []
     parts: dict[str, Pool] = {}
     for name, part in (("all centroids", pool), ("trusted centroids", pool.take(pool.trusted))):
         parts[name] = part
         tried = search(part, clusters) if len(part) else []
+        # Several radii, not the best alone: the score of a radius says nothing of the sum of squares that Lloyd reaches
+        # from it.
         candidates += [(name, groups.radius, groups.score, groups.centers(part)) for groups in tried[:BEST]]
     if not candidates:
         candidates.append(("coinciding centroids", 0.0, 0.0, _coinciding(pool, clusters)))
@@ -69,12 +72,15 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
         if best_start is None or run.inertia < best_start[0]:
             best_start = (run.inertia, start)
     if best_start is not None:
+        # Only the best start joins the candidates: the others cannot win from the same sum of squares.
         candidates.append(("weighted k-means++", float("nan"), float("nan"), best_start[1]))
     best, winner = None, 0
     errors = []
     for number, (_, _, _, start) in enumerate(candidates):
         run = lloyd(pool.centers, start, weight_N=pool.counts, max_steps=MAX_STEPS)
         errors.append(run.inertia)
+        # A candidate must be better by more than rounding; else an earlier one stays, and the result is the same on
+        # every machine.
         if best is None or run.inertia < best.inertia * (1 - TIE):
             best, winner = run, number
     assert best is not None
@@ -122,6 +128,7 @@ def onto_trusted(pool: Pool, centers_KD: Floats) -> Floats:
     """
     label_Q, _ = nearest(pool.centers, centers_KD)
     centers = centers_KD.copy()
+    # Trusted centroids only, where there are any: a doubted one lies between groups and would pull a center off.
     for rows in (np.arange(len(pool)), np.flatnonzero(pool.trusted)):  # the second overrides the first
         total_KD, weight_K = sums(pool.centers[rows], label_Q[rows], len(centers), pool.counts[rows])
         centers[weight_K > 0] = total_KD[weight_K > 0] / weight_K[weight_K > 0, None]

@@ -67,6 +67,7 @@ def distances(left_AD: Floats, right_BD: Floats) -> Floats:
     """
     if left_AD.shape[1] <= FEW:
         return np.sqrt(squared(right_BD, left_AD))
+    # Centered first: inner products of points far from zero lose all digits of small distances.
     offset_D = right_BD.mean(0)
     left_AD, right_BD = left_AD - offset_D, right_BD - offset_D
     result = -2.0 * (left_AD @ right_BD.T)
@@ -124,6 +125,7 @@ class _Frame:
         label_B, score_B, second_B = _two_smallest(self.half_K[:, None] - self.moved_KD @ shifted_BD.T)
         length_B = np.einsum("bd,bd->b", shifted_BD, shifted_BD)
         scale_B = length_B + 2 * self.half_K.max()
+        # Inner products are too coarse to tell these apart; differences decide, so that ties go to the lower index.
         close = np.flatnonzero(~(second_B - score_B > _TOO_CLOSE * scale_B))
         if len(close):
             label_B[close] = _two_smallest(squared(points_BD[close], self.centers_KD))[0]

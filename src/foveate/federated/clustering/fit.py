@@ -69,6 +69,7 @@ def cluster(
     excluded: dict[int, str] = {}
     answers = _ask_centroids(transport, options, min_clients, excluded)
     pool, radii = make_pool(answers)
+    # Before the server step: a poisoned centroid that is merged cannot be told apart afterwards.
     suspects = find_suspects(pool)
     if suspects and options.suspects == "exclude":
         _check_majority(suspects, len(answers))
@@ -125,6 +126,7 @@ def _ask_centroids(
     if not answers:
         raise TooFewClientsError("no client answered")
     widths = Counter(answer.array("centers").shape[1] for answer in answers.values())
+    # Clients do not know each other; the width of most is taken for right.
     usual = widths.most_common(1)[0][0]
     for client in [client for client, answer in answers.items() if answer.array("centers").shape[1] != usual]:
         width = answers.pop(client).array("centers").shape[1]
@@ -208,6 +210,7 @@ def _refine(
     if strange and options.suspects == "exclude":
         _check_majority(strange, len(answers))
         excluded |= {client: f"suspected: {reason}" for client, reason in strange.items()}
+        # Only this round is left out here; `excluded` keeps the client out of the following ones.
         answers = {client: answer for client, answer in answers.items() if client not in strange}
     total_KD = np.zeros_like(centers_KD)
     count_K = np.zeros(len(centers_KD))

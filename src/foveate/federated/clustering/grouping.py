@@ -37,6 +37,7 @@ def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
         seeds: "largest_radius" (ties: more remaining neighbors), "most_neighbors" or "most_mass" (sum of counts);
             the rest of ties goes to the smallest coordinates.
     """
+    # By coordinates, so that ties do not depend on the order of clients.
     order = lexicographic(centers_QD)
     centers, radius = centers_QD[order], radius_Q[order]
     weight = counts_Q[order] if seeds == "most_mass" else np.ones(len(order))
@@ -52,6 +53,7 @@ def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
             score = np.where(radius == radius[alive].max(), mass, -np.inf)
         seed = int(np.where(alive, score, -np.inf).argmax())
         inside = alive & (distances(centers[seed : seed + 1], centers)[0] <= radius[seed])
+        # Rounding could exclude the seed from its own radius of 0.
         inside[seed] = True
         members = np.flatnonzero(inside)
         member_lists.append(np.sort(order[members]))

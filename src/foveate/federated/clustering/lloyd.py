@@ -55,10 +55,12 @@ def lloyd(
     steps, converged = 0, False
     total_KD, changed_K = np.zeros_like(centers), np.ones(len(centers), dtype=bool)
     while steps < max_steps and not converged:
+        # Only sums of clusters that lost or won points are added up anew; the others are those of the step before.
         anew_KD, weight_K = sums(points_ND, nearest.label_N, len(centers), weight_N, only_K=changed_K)
         total_KD[changed_K] = anew_KD[changed_K]
         filled = weight_K > 0
         before, centers = centers, centers.copy()
+        # An empty cluster keeps its center; it is not moved to a far point, as other implementations do.
         centers[filled] = total_KD[filled] / weight_K[filled, None]
         if spherical:
             centers[filled] = unit(centers[filled])
@@ -91,8 +93,10 @@ class _Nearest:
         """Labels for the new centers; returns which clusters lost or won points, [K]."""
         moved_K = np.sqrt(((centers_KD - before_KD) ** 2).sum(1))
         self._moved_K += moved_K + _largest_other(moved_K)
+        # Rounded up: rounding may only cause a look too many, never a missed change of label.
         reached_K = self._moved_K * (1 + _ADDING)
         rows_R = np.flatnonzero(~(self._until_N > reached_K[self.label_N]))
+        # Where most points are looked at, copying their rows costs more than looking at all.
         everywhere = 2 * len(rows_R) > len(self.label_N)
         label_R, margin_R = margins(self._points_ND, centers_KD, None if everywhere else rows_R)
         rows = slice(None) if everywhere else rows_R

@@ -78,6 +78,7 @@ def local_kmeans(
         else:
             centers = (random_rows if start == "random" else plus_plus)(points_ND, clusters, rng)
         run = lloyd(points_ND, centers, max_steps=max_steps, spherical=spherical)
+        # Strictly smaller: of equal runs the first counts.
         if best is None or run.inertia < best.inertia:
             best = run
     assert best is not None
@@ -91,6 +92,7 @@ def awasthi_sheffet(points_ND: Floats, clusters: int, rng: np.random.Generator) 
     "Improved spectral-norm bounds for clustering" (2012), as used by Dennis, Li, Smith (k-FED, arXiv 2103.00697).
     """
     _, axes_DD = np.linalg.eigh(points_ND.T @ points_ND)
+    # eigh sorts ascending; the last K axes span the best projection of rank K.
     axes_DR = axes_DD[:, ::-1][:, :clusters]
     projected_ND = (points_ND @ axes_DR) @ axes_DR.T
     run = lloyd(projected_ND, plus_plus(projected_ND, clusters, rng))
@@ -99,6 +101,7 @@ def awasthi_sheffet(points_ND: Floats, clusters: int, rng: np.random.Generator) 
     clear_N = np.empty(len(points_ND), dtype=bool)
     for block in blocks(len(points_ND), max(clusters, points_ND.shape[1])):
         two_2B = np.partition(squared(projected_ND[block], run.centers), 1, axis=0)[:2]
+        # Squared distances: a third of the distance is a ninth of its square.
         clear_N[block] = 9 * two_2B[0] <= two_2B[1]
     total_KD, count_K = sums(points_ND[clear_N], run.labels[clear_N], len(run.centers))
     centers = run.centers.copy()
@@ -137,6 +140,7 @@ def withheld(count_K: Floats, min_count: int) -> NDArray[np.bool_]:
     """
     silent_K = (count_K > 0) & (count_K < min_count)
     while 0 < count_K[silent_K].sum() < min_count and (open_K := (count_K > 0) & ~silent_K).any():
+        # The smallest open cell, which costs the refinement the fewest points.
         silent_K[np.where(open_K, count_K, np.inf).argmin()] = True
     return silent_K
 
@@ -189,6 +193,7 @@ def eliminate(local: Local) -> Elimination:
     groups = {number: [number] for number in centers}
     order: list[int] = []
     steps: list[EliminationStep] = []
+    # A candidate and a pair of others need three working clusters.
     while len(centers) > 2:
         active = list(centers)
         spread = np.sqrt([squares[number] / counts[number] for number in active])
@@ -205,6 +210,7 @@ def eliminate(local: Local) -> Elimination:
         order += groups.pop(candidate)
         del centers[candidate], counts[candidate], squares[candidate]
         centers[p] = (counts[p] * centers[p] + counts[q] * centers[q]) / total
+        # The merged pair keeps its sum of squares, so that later questions need no point.
         counts[p], squares[p] = total, merged
         groups[p] += groups.pop(q)
         del centers[q], counts[q], squares[q]

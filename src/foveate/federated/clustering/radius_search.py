@@ -72,12 +72,15 @@ def search(pool: Pool, clusters: int) -> list[RadiusGroups]:
     low, high = radius_range(pool.centers)
     if not high > 0:
         return []
+    # Geometric: the scales of groups may differ by orders of magnitude.
     radii = np.geomspace(low, high, RADII)
     reached_QQ, mass_QR = _reached(pool, radii)
     total = float(pool.counts.sum())
     tried = []
     for number, radius in enumerate(radii):
+        # One group more than asked: its support is what the K-th has to stand out from.
         members, supports = _heaviest(reached_QQ, number, mass_QR[:, number], pool.counts, clusters + 1)
+        # Larger radii merge groups, so the search ends here.
         if len(members) < clusters:
             break
         following = float(supports[clusters]) if len(members) > clusters else 0.0

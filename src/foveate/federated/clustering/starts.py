@@ -24,12 +24,14 @@ def plus_plus(points_ND: Floats, clusters: int, rng: np.random.Generator, *, wei
     Stops with fewer centers where every row has one already.
     """
     weights = np.ones(len(points_ND)) if weight_N is None else weight_N
+    # As many candidates per center as scikit-learn takes.
     tries = 2 + int(np.log(max(1, clusters)))
     picked = [int(_draw(weights, np.cumsum(weights), 1, rng)[0])]
     nearest = (_ByDifferences if points_ND.shape[1] <= FEW else _ByProducts)(points_ND, weights, picked[0])
     while len(picked) < clusters:
         mass_N = nearest.best_N if weight_N is None else nearest.best_N * weights
         total_N = np.cumsum(mass_N)
+        # Every row has a center already: the data have fewer distinct rows than clusters.
         if not total_N[-1] > 0:
             break
         picked.append(nearest.add_best_of(_draw(mass_N, total_N, tries, rng)))

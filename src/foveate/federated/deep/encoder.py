@@ -43,6 +43,7 @@ class _Block(nn.Module):
     def __init__(self, inner: int, outer: int, stride: int) -> None:
         super().__init__()
         self.path = nn.Sequential(
+            # No bias: batch normalization subtracts the mean right after it.
             nn.Conv2d(inner, outer, 3, stride, 1, bias=False),
             nn.BatchNorm2d(outer),
             nn.ReLU(),

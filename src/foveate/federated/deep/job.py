@@ -125,6 +125,7 @@ def build_network(options: DeepOptions, features: int) -> Embedder:
         UserError: an encoder that cannot read rows of so many values.
     """
     sample = prepare_samples(np.zeros((1, features)), options)
+    # torch modules draw their initial weights from the global generator, which is restored afterwards.
     with seeded(options.seed):
         encoder = ENCODERS[options.encoder](*sample.shape[1:]) if options.reads_images else None
     return build_embedder(encoder, sample, seed=options.seed, hidden=options.hidden, width=options.width)
@@ -188,6 +189,7 @@ class Rounds:
                 client: train_request(state.weights, centers, self.training, options.seed, number)
                 for client, centers in centroids.items()
             }
+        # The weights of the average were fixed with the centroids; a client cannot raise its own afterwards.
         points = count_points(answered, options)
         result = transport.ask(
             requests,

@@ -198,7 +198,9 @@ def train(
     labels_N = pseudo_labels(torch.from_numpy(embed(network, points)).float().to(points.device), prototypes_KD)
     if order_K is not None:
         labels_N = torch.from_numpy(order_K).to(points.device)[labels_N]
+    # Augmentation runs in torch; its generator is seeded from the client's stream, so that one seed decides everything.
     torch_random = torch.Generator().manual_seed(int(random.integers(2**62)))
+    # A fresh optimizer: momentum of the last round would belong to other weights, and clients keep nothing.
     optimizer = torch.optim.SGD(
         network.parameters(), lr=training.learning_rate, momentum=0.9, weight_decay=training.weight_decay
     )

@@ -132,6 +132,7 @@ def request_grid(request: Message) -> grids.Grid:
 def answer_surrogate(data: ClientData, request: Message, client: int) -> Message:
     """A network that imitates the repulsion of the client's points, the box it was fitted in, and how well it fits."""
     options, z_np, z_Nd = _map_points(data, request)
+    # Without a common grid the client queries around its own map, as in the public code.
     if "box" not in request.arrays and options.grid == "official":
         grid = grids.official_grid(z_np, step=options.grid_step)
     elif "box" not in request.arrays:
@@ -158,6 +159,7 @@ def answer_surrogate(data: ClientData, request: Message, client: int) -> Message
         settings=FitSettings(held_out=options.held_out),
     )
     vector = np.concatenate([array.ravel() for array in fit.weights.values()])
+    # Messages refuse NaN; an optional value that is missing says the same.
     held_out = {} if math.isnan(fit.r2_held_out) else {"r2_held_out": fit.r2_held_out}
     r2 = fit.r2
     if sigma := options.target_noise:
@@ -203,6 +205,7 @@ def _private_weights(
     """Weights whose change is clipped and hidden in noise, where the options ask for it."""
     if options.update_clip is None or options.method in (LOCAL, POOLED):
         return after_P
+    # Clip first, then add noise: noise of a fixed size hides only a change of bounded size.
     change = clip_norm(after_P - before_P, options.update_clip)
     if options.update_noise:
         change = add_noise(change, options.update_noise * options.update_clip, data.noise)
@@ -234,6 +237,7 @@ def _foreign(request: Message, options: EmbeddingOptions, device: str) -> tuple[
             [unpack_surrogate(vector, options) for vector in request.array("surrogates")],
             request.array("shares").tolist(),
             levels=ARCHITECTURES[options.surrogate].levels,
+            # The public code never clamps.
             boxes_M2d=None if options.grid == "official" else request.array("boxes"),
             kernel=options.kernel,
             dtype=dtype,
@@ -280,6 +284,7 @@ def answer_train(data: ClientData, request: Message, client: int) -> Message:
         rate=request.number("rate"),
         epochs=options.local_epochs,
         batch=options.batch_points * options.neighbors,
+        # 0 stands for the exact mean in `PassSettings`.
         negatives=0 if options.negatives == "all" else int(options.negatives),
         kernel=options.kernel,
         clip=options.gradient_clip,

@@ -72,5 +72,6 @@ def neighborhood(
     lambdas_N = generator.beta(beta, beta, len(points_ND))
     picks_N = generator.integers(0, neighbors_Nk.shape[1], len(points_ND))
     partners_N = neighbors_Nk[np.arange(len(points_ND)), picks_N]
+    # Mixtures join the originals, and neighbors are searched among all of them.
     stacked = np.concatenate([points_ND, mix(points_ND, partners_N, lambdas_N)])
     return Neighborhood(stacked, *edges(stacked, k, keep_self_edges=keep_self_edges))

@@ -70,6 +70,7 @@ def own_grid(
     box = bounding_box(z_Nd)
     center, reach = box.mean(axis=0), np.maximum(box[1] - box[0], 1e-6)
     counts = np.maximum(np.ceil(2 * reach / step) + 1, min_axis_points)
+    # Shrunk step by step on all axes alike, so that the queries keep the shape of the map.
     while counts.prod() > max_points and (counts > min_axis_points).any():
         counts = np.maximum(np.floor(counts * 0.95), min_axis_points)
     return _even(center - reach, center + reach, counts.astype(int))

@@ -158,6 +158,7 @@ class MapJob(TrainingJob[MapState]):
                 be averaged.
         """
         options = self.options
+        # Positions are the data themselves up to the encoder: no setting may send them over a network.
         if options.method == EXACT and not isinstance(transport, InProcess):
             raise UserError("method 'fedne_exact' sends every map position; it is for comparisons in one process only")
         rule = MessageRule(at_client.POINTS, values={"points": int, "features": int})
@@ -169,6 +170,7 @@ class MapJob(TrainingJob[MapState]):
         state = MapState(encoder, dict(sizes.points), sizes.features)
         for client, reason in {**result.excluded, **sizes.others}.items():
             state.add_note(f"{transport.name(client)} is left out: {reason}")
+        # Sizes weight the average, so a false one is worth checking before the first round.
         for client, reason in find_odd_sizes(sizes.points).items():
             self._note_suspect(transport, state, client, reason)
             if options.suspects == "exclude":
@@ -196,6 +198,7 @@ class MapJob(TrainingJob[MapState]):
             shares=options.decay_at,
             factor=options.decay_factor,
         )
+        # From the server's stream: who takes part does not depend on which clients answer.
         random = stream(options.seed, round=round, client=-1, purpose="participation")
         clients = draw_participants(sorted(state.sizes), options.participation, random)
         usable = self._usable_repulsions(transport, state) if active else []
@@ -205,6 +208,7 @@ class MapJob(TrainingJob[MapState]):
         if options.method == LOCAL:
             state.local_weights |= weights
         else:
+            # Before averaging, where one client's weights can still be told from the others'.
             for client in find_odd_weights(weights):
                 far = f"its weights are {WEIGHTS_ALONE:g}x or more as far from others' as the median"
                 self._note_suspect(transport, state, client, far)

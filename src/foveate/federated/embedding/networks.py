@@ -104,6 +104,7 @@ def average(weights_M: Sequence[Mapping[str, NDArray[np.generic]]], shares_M: Se
 
 def average_arrays(arrays_M: Sequence[NDArray[np.generic]], shares_M: Sequence[float]) -> NDArray[np.generic]:
     """The weighted mean of arrays, in float64, as the first one's dtype."""
+    # In float64: float32 sums over many clients depend on their order.
     shares = np.asarray(shares_M, dtype=np.float64) / float(np.sum(shares_M))
     total = np.zeros(arrays_M[0].shape)
     for share, array in zip(shares, arrays_M, strict=True):
@@ -117,6 +118,7 @@ def trimmed_mean(arrays_M: Sequence[NDArray[np.generic]], trim: float) -> NDArra
     Every array counts the same: a client that lies about weights would lie about its number of points, too.
     """
     count, size = len(arrays_M), arrays_M[0].size
+    # The median of an even number is the mean of the two middle values.
     dropped = (count - 1) // 2 if trim >= 0.5 else int(trim * count + 1e-9)  # 0.3 of 10 are three
     result = np.empty(size)
     width = max(1, _BLOCK_VALUES // count)

@@ -17,7 +17,7 @@ from torch import Tensor
 Kernel = Literal["shifted", "cauchy"]
 KERNELS: dict[str, float] = {"shifted": 2.0, "cauchy": 1.0}
 MIN_PROBABILITY = 1e-4
-"""Below it the logarithm is clamped, as in the public code: its gradient would be unbounded."""
+"""Clamp of probabilities before the logarithm, which is infinite at 0."""
 
 
 def estimate(squared: Tensor, *, kernel: str = "shifted") -> Tensor:

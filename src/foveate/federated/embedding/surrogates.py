@@ -131,6 +131,7 @@ def fit_surrogate(
     network = SurrogateNetwork(architecture, queries_Gd.shape[1], generator, queries_Gd.dtype)
     encoded_GI = encode_positions(queries_Gd, levels=architecture.levels)
     order = torch.randperm(len(queries_Gd), generator=generator)
+    # A random part of the grid, not its edge: the fit must hold between the queries.
     checked = order[: int(settings.held_out * len(order))]
     fitted = order[len(checked) :]
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.rate, foreach=False, fused=True)
@@ -207,6 +208,7 @@ class SurrogateSum:
         if self._boxes is not None:
             low, high = self._boxes[:, 0].unsqueeze(1), self._boxes[:, 1].unsqueeze(1)
             beyond_MN = ((z_Nd < low) | (z_Nd > high)).any(dim=-1)
+            # A network extrapolates without bounds; outside of its box its value is clamped to what a repulsion can be.
             value_MN = torch.where(beyond_MN, value_MN.clamp(0.0, self._max_repulsion), value_MN)
         return self._shares_M @ value_MN
 

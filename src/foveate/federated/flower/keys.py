@@ -97,6 +97,7 @@ def make_client_keys(folder: Path, client: int) -> list[Path]:
     if not _is_missing(folder, key.name, f"{key.name}.pub"):
         raise UserError(f"{key}: exists already; nothing was made. Delete it first if it was lost or seen by others")
     with _workshop(folder) as workshop:
+        # ssh-keygen, not openssl: Flower reads node keys in OpenSSH's form only.
         _run(workshop, ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-C", key.name, "-f", key.name])
         files = _move(workshop, folder, key.name, f"{key.name}.pub")
         if _is_missing(folder, RUNTIME, RUNTIME_KEY):

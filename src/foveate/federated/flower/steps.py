@@ -50,6 +50,7 @@ def serve(folder: Path, address: Address, *, host: str, insecure: bool, ready: C
     Raises:
         UserError: something is missing or taken, or the server ends by itself.
     """
+    # Everything is checked before the first process starts, where a mistake is one sentence and not a log.
     program(commands.SUPERLINK)
     if not insecure:
         check_server(folder, address.host, host)

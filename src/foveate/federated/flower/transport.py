@@ -78,6 +78,7 @@ class GridTransport:
         until = time.monotonic() + wait
         nodes: list[int] = []
         say(f"waiting for {expected} clients, {wait:g} s at most")
+        # All clients are waited for, because one that comes later takes part in no round.
         while len(nodes) < expected and time.monotonic() < until:
             nodes = sorted(self._grid.get_node_ids())
             if len(nodes) < expected:
@@ -153,6 +154,7 @@ class GridTransport:
         excluded: dict[int, str] = {}
         for client in sorted(by_client):
             request = by_client[client]
+            # A stored answer of a client that is away now still counts: its round had been finished with it.
             if client not in self._nodes and client in missing:
                 excluded[client] = self._absent
                 self.log.add_failure(client, request, self._absent, 0.0)
