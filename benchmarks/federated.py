@@ -118,7 +118,7 @@ def measure(name: str, points: int, clients: int, dimensions: int, seed: int) ->
 
 
 def in_its_own_process(cell: tuple[str, int, int, int, int], memory: float) -> dict[str, Any]:
-    """The row of a cell; where the process fails, a row with its last words."""
+    """Measure a cell in a process of its own; if it fails, return a row with its last line."""
     limit = int(memory * 1e9)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.federated", "--cell", json.dumps(cell), "--memory", str(memory)],
@@ -129,13 +129,13 @@ def in_its_own_process(cell: tuple[str, int, int, int, int], memory: float) -> d
     )
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-    words = (done.stderr.strip().splitlines() or ["no words"])[-1]
+    last_line = (done.stderr.strip().splitlines() or ["no output"])[-1]
     named = dict(zip(("method", "points", "clients", "dimensions", "seed"), cell, strict=True))
-    return {**named, "failure": f"exit {done.returncode}: {words[:200]}"}
+    return {**named, "failure": f"exit {done.returncode}: {last_line[:200]}"}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The rows as a table."""
+    """Print the rows as a table."""
     table = Table(title="federated")
     for column in ("points", "clients", "D", "method", "clients s", "slowest s", "server s", "up", "error", "CI", "GB"):
         table.add_column(column, justify="left" if column == "method" else "right")

@@ -54,7 +54,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def others(kind: str, count: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What others do to a place: surrogate networks of random weights, or a grid of random values."""
+    """Repulsion of other clients: surrogate networks of random weights, or a grid of random values."""
     if kind == "grid":
         grid = union_grid(np.array([[[-6.0, -6.0], [6.0, 6.0]]]))
         field = torch.rand(len(grid.points_Gd), generator=torch.Generator().manual_seed(0))
@@ -87,7 +87,7 @@ def theirs(peer: Any, around: Neighborhood) -> None:
 
 
 def contrastive_ne() -> Any:
-    """The peer's file, or None where it is not installed."""
+    """Load the peer's module; None if it is not installed."""
     package = importlib.util.find_spec("cne")
     if package is None or not package.submodule_search_locations:
         return None

@@ -1,4 +1,4 @@
-"""What a curious server reads from what federated methods send, measured on digits: `python federated-leaks.py`."""
+"""Measure on digits what a curious server can infer from federated messages: `python federated-leaks.py`."""
 
 import numpy as np
 import torch
@@ -23,21 +23,21 @@ SEEDS = range(5)
 
 
 def features(noise: dict) -> tuple[float, float]:
-    """Of the pixels that a client never inks: how many are found, and how many that are called so are."""
-    found, called, true = 0, 0, 0
+    """Recall and precision of the pixels that are blank in every image of a client."""
+    hits, named, true = 0, 0, 0
     for seed in SEEDS:
         clients = gather(["digits"], split="shards:2", clients=5, seed=seed)
         options = EmbeddingOptions(method="fedavg", rounds=1, seed=seed, **noise)
         before = flatten_weights(build_encoder(options, 64))
         for points in clients.points:
             after = fit_clients([points], options).state.encoder
-            read, blank = unused_features(before, after, options, 64), (points == 0).all(axis=0)
-            found, called, true = found + (read & blank).sum(), called + read.sum(), true + blank.sum()
-    return found / true, found / max(called, 1)
+            unused, blank = unused_features(before, after, options, 64), (points == 0).all(axis=0)
+            hits, named, true = hits + (unused & blank).sum(), named + unused.sum(), true + blank.sum()
+    return hits / true, hits / max(named, 1)
 
 
-def places(points: int, sigma: float) -> tuple[float, float]:
-    """Mean error of map positions as a share of the map's width: of the attack, and of as many random places."""
+def locate(points: int, sigma: float) -> tuple[float, float]:
+    """Mean error of map positions as a share of the map's width: of the attack, and of as many random positions."""
     errors = []
     for seed in SEEDS:
         client = gather(["digits"], split="shards:2", clients=5, seed=seed).points[0][:points]
@@ -52,32 +52,32 @@ def places(points: int, sigma: float) -> tuple[float, float]:
         width = np.ptp(every, axis=0).max()
         guessed = every[random.choice(len(every), points, replace=False)]
         for answer in (positions_from_field(sent, grid, points, random), guessed):
-            apart = np.linalg.norm(z[:, None] - answer[None], axis=2)
-            errors.append(apart[linear_sum_assignment(apart)].mean() / width)
+            distances = np.linalg.norm(z[:, None] - answer[None], axis=2)
+            errors.append(distances[linear_sum_assignment(distances)].mean() / width)
     return float(np.mean(errors[::2])), float(np.mean(errors[1::2]))
 
 
-def rows(rounds: int) -> tuple[int, int]:
-    """Points that a server of k-means reads exactly, from cells of two messages that differ by one; of how many."""
+def recover_rows(rounds: int) -> tuple[int, int]:
+    """Points that a k-means server recovers exactly from two messages whose cells differ by one point; and all points."""
     read, points = 0, 0
     for seed in SEEDS:
         clients = gather(["digits"], split="dirichlet:0.3", clients=8, seed=seed).points
         log = Log(record=True)
-        members = [Client(number, one, HANDLERS) for number, one in enumerate(clients)]
+        members = [Client(number, part, HANDLERS) for number, part in enumerate(clients)]
         cluster(InProcess(members, log=log), resolve(10, seed=seed, min_count=10, refine_rounds=rounds))
-        for number, own in enumerate(clients):
-            told = [sums_of(message) for client, up, message in log.messages if up and client == number]
-            found = set()
-            for (one, n), (two, m) in zip(told, told[1:], strict=False):
+        for number, rows in enumerate(clients):
+            messages = [read_sums(message) for client, up, message in log.messages if up and client == number]
+            recovered = set()
+            for (first, n), (second, m) in zip(messages, messages[1:], strict=False):
                 for i, j in np.argwhere((abs(n[:, None] - m) == 1) & (n[:, None] > 0) & (m > 0)):
-                    apart = np.abs(own - (one[i] - two[j]) * (n[i] - m[j])).max(axis=1)
-                    found |= {int(apart.argmin())} if apart.min() < 1e-9 else set()
-            read, points = read + len(found), points + len(own)
+                    distance = np.abs(rows - (first[i] - second[j]) * (n[i] - m[j])).max(axis=1)
+                    recovered |= {int(distance.argmin())} if distance.min() < 1e-9 else set()
+            read, points = read + len(recovered), points + len(rows)
     return read, points
 
 
-def sums_of(message: Message) -> tuple[np.ndarray, np.ndarray]:
-    """Sums and counts of the clusters, or cells, that a message tells of."""
+def read_sums(message: Message) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and counts of the clusters, or cells, in a message."""
     counts = message.array("counts")
     return message.arrays.get("sums", message.arrays.get("centers", 0) * counts[:, None]), counts
 
@@ -88,9 +88,9 @@ if __name__ == "__main__":
         print(f"blank pixels from weights after one round, {name}: recall {recall:.3f}, precision {precision:.3f}")
     for sigma in (0.0, 0.01, 0.1):
         for points in (1, 3, 10, 30):
-            attack, guess = places(points, sigma)
+            attack, guess = locate(points, sigma)
             print(
-                f"places from a field, {points} points, noise {sigma:g}: error {attack:.3f}, random places {guess:.3f}"
+                f"positions from a field, {points} points, noise {sigma:g}: error {attack:.3f}, random positions {guess:.3f}"
             )
     for rounds in range(4):
-        print("points read from differences, {} rounds of refinement: {} of {:,}".format(rounds, *rows(rounds)))
+        print("points read from differences, {} rounds of refinement: {} of {:,}".format(rounds, *recover_rows(rounds)))

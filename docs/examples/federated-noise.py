@@ -1,4 +1,4 @@
-"""What is left of FedNE's map with noise on what clients send, measured on digits: `python federated-noise.py`."""
+"""Measure FedNE's map on digits with noise on what clients send: `python federated-noise.py`."""
 
 import numpy as np
 
@@ -23,23 +23,22 @@ SETTINGS = {
 }
 
 
-def measured(setting: dict, seed: int) -> tuple[float, float, float, float]:
-    """Clients felt; held-out vote of neighbors; share of map neighbors of another client; epsilon of the fields."""
+def measure(setting: dict, seed: int) -> tuple[float, float, float, float]:
+    """Clients with repulsion; held-out vote of neighbors; share of neighbors of another client; epsilon of the fields."""
     split = split_held_out(gather(["digits"], split="shards:2", clients=5, seed=seed), 0.2, seed=seed)
     options = EmbeddingOptions(**{"rounds": 60, "surrogate": "grid", "seed": seed} | setting)
     fitted = fit_clients(split.fit, options)
-    apart = stack_clients(split.held_out, [fitted.transform(one) for one in split.held_out], split.held_out_labels)
-    trained = stack_clients(split.fit, [fitted.transform(one) for one in split.fit], split.fit_labels)
-    found = measure_quality(trained, apart, k=7)
-    felt = [len(entry["felt"]) for entry in fitted.state.history if entry["felt"] is not None]
-    hidden = {line["what"]: line["epsilon"] for line in account(options, fitted.state)}
-    epsilon = hidden.get("field")
-    return float(np.mean(felt or [0])), found["knn"], found["foreign"], np.inf if epsilon is None else epsilon
+    held_out = stack_clients(split.held_out, [fitted.transform(part) for part in split.held_out], split.held_out_labels)
+    trained = stack_clients(split.fit, [fitted.transform(part) for part in split.fit], split.fit_labels)
+    quality = measure_quality(trained, held_out, k=7)
+    usable = [len(entry["usable"]) for entry in fitted.state.history if entry["usable"] is not None]
+    epsilon = next((row.epsilon for row in account(options, fitted.state) if row.name == "field"), None)
+    return float(np.mean(usable or [0])), quality["knn"], quality["foreign"], np.inf if epsilon is None else epsilon
 
 
 if __name__ == "__main__":
     for name, setting in SETTINGS.items():
         for seed in SEEDS:
-            felt, knn, foreign, epsilon = measured(setting, seed)
-            words = f"{felt:.1f} clients felt, knn {knn:.3f}, foreign {foreign:.3f}, epsilon {epsilon:.0f}"
-            print(f"{name}, seed {seed}: {words}")
+            usable, knn, foreign, epsilon = measure(setting, seed)
+            values = f"{usable:.1f} clients with repulsion, knn {knn:.3f}, foreign {foreign:.3f}, epsilon {epsilon:.0f}"
+            print(f"{name}, seed {seed}: {values}")

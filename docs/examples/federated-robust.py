@@ -1,4 +1,4 @@
-"""What robust averages cost FedNE without poison and save with it, on digits: `python federated-robust.py`."""
+"""Measure FedNE on digits with robust averages, with and without poisoned clients: `python federated-robust.py`."""
 
 import numpy as np
 
@@ -25,19 +25,21 @@ SETTINGS = {
 
 
 def scaled(data: at_client.ClientData, request: Message, client: int) -> Message:
-    """Trains as it should, and sends weights that are a hundred times too large."""
+    """Train honestly, and send weights that are a hundred times too large."""
     good = at_client.HANDLERS[at_client.TRAIN](data, request, client)
     return request.answer(arrays={"encoder": 100 * good.array("encoder")}, **good.values)
 
 
-def measured(split: str, setting: dict, seed: int, *, poisoned: bool) -> tuple[float, float]:
+def measure(split: str, setting: dict, seed: int, *, poisoned: bool) -> tuple[float, float]:
     """Held-out vote of neighbors and trustworthiness on the map of the honest clients; 0 where the run ended early."""
     parts = split_held_out(gather(["digits"], split=split, clients=10, seed=seed), 0.2, seed=seed)
     options = EmbeddingOptions(rounds=30, surrogate="grid", seed=seed, **setting)
 
     def make_transport(members: list[Client], log: object) -> InProcess:
         bad = {**at_client.HANDLERS, at_client.TRAIN: scaled}
-        return InProcess([Client(one.number, one.data, bad) if one.number in BAD else one for one in members])
+        return InProcess(
+            [Client(member.number, member.data, bad) if member.number in BAD else member for member in members]
+        )
 
     try:
         fitted = fit_clients(parts.fit, options, **({"make_transport": make_transport} if poisoned else {}))
@@ -45,12 +47,15 @@ def measured(split: str, setting: dict, seed: int, *, poisoned: bool) -> tuple[f
         return 0.0, 0.0
     clients = [number for number in range(10) if number not in BAD]
 
-    def those(points: list, labels: list) -> object:
-        chosen = [points[number] for number in clients]
-        return stack_clients(chosen, [fitted.transform(one) for one in chosen], [labels[number] for number in clients])
+    def stack_honest(points: list, labels: list) -> object:
+        honest = [points[number] for number in clients]
+        return stack_clients(
+            honest, [fitted.transform(part) for part in honest], [labels[number] for number in clients]
+        )
 
-    found = measure_quality(those(parts.fit, parts.fit_labels), those(parts.held_out, parts.held_out_labels), k=7)
-    return found["knn"], found["trustworthiness"]
+    trained = stack_honest(parts.fit, parts.fit_labels)
+    quality = measure_quality(trained, stack_honest(parts.held_out, parts.held_out_labels), k=7)
+    return quality["knn"], quality["trustworthiness"]
 
 
 if __name__ == "__main__":
@@ -58,7 +63,7 @@ if __name__ == "__main__":
     for split in SPLITS:
         for name, setting in SETTINGS.items():
             for poisoned in (False, True):
-                votes, trusts = zip(*(measured(split, setting, seed, poisoned=poisoned) for seed in SEEDS), strict=True)
-                words = " ".join(f"{vote:.3f}" for vote in votes)
+                votes, trusts = zip(*(measure(split, setting, seed, poisoned=poisoned) for seed in SEEDS), strict=True)
+                listed = " ".join(f"{vote:.3f}" for vote in votes)
                 kind = "3 of 10 poisoned" if poisoned else "honest"
-                print(f"{split}, {name}, {kind}: vote {words}, trustworthiness {np.mean(trusts):.3f}", flush=True)
+                print(f"{split}, {name}, {kind}: vote {listed}, trustworthiness {np.mean(trusts):.3f}", flush=True)

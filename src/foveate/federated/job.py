@@ -60,7 +60,7 @@ def _do_nothing(state: Any) -> None:
 
 
 class TrainingJob(ABC, Generic[S]):
-    """What one kind of federated training is made of.
+    """One kind of federated training: its clients, its rounds, its state, its result.
 
     Attributes:
         name: sub-verb of `foveate federated` that runs it.

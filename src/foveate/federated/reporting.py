@@ -1,4 +1,4 @@
-"""What the run folders of all three verbs have in common: recipe, measures against labels, map samples, tables."""
+"""Common parts of the run folders of all three verbs: recipe, measures against labels, map samples, tables."""
 
 from __future__ import annotations
 

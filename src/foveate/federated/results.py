@@ -107,7 +107,7 @@ class EmbedClient(ResultModel):
 
 
 class PrivacyCost(ResultModel):
-    """What noise hides of one kind of message, and how well; rho and epsilon are None where nothing is hidden."""
+    """Privacy of one kind of message under noise; rho and epsilon are None where nothing is hidden."""
 
     name: str
     unit: str = Field(description="what is protected: a client, a point, or nothing")

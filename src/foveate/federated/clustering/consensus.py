@@ -26,10 +26,11 @@ TIE = 1e-12
 
 @dataclass(frozen=True)
 class Merged:
-    """What a server made of a pool.
+    """Centers that a server made of a pool.
 
     Attributes:
-        centers: [K, D]. report: how it was found, as plain values for result.json.
+        centers: [K, D].
+        report: how they were found, as plain values for result.json.
 
     Raises:
         UserError: a center that is not finite.
@@ -44,13 +45,13 @@ class Merged:
 
 
 def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: int) -> Merged:
-    """The K centers of a pool; the order of its rows does not matter.
+    """Merge a pool into K centers; the order of its rows does not matter.
 
     Args:
         restarts: weighted k-means++ starts, from `rng`; 0 makes the server deterministic.
 
     Raises:
-        TooFewGroupsError: fewer different centroids than clusters.
+        TooFewGroupsError: fewer distinct centroids than clusters.
     """
     pool.need(clusters)
     # Sorted, so that the random starts do not depend on the order of clients.
@@ -100,9 +101,9 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
 
 
 def _groups(part: Pool | None, radius: float, clusters: int) -> dict[str, Any]:
-    """The groups that the chosen candidate began with: how many, the points in the K heaviest and in the others.
+    """Groups that the winning candidate began with: their number, points in the K heaviest and in the others.
 
-    None where it did not come from a radius: k-means++ has no groups, and rejects none.
+    None if it did not come from a radius: k-means++ has no groups, and rejects none.
     """
     if part is None:
         return {"groups": None, "supports": None, "rejected_supports": None}
@@ -116,15 +117,16 @@ def _plain(value: float) -> float | None:
 
 
 def _coinciding(pool: Pool, clusters: int) -> Floats:
-    """The centers that most points have, where no radius gives as many groups as clusters."""
+    """Centers that most points coincide with, for pools in which no radius gives enough groups."""
     rows, group_Q = np.unique(pool.centers, axis=0, return_inverse=True)
     mass = np.bincount(group_Q.ravel(), weights=pool.counts)
     return rows[np.argsort(-mass, kind="stable")[:clusters]]
 
 
 def onto_trusted(pool: Pool, centers_KD: Floats) -> Floats:
-    """One step onto trusted centroids: each center becomes the weighted mean of those nearest to it; a center without
-    any takes all centroids nearest to it, and stays where it is if there are none either.
+    """Move each center to the weighted mean of the trusted centroids nearest to it.
+
+    A center without any takes all centroids nearest to it, and stays where it is if there are none either.
     """
     label_Q, _ = nearest(pool.centers, centers_KD)
     centers = centers_KD.copy()

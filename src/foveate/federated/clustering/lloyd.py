@@ -16,12 +16,15 @@ _ADDING = 1e-11  # more than 300 added numbers may be wrong by
 
 @dataclass(frozen=True)
 class Clustering:
-    """Where Lloyd's steps ended.
+    """Result of Lloyd's algorithm.
 
     Attributes:
-        centers: [K, D]; a cluster that became empty has the center it had before. labels: [N], the nearest center.
-        weights: [K], points (or their weight) of each. inertia: weighted sum of squared distances.
-        steps: updates of the centers. converged: labels no longer changed.
+        centers: [K, D]; a cluster that became empty has the center it had before.
+        labels: [N], nearest center.
+        weights: [K], points (or their weight) of each.
+        inertia: weighted sum of squared distances.
+        steps: updates of the centers.
+        converged: labels no longer changed.
     """
 
     centers: Floats
@@ -33,7 +36,7 @@ class Clustering:
 
 
 def unit(points_ND: Floats) -> Floats:
-    """Rows scaled to length 1; a zero row stays zero."""
+    """Scale rows to length 1; a zero row stays zero."""
     return points_ND / np.maximum(np.linalg.norm(points_ND, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
@@ -90,7 +93,7 @@ class _Nearest:
         self.label_N, self._until_N = margins(points_ND, centers_KD)
 
     def follow(self, before_KD: Floats, centers_KD: Floats) -> NDArray[np.bool_]:
-        """Labels for the new centers; returns which clusters lost or won points, [K]."""
+        """Update labels for new centers; return which clusters lost or won points, [K]."""
         moved_K = np.sqrt(((centers_KD - before_KD) ** 2).sum(1))
         self._moved_K += moved_K + _largest_other(moved_K)
         # Rounded up: rounding may only cause a look too many, never a missed change of label.
@@ -110,7 +113,7 @@ class _Nearest:
 
 
 def _largest_other(values_K: Floats) -> Floats:
-    """For each number the largest of the others; 0 where there is no other."""
+    """For each value the largest of the others; 0 if there is no other."""
     largest_K = np.zeros(len(values_K))
     if len(values_K) > 1:
         order_K = values_K.argsort()

@@ -23,8 +23,10 @@ class Local:
     """A client's clusters, none empty.
 
     Attributes:
-        centers: [k, D]. counts: [k], points. squares: [k], sums of squared distances to the center (G).
-        labels: [N], 0 to k - 1. inertia: sum of all squares.
+        centers: [k, D].
+        counts: [k], points.
+        squares: [k], sums of squared distances to the center (G).
+        labels: [N], 0 to k - 1.
     """
 
     centers: Floats
@@ -163,7 +165,7 @@ class EliminationStep:
 
 @dataclass(frozen=True)
 class Elimination:
-    """Which centers to trust.
+    """Result of the elimination: which centers to trust.
 
     Attributes:
         trusted: [k], bool.
@@ -181,7 +183,7 @@ class Elimination:
 
 
 def eliminate(local: Local) -> Elimination:
-    """Doubts centers that sit between several true clusters, as long as undoing the mistake pays.
+    """Doubt centers that lie between several true clusters, as long as undoing the mistake pays.
 
     While more than two working clusters are left: i has the largest root-mean-square radius; p and q are the closest
     pair of the others. If G_i >= G_p + G_q + n_p n_q / (n_p + n_q) |c_p - c_q|^2, then splitting i and merging p and q
@@ -222,8 +224,10 @@ def eliminate(local: Local) -> Elimination:
 
 
 def fuse(points_ND: Floats, local: Local, *, below: float = FUSE_BELOW) -> Local:
-    """Merges fragments of one cluster: the closest pair, as long as its distance is at most `below` times the sum of
-    both standard deviations along the line that joins them.
+    """Merge fragments of one cluster.
+
+    The closest pair is merged as long as its distance is at most `below` times the sum of both standard deviations along
+    the line that joins them.
     """
     centers, labels = list(local.centers), local.labels.copy()
     while len(centers) > 1:

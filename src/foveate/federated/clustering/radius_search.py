@@ -1,4 +1,4 @@
-"""A radius that fits the number of clusters: 48 radii are tried, the best parts the K-th group from the next.
+"""Search a radius that fits the number of clusters: of 48 the one that best separates the K-th group from the next.
 
 Distances are looked at twice, in blocks: once for the range of radii, once to say for each pair at which radius they
 become neighbors (one byte). The heaviest groups come first and supports fall, so K + 1 groups tell all that is asked.
@@ -39,8 +39,9 @@ class RadiusGroups:
 
 
 def radius_range(centers_QD: Floats) -> tuple[float, float]:
-    """The smallest and the largest radius: the larger of the 0.2 % quantile of all distances and a thousandth of the
-    largest one, and the largest one. Zeros with fewer than two centers.
+    """Smallest and largest radius to try; zeros with fewer than two centers.
+
+    The smallest is the 0.2 % quantile of all distances, at least a thousandth of the largest one.
     """
     count = len(centers_QD)
     pairs = count * (count - 1) // 2
@@ -64,7 +65,7 @@ def radius_range(centers_QD: Floats) -> tuple[float, float]:
 
 
 def search(pool: Pool, clusters: int) -> list[RadiusGroups]:
-    """The radii that give at least `clusters` groups, best first (ties: the smaller radius).
+    """Find the radii that give at least `clusters` groups, best first (ties: the smaller radius).
 
     Stops at the first radius with fewer groups. Seeds are those of most mass; ties go to the lower row, so the pool is
     sorted first (`Pool.sorted`).

@@ -1,4 +1,4 @@
-"""Where k-means starts: random rows, and k-means++."""
+"""Initial centers of k-means: random rows, and k-means++."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NEAR_TIE = 1e-8
 
 
 def random_rows(points_ND: Floats, clusters: int, rng: np.random.Generator) -> Floats:
-    """That many distinct rows as centers; fewer where the data have fewer distinct rows."""
+    """Draw distinct rows as centers; fewer if the data have fewer distinct rows."""
     picked = points_ND[rng.choice(len(points_ND), size=min(clusters, len(points_ND)), replace=False)]
     if len(np.unique(picked, axis=0)) == clusters:
         return picked

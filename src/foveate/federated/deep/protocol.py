@@ -60,7 +60,7 @@ _EMBED_BATCH = 512
 
 @dataclass(frozen=True)
 class Training:
-    """How a client trains: SGD with momentum 0.9 on the cross-entropy at a temperature.
+    """Settings of a client's training: SGD with momentum 0.9 on the cross-entropy at a temperature.
 
     Attributes:
         epochs: passes over its points.

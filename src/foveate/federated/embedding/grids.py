@@ -48,12 +48,12 @@ class Grid:
 
 
 def bounding_box(z_Nd: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The bounding box of map points, [2, d]: lowest, highest."""
+    """Bounding box of map points, [2, d]: lowest, highest."""
     return np.stack([z_Nd.min(axis=0), z_Nd.max(axis=0)]).astype(np.float64)
 
 
 def official_grid(z_Nd: NDArray[np.floating], *, step: float = STEP) -> Grid:
-    """The public code's grid of a client: around the box's center, to both sides as far as the box is wide.
+    """Grid of the public code for one client: around the box's center, to both sides as far as the box is wide.
 
     Its coordinates are computed in the dtype of z, as there; their number follows the map's width and has no bound.
     """
@@ -79,7 +79,7 @@ def own_grid(
 def union_grid(
     boxes_M2d: NDArray[np.floating], *, step: float = STEP, min_axis_points: int = 12, max_axis_points: int = 28
 ) -> Grid:
-    """One grid for all clients: around the union of their boxes, with a margin of 10 % and 0.5; bounded per axis."""
+    """Grid for all clients: around the union of their boxes, with a margin of 10 % and 0.5; bounded per axis."""
     low, high = boxes_M2d[:, 0].min(axis=0), boxes_M2d[:, 1].max(axis=0)
     margin = MARGIN_SHARE * (high - low) + MARGIN
     low, high = low - margin, high + margin
@@ -148,7 +148,7 @@ def interpolate(field_G: Tensor, grid: Grid, z_Nd: Tensor) -> Tensor:
 
 
 def _cell(coordinate_N: Tensor, axis: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-    """The cell that holds each coordinate, and how far in it lies, 0 to 1."""
+    """Cell of each coordinate, and the position inside it from 0 to 1."""
     low, step = float(axis[0]), float(axis[-1] - axis[0]) / (len(axis) - 1)
     position = ((coordinate_N - low) / step).clamp(0.0, len(axis) - 1.0)
     # At the last point the cell before it counts, so that there is always a next point to interpolate with.

@@ -62,7 +62,7 @@ training of all others infinite."""
 
 @dataclass
 class Repulsion:
-    """What the server holds of one client's repulsion.
+    """One client's repulsion, as the server holds it.
 
     Attributes:
         vector: a surrogate's weights, or the values of a field.

@@ -1,4 +1,4 @@
-"""Kinds of FedNE's messages, by themselves so that they can be named without loading torch."""
+"""Kinds of FedNE's messages, in a module that loads no torch."""
 
 POINTS = "query.points"
 BOX = "query.box"
@@ -8,4 +8,4 @@ POSITIONS = "query.positions"
 TRAIN = "train"
 
 REMOTE_KINDS = (POINTS, BOX, SURROGATE, FIELD, TRAIN)
-"""What a client answers to a server elsewhere: all but its map positions."""
+"""Requests that a client answers over a network: all but its map positions."""

@@ -37,12 +37,12 @@ def perceptron(
 
 
 def copy_weights(network: nn.Module) -> Weights:
-    """A copy of all parameters and buffers as arrays."""
+    """Copy all parameters and buffers as arrays."""
     return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, NDArray[np.generic]]) -> None:
-    """Puts arrays into a network of the same shapes.
+    """Load arrays into a network of the same shapes.
 
     Raises:
         UserError: for other names, shapes or dtypes.
@@ -50,7 +50,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, NDArray[np.generic]])
     state = network.state_dict()
     if set(state) != set(weights):
         name = sorted(set(state) ^ set(weights))[0]
-        raise UserError(f"encoder weights: '{name}' is on one side only")
+        raise UserError(f"encoder weights: '{name}' is missing on one side")
     for name, value in state.items():
         tensor = torch.from_numpy(np.asarray(weights[name]))
         if tensor.shape != value.shape or tensor.dtype != value.dtype:
@@ -62,7 +62,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, NDArray[np.generic]])
 
 
 def flatten_weights(network: nn.Module) -> NDArray[np.generic]:
-    """All parameters and buffers in one vector, in the order of `state_dict`: what is sent of an encoder.
+    """Flatten all parameters and buffers into one vector, in the order of `state_dict`; this is what is sent.
 
     Raises:
         UserError: the network has a buffer of integers or parameters of several types.
@@ -79,7 +79,7 @@ def flatten_weights(network: nn.Module) -> NDArray[np.generic]:
 
 
 def load_flat(network: nn.Module, vector_P: NDArray[np.generic]) -> None:
-    """Puts such a vector back.
+    """Load such a vector into a network.
 
     Raises:
         UserError: for another length or dtype.

@@ -33,13 +33,13 @@ def encode_positions(z_Nd: Tensor, *, levels: int = LEVELS) -> Tensor:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Widths of the hidden layers, and whether places are encoded by frequencies first."""
+    """Widths of the hidden layers, and the number of frequencies that encode positions (0: none)."""
 
     hidden: tuple[int, ...] = (100, 100)
     levels: int = LEVELS
 
     def inputs(self, dimensions: int) -> int:
-        """Numbers that the first layer reads."""
+        """Number of inputs of the first layer."""
         return dimensions * (1 + 2 * self.levels)
 
 
@@ -76,7 +76,7 @@ class SurrogateNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a surrogate is fitted."""
+    """Settings of a surrogate's fit."""
 
     epochs: int = 40
     batch: int = 128
@@ -172,7 +172,9 @@ class SurrogateSum:
 
     Args:
         surrogates_M: their weights, as `Fit.weights` holds them.
-        shares_M: rho of each. boxes_M2d: the boxes; None = never clamp (the public code). kernel: of what is imitated.
+        shares_M: rho of each.
+        boxes_M2d: the boxes; None = never clamp (the public code).
+        kernel: of the repulsion that is imitated.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ EXACT_WEIGHT = 5
 
 @dataclass(frozen=True)
 class PassSettings:
-    """How a client trains in one round.
+    """Settings of a client's training in one round.
 
     Attributes:
         rate: learning rate.
@@ -44,7 +44,7 @@ class PassSettings:
 
 @dataclass(frozen=True)
 class PassReport:
-    """Means over the steps of a pass: the three losses (foreign None without others), and the number of steps."""
+    """Means over the steps of a pass: the three losses (`foreign` is None without others), and the number of steps."""
 
     attraction: float
     repulsion: float

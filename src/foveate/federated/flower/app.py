@@ -1,4 +1,4 @@
-"""The folder that `flwr run` wants: a few lines that point at the apps of this package, and their configuration."""
+"""The app folder that `flwr run` needs: a few lines that import the apps of this package, and their configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG: dict[str, Any] = {
     "out": "",
     "options": "",
 }
-"""Fields of a run and their defaults; `--run-config` may change these and no others."""
+"""Fields of a run and their defaults; `--run-config` can change these and no others."""
 
 _PROJECT = """[build-system]
 requires = ["hatchling"]
@@ -47,7 +47,7 @@ clientapp = "foveate_app.client:app"
 
 
 def write_app(folder: Path) -> Path:
-    """Writes the app; the code itself stays in the installed package. Returns the folder."""
+    """Write the app folder; return it. The code itself stays in the installed package."""
     lines = []
     for name, value in CONFIG.items():
         lines.append(f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value}")

@@ -1,6 +1,6 @@
 """Flower's ClientApp of a client. Its node is started with `--node-config 'partition-id=0 data="/path/to/points.npz"'`.
 
-The path stays at the client; so do the points. `min-count` and `max-clusters` are the client's own limits, see
+The path stays at the client, and so do the points. `min-count` and `max-clusters` are the client's own limits, see
 `foveate.federated.clustering.limits`. Torch is not loaded for clustering: every task is a new process.
 """
 
@@ -42,7 +42,7 @@ def _points(context: Context) -> Any:
         UserError: the node was started without a path.
     """
     if "data" not in context.node_config:
-        raise UserError("the node has no data: start it with --node-config 'partition-id=0 data=\"points.npz\"'")
+        raise UserError("the node has no data; start it with --node-config 'partition-id=0 data=\"points.npz\"'")
     return read_points(Path(str(context.node_config["data"]))).points_ND
 
 

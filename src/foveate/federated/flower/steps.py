@@ -1,4 +1,4 @@
-"""What the server, a client and a run do, step by step: look whether all is there, start Flower's programs, stop them.
+"""Steps of the server, a client and a run: check that everything is there, start Flower's programs, stop them.
 
 Everything that can be known before is checked before anything starts.
 """

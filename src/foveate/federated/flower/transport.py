@@ -34,13 +34,15 @@ _POLL_SECONDS = 0.5
 class GridTransport:
     """Carries messages over Flower.
 
-    Node numbers of Flower are random; a client is who says so in its answer to `query.hello`. A client that is not there is
-    left out of every round, with the reason.
+    Flower numbers nodes at random, so each node says in its answer to `query.hello` which client it is. A client that is
+    not there is left out of every round, with the reason.
 
     Args:
-        grid: Flower's Grid. clients: how many there are; their numbers are 0 to that less 1.
-        wait: seconds to wait for them at the start. timeout: seconds that a round may take.
-        answers_folder: folder of answers (`AnswerStore`), so that a killed server goes on with its round.
+        grid: Flower's Grid.
+        clients: number of clients, numbered from 0.
+        wait: seconds to wait for them at the start.
+        timeout: seconds that a round may take.
+        answers_folder: stores answers (`AnswerStore`), so that a killed server continues within its round.
 
     Raises:
         TooFewClientsError: no client within `wait`. UserError: two clients of one number.
@@ -70,11 +72,11 @@ class GridTransport:
         return range(self._expected)
 
     def name(self, client: int) -> str:
-        """How a client is called."""
+        """Display name of a client."""
         return title(client, self._names.get(client, ""))
 
     def _meet(self, expected: int, wait: float) -> str:
-        """Waits until the clients are there, and learns their numbers; returns why the others are missing."""
+        """Wait for the clients and learn their numbers; return the reason of those that are missing."""
         until = time.monotonic() + wait
         nodes: list[int] = []
         say(f"waiting for {expected} clients, {wait:g} s at most")
@@ -111,7 +113,7 @@ class GridTransport:
         return absent
 
     def _send(self, requests: dict[int, Message]) -> dict[int, tuple[Message | None, str]]:
-        """Asks nodes all at once; by node its answer, or the reason why there is none."""
+        """Ask all nodes at once; return by node its answer, or the reason why there is none."""
         sent = [
             FlowerMessage(
                 content=to_records(request),
@@ -140,7 +142,7 @@ class GridTransport:
         return outcomes
 
     def ask(self, requests: Requests, rule: MessageRule, *, min_clients: int = 1, check: Check | None = None) -> Round:
-        """One round, see `foveate.federated.rounds.Transport.ask`."""
+        """Run one round, see `foveate.federated.rounds.Transport.ask`."""
         by_client = dict.fromkeys(self.clients, requests) if isinstance(requests, Message) else dict(requests)
         stored = (
             {client: self._store.read(request, client) for client, request in by_client.items()} if self._store else {}
@@ -178,6 +180,6 @@ class GridTransport:
         return require_clients(Round(answers, excluded), min_clients, self.name)
 
     def forget(self, *, before: int | None = None) -> None:
-        """Deletes kept answers of the rounds before that number, or all."""
+        """Delete stored answers of the rounds before that number, or all."""
         if self._store is not None:
             self._store.forget(before=before)
