@@ -191,6 +191,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
     def _assign(self, part: Any) -> tuple[NDArray[np.int64], float]:
         try:
             points = self._prepare(as_points(part))
+        # A client that was left out of the fit may have data that cannot be labeled either.
         except UserError:
             return np.full(count_rows(part), -1, dtype=np.int64), 0.0
         labels, squared = nearest(points, self.cluster_centers_)

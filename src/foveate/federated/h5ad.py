@@ -79,6 +79,7 @@ def _column(held: Any) -> NDArray[Any] | None:
 def _named(categories: NDArray[Any], codes_N: NDArray[Any]) -> NDArray[Any]:
     """Category of each code as a string; -1, a missing value, is the empty string."""
     names = np.array(["", *(_text(category) for category in categories)], dtype=object)
+    # A damaged file would otherwise index from the end, silently.
     if codes_N.min(initial=0) < -1 or codes_N.max(initial=-1) >= len(categories):
         raise ValueError("codes point at no category")
     return names[codes_N.astype(np.int64) + 1]

@@ -257,6 +257,7 @@ def fit_in_process(
     """
     points = job.prepare_points(read_clients(clients))
     if job.is_pooled:
+        # Pooling is the same job with a single client, so that the upper bound differs in nothing else.
         points, names = [np.concatenate(points)], ["all clients"]
     titles = list(names) or [f"client {number}" for number in range(len(points))]
     members = job.make_clients(points, titles, device)
@@ -323,12 +324,14 @@ def serve(job: TrainingJob[S], transport: Transport, out: Path, *, min_clients: 
         if state is None:
             state = _begin(job, transport, min_clients)
         else:
+            # A state with a digest was made in one process; over a network there is none to compare with.
             check_same_data(state.data, "", state.round)
             first_entry = len(transport.log.entries)
             job.resume(transport, state, min_clients=min_clients)
             state.exchanged = merge_tables(state.exchanged, tabulate(transport.log.entries[first_entry:]))
             state.resumed += state.round < job.num_rounds
         save_snapshot(path, job, state)
+        # Requests of the rounds may need more than those of the beginning, such as the options.
         inner = job.remote_transport(transport, state)
         run_rounds(job, inner, state, after=lambda current: save_snapshot(path, job, current), min_clients=min_clients)
         result = job.save_remote(transport, state, out).to_json()

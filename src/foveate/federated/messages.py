@@ -70,6 +70,7 @@ class Message:
         for name in (self.kind, *self.arrays, *self.values):
             if not isinstance(name, str) or not _NAME.match(name):
                 raise MessageError(f"name {name!r} in a message: allowed are lower-case letters, digits and . _ -")
+        # The dataclass is frozen; the checked copies replace what was passed.
         object.__setattr__(self, "arrays", {name: _frozen(name, array) for name, array in self.arrays.items()})
         object.__setattr__(self, "values", {name: _plain(name, value) for name, value in self.values.items()})
 
@@ -219,6 +220,7 @@ class MessageRule:
             if name in message.values:
                 _check_value(name, message.values[name], kind)
         lengths: dict[str, int] = {}
+        # `lengths` is shared by all arrays of the message: a name in a shape means one length everywhere.
         for name, rule in self.arrays.items():
             if name in message.arrays:
                 _check_array(name, message.arrays[name], rule, lengths)

@@ -136,6 +136,7 @@ def shards(labels_N: ArrayLike, clients: int, rng: np.random.Generator, *, class
             used_C[index] += 1
             owners[index].append(client)
     parts: list[list[Rows]] = [[] for _ in range(clients)]
+    # Classes that nobody drew come last: by then it is known which clients have the fewest rows.
     for number in sorted(range(len(values)), key=lambda class_index: not owners[class_index]):
         if not owners[number]:
             owners[number] = [min(range(clients), key=lambda client: sum(len(part) for part in parts[client]))]

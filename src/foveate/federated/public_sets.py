@@ -37,6 +37,7 @@ def digits() -> Set:
     """Scikit-learn's digits."""
     from sklearn.datasets import load_digits
 
+    # Pixels of this set go from 0 to 16.
     points, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
     return points / 16.0, {"label": labels}
 
@@ -105,6 +106,7 @@ def read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
             held = file.read(_MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a readable gzip file ({error!s:.120})") from None
+    # A small gzip file may unpack to any size.
     if len(held) > _MAX_BYTES:
         raise UserError(f"{path}: unpacks to more than 1 GiB, which is refused")
     start = 4 + 4 * axes

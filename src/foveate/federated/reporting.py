@@ -93,6 +93,7 @@ def projection_axes(centers_KD: Floats) -> tuple[Floats, Floats]:
     width = centers_KD.shape[1]
     if width <= 2:
         return np.zeros(width), np.eye(width, 2)
+    # Principal axes of the centers show groups apart; those of the points would need the points.
     mean_D = centers_KD.mean(0)
     _, _, directions = np.linalg.svd(centers_KD - mean_D, full_matrices=False)
     axes_D2 = np.zeros((width, 2))

@@ -233,6 +233,7 @@ class InProcess:
             if answer is None:
                 self.log.add_failure(number, request, reason, seconds)
             else:
+                # An invalid answer is logged with its size all the same: it was sent.
                 reason = find_fault(number, answer, request, rule, check)
                 self.log.add(number, answer, up=True, seconds=seconds, reason=reason)
             if answer is None or reason:

@@ -143,6 +143,7 @@ class AnswerStore:
     def write(self, request: Message, client: int, answer: Message, data: str = "") -> None:
         """Store a validated answer atomically."""
         path = self.path(request, client, data)
+        # A stored answer is never replaced: it may have been used already.
         if not path.is_file():
             write_bytes_atomically(path, answer.to_bytes())
 

@@ -30,6 +30,7 @@ def read_clients(clients: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
     for number, matrix in enumerate(matrices):
         if not len(matrix):
             raise UserError(f"client {number} has no point; leave it out")
+        # In one process different widths are a mistake; over a network those of most clients count (`compare_sizes`).
         if matrix.shape[1] != matrices[0].shape[1]:
             raise UserError(f"client {number} has {matrix.shape[1]} features; client 0 has {matrices[0].shape[1]}")
     return matrices

@@ -176,6 +176,7 @@ def resolve(
         if name not in plugin.uses | COMMON_OPTIONS:
             warnings.warn(f"option '{name}' has no effect on the method '{method}'", UserWarning, stacklevel=2)
     content = {"clusters": clusters, "method": method, "seed": seed, **plugin.defaults, **given_options}
+    # `changed` compares checked values, so that 5 and 5.0, or a list and a tuple, are not a change.
     checked = validate(ClusteringOptions, content, where=where)
     defaults = {name: info.default for name, info in ClusteringOptions.model_fields.items()} | dict(plugin.defaults)
     changed = {

@@ -149,6 +149,7 @@ def answer_centroids(data: ArrayLike, request: Message, client: int) -> Message:
     if values["spherical"]:
         points = unit_rows(points)
     seed, clusters = int(request.number("seed")), int(request.number("clusters"))
+    # Seed, round and client come with the request: a client that is asked again answers the same.
     rng = stream(seed, round=request.round, client=client, purpose="local k-means")
     local = local_kmeans(
         points,
@@ -261,6 +262,7 @@ def _check_cells(total_KD: Floats, count_K: Floats, centers_KD: Floats, *, spher
     """
     filled = np.flatnonzero(count_K > 0)
     mean_FD = total_KD[filled] / count_K[filled, None]
+    # Sums of n terms are rounded n times; 8 more for the division and the centers.
     slack_F = _ROUNDING * (count_K[filled] + 8)
     if spherical and ((mean_FD**2).sum(1) > 1 + slack_F).any():
         raise MessageError("array 'sums' has sums of unit vectors that are longer than their counts")

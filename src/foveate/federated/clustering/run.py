@@ -97,6 +97,8 @@ def run_clustering(
         groups = _assign(clients, clustered)
         rows = [_measure(clients, clustered, groups, log, seconds)]
         for name in methods[1:]:
+            # Baselines keep their own defaults, and return fewer groups where they must: one that fails should not end
+            # the run.
             other = resolve(options.clusters, method=name, seed=options.seed, on_few_groups="return")
             say(f"baseline: {name}")
             baseline, baseline_log, baseline_seconds = _run(clients, other, path / "answers", min_clients, timeout)

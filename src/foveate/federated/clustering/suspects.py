@@ -34,6 +34,8 @@ def find_suspects(pool: Pool) -> dict[int, str]:
         return {}
     reasons: dict[int, list[str]] = {int(client): [] for client in clients}
     gap_2Q = _to_other_clients(pool, clients)
+    # Two distances: poisoned clients that agree with one another are near to the nearest other client, but not to half
+    # of them.
     for gap_Q, whom in zip(gap_2Q, ("every other client's", "those of half of the other clients"), strict=True):
         gap_M = _by_client(pool, np.log(np.maximum(gap_Q, np.finfo(float).tiny)))
         for client, ratio in find_outliers(clients, gap_M, ALONE).items():
@@ -65,6 +67,7 @@ def find_suspicious_sums(centers_KD: Floats, answers: Mapping[int, Message], *, 
         count_K = answer.array("counts")
         filled = count_K > 0
         gap_KD = answer.array("sums")[filled] / count_K[filled, None] - centers_KD[filled]
+        # Weighted by counts: a far mean of one point says less than one of many.
         away.append(np.sqrt(count_K[filled] @ (gap_KD**2).sum(1) / counts[client]))
     log_M = np.log(np.maximum(np.array(away), np.finfo(float).tiny))
     reasons = {
@@ -87,6 +90,7 @@ def _to_other_clients(pool: Pool, clients: np.ndarray) -> Floats:
     gap_2Q = np.empty((2, len(pool)))
     for block in blocks(len(pool), len(pool)):
         to_client_BM = np.minimum.reduceat(distances(pool.centers[block], sorted_pool.centers), starts, axis=1)
+        # A client is no measure of itself.
         to_client_BM[pool.client[block, None] == clients[None]] = np.inf
         middle = (len(clients) - 1) // 2
         ordered = np.partition(to_client_BM, [0, middle], axis=1)

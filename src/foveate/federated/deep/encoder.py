@@ -137,6 +137,7 @@ def build_embedder(
     """
     if encoder is None and sample.ndim != 2:
         raise UserError("images need an encoder: pass one, such as small_resnet(channels)")
+    # Only the head is drawn here; a given encoder keeps its weights.
     with seeded(seed):
         copied = copy.deepcopy(encoder)
         inner = sample.shape[1]

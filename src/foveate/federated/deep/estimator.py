@@ -37,6 +37,7 @@ def as_samples(data: ArrayLike) -> Tensor:
         raise UserError(
             f"samples are numbers, [N, D] or [N, channels, height, width], not {array.dtype} {list(array.shape)}"
         )
+    # Written with `not`, so that NaN fails, too.
     if not float(np.abs(array).max()) <= float(np.finfo(np.float32).max):
         raise UserError("samples have NaN, infinite or huge values")
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
@@ -129,6 +130,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         if isinstance(self.augment, str):
             augment = choose(self.augment, AUGMENTS, "augment")
         else:
+            # Requests carry names only; the name of a custom function is part of what stored answers belong to.
             named = self.augment if hasattr(self.augment, "__qualname__") else type(self.augment)
             augment = f"{named.__module__}.{named.__qualname__}"
             custom[augment] = self.augment

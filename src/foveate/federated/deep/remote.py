@@ -50,6 +50,7 @@ def answer_remote(
         )
     if request.kind == SIZE:
         return request.answer(points=len(points), features=points.shape[1])
+    # The server is not trusted: options are parsed within their bounds before anything is computed from the request.
     options = request_options(request)
     client_limits.allow(options.min_count, options.clusters)
     checked = _rebuild(request, options, client)
@@ -101,6 +102,7 @@ def _rebuild(request: Message, options: DeepOptions, client: int) -> Message:
     values = {**rebuilt.values, "options": request.values["options"]}
     MessageRule(request.kind, rules, {name: type(value) for name, value in values.items()}).check(request)
     for name, value in values.items():
+        # Equal to what the options imply, or refused: no value can ask for more than the options admit.
         if request.values[name] != value:
             raise MessageError(f"asks with {name} {request.values[name]}; its options say {value}")
     return rebuilt

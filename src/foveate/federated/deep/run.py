@@ -113,6 +113,7 @@ def run_features(
 
 def _encode(clients: Clients, fitted: Fitted) -> Encoded:
     vectors = [fitted.transform(points) for points in clients.points]
+    # Without an encoder the head's unit vectors are all there is; a second pass over the points would give the same.
     outputs = [fitted.outputs(points) for points in clients.points] if fitted.options.reads_images else vectors
     return Encoded(fitted, vectors, outputs, [fitted.predict(points) for points in clients.points])
 

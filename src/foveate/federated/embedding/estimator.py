@@ -189,6 +189,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         if twice:
             raise UserError(f"options: '{twice[0]}' is a parameter of its own")
         if self.encoder is not None:
+            # An encoder of one's own brings its precision along; weights are averaged in it.
             content["precision"] = str(next(self.encoder.parameters()).dtype).removeprefix("torch.")
         self.random_state_ = draw_seed(self.random_state)
         return read_options(content | more | {"seed": self.random_state_}, where="FederatedNeighborEmbedding")

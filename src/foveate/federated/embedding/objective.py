@@ -65,6 +65,8 @@ class Losses:
         """
         if self.foreign is None:
             return self.attraction + negatives * self.repulsion
+        # The local mean counts by the client's share; `foreign` is weighted by the others' shares already, so all
+        # shares add up to 1.
         return self.attraction + negatives * (share * self.repulsion + self.foreign)
 
 
@@ -93,6 +95,7 @@ def exact_losses(
     """As `sampled_losses`, with the mean over *all* rows of z for the local repulsion: no sampling noise."""
     pulled = attraction(squared_distance(z_Nd[heads_E], z_Nd[tails_E]), kernel=kernel)
     distinct, count = torch.unique(heads_E, return_counts=True)
+    # Heads repeat, once per neighbor: each is computed once and weighted by how often it occurs.
     pushed_U = mean_repulsion(z_Nd[distinct], z_Nd, kernel=kernel)
     weight_U = count.to(z_Nd.dtype) / len(heads_E)
     return Losses(pulled.mean(), weight_U @ pushed_U, None if foreign_E is None else foreign_E.mean())

@@ -46,6 +46,7 @@ def sample_rows(rows: int, max_rows: int, *, seed: int = 0) -> NDArray[np.int64]
     """Draw at most `max_rows` row indices, ascending, the same ones for every method."""
     if rows <= max_rows:
         return np.arange(rows)
+    # The same rows for every method: maps are compared on the same points.
     return np.sort(generator("quality", seed, rows).permutation(rows)[:max_rows])
 
 

@@ -47,6 +47,7 @@ def split_held_out(clients: Clients, share: float, *, seed: int) -> HeldOutSplit
     """Hold out a share of every client's points; clients of fewer than ten points hold out none."""
     rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     for number, points in enumerate(clients.points):
+        # Per client, so that adding a client does not change the split of the others.
         order = generator("held out", seed, number).permutation(len(points))
         count = int(share * len(points)) if len(points) >= 10 else 0
         rows.append((np.sort(order[count:]), np.sort(order[:count])))

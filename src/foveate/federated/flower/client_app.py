@@ -62,6 +62,7 @@ def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
     """Answer a request of a clustering."""
 
     def ask(request: Message) -> tuple[Message | None, str]:
+        # Before the data are read: a refused request costs the client nothing.
         Limits.of_node(context.node_config).check(request)
         return attempt(Client(_number(context), _points(context), HANDLERS), request)
 
@@ -101,6 +102,7 @@ def hello(message: FlowerMessage, context: Context) -> FlowerMessage:
     return FlowerMessage(to_records(request.answer(client=_number(context), name=name)), reply_to=message)
 
 
+# Flower routes by these names; each is registered, and whatever is not cannot be asked.
 app.query(HELLO.removeprefix("query."))(hello)
 for _kind in HANDLERS:
     app.query(_kind.removeprefix("query."))(answer)

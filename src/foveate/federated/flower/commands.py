@@ -107,6 +107,7 @@ def supernode(
     if insecure:
         command.append("--insecure")
     else:
+        # The runtime certificate is its own authority: only the node's own processes use that port.
         runtime = str(folder / RUNTIME)
         command += ["--root-certificates", str(folder / CA)]
         command += ["--auth-supernode-private-key", str(node_key(folder, client))]

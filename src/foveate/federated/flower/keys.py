@@ -69,6 +69,7 @@ def make_server_keys(folder: Path, address: str) -> list[Path]:
             request, names, signer = "server.csr", "server.ext", folder.resolve()
             subject = f"/CN={address[:64]}"  # X.509 allows 64 characters; clients look at the alternative names only
             _openssl(workshop, "req", *_NEW_KEY, "-keyout", SERVER_KEY, "-out", request, "-subj", subject)
+            # The address goes into the alternative names, the only place where TLS clients look today.
             (Path(workshop) / names).write_text(alternative_names(address), encoding="utf-8")
             signing = [
                 "-CA",

@@ -91,6 +91,7 @@ def started(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[Ch
     """
     if importlib.util.find_spec("psutil") is None:
         raise UserError("psutil is missing, by which what Flower starts is ended: `pip install psutil`")
+    # The environment's own programs come first in PATH: Flower starts further ones by name.
     process = subprocess.Popen(
         [program(command[0]), *command[1:]],
         env={**os.environ, **variables, "PATH": os.pathsep.join((str(_programs()), os.environ.get("PATH", "")))},
@@ -138,6 +139,7 @@ def end(child: Child) -> None:
     with contextlib.suppress(ProcessLookupError):
         child.process.terminate()
     until = time.monotonic() + _PATIENCE_SECONDS
+    # New children may appear while the old ones end, so the family is looked up again.
     while (child.process.poll() is None or _left(kin)) and time.monotonic() < until:
         kin |= family(child.process.pid)
         time.sleep(_POLL_SECONDS)

@@ -60,6 +60,7 @@ def _cluster(grid: Any, config: Mapping[str, Any], options: ClusteringOptions) -
 
 
 def _embed(grid: Any, config: Mapping[str, Any], options: EmbeddingOptions) -> Path:
+    # Imported here, because a clustering must not load torch.
     from foveate.federated.embedding.job import MapJob
     from foveate.federated.job import serve
 

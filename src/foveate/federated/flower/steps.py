@@ -99,6 +99,7 @@ def join(
         check_client(folder, client)
     points = read_points(Path(node["data"])).points_ND
     say(f"{node['data']}: {len(points):,} points of {points.shape[1]} features; they stay here")
+    # The node reads them anew for each request; here they were only checked.
     del points
     if not is_free(commands.LOOPBACK, port):
         raise UserError(f"port {port} is taken: give this node another --port")
@@ -150,6 +151,7 @@ def carry_out(folder: Path, fields: Mapping[str, Any]) -> Path:
     _need_connection(folder)
     write_app(commands.app_folder(folder))
     result = Path(fields["out"]) / "result.json"
+    # A result of an earlier run in the same folder must not pass for this one's.
     before = result.stat().st_mtime_ns if result.is_file() else 0
     with _running(folder, commands.run(folder, fields), insecure=False) as child:
         status = None
