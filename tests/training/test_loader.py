@@ -90,7 +90,7 @@ def test_too_many_bad_samples_are_an_error() -> None:
 
 
 def test_only_bad_samples_are_an_error_and_no_endless_search() -> None:
-    with pytest.raises(UserError, match="drawn in its place cannot be used"):
+    with raises_naming(UserError, "cut off"):
         rows_of(make(Numbers(bad=tuple(range(30)))))
 
 
@@ -137,9 +137,9 @@ def test_an_exception_of_the_consumer_ends_the_threads() -> None:
 
 
 def test_empty_split_and_uneven_batch_are_refused_before_anything_starts() -> None:
-    with pytest.raises(UserError, match="no rows"):
+    with raises_naming(UserError, "rows"):
         make(Numbers(), rows=[])
-    with pytest.raises(UserError, match="cannot be split evenly"):
+    with raises_naming(UserError, "batch_size"):
         make(Numbers(), world_size=4)
 
 
@@ -200,6 +200,6 @@ def test_too_many_vanished_shards_stop_the_run_and_say_which(shards: Collection)
     shards.close()
     for number in (2, 3, 4, 5):
         (shards.path / "images" / f"{number:05d}.tar").unlink()
-    with pytest.raises(UserError, match=r"drawn samples cannot be used \(allowed are 10%\).*\d{5}\.tar is missing"):
+    with pytest.raises(UserError, match=r"10%.*\d{5}\.tar"):
         list(batches)
     assert not loader_threads()

@@ -126,9 +126,9 @@ def test_sgd_is_the_plain_rule_with_nesterovs_momentum(momentum: float) -> None:
 
 def test_options_of_the_other_optimizer_warn() -> None:
     plain = {"steps": 9, "batch_size": 8, "learning_rate": 0.1}
-    with pytest.warns(UserWarning, match="betas has no effect with optimizer 'sgd'"):
+    with pytest.warns(UserWarning, match="betas.*sgd"):
         TrainingSettings(**plain, optimizer="sgd", betas=(0.8, 0.9))
-    with pytest.warns(UserWarning, match="momentum has no effect with optimizer 'adamw'"):
+    with pytest.warns(UserWarning, match="momentum.*adamw"):
         TrainingSettings(**plain, momentum=0.5)
 
 

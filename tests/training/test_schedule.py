@@ -56,7 +56,7 @@ def test_settings_refuse_what_cannot_be_meant() -> None:
 
 
 def test_settings_without_effect_warn() -> None:
-    with pytest.warns(UserWarning, match="decay_fraction has no effect with schedule 'cosine'"):
+    with pytest.warns(UserWarning, match="decay_fraction.*cosine"):
         settings(decay_fraction=0.3)
-    with pytest.warns(UserWarning, match="has no effect with schedule 'constant'"):
+    with pytest.warns(UserWarning, match="constant"):
         settings(schedule="constant", final_learning_rate_fraction=0.1)

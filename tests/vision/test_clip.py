@@ -101,9 +101,9 @@ def test_frozen_features_are_the_same_in_16_bits(folder: Path) -> None:
     frozen.load_state_dict({name: value + 1 for name, value in frozen.state_dict().items()})
     assert frozen.fingerprint() != before
     torch.testing.assert_close(rough(pixels()).tokens, through(pixels()).tokens, atol=0.2, rtol=0)
-    with pytest.raises(UserError, match="made for another image size"):
+    with raises_naming(UserError, "features", "grid"):
         larger(rows)
-    with pytest.warns(UserWarning, match="no effect without frozen"):
+    with pytest.warns(UserWarning, match="precision.*frozen"):
         TransformersClipImageEncoder(source=str(folder), precision="bfloat16")
 
 
@@ -168,7 +168,7 @@ def test_a_saved_tower_opens_without_its_source(tmp_path: Path) -> None:
     again_text = TransformersClipTextEncoder(**{**options[1], "tokenizer": str(kept)}).eval()
     again_text.load_state_dict(text.state_dict())
     assert torch.equal(again_text(again_text.frozen_features(TEXTS)), expected)
-    with pytest.raises(UserError, match="its tokenizer's files are missing"):
+    with raises_naming(UserError, "tokenizer: FOLDER"):
         TransformersClipTextEncoder(**options[1]).frozen_features(TEXTS)
 
 

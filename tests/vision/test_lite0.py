@@ -77,7 +77,7 @@ def test_features_are_packed_and_precisions_agree(coffee: torch.Tensor) -> None:
     assert exact.fingerprint() != half.fingerprint()
     assert Lite0Encoder(image_size=256).fingerprint() != Lite0Encoder(image_size=224).fingerprint()
     assert exact.frozen_features(coffee[:0]).shape == (0, *exact.feature_shape)
-    with pytest.raises(UserError, match="were they made for another image size"):
+    with raises_naming(UserError, "features", "grid 16 x 16"):
         unpack_maps(features, (16, 16))
 
 

@@ -123,7 +123,7 @@ def test_exported_folder_gives_the_same_embeddings_in_open_clip(tmp_path: Path) 
 
     with raises_naming(UserError, "embed_dim", "7"):
         OpenClipImageEncoder(model=name, embed_dim=7)
-    with pytest.raises(UserError, match="can only change untrained towers"):
+    with raises_naming(UserError, "vision"):
         OpenClipImageEncoder(model=name, vision={"layers": 3})
 
 
@@ -164,7 +164,7 @@ def test_unsupported_towers_and_wrong_names_are_explained(tmp_path: Path, monkey
         OpenClipImageEncoder(model="hub:owner/name")
     with raises_naming(UserError, "open_clip_config.json"):
         OpenClipImageEncoder(model=f"local-dir:{tmp_path}")
-    with pytest.raises(UserError, match="these settings make no model"):
+    with raises_naming(UserError, "ViT-B-16", "layrs"):
         OpenClipImageEncoder(model="ViT-B-16", vision={"layrs": 3})
 
 

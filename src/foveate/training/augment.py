@@ -1,4 +1,4 @@
-"""Random views of an image, drawn by a generator of each sample's own; boxes move with the same view."""
+"""Augmentation: random crops and mirroring, drawn by a generator for each sample; boxes move with the view."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ DIRECTION_WORDS = re.compile(
 
 
 def names_a_side(texts: Iterable[str]) -> bool:
-    """Whether any text says left or right (or east, west, clockwise): mirroring the image would make it
-    wrong.
+    """Tell whether a text says left or right (or east, west, clockwise): mirroring would make it wrong.
 
     English only. It errs on the side of not mirroring: "the right answer" counts.
     """
@@ -63,7 +62,7 @@ class RandomViews:
         texts: Iterable[str] = (),
         may_flip: bool = True,
     ) -> View:
-        """The view of one epoch: a pure function of seed, epoch, key, the image's size and its texts.
+        """Draw the view of an epoch: a pure function of seed, epoch, key, the image's size and its texts.
 
         Args:
             width, height: of the image in pixels, after EXIF rotation.
@@ -71,6 +70,7 @@ class RandomViews:
             may_flip: False for an image whose content has a reading direction, such as rendered words.
         """
         generator = seeds.generator("view", seed, epoch, key)
+        # Drawn always, used only where allowed: a caption that is edited must not shift the crops of its image.
         flip = bool(generator.random() < self.flip) and may_flip and not names_a_side(texts)
         if self.scale == (1.0, 1.0):
             return View(crop=None, flip=flip)

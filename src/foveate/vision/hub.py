@@ -53,10 +53,10 @@ class Checkpoint:
         return content
 
     def weights(self) -> list[Path]:
-        """The safetensors files.
+        """List the safetensors files.
 
         Raises:
-            UserError: when there are none; it says so when the weights are pickles, which are never read.
+            UserError: there are none; the error names pickles, which are never read.
         """
         paths = sorted(self.folder.glob("*.safetensors"))
         if paths:
@@ -74,7 +74,7 @@ class Checkpoint:
         )
 
     def _on_the_hub(self) -> list[str]:
-        """Names of all files of the repository, those too that are not downloaded; none where nobody answers."""
+        """List all files of the repository, also those not downloaded; none where the hub does not answer."""
         from huggingface_hub import errors, list_repo_files
 
         try:
@@ -83,7 +83,7 @@ class Checkpoint:
             return []
 
     def digest(self) -> str:
-        """16 hexadecimal digits that name the weights' bytes."""
+        """Hash the weights' bytes to 16 hexadecimal digits."""
         digest = hashlib.sha256()
         for path in self.weights():
             with path.open("rb") as handle:
@@ -100,7 +100,7 @@ def fetch(
     field: str = "source",
     cache_dir: str | None = None,
 ) -> Checkpoint:
-    """The folder of `source`, downloaded into the hub's cache if need be.
+    """Return the folder of `source`, downloaded into the hub's cache if need be.
 
     Args:
         source: a local folder, or OWNER/NAME on the hub.
@@ -110,8 +110,8 @@ def fetch(
         cache_dir: the hub's cache; its default otherwise.
 
     Raises:
-        UserError: for a folder that is not there, and for a repository that is neither cached nor within reach, saying
-            which of the two it is. A file that broke off is not kept.
+        UserError: a folder does not exist, or a repository is neither cached nor within reach; the error says which. A
+            partial download is not kept.
     """
     path = Path(source).expanduser()
     if source and path.is_dir():
@@ -126,7 +126,7 @@ def fetch(
     options: dict[str, Any] = {
         "revision": revision,
         "allow_patterns": list(_FILE_PATTERNS),
-        "ignore_patterns": ["*/*"],
+        "ignore_patterns": ["*/*"],  # exports to other formats lie in folders, often several gigabytes
         "cache_dir": cache_dir,
     }
     with _quiet():
@@ -139,6 +139,7 @@ def fetch(
             where = "" if revision is None else f" at revision {revision!r}"
             why = _why(error, source, revision=revision, offline=only_local)
             raise UserError(f"{field} '{source}'{where}: {why}") from error
+    # Snapshots lie in a folder named after their commit: a branch is pinned from here on.
     commit = folder.name if _COMMIT.fullmatch(folder.name) else None
     return Checkpoint(source, folder, commit)
 
@@ -154,7 +155,7 @@ def _is_cached(source: str, options: Mapping[str, Any]) -> bool:
 
 
 def _why(error: Exception, source: str, *, revision: str | None, offline: bool) -> str:
-    """What is missing, and what to do about it."""
+    """Explain why a download failed, and what to do about it."""
     from huggingface_hub import constants, errors
 
     repository = source if revision is None else f"{source} --revision {revision}"
@@ -186,7 +187,7 @@ def _why(error: Exception, source: str, *, revision: str | None, offline: bool) 
         return f"its files cannot be kept in {constants.HF_HUB_CACHE} ({error.strerror}); HF_HOME names another place"
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return (
-        f"the download from {hub} broke off ({reason}); the same command goes on with the files that are missing, or "
+        f"the download from {hub} broke off ({reason}); run the same command to fetch the files that are missing, or "
         f"{elsewhere}"
     )
 

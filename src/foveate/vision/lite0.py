@@ -41,8 +41,12 @@ def packed_length(grid: tuple[int, int]) -> int:
 
 
 def pack_maps(fine_BCHW: Tensor, coarse_BCHW: Tensor) -> Tensor:
-    """Both maps as one flat float16 vector an image: position by position, the channels of each position scaled to
-    zero mean and unit variance (a LayerNorm without weights, whose affine part the following projection holds)."""
+    """Pack both maps into one flat float16 vector an image, position by position, channels last.
+
+    The channels of each position are scaled to zero mean and unit variance: a LayerNorm without weights, whose affine
+    part is in the projection that follows.
+    """
+    # Scaled before they are cut to 16 bits: raw activations span more than float16 resolves.
     flat = []
     for part in (fine_BCHW, coarse_BCHW):
         part_BHWC = part.permute(0, 2, 3, 1).float()
@@ -51,12 +55,12 @@ def pack_maps(fine_BCHW: Tensor, coarse_BCHW: Tensor) -> Tensor:
 
 
 def unpack_maps(packed_BF: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The two parts of packed features, as views: [B, rows, columns, 112] and [B, rows / 2, columns / 2, 320]."""
+    """Unpack features into views [B, rows, columns, 112] and [B, rows / 2, columns / 2, 320]."""
     rows, columns = grid
     if packed_BF.shape[-1] != packed_length(grid):
         raise UserError(
             f"features of length {packed_BF.shape[-1]} do not fit the grid {rows} x {columns}, which needs "
-            f"{packed_length(grid)}: were they made for another image size?"
+            f"{packed_length(grid)}; were they computed for another image size?"
         )
     fine = rows * columns * STRIDE_16_CHANNELS
     return (
@@ -66,7 +70,8 @@ def unpack_maps(packed_BF: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tenso
 
 
 def bilinear_matrix(grid: tuple[int, int]) -> Tensor:
-    """The matrix [rows x columns, rows / 2 x columns / 2] that doubles a flattened map by bilinear interpolation."""
+    """Build the matrix [rows x columns, rows / 2 x columns / 2] that doubles a flattened map bilinearly."""
+    # Read off from the unit maps, so that it is exactly what `interpolate` does, edges included.
     rows, columns = grid
     coarse = (rows // 2) * (columns // 2)
     units = torch.eye(coarse).view(1, coarse, rows // 2, columns // 2)
@@ -76,8 +81,8 @@ def bilinear_matrix(grid: tuple[int, int]) -> Tensor:
 class Lite0Encoder(ImageEncoder):
     """Frozen EfficientNet-Lite0, linear projections of two strides, `layers` transformer layers, final norm.
 
-    The frozen network is no submodule: it is loaded when features are first made, is not trained, saved or sharded,
-    and its checksum stands in `fingerprint()` and `settings`.
+    The frozen network is no submodule: it is loaded at first use, is not trained, saved or sharded, and its checksum is
+    part of `fingerprint()`.
 
     Args:
         width: D of the tokens. embed_dim: E.

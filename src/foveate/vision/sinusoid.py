@@ -44,11 +44,11 @@ def encode_points(
     if points_R2.dtype not in (torch.float32, torch.float64):
         points_R2 = points_R2.float()
     n = width // 4
-    # Made on the CPU where the device has no double precision.
+    # Computed on the CPU where the device has no double precision.
     compute_device = "cpu" if points_R2.device.type == "mps" else points_R2.device
     index_n = torch.arange(n, dtype=torch.float64, device=compute_device)
     exponent_n = index_n / (max(n - 1, 1) if layout == "timescale" else n)
-    # The frequencies are made in double precision: at scale 100 a float32 power is off by 1e-5 radians.
+    # The frequencies are computed in double precision: at scale 100 a float32 power is off by 1e-5 radians.
     frequency_n = (float(temperature) ** -exponent_n).to(points_R2.dtype).to(points_R2.device)
     angle_R2n = (coordinate_scale * points_R2)[..., None] * frequency_n
     waves = (angle_R2n.sin(), angle_R2n.cos())

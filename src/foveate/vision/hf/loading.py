@@ -1,4 +1,4 @@
-"""Loads one tower of a model in the format of transformers, strictly, or builds it from its configuration alone."""
+"""Load one tower of a model in the format of transformers, strictly, or build it from its configuration alone."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Loaded:
     checkpoint: Checkpoint | None
 
     def without_model(self) -> Loaded:
-        """The same without the network, which is a submodule of the encoder."""
+        """Drop the network, which is a submodule of the encoder by now."""
         return replace(self, model=None)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers lists unused tensors of the other tower and draws progress bars; neither is news here."""
+    """Silence transformers, which lists unused tensors of the other tower and draws progress bars."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -76,7 +76,7 @@ def load_tower(
     *,
     types: Sequence[str],
 ) -> Loaded:
-    """A tower in float32: its trained weights, or untrained where `config` is given or models are only counted.
+    """Load a tower in float32: trained, or untrained where `config` is given or models are only counted.
 
     Args:
         kind: name of the encoder, for errors. types: values of `model_type` that it reads.
@@ -126,13 +126,13 @@ def load_tower(
 
 
 def _json(settings: Any) -> dict[str, Any]:
-    """What the network is built from; not where it was read from, nor by which release."""
+    """Return what the network is built from, without where it was read from and by which release."""
     config = json.loads(settings.to_json_string(use_diff=False))
     return {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
 
 
 def provenance(loaded: Loaded) -> dict[str, Any]:
-    """Options that build the tower again without weights; `source` and `revision` stay as a record."""
+    """Return options that build the tower again without weights; `source` and `revision` stay as a record."""
     return {"config": loaded.config, "source": loaded.source, "revision": loaded.revision}
 
 
@@ -144,7 +144,7 @@ def tokenizer_folder(loaded: Loaded, tokenizer: str | None) -> Path | None:
 
 
 def trained_scale(checkpoint: Checkpoint | None) -> tuple[float | None, float | None]:
-    """1 / temperature and bias that were trained with the weights; None where the files have none."""
+    """Read 1 / temperature and bias that were trained with the weights; None where the files have none."""
     values: dict[str, float] = {}
     for path in [] if checkpoint is None else sorted(checkpoint.folder.glob("*.safetensors")):
         with safe_open(path, framework="pt", device="cpu") as stored:

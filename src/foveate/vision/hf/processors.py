@@ -1,4 +1,4 @@
-"""What an image processor of transformers or a timm configuration says about pixels, as our `Preprocess`."""
+"""Image processors of transformers and configurations of timm, read as `Preprocess`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def processor_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The image processor's settings with the defaults of its class: size in pixels, mean, std, interpolation.
+    """Read the image processor's settings with the defaults of its class: size, mean, std, interpolation.
 
     Raises:
-        UserError: when the folder has none, or it does what `Preprocess` cannot.
+        UserError: the folder has none, or it does what `Preprocess` cannot.
     """
     from transformers import AutoImageProcessor
 
@@ -66,7 +66,7 @@ def _size(sides: Any, where: str) -> InputSize:
 
 
 def three(values: Sequence[float]) -> tuple[float, float, float]:
-    """Three numbers as floats, one a channel."""
+    """Convert three numbers, one a channel, to floats."""
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 
@@ -74,7 +74,7 @@ def three(values: Sequence[float]) -> tuple[float, float, float]:
 def preprocess_for(
     settings: Mapping[str, Any], *, image_size: InputSize | None, patch: int, geometry: str, kind: str
 ) -> Preprocess:
-    """The `Preprocess` of an encoder with square patches of `patch` pixels.
+    """Build the `Preprocess` of an encoder with square patches of `patch` pixels.
 
     The checkpoint's own size is rounded down to whole patches, so that the grid covers the whole image (384 px in
     patches of 14 become 378: the same 27 x 27 tokens, no strip of pixels without one).
@@ -95,10 +95,10 @@ def preprocess_for(
 
 
 def given_preprocess(values: Mapping[str, Any], *, image_size: InputSize | None, geometry: str) -> Preprocess:
-    """What the field `preprocess` says; `geometry` where it says none.
+    """Read the field `preprocess`; `geometry` where it has none.
 
     Raises:
-        UserError: when it is not complete, or `image_size` says something else.
+        UserError: it is not complete, or `image_size` contradicts it.
     """
     preprocess = Preprocess.from_dict({"geometry": geometry, **values})
     if image_size is not None and _pair(image_size) != (preprocess.height, preprocess.width):

@@ -14,7 +14,7 @@ COARSE_STEP = 0.5
 
 
 def candidate_boxes(content: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
-    """Boxes [C, 4] in [0, 1] that tile a square at several sizes and aspects, clipped to its content.
+    """Tile a square with boxes [C, 4] in [0, 1] of several sizes and aspects, clipped to its content.
 
     Args:
         content: (x1, y1, x2, y2) of the part of the model input that shows the image; the whole by default.
@@ -25,7 +25,7 @@ def candidate_boxes(content: NDArray[np.float64] | None = None) -> NDArray[np.fl
 
 
 def coarse_boxes(content: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
-    """A small set of boxes [38, 4], of the content's own shape, at three sizes, for an index of every image.
+    """Tile a square with few boxes [38, 4], of the content's shape, at three sizes, for an index of every image.
 
     Else as `candidate_boxes`.
     """
@@ -40,7 +40,7 @@ def _tiles(
     for side in sides:
         for aspect in aspects:
             width, height = side * aspect**0.5, side / aspect**0.5
-            if width > 1 or height > 1:
+            if width > 1 or height > 1:  # elongated boxes of the largest sizes do not fit
                 continue
             lefts = _starts(width, step)
             tops = _starts(height, step)
@@ -51,5 +51,6 @@ def _tiles(
 
 
 def _starts(length: float, step: float) -> NDArray[np.float64]:
+    # Less a little, so that a quotient that is whole but for rounding gives no additional box.
     count = int(np.ceil((1 - length) / (step * length) - 1e-9)) + 1
     return np.linspace(0, 1 - length, count)

@@ -34,7 +34,7 @@ def create_open_clip(
     cache_dir: str | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """An open_clip model in float32 on the CPU, and its configuration.
+    """Build an open_clip model in float32 on the CPU; return it with its configuration.
 
     Args:
         model: architecture name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
@@ -78,7 +78,7 @@ def create_open_clip(
                 model,
                 pretrained=pretrained,
                 force_image_size=image_size,
-                force_patch_dropout=0.0,
+                force_patch_dropout=0.0,  # regions need every patch, also in training
                 require_pretrained=trained,
                 pretrained_text=False,
                 cache_dir=cache_dir,
@@ -105,7 +105,7 @@ def named(
     built: bool,
     cache_dir: str | None,
 ) -> tuple[str, str | None]:
-    """open_clip's name of the model, and the commit it is pinned to; `built`: `source` is only a record."""
+    """Return open_clip's name of the model, and the commit it is pinned to; `built`: `source` is only a record."""
     if not isinstance(model, str):
         raise UserError(f"the name of a model of 'open_clip' is text, not {model!r:.60}")
     if source is None:
@@ -126,7 +126,7 @@ def named(
 
 
 def scale_of(built: Any) -> tuple[float | None, float | None]:
-    """1 / temperature and bias that were trained with the weights."""
+    """Return 1 / temperature and bias that were trained with the weights."""
     if built.logit_scale.is_meta:
         return None, None
     bias = getattr(built, "logit_bias", None)
@@ -142,7 +142,8 @@ def _config_of(model: str) -> dict[str, Any]:
 
 
 def _from_config(config: Mapping[str, Any]) -> Any:
-    """An untrained model of a complete configuration: an architecture at hand with everything replaced."""
+    """Build an untrained model of a complete configuration."""
+    # open_clip builds by name only: an architecture that every release has, with everything replaced.
     import open_clip
 
     parts = deepcopy(dict(config))
@@ -161,7 +162,7 @@ def _tag(pretrained: str | None) -> str:
 
 
 def advice(scheme: str | None, pretrained: str | None, error: Exception) -> str:
-    """What the user can do about an error of open_clip, with its first line."""
+    """Explain what the user can do about an error of open_clip, with its first line."""
     reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
     if scheme == "local-dir":
         return f"the folder needs open_clip_config.json and a weights file ({reason})"
@@ -175,9 +176,10 @@ def advice(scheme: str | None, pretrained: str | None, error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """open_clip warns through the root logger that untrained weights are untrained, and installs a handler for it.
+    """Silence open_clip, which warns through the root logger that untrained weights are untrained.
 
-    One thread at a time: of two that overlap, the later one would put back what the first had switched off.
+    It also installs a handler, which is removed again. One thread at a time: of two that overlap, the later one would
+    put back what the first had switched off.
     """
     with _QUIET:
         root, level = logging.getLogger(), logging.root.manager.disable
@@ -193,8 +195,7 @@ def quiet() -> Iterator[None]:
 def tokenizer_of(
     model: str, text_config: Mapping[str, Any], *, length: int, cache_dir: str | None, folder: Path | None
 ) -> Any:
-    """The configuration's tokenizer: open_clip's own needs no files, others are in `folder`, or found by the model's
-    name."""
+    """Open the configuration's tokenizer: open_clip's own needs no files, others are in `folder` or found by name."""
     import open_clip
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 

@@ -21,11 +21,7 @@ _RESIZE_MODES = {"letterbox": "longest", "center_crop": "shortest", "stretch": "
 
 
 def check_pair(image: OpenClipImageEncoder, text: OpenClipTextEncoder) -> None:
-    """Refuses towers that cannot live in one open_clip model.
-
-    Raises:
-        UserError: naming the field that differs.
-    """
+    """Raise UserError, naming the field that differs, for towers that one open_clip model cannot hold."""
     for key in _SHARED_BY_TOWERS:
         ours, theirs = image.model_config.get(key), text.model_config.get(key)
         if ours != theirs:
@@ -43,12 +39,12 @@ def export_open_clip(
     folder: Path,
     logit_bias: float | None = None,
 ) -> None:
-    """Writes open_clip_config.json, open_clip_model.safetensors and, where the tokenizer has files, those.
+    """Write open_clip_config.json, open_clip_model.safetensors and the tokenizer's files, if it has any.
 
     Args:
         image, text: towers of the same joint width.
         log_scale: logarithm of 1 / temperature.
-        folder: made if it is not there.
+        folder: created if it does not exist.
         logit_bias: of a sigmoid loss between images and texts; None for a softmax.
 
     Raises:
@@ -82,6 +78,7 @@ def export_open_clip(
                 "std": list(preprocess.std),
                 "interpolation": preprocess.interpolation,
                 "resize_mode": _RESIZE_MODES[preprocess.geometry],
+                # open_clip fills with one gray level.
                 "fill_color": round(math.fsum(preprocess.fill) / 3),
             },
         },
@@ -89,7 +86,7 @@ def export_open_clip(
 
 
 def _self_contained(text: OpenClipTextEncoder) -> dict[str, Any]:
-    """The text configuration, saying that the folder has a tokenizer of `transformers` where it does."""
+    """Return the text configuration, with the name of a tokenizer of `transformers` where the folder has one."""
     config = dict(text.model_config["text_cfg"])
     if hasattr(text.tokenizer, "save_pretrained") and not config.get("hf_tokenizer_name"):
         config["hf_tokenizer_name"] = text.model_name

@@ -118,7 +118,7 @@ def _configuration(image: OpenClipImageEncoder, text: OpenClipTextEncoder, log_s
 
 
 def _layers(transformer: nn.Module, norm: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Widths and counts, read from the layers themselves."""
+    """Read widths and counts from the layers themselves: names of configurations differ between releases."""
     blocks: Any = transformer.resblocks
     first = blocks[0]
     return {
@@ -132,7 +132,7 @@ def _layers(transformer: nn.Module, norm: nn.Module, config: Mapping[str, Any]) 
 
 
 def _text_tower(model: nn.Module) -> Any:
-    """open_clip keeps the text tower's parts in the model itself, or in its `text`."""
+    """Return the text tower: open_clip has its parts in the model itself, or in its `text`."""
     return model.text if hasattr(model, "text") else model
 
 
@@ -171,7 +171,7 @@ def _linear(name: str, layer: Any) -> dict[str, Tensor]:
 
 
 def _blocks(name: str, transformer: Any) -> dict[str, Tensor]:
-    """Residual blocks; the joint projection of attention is taken apart into queries, keys and values."""
+    """Convert residual blocks; the joint attention projection is split into queries, keys and values."""
     state: dict[str, Tensor] = {}
     for number, block in enumerate(transformer.resblocks):
         index = f"{name}.{number}"
@@ -186,7 +186,7 @@ def _blocks(name: str, transformer: Any) -> dict[str, Tensor]:
 
 
 def clip_tokenizer(context_length: int) -> Any:
-    """open_clip's byte pairs as a `transformers.CLIPTokenizer`: the same ids up to the end token.
+    """Convert open_clip's byte pairs to a `transformers.CLIPTokenizer`: the same ids up to the end token.
 
     Behind it open_clip fills with 0 and this one with the end token, which no causal text tower sees.
     """
@@ -202,7 +202,7 @@ def clip_tokenizer(context_length: int) -> Any:
 
 
 def clip_image_processor(preprocess: Preprocess) -> Any:
-    """The geometry as a `transformers.CLIPImageProcessor`.
+    """Convert the geometry to a `transformers.CLIPImageProcessor`.
 
     A letterbox is a resize of the long side, and a center crop of the square, which pads with black where the image
     is smaller.

@@ -68,7 +68,7 @@ class OpenClipTextOptions(TextTowerOptions, OpenClipOptions):
 
 
 class OpenClipImageEncoder(ImageEncoder):
-    """The image tower: patch tokens after the final norm, and exactly open_clip's own embedding.
+    """Image tower: patch tokens after the final norm, and exactly open_clip's embedding.
 
     ViTs of open_clip (pooling by class token or mean) and of timm (class token, mean or attention "map"), and CLIP's
     ResNets, whose tokens are the cells of their last map.
@@ -127,7 +127,7 @@ class OpenClipImageEncoder(ImageEncoder):
             visual.set_grad_checkpointing()
 
     def architecture(self) -> dict[str, Any]:
-        """The configuration and preprocessing, instead of names of trained weights; `source` stays as a record."""
+        """Return configuration and preprocessing, instead of names of trained weights; `source` stays as a record."""
         return {
             "config": self.model_config,
             "preprocess": self.preprocess.to_dict(),
@@ -136,7 +136,7 @@ class OpenClipImageEncoder(ImageEncoder):
         }
 
     def forward(self, features: Tensor) -> ImageFeatures:
-        """Pixels [B, 3, S, S] (uint8 or normalized) to tokens."""
+        """Encode pixels [B, 3, H, W] (uint8 or normalized)."""
         pixels = self.normalized(features)
         visual = self.visual
         if self.convolutional:
@@ -148,6 +148,7 @@ class OpenClipImageEncoder(ImageEncoder):
             embedding_BE = visual.head(trunk.forward_head(x_BLD))
             tokens_BLD = trunk.fc_norm(x_BLD[:, trunk.num_prefix_tokens :])
         else:
+            # `forward` of open_clip pools first; its two halves give the tokens as well, at no further cost.
             x_BLD = visual.transformer(visual._embeds(pixels))
             pooled_BD, _ = visual._pool(x_BLD)
             embedding_BE = pooled_BD @ visual.proj
@@ -194,7 +195,7 @@ class OpenClipImageEncoder(ImageEncoder):
         return maps
 
     def project(self, pooled_RD: Tensor) -> Tensor:
-        """Pooled tokens [R, D] to [R, E], as if they were all the image had."""
+        """Project pooled tokens [R, D] to [R, E], as if they were the whole image's."""
         if self.convolutional:
             # Attention over equal tokens is the value itself, whatever query and key are (MaskCLIP, arXiv 2112.01071).
             return self.visual.attnpool.c_proj(self.visual.attnpool.v_proj(pooled_RD))
@@ -207,7 +208,7 @@ class OpenClipImageEncoder(ImageEncoder):
 
 
 def _geometry_of(visual: Any, built: Any, model: str) -> tuple[tuple[int, int], int]:
-    """Grid and width of a supported image tower."""
+    """Return grid and width of a supported image tower."""
     from open_clip import CoCa
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.transformer import VisionTransformer
@@ -245,7 +246,7 @@ def _preprocess_of(visual: Any, geometry: str) -> Preprocess:
 
 
 class OpenClipTextEncoder(TextEncoder):
-    """The text tower with its tokenizer: exactly open_clip's own embedding in evaluation.
+    """Text tower with its tokenizer: exactly open_clip's embedding in evaluation.
 
     In training, token ids are cut behind the last end token of the batch where the mask is causal: the same embedding
     up to rounding, at an eighth of the work for the short phrases of regions.
@@ -296,13 +297,14 @@ class OpenClipTextEncoder(TextEncoder):
             self.fresh_parts = ()
         if options.checkpointing:
             built.set_grad_checkpointing()
+        # The whole model was built; the small stand-in of the other tower must not be saved or counted.
         for part in ("visual", "logit_scale", "logit_bias"):
             if hasattr(built, part):
                 delattr(built, part)
         self.text_model: Any = built
 
     def architecture(self) -> dict[str, Any]:
-        """The configuration, instead of names of trained weights."""
+        """Return the configuration, instead of names of trained weights."""
         return {
             "config": self.model_config,
             "revision": self._commit,
@@ -311,7 +313,7 @@ class OpenClipTextEncoder(TextEncoder):
 
     @property
     def tokenizer(self) -> Any:
-        """open_clip's tokenizer of this model, loaded when it is first used."""
+        """Tokenizer of this model, loaded at first use."""
         if self._tokenizer is None:
             with quiet():  # the loader's threads come here at once: the first one loads it for all
                 if self._tokenizer is None:
@@ -336,13 +338,13 @@ class OpenClipTextEncoder(TextEncoder):
         return files_of(self.tokenizer) if hasattr(self.tokenizer, "save_pretrained") else {}
 
     def frozen_features(self, texts: Sequence[str]) -> Tensor:
-        """Token ids [B, context length], int32."""
+        """Return token ids [B, context length], int32."""
         if not texts:
             return torch.zeros(0, *self.feature_shape, dtype=self.feature_dtype)
         return self.tokenizer(list(texts)).to(self.feature_dtype)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Token ids [B, context length] to joint embeddings [B, E], not normalized."""
+        """Encode token ids [B, context length] as joint embeddings [B, E], not normalized."""
         ids_BL = features.long()
         tower = self.text_model
         if not self.training or not len(ids_BL) or not _is_causal_clip(tower):
@@ -361,7 +363,7 @@ class OpenClipTextEncoder(TextEncoder):
 
 
 def _is_causal_clip(tower: Any) -> bool:
-    """Whether the embedding is read at the end token, whose id is the highest, and sees only what is before it."""
+    """Tell whether the embedding is read at the end token, whose id is the highest, and sees only what is before."""
     return getattr(tower, "text_pool_type", None) == "argmax" and getattr(tower, "attn_mask", None) is not None
 
 
