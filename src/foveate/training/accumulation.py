@@ -111,6 +111,7 @@ def _with_cached_embeddings(
 ) -> tuple[Losses, Report]:
     outputs: list[dict[str, Tensor]] = []
     states: list[list[Tensor]] = []
+    # First pass: embeddings of all parts. Without gradient, so that no activations are kept.
     with torch.no_grad(), autocast():
         for piece in pieces:
             states.append(_random_state(device))
@@ -119,6 +120,7 @@ def _with_cached_embeddings(
     sizes = {name: [len(part[name]) for part in outputs] for name in outputs[0]}
     del outputs
 
+    # The loss over the whole batch; its gradient stops at the cached embeddings.
     with _without_sync(model):
         with autocast():
             losses, report = model(batch, call="loss_of", embeddings=cached)
@@ -128,6 +130,7 @@ def _with_cached_embeddings(
         name: (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).split(sizes[name])
         for name, tensor in cached.items()
     }
+    # Second pass: each part again, with gradient; the cached gradient enters where its embeddings leave.
     for index, piece in enumerate(pieces):
         last = index == len(pieces) - 1
         with contextlib.nullcontext() if last else _without_sync(model):

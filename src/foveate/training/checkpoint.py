@@ -152,9 +152,10 @@ def save(
     # Every file before the folder, the folder before the rename: a checkpoint that can be seen is complete.
     for path in [*temporary.iterdir(), temporary]:
         fsync_path(path)
-    if final.exists():
+    if final.exists():  # of a session that was killed behind it, or damaged
         shutil.rmtree(final)
     commit_atomically(temporary, final)
+    # After the new one is complete: a kill in between leaves one too many, never one too few.
     best = folder_of_step(folder, best_step)
     for old in _newest_first(folder)[keep:]:
         if old != best:

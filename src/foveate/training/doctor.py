@@ -145,6 +145,7 @@ def measure(
     order = np.random.default_rng(seed).permutation(len(rows))[:max_images]
     selected = [int(row) for row in np.asarray(rows)[order]]
     unreadable: dict[str, str] = {}
+    # Before anything is read: a warm cache would measure the memory instead of the disk.
     cold = _drop_cache(collection)
     data: dict[int, bytes] = {}
     began = time.perf_counter()
@@ -225,7 +226,7 @@ def _loader_rate(
     batches = loader.batches(0, 1_000_000)
     try:
         for _ in range(threads):
-            next(batches)
+            next(batches)  # until every thread is busy
         done, began = 0, time.perf_counter()
         while time.perf_counter() - began < seconds:
             done += next(batches)["count"]

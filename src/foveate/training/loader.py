@@ -171,6 +171,7 @@ class Loader:
                 batch = self._batch(step)
                 batch.tasks = [executor.submit(self._make, batch, *bounds) for bounds in batch.bounds]
                 waiting.append(batch)
+                # Bounded: threads that are faster than the training must not fill the memory with batches.
                 if len(waiting) > self.workers + self.prefetch:
                     yield self._receive(waiting.popleft())
             while waiting:
@@ -199,6 +200,7 @@ class Loader:
     def _make(self, batch: _Batch, start: int, stop: int) -> None:
         for index, draw in enumerate(self._draws(batch.step)[start:stop].tolist(), start):
             batch.samples[index] = self._sample(draw, batch.failures[index])
+        # Collated by the thread that is last, not by the main one, which is busy with the training step.
         if batch.is_last():
             samples, batch.samples = batch.samples, []
             batch.collated = self.dataset.collate(samples)
@@ -222,7 +224,7 @@ class Loader:
     def _receive(self, batch: _Batch) -> dict[str, Any]:
         """Wait for a batch and count its bad samples in the order of steps, independent of the threads."""
         for task in batch.tasks:
-            task.result()
+            task.result()  # raises what a thread raised
         failures = [failure for of_sample in batch.failures for failure in of_sample]
         self.drawn += batch.share
         self.bad_draws += len(failures)

@@ -152,14 +152,17 @@ def _train(
         outcome.best = best = BestEvaluation(**state["best"])
         outcome.stopped_early = best.is_exhausted(settings)
         stop_step = outcome.step if outcome.stopped_early else settings.steps
+        # Counts of earlier sessions; this session's are added to them.
         earlier_seconds, earlier_bad_draws = state["seconds"], state["bad_draws"]
         started = logged = time.monotonic()
         logged_step = saved_step = outcome.step
         report: dict[str, Any] = {}
 
+        # Closed at any exit, so that no loader thread outlives the loop.
         batches = loader.batches(outcome.step, stop_step)
         with contextlib.closing(batches):
             for step in _track_steps(outcome.step, stop_step, here):
+                # A function of the step, set anew each time: nothing to store, nothing to resume.
                 learning_rate = settings.learning_rate * task.learning_rate_factor(step, settings=settings)
                 set_learning_rate(optimizer, learning_rate=learning_rate)
                 with _seeded_step("step", settings.seed, step, here):
@@ -176,7 +179,7 @@ def _train(
                 if broken:
                     raise TrainingError(_describe_divergence(step + 1, losses, gradient_norm, report, run))
                 optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory for the next forward pass
                 if ema is not None:
                     ema.update(task, step=step)
                 outcome.step = step + 1
@@ -216,6 +219,7 @@ def _train(
                 # An improvement is saved at once: the best weights and the state that names them are one checkpoint.
                 last = last or outcome.stopped_early
                 if stopping or last or improved or outcome.step % settings.checkpoint_every == 0:
+                    # Summed over ranks here only: in every step it would be one more collective.
                     outcome.bad_draws = earlier_bad_draws + int(all_sum(loader.bad_draws))
                     if here.is_main:
                         if run.metrics_path.exists():  # before the checkpoint: its rows must not get lost
@@ -238,7 +242,7 @@ def _train(
                         },
                     )
                     saved_step = outcome.step
-                if stopping and not last:
+                if stopping and not last:  # a signal in the last step stops nothing
                     outcome.status = "stopped"
                 if stopping or outcome.stopped_early:
                     break

@@ -150,6 +150,7 @@ def build_optimizer(
     group has its `learning_rate_scale`.
     """
     parameters = dict(module.named_parameters())
+    # Few groups with many parameters: fused kernels run once a group.
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for row in table:
         if not row.frozen:
