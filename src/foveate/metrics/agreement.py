@@ -60,6 +60,7 @@ def error_consistency(logits_MNK: ArrayLike, labels_N: ArrayLike) -> Array:
     accuracy = right.mean(axis=1)
     observed = (right[:, None] == right[None]).mean(axis=2)
     expected = accuracy[:, None] * accuracy + (1 - accuracy[:, None]) * (1 - accuracy)
+    # Expected is 1 if both models are always right or always wrong: kappa is 0/0 there, and they agree.
     possible = 1 - expected
     return np.where(possible > 0, (observed - expected) / np.where(possible > 0, possible, 1), 1.0)
 
@@ -82,6 +83,7 @@ def confident_regions(logits_MNK: ArrayLike, labels_N: ArrayLike, *, num_samples
     selected = np.zeros(logits.shape[:2], dtype=bool)
     np.put_along_axis(selected, order, True, axis=1)
     selected &= (logits.argmax(axis=2) == labels) == right
+    # Each column is a membership pattern; counting distinct columns gives all 2^M - 1 regions at once.
     regions, counts = np.unique(selected[:, selected.any(axis=0)].T, axis=0, return_counts=True)
     names = ["".join("1" if inside else "0" for inside in region) for region in regions]
     return dict(zip(names, counts.tolist(), strict=True))
@@ -89,6 +91,7 @@ def confident_regions(logits_MNK: ArrayLike, labels_N: ArrayLike, *, num_samples
 
 def softmax(logits: Array) -> Array:
     """Return probabilities over the last axis."""
+    # Shifted by the maximum, so that exp cannot overflow.
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 

@@ -72,6 +72,7 @@ def label_ranks(
         part[:, groups.absent] += gamma
         label_n1 = labels[rows, None]
         true_n1 = np.take_along_axis(part, label_n1, axis=1)
+        # Ties count as before only for lower columns, as argmax breaks them.
         before = (part > true_n1) | ((part == true_n1) & (columns_C < label_n1))
         all_N[rows] = before.sum(1)
         own_N[rows] = (before & (of_class_C == of_class_C[label_n1])).sum(1)
@@ -135,6 +136,7 @@ def logit_gaps(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *
         of_others, of_absent = np.take(part, others, axis=1), np.take(part, absent, axis=1)
         best_other, best_absent = of_others.argmax(1), of_absent.argmax(1)
         row = np.arange(len(part))
+        # Chunks are float64, so that gaps of float16 or float32 logits are exact.
         gap_N[rows] = of_others[row, best_other] - of_absent[row, best_absent]
         other_N[rows], absent_N[rows] = others[best_other], absent[best_absent]
     return Gaps(gap_N, other_N == labels, absent_N == labels, groups.of_class[labels])

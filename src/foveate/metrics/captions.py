@@ -60,6 +60,7 @@ def assertion_metrics(verdicts: Sequence[Sequence[str]]) -> dict[str, Any]:
         raise UserError("assertion metrics need at least one caption")
     for verdict in {verdict for caption in verdicts for verdict in caption}:
         choose(verdict, VERDICTS, "verdict")
+    # A caption without assertions is a row of zeros: it counts in ana and has no accuracy.
     counts = np.array([[list(caption).count(verdict) for verdict in VERDICTS] for caption in verdicts], dtype=np.int64)
     supported, contradicted, unverifiable = counts.T
     all_N = counts.sum(1)

@@ -61,6 +61,7 @@ def class_accuracies(predictions_N: ArrayLike, truth_N: ArrayLike) -> ClassAccur
     """
     predictions, truth = _aligned(predictions_N, truth_N)
     classes_C, class_of_N, count_C = np.unique(truth, return_inverse=True, return_counts=True)
+    # One pass for all classes.
     right_C = np.bincount(class_of_N, weights=predictions == truth, minlength=len(classes_C))
     return ClassAccuracies(classes_C, right_C / count_C, count_C.astype(np.int64))
 

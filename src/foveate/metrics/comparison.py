@@ -51,6 +51,7 @@ def pareto_mask(costs: ArrayLike, values: ArrayLike) -> list[bool]:
     cost, value = np.asarray(costs, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if cost.shape != value.shape or cost.ndim != 1:
         raise UserError(f"costs and values must be two lists of one length, not {cost.shape} and {value.shape}")
+    # All pairs at once; there are tens of methods.
     no_worse = (cost[:, None] <= cost) & (value[:, None] >= value)
     better = (cost[:, None] < cost) | (value[:, None] > value)
     beaten = np.asarray((no_worse & better).any(axis=0))

@@ -55,9 +55,11 @@ def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float
     for part in blocks(rows, rows):
         distances = pairwise_distances(points[part], points)
         rows_of_part = np.arange(part.start, part.stop)
+        # Infinite: the point itself gets the last rank.
         distances[rows_of_part - part.start, rows_of_part] = np.inf
         order = np.argsort(distances, axis=1)
         ranks = np.empty_like(order)
+        # Inverts the permutation: rank of each point instead of point of each rank.
         np.put_along_axis(ranks, order, np.arange(1, rows + 1)[None], axis=1)
         beyond = np.take_along_axis(ranks, neighbors[part], axis=1) - k
         penalty += int(beyond[beyond > 0].sum())

@@ -93,5 +93,6 @@ def is_unique_phrase(phrases_R: Sequence[Hashable], images_R: Sequence[Hashable]
     """Mark phrases that occur once among their image's regions, shape [R]; the boxes of others are ambiguous."""
     if len(phrases_R) != len(images_R):
         raise UserError(f"there are {len(phrases_R)} phrases but images for {len(images_R)}")
+    # Per image: the same phrase in another image is no ambiguity.
     counts = Counter(zip(images_R, phrases_R, strict=True))
     return np.array([counts[pair] == 1 for pair in zip(images_R, phrases_R, strict=True)], dtype=np.bool_)

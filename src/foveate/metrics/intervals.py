@@ -93,15 +93,18 @@ def bootstrap_interval(
     if resamples < 1:
         raise UserError(f"bootstrap resamples must be at least 1, not {resamples}")
     cluster_N = _cluster_of(groups_N, len(values))
+    # Sums and counts per cluster: a resample then costs G numbers and not N.
     sums_G, counts_G = np.bincount(cluster_N, weights=values), np.bincount(cluster_N)
     clusters = len(sums_G)
     if clusters < 2:
         return Interval(float(values.mean()), None, None, len(values), level)
     random = generator("bootstrap", seed)
     means = []
+    # Bounds memory: resamples times clusters can be large.
     chunk = max(1, _DRAWS_PER_CHUNK // clusters)
     for first in range(0, resamples, chunk):
         drawn_SG = random.integers(0, clusters, size=(min(chunk, resamples - first), clusters))
+        # A ratio of sums, since resamples have different numbers of samples.
         means.append(sums_G[drawn_SG].sum(1) / counts_G[drawn_SG].sum(1))
     return Interval(float(values.mean()), *_percentiles(np.concatenate(means), level), len(values), level)
 
@@ -129,6 +132,7 @@ def bootstrap_statistic(
     clusters = int(cluster_N.max()) + 1
     if clusters < 2:
         return Interval(value, None, None, rows, level)
+    # Row numbers of each cluster, in order.
     members = np.split(np.argsort(cluster_N, kind="stable"), np.cumsum(np.bincount(cluster_N))[:-1])
     random = generator("bootstrap", seed)
     draws = [

@@ -97,6 +97,7 @@ def head_changes(before_CD: ArrayLike, after_CD: ArrayLike, groups: ClassGroups)
 
 def _mean_cosine(update_RD: NDArray[np.float64], norm_R: NDArray[np.float64]) -> float | None:
     rows = len(norm_R)
+    # A zero update has no direction.
     if rows < 2 or (norm_R == 0).any():
         return None
     unit = update_RD / norm_R[:, None]

@@ -65,6 +65,7 @@ def nearest(points_ND: ArrayLike, k: int, *, queries_MD: ArrayLike | None = None
         raise UserError(f"{k} neighbors: allowed are 1 to {available} with {len(points)} points")
     if queries.shape[1] != points.shape[1]:
         raise UserError(f"queries have {queries.shape[1]} features, the points {points.shape[1]}")
+    # |a|^2 + |b|^2 - 2ab cancels badly far from the origin.
     center = points.mean(axis=0)
     points, queries = points - center, queries - center
     # Fast distances select candidates; exact differences order them, so that equal distances tie exactly.
@@ -101,6 +102,7 @@ def _order_exactly(
     queries_MD: Array, points_ND: Array, columns_MC: NDArray[np.int64], rough_MN: Array
 ) -> NDArray[np.int64]:
     """Sort columns by their exact distance; excluded ones (rough distance infinite) come last."""
+    # Sums of squared differences: equal distances come out equal, which the expanded form does not give.
     exact = ((queries_MD[:, None] - points_ND[columns_MC]) ** 2).sum(axis=2)
     exact[np.isinf(np.take_along_axis(rough_MN, columns_MC, axis=1))] = np.inf
     return np.take_along_axis(columns_MC, np.argsort(exact, axis=1, kind="stable"), axis=1)

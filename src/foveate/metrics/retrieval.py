@@ -52,6 +52,7 @@ def _chance_of_a_hit(
     """
     places_N = np.clip(places_N, 0, tied_N)
     miss_N = np.ones(len(tied_N))
+    # A product of at most `positives` factors instead of two binomials, which overflow for thousands of ties.
     for drawn in range(int(positives_N.max(initial=0))):
         left_N = np.maximum(tied_N - drawn, 1)
         factor_N = np.maximum(tied_N - places_N - drawn, 0) / left_N
@@ -80,6 +81,7 @@ class _FlatPositives(NamedTuple):
                 raise UserError(f"mask must be [{rows}, {candidates}], not {list(positives.shape)}")
             counts, columns = positives.sum(1), np.nonzero(positives)[1]
         else:
+            # A candidate listed twice is one candidate.
             lists = [np.unique(np.atleast_1d(np.asarray(row))) for row in positives]
             counts = np.array([len(row) for row in lists])
             columns = np.concatenate(lists)
@@ -105,12 +107,15 @@ def _rank_chunk(
     starts = starts - starts[0]
     row_of = np.repeat(np.arange(len(sim_CM)), np.diff(starts))
     scores = sim_CM[row_of, columns]
+    # Only the best right candidate counts for recall; reduceat takes ragged lists without a loop.
     best_C = np.maximum.reduceat(scores, starts[:-1])
     tied_positives_C = np.add.reduceat((scores == best_C[row_of]).astype(np.int64), starts[:-1])
+    # Exact comparison on purpose: near-ties are real differences, true ties are bit-equal (see below).
     better_CM, tied_CM = sim_CM > best_C[:, None], sim_CM == best_C[:, None]
     if copies_M is None:
         better_C, tied_C = better_CM.sum(1), tied_CM.sum(1)
     else:
+        # A product with float64 counts is exact up to 2^53; BLAS has none for integers.
         better_C, tied_C = np.rint(better_CM @ copies_M), np.rint(tied_CM @ copies_M)
     return Ranks(better_C.astype(np.int64), tied_C.astype(np.int64), tied_positives_C)
 
@@ -162,6 +167,7 @@ def rank_positives_from_embeddings(
             "[N, E] and [M, E] with the same E"
         )
     flat = _FlatPositives.of(positives, len(queries), len(candidates))
+    # On the raw rows: their bit-equality is what the caller controls.
     first_of, group_M = _equal_rows(candidates)
     distinct_UE = normalize(candidates, what="candidate")[first_of]
     copies_U = np.bincount(group_M, minlength=len(first_of)).astype(np.float64)
@@ -175,6 +181,7 @@ def rank_positives_from_embeddings(
 
 def _equal_rows(array_ME: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first row of each set of bit-equal rows [U], and the set of each row [M]."""
+    # Bytes as dictionary keys: linear time, where np.unique(axis=0) sorts rows.
     array = np.ascontiguousarray(array_ME) + 0.0  # -0.0 becomes 0.0
     seen: dict[bytes, int] = {}
     group_M = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in array], dtype=np.int64)

@@ -99,6 +99,7 @@ def _score(
     here: _Space, there: _Space, generator: np.random.Generator, iterations: int, walk: int, alpha: float
 ) -> float:
     """Return 1 minus the mean distortion of groups of `here` that are farther apart `there`."""
+    # The largest possible distortion scales the score to [0, 1].
     largest = float((1 / (there.similarity + alpha) - 1 / (here.similarity + alpha)).max())
     if largest <= 0:
         return 1.0
@@ -109,6 +110,7 @@ def _score(
         apart_there = _distances(there.similarity, group, labels, alpha)
         apart_here = _distances(here.similarity, group, labels, alpha)
         sizes = np.bincount(labels).astype(np.float64)
+        # Only pairs that are farther apart in the other space are distorted; each weighs by its points.
         pairs = np.triu(np.outer(sizes, sizes) * (apart_there > apart_here), k=1)
         distorted += float((pairs * (apart_there - apart_here)).sum()) / largest
         weights += float(pairs.sum())

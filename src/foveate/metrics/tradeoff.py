@@ -87,10 +87,12 @@ def build_curve(gaps: Gaps) -> Curve:
     breaks, place_N = np.unique(gaps.gap_N, return_inverse=True)
     is_seen, is_absent = gaps.group_N == SEEN, gaps.group_N == ABSENT
 
+    # Samples right without gamma are lost where gamma passes their gap.
     def leaving(chosen_N: NDArray[np.bool_]) -> NDArray[np.int64]:
         lost_K = np.bincount(place_N[chosen_N], minlength=len(breaks))
         return int(chosen_N.sum()) - np.concatenate([[0], np.cumsum(lost_K)])
 
+    # Samples of U are won there.
     def entering(chosen_N: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.concatenate([[0], np.cumsum(np.bincount(place_N[chosen_N], minlength=len(breaks)))])
 
