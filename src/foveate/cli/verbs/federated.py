@@ -189,15 +189,13 @@ def _embed_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-@command.command("cluster", short_help="Find groups in data at several clients.")
+@command.command("cluster", cls=FieldsCommand, short_help="Find groups in data at several clients.")
 @sources_of
 @_clusters
-@click.option("--method", default="consensus", show_default=True, help="An unknown one lists all.")
+@fields("foveate.federated.clustering.options:ClusteringOptions", "method", "refine_rounds", "min_count")
 @click.option(
     "--compare", "baselines", default="none", show_default=True, help="Methods to compare with, by commas; or none."
 )
-@click.option("--refine-rounds", type=click.IntRange(0), help="Exchanges of sums after the first; 0 = one shot.")
-@click.option("--min-count", type=click.IntRange(1), help="Merge clusters of fewer points before sending; 10 is good.")
 @_min_clients
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds after which a client is left out.")
 @closing("federated-cluster", dry_run=_PLANNED, device=False)
@@ -209,10 +207,8 @@ def cluster(
     clients: int | None,
     collection: Path | None,
     clusters: int | None,
-    method: str,
+    settings: dict[str, Any],
     baselines: str,
-    refine_rounds: int | None,
-    min_count: int | None,
     min_clients: int,
     timeout: float | None,
     overrides: tuple[str, ...],
@@ -240,11 +236,9 @@ def cluster(
     gathered = gather(
         sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=number
     )
-    method_options = {"method": method, "refine_rounds": refine_rounds, "min_count": min_count}
-    options = parse_overrides(overrides) | {name: value for name, value in method_options.items() if value is not None}
-    settings = read_options(gathered, clusters, options, seed=number)
+    options = read_options(gathered, clusters, parse_overrides(overrides) | settings, seed=number)
     if dry_run:
-        planned = plan(gathered, settings)
+        planned = plan(gathered, options)
         _finish_plan(planned, f"{planned['features']} features", as_json=as_json)
         return
     from foveate.report import render
@@ -252,7 +246,7 @@ def cluster(
     target = run or Path("runs") / "federated-cluster"
     result = run_clustering(
         gathered,
-        settings,
+        options,
         target,
         baselines=_methods(baselines),
         min_clients=min_clients,
