@@ -36,7 +36,9 @@ class ClusteringOptions(Settings):
     """All options of a clustering, resolved for its method (see `resolve`)."""
 
     clusters: Count = Field(ge=1, description="K, the number of groups of all clients together")
-    method: str = Field("consensus", description="how the server makes K centers of centroids; an unknown name lists all")
+    method: str = Field(
+        "consensus", description="how the server makes K centers of centroids; an unknown name lists all"
+    )
     seed: Count = Field(0, ge=0, description="seed of all random numbers")
     local_clusters: int | tuple[int, ...] | None = Field(
         None, description="clusters that each client looks for: one number, one per client, or K by default"
