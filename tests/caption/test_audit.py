@@ -176,7 +176,8 @@ def test_a_model_judges_by_rank(tiny_collection: Path, trained_tiny: Path, tmp_p
     # With embeddings that are what the assertions say, the own image wins, and for others it is one of many.
     judge.image_NE = np.eye(len(judge.rows), dtype=np.float32)
     index = {f"t{n}": n for n in range(len(judge.rows))}
-    judge._encode_texts = lambda texts: np.eye(len(judge.rows), dtype=np.float32)[[index[text] for text in texts]]  # type: ignore[method-assign]
+    unit = np.eye(len(judge.rows), dtype=np.float32)
+    judge._encode_texts = lambda texts: unit[[index[text] for text in texts]]  # type: ignore[method-assign]
     verdicts = judge.judge(judge.rows.tolist(), [[f"t{n}", f"t{(n + 1) % len(index)}"] for n in range(len(index))])
     assert {first for first, _ in verdicts} == {SUPPORTED}
     assert {second for _, second in verdicts} == {CONTRADICTED}

@@ -249,10 +249,10 @@ def test_names_of_regions_are_one_token_and_lossless() -> None:
 
 def test_an_alt_text_is_read_with_the_names_that_captions_have() -> None:
     tokens = CaptionTokens.train(["a red apple"] * 3, vocabulary=400, phrases=["red apple"] * 2)
-    assert tokens.shown("Red  Apple, Port Ellery 1908") == " red apple, Port Ellery 1908"
-    assert tokens.shown("") == ""
+    assert tokens.normalize_alt("Red  Apple, Port Ellery 1908") == " red apple, Port Ellery 1908"
+    assert tokens.normalize_alt("") == ""
     (name,) = tokens.encode([" red apple"])[0]
-    assert name in tokens.encode([tokens.shown("Basket; RED APPLE")])[0]
+    assert name in tokens.encode([tokens.normalize_alt("Basket; RED APPLE")])[0]
 
 
 def test_shuffled_images_are_captioned_from_another_ones_features(

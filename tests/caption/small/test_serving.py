@@ -20,7 +20,7 @@ from foveate.caption.response_parser import parse_caption
 from foveate.caption.run import caption
 from foveate.caption.small.chat_requests import Refused, read_request
 from foveate.caption.small.folder import load_captioner
-from foveate.caption.small.serving import MOST_BYTES, CaptionServer
+from foveate.caption.small.serving import MAX_BODY_BYTES, CaptionServer
 from foveate.chat.client import ChatSettings
 from foveate.core.runs import RunFolder
 from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
@@ -155,7 +155,7 @@ def test_bad_requests_get_one_sentence(served: Served) -> None:
         (b"GET /health HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400, "must be a number"),
         (b"nonsense\r\n\r\n", 400, "no HTTP"),
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", 431, "too long"),
-        (f"POST /v1/x HTTP/1.1\r\nContent-Length: {MOST_BYTES + 1}\r\n\r\n".encode(), 413, "allowed are"),
+        (f"POST /v1/x HTTP/1.1\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode(), 413, "allowed are"),
     ]
     for data, status, message in cases:
         found, body = raw(served, data)

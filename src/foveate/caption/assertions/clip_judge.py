@@ -118,8 +118,8 @@ class ClipJudge:
         others = min(NUM_OTHERS, len(self.rows) - 1)
         return (
             f"Judged by the image-text model {self.name}: an assertion is supported when its own image fits it "
-            f"better than {MIN_SUPPORTED_RANK:.0%} of {others} other images of the sample, contradicted when it fits no "
-            f"better than {MAX_CONTRADICTED_RANK:.0%} of them, else unverifiable. Chance supports "
+            f"better than {MIN_SUPPORTED_RANK:.0%} of {others} other images of the sample, contradicted when it fits "
+            f"no better than {MAX_CONTRADICTED_RANK:.0%} of them, else unverifiable. Chance supports "
             f"{1 - MIN_SUPPORTED_RANK:.0%}."
         )
 

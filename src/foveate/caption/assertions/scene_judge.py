@@ -99,11 +99,11 @@ def _matching_things(phrase: str, truth: SceneTruth) -> list[Thing]:
     exact = [thing for thing in truth.things if thing.phrase == phrase]
     if exact:
         return exact
-    head, words = phrases.head_noun(phrase), _name_words(phrase)
+    head, name_words = phrases.head_noun(phrase), _name_words(phrase)
     return [
         thing
         for thing in truth.things
-        if phrases.head_noun(thing.phrase) == head and words <= _name_words(thing.phrase)
+        if phrases.head_noun(thing.phrase) == head and name_words <= _name_words(thing.phrase)
     ]
 
 
@@ -113,13 +113,13 @@ def judge_presence(mention: Mention, truth: SceneTruth) -> str:
         return SUPPORTED
     in_scene = {thing.phrase for thing in truth.things} | truth.hidden
     variants = families.load_things()
-    variant_of, words = variants.get(mention.phrase), _name_words(mention.phrase)
+    variant_of, name_words = variants.get(mention.phrase), _name_words(mention.phrase)
     for phrase in in_scene:
         # "green apple" where a red one lies, "eyes" where a face with eyes is: not named so, yet not false either.
         is_variant = phrase == mention.phrase or variants.get(phrase) == variant_of
-        if is_variant or words <= _name_words(phrase) or _name_words(phrase) <= words:
+        if is_variant or name_words <= _name_words(phrase) or _name_words(phrase) <= name_words:
             return UNVERIFIABLE
-    if words & (truth.shows | _name_words(truth.ground or "a")):  # a photograph in the background shows more
+    if name_words & (truth.shows | _name_words(truth.ground or "a")):  # a photograph in the background shows more
         return UNVERIFIABLE
     return CONTRADICTED
 

@@ -63,7 +63,7 @@ def grounds() -> Mapping[str, tuple[str, str, frozenset[str]]]:
     """Map the name of each background to its words, its kind, and what it shows."""
     photos = (*photographs.TRAINING, *photographs.HELD_OUT)
     styles = {**drawn_grounds.TRAINING, **drawn_grounds.HELD_OUT}
-    patterns = {name: (words, "drawn", frozenset[str]()) for name, (_, words) in styles.items()}
+    patterns = {name: (phrase, "drawn", frozenset[str]()) for name, (_, phrase) in styles.items()}
     return {**patterns, **{photo.name: (photo.description, "photo", photo.shows) for photo in photos}}
 
 

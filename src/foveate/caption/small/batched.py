@@ -80,14 +80,14 @@ class BatchedCaptioner:
                 return problem
 
         pixels = dict(zip(new, self._decoders.map(decoded, new.values()), strict=True))
-        bad = {name: found for name, found in pixels.items() if isinstance(found, BadImage)}
-        good = {name: found for name, found in pixels.items() if isinstance(found, Tensor)}
+        bad = {name: result for name, result in pixels.items() if isinstance(result, BadImage)}
+        good = {name: result for name, result in pixels.items() if isinstance(result, Tensor)}
         if good:
             with torch.inference_mode():
                 seen = encode_image.features(list(good.values()), encoder, self._device)
                 for name, prefix_PD in zip(good, self.captioner.model.prefix(seen), strict=True):
                     self._prefixes[name] = prefix_PD
-        found = [bad[name] if name in bad else self._prefixes[name] for name in names]
+        result = [bad[name] if name in bad else self._prefixes[name] for name in names]
         while len(self._prefixes) > _CACHED_IMAGES:
             self._prefixes.popitem(last=False)
-        return found
+        return result

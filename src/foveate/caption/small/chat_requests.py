@@ -63,9 +63,9 @@ def read_request(body: object, *, model: str) -> Asked:
     if not isinstance(body, dict):
         raise Refused(f"the body must be a JSON object: {_ALLOWED}")
     if body.get("model") != model:
-        shown = str(body.get("model"))[:80]
+        requested_model = str(body.get("model"))[:80]
         raise Refused(
-            f"the model '{shown}' is not served here, allowed is '{model}'",
+            f"the model '{requested_model}' is not served here, allowed is '{model}'",
             status=404,
             code="model_not_found",
             param="model",
@@ -76,14 +76,14 @@ def read_request(body: object, *, model: str) -> Asked:
         raise Refused("one answer a request: allowed is n=1", param="n", code="unsupported_value")
     text, image = _content(body.get("messages"))
     kind, alt, length, change = _format(body.get("foveate"), text)
-    most = body.get("max_completion_tokens", body.get("max_tokens", MAX_TOKENS))
+    token_limit = body.get("max_completion_tokens", body.get("max_tokens", MAX_TOKENS))
     return Asked(
         image=image,
         kind=kind,
         alt=alt[:MAX_ALT_LETTERS] if kind == "afc" else "",
         length=length,
         change=change,
-        max_tokens=int(_number(most, "max_tokens", 1, 100_000, whole=True)),
+        max_tokens=int(_number(token_limit, "max_tokens", 1, 100_000, whole=True)),
         temperature=_number(body.get("temperature", 0.0), "temperature", 0, 2),
         seed=int(_number(body.get("seed", 0), "seed", -(2**63), 2**63, whole=True)),
     )
@@ -103,7 +103,7 @@ def _content(messages: object) -> tuple[str, bytes]:
     """The text and the image of the last user message."""
     if not isinstance(messages, list):
         raise Refused(f"'messages' must be a list: {_ALLOWED}", param="messages")
-    users = [one for one in messages if isinstance(one, dict) and one.get("role") == "user"]
+    users = [message for message in messages if isinstance(message, dict) and message.get("role") == "user"]
     if not users:
         raise Refused("there is no message with the role 'user'", param="messages")
     parts = users[-1].get("content")
@@ -111,35 +111,35 @@ def _content(messages: object) -> tuple[str, bytes]:
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise Refused("the user's 'content' must be a text or a list of parts", param="messages")
     texts = [part.get("text") for part in parts if part.get("type") == "text"]
-    shown = [part.get("image_url") for part in parts if part.get("type") == "image_url"]
+    image_urls = [part.get("image_url") for part in parts if part.get("type") == "image_url"]
     if not all(isinstance(text, str) for text in texts):
         raise Refused("a part of the type 'text' has no text", param="messages")
-    if len(shown) != 1:
-        raise Refused(f"one image a request, there are {len(shown)}: {_ALLOWED}", param="messages")
-    url = shown[0].get("url") if isinstance(shown[0], dict) else shown[0]
+    if len(image_urls) != 1:
+        raise Refused(f"one image a request, there are {len(image_urls)}: {_ALLOWED}", param="messages")
+    url = image_urls[0].get("url") if isinstance(image_urls[0], dict) else image_urls[0]
     return " ".join(str(text) for text in texts), _image(url)
 
 
 def _image(url: object) -> bytes:
-    found = _DATA_URL.fullmatch(url) if isinstance(url, str) else None
-    if found is None:
+    match = _DATA_URL.fullmatch(url) if isinstance(url, str) else None
+    if match is None:
         raise Refused(f"the image must be a data URL, nothing is fetched: {_ALLOWED}", param="messages")
     try:
-        return base64.b64decode(found[2], validate=True)
+        return base64.b64decode(match[2], validate=True)
     except (binascii.Error, ValueError):
         raise Refused("the image's data URL is not base64", param="messages") from None
 
 
-def _format(given: object, text: str) -> tuple[str, str, int | None, int]:
+def _format(options: object, text: str) -> tuple[str, str, int | None, int]:
     """Kind, AltText, length class and change of it."""
-    if given is None:
+    if options is None:
         return _read_prompt(text)
-    if not isinstance(given, Mapping) or not set(given) <= {"format", "alt", "length"}:
+    if not isinstance(options, Mapping) or not set(options) <= {"format", "alt", "length"}:
         raise Refused("'foveate' must be an object with the fields format, alt, length", param="foveate")
-    kind = str(given.get("format", "")).replace("dsc+", "dsc_plus")
+    kind = str(options.get("format", "")).replace("dsc+", "dsc_plus")
     if kind not in CAPTION_KINDS:
         raise Refused(f"'foveate.format' must be one of {', '.join(CAPTION_KINDS)}", param="foveate.format")
-    alt, length = given.get("alt", ""), given.get("length")
+    alt, length = options.get("alt", ""), options.get("length")
     if not isinstance(alt, str):
         raise Refused("'foveate.alt' must be a text", param="foveate.alt")
     if length is not None:
@@ -150,7 +150,7 @@ def _format(given: object, text: str) -> tuple[str, str, int | None, int]:
 @functools.cache
 def _patterns() -> dict[str, re.Pattern[str]]:
     """Template id -> what its prompts look like, in any language and with any text put in."""
-    found = {}
+    patterns = {}
     for name in prompt_ids():
         kind = name.rpartition("-")[0]
         if kind not in (*CAPTION_KINDS, "shorten", "lengthen"):
@@ -159,20 +159,20 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         for field in _FIELDS:
             pattern = pattern.replace(re.escape(f"{{{field}}}"), f"(?P<{field}>.*?)")
         pattern = pattern.replace(re.escape(_LANGUAGE), r"[\w -]{1,80}")
-        found[name] = re.compile(pattern.replace("\0", "{").replace("\1", "}"), re.DOTALL)
-    return found
+        patterns[name] = re.compile(pattern.replace("\0", "{").replace("\1", "}"), re.DOTALL)
+    return patterns
 
 
 def _read_prompt(text: str) -> tuple[str, str, int | None, int]:
     for name, pattern in _patterns().items():
-        found = pattern.fullmatch(text.strip())
-        if found is None:
+        match = pattern.fullmatch(text.strip())
+        if match is None:
             continue
-        kind, values = name.rpartition("-")[0], found.groupdict()
+        kind, values = name.rpartition("-")[0], match.groupdict()
         if kind in CAPTION_KINDS:
             return kind, _unquoted(values.get("alt")), None, 0
-        words = {str(number): kind for kind, number in reversed(list(RETRY_WORDS.items()))}
-        return words.get(values["words"], "dsc"), "", None, -1 if kind == "shorten" else 1
+        kind_of_count = {str(number): kind for kind, number in reversed(list(RETRY_WORDS.items()))}
+        return kind_of_count.get(values["words"], "dsc"), "", None, -1 if kind == "shorten" else 1
     raise Refused(
         "the prompt is none of Foveate's templates, and this captioner reads no others: give the field 'foveate' "
         f'(extra_body) with a format, for example {{"format": "dsc"}}; allowed are {", ".join(CAPTION_KINDS)}',
@@ -183,7 +183,7 @@ def _read_prompt(text: str) -> tuple[str, str, int | None, int]:
 
 def _unquoted(value: str | None) -> str:
     try:
-        found = json.loads(value or '""')
+        text = json.loads(value or '""')
     except json.JSONDecodeError:
         return ""
-    return found if isinstance(found, str) else ""
+    return text if isinstance(text, str) else ""

@@ -30,7 +30,7 @@ def estimate(recipe: CaptionerRecipe, collection: Collection) -> dict[str, Any]:
     drawn = seeds.generator("estimate", recipe.training.seed).permutation(len(rows))[:_EXAMINED]
     data = recipe.data.model_copy(update={"ocr": "none"})
     materials, sources = read_material(collection, np.sort(rows[drawn]), data, seed=recipe.training.seed)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "images": len(rows),
         "examined": len(drawn),
         "sources_of_examined": sources,
@@ -38,26 +38,28 @@ def estimate(recipe: CaptionerRecipe, collection: Collection) -> dict[str, Any]:
         "prefix": model.prefix_length,
     }
     if recipe.data.rewriter == "rules":
-        made = write_rows(materials, data, open_rewriter(data), seed=recipe.training.seed)
-        visits = len({(row.stage, row.row) for row in made.rows})  # one shows all formats of an image
-        positions = model.prefix_length + sum(row.tokens for row in made.rows) / max(1, visits)
+        targets = write_rows(materials, data, open_rewriter(data), seed=recipe.training.seed)
+        visits = len({(row.stage, row.row) for row in targets.rows})  # one shows all formats of an image
+        positions = model.prefix_length + sum(row.tokens for row in targets.rows) / max(1, visits)
         updates = {FORMAT_STAGE: recipe.training.steps, ALIGN_STAGE: recipe.alignment.steps}
         samples = sum(steps * recipe.stage_settings(stage).batch_size for stage, steps in updates.items())
-        without = [stage for stage, steps in updates.items() if steps and all(row.stage != stage for row in made.rows)]
-        found |= {"targets_of_examined": made.summary(), "samples": samples, "stages_without_targets": without}
-        found["training_flops"] = 6.0 * parameters * positions * samples
-    return found
+        without = [
+            stage for stage, steps in updates.items() if steps and all(row.stage != stage for row in targets.rows)
+        ]
+        result |= {"targets_of_examined": targets.summary(), "samples": samples, "stages_without_targets": without}
+        result["training_flops"] = 6.0 * parameters * positions * samples
+    return result
 
 
-def lines(found: Mapping[str, Any]) -> Iterable[str]:
+def lines(result: Mapping[str, Any]) -> Iterable[str]:
     """The estimate in words."""
-    yield f"{found['images']} images in the split, {found['parameters']:,} parameters, prefix {found['prefix']}"
-    known = ", ".join(f"{name} {count}" for name, count in found["sources_of_examined"].items())
-    yield f"of {found['examined']} examined images: {known}"
-    if "targets_of_examined" not in found:
+    yield f"{result['images']} images in the split, {result['parameters']:,} parameters, prefix {result['prefix']}"
+    known = ", ".join(f"{name} {count}" for name, count in result["sources_of_examined"].items())
+    yield f"of {result['examined']} examined images: {known}"
+    if "targets_of_examined" not in result:
         yield "targets are written by a language model: not estimated"
         return
-    for name, counts in found["targets_of_examined"].items():
+    for name, counts in result["targets_of_examined"].items():
         yield f"targets {name}: " + (", ".join(f"{what} {count}" for what, count in counts.items()) or "none")
-    yield from (f"of the examined images, {nothing_for(stage)}" for stage in found["stages_without_targets"])
-    yield f"{found['samples']} samples, {found['training_flops']:.2g} FLOPs"
+    yield from (f"of the examined images, {nothing_for(stage)}" for stage in result["stages_without_targets"])
+    yield f"{result['samples']} samples, {result['training_flops']:.2g} FLOPs"

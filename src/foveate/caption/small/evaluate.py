@@ -190,7 +190,7 @@ def build_table(captions: Sequence[JudgedCaption], *, seed: int) -> list[Row]:
         rows.append(_row("length (mean CLIP tokens without specials)", data, n, tokens, unit="tokens"))
         if data == _SCENES:
             lengths = {kind: [len(caption.verdicts or ()) for caption in group] for kind, group in groups.items()}
-            counts = {kind: _mean(numbers, seed) for kind, numbers in lengths.items()}
+            counts = {kind: _mean(lengths_of_kind, seed) for kind, lengths_of_kind in lengths.items()}
             rows.append(_row("assertions per caption (ANA, rule splitter)", data, n, counts, unit="assertions"))
             for name, verdict in (("hold", SUPPORTED), ("are contradicted", CONTRADICTED)):
                 shares = {

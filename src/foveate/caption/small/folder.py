@@ -108,8 +108,8 @@ def load_captioner(folder: Path, *, device: str | None = None) -> SmallCaptioner
     tokens = CaptionTokens.from_json(_read_text(folder / TOKENIZER))
     if len(tokens) != config["vocabulary"]:
         raise UserError(
-            f"{folder / TOKENIZER}: wrong number of tokens (got {len(tokens)}); expected {config['vocabulary']}, as the "
-            "weights have"
+            f"{folder / TOKENIZER}: wrong number of tokens (got {len(tokens)}); expected {config['vocabulary']} as "
+            "in the weights"
         )
     recipe = validate(CaptionerRecipe, config["recipe"], where=str(folder / CONFIG))
     model = CaptionerModel(recipe, vocabulary=len(tokens), names=len(tokens.names), definite=tokens.definite)

@@ -90,7 +90,9 @@ def _build_prompt(captioner: SmallCaptioner, task: CaptionTask) -> list[int]:
     length = captioner.lengths[task.kind] if task.length is None else task.length
     alt = None
     if task.kind == "afc":
-        alt = captioner.tokens.encode([captioner.tokens.shown(task.alt)])[0][: captioner.model.recipe.max_alt_tokens]
+        alt = captioner.tokens.encode([captioner.tokens.normalize_alt(task.alt)])[0][
+            : captioner.model.recipe.max_alt_tokens
+        ]
     return captioner.tokens.prompt(task.kind, length=length, alt=alt)
 
 

@@ -127,8 +127,8 @@ class CaptionerModel(nn.Module):
         )
         earlier_LL = torch.ones((text_BL.shape[1],) * 2, dtype=torch.bool, device=text_BL.device).tril()
         own_BLL = (text_BL[:, :, None] == text_BL[:, None]) | (text_BL[:, None] == 0)
-        found = self.states(torch.cat([prefix_BPD, embedded], dim=1), seen_BTT=own_BLL & earlier_LL, place_BT=place_BL)
-        return found[:, prefix:]
+        joined = self.states(torch.cat([prefix_BPD, embedded], dim=1), seen_BTT=own_BLL & earlier_LL, place_BT=place_BL)
+        return joined[:, prefix:]
 
     def logits(self, states: Tensor) -> Tensor:
         """Scores of the next token [..., V]."""

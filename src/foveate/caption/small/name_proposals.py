@@ -61,9 +61,9 @@ class Proposed:
 
     def add(self, logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
         """Scores with what is proposed for the requests `rows`."""
-        found = [self.known_BW[row] if self.after[row] else self.new_BW[row] for row in rows]
+        proposed = [self.known_BW[row] if self.after[row] else self.new_BW[row] for row in rows]
         logits_BV = logits_BV.float()
-        logits_BV[:, self.first :] += torch.stack(found) - self._rarity
+        logits_BV[:, self.first :] += torch.stack(proposed) - self._rarity
         return logits_BV
 
     def say(self, rows: Sequence[int], tokens: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""What one epoch to an image gives: its features, and prompt and target of all its formats side by side."""
+"""Training samples: features of an image, with prompts and targets of all its formats in one sequence."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ WORD_STAGE = 0
 
 @dataclass(frozen=True)
 class Places:
-    """What the word loss knows of one image: R places, each with cells and words.
+    """Regions of one image for the word loss.
 
-    cells_RP: share of each prefix position in the mean that stands for the place. words: numbers of its telling words
-    in the list of all.
+    Attributes:
+        cells_RP: weight of each prefix position in the mean that represents the region.
+        word_ids: indices of its discriminative words in the list of all.
     """
 
     cells_RP: NDArray[np.float32]
-    words: tuple[tuple[int, ...], ...]
+    word_ids: tuple[tuple[int, ...], ...]
 
 
 NOWHERE = Places(np.zeros((0, 0), np.float32), ())
@@ -67,35 +68,39 @@ def telling_words(
     rows = [row for row in rows if row.kind != "afc"]
     for row, ids in zip(rows, tokens.encode([row.target for row in rows]), strict=True):
         targets[row.row] |= set(ids)
-    found = _places(collection, sorted({*targets, *further}), tokens, side, preprocess) if regions else {}
-    whole = {row: ids for row, ids in targets.items() if row not in found}
+    places_of = _places(collection, sorted({*targets, *further}), tokens, side, preprocess) if regions else {}
+    whole = {row: ids for row, ids in targets.items() if row not in places_of}
     uses = Counter(token for ids in whole.values() for token in ids)
-    named = Counter(token for place in found.values() for token in {token for own in place.words for token in own})
-    kept = {token for token, n in uses.items() if 2 <= n <= common * len(whole)}
-    kept |= {token for token, n in named.items() if n >= 2}
-    found |= {
+    # Once per image, however many of its regions have the word.
+    distinct = [{token for ids in places.word_ids for token in ids} for places in places_of.values()]
+    named = Counter(token for of_image in distinct for token in of_image)
+    vocabulary = {token for token, n in uses.items() if 2 <= n <= common * len(whole)}
+    vocabulary |= {token for token, n in named.items() if n >= 2}
+    places_of |= {
         row: Places(np.full((1, side * side), 1 / side**2, np.float32), (tuple(ids),)) for row, ids in whole.items()
     }
-    number = {token: place for place, token in enumerate(sorted(kept))}
-    chosen = {row: numbered for row, one in found.items() if (numbered := _numbered(one, number)).words}
-    return np.asarray(sorted(kept), dtype=np.int64), chosen
+    number = {token: region for region, token in enumerate(sorted(vocabulary))}
+    numbered_places = {
+        row: numbered for row, places in places_of.items() if (numbered := _numbered(places, number)).word_ids
+    }
+    return np.asarray(sorted(vocabulary), dtype=np.int64), numbered_places
 
 
 def _numbered(places: Places, number: dict[int, int]) -> Places:
-    """Places with numbers of words instead of token ids; those without a word are left out."""
-    words = [tuple(sorted({number[token] for token in own if token in number})) for own in places.words]
-    good = [place for place, own in enumerate(words) if own]
-    return Places(places.cells_RP[good], tuple(words[place] for place in good))
+    """Replace token ids by indices of words; drop regions without a word."""
+    word_ids = [tuple(sorted({number[token] for token in ids if token in number})) for ids in places.word_ids]
+    good = [index for index, ids in enumerate(word_ids) if ids]
+    return Places(places.cells_RP[good], tuple(word_ids[index] for index in good))
 
 
 def _places(
     collection: Collection, rows: Sequence[int], tokens: CaptionTokens, side: int, preprocess: Preprocess
 ) -> dict[int, Places]:
     """The regions of images as places, their words as token ids, by row; without images where none can be seen."""
-    seen = {row: found for row in rows if (found := _regions(collection, row, side, preprocess))}
+    seen = {row: regions for row in rows if (regions := _regions(collection, row, side, preprocess))}
     # As within a sentence: words there begin with a blank.
     distinct = list(dict.fromkeys(f" {phrase}" for _, phrases in seen.values() for phrase in phrases))
-    ids = {phrase: tuple(own) for phrase, own in zip(distinct, tokens.encode(distinct), strict=True)}
+    ids = {phrase: tuple(token_ids) for phrase, token_ids in zip(distinct, tokens.encode(distinct), strict=True)}
     return {
         row: Places(cells, tuple(ids[f" {phrase}"] for phrase in phrases)) for row, (cells, phrases) in seen.items()
     }
@@ -119,7 +124,7 @@ def _regions(
 
 
 def cell_shares(box_4: NDArray[np.floating], side: int) -> NDArray[np.float32]:
-    """How much of a box lies in each of `side` x `side` cells of the image, row by row; the sum is 1."""
+    """Share of a box in each of `side` x `side` cells of the image, row by row; the sum is 1."""
     edges = np.linspace(0, 1, side + 1)
     low, high = edges[:-1], edges[1:]
     across, down = (
@@ -131,7 +136,7 @@ def cell_shares(box_4: NDArray[np.floating], side: int) -> NDArray[np.float32]:
 
 
 def nothing_for(stage: int) -> str:
-    """What is wrong where a stage has no targets."""
+    """Return the error for a stage without targets."""
     wants = {ALIGN_STAGE: "data.description_kinds, or alignment.steps=0"}.get(stage, "data.short_kinds")
     return f"no image has material for stage {stage}: name the caption kinds in {wants}"
 
@@ -163,11 +168,11 @@ class CaptionSamples:
         self.captioned = captioned
         self.places = places
         targets = tokens.encode([row.target for row in rows])
-        alts = tokens.encode([tokens.shown(row.alt) for row in rows])
+        alts = tokens.encode([tokens.normalize_alt(row.alt) for row in rows])
         self._rows: dict[int, dict[int, list[Text]]] = {FORMAT_STAGE: {}, ALIGN_STAGE: {}}
         for row, target, alt in zip(rows, targets, alts, strict=True):
-            shown = alt[:max_alt_tokens] if row.kind == "afc" else None
-            prompt = tokens.prompt(row.kind, length=length_class(row.tokens), alt=shown)
+            prompt_alt = alt[:max_alt_tokens] if row.kind == "afc" else None
+            prompt = tokens.prompt(row.kind, length=length_class(row.tokens), alt=prompt_alt)
             self._rows[row.stage].setdefault(row.row, []).append((prompt, [*target, tokens.end]))
         self._earlier = np.asarray(sorted(self._rows[FORMAT_STAGE]), dtype=np.int64)
         if stage == WORD_STAGE:
@@ -178,28 +183,28 @@ class CaptionSamples:
             raise UserError(nothing_for(stage))
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
-        """All formats that the image has in the stage; a replayed sample is of another image."""
+        """Return all formats of an image in the stage; a replayed sample is of another image."""
         stage = self.stage
         if stage == ALIGN_STAGE and len(self._earlier) and seeds.uniform("replay", seed, epoch, row) < self.replay:
             stage = FORMAT_STAGE
             row = int(self._earlier[seeds.integer("replayed", seed, epoch, row) % len(self._earlier)])
         if row in self.features.bad:
             raise BadSample(self.features.collection.keys[row], self.features.bad[row])
-        found = {"image": self.features.features(row, 0), "places": self.places.get(row, NOWHERE)}
-        return {**found, "texts": [] if stage == WORD_STAGE else self._rows[stage][row]}
+        result = {"image": self.features.features(row, 0), "places": self.places.get(row, NOWHERE)}
+        return {**result, "texts": [] if stage == WORD_STAGE else self._rows[stage][row]}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """The texts of the first images, those of each one after the other (see `packed`); places flat, with the
         number of their image."""
         places: list[Places] = [sample["places"] for sample in samples]
-        counts = [len(one.words) for one in places]
-        cells = [one.cells_RP for one in places if one.words]
+        counts = [len(of_image.word_ids) for of_image in places]
+        cells = [of_image.cells_RP for of_image in places if of_image.word_ids]
         return {
             "image": torch.stack([sample["image"] for sample in samples]),
             **packed([sample["texts"] for sample in samples[: self._captioned(len(samples))]], pad=self.tokens.pad),
             "place_R": torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
             "cells_RP": torch.from_numpy(np.concatenate(cells) if cells else np.zeros((0, 1), np.float32)),
-            "words_RW": padded([words for one in places for words in one.words], -1),
+            "words_RW": padded([region_words for of_image in places for region_words in of_image.word_ids], -1),
         }
 
     def _captioned(self, samples: int) -> int:
@@ -214,30 +219,33 @@ def packed(texts: Sequence[Sequence[Text]], *, pad: int) -> dict[str, Tensor]:
     one that is learnt.
     """
     columns = {
-        "ids_BT": [[token for prompt, target in own for token in (*prompt, *target)] for own in texts],
+        "ids_BT": [[token for prompt, target in pairs for token in (*prompt, *target)] for pairs in texts],
         "before_BT": [
-            [token for prompt, target in own for token in (pad, *prompt[:-1], *(pad for _ in target))] for own in texts
+            [token for prompt, target in pairs for token in (pad, *prompt[:-1], *(pad for _ in target))]
+            for pairs in texts
         ],
         "text_BT": [
-            [number for number, (prompt, target) in enumerate(own, 1) for _ in (*prompt, *target)] for own in texts
+            [number for number, (prompt, target) in enumerate(pairs, 1) for _ in (*prompt, *target)] for pairs in texts
         ],
-        "place_BT": [[place for prompt, target in own for place in range(len(prompt) + len(target))] for own in texts],
+        "place_BT": [
+            [position for prompt, target in pairs for position in range(len(prompt) + len(target))] for pairs in texts
+        ],
         "target_BT": [
-            [learnt for prompt, target in own for learnt in (*(0 for _ in prompt), *(1 for _ in target))]
-            for own in texts
+            [learnt for prompt, target in pairs for learnt in (*(0 for _ in prompt), *(1 for _ in target))]
+            for pairs in texts
         ],
     }
     filled = {"ids_BT": pad, "before_BT": pad}
-    found = {name: padded(rows, filled.get(name, 0)) for name, rows in columns.items()}
-    return {**found, "target_BT": found["target_BT"].bool()}
+    tensors = {name: padded(rows, filled.get(name, 0)) for name, rows in columns.items()}
+    return {**tensors, "target_BT": tensors["target_BT"].bool()}
 
 
 def padded(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Sequences of integers side by side, filled up on the right: [B, longest]."""
+    """Pad sequences of integers on the right: [B, longest]."""
     longest = max(map(len, sequences), default=0)
     result = torch.full((len(sequences), longest), value, dtype=torch.int64)
-    for place, sequence in enumerate(sequences):
-        result[place, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        result[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
     return result
 
 
@@ -245,7 +253,7 @@ def cached_features(
     collection: Collection, encoder: ImageEncoder, rows: NDArray[np.int64], *, cache: Path, device: torch.device,
     share: tuple[int, int] = (0, 1),
 ) -> FeatureCache:  # fmt: skip
-    """The frozen features of the whole images: the same entries that `foveate pretrain` uses without random views."""
+    """Cache frozen features of whole images, in the entries that `foveate pretrain` uses without random views."""
     features = FeatureCache(
         encoder, collection, rows, folder=cache, views=1, view_of=lambda row, view: View(), device=device, share=share
     )

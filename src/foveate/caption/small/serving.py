@@ -26,12 +26,12 @@ from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.records.images import BadImage
 
-MOST_BYTES = 24 * 2**20  # of a request's body
+MAX_BODY_BYTES = 24 * 2**20  # of a request's body
 _HEADER_BYTES = 32 * 1024
 _PATIENCE_SECONDS = 30.0
-_WORDS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed"}
-_WORDS |= {408: "Request Timeout", 411: "Length Required", 413: "Content Too Large", 500: "Internal Server Error"}
-_WORDS |= {431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+_REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed"}
+_REASONS |= {408: "Request Timeout", 411: "Length Required", 413: "Content Too Large", 500: "Internal Server Error"}
+_REASONS |= {431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
 class CaptionServer:
@@ -43,9 +43,9 @@ class CaptionServer:
     """
 
     def __init__(
-        self, captioner: SmallCaptioner, *, model: str, batch: int = 32, key: str = "", most_waiting: int = 1024
+        self, captioner: SmallCaptioner, *, model: str, batch: int = 32, key: str = "", max_waiting: int = 1024
     ) -> None:
-        self.captioner, self.model, self.key, self.most_waiting = captioner, model, key, most_waiting
+        self.captioner, self.model, self.key, self.max_waiting = captioner, model, key, max_waiting
         self._batched = BatchedCaptioner(captioner, batch=batch)
         self._started = int(time.time())
         self._waiting = 0
@@ -80,14 +80,14 @@ class CaptionServer:
         try:
             keep = True
             while keep:
-                keep = await self._one(reader, writer)
+                keep = await self._handle_request(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._open.discard(task)
             writer.close()
 
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _handle_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """One request and its answer; whether the connection stays open."""
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _PATIENCE_SECONDS)
@@ -120,11 +120,11 @@ class CaptionServer:
         }
         if path not in known:
             raise Refused(f"nothing is served at this path: allowed are {', '.join(known)}", status=404)
-        wanted, handler = known[path]
-        if method != wanted:
-            raise Refused(f"{path} takes {wanted}", status=405)
-        given = headers.get("authorization", "").removeprefix("Bearer ")
-        if self.key and path != "/health" and not hmac.compare_digest(given.encode(), self.key.encode()):
+        expected, handler = known[path]
+        if method != expected:
+            raise Refused(f"{path} takes {expected}", status=405)
+        token = headers.get("authorization", "").removeprefix("Bearer ")
+        if self.key and path != "/health" and not hmac.compare_digest(token.encode(), self.key.encode()):
             raise Refused("the API key is missing or wrong", status=401, code="invalid_api_key")
         return await handler(body)
 
@@ -140,21 +140,21 @@ class CaptionServer:
             content = json.loads(body)
         except (ValueError, RecursionError):
             raise Refused("the body is not JSON") from None
-        asked = read_request(content, model=self.model)
-        if self._waiting >= self.most_waiting:
+        request = read_request(content, model=self.model)
+        if self._waiting >= self.max_waiting:
             raise Refused(f"{self._waiting} requests are waiting already; try again later", status=503)
-        length = self.captioner.lengths[asked.kind] if asked.length is None else asked.length
+        length = self.captioner.lengths[request.kind] if request.length is None else request.length
         ask = CaptionTask(
-            kind=asked.kind,
-            alt=asked.alt,
-            length=min(max(length + asked.change, 0), len(EDGES)),
-            max_tokens=asked.max_tokens,
-            temperature=asked.temperature,
-            seed=asked.seed,
+            kind=request.kind,
+            alt=request.alt,
+            length=min(max(length + request.change, 0), len(EDGES)),
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
         )
         self._waiting += 1
         try:
-            written = await self._batched.write(asked.image, ask)
+            written = await self._batched.write(request.image, ask)
         except BadImage as problem:
             raise Refused(f"the image cannot be read: {problem}", param="messages", code="invalid_image") from None
         except RuntimeError as error:
@@ -197,12 +197,12 @@ def _head(head: bytes) -> tuple[str, str, dict[str, str]]:
 async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
     if "transfer-encoding" in headers:
         raise Refused("send a Content-Length: chunked bodies are not read", status=411)
-    given = headers.get("content-length", "0")
-    if not given.isdecimal():
+    content_length = headers.get("content-length", "0")
+    if not content_length.isdecimal():
         raise Refused("Content-Length must be a number")
-    length = int(given)
-    if length > MOST_BYTES:
-        raise Refused(f"the body has {length} bytes, allowed are {MOST_BYTES}", status=413)
+    length = int(content_length)
+    if length > MAX_BODY_BYTES:
+        raise Refused(f"the body has {length} bytes, allowed are {MAX_BODY_BYTES}", status=413)
     return await asyncio.wait_for(reader.readexactly(length), _PATIENCE_SECONDS) if length else b""
 
 
@@ -210,7 +210,7 @@ async def _answer(writer: asyncio.StreamWriter, answer: dict[str, Any] | Refused
     status, content = (answer.status, answer.body()) if isinstance(answer, Refused) else (200, answer)
     body = json.dumps(content, ensure_ascii=False).encode()
     lines = [
-        f"HTTP/1.1 {status} {_WORDS.get(status, 'Error')}",
+        f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
         f"Connection: {'keep-alive' if keep else 'close'}",
@@ -235,14 +235,14 @@ def serve(
 
     async def run() -> None:
         server = CaptionServer(captioner, model=model, batch=batch, key=key)
-        chosen = await server.start(host, port)
+        bound_port = await server.start(host, port)
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, stop.set)
         if port_file is not None:
-            port_file.write_text(f"{chosen}\n", encoding="utf-8")
+            port_file.write_text(f"{bound_port}\n", encoding="utf-8")
         if ready is not None:
-            ready(chosen)
+            ready(bound_port)
         await stop.wait()
         await server.close()
 

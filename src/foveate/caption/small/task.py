@@ -54,17 +54,17 @@ class CaptionerTask(Task):
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
         """`caption_loss` per target token and `word_loss` per place."""
         prefix_BPD = self.model.prefix(batch["image"])
-        found: Losses = {}
+        terms: Losses = {}
         report: Report = {}
         if self.captions:
             loss, right, count = self._caption_sums(prefix_BPD, batch)
-            found["caption_loss"] = loss / count.clamp(min=1)
+            terms["caption_loss"] = loss / count.clamp(min=1)
             report["token_accuracy"] = (right / count.clamp(min=1)).detach()
         if self.word_weight > 0 and len(self.words_W):
             loss, right, count = self._word_sums(prefix_BPD, batch)
-            found["word_loss"] = loss / count.clamp(min=1)
+            terms["word_loss"] = loss / count.clamp(min=1)
             report["word_accuracy"] = (right / count.clamp(min=1)).detach()
-        return {**found, "loss": self.total(found)}, report
+        return {**terms, "loss": self.total(terms)}, report
 
     def total(self, terms: Losses) -> Tensor:
         """Loss of the captions plus the weighted loss of the words."""
@@ -91,14 +91,14 @@ class CaptionerTask(Task):
         without_text = torch.arange(captioned, images, device=device).tensor_split(parts)[::-1]
         pieces: list[Batch] = []
         for rows in zip(with_text, without_text, strict=True):
-            chosen = torch.cat(rows)
+            part = torch.cat(rows)
             index = torch.full((images,), -1, device=device)
-            index[chosen] = torch.arange(len(chosen), device=device)
+            index[part] = torch.arange(len(part), device=device)
             index_R = index[batch["place_R"]]
             inside = index_R >= 0
             piece = {name: batch[name][rows[0]] for name in Texts._fields[:-1]}
             piece |= {name: batch[name][inside] for name in ("words_RW", "cells_RP")}
-            pieces.append({**batch, **piece, "image": batch["image"][chosen], "place_R": index_R[inside]})
+            pieces.append({**batch, **piece, "image": batch["image"][part], "place_R": index_R[inside]})
         return pieces
 
     def _caption_sums(self, prefix_BPD: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,22 +109,22 @@ class CaptionerTask(Task):
             return zero, zero, zero
         order = torch.argsort(lengths_B, stable=True)
         sums: list[Tensor] = []
-        for chosen in order.chunk(self.model.recipe.length_groups):
-            longest = int(lengths_B[chosen].max())
-            columns = (batch[name][chosen, :longest] for name in Texts._fields[:-1])
-            sums.append(self._group_sums(prefix_BPD[chosen], Texts(*columns, pad=self.pad)))
+        for group in order.chunk(self.model.recipe.length_groups):
+            longest = int(lengths_B[group].max())
+            columns = (batch[name][group, :longest] for name in Texts._fields[:-1])
+            sums.append(self._group_sums(prefix_BPD[group], Texts(*columns, pad=self.pad)))
         loss, right, count = torch.stack(sums).sum(dim=0).unbind()
         return loss, right, count
 
     def _group_sums(self, prefix_BPD: Tensor, texts: Texts) -> Tensor:
         states = self.model.text_states(prefix_BPD, texts)
         # Position t predicts token t + 1: of targets those from their first token to the end mark.
-        wanted = texts.target_BT[:, 1:]
-        logits_NV = self.model.logits(states[:, :-1][wanted]).float()
+        is_target = texts.target_BT[:, 1:]
+        logits_NV = self.model.logits(states[:, :-1][is_target]).float()
         if self.model.names:
             added = proposals(self.model, prefix_BPD, texts).float()
             logits_NV = logits_NV + F.pad(added, (self.model.first_name, 0))
-        targets_N = texts.ids_BT[:, 1:][wanted]
+        targets_N = texts.ids_BT[:, 1:][is_target]
         loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
         right = (logits_NV.detach().argmax(-1) == targets_N).sum()
         return torch.stack((loss, right.to(loss.dtype), torch.full_like(loss, len(targets_N))))
@@ -136,10 +136,10 @@ class CaptionerTask(Task):
         """
         words_RW = batch["words_RW"]
         pooled_RD = torch.bmm(batch["cells_RP"][:, None].to(prefix_BPD.dtype), prefix_BPD[batch["place_R"]])[:, 0]
-        shown = words_RW >= 0
+        present = words_RW >= 0
         logs_RV = self.model.word_scores(pooled_RD, self.words_W).float().log_softmax(dim=-1)
-        picked_RW = logs_RV.gather(1, words_RW.clamp(min=0)) * shown
-        loss_R = -picked_RW.sum(dim=1) / shown.sum(dim=1).clamp(min=1)
+        picked_RW = logs_RV.gather(1, words_RW.clamp(min=0)) * present
+        loss_R = -picked_RW.sum(dim=1) / present.sum(dim=1).clamp(min=1)
         right_R = (logs_RV.argmax(dim=-1, keepdim=True) == words_RW).any(dim=1)
         return loss_R.sum(), right_R.sum().to(loss_R.dtype), loss_R.new_tensor(float(len(words_RW)))
 
@@ -147,12 +147,12 @@ class CaptionerTask(Task):
         """Beside captions the seeing part learns slowly: it must not forget what the stage of words taught it. In that
         stage only the direction of the words' embeddings counts: long ones turn slowly, and get a higher rate."""
         if self.captions:
-            own = ParameterRule(_SEEING, learning_rate_scale=self.seeing_rate)
+            names = ParameterRule(_SEEING, learning_rate_scale=self.seeing_rate)
         else:
             table = self.model.decoder.get_input_embeddings().weight
             name = next(name for name, value in self.named_parameters() if value is table)
-            own = ParameterRule(re.escape(name), learning_rate_scale=_WORDS_RATE)
-        return (ParameterRule(r"model\.(word_scale|read_gain|rarity)", weight_decay=0.0), own)
+            names = ParameterRule(re.escape(name), learning_rate_scale=_WORDS_RATE)
+        return (ParameterRule(r"model\.(word_scale|read_gain|rarity)", weight_decay=0.0), names)
 
     def shard_units(self) -> Sequence[nn.Module]:
         """The decoder's layers."""

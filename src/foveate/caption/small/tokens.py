@@ -24,7 +24,7 @@ PAD, CAPTION, END, ALT, ALT_END = "<pad>", "<caption>", "<end>", "<alt>", "</alt
 # Edges of the length classes in CLIP tokens without specials; class i is [EDGES[i - 1], EDGES[i]).
 EDGES = (8, 12, 18, 26, 38, 54, 76, 100, 130, 170)
 _WORD = re.compile(r"\w+")
-_MOST_NAMES = 0.5  # of the vocabulary
+_MAX_NAMES = 0.5  # of the vocabulary
 _SPECIALS = (
     PAD,
     CAPTION,
@@ -47,8 +47,8 @@ def length_class(clip_tokens: int) -> int:
 
 def _beginnings(texts: Iterable[str]) -> set[str]:
     """All beginnings of the words in texts that are no word but for a plural's ending."""
-    words = {word for text in texts for word in _WORD.findall(text)}
-    return {word[:end] for word in words for end in range(1, len(word)) if word[end:] not in ("s", "es")}
+    tokens = {word for text in texts for word in _WORD.findall(text)}
+    return {word[:end] for word in tokens for end in range(1, len(word)) if word[end:] not in ("s", "es")}
 
 
 class CaptionTokens:
@@ -86,7 +86,7 @@ class CaptionTokens:
         unclear = _beginnings(texts)
         usable = [phrase for phrase, uses in known.items() if uses >= 2 and phrase not in unclear]
         ordered = sorted(usable, key=lambda phrase: (-known[phrase], phrase))
-        names = ordered[: int(_MOST_NAMES * vocabulary)]
+        names = ordered[: int(_MAX_NAMES * vocabulary)]
 
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -104,7 +104,7 @@ class CaptionTokens:
 
     @classmethod
     def from_json(cls, content: str) -> CaptionTokens:
-        """The tokenizer of the content of a tokenizer.json."""
+        """Load the content of a tokenizer.json."""
         from tokenizers import Tokenizer
 
         try:
@@ -112,39 +112,43 @@ class CaptionTokens:
         except BaseException as error:
             if type(error) is not Exception:  # the library raises the bare class, and nothing else is meant
                 raise
-            raise UserError(f"tokenizer.json is not one ({' '.join(str(error).split())[:200]})") from error
+            raise UserError(f"tokenizer.json: damaged ({' '.join(str(error).split())[:200]})") from error
 
     def to_json(self) -> str:
-        """The content of tokenizer.json."""
+        """Return the content of tokenizer.json."""
         return self.tokenizer.to_str(pretty=False)
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts; what looks like a special token in a text is spelt in letters."""
+        """Encode texts; text that looks like a special token is encoded as plain characters."""
         self.tokenizer.encode_special_tokens = True
-        return [found.ids for found in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
-    def shown(self, alt: str) -> str:
-        """An AltText as the decoder reads it: white space collapsed, a blank before it, and names that are tokens in
-        the small letters that captions have. Other capitals stay: they are names that captions keep."""
-        words, place, found = alt.split(), 0, list[str]()
-        while place < len(words):
-            for length in range(min(self._longest_name, len(words) - place), 0, -1):
-                joined = " ".join(words[place : place + length])
+    def normalize_alt(self, alt: str) -> str:
+        """Normalize an AltText for the decoder: collapsed white space, a leading blank, and lower-case known names.
+
+        Captions write names of the vocabulary in lower case, so that taking one over is copying one token. Other
+        capitals stay: they are proper names, which captions keep.
+        """
+        tokens, index, normalized = alt.split(), 0, list[str]()
+        while index < len(tokens):
+            # Longest first: "fire engine" before "fire".
+            for length in range(min(self._longest_name, len(tokens) - index), 0, -1):
+                joined = " ".join(tokens[index : index + length])
                 bare = joined.rstrip(".,;:!?")
                 if bare.lower() in self.names:
-                    found.append(bare.lower() + joined[len(bare) :])
-                    place += length
+                    normalized.append(bare.lower() + joined[len(bare) :])
+                    index += length
                     break
             else:
-                found.append(words[place])
-                place += 1
-        return "".join(f" {word}" for word in found)
+                normalized.append(tokens[index])
+                index += 1
+        return "".join(f" {token}" for token in normalized)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens."""
+        """Decode ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def prompt(self, kind: str, *, length: int, alt: Sequence[int] | None = None) -> list[int]:
@@ -154,9 +158,9 @@ class CaptionTokens:
             kind: of CAPTION_KINDS. length: its length class. alt: ids of the AltText; None where none is shown.
         """
         choose(kind, CAPTION_KINDS, "caption format")
-        asked = [self._id(f"<{kind}>"), self._id(f"<length_{length}>")]
-        shown = [] if alt is None else [self._id(ALT), *alt, self._id(ALT_END)]
-        return [*asked, *shown, self.caption]
+        header = [self._id(f"<{kind}>"), self._id(f"<length_{length}>")]
+        alt_part = [] if alt is None else [self._id(ALT), *alt, self._id(ALT_END)]
+        return [*header, *alt_part, self.caption]
 
     def _id(self, token: str) -> int:
         return self.tokenizer.token_to_id(token)

@@ -1,7 +1,7 @@
 """Material for training targets: short captions, recognized text, descriptions, and the AltText of each image.
 
-A source is a module of `foveate.caption.targets.sources` with `read(collection, rows, settings, seed=...)`, found by its
-name.
+A source is a module of `foveate.caption.targets.sources` with `read(collection, rows, settings, seed=...)`, found by
+its name.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ def content_words(text: str) -> frozenset[str]:
     >>> sorted(content_words("Two red apples are on the left."))
     ['apple', 'red']
     """
-    words = {singular(word) for word in split_words(text) if word not in FRAME_WORDS}
-    return frozenset(words - FRAME_WORDS)
+    singulars = {singular(word) for word in split_words(text) if word not in FRAME_WORDS}
+    return frozenset(singulars - FRAME_WORDS)
 
 
 def new_words(target: str, inputs: Iterable[str]) -> frozenset[str]:

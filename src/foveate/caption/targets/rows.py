@@ -215,10 +215,10 @@ def _contains_words(alt: str, fact: str) -> bool:
 
 def _draw_mismatched(material: Material, materials: Sequence[Material], draw: np.random.Generator) -> str:
     """Draw the AltText of another image that shares no content word with this one; "" if no draw gave one."""
-    words = set[str]().union(*(content_words(text) for text in material.inputs()))
+    content = set[str]().union(*(content_words(text) for text in material.inputs()))
     for _ in range(_MISMATCH_DRAWS):
         other = materials[int(draw.integers(len(materials)))]
-        if other.key != material.key and other.alt and not content_words(other.alt) & words:
+        if other.key != material.key and other.alt and not content_words(other.alt) & content:
             return other.alt
     return ""
 

@@ -9,7 +9,7 @@ import re
 
 CLOSED = {
     word: tag
-    for tag, words in {
+    for tag, listed in {
         "DT": "a an the this that these those each every some any no all both another either neither half",
         "PRP$": "my your his her its our their",
         "PRP": "i you he she it we they me him us them himself herself itself themselves something someone "
@@ -38,7 +38,7 @@ CLOSED = {
         "CD": "one two three four five six seven eight nine ten eleven twelve thirteen fifteen twenty thirty forty "
         "fifty hundred thousand million",
     }.items()
-    for word in words.split()
+    for word in listed.split()
 }
 # "one" is in two classes above: captions use it as a number far more often than as a pronoun.
 CLOSED["one"] = "CD"

@@ -46,7 +46,7 @@ class Rules:
         captions = [_to_sentence(text) for text in short if content_words(text)]
         if not captions:
             return {}
-        main = _most_central(captions)
+        main = _find_central(captions)
         others = _order_by_novelty(main, [text for text in captions if text != main])
         framed = f"A picture of {main[0].lower()}{main[1:]}" if _ARTICLE.match(main) else main
         drawn_text = [make_text_sentence(written)] if written else []
@@ -92,10 +92,10 @@ def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     return len(a & b) / max(1, len(a | b))
 
 
-def _most_central(captions: Sequence[str]) -> str:
+def _find_central(captions: Sequence[str]) -> str:
     """Return the caption whose words overlap most with the others'; of equal ones the shortest, then the first."""
     word_sets = [content_words(text) for text in captions]
-    overlap = [sum(_jaccard(words, other) for other in word_sets) for words in word_sets]
+    overlap = [sum(_jaccard(word_set, other) for other in word_sets) for word_set in word_sets]
     return captions[max(range(len(captions)), key=lambda index: (overlap[index], -len(captions[index]), -index))]
 
 

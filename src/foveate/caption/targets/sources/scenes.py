@@ -95,7 +95,7 @@ def _ground_kind(truth: SceneTruth) -> list[Claim]:
 
 
 def short_captions(truth: SceneTruth, *, rng: np.random.Generator) -> list[str]:
-    """Write up to eight true sentences about one or two things, as different people would, and one on the background."""
+    """Write up to eight true sentences on one or two things, as different people would, and one on the background."""
     single = unique_things(truth)
     links = relation_claims(single)[:_MAX_RELATIONS]
     sentences = [f"{write_claim(Claim('line', link.names, f'{link.word}|'))}." for link in links[:2]]

@@ -118,7 +118,7 @@ class Owlv2Detector(Detector):
         self.input_px = settings.input_px or int(vision.image_size)
         if self.input_px % vision.patch_size:
             raise UserError(
-                f"field 'input_px' must be a multiple of the model's patch size {vision.patch_size} (got {self.input_px})"
+                f"field 'input_px' must be a multiple of the patch size {vision.patch_size} (got {self.input_px})"
             )
         self._interpolates = self.input_px != vision.image_size
         self._context = int(self._network.config.text_config.max_position_embeddings)
