@@ -1,7 +1,8 @@
 """A model folder on disk: a JSON config that names its kind and format, weights as safetensors, and files beside them.
 
-Writing is atomic file by file, the config last: a folder without a config is not a model yet. Opening is strict: another
-kind or format, a missing field, and a missing, surplus or wrongly shaped tensor are errors, never random values.
+Writing is atomic file by file, the config last: a folder without a config is not a model yet. Opening is strict:
+another kind or format, a missing field, and a missing, surplus or wrongly shaped tensor are errors, never random
+values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Random numbers as pure functions of names: equal parts give equal numbers on every machine, worker and version.
 
-Samplers name what they draw for (purpose, seed, epoch, key) instead of sharing a generator, so a draw does not depend on
-the order of work, and a resumed run needs no generator state.
+Samplers name what they draw for (purpose, seed, epoch, key) instead of sharing a generator, so a draw does not depend
+on the order of work, and a resumed run needs no generator state.
 """
 
 from __future__ import annotations

@@ -140,8 +140,8 @@ class AnnotationAppender:
                 `foveate.records.rows.finish_rows`.
 
         Raises:
-            UserError: a key is unknown or was removed, the table lacks a column, or a text or box cannot be stored. Then
-                nothing is written.
+            UserError: a key is unknown or was removed, the table lacks a column, or a text or box cannot be stored.
+                Then nothing is written.
         """
         if kind not in tables.SCHEMAS:
             raise UserError(f"annotations/{kind}: unknown table; expected one of {', '.join(tables.SCHEMAS)}")

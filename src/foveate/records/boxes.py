@@ -1,9 +1,9 @@
 """Boxes: one canonical form, typed other forms that convert through it, and vectorized arithmetic.
 
-The canonical box is `(x1, y1, x2, y2)`: two corners as fractions of the width and height of the original image, x to the
-right and y downwards, so it is independent of the size at which the image is decoded. Other forms (pixels, COCO's
-x-y-width-height, YOLO's center and size) are separate types, so that they cannot be mixed up. Arrays named `boxes_R4` have
-one canonical box per row.
+The canonical box is `(x1, y1, x2, y2)`: two corners as fractions of the width and height of the original image, x to
+the right and y downwards, so it is independent of the size at which the image is decoded. Other forms (pixels, COCO's
+x-y-width-height, YOLO's center and size) are separate types, so that they cannot be mixed up. Arrays named `boxes_R4`
+have one canonical box per row.
 """
 
 from __future__ import annotations

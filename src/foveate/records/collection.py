@@ -1,7 +1,7 @@
 """Read a collection: images by row number, their captions and regions, rows by split and label.
 
-A reader never waits for a writer. It takes a snapshot of what is committed when it is opened and sees only that until it
-is opened again. The exception is a purge: images and rows that it deletes may be gone for open readers, too.
+A reader never waits for a writer. It takes a snapshot of what is committed when it is opened and sees only that until
+it is opened again. The exception is a purge: images and rows that it deletes may be gone for open readers, too.
 """
 
 from __future__ import annotations

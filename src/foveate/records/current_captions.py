@@ -1,10 +1,10 @@
 """Select the current caption when an image has several.
 
-Captions are never overwritten, so an image may have several of one kind: by several models, or by one model with several
-prompts. Loader, audit and mixture share this rule:
+Captions are never overwritten, so an image may have several of one kind: by several models, or by one model with
+several prompts. Loader, audit and mixture share this rule:
 
-- Captions without a captioner (the column `request` is empty) are all current: titles and alt-texts of a data set are not
-  versions of one another.
+- Captions without a captioner (the column `request` is empty) are all current: titles and alt-texts of a data set are
+  not versions of one another.
 - Of generated captions one per image and kind is current: of the first preferred model that has one, else of any model;
   among these the newest by `created`; among equally new ones the last written.
 """
@@ -39,7 +39,8 @@ def select_current(captions: pa.Table, *, prefer: Sequence[str] = ()) -> np.ndar
     groups = keys * (int(kinds.max()) + 1) + kinds
     ranks = _ranks(part["model"], prefer)
     created = pc.call_function("rank", [part["created"]], pc.RankOptions("ascending", tiebreaker="dense")).to_numpy()
-    # Sorted from worst to best within each group (model, then age, then order of writing), the last row is the current one.
+    # Sorted from worst to best within each group (model, then age, then order of writing), the last row is the current
+    # one.
     order = np.lexsort((np.arange(len(rows)), created, -ranks, groups))
     last = np.append(np.diff(groups[order]) != 0, True)
     mask[rows[order[last]]] = True

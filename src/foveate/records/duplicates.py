@@ -1,7 +1,7 @@
 """Find and remove near-duplicates: the same image shrunk, re-encoded or slightly tinted.
 
-The perceptual hash also pairs different drawings with one layout, so candidates are compared: both images are reduced to
-16 x 16 colors and must agree in aspect and in every part. Groups are stars, not chains: every image of a group was
+The perceptual hash also pairs different drawings with one layout, so candidates are compared: both images are reduced
+to 16 x 16 colors and must agree in aspect and in every part. Groups are stars, not chains: every image of a group was
 compared with the one that stays, so no image is removed because of an unlike one.
 """
 
@@ -60,8 +60,8 @@ def find_duplicates(
 ) -> tuple[DuplicateGroup, ...]:
     """Find groups of near-duplicates, in the row order of their leaders.
 
-    The leader of a group has the most pixels, then the most captions and regions, then the lowest row. Images that cannot
-    be read are in no group.
+    The leader of a group has the most pixels, then the most captions and regions, then the lowest row. Images that
+    cannot be read are in no group.
 
     Args:
         distance: images whose hashes differ in at most this number of bits, 0 to 16, are compared; more finds more

@@ -50,8 +50,8 @@ class Padding(NamedTuple):
 class Letterbox:
     """An image of `width` by `height` pixels in an input of `size`, aspect kept, padding centered.
 
-    Resized sides and left or upper padding are rounded down in exact integer arithmetic, so the right or lower padding can
-    be up to two pixels larger.
+    Resized sides and left or upper padding are rounded down in exact integer arithmetic, so the right or lower padding
+    can be up to two pixels larger.
 
     Raises:
         UserError: a side is not positive, or the image is so narrow that its short side becomes 0 pixels.

@@ -28,8 +28,8 @@ from foveate.core.errors import UserError
 from foveate.core.files import write_bytes_atomically
 from foveate.records.perceptual_hash import perceptual_hash
 
-# Version of decoding and resizing, here and in `foveate.records.geometry`. Raise it whenever an image gives other pixels
-# than before: caches of features depend on it.
+# Version of decoding and resizing, here and in `foveate.records.geometry`. Raise it whenever an image gives other
+# pixels than before: caches of features depend on it.
 DECODING_VERSION = 2
 MAX_PIXELS = 80_000_000  # 240 MB as RGB; more is a decompression bomb or a scan that should be tiled
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
@@ -130,8 +130,8 @@ def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     """Decode an image completely and return its info.
 
     Raises:
-        BadImage: it is empty, not an image, of a format that is not allowed, larger than `max_pixels` (width times height
-            in its header), or damaged. A truncated image is refused, never filled with gray.
+        BadImage: it is empty, not an image, of a format that is not allowed, larger than `max_pixels` (width times
+            height in its header), or damaged. A truncated image is refused, never filled with gray.
     """
     return _open_whole(data, longest_side=_EXAMINED_SIDE, max_pixels=max_pixels)[1]
 
@@ -179,9 +179,9 @@ def decode(data: bytes, *, longest_side: int | None = None, max_pixels: int = MA
 def decode_fraction(data: bytes, *, min_side: int, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, tuple[int, int]]:
     """Decode an image like `decode`, for a caller that resizes it once: nothing is resized here.
 
-    A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 (rounded up) whose longer side still has `min_side` pixels,
-    several times faster than whole; other formats stay whole. `foveate.records.geometry.Placement.render` takes such
-    fractions.
+    A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 (rounded up) whose longer side still has `min_side`
+    pixels, several times faster than whole; other formats stay whole. `foveate.records.geometry.Placement.render` takes
+    such fractions.
 
     Returns:
         The image, and the width and height of the whole image.

@@ -30,7 +30,7 @@ def histogram(values_N: np.ndarray, *, unit: str, logarithmic: bool = False) -> 
 
 
 def histograms(collection: Collection, split: str | None = None) -> dict[str, dict[str, Any]]:
-    """Compute histograms of image sides, words per text, region areas and regions per image; empty ones are left out."""
+    """Compute histograms of image sides, words per text, region areas and regions per image, if not empty."""
     rows = collection.rows(split)
     by_name = {}
     if len(rows):

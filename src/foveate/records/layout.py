@@ -9,7 +9,8 @@ from pathlib import Path
 from foveate.core.errors import UserError, nearest
 
 FORMAT = "foveate-collection"
-# 3: fields `images`, `images_per_shard` and `license` of collection.json, folder `dataset`. There is no reader for older ones.
+# 3: fields `images`, `images_per_shard` and `license` of collection.json, folder `dataset`. There is no reader for
+# older ones.
 VERSION = 3
 
 DESCRIPTION = "collection.json"

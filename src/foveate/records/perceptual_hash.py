@@ -55,7 +55,8 @@ def near_pairs(hashes_N: np.ndarray, *, distance: int) -> np.ndarray:
     same_N = first_U[inverse_N]
     pairs_by_band = [np.stack([same_N, rows_N], axis=1)[same_N != rows_N]]
     if distance > 0 and len(unique_U) > 1:
-        # Pigeonhole: cut into distance + 1 bands, two hashes with at most `distance` different bits agree in a whole band.
+        # Pigeonhole: cut into distance + 1 bands, two hashes with at most `distance` different bits agree in a whole
+        # band.
         edges = np.linspace(0, 64, distance + 2).astype(int)
         for low, high in zip(edges[:-1], edges[1:], strict=True):
             pairs_by_band.append(first_U[_pairs_in_band(unique_U, int(low), int(high), distance)])

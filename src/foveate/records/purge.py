@@ -1,10 +1,10 @@
 """Delete bytes and rows of removed images: the only case in which shards are rewritten.
 
 The order makes a kill at any moment harmless: the collection reads as before, and the same command finishes the purge.
-Tombstones exist already. First annotation tables, splits and the cache lose the rows of the images. Then, for each index
-part, a new tar is written under a new number, the index part is replaced by one that refers to it, and the old tar is
-deleted. An image counts as not purged as long as an index part has it, so index parts come last. The next writer deletes
-tars that no index part refers to.
+Tombstones exist already. First annotation tables, splits and the cache lose the rows of the images. Then, for each
+index part, a new tar is written under a new number, the index part is replaced by one that refers to it, and the old
+tar is deleted. An image counts as not purged as long as an index part has it, so index parts come last. The next writer
+deletes tars that no index part refers to.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Annotations of one image: captions, regions, labels, turns of a conversation, and context.
 
-All types are immutable. Boxes are always `foveate.records.boxes.Box`: corners in [0, 1] of the image after EXIF rotation.
+All types are immutable. Boxes are always `foveate.records.boxes.Box`: corners in [0, 1] of the image after EXIF
+rotation.
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ def remove_images(
 ) -> RemovalSummary:
     """Remove images from a collection for good.
 
-    Readers skip them, and imports refuse them by key and by SHA-256. With `purge` (the default) their bytes and rows are
-    deleted, too: shards that have them are rewritten. After a kill the same call finishes the removal.
+    Readers skip them, and imports refuse them by key and by SHA-256. With `purge` (the default) their bytes and rows
+    are deleted, too: shards that have them are rewritten. After a kill the same call finishes the removal.
 
     Args:
         keys: images to remove; those removed earlier are counted.

@@ -120,8 +120,8 @@ def check_row(kind: str, row: Mapping[str, object]) -> dict[str, object]:
 def finish_rows(kind: str, rows: Iterable[Mapping[str, object]], provenance: Provenance) -> list[dict[str, object]]:
     """Add provenance and ids to rows.
 
-    The id is BLAKE2b (8 bytes, hex) of the content without `created` and of the number of equal rows before it: two equal
-    regions of one image are two rows, but adding the same rows again adds none.
+    The id is BLAKE2b (8 bytes, hex) of the content without `created` and of the number of equal rows before it: two
+    equal regions of one image are two rows, but adding the same rows again adds none.
     """
     column = id_column(kind)
     seen: Counter[str] = Counter()

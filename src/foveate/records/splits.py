@@ -1,7 +1,7 @@
 """Assign splits: groups and near-duplicates stay together, and adding images moves few others.
 
-Images that share a group, or whose perceptual hashes are near, form a component. Its split is a pure function of the seed
-and of its first name, so images that are added later move only the components that they join.
+Images that share a group, or whose perceptual hashes are near, form a component. Its split is a pure function of the
+seed and of its first name, so images that are added later move only the components that they join.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.perceptual_hash import near_pairs
 
-# Images whose 64-bit hashes differ in at most this number of bits count as near-duplicates. Of clip-art drawings up to 32
-# pairs each at 2, 4, 6 and 8 bits were inspected: up to 6 bits nearly all were one drawing, recolored or redrawn; at 8 bits
-# pairs of different things appeared.
+# Images whose 64-bit hashes differ in at most this number of bits count as near-duplicates. Of clip-art drawings up to
+# 32 pairs each at 2, 4, 6 and 8 bits were inspected: up to 6 bits nearly all were one drawing, recolored or redrawn; at
+# 8 bits pairs of different things appeared.
 DISTANCE = 6
 
 
@@ -126,8 +126,8 @@ def draw_splits(
 ) -> tuple[np.ndarray, int]:
     """Draw the split of each row; also return the number of components with several imported splits.
 
-    A component gets the split whose interval, with the fractions laid end to end, has `uniform(seed, "split", name)`; its
-    name is the smallest of `names_N` among its rows. Rows with an imported split keep it, and the other rows of the
+    A component gets the split whose interval, with the fractions laid end to end, has `uniform(seed, "split", name)`;
+    its name is the smallest of `names_N` among its rows. Rows with an imported split keep it, and the other rows of the
     component take that of the smallest name.
     """
     order = np.lexsort((names_N.astype(str), components_N))

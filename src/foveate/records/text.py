@@ -75,7 +75,8 @@ _SENTENCE_RULES: dict[str, _SentenceRules] = {
 }
 _DOTTED = re.compile(r"(?:[a-z]\.)*[a-z]")
 
-# A full stop is a token of its own only where it ends the sentence (with a quote or bracket behind it): "3.5", "mr. fox".
+# A full stop is a token of its own only where it ends the sentence (with a quote or bracket behind it): "3.5", "mr.
+# fox".
 _LAST_STOP = re.compile(r"(?<=[^.])\.(?=[\"'»”’)\]}>]*\s*$)")
 _SEPARATE_MARK = re.compile(
     r"\.{2,}|--+|[;@#$%&?!\[\](){}<>\"“”«»…]|[,:](?!\d)|(?<!\d)[,:]|[‘’'`](?=\s|$)|(?<!\S)[‘’'`]"

@@ -1,8 +1,8 @@
 """Write a collection: images go into shards, and the rename of its index part commits a shard.
 
-A killed writer loses at most the shard that it was filling. Its leftovers have no index part, so readers do not see them,
-and the next writer deletes them and fills the same shard from the same images: the same command after a kill gives the
-same collection as an undisturbed run.
+A killed writer loses at most the shard that it was filling. Its leftovers have no index part, so readers do not see
+them, and the next writer deletes them and fills the same shard from the same images: the same command after a kill
+gives the same collection as an undisturbed run.
 """
 
 from __future__ import annotations
@@ -286,8 +286,8 @@ class CollectionWriter:
             extra: rows of further annotation tables, by kind.
             source: origin of the image for the quarantine, by default that of the writer.
             examined: the result of `examine` for the same bytes, which saves a second decoding.
-            location: the image stays in this file, of which `data` are the bytes, and only the index refers to it. For an
-                existing image whose file moved, the index is updated.
+            location: the image stays in this file, of which `data` are the bytes, and only the index refers to it. For
+                an existing image whose file moved, the index is updated.
 
         Raises:
             UserError: a key, text, box or path cannot be stored.

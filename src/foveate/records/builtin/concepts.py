@@ -11,10 +11,10 @@ unseen kind: nothing of its whole family is in training; no training text has it
 
 Families and things are drawn by `core.seeds.uniform("builtin concepts" or "builtin things", SEED, name)`: pure
 functions of the name, the same on every machine and in every version that keeps SEED and the shipped tables. A few
-families are never an unseen kind: those whose head noun is in the texts of more than EVERYWHERE clip art images ("flag",
-"flower", "tool"), since holding them out would hold out a third of the clip art, and those whose head noun is in the
-descriptions of scene grounds. A thing whose own words are part of the name of another ("glass") is never held out: hiding
-its name would hide its relatives.
+families are never an unseen kind: those whose head noun is in the texts of more than EVERYWHERE clip art images
+("flag", "flower", "tool"), since holding them out would hold out a third of the clip art, and those whose head noun is
+in the descriptions of scene grounds. A thing whose own words are part of the name of another ("glass") is never held
+out: hiding its name would hide its relatives.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ def mentions_unseen(text: str) -> bool:
 def concept_slice(concept: str) -> str:
     """Return "seen", "unseen", "unseen kind" or "withheld".
 
-    Withheld concepts contain the name of an unseen one ("boy with trumpet" if trumpets are an unseen kind); they are used
-    neither in training nor in tests.
+    Withheld concepts contain the name of an unseen one ("boy with trumpet" if trumpets are an unseen kind); they are
+    used neither in training nor in tests.
     """
     if families.load_families()[concept] in _unseen_kinds():
         return UNSEEN_KIND

@@ -101,7 +101,7 @@ class _Groups:
 
 
 def own_words(concept: str) -> frozenset[str]:
-    """Return the words of a name without colors, states, sides, numbers, people words and prepositions, in the singular.
+    """Return the singular words of a name without colors, states, sides, numbers, people and prepositions.
 
     >>> sorted(own_words("left-pointing magnifying glass")), sorted(own_words("woman farmer"))
     (['glass', 'magnifying', 'pointing'], ['farmer'])

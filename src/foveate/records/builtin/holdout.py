@@ -1,7 +1,7 @@
 """Split the shipped single images into training and test.
 
-Emoji: by concept, both styles together; a concept is in the test part unless it is seen and its short names name nothing
-unseen. Clip art: by group of near-duplicates (equal titles apart from case and digits, or nearly equal
+Emoji: by concept, both styles together; a concept is in the test part unless it is seen and its short names name
+nothing unseen. Clip art: by group of near-duplicates (equal titles apart from case and digits, or nearly equal
 images); a group is in the test part if one of its texts names something unseen, and so is a share of the other groups.
 """
 

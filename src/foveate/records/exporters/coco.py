@@ -1,9 +1,9 @@
 """Export a collection as COCO: `annotations/instances.json`, `annotations/captions.json` and the folder `images`.
 
-Annotations that came from a COCO file keep their ids, categories and file names. What COCO has no field for is added to the
-entries and read back by our importer, while other readers ignore it: `phrase`, `label`, `score`, `slice` and `source` of an
-annotation, `kind` and `source` of a caption, `labels`, `group` and `split` of an image. Conversations and contexts are not
-exported.
+Annotations that came from a COCO file keep their ids, categories and file names. What COCO has no field for is added to
+the entries and read back by our importer, while other readers ignore it: `phrase`, `label`, `score`, `slice` and
+`source` of an annotation, `kind` and `source` of a caption, `labels`, `group` and `split` of an image. Conversations
+and contexts are not exported.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def export_coco(
     """Write a collection to `folder` in the format of COCO, atomically. Images keep their bytes.
 
     Boxes are x, y, width, height in pixels after EXIF rotation, unrounded, so that importing the folder gives the same
-    float32 corners. Boxes that came from a COCO file are within 0.001 pixels of it for images of up to 8,192 pixels a side.
+    float32 corners. Boxes that came from a COCO file are within 0.001 pixels of it for images of up to 8,192 pixels a
+    side.
 
     Args:
         rows: all rows by default.

@@ -34,8 +34,8 @@ def export_webdataset(
 ) -> list[Path]:
     """Write a collection to `target`/00000.tar, ...; return the tars. Images keep their bytes.
 
-    Member names have "." and "%" of a key escaped, since WebDataset readers end the key at the first dot; the JSON field
-    `key` has the original.
+    Member names have "." and "%" of a key escaped, since WebDataset readers end the key at the first dot; the JSON
+    field `key` has the original.
 
     Args:
         rows: all rows by default.

@@ -1,9 +1,9 @@
 """Import COCO: an instances file, a captions file next to it, and a folder of images.
 
-The key of an image is its `file_name` without extension. A category becomes the label and the phrase of a region. Captions
-have the kind "caption", crowd boxes the slice "crowd"; outlines are left out. The ids of the file are stored in the tables
-`coco_images`, `coco_regions`, `coco_captions` and `coco_categories`, so that `foveate.records.exporters.coco` can write
-them again.
+The key of an image is its `file_name` without extension. A category becomes the label and the phrase of a region.
+Captions have the kind "caption", crowd boxes the slice "crowd"; outlines are left out. The ids of the file are stored
+in the tables `coco_images`, `coco_regions`, `coco_captions` and `coco_categories`, so that
+`foveate.records.exporters.coco` can write them again.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ class CocoFile:
 def read_coco(path: Path, captions: Path | None = None) -> CocoFile:
     """Read an annotation file and optionally one with captions.
 
-    Needs memory of twice the size of the file (measured on 78 MB), since outlines are dropped while it is parsed. Unusable
-    entries become findings.
+    Needs memory of twice the size of the file (measured on 78 MB), since outlines are dropped while it is parsed.
+    Unusable entries become findings.
 
     Raises:
         UserError: a file cannot be read, is not JSON, or lacks the lists "images" and "annotations".

@@ -1,7 +1,7 @@
 """Import from Hugging Face `datasets`: a saved data set, Parquet files with images, or a hub id.
 
-The key of an image is its part ("train") and the SHA-256 of its bytes, so that it does not depend on the order of rows; a
-column can give the keys instead. The part becomes the split.
+The key of an image is its part ("train") and the SHA-256 of its bytes, so that it does not depend on the order of rows;
+a column can give the keys instead. The part becomes the split.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ _MAX_NAME_BYTES = 255
 def locate_file(name: object, root: Path) -> tuple[str, Path] | Problem:
     """Locate an image by its name in an annotation file: return (name below `root`, path), or the problem.
 
-    Backslashes of Windows are understood. An absolute name may lead into the folder; URLs and names that lead out of the
-    folder are refused. Nothing is opened.
+    Backslashes of Windows are understood. An absolute name may lead into the folder; URLs and names that lead out of
+    the folder are refused. Nothing is opened.
     """
     if not isinstance(name, str) or not name.strip():
         return Problem("image", "no file name", f"expected a file name (got {str(name)[:40]!r})")

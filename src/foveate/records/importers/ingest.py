@@ -219,8 +219,8 @@ def _extra_rows(sample: Sample, sidecar: Sidecar) -> dict[str, list[Mapping[str,
 def _find_box_size(writer: CollectionWriter, sample: Sample, size: tuple[int, int]) -> tuple[int, int] | None:
     """Return the image size (width, height) that boxes in pixels refer to; None if it is unclear.
 
-    An image that was shrunk after its boxes were drawn has the stated aspect, so its boxes are right in stated pixels. One
-    of another aspect was rotated or cropped: its boxes would be wrong.
+    An image that was shrunk after its boxes were drawn has the stated aspect, so its boxes are right in stated pixels.
+    One of another aspect was rotated or cropped: its boxes would be wrong.
     """
     stated = sample.stated_size
     if stated is None or stated == size or not (sample.fields or {}).get("regions"):

@@ -18,8 +18,8 @@ def read_annotations(path: Path, reduce: Callable[[dict[str, Any]], object] | No
     """Read a JSON file.
 
     Args:
-        reduce: called with every object as soon as it is parsed; returns what to keep of it. So the outlines of COCO, most
-            of a file, are never in memory together.
+        reduce: called with every object as soon as it is parsed; returns what to keep of it. So the outlines of COCO,
+            most of a file, are never in memory together.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, or is not JSON (truncated, for example).

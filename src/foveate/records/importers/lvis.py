@@ -1,9 +1,9 @@
 """Import LVIS: boxes of 1,203 categories on COCO's images.
 
-The format is that of COCO. Images are named by the last two parts of `coco_url` (`train2017/000000391895.jpg`), also their
-key, or by `file_name` in older files. The phrase of a category is its name with blanks for "_"; synonyms, definition and
-frequency are stored in `coco_categories`, and the frequency ("rare", "common", "frequent") is the slice of its regions, the
-group that LVIS reports by.
+The format is that of COCO. Images are named by the last two parts of `coco_url` (`train2017/000000391895.jpg`), also
+their key, or by `file_name` in older files. The phrase of a category is its name with blanks for "_"; synonyms,
+definition and frequency are stored in `coco_categories`, and the frequency ("rare", "common", "frequent") is the slice
+of its regions, the group that LVIS reports by.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from foveate.records.record import Region
 FORMATS = ("xyxy", "xywh")
 UNITS = ("pixel", "normalized")
 FIELDS = ("box", "phrase", "format", "unit", "score", "label", "slice", "source")
-# A box may reach out of the image by this fraction of the side and is then clipped. One that reaches further was most likely
-# written in another unit or format, and clipping would hide that.
+# A box may reach out of the image by this fraction of the side and is then clipped. One that reaches further was most
+# likely written in another unit or format, and clipping would hide that.
 CLIP_TOLERANCE = 0.05
 
 
@@ -24,8 +24,8 @@ def read_region(raw: object, *, position: int, width: int, height: int) -> tuple
     """Parse one entry of "regions"; return the region and whether its box was clipped, or the problem.
 
     Args:
-        raw: an object with `box` (four numbers), `phrase` and/or `label`, `format` ("xyxy", the default, or "xywh"), `unit`
-            ("pixel", the default, or "normalized"), `score` in [0, 1], `slice`, `source`.
+        raw: an object with `box` (four numbers), `phrase` and/or `label`, `format` ("xyxy", the default, or "xywh"),
+            `unit` ("pixel", the default, or "normalized"), `score` in [0, 1], `slice`, `source`.
         position: number of the entry, for the problem.
         width, height: of the image after EXIF rotation, in pixels.
     """

@@ -93,7 +93,8 @@ def _read_text(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
     try:
         clean = _is_utf8(path)
         table = pa_csv.read_csv(
-            # pyarrow passes bad lines to the handler as text and fails on other encodings; as Latin-1 any bytes are text.
+            # pyarrow passes bad lines to the handler as text and fails on other encodings; as Latin-1 any bytes are
+            # text.
             path if clean else pa.BufferReader(path.read_bytes().decode("latin-1").encode("utf-8")),
             read_options=pa_csv.ReadOptions(use_threads=False, block_size=block),
             parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note),

@@ -45,8 +45,8 @@ def import_visual_genome(
 ) -> ImportSummary:
     """Import the images of Visual Genome, with their described regions, into the collection `target`.
 
-    Both files are read into memory, which needs three times their size (measured on 80 MB, so about 2.2 GB for the 720 MB
-    of the data set).
+    Both files are read into memory, which needs three times their size (measured on 80 MB, so about 2.2 GB for the 720
+    MB of the data set).
 
     Args:
         source: the folder that has the two files, or one of the two.

@@ -37,9 +37,9 @@ _READING_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, OverflowErro
 def import_webdataset(source: str | Path, target: str | Path, **shared: Unpack[SharedOptions]) -> ImportSummary:
     """Import the samples of WebDataset tars into the collection `target`, shard by shard.
 
-    Importing again adds only what is new. The members `.jpg` (or another image format), `.txt` and `.json` of a sample are
-    used, others are counted as ignored. Unsafe paths, links, devices, samples without an image and truncated shards are
-    quarantined; what comes before a truncation is used.
+    Importing again adds only what is new. The members `.jpg` (or another image format), `.txt` and `.json` of a sample
+    are used, others are counted as ignored. Unsafe paths, links, devices, samples without an image and truncated shards
+    are quarantined; what comes before a truncation is used.
 
     Args:
         source: a tar file, a folder of tar files (others are ignored), or a pattern with `*` or `{00000..00099}`.

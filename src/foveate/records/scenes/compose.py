@@ -1,7 +1,7 @@
 """Compose cut-outs and patches on a ground, all by the same steps.
 
-A cut-out is scaled, rotated, softened, slightly recolored and toned towards its surroundings. Unlabeled patches are treated
-alike, so that a visible edge says nothing about whether there is a labeled thing.
+A cut-out is scaled, rotated, softened, slightly recolored and toned towards its surroundings. Unlabeled patches are
+treated alike, so that a visible edge says nothing about whether there is a labeled thing.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def is_cut_out(cutout: Cutout) -> bool:
 def load_pool(slice_name: str) -> Pool:
     """Load the pool of "seen", "unseen" or "unseen kind" named cut-outs.
 
-    Seen ones are those whose single image is in the training split: clip art that is held out as a single image is in no
-    scene.
+    Seen ones are those whose single image is in the training split: clip art that is held out as a single image is in
+    no scene.
     """
     families: dict[str, dict[str, list[Cutout]]] = defaultdict(lambda: defaultdict(list))
     split = "train" if slice_name == concepts.SEEN else "test"
@@ -56,8 +56,8 @@ def load_pool(slice_name: str) -> Pool:
 def load_distractors(split: str) -> tuple[Cutout, ...]:
     """Load unnamed images that may be in a scene without a label, by their split as single images.
 
-    Validation scenes use those of training. Images whose title or keywords name a concept are in no scene: they would be
-    unlabeled images of a named thing.
+    Validation scenes use those of training. Images whose title or keywords name a concept are in no scene: they would
+    be unlabeled images of a named thing.
     """
     choose(split, SPLITS, "split")
     titles = {row["key"]: " ".join([row["title"], *row["keywords"]]) for row in tables.rows("clipart")}

@@ -88,8 +88,8 @@ class Plan:
 def draw_scene(*, seed: int, split: str, index: int, size: int = 224) -> Scene:
     """Draw scene number `index` of a split.
 
-    Training and validation scenes have seen concepts on training grounds; test scenes have concepts of all three slices on
-    held-out grounds. At least one region is labeled.
+    Training and validation scenes have seen concepts on training grounds; test scenes have concepts of all three slices
+    on held-out grounds. At least one region is labeled.
 
     Args:
         seed: seed of the series.
