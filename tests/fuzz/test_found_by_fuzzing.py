@@ -218,7 +218,7 @@ def test_damaged_embeddings_of_an_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read as an array"):
         read_vectors(tmp_path / "v.npy")
     pq.write_table(ROWS.empty_table().drop(["key"]), tmp_path / "r.parquet")
-    with pytest.raises(UserError, match="other columns than an index has"):
+    with raises_naming(UserError, tmp_path / "r.parquet"):
         read_rows([tmp_path / "r.parquet"])
 
 
@@ -226,7 +226,7 @@ def test_damaged_embeddings_of_an_index(tmp_path: Path) -> None:
 def test_options_that_no_network_can_be_built_with(vision: object) -> None:
     from foveate.vision.registry import build_image_encoder
 
-    with pytest.raises(UserError, match="image: .open_clip. cannot be built|these settings make no model"):
+    with raises_naming(UserError, "open_clip"):
         build_image_encoder({"kind": "open_clip", "model": "ViT-B-32", "vision": vision})
 
 
@@ -236,7 +236,7 @@ def test_a_folder_in_place_of_a_models_weights(tmp_path: Path) -> None:
     shutil.copytree(home() / "m", tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").unlink()
     (tmp_path / "m" / "model.safetensors").mkdir()
-    with pytest.raises(UserError, match="is a folder"):
+    with raises_naming(UserError, tmp_path / "m" / "model.safetensors"):
         load_model(tmp_path / "m", device="cpu")
 
 

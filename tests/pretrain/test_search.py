@@ -302,4 +302,4 @@ def test_the_example_of_the_docs_runs(folder: Path, tmp_path: Path, monkeypatch:
     assert names["images"].shape == (1, 32)
     assert names["regions"].shape == (2, 32)
     assert all(isinstance(hit, Hit) for hit in names["hits"])
-    assert names["places"].shape == (197, 2)
+    assert names["positions"].shape == (197, 2)
