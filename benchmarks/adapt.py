@@ -44,7 +44,7 @@ from foveate.vision.registry import seeded
 CLASSES = 100
 LINEAR_LAYERS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 NORMS = r"(blocks\.\d+\.norm[12]|norm)"
-BESIDE = ("lora", "layernorm", "biases of linear layers")
+PEFT_METHODS = ("lora", "layernorm", "biases of linear layers")
 KEPT = {
     "linear": {},
     "lora, last 2 blocks": {"method": "lora", "last_blocks": 2},
@@ -143,7 +143,7 @@ def peft(given: argparse.Namespace, pixels: torch.Tensor) -> None:
         "biases of linear layers": {"method": "subset", "pattern": rf"{LINEAR_LAYERS}\.bias"},
     }
     updates: dict[str, Update] = {}
-    theirs = {name: theirs[name] for name in given.beside}
+    theirs = {name: theirs[name] for name in given.compare}
     for name, config in theirs.items():
         model: Any = network(given.model, given.device, classes=CLASSES)
         updates[f"peft {name}"] = Update(get_peft_model(model, config), pixels)
@@ -292,7 +292,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=[*PARTS, *WHOLE], default=[*PARTS, *WHOLE])
     parser.add_argument("--model", default="vit_tiny_patch16_224", help="a ViT of timm")
     parser.add_argument("--batch", type=int, default=8, help="images of an update")
-    parser.add_argument("--compare", nargs="+", choices=BESIDE, default=BESIDE, help="of the part peft: methods")
+    parser.add_argument(
+        "--compare", nargs="+", choices=PEFT_METHODS, default=PEFT_METHODS, help="of the part peft: methods"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--images", type=int, default=32, help="of the parts kept, compare")
     parser.add_argument("--epochs", type=int, default=50, help="of the parts kept, compare")

@@ -183,7 +183,7 @@ def test_splits_are_halves_and_depend_on_number_and_seed() -> None:
         ({}, {"seen_classes": SEEN, "pseudo_runs": []}, "pseudo_runs have no effect with the method 'alg'"),
         ({"method": "pcv", "threshold": "al"}, {"seen_classes": SEEN, "pseudo_runs": [0]}, "unknown threshold"),
         ({"method": "pcv", "tie": "biggest"}, {"seen_classes": SEEN, "pseudo_runs": [0]}, "unknown rule for ties"),
-        ({"method": "pcv"}, {"seen_classes": [0, 2, 3], "pseudo_runs": [0]}, "class 5 is no seen class"),
+        ({"method": "pcv"}, {"seen_classes": [0, 2, 3], "pseudo_runs": [0]}, "class 5 is not a seen class"),
         (
             {"method": "pcv"},
             {"seen_classes": [0, 1, 2, 3, 5], "pseudo_runs": [0]},
@@ -373,4 +373,4 @@ def test_the_example_of_the_docs_runs() -> None:
     seen = np.isin(labels, [0, 2, 5])
     names = {"train_logits": logits[seen], "train_labels": labels[seen], "test_logits": logits}
     exec(compile(block, "python.md", "exec"), names)
-    assert (names["answers"] == labels).mean() > (logits.argmax(1) == labels).mean() + 0.1
+    assert (names["predicted"] == labels).mean() > (logits.argmax(1) == labels).mean() + 0.1

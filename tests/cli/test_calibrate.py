@@ -389,7 +389,9 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
     refused(said, file, "--training", train, "--classes-seen", ",".join(names[1:]))
     said = f"{glyph_files / 'sen.txt'}: no such file of class names. Did you mean 'seen.txt'?"
     refused(said, file, "--training", train, "--classes-seen", f"@{glyph_files / 'sen.txt'}")
-    refused("is no seen class", file, "--pseudo", glyph_files / "pseudo-0.npz", "--classes-seen", ",".join(names[1:]))
+    refused(
+        "is not a seen class", file, "--pseudo", glyph_files / "pseudo-0.npz", "--classes-seen", ",".join(names[1:])
+    )
     refused("overlap in 1", file, "--training", train, "--classes-seen", seen, "--classes-absent", names[0])
     refused("give their logits with --training FILE", file, "--classes-seen", seen)
     official = ("--classes-seen", seen, "--variant", "official")
@@ -417,7 +419,7 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
     )
     refused("35 columns", file, "--training", narrow, "--classes-seen", seen)
     renamed = change_logits(train, tmp_path / "renamed.npz", class_names=["zero", *few.class_names[1:]])
-    refused("class 0 is 'zero', in", file, "--training", renamed, "--classes-seen", seen)
+    refused("class 0 is 'zero'; in", file, "--training", renamed, "--classes-seen", seen)
     other = change_logits(file, tmp_path / "other.npz", labels=(read_logits(file).labels + 1) % 36)
     refused("its labels differ from those of", file, "--training", train, "--before", other, "--classes-seen", seen)
     refused("needs the arrays 'seen' and 'absent'", file, "--pseudo", train, "--classes-seen", seen)

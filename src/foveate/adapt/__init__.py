@@ -29,7 +29,7 @@ __all__ = list(_LAZY)
 
 
 class _CallablePackage(ModuleType):
-    # Importing any module of this package sets `foveate.adapt` to the package, which would hide a function of that name.
+    # Importing any module of this package sets `foveate.adapt` to the package, which hides a function so named.
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Return a model with one adapter; see `foveate.adapt.model.adapt`."""
         from foveate.adapt.model import adapt

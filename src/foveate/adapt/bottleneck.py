@@ -42,11 +42,12 @@ class Bottleneck(nn.Module):
         self.down = nn.Linear(width, rank)
         self.up = nn.Linear(rank, width)
         self.dropout = nn.Dropout(settings.dropout)
+        # Of shape (1,), not (): FSDP2 shards the first dimension.
         self.learnt_scale = nn.Parameter(torch.ones(1)) if settings.scale == "learnable" else None
         self.scale = 1.0 if settings.scale == "learnable" else float(settings.scale)
 
     def forward(self, x_BLD: Tensor, *, strength: float) -> Tensor:
-        """[B, L, D] to [B, L, D]; `strength` multiplies the result."""
+        """Map [B, L, D] to [B, L, D]; `strength` multiplies the result."""
         branch = self.up(self.dropout(F.relu(self.down(x_BLD)))) * (self.scale * strength)
         return branch if self.learnt_scale is None else branch * self.learnt_scale.to(branch.dtype)
 
@@ -60,7 +61,7 @@ class SequentialAdapter(BlockAdapter[Seq]):
     why_not_mergeable: ClassVar[str] = WHY_NOT_MERGEABLE
 
     def behind(self, branch: nn.Module, end: SublayerEnd) -> Handle:
-        """A hook that lets a sublayer's result pass a bottleneck."""
+        """Hook a sublayer's end, so that its result passes a bottleneck."""
 
         def change(output_BLD: Tensor, _: Tensor | None) -> Tensor:
             total = output_BLD + branch(output_BLD, strength=self.strength)

@@ -226,6 +226,7 @@ def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[st
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if not name:
         raise UserError("this timm network was not built by timm.create_model: it has no architecture name to save")
+    # timm's own way to set the classes: it also writes them into the configuration that is saved.
     model.reset_classifier(head.out_features)
     classifier: Any = model.get_classifier()
     classifier.load_state_dict(head.state_dict())

@@ -1,4 +1,4 @@
-"""What both forms of FacT share: added weights s V T U, with U and V common to the whole network.
+"""Both forms of FacT: added weights s V T U, with U and V common to the whole network.
 
 Jie and Deng 2023, arXiv 2212.03145, section 3. Every d x d part of qkv, proj, fc1 and fc2 has a core T (r x r); fc1 and
 fc2 count as m parts, m = hidden width / d. Merges: W += s V T U.
@@ -44,7 +44,7 @@ class FactAdapter(BlockAdapter[FactS]):
     """U, V and, from a subclass, the cores of each block.
 
     Attributes:
-        ratio: m, how many times wider the MLP is. numbers: of the blocks it sits in.
+        ratio: m, how many times wider the MLP is.
     """
 
     def __init__(self, settings: FactS, backbone: Backbone) -> None:
@@ -56,24 +56,25 @@ class FactAdapter(BlockAdapter[FactS]):
         if len(hidden) > 1 or min(hidden) % width:
             raise UserError(f"{settings.method}: hidden widths {sorted(hidden)} are no multiple of the width {width}")
         self.ratio = hidden.pop() // width
-        self.numbers = [block.number for block in blocks]
         self.u = nn.Linear(width, rank, bias=False)
         self.v = nn.Linear(rank, width, bias=False)
-        init_zero(self.v)
+        init_zero(self.v)  # starts as the identity
         self.dropout = nn.Dropout(settings.dropout)
         self.build_cores(rank, len(blocks))
 
     @abstractmethod
     def build_cores(self, rank: int, blocks: int) -> None:
-        """Makes the parameters of the cores."""
+        """Create the parameters of the cores."""
 
     @abstractmethod
     def cores(self, index: int) -> dict[str, Tensor]:
-        """Of the `index`-th chosen block: "q", "k", "v", "proj" [r, r], "fc1" [m r, r], "fc2" [r, m r]: each maps U x
-        to what V takes."""
+        """Return the cores of the `index`-th selected block.
+
+        "q", "k", "v", "proj" [r, r], "fc1" [m r, r], "fc2" [r, m r]: each maps U x to what V takes.
+        """
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """One behind each projection."""
+        """Hook each projection."""
         for index, block in enumerate(select_blocks(backbone, self.settings)):
             parts = (("q", "k", "v"),) if len(block.qkv) == 1 else (("q",), ("k",), ("v",))
             assert block.fc1 is not None
@@ -94,9 +95,10 @@ class FactAdapter(BlockAdapter[FactS]):
         return change
 
     def _high(self, x: Tensor, cores: list[Tensor], *, narrow: bool) -> Tensor:
-        """V T U x; with several cores, or one of m r rows, their results side by side."""
+        """Return V T U x; with several cores, or one of m r rows, their results side by side."""
         rank = self.settings.rank
         if narrow:
+            # fc2 reads m d channels: U acts on each part of d, and the core of m r columns adds the parts up.
             low = self.u(x.unflatten(-1, (self.ratio, -1))).flatten(-2)
         else:
             low = self.u(x)
@@ -105,17 +107,17 @@ class FactAdapter(BlockAdapter[FactS]):
         return self.v(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)).flatten(-2)
 
     def matched_names(self, backbone: Backbone) -> list[str]:
-        """The projections."""
-        found = []
+        """Return the names of the projections."""
+        names = []
         for block in select_blocks(backbone, self.settings):
             assert block.fc1 is not None
             assert block.fc2 is not None
-            found += [backbone.name_of(module) for module in (*block.qkv, block.proj, block.fc1, block.fc2)]
-        return found
+            names += [backbone.name_of(module) for module in (*block.qkv, block.proj, block.fc1, block.fc2)]
+        return names
 
     def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
-        """W + s V T U."""
-        found = {}
+        """Return W + s V T U of each projection."""
+        tensors = {}
         factor = self.settings.scale * self.strength
         u, v = upcast(self.u.weight), upcast(self.v.weight)
         for index, block in enumerate(select_blocks(backbone, self.settings)):
@@ -132,5 +134,5 @@ class FactAdapter(BlockAdapter[FactS]):
             for module, delta in added:
                 weight = get_tensor(module, "weight")
                 assert weight is not None
-                found[backbone.key(module, "weight")] = upcast(weight) + factor * delta
-        return found
+                tensors[backbone.key(module, "weight")] = upcast(weight) + factor * delta
+        return tensors

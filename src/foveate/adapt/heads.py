@@ -77,6 +77,7 @@ def describe_head(head: nn.Module) -> dict[str, Any]:
 def build_head(config: dict[str, Any]) -> nn.Module:
     """Build a head of the shapes in a description; its values are to be loaded."""
     if config["kind"] == "linear":
+        # Seeded, so that building a head that is filled anyway does not move the caller's generator.
         with seeded(0):
             return nn.Linear(config["inputs"], config["classes"])
     projection = None if config["projection"] is None else torch.zeros(config["projection"])

@@ -62,7 +62,7 @@ def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
     for key in settings:
         if key != "kind":
             choose(key, _OPTIONS, "field of the backbone")
-    arguments.pop("num_classes", None)
+    arguments.pop("num_classes", None)  # the head of the adapter brings the classes
     model = _untrained(name, seed) if checkpoint is None else _loaded(checkpoint)
     published = model.pretrained_cfg
     size = int(settings.get("image_size") or (published.get("input_size") or (3, 224, 224))[-1])

@@ -1,7 +1,7 @@
-"""Learned tokens that stand behind the others: of both forms of visual prompt tuning.
+"""Learned tokens behind the others: both forms of visual prompt tuning.
 
-Jia et al. 2022, arXiv 2203.12119, section 3.2. Attention does not see the order of its tokens, so prompts stand at the
-end: class token and patches keep their places, and whatever reads them afterwards is untouched.
+Jia et al. 2022, arXiv 2203.12119, section 3.2. Attention does not see the order of its tokens, so prompts come last:
+class token and patches keep their positions, and whatever reads them afterwards is unchanged.
 """
 
 from __future__ import annotations
@@ -39,15 +39,16 @@ class PromptAdapter(Adapter[P]):
         self.dropout = nn.Dropout(settings.dropout)
 
     def enter(self, module: nn.Module, layer: int) -> Handle:
-        """A hook that puts prompts behind a module's input; dropout draws for each sample."""
+        """Append prompts to a module's input; dropout draws for each sample."""
 
         def change(x_BLD: Tensor) -> Tensor:
             prompts = self.prompts[layer].to(x_BLD.dtype).expand(len(x_BLD), -1, -1)
+            # Expanded before dropout: one mask for all samples would be the same prompts with noise.
             return torch.cat([x_BLD, self.dropout(prompts)], dim=1)
 
         return hook_input(module, change)
 
     def leave(self, module: nn.Module) -> Handle:
-        """A hook that takes the last n tokens off a module's output."""
+        """Remove the last n tokens of a module's output."""
         count = self.prompts.shape[1]
         return hook_output(module, lambda output, _: output[:, :-count])

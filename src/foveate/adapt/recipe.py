@@ -66,7 +66,7 @@ class AdaptTraining(ClassificationSettings):
 
     @property
     def whole_batches(self) -> bool:
-        """Whether an epoch counts as the steps of its whole batches; the loader still visits the rest, a little later."""
+        """Whether an epoch counts as the steps of its whole batches; the loader visits the rest a little later."""
         return self.schedule == "osu_release"
 
     def step_schedule(self, num_images: int) -> Callable[[int], float] | None:

@@ -20,7 +20,7 @@ from foveate.vision.localizer.model import LocalizingModel
 
 
 def map_backbone(model: nn.Module) -> Backbone | None:
-    """The map of an image encoder, or of a localizing model's."""
+    """Map an image encoder, or that of a localizing model."""
     if isinstance(model, LocalizingModel):
         return _encoder(model.image_encoder, model=model, root="image_encoder.")
     return _encoder(model, model=model, root="") if isinstance(model, ImageEncoder) else None
@@ -31,8 +31,9 @@ def _encoder(encoder: ImageEncoder, *, model: nn.Module, root: str) -> Backbone:
         with torch.autocast(pixels.device.type, enabled=False):  # the frozen part has a precision of its own
             return encoder.frozen_features(pixels)
 
-    def features(given: Tensor) -> Tensor:
-        return encoder(stem(given) if given.dim() == 4 else given).pooled
+    def features(inputs: Tensor) -> Tensor:
+        # Four dimensions are pixels; what the stem computed of them has other ones.
+        return encoder(stem(inputs) if inputs.dim() == 4 else inputs).pooled
 
     shared: dict[str, Any] = {
         "family": "foveate",
@@ -47,20 +48,20 @@ def _encoder(encoder: ImageEncoder, *, model: nn.Module, root: str) -> Backbone:
         return _lite0(encoder, root, shared)
     inner = _inner(encoder)
     if inner is None:
-        raise UserError(f"image encoder {type(encoder).__name__}: none of the maps knows the network inside")
-    found, prefix = inner
+        raise UserError(f"image encoder {type(encoder).__name__}: its network cannot be adapted")
+    network, prefix = inner
     if getattr(encoder, "frozen", False):
         raise UserError(
             "this image encoder is built with frozen: true, its network takes no gradient; build it without"
         )
     below = f"{root}{prefix}"
     return dataclasses.replace(
-        found,
+        network,
         **shared,
-        blocks=tuple(dataclasses.replace(block, name=below + block.name) for block in found.blocks),
-        positions=found.positions and (below + found.positions[0], *found.positions[1:]),
+        blocks=tuple(dataclasses.replace(block, name=below + block.name) for block in network.blocks),
+        positions=network.positions and (below + network.positions[0], *network.positions[1:]),
         classifier="",
-        unused=tuple(below + name for name in found.unused),
+        unused=tuple(below + name for name in network.unused),
     )
 
 
@@ -68,10 +69,10 @@ def _inner(encoder: Any) -> tuple[Backbone, str] | None:
     if hasattr(encoder, "visual"):
         return open_clip_map.tower(encoder.visual, model=encoder.visual, root=""), "visual."
     trunk = getattr(encoder, "trunk", None)
-    found = None
+    backbone = None
     if trunk is not None:
-        found = timm_map.map_backbone(trunk) or transformers_map.map_backbone(trunk)
-    return None if found is None else (found, "trunk.")
+        backbone = timm_map.map_backbone(trunk) or transformers_map.map_backbone(trunk)
+    return None if backbone is None else (backbone, "trunk.")
 
 
 def _lite0(encoder: Lite0Encoder, root: str, shared: dict[str, Any]) -> Backbone:

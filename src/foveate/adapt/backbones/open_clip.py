@@ -18,7 +18,7 @@ from foveate.core.errors import UserError
 
 
 def map_backbone(model: nn.Module) -> Backbone | None:
-    """The map of a tower, or of a model with a part `visual`."""
+    """Map a tower, or a model with a part `visual`."""
     if not type(model).__module__.startswith("open_clip."):
         return None
     visual = getattr(model, "visual", model)
@@ -26,10 +26,10 @@ def map_backbone(model: nn.Module) -> Backbone | None:
 
 
 def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
-    """The map of a vision tower within `model` under the prefix `root`.
+    """Map a vision tower within `model` under the prefix `root`.
 
     Raises:
-        UserError: when it is no plain ViT.
+        UserError: it is not a plain ViT.
     """
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
@@ -59,8 +59,9 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
     pairs = [(block.attn, InProjection(block.attn)) for block in blocks]
 
     def features(pixels: Tensor) -> Tensor:
-        said = visual(pixels)
-        return said[0] if isinstance(said, tuple) else said
+        outputs = visual(pixels)
+        # Towers built with output_tokens return pooled features and tokens.
+        return outputs[0] if isinstance(outputs, tuple) else outputs
 
     def install() -> contextlib.AbstractContextManager[None]:
         return split_attention(pairs)

@@ -11,7 +11,7 @@ from foveate.core.errors import UserError
 
 
 def map_backbone(model: nn.Module) -> Backbone | None:
-    """The map of a network of timm."""
+    """Map a network of timm."""
     if not type(model).__module__.startswith("timm."):
         return None
     from timm.models.vision_transformer import VisionTransformer
@@ -20,10 +20,10 @@ def map_backbone(model: nn.Module) -> Backbone | None:
 
 
 def transformer(model: Any) -> Backbone:
-    """The map of a `VisionTransformer`.
+    """Map a `VisionTransformer`.
 
     Raises:
-        UserError: when its blocks are of another kind.
+        UserError: its blocks are of another kind.
     """
     from timm.models.vision_transformer import Block as TimmBlock
 

@@ -18,10 +18,10 @@ _DINO = ("Dinov2Model", "Dinov2WithRegistersModel")
 
 
 def map_backbone(model: nn.Module) -> Backbone | None:
-    """The map of a tower of transformers.
+    """Map a tower of transformers.
 
     Raises:
-        UserError: for a model of transformers that is none of these.
+        UserError: another model of transformers.
     """
     if not type(model).__module__.startswith("transformers."):
         return None

@@ -75,7 +75,7 @@ class Calibrator(ClassifierMixin, BaseEstimator):
         absent_classes: ArrayLike | None = None,
         pseudo_runs: Sequence[PseudoRun] | None = None,
     ) -> Calibrator:
-        """Finds gamma.
+        """Estimate gamma.
 
         Args:
             logits: [N, C] of the fine-tuned model: of the fine-tuning data for "alg", of labeled test data for the
@@ -90,38 +90,40 @@ class Calibrator(ClassifierMixin, BaseEstimator):
                 fit, no absent class, one seen class only ("alg"), no feasible run ("pcv").
         """
         choose(self.method, sorted(_METHODS), "method of Calibrator")
+        # Not checked for NaN twice: the methods read the logits in chunks and name the first bad row.
         array = as_logits(logits, finite=False)
-        numbers = as_labels(labels, rows=len(array), classes=array.shape[1])
-        seen = np.unique(numbers) if seen_classes is None else seen_classes
+        class_numbers = as_labels(labels, rows=len(array), classes=array.shape[1])
+        seen = np.unique(class_numbers) if seen_classes is None else seen_classes
         groups = ClassGroups.of(seen, absent=absent_classes, classes=array.shape[1])
         groups.need_absent("calibration")
         if pseudo_runs is not None and self.method != "pcv":
             raise UserError(f"pseudo_runs have no effect with the method '{self.method}': choose method='pcv'")
-        gammas = _METHODS[self.method](self, array, numbers, groups, pseudo_runs)
+        gammas = _METHODS[self.method](self, array, class_numbers, groups, pseudo_runs)
         self.groups_ = groups
         self.gammas_ = np.array([np.nan if gamma is None else gamma for gamma in gammas], dtype=np.float64)
+        # A run without a feasible gamma is NaN: it is left out of the mean, but stays visible.
         self.feasible_ = np.isfinite(self.gammas_)
-        found = self.gammas_[self.feasible_]
-        self.gamma_ = float(found.mean())
-        self.spread_ = float(found.std(ddof=1)) if len(found) > 1 else float("nan")
+        feasible = self.gammas_[self.feasible_]
+        self.gamma_ = float(feasible.mean())
+        self.spread_ = float(feasible.std(ddof=1)) if len(feasible) > 1 else float("nan")
         self.classes_ = np.arange(groups.classes)
         self.n_features_in_ = groups.classes
         return self
 
     def decision_function(self, logits: ArrayLike) -> NDArray[np.float64]:
-        """The logits with gamma on the absent classes, shape [N, C], float64; the input stays as it is."""
+        """Return the logits with gamma on the absent classes, [N, C] float64; the input is not changed."""
         check_is_fitted(self, "gamma_")
         array = as_logits(logits, finite=False)
         if array.shape[1] != self.n_features_in_:
             raise UserError(f"logits have {array.shape[1]} columns; gamma was found for {self.n_features_in_} classes")
         shifted = np.empty(array.shape, dtype=np.float64)
-        for place, part in chunks(array):
+        for rows, part in chunks(array):
             part[:, self.groups_.absent] += self.gamma_
-            shifted[place] = part
+            shifted[rows] = part
         return shifted
 
     def predict(self, logits: ArrayLike) -> NDArray[np.int64]:
-        """The class of largest calibrated logit, shape [N]; ties go to the lowest class."""
+        """Return the class of the largest calibrated logit, [N]; ties go to the lowest class."""
         best = self.decision_function(logits).argmax(1)
         return self.classes_[best]
 
@@ -145,26 +147,26 @@ def _pcv(calibrator: Any, logits: NDArray[Any], labels: NDArray[np.int64], group
         raise UserError("method 'pcv' needs pseudo_runs: logits of models fine-tuned on half of the seen classes each")
     for run in runs:
         _check_run(run, groups)
-    found = estimate(runs, threshold=calibrator.threshold, tie=calibrator.tie)
-    return [None if choice is None else choice.gamma for choice in found.choices]
+    result = estimate(runs, threshold=calibrator.threshold, tie=calibrator.tie)
+    return [None if choice is None else choice.gamma for choice in result.choices]
 
 
 def _check_run(run: PseudoRun, groups: ClassGroups) -> None:
-    """Refuses a pseudo run of other columns, or whose halves are not together the seen classes."""
+    """Raise UserError for a pseudo run of other columns, or whose halves are not together the seen classes."""
     array = as_logits(run.logits, what=f"{run.name}: logits", finite=False)
     if array.shape[1] != groups.classes:
         raise UserError(f"{run.name}: {array.shape[1]} columns; gamma is sought for {groups.classes} classes")
     halves = np.union1d(run.seen, run.absent)
     for wrong in np.setdiff1d(halves, groups.seen)[:1]:
-        raise UserError(f"{run.name}: class {wrong} is no seen class; pseudo runs split the seen classes only")
+        raise UserError(f"{run.name}: class {wrong} is not a seen class; pseudo runs split the seen classes only")
     for lacking in np.setdiff1d(groups.seen, halves)[:1]:
         raise UserError(f"{run.name}: seen class {lacking} is in neither half; pseudo runs split all seen classes")
 
 
 def _peek(calibrator: Any, logits: NDArray[Any], labels: NDArray[np.int64], groups: ClassGroups, runs: _Runs) -> Gammas:
-    chosen = select_gamma(su_curve(logits, labels, groups), tie=calibrator.tie)
-    assert chosen is not None, "without a threshold some interval is best"
-    return [chosen.gamma]
+    choice = select_gamma(su_curve(logits, labels, groups), tie=calibrator.tie)
+    assert choice is not None, "without a threshold some interval is best"
+    return [choice.gamma]
 
 
 _METHODS: dict[str, Callable[..., Gammas]] = {"alg": _alg, "pcv": _pcv, "best_gap": _best_gap, PEEKING: _peek}

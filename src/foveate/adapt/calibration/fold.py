@@ -1,4 +1,4 @@
-"""Folds gamma into the bias of a checkpoint's classifier: an exported model then needs no extra code.
+"""Fold gamma into the bias of a checkpoint's classifier: an exported model then needs no extra code.
 
 Only the bytes of that one tensor change; header, order, metadata and every other tensor stay bit-identical. Works on
 safetensors of timm, of transformers (sharded ones too) and on bare files.
@@ -22,7 +22,7 @@ from foveate.metrics.class_groups import ClassGroups
 
 # The classifiers of timm and transformers, in the order in which they are looked for.
 HEADS = ("head", "classifier", "fc", "head.fc", "last_linear", "classifier.out_proj")
-_NUMBERS = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Folded:
     largest_error: float
 
 
-def adapter_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name, from its header alone.
+def read_header(file: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file by name, from its header alone.
 
     Raises:
-        UserError: when it is none, or its header does not fit the file.
+        UserError: it is not a safetensors file, or its header does not fit it.
     """
     try:
         size = file.stat().st_size
@@ -61,15 +61,17 @@ def adapter_tensors(file: Path) -> dict[str, Tensor]:
             if length > size - 8:
                 raise ValueError("its header is longer than the file")
             header: dict[str, Any] = json.loads(handle.read(length))
-        found = {}
-        for name, one in header.items():
+        tensors = {}
+        for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            start, end = one["data_offsets"]
+            start, end = entry["data_offsets"]
             if not 0 <= start <= end <= size - 8 - length:
                 raise ValueError(f"tensor '{name}' lies outside the file")
-            found[name] = Tensor(file, name, one["dtype"], tuple(one["shape"]), 8 + length + start, 8 + length + end)
-        return found
+            tensors[name] = Tensor(
+                file, name, entry["dtype"], tuple(entry["shape"]), 8 + length + start, 8 + length + end
+            )
+        return tensors
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, OSError) and error.errno is not None and not file.exists():
             raise UserError(f"{file}: no such file") from error
@@ -77,7 +79,7 @@ def adapter_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def checkpoint_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, or of the safetensors files of a folder.
+    """Read the tensors of a file, or of the safetensors files of a folder.
 
     Raises:
         UserError: no weights there, pickles only, the same tensor in two files.
@@ -85,23 +87,23 @@ def checkpoint_tensors(path: Path) -> dict[str, Tensor]:
     if path.is_file():
         if path.suffix != ".safetensors":
             raise UserError(f"{path}: allowed are a folder or a .safetensors file; pickles are not read")
-        return adapter_tensors(path)
+        return read_header(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise UserError(f"{path}: no weights, it has no *.safetensors; pickles are not read")
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in files:
-        for name, one in adapter_tensors(file).items():
-            if name in found:
-                raise UserError(f"{path}: tensor '{name}' is both in {found[name].file.name} and {file.name}")
-            found[name] = one
-    return found
+        for name, tensor in read_header(file).items():
+            if name in tensors:
+                raise UserError(f"{path}: tensor '{name}' is both in {tensors[name].file.name} and {file.name}")
+            tensors[name] = tensor
+    return tensors
 
 
 def find_bias(path: Path, *, classes: int, head: str | None = None) -> Tensor:
-    """The bias of the checkpoint's classifier.
+    """Find the bias of the checkpoint's classifier.
 
     Args:
         head: its module's name, such as "head.fc"; known names are looked for where None.
@@ -128,21 +130,21 @@ def find_bias(path: Path, *, classes: int, head: str | None = None) -> Tensor:
         raise UserError(
             f"{path}: '{bias.name}' has shape {list(bias.shape)}, but gamma was found for {classes} classes"
         )
-    if bias.dtype not in _NUMBERS and bias.dtype != "BF16":
+    if bias.dtype not in _DTYPES and bias.dtype != "BF16":
         raise UserError(f"{path}: '{bias.name}' is of type {bias.dtype}; allowed are F64, F32, F16 and BF16")
     return bias
 
 
 def _heads_of(path: Path) -> tuple[str, ...]:
-    """Known names, with the one first that timm's config.json gives."""
+    """Return known names of heads, first the one in timm's config.json."""
     config = path / "config.json"
-    said: Any = read_json(config) if path.is_dir() and config.is_file() else {}
-    own = (said.get("pretrained_cfg") or {}).get("classifier") if isinstance(said, dict) else None
-    return (own, *HEADS) if isinstance(own, str) else HEADS
+    content: Any = read_json(config) if path.is_dir() and config.is_file() else {}
+    head = (content.get("pretrained_cfg") or {}).get("classifier") if isinstance(content, dict) else None
+    return (head, *HEADS) if isinstance(head, str) else HEADS
 
 
 def fold(path: Path, *, gamma: float, groups: ClassGroups, to: Path, head: str | None = None) -> Folded:
-    """Copies a checkpoint to `to` with gamma added to the classifier's bias of the absent classes.
+    """Copy a checkpoint to `to` with gamma added to the classifier's bias of the absent classes.
 
     Args:
         path: a folder with config.json and safetensors, or one safetensors file.
@@ -155,11 +157,13 @@ def fold(path: Path, *, gamma: float, groups: ClassGroups, to: Path, head: str |
     if not np.isfinite(gamma):
         raise UserError(f"gamma {gamma}: must be a finite number")
     if to.exists():
-        raise UserError(f"{to}: exists already; give another place for the calibrated checkpoint")
+        raise UserError(f"{to}: exists already; give another path for the calibrated checkpoint")
     bias = find_bias(path, classes=groups.classes, head=head)
+    # The bytes of one tensor, not the whole file: a shard may be larger than the memory.
     with bias.file.open("rb") as handle:
         handle.seek(bias.start)
         before = _decode(handle.read(bias.end - bias.start), bias.dtype)
+    # In float64, so that the only rounding is the one to the type of the file.
     exact = before.copy()
     exact[groups.absent] += gamma
     data = _encode(exact, bias.dtype)
@@ -179,7 +183,7 @@ def fold(path: Path, *, gamma: float, groups: ClassGroups, to: Path, head: str |
 
 
 def _fold_folder(path: Path, bias: Tensor, data: bytes, to: Path, *, gamma: float, groups: ClassGroups) -> None:
-    """A whole copy under a temporary name, which then appears at once."""
+    """Copy the folder under a temporary name, which then appears at once."""
     temporary = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -205,14 +209,14 @@ def _copy_with(path: Path, bias: Tensor, data: bytes, target: Any) -> None:
 def _decode(data: bytes, dtype: str) -> NDArray[np.float64]:
     if dtype == "BF16":
         return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return np.frombuffer(data, dtype=_NUMBERS[dtype]).astype(np.float64)
+    return np.frombuffer(data, dtype=_DTYPES[dtype]).astype(np.float64)
 
 
 def _encode(values: NDArray[np.float64], dtype: str) -> bytes:
-    """Rounds to nearest, ties to even; beyond the type's range to infinity."""
+    """Round to nearest, ties to even; beyond the type's range to infinity."""
     with np.errstate(over="ignore"):
         if dtype != "BF16":
-            return values.astype(_NUMBERS[dtype]).tobytes()
+            return values.astype(_DTYPES[dtype]).tobytes()
         single = values.astype(np.float32)
     # By way of float32 rounded to odd: rounded to nearest there, a sum beside the middle of two bfloat16 would become
     # the middle itself and be rounded a second time.

@@ -61,7 +61,7 @@ class LogitFile:
 
 
 def read_logits(path: Path) -> LogitFile:
-    """Reads an .npz or .parquet file.
+    """Read an .npz or .parquet file of logits.
 
     Raises:
         UserError: another ending, a broken file, an unknown or missing array, shapes or labels that do not fit.
@@ -86,7 +86,7 @@ def read_logits(path: Path) -> LogitFile:
     return LogitFile(
         path,
         logits,
-        _numbers(arrays["labels"], names, rows=len(logits), path=path),
+        _number_labels(arrays["labels"], names, rows=len(logits), path=path),
         names,
         features,
         arrays.get("seen"),
@@ -96,11 +96,11 @@ def read_logits(path: Path) -> LogitFile:
 
 
 def write_logits(path: Path, **arrays: Any) -> Path:
-    """Writes an npz file of the known arrays, atomically; None is left out."""
+    """Write an npz file of the known arrays, atomically; None is left out."""
     assert set(arrays) <= set(_KNOWN), set(arrays) - set(_KNOWN)
-    kept: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items() if value is not None}
+    arrays_present: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items() if value is not None}
     with atomic_file(path) as handle:
-        np.savez_compressed(handle, **kept)
+        np.savez_compressed(handle, **arrays_present)
     return path
 
 
@@ -138,20 +138,21 @@ def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
     if not arrays:
         columns = ", ".join(table.column_names[:6]) or "none"
         raise UserError(f"{path}: no columns 'logits' and 'labels'; it has {columns}")
-    said = (table.schema.metadata or {}).get(b"class_names")
-    if said is not None:
+    metadata = (table.schema.metadata or {}).get(b"class_names")
+    if metadata is not None:
         try:
-            arrays["class_names"] = np.array([str(name) for name in json.loads(said)])
+            arrays["class_names"] = np.array([str(name) for name in json.loads(metadata)])
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: metadata 'class_names' must be a JSON list of names") from error
     return arrays
 
 
 def _matrix(column: pa.ChunkedArray, *, name: str, path: Path) -> NDArray[Any]:
-    """A column of lists of the same length as [rows, length]; read without Python objects."""
+    """Return a column of lists of the same length as [rows, length]."""
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         raise UserError(f"{path}: column '{name}' must be a list of numbers in each row, not {kind}")
+    # Without Python objects: a file of 50,000 rows of 1,000 logits would take minutes.
     lengths = pc.call_function("list_value_length", [column]).to_numpy(zero_copy_only=False)
     if column.null_count or len(lengths) == 0 or len(np.unique(lengths)) != 1:
         raise UserError(f"{path}: column '{name}' must have a list of the same length in every row")
@@ -159,14 +160,14 @@ def _matrix(column: pa.ChunkedArray, *, name: str, path: Path) -> NDArray[Any]:
     return flat.reshape(len(lengths), int(lengths[0]))
 
 
-def _numbers(labels: NDArray[Any], names: list[str], *, rows: int, path: Path) -> NDArray[np.int64]:
-    """Labels as class numbers; texts are looked up among the names."""
+def _number_labels(labels: NDArray[Any], names: list[str], *, rows: int, path: Path) -> NDArray[np.int64]:
+    """Return labels as class numbers; texts are looked up among the names."""
     if labels.dtype.kind in "US":
-        place = {name: number for number, name in enumerate(names)}
-        strange = next((str(label) for label in labels.tolist() if str(label) not in place), None)
+        indices = {name: number for number, name in enumerate(names)}
+        strange = next((str(label) for label in labels.tolist() if str(label) not in indices), None)
         if strange is not None:
             raise UserError(
                 f"{path}: label '{strange}' is none of the {len(names)} class names{nearest(strange, names)}"
             )
-        labels = np.array([place[str(label)] for label in labels.tolist()], dtype=np.int64)
+        labels = np.array([indices[str(label)] for label in labels.tolist()], dtype=np.int64)
     return as_labels(labels, rows=rows, classes=len(names), what=f"{path}: labels")

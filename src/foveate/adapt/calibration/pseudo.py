@@ -67,6 +67,7 @@ def split_classes(seen: ArrayLike, *, number: int, seed: int = 0) -> tuple[NDArr
         raise UserError(
             f"pseudo cross-validation splits the seen classes in halves: it needs at least two, not {len(classes)}"
         )
+    # Sorted first: the split does not depend on the order in which classes were named.
     order = generator("pseudo split", seed, number).permutation(classes)
     half = len(classes) // 2
     return np.sort(order[:half]), np.sort(order[half:])
@@ -111,7 +112,8 @@ def estimate(
     choices: list[Choice | None] = []
     thresholds: list[float | None] = []
     for run in runs:
-        least = run_threshold(run, threshold)
+        # Without a threshold, gammas would win that give the absent classes up for the seen ones.
+        threshold_of_run = run_threshold(run, threshold)
         logits, labels, groups = _restricted(
             as_logits(run.logits, what=f"{run.name}: logits", finite=False),
             np.asarray(run.labels),
@@ -122,8 +124,8 @@ def estimate(
         for count, what in ((curve.seen_count, "pseudo-seen"), (curve.absent_count, "pseudo-absent")):
             if count == 0:
                 raise UserError(f"{run.name}: no image has a {what} class as its label")
-        choices.append(select_gamma(curve, threshold=least, tie=tie))
-        thresholds.append(least)
+        choices.append(select_gamma(curve, threshold=threshold_of_run, tie=tie))
+        thresholds.append(threshold_of_run)
     feasible = [choice.gamma for choice in choices if choice is not None]
     if not feasible:
         worst = ", ".join("none" if value is None else f"{value:.1f} %" for value in thresholds)

@@ -45,11 +45,11 @@ class FineTuneSettings(ClassificationSettings):
 
     @property
     def whole_batches(self) -> bool:
-        """Whether an epoch counts as the steps of its whole batches; the loader still visits the rest, a little later."""
+        """Whether an epoch counts as the steps of its whole batches; the loader visits the rest a little later."""
         return True
 
     def resolve(self, num_images: int) -> TrainingSettings:
-        """Return the loop's settings; rows of the log and checkpoints follow the number of steps unless they are set."""
+        """Return the loop's settings; log rows and checkpoints follow the number of steps unless set."""
         settings = super().resolve(num_images)
         paced = {"log_every": max(1, settings.steps // 20), "checkpoint_every": max(50, settings.steps // 4)}
         return settings.model_copy(update={k: v for k, v in paced.items() if k not in self.model_fields_set})

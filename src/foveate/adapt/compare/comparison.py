@@ -120,7 +120,7 @@ class Comparison:
         return [Cell(self.recipe.seed + number, task.key, name) for number in range(self.recipe.seeds)]
 
     def select(self, store: CellStore, task: CompareTask, variant: str) -> SelectedCandidate | None:
-        """Return the best candidate by the mean over folds, of equal ones the last; None while trainings are missing."""
+        """Return the best candidate by the mean over folds, of equal ones the last; None if trainings are missing."""
         candidates = self.plan.candidates[variant]
         if len(candidates) == 1:
             return SelectedCandidate(candidates[0], None, tried=1, tied=1, diverged=0)

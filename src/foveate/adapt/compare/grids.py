@@ -28,6 +28,7 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.yaml_text import read_yaml
 
 RATE, DECAY, DROP_PATH = "training.learning_rate", "training.weight_decay", "training.drop_path"
+# Names become parts of file names, in which a double - separates fields.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
 # Whether a method's options come before the learning rate or behind it: the study sorts by the names of its fields, and
 # the order decides which of equal candidates is the last.

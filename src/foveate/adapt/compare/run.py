@@ -184,7 +184,7 @@ def _train_final(
         if fit is None:
             return DIVERGED
         path = logits_path(folder, task, cell)
-        sweep(path)
+        sweep(path)  # what a killed process left of the same file
         write_logits(path, logits=fit.logits, labels=fit.labels, class_names=list(images.classes))
         return {
             "test": fit.accuracy,
@@ -204,6 +204,7 @@ def _train_final(
 
 def logits_path(folder: Path, task: CompareTask, cell: Cell) -> Path:
     """Return where a final training's logits of test images are."""
+    # Without the number of the candidate: whoever reads the logits asks for a method and a seed.
     return folder / "logits" / task.key / f"{cell.variant.partition('.')[0]}-seed{cell.seed}.npz"
 
 

@@ -1,4 +1,4 @@
-"""Split images for a comparison: to learn from, to select by, and to test on; the last take no part in anything before."""
+"""Split images for a comparison: to learn from, to select by, and to test on; the last take no part before that."""
 
 from __future__ import annotations
 

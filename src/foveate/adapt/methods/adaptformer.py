@@ -1,4 +1,4 @@
-"""AdaptFormer: a bottleneck beside the MLP.
+"""AdaptFormer: a bottleneck in parallel to the MLP.
 
 Chen et al. 2022, arXiv 2205.13535, section 3.2: MLP(norm2 x) + s Up(dropout(ReLU(Down x))), where the branch reads x
 before the norm. ViT-B/16: 12 (1537 r + 768) parameters. Starts as the identity: Down Kaiming, Up 0. Cannot be merged:
@@ -33,7 +33,7 @@ class AdaptformerSettings(BottleneckSettings):
 
 
 class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
-    """One bottleneck a block."""
+    """One bottleneck per block."""
 
     why_not_mergeable: ClassVar[str] = WHY_NOT_MERGEABLE
 
@@ -47,7 +47,7 @@ class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
             self.blocks[str(block.number)] = branch
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """One that sees x in front of norm2, one that adds at the MLP's end."""
+        """Hook norm2, whose input the branch reads, and the MLP's end, where it is added."""
         for block in select_blocks(backbone, self.settings):
             yield from self._hook_branch(block)
 
@@ -55,6 +55,7 @@ class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
         branch, seen = self.blocks[str(block.number)], list[Tensor]()
 
         def add(output: Tensor, _: Tensor | None) -> Tensor:
+            # Popped, not read: a stored activation would outlive the pass.
             return output + block.mlp_end.pass_inner(branch(seen.pop(), strength=self.strength))
 
         yield watch_input(block.norm2, _keeper(seen))

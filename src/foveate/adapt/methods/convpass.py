@@ -1,4 +1,4 @@
-"""ConvPass: a small 3 x 3 convolution beside attention and MLP.
+"""ConvPass: a small 3 x 3 convolution in parallel to attention and MLP.
 
 Jie and Deng 2022, arXiv 2207.07039, section 3.2: y + s Up(dropout(g(Conv3x3(g(Down z))))), g = QuickGELU, z the normed
 input of the sublayer; patch tokens are laid out as their grid, and each class or register token passes the same
@@ -71,13 +71,14 @@ class ConvBranch(nn.Module):
         patches = low_BLR[:, self.prefix :].transpose(1, 2).reshape(batch, rank, rows, columns)
         patches_BNR = self.conv(patches).flatten(2).transpose(1, 2)
         if self.prefix:
+            # A class token is an image of one pixel: of the convolution only its center reads it.
             center = self.conv.weight[:, :, 1, 1]
             first = F.linear(low_BLR[:, : self.prefix], center, self.conv.bias)
             patches_BNR = torch.cat([first, patches_BNR], dim=1)
         return self.up(self.dropout(quick_gelu(patches_BNR))) * (self.scale * strength)
 
     def _grid_of(self, patches: int) -> tuple[int, int]:
-        """Rows and columns; of another image size than the backbone's own, a square."""
+        """Return rows and columns; a square for another image size than the backbone's own."""
         if patches == self.grid[0] * self.grid[1]:
             return self.grid
         side = round(patches**0.5)
@@ -87,7 +88,7 @@ class ConvBranch(nn.Module):
 
 
 class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
-    """Two branches a block."""
+    """Two branches per block."""
 
     why_not_mergeable: ClassVar[str] = "it mixes neighboring patches and has activations inside; no matrix does that"
 
@@ -100,7 +101,7 @@ class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
                 where[str(block.number)] = branch
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """For each sublayer one that sees the normed input, one that adds at its end."""
+        """Hook each sublayer's norm, whose output the branch reads, and its end, where it is added."""
         for block in select_blocks(backbone, self.settings):
             number = str(block.number)
             yield from self._hook_branch(self.attention[number], block.norm1, block.attention_end)

@@ -33,7 +33,7 @@ class DifffitSettings(MethodSettings):
 
 
 class DifffitAdapter(Adapter[DifffitSettings]):
-    """Biases, norms, and two vectors a block."""
+    """Biases, norms, and two vectors per block."""
 
     interpolation: ClassVar[Literal["branch", "weights", "merged", ""]] = "merged"
 
@@ -43,34 +43,35 @@ class DifffitAdapter(Adapter[DifffitSettings]):
         for block in blocks:
             if block.fc2 is None:
                 raise UserError(f"method 'difffit' scales the MLP's last projection; that of {block.name} is unknown")
-        chosen = {*bias_names(backbone), *norm_names(backbone)}
-        names = tuple(name for name in backbone.tower_parameters() if name in chosen)
+        trained = {*bias_names(backbone), *norm_names(backbone)}
+        names = tuple(name for name in backbone.tower_parameters() if name in trained)
         self.parameter_swap = ParameterSwap.copy_from(backbone.model, names)
         self.attention = nn.ParameterList(torch.ones(backbone.width) for _ in blocks)
         self.mlp = nn.ParameterList(torch.ones(backbone.width) for _ in blocks)
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """One behind each sublayer."""
+        """Hook the end of each sublayer."""
         for block, first, second in zip(backbone.blocks, self.attention, self.mlp, strict=True):
             yield hook_output(block.attention_end.module, _times(first))
             yield hook_output(block.mlp_end.module, _times(second))
 
     def first_block(self, backbone: Backbone) -> int:
-        """The patch bias comes before all blocks."""
+        """Return 0: the patch bias comes before all blocks."""
         return 0
 
     def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
-        """diag(g) W and g b of proj and fc2."""
-        found: dict[str, Tensor] = {}
+        """Return diag(g) W and g b of proj and fc2."""
+        tensors: dict[str, Tensor] = {}
         for block, first, second in zip(backbone.blocks, self.attention, self.mlp, strict=True):
             assert block.fc2 is not None
+            # The scale acts on what a sublayer adds, so it can only go into the last projection of each.
             for module, scale in ((block.proj, upcast(first)), (block.fc2, upcast(second))):
                 weight, bias = get_tensor(module, "weight"), get_tensor(module, "bias")
                 assert weight is not None
-                found[backbone.key(module, "weight")] = scale[:, None] * upcast(weight)
+                tensors[backbone.key(module, "weight")] = scale[:, None] * upcast(weight)
                 if bias is not None:
-                    found[backbone.key(module, "bias")] = scale * upcast(bias)
-        return found
+                    tensors[backbone.key(module, "bias")] = scale * upcast(bias)
+        return tensors
 
 
 def _times(scale: Tensor):  # noqa: ANN202

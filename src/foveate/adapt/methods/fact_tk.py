@@ -28,7 +28,7 @@ class FactTkAdapter(FactAdapter[FactTkSettings]):
     """One core tensor, one matrix of factors."""
 
     def build_cores(self, rank: int, blocks: int) -> None:
-        """C and P."""
+        """Create C and P."""
         self.per_block = 4 + 2 * self.ratio
         self.c = nn.Parameter(torch.empty(rank, rank, rank))
         self.p = nn.Parameter(torch.empty(rank, self.per_block * blocks))
@@ -36,7 +36,7 @@ class FactTkAdapter(FactAdapter[FactTkSettings]):
         nn.init.xavier_uniform_(self.p)
 
     def cores(self, index: int) -> dict[str, Tensor]:
-        """Slices 0 to 3 of C x_3 P are q, k, v, proj (transposed), the next m fc1, the last m fc2."""
+        """Return slices 0 to 3 of C x_3 P as q, k, v, proj (transposed), the next m as fc1, the last m as fc2."""
         core = self.c @ self.p[:, index * self.per_block : (index + 1) * self.per_block]
         rank, m = len(core), self.ratio
         square = {name: core[:, :, number].T for number, name in enumerate(("q", "k", "v", "proj"))}

@@ -21,10 +21,10 @@ class FactTtSettings(FactSettings):
 
 
 class FactTtAdapter(FactAdapter[FactTtSettings]):
-    """Six linear maps a block."""
+    """Six linear maps per block."""
 
     def build_cores(self, rank: int, blocks: int) -> None:
-        """Linear layers with PyTorch's own first values."""
+        """Create linear layers with PyTorch's own initial values."""
         wide = self.ratio * rank
 
         def core() -> nn.ModuleDict:
@@ -35,7 +35,7 @@ class FactTtAdapter(FactAdapter[FactTtSettings]):
         self.blocks = nn.ModuleList(core() for _ in range(blocks))
 
     def cores(self, index: int) -> dict[str, Tensor]:
-        """The weights themselves."""
+        """Return the weights themselves."""
         block = self.blocks[index]
         assert isinstance(block, nn.ModuleDict)
         return {name: linear.weight for name, linear in block.items()}  # pyrefly: ignore[bad-return]

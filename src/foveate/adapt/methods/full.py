@@ -1,6 +1,6 @@
 """Full fine-tuning: every tensor of the vision tower and the head.
 
-The other baseline. A copy of the trained-from tensors is kept, for switching off and for WiSE; merges natively.
+The other baseline. A copy of the original tensors is stored, to disable the adapter and for WiSE; merges natively.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class HoulsbySettings(SequentialSettings):
 
 
 class HoulsbyAdapter(SequentialAdapter[HoulsbySettings]):
-    """Two bottlenecks a block."""
+    """Two bottlenecks per block."""
 
     def __init__(self, settings: HoulsbySettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
@@ -38,7 +38,7 @@ class HoulsbyAdapter(SequentialAdapter[HoulsbySettings]):
                 where[str(block.number)] = branch
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """One at the end of each sublayer."""
+        """Hook the end of each sublayer."""
         for block in select_blocks(backbone, self.settings):
             yield self.behind(self.attention[str(block.number)], block.attention_end)
             yield self.behind(self.mlp[str(block.number)], block.mlp_end)

@@ -20,14 +20,14 @@ class LinearSettings(MethodSettings):
 
 
 class LinearAdapter(Adapter[LinearSettings]):
-    """Nothing beside the head."""
+    """No parameters: the head alone is trained."""
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """None."""
+        """Register nothing."""
         return iter(())
 
     def first_block(self, backbone: Backbone) -> int:
-        """Behind everything."""
+        """Return a number behind the final norm, so that the features are cached."""
         return len(backbone.blocks) + 1
 
 

@@ -24,7 +24,7 @@ class PfeifferSettings(SequentialSettings):
 
 
 class PfeifferAdapter(SequentialAdapter[PfeifferSettings]):
-    """One bottleneck a block."""
+    """One bottleneck per block."""
 
     def __init__(self, settings: PfeifferSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
@@ -36,7 +36,7 @@ class PfeifferAdapter(SequentialAdapter[PfeifferSettings]):
             self.blocks[str(block.number)] = branch
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """One at the end of each MLP."""
+        """Hook the end of each MLP."""
         for block in select_blocks(backbone, self.settings):
             yield self.behind(self.blocks[str(block.number)], block.mlp_end)
 

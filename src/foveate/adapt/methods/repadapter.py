@@ -39,7 +39,7 @@ class LinearBottleneck(nn.Module):
         if rank % groups or width % groups:
             raise UserError(f"groups {groups} of repadapter: must divide the rank {rank} and the width {width}")
         self.groups, self.scale = groups, settings.scale
-        # Plain parameters: the released code's network draws linear layers anew, and these are none there.
+        # Plain parameters: the released code's network draws linear layers anew, and there these are not linear layers.
         self.a_weight, self.a_bias = nn.Parameter(torch.empty(rank, width)), nn.Parameter(torch.zeros(rank))
         self.b_weight = nn.Parameter(torch.zeros(width, rank // groups))
         self.b_bias = nn.Parameter(torch.zeros(width))
@@ -55,7 +55,7 @@ class LinearBottleneck(nn.Module):
         return z_BLD + high * (self.scale * strength)
 
     def matrices(self, strength: float) -> tuple[Tensor, Tensor]:
-        """M [D, D] and c [D] of the affine map that `forward` is without dropout."""
+        """Return M [D, D] and c [D] of the affine map that `forward` is without dropout."""
         factor = self.scale * strength
         a, b = upcast(self.a_weight), torch.block_diag(*upcast(self.b_weight).chunk(self.groups))
         eye = torch.eye(len(b), dtype=a.dtype, device=a.device)
@@ -63,7 +63,7 @@ class LinearBottleneck(nn.Module):
 
 
 class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
-    """Two bottlenecks a block."""
+    """Two bottlenecks per block."""
 
     def __init__(self, settings: RepadapterSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
@@ -75,7 +75,7 @@ class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
                 where[str(block.number)] = LinearBottleneck(backbone.width, settings)
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """One behind each norm."""
+        """Hook each norm: what reads its output reads the bottleneck's."""
         for block in select_blocks(backbone, self.settings):
             yield hook_output(block.norm1, self._through(self.attention[str(block.number)]))
             yield hook_output(block.norm2, self._through(self.mlp[str(block.number)]))
@@ -84,26 +84,26 @@ class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
         return lambda z_BLD, _: bottleneck(z_BLD, strength=self.strength)
 
     def matched_names(self, backbone: Backbone) -> list[str]:
-        """The projections that they stand in front of."""
-        found = []
+        """Return the names of the projections behind the bottlenecks."""
+        names = []
         for block in select_blocks(backbone, self.settings):
             assert block.fc1 is not None
-            found += [backbone.name_of(module) for module in (*block.qkv, block.fc1)]
-        return found
+            names += [backbone.name_of(module) for module in (*block.qkv, block.fc1)]
+        return names
 
     def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
-        """W M and b0 + W c of qkv and fc1.
+        """Return W M and b0 + W c of qkv and fc1.
 
         Raises:
-            UserError: when a projection has no bias.
+            UserError: a projection has no bias.
         """
-        found = {}
+        tensors = {}
         for block in select_blocks(backbone, self.settings):
             assert block.fc1 is not None
             attention, mlp = self.attention[str(block.number)], self.mlp[str(block.number)]
             assert isinstance(attention, LinearBottleneck)
             assert isinstance(mlp, LinearBottleneck)
-            for module, bottleneck in (*((one, attention) for one in block.qkv), (block.fc1, mlp)):
+            for module, bottleneck in (*((part, attention) for part in block.qkv), (block.fc1, mlp)):
                 weight, bias = get_tensor(module, "weight"), get_tensor(module, "bias")
                 assert weight is not None
                 if bias is None:
@@ -112,9 +112,10 @@ class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
                         "the constant part"
                     )
                 matrix, constant = bottleneck.matrices(self.strength)
-                found[backbone.key(module, "bias")] = upcast(bias) + upcast(weight) @ constant
-                found[backbone.key(module, "weight")] = upcast(weight) @ matrix
-        return found
+                # Both from the original W: the constant passes the projection, not the map in front of it.
+                tensors[backbone.key(module, "bias")] = upcast(bias) + upcast(weight) @ constant
+                tensors[backbone.key(module, "weight")] = upcast(weight) @ matrix
+        return tensors
 
 
 METHOD = Method(

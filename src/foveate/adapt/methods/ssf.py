@@ -38,49 +38,50 @@ class SsfAdapter(Adapter[SsfSettings]):
         self.shifts = nn.ParameterDict({name: 0.02 * torch.randn(size) for name, (_, size) in operations.items()})
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """One behind each operation."""
+        """Hook each operation."""
         for name, (module, _) in _operations(backbone).items():
             yield hook_output(module, _affine(self.scales[name], self.shifts[name], channels_first=name == "patch"))
 
     def first_block(self, backbone: Backbone) -> int:
-        """The patch convolution comes before all blocks."""
+        """Return 0: the patch convolution comes before all blocks."""
         return 0
 
     def matched_names(self, backbone: Backbone) -> list[str]:
-        """The operations."""
+        """Return the names of the operations."""
         return [backbone.name_of(module) for module, _ in _operations(backbone).values()]
 
     def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Scaled weights, scaled and shifted biases.
+        """Return scaled weights, and scaled and shifted biases.
 
         Raises:
-            UserError: when an operation has no bias that could take the shift.
+            UserError: an operation has no bias that could take the shift.
         """
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, (module, _) in _operations(backbone).items():
             scale, shift = upcast(self.scales[name]), upcast(self.shifts[name])
             weight, bias = get_tensor(module, "weight"), get_tensor(module, "bias")
             assert weight is not None
-            found[backbone.key(module, "weight")] = scale.view(-1, *[1] * (weight.dim() - 1)) * upcast(weight)
+            tensors[backbone.key(module, "weight")] = scale.view(-1, *[1] * (weight.dim() - 1)) * upcast(weight)
             if bias is not None:
-                found[backbone.key(module, "bias")] = scale * upcast(bias) + shift
+                tensors[backbone.key(module, "bias")] = scale * upcast(bias) + shift
             elif name == "patch" and backbone.positions is not None:
+                # Positions are added right behind the patch convolution, so they can take its shift.
                 tensor, axis, first = backbone.positions
                 moved = upcast(backbone.model.get_parameter(tensor)).clone()
                 moved.narrow(axis, first, moved.shape[axis] - first).add_(shift)
-                found[tensor] = moved
+                tensors[tensor] = moved
             else:
                 raise UserError(
                     f"ssf cannot be merged here: {backbone.name_of(module)} has no bias that could take the shift"
                 )
-        return found
+        return tensors
 
 
 def _operations(backbone: Backbone) -> dict[str, tuple[nn.Module, int]]:
-    """Name, module and channels of each place."""
-    found: dict[str, tuple[nn.Module, int]] = {}
+    """Return module and channels of each operation, by name."""
+    operations: dict[str, tuple[nn.Module, int]] = {}
     if backbone.patch is not None:
-        found["patch"] = (backbone.patch, backbone.width)
+        operations["patch"] = (backbone.patch, backbone.width)
     for block in backbone.require_blocks("ssf"):
         if block.fc1 is None or block.fc2 is None:
             raise UserError(f"method 'ssf' changes both layers of plain MLPs; that of {block.name} is {block.mlp_form}")
@@ -93,10 +94,10 @@ def _operations(backbone: Backbone) -> dict[str, tuple[nn.Module, int]]:
             "fc1": block.fc1,
             "fc2": block.fc2,
         }
-        found |= {f"block{block.number}_{name}": (module, _channels(module)) for name, module in inner.items()}
+        operations |= {f"block{block.number}_{name}": (module, _channels(module)) for name, module in inner.items()}
     if backbone.final_norm is not None:
-        found["norm"] = (backbone.final_norm, backbone.width)
-    return found
+        operations["norm"] = (backbone.final_norm, backbone.width)
+    return operations
 
 
 def _channels(module: nn.Module) -> int:

@@ -29,7 +29,7 @@ class SubsetSettings(MethodSettings):
     pattern: str | None = Field(None, description="instead: a regular expression that the whole name must match")
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    def _check_fields(self) -> Self:
         # Not by what was set: a saved adapter names all fields.
         if self.pattern is not None and (self.blocks != "all" or len(self.parts) != 3):
             raise ValueError("give pattern, or blocks and parts")
@@ -39,7 +39,7 @@ class SubsetSettings(MethodSettings):
 
 
 class SubsetAdapter(NativeAdapter[SubsetSettings]):
-    """The tensors of the settings."""
+    """The tensors that the settings name."""
 
     def __init__(self, settings: SubsetSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone, _names(settings, backbone))
@@ -49,25 +49,25 @@ def _names(settings: SubsetSettings, backbone: Backbone) -> list[str]:
     known = trainable_names(backbone)
     if settings.pattern is not None:
         try:
-            found = [name for name in known if re.fullmatch(settings.pattern, name)]
+            matches = [name for name in known if re.fullmatch(settings.pattern, name)]
         except re.error as error:
             raise UserError(f"pattern '{settings.pattern}' is not a regular expression: {error}") from error
-        if not found:
-            shown = ", ".join(known[:2])
-            raise UserError(f"pattern '{settings.pattern}' matches no tensor of the backbone (such as {shown})")
-        return found
+        if not matches:
+            examples = ", ".join(known[:2])
+            raise UserError(f"pattern '{settings.pattern}' matches no tensor of the backbone (such as {examples})")
+        return matches
     blocks = backbone.require_blocks("subset")
-    numbers = list(range(len(blocks))) if settings.blocks == "all" else settings.blocks
-    wanted: set[int] = set()
-    for number in numbers:
+    indices = list(range(len(blocks))) if settings.blocks == "all" else settings.blocks
+    selected: set[int] = set()
+    for number in indices:
         if not -len(blocks) <= number < len(blocks):
             raise UserError(f"blocks {number}: this backbone has the blocks 0 to {len(blocks) - 1}")
         block = blocks[number]
         modules = {"attention": block.attention, "mlp": block.mlp, "norms": (block.norm1, block.norm2)}
         for part in settings.parts:
-            wanted |= {id(value) for module in modules[part] for value in module.parameters()}
+            selected |= {id(value) for module in modules[part] for value in module.parameters()}
     parameters = backbone.tower_parameters()
-    return [name for name in known if id(parameters[name]) in wanted]
+    return [name for name in known if id(parameters[name]) in selected]
 
 
 METHOD = Method(

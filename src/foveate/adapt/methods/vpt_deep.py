@@ -25,7 +25,7 @@ class VptDeepSettings(PromptSettings):
 
 
 class VptDeepAdapter(PromptAdapter[VptDeepSettings]):
-    """A set of prompts a block."""
+    """A set of prompts per block."""
 
     def __init__(self, settings: VptDeepSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
@@ -38,17 +38,17 @@ class VptDeepAdapter(PromptAdapter[VptDeepSettings]):
         return blocks if last is None else blocks[-last:]
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """One in front of and one behind each block."""
+        """Hook the input and the output of each block."""
         for layer, block in enumerate(self._blocks(backbone)):
             yield self.enter(block.module, layer)
             yield self.leave(block.module)
 
     def first_block(self, backbone: Backbone) -> int:
-        """The first with prompts."""
+        """Return the first block with prompts."""
         return self._blocks(backbone)[0].number
 
     def matched_names(self, backbone: Backbone) -> list[str]:
-        """The blocks."""
+        """Return the names of the blocks."""
         return [block.name for block in self._blocks(backbone)]
 
 

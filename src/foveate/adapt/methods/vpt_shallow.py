@@ -33,16 +33,16 @@ class VptShallowAdapter(PromptAdapter[VptShallowSettings]):
         self._make(backbone, 1, settings)
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """One in front of the first block, one behind the last with prompts."""
+        """Hook the input of the first block and the output of the last with prompts."""
         yield self.enter(backbone.blocks[0].module, 0)
         yield self.leave(backbone.blocks[-1 if self.settings.keep_prompts else 0].module)
 
     def first_block(self, backbone: Backbone) -> int:
-        """The very first."""
+        """Return 0."""
         return 0
 
     def matched_names(self, backbone: Backbone) -> list[str]:
-        """The first block."""
+        """Return the name of the first block."""
         return [backbone.blocks[0].name]
 
 
