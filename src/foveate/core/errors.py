@@ -51,7 +51,15 @@ def _describe_free_space(path: str) -> str:
 
 
 class UserError(ValueError):
-    """A mistake in a file, field or option of the user; the command line prints its message without a traceback."""
+    """A mistake in a file, field or option of the user; the command line prints its message without a traceback.
+
+    Example:
+        >>> try:
+        ...     Box(0.5, 0.0, 0.2, 1.0)
+        ... except UserError as error:
+        ...     print(type(error).__name__)
+        UserError
+    """
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -42,6 +42,11 @@ class Location:
         score: cosine of the box's embedding with the phrase's, in [-1, 1].
         boxes, scores: of every rule, and of the center box and a random box as baselines.
         width, height: of the image in pixels, after its EXIF rotation; `box.to_pixels(width, height)` uses them.
+
+    Example:
+        >>> location = open_model(model_folder).locate(image_file, "a red disc")
+        >>> location.box == location.boxes[location.rule]
+        True
     """
 
     phrase: str
@@ -83,6 +88,11 @@ class Model:
 
     Attributes:
         network: the PyTorch module behind it.
+
+    Example:
+        >>> model = open_model(model_folder)
+        >>> model.encode_images([image_file]).shape == (1, model.embed_dim)
+        True
     """
 
     def __init__(self, network: LocalizingModel) -> None:
@@ -178,6 +188,11 @@ class SearchIndex:
 
     Attributes:
         index: the index itself, to search by your own vectors (`index.nearest`). model: that it was made with.
+
+    Example:
+        >>> hits = open_index(index_folder).search("a red disc", count=5)
+        >>> len(hits)
+        5
     """
 
     def __init__(self, index: Index, model: Model) -> None:
@@ -227,6 +242,10 @@ def open_model(folder: str | os.PathLike[str], *, device: str | None = None) -> 
 
     Raises:
         UserError: when it is not a model folder, or a weight is missing, unexpected or of another shape.
+
+    Example:
+        >>> open_model(model_folder).encode_text(["a red disc", "a blue square"]).shape
+        (2, 32)
     """
     return Model(load_model(Path(folder), device=device))
 
@@ -245,6 +264,10 @@ def open_index(
 
     Raises:
         UserError: not an index, an empty one, a model or collection that is missing or another one.
+
+    Example:
+        >>> [hit.kind for hit in open_index(index_folder).search("a red disc", count=2, kind="images")]
+        ['image', 'image']
     """
     index = Index.open(Path(folder), collection=None if collection is None else Path(collection))
     return SearchIndex(index, Model(index.open_model(None if model is None else Path(model), device=device)))
@@ -263,7 +286,12 @@ def search(
     per_image: int = 1,
     backend: str = "exact",
 ) -> list[Hit]:
-    """Search an index folder once, see `SearchIndex.search`; for many queries open it once with `open_index`."""
+    """Search an index folder once, see `SearchIndex.search`; for many queries open it once with `open_index`.
+
+    Example:
+        >>> len(search(index_folder, "a red disc", count=3))
+        3
+    """
     return open_index(folder).search(
         text,
         image=image,

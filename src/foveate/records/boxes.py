@@ -27,7 +27,12 @@ _MAX_SIDE = 2**53  # beyond, floats skip whole pixels
 
 @dataclass(frozen=True, slots=True)
 class PixelBox:
-    """Two corners in pixels: edges, not pixel centers, so the whole image is (0, 0, width, height)."""
+    """Two corners in pixels: edges, not pixel centers, so the whole image is (0, 0, width, height).
+
+    Example:
+        >>> PixelBox(10, 20, 110, 70)
+        PixelBox(x1=10, y1=20, x2=110, y2=70)
+    """
 
     x1: float
     y1: float
@@ -37,7 +42,12 @@ class PixelBox:
 
 @dataclass(frozen=True, slots=True)
 class PixelXYWH:
-    """Upper left corner and size in pixels, as in COCO annotation files."""
+    """Upper left corner and size in pixels, as in COCO annotation files.
+
+    Example:
+        >>> Box.from_xywh(PixelXYWH(10, 20, 100, 50), width=200, height=100)
+        Box(x1=0.05, y1=0.2, x2=0.55, y2=0.7)
+    """
 
     x: float
     y: float

@@ -36,6 +36,12 @@ class Collection:
     """A collection opened for reading; create it with `Collection.open`.
 
     Rows are numbered 0 to len-1 in the order of the shards; removed images have no row. All methods are thread-safe.
+
+    Example:
+        >>> with Collection.open(collection_folder) as collection:
+        ...     record = collection.record(0)
+        >>> (record.width, record.split)
+        (64, 'train')
     """
 
     def __init__(self, path: Path, description: Mapping[str, object], snapshot: Snapshot) -> None:

@@ -33,6 +33,10 @@ class Region:
         score: confidence in [0, 1]; 1 for boxes of people and exact boxes.
         label: class or concept name.
         slice: group that it is reported in, such as "seen" or "unseen".
+
+    Example:
+        >>> Region(Box(0.1, 0.2, 0.5, 0.6), "a red boat", label="boat").box.width
+        0.4
     """
 
     box: Box
@@ -70,6 +74,11 @@ class Record:
         width, height: pixels after EXIF rotation.
         split: "" if none is assigned.
         group: images of one group stay in one split (a location, a concept, a photographer).
+
+    Example:
+        >>> record = Record("harbor/1", 640, 480, regions=(Region(Box(0.1, 0.2, 0.5, 0.6), "a red boat"),))
+        >>> [region.phrase for region in record.regions]
+        ['a red boat']
     """
 
     key: str

@@ -46,6 +46,11 @@ class Hit:
         key: of the image in the collection. kind: "image" or "region".
         score: cosine with the query, in [-1, 1]. box: of a region, in [0, 1] of the image.
         phrase: of the region; "" for an image and for a box of the grid. caption: the image's first text.
+
+    Example:
+        >>> hit = open_index(index_folder).search("a red disc", count=1)[0]
+        >>> -1 <= hit.score <= 1
+        True
     """
 
     key: str

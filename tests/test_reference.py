@@ -1,0 +1,57 @@
+"""The API reference: every public name has an example, every example runs, and the page is the code's own."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import foveate
+import tiny
+from foveate.records.collection import Collection
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = sorted(name for name in foveate.__all__ if not name.startswith("_"))
+
+
+@pytest.fixture(scope="module")
+def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What examples may use without importing it: the public names, and files of a tiny world."""
+    from foveate.pretrain.searching.index import build_index
+    from foveate.pretrain.train import build_model
+    from foveate.vision.localizer.folder import save_model
+
+    folder = tmp_path_factory.mktemp("reference")
+    save_model(build_model(tiny.recipe()).eval(), folder / "model")
+    build_index(folder / "model", tiny_collection, folder / "index")
+    with Collection.open(tiny_collection) as collection:
+        (folder / "image.png").write_bytes(collection.image_bytes(0))
+    return {name: getattr(foveate, name) for name in NAMES} | {
+        "collection_folder": tiny_collection,
+        "model_folder": folder / "model",
+        "index_folder": folder / "index",
+        "image_file": folder / "image.png",
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_has_an_example_that_runs(name: str, names: dict[str, Any], tmp_path: Path) -> None:
+    value = getattr(foveate, name)
+    module = sys.modules[value.__name__ if inspect.ismodule(value) else value.__module__]
+    globs = {**vars(module), **names, "new_folder": tmp_path / "new"}
+    tests = [test for test in doctest.DocTestFinder().find(value, name, module=module, globs=globs) if test.examples]
+    assert tests, f"foveate.{name} has no example"
+    for test in tests:
+        failed = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test).failed
+        assert not failed, f"an example of {test.name} fails"
+
+
+def test_pages_that_repeat_the_code_are_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "write_docs.py"), "--check"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, f"run python tools/write_docs.py: {ended.stdout}{ended.stderr}"
