@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import inspect
 import subprocess
 import sys
@@ -42,7 +43,9 @@ def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 @pytest.mark.parametrize("name", NAMES)
 def test_every_public_name_has_an_example_that_runs(name: str, names: dict[str, Any], tmp_path: Path) -> None:
     value = getattr(foveate, name)
-    module = sys.modules[value.__name__ if inspect.ismodule(value) else value.__module__]
+    if inspect.ismodule(value):  # `foveate.adapt` is a package that can be called
+        value = importlib.import_module(f"{value.__name__}.model").adapt
+    module = sys.modules[value.__module__]
     globs = {**vars(module), **names, "new_folder": tmp_path / "new"}
     tests = [test for test in doctest.DocTestFinder().find(value, name, module=module, globs=globs) if test.examples]
     assert tests, f"foveate.{name} has no example"

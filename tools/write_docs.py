@@ -9,6 +9,7 @@ In a page, `<!-- options: adapt train -->` and `<!-- /options -->` enclose the t
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import re
 import sys
@@ -97,7 +98,9 @@ def public_names() -> Iterator[tuple[str, Any]]:
     """Yield (name, object) of everything that `from foveate import ...` offers, `__version__` left out."""
     for name in sorted(foveate.__all__, key=str.casefold):
         if not name.startswith("_"):
-            yield name, getattr(foveate, name)
+            value = getattr(foveate, name)
+            # `foveate.adapt` is a package that can be called; what it calls has the signature and the docstring.
+            yield name, importlib.import_module(f"{value.__name__}.model").adapt if inspect.ismodule(value) else value
 
 
 def reference() -> str:
@@ -108,8 +111,6 @@ def reference() -> str:
         "runs in the tests.\n",
     ]
     for name, value in public_names():
-        if inspect.ismodule(value):
-            continue
         parts.append(f"## `{name}`\n")
         if inspect.isclass(value) and not issubclass(value, BaseException):
             parts.append(f"```text\n{name}{_signature(value)}\n```\n")

@@ -43,6 +43,12 @@ def save_adapter(
     Args:
         name: of the adapter; the one in use by default.
         settings, tensors, strength: instead of the adapter's own, for models derived from it (`foveate.adapt.wise`).
+
+    Example:
+        >>> import timm
+        >>> adapted = adapt(timm.create_model("vit_tiny_patch16_224", depth=1), "bitfit", classes=3)
+        >>> sorted(path.name for path in save_adapter(adapted, new_folder).iterdir())
+        ['adapter.json', 'adapter.safetensors']
     """
     name = name or adapted.active
     adapter = adapted.adapter(name)
@@ -176,6 +182,15 @@ def load_adapter(
 
     Raises:
         UserError: see `add_adapter`.
+
+    Example:
+        >>> import timm, torch
+        >>> network = timm.create_model("vit_tiny_patch16_224", depth=1).eval()
+        >>> adapted = adapt(network, "bitfit", classes=3)
+        >>> folder = save_adapter(adapted, new_folder)
+        >>> network = adapted.detach()
+        >>> load_adapter(network, folder)(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 3])
     """
     adapted = AdaptedModel(model)
     try:

@@ -45,6 +45,12 @@ class AdaptedModel(nn.Module):
         first_heads: copies of heads that were trained before, as they were at the start.
         active: name of the adapter in use, "" while the model is detached.
         info: by adapter, what is saved with it (class names, preprocessing); JSON values.
+
+    Example:
+        >>> import timm
+        >>> adapted = adapt(timm.create_model("vit_tiny_patch16_224", depth=1), "bitfit", classes=3)
+        >>> adapted.active
+        'default'
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -401,6 +407,12 @@ def adapt(
 
     Raises:
         UserError: a model that cannot be adapted or is adapted already, and as `AdaptedModel.add`.
+
+    Example:
+        >>> import timm
+        >>> adapted = adapt(timm.create_model("vit_tiny_patch16_224", depth=1), {"method": "lora", "rank": 4}, classes=3)
+        >>> sorted({name.split(".")[0] for name, value in adapted.named_parameters() if value.requires_grad}) != []
+        True
     """
     adapted = AdaptedModel(model)
     try:

@@ -72,6 +72,14 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         suspects_: by client what is anomalous about its centroids or weights.
         exchanged_, bytes_up_, bytes_down_: all that was sent.
         method_, n_features_in_: as in `FederatedKMeans`.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> clients = [rng.normal(size=(30, 4)) + 5 * np.eye(4)[i] for i in (0, 1)]
+        >>> model = FederatedDeepClustering(2, n_rounds=1, width=4, random_state=0).fit(clients)
+        >>> model.predict(clients[0]).shape
+        (30,)
     """
 
     def __init__(
