@@ -69,7 +69,7 @@ def charts(r: CalibrateResult) -> list[Markup]:
     after = r.curves.get("after", [])
     if after:
         names = (("seen", 1, 0), ("absent", 2, 1), ("all", 3, 2))
-        by_gamma = [Series(name, [(point[0], point[place]) for point in after], style) for name, place, style in names]
+        by_gamma = [Series(name, [(point[0], point[index]) for point in after], style) for name, index, style in names]
         title = "Accuracy of the fine-tuned model by gamma: S/Y, U/Y, Y/Y (%)"
         drawn.append(plot(title, line_chart(by_gamma, title=title, x_label="gamma", from_zero=True, height=330)))
     return drawn

@@ -65,11 +65,13 @@ def cost_chart(points: Sequence[Point], *, title: str, x_label: str, width: int 
     y_ticks = nice_ticks(min(point.value for point in points), max(point.value for point in points), num_ticks=5)
     y_of = Scale(y_ticks[0], y_ticks[-1], bottom, top)
 
-    def place(point: Point) -> tuple[float, float]:
+    def locate(point: Point) -> tuple[float, float]:
         return x_of(math.log10(point.cost) if point.cost > 0 else zero or 0.0), y_of(point.value)
 
-    told = "; ".join(f"{p.name} {p.value:.1f} at {amount(p.cost)}" for p in points)
-    parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"{title}: {told}")}">']
+    summary = "; ".join(f"{p.name} {p.value:.1f} at {amount(p.cost)}" for p in points)
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"{title}: {summary}")}">'
+    ]
     for tick in y_ticks:
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>')
         parts.append(svg_text(left - 8, y_of(tick) + 4, short(tick), anchor="end"))
@@ -78,17 +80,17 @@ def cost_chart(points: Sequence[Point], *, title: str, x_label: str, width: int 
     if zero is not None:
         parts.append(svg_text(x_of(zero), bottom + 18, "0"))
     parts.append(svg_text(right, height - 6, x_label, anchor="end", style="axis"))
-    front = sorted((point for point in points if point.unbeaten), key=lambda one: (one.cost, one.value))
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, front))
+    front = sorted((point for point in points if point.unbeaten), key=lambda point: (point.cost, point.value))
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(locate, front))
     parts.append(f'<polyline class="series s1" points="{line}"/>')
-    dots, names = [place(point) for point in points], _Names(left, right, bottom)
-    for point in sorted(points, key=lambda one: (not one.unbeaten, -one.value)):
-        x, y = place(point)
+    dots, names = [locate(point) for point in points], _Names(left, right, bottom)
+    for point in sorted(points, key=lambda point: (not point.unbeaten, -point.value)):
+        x, y = locate(point)
         parts.append(
             f'<circle class="dot{" s1" if point.unbeaten else ""}" cx="{x:.1f}" cy="{y:.1f}" r="4">'
             f"<title>{escape(point.name)}: {point.value:.1f}, {amount(point.cost)}</title></circle>"
         )
-        parts.append(names.beside(point, (x, y), [dot for dot in dots if dot != (x, y)]))
+        parts.append(names.write_name(point, (x, y), [dot for dot in dots if dot != (x, y)]))
     parts.append("</svg>")
     return Markup("".join(parts))
 
@@ -98,9 +100,9 @@ class _Names:
 
     def __init__(self, left: float, right: float, bottom: float) -> None:
         self.left, self.right, self.bottom = left, right, bottom
-        self.taken: list[tuple[float, float, float]] = []
+        self.placed: list[tuple[float, float, float]] = []
 
-    def beside(self, point: Point, at: tuple[float, float], dots: Sequence[tuple[float, float]]) -> str:
+    def write_name(self, point: Point, at: tuple[float, float], dots: Sequence[tuple[float, float]]) -> str:
         """The name's markup; empty for a beaten point without room."""
         (x, y), wide = at, 7.4 * len(point.name)
         if point.unbeaten:
@@ -118,21 +120,21 @@ class _Names:
                 return ""
             anchor, label_y = ("start", y - 8) if x - 8 - wide < self.left else ("end", y - 6)
             start = x - 8 - wide if anchor == "end" else x + 8
-        self.taken.append((start, label_y, wide))
+        self.placed.append((start, label_y, wide))
         return svg_text(x - 8 if anchor == "end" else x + 8, label_y, point.name, anchor=anchor, style="name")
 
     def _covered(self, x: float, y: float, wide: float, dots: Sequence[tuple[float, float]]) -> bool:
         """Whether a name from x on, with its baseline at y, would lie on a name or on a dot of 4 pixels."""
         if any(-7 < y - down < 14 and x - 4 < across < x + wide + 4 for across, down in dots):
             return True
-        return any(abs(y - other) < _LINE and x < at + size and at < x + wide for at, other, size in self.taken)
+        return any(abs(y - other) < _LINE and x < at + size and at < x + wide for at, other, size in self.placed)
 
 
 def matrix_chart(names: Sequence[str], matrix: Sequence[Sequence[float]], *, title: str) -> Markup:
     """Shares between 0 and 1 as cells, darker where lower, so that what differs stands out; numbers are percent."""
     cell, side = 34, 9 + 7 * max(len(name) for name in names)
     width, height = side + cell * len(names) + 4, side + cell * len(names) + 4
-    values = [value for number, row in enumerate(matrix) for place, value in enumerate(row) if place != number]
+    values = [value for number, row in enumerate(matrix) for column, value in enumerate(row) if column != number]
     low, high = min(values, default=0.0), max(values, default=1.0)
     parts = [
         f'<svg class="chart matrix" viewBox="0 0 {width} {height}" role="img" '
@@ -146,16 +148,16 @@ def matrix_chart(names: Sequence[str], matrix: Sequence[Sequence[float]], *, tit
             f'<text class="name" x="{at + 4:.1f}" y="{side - 6}" text-anchor="start" '
             f'transform="rotate(-90 {at + 4:.1f} {side - 6})">{escape(name)}</text>'
         )
-        for place, other in enumerate(names):
-            value = matrix[number][place]
-            x, y = side + cell * place, side + cell * number
-            strength = 0.0 if place == number else 0.12 + 0.6 * (high - value) / ((high - low) or 1.0)
-            said = escape(f"{name}, {other}: {100 * value:.1f}%")
+        for column, other in enumerate(names):
+            value = matrix[number][column]
+            x, y = side + cell * column, side + cell * number
+            strength = 0.0 if column == number else 0.12 + 0.6 * (high - value) / ((high - low) or 1.0)
+            cell_title = escape(f"{name}, {other}: {100 * value:.1f}%")
             parts.append(
                 f'<rect class="p3" x="{x + 1}" y="{y + 1}" width="{cell - 2}" height="{cell - 2}" '
-                f'fill-opacity="{strength:.2f}"><title>{said}</title></rect>'
+                f'fill-opacity="{strength:.2f}"><title>{cell_title}</title></rect>'
             )
-            if place != number:
+            if column != number:
                 parts.append(svg_text(x + cell / 2, y + cell / 2 + 4, f"{100 * value:.0f}", style="name"))
     parts.append("</svg>")
     return Markup("".join(parts))

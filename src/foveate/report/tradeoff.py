@@ -40,13 +40,15 @@ def tradeoff_chart(
     lines = [line for line in (Series(s.name, thin(s.points), s.style) for s in series) if line.points]
     if not lines:
         return Markup("")
-    x_most = max(x for line in lines for x, _ in line.points)
-    y_most = max(y for line in lines for _, y in line.points)
-    x_ticks, y_ticks = nice_ticks(0.0, max(x_most, 1.0), num_ticks=6), nice_ticks(0.0, max(y_most, 1.0), num_ticks=5)
+    x_max = max(x for line in lines for x, _ in line.points)
+    y_max = max(y for line in lines for _, y in line.points)
+    x_ticks, y_ticks = nice_ticks(0.0, max(x_max, 1.0), num_ticks=6), nice_ticks(0.0, max(y_max, 1.0), num_ticks=5)
     left, right, top, bottom = 46, width - 20, 40, height - 44
     x_of, y_of = Scale(x_ticks[0], x_ticks[-1], left, right), Scale(y_ticks[0], y_ticks[-1], bottom, top)
-    told = "; ".join(f"{mark.name} {mark.x:.1f} {labels[1]}, {mark.y:.1f} {labels[2]}" for mark in marks)
-    parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"{title}: {told}")}">']
+    summary = "; ".join(f"{mark.name} {mark.x:.1f} {labels[1]}, {mark.y:.1f} {labels[2]}" for mark in marks)
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"{title}: {summary}")}">'
+    ]
     for tick in y_ticks:
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>')
         parts.append(svg_text(left - 8, y_of(tick) + 4, short(tick), anchor="end"))
@@ -60,23 +62,23 @@ def tradeoff_chart(
         parts.append(f'<line class="series s{line.style}" x1="{at:.0f}" x2="{at + 18:.0f}" y1="14" y2="14"/>')
         parts.append(svg_text(at + 24, 18, line.name, anchor="start", style="name"))
         at += 46 + 6.8 * len(line.name)
-    taken: list[tuple[float, float]] = []
-    for mark in sorted(marks, key=lambda one: -one.y):
+    placed: list[tuple[float, float]] = []
+    for mark in sorted(marks, key=lambda mark: -mark.y):
         x, y = x_of(mark.x), y_of(mark.y)
         parts.append(f'<circle class="dot s{mark.style}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
-        label_y = _free(y + 4, x, taken, lowest=bottom - 4)
-        taken.append((x, label_y))
+        label_y = _free(y + 4, x, placed, lowest=bottom - 4)
+        placed.append((x, label_y))
         # Names stand inside the curve, on the side of the origin, unless the left edge is too near.
         inside = x - left > 8 * len(mark.name)
-        place, anchor = (x - 9, "end") if inside else (x + 9, "start")
-        parts.append(svg_text(place, label_y, mark.name, anchor=anchor, style="name"))
+        label_x, anchor = (x - 9, "end") if inside else (x + 9, "start")
+        parts.append(svg_text(label_x, label_y, mark.name, anchor=anchor, style="name"))
     parts.append("</svg>")
     return Markup("".join(parts))
 
 
-def _free(y: float, x: float, taken: Sequence[tuple[float, float]], *, lowest: float) -> float:
+def _free(y: float, x: float, placed: Sequence[tuple[float, float]], *, lowest: float) -> float:
     """The height nearest to y, below it first, where a name beside x meets none that is there already."""
-    near = [other for at_x, other in taken if abs(x - at_x) < 7 * 14]
+    near = [other for at_x, other in placed if abs(x - at_x) < 7 * 14]
     start = min(y, lowest)
     steps = (step * sign for step in range(len(near) + 1) for sign in (1, -1))
     heights = (start + _LINE * step for step in steps)

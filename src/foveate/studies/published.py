@@ -103,9 +103,9 @@ def publish_result(result: Mapping[str, Any]) -> Published:
         ],
     )
     values = tuple(
-        PublishedValue(entry["condition"], entry["row"], measure, found["value"], _half_width(found), found["n"])
+        PublishedValue(entry["condition"], entry["row"], measure, cell["value"], _half_width(cell), cell["n"])
         for entry in result["table"]
-        for measure, found in entry["values"].items()
+        for measure, cell in entry["values"].items()
     )
     return Published(run, values, tuple(_published_claim(claim) for claim in result["claims"]))
 

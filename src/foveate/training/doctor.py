@@ -53,7 +53,7 @@ def machine(folder: Path) -> dict[str, Any]:
         "disk_free_bytes": shutil.disk_usage(_existing(folder)).free,
         "accelerators": accelerators,
         "python": platform.python_version(),
-        "versions": {name: found for name in _LIBRARIES if (found := _version(name)) is not None},
+        "versions": {name: version for name in _LIBRARIES if (version := _version(name)) is not None},
         "torch_threads": torch.get_num_threads(),
         "hub_offline": any(os.environ.get(name, "0").lower() in ("1", "true", "yes", "on") for name in _OFFLINE),
     }

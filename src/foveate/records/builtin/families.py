@@ -107,8 +107,8 @@ def own_words(concept: str) -> frozenset[str]:
     (['glass', 'magnifying', 'pointing'], ['farmer'])
     """
     empty = VARIANT_WORDS | PEOPLE_WORDS | _NUMERALS | phrases.SPLITTERS
-    own = {phrases.singular(word) for word in split_words(concept, style="letters") if word not in empty}
-    return frozenset(own or {phrases.head_noun(concept)})
+    words_left = {phrases.singular(word) for word in split_words(concept, style="letters") if word not in empty}
+    return frozenset(words_left or {phrases.head_noun(concept)})
 
 
 def _list_variants() -> list[list[str]]:

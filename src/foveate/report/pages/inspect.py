@@ -40,8 +40,8 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     r = parse_result(InspectResult, result)
     charts = []
     for name, h in r.histograms.items():
-        if len(h.edges) != (wanted := len(h.counts) + 1):
-            raise UserError(f"result.json, field 'histograms.{name}': {len(h.counts)} counts need {wanted} edges")
+        if len(h.edges) != (num_edges := len(h.counts) + 1):
+            raise UserError(f"result.json, field 'histograms.{name}': {len(h.counts)} counts need {num_edges} edges")
         title = words.plain(name)
         chart = histogram(h.edges, h.counts, title=title, unit=h.unit)
         charts.append(plot(title, chart))
