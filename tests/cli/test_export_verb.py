@@ -36,7 +36,8 @@ def test_embeddings_of_a_collection(foveate: Run, trained: Path, tiny_collection
     assert "images: 32\n" in told.out
     assert (tmp_path / "e" / "images" / "00000.parquet").is_file()
     again = foveate("export", trained / "model", "--to", "embeddings", "--collection", tiny_collection, "--out", "e")
-    assert "e exists and is not an empty folder: choose another one with --out" in again.sentence
+    assert "--out" in again.sentence
+    assert "e: " in again.sentence
 
 
 def test_a_collection(foveate: Run, tiny_collection: Path, tmp_path: Path) -> None:
@@ -59,9 +60,7 @@ def test_coco_where_there_is_an_exporter(foveate: Run, tiny_collection: Path, tm
 
 
 def test_mistakes(foveate: Run, trained: Path, tiny_collection: Path, tmp_path: Path) -> None:
-    assert (
-        "neither a model folder (config.json) nor a collection" in foveate("export", tmp_path, "--to", "onnx").sentence
-    )
+    assert "config.json" in foveate("export", tmp_path, "--to", "onnx").sentence
     wrong = foveate("export", tiny_collection, "--to", "open_clip").sentence
     assert "unknown target of the collection" in wrong
     assert "webdataset" in wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def shapes(tiny_collection: Path, tmp_path: Path) -> Path:
 def test_regions_are_labeled_and_shown(foveate: Run, shapes: Path, model: Path, tmp_path: Path) -> None:
     asked = ("regions", shapes, "--detector", "cloc", "--model", model, "--captions", "alt", "--set", "rule=head")
     dry = foveate(*asked, "--dry-run")
-    assert "32 of 32 images are to be labeled by cloc" in dry.out
+    assert "32 of 32 images" in dry.out
+    assert "cloc" in dry.out
     assert "30 have phrases, 2.0 each" in dry.out
     assert not (tmp_path / "runs").exists()
     assert not (shapes / "annotations" / "region_status").exists()
@@ -37,10 +39,10 @@ def test_regions_are_labeled_and_shown(foveate: Run, shapes: Path, model: Path, 
     assert sum(made.json["status"].values()) == 32
     page = (tmp_path / "mine" / "report.html").read_text(encoding="utf-8")
     assert page.count("<figure") >= 1
-    assert "What was labeled" in page
+    assert "Samples" in page
     assert 'src="http' not in page
     again = foveate(*asked, "--quiet")
-    assert "32 images were labeled by this recipe before" in again.out
+    assert re.search(r"32 images .*before", again.out)
     assert again.out.splitlines()[-1] == "report: runs/regions/report.html"
 
 
@@ -58,7 +60,7 @@ def test_the_oracle_is_named(foveate: Run, shapes: Path, tmp_path: Path) -> None
         ((), r"detector 'nanodet' \(--model, --set\): field 'model': field required: model folder of"),
         (("--set", "treshold=0.1"), "unknown field 'treshold'.*Did you mean 'threshold'"),
         (("--set", "threshold"), "override 'threshold': expected name.of.field=value"),
-        (("--model", "none", "--captions", "dsc"), "no caption of the kinds dsc; it has alt, title"),
+        (("--model", "none", "--captions", "dsc"), "kinds dsc .*alt, title"),
         (("--model", "none", "--captions", "alt"), "no such folder"),
         (("--model", "none", "--captions", "alt", "--phrases", "rule"), "unknown tagger 'rule'.*Did you mean 'rules'"),
         (("--model", "none", "--recipe", "papr"), "--recipe"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import foveate
@@ -295,7 +296,7 @@ def test_the_example_of_the_docs_runs(folder: Path, tmp_path: Path, monkeypatch:
     (copy / "model").rename(copy / "runs" / "tour" / "cloc-seed0" / "model")
     Image.open(io.BytesIO(image_of(folder, "train-01"))).convert("RGB").save(copy / "holiday.jpg")
     monkeypatch.chdir(copy)
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"pixels": torch.zeros(2, 3, 224, 224)}  # of the example of adapters
     for block in blocks:
         ast.parse(block)
         exec(compile(block, "python.md", "exec"), names)

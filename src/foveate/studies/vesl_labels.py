@@ -71,7 +71,7 @@ def captioner_steps(part: float) -> list[str]:
     from foveate.core.recipes import load
 
     recipe = load(CaptionerRecipe, "captioner-tour", [])
-    whole = {name: getattr(recipe, name).steps for name in ("words", "training", "alignment")}
+    whole = {name: getattr(recipe, name).steps for name in ("word_training", "training", "alignment")}
     warmup = recipe.training.warmup_steps
     return [
         *(f"{name}.steps={round(part * steps)}" for name, steps in whole.items()),
