@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any, Literal
 
 import click
@@ -42,7 +43,7 @@ def example(settings: dict[str, Any]) -> None:
 
 def run(*arguments: str) -> Any:
     result = CliRunner().invoke(example, list(arguments))
-    return eval(result.output, {"__builtins__": {}}) if result.exit_code == 0 else result.output  # noqa: S307
+    return ast.literal_eval(result.output.strip()) if result.exit_code == 0 else result.output
 
 
 def test_only_what_was_given_is_passed_on() -> None:
