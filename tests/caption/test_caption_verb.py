@@ -77,7 +77,7 @@ def test_a_dry_run_asks_and_writes_nothing(tmp_path: Path, capsys: pytest.Captur
     arguments = ["caption", collection, "--format", "ssc,afc", "--model", "m", "--dry-run", "--run", tmp_path / "r"]
     code, out, _ = run(capsys, *arguments, "--price-in", "1000", "--price-out", "1000")
     assert code == 0
-    assert "12 images, 24 requests to ask" in out
+    assert "12 images, 24 pending requests" in out
     assert "cost about" in out
     _, out, _ = run(capsys, *arguments, "--price-in", "0.2")
     cost = re.search(r"cost about (\S+) at", out)

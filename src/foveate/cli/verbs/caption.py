@@ -136,10 +136,10 @@ def _backend_settings(backend: str, given_options: dict[str, Any], options: tupl
 def _planned(estimated: dict[str, Any]) -> list[str]:
     from foveate.report.numbers import money
 
-    lines = [f"{estimated['images']} images, {estimated['requests']} requests to ask"]
+    lines = [f"{estimated['images']} images, {estimated['requests']} pending requests"]
     for kind, counts in estimated["formats"].items():
         lines.append(f"{kind}: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
-    lines.append(f"about {estimated['tokens_in']} tokens in, {estimated['tokens_out']} tokens out")
+    lines.append(f"about {estimated['tokens_in']} input tokens, {estimated['tokens_out']} output tokens")
     if estimated["cost"]:
         lines.append(f"cost about {money(estimated['cost'])} at the given prices")
     return lines
