@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import click
 import pytest
@@ -30,13 +30,16 @@ class Example(Settings):
     retry: bool = Field(False, description="try again")
     cache: bool = Field(True, description="keep no cache")
     training: Training = Training()
+    prompts: tuple[str, ...] = Field(("a {}",), description="prompts of a class")
+    shots: tuple[Annotated[int, Field(ge=2)], ...] = Field((), description="images of a class")
 
 
 NAMES = ("rate", "kinds", "mode", "limit", "retry", "cache", "training.epochs")
 
 
 @click.command("example", cls=FieldsCommand)
-@fields(f"{__name__}:Example", ("name", "--called"), *NAMES)
+@fields(f"{__name__}:Example", ("name", "--called"), *NAMES, metavars={"limit": "COUNT"})
+@fields(f"{__name__}:Example", ("prompts", "--prompt"), "shots", repeat=("prompts", "shots"), metavars={"shots": "N"})
 def example(settings: dict[str, Any]) -> None:
     click.echo(repr(settings))
 
@@ -62,10 +65,17 @@ def test_only_what_was_given_is_passed_on() -> None:
     assert Example(**run("--called", "x", *given)).training.epochs == 7
 
 
+def test_repeated_options_reach_the_command_as_a_tuple_that_may_hold_commas() -> None:
+    content = run("--called", "x", "--prompt", "a, b {}", "--prompt", "c {}", "--shots", "2", "--shots", "5")
+    assert content == {"name": "x", "prompts": ("a, b {}", "c {}"), "shots": (2, 5)}
+    assert Example(**content).prompts == ("a, b {}", "c {}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
         ((), ("--called",)),
+        (("--shots", "3", "--shots", "1"), ("--shots", "x>=2")),
         (("--rate", "0"), ("--rate", "0<x<=1")),
         (("--limit", "0"), ("--limit", "x>=1")),
         (("--epochs", "x"), ("--epochs", "'x'")),
@@ -91,6 +101,9 @@ def test_help_shows_description_default_and_bounds() -> None:
         "--mode [fast|exact] How. [default: fast]",
         "--no-cache",
         "--epochs INTEGER RANGE Passes over the images. [default: 50; x>=1]",
+        "--limit COUNT At most so many. [x>=1]",
+        "--prompt TEXT Prompts of a class. Repeatable. [default: a {}]",
+        "--shots N Images of a class. Repeatable. [x>=2]",
     ):
         assert words in output
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -46,11 +46,17 @@ class Fields(click.Option):
         model: "module:Class" of a pydantic model.
         flags: field path ("data.shots") -> option name ("--shots").
         into: the command's argument that gets the values that the user gave, nested as the model is.
+        repeat: paths of tuples whose option is repeated, instead of one value with commas.
+        metavars: field path -> placeholder of its value in the help.
     """
 
-    def __init__(self, model: str, flags: dict[str, str], into: str) -> None:
-        super().__init__([f"--{into.replace('_', '-')}-fields"], hidden=True, expose_value=False)
-        self.model, self.flags, self.into = model, flags, into
+    def __init__(
+        self, model: str, flags: dict[str, str], into: str, repeat: frozenset[str], metavars: Mapping[str, str]
+    ) -> None:
+        # Click warns of two parameters of one name, so several placeholders of a command are told apart by a flag.
+        first = next(iter(flags.values())).removeprefix("--")
+        super().__init__([f"--{into.replace('_', '-')}-fields-{first}"], hidden=True, expose_value=False)
+        self.model, self.flags, self.into, self.repeat, self.metavars = model, flags, into, repeat, metavars
 
     def expand(self) -> list[FieldOption]:
         """Import the model and build one option per field.
@@ -60,13 +66,25 @@ class Fields(click.Option):
         """
         module, _, name = self.model.partition(":")
         model = getattr(importlib.import_module(module), name)
-        return [FieldOption(path, flag, find_field(model, path), into=self.into) for path, flag in self.flags.items()]
+        return [
+            FieldOption(
+                path,
+                flag,
+                find_field(model, path),
+                into=self.into,
+                repeat=path in self.repeat,
+                metavar=self.metavars.get(path),
+            )
+            for path, flag in self.flags.items()
+        ]
 
 
 class FieldOption(click.Option):
     """The option of one field. Its value counts only if the user gave it: a recipe's default is not an override."""
 
-    def __init__(self, path: str, flag: str, field: FieldInfo, *, into: str) -> None:
+    def __init__(
+        self, path: str, flag: str, field: FieldInfo, *, into: str, repeat: bool = False, metavar: str | None = None
+    ) -> None:
         self.path, self.into = path, into
         annotation = _without_none(field.annotation)
         default = None if field.is_required() else field.get_default(call_default_factory=True)
@@ -75,12 +93,17 @@ class FieldOption(click.Option):
             # A switch that is on by default can only be turned off.
             flag = f"--no-{flag.removeprefix('--')}" if default else flag
             settings |= {"is_flag": True, "flag_value": not default, "required": False, "default": default}
+        elif repeat:
+            inner = typing.get_args(annotation)[0]
+            settings |= {"type": click_type(inner, bounds_of(field)), "multiple": True, "metavar": metavar}
+            settings["help"] = f"{settings['help']} Repeatable."
+            if default:
+                settings |= {"default": default, "show_default": True}
         else:
             settings |= {"type": click_type(annotation, bounds_of(field))}
             if default not in (None, "", (), []):
                 settings |= {"default": _as_text(default), "show_default": True}
-            if isinstance(settings["type"], _List):
-                settings["metavar"] = "A,B,..."
+            settings["metavar"] = metavar or ("A,B,..." if isinstance(settings["type"], _List) else None)
         super().__init__([flag, f"{into}__{path.replace('.', '__')}"], **settings)
 
 
@@ -130,7 +153,13 @@ class FieldsCommand(click.Command):
         return rest
 
 
-def fields(model: str, *names: str | tuple[str, str], into: str = "settings") -> Callable[[F], F]:
+def fields(
+    model: str,
+    *names: str | tuple[str, str],
+    into: str = "settings",
+    repeat: Collection[str] = (),
+    metavars: Mapping[str, str] | None = None,
+) -> Callable[[F], F]:
     """Add options for fields of a model to a command of class `FieldsCommand`.
 
     Args:
@@ -138,12 +167,16 @@ def fields(model: str, *names: str | tuple[str, str], into: str = "settings") ->
         names: field paths. The option is the last part of the path ("data.shots" is --shots, "alt_kinds" --alt-kinds),
             or the second of a pair: ("data.field", "--label").
         into: argument of the command that gets {field: value} of what the user gave, nested like the model.
+        repeat: paths of tuples whose option is repeated (--template A --template B), where a value may hold a comma.
+        metavars: field path -> placeholder of its value in the help ("HOST[:PORT]").
     """
     pairs = [name if isinstance(name, tuple) else (name, _flag(name)) for name in names]
 
     def decorate(function: F) -> F:
         # Click collects parameters in this list and reverses it: decorators run from the bottom up.
-        function.__dict__.setdefault("__click_params__", []).append(Fields(model, dict(pairs), into))
+        function.__dict__.setdefault("__click_params__", []).append(
+            Fields(model, dict(pairs), into, frozenset(repeat), metavars or {})
+        )
         return function
 
     return decorate
@@ -165,9 +198,13 @@ def find_field(model: Any, path: str) -> FieldInfo:
 
 def bounds_of(field: FieldInfo) -> _Bounds:
     """Read the bounds of a number from a field's constraints (ge, gt, le, lt)."""
+    return _read_bounds(field.metadata)
+
+
+def _read_bounds(rules: Iterable[Any]) -> _Bounds:
     low = high = None
     low_open = high_open = False
-    for rule in field.metadata:
+    for rule in rules:
         if (value := getattr(rule, "ge", None)) is not None:
             low = value
         if (value := getattr(rule, "gt", None)) is not None:
@@ -183,7 +220,10 @@ def click_type(annotation: Any, bounds: _Bounds) -> click.ParamType:
     """Return the click type of a field's annotation; what click has no type for stays text, checked by the model."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
-        return click_type(typing.get_args(annotation)[0], bounds)
+        inner, *rules = typing.get_args(annotation)
+        # The element of a tuple has its bounds in its own annotation; a field's type may be Annotated without any.
+        rules = [part for rule in rules for part in getattr(rule, "metadata", [rule])]
+        return click_type(inner, bounds if bounds != _Bounds() else _read_bounds(rules))
     if origin is Literal:
         choices = typing.get_args(annotation)
         return _Choice([str(choice) for choice in choices])
