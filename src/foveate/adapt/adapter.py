@@ -1,4 +1,4 @@
-"""What every method provides: parameters, the hooks that apply them, and the weights after merging."""
+"""Base classes of methods: parameters, the hooks that apply them, and the weights after merging."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Interpolation = Literal["branch", "weights", "merged", ""]
 
 
 class Handle(Protocol):
-    """What `register_forward_hook` returns."""
+    """Handle of a registered hook, as `register_forward_hook` returns it."""
 
     def remove(self) -> None:
         """Remove the hook."""
@@ -49,7 +49,7 @@ S = TypeVar("S", bound=MethodSettings)
 
 @dataclass(frozen=True)
 class Method:
-    """What a module of `foveate.adapt.methods` exports as METHOD.
+    """Description of a method, exported as METHOD by its module in `foveate.adapt.methods`.
 
     Attributes:
         settings: its fields with their defaults.
@@ -69,7 +69,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Its name in settings and files, with `_`."""
+        """Name in settings and files, with `_`."""
         return str(self.settings.model_fields["method"].default)
 
 
@@ -91,6 +91,7 @@ class Adapter(nn.Module, ABC, Generic[S]):
         super().__init__()
         self.settings = settings
         self.strength = 1.0
+        # Set by a subclass that tunes tensors of the backbone; the added parameters are plain attributes.
         self.parameter_swap: ParameterSwap | None = None
 
     @abstractmethod
@@ -119,6 +120,8 @@ class Adapter(nn.Module, ABC, Generic[S]):
         There the network's constructor initializes all linear layers after the methods have set theirs, so that no
         declared start survives. Published numbers depend on it.
         """
+        # Plain parameters (prompts, scales, RepAdapter, FacT's C and P) keep their start: the released code skips them
+        # too.
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -126,7 +129,7 @@ class Adapter(nn.Module, ABC, Generic[S]):
                     nn.init.zeros_(module.bias)
 
     def tensors(self, backbone: Backbone) -> dict[str, nn.Parameter]:
-        """Return what the method trains, by the name under which it is saved."""
+        """Return the parameters that the method trains, by the name under which they are saved."""
         # Names in the swap depend on which set is active; tuned tensors are listed under the backbone's names instead.
         added = {name: value for name, value in self.named_parameters() if not name.startswith("parameter_swap.")}
         tuned = {} if self.parameter_swap is None else self.parameter_swap.tuned_values(backbone.model)
@@ -141,6 +144,7 @@ class NativeAdapter(Adapter[S]):
     def __init__(self, settings: S, backbone: Backbone, names: Sequence[str]) -> None:
         super().__init__(settings, backbone)
         if not names:
+            # Refused: otherwise only the head would be trained, under the name of the method.
             raise UserError(f"method '{settings.method}': the backbone has none of the tensors that it trains")
         self.parameter_swap = ParameterSwap.copy_from(backbone.model, tuple(names))
 
@@ -161,7 +165,7 @@ class BlockAdapter(Adapter[B]):
     """A method that changes the selected blocks alone."""
 
     def first_block(self, backbone: Backbone) -> int:
-        """Return the first selected block."""
+        """Return the number of the first selected block."""
         return select_blocks(backbone, self.settings)[0].number
 
     def matched_names(self, backbone: Backbone) -> list[str]:
@@ -170,10 +174,11 @@ class BlockAdapter(Adapter[B]):
 
 
 def find_first_block(names: Sequence[str], backbone: Backbone) -> int:
-    """Return the first block that changes when these tensors do."""
+    """Return the first block that changes when these tensors do; see `Adapter.first_block`."""
     after_blocks = None if backbone.final_norm is None else f"{backbone.name_of(backbone.final_norm)}."
     firsts = []
     for name in names:
+        # With the dot: "blocks.1" is also the beginning of "blocks.10".
         block = next((block.number for block in backbone.blocks if name.startswith(f"{block.name}.")), None)
         if block is not None:
             firsts.append(block)
@@ -186,6 +191,7 @@ def find_first_block(names: Sequence[str], backbone: Backbone) -> int:
 
 def bias_names(backbone: Backbone) -> list[str]:
     """Return the names of all biases of the tower, those of norms and of the patch convolution too."""
+    # Without a dot in front: fused projections name theirs `in_proj_bias`, and BEiT has `q_bias` and `v_bias`.
     return [name for name in trainable_names(backbone) if name.endswith("bias")]
 
 
@@ -204,7 +210,7 @@ def norm_names(backbone: Backbone) -> list[str]:
 
 
 def trainable_names(backbone: Backbone) -> list[str]:
-    """Return the names of the tower's parameters that images pass."""
+    """Return the names of the tower's parameters, without those that only pre-training uses."""
     return [name for name in backbone.tower_parameters() if name not in backbone.unused]
 
 
@@ -223,7 +229,7 @@ def select_blocks(backbone: Backbone, settings: BranchSettings) -> tuple[Block, 
 
 
 def check_rank(rank: int, width: int, *, what: str = "rank") -> int:
-    """Return `rank`.
+    """Return `rank` if it is at most the width.
 
     Raises:
         UserError: it is above the width, so that the product would cost more than the full matrix.

@@ -24,7 +24,7 @@ class BottleneckSettings(BranchSettings):
 
 
 class SequentialSettings(BottleneckSettings):
-    """Fields of adapters behind a sublayer."""
+    """Fields of adapters that sit behind a sublayer."""
 
     layerscale: Literal["once", "official"] = Field(
         "once",
@@ -34,7 +34,10 @@ class SequentialSettings(BottleneckSettings):
 
 
 class Bottleneck(nn.Module):
-    """s Up(dropout(ReLU(Down x)))."""
+    """Branch of one adapter: s Up(dropout(ReLU(Down x))).
+
+    Initial values are set by the method: the three adapters differ in them.
+    """
 
     def __init__(self, width: int, settings: BottleneckSettings) -> None:
         super().__init__()
@@ -49,6 +52,7 @@ class Bottleneck(nn.Module):
     def forward(self, x_BLD: Tensor, *, strength: float) -> Tensor:
         """Map [B, L, D] to [B, L, D]; `strength` multiplies the result."""
         branch = self.up(self.dropout(F.relu(self.down(x_BLD)))) * (self.scale * strength)
+        # Cast: under autocast the branch is bfloat16 while the scale stays float32, and the product would be promoted.
         return branch if self.learnt_scale is None else branch * self.learnt_scale.to(branch.dtype)
 
 
@@ -64,6 +68,7 @@ class SequentialAdapter(BlockAdapter[Seq]):
         """Hook a sublayer's end, so that its result passes a bottleneck."""
 
         def change(output_BLD: Tensor, _: Tensor | None) -> Tensor:
+            # The hook stands behind the sublayer's LayerScale, so by default the adapter's own part does not pass it.
             total = output_BLD + branch(output_BLD, strength=self.strength)
             return end.pass_inner(total) if self.settings.layerscale == "official" else total
 

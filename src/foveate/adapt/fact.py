@@ -41,7 +41,7 @@ FactS = TypeVar("FactS", bound=FactSettings)
 
 
 class FactAdapter(BlockAdapter[FactS]):
-    """U, V and, from a subclass, the cores of each block.
+    """The factors U [r, D] and V [D, r] of the whole network; a subclass adds the cores of each block.
 
     Attributes:
         ratio: m, how many times wider the MLP is.
@@ -52,6 +52,7 @@ class FactAdapter(BlockAdapter[FactS]):
         blocks = select_blocks(backbone, settings)
         width = backbone.width
         rank = check_rank(settings.rank, width)
+        # U and V serve all blocks, so every MLP must split into the same whole number of parts of D channels.
         hidden = {fc1.out_features for fc1, _ in backbone.require_mlps(settings.method)}
         if len(hidden) > 1 or min(hidden) % width:
             raise UserError(f"{settings.method}: hidden widths {sorted(hidden)} are no multiple of the width {width}")
@@ -76,6 +77,7 @@ class FactAdapter(BlockAdapter[FactS]):
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """Hook each projection."""
         for index, block in enumerate(select_blocks(backbone, self.settings)):
+            # One hook per module: a fused qkv takes the three results side by side, separate projections take theirs.
             parts = (("q", "k", "v"),) if len(block.qkv) == 1 else (("q",), ("k",), ("v",))
             assert block.fc1 is not None
             assert block.fc2 is not None
@@ -95,7 +97,7 @@ class FactAdapter(BlockAdapter[FactS]):
         return change
 
     def _high(self, x: Tensor, cores: list[Tensor], *, narrow: bool) -> Tensor:
-        """Return V T U x; with several cores, or one of m r rows, their results side by side."""
+        """Return V T U x [..., D]; with several cores, or one of m r rows, their results side by side [..., m D]."""
         rank = self.settings.rank
         if narrow:
             # fc2 reads m d channels: U acts on each part of d, and the core of m r columns adds the parts up.
@@ -103,6 +105,7 @@ class FactAdapter(BlockAdapter[FactS]):
         else:
             low = self.u(x)
         inner = [self.dropout(F.linear(low, core)) for core in cores]
+        # [..., m, r]: V acts on each part of r channels, so qkv and fc1 get 3 and m results of D channels each.
         parts = [part.unflatten(-1, (-1, rank)) for part in inner]
         return self.v(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)).flatten(-2)
 
@@ -124,6 +127,7 @@ class FactAdapter(BlockAdapter[FactS]):
             cores = {name: upcast(core) for name, core in self.cores(index).items()}
             square = {name: v @ cores[name] @ u for name in ("q", "k", "v", "proj")}
             rank = len(u)
+            # Row blocks of fc1 write its m parts, column blocks of fc2 read them; see `_high` for the same in the pass.
             fc1 = torch.cat([v @ core @ u for core in cores["fc1"].split(rank)])
             fc2 = torch.cat([v @ core @ u for core in cores["fc2"].split(rank, dim=1)], dim=1)
             qkv = [square[name] for name in ("q", "k", "v")]

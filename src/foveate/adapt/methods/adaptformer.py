@@ -33,7 +33,7 @@ class AdaptformerSettings(BottleneckSettings):
 
 
 class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
-    """One bottleneck per block."""
+    """One bottleneck per selected block, parallel to its MLP."""
 
     why_not_mergeable: ClassVar[str] = WHY_NOT_MERGEABLE
 
@@ -42,6 +42,7 @@ class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
         self.blocks = nn.ModuleDict()
         for block in select_blocks(backbone, settings):
             branch = Bottleneck(backbone.width, settings)
+            # Only Up starts at zero. If Down were zero too, neither matrix would ever get a gradient.
             init_kaiming(branch.down)
             init_zero(branch.up)
             self.blocks[str(block.number)] = branch
@@ -52,10 +53,12 @@ class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
             yield from self._hook_branch(block)
 
     def _hook_branch(self, block: Block) -> Iterator[Handle]:
+        # The branch needs x before norm2, and is added at the MLP's end: two hooks of one pass share this list.
         branch, seen = self.blocks[str(block.number)], list[Tensor]()
 
         def add(output: Tensor, _: Tensor | None) -> Tensor:
             # Popped, not read: a stored activation would outlive the pass.
+            # Parallel to the MLP, so the branch passes LayerScale and DropPath on its own; it is not inside the MLP's.
             return output + block.mlp_end.pass_inner(branch(seen.pop(), strength=self.strength))
 
         yield watch_input(block.norm2, _keeper(seen))
@@ -64,6 +67,7 @@ class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
 
 def _keeper(seen: list[Tensor]):  # noqa: ANN202
     def keep(x_BLD: Tensor) -> None:
+        # Written into the list, not bound to a name: the closure of `add` reads the same list.
         seen[:] = [x_BLD]
 
     return keep

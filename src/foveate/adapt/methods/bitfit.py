@@ -19,7 +19,7 @@ class BitfitSettings(MethodSettings):
 
 
 class BitfitAdapter(NativeAdapter[BitfitSettings]):
-    """All bias_names."""
+    """Train every bias of the tower."""
 
     def __init__(self, settings: BitfitSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone, bias_names(backbone))

@@ -43,7 +43,7 @@ class ConvpassSettings(BranchSettings):
 
 
 class ConvBranch(nn.Module):
-    """s Up(dropout(g(Conv(g(Down z)))))."""
+    """Branch of one sublayer: s Up(dropout(g(Conv(g(Down z)))))."""
 
     def __init__(self, width: int, settings: ConvpassSettings, grid: tuple[int, int], prefix: int) -> None:
         super().__init__()
@@ -58,16 +58,19 @@ class ConvBranch(nn.Module):
         if settings.convolution == "xavier":
             nn.init.xavier_uniform_(self.conv.weight)
         else:
+            # The center tap is the identity: the branch begins as a bottleneck token by token and learns to mix
+            # neighbors.
             nn.init.zeros_(self.conv.weight)
             with torch.no_grad():
                 self.conv.weight[:, :, 1, 1] += torch.eye(rank, device=self.conv.weight.device)
         nn.init.zeros_(self.conv.bias)  # pyrefly: ignore[bad-argument-type]
 
     def forward(self, z_BLD: Tensor, *, strength: float) -> Tensor:
-        """[B, L, D] to [B, L, D]."""
+        """Map the normed input z [B, L, D] to the branch that is added, [B, L, D]; `strength` multiplies it."""
         low_BLR = quick_gelu(self.down(z_BLD))
         batch, length, rank = low_BLR.shape
         rows, columns = self._grid_of(length - self.prefix)
+        # [B, N, r] to [B, r, rows, columns]: patch tokens are in row-major order in every backbone of the map.
         patches = low_BLR[:, self.prefix :].transpose(1, 2).reshape(batch, rank, rows, columns)
         patches_BNR = self.conv(patches).flatten(2).transpose(1, 2)
         if self.prefix:
@@ -78,7 +81,7 @@ class ConvBranch(nn.Module):
         return self.up(self.dropout(quick_gelu(patches_BNR))) * (self.scale * strength)
 
     def _grid_of(self, patches: int) -> tuple[int, int]:
-        """Return rows and columns; a square for another image size than the backbone's own."""
+        """Return rows and columns of the patches; a square for another image size than the backbone's own."""
         if patches == self.grid[0] * self.grid[1]:
             return self.grid
         side = round(patches**0.5)
@@ -88,7 +91,7 @@ class ConvBranch(nn.Module):
 
 
 class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
-    """Two branches per block."""
+    """Two branches per selected block: parallel to the attention and to the MLP."""
 
     why_not_mergeable: ClassVar[str] = "it mixes neighboring patches and has activations inside; no matrix does that"
 
@@ -108,6 +111,7 @@ class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
             yield from self._hook_branch(self.mlp[number], block.norm2, block.mlp_end)
 
     def _hook_branch(self, branch: nn.Module, norm: nn.Module, end: SublayerEnd) -> Iterator[Handle]:
+        # Read behind the norm, added behind the sublayer: two hooks of one pass share this list.
         seen = list[Tensor]()
 
         def keep(z_BLD: Tensor, _: Tensor | None) -> Tensor:
@@ -115,6 +119,7 @@ class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
             return z_BLD
 
         def add(output: Tensor, _: Tensor | None) -> Tensor:
+            # Popped: a stored activation would keep the graph of this pass alive.
             return output + end.pass_inner(branch(seen.pop(), strength=self.strength))
 
         yield hook_output(norm, keep)

@@ -33,7 +33,7 @@ class DifffitSettings(MethodSettings):
 
 
 class DifffitAdapter(Adapter[DifffitSettings]):
-    """Biases, norms, and two vectors per block."""
+    """Tuned copies of biases and norms, and two scales [D] per block."""
 
     interpolation: ClassVar[Literal["branch", "weights", "merged", ""]] = "merged"
 
@@ -41,16 +41,18 @@ class DifffitAdapter(Adapter[DifffitSettings]):
         super().__init__(settings, backbone)
         blocks = backbone.require_blocks("difffit")
         for block in blocks:
+            # Without fc2 the adapter could be trained but never merged; refuse before the training, not after it.
             if block.fc2 is None:
                 raise UserError(f"method 'difffit' scales the MLP's last projection; that of {block.name} is unknown")
         trained = {*bias_names(backbone), *norm_names(backbone)}
+        # In the order of the tower, each name once: biases of norms are in both lists.
         names = tuple(name for name in backbone.tower_parameters() if name in trained)
         self.parameter_swap = ParameterSwap.copy_from(backbone.model, names)
         self.attention = nn.ParameterList(torch.ones(backbone.width) for _ in blocks)
         self.mlp = nn.ParameterList(torch.ones(backbone.width) for _ in blocks)
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """Hook the end of each sublayer."""
+        """Hook the end of each sublayer, in front of the residual addition."""
         for block, first, second in zip(backbone.blocks, self.attention, self.mlp, strict=True):
             yield hook_output(block.attention_end.module, _times(first))
             yield hook_output(block.mlp_end.module, _times(second))
@@ -60,7 +62,7 @@ class DifffitAdapter(Adapter[DifffitSettings]):
         return 0
 
     def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Return diag(g) W and g b of proj and fc2."""
+        """Return diag(g) W and g b of proj and fc2, the last projection of each sublayer."""
         tensors: dict[str, Tensor] = {}
         for block, first, second in zip(backbone.blocks, self.attention, self.mlp, strict=True):
             assert block.fc2 is not None

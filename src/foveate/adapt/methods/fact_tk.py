@@ -28,7 +28,8 @@ class FactTkAdapter(FactAdapter[FactTkSettings]):
     """One core tensor, one matrix of factors."""
 
     def build_cores(self, rank: int, blocks: int) -> None:
-        """Create C and P."""
+        """Create C [r, r, r] and P [r, (4 + 2 m) blocks]."""
+        # Matrices of a block: q, k, v, proj, and m parts each of fc1 and fc2. With m = 4 the 12 of the paper.
         self.per_block = 4 + 2 * self.ratio
         self.c = nn.Parameter(torch.empty(rank, rank, rank))
         self.p = nn.Parameter(torch.empty(rank, self.per_block * blocks))
@@ -37,8 +38,10 @@ class FactTkAdapter(FactAdapter[FactTkSettings]):
 
     def cores(self, index: int) -> dict[str, Tensor]:
         """Return slices 0 to 3 of C x_3 P as q, k, v, proj (transposed), the next m as fc1, the last m as fc2."""
+        # [r, r, r] x [r, 4 + 2 m]: the product over the last axis of C is C x_3 P.
         core = self.c @ self.p[:, index * self.per_block : (index + 1) * self.per_block]
         rank, m = len(core), self.ratio
+        # Transposed: the released code multiplies row vectors, x S; `F.linear` expects the weight S^T.
         square = {name: core[:, :, number].T for number, name in enumerate(("q", "k", "v", "proj"))}
         fc1 = core[:, :, 4 : 4 + m].reshape(rank, m * rank).T
         return {**square, "fc1": fc1, "fc2": core[:, :, 4 + m :].reshape(rank, m * rank)}

@@ -24,7 +24,7 @@ class FactTtAdapter(FactAdapter[FactTtSettings]):
     """Six linear maps per block."""
 
     def build_cores(self, rank: int, blocks: int) -> None:
-        """Create linear layers with PyTorch's own initial values."""
+        """Create one linear layer for each core, with PyTorch's own initial values."""
         wide = self.ratio * rank
 
         def core() -> nn.ModuleDict:
@@ -35,7 +35,7 @@ class FactTtAdapter(FactAdapter[FactTtSettings]):
         self.blocks = nn.ModuleList(core() for _ in range(blocks))
 
     def cores(self, index: int) -> dict[str, Tensor]:
-        """Return the weights themselves."""
+        """Return the weights of the block's linear layers, already oriented as `F.linear` expects them."""
         block = self.blocks[index]
         assert isinstance(block, nn.ModuleDict)
         return {name: linear.weight for name, linear in block.items()}  # pyrefly: ignore[bad-return]

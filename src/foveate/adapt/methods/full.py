@@ -18,7 +18,7 @@ class FullSettings(MethodSettings):
 
 
 class FullAdapter(NativeAdapter[FullSettings]):
-    """All tensors."""
+    """Train every parameter of the tower that images pass."""
 
     def __init__(self, settings: FullSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone, trainable_names(backbone))

@@ -32,6 +32,8 @@ class HoulsbyAdapter(SequentialAdapter[HoulsbySettings]):
         for block in select_blocks(backbone, settings):
             for where in (self.attention, self.mlp):
                 branch = Bottleneck(backbone.width, settings)
+                # Unlike Pfeiffer's, both matrices start random: this is the published start, and it changes the network
+                # at once.
                 for linear in (branch.down, branch.up):
                     init_xavier(linear)
                     nn.init.normal_(linear.bias, std=1e-6)

@@ -20,7 +20,7 @@ class LayernormSettings(MethodSettings):
 
 
 class LayernormAdapter(NativeAdapter[LayernormSettings]):
-    """All norms."""
+    """Train weight and bias of every norm layer."""
 
     def __init__(self, settings: LayernormSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone, norm_names(backbone))

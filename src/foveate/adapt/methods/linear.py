@@ -28,6 +28,7 @@ class LinearAdapter(Adapter[LinearSettings]):
 
     def first_block(self, backbone: Backbone) -> int:
         """Return a number behind the final norm, so that the features are cached."""
+        # `len(blocks)` would mean "the final norm changes", which recomputes that norm in every pass.
         return len(backbone.blocks) + 1
 
 

@@ -46,12 +46,12 @@ class LoraSettings(BranchSettings):
 
     @property
     def factor(self) -> float:
-        """Factor of the branch."""
+        """Factor of the branch: 1, or alpha / rank. Alpha is the rank by default, so then it is 1 too."""
         return 1.0 if self.scale == "one" or self.alpha is None else self.alpha / self.rank
 
 
 class Pair(nn.Module):
-    """The matrices A and B of one block."""
+    """The matrices A [r, D] and B [3 D, r] of one block."""
 
     def __init__(self, width: int, rank: int, dropout: float) -> None:
         super().__init__()
@@ -63,7 +63,13 @@ class Pair(nn.Module):
         self._low: tuple[Tensor, Tensor, set[int]] | None = None
 
     def part(self, z_BLD: Tensor, number: int, *, of: int) -> Tensor:
-        """Return the rows of part `number` of B A z, of `of` equal parts."""
+        """Return rows `number` of B A z out of `of` equal parts: [B, L, 3 D / of].
+
+        Args:
+            z_BLD: input of the projection, the block's normed tokens.
+            number: 0 to of - 1, in the order q, k, v.
+            of: 1 for a fused qkv projection, 3 for separate ones.
+        """
         if of == 1:
             return self.b(self.a(self.dropout(z_BLD)))
         # q, k and v of transformers are three modules with one input: A z is computed once for all, whatever order they
@@ -74,6 +80,7 @@ class Pair(nn.Module):
         served.add(number)
         if len(served) == of:
             self._low = None  # frees the graph of this pass
+        # Only this projection's rows of B: the product with all 3 D rows would be computed three times.
         return F.linear(low, self.b.weight.chunk(of)[number])
 
 
@@ -95,7 +102,7 @@ class LoraAdapter(BlockAdapter[LoraSettings]):
                 yield hook_output(module, self._branch(self.pair(block.number), number, len(block.qkv)))
 
     def pair(self, number: int) -> Pair:
-        """Return the matrices of a block."""
+        """Return the matrices A and B of the block with this number."""
         pair = self.blocks[str(number)]
         assert isinstance(pair, Pair)
         return pair
@@ -116,11 +123,12 @@ class LoraAdapter(BlockAdapter[LoraSettings]):
         return [backbone.name_of(module) for block in blocks for module in block.qkv]
 
     def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Return W + s B A of each projection."""
+        """Return W + s B A of each projection, in float32 at least."""
         tensors = {}
         for block in select_blocks(backbone, self.settings):
             pair = self.pair(block.number)
             delta = upcast(pair.b.weight) @ upcast(pair.a.weight) * (self.settings.factor * self.strength)
+            # B's rows are in the order q, k, v, as in a fused projection, so that chunks fit separate ones too.
             for module, rows in zip(block.qkv, delta.chunk(len(block.qkv)), strict=True):
                 weight = get_tensor(module, "weight")
                 assert weight is not None

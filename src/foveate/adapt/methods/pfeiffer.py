@@ -24,13 +24,14 @@ class PfeifferSettings(SequentialSettings):
 
 
 class PfeifferAdapter(SequentialAdapter[PfeifferSettings]):
-    """One bottleneck per block."""
+    """One bottleneck per selected block, behind its MLP."""
 
     def __init__(self, settings: PfeifferSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
         self.blocks = nn.ModuleDict()
         for block in select_blocks(backbone, settings):
             branch = Bottleneck(backbone.width, settings)
+            # Only Up starts at zero. If Down were zero too, neither matrix would ever get a gradient.
             init_xavier(branch.down)
             init_zero(branch.up)
             self.blocks[str(block.number)] = branch

@@ -31,7 +31,7 @@ class RepadapterSettings(BranchSettings):
 
 
 class LinearBottleneck(nn.Module):
-    """z + s (B(dropout(A z + a)) + b)."""
+    """Affine map with a low-rank part: z + s (B(dropout(A z + a)) + b)."""
 
     def __init__(self, width: int, settings: RepadapterSettings) -> None:
         super().__init__()
@@ -47,8 +47,10 @@ class LinearBottleneck(nn.Module):
         nn.init.xavier_uniform_(self.a_weight)
 
     def forward(self, z_BLD: Tensor, *, strength: float) -> Tensor:
-        """[B, L, D] to [B, L, D]."""
+        """Map the normed input z [B, L, D] to what the projection reads instead, [B, L, D]."""
         low = self.dropout(torch.nn.functional.linear(z_BLD, self.a_weight, self.a_bias))
+        # As a grouped 1 x 1 convolution: output channels of group k read only channels k r/g to (k + 1) r/g of the
+        # bottleneck. Shapes [B, L, g, r/g] and [g, D/g, r/g].
         parts = low.unflatten(-1, (self.groups, -1))
         weight = self.b_weight.unflatten(0, (self.groups, -1))
         high = torch.einsum("...gr,gdr->...gd", parts, weight.to(parts.dtype)).flatten(-2) + self.b_bias.to(low.dtype)
@@ -63,12 +65,13 @@ class LinearBottleneck(nn.Module):
 
 
 class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
-    """Two bottlenecks per block."""
+    """Two bottlenecks per selected block: in front of qkv and in front of fc1."""
 
     def __init__(self, settings: RepadapterSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
         self.attention, self.mlp = nn.ModuleDict(), nn.ModuleDict()
         for block in select_blocks(backbone, settings):
+            # Checked before the training: without fc1 the branch could be trained but never merged.
             if block.fc1 is None:
                 raise UserError(f"method 'repadapter' merges into fc1; the MLP of {block.name} is {block.mlp_form}")
             for where in (self.attention, self.mlp):
@@ -76,6 +79,7 @@ class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """Hook each norm: what reads its output reads the bottleneck's."""
+        # At the norm's output, not at the input of qkv: with separate q, k and v one hook serves all three.
         for block in select_blocks(backbone, self.settings):
             yield hook_output(block.norm1, self._through(self.attention[str(block.number)]))
             yield hook_output(block.norm2, self._through(self.mlp[str(block.number)]))

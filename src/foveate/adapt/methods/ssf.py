@@ -34,6 +34,7 @@ class SsfAdapter(Adapter[SsfSettings]):
     def __init__(self, settings: SsfSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
         operations = _operations(backbone)
+        # The published start: near the identity, not on it.
         self.scales = nn.ParameterDict({name: 1 + 0.02 * torch.randn(size) for name, (_, size) in operations.items()})
         self.shifts = nn.ParameterDict({name: 0.02 * torch.randn(size) for name, (_, size) in operations.items()})
 
@@ -51,7 +52,7 @@ class SsfAdapter(Adapter[SsfSettings]):
         return [backbone.name_of(module) for module, _ in _operations(backbone).values()]
 
     def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Return scaled weights, and scaled and shifted biases.
+        """Return scaled weights, and scaled and shifted biases, in float32 at least.
 
         Raises:
             UserError: an operation has no bias that could take the shift.
@@ -61,11 +62,13 @@ class SsfAdapter(Adapter[SsfSettings]):
             scale, shift = upcast(self.scales[name]), upcast(self.shifts[name])
             weight, bias = get_tensor(module, "weight"), get_tensor(module, "bias")
             assert weight is not None
+            # The first axis of a weight is the output channel, of linear layers, convolutions and norms alike.
             tensors[backbone.key(module, "weight")] = scale.view(-1, *[1] * (weight.dim() - 1)) * upcast(weight)
             if bias is not None:
                 tensors[backbone.key(module, "bias")] = scale * upcast(bias) + shift
             elif name == "patch" and backbone.positions is not None:
                 # Positions are added right behind the patch convolution, so they can take its shift.
+                # From `first` on, the entries of patches: a class token never passed the convolution and gets no shift.
                 tensor, axis, first = backbone.positions
                 moved = upcast(backbone.model.get_parameter(tensor)).clone()
                 moved.narrow(axis, first, moved.shape[axis] - first).add_(shift)
@@ -78,13 +81,14 @@ class SsfAdapter(Adapter[SsfSettings]):
 
 
 def _operations(backbone: Backbone) -> dict[str, tuple[nn.Module, int]]:
-    """Return module and channels of each operation, by name."""
+    """Return module and number of channels of each operation, by the name under which its pair is saved."""
     operations: dict[str, tuple[nn.Module, int]] = {}
     if backbone.patch is not None:
         operations["patch"] = (backbone.patch, backbone.width)
     for block in backbone.require_blocks("ssf"):
         if block.fc1 is None or block.fc2 is None:
             raise UserError(f"method 'ssf' changes both layers of plain MLPs; that of {block.name} is {block.mlp_form}")
+        # Fused: one pair of 3 D channels; separate: three pairs of D channels. The number of parameters is the same.
         names = ("qkv",) if len(block.qkv) == 1 else ("q", "k", "v")
         inner = {
             "norm1": block.norm1,
@@ -108,6 +112,7 @@ def _channels(module: nn.Module) -> int:
 
 def _affine(scale: Tensor, shift: Tensor, *, channels_first: bool):  # noqa: ANN202
     def change(output: Tensor, _: Tensor | None) -> Tensor:
+        # A convolution returns [B, D, rows, columns]; everything else has its channels last.
         shape = (-1, 1, 1) if channels_first and output.dim() == 4 else (-1,)
         return output * scale.to(output.dtype).view(shape) + shift.to(output.dtype).view(shape)
 

@@ -17,7 +17,7 @@ from foveate.core.errors import UserError
 
 
 class SubsetSettings(MethodSettings):
-    """Which tensors."""
+    """Blocks and their parts, or a pattern over the names of tensors."""
 
     method: Literal["subset"] = "subset"
     blocks: list[int] | Literal["all"] = Field(
@@ -39,7 +39,7 @@ class SubsetSettings(MethodSettings):
 
 
 class SubsetAdapter(NativeAdapter[SubsetSettings]):
-    """The tensors that the settings name."""
+    """Train the tensors that the settings select."""
 
     def __init__(self, settings: SubsetSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone, _names(settings, backbone))
@@ -65,8 +65,10 @@ def _names(settings: SubsetSettings, backbone: Backbone) -> list[str]:
         block = blocks[number]
         modules = {"attention": block.attention, "mlp": block.mlp, "norms": (block.norm1, block.norm2)}
         for part in settings.parts:
+            # By identity: the map knows a block's parts as modules, and their names differ from library to library.
             selected |= {id(value) for module in modules[part] for value in module.parameters()}
     parameters = backbone.tower_parameters()
+    # In the order of the tower, whatever order the settings name blocks in, so that saved files agree.
     return [name for name in known if id(parameters[name]) in selected]
 
 

@@ -25,7 +25,7 @@ class VptDeepSettings(PromptSettings):
 
 
 class VptDeepAdapter(PromptAdapter[VptDeepSettings]):
-    """A set of prompts per block."""
+    """A set of n prompts for each selected block: [blocks, n, D]."""
 
     def __init__(self, settings: VptDeepSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
@@ -38,6 +38,7 @@ class VptDeepAdapter(PromptAdapter[VptDeepSettings]):
         return blocks if last is None else blocks[-last:]
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
+        # Removed behind each block, so that the next gets its own prompts and the sequence does not grow.
         """Hook the input and the output of each block."""
         for layer, block in enumerate(self._blocks(backbone)):
             yield self.enter(block.module, layer)

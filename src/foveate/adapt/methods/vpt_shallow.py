@@ -25,7 +25,7 @@ class VptShallowSettings(PromptSettings):
 
 
 class VptShallowAdapter(PromptAdapter[VptShallowSettings]):
-    """One set of prompts."""
+    """One set of n prompts: [1, n, D]."""
 
     def __init__(self, settings: VptShallowSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
@@ -33,12 +33,13 @@ class VptShallowAdapter(PromptAdapter[VptShallowSettings]):
         self._make(backbone, 1, settings)
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        """Hook the input of the first block and the output of the last with prompts."""
+        """Hook the input of the first block, and the output of the last block that sees the prompts."""
         yield self.enter(backbone.blocks[0].module, 0)
+        # Removed before the final norm: a head that averages over all tokens must not count prompts.
         yield self.leave(backbone.blocks[-1 if self.settings.keep_prompts else 0].module)
 
     def first_block(self, backbone: Backbone) -> int:
-        """Return 0."""
+        """Return 0: prompts enter in front of the first block."""
         return 0
 
     def matched_names(self, backbone: Backbone) -> list[str]:
