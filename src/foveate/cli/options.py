@@ -45,6 +45,26 @@ region_source_option = click.option(
 )
 
 
+def path_option(flag: str, help: str, *, required: bool = False) -> Callable[[F], F]:
+    """Add an option for a file or folder; the argument of the command has the option's name."""
+    return click.option(flag, type=click.Path(path_type=Path), required=required, help=help)
+
+
+def run_option(default: str, what: str = "Run folder") -> Callable[[F], F]:
+    """Add --run.
+
+    Args:
+        default: the folder where --run is missing, for the help.
+        what: what the folder is for, where the verb runs no training.
+    """
+    return path_option("--run", f"{what}; {default} by default.")
+
+
+def dry_run_option(help: str) -> Callable[[F], F]:
+    """Add --dry-run: print what would be done, and write nothing."""
+    return click.option("--dry-run", is_flag=True, help=help)
+
+
 def common(*, seed: bool = True, device: bool = True) -> Callable[[F], F]:
     """Adds --json and --quiet, and --seed and --device where they have an effect."""
 
