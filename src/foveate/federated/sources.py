@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from foveate.core.seeds import generator
 from foveate.federated import partition
 from foveate.federated.h5ad import read_h5ad
 from foveate.federated.partition import Partition
+from foveate.federated.points import Feature, Points
 from foveate.federated.public_sets import FASHION_IMAGES, SETS, fashion_mnist
 from foveate.federated.store import digest
 from foveate.metrics.neighbors import as_points
@@ -38,31 +39,6 @@ from foveate.records.collection import Collection
 POINT_NAMES = ("points", "embedding", "embeddings", "features", "X")
 _ASIDE = ("key", "kind", "box", "phrase", "norm")
 SPLITS = ("even", "dirichlet", "balanced", "shards")
-
-
-@dataclass(frozen=True)
-class Points:
-    """Points of one source.
-
-    Attributes:
-        name: of the source.
-        columns: everything else that has one entry per row, as strings or numbers.
-    """
-
-    name: str
-    points_ND: NDArray[np.float64]
-    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
-
-    def column(self, name: str, what: str) -> NDArray[np.str_]:
-        """A column as strings.
-
-        Raises:
-            UserError: there is no such column.
-        """
-        if name not in self.columns:
-            listed = ", ".join(sorted(self.columns)) or "none"
-            raise UserError(f"{self.name}: no {what} '{name}'; there are {listed}{nearest(name, self.columns)}")
-        return self.columns[name].astype(str)
 
 
 def read_points(source: str | Path) -> Points:
@@ -119,6 +95,7 @@ def _from_table(path: Path, table: pa.Table) -> Points:
     if not table.num_rows:
         raise UserError(f"{path}: has no row")
     lists = [n for n in table.column_names if _is_list(table.schema.field(n).type) and n in POINT_NAMES]
+    features: tuple[Feature, ...] = ()
     if lists:
         rows = table[lists[0]].combine_chunks()
         lengths = pc.list_value_length(rows)  # pyrefly: ignore[missing-attribute]
@@ -135,12 +112,12 @@ def _from_table(path: Path, table: pa.Table) -> Points:
         if not used:
             names = ", ".join(POINT_NAMES)
             raise UserError(f"{path}: has no column of lists called {names}, and no columns of floating-point numbers")
-        stacked = [table[name].to_numpy() for name in table.column_names if name in used]
-        points = as_points(np.stack(stacked, axis=1), what=str(path))
+        names_D = [name for name in table.column_names if name in used]
+        points = as_points(np.stack([table[name].to_numpy() for name in names_D], axis=1), what=str(path))
+        features = tuple(Feature(name) for name in names_D)
     rest = {n: table[n] for n in table.column_names if n not in used and not _is_list(table.schema.field(n).type)}
-    return Points(
-        str(path), points, {name: np.array(column.to_pylist(), dtype=object) for name, column in rest.items()}
-    )
+    columns = {name: np.array(column.to_pylist(), dtype=object) for name, column in rest.items()}
+    return Points(str(path), points, columns, features)
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -157,7 +134,7 @@ def _folder(path: Path) -> Points:
     # Parts of one table may differ in columns; only what all of them have can be joined.
     shared = set.intersection(*(set(part.columns) for part in read))
     columns = {name: np.concatenate([part.columns[name].astype(object) for part in read]) for name in sorted(shared)}
-    return Points(str(path), np.concatenate([part.points_ND for part in read]), columns)
+    return Points(str(path), np.concatenate([part.points_ND for part in read]), columns, read[0].features)
 
 
 def with_labels(points: Points, collection: Path, label: str) -> Points:
@@ -174,7 +151,7 @@ def with_labels(points: Points, collection: Path, label: str) -> Points:
     if missing:
         raise UserError(f"{collection}: has no image '{missing[0]}' ({len(missing)} of {len(keys)} are missing)")
     labels = np.array([values[rows[key]] for key in keys], dtype=object)
-    return Points(points.name, points.points_ND, points.columns | {label: labels})
+    return replace(points, columns=points.columns | {label: labels})
 
 
 @dataclass(frozen=True)
@@ -185,12 +162,14 @@ class Clients:
         names, points: one per client.
         labels: one array per client; None where there are none.
         about: how the points were split, as text.
+        features: names and types of the columns of each client's points; empty where nothing is known of them.
     """
 
     names: list[str]
     points: list[NDArray[np.float64]]
     labels: list[NDArray[np.str_]] | None
     about: str
+    features: list[tuple[Feature, ...]] = field(default_factory=list)
 
     def sizes(self) -> dict[str, int]:
         """Number of points by client."""
@@ -299,16 +278,24 @@ def gather(
             listed = ", ".join(f"{points.name}: {points.points_ND.shape[1]}" for points in read)
             raise UserError(f"the sources have different numbers of features ({listed:.300})")
         return Clients(
-            [Path(points.name).stem for points in read], [points.points_ND for points in read], labels, "a source each"
+            [Path(points.name).stem for points in read],
+            [points.points_ND for points in read],
+            labels,
+            "a source each",
+            [points.features for points in read],
         )
     whole, first_labels = read[0], None if labels is None else labels[0]
     if client is not None:
         if split is not None or clients is not None:
             raise UserError("--client names the client of each row: --split and --clients have no effect")
         parts = partition.by_id(whole.column(client, "column of clients").tolist())
-        return _select(whole.points_ND, first_labels, parts, f"by '{client}'")
+        return replace(
+            _select(whole.points_ND, first_labels, parts, f"by '{client}'"),
+            features=[whole.features] * len(parts.rows),
+        )
     if split is None or clients is None:
         raise UserError(
             f"{whole.name} is one source: say how it is split, with --split and --clients, or with --client"
         )
-    return split_clients(whole.points_ND, first_labels, split, clients, seed=seed)
+    parts = split_clients(whole.points_ND, first_labels, split, clients, seed=seed)
+    return replace(parts, features=[whole.features] * len(parts.names))
