@@ -60,6 +60,7 @@ def forward_and_backward(
 def _weighted_parts(
     model: nn.Module, task: Task, pieces: Sequence[Batch], autocast: Callable[[], torch.autocast]
 ) -> tuple[Losses, Report]:
+    """Run the parts one after another, each with its weight; their gradients add up in the parameters."""
     weights = _part_weights(task, pieces)
     losses: Losses = {}
     report: Report = {}
@@ -116,6 +117,7 @@ def _with_cached_embeddings(
         for piece in pieces:
             states.append(_random_state(device))
             outputs.append(model(piece, call="embed"))
+    # Parts may differ in rows (regions are ragged), so the size of each is needed to cut the gradient apart again.
     cached = {name: torch.cat([part[name] for part in outputs]).requires_grad_() for name in outputs[0]}
     sizes = {name: [len(part[name]) for part in outputs] for name in outputs[0]}
     del outputs
@@ -125,6 +127,7 @@ def _with_cached_embeddings(
         with autocast():
             losses, report = model(batch, call="loss_of", embeddings=cached)
         losses["loss"].backward()
+    # Parameters that the loss itself has (temperature, bias): they are ready before the second pass begins.
     with_gradient = [parameter for parameter in task.parameters() if parameter.grad is not None]
     gradients = {
         name: (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).split(sizes[name])

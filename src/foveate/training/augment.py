@@ -12,6 +12,7 @@ from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.geometry import View
 
+# Draws before the whole image is used; as many as torchvision's RandomResizedCrop makes.
 _ATTEMPTS = 10
 DIRECTION_WORDS = re.compile(
     r"\b(?:(?:left|right)(?:most|wards?|hand|handed|side)?|(?:anti|counter)?clockwise|(?:east|west)(?:ern|wards?)?)\b",

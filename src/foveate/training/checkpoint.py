@@ -77,6 +77,7 @@ def frozen_hash(module: nn.Module) -> str:
         if not parameter.requires_grad:
             digest.update(name.encode("utf-8"))
             flat = full_tensor(parameter).contiguous().reshape(-1)
+            # As bytes, because NumPy has no bfloat16.
             digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -93,7 +94,8 @@ def _gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's state as `parameter name/moment`, sharing memory.
 
-    A parameter that had no gradient so far has none.
+    A parameter that had no gradient so far has none. Keyed by name, not by the position that PyTorch's state_dict uses:
+    positions change with parameter groups and frozen parts.
     """
     return {
         f"{name}/{moment}": optimizer.state[parameter][moment]
@@ -139,6 +141,7 @@ def save(
     final = folder_of_step(folder, state["step"])
     temporary = folder / f".{final.name}.tmp"
     folder.mkdir(parents=True, exist_ok=True)
+    # Of sessions that were killed while they wrote.
     for leftover in folder.glob(".*.tmp"):
         shutil.rmtree(leftover)
     temporary.mkdir()
@@ -181,6 +184,7 @@ def damage(checkpoint: Path) -> str:
             path = checkpoint / name
             if not path.is_file():
                 return f"{name} is missing"
+            # Before the hash: a file cut short by a full disk is recognized without reading it.
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, {expected['bytes']} were written"
             if sha256_file(path) != expected["sha256"]:
@@ -194,6 +198,7 @@ def newest(folder: Path) -> Path | None:
     """Find the newest complete checkpoint of `folder`; damaged ones are skipped and named on standard error."""
     for checkpoint in _newest_first(folder):
         problem = damage(checkpoint)
+        # An error, not skipped: a run that silently began anew would cost more than the message.
         if not problem and (saved := read_json(checkpoint / _COMPLETE).get("format")) != FORMAT:
             raise UserError(
                 f"{checkpoint}: checkpoint format {saved}; this version reads {FORMAT}. Use another run folder"
@@ -235,6 +240,7 @@ def load(
             ranks alike.
     """
     base = frozen_hash(module) if base is None else base
+    # Every rank judges the same header: an error on rank 0 alone would leave the others waiting in a collective.
     header = broadcast_json(_header(checkpoint / _WEIGHTS) if world().is_main else None)
     if not header["problem"] and header["metadata"].get("frozen_hash") != base:
         raise UserError(
@@ -253,6 +259,7 @@ def _prepared_moments(checkpoint: Path, module: nn.Module, optimizer: torch.opti
     parameters = dict(module.named_parameters())
     fused = bool(optimizer.defaults["fused"])
     moments = [moment for moment in _moments(optimizer) if moment != "step"]
+    # PyTorch creates moments in the first step; a new optimizer has none that could be filled.
     for name in {entry.rpartition("/")[0] for entry in header["shapes"]} & parameters.keys():
         parameter = parameters[name]
         empty = {name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in moments}

@@ -230,6 +230,7 @@ class ClassificationTask(Task):
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
         """Return the cross-entropy, and the share of the batch that is classified correctly."""
         self.batch_keys = batch["keys"]
+        # The softmax in float32, also where autocast gives bfloat16 logits.
         logits, labels = self.logits(batch["inputs"]).float(), batch["labels"]
         accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
         return {"loss": F.cross_entropy(logits, labels)}, {"accuracy": accuracy}

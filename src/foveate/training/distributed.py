@@ -91,6 +91,7 @@ def _leave() -> None:
     """
     _left_groups.append(dist.group.WORLD)
     dist.destroy_process_group()
+    # Long enough for a thread to drop its tensors; nothing signals that it has.
     time.sleep(0.05)
 
 
@@ -114,6 +115,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient_NE: Tensor) -> Tensor:  # type: ignore[override]
+        # A copy, as autograd may use the gradient elsewhere too; contiguous, as collectives want it.
         summed_NE = gradient_NE.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(summed_NE)
         return summed_NE.chunk(dist.get_world_size())[dist.get_rank()]
@@ -162,6 +164,7 @@ def gather_ragged_with_grad(rows_RE: Tensor) -> Tensor:
     """
     if _size() == 1:
         return rows_RE
+    # The collectives need equal lengths, so rows are padded to the longest rank and the padding is cut out again.
     counts, with_gradient = _counts(rows_RE)
     longest = max(counts)
     if longest == 0:
@@ -238,10 +241,12 @@ def broadcast_json(value: Any) -> Any:
     if _size() == 1:
         return value
     data = json.dumps(value).encode("utf-8") if dist.get_rank() == 0 else b""
+    # The length goes first: the others need a buffer of the right size before they can receive.
     length = torch.tensor([len(data)], dtype=torch.int64)
     dist.broadcast(length, 0)
     content = torch.empty(int(length), dtype=torch.uint8)
     if data:
+        # A bytearray, because PyTorch warns of tensors over bytes that cannot be written.
         content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     dist.broadcast(content, 0)
     return json.loads(content.numpy().tobytes().decode("utf-8"))
@@ -296,6 +301,7 @@ def wrap(task: Task, *, parallel: Literal["ddp", "fsdp"]) -> nn.Module:
     if parallel == "ddp":
         return DistributedDataParallel(
             task,
+            # DDP refuses device ids for modules on the CPU.
             device_ids=[here.device] if here.device.type == "cuda" else None,
             find_unused_parameters=task.find_unused_parameters,
         )
@@ -304,6 +310,7 @@ def wrap(task: Task, *, parallel: Literal["ddp", "fsdp"]) -> nn.Module:
     for tensor in task.state_dict().values():
         dist.broadcast(tensor, 0)
     mesh = init_device_mesh(here.device.type, (here.size,))
+    # Inner modules first: FSDP2 leaves to the outer one only the parameters that no inner one has taken.
     for unit in task.shard_units():
         fully_shard(unit, mesh=mesh)
     fully_shard(task, mesh=mesh)

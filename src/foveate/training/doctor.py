@@ -223,6 +223,7 @@ def _loader_rate(
 ) -> float:
     batch = min(16, len(rows))
     loader = Loader(_Drawn(make), rows=np.array(rows), batch_size=batch, seed=seed, workers=threads)
+    # More steps than fit into the time; the generator is closed when it is over.
     batches = loader.batches(0, 1_000_000)
     try:
         for _ in range(threads):

@@ -52,6 +52,7 @@ class ExponentialAverage:
         parameters = dict(module.named_parameters())
         averages = [_local(average) for average in self.averages.values()]
         current = [_local(parameters[name].detach()) for name in self.averages]
+        # One call for all parameters: a kernel for each would cost more than the arithmetic of small tensors.
         torch._foreach_lerp_(averages, current, 1 - ema_decay(step, decay=self.decay))
 
     @contextlib.contextmanager

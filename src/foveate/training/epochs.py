@@ -39,6 +39,7 @@ class ClassificationSettings(TrainingSettings):
 
     def resolve(self, num_images: int) -> TrainingSettings:
         """Return the loop's settings for this many training images."""
+        # A batch larger than the data would hold images twice.
         batch_size = min(self.batch_size, num_images)
         whole, exact = self.epochs * (num_images // batch_size), self.epochs * num_images // batch_size
         steps = self.steps or max(1, whole if self.whole_batches else exact)

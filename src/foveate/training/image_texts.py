@@ -110,6 +110,7 @@ class TextRule:
 
 
 def _one_of(choices: Sequence[str], what: str, seed: int, epoch: int, key: str) -> str:
+    # `what` enters the seed: text, sentence and alt-text of an image are drawn independently of one another.
     return choices[int(seeds.uniform(what, seed, epoch, key) * len(choices))]
 
 

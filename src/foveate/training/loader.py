@@ -16,7 +16,8 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.training.order import MixtureOrder, batch_rows
 
-# Rows tried in place of one that cannot be read, itself included.
+# Rows tried in place of one that cannot be read, itself included. At the allowed share of one bad row in ten, as many
+# in a row happen by chance once in 10^32 draws: then the data set is gone, not unlucky.
 _SUBSTITUTES = 32
 # The share of bad samples is judged as if there were at least so many draws: one bad image in the first batch is none
 # in ten.
@@ -150,7 +151,7 @@ class Loader:
         }
 
     def batches(self, start_step: int, stop_step: int) -> Generator[dict[str, Any], None, None]:
-        """Yields batches number `start_step` up to, not including, `stop_step`.
+        """Yield batches number `start_step` up to, not including, `stop_step`.
 
         Closing the iterator, or an exception, ends the threads.
 
@@ -164,6 +165,8 @@ class Loader:
                     self._make(batch, *bounds)
                 yield self._receive(batch)
             return
+        # Threads and not processes: Pillow releases the interpreter lock while it decodes and resizes, and batches need
+        # neither pickling nor a copy to reach the training.
         executor = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
         try:
             waiting: deque[_Batch] = deque()
@@ -215,6 +218,7 @@ class Loader:
             except BadSample as failure:
                 failures.append(failure)
                 index = seeds.integer("substitute", self.seed, row, epoch, attempt) % len(rows)
+                # From (row, epoch, attempt) and not from a running generator: threads and resuming do not change it.
                 candidate = int(rows[index])
         raise UserError(
             f"row {row} and {_SUBSTITUTES - 1} rows drawn in its place cannot be used; the last one is "

@@ -99,6 +99,7 @@ class MixtureSampler:
 
     def draw(self, available: Collection[str], *, seed: int, epoch: int, key: str) -> str | None:
         """Draw the source of a record in an epoch; None: skip the record and count it."""
+        # The same number whatever texts the record has: a text that is added moves only draws that fall into its share.
         point = seeds.uniform(seed, epoch, key)
         cumulative = 0.0
         source = None

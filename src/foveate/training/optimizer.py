@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from foveate.core.errors import UserError, nearest
 from foveate.training.settings import TrainingSettings
 
+# _NormBase is the base of batch and instance norms; PyTorch has no public name for it.
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -59,6 +60,7 @@ def parameter_table(
     table = []
     names = [name for name, _ in module.named_parameters()]
     for name, parameter in module.named_parameters():
+        # The whole name: a rule for "norm" must not catch "normal_head.weight".
         index = next((i for i, pattern in enumerate(compiled) if pattern.fullmatch(name)), None)
         rule = ParameterRule("") if index is None else rules[index]
         if index is not None:

@@ -136,7 +136,8 @@ class MixtureOrder:
         source_N = np.repeat(np.arange(len(self.counts)), self.counts)
         occurrence_N = np.concatenate([np.arange(count) for count in self.counts])
         draws = seeds.generator("mixture", self.seed, block).bit_generator.random_raw(BLOCK)
-        # Occurrence m of c lies somewhere in [m/c, (m+1)/c): even spacing with a random offset.
+        # Occurrence m of c lies somewhere in [m/c, (m+1)/c): even spacing with a random offset. The upper 53 bits of a
+        # word make a float64 uniform in [0, 1).
         time_N = (occurrence_N + (draws >> 11) * 2.0**-53) / np.repeat(self.counts, self.counts)
         order = np.argsort(time_N, kind="stable")
         return source_N[order], occurrence_N[order]

@@ -26,6 +26,7 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(
         default=0.1, ge=0, description="on weights of two or more dimensions; decoupled with adamw, L2 with sgd"
     )
+    # Betas and eps of CLIP's vision transformers (Radford et al. 2021, table 18), not PyTorch's.
     betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's two decay rates, each in [0, 1)")
     eps: float = Field(default=1e-6, gt=0, description="AdamW's epsilon")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; 0 = plain gradient descent")
