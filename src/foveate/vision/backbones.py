@@ -46,6 +46,7 @@ def keep_no_activations(trunk: Any) -> None:
     """Turn on activation checkpointing in a model of transformers: layers are computed again in the backward pass."""
     # The older name is deprecated, the newer one not in all releases from 5.
     enable = getattr(trunk, "activation_checkpointing_enable", None) or trunk.gradient_checkpointing_enable
+    # The reentrant kind gives no gradient where no input needs one, and pixels need none.
     enable({"use_reentrant": False})
 
 
@@ -100,6 +101,7 @@ class _Frozen:
             digest = hashlib.sha256(json.dumps(self.computed_from(), sort_keys=True).encode())
             for name, value in self.trunk.state_dict().items():
                 digest.update(name.encode() + b"\0")
+                # As bytes, because NumPy has no bfloat16.
                 digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
             self._digest = digest.hexdigest()[:16]
         return self._digest
@@ -164,7 +166,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         return pooled_RD
 
     def train(self, mode: bool = True) -> BackboneImageEncoder:
-        """Training mode; a frozen trunk stays in evaluation mode."""
+        """Set training mode; a frozen trunk stays in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.trunk.eval()
@@ -181,6 +183,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         """Return pixels as they are where the trunk is trained; else tokens and pooled vector in one float16 row."""
         if not self.frozen:
             return pixels_B3HW
+        # An empty block first: without images `cat` would have nothing to join.
         rows = [pixels_B3HW.new_zeros((0, *self.feature_shape), dtype=torch.float16)]
         for block in pixels_B3HW.split(_BATCH) if len(pixels_B3HW) else ():
             with self._autocast(block.device):
@@ -240,6 +243,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         rows_BF = as_computed(rows_BF)
         if not torch.is_autocast_enabled(rows_BF.device.type):
             rows_BF = rows_BF.float()
+        # F = L D + P: the tokens one after another, then the pooled vector, as `frozen_features` joined them.
         tokens_BLD = rows_BF[:, :count].reshape(len(rows_BF), rows * columns, self.width)
         return ImageFeatures(tokens_BLD, self.grid, self.proj(rows_BF[:, count:]))
 
@@ -305,7 +309,7 @@ class BackboneTextEncoder(_Frozen, TextEncoder):
         return files_of(self.tokenizer)
 
     def train(self, mode: bool = True) -> BackboneTextEncoder:
-        """Training mode; a frozen trunk stays in evaluation mode."""
+        """Set training mode; a frozen trunk stays in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.trunk.eval()
@@ -381,7 +385,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def files_of(tokenizer: Any) -> dict[str, bytes]:
-    """What `save_pretrained` of a tokenizer writes: name -> content."""
+    """Return the files that `save_pretrained` of a tokenizer writes: name -> content."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}

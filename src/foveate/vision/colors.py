@@ -33,6 +33,7 @@ class RandomColors:
         """Jitter the colors of uint8 pixels: a pure function of pixels, seed, epoch and key."""
         from torchvision.transforms import functional as change
 
+        # The label of the stream keeps its spelling: another one would change every draw.
         generator = seeds.generator("colours", seed, epoch, key)
         order = generator.permutation(4).tolist()
         low, high = 1 - self.strength, 1 + self.strength

@@ -78,6 +78,7 @@ class ImageEncoder(nn.Module, ABC):
         self.embed_dim = embed_dim
         self.grid = grid
         self.preprocess = preprocess
+        # Where nothing is frozen the features are the pixels themselves, a quarter of their size in float32.
         self.feature_shape: tuple[int, ...] = (3, preprocess.height, preprocess.width)
         self.feature_dtype: torch.dtype = torch.uint8
 

@@ -23,7 +23,7 @@ from foveate.vision.feature_store import FeatureStore, Share, keys_of
 from foveate.vision.parallel_map import map_on_cores
 from foveate.vision.preprocess import place_image, read_image
 
-PART = 256
+PART = 256  # entries of a file: what a killed process has to compute again at most
 _BATCH, _BATCH_OF_A_CORE = 64, 16
 ViewOf = Callable[[int, int], View]
 
@@ -55,6 +55,7 @@ class FeatureCache:
     ) -> None:
         self.encoder, self.collection, self.views, self.view_of = encoder, collection, views, view_of
         self.rows = np.asarray(rows)
+        # `_entry` finds a row by bisection.
         assert (np.diff(self.rows) > 0).all(), "rows ascend"
         self.device, self.share = device, share
         # The precision "auto" may be another one on an accelerator.

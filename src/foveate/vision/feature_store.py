@@ -45,6 +45,7 @@ def key_of(text: str) -> bytes:
 
 def keys_of(texts: Iterable[str]) -> NDArray[np.uint64]:
     """Hash texts to keys [n, 2]."""
+    # Little-endian whatever the machine, as in the files.
     return np.frombuffer(b"".join(key_of(text) for text in texts), dtype="<u8").reshape(-1, 2)
 
 
@@ -99,6 +100,7 @@ class FeatureStore:
             write_json_atomically(self.folder / ABOUT, about)
         (self.folder / USED).touch()
         self.keys = keys
+        # The first entry of each distinct key stands for all equal ones. Its first word decides here; `_take` reads both.
         self._first = np.sort(np.unique(keys[:, 0], return_index=True)[1])
         self._part = np.full(len(keys), -1, np.int32)
         self._place = np.zeros(len(keys), np.int32)
@@ -132,8 +134,10 @@ class FeatureStore:
         keys = np.ascontiguousarray(self.keys[inside])
         name = hashlib.blake2b(keys.tobytes(), digest_size=12).hexdigest()
         if reasons:
+            # Written before the part: whoever sees the part also finds why some of its entries are empty.
             by_key = {self.keys[entry].tobytes().hex(): reason for entry, reason in reasons.items()}
             write_json_atomically(self.folder / f"bad-{name}.json", by_key)
+        # Safetensors has no unsigned 64-bit numbers in older releases; the bits are the same.
         tensors = {
             "keys": torch.from_numpy(keys.view(np.int64)),
             "sizes": torch.from_numpy(sizes),
@@ -161,6 +165,7 @@ class FeatureStore:
         self._offsets.append(start + header["features"]["data_offsets"][0])
         keys = _read(path, header, start, "keys", np.dtype("<u8"))
         sizes = _read(path, header, start, "sizes", np.dtype("<i4"))
+        # Entries low to high of the sorted order have this first word; most words have one or none.
         low, high = (np.searchsorted(self._words, keys[:, 0], side=side) for side in ("left", "right"))
         index = np.repeat(np.arange(len(keys)), high - low)  # equal keys are wanted more than once
         within = np.arange(len(index)) - np.repeat(np.cumsum(high - low) - (high - low), high - low)

@@ -39,7 +39,7 @@ class Checkpoint:
     commit: str | None = None
 
     def config(self) -> dict[str, Any]:
-        """The content of config.json.
+        """Read config.json.
 
         Raises:
             UserError: when it is missing or not a JSON object.
@@ -131,6 +131,7 @@ def fetch(
     }
     with _quiet():
         try:
+            # Looked up first, so that a cached model neither says that it is fetched nor needs the hub.
             if not only_local and not _is_cached(source, options):
                 say(f"fetching {source} from {constants.ENDPOINT}")
             folder = Path(snapshot_download(source, **options, local_files_only=only_local))
@@ -210,10 +211,10 @@ def _quiet() -> Iterator[None]:
 
 
 def check_loaded(report: dict[str, Any], *, name: str) -> None:
-    """Refuses a load in which a tensor of the model was missing or had another shape: it would stay random.
+    """Raise UserError if a tensor of the model was missing or had another shape: it would stay random.
 
     Args:
-        report: what transformers' `from_pretrained(..., output_loading_info=True)` says.
+        report: loading info of transformers' `from_pretrained(..., output_loading_info=True)`.
 
     Raises:
         UserError: naming the first tensors.

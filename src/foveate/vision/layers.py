@@ -53,6 +53,7 @@ class TransformerLayer(nn.Module):
         """[B, L, D] to [B, L, D]."""
         batch, length, width = x_BLD.shape
         qkv = self.qkv(layer_norm(x_BLD, self.ln1)).view(batch, length, 3, self.heads, width // self.heads)
+        # [3, B, heads, L, D / heads]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
         x_BLD = x_BLD + self.out(attended)

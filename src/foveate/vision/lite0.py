@@ -35,7 +35,7 @@ _LOADING = threading.Lock()  # several threads may ask for the first features
 
 
 def packed_length(grid: tuple[int, int]) -> int:
-    """Numbers in the packed features of one image whose stride-16 grid has these rows and columns."""
+    """Return the length of an image's packed features, from the rows and columns of its stride-16 grid."""
     rows, columns = grid
     return rows * columns * STRIDE_16_CHANNELS + (rows // 2) * (columns // 2) * STRIDE_32_CHANNELS
 
@@ -136,6 +136,7 @@ class Lite0Encoder(ImageEncoder):
 
     def fingerprint(self) -> str:
         """Name weights, input size, normalization and precision of cached features."""
+        # "packed2" is the version of `pack_maps`: raise it when the packed numbers change.
         dtype = self._precision(torch.device("cpu"))
         return f"lite0-{WEIGHTS_SHA256[:8]}-{self.preprocess.size_name}-{str(dtype).removeprefix('torch.')}-packed2"
 
@@ -146,6 +147,7 @@ class Lite0Encoder(ImageEncoder):
         with _LOADING:
             parameter = next(self._frozen[0].parameters()) if self._frozen else None
             if parameter is None or parameter.device != device or parameter.dtype != dtype:
+                # Fused on processors only: the kernels belong to oneDNN.
                 network = load_lite0().to(device=device, dtype=dtype)
                 self._frozen[:] = [network.fuse() if device.type == "cpu" else network]
             return self._frozen[0]

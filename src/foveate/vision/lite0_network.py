@@ -25,7 +25,7 @@ WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 STRIDE_16_CHANNELS = 112
 STRIDE_32_CHANNELS = 320
-_BATCH_NORM_EPSILON = 1e-3
+_BATCH_NORM_EPSILON = 1e-3  # of TensorFlow's EfficientNet; PyTorch's default is 1e-5
 # (kernel, stride, expansion, input channels, output channels, repeats)
 _STAGES = (
     (3, 1, 1, 32, 16, 1),
@@ -36,7 +36,7 @@ _STAGES = (
     (5, 2, 6, 112, 192, 4),
     (3, 1, 6, 192, 320, 1),
 )
-_LAST_STRIDE_16_BLOCK = 10
+_LAST_STRIDE_16_BLOCK = 10  # of blocks 0 to 15: the next one has stride 2
 
 
 class _Convolution(nn.Module):

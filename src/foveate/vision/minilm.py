@@ -131,6 +131,7 @@ class SentenceEncoder:
 def mean_of_real_tokens(hidden_BLW: Tensor, attention_mask_BL: Tensor) -> Tensor:
     """Average hidden states where the mask is 1, scaled to unit length: [B, W]."""
     keep_BL1 = attention_mask_BL.unsqueeze(-1).to(hidden_BLW.dtype)
+    # At least 1: a row without real tokens gives zeros instead of NaN.
     return F.normalize((hidden_BLW * keep_BL1).sum(1) / keep_BL1.sum(1).clamp(min=1), dim=-1)
 
 

@@ -242,6 +242,7 @@ class Prompter(nn.Module):
 
     def _forward(self, prepared: PreparedTokens, groups: Sequence[tuple[Tensor, Tensor]]) -> list[Prompted]:
         """Run groups of (prompt tokens [R, P, D], image of each prompt [R]), with P = 1 or 2, in one pass."""
+        # T counts the prompt tokens of all groups: two of a box, one of a phrase.
         prompts_TD = torch.cat([prompts.flatten(0, 1) for prompts, _ in groups])
         image_T = torch.cat([image.repeat_interleave(prompts.shape[1]) for prompts, image in groups])
         partner_T = _partners([prompts.shape[:2] for prompts, _ in groups], prompts_TD.device)
@@ -326,6 +327,7 @@ def _prompt_attention(
     images, slots = len(counts_B), int(counts_B.max())
     by_slot = images * slots <= 4 * count
     slot_index_T = image_T * slots + _slot_of(image_T, counts_B)
+    # [B, L, D], read once for all prompts of an image, or [T, L, D], a copy for each prompt token.
     image_tokens = normed_BLD if by_slot else normed_BLD[image_T]
 
     def read(x_TX: Tensor, image: Tensor) -> Tensor:
@@ -344,6 +346,7 @@ def _prompt_attention(
     prompt_scores_T2 = prompt_scores_T2.masked_fill(
         torch.stack((torch.zeros_like(alone_T), alone_T), dim=-1), -math.inf
     )
+    # [T, L + 2]: the image's tokens, the prompt token itself, and its partner (-inf where it has none).
     scores = torch.cat((read(queries_TD, image_tokens.transpose(1, 2)).to(exact), prompt_scores_T2), dim=-1)
     weights = (scores / math.sqrt(width)).softmax(dim=-1).to(normed_BLD.dtype)
     of_image, of_self, of_partner = weights.split((weights.shape[-1] - 2, 1, 1), dim=-1)

@@ -96,7 +96,7 @@ class TimmImageEncoder(BackboneImageEncoder):
             self.trunk.set_grad_checkpointing(True)
 
     def architecture(self) -> dict[str, Any]:
-        """Architecture with its arguments, preprocessing and commit, instead of weights to fetch."""
+        """Return architecture with its arguments, preprocessing and commit, instead of weights to fetch."""
         return {
             "config": self._config,
             "preprocess": self.preprocess.to_dict(),
@@ -132,7 +132,7 @@ class TimmImageEncoder(BackboneImageEncoder):
         return self.trunk.fc_norm(tokens_BLD) if norm else tokens_BLD, grid, extra
 
     def pool_regions(self, pooled_RD: Tensor) -> Tensor:
-        """The attention pooling over one token, where the model has one."""
+        """Apply the attention pooling to one token, where the model has one."""
         if self.convolutional:
             # A map of one cell: heads that convolve behind the pooling (MobileNet's) do so here too.
             return self.trunk.forward_head(pooled_RD[:, :, None, None], pre_logits=True)
@@ -141,7 +141,7 @@ class TimmImageEncoder(BackboneImageEncoder):
 
 
 def _create(name: str, arguments: Mapping[str, Any]) -> Any:
-    """An untrained network that takes images of any size in whole patches."""
+    """Build an untrained network that takes images of any size in whole patches."""
     import timm
 
     options: dict[str, Any] = {**arguments, "num_classes": 0}
@@ -162,7 +162,7 @@ def _create(name: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def _from_source(options: TimmOptions) -> tuple[Any, str, dict[str, Any], str | None]:
-    """Network, architecture's name, its arguments, commit."""
+    """Build the network; return it with the architecture's name, its arguments and the commit."""
     model, source = options.model, options.source
     if source is None:
         if model is None:
@@ -200,7 +200,11 @@ def _from_source(options: TimmOptions) -> tuple[Any, str, dict[str, Any], str | 
 
 
 def hub_id(source: str) -> str:
-    """`vit_base_patch16_224.augreg_in21k` is the repository that timm's own table names for it."""
+    """Look up the hub repository of a name with its tag, such as `vit_base_patch16_224.augreg_in21k`, in timm's table.
+
+    Raises:
+        UserError: timm has no weights of this name.
+    """
     if "/" in source or Path(source).exists():
         return source
     import timm
@@ -220,7 +224,7 @@ def _weights(checkpoint: Checkpoint) -> list[Path]:
 
 
 def _fill(trunk: Any, paths: list[Path], *, name: str) -> None:
-    """Loads all tensors of the network; only the classifier's may be left over."""
+    """Load all tensors of the network; only the classifier's may be left over."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from timm.models.vision_transformer import checkpoint_filter_fn
@@ -243,20 +247,20 @@ def _fill(trunk: Any, paths: list[Path], *, name: str) -> None:
 
 
 def _classifier_names(trunk: Any) -> tuple[str, ...]:
-    """Prefixes of the tensors of a classifier, which the trunk was built without."""
+    """Return prefixes of the tensors of a classifier, which the trunk was built without."""
     named = trunk.pretrained_cfg.get("classifier") or "head"
     return tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
 
 
 def _size_of(trunk: Any, settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of the input that the weights were trained on."""
+    """Return height and width of the input that the weights were trained on."""
     patches = getattr(trunk, "patch_embed", None)
     height, width = patches.img_size if patches is not None else settings["input_size"][-2:]
     return int(height), int(width)
 
 
 def _patch_of(trunk: Any, name: str) -> tuple[int, bool]:
-    """Side in pixels of a patch, or of a cell of a convolutional network's last map; and whether it is one.
+    """Return the side in pixels of a patch, or of a cell of the last map, and whether the network is convolutional.
 
     Raises:
         UserError: for an architecture that does not give one token per cell.

@@ -83,7 +83,7 @@ class TransformersClipTextEncoder(TransformersTextEncoder):
         )
 
     def run(self, ids_BL: Tensor) -> Tensor:
-        """Ids to the normed hidden state at the end token."""
+        """Return the normed hidden state at the end token, [B, P]."""
         if self.training:
             ids_BL = ids_BL[:, : int(self._ends(ids_BL).max()) + 1]
         return self.trunk(input_ids=ids_BL).pooler_output

@@ -57,7 +57,7 @@ class Dinov2ImageEncoder(TransformersImageEncoder):
             self.trunk.embeddings.mask_token.requires_grad_(False)  # of pre-training only: nothing here uses it
 
     def computed_from(self) -> dict[str, Any]:
-        """What is pooled too."""
+        """See `_Frozen.computed_from`; the pooling too."""
         return {**super().computed_from(), "pool": self.pool}
 
     def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:

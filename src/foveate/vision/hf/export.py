@@ -12,11 +12,7 @@ from foveate.vision.hf.clip import TransformersClipImageEncoder, TransformersCli
 
 
 def check_whole(image: TransformersClipImageEncoder, text: TransformersClipTextEncoder) -> None:
-    """Refuses towers that do not make one `CLIPModel`.
-
-    Raises:
-        UserError: naming the field.
-    """
+    """Raise UserError, naming the field, for towers that do not make one `CLIPModel`."""
     trained_size = image.trunk.config.image_size
     if image.preprocess.side != trained_size:
         raise UserError(
@@ -29,7 +25,7 @@ def check_whole(image: TransformersClipImageEncoder, text: TransformersClipTextE
 
 
 def whole_model(image: TransformersClipImageEncoder, text: TransformersClipTextEncoder, *, log_scale: float) -> Any:
-    """A `transformers.CLIPModel` in float32 on the CPU with the weights of both towers.
+    """Build a `transformers.CLIPModel` in float32 on the CPU with the weights of both towers.
 
     Args:
         log_scale: logarithm of 1 / temperature.
@@ -41,6 +37,7 @@ def whole_model(image: TransformersClipImageEncoder, text: TransformersClipTextE
 
     check_whole(image, text)
     towers = {"vision_config": image.trunk.config.to_dict(), "text_config": text.trunk.config.to_dict()}
+    # Both towers name the joint width themselves, and a tower alone may have been saved with another one.
     for config in towers.values():
         config["projection_dim"] = image.embed_dim
     model = CLIPModel(CLIPConfig(**towers, projection_dim=image.embed_dim, logit_scale_init_value=log_scale))

@@ -30,6 +30,7 @@ def processor_settings(checkpoint: Checkpoint) -> dict[str, Any]:
             "field preprocess: {size: ..., mean: [...], std: [...]}"
         ) from error
     sides = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    # `Preprocess` always divides by 255, so a processor that scales otherwise cannot be followed.
     factor = processor.rescale_factor if processor.do_rescale else 1.0
     if abs(factor * 255 - 1) > 1e-6:
         raise UserError(f"{checkpoint.folder}: pixels are scaled by {factor}, allowed is 1/255")
@@ -46,7 +47,7 @@ def processor_settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _pair(size: InputSize) -> tuple[int, int]:
-    """Height and width of an input that may be given as one side."""
+    """Return height and width of an input that may be given as one side."""
     if isinstance(size, int):
         return size, size
     height, width = size
@@ -107,7 +108,7 @@ def given_preprocess(values: Mapping[str, Any], *, image_size: InputSize | None,
 
 
 def preprocess_of(checkpoint: Checkpoint | None, options: ImageTowerOptions, *, patch: int, kind: str) -> Preprocess:
-    """Return what the option `preprocess` says, else what the checkpoint's processor says."""
+    """Read the option `preprocess`, else the checkpoint's image processor."""
     size, geometry = options.image_size, options.geometry
     if options.preprocess is not None:
         return given_preprocess(options.preprocess, image_size=size, geometry=geometry)

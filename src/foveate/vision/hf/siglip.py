@@ -48,7 +48,7 @@ class SiglipImageEncoder(TransformersImageEncoder):
         return outputs.last_hidden_state, outputs.pooler_output
 
     def pool_regions(self, pooled_RD: Tensor) -> Tensor:
-        """The head over one token."""
+        """Apply the pooling head to one token."""
         return self.trunk.head(pooled_RD[:, None])
 
 
@@ -81,7 +81,7 @@ class SiglipTextEncoder(TransformersTextEncoder):
         )
 
     def run(self, ids_BL: Tensor) -> Tensor:
-        """Ids to the pooled last token behind the tower's own head."""
+        """Return the last token behind the tower's own head, [B, P]."""
         return self.trunk(input_ids=ids_BL).pooler_output
 
 

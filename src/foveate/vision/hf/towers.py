@@ -1,6 +1,6 @@
 """What the towers of transformers share: how a loaded network becomes one of our encoders, and how it is recorded.
 
-Not a kind of encoder itself: `clip`, `siglip` and `dinov2` say which network they load, which part of it
+Not a kind of encoder itself: `clip`, `siglip` and `dinov2` define which network they load, which part of it
 is the tower, and how an image or a text runs through it.
 """
 
@@ -79,7 +79,7 @@ class TransformersImageEncoder(BackboneImageEncoder):
         return final_norm(tokens_BLD) if norm else tokens_BLD, grid, self.prefix_tokens
 
     def architecture(self) -> dict[str, Any]:
-        """Configuration, preprocessing and commit, instead of weights to fetch."""
+        """Return configuration, preprocessing and commit, instead of weights to fetch."""
         return {**provenance(self._loaded), "preprocess": self.preprocess.to_dict(), "image_size": None}
 
 
@@ -122,7 +122,7 @@ class TransformersTextEncoder(BackboneTextEncoder):
         _note(self, loaded, has_projection=projection is not None, checkpointing=options.checkpointing)
 
     def architecture(self) -> dict[str, Any]:
-        """Configuration and commit, instead of weights to fetch."""
+        """Return configuration and commit, instead of weights to fetch."""
         return {**provenance(self._loaded), "tokenizer": None}
 
 
@@ -137,7 +137,7 @@ def _note(
     has_projection: bool,
     checkpointing: bool,
 ) -> None:
-    """What is untrained, the temperature that was trained with the weights, and whether activations are kept."""
+    """Record what is untrained and the temperature trained with the weights; turn on activation checkpointing."""
     encoder.fresh_parts = () if has_projection else ("proj",)
     if has_projection:
         encoder.trained_scale, encoder.trained_bias = trained_scale(loaded.checkpoint)

@@ -22,7 +22,7 @@ def model_card(
     library: str = "foveate",
     notes: str = "",
 ) -> str:
-    """The README.md of a model folder or an export.
+    """Write the text of README.md for a model folder or an export.
 
     Args:
         recipe: of the model, as JSON values.
@@ -115,6 +115,6 @@ def _measured(metrics: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
 
 
 def _number(value: Mapping[str, float | None]) -> str:
-    """A value with its interval, where there were enough images for one."""
+    """Format a value with its interval, where there were enough images for one."""
     interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
     return f"{value['value']:.3f}{interval}"

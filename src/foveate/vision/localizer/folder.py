@@ -116,6 +116,7 @@ def load_model(folder: Path, *, device: str | None = None) -> LocalizingModel:
     model.trained_as = trained_as
     weights = read_tensors(folder / WEIGHTS)
     check_tensors(weights, trained_weights(model), folder / WEIGHTS)
+    # `check_tensors` has compared names and shapes already, with errors that name the file.
     model.load_state_dict(weights, strict=False)
     model.locate_rule = config["locate_rule"]
     return model.to(choose_device(device or "auto")).eval().requires_grad_(False)

@@ -108,6 +108,7 @@ class LocalizingModel(nn.Module):
     def _start(self) -> tuple[float, float]:
         """Choose 1 / temperature and bias to start from: the recipe's, those of trained towers, or the papers'."""
         recipe = self.recipe
+        # SigLIP starts at 10 with a bias of -10 (arXiv 2303.15343, section 3.2), CLIP at 1 / 0.07 (2103.00020, 2.5).
         default = 10.0 if recipe.loss == "sigmoid" else 1 / 0.07
         scales = (recipe.logit_scale_init, self.trained_start()[0], default)
         biases = (recipe.logit_bias_init, self.trained_start()[1], -10.0)
@@ -187,7 +188,7 @@ class LocalizingModel(nn.Module):
         return self.image_encoder.project(roi_pool(features.tokens, features.grid, boxes_R4, image_index_R))
 
     def ground(self, features: ImageFeatures, texts_RE: Tensor, image_index_R: Tensor) -> Tensor:
-        """Boxes [R, 4] in [0, 1] of the model input, clamped and sorted, where the phrases are said to be.
+        """Find the boxes [R, 4] of phrases, in [0, 1] of the model input, clamped and sorted.
 
         Args:
             texts_RE: of `embed_texts`, not normalized.
@@ -206,7 +207,7 @@ class LocalizingModel(nn.Module):
         return sorted_boxes(torch.cat(boxes))
 
     def _in_parts(self, features: ImageFeatures, prompts: Tensor, image_index_R: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The prompts of a call, few at a time where each of them reads and keeps all tokens of its image."""
+        """Split the prompts of a call where each of them reads and keeps all tokens of its image."""
         if self.prompter is None or self.prompter.pool != "all" or torch.is_grad_enabled():
             return [(prompts, image_index_R)]
         _, length, width = features.tokens.shape

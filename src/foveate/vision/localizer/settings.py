@@ -63,7 +63,7 @@ class LocalizerSettings(Settings):
     regions: RegionSettings = RegionSettings()
 
     def initial_seed(self) -> int:
-        """Decides the encoders' first weights, where they have none yet."""
+        """Return the seed of the encoders' first weights, where they have none yet."""
         return 0
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Finds and builds models of open_clip: by name, folder or hub repository, or from a complete configuration."""
+"""Find and build models of open_clip: by name, folder or hub repository, or from a complete configuration."""
 
 from __future__ import annotations
 
@@ -148,6 +148,7 @@ def _from_config(config: Mapping[str, Any]) -> Any:
 
     parts = deepcopy(dict(config))
     custom_text = parts.pop("custom_text", False) or "hf_model_name" in parts["text_cfg"]
+    # Towers of timm and transformers would fetch their own weights, which the model folder's replace anyway.
     parts["vision_cfg"] = {**parts["vision_cfg"], "patch_dropout": 0.0, "timm_model_pretrained": False}
     if "hf_model_name" in parts["text_cfg"]:
         parts["text_cfg"]["hf_model_pretrained"] = False

@@ -17,6 +17,7 @@ from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEn
 from foveate.vision.preprocess import Preprocess
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+# Merges of CLIP's byte pairs. Its vocabulary: 256 bytes, the same bytes ending a word, the merges, start and end.
 _MERGES = 49152 - 256 - 2
 # Fields of open_clip's configuration that `CLIPModel` has no counterpart for, with the only value it can follow.
 _PLAIN = {
@@ -51,11 +52,7 @@ _TEXT = {
 
 
 def check_standard(image: OpenClipImageEncoder, text: OpenClipTextEncoder) -> None:
-    """Refuses towers that `CLIPModel` does not compute.
-
-    Raises:
-        UserError: naming the field of open_clip's configuration.
-    """
+    """Raise UserError, naming the field of open_clip's configuration, for towers that `CLIPModel` does not compute."""
     for name, config, plain in (
         ("vision_cfg", image.model_config["vision_cfg"], _VISION),
         ("text_cfg", text.model_config["text_cfg"], _TEXT),
@@ -76,7 +73,7 @@ def check_standard(image: OpenClipImageEncoder, text: OpenClipTextEncoder) -> No
 
 
 def clip_model(image: OpenClipImageEncoder, text: OpenClipTextEncoder, *, log_scale: float) -> Any:
-    """A `transformers.CLIPModel` in float32 on the CPU with the weights of both towers.
+    """Build a `transformers.CLIPModel` in float32 on the CPU with the weights of both towers.
 
     Args:
         log_scale: logarithm of 1 / temperature.
@@ -175,6 +172,7 @@ def _blocks(name: str, transformer: Any) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for number, block in enumerate(transformer.resblocks):
         index = f"{name}.{number}"
+        # nn.MultiheadAttention stacks them in the order queries, keys, values.
         weights, biases = block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3)
         for part, weight, bias in zip("qkv", weights, biases, strict=True):
             state[f"{index}.self_attn.{part}_proj.weight"] = weight.contiguous()

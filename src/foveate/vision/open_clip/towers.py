@@ -187,7 +187,7 @@ class OpenClipImageEncoder(ImageEncoder):
         return ImageFeatures(torch.cat([special, patches], dim=1), self.grid, prefix=extra)
 
     def _stages(self, pixels_B3HW: Tensor) -> list[Tensor]:
-        """The maps behind the four stages of a ResNet."""
+        """Return the maps [B, C, H, W] behind the four stages of a ResNet."""
         visual = self.visual
         maps = [visual.layer1(visual.stem(pixels_B3HW))]
         for stage in (visual.layer2, visual.layer3, visual.layer4):
@@ -351,6 +351,7 @@ class OpenClipTextEncoder(TextEncoder):
             return tower.encode_text(ids_BL)
         from open_clip.transformer import text_global_pool
 
+        # The end token has the highest id, so argmax finds it.
         length = int(ids_BL.argmax(dim=-1).max()) + 1
         ids_BL = ids_BL[:, :length]
         x_BLD = tower.token_embedding(ids_BL) + tower.positional_embedding[:length]
