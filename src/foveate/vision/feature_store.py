@@ -100,7 +100,7 @@ class FeatureStore:
             write_json_atomically(self.folder / ABOUT, about)
         (self.folder / USED).touch()
         self.keys = keys
-        # The first entry of each distinct key stands for all equal ones. Its first word decides here; `_take` reads both.
+        # The first entry of each distinct key stands for all equal ones. The first word decides; `_take` reads both.
         self._first = np.sort(np.unique(keys[:, 0], return_index=True)[1])
         self._part = np.full(len(keys), -1, np.int32)
         self._place = np.zeros(len(keys), np.int32)
@@ -137,7 +137,7 @@ class FeatureStore:
             # Written before the part: whoever sees the part also finds why some of its entries are empty.
             by_key = {self.keys[entry].tobytes().hex(): reason for entry, reason in reasons.items()}
             write_json_atomically(self.folder / f"bad-{name}.json", by_key)
-        # Safetensors has no unsigned 64-bit numbers in older releases; the bits are the same.
+        # Signed, because PyTorch hardly supports unsigned 64-bit numbers; the bits are the same.
         tensors = {
             "keys": torch.from_numpy(keys.view(np.int64)),
             "sizes": torch.from_numpy(sizes),
