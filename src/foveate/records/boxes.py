@@ -255,6 +255,7 @@ def validate_boxes(
     if ids is not None and len(ids) != len(boxes):
         raise UserError(f"{len(boxes)} boxes but {len(ids)} {what} names; expected equal numbers")
     x1, y1, x2, y2 = boxes.T
+    # NaN compares as false and is refused by isfinite; the warning would only be noise.
     with np.errstate(invalid="ignore"):
         good_R = np.isfinite(boxes).all(1)
         if predicted:
@@ -289,10 +290,12 @@ def centers(boxes_R4: ArrayLike) -> NDArray[np.float64]:
 
 
 def _ratio(intersection: Floats, union: Floats) -> NDArray[np.float64]:
+    # 0 instead of NaN for two empty boxes, which predictions may have.
     return np.divide(intersection, union, out=np.zeros(intersection.shape), where=union > 0)
 
 
 def _overlap(a: Floats, b: Floats) -> NDArray[np.float64]:
+    """Return the areas of intersection of boxes [..., 4] that broadcast: [...]."""
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     return sides.clip(min=0).prod(-1)
 

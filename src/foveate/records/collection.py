@@ -54,6 +54,7 @@ class Collection:
         self._tables: dict[str, pa.Table] = {}
         self._grouped: dict[str, GroupedTable] = {}
         self._descriptors: dict[int, int] = {}
+        # It holds the dictionary, not the collection, which could otherwise never be freed.
         self._finalizer = weakref.finalize(self, _close_all, self._descriptors)
 
     @classmethod
@@ -189,6 +190,7 @@ class Collection:
 
     def _descriptor(self, shard: int) -> tuple[int, bool]:
         """Open a shard; return its descriptor, and whether it stays open (those beyond 256 do not)."""
+        # Without the lock at first: looking up is atomic, and threads of a loader would wait for one another here.
         descriptor = self._descriptors.get(shard)
         if descriptor is not None:
             return descriptor, True

@@ -36,6 +36,7 @@ def select_current(captions: pa.Table, *, prefer: Sequence[str] = ()) -> np.ndar
         return mask
     part = captions.take(pa.array(rows))
     keys, kinds = _codes(part["key"]), _codes(part["kind"])
+    # One number for each pair of image and kind.
     groups = keys * (int(kinds.max()) + 1) + kinds
     ranks = _ranks(part["model"], prefer)
     created = pc.call_function("rank", [part["created"]], pc.RankOptions("ascending", tiebreaker="dense")).to_numpy()

@@ -151,11 +151,11 @@ class Stretch:
         return Box(0.0, 0.0, 1.0, 1.0)
 
     def to_input(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
-        """Boxes in [0, 1] of the image, [R, 4]: the same fractions of the input."""
+        """Map boxes [R, 4] in [0, 1] of the image to the input: the same fractions, clipped."""
         return as_boxes(boxes_R4).clip(0.0, 1.0)
 
     def to_original(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:
-        """Boxes in [0, 1] of the input, [R, 4]: the same fractions of the image."""
+        """Map boxes [R, 4] in [0, 1] of the input to the image: the same fractions, clipped."""
         return as_boxes(boxes_R4).clip(0.0, 1.0)
 
 
@@ -168,7 +168,7 @@ class View:
 
     @classmethod
     def center_crop(cls, width: int, height: int, size: InputSize = 1) -> View:
-        """The largest centered part of an image with the aspect of an input of `size`: no padding is left to add."""
+        """Return the view of the largest centered part that has the aspect of an input of `size`: no padding remains."""
         input_width, input_height = input_width_height(size)
         if width * input_height >= height * input_width:
             crop_width, crop_height = max(1, height * input_width // input_height), height
@@ -178,7 +178,7 @@ class View:
         return cls(crop=Box.from_pixels(PixelBox(left, top, left + crop_width, top + crop_height), width, height))
 
     def place(self, width: int, height: int, size: InputSize, *, stretch: bool = False) -> Placement:
-        """This view of an image of `width` by `height` pixels in an input of `size`.
+        """Place this view of an image of `width` by `height` pixels in an input of `size`.
 
         Args:
             stretch: fill the input whatever the aspect, instead of padding it.
@@ -203,7 +203,7 @@ class View:
         *,
         resample: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> Image.Image:
-        """The RGB model input that shows this view; see `Placement.render`."""
+        """Render the RGB model input that shows this view; see `Placement.render`."""
         return self.place(image.width, image.height, size).render(image, fill, resample=resample)
 
 
@@ -240,7 +240,7 @@ class Placement:
 
     @property
     def letterbox(self) -> Letterbox | Stretch:
-        """How the cropped image sits in the input."""
+        """Scale and padding of the cropped image in the input."""
         if self.stretch:
             return Stretch(self.size)
         x1, y1, x2, y2 = self.crop_px
@@ -293,7 +293,7 @@ class Placement:
         *,
         resample: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> Image.Image:
-        """The RGB model input: crop, resize, mirror, then pad with the color `fill`.
+        """Render the RGB model input: crop, resize, mirror, then pad with the color `fill`.
 
         Args:
             image: the image, or its half, quarter or eighth with both sides rounded up (a JPEG decoded at a

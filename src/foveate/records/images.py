@@ -216,6 +216,7 @@ def _open_whole(
         upright_size = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
         draft_side = longest_side if draft_side is None else draft_side
         if draft_side is not None and format_name == "JPEG":
+            # libjpeg shrinks within its DCT blocks, so that most pixels are never computed.
             image.draft(None, _shrunk(width, height, draft_side))
         # Before any conversion: a truncated file raises here.
         image.load()

@@ -18,6 +18,7 @@ _BINS = 20
 def histogram(values_N: np.ndarray, *, unit: str, logarithmic: bool = False) -> dict[str, Any]:
     """Compute edges and counts of 20 bins as JSON values; logarithmic bins need values above 0."""
     low, high = float(values_N.min()), float(values_N.max())
+    # Equal values still need bins of some width.
     if high <= low:
         high = low + 1.0
     edges = np.geomspace(low, high, _BINS + 1) if logarithmic and low > 0 else np.linspace(low, high, _BINS + 1)

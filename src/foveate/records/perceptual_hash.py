@@ -10,7 +10,7 @@ _NUM_FREQUENCIES = 8
 
 
 def _cosines() -> np.ndarray:
-    """The first 8 rows of the orthonormal DCT-II matrix of size 32, (8, 32)."""
+    """Return the first 8 rows of the orthonormal DCT-II matrix of size 32, (8, 32)."""
     position = np.arange(_SIDE)
     matrix = np.cos(np.pi * np.arange(_NUM_FREQUENCIES)[:, None] * (2 * position + 1) / (2 * _SIDE)) * np.sqrt(
         2 / _SIDE
@@ -42,12 +42,16 @@ def hamming(a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
 
 
 def near_pairs(hashes_N: np.ndarray, *, distance: int) -> np.ndarray:
-    """All pairs of rows whose hashes differ in at most `distance` bits, up to chains through equal hashes.
+    """Find pairs of rows whose hashes differ in at most `distance` bits, up to chains through equal hashes.
 
-    `hashes_N` is uint64. Returns (P, 2) row numbers. Rows with equal hashes are paired with the first of them
-    only, and pairs of different hashes are given once, between those first rows: the connected components are
-    those of all pairs. By the pigeonhole principle two hashes that differ in at most d bits agree in at least
-    one of d + 1 bands, so only rows that share a band are compared.
+    Rows with equal hashes are paired with the first of them only, and pairs of different hashes are given once, between
+    those first rows: the connected components are those of all pairs.
+
+    Args:
+        hashes_N: uint64.
+
+    Returns:
+        Row numbers, (P, 2) int64.
     """
     hashes_N = np.ascontiguousarray(hashes_N, dtype=np.uint64)
     unique_U, first_U, inverse_N = np.unique(hashes_N, return_index=True, return_inverse=True)
@@ -56,7 +60,7 @@ def near_pairs(hashes_N: np.ndarray, *, distance: int) -> np.ndarray:
     pairs_by_band = [np.stack([same_N, rows_N], axis=1)[same_N != rows_N]]
     if distance > 0 and len(unique_U) > 1:
         # Pigeonhole: cut into distance + 1 bands, two hashes with at most `distance` different bits agree in a whole
-        # band.
+        # band. So only rows that share a band are compared, instead of all pairs.
         edges = np.linspace(0, 64, distance + 2).astype(int)
         for low, high in zip(edges[:-1], edges[1:], strict=True):
             pairs_by_band.append(first_U[_pairs_in_band(unique_U, int(low), int(high), distance)])
@@ -65,7 +69,7 @@ def near_pairs(hashes_N: np.ndarray, *, distance: int) -> np.ndarray:
 
 
 def _pairs_in_band(unique_U: np.ndarray, low: int, high: int, distance: int) -> np.ndarray:
-    """Near pairs among hashes that agree in bits low..high-1; (P, 2) positions in `unique_U`."""
+    """Find near pairs among hashes that agree in bits low..high-1; (P, 2) positions in `unique_U`."""
     band_U = (unique_U >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
     order_U = np.argsort(band_U, kind="stable")
     band_U = band_U[order_U]
@@ -74,6 +78,8 @@ def _pairs_in_band(unique_U: np.ndarray, low: int, high: int, distance: int) -> 
     pairs_by_band = []
     lag = 1
     alive = position_U[position_U + lag < ends_U]
+    # Sorted by band, rows with equal bands are neighbors. All at once are compared with the row `lag` places ahead,
+    # until that lies behind the last of its band.
     while len(alive):
         left, right = order_U[alive], order_U[alive + lag]
         near = hamming(unique_U[left], unique_U[right]) <= distance

@@ -176,7 +176,7 @@ _INDEX_BOUNDS = {
     "height": (1, 2**31),
     "length": (1, 2**31),
     "shard": (0, 2**31),
-    "offset": (-1, 2**62),
+    "offset": (-1, 2**62),  # -1: a referenced image, which is in no shard
 }
 # `foveate.records.layout.check_key` for a whole column at once: millions of keys are checked at every opening.
 _INVALID_KEY = r"(^|/)(|\.|\.\.)(/|$)|[\x00-\x1f\x7f-\x{9f}\\]"
@@ -356,6 +356,7 @@ def _complete(table: pa.Table, schema: pa.Schema, path: Path, *, all_columns: bo
                 table[column.name] if column.name in table.column_names else pa.nulls(len(table), column.type)
             )
             values = column_values.cast(column.type)
+            # Missing floats stay null: a latitude of 0 would be a place, and a score of 0 a measurement.
             fills = not pa.types.is_floating(column.type)
             empty = pa.scalar("" if column.type == _TEXT else 0).cast(column.type)
             columns[column.name] = values.fill_null(empty) if fills and values.null_count else values

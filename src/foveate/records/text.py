@@ -93,7 +93,7 @@ _PROSE_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 
 
 def find_sentence_ends(text: str, *, style: Style = "prose") -> list[int]:
-    """Positions just past each sentence; the last is the text's length, if it is not blank.
+    """Find the positions just past each sentence; the last is the text's length, if it is not blank.
 
     Abbreviations, initials and decimals do not end a sentence.
     """
@@ -105,7 +105,7 @@ def find_sentence_ends(text: str, *, style: Style = "prose") -> list[int]:
 
 
 def split_sentences(text: str, *, style: Style = "prose") -> list[str]:
-    """The sentences of a text, without white space around them.
+    """Split a text into sentences, without white space around them.
 
     >>> split_sentences("Mr. Fox is 3.5 m tall. He waits!")
     ['Mr. Fox is 3.5 m tall.', 'He waits!']
@@ -124,7 +124,7 @@ def split_sentences(text: str, *, style: Style = "prose") -> list[str]:
 
 
 def split_words(text: str, *, style: WordStyle = "prose") -> list[str]:
-    """The words of a text: as "prose" and "letters" in lower case without marks, else tokens with marks.
+    """Split a text into words: in lower case without marks ("prose", "letters"), else tokens with marks.
 
     >>> split_words("The city's tower, 3.5 m high, isn't lit.")
     ['the', "city's", 'tower', '3', '5', 'm', 'high', "isn't", 'lit']

@@ -23,7 +23,7 @@ LICENSES = {
     "emoji": "Noto Emoji Apache-2.0; Twemoji CC-BY-4.0 (Twitter, Inc. and other contributors)",
 }
 _FILLED = 0.8  # of the image's side
-_ENLARGED = 1.8
+_ENLARGED = 1.8  # at most; more shows the pixels of small cut-outs
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Single:
 
 
 def build_clipart(target: Path, *, size: int = 160) -> None:
-    """Writes the 2,840 clip art images into the collection at `target`; what is there already stays.
+    """Write the 2,840 clip art images into the collection at `target`; what is there already stays.
 
     Captions of kind "title", "keywords" (joined by ", ") and "description" are those of the source, unchanged.
     Labels: source, category, subcategory, style, and concept and slice where the title names a thing.
@@ -49,7 +49,7 @@ def build_clipart(target: Path, *, size: int = 160) -> None:
 
 
 def build_emoji(target: Path, *, size: int = 160) -> None:
-    """Writes 1,412 concepts in two styles into the collection at `target`; what is there already stays.
+    """Write 1,412 concepts in two styles into the collection at `target`; what is there already stays.
 
     Captions: "title" (the concept's name in lower case), "keywords" (short names). Labels: source, category,
     subcategory, style ("noto", "twemoji"), concept, slice. Images stand on a pale plain color, the other half
@@ -72,7 +72,7 @@ def _build(target: Path, source: str, size: int) -> None:
 
 
 def load_single_objects(source: str, *, size: int = 160) -> Iterator[Single]:
-    """All singles of "clipart" or "emoji" in the order of the shipped table."""
+    """Yield all singles of "clipart" or "emoji" in the order of the shipped table."""
     cutouts = _cutouts_by_id()
     for row in tables.rows(source):
         cutout = cutouts[row["key"]]
@@ -117,6 +117,7 @@ def render_alone(cutout: Cutout, *, size: int) -> Image.Image:
     image = cutout.image()
     scale = min(_FILLED * size / max(image.size), _ENLARGED)
     width, height = (max(1, round(side * scale)) for side in image.size)
+    # Premultiplied before resizing: the color of transparent pixels would bleed into the edge.
     enlarged = image.convert("RGBa").resize((width, height), Image.Resampling.BICUBIC).convert("RGBA")
     ground = Image.new("RGB", (size, size), color)
     ground.paste(enlarged, ((size - width) // 2, (size - height) // 2), enlarged)

@@ -133,6 +133,7 @@ def _read_annotations(entries: list[Any], read: CocoFile, source: str) -> None:
         is_caption, number = "caption" in entry, get_integer(entry, "id")
         image = read.images.get(get_integer(entry, "image_id") or 0)
         subject = "caption" if is_caption else "region"
+        # Compared again: 0 stands for a missing id above, but may be the id of an image.
         if image is None or image.number != entry.get("image_id"):
             detail = f"'image_id' is {str(entry.get('image_id'))[:40]}: no entry of 'images' has this id"
             read.findings.append(make_finding(where, source, subject, "unknown image", detail))
@@ -158,6 +159,7 @@ def fill_sample(image: CocoImage, read: CocoFile, sample: Sample, *, file_name: 
     regions, region_rows = [], []
     for position, entry in enumerate(image.annotations):
         category = read.categories.get(get_integer(entry, "category_id") or 0)
+        # Compared again: 0 stands for a missing id above, but may be the id of a category.
         if category is None or category.number != entry.get("category_id"):
             detail = f"'category_id' is {str(entry.get('category_id'))[:40]}: no entry of 'categories' has this id"
             sample.problems.append(Problem("region", "unknown category", detail, position))

@@ -99,6 +99,7 @@ def _open(source: str, revision: str | None) -> Mapping[str, Any]:
             data = datasets.load_from_disk(source)
         elif path.exists():
             files = _list_parquet_files(path)
+            # Streamed: `datasets` would otherwise write a second copy of the files into its cache first.
             data = datasets.load_dataset("parquet", data_files=files, streaming=True)
         else:
             data = datasets.load_dataset(source, revision=revision)

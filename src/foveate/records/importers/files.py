@@ -29,6 +29,7 @@ def locate_file(name: object, root: Path) -> tuple[str, Path] | Problem:
         return Problem("image", "address, no file", f"{shortened!r} is a URL; images are not downloaded")
     if "\0" in name or len(name) > _MAX_PATH_LENGTH or any(len(part) > _MAX_NAME_BYTES for part in _encode_parts(name)):
         return Problem("image", "no file name", f"{shortened!r} is not a possible file name")
+    # As text alone: resolving links would touch files that the name has no right to.
     base = os.path.abspath(root)
     path = os.path.normpath(os.path.join(base, name.strip().replace("\\", "/")))
     below = os.path.relpath(path, base)

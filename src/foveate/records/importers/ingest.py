@@ -143,6 +143,7 @@ def _prepare(writer: CollectionWriter, sample: Sample, max_pixels: int) -> _Prep
         prepared.data = sample.load()
         if len(prepared.data) > MAX_BYTES:
             raise BadImage("too many bytes", f"the image has more than {MAX_BYTES:,} bytes")
+        # An image that is in the collection is not decoded again, which makes a repeated import fast.
         if hashlib.sha256(prepared.data).hexdigest() != writer.known_sha256(sample.key):
             prepared.examined = examine(prepared.data, max_pixels=max_pixels)
     except BadImage as error:

@@ -11,7 +11,7 @@ from foveate.core.errors import UserError, nearest
 from foveate.records.importers.files import locate_file
 from foveate.records.importers.sample import Problem, Sample
 
-MAX_ID = 2**63 - 1
+MAX_ID = 2**63 - 1  # ids are stored as 64-bit integers
 
 
 def read_annotations(path: Path, reduce: Callable[[dict[str, Any]], object] | None = None) -> Any:

@@ -78,6 +78,7 @@ def _fit(corners: tuple[float, float, float, float]) -> tuple[Box, bool] | str:
     if sticks_out > CLIP_TOLERANCE or min(x2, y2) <= 0 or max(x1, y1) >= 1:
         return "box outside the image"
     x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(1.0, x2), min(1.0, y2)
+    # Corners are stored as float32, in which a very thin box would be empty.
     if np.float32(x1) >= np.float32(x2) or np.float32(y1) >= np.float32(y2):
         return "box empty"
     return Box(x1, y1, x2, y2), sticks_out > EDGE_ROUNDING

@@ -44,6 +44,7 @@ def find_column(
         raise UserError(
             f"{where} has no column {requested!r} ({option}); expected one of {listed}{nearest(requested, columns)}"
         )
+    # Reversed, so that of names that differ only in case the first wins.
     folded = {name.casefold().strip(): name for name in reversed(columns)}
     return next((folded[name] for name in usual if name in folded), None)
 

@@ -89,6 +89,7 @@ def _read_text(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
         findings.append(make_finding(f"row {number}", path.name, "row", "wrong number of cells", detail))
         return "skip"
 
+    # Twice the size of the file: bytes above 127 take two each where they are read as Latin-1.
     block = min(max(2 * path.stat().st_size + 1, 2**16), _MAX_ROW_BYTES)
     try:
         clean = _is_utf8(path)

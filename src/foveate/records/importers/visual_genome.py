@@ -87,6 +87,7 @@ def _check_list(content: object, path: Path) -> list[Any]:
 
 
 def _compact(entry: dict[str, Any]) -> object:
+    # The parser hands over every object, inner ones first; only those of regions look like this.
     if "phrase" in entry and "width" in entry and "regions" not in entry:
         return _CompactRegion(entry["phrase"], tuple(entry.get(name) for name in ("x", "y", "width", "height")))
     return entry

@@ -109,6 +109,7 @@ def paste(canvas_HW3: Floats, owners_HW: NDArray[np.int8], layer: Layer, number:
     colors = part[..., :3]
     if layer.tone:
         tone = np.float32(layer.tone)
+        # A sixteenth of the pixels is enough for a mean color.
         colors = colors * (1 - tone) + beneath[::4, ::4].mean((0, 1)) * alpha * tone
     canvas_HW3[target] = beneath * (1 - alpha) + colors
     owners_HW[target][alpha[..., 0] > SOLID] = number

@@ -14,7 +14,7 @@ Floats = NDArray[np.floating]
 
 
 def palette(rng: np.random.Generator, count: int) -> Floats:
-    """`count` colors (count, 3) in 0..255 that go together: near hues, one opposite, varied lightness."""
+    """Draw `count` colors (count, 3) in 0..255 that go together: near hues, at times an opposite one."""
     base = rng.random()
     hues = (base + rng.normal(0, 0.06, count) + 0.5 * (rng.random(count) < 0.18)) % 1
     saturations, values = rng.uniform(0.08, 0.62, count), rng.uniform(0.35, 0.98, count)
@@ -40,7 +40,7 @@ def _mix(weight: Floats, low: Floats, high: Floats) -> Floats:
 
 
 def _field(rng: np.random.Generator, size: int, cells: int) -> Floats:
-    """Smooth noise in 0..1: random values on a coarse grid, enlarged."""
+    """Draw smooth noise in 0..1: random values on a coarse grid, enlarged."""
     coarse = Image.fromarray(rng.random((cells, cells), np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 1)
 
@@ -84,7 +84,7 @@ def triangles(rng: np.random.Generator, size: int) -> Floats:
 
 
 def mosaic(rng: np.random.Generator, size: int) -> Floats:
-    """Cells of the nearest of a few random points."""
+    """Color each pixel by the nearest of a few random points."""
     x, y = _axes(size)
     points = rng.random((int(rng.integers(6, 16)), 2), np.float32)
     distances = np.stack([(x - px) ** 2 + (y - py) ** 2 for px, py in points])

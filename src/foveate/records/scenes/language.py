@@ -62,7 +62,7 @@ def format_count(phrase: str, count: int) -> str:
 
 
 def join_phrases(parts: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """Join phrases as "a", "a and b" or "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
@@ -73,10 +73,12 @@ def exact_caption(
     ground: str,
     text: str = "",
 ) -> str:
-    """One sentence without a lie: a relation between two things, then the others with their counts, the ground.
+    """Write one true sentence: a relation between two things, then the others with their counts, the ground.
 
-    counts: every visible thing. things: the labeled ones, to which the positions in `relations` refer.
-    text: a word that is written in the scene.
+    Args:
+        counts: every visible thing.
+        things: the labeled ones, to which the positions in `relations` refer.
+        text: a word that is written in the scene.
     """
     rest = dict(counts)
     parts = []

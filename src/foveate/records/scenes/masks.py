@@ -9,7 +9,7 @@ from foveate.core.errors import UserError
 
 
 def encode_mask(mask_HW: ArrayLike) -> dict[str, list[int]]:
-    """{"size": [height, width], "counts": [...]}: lengths of runs of 0, 1, 0, ... down the columns, 0 first.
+    """Encode a mask as {"size": [height, width], "counts": [...]}: run lengths down the columns, zeros first.
 
     >>> encode_mask([[0, 1], [1, 1]])
     {'size': [2, 2], 'counts': [1, 3]}
@@ -18,12 +18,13 @@ def encode_mask(mask_HW: ArrayLike) -> dict[str, list[int]]:
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     edges = np.concatenate([[0], changes, [flat.size]])
+    # The first run is of zeros by definition, so a mask that begins with a one gets an empty run in front.
     counts = np.diff(edges).tolist() if flat.size else []
     return {"size": list(mask.shape), "counts": [0, *counts] if flat.size and flat[0] else counts}
 
 
 def decode_mask(encoded: dict[str, list[int]]) -> NDArray[np.bool_]:
-    """The mask (height, width) of `encode_mask`.
+    """Decode the result of `encode_mask` to a mask (height, width).
 
     Raises:
         UserError: the counts are negative or do not fill the size.
@@ -40,7 +41,7 @@ def decode_mask(encoded: dict[str, list[int]]) -> NDArray[np.bool_]:
 
 
 def mask_bounds(mask_HW: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
-    """Pixel edges (left, top, right, bottom) of what is set, or None if nothing is."""
+    """Return the pixel edges (left, top, right, bottom) of what is set, or None if nothing is."""
     columns, rows = np.flatnonzero(mask_HW.any(0)), np.flatnonzero(mask_HW.any(1))
     if not len(columns):
         return None

@@ -1,4 +1,4 @@
-"""How the boxes of a scene lie to each other."""
+"""Relations between the boxes of a scene: left of, above, inside, overlapping."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ class Relation:
 
 
 def shared_area(a: Box, b: Box) -> float:
-    """Area of the intersection, in shares of the image."""
+    """Return the area of the intersection, as a fraction of the image."""
     width = min(a.x2, b.x2) - max(a.x1, b.x1)
     height = min(a.y2, b.y2) - max(a.y1, b.y1)
     return max(width, 0.0) * max(height, 0.0)
 
 
 def relate(boxes: Sequence[Box]) -> tuple[Relation, ...]:
-    """All relations that hold, ordered by pair.
+    """Find all relations that hold, ordered by pair.
 
-    left of, above: a clear gap between the boxes on that axis, and their extents on the other axis meet.
-    inside: at least 95 % of the first box lies in the second. overlapping: at least 10 % of the smaller is shared,
-    and neither is inside the other (given once, lower position first).
+    - left of, above: a clear gap between the boxes on that axis, and their extents on the other axis meet.
+    - inside: at least 95 % of the first box lies in the second.
+    - overlapping: at least 10 % of the smaller is shared, and neither is inside the other (given once, lower position
+      first).
     """
     relations = []
     for i, a in enumerate(boxes):

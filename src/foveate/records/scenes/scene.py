@@ -157,6 +157,7 @@ def _draw_slice(rng: np.random.Generator) -> str:
 
 def _cutout_layer(rng: np.random.Generator, cutout: Cutout, size: int) -> Layer:
     low, high = (np.log(share * size) for share in _LONGEST)
+    # Drawn log-uniformly, so that doubling the size is as likely at the small end as at the large one.
     longest = min(float(np.exp(rng.uniform(low, high))), _MAX_SCALE * max(cutout.width, cutout.height) * size / 224)
     flip = rng.random() < 0.5 and not names_a_side(cutout.name)
     return make_layer(rng, cutout.image(), longest=longest, flip=flip, turn=float(rng.normal(0, 6)))
@@ -208,6 +209,7 @@ def _place_layers(rng: np.random.Generator, layers: list[Layer], size: int) -> l
         allowed = 0.8 if rng.random() < _ON_TOP else 0.28
         hang = 0.1 if rng.random() < 0.3 else 0.0
         best: tuple[float, Layer] | None = None
+        # The first of 24 positions that is free enough, else the least covered one.
         for across, down in rng.random((24, 2)):
             left = round(-hang * width + across * (size - width * (1 - 2 * hang)))
             top = round(-hang * height + down * (size - height * (1 - 2 * hang)))
