@@ -168,7 +168,7 @@ class View:
 
     @classmethod
     def center_crop(cls, width: int, height: int, size: InputSize = 1) -> View:
-        """Return the view of the largest centered part that has the aspect of an input of `size`: no padding remains."""
+        """Return the view of the largest centered part with the aspect of an input of `size`: no padding remains."""
         input_width, input_height = input_width_height(size)
         if width * input_height >= height * input_width:
             crop_width, crop_height = max(1, height * input_width // input_height), height

@@ -101,6 +101,7 @@ class DuplicateFilter:
             with without_autocast(self.keys):
                 mask = self.keys[rows] @ self.keys.T > self.threshold
         index = torch.arange(rows.start, rows.stop, device=mask.device)
+        # The diagonal holds the positives: each phrase is a duplicate of itself.
         mask[index - rows.start, index] = False
         return mask
 
