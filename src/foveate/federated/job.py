@@ -1,7 +1,7 @@
 """Federated training: rounds, snapshots, resuming, in one process or over a network; written once for all jobs.
 
-A `TrainingJob` (DeepFeCA's features, FedNE's map) says what differs: which clients answer how, how a training begins,
-what one round is, which arrays its state has, what is saved at the end. Everything else is here.
+A `TrainingJob` (DeepFeCA's features, FedNE's map) defines what differs: which clients answer how, how a training
+begins, what one round is, which arrays its state has, what is saved at the end. Everything else is here.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class TrainingJob(ABC, Generic[S]):
         """State from what `pack` returned; the fields of `TrainingSnapshot` are filled in afterwards."""
 
     def progress_note(self, entry: Mapping[str, Any]) -> str:
-        """Text beside the progress bar after a round."""
+        """Return the text beside the progress bar after a round."""
         return ""
 
     def check_remote(self) -> None:
@@ -205,6 +205,7 @@ def run_rounds(
         entry["bytes_up"] = log.bytes(up=True) - up if job.is_exchanging else 0
         entry["bytes_down"] = log.bytes(up=False) - down if job.is_exchanging else 0
         state.history.append(entry)
+        # Before `after`: a snapshot must name the round that comes next, or a resumed run would repeat this one.
         state.round += 1
         account()
         after(state)
@@ -330,6 +331,7 @@ def serve(job: TrainingJob[S], transport: Transport, out: Path, *, min_clients: 
             job.resume(transport, state, min_clients=min_clients)
             state.exchanged = merge_tables(state.exchanged, tabulate(transport.log.entries[first_entry:]))
             state.resumed += state.round < job.num_rounds
+        # Saved before the first round: a server that is killed in it must not begin again with other clients.
         save_snapshot(path, job, state)
         # Requests of the rounds may need more than those of the beginning, such as the options.
         inner = job.remote_transport(transport, state)

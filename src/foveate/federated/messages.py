@@ -85,7 +85,7 @@ class Message:
         return [ArrayNote(name, str(array.dtype), array.shape, array.nbytes) for name, array in self.arrays.items()]
 
     def array(self, name: str) -> NDArray[Any]:
-        """The array of that name.
+        """Return the array of that name.
 
         Raises:
             MessageError: there is none.
@@ -97,7 +97,7 @@ class Message:
         return self.arrays[name]
 
     def number(self, name: str) -> float:
-        """The number of that name; bool and strings are refused.
+        """Return the number of that name; bool and strings are refused.
 
         Raises:
             MessageError: there is none.
@@ -136,6 +136,7 @@ class Message:
             MessageError: the bytes are not a message, or one of another schema.
         """
         try:
+            # `load` does not return the metadata; the header is JSON behind an 8-byte length.
             arrays = load(data)
             length = int.from_bytes(data[:8], "little")
             about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["message"])
@@ -188,12 +189,12 @@ class ArrayRule:
 
 @dataclass(frozen=True, slots=True)
 class MessageRule:
-    """Rule of a message; anything else in it is refused, so that nothing leaves a client unlisted.
+    """Rule of a message; anything that it does not list is refused, so that nothing leaves a client unlisted.
 
     Attributes:
         kind: its kind.
         arrays: by name. values: by name, their types; a number may be int where float is asked.
-        most_bytes: the largest size.
+        max_bytes: the largest size, of arrays and values together.
         optional: names that may be missing.
     """
 
@@ -207,6 +208,7 @@ class MessageRule:
         """Raise MessageError for the first thing that breaks the rule."""
         if message.kind != self.kind:
             raise MessageError(f"must be a '{self.kind}' (got '{message.kind}')")
+        # Before the content: a check of a huge array would be the very cost that the limit avoids.
         if message.size > self.max_bytes:
             raise MessageError(f"must have at most {self.max_bytes:,} bytes (got {message.size:,})")
         allowed = {*self.arrays, *self.values}
@@ -227,6 +229,7 @@ class MessageRule:
 
 
 def _check_value(name: str, value: Value, kind: type) -> None:
+    # `type`, not `isinstance`: bool is a subclass of int, and True would pass as a count of 1.
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise MessageError(f"value '{name}' must be {kind.__name__} (got {value!r})")
     if isinstance(value, bool | str):

@@ -283,7 +283,9 @@ def attempt(client: Client, request: Message) -> tuple[Message | None, str]:
 def find_fault(number: int, answer: Message, request: Message, rule: MessageRule, check: Check | None) -> str:
     """Reason to refuse an answer; "" if it is valid."""
     try:
+        # The rule comes first: `check` may rely on names, types and shapes.
         rule.check(answer)
+        # An answer of an earlier round is well formed, and would pass everything else.
         if answer.round != request.round:
             raise MessageError(f"is an answer to round {answer.round}, not {request.round}")
         if check is not None:
@@ -299,6 +301,7 @@ def require_clients(result: Round, min_clients: int, name: Callable[[int], str])
     """Return the round; raise TooFewClientsError if it has fewer than `min_clients` answers."""
     if len(result.answers) >= min_clients:
         return result
+    # Five reasons at most: with hundreds of clients the error would be unreadable.
     reasons = "; ".join(f"{name(number)}: {reason}" for number, reason in list(result.excluded.items())[:5])
     more = f" and {len(result.excluded) - 5} more" if len(result.excluded) > 5 else ""
     total = len(result.answers) + len(result.excluded)

@@ -21,16 +21,17 @@ from foveate.federated.clustering.radius_search import BEST, search
 from foveate.federated.clustering.starts import plus_plus
 
 MAX_STEPS = 100
+# Relative: far above the rounding of a weighted sum of squares, far below any difference that matters.
 TIE = 1e-12
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Centers that a server made of a pool.
+    """Centers that a server merged from a pool.
 
     Attributes:
         centers: [K, D].
-        report: how they were found, as plain values for result.json.
+        report: how they were obtained, as plain values for result.json.
 
     Raises:
         UserError: a center that is not finite.
@@ -78,6 +79,7 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
     best, winner = None, 0
     errors = []
     for number, (_, _, _, start) in enumerate(candidates):
+        # Every candidate ends in the same refinement on all centroids, so that their sums of squares can be compared.
         run = lloyd(pool.centers, start, weight_N=pool.counts, max_steps=MAX_STEPS)
         errors.append(run.inertia)
         # A candidate must be better by more than rounding; else an earlier one stays, and the result is the same on
@@ -97,29 +99,33 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
         "weighted_sse": best.inertia,
         **_groups(parts.get(source), radius, clusters),
     }
+    # The step onto trusted centroids comes last: the candidates are compared on what all clients sent.
     return Merged(onto_trusted(pool, best.centers), report)
 
 
 def _groups(part: Pool | None, radius: float, clusters: int) -> dict[str, Any]:
-    """Groups that the winning candidate began with: their number, points in the K heaviest and in the others.
+    """Summarize the groups that the winning candidate began with: number, points in the K heaviest and in the others.
 
     None if it did not come from a radius: k-means++ has no groups, and rejects none.
     """
     if part is None:
         return {"groups": None, "supports": None, "rejected_supports": None}
+    # Grouped again, because the search stops at K + 1 groups and the report counts all.
     groups = group(part.centers, np.full(len(part), radius), part.counts, seeds="most_mass")
     supports = groups.supports.tolist()
     return {"groups": len(supports), "supports": supports[:clusters], "rejected_supports": supports[clusters:]}
 
 
 def _plain(value: float) -> float | None:
+    # NaN is not JSON; candidates without a radius have no value here.
     return None if np.isnan(value) else value
 
 
 def _coinciding(pool: Pool, clusters: int) -> Floats:
-    """Centers that most points coincide with, for pools in which no radius gives enough groups."""
+    """Return the K centers on which most points coincide, for pools in which no radius gives enough groups."""
     rows, group_Q = np.unique(pool.centers, axis=0, return_inverse=True)
     mass = np.bincount(group_Q.ravel(), weights=pool.counts)
+    # Stable: of equally heavy centers the first in coordinate order, on every machine.
     return rows[np.argsort(-mass, kind="stable")[:clusters]]
 
 

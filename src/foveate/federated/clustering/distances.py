@@ -18,8 +18,11 @@ Labels = NDArray[np.int64]
 
 CELLS = 1 << 18
 """Cells of a block of distances: 2 MiB of float64, which stays in a processor's cache."""
+# Number of dimensions up to which differences are taken everywhere.
 FEW = 8
+# Relative to the squared scale of the points; scores closer than this are decided by differences.
 _TOO_CLOSE = 1e-10
+# Relative bound on the rounding of squared distances from inner products, with room to spare.
 ROUNDING = 1e-12
 FAST_CELLS = 1 << 17  # a MiB: with the few other tables of a search for the nearest, in the cache of one core
 
@@ -33,10 +36,12 @@ def blocks(rows: int, columns: int, *, cells: int = CELLS) -> Iterator[slice]:
 
 def squared(points_BD: Floats, centers_KD: Floats) -> Floats:
     """Squared distances [K, B], by differences; exact zeros for equal rows."""
+    # One center at a time: a table of differences [K, B, D] would be D times the size of the result.
     if points_BD.shape[1] > FEW:
         return np.stack([((points_BD - center) ** 2).sum(1) for center in centers_KD])
     result = np.empty((len(centers_KD), len(points_BD)))
     gap = np.empty_like(result)
+    # Column by column, the order in which `squared_to` adds, which must give the same numbers.
     for column, points_B in enumerate(np.ascontiguousarray(points_BD.T)):
         into = gap if column else result
         np.subtract(centers_KD[:, column, None], points_B, out=into)
@@ -47,7 +52,7 @@ def squared(points_BD: Floats, centers_KD: Floats) -> Floats:
 
 
 def squared_to(points_ND: Floats, centers_KD: Floats, label_N: Labels) -> Floats:
-    """Squared distance [N] of each point to the center of its number; the numbers that `squared` has there."""
+    """Squared distance [N] of each point to its labeled center; bit for bit the number that `squared` has there."""
     found_N = np.empty(len(points_ND))
     for block in blocks(len(points_ND), points_ND.shape[1], cells=FAST_CELLS):
         gap_BD = centers_KD[label_N[block]] - points_ND[block]
@@ -73,23 +78,25 @@ def distances(left_AD: Floats, right_BD: Floats) -> Floats:
     result = -2.0 * (left_AD @ right_BD.T)
     result += (left_AD**2).sum(1)[:, None]
     result += (right_BD**2).sum(1)[None]
+    # Rounding can make the square of a distance near zero negative.
     return np.sqrt(np.maximum(result, 0.0, out=result), out=result)
 
 
 def nearest(points_ND: Floats, centers_KD: Floats) -> tuple[Labels, Floats]:
-    """The nearest center of every point, ties to the lower index, and the squared distance to it; each [N]."""
+    """Find the nearest center of every point [N], ties to the lower index, and the squared distance to it [N]."""
     label_N = np.empty(len(points_ND), dtype=np.int64)
     best_N = np.empty(len(points_ND))
     frame = _Frame(centers_KD)
     for block in blocks(len(points_ND), max(len(centers_KD), points_ND.shape[1]), cells=FAST_CELLS):
         label_N[block], best_N[block], _ = frame.two_nearest(points_ND[block])
+    # Inner products found the labels; the distances themselves are taken by differences, without their rounding.
     if points_ND.shape[1] > FEW:
         best_N = squared_to(points_ND, centers_KD, label_N)
     return label_N, best_N
 
 
 def margins(points_ND: Floats, centers_KD: Floats, rows_R: Labels | None = None) -> tuple[Labels, Floats]:
-    """The nearest center as `nearest` has it, and how much farther away every other one is at least; each [R].
+    """Find nearest centers as `nearest` does, and how much farther away every other one is at least; each [R].
 
     Args:
         rows_R: of these points only; None = of all.
@@ -101,12 +108,13 @@ def margins(points_ND: Floats, centers_KD: Floats, rows_R: Labels | None = None)
     for block in blocks(rows, max(len(centers_KD), points_ND.shape[1]), cells=FAST_CELLS):
         part_BD = points_ND[block if rows_R is None else rows_R[block]]
         label_R[block], best_B, second_B = frame.two_nearest(part_BD)
+        # Rounded down: a margin that is too small costs a needless comparison, one too large a wrong label.
         margin_R[block] = np.sqrt(second_B) * (1 - ROUNDING) - np.sqrt(best_B) * (1 + ROUNDING)
     return label_R, margin_R
 
 
 class _Frame:
-    """Centers, and what of them is needed again for every block of points."""
+    """Centers with what every block of points reuses: their mean, and half their squared lengths around it."""
 
     def __init__(self, centers_KD: Floats) -> None:
         self.centers_KD = centers_KD
@@ -115,17 +123,19 @@ class _Frame:
         self.half_K = (self.moved_KD**2).sum(1) / 2
 
     def two_nearest(self, points_BD: Floats) -> tuple[Labels, Floats, Floats]:
-        """The nearest center of each point, ties to the lower index; its squared distance and that of the second.
+        """Find each point's nearest center, ties to the lower index; its squared distance and that of the second.
 
         With many dimensions the first distance is rounded up and the second down, by more than they may be wrong.
         """
         if points_BD.shape[1] <= FEW:
             return _two_smallest(squared(points_BD, self.centers_KD))
         shifted_BD = points_BD - self.offset_D
+        # |x - c|^2 / 2 less |x|^2 / 2, which is the same for all centers: one matrix product ranks them.
         label_B, score_B, second_B = _two_smallest(self.half_K[:, None] - self.moved_KD @ shifted_BD.T)
         length_B = np.einsum("bd,bd->b", shifted_BD, shifted_BD)
         scale_B = length_B + 2 * self.half_K.max()
         # Inner products are too coarse to tell these apart; differences decide, so that ties go to the lower index.
+        # Written with `not`, so that NaN counts as close.
         close = np.flatnonzero(~(second_B - score_B > _TOO_CLOSE * scale_B))
         if len(close):
             label_B[close] = _two_smallest(squared(points_BD[close], self.centers_KD))[0]
@@ -135,7 +145,7 @@ class _Frame:
 
 
 def _two_smallest(table_KB: Floats) -> tuple[Labels, Floats, Floats]:
-    """For each column the row of its smallest cell (the first of equal ones), that cell, and the second smallest.
+    """Return for each column the row of its smallest cell (first of equals), that cell, and the second smallest.
 
     The table is used up.
     """
@@ -168,6 +178,7 @@ def sums(
         weights, labels = None if weight_N is None else weight_N[taken_N], label_N[taken_N]
         starts = np.concatenate([[0], np.cumsum(taken_N)])
     weights = np.ones(len(labels)) if weights is None else weights
+    # A sparse product adds up all groups in one pass over the points, without sorting or copying them.
     pick = csr_matrix((weights, labels, starts), shape=(len(label_N), groups))
     return np.asarray(pick.T @ points_ND), np.bincount(label_N, weights=weight_N, minlength=groups).astype(np.float64)
 

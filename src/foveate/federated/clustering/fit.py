@@ -1,4 +1,4 @@
-"""A whole clustering over any `Transport`: ask for centroids, merge them, refine, report."""
+"""Federated clustering over any `Transport`: request centroids, merge them, refine, report."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ def cluster(
         pool = pool.take(~np.isin(pool.client, list(suspects)))
         radii = {client: radius for client, radius in radii.items() if client not in suspects}
         excluded |= {client: f"suspected: {reason}" for client, reason in suspects.items()}
+    # The server's random numbers are a stream of its own: they do not depend on how many clients there are.
     rng = stream(options.seed, round=0, client=-1, purpose="server")
     options = _reduce_clusters(options, pool)
     merged = method.merge(pool, options, rng, radii)
@@ -113,7 +114,7 @@ def _name_request(request: Message, reasons: dict[int, str]) -> dict[int, str]:
 def _ask_centroids(
     transport: Transport, options: ClusteringOptions, min_clients: int, excluded: dict[int, str]
 ) -> dict[int, Message]:
-    """First round; clients whose width is not that of most are left out."""
+    """Run the first round; clients with another number of features than most are left out."""
     requests = {client: protocol.centroids_request(options, client) for client in transport.clients}
     result = transport.ask(
         requests,
@@ -137,15 +138,20 @@ def _ask_centroids(
 
 
 def count_points(answers: dict[int, Message], options: ClusteringOptions) -> dict[int, float]:
-    """Number of points each client reports; empty where counts are not sent, or leave out doubted groups."""
+    """Return the points that each client reported; empty where counts are not sent, or leave out doubted groups.
+
+    They bound what a client may report in the refinement: more points there would be weight that it does not have.
+    """
+    # With "drop" the counts are those of trusted groups only; a refinement over all points rightly exceeds them.
     if options.eliminate == "drop" or not protocol.optional_parts(options)["counts"]:
         return {}
     return {client: answer.number("points") for client, answer in answers.items()}
 
 
 def make_pool(answers: dict[int, Message]) -> tuple[Pool, dict[int, float]]:
-    """All centroids in one table, and the radius of each client that sent one."""
+    """Stack all centroids into one table; return it with the radius of each client that sent one."""
     centers = [answer.array("centers") for answer in answers.values()]
+    # All or none: centroids weighted by points and centroids weighted by 1 cannot be mixed.
     sizes = [len(part) for part in centers]
     counted = all("counts" in answer.arrays for answer in answers.values())
     ones = [np.ones(size) for size in sizes]
@@ -190,7 +196,7 @@ def _refine(
     suspects: dict[int, str],
     points: dict[int, float],
 ) -> Floats:
-    """One federated step of Lloyd; an empty center stays where it is.
+    """Run one federated step of Lloyd; an empty center stays where it is.
 
     Args:
         suspects: by client what is anomalous about it; more is added.
@@ -214,6 +220,7 @@ def _refine(
         answers = {client: answer for client, answer in answers.items() if client not in strange}
     total_KD = np.zeros_like(centers_KD)
     count_K = np.zeros(len(centers_KD))
+    # Added over clients before the division: the step equals one of Lloyd on all reported points together.
     for answer in answers.values():
         total_KD += answer.array("sums")
         count_K += answer.array("counts")
@@ -223,7 +230,7 @@ def _refine(
 
 
 def merge_pooled(points_ND: Floats, options: ClusteringOptions) -> Merged:
-    """Centers by a method that is not federated, from all points in one place."""
+    """Return centers by a method that is not federated, from all points in one place."""
     everything = Pool(
         points_ND,
         np.ones(len(points_ND)),

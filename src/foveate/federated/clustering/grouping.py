@@ -19,7 +19,7 @@ QUANTILE = 0.75
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups by falling support, of equal ones the first found.
+    """Groups by falling support; of equal ones the first formed.
 
     Attributes:
         members: row numbers of the pool, ascending. supports: number of centroids, or the sum of their counts.
@@ -42,6 +42,7 @@ def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
     centers, radius = centers_QD[order], radius_Q[order]
     weight = counts_Q[order] if seeds == "most_mass" else np.ones(len(order))
     alive = np.ones(len(order), dtype=bool)
+    # Mass within the radius of each centroid, computed once; later groups only subtract what they take away.
     mass = np.empty(len(order))
     for block in blocks(len(order), len(order)):
         mass[block] = _within(centers, radius, block) @ weight
@@ -51,6 +52,7 @@ def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
         score = mass
         if seeds == "largest_radius":
             score = np.where(radius == radius[alive].max(), mass, -np.inf)
+        # `argmax` takes the first of equal scores, the one with the smallest coordinates.
         seed = int(np.where(alive, score, -np.inf).argmax())
         inside = alive & (distances(centers[seed : seed + 1], centers)[0] <= radius[seed])
         # Rounding could exclude the seed from its own radius of 0.
@@ -64,6 +66,7 @@ def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
             rows = left[block]
             near = distances(centers[rows], centers[members]) <= radius[rows, None]
             mass[rows] -= near @ weight[members]
+    # Stable: of equally supported groups the one formed earlier stays in front.
     by_support = np.argsort(-np.array(supports), kind="stable")
     return Groups([member_lists[number] for number in by_support], np.array(supports)[by_support])
 

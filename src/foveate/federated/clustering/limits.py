@@ -45,6 +45,7 @@ class Limits:
     def check(self, request: Message) -> None:
         """Raise MessageError if a request asks about fewer points, or for more clusters, than this client allows."""
         centers = request.arrays.get("centers")
+        # Requests after the first carry the centers instead of K; their number is K.
         clusters = int(request.number("clusters")) if centers is None else len(centers)
         self.allow(int(request.number("min_count")), clusters)
 

@@ -11,7 +11,7 @@ from foveate.federated.clustering.distances import Floats, Labels, margins, squa
 from foveate.federated.clustering.starts import plus_plus
 
 MAX_STEPS = 300
-_ADDING = 1e-11  # more than 300 added numbers may be wrong by
+_ADDING = 1e-11  # relative; 300 float64 additions are wrong by at most 7e-14, so this has room to spare
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Clustering:
 
 def unit(points_ND: Floats) -> Floats:
     """Scale rows to length 1; a zero row stays zero."""
+    # The smallest normal float: it turns 0 / 0 into 0 and changes no other row.
     return points_ND / np.maximum(np.linalg.norm(points_ND, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
@@ -77,7 +78,7 @@ def lloyd(
 
 
 class _Nearest:
-    """The nearest center of every point while centers move; only points that may have another one are looked at.
+    """The nearest center of every point while centers move; only points whose center may change are compared again.
 
     A point keeps its center until this one and the fastest other one together have moved as far as the second nearest
     was farther away (Hamerly, "Making k-means even faster", 2010). What they moved is added up for each cluster, so
@@ -96,10 +97,11 @@ class _Nearest:
         """Update labels for new centers; return which clusters lost or won points, [K]."""
         moved_K = np.sqrt(((centers_KD - before_KD) ** 2).sum(1))
         self._moved_K += moved_K + _largest_other(moved_K)
-        # Rounded up: rounding may only cause a look too many, never a missed change of label.
+        # Rounded up: rounding may only cause a comparison too many, never a missed change of label.
         reached_K = self._moved_K * (1 + _ADDING)
+        # `not >` instead of `<=`: points with NaN are compared in every step.
         rows_R = np.flatnonzero(~(self._until_N > reached_K[self.label_N]))
-        # Where most points are looked at, copying their rows costs more than looking at all.
+        # Where most points are compared, copying their rows costs more than comparing all.
         everywhere = 2 * len(rows_R) > len(self.label_N)
         label_R, margin_R = margins(self._points_ND, centers_KD, None if everywhere else rows_R)
         rows = slice(None) if everywhere else rows_R
@@ -138,6 +140,7 @@ def weighted_kmeans(
         if len(start) < clusters:
             return None
         run = lloyd(points_ND, start, weight_N=weight_N, max_steps=max_steps)
+        # Strictly smaller: of equal runs the first wins, so that the result does not hang on how many follow.
         if best is None or run.inertia < best.inertia:
             best = run
     return best

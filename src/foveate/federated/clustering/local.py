@@ -15,6 +15,7 @@ from foveate.federated.clustering.distances import FAST_CELLS, Floats, Labels, b
 from foveate.federated.clustering.lloyd import MAX_STEPS, Clustering, lloyd
 from foveate.federated.clustering.starts import plus_plus, random_rows
 
+# For scale: the two halves of a Gaussian cut at its mean are 1.32 times the sum of their deviations apart.
 FUSE_BELOW = 1.6
 
 
@@ -94,6 +95,7 @@ def awasthi_sheffet(points_ND: Floats, clusters: int, rng: np.random.Generator) 
     "Improved spectral-norm bounds for clustering" (2012), as used by Dennis, Li, Smith (k-FED, arXiv 2103.00697).
     """
     _, axes_DD = np.linalg.eigh(points_ND.T @ points_ND)
+    # Eigenvectors of X'X are the right singular vectors of X, from a table [D, D] however many points there are.
     # eigh sorts ascending; the last K axes span the best projection of rank K.
     axes_DR = axes_DD[:, ::-1][:, :clusters]
     projected_ND = (points_ND @ axes_DR) @ axes_DR.T

@@ -47,6 +47,7 @@ def as_points(data: ArrayLike) -> Floats:
         UserError: no point, another shape, not numbers, NaN, or numbers too large to square.
     """
     array = np.asarray(data)
+    # Strings and objects would be converted number by number, or fail in the middle of the k-means.
     if array.dtype.kind not in "biuf":
         raise UserError(f"the data must be numbers (got {array.dtype})")
     if array.ndim != 2:
@@ -109,14 +110,17 @@ def centroids_rule(options: ClusteringOptions) -> MessageRule:
     parts = optional_parts(options)
     arrays = {
         "centers": ArrayRule("float64", ("k", None)),
+        # A smaller count comes from a client that ignores `min_count`; its centroid may be a single row.
         "counts": ArrayRule("float64", ("k",), low=float(options.min_count), high=float(MAX_WHOLE)),
         "trusted": ArrayRule("bool", ("k",)),
+        # NaN: a client with a single working center has no smallest distance.
         "radius": ArrayRule("float64", (1,), nan=True, low=0.0, high=MAX_COORDINATE),
     }
     return MessageRule(
         CENTROIDS,
         {name: rule for name, rule in arrays.items() if parts.get(name, True)},
         {"points": int} if parts["counts"] else {},
+        # 256 MiB, refused before anything is computed from it.
         max_bytes=1 << 28,
     )
 
@@ -127,9 +131,11 @@ def check_centroids(options: ClusteringOptions, client: int, answer: Message) ->
     That is: too many centroids or none, huge ones, none trusted, counts that do not add up.
     """
     centers = answer.array("centers")
+    # More than requested would give the client more weight in the pool than the others.
     max_centers = options.count_local(client)
     if not 1 <= len(centers) <= max_centers or centers.shape[1] == 0:
         raise MessageError(f"array 'centers' must have 1 to {max_centers} centroids (got shape {list(centers.shape)})")
+    # The rule only refuses infinities; squares and products of these would become some.
     if np.abs(centers).max() > MAX_COORDINATE:
         raise MessageError("array 'centers' has values too large to square")
     if "counts" in answer.arrays:
@@ -138,6 +144,7 @@ def check_centroids(options: ClusteringOptions, client: int, answer: Message) ->
             raise MessageError(
                 f"counts add up to {counts.sum():g}; the client reports {answer.number('points'):g} points"
             )
+    # The elimination always leaves a center, so no honest client doubts all of its own.
     if "trusted" in answer.arrays and not answer.array("trusted").any():
         raise MessageError("trusts none of its centroids")
 
@@ -147,6 +154,7 @@ def answer_centroids(data: ArrayLike, request: Message, client: int) -> Message:
     values = request.values
     points = as_points(data)
     if values["spherical"]:
+        # Before the k-means: centroids then are means of directions, and `describe` measures among the same rows.
         points = unit_rows(points)
     seed, clusters = int(request.number("seed")), int(request.number("clusters"))
     # Seed, round and client come with the request: a client that is asked again answers the same.
@@ -201,6 +209,7 @@ def describe(points_ND: Floats, local: Local, request: Message) -> Message:
     if values["eliminate"] != "none":
         elimination = eliminate(local)
         trusted, working = elimination.trusted, elimination.working
+    # A doubted centroid lies between clusters; "drop" leaves it at the client, "flags" sends it marked.
     sent = trusted if values["eliminate"] == "drop" else np.ones_like(trusted)
     arrays: dict[str, ArrayLike] = {"centers": local.centers[sent]}
     totals: dict[str, int] = {}
@@ -220,6 +229,7 @@ def lloyd_request(centers_KD: Floats, options: ClusteringOptions, round: int) ->
 
 
 def _round_values(options: ClusteringOptions) -> dict[str, bool | int]:
+    # Sent with every request: clients keep nothing between rounds, `min_count` included.
     return {"spherical": options.spherical, "min_count": options.min_count}
 
 
@@ -247,8 +257,10 @@ def check_lloyd(options: ClusteringOptions, centers_KD: Floats, points: float | 
     if ((counts > 0) & (counts < options.min_count)).any():
         smallest = counts[counts > 0].min()
         raise MessageError(f"array 'counts' has a cell of {smallest:g} points; min_count is {options.min_count}")
+    # Also refuses a sum where there is no point, whose bound is 0.
     if (np.abs(total) > MAX_COORDINATE * counts[:, None]).any():
         raise MessageError("array 'sums' does not fit its counts")
+    # Fewer are right: small cells are withheld.
     if points is not None and counts.sum() > points:
         raise MessageError(f"counts add up to {counts.sum():g}; the client reported {points:g} points before")
     _check_cells(total, counts, centers_KD, spherical=options.spherical)
@@ -281,6 +293,7 @@ def _points_and_centers(data: ArrayLike, request: Message) -> tuple[Floats, Floa
     points, centers = as_points(data), request.array("centers")
     if points.shape[1] != centers.shape[1]:
         raise UserError(f"the data have {points.shape[1]} features; the centers have {centers.shape[1]}")
+    # Against the whole client: with fewer points than `min_count` even one joint cell would be too small.
     _check_count(points, int(request.number("min_count")))
     return (unit_rows(points) if request.values.get("spherical") else points), centers
 

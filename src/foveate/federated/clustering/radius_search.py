@@ -13,6 +13,7 @@ import numpy as np
 from foveate.federated.clustering.distances import Floats, Labels, blocks, distances
 from foveate.federated.clustering.pool import Pool
 
+# Less than 256: `_reached` stores the number of a radius in one byte.
 RADII = 48
 BEST = 5
 SMALLEST_QUANTILE = 0.002
@@ -57,6 +58,7 @@ def radius_range(centers_QD: Floats) -> tuple[float, float]:
             largest = max(largest, float(pair_distances.max()))
             smallest = np.concatenate([smallest, pair_distances])
         if len(smallest) > rank + 2:
+            # Only the smallest rank + 2 distances can decide the quantile; the table of all pairs is never held.
             smallest = np.partition(smallest, rank + 1)[: rank + 2]
     smallest = np.sort(smallest)
     upper = smallest[min(rank + 1, len(smallest) - 1)]
@@ -99,6 +101,7 @@ def _reached(pool: Pool, radii: Floats) -> tuple[np.ndarray, Floats]:
     mass_QR = np.empty((count, len(radii)))
     for block in blocks(count, count):
         table = distances(pool.centers[block], pool.centers)
+        # `geomspace` may end below the largest distance by rounding; the last radius joins every pair.
         number = np.minimum(np.searchsorted(radii, table.ravel()), len(radii) - 1).reshape(table.shape)
         number[np.arange(len(table)), np.arange(block.start, block.stop)] = 0
         reached_QQ[block] = number

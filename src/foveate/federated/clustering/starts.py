@@ -12,6 +12,7 @@ _NEAR_TIE = 1e-8
 def random_rows(points_ND: Floats, clusters: int, rng: np.random.Generator) -> Floats:
     """Draw distinct rows as centers; fewer if the data have fewer distinct rows."""
     picked = points_ND[rng.choice(len(points_ND), size=min(clusters, len(points_ND)), replace=False)]
+    # Rows may repeat in the data; only then the sort over all rows is needed.
     if len(np.unique(picked, axis=0)) == clusters:
         return picked
     rows = np.unique(points_ND, axis=0)
@@ -30,6 +31,7 @@ def plus_plus(points_ND: Floats, clusters: int, rng: np.random.Generator, *, wei
     nearest = (_ByDifferences if points_ND.shape[1] <= FEW else _ByProducts)(points_ND, weights, picked[0])
     while len(picked) < clusters:
         mass_N = nearest.best_N if weight_N is None else nearest.best_N * weights
+        # "right": a row without mass has the running total of the row before it, and is skipped.
         total_N = np.cumsum(mass_N)
         # Every row has a center already: the data have fewer distinct rows than clusters.
         if not total_N[-1] > 0:

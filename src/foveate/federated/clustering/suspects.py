@@ -24,6 +24,7 @@ from foveate.federated.clustering.distances import Floats, Labels, blocks, dista
 from foveate.federated.clustering.pool import Pool
 from foveate.federated.messages import Message
 
+# Factors of the median distance, on top of the spread among clients; see `find_outliers`.
 ALONE, FAR = 4.0, 6.0
 
 
@@ -37,6 +38,7 @@ def find_suspects(pool: Pool) -> dict[int, str]:
     # Two distances: poisoned clients that agree with one another are near to the nearest other client, but not to half
     # of them.
     for gap_Q, whom in zip(gap_2Q, ("every other client's", "those of half of the other clients"), strict=True):
+        # Logarithms: "far" is a factor, whatever the scale of the data. `tiny` stands in for centroids that coincide.
         gap_M = _by_client(pool, np.log(np.maximum(gap_Q, np.finfo(float).tiny)))
         for client, ratio in find_outliers(clients, gap_M, ALONE).items():
             reasons[client].append(f"its centroids are {ratio:.3g}x the median distance from {whom}")
@@ -74,6 +76,7 @@ def find_suspicious_sums(centers_KD: Floats, answers: Mapping[int, Message], *, 
         client: [f"its sums are {ratio:.3g}x the median distance from the centers"]
         for client, ratio in find_outliers(np.array(list(nonempty)), log_M, FAR).items()
     }
+    # With reported sizes the same signs were taken in the first round; they would be named twice.
     for client, reason in ({} if sized else find_odd_sizes(counts)).items():
         reasons.setdefault(client, []).append(reason)
     return {client: "; ".join(listed) for client, listed in reasons.items()}
@@ -92,6 +95,7 @@ def _to_other_clients(pool: Pool, clients: np.ndarray) -> Floats:
         to_client_BM = np.minimum.reduceat(distances(pool.centers[block], sorted_pool.centers), starts, axis=1)
         # A client is no measure of itself.
         to_client_BM[pool.client[block, None] == clients[None]] = np.inf
+        # The client itself is sorted to the end as infinite, so this is the median of the others.
         middle = (len(clients) - 1) // 2
         ordered = np.partition(to_client_BM, [0, middle], axis=1)
         gap_2Q[:, block] = ordered[:, [0, middle]].T

@@ -46,7 +46,7 @@ def prototype_loss(
     features_BD: Tensor, prototypes_KD: Tensor, labels_B: Tensor, *, temperature: float = TEMPERATURE
 ) -> Tensor:
     """Cross-entropy of cosines over the temperature, mean over rows whose label is not -100."""
-    # Constants: with a gradient into the prototypes all vectors could collapse onto one to lower the loss.
+    # No gradient into the prototypes: with one, all vectors could collapse onto one point to lower the loss.
     with torch.no_grad():
         frozen_KD = normalize(prototypes_KD, dim=1)
     logits_BK = normalize(features_BD, dim=1) @ frozen_KD.T / temperature
@@ -93,6 +93,7 @@ def embed(network: Embedder, points: Tensor, *, head: bool = True) -> NDArray[np
     network.eval()
     with torch.inference_mode():
         parts = [network(part) if head else network.features(part) for part in points.split(_EMBED_BATCH)]
+    # float64 for the k-means that follows: its ties and margins assume it.
     return torch.cat(parts).double().cpu().numpy()
 
 
@@ -105,6 +106,7 @@ def embedded_request(weights_P: NDArray[np.float32], options: ClusteringOptions,
 def embedded_rule(options: ClusteringOptions, width: int) -> MessageRule:
     """Rule of the answers to `embedded_request`."""
     rule = clustering.centroids_rule(options)
+    # The encoder is the server's, so it knows the width; in plain clustering only the majority can tell.
     return replace(rule, kind=EMBEDDED, arrays={**rule.arrays, "centers": ArrayRule("float64", ("k", width))})
 
 
@@ -129,6 +131,7 @@ def check_trained(points: float | None, answer: Message) -> None:
     Args:
         points: number reported with the centroids; None where it was not asked for.
     """
+    # The rule takes any whole number; zero or less is no weight for an average.
     if answer.number("points") < 1:
         raise MessageError("reports no point")
     if points is not None and answer.number("points") != points:
@@ -143,6 +146,7 @@ def handlers(network: Embedder, custom: Mapping[str, Augment] | None = None) -> 
     """
 
     def answer_embedded(data: Tensor, request: Message, client: int) -> Message:
+        # First of all: one network object may serve several clients of a process.
         set_weights(network, request.array("weights"))
         points = clustering.unit_rows(_check_finite(embed(network, data)))
         seed = int(request.number("seed"))
@@ -153,6 +157,7 @@ def handlers(network: Embedder, custom: Mapping[str, Augment] | None = None) -> 
             stream(seed, round=request.round, client=client, purpose="local k-means"),
             start=str(request.values["client_init"]),
             tries=int(request.number("n_init")),
+            # Rows have unit length, so Euclidean and cosine distance rank centers alike.
             spherical=True,
         )
         clustering.warn_of_few_points(points, local, clusters, client)
@@ -196,6 +201,7 @@ def train(
     # follow the drifting weights instead of the common centers.
     prototypes_KD = torch.from_numpy(np.array(centers_KD)).float().to(points.device)
     labels_N = pseudo_labels(torch.from_numpy(embed(network, points)).float().to(points.device), prototypes_KD)
+    # Labels are mapped after the assignment, so the control differs in nothing but what its labels mean.
     if order_K is not None:
         labels_N = torch.from_numpy(order_K).to(points.device)[labels_N]
     # Augmentation runs in torch; its generator is seeded from the client's stream, so that one seed decides everything.
