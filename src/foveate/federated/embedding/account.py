@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def account(options: EmbeddingOptions, state: MapState, *, delta: float = DELTA) -> list[PrivacyCost]:
-    """For each kind of message that says something about the points: what is hidden, and how well, or that nothing is.
+    """List for each kind of message that reveals points what is hidden and how well, or that nothing is.
 
     encoder: the unit is a whole client. All that a client has may be replaced; the change it sends has at most the norm
     C, so its answer moves by at most 2 C; the noise is `update_noise` C. Counted over the rounds in which it trained.
@@ -33,12 +33,15 @@ def account(options: EmbeddingOptions, state: MapState, *, delta: float = DELTA)
     # 2 C: replacing a client may turn a change of norm C into the opposite one.
     rho = rounds * gaussian_cost(2.0, options.update_noise) if options.update_noise else None
     rows = [_row("encoder", "a whole client", rho, rounds, delta)]
+    # The baselines exchange nothing but the encoder.
     if options.method != FEDNE:
         return rows
     start = first_surrogate_round(options.rounds, options.surrogate_start)
     refreshed = sum(is_refreshed(entry["round"], start=start, refresh=options.refresh) for entry in state.history)
+    # A field never asked for, or a single client whose field nobody gets: nothing to account for.
     if not refreshed or len(state.sizes) < 2:
         return rows
+    # Asked again after a restart, like the encoder above.
     refreshed += state.resumed
     name = "field" if options.surrogate == "grid" else "surrogate"
     rho = None
@@ -48,6 +51,7 @@ def account(options: EmbeddingOptions, state: MapState, *, delta: float = DELTA)
         changes = (max_change(size, drop=options.drop, kernel=options.kernel) for size in state.sizes.values())
         rho = refreshed * gaussian_cost(math.sqrt(queries) * max(changes), options.target_noise)
     rows.append(_row(name, "one point of any client", rho, refreshed, delta))
+    # Boxes go without noise whatever the options, so the account must name them.
     if options.grid == "union":
         rows.append(_row("box", "nothing", None, refreshed, delta))
     return rows

@@ -26,6 +26,7 @@ def unused_features(
     bit. On images these are the pixels that nobody at the client ever inked; on counts, the kinds that nobody has.
     """
     network = build_encoder(options, features)
+    # The first parameter is the first layer's weight [hidden, features].
     first = next(network.parameters())
     load_flat(network, before_P)
     before = first.detach().clone()
@@ -60,6 +61,7 @@ def positions_from_field(
 
 
 def _descend(z_Nd: Tensor, queries: Tensor, targets: Tensor, steps: int, kernel: str, *, reach: float) -> float:
+    # Steps in proportion to the map: the same 300 steps cross a small map and a large one.
     optimizer = torch.optim.Adam([z_Nd], lr=0.02 * reach)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     loss = torch.zeros(())

@@ -38,12 +38,13 @@ from foveate.metrics.neighbors import as_points, nearest
 
 
 def torch_generator(seed: int, *, round: int, client: int, purpose: str) -> torch.Generator:
-    """As `stream`, for PyTorch."""
+    """Return the generator that `stream` describes, for PyTorch."""
     return torch.Generator().manual_seed(seeds.integer("federated", purpose, seed, round, client))
 
 
 def build_encoder(options: EmbeddingOptions, features: int) -> nn.Module:
     """Build the perceptron, by default features-100-100-100-2, with the initial weights of this seed."""
+    # Drawn as client -1, the server: initial weights are the same wherever the network is built.
     generator = torch_generator(options.seed, round=0, client=-1, purpose="encoder")
     widths = (features, *options.hidden, options.dimensions)
     return perceptron(widths, generator, dtype=getattr(torch, options.precision))
@@ -102,35 +103,38 @@ def request_options(request: Message) -> EmbeddingOptions:
 
 
 def _map_points(data: ClientData, request: Message) -> tuple[EmbeddingOptions, NDArray[np.floating], Tensor]:
-    """Options, and the client's map positions under the common encoder."""
+    """Return the options, and the client's map positions under the common encoder as array and tensor [N, d]."""
     options = request_options(request)
     z_Nd = frozen_rows(data.encoder(options, request.array("encoder")), data.tensor)
     return options, z_Nd.cpu().numpy(), z_Nd
 
 
 def answer_points(data: ClientData, request: Message, client: int) -> Message:
-    """Number of points and of features."""
+    """Answer with the number of points and of features."""
     return request.answer(points=len(data.points_ND), features=data.points_ND.shape[1])
 
 
 def answer_box(data: ClientData, request: Message, client: int) -> Message:
-    """Bounding box of the client's map positions, [2, d]."""
+    """Answer with the bounding box of the client's map positions, [2, d]."""
     return request.answer(arrays={"box": grids.bounding_box(_map_points(data, request)[1])})
 
 
 def answer_positions(data: ClientData, request: Message, client: int) -> Message:
-    """All map positions: only for `fedne_exact`, which is not a federated method."""
+    """Answer with all map positions: only for `fedne_exact`, which is not a federated method."""
     return request.answer(arrays={"positions": _map_points(data, request)[1]})
 
 
 def request_grid(request: Message) -> grids.Grid:
-    """Read the common grid that a request carries as `box` and `counts`."""
+    """Read the common grid that a request carries as `box` and `counts`.
+
+    The box and two counts instead of all points: client and server compute the same grid from them.
+    """
     box, counts = request.array("box"), request.array("counts")
     return grids.grid_between(box, counts)
 
 
 def answer_surrogate(data: ClientData, request: Message, client: int) -> Message:
-    """A network that imitates the repulsion of the client's points, the box it was fitted in, and how well it fits."""
+    """Answer with a network that imitates the repulsion of the client's points, its box, and how well it fits."""
     options, z_np, z_Nd = _map_points(data, request)
     # Without a common grid the client queries around its own map, as in the public code.
     if "box" not in request.arrays and options.grid == "official":
@@ -142,6 +146,7 @@ def answer_surrogate(data: ClientData, request: Message, client: int) -> Message
     else:
         grid = request_grid(request)
     queries = grid.points_Gd
+    # A grid in three dimensions has too many points; as many random ones as the options allow take its place.
     if options.dimensions > 2:
         count = min(len(queries), options.max_points)
         random = stream(options.seed, round=request.round, client=client, purpose="queries")
@@ -152,6 +157,7 @@ def answer_surrogate(data: ClientData, request: Message, client: int) -> Message
         grids.targets(queries_Gd, z_Nd, drop=options.drop, kernel=options.kernel), options, data
     )
     fit = fit_surrogate(
+        # On the CPU: the same generator and the same arithmetic give the same surrogate whatever device trains.
         queries_Gd.cpu(),
         targets_G.cpu(),
         torch_generator(options.seed, round=request.round, client=client, purpose="surrogate"),
@@ -173,7 +179,7 @@ def answer_surrogate(data: ClientData, request: Message, client: int) -> Message
 
 
 def answer_field(data: ClientData, request: Message, client: int) -> Message:
-    """Repulsion of the client's points at every point of the common grid, and how well that interpolates between them.
+    """Answer with the repulsion of the client's points on the common grid, and how well it interpolates between.
 
     With noise the R2 is estimated from the noisy values that are sent (a cell's middle is the mean of four of them): an R2
     of the exact values would tell about them what the noise hides.
@@ -183,6 +189,7 @@ def answer_field(data: ClientData, request: Message, client: int) -> Message:
     queries = torch.from_numpy(grid.points_Gd).to(z_Nd)
     field_G = grids.targets(queries, z_Nd, drop=options.drop, kernel=options.kernel)
     sent_G = _add_target_noise(field_G, options, data)
+    # A cell's middle is the mean of four noisy values, whose noise has a quarter of the variance.
     if sigma := options.target_noise:
         r2 = r_squared_of_noisy(sent_G, sigma, sigma**2 / 4)
     else:
@@ -193,7 +200,7 @@ def answer_field(data: ClientData, request: Message, client: int) -> Message:
 
 
 def _add_target_noise(values_G: Tensor, options: EmbeddingOptions, data: ClientData) -> Tensor:
-    """Add noise where the options ask for it."""
+    """Add noise where the options request it."""
     if not options.target_noise:
         return values_G
     return values_G.new_tensor(add_noise(values_G.cpu().numpy(), options.target_noise, data.noise))
@@ -203,6 +210,7 @@ def _private_weights(
     before_P: NDArray[Any], after_P: NDArray[Any], options: EmbeddingOptions, data: ClientData
 ) -> NDArray[Any]:
     """Weights whose change is clipped and hidden in noise, where the options ask for it."""
+    # Methods that send no weights hide nothing by noise; it would only spoil their training.
     if options.update_clip is None or options.method in (LOCAL, POOLED):
         return after_P
     # Clip first, then add noise: noise of a fixed size hides only a change of bounded size.
@@ -230,7 +238,7 @@ def unpack_surrogate(vector_S: NDArray[Any], options: EmbeddingOptions) -> dict[
 
 
 def _foreign(request: Message, options: EmbeddingOptions, device: str) -> tuple[Foreign | None, SurrogateSum | None]:
-    """Repulsion of the others as a function of positions; None where nobody repels this client."""
+    """Return the others' repulsion as a function of positions [N, d] -> [N]; None where nobody repels this client."""
     dtype = getattr(torch, options.precision)
     if "surrogates" in request.arrays:
         surrogates = SurrogateSum(
@@ -282,6 +290,7 @@ def answer_train(data: ClientData, request: Message, client: int) -> Message:
     foreign, surrogates = _foreign(request, options, data.device)
     settings = PassSettings(
         rate=request.number("rate"),
+        # Edges, not points: with more neighbors a step has more edges, and an epoch as many steps.
         epochs=options.local_epochs,
         batch=options.batch_points * options.neighbors,
         # 0 stands for the exact mean in `PassSettings`.
@@ -296,6 +305,7 @@ def answer_train(data: ClientData, request: Message, client: int) -> Message:
     sent = {"encoder": _private_weights(request.array("encoder"), flatten_weights(network), options, data)}
     if options.hides_training:
         return request.answer(arrays=sent)
+    # After the training, with the weights that are sent: whether the map outgrew the surrogates' boxes in this round.
     outside = surrogates.outside(frozen_rows(network, data.tensor)) if surrogates is not None else 0
     foreign_loss: dict[str, float] = {} if report.foreign is None else {"foreign": report.foreign}
     return request.answer(
@@ -324,7 +334,7 @@ def make_client(number: int, data: ClientData, name: str = "") -> Client:
 
 
 def answer_remote(points_ND: NDArray[np.floating], request: Message, client: int) -> Message:
-    """A client's answer to a server elsewhere.
+    """Answer a server elsewhere.
 
     Raises:
         MessageError: a kind that is not answered over a network, such as all map positions.
@@ -332,5 +342,6 @@ def answer_remote(points_ND: NDArray[np.floating], request: Message, client: int
     """
     if request.kind not in REMOTE_KINDS:
         raise MessageError(f"'{request.kind}' is not answered over a network")
+    # A client over a network keeps nothing between requests: points are read and checked anew for each.
     data = ClientData(as_points(points_ND, what="the data").astype(request_options(request).precision))
     return HANDLERS[request.kind](data, request, client)

@@ -189,7 +189,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         if twice:
             raise UserError(f"options: '{twice[0]}' is a parameter of its own")
         if self.encoder is not None:
-            # An encoder of one's own brings its precision along; weights are averaged in it.
+            # A passed encoder brings its precision along; weights are averaged in it.
             content["precision"] = str(next(self.encoder.parameters()).dtype).removeprefix("torch.")
         self.random_state_ = draw_seed(self.random_state)
         return read_options(content | more | {"seed": self.random_state_}, where="FederatedNeighborEmbedding")
@@ -240,6 +240,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         values = {back.get(name, name): value for name, value in options.model_dump().items()}
         model = cls(**{name: value for name, value in values.items() if name in known}, random_state=options.seed)
         rest = {name: value for name, value in values.items() if name not in known and name != "seed"}
+        # Only what differs from the defaults: the estimator then prints as a user would have written it.
         default = EmbeddingOptions().model_dump()
         model.options = {name: value for name, value in rest.items() if value != default[name]} or None
         model.options_, model.encoder_, model.n_features_in_ = options, network, int(config["widths"][0])

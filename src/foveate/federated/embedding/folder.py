@@ -82,6 +82,7 @@ def load_encoder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     widths, precision = config["widths"], config["precision"]
     if precision not in ("float32", "float64"):
         raise UserError(f"{folder / CONFIG}: field 'precision' must be float32 or float64 (got {precision!r})")
+    # A network is built from these numbers, so they are checked before it is.
     if len(widths) < 2 or not all(isinstance(width, int) and width > 0 for width in widths):
         raise UserError(f"{folder / CONFIG}: field 'widths' must list two or more whole numbers (got {widths!r:.60})")
     network = perceptron(widths, torch.Generator(), dtype=getattr(torch, precision))

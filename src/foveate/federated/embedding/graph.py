@@ -24,7 +24,7 @@ class Neighborhood:
 
 
 def mix(points_ND: Points, partners_N: Indices, lambdas_N: Points) -> Points:
-    """lambda x + (1 - lambda) x', x' the partner, a neighbor of x: a point between two that are near each other."""
+    """Mix points: lambda x + (1 - lambda) x', with x' the partner, a neighbor of x; [N, D]."""
     weight_N1 = lambdas_N[:, None].astype(points_ND.dtype)
     return weight_N1 * points_ND + (1 - weight_N1) * points_ND[partners_N]
 
@@ -40,6 +40,7 @@ def edges(points_ND: Points, k: int, *, keep_self_edges: bool = False) -> tuple[
     if k < 1:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     if keep_self_edges:
+        # With exact copies scikit-learn may list a copy first and the point itself second.
         index = NearestNeighbors(n_neighbors=k + 1).fit(points_ND)
         tails_Nk = np.asarray(index.kneighbors(points_ND, return_distance=False))[:, 1:].astype(np.int64)
     else:
@@ -63,12 +64,14 @@ def neighborhood(
         neighbors_Nk: k nearest others of each point, if already known.
     """
     if generator is None or len(points_ND) < 2:
+        # Without mixing the graph never changes: the neighbors computed once serve every round.
         if neighbors_Nk is not None and not keep_self_edges:
             heads_E = np.repeat(np.arange(len(points_ND)), neighbors_Nk.shape[1])
             return Neighborhood(points_ND, heads_E, neighbors_Nk.ravel())
         return Neighborhood(points_ND, *edges(points_ND, k, keep_self_edges=keep_self_edges))
     if neighbors_Nk is None:
         neighbors_Nk = nearest(points_ND, min(k, len(points_ND) - 1))
+    # Beta(0.2, 0.2) has its mass near 0 and 1: most mixtures are close to one of their two points.
     lambdas_N = generator.beta(beta, beta, len(points_ND))
     picks_N = generator.integers(0, neighbors_Nk.shape[1], len(points_ND))
     partners_N = neighbors_Nk[np.arange(len(points_ND)), picks_N]

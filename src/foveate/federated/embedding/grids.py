@@ -16,6 +16,7 @@ STEP = 0.3
 MARGIN = 0.5
 MARGIN_SHARE = 0.1
 DROPS = ("none", "farthest", "nearest")
+# The public code's number; it equals its k, so the nearest were probably intended.
 DROPPED = 7
 
 
@@ -33,6 +34,7 @@ class Grid:
     @property
     def points_Gd(self) -> NDArray[np.float64]:
         """All points, [G, d], the first axis fastest."""
+        # Reversed, because `ij` indexing lets the last axis run fastest.
         mesh = np.meshgrid(*reversed(self.axes), indexing="ij")
         return np.stack([axis.ravel() for axis in reversed(mesh)], axis=1)
 
@@ -68,6 +70,7 @@ def own_grid(
 ) -> Grid:
     """As `official_grid`, with at least `min_axis_points` points per axis and at most `max_points` in all."""
     box = bounding_box(z_Nd)
+    # A map of a single position has no width; a tiny one keeps the step of the grid above 0.
     center, reach = box.mean(axis=0), np.maximum(box[1] - box[0], 1e-6)
     counts = np.maximum(np.ceil(2 * reach / step) + 1, min_axis_points)
     # Shrunk step by step on all axes alike, so that the queries keep the shape of the map.
@@ -81,6 +84,7 @@ def union_grid(
 ) -> Grid:
     """Grid for all clients: around the union of their boxes, with a margin of 10 % and 0.5; bounded per axis."""
     low, high = boxes_M2d[:, 0].min(axis=0), boxes_M2d[:, 1].max(axis=0)
+    # The map grows during the local training that follows; outside of the grid surrogates only extrapolate.
     margin = MARGIN_SHARE * (high - low) + MARGIN
     low, high = low - margin, high + margin
     counts = np.clip(np.ceil((high - low) / step) + 1, min_axis_points, max_axis_points)

@@ -222,8 +222,9 @@ class MapJob(TrainingJob[MapState]):
         state.add_note(f"{transport.name(client)} is suspicious: {reason}{left_out}")
 
     def _aggregate(self, state: MapState, weights: Mapping[int, Array]) -> Array:
-        """One encoder of those of the clients."""
+        """Combine the clients' weights into one encoder."""
         if self.options.aggregation == "mean":
+            # Sizes as reported at the start, not those of the mixed points: mixing doubles every client alike.
             return average_arrays(list(weights.values()), [state.sizes[client] for client in weights])
         return trimmed_mean(list(weights.values()), 0.5 if self.options.aggregation == "median" else self.options.trim)
 
@@ -248,7 +249,9 @@ class MapJob(TrainingJob[MapState]):
                 if options.suspects == "exclude":  # the others do not feel it, and their grid does not stretch to it
                     del boxes[client]
                     trusted.remove(client)
+                    # A repulsion of an earlier round would otherwise go on acting.
                     state.repulsions.pop(client, None)
+            # Computed by the server from the boxes, so that all fields share one grid and can be added up.
             common = union_grid(
                 np.stack(list(boxes.values())),
                 step=options.grid_step,
@@ -262,10 +265,12 @@ class MapJob(TrainingJob[MapState]):
         if options.method == EXACT:
             rule = MessageRule(at_client.POSITIONS, {"positions": ArrayRule(options.precision, (None, d))})
             for client, answer in ask_all(at_client.POSITIONS, rule, encoder).items():
+                # No fit, so R2 1: exact positions are never left out for a bad one.
                 state.repulsions[client] = Repulsion(answer.array("positions"), np.zeros((2, d)), 1.0, round)
             return
         if options.surrogate == "grid":
             assert state.grid is not None
+            # Noise of standard deviation s per value: ten deviations on top of the largest honest value.
             limit = MAX_FIELD * (1 + options.target_noise)
             values = ArrayRule(options.precision, (int(np.prod(state.grid.shape)),), low=-limit, high=limit)
             rule = MessageRule(at_client.FIELD, {"field": values}, {"r2": float})
@@ -309,6 +314,7 @@ class MapJob(TrainingJob[MapState]):
         arrays: dict[str, Array] = {"encoder": state.local_weights.get(client, state.encoder)}
         others = [other for other in usable if other != client]
         total = state.sizes[client] + sum(state.sizes[other] for other in others)
+        # Renormalized over those whose repulsion is known: a missing surrogate must not weaken the total.
         shares = np.array([state.sizes[other] / total for other in others], dtype=np.float64)
         client_share = 1.0
         if others:
@@ -320,8 +326,9 @@ class MapJob(TrainingJob[MapState]):
                 arrays |= {"positions": positions, "sizes": sizes, "shares": shares}
             elif options.surrogate == "grid":
                 assert state.grid is not None
-                # Fields on one grid are summed by the server: a client learns the others together, none of them alone.
+                # The server adds up fields on one grid: a client learns the others' sum, none of them alone.
                 field_G = sum(
+                    # Added up in float64, rounded once at the end.
                     share * repulsion.vector.astype(np.float64)
                     for share, repulsion in zip(shares, repulsions, strict=True)
                 )
@@ -440,6 +447,7 @@ def measure_method(
 
 
 def _check_points(client: int, answer: Message) -> None:
+    # Zero points have no map and no weight; the average would divide by their total.
     if answer.number("points") < 1:
         raise MessageError("has no point")
 
@@ -456,6 +464,7 @@ def _box_rule(dimensions: int, limit: float = MAX_MAP) -> ArrayRule:
 
 def _check_box(client: int, answer: Message) -> None:
     low, high = answer.array("box")
+    # A reversed box would turn the common grid inside out.
     if (low > high).any():
         raise MessageError("array 'box' has a lowest corner above the highest")
 

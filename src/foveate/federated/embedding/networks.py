@@ -17,6 +17,7 @@ _BLOCK_VALUES = 1 << 22
 
 def linear(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
     """PyTorch's own start of a linear layer (uniform within 1 / sqrt(inputs)), from a generator of its own."""
+    # `skip_init`: the default start would draw from the global generator first.
     layer = torch.nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype)
     assert isinstance(layer, nn.Linear)
     bound = inputs**-0.5
@@ -75,6 +76,7 @@ def flatten_weights(network: nn.Module) -> NDArray[np.generic]:
             f"encoder: '{odd}' has another type than the rest; averaging needs one floating-point type throughout, so "
             "use layer or group normalization instead of batch normalization"
         )
+    # One vector, not arrays by name: its rule needs a length only, and averages and distances need no loop.
     return torch.cat([value.detach().reshape(-1) for value in values.values()]).cpu().numpy()
 
 
@@ -130,6 +132,7 @@ def trimmed_mean(arrays_M: Sequence[NDArray[np.generic]], trim: float) -> NDArra
 
 def frozen_rows(network: nn.Module, rows_ND: Tensor) -> Tensor:
     """The network's outputs without gradients, in blocks."""
+    # Evaluation mode: dropout of a custom encoder must not blur positions.
     network.eval()
     with torch.no_grad():
         parts = [network(part) for part in rows_ND.split(8192)]

@@ -129,6 +129,7 @@ def read_options(content: dict[str, Any], *, where: str = "FedNE") -> EmbeddingO
 
 
 def decay_rounds(rounds: int, shares: Sequence[float]) -> list[int]:
+    # `int` as in the public code; shares that fall together act once.
     """Rounds at which the learning rate falls: int(share * rounds), each once."""
     return sorted({int(share * rounds) for share in shares})
 
@@ -152,5 +153,6 @@ def draw_participants(clients: Sequence[int], share: float, generator: np.random
     """Draw the clients that train in a round: at least one, without replacement, ascending."""
     if share >= 1:
         return list(clients)
+    # At least one: a round without clients has nothing to average.
     count = max(1, round(share * len(clients)))
     return sorted(generator.choice(np.asarray(clients), size=count, replace=False).tolist())

@@ -13,6 +13,7 @@ from foveate.core.seeds import generator
 from foveate.federated.results import EmbedClient
 from foveate.metrics import embedding
 
+# Trustworthiness and continuity need all pairwise distances, memory quadratic in the points.
 MAX_POINTS = 3000
 Array = NDArray[np.floating]
 
@@ -51,7 +52,7 @@ def sample_rows(rows: int, max_rows: int, *, seed: int = 0) -> NDArray[np.int64]
 
 
 def measure_quality(fitted: MapPoints, held_out: MapPoints | None, *, k: int) -> dict[str, float]:
-    """Measures by name.
+    """Compute measures by name.
 
     trustworthiness, continuity: of held-out points among themselves where there are enough, else of the fitted ones.
     knn: accuracy of a vote of fitted places on held-out ones, or leave one out. hit: neighborhood hit. foreign,
@@ -80,6 +81,7 @@ def measure_quality(fitted: MapPoints, held_out: MapPoints | None, *, k: int) ->
         assert sample.labels_N is not None
         measures["hit"] = embedding.neighborhood_hit(sample.positions_Nd, sample.labels_N, k=k)
     if len(np.unique(fitted.owners_N)) > 1:
+        # Always next to its value in the points' own space: clients may overlap there already.
         measures["foreign"] = embedding.foreign_share(sample.positions_Nd, sample.owners_N, k=k)
         measures["foreign_in_space"] = embedding.foreign_share(sample.points_ND, sample.owners_N, k=k)
     return measures

@@ -49,6 +49,7 @@ def split_held_out(clients: Clients, share: float, *, seed: int) -> HeldOutSplit
     for number, points in enumerate(clients.points):
         # Per client, so that adding a client does not change the split of the others.
         order = generator("held out", seed, number).permutation(len(points))
+        # A fifth of fewer than ten points is one or none, too few to measure on.
         count = int(share * len(points)) if len(points) >= 10 else 0
         rows.append((np.sort(order[count:]), np.sort(order[:count])))
     labels = clients.labels
@@ -119,6 +120,7 @@ def _measure(fitted: Fitted, split: HeldOutSplit, names: Sequence[str]) -> Embed
     k = fitted.options.neighbors
     sample = trained.rows(sample_rows(len(trained.points_ND), MAX_POINTS))
     positions = EmbedMap(
+        # Rounded to a thousandth: enough to draw, and result.json stays small.
         positions=np.round(sample.positions_Nd.astype(float), 3).tolist(),
         owners=sample.owners_N.tolist(),
         labels=None if sample.labels_N is None else sample.labels_N.astype(str).tolist(),

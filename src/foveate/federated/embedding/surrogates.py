@@ -1,7 +1,7 @@
-"""Surrogates: a small network per client that says how strongly the client's points repel a place on the map.
+"""Surrogates: a small network per client that predicts how strongly its points repel a map position.
 
 It is fitted by its owner from the frozen global encoder, sent to all others, and evaluated there: gradients flow into
-the place, never into the surrogate. FedNE, arXiv 2409.11509; all details are those of the public code.
+the position, never into the surrogate. FedNE, arXiv 2409.11509; all details are those of the public code.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from foveate.federated.embedding.networks import Weights, copy_weights, linear
 from foveate.federated.embedding.objective import max_repulsion
 
+# Octaves of the encoding. The finest wave is 2 pi / 8 = 0.8 long, more than two steps of a grid of 0.3; another octave
+# would alias on it.
 LEVELS = 4
 
 
@@ -134,6 +136,7 @@ def fit_surrogate(
     # A random part of the grid, not its edge: the fit must hold between the queries.
     checked = order[: int(settings.held_out * len(order))]
     fitted = order[len(checked) :]
+    # Fused: the network is so small that the overhead of one call per parameter would dominate.
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.rate, foreach=False, fused=True)
     best, best_weights, waited, epoch = math.inf, None, 0, 0
     for epoch in range(settings.epochs):
@@ -153,6 +156,7 @@ def fit_surrogate(
             waited += 1
             if waited >= settings.patience:
                 break
+    # Of the best check, not the last: the fit may have begun to follow the noise of its batches.
     if best_weights is not None:
         network.load_state_dict(best_weights)
     with torch.no_grad():
@@ -188,6 +192,7 @@ class SurrogateSum:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
+        # Each layer has two arrays, weight and bias.
         depth = len(surrogates_M[0]) // 2
         stacked = [
             [np.stack([weights[f"layers.{index}.{part}"] for weights in surrogates_M]) for part in ("weight", "bias")]
@@ -201,6 +206,7 @@ class SurrogateSum:
     def __call__(self, z_Nd: Tensor) -> Tensor:
         """Weighted sum at each position, [N]."""
         # All networks have one architecture: a batched product evaluates them at once.
+        # One copy of the positions for all M networks: `expand` costs no memory. [M, N, inputs].
         hidden = encode_positions(z_Nd, levels=self._levels).expand(len(self._shares_M), -1, -1)
         for index, (weight_Moi, bias_Mo) in enumerate(self._layers):
             hidden = torch.baddbmm(bias_Mo.unsqueeze(1), hidden, weight_Moi.transpose(1, 2))

@@ -1,4 +1,4 @@
-"""One client's pass over its edges: a fresh Adam on the common encoder, no state from round to round."""
+"""One client's training pass over its edges: a fresh Adam on the common encoder, no state between rounds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from foveate.federated.embedding.graph import Neighborhood
 from foveate.federated.embedding.objective import Losses, exact_losses, sampled_losses
 
 Foreign = Callable[[Tensor], Tensor]
+# The exact repulsion needs a table of all pairs of points; 5,000 points take 100 MB in float32 for each tensor of it.
 MAX_EXACT_POINTS = 5000
 # The exact repulsion weighs as much as the default number of samples, so that a learning rate fits both.
 EXACT_WEIGHT = 5
@@ -82,7 +83,7 @@ def step(
         losses = exact_losses(z_Nd, heads_E, tails_E, foreign_E=foreign_E, kernel=settings.kernel)
     else:
         named = torch.cat([heads_E, tails_E, negatives_EB.reshape(-1)])
-        # Every distinct point is encoded once, however many edges and samples name it.
+        # Every distinct point is encoded once, however many edges and samples refer to it.
         rows, indices = torch.unique(named, return_inverse=True)
         z_Nd = network(points_ND[rows])
         heads, tails, rest = indices.split([len(heads_E), len(tails_E), negatives_EB.numel()])
@@ -122,6 +123,7 @@ def train_pass(
     first = next(network.parameters())
     points_ND = torch.from_numpy(np.ascontiguousarray(around.points_ND)).to(first)
     heads_E, tails_E = (torch.from_numpy(rows).to(first.device) for rows in (around.heads_E, around.tails_E))
+    # A client of one point has no edges: its weights go back unchanged, and count with their share.
     if not len(heads_E):
         return PassReport(0.0, 0.0, None if foreign is None else 0.0, 0)
     anchor = [parameter.detach().clone() for parameter in network.parameters()] if settings.proximal else None
@@ -131,6 +133,7 @@ def train_pass(
     steps = 0
     for _ in range(settings.epochs):
         order = torch.from_numpy(generator.permutation(len(heads_E))).to(first.device)
+        # Drawn for the whole epoch at once, from NumPy's stream: the same samples on every device.
         negatives = _draw_negatives(len(points_ND), len(heads_E), settings.negatives, generator)
         for start in range(0, len(order), settings.batch):
             rows = order[start : start + settings.batch]
