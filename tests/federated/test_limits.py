@@ -51,8 +51,8 @@ def test_limits_hold_for_every_question(place: int) -> None:
 
 def test_limits_of_a_node() -> None:
     config = {"partition-id": 0, "num-partitions": 2, "data": "points.npz", "name": "north", "min-count": 10}
-    assert Limits.of_node(config) == Limits(10, None)
-    assert Limits.of_node(config | {"max-clusters": 30}) == Limits(10, 30)
+    assert Limits.of_node(config) == Limits(min_count=10)
+    assert Limits.of_node(config | {"max-clusters": 30}) == Limits(min_count=10, max_clusters=30)
     assert Limits.of_node({"partition-id": 0}) == Limits()
 
 

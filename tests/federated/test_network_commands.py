@@ -82,8 +82,8 @@ def test_a_run_is_asked_for_with_the_fields_that_were_given(tmp_path: Path) -> N
         "options": "min_count=10 refine_rounds=1",
     }
     assert set(given) < set(CONFIG)
-    job, settings = read_job(CONFIG | given)
-    assert (job, settings.clusters, settings.min_count, settings.refine_rounds) == ("cluster", 12, 10, 1)
+    run, settings = read_job(CONFIG | given)
+    assert (run.job, settings.clusters, settings.min_count, settings.refine_rounds) == ("cluster", 12, 10, 1)
 
 
 def test_keys_are_registered_one_by_one(tmp_path: Path) -> None:

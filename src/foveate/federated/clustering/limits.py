@@ -7,27 +7,23 @@ limits are in the node's own configuration, which no server sees or sets.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from foveate.core.errors import UserError, choose
+from foveate.core.recipes import Settings
 from foveate.federated.messages import Message, MessageError
 
 NODE_FIELDS = ("partition-id", "num-partitions", "data", "name", "min-count", "max-clusters")
 """Fields that a node's configuration may hold."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """A client's own limits.
+class Limits(Settings):
+    """A client's own limits."""
 
-    Attributes:
-        min_count: nothing is reported about fewer points.
-        max_clusters: the largest K that is answered; None = any.
-    """
-
-    min_count: int = 1
-    max_clusters: int | None = None
+    min_count: int = Field(1, ge=1, description="answer nothing about groups of fewer points")
+    max_clusters: int | None = Field(None, ge=1, description="answer no question for more clusters")
 
     @classmethod
     def of_node(cls, config: Mapping[str, Any]) -> Limits:
@@ -39,8 +35,8 @@ class Limits:
         # Unknown fields are refused, because one may be a misspelled limit, which would silently not hold.
         for name in config:
             choose(name, NODE_FIELDS, "field of the node's configuration")
-        max_clusters = _read_count(config, "max-clusters") if "max-clusters" in config else None
-        return cls(_read_count(config, "min-count") if "min-count" in config else 1, max_clusters)
+        names = {name: name.replace("_", "-") for name in cls.model_fields}
+        return cls(**{name: _read_count(config, field) for name, field in names.items() if field in config})
 
     def check(self, request: Message) -> None:
         """Raise MessageError if a request asks about fewer points, or for more clusters, than this client allows."""

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from foveate.core.files import write_text_atomically
+from foveate.federated.flower.options import default_config
 
-CONFIG: dict[str, Any] = {
-    "job": "cluster",
-    "clusters": 8,
-    "method": "consensus",
-    "seed": 0,
-    "clients": 2,
-    "min-clients": 1,
-    "wait": 120.0,
-    "timeout": 600.0,
-    "out": "",
-    "options": "",
-}
+CONFIG = default_config()
 """Fields of a run and their defaults; `--run-config` can change these and no others."""
 
 _PROJECT = """[build-system]

@@ -15,7 +15,8 @@ from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.run import write_server_result
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.flower.jobs import CLUSTER, EMBED, FEATURES, read_job
+from foveate.federated.flower.jobs import read_job
+from foveate.federated.flower.options import CLUSTER, EMBED, FEATURES, RunOptions
 from foveate.federated.flower.transport import GridTransport
 
 app = ServerApp()
@@ -33,25 +34,25 @@ def run(grid: Any, config: Mapping[str, Any]) -> Path:
     Raises:
         UserError: a configuration that does not say where the result goes, or options that do not fit.
     """
-    job, options = read_job(config)
-    return JOBS[job](grid, config, options)
+    settings, options = read_job(config)
+    return JOBS[settings.job](grid, settings, options)
 
 
-def _connect(grid: Any, config: Mapping[str, Any], *, answers_folder: Path | None = None) -> GridTransport:
+def _connect(grid: Any, settings: RunOptions, *, answers_folder: Path | None = None) -> GridTransport:
     """Transport to as many clients as the configuration says."""
     return GridTransport(
         grid,
-        clients=int(config["clients"]),
-        wait=float(config["wait"]),
-        timeout=float(config["timeout"]),
+        clients=settings.clients,
+        wait=settings.wait,
+        timeout=settings.timeout,
         answers_folder=answers_folder,
     )
 
 
-def _cluster(grid: Any, config: Mapping[str, Any], options: ClusteringOptions) -> Path:
-    out = Path(str(config["out"]))
-    link = _connect(grid, config, answers_folder=out / "answers")
-    clustered = cluster(link, options, min_clients=int(config["min-clients"]), evaluate=True)
+def _cluster(grid: Any, settings: RunOptions, options: ClusteringOptions) -> Path:
+    out = Path(settings.out)
+    link = _connect(grid, settings, answers_folder=out / "answers")
+    clustered = cluster(link, options, min_clients=settings.min_clients, evaluate=True)
     names = {client: link.name(client) for client in link.clients}
     write_server_result(out, clustered, link.log, names)
     link.forget()  # the clients' data may change before the next run
@@ -59,28 +60,28 @@ def _cluster(grid: Any, config: Mapping[str, Any], options: ClusteringOptions) -
     return out
 
 
-def _embed(grid: Any, config: Mapping[str, Any], options: EmbeddingOptions) -> Path:
+def _embed(grid: Any, settings: RunOptions, options: EmbeddingOptions) -> Path:
     # Imported here, because a clustering must not load torch.
     from foveate.federated.embedding.job import MapJob
     from foveate.federated.job import serve
 
-    out = Path(str(config["out"]))
+    out = Path(settings.out)
     # No answers are stored: with privacy noise each answer of a client counts, and must be a fresh one.
-    result = serve(MapJob(options), _connect(grid, config), out, min_clients=int(config["min-clients"]))
+    result = serve(MapJob(options), _connect(grid, settings), out, min_clients=settings.min_clients)
     say(f"{out}: a map of {len(result['maps'][0]['clients'])} clients")
     return out
 
 
-def _features(grid: Any, config: Mapping[str, Any], options: DeepOptions) -> Path:
+def _features(grid: Any, settings: RunOptions, options: DeepOptions) -> Path:
     from foveate.federated.deep.job import DeepJob
     from foveate.federated.job import serve
 
-    out = Path(str(config["out"]))
-    link = _connect(grid, config, answers_folder=out / "answers")
-    result = serve(DeepJob(options), link, out, min_clients=int(config["min-clients"]))
+    out = Path(settings.out)
+    link = _connect(grid, settings, answers_folder=out / "answers")
+    result = serve(DeepJob(options), link, out, min_clients=settings.min_clients)
     say(f"{out}: an encoder of {len(result['clients'])} clients")
     return out
 
 
-JOBS: dict[str, Callable[[Any, Mapping[str, Any], Any], Path]] = {CLUSTER: _cluster, EMBED: _embed, FEATURES: _features}
+JOBS: dict[str, Callable[[Any, RunOptions, Any], Path]] = {CLUSTER: _cluster, EMBED: _embed, FEATURES: _features}
 """Runs each job; it writes the result and returns the folder."""

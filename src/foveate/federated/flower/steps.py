@@ -19,7 +19,7 @@ from foveate.core.files import write_text_atomically
 from foveate.core.progress import say
 from foveate.federated.clustering.limits import Limits
 from foveate.federated.flower import commands
-from foveate.federated.flower.app import CONFIG, write_app
+from foveate.federated.flower.app import write_app
 from foveate.federated.flower.commands import Address
 from foveate.federated.flower.jobs import read_job
 from foveate.federated.flower.keys import CA, check_client, check_public_key, check_server
@@ -146,7 +146,7 @@ def carry_out(folder: Path, fields: Mapping[str, Any]) -> Path:
     Raises:
         UserError: a configuration that does not fit, no server, or a run that ends without a result.
     """
-    read_job({**CONFIG, **fields})
+    read_job(fields)
     program(commands.FLWR)
     _need_connection(folder)
     write_app(commands.app_folder(folder))
