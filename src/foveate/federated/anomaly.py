@@ -15,6 +15,7 @@ MIN_CLIENTS = 4
 WEIGHTS_ALONE, BOX_FAR = 4.0, 4.0
 """Multiples of the median at which weights and boxes are flagged."""
 MAX_SIZE_SHARE, SIZE_ALONE = 0.5, 30.0
+# Values of a block of weights of all clients together: 32 MiB of float64.
 _BLOCK_VALUES = 1 << 22
 
 
@@ -31,6 +32,7 @@ def find_outliers(clients: NDArray[np.int64], log_M: NDArray[np.float64], min_ra
     # 1.4826: the median absolute deviation of a normal distribution times it is the standard deviation.
     spread = 1.4826 * np.median(np.abs(log_M - median))
     above_M = log_M - median
+    # Both: the ratio alone flags honest clients that differ a lot, the spread alone flags trifles among near equals.
     outliers = (above_M > np.log(min_ratio)) & (above_M > 4 * spread)
     # exp overflows above 709; a ratio of e^700 says as much as infinity.
     return {
@@ -73,7 +75,9 @@ def find_odd_weights(weights: Mapping[int, NDArray[np.floating]]) -> dict[int, f
         part = np.stack([row[start : start + width] for row in rows]).astype(np.float64)
         gram_MM += part @ part.T
     squares_M = np.diag(gram_MM)
+    # Rounding can make the squared distance of nearly equal weights negative.
     gap_MM = np.sqrt(np.maximum(squares_M[:, None] + squares_M - 2 * gram_MM, 0.0))
+    # Against half of the others, not the nearest: poisoned clients that agree are near to one another.
     others_M = np.array([np.median(np.delete(gaps, index)) for index, gaps in enumerate(gap_MM)])
     return find_outliers(clients, np.log(np.maximum(others_M, np.finfo(float).tiny)), WEIGHTS_ALONE)
 

@@ -168,6 +168,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         array = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=True)
         if clients is None:
             return [array]
+        # `return_inverse` numbers the clients by their sorted names, so that their order in the rows does not matter.
         _, number_N = np.unique(np.asarray(clients), return_inverse=True)
         if number_N.shape != (len(array),):
             raise UserError(f"clients names {number_N.size} rows; the array has {len(array)}")
@@ -224,7 +225,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         return distances(self._check(X), self.cluster_centers_)
 
     def fit_predict(self, X: Any, y: None = None, **kwargs: Any) -> Any:
-        """`fit(X).labels_`."""
+        """Find the centers and return `labels_`."""
         return self.fit(X, **kwargs).labels_
 
     @property

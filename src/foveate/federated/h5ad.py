@@ -40,6 +40,7 @@ def read_h5ad(path: Path) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]
 def _components(path: Path, file: Any) -> NDArray[np.float64]:
     import h5py
 
+    # Before version 0.7 `obsm` was one table with a column for each matrix.
     held = file["obsm"] if "obsm" in file else {}
     names = list(held) if isinstance(held, h5py.Group) else list(getattr(held, "dtype", np.dtype("V")).names or ())
     if COMPONENTS not in names:
@@ -56,6 +57,7 @@ def _columns(file: Any) -> dict[str, NDArray[Any]]:
         unnamed = (*_INDEX, _text(obs.attrs.get("_index", "")))
         read = {name: _column(obs[name]) for name in obs if name not in unnamed and not name.startswith("__")}
         return {name: values for name, values in read.items() if values is not None}
+    # The old layout: a table of codes, with the names of categories apart in `uns`.
     table = obs[()]
     columns = {}
     for name in table.dtype.names or ():
@@ -78,6 +80,7 @@ def _column(held: Any) -> NDArray[Any] | None:
 
 def _named(categories: NDArray[Any], codes_N: NDArray[Any]) -> NDArray[Any]:
     """Category of each code as a string; -1, a missing value, is the empty string."""
+    # The empty string first, so that code -1 becomes index 0.
     names = np.array(["", *(_text(category) for category in categories)], dtype=object)
     # A damaged file would otherwise index from the end, silently.
     if codes_N.min(initial=0) < -1 or codes_N.max(initial=-1) >= len(categories):

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from foveate.core.errors import UserError
 
 Rows = NDArray[np.int64]
+# A limit, because a split that cannot succeed (small alpha, many clients) would be drawn forever.
 MAX_DRAWS = 1000
 
 
@@ -77,6 +78,7 @@ def dirichlet(
     _check_clients(clients, len(labels))
     if not alpha > 0 or not np.isfinite(alpha):
         raise UserError(f"alpha of a Dirichlet split must be above 0, such as 0.3 (got {alpha})")
+    # Refused at once: no draw can give every client its minimum.
     if smallest * clients > len(labels):
         raise UserError(
             f"{clients} clients with at least {smallest} points each need {smallest * clients}, not {len(labels)}"
@@ -106,6 +108,7 @@ def _dirichlet_draw(
             shares_M = np.where(held_M < balance / clients, shares_M, 0.0)
         if not shares_M.sum() > 0:  # small alphas may underflow to zeros or NaN
             return None
+        # Floors of the cumulative shares, as in the public codes: every row goes to exactly one client.
         cuts = (np.cumsum(shares_M / shares_M.sum())[:-1] * len(rows)).astype(np.int64)
         for client, part in enumerate(np.split(rows, cuts)):
             parts[client].append(part)
@@ -161,6 +164,7 @@ def by_id(ids_N: Sequence[Hashable]) -> Partition:
         raise UserError("no rows to split")
     texts = np.array([str(item) for item in ids_N])
     names = np.unique(texts)
+    # Stable, so that the rows of a client stay in their order.
     order = np.argsort(texts, kind="stable")
     starts = np.searchsorted(texts[order], names)
     return Partition([np.sort(part) for part in np.split(order, starts[1:])], [str(name) for name in names])

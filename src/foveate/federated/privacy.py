@@ -27,6 +27,7 @@ def private_noise() -> np.random.Generator:
 
 def clip_norm(vector: NDArray[np.floating], max_norm: float) -> NDArray[np.floating]:
     """Scale a vector down to `max_norm` if it is longer: only then its sensitivity is bounded."""
+    # In float64: a norm rounded down in float32 would let a vector through that is longer than the bound.
     norm = float(np.linalg.norm(vector.astype(np.float64)))
     return vector if norm <= max_norm else (vector * (max_norm / norm)).astype(vector.dtype)
 

@@ -89,6 +89,7 @@ def pbmc68k() -> Set:
 
 
 def cells_file() -> Path | None:
+    # Not imported: scanpy takes seconds and pulls in packages that this file does not need.
     """Path of PBMC 68k in an installed scanpy, without importing it; None if there is none."""
     spec = importlib.util.find_spec("scanpy")
     path = Path(spec.origin).parent / _CELLS if spec is not None and spec.origin else None
@@ -110,9 +111,11 @@ def read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
     if len(held) > _MAX_BYTES:
         raise UserError(f"{path}: unpacks to more than 1 GiB, which is refused")
     start = 4 + 4 * axes
+    # Two zero bytes, 8 for unsigned bytes, then the number of axes.
     if len(held) < start or held[:4] != bytes([0, 0, 8, axes]):
         raise UserError(f"{path}: not an IDX file of bytes with {axes} {'axes' if axes > 1 else 'axis'}")
     shape = [int(length) for length in np.frombuffer(held, ">u4", count=axes, offset=4)]
+    # As Python integers (dtype object): a forged header could otherwise overflow the product to the right size.
     if len(held) - start != int(np.prod(shape, dtype=object)):
         raise UserError(f"{path}: its header claims {' x '.join(map(str, shape))} bytes (got {len(held) - start:,})")
     return np.frombuffer(held, np.uint8, offset=start).reshape(shape)

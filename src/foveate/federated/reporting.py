@@ -71,6 +71,7 @@ def warnings_as_progress() -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
+    # Printed after the block and each once: many clients raise the same warning, in the middle of a progress bar.
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         say(text)
 

@@ -37,6 +37,7 @@ from foveate.metrics.neighbors import as_points
 from foveate.records.collection import Collection
 
 POINT_NAMES = ("points", "embedding", "embeddings", "features", "X")
+# Columns of exported embeddings that describe a row and are no features.
 _ASIDE = ("key", "kind", "box", "phrase", "norm")
 SPLITS = ("even", "dirichlet", "balanced", "shards")
 
@@ -69,6 +70,7 @@ def read_points(source: str | Path) -> Points:
 
 def _load_arrays(path: Path) -> Any:
     try:
+        # No pickle: an array file from elsewhere could run code.
         arrays = np.load(path, allow_pickle=False)
         return arrays if path.suffix == ".npy" else {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -80,6 +82,7 @@ def _from_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> Points:
     if not names:
         raise UserError(f"{path}: holds {', '.join(arrays) or 'nothing'}; points are called {', '.join(POINT_NAMES)}")
     points = as_points(arrays[names[0]], what=f"{path}: {names[0]}")
+    # Any other array with one entry per row may be a label or name a client.
     columns = {name: array for name, array in arrays.items() if name != names[0] and array.shape == (len(points),)}
     return Points(str(path), points, columns)
 
@@ -94,6 +97,7 @@ def _read_table(path: Path) -> pa.Table:
 def _from_table(path: Path, table: pa.Table) -> Points:
     if not table.num_rows:
         raise UserError(f"{path}: has no row")
+    # A column of lists wins over columns of numbers: exports have both, and the numbers there describe rows.
     lists = [n for n in table.column_names if _is_list(table.schema.field(n).type) and n in POINT_NAMES]
     features: tuple[Feature, ...] = ()
     if lists:
@@ -115,6 +119,7 @@ def _from_table(path: Path, table: pa.Table) -> Points:
         names_D = [name for name in table.column_names if name in used]
         points = as_points(np.stack([table[name].to_numpy() for name in names_D], axis=1), what=str(path))
         features = tuple(Feature(name) for name in names_D)
+    # Lists that are no points (boxes, second embeddings) cannot label rows.
     rest = {n: table[n] for n in table.column_names if n not in used and not _is_list(table.schema.field(n).type)}
     columns = {name: np.array(column.to_pylist(), dtype=object) for name, column in rest.items()}
     return Points(str(path), points, columns, features)
@@ -126,10 +131,12 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def _folder(path: Path) -> Points:
     """Read parts of a table, or the images of exported embeddings."""
+    # An export holds images and phrases apart; only the images are points.
     inner = path / "images" if (path / "images").is_dir() else path
     parts = sorted(inner.glob("*.parquet")) or sorted(inner.glob("*.npz"))
     if not parts:
         raise UserError(f"{path}: holds no .parquet or .npz files, and no folder 'images' with some")
+    # Sorted by name, the order in which an export was written.
     read = [read_points(part) for part in parts]
     # Parts of one table may differ in columns; only what all of them have can be joined.
     shared = set.intersection(*(set(part.columns) for part in read))
@@ -273,6 +280,7 @@ def gather(
     if len(read) > 1:
         if client is not None or split is not None or clients is not None:
             raise UserError("several sources are one client each: --client, --split and --clients have no effect")
+        # Compared here, where the sources have names; later there are only numbers of clients.
         widths = {points.points_ND.shape[1] for points in read}
         if len(widths) > 1:
             listed = ", ".join(f"{points.name}: {points.points_ND.shape[1]}" for points in read)

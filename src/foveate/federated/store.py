@@ -44,6 +44,7 @@ def digest(*parts: Any) -> str:
             array = np.asarray(None)
         # Objects have no bytes that mean anything; a random digest makes sure that nothing of them is ever reused.
         readable = not array.dtype.hasobject
+        # Type and shape between the parts: otherwise [1, 2] and [[1, 2]], or two parts and one longer, would be equal.
         result.update(f"|{array.dtype}|{array.shape}|".encode())
         result.update(np.ascontiguousarray(array).tobytes() if readable else secrets.token_bytes(32))
     return result.hexdigest()
@@ -130,6 +131,7 @@ class AnswerStore:
 
     def path(self, request: Message, client: int, data: str = "") -> Path:
         """File of a client's answer to this request."""
+        # 32 of 64 hexadecimal digits, 128 bits: enough that no two requests meet, and paths stay short.
         name = digest(request.digest(), data)[:32]
         return self.folder / f"{request.round:06d}-{request.kind}" / f"{client}-{name}.safetensors"
 
@@ -137,6 +139,7 @@ class AnswerStore:
         """Load an answer; None if there is none, or a broken one."""
         try:
             return Message.from_bytes(self.path(request, client, data).read_bytes())
+        # A broken file is asked for again, not an error: the client still has its data.
         except (FileNotFoundError, MessageError):
             return None
 

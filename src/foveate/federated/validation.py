@@ -48,6 +48,7 @@ def draw_seed(random_state: int | np.random.RandomState | None) -> int:
     """Seed of a fit from scikit-learn's `random_state`: a number as it is, else one drawn from the state."""
     if isinstance(random_state, int | np.integer):
         return int(random_state)
+    # 2^31 - 1 is the largest bound on every platform of NumPy's legacy generator.
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
@@ -66,6 +67,7 @@ def common_columns(parts: Sequence[Any]) -> list[str] | None:
             continue
         if known is None:
             first, known = number, names
+        # Frames of other widths are refused elsewhere, with their numbers of features.
         elif len(names) == len(known):
             _compare(names, known, f"client {number}", f"client {first}")
     return known

@@ -50,6 +50,7 @@ class _Block(nn.Module):
             nn.Conv2d(outer, outer, 3, 1, 1, bias=False),
             nn.BatchNorm2d(outer),
         )
+        # A convolution also where shapes agree: one form of block for every width and stride.
         self.skip = nn.Conv2d(inner, outer, 1, stride, bias=False)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -57,8 +58,9 @@ class _Block(nn.Module):
 
 
 def small_resnet(channels: int, widths: Sequence[int] = (16, 32, 64)) -> nn.Sequential:
-    """A ResNet for small images [B, channels, H, W]: one block a width, each but the first halves the side; the mean
-    over positions, [B, widths[-1]].
+    """Build a ResNet for small images [B, channels, H, W]; its output is the mean over positions, [B, widths[-1]].
+
+    One block for each width; each but the first halves the side.
     """
     blocks: list[nn.Module] = [
         nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False),
@@ -92,7 +94,7 @@ class _Middle(nn.Module):
 def small_vit(
     channels: int, side: int, *, patch: int | None = None, width: int = 64, depth: int = 2, heads: int = 4
 ) -> nn.Sequential:
-    """A vision transformer for small square images [B, channels, side, side]: the mean over tokens, [B, width].
+    """Build a vision transformer for small images [B, channels, side, side]; its output is the mean token, [B, width].
 
     Args:
         patch: side of a patch; a quarter of the image's by default.
@@ -154,7 +156,7 @@ def _floating_tensors(network: nn.Module) -> list[Tensor]:
 
 
 def flatten_weights(network: nn.Module) -> NDArray[np.float32]:
-    """All floating-point values of a network's state as one vector [P].
+    """Return all floating-point values of a network's state as one vector [P].
 
     Batch statistics are averaged like weights; integer counters cannot be, and nothing depends on them.
     """

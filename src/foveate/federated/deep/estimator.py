@@ -44,7 +44,7 @@ def as_samples(data: ArrayLike) -> Tensor:
 
 
 class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
-    """Clients train one encoder: each round a server makes K centers of their centroids, and clients learn to tell them.
+    """Clients train one encoder; each round a server merges their centroids into K centers, the targets of training.
 
     A reconstruction of DeepFeCA (arXiv 2407.12764, whose body was not available) on the form of DeepCluster-v2; the
     server's step is `consensus`, not the paper's. It reproduces no number of the paper.
@@ -168,6 +168,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def _options(self, seed: int) -> DeepOptions:
         """Options of the training, checked by the bounds of `DeepOptions`."""
+        # Checked here: 0 rounds is allowed for an estimator (the untrained encoder), and `DeepOptions` starts at 1.
         if isinstance(self.n_rounds, bool) or not isinstance(self.n_rounds, int) or self.n_rounds < 0:
             raise UserError(f"n_rounds must be a whole number from 0 (got {self.n_rounds!r})")
         content = {name: getattr(self, name) for name in _OPTIONS}
@@ -178,6 +179,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
             "rounds": self.n_rounds or 1,
             "seed": seed,
         }
+        # NumPy's numbers come from grid searches; strict fields would refuse them.
         plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in content.items()}
         return read_options(plain, where=type(self).__name__)
 
@@ -191,19 +193,19 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         return samples
 
     def transform(self, X: Any) -> Any:
-        """Embeddings of length 1, [N, width]; a list of these for a list of clients, as in all methods."""
+        """Embed samples as vectors of length 1, [N, width]; a list of these for a list of clients, as in all methods."""
         if is_list_of_clients(X):
             return [self.transform(data) for data in X]
         return unit_rows(embed(self.encoder_, self._samples(X)))
 
     def features(self, X: Any) -> Any:
-        """The encoder's output before the head, [N, inner]."""
+        """Return the encoder's output before the head, [N, inner]."""
         if is_list_of_clients(X):
             return [self.features(data) for data in X]
         return embed(self.encoder_, self._samples(X), head=False)
 
     def predict(self, X: Any) -> Any:
-        """The nearest center of each sample, [N]."""
+        """Return the index of the nearest center of each sample, [N]."""
         if is_list_of_clients(X):
             return [self.predict(data) for data in X]
         return nearest(self.transform(X), self.cluster_centers_)[0]

@@ -83,6 +83,7 @@ def read_model(folder: Path) -> tuple[DeepOptions, dict[str, Any], dict[str, Ten
     """
     fields = {"features": int, "rounds": int, "options": dict}
     config = read_config(folder, kind=KIND, formats=[FORMAT], fields=fields, label="deep clustering")
+    # A network is built from this number, so it is checked before it is.
     if config["features"] < 1:
         raise UserError(f"{folder / CONFIG}: field 'features' must be at least 1 (got {config['features']})")
     options = read_options(config["options"], where=str(folder / CONFIG))

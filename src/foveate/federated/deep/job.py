@@ -74,7 +74,7 @@ class DeepState(TrainingSnapshot):
     suspects: dict[tuple[int, str], str] = field(default_factory=dict)
 
     def describe_suspects(self) -> dict[int, str]:
-        """By client what is anomalous about it, in one sentence."""
+        """Return by client what is anomalous about it, in one sentence."""
         reasons: dict[int, list[str]] = {}
         for (client, _), reason in sorted(self.suspects.items()):
             reasons.setdefault(client, []).append(reason)
@@ -89,7 +89,7 @@ class DeepState(TrainingSnapshot):
 
 
 def average(answers: list[tuple[NDArray[np.float32], int]]) -> NDArray[np.float32]:
-    """FedAvg: mean of weights, each client counting by its points."""
+    """FedAvg: mean of the clients' weights [P], each client counting by its points."""
     total = sum(points for _, points in answers)
     # Means of differences from the first, not of the weights: equal weights then come back unchanged, without rounding.
     first = answers[0][0].astype(np.float64)
@@ -106,7 +106,7 @@ def match_centers(centers_KD: NDArray[np.float64], before_KD: NDArray[np.float64
 
 
 def prepare_samples(points_ND: NDArray[Any], options: DeepOptions) -> Tensor:
-    """Rows in the form that the encoder reads: features [N, D], or images [N, C, H, W]; float32.
+    """Convert rows to the form that the encoder reads: features [N, D], or images [N, C, H, W]; float32.
 
     Raises:
         UserError: rows that are not images of the given shape, or values beyond float32.
@@ -132,7 +132,7 @@ def build_network(options: DeepOptions, features: int) -> Embedder:
 
 
 def make_handlers(network: Embedder, options: DeepOptions) -> dict[str, Handler]:
-    """Handlers of every client of a run; they share the network, whose weights come with every request."""
+    """Build the handlers of every client of a run; they share the network, whose weights come with every request."""
     return handlers(network)
 
 
@@ -165,7 +165,9 @@ class Rounds:
         state.excluded |= result.excluded
         pool, radii = make_pool(result.answers)
         state.suspects |= {(client, "centroids"): reason for client, reason in find_suspects(pool).items()}
+        # The server's stream of this round: aggregating again after a restart draws the same starts.
         rng = stream(options.seed, round=round, client=-1, purpose="server")
+        # Means of unit vectors are shorter than 1; centers are compared by cosine.
         centers = unit(load_method(options.method).merge(pool, options, rng, radii).centers)
         # The same order in every round, so that a label means the same center to a head that learns it over rounds.
         state.centers = match_centers(centers, state.centers)
@@ -209,9 +211,11 @@ class Rounds:
         answers = [(answer.array("weights"), int(answer.number("points"))) for answer in result.answers.values()]
         state.weights = average(answers)
         total = sum(count for _, count in answers)
+        # Weighted by points, as the average is: the loss of the common model on all points.
         loss = sum(answer.number("loss") * answer.number("points") for answer in result.answers.values()) / total
         moved = None
         if before is not None and len(before) == len(state.centers):
+            # One minus the mean cosine of matched centers: near 0 once the groups no longer change.
             moved = float(1 - (before * state.centers).sum(1).mean())
         return {"round": number, "loss": loss, "clients": result.clients, "moved": moved}
 
@@ -261,6 +265,8 @@ class DeepJob(TrainingJob[DeepState]):
         self.network = build_network(self.options, self.features).to(device)
         answering = self.make_handlers(self.network, self.options)
         return [
+            # `about`: stored answers belong to this architecture too; equal shapes with other layers must not share
+            # them.
             Client(number, prepare_samples(part, self.options).to(device), answering, name, about=str(self.network))
             for number, (part, name) in enumerate(zip(points, names, strict=True))
         ]
@@ -328,7 +334,7 @@ class DeepJob(TrainingJob[DeepState]):
         return OptionsTransport(transport, self.options, sorted(self.sizes))
 
     def finished(self, state: DeepState) -> Fitted:
-        """The trained network with its centers."""
+        """Return the trained network with its centers."""
         assert self.network is not None
         set_weights(self.network, state.weights)
         return Fitted(self.options, self.features, self.network.eval(), state)
@@ -376,17 +382,17 @@ class Fitted:
         return self.state.centers
 
     def transform(self, points_ND: ArrayLike) -> NDArray[np.float64]:
-        """Embeddings of length 1, [N, width]."""
+        """Embed points as vectors of length 1, [N, width]."""
         return unit_rows(embed(self.network, self._samples(points_ND)))
 
     def outputs(self, points_ND: ArrayLike) -> NDArray[np.float64]:
-        """Output of the encoder before the head, [N, inner]; without an encoder the embeddings themselves."""
+        """Return the encoder's output before the head, [N, inner]; without an encoder the embeddings themselves."""
         if not self.options.reads_images:
             return self.transform(points_ND)
         return embed(self.network, self._samples(points_ND), head=False)
 
     def predict(self, points_ND: ArrayLike) -> NDArray[np.int64]:
-        """Nearest center of each point, [N]."""
+        """Return the index of the nearest center of each point, [N]."""
         return nearest(self.transform(points_ND), self.centers)[0]
 
     def _samples(self, points_ND: ArrayLike) -> Tensor:
@@ -429,7 +435,7 @@ def save_model(fitted: Fitted, folder: Path, *, clients: int, metrics: dict[str,
 
 
 def load_model(folder: str | Path) -> Fitted:
-    """Open a model folder, ready to `transform` and `predict`; without a history.
+    """Open a model folder, ready to `transform` and `predict`; the history of its training is not stored.
 
     Raises:
         UserError: the folder is not a model of this kind, or damaged.
@@ -444,7 +450,7 @@ def load_model(folder: str | Path) -> Fitted:
 
 
 def result_fields(fitted: Fitted) -> dict[str, Any]:
-    """Fields of the result that a run in one process and a server over a network know alike."""
+    """Fields of the result that are the same for a run in one process and a server over a network."""
     options, state = fitted.options, fitted.state
     return {
         "method": options.method,
@@ -461,7 +467,7 @@ def result_fields(fitted: Fitted) -> dict[str, Any]:
 
 
 def measure_cost(fitted: Fitted, quality: dict[str, float] | None = None) -> FeaturesMethod:
-    """One method's row in the result."""
+    """Build one method's row in the result."""
     options, state = fitted.options, fitted.state
     return FeaturesMethod(
         method=options.method,

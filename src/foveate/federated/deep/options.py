@@ -104,6 +104,7 @@ def image_shape(options: DeepOptions, features: int) -> tuple[int, int, int]:
                 f"shape {list(options.shape)}: channels x height x width must be the {features} values of a row"
             )
         return options.shape
+    # No row fits both: a number cannot be a square and three times a square.
     for channels in (1, 3):
         side = round((features / channels) ** 0.5)
         if channels * side * side == features:

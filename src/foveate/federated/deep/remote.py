@@ -22,13 +22,14 @@ from foveate.federated.deep.protocol import embedded_request, handlers, train_re
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.metrics.neighbors import as_points
 
+# Honest options have some hundred characters; a longer text would cost the client time to parse.
 MAX_OPTIONS_LENGTH = 10_000
 
 
 def answer_remote(
     points_ND: NDArray[np.floating], request: Message, client: int, limits: Limits | None = None
 ) -> Message:
-    """A client's answer to a server elsewhere. The network is built from the options that come with the request.
+    """Answer a server elsewhere, with a network built from the options that come with the request.
 
     Args:
         points_ND: the client's data.
@@ -43,11 +44,13 @@ def answer_remote(
         raise MessageError(f"'{request.kind}' is not answered over a network")
     client_limits = limits or Limits()
     points = as_points(points_ND, what="the data")
+    # Before any answer, sizes included: with fewer points than its own limit a client sends nothing at all.
     if len(points) < client_limits.min_count:
         raise UserError(
             f"{len(points)} points are fewer than this client's own min-count {client_limits.min_count}: "
             "nothing is sent"
         )
+    # Sizes alone need no options and no network.
     if request.kind == SIZE:
         return request.answer(points=len(points), features=points.shape[1])
     # The server is not trusted: options are parsed within their bounds before anything is computed from the request.
@@ -72,6 +75,7 @@ def request_options(request: Message) -> DeepOptions:
         raise MessageError(f"message '{request.kind}' has no 'options' of at most {MAX_OPTIONS_LENGTH:,} characters")
     try:
         content = json.loads(text)
+    # RecursionError: nested brackets within the allowed length can still exhaust the parser's stack.
     except (ValueError, RecursionError):
         raise MessageError("field 'options' is not JSON") from None
     if not isinstance(content, dict):
@@ -100,6 +104,7 @@ def _rebuild(request: Message, options: DeepOptions, client: int) -> Message:
         if not 1 <= len(centers) <= options.clusters:
             raise MessageError(f"has {len(centers)} centers; its options allow 1 to {options.clusters}")
     values = {**rebuilt.values, "options": request.values["options"]}
+    # Types first: a comparison of values below would take True for 1.
     MessageRule(request.kind, rules, {name: type(value) for name, value in values.items()}).check(request)
     for name, value in values.items():
         # Equal to what the options imply, or refused: no value can ask for more than the options admit.
@@ -113,6 +118,7 @@ def _check_size(num_weights: int, options: DeepOptions, features: int) -> None:
 
     A lower bound suffices: it needs no network, whose size the options alone would decide.
     """
+    # Weights of the head, without its first layer's weights on the encoder's output, whose width is not known yet.
     head = options.hidden + options.width * (options.hidden + 1)
     min_weights = head if options.reads_images else head + options.hidden * features
     if num_weights < min_weights:

@@ -38,6 +38,7 @@ def plan(clients: Clients, options: DeepOptions) -> dict[str, Any]:
     weights = len(flatten_weights(build_network(options, width)))
     parts = optional_parts(options.clustering_options())
     first = options.clusters * (8 * options.width + 8 * parts["counts"] + parts["trusted"])
+    # The radius is one number, and the number of points another: 8 bytes each.
     first += 8 * (parts["radius"] + parts["counts"])
     rounds = 0 if options.method == UNTRAINED else options.rounds
     is_exchanging = options.method != POOLED
@@ -48,6 +49,7 @@ def plan(clients: Clients, options: DeepOptions) -> dict[str, Any]:
         "clients": clients.sizes(),
         "features": width,
         "weights": weights,
+        # One clustering more than trainings: the centers of the last round are computed anew at the end.
         "bytes_up_per_client": is_exchanging * ((rounds + 1) * first + rounds * (4 * weights + 16)),
         "options": options.model_dump(mode="json"),
     }

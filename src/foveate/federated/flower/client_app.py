@@ -43,6 +43,7 @@ def _points(context: Context) -> Any:
     """
     if "data" not in context.node_config:
         raise UserError("the node has no data; start it with --node-config 'partition-id=0 data=\"points.npz\"'")
+    # Read anew for each request: every task is a process of its own, and keeps nothing.
     return read_points(Path(str(context.node_config["data"]))).points_ND
 
 
@@ -75,6 +76,7 @@ def answer_map(message: FlowerMessage, context: Context) -> FlowerMessage:
 
     def ask(request: Message) -> tuple[Message | None, str]:
         points, min_count = _points(context), Limits.of_node(context.node_config).min_count
+        # A map has no clusters to merge: this client's own limit holds for its points as a whole.
         if len(points) < min_count:
             raise UserError(
                 f"{len(points)} points are fewer than this client's own min-count {min_count}: nothing is sent"

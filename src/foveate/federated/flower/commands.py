@@ -146,6 +146,7 @@ def _written(name: str, value: Any) -> str:
     """
     if not isinstance(value, str):
         return str(value)
+    # A line break in a value would begin a new field of the configuration.
     if any(not character.isprintable() for character in value):
         raise UserError(f"{name} {value!r}: holds a character that cannot be printed")
     if not set(value) & set('"\\'):

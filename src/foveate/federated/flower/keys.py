@@ -25,7 +25,9 @@ RUNTIME, RUNTIME_KEY = "runtime.pem", "runtime.key"
 LOOPBACK = "127.0.0.1"
 """Address by which the server's own processes, and a client's, reach their port."""
 MAKE = "--make-keys"
+# Of every certificate; after a year a federation makes new ones with the same command.
 _DAYS = "365"
+# `-nodes`: no passphrase, because servers and nodes start without anybody at the keyboard.
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 _PACKAGES = {"openssl": "openssl", "ssh-keygen": "openssh-client"}
 _OPENSSH = "-----BEGIN OPENSSH PRIVATE KEY-----"
@@ -121,6 +123,7 @@ def check_server(folder: Path, address: str, host: str) -> None:
         UserError: a file is missing, or the certificate has another authority, key or name, or has expired.
     """
     _need(folder, (CA, SERVER, SERVER_KEY))
+    # Both names: clients use the address, the server's own processes the loopback or the host it listens on.
     for name in dict.fromkeys((address, LOOPBACK if host == "0.0.0.0" else host)):
         verify(folder / CA, folder / SERVER, name)
     same_key(folder / SERVER, folder / SERVER_KEY)
@@ -147,6 +150,7 @@ def check_public_key(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path}: no such file; a client makes it with `foveate federated client {MAKE}` and sends it")
     text = path.read_text(encoding="utf-8", errors="replace")
+    # Looked for anywhere in the file, before its kind: a private key must not travel to the server.
     if "PRIVATE KEY" in text:
         raise UserError(f"{path}: a private key, which never leaves its client; the public one ends in .pub")
     if not text.startswith(_P384):
@@ -172,6 +176,7 @@ def same_key(certificate: Path, key: Path) -> None:
     """Raise UserError if a private key is not that of a certificate, or one of the two cannot be read."""
     ours = _openssl(key.parent, "pkey", "-in", str(key.resolve()), "-pubout")
     theirs = _openssl(key.parent, "x509", "-in", str(certificate.resolve()), "-noout", "-pubkey")
+    # Compared as public keys: that of the private key, and that in the certificate.
     if ours != theirs:
         raise UserError(f"{key}: is not the key of {certificate}; remove both and make them anew with {MAKE}")
 
@@ -200,6 +205,7 @@ def _is_missing(folder: Path, *names: str) -> bool:
 def _workshop(folder: Path) -> tempfile.TemporaryDirectory[str]:
     """A temporary folder next to the keys, readable by the owner only: a half-made key is never taken for a whole one."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Inside the folder itself: `os.replace` is atomic only within one file system.
     return tempfile.TemporaryDirectory(dir=folder, prefix=".making-")
 
 
@@ -224,4 +230,5 @@ def _run(folder: str | Path, command: list[str]) -> str:
 def _done(command: list[str], folder: str | Path) -> subprocess.CompletedProcess[str]:
     if shutil.which(command[0]) is None:
         raise UserError(f"the program {command[0]} is missing: install the package {_PACKAGES[command[0]]}")
+    # No standard input: a tool that asks for a passphrase fails at once and does not wait.
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)

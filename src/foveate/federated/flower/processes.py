@@ -71,6 +71,7 @@ class Child:
                 return status
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
+                # Noted while the program runs: children that outlive their parent can no longer be found through it.
                 self.kin |= family(self.process.pid)
             if until():
                 return None

@@ -50,6 +50,7 @@ def _connect(grid: Any, settings: RunOptions, *, answers_folder: Path | None = N
 
 
 def _cluster(grid: Any, settings: RunOptions, options: ClusteringOptions) -> Path:
+    # Answers of a clustering are repeatable, so a killed server may continue with those that it has.
     out = Path(settings.out)
     link = _connect(grid, settings, answers_folder=out / "answers")
     clustered = cluster(link, options, min_clients=settings.min_clients, evaluate=True)

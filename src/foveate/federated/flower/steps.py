@@ -94,6 +94,7 @@ def join(
         UserError: something is missing, taken or wrong, the server is another one, or the node ends by itself.
     """
     program(commands.SUPERNODE)
+    # Read here, although the node's process does it again: a misspelled limit is an error before anything starts.
     Limits.of_node(node)
     if not insecure:
         check_client(folder, client)
@@ -146,6 +147,7 @@ def carry_out(folder: Path, fields: Mapping[str, Any]) -> Path:
     Raises:
         UserError: a configuration that does not fit, no server, or a run that ends without a result.
     """
+    # The same checks as at the server, but before the run is sent there.
     read_job(fields)
     program(commands.FLWR)
     _need_connection(folder)
@@ -223,6 +225,7 @@ def greet(server: Address, authority: Path) -> None:
     """
     try:
         context = ssl.create_default_context(cafile=str(authority))
+        # A handshake of our own before the node starts: its error says what is wrong in one sentence.
         with socket.create_connection((server.host, server.port), timeout=10) as plain:
             with context.wrap_socket(plain, server_hostname=server.host):
                 return

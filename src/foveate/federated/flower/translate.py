@@ -56,6 +56,7 @@ def _read(name: str, array: Array) -> NDArray[Any]:
     content = io.BytesIO(array.data)
     try:
         version = npy.read_magic(content)
+        # Version 3 of the header exists for names of fields, which no allowed type has.
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, by_column, dtype = read(content)
     except ValueError:

@@ -80,7 +80,7 @@ class GridTransport:
         until = time.monotonic() + wait
         nodes: list[int] = []
         say(f"waiting for {expected} clients, {wait:g} s at most")
-        # All clients are waited for, because one that comes later takes part in no round.
+        # All clients are waited for, because a client that comes later takes part in no round.
         while len(nodes) < expected and time.monotonic() < until:
             nodes = sorted(self._grid.get_node_ids())
             if len(nodes) < expected:
@@ -98,6 +98,7 @@ class GridTransport:
                 strange.append(reason)
                 say(f"node {node} did not say which client it is: {reason}")
                 continue
+            # Refused for everybody: nobody can tell which of the two is the real one.
             if client in self._nodes:
                 raise UserError(f"two clients say that they are number {client}; give each its own partition-id")
             self._nodes[client], self._names[client] = node, str(answer.values["name"])
@@ -127,6 +128,7 @@ class GridTransport:
         outcomes: dict[int, tuple[Message | None, str]] = dict.fromkeys(requests, (None, f"no answer{limit}"))
         for reply in self._grid.send_and_receive(sent, timeout=self._timeout):
             node = reply.metadata.src_node_id
+            # An answer of an earlier round that came too late, or of a node that joined since.
             if node not in requests:
                 say(f"node {node} answered and was not asked")
                 continue
@@ -147,6 +149,7 @@ class GridTransport:
         stored = (
             {client: self._store.read(request, client) for client, request in by_client.items()} if self._store else {}
         )
+        # Only clients without a stored answer are asked.
         missing = {client: request for client, request in by_client.items() if stored.get(client) is None}
         started = time.monotonic()
         there = {self._nodes[client]: request for client, request in missing.items() if client in self._nodes}
