@@ -24,17 +24,17 @@ VERDICTS = {"level": "the level is off", "damaged": "features damaged", "nothing
 
 
 def signed(value: float | None) -> str:
-    """`+4.30` with a true minus sign; nothing for None."""
+    """Format `+4.30` with a true minus sign; "" for None."""
     return "" if value is None else f"{value:+.2f}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:
-    """`49.5`, or a dash."""
+    """Format `49.5`, None as a dash."""
     return "–" if value is None else f"{value:.1f}"
 
 
 def table(r: CalibrateResult) -> dict[str, Any]:
-    """Heads with their meaning, and lines of cells."""
+    """Build the heads of the table with their meaning, and its lines of cells."""
     with_ncm = any(row.ncm for row in r.rows)
     with_rest = r.classes.rest > 0
     columns = [*COLUMNS, *((("R/Y", "samples of the other classes, all classes as answers"),) if with_rest else ())]
@@ -43,6 +43,7 @@ def table(r: CalibrateResult) -> dict[str, Any]:
     lines = []
     for row in r.rows:
         cells = [percent(row.accuracies.get(name)) for name, _ in columns]
+        # Not a percentage: the area has a scale of its own.
         cells.append("–" if row.ausuc is None else f"{row.ausuc:.3f}")
         if with_ncm:
             cells += [percent(row.ncm.get(name)) for name, _ in NCM]
@@ -51,7 +52,7 @@ def table(r: CalibrateResult) -> dict[str, Any]:
 
 
 def charts(r: CalibrateResult) -> list[Markup]:
-    """The trade-off, and the three accuracies over gamma of the fine-tuned model."""
+    """Draw the trade-off, and the three accuracies over gamma of the fine-tuned model."""
     if not r.curves:
         return []
     series = [

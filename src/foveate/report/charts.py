@@ -197,10 +197,12 @@ def histogram(
         y = y_of(value)
         parts.append(
             f'<rect class="column" x="{x:.1f}" y="{y:.1f}" '
+            # At least half a pixel, so that a bar of many bins stays visible.
             f'width="{max(w, 0.5):.1f}" height="{bottom - y:.1f}">'
             f"<title>{escape(f'{short(edges[number])} to {short(edges[number + 1])} {unit}'.strip())}: "
             f"{count(value)}</title></rect>"
         )
+    # At most about six labels: more would touch each other.
     every = max(1, math.ceil(len(edges) / 6))
     for number in range(0, len(edges), every):
         parts.append(tick_below(x_of(number), bottom + 18, edges[number], width=width))

@@ -1,4 +1,4 @@
-"""Charts of comparisons: cost against value with those that nobody beats, and a matrix of how alike methods are."""
+"""Charts of comparisons: cost against value with the Pareto front, and a matrix of agreement between methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINE = 15  # pixels between two labels
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One method: what it costs, what it is worth in percent, and whether no other beats it."""
+    """One method: its cost, its value in percent, and whether it is on the Pareto front (no other beats it)."""
 
     name: str
     cost: float
@@ -25,7 +25,7 @@ class Point:
 
 
 def amount(value: float) -> str:
-    """A number of numbers or bytes in few characters: `0`, `940`, `36.9k`, `1.2M`."""
+    """Format a count or a number of bytes in few characters: `0`, `940`, `36.9k`, `1.2M`."""
     for limit, factor, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e3, 1e3, "k")):
         if value >= limit:
             return f"{value / factor:.3g}{letter}"
@@ -33,8 +33,10 @@ def amount(value: float) -> str:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers that cover [low, high] on a logarithmic axis: 1, 2 and 5 of each power of ten, over two and more of
-    them the powers alone, at most seven.
+    """Return round numbers that cover [low, high] on a logarithmic axis.
+
+    They are 1, 2 and 5 times each power of ten; where the ends are a factor of 100 or more apart, at most seven powers
+    alone.
 
     >>> log_ticks(240, 1_500), log_ticks(40, 3e5)
     ([200.0, 500.0, 1000.0, 2000.0], [10.0, 100.0, 1000.0, 10000.0, 100000.0, 1000000.0])
@@ -50,15 +52,16 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def cost_chart(points: Sequence[Point], *, title: str, x_label: str, width: int = 440, height: int = 330) -> Markup:
-    """Costs on a logarithmic axis, 0 in front of it; a line through the unbeaten, whose names stand beside them.
+    """Draw values over costs on a logarithmic axis, with a line through the Pareto front.
 
-    The others are named where there is room.
+    Methods on the front have their names beside them, the others where there is room.
     """
     if not points:
         return Markup("")
     positive = [point.cost for point in points if point.cost > 0] or [1.0]
     x_ticks = log_ticks(min(positive), max(positive))
     first, last = math.log10(x_ticks[0]), math.log10(x_ticks[-1])
+    # A logarithmic axis has no zero: free methods get a place of their own, a quarter of the axis to the left.
     zero = first - (last - first) / 4 if any(point.cost <= 0 for point in points) else None
     left, right, top, bottom = 46, width - 20, 18, height - 44
     x_of = Scale(first if zero is None else zero, last, left + 6, right)
@@ -96,17 +99,18 @@ def cost_chart(points: Sequence[Point], *, title: str, x_label: str, width: int 
 
 
 class _Names:
-    """Places names beside dots, one after the other, so that they meet neither each other nor dots."""
+    """Place names beside dots, one after the other, so that they meet neither each other nor dots."""
 
     def __init__(self, left: float, right: float, bottom: float) -> None:
         self.left, self.right, self.bottom = left, right, bottom
         self.placed: list[tuple[float, float, float]] = []
 
     def write_name(self, point: Point, at: tuple[float, float], dots: Sequence[tuple[float, float]]) -> str:
-        """The name's markup; empty for a beaten point without room."""
+        """Return the markup of a name; empty for a point off the front without room."""
+        # 7.4: mean width of a letter in pixels; an SVG cannot measure its text.
         (x, y), wide = at, 7.4 * len(point.name)
         if point.unbeaten:
-            # Above on the left lies nothing: it would be smaller and better.
+            # Above and to the left there is no dot: it would be cheaper and better, and beat this one.
             tried = [("end", y - 6 - _LINE * up) for up in range(4)] + [("start", y - 8), ("start", y + 16)]
         else:
             tried = [("start", y + 4), ("end", y + 4)]
@@ -131,9 +135,10 @@ class _Names:
 
 
 def matrix_chart(names: Sequence[str], matrix: Sequence[Sequence[float]], *, title: str) -> Markup:
-    """Shares between 0 and 1 as cells, darker where lower, so that what differs stands out; numbers are percent."""
+    """Draw shares in [0, 1] as cells, darker where lower, so that differences stand out; numbers are percent."""
     cell, side = 34, 9 + 7 * max(len(name) for name in names)
     width, height = side + cell * len(names) + 4, side + cell * len(names) + 4
+    # Without the diagonal, which is always 1 and would use up a part of the shades.
     values = [value for number, row in enumerate(matrix) for column, value in enumerate(row) if column != number]
     low, high = min(values, default=0.0), max(values, default=1.0)
     parts = [

@@ -74,7 +74,7 @@ class TourFederated(ResultModel):
 
 
 def federated_section(r: TourFederated) -> dict[str, Any]:
-    """Values of the template: rows of maps, tables, and totals."""
+    """Build the values of the template: rows of maps, tables, and totals."""
     names = [client.name for client in r.clients]
     colored = (
         ("By kind", r.labels, False),

@@ -92,6 +92,7 @@ def difference_bar(value: float, low: float | None, high: float | None, *, margi
     return Markup(
         f'<svg class="difference" viewBox="0 0 100 14" preserveAspectRatio="none" role="img" aria-label="{label}">'
         f'<rect class="track" x="0" y="5" width="100" height="4"/>{"".join(ticks)}'
+        # At least a hairline, so that an interval without width stays visible.
         f'<rect class="reach" x="{at(start):.2f}" y="4" width="{max(at(stop) - at(start), 0.8):.2f}" height="6"/>'
         f'<line class="mean" x1="{at(value):.2f}" x2="{at(value):.2f}" y1="2" y2="12"/></svg>'
     )

@@ -100,6 +100,7 @@ def _table_line(row: Row, columns: Sequence[Column]) -> TableLine:
     measured = [value.value for value in values.values() if value is not None]
     best = max(measured, default=None)
     highs = [v.high if v.high is not None else v.value for v in values.values() if v is not None]
+    # Never 0: bars are drawn as shares of it.
     maximum = 1.0 if row.unit == "fraction" else max([*highs, row.chance or 0.0, 1e-12])
     cells = [
         Cell(

@@ -50,6 +50,7 @@ def scatter(
     middle = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
     x_of = Scale(middle[0] - reach / 2, middle[0] + reach / 2, 10, size - 10)
     y_of = Scale(middle[1] - reach / 2, middle[1] + reach / 2, size - 10, 10)
+    # Dots shrink as their number grows, so that all of them together cover about the same area.
     width = min(8.0, max(2.6, 160 / math.sqrt(len(places))))
     parts = [
         f'<svg class="map" viewBox="0 0 {size} {size}" role="img" '
@@ -59,6 +60,7 @@ def scatter(
     for number, group in enumerate(groups):
         members.setdefault(group, []).append(number)
     for group in sorted(members, key=lambda name: (styles[name] != "rest", natural(name))):
+        # A line of length 0 with round ends is a dot: one path for a group instead of thousands of circles.
         drawn = "".join(f"M{x_of(xs[index]):.1f} {y_of(ys[index]):.1f}h0" for index in members[group])
         parts.append(f'<path class="pts {styles[group]}" style="stroke-width:{width:.1f}" d="{drawn}"/>')
     if named:

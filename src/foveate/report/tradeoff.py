@@ -1,4 +1,4 @@
-"""One accuracy against another: curves over a number (gamma, alpha) with the values that were found marked on them."""
+"""One accuracy against another: curves over a number (gamma, alpha) with selected values marked on them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tradeoff_chart(
     height: int = 330,
     labels: tuple[str, str, str] = ("accuracy on seen classes, S/Y (%)", "seen", "absent"),
 ) -> Markup:
-    """Curves from pairs of accuracies in percent, and marks with their names beside them.
+    """Draw curves from pairs of accuracies in percent, and marks with their names beside them.
 
     Args:
         labels: of the horizontal axis, and what both values of a mark are called.
@@ -77,7 +77,8 @@ def tradeoff_chart(
 
 
 def _free(y: float, x: float, placed: Sequence[tuple[float, float]], *, lowest: float) -> float:
-    """The height nearest to y, below it first, where a name beside x meets none that is there already."""
+    """Return the height nearest to y, below it first, where a name beside x meets none that is already placed."""
+    # Names farther apart than about fourteen letters cannot overlap.
     near = [other for at_x, other in placed if abs(x - at_x) < 7 * 14]
     start = min(y, lowest)
     steps = (step * sign for step in range(len(near) + 1) for sign in (1, -1))

@@ -46,6 +46,7 @@ def _overlap(r: ComparedResult, best: ComparedLine) -> str:
     key = r.tasks[0].key
     others = [line.tasks[key] for line in r.lines if line is not best and key in line.tasks]
     low = best.tasks[key].low
+    # Without an interval nothing can be told apart, so such a method counts as near.
     near = sum(low is None or entry.high is None or entry.high >= low for entry in others)
     if not near:
         return ""

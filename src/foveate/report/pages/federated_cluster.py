@@ -46,7 +46,7 @@ def draw_maps(positions: GroupMap, names: list[str]) -> list[dict[str, Any]]:
 
 
 def maps(r: ClusterResult) -> list[dict[str, Any]]:
-    """Draw the joint map, and what the server saw."""
+    """Draw the joint map, and the points that the server received."""
     figures = draw_maps(r.map, [client.name for client in r.clients])
     if r.map.sent:
         kinds = ["sent by a client"] * len(r.map.sent) + ["center of a group"] * len(r.map.centers)
@@ -57,7 +57,7 @@ def maps(r: ClusterResult) -> list[dict[str, Any]]:
 
 
 def measures(r: ClusterResult) -> dict[str, Any]:
-    """Column heads with their meaning, and a line of cells per method."""
+    """Build the column heads with their meaning, and a line of cells per method."""
     keys = [key for key in MEASURES if any(key in method.quality for method in r.methods)]
     lines = []
     for method in r.methods:
@@ -78,7 +78,7 @@ def _cell(key: str, value: float | None) -> str:
 
 
 def traffic_rows(exchanged: list[Traffic], kinds: Mapping[str, str]) -> list[dict[str, str]]:
-    """Rows of the traffic table: first what left the clients, then what came to them."""
+    """Build the rows of the traffic table: first messages from the clients, then those to them."""
     rows = []
     for row in sorted(exchanged, key=lambda row: not row.up):
         shapes = [" × ".join(map(str, shape)) for shape in (row.smallest, row.largest) if shape]

@@ -54,7 +54,7 @@ KINDS = {
 
 
 def maps(r: EmbedResult) -> list[dict[str, Any]]:
-    """Rows of maps: by label (where there are labels) and by client, one method next to the other."""
+    """Draw rows of maps: by label (where there are labels) and by client, one method next to the other."""
     names = list(r.clients)
     rows: list[dict[str, Any]] = []
     if not any(method.map.positions for method in r.maps):
@@ -65,6 +65,7 @@ def maps(r: EmbedResult) -> list[dict[str, Any]]:
         figures, styles = [], {}
         for method in r.maps:
             groups = method.map.labels if key == "labels" else [names[owner] for owner in method.map.owners]
+            # The colors of the first map for all of them: a client has one color on the whole page.
             styles = styles or ranked(groups or [])
             name = TITLES.get(method.method, method.method)
             image = scatter(
@@ -76,7 +77,7 @@ def maps(r: EmbedResult) -> list[dict[str, Any]]:
 
 
 def measures(r: EmbedResult) -> dict[str, Any]:
-    """Column heads with their meaning, and a line of cells per method."""
+    """Build the column heads with their meaning, and a line of cells per method."""
     columns = [(key, meaning) for key, meaning in MEASURES if any(key in method.quality for method in r.maps)]
     lines = []
     for method in r.maps:

@@ -37,7 +37,7 @@ KINDS = {"query.size": "size of the data", "query.embedded": "centroids of embed
 
 
 def measures(r: FeaturesResult) -> dict[str, Any]:
-    """Column heads with their meaning, and a line of cells per method."""
+    """Build the column heads with their meaning, and a line of cells per method."""
     keys = [key for key in MEASURES if any(key in method.quality for method in r.methods)]
     lines = []
     for method in r.methods:

@@ -16,7 +16,7 @@ from foveate.report.simple import simple_page
 
 
 class Quarantined(ResultModel):
-    """Images that were not taken in, by reason."""
+    """Number of images that were not imported for one reason, with an example."""
 
     reason: str
     count: int
@@ -36,7 +36,7 @@ class InspectResult(ResultModel):
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of an inspection's result.json (`InspectResult`)."""
+    """Build the page of an inspection's result.json (`InspectResult`)."""
     r = parse_result(InspectResult, result)
     charts = []
     for name, h in r.histograms.items():

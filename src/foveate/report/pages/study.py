@@ -20,7 +20,7 @@ FIRST = 4  # measures whose charts are open
 
 
 def signed(value: float) -> str:
-    """`+0.123` with a true minus sign."""
+    """Format `+0.123` with a true minus sign."""
     return f"{value:+.3f}".replace("-", "−")
 
 

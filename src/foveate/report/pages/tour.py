@@ -38,12 +38,12 @@ COMMANDS = [
 
 
 def region_overlays(example: Example) -> list[Overlay]:
-    """The boxes of a record; a box that is the whole image is not drawn."""
+    """Return the boxes of a record, without one that is the whole image."""
     return [Overlay(r.box, "region") for r in example.regions if min(r.box[2:]) < 0.99 or max(r.box[:2]) > 0.01]
 
 
 def example_groups(examples: list[Example]) -> list[dict[str, Any]]:
-    """Records by source, with their overlays."""
+    """Group records by source, with their overlays."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for example in examples:
         entry = {"example": example, "overlays": region_overlays(example)}
@@ -52,7 +52,7 @@ def example_groups(examples: list[Example]) -> list[dict[str, Any]]:
 
 
 def group_title(data: str, slice_: str) -> str:
-    """`scenes, seen` as a heading."""
+    """Format data and slice as a heading, such as "Generated scenes: concepts it has seen"."""
     pieces = [words.data(data)] if data else []
     if slice_:
         pieces.append(words.slice_name(slice_))
@@ -61,7 +61,7 @@ def group_title(data: str, slice_: str) -> str:
 
 
 def where_groups(answers: list[Any], default: str) -> list[dict[str, Any]]:
-    """'Where is' answers by data and slice, with how many were found."""
+    """Group 'where is' answers by data and slice, with the number of right boxes."""
     groups = []
     for (data, slice_), members in parts.group_answers(answers).items():
         items = [parts.locate_card(answer, default) for answer in members]
@@ -72,7 +72,7 @@ def where_groups(answers: list[Any], default: str) -> list[dict[str, Any]]:
 
 
 def which_groups(answers: list[Any]) -> list[dict[str, Any]]:
-    """'Which of these boxes' answers by data and slice, with how many are right."""
+    """Group 'which of these boxes' answers by data and slice, with the number of right ones."""
     groups = []
     for (data, slice_), members in parts.group_answers(answers).items():
         items = [parts.choice_card(answer) for answer in members]
@@ -82,7 +82,7 @@ def which_groups(answers: list[Any]) -> list[dict[str, Any]]:
 
 
 def search_groups(searches: list[Search]) -> list[dict[str, Any]]:
-    """Searches by the kind of question."""
+    """Group searches by the kind of query."""
     groups: dict[str, list[Search]] = {}
     for search in searches:
         groups.setdefault(words.search(search.query.kind), []).append(search)
@@ -90,7 +90,7 @@ def search_groups(searches: list[Search]) -> list[dict[str, Any]]:
 
 
 def calibration_section(result: dict[str, Any]) -> dict[str, Any]:
-    """The tour's calibration: its table, charts, and images with the answers of the three models."""
+    """Build the tour's calibration: its table, charts, and images with the answers of the three models."""
     r = parse_result(calibration.TourCalibration, result)
     examples = []
     for example in r.examples:
@@ -104,14 +104,14 @@ def calibration_section(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def rules_of(answers: list[Any], default: str) -> list[str]:
-    """All rules that answered, the default first."""
+    """List all rules that answered, the default first."""
     names = {name for answer in answers for name in answer.boxes}
     order = {name: number for number, name in enumerate(parts.RULE_ORDER)}
     return sorted(names, key=lambda name: (name != default, order.get(name, 99), name))
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """The page of a tour's result.json (`schema.TourResult`)."""
+    """Build the page of a tour's result.json (`TourResult`)."""
     r = parse_result(TourResult, result)
     groups = parts.table_groups(r.table, r.columns)
     titles = {column.key: column.title for column in r.columns}
