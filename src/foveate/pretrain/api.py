@@ -114,6 +114,7 @@ class Model:
         """
         if isinstance(images, str | os.PathLike | bytes | Image.Image):
             raise UserError("images: expected a list (got a single image); write [image]")
+        # An empty part first: without images the result still has the width E.
         parts = [np.zeros((0, self.embed_dim), np.float32)]
         # Batch by batch, so that an iterator over many images is never held as a whole.
         batch: list[torch.Tensor] = []

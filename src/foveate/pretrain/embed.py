@@ -227,6 +227,7 @@ def _shuffle_boxes(by_row: Mapping[int, Sequence[Region]]) -> dict[int, NDArray[
     """Return for each region of a row the box of a random region: a permutation of all boxes with a fixed seed."""
     counts = [len(regions) for regions in by_row.values()]
     boxes_R4 = np.array([region.box.to_array() for regions in by_row.values() for region in regions]).reshape(-1, 4)
+    # A permutation and not new boxes: the control has the same sizes and positions, only on the wrong regions.
     boxes_R4 = boxes_R4[seeds.generator("shuffled boxes").permutation(len(boxes_R4))]
     return dict(zip(by_row, np.split(boxes_R4, np.cumsum(counts)[:-1]), strict=True)) if counts else {}
 

@@ -36,7 +36,7 @@ class TextFeatures(Protocol):
     """Features by text."""
 
     def __getitem__(self, texts: Sequence[str]) -> Tensor:
-        """Features [B, *feature_shape] of texts."""
+        """Return the features [B, *feature_shape] of texts."""
         ...
 
 
@@ -51,7 +51,7 @@ class LiveTexts:
         self._cache: dict[str, Tensor] = {}
 
     def __getitem__(self, texts: Sequence[str]) -> Tensor:
-        """Token ids [B, *feature_shape]; may be called from several threads."""
+        """Return token ids [B, *feature_shape]; may be called from several threads."""
         # A local reference: another thread may replace the cache while this one reads it.
         cache = self._cache
         by_text = {text: cache.get(text) for text in texts}
@@ -104,7 +104,7 @@ class StoredTexts:
             self.store.keep_in_memory()
 
     def __getitem__(self, texts: Sequence[str]) -> Tensor:
-        """Features [B, *feature_shape] of texts that the constructor was given."""
+        """Return the features [B, *feature_shape] of texts that the constructor was given."""
         if not texts:
             return torch.zeros(0, *self.store.shape, dtype=self.store.dtype)
         hashes = keys_of(texts)

@@ -74,7 +74,7 @@ have it), its embeddings differ from the graph's by at most {difference:.3g}, me
 
 
 def check(job: Job) -> list[str]:
-    """Names of the files.
+    """List the files.
 
     Raises:
         UserError: when the libraries of the extra are missing, or the encoder cannot be a graph.

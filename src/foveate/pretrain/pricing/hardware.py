@@ -28,7 +28,8 @@ class Hardware:
     gigabytes: float
 
 
-# From the vendors' data sheets. Foveate does not run on TPUs: the v5p is here to compare with the paper.
+# From the vendors' data sheets. Foveate does not run on TPUs: the v5p is here to compare with the paper; a float32
+# product takes six bfloat16 passes there.
 ACCELERATORS = {
     "a100-80gb": Hardware("a100-80gb", 312, 19.5, 80),
     "h100-80gb": Hardware("h100-80gb", 989, 67, 80),

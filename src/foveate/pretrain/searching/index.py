@@ -1,7 +1,7 @@
 """Build an index of a collection: embeddings of its images and regions, in parts that survive a kill.
 
-A run embeds what the index lacks, in parts of 128 images; a part is valid once its table is existing. At the end all
-parts become segments in one step. The same command resumes with the next part; on a complete index it only drops what
+A run embeds what the index lacks, in parts of 128 images; a part is valid once its table exists. At the end all parts
+become segments in one step. The same command resumes with the next part; on a complete index it only drops what
 the collection has since removed.
 """
 
@@ -284,6 +284,7 @@ def _embed_parts(
         for start in track(starts, description=f"images, parts of {PART}"):
             rows = todo[start : start + PART]
             table, vectors = _embed(model, collection, source_regions, rows, target.regions, pool, dtype=target.dtype)
+            # The table last: with it the part is complete, and a killed run has it whole or not at all.
             for kind, parts in vectors.items():
                 path, count = folder / f"{number:05d}-{kind}.npy", sum(map(len, parts))
                 with new_vectors(path, rows=count, width=target.embed_dim, dtype=target.dtype) as handle:
