@@ -26,7 +26,6 @@ class LabelRanks:
 
     Attributes:
         all_N, own_N: 0 = right at once. group_N: SEEN, ABSENT or REST of the label.
-        own_columns: how many columns each of the three groups has.
     """
 
     all_N: NDArray[np.int64]
@@ -34,7 +33,7 @@ class LabelRanks:
     group_N: NDArray[np.int8]
 
     def accuracies(self, top: int = 1) -> Accuracies:
-        """Acc_{A/B} in percent for Y/Y, S/Y, U/Y, R/Y, S/S, U/U, R/R: over samples with label in A, among columns B.
+        """Return Acc_{A/B} in percent for Y/Y, S/Y, U/Y, R/Y, S/S, U/U, R/R: labels in A, among columns B.
 
         None where no sample has such a label. With fewer than `top` columns every answer is right.
         """
@@ -82,7 +81,7 @@ def label_ranks(
 def group_accuracies(
     logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, gamma: float = 0.0, top: int = 1
 ) -> Accuracies:
-    """`LabelRanks.accuracies` of `label_ranks`: see both.
+    """Return accuracies in percent by class group; see `label_ranks` and `LabelRanks.accuracies`.
 
     >>> groups = ClassGroups.of([0, 1], classes=3)
     >>> group_accuracies([[2.0, 1.0, 0.0], [1.0, 0.0, 0.5]], [0, 2], groups)["U/Y"]
@@ -200,6 +199,7 @@ def average_best_gap(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGro
     total = 0.0
     for rows, part in chunks(logits):
         best_absent_n = np.take(part, groups.absent, axis=1).max(1)
+        # In place: the chunk is a copy.
         np.put_along_axis(part, labels[rows, None], -np.inf, axis=1)
         total += float((np.take(part, groups.seen, axis=1).max(1) - best_absent_n).sum())
     return total / len(labels)
@@ -208,7 +208,7 @@ def average_best_gap(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGro
 def _checked(
     logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, what: str
 ) -> tuple[NDArray, NDArray[np.int64]]:
-    """Arrays whose shapes agree; whether logits are finite is checked by `chunks`, in the pass that reads them."""
+    """Convert to arrays whose shapes agree; `chunks` checks that logits are finite, in the pass that reads them."""
     logits = as_logits(logits_NC, what=what, finite=False)
     if logits.shape[1] != groups.classes:
         raise UserError(f"{what}: {logits.shape[1]} columns, but the class groups are of {groups.classes} classes")

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from foveate.core.errors import UserError, nearest
 
 SEEN, ABSENT, REST = 0, 1, 2
-_NUMBERS_PER_CHUNK = 1 << 21
+_NUMBERS_PER_CHUNK = 1 << 21  # 16 MB in float64
 _ROWS_SHOWN = 3
 
 
@@ -38,7 +38,7 @@ class ClassGroups:
 
     @classmethod
     def of(cls, seen: ArrayLike, *, classes: int, absent: ArrayLike | None = None) -> ClassGroups:
-        """Groups by class numbers.
+        """Group classes by their numbers.
 
         Args:
             seen: at least one.
@@ -76,7 +76,7 @@ class ClassGroups:
         return groups_C
 
     def need_absent(self, purpose: str) -> None:
-        """Raises UserError where U is empty."""
+        """Raise UserError where U is empty."""
         if len(self.absent) == 0:
             raise UserError(f"{purpose} needs at least one absent class: all {self.classes} classes are seen ones")
 
@@ -153,6 +153,7 @@ def chunks(logits_NC: NDArray[Any], *, what: str = "logits") -> Iterator[tuple[s
     for start in range(0, len(logits_NC), rows):
         part_rows = slice(start, min(start + rows, len(logits_NC)))
         part = logits_NC[part_rows].astype(np.float64)
+        # NaN passes through both and infinities are one of them: two scans instead of a mask of all numbers.
         if not np.isfinite(part.min()) or not np.isfinite(part.max()):
             raise UserError(_not_finite(logits_NC, start, rows, what))
         yield part_rows, part

@@ -25,12 +25,13 @@ def contingency(truth_N: ArrayLike, found_N: ArrayLike) -> NDArray[np.int64]:
     truth, predicted = _checked(truth_N, found_N)
     classes, row_N = np.unique(truth, return_inverse=True)
     groups, column_N = np.unique(predicted, return_inverse=True)
+    # Both numbers in one, so that a single pass counts all pairs.
     cells = np.bincount(row_N * len(groups) + column_N, minlength=len(classes) * len(groups))
     return cells.reshape(len(classes), len(groups))
 
 
 def normalized_mutual_information(truth_N: ArrayLike, found_N: ArrayLike) -> float:
-    """NMI: mutual information over the arithmetic mean of both entropies, in [0, 1] (scikit-learn's).
+    """Return NMI: mutual information over the arithmetic mean of both entropies, in [0, 1] (scikit-learn's).
 
     Two partitions of a single group each agree fully (1); one single group against several says nothing (0).
     """
@@ -40,21 +41,21 @@ def normalized_mutual_information(truth_N: ArrayLike, found_N: ArrayLike) -> flo
 
 
 def adjusted_mutual_information(truth_N: ArrayLike, found_N: ArrayLike) -> float:
-    """AMI: NMI corrected for chance (scikit-learn's)."""
+    """Return AMI: NMI corrected for chance, 0 on average for random groups (scikit-learn's)."""
     from sklearn.metrics import adjusted_mutual_info_score
 
     return float(adjusted_mutual_info_score(*_checked(truth_N, found_N)))
 
 
 def adjusted_rand_index(truth_N: ArrayLike, found_N: ArrayLike) -> float:
-    """ARI: pairs on which both partitions agree, corrected for chance; 1 = equal, 0 = chance (scikit-learn's)."""
+    """Return ARI: agreement on pairs, corrected for chance; 1 = equal, 0 = chance (scikit-learn's)."""
     from sklearn.metrics import adjusted_rand_score
 
     return float(adjusted_rand_score(*_checked(truth_N, found_N)))
 
 
 def _checked(truth_N: ArrayLike, found_N: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Labels as arrays of one length.
+    """Convert labels to arrays of one length.
 
     Raises:
         UserError: lists of different lengths, or empty ones.
@@ -68,13 +69,13 @@ def _checked(truth_N: ArrayLike, found_N: ArrayLike) -> tuple[NDArray[Any], NDAr
 
 
 def purity(truth_N: ArrayLike, found_N: ArrayLike) -> float:
-    """Share of samples that belong to the commonest class of their group."""
+    """Return the share of samples that belong to the most frequent class of their group."""
     cells = contingency(truth_N, found_N)
     return float(cells.max(0).sum() / cells.sum())
 
 
 def matched_accuracy(truth_N: ArrayLike, found_N: ArrayLike) -> float:
-    """Accuracy under the best one-to-one naming of groups by classes (Hungarian assignment)."""
+    """Return the accuracy under the best one-to-one assignment of groups to classes (Hungarian algorithm)."""
     cells = contingency(truth_N, found_N)
     rows, columns = linear_sum_assignment(cells, maximize=True)
     return float(cells[rows, columns].sum() / cells.sum())
@@ -100,11 +101,11 @@ def _distances(left_KD: NDArray[np.float64], right_LD: NDArray[np.float64]) -> N
 
 @dataclass(frozen=True)
 class CenterError:
-    """Distances between true centers and the found ones that they are matched with.
+    """Distances between true centers and the predicted ones that they are matched with.
 
     Attributes:
         mean, max: Euclidean, under the one-to-one matching whose distances sum to the least. Not the sum.
-        match: which found center each true one has.
+        match: index of the predicted center of each true one.
     """
 
     mean: float
@@ -113,7 +114,7 @@ class CenterError:
 
 
 def center_error(truth_KD: ArrayLike, found_KD: ArrayLike) -> CenterError:
-    """Return the `CenterError` of as many found centers as true ones.
+    """Return the `CenterError` of as many predicted centers as true ones.
 
     Raises:
         UserError: another number or width, NaN.
@@ -128,7 +129,7 @@ def center_error(truth_KD: ArrayLike, found_KD: ArrayLike) -> CenterError:
 
 
 def unmatched(truth_KD: ArrayLike, found_LD: ArrayLike) -> int:
-    """Count the true centers that are the nearest one of no found center."""
+    """Count the true centers that are the nearest one of no predicted center."""
     truth, predicted = _centers(truth_KD, found_LD)
     return len(truth) - len(np.unique(_distances(predicted, truth).argmin(1)))
 

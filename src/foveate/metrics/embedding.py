@@ -157,9 +157,11 @@ def distance_correlation(points_ND: ArrayLike, map_Nd: ArrayLike, *, include_sel
     rows = len(points)
     if rows < 3:
         raise UserError(f"the correlation of distances needs at least 3 points, there are {rows}")
+    # The correlation does not depend on units; distances near 1 keep the sums of squares exact enough to subtract.
     scale = [float(pairwise_distances(side[:1], side).max()) or 1.0 for side in (points, drawn)]
     sums = np.zeros(5)
     for part in blocks(rows, rows):
+        # Each pair once.
         above = np.arange(rows)[None] > np.arange(part.start, part.stop)[:, None]
         far = pairwise_distances(points[part], points)[above] / scale[0]
         near = pairwise_distances(drawn[part], drawn)[above] / scale[1]

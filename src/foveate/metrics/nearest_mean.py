@@ -66,7 +66,7 @@ class HeadChange:
 
 
 def head_changes(before_CD: ArrayLike, after_CD: ArrayLike, groups: ClassGroups) -> dict[str, HeadChange | None]:
-    """`HeadChange` of S and of U; None for an empty group.
+    """Return the `HeadChange` of S and of U; None for an empty group.
 
     Raises:
         UserError: heads of different shapes or of another number of classes.

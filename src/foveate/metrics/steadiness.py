@@ -52,6 +52,7 @@ def shared_neighbors(points_ND: ArrayLike, k: int) -> tuple[NDArray[np.int64], A
     """
     neighbors = nearest(points_ND, k)
     rows = len(neighbors)
+    # A sparse matrix of weights by rank: its product with itself sums over shared neighbors for all pairs at once.
     weights = np.tile(np.arange(k + 1, 1, -1, dtype=np.float64), rows)
     starts = np.arange(0, neighbors.size + 1, k)
     table = csr_matrix((weights, neighbors.ravel(), starts), shape=(rows, rows))
@@ -69,7 +70,7 @@ def reliability(
     walk_share: float = 0.3,
     alpha: float = 0.1,
 ) -> Reliability:
-    """Steadiness and cohesiveness of a map.
+    """Estimate steadiness and cohesiveness of a map.
 
     Args:
         k: neighbors; the square root of N where None. walk_share: steps of a walk, as a share of N.
@@ -152,7 +153,7 @@ def _split(distances_GG: Array) -> NDArray[np.int64]:
 
 
 def _distances(similarity: Array, group: NDArray[np.int64], labels: NDArray[np.int64], alpha: float) -> Array:
-    """Distances [C, C] of the groups: 1 / (mean similarity of their pairs + alpha)."""
+    """Return the distances [C, C] of the groups: 1 / (mean similarity of their pairs + alpha)."""
     belongs = (labels[:, None] == np.arange(labels.max() + 1)).astype(np.float64)
     sizes = belongs.sum(axis=0)
     mean = belongs.T @ similarity[np.ix_(group, group)] @ belongs / np.outer(sizes, sizes)
