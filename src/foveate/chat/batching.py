@@ -27,12 +27,12 @@ class _Call(Generic[Q, A]):
 
 
 class DynamicBatcher(Generic[Q, A]):
-    """Runs concurrent calls of one event loop in batches, one after the other, in a thread.
+    """Run concurrent calls of one event loop in batches, one after the other, in a thread.
 
     Args:
         run_batch: requests -> as many results in the same order. A result that is an exception is raised by its own
             call alone; an exception that `run_batch` raises, by all calls of the batch.
-        max_batch: most requests in a batch.
+        max_batch: maximum of requests in a batch.
         group_by: requests with equal values may share a batch; all may by default.
         max_wait_seconds: how long the first request of a batch that is not full waits for others.
     """

@@ -62,7 +62,7 @@ class ChatSettings(Settings):
 
 
 class ChatClient:
-    """Sends requests to the endpoints of one model, many at once.
+    """Send requests to the endpoints of one model, many at once.
 
     All calls belong to one event loop; `close` ends their connections.
 

@@ -115,6 +115,6 @@ class Endpoints:
         self.unreachable_since = None
 
     def unreachable_seconds(self) -> float:
-        """Seconds for which no endpoint could be reached; call it when one could not."""
+        """Return the seconds for which no endpoint could be reached; call it when one could not."""
         self.unreachable_since = self.unreachable_since or time.monotonic()
         return time.monotonic() - self.unreachable_since

@@ -20,7 +20,7 @@ class ChatImage:
     media_type: str
 
     def content(self) -> dict[str, Any]:
-        """The image as a content part: a data URL, so that the server fetches nothing."""
+        """Return the image as a content part: a data URL, so that the server fetches nothing."""
         encoded = base64.b64encode(self.data).decode("ascii")
         return {"type": "image_url", "image_url": {"url": f"data:{self.media_type};base64,{encoded}"}}
 
@@ -34,7 +34,7 @@ class ChatMessage:
     role: Literal["system", "user", "assistant"] = "user"
 
     def content(self) -> dict[str, Any]:
-        """The message as the protocol writes it."""
+        """Return the message as the protocol writes it."""
         # Images come first: servers that cache prefixes then share an image between the prompts about it.
         parts = [*(image.content() for image in self.images), {"type": "text", "text": self.text}]
         return {"role": self.role, "content": parts}
@@ -48,7 +48,7 @@ class ResponseSchema:
     schema: Mapping[str, Any]
 
     def content(self) -> dict[str, Any]:
-        """The schema as the field `response_format`."""
+        """Return the schema as the field `response_format`."""
         return {
             "type": "json_schema",
             "json_schema": {"name": self.name, "schema": dict(self.schema), "strict": True},
@@ -57,7 +57,7 @@ class ResponseSchema:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One question.
+    """One request: messages and sampling options.
 
     `temperature` 0 is greedy; `seed` is for servers that sample. `schema` is sent where the server takes one.
     """
@@ -69,7 +69,7 @@ class ChatRequest:
     schema: ResponseSchema | None = None
 
     def body(self, model: str) -> dict[str, Any]:
-        """The JSON body of the request, without its schema."""
+        """Return the JSON body of the request, without its schema."""
         return {
             "model": model,
             "messages": [message.content() for message in self.messages],

@@ -91,7 +91,7 @@ def _token_count(usage: Mapping[str, Any], name: str) -> int:
 
 
 def parse_retry_after(value: str) -> float:
-    """Seconds of a Retry-After header (a number or a date), at most ten minutes; 0 for none."""
+    """Parse a Retry-After header (a number or a date) to seconds, at most ten minutes; 0 for none."""
     value = value.strip()
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", value):
         return min(float(value), _MAX_WAIT_SECONDS)

@@ -38,7 +38,7 @@ def explain_os_error(error: OSError) -> str | None:
 
 
 def _describe_free_space(path: str) -> str:
-    """Free space on the disk of `path`, in parentheses, or "" where it is unknown."""
+    """Describe the free space on the disk of `path`, in parentheses; "" where it is unknown."""
     folder = Path(path)
     try:
         # The file itself may not exist yet, nor its folder.

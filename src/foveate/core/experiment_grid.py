@@ -77,7 +77,7 @@ class CellStore:
         write_json_atomically(self.path(cell), {**identity, "values": values, "seconds": round(seconds, 2)})
 
     def work_folder(self, cell: Cell) -> Path:
-        """A folder for checkpoints and other files of a cell while it is worked on."""
+        """Return the folder for checkpoints and other files of a cell while it is worked on."""
         return self.folder / "at-work" / cell.name
 
 

@@ -94,6 +94,7 @@ class RunFolder:
 
     def truncate_metrics(self, *, after_step: int) -> None:
         """Drop rows beyond `after_step`, so that the curve of a resumed run equals an uninterrupted one."""
+        # Also drops a last line that a kill cut off: appending to it would join two rows in one.
         rows = [row for row in self.read_metrics() if row["step"] <= after_step]
         write_text_atomically(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -113,7 +114,7 @@ class RunFolder:
 
 
 def _identity(recipe: str, free: Sequence[str]) -> Any:
-    """A recipe without its free fields; the text itself if it is not YAML."""
+    """Parse a recipe without its free fields; return the text itself if it is not YAML."""
     try:
         content = yaml.safe_load(recipe)
     except yaml.YAMLError:
