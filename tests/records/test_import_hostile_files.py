@@ -254,7 +254,7 @@ def test_visual_genome_files_that_lie(tmp_path: Path) -> None:
         (b"p\xe4th,text\na.jpg,x\n", "is not UTF-8"),
         (b"paht,text\na.jpg,x\n", "no column path or filepath .* --path-column.* Did you mean 'paht'"),
         (b"path,tetx\na.jpg,x\n", "no column text or caption .* --text-column.* Did you mean 'tetx'"),
-        (b'path,text\n"a.jpg,x\n', "has no rows that can be read: in row 1 the line has 1 cells, the header has 2"),
+        (b'path,text\n"a.jpg,x\n', "has no rows that can be read: in row 1 a quote opens a cell"),
         (bytes(range(256)) * 40, "is not UTF-8|cannot be read|no column"),
     ],
 )
@@ -393,3 +393,21 @@ def test_images_that_are_damaged_are_quarantined_in_every_format(tmp_path: Path,
     path.write_bytes(path.read_bytes()[:300])
     summary = load_formats()[name].run(source, tmp_path / "c")
     assert (summary.imported, summary.quarantined) == (2, {"image: truncated": 1})
+
+
+@pytest.mark.parametrize("ending", ["\n", "", '\n49.jpg,"closed, quoted"\n'])
+def test_an_unclosed_quote_hides_no_other_row(tmp_path: Path, ending: str) -> None:
+    rows = [f'{number}.jpg,5" pipe {number}' for number in range(50)]
+    rows[10] = '10.jpg,"two lines,\nwith a ""quote"" in them"'
+    rows[26], rows[40] = '26.jpg,"not closed', '40.jpg,"nor, this'
+    for number in range(50):
+        (tmp_path / f"{number}.jpg").write_bytes(image_bytes(number))
+    path = tmp_path / "table.csv"
+    path.write_text("path,text\n" + "\n".join(rows) + ending, encoding="utf-8")
+    import_table(path, tmp_path / "c")
+    collection = Collection.open(tmp_path / "c")
+    assert sorted(collection.keys) == sorted(str(number) for number in range(50) if number not in (26, 40))
+    assert reasons(tmp_path / "c") == {"row 27": ["row: unclosed quote"], "row 41": ["row: unclosed quote"]}
+    texts = {record.key: record.captions[0].text for record in map(collection.record, range(len(collection)))}
+    assert texts["10"] == 'two lines,\nwith a "quote" in them'
+    assert texts["27"] == '5" pipe 27'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import mmap
 from pathlib import Path
 
 import pyarrow as pa
@@ -85,18 +86,28 @@ def _read_text(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
 
     def note(row: pa_csv.InvalidRow) -> str:
         number = len(findings) + 1 if row.number is None else row.number - 1
-        detail = f"the line has {row.actual_columns} cells, the header has {row.expected_columns}"
-        findings.append(make_finding(f"row {number}", path.name, "row", "wrong number of cells", detail))
+        # Only `_blank_lines` leaves a line of nothing but spaces.
+        if row.text.strip(" "):
+            reason = "wrong number of cells"
+            detail = f"the line has {row.actual_columns} cells, the header has {row.expected_columns}"
+        else:
+            reason, detail = "unclosed quote", "a quote opens a cell of this line and is not closed"
+        findings.append(make_finding(f"row {number}", path.name, "row", reason, detail))
         return "skip"
 
     # Twice the size of the file: bytes above 127 take two each where they are read as Latin-1.
     block = min(max(2 * path.stat().st_size + 1, 2**16), _MAX_ROW_BYTES)
     try:
         clean = _is_utf8(path)
-        table = pa_csv.read_csv(
+        lines = find_unclosed_quotes(path, delimiter)
+        source: Path | pa.BufferReader = path
+        if lines or not clean:
+            content = _blank_lines(path.read_bytes(), lines)
             # pyarrow passes bad lines to the handler as text and fails on other encodings; as Latin-1 any bytes are
             # text.
-            path if clean else pa.BufferReader(path.read_bytes().decode("latin-1").encode("utf-8")),
+            source = pa.BufferReader(content if clean else content.decode("latin-1").encode("utf-8"))
+        table = pa_csv.read_csv(
+            source,
             read_options=pa_csv.ReadOptions(use_threads=False, block_size=block),
             parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note),
             convert_options=pa_csv.ConvertOptions(
@@ -108,6 +119,46 @@ def _read_text(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
     except (pa.ArrowException, KeyError, OSError) as error:
         raise UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0][:200]}") from error
     return table if clean else _restore_bytes(table), findings
+
+
+def find_unclosed_quotes(path: Path, delimiter: str) -> list[tuple[int, int]]:
+    """Find the lines of a text table in which a cell's opening quote has no closing one.
+
+    A CSV reader would take everything up to some later quote, or to the end of the file, as one cell: whole rows would
+    vanish in a text. A quote closes a cell only in front of a delimiter or a line's end; one that stands elsewhere on
+    a later line belongs to another row.
+
+    Returns:
+        (start, end) of these lines in bytes, without the newline.
+    """
+    lines: list[tuple[int, int]] = []
+    ends = {delimiter.encode(), b"\n", b"\r", b""}
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = 3 if data[:3] == b"\xef\xbb\xbf" else 0
+        quote = data.find(b'"', start)
+        while quote >= 0:
+            # A quote inside an unquoted cell (5" pipe) is an ordinary character.
+            if quote > start and data[quote - 1 : quote] not in ends:
+                quote = data.find(b'"', quote + 1)
+                continue
+            close = data.find(b'"', quote + 1)
+            while close >= 0 and data[close + 1 : close + 2] == b'"':
+                close = data.find(b'"', close + 2)
+            line_end = data.find(b"\n", quote)
+            line_end = len(data) if line_end < 0 else line_end
+            closed = close >= 0 and (close < line_end or data[close + 1 : close + 2] in ends)
+            if not closed:
+                lines.append((data.rfind(b"\n", 0, quote) + 1, line_end))
+            quote = data.find(b'"', (close if closed else line_end) + 1)
+    return lines
+
+
+def _blank_lines(data: bytes, lines: list[tuple[int, int]]) -> bytes:
+    """Replace lines by spaces, so that the rows after them keep their numbers."""
+    content = bytearray(data)
+    for start, end in lines:
+        content[start:end] = b" " * (end - start)
+    return bytes(content)
 
 
 def _is_utf8(path: Path) -> bool:
