@@ -234,6 +234,35 @@ def test_arrays_by_column_and_replies_of_nobody() -> None:
     )
 
 
+def test_flower_answers_for_a_node_that_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The SuperLink's error has its own node id; it is told apart from a stranger by the request that it answers."""
+
+    class Sent(dict[str, object]):
+        @property
+        def metadata(self) -> SimpleNamespace:
+            return SimpleNamespace(message_id=f"id {self['dst_node_id']}", dst_node_id=self["dst_node_id"])
+
+    class WithSuperlink(FakeGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            (dead, _), *_ = self.nodes.items()
+            replies = super().send_and_receive(messages, timeout=timeout)
+            return [self._answer_for(reply, dead) for reply in replies]
+
+        def _answer_for(self, reply, dead):
+            if reply.metadata.src_node_id != dead or HELLO in self.sent[-len(self.nodes) :]:
+                return reply
+            error = SimpleNamespace(code=5, reason="Node Unavailable")
+            metadata = SimpleNamespace(src_node_id=1, reply_to_message_id=f"id {dead}")
+            return SimpleNamespace(has_error=lambda: True, error=error, metadata=metadata)
+
+    monkeypatch.setattr(over_flower, "FlowerMessage", lambda **fields: Sent(fields))
+    clustered = cluster(GridTransport(WithSuperlink(PARTS), clients=3), resolve(15))
+    assert "Node Unavailable" in clustered.excluded[0]
+    assert "node 1" not in "".join(capsys.readouterr())
+
+
 def test_a_killed_server_goes_on(tmp_path: Path) -> None:
     grid = FakeGrid(PARTS)
     plan = resolve(15, refine_rounds=2)

@@ -106,6 +106,14 @@ def test_what_is_missing_is_named(copied: Path, tmp_path: Path) -> None:
         keys.check_client(copied, 0)
 
 
+@pytest.mark.parametrize("name", ["ca.key", "server.key", "client0", "runtime.key"])
+def test_a_private_key_that_others_may_read(copied: Path, name: str) -> None:
+    (copied / name).chmod(0o644)
+    with raises_naming(UserError, str(copied / name), "644", "600"):
+        keys.check_server(copied, "ward.example.org", "0.0.0.0")
+        keys.check_client(copied, 0)
+
+
 def test_a_node_key_in_another_form(copied: Path) -> None:
     shutil.copy(copied / "runtime.key", copied / "client0")
     with raises_naming(UserError, "OpenSSH's"):

@@ -123,6 +123,8 @@ def check_server(folder: Path, address: str, host: str) -> None:
         UserError: a file is missing, or the certificate has another authority, key or name, or has expired.
     """
     _need(folder, (CA, SERVER, SERVER_KEY))
+    for key in (folder / SERVER_KEY, folder / CA_KEY):
+        check_private(key)
     # Both names: clients use the address, the server's own processes the loopback or the host it listens on.
     for name in dict.fromkeys((address, LOOPBACK if host == "0.0.0.0" else host)):
         verify(folder / CA, folder / SERVER, name)
@@ -139,10 +141,22 @@ def check_client(folder: Path, client: int) -> None:
     _need(folder, (key.name, RUNTIME, RUNTIME_KEY))
     if not (folder / CA).is_file():
         raise UserError(f"{folder / CA}: missing; copy it from the server's folder")
+    for private in (key, folder / RUNTIME_KEY):
+        check_private(private)
     if not key.read_text(encoding="utf-8", errors="replace").startswith(_OPENSSH):
         raise UserError(f"{key}: not a private key in OpenSSH's form, which Flower needs; make one with {MAKE}")
     verify(folder / RUNTIME, folder / RUNTIME, LOOPBACK)
     same_key(folder / RUNTIME, folder / RUNTIME_KEY)
+
+
+def check_private(key: Path) -> None:
+    """Raise UserError if others than its owner may read or write a private key; a missing file passes.
+
+    ssh refuses such keys, too: whoever copies a node's key can answer in its name.
+    """
+    # The authority's key may be stored elsewhere: a running server does not need it.
+    if key.is_file() and (mode := key.stat().st_mode & 0o777) & 0o077:
+        raise UserError(f"{key}: others may read it (mode {mode:o}); expected 600: run `chmod 600 {key}`")
 
 
 def check_public_key(path: Path) -> None:

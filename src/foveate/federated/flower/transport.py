@@ -29,6 +29,8 @@ from foveate.federated.store import AnswerStore
 HELLO = "query.hello"
 HELLO_RULE = MessageRule(HELLO, {}, {"client": int, "name": str})
 _POLL_SECONDS = 0.5
+# The node id by which Flower's SuperLink signs its own replies (flwr.common.constant.SUPERLINK_NODE_ID).
+_SUPERLINK = 1
 
 
 class GridTransport:
@@ -128,9 +130,12 @@ class GridTransport:
         outcomes: dict[int, tuple[Message | None, str]] = dict.fromkeys(requests, (None, f"no answer{limit}"))
         for reply in self._grid.send_and_receive(sent, timeout=self._timeout):
             node = reply.metadata.src_node_id
-            # An answer of an earlier round that came too late, or of a node that joined since.
+            if node == _SUPERLINK and reply.has_error():
+                # Flower's server itself answers for a node that stopped; which one, only the request's id tells.
+                ids = {request.metadata.message_id: request.metadata.dst_node_id for request in sent}
+                node = ids.get(reply.metadata.reply_to_message_id, node)
             if node not in requests:
-                say(f"node {node} answered and was not asked")
+                say(f"ignored a reply of node {node}, which got no request")
                 continue
             if reply.has_error():
                 outcomes[node] = (None, f"error {reply.error.code}: {reply.error.reason}")
