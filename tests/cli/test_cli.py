@@ -214,3 +214,16 @@ def test_a_process_ends_with_one_line(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "Did you mean 'tour'?" in done.stderr
+
+
+def test_a_full_standard_output_is_named() -> None:
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(  # noqa: PLW1510
+            [sys.executable, "-m", "foveate", "recipes"],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert process.returncode == 1
+    assert process.stderr.startswith("foveate: standard output: ")

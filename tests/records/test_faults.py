@@ -19,6 +19,7 @@ from foveate.cli.main import main
 from foveate.core import progress
 from foveate.core.errors import explain_os_error
 from foveate.records.collection import Collection
+from foveate.records.exporters.webdataset import export_webdataset
 from foveate.records.images import BadImage
 from foveate.records.importers.folder import import_folder
 from foveate.records.record import Caption
@@ -93,6 +94,13 @@ def test_a_full_disk_is_said_by_the_command_line(
     disk.resize("2m")
     assert _run(capsys, "collect", tmp_path / "source", "--to", disk.folder / "c") == (0, "")
     assert len(Collection.open(disk.folder / "c")) == 30
+
+
+def test_a_full_disk_names_the_tar_of_an_export(disk: Disk, tmp_path: Path) -> None:
+    import_folder(write_folder(tmp_path / "source", 60), tmp_path / "c", **OPTIONS)
+    with pytest.raises(OSError, match="No space left") as caught:
+        export_webdataset(Collection.open(tmp_path / "c"), disk.folder / "tars")
+    assert str(explain_os_error(caught.value)).startswith(f"{disk.folder}/tars/00000.tar: ")
 
 
 def test_a_full_disk_stops_a_removal_that_goes_on_later(

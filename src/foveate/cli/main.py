@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+import traceback
 
 import click
 
-from foveate.core.errors import UserError, explain_os_error, nearest
+from foveate.core.errors import STANDARD_OUTPUT, UserError, explain_os_error, nearest
 from foveate.core.version import __version__
 
 
@@ -67,8 +68,15 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"foveate: {str(problem).removeprefix('foveate ')}", file=sys.stderr)
         sys.exit(1)
     except OSError as problem:
+        problem.filename = problem.filename or _name_standard_output(problem)
         refused = explain_os_error(problem)
         if refused is None:
             raise
         print(f"foveate: {refused}", file=sys.stderr)
         sys.exit(1)
+
+
+def _name_standard_output(problem: OSError) -> str | None:
+    """Name standard output if `problem` was raised while printing to it: such errors carry no file name."""
+    *_, last = traceback.extract_tb(problem.__traceback__)
+    return STANDARD_OUTPUT if last.filename == click.utils.__file__ else None

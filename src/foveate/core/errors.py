@@ -28,6 +28,10 @@ _PROBLEMS = {
 }
 
 
+STANDARD_OUTPUT = "standard output"
+"""Name of the file in errors of printing."""
+
+
 def explain_os_error(error: OSError) -> str | None:
     """Explain an operating-system error with its path in one sentence; None if it is no fault of the user."""
     problem = _PROBLEMS.get(error.errno or 0)
@@ -39,6 +43,8 @@ def explain_os_error(error: OSError) -> str | None:
 
 def _describe_free_space(path: str) -> str:
     """Describe the free space on the disk of `path`, in parentheses; "" where it is unknown."""
+    if path == STANDARD_OUTPUT:
+        return ""
     folder = Path(path)
     try:
         # The file itself may not exist yet, nor its folder.

@@ -38,21 +38,28 @@ def commit_atomically(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Give an OSError of the block the name of `path` where it has none: the error of a write to a full disk has not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file for writing that appears at `path` on a clean exit; an exception leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        fsync_path(path.parent)
-    except OSError as error:
-        # The error of a write to a full disk has no file name.
-        error.filename = error.filename or str(path)
-        raise
+        with name_in_errors(path):
+            with temporary.open("xb") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+            fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from foveate.core.errors import UserError
-from foveate.core.files import commit_atomically, fsync_path
+from foveate.core.files import commit_atomically, fsync_path, name_in_errors
 from foveate.records import layout, tables
 from foveate.records.packing import append_member
 from foveate.records.state import read_committed
@@ -131,15 +131,12 @@ def _repack(collection: Path, part: pa.Table) -> pa.Table:
     keys, lengths = part["key"].to_pylist(), part["length"].to_pylist()
     formats = part["format"].to_pylist()
     try:
-        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+        with name_in_errors(temporary), tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for row in packed.tolist():
                 source = layout.tar_path(collection, int(shards[row]))
                 data = _read_image(source, int(offsets[row]), lengths[row])
                 offsets[row] = append_member(tar, keys[row], formats[row], data)
         commit_atomically(temporary, final)
-    except OSError as error:
-        error.filename = error.filename or str(temporary)
-        raise
     finally:
         temporary.unlink(missing_ok=True)
     shards[packed] = number

@@ -19,7 +19,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from foveate.core.errors import UserError
-from foveate.core.files import FolderLock, commit_atomically, read_json, write_json_atomically
+from foveate.core.files import FolderLock, commit_atomically, name_in_errors, read_json, write_json_atomically
 from foveate.records import layout, tables
 from foveate.records.collection import check_description, check_writable
 from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine
@@ -378,14 +378,11 @@ class CollectionWriter:
 
     def _append(self, key: str, format: str, data: bytes) -> int:
         """Write one image to the tar and return the offset of its bytes."""
-        try:
+        with name_in_errors(self._temporary_tar()):
             if self._tar is None:
                 layout.tar_path(self.path, self._shard).parent.mkdir(parents=True, exist_ok=True)
                 self._tar = tarfile.open(self._temporary_tar(), "w", format=tarfile.PAX_FORMAT)
             return append_member(self._tar, key, format, data)
-        except OSError as error:
-            error.filename = error.filename or str(self._temporary_tar())
-            raise
 
     def _temporary_tar(self) -> Path:
         final = layout.tar_path(self.path, self._shard)
@@ -397,12 +394,12 @@ class CollectionWriter:
         # refers to must be on disk before.
         if self._tar is not None:
             tar, self._tar = self._tar, None
-            try:
-                tar.close()
-            except OSError as error:
-                abandon(tar)
-                error.filename = error.filename or str(self._temporary_tar())
-                raise
+            with name_in_errors(self._temporary_tar()):
+                try:
+                    tar.close()
+                except OSError:
+                    abandon(tar)
+                    raise
             commit_atomically(self._temporary_tar(), layout.tar_path(self.path, self._shard))
         for kind, rows in self._annotations.items():
             path = layout.annotation_path(self.path, kind, self._shard)

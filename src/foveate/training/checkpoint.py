@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
-from foveate.core.files import commit_atomically, fsync_path, read_json, sha256_file
+from foveate.core.files import commit_atomically, fsync_path, name_in_errors, read_json, sha256_file
 from foveate.core.progress import say
 from foveate.training.distributed import broadcast_json, full_tensor, place_full, world
 from foveate.training.ema import ExponentialAverage
@@ -145,13 +145,15 @@ def save(
     for leftover in folder.glob(".*.tmp"):
         shutil.rmtree(leftover)
     temporary.mkdir()
-    for name, tensors in parts.items():
-        save_file(tensors, temporary / name, metadata={"frozen_hash": base} if name == _WEIGHTS else None)
-    (temporary / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(temporary.iterdir())
-    }
-    (temporary / _COMPLETE).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1), encoding="utf-8")
+    with name_in_errors(final):
+        for name, tensors in parts.items():
+            save_file(tensors, temporary / name, metadata={"frozen_hash": base} if name == _WEIGHTS else None)
+        (temporary / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(temporary.iterdir())
+        }
+        (temporary / _COMPLETE).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1), encoding="utf-8")
     # Every file before the folder, the folder before the rename: a checkpoint that can be seen is complete.
     for path in [*temporary.iterdir(), temporary]:
         fsync_path(path)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from foveate.core.errors import UserError
+from foveate.core.files import name_in_errors
 from foveate.core.progress import say, track
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
@@ -83,7 +84,7 @@ def _recognize(collection: Collection, rows: Sequence[int]) -> dict[str, list[st
             continue
         lines_of[sha256] = lines
         if path is not None:
-            with path.open("a", encoding="utf-8") as handle:
+            with name_in_errors(path), path.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"sha256": sha256, "lines": lines}) + "\n")
     return lines_of
 

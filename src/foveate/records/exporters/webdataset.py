@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from foveate.core.errors import UserError
-from foveate.core.files import commit_atomically
+from foveate.core.files import commit_atomically, name_in_errors
 from foveate.core.progress import track
 from foveate.records.collection import Collection
 from foveate.records.images import SUFFIXES
@@ -59,7 +59,7 @@ def export_webdataset(
     for number, shard in enumerate(track(shards, description="exporting shards")):
         path = target / f"{number:05d}.tar"
         temporary = path.with_name(f".{path.name}.tmp")
-        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+        with name_in_errors(path), tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for row in shard:
                 _write_sample(tar, collection, regions, row)
         commit_atomically(temporary, path)

@@ -20,6 +20,7 @@ from foveate.caption.targets.settings import TargetSettings
 from foveate.chat.client import ChatClient, ChatSettings
 from foveate.chat.protocol import ChatMessage, ChatRequest, ChatResponse, ResponseSchema
 from foveate.core.errors import UserError
+from foveate.core.files import name_in_errors
 from foveate.core.progress import track
 from foveate.core.recipes import validate
 
@@ -81,7 +82,7 @@ class ResponseStore:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
+        with name_in_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             for question, text in texts.items():
                 file.write(json.dumps({"question": question, "answer": text}) + "\n")
 
