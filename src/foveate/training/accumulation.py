@@ -152,13 +152,13 @@ def _with_cached_embeddings(
 
 @contextlib.contextmanager
 def _without_sync(model: nn.Module) -> Iterator[None]:
-    """DDP adds up gradients on each rank inside the block; FSDP2 goes on reducing them, which keeps them sharded."""
+    """Let DDP add up gradients on each rank inside the block; FSDP2 still reduces them, which keeps them sharded."""
     with model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext():
         yield
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
-    """State of the global generators that dropout reads, on the CPU and on the device."""
+    """Return the states of the global generators that dropout reads, on the CPU and on the device."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 

@@ -168,7 +168,7 @@ def save(
 
 
 def folder_of_step(folder: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lies; zeros in front keep names in the order of steps."""
+    """Return the folder of the checkpoint of `step`; leading zeros keep names in the order of steps."""
     return folder / f"{_PREFIX}{step:08d}"
 
 

@@ -302,7 +302,7 @@ def train_classifier(
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model gives for labeled images.
+    """Logits and features of a model for labeled images.
 
     Attributes:
         logits: [N, K]. labels: [N].

@@ -105,7 +105,7 @@ def _size() -> int:
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenates equally long tensors over ranks; the backward pass sums the gradients of all ranks."""
+    """Concatenate equally long tensors over ranks; the backward pass sums the gradients of all ranks."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, local_BE: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def gather_ragged_with_grad(rows_RE: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """Adds the ranks' parts; each part's gradient is multiplied by the number of ranks."""
+    """Add the ranks' parts; each part's gradient is multiplied by the number of ranks."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, part: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def all_sum(value: float | Tensor) -> Tensor:
 
 
 def all_max(value: Tensor) -> Tensor:
-    """The elementwise maximum of a tensor over ranks, without gradient."""
+    """Take the elementwise maximum of a tensor over ranks, without gradient."""
     largest = value.detach().clone()
     if _size() > 1:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)

@@ -183,7 +183,7 @@ class Loader:
             executor.shutdown(wait=True, cancel_futures=True)
 
     def _draws(self, step: int) -> np.ndarray:
-        """Samples of this rank in a step, one a row: what `_sample` takes."""
+        """Return the draws of this rank in a step, one per row, as `_sample` takes them."""
         return batch_rows(
             step,
             rows=self.rows,

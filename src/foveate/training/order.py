@@ -1,4 +1,4 @@
-"""Which samples a step sees: a pure function of integers, so that resuming needs only the number of the step."""
+"""Order of samples: a pure function of integers, so that resuming needs only the number of the step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK = 2**16
 
 
 def _permutation(count: int, *parts: object) -> NDArray[np.int64]:
-    """The order of `count` positions for these seeds, (count,) int64, read-only.
+    """Return the order of `count` positions for these seeds, (count,) int64, read-only.
 
     Sorting raw 64-bit words keeps the order the same over NumPy versions: the words of a bit generator are
     guaranteed to stay, the algorithm behind `Generator.permutation` is not.
@@ -69,7 +69,7 @@ def _check_rows(rows: np.ndarray) -> None:
 
 
 def _share(step: int, *, batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
-    """Positions in the endless sequence of samples that `rank` loads in a step."""
+    """Return the positions in the endless sequence of samples that `rank` loads in a step."""
     if batch_size % world_size:
         raise UserError(
             f"batch_size {batch_size} cannot be split evenly over {world_size} processes; "
@@ -84,7 +84,7 @@ def _share(step: int, *, batch_size: int, rank: int, world_size: int) -> NDArray
 def _rows_of_draws(
     draws: NDArray[np.int64], rows: np.ndarray, permutation: Callable[[int], NDArray[np.int64]]
 ) -> NDArray[np.int64]:
-    """Row and epoch of draws number ... of a source whose epochs are laid end to end, [n, 2]."""
+    """Return row and epoch [n, 2] of the draws with these numbers; epochs of the source are laid end to end."""
     epochs, positions = np.divmod(draws, len(rows))
     drawn = np.empty(len(draws), dtype=np.int64)
     for epoch in np.unique(epochs).tolist():
@@ -132,7 +132,7 @@ class MixtureOrder:
         ]
 
     def _build_block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Source of each sample of a block, and how many samples of that source come before it in the block."""
+        """Return the source of each sample of a block, and how many of that source come before it in the block."""
         source_N = np.repeat(np.arange(len(self.counts)), self.counts)
         occurrence_N = np.concatenate([np.arange(count) for count in self.counts])
         draws = seeds.generator("mixture", self.seed, block).bit_generator.random_raw(BLOCK)
@@ -160,7 +160,7 @@ class MixtureOrder:
 
 
 def _largest_remainders(weights: Sequence[float], total: int) -> list[int]:
-    """Whole numbers in the proportion of `weights` that add up to `total` (Hamilton's method)."""
+    """Round `weights` to whole numbers in their proportion that add up to `total` (Hamilton's method)."""
     exact = [weight / sum(weights) * total for weight in weights]
     counts = [math.floor(value) for value in exact]
     by_remainder = sorted(range(len(weights)), key=lambda index: (counts[index] - exact[index], index))

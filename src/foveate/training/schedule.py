@@ -12,18 +12,18 @@ from foveate.training.settings import TrainingSettings
 
 
 def warmup(step: int, *, warmup_steps: int) -> float:
-    """Linear from 1/warmup_steps to 1 over the first `warmup_steps` steps, then 1."""
+    """Rise linearly from 1/warmup_steps to 1 over the first `warmup_steps` steps, then stay at 1."""
     # Not from 0: a step at rate 0 would be spent for nothing.
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
 def constant(step: int, *, warmup_steps: int) -> float:
-    """1 after the warm-up."""
+    """Stay at 1 after the warm-up."""
     return warmup(step, warmup_steps=warmup_steps)
 
 
 def cosine(step: int, *, steps: int, warmup_steps: int, final: float = 0.0) -> float:
-    """Half a cosine from 1 to `final` after the warm-up (Loshchilov and Hutter 2017, eq 5, one cycle)."""
+    """Fall as half a cosine from 1 to `final` after the warm-up (Loshchilov and Hutter 2017, eq 5, one cycle)."""
     if step < warmup_steps:
         return warmup(step, warmup_steps=warmup_steps)
     progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
@@ -31,7 +31,7 @@ def cosine(step: int, *, steps: int, warmup_steps: int, final: float = 0.0) -> f
 
 
 def wsd(step: int, *, steps: int, warmup_steps: int, decay_fraction: float, final: float = 0.0) -> float:
-    """Warm-up, stable at 1, then linear to `final` over the last `decay_fraction` of all steps.
+    """Warm up, stay at 1, then fall linearly to `final` over the last `decay_fraction` of all steps.
 
     Hu et al. 2024 (MiniCPM, section 4) name it; the linear form of the decay is Hägele et al. 2024.
     """

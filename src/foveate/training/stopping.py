@@ -1,4 +1,4 @@
-"""Ends of a training before its last step: a signal, or evaluations that no longer improve (early stopping)."""
+"""Stop a training before its last step: on a signal, or when evaluations no longer improve (early stopping)."""
 
 from __future__ import annotations
 
