@@ -1,4 +1,4 @@
-"""Where trained weights come from: a local folder, or a repository of the Hugging Face hub, pinned to a commit.
+"""Sources of trained weights: a local folder, or a repository of the Hugging Face hub, pinned to a commit.
 
 Whatever the name, the result is a folder on this machine: the libraries then read files only. Pickles are not read.
 """
@@ -195,7 +195,7 @@ def _why(error: Exception, source: str, *, revision: str | None, offline: bool) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bars and warnings of the hub's client, some of which are a page long."""
+    """Silence the progress bars and warnings of the hub's client, some of which are a page long."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 

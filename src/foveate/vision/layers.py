@@ -50,7 +50,7 @@ class TransformerLayer(nn.Module):
         self.fc2 = nn.Linear(int(width * mlp_ratio), width)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """[B, L, D] to [B, L, D]."""
+        """Run the layer on tokens [B, L, D]; same shape."""
         batch, length, width = x_BLD.shape
         qkv = self.qkv(layer_norm(x_BLD, self.ln1)).view(batch, length, 3, self.heads, width // self.heads)
         # [3, B, heads, L, D / heads]

@@ -194,7 +194,7 @@ class Lite0Encoder(ImageEncoder):
     def hidden_features(
         self, pixels_B3HW: Tensor, *, layer: int = -2, norm: bool = False, prefix: bool = False
     ) -> ImageFeatures:
-        """Maps of the frozen network alone: -1 has stride 32 and 320 channels, -2 stride 16 and 112 channels.
+        """Return a map of the frozen network: -1 has stride 32 and 320 channels, -2 stride 16 and 112 channels.
 
         See `ImageEncoder.hidden_features`.
         """

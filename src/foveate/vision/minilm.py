@@ -146,7 +146,7 @@ class MiniLMEncoder(TextEncoder):
         hidden: width of the "mlp".
         model, revision, offline, max_tokens, precision: see `SentenceEncoder`. A model folder records the commit.
         noise: standard deviation of Gaussian noise on each of the vectors' numbers in training (a unit vector of 384
-            numbers has .05 each): fewer words are learnt by heart, unseen ones gain.
+            numbers has .05 each): fewer words are learned by heart, unseen ones gain.
         sentence_width: of the frozen vectors; 384 for MiniLM-L6. Checked when the network is loaded.
     """
 

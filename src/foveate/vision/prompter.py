@@ -31,7 +31,7 @@ HEAD_OUTPUTS = ("linear", "sigmoid")
 
 @dataclass(frozen=True)
 class PreparedTokens:
-    """What all prompts of an image share; computed by `Prompter.prepare` for any number of calls.
+    """Intermediate results that all prompts of an image share, from `Prompter.prepare`.
 
     Attributes:
         tokens_BLD: image tokens with positions. normed_BLD: the same after the norm, input of the attention.
@@ -137,7 +137,7 @@ class Prompter(nn.Module):
         self.corner_embedding = nn.Parameter(torch.zeros(2, width)) if corner_embedding else None
 
     def prepare(self, tokens_BLD: Tensor, grid: tuple[int, int]) -> PreparedTokens:
-        """Compute what all prompts of an image share.
+        """Compute the intermediate results that all prompts of an image share.
 
         Args:
             tokens_BLD: image tokens after the encoder's final norm. Tokens before the last rows x columns ones (a
@@ -331,7 +331,7 @@ def _prompt_attention(
     image_tokens = normed_BLD if by_slot else normed_BLD[image_T]
 
     def read(x_TX: Tensor, image: Tensor) -> Tensor:
-        """x times the matrix of its image, for each prompt token."""
+        """Multiply x by the matrix of its image, for each prompt token."""
         if not by_slot:
             return (x_TX.unsqueeze(1) @ image).squeeze(1)
         slotted = x_TX.new_zeros(images * slots, x_TX.shape[-1]).index_copy(0, slot_index_T, x_TX)
@@ -363,7 +363,9 @@ def _slot_of(image_T: Tensor, counts_B: Tensor) -> Tensor:
 
 
 class BoxHead(nn.Module):
-    """Box head, from phrase prompts to boxes: a two-layer MLP with GELU, embed_dim (or width) -> width -> 4 (CLOC, equation 3).
+    """Box head, from phrase prompts to boxes: a two-layer MLP with GELU (CLOC, equation 3).
+
+    Its widths are embed_dim (or width) -> width -> 4.
 
     Args:
         width: D. embed_dim: E.

@@ -18,7 +18,7 @@ def encode_points(
     temperature: float = 10_000.0,
     layout: str = "blocked",
 ) -> Tensor:
-    """Sinusoids of scaled coordinates.
+    """Encode points by sinusoids of their scaled coordinates.
 
     With n = width / 4 and frequencies w_i = temperature^(-i/n):
     `blocked` gives [sin(a x w) | cos(a x w) | sin(a y w) | cos(a y w)];
@@ -60,7 +60,7 @@ def encode_points(
 def patch_centers(
     grid: tuple[int, int], *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Centers (x, y) in [0, 1] of a grid of `rows` x `columns` patches, row by row: [rows * columns, 2]."""
+    """Return the centers (x, y) in [0, 1] of a grid of patches, row by row: [rows * columns, 2]."""
     rows, columns = grid
     y = (torch.arange(rows, device=device, dtype=dtype) + 0.5) / rows
     x = (torch.arange(columns, device=device, dtype=dtype) + 0.5) / columns

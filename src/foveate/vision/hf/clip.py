@@ -89,7 +89,7 @@ class TransformersClipTextEncoder(TransformersTextEncoder):
         return self.trunk(input_ids=ids_BL).pooler_output
 
     def _ends(self, ids_BL: Tensor) -> Tensor:
-        """Position of each row's end token, found as transformers finds it."""
+        """Find the position of each row's end token, as transformers does."""
         end = self.trunk.eos_token_id
         # Old configurations name 2, although the end token has the highest id.
         return ids_BL.argmax(dim=1) if end == 2 else (ids_BL == end).to(torch.int32).argmax(dim=1)

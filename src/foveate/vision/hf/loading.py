@@ -137,7 +137,7 @@ def provenance(loaded: Loaded) -> dict[str, Any]:
 
 
 def tokenizer_folder(loaded: Loaded, tokenizer: str | None) -> Path | None:
-    """Where the tokenizer's files are: the field `tokenizer`, else the source; None where models are only counted."""
+    """Return the folder of the tokenizer's files: the field `tokenizer`, else the source; None while only counting."""
     if tokenizer is not None:
         return given_folder(tokenizer)
     return None if loaded.checkpoint is None or on_meta() else loaded.checkpoint.folder

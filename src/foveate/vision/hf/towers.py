@@ -1,4 +1,4 @@
-"""What the towers of transformers share: how a loaded network becomes one of our encoders, and how it is recorded.
+"""Base of the towers of transformers: turns a loaded network into an encoder, and records where it came from.
 
 Not a kind of encoder itself: `clip`, `siglip` and `dinov2` define which network they load, which part of it
 is the tower, and how an image or a text runs through it.

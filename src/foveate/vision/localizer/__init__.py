@@ -1,1 +1,1 @@
-"""The image-text model that can be asked about boxes (CLOC and its baselines): settings, network, model folder."""
+"""The image-text model that embeds and locates boxes (CLOC and its baselines): settings, network, model folder."""

@@ -1,4 +1,4 @@
-"""A multi-scale set of boxes to ask the Prompter about when the question is where a phrase is."""
+"""Multi-scale candidate boxes for locating a phrase by the best-matching region embedding."""
 
 from __future__ import annotations
 

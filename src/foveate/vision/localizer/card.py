@@ -1,4 +1,4 @@
-"""Model cards: what a model is, what it was trained on, what was measured, and how to load it. No number is invented.
+"""Model cards: architecture, training data, measured metrics, and how to load the model.
 
 The front matter is the hub's: https://huggingface.co/docs/hub/model-cards.
 """

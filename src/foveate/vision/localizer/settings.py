@@ -1,4 +1,4 @@
-"""What the model of a recipe is built from; the recipes that train one add how."""
+"""Architecture settings of a localizing model; recipes that train one add data and training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PrompterSettings(Settings):
 
 
 class RegionSettings(Settings):
-    """How regions are embedded and what their losses weigh (equations 2 to 4)."""
+    """Region encoder, and weights and options of the region losses (CLOC, equations 2 to 4)."""
 
     method: Literal["none", "prompter", "roi"] = Field(
         "prompter", description="none = CLIP alone; prompter = CLOC; roi = RoI-Align instead of the Prompter"
