@@ -278,13 +278,13 @@ def clamp_and_sort(boxes_R4: ArrayLike) -> NDArray[np.float64]:
 
 
 def areas(boxes_R4: ArrayLike) -> NDArray[np.float64]:
-    """Area of each box in the squared unit of its corners, shape [R]; inverted boxes count as empty."""
+    """Compute the area of each box in the squared unit of its corners, shape [R]; inverted boxes count as empty."""
     boxes = as_boxes(boxes_R4)
     return (boxes[:, 2] - boxes[:, 0]).clip(min=0) * (boxes[:, 3] - boxes[:, 1]).clip(min=0)
 
 
 def centers(boxes_R4: ArrayLike) -> NDArray[np.float64]:
-    """Middle point (x, y) of each box, shape [R, 2]."""
+    """Compute the center (x, y) of each box, shape [R, 2]."""
     boxes = as_boxes(boxes_R4)
     return (boxes[:, :2] + boxes[:, 2:]) / 2
 
@@ -301,7 +301,7 @@ def _overlap(a: Floats, b: Floats) -> NDArray[np.float64]:
 
 
 def intersection_over_union(a_R4: ArrayLike, b_R4: ArrayLike) -> NDArray[np.float64]:
-    """Intersection over union of matching rows, shape [R], in [0, 1]; 0 where the union is empty.
+    """Compute the IoU of matching rows, shape [R], in [0, 1]; 0 where the union is empty.
 
     Any unit does as long as both use the same one.
 
@@ -316,7 +316,7 @@ def intersection_over_union(a_R4: ArrayLike, b_R4: ArrayLike) -> NDArray[np.floa
 
 
 def pairwise_iou(a_N4: ArrayLike, b_M4: ArrayLike) -> NDArray[np.float64]:
-    """Intersection over union of every box of `a` with every box of `b`, shape [N, M], in [0, 1]."""
+    """Compute the IoU of every box of `a` with every box of `b`, shape [N, M], in [0, 1]."""
     a, b = as_boxes(a_N4), as_boxes(b_M4)
     intersection_NM = _overlap(a[:, None], b[None, :])
     return _ratio(intersection_NM, areas(a)[:, None] + areas(b)[None, :] - intersection_NM)

@@ -1,4 +1,4 @@
-"""Where the pixels go, the boxes go: letterbox, stretch, crop and flip as numbers that images and boxes share.
+"""Letterbox, stretch, crop and flip, with the same numbers for pixels and boxes.
 
 The model input is a square, or a rectangle of (height, width). In a letterbox an image keeps its aspect: it is resized
 to fit and the rest is padding on both sides (the rounding rules are those of TensorFlow's `resize_with_pad`). Stretched

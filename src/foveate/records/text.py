@@ -31,7 +31,7 @@ _CLAUSE_ABBREVIATIONS = frozenset(
 
 @dataclass(frozen=True)
 class _SentenceRules:
-    """Where sentences end.
+    """Rules for the ends of sentences.
 
     Args:
         end: end marks (group "marks") with the closing quotes and brackets that belong to them (group "closing").

@@ -1,4 +1,4 @@
-"""What importers read before it is checked: images and sidecars, and the options that all importers share."""
+"""Unchecked samples (an image with its sidecars) that importers yield, and the options that all importers share."""
 
 from __future__ import annotations
 
