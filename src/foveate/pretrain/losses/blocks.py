@@ -1,4 +1,4 @@
-"""What the softmax and sigmoid losses share: precision, blocks of rows, duplicate phrases, regions of all processes."""
+"""Shared by the softmax and sigmoid losses: precision, blocks of rows, duplicate phrases, regions of all processes."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def sigmoid_loss(
     *,
     row_chunk: int | None = None,
 ) -> Tensor:
-    """Sigmoid loss over the images and texts of all processes: the sum over all N x N pairs, divided by N.
+    """Compute the sigmoid loss over images and texts of all processes: the sum over N x N pairs, divided by N.
 
     Args:
         image_BE: this process's image embeddings of unit length; every process has the same number.
@@ -65,7 +65,7 @@ def sigmoid_region_loss(
     N: int | None = None,
     row_chunk: int | None = None,
 ) -> RegionLoss:
-    """Sigmoid loss over the regions and phrases of all processes; pairs of duplicate phrases are left out.
+    """Compute the sigmoid loss over regions and phrases of all processes, without pairs of duplicate phrases.
 
     Arguments as of `region_text_loss`. There is one direction only: `r2t` and `t2r` are the loss itself. With R = 0
     it is exactly 0 with zero gradients.

@@ -23,7 +23,7 @@ from foveate.training.distributed import all_max, all_sum, gather_with_grad, sum
 def clip_loss(
     image_BE: Tensor, text_BE: Tensor, logit_scale: Tensor | float, *, row_chunk: int | None = None
 ) -> Tensor:
-    """Symmetric image-text contrastive loss over the images and texts of all processes (equation 1).
+    """Compute the symmetric image-text contrastive loss over images and texts of all processes (equation 1).
 
     Args:
         image_BE: this process's image embeddings of unit length; every process has the same number.
@@ -57,7 +57,7 @@ def region_text_loss(
     N: int | None = None,
     row_chunk: int | None = None,
 ) -> RegionLoss:
-    """Symmetric region-text contrastive loss over the regions of all processes (equation 2).
+    """Compute the symmetric region-text contrastive loss over the regions of all processes (equation 2).
 
     The negatives of a region are all other drawn phrases, those of its own image too, except the duplicates that
     `duplicate_mask` names. Embeddings of any length go in; cosines are taken in at least float32.

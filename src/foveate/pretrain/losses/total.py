@@ -17,7 +17,7 @@ def grounding_loss(
     M: int | None = None,
     N: int | None = None,
 ) -> Tensor:
-    """Mean squared error of the four corner coordinates over the drawn boxes of all processes (equation 3).
+    """Compute the mean squared error of corner coordinates over the drawn boxes of all processes (equation 3).
 
     Args:
         pred_B4: this process's output of the box head, corners in [0, 1] of the model input, not clamped.

@@ -38,7 +38,7 @@ def _attention_backward_flops(
     *rest: Any,
     **named: Any,
 ) -> int:
-    """Twice the forward pass: recomputing the weights is the kernel's choice, not the model's work."""
+    """Count twice the forward pass: recomputing the weights is the kernel's choice, not the model's work."""
     return 2 * sdpa_flop_count(query, key, value)
 
 

@@ -37,7 +37,7 @@ PHRASE_TOKENS = 10
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is distributed: devices, parts of a process's share, DDP or FSDP2.
+    """Distribution of a step: devices, parts of a process's share, DDP or FSDP2.
 
     checkpointed: towers ("image_encoder", "text_encoder") whose layers are computed again in the backward pass.
     """
