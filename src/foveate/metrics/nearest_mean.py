@@ -52,7 +52,7 @@ def nearest_mean_ranks(
 
 @dataclass(frozen=True, slots=True)
 class HeadChange:
-    """How the rows of a linear head changed, averaged over a group of classes.
+    """Change of the rows of a linear head, averaged over a group of classes.
 
     Attributes:
         norm_before, norm_after: mean length of the rows. update_norm: mean length of their changes.
