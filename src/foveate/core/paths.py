@@ -1,4 +1,4 @@
-"""Where the package's own files lie."""
+"""Paths of the package's own files."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Distribution(ResultModel):
 
 
 class Query(ResultModel):
-    """What was searched for: a text, an image, a box in an image, or a weighted mixture."""
+    """Query of a search: a text, an image, a box in an image, or a weighted mixture."""
 
     kind: str
     text: str | None = None
@@ -193,7 +193,7 @@ class BoxChoice(ResultModel):
 
 
 class Machine(ResultModel):
-    """Where a run was made."""
+    """Machine and versions of a run."""
 
     cores: int | None = None
     python: str = ""
