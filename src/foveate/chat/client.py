@@ -35,7 +35,7 @@ _MAX_BACKOFF_SECONDS = 60.0
 
 
 class ChatSettings(Settings):
-    """Where a model is served, and how it is asked."""
+    """Endpoints of a model, and limits of its requests."""
 
     endpoint: tuple[str, ...] = Field(
         ("http://127.0.0.1:8000/v1",), min_length=1, description="Addresses that serve the model, up to /v1."
