@@ -68,7 +68,7 @@ def data_uri(image: Image.Image, *, quality: int = 82) -> str:
 
 
 class RunImages:
-    """Loads each image of a run folder once per size."""
+    """Load each image of a run folder once per size."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -18,7 +18,7 @@ from foveate.report import charts, images, numbers, words
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a page builder returns: the template's name, the window title, and the template's variables."""
+    """Result of a page builder: the template's name, the window title, and the template's variables."""
 
     template: str
     title: str
