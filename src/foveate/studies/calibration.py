@@ -180,7 +180,7 @@ QUICK = replace(FULL, seeds=2)
 
 
 class CalibrationStudy(GridStudy):
-    """Fine-tunes on half of the classes and measures all of them."""
+    """Fine-tune on half of the classes and measure all of them."""
 
     design, full, quick = DESIGN, FULL, QUICK
     variants = VARIANTS
@@ -273,6 +273,7 @@ class CalibrationStudy(GridStudy):
 def _half_way(before: Any, after: Any) -> Any:
     """Copy a model with the mean of both weights (weight-space ensemble at alpha .5, Wortsman et al. 2022)."""
     mixed = copy.deepcopy(after)
+    # Weights alone: a mean of integers, such as counters, has no meaning.
     first = before.state_dict()
     mixed.load_state_dict(
         {

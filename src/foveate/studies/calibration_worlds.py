@@ -1,7 +1,7 @@
 """The two worlds of the study `calibration`: 36 glyphs in other fonts, and subcategories of emoji in another style.
 
-Each has a pre-trained classifier over all classes Y, and labeled target data of all of them; who was fine-tuned on
-which half is the study's business.
+Each has a pre-trained classifier over all classes Y, and labeled target data of all of them; the study draws the half
+that is fine-tuned on.
 """
 
 from __future__ import annotations

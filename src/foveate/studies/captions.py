@@ -198,7 +198,7 @@ def overrides(cell: Cell, scale: Scale) -> list[str]:
 
 
 class CaptionsStudy(GridStudy):
-    """Trains an encoder on one mixture of texts and searches with it."""
+    """Train an encoder on one mixture of texts and search with it."""
 
     design, full, quick = DESIGN, FULL, QUICK
     variants = tuple(VARIANTS)

@@ -118,6 +118,7 @@ def prepare_images(path: Path, *, seed: int, run: Path, max_images: int | None) 
         for single in load_single_objects(source, size=SIZE)
         if single.split == "train"
     ]
+    # By a hash of the key: a small study has a part of the images of a large one.
     drawn.sort(key=lambda single: seeds.uniform("study pictures", seed, single.key))
     with CollectionWriter(path, license="; ".join(LICENSES.values()), source="built-in images") as writer:
         for single in drawn[:max_images]:
@@ -150,6 +151,7 @@ def write_own_captions(path: Path, captioner: Path, *, split: str, kinds: Sequen
     collection = Collection.open(path)
     opened = load_captioner(captioner, device="cpu")
     model = f"foveate-captioner-{opened.revision[:8]}"
+    # All of them are appended as one part below: one is there only if all are.
     known = set(collection.table("captions")["request"].to_pylist())
     rows = collection.rows(split)
     requests = {f"{model} {kind} {collection.keys[row]}" for row in rows.tolist() for kind in kinds}

@@ -59,6 +59,7 @@ def measure(model: Any, collection: Collection, *, cache: Path) -> dict[str, flo
 
     values = {}
     for name, kind in (("short", QUERY_SHORT), ("long", QUERY_LONG)):
+        # Each text once in the gallery: copies would take places among the best.
         distinct = list(dict.fromkeys(filter(None, questions.queries[kind])))
         values[name] = retrieval(test_NE, embedded(distinct), questions.queries[kind], distinct, best=BEST)
     names = list(dict.fromkeys(filter(None, questions.names)))
@@ -78,8 +79,8 @@ def retrieval(
     """Return the mean recall@`best` of both directions.
 
     Args:
-        own: the text of each image, "" for none. texts: the different texts, as in `text_TE`. Images with equal
-            texts are equally right answers.
+        image_texts: the text of each image, "" for none. texts: the different texts, as in `text_TE`. Images with
+            equal texts are equally right answers.
     """
     position = {text: number for number, text in enumerate(texts)}
     owner_N = np.array([position.get(text, -1) for text in image_texts])

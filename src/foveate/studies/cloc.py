@@ -264,7 +264,7 @@ def noise_of(cell: Cell) -> Noise:
 
 
 class ClocStudy(GridStudy):
-    """Trains one variant on true or spoiled boxes and asks it about boxes and phrases."""
+    """Train one variant on true or noisy boxes and evaluate it on questions about boxes and phrases."""
 
     design, full, quick = DESIGN, FULL, QUICK
 

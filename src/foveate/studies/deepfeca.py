@@ -152,7 +152,7 @@ QUICK = Scale(rounds=10, conditions=("digits-some", "drawn-few"), seeds=2)
 
 
 class DeepfecaStudy(point_sets.PointSetStudy):
-    """Splits one set, trains one variant and measures its groups and its encoder."""
+    """Split one set, train one variant and measure its groups and its encoder."""
 
     design, full, quick = DESIGN, FULL, QUICK
     worlds, used = WORLDS, (point_sets.MNIST,)

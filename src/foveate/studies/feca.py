@@ -185,7 +185,7 @@ DESIGN = Design(
 
 @dataclass(frozen=True)
 class Scale:
-    """Which conditions are run; cells depend on their names alone."""
+    """Conditions and seeds to run; cells depend on the names of conditions alone."""
 
     conditions: tuple[str, ...]
     seeds: int
@@ -210,7 +210,7 @@ def drawn(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class FecaStudy(point_sets.PointSetStudy):
-    """Splits one set and runs every method on it."""
+    """Split one set and run every method on it."""
 
     design, full, quick = DESIGN, FULL, QUICK
     worlds, used = WORLDS, tuple(point_sets.OPTIONAL)
@@ -257,6 +257,7 @@ def measure(
     clusters = len(np.unique(labels))
     estimator = FederatedKMeans(clusters, on_few_groups="return", random_state=seed, **options)
     with warnings.catch_warnings():
+        # Fewer groups than clusters are a result of the study, not a mistake to warn of.
         warnings.simplefilter("ignore", UserWarning)
         estimator.fit(parts)
     centers, groups = estimator.cluster_centers_, estimator.predict(points)
@@ -268,6 +269,7 @@ def measure(
         "tightness": float(np.sqrt(((points - centers[groups]) ** 2).sum(1).mean())),
         "kilobytes": estimator.bytes_up_ / 1e3,
     }
+    # With fewer centers a distance to the missing one does not exist.
     if len(centers) == clusters:
         values["error"] = metrics.center_error(means, centers).mean
     return values

@@ -194,7 +194,7 @@ QUICK = Scale(
 
 
 class FedneStudy(point_sets.PointSetStudy):
-    """Draws one map of several clients and measures it."""
+    """Fit one map of several clients and measure it."""
 
     design, full, quick = DESIGN, FULL, QUICK
     worlds, used = WORLDS, USED

@@ -63,6 +63,7 @@ def spoiled(regions: pa.Table, training_R: NDArray[np.bool_], noise: Noise, *, s
     boxes_R4[places] = jittered(boxes_R4[places], rng, jitter=noise.jitter)
     # Phrase, label and slice move together: a region of another concept also counts for that concept.
     changed = places if noise.shuffled_phrases else places[rng.random(len(places)) < noise.wrong_phrases]
+    # A permutation keeps how often each phrase occurs; a wrong phrase is drawn with its frequency.
     others = rng.permutation(changed) if noise.shuffled_phrases else rng.choice(places, len(changed))
     for name in TEXT_COLUMNS:
         texts[name][changed] = texts[name][others]

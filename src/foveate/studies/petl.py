@@ -197,7 +197,7 @@ QUICK = replace(FULL, epochs=15, seeds=2)
 
 
 class PetlStudy(PetlTrainings):
-    """Trains all methods on the same images of three worlds; one cell per world and seed."""
+    """Train all methods on the same images of three worlds; one cell per world and seed."""
 
     design, full, quick = DESIGN, FULL, QUICK
 

@@ -1,7 +1,7 @@
 """The third world of the study `petl`: by how many sixths of a turn is a character rotated?
 
-The glyph network has learnt to read upright characters whatever their font; what its last layer says of an angle is not
-what a new head can read off. A "structured" task, for a network that knows the images but not the question (section
+The glyph network was trained to read upright characters in any font, and a new head can hardly read an angle off its
+last layer. A "structured" task, for a network that knows the images but not the question (section
 7.3 of the method's specification measured it on a reference implementation).
 """
 

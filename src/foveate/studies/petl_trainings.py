@@ -75,7 +75,7 @@ class Scale:
 
 
 class PetlTrainings(GridStudy):
-    """Trains all methods of one cell; every finished training is a file, so that a stopped cell resumes."""
+    """Train all methods of one cell; every finished training is a file, so that a stopped cell resumes."""
 
     def prepare(self) -> None:
         """Make networks and images and choose a learning rate for every method; only what is missing."""
@@ -296,5 +296,6 @@ class _Cell:
             members = [f"{method}{name.removeprefix('light')}" for method in LIGHT]
             yield f"{name}/acc", float(np.mean([accuracy(test[member], labels) for member in members]))
             yield f"{name}/shift", float(np.mean([accuracy(shift[member], self.labels["shift"]) for member in members]))
+        # Chance: a guess by the classes' frequencies in training.
         shares = np.bincount(self.world.data.labels_N[self.learn], minlength=len(self.world.data.classes))
         yield "chance/acc", float((shares / shares.sum())[labels].mean())

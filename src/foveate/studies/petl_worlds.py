@@ -216,6 +216,7 @@ class _Pairs:
         """Return normalized pixels, the map's 16 positions, the means; half of the samples mirrored."""
         pixels, map_ = self.pixels[row].float() / 127.5 - 1, self.map[row]
         if uniform("petl mirrored", seed, row, epoch) < 0.5:
+            # The map is [rows, columns, channels], so its columns are flipped with the pixels.
             pixels, map_ = pixels.flip(-1), map_.flip(1)
         return {"pixels": pixels, "map": map_.flatten(0, 1), "pooled": self.pooled[row]}
 

@@ -5,7 +5,7 @@
     docs/studies/data/NAME/claims.csv   every claim with its difference, interval and verdict
     docs/studies/data/NAME/*.csv        further tables
 
-Nobody types numbers: a run folder is written with `write_published`, a page filled from the files with `fill_page`.
+No number is typed by hand: `write_published` writes the files of a run folder, `fill_page` fills a page from them.
 """
 
 from __future__ import annotations

@@ -135,8 +135,8 @@ def map_regions(drawn: DrawnMap) -> list[Region]:
 def build_maps(target: Path, folder: Path, *, train: int, test: int, seed: int = 0) -> None:
     """Write `train` + `test` recolored drawings of every map that has at least two usable divisions.
 
-    The names of the test drawings are those of the training drawings, the colors are not: what is learnt is the
-    shape and the place of a division.
+    Test drawings have the names of the training drawings in other colors: only shape and position of a division can be
+    learned.
 
     Raises:
         UserError: the folder holds no map.

@@ -1,4 +1,4 @@
-"""Runs a study: prepares what all cells share, works on cells in several processes, and writes the result.
+"""Run a study: prepare what all cells share, work on cells in several processes, and write the result.
 
 A study is a module of `foveate.studies` with a `STUDY`, a subclass of `foveate.studies.grid.GridStudy`; its name is
 that of the module. No list names the studies.

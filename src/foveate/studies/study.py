@@ -84,7 +84,7 @@ class OptionalData:
 
 @dataclass(frozen=True)
 class PaperClaim:
-    """What a paper states, and the claim of the study that tests it, in every condition that has it.
+    """A statement of a paper, and the claim of the study that tests it, in every condition that has it.
 
     control: the claim that would fail if the effect had another cause.
     untestable: why it cannot be tested here, where there is no claim.

@@ -46,7 +46,7 @@ from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.model import LocalizingModel
 
 TEST = "test"
-FEW_ROUNDS = 4  # of the federated maps of a tour for a look
+FEW_ROUNDS = 4  # of the federated maps in a short tour
 
 RECIPES = {"clip": "tour-clip", "cloc": "tour"}
 TITLES = {
@@ -68,7 +68,7 @@ COLUMNS = [
 # Columns of the full tables that stand for the tour's columns where a question has several ways of answering.
 WHERE = {"cloc_head": "cloc", "center": "guess"}
 CANDIDATES = {"clip_candidates": "clip", "cloc_candidates": "cloc", "center": "guess"}
-# What is reported apart (`records.builtin.concepts`).
+# Slices that are reported separately (`records.builtin.concepts`).
 PARTS = {"seen": "seen concepts", "unseen": "unseen concepts", "unseen kind": "unseen kinds"}
 LIMITS = [
     "Held-out emoji, and what is unseen in scenes, are things that no training text names, not even in a variant.",
@@ -241,7 +241,7 @@ def tour_table(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=_priority)
 
 
-# What a reader asks first.
+# Questions of most interest come first.
 _FIRST = (
     "what is in this box, of all names: top-1",
     "where is it (grounding head): IoU",

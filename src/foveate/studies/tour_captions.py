@@ -54,7 +54,7 @@ VARIANTS = {"alt": "AltText only", "hybrid": "half AltText, half short captions"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is captioned and trained."""
+    """Numbers of captions, training images and steps."""
 
     num_examples: int = NUM_EXAMPLES
     trained_on: int = TRAINED_ON

@@ -215,6 +215,7 @@ def _gain(emoji: Emoji, fits: list[Fitted], *, seed: int) -> Interval:
 def sentence(groupings: list[dict[str, Any]], maps: list[dict[str, Any]], gain: Interval) -> str:
     """Summarize the results in one sentence, without a claim that the interval does not support."""
     clients, central = groupings[0]["nmi"], groupings[1]["nmi"]
+    # The margin of the study `feca`.
     as_good = "no worse than" if clients >= central - 0.02 else "worse than"
     little = ", which is little: such features lie by look more than by kind" if max(clients, central) < 0.5 else ""
     votes = [entry["quality"]["knn"] for entry in maps]

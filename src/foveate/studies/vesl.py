@@ -188,7 +188,7 @@ def overrides(cell: Cell, scale: Scale, sources: Mapping[str, str]) -> list[str]
 
 
 class VeslStudy(GridStudy):
-    """Trains CLOC on the regions of one labeling and asks it about true regions."""
+    """Train CLOC on the regions of one labeling and evaluate it on true regions."""
 
     design, full, quick = DESIGN, FULL, QUICK
     variants = VARIANTS
