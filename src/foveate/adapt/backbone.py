@@ -42,7 +42,7 @@ class InProjection(nn.Module):
 
 @dataclass(frozen=True)
 class SublayerEnd:
-    """Where the result of a sublayer leaves it, before the residual addition.
+    """Module at which a sublayer's result leaves it, before the residual addition.
 
     Attributes:
         module: the last one that belongs to this sublayer alone; its output (or the first of a tuple) is the result.
@@ -142,6 +142,7 @@ class Backbone:
     @property
     def channels(self) -> int:
         """Input channels of the patch convolution, or of the network's first convolution."""
+        # The patch convolution first: a model with text or audio towers may have other convolutions in front of it.
         modules = [self.patch, *self.model.modules()]
         return next((module.in_channels for module in modules if isinstance(module, nn.Conv2d)), 3)
 
@@ -157,6 +158,7 @@ class Backbone:
             KeyError: the module is not in the model.
         """
         owner, attribute = find_owner(module, kind)
+        # With duplicates: a module that is shared appears under each of its names, and any of them will do.
         for name, candidate in self.model.named_modules(remove_duplicate=False):
             if candidate is owner:
                 return f"{name}.{attribute}" if name else attribute
@@ -170,7 +172,8 @@ class Backbone:
         return f"{name}.in_proj" if isinstance(module, InProjection) else name
 
     def tower_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the vision tower's parameters by name, without the model's own classifier and text towers."""
+        """Return the vision tower's parameters by name, without the model's own classifier and text tower."""
+        # With the dot: other names may begin like that of the classifier.
         head = f"{self.classifier}." if self.classifier else None
         return {
             name: parameter
@@ -216,7 +219,7 @@ class Backbone:
         return pairs
 
     def describe(self) -> dict[str, Any]:
-        """Describe what an adapter has to find again: family, sizes, and a hash of the tower's names and shapes."""
+        """Describe what an adapter must match when it is loaded: family, sizes, and a hash of names and shapes."""
         shapes = {name: list(value.shape) for name, value in sorted(self.tower_parameters().items())}
         # Without the root: an adapter of a tower alone fits the same tower within a CLIP model.
         text = repr(sorted((name.removeprefix(self.root), shape) for name, shape in shapes.items()))
@@ -234,7 +237,10 @@ class Backbone:
         return _digest({name.removeprefix(self.root): value for name, value in self.tower_parameters().items()})
 
     def buffers_digest(self) -> str:
-        """Hash the tower's floating-point buffers (batch-norm statistics); empty where it has none."""
+        """Hash the tower's floating-point buffers (batch-norm statistics); empty where it has none.
+
+        Two networks with equal weights and other statistics give other features.
+        """
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         buffers = {
             name.removeprefix(self.root): value
@@ -303,6 +309,7 @@ def split_attention(pairs: list[tuple[nn.MultiheadAttention, InProjection]]) -> 
     """
 
     def build_forward(attention: nn.MultiheadAttention, projection: InProjection) -> Callable[..., Any]:
+        # Callers differ in how they pass key, value and flags; in a vision tower all three inputs are the query.
         def forward(query: Tensor, *_: Any, attn_mask: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
             assert attn_mask is None, "vision towers have no mask"
             return attend(attention, projection, query), None

@@ -95,6 +95,7 @@ def open_classifier_images(
     values = collection.label_values(field)
     for split in splits:
         rows = collection.rows(split)
+        # The empty string is "no label", which is no class of any model.
         unknown = sorted(set(values[rows].tolist()) - {"", *classes})
         if unknown:
             raise UserError(
@@ -188,4 +189,5 @@ def _sort_key(name: str) -> tuple[int, str]:
 
 def _number_labels(values: NDArray[Any], classes: Sequence[str]) -> NDArray[np.int64]:
     indices = {label: index for index, label in enumerate(classes)}
+    # -1 for images of other classes and without a label: they take part in nothing.
     return np.array([indices.get(str(value), -1) for value in values.tolist()], dtype=np.int64)

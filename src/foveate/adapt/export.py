@@ -80,6 +80,7 @@ def _lora(adapted: AdaptedModel, adapter: LoraAdapter) -> tuple[dict[str, Tensor
         if str(block.number) not in adapter.blocks:
             continue
         pair = adapter.pair(block.number)
+        # PEFT has one A and one B for each projection; the shared A is written three times.
         rows = pair.b.weight.chunk(len(block.qkv))
         for module, part in zip(block.qkv, rows, strict=True):
             if isinstance(module, InProjection):
@@ -95,6 +96,7 @@ def _lora(adapted: AdaptedModel, adapter: LoraAdapter) -> tuple[dict[str, Tensor
     settings = adapter.settings
     return tensors, {
         "r": settings.rank,
+        # PEFT multiplies by lora_alpha / r; the strength has no field of its own and goes into it.
         "lora_alpha": settings.factor * settings.rank * adapter.strength,
         "lora_dropout": settings.dropout,
         "bias": "none",
@@ -131,6 +133,7 @@ def export_merged(
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     was_merged, was_training = adapted.is_merged, adapted.training
+    # Dropout and DropPath off: otherwise two passes over the same weights would differ.
     adapted.eval()
     pixels = _noise(adapted)
     with torch.no_grad():
@@ -144,6 +147,7 @@ def export_merged(
         if not was_merged:
             adapted.unmerge()
         adapted.train(was_training)
+    # In float32, against the outputs before merging: it covers merging, writing, and loading by the other library.
     difference = float((after.float() - before).abs().max())
     if not difference <= _MAX_DIFFERENCE * max(1.0, float(before.abs().max())):
         raise UserError(f"{path}: the exported model has other outputs (largest difference {difference:.3g})")
@@ -159,6 +163,7 @@ def _noise(adapted: AdaptedModel) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     like = next(iter(backbone.tower_parameters().values()))
     shape = (IMAGES, backbone.channels, rows * patch, columns * patch)
+    # A generator of its own: an export must not move the caller's random numbers.
     return torch.randn(shape, generator=generator).to(like.device, like.dtype)
 
 
@@ -190,6 +195,7 @@ def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[s
     else:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         write_bytes_atomically(path / "model.safetensors", save(state))
+        # No library opens this folder, so there is nothing to reload.
         return adapted.head(adapted.backbone.features(pixels))
     return adapted.head(map_backbone(reloaded.to(pixels.device)).features(pixels))
 

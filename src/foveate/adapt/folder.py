@@ -59,6 +59,7 @@ def save_adapter(
         "head_trained_before": name in adapted.first_heads,
         "backbone": {
             **adapted.backbone.describe(),
+            # Of the untuned backbone: an adapter that tunes its tensors must not change what it is checked against.
             "weights": adapted.digest,
             "buffers": adapted.backbone.buffers_digest(),
         },
@@ -127,11 +128,13 @@ def add_adapter(
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / CONFIG}: field 'head' is damaged ({error})") from error
     before = adapted.active
+    # Attached before the values are loaded: only then all names and shapes that the folder must hold are known.
     adapted.add(settings, head=head, name=name)
     try:
         if not config.get("head_trained_before"):
             # `add` takes every given head for one that was trained; this one only brings the shapes.
             del adapted.first_heads[name]
+        # Compared with an adapter built anew, so that every tensor is either loaded or an error.
         expected = adapter_tensors(adapted, name)
         _check_values(tensors, expected, path / WEIGHTS)
         with torch.no_grad():
@@ -162,6 +165,7 @@ def read_head(folder: str | Path, classes: Sequence[str]) -> nn.Module:
         raise UserError(f"{path}: its head has the classes {', '.join(known[:5]) or 'unknown'}: {why}")
     head, tensors = build_head(config["head"]), read_tensors(path / WEIGHTS)
     expected: dict[str, Tensor] = {f"head.{key}": value for key, value in head.named_parameters()}
+    # Only the head's tensors: the rest of the folder may be of any method.
     _check_values({key: value for key, value in tensors.items() if key.startswith("head.")}, expected, path / WEIGHTS)
     with torch.no_grad():
         for key, value in expected.items():

@@ -19,6 +19,7 @@ def zero_shot_weights(prompts_KPE: Tensor, *, logit_scale: float) -> Tensor:
     Each embedding is normalized, those of a class are averaged, normalized again, and multiplied by exp(logit_scale)
     (CLIP, arXiv 2103.00020, section 3.1.4).
     """
+    # Normalized before the mean, so that every prompt counts the same, and after it, so that every class does.
     unit = F.normalize(prompts_KPE, dim=-1)
     return F.normalize(unit.mean(dim=1), dim=-1) * math.exp(logit_scale)
 
@@ -44,11 +45,12 @@ class ZeroShotHead(nn.Module):
         """Map features [B, D] to logits [B, K]."""
         if self.projection is not None:
             features_BD = features_BD @ self.projection.T
+        # Unit length as in CLIP's pre-training, so that logits are cosines times the learned scale.
         return self.linear(F.normalize(features_BD, dim=-1))
 
 
 def new_head(inputs: int, classes: int) -> nn.Linear:
-    """Return an untrained classifier: truncated normal of deviation 0.02, bias 0."""
+    """Return an untrained classifier: truncated normal of standard deviation 0.02, bias 0."""
     head = nn.Linear(inputs, classes)
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)

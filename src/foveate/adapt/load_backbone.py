@@ -119,6 +119,7 @@ def load_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
         from foveate.vision.localizer.folder import load_model
 
         model: Any = load_model(Path(str(options["source"])), device="cpu")
+        # Saved models are opened frozen; which tensors are trained is for the method to decide.
         model.requires_grad_(True)
         backbone = LoadedBackbone(model, model.image_encoder.preprocess, dict(settings))
     elif kind == "timm" and (network := open_network(options, seed=seed)) is not None:
@@ -166,6 +167,8 @@ def set_drop_path(model: Any, rate: float) -> None:
 
     blocks = list(model.blocks)
     for number, block in enumerate(blocks):
+        # Linear from 0 at the first block to `rate` at the last, as timm builds it; set here for networks already
+        # built.
         block_rate = rate * number / max(1, len(blocks) - 1)
         for name in ("drop_path1", "drop_path2"):
             setattr(block, name, DropPath(block_rate) if block_rate else nn.Identity())

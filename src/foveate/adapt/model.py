@@ -59,6 +59,7 @@ class AdaptedModel(nn.Module):
             raise UserError("this model is adapted already: use its `add`, or `detach` it first")
         self.backbone = map_backbone(model)
         self._digest: str | None = None
+        # `detach` gives the network back with these: a user may have frozen parts of it.
         self._required_grad = {name: value.requires_grad for name, value in model.named_parameters()}
         model.requires_grad_(False)
         # The mark is on the network itself: a second AdaptedModel around it would register its hooks twice.
@@ -160,6 +161,7 @@ class AdaptedModel(nn.Module):
             describe_head(head)
             if head_width(head) != width:
                 raise UserError(f"the head reads {head_width(head)} features; this backbone has {width}")
+            # None in the tuple: no number was requested, so any head fits.
             if classes not in (None, num_classes(head)):
                 raise UserError(f"classes {classes}: the given head has {num_classes(head)}")
             return copy.deepcopy(head), True
@@ -228,6 +230,7 @@ class AdaptedModel(nn.Module):
         # Merged weights are computed from tuned ones, so they are swapped in after them and out before them.
         if self.merge_store is not None:
             self.merge_store.swap(self.model)
+        # A native method has no hooks; it acts through the swap alone, and needs no split attention either.
         elif not isinstance(adapter, NativeAdapter):
             self._attached.enter_context(self.backbone.install())
             for handle in adapter.hooks(self.backbone):
@@ -237,6 +240,7 @@ class AdaptedModel(nn.Module):
         """Undo `_attach`: the backbone is as it came, bit for bit."""
         if not self.active:
             return
+        # In the reverse order of `_attach`: merged values first, then the tuned ones.
         self._attached.close()
         if self.merge_store is not None:
             self.merge_store.swap(self.model)
@@ -328,12 +332,14 @@ class AdaptedModel(nn.Module):
         present = dict(self.model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             values = adapter.merged_tensors(self.backbone)
+            # Computed in float32 at least and rounded once, at the end.
             values = {key: value.to(present[key].dtype) for key, value in values.items()}
         self._attached.close()
         self._trained_unmerged = [value for value in self._trained_parameters(self.active) if value.requires_grad]
         # A swap instead of subtracting again: W + D - D is not W in floating point.
         self.merge_store = ParameterSwap(values, trained=False)
         self.merge_store.swap(self.model)
+        # Merged weights would not follow a trained branch.
         self._set_trained(self.active, False)
 
     def unmerge(self) -> None:
@@ -357,6 +363,7 @@ class AdaptedModel(nn.Module):
         if not was_merged:
             self.merge()
         try:
+            # Cloned: some of them are the adapter's own parameters, which training goes on changing.
             return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         finally:
             if not was_merged:

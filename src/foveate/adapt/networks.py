@@ -47,6 +47,7 @@ def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
     name, arguments, checkpoint = settings.get("model"), dict[str, Any](), None
     source = settings.get("source")
     if source is not None:
+        # A single file is for `foveate.vision.timm`, which reads it or says why not.
         if Path(str(source)).expanduser().is_file():
             return None
         checkpoint = fetch(
@@ -85,6 +86,7 @@ def _is_other(name: str) -> bool:
     if not timm.is_model(name):
         return False
     try:
+        # Shapes only: building a large architecture for a question about its class would take seconds.
         with torch.device("meta"):
             return not isinstance(timm.create_model(name, pretrained=False, num_classes=0), VisionTransformer)
     except (RuntimeError, NotImplementedError):  # some architectures read values of tensors while they are built

@@ -76,6 +76,7 @@ class FrozenPrefix:
             self.adapted.train(training)
 
     def _run_until_block(self, pixels: Tensor) -> Tensor:
+        # An exception ends the pass at once: the blocks behind it need not be computed.
         def stop(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             raise _Stop(inputs[0] if inputs else keywords["hidden_states"])
 
@@ -116,6 +117,8 @@ class FrozenPrefix:
         blocks = self.adapted.backbone.blocks
         skipped = [block.module for block in blocks[: self.block]]
         for module in skipped:
+            # On the instance: the class and its other blocks keep their forward, and removing the attribute restores
+            # it.
             module.forward = _pass_through  # pyrefly: ignore[bad-assignment]
         first = blocks[self.block].module
         hook = hook_input(first, lambda _: cached)

@@ -34,6 +34,8 @@ class PromptAdapter(Adapter[P]):
     interpolation: ClassVar[Literal["branch", "weights", "merged", ""]] = ""
 
     def _make(self, backbone: Backbone, layers: int, settings: PromptSettings) -> None:
+        # Xavier's bound of the patch embedding, from 3 patch^2 values to D channels, whatever the number of channels:
+        # as published.
         limit = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.width))
         self.prompts = nn.Parameter(torch.empty(layers, settings.prompts, backbone.width).uniform_(-limit, limit))
         self.dropout = nn.Dropout(settings.dropout)

@@ -73,6 +73,7 @@ class AdaptTraining(ClassificationSettings):
         """Return step (from 0) -> share of the peak rate; None where the loop's own schedule is used."""
         if self.schedule != "osu_release":
             return None
+        # Without the last partial batch, as the released code counts an epoch.
         steps_per_epoch = num_images // min(self.batch_size, num_images)
         warmup_epochs = round(self.warmup * self.epochs)
         rates = [
@@ -143,6 +144,7 @@ def build_recipe(
     content: dict[str, Any] = {"backbone": dict(backbone), "method": {"method": method}, "head": head}
     content |= {name: dict(fields) for name, fields in sections.items()}
     parts = ("backbone", "method", "data", "training")
+    # A bare `rank=4` is an option of the method; `training.epochs=5` names its part.
     qualified = [
         text if text.partition("=")[0].partition(".")[0] in parts or "=" not in text else f"method.{text}"
         for text in overrides

@@ -72,6 +72,7 @@ class ImageSet:
 def smallest_near_best(alphas: Sequence[float], accuracies: Sequence[float], count: int) -> tuple[float, float]:
     """Return the alpha of `RULE`, and the standard error sqrt(p (1 - p) / count) of the best accuracy p."""
     best = max(accuracies)
+    # Standard deviation of a mean of `count` right-or-wrong answers of probability p.
     error = math.sqrt(best * (1 - best) / count)
     near = [alpha for alpha, value in zip(alphas, accuracies, strict=True) if value >= best - error]
     return min(near), error
@@ -123,10 +124,12 @@ def measure_robustness(
     _check_unseen(info.get("trained_on"), splits[0].images.name, path, validation, test)
     sets = [*splits, *(_open_shifted(task, network, classes) for task in shifted)]
     run = RunFolder.create(run_path, command=command)
+    # Rounded: 0.30000000000000004 would be a new alpha in tables and file names.
     alphas = [round(number / (points - 1), 6) for number in range(points)]
     with start(device or "auto") as here:
         adapted.to(here.device).eval()
         curves = _measure_curves(adapted, network, sets, alphas, keep=keep, device=here.device)
+        # Back on the CPU before the model is written: the saved tensors do not depend on the device.
         adapted.to("cpu")
     selecting = curves["validation"]
     alpha, error = smallest_near_best(alphas, [point.value for point in selecting.accuracy], selecting.n)
@@ -191,6 +194,7 @@ def _check_unseen(trained_on: list[dict[str, Any]] | None, name: str, path: Path
 
 def _open_shifted(task: CompareTask, network: LoadedBackbone, classes: list[str]) -> ImageSet:
     """Open a shifted set: classes that it lacks are no answers there, images of other classes are left out."""
+    # Opened twice: first with all its classes, to see which ones the adapter knows; then with these alone.
     whole = load_images(task.path, AdaptData(field=task.field), network.preprocess)
     known = [name for name in classes if name in whole.classes]
     if not known:
@@ -230,6 +234,8 @@ def _measure_curves(
             inputs = network.normalize(pixels.to(device))
             labels = image_set.images.labels_N[np.array(rows)]
             for number, alpha in enumerate(alphas):
+                # Answers are limited to the classes of the set, as for ImageNet-R and -A: the others cannot be right
+                # there.
                 logits = _predict(adapted, alpha, inputs, keep=keep)[:, image_set.columns]
                 correct[number].append(logits.argmax(axis=1) == labels)
         if not correct[0]:
@@ -244,6 +250,7 @@ def _measure_curves(
             classes=len(image_set.columns),
             left_out=image_set.left_out,
             unreadable=len(unreadable),
+            # A model that always names the largest class is right this often.
             chance=float(np.bincount(labels_N).max() / len(labels_N)),
             accuracy=[_interval(values, image_set.key) for values in whole],
         )

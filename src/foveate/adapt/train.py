@@ -176,6 +176,7 @@ def train_adapter(
         run = RunFolder(run_path)
         if here.is_main:
             run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
+        # The main rank creates the folder before the others use it.
         barrier()
         adapted.to(here.device)
         load_sample, prefix = (load_flipped(images) if training.flip else None), None
@@ -249,7 +250,9 @@ def cache_frozen(
     """Compute what `prefix` caches of each image, on the CPU; None where it would not fit `MAX_CACHE_BYTES`."""
     cache: dict[int, Tensor] = {}
     for part, pixels in readable_batches(images, rows, unreadable, description="computing frozen parts"):
+        # On the CPU: on the device the cache of all images would take the memory that the training needs.
         outputs = prefix.compute(network.normalize(pixels.to(device))).cpu()
+        # From the first batch, before the cache has grown: all images have outputs of one size.
         num_bytes = outputs[0].numel() * outputs.element_size() * len(rows)
         if num_bytes > MAX_CACHE_BYTES:
             say(f"frozen parts would take {num_bytes / 2**30:.0f} GiB: they are computed in every epoch instead")
@@ -292,8 +295,10 @@ def _measure_splits(
 ) -> Evaluation:
     """Measure the held-out splits that exist; their logits are written into the run folder."""
     table: list[Row] = []
+    # `dict.fromkeys`: one split may serve as validation and test, and is measured once.
     for split in dict.fromkeys((recipe.data.validation, recipe.data.test)):
         if not images.has_split(split) or split in recipe.data.train:
+            # Accuracy on training images is no answer to the question of this table.
             continue
         path = folder / f"logits-{split}.npz"
         predictions = _write_predictions(adapted, network, images, images.rows(split), path, split)

@@ -70,9 +70,11 @@ def read_lists(folder: Path) -> tuple[list[str], list[str], list[str]]:
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip():
                 continue
+            # From the right: a path may hold spaces, the number of a class cannot.
             key, _, label = line.strip().rpartition(" ")
             if not key or not label.isdecimal():
                 raise UserError(f"{folder / name}, line {number}: expected a path and the number of a class")
+            # An image to learn from must not be among those that select or test.
             if seen.setdefault(key, split) != split:
                 raise UserError(f"{folder / name}, line {number}: {key} is in {LISTS[seen[key]]} as well")
             keys.append(key)

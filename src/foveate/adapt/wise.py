@@ -52,12 +52,16 @@ def interpolated(
     adapter = check_alpha(adapted, alpha)
     classify = head_at(adapted, alpha, keep=head == "keep")
     with_gradients = torch.is_grad_enabled()
+    # Not a mixture with weight 1: that would round, and alpha 1 must be the tuned model bit for bit.
     if alpha == 1:
         yield lambda pixels: classify(adapted.backbone.features(pixels))
+    # With official LayerScale a branch of strength 0 still differs from the original network, so it takes the way
+    # below.
     elif alpha == 0 and getattr(adapter.settings, "layerscale", "once") == "once":
         with adapted._original():
             yield lambda pixels: classify(adapted.backbone.features(pixels))
     elif adapter.interpolation == "branch" and not isinstance(adapter, NativeAdapter):
+        # Times the adapter's own strength: a saved model may be scaled already.
         before, adapter.strength = adapter.strength, adapter.strength * alpha
         try:
             yield lambda pixels: classify(adapted.backbone.features(pixels))
@@ -118,6 +122,7 @@ def head_at(adapted: AdaptedModel, alpha: float, *, keep: bool) -> nn.Module:
     first = adapted.first_heads[adapted.active]
     if alpha == 0:
         return first
+    # A copy: the first head and the tuned one stay as they are.
     mixed = copy.deepcopy(first)
     tuned = dict(adapted.head.named_parameters())
     with torch.no_grad():
@@ -149,6 +154,7 @@ def save_at(adapted: AdaptedModel, alpha: float, folder: Path, *, keep_head: boo
         settings = _scale_branch(adapter, alpha * adapter.strength, tensors)
     else:
         tuned = adapted.merged_weights()
+        # Inside `_original`, so that the model's tensors are those of alpha 0.
         with adapted._original(), torch.no_grad():
             values = interpolate_weights(adapted.model, tuned, alpha)
             if adapter.interpolation == "weights":
@@ -159,6 +165,7 @@ def save_at(adapted: AdaptedModel, alpha: float, folder: Path, *, keep_head: boo
             else:
                 tensors = {key: value for key, value in tensors.items() if not key.startswith("adapter.")}
                 tensors |= {f"adapter.backbone.{name}": value for name, value in values.items()}
+                # Equal tensors were left out above; a pattern over none of them would select nothing.
                 if not values:
                     raise UserError(
                         f"method '{adapter.settings.method}' at alpha {alpha:g} changes no weight: nothing to write"

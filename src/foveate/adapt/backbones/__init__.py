@@ -1,1 +1,1 @@
-"""Which networks can be adapted: each module here offers `backbone(model)`, a `Backbone` or None. No central list."""
+"""Networks that can be adapted: each module offers `map_backbone(model)`, a `Backbone` or None. No central list."""

@@ -42,6 +42,7 @@ def _encoder(encoder: ImageEncoder, *, model: nn.Module, root: str) -> Backbone:
         "features": features,
         "features_dim": encoder.embed_dim,
         "forward_original": features,
+        # A fingerprint exists exactly where a part is never trained; without one there is nothing to cache.
         "stem": stem if encoder.fingerprint() else None,
     }
     if isinstance(encoder, Lite0Encoder):
@@ -59,6 +60,7 @@ def _encoder(encoder: ImageEncoder, *, model: nn.Module, root: str) -> Backbone:
         network,
         **shared,
         blocks=tuple(dataclasses.replace(block, name=below + block.name) for block in network.blocks),
+        # Names inside the tower become names in the whole model.
         positions=network.positions and (below + network.positions[0], *network.positions[1:]),
         classifier="",
         unused=tuple(below + name for name in network.unused),

@@ -51,6 +51,7 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
                 classifier="",
             )
     blocks: list[Any] = list(visual.transformer.resblocks) if isinstance(visual, VisionTransformer) else []
+    # Exactly this class: a subclass may add scales or norms that the map does not know.
     if not blocks or not all(type(block) is ResidualAttentionBlock for block in blocks):
         raise UserError(
             f"open_clip tower of type {type(trunk or visual).__name__}: allowed are plain ViTs with residual attention "
@@ -88,6 +89,7 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
 
 
 def _width_of(visual: Any, inner: int) -> int:
+    # The last linear layer of timm's head is the projection to the joint embedding.
     linear = [module for module in visual.head.modules() if isinstance(module, nn.Linear)]
     return linear[-1].out_features if linear else inner
 
@@ -103,6 +105,7 @@ def _block(number: int, block: Any, projection: InProjection, root: str) -> Bloc
         proj=block.attn.out_proj,
         fc1=block.mlp.c_fc,
         fc2=block.mlp.c_proj,
+        # LayerScale is the last module of the sublayer; it is an identity where the tower has none.
         attention_end=SublayerEnd(block.ls_1, (block.ls_1,)),
         mlp_end=SublayerEnd(block.ls_2, (block.ls_2,)),
         attention=(block.attn,),

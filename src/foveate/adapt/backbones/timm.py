@@ -33,6 +33,7 @@ def transformer(model: Any) -> Backbone:
                 f"blocks.{number} of this timm model is a {type(block).__name__} with {type(block.attn).__name__}: "
                 "allowed are plain pre-norm blocks with one qkv projection"
             )
+    # Networks that average tokens normalize after the pooling, in `fc_norm`; `norm` is then an identity.
     after_pool = not isinstance(model.fc_norm, nn.Identity)
     patch = model.patch_embed
 
@@ -64,12 +65,15 @@ def _real(norm: nn.Module) -> nn.Module | None:
 
 
 def _positions(model: Any) -> tuple[str, int, int] | None:
+    # A norm between convolution and positions would scale the shift that they take over.
     if model.pos_embed is None or _real(getattr(model.patch_embed, "norm", nn.Identity())) is not None:
         return None
+    # The first row of patches: class and register tokens may have positions of their own in front.
     return "pos_embed", 1, model.pos_embed.shape[1] - model.patch_embed.num_patches
 
 
 def _block(number: int, block: Any) -> Block:
+    # The type by name: gated MLPs of timm have an fc1 too, whose output is split in two.
     plain = isinstance(getattr(block.mlp, "fc1", None), nn.Linear) and type(block.mlp).__name__ == "Mlp"
     return Block(
         number=number,

@@ -58,6 +58,7 @@ def _clip(model: Any, kind: str) -> Backbone:
         patch=tower.embeddings.patch_embedding,
         positions=(f"{root}embeddings.position_embedding.weight", 0, 1),
         final_norm=tower.post_layernorm,
+        # `pre_layrnorm`: transformers' own spelling.
         pre_norm=tower.pre_layrnorm,
     )
 
@@ -74,6 +75,7 @@ def _clip_block(number: int, layer: Any, root: str) -> Block:
         proj=attention.out_proj,
         fc1=layer.mlp.fc1,
         fc2=layer.mlp.fc2,
+        # CLIP has no module between sublayer and addition, so the sublayer itself is its end.
         attention_end=SublayerEnd(attention),
         mlp_end=SublayerEnd(layer.mlp),
         attention=(attention,),
@@ -108,6 +110,7 @@ def _dinov2(model: Any) -> Backbone:
 
 
 def _name(model: nn.Module, layer: nn.Module) -> str:
+    # By search: releases of transformers differ in the path of the layers.
     return next(name for name, module in model.named_modules() if module is layer)
 
 

@@ -1,4 +1,4 @@
-"""Measure what fine-tuning damaged, as in the paper, and say it in one sentence."""
+"""Measure what fine-tuning damaged, as in the paper, and summarize it in one sentence."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def diagnose(
     if curve is not None:
         gaps = logit_gaps(after.logits, labels, groups).statistics()
         if curve.absent_count and curve.seen_count:
+            # The best gamma for these very samples: an upper bound, never an estimate.
             star = select_gamma(curve)
             assert star is not None
             rows.append(_gamma_row("star", "+ gamma* (peeks)", star.gamma, after, labels, groups, peeks=True))
@@ -146,6 +147,7 @@ def _verdict(rows: list[CalibrateRow], curve: Curve | None, estimates: list[tupl
                     "fine-tune again with a smaller learning rate for the backbone (a hot uniform rate does this)."
                 )
     gain = (star.accuracies["Y/Y"] or 0) - (after.accuracies["Y/Y"] or 0)
+    # An interval around 0: doing nothing is among the best gammas.
     _, intervals = best_intervals(curve)
     if any(low < 0 < high for low, high in intervals) or gain < 0.5:
         return "nothing", (

@@ -43,6 +43,7 @@ def parameter_rules(classifier: Classifier, settings: FineTuneSettings) -> list[
         name for name, _ in classifier.network.named_parameters() if not name.startswith(f"{classifier.head_name}.")
     ]
     if others:  # a rule that matches nothing is an error
+        # A rate of 0 means frozen: no gradients are computed, instead of steps of length 0.
         share = settings.backbone_rate
         rules.append(ParameterRule(".*", share or 1.0, weight_decay=settings.weight_decay, frozen=share == 0))
     return rules

@@ -68,6 +68,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
             start, end = entry["data_offsets"]
             if not 0 <= start <= end <= size - 8 - length:
                 raise ValueError(f"tensor '{name}' lies outside the file")
+            # Offsets in the header count from the end of the header.
             tensors[name] = Tensor(
                 file, name, entry["dtype"], tuple(entry["shape"]), 8 + length + start, 8 + length + end
             )
@@ -188,6 +189,7 @@ def _fold_folder(path: Path, bias: Tensor, data: bytes, to: Path, *, gamma: floa
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         shutil.copytree(path, temporary)
+        # In place: every byte outside of this one tensor stays.
         with (temporary / bias.file.relative_to(path)).open("r+b") as handle:
             handle.seek(bias.start)
             handle.write(data)
@@ -208,6 +210,7 @@ def _copy_with(path: Path, bias: Tensor, data: bytes, target: Any) -> None:
 
 def _decode(data: bytes, dtype: str) -> NDArray[np.float64]:
     if dtype == "BF16":
+        # A bfloat16 is the upper half of a float32.
         return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return np.frombuffer(data, dtype=_DTYPES[dtype]).astype(np.float64)
 

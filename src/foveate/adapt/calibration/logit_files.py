@@ -46,14 +46,14 @@ class LogitFile:
 
     @property
     def classes(self) -> int:
-        """C."""
+        """Number of columns, C."""
         return self.logits.shape[1]
 
     def as_run(self) -> PseudoRun:
-        """The file as a pseudo run.
+        """Return the file as a pseudo run.
 
         Raises:
-            UserError: when it does not say its halves.
+            UserError: the file does not name its halves.
         """
         if self.seen is None or self.absent is None:
             raise UserError(f"{self.path}: a pseudo run needs the arrays 'seen' and 'absent': its halves of S")
@@ -115,6 +115,7 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
                 )
             return {name: file[name] for name in file.files}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+        # A UserError is a ValueError, too, and names the array already.
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not an npz file of plain arrays ({' '.join(str(error).split())[:120]})") from error

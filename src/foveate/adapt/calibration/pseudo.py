@@ -57,7 +57,7 @@ class PseudoEstimate:
 
 
 def split_classes(seen: ArrayLike, *, number: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The `number`-th random split of the seen classes into halves: pseudo-seen (the smaller one, if any) and absent.
+    """Return the `number`-th random split of the seen classes into halves: pseudo-seen (never the larger) and absent.
 
     Raises:
         UserError: with fewer than two seen classes.
@@ -74,7 +74,7 @@ def split_classes(seen: ArrayLike, *, number: int, seed: int = 0) -> tuple[NDArr
 
 
 def run_threshold(run: PseudoRun, rule: Threshold) -> float | None:
-    """The accuracy in percent of the pre-trained model on the pseudo-absent images, over all columns or those of S."""
+    """Return the pre-trained model's accuracy in percent on the pseudo-absent images, over all columns or those of S."""
     choose(rule, THRESHOLDS, "threshold of pseudo cross-validation")
     if rule == "none":
         return None
@@ -99,7 +99,7 @@ def estimate(
     threshold: Threshold = "all_columns",
     tie: Literal["smallest", "official"] = "smallest",
 ) -> PseudoEstimate:
-    """Gamma as the mean over runs of the best feasible gamma on the curve of the pseudo-absent classes.
+    """Estimate gamma: the mean over runs of the best feasible gamma on the curve of the pseudo-absent classes.
 
     In each run the columns are restricted to S; among gammas that give the pseudo-absent images at least the
     threshold's accuracy, the one of best overall accuracy is taken. Runs without such a gamma are skipped.
@@ -152,7 +152,7 @@ def _groups(run: PseudoRun) -> ClassGroups:
 def _restricted(
     logits: NDArray[Any], labels: NDArray[Any], groups: ClassGroups, *, name: str
 ) -> tuple[NDArray[Any], NDArray[np.int64], ClassGroups]:
-    """Columns of S alone, with labels and groups renumbered: what is truly absent is not even looked at."""
+    """Restrict logits to the columns of S, labels and groups renumbered: what is truly absent is not even looked at."""
     columns = np.union1d(groups.seen, groups.absent)
     labels = as_labels(labels, rows=len(logits), classes=groups.classes, what=f"{name}: labels")
     outside = np.flatnonzero(~np.isin(labels, columns))

@@ -106,6 +106,7 @@ def calibrate(
         calibrators["alg"] = _fit_alg(evidence, variant)
     if method in ("pcv", "both"):
         calibrators["pcv"] = _fit_pcv(evidence, threshold, tie)
+    # PCV comes second, so with both methods its gamma is used.
     last_method = list(calibrators)[-1]
     gamma = calibrators[last_method].gamma_
     gammas = {TITLES[name]: calibrator.gamma_ for name, calibrator in calibrators.items()}

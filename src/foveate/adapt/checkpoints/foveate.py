@@ -30,6 +30,7 @@ class EncoderClassifier(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.settings = dict(settings)
+        # Seeded apart from the global generator; a loaded head overwrites these values anyway.
         with seeded(seed):
             self.head = nn.Linear(encoder.embed_dim, classes)
 
@@ -41,6 +42,7 @@ class EncoderClassifier(nn.Module):
 def classifier_of(model: LocalizingModel, names: Sequence[str], *, seed: int = 0) -> Classifier:
     """Build a classifier with an untrained head on the image encoder of a localizing model."""
     encoder = model.image_encoder
+    # The encoder's own description wins: it builds the encoder again without fetching trained weights.
     settings = {**dict(model.recipe.image_encoder), **encoder.architecture()}
     settings.setdefault("embed_dim", encoder.embed_dim)
     network = EncoderClassifier(encoder, settings=settings, classes=len(names), seed=seed)

@@ -18,6 +18,7 @@ WHAT = "config.json names an 'architecture' and 'num_classes'"
 
 def matches(folder: Path, config: dict[str, Any]) -> bool:
     """Whether the folder is one of timm."""
+    # Both other fields mark folders of transformers and of Foveate, which may name an architecture as well.
     return isinstance(config.get("architecture"), str) and "model_type" not in config and "kind" not in config
 
 
@@ -70,6 +71,7 @@ def save(classifier: Classifier, source: Path | None, target: Path) -> None:
 def _head(network: Any) -> str:
     """Return the name of the module that `get_classifier` returns."""
     head: nn.Module = network.get_classifier()
+    # By identity: the attribute differs from architecture to architecture (head, fc, classifier).
     return next((name for name, module in network.named_modules() if module is head), "head")
 
 

@@ -28,6 +28,7 @@ def load(folder: Path, config: dict[str, Any]) -> Classifier:
     from transformers import AutoModelForImageClassification
 
     checkpoint = Checkpoint(str(folder), folder)
+    # Refuses pickled weights, before transformers opens the folder.
     checkpoint.weights()
     with quiet():
         try:
@@ -42,6 +43,7 @@ def load(folder: Path, config: dict[str, Any]) -> Classifier:
         unexpected = sorted(report["unexpected_keys"])
         raise UserError(f"{folder}: {len(unexpected)} tensors belong to no part of the model ({unexpected[0]})")
     labels = network.config.id2label
+    # By number, the order of the logits.
     names = [str(labels[number]) for number in sorted(labels)]
     preprocess = None
     if (folder / "preprocessor_config.json").is_file():

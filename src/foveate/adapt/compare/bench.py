@@ -60,7 +60,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Fit:
-    """The outcome of one training.
+    """Outcome of one training.
 
     Attributes:
         logits: [N, K] of the test rows that can be read, after the last epoch.
@@ -89,7 +89,7 @@ class Fit:
 
     @property
     def accuracy(self) -> float:
-        """The share of test images that are classified correctly."""
+        """Share of test images that are classified correctly."""
         return float((self.logits.argmax(axis=1) == self.labels).mean())
 
 
@@ -142,6 +142,7 @@ class Bench:
             Stopped: after a signal.
         """
         with silent(), start(self.device) as here:
+            # Before the adapter is attached: its hooks stand on the DropPath modules, which this call replaces.
             if training.drop_path:
                 set_drop_path(self.network.model, training.drop_path)
             classes = None if keep_head else len(images.classes)

@@ -79,6 +79,7 @@ def plan(network: LoadedBackbone, grid: Grid, methods: Sequence[str], *, max_tra
     for variant in grid.select(methods):
         candidates[variant] = []
         for candidate in grid.candidates(variant):
+            # Each set of options once: how a candidate is trained does not change its shapes.
             key = candidate_key(candidate)
             if key not in sizes and key not in reasons:
                 try:

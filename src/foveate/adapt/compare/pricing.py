@@ -55,6 +55,7 @@ def measure_speed(network: LoadedBackbone, *, device: str = "auto") -> Speed:
         # Counting is the warm-up of the measurement too.
         with FlopCounterMode(display=False) as counter:
             backbone.features(pixels)
+        # The best of three: other processes can only slow a pass down.
         seconds = min(_time_call(backbone.features, pixels) for _ in range(3))
     return Speed(seconds / _IMAGES, counter.get_total_flops() / _IMAGES)
 
@@ -62,6 +63,7 @@ def measure_speed(network: LoadedBackbone, *, device: str = "auto") -> Speed:
 def _time_call(call: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
     began = time.monotonic()
     call(pixels)
+    # CUDA runs asynchronously: without waiting, only the launch of the pass would be timed.
     if pixels.is_cuda:
         torch.cuda.synchronize(pixels.device)
     return time.monotonic() - began

@@ -76,6 +76,7 @@ class CompareRecipe(Settings):
             raise ValueError(f"split '{self.test}' is the test split: it must not be learned from or selected by")
         if "seed" in self.training:
             raise ValueError("training.seed has no effect here; set seed and seeds")
+        # Read once here, so that a mistake shows before any data are opened.
         max_parameters(self.budget, 1)
         self.resolve_training({}, {}, seed=0)
         return self

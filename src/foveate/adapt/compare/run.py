@@ -81,6 +81,7 @@ def compare(
         check_hours(comparison.estimate(device=device), max_hours=max_hours, grid=recipe.grid)
     run = RunFolder.create(run_path, command=command, recipe=dump(recipe))
     candidates = comparison.plan.candidates
+    # Finished cells belong to exactly this; a folder of another recipe, data or candidates is refused.
     identity = {
         "format": CELL_FORMAT,
         "recipe": recipe.model_dump(mode="json"),
@@ -173,6 +174,7 @@ def _train_final(
     assert selected is not None, "a candidate is selected once all of its cells are finished"
 
     def work(cell: Cell) -> dict[str, float]:
+        # All candidates diverged: a final training of any of them would do so again.
         if selected.tied == 0:
             return DIVERGED
         images, rows = comparison.open_task(task)
@@ -235,6 +237,7 @@ def _fit(
         return bench.fit(
             images, learn, candidate.method, training, folder=folder, test=test, memory=memory, peek=peek, save=save
         )
+    # A candidate that diverges is a result of the comparison, not its end.
     except TrainingError:
         return None
 

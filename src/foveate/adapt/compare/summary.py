@@ -217,6 +217,7 @@ def _build_ensemble(
 ) -> ComparedEnsemble:
     combined = compare_ensembles(logits_MNK, labels_N)
     correct = (logits_MNK.argmax(axis=2) == labels_N).mean(axis=0)
+    # Image by image, so that the interval accounts for members and ensemble being right on the same images.
     gain = (ensemble(logits_MNK).argmax(axis=1) == labels_N) - correct
     interval = bootstrap_interval(gain, seed=("ensemble", len(labels_N)))
     single = combined["single"]
