@@ -151,7 +151,6 @@ def test_exported_embeddings_with_labels_of_a_collection(tmp_path: Path, monkeyp
         (["digits", "--split", "even", "--clients", "3", "--method", "fedn"], "Did you mean 'fedne'"),
         (["digits", "--split", "even", "--clients", "3", "--set", "roundes=3"], "Did you mean 'rounds'"),
         (["digits", "--split", "even", "--clients", "3", "--compare", "fedavgs"], "Did you mean 'fedavg'"),
-        (["digits", "--split", "even", "--clients", "3", "--held-out", "1"], "0 to less than 1"),
         (["digits", "digits", "--clients", "3"], "several sources are one client each"),
         (["digits", "--collection", "c", "--split", "even", "--clients", "2"], "--label"),
     ],
@@ -160,6 +159,13 @@ def test_a_users_mistake_is_one_sentence(arguments: list[str], words: str, tmp_p
     done = call(*arguments, "--run", tmp_path / "run")
     assert isinstance(done.exception, UserError), done.output
     assert words in str(done.exception)
+
+
+def test_a_held_out_share_out_of_bounds_is_a_wrong_argument(tmp_path: Path) -> None:
+    done = call("digits", "--split", "even", "--clients", "3", "--held-out", "1", "--run", tmp_path / "run")
+    assert done.exit_code == 2
+    assert "--held-out" in done.output
+    assert "0<=x<1" in done.output
 
 
 @pytest.mark.parametrize(

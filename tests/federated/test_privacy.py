@@ -31,6 +31,7 @@ from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwo
 from foveate.federated.job import serve
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log
+from foveate.federated.run_options import EmbedRun
 from foveate.federated.sources import Clients
 from foveate.report import render
 from naming import raises_naming
@@ -126,7 +127,7 @@ def test_losses_that_are_told_in_a_hidden_training_are_refused() -> None:
 def test_a_hidden_training_has_a_page(tmp_path: Path) -> None:
     clients = Clients(["a", "b", "c"], [one.astype(float) for one in CLIENTS], None, "")
     chosen = EmbeddingOptions(**SMALL, update_clip=1.0, update_noise=1.0, target_noise=0.1)
-    run_embedding(clients, chosen, tmp_path, baselines=())
+    run_embedding(clients, chosen, tmp_path, EmbedRun(compare=()))
     page = render(tmp_path).read_text()
     assert "a whole client" in page
     assert "Losses" not in page

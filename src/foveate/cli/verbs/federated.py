@@ -11,14 +11,14 @@ import click
 
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.network import COMMANDS
-from foveate.cli.options import F, common, finish
+from foveate.cli.options import F, common, dry_run_option, finish, run_option
 
-_FILE = click.Path(path_type=Path)
+_RUN = "foveate.federated.run_options"
 
 
 @click.group("federated", short_help="Work on data that may not leave their clients.")
 def command() -> None:
-    """Works on the data of several clients without moving them: in one process here, with every message counted.
+    """Work on the data of several clients without moving them: in one process here, with every message counted.
 
     Over a network: `server` and `client` start Flower's programs, `register` lets clients in, and `run` runs a job.
 
@@ -31,27 +31,22 @@ def command() -> None:
 
 
 def sources_of(function: F) -> F:
-    """The argument and options that say whose points are where; the same for all sub-verbs."""
-    for decorate in reversed(
-        (
-            click.argument("sources", nargs=-1, required=True, metavar="SOURCE..."),
-            click.option("--label", metavar="NAME", help="Column of labels; with --collection a label field of it."),
-            click.option("--client", metavar="NAME", help="Column that says whose each row is."),
-            click.option(
-                "--split",
-                metavar="NAME",
-                help="Split one source for an experiment: even, dirichlet:0.3, balanced:0.1 or shards:2.",
-            ),
-            click.option("--clients", type=click.IntRange(1), help="Into how many clients --split splits."),
-            click.option("--collection", type=_FILE, help="Collection with the labels of exported embeddings."),
-        )
-    ):
-        function = decorate(function)
-    return function
+    """Add the argument and options that say whose points are where; the same for all sub-verbs."""
+    options = fields(
+        f"{_RUN}:SourceOptions",
+        "label",
+        "client",
+        "split",
+        "clients",
+        "collection",
+        into="source",
+        metavars=dict.fromkeys(("label", "client", "split"), "NAME"),
+    )
+    return click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")(options(function))
 
 
 def closing(name: str, *, dry_run: str, device: bool = True) -> Callable[[F], F]:
-    """The options at the end of each sub-verb.
+    """Add the options at the end of each sub-verb.
 
     Args:
         name: of the run folder in `runs`. dry_run: help of --dry-run. device: whether one can be chosen.
@@ -63,8 +58,8 @@ def closing(name: str, *, dry_run: str, device: bool = True) -> Callable[[F], F]
                 click.option(
                     "--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any other setting; repeatable."
                 ),
-                click.option("--run", "run", type=_FILE, help=f"Run folder; runs/{name} by default."),
-                click.option("--dry-run", is_flag=True, help=dry_run),
+                run_option(f"runs/{name}"),
+                dry_run_option(dry_run),
                 common(device=device),
             )
         ):
@@ -74,22 +69,12 @@ def closing(name: str, *, dry_run: str, device: bool = True) -> Callable[[F], F]
     return decorate
 
 
-_clusters = click.option(
-    "--clusters", type=click.IntRange(1), help="Groups of all clients together; as many as labels, if given."
-)
-_min_clients = click.option(
-    "--min-clients", type=click.IntRange(1), default=1, show_default=True, help="Clients that must answer."
-)
+_clusters = fields(f"{_RUN}:NumClusters", "clusters", into="number")
 _PLANNED = "Print clients, settings and what would be exchanged; write nothing."
 
 
-def _methods(baselines: str) -> list[str]:
-    """The names in --compare."""
-    return [] if baselines == "none" else [name.strip() for name in baselines.split(",") if name.strip()]
-
-
 def _finish_plan(planned: dict[str, Any], size: str, *, as_json: bool) -> None:
-    """Prints what --dry-run tells of a run in groups; size: in words, of what is found or trained."""
+    """Print the plan of --dry-run; size: in words, of what is clustered or trained."""
     lines = [f"{name}: {count} points" for name, count in planned["clients"].items()]
     lines.append(f"{planned['method']}, {planned['clusters']} clusters, {size}")
     lines.append(f"at most {planned['bytes_up_per_client']:,} bytes leave a client")
@@ -99,21 +84,13 @@ def _finish_plan(planned: dict[str, Any], size: str, *, as_json: bool) -> None:
 @command.command("embed", cls=FieldsCommand, short_help="Draw one map of data at several clients.")
 @sources_of
 @fields("foveate.federated.embedding.options:EmbeddingOptions", "method", "rounds")
-@click.option(
-    "--compare", "baselines", default="fedavg", show_default=True, help="Methods to compare with, by commas; or none."
-)
-@click.option("--held-out", type=float, default=0.2, show_default=True, help="Share of each client kept for measuring.")
+@fields(f"{_RUN}:EmbedRun", "compare", "held_out", into="running")
 @closing("federated-embed", dry_run="Print clients and settings; train and write nothing.")
 def embed(
     sources: tuple[str, ...],
-    label: str | None,
-    client: str | None,
-    split: str | None,
-    clients: int | None,
-    collection: Path | None,
+    source: dict[str, Any],
     settings: dict[str, Any],
-    baselines: str,
-    held_out: float,
+    running: dict[str, Any],
     overrides: tuple[str, ...],
     run: Path | None,
     dry_run: bool,
@@ -121,7 +98,7 @@ def embed(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Draws one map of the points of several clients with FedNE, and FedAvg's beside it.
+    """Draw one map of the points of several clients with FedNE, and FedAvg's beside it.
 
     SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a client each; one is
     split by --split or --client. Stopped and repeated, it goes on after the last finished round.
@@ -132,19 +109,18 @@ def embed(
       foveate federated embed here.npz there.npz --label species --set surrogate=grid
       foveate federated embed vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
-    from foveate.core.recipes import parse_overrides
+    from foveate.core.recipes import parse_overrides, validate
     from foveate.federated.embedding.options import read_options
+    from foveate.federated.run_options import EmbedRun
     from foveate.federated.sources import gather
 
     content = parse_overrides(overrides) | settings | ({} if seed is None else {"seed": seed})
     options = read_options(content, where="foveate federated embed")
-    gathered = gather(
-        sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=options.seed
-    )
-    others = _methods(baselines)
+    run_options = validate(EmbedRun, running, where="foveate federated embed")
+    gathered = gather(sources, **source, seed=options.seed)
     if dry_run:
         counts = {name: len(points) for name, points in zip(gathered.names, gathered.points, strict=True)}
-        plan = {"clients": counts, "baselines": others, "options": options.model_dump(mode="json")}
+        plan = {"clients": counts, "baselines": list(run_options.compare), "options": options.model_dump(mode="json")}
         finish(plan, [f"{name}: {count} points" for name, count in counts.items()], {}, as_json=as_json)
         return
     from foveate.federated.embedding.run import run_embedding
@@ -156,8 +132,7 @@ def embed(
         gathered,
         options,
         target,
-        baselines=others,
-        held_out=held_out,
+        run_options,
         device=str(choose_device(device or "cpu")),
         command=["foveate", *sys.argv[1:]],
     )
@@ -171,7 +146,7 @@ def embed(
 
 
 def _brief(result: dict[str, Any]) -> dict[str, Any]:
-    """The result without every point's place and every round."""
+    """Return the result without every point's position and every round."""
     maps = [
         {name: value for name, value in entry.items() if name not in ("map", "history")} for entry in result["maps"]
     ]
@@ -193,31 +168,21 @@ def _embed_lines(result: dict[str, Any]) -> list[str]:
 @sources_of
 @_clusters
 @fields("foveate.federated.clustering.options:ClusteringOptions", "method", "refine_rounds", "min_count")
-@click.option(
-    "--compare", "baselines", default="none", show_default=True, help="Methods to compare with, by commas; or none."
-)
-@_min_clients
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds after which a client is left out.")
+@fields(f"{_RUN}:ClusterRun", "compare", "min_clients", "timeout", into="running")
 @closing("federated-cluster", dry_run=_PLANNED, device=False)
 def cluster(
     sources: tuple[str, ...],
-    label: str | None,
-    client: str | None,
-    split: str | None,
-    clients: int | None,
-    collection: Path | None,
-    clusters: int | None,
+    source: dict[str, Any],
+    number: dict[str, Any],
     settings: dict[str, Any],
-    baselines: str,
-    min_clients: int,
-    timeout: float | None,
+    running: dict[str, Any],
     overrides: tuple[str, ...],
     run: Path | None,
     dry_run: bool,
     as_json: bool,
     seed: int | None,
 ) -> None:
-    """Finds K groups of the points of several clients, each of which sends a few centroids and no point.
+    """Find K groups of the points of several clients, each of which sends a few centroids and no point.
 
     SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a client each; one is
     split by --split or --client. Stopped and repeated, clients that answered are not asked again.
@@ -228,15 +193,15 @@ def cluster(
       foveate federated cluster here.npz there.npz --clusters 12 --min-count 10 --refine-rounds 0
       foveate federated cluster vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
-    from foveate.core.recipes import parse_overrides
+    from foveate.core.recipes import parse_overrides, validate
     from foveate.federated.clustering.run import plan, read_options, run_clustering
+    from foveate.federated.run_options import ClusterRun
     from foveate.federated.sources import gather
 
-    number = seed or 0
-    gathered = gather(
-        sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=number
-    )
-    options = read_options(gathered, clusters, parse_overrides(overrides) | settings, seed=number)
+    run_options = validate(ClusterRun, running, where="foveate federated cluster")
+    gathered = gather(sources, **source, seed=seed or 0)
+    content = parse_overrides(overrides) | settings
+    options = read_options(gathered, number.get("clusters"), content, seed=seed or 0)
     if dry_run:
         planned = plan(gathered, options)
         _finish_plan(planned, f"{planned['features']} features", as_json=as_json)
@@ -248,9 +213,7 @@ def cluster(
         gathered,
         options,
         target,
-        baselines=_methods(baselines),
-        min_clients=min_clients,
-        timeout=timeout,
+        run_options,
         command=["foveate", *sys.argv[1:]],
     )
     paths = {
@@ -280,26 +243,14 @@ def _cluster_lines(result: dict[str, Any]) -> list[str]:
 @sources_of
 @_clusters
 @fields("foveate.federated.deep.options:DeepOptions", "method", "rounds")
-@click.option(
-    "--compare",
-    "baselines",
-    default="untrained",
-    show_default=True,
-    help="Methods to compare with, by commas; or none.",
-)
-@_min_clients
+@fields(f"{_RUN}:FeaturesRun", "compare", "min_clients", into="running")
 @closing("federated-features", dry_run=_PLANNED)
 def features(
     sources: tuple[str, ...],
-    label: str | None,
-    client: str | None,
-    split: str | None,
-    clients: int | None,
-    collection: Path | None,
-    clusters: int | None,
+    source: dict[str, Any],
+    number: dict[str, Any],
     settings: dict[str, Any],
-    baselines: str,
-    min_clients: int,
+    running: dict[str, Any],
     overrides: tuple[str, ...],
     run: Path | None,
     dry_run: bool,
@@ -307,7 +258,7 @@ def features(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Trains one encoder at all clients with DeepFeCA, reconstructed, towards groups that a server makes of centroids.
+    """Train one encoder at all clients with DeepFeCA, reconstructed, towards groups that a server makes of centroids.
 
     SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a client each; one is
     split by --split or --client. Labels only measure. Stopped and repeated, it goes on after the last finished round.
@@ -319,21 +270,20 @@ def features(
       foveate federated features vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
     from foveate.core.errors import UserError
-    from foveate.core.recipes import parse_overrides
+    from foveate.core.recipes import parse_overrides, validate
     from foveate.federated.deep.options import read_options
     from foveate.federated.deep.run import plan, run_features
     from foveate.federated.reporting import infer_clusters
+    from foveate.federated.run_options import FeaturesRun
     from foveate.federated.sources import gather
 
+    run_options = validate(FeaturesRun, running, where="foveate federated features")
     content = parse_overrides(overrides)
     for name, instead in (("seed", "--seed"), ("clusters", "--clusters"), ("rounds", "--rounds")):
         if name in content:
             raise UserError(f"--set {name}: give it as {instead}")
-    number = seed or 0
-    gathered = gather(
-        sources, label=label, client=client, split=split, clients=clients, collection=collection, seed=number
-    )
-    content |= {"clusters": infer_clusters(gathered, clusters), **settings, "seed": number}
+    gathered = gather(sources, **source, seed=seed or 0)
+    content |= {"clusters": infer_clusters(gathered, number.get("clusters")), **settings, "seed": seed or 0}
     options = read_options(content, where="foveate federated features")
     if dry_run:
         planned = plan(gathered, options)
@@ -347,8 +297,7 @@ def features(
         gathered,
         options,
         target,
-        baselines=_methods(baselines),
-        min_clients=min_clients,
+        run_options,
         device=str(choose_device(device or "cpu")),
         command=["foveate", *sys.argv[1:]],
     )

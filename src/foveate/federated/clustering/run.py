@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from foveate.federated.reporting import (
 )
 from foveate.federated.results import ClusterClient, ClusterMethod, ClusterResult, GroupMap, Traffic
 from foveate.federated.rounds import InProcess, Log
+from foveate.federated.run_options import ClusterRun
 from foveate.federated.sources import Clients
 from foveate.metrics import clustering as metrics
 
@@ -76,10 +77,8 @@ def run_clustering(
     clients: Clients,
     options: ClusteringOptions,
     path: Path,
+    settings: ClusterRun | None = None,
     *,
-    baselines: Sequence[str] = (),
-    min_clients: int = 1,
-    timeout: float | None = None,
     command: list[str] | None = None,
 ) -> dict[str, Any]:
     """Find the groups, and those of baselines; write result.json, centers.npz and groups.parquet; return the result.
@@ -89,11 +88,12 @@ def run_clustering(
     Raises:
         UserError: an unknown method, too few clients or groups, or a run folder of other options.
     """
-    methods = list_methods(options.method, baselines, method_names())
+    settings = settings or ClusterRun()
+    methods = list_methods(options.method, settings.compare, method_names())
     recipe = describe_run(clients, methods[1:], options)
     run = RunFolder.create(path, command=command, recipe=yaml.safe_dump(recipe, sort_keys=False))
     with FolderLock(path, purpose="federated cluster"):
-        clustered, log, seconds = _run(clients, options, path / "answers", min_clients, timeout)
+        clustered, log, seconds = _run(clients, options, path / "answers", settings)
         groups = _assign(clients, clustered)
         rows = [_measure(clients, clustered, groups, log, seconds)]
         for name in methods[1:]:
@@ -101,7 +101,7 @@ def run_clustering(
             # the run.
             other = resolve(options.clusters, method=name, seed=options.seed, on_few_groups="return")
             say(f"baseline: {name}")
-            baseline, baseline_log, baseline_seconds = _run(clients, other, path / "answers", min_clients, timeout)
+            baseline, baseline_log, baseline_seconds = _run(clients, other, path / "answers", settings)
             assigned = _assign(clients, baseline)
             rows.append(_measure(clients, baseline, assigned, baseline_log, baseline_seconds))
         result = ClusterResult(
@@ -146,7 +146,7 @@ def _common_fields(clustered: Clustered, log: Log) -> dict[str, Any]:
 
 
 def _run(
-    clients: Clients, options: ClusteringOptions, answers_folder: Path, min_clients: int, timeout: float | None
+    clients: Clients, options: ClusteringOptions, answers_folder: Path, settings: ClusterRun
 ) -> tuple[Clustered, Log, float]:
     """Run one method; the log is empty where data are pooled."""
     started, log = time.monotonic(), Log()
@@ -159,9 +159,9 @@ def _run(
         Client(number, points, HANDLERS, name)
         for number, (name, points) in enumerate(zip(clients.names, clients.points, strict=True))
     ]
-    transport = InProcess(members, timeout=timeout, answers_folder=answers_folder, log=log)
+    transport = InProcess(members, timeout=settings.timeout, answers_folder=answers_folder, log=log)
     with warnings_as_progress():
-        clustered = cluster(transport, options, min_clients=min_clients, evaluate=True)
+        clustered = cluster(transport, options, min_clients=settings.min_clients, evaluate=True)
     return clustered, log, time.monotonic() - started
 
 

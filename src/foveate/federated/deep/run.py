@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from foveate.federated.reporting import (
     write_table,
 )
 from foveate.federated.results import FeaturesClient, FeaturesMethod, FeaturesResult
+from foveate.federated.run_options import FeaturesRun
 from foveate.federated.sources import Clients
 
 
@@ -69,9 +69,8 @@ def run_features(
     clients: Clients,
     options: DeepOptions,
     path: Path,
+    settings: FeaturesRun | None = None,
     *,
-    baselines: Sequence[str] = (),
-    min_clients: int = 1,
     device: str = "cpu",
     command: list[str] | None = None,
 ) -> dict[str, Any]:
@@ -83,7 +82,8 @@ def run_features(
     Raises:
         UserError: an unknown method, points that do not fit, too few clients or groups, or a folder of other options.
     """
-    methods = list_methods(options.method, baselines, METHODS)
+    settings = settings or FeaturesRun()
+    methods = list_methods(options.method, settings.compare, METHODS)
     recipe = describe_run(clients, methods[1:], options)
     with warnings_as_progress():
         options.clustering_options()  # warns about options that have no effect, before hours of training
@@ -93,7 +93,9 @@ def run_features(
         first: Encoded | None = None
         for name in methods:
             job = DeepJob(options.model_copy(update={"method": name}))
-            state = fit_in_run(job, clients.points, path, names=clients.names, device=device, min_clients=min_clients)
+            state = fit_in_run(
+                job, clients.points, path, names=clients.names, device=device, min_clients=settings.min_clients
+            )
             encoded = _encode(clients, job.finished(state))
             rows.append(_measure(clients, encoded))
             first = first or encoded

@@ -12,7 +12,6 @@ import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
-from foveate.core.errors import UserError
 from foveate.core.files import FolderLock
 from foveate.core.runs import RunFolder
 from foveate.core.seeds import generator
@@ -30,6 +29,7 @@ from foveate.federated.embedding.quality import (
 from foveate.federated.job import fit_in_run
 from foveate.federated.reporting import describe_run, list_methods, write_table
 from foveate.federated.results import EmbedMap, EmbedMethod, EmbedResult
+from foveate.federated.run_options import EmbedRun
 from foveate.federated.sources import Clients
 
 
@@ -69,9 +69,8 @@ def run_embedding(
     clients: Clients,
     options: EmbeddingOptions,
     path: Path,
+    settings: EmbedRun | None = None,
     *,
-    baselines: Sequence[str] = ("fedavg",),
-    held_out: float = 0.2,
     device: str = "cpu",
     command: list[str] | None = None,
 ) -> dict[str, Any]:
@@ -82,13 +81,12 @@ def run_embedding(
     Raises:
         UserError: an unknown method, points that do not fit, or a run folder of other options.
     """
-    methods = list_methods(options.method, baselines, METHODS)
-    if not 0 <= held_out < 1:
-        raise UserError(f"held-out share must be from 0 to less than 1 (got {held_out})")
-    recipe = describe_run(clients, methods[1:], options, held_out=held_out)
+    settings = settings or EmbedRun()
+    methods = list_methods(options.method, settings.compare, METHODS)
+    recipe = describe_run(clients, methods[1:], options, held_out=settings.held_out)
     run = RunFolder.create(path, command=command, recipe=yaml.safe_dump(recipe, sort_keys=False))
     with FolderLock(path, purpose="federated embed"):
-        split = split_held_out(clients, held_out, seed=options.seed)
+        split = split_held_out(clients, settings.held_out, seed=options.seed)
         maps: list[EmbedMethod] = []
         first: Fitted | None = None
         for method in methods:

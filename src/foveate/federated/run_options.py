@@ -1,0 +1,62 @@
+"""Options of a run in one process beside those of its method: whose points are where, baselines, who must answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from foveate.core.recipes import Settings
+
+
+class SourceOptions(Settings):
+    """Which labels the points have, and how they are split over clients; see `sources.gather`."""
+
+    label: str | None = Field(None, description="column of labels; with --collection a label field of it")
+    client: str | None = Field(None, description="column that says whose each row is")
+    split: str | None = Field(
+        None, description="split one source for an experiment: even, dirichlet:0.3, balanced:0.1 or shards:2"
+    )
+    clients: int | None = Field(None, ge=1, description="into how many clients --split splits")
+    collection: Path | None = Field(None, description="collection with the labels of exported embeddings")
+
+
+class MethodComparison(Settings):
+    """Which other methods run on the same clients."""
+
+    compare: tuple[str, ...] = Field((), description="methods to compare with; none by default")
+
+    @field_validator("compare")
+    @classmethod
+    def _drop_none(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        # The word switches baselines off where a verb has some by default.
+        return () if names == ("none",) else names
+
+
+class ClusterRun(MethodComparison):
+    """A clustering in one process."""
+
+    min_clients: int = Field(1, ge=1, description="clients that must answer")
+    timeout: float | None = Field(None, gt=0, description="seconds after which a client is left out")
+
+
+class EmbedRun(MethodComparison):
+    """A map in one process."""
+
+    compare: tuple[str, ...] = Field(("fedavg",), description="methods to compare with, or none")
+    held_out: float = Field(0.2, ge=0, lt=1, description="share of each client that is held out for measuring")
+
+
+class FeaturesRun(MethodComparison):
+    """The training of an encoder in one process."""
+
+    compare: tuple[str, ...] = Field(("untrained",), description="methods to compare with, or none")
+    min_clients: int = Field(1, ge=1, description="clients that must answer")
+
+
+class NumClusters(Settings):
+    """K where the command line may leave it to the labels; a clustering's own options always have it."""
+
+    clusters: int | None = Field(
+        None, ge=1, description="groups of all clients together; as many as labels, if there are some"
+    )
