@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -270,6 +271,29 @@ def watch_input(module: nn.Module, receive: Callable[[Tensor], None]) -> Handle:
         receive(inputs[0])
 
     return module.register_forward_pre_hook(hook)
+
+
+class PassState(threading.local):
+    """What one hook leaves for a later hook of the same forward pass.
+
+    Each thread sees its own value: several threads may run one model at once, and a pass never changes threads.
+    """
+
+    value: Any = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copied and pickled empty: thread-local values cannot be, and a copy of the model begins a pass of its own.
+        return type(self), ()
+
+    def put(self, value: Tensor) -> None:
+        """Store a tensor; one that a failed pass left behind is replaced."""
+        self.value = value
+
+    def take(self) -> Tensor:
+        """Return the tensor and forget it: a stored activation would outlive the pass."""
+        value, self.value = self.value, None
+        assert value is not None, "the hook that stores it runs first"
+        return value
 
 
 def init_kaiming(linear: nn.Linear) -> None:

@@ -7,6 +7,7 @@ The formats are modules of `foveate.adapt.checkpoints`, each with `matches(folde
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,15 @@ class Classifier(nn.Module):
 
     def logits_and_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits [B, C], and the input of the head [B, D]."""
-        inputs: list[Tensor] = []
+        inputs, thread = list[Tensor](), threading.get_ident()
+
+        def receive(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            # The hook is on the one head that all threads share: passes of the others are not this one's.
+            if threading.get_ident() == thread:
+                inputs.append(arguments[0])
+
         # By a hook: every library names the method that stops in front of the head differently.
-        handle = self.head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+        handle = self.head.register_forward_pre_hook(receive)
         try:
             logits = self(pixels)
         finally:

@@ -16,6 +16,7 @@ from foveate.adapt.adapter import (
     BlockAdapter,
     Handle,
     Method,
+    PassState,
     hook_output,
     init_kaiming,
     init_zero,
@@ -53,24 +54,15 @@ class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
             yield from self._hook_branch(block)
 
     def _hook_branch(self, block: Block) -> Iterator[Handle]:
-        # The branch needs x before norm2, and is added at the MLP's end: two hooks of one pass share this list.
-        branch, seen = self.blocks[str(block.number)], list[Tensor]()
+        # The branch needs x before norm2, and is added at the MLP's end: two hooks of one pass.
+        branch, state = self.blocks[str(block.number)], PassState()
 
         def add(output: Tensor, _: Tensor | None) -> Tensor:
-            # Popped, not read: a stored activation would outlive the pass.
             # Parallel to the MLP, so the branch passes LayerScale and DropPath on its own; it is not inside the MLP's.
-            return output + block.mlp_end.pass_inner(branch(seen.pop(), strength=self.strength))
+            return output + block.mlp_end.pass_inner(branch(state.take(), strength=self.strength))
 
-        yield watch_input(block.norm2, _keeper(seen))
+        yield watch_input(block.norm2, state.put)
         yield hook_output(block.mlp_end.module, add)
-
-
-def _keeper(seen: list[Tensor]):  # noqa: ANN202
-    def keep(x_BLD: Tensor) -> None:
-        # Written into the list, not bound to a name: the closure of `add` reads the same list.
-        seen[:] = [x_BLD]
-
-    return keep
 
 
 METHOD = Method(

@@ -21,6 +21,7 @@ from foveate.adapt.adapter import (
     BranchSettings,
     Handle,
     Method,
+    PassState,
     check_rank,
     hook_output,
     init_xavier,
@@ -111,18 +112,17 @@ class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
             yield from self._hook_branch(self.mlp[number], block.norm2, block.mlp_end)
 
     def _hook_branch(self, branch: nn.Module, norm: nn.Module, end: SublayerEnd) -> Iterator[Handle]:
-        # Read behind the norm, added behind the sublayer: two hooks of one pass share this list.
-        seen = list[Tensor]()
+        # Read behind the norm, added behind the sublayer: two hooks of one pass.
+        state = PassState()
 
-        def keep(z_BLD: Tensor, _: Tensor | None) -> Tensor:
-            seen[:] = [z_BLD]
+        def store(z_BLD: Tensor, _: Tensor | None) -> Tensor:
+            state.put(z_BLD)
             return z_BLD
 
         def add(output: Tensor, _: Tensor | None) -> Tensor:
-            # Popped: a stored activation would keep the graph of this pass alive.
-            return output + end.pass_inner(branch(seen.pop(), strength=self.strength))
+            return output + end.pass_inner(branch(state.take(), strength=self.strength))
 
-        yield hook_output(norm, keep)
+        yield hook_output(norm, store)
         yield hook_output(end.module, add)
 
 

@@ -19,6 +19,7 @@ from foveate.adapt.adapter import (
     BranchSettings,
     Handle,
     Method,
+    PassState,
     check_rank,
     hook_output,
     init_kaiming,
@@ -60,7 +61,7 @@ class Pair(nn.Module):
         self.dropout = nn.Dropout(dropout)
         init_kaiming(self.a)
         init_zero(self.b)
-        self._low: tuple[Tensor, Tensor, set[int]] | None = None
+        self._state = PassState()
 
     def part(self, z_BLD: Tensor, number: int, *, of: int) -> Tensor:
         """Return rows `number` of B A z out of `of` equal parts: [B, L, 3 D / of].
@@ -74,12 +75,13 @@ class Pair(nn.Module):
             return self.b(self.a(self.dropout(z_BLD)))
         # q, k and v of transformers are three modules with one input: A z is computed once for all, whatever order they
         # are called in. A part that comes a second time is a new pass, whose dropout has to be drawn anew.
-        if self._low is None or self._low[0] is not z_BLD or number in self._low[2]:
-            self._low = (z_BLD, self.a(self.dropout(z_BLD)), set())
-        _, low, served = self._low
+        state: tuple[Tensor, Tensor, set[int]] | None = self._state.value
+        if state is None or state[0] is not z_BLD or number in state[2]:
+            state = self._state.value = (z_BLD, self.a(self.dropout(z_BLD)), set())
+        _, low, served = state
         served.add(number)
         if len(served) == of:
-            self._low = None  # frees the graph of this pass
+            self._state.value = None  # frees the graph of this pass
         # Only this projection's rows of B: the product with all 3 D rows would be computed three times.
         return F.linear(low, self.b.weight.chunk(of)[number])
 
