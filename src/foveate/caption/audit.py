@@ -115,7 +115,7 @@ def audit(
         UserError: no image has all formats, or a format, split, model or tagger is unknown.
     """
     method = method or AuditMethod()
-    # Model and tagger are opened first: what cannot be opened must fail before captions are read for minutes.
+    # Model and tagger are opened first: a missing one must fail before captions are read for minutes.
     model = None if method.model is None else JudgeModel.open(method.model, device=device)
     phrases = PhraseSettings(tagger=settings.tagger, recipe="paper", max_phrases=_ALL_PHRASES)
     extract = open_entities() if metric_settings.entity == NAMED else open_extractor(phrases)
@@ -125,6 +125,7 @@ def audit(
     texts = ImageTexts(collection, rule, prefer=settings.prefer)
     rows, num_incomplete = sample_rows(collection, texts, formats, settings)
     truths = SceneTruths(collection)
+    # Truth and models judge by different rules, so scenes and real images never share a number.
     groups = {SCENES: [row for row in rows if truths.get(row)], IMAGES: [row for row in rows if not truths.get(row)]}
     groups = {name: members for name, members in groups.items() if members}
     captions: dict[str, dict[str, JudgedCaptions]] = {}
@@ -202,6 +203,7 @@ def sample_rows(
         UserError: no image has all formats.
     """
     rows = collection.rows(settings.split).tolist()
+    # The same images for every format: otherwise formats would differ by which images have them.
     complete = [row for row in track(rows, description="captions") if set(formats) <= texts.read_row(row).keys()]
     if not complete:
         raise UserError(
@@ -278,7 +280,7 @@ def _judge_captions(
         split = method.split or _split_by_rules
         captions.assertions = split(rows, captions.texts)
         captions.phrases = [extract(text).phrases for text in track(captions.texts, description=f"phrases of {kind}")]
-        # The control: the same assertions of other images. What holds there holds by chance or by being vague.
+        # The control: the same assertions of other images. What holds there holds by chance or because it is vague.
         others = [captions.assertions[index] for index in order] if len(rows) > 1 else None
         if judges.judge is not None:
             captions.verdicts = judges.judge(rows, captions.assertions)
@@ -323,6 +325,7 @@ def _build_gallery(
     images = []
     for name, rows in groups.items():
         for index in range(min(len(rows), max(1, count // len(groups)))):
+            # Rows are ascending, so the gallery shows the first of the sample: the same images for every format.
             row = rows[index]
             try:
                 data = collection.image_bytes(row)

@@ -115,6 +115,7 @@ def compute_metrics(
 
 def _truncation(lengths: Sequence[int], context: int) -> dict[str, float]:
     """Share of captions longer than the context, and share of all tokens beyond it."""
+    # Both shares: many captions may be one token too long and lose next to nothing.
     lost = sum(max(0, length - context) for length in lengths)
     return {"share_above_context": share_above(lengths, context), "tokens_lost": float(lost / max(1, sum(lengths)))}
 
@@ -151,6 +152,7 @@ def _agreement(truth: Sequence[Sequence[str]], judged: Sequence[Sequence[str]], 
 
 def _entity_overlap(captions: JudgedCaptions, alt: JudgedCaptions, settings: MetricSettings) -> dict[str, Any]:
     """Entities shared with the alt-texts: over the whole sample as in the paper, and mean coverage per image."""
+    # Over the whole sample as published: an entity counts once, whichever image names it.
     whole = overlap(collect_entities(captions.phrases, settings.entity), collect_entities(alt.phrases, settings.entity))
     coverage = []
     for of_caption, of_alt in zip(captions.phrases, alt.phrases, strict=True):
@@ -163,7 +165,7 @@ def _entity_overlap(captions: JudgedCaptions, alt: JudgedCaptions, settings: Met
 
 def shuffled_order(count: int, rng: np.random.Generator) -> np.ndarray:
     """Draw a permutation without fixed points (for two or more)."""
-    # One circle through all indices: a plain permutation would leave one of them at its place on average.
+    # One cycle through all indices: a plain permutation leaves one of them in its position on average.
     order = rng.permutation(count)
     result = np.empty(count, dtype=np.int64)
     result[order] = np.roll(order, 1)

@@ -20,7 +20,7 @@ from foveate.records.collection import Collection
 from foveate.records.images import decode, read_image_info
 
 BACKENDS = "foveate.caption.backends"
-# Formats and pixel types that every server reads in the same way; all else is written anew.
+# Formats and pixel types that every server reads in the same way; all others are encoded again.
 _MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 _PLAIN_MODES = ("L", "RGB")
 _QUALITY = 92

@@ -47,6 +47,7 @@ class LengthFilter:
     cut: bool = False
 
 
+# 75 tokens and the two special ones fill CLIP's window.
 LENGTH_FILTERS: Mapping[str, LengthFilter] = MappingProxyType(
     {
         "ssc": LengthFilter(4, 30, max_sentences=1, when_long="shorten"),
@@ -78,6 +79,7 @@ def choose_retry(kind: str, caption: str) -> str:
 
 def pick_better(kind: str, first: str, second: str) -> str:
     """Pick the version of a caption that is nearer to the limits; the second of equal ones."""
+    # The retry comes first in the tuple: `min` takes the first of equal ones.
     return min((second, first), key=lambda caption: _distance(LENGTH_FILTERS[kind], caption))
 
 
@@ -147,6 +149,7 @@ def repeats(caption: str) -> bool:
 
     Models that fall into a loop write such captions.
     """
+    # Windows of four words; `zip` ends with the shortest, so the last windows are whole.
     tokens = split_words(caption)
     counts = Counter(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))
     return max(counts.values(), default=0) >= 3
@@ -205,6 +208,7 @@ def is_non_english(caption: str) -> bool:
     English.
     """
     letters = [letter for letter in caption if letter.isalpha()]
+    # Latin letters end before U+0250; U+1E00 to U+1EFF are further ones with diacritics.
     if letters and sum(letter < "\u0250" or "\u1e00" <= letter < "\u1f00" for letter in letters) < 0.7 * len(letters):
         return True
     tokens = split_words(caption)

@@ -55,6 +55,7 @@ def count_clip_tokens(text: str) -> int:
 
 def truncate_to_clip_window(text: str) -> str:
     """Decode the tokens of a text that fit into CLIP's window."""
+    # "</w>" ends a word in CLIP's vocabulary; it becomes the blank between words.
     return _load_clip_bpe().decode(encode_clip(text)[: CLIP_WINDOW - CLIP_SPECIALS]).replace("</w>", " ").strip()
 
 
@@ -80,6 +81,7 @@ def _load_clip_bpe() -> Any:
     vocabulary = {token: number for number, token in enumerate(tokens)}
     assert len(vocabulary) == _VOCABULARY
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>"))
+    # The pieces are cut already: a second regular expression would cut them again, in GPT-2's way.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in (_START, _END)])

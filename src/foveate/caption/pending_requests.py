@@ -154,6 +154,7 @@ class AltTexts:
 
     def __init__(self, collection: Path, keys: pa.Array, kinds: Sequence[str]) -> None:
         best = np.full(len(keys), len(kinds), dtype=np.int64)
+        # Texts of all parts are numbered through: one integer per image finds its text.
         position = np.full(len(keys), -1, dtype=np.int64)
         texts: list[pa.Array] = []
         num_before = 0
@@ -169,6 +170,7 @@ class AltTexts:
             part = part.take(pa.array(selected, pa.int64()))
             rows = tables.positions(part["key"], among=keys)
             for index, (row, kind) in enumerate(zip(rows.tolist(), part["kind"].to_pylist(), strict=True)):
+                # `<`, not `<=`: of one kind the first text stays.
                 if row >= 0 and kinds.index(kind) < best[row]:
                     best[row], position[row] = kinds.index(kind), num_before + index
             texts.append(part["text"].combine_chunks())
@@ -225,6 +227,7 @@ class PendingRequests:
         formats = self.config.settings.formats
         hashes = self.collection.index["sha256"]
         for row, mask in zip(self._rows.tolist(), self._masks.tolist(), strict=True):
+            # A bit per format: the pending formats of millions of images take a byte each.
             kinds = tuple(kind for bit, kind in enumerate(formats) if mask >> bit & 1)
             yield PendingRequest(row, self.collection.keys[row], hashes[row], self.alt(row), kinds)
 

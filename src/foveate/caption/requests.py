@@ -25,6 +25,7 @@ from foveate.records.images import BadImage
 from foveate.records.rows import clean_text, storable
 
 ERROR, SKIPPED = "error", "skipped"
+# Enough to see what went wrong; whole responses of failed requests would fill the table.
 _MAX_RAW_BYTES = 2000
 
 
@@ -128,7 +129,7 @@ async def request_caption(
             return replace(result, error=response.error, final=response.final, raw=_cut_raw(response.text))
         parsed = _parse(response.text)
         if parsed.caption is None:
-            # Final: another try costs as much as this one did, and only --retry-errors asks for it.
+            # Final: another attempt costs as much as this one did, and only --retry-errors requests it.
             return replace(result, error=parsed.error, final=True, raw=_cut_raw(response.text))
         purpose = choose_retry(kind, parsed.caption)
         if purpose:

@@ -72,7 +72,7 @@ def parse_caption(raw: str) -> ParsedCaption:
             if content.get("refused") is True:
                 raise _ParseError("refused")
             caption = content.get("caption")
-            # Optional, and no reason to lose the caption where a model writes it wrongly.
+            # Optional: a caption is not lost because a model writes this list wrongly.
             listed = content.get("used_alt_facts")
             facts = tuple(fact for fact in listed if isinstance(fact, str)) if isinstance(listed, list) else ()
         else:
@@ -110,6 +110,7 @@ def parse_captions(raw: str, kinds: Sequence[str]) -> dict[str, ParsedCaption]:
 def parse_assertions(raw: str) -> tuple[str, list[str]]:
     """Parse a response to the prompt `split`: status and statements, blank ones left out."""
     status, values = _parse_list(raw, "assertions")
+    # No half list: a caption with one assertion less would look poorer than it is.
     if any(not isinstance(value, str) or _SURROGATE.search(value) for value in values):
         return "error:schema", []
     return status, [" ".join(value.split()) for value in values if value.strip()]
@@ -180,7 +181,7 @@ def _parse_object(raw: str) -> tuple[dict[str, Any] | str, tuple[str, ...]]:
     start, end = _find_object(text)
     if text[start:end] != text:
         flags.append("surrounding_text")
-    # As it is first: in valid JSON a comma before a bracket can only be part of a string.
+    # Unchanged first: in valid JSON a comma before a bracket can only be part of a string.
     for candidate, further in ((text[start:end], []), (_drop_trailing_commas(text[start:end]), ["trailing_comma"])):
         valid, content = _load_json(candidate)
         if valid and isinstance(content, dict):

@@ -232,6 +232,7 @@ class _RunWriter:
                     self._counts[result.kind].add(result)
                 if results:
                     meter.advance(len(results), note=self._progress_note())
+                # Empty lists too: they tell the writer that time has passed, which ends a part.
                 yield results
 
     def _progress_note(self) -> str:
@@ -243,7 +244,7 @@ class _RunWriter:
 
     def _finish_part(self, results: Sequence[CaptionResult], seconds: float) -> None:
         """Quarantine the images of a part that cannot be read, and add its line to usage.jsonl."""
-        # After the rows: a kill in between repeats the images, and the quarantine keeps each finding once.
+        # After the rows: a kill in between repeats the images, and the quarantine stores each finding once.
         unreadable = [result for result in results if result.status == SKIPPED]
         if unreadable:
             quarantine = Quarantine(self._collection)
@@ -269,6 +270,7 @@ class _RunWriter:
                 for name in ("attempts", "tokens_in", "tokens_out")
             },
         }
+        # Appended: usage.jsonl of a resumed run holds all its sessions.
         with (self._run.path / "usage.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(usage) + "\n")
 

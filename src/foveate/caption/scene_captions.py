@@ -50,6 +50,7 @@ def plan_claims(kind: str, truth: SceneTruth, *, main: str = "") -> list[Claim]:
     counts = {thing.phrase: truth.count(thing.phrase) for thing in truth.things}
     if not counts:
         return []
+    # The largest thing with a name of its own; without any, the one that was drawn first.
     main = main or (unique[0].phrase if unique else next(iter(counts)))
     others = {phrase: count for phrase, count in counts.items() if phrase != main}
     links = relation_claims(unique)

@@ -142,6 +142,7 @@ def _mean_length(texts: Sequence[Sequence[str]], seed: int) -> float | None:
     """Average the CLIP tokens, without the two special ones, over a sample of the images."""
     if not texts:
         return None
+    # Drawn by the seed: the first texts of a collection may come from one source.
     sample = seeds.generator("lengths", seed).permutation(len(texts))[:_MAX_MEASURED]
     return float(np.mean([count_clip_tokens(texts[index][0]) for index in sample]))
 

@@ -134,6 +134,7 @@ def parse_claims(assertion: str, scene_words: frozenset[str] = frozenset()) -> C
     claims = Claims()
     claims.written = [double or single for double, single in _QUOTED.findall(assertion) if (double or single).strip()]
     # Quoted text is taken out first: a drawn word "dog" names no dog.
+    # Digits become words, so that "3 dogs" and "three dogs" are one claim.
     plain = _DIGIT.sub(lambda match: list(NUMBER_WORDS)[int(match.group(1))], _QUOTED.sub(" ", assertion))
     tokens = split_words(plain, style="letters")
     claims.negated = len(tokens) > 2 and tokens[0] == "there" and tokens[2] == "no"
@@ -192,6 +193,7 @@ def _parse_at(
 
 def _add_mention(tokens: Sequence[str], index: int, name: str, pending: str, claims: Claims) -> None:
     """Add a thing with its number, and the relation or position that was waiting for it."""
+    # Back over "pictures of a" to the number that counts the thing.
     before = index - 1
     while before >= 0 and tokens[before] in _COUNT_FILLERS:
         before -= 1

@@ -138,12 +138,13 @@ class ClipJudge:
             others = self._draw_others(index)
             text_SE = text_TE[[text_index[text] for text in of_row]]
             cosine_S, cosine_SO = text_SE @ self.image_NE[index], text_SE @ self.image_NE[others].T
+            # Strictly smaller: another image that fits equally well counts against the assertion.
             rank_S = (cosine_SO < cosine_S[:, None]).mean(1)
             verdicts.append([verdict_of_rank(float(rank)) for rank in rank_S])
         return verdicts
 
     def scores(self, rows: Sequence[int], captions: Sequence[str]) -> list[float | None]:
-        """CLIPScore of each caption, None for an unreadable image.
+        """Compute the CLIPScore of each caption, None for an unreadable image.
 
         Source: Hessel et al. 2021, eq. 1: 2.5 max(0, cosine of caption and image).
         """

@@ -91,6 +91,7 @@ class LlmJudge:
         return results
 
     async def _gather(self, tasks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        # An image is read inside its slot: with all requests at once all images would be in memory.
         slots = asyncio.Semaphore(max(1, self.client.concurrency))
 
         async def run_task(task: Coroutine[Any, Any, T]) -> T:

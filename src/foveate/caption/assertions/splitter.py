@@ -55,7 +55,7 @@ def split(text: str, *, tagger: Tagger | None = None) -> list[str]:
 
 
 def count(text: str, *, tagger: Tagger | None = None) -> int:
-    """Number of assertions of a caption."""
+    """Count the assertions of a caption."""
     return len(split(text, tagger=tagger))
 
 

@@ -40,6 +40,7 @@ class FoveateCaptioner:
         self._batched = BatchedCaptioner(self._captioner, batch=settings.batch)
         self.model = f"foveate-captioner-{self._captioner.revision[:8]}"
         self.revision = self._captioner.revision
+        # Enough calls in flight that the next batches fill while one is written.
         self.concurrency = 4 * settings.batch
 
     async def caption(self, request: CaptionRequest) -> CaptionResponse:

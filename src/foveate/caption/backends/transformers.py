@@ -58,6 +58,7 @@ class TransformersCaptioner:
         self.network.to(self.device).eval()
         self.model = settings.model if checkpoint.commit else Path(settings.model).resolve().name
         self.revision = checkpoint.commit or checkpoint.digest()
+        # Enough calls in flight that the next batches fill while one is generated.
         self.concurrency = 4 * settings.batch_size
         self._batcher: DynamicBatcher[CaptionRequest, CaptionResponse] | None = None
 
@@ -88,6 +89,7 @@ class TransformersCaptioner:
         try:
             generated = self._generate(requests)
         except torch.OutOfMemoryError:
+            # Only then can the halves use the memory that the failed batch has left reserved.
             torch.cuda.empty_cache()
             if len(requests) == 1:
                 return [CaptionResponse(error="out_of_memory")]
@@ -117,6 +119,7 @@ class TransformersCaptioner:
             padding=True,
             return_tensors="pt",
         ).to(self.device)
+        # The processor returns float32 pixels; the network's weights may be bfloat16.
         inputs = {
             name: value.to(self.dtype) if torch.is_tensor(value) and value.is_floating_point() else value
             for name, value in inputs.items()
@@ -152,6 +155,7 @@ class TransformersCaptioner:
 
     @property
     def _ends(self) -> set[int]:
+        # Some models end a response with one of several tokens.
         ends = self.network.generation_config.eos_token_id
         return set(ends) if isinstance(ends, list) else {ends}
 
@@ -182,10 +186,12 @@ class GumbelSampler:
 
     def __init__(self, requests: Sequence[CaptionRequest]) -> None:
         self._temperatures = [request.temperature for request in requests]
+        # On the CPU: a generator there gives the same numbers whatever device the model is on.
         self._generators = [torch.Generator().manual_seed(request.seed) for request in requests]
 
     def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:
         noise_BV = torch.stack([torch.rand(scores_BV.shape[1], generator=generator) for generator in self._generators])
+        # Clamped at both ends, where one of the two logarithms would be infinite.
         gumbel_BV = -torch.log(-torch.log(noise_BV.clamp(1e-20, 1 - 1e-7))).to(scores_BV.device)
         temperatures_B1 = torch.tensor(self._temperatures, device=scores_BV.device).unsqueeze(1)
         return scores_BV.float() / temperatures_B1 + gumbel_BV

@@ -39,6 +39,7 @@ async def stream_results(
     ray = _import_ray()
     if not pending.pending:
         return
+    # A cluster that the caller started is not ours to shut down.
     started = not ray.is_initialized()
     if started:
         # A cluster that is there (RAY_ADDRESS) has its own processors; Ray refuses to be told their number.

@@ -69,7 +69,7 @@ def open_rewriter(settings: TargetSettings, *, folder: Path | None = None) -> Re
 
 @functools.lru_cache(maxsize=65_536)
 def content_words(text: str) -> frozenset[str]:
-    """Words (singular, lower case) that say what is in an image.
+    """Return the words (singular, lower case) that say what is in an image.
 
     >>> sorted(content_words("Two red apples are on the left."))
     ['apple', 'red']

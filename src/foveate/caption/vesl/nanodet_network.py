@@ -133,6 +133,7 @@ def decode_boxes(sides_BA44: Tensor, grid: tuple[int, int] | torch.Size, stride:
     distances = torch.arange(DISTANCES, dtype=torch.float32, device=sides_BA44.device)
     sides_BA4 = (sides_BA44.unflatten(-1, (4, DISTANCES)).softmax(-1) @ distances) * stride
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    # 0.5: distances are measured from the centers of cells.
     centers_A2 = (torch.stack((x, y), dim=-1).reshape(-1, 2).to(sides_BA4) + 0.5) * stride
     return torch.cat((centers_A2 - sides_BA4[..., :2], centers_A2 + sides_BA4[..., 2:]), dim=-1)
 

@@ -151,7 +151,7 @@ def _join(chunks: Sequence[Sequence[str]], max_phrases: int) -> ExtractedPhrases
 
 
 def score_phrases(predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Precision, recall and F1 of phrases, summed over captions; a phrase that occurs twice counts twice."""
+    """Compute precision, recall and F1 of phrases over all captions; a phrase that occurs twice counts twice."""
     matches = sum(_count_common(ours, theirs) for ours, theirs in zip(predicted, truth, strict=True))
     num_predicted, num_true = sum(map(len, predicted)), sum(map(len, truth))
     precision, recall = matches / max(1, num_predicted), matches / max(1, num_true)

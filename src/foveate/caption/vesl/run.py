@@ -144,6 +144,7 @@ def plan_labeling(
     Raises:
         UserError: a tagger or detector cannot be opened, or no caption is of a kind in `settings.captions`.
     """
+    # The first of the split, not a sample: a larger limit then continues where a smaller one ended.
     rows = [int(row) for row in collection.rows(split)][:limit]
     kind = find_detector(detector)
     captions, extractor = CaptionSource(collection, settings), open_extractor(settings.phrases)

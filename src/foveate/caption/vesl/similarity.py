@@ -58,13 +58,14 @@ class RegionScorer:
     def cosines(
         self, tokens: ImageFeatures, placement: Placement, index: int, boxes_K4: NDArray[np.float64], texts_QE: Tensor
     ) -> NDArray[np.float64]:
-        """Cosines [K, Q] of boxes with phrases; -1 for boxes that lie outside of what the model sees.
+        """Compute cosines [K, Q] of boxes with phrases; -1 for boxes that lie outside of what the model sees.
 
         Args:
             index: of the image in the pass that gave `tokens`.
             boxes_K4: in [0, 1] of the image.
             texts_QE: of `embed`.
         """
+        # No cosine is smaller, so an unseen box loses every comparison.
         result_KQ = np.full((len(boxes_K4), len(texts_QE)), -1.0)
         inside_J4, visible_K = move_boxes(placement, boxes_K4, min_visible=0)
         if len(inside_J4):

@@ -63,6 +63,7 @@ class ClocDetector(Detector):
         owner_R = torch.tensor(owners, device=scorer.network.device)
         inside_R4 = find(scorer.network, tokens, placements, torch.cat(texts), owner_R, rule=self.rule)
         results, start = [], 0
+        # One row per phrase, images one after another: as the texts were concatenated.
         for index, (image, queries) in enumerate(zip(images, phrases, strict=True)):
             boxes_Q4 = placements[index].to_original(inside_R4[start : start + len(queries)])
             start += len(queries)

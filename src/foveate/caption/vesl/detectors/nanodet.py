@@ -72,6 +72,7 @@ class NanoDetDetector(Detector):
             confident_A = score_A > self.settings.threshold
             score_K, boxes_K4 = score_A[confident_A], boxes_BA4[index][confident_A]
             best = nms(boxes_K4, score_K, self.settings.overlap)[: self.settings.max_boxes]
+            # In double precision, like every box that is stored.
             inside_K4 = (boxes_K4[best].double() / self.input_px).cpu().numpy()
             if self.settings.fit == "stretch":  # shares of the image already: back to shares of the padded square
                 inside_K4 = inside_K4 * np.array((image.width, image.height) * 2) / max(image.width, image.height)
