@@ -50,6 +50,7 @@ def forward_and_backward(
     device = next(task.parameters()).device
 
     def autocast() -> torch.autocast:
+        # autocast wants a dtype even where it is off.
         return torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None)
 
     if isinstance(task, EmbeddingTask) and parts > 1:
@@ -72,6 +73,7 @@ def _weighted_parts(
             if weight is not None:
                 terms = {name: value * weight.get(name, weight["loss"]) for name, value in terms.items()}
                 part_report = {name: value * weight.get(name, weight["loss"]) for name, value in part_report.items()}
+                # Terms may have weights of their own, so the total is taken anew instead of being scaled.
                 terms["loss"] = task.total(terms)
             terms["loss"].backward()
         for sums, values in ((losses, terms), (report, part_report)):

@@ -81,6 +81,7 @@ class RandomViews:
             crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
             left, top = generator.random(2)
             if crop_width <= width and crop_height <= height:
+                # Fractions, so that the crop holds at whatever size the image is decoded.
                 share_x, share_y = crop_width / width, crop_height / height
                 x1, y1 = left * (1 - share_x), top * (1 - share_y)
                 return View(crop=Box(x1, y1, min(1.0, x1 + share_x), min(1.0, y1 + share_y)), flip=flip)

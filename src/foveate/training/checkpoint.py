@@ -136,6 +136,7 @@ def save(
     }
     if ema is not None:
         parts[_AVERAGE] = _gather(ema.averages)
+    # The other ranks were needed to gather; one of them writes.
     if not world().is_main:
         return
     final = folder_of_step(folder, state["step"])

@@ -66,6 +66,7 @@ def start(device: str = "auto", *, timeout_minutes: float = 10.0) -> Iterator[Wo
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     torch_device = choose_device(device, local_rank=local_rank)
     if torch_device.type == "cuda":
+        # Before the group is made: NCCL uses the current device of each process.
         torch.cuda.set_device(torch_device)
     before = _current
     rank = int(os.environ.get("RANK", "0")) if size > 1 else 0
@@ -275,6 +276,7 @@ def place_full(full: Tensor | None, *, into: Tensor) -> None:
         into.copy_(full)
     elif isinstance(into, DTensor):
         empty = torch.empty(into.shape, dtype=into.dtype, device=into.device)
+        # distribute_tensor wants the full shape on every rank, and takes the values of rank 0.
         source = empty if full is None else empty.copy_(full)
         into.copy_(distribute_like(source, like=into))
     else:

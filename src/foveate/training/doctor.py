@@ -70,6 +70,7 @@ def _memory_available(page: int) -> int:
 
 
 def _existing(folder: Path) -> Path:
+    # The run folder may be new; its disk is that of the nearest folder that exists.
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent

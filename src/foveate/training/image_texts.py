@@ -94,6 +94,7 @@ class TextRule:
         if not every:
             return None
         drawn = every[int(seeds.uniform("text", seed, epoch, key) * len(every))]
+        # As LaCLIP does with captions of a single word.
         if len(drawn.text.split()) < 2 and texts.get(ALT):
             return Drawn(ALT, _one_of(texts[ALT], "alt", seed, epoch, key))
         return drawn

@@ -85,6 +85,7 @@ class _Batch:
 
     def __init__(self, step: int, share: int, parts: int) -> None:
         self.step, self.share = step, share
+        # Never more parts than samples: an empty part would still cost a task.
         edges = np.linspace(0, share, min(parts, share) + 1).astype(int).tolist()
         self.bounds = list(zip(edges[:-1], edges[1:], strict=True))
         self.samples: list[dict[str, Any]] = [{}] * share

@@ -68,6 +68,7 @@ class Task(nn.Module, ABC):
             UserError: for entries of different lengths; a task with ragged batches overrides this.
         """
         rows = _count_rows(batch, type(self).__name__)
+        # Cut by rounding, so that lengths differ by at most one.
         edges = [round(part * rows / parts) for part in range(parts + 1)]
         return [
             {name: value[start:stop] if _has_rows(value) else value for name, value in batch.items()}
