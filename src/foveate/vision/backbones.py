@@ -199,6 +199,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         if not self.frozen:
             tokens_BLD, pooled_BP = self.run(self.normalized(features))
         elif grid == self.grid:
+            # Through the cache's 16 bits, too: an image gives the same numbers whether or not it was cached.
             return self._of_rows(self.frozen_features(features))
         else:
             with torch.no_grad(), self._autocast(features.device):

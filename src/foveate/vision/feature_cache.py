@@ -87,6 +87,7 @@ class FeatureCache:
         # Inference mode is each thread's own: what the caller's allocated in it, the other threads could not fill.
         with torch.inference_mode(False):
             features = torch.zeros((len(entries), *self.encoder.feature_shape), dtype=self.encoder.feature_dtype)
+        # Stored with the features, so that boxes can be placed without decoding the image again.
         sizes = np.zeros((len(entries), 2), dtype=np.int32)
         reasons: dict[int, str] = {}
 

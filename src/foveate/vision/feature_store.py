@@ -96,8 +96,10 @@ class FeatureStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / ABOUT).is_file():
+            # The folder's name is only a hash; this file is for whoever wants to know what lies in it.
             about = {"kind": self.kind, "version": VERSION, "depends": self.depends}
             write_json_atomically(self.folder / ABOUT, about)
+        # Its time is when a run last used the store: `foveate cache` removes unused ones by it.
         (self.folder / USED).touch()
         self.keys = keys
         # The first entry of each distinct key stands for all equal ones. The first word decides; `_take` reads both.
@@ -126,6 +128,7 @@ class FeatureStore:
 
     def _missing(self, block: int) -> list[int]:
         """List the blocks of `block` entries of which some are missing."""
+        # By entry number, not by rank among the missing: all processes cut the same blocks.
         return np.unique(self._first[self._part[self._first] < 0] // block).tolist()
 
     def _make(self, number: int, block: int, make: Make) -> None:

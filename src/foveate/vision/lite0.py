@@ -109,7 +109,7 @@ class Lite0Encoder(ImageEncoder):
         if image_size < 32 or image_size % 32:
             raise UserError(f"image_size {image_size} of 'lite0': allowed are multiples of 32")
         side = image_size // 16
-        half = (0.5, 0.5, 0.5)
+        half = (0.5, 0.5, 0.5)  # pixels in [-1, 1], as the network was trained on
         super().__init__(
             width=width,
             embed_dim=embed_dim,
@@ -129,6 +129,7 @@ class Lite0Encoder(ImageEncoder):
             self.position_LD = nn.Parameter(0.02 * torch.randn(side * side, width))
         elif self.position == "sincos":
             self.register_buffer("position_LD", encode_points(patch_centers(self.grid), width=width))
+        # By default 64 numbers a head, as in ViTs.
         self.layers = nn.ModuleList(TransformerLayer(width, heads=heads or max(1, width // 64)) for _ in range(layers))
         self.final_ln = nn.LayerNorm(width)
         self.pool_query_D = nn.Parameter(0.02 * torch.randn(width)) if self.pool == "attention" else None

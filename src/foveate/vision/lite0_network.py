@@ -44,8 +44,10 @@ class _Convolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
+        # At stride 1 both sides get the same, so the convolution pads itself.
         padding = kernel // 2 if stride == 1 else 0
         self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
+        # TensorFlow's rule where the stride divides the sides.
         total = kernel - stride
         self.padding = (total // 2, total - total // 2) * 2 if stride > 1 else None
         self.fused: Callable[..., Tensor] | None = None
@@ -141,6 +143,7 @@ def load_lite0() -> Lite0:
     network.requires_grad_(False)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
+            # Laid out as the inputs are, so that no call has to reorder them.
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     return network.eval()
 

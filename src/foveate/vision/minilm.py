@@ -89,6 +89,7 @@ class SentenceEncoder:
         logging.disable_progress_bar()
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
+            # Never a pickle, which may run code.
             self.model: Any = AutoModel.from_pretrained(source, use_safetensors=True)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -102,6 +102,7 @@ class Preprocess:
 
     def normalize(self, pixels_B3HW: Tensor) -> Tensor:
         """Normalize uint8 [..., 3, H, W] to float32: (x / 255 - mean) / std."""
+        # [3, 1, 1], so that they broadcast over height and width.
         mean, std = (torch.tensor(values, device=pixels_B3HW.device)[:, None, None] for values in (self.mean, self.std))
         return (pixels_B3HW.float() / 255 - mean) / std
 

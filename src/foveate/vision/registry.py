@@ -117,6 +117,7 @@ def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -
 
 def _place_here(error: BaseException) -> str:
     """Find the module and line of Foveate that raised the error; "" where a called library did."""
+    # The innermost frame decides: it is ours only where our code is at fault.
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -233,6 +233,7 @@ def _fill(trunk: Any, paths: list[Path], *, name: str) -> None:
         state: dict[str, Tensor] = {}
         for path in paths:
             state |= load_file(path)
+        # timm's own filter: renames tensors of other sources and resamples position embeddings.
         state = checkpoint_filter_fn(state, trunk)
         missing, unexpected = trunk.load_state_dict(
             {key: value for key, value in state.items() if not key.startswith(_classifier_names(trunk))}, strict=False

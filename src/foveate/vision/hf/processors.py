@@ -29,6 +29,7 @@ def processor_settings(checkpoint: Checkpoint) -> dict[str, Any]:
             f"{checkpoint.folder}: no preprocessor_config.json that transformers reads; copy it there, or give the "
             "field preprocess: {size: ..., mean: [...], std: [...]}"
         ) from error
+    # With a crop, `size` is only the resize in front of it; the network sees the crop.
     sides = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     # `Preprocess` always divides by 255, so a processor that scales otherwise cannot be followed.
     factor = processor.rescale_factor if processor.do_rescale else 1.0

@@ -44,6 +44,7 @@ class _CappedExp(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore[bad-override]
         capped, beyond = ctx.saved_tensors
         gradient = grad_outputs[0] * capped
+        # A negative gradient would raise the scale further, which the cap forbids anyway.
         return torch.where(beyond & (gradient < 0), torch.zeros_like(gradient), gradient), None
 
 
@@ -66,6 +67,7 @@ def empty_copy(module: Module) -> Module:
         id(parameter): nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         for parameter in module.parameters()
     }
+    # A memo with the replacements: deepcopy takes them for parameters that it has copied already.
     return copy.deepcopy(module, dict(empty))
 
 

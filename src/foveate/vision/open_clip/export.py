@@ -60,6 +60,7 @@ def export_open_clip(
         state["logit_bias"] = torch.tensor(float(logit_bias))
         model["init_logit_bias"] = float(logit_bias)
     temporary = folder / (WEIGHTS_FILE + ".partial")
+    # Cloned, because safetensors refuses tensors that share memory.
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in state.items()}, temporary)
     commit_atomically(temporary, folder / WEIGHTS_FILE)
     preprocess = image.preprocess

@@ -142,6 +142,7 @@ def _vision_state(visual: Any) -> dict[str, Tensor]:
         **_norm(f"{prefix}pre_layrnorm", visual.ln_pre),
         **_blocks(f"{prefix}encoder.layers", visual.transformer),
         **_norm(f"{prefix}post_layernorm", visual.ln_post),
+        # open_clip multiplies x @ proj, nn.Linear x @ weight.T.
         "visual_projection.weight": visual.proj.T.contiguous(),
     }
 
