@@ -285,6 +285,7 @@ class Collection:
         start, end = context.bounds(row)
         if start == end:
             return None
+        # The last one written holds, as for labels.
         values = context.table.slice(end - 1, 1).to_pylist()[0]
         return Context(values["latitude"], values["longitude"], values["time"], values["place"])
 

@@ -75,6 +75,7 @@ def find_duplicates(
     components = _components(hashes_N, distance)
     with ThreadPoolExecutor(workers) as pool:
         for rows in track(components, description="comparing near-duplicates"):
+            # Best first: of equal images the first becomes the leader.
             ordered = rows[np.argsort(rank_N[rows], kind="stable")]
             grids = list(pool.map(lambda row: _grid(collection, int(row)), ordered.tolist()))
             readable = [number for number, grid in enumerate(grids) if grid is not None]

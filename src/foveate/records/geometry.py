@@ -81,6 +81,7 @@ class Letterbox:
     def _fills_width(self) -> bool:
         """Whether the image is at least as wide for its height as the input is."""
         input_width, input_height = input_width_height(self.size)
+        # Cross-multiplied: a division would let rounding decide.
         return self.width * input_height >= self.height * input_width
 
     @property
@@ -118,6 +119,7 @@ class Letterbox:
         """Map boxes in [0, 1] of the image to [0, 1] of the square, inside `content_box`; shape [R, 4]."""
         scale_4, shift_4 = self._scale_and_shift()
         low, high = np.split(self.content_box.to_array(), 2)
+        # Rounding must not put an edge into the padding.
         return (as_boxes(boxes_R4) * scale_4 + shift_4).clip(np.tile(low, 2), np.tile(high, 2))
 
     def to_original(self, boxes_R4: ArrayLike) -> NDArray[np.float64]:

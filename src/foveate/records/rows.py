@@ -104,6 +104,7 @@ def check_row(kind: str, row: Mapping[str, object]) -> dict[str, object]:
     """Return the row with clean texts; raise UserError if a text, box or score cannot be stored."""
     checked: dict[str, object] = {}
     for name, value in row.items():
+        # The key names the image and stays as it is.
         checked[name] = clean_text(value) if isinstance(value, str) and name != "key" else value
     if kind == "regions":
         corners = np.array([checked.get(name, np.nan) for name in CORNERS], dtype=np.float32)

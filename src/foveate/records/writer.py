@@ -442,6 +442,7 @@ class CollectionWriter:
             UserError: a key is unknown, or a known table does not have a column.
         """
         tables.check_kind(kind)
+        # Images of the open shard are not committed yet: a kill would leave rows without an image.
         pending = {row["key"] for row in self._index}
         for number, row in enumerate(rows):
             key = row.get("key")
@@ -475,7 +476,7 @@ class CollectionWriter:
         Raises:
             UserError: a key is unknown; then none is removed.
         """
-        self.commit()
+        self.commit()  # images of the open shard can be removed, too
         all_sha256 = {**self._removed, **self._known}
         sha256_by_key = {key: check_removable(key, all_sha256, self.description["name"]) for key in keys}
         new = len(sha256_by_key.keys() - self._removed.keys())
@@ -491,6 +492,7 @@ class CollectionWriter:
         summary = purge_images(self.path, keys)
         for key in keys:
             del self._known[key]
+        # Rewritten shards have new numbers, and old ones are never used again.
         self._shard = read_committed(self.path).next_number
         return summary
 

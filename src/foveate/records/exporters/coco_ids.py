@@ -35,6 +35,7 @@ class IdAllocator:
     def __init__(self, collection: Collection, kind: str, column: str) -> None:
         exists = kind in layout.annotation_kinds(collection.path)
         largest = pc.call_function("max", [collection.table(kind)[column]]).as_py() if exists else None
+        # Above all imported ids: a new entry must not take the id of an imported one that comes later.
         self._next = max(largest or 0, 0) + 1
         self._taken: set[int] = set()
 
@@ -80,6 +81,7 @@ class Categories:
         for category in known:
             if self._by_number.setdefault(category.number, category) is category:
                 self._by_name.setdefault(category.name, category)
+        # Two imported files may use one id for different categories: the first keeps it.
         for category in known:
             if category.name not in self._by_name:
                 self._add(make_category(self._free(), category.row))

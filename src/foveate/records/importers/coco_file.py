@@ -71,6 +71,7 @@ def read_coco(path: Path, captions: Path | None = None) -> CocoFile:
 
 def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     if "segmentation" in entry:
+        # Only that there was one: outlines are most of the file, and are counted, not used.
         entry["segmentation"] = bool(entry["segmentation"])
     return entry
 
