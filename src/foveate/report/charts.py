@@ -32,6 +32,7 @@ class Scale:
     stop: float
 
     def __call__(self, value: float) -> float:
+        # A single value lies in the middle.
         share = 0.5 if self.high == self.low else (value - self.low) / (self.high - self.low)
         return self.start + share * (self.stop - self.start)
 
@@ -49,6 +50,7 @@ def nice_ticks(low: float, high: float, *, num_ticks: int = 5) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999999)
     # 1e-9: an end that is a tick up to rounding gets no further tick outside.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    # Rounded, so that three steps of .1 are .3 and not .30000000000000004.
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 

@@ -58,6 +58,7 @@ def choose_tiles(answers: Sequence[LocatedPhrase], *, default: str, max_tiles: i
             used_images = {tile.answer.image for tile in tiles}
             used_phrases = {tile.answer.phrase.casefold() for tile in tiles}
             free = [a for a in pool if a.image not in used_images]
+            # In place: an image that another slice has used is gone for this one, too.
             pool[:] = free
             if free and len(tiles) < max_tiles:
                 answer = min(free, key=lambda a: (_missed(a, default), a.phrase.casefold() in used_phrases))

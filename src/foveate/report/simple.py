@@ -47,6 +47,7 @@ def simple_page(title: str, *, eyebrow: str, **blocks: Any) -> Page:
     }
     assert set(blocks) <= set(defaults), set(blocks) - set(defaults)
     context = {**defaults, **blocks}
+    # An empty quarantine is a result, too: nothing was refused.
     empty_but_shown = ["quarantine"] if context["quarantine"] is not None else []
     visible = [entry for key, entry in SECTIONS.items() if context[key] or key in empty_but_shown]
     context.update(eyebrow=eyebrow, sections=visible, overlay=Overlay)
