@@ -93,6 +93,7 @@ def prepare_scenes(path: Path, *, train: int, test: int, seed: int, run: Path) -
     for row in collection.rows("test").tolist():
         truth = truths.get(row)
         for kind, query in (("ssc", QUERY_SHORT), ("dsc", QUERY_LONG)):
+            # Without invented statements: a query must be true of its image.
             text = render(kind, truth, alt="", rng=np.random.default_rng(0)).text if truth else ""
             rows += [{"key": collection.keys[row], "kind": query, "text": text}] * bool(text)
     with CollectionWriter(path) as writer:

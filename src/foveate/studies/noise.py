@@ -48,6 +48,7 @@ def jittered(boxes_R4: NDArray[np.float64], rng: np.random.Generator, *, jitter:
     side_R2 = high_R2 - low_R2
     middle_R2 = (low_R2 + high_R2) / 2 + side_R2 * rng.uniform(-jitter / 2, jitter / 2, side_R2.shape)
     half_R2 = np.maximum(side_R2 * rng.uniform(1 - jitter, 1 + jitter, side_R2.shape), MIN_SIDE) / 2
+    # The middle stays inside, so that no box leaves the image as a whole.
     middle_R2 = np.clip(middle_R2, MIN_SIDE, 1 - MIN_SIDE)
     return np.concatenate([np.maximum(middle_R2 - half_R2, 0.0), np.minimum(middle_R2 + half_R2, 1.0)], axis=1)
 
