@@ -49,6 +49,7 @@ def write_model_folder(
     from safetensors.torch import save  # the ground floor loads torch only when tensors are written
 
     folder.mkdir(parents=True, exist_ok=True)
+    # safetensors refuses tensors that are not contiguous.
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_bytes_atomically(folder / weights_name, save(plain, metadata={"format": "pt"}))
     for name, content in (files or {}).items():

@@ -130,6 +130,7 @@ def _random_walk(space: _Space, generator: np.random.Generator, walk: int) -> ND
             members.update(drawn)
             queue.extend(drawn)
             visited += len(drawn)
+        # A point that shares no neighbors gives a group of one: start again at another.
         if len(members) > 1:
             return np.array(sorted(members))
     raise UserError("no two points share neighbors; steadiness and cohesiveness have no meaning here")

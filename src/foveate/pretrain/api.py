@@ -73,6 +73,7 @@ def image_bytes(image: ImageInput) -> bytes:
         if upright.mode not in ("L", "LA", "P", "RGB", "RGBA", "I;16"):
             upright = upright.convert("RGBA" if upright.mode in ("RGBa", "La", "PA") else "RGB")
         buffer = io.BytesIO()
+        # Little compression: the bytes are decoded again at once.
         upright.save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
     if isinstance(image, str | os.PathLike):
