@@ -27,6 +27,7 @@ from foveate.adapt.model import AdaptedModel
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.registry import get_method
 from foveate.adapt.results import SavedModel, WisePoint, WiseRecommendation, WiseResult, WiseSet
+from foveate.adapt.settings import WiseSettings
 from foveate.adapt.wise import check_alpha, interpolated, save_at
 from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
@@ -82,13 +83,9 @@ def measure_robustness(
     path: Path,
     data: CompareTask,
     run_path: Path,
+    settings: WiseSettings | None = None,
     *,
     shifted: Sequence[CompareTask] = (),
-    validation: str = "validation",
-    test: str = "test",
-    points: int = 11,
-    head: str = "auto",
-    at: float | None = None,
     to: Path | None = None,
     backbone: str | None = None,
     device: str | None = None,
@@ -100,11 +97,8 @@ def measure_robustness(
         path: adapter folder, or the run folder of `adapt train`.
         data: the user's own data.
         run_path: run folder.
+        settings: splits of `data`, alphas, and what becomes of the head.
         shifted: further data; of each its split `test`, or all where it has none.
-        validation, test: splits of `data` to select by and to test on.
-        points: values of alpha from 0 to 1.
-        head: interpolate, keep, or auto (interpolate where the head started from a trained one).
-        at: alpha of the model that is written; the recommended one by default.
         to: folder that it is written to.
         backbone: where the backbone is now, if it moved.
         device: such as "cuda".
@@ -114,10 +108,12 @@ def measure_robustness(
         UserError: an adapter without models in between, data without its classes, a split that is missing or that the
             adapter was trained on.
     """
+    settings = settings or WiseSettings()
+    validation, test = settings.validation, settings.test
     adapted, network, info = open_adapted(path, backbone=backbone)
-    adapter = check_alpha(adapted, 0.0 if at is None else at)
-    keep = head == "keep" or (head == "auto" and adapted.active not in adapted.first_heads)
-    if keep and head == "auto":
+    adapter = check_alpha(adapted, settings.at or 0.0)
+    keep = settings.head == "keep" or (settings.head == "auto" and adapted.active not in adapted.first_heads)
+    if keep and settings.head == "auto":
         say("the head started from random values: the tuned one is used at every alpha (see adapt train --head-from)")
     classes = [str(name) for name in info.get("classes", [])]
     splits = _open_splits(data, network, classes, path, validation=validation, test=test)
@@ -125,7 +121,7 @@ def measure_robustness(
     sets = [*splits, *(_open_shifted(task, network, classes) for task in shifted)]
     run = RunFolder.create(run_path, command=command)
     # Rounded: 0.30000000000000004 would be a new alpha in tables and file names.
-    alphas = [round(number / (points - 1), 6) for number in range(points)]
+    alphas = [round(number / (settings.points - 1), 6) for number in range(settings.points)]
     with start(device or "auto") as here:
         adapted.to(here.device).eval()
         curves = _measure_curves(adapted, network, sets, alphas, keep=keep, device=here.device)
@@ -135,7 +131,7 @@ def measure_robustness(
     alpha, error = smallest_near_best(alphas, [point.value for point in selecting.accuracy], selecting.n)
     saved = None
     if to is not None:
-        saved_alpha = alpha if at is None else at
+        saved_alpha = alpha if settings.at is None else settings.at
         saved = SavedModel(alpha=saved_alpha, path=str(save_at(adapted, saved_alpha, to, keep_head=keep)))
     result = WiseResult(
         title=f"{adapter.settings.method} between the original network and the tuned one",

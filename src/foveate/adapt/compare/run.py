@@ -33,6 +33,7 @@ from foveate.adapt.compare.recipe import CompareRecipe, CompareTask
 from foveate.adapt.compare.summary import summarize
 from foveate.adapt.load_backbone import LoadedBackbone, has_drop_path
 from foveate.adapt.results import ComparedResult
+from foveate.adapt.settings import CompareRun
 from foveate.core.experiment_grid import Cell, CellResult, CellStore, run_cells
 from foveate.core.files import sweep
 from foveate.core.progress import Meter, say
@@ -51,34 +52,33 @@ CELL_FORMAT = 2
 def compare(
     recipe: CompareRecipe,
     run_path: Path,
+    settings: CompareRun | None = None,
     *,
     device: str | None = None,
     command: list[str] | None = None,
     network: LoadedBackbone | None = None,
     data: Mapping[str, LabeledImages] | None = None,
-    max_hours: float = 24.0,
-    save: bool = False,
 ) -> ComparedResult:
     """Compare methods on tasks and write the run folder's result.json; the same call again resumes.
 
     Args:
         recipe: backbone, tasks, grid.
         run_path: run folder.
+        settings: what it may cost, and what stays of it.
         device: such as "cuda"; CUDA where there is one by default.
         command: command line, for the page.
         network: a network in memory instead of `recipe.backbone`.
         data: images in memory, by the name of a task.
-        max_hours: longest estimate that is accepted.
-        save: also write the adapter of every final training.
 
     Raises:
         UserError: a mistake in data or recipe, a grid that takes too long, or a folder of another comparison.
         Stopped: after a signal; what was finished stays.
     """
+    settings = settings or CompareRun()
     comparison = Comparison(recipe, network=network, data=data)
     device = device or "auto"
     if not (run_path / "cells").is_dir():  # before the folder is created: a refusal leaves nothing behind
-        check_hours(comparison.estimate(device=device), max_hours=max_hours, grid=recipe.grid)
+        check_hours(comparison.estimate(device=device), max_hours=settings.max_hours, grid=recipe.grid)
     run = RunFolder.create(run_path, command=command, recipe=dump(recipe))
     candidates = comparison.plan.candidates
     # Finished cells belong to exactly this; a folder of another recipe, data or candidates is refused.
@@ -95,14 +95,14 @@ def compare(
     trainings = comparison.list_trainings(store)
     if trainings:
         # Again for a resumed comparison: it may be allowed what it was refused as a whole.
-        check_hours(comparison.estimate(device=device, store=store), max_hours=max_hours, grid=recipe.grid)
+        check_hours(comparison.estimate(device=device, store=store), max_hours=settings.max_hours, grid=recipe.grid)
         bench = Bench(comparison.network, device=device)
         began = time.monotonic()
         with Meter("comparing methods", len(trainings)) as meter:
             for task in recipe.tasks:
                 for variant in candidates:
                     _train_candidates(comparison, store, bench, task, variant, meter)
-                    _train_final(comparison, store, bench, task, variant, meter, run.path, save=save)
+                    _train_final(comparison, store, bench, task, variant, meter, run.path, save=settings.save_adapters)
         say(f"{len(trainings)} trainings in {time.monotonic() - began:.0f} s")
     selected, done, paths = _collect(comparison, store, run.path)
     result = summarize(comparison, selected, done, paths).model_copy(

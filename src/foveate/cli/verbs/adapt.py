@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish
+from foveate.cli.options import common, dry_run_option, finish, path_option, run_option
 
 if TYPE_CHECKING:
     from foveate.adapt.results import AdaptResult, ComparedResult, WiseResult
 
+_SETTINGS = "foveate.adapt.settings"
+_moved_option = click.option(
+    "--backbone", default=None, metavar="FOLDER|KIND:NAME", help="Where the backbone is now, if it moved."
+)
+
 
 @click.group("adapt", short_help="Tune a vision model with few parameters.")
 def command() -> None:
-    """Adapts a trained vision network to classes of images: sixteen methods, or named parts of the network.
+    """Adapt a trained vision network to classes of images: sixteen methods, or named parts of the network.
 
     \b
     Example:
@@ -37,10 +42,16 @@ def command() -> None:
 )
 @click.option("--data", required=True, metavar="PATH", help="Collection folder, or an npz of images, labels, split.")
 @click.option("--method", required=True, metavar="NAME", help="Such as lora; an unknown one lists all.")
-@fields("foveate.adapt.recipe:AdaptRecipe", "data.field", "data.shots", "training.epochs")
-@click.option("--head-from", default=None, metavar="FOLDER", help="Adapter whose head this one starts from.")
-@click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/adapt-METHOD by default.")
-@click.option("--dry-run", is_flag=True, help="Print what would be trained and for how long; train and write nothing.")
+@fields(
+    "foveate.adapt.recipe:AdaptRecipe",
+    "data.field",
+    "data.shots",
+    "training.epochs",
+    ("head", "--head-from"),
+    metavars={"head": "FOLDER"},
+)
+@run_option("runs/adapt-METHOD")
+@dry_run_option("Print what would be trained and for how long; train and write nothing.")
 @common()
 def train(
     overrides: tuple[str, ...],
@@ -48,14 +59,13 @@ def train(
     backbone: str,
     data: str,
     method: str,
-    head_from: str | None,
     run: Path | None,
     dry_run: bool,
     as_json: bool,
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Trains METHOD on the images of --data and writes an adapter folder and its accuracy on held-out splits.
+    """Train METHOD on the images of --data and write an adapter folder and its accuracy on held-out splits.
 
     OVERRIDES change single fields: of the method (rank=16), or of data, training and backbone
     (training.learning_rate=0.01). Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
@@ -72,7 +82,7 @@ def train(
     if seed is not None:
         training["seed"] = seed
     recipe = build_recipe(
-        parse_backbone(backbone), method, overrides, head=head_from, data=data_settings, training=training
+        parse_backbone(backbone), method, overrides, head=settings.get("head"), data=data_settings, training=training
     )
     if dry_run:
         from foveate.adapt.train import estimate_training, format_estimate
@@ -117,23 +127,16 @@ def _format_training(result: AdaptResult) -> list[str]:
     return lines
 
 
-@command.command("merge", short_help="Put an adapter into its backbone's weights.")
+@command.command("merge", cls=FieldsCommand, short_help="Put an adapter into its backbone's weights.")
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--to", "to", required=True, type=click.Path(path_type=Path), help="Folder of the merged model.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["merged", "peft"]),
-    default="merged",
-    show_default=True,
-    help="merged: weights in the backbone's own format; peft: an adapter folder of PEFT, not merged.",
-)
-@click.option("--backbone", default=None, metavar="FOLDER|KIND:NAME", help="Where the backbone is now, if it moved.")
+@path_option("--to", "Folder of the result; must be empty.", required=True)
+@fields(f"{_SETTINGS}:MergeSettings", "format")
+@_moved_option
 @common(seed=False, device=False)
-def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: bool) -> None:
-    """Merges ADAPTER (a folder of `adapt train`, or its run folder) and writes the model in its backbone's own format.
+def merge(adapter: Path, to: Path, settings: dict[str, Any], backbone: str | None, as_json: bool) -> None:
+    """Merge ADAPTER (a folder of `adapt train`, or its run folder) and write the model in its backbone's own format.
 
-    Refuses with the reason where no weights of the backbone can do what the method does. Prints the largest
+    Refused with the reason where no weights of the backbone can do what the method does. Prints the largest
     difference of outputs: for timm, transformers and model folders of the model loaded again with its library.
 
     \b
@@ -142,7 +145,9 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
       foveate adapt merge runs/adapt-lora --to for-peft --format peft
     """
     from foveate.adapt.export import merge_adapter
+    from foveate.adapt.settings import MergeSettings
 
+    form = MergeSettings(**settings).format
     result = merge_adapter(adapter, to, format=form, backbone=backbone)
     network = result.backbone.get("source") or result.backbone.get("model")
     lines = [f"{result.method} on {':'.join(filter(None, (result.backbone['kind'], network)))}, as {form}"]
@@ -164,43 +169,36 @@ def merge(adapter: Path, to: Path, form: str, backbone: str | None, as_json: boo
     metavar="[[GROUP/]NAME=]PATH[:FIELD]",
     help="Collection, npz file, VTAB-1K task, or a folder of such tasks; repeated for further ones.",
 )
-@click.option(
-    "--methods", "methods", multiple=True, default=("all",), show_default=True, metavar="NAMES", help="Of the grid."
+@fields(
+    "foveate.adapt.compare.recipe:CompareRecipe",
+    "methods",
+    "grid",
+    "folds",
+    "seeds",
+    "budget",
+    "peek",
+    repeat=("methods",),
+    metavars={"methods": "NAMES"},
 )
-@fields("foveate.adapt.compare.recipe:CompareRecipe", "grid", "folds", "seeds", "budget", "peek")
-@click.option(
-    "--shots",
-    multiple=True,
-    type=click.IntRange(2),
-    help="Images of each class to learn and choose from; repeatable.",
-)
-@click.option("--epochs", type=click.IntRange(1), default=None, help="Visits of each image; the grid's own by default.")
-@click.option("--max-hours", type=float, default=24.0, show_default=True, help="Refuse what would take longer here.")
-@click.option(
-    "--save-adapters",
-    is_flag=True,
-    help="Keep the adapter of every final training; each has learnt from the validation images too.",
-)
-@click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/adapt-compare by default.")
-@click.option("--dry-run", is_flag=True, help="Print trainings, visits and time; train and write nothing.")
+@fields(f"{_SETTINGS}:CompareTasks", "shots", "epochs", into="task_settings", repeat=("shots",))
+@fields(f"{_SETTINGS}:CompareRun", "max_hours", "save_adapters", into="run_settings")
+@run_option("runs/adapt-compare")
+@dry_run_option("Print trainings, epochs and time; train and write nothing.")
 @common()
 def compare(
     overrides: tuple[str, ...],
     backbone: str,
     tasks: tuple[str, ...],
-    methods: tuple[str, ...],
     settings: dict[str, Any],
-    shots: tuple[int, ...],
-    epochs: int | None,
-    max_hours: float,
-    save_adapters: bool,
+    task_settings: dict[str, Any],
+    run_settings: dict[str, Any],
     run: Path | None,
     dry_run: bool,
     as_json: bool,
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Tries each method's candidates on validation images, trains the best again on all, and tests it once.
+    """Try each method's candidates on validation images, train the best again on all, and test it once.
 
     OVERRIDES change fields of the recipe (validation=val, share=0.3) or of all trainings (training.batch_size=32).
     Ctrl-C or a kill loses nothing that is finished; the same command resumes. It may run several times at once.
@@ -216,17 +214,15 @@ def compare(
     from foveate.adapt.compare.recipe import build_recipe, parse_tasks
     from foveate.adapt.compare.run import compare
     from foveate.adapt.load_backbone import parse_backbone
+    from foveate.adapt.settings import CompareRun
+    from foveate.core.recipes import validate
 
     if seed is not None:
         settings["seed"] = seed
-    recipe = build_recipe(
-        parse_backbone(backbone),
-        parse_tasks(tasks, shots),
-        overrides,
-        training={} if epochs is None else {"epochs": epochs},
-        methods=list(methods),
-        **settings,
-    )
+    # The grid has its own number of epochs, so only what was given goes into the recipe.
+    training = {name: value for name, value in task_settings.items() if name == "epochs"}
+    tasks_of_shots = parse_tasks(tasks, task_settings.get("shots", ()))
+    recipe = build_recipe(parse_backbone(backbone), tasks_of_shots, overrides, training=training, **settings)
     if dry_run:
         cost = Comparison(recipe).estimate(device=device or "auto")
         finish(cost, format_cost(cost), {}, as_json=as_json)
@@ -238,10 +234,9 @@ def compare(
         result = compare(
             recipe,
             target,
+            validate(CompareRun, run_settings, where="foveate adapt compare"),
             device=device,
             command=["foveate", *sys.argv[1:]],
-            max_hours=max_hours,
-            save=save_adapters,
         )
     except Stopped:
         finish({"status": "stopped"}, ["stopped; run the same command to resume"], {"run": target}, as_json=as_json)
@@ -280,41 +275,29 @@ def _format_comparison(result: ComparedResult) -> list[str]:
     return lines
 
 
-@command.command("wise", short_help="Models between a network and its tuned one.")
+@command.command("wise", cls=FieldsCommand, short_help="Models between a network and its tuned one.")
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--data", required=True, metavar="PATH[:FIELD]", help="Own data, with splits to choose by and test on.")
-@click.option("--shifted", multiple=True, metavar="NAME=PATH[:FIELD]", help="Data of another kind; repeatable.")
-@click.option("--validation", default="validation", show_default=True, help="Split by which alpha is chosen.")
-@click.option("--test", default="test", show_default=True, help="Split that is only measured.")
-@click.option("--points", type=click.IntRange(2, 101), default=11, show_default=True, help="Alphas from 0 to 1.")
 @click.option(
-    "--head",
-    type=click.Choice(["auto", "interpolate", "keep"]),
-    default="auto",
-    show_default=True,
-    help="keep: the tuned head at every alpha; auto: interpolated where it started from a trained one.",
+    "--data", required=True, metavar="PATH[:FIELD]", help="Your own data, with splits to choose by and to test on."
 )
-@click.option("--at", type=click.FloatRange(0, 1), default=None, help="Alpha of what is written; the recommended one.")
-@click.option("--to", type=click.Path(path_type=Path), default=None, help="Write the model at alpha as an adapter.")
-@click.option("--backbone", default=None, metavar="FOLDER|KIND:NAME", help="Where the backbone is now, if it moved.")
-@click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/adapt-wise by default.")
+@click.option("--shifted", multiple=True, metavar="NAME=PATH[:FIELD]", help="Data of another kind; repeatable.")
+@fields(f"{_SETTINGS}:WiseSettings", "validation", "test", "points", "head", "at")
+@path_option("--to", "Write the model at alpha as an adapter.")
+@_moved_option
+@run_option("runs/adapt-wise")
 @common(seed=False)
 def wise(
     adapter: Path,
     data: str,
     shifted: tuple[str, ...],
-    validation: str,
-    test: str,
-    points: int,
-    head: str,
-    at: float | None,
+    settings: dict[str, Any],
     to: Path | None,
     backbone: str | None,
     run: Path | None,
     as_json: bool,
     device: str | None,
 ) -> None:
-    """Measures ADAPTER (a folder of `adapt train`, or its run folder) at alphas from 0, the original network, to 1.
+    """Measure ADAPTER (a folder of `adapt train`, or its run folder) at alphas from 0, the original network, to 1.
 
     Prints the accuracy on own and shifted data at each alpha and recommends one, chosen on validation images alone.
 
@@ -325,21 +308,19 @@ def wise(
     """
     from foveate.adapt.compare.recipe import parse_task
     from foveate.adapt.robustness import measure_robustness
+    from foveate.adapt.settings import WiseSettings
+    from foveate.core.recipes import validate
     from foveate.report import render
 
-    if at is not None and to is None:
+    if "at" in settings and to is None:
         raise click.UsageError("--at has no effect without --to")
     target = run or Path("runs") / "adapt-wise"
     result = measure_robustness(
         adapter,
         parse_task(data, what="--data"),
         target,
+        validate(WiseSettings, settings, where="foveate adapt wise"),
         shifted=[parse_task(text, what="--shifted") for text in shifted],
-        validation=validation,
-        test=test,
-        points=points,
-        head=head,
-        at=at,
         to=to,
         backbone=backbone,
         device=device,

@@ -1,0 +1,50 @@
+"""Settings of `foveate adapt compare`, `wise` and `merge` beside their recipes; without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from foveate.core.recipes import Settings
+
+
+class CompareTasks(Settings):
+    """How every task of a comparison is cut down, and how long it is learned."""
+
+    shots: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (), description="images of each class to learn and choose from; all by default"
+    )
+    epochs: int | None = Field(None, ge=1, description="passes over the images; the grid's own number by default")
+
+
+class CompareRun(Settings):
+    """What a comparison may cost, and what stays of it."""
+
+    max_hours: float = Field(24.0, ge=0, description="longest estimate that is accepted, in hours on this machine")
+    save_adapters: bool = Field(
+        False,
+        description="keep the adapter of every final training; each has learned from the validation images too",
+    )
+
+
+class WiseSettings(Settings):
+    """Where accuracy is measured between a network and its tuned one."""
+
+    validation: str = Field("validation", description="split by which alpha is chosen")
+    test: str = Field("test", description="split that is only measured")
+    points: int = Field(11, ge=2, le=101, description="number of alphas from 0 to 1")
+    head: Literal["auto", "interpolate", "keep"] = Field(
+        "auto",
+        description="keep: the tuned head at every alpha; auto: interpolated where it started from a trained one",
+    )
+    at: float | None = Field(None, ge=0, le=1, description="alpha of the model that is written; the recommended one")
+
+
+class MergeSettings(Settings):
+    """The form in which a tuned model is written."""
+
+    format: Literal["merged", "peft"] = Field(
+        "merged",
+        description="merged: weights in the backbone's own format; peft: an adapter folder of PEFT, not merged",
+    )
