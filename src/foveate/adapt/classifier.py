@@ -151,6 +151,7 @@ def copy_with_weights(classifier: Classifier, source: Path | None, target: Path)
     """Copy all files of `source` but its weights, and write model.safetensors; the folder appears at once."""
     if source is None:
         raise UserError(f"{target}: give the folder that the classifier was opened from; its configuration is copied")
+    # Beside the target: a rename is atomic only within one file system.
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

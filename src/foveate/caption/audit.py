@@ -273,6 +273,7 @@ def _judge_captions(
     extract: Extractor,
 ) -> dict[str, JudgedCaptions]:
     """Split and judge the captions of each format, and judge them once more as captions of other images."""
+    # One order for all formats: their controls are judged on the same pairs of images.
     order = shuffled_order(len(rows), seeds.generator("shuffled captions", settings.seed))
     by_format = {}
     for kind in formats:

@@ -116,6 +116,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         self.random_state = random_state
 
     def _options(self) -> ClusteringOptions:
+        # Parameters bear the names of the options, so that bounds and defaults are declared once.
         options = {name: getattr(self, name) for name in ClusteringOptions.model_fields if name in _OPTIONS}
         seed = draw_seed(self.random_state)
         return resolve(self.n_clusters, method=self.method, seed=seed, where=type(self).__name__, **options)
@@ -132,6 +133,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
             UserError: options or data that do not fit. TooFewClientsError, TooFewGroupsError: see `cluster`.
         """
         options = self._options()
+        # A single array in gives a single array out, as scikit-learn's users expect.
         several = is_list_of_clients(X) or clients is not None
         parts = self._split(X, clients)
         if not load_method(options.method).federated:
@@ -187,6 +189,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         points = np.concatenate([as_points(part) for part in parts])
         merged = merge_pooled(unit_rows(points) if options.spherical else points, options)
         nothing: dict[int, Any] = {}
+        # Without clients there are no reports, no exclusions and an empty log.
         self._set_result(Clustered(merged.centers, options, nothing, merged.report, {}, {}, {}), Log())
 
     def _assign(self, part: Any) -> tuple[NDArray[np.int64], float]:

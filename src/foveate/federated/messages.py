@@ -114,6 +114,7 @@ class Message:
 
     def digest(self) -> str:
         """SHA-256 of the whole content: equal messages have equal digests, on every machine."""
+        # Sorted by name: the order in which arrays and values were added does not matter.
         result = hashlib.sha256(json.dumps([self.kind, self.round, sorted(self.values.items())]).encode())
         for name in sorted(self.arrays):
             array = self.arrays[name]

@@ -125,9 +125,11 @@ def sample_map(
         prepare: applied to the sampled points.
     """
     axes = projection_axes(centers_KD)
+    # One share for all clients, so that a large client looks large on the map.
     share = min(1.0, MAX_POINTS / sum(len(part) for part in points))
     positions, owners, group_list, labels = [], [], [], []
     for number, part in enumerate(points):
+        # At least one point: a small client must not vanish from the map.
         count = max(1, round(share * len(part)))
         # The same rows for every method and every run of this seed, so that maps can be compared.
         rows = np.sort(generator("map", seed, number).permutation(len(part))[:count])

@@ -176,6 +176,7 @@ def _verdict(rows: list[CalibrateRow], curve: Curve | None, estimates: list[tupl
 
 def _fell(was: float, became: float, count: int) -> bool:
     """Whether an accuracy fell by more than DAMAGE_POINTS and two standard errors of the difference of two shares."""
+    # In percent squared; the two shares are taken as independent, which overstates the error on the same images.
     variance = sum(share * (100 - share) for share in (was, became)) / max(count, 1)
     return was - became > max(DAMAGE_POINTS, 2 * variance**0.5)
 
@@ -183,6 +184,7 @@ def _fell(was: float, became: float, count: int) -> bool:
 def curve_points(curve: Curve) -> list[list[float]]:
     """Return [gamma, S/Y, U/Y, Y/Y] in percent along the curve, thinned out to some hundred points for a page."""
     size = len(curve.gammas)
+    # Evenly along the curve: break points are dense where many samples change sides.
     indices = np.unique(np.linspace(0, size - 1, min(size, _CURVE_POINTS)).round().astype(int))
     table = np.stack([curve.gammas, curve.seen(), curve.absent(), curve.overall()], axis=1)[indices]
     return np.round(table, 6).tolist()

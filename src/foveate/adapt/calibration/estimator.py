@@ -117,6 +117,7 @@ class Calibrator(ClassifierMixin, BaseEstimator):
         if array.shape[1] != self.n_features_in_:
             raise UserError(f"logits have {array.shape[1]} columns; gamma was found for {self.n_features_in_} classes")
         shifted = np.empty(array.shape, dtype=np.float64)
+        # In chunks, which refuse NaN and name its row.
         for rows, part in chunks(array):
             part[:, self.groups_.absent] += self.gamma_
             shifted[rows] = part

@@ -49,6 +49,7 @@ def from_logits(
     """
     main = read_logits(path)
     groups = parse_groups(seen, absent, main.class_names)
+    # A file with seen classes only is fine-tuning data: on test data of all classes others would occur.
     only_seen = bool((groups.of_class[main.labels] == SEEN).all())
     tuned = read_logits(training) if training is not None else main if only_seen else None
     if tuned is not None:
@@ -56,6 +57,7 @@ def from_logits(
     earlier = read_logits(before) if before is not None else None
     if earlier is not None:
         _check_classes(earlier, main.class_names, path)
+        # The only check that is left without ids of samples; both models must be measured on the same ones.
         if not np.array_equal(earlier.labels, main.labels):
             raise UserError(f"{before}: its labels differ from those of {path}; expected the same samples in order")
     for file in (main, tuned, earlier):
@@ -155,6 +157,7 @@ def from_model(
     images = _open_images(after, data, (data.train_split, data.test_split))
     train_rows, test_rows = images.rows(data.train_split), images.rows(data.test_split)
     tuning = train_rows[groups.of_class[images.labels_N[train_rows]] == SEEN]
+    # A class that was never fine-tuned on is absent in truth; taken for seen, it would distort the gap.
     missing = np.setdiff1d(groups.seen, images.labels_N[tuning])
     if len(missing):
         raise UserError(

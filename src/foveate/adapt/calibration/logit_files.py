@@ -77,6 +77,7 @@ def read_logits(path: Path) -> LogitFile:
         raise UserError(f"{path}: no array 'labels'{nearest('labels', arrays)}")
     logits = as_logits(arrays["logits"], what=f"{path}: logits", finite=False)
     classes = logits.shape[1]
+    # Without names classes are called by their numbers.
     names = [str(name) for name in arrays.get("class_names", np.arange(classes)).tolist()]
     if len(names) != classes or len(set(names)) != classes:
         raise UserError(f"{path}: class_names must be {classes} different names, one for each column of the logits")
@@ -130,6 +131,7 @@ def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
     for name in ("logits", "features"):
         if name in table.column_names:
             arrays[name] = _matrix(table[name], name=name, path=path)
+    # Tables of other tools often have one label a row, in the singular.
     label = "labels" if "labels" in table.column_names else "label"
     if label in table.column_names:
         column = table[label]

@@ -54,6 +54,7 @@ def make_pseudo_runs(
     """
     classes = np.sort(np.asarray(seen, dtype=np.int64))
     rows = images.labeled_rows() if rows is None else rows
+    # First of all: samples of absent classes must not even be predicted.
     rows = rows[np.isin(images.labels_N[rows], classes)]
     missing = np.setdiff1d(classes, images.labels_N[rows])
     if len(missing):

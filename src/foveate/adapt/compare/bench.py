@@ -228,6 +228,7 @@ class Bench:
             epochs = (*measured, float((logits.argmax(axis=1) == images.labels_N[readable]).mean()))
         if save is not None:
             save_adapter(adapted, save)
+        # Checkpoints of hundreds of candidates would fill a disk; the result is in memory now.
         shutil.rmtree(folder, ignore_errors=True)
         return Fit(
             logits=logits,
@@ -248,6 +249,7 @@ class Bench:
     ) -> bool:
         """Cache pixels (or what `prefix` computes) of all readable rows; False where they do not fit into memory."""
         if self._images is not images:
+            # Another data set: nothing that is cached belongs to it.
             self._images, self._cache, self._unreadable, self._num_bytes = images, {}, {}, 0
         cache = self._cache.setdefault(_cache_key(prefix), {})
         missing = np.array(
@@ -319,6 +321,7 @@ def measure_step_bytes(task: Task, batch: Batch) -> int:
 
     def pack(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
+        # Weights are saved for the backward pass too, and counted once above.
         if storage.data_ptr() not in weights:
             saved[storage.data_ptr()] = storage.nbytes()
         return value
@@ -331,4 +334,5 @@ def measure_step_bytes(task: Task, batch: Batch) -> int:
         losses, _ = task.losses(batch)
     del losses
     task.train(training)
+    # Three times what is trained: its gradients and AdamW's two moments.
     return sum(weights.values()) + 3 * trained + sum(saved.values())

@@ -67,11 +67,13 @@ class Comparison:
         for task in recipe.tasks:  # fail early: a mistake in the last task shows before the first training
             self.open_task(task)
         backbone = map_backbone(self.network.model)
+        # The budget may be a share of the network, so the network comes first.
         max_trained = max_parameters(recipe.budget, backbone.num_parameters())
         self.plan: Plan = plan(self.network, self.grid, recipe.methods, max_trained=max_trained)
 
     def open_task(self, task: CompareTask) -> tuple[LabeledImages, RowSplit]:
         """Return the images and rows of a task; those of one task at a time are in memory."""
+        # One task at a time: the pixels of several may not fit into memory.
         if self._open is None or self._open[0] != task.key:
             recipe = self.recipe
             images = self._in_memory.get(task.key) or self._in_memory.get(task.name)
@@ -88,6 +90,7 @@ class Comparison:
                 seed=recipe.seed,
             )
             self._open = (task.key, images, rows)
+            # Chance is the largest class of the test images: what a constant answer would reach.
             labels = images.labels_N[rows.test]
             self.tasks[task.key] = ComparedTask(
                 key=task.key,

@@ -166,6 +166,7 @@ _VTAB: dict[str, Axes] = {
 }
 _VTAB_COMMON: Axes = {DROP_PATH: (0.1,), RATE: (1e-3, 1e-2), DECAY: (1e-4, 1e-3)}
 _VTAB_TRAINING: dict[str, Any] = {"epochs": 100, "warmup": 0.1, "final_learning_rate": 1e-5, "batch_size": 64}
+# Ranks of the study's comparison by size.
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -209,6 +210,7 @@ def _many(name: str, description: str, scales: Sequence[float], warmup: float, *
     if wide:
         more, of_more = _wider()
         options, of = {**options, **more}, {**of, **of_more}
+    # As the study's files for many labels list them.
     common: Axes = {DROP_PATH: (0.0, 0.1, 0.2), RATE: (5e-4, 1e-3), DECAY: (1e-4, 1e-3)}
     return _published(
         name, description, options, common, of, epochs=40, warmup=warmup, final_learning_rate=1e-5, batch_size=64
@@ -288,6 +290,7 @@ def load_grid(text: str) -> Grid:
     if text in GRIDS:
         return GRIDS[text]
     path = Path(text)
+    # Not a file: then it is a misspelled name, and the nearest one is named.
     if path.suffix not in (".yaml", ".yml"):
         choose(text, GRIDS, "grid (or a YAML file)")
     try:

@@ -93,6 +93,7 @@ def plan(network: LoadedBackbone, grid: Grid, methods: Sequence[str], *, max_tra
                 refused.append(RefusedCandidate(variant=variant, options=candidate.describe(), reason=reason))
             else:
                 candidates[variant].append(candidate)
+    # A method without candidates is left out with a note; only a comparison of nothing is an error.
     empty = [variant for variant, of_variant in candidates.items() if not of_variant]
     if empty and len(empty) == len(candidates):
         raise UserError(f"method '{empty[0]}': no candidate fits: {refused[-1].reason}")

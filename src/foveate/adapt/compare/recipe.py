@@ -83,6 +83,7 @@ class CompareRecipe(Settings):
 
     def resolve_training(self, grid: dict[str, Any], candidate: dict[str, Any], *, seed: int) -> AdaptTraining:
         """Return how a candidate is trained: fields of the grid, above them the user's, above these the candidate's."""
+        # The candidate's own fields last: they are what a grid compares.
         content = {**grid, **self.training, **candidate, "seed": seed}
         return validate(AdaptTraining, content, where="training")
 
@@ -123,6 +124,7 @@ def max_parameters(budget: str | None, backbone: int) -> int | None:
     """
     if budget is None:
         return None
+    # 1,000,000 and 1_000_000 are as people write them.
     text = budget.replace(",", "").replace("_", "").strip()
     try:
         value = float(text.removesuffix("%"))
@@ -161,6 +163,7 @@ def _parse_text(
         path, _, field = rest.rpartition(":")
     if not Path(path).exists():
         raise UserError(f"{what} '{text}': no such file or folder; write {form}")
+    # A folder of VTAB-1K tasks stands for all of them, each in its group.
     inner = vtab.tasks_in(Path(path))
     if inner and not field:
         return [

@@ -61,6 +61,7 @@ def split_rows(
     _check_classes(images, test_rows, "test")
     has_validation = images.has_split(validation) and validation not in train
     learn = images.rows(*train)
+    # The selected candidate learns from both parts again; only the test images stay apart.
     pool = np.sort(np.concatenate([learn, images.rows(validation)])) if has_validation else learn
     if not (shots or folds) and has_validation:
         images.draw_shots(learn, None, seed=seed)  # raises where a class has no image
@@ -97,6 +98,7 @@ def _draw_share(images: LabeledImages, pool: Rows, share: float, seed: int) -> R
     parts = [
         rows[: max(1, round(share * len(rows)))][: len(rows) - 1] for rows in _shuffle_by_class(images, pool, seed)
     ]
+    # Ascending, whatever order the classes were drawn in: batches depend on the order of rows.
     drawn = np.sort(np.concatenate(parts))
     if not len(drawn):
         raise UserError(f"{images.name}: one image of each class leaves none to select by; give at least two")

@@ -19,6 +19,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
 
+# Part of the request keys: raised when the rendered captions change.
 VERSION = "1"
 _PADDING = "The picture was made for this collection and it has the same width and the same height."
 
@@ -73,6 +74,7 @@ class SceneOracle:
             content["used_alt_facts"] = list(caption.alt_facts)
         raw = json.dumps(content)
         if seeds.uniform("oracle breaks", *draw) < settings.broken:
+            # Cut off in the middle, as a response that ran out of tokens.
             raw = raw[: len(raw) * 2 // 3]
         return CaptionResponse(raw, tokens_out=len(text.split()))
 

@@ -84,6 +84,7 @@ def _check_kinds(collection: Collection, settings: TargetSettings) -> None:
     named = {"short_kinds": settings.short_kinds, "description_kinds": settings.description_kinds}
     if not any(named.values()):
         return
+    # A misspelled kind would otherwise give a training set without it.
     available = collection.table("captions")["kind"].unique().to_pylist()
     for name, kinds in named.items():
         for kind in kinds:

@@ -186,6 +186,7 @@ def _make_afc_row(
     """Return the AFC row of an image, or the reason why it has none."""
     draw = seeds.generator("afc", seed, stage, material.key)
     inputs = material.inputs()
+    # The model must learn when to ignore the AltText: a share of rows has one that says nothing true.
     noisy = draw.random() < settings.noisy_alt
     alt, facts = material.alt, tuple[str, ...]()
     if noisy:
@@ -219,6 +220,7 @@ def _draw_mismatched(material: Material, materials: Sequence[Material], draw: np
     content = set[str]().union(*(content_words(text) for text in material.inputs()))
     for _ in range(_MISMATCH_DRAWS):
         other = materials[int(draw.integers(len(materials)))]
+        # A shared word could make the foreign AltText true by chance.
         if other.key != material.key and other.alt and not content_words(other.alt) & content:
             return other.alt
     return ""

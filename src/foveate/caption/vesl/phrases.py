@@ -82,6 +82,7 @@ def find_chunks(tags: Sequence[str]) -> list[tuple[int, int]]:
     [(0, 3), (4, 7)]
     """
     chunks, start = [], 0
+    # Greedy: a start without a noun gives way to the next token.
     while start < len(tags):
         end = start + (tags[start] == "DT")
         while end < len(tags) and tags[end] in _ADJECTIVES:

@@ -325,6 +325,7 @@ def _label_batch(plan: LabelingPlan, rows: Sequence[int], workers: int) -> Itera
             labeled[row] = LabeledImage(key, OK, captions.kind, len(phrases), before=before)
         else:
             queries.append(_Query(row, captions, phrases))
+    # Only images that have phrases are decoded, which takes longer than tagging.
     with ThreadPoolExecutor(max(1, workers)) as pool:
         inputs = list(pool.map(lambda query: _load_input(plan, query.row), queries))
     ready: list[tuple[DetectorInput, _Query]] = []
@@ -336,6 +337,7 @@ def _label_batch(plan: LabelingPlan, rows: Sequence[int], workers: int) -> Itera
             labeled[query.row] = LabeledImage(key, DECODE_ERROR, kind, len(query.phrases), detail=image)
     for (image, query), detections in zip(ready, _detect(plan, ready), strict=True):
         labeled[image.row] = _to_rows(plan, image, query, detections)
+    # In the order of the rows, whichever step decided about an image.
     yield from (labeled[row] for row in rows)
 
 

@@ -46,6 +46,7 @@ class ClusteringOptions(Settings):
     client_init: Literal["kmeans++", "random", "awasthi_sheffet"] = Field(
         "kmeans++", description="start of a client's k-means"
     )
+    # Several runs: a client whose k-means ends in a bad minimum sends centers that lie between clusters.
     n_init: Count = Field(5, ge=1, description="runs of a client's k-means; the best one counts")
     spherical: bool = Field(False, description="cluster directions: rows are scaled to length 1")
     eliminate: Literal["flags", "drop", "none"] = Field(
@@ -56,6 +57,7 @@ class ClusteringOptions(Settings):
     )
     quantile: Number = Field(QUANTILE, ge=0, le=1, description="of the radius rule 'quantile'")
     seeds: str = Field("most_mass", description=f"order in which groups are formed: {', '.join(SEED_RULES)}")
+    # Besides the radii, which alone failed on groups of very different sizes.
     restarts: Count = Field(10, ge=0, description="weighted k-means++ starts of the server")
     refine_rounds: Count = Field(1, ge=0, description="exchanges of sums and counts after the first; 0 is one shot")
     min_count: Count = Field(
@@ -144,6 +146,7 @@ class Method:
     federated: bool = True
 
 
+# What every federated method sends to its clients, so that it always has an effect.
 CLIENT_OPTIONS = frozenset({"client_init", "n_init", "spherical", "min_count", "local_clusters", "refine_rounds"})
 COMMON_OPTIONS = frozenset({"clusters", "method", "seed", "on_few_groups", "suspects"})
 
@@ -177,6 +180,7 @@ def resolve(
         choose(name, ClusteringOptions.model_fields.keys() - {"changed"}, "option")
         if name not in plugin.uses | COMMON_OPTIONS:
             warnings.warn(f"option '{name}' has no effect on the method '{method}'", UserWarning, stacklevel=2)
+    # The user's options last: a method's defaults are only its own starting point.
     content = {"clusters": clusters, "method": method, "seed": seed, **plugin.defaults, **given_options}
     # `changed` compares checked values, so that 5 and 5.0, or a list and a tuple, are not a change.
     checked = validate(ClusteringOptions, content, where=where)

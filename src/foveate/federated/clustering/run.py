@@ -44,6 +44,7 @@ def read_options(clients: Clients, clusters: int | None, options: Mapping[str, A
     Raises:
         UserError: an option that is not allowed, or no K and no labels.
     """
+    # K before the other options: what is wrong with it is said first.
     clusters = infer_clusters(clients, clusters)
     content = dict(options)
     for name in ("seed", "clusters"):
@@ -56,6 +57,7 @@ def read_options(clients: Clients, clusters: int | None, options: Mapping[str, A
 
 def plan(clients: Clients, options: ClusteringOptions) -> dict[str, Any]:
     """Upper bound of what a run would exchange: bytes up and down per client."""
+    # Of the first client: all must have one width in one process.
     width = clients.points[0].shape[1]
     local = max(options.count_local(number) for number in range(len(clients.points)))
     parts = optional_parts(options)
@@ -149,6 +151,7 @@ def _run(
     clients: Clients, options: ClusteringOptions, answers_folder: Path, settings: ClusterRun
 ) -> tuple[Clustered, Log, float]:
     """Run one method; the log is empty where data are pooled."""
+    # A log per method: each row of the table shows its own traffic.
     started, log = time.monotonic(), Log()
     if not load_method(options.method).federated:
         points = np.concatenate(clients.points)
@@ -175,10 +178,12 @@ def _measure(clients: Clients, clustered: Clustered, groups: list[Labels], log: 
     """Compactness of one method's groups, agreement with labels, and cost."""
     points, group_N = np.concatenate(clients.points), np.concatenate(groups)
     points = unit_rows(points) if clustered.options.spherical else points
+    # Root mean square, in the units of the data; a sum of squares would grow with the number of points.
     quality = {"distance": float(np.sqrt(((points - clustered.centers[group_N]) ** 2).sum(1).mean()))}
     truth = clients.all_labels()
     if truth is not None:
         quality |= compare_with_labels(truth, group_N)
+        # True centers are the means of the classes in these very data, not those of whatever drew them.
         means = metrics.class_means(points, truth)
         quality["centroid_index"] = float(metrics.centroid_index(means, clustered.centers))
         if len(means) == len(clustered.centers):
@@ -254,6 +259,7 @@ def write_server_result(path: Path, clustered: Clustered, log: Log, names: Mappi
         bytes_up=log.bytes(up=True),
         bytes_down=log.bytes(up=False),
     )
+    # A server has no points to project; the centers' own axes show how they lie.
     axes = projection_axes(clustered.centers)
     sent = [np.asarray(report["centers"]) for report in clustered.client_reports.values()]
     result = ClusterResult(

@@ -79,10 +79,12 @@ class _Patches(nn.Module):
 
     def __init__(self, channels: int, side: int, patch: int, width: int) -> None:
         super().__init__()
+        # A convolution whose stride is its size: each patch is projected by itself.
         self.cut = nn.Conv2d(channels, width, patch, patch)
         self.positions = nn.Parameter(0.02 * torch.randn(1, (side // patch) ** 2, width))
 
     def forward(self, images: Tensor) -> Tensor:
+        # [B, width, rows, columns] to [B, L, width].
         return self.cut(images).flatten(2).transpose(1, 2) + self.positions
 
 

@@ -92,6 +92,7 @@ def run_features(
         rows: list[FeaturesMethod] = []
         first: Encoded | None = None
         for name in methods:
+            # Baselines differ in the method alone.
             job = DeepJob(options.model_copy(update={"method": name}))
             state = fit_in_run(
                 job, clients.points, path, names=clients.names, device=device, min_clients=settings.min_clients

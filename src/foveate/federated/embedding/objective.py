@@ -85,6 +85,7 @@ def sampled_losses(
         foreign_E: repulsion from other clients on each head, already weighted by their shares.
     """
     pulled = attraction(squared_distance(z_Nd[heads_E], z_Nd[tails_E]), kernel=kernel)
+    # [E, 1, d] against [E, B, d]: every negative of an edge repels the edge's head.
     pushed = repulsion(squared_distance(z_Nd[heads_E].unsqueeze(1), z_Nd[negatives_EB]), kernel=kernel)
     return Losses(pulled.mean(), pushed.mean(), None if foreign_E is None else foreign_E.mean())
 
@@ -103,4 +104,5 @@ def exact_losses(
 
 def mean_repulsion(z_Nd: Tensor, others_Md: Tensor, *, kernel: str = "shifted") -> Tensor:
     """Mean repulsion of all others on each z, [N]."""
+    # [N, 1, d] against [1, M, d]: a table of all pairs, [N, M].
     return repulsion(squared_distance(z_Nd.unsqueeze(1), others_Md.unsqueeze(0)), kernel=kernel).mean(dim=1)

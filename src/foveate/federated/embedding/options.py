@@ -45,6 +45,7 @@ class EmbeddingOptions(Settings):
     surrogate: Literal["network", "network64", "grid"] = Field(
         "network", description="what a client sends of its repulsion: a network, a smaller one, or a table of values"
     )
+    # With surrogates from round 0 results were erratic (docs/methods/fedne.md).
     surrogate_start: float = Field(0.3, ge=0, le=1, description="share of the rounds before clients repel one another")
     refresh: int = Field(1, ge=1, description="rounds between new surrogates")
     grid: Literal["union", "own", "official"] = Field(
@@ -52,14 +53,17 @@ class EmbeddingOptions(Settings):
     )
     grid_step: float = Field(0.3, gt=0, description="distance of two queries")
     max_axis_points: int = Field(28, ge=2, le=200, description="queries per axis at most, union grid")
+    # A small map with a fixed step would have a handful of queries per axis.
     min_axis_points: int = Field(12, ge=2, le=200, description="queries per axis at least")
     max_points: int = Field(2000, ge=16, le=100_000, description="queries in all at most, own grid")
     drop: Literal["none", "farthest", "nearest"] = Field(
         "none", description="points left out of each query: the public code drops the 7 farthest"
     )
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the queries that a surrogate's fit is measured on")
+    # A surrogate that does not fit pushes points anywhere; without it its client is only not felt.
     min_r2: float = Field(0.8, description="a surrogate below it is left out")
     warn_r2: float = Field(0.9, description="a surrogate below it is noted")
+    # Off, although the published method mixes: on digits it cost accuracy.
     mixing: bool = Field(False, description="train on mixtures of neighboring points, too")
     mixing_beta: float = Field(0.2, gt=0, description="of the Beta distribution that mixtures are drawn from")
     keep_self_edges: bool = Field(False, description="as the public code: a duplicate may be its own neighbor")

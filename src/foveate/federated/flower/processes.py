@@ -136,6 +136,7 @@ def end(child: Child) -> None:
     """Ask the program to end, wait for it and its kin, and kill what stays."""
     import psutil
 
+    # Processes in sessions of their own do not get the signal that the program gets.
     kin = child.kin | family(child.process.pid)
     with contextlib.suppress(ProcessLookupError):
         child.process.terminate()
@@ -146,6 +147,7 @@ def end(child: Child) -> None:
         time.sleep(_POLL_SECONDS)
     for survivor in _left(kin):
         with contextlib.suppress(psutil.NoSuchProcess):
+            # Only what was seen as this program's kin, by process and start time.
             survivor.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.process.wait(_PATIENCE_SECONDS)
@@ -217,6 +219,7 @@ def is_free(host: str, port: int) -> bool:
     """Whether a server could listen on this port."""
     family_of, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family_of, kind, protocol) as probe:
+        # As servers do: a port whose last connection has just closed counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)

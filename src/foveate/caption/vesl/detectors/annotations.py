@@ -71,6 +71,7 @@ class AnnotationDetector(Detector):
                 for region in regions
             ]
         )
+        # Each box gets one phrase; of equally similar ones the first of the caption.
         best_K, score_K = overlap_KQ.argmax(axis=1), overlap_KQ.max(axis=1)
         keep_K = score_K > self.settings.threshold
         boxes_K4 = np.stack([region.box.to_array() for region in regions])

@@ -46,6 +46,7 @@ class NltkTagger(Tagger):
         if not isinstance(classes, list) or not all(isinstance(tag, str) for tag in classes):
             raise UserError(f"{files['classes']}: expected a JSON list of tags")
         self._tagger.classes = self._tagger.model.classes = set(classes)
+        # Code and weights: either may change the phrases.
         self.version = f"{nltk.__version__} {sha256_file(files['weights'])[:12]}"
 
     def tokens(self, sentence: str) -> list[str]:

@@ -18,6 +18,7 @@ from foveate.federated.clustering.radius_search import search
 def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
     """Groups within a radius; the K of largest support become centers."""
     if options.radius == "k_aware":
+        # The search breaks ties by the row, so the pool must not depend on the order of clients.
         return _k_aware(pool.sorted(), options)
     if isinstance(options.radius, str):
         radius_Q = radius_of_centroids(pool, radii, options.radius, quantile=options.quantile)
@@ -26,6 +27,7 @@ def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radi
     groups = group(pool.centers, radius_Q, pool.counts, seeds=options.seeds)
     if options.on_few_groups == "raise":
         need_groups(groups, options.clusters, str(options.radius))
+    # Counts weigh only where clients send them: the reconstruction does not.
     weighted = options.seeds == "most_mass"
     centers = group_means(pool.centers, pool.counts, groups, options.clusters, weighted=weighted)
     return Merged(centers, {"radii": radius_Q.tolist()} | _report(groups, options.clusters))
