@@ -224,6 +224,16 @@ def test_rates_of_the_released_schedule(case: dict[str, Any]) -> None:
     assert rates[updates - 1 :: updates] == pytest.approx(case["applied"], rel=1e-12)
 
 
+def test_the_released_schedule_may_start_at_rest() -> None:
+    """With `first_learning_rate` 0 the released code trains its first two epochs at rate 0."""
+    training = AdaptTraining(
+        schedule="osu_release", epochs=4, warmup=0.5, first_learning_rate=0, batch_size=10, learning_rate=0.1
+    )
+    factor = training.step_schedule(20)
+    assert factor is not None
+    assert [factor(step) for step in (0, 2, 4)] == pytest.approx([0, 0, 0.5])
+
+
 @pytest.fixture(scope="module")
 def base() -> Backbone:
     """The study's network, without values."""

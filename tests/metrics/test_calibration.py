@@ -161,6 +161,48 @@ def test_the_best_gamma_is_not_beaten(problem: Problem, other: float) -> None:
         assert value >= brute_force(*problem, other)["Y/Y"] - 1e-9  # type: ignore[operator]
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 9), st.integers(0, 3)), min_size=2, max_size=8),
+    st.floats(-1e3, 1e3),
+    st.sampled_from([None, 25.0, 60.0]),
+)  # fmt: skip
+def test_a_selected_gamma_keeps_its_promise_between_gaps_that_are_ulps_apart(
+    samples: list[tuple[int, int, int]], level: float, threshold: float | None
+) -> None:
+    groups = ClassGroups.of([0, 1], classes=4)
+    logits, labels = np.empty((len(samples), 4)), np.array([label for *_, label in samples])
+    for row, (whole, ulps, label) in enumerate(samples):
+        top = level + whole
+        logits[row] = [top - 9, top - 9, -20, -21]
+        logits[row, label % 2] = top + ulps * np.spacing(top)
+        logits[row, 2 + label % 2] = 0.0
+    curve = su_curve(logits, labels, groups)
+    if threshold is not None and curve.absent_count == 0:
+        return
+    for tie in ("smallest", "official"):
+        choice = select_gamma(curve, threshold=threshold, tie=tie)  # type: ignore[arg-type]
+        if choice is not None:
+            accuracies = group_accuracies(logits, labels, groups, gamma=choice.gamma)
+            promised = {"Y/Y": choice.overall, "S/Y": choice.seen, "U/Y": choice.absent}
+            assert {name: accuracies[name] for name in promised} == pytest.approx(promised)
+
+
+def test_two_gaps_one_ulp_apart_are_one_gap() -> None:
+    """The interval between them holds no float: a gamma on either gap leaves one of both samples wrong."""
+    gap = 1.0
+    above = np.nextafter(gap, 2)
+    # A seen sample that is right up to the larger gap, an absent one that is right above the smaller one.
+    logits, labels = np.array([[above, 0.0], [gap, 0.0]]), np.array([0, 1])
+    groups = ClassGroups.of([0], classes=2)
+    curve = su_curve(logits, labels, groups)
+    choice = select_gamma(curve)
+    assert choice is not None
+    assert choice.overall == group_accuracies(logits, labels, groups, gamma=choice.gamma)["Y/Y"] == 50
+    assert best_intervals(curve)[0] == 50
+    assert curve.overall().max() == 100
+    assert curve.attainable.tolist() == [True, False, True]
+
+
 @given(problems(), st.floats(0, 100))
 def test_a_threshold_is_kept(problem: Problem, threshold: float) -> None:
     curve = su_curve(*problem)

@@ -100,12 +100,14 @@ class Gaps:
         gap_N: float64.
         other_right_N: the best class outside U is the label. absent_right_N: the best class in U is the label.
         group_N: SEEN, ABSENT or REST of the label.
+        resolution: two gaps that are no farther apart than this cannot be told apart by adding a gamma to the logits.
     """
 
     gap_N: NDArray[np.float64]
     other_right_N: NDArray[np.bool_]
     absent_right_N: NDArray[np.bool_]
     group_N: NDArray[np.int8]
+    resolution: float = 0.0
 
     def statistics(self) -> dict[str, dict[str, float] | None]:
         """Return mean and quartiles of the gap over samples with label in S and in U; None without samples."""
@@ -131,14 +133,20 @@ def logit_gaps(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *
     others, absent = groups.not_absent, groups.absent
     gap_N = np.empty(len(labels), dtype=np.float64)
     other_N, absent_N = np.empty(len(labels), dtype=np.int64), np.empty(len(labels), dtype=np.int64)
+    largest = 0.0
     for rows, part in chunks(logits, what=what):
         of_others, of_absent = np.take(part, others, axis=1), np.take(part, absent, axis=1)
         best_other, best_absent = of_others.argmax(1), of_absent.argmax(1)
         row = np.arange(len(part))
         # Chunks are float64, so that gaps of float16 or float32 logits are exact.
-        gap_N[rows] = of_others[row, best_other] - of_absent[row, best_absent]
+        top_other, top_absent = of_others[row, best_other], of_absent[row, best_absent]
+        gap_N[rows] = top_other - top_absent
+        largest = max(largest, np.abs(top_other).max(), np.abs(top_absent).max(), np.abs(gap_N[rows]).max())
         other_N[rows], absent_N[rows] = others[best_other], absent[best_absent]
-    return Gaps(gap_N, other_N == labels, absent_N == labels, groups.of_class[labels])
+    # Half an ulp each is lost in the gap, in the midpoint of two gaps and in the sum of logit and gamma; the midpoint
+    # lies half an interval from either gap, so that four ulps of the largest of these numbers are enough.
+    resolution = 4 * float(np.spacing(largest))
+    return Gaps(gap_N, other_N == labels, absent_N == labels, groups.of_class[labels], resolution)
 
 
 def average_logit_gap(

@@ -28,6 +28,7 @@ class Curve:
         breaks_K: distinct gaps, rising.
         seen_hits, absent_hits, all_hits: samples answered right in each of the K + 1 intervals.
         seen_count, absent_count, count: samples with label in S, in U, all.
+        resolution: of the logits, see `calibration.Gaps`.
     """
 
     breaks_K: NDArray[np.float64]
@@ -37,13 +38,20 @@ class Curve:
     seen_count: int
     absent_count: int
     count: int
+    resolution: float = 0.0
 
     @property
     def gammas(self) -> NDArray[np.float64]:
         """Return a gamma inside each interval: the midpoint, or 1 beyond the outermost breaks. [K + 1], ascending."""
         breaks = self.breaks_K
         middle = breaks[:-1] + (breaks[1:] - breaks[:-1]) / 2
-        return np.concatenate([[_beyond(breaks[0], -1)], middle, [_beyond(breaks[-1], 1)]])
+        step = max(1.0, self.resolution)
+        return np.concatenate([[_beyond(breaks[0], -step)], middle, [_beyond(breaks[-1], step)]])
+
+    @property
+    def attainable(self) -> NDArray[np.bool_]:
+        """Whether a gamma reaches each interval in floating point: False where two breaks are all but equal."""
+        return np.concatenate([[True], np.diff(self.breaks_K) > self.resolution, [True]])
 
     def seen(self) -> NDArray[np.float64]:
         """Return Acc_{S/Y} in percent by interval, never rising. Raises UserError without samples of S."""
@@ -76,10 +84,10 @@ class Curve:
         return count
 
 
-def _beyond(edge: float, direction: int) -> float:
-    """Step 1 beyond an outermost break, or to the next float if 1 is lost in rounding."""
-    moved = edge + direction
-    return float(moved if moved != edge else np.nextafter(edge, direction * np.inf))
+def _beyond(edge: float, step: float) -> float:
+    """Step beyond an outermost break, or to the next float if the step is lost in rounding."""
+    moved = edge + step
+    return float(moved if moved != edge else np.nextafter(edge, step * np.inf))
 
 
 def build_curve(gaps: Gaps) -> Curve:
@@ -105,6 +113,7 @@ def build_curve(gaps: Gaps) -> Curve:
         seen_count=int(is_seen.sum()),
         absent_count=int(is_absent.sum()),
         count=len(place_N),
+        resolution=gaps.resolution,
     )
 
 
@@ -183,6 +192,8 @@ def select_gamma(
 ) -> Choice | None:
     """Select the gamma of best Acc_{Y/Y} with Acc_{U/Y} of at least `threshold` percent; None if there is none.
 
+    Intervals between gaps that rounding cannot tell apart are left out: no gamma keeps what they promise.
+
     Args:
         tie: among equally good intervals the one of smallest gamma, or, as the public code, of largest.
 
@@ -190,7 +201,9 @@ def select_gamma(
         UserError: a threshold without samples of U.
     """
     choose(tie, TIES, "rule for ties")
-    allowed = np.ones(len(curve.all_hits), dtype=bool) if threshold is None else curve.absent() >= threshold
+    allowed = curve.attainable
+    if threshold is not None:
+        allowed &= curve.absent() >= threshold
     if not allowed.any():
         return None
     hits = np.where(allowed, curve.all_hits, -1)
@@ -232,7 +245,8 @@ def select_on_grid(curve: Curve, gammas: ArrayLike, *, threshold: float | None =
 def best_intervals(curve: Curve) -> tuple[float, list[tuple[float, float]]]:
     """Return gamma*: the best Acc_{Y/Y} in percent on these samples, and all intervals that attain it, ascending.
 
-    An oracle: it uses the labels of the samples that it is evaluated on.
+    An oracle: it uses the labels of the samples that it is evaluated on. Intervals as in `select_gamma`.
     """
-    best = np.flatnonzero(curve.all_hits == curve.all_hits.max())
+    hits = np.where(curve.attainable, curve.all_hits, -1)
+    best = np.flatnonzero(hits == hits.max())
     return float(curve.overall()[best[0]]), [curve.interval(int(number)) for number in best]
