@@ -20,6 +20,7 @@ from foveate.adapt.calibration import estimator
 from foveate.adapt.calibration.diagnosis import Outputs, curve_points, diagnose
 from foveate.adapt.calibration.estimator import Calibrator
 from foveate.adapt.calibration.logit_files import read_logits, write_logits
+from foveate.adapt.calibration.method_choice import choose_method
 from foveate.adapt.calibration.pseudo import PseudoRun, estimate, run_threshold, split_classes
 from foveate.core.errors import UserError
 from foveate.metrics.calibration import average_logit_gap, group_accuracies
@@ -259,7 +260,7 @@ def test_the_diagnosis_names_a_level() -> None:
     assert found.verdict == "level"
     assert [row.key for row in found.rows] == ["before", "after", "alg", "star"]
     assert "the level of the absent classes is" in found.sentence
-    assert "too low. ALG finds gamma +2.90, which takes U/Y from" in found.sentence
+    assert "too low. ALG finds gamma +2.90, which takes Y/Y from" in found.sentence
     assert found.rows[-1].peeks
     assert found.rows[0].ausuc == pytest.approx(found.rows[1].ausuc)
     assert found.rows[2].accuracies == group_accuracies(logits, labels, groups, gamma=2.9)
@@ -267,6 +268,46 @@ def test_the_diagnosis_names_a_level() -> None:
     points = curve_points(found.curves["after"])
     assert len(points) <= 400
     assert points[0][0] < points[-1][0]
+
+
+@pytest.mark.parametrize(
+    ("gammas", "used", "words"),
+    [
+        ({"ALG": -2.0}, "ALG", ("ALG", "Y/Y", "-2.00")),
+        ({"ALG": -1e-9}, "ALG", ("ALG", "-0.00", "too low")),
+        ({"ALG": 0.0, "best gap": 3.0}, "ALG", ("ALG", "--method best_gap", "+3.00")),
+        ({"ALG": 3.0, "PCV": 40.0}, "PCV", ("PCV", "Y/Y", "--method alg")),
+        ({"ALG": 3.0, "PCV": 40.0}, "ALG", ()),
+    ],
+)
+def test_the_diagnosis_names_harm(gammas: dict[str, float], used: str, words: tuple[str, ...]) -> None:
+    logits, labels = made(samples=1500)
+    result = diagnose(Outputs(logits), labels, ClassGroups.of(SEEN, classes=6), gammas=gammas, used=used)
+    assert bool(result.harm) == bool(words)
+    assert all(word in result.harm for word in words)
+
+
+def test_without_absent_samples_no_harm_is_measured() -> None:
+    logits, labels = seen_only(*made(samples=600))
+    assert diagnose(Outputs(logits), labels, ClassGroups.of(SEEN, classes=6), gammas={"ALG": 9.0}).harm == ""
+
+
+@pytest.mark.parametrize(
+    ("seen", "absent", "available", "method"),
+    [
+        (5, 31, ("alg", "best_gap"), "alg"),
+        (5, 31, ("alg", "best_gap", "pcv"), "alg"),
+        (18, 18, ("alg", "best_gap"), "best_gap"),
+        (18, 18, ("pcv",), "pcv"),
+        (18, 18, ("alg",), "alg"),
+    ],
+)
+def test_the_default_method_follows_the_classes_and_the_data(
+    seen: int, absent: int, available: tuple[str, ...], method: str
+) -> None:
+    chosen, reason = choose_method(seen, absent, available)
+    assert chosen == method
+    assert str(seen) in reason or len(available) == 1
 
 
 def test_the_diagnosis_names_damage_and_health() -> None:

@@ -73,17 +73,18 @@ def test_logits_by_both_methods(
     monkeypatch.chdir(glyph_files)
     pseudo = [part for number in range(3) for part in ("--pseudo", f"pseudo-{number}.npz")]
     arguments = ["calibrate", "after.npz", "--training", "train.npz", "--before", "before.npz", *pseudo]
-    arguments += ["--classes-seen", "@seen.txt", "--method", "both", "--run", str(tmp_path / "run")]
+    arguments += ["--classes-seen", "@seen.txt", "--method", "all", "--run", str(tmp_path / "run")]
     arguments += ["--checkpoint", str(GOLDENS / "glyph_pretrained.safetensors")]
     code, out, _ = run(capsys, *arguments)
     assert code == 0
     assert "fine-tuned" in out
     assert "+ gamma* (peeks)" in out
-    assert "the level of the absent classes is 3.8 too low. PCV finds gamma" in out
+    assert "the level of the absent classes is 3.8 too low. Best gap finds gamma" in out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["gammas"]["alg"]["gamma"] == pytest.approx(expected_alg(), abs=1e-6)
     rows = {row["key"]: row for row in result["rows"]}
-    assert list(rows) == ["before", "after", "alg", "pcv", "star"]
+    assert list(rows) == ["before", "after", "alg", "best_gap", "pcv", "star"]
+    assert result["gamma"] == result["gammas"]["best_gap"]["gamma"]
     assert rows["after"]["accuracies"]["U/Y"] == pytest.approx(15.0793650)
     assert rows["after"]["ausuc"] == pytest.approx(0.2911312673)
     assert out.rstrip().splitlines()[-1].startswith("report: ")
@@ -99,6 +100,70 @@ def test_logits_by_both_methods(
     code, again, _ = run(capsys, *arguments, "--json")
     assert code == 0
     assert json.loads(again)["gamma"] == result["gamma"]
+
+
+@pytest.fixture
+def pushed_down(tmp_path: Path) -> Path:
+    """Files of eight classes, four seen: the mean other seen logit is pushed below the absent ones, the best is not.
+
+    ALG is then negative, though the absent classes are too low; the best gap is positive.
+    """
+    random = np.random.default_rng(0)
+    names = list("abcdefgh")
+
+    def outputs(labels: np.ndarray) -> np.ndarray:
+        logits = -6 + 0.3 * random.standard_normal((len(labels), 8))
+        logits[:, 4:] = -3 + random.standard_normal((len(labels), 4))
+        rows = np.arange(len(labels))
+        confused = (labels + 1) % 4
+        logits[rows, confused] = 2 + random.standard_normal(len(labels))
+        seen = labels < 4
+        logits[rows[seen], labels[seen]] = 6.0
+        logits[rows[~seen], labels[~seen]] = 1.0
+        return logits
+
+    for name, classes in (("train", 4), ("test", 8)):
+        labels = np.arange(400) % classes
+        write_logits(tmp_path / f"{name}.npz", logits=outputs(labels), labels=labels, class_names=names)
+    head = {"head.weight": torch.zeros(8, 2), "head.bias": torch.zeros(8)}
+    save_file(head, tmp_path / "tuned.safetensors")
+    return tmp_path
+
+
+def test_a_gamma_that_lowers_accuracy_is_reported_first_and_not_written(
+    pushed_down: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["calibrate", pushed_down / "test.npz", "--training", pushed_down / "train.npz"]
+    arguments += ["--classes-seen", "a,b,c,d", "--checkpoint", pushed_down / "tuned.safetensors"]
+    target = pushed_down / "calibrated.safetensors"
+    harmful = [*arguments, "--method", "alg", "--run", pushed_down / "alg", "--to", target]
+    code, out, _ = run(capsys, *harmful)
+    assert code == 1
+    assert not target.exists()
+    first = out.splitlines()[0]
+    result = json.loads((pushed_down / "alg" / "result.json").read_text())
+    rows = {row["key"]: row["accuracies"]["Y/Y"] for row in result["rows"]}
+    assert result["gamma"] < 0
+    assert rows["alg"] < rows["after"]
+    assert first == result["harm"]
+    for word in ("ALG", "Y/Y", f"{rows['after']:.1f}", f"{rows['alg']:.1f}"):
+        assert word in first
+    assert "--force" in out
+    assert result["harm"] in (pushed_down / "alg" / "report.html").read_text()
+    code, out, _ = run(capsys, *harmful, "--json")
+    assert (code, json.loads(out)["checkpoint"]) == (1, "")
+    code, out, _ = run(capsys, *harmful, "--force")
+    assert code == 0
+    np.testing.assert_allclose(load_file(target)["head.bias"][4:], result["gamma"], rtol=1e-6)
+    # All free estimates together: another one helps, is used, and is written without being forced.
+    code, out, _ = run(capsys, *arguments, "--run", pushed_down / "default")
+    result = json.loads((pushed_down / "default" / "result.json").read_text())
+    assert (code, result["harm"], result["method"]) == (0, "", "best_gap")
+    rows = {row["key"]: row["accuracies"]["Y/Y"] for row in result["rows"]}
+    assert rows["best_gap"] > rows["after"] > rows["alg"]
+    sentence = next(line for line in out.splitlines() if "finds gamma" in line)
+    assert f"Y/Y from {rows['after']:.1f} % to {rows['best_gap']:.1f} %" in sentence
+    assert "4 of 8 classes are seen" in out
 
 
 def test_training_logits_alone_give_gamma(
@@ -157,7 +222,9 @@ def on_model(world: Path, *more: object) -> list[object]:
 
 
 def test_a_model_with_its_data(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, *on_model(world, "--run", tmp_path / "run", "--threshold", "none", "--method", "both"))
+    code, out, err = run(
+        capsys, *on_model(world, "--run", tmp_path / "run", "--threshold", "none", "--method", "all", "--force")
+    )
     assert code == 0, err
     assert "1 images of the split 'train' have no label 'animal' and were left out" in out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -176,9 +243,12 @@ def test_a_model_with_its_data(world: Path, tmp_path: Path, capsys: pytest.Captu
     np.testing.assert_allclose((folded["head.bias"] - plain["head.bias"]).numpy()[2:], result["gamma"], rtol=1e-4)
     # Repeated, it reads the pseudo runs instead of training again; with other settings it refuses the folder.
     before = (tmp_path / "run" / "pseudo-0.npz").stat().st_mtime_ns
-    code, again, err = run(capsys, *on_model(world, "--run", tmp_path / "run", "--threshold", "none", "--json"))
+    code, again, err = run(
+        capsys, *on_model(world, "--run", tmp_path / "run", "--threshold", "none", "--json", "--force")
+    )
     assert code == 0
-    assert json.loads(again)["gamma"] == pytest.approx(result["gamma"])
+    # --threshold and --pseudo-splits belong to PCV: given without --method, they choose it.
+    assert json.loads(again)["gamma"] == pytest.approx(result["gammas"]["pcv"]["gamma"])
     assert (tmp_path / "run" / "pseudo-0.npz").stat().st_mtime_ns == before
     assert "fine-tuning on" not in err
     code, _, err = run(capsys, *on_model(world, "--run", tmp_path / "run", "--learning-rate", "0.5"))
@@ -193,7 +263,10 @@ def test_pseudo_runs_are_augmented_as_told(world: Path, tmp_path: Path, capsys: 
         ("varied", ["--crop", "0.5", "--flip", "0.5", "--color", "0.3", "--gray", "0.2"]),
     ):
         code, _, err = run(
-            capsys, *on_model(world, "--run", tmp_path / name, "--threshold", "none", "--learning-rate", "0.1", *more)
+            capsys,
+            *on_model(
+                world, "--run", tmp_path / name, "--threshold", "none", "--learning-rate", "0.1", "--force", *more
+            ),
         )
         assert code == 0, err
         found.append(read_logits(tmp_path / name / "pseudo-0.npz"))
@@ -280,7 +353,7 @@ def test_bad_checkpoints_beside_logits(glyph_files: Path, tmp_path: Path, capsys
         (["--train-split", "few"], 1, "1 seen classes have no image in the split 'few', first 'bee'"),
         (["--training", "x.npz"], 2, "--training has no effect where SOURCE is a folder"),
         (["--method", "alg"], 2, "--pseudo-splits has no effect with --method alg"),
-        (["--variant", "official"], 2, "--variant has no effect with pseudo cross-validation"),
+        (["--variant", "official"], 2, "--variant has no effect with --method pcv"),
         (["--pseudo", "x.npz"], 2, "--pseudo-splits has no effect where pseudo runs are given with --pseudo"),
         (["--flip", "2"], 2, "0<=x<=1"),
         (["--learning-rate", "0"], 2, "0"),
@@ -297,12 +370,14 @@ def test_bad_input_for_a_model(
 def test_pcv_wants_the_pretrained_model(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["calibrate", world / "after", "--data", world / "images", "--labels", "animal"]
     arguments += ["--classes-seen", "ant,bee", "--run", tmp_path / "run"]
-    code, _, err = run(capsys, *arguments)
-    assert code == 1
-    assert "give it with --before FOLDER, or choose --method alg" in err
-    code, out, _ = run(capsys, *arguments, "--method", "alg", "--run", tmp_path / "alg")
+    for more in (("--method", "pcv"), ("--method", "all"), ("--epochs", "3")):
+        code, _, err = run(capsys, *arguments, *more)
+        assert code == 1
+        assert "--before" in err
+    code, out, _ = run(capsys, *arguments, "--run", tmp_path / "free")
     assert code == 0
     assert "gamma by ALG" in out
+    assert "gamma by best gap" in out
     code, _, err = run(capsys, "calibrate", world / "after", "--classes-seen", "ant")
     assert code == 2
     assert "give --data COLLECTION and --labels FIELD" in err

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.core.experiment_grid import Cell
+from foveate.core.experiment_grid import Cell, CellStore
 from foveate.records.builtin import glyphs as glyph_records
 from foveate.studies import calibration, calibration_worlds
 from foveate.studies.study import row_values, summary
@@ -21,7 +21,24 @@ def test_claims_name_rows_and_measures_that_exist() -> None:
         assert {claim.better, claim.worse} <= rows
         assert claim.measure in measures
     assert {row.trained_as for row in design.rows} == set(calibration.VARIANTS)
-    assert len(calibration.STUDY.cells(calibration.FULL, seed=0, datasets=())) == 5 * 2 * 4
+    # The two cases with half of the classes, tuned safely, are cells of the main comparison.
+    num_cells = 2 * len(calibration.VARIANTS) + len(calibration.CASES) - 2
+    cells = calibration.STUDY.cells(calibration.FULL, seed=0, datasets=())
+    assert len(cells) == len(set(cells)) == 5 * num_cells
+
+
+def test_the_table_of_cases_pairs_the_estimates_by_split(tmp_path: Path) -> None:
+    store = CellStore(tmp_path / "cells", calibration.STUDY.identity(calibration.FULL, datasets=()))
+    for seed, gain in enumerate((0.02, 0.03, 0.04)):
+        values = {"after/yy": 0.40, "alg/yy": 0.39, "best_gap/yy": 0.39 + gain, "star/yy": 0.5}
+        values |= {"pcv/yy": 0.45} if seed else {}
+        store.finish(Cell(seed, "digits", "safe-5"), values, 1.0)
+    (table,) = calibration.STUDY(tmp_path, calibration.FULL).further_tables()
+    (line,) = table["lines"]
+    row = dict(zip(table["columns"], line, strict=True))
+    assert (row["seen"], row["ALG"], row["best gap"], row["PCV"]) == ("5 of 10", ".390", ".420", ".450")
+    assert row["best gap - ALG"].startswith("+0.030 (+0.005 to +0.055")
+    assert (row["lowered"], row["splits"], row["default"]) == ("3, 0, 0", "3", "best gap")
 
 
 def test_rows_come_from_their_cells() -> None:
@@ -60,7 +77,13 @@ def test_a_small_run_measures_every_row(tmp_path: Path) -> None:
     assert isinstance(emoji.before.network, calibration_worlds.FeatureNetwork)
     assert np.unique(emoji.train.labels).size == np.unique(emoji.test.labels).size == emoji.classes > 10
     done = {cell: study.measure(cell) for cell in calibration.STUDY.cells(scale, seed=0, datasets=())}
+    store = CellStore(tmp_path / "cells", {})
+    for cell, values in done.items():
+        store.finish(cell, values, 1.0)
     found = row_values(calibration.ROWS, done.items())
+    assert calibration_worlds.open_world(tmp_path / "digits").classes == 10
+    (table,) = study.further_tables()
+    assert len(table["lines"]) == len(calibration.CASES)
     for condition in ("glyphs", "emoji"):
         feasible = found[condition, "pcv"][0]["feasible"]
         for row in calibration.ROWS:

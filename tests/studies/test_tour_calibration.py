@@ -72,26 +72,23 @@ def test_from_features_to_the_section(emoji: Path, tmp_path: Path) -> None:
     assert (run.path / tested.FOLDER / "before.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_without_a_feasible_gamma_alg_stands_in_and_it_is_said(
+def test_without_a_feasible_gamma_a_free_method_stands_in_and_the_notes_say_it(
     emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from foveate.core.errors import UserError
+    from foveate.adapt.calibration import estimator
+    from foveate.adapt.calibration.pseudo import InfeasibleError
 
-    ordinary = tested.calibrate
+    def infeasible(*_: object, **__: object) -> None:
+        raise InfeasibleError("no gamma is feasible in any of the 3 pseudo runs")
 
-    def infeasible(evidence, folder, *, method, **more):  # noqa: ANN001, ANN003, ANN202
-        if method == "both":
-            raise UserError("no gamma is feasible in any of the 3 pseudo runs")
-        return ordinary(evidence, folder, method=method, **more)
-
-    monkeypatch.setattr(tested, "calibrate", infeasible)
+    monkeypatch.setattr(estimator, "estimate", infeasible)
     with seeded(0):
         encoder = Lite0Encoder(image_size=32, width=16, embed_dim=16).eval()
     run = RunFolder.create(tmp_path / "run")
     found = tested.tour_calibration(
         Collection.open(emoji), run, encoder=encoder, cache=tmp_path / "cache", seed=0, device="cpu", epochs=1
     )
-    assert found["method"] == "alg"
-    assert found["notes"][0] == "Without PCV: no gamma is feasible in any of the 3 pseudo runs"
+    assert list(found["gammas"]) == ["alg", "best_gap"]
+    assert any("no gamma is feasible in any of the 3 pseudo runs" in note for note in found["notes"])
     assert tested.short_epochs(None) is None
     assert tested.short_epochs(20) == 1

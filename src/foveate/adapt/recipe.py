@@ -36,7 +36,9 @@ class AdaptTraining(ClassificationSettings):
         description="after the warm-up; osu_release = as the study's released code: by epoch, and one epoch late",
     )
     final_learning_rate: float = Field(0.0, ge=0, description="at the end, of cosine, wsd and osu_release")
-    first_learning_rate: float = Field(1e-6, ge=0, description="at the start, of osu_release; 0 = a first epoch at rest")
+    first_learning_rate: float = Field(
+        1e-6, ge=0, description="at the start, of osu_release; 0 = a first epoch at rest"
+    )
     drop_path: float = Field(0.0, ge=0, lt=1, description="rate at the last block, rising from 0; timm's networks")
     flip: bool = Field(False, description="mirror half of the training images; then nothing can be cached")
     cache: bool = Field(True, description="compute frozen parts in front of the first change once for each image")

@@ -261,6 +261,9 @@ class WiseResult(RunResult):
     saved: SavedModel | None = None
 
 
+GAMMA_TITLES = {"alg": "ALG", "best_gap": "best gap", "pcv": "PCV"}  # of the methods that estimate gamma
+
+
 class CalibrateRow(ResultModel):
     """One line of the table: a model, or a model with gamma; accuracies in percent.
 
@@ -312,6 +315,8 @@ class CalibrateResult(RunResult):
 
     Attributes:
         verdict: "damaged", "level", "nothing" or "unknown".
+        reason: why this method was used.
+        harm: why gamma should not be used, as measured on labeled test data; "" where it does no harm.
         curves: by model, points [gamma, S/Y, U/Y, Y/Y].
         gaps: statistics of the best other logit minus the best absent logit, by group of classes.
         checkpoint: the calibrated copy, "" where none was written.
@@ -321,6 +326,8 @@ class CalibrateResult(RunResult):
     method: str
     gamma: float
     sentence: str
+    reason: str = ""
+    harm: str = ""
     verdict: str = "unknown"
     model: str = ""
     data: str = ""

@@ -196,7 +196,7 @@ def average_logit_gap(
 
 
 def average_best_gap(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups) -> float:
-    """Return the mean best logit of S without the true class, minus the mean best logit of U. Experimental.
+    """Return the mean best logit of S without the true class, minus the mean best logit of U.
 
     Not in the paper: it takes the maximum where ALG takes the mean. Raises as `average_logit_gap`.
     """

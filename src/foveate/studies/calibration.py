@@ -1,23 +1,29 @@
-"""The study `calibration`: what fine-tuning on half of the classes breaks and keeps, and what gamma repairs."""
+"""The study `calibration`: what fine-tuning on half of the classes breaks and keeps, and what gamma repairs.
+
+Besides the main comparison it has cases: other numbers of seen classes, other ways of tuning, a third world. They say
+which estimate of gamma to use when (`foveate.adapt.calibration.choice`).
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from foveate.adapt.results import GAMMA_TITLES
 from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell
+from foveate.core.files import read_json
 from foveate.core.progress import say
 from foveate.core.seeds import generator
 from foveate.studies.grid import GridStudy
-from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row
+from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row, interval_of
 
-GLYPHS, EMOJI = "glyphs", "emoji"
+GLYPHS, EMOJI, DIGITS = "glyphs", "emoji", "digits"
 CONDITIONS = (
     Condition(
         GLYPHS,
@@ -29,6 +35,12 @@ CONDITIONS = (
         "Emoji subcategories",
         "pre-trained on Noto Emoji, fine-tuned on half of the subcategories in the Twemoji style; tests show concepts "
         "that were in no training",
+    ),
+    Condition(
+        DIGITS,
+        "Handwritten digits",
+        "scikit-learn's 8x8 digits; pre-trained on upright ones, fine-tuned on some of the ten in turned, noisy images; "
+        "in the cases only",
     ),
 )
 MEASURES = (
@@ -46,6 +58,8 @@ ROWS = (
     Row("after", "fine-tuned", "the reference: SGD, backbone at a tenth of the rate", "safe", "after/", "reference"),
     Row("before", "pre-trained", "not fine-tuned", "safe", "before/", "baseline"),
     Row("alg", "fine-tuned + ALG", "gamma by the average logit gap", "safe", "alg/"),
+    Row("best_gap", "fine-tuned + best gap", "gamma by the mean gap of the best logits; not of the paper", "safe",
+        "best_gap/"),
     Row("pcv", "fine-tuned + PCV", "gamma by honest pseudo cross-validation", "safe", "pcv/"),
     Row("star", "fine-tuned + gamma* (peeks)", "the best gamma for the test labels", "safe", "star/", "baseline"),
     Row("shuffled", "fine-tuned + PCV, other classes", "PCV's gamma on as many classes drawn at random", "safe",
@@ -60,11 +74,45 @@ ROWS = (
         "baseline"),
 )  # fmt: skip
 VARIANTS = ("safe", "probe", "hot", "oracle")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fine-tuning on some classes, to compare the estimates of gamma.
+
+    Attributes:
+        seen: number of seen classes; the rest are absent.
+        recipe: "safe" as in the main comparison; "head" the linear head alone, trained to the end; "adamw" all weights
+            at one rate of AdamW, as many users tune.
+    """
+
+    world: str
+    seen: int
+    recipe: str
+
+    @property
+    def variant(self) -> str:
+        """Name of its cells; half of the classes, tuned safely, is the main comparison itself."""
+        return "safe" if self.recipe == "safe" and self.seen == HALF.get(self.world) else f"{self.recipe}-{self.seen}"
+
+
+HALF = {GLYPHS: 18, EMOJI: 12}
+CLASSES = {GLYPHS: 36, EMOJI: 24, DIGITS: 10}
+CASES = (
+    *(Case(GLYPHS, seen, "safe") for seen in (5, 9, 18, 27)),
+    *(Case(GLYPHS, seen, recipe) for recipe, seen in (("head", 5), ("head", 18), ("adamw", 5))),
+    *(Case(EMOJI, seen, "safe") for seen in (3, 5, 8, 12, 18, 21)),
+    *(Case(EMOJI, seen, recipe) for recipe in ("head", "adamw") for seen in (5, 12)),
+    *(Case(DIGITS, seen, recipe) for recipe in ("safe", "head", "adamw") for seen in (3, 5, 7)),
+)
+RECIPES = {"safe": "safe rates", "head": "linear head", "adamw": "AdamW, all weights"}
 # Learning rate and share of the backbone; chosen on splits that no result is from (docs/studies/calibration.md).
 RATES: dict[str, dict[str, tuple[float, float]]] = {
     GLYPHS: {"safe": (0.01, 0.1), "probe": (0.01, 0.0), "hot": (0.02, 1.0), "oracle": (0.01, 0.1)},
     EMOJI: {"safe": (0.02, 0.1), "probe": (0.02, 0.0), "hot": (0.1, 1.0), "oracle": (0.02, 0.1)},
+    DIGITS: {"safe": (0.02, 0.1)},
 }
+ADAMW: dict[str, tuple[float, float]] = {"head": (0.01, 0.0), "adamw": (0.001, 1.0)}  # of all worlds
 # Least differences: of the glyphs from runs of another implementation, of the emoji set before any run.
 _MARGINS = {
     GLYPHS: {"collapse": 0.20, "ausuc": 0.06, "alg": 0.01, "pcv": 0.03, "star": 0.06},
@@ -83,6 +131,9 @@ def _claims(condition: str) -> tuple[Claim, ...]:
               -0.01, asserted=True),
         Claim("The whole curve moves outwards", condition, "ausuc", "after", "before", margins["ausuc"], asserted=True),
         Claim("ALG gains overall accuracy", condition, "yy", "alg", "after", margins["alg"], asserted=True),
+        Claim("The best gap gains overall accuracy", condition, "yy", "best_gap", "after"),
+        Claim("The best gap gains more than ALG", condition, "yy", "best_gap", "alg"),
+        Claim("PCV gains more than the best gap", condition, "yy", "pcv", "best_gap"),
         Claim("PCV gains overall accuracy", condition, "yy", "pcv", "after", margins["pcv"], asserted=True),
         Claim("The best gamma gains overall accuracy", condition, "yy", "star", "after", margins["star"], asserted=True),
         Claim("PCV brings absent classes back", condition, "uy", "pcv", "after", 0.05, asserted=True),
@@ -150,7 +201,7 @@ DESIGN = Design(
     conditions=CONDITIONS,
     rows=ROWS,
     measures=MEASURES,
-    claims=tuple(claim for condition in CONDITIONS for claim in _claims(condition.key)),
+    claims=tuple(claim for condition in HALF for claim in _claims(condition)),
     paper_claims=PAPER_CLAIMS,
     headline=[(world, key) for world in (GLYPHS, EMOJI) for key in ("yy", "uy", "uu", "ausuc")],
     limits=(
@@ -191,11 +242,18 @@ class CalibrationStudy(GridStudy):
             condition: {name: list(rate) for name, rate in by_variant.items()}
             for condition, by_variant in RATES.items()
         }
-        return {"rates": rates}
+        adamw = {recipe: list(rate) for recipe, rate in ADAMW.items()}
+        return {"rates": rates, "adamw": adamw}
+
+    @classmethod
+    def variants_of(cls, condition: str, scale: Any) -> Sequence[str]:
+        """List the main comparison's variants, then those of the cases."""
+        cases = [case.variant for case in CASES if case.world == condition and case.variant != "safe"]
+        return [*(VARIANTS if condition in HALF else ()), *cases]
 
     def prepare(self) -> None:
-        """Draw the data and pre-train both models; only what is missing."""
-        from foveate.studies.calibration_worlds import prepare_emoji, prepare_glyphs
+        """Draw the data and pre-train the models; only what is missing."""
+        from foveate.studies.calibration_worlds import prepare_digits, prepare_emoji, prepare_glyphs
 
         scale = self.scale
         prepare_glyphs(
@@ -205,28 +263,35 @@ class CalibrationStudy(GridStudy):
             epochs=scale.pretraining_epochs,
         )
         prepare_emoji(self.folder / EMOJI, epochs=scale.pretraining_epochs)
+        prepare_digits(self.folder / DIGITS, epochs=scale.pretraining_epochs)
 
     def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.adapt.calibration.diagnosis import Outputs, diagnose
         from foveate.adapt.calibration.fine_tuning import fine_tune, predict_classifier
         from foveate.adapt.calibration.settings import FineTuneSettings
         from foveate.metrics.class_groups import ClassGroups
-        from foveate.studies.calibration_worlds import open_emoji, open_glyphs
+        from foveate.studies.calibration_worlds import open_world
 
-        world = (open_glyphs if cell.condition == GLYPHS else open_emoji)(self.folder / cell.condition)
+        world = open_world(self.folder / cell.condition)
+        case = next((case for case in CASES if (case.world, case.variant) == (cell.condition, cell.variant)), None)
+        num_seen = world.classes // 2 if case is None else case.seen
         order = generator("calibration split", cell.seed).permutation(world.classes)
-        groups = ClassGroups.of(np.sort(order[: world.classes // 2]), classes=world.classes)
-        rate, share = RATES[cell.condition][cell.variant]
+        groups = ClassGroups.of(np.sort(order[:num_seen]), classes=world.classes)
+        recipe = cell.variant if case is None else case.recipe
+        with_adamw = recipe in ADAMW
+        rate, share = ADAMW[recipe] if with_adamw else RATES[cell.condition][recipe]
         settings = FineTuneSettings(
-            epochs=self.scale.epochs, learning_rate=rate, backbone_rate=share, seed=cell.seed, workers=0
-        )
+            epochs=self.scale.epochs, learning_rate=rate, backbone_rate=share, seed=cell.seed, workers=0,
+            optimizer="adamw" if with_adamw else "sgd",
+        )  # fmt: skip
         run = self.folder / "cells" / "at-work" / cell.name
         rows = np.arange(len(world.train.labels_N))
         if cell.variant != "oracle":
             rows = rows[np.isin(world.train.labels_N, groups.seen)]
         tuned = fine_tune(world.before, world.train, settings, run / "fine-tuning", rows=rows, device=self.device)
         models = {"before": world.before, "after": tuned}
-        if cell.variant == "safe":
+        main = cell.variant == "safe"
+        if main:
             models["wise"] = _half_way(world.before, tuned)
         outputs, answers = {}, {}
         for key, model in models.items():
@@ -234,7 +299,7 @@ class CalibrationStudy(GridStudy):
             answers[key] = whole
             outputs[key] = Outputs(tested.logits, tested.features, (whole.features, whole.labels))
         gammas, feasible = {}, None
-        if cell.variant == "safe":
+        if case is not None:
             gammas, feasible = self._gammas(world, answers["after"], groups, settings, run, seed=cell.seed)
         result = diagnose(outputs["after"], world.test.labels_N, groups, before=outputs["before"], gammas=gammas)
         values = {f"{row.key}/{name}": value for row in result.rows for name, value in _values(row).items()}
@@ -243,7 +308,7 @@ class CalibrationStudy(GridStudy):
         if "wise" in outputs:
             row = diagnose(outputs["wise"], world.test.labels_N, groups).rows[0]
             values |= {f"wise/{name}": value for name, value in _values(row).items()}
-        if "PCV" in gammas:
+        if main and "PCV" in gammas:
             values |= _shuffled(outputs["after"].logits, world.test.labels_N, groups, gammas["PCV"], seed=cell.seed)
         return values
 
@@ -261,13 +326,59 @@ class CalibrationStudy(GridStudy):
             world.before, world.train, groups.seen, settings, run, count=self.scale.pseudo_splits, seed=seed,
             device=self.device,
         )  # fmt: skip
-        gammas = {"ALG": Calibrator().fit(logits, labels, groups.seen).gamma_}
+        gammas = {
+            GAMMA_TITLES[method]: Calibrator(method).fit(logits, labels, groups.seen).gamma_
+            for method in ("alg", "best_gap")
+        }
         try:
             estimated = estimate(runs)
         except UserError as problem:  # none is feasible: the cell has no PCV, and its row says so by fewer seeds
             say(f"split {seed}: {problem}")
             return gammas, 0.0
-        return gammas | {"PCV": estimated.gamma}, sum(choice is not None for choice in estimated.choices) / len(runs)
+        return gammas | {GAMMA_TITLES["pcv"]: estimated.gamma}, sum(
+            choice is not None for choice in estimated.choices
+        ) / len(runs)
+
+    def further_tables(self) -> list[dict[str, Any]]:
+        """Return Y/Y by estimate of gamma for every case, with differences paired by split."""
+        lines = []
+        for case in CASES:
+            paths = sorted((self.folder / "cells").glob(f"{case.world}-{case.variant}-seed*.json"))
+            if paths:
+                lines.append(_case_line(case, [read_json(path)["values"] for path in paths]))
+        note = (
+            "Y/Y, mean over splits; differences with 95 % t-intervals over splits; in how many splits ALG, the best gap and "
+            "PCV lowered Y/Y. PCV is the mean of the splits in which a gamma was feasible."
+        )
+        columns = ["world", "seen", "tuned", "fine-tuned", *GAMMA_TITLES.values(), "gamma*", "best gap - ALG"]
+        columns += ["PCV - best gap", "lowered", "splits", "default"]
+        return [{"title": "Which gamma", "note": note, "columns": columns, "lines": lines}] if lines else []
+
+
+def _case_line(case: Case, cells: list[dict[str, float]]) -> list[str]:
+    """Return a line of the table of cases from the values of its cells, one per split."""
+    from foveate.adapt.calibration.method_choice import choose_method
+
+    def mean(row: str) -> str:
+        values = [cell[f"{row}/yy"] for cell in cells if f"{row}/yy" in cell]
+        return f"{np.mean(values):.3f}".removeprefix("0") if values else "-"
+
+    def difference(better: str, worse: str) -> str:
+        pairs = [cell[f"{better}/yy"] - cell[f"{worse}/yy"] for cell in cells if f"{better}/yy" in cell]
+        interval = interval_of(pairs) if pairs else {"low": None}
+        if interval["low"] is None:
+            return "-"
+        return f"{interval['value']:+.3f} ({interval['low']:+.3f} to {interval['high']:+.3f})"
+
+    num_classes = CLASSES[case.world]
+    lowered = [sum(cell.get(f"{row}/yy", 1.0) < cell["after/yy"] for cell in cells) for row in GAMMA_TITLES]
+    default, _ = choose_method(case.seen, num_classes - case.seen, ("alg", "best_gap"))
+    titles = {condition.key: condition.title for condition in CONDITIONS}
+    return [
+        titles[case.world], f"{case.seen} of {num_classes}", RECIPES[case.recipe], mean("after"),
+        *(mean(row) for row in GAMMA_TITLES), mean("star"), difference("best_gap", "alg"), difference("pcv", "best_gap"),
+        ", ".join(map(str, lowered)), str(len(cells)), GAMMA_TITLES[default],
+    ]  # fmt: skip
 
 
 def _half_way(before: Any, after: Any) -> Any:

@@ -5,7 +5,6 @@ The world is that of the study `calibration`; images and frozen features are tho
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ from numpy.typing import NDArray
 from foveate.adapt.calibration.diagnosis import Outputs
 from foveate.adapt.calibration.fine_tuning import fine_tune, head_weights, predict_classifier
 from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
-from foveate.adapt.calibration.run import Calibration, Evidence, calibrate
+from foveate.adapt.calibration.run import Evidence, calibrate
 from foveate.adapt.calibration.settings import FineTuneSettings
 from foveate.core import seeds
-from foveate.core.errors import UserError
 from foveate.core.files import atomic_file
-from foveate.core.progress import say
 from foveate.core.runs import RunFolder
 from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.nearest_mean import head_changes
@@ -86,7 +83,7 @@ def tour_calibration(
         before=Outputs(first.logits, first.features, (whole_before.features, whole_before.labels)),
         head=head_changes(head_weights(world.before), head_weights(after), groups),
     )
-    calibrated = _calibrated(evidence, RunFolder.create(folder))
+    calibrated = calibrate(evidence, RunFolder.create(folder), method="all", data="emoji")
     examples, changes = _examples(collection, run.path, world, groups, first, tested, calibrated.gamma, seed=seed)
     return {
         **calibrated.result.to_json(),
@@ -94,15 +91,6 @@ def tour_calibration(
         "changes": changes,
         "examples": examples,
     }
-
-
-def _calibrated(evidence: Evidence, folder: RunFolder) -> Calibration:
-    """Calibrate by both methods; by ALG alone, with a note, where no pseudo run has a feasible gamma."""
-    try:
-        return calibrate(evidence, folder, method="both", data="emoji")
-    except UserError as problem:
-        say(f"calibration: {problem}")
-        return calibrate(replace(evidence, notes=[f"Without PCV: {problem}"]), folder, method="alg", data="emoji")
 
 
 def short_epochs(steps: int | None) -> int | None:

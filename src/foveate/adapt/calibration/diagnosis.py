@@ -1,4 +1,4 @@
-"""Measure what fine-tuning damaged, as in the paper, and summarize it in one sentence."""
+"""Measure what fine-tuning damaged, as in the paper, and summarize it, and the harm of a gamma, in a sentence."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Diagnosis:
 
     Attributes:
         verdict: "damaged", "level", "nothing" or "unknown".
+        harm: why the gamma that is used should not be; "" where it does no harm, or nothing can be measured.
     """
 
     rows: tuple[CalibrateRow, ...]
@@ -49,6 +50,7 @@ class Diagnosis:
     gaps: dict[str, Any]
     verdict: str
     sentence: str
+    harm: str = ""
 
 
 def diagnose(
@@ -58,6 +60,7 @@ def diagnose(
     *,
     before: Outputs | None = None,
     gammas: dict[str, float] | None = None,
+    used: str = "",
 ) -> Diagnosis:
     """Build the table of a fine-tuned model on labeled test data.
 
@@ -67,6 +70,7 @@ def diagnose(
         groups: seen, absent and other classes.
         before: outputs of the pre-trained model on the same samples.
         gammas: estimates by title; each becomes a row.
+        used: title of the estimate that is used; the last one by default.
 
     Raises:
         UserError: see `foveate.metrics.calibration.label_ranks`.
@@ -80,7 +84,7 @@ def diagnose(
             if curve is not None:
                 curves[key] = curve
     for title, gamma in estimates.items():
-        rows.append(_gamma_row(title.casefold(), f"+ {title}", gamma, after, labels, groups))
+        rows.append(_gamma_row(_key_of(title), f"+ {title}", gamma, after, labels, groups))
     curve = curves.get("after")
     gaps = {}
     if curve is not None:
@@ -90,8 +94,14 @@ def diagnose(
             star = select_gamma(curve)
             assert star is not None
             rows.append(_gamma_row("star", "+ gamma* (peeks)", star.gamma, after, labels, groups, peeks=True))
-    verdict, sentence = _verdict(rows, curve, list(estimates.items()))
-    return Diagnosis(tuple(rows), curves, gaps, verdict, sentence)
+    used = used or next(reversed(estimates), "")
+    verdict, sentence = _verdict(rows, curve, estimates, used)
+    return Diagnosis(tuple(rows), curves, gaps, verdict, sentence, _harm(rows, estimates, used))
+
+
+def _key_of(title: str) -> str:
+    """Return the key of an estimate's row: "best gap" has the row best_gap."""
+    return title.casefold().replace(" ", "_")
 
 
 def _model_row(
@@ -125,12 +135,35 @@ def _gamma_row(
     )
 
 
-def _verdict(rows: list[CalibrateRow], curve: Curve | None, estimates: list[tuple[str, float]]) -> tuple[str, str]:
+def _harm(rows: list[CalibrateRow], estimates: dict[str, float], used: str) -> str:
+    """Return why the estimate `used` should not be: it lowers Y/Y, or moves the absent classes the wrong way."""
+    by_key = {row.key: row for row in rows}
+    star, row = by_key.get("star"), by_key.get(_key_of(used))
+    # Without samples of both groups every gamma looks harmful, or none does.
+    if star is None or row is None:
+        return ""
+    before, after = (by_key[key].accuracies["Y/Y"] or 0.0 for key in ("after", row.key))
+    gamma, level = row.gamma or 0.0, star.gamma or 0.0
+    if after < before:
+        problem = f"lowers Y/Y, the accuracy over all samples, from {before:.1f} % to {after:.1f} %"
+    elif gamma <= 0 < level and (star.accuracies["Y/Y"] or 0.0) > before:
+        problem = f"is not above 0, though the level of the absent classes is {level:.1f} too low"
+    else:
+        return ""
+    reached = {title: by_key[_key_of(title)].accuracies["Y/Y"] or 0.0 for title in estimates}
+    better = max(reached, key=lambda title: reached[title])
+    hint = ""
+    if reached[better] > before and estimates[better] > 0:
+        hint = f"; {better} ({estimates[better]:+.2f}) takes it to {reached[better]:.1f} %: choose --method {_key_of(better)}"
+    return f"Harm: gamma {gamma:+.2f} by {used} {problem}{hint}."
+
+
+def _verdict(rows: list[CalibrateRow], curve: Curve | None, estimates: dict[str, float], used: str) -> tuple[str, str]:
     by_key = {row.key: row for row in rows}
     after, before, star = by_key["after"], by_key.get("before"), by_key.get("star")
     now = after.accuracies["U/U"]
     if curve is None or now is None or star is None:
-        listed = "; ".join(f"{title} estimates {gamma:+.2f}" for title, gamma in estimates)
+        listed = "; ".join(f"{title} estimates {gamma:+.2f}" for title, gamma in estimates.items())
         return "unknown", (
             "The samples lack seen or absent classes, so what was damaged cannot be measured"
             + (f" (gamma: {listed})." if listed else ".")
@@ -164,12 +197,12 @@ def _verdict(rows: list[CalibrateRow], curve: Curve | None, estimates: list[tupl
         )
         features = f"{judged} (U/U {was:.1f} % before, {now:.1f} % after)"
     text = f"{features}: the level of the absent classes is {abs(level):.1f} {direction}"
-    if estimates:
-        title, gamma = estimates[-1]
-        tuned, shifted = after.accuracies, by_key[title.casefold()].accuracies
+    if used:
+        tuned, shifted = after.accuracies, by_key[_key_of(used)].accuracies
+        changes = {name: f"from {tuned[name]:.1f} % to {shifted[name]:.1f} %" for name in ("Y/Y", "U/Y", "S/Y")}
         text += (
-            f". {title} finds gamma {gamma:+.2f}, which takes U/Y from {tuned['U/Y']:.1f} % to {shifted['U/Y']:.1f} % "
-            f"and S/Y from {tuned['S/Y']:.1f} % to {shifted['S/Y']:.1f} %"
+            f". {used[0].upper()}{used[1:]} finds gamma {estimates[used]:+.2f}, which takes Y/Y {changes['Y/Y']}: U/Y "
+            f"{changes['U/Y']}, S/Y {changes['S/Y']}"
         )
     return "level", text + "."
 

@@ -113,7 +113,7 @@ def from_model(
     seen: Sequence[str],
     absent: Sequence[str] = (),
     before: Path | None = None,
-    method: str = "pcv",
+    method: str | None = None,
     pseudo: Sequence[Path] = (),
     settings: FineTuneSettings | None = None,
     splits: int = 3,
@@ -128,7 +128,7 @@ def from_model(
         run: folder of the calibration.
         seen, absent: names, numbers or ranges of classes.
         before: the pre-trained model: needed by PCV; also shows whether features were damaged.
-        method: "alg", "pcv" or "both".
+        method: as of `calibrate`; pseudo runs are made for "pcv" and "all" only.
         pseudo: files of pseudo runs with the model's columns; none are made then.
         settings: how the model was fine-tuned, for the pseudo runs.
         splits: number of pseudo runs.
@@ -143,10 +143,11 @@ def from_model(
     from foveate.adapt.calibration.settings import FineTuneSettings
     from foveate.adapt.classifier import open_classifier
 
-    if method in ("pcv", "both") and before is None and not pseudo:
+    makes_runs = method in ("pcv", "all") and not pseudo
+    if makes_runs and before is None:
         raise UserError(
             "pseudo cross-validation fine-tunes the pre-trained model three times: give it with --before FOLDER, or "
-            "choose --method alg"
+            "leave --method out"
         )
     after = open_classifier(model, device=device)
     earlier = None if before is None else open_classifier(before, device=device)
@@ -196,7 +197,7 @@ def from_model(
             notes.append(
                 f"{len(predictions.unreadable)} images of the split '{split}' cannot be read, such as: {example}"
             )
-    if method in ("pcv", "both") and not runs:
+    if makes_runs:
         assert earlier is not None
         runs = make_pseudo_runs(
             earlier,

@@ -23,6 +23,10 @@ Threshold = Literal["all_columns", "seen_columns", "none"]
 THRESHOLDS = ("all_columns", "seen_columns", "none")
 
 
+class InfeasibleError(UserError):
+    """In no pseudo run any gamma keeps the threshold."""
+
+
 @dataclass(frozen=True)
 class PseudoRun:
     """Logits of one model that was fine-tuned, from the pre-trained weights, on the pseudo-seen half of S only.
@@ -105,7 +109,8 @@ def estimate(
     threshold's accuracy, the one of best overall accuracy is taken. Runs without such a gamma are skipped.
 
     Raises:
-        UserError: no runs, none feasible, labels or groups that do not fit.
+        InfeasibleError: no run has a feasible gamma.
+        UserError: no runs, labels or groups that do not fit.
     """
     if not runs:
         raise UserError("pseudo cross-validation needs at least one pseudo run (three are usual)")
@@ -129,7 +134,7 @@ def estimate(
     feasible = [choice.gamma for choice in choices if choice is not None]
     if not feasible:
         worst = ", ".join("none" if value is None else f"{value:.1f} %" for value in thresholds)
-        raise UserError(
+        raise InfeasibleError(
             f"no gamma is feasible in any of the {len(runs)} pseudo runs: the pseudo-absent classes never reach the "
             f"pre-trained model's accuracy ({worst}). The fine-tuning damages the features (try a smaller learning "
             "rate), or use the threshold 'none'"

@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from foveate.adapt.calibration.diagnosis import Diagnosis, Outputs, curve_points, diagnose
 from foveate.adapt.calibration.estimator import Calibrator
-from foveate.adapt.calibration.pseudo import PseudoRun
-from foveate.adapt.results import CalibrateClasses, CalibrateGamma, CalibrateHead, CalibrateResult
+from foveate.adapt.calibration.method_choice import choose_method
+from foveate.adapt.calibration.pseudo import InfeasibleError, PseudoRun
+from foveate.adapt.results import GAMMA_TITLES, CalibrateClasses, CalibrateGamma, CalibrateHead, CalibrateResult
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from foveate.metrics.class_groups import SEEN, ClassGroups, parse_classes
 from foveate.metrics.nearest_mean import HeadChange
 
-METHODS = ("alg", "pcv", "both")
-TITLES = {"alg": "ALG", "pcv": "PCV"}
 _FEW_CLASSES = 3  # of a pseudo run; with fewer, its gamma is unreliable
 _OFFICIAL = "gamma by ALG comes from the labeled test data (official variant): its row is measured on the same samples"
 _MEASURES = ("Y/Y", "S/Y", "U/Y", "S/S", "U/U")
@@ -81,7 +80,7 @@ def calibrate(
     evidence: Evidence,
     run: RunFolder,
     *,
-    method: str,
+    method: str | None = None,
     threshold: str = "all_columns",
     tie: str = "smallest",
     variant: str = "training",
@@ -94,7 +93,8 @@ def calibrate(
     Args:
         evidence: see `foveate.adapt.calibration.evidence`.
         run: folder of the calibration.
-        method: "alg", "pcv" or "both"; of both, the gamma of PCV is used.
+        method: "alg", "best_gap" or "pcv"; "all" or None estimates by each that the evidence allows and uses the one
+            that `choose_method` names.
         threshold, tie: of PCV, see `Calibrator`.
         variant: of ALG: "training" takes the training logits, "official" the labeled test data, as the public code.
         command, model, data: for the page.
@@ -102,30 +102,49 @@ def calibrate(
     Raises:
         UserError: evidence that the method needs is missing, or does not fit.
     """
+    notes = [*evidence.notes, *_warn_few_classes(evidence.runs)]
+    fits = {
+        "alg": lambda: _fit_free("alg", evidence, variant),
+        "best_gap": lambda: _fit_free("best_gap", evidence),
+        "pcv": lambda: _fit_pcv(evidence, threshold, tie),
+    }
     calibrators: dict[str, Calibrator] = {}
-    if method in ("alg", "both"):
-        calibrators["alg"] = _fit_alg(evidence, variant)
-    if method in ("pcv", "both"):
-        calibrators["pcv"] = _fit_pcv(evidence, threshold, tie)
-    # PCV comes second, so with both methods its gamma is used.
-    last_method = list(calibrators)[-1]
-    gamma = calibrators[last_method].gamma_
-    gammas = {TITLES[name]: calibrator.gamma_ for name, calibrator in calibrators.items()}
+    for name in _possible_methods(evidence, variant) if method in (None, "all") else [str(method)]:
+        try:
+            calibrators[name] = fits[name]()
+        except InfeasibleError as problem:
+            if not calibrators:
+                raise
+            notes.append(f"without pseudo cross-validation: {problem}")
+    if method in (None, "all"):
+        used, reason = choose_method(len(evidence.groups.seen), len(evidence.groups.absent), list(calibrators))
+    else:
+        used, reason = str(method), "as requested"
+    gamma = calibrators[used].gamma_
+    gammas = {GAMMA_TITLES[name]: calibrator.gamma_ for name, calibrator in calibrators.items()}
     diagnosis: Diagnosis | None = None
     if evidence.test is not None and evidence.labels is not None:
-        diagnosis = diagnose(evidence.test, evidence.labels, evidence.groups, before=evidence.before, gammas=gammas)
+        diagnosis = diagnose(
+            evidence.test,
+            evidence.labels,
+            evidence.groups,
+            before=evidence.before,
+            gammas=gammas,
+            used=GAMMA_TITLES[used],
+        )
     groups, names = evidence.groups, evidence.names
-    notes = [*evidence.notes, *_warn_few_classes(evidence.runs)]
     if "alg" in calibrators and calibrators["alg"].variant == "official":
         notes.append(_OFFICIAL)
     result = CalibrateResult(
         command=command or "",
         model=model,
         data=data,
-        method=last_method,
+        method=used,
+        reason=reason,
         gamma=gamma,
+        harm=diagnosis.harm if diagnosis else "",
         gammas={name: _describe_gamma(calibrator) for name, calibrator in calibrators.items()},
-        sentence=diagnosis.sentence if diagnosis else _sentence_without_test(gammas),
+        sentence=diagnosis.sentence if diagnosis else _sentence_without_test(gammas, GAMMA_TITLES[used]),
         verdict=diagnosis.verdict if diagnosis else "unknown",
         samples=0 if evidence.labels is None else len(evidence.labels),
         classes=CalibrateClasses(
@@ -146,7 +165,19 @@ def calibrate(
     return Calibration(gamma, calibrators, groups, result)
 
 
-def _fit_alg(evidence: Evidence, variant: str) -> Calibrator:
+def _possible_methods(evidence: Evidence, variant: str) -> list[str]:
+    """List the methods that the evidence allows; where it allows none, ALG, whose error says what is missing."""
+    training = evidence.training is not None or variant == "official"
+    methods = ["alg"] if training or not evidence.runs else []
+    # With one seen class no gap is defined; the error of ALG says so.
+    methods += ["best_gap"] if evidence.training is not None and len(evidence.groups.seen) > 1 else []
+    if "alg" in methods and len(evidence.groups.seen) == 1 and evidence.runs:
+        methods.remove("alg")
+    return methods + (["pcv"] if evidence.runs else [])
+
+
+def _fit_free(method: str, evidence: Evidence, variant: str = "training") -> Calibrator:
+    """Fit ALG or the best gap, which need no further training."""
     groups = evidence.groups
     if variant == "official":
         if evidence.test is None or evidence.labels is None:
@@ -156,14 +187,14 @@ def _fit_alg(evidence: Evidence, variant: str) -> Calibrator:
         logits, labels = evidence.test.logits, evidence.labels
     elif evidence.training is None:
         raise UserError(
-            "the average logit gap is taken over the fine-tuning data: give their logits with --training FILE "
-            "(or --variant official, which takes the test data as the public code does)"
+            f"{GAMMA_TITLES[method]} is taken over the fine-tuning data: give their logits with --training FILE "
+            "(ALG: or --variant official, which takes the test data as the public code does)"
         )
     else:
         logits, labels = evidence.training
     if variant == "training":
         _check_training(evidence, labels)
-    calibrator = Calibrator("alg", variant=variant)
+    calibrator = Calibrator(method, variant=variant)
     return calibrator.fit(logits, labels, groups.seen, absent_classes=groups.absent)
 
 
@@ -223,9 +254,12 @@ def _curves(diagnosis: Diagnosis) -> dict[str, Any]:
     return {key: curve_points(curve) for key, curve in curves if curve.seen_count and curve.absent_count}
 
 
-def _sentence_without_test(gammas: dict[str, float]) -> str:
+def _sentence_without_test(gammas: dict[str, float], used: str) -> str:
     listed = " and ".join(f"{title} estimates gamma {gamma:+.2f}" for title, gamma in gammas.items())
-    return f"{listed}; without labeled test data of absent classes its effect cannot be measured."
+    text = f"{listed}; without labeled test data of absent classes its effect on Y/Y cannot be measured."
+    if gammas[used] <= 0:
+        text += " A gamma that is not above 0 makes absent classes rarer still: measure it before you use it."
+    return text[0].upper() + text[1:]
 
 
 def table_lines(result: CalibrateResult) -> list[str]:

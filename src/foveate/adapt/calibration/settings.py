@@ -28,6 +28,27 @@ class Augmentation(Settings):
     gray: float = Field(default=0.0, ge=0, le=1, description="probability of an image without colors")
 
 
+class CalibrateSettings(Settings):
+    """How gamma is estimated."""
+
+    method: Literal["alg", "best_gap", "pcv", "all"] | None = Field(
+        default=None,
+        description="alg: average logit gap; best_gap: mean gap of the best logits; pcv: pseudo cross-validation; all: "
+        "each that the data allow; unset = by the number of seen classes and the data, which is printed with the reason",
+    )
+    variant: Literal["training", "official"] = Field(
+        default="training", description="alg: from the fine-tuning data; official = from the labeled test data"
+    )
+    threshold: Literal["all_columns", "seen_columns", "none"] = Field(
+        default="all_columns",
+        description="pcv: accuracy that pseudo-absent classes must reach, the pre-trained model's over these columns",
+    )
+    tie: Literal["smallest", "official"] = Field(
+        default="smallest", description="pcv: which of equally good gammas; official = the largest"
+    )
+    pseudo_splits: int = Field(default=3, ge=1, le=20, description="number of pseudo runs of pcv on a model")
+
+
 class FineTuneSettings(ClassificationSettings):
     """The paper's recipe: SGD, the backbone at a tenth of the head's learning rate, only whole batches.
 

@@ -21,6 +21,8 @@ _AUGMENTATION = ("crop", "flip", "color", "gray")
 _OF_PSEUDO_RUNS = ("learning_rate", "backbone_rate", "epochs", "batch_size", *_AUGMENTATION)
 _OF_MODELS = ("data", "labels", "train_split", "test_split", "pseudo_splits", *_OF_PSEUDO_RUNS)
 _OF_LOGITS = ("training", "checkpoint")
+_SETTINGS = "foveate.adapt.calibration.settings"
+_OF_GAMMA = ("method", "variant", "threshold", "tie", "pseudo_splits")
 _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 
 
@@ -42,25 +44,9 @@ _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 @click.option("--before", type=_FILE, help="The pre-trained model, or its logits of the samples in SOURCE.")
 @click.option("--training", type=_FILE, help="Logits of the fine-tuning data, for the average logit gap.")
 @click.option("--pseudo", type=_FILE, multiple=True, help="Logits of a pseudo run; three are usual.")
-@click.option(
-    "--method",
-    type=click.Choice(["alg", "pcv", "both"]),
-    default=None,
-    help="alg: average logit gap, the default for logits; pcv: pseudo cross-validation, the default for models.",
-)
-@click.option(
-    "--variant", type=click.Choice(["training", "official"]), default=None, help="alg: official takes the test data."
-)
-@click.option(
-    "--threshold",
-    type=click.Choice(["all_columns", "seen_columns", "none"]),
-    default=None,
-    help="pcv: accuracy that pseudo-absent classes must reach, the pre-trained model's over these columns.",
-)
-@click.option("--tie", type=click.Choice(["smallest", "official"]), default=None, help="pcv: among equal gammas.")
-@click.option("--pseudo-splits", type=click.IntRange(1, 20), default=None, help="pcv on a model: how many; 3.")
+@fields(f"{_SETTINGS}:CalibrateSettings", *_OF_GAMMA, into="calibration")
 @fields(
-    "foveate.adapt.calibration.settings:FineTuneSettings",
+    f"{_SETTINGS}:FineTuneSettings",
     *(f"{'augmentation.' if name in _AUGMENTATION else ''}{name}" for name in _OF_PSEUDO_RUNS),
     into="fine_tuning",
 )
@@ -68,7 +54,8 @@ _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 @click.option("--head", metavar="MODULE", help="Name of the checkpoint's classifier, where it is not found.")
 @click.option("--to", type=_FILE, help="Where the calibrated checkpoint goes; RUN/calibrated by default.")
 @click.option("--run", "run", type=_FILE, help="Run folder; runs/calibrate by default.")
-@click.option("--dry-run", is_flag=True, help="Only say how many fine-tunings and updates it would take.")
+@click.option("--force", is_flag=True, help="Write the calibrated checkpoint though gamma lowers accuracy.")
+@click.option("--dry-run", is_flag=True, help="Only say how many fine-tunings and steps it would take.")
 @common()
 def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: Path | None, **options: Any) -> None:
     """Finds gamma, the number that the logits of absent classes are too low by, and what it brings.
@@ -87,7 +74,8 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     from foveate.report import render
 
     on_model = source.is_dir()
-    method = options["method"] or ("pcv" if on_model or options["pseudo"] else "alg")
+    options |= dict.fromkeys(_OF_GAMMA) | options.pop("calibration")
+    method = options["method"] or _implied_method(options)
     _check_options(options, method=method, on_model=on_model)
     target = run or Path("runs/calibrate")
     classes = {"seen": _listed(seen), "absent": _listed(absent)}
@@ -108,10 +96,14 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     calibrated = calibrate(evidence, folder, method=method, command=line, **named, **about)
     paths: dict[str, Path] = {"run": folder.path}
     result = calibrated.result
-    lines = [*table_lines(result), "", result.sentence, *_gamma_lines(result)]
+    lines = [result.harm, ""] if result.harm else []
+    lines += [*table_lines(result), "", result.sentence, *_gamma_lines(result)]
     lines += [f"note: {note}" for note in result.notes]
     checkpoint = source if on_model else options["checkpoint"]
-    if checkpoint is not None:
+    refused = bool(checkpoint is not None and result.harm and not options["force"])
+    if refused:
+        lines.append("no calibrated checkpoint was written; --force writes it")
+    elif checkpoint is not None:
         folded = _fold(checkpoint, options, calibrated.gamma, evidence.groups, folder)
         result = result.model_copy(update={"checkpoint": str(folded.path)})
         folder.write_result(result.to_json())
@@ -121,17 +113,28 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
         paths["calibrated"] = folded.path
     paths["report"] = render(folder.path)
     finish(result.to_json(), lines, paths, as_json=options["as_json"])
+    if refused:
+        sys.exit(1)
 
 
-def _check_options(options: dict[str, Any], *, method: str, on_model: bool) -> None:
+def _implied_method(options: dict[str, Any]) -> str | None:
+    """Return the method whose options were given, None where there are none: the numbers of classes then decide."""
+    fine_tuning = options["fine_tuning"]
+    for_runs = [name for name in ("threshold", "tie", "pseudo_splits") if options[name] is not None]
+    if for_runs or fine_tuning:
+        return "pcv"
+    return "alg" if options["variant"] is not None else None
+
+
+def _check_options(options: dict[str, Any], *, method: str | None, on_model: bool) -> None:
     """Refuses options that belong to the other kind of source or to the other method, and --data and --labels apart."""
     fine_tuning = options["fine_tuning"]
     values = dict.fromkeys(_OF_PSEUDO_RUNS) | options | fine_tuning | fine_tuning.get("augmentation", {})
     for names, condition, reason in (
         (_OF_LOGITS, on_model, "where SOURCE is a folder"),
         (_OF_MODELS, not on_model, "where SOURCE is a file of logits"),
-        (_OF_PCV, method == "alg", "with --method alg"),
-        (("variant",), method == "pcv", "with pseudo cross-validation"),
+        (_OF_PCV, method in ("alg", "best_gap"), f"with --method {method}"),
+        (("variant",), method in ("pcv", "best_gap"), "with --method " + str(method)),
         (("training",), options["variant"] == "official", "with --variant official, which takes the data in SOURCE"),
         (("pseudo_splits", *_OF_PSEUDO_RUNS), bool(options["pseudo"]), "where pseudo runs are given with --pseudo"),
     ):
@@ -191,7 +194,7 @@ def _evidence(
     options: dict[str, Any],
     folder: RunFolder,
     *,
-    method: str,
+    method: str | None,
     on_model: bool,
 ) -> Evidence:
     from foveate.adapt.calibration.evidence import from_logits, from_model
@@ -223,9 +226,9 @@ def _evidence(
 
 
 def _plan(
-    source: Path, classes: dict[str, list[str]], options: dict[str, Any], *, method: str, on_model: bool
+    source: Path, classes: dict[str, list[str]], options: dict[str, Any], *, method: str | None, on_model: bool
 ) -> dict[str, Any]:
-    if not on_model or method == "alg" or options["pseudo"]:
+    if not on_model or method not in ("pcv", "all") or options["pseudo"]:
         return {"kind": "plan", "fine_tunings": 0, "steps": 0, "sentence": "no fine-tuning: gamma comes from logits"}
     from foveate.adapt.calibration.evidence import plan
     from foveate.adapt.calibration.settings import FineTuneSettings
@@ -248,12 +251,14 @@ def _fold(checkpoint: Path, options: dict[str, Any], gamma: float, groups: Any, 
 
 
 def _gamma_lines(result: CalibrateResult) -> list[str]:
+    from foveate.adapt.results import GAMMA_TITLES
+
     lines = []
     for name, estimate in result.gammas.items():
-        text = f"gamma by {name.upper()}: {estimate.gamma:+.4f}"
+        text = f"gamma by {GAMMA_TITLES[name]}: {estimate.gamma:+.4f}"
         if len(estimate.each) > 1:
             each = ", ".join("not feasible" if value is None else f"{value:+.2f}" for value in estimate.each)
             spread = "" if estimate.spread is None else f"; standard deviation {estimate.spread:.2f}"
             text += f" (pseudo runs {each}{spread})"
-        lines.append(text)
+        lines.append(text + (f"; used: {result.reason}" if name == result.method else ""))
     return lines
