@@ -59,7 +59,7 @@ def test_a_collection_and_a_run(foveate: Run, recipe_file: Path, tiny_collection
     shards = foveate(*common, "--recipe", recipe_file, "--devices", "8", "--reader", "webdataset")
     assert "3 shards for 8 WebDataset readers" in shards.out
     memory = foveate(*common, "--recipe", recipe_file, "--hardware", "small=1,0.0001")
-    assert "0.0 GB are there" in memory.out
+    assert "0.0 GB are available" in memory.out
     assert not list(tmp_path.iterdir())
 
 

@@ -36,7 +36,7 @@ def test_a_good_plan_has_no_problem_and_no_remark() -> None:
         ({"batch_size": 1, "devices": 1}, "no negative"),
         ({"usable": 50}, "larger than the 50 usable images"),
         ({"labeled": 0}, "no batch can hold a positive of the region loss"),
-        ({"memory_bytes": 9e9}, "needs 9.0 GB of memory, 8.0 GB are there"),
+        ({"memory_bytes": 9e9}, "needs 9.0 GB of memory, 8.0 GB are available"),
         ({"disk_bytes": 10e9}, "need 10.0 GB of disk, 9.0 GB are free"),
     ],
 )

@@ -28,7 +28,7 @@ from foveate.training.task import Batch, EmbeddingTask, Losses, Report, Task
 def check_accumulation(task: Task, *, parts: int, rows: int) -> None:
     """Raise UserError if a process has fewer `rows` of a batch than `parts`."""
     if parts > rows:
-        raise UserError(f"training.accumulate {parts}: a process has {rows} rows of a batch; allowed are 1 to {rows}")
+        raise UserError(f"training.accumulate: more parts than a process has rows (got {parts}); expected 1 to {rows}")
     if parts > 1 and isinstance(task, EmbeddingTask):
         assert not task.find_unused_parameters, "cached embeddings need every parameter in every part"
 

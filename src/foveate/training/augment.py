@@ -45,12 +45,12 @@ class RandomViews:
     def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high <= 1:
-            raise UserError(f"scale {self.scale}: it must satisfy 0 < smallest <= largest <= 1")
+            raise UserError(f"scale: out of range (got {self.scale}); expected 0 < smallest <= largest <= 1")
         low, high = self.ratio
         if not (0 < low <= high and math.isfinite(high)):
-            raise UserError(f"ratio {self.ratio}: it must satisfy 0 < smallest <= largest")
+            raise UserError(f"ratio: out of range (got {self.ratio}); expected 0 < smallest <= largest")
         if not 0 <= self.flip <= 1:
-            raise UserError(f"flip {self.flip}: a probability lies in [0, 1]")
+            raise UserError(f"flip: not a probability (got {self.flip}); expected a number in [0, 1]")
 
     def draw(
         self,

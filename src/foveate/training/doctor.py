@@ -276,11 +276,11 @@ def problems(plan: Plan, *, cores: int, reader: str = "foveate") -> list[str]:
             f"use {max(1, plan.batch_size // plan.devices) * plan.devices}"
         )
     if plan.batch_size < 2:
-        sentences.append("batch_size 1 has no negative: the loss is 0 whatever the model says; use 2 or more")
+        sentences.append("batch_size 1 has no negatives: the loss is 0 for any model; use 2 or more")
     if plan.batch_size > plan.usable:
         sentences.append(
-            f"batch_size {plan.batch_size} is larger than the {plan.usable} usable images: a batch would hold a "
-            f"image twice and count its own text as a wrong answer; use at most {plan.usable}"
+            f"batch_size {plan.batch_size} is larger than the {plan.usable} usable images: a batch would hold "
+            f"an image twice and use its own text as a negative; expected at most {plan.usable}"
         )
     if plan.needs_regions and plan.labeled == 0:
         sentences.append(
@@ -291,13 +291,13 @@ def problems(plan: Plan, *, cores: int, reader: str = "foveate") -> list[str]:
     if reader == "webdataset" and plan.shards < readers:
         sentences.append(
             f"{plan.shards} shards for {readers} WebDataset readers ({plan.devices} processes x {plan.workers}): each "
-            f"reads whole shards, so that {readers - plan.shards} of them would have nothing; use fewer readers or "
+            f"reads whole shards, so {readers - plan.shards} of them would have nothing to read; use fewer readers or "
             "collect again with smaller shards"
         )
     if plan.memory_bytes > plan.memory_there:
         sentences.append(
-            f"a process needs {plan.memory_bytes / 1e9:.1f} GB of memory, {plan.memory_there / 1e9:.1f} GB are there; "
-            "`foveate pretrain RECIPE --dry-run` says what would fit"
+            f"a process needs {plan.memory_bytes / 1e9:.1f} GB of memory, {plan.memory_there / 1e9:.1f} GB are "
+            "available; `foveate pretrain RECIPE --dry-run` suggests a setting that fits"
         )
     if plan.disk_bytes > plan.disk_there:
         sentences.append(
@@ -318,7 +318,7 @@ def remarks(plan: Plan, *, available: float, cores: int, reader: str = "foveate"
     if threads > cores:
         sentences.append(
             f"{threads} loader threads ({plan.local} processes x {plan.workers}) on {cores} cores: they only take "
-            f"turns; training.workers={max(1, cores // plan.local)} gives as much"
+            f"turns; training.workers={max(1, cores // plan.local)} is as fast"
         )
     readers = plan.devices * max(plan.workers, 1)
     if reader == "foveate" and plan.shards < readers:

@@ -222,7 +222,7 @@ class Loader:
                 # From (row, epoch, attempt) and not from a running generator: threads and resuming do not change it.
                 candidate = int(rows[index])
         raise UserError(
-            f"row {row} and {_SUBSTITUTES - 1} rows drawn in its place cannot be used; the last one is "
+            f"row {row}: neither it nor {_SUBSTITUTES - 1} rows drawn in its place can be used; the last is "
             f"'{failures[-1].key}': {failures[-1].reason}"
         )
 
@@ -239,7 +239,7 @@ class Loader:
             key, reason = next(iter(self.bad_samples.items()))
             raise UserError(
                 f"{self.bad_draws} of {self.drawn} drawn samples cannot be used "
-                f"(allowed are {self.max_bad_fraction:.0%}), for example '{key}': {reason}"
+                f"(at most {self.max_bad_fraction:.0%} are allowed), for example '{key}': {reason}"
             )
         return batch.collated
 

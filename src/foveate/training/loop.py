@@ -378,7 +378,7 @@ def _read_newest(folder: Path, *, settings: TrainingSettings, identity: dict[str
     for name in _MUST_NOT_CHANGE:
         if saved.get(name) != now[name]:
             raise UserError(
-                f"{path}: {name} was {saved.get(name)} (got {now[name]}); the order of samples would change. "
+                f"{path}: trained with {name} {saved.get(name)} (got {now[name]}); the order of samples would change. "
                 "Use another run folder"
             )
     if state["identity"]["data"] != identity["data"]:
@@ -388,7 +388,9 @@ def _read_newest(folder: Path, *, settings: TrainingSettings, identity: dict[str
     if state["identity"]["frozen_hash"] != identity["frozen_hash"]:
         raise UserError(f"{path}: the frozen weights differ from those it was trained with. Use another run folder")
     if state["step"] > settings.steps:
-        raise UserError(f"{path}: {state['step']} steps are done, more than training.steps (got {settings.steps})")
+        raise UserError(
+            f"{path}: already trained for {state['step']} steps, more than training.steps (got {settings.steps})"
+        )
     for name in sorted(now.keys() - set(WITHOUT_INFLUENCE)):
         # Checkpoints written before a field existed were trained with its default.
         before = saved.get(name, type(settings).model_fields[name].default)

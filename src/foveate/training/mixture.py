@@ -58,11 +58,13 @@ class MixtureSampler:
             choose(source, sources, "text source")
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not number or not math.isfinite(weight) or weight < 0:
-                raise UserError(f"weight of text source '{source}': must be a number of at least 0, it is {weight!r}")
+                raise UserError(
+                    f"weight of text source '{source}': not a weight (got {weight!r}); expected a number >= 0"
+                )
         if not sum(weights.values()) > 0:
-            raise UserError("the weights of the text sources must have a positive sum")
+            raise UserError("weights of text sources: all are 0; expected at least one above 0")
         if missing == "alt" and "alt" not in sources:
-            raise UserError(f"missing texts cannot be given to 'alt': the sources are {', '.join(sources)}")
+            raise UserError(f"missing 'alt': there is no source 'alt' to fall back on (got {', '.join(sources)})")
         self.weights = {source: float(weights.get(source, 0.0)) for source in sources}
         self.missing = missing
 
@@ -84,7 +86,7 @@ class MixtureSampler:
         present = {source: weight for source, weight in weighted.items() if source in available}
         if self.missing == "error" and len(present) < len(weighted):
             lacking = ", ".join(source for source in weighted if source not in available)
-            raise UserError(f"a record has no text of source {lacking}, which the mixture asks for")
+            raise UserError(f"a record has no text of source {lacking}, which has a weight in the mixture")
         total = sum(weighted.values())
         if self.missing == "alt" and "alt" in available and len(present) < len(weighted):
             lost = total - sum(present.values())

@@ -65,7 +65,7 @@ def batch_rows(
 
 def _check_rows(rows: np.ndarray) -> None:
     if len(rows) == 0:
-        raise UserError("there are no rows to train on: the chosen split or filter is empty")
+        raise UserError("no rows to train on: the split or filter is empty")
 
 
 def _share(step: int, *, batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
@@ -116,7 +116,7 @@ class MixtureOrder:
         assert len(rows) == len(weights) == len(set(names)), "a source needs rows, a weight and a name of its own"
         for name, of_source, weight in zip(names, rows, weights, strict=True):
             if len(of_source) == 0:
-                raise UserError(f"source '{name}' has no rows to train on: the chosen split or filter is empty")
+                raise UserError(f"source '{name}': no rows to train on: the split or filter is empty")
             if not (math.isfinite(weight) and weight > 0):
                 raise UserError(f"source '{name}': weight must be a positive number (got {weight})")
         self.rows, self.seed, self.names = list(rows), seed, list(names)

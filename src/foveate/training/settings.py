@@ -76,11 +76,13 @@ class TrainingSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingSettings:
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must lie in [0, 1), they are {self.betas}")
+            raise ValueError(f"betas: out of range (got {self.betas}); expected values in [0, 1)")
         if self.warmup_steps >= self.steps and self.warmup_steps > 0:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
         if self.frozen_precision == "bf16" and self.precision == "fp32":
-            raise ValueError("frozen_precision bf16 needs precision bf16: without autocast the two do not multiply")
+            raise ValueError(
+                "frozen_precision: bf16 needs precision bf16 (got fp32); without autocast the dtypes do not match"
+            )
         changed = {
             name for name in self.model_fields_set if getattr(self, name) != type(self).model_fields[name].default
         }
@@ -93,5 +95,7 @@ class TrainingSettings(Settings):
             warnings.warn("final_learning_rate_fraction has no effect with schedule 'constant'", stacklevel=2)
         for name in ("patience", "restore_best", "monitor_mode", "ties"):
             if name in changed and self.monitor is None:
-                raise ValueError(f"{name} needs monitor, the metric of the evaluation that it is about")
+                raise ValueError(
+                    f"{name}: has no effect without monitor (got none); expected a metric of the evaluation"
+                )
         return self
