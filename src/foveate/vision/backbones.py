@@ -63,7 +63,7 @@ def choose_projection(
     """
     if projection is None:
         if embed_dim is None:
-            raise UserError(f"{name}: embed_dim is missing, its projection is a new one")
+            raise UserError(f"{name}: embed_dim is missing; an untrained projection needs it")
         return nn.Linear(inputs, embed_dim, bias=False)
     if embed_dim is not None and projection_width != embed_dim:
         raise UserError(
@@ -144,7 +144,9 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         kind: str,
     ) -> None:
         if preprocess.height % patch or preprocess.width % patch:
-            raise UserError(f"image_size {preprocess.size} of '{kind}': allowed are multiples of its patch, {patch} px")
+            raise UserError(
+                f"image_size of '{kind}': not a multiple of its patch of {patch} px (got {preprocess.size})"
+            )
         grid = (preprocess.height // patch, preprocess.width // patch)
         super().__init__(width=width, embed_dim=embed_dim, grid=grid, preprocess=preprocess)
         self.kind, self.patch, self.pooled_width = kind, patch, pooled_width
@@ -209,7 +211,9 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
     def _grid_of(self, pixels_B3HW: Tensor) -> tuple[int, int]:
         height, width = pixels_B3HW.shape[-2:]
         if height % self.patch or width % self.patch:
-            raise UserError(f"'{self.kind}' takes images of whole patches of {self.patch} px, not {width} x {height}")
+            raise UserError(
+                f"'{self.kind}': the image is not made of whole patches of {self.patch} px (got {width} x {height})"
+            )
         return height // self.patch, width // self.patch
 
     def hidden_features(
@@ -237,8 +241,8 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         count = rows * columns * self.width
         if rows_BF.shape[1] != count + self.pooled_width:
             raise UserError(
-                f"features of length {rows_BF.shape[1]} do not fit the grid {rows} x {columns} of '{self.kind}': "
-                "were they made for another image size?"
+                f"features: they do not fit the grid {rows} x {columns} of '{self.kind}' (got length "
+                f"{rows_BF.shape[1]}); expected the same image size as when they were computed"
             )
         # Cached in 16 bits, but the projection is trained in the precision of the weights around it.
         rows_BF = as_computed(rows_BF)
@@ -298,7 +302,9 @@ class BackboneTextEncoder(_Frozen, TextEncoder):
             UserError: this encoder was built without its files.
         """
         if self._tokenizer is None:
-            raise UserError(f"text encoder '{self.kind}': its tokenizer's files are missing (field tokenizer: FOLDER)")
+            raise UserError(
+                f"text encoder '{self.kind}': the tokenizer's files are missing; set the field tokenizer: FOLDER"
+            )
         return self._tokenizer
 
     def computed_from(self) -> dict[str, Any]:
@@ -360,7 +366,7 @@ def given_folder(tokenizer: str) -> Path:
     """
     folder = Path(tokenizer).expanduser()
     if not folder.is_dir():
-        raise UserError(f"field tokenizer '{tokenizer}': no such folder")
+        raise UserError(f"tokenizer: no such folder (got '{tokenizer}')")
     return folder
 
 
@@ -377,10 +383,10 @@ def load_tokenizer(folder: Path) -> Any:
     except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
         if (folder / "spiece.model").is_file():
             raise UserError(
-                f"{folder}: its tokenizer is a SentencePiece model: run `pip install 'foveate[siglip]'`"
+                f"{folder}: a SentencePiece tokenizer needs sentencepiece: run `pip install 'foveate[siglip]'`"
             ) from error
         raise UserError(
-            f"{folder}: no tokenizer that transformers reads; it needs tokenizer.json and tokenizer_config.json, or "
+            f"{folder}: transformers reads no tokenizer here; expected tokenizer.json and tokenizer_config.json, or "
             "the vocabulary files of its kind"
         ) from error
 

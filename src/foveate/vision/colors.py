@@ -25,9 +25,9 @@ class RandomColors:
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 0.5:
-            raise UserError(f"strength of colors {self.strength}: allowed are numbers from 0 to 0.5")
+            raise UserError(f"strength of colors: out of range (got {self.strength}); expected 0 to 0.5")
         if not 0 <= self.gray <= 1:
-            raise UserError(f"gray {self.gray}: a probability lies in [0, 1]")
+            raise UserError(f"gray: not a probability (got {self.gray}); expected a number in [0, 1]")
 
     def apply(self, pixels_3HW: Tensor, *, seed: int, epoch: int, key: str) -> Tensor:
         """Jitter the colors of uint8 pixels: a pure function of pixels, seed, epoch and key."""

@@ -53,7 +53,7 @@ def check_layer(layer: int, layers: int, *, kind: str) -> int:
         UserError: when the network has no such layer.
     """
     if not -layers <= layer <= -1:
-        raise UserError(f"layer {layer} of '{kind}': it has {layers} layers; allowed are -{layers} to -1")
+        raise UserError(f"layer {layer} of '{kind}': out of range; expected -{layers} to -1 (it has {layers} layers)")
     return layers + layer
 
 

@@ -162,7 +162,9 @@ class FeatureStore:
         shape, dtype = tuple(header["features"]["shape"][1:]), header["features"]["dtype"]
         if (shape, dtype) != (self.shape, _NAMES[self.dtype]):
             expected = f"{list(self.shape)} {_NAMES[self.dtype]}"
-            raise UserError(f"{path}: has features {list(shape)} {dtype}, this encoder's are {expected}; remove it")
+            raise UserError(
+                f"{path}: features of another encoder (got {list(shape)} {dtype}); expected {expected}; remove it"
+            )
         part = self._parts.setdefault(path.name, len(self._parts))
         self._names.append(path.name)
         self._offsets.append(start + header["features"]["data_offsets"][0])

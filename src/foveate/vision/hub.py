@@ -46,7 +46,7 @@ class Checkpoint:
         """
         path = self.folder / "config.json"
         if not path.is_file():
-            raise UserError(f"{self.folder}: no model folder of transformers, it has no config.json")
+            raise UserError(f"{self.folder}: not a model folder of transformers: config.json is missing")
         content = read_json(path)
         if not isinstance(content, dict):
             raise UserError(f"{path}: not a JSON object")
@@ -69,7 +69,7 @@ class Checkpoint:
                 "revision with model.safetensors, or convert it with `safetensors.torch.save_file` where you trust it"
             )
         raise UserError(
-            f"{self.folder if self.commit is None else self.name}: no weights, it has no model.safetensors; pickles "
+            f"{self.folder if self.commit is None else self.name}: no weights: model.safetensors is missing; pickles "
             "are not read"
         )
 
@@ -116,10 +116,12 @@ def fetch(
     path = Path(source).expanduser()
     if source and path.is_dir():
         if revision is not None:
-            raise UserError(f"{field} '{source}' is a folder: revision '{revision}' only means something on the hub")
+            raise UserError(
+                f"{field}: a folder has no revisions (got '{source}', revision '{revision}'); leave revision out"
+            )
         return Checkpoint(source, path)
     if not HUB_ID.fullmatch(source) or path.exists():
-        raise UserError(f"{field} '{source}': no such folder; allowed are a folder or OWNER/NAME on the hub")
+        raise UserError(f"{field}: no such folder (got '{source}'); expected a folder or OWNER/NAME on the hub")
     from huggingface_hub import constants, errors, snapshot_download
 
     only_local = offline or constants.is_offline_mode()
@@ -222,9 +224,9 @@ def check_loaded(report: dict[str, Any], *, name: str) -> None:
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
-            f"{name}: {len(missing)} tensors of the model are not in its weights ({', '.join(missing[:3])}): "
+            f"{name}: {len(missing)} tensors of the model are missing in the weights ({', '.join(missing[:3])}): "
             "they would stay random"
         )
     if report.get("mismatched_keys"):
         key = sorted(report["mismatched_keys"], key=str)[0]
-        raise UserError(f"{name}: tensor {key} has another shape than its config.json says")
+        raise UserError(f"{name}: the shape of tensor {key} does not match config.json")

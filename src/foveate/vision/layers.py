@@ -40,7 +40,9 @@ class TransformerLayer(nn.Module):
     def __init__(self, width: int, *, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         if heads < 1 or width % heads:
-            raise UserError(f"heads {heads}: allowed are divisors of the width {width}")
+            raise UserError(
+                f"heads: the width {width} cannot be split over them (got {heads}); expected a divisor of {width}"
+            )
         self.heads = heads
         self.ln1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)

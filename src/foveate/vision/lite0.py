@@ -59,8 +59,8 @@ def unpack_maps(packed_BF: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tenso
     rows, columns = grid
     if packed_BF.shape[-1] != packed_length(grid):
         raise UserError(
-            f"features of length {packed_BF.shape[-1]} do not fit the grid {rows} x {columns}, which needs "
-            f"{packed_length(grid)}; were they computed for another image size?"
+            f"features: they do not fit the grid {rows} x {columns} (got length {packed_BF.shape[-1]}); expected "
+            f"{packed_length(grid)}, the same image size as when they were computed"
         )
     fine = rows * columns * STRIDE_16_CHANNELS
     return (
@@ -107,7 +107,7 @@ class Lite0Encoder(ImageEncoder):
         precision: str = "auto",
     ) -> None:
         if image_size < 32 or image_size % 32:
-            raise UserError(f"image_size {image_size} of 'lite0': allowed are multiples of 32")
+            raise UserError(f"image_size of 'lite0': not a multiple of 32 (got {image_size})")
         side = image_size // 16
         half = (0.5, 0.5, 0.5)  # pixels in [-1, 1], as the network was trained on
         super().__init__(
@@ -200,7 +200,9 @@ class Lite0Encoder(ImageEncoder):
         See `ImageEncoder.hidden_features`.
         """
         if norm or prefix:
-            raise UserError("norm and prefix of 'lite0': a convolutional network has neither; leave them out")
+            raise UserError(
+                "'lite0': norm and prefix need a transformer, this is a convolutional network; leave them out"
+            )
         index = check_layer(layer, 2, kind="lite0")
         dtype = self._precision(pixels_B3HW.device)
         network = self._network(pixels_B3HW.device, dtype)

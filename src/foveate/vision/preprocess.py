@@ -53,7 +53,9 @@ class Preprocess:
         choose(self.interpolation, INTERPOLATIONS, "preprocess.interpolation")
         sides = self.size if isinstance(self.size, tuple) else (self.size, self.size)
         if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
-            raise UserError(f"preprocess.size {self.size}: expected an integer from 1, or [height, width]")
+            raise UserError(
+                f"preprocess.size: not a size in pixels (got {self.size}); expected an integer >= 1 or [height, width]"
+            )
         if sides[0] == sides[1]:
             object.__setattr__(self, "size", sides[0])  # one way to write a square, in files and comparisons
 
@@ -76,7 +78,9 @@ class Preprocess:
         """
         if isinstance(self.size, int):
             return self.size
-        raise UserError(f"preprocess.size {self.height} x {self.width}: expected a square, one side in pixels")
+        raise UserError(
+            f"preprocess.size: not a square (got {self.height} x {self.width}); expected one side in pixels"
+        )
 
     @property
     def long_side(self) -> int:
@@ -96,7 +100,9 @@ class Preprocess:
         """
         if image.size != (self.width, self.height):
             width, height = image.size
-            raise UserError(f"image of {width} x {height} px; the model input is {self.width} x {self.height} px")
+            raise UserError(
+                f"image: not the model's input size (got {width} x {height}); expected {self.width} x {self.height} px"
+            )
         array_HW3 = np.asarray(image.convert("RGB"), dtype=np.uint8)
         return torch.from_numpy(np.ascontiguousarray(array_HW3.transpose(2, 0, 1)))
 

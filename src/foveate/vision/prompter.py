@@ -69,7 +69,7 @@ def check_boxes(boxes_R4: Tensor, *, ids: list[str] | None = None) -> None:
         ids: names of the rows for the message; row numbers otherwise.
     """
     if boxes_R4.dim() != 2 or boxes_R4.shape[1] != 4:
-        raise UserError(f"boxes: shape {tuple(boxes_R4.shape)}; expected [R, 4], a row of (x1, y1, x2, y2) each")
+        raise UserError(f"boxes: wrong shape (got {list(boxes_R4.shape)}); expected [R, 4], rows of (x1, y1, x2, y2)")
     inside = (boxes_R4 >= 0).all(1) & (boxes_R4 <= 1).all(1)
     good_R = inside & (boxes_R4[:, 2] > boxes_R4[:, 0]) & (boxes_R4[:, 3] > boxes_R4[:, 1])
     if not bool(good_R.all()):
@@ -118,7 +118,7 @@ class Prompter(nn.Module):
     ) -> None:
         super().__init__()
         if width % 4:
-            raise UserError(f"width {width} of the Prompter: allowed are multiples of 4")
+            raise UserError(f"width of the Prompter: not a multiple of 4 (got {width})")
         self.width = width
         self.embed_dim = embed_dim
         self.pool = choose(pool, POOLS, "prompter.pool")

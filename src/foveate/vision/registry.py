@@ -92,7 +92,7 @@ def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -
     options = dict(settings)
     kind = options.pop("kind", None)
     if not isinstance(kind, str):
-        raise UserError(f"{field}.kind is missing: allowed are {', '.join(encoder_kinds(attribute))}")
+        raise UserError(f"{field}.kind: missing; expected one of {', '.join(encoder_kinds(attribute))}")
     builder = find_encoder(kind, attribute)
     if builder is None:
         choose(kind, encoder_kinds(attribute), f"{field}.kind")

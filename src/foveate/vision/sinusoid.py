@@ -40,7 +40,7 @@ def encode_points(
     """
     choose(layout, LAYOUTS, "sinusoid layout")
     if width % 4 or width < 4:
-        raise UserError(f"width {width} of a sinusoid: allowed are multiples of 4")
+        raise UserError(f"width of a sinusoid: not a multiple of 4 (got {width})")
     if points_R2.dtype not in (torch.float32, torch.float64):
         points_R2 = points_R2.float()
     n = width // 4

@@ -121,7 +121,7 @@ class TimmImageEncoder(BackboneImageEncoder):
         options: dict[str, Any] = {"indices": [check_layer(layer, layers, kind=KIND)], "intermediates_only": True}
         if self.convolutional:
             if norm:
-                raise UserError(f"norm of '{KIND}': a convolutional network has no final norm; leave it out")
+                raise UserError(f"'{KIND}': norm needs a transformer, this is a convolutional network; leave it out")
             map_BCHW = self.trunk.forward_intermediates(pixels_B3HW, **options)[0]
             return map_BCHW.flatten(2).transpose(1, 2), (map_BCHW.shape[2], map_BCHW.shape[3]), 0
         extra = self.trunk.num_prefix_tokens
@@ -166,14 +166,18 @@ def _from_source(options: TimmOptions) -> tuple[Any, str, dict[str, Any], str | 
     model, source = options.model, options.source
     if source is None:
         if model is None:
-            raise UserError("'timm' needs source (a folder, a file, a hub id), or model for an untrained network")
+            raise UserError(
+                "'timm': source is missing; expected a folder, a file or a hub id, or model for an untrained network"
+            )
         return _create(model, {}), model, {}, None
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise UserError(f"source of 'timm' '{source}': allowed files are safetensors; pickles are not read")
+            raise UserError(f"source of 'timm': not a safetensors file (got '{source}'); pickles are not read")
         if model is None:
-            raise UserError(f"source of 'timm' '{source}' is a bare file: say which architecture, field model")
+            raise UserError(
+                f"source of 'timm': a bare file names no architecture (got '{source}'); set the field model"
+            )
         trunk = _create(model, {})
         if not on_meta():
             _fill(trunk, [path], name=source)
@@ -182,9 +186,9 @@ def _from_source(options: TimmOptions) -> tuple[Any, str, dict[str, Any], str | 
     raw_config = checkpoint.config()
     name = raw_config.get("architecture")
     if not isinstance(name, str):
-        raise UserError(f"{source}: config.json names no architecture, so it is no model of timm")
+        raise UserError(f"{source}: not a model of timm: config.json names no architecture")
     if model is not None and model != name:
-        raise UserError(f"model '{model}' of 'timm': {source} is a '{name}'")
+        raise UserError(f"model of 'timm': {source} is a '{name}' (got '{model}')")
     arguments = dict(raw_config.get("model_args") or {})
     if raw_config.get("global_pool"):
         arguments["global_pool"] = raw_config["global_pool"]
@@ -240,7 +244,7 @@ def _fill(trunk: Any, paths: list[Path], *, name: str) -> None:
         )
     except (SafetensorError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name}: its weights do not fit the architecture ({reason})") from error
+        raise UserError(f"{name}: the weights do not fit the architecture ({reason})") from error
     if missing or unexpected:
         raise UserError(
             f"{name}: tensors missing: {sorted(missing)[:3] or 'none'}, unexpected: {sorted(unexpected)[:3] or 'none'}"
@@ -271,7 +275,7 @@ def _patch_of(trunk: Any, name: str) -> tuple[int, bool]:
     if isinstance(trunk, VisionTransformer) and trunk.global_pool in ("token", "avg", "map"):
         height, width = trunk.patch_embed.patch_size
         if height != width:
-            raise UserError(f"timm model '{name}' has patches of {width} x {height} px: allowed are square ones")
+            raise UserError(f"timm model '{name}': patches are not square (got {width} x {height} px)")
         return int(height), False
     info = getattr(trunk, "feature_info", None)
     has_stages = hasattr(trunk, "forward_intermediates") and not hasattr(trunk, "patch_embed")
@@ -279,9 +283,9 @@ def _patch_of(trunk: Any, name: str) -> tuple[int, bool]:
     if last.get("num_chs") == trunk.num_features:
         return int(last["reduction"]), True
     raise UserError(
-        f"timm model '{name}' is a {type(trunk).__name__}: allowed are plain ViTs that pool their class token, their "
-        "mean or by attention, and convolutional networks that pool their last map, since regions need one token per "
-        "cell"
+        f"timm model '{name}': unsupported network (got {type(trunk).__name__}); expected plain ViTs that pool their "
+        "class token, their mean or by attention, or convolutional networks that pool their last map, since regions "
+        "need one token per cell"
     )
 
 

@@ -49,7 +49,7 @@ class Dinov2ImageEncoder(TransformersImageEncoder):
         )
         config = loaded.model.config
         if not isinstance(config.patch_size, int):
-            raise UserError(f"{options.source or KIND}: patches of {config.patch_size} px; expected square ones")
+            raise UserError(f"{options.source or KIND}: patches are not square (got {config.patch_size} px)")
         super().__init__(loaded, options, kind=KIND, trunk=loaded.model, projection=None, projection_width=None)
         self.pool = options.pool
         self.prefix_tokens = 1 + int(getattr(config, "num_register_tokens", 0))

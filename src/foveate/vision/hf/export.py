@@ -21,7 +21,7 @@ def check_whole(image: TransformersClipImageEncoder, text: TransformersClipTextE
         )
     for name, encoder in (("image", image), ("text", text)):
         if not isinstance(encoder.proj, nn.Linear) or encoder.proj.bias is not None:
-            raise UserError(f"the projection of the {name} tower is no bias-free linear map, as CLIPModel's are")
+            raise UserError(f"{name} tower: its projection is not a linear map without bias, as in CLIPModel")
 
 
 def whole_model(image: TransformersClipImageEncoder, text: TransformersClipTextEncoder, *, log_scale: float) -> Any:

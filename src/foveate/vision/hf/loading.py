@@ -92,14 +92,16 @@ def load_tower(
             model = model_class(config_class.from_dict(dict(config)))
         return Loaded(model, dict(config), source, revision, None)
     if source is None:
-        raise UserError(f"source of '{kind}' is missing: give a folder or OWNER/NAME on the hub")
+        raise UserError(f"source of '{kind}': missing; expected a folder or OWNER/NAME on the hub")
     checkpoint = fetch(source, revision=revision, offline=options.offline, field=f"source of '{kind}'")
     raw_config = checkpoint.config()
     model_type = raw_config.get("model_type")
     if model_type not in types:
         other = KIND_OF_TYPE.get(str(model_type))
         hint = f"; kind: {other} reads it" if other and other != kind else ""
-        raise UserError(f"{source}: its model_type is '{model_type}', '{kind}' reads {', '.join(types)}{hint}")
+        raise UserError(
+            f"{source}: '{kind}' cannot read its model_type (got '{model_type}'); expected {', '.join(types)}{hint}"
+        )
     with quiet():
         try:
             settings = config_class.from_pretrained(str(checkpoint.folder))

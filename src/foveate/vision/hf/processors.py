@@ -34,11 +34,11 @@ def processor_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     # `Preprocess` always divides by 255, so a processor that scales otherwise cannot be followed.
     factor = processor.rescale_factor if processor.do_rescale else 1.0
     if abs(factor * 255 - 1) > 1e-6:
-        raise UserError(f"{checkpoint.folder}: pixels are scaled by {factor}, allowed is 1/255")
+        raise UserError(f"{checkpoint.folder}: unsupported scale of pixels (got {factor}); expected 1/255")
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
     resample = int(processor.resample)
     if resample not in _RESAMPLING:
-        raise UserError(f"{checkpoint.folder}: resampling {resample}, allowed are {_RESAMPLING}")
+        raise UserError(f"{checkpoint.folder}: unsupported resampling (got {resample}); expected one of {_RESAMPLING}")
     return {
         "size": _size(sides, str(checkpoint.folder)),
         "mean": three(mean),
@@ -63,7 +63,9 @@ def _size(sides: Any, where: str) -> InputSize:
         return int(values["height"]), int(values["width"])
     sides_px = {value for value in values.values() if value is not None}
     if len(sides_px) != 1:
-        raise UserError(f"{where}: image size {values}; expected height and width, or one side of a square")
+        raise UserError(
+            f"{where}: not an image size (got {values}); expected height and width, or one side of a square"
+        )
     return int(sides_px.pop())
 
 
@@ -85,7 +87,7 @@ def preprocess_for(
         UserError: for an `image_size` that is not a multiple of the patch.
     """
     if image_size is not None and any(side < patch or side % patch for side in _pair(image_size)):
-        raise UserError(f"image_size {image_size} of '{kind}': allowed are multiples of its patch, {patch} px")
+        raise UserError(f"image_size of '{kind}': not a multiple of its patch of {patch} px (got {image_size})")
     height, width = _pair(settings["size"] if image_size is None else image_size)
     return Preprocess(
         size=(height // patch * patch, width // patch * patch),
@@ -104,7 +106,9 @@ def given_preprocess(values: Mapping[str, Any], *, image_size: InputSize | None,
     """
     preprocess = Preprocess.from_dict({"geometry": geometry, **values})
     if image_size is not None and _pair(image_size) != (preprocess.height, preprocess.width):
-        raise UserError(f"image_size {image_size} and preprocess.size {preprocess.size}: give one of them")
+        raise UserError(
+            f"image_size: contradicts preprocess.size {preprocess.size} (got {image_size}); expected one of the two"
+        )
     return preprocess
 
 
@@ -114,6 +118,6 @@ def preprocess_of(checkpoint: Checkpoint | None, options: ImageTowerOptions, *, 
     if options.preprocess is not None:
         return given_preprocess(options.preprocess, image_size=size, geometry=geometry)
     if checkpoint is None:
-        raise UserError(f"'{kind}' built from a config needs the field preprocess too")
+        raise UserError(f"'{kind}': a model built from a config needs the field preprocess")
     read = processor_settings(checkpoint)
     return preprocess_for(read, image_size=size, patch=patch, geometry=geometry, kind=kind)

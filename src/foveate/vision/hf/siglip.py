@@ -37,7 +37,7 @@ class SiglipImageEncoder(TransformersImageEncoder):
         loaded = load_tower(KIND, SiglipVisionModel, SiglipVisionConfig, options, types=_TYPES)
         config = loaded.model.config
         if not config.vision_use_head:
-            raise UserError(f"{options.source or KIND}: it has no pooling head (vision_use_head is false)")
+            raise UserError(f"{options.source or KIND}: no pooling head (vision_use_head is false)")
         super().__init__(
             loaded, options, kind=KIND, trunk=loaded.model, projection=projection, projection_width=config.hidden_size
         )

@@ -70,9 +70,9 @@ class LocalizerSettings(Settings):
     def _encoders_have_a_kind(self) -> Self:
         for name in ("image_encoder", "text_encoder"):
             if "kind" not in getattr(self, name):
-                raise ValueError(f"{name} needs a 'kind', for example lite0 or open_clip")
+                raise ValueError(f"{name}: 'kind' is missing; expected for example lite0 or open_clip")
         if self.embed_dim == 0 and self.image_encoder["kind"] != "initial":
-            raise ValueError("embed_dim 0 takes the width of `initial`, and wants image_encoder: {kind: initial}")
+            raise ValueError("embed_dim: 0 means the width of `initial` and needs image_encoder: {kind: initial}")
         if self.logit_bias_init is not None and "sigmoid" not in (self.loss, self.regions.loss):
             warnings.warn("logit_bias_init has no effect with loss 'softmax'", stacklevel=2)
         return self

@@ -55,17 +55,21 @@ def create_open_clip(
         return _from_config(config), dict(config)
     scheme = parse_model_name(model)[0] if ":" in model else None
     if ":" in model and scheme is None:
-        raise UserError(f"open_clip model '{model}': allowed are a name, 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'")
+        raise UserError(
+            f"open_clip model: no such form (got '{model}'); expected a name, 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'"
+        )
     names = open_clip.list_models()
     if scheme is None and model not in names:
         raise UserError(
             f"open_clip has no architecture '{model}'; "
-            f"`python -c 'import open_clip; print(open_clip.list_models())'` shows all{nearest(model, names)}"
+            f"`python -c 'import open_clip; print(open_clip.list_models())'` lists all{nearest(model, names)}"
         )
     trained = pretrained is not None or scheme is not None
     changes: dict[str, Any] = {}
     if trained and (vision or text):
-        raise UserError(f"'{model}' has trained weights: vision and text settings can only change untrained towers")
+        raise UserError(
+            f"'{model}': its weights are trained; vision and text settings can only change untrained towers"
+        )
     if not trained:
         config = _config_of(model)
         sizes = {} if image_size is None else {"image_size": image_size}
@@ -89,7 +93,7 @@ def create_open_clip(
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
         raise UserError(f"open_clip model '{model}'{_tag(pretrained)}: {advice(scheme, pretrained, error)}") from error
     if embed_dim is not None and config["embed_dim"] != embed_dim:
-        raise UserError(f"embed_dim {embed_dim}: the trained weights of '{model}' have {config['embed_dim']}")
+        raise UserError(f"embed_dim: the trained weights of '{model}' have {config['embed_dim']} (got {embed_dim})")
     if trained and image_size is not None:
         config["vision_cfg"] = {**config["vision_cfg"], "image_size": image_size}
     return built, config
@@ -107,20 +111,20 @@ def named(
 ) -> tuple[str, str | None]:
     """Return open_clip's name of the model, and the commit it is pinned to; `built`: `source` is only a record."""
     if not isinstance(model, str):
-        raise UserError(f"the name of a model of 'open_clip' is text, not {model!r:.60}")
+        raise UserError(f"open_clip model: not a name (got {model!r:.60}); expected text")
     if source is None:
         if revision is not None and not built:
-            raise UserError(f"revision '{revision}' of 'open_clip' only means something with source: OWNER/NAME")
+            raise UserError(f"revision of 'open_clip': has no effect without source: OWNER/NAME (got '{revision}')")
         return model, revision
     if pretrained is not None:
         raise UserError(
-            f"'open_clip': source '{source}' has its own weights, pretrained '{pretrained}' is one too many"
+            f"'open_clip': source '{source}' has its own weights; leave pretrained out (got '{pretrained}')"
         )
     if built:
         return f"local-dir:{source}", revision
     checkpoint = fetch(source, revision=revision, offline=offline, field="source of 'open_clip'", cache_dir=cache_dir)
     if not (checkpoint.folder / "open_clip_config.json").is_file():
-        raise UserError(f"{source}: no checkpoint of open_clip, it has no open_clip_config.json")
+        raise UserError(f"{source}: not a checkpoint of open_clip: open_clip_config.json is missing")
     checkpoint.weights()
     return f"local-dir:{checkpoint.folder}", checkpoint.commit
 

@@ -66,10 +66,12 @@ def check_standard(image: OpenClipImageEncoder, text: OpenClipTextEncoder) -> No
                 )
         norms = config.get("norm_kwargs") or {}
         if set(norms) - {"eps"}:
-            raise UserError(f"{name}.norm_kwargs is {norms!r}: transformers' CLIPModel knows eps only")
+            raise UserError(f"{name}.norm_kwargs: transformers' CLIPModel has only eps (got {norms!r})")
     vocabulary = text.model_config["text_cfg"].get("vocab_size", 49408)
     if vocabulary != _MERGES + 2 * 256 + 2:
-        raise UserError(f"text_cfg.vocab_size is {vocabulary}: open_clip's byte pairs have {_MERGES + 514}")
+        raise UserError(
+            f"text_cfg.vocab_size: not that of open_clip's byte pairs (got {vocabulary}); expected {_MERGES + 514}"
+        )
 
 
 def clip_model(image: OpenClipImageEncoder, text: OpenClipTextEncoder, *, log_scale: float) -> Any:
@@ -213,7 +215,9 @@ def clip_image_processor(preprocess: Preprocess) -> Any:
     from transformers import CLIPImageProcessor
 
     if preprocess.geometry == "letterbox" and any(preprocess.fill):
-        raise UserError(f"preprocess.fill is {list(preprocess.fill)}: transformers' CLIPImageProcessor pads with black")
+        raise UserError(
+            f"preprocess.fill: transformers' CLIPImageProcessor pads with black (got {list(preprocess.fill)})"
+        )
     if preprocess.interpolation not in ("bilinear", "bicubic"):
         raise UserError(
             f"preprocess.interpolation is '{preprocess.interpolation}': transformers' CLIPImageProcessor resizes alike "

@@ -116,7 +116,9 @@ class OpenClipImageEncoder(ImageEncoder):
         )
         sides = visual.image_size if isinstance(visual.image_size, Sequence) else (visual.image_size,) * 2
         if preprocess is not None and tuple(sides) != (self.preprocess.height, self.preprocess.width):
-            raise UserError(f"image_size {self.preprocess.size}: the tower's positions are for {visual.image_size} px")
+            raise UserError(
+                f"image_size: the tower's positions are for {visual.image_size} px (got {self.preprocess.size})"
+            )
         self.model_config = model_config
         self.convolutional = hasattr(visual, "attnpool")
         self.visual: Any = visual
@@ -163,7 +165,7 @@ class OpenClipImageEncoder(ImageEncoder):
         trunk = getattr(visual, "trunk", None)
         if self.convolutional:
             if norm or prefix:
-                raise UserError("norm and prefix of 'open_clip': a ResNet has neither; leave them out")
+                raise UserError("'open_clip': norm and prefix need a transformer, this is a ResNet; leave them out")
             return ImageFeatures.from_map(self._stages(pixels)[check_layer(layer, 4, kind="open_clip")])
         blocks = visual.transformer.resblocks if trunk is None else trunk.blocks
         index = check_layer(layer, len(blocks), kind="open_clip")
@@ -226,8 +228,8 @@ def _geometry_of(visual: Any, built: Any, model: str) -> tuple[tuple[int, int], 
             return tuple(trunk.patch_embed.grid_size), trunk.embed_dim
     kind = type(built if isinstance(built, CoCa) else getattr(visual, "trunk", visual)).__name__
     raise UserError(
-        f"open_clip model '{model}' has an image tower of type {kind}: allowed are plain ViTs that pool their class "
-        "token, their mean or by attention, and CLIP's ResNets, since regions need one token per cell"
+        f"open_clip model '{model}': unsupported image tower (got {kind}); expected plain ViTs that pool their class "
+        "token, their mean or by attention, or CLIP's ResNets, since regions need one token per cell"
     )
 
 
