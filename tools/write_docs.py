@@ -61,7 +61,8 @@ def _default(option: click.Option) -> str:
         return "required"
     value = option.default
     if option.is_flag:
-        return "" if value is not True else "on"
+        # A switch --no-x has the default of x, not of itself.
+        return "on" if value is True and not option.opts[0].startswith("--no-") else ""
     if callable(value) or value in (None, (), "") or "UNSET" in repr(value).upper():
         return ""
     return f"`{','.join(map(str, value)) if isinstance(value, tuple | list) else value}`"

@@ -26,19 +26,21 @@ class Example(Settings):
     rate: float = Field(0.5, gt=0, le=1, description="pcv: a share")
     kinds: tuple[str, ...] = Field(("a", "b"), description="kinds, best first")
     mode: Literal["fast", "exact"] = Field("fast", description="how")
+    steps: int = Field(5, ge=1, description="steps")
     limit: int | None = Field(None, ge=1, description="at most so many")
     retry: bool = Field(False, description="try again")
     cache: bool = Field(True, description="keep no cache")
     training: Training = Training()
+    split: dict[str, float] = Field({"train": 0.8, "test": 0.2}, description="fractions")
     prompts: tuple[str, ...] = Field(("a {}",), description="prompts of a class")
     shots: tuple[Annotated[int, Field(ge=2)], ...] = Field((), description="images of a class")
 
 
-NAMES = ("rate", "kinds", "mode", "limit", "retry", "cache", "training.epochs")
+NAMES = ("rate", "kinds", "mode", "limit", "retry", "cache", "training.epochs", "split")
 
 
 @click.command("example", cls=FieldsCommand)
-@fields(f"{__name__}:Example", ("name", "--called"), *NAMES, metavars={"limit": "COUNT"})
+@fields(f"{__name__}:Example", ("name", "--called", "--named"), *NAMES, metavars={"limit": "COUNT"})
 @fields(f"{__name__}:Example", ("prompts", "--prompt"), "shots", repeat=("prompts", "shots"), metavars={"shots": "N"})
 def example(settings: dict[str, Any]) -> None:
     click.echo(repr(settings))
@@ -51,6 +53,7 @@ def run(*arguments: str) -> Any:
 
 def test_only_what_was_given_is_passed_on() -> None:
     assert run("--called", "x") == {"name": "x"}
+    assert run("--named", "x") == {"name": "x"}
     assert run("--called", "x", "--rate", "0.5") == {"name": "x", "rate": 0.5}
     given = ("--kinds", "b, c,", "--mode", "exact", "--limit", "3", "--retry", "--no-cache", "--epochs", "7")
     assert run("--called", "x", *given) == {
@@ -95,17 +98,31 @@ def test_an_unknown_choice_names_the_nearest() -> None:
 def test_help_shows_description_default_and_bounds() -> None:
     output = " ".join(CliRunner().invoke(example, ["--help"]).output.split())
     for words in (
-        "--called TEXT The name. [required]",
+        "--called, --named TEXT The name. [required]",
         "pcv: a share. [default: 0.5; 0<x<=1]",
         "--kinds A,B,... Kinds, best first. [default: a,b]",
         "--mode [fast|exact] How. [default: fast]",
         "--no-cache",
         "--epochs INTEGER RANGE Passes over the images. [default: 50; x>=1]",
+        "--split TEXT Fractions. [default: train=0.8,test=0.2]",
         "--limit COUNT At most so many. [x>=1]",
         "--prompt TEXT Prompts of a class. Repeatable. [default: a {}]",
         "--shots N Images of a class. Repeatable. [x>=2]",
     ):
         assert words in output
+
+
+def test_options_that_override_a_recipe_show_no_default_and_are_never_required() -> None:
+    @click.command("train", cls=FieldsCommand)
+    @fields(f"{__name__}:Example", "name", "steps", "cache", into="changes", of_recipe=True)
+    def train(changes: dict[str, Any]) -> None:
+        click.echo(repr(changes))
+
+    output = " ".join(CliRunner().invoke(train, ["--help"]).output.split())
+    assert "--name TEXT The name. The recipe's by default." in output
+    assert "--steps INTEGER RANGE Steps. The recipe's by default. [x>=1]" in output
+    assert CliRunner().invoke(train, []).output.strip() == "{}"
+    assert CliRunner().invoke(train, ["--steps", "5", "--no-cache"]).output.strip() == "{'steps': 5, 'cache': False}"
 
 
 def test_a_field_that_the_model_lacks_is_a_mistake_of_the_verb() -> None:

@@ -44,19 +44,27 @@ class Fields(click.Option):
 
     Attributes:
         model: "module:Class" of a pydantic model.
-        flags: field path ("data.shots") -> option name ("--shots").
+        flags: field path ("data.shots") -> names of its option ("--shots",).
         into: the command's argument that gets the values that the user gave, nested as the model is.
         repeat: paths of tuples whose option is repeated, instead of one value with commas.
         metavars: field path -> placeholder of its value in the help.
+        of_recipe: the defaults are those of a recipe, which the command line does not know yet.
     """
 
     def __init__(
-        self, model: str, flags: dict[str, str], into: str, repeat: frozenset[str], metavars: Mapping[str, str]
+        self,
+        model: str,
+        flags: dict[str, tuple[str, ...]],
+        into: str,
+        repeat: frozenset[str],
+        metavars: Mapping[str, str],
+        of_recipe: bool,
     ) -> None:
         # Click warns of two parameters of one name, so several placeholders of a command are told apart by a flag.
-        first = next(iter(flags.values())).removeprefix("--")
+        first = next(iter(flags.values()))[0].removeprefix("--")
         super().__init__([f"--{into.replace('_', '-')}-fields-{first}"], hidden=True, expose_value=False)
         self.model, self.flags, self.into, self.repeat, self.metavars = model, flags, into, repeat, metavars
+        self.of_recipe = of_recipe
 
     def expand(self) -> list[FieldOption]:
         """Import the model and build one option per field.
@@ -69,13 +77,14 @@ class Fields(click.Option):
         return [
             FieldOption(
                 path,
-                flag,
+                names,
                 find_field(model, path),
                 into=self.into,
                 repeat=path in self.repeat,
                 metavar=self.metavars.get(path),
+                of_recipe=self.of_recipe,
             )
-            for path, flag in self.flags.items()
+            for path, names in self.flags.items()
         ]
 
 
@@ -83,15 +92,27 @@ class FieldOption(click.Option):
     """The option of one field. Its value counts only if the user gave it: a recipe's default is not an override."""
 
     def __init__(
-        self, path: str, flag: str, field: FieldInfo, *, into: str, repeat: bool = False, metavar: str | None = None
+        self,
+        path: str,
+        flags: tuple[str, ...],
+        field: FieldInfo,
+        *,
+        into: str,
+        repeat: bool = False,
+        metavar: str | None = None,
+        of_recipe: bool = False,
     ) -> None:
         self.path, self.into = path, into
         annotation = _without_none(field.annotation)
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         settings: dict[str, Any] = {"help": _sentence(field.description), "required": field.is_required()}
+        if of_recipe:
+            # The recipe is not read yet; a default of the model may not be the recipe's.
+            settings |= {"help": f"{settings['help']} The recipe's by default.", "required": False}
+            default = default if annotation is bool else None
         if annotation is bool:
             # A switch that is on by default can only be turned off.
-            flag = f"--no-{flag.removeprefix('--')}" if default else flag
+            flags = tuple(f"--no-{flag.removeprefix('--')}" for flag in flags) if default else flags
             settings |= {"is_flag": True, "flag_value": not default, "required": False, "default": default}
         elif repeat:
             inner = typing.get_args(annotation)[0]
@@ -101,10 +122,10 @@ class FieldOption(click.Option):
                 settings |= {"default": default, "show_default": True}
         else:
             settings |= {"type": click_type(annotation, bounds_of(field))}
-            if default not in (None, "", (), []):
+            if default not in (None, "", (), [], {}):
                 settings |= {"default": _as_text(default), "show_default": True}
             settings["metavar"] = metavar or ("A,B,..." if isinstance(settings["type"], _List) else None)
-        super().__init__([flag, f"{into}__{path.replace('.', '__')}"], **settings)
+        super().__init__([*flags, f"{into}__{path.replace('.', '__')}"], **settings)
 
 
 class _List(click.ParamType):
@@ -155,27 +176,32 @@ class FieldsCommand(click.Command):
 
 def fields(
     model: str,
-    *names: str | tuple[str, str],
+    *names: str | tuple[str, ...],
     into: str = "settings",
     repeat: Collection[str] = (),
     metavars: Mapping[str, str] | None = None,
+    of_recipe: bool = False,
 ) -> Callable[[F], F]:
     """Add options for fields of a model to a command of class `FieldsCommand`.
 
     Args:
         model: "module:Class".
         names: field paths. The option is the last part of the path ("data.shots" is --shots, "alt_kinds" --alt-kinds),
-            or the second of a pair: ("data.field", "--label").
+            or what follows the path: ("data.field", "--label"), ("format", "--format", "--as").
         into: argument of the command that gets {field: value} of what the user gave, nested like the model.
         repeat: paths of tuples whose option is repeated (--template A --template B), where a value may hold a comma.
         metavars: field path -> placeholder of its value in the help ("HOST[:PORT]").
+        of_recipe: the model is a recipe's and the options override it: no option is required or shows a default.
     """
-    pairs = [name if isinstance(name, tuple) else (name, _flag(name)) for name in names]
+    flags = {
+        name if isinstance(name, str) else name[0]: (_flag(name),) if isinstance(name, str) else name[1:]
+        for name in names
+    }
 
     def decorate(function: F) -> F:
         # Click collects parameters in this list and reverses it: decorators run from the bottom up.
         function.__dict__.setdefault("__click_params__", []).append(
-            Fields(model, dict(pairs), into, frozenset(repeat), metavars or {})
+            Fields(model, flags, into, frozenset(repeat), metavars or {}, of_recipe)
         )
         return function
 
@@ -255,6 +281,8 @@ def _sentence(description: str | None) -> str | None:
 
 
 def _as_text(default: Any) -> Any:
+    if isinstance(default, dict):
+        default = [f"{name}={value}" for name, value in default.items()]
     return ",".join(map(str, default)) if isinstance(default, tuple | list) else default
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -101,6 +103,43 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return content
 
 
+def format_overrides(values: Mapping[str, Any], *, prefix: str = "") -> list[str]:
+    """Turn nested values into `a.b=value` texts, the inverse of `parse_overrides`; None is left out.
+
+    >>> format_overrides({"training": {"steps": 3, "seed": None}, "initial": "model"})
+    ['training.steps=3', 'initial="model"']
+    """
+    overrides = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            overrides += format_overrides(value, prefix=f"{prefix}{name}.")
+        elif value is not None:
+            # JSON is YAML, and quotes texts: a folder named "1" or "yes" stays a text.
+            overrides.append(f"{prefix}{name}={json.dumps(value)}")
+    return overrides
+
+
+def parse_pairs(texts: Sequence[str], *, hint: str) -> dict[str, str]:
+    """Split `NAME=VALUE` texts into a mapping.
+
+    Args:
+        hint: how a text is written, for the error ("write it as color=red").
+
+    Raises:
+        UserError: a text has no name, no "=" or no value, or a name comes twice.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name or not value:
+            raise UserError(f"'{text}': {hint}")
+        if name in pairs:
+            raise UserError(f"'{text}': '{name}' comes twice")
+        pairs[name] = value
+    return pairs
+
+
 def _apply(content: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
@@ -149,10 +188,19 @@ def _describe_problem(model: type[BaseModel], problem: dict[str, Any]) -> str:
         info = parent.model_fields.get(location[-1]) if parent else None
         if info is not None and info.description:
             return f"field '{field}': {message}: {info.description.rstrip('.')}"
+    if problem["type"] == "literal_error":
+        allowed = _list_choices(problem["ctx"]["expected"])
+        expected = f"expected one of {', '.join(allowed)}{nearest(str(problem['input']), allowed)}"
+        return f"field '{field}': unknown value {problem['input']!r:.60}; {expected}"
     # Rules about several fields, and those that end with a nearest match, name the value themselves.
     names_value = problem["type"] == "value_error" and (isinstance(problem["input"], dict) or message.endswith("?"))
     value = "" if names_value or problem["type"] == "missing" else f" (got {problem['input']!r:.60})"
     return f"field '{field}': {message}{value}"
+
+
+def _list_choices(expected: str) -> list[str]:
+    """Split pydantic's list of a Literal's values: "'a', 'b' or 3" is a, b, 3."""
+    return [choice.strip().strip("'") for choice in re.split(", | or ", expected)]
 
 
 def _find_model(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel] | None:
