@@ -164,6 +164,6 @@ def test_mistakes(model: Path, tiny_collection: Path, tmp_path: Path) -> None:
         export(model, to="embeddings", device="cpu", out=tmp_path / "x")
     with pytest.raises(UserError, match="split"):
         export(model, to="embeddings", collection=tiny_collection, split="tset", device="cpu", out=tmp_path / "x")
-    with raises_naming(UserError, "csv", "--format"):
+    with raises_naming(UserError, "csv", "format", "parquet"):
         export(model, to="embeddings", collection=tiny_collection, format="csv", device="cpu", out=tmp_path / "x")
     assert list(tmp_path.iterdir()) == []

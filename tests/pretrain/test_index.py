@@ -222,7 +222,7 @@ def test_refusals(model: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest
         (("--regions auto",), (model, shapes, out), {"regions": "grid"}),
         (("--precision float32",), (model, shapes, out), {"precision": "float16"}),
         ((shapes, "--out"), (model, shapes, shapes), {}),
-        (("--regions", "boxs", "boxes"), (model, shapes, tmp_path / "a"), {"regions": "boxs"}),
+        (("regions", "boxs", "boxes"), (model, shapes, tmp_path / "a"), {"regions": "boxs"}),
         ((tmp_path, "config.json"), (tmp_path, shapes, tmp_path / "a"), {}),
         ((tmp_path / "none",), (model, tmp_path / "none", tmp_path / "a"), {}),
     ):  # fmt: skip

@@ -36,13 +36,6 @@ device_option = click.option(
 workers_option = click.option(
     "--workers", type=click.IntRange(1, 256), default=None, help="Threads or processes that read and decode."
 )
-region_source_option = click.option(
-    "--region-source",
-    "region_sources",
-    multiple=True,
-    metavar="NAME",
-    help="Whose regions: own (what no detector made; default), all, or a source such as vesl:nanodet; may be repeated.",
-)
 
 
 def path_option(flag: str, help: str, *, required: bool = False) -> Callable[[F], F]:

@@ -11,24 +11,36 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from foveate.core.errors import UserError, choose
 from foveate.core.files import FolderLock, commit_atomically, read_json
 from foveate.core.plugins import load_module, module_names
 from foveate.core.progress import say
+from foveate.core.recipes import Settings, validate
 from foveate.pretrain.results import ExportResult
 from foveate.records.collection import Collection
 from foveate.records.layout import DESCRIPTION
-from foveate.records.region_sources import OWN, SelectedRegions
+from foveate.records.region_sources import OWN, RegionSources, SelectedRegions
 
 if TYPE_CHECKING:
     from foveate.vision.localizer.model import LocalizingModel
 
 MODEL_TARGETS, COLLECTION_TARGETS = "foveate.pretrain.exporters", "foveate.records.exporters"
-FORMATS = ("parquet", "npz")
 _CONFIG = "config.json"
 _STAGED = "content"
+
+
+class ExportSettings(Settings):
+    """What is exported, and what the target "embeddings" reads and how it writes."""
+
+    to: str = Field(description="a model: open_clip, transformers, onnx, embeddings; a collection: webdataset, coco")
+    collection: Path | None = Field(None, description="collection whose images, regions and texts become embeddings")
+    split: str | None = Field(None, description="only this split of --collection; all images by default")
+    region_sources: RegionSources = None
+    format: Literal["parquet", "npz"] = Field("parquet", description="file format of embeddings")
 
 
 @dataclass(frozen=True)
@@ -104,12 +116,15 @@ def export(
         UserError: when the source is neither, when the target does not fit, or when the folder is not empty.
     """
     source = Path(source)
+    content = {"to": to, "collection": collection, "split": split, "region_sources": region_sources, "format": format}
+    settings = validate(ExportSettings, content, where="foveate export")
+    sources = settings.region_sources or (OWN,)
     if (source / DESCRIPTION).is_file():
         targets = collection_targets()
         choose(to, targets, f"target of the collection {source}")
         if collection is not None or split is not None or format != "parquet":
             raise UserError("--collection, --split and --format belong to `--to embeddings` of a model")
-        return _export_collection(source, to, out, targets[to], tuple(region_sources or (OWN,)), dry_run)
+        return _export_collection(source, to, out, targets[to], sources, dry_run)
     folder = source if (source / _CONFIG).is_file() or not (source / "model" / _CONFIG).is_file() else source / "model"
     if not (folder / _CONFIG).is_file():
         raise UserError(
@@ -122,7 +137,7 @@ def export(
             f"--collection, --split, --region-source and --format belong to `--to embeddings`, not to `--to {to}`"
         )
     opened = Collection.open(collection) if collection is not None else None
-    options = {"split": split, "region_sources": tuple(region_sources or (OWN,)), "format": format}
+    options = {"split": split, "region_sources": sources, "format": format}
     return _export_model(folder, to, out, {"collection": opened, **options}, device, dry_run)
 
 
@@ -141,7 +156,6 @@ def _export_model(
     _check_empty(target)
     model = load_model(source, device=device)
     metrics = read_json(source / METRICS) if (source / METRICS).is_file() else {}
-    choose(options["format"], FORMATS, "--format")
     job = Job(source, model, read_json(source / _CONFIG), metrics, target, **options)
     planned: list[str] = module.check(job)
     if dry_run:

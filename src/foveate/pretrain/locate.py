@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.pretrain.evaluate import baseline_boxes
+from foveate.pretrain.searching.settings import LOCATE_RULES
 from foveate.records.geometry import Placement, View
 from foveate.records.images import BadImage, check, decode
 from foveate.vision.encoder import ImageFeatures
 from foveate.vision.localizer.inference import candidate_scores, embed_phrases, find
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
-
-RULES = ("head", "candidates")
 
 
 def read_image(path: Path) -> bytes:
@@ -100,7 +99,7 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
     """
     if not phrase.strip():
         raise UserError("phrase: the text is empty; expected words such as 'a red boat'")
-    available = RULES if model.prompter is not None else RULES[1:]
+    available = LOCATE_RULES if model.prompter is not None else LOCATE_RULES[1:]
     rule = rule or model.locate_rule
     if rule not in available:
         raise UserError(f"rule '{rule}': this model has {', '.join(available)}")

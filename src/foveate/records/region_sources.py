@@ -7,10 +7,12 @@ index and an export leave pseudo-labels out by default; evaluations never use th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
 from foveate.core.errors import UserError, nearest
 from foveate.records.collection import Collection
@@ -19,6 +21,11 @@ from foveate.records.record import Region
 PSEUDO = "vesl:"
 # Names for everything except pseudo-labels, and for everything.
 OWN, ALL = "own", "all"
+# The field of every settings model that selects regions, with the help of --region-source.
+RegionSources = Annotated[
+    tuple[str, ...] | None,
+    Field(description="whose regions: own (what no detector made; default), all, or a source such as vesl:nanodet"),
+]
 
 
 def pseudo_label_source(detector: str) -> str:

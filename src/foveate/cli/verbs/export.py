@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from foveate.cli.options import common, finish, region_source_option
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import common, dry_run_option, finish, path_option
 
 
-@click.command("export", short_help="Write a model or a collection for other libraries.")
+@click.command("export", cls=FieldsCommand, short_help="Write a model or a collection for other libraries.")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option(
-    "--to",
+@fields(
+    "foveate.pretrain.export:ExportSettings",
     "to",
-    required=True,
-    metavar="TARGET",
-    help="A model: open_clip, transformers, onnx, embeddings. A collection: webdataset, coco.",
+    "collection",
+    "split",
+    ("region_sources", "--region-source"),
+    "format",
+    repeat=("region_sources",),
+    metavars={"to": "TARGET", "region_sources": "NAME"},
 )
-@click.option("--out", type=click.Path(path_type=Path), help="New folder; SOURCE-TARGET by default.")
-@click.option("--collection", type=click.Path(path_type=Path), help="Whose images and texts to embed.")
-@click.option("--split", default=None, help="Only this split of the collection; all images by default.")
-@region_source_option
-@click.option(
-    "--format",
-    "format_name",
-    type=click.Choice(["parquet", "npz"]),
-    default="parquet",
-    show_default=True,
-    help="Of embeddings.",
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be written, or why it cannot be; write nothing.")
+@path_option("--out", "New folder; SOURCE-TARGET by default.")
+@dry_run_option("Say what would be written, or why it cannot be; write nothing.")
 @common(seed=False)
 def command(
     source: Path,
-    to: str,
     out: Path | None,
-    collection: Path | None,
-    split: str | None,
-    region_sources: tuple[str, ...],
-    format_name: str,
+    settings: dict[str, Any],
     dry_run: bool,
     as_json: bool,
     device: str | None,
@@ -57,15 +47,5 @@ def command(
     """
     from foveate.pretrain.export import export
 
-    folder, result, lines = export(
-        source,
-        to=to,
-        out=out,
-        collection=collection,
-        split=split,
-        region_sources=region_sources or None,
-        format=format_name,
-        device=device,
-        dry_run=dry_run,
-    )
+    folder, result, lines = export(source, out=out, device=device, dry_run=dry_run, **settings)
     finish(result.to_json(), lines, {} if dry_run else {"export": folder}, as_json=as_json)

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from foveate.cli.options import common, finish, region_source_option, workers_option
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import common, dry_run_option, finish, path_option, workers_option
 
 
-@click.command("index", short_help="Make a collection searchable.")
+@click.command("index", cls=FieldsCommand, short_help="Make a collection searchable.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("collection", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The index folder; COLLECTION-index by default.")
-@click.option(
-    "--regions",
-    default=None,
-    metavar="RULE",
-    help="auto (own boxes; a grid where an image has none), boxes, grid, both or none; auto by default.",
+@path_option("--out", "The index folder; COLLECTION-index by default.")
+@fields(
+    "foveate.pretrain.searching.settings:IndexSettings",
+    "regions",
+    ("region_sources", "--region-source"),
+    "precision",
+    "retry",
+    repeat=("region_sources",),
+    metavars={"region_sources": "NAME"},
 )
-@region_source_option
-@click.option("--precision", default=None, metavar="NAME", help="float32 (default), or float16 at half the size.")
-@click.option("--retry", is_flag=True, help="Try again what could not be read before.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be embedded, and how large it gets.")
+@dry_run_option("Only say what would be embedded, and how large it gets.")
 @workers_option
 @common(seed=False)
 def command(
     model: Path,
     collection: Path,
     out: Path | None,
-    regions: str | None,
-    region_sources: tuple[str, ...],
-    precision: str | None,
-    retry: bool,
+    settings: dict[str, Any],
     dry_run: bool,
     workers: int | None,
     as_json: bool,
@@ -49,18 +48,16 @@ def command(
     from foveate.pretrain.results import IndexResult
     from foveate.pretrain.searching.index import build_index
 
+    # Beside the collection, not in it: an index can be deleted and made again, and a collection may be read-only.
     out = out or collection.parent / f"{collection.resolve().name}-index"
     index, plan = build_index(
         model,
         collection,
         out,
-        regions=regions,
-        region_sources=region_sources or None,
-        precision=precision,
         device=device,
         workers=workers or 2,
-        retry=retry,
         dry_run=dry_run,
+        **settings,
     )
     result = IndexResult(
         model=str(model),

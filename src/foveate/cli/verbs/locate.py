@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from foveate.cli.options import common, finish
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import common, finish, run_option
 
 if TYPE_CHECKING:
     from foveate.pretrain.locate import PhraseBoxes
 
 
-@click.command("locate", short_help="Find a phrase in an image.")
+@click.command("locate", cls=FieldsCommand, short_help="Find a phrase in an image.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("phrase")
-@click.option("--rule", type=click.Choice(["head", "candidates"]), default=None, help="The model's better by default.")
-@click.option("--run", "run", type=click.Path(path_type=Path), help="Folder for the page; runs/locate by default.")
+@fields("foveate.pretrain.searching.settings:LocateSettings", "rule")
+@run_option("runs/locate", "Folder for the page")
 @common()
 def command(
     model: Path,
     image: Path,
     phrase: str,
-    rule: str | None,
+    settings: dict[str, Any],
     run: Path | None,
     as_json: bool,
     seed: int | None,
@@ -47,7 +48,7 @@ def command(
     from foveate.vision.localizer.folder import load_model
 
     data = read_image(image)
-    located = locate(load_model(model, device=device), data, phrase, rule=rule, seed=seed or 0)
+    located = locate(load_model(model, device=device), data, phrase, seed=seed or 0, **settings)
     folder = RunFolder.create(run or Path("runs/locate"))
     save_thumbnail(data, folder.path / "images" / "image.webp")
     result = LocateResult.model_validate(

@@ -22,14 +22,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.core.errors import UserError, choose
+from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, read_json
 from foveate.core.progress import say, track
+from foveate.core.recipes import validate
 from foveate.pretrain.searching.index_folder import (
     BUILDING,
     DESCRIPTION,
     IMAGE,
-    PRECISIONS,
     QUARANTINE,
     REGION,
     ROWS,
@@ -42,6 +42,7 @@ from foveate.pretrain.searching.index_folder import (
     sweep,
 )
 from foveate.pretrain.searching.merge import merge_parts
+from foveate.pretrain.searching.settings import IndexSettings
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.records.images import BadImage
@@ -53,7 +54,6 @@ from foveate.vision.localizer.folder import CONFIG, load_model
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.preprocess import move_boxes, read_image
 
-REGIONS = ("auto", "boxes", "grid", "both", "none")
 WITH_REGIONS = ("auto", "boxes", "both")
 _OPTIONS = {"regions": "--regions", "region_sources": "--region-source", "precision": "--precision"}
 # A part takes seconds, so a kill costs little; its files are still large enough to write at full speed.
@@ -126,11 +126,13 @@ def build_index(
         UserError: another model, rule, choice of sources or precision than those of the index; a source without a
             region; too little room on the disk.
     """
+    content = {"regions": regions, "region_sources": region_sources or None, "precision": precision, "retry": retry}
+    settings = validate(IndexSettings, content, where="foveate index")
     collection = Collection.open(collection_folder)
     mark = fingerprint(model_folder)
-    options = {"regions": regions, "region_sources": region_sources and tuple(region_sources), "precision": precision}
+    options = settings.model_dump(include=set(_OPTIONS))
     target = _target_description(model_folder, mark, collection, out, options)
-    if region_sources and target.regions not in WITH_REGIONS:
+    if settings.region_sources and target.regions not in WITH_REGIONS:
         raise UserError(
             f"--region-source has no effect with --regions {target.regions}, which embeds no regions of the data"
         )
@@ -198,9 +200,9 @@ def _target_description(
         method=str(recipe["regions"]["method"]),
         collection=MovablePath.of(collection.path, out),
         collection_name=collection.name,
-        regions=choose(options["regions"] or "auto", REGIONS, "value of --regions"),
+        regions=options["regions"] or "auto",
         region_sources=options["region_sources"] or (OWN,),
-        precision=choose(options["precision"] or "float32", PRECISIONS, "value of --precision"),
+        precision=options["precision"] or "float32",
     )
 
 

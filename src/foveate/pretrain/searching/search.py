@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from foveate.core.errors import UserError, choose
+from foveate.core.errors import UserError
+from foveate.core.recipes import validate
 from foveate.pretrain.searching.faiss_backend import nearest_by_faiss, open_faiss
 from foveate.pretrain.searching.index_folder import (
     DESCRIPTION,
@@ -26,6 +27,7 @@ from foveate.pretrain.searching.index_folder import (
 )
 from foveate.pretrain.searching.nearest import nearest
 from foveate.pretrain.searching.query import Query, embed_query
+from foveate.pretrain.searching.settings import HitSettings
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
@@ -35,7 +37,6 @@ from foveate.vision.localizer.folder import CONFIG, load_model
 from foveate.vision.localizer.model import LocalizingModel
 
 KINDS_OF = {"images": (IMAGE,), "regions": (REGION,), "both": KINDS}
-BACKENDS = ("exact", "faiss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +132,8 @@ class Index:
             kind: "images", "regions" or "both". per_image: maximum of hits from one image.
             backend: "exact", or "faiss" (approximate from `faiss_backend.LISTS_FROM` rows on).
         """
-        choose(kind, KINDS_OF, "kind of hits")
-        choose(backend, BACKENDS, "backend")
-        if min(count, per_image) < 1:
-            raise UserError(f"count, per_image: expected numbers of at least 1 (got {count} and {per_image})")
+        content = {"count": count, "kind": kind, "per_image": per_image, "backend": backend}
+        validate(HitSettings, content, where="search")
         query = np.asarray(vector_E, dtype=np.float64)
         if query.shape != (self.description.embed_dim,) or not np.isfinite(query).all() or not query.any():
             raise UserError(f"query vector: expected {self.description.embed_dim} finite numbers, not all of them 0")

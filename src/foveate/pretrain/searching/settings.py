@@ -1,0 +1,95 @@
+"""Settings of `foveate index`, `search` and `locate`; without torch, so that help is shown at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from foveate.core.recipes import Settings, parse_pairs
+from foveate.records.region_sources import RegionSources
+
+RegionRule = Literal["auto", "boxes", "grid", "both", "none"]
+Precision = Literal["float32", "float16"]
+LocateRule = Literal["head", "candidates"]
+LOCATE_RULES: tuple[str, ...] = get_args(LocateRule)
+
+
+class IndexSettings(Settings):
+    """What an index holds. A field that is None is that of the existing index, or the default of a new one."""
+
+    regions: RegionRule | None = Field(
+        None,
+        description="what is embedded besides whole images: boxes of the data, a grid, both or none; auto (default) takes "
+        "the grid for images without boxes",
+    )
+    region_sources: RegionSources = None
+    precision: Precision | None = Field(
+        None, description="of the stored vectors: float32 by default, float16 at half the size"
+    )
+    retry: bool = Field(False, description="try images again that could not be read before")
+
+
+class HitSettings(Settings):
+    """Which hits of an index are returned."""
+
+    count: int = Field(20, ge=1, description="maximum number of hits")
+    kind: Literal["images", "regions", "both"] = Field("both", description="what the hits may be")
+    per_image: int = Field(1, ge=1, description="maximum number of hits from one image")
+    backend: Literal["exact", "faiss"] = Field(
+        "exact", description="search exactly, or with faiss (extra), which is approximate for large indexes"
+    )
+
+
+def _parse_corners(value: Any) -> Any:
+    """Read four numbers that are written with commas, or split there by the command line."""
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        x1, y1, x2, y2 = (float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ValueError("allowed are four numbers x1,y1,x2,y2, as in 0.1,0.2,0.5,0.6") from None
+    return x1, y1, x2, y2
+
+
+def _parse_weights(value: Any) -> Any:
+    return value if isinstance(value, Mapping) else parse_pairs(value, hint="allowed is PART=NUMBER, as in text=0.5")
+
+
+class SearchSettings(HitSettings):
+    """Parts of a query besides its text, and which hits it gets."""
+
+    # A page of more hits is too large for a browser; in Python there is no such limit.
+    count: int = Field(20, ge=1, le=1000, description="maximum number of hits")
+    image: Path | None = Field(None, description="search with this image")
+    box: Annotated[tuple[float, float, float, float], BeforeValidator(_parse_corners)] | None = Field(
+        None, description="search with this box of --image: corners in [0, 1]"
+    )
+    pixels: bool = Field(False, description="the corners of --box are pixels")
+    negative: str | None = Field(None, description="a text that the results should be unlike")
+    weights: Annotated[dict[str, float], BeforeValidator(_parse_weights)] = Field(
+        {}, description="weight above 0 of text, image, box or negative in the sum; 1 by default"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SearchSettings:
+        if self.pixels and self.box is None:
+            raise ValueError("--pixels says what the corners of --box are: give --box too")
+        # Corners above 1 are nearly always pixels; guessing would search with another box where an image is tiny.
+        if self.box is not None and not self.pixels and max(self.box) > 1:
+            corners = ",".join(f"{corner:g}" for corner in self.box)
+            raise ValueError(
+                f"--box {corners}: corners must lie in [0, 1] of the image; give --pixels where they are pixels"
+            )
+        return self
+
+
+class LocateSettings(Settings):
+    """How a phrase is located in an image."""
+
+    rule: LocateRule | None = Field(
+        None,
+        description="which box is the answer: that of the grounding head, or the best of several hundred candidates; by "
+        "default the better one on the model's validation split",
+    )
