@@ -13,6 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "records"))
 
 import made_sets
 
+from foveate.records.importers.formats import load_formats
+from foveate.records.importers.settings import FormatOptions
+
 
 @pytest.fixture
 def sets(tmp_path: Path) -> Path:
@@ -79,3 +82,11 @@ def test_near_duplicates_are_taken_out(foveate: Run, sets: Path) -> None:
 def test_what_has_no_effect_or_is_not_there(foveate: Run, sets: Path, arguments: tuple[str, ...], part: str) -> None:
     assert part in foveate("collect", *arguments, "--to", "c").sentence
     assert not (sets / "c").exists()
+
+
+def test_the_help_of_a_format_option_names_its_formats() -> None:
+    formats = load_formats().values()
+    for name, field in FormatOptions.model_fields.items():
+        takers = ", ".join(entry.name for entry in formats if name in entry.options)
+        assert (field.description or "").endswith(f"({takers})"), name
+    assert {option for entry in formats for option in entry.options} == set(FormatOptions.model_fields)

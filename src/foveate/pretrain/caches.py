@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from foveate.core.errors import UserError, choose
-from foveate.vision.feature_store import ABOUT, USED, VERSION
+from pydantic import Field
+
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings, validate
 
 KINDS = ("images", "texts")
-WHICH = ("unused", "all")
 # Of earlier releases, whose caches were one file or folder for each set of images or texts.
 _FORMER = ("features-", "texts-")
+
+
+class CacheSettings(Settings):
+    """Which caches are removed."""
+
+    remove: Literal["unused", "all"] | None = Field(
+        None, description="remove caches: those of other releases and those not opened for --days, or all"
+    )
+    days: float = Field(30.0, ge=0, description="days without use after which a cache counts as unused")
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,13 @@ def list_caches(folder: Path) -> list[Cache]:
     return sorted((cache for cache in caches if cache is not None), key=lambda cache: -cache.size)
 
 
+def select_caches(caches: Iterable[Cache], settings: CacheSettings) -> list[Cache]:
+    """Select the caches that the settings remove; none if nothing is to be removed."""
+    if settings.remove is None:
+        return []
+    return [cache for cache in caches if settings.remove == "all" or cache.is_unused(days=settings.days)]
+
+
 def remove_caches(folder: Path, *, which: str, days: float = 30.0) -> list[Cache]:
     """Remove caches and return them; the next run that needs them computes them again.
 
@@ -56,8 +74,8 @@ def remove_caches(folder: Path, *, which: str, days: float = 30.0) -> list[Cache
     Raises:
         UserError: for another `which`, or a folder that cannot be removed.
     """
-    choose(which, WHICH, "--remove")
-    removed = [cache for cache in list_caches(folder) if which == "all" or cache.is_unused(days=days)]
+    settings = validate(CacheSettings, {"remove": which, "days": days}, where="foveate cache")
+    removed = select_caches(list_caches(folder), settings)
     for cache in removed:
         try:
             if cache.path.is_dir():
@@ -74,6 +92,8 @@ def remove_caches(folder: Path, *, which: str, days: float = 30.0) -> list[Cache
 
 def _describe(path: Path) -> Cache | None:
     """Describe a cache; None for another file or folder."""
+    from foveate.vision.feature_store import ABOUT, USED, VERSION  # loads torch, which help does not need
+
     leftover = path.name.startswith(".") and path.name.endswith(".removed")
     name = path.name.removeprefix(".")
     kind = next((kind for kind in KINDS if name.startswith(f"{kind}-v")), None)

@@ -8,11 +8,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
+from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
 from foveate.records.tables import positions
 
 _BINS = 20
+
+
+class InspectionSettings(Settings):
+    """`foveate inspect COLLECTION`."""
+
+    split: str | None = Field(None, description="only this split")
+    recipe: str = Field("tour", description="recipe whose preprocessing the gallery shows")
+    samples: int = Field(24, ge=0, le=500, description="images in the gallery, drawn by the seed")
 
 
 def histogram(values_N: np.ndarray, *, unit: str, logarithmic: bool = False) -> dict[str, Any]:

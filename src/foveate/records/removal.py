@@ -6,10 +6,13 @@ from collections.abc import Collection as Keys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator, Field, model_validator
 
 from foveate.core.errors import UserError, choose, nearest
+from foveate.core.recipes import Settings, parse_pairs
 from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.purge import PurgeSummary, purge_images
@@ -17,6 +20,29 @@ from foveate.records.state import check_removable, pending_purge, read_committed
 from foveate.records.writer import CollectionWriter
 
 INDEX_FIELDS = ("source", "split", "group")
+
+
+def _parse_conditions(value: Any) -> Any:
+    return value if isinstance(value, Mapping) else parse_pairs(value, hint="write it as field=value, as in color=red")
+
+
+class RemovalSettings(Settings):
+    """`foveate remove COLLECTION [KEY]...`: which images are removed besides the keys, and what goes with them."""
+
+    keys_file: Path | None = Field(None, description="UTF-8 text file with one key per line")
+    where: Annotated[dict[str, str], BeforeValidator(_parse_conditions)] = Field(
+        {}, description="instead of keys: all images with this label, source, split or group; repeated, all must hold"
+    )
+    reason: str = Field("", description="reason of the removal, stored in removed.parquet")
+    keep_bytes: bool = Field(False, description="only hide the images: bytes and rows stay in the folder")
+    purge: bool = Field(False, description="delete bytes and rows from the folder, too; this is the default")
+    copies: bool = Field(False, description="also remove images with the same bytes under other keys")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RemovalSettings:
+        if self.keep_bytes and self.purge:
+            raise ValueError("--keep-bytes and --purge exclude each other; choose one")
+        return self
 
 
 @dataclass(slots=True)

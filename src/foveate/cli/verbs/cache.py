@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from foveate.cli.options import finish, json_option, quiet_option
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import dry_run_option, finish, json_option, quiet_option
 
 
-@click.command("cache", short_help="Frozen features on disk: list, remove.")
+@click.command("cache", cls=FieldsCommand, short_help="Frozen features on disk: list, remove.")
 @click.argument("collection", type=click.Path(path_type=Path))
-@click.option("--remove", metavar="unused|all", help="Remove caches: those that nobody uses, or all.")
-@click.option(
-    "--days", type=click.FloatRange(0), default=30.0, show_default=True, help="Unused: not opened for that long."
-)
-@click.option("--dry-run", is_flag=True, help="With --remove: only say what would go.")
+@fields("foveate.pretrain.caches:CacheSettings", "remove", "days")
+@dry_run_option("With --remove: only say what would go.")
 @json_option
 @quiet_option
-def command(collection: Path, remove: str | None, days: float, dry_run: bool, as_json: bool) -> None:
+def command(collection: Path, settings: dict[str, Any], dry_run: bool, as_json: bool) -> None:
     """Lists the frozen features that runs keep beside a collection's images, or removes some.
 
     Nothing is lost: the next run that wants them computes them again. COLLECTION may also be a run folder.
@@ -28,19 +27,19 @@ def command(collection: Path, remove: str | None, days: float, dry_run: bool, as
       foveate cache my-images
       foveate cache my-images --remove unused
     """
-    from foveate.core.errors import UserError, choose
-    from foveate.pretrain.caches import WHICH, list_caches, remove_caches
+    from foveate.core.errors import UserError
+    from foveate.core.recipes import validate
+    from foveate.pretrain.caches import CacheSettings, list_caches, remove_caches, select_caches
 
+    resolved = validate(CacheSettings, settings, where="foveate cache")
     if not collection.is_dir():
         raise UserError(f"{collection}: is no folder; give a collection or a run folder")
     folder = collection / "cache"
     caches = list_caches(folder)
-    removed = []
-    if remove is not None:
-        choose(remove, WHICH, "--remove")
-        removed = [cache for cache in caches if remove == "all" or cache.is_unused(days=days)]
-        if not dry_run:
-            removed = remove_caches(folder, which=remove, days=days)
+    # Selected from the listing that is printed: a dry run names exactly what the same command would remove.
+    removed = select_caches(caches, resolved)
+    if resolved.remove is not None and not dry_run:
+        removed = remove_caches(folder, which=resolved.remove, days=resolved.days)
     names = {cache.path.name for cache in removed}
     rows = [
         {
@@ -50,7 +49,7 @@ def command(collection: Path, remove: str | None, days: float, dry_run: bool, as
             "bytes": cache.size,
             "parts": cache.parts,
             "days_since_use": round(cache.days, 2),
-            "unused": cache.is_unused(days=days),
+            "unused": cache.is_unused(days=resolved.days),
             "removed": cache.path.name in names and not dry_run,
         }
         for cache in caches
@@ -62,7 +61,7 @@ def command(collection: Path, remove: str | None, days: float, dry_run: bool, as
         for cache in caches
     ] or [f"no cache in {folder}"]
     freed = sum(cache.size for cache in removed)
-    if remove is not None:
+    if resolved.remove is not None:
         lines.append(f"{'would free' if dry_run else 'freed'}: {_size(freed)}")
     result = {"kind": "cache", "caches": rows, "bytes": sum(cache.size for cache in caches), "freed_bytes": freed}
     finish(result, lines, {"cache": folder}, as_json=as_json)

@@ -7,21 +7,18 @@ from typing import Any
 
 import click
 
-from foveate.cli.options import common, finish
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import common, finish, run_option
 
 
-@click.command("inspect", short_help="What is in a collection.")
+@click.command("inspect", cls=FieldsCommand, short_help="What is in a collection.")
 @click.argument("collection", type=click.Path(path_type=Path))
-@click.option("--split", default=None, help="Only this split.")
-@click.option("--recipe", default="tour", show_default=True, help="Recipe whose preprocessing the gallery shows.")
-@click.option("--samples", type=click.IntRange(0, 500), default=24, show_default=True, help="Images in the gallery.")
-@click.option("--run", "run", type=click.Path(path_type=Path), help="Folder for the page; runs/inspect by default.")
+@fields("foveate.records.inspection:InspectionSettings", "split", "recipe", "samples")
+@run_option("runs/inspect", "Folder for the page")
 @common(device=False)
 def command(
     collection: Path,
-    split: str | None,
-    recipe: str,
-    samples: int,
+    settings: dict[str, Any],
     run: Path | None,
     as_json: bool,
     seed: int | None,
@@ -33,25 +30,28 @@ def command(
       foveate inspect my-images
       foveate inspect my-images --split train --samples 48 --recipe my-recipe.yaml
     """
-    from foveate.core.recipes import load
+    from foveate.core.recipes import load, validate
     from foveate.core.runs import RunFolder
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.pretrain.samples import sample_rows, write_samples
     from foveate.records.collection import Collection
-    from foveate.records.inspection import histograms, quarantine_examples, summarize
+    from foveate.records.inspection import InspectionSettings, histograms, quarantine_examples, summarize
     from foveate.report import render
 
     opened = Collection.open(collection)
-    resolved = load(PretrainRecipe, recipe)
+    selected = validate(InspectionSettings, settings, where="foveate inspect")
+    split = selected.split
+    # The recipe is read before the run folder is created: a misspelled name must not leave an empty folder.
+    recipe = load(PretrainRecipe, selected.recipe)
     folder = RunFolder.create(run or Path("runs/inspect"))
     summary = summarize(opened, split)
-    rows = sample_rows(opened, count=samples, seed=seed or 0, split=split)
-    written, unreadable = write_samples(opened, resolved, folder.path, rows, seed=seed or 0)
+    rows = sample_rows(opened, count=selected.samples, seed=seed or 0, split=split)
+    written, unreadable = write_samples(opened, recipe, folder.path, rows, seed=seed or 0)
     result: dict[str, Any] = {
         "kind": "inspect",
         "collection": str(collection),
         "split": split,
-        "recipe": recipe,
+        "recipe": selected.recipe,
         "summary": summary,
         "histograms": histograms(opened, split),
         "quarantine": quarantine_examples(opened),

@@ -18,7 +18,7 @@ class Format:
     Args:
         run: imports, called as `run(source, target, **options)`.
         recognize: returns what of this format is at a source ("3 tars"), or None.
-        options: keywords that `run` takes besides `SharedOptions`.
+        options: keywords that `run` takes besides `SharedOptions`, of the fields of `settings.FormatOptions`.
         refusals: keyword -> why this format does not take it, for the error.
         fallback: chosen only where no other format is recognized.
     """

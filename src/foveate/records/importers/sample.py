@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, get_args
 
+from foveate.records.importers.settings import Grouping
 from foveate.records.record import Caption, Region
 
-GROUPINGS = ("none", "folder")
+GROUPINGS: tuple[str, ...] = get_args(Grouping)
 
 
 class SharedOptions(TypedDict, total=False):

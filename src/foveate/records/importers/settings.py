@@ -1,0 +1,63 @@
+"""Options of imports, declared once: what `foveate collect` shows and what the importers take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from foveate.core.recipes import Settings, parse_pairs
+
+Grouping = Literal["none", "folder"]
+
+
+class FormatOptions(Settings):
+    """Options that only some formats take, those in parentheses; see `Format.options`."""
+
+    images: Path | None = Field(
+        None, description="folder of the images that a file names (coco, lvis, table, visual-genome)"
+    )
+    captions: Path | None = Field(None, description="a COCO captions file (coco, lvis)")
+    path_column: str | None = Field(None, description="column with the images' paths (table)")
+    text_column: str | None = Field(None, description="column with their texts (datasets, table)")
+    boxes_column: str | None = Field(None, description="column with their regions (table)")
+    image_column: str | None = Field(None, description="column with the images themselves (datasets)")
+    key_column: str | None = Field(
+        None, description="column that names the images; by default their hash does (datasets)"
+    )
+    label_column: tuple[str, ...] = Field((), description="column that becomes a label field (table)")
+    part: str | None = Field(None, description="only this part of a data set, such as train (datasets)")
+    revision: str | None = Field(None, description="branch, tag or commit of a data set on the hub (datasets)")
+    group_by: Grouping = Field(
+        "none", description="folder: images of one folder stay in one split (coco, folder, lvis, table)"
+    )
+    reference: bool = Field(
+        False, description="leave the files where they are and refer to them (coco, folder, lvis, table, visual-genome)"
+    )
+    first_line: bool = Field(False, description="only the first line of a .txt is the image's text (folder)")
+    label_from_folder: str | None = Field(None, description="label field that gets the folder's name (folder)")
+
+
+def _parse_fractions(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value == "none":
+        return None
+    return parse_pairs(value.split(","), hint="write it as train=0.8,validation=0.1,test=0.1")
+
+
+class CollectSettings(FormatOptions):
+    """`foveate collect SOURCE --to COLLECTION`."""
+
+    format: str = Field(
+        "auto",
+        description="format of the source: folder, webdataset, coco, lvis, visual-genome, table, datasets or builtin; "
+        "auto detects it",
+    )
+    name: str | None = Field(None, description="name of a new collection; by default that of its folder")
+    license: str | None = Field(None, description="license of the images that this command adds, stored with them")
+    dedupe: bool = Field(False, description="then remove all but one of each group of near-duplicates")
+    split: Annotated[dict[str, float] | None, BeforeValidator(_parse_fractions)] = Field(
+        {"train": 0.8, "validation": 0.1, "test": 0.1}, description="fractions of the splits; none for no splits"
+    )
