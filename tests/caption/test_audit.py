@@ -13,8 +13,9 @@ import pytest
 from foveate.caption.assertions.clip_judge import ClipJudge, JudgeModel, encode_images, verdict_of_rank
 from foveate.caption.assertions.scene_judge import judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruths
-from foveate.caption.audit import AuditMethod, AuditSettings, audit
-from foveate.caption.audit_metrics import MetricSettings, shuffled_order
+from foveate.caption.audit import AuditMethod, audit
+from foveate.caption.audit_metrics import shuffled_order
+from foveate.caption.audit_settings import AuditSettings
 from foveate.caption.backends.scene_oracle import SceneOracle, SceneOracleSettings
 from foveate.caption.captioner import CaptionRequest
 from foveate.caption.entities import collect_entities, open_entities
@@ -56,7 +57,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(path: Path, folder: Path, method: AuditMethod | None = None, **settings: Any) -> dict[str, Any]:
     options = AuditSettings(**{"gallery": 4, **settings})
-    return audit(Collection.open(path), folder, options, MetricSettings(77), method).to_json()
+    return audit(Collection.open(path), folder, options, method).to_json()
 
 
 def metrics_of(result: dict[str, Any], kind: str, data: str = "scenes") -> dict[str, Any]:
@@ -118,7 +119,7 @@ def test_names_are_entities_on_request(scenes: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert collect_entities([["the Louvre", "Paris"]], "ner") == {"louvre", "paris"}
     result = audit(
-        Collection.open(scenes), tmp_path, AuditSettings(("alt", "afc"), gallery=1), MetricSettings(77, entity="ner")
+        Collection.open(scenes), tmp_path, AuditSettings(formats=("alt", "afc"), gallery=1, entity="ner")
     ).to_json()
     assert result["tagger"] == "spacy_ner"
     named = metrics_of(result, "afc")["entities"]
@@ -233,7 +234,7 @@ def test_a_judge_or_tagger_that_cannot_be_opened_is_refused_before_captions_are_
     collection, read = Collection.open(scenes), []
     monkeypatch.setattr(Collection, "table", lambda self, name: read.append(name))
     with raises_naming(UserError, *names):
-        audit(collection, tmp_path, AuditSettings(**settings), MetricSettings(77), method)
+        audit(collection, tmp_path, AuditSettings(**settings), method)
     assert not read
 
 

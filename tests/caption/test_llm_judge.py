@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from foveate.caption.assertions.llm_judge import LlmJudge, llm_method
-from foveate.caption.audit import AuditSettings, audit
-from foveate.caption.audit_metrics import MetricSettings
+from foveate.caption.audit import audit
+from foveate.caption.audit_settings import AuditSettings
 from foveate.chat.client import ChatClient, ChatSettings
 from foveate.chat.protocol import ChatRequest, ChatResponse
 from foveate.core.errors import UserError
@@ -93,7 +93,7 @@ def test_an_audit_with_a_chat_model(collection: Collection, tmp_path: Path) -> N
 
     judge = LlmJudge(Scripted(), collection)
     method = AuditMethod(judge.split, judge.splitter_name, judge=judge.judge, judge_definition=judge.definition)
-    result = audit(collection, tmp_path, AuditSettings(("alt",), sample=5), MetricSettings(77), method).to_json()
+    result = audit(collection, tmp_path, AuditSettings(formats=("alt",), sample=5), method).to_json()
     metrics = result["metrics"]["images"][0]
     assert metrics["assertions"]["n_assertions"] > 5
     assert "judge-1" in result["splitter"]

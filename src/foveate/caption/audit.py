@@ -34,7 +34,9 @@ from foveate.caption.audit_results import (
     AuditResult,
     AuditSample,
 )
+from foveate.caption.audit_settings import AuditSettings
 from foveate.caption.entities import NAMED, open_entities
+from foveate.caption.lengths import OtherTokenizer
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import Extractor, open_extractor
 from foveate.core import seeds
@@ -75,33 +77,10 @@ class AuditMethod:
     judge_definition: str = ""
 
 
-@dataclass(frozen=True)
-class AuditSettings:
-    """What is audited, and on how many images.
-
-    Attributes:
-        formats: caption formats; () for all that the collection has.
-        split: of the collection; None for all images.
-        sample: maximum number of images.
-        prefer: captioners whose captions come first, best first.
-        tagger: of noun phrases, which serve as entities.
-        gallery: images on the page.
-    """
-
-    formats: tuple[str, ...] = ()
-    split: str | None = None
-    sample: int = 2000
-    seed: int = 0
-    prefer: tuple[str, ...] = ()
-    tagger: str = "rules"
-    gallery: int = 24
-
-
 def audit(
     collection: Collection,
     run: Path,
-    settings: AuditSettings,
-    metric_settings: MetricSettings,
+    settings: AuditSettings | None = None,
     method: AuditMethod | None = None,
     *,
     device: str | None = None,
@@ -114,7 +93,9 @@ def audit(
     Raises:
         UserError: no image has all formats, or a format, split, model or tagger is unknown.
     """
-    method = method or AuditMethod()
+    settings, method = settings or AuditSettings(), method or AuditMethod()
+    tokenizer = None if settings.tokenizer is None else OtherTokenizer(settings.tokenizer)
+    metric_settings = MetricSettings(settings.context, tokenizer, settings.entity, settings.seed)
     # Model and tagger are opened first: a missing one must fail before captions are read for minutes.
     model = None if method.model is None else JudgeModel.open(method.model, device=device)
     phrases = PhraseSettings(tagger=settings.tagger, recipe="paper", max_phrases=_ALL_PHRASES)

@@ -12,7 +12,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
+
+from pydantic import Field
 
 from foveate.core.plugins import load_plugin, module_names
 from foveate.core.recipes import Settings
@@ -73,6 +76,21 @@ class CaptionResponse:
     tokens_in: int = 0
     tokens_out: int = 0
     score: float | None = None
+
+
+class CaptionRunSettings(Settings):
+    """Who answers a captioning run, and in how many processes; what is asked is in `CaptionSettings`."""
+
+    backend: str = Field("http", description="who answers: http, transformers, foveate or scene_oracle; see the docs")
+    model: str | None = Field(None, description="the model's name at the server, its hub id, or its folder")
+    endpoint: tuple[str, ...] = Field((), description="address of the server")
+    concurrency: int | None = Field(
+        None, ge=1, description="maximum number of requests in flight at each endpoint; the backend's by default"
+    )
+    options: tuple[str, ...] = Field((), description="a setting of the backend")
+    tokenizer: Path | None = Field(None, description="a tokenizer.json to count with, besides CLIP's")
+    executor: str = Field("local", description="executor of the requests: local, or ray (extra)")
+    processes: int = Field(2, ge=1, description="worker processes of ray")
 
 
 class Captioner(Protocol):

@@ -7,16 +7,21 @@ Images lack formats, so the shares are not the weights. What is counted here is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator, Field
 
 from foveate.caption.lengths import CLIP_WINDOW, count_clip_tokens
 from foveate.caption.results import FormatShare, MixResult
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import track
+from foveate.core.recipes import Settings, parse_pairs
 from foveate.metrics.captions import normalize_counts
 from foveate.records.collection import Collection
+from foveate.records.current_captions import PreferredModels
 from foveate.training.image_texts import ImageTexts, TextRule
 from foveate.training.mixture import FORMATS, PRESETS, Missing, MixtureSampler
 
@@ -33,18 +38,41 @@ def parse_weights(text: str) -> dict[str, float]:
     >>> parse_weights("alt=.5, ssc=1")
     {'alt': 0.5, 'ssc': 1.0}
     """
-    weights: dict[str, float] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        kind, equals, number = (piece.strip() for piece in part.partition("="))
-        try:
-            if not equals or not kind or kind in weights:
-                raise ValueError
-            weights[kind] = float(number)
-        except ValueError:
-            raise UserError(f"--weights '{text}' cannot be read; {_EXPECTED_WEIGHTS}, each format once") from None
-    if not weights:
+    pairs = parse_pairs([part.strip() for part in text.split(",") if part.strip()], hint=_EXPECTED_WEIGHTS)
+    if not pairs:
         raise UserError(f"--weights is empty; {_EXPECTED_WEIGHTS}")
-    return weights
+    try:
+        return {kind: float(number) for kind, number in pairs.items()}
+    except ValueError:
+        raise UserError(f"--weights '{text}': not all weights are numbers; {_EXPECTED_WEIGHTS}") from None
+
+
+def _parse_weights(value: Any) -> Any:
+    return parse_weights(value) if isinstance(value, str) else value
+
+
+class MixSettings(Settings):
+    """`foveate mix COLLECTION`: weights of the formats, and the training that they are for."""
+
+    preset: str | None = Field(None, description=f"published weights: {', '.join(PRESETS)}")
+    weights: Annotated[dict[str, float] | None, BeforeValidator(_parse_weights)] = Field(
+        None, description="custom weights, at least 0, such as alt=.5,ssc=.5; any kind of caption of the collection"
+    )
+    missing: Missing = Field(
+        "renormalize",
+        description="where the weight of formats goes that an image lacks: to the others, to alt, nowhere (the image is "
+        "left out that often), or an error",
+    )
+    split: str = Field("train", description="split that is trained on")
+    prefer: PreferredModels = ()
+    context: int | None = Field(
+        None, ge=8, description="tokens that the text tower reads, special ones included; 77 for clip and --weights"
+    )
+    allow_truncation: bool = Field(
+        False, description="accept that a text tower of 77 tokens reads only the start of dsc_plus"
+    )
+    recipe: str | None = Field(None, description="with --to: the pretrain recipe that gets the weights")
+    to: Path | None = Field(None, description="write that recipe to this file")
 
 
 def build_sampler(

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from foveate.caption.assertions.scene_judge import judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruth, SceneTruths, Thing
-from foveate.caption.audit import AuditMethod, AuditSettings, audit
-from foveate.caption.audit_metrics import MetricSettings
+from foveate.caption.audit import AuditMethod, audit
+from foveate.caption.audit_settings import AuditSettings
 from foveate.caption.captioner import find_backend
 from foveate.caption.length_filters import apply_length_filter
 from foveate.caption.pending_requests import CaptionSettings
@@ -189,10 +189,10 @@ def audit_captioner(path: Path, run: Path, *, sample: int, seed: int) -> dict[st
 
     method = AuditMethod(judge=by_names, judge_definition=NAMES_DEFINITION)
     settings = AuditSettings(
-        ("alt", "ssc", "dsc", "dsc_plus", "afc"), split="test", sample=sample, seed=seed, gallery=12
+        formats=("alt", "ssc", "dsc", "dsc_plus", "afc"), split="test", sample=sample, seed=seed, gallery=12
     )
     folder = RunFolder.create(run / "audit")
-    result = audit(collection, folder.path, settings, MetricSettings(77, seed=seed), method).to_json()
+    result = audit(collection, folder.path, settings, method).to_json()
     folder.write_result(result)
     return result
 

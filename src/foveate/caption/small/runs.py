@@ -9,6 +9,7 @@ from foveate.caption.small.evaluate import evaluate
 from foveate.caption.small.folder import card, load_captioner
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.results import CaptionerResult
+from foveate.caption.small.settings import EvaluationSettings, HeldOutSettings
 from foveate.caption.small.train import Trained, train_captioner
 from foveate.core.files import write_json_atomically, write_text_atomically
 from foveate.core.model_folder import CARD, METRICS
@@ -26,26 +27,26 @@ def train_and_evaluate(
     *,
     device: str | None = None,
     command: list[str] | None = None,
-    split: str | None = None,
-    limit: int | None = 200,
-    with_evaluation: bool = True,
+    held_out: HeldOutSettings | None = None,
 ) -> Trained:
     """Train, then evaluate on held-out images if there are any; both go into result.json and the model card."""
+    held_out = held_out or HeldOutSettings()
     trained = train_captioner(recipe, collection, run_path, device=device, command=command)
-    if trained.model_folder is None or not with_evaluation:
+    if trained.model_folder is None or not held_out.evaluation:
         return trained
-    held_out = split or next((name for name in _HELD_OUT if name in set(collection.splits.tolist())), None)
-    if held_out is None:
+    splits = set(collection.splits.tolist())
+    split = held_out.split or next((name for name in _HELD_OUT if name in splits), None)
+    if split is None:
         say(f"collection {collection.path} has neither a split test nor validation: not evaluated (use --split)")
         return trained
     opened = load_captioner(trained.model_folder, device=device)
     evaluation = evaluate(
         opened,
         collection,
-        split=held_out,
+        split=split,
         run=run_path,
         cache=choose_cache(collection, run_path),
-        limit=limit,
+        limit=held_out.limit,
         seed=recipe.training.seed,
     )
     metrics = evaluation.to_json()
@@ -64,13 +65,11 @@ def evaluate_folder(
     model: Path,
     collection: Collection,
     run_path: Path,
+    settings: EvaluationSettings,
     *,
-    split: str,
-    limit: int | None,
     seed: int,
     device: str | None,
     command: list[str] | None,
-    shuffled: bool = False,
 ) -> CaptionerResult:
     """Evaluate a model folder, in a run folder of its own.
 
@@ -82,15 +81,15 @@ def evaluate_folder(
     evaluation = evaluate(
         opened,
         collection,
-        split=split,
+        split=settings.split,
         run=run_path,
         cache=choose_cache(collection, run_path),
-        limit=limit,
+        limit=settings.limit,
         seed=seed,
-        shuffled=shuffled,
+        shuffled=settings.shuffled,
     )
     result = CaptionerResult(
-        title=f"A captioner on {collection.name}" + (", images shuffled: a control" if shuffled else ""),
+        title=f"A captioner on {collection.name}" + (", images shuffled: a control" if settings.shuffled else ""),
         model=str(model),
         revision=opened.revision,
         collection=collection.name,

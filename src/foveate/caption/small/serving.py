@@ -13,7 +13,6 @@ import signal
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from foveate.caption.backends.foveate import format_response
@@ -21,6 +20,7 @@ from foveate.caption.small.batched import BatchedCaptioner
 from foveate.caption.small.chat_requests import Refused, read_request
 from foveate.caption.small.folder import SmallCaptioner
 from foveate.caption.small.generate import CaptionTask
+from foveate.caption.small.settings import ServerSettings
 from foveate.caption.small.tokens import EDGES
 from foveate.core.errors import UserError
 from foveate.core.progress import say
@@ -222,25 +222,26 @@ async def _answer(writer: asyncio.StreamWriter, answer: dict[str, Any] | Refused
 
 def serve(
     captioner: SmallCaptioner,
+    settings: ServerSettings,
     *,
-    host: str,
-    port: int,
-    model: str,
-    batch: int,
     key: str = "",
     ready: Callable[[int], None] | None = None,
-    port_file: Path | None = None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM; `ready` is called with the port once it listens, which `port_file` then holds."""
+    """Serve a captioner until SIGINT or SIGTERM.
+
+    Args:
+        key: what clients must send as bearer token; "" for none.
+        ready: called with the port once the server listens; the port file is written before.
+    """
 
     async def run() -> None:
-        server = CaptionServer(captioner, model=model, batch=batch, key=key)
-        bound_port = await server.start(host, port)
+        server = CaptionServer(captioner, model=settings.name, batch=settings.batch, key=key)
+        bound_port = await server.start(settings.host, settings.port)
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, stop.set)
-        if port_file is not None:
-            port_file.write_text(f"{bound_port}\n", encoding="utf-8")
+        if settings.port_file is not None:
+            settings.port_file.write_text(f"{bound_port}\n", encoding="utf-8")
         if ready is not None:
             ready(bound_port)
         await stop.wait()

@@ -21,6 +21,7 @@ from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, 
 from foveate.caption.vesl.results import RegionsResult
 from foveate.caption.vesl.tagging import Extractor, open_extractor
 from foveate.caption.vesl.work import (
+    BATCH,
     DECODE_ERROR,
     DETECTOR_ERROR,
     NO_BOXES,
@@ -51,7 +52,6 @@ from foveate.records.rows import region_row
 from foveate.records.tables import Provenance
 from foveate.training.stopping import StopRequest
 
-BATCH = 16
 # A part is written after so many images or seconds: what a kill costs at most.
 _IMAGES_PER_PART = 1024
 _SECONDS_PER_PART = 30.0

@@ -23,9 +23,10 @@ from foveate.core.errors import UserError, nearest
 from foveate.core.recipes import Settings
 from foveate.records.annotate import matching_parts
 from foveate.records.collection import Collection
-from foveate.records.current_captions import load_current_captions
+from foveate.records.current_captions import PreferredModels, load_current_captions
 from foveate.records.tables import GroupedTable
 
+BATCH = 16  # images per pass: enough to keep a CPU busy, few enough for a laptop's memory
 # Version of the steps themselves: raised when the same settings give other rows.
 STEPS = "vesl-1"
 OK, NO_CAPTION, NO_PHRASES, NO_BOXES, DECODE_ERROR, DETECTOR_ERROR = STATUSES = (
@@ -47,8 +48,28 @@ class RegionLabelSettings(Settings):
         min_length=1,
         description="kinds of captions, best first; the first that an image has is used",
     )
-    prefer: tuple[str, ...] = Field((), description="captioners whose captions come first, best first")
+    prefer: PreferredModels = ()
     shuffle_phrases: bool = Field(False, description="negative control: every image gets the phrases of another")
+
+
+class RegionRunSettings(Settings):
+    """A run of region labeling: its detector and its images.
+
+    Apart from `RegionLabelSettings`, whose hash names the recipe of every row: a run of other images is the same recipe.
+    """
+
+    detector: str = Field(
+        "nanodet",
+        description="detector: nanodet (photographs), owlv2, cloc, or annotations (an oracle: boxes that exist)",
+    )
+    model: str | None = Field(
+        None, description="the detector's model: a folder, or for owlv2 also OWNER/NAME on the hub"
+    )
+    options: tuple[str, ...] = Field((), description="further option of the detector")
+    split: str | None = Field(None, description="only images of this split")
+    limit: int | None = Field(None, ge=1, description="only the first so many images")
+    batch: int = Field(BATCH, ge=1, le=4096, description="images per pass of the detector")
+    samples: int = Field(24, ge=0, le=500, description="images on the page")
 
 
 def build_recipe(

@@ -8,42 +8,41 @@ from typing import Any
 
 import click
 
-from foveate.cli.options import common, finish
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import common, finish, run_option
 from foveate.cli.tables import measured
 
 
-@click.command("audit", short_help="How long, rich and true captions are.")
+@click.command("audit", cls=FieldsCommand, short_help="How long, rich and true captions are.")
 @click.argument("collection", type=click.Path(path_type=Path))
-@click.option("--formats", default=None, metavar="FORMAT,...", help="Such as alt,ssc,dsc; all by default.")
-@click.option("--sample", type=click.IntRange(1), default=2000, show_default=True, help="At most this many images.")
-@click.option("--split", default=None, help="Split to sample; all images by default.")
-@click.option("--prefer", multiple=True, metavar="MODEL", help="Caption model to prefer, best first; may be repeated.")
-@click.option("--context", type=click.IntRange(8), default=77, show_default=True, help="CLIP tokens that are read.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), default=None, help="Count in this tokenizer.json, too.")
-@click.option(
-    "--entity", type=click.Choice(["phrase", "head", "ner"]), default="phrase", show_default=True, help="What counts."
+@fields(
+    "foveate.caption.audit_settings:AuditSettings",
+    "formats",
+    "sample",
+    "split",
+    "prefer",
+    "context",
+    "tokenizer",
+    "entity",
+    "tagger",
+    "gallery",
+    repeat=("prefer",),
+    metavars={"formats": "FORMAT,...", "prefer": "MODEL", "tagger": "NAME"},
 )
-@click.option("--tagger", default="rules", show_default=True, metavar="NAME", help="Tagger of noun phrases.")
-@click.option("--judge", type=click.Path(path_type=Path), default=None, help="Image-text model for real images.")
-@click.option("--endpoint", default=None, metavar="URL", help="OpenAI-compatible server that splits and judges.")
-@click.option("--endpoint-model", default=None, metavar="NAME", help="The model that this server has.")
-@click.option("--gallery", type=click.IntRange(1, 200), default=24, show_default=True, help="Images on the page.")
-@click.option("--run", "run", type=click.Path(path_type=Path), default=None, help="Run folder; runs/audit by default.")
+@fields(
+    "foveate.caption.audit_settings:JudgeSettings",
+    "judge",
+    "endpoint",
+    "endpoint_model",
+    into="judging",
+    metavars={"endpoint": "URL", "endpoint_model": "NAME"},
+)
+@run_option("runs/audit")
 @common()
 def command(
     collection: Path,
-    formats: str | None,
-    sample: int,
-    split: str | None,
-    prefer: tuple[str, ...],
-    context: int,
-    tokenizer: Path | None,
-    entity: str,
-    tagger: str,
-    judge: Path | None,
-    endpoint: str | None,
-    endpoint_model: str | None,
-    gallery: int,
+    settings: dict[str, Any],
+    judging: dict[str, Any],
     run: Path | None,
     as_json: bool,
     seed: int | None,
@@ -60,44 +59,38 @@ def command(
       foveate audit my-images --judge runs/pretrain-tour/model
       foveate audit my-images --formats alt,ssc,dsc --sample 500 --tokenizer tokenizer.json
     """
-    from foveate.caption.audit import AuditMethod, AuditSettings, audit
-    from foveate.caption.audit_metrics import MetricSettings
-    from foveate.caption.lengths import OtherTokenizer
+    from foveate.caption.audit import AuditMethod, audit
+    from foveate.caption.audit_settings import AuditSettings, JudgeSettings
     from foveate.core.errors import UserError
+    from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
     from foveate.records.collection import Collection
     from foveate.report import render
 
-    if (endpoint is None) != (endpoint_model is None):
+    resolved = validate(AuditSettings, {**settings, "seed": seed or 0}, where="foveate audit")
+    judge = validate(JudgeSettings, judging, where="foveate audit")
+    if (judge.endpoint is None) != (judge.endpoint_model is None):
         raise click.UsageError("--endpoint and --endpoint-model belong together")
-    if endpoint is not None and judge is not None:
+    if judge.endpoint is not None and judge.judge is not None:
         raise click.UsageError("give one of --judge and --endpoint: one judge, one number")
     opened = Collection.open(collection)
-    kinds = tuple(_format(name) for name in (formats or "").split(",") if name.strip())
-    settings = AuditSettings(kinds, split, sample, seed or 0, prefer, tagger, gallery)
-    metric_settings = MetricSettings(
-        context, None if tokenizer is None else OtherTokenizer(tokenizer), entity, seed or 0
-    )
-    method = AuditMethod(model=judge)
-    if endpoint is not None and endpoint_model is not None:
+    method = AuditMethod(model=judge.judge)
+    if judge.endpoint is not None and judge.endpoint_model is not None:
         from foveate.caption.assertions.llm_judge import llm_method
 
-        method = llm_method(opened, endpoint, endpoint_model)
+        method = llm_method(opened, judge.endpoint, judge.endpoint_model)
     folder = RunFolder.create(run or Path("runs/audit"), command=["foveate", *sys.argv[1:]])
     try:
-        result = audit(opened, folder.path, settings, metric_settings, method, device=device).to_json()
+        result = audit(opened, folder.path, resolved, method, device=device).to_json()
     except UserError:
+        # A refused audit leaves no folder behind; one with the files of an earlier run stays as it was.
         folder.discard()
         raise
     result["command"] = ["foveate", *sys.argv[1:]]
     folder.write_result(result)
     paths = {"result": folder.path / "result.json", "report": render(folder.path)}
+    # The gallery is on the page; as text it would bury the numbers.
     finish({**result, "gallery": []}, _lines(result), paths, as_json=as_json)
-
-
-def _format(text: str) -> str:
-    """ "DSC+" and "dsc+" as they are stored."""
-    return text.strip().lower().replace("dsc+", "dsc_plus")
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, workers_option
+from foveate.cli.options import common, dry_run_option, finish, run_option, workers_option
 
 if TYPE_CHECKING:
+    from foveate.caption.captioner import CaptionRunSettings
     from foveate.core.recipes import Settings
 
 
@@ -33,31 +34,28 @@ if TYPE_CHECKING:
     "price_in",
     "price_out",
 )
-@click.option("--backend", default="http", show_default=True, metavar="NAME", help="Who answers; see the docs.")
-@click.option("--model", default=None, help="The model's name at the server, its hub id, or its folder.")
-@click.option("--endpoint", multiple=True, metavar="URL", help="Address of the server; may be repeated.")
-@click.option(
-    "--concurrency", type=click.IntRange(1), default=None, help="Requests in flight at each endpoint, at most."
+@fields(
+    "foveate.caption.captioner:CaptionRunSettings",
+    "backend",
+    "model",
+    "endpoint",
+    "concurrency",
+    ("options", "--option"),
+    "tokenizer",
+    "executor",
+    "processes",
+    into="answering",
+    repeat=("endpoint", "options"),
+    metavars={"backend": "NAME", "endpoint": "URL", "options": "NAME=VALUE", "executor": "NAME"},
 )
-@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="A setting of the backend; repeatable.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="A tokenizer.json to count with, beside CLIP's.")
-@click.option("--executor", default="local", show_default=True, metavar="NAME", help="local, or ray (extra).")
-@click.option("--processes", type=click.IntRange(1), default=2, show_default=True, help="Worker processes of ray.")
-@click.option("--run", "run", type=click.Path(path_type=Path), help="Folder for the page; runs/caption by default.")
-@click.option("--dry-run", is_flag=True, help="Count requests and estimate tokens and cost; request nothing.")
+@run_option("runs/caption", "Folder for the page")
+@dry_run_option("Count requests and estimate tokens and cost; request nothing.")
 @workers_option
 @common()
 def command(
     collection: Path,
     settings: dict[str, Any],
-    backend: str,
-    model: str | None,
-    endpoint: tuple[str, ...],
-    concurrency: int | None,
-    options: tuple[str, ...],
-    tokenizer: Path | None,
-    executor: str,
-    processes: int,
+    answering: dict[str, Any],
     run: Path | None,
     dry_run: bool,
     workers: int | None,
@@ -75,6 +73,7 @@ def command(
       foveate caption my-images --format ssc,dsc --model Qwen/Qwen3-VL-8B-Instruct --endpoint http://127.0.0.1:8000/v1
       foveate caption my-images --format dsc+,afc --model my-model --dry-run --price-in 0.2 --price-out 0.6
     """
+    from foveate.caption.captioner import CaptionRunSettings
     from foveate.caption.pending_requests import CaptionSettings
     from foveate.caption.run import caption, plan
     from foveate.core.recipes import validate
@@ -82,55 +81,55 @@ def command(
     from foveate.report import render
 
     resolved = validate(CaptionSettings, {**settings, "seed": seed or 0}, where="foveate caption")
-    backend_options = {"model": model, "endpoint": endpoint or None, "concurrency": concurrency, "device": device}
-    answering = _backend_settings(backend, backend_options, options)
+    options = validate(CaptionRunSettings, answering, where="foveate caption")
+    backend_settings = _backend_settings(options, device)
     if dry_run:
-        _, estimated = plan(collection, resolved, backend=backend, backend_settings=answering)
+        _, estimated = plan(collection, resolved, backend=options.backend, backend_settings=backend_settings)
         finish(estimated, _planned(estimated), {}, as_json=as_json)
         return
     folder = RunFolder.create(run or Path("runs/caption"), command=["foveate", *sys.argv[1:]])
     done = caption(
         collection,
         resolved,
-        backend=backend,
-        backend_settings=answering,
+        backend=options.backend,
+        backend_settings=backend_settings,
         run=folder,
-        executor=executor,
+        executor=options.executor,
         workers=workers or 2,
-        processes=processes,
-        tokenizer=tokenizer,
+        processes=options.processes,
+        tokenizer=options.tokenizer,
     )
     result = {**done.result.to_json(), "command": ["foveate", *sys.argv[1:]]}
     folder.write_result(result)
     paths = {"usage": folder.path / "usage.jsonl", "report": render(folder.path)}
+    # A run that asked nothing has no usage: all captions were there already.
     if not (folder.path / "usage.jsonl").is_file():
         del paths["usage"]
     finish(result, _lines(result), paths, as_json=as_json)
+    # Raised only now: captions that were paid for are written and on the page.
     if done.failure is not None:
         raise done.failure
     if done.stopped:
         sys.exit(130)
 
 
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _backend_settings(backend: str, given_options: dict[str, Any], options: tuple[str, ...]) -> Settings:
-    """The checked settings of a backend from the options that were given."""
+def _backend_settings(options: CaptionRunSettings, device: str | None) -> Settings:
+    """Check the settings of a backend, of which --model, --endpoint, --concurrency and --device are four."""
     from foveate.caption.captioner import find_backend
     from foveate.core.errors import UserError
     from foveate.core.recipes import validate
     from foveate.core.yaml_text import read_yaml
 
-    plugin = find_backend(backend)
-    content = {name: value for name, value in given_options.items() if value is not None}
-    for option in options:
+    plugin = find_backend(options.backend)
+    # Only what was given: a backend without such a field must not refuse what nobody asked for.
+    content: dict[str, Any] = options.model_dump(include={"model", "endpoint", "concurrency"}, exclude_defaults=True)
+    content |= {} if device is None else {"device": device}
+    for option in options.options:
         name, equals, text = option.partition("=")
         if not equals or not name:
             raise UserError(f"--option '{option}': write it as NAME=VALUE")
         content[name] = read_yaml(text, where=f"--option {name}", kind="YAML")
-    return validate(plugin.settings, content, where=f"backend '{backend}'")
+    return validate(plugin.settings, content, where=f"backend '{options.backend}'")
 
 
 def _planned(estimated: dict[str, Any]) -> list[str]:

@@ -8,7 +8,18 @@ from typing import Any
 
 import click
 
-from foveate.cli.options import common, finish, json_option, quiet_option, workers_option
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import (
+    common,
+    device_option,
+    dry_run_option,
+    finish,
+    json_option,
+    path_option,
+    quiet_option,
+    run_option,
+    workers_option,
+)
 
 # What test and docs build from a recipe that this verb runs.
 RECIPE = "foveate.caption.small.recipe:CaptionerRecipe"
@@ -27,16 +38,14 @@ def command() -> None:
     """
 
 
-@command.command("train", short_help="Train a captioner on a collection, in two stages.")
+@command.command("train", cls=FieldsCommand, short_help="Train a captioner on a collection, in two stages.")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
-@click.option("--collection", type=click.Path(path_type=Path), required=True, help="Collection folder.")
-@click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/captioner-RECIPE by default.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default=None, help="The recipe's by default.")
-@click.option("--split", default=None, help="Held-out split to evaluate on; test, else validation, by default.")
-@click.option("--limit", type=click.IntRange(1), default=200, show_default=True, help="Images of that evaluation.")
-@click.option("--no-evaluation", is_flag=True, help="Leave out the evaluation.")
-@click.option("--dry-run", is_flag=True, help="Count images, targets and parameters; train and write nothing.")
+@path_option("--collection", "Collection folder.", required=True)
+@run_option("runs/captioner-RECIPE")
+@fields(RECIPE, "training.precision", into="changes", of_recipe=True)
+@fields("foveate.caption.small.settings:HeldOutSettings", "split", "limit", "evaluation")
+@dry_run_option("Count images, targets and parameters; train and write nothing.")
 @workers_option
 @common()
 def train(
@@ -44,10 +53,8 @@ def train(
     overrides: tuple[str, ...],
     collection: Path,
     run: Path | None,
-    precision: str | None,
-    split: str | None,
-    limit: int,
-    no_evaluation: bool,
+    changes: dict[str, Any],
+    settings: dict[str, Any],
     dry_run: bool,
     workers: int | None,
     as_json: bool,
@@ -65,12 +72,14 @@ def train(
       foveate captioner train captioner --collection mine 'data.short_kinds=[caption]' 'data.description_kinds=[story]'
     """
     from foveate.caption.small.recipe import CaptionerRecipe
-    from foveate.core.recipes import load
+    from foveate.caption.small.settings import HeldOutSettings
+    from foveate.core.recipes import format_overrides, load, validate
     from foveate.records.collection import Collection
 
-    overrides_given = {"training.seed": seed, "training.precision": precision, "training.workers": workers}
-    extra = [f"{field}={value}" for field, value in overrides_given.items() if value is not None]
-    resolved = load(CaptionerRecipe, recipe, [*overrides, *extra])
+    held_out = validate(HeldOutSettings, settings, where="foveate captioner train")
+    changes = {"training": {**changes.get("training", {}), "seed": seed, "workers": workers}}
+    # Options come last: where an option and an override set the same field, the option wins.
+    resolved = load(CaptionerRecipe, recipe, [*overrides, *format_overrides(changes)])
     opened = Collection.open(collection)
     if dry_run:
         from foveate.caption.small.estimate import estimate, lines
@@ -88,10 +97,9 @@ def train(
         target,
         device=device,
         command=["foveate", *sys.argv[1:]],
-        split=split,
-        limit=limit,
-        with_evaluation=not no_evaluation,
+        held_out=held_out,
     )
+    # Under torchrun every process gets here; only one prints and writes the page.
     if not done.is_main:
         return
     if done.model_folder is None:
@@ -101,24 +109,17 @@ def train(
     finish(done.result.to_json(), _trained_lines(done.result.to_json()), paths, as_json=as_json)
 
 
-@command.command("evaluate", short_help="Measure a captioner on held-out images.")
+@command.command("evaluate", cls=FieldsCommand, short_help="Measure a captioner on held-out images.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--collection", type=click.Path(path_type=Path), required=True, help="Collection folder.")
-@click.option("--split", default="test", show_default=True, help="Split whose images are captioned.")
-@click.option("--limit", type=click.IntRange(1), default=None, help="At most so many images, drawn by the seed.")
-@click.option("--shuffled", is_flag=True, help="Control: caption each image from another one's features.")
-@click.option(
-    "--run", "run", type=click.Path(path_type=Path), default=Path("runs/captioner-evaluate"), show_default=True,
-    help="Folder for the result and its page.",
-)  # fmt: skip
+@path_option("--collection", "Collection folder.", required=True)
+@fields("foveate.caption.small.settings:EvaluationSettings", "split", "limit", "shuffled")
+@run_option("runs/captioner-evaluate", "Folder for the result and its page")
 @common()
 def evaluate(
     model: Path,
     collection: Path,
-    split: str,
-    limit: int | None,
-    shuffled: bool,
-    run: Path,
+    settings: dict[str, Any],
+    run: Path | None,
     as_json: bool,
     seed: int | None,
     device: str | None,
@@ -130,47 +131,33 @@ def evaluate(
       foveate captioner evaluate runs/captioner-captioner-tour/model --collection my-images --limit 300
     """
     from foveate.caption.small.runs import evaluate_folder
+    from foveate.caption.small.settings import EvaluationSettings
+    from foveate.core.recipes import validate
     from foveate.records.collection import Collection
     from foveate.report import render
 
+    run = run or Path("runs/captioner-evaluate")
     result = evaluate_folder(
         model,
         Collection.open(collection),
         run,
-        split=split,
-        limit=limit,
+        validate(EvaluationSettings, settings, where="foveate captioner evaluate"),
         seed=seed or 0,
         device=device,
         command=["foveate", *sys.argv[1:]],
-        shuffled=shuffled,
     ).to_json()
     finish(result, _table_lines(result["evaluation"]), {"run": run, "report": render(run)}, as_json=as_json)
 
 
-@command.command("serve", short_help="Serve a captioner to OpenAI clients.")
+@command.command("serve", cls=FieldsCommand, short_help="Serve a captioner to OpenAI clients.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; this machine only.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8009, show_default=True, help="0 = any free one.")
-@click.option("--name", default=None, help="Name of the model in requests; foveate-captioner by default.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=32, show_default=True, help="Captions at a time.")
+@fields("foveate.caption.small.settings:ServerSettings", "host", "port", "name", "batch", "port_file")
+# Not a field: settings are stored and printed, a key must never be.
 @click.option("--key", envvar="FOVEATE_API_KEY", default="", help="Key that clients must send; FOVEATE_API_KEY.")
-@click.option("--port-file", type=click.Path(path_type=Path), help="File that will hold the port once it listens.")
-@click.option(
-    "--device", default=None, metavar="NAME", help="cpu, cuda, cuda:1 or mps; CUDA where there is one by default."
-)
+@device_option
 @json_option
 @quiet_option
-def serve(
-    model: Path,
-    host: str,
-    port: int,
-    name: str | None,
-    batch: int,
-    key: str,
-    port_file: Path | None,
-    device: str | None,
-    as_json: bool,
-) -> None:
+def serve(model: Path, settings: dict[str, Any], key: str, device: str | None, as_json: bool) -> None:
     """Answers POST /v1/chat/completions like OpenAI's API, until Ctrl-C. Images come as data URLs.
 
     \b
@@ -179,17 +166,20 @@ def serve(
     """
     from foveate.caption.small.folder import load_captioner
     from foveate.caption.small.serving import serve as run_server
+    from foveate.caption.small.settings import ServerSettings
+    from foveate.core.recipes import validate
 
+    server = validate(ServerSettings, settings, where="foveate captioner serve")
     captioner = load_captioner(model, device=device)
-    served = name or "foveate-captioner"
 
     def ready(listening_port: int) -> None:
-        address = f"http://{host}:{listening_port}/v1"
-        lines = [f"model {served}, revision {captioner.revision}", f"listening on {address}; Ctrl-C stops"]
-        finish({"address": address, "model": served, "revision": captioner.revision}, lines, {}, as_json=as_json)
+        address = f"http://{server.host}:{listening_port}/v1"
+        lines = [f"model {server.name}, revision {captioner.revision}", f"listening on {address}; Ctrl-C stops"]
+        finish({"address": address, "model": server.name, "revision": captioner.revision}, lines, {}, as_json=as_json)
+        # A pipe is block-buffered: whoever waits for this line would wait until the server ends.
         sys.stdout.flush()
 
-    run_server(captioner, host=host, port=port, model=served, batch=batch, key=key, ready=ready, port_file=port_file)
+    run_server(captioner, server, key=key, ready=ready)
 
 
 def _trained_lines(result: dict[str, Any]) -> list[str]:

@@ -2,50 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish
 
+if TYPE_CHECKING:
+    from foveate.caption.shares import MixSettings
 
-@click.command("mix", short_help="What share of training each caption format gets.")
+
+@click.command("mix", cls=FieldsCommand, short_help="What share of training each caption format gets.")
 @click.argument("collection", type=click.Path(path_type=Path))
-@click.option(
-    "--preset", default=None, metavar="NAME", help="clip, mllm_pretrain, mllm_sft, mllm_sft_mixed or diffusion."
+@fields(
+    "foveate.caption.shares:MixSettings",
+    "preset",
+    "weights",
+    "missing",
+    "split",
+    "prefer",
+    "context",
+    "allow_truncation",
+    "recipe",
+    "to",
+    repeat=("prefer",),
+    metavars={"preset": "NAME", "weights": "FORMAT=W,...", "prefer": "MODEL", "recipe": "NAME"},
 )
-@click.option("--weights", default=None, metavar="FORMAT=W,...", help="Own weights, such as alt=.5,ssc=.5.")
-@click.option(
-    "--missing",
-    type=click.Choice(["renormalize", "alt", "skip", "error"]),
-    default="renormalize",
-    show_default=True,
-    help="Where the weight of formats goes that an image lacks.",
-)
-@click.option("--split", default="train", show_default=True, help="Split that is trained on.")
-@click.option("--prefer", multiple=True, metavar="MODEL", help="Caption model to prefer, best first; may be repeated.")
-@click.option(
-    "--context", type=click.IntRange(8), default=None, help="Tokens that the text tower reads; 77 for clip and weights."
-)
-@click.option("--allow-truncation", is_flag=True, help="Accept that such a tower reads only the start of dsc_plus.")
-@click.option("--recipe", default=None, metavar="NAME", help="With --to: the pretrain recipe that gets the weights.")
-@click.option("--to", "to", type=click.Path(path_type=Path), default=None, help="Write that recipe to this file.")
 @common(device=False)
-def command(
-    collection: Path,
-    preset: str | None,
-    weights: str | None,
-    missing: Any,
-    split: str,
-    prefer: tuple[str, ...],
-    context: int | None,
-    allow_truncation: bool,
-    recipe: str | None,
-    to: Path | None,
-    as_json: bool,
-    seed: int | None,
-) -> None:
+def command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None) -> None:
     """Shows, for a preset or own weights, how many images of COLLECTION have each format and what share of the texts
     it will get in training; an image's lacking formats give their weight to the others.
 
@@ -57,43 +44,39 @@ def command(
       foveate mix my-images --preset clip
       foveate mix my-images --weights alt=.4,ssc=.4,dsc=.2 --recipe clip-vit-b16 --to my-recipe.yaml
     """
-    from foveate.caption import shares as mixing
+    from foveate.caption import shares
+    from foveate.core.recipes import validate
     from foveate.records.collection import Collection
 
-    if (preset is None) == (weights is None):
-        raise click.UsageError(f"give one of --preset ({', '.join(mixing.preset_names())}) and --weights")
-    if (recipe is None) != (to is None):
+    resolved = validate(shares.MixSettings, settings, where="foveate mix")
+    if (resolved.preset is None) == (resolved.weights is None):
+        raise click.UsageError(f"give one of --preset ({', '.join(shares.preset_names())}) and --weights")
+    if (resolved.recipe is None) != (resolved.to is None):
         raise click.UsageError("--recipe and --to belong together")
     opened = Collection.open(collection)
-    weights_given = None if weights is None else mixing.parse_weights(weights)
-    sampler = mixing.build_sampler(opened, preset=preset, weights=weights_given, missing=missing)
-    context = context or mixing.default_context(preset)
-    mixing.check_window(sampler, context, allowed=allow_truncation)
-    result = mixing.measure_shares(opened, sampler, split=split, seed=seed or 0, prefer=prefer, context=context)
+    sampler = shares.build_sampler(opened, preset=resolved.preset, weights=resolved.weights, missing=resolved.missing)
+    context = resolved.context or shares.default_context(resolved.preset)
+    shares.check_window(sampler, context, allowed=resolved.allow_truncation)
+    result = shares.measure_shares(
+        opened, sampler, split=resolved.split, seed=seed or 0, prefer=resolved.prefer, context=context
+    )
     paths = {}
-    if to is not None and recipe is not None:
-        paths["recipe"] = _write_recipe(to, recipe, sampler.weights, missing, prefer, allow_truncation, split, seed)
-    finish(result.to_json(), _lines(result.to_json(), preset), paths, as_json=as_json)
+    if resolved.to is not None and resolved.recipe is not None:
+        paths["recipe"] = _write_recipe(resolved.to, resolved.recipe, sampler.weights, resolved, seed)
+    finish(result.to_json(), _lines(result.to_json(), resolved.preset), paths, as_json=as_json)
 
 
-def _write_recipe(
-    to: Path,
-    recipe: str,
-    weights: dict[str, float],
-    missing: str,
-    prefer: tuple[str, ...],
-    allow_truncation: bool,
-    split: str,
-    seed: int | None,
-) -> Path:
+def _write_recipe(to: Path, recipe: str, weights: Mapping[str, float], settings: MixSettings, seed: int | None) -> Path:
+    """Write a copy of a pretrain recipe with other weights of its texts."""
     from foveate.caption.shares import format_weights
     from foveate.core.files import write_text_atomically
     from foveate.core.recipes import dump, load
     from foveate.pretrain.recipe import PretrainRecipe
 
-    changes = [f"data.captions={format_weights(weights)}", "data.mixture=null", f"data.missing={missing}"]
-    changes += [f"data.split={split}", f"data.prefer={list(prefer)!r}"]
-    changes += ["data.allow_truncation=true"] * allow_truncation
+    # A recipe may name a preset; it would take precedence over the weights.
+    changes = [f"data.captions={format_weights(weights)}", "data.mixture=null", f"data.missing={settings.missing}"]
+    changes += [f"data.split={settings.split}", f"data.prefer={list(settings.prefer)!r}"]
+    changes += ["data.allow_truncation=true"] * settings.allow_truncation
     changes += [] if seed is None else [f"training.seed={seed}"]
     changed = load(PretrainRecipe, recipe, changes)
     head = f"# foveate pretrain {to.name} --collection DIR\n# {recipe} with other weights of its texts\n"

@@ -9,19 +9,24 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, workers_option
+from foveate.cli.options import common, dry_run_option, finish, run_option, workers_option
 
 
 @click.command("regions", cls=FieldsCommand, short_help="Label regions: captions, phrases, boxes (VESL).")
 @click.argument("collection", type=click.Path(path_type=Path))
-@click.option(
-    "--detector",
-    default="nanodet",
-    metavar="NAME",
-    help="nanodet (default; photographs), owlv2, cloc, or annotations (an oracle).",
+@fields(
+    "foveate.caption.vesl.work:RegionRunSettings",
+    "detector",
+    "model",
+    ("options", "--set"),
+    "split",
+    "limit",
+    "batch",
+    "samples",
+    into="selected",
+    repeat=("options",),
+    metavars={"detector": "NAME", "model": "MODEL", "options": "NAME=VALUE"},
 )
-@click.option("--model", metavar="MODEL", help="The detector's model: a folder, or for owlv2 OWNER/NAME on the hub.")
-@click.option("--set", "options", multiple=True, metavar="NAME=VALUE", help="A further option of the detector.")
 @fields(
     "foveate.caption.vesl.work:RegionLabelSettings",
     ("phrases.tagger", "--phrases"),
@@ -32,24 +37,14 @@ from foveate.cli.options import common, finish, workers_option
     "prefer",
     "shuffle_phrases",
 )
-@click.option("--split", metavar="NAME", help="Only the images of this split.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many images.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Images of one pass.")
-@click.option("--samples", type=click.IntRange(0, 500), default=24, show_default=True, help="Images on the page.")
-@click.option("--run", type=click.Path(path_type=Path), help="Run folder; runs/regions by default.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be asked; nothing is detected or written.")
+@run_option("runs/regions")
+@dry_run_option("Only say what would be asked; nothing is detected or written.")
 @workers_option
 @common()
 def command(
     collection: Path,
+    selected: dict[str, Any],
     settings: dict[str, Any],
-    detector: str,
-    model: str | None,
-    options: tuple[str, ...],
-    split: str | None,
-    limit: int | None,
-    batch: int,
-    samples: int,
     run: Path | None,
     dry_run: bool,
     workers: int | None,
@@ -70,20 +65,22 @@ def command(
     from foveate.caption.vesl.detection import find_detector
     from foveate.caption.vesl.gallery import build_gallery
     from foveate.caption.vesl.run import estimate_labeling, label_regions
-    from foveate.caption.vesl.work import RegionLabelSettings
+    from foveate.caption.vesl.work import RegionLabelSettings, RegionRunSettings
     from foveate.core.recipes import parse_overrides, validate
     from foveate.core.runs import RunFolder
     from foveate.report import render
 
     resolved = validate(RegionLabelSettings, settings, where="foveate regions")
-    plugin = find_detector(detector)
-    detector_options = parse_overrides(options) | ({} if model is None else {"model": model})
-    detector_settings = validate(plugin.settings, detector_options, where=f"detector '{detector}' (--model, --set)")
+    options = validate(RegionRunSettings, selected, where="foveate regions")
+    # Only the detector knows its own fields; --model is one of them that nearly all have.
+    content = parse_overrides(options.options) | ({} if options.model is None else {"model": options.model})
+    where = f"detector '{options.detector}' (--model, --set)"
+    detector_settings = validate(find_detector(options.detector).settings, content, where=where)
     run_options: dict[str, Any] = {
-        "detector": detector,
+        "detector": options.detector,
         "detector_settings": detector_settings,
-        "split": split,
-        "limit": limit,
+        "split": options.split,
+        "limit": options.limit,
         "device": device,
         "seed": seed or 0,
     }
@@ -93,19 +90,20 @@ def command(
         return
     made_by = ["foveate", *sys.argv[1:]]
     folder = RunFolder.create(run or Path("runs/regions"), command=made_by)
-    labeling = label_regions(collection, resolved, batch=batch, workers=workers or 2, **run_options)
+    labeling = label_regions(collection, resolved, batch=options.batch, workers=workers or 2, **run_options)
     gallery = build_gallery(
         collection,
         resolved,
         labeling.result.recipe_hash,
         labeling.rows,
         folder.path,
-        count=samples,
+        count=options.samples,
         seed=seed or 0,
     )
     result = labeling.result.model_copy(update={"command": made_by, **gallery}).to_json()
     folder.write_result(result)
     finish(result, _lines(result), {"report": render(folder.path)}, as_json=as_json)
+    # Rows and page are written; the exit code still tells a script that there is more to do.
     if labeling.result.stopped:
         raise KeyboardInterrupt
 
