@@ -7,7 +7,8 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ CONFIG, WEIGHTS, PREPROCESS, METRICS, CARD = (
     "metrics.json",
     "README.md",
 )
+# Names of the fields that count layers in the configs of open_clip, timm and transformers.
+_LAYERS = re.compile(r"(^|_)(layers?|depths?|blocks)$")
 
 
 def write_model_folder(
@@ -124,14 +127,74 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if path.exists() and not path.is_file():  # a FIFO would block for ever, a folder gives an OSError without a name
-        raise UserError(f"{path} is not a regular file; expected a safetensors file")
+    _require_regular(path)
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; the model folder is incomplete") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged safetensors file ({error})") from error
+    for name, value in tensors.items():
+        # A training that diverged; every answer would be NaN, which no JSON can hold. Masks may be -inf.
+        if value.is_floating_point() and not bool((value < float("inf")).all()):
+            raise UserError(
+                f"{path}: tensor '{name}' holds NaN or infinity; the training has diverged or the file is damaged"
+            )
+    return tensors
+
+
+def check_header(path: Path, config: Mapping[str, Any], build: Callable[[], Any], *, where: Path) -> None:
+    """Compare the header of a safetensors file with the network that a config describes, before either takes memory.
+
+    A config that asks for a million layers, or a width of ten million, is refused for what its weights are not.
+
+    Args:
+        config: architecture; integers that count layers must not exceed the tensors of the file.
+        build: builds the network; called on the meta device.
+        where: file of the config, for errors.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another architecture.
+    """
+    import torch
+
+    shapes = read_shapes(path)
+    _check_layer_counts(config, len(shapes), where)
+    with torch.device("meta"):
+        expected = build().state_dict()
+    check_tensors({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, expected, path)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read name and shape of every tensor of a safetensors file, without its values; see `read_tensors` for errors."""
+    from safetensors import SafetensorError, safe_open
+
+    _require_regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; the model folder is incomplete") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged safetensors file ({error})") from error
+
+
+def _require_regular(path: Path) -> None:
+    # A FIFO would block for ever, a folder gives an OSError without a name.
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file; expected a safetensors file")
+
+
+def _check_layer_counts(value: Any, num_tensors: int, where: Path, field: str = "") -> None:
+    """Raise UserError if a field that counts layers exceeds the tensors of the file: each layer has at least one."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_layer_counts(inner, num_tensors, where, str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_layer_counts(inner, num_tensors, where, field)
+    elif isinstance(value, int) and _LAYERS.search(field) and value > num_tensors:
+        raise UserError(f"{where}: field '{field}' is {value}, but the weights have only {num_tensors} tensors")
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.core.errors import UserError, choose, nearest
+from foveate.core.files import read_json
 from foveate.records.collection import Collection
 from foveate.records.geometry import MIN_VISIBLE, InputSize, Placement, View
 from foveate.records.images import BadImage, decode_fraction
@@ -135,6 +137,23 @@ class Preprocess:
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**options)
+
+
+def check_preprocess(path: Path, preprocess: Preprocess) -> None:
+    """Check that the `preprocess.json` of a model folder is the preprocessing of its encoder.
+
+    The file is for other programs; ours follows the config. Where the two differ, either would be a guess.
+
+    Raises:
+        UserError: the file is missing or differs; the error names the key.
+    """
+    values, expected = read_json(path), preprocess.to_dict()
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object (got {type(values).__name__})")
+    stored = Preprocess.from_dict(values).to_dict()
+    for key, value in expected.items():
+        if stored[key] != value:
+            raise UserError(f"{path}: key '{key}' is {stored[key]}; expected {value} as in the encoder's settings")
 
 
 def place_image(preprocess: Preprocess, image_size: tuple[int, int], view: View) -> Placement:

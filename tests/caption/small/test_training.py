@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,21 @@ def test_cells_of_a_box() -> None:
         ("tokenizer.json", lambda text: "{}", ("tokenizer.json",)),
         ("tokenizer.json", lambda text: text.replace("<ssc>", "<xxx>"), ("tokenizer", "<ssc>")),
         ("model.safetensors", lambda text: text[:100], ("model.safetensors",)),
+        (
+            "config.json",
+            lambda text: text.replace('"hidden_size": 32', '"hidden_size": 10000000'),
+            ("model.safetensors", "10000000"),
+        ),
+        (
+            "config.json",
+            lambda text: text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 1000000'),
+            ("config.json", "num_hidden_layers", "1000000"),
+        ),
+        (
+            "tokenizer.json",
+            lambda text: re.sub(r'":300([,}])', r'":1000000000\1', text),
+            ("tokenizer.json", "1,000,000,000"),
+        ),
     ],
 )
 def test_a_folder_is_opened_strictly(

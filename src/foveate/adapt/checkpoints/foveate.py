@@ -13,9 +13,19 @@ from torch import Tensor, nn
 
 from foveate.adapt.classifier import Classifier
 from foveate.core.errors import UserError
-from foveate.core.model_folder import PREPROCESS, WEIGHTS, check_tensors, read_config, read_tensors, write_model_folder
+from foveate.core.model_folder import (
+    CONFIG,
+    PREPROCESS,
+    WEIGHTS,
+    check_header,
+    check_tensors,
+    read_config,
+    read_tensors,
+    write_model_folder,
+)
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.preprocess import check_preprocess
 from foveate.vision.registry import build_image_encoder, seeded
 
 KIND = "classifier"
@@ -61,9 +71,15 @@ def load(folder: Path, config: dict[str, Any]) -> Classifier:
     settings, names = config["image_encoder"], config["classes"]
     if len(names) < 2:
         raise UserError(f"{folder / 'config.json'}: field 'classes' must have at least two names (got {len(names)})")
-    encoder = build_image_encoder(settings)
-    network = EncoderClassifier(encoder, settings=settings, classes=len(names))
     path = folder / WEIGHTS
+
+    def build() -> EncoderClassifier:
+        return EncoderClassifier(build_image_encoder(settings), settings=settings, classes=len(names))
+
+    check_header(path, settings, build, where=folder / CONFIG)
+    network = build()
+    encoder = network.encoder
+    check_preprocess(folder / PREPROCESS, encoder.preprocess)
     tensors = read_tensors(path)
     check_tensors(tensors, network.state_dict(), path)
     network.load_state_dict(tensors, strict=True)

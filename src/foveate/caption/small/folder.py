@@ -26,6 +26,7 @@ from foveate.core.model_folder import (
     METRICS,
     PREPROCESS,
     WEIGHTS,
+    check_header,
     check_tensors,
     read_config,
     read_tensors,
@@ -33,6 +34,7 @@ from foveate.core.model_folder import (
 )
 from foveate.core.recipes import validate
 from foveate.vision.precision import choose_device
+from foveate.vision.preprocess import check_preprocess
 
 KIND = "captioner"
 FORMAT = 3  # 3: recipe fields word_training, pixel_shuffle, max_alt_tokens and data.images
@@ -112,7 +114,13 @@ def load_captioner(folder: Path, *, device: str | None = None) -> SmallCaptioner
             "in the weights"
         )
     recipe = validate(CaptionerRecipe, config["recipe"], where=str(folder / CONFIG))
-    model = CaptionerModel(recipe, vocabulary=len(tokens), names=len(tokens.names), definite=tokens.definite)
+
+    def build() -> CaptionerModel:
+        return CaptionerModel(recipe, vocabulary=len(tokens), names=len(tokens.names), definite=tokens.definite)
+
+    check_header(folder / WEIGHTS, config["recipe"]["decoder"], build, where=folder / CONFIG)
+    model = build()
+    check_preprocess(folder / PREPROCESS, model.image_encoder.preprocess)
     load_weights(model, folder / WEIGHTS)
     model.to(choose_device(device or "auto")).eval().requires_grad_(False)
     return SmallCaptioner(model, tokens, config["lengths"], revision_of(folder), config["provenance"])

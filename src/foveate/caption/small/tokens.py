@@ -108,7 +108,14 @@ class CaptionTokens:
         from tokenizers import Tokenizer
 
         try:
-            return cls(Tokenizer.from_str(content))
+            tokenizer = Tokenizer.from_str(content)
+            ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values())
+            # Ids are rows of the embedding table: a gap, or an id of a billion, has none.
+            if ids != list(range(len(ids))):
+                raise UserError(
+                    f"tokenizer.json: ids must be 0 to {len(ids) - 1:,} without gaps (the largest is {ids[-1]:,})"
+                )
+            return cls(tokenizer)
         except BaseException as error:
             if type(error) is not Exception:  # the library raises the bare class, and nothing else is meant
                 raise

@@ -19,6 +19,7 @@ from foveate.core.model_folder import (
     METRICS,
     PREPROCESS,
     WEIGHTS,
+    check_header,
     check_tensors,
     read_config,
     read_tensors,
@@ -29,6 +30,7 @@ from foveate.vision.localizer.card import model_card
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.precision import choose_device
+from foveate.vision.preprocess import check_preprocess
 from foveate.vision.registry import tower_options
 
 KIND = "localizing-encoder"
@@ -112,7 +114,9 @@ def load_model(folder: Path, *, device: str | None = None) -> LocalizingModel:
     trained_as, built_from = _split_recipe(config["recipe"])
     recipe = validate(LocalizerSettings, built_from, where=str(folder / CONFIG))
     recipe = recipe.model_copy(update={"text_encoder": with_tokenizer(recipe.text_encoder, folder)})
+    check_header(folder / WEIGHTS, built_from, lambda: LocalizingModel(recipe), where=folder / CONFIG)
     model = LocalizingModel(recipe)
+    check_preprocess(folder / PREPROCESS, model.image_encoder.preprocess)
     model.trained_as = trained_as
     weights = read_tensors(folder / WEIGHTS)
     check_tensors(weights, trained_weights(model), folder / WEIGHTS)
