@@ -101,6 +101,7 @@ def test_a_dry_run_asks_and_writes_nothing(tmp_path: Path, capsys: pytest.Captur
         (["--format", "ssc"], ("'http'", "'model'")),
         (["--format", "ssc", "--model", "m", "--backend", "htp"], ("'htp'", "Did you mean 'http'")),
         (["--format", "ssc", "--model", "m", "--option", "tiemout_seconds=3"], ("Did you mean 'timeout_seconds'",)),
+        (["--format", "ssc", "--model", "m", "--option", "timeout_seconds=.inf"], ("timeout_seconds", "inf")),
         (["--format", "ssc", "--model", "m", "--option", "nothing"], ("--option 'nothing'", "NAME=VALUE")),
         (["--format", "ssc", "--model", "m", "--device", "cuda"], ("'device'",)),
         (["--format", "ssc", "--model", "m", "--endpoint", "host"], ("--endpoint 'host'",)),
@@ -143,6 +144,20 @@ def test_a_run_that_cannot_go_on_says_why_and_keeps_what_it_has(
     assert "HTTP 401" in err
     assert len(rows(collection)) == 3
     assert "The run ended early" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_of_failures_alone_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    collection = make(tmp_path / "c", 4)
+    with ChatServer(lambda number, body: fails(400, "no images here")) as server:
+        arguments = ["caption", collection, "--format", "ssc", "--model", "m", "--endpoint", server.url]
+        code, out, err = run(capsys, *arguments, "--run", tmp_path / "r", "--quiet")
+        assert code == 1
+        assert out.splitlines()[-1] == f"report: {tmp_path}/r/report.html"
+        assert "http_400 4" in err
+        assert len(err.splitlines()) == 1
+        server.behave = lambda number, body: says(good(body)) if number % 2 else fails(400)
+        code, _, _ = run(capsys, *arguments, "--language", "German", "--run", tmp_path / "r", "--quiet")
+    assert code == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -122,6 +122,9 @@ def test_content_in_parts_and_absent() -> None:
     parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
     assert parse_reply(200, {}, json.dumps({"choices": [{"message": {"content": parts}}]}).encode()).text == "a b"
     assert parse_reply(200, {}, b'{"choices": [{"message": {"content": null}}], "usage": null}').text == ""
+    mixed = [{"type": "text", "text": "a "}, {"type": "text", "text": 5}]
+    reply = parse_reply(200, {}, json.dumps({"choices": [{"message": {"content": mixed}}]}).encode())
+    assert (reply.error, reply.retry) == ("bad_response", True)
     odd = b'{"choices": [{"message": {"content": 5}}], "usage": {"prompt_tokens": "x", "completion_tokens": true}}'
     assert parse_reply(200, {}, odd).tokens_in == parse_reply(200, {}, odd).tokens_out == 0
 

@@ -170,7 +170,20 @@ def caption(
         stopped=stopped,
         failure="" if failure is None else str(failure),
     )
-    return CaptionRun(result, stopped, failure)
+    return CaptionRun(result, stopped, failure or _find_total_failure(result))
+
+
+def _find_total_failure(result: CaptionRunResult) -> UserError | None:
+    """Return an error if requests were sent and none of them gave a caption: a script must not take that for success."""
+    tallies = result.formats.values()
+    num_requests = sum(tally.requested for tally in tallies)
+    if num_requests == 0 or any(tally.ok + tally.repaired for tally in tallies):
+        return None
+    reasons = Counter[str]()
+    for tally in tallies:
+        reasons.update(tally.errors)
+    listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+    return UserError(f"{result.model}: all {num_requests:,} requests failed ({listed}); no caption was written")
 
 
 def plan(

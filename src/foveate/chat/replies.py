@@ -75,7 +75,10 @@ def parse_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         # Cut off on its way, or no chat completion at all.
         return Reply(text=_decode(body), error="bad_response", retry=True)
     if isinstance(text, list):  # content parts instead of a string
-        text = "".join(part.get("text") or "" for part in text if isinstance(part, dict))
+        parts = [part.get("text") or "" for part in text if isinstance(part, dict)]
+        if not all(isinstance(part, str) for part in parts):
+            return Reply(text=_decode(body), error="bad_response", retry=True)
+        text = "".join(parts)
     if (isinstance(refusal, str) and refusal) or reason == "content_filter":
         return Reply(text=str(refusal or text or ""), error="refused", **spent)
     return Reply(text=text if isinstance(text, str) else "", **spent)

@@ -19,9 +19,9 @@ from foveate.core.yaml_text import read_yaml
 
 
 class Settings(BaseModel):
-    """Base of all recipe models: immutable; unknown keys are errors."""
+    """Base of all recipe models: immutable; unknown keys, NaN and infinity are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Settings)
