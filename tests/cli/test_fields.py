@@ -90,6 +90,19 @@ def test_values_out_of_bounds_name_the_option(arguments: tuple[str, ...], names:
         assert name in output
 
 
+def test_fields_of_a_recipe_are_neither_required_nor_have_a_default() -> None:
+    @click.command("recipe", cls=FieldsCommand)
+    @fields(f"{__name__}:Example", "name", "training.epochs", of_recipe=True)
+    def recipe(settings: dict[str, Any]) -> None:
+        click.echo(repr(settings))
+
+    assert CliRunner().invoke(recipe, []).output.strip() == "{}"
+    assert CliRunner().invoke(recipe, ["--epochs", "3"]).output.strip() == "{'training': {'epochs': 3}}"
+    output = " ".join(CliRunner().invoke(recipe, ["--help"]).output.split())
+    assert "Passes over the images. The recipe's by default. [x>=1]" in output
+    assert "The name. The recipe's by default. --epochs" in output
+
+
 def test_an_unknown_choice_names_the_nearest() -> None:
     with raises_naming(UserError, "--mode", "fats", "fast"):
         example.main(["--called", "x", "--mode", "fats"], standalone_mode=False)

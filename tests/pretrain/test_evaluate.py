@@ -19,6 +19,7 @@ from foveate.pretrain.embed import CollectionEmbeddings, embed_collection, embed
 from foveate.pretrain.evaluate import baseline_boxes, choose_locate_rule, class_embeddings, evaluate
 from foveate.pretrain.metrics_table import MetricsTable, describe_columns, merge_tables
 from foveate.pretrain.results import SplitEvaluation
+from foveate.pretrain.settings import EvaluateSettings
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
@@ -173,11 +174,11 @@ def test_a_model_that_ignores_the_box_is_unmasked(known: SimpleNamespace, collec
 
 def test_empty_and_unknown_splits(collection: Collection) -> None:
     with raises_naming(UserError, "split"):
-        evaluate(None, collection, split="tset")  # type: ignore[arg-type]
+        evaluate(None, collection, EvaluateSettings(split="tset"))  # type: ignore[arg-type]
 
 
 def test_limit_is_drawn_by_the_seed(known: SimpleNamespace, collection: Collection) -> None:
-    picked = [evaluate(None, collection, limit=4, seed=seed)[1].rows.tolist() for seed in (0, 0, 1)]  # type: ignore[arg-type]
+    picked = [evaluate(None, collection, EvaluateSettings(limit=4), seed=seed)[1].rows.tolist() for seed in (0, 0, 1)]  # type: ignore[arg-type]
     assert picked[0] == picked[1] != picked[2]
     assert len(set(picked[0])) == 4
 
@@ -192,7 +193,7 @@ def test_zero_shot(known: SimpleNamespace, collection: Collection, monkeypatch: 
     known.change = by_category
     present = sorted(set(collection.label_values("category")[collection.rows("test")]))
     assert present == categories
-    result, _ = evaluate(None, collection, name="m", classes="category")  # type: ignore[arg-type]
+    result, _ = evaluate(None, collection, EvaluateSettings(classes="category"), name="m")  # type: ignore[arg-type]
     assert values(result, "zero-shot category, 3 names: accuracy", "shapes images") == {"m": 1.0}
 
 

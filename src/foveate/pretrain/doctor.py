@@ -17,6 +17,7 @@ from foveate.core.paths import DATA
 from foveate.core.progress import duration
 from foveate.pretrain.pricing.price import price
 from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.settings import DoctorSettings
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
@@ -72,26 +73,22 @@ def _builtin_data() -> list[dict[str, Any]]:
 def examine(
     collection: Collection,
     recipe: PretrainRecipe | None = None,
+    settings: DoctorSettings | None = None,
     *,
-    devices: int = 1,
     workers: int | None = None,
-    hardware: str | None = None,
-    reader: str = "foveate",
     seed: int = 0,
-    seconds: float = 4.0,
 ) -> dict[str, Any]:
     """Measure read and decode rates of a collection; with a recipe, estimate the speed of a run and find problems.
 
     Args:
-        devices: number of processes; this machine runs as many as it has accelerators, one without any.
+        settings: of the planned run; this machine runs as many processes as it has accelerators, one without any.
         workers: loader threads per process; by default the recipe's, or one per core without a recipe.
-        hardware: of a device, as in a price; by default that of this machine.
-        reader: "webdataset" checks the shards for a reader that assigns whole shards.
-        seconds: for each rate.
+        seed: which images are read.
 
     Returns:
         `machine`, `rates`, `collection`, `reach` and `remarks`; `problems` are sentences, empty if the run is possible.
     """
+    settings = settings or DoctorSettings()
     facts = doctor.machine(collection.path)
     # Without a recipe all cores: the question is what the machine can do.
     threads = workers or (recipe.training.workers if recipe is not None else facts["cores"]) or 1
@@ -115,7 +112,7 @@ def examine(
         draft=lambda row: read_image(collection, row, preprocess)[0],
         threads=threads,
         seed=seed,
-        seconds=seconds,
+        seconds=settings.seconds,
     )
     result: dict[str, Any] = {
         "kind": "doctor",
@@ -139,9 +136,7 @@ def examine(
             f"{len(rates.unreadable)} of {rates.images} images cannot be read, for example '{key}': {reason}"
         )
     if recipe is not None and not problems:
-        _check_run(
-            result, collection, recipe, rates, devices=devices, workers=threads, hardware=hardware, reader=reader
-        )
+        _check_run(result, collection, recipe, rates, settings, workers=threads)
     return result
 
 
@@ -173,13 +168,12 @@ def _check_run(
     collection: Collection,
     recipe: PretrainRecipe,
     rates: doctor.Rates,
+    settings: DoctorSettings,
     *,
-    devices: int,
     workers: int,
-    hardware: str | None,
-    reader: str,
 ) -> None:
     """Add `reach`, `problems` and `remarks` of a run."""
+    devices, hardware, reader = settings.devices, settings.hardware, settings.reader
     facts = result["machine"]
     accelerators = facts["accelerators"]
     local = min(devices, max(len(accelerators), 1))

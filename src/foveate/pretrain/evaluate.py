@@ -25,6 +25,7 @@ from foveate.metrics.retrieval import normalize, rank_positives_from_embeddings,
 from foveate.pretrain.embed import CollectionEmbeddings, embed_collection
 from foveate.pretrain.metrics_table import MetricsTable, describe_columns
 from foveate.pretrain.results import SplitEvaluation
+from foveate.pretrain.settings import EvaluateSettings
 from foveate.records.collection import Collection
 from foveate.records.tables import write_table
 from foveate.vision.localizer.inference import embed_phrases
@@ -36,28 +37,21 @@ EDGES = ("x1", "y1", "x2", "y2")
 def evaluate(
     model: LocalizingModel,
     collection: Collection,
+    settings: EvaluateSettings | None = None,
     *,
-    split: str = "test",
     name: str = "model",
-    crops: bool = False,
     rules: Sequence[str] = ("head", "candidates"),
-    classes: str | None = None,
-    templates: Sequence[str] = ("a picture of {}",),
-    text_kind: str | None = None,
     seed: int = 0,
-    limit: int | None = None,
     samples_to: Path | None = None,
     cache: Path | None = None,
 ) -> tuple[SplitEvaluation, CollectionEmbeddings]:
     """Evaluate a model on one split.
 
     Args:
+        settings: which images, and what is asked; the test split by default.
         name: prefix of the columns, for example "cloc".
-        crops: also answer the region questions by encoding each box as an image of its own.
         rules: how phrases are located, as far as the model has them.
-        classes: label field for zero-shot classification; none by default.
-        text_kind: caption kind for image-text retrieval; by default each image's first caption.
-        limit: at most this many images, drawn by the seed.
+        seed: of the intervals, and of the images where there is a limit.
         samples_to: folder for the per-sample Parquet tables.
         cache: folder where frozen features of the images are kept; by default they are not.
 
@@ -67,6 +61,8 @@ def evaluate(
     Raises:
         UserError: when the split is empty, or the collection has no such label field or caption kind.
     """
+    settings = settings or EvaluateSettings()
+    split, limit, classes, text_kind = settings.split, settings.limit, settings.classes, settings.text_kind
     rows = collection.rows(split)
     if not len(rows):
         raise UserError(f"collection {collection.path}: split '{split}' has no images")
@@ -79,7 +75,7 @@ def evaluate(
     if classes is not None:
         collection.label_values(classes)  # fail early: an unknown field is refused before the costly pass
     # One pass for all questions: an image is decoded and encoded once.
-    embeddings = embed_collection(model, collection, rows, crops=crops, rules=rules, cache=cache)
+    embeddings = embed_collection(model, collection, rows, crops=settings.crops, rules=rules, cache=cache)
     table = MetricsTable(seed=seed)
     samples: dict[str, pa.Table] = {}
     if len(embeddings.regions):
@@ -88,7 +84,7 @@ def evaluate(
     if retrieved:
         samples["retrieval"] = pa.Table.from_pylist(retrieved)
     if classes is not None:
-        classified = _add_zero_shot(table, model, collection, embeddings, name, classes, templates)
+        classified = _add_zero_shot(table, model, collection, embeddings, name, classes, settings.templates)
         if classified:
             samples["classification"] = pa.Table.from_pylist(classified)
     if samples_to is not None:

@@ -24,6 +24,7 @@ from foveate.pretrain.evaluate import Validation, choose_locate_rule, evaluate
 from foveate.pretrain.initialization import resolve_initial, start_from
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.results import PretrainResult, SplitEvaluation
+from foveate.pretrain.settings import EvaluateSettings
 from foveate.pretrain.task import PretrainTask
 from foveate.records.collection import Collection
 from foveate.training import checkpoint
@@ -294,7 +295,8 @@ def _evaluate(
         return None
     name = {"none": "clip", "prompter": "cloc", "roi": "cloc_roi"}[model.recipe.regions.method]
     seed, samples = recipe.training.seed, run.path / "samples"
-    evaluation, _ = evaluate(model, collection, split=split, name=name, seed=seed, samples_to=samples, cache=cache)
+    settings = EvaluateSettings(split=split)
+    evaluation, _ = evaluate(model, collection, settings, name=name, seed=seed, samples_to=samples, cache=cache)
     return evaluation
 
 

@@ -359,9 +359,11 @@ class ClocStudy(GridStudy):
 
     def _measured(self, model: Any, collection: Any, *, crops: bool, seed: int) -> dict[str, float]:
         from foveate.pretrain.evaluate import evaluate
+        from foveate.pretrain.settings import EvaluateSettings
         from foveate.studies.cloc_measures import box_gain, details_accuracy
 
-        evaluation, seen = evaluate(model, collection, name="m", crops=crops, rules=("head",), seed=seed)
+        settings = EvaluateSettings(crops=crops)
+        evaluation, seen = evaluate(model, collection, settings, name="m", rules=("head",), seed=seed)
         values = picked(evaluation.to_json()["table"])
         if model.recipe.regions.method == "prompter" and model.recipe.regions.grounding_weight > 0:
             values["box_gain"] = box_gain(seen, collection)

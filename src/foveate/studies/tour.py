@@ -26,6 +26,7 @@ from foveate.pretrain.evaluate import evaluate
 from foveate.pretrain.metrics_table import merge_tables
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.samples import sample_rows, write_samples
+from foveate.pretrain.settings import EvaluateSettings
 from foveate.pretrain.train import CACHE, VALIDATION, PretrainRun, build_dataset, build_model, pretrain
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_tour_collection
@@ -46,6 +47,7 @@ from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.model import LocalizingModel
 
 TEST = "test"
+TEMPLATES = ("a picture of {}",)  # as the built-in images are described in their own texts
 FEW_ROUNDS = 4  # of the federated maps in a short tour
 
 RECIPES = {"clip": "tour-clip", "cloc": "tour"}
@@ -212,8 +214,9 @@ def _train_and_evaluate(
             raise UserError(f"{run.path}: stopped; run the same command to resume")
         clock.lap(name)
         models[name] = load_model(folder, device=device)
+        settings = EvaluateSettings(crops=name == "clip", classes="category", templates=TEMPLATES)
         evaluation, embedded[name] = evaluate(
-            models[name], collection, name=name, crops=name == "clip", classes="category", seed=seed,
+            models[name], collection, settings, name=name, seed=seed,
             samples_to=run.path / f"{name}-seed{seed}" / "samples", cache=collection.path / CACHE,
         )  # fmt: skip
         tables.append(evaluation.to_json()["table"])

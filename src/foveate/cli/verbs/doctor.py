@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
+from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import finish, json_option, quiet_option, seed_option, workers_option
 
 
-@click.command("doctor", short_help="Check the installation, a collection, a planned run.")
+@click.command("doctor", cls=FieldsCommand, short_help="Check the installation, a collection, a planned run.")
 @click.argument("collection", required=False, type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1)
-@click.option("--recipe", default=None, help="Judge a run of this recipe: a shipped name or a YAML file.")
-@click.option("--devices", type=click.IntRange(1), default=1, show_default=True, help="Processes of the run.")
-@click.option(
-    "--hardware",
-    default=None,
-    metavar="NAME",
-    help="A device of the run, as in pretrain --dry-run; what is found here by default.",
+@click.option("--recipe", default=None, help="Check a run of this recipe: a shipped name or a YAML file.")
+@fields(
+    "foveate.pretrain.settings:DoctorSettings",
+    "devices",
+    "hardware",
+    "reader",
+    "seconds",
+    metavars={"hardware": "NAME"},
 )
-@click.option(
-    "--reader",
-    type=click.Choice(["foveate", "webdataset"]),
-    default="foveate",
-    show_default=True,
-    help="webdataset judges the shards for readers that take whole ones, such as open_clip's.",
-)
-@click.option("--seconds", type=click.FloatRange(0.1, 600), default=4.0, show_default=True, help="For each rate.")
 @workers_option
 @json_option
 @quiet_option
@@ -37,10 +32,7 @@ def command(
     collection: Path | None,
     overrides: tuple[str, ...],
     recipe: str | None,
-    devices: int,
-    hardware: str | None,
-    reader: str,
-    seconds: float,
+    settings: dict[str, Any],
     workers: int | None,
     as_json: bool,
     seed: int | None,
@@ -55,9 +47,10 @@ def command(
       foveate doctor my-images
       foveate doctor my-images --recipe cloc-vit-b16 --devices 8 --hardware h100-80gb
     """
-    from foveate.core.recipes import load
+    from foveate.core.recipes import load, validate
     from foveate.pretrain.doctor import examine, format_report, installation
     from foveate.pretrain.recipe import PretrainRecipe
+    from foveate.pretrain.settings import DoctorSettings
     from foveate.records.collection import Collection
 
     if overrides and recipe is None:
@@ -71,12 +64,9 @@ def command(
         result = examine(
             Collection.open(collection),
             resolved,
-            devices=devices,
+            validate(DoctorSettings, settings, where="foveate doctor"),
             workers=workers,
-            hardware=hardware,
-            reader=reader,
             seed=seed or 0,
-            seconds=seconds,
         )
     finish(result, format_report(result), {}, as_json=as_json)
     if result["problems"]:

@@ -8,37 +8,31 @@ from typing import Any
 
 import click
 
-from foveate.cli.options import common, finish, workers_option
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import common, dry_run_option, finish, path_option, run_option, workers_option
 
 # What tests and docs build from a recipe that this verb runs.
 RECIPE = "foveate.pretrain.recipe:PretrainRecipe"
 MODEL = "foveate.pretrain.train:build_model"
 
 
-@click.command("pretrain", short_help="Train CLIP or CLOC on a collection.")
+@click.command("pretrain", cls=FieldsCommand, short_help="Train CLIP or CLOC on a collection.")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
-@click.option(
-    "--collection",
-    type=click.Path(path_type=Path),
-    help="Collection folder; a dry run needs none, and checks it when it is given.",
-)
-@click.option("--run", "run", type=click.Path(path_type=Path), help="Run folder; runs/pretrain-RECIPE by default.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default=None, help="The recipe's by default.")
-@click.option("--steps", type=click.IntRange(1), default=None, help="Updates; the recipe's by default.")
+@path_option("--collection", "Collection folder; a dry run needs none, and checks it when it is given.")
+@run_option("runs/pretrain-RECIPE")
+@fields(RECIPE, "training.precision", "training.steps", of_recipe=True)
 @click.option("--no-evaluation", is_flag=True, help="Leave out the evaluation on the test split.")
-@click.option("--dry-run", is_flag=True, help="Print what the run takes (FLOPs, memory, time, reading); train nothing.")
-@click.option(
-    "--devices", type=click.IntRange(1), default=None, help="Dry run: devices, one process each; 1 by default."
+@dry_run_option("Print what the run takes (FLOPs, memory, time, reading); train nothing.")
+@fields(
+    "foveate.pretrain.settings:PriceSettings",
+    "devices",
+    "hardware",
+    "samples",
+    "mfu",
+    into="pricing",
+    metavars={"hardware": "NAME"},
 )
-@click.option(
-    "--hardware",
-    default=None,
-    metavar="NAME",
-    help="Dry run: cpu (default), a100-80gb, h100-80gb, h200, tpu-v5p, or name=TFLOPs,GB.",
-)
-@click.option("--samples", type=float, default=None, help="Dry run: image visits in all, for example 14.4e9.")
-@click.option("--mfu", type=float, default=None, help="Dry run: share of the peak that is reached; 0.4 by default.")
 @workers_option
 @common()
 def command(
@@ -46,20 +40,16 @@ def command(
     overrides: tuple[str, ...],
     collection: Path | None,
     run: Path | None,
-    precision: str | None,
-    steps: int | None,
+    settings: dict[str, Any],
     no_evaluation: bool,
     dry_run: bool,
-    devices: int | None,
-    hardware: str | None,
-    samples: float | None,
-    mfu: float | None,
+    pricing: dict[str, Any],
     workers: int | None,
     as_json: bool,
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Trains RECIPE (a shipped name or a YAML file) on a collection and writes a model folder.
+    """Train RECIPE (a shipped name or a YAML file) on a collection and write a model folder.
 
     OVERRIDES change single fields, for example regions.grounding_weight=10. Ctrl-C or SIGTERM stops after a
     checkpoint; the same command goes on. `torchrun --nproc-per-node 2 -m foveate pretrain ...` runs it on several
@@ -75,20 +65,18 @@ def command(
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.records.collection import Collection
 
-    overrides_given = {"training.seed": seed, "training.precision": precision, "training.steps": steps}
-    overrides_given["training.workers"] = workers
-    extra = [f"{field}={value}" for field, value in overrides_given.items() if value is not None]
+    training = {"seed": seed, "workers": workers, **settings.get("training", {})}
+    # After the overrides, so that an option wins over the same field among them.
+    extra = [f"training.{field}={value}" for field, value in training.items() if value is not None]
     resolved = load(PretrainRecipe, recipe, [*overrides, *extra])
-    pricing = {"devices": devices, "hardware": hardware, "samples": samples, "mfu": mfu}
-    requested: dict[str, Any] = {name: value for name, value in pricing.items() if value is not None}
     if dry_run:
         from foveate.pretrain.pricing.price import format_price, price
 
-        priced = price(resolved, collection=None if collection is None else Collection.open(collection), **requested)
+        priced = price(resolved, collection=None if collection is None else Collection.open(collection), **pricing)
         finish(priced, format_price(priced), {}, as_json=as_json)
         return
-    if requested:
-        raise click.UsageError(f"--{next(iter(requested))} belongs to --dry-run")
+    if pricing:
+        raise click.UsageError(f"--{next(iter(pricing))} belongs to --dry-run")
     if collection is None:
         raise click.UsageError("Missing option '--collection'.")
     opened = Collection.open(collection)

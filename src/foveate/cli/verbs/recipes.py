@@ -22,7 +22,12 @@ def _about(name: str) -> str:
 
 @click.command("recipes", short_help="List, show or copy the shipped recipes.")
 @click.argument("name", required=False)
-@click.option("--to", "target", type=click.Path(path_type=Path), help="Copy the recipe to this file.")
+@click.option(
+    "--to",
+    "target",
+    type=click.Path(path_type=Path),
+    help="Copy the recipe to this file; an existing file is not overwritten.",
+)
 @json_option
 def command(name: str | None, target: Path | None, as_json: bool) -> None:
     """Without NAME lists the recipes; with NAME prints it; with --to copies it, to be changed.

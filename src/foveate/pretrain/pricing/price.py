@@ -14,10 +14,12 @@ import torch
 
 from foveate.core.errors import UserError
 from foveate.core.progress import duration
+from foveate.core.recipes import validate
 from foveate.pretrain.pricing import costs
 from foveate.pretrain.pricing.costs import ModelCost
 from foveate.pretrain.pricing.hardware import parse_hardware
 from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.settings import PriceSettings
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
@@ -26,8 +28,7 @@ from foveate.training.image_texts import ImageTexts
 from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.registry import tower_options
 
-# Optimistic, so that days are a lower bound; docs/scaling.md compares it with the paper's run.
-MFU = 0.4
+_DEFAULTS = PriceSettings()
 # Of the parts of `flops_per_image`, those of each tower.
 TOWERS = {"image_encoder": ("image tower",), "text_encoder": ("caption", "phrases")}
 # Assumed without a collection: a photograph of some 640 pixels, and a noun phrase with its start and end tokens.
@@ -51,10 +52,10 @@ class Layout:
 def price(
     recipe: PretrainRecipe,
     *,
-    devices: int = 1,
-    hardware: str = "cpu",
-    samples: float | None = None,
-    mfu: float = MFU,
+    devices: int = _DEFAULTS.devices,
+    hardware: str = _DEFAULTS.hardware,
+    samples: float | None = _DEFAULTS.samples,
+    mfu: float = _DEFAULTS.mfu,
     collection: Collection | None = None,
 ) -> dict[str, Any]:
     """Estimate the cost of a run as JSON values; sizes in bytes and FLOPs, times in seconds and days.
@@ -68,10 +69,10 @@ def price(
     Raises:
         UserError: when the recipe, the hardware or the collection does not fit.
     """
+    content = {"devices": devices, "hardware": hardware, "samples": samples, "mfu": mfu}
+    validate(PriceSettings, content, where="price of a run")
     settings = recipe.training
     device = parse_hardware(hardware)
-    if not 0 < mfu <= 1:
-        raise UserError(f"mfu: expected a share of the peak above 0 and up to 1 (got {mfu})")
     if settings.batch_size % devices:
         divisor = math.gcd(settings.batch_size, 2 ** int(math.log2(devices)))
         raise UserError(

@@ -1,0 +1,65 @@
+"""Settings of `foveate evaluate`, `doctor` and `pretrain --dry-run`; without torch, so that help is shown at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from foveate.core.recipes import Settings
+
+
+class EvaluateSettings(Settings):
+    """Which images a model is measured on, and what it is asked."""
+
+    split: str = Field("test", description="split to measure on")
+    classes: str | None = Field(None, description="label field for zero-shot classification; none by default")
+    templates: tuple[str, ...] = Field(
+        ("an image of {}",),
+        min_length=1,
+        description='prompt of a class, such as "a photo of a {}"; several are averaged',
+    )
+    text_kind: str | None = Field(
+        None, description="caption kind for image-text retrieval; each image's first caption by default"
+    )
+    crops: bool = Field(
+        False, description="also answer the region questions by encoding each box as an image of its own (slow)"
+    )
+    limit: int | None = Field(None, ge=1, description="maximum number of images, drawn by the seed")
+
+    @field_validator("templates")
+    @classmethod
+    def _check_templates(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            # Without a place for the name, all classes would have one embedding and accuracy would be chance.
+            if "{}" not in template:
+                raise ValueError(f"template '{template}': write {{}} where the class name goes")
+        return templates
+
+
+class PriceSettings(Settings):
+    """The devices that a planned run is priced for."""
+
+    devices: int = Field(1, ge=1, description="devices that a dry run assumes, one process each")
+    hardware: str = Field(
+        "cpu", description="device that a dry run assumes: cpu, a100-80gb, h100-80gb, h200, tpu-v5p, or name=TFLOPs,GB"
+    )
+    samples: float | None = Field(
+        None, gt=0, description="images seen in a dry run, for example 14.4e9; the recipe's steps by default"
+    )
+    # Optimistic, so that days are a lower bound; docs/scaling.md compares it with the paper's run.
+    mfu: float = Field(0.4, gt=0, le=1, description="share of the peak rate that a dry run assumes")
+
+
+class DoctorSettings(Settings):
+    """The run that a machine and a collection are checked for."""
+
+    devices: int = Field(1, ge=1, description="processes of the run")
+    hardware: str | None = Field(
+        None, description="a device of the run, as in pretrain --dry-run; that of this machine by default"
+    )
+    reader: Literal["foveate", "webdataset"] = Field(
+        "foveate",
+        description="reader that the shards are for; webdataset stands for all that take whole ones, as open_clip's",
+    )
+    seconds: float = Field(4.0, ge=0.1, le=600, description="time to measure each rate")
