@@ -364,7 +364,7 @@ def test_files_of_logits(tmp_path: Path) -> None:
 BAD_ARRAYS: list[tuple[dict[str, Any], str]] = [
     ({"labels": [0, 1]}, "no array 'logits'"),
     ({"logits": np.zeros((2, 3))}, "no array 'labels'"),
-    ({"logits": np.zeros((2, 3)), "label": [0, 1]}, "unknown array 'label'.*Did you mean 'labels'"),
+    ({"logits": np.zeros((2, 3)), "lables": [0, 1]}, "unknown array 'lables'.*Did you mean 'labels'"),
     ({"logits": np.zeros((2, 3)), "labels": [0, 4]}, "first 4 in row 1"),
     ({"logits": np.zeros((2, 3)), "labels": ["0", "x"]}, "label 'x' is none of the 3 class names"),
     ({"logits": np.zeros((2, 3)), "labels": [0, 1], "class_names": ["a", "a", "b"]}, "3 different names"),
@@ -391,8 +391,8 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
         read_logits(tmp_path / "o.npz")
     with pytest.raises(UserError, match="no such file"):
         read_logits(tmp_path / "b.npz")
-    with pytest.raises(UserError, match="allowed are .npz and .parquet"):
-        read_logits(tmp_path / "b.csv")
+    with raises_naming(UserError, "b.mat", ".npz", ".parquet"):
+        read_logits(tmp_path / "b.mat")
     pq.write_table(pa.table({"logits": [[1.0, 2.0], [1.0]], "label": [0, 1]}), tmp_path / "ragged.parquet")
     with pytest.raises(UserError, match="same length in every row"):
         read_logits(tmp_path / "ragged.parquet")
@@ -400,7 +400,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be a list of numbers"):
         read_logits(tmp_path / "flat.parquet")
     pq.write_table(pa.table({"x": [1.0]}), tmp_path / "x.parquet")
-    with raises_naming(UserError, "logits", "labels"):
+    with raises_naming(UserError, "x.parquet", "label"):
         read_logits(tmp_path / "x.parquet")
 
 

@@ -166,6 +166,27 @@ def test_a_gamma_that_lowers_accuracy_is_reported_first_and_not_written(
     assert "4 of 8 classes are seen" in out
 
 
+def test_tables_need_no_list_of_seen_classes(pushed_down: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train", "test"):
+        file = read_logits(pushed_down / f"{name}.npz")
+        rows = [
+            ",".join([*map(repr, row.tolist()), file.class_names[k]])
+            for row, k in zip(file.logits, file.labels, strict=True)
+        ]
+        (pushed_down / f"{name}.csv").write_text("\n".join([",".join([*file.class_names, "label"]), *rows]) + "\n")
+    gammas = []
+    for suffix, more in ((".npz", ("--classes-seen", "0-3")), (".csv", ())):
+        files = (pushed_down / f"test{suffix}", "--training", pushed_down / f"train{suffix}")
+        code, out, err = run(capsys, "calibrate", *files, *more, "--run", pushed_down / suffix[1:], "--json")
+        assert code == 0, err
+        gammas.append(json.loads(out)["gamma"])
+    assert gammas[0] == pytest.approx(gammas[1], abs=1e-12)
+    assert any("train.csv" in note for note in json.loads(out)["notes"])
+    code, _, err = run(capsys, "calibrate", pushed_down / "test.csv", "--run", pushed_down / "none")
+    assert code == 1
+    assert "--classes-seen" in err
+
+
 def test_training_logits_alone_give_gamma(
     glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -378,6 +399,8 @@ def test_pcv_wants_the_pretrained_model(world: Path, tmp_path: Path, capsys: pyt
     assert code == 0
     assert "gamma by ALG" in out
     assert "gamma by best gap" in out
+    code, _, err = run(capsys, "calibrate", world / "after", "--data", world / "images", "--labels", "animal")
+    assert (code, "--classes-seen" in err) == (2, True)
     code, _, err = run(capsys, "calibrate", world / "after", "--classes-seen", "ant")
     assert code == 2
     assert "give --data COLLECTION and --labels FIELD" in err

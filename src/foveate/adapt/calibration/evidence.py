@@ -28,33 +28,48 @@ if TYPE_CHECKING:
 def from_logits(
     path: Path,
     *,
-    seen: Sequence[str],
+    seen: Sequence[str] = (),
     absent: Sequence[str] = (),
     training: Path | None = None,
     before: Path | None = None,
     pseudo: Sequence[Path] = (),
+    class_names: Sequence[str] = (),
 ) -> Evidence:
     """Collect evidence from files of logits (`logit_files`).
 
     Args:
         path: of test data; of the fine-tuning data themselves where all labels are seen classes and no `training` is
             given.
-        seen, absent: names, numbers or ranges of classes.
+        seen: names, numbers or ranges of classes; those with a label in `training` by default.
+        absent: all others by default.
         training: of the fine-tuning data.
         before: the pre-trained model's logits of the samples in `path`.
         pseudo: of pseudo runs.
+        class_names: of the columns, where `path` has none. The other files have those of `path` by default.
 
     Raises:
         UserError: a file that cannot be read or holds NaN, files that do not fit together, unknown classes.
     """
-    main = read_logits(path)
-    groups = parse_groups(seen, absent, main.class_names)
+    main = read_logits(path, class_names=class_names)
+    names = main.class_names
+    given = read_logits(training, class_names=names) if training is not None else None
+    notes = list(main.notes)
+    if seen:
+        groups = parse_groups(seen, absent, names)
+    elif given is not None:
+        _check_classes(given, names, path)
+        present = np.unique(given.labels)
+        # By number: a name may look like another class's number.
+        groups = parse_groups([names[number] for number in present], absent, names)
+        notes.append(f"seen classes: the {len(present)} of {len(names)} that occur in {training}")
+    else:
+        raise UserError("seen classes: none was given; expected --classes-seen, or --training whose labels tell them")
     # A file with seen classes only is fine-tuning data: on test data of all classes others would occur.
     only_seen = bool((groups.of_class[main.labels] == SEEN).all())
-    tuned = read_logits(training) if training is not None else main if only_seen else None
+    tuned = given if given is not None else main if only_seen else None
     if tuned is not None:
         _check_classes(tuned, main.class_names, path)
-    earlier = read_logits(before) if before is not None else None
+    earlier = read_logits(before, class_names=names) if before is not None else None
     if earlier is not None:
         _check_classes(earlier, main.class_names, path)
         # The only check that is left without ids of samples; both models must be measured on the same ones.
@@ -63,6 +78,7 @@ def from_logits(
     for file in (main, tuned, earlier):
         if file is not None:
             as_logits(file.logits, what=f"{file.path}: logits")
+            notes += [note for note in file.notes if note not in notes]
     runs = _read_pseudo_runs(pseudo, main.class_names, path)
     testing = training is not None or not only_seen
     return Evidence(
@@ -74,13 +90,13 @@ def from_logits(
         test=Outputs(main.logits, main.features) if testing else None,
         labels=main.labels if testing else None,
         before=None if earlier is None else Outputs(earlier.logits, earlier.features),
-        notes=[] if testing else [f"{path} has seen classes only: used as the fine-tuning data"],
+        notes=notes if testing else [*notes, f"{path} has seen classes only: used as the fine-tuning data"],
     )
 
 
 def _read_pseudo_runs(paths: Sequence[Path], names: Sequence[str], reference: Path) -> list[PseudoRun]:
     """Read files of pseudo runs, whose columns must be those of `reference`."""
-    files = [read_logits(path) for path in paths]
+    files = [read_logits(path, class_names=names) for path in paths]
     for file in files:
         _check_classes(file, names, reference)
     return [file.as_run() for file in files]

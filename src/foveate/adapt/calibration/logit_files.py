@@ -1,28 +1,35 @@
-"""Saved logits: npz with arrays, or Parquet with one row per sample; read strictly, never as pickle.
+"""Saved logits with labels, from files of several formats; read strictly, and never by running pickled objects.
 
-| array or column | what |
+| format | content |
 |---|---|
-| `logits` | [N, C] numbers; in Parquet a list per row |
-| `labels` (Parquet: also `label`) | [N] class numbers, or names that `class_names` has |
-| `class_names` | [C] texts; in Parquet a JSON list in the schema's metadata |
+| `.npz`, `.pt`, `.pth`, `.safetensors` | arrays by the names below; `.safetensors` has `class_names` in its metadata |
+| `.csv`, `.tsv`, `.parquet` | a row per sample, a column per class that is named after it, and `label`; see `logit_tables` |
+| `.parquet` | also: a column `logits` of lists; `class_names` in the schema's metadata |
+| `.npy` | logits; labels in `NAME-labels.npy` or `.txt` beside it, class names in `class_names.txt` |
+
+| array | content |
+|---|---|
+| `logits` | [N, C] numbers |
+| `labels`, `label` | [N] class numbers, or names that `class_names` has |
+| `class_names` | [C] texts, in JSON where it is metadata |
 | `features` | [N, D], for nearest class means |
-| `seen`, `absent`, `source_logits` | of a pseudo run (npz only): its halves of S, and the pre-trained model's logits |
+| `seen`, `absent`, `source_logits` | of a pseudo run: its halves of S, and the pre-trained model's logits |
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from foveate.adapt.calibration.logit_tables import read_csv_table, read_parquet_table
 from foveate.adapt.calibration.pseudo import PseudoRun
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import atomic_file
@@ -43,6 +50,7 @@ class LogitFile:
     seen: NDArray[Any] | None = None
     absent: NDArray[Any] | None = None
     source_logits: NDArray[Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -60,25 +68,44 @@ class LogitFile:
         return PseudoRun(self.logits, self.labels, self.seen, self.absent, self.source_logits, str(self.path))
 
 
-def read_logits(path: Path) -> LogitFile:
-    """Read an .npz or .parquet file of logits.
+def read_logits(path: Path, *, class_names: Sequence[str] = ()) -> LogitFile:
+    """Read a file of logits and labels.
+
+    Args:
+        class_names: names of the columns where the file has none; their numbers by default.
 
     Raises:
         UserError: another ending, a broken file, an unknown or missing array, shapes or labels that do not fit.
     """
-    if path.suffix not in (".npz", ".parquet"):
-        raise UserError(f"{path}: allowed are .npz and .parquet files of logits")
+    if path.suffix not in _READERS:
+        raise UserError(
+            f"{path}: unknown kind of file '{path.suffix}'; expected logits as one of {', '.join(_READERS)}"
+            f"{nearest(path.suffix, _READERS)}"
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    arrays = _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
+    try:
+        arrays, notes = _READERS[path.suffix](path)
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{path}: its arrays are larger than the memory") from error
+    # Parsers of other libraries raise what they like on damaged bytes: of 2,000 files TokenError, IndexError and others.
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as {path.suffix} ({_shorten(error)})") from error
+    if "label" in arrays and "labels" not in arrays:
+        arrays["labels"] = arrays.pop("label")
+    unknown = next((name for name in arrays if name not in _KNOWN), None)
+    if unknown is not None:
+        raise UserError(f"{path}: unknown array '{unknown}': allowed are {', '.join(_KNOWN)}{nearest(unknown, _KNOWN)}")
     if "logits" not in arrays:
         raise UserError(f"{path}: no array 'logits'{nearest('logits', arrays)}")
     if "labels" not in arrays:
         raise UserError(f"{path}: no array 'labels'{nearest('labels', arrays)}")
     logits = as_logits(arrays["logits"], what=f"{path}: logits", finite=False)
     classes = logits.shape[1]
-    # Without names classes are called by their numbers.
-    names = [str(name) for name in arrays.get("class_names", np.arange(classes)).tolist()]
+    default = list(class_names) if len(class_names) == classes else [str(number) for number in range(classes)]
+    names = _texts(arrays["class_names"]) if "class_names" in arrays else default
     if len(names) != classes or len(set(names)) != classes:
         raise UserError(f"{path}: class_names must be {classes} different names, one for each column of the logits")
     features = arrays.get("features")
@@ -93,6 +120,7 @@ def read_logits(path: Path) -> LogitFile:
         arrays.get("seen"),
         arrays.get("absent"),
         arrays.get("source_logits"),
+        tuple(notes),
     )
 
 
@@ -105,72 +133,159 @@ def write_logits(path: Path, **arrays: Any) -> Path:
     return path
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+Arrays = dict[str, NDArray[Any]]
+
+
+def _read_npz(path: Path) -> tuple[Arrays, list[str]]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            unknown = [name for name in file.files if name not in _KNOWN]
-            if unknown:
-                name = unknown[0]
-                raise UserError(
-                    f"{path}: unknown array '{name}': allowed are {', '.join(_KNOWN)}{nearest(name, _KNOWN)}"
-                )
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files}, []
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        # A UserError is a ValueError, too, and names the array already.
+        raise UserError(f"{path}: not an npz file of plain arrays ({_shorten(error)})") from error
+
+
+def _read_npy(path: Path) -> tuple[Arrays, list[str]]:
+    """Read logits from one file, labels and class names from those beside it."""
+    arrays = {"logits": _load_npy(path)}
+    stem = path.stem.replace("logits", "labels") if "logits" in path.stem else f"{path.stem}-labels"
+    files = [path.with_name(f"{stem}{suffix}") for suffix in (".npy", ".txt")]
+    labels = next((file for file in files if file.is_file()), None)
+    if labels is None:
+        raise UserError(f"{path} has no labels; expected them in {files[0]} or, one a line, in {files[1]}")
+    arrays["labels"] = _load_npy(labels) if labels.suffix == ".npy" else _label_lines(labels)
+    names = path.with_name("class_names.txt")
+    if names.is_file():
+        arrays["class_names"] = np.array(_read_lines(names))
+    return arrays, []
+
+
+def _load_npy(path: Path) -> NDArray[Any]:
+    try:
+        # Mapped first: a header that promises more than the file holds is then an error, and no memory is taken for it.
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (ValueError, OSError, EOFError, AttributeError, OverflowError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not an npy file of a plain array ({_shorten(error)})") from error
+
+
+def _label_lines(path: Path) -> NDArray[Any]:
+    lines = _read_lines(path)
+    return np.array([int(line) for line in lines] if all(line.isdecimal() for line in lines) else lines)
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text, one entry a line") from error
+
+
+def _read_torch(path: Path) -> tuple[Arrays, list[str]]:
+    """Read a dictionary of tensors, or a pair of logits and labels; anything else that is pickled is refused."""
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a file of plain tensors ({_shorten(error)}); other objects are not loaded, since that runs code"
+        ) from error
+    if isinstance(content, list | tuple) and len(content) == 2:
+        content = dict(zip(("logits", "labels"), content, strict=True))
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"{path}: holds a {type(content).__name__}; expected a dictionary with 'logits' and 'labels', or the pair"
+        )
+    return {str(name): _as_array(value, name=str(name), path=path) for name, value in content.items()}, []
+
+
+def _as_array(value: Any, *, name: str, path: Path) -> NDArray[Any]:
+    """Convert a tensor or list; bfloat16, which NumPy does not have, to float32."""
+    import torch
+
+    try:
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+            return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        return np.array(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: '{name}' is no plain array ({_shorten(error)})") from error
+
+
+def _read_safetensors(path: Path) -> tuple[Arrays, list[str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # By way of torch, because NumPy has no bfloat16.
+        with safe_open(path, framework="pt") as file:
+            arrays = {name: _as_array(file.get_tensor(name), name=name, path=path) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: not an npz file of plain arrays ({' '.join(str(error).split())[:120]})") from error
+        raise UserError(f"{path}: not a safetensors file ({_shorten(error)})") from error
+    if "class_names" in metadata:
+        arrays["class_names"] = np.array(parse_names(metadata["class_names"], path))
+    return arrays, []
 
 
-def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
+def _read_parquet(path: Path) -> tuple[Arrays, list[str]]:
+    arrays, notes, names = read_parquet_table(path)
+    if names is not None:
+        arrays["class_names"] = np.array(parse_names(names, path))
+    return arrays, notes
+
+
+def parse_names(text: str | bytes, path: Path) -> list[str]:
+    """Parse class names in metadata, a JSON list.
+
+    Raises:
+        UserError: it is none.
+    """
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file ({' '.join(str(error).split())[:120]})") from error
-    arrays: dict[str, NDArray[Any]] = {}
-    for name in ("logits", "features"):
-        if name in table.column_names:
-            arrays[name] = _matrix(table[name], name=name, path=path)
-    # Tables of other tools often have one label a row, in the singular.
-    label = "labels" if "labels" in table.column_names else "label"
-    if label in table.column_names:
-        column = table[label]
-        if column.null_count:
-            raise UserError(f"{path}: column '{label}' has {column.null_count} empty values")
-        arrays["labels"] = np.array(column.to_pylist())
-    if not arrays:
-        columns = ", ".join(table.column_names[:6]) or "none"
-        raise UserError(f"{path}: no columns 'logits' and 'labels'; it has {columns}")
-    metadata = (table.schema.metadata or {}).get(b"class_names")
-    if metadata is not None:
-        try:
-            arrays["class_names"] = np.array([str(name) for name in json.loads(metadata)])
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: metadata 'class_names' must be a JSON list of names") from error
-    return arrays
+        return [str(name) for name in json.loads(text)]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: metadata 'class_names' must be a JSON list of names") from error
 
 
-def _matrix(column: pa.ChunkedArray, *, name: str, path: Path) -> NDArray[Any]:
-    """Return a column of lists of the same length as [rows, length]."""
-    kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise UserError(f"{path}: column '{name}' must be a list of numbers in each row, not {kind}")
-    # Without Python objects: a file of 50,000 rows of 1,000 logits would take minutes.
-    lengths = pc.call_function("list_value_length", [column]).to_numpy(zero_copy_only=False)
-    if column.null_count or len(lengths) == 0 or len(np.unique(lengths)) != 1:
-        raise UserError(f"{path}: column '{name}' must have a list of the same length in every row")
-    flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])
-    return flat.reshape(len(lengths), int(lengths[0]))
+_READERS: dict[str, Callable[[Path], tuple[Arrays, list[str]]]] = {
+    ".npz": _read_npz,
+    ".csv": read_csv_table,
+    ".tsv": read_csv_table,
+    ".parquet": _read_parquet,
+    ".npy": _read_npy,
+    ".safetensors": _read_safetensors,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+}
+FORMATS = tuple(_READERS)
 
 
 def _number_labels(labels: NDArray[Any], names: list[str], *, rows: int, path: Path) -> NDArray[np.int64]:
-    """Return labels as class numbers; texts are looked up among the names."""
-    if labels.dtype.kind in "US":
+    """Return labels as class numbers; texts are looked up among the names, whole floats are numbers."""
+    if labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.floor(labels)).all():
+        labels = labels.astype(np.int64)
+    # Columns that are named 3, 7, 9 are the classes 3, 7, 9: a label 7 is then a name and no position.
+    named_by_numbers = all(name.isdecimal() for name in names) and names != [str(n) for n in range(len(names))]
+    if labels.dtype.kind in "USO" or (labels.dtype.kind in "iu" and named_by_numbers):
         indices = {name: number for number, name in enumerate(names)}
-        strange = next((str(label) for label in labels.tolist() if str(label) not in indices), None)
+        texts = _texts(labels)
+        strange = next((label for label in texts if label not in indices), None)
         if strange is not None:
             raise UserError(
                 f"{path}: label '{strange}' is none of the {len(names)} class names{nearest(strange, names)}"
+                + ("; the file has no class_names" if names == [str(n) for n in range(len(names))] else "")
             )
-        labels = np.array([indices[str(label)] for label in labels.tolist()], dtype=np.int64)
+        labels = np.array([indices[label] for label in texts], dtype=np.int64)
     return as_labels(labels, rows=rows, classes=len(names), what=f"{path}: labels")
+
+
+def _texts(values: NDArray[Any]) -> list[str]:
+    """Return texts of an array of texts, bytes or numbers."""
+    return [
+        value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        for value in values.ravel().tolist()
+    ]
+
+
+def _shorten(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]

@@ -20,7 +20,7 @@ _FILE = click.Path(path_type=Path)
 _AUGMENTATION = ("crop", "flip", "color", "gray")
 _OF_PSEUDO_RUNS = ("learning_rate", "backbone_rate", "epochs", "batch_size", *_AUGMENTATION)
 _OF_MODELS = ("data", "labels", "train_split", "test_split", "pseudo_splits", *_OF_PSEUDO_RUNS)
-_OF_LOGITS = ("training", "checkpoint")
+_OF_LOGITS = ("training", "checkpoint", "class_names")
 _SETTINGS = "foveate.adapt.calibration.settings"
 _OF_GAMMA = ("method", "variant", "threshold", "tie", "pseudo_splits")
 _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
@@ -32,11 +32,12 @@ _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
     "--classes-seen",
     "seen",
     multiple=True,
-    required=True,
     metavar="CLASSES",
-    help="Classes of the fine-tuning data: names, numbers or ranges, with commas; @FILE has one a line. Repeatable.",
+    help="Classes of the fine-tuning data: names, numbers or ranges, with commas; @FILE has one a line. Repeatable. "
+    "Those with a label in --training by default.",
 )
 @click.option("--classes-absent", "absent", multiple=True, metavar="CLASSES", help="All others by default.")
+@click.option("--class-names", type=_FILE, help="File with a class name a line, where SOURCE has no names of columns.")
 @click.option("--data", type=_FILE, help="Collection that the model SOURCE was fine-tuned on.")
 @click.option("--labels", metavar="FIELD", help="Label field of --data that holds the classes.")
 @click.option("--train-split", help="Split of --data that was trained on; train by default.")
@@ -60,13 +61,13 @@ _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: Path | None, **options: Any) -> None:
     """Finds gamma, the number that the logits of absent classes are too low by, and what it brings.
 
-    SOURCE is a file of saved logits (.npz or .parquet, see the docs) or the folder of a fine-tuned classifier: ours,
-    timm's or transformers'. A model is opened with the collection that it was fine-tuned on. Writes a page, a table
-    and, where there is a checkpoint, a copy of it with gamma in the bias of its head.
+    SOURCE is a file of saved logits (.npz, .csv, .parquet, .npy, .safetensors or .pt, see the docs) or the folder of a
+    fine-tuned classifier: ours, timm's or transformers'. A model is opened with the collection that it was fine-tuned
+    on. Writes a page, a table and, where there is a checkpoint, a copy of it with gamma in the bias of its head.
 
     \b
     Example:
-      foveate calibrate test-logits.npz --training train-logits.npz --classes-seen 0-17
+      foveate calibrate test-logits.csv --training train-logits.csv
       foveate calibrate tuned --before pretrained --data my-images --labels species --classes-seen @seen.txt
     """
     from foveate.adapt.calibration.run import calibrate, table_lines
@@ -76,7 +77,7 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     on_model = source.is_dir()
     options |= dict.fromkeys(_OF_GAMMA) | options.pop("calibration")
     method = options["method"] or _implied_method(options)
-    _check_options(options, method=method, on_model=on_model)
+    _check_options(options, seen=seen, method=method, on_model=on_model)
     target = run or Path("runs/calibrate")
     classes = {"seen": _listed(seen), "absent": _listed(absent)}
     if options["dry_run"]:
@@ -126,7 +127,7 @@ def _implied_method(options: dict[str, Any]) -> str | None:
     return "alg" if options["variant"] is not None else None
 
 
-def _check_options(options: dict[str, Any], *, method: str | None, on_model: bool) -> None:
+def _check_options(options: dict[str, Any], *, seen: tuple[str, ...], method: str | None, on_model: bool) -> None:
     """Refuses options that belong to the other kind of source or to the other method, and --data and --labels apart."""
     fine_tuning = options["fine_tuning"]
     values = dict.fromkeys(_OF_PSEUDO_RUNS) | options | fine_tuning | fine_tuning.get("augmentation", {})
@@ -141,6 +142,8 @@ def _check_options(options: dict[str, Any], *, method: str | None, on_model: boo
         wrong = next((name for name in names if values[name] not in (None, ())), None) if condition else None
         if wrong is not None:
             raise click.UsageError(f"--{wrong.replace('_', '-')} has no effect {reason}")
+    if on_model and not seen:
+        raise click.UsageError("a model needs its seen classes: give --classes-seen")
     if on_model and (options["data"] is None or options["labels"] is None):
         raise click.UsageError("a model needs its data: give --data COLLECTION and --labels FIELD")
     if not on_model and options["to"] is not None and options["checkpoint"] is None:
@@ -149,22 +152,23 @@ def _check_options(options: dict[str, Any], *, method: str | None, on_model: boo
 
 def _listed(values: tuple[str, ...]) -> list[str]:
     """Classes separated by commas; those of @FILE one a line."""
-    from foveate.core.errors import UserError, nearest
-
     class_names: list[str] = []
     for value in values:
-        if value.startswith("@"):
-            path = Path(value[1:])
-            if not path.exists():
-                siblings = [text.name for text in path.parent.iterdir()] if path.parent.is_dir() else []
-                raise UserError(f"{path}: no such file of class names{nearest(path.name, siblings)}")
-            try:
-                class_names += path.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"{value[1:]}: cannot be read as a text file of class names") from error
-        else:
-            class_names += value.split(",")
+        class_names += _read_lines(Path(value[1:])) if value.startswith("@") else value.split(",")
     return [text.strip() for text in class_names if text.strip()]
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Read a file of class names, one a line."""
+    from foveate.core.errors import UserError, nearest
+
+    if not path.exists():
+        siblings = [text.name for text in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file of class names{nearest(path.name, siblings)}")
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a text file of class names") from error
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -207,6 +211,7 @@ def _evidence(
             training=options["training"],
             before=options["before"],
             pseudo=options["pseudo"],
+            class_names=[] if options["class_names"] is None else _read_lines(options["class_names"]),
         )
     from foveate.adapt.calibration.settings import FineTuneSettings
 
