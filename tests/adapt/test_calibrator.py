@@ -178,7 +178,7 @@ def test_splits_are_halves_and_depend_on_number_and_seed() -> None:
         ({"method": "alk"}, {}, "unknown method of Calibrator 'alk'.*Did you mean 'alg'"),
         ({}, {"seen_classes": range(6)}, "needs at least one absent class"),
         ({}, {"seen_classes": SEEN, "absent_classes": [1, 2]}, r"overlap in 1 \(2\)"),
-        ({}, {"seen_classes": [0]}, "no seen classes|one seen class"),
+        ({}, {"seen_classes": [0]}, "not seen classes|one seen class"),
         ({"variant": "other"}, {"seen_classes": SEEN}, "unknown variant 'other'"),
         ({"method": "pcv"}, {"seen_classes": SEEN}, "needs pseudo_runs"),
         ({}, {"seen_classes": SEEN, "pseudo_runs": []}, "pseudo_runs have no effect with the method 'alg'"),
@@ -211,7 +211,7 @@ def test_pseudo_runs_of_another_model_are_refused() -> None:
     part = PseudoRun(run.logits[chosen], run.labels[chosen], np.array([0]), np.array([2]), run.source_logits[chosen])
     with raises_naming(UserError, "3"):
         Calibrator("pcv").fit(*made(), SEEN, pseudo_runs=[part])
-    with pytest.raises(UserError, match=r"pseudo run: logits: must be \[samples, classes\]"):
+    with pytest.raises(UserError, match=r"pseudo run: logits: wrong shape"):
         Calibrator("pcv").fit(*made(), SEEN, pseudo_runs=[pseudo_run(0, logits=np.zeros(4))])
 
 

@@ -281,7 +281,7 @@ GOOD: dict[str, Any] = {"logits": np.zeros((4, 3)), "labels": np.array([0, 1, 2,
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"logits": np.zeros(4)}, r"logits: must be \[samples, classes\]"),
+        ({"logits": np.zeros(4)}, r"logits: wrong shape \(got \[4\]\); expected \[samples, classes\]"),
         ({"logits": np.zeros((0, 3)), "labels": np.zeros(0, dtype=int)}, "at least one of each"),
         ({"logits": np.zeros((4, 3), dtype=complex)}, "real numbers"),
         ({"logits": np.full((4, 3), "a")}, "real numbers"),
@@ -289,7 +289,7 @@ GOOD: dict[str, Any] = {"logits": np.zeros((4, 3)), "labels": np.array([0, 1, 2,
         ({"labels": np.zeros(3, dtype=int)}, r"4 rows of logits, but labels of shape \[3\]"),
         ({"labels": np.array([0, 1, 3, 7])}, "2 lie outside the 3 columns of the logits, first 3 in row 2"),
         ({"labels": np.array([0, 1, -1, 0])}, "first -1 in row 2"),
-        ({"labels": np.array([0.0, 1, 2, 0])}, "must be class numbers, not float64"),
+        ({"labels": np.array([0.0, 1, 2, 0])}, "not class numbers .got float64"),
         ({"logits": np.array([[0, 0, 0], [0, np.nan, 0], [np.inf, np.nan, 0], [0, 0, 0]])}, "3 values.*first in row 1"),
     ],
 )

@@ -121,16 +121,16 @@ def test_a_torn_map_is_less_cohesive_and_a_merged_one_less_steady() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: embedding.trustworthiness(POINTS, MAP, k=45), "allowed are 1 to 44 with 90 points"),
-        (lambda: embedding.trustworthiness(POINTS, MAP[:5], k=2), "5 map points for 90 points"),
-        (lambda: embedding.knn_accuracy(MAP, LABELS[:3], k=2), "labels have the shape"),
+        (lambda: embedding.trustworthiness(POINTS, MAP, k=45), "expected 1 to 44 with 90 points"),
+        (lambda: embedding.trustworthiness(POINTS, MAP[:5], k=2), "map points: 5 for 90 points"),
+        (lambda: embedding.knn_accuracy(MAP, LABELS[:3], k=2), "labels: wrong shape"),
         (lambda: embedding.knn_accuracy(MAP, LABELS, k=2, test_map_Md=MAP), "go together"),
-        (lambda: embedding.neighborhood_hit(np.full((5, 2), np.nan), [0] * 5, k=2), "row 0 holds NaN"),
+        (lambda: embedding.neighborhood_hit(np.full((5, 2), np.nan), [0] * 5, k=2), "row 0 has NaN"),
         (lambda: embedding.distance_correlation(POINTS[:2], MAP[:2]), "at least 3 points"),
-        (lambda: nearest(POINTS, 90), "allowed are 1 to 89"),
-        (lambda: nearest(POINTS, 2, queries_MD=MAP), "queries have 2 features"),
-        (lambda: nearest(["a"], 2), "no matrix of numbers"),
-        (lambda: reliability(POINTS[:5], MAP[:5], RANDOM), "allowed are 10 to 4,000"),
+        (lambda: nearest(POINTS, 90), "expected 1 to 89"),
+        (lambda: nearest(POINTS, 2, queries_MD=MAP), "queries: 2 features"),
+        (lambda: nearest(["a"], 2), "not a matrix of numbers"),
+        (lambda: reliability(POINTS[:5], MAP[:5], RANDOM), "expected 10 to 4,000"),
     ],
 )
 def test_what_cannot_be_is_refused(call: object, words: str) -> None:

@@ -64,8 +64,8 @@ def test_models_that_are_always_right_are_consistent() -> None:
     ("logits", "labels", "sentence"),
     [
         (np.zeros((2, 3)), [0, 0], "models, samples, classes"),
-        (np.full((1, 2, 2), np.nan), [0, 0], "model 0 hold NaN"),
-        (np.zeros((1, 2, 2)), [0], "labels for 2 samples"),
+        (np.full((1, 2, 2), np.nan), [0, 0], "model 0 has NaN"),
+        (np.zeros((1, 2, 2)), [0], r"labels: wrong shape \(got \[1\]\); expected \[2\]"),
         (np.zeros((1, 2, 2)), [0, 2], "0 to 1"),
     ],
 )

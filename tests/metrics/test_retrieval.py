@@ -163,7 +163,7 @@ def test_mistakes_are_named() -> None:
         recall_at_k(sim[:2], k=1)
     with raises_naming(UserError, "2"):
         recall_at_k(sim, [0, 1], k=1)
-    with pytest.raises(UserError, match="mask must be"):
+    with pytest.raises(UserError, match="mask: wrong shape"):
         recall_at_k(sim, np.ones((3, 2), dtype=bool), k=1)
     with raises_naming(UserError, "average"):
         recall_at_k(sim, k=1, ties="avrage")

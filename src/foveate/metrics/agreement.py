@@ -26,14 +26,18 @@ def check_arrays(logits_MNK: ArrayLike, labels_N: ArrayLike | None = None) -> tu
     """
     logits = np.asarray(logits_MNK, dtype=np.float64)
     if logits.ndim != 3 or min(logits.shape) < 1:
-        raise UserError(f"logits of several models are [models, samples, classes], not {list(logits.shape)}")
+        raise UserError(f"logits: wrong shape (got {list(logits.shape)}); expected [models, samples, classes]")
     if np.isnan(logits).any():
-        raise UserError(f"logits of model {int(np.argwhere(np.isnan(logits))[0][0])} hold NaN")
+        raise UserError(f"logits: model {int(np.argwhere(np.isnan(logits))[0][0])} has NaN")
     labels = np.zeros(logits.shape[1], dtype=np.int64) if labels_N is None else np.asarray(labels_N)
     if labels.shape != (logits.shape[1],):
-        raise UserError(f"{list(labels.shape)} labels for {logits.shape[1]} samples")
+        raise UserError(
+            f"labels: wrong shape (got {list(labels.shape)}); expected [{logits.shape[1]}], one for each sample"
+        )
     if labels.min() < 0 or labels.max() >= logits.shape[2]:
-        raise UserError(f"labels lie in 0 to {logits.shape[2] - 1}, there are {labels.min()} to {labels.max()}")
+        raise UserError(
+            f"labels: out of range (got {labels.min()} to {labels.max()}); expected 0 to {logits.shape[2] - 1}"
+        )
     return logits, labels.astype(np.int64)
 
 
@@ -49,7 +53,7 @@ def mean_disagreement(logits_MNK: ArrayLike) -> float:
     alike = agreement(logits_MNK)
     pairs = np.triu_indices(len(alike), k=1)
     if not len(pairs[0]):
-        raise UserError("disagreement needs at least two models")
+        raise UserError(f"disagreement needs at least two models (got {len(alike)})")
     return float(1 - alike[pairs].mean())
 
 

@@ -38,7 +38,7 @@ class LabelRanks:
         None where no sample has such a label. With fewer than `top` columns every answer is right.
         """
         if top < 1:
-            raise UserError(f"top {top}: accuracies need at least the first answer, top 1")
+            raise UserError(f"top: out of range (got {top}); expected 1 or more")
         accuracies: Accuracies = {"Y/Y": _percent(self.all_N < top)}
         for group, letter in _LETTERS:
             accuracies[f"{letter}/Y"] = _percent(self.all_N[self.group_N == group] < top)
@@ -62,7 +62,7 @@ def label_ranks(
     """
     logits, labels = _checked(logits_NC, labels_N, groups, what=what)
     if not np.isfinite(gamma):
-        raise UserError(f"gamma {gamma}: must be a finite number")
+        raise UserError(f"gamma: not a finite number (got {gamma})")
     if gamma != 0:
         groups.need_absent("gamma")
     of_class_C, columns_C = groups.of_class, np.arange(groups.classes)
@@ -173,18 +173,18 @@ def average_logit_gap(
     logits, labels = _checked(logits_NC, labels_N, groups, what="logits")
     groups.need_absent("the average logit gap")
     if variant not in ("training", "official"):
-        raise UserError(f"unknown variant '{variant}' of the average logit gap: allowed are training, official")
+        raise UserError(f"unknown variant '{variant}' of the average logit gap; expected training or official")
     of_label_N = groups.of_class[labels]
     outside = np.flatnonzero(of_label_N != SEEN)
     if variant == "training" and len(outside):
         raise UserError(
-            f"labels: {len(outside)} are no seen classes, first {labels[outside[0]]} in row {outside[0]}: the average "
+            f"labels: {len(outside)} are not seen classes, first {labels[outside[0]]} in row {outside[0]}; the average "
             "logit gap is taken over the fine-tuning data, which has seen classes only"
         )
     if len(groups.seen) == 1 and (of_label_N == SEEN).any():
         raise UserError(
             "the average logit gap is undefined with one seen class: its samples have no other seen class to compare "
-            "with; use pseudo cross-validation with more classes, or set gamma by hand"
+            "with; use pseudo cross-validation with more classes, or set gamma yourself"
         )
     total = 0.0
     for rows, part in chunks(logits):

@@ -59,7 +59,7 @@ class ClassGroups:
         both = np.intersect1d(seen_S, absent_U)
         if len(both):
             raise UserError(
-                f"seen and absent classes overlap in {len(both)} ({_some(both)}): a class is one or the other"
+                f"seen and absent classes overlap in {len(both)} ({_some(both)}); expected each class in one of them"
             )
         return cls(seen_S, absent_U, np.setdiff1d(everything, np.concatenate([seen_S, absent_U])), classes)
 
@@ -78,7 +78,7 @@ class ClassGroups:
     def need_absent(self, purpose: str) -> None:
         """Raise UserError where U is empty."""
         if len(self.absent) == 0:
-            raise UserError(f"{purpose} needs at least one absent class: all {self.classes} classes are seen ones")
+            raise UserError(f"{purpose} needs at least one absent class: all {self.classes} classes are seen")
 
 
 def _indices(values: ArrayLike, *, classes: int, what: str) -> NDArray[np.int64]:
@@ -86,9 +86,7 @@ def _indices(values: ArrayLike, *, classes: int, what: str) -> NDArray[np.int64]
     if numbers_K.size == 0:
         return np.zeros(0, dtype=np.int64)
     if numbers_K.ndim != 1 or numbers_K.dtype.kind not in "iu":
-        raise UserError(
-            f"{what}: must be a list of class numbers, not {numbers_K.dtype} of shape {list(numbers_K.shape)}"
-        )
+        raise UserError(f"{what}: not a list of class numbers (got {numbers_K.dtype} of shape {list(numbers_K.shape)})")
     outside = numbers_K[(numbers_K < 0) | (numbers_K >= classes)]
     if len(outside):
         raise UserError(f"{what}: {_some(outside)} lie outside the {classes} columns, 0 to {classes - 1}")
@@ -114,9 +112,11 @@ def as_logits(logits_NC: ArrayLike, *, what: str = "logits", finite: bool = True
     """
     logits = np.asarray(logits_NC)
     if logits.ndim != 2 or 0 in logits.shape:
-        raise UserError(f"{what}: must be [samples, classes] with at least one of each, not {list(logits.shape)}")
+        raise UserError(
+            f"{what}: wrong shape (got {list(logits.shape)}); expected [samples, classes], at least one of each"
+        )
     if logits.dtype.kind not in "fiu":
-        raise UserError(f"{what}: must be real numbers, not {logits.dtype}")
+        raise UserError(f"{what}: not real numbers (got {logits.dtype})")
     if finite:
         for _ in chunks(logits, what=what):
             pass
@@ -133,7 +133,7 @@ def as_labels(labels_N: ArrayLike, *, rows: int, classes: int, what: str = "labe
     if labels.shape != (rows,):
         raise UserError(f"{what}: there are {rows} rows of logits, but labels of shape {list(labels.shape)}")
     if labels.dtype.kind not in "iu":
-        raise UserError(f"{what}: must be class numbers, not {labels.dtype}")
+        raise UserError(f"{what}: not class numbers (got {labels.dtype}); expected integers")
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(outside):
         raise UserError(
@@ -192,8 +192,8 @@ def parse_classes(values: Sequence[str], names: Sequence[str], *, what: str) -> 
             indices.extend(range(start, end + 1))
         else:
             raise UserError(
-                f"{what}: '{value}' is no class: allowed are class names, numbers from 0 to {len(names) - 1} "
-                f"and ranges such as 0-4{nearest(value, names)}"
+                f"{what}: '{value}' is not a class; expected class names, numbers from 0 to {len(names) - 1} "
+                f"or ranges such as 0-4{nearest(value, names)}"
             )
     return np.array(indices, dtype=np.int64)
 

@@ -28,7 +28,7 @@ def nearest_class(embeddings_NE: ArrayLike, class_embeddings_CE: ArrayLike) -> N
     embeddings, classes = normalize(embeddings_NE), normalize(class_embeddings_CE, what="class")
     if embeddings.shape[1] != classes.shape[1] or len(classes) == 0:
         raise UserError(
-            f"embeddings {list(embeddings.shape)} and classes {list(classes.shape)} must be "
+            f"embeddings and classes: wrong shapes (got {list(embeddings.shape)} and {list(classes.shape)}); expected "
             "[N, E] and [C, E] with the same E and at least one class"
         )
     return (embeddings @ classes.T).argmax(1).astype(np.int64)
@@ -38,8 +38,8 @@ def _aligned(predictions_N: ArrayLike, truth_N: ArrayLike) -> tuple[NDArray[Any]
     predictions, truth = np.asarray(predictions_N), np.asarray(truth_N)
     if predictions.ndim != 1 or predictions.shape != truth.shape or len(truth) == 0:
         raise UserError(
-            "predictions and truth must be two lists of the same length with at least one entry, "
-            f"not {list(predictions.shape)} and {list(truth.shape)}"
+            f"predictions and truth: wrong shapes (got {list(predictions.shape)} and {list(truth.shape)}); expected "
+            "two lists of the same length with at least one entry"
         )
     return predictions, truth
 

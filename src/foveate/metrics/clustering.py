@@ -62,7 +62,9 @@ def _checked(truth_N: ArrayLike, found_N: ArrayLike) -> tuple[NDArray[Any], NDAr
     """
     truth, predicted = np.asarray(truth_N), np.asarray(found_N)
     if truth.ndim != 1 or truth.shape != predicted.shape:
-        raise UserError(f"labels must be two lists of one length (got {list(truth.shape)} and {list(predicted.shape)})")
+        raise UserError(
+            f"labels: expected two lists of one length (got shapes {list(truth.shape)} and {list(predicted.shape)})"
+        )
     if len(truth) == 0:
         raise UserError("labels are empty")
     return truth, predicted
@@ -89,7 +91,9 @@ def _centers(truth_KD: ArrayLike, found_KD: ArrayLike) -> tuple[NDArray[np.float
         or truth.shape[1] != predicted.shape[1]
         or not (len(truth) and len(predicted))
     ):
-        raise UserError(f"centers are [K, D] with one D, not {list(truth.shape)} and {list(predicted.shape)}")
+        raise UserError(
+            f"centers: wrong shapes (got {list(truth.shape)} and {list(predicted.shape)}); expected [K, D] with one D"
+        )
     if not (np.isfinite(truth).all() and np.isfinite(predicted).all()):
         raise UserError("centers: some values are NaN or infinite")
     return truth, predicted
@@ -121,7 +125,7 @@ def center_error(truth_KD: ArrayLike, found_KD: ArrayLike) -> CenterError:
     """
     truth, predicted = _centers(truth_KD, found_KD)
     if len(truth) != len(predicted):
-        raise UserError(f"{len(predicted)} centers for {len(truth)} true ones: the error needs as many")
+        raise UserError(f"{len(predicted)} centers for {len(truth)} true ones; expected as many")
     distance_KK = _distances(truth, predicted)
     rows, columns = linear_sum_assignment(distance_KK)
     matched = distance_KK[rows, columns]

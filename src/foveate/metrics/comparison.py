@@ -34,14 +34,14 @@ def group_means(values: Mapping[str, float], groups: Mapping[str, Sequence[str]]
 def relative_spread(values: Sequence[float]) -> float:
     """Return the sample standard deviation over the mean."""
     if len(values) < 2:
-        raise UserError(f"a spread needs at least two values, not {len(values)}")
+        raise UserError(f"a spread needs at least two values (got {len(values)})")
     return float(np.std(values, ddof=1) / np.mean(values))
 
 
 def argmax_last(values: Sequence[float]) -> int:
     """Return the index of the largest value, of equal ones the last: the selection rule of the study."""
     if not len(values):
-        raise UserError("there is nothing to choose from")
+        raise UserError("no values: nothing to choose from")
     array = np.asarray(values, dtype=np.float64)
     return int(np.flatnonzero(array == array.max())[-1])
 
@@ -50,7 +50,9 @@ def pareto_mask(costs: ArrayLike, values: ArrayLike) -> list[bool]:
     """Mark the Pareto front: no other point has at most the cost and at least the value and is better in one."""
     cost, value = np.asarray(costs, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if cost.shape != value.shape or cost.ndim != 1:
-        raise UserError(f"costs and values must be two lists of one length, not {cost.shape} and {value.shape}")
+        raise UserError(
+            f"costs and values: expected two lists of one length (got {list(cost.shape)} and {list(value.shape)})"
+        )
     # All pairs at once; there are tens of methods.
     no_worse = (cost[:, None] <= cost) & (value[:, None] >= value)
     better = (cost[:, None] < cost) | (value[:, None] > value)
@@ -66,7 +68,9 @@ def operating_points(
     Of equal ones the first, nearest to the original model. On test sets both are oracles.
     """
     if not len(alphas) == len(inside) == len(outside) or not len(alphas):
-        raise UserError(f"a curve needs as many values as alphas, not {len(alphas)}, {len(inside)} and {len(outside)}")
+        raise UserError(
+            f"a curve needs as many values as alphas (got {len(inside)} and {len(outside)} for {len(alphas)} alphas)"
+        )
     points = {}
     for name, values in (("inside", inside), ("outside", outside)):
         index = int(np.argmax(np.asarray(values)))

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 def _pair(points_ND: ArrayLike, map_Nd: ArrayLike) -> tuple[Array, Array]:
     points, drawn = as_points(points_ND), as_points(map_Nd, what="map points")
     if len(points) != len(drawn):
-        raise UserError(f"{len(drawn)} map points for {len(points)} points")
+        raise UserError(f"map points: {len(drawn)} for {len(points)} points; expected one for each")
     return points, drawn
 
 
@@ -33,7 +33,7 @@ def encode_labels(labels_N: ArrayLike, *, rows: int, what: str = "labels") -> ND
     """
     labels = np.asarray(labels_N)
     if labels.shape != (rows,):
-        raise UserError(f"{what} have the shape {list(labels.shape)}, there are {rows} points")
+        raise UserError(f"{what}: wrong shape (got {list(labels.shape)}); expected [{rows}], one for each point")
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
@@ -49,7 +49,9 @@ def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float
     points, drawn = _pair(points_ND, map_Nd)
     rows = len(points)
     if not 1 <= k < rows / 2:
-        raise UserError(f"trustworthiness with {k} neighbors: allowed are 1 to {(rows - 1) // 2} with {rows} points")
+        raise UserError(
+            f"neighbors of trustworthiness: out of range (got {k}); expected 1 to {(rows - 1) // 2} with {rows} points"
+        )
     neighbors = np.asarray(NearestNeighbors(n_neighbors=k).fit(drawn).kneighbors(return_distance=False))
     penalty = 0
     for part in blocks(rows, rows):
@@ -128,7 +130,7 @@ def knn_right(
         UserError: for test points without labels or the other way round.
     """
     if (test_map_Md is None) != (test_labels_M is None):
-        raise UserError("test points and their labels go together")
+        raise UserError("test points and test labels go together: expected both or neither")
     drawn = as_points(map_Nd, what="map points")
     if test_map_Md is None or test_labels_M is None:
         truth = labels = encode_labels(labels_N, rows=len(drawn))
@@ -156,7 +158,7 @@ def distance_correlation(points_ND: ArrayLike, map_Nd: ArrayLike, *, include_sel
     points, drawn = _pair(points_ND, map_Nd)
     rows = len(points)
     if rows < 3:
-        raise UserError(f"the correlation of distances needs at least 3 points, there are {rows}")
+        raise UserError(f"the correlation of distances needs at least 3 points (got {rows})")
     # The correlation does not depend on units; distances near 1 keep the sums of squares exact enough to subtract.
     scale = [float(pairwise_distances(side[:1], side).max()) or 1.0 for side in (points, drawn)]
     sums = np.zeros(5)

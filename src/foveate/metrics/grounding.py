@@ -50,7 +50,7 @@ def grounding_scores(
     true = validate_boxes(true_R4, ids)
     if len(predicted) != len(true) or len(true) == 0:
         raise UserError(
-            f"grounding needs as many predicted as true boxes and at least one, not {len(predicted)} and {len(true)}"
+            f"grounding needs as many predicted as true boxes, at least one (got {len(predicted)} and {len(true)})"
         )
     iou_R = intersection_over_union(predicted, true)
     scores = {
@@ -85,14 +85,14 @@ def size_slices(
         large_from: areas from this share on are large.
     """
     if not 0 <= small_below <= large_from:
-        raise UserError(f"size limits must rise from 0, not {small_below} and {large_from}")
+        raise UserError(f"size limits: not ascending from 0 (got {small_below} and {large_from})")
     return np.array(SIZE_NAMES)[np.digitize(areas(boxes_R4), (small_below, large_from))]
 
 
 def is_unique_phrase(phrases_R: Sequence[Hashable], images_R: Sequence[Hashable]) -> NDArray[np.bool_]:
     """Mark phrases that occur once among their image's regions, shape [R]; the boxes of others are ambiguous."""
     if len(phrases_R) != len(images_R):
-        raise UserError(f"there are {len(phrases_R)} phrases but images for {len(images_R)}")
+        raise UserError(f"images: {len(images_R)} for {len(phrases_R)} phrases; expected one for each")
     # Per image: the same phrase in another image is no ambiguity.
     counts = Counter(zip(images_R, phrases_R, strict=True))
     return np.array([counts[pair] == 1 for pair in zip(images_R, phrases_R, strict=True)], dtype=np.bool_)

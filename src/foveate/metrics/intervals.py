@@ -42,7 +42,7 @@ class Interval:
 def _checked(values_N: ArrayLike, level: float) -> NDArray[np.float64]:
     values = np.asarray(values_N, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
-        raise UserError(f"an interval needs a list of at least one value, not shape {list(values.shape)}")
+        raise UserError(f"an interval needs a list of at least one value (got shape {list(values.shape)})")
     if not np.isfinite(values).all():
         raise UserError(f"value {int(np.flatnonzero(~np.isfinite(values))[0])} is not a finite number")
     _check_level(level)
@@ -51,7 +51,9 @@ def _checked(values_N: ArrayLike, level: float) -> NDArray[np.float64]:
 
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
-        raise UserError(f"confidence level {level}: must lie between 0 and 1, such as 0.95")
+        raise UserError(
+            f"confidence level: out of range (got {level}); expected a number between 0 and 1, such as 0.95"
+        )
 
 
 def _cluster_of(groups_N: Groups | None, rows: int) -> NDArray[np.int64]:
@@ -59,7 +61,7 @@ def _cluster_of(groups_N: Groups | None, rows: int) -> NDArray[np.int64]:
     if groups_N is None:
         return np.arange(rows)
     if len(groups_N) != rows:
-        raise UserError(f"there are {rows} values but groups for {len(groups_N)}")
+        raise UserError(f"groups: {len(groups_N)} for {rows} values; expected one for each")
     number_of: dict[Hashable, int] = {}
     return np.array([number_of.setdefault(group, len(number_of)) for group in groups_N], dtype=np.int64)
 
@@ -91,7 +93,7 @@ def bootstrap_interval(
     """
     values = _checked(values_N, level)
     if resamples < 1:
-        raise UserError(f"bootstrap resamples must be at least 1, not {resamples}")
+        raise UserError(f"bootstrap resamples: out of range (got {resamples}); expected 1 or more")
     cluster_N = _cluster_of(groups_N, len(values))
     # Sums and counts per cluster: a resample then costs G numbers and not N.
     sums_G, counts_G = np.bincount(cluster_N, weights=values), np.bincount(cluster_N)
@@ -126,7 +128,7 @@ def bootstrap_statistic(
     """
     _check_level(level)
     if rows < 1 or resamples < 1:
-        raise UserError(f"bootstrap needs at least 1 sample and 1 resample, not {rows} and {resamples}")
+        raise UserError(f"bootstrap needs at least 1 sample and 1 resample (got {rows} and {resamples})")
     cluster_N = _cluster_of(groups_N, rows)
     value = float(statistic(np.arange(rows)))
     clusters = int(cluster_N.max()) + 1
@@ -157,7 +159,7 @@ def paired_difference(
     """
     first, second = _checked(first_N, level), _checked(second_N, level)
     if len(first) != len(second):
-        raise UserError(f"a paired difference needs the same samples, not {len(first)} and {len(second)}")
+        raise UserError(f"a paired difference needs the same samples (got {len(first)} and {len(second)} values)")
     return bootstrap_interval(first - second, seed=seed, groups_N=groups_N, resamples=resamples, level=level)
 
 
@@ -183,7 +185,7 @@ def interval_by_slice(
     """Return the `bootstrap_interval` of each slice (such as `seen`, `unseen`, or a box size), by slice name."""
     values, slices = _checked(values_N, level), np.asarray(slices_N)
     if len(slices) != len(values):
-        raise UserError(f"there are {len(values)} values but slices for {len(slices)}")
+        raise UserError(f"slices: {len(slices)} for {len(values)} values; expected one for each")
     cluster_N = _cluster_of(groups_N, len(values))
     return {
         str(name): bootstrap_interval(

@@ -28,7 +28,7 @@ def nearest_mean_scores(
     """
     features, oracle = normalize(features_ND, what="feature"), normalize(oracle_features_MD, what="oracle feature")
     if features.shape[1] != oracle.shape[1]:
-        raise UserError(f"features are {features.shape[1]} wide, oracle features {oracle.shape[1]}")
+        raise UserError(f"features: {features.shape[1]} wide, but the oracle features are {oracle.shape[1]} wide")
     labels = as_labels(oracle_labels_M, rows=len(oracle), classes=classes, what="oracle labels")
     present = np.unique(labels)
     sums_CD = np.zeros((classes, oracle.shape[1]))
@@ -74,7 +74,7 @@ def head_changes(before_CD: ArrayLike, after_CD: ArrayLike, groups: ClassGroups)
     before, after = np.asarray(before_CD, dtype=np.float64), np.asarray(after_CD, dtype=np.float64)
     if before.shape != after.shape or before.ndim != 2 or len(before) != groups.classes:
         raise UserError(
-            f"heads must both be [{groups.classes}, width], not {list(before.shape)} and {list(after.shape)}"
+            f"heads: expected two of [{groups.classes}, width] (got {list(before.shape)} and {list(after.shape)})"
         )
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         raise UserError("heads: some weights are NaN or infinite")

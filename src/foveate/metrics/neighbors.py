@@ -26,11 +26,11 @@ def as_points(points_ND: ArrayLike, *, what: str = "points") -> Array:
     try:
         points = np.asarray(points_ND, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{what} are no matrix of numbers ({error})") from None
+        raise UserError(f"{what}: not a matrix of numbers ({error})") from None
     if points.ndim != 2 or points.shape[1] < 1:
-        raise UserError(f"{what} are [points, features], not {list(points.shape)}")
+        raise UserError(f"{what}: wrong shape (got {list(points.shape)}); expected [points, features]")
     if not np.isfinite(points).all():
-        raise UserError(f"{what}: row {int(np.argwhere(~np.isfinite(points))[0][0])} holds NaN or infinity")
+        raise UserError(f"{what}: row {int(np.argwhere(~np.isfinite(points))[0][0])} has NaN or infinity")
     return points
 
 
@@ -62,9 +62,9 @@ def nearest(points_ND: ArrayLike, k: int, *, queries_MD: ArrayLike | None = None
     queries = points if queries_MD is None else as_points(queries_MD, what="queries")
     available = len(points) - (queries_MD is None)
     if not 1 <= k <= available:
-        raise UserError(f"{k} neighbors: allowed are 1 to {available} with {len(points)} points")
+        raise UserError(f"neighbors: out of range (got {k}); expected 1 to {available} with {len(points)} points")
     if queries.shape[1] != points.shape[1]:
-        raise UserError(f"queries have {queries.shape[1]} features, the points {points.shape[1]}")
+        raise UserError(f"queries: {queries.shape[1]} features, but the points have {points.shape[1]}")
     # |a|^2 + |b|^2 - 2ab cancels badly far from the origin.
     center = points.mean(axis=0)
     points, queries = points - center, queries - center

@@ -35,7 +35,7 @@ class Ranks(NamedTuple):
     def recall(self, k: int, *, ties: str = "average") -> tuple[float, NDArray[np.float64]]:
         """Return recall at k in [0, 1]: the mean, and the value of each row (a fraction if ties straddle k)."""
         if k < 1:
-            raise UserError(f"recall at k needs k of at least 1, not {k}")
+            raise UserError(f"k of recall at k: out of range (got {k}); expected 1 or more")
         choose(ties, TIE_RULES, "tie rule")
         per_sample_N = (self.better_N < k).astype(np.float64)
         if ties == "average":
@@ -69,16 +69,18 @@ class _FlatPositives(NamedTuple):
     @classmethod
     def of(cls, positives: Positives, rows: int, candidates: int) -> _FlatPositives:
         if rows == 0 or candidates == 0:
-            raise UserError(f"retrieval needs queries and candidates, not {rows} and {candidates}")
+            raise UserError(
+                f"retrieval needs queries and candidates, at least one of each (got {rows} and {candidates})"
+            )
         if positives is None:
             if rows != candidates:
                 raise UserError(f"{rows} queries and {candidates} candidates: say which candidates are right")
             return cls(np.arange(rows + 1), np.arange(rows))
         if len(positives) != rows:
-            raise UserError(f"there are {rows} queries but right candidates for {len(positives)}")
+            raise UserError(f"right candidates: {len(positives)} entries for {rows} queries; expected one for each")
         if isinstance(positives, np.ndarray) and positives.dtype == np.bool_:
             if positives.shape != (rows, candidates):
-                raise UserError(f"mask must be [{rows}, {candidates}], not {list(positives.shape)}")
+                raise UserError(f"mask: wrong shape (got {list(positives.shape)}); expected [{rows}, {candidates}]")
             counts, columns = positives.sum(1), np.nonzero(positives)[1]
         else:
             # A candidate listed twice is one candidate.
@@ -135,7 +137,7 @@ def rank_positives(sim_NM: ArrayLike, positives: Positives = None) -> Ranks:
     """
     sim = np.asarray(sim_NM)
     if sim.ndim != 2:
-        raise UserError(f"similarities must be a matrix [N, M], not {list(sim.shape)}")
+        raise UserError(f"similarities: wrong shape (got {list(sim.shape)}); expected [N, M]")
     flat = _FlatPositives.of(positives, *sim.shape)
     firsts = range(0, len(sim), ROWS_PER_CHUNK)
     return _joined([_rank_chunk(sim[first : first + ROWS_PER_CHUNK], first, flat, None) for first in firsts])
@@ -163,7 +165,7 @@ def rank_positives_from_embeddings(
     queries, candidates = normalize(queries_NE, what="query"), np.asarray(candidates_ME)
     if candidates.ndim != 2 or candidates.shape[1] != queries.shape[1]:
         raise UserError(
-            f"queries {list(queries.shape)} and candidates {list(candidates.shape)} must be "
+            f"queries and candidates: wrong shapes (got {list(queries.shape)} and {list(candidates.shape)}); expected "
             "[N, E] and [M, E] with the same E"
         )
     flat = _FlatPositives.of(positives, len(queries), len(candidates))
@@ -196,7 +198,7 @@ def normalize(embeddings_NE: ArrayLike, *, what: str = "embedding") -> NDArray[n
     """
     embeddings = np.asarray(embeddings_NE, dtype=np.float64)
     if embeddings.ndim != 2:
-        raise UserError(f"{what} array must be [N, E], not {list(embeddings.shape)}")
+        raise UserError(f"{what} array: wrong shape (got {list(embeddings.shape)}); expected [N, E]")
     length_N1 = np.linalg.norm(embeddings, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(length_N1[:, 0]) & (length_N1[:, 0] > 0)))
     if len(bad):
@@ -269,8 +271,8 @@ def within_group_accuracy(
     queries, candidates = normalize(queries_NE, what="query"), normalize(candidates_NE, what="candidate")
     if not len(queries) == len(candidates) == len(groups_N) or len(queries) == 0:
         raise UserError(
-            f"queries, candidates and groups must be equally many and some, "
-            f"not {len(queries)}, {len(candidates)} and {len(groups_N)}"
+            "queries, candidates and groups: expected equally many, at least one "
+            f"(got {len(queries)}, {len(candidates)} and {len(groups_N)})"
         )
     labels = labels_N if labels_N is not None else range(len(queries))
     per_sample_N, chance_N = np.zeros(len(queries)), np.zeros(len(queries))

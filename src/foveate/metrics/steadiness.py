@@ -82,10 +82,11 @@ def reliability(
     points, drawn = as_points(points_ND), as_points(map_Nd, what="map points")
     rows = len(points)
     if len(drawn) != rows:
-        raise UserError(f"{len(drawn)} map points for {rows} points")
+        raise UserError(f"map points: {len(drawn)} for {rows} points; expected one for each")
     if not 10 <= rows <= MAX_POINTS:
         raise UserError(
-            f"steadiness and cohesiveness of {rows} points: allowed are 10 to {MAX_POINTS:,}; take a sample"
+            f"steadiness and cohesiveness: too few or too many points (got {rows:,}); expected 10 to {MAX_POINTS:,}, "
+            "a sample of them if need be"
         )
     k = int(np.sqrt(rows)) if k is None else k
     space, on_map = (_Space(*shared_neighbors(side, k)) for side in (points, drawn))
@@ -133,7 +134,7 @@ def _random_walk(space: _Space, generator: np.random.Generator, walk: int) -> ND
         # A point that shares no neighbors gives a group of one: start again at another.
         if len(members) > 1:
             return np.array(sorted(members))
-    raise UserError("no two points share neighbors; steadiness and cohesiveness have no meaning here")
+    raise UserError("no two points share neighbors: steadiness and cohesiveness are undefined")
 
 
 def _split(distances_GG: Array) -> NDArray[np.int64]:
