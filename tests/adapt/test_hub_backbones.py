@@ -105,7 +105,7 @@ def test_what_fails_is_said_in_one_line_and_nothing_cut_off_is_kept(
     with serving(hub):
         expected = {
             ("dinov2:a/none",): f"'a/none': {hub.endpoint} has no repository of this name; check OWNER/NAME, run",
-            ("dinov2:a/gated",): "'a/gated': its owner wants you to accept terms first",
+            ("dinov2:a/gated",): "'a/gated': the repository is gated: accept its terms",
             ("dinov2:a/dino", "backbone.revision=v9"): "'a/dino' at revision 'v9': the repository has no such revision",
             ("dinov2:a/busy",): f"'a/busy': {hub.endpoint} answers with an error (503); try again later, or give the",
             ("dinov2:a/cut",): f"'a/cut': the download from {hub.endpoint} broke off (peer closed connection",

@@ -168,8 +168,8 @@ def _why(error: Exception, source: str, *, revision: str | None, offline: bool) 
     )
     if isinstance(error, errors.GatedRepoError):
         return (
-            "its owner wants you to accept terms first; do so on its page, then run `hf auth login`, or give the path "
-            "of a folder that has it"
+            "the repository is gated: accept its terms on its page, then run `hf auth login`, or give the path of a "
+            "folder that has it"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
