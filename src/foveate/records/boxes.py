@@ -310,7 +310,7 @@ def intersection_over_union(a_R4: ArrayLike, b_R4: ArrayLike) -> NDArray[np.floa
     """
     a, b = as_boxes(a_R4), as_boxes(b_R4)
     if len(a) != len(b):
-        raise UserError(f"row-wise IoU needs as many boxes on both sides, not {len(a)} and {len(b)}")
+        raise UserError(f"row-wise IoU needs as many boxes on both sides (got {len(a)} and {len(b)})")
     intersection_R = _overlap(a, b)
     return _ratio(intersection_R, areas(a) + areas(b) - intersection_R)
 

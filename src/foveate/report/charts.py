@@ -179,7 +179,7 @@ def histogram(
 ) -> Markup:
     """Draw counts per bin as bars of equal width, whatever the edges are, with the edges written below."""
     if len(edges) != len(counts) + 1:
-        raise ValueError(f"a histogram of {len(counts)} bins needs {len(counts) + 1} edges, not {len(edges)}")
+        raise ValueError(f"a histogram of {len(counts)} bins needs {len(counts) + 1} edges (got {len(edges)})")
     left, right, top, bottom = 52, width - 14, 14, height - 40
     y_ticks = nice_ticks(0.0, max(1.0, *counts), num_ticks=4)
     y_of = Scale(0.0, y_ticks[-1], bottom, top)

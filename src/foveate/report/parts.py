@@ -258,7 +258,7 @@ def choice_card(answer: BoxChoice) -> dict[str, Any]:
     """Prepare a 'which of these boxes' answer: overlays, and scores as shares of their range."""
     size = len(answer.boxes)
     if len(answer.scores) != size or not (0 <= answer.right < size and 0 <= answer.chosen < size):
-        raise UserError(f"result.json, 'choose', '{answer.phrase}': its numbers do not fit {size} boxes")
+        raise UserError(f"result.json, 'choose', '{answer.phrase}': scores or numbers do not match its {size} boxes")
     low, high = min(answer.scores), max(answer.scores)
     span = (high - low) or 1.0
     boxes = []

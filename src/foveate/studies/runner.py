@@ -134,7 +134,7 @@ def announce_duration(store: CellStore, cells: Sequence[Cell], work: Work, *, wo
         rest = (len(missing) - 1) * done.seconds / workers
         say(
             f"first of {len(missing)} trainings: {done.seconds:.0f} s; the other {len(missing) - 1} will take about "
-            f"{rest / 3600:.1f} h ({rest / 60:.0f} min) with {workers} workers; to stop and resume is safe"
+            f"{rest / 3600:.1f} h ({rest / 60:.0f} min) with {workers} workers; the study can be stopped and resumed"
         )
 
 

@@ -86,7 +86,7 @@ def check(job: Job) -> list[str]:
     if encoder.fingerprint() and not isinstance(encoder, Lite0Encoder):
         raise UserError(
             f"{job.source}: the frozen part of the image encoder '{job.model.recipe.image_encoder['kind']}' has no "
-            "graph; possible is `--to embeddings`"
+            "graph; use `--to embeddings`"
         )
     regions = [REGIONS, PHRASES] if job.model.prompter is not None else []
     return [IMAGE, *regions, PREPROCESS, CARD]

@@ -141,7 +141,7 @@ def build_index(
         contents = _contents(collection, source_regions, target.regions)
         return target, _plan(collection, source_regions, contents, target, out, retry=retry)
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; --out must be a folder")
+        raise UserError(f"{out}: is a file; expected a folder for --out")
     with FolderLock(out, purpose="foveate index"):
         # Read again under the lock: another process may have written in between.
         target = _target_description(model_folder, mark, collection, out, options)
@@ -190,7 +190,7 @@ def _target_description(
     # A first run that is killed before it writes index.json leaves its lock and a temporary file.
     leftovers = {out / "writer.lock", *out.glob(f".{DESCRIPTION}.*.tmp")}
     if out.is_dir() and not leftovers.issuperset(out.iterdir()):
-        raise UserError(f"{out}: is not empty and not an index; give another folder with --out")
+        raise UserError(f"{out}: is neither empty nor an index; give another folder with --out")
     # Only what the embeddings' shape needs; the model itself is opened when there is something to embed.
     recipe = read_json(model_folder / CONFIG)["recipe"]
     return Description(

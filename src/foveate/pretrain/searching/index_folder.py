@@ -144,7 +144,7 @@ class Description:
         """
         path = folder / DESCRIPTION
         if not path.is_file():
-            raise UserError(f"{folder}: not an index, it has no {DESCRIPTION}; `foveate index` makes one")
+            raise UserError(f"{folder}: not an index: {DESCRIPTION} is missing; `foveate index` builds one")
         value = read_json(path)
         if not isinstance(value, dict) or value.get("kind") != KIND:
             raise UserError(f"{path}: field 'kind' must be '{KIND}'")
@@ -166,7 +166,7 @@ class Description:
             raise UserError(f"{path}: fields 'precision' or 'segments' have values that this version does not know")
         # A crafted index must not make the program read or delete files elsewhere.
         if any(Path(segment.name).name != segment.name for segment in description.segments):
-            raise UserError(f"{path}: the name of a segment leads out of the folder")
+            raise UserError(f"{path}: a segment's name points outside the folder")
         return description
 
 
@@ -228,7 +228,7 @@ def fingerprint(folder: Path) -> str:
         UserError: when `folder` is not a model folder.
     """
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: not a model folder, it has no {CONFIG}")
+        raise UserError(f"{folder}: not a model folder: {CONFIG} is missing")
     config = read_json(folder / CONFIG)
     recipe = config.get("recipe") if isinstance(config, dict) else None
     if not isinstance(recipe, dict):

@@ -33,8 +33,8 @@ def decode_mask(encoded: dict[str, list[int]]) -> NDArray[np.bool_]:
     counts = np.asarray(encoded["counts"], np.int64)
     if (counts < 0).any() or counts.sum() != height * width:
         raise UserError(
-            f"mask counts must not be negative and must add up to {height} x {width} = {height * width}, "
-            f"they add up to {int(counts.sum())}"
+            f"mask counts: negative, or of another size (sum {int(counts.sum())}); expected counts >= 0 that add up to "
+            f"{height} x {width} = {height * width}"
         )
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape((height, width), order="F")
