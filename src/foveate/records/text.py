@@ -78,12 +78,14 @@ _DOTTED = re.compile(r"(?:[a-z]\.)*[a-z]")
 # A full stop is a token of its own only where it ends the sentence (with a quote or bracket behind it): "3.5", "mr.
 # fox".
 _LAST_STOP = re.compile(r"(?<=[^.])\.(?=[\"'»”’)\]}>]*\s*$)")
-_SEPARATE_MARK = re.compile(
-    r"\.{2,}|--+|[;@#$%&?!\[\](){}<>\"“”«»…]|[,:](?!\d)|(?<!\d)[,:]|[‘’'`](?=\s|$)|(?<!\S)[‘’'`]"
-)
-_CLITIC = re.compile(r"(?<=\w)(n['’]t|['’](?:s|m|d|ll|re|ve))\b", re.IGNORECASE)
-_CONTRACTION = re.compile(r"\b(can|d|gim|gon|got|lem|wan)(not|['’]ye|me|na|ta)\b", re.IGNORECASE)
-_CONTRACTIONS = frozenset(("cannot", "d'ye", "d’ye", "gimme", "gonna", "gotta", "lemme", "wanna"))
+_SEPARATE_MARK = re.compile(r"\.{2,}|--+|[;@#$%&?!\[\](){}<>\"“”‘’«»…]|[,:](?!\d)|(?<!\d)[,:]|['`](?=\s|$)|(?<!\S)['`]")
+# Only at the end of a token ("cat's-eye" stays whole), and with the straight apostrophe: NLTK takes a curly one for a
+# quotation mark. Callers that want "city’s" cut like "city's" straighten it first.
+_CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|ll|re|ve))(?!\S)", re.IGNORECASE)
+_CONTRACTION = re.compile(r"\b(can|d|gim|gon|got|lem|wan)(not|'ye|me|na|ta)\b", re.IGNORECASE)
+_CONTRACTIONS = frozenset(("cannot", "d'ye", "gimme", "gonna", "gotta", "lemme", "wanna"))
+# A straight double quote opens at the start and after a blank or bracket; elsewhere it closes.
+_DOUBLE_QUOTE = re.compile(r"(?P<opening>(?<![^\s(\[{<])\")|\"")
 # In this order: a quotation, initials with their stops, a number with separators, a word with inner marks, a mark.
 _CLAUSE_TOKEN = re.compile(
     r"\"[^\"]*\"|“[^”]*”|[A-Za-z](?:\.[A-Za-z])+\.?|\d+(?:[.,:]\d+)*%?|\w+(?:['’\-]\w+)*|[.,;:!?()]|\S"
@@ -130,6 +132,8 @@ def split_words(text: str, *, style: WordStyle = "prose") -> list[str]:
     ['the', "city's", 'tower', '3', '5', 'm', 'high', "isn't", 'lit']
     >>> split_words("the city's tower, 3.5 m high, isn't lit.", style="treebank")
     ['the', 'city', "'s", 'tower', ',', '3.5', 'm', 'high', ',', 'is', "n't", 'lit', '.']
+    >>> split_words('A "no entry" sign', style="treebank")
+    ['A', '``', 'no', 'entry', "''", 'sign']
     >>> split_words('A sign says "no entry".', style="clauses")
     ['A', 'sign', 'says', '"no entry"', '.']
     >>> split_words("redFire_truck2", style="letters")
@@ -143,11 +147,13 @@ def split_words(text: str, *, style: WordStyle = "prose") -> list[str]:
     if style == "clauses":
         return _CLAUSE_TOKEN.findall(text)
     # The cases of the Penn Treebank that captions have, so that noun phrases need no extra; a test compares with NLTK.
+    # The Treebank writes straight double quotes as `` and ''.
     spaced = _LAST_STOP.sub(" . ", text)
     spaced = _SEPARATE_MARK.sub(r" \g<0> ", spaced)
     spaced = _CLITIC.sub(r" \g<0>", spaced)
     spaced = _CONTRACTION.sub(_split_contraction, spaced)
-    return spaced.split()
+    quotes = iter("``" if match["opening"] else "''" for match in _DOUBLE_QUOTE.finditer(text))
+    return [next(quotes) if token == '"' else token for token in spaced.split()]
 
 
 def _find_end_marks(text: str, rules: _SentenceRules) -> list[re.Match[str]]:

@@ -23,7 +23,7 @@ MAX_LENGTH = 3
 class NGrams:
     """N-grams of 1 to `MAX_LENGTH` words within each sentence."""
 
-    name, version = "ngrams", f"1 up to {MAX_LENGTH}"
+    name, version = "ngrams", f"2 up to {MAX_LENGTH}"
 
     def __init__(self, settings: PhraseSettings) -> None:
         self.settings = settings
@@ -31,7 +31,7 @@ class NGrams:
     def __call__(self, text: str) -> ExtractedPhrases:
         runs = []
         for part in split_sentences(text.lower(), style="treebank"):
-            tokens = remove_generic(split_words(part, style="treebank"))
+            tokens = remove_generic(split_words(part.replace("’", "'"), style="treebank"))
             for length in range(MAX_LENGTH, 0, -1):
                 for start in range(len(tokens) - length + 1):
                     run = tokens[start : start + length]

@@ -130,10 +130,11 @@ def _tag_ing(token: str, before: str, after: str) -> str:
 class RuleTagger(Tagger):
     """The rules of `tag_tokens`."""
 
-    name, version = "rules", "1"
+    name, version = "rules", "2"  # 2: double quotes, curly apostrophes, inner clitics as in the Treebank
 
     def tokens(self, sentence: str) -> list[str]:
-        return split_words(sentence, style="treebank")
+        # Web texts have curly apostrophes, which the Treebank's tokenizer takes for quotation marks: "city ’ s".
+        return split_words(sentence.replace("’", "'"), style="treebank")
 
     def tags(self, tokens: Sequence[str]) -> list[str]:
         return tag_tokens(tokens)
