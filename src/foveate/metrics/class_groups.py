@@ -83,6 +83,7 @@ class ClassGroups:
 
 def _indices(values: ArrayLike, *, classes: int, what: str) -> NDArray[np.int64]:
     numbers_K = np.asarray(values)
+    # NumPy makes an empty list float64, which the check of the type would refuse.
     if numbers_K.size == 0:
         return np.zeros(0, dtype=np.int64)
     if numbers_K.ndim != 1 or numbers_K.dtype.kind not in "iu":

@@ -79,6 +79,7 @@ def purity(truth_N: ArrayLike, found_N: ArrayLike) -> float:
 def matched_accuracy(truth_N: ArrayLike, found_N: ArrayLike) -> float:
     """Return the accuracy under the best one-to-one assignment of groups to classes (Hungarian algorithm)."""
     cells = contingency(truth_N, found_N)
+    # With unequal numbers some classes or groups stay without a partner, and their samples count as wrong.
     rows, columns = linear_sum_assignment(cells, maximize=True)
     return float(cells[rows, columns].sum() / cells.sum())
 
@@ -135,6 +136,7 @@ def center_error(truth_KD: ArrayLike, found_KD: ArrayLike) -> CenterError:
 def unmatched(truth_KD: ArrayLike, found_LD: ArrayLike) -> int:
     """Count the true centers that are the nearest one of no predicted center."""
     truth, predicted = _centers(truth_KD, found_LD)
+    # An orphan, in the terms of the paper.
     return len(truth) - len(np.unique(_distances(predicted, truth).argmin(1)))
 
 
@@ -150,5 +152,6 @@ def class_means(points_ND: ArrayLike, labels_N: ArrayLike) -> NDArray[np.float64
     """Return the mean of each class in the data, in the order of the labels: the true centers of these data."""
     points = np.asarray(points_ND, dtype=np.float64)
     classes, numbers_N = np.unique(np.asarray(labels_N), return_inverse=True)
+    # bincount by column: no [N, K] matrix of memberships.
     sums = np.stack([np.bincount(numbers_N, weights=column, minlength=len(classes)) for column in points.T], axis=1)
     return sums / np.bincount(numbers_N)[:, None]

@@ -45,6 +45,7 @@ class Curve:
         """Return a gamma inside each interval: the midpoint, or 1 beyond the outermost breaks. [K + 1], ascending."""
         breaks = self.breaks_K
         middle = breaks[:-1] + (breaks[1:] - breaks[:-1]) / 2
+        # For large logits a step of 1 would be lost in their rounding.
         step = max(1.0, self.resolution)
         return np.concatenate([[_beyond(breaks[0], -step)], middle, [_beyond(breaks[-1], step)]])
 
@@ -206,6 +207,7 @@ def select_gamma(
         allowed &= curve.absent() >= threshold
     if not allowed.any():
         return None
+    # -1 loses even against an interval without any hit.
     hits = np.where(allowed, curve.all_hits, -1)
     best = np.flatnonzero(hits == hits.max())
     number = int(best[0] if tie == "smallest" else best[-1])
