@@ -110,6 +110,7 @@ class AnnotationAppender:
         try:
             self._prepare()
         except BaseException:
+            # A failed preparation must not leave the collection locked.
             self._lock.__exit__(None, None, None)
             raise
         return self

@@ -182,6 +182,7 @@ def remove_images(
         summary, _ = _plan(path, keys, where, copies=copies, purge=purge)
         summary.dry_run = True
         if purge:
+            # With what a killed removal has left, which a purge finishes.
             summary.purged = purge_images(path, {*summary.removed, *_find_pending(path)}, dry_run=True)
         return summary
     with CollectionWriter(path) as writer:

@@ -28,7 +28,7 @@ FONTS = {
     "target": ("STIXGeneral", "STIXGeneralItalic", "STIXGeneralBolIta", "DejaVuSerif-BoldItalic", "cmti10"),
 }
 SIZE = 24
-_CANVAS = 48
+_CANVAS = 48  # twice the size: halved at the end, which smooths the edges, and with room for rotation
 
 Style = Literal["source", "target"]
 
@@ -87,6 +87,7 @@ def load_glyphs(
     labels = np.repeat(class_numbers, per_class)
     images = np.empty((len(labels), 1, SIZE, SIZE), dtype=np.float32)
     for row, label in enumerate(labels.tolist()):
+        # By the number within the class: a larger set, or one of fewer classes, has the same images.
         random = generator("glyphs", style, name, seed, label, row % per_class)
         images[row, 0] = draw_glyph(CLASSES[label], style=style, random=random, folder=folder)
     return Glyphs(images, labels)
@@ -99,9 +100,11 @@ def draw_glyph(character: str, *, style: Style, random: np.random.Generator, fol
     image = Image.new("L", (_CANVAS, _CANVAS), 0)
     pen = ImageDraw.Draw(image)
     left, top, right, bottom = pen.textbbox((0, 0), character, font=font)
+    # By the ink's box, since fonts place a character at different heights.
     pen.text(((_CANVAS - left - right) / 2, (_CANVAS - top - bottom) / 2), character, fill=255, font=font)
     image = image.rotate(random.uniform(-12, 12), Image.Resampling.BILINEAR)
     shear, across, down = random.uniform(-0.15, 0.15), *random.uniform(-2, 2, 2)
+    # Sheared around the middle row, so that the character stays inside.
     moved = (1, shear, across - shear * _CANVAS / 2, 0, 1, down)
     image = image.transform(image.size, Image.Transform.AFFINE, moved, Image.Resampling.BILINEAR)
     image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)

@@ -67,7 +67,7 @@ def export_coco(
         raise UserError(f"{folder} exists and is not an empty folder; choose a new one")
     regions = SelectedRegions(collection, region_sources)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
     paths = {name: folder / "annotations" / f"{name}.json" for name in ("instances", "captions")}
     export = CocoExport({**paths, "images": folder / "images"})
     try:
@@ -189,6 +189,7 @@ def _annotation(
         "bbox": [box.x, box.y, box.width, box.height],
         "area": box.width * box.height if area is None else area,
         "iscrowd": crowd,
+        # Outlines are not stored; a reader of the field finds none.
         "segmentation": [],
     }
     usual = {

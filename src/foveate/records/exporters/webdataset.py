@@ -74,6 +74,7 @@ def _write_sample(tar: tarfile.TarFile, collection: Collection, regions: Selecte
     if record.captions:
         members["txt"] = record.captions[0].text.encode()
     members["json"] = json.dumps(sidecar_fields(record), ensure_ascii=False).encode()
+    # Readers take neighbors with one key for a sample, so its members are written one behind another.
     for ending, data in members.items():
         member = tarfile.TarInfo(member_name(record.key, ending))
         member.size = len(data)

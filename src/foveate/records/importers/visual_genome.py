@@ -115,6 +115,7 @@ def _list_file_names(entry: Mapping[str, Any]) -> list[object]:
     """List possible file names of an image, first with the folder of its URL."""
     number, url = _get_number(entry), entry.get("url")
     parts = url.split("/")[-2:] if isinstance(url, str) and url.count("/") >= 2 else []
+    # The URL's folder tells VG_100K from VG_100K_2; not believed where the file has another number.
     stated = ["/".join(parts)] if parts and parts[1].rpartition(".")[0] == str(number) else []
     return [*stated, *(f"{folder}/{number}.jpg".lstrip("/") for folder in _FOLDERS)]
 

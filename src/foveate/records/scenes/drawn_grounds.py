@@ -47,6 +47,7 @@ def _field(rng: np.random.Generator, size: int, cells: int) -> Floats:
 
 def gradient(rng: np.random.Generator, size: int) -> Floats:
     along, _ = _turned(rng, size)
+    # To 0..1 at every angle: a diagonal is longer than a side.
     weight = (along - along.min()) / np.ptp(along)
     return _mix(weight, *palette(rng, 2))
 
@@ -54,6 +55,7 @@ def gradient(rng: np.random.Generator, size: int) -> Floats:
 def stripes(rng: np.random.Generator, size: int) -> Floats:
     along, _ = _turned(rng, size)
     wave = np.sin(along * np.float32(2 * np.pi * rng.uniform(3, 14)) + np.float32(rng.uniform(0, 6)))
+    # A steep wave that is cut off has sharp edges, a flat one soft edges.
     return _mix((wave * np.float32(rng.choice([1.5, 6.0])) * 0.5 + 0.5).clip(0, 1), *palette(rng, 2))
 
 
@@ -72,6 +74,7 @@ def noise(rng: np.random.Generator, size: int) -> Floats:
 def blobs(rng: np.random.Generator, size: int) -> Floats:
     colors = palette(rng, 3)
     cells = int(rng.integers(4, 9))
+    # Steep, so that noise above .55 becomes a patch with a narrow edge.
     first, second = ((40 * (_field(rng, size, cells) - 0.55)).clip(0, 1) for _ in range(2))
     return _mix(second, _mix(first, colors[0], colors[1]), colors[2])
 
@@ -80,6 +83,7 @@ def triangles(rng: np.random.Generator, size: int) -> Floats:
     along, across = _turned(rng, size)
     count = np.float32(rng.uniform(3, 8))
     u, v = along * count % 1, across * count % 1
+    # Both diagonals of a cell: of its four triangles two share a color.
     return palette(rng, 3)[(u > v).astype(np.int8) + (u + v > 1)]
 
 

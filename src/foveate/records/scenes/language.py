@@ -48,6 +48,7 @@ def add_article(phrase: str) -> str:
     first = split_words(phrase, style="letters")[0]
     if is_plural(phrase) or first in _FIRST_WORDS_WITHOUT_ARTICLE or phrase in _NO_ARTICLE:
         return phrase
+    # By sound: a unicorn, a euro, but an x-ray.
     vowel = phrase[0] in "aeiou" and not phrase.startswith(("uni", "eu", "one"))
     return f"{'an' if vowel or phrase.startswith('x-') else 'a'} {phrase}"
 
@@ -86,6 +87,7 @@ def exact_caption(
     if stated is not None:
         first, second = things[stated.first].phrase, things[stated.second].phrase
         parts.append(f"{add_article(first)} {_RELATION_PHRASES[stated.name]} {add_article(second)}")
+        # Labeled things occur once in a scene, so no count is lost.
         rest = {phrase: count for phrase, count in rest.items() if phrase not in (first, second)}
     parts.extend(format_count(phrase, count) for phrase, count in rest.items())
     if text:

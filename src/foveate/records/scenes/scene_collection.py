@@ -147,6 +147,7 @@ def _draw_row(position: tuple[str, int], *, seed: int, size: int) -> SceneRow:
 def _draw_rows(positions: list[tuple[str, int]], seed: int, size: int, workers: int) -> Iterator[SceneRow]:
     """Yield rows in the order of `positions`, whichever process draws them."""
     draw = functools.partial(_draw_row, seed=seed, size=size)
+    # For a few scenes, starting the processes would take longer than the drawing.
     if workers == 1 or len(positions) < 64:
         yield from map(draw, positions)
         return
