@@ -235,6 +235,7 @@ def locate_card(answer: LocatedPhrase, default: str) -> dict[str, Any]:
     rule = answer.default or default
     if rule not in answer.boxes:
         raise UserError(f"result.json: '{answer.phrase}' has no box of the default rule '{rule}'")
+    # Drawn in this order: the truth at the bottom, the default rule on top.
     names = sorted(answer.boxes, key=lambda k: (k == rule, -_rank(k)))
     overlays = [Overlay(answer.boxes[name], "default" if name == rule else f"rule-{name}") for name in names]
     if answer.truth is not None:
@@ -260,7 +261,7 @@ def choice_card(answer: BoxChoice) -> dict[str, Any]:
     if len(answer.scores) != size or not (0 <= answer.right < size and 0 <= answer.chosen < size):
         raise UserError(f"result.json, 'choose', '{answer.phrase}': scores or numbers do not match its {size} boxes")
     low, high = min(answer.scores), max(answer.scores)
-    span = (high - low) or 1.0
+    span = (high - low) or 1.0  # all scores may be equal
     boxes = []
     for number, (box, score) in enumerate(zip(answer.boxes, answer.scores, strict=True)):
         style = "chosen" if number == answer.chosen else "right" if number == answer.right else "other"
