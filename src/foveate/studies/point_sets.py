@@ -53,7 +53,9 @@ def find_datasets(folders: Sequence[Path], keys: Collection[str], study: str) ->
             listed = "; ".join(form for key, form in _FORMS.items() if key in keys)
             expected = f"; expected {listed}" if listed else ""
             raise UserError(f"--data {folder}: holds nothing that the study '{study}' reads{expected}")
+        # Of two folders with the same set the first counts.
         paths = usable | paths
+    # Folders that the user names come before installed packages.
     return {key: path for key, path in _of_packages().items() if key in keys} | paths
 
 
@@ -88,6 +90,7 @@ def _of_packages() -> dict[str, Path]:
     if (FASHION_FOLDER / FASHION_IMAGES).is_file():
         paths[FASHION] = FASHION_FOLDER
     cells = cells_file()
+    # An h5ad file is HDF5, which needs h5py.
     if cells is not None and importlib.util.find_spec("h5py") is not None:
         paths[CELLS] = cells
     return paths

@@ -108,6 +108,7 @@ def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -
     seen = album.any
     label_R = np.array([region.label for region in seen.regions], dtype=object)
     values, counts = np.unique(label_R.astype(str), return_counts=True)
+    # A concept that occurs once has no right answer among the other boxes.
     often = set(values[counts > 1])
     slice_R = np.array([region.slice for region in seen.regions], dtype=object)
     candidates = np.array([i for i, region in enumerate(seen.regions) if region.label in often and slice_R[i] == part])
@@ -150,6 +151,7 @@ def _round_box(box: NDArray[np.float64]) -> list[float]:
 
 
 def _askable(seen: CollectionEmbeddings, part: str, *, min_boxes: int) -> NDArray[np.int64]:
+    # "Where is the cat?" has no answer if there are two.
     once = is_unique_phrase([region.phrase for region in seen.regions], seen.image_R.tolist())
     counts = np.bincount(seen.image_R)[seen.image_R]
     slice_R = np.array([region.slice for region in seen.regions], dtype=object)

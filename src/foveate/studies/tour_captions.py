@@ -121,6 +121,7 @@ def tour_captions(
 
 def _scenes(collection: Collection, name: str, count: int, seed: int) -> NDArray[np.int64]:
     rows = collection.rows(name, {"source": "scenes"})
+    # By a number of each key: a larger count has the scenes of a smaller one, and more.
     order = sorted(rows.tolist(), key=lambda row: seeds.uniform("tour captions", seed, collection.keys[row]))
     return np.sort(np.array(order[:count], dtype=np.int64))
 

@@ -209,6 +209,7 @@ def _gain(emoji: Emoji, fits: list[Fitted], *, seed: int) -> Interval:
         ).astype(float)
         for fit in fits
     ]
+    # Paired: both maps name the same held-out images.
     return paired_difference(right[0], right[1], seed=("tour federated", seed))
 
 
