@@ -95,6 +95,7 @@ def examine(
     split = recipe.data.split if recipe is not None else None
     preprocess = _PLAIN
     if recipe is not None:
+        # Only its preprocessing is needed: on "meta" the model takes no memory and reads no weights.
         with torch.device("meta"):
             preprocess = build_model(recipe).image_encoder.preprocess
     problems: list[str] = []
@@ -221,6 +222,7 @@ def _check_run(
     reached = min(available, plan.needed)
     result["problems"] += doctor.problems(plan, cores=facts["cores"], reader=reader)
     result["remarks"] += doctor.remarks(plan, available=available, cores=facts["cores"], reader=reader)
+    # A batch larger than the images is a problem above already.
     result["remarks"] += [sentence for sentence in priced["warnings"] if "larger than" not in sentence]
     result["reach"] = {
         "hardware": priced["hardware"],

@@ -54,6 +54,7 @@ class _Layer(nn.Module):
         x_RSD = torch.cat((prompts_RPD, image_RLD), dim=1)
         normed_RSD = prompter.ln1(x_RSD) if pre else x_RSD
         if prompter.pool == "prompt":
+            # Only prompts are pooled, so image tokens need no queries.
             x_RSD, queries_RQD = prompts_RPD, normed_RSD[:, : prompts_RPD.shape[1]]
         else:
             queries_RQD = normed_RSD

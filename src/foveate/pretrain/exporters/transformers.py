@@ -137,6 +137,7 @@ def _differences(job: Job, theirs: Any, processor: Any, open_clip_pairs: bool) -
     }
     if open_clip_pairs:
         ids_BL = ours.text_encoder.frozen_features(texts)
+        # The end token has the largest id; what fills the rest differs.
         until_end = ids_BL.argmax(dim=-1, keepdim=True) >= torch.arange(ids_BL.shape[1])
         name = "token ids up to the end token"
         differences[name] = largest_difference(ids_BL[until_end], encoded["input_ids"][until_end])

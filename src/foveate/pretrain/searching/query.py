@@ -96,6 +96,7 @@ def embed_boxes(model: LocalizingModel, encoded: EncodedImage, boxes: list[Box])
         UserError: naming a box that the encoder cannot see.
     """
     corners_R4 = np.stack([box.to_array() for box in boxes])
+    # No share of a user's box is too small, as long as some of it is visible.
     inside_K4, visible_R = move_boxes(encoded.placement, corners_R4, min_visible=0)
     if not visible_R.all():
         hidden = boxes[int(np.argmin(visible_R))]
