@@ -102,6 +102,7 @@ def identity(job: Job) -> str:
     parts += job.collection.keys
     parts += regions["phrase"].to_pylist() + job.collection.table("captions")["text"].to_pylist()
     for part in parts:
+        # With a separator: "ab", "c" and "a", "bc" must not have one hash.
         digest.update(part.encode("utf-8") + b"\0")
     digest.update(np.ascontiguousarray(job.collection.region_boxes).tobytes())
     digest.update(job.collection.splits.astype(str).tobytes())
@@ -219,6 +220,7 @@ def _texts(job: Job, collection: Collection, source_regions: SelectedRegions, ro
     """Embed each distinct text of a kind once: captions by their kind, and the phrases of regions."""
     distinct = {("phrase", region.phrase) for row in rows for region in source_regions.read(int(row))}
     distinct |= {(caption.kind, caption.text) for row in rows for caption in collection.read_captions(int(row))}
+    # Sorted, so that a resumed export cuts the same parts.
     ordered = sorted(distinct)
     starts = range(0, len(ordered), TEXTS_PER_PART)
     for start in track(starts, description="embedding texts") if len(starts) > 1 else starts:

@@ -178,6 +178,7 @@ def read_vectors(path: Path) -> NDArray[np.floating]:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+    # NumPy parses the header as Python, so a damaged one raises errors of Python's parser, too.
     except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise UserError(f"{path}: cannot be read as an array of embeddings ({error}); build the index again") from error
     if array.ndim != 2 or array.dtype not in PRECISIONS.values():
