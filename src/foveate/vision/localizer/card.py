@@ -36,6 +36,7 @@ def model_card(
     method = METHODS[recipe["regions"]["method"]]
     kinds = {name: recipe[f"{name}_encoder"]["kind"] for name in ("image", "text")}
     tags = [method.split()[0].lower(), "vision-language", "localization", "zero-shot-image-classification"]
+    # The replacement at the end closes the gap that empty notes leave.
     return f"""---
 license: other
 license_name: chosen-by-the-publisher
@@ -65,7 +66,7 @@ joint space of {recipe["embed_dim"]} numbers. {_maker(provenance)}
 ## Intended use and limits
 
 For comparing {_use(method)} with words: search, sorting, zero-shot classes, research.
-It knows what its training images and texts showed, no more; it always answers, also where a phrase means nothing in a
+It knows what its training images and texts showed, no more; it always answers, also where a phrase means nothing in an
 image; it takes over whatever is one-sided or wrong in its training texts. Measure it on your own images
 (`foveate evaluate`) before you rely on it. Do not identify people with it, and let it decide nothing that matters
 about a person.
