@@ -83,6 +83,7 @@ class TrainingSettings(Settings):
             raise ValueError(
                 "frozen_precision: bf16 needs precision bf16 (got fp32); without autocast the dtypes do not match"
             )
+        # Not merely set: a saved recipe lists all fields, most with their defaults.
         changed = {
             name for name in self.model_fields_set if getattr(self, name) != type(self).model_fields[name].default
         }

@@ -110,6 +110,7 @@ def load_tower(
             if on_meta():
                 model = model_class(settings)
             else:
+                # Refuses a pickle, before transformers looks for weights.
                 checkpoint.weights()
                 model, report = model_class.from_pretrained(
                     str(checkpoint.folder),
@@ -120,6 +121,7 @@ def load_tower(
                 )
                 check_loaded(report, name=source)
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            # UserError is a ValueError; its text is ours already.
             if isinstance(error, UserError):
                 raise
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -153,6 +155,7 @@ def trained_scale(checkpoint: Checkpoint | None) -> tuple[float | None, float | 
             names = set(stored.keys())
             for name in ("logit_scale", "logit_bias"):
                 if name in names:
+                    # A scalar in CLIP, of shape [1] in SigLIP.
                     values[name] = float(stored.get_tensor(name).reshape(-1)[0])
     scale = values.get("logit_scale")
     return None if scale is None else math.exp(scale), values.get("logit_bias")

@@ -49,6 +49,7 @@ class SiglipImageEncoder(TransformersImageEncoder):
 
     def pool_regions(self, pooled_RD: Tensor) -> Tensor:
         """Apply the pooling head to one token."""
+        # Attention over a single token returns its value; the head's MLP follows.
         return self.trunk.head(pooled_RD[:, None])
 
 

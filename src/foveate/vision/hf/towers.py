@@ -139,6 +139,7 @@ def _note(
 ) -> None:
     """Record what is untrained and the temperature trained with the weights; turn on activation checkpointing."""
     encoder.fresh_parts = () if has_projection else ("proj",)
+    # A temperature belongs to the projection that it was trained with.
     if has_projection:
         encoder.trained_scale, encoder.trained_bias = trained_scale(loaded.checkpoint)
     if checkpointing:
