@@ -54,6 +54,7 @@ def import_coco(
     if captions is not None:
         texts: Path | None = check_source(Path(captions))
     else:
+        # A file without "instances" in its name would be its own captions file.
         texts = captions_path if captions_path != path and captions_path.is_file() else None
     read = read_coco(path, texts)
     return import_coco_file(path, read, target, _names, images=images, group_by=group_by, reference=reference, **shared)
@@ -149,6 +150,7 @@ def _list_annotation_files(folder: Path, patterns: tuple[str, ...]) -> list[Path
 
 def _list_image_folders(path: Path) -> list[Path]:
     """List folders that usually have the images of an annotation file."""
+    # As COCO is unpacked: annotations/instances_val2017.json next to val2017 or images/val2017.
     above = path.parent.parent if path.parent.name == "annotations" else path.parent
     part = path.stem.partition("_")[2]
     inner = [above / "images" / part, above / part] if part else []

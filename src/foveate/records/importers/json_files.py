@@ -25,6 +25,7 @@ def read_annotations(path: Path, reduce: Callable[[dict[str, Any]], object] | No
         UserError: the file cannot be read, is not UTF-8, or is not JSON (truncated, for example).
     """
     try:
+        # "-sig": some editors begin a file with a byte order mark.
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
@@ -53,6 +54,7 @@ def get_list(content: object, name: str, path: Path) -> list[Any]:
 def get_integer(entry: Mapping[str, Any], name: str) -> int | None:
     """Return a 64-bit integer from a field, or None."""
     value = entry.get(name)
+    # JSON's true is an integer for Python.
     usable = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_ID
     return value if usable else None
 
