@@ -229,6 +229,7 @@ def _curves(study: PetlStudy, condition: Condition, split: str, done: Sequence[P
     rows = {name: data.rows(name) for name in ("test", "shift")}
     labels = data.labels_N[rows[split]]
     count = len(rows["test"])
+    # A curve's logits are those of both tests, one behind the other.
     part = slice(None, count) if split == "test" else slice(count, None)
     lines = []
     for index, alpha in enumerate(ALPHAS):
