@@ -71,7 +71,7 @@ def parse_groups(seen: Sequence[str], absent: Sequence[str], names: Sequence[str
     seen_S = parse_classes(seen, names, what="--classes-seen")
     absent_U = parse_classes(absent, names, what="--classes-absent") if absent else None
     groups = ClassGroups.of(seen_S, absent=absent_U, classes=len(names))
-    # Checked here, before models are opened or runs are trained for hours.
+    # Checked here, before pseudo runs are trained for hours.
     groups.need_absent("calibration")
     return groups
 
