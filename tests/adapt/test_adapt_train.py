@@ -228,7 +228,7 @@ def test_dry_run_prices_and_writes_nothing(backbone: Path, data: Path, tmp_path:
         (("--method", "lora", "rank=64"), "the width of this backbone"),
         (("--method", "linear", "--field", "color"), "data.field 'color'"),
         (("--method", "linear", "data.train=[training]"), "Did you mean 'train'"),
-        (("--method", "linear", "data.classes=[top, lowest]"), "no image of stripes.npz has it"),
+        (("--method", "linear", "data.classes=[top, lowest]"), "no image in stripes.npz"),
         (("--method", "linear", "data.classes=[top]"), "at least two"),
     ],
 )

@@ -37,7 +37,7 @@ from naming import raises_naming
         ({"method": "repadapter", "rank": 3}, "must divide the rank"),
         ({"method": "vpt-deep", "last_blocks": 9}, "has 3 blocks"),
         ({"method": "lora", "last_blocks": 9}, "has 3 blocks"),
-        ({"method": "subset", "blocks": [3]}, "blocks 0 to 2"),
+        ({"method": "subset", "blocks": [3]}, "0 to 2"),
         ({"method": "subset", "parts": []}, "at least one"),
         ({"method": "subset", "pattern": "blocks[.]7.*"}, "matches no tensor"),
         ({"method": "subset", "pattern": "("}, "not a regular expression"),

@@ -219,7 +219,7 @@ def test_pseudo_runs_of_another_model_are_refused() -> None:
     ("change", "words"),
     [
         ({"source_logits": None}, r"needs the pre-trained model's logits of the same images \(source_logits\)"),
-        ({"source_logits": np.zeros((3, 6))}, "source_logits are"),
+        ({"source_logits": np.zeros((3, 6))}, "source_logits"),
         ({"labels": np.full(3, 1)}, "rows of logits, but labels of shape"),
         ({"seen": [0, 1], "absent": [1]}, "pseudo run: seen and absent classes overlap"),
         ({"seen": [0], "absent": [2]}, "labels are neither pseudo-seen nor pseudo-absent"),
@@ -397,7 +397,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="same length in every row"):
         read_logits(tmp_path / "ragged.parquet")
     pq.write_table(pa.table({"logits": [1.0, 2.0], "label": [0, 1]}), tmp_path / "flat.parquet")
-    with pytest.raises(UserError, match="must be a list of numbers"):
+    with pytest.raises(UserError, match="list of numbers"):
         read_logits(tmp_path / "flat.parquet")
     pq.write_table(pa.table({"x": [1.0]}), tmp_path / "x.parquet")
     with raises_naming(UserError, "x.parquet", "label"):

@@ -160,7 +160,7 @@ def test_words_and_mistakes(trained: Path, tmp_path: Path, backbone: Path) -> No
         done.exception
     )
     done = run("wise", trained / "full", "--data", odd, "--device", "cpu", "--run", tmp_path / "c")
-    assert "class 'low': no image of odd.npz has it. Did you mean 'lowest'?" in done.output + str(done.exception)
+    assert "class 'low' has no image in odd.npz. Did you mean 'lowest'?" in done.output + str(done.exception)
     done = run("wise", tmp_path, "--data", own, "--device", "cpu")
     assert "adapter.json" in done.output + str(done.exception)
     import timm

@@ -174,7 +174,7 @@ def test_single_points_are_told(tmp_path: Path) -> None:
         (("--client", "hospital", "--clusters", "3", "--set", "radios=1"), "unknown option 'radios'"),
         (("--client", "hospital", "--clusters", "300"), "(got 300)"),
         (("--client", "hospital", "--clusters", "3", "--min-clients", "3"), "2 of 2 clients answered; 3 are needed"),
-        (("--clusters", "3"), "say how it is split"),
+        (("--clusters", "3"), "split it with"),
     ],
 )
 def test_what_does_not_fit(table: Path, tmp_path: Path, more: tuple[str, ...], words: str) -> None:

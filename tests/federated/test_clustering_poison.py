@@ -110,8 +110,8 @@ BAD = (1, 4, 7)
             "counts add up to 1.5e\\+07; .* 500 points",
         ),
         (lambda sums, counts, centers: (sums, counts + 1), "counts add up to 515; .* 500 points"),
-        (lambda sums, counts, centers: (sums * 0 + 1e12, counts), "a mean that is nearer to center"),
-        (lambda sums, counts, centers: (sums[::-1], counts), "a mean that is nearer to center"),
+        (lambda sums, counts, centers: (sums * 0 + 1e12, counts), "is nearer to center"),
+        (lambda sums, counts, centers: (sums[::-1], counts), "is nearer to center"),
     ],
     ids=["points", "one point", "far", "mixed up"],
 )

@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[str, Callable[[Message], Message], str]] = {
              "'weights' must be float32"),
     "nan": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "weights": m.array("weights") * np.float32("nan")}), "NaN"),
     "few": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "weights": m.array("weights")[:-1]}), "at least 308"),
-    "many": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "weights": np.zeros(400, np.float32)}), "the message 400"),
+    "many": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "weights": np.zeros(400, np.float32)}), "(got 400)"),
     "centers": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "centers": np.eye(8)}), "8 centers; its options allow"),
     "width": (TRAIN, lambda m: replace(m, arrays={**m.arrays, "centers": np.ones((3, 5))}), "must have shape"),
     "none": (EMBEDDED, lambda m: replace(m, values={n: v for n, v in m.values.items() if n != "options"}), "no 'opti"),

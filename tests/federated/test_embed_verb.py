@@ -142,7 +142,7 @@ def test_exported_embeddings_with_labels_of_a_collection(tmp_path: Path, monkeyp
     ("arguments", "words"),
     [
         (["nothing"], "no such file; a source is"),
-        (["digits"], "say how it is split"),
+        (["digits"], "split it with"),
         (["digits", "--split", "shard:2", "--clients", "3"], "Did you mean 'shards'"),
         (["digits", "--split", "dirichlet", "--clients", "3"], "needs a number, such as dirichlet:0.3"),
         (["digits", "--split", "even:2", "--clients", "3"], "even takes no number"),
@@ -212,7 +212,7 @@ def test_tables_of_many_kinds(tmp_path: Path) -> None:
     with raises_naming(UserError, "0", "NaN"):
         read_points(path)
     np.savez(tmp_path / "b.npz", other=np.zeros((2, 2)))
-    with pytest.raises(UserError, match="points are called"):
+    with pytest.raises(UserError, match="no array of points"):
         read_points(tmp_path / "b.npz")
 
 

@@ -254,10 +254,10 @@ def test_schedule_of_refresh_and_participation() -> None:
         ({"method": "fedn"}, "field 'method'"),
         ({"roundes": 3}, "unknown field 'roundes'.*Did you mean 'rounds'"),
         ({"dimensions": 5}, "dimensions.*2 or 3 .*5"),
-        ({"negatives": 0}, "negatives: at least 1"),
-        ({"decay_at": (2.0,)}, "decay_at: shares from 0 to 1"),
+        ({"negatives": 0}, "negatives must be at least 1"),
+        ({"decay_at": (2.0,)}, "decay_at must have shares from 0 to 1"),
         ({"surrogate": "grid", "grid": "own"}, "surrogate 'grid' needs grid 'union'"),
-        ({"min_axis_points": 50}, "min_axis_points is larger"),
+        ({"min_axis_points": 50}, "min_axis_points must be at most"),
         ({"hidden": (0,)}, "hidden: widths"),
     ],
 )

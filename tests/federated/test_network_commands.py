@@ -168,7 +168,7 @@ def test_values_that_flower_cannot_read(value: str) -> None:
         (("run", "--clients", "2", "--set", "min_count= 3", "--out", "o"), "no setting with a space"),
         (("run", "--clients", "2", "--out", "o"), "no server was started with this folder|Flower's program flwr"),
         (("server", "--address", "localhost", "--make-keys", "--insecure"), "--insecure has no effect"),
-        (("server", "--address", "a b"), "allowed are HOST and HOST:PORT"),
+        (("server", "--address", "a b"), "HOST or HOST:PORT"),
         (("client", "--client", "0"), "--server and --data are needed"),
     ],
 )

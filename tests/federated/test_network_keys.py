@@ -73,9 +73,9 @@ def test_a_numbered_server_and_a_long_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "host", "reason"),
     [
-        ("other.example.org", "0.0.0.0", "no certificate for 'other.example.org' .*--make-keys"),
-        ("10.0.0.5", "0.0.0.0", "no certificate for '10.0.0.5'"),
-        ("ward.example.org", "10.0.0.5", "no certificate for '10.0.0.5'"),
+        ("other.example.org", "0.0.0.0", "not valid for 'other.example.org' .*--make-keys"),
+        ("10.0.0.5", "0.0.0.0", "not valid for '10.0.0.5'"),
+        ("ward.example.org", "10.0.0.5", "not valid for '10.0.0.5'"),
     ],
 )
 def test_an_address_that_is_not_in_the_certificate(made: Path, address: str, host: str, reason: str) -> None:

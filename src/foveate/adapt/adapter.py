@@ -225,7 +225,9 @@ def select_blocks(backbone: Backbone, settings: BranchSettings) -> tuple[Block, 
     if settings.last_blocks is None:
         return blocks
     if settings.last_blocks > len(blocks):
-        raise UserError(f"last_blocks {settings.last_blocks}: this backbone has {len(blocks)} blocks")
+        raise UserError(
+            f"last_blocks must be at most {len(blocks)}, the blocks of this backbone (got {settings.last_blocks})"
+        )
     return blocks[-settings.last_blocks :]
 
 

@@ -174,9 +174,9 @@ def _select_classes(values: NDArray[Any], requested: Sequence[str] | None, name:
     classes = known if requested is None else list(requested)
     for label in classes:
         if label not in known:
-            raise UserError(f"class '{label}': no image of {name} has it{nearest(label, known)}")
+            raise UserError(f"class '{label}' has no image in {name}{nearest(label, known)}")
     if len(set(classes)) < len(classes):
-        raise UserError("data.classes: a class is named twice")
+        raise UserError("data.classes names a class twice")
     if len(classes) < 2:
         raise UserError(f"{name}: expected at least two classes (got {len(classes)})")
     return classes

@@ -55,7 +55,9 @@ class FactAdapter(BlockAdapter[FactS]):
         # U and V serve all blocks, so every MLP must split into the same whole number of parts of D channels.
         hidden = {fc1.out_features for fc1, _ in backbone.require_mlps(settings.method)}
         if len(hidden) > 1 or min(hidden) % width:
-            raise UserError(f"{settings.method}: hidden widths {sorted(hidden)} are no multiple of the width {width}")
+            raise UserError(
+                f"{settings.method}: hidden widths {sorted(hidden)} must be one multiple of the width {width}"
+            )
         self.ratio = hidden.pop() // width
         self.u = nn.Linear(width, rank, bias=False)
         self.v = nn.Linear(rank, width, bias=False)

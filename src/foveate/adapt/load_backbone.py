@@ -64,7 +64,7 @@ def parse_backbone(text: str) -> dict[str, Any]:
         if "/" in text or path.suffix:
             raise UserError(f"backbone '{text}': no such folder{_hub_hint(text)}")
         raise UserError(
-            f"backbone '{text}': no such folder, and no kind of backbone; expected one of {', '.join(kinds)}"
+            f"backbone '{text}' is neither a folder nor KIND:NAME; expected one of the kinds {', '.join(kinds)}"
             f"{nearest(kind, kinds)}"
         )
     if not name:
@@ -86,7 +86,7 @@ def _detect_kind(path: Path) -> str:
     if (path / "open_clip_config.json").is_file():
         return "open_clip"
     if not (path / "config.json").is_file():
-        raise UserError(f"backbone {path}: it has neither config.json nor open_clip_config.json")
+        raise UserError(f"backbone {path} has neither config.json nor open_clip_config.json")
     config = read_json(path / "config.json")
     if isinstance(config, dict):
         if config.get("kind") == "localizing-encoder":

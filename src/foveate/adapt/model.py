@@ -160,10 +160,10 @@ class AdaptedModel(nn.Module):
         if head is not None:
             describe_head(head)
             if head_width(head) != width:
-                raise UserError(f"the head reads {head_width(head)} features; this backbone has {width}")
+                raise UserError(f"head must read {width} features, those of this backbone (got {head_width(head)})")
             # None in the tuple: no number was requested, so any head fits.
             if classes not in (None, num_classes(head)):
-                raise UserError(f"classes {classes}: the given head has {num_classes(head)}")
+                raise UserError(f"classes must be {num_classes(head)}, the number of the given head (got {classes})")
             return copy.deepcopy(head), True
         if classes is None:
             name = self.backbone.classifier

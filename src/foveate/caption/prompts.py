@@ -121,9 +121,7 @@ class Prompt:
     def __post_init__(self) -> None:
         choose(self.id, _TEXTS, "prompt")
         if not _LANGUAGE.fullmatch(self.language):
-            raise UserError(
-                f"language {self.language!r} is not a name of letters and blanks; expected one such as 'English'"
-            )
+            raise UserError(f"language must be a name of letters and spaces, such as 'English' (got {self.language!r})")
         rendered = _TEXTS[self.id].replace("{language}", self.language)
         object.__setattr__(self, "text", rendered)
         object.__setattr__(self, "sha256", hashlib.sha256(rendered.encode()).hexdigest())

@@ -215,7 +215,9 @@ class MessageRule:
         allowed = {*self.arrays, *self.values}
         for name in (*message.arrays, *message.values):
             if name not in allowed:
-                raise MessageError(f"holds '{name}', which is not among {', '.join(sorted(allowed)) or 'nothing'}")
+                raise MessageError(
+                    f"has '{name}', which the rule does not list; expected {', '.join(sorted(allowed)) or 'nothing'}"
+                )
         missing = sorted(allowed - self.optional - set(message.arrays) - set(message.values))
         if missing:
             raise MessageError(f"lacks {', '.join(missing)}")

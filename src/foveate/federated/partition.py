@@ -81,7 +81,7 @@ def dirichlet(
     # Refused at once: no draw can give every client its minimum.
     if smallest * clients > len(labels):
         raise UserError(
-            f"{clients} clients with at least {smallest} points each need {smallest * clients}, not {len(labels)}"
+            f"{clients} clients with at least {smallest} points each need {smallest * clients} (got {len(labels)})"
         )
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     for draw in range(1, MAX_DRAWS + 1):
@@ -129,7 +129,7 @@ def shards(labels_N: ArrayLike, clients: int, rng: np.random.Generator, *, class
     _check_clients(clients, len(labels))
     values = np.unique(labels)
     if not 1 <= classes <= len(values):
-        raise UserError(f"{classes} classes a client: the data have {len(values)}")
+        raise UserError(f"classes per client must be 1 to {len(values)}, the classes of the data (got {classes})")
     used_C = np.zeros(len(values))
     owners: list[list[int]] = [[] for _ in values]
     for client in range(clients):

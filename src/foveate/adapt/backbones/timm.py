@@ -31,7 +31,7 @@ def transformer(model: Any) -> Backbone:
         if not isinstance(block, TimmBlock) or not isinstance(getattr(block.attn, "qkv", None), nn.Linear):
             raise UserError(
                 f"blocks.{number} of this timm model is a {type(block).__name__} with {type(block.attn).__name__}: "
-                "allowed are plain pre-norm blocks with one qkv projection"
+                "expected plain pre-norm blocks with one qkv projection"
             )
     # Networks that average tokens normalize after the pooling, in `fc_norm`; `norm` is then an identity.
     after_pool = not isinstance(model.fc_norm, nn.Identity)

@@ -30,7 +30,7 @@ def map_backbone(model: nn.Module) -> Backbone | None:
         return _clip(model, kind)
     if kind in _DINO:
         return _dinov2(model)
-    raise UserError(f"{kind} of transformers: allowed are {', '.join((*_CLIP, *_DINO))}")
+    raise UserError(f"{kind} of transformers cannot be adapted; expected one of {', '.join((*_CLIP, *_DINO))}")
 
 
 def _clip(model: Any, kind: str) -> Backbone:

@@ -115,7 +115,9 @@ class Calibrator(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "gamma_")
         array = as_logits(logits, finite=False)
         if array.shape[1] != self.n_features_in_:
-            raise UserError(f"logits have {array.shape[1]} columns; gamma was found for {self.n_features_in_} classes")
+            raise UserError(
+                f"logits must have {self.n_features_in_} columns, the classes of gamma (got {array.shape[1]})"
+            )
         shifted = np.empty(array.shape, dtype=np.float64)
         # In chunks, which refuse NaN and name its row.
         for rows, part in chunks(array):
@@ -156,7 +158,7 @@ def _check_run(run: PseudoRun, groups: ClassGroups) -> None:
     """Raise UserError for a pseudo run of other columns, or whose halves are not together the seen classes."""
     array = as_logits(run.logits, what=f"{run.name}: logits", finite=False)
     if array.shape[1] != groups.classes:
-        raise UserError(f"{run.name}: {array.shape[1]} columns; gamma is sought for {groups.classes} classes")
+        raise UserError(f"{run.name}: expected {groups.classes} columns, one for each class (got {array.shape[1]})")
     halves = np.union1d(run.seen, run.absent)
     for wrong in np.setdiff1d(halves, groups.seen)[:1]:
         raise UserError(f"{run.name}: class {wrong} is not a seen class; pseudo runs split the seen classes only")

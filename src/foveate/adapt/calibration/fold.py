@@ -87,13 +87,13 @@ def checkpoint_tensors(path: Path) -> dict[str, Tensor]:
     """
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise UserError(f"{path}: allowed are a folder or a .safetensors file; pickles are not read")
+            raise UserError(f"{path}: expected a folder or a .safetensors file; pickles are not read")
         return read_header(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise UserError(f"{path}: no weights, it has no *.safetensors; pickles are not read")
+        raise UserError(f"{path} has no *.safetensors file; pickles are not read")
     tensors: dict[str, Tensor] = {}
     for file in files:
         for name, tensor in read_header(file).items():
@@ -132,7 +132,7 @@ def find_bias(path: Path, *, classes: int, head: str | None = None) -> Tensor:
             f"{path}: '{bias.name}' has shape {list(bias.shape)}, but gamma was found for {classes} classes"
         )
     if bias.dtype not in _DTYPES and bias.dtype != "BF16":
-        raise UserError(f"{path}: '{bias.name}' is of type {bias.dtype}; allowed are F64, F32, F16 and BF16")
+        raise UserError(f"{path}: '{bias.name}' must be of type F64, F32, F16 or BF16 (got {bias.dtype})")
     return bias
 
 
@@ -156,9 +156,9 @@ def fold(path: Path, *, gamma: float, groups: ClassGroups, to: Path, head: str |
     """
     groups.need_absent("folding gamma")
     if not np.isfinite(gamma):
-        raise UserError(f"gamma {gamma}: must be a finite number")
+        raise UserError(f"gamma must be a finite number (got {gamma})")
     if to.exists():
-        raise UserError(f"{to}: exists already; give another path for the calibrated checkpoint")
+        raise UserError(f"{to} exists already; give another path for the calibrated checkpoint")
     bias = find_bias(path, classes=groups.classes, head=head)
     # The bytes of one tensor, not the whole file: a shard may be larger than the memory.
     with bias.file.open("rb") as handle:

@@ -110,7 +110,7 @@ def read_logits(path: Path, *, class_names: Sequence[str] = ()) -> LogitFile:
         raise UserError(f"{path}: class_names must be {classes} different names, one for each column of the logits")
     features = arrays.get("features")
     if features is not None and (features.ndim != 2 or len(features) != len(logits)):
-        raise UserError(f"{path}: features must be [{len(logits)}, width], not {list(features.shape)}")
+        raise UserError(f"{path}: features must be [{len(logits)}, width] (got {list(features.shape)})")
     return LogitFile(
         path,
         logits,

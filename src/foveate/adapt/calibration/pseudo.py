@@ -90,7 +90,9 @@ def run_threshold(run: PseudoRun, rule: Threshold) -> float | None:
     groups = _groups(run)
     source = as_logits(run.source_logits, what=f"{run.name}: source_logits", finite=False)
     if source.shape != np.shape(run.logits):
-        raise UserError(f"{run.name}: source_logits are {list(source.shape)}, logits {list(np.shape(run.logits))}")
+        raise UserError(
+            f"{run.name}: source_logits must have the shape of logits, {list(np.shape(run.logits))} (got {list(source.shape)})"
+        )
     labels = as_labels(run.labels, rows=len(source), classes=groups.classes, what=f"{run.name}: labels")
     if rule == "seen_columns":
         source, labels, groups = _restricted(source, labels, groups, name=run.name)
@@ -145,7 +147,7 @@ def estimate(
 def _groups(run: PseudoRun) -> ClassGroups:
     shape = np.shape(run.logits)
     if len(shape) != 2:
-        raise UserError(f"{run.name}: logits must be [samples, classes], not {list(shape)}")
+        raise UserError(f"{run.name}: logits must be [samples, classes] (got {list(shape)})")
     try:
         groups = ClassGroups.of(run.seen, absent=run.absent, classes=shape[1])
         groups.need_absent("a pseudo run")

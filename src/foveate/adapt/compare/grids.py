@@ -315,7 +315,7 @@ def _parse_grid(path: Path, content: Any) -> Grid:
     of: dict[str, str] = {}
     for name, fields in content["methods"].items():
         if not _NAME.fullmatch(str(name)):
-            raise UserError(f"{path}: name '{name}': allowed are letters, digits, _, . and single - between them")
+            raise UserError(f"{path}: name '{name}' must consist of letters, digits, _, . and single - between them")
         fields = dict(fields or {}) if isinstance(fields, dict | None) else {"": fields}
         of[name] = get_method(str(fields.pop("method", name))).name.replace("_", "-")
         axes[name] = {**common, **dict(_axes(path, f"methods.{name}", fields))}

@@ -173,6 +173,8 @@ def _parse_text(
     name = name or re.sub(r"[^A-Za-z0-9_.]", "_", Path(path).resolve().stem)
     match = _NAME.fullmatch(name)
     if match is None:
-        raise UserError(f"{what} '{text}': its name '{name}' may have letters, digits, _ and ., and GROUP/ in front")
+        raise UserError(
+            f"{what} '{text}': its name '{name}' must consist of letters, digits, _ and ., with or without GROUP/"
+        )
     group = match["group"] or vtab.group_of(match["name"])
     return [CompareTask(name=match["name"], path=path, field=field or None, group=group)]

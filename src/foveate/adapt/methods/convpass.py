@@ -87,7 +87,9 @@ class ConvBranch(nn.Module):
             return self.grid
         side = round(patches**0.5)
         if side * side != patches:
-            raise UserError(f"convpass: {patches} patches are no square; give images of {self.grid} patches")
+            raise UserError(
+                f"convpass: {patches} patches do not form a square; expected the backbone's grid of {self.grid} or a square"
+            )
         return side, side
 
 

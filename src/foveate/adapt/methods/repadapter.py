@@ -37,7 +37,7 @@ class LinearBottleneck(nn.Module):
         super().__init__()
         rank, groups = check_rank(settings.rank, width), settings.groups
         if rank % groups or width % groups:
-            raise UserError(f"groups {groups} of repadapter: must divide the rank {rank} and the width {width}")
+            raise UserError(f"groups of repadapter must divide the rank {rank} and the width {width} (got {groups})")
         self.groups, self.scale = groups, settings.scale
         # Plain parameters: the released code's network draws linear layers anew, and there these are not linear layers.
         self.a_weight, self.a_bias = nn.Parameter(torch.empty(rank, width)), nn.Parameter(torch.zeros(rank))
@@ -73,7 +73,9 @@ class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
         for block in select_blocks(backbone, settings):
             # Checked before the training: without fc1 the branch could be trained but never merged.
             if block.fc1 is None:
-                raise UserError(f"method 'repadapter' merges into fc1; the MLP of {block.name} is {block.mlp_form}")
+                raise UserError(
+                    f"method 'repadapter' needs an MLP of two layers; that of {block.name} is {block.mlp_form}"
+                )
             for where in (self.attention, self.mlp):
                 where[str(block.number)] = LinearBottleneck(backbone.width, settings)
 

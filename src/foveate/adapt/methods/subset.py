@@ -61,7 +61,7 @@ def _names(settings: SubsetSettings, backbone: Backbone) -> list[str]:
     selected: set[int] = set()
     for number in indices:
         if not -len(blocks) <= number < len(blocks):
-            raise UserError(f"blocks {number}: this backbone has the blocks 0 to {len(blocks) - 1}")
+            raise UserError(f"blocks must lie in 0 to {len(blocks) - 1}, the blocks of this backbone (got {number})")
         block = blocks[number]
         modules = {"attention": block.attention, "mlp": block.mlp, "norms": (block.norm1, block.norm2)}
         for part in settings.parts:

@@ -34,7 +34,7 @@ class VptDeepAdapter(PromptAdapter[VptDeepSettings]):
     def _blocks(self, backbone: Backbone) -> tuple[Block, ...]:
         blocks, last = backbone.require_blocks("vpt_deep"), self.settings.last_blocks
         if last is not None and last > len(blocks):
-            raise UserError(f"last_blocks {last}: this backbone has {len(blocks)} blocks")
+            raise UserError(f"last_blocks must be at most {len(blocks)}, the blocks of this backbone (got {last})")
         return blocks if last is None else blocks[-last:]
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:

@@ -105,7 +105,7 @@ class ClusteringOptions(Settings):
         if isinstance(self.local_clusters, int):
             return self.local_clusters
         if not 0 <= client < len(self.local_clusters):
-            raise UserError(f"local_clusters has {len(self.local_clusters)} numbers; none is for client {client}")
+            raise UserError(f"local_clusters has {len(self.local_clusters)} entries, none for client {client}")
         return self.local_clusters[client]
 
     @property

@@ -70,7 +70,9 @@ def unit_rows(points_ND: Floats) -> Floats:
     """
     norm_N = np.linalg.norm(points_ND, axis=1)
     if not (norm_N > 0).all():
-        raise UserError(f"row {int(np.flatnonzero(norm_N == 0)[0])} is zero: spherical clustering needs a direction")
+        raise UserError(
+            f"row {int(np.flatnonzero(norm_N == 0)[0])} has length 0; spherical clustering needs a direction"
+        )
     return points_ND / norm_N[:, None]
 
 
@@ -284,9 +286,7 @@ def _check_cells(total_KD: Floats, count_K: Floats, centers_KD: Floats, *, spher
     strange = (nearest_F != filled) & (distance_F > np.sqrt(best_F) + slack_F * size_F)
     if strange.any():
         first = int(np.flatnonzero(strange)[0])
-        raise MessageError(
-            f"array 'sums' has at center {filled[first]} a mean that is nearer to center {nearest_F[first]}"
-        )
+        raise MessageError(f"array 'sums': the mean at center {filled[first]} is nearer to center {nearest_F[first]}")
 
 
 def _points_and_centers(data: ArrayLike, request: Message) -> tuple[Floats, Floats]:

@@ -174,7 +174,9 @@ def set_weights(network: nn.Module, weights_P: NDArray[np.floating]) -> None:
     tensors = _floating_tensors(network)
     size = sum(tensor.numel() for tensor in tensors)
     if weights_P.shape != (size,):
-        raise UserError(f"the network has {size:,} weights; the message {weights_P.size:,}")
+        raise UserError(
+            f"array 'weights' must have {size:,} values, the weights of the network (got {weights_P.size:,})"
+        )
     start = 0
     with torch.no_grad():
         for tensor in tensors:

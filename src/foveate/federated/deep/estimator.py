@@ -35,7 +35,7 @@ def as_samples(data: ArrayLike) -> Tensor:
     array = np.asarray(data)
     if array.dtype.kind not in "biuf" or array.ndim not in (2, 4) or array.size == 0:
         raise UserError(
-            f"samples are numbers, [N, D] or [N, channels, height, width], not {array.dtype} {list(array.shape)}"
+            f"samples must be numbers [N, D] or [N, channels, height, width] (got {array.dtype} {list(array.shape)})"
         )
     # Written with `not`, so that NaN fails, too.
     if not float(np.abs(array).max()) <= float(np.finfo(np.float32).max):
@@ -189,7 +189,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
             check_columns(X, self._columns)
         samples = as_samples(X)
         if tuple(samples.shape[1:]) != self._shape:
-            raise UserError(f"samples have shape {list(samples.shape[1:])}; the encoder knows {list(self._shape)}")
+            raise UserError(f"samples must have shape {list(self._shape)}, as in fit (got {list(samples.shape[1:])})")
         return samples
 
     def transform(self, X: Any) -> Any:

@@ -101,7 +101,7 @@ def image_shape(options: DeepOptions, features: int) -> tuple[int, int, int]:
         channels, height, width = options.shape
         if min(options.shape) < 1 or channels * height * width != features:
             raise UserError(
-                f"shape {list(options.shape)}: channels x height x width must be the {features} values of a row"
+                f"shape: channels x height x width must be the {features} values of a row (got {list(options.shape)})"
             )
         return options.shape
     # No row fits both: a number cannot be a square and three times a square.

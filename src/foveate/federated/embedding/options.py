@@ -85,13 +85,13 @@ class EmbeddingOptions(Settings):
     @model_validator(mode="after")
     def _fits(self) -> EmbeddingOptions:
         if self.negatives != "all" and self.negatives < 1:
-            raise ValueError('negatives: at least 1, or "all"')
+            raise ValueError('negatives must be at least 1, or "all"')
         if any(not 0 <= share <= 1 for share in self.decay_at):
-            raise ValueError("decay_at: shares from 0 to 1")
+            raise ValueError("decay_at must have shares from 0 to 1")
         if any(width < 1 for width in self.hidden):
-            raise ValueError("hidden: widths of at least 1")
+            raise ValueError("hidden must have widths of at least 1")
         if self.min_axis_points > self.max_axis_points:
-            raise ValueError("min_axis_points is larger than max_axis_points")
+            raise ValueError("min_axis_points must be at most max_axis_points")
         if self.update_noise and self.update_clip is None:
             raise ValueError("update_noise needs update_clip: noise hides only what is bounded")
         if self.target_noise and (self.grid != "union" or self.method != FEDNE):

@@ -61,10 +61,10 @@ class Address:
         """
         match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]+))(?::(\d+))?", text)
         if match is None:
-            raise UserError(f"address '{text}': allowed are HOST and HOST:PORT, such as server.example.org:8000")
+            raise UserError(f"address '{text}': expected HOST or HOST:PORT, such as server.example.org:8000")
         port = int(match[3] or PORT)
         if not 0 < port < 65536:
-            raise UserError(f"address '{text}': ports are whole numbers from 1 to 65535")
+            raise UserError(f"address '{text}': the port must be from 1 to 65535")
         return cls(match[1] or match[2], port)
 
     def __str__(self) -> str:
@@ -148,7 +148,7 @@ def _written(name: str, value: Any) -> str:
         return str(value)
     # A line break in a value would begin a new field of the configuration.
     if any(not character.isprintable() for character in value):
-        raise UserError(f"{name} {value!r}: holds a character that cannot be printed")
+        raise UserError(f"{name} must have printable characters only (got {value!r})")
     if not set(value) & set('"\\'):
         return f'"{value}"'
     if "'" not in value:

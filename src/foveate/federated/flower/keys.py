@@ -180,10 +180,10 @@ def verify(authority: Path, certificate: Path, name: str) -> None:
         return
     match = re.search(r"error \d+ at \d+ depth lookup: *(.+)", done.stdout + done.stderr)
     reason = match[1] if match else (done.stderr.strip().splitlines() or ["openssl gives no reason"])[-1]
-    again = f"remove it and its key and make them anew with {MAKE}"
+    again = f"remove it and its key and make them again with {MAKE}"
     if "mismatch" in reason:
-        raise UserError(f"{certificate}: is no certificate for '{name}' ({reason}); {again}")
-    raise UserError(f"{certificate}: is not good under {authority} ({reason}); {again}")
+        raise UserError(f"{certificate} is not valid for '{name}' ({reason}); {again}")
+    raise UserError(f"{certificate} is not valid under {authority} ({reason}); {again}")
 
 
 def same_key(certificate: Path, key: Path) -> None:
@@ -192,7 +192,7 @@ def same_key(certificate: Path, key: Path) -> None:
     theirs = _openssl(key.parent, "x509", "-in", str(certificate.resolve()), "-noout", "-pubkey")
     # Compared as public keys: that of the private key, and that in the certificate.
     if ours != theirs:
-        raise UserError(f"{key}: is not the key of {certificate}; remove both and make them anew with {MAKE}")
+        raise UserError(f"{key} is not the key of {certificate}; remove both and make them again with {MAKE}")
 
 
 def _need(folder: Path, names: Sequence[str]) -> None:
@@ -210,9 +210,7 @@ def _is_missing(folder: Path, *names: str) -> bool:
     there = [name for name in names if (folder / name).exists()]
     if there and len(there) < len(names):
         missing = ", ".join(name for name in names if name not in there)
-        raise UserError(
-            f"{folder}: has {', '.join(there)} and not {missing}; bring it back, or remove both for new ones"
-        )
+        raise UserError(f"{folder} has {', '.join(there)} but not {missing}; restore it, or remove both for new ones")
     return not there
 
 
@@ -237,7 +235,7 @@ def _run(folder: str | Path, command: list[str]) -> str:
     done = _done(command, folder)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        raise UserError(f"`{' '.join(command[:2])}` refuses: {reason}")
+        raise UserError(f"`{' '.join(command[:2])}` failed: {reason}")
     return done.stdout
 
 

@@ -91,7 +91,7 @@ def started(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[Ch
         UserError: there is no such program, or no psutil, by which its kin is found.
     """
     if importlib.util.find_spec("psutil") is None:
-        raise UserError("psutil is missing, by which what Flower starts is ended: `pip install psutil`")
+        raise UserError("psutil is missing, which is needed to end what Flower starts: run `pip install psutil`")
     # The environment's own programs come first in PATH: Flower starts further ones by name.
     process = subprocess.Popen(
         [program(command[0]), *command[1:]],
@@ -122,7 +122,7 @@ def program(name: str) -> str:
     path = _programs() / name
     if not path.is_file():
         raise UserError(
-            f"Flower's program {name} is not in this environment: Flower wants one of its own, in a clone "
+            f"Flower's program {name} is not in this environment; install Flower into one of its own, in a clone: "
             "`python3 -m venv federated && . federated/bin/activate && pip install -e '.[flower]'`"
         )
     return str(path)

@@ -37,7 +37,7 @@ REASONS = (
     ("certificate verify failed", "the server is not the one that the authority vouches for"),
     ("Server disconnected without sending", "one side speaks TLS and the other does not: --insecure on both, or none"),
     ("401 Unauthorized", "it was taken out at the server, or the server lost its superlink.db: start it again"),
-    ("address already in use", "its port is taken: give another --port"),
+    ("address already in use", "its port is in use: give another --port"),
 )
 """What Flower prints when one of its programs ends, and what that means."""
 IN_USE = "Public key already in use"
@@ -55,7 +55,9 @@ def serve(folder: Path, address: Address, *, host: str, insecure: bool, ready: C
     if not insecure:
         check_server(folder, address.host, host)
     if not is_free(host, address.port):
-        raise UserError(f"port {address.port} of {host} is taken: is a server running? else give another --address")
+        raise UserError(
+            f"port {address.port} of {host} is in use; stop the server that uses it, or give another --address"
+        )
     _prepare(folder)
     content = commands.connection(folder, address, insecure=insecure)
     write_text_atomically(commands.home(folder) / "config.toml", content)
@@ -103,7 +105,7 @@ def join(
     # The node reads them anew for each request; here they were only checked.
     del points
     if not is_free(commands.LOOPBACK, port):
-        raise UserError(f"port {port} is taken: give this node another --port")
+        raise UserError(f"port {port} is in use; give this node another --port")
     _prepare(folder)
     if not insecure:
         greet(server, folder / CA)
@@ -132,7 +134,7 @@ def register(folder: Path, keys: Sequence[Path]) -> list[str]:
         if number:
             node_ids.append(number[1])
         elif IN_USE.lower() in output.lower():
-            say(f"{key}: is registered already")
+            say(f"{key} is registered already")
         else:
             raise UserError(f"{key}: was not registered (exit {status}); does the server run?{_last(output)}")
     return node_ids
@@ -215,7 +217,7 @@ def _prepare(folder: Path) -> None:
 def _need_connection(folder: Path) -> None:
     program(commands.FLWR)
     if not (commands.home(folder) / "config.toml").is_file():
-        raise UserError(f"{folder}: no server was started with this folder: `foveate federated server` first")
+        raise UserError(f"{folder}: no server was started with this folder; run `foveate federated server` first")
 
 
 def greet(server: Address, authority: Path) -> None:

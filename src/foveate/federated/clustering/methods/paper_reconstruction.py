@@ -47,8 +47,8 @@ def _k_aware(pool: Pool, options: ClusteringOptions) -> Merged:
     tried = search(pool, options.clusters)
     if not tried:
         raise TooFewGroupsError(
-            f"no radius parts {len(pool)} centroids into {options.clusters} groups; fewer clusters, more centroids of "
-            "each client or the method 'consensus' helps",
+            f"no radius separates {len(pool)} centroids into {options.clusters} groups; use fewer clusters, more "
+            "centroids per client or the method 'consensus'",
             groups=0,
         )
     best = tried[0]
