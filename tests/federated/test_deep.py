@@ -244,14 +244,14 @@ def test_a_killed_fit_goes_on(tmp_path: Path) -> None:
     [
         ([], {}, "list"),
         (np.zeros((3, 4)), {}, "list"),
-        ([np.zeros((0, 4))], {}, "samples are numbers"),
+        ([np.zeros((0, 4))], {}, "samples must be numbers"),
         ([np.full((3, 4), np.nan)], {}, "NaN, infinite"),
         ([np.zeros((3, 4)), np.zeros((3, 5))], {}, "different shapes"),
         ([np.zeros((3, 1, 8, 8))], {}, "images need an encoder"),
         ([np.eye(4)], {"augment": "crop"}, "unknown augment 'crop'"),
         ([np.eye(4)], {"method": "central"}, "pools raw points"),
         ([np.eye(4)], {"n_rounds": -1}, "-1"),
-        ([np.array([["a"]])], {}, "samples are numbers"),
+        ([np.array([["a"]])], {}, "samples must be numbers"),
     ],
 )
 def test_what_does_not_fit(data, options: dict, words: str) -> None:

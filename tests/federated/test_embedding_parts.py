@@ -258,7 +258,7 @@ def test_schedule_of_refresh_and_participation() -> None:
         ({"decay_at": (2.0,)}, "decay_at must have shares from 0 to 1"),
         ({"surrogate": "grid", "grid": "own"}, "surrogate 'grid' needs grid 'union'"),
         ({"min_axis_points": 50}, "min_axis_points must be at most"),
-        ({"hidden": (0,)}, "hidden: widths"),
+        ({"hidden": (0,)}, "hidden must have widths"),
     ],
 )
 def test_options_that_cannot_be_are_refused(content: dict, words: str) -> None:

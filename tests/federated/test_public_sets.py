@@ -44,7 +44,7 @@ def test_a_folder_with_files_of_mnists_kind(fashion: Path) -> None:
         (lambda data: b"hello", "gzip file"),
         (lambda data: gzip.compress(gzip.decompress(data)[:-1]), "6 x 4 x 4 .*95"),
         (lambda data: gzip.compress(idx(np.zeros(4))), "IDX file .*3 axes"),
-        (lambda data: gzip.compress(idx(np.zeros((5, 4, 4)))), "5 images and 6 labels"),
+        (lambda data: gzip.compress(idx(np.zeros((5, 4, 4)))), "expected 5 labels"),
         (lambda data: gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12), "4294967295 x 4294967295 x 4294967295"),
     ],
 )

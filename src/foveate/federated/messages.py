@@ -216,7 +216,7 @@ class MessageRule:
         for name in (*message.arrays, *message.values):
             if name not in allowed:
                 raise MessageError(
-                    f"has '{name}', which the rule does not list; expected {', '.join(sorted(allowed)) or 'nothing'}"
+                    f"holds '{name}'; expected only {', '.join(sorted(allowed)) or 'nothing'}"
                 )
         missing = sorted(allowed - self.optional - set(message.arrays) - set(message.values))
         if missing:
