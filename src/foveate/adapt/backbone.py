@@ -148,7 +148,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the tower's parameters are."""
+        """Device of the tower's parameters."""
         return next(iter(self.tower_parameters().values())).device
 
     def key(self, module: nn.Module, kind: str) -> str:

@@ -38,7 +38,7 @@ def frozen_extent(first_block: int, backbone: Backbone) -> tuple[str, int]:
 
 
 class FrozenPrefix:
-    """What of an adapted model needs to be computed only once.
+    """Frozen first part of an adapted model, which is computed once per image.
 
     Attributes:
         kind: "features" (the head alone is trained), "block", "stem" (a part that is never trained), or "nothing".

@@ -13,7 +13,7 @@ from foveate.training.epochs import ClassificationSettings, with_default
 
 
 class AdaptData(Settings):
-    """Which labels of which images."""
+    """Images, their labels, and the splits to train, select and test on."""
 
     field: str | None = Field(None, description="label field of the collection")
     train: list[str] = Field(["train"], min_length=1, description="splits that are trained on")
@@ -24,7 +24,7 @@ class AdaptData(Settings):
 
 
 class AdaptTraining(ClassificationSettings):
-    """How an adapter is trained: the loop's settings, in epochs, with the study's schedule and frozen parts cached."""
+    """Training of an adapter: the loop's settings, in epochs, with the study's schedule and frozen parts cached."""
 
     weight_decay: float = with_default("weight_decay", 1e-4)
     decay: Literal["all", "matrices"] = Field(

@@ -10,7 +10,7 @@ from foveate.core.recipes import Settings
 
 
 class CompareTasks(Settings):
-    """How every task of a comparison is cut down, and how long it is learned."""
+    """Shots of every task of a comparison, and epochs of every training."""
 
     shots: tuple[Annotated[int, Field(ge=2)], ...] = Field(
         (), description="images of each class to learn and choose from; all by default"
@@ -19,7 +19,7 @@ class CompareTasks(Settings):
 
 
 class CompareRun(Settings):
-    """What a comparison may cost, and what stays of it."""
+    """Limit of a comparison's time, and what it writes."""
 
     max_hours: float = Field(24.0, ge=0, description="longest estimate that is accepted, in hours on this machine")
     save_adapters: bool = Field(
@@ -29,7 +29,7 @@ class CompareRun(Settings):
 
 
 class WiseSettings(Settings):
-    """Where accuracy is measured between a network and its tuned one."""
+    """Alphas, splits and head of a curve between a network and its tuned one."""
 
     validation: str = Field("validation", description="split by which alpha is chosen")
     test: str = Field("test", description="split that is only measured")

@@ -53,7 +53,7 @@ _FREE = ("training.log_every", "training.checkpoint_every", "training.workers")
 
 @dataclass
 class AdaptRun:
-    """What `train_adapter` returns; `folder` is None where the run was stopped, and on other ranks."""
+    """Outcome of `train_adapter`; `folder` is None where the run was stopped, and on other ranks."""
 
     run: RunFolder
     result: AdaptResult

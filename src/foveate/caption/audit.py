@@ -60,7 +60,7 @@ Judge = Callable[[Sequence[int], Sequence[Sequence[str]]], list[list[str]]]
 
 @dataclass(frozen=True)
 class AuditMethod:
-    """How captions are split and judged; by default the rules split and nobody judges real images.
+    """Splitter and judge of an audit; by default the rules split and nobody judges real images.
 
     Attributes:
         split: (rows, captions) -> assertions of each.
@@ -197,7 +197,7 @@ def sample_rows(
 
 @dataclass(frozen=True)
 class _Judges:
-    """Who judges a group of images.
+    """Judges of a group of images.
 
     Attributes:
         judge, definition: None and the reason, if nobody does.

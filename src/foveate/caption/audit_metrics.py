@@ -50,7 +50,7 @@ class JudgedCaptions:
 
 @dataclass(frozen=True)
 class MetricSettings:
-    """How captions are counted.
+    """Settings of the metrics.
 
     Attributes:
         context: CLIP tokens that a text tower reads, special ones included.

@@ -33,7 +33,7 @@ class AuditImage(ResultModel):
 
 
 class AuditJudge(ResultModel):
-    """What the verdicts of a judge mean, and a hash of that text to compare reports by."""
+    """Meaning of a judge's verdicts, and a hash of that text to compare reports by."""
 
     definition: str
     hash: str = ""

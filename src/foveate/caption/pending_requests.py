@@ -47,7 +47,7 @@ def _sort_formats(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class CaptionSettings(Settings):
-    """What a captioning run does, whatever the backend."""
+    """Options of a captioning run that hold for every backend."""
 
     formats: Annotated[tuple[str, ...], AfterValidator(_sort_formats)] = Field(
         min_length=1, description="Caption formats, of ssc, dsc, dsc+ and afc."
@@ -75,7 +75,7 @@ class CaptionSettings(Settings):
 
 @dataclass(frozen=True)
 class RequestConfig:
-    """How a run asks: its settings, the captioner, and the prompt of each format."""
+    """All that decides the requests of a run: its settings, the captioner, and the prompt of each format."""
 
     settings: CaptionSettings
     backend: str

@@ -10,7 +10,7 @@ from foveate.core.results import Distribution, ResultModel, RunResult
 
 
 class RequestTally(ResultModel):
-    """What became of the requests of one format: in = ok + repaired + errors + skipped.
+    """Outcomes of the requests of one format: in = ok + repaired + errors + skipped.
 
     Attributes:
         total: requests of the format ("in" in the file).
@@ -95,7 +95,7 @@ class CaptionRunResult(RunResult):
 
 
 class FormatShare(ResultModel):
-    """What one caption format gets of a training mixture.
+    """Share of one caption format in a training mixture.
 
     Attributes:
         weight: share of the weights, in [0, 1].

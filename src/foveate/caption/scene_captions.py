@@ -32,7 +32,7 @@ _EMPTY_WORDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class RenderedCaption:
-    """A caption, the facts of the alt-text in it, and the number of its false claims."""
+    """A rendered caption, the facts of the alt-text in it, and the number of its false claims."""
 
     text: str
     alt_facts: tuple[str, ...] = ()

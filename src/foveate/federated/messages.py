@@ -215,9 +215,7 @@ class MessageRule:
         allowed = {*self.arrays, *self.values}
         for name in (*message.arrays, *message.values):
             if name not in allowed:
-                raise MessageError(
-                    f"holds '{name}'; expected only {', '.join(sorted(allowed)) or 'nothing'}"
-                )
+                raise MessageError(f"holds '{name}'; expected only {', '.join(sorted(allowed)) or 'nothing'}")
         missing = sorted(allowed - self.optional - set(message.arrays) - set(message.values))
         if missing:
             raise MessageError(f"lacks {', '.join(missing)}")

@@ -48,7 +48,7 @@ class Points:
         assert len(self.features) == self.points_ND.shape[1]
 
     def column(self, name: str, what: str) -> NDArray[np.str_]:
-        """A column as strings.
+        """Return a column as strings.
 
         Raises:
             UserError: there is no such column.

@@ -43,7 +43,7 @@ def infer_clusters(clients: Clients, clusters: int | None) -> int:
 
 
 def list_methods(method: str, baselines: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """The run's method, then the baselines, each once.
+    """Return the run's method, then the baselines, each once.
 
     Raises:
         UserError: an unknown baseline.

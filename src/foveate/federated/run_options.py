@@ -10,7 +10,7 @@ from foveate.core.recipes import Settings
 
 
 class SourceOptions(Settings):
-    """Which labels the points have, and how they are split over clients; see `sources.gather`."""
+    """Labels of the points and their split over clients; see `sources.gather`."""
 
     label: str | None = Field(None, description="column of labels; with --collection a label field of it")
     client: str | None = Field(None, description="column that says whose each row is")
@@ -22,7 +22,7 @@ class SourceOptions(Settings):
 
 
 class MethodComparison(Settings):
-    """Which other methods run on the same clients."""
+    """Other methods that run on the same clients."""
 
     compare: tuple[str, ...] = Field((), description="methods to compare with; none by default")
 

@@ -113,7 +113,7 @@ def _check_classes(file: LogitFile, names: Sequence[str], reference: Path) -> No
 
 @dataclass(frozen=True)
 class ModelData:
-    """Where a model's data are: a collection with a label field, and the names of two splits."""
+    """Location of a model's data: a collection with a label field, and the names of two splits."""
 
     collection: Path
     field: str

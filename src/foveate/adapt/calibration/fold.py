@@ -27,7 +27,7 @@ _DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a safetensors file: where its bytes are."""
+    """Location of a tensor's bytes in a safetensors file."""
 
     file: Path
     name: str
@@ -39,7 +39,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Folded:
-    """What was written. `largest_error`: of any bias against the exact sum, by rounding to the file's precision."""
+    """Outcome of `fold`. `largest_error`: of any bias against the exact sum, by rounding to the file's precision."""
 
     path: Path
     tensor: str

@@ -26,7 +26,7 @@ _MEASURES = ("Y/Y", "S/Y", "U/Y", "S/S", "U/U")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a calibration is made from.
+    """Inputs of a calibration.
 
     Attributes:
         names: of the classes.

@@ -25,7 +25,7 @@ from foveate.training.classification import LabeledImages
 
 @dataclass(frozen=True)
 class SelectedCandidate:
-    """The candidate of a method on a task.
+    """Selected candidate of a method on a task.
 
     Attributes:
         candidate: the selected one.
@@ -43,7 +43,7 @@ class SelectedCandidate:
 
 
 class Comparison:
-    """What all trainings of one comparison share; `foveate.adapt.compare.run.compare` does them.
+    """State that all trainings of a comparison share; `foveate.adapt.compare.run.compare` runs them.
 
     Attributes:
         tasks: description of each task by its key.

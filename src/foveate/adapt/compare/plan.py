@@ -21,7 +21,7 @@ from foveate.core.errors import UserError
 
 @dataclass(frozen=True)
 class CandidateSize:
-    """What one candidate trains and recomputes on one network.
+    """Sizes of one candidate on one network: what it trains, and what every epoch computes again.
 
     Attributes:
         trained: parameters, without the head.

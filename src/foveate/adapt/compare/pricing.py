@@ -27,7 +27,7 @@ _IMAGES = 8
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """A training to do: of which candidate, on how many images, tested on how many."""
+    """A training that is not finished: its candidate, settings, and numbers of training and test images."""
 
     candidate: Candidate
     settings: AdaptTraining

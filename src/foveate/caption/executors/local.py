@@ -67,7 +67,7 @@ class ImageRequests(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Executor:
-    """How requests are sent.
+    """A way to send requests.
 
     Attributes:
         run: (job, pending, captioner, stopping) -> lists of results in any order. An empty list is a sign of life, and

@@ -22,7 +22,7 @@ SOURCES = "foveate.caption.targets.sources"
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What the targets of one image may be made from.
+    """Texts that the targets of one image are made from.
 
     Attributes:
         row, key: of the image in the collection.

@@ -43,7 +43,7 @@ _NOUNS = frozenset(("NN", "NNS", "NNP", "NNPS"))
 
 
 class PhraseSettings(Settings):
-    """How a caption becomes phrases."""
+    """Tagger, chunker and recipe that turn a caption into phrases."""
 
     tagger: str = Field("rules", description="a module of foveate.caption.vesl.taggers: rules, spacy, nltk, ngrams")
     chunker: Literal["auto", "tags", "parser"] = Field(

@@ -64,7 +64,7 @@ _IMAGE_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Ar
 
 @dataclass(frozen=True, slots=True)
 class LabelingPlan:
-    """What a run works with.
+    """All that a labeling run works with.
 
     Attributes:
         recipe, recipe_hash: all that decides which rows come out, and its hash.

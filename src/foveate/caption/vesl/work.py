@@ -135,7 +135,7 @@ class CaptionSource:
 
 @dataclass(slots=True)
 class CompletedWork:
-    """What a recipe has labeled already.
+    """Images that a recipe has labeled already.
 
     Attributes:
         keys: images with a status.

@@ -184,7 +184,7 @@ def sums(
 
 
 def closest_pair(centers_KD: Floats) -> tuple[int, int, float]:
-    """The two centers nearest to each other (the lower pair of equally near ones) and their distance; at least two."""
+    """Find the closest pair of two or more centers (of equally near pairs the lower one) and its distance."""
     distance_KK = np.sqrt(squared(centers_KD, centers_KD))
     rows, columns = np.triu_indices(len(centers_KD), k=1)
     at = int(distance_KK[rows, columns].argmin())

@@ -30,7 +30,7 @@ class Groups:
 
 
 def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str) -> Groups:
-    """All groups of a pool.
+    """Form all groups of a pool.
 
     Args:
         radius_Q: of each centroid; a neighbor is at most that far from the seed, and the seed always belongs.
@@ -95,7 +95,7 @@ def need_groups(groups: Groups, clusters: int, radius: str) -> None:
 
 
 def radius_of_centroids(pool: Pool, radius_of_client: dict[int, float], rule: str, *, quantile: float) -> Floats:
-    """The radius of each centroid from those of the clients, [Q].
+    """Return the radius of each centroid from those of the clients, [Q].
 
     A client whose radius is undefined (NaN: fewer than two working centers) gets the median of the defined ones, or 0
     where there is none.

@@ -133,7 +133,7 @@ def weighted_kmeans(
     weight_N: Floats | None = None,
     max_steps: int = MAX_STEPS,
 ) -> Clustering | None:
-    """The best of several k-means++ starts, each followed by Lloyd; None where there are fewer distinct rows."""
+    """Return the best of several k-means++ starts, each followed by Lloyd; None with fewer distinct rows."""
     best: Clustering | None = None
     for _ in range(restarts):
         start = plus_plus(points_ND, clusters, rng, weight_N=weight_N)

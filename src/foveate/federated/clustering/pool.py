@@ -20,7 +20,7 @@ class TooFewGroupsError(UserError):
 
 @dataclass(frozen=True)
 class Pool:
-    """All that the server knows of the clients together.
+    """Centroids of all clients together.
 
     Attributes:
         centers: [Q, D].

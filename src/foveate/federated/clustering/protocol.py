@@ -77,7 +77,7 @@ def unit_rows(points_ND: Floats) -> Floats:
 
 
 def optional_parts(options: ClusteringOptions) -> dict[str, bool]:
-    """Which optional parts a client's answer has: counts, trusted, radius.
+    """Return which optional parts a client's answer has: counts, trusted, radius.
 
     Nothing is asked for that the method does not use: what is not sent cannot leak.
     """

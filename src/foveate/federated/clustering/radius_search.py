@@ -115,7 +115,7 @@ def _reached(pool: Pool, radii: Floats) -> tuple[np.ndarray, Floats]:
 def _heaviest(
     reached_QQ: np.ndarray, number: int, mass_Q: Floats, counts_Q: Floats, num_groups: int
 ) -> tuple[list[Labels], Floats]:
-    """The first groups by most mass at one radius, and their supports, which never rise."""
+    """Form the first groups by most mass at one radius; return them with their supports, which never rise."""
     alive = np.ones(len(counts_Q), dtype=bool)
     mass = mass_Q.copy()
     members: list[Labels] = []

@@ -88,7 +88,7 @@ class _ByProducts(_ByDifferences):
             self._length_N[block] = np.einsum("bd,bd->b", shifted_BD, shifted_BD)
 
     def add_best_of(self, drawn_T: Labels) -> int:
-        """As of the class above."""
+        """Add the best row, see `_ByDifferences.add_best_of`."""
         near_TN, total_T, rounding = self._guess(drawn_T)
         winner = int(total_T.argmin())
         rivals_T = drawn_T[~(total_T > total_T[winner] * (1 + _NEAR_TIE) + rounding)]

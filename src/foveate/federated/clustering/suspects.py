@@ -103,7 +103,7 @@ def _to_other_clients(pool: Pool, clients: np.ndarray) -> Floats:
 
 
 def _by_client(pool: Pool, values_Q: Floats) -> Floats:
-    """The median of each client's values."""
+    """Return the median of each client's values."""
     return np.array([np.median(values_Q[pool.client == client]) for client in np.unique(pool.client)])
 
 

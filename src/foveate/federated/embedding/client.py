@@ -73,7 +73,7 @@ class ClientData:
         return torch.from_numpy(np.ascontiguousarray(self.points_ND)).to(self.device)
 
     def neighbors(self, k: int) -> NDArray[np.int64] | None:
-        """The k nearest others of every point (fewer if there are not k); None for a single point."""
+        """Return the k nearest others of every point (fewer if there are not k); None for a single point."""
         k = min(k, len(self.points_ND) - 1)
         if k < 1:
             return None
@@ -82,7 +82,7 @@ class ClientData:
         return self._cache["neighbors", k]
 
     def encoder(self, options: EmbeddingOptions, weights_P: NDArray[Any]) -> nn.Module:
-        """The encoder with these weights; the same object every time, because building one costs more than a step."""
+        """Return the encoder with these weights; one object serves all, as building one costs more than a step."""
         if "encoder" not in self._cache:
             network = copy.deepcopy(self.template) or build_encoder(options, self.points_ND.shape[1])
             self._cache["encoder"] = network.to(self.device)

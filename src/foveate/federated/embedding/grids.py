@@ -68,7 +68,7 @@ def official_grid(z_Nd: NDArray[np.floating], *, step: float = STEP) -> Grid:
 def own_grid(
     z_Nd: NDArray[np.floating], *, step: float = STEP, min_axis_points: int = 12, max_points: int = 2000
 ) -> Grid:
-    """As `official_grid`, with at least `min_axis_points` points per axis and at most `max_points` in all."""
+    """Build the grid of `official_grid` with at least `min_axis_points` per axis and at most `max_points` in all."""
     box = bounding_box(z_Nd)
     # A map of a single position has no width; a tiny one keeps the step of the grid above 0.
     center, reach = box.mean(axis=0), np.maximum(box[1] - box[0], 1e-6)

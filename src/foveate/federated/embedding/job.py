@@ -397,7 +397,7 @@ class MapJob(TrainingJob[MapState]):
             raise UserError(f"method '{method}' cannot run over a network: {METHODS[method]}")
 
     def finished(self, state: MapState, log: Log | None = None) -> Fitted:
-        """The trained encoders."""
+        """Return the trained encoders."""
         encoders = {client: self._load_encoder(state, weights) for client, weights in state.local_weights.items()}
         common = encoders[min(encoders)] if encoders else self._load_encoder(state, state.encoder)
         return Fitted(self.options, common, encoders, state, Log() if log is None else log)
@@ -428,7 +428,7 @@ class MapJob(TrainingJob[MapState]):
 def measure_method(
     fitted: Fitted, clients: list[EmbedClient], map: EmbedMap, quality: dict[str, float] | None = None
 ) -> EmbedMethod:
-    """One method's row in the result."""
+    """Build one method's row in the result."""
     options, state = fitted.options, fitted.state
     return EmbedMethod(
         method=options.method,

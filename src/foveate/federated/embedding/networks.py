@@ -105,7 +105,7 @@ def average(weights_M: Sequence[Mapping[str, NDArray[np.generic]]], shares_M: Se
 
 
 def average_arrays(arrays_M: Sequence[NDArray[np.generic]], shares_M: Sequence[float]) -> NDArray[np.generic]:
-    """The weighted mean of arrays, in float64, as the first one's dtype."""
+    """Return the weighted mean of arrays, computed in float64, as the first one's dtype."""
     # In float64: float32 sums over many clients depend on their order.
     shares = np.asarray(shares_M, dtype=np.float64) / float(np.sum(shares_M))
     total = np.zeros(arrays_M[0].shape)
@@ -131,7 +131,7 @@ def trimmed_mean(arrays_M: Sequence[NDArray[np.generic]], trim: float) -> NDArra
 
 
 def frozen_rows(network: nn.Module, rows_ND: Tensor) -> Tensor:
-    """The network's outputs without gradients, in blocks."""
+    """Compute the network's outputs [N, d] without gradients, in blocks that bound the memory."""
     # Evaluation mode: dropout of a custom encoder must not blur positions.
     network.eval()
     with torch.no_grad():

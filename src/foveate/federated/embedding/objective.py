@@ -93,7 +93,7 @@ def sampled_losses(
 def exact_losses(
     z_Nd: Tensor, heads_E: Tensor, tails_E: Tensor, *, foreign_E: Tensor | None = None, kernel: str = "shifted"
 ) -> Losses:
-    """As `sampled_losses`, with the mean over *all* rows of z for the local repulsion: no sampling noise."""
+    """Compute `sampled_losses` with the mean over *all* rows of z for the local repulsion: no sampling noise."""
     pulled = attraction(squared_distance(z_Nd[heads_E], z_Nd[tails_E]), kernel=kernel)
     distinct, count = torch.unique(heads_E, return_counts=True)
     # Heads repeat, once per neighbor: each is computed once and weighted by how often it occurs.

@@ -70,7 +70,7 @@ def step(
     foreign: Foreign | None = None,
     anchor: list[Tensor] | None = None,
 ) -> Losses:
-    """One step on a batch of edges.
+    """Take one step on a batch of edges.
 
     Args:
         negatives_EB: rows of points; None = exact local repulsion. foreign: repulsion of the other clients at a position.

@@ -18,7 +18,7 @@ CLUSTER, EMBED, FEATURES = JOBS
 
 
 class ServerOptions(Settings):
-    """Where a server is reached and listens."""
+    """Address and host of a server."""
 
     address: str = Field(description="by which clients call the server; port 8000")
     host: str | None = Field(None, description="where it listens; everywhere, or on loopback for address localhost")
@@ -46,7 +46,7 @@ class NodeOptions(Limits):
 
 
 class RunOptions(Settings):
-    """A run configuration: which job, over how many clients, how long to wait, and where the result goes."""
+    """A run configuration: the job, the number of clients, time limits, and the folder of the result."""
 
     job: Literal["cluster", "embed", "features"] = Field(CLUSTER, description="what is run over the clients")
     clusters: int = Field(8, ge=1, description="K of all clients together")

@@ -20,7 +20,7 @@ from foveate.records.region_sources import is_pseudo_label
 
 
 class AnnotationSettings(Settings):
-    """Which of the collection's boxes are returned, and how similar a phrase must be."""
+    """Sources of the boxes, and the minimum similarity of a phrase."""
 
     sources: tuple[str, ...] = Field((), description="sources of boxes; all but pseudo-labels by default")
     threshold: float = Field(0.3, ge=0, lt=1, description="minimum share of common words of box and phrase, strict")

@@ -22,7 +22,7 @@ from foveate.vision.localizer.inference import find
 
 
 class ClocSettings(Settings):
-    """Which model, which of its rules, and which boxes are kept."""
+    """Model folder, rule, and minimum cosine."""
 
     model: str = Field(description="model folder of `foveate pretrain`")
     rule: Literal["auto", "head", "candidates"] = Field(

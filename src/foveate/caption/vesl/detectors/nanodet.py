@@ -32,7 +32,7 @@ from foveate.vision.precision import choose_device
 
 
 class NanoDetSettings(Settings):
-    """Which boxes are kept, and which model selects their phrases."""
+    """Limits of the boxes, and the model that selects their phrases."""
 
     model: str = Field(description="model folder of `foveate pretrain` whose region embeddings choose the phrase")
     threshold: float = Field(0.3, ge=0, lt=1, description="minimum score of a box, its best class's, strict")

@@ -24,7 +24,7 @@ from foveate.vision.precision import choose_device
 
 
 class Owlv2Settings(Settings):
-    """Which checkpoint, at what input size, and which boxes are kept."""
+    """Checkpoint, input size, and minimum score."""
 
     model: str = Field(description="folder, or OWNER/NAME on the hub, e.g. google/owlv2-large-patch14-ensemble")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")

@@ -16,7 +16,7 @@ from foveate.federated.clustering.pool import Pool
 
 
 def farthest_seeds(centers_QD: Floats, first: int, clusters: int) -> Floats:
-    """The first rows, then again and again the row farthest from all chosen ones (ties: the lower row)."""
+    """Select the first rows, then repeatedly the row farthest from all selected ones (ties: the lower row)."""
     seeds = list(range(min(first, clusters)))
     gap_Q = squared(centers_QD, centers_QD[seeds]).min(0)
     while len(seeds) < clusters:

@@ -12,7 +12,7 @@ from foveate.federated.clustering.starts import random_rows
 
 
 def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
-    """A single run from random rows."""
+    """Run k-means once from random rows."""
     pool.need(options.clusters)
     pool = pool.sorted()
     run = lloyd(pool.centers, random_rows(pool.centers, options.clusters, rng))

@@ -11,7 +11,7 @@ from foveate.federated.clustering.pool import Pool
 
 
 def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
-    """The best of several starts by the weighted sum of squares."""
+    """Return the best of several starts by the weighted sum of squares."""
     pool.need(options.clusters)
     pool = pool.sorted()
     restarts = max(1, options.restarts)
