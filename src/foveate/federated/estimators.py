@@ -216,7 +216,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         return self._prepare(check_array(X, dtype=np.float64))
 
     def predict(self, X: Any) -> Any:
-        """Return the nearest center of each point, ties to the lower index: [N]; for a list of arrays a list of these."""
+        """Return the nearest center of each point, ties to the lower index: [N]; for a list of arrays, a list."""
         if is_list_of_clients(X):
             return [self.predict(part) for part in X]
         return nearest(self._check(X), self.cluster_centers_)[0]

@@ -81,7 +81,8 @@ def _from_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> Points:
     names = [name for name in POINT_NAMES if name in arrays]
     if not names:
         raise UserError(
-            f"{path}: no array of points; expected one of {', '.join(POINT_NAMES)} (got {', '.join(arrays) or 'nothing'})"
+            f"{path}: no array of points; expected one of {', '.join(POINT_NAMES)} "
+            f"(got {', '.join(arrays) or 'nothing'})"
         )
     points = as_points(arrays[names[0]], what=f"{path}: {names[0]}")
     # Any other array with one entry per row may be a label or name a client.

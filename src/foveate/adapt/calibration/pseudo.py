@@ -91,7 +91,8 @@ def run_threshold(run: PseudoRun, rule: Threshold) -> float | None:
     source = as_logits(run.source_logits, what=f"{run.name}: source_logits", finite=False)
     if source.shape != np.shape(run.logits):
         raise UserError(
-            f"{run.name}: source_logits must have the shape of logits, {list(np.shape(run.logits))} (got {list(source.shape)})"
+            f"{run.name}: source_logits must have the shape of logits, {list(np.shape(run.logits))} "
+            f"(got {list(source.shape)})"
         )
     labels = as_labels(run.labels, rows=len(source), classes=groups.classes, what=f"{run.name}: labels")
     if rule == "seen_columns":

@@ -88,7 +88,8 @@ class ConvBranch(nn.Module):
         side = round(patches**0.5)
         if side * side != patches:
             raise UserError(
-                f"convpass: {patches} patches do not form a square; expected the backbone's grid of {self.grid} or a square"
+                f"convpass: {patches} patches do not form a square; "
+                f"expected the backbone's grid of {self.grid} or a square"
             )
         return side, side
 

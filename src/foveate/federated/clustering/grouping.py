@@ -88,8 +88,8 @@ def need_groups(groups: Groups, clusters: int, radius: str) -> None:
     """Raise TooFewGroupsError if there are fewer groups than clusters."""
     if len(groups.members) < clusters:
         raise TooFewGroupsError(
-            f"the server formed {len(groups.members)} groups for {clusters} clusters with radius {radius}; use a smaller "
-            "radius, fewer clusters or the method 'consensus'",
+            f"the server formed {len(groups.members)} groups for {clusters} clusters with radius {radius}; "
+            "use a smaller radius, fewer clusters or the method 'consensus'",
             groups=len(groups.members),
         )
 
