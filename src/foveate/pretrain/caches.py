@@ -21,7 +21,7 @@ _FORMER = ("features-", "texts-")
 
 
 class CacheSettings(Settings):
-    """Which caches are removed."""
+    """Settings of `foveate cache`: the caches to remove."""
 
     remove: Literal["unused", "all"] | None = Field(
         None, description="remove caches: those of other releases and those not opened for --days, or all"

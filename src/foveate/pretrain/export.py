@@ -34,7 +34,7 @@ _STAGED = "content"
 
 
 class ExportSettings(Settings):
-    """What is exported, and what the target "embeddings" reads and how it writes."""
+    """Settings of an export: its target, and what the target "embeddings" reads and writes."""
 
     to: str = Field(description="a model: open_clip, transformers, onnx, embeddings; a collection: webdataset, coco")
     collection: Path | None = Field(None, description="collection whose images, regions and texts become embeddings")

@@ -10,7 +10,7 @@ from foveate.core.recipes import Settings
 
 
 class EvaluateSettings(Settings):
-    """Which images a model is measured on, and what it is asked."""
+    """Settings of an evaluation: the images that a model is measured on, and the tasks."""
 
     split: str = Field("test", description="split to measure on")
     classes: str | None = Field(None, description="label field for zero-shot classification; none by default")

@@ -18,7 +18,7 @@ LOCATE_RULES: tuple[str, ...] = get_args(LocateRule)
 
 
 class IndexSettings(Settings):
-    """What an index holds. A field that is None is that of the existing index, or the default of a new one."""
+    """Settings of an index. A field that is None is that of the existing index, or the default of a new one."""
 
     regions: RegionRule | None = Field(
         None,
@@ -33,7 +33,7 @@ class IndexSettings(Settings):
 
 
 class HitSettings(Settings):
-    """Which hits of an index are returned."""
+    """Settings of a search: the hits to return."""
 
     count: int = Field(20, ge=1, description="maximum number of hits")
     kind: Literal["images", "regions", "both"] = Field("both", description="what the hits may be")
@@ -86,7 +86,7 @@ class SearchSettings(HitSettings):
 
 
 class LocateSettings(Settings):
-    """How a phrase is located in an image."""
+    """Settings of `foveate locate`: how a phrase is located in an image."""
 
     rule: LocateRule | None = Field(
         None,
