@@ -56,7 +56,7 @@ class GridStudy:
 
     @classmethod
     def has_data(cls, condition: str, datasets: Collection[str]) -> bool:
-        """Whether the data of a condition are there; optional data may be missing."""
+        """Whether the data of a condition are available; optional data may be missing."""
         return True
 
     @classmethod

@@ -36,7 +36,7 @@ PER_CHARACTER: dict[str, tuple[glyphs.Style, int]] = {
 
 
 def prepare_rotation(folder: Path) -> None:
-    """Draw and rotate the images, unless they are there."""
+    """Draw and rotate the images, unless their file exists."""
     path = folder / "images.npz"
     if path.is_file():
         return

@@ -260,7 +260,7 @@ def format_value(value: PublishedValue | None, seeds: int) -> str:
 
 
 def short_decimal(value: float) -> str:
-    """`0.466` -> `.466`; a minus sign stays."""
+    """Format with three decimals, without the zero before the point: `0.466` -> `.466`, `-0.466` -> `-.466`."""
     return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 
 

@@ -72,7 +72,7 @@ class StudyClaim(ResultModel):
 
 
 class DatasetUse(ResultModel):
-    """Whether optional data were found."""
+    """An optional data set: its package, and whether it was found and used."""
 
     name: str
     package: str
@@ -88,7 +88,7 @@ class PublishedTable(ResultModel):
 
 
 class PublishedRun(ResultModel):
-    """How published results were made, with the titles of what their CSV files name by keys."""
+    """Origin of published results, with the titles of what their CSV files name by keys."""
 
     study: str
     command: str

@@ -139,7 +139,7 @@ def announce_duration(store: CellStore, cells: Sequence[Cell], work: Work, *, wo
 
 
 def _prepare(study: GridStudy) -> None:
-    """Prepare in one process at a time; a second process waits until the images are there."""
+    """Prepare in one process at a time; a second process waits until the data are prepared."""
     lock = FolderLock(study.folder / "preparing", purpose="study")
     while True:
         try:
