@@ -26,7 +26,7 @@ class Reply:
     """The result of one try.
 
     `error` is "" where `text` is the response. `retry`: a later try may help. `overload`: the server has too much to
-    do. `unreachable`: nobody is there. `fatal`: no request can succeed. `schema`: the server may not take the JSON
+    do. `unreachable`: no server answers. `fatal`: no request can succeed. `schema`: the server may not take the JSON
     schema. `wait`: seconds after which the server asked to be tried again.
     """
 

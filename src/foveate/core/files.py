@@ -39,7 +39,7 @@ def commit_atomically(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
-    """Give an OSError of the block the name of `path` where it has none: the error of a write to a full disk has not."""
+    """Add the file name `path` to an OSError of the block that has none, such as that of a write to a full disk."""
     try:
         yield
     except OSError as error:

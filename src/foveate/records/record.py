@@ -58,7 +58,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where and when an image was taken: degrees (WGS 84) and an ISO 8601 time; None or "" where unknown."""
+    """Place and time of an image: degrees (WGS 84) and an ISO 8601 time; None or "" where unknown."""
 
     latitude: float | None = None
     longitude: float | None = None

@@ -94,7 +94,7 @@ def load_glyphs(
 
 
 def draw_glyph(character: str, *, style: Style, random: np.random.Generator, folder: Path) -> NDArray[np.float32]:
-    """One image [24, 24]."""
+    """Draw one image [24, 24], about -1 (ground) to 1 (ink)."""
     names = FONTS[style]
     font = _font(folder / f"{names[random.integers(len(names))]}.ttf", int(random.integers(28, 36)))
     image = Image.new("L", (_CANVAS, _CANVAS), 0)

@@ -39,7 +39,7 @@ class Single:
 
 
 def build_clipart(target: Path, *, size: int = 160) -> None:
-    """Write the 2,840 clip art images into the collection at `target`; what is there already stays.
+    """Write the 2,840 clip art images into the collection at `target`; images already in it are kept.
 
     Captions of kind "title", "keywords" (joined by ", ") and "description" are those of the source, unchanged.
     Labels: source, category, subcategory, style, and concept and slice where the title names a thing.
@@ -49,7 +49,7 @@ def build_clipart(target: Path, *, size: int = 160) -> None:
 
 
 def build_emoji(target: Path, *, size: int = 160) -> None:
-    """Write 1,412 concepts in two styles into the collection at `target`; what is there already stays.
+    """Write 1,412 concepts in two styles into the collection at `target`; images already in it are kept.
 
     Captions: "title" (the concept's name in lower case), "keywords" (short names). Labels: source, category,
     subcategory, style ("noto", "twemoji"), concept, slice. Images stand on a pale plain color, the other half
