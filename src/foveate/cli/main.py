@@ -14,10 +14,15 @@ from foveate.core.version import __version__
 
 
 class Verbs(click.Group):
-    """Every module of `foveate.cli.verbs` is a verb; a new verb is a new module."""
+    """Find verbs by the names of the modules of `foveate.cli.verbs`: a new verb is a new module.
+
+    Modules of verbs import their wings inside of the command, so that `foveate --help`, which imports all of them for a
+    line each, loads no wing and no torch.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         package = importlib.import_module("foveate.cli.verbs")
+        # Listed from the file system: whether a verb exists is known without importing any.
         return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -49,8 +54,9 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and ends the process: 0 done, 1 a user's mistake, 2 wrong arguments, 130 stopped."""
+    """Run the command line and end the process: 0 done, 1 a user's mistake, 2 wrong arguments, 130 stopped."""
     try:
+        # Not standalone: click would end Ctrl-C with status 1, as if the user had made a mistake.
         cli.main(args=arguments, prog_name="foveate", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -61,6 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
+        # `foveate ... | head` is no mistake: end as a program that SIGPIPE stopped (128 + 13). Standard error is closed,
+        # or the interpreter would report the broken pipe while it ends.
         sys.stderr.close()
         sys.exit(141)
     except UserError as problem:

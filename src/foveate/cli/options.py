@@ -21,6 +21,7 @@ def _quieten(context: click.Context, parameter: click.Parameter, value: bool) ->
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
+# Eager and without a value: progress is silenced before any other option is read, by verbs that never see it.
 quiet_option = click.option(
     "--quiet", is_flag=True, callback=_quieten, expose_value=False, is_eager=True, help="No progress."
 )
@@ -59,10 +60,11 @@ def dry_run_option(help: str) -> Callable[[F], F]:
 
 
 def common(*, seed: bool = True, device: bool = True) -> Callable[[F], F]:
-    """Adds --json and --quiet, and --seed and --device where they have an effect."""
+    """Add --json and --quiet, and --seed and --device where they have an effect."""
 
     def decorate(function: F) -> F:
         options = [json_option, quiet_option] + [seed_option] * seed + [device_option] * device
+        # Decorators run from the bottom up: applied in reverse, the options are listed in their order.
         for option in reversed(options):
             function = option(function)
         return function
@@ -71,7 +73,7 @@ def common(*, seed: bool = True, device: bool = True) -> Callable[[F], F]:
 
 
 def finish(result: dict[str, Any], lines: Iterable[str], paths: dict[str, Path], *, as_json: bool) -> None:
-    """Prints the result: words and then the written paths, or one JSON object with both."""
+    """Print the result: words and then the written paths, or one JSON object with both."""
     if as_json:
         click.echo(json.dumps({**result, "paths": {name: str(path) for name, path in paths.items()}}))
         return

@@ -18,7 +18,7 @@ from foveate.cli.options import dry_run_option, finish, json_option, quiet_optio
 @json_option
 @quiet_option
 def command(collection: Path, settings: dict[str, Any], dry_run: bool, as_json: bool) -> None:
-    """Lists the frozen features that runs keep beside a collection's images, or removes some.
+    """List the cached features of frozen encoders beside a collection's images, or remove some.
 
     Nothing is lost: the next run that wants them computes them again. COLLECTION may also be a run folder.
 
@@ -40,6 +40,7 @@ def command(collection: Path, settings: dict[str, Any], dry_run: bool, as_json: 
     removed = select_caches(caches, resolved)
     if resolved.remove is not None and not dry_run:
         removed = remove_caches(folder, which=resolved.remove, days=resolved.days)
+    # By name: a removed cache is listed again as it was, but is another object.
     names = {cache.path.name for cache in removed}
     rows = [
         {

@@ -63,7 +63,7 @@ def command(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Asks for captions of every image of COLLECTION and writes them into it, with their provenance.
+    """Request captions of every image of COLLECTION and write them into it, with their provenance.
 
     Nothing is overwritten. Ctrl-C or SIGTERM finishes what is in flight and writes it; the same command goes on, and
     asks for nothing that is there.

@@ -28,7 +28,7 @@ MODEL = "foveate.caption.small.train:build_model"
 
 @click.group("captioner", short_help="Train, evaluate or serve the controllable captioner.")
 def command() -> None:
-    """Foveate's own captioner: one small model that writes short, descriptive, dense and AltText-fused captions.
+    """Train, evaluate and serve one small model that writes short, descriptive, dense and AltText-fused captions.
 
     \b
     Example:
@@ -61,7 +61,7 @@ def train(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Trains RECIPE (a shipped name or a YAML file): targets of both stages, then format following, then alignment.
+    """Train RECIPE (a shipped name or a YAML file): targets of both stages, then format following, then alignment.
 
     OVERRIDES change single fields, for example 'data.short_kinds=[title, keywords]'. Ctrl-C or SIGTERM stops after a
     checkpoint; the same command goes on.
@@ -124,7 +124,7 @@ def evaluate(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Captions held-out images in all formats: do answers obey, do lengths rise, and on scenes, how much holds?
+    """Caption held-out images in all formats: do answers obey, do lengths rise, and on scenes, how much holds?
 
     \b
     Example:
@@ -158,7 +158,7 @@ def evaluate(
 @json_option
 @quiet_option
 def serve(model: Path, settings: dict[str, Any], key: str, device: str | None, as_json: bool) -> None:
-    """Answers POST /v1/chat/completions like OpenAI's API, until Ctrl-C. Images come as data URLs.
+    """Answer POST /v1/chat/completions like OpenAI's API, until Ctrl-C. Images come as data URLs.
 
     \b
     Example:
@@ -184,7 +184,7 @@ def serve(model: Path, settings: dict[str, Any], key: str, device: str | None, a
 
 def _trained_lines(result: dict[str, Any]) -> list[str]:
     lines = [
-        f"{name}: {stage['steps']} updates in {stage['seconds']:.0f} s, {stage['images']} images"
+        f"{name}: {stage['steps']} steps in {stage['seconds']:.0f} s, {stage['images']} images"
         for name, stage in result["stages"].items()
     ]
     return lines + _table_lines(result.get("evaluation"))

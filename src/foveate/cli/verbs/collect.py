@@ -81,10 +81,11 @@ def command(
     as_json: bool,
     seed: int | None,
 ) -> None:
-    """Takes images in: a folder with .txt or .json files beside them, WebDataset tars, COCO, LVIS, Visual Genome,
-    a table of paths and texts, a data set of Hugging Face, or a built-in collection.
+    """Import images and their texts into a collection.
 
-    What cannot be taken in is put into the collection's quarantine table with its reason and counted. Repeated, the
+    SOURCE: a folder with .txt or .json files beside the images, WebDataset tars, COCO, LVIS, Visual Genome, a table of
+    paths and texts, a data set of Hugging Face, or a built-in collection (clipart, emoji, scenes). What cannot be
+    imported is counted and listed in the collection's quarantine table with its reason. Repeated, the
     command adds only what is new; stopped, it goes on. Near-duplicates stay in one split.
 
     \b
@@ -103,6 +104,7 @@ def command(
     from foveate.records.splits import assign_splits, check_fractions
 
     resolved = validate(CollectSettings, settings, where="foveate collect")
+    # A folder of the user's named "scenes" comes first: a built-in collection can still be named by --format builtin.
     built_in = source in BUILT_IN and not Path(source).exists()
     if resolved.format == "builtin" or (resolved.format == "auto" and built_in):
         return _build(source, to, settings, workers=workers, seed=seed, as_json=as_json)
@@ -114,6 +116,7 @@ def command(
     # All mistakes are reported before the first image is read: an import may take hours.
     if resolved.split is not None:
         check_fractions(resolved.split)
+    # Only what the user gave: a default must neither reach a format that lacks the option nor be refused.
     options = {option: getattr(resolved, option) for option in FormatOptions.model_fields if option in settings}
     for option in options:
         if option not in importer.options:
@@ -151,8 +154,9 @@ def _build(
     from foveate.records.collection import Collection
 
     choose(source, BUILT_IN, "built-in collection")
-    numbers = {} if source == "scenes" else {"workers": workers, "seed": seed}
-    useless = sorted({*settings, *(name for name, value in numbers.items() if value is not None)} - {"format"})
+    # Only scenes are drawn, from a seed, and rendered by several processes; the others are shipped as they are.
+    undrawn = {} if source == "scenes" else {"workers": workers, "seed": seed}
+    useless = sorted({*settings, *(name for name, value in undrawn.items() if value is not None)} - {"format"})
     if useless:
         why = "it has its own name, license and splits" if useless[0] in ("name", "license", "split") else "it is made"
         raise UserError(f"{_flag(useless[0])} has no effect on the built-in collection {source!r}: {why}")

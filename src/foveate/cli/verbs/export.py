@@ -34,7 +34,7 @@ def command(
     as_json: bool,
     device: str | None,
 ) -> None:
-    """Writes the model folder or the collection SOURCE in a format that others load, into a folder of its own.
+    """Write the model folder or the collection SOURCE in a format that other libraries load, into a new folder.
 
     Each export of a model is loaded again with the library it is for, and the differences found are printed and
     written into its README.md. The folder appears whole or not at all.
@@ -47,5 +47,6 @@ def command(
     """
     from foveate.pretrain.export import export
 
+    # What a target takes is known only to its module, so `export` refuses options that have no effect.
     folder, result, lines = export(source, out=out, device=device, dry_run=dry_run, **settings)
     finish(result.to_json(), lines, {} if dry_run else {"export": folder}, as_json=as_json)

@@ -37,7 +37,7 @@ def command(
     as_json: bool,
     device: str | None,
 ) -> None:
-    """Embeds the images and regions of COLLECTION with MODEL into an index folder for `foveate search`.
+    """Embed the images and regions of COLLECTION with MODEL into an index folder for `foveate search`.
 
     Stopped and repeated, it goes on. Repeated later, it adds images that are new and drops those that were removed.
 

@@ -23,7 +23,7 @@ def command(
     as_json: bool,
     seed: int | None,
 ) -> None:
-    """Counts, sizes, text lengths, region sizes, quarantine, and images *after* the recipe's preprocessing.
+    """Show counts, sizes, text lengths, region sizes, quarantine, and images *after* the recipe's preprocessing.
 
     \b
     Example:
@@ -59,6 +59,7 @@ def command(
         "unreadable": unreadable,
     }
     folder.write_result(result)
+    # Reasons first: a long summary would push them off the screen.
     lines = [f"unreadable: {key}: {reason}" for key, reason in unreadable.items()]
     lines += [f"{name}: {_short(value)}" for name, value in summary.items() if value is not None]
     finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
@@ -66,5 +67,6 @@ def command(
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
+        # Eight entries fit on a line; the page has them all.
         return ", ".join(f"{name} {_short(inner)}" for name, inner in list(value.items())[:8]) or "none"
     return f"{value:,.3g}" if isinstance(value, float) else str(value)

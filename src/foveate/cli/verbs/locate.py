@@ -31,10 +31,10 @@ def command(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Prints the box of PHRASE in IMAGE, in pixels and as fractions, by every rule, and writes a page with it.
+    """Print the box of PHRASE in IMAGE, in pixels and as fractions, by every rule, and write a page with it.
 
     `head` is the box of the grounding head; `candidates` the best of several hundred boxes that the Prompter embeds
-    after one pass over the image. A center box and a random box stand beside them.
+    after one pass over the image. A center box and a random box are baselines: a box that does not beat them is not an answer.
 
     \b
     Example:
@@ -49,6 +49,7 @@ def command(
 
     data = read_image(image)
     located = locate(load_model(model, device=device), data, phrase, seed=seed or 0, **settings)
+    # Created only now: a mistake in the phrase or the image leaves no folder.
     folder = RunFolder.create(run or Path("runs/locate"))
     save_thumbnail(data, folder.path / "images" / "image.webp")
     result = LocateResult.model_validate(
@@ -70,7 +71,7 @@ def command(
 
 
 def _line(name: str, located: PhraseBoxes) -> str:
-    """One rule's box in fractions and in pixels, and its cosine with the phrase."""
+    """Format one rule's box in fractions and in pixels, and its cosine with the phrase."""
     box, score = located.boxes[name], located.scores[name]
     fractions = "  ".join(f"{edge} {value:.3f}" for edge, value in zip(("x1", "y1", "x2", "y2"), box, strict=True))
     sides = (located.width, located.height) * 2

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 )
 @common(device=False)
 def command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None) -> None:
-    """Shows, for a preset or own weights, how many images of COLLECTION have each format and what share of the texts
-    it will get in training; an image's lacking formats give their weight to the others.
+    """Show how many images of COLLECTION have each caption format, and what share of the training texts it will get.
+
+    For a preset or custom weights; the formats that an image lacks give their weight to the others.
 
     The last line is the override for `foveate pretrain`; --recipe NAME --to FILE writes a whole recipe. A run of the
     same seed reports the same numbers after its first epoch.
@@ -85,6 +86,7 @@ def _write_recipe(to: Path, recipe: str, weights: Mapping[str, float], settings:
 
 
 def _lines(result: dict[str, Any], preset: str | None) -> list[str]:
+    # Expected share and first epoch side by side: their difference is the noise of one draw.
     lines = [
         f"{result['images']} images of split {result['split']}, {result['with_text']} with a text to draw",
         f"{'format':<10} {'weight':>7} {'images':>9} {'expected':>9} {'epoch 1':>8} {'CLIP tokens':>12}",
@@ -96,7 +98,9 @@ def _lines(result: dict[str, Any], preset: str | None) -> list[str]:
             f"{row['first_epoch_share']:>8.3f} {tokens:>12}"
         )
     if result["left_out_in_first_epoch"]:
-        lines.append(f"{result['left_out_in_first_epoch']} visits of the first epoch draw a format that is not there")
+        lines.append(
+            f"{result['left_out_in_first_epoch']} draws of the first epoch fall on formats that an image lacks"
+        )
     for row in result["formats"]:
         if row["weight"] and not row["images"]:
             lines.append(f"no image has {row['format']}: its weight goes to the others (write it: foveate caption)")

@@ -52,7 +52,7 @@ def command(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Labels regions of the images of COLLECTION: noun phrases of their captions, and boxes that a detector finds.
+    """Label regions of the images of COLLECTION: noun phrases of their captions, and boxes that a detector finds.
 
     Rows are added to the table `regions`, with the source vesl:DETECTOR; nothing is overwritten. Stopped and repeated,
     it goes on; repeated after that, it does nothing.
@@ -89,6 +89,7 @@ def command(
         finish(planned, _plan_lines(planned), {}, as_json=as_json)
         return
     made_by = ["foveate", *sys.argv[1:]]
+    # Detector and options are checked by now, so that a mistake leaves no folder.
     folder = RunFolder.create(run or Path("runs/regions"), command=made_by)
     labeling = label_regions(collection, resolved, batch=options.batch, workers=workers or 2, **run_options)
     gallery = build_gallery(

@@ -30,7 +30,7 @@ from foveate.core.errors import UserError
 @json_option
 @quiet_option
 def command(collection: Path, keys: tuple[str, ...], settings: dict[str, Any], dry_run: bool, as_json: bool) -> None:
-    """Takes images out of a collection: no reader shows them, no import takes them in again, bytes and rows go.
+    """Remove images from a collection: readers skip them, imports refuse them, bytes and rows are deleted.
 
     Key and SHA-256 stay in removed.parquet: they are what keeps the image out. Files that are referenced stay where
     they are. Stopped, the same command goes on.

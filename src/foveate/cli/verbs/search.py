@@ -48,7 +48,7 @@ def command(
     as_json: bool,
     device: str | None,
 ) -> None:
-    """Finds what in INDEX is nearest to TEXT, an image, a box in an image, or their sum; prints and shows it.
+    """Find what in INDEX is nearest to TEXT, an image, a box in an image, or their sum; print and show it.
 
     \b
     Example:
@@ -84,6 +84,7 @@ def command(
         per_image=resolved.per_image,
         backend=resolved.backend,
     )
+    # Created only now: a query that finds nothing leaves no folder, and the last page stays.
     folder = RunFolder.create(run or Path("runs/search"), command=["foveate", *sys.argv[1:]])
     result = write_search(
         folder, opened, query, hits, box=query_box, query_file=resolved.image, backend=resolved.backend
