@@ -182,6 +182,7 @@ class Model:
 
 def _box_or_none(corners: Sequence[float]) -> Box | None:
     x1, y1, x2, y2 = corners
+    # A predicted box may have no area, which a `Box` must have.
     return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 

@@ -116,6 +116,7 @@ def check_key(key: str) -> str:
 def member_name(key: str, suffix: str) -> str:
     """Return the tar member name of an image: the key with "%" and "." escaped, then the suffix ("jpg")."""
     # WebDataset ends the key of a sample at the first dot of the file name, so the key itself must not have one.
+    # "%" first: replaced after the dots, it would break their escapes.
     return f"{key.replace('%', '%25').replace('.', '%2E')}.{suffix}"
 
 

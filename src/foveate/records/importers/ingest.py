@@ -121,6 +121,7 @@ def add_samples(writer: CollectionWriter, samples: Iterable[Sample], *, workers:
 def _prepare_ahead(
     writer: CollectionWriter, samples: Iterable[Sample], *, workers: int, max_pixels: int
 ) -> Iterator[_Prepared]:
+    # Oldest first, whichever thread is faster: samples are added in the order of the source.
     pending: deque[Future[_Prepared]] = deque()
     with ThreadPoolExecutor(max_workers=workers) as pool:
         try:
