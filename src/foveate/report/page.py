@@ -35,6 +35,7 @@ def environment() -> Environment:
     env = Environment(
         loader=PackageLoader("foveate.report", "templates"),
         autoescape=True,
+        # A field that was renamed must fail here instead of leaving a gap on the page.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

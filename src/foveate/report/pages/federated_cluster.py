@@ -72,6 +72,7 @@ def measures(r: ClusterResult) -> dict[str, Any]:
 def _cell(key: str, value: float | None) -> str:
     if value is None:
         return "–"
+    # The index is a count; distances have the scale of the data, so they need significant digits.
     return (
         f"{value:.0f}" if key == "centroid_index" else f"{value:.3g}" if key.startswith(("d", "c")) else f"{value:.3f}"
     )
