@@ -65,8 +65,12 @@ def test_a_map_of_digits_with_its_page(tmp_path: Path) -> None:
     for words in ("One map", "FedNE", "Federated averaging", "Colored by label", "Colored by client", "its field"):
         assert words in page
     places = pq.read_table(found["paths"]["positions"])
-    assert (places.num_rows, places.column_names) == (1797, ["client", "held_out", "label", "x", "y"])
+    assert (places.num_rows, places.column_names) == (1797, ["client", "row", "held_out", "label", "x", "y"])
     assert sum(places["held_out"].to_pylist()) == found["held_out"] > 300
+    rows = {(one["client"], one["row"]) for one in places.select(["client", "row"]).to_pylist()}
+    assert len(rows) == places.num_rows, "each point once"
+    for entry in found["maps"]:
+        assert entry["bytes_up"] == sum(client["bytes_up"] for client in entry["clients"]) > 0
     loaded = FederatedNeighborEmbedding.load(found["paths"]["model"])
     assert loaded.transform(read_points("digits").points_ND[:3]).shape == (3, 2)
 

@@ -14,6 +14,7 @@ from PIL import Image
 from foveate.core.errors import UserError
 from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
+from foveate.federated.results import ClusterResult
 from foveate.metrics.intervals import Interval
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
@@ -65,8 +66,13 @@ def test_from_features_to_the_section(emoji: tuple[Path, Path], tmp_path: Path) 
     assert by_title["all clients, centroids only"] >= by_title["the largest client alone"] + 0.2
     for one in checked.maps:
         assert one.bytes_up == sum(client.maps[one.title] for client in checked.clients)
-    # A first answer is at most K centroids, counts, flags and a number; then sums and counts.
-    assert 0 < max(client.groups for client in checked.clients) <= 4 * (8 * 4 + 8 + 1) + 8 + 4 * 8 * (4 + 1)
+    # A first answer is at most K centroids, counts, flags and a number; then sums and counts; then points and inertia.
+    assert 0 < max(client.groups for client in checked.clients) <= 4 * (8 * 4 + 8 + 1) + 8 + 4 * 8 * (4 + 1) + 16
+    # Both are whole runs of the verbs, with their own results beside the tour's.
+    grouped = parse_result(ClusterResult, json.loads((run.path / "federated-seed0/groups/result.json").read_text()))
+    assert [method.method for method in grouped.methods][1:] == ["central, not federated"]
+    assert grouped.bytes_up == sum(client.groups for client in checked.clients)
+    assert (run.path / "federated-seed0/fedne/positions.parquet").is_file()
     assert sorted(one.size for one in checked.examples) == [EACH] * 4
     for group in checked.examples:
         assert group.share == 1
@@ -79,7 +85,8 @@ def test_called_again_it_reads_what_it_found(
 ) -> None:
     collection, run = Collection.open(emoji[0]), RunFolder.create(tmp_path / "run")
     found = tested.tour_federated(collection, run, features=emoji[1], seed=1, rounds=2)
-    monkeypatch.setattr(tested, "fit_clients", None)
+    monkeypatch.setattr(tested, "run_clustering", None)
+    monkeypatch.setattr(tested, "run_embedding", None)
     assert tested.tour_federated(collection, run, features=emoji[1], seed=1, rounds=2) == found
     with raises_naming(UserError, run.path, "--run"):
         tested.tour_federated(collection, run, features=emoji[1], seed=1, rounds=3)
@@ -89,8 +96,8 @@ def groupings(clients: float, central: float) -> list[dict[str, Any]]:
     return [{"title": "", "nmi": nmi, "purity": nmi} for nmi in (clients, central, 0.1)]
 
 
-def maps(fedne: float, fedavg: float) -> list[dict[str, Any]]:
-    return [{"quality": {"knn": fedne}}, {"quality": {"knn": fedavg}}]
+def maps(fedne: float, fedavg: float) -> list[dict[str, float]]:
+    return [{"knn": fedne}, {"knn": fedavg}]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from foveate.federated.rounds import InProcess, Log, Transport, merge_tables, ta
 from foveate.federated.store import check_same_data, read_state, write_state
 from foveate.federated.validation import read_clients
 
-FORMAT = 3
+FORMAT = 4
 """Format of snapshot files; another number is refused."""
 
 MakeTransport = Callable[[Sequence[Client], Log], Transport]
@@ -38,6 +38,7 @@ class TrainingSnapshot:
         round: number of finished rounds.
         history: one entry per finished round.
         exchanged: table of all messages so far (`Log.table`), over all sessions.
+        sent: bytes that each client sent so far, by its number as text (a JSON key).
         seconds: wall time so far, over all sessions.
         data: digest of the clients' points where they are in this process; "" over a network.
         resumed: how often a server continued after it was stopped. Each time the questions of one round may have been
@@ -47,9 +48,16 @@ class TrainingSnapshot:
     round: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     exchanged: list[dict[str, Any]] = field(default_factory=list)
+    sent: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     data: str = ""
     resumed: int = 0
+
+    def add_traffic(self, log: Log, start: int) -> None:
+        """Add the messages of a log from entry `start` on."""
+        self.exchanged = merge_tables(self.exchanged, tabulate(log.entries[start:]))
+        for client, size in log.sent(start).items():
+            self.sent[str(client)] = self.sent.get(str(client), 0) + size
 
 
 S = TypeVar("S", bound=TrainingSnapshot)
@@ -144,6 +152,7 @@ def save_snapshot(path: Path, job: TrainingJob[S], state: S) -> None:
         "round": state.round,
         "history": state.history,
         "exchanged": state.exchanged,
+        "sent": state.sent,
         "seconds": state.seconds,
         "data": state.data,
         "resumed": state.resumed,
@@ -161,7 +170,7 @@ def load_snapshot(path: Path, job: TrainingJob[S]) -> S | None:
     def build(arrays: dict[str, NDArray[Any]], header: dict[str, Any]) -> S:
         state = job.unpack(arrays, header)
         state.round, state.history = int(header["round"]), header["history"]
-        state.exchanged, state.seconds = header["exchanged"], float(header["seconds"])
+        state.exchanged, state.sent, state.seconds = header["exchanged"], header["sent"], float(header["seconds"])
         state.data, state.resumed = str(header["data"]), int(header["resumed"])
         return state
 
@@ -193,9 +202,9 @@ def run_rounds(
     def account() -> None:
         nonlocal first_entry
         # Only the new entries are tabulated: a table over the whole log after every round is quadratic in rounds.
-        fresh = tabulate(log.entries[first_entry:]) if job.is_exchanging else []
+        if job.is_exchanging:
+            state.add_traffic(log, first_entry)
         first_entry = len(log.entries)
-        state.exchanged = merge_tables(state.exchanged, fresh)
         state.seconds = seconds_before + time.monotonic() - started
 
     while state.round < job.num_rounds:
@@ -222,7 +231,7 @@ def _begin(job: TrainingJob[S], transport: Transport, min_clients: int) -> S:
     first_entry = len(transport.log.entries)
     state = job.begin(transport, min_clients=min_clients)
     if job.is_exchanging:
-        state.exchanged = tabulate(transport.log.entries[first_entry:])
+        state.add_traffic(transport.log, first_entry)
     return state
 
 
@@ -329,7 +338,7 @@ def serve(job: TrainingJob[S], transport: Transport, out: Path, *, min_clients: 
             check_same_data(state.data, "", state.round)
             first_entry = len(transport.log.entries)
             job.resume(transport, state, min_clients=min_clients)
-            state.exchanged = merge_tables(state.exchanged, tabulate(transport.log.entries[first_entry:]))
+            state.add_traffic(transport.log, first_entry)
             state.resumed += state.round < job.num_rounds
         # Saved before the first round: a server that is killed in it must not begin again with other clients.
         save_snapshot(path, job, state)

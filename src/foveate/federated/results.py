@@ -51,6 +51,7 @@ class ClusterClient(ResultModel):
     nmi: float | None = None
     ari: float | None = None
     purity: float | None = None
+    bytes_up: int = Field(0, description="bytes that it sent")
     excluded: str = ""
     suspect: str = ""
 
@@ -104,6 +105,7 @@ class EmbedClient(ResultModel):
     points: int
     classes: int | None = None
     trustworthiness: float | None = None
+    bytes_up: int = Field(0, description="bytes that it sent")
 
 
 class PrivacyCost(ResultModel):

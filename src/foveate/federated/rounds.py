@@ -93,6 +93,14 @@ class Log:
         """Bytes sent up or down, refused messages included: they were sent."""
         return sum(entry.size for entry in self.entries if entry.up == up)
 
+    def sent(self, start: int = 0) -> dict[int, int]:
+        """Bytes that each client sent, refused messages included, from entry `start` on."""
+        totals: dict[int, int] = {}
+        for entry in self.entries[start:]:
+            if entry.up:
+                totals[entry.client] = totals.get(entry.client, 0) + entry.size
+        return totals
+
     def table(self) -> list[dict[str, Any]]:
         """Traffic of the whole log, see `tabulate`."""
         return tabulate(self.entries)

@@ -1,6 +1,7 @@
 """The tour's federated part: emoji of eight clients, clustered from centroids sent once, and mapped by FedNE and FedAvg.
 
-The split is that of the study `fedne`: one category per client. Features are those that the tour has cached already; all
+Both run as the verbs `foveate federated cluster` and `embed` run them; here their results are put together. The split is
+that of the study `fedne`: one category per client. Features are those that the tour has cached already; all
 clients are in this process, and the bytes that each would send are counted.
 """
 
@@ -14,25 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import yaml
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from foveate.core.progress import silent
+from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
-from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import distances, nearest
-from foveate.federated.clustering.fit import Clustered, cluster, merge_pooled
+from foveate.federated.clustering.fit import merge_pooled
 from foveate.federated.clustering.options import resolve
-from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.embedding.job import Fitted, fit_clients
+from foveate.federated.clustering.run import run_clustering
 from foveate.federated.embedding.options import FEDAVG, FEDNE, read_options
-from foveate.federated.embedding.quality import measure_quality, sample_rows, stack_clients
-from foveate.federated.embedding.run import split_held_out
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.embedding.quality import sample_rows
+from foveate.federated.embedding.run import run_embedding
+from foveate.federated.reporting import compare_with_labels
+from foveate.federated.results import ClusterResult, EmbedMethod, EmbedResult
+from foveate.federated.run_options import ClusterRun, EmbedRun
 from foveate.federated.sources import Clients, split_labels
-from foveate.metrics import clustering as metrics
 from foveate.metrics.embedding import knn_right
 from foveate.metrics.intervals import Interval, paired_difference
 from foveate.records.collection import Collection
@@ -43,6 +45,7 @@ CLIENTS, SPLIT, STYLE = 8, "shards:1", "noto"
 ROUNDS, HELD_OUT = 40, 0.2
 MAX_POINTS, IMAGES = 1200, 6
 FOLDER = "federated"
+POOLED = "central"
 TITLES = {FEDNE: "FedNE", FEDAVG: "Federated averaging"}
 
 
@@ -57,6 +60,11 @@ class Emoji:
     def labels(self) -> list[NDArray[Any]]:
         assert self.clients.labels is not None
         return self.clients.labels
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """Number of the client of each image."""
+        return np.repeat(np.arange(len(self.rows)), [len(rows) for rows in self.rows])
 
 
 @contextlib.contextmanager
@@ -85,38 +93,45 @@ def tour_federated(
     if (folder.path / "result.json").is_file():
         return folder.read_result()
     with one_thread():
-        result = _cluster_and_map(collection, run.path, features, seed=seed, rounds=rounds or ROUNDS)
+        result = _cluster_and_map(collection, folder, features, seed=seed, rounds=rounds or ROUNDS)
     folder.write_result(result)
     return result
 
 
-def _cluster_and_map(collection: Collection, run: Path, features: Path, *, seed: int, rounds: int) -> dict[str, Any]:
+def _cluster_and_map(
+    collection: Collection, run: RunFolder, features: Path, *, seed: int, rounds: int
+) -> dict[str, Any]:
     emoji = read_emoji(features, collection, seed=seed)
-    clustered, log = _grouped(emoji, seed=seed)
-    groups = [nearest(points, clustered.centers)[0] for points in emoji.clients.points]
-    maps, fits = _mapped(emoji, seed=seed, rounds=rounds)
-    groupings = _groupings(emoji, clustered, groups, seed=seed)
-    gain = _gain(emoji, fits, seed=seed)
-    points = np.concatenate(emoji.clients.points)
-    drawn = sample_rows(len(points), MAX_POINTS, seed=seed)
-    owners = np.repeat(np.arange(CLIENTS), [len(entry) for entry in emoji.clients.points])
-    for entry, fitted in zip(maps, fits, strict=True):
-        entry["positions"] = np.round(fitted.transform(points)[drawn].astype(float), 3).tolist()
+    grouping = cluster_emoji(emoji, run.path / "groups", seed=seed)
+    maps = {name: map_emoji(emoji, name, run.path / name, seed=seed, rounds=rounds) for name in TITLES}
+    groupings = _groupings(emoji, grouping, seed=seed)
+    gain = _gain(maps, seed=seed)
+    drawn = sample_rows(len(grouping.groups), MAX_POINTS, seed=seed)
     return {
-        "images": len(points),
-        "features": points.shape[1],
-        "clusters": len(clustered.centers),
-        "method": clustered.title,
+        "images": grouping.result.points,
+        "features": grouping.result.features,
+        "clusters": grouping.result.clusters,
+        "method": grouping.result.method,
         "rounds": rounds,
         "held_out": gain.n,
-        "sentence": sentence(groupings, maps, gain),
+        "sentence": sentence(groupings, [emoji_map.method.quality for emoji_map in maps.values()], gain),
         "groupings": groupings,
-        "maps": maps,
-        "owners": owners[drawn].tolist(),
+        "maps": [
+            {
+                "title": TITLES[name],
+                "quality": emoji_map.method.quality,
+                "bytes_up": emoji_map.method.bytes_up,
+                "bytes_down": emoji_map.method.bytes_down,
+                "notes": emoji_map.method.notes,
+                "positions": np.round(emoji_map.positions_N2[drawn].astype(float), 3).tolist(),
+            }
+            for name, emoji_map in maps.items()
+        ],
+        "owners": emoji.owners[drawn].tolist(),
         "labels": np.concatenate(emoji.labels)[drawn].tolist(),
-        "groups": np.concatenate(groups)[drawn].tolist(),
-        "clients": _by_client(emoji, log, {name: fit.log for name, fit in zip(TITLES, fits, strict=True)}),
-        "examples": _examples(collection, run, emoji, clustered, groups),
+        "groups": grouping.groups[drawn].tolist(),
+        "clients": _by_client(emoji, grouping, maps),
+        "examples": _examples(collection, run.path.parent, emoji, grouping),
     }
 
 
@@ -138,88 +153,103 @@ def read_emoji(features: Path, collection: Collection, *, seed: int) -> Emoji:
     return Emoji(clients, [rows[rows_of_client] for rows_of_client in parts.rows])
 
 
-def _grouped(emoji: Emoji, *, seed: int) -> tuple[Clustered, Log]:
-    """Cluster into as many groups as there are categories, by the default method."""
-    log = Log()
-    clusters = len(np.unique(np.concatenate(emoji.labels)))
-    members = [Client(number, points, HANDLERS) for number, points in enumerate(emoji.clients.points)]
-    return cluster(InProcess(members, log=log), resolve(clusters, seed=seed)), log
+@dataclass(frozen=True)
+class Grouping:
+    """The run of `foveate federated cluster`: its result, its centers, and the group of each emoji."""
+
+    result: ClusterResult
+    centers: NDArray[np.float64]
+    groups: NDArray[np.int64]
 
 
-def _groupings(
-    emoji: Emoji, clustered: Clustered, groups: list[NDArray[np.int64]], *, seed: int
-) -> list[dict[str, Any]]:
+def cluster_emoji(emoji: Emoji, folder: Path, *, seed: int) -> Grouping:
+    """Cluster into as many groups as there are categories, by the default method, beside k-means of pooled images."""
+    options = resolve(len(np.unique(np.concatenate(emoji.labels))), seed=seed)
+    with silent():
+        result = run_clustering(emoji.clients, options, folder, ClusterRun(compare=(POOLED,)))
+    with np.load(folder / "centers.npz", allow_pickle=False) as file:
+        centers = file["centers"]
+    # Rows are those of the clients, one client after another.
+    groups = pq.read_table(folder / "groups.parquet", columns=["group"])["group"].to_numpy()
+    return Grouping(parse_result(ClusterResult, result), centers, groups)
+
+
+def _groupings(emoji: Emoji, grouping: Grouping, *, seed: int) -> list[dict[str, Any]]:
     """Compare groups with categories: of all clients, of all images in one place, of the largest client."""
     points, labels = np.concatenate(emoji.clients.points), np.concatenate(emoji.labels)
-    central = resolve(clustered.options.clusters, method="central", seed=seed)
-    largest = max(emoji.clients.points, key=len)
-    answers = {
-        "all clients, centroids only": np.concatenate(groups),
-        "all images in one place": nearest(points, merge_pooled(points, central).centers)[0],
-        "the largest client alone": nearest(points, merge_pooled(largest, central).centers)[0],
+    federated, pooled = (method.quality for method in grouping.result.methods)
+    # A client that clusters for itself is no method of the verb: it has centers for its own kinds only.
+    central = resolve(grouping.result.clusters, method=POOLED, seed=seed)
+    alone = nearest(points, merge_pooled(max(emoji.clients.points, key=len), central).centers)[0]
+    qualities = {
+        "all clients, centroids only": federated,
+        "all images in one place": pooled,
+        "the largest client alone": compare_with_labels(labels, alone),
     }
     return [
-        {
-            "title": title,
-            "nmi": metrics.normalized_mutual_information(labels, assigned),
-            "purity": metrics.purity(labels, assigned),
-        }
-        for title, assigned in answers.items()
+        {"title": title, "nmi": quality["nmi"], "purity": quality["purity"]} for title, quality in qualities.items()
     ]
 
 
-def _mapped(emoji: Emoji, *, seed: int, rounds: int) -> tuple[list[dict[str, Any]], list[Fitted]]:
-    """Fit both maps to four fifths of each client's images; measure them with the rest."""
-    parts = split_held_out(emoji.clients, HELD_OUT, seed=seed)
-    maps, fits = [], []
-    for name in TITLES:
-        options = read_options({"method": name, "surrogate": "grid", "rounds": rounds, "seed": seed})
-        with silent():
-            fitted = fit_clients(parts.fit, options)
-        drawn = [
-            stack_clients(side, [fitted.transform(side_points) for side_points in side], labels)
-            for side, labels in ((parts.fit, parts.fit_labels), (parts.held_out, parts.held_out_labels))
-        ]
-        maps.append(
-            {
-                "title": TITLES[name],
-                "quality": measure_quality(drawn[0], drawn[1], k=options.neighbors),
-                "bytes_up": fitted.log.bytes(up=True),
-                "bytes_down": fitted.log.bytes(up=False),
-                "notes": fitted.state.notes,
-            }
-        )
-        fits.append(fitted)
-    return maps, fits
+@dataclass(frozen=True)
+class EmojiMap:
+    """A run of `foveate federated embed`: its result, and positions of all emoji as the clients hold them.
+
+    Attributes:
+        positions_N2: on the map. held_out, labels: of each emoji, the first where it was only measured.
+    """
+
+    result: EmbedResult
+    positions_N2: NDArray[np.floating]
+    held_out: NDArray[np.bool_]
+    labels: NDArray[np.str_]
+
+    @property
+    def method(self) -> EmbedMethod:
+        return self.result.maps[0]
 
 
-def _gain(emoji: Emoji, fits: list[Fitted], *, seed: int) -> Interval:
+def map_emoji(emoji: Emoji, method: str, folder: Path, *, seed: int, rounds: int) -> EmojiMap:
+    """Fit a map to four fifths of each client's images, measured with the rest."""
+    options = read_options({"method": method, "surrogate": "grid", "rounds": rounds, "seed": seed})
+    with silent():
+        result = run_embedding(emoji.clients, options, folder, EmbedRun(compare=(), held_out=HELD_OUT))
+    table = pq.read_table(folder / "positions.parquet")
+    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+    # The run writes fitted points first, then those held out; here each client's stand as it holds them.
+    clients = {name: number for number, name in enumerate(emoji.clients.names)}
+    order = np.lexsort((columns["row"], [clients[name] for name in columns["client"]]))
+    return EmojiMap(
+        parse_result(EmbedResult, result),
+        np.stack([columns["x"], columns["y"]], axis=1)[order],
+        columns["held_out"][order].astype(bool),
+        columns["label"][order].astype(str),
+    )
+
+
+def _gain(maps: dict[str, EmojiMap], *, seed: int) -> Interval:
     """Return FedNE's right votes minus averaging's over held-out images, with a paired interval."""
-    parts = split_held_out(emoji.clients, HELD_OUT, seed=seed)
-    assert parts.fit_labels is not None
-    assert parts.held_out_labels is not None
-    fitted, apart = np.concatenate(parts.fit), np.concatenate(parts.held_out)
     right = [
         knn_right(
-            fit.transform(fitted),
-            np.concatenate(parts.fit_labels),
-            k=fit.options.neighbors,
-            test_map_Md=fit.transform(apart),
-            test_labels_M=np.concatenate(parts.held_out_labels),
+            emoji_map.positions_N2[~emoji_map.held_out],
+            emoji_map.labels[~emoji_map.held_out],
+            k=emoji_map.result.neighbors,
+            test_map_Md=emoji_map.positions_N2[emoji_map.held_out],
+            test_labels_M=emoji_map.labels[emoji_map.held_out],
         ).astype(float)
-        for fit in fits
+        for emoji_map in maps.values()
     ]
     # Paired: both maps name the same held-out images.
     return paired_difference(right[0], right[1], seed=("tour federated", seed))
 
 
-def sentence(groupings: list[dict[str, Any]], maps: list[dict[str, Any]], gain: Interval) -> str:
+def sentence(groupings: list[dict[str, Any]], qualities: list[dict[str, float]], gain: Interval) -> str:
     """Summarize the results in one sentence, without a claim that the interval does not support."""
     clients, central = groupings[0]["nmi"], groupings[1]["nmi"]
     # The margin of the study `feca`.
     as_good = "no worse than" if clients >= central - 0.02 else "worse than"
     little = ", which is little: such features lie by look more than by kind" if max(clients, central) < 0.5 else ""
-    votes = [entry["quality"]["knn"] for entry in maps]
+    votes = [quality["knn"] for quality in qualities]
     low, high = 100 * (gain.low or 0.0), 100 * (gain.high or 0.0)
     if low <= 0 <= high:
         verdict = "no difference is shown"
@@ -237,33 +267,26 @@ def _points(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def _by_client(emoji: Emoji, log: Log, maps: dict[str, Log]) -> list[dict[str, Any]]:
+def _by_client(emoji: Emoji, grouping: Grouping, maps: dict[str, EmojiMap]) -> list[dict[str, Any]]:
     """Return what each client holds and the bytes that it sent, for the groups and for each map."""
-
-    def sent(log_: Log, client: int) -> int:
-        return sum(entry.size for entry in log_.entries if entry.up and entry.client == client)
-
     return [
         {
-            "name": name,
-            "images": len(labels_of_client),
-            "kinds": sorted(set(labels_of_client.tolist())),
-            "groups": sent(log, number),
-            "maps": {TITLES[key]: sent(log_, number) for key, log_ in maps.items()},
+            "name": client.name,
+            "images": client.points,
+            "kinds": sorted(set(emoji.labels[number].tolist())),
+            "groups": client.bytes_up,
+            "maps": {TITLES[name]: emoji_map.method.clients[number].bytes_up for name, emoji_map in maps.items()},
         }
-        for number, (name, labels_of_client) in enumerate(zip(emoji.clients.names, emoji.labels, strict=True))
+        for number, client in enumerate(grouping.result.clients)
     ]
 
 
-def _examples(
-    collection: Collection, run: Path, emoji: Emoji, clustered: Clustered, groups: list[NDArray[np.int64]]
-) -> list[dict[str, Any]]:
+def _examples(collection: Collection, run: Path, emoji: Emoji, grouping: Grouping) -> list[dict[str, Any]]:
     """Return the images nearest to each center, with the most frequent category of the group."""
     points, rows = np.concatenate(emoji.clients.points), np.concatenate(emoji.rows)
-    labels, assigned = np.concatenate(emoji.labels), np.concatenate(groups)
-    owners = np.repeat(np.arange(CLIENTS), [len(rows_of_client) for rows_of_client in emoji.rows])
+    labels, assigned, owners = np.concatenate(emoji.labels), grouping.groups, emoji.owners
     examples = []
-    for number, gap_N in enumerate(distances(clustered.centers, points)):
+    for number, gap_N in enumerate(distances(grouping.centers, points)):
         members = np.flatnonzero(assigned == number)
         if not len(members):
             continue

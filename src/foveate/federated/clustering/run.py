@@ -110,7 +110,7 @@ def run_clustering(
             **_common_fields(clustered, log),
             split=clients.about,
             points=sum(clients.sizes().values()),
-            clients=_client_rows(clients, clustered, groups),
+            clients=_client_rows(clients, clustered, groups, log),
             methods=rows,
             seconds=round(seconds, 3),
             notes=_notes(clients, clustered),
@@ -213,10 +213,10 @@ def _report_fields(clustered: Clustered, client: int) -> dict[str, Any]:
     }
 
 
-def _client_rows(clients: Clients, clustered: Clustered, groups: list[Labels]) -> list[ClusterClient]:
-    rows = []
+def _client_rows(clients: Clients, clustered: Clustered, groups: list[Labels], log: Log) -> list[ClusterClient]:
+    rows, sent = [], log.sent()
     for number, (name, points) in enumerate(zip(clients.names, clients.points, strict=True)):
-        fields: dict[str, Any] = {"groups": len(np.unique(groups[number]))}
+        fields: dict[str, Any] = {"groups": len(np.unique(groups[number])), "bytes_up": sent.get(number, 0)}
         if clients.labels is not None:
             labels = clients.labels[number].astype(str)
             fields |= {"classes": len(np.unique(labels)), **compare_with_labels(labels, groups[number])}
@@ -246,8 +246,14 @@ def _exclusion_notes(clustered: Clustered, names: Mapping[int, str]) -> list[str
 
 def write_server_result(path: Path, clustered: Clustered, log: Log, names: Mapping[int, str]) -> dict[str, Any]:
     """Write result.json and centers.npz of a server, which sees no points; return the result."""
+    sent = log.sent()
     rows = [
-        ClusterClient(name=name, points=clustered.inertia.get(client, (0, 0.0))[0], **_report_fields(clustered, client))
+        ClusterClient(
+            name=name,
+            points=clustered.inertia.get(client, (0, 0.0))[0],
+            bytes_up=sent.get(client, 0),
+            **_report_fields(clustered, client),
+        )
         for client, name in names.items()
     ]
     total = sum(points for points, _ in clustered.inertia.values())
@@ -261,7 +267,7 @@ def write_server_result(path: Path, clustered: Clustered, log: Log, names: Mappi
     )
     # A server has no points to project; the centers' own axes show how they lie.
     axes = projection_axes(clustered.centers)
-    sent = [np.asarray(report["centers"]) for report in clustered.client_reports.values()]
+    centroids = [np.asarray(report["centers"]) for report in clustered.client_reports.values()]
     result = ClusterResult(
         **_common_fields(clustered, log),
         points=total,
@@ -270,7 +276,7 @@ def write_server_result(path: Path, clustered: Clustered, log: Log, names: Mappi
         notes=_exclusion_notes(clustered, names),
         map=GroupMap(
             centers=project(clustered.centers, axes),
-            sent=project(np.concatenate(sent), axes),
+            sent=project(np.concatenate(centroids), axes),
             projected=clustered.centers.shape[1] > 2,
         ),
     ).to_json()

@@ -413,7 +413,10 @@ class MapJob(TrainingJob[MapState]):
     def save_remote(self, transport: Transport, state: MapState, folder: Path) -> EmbedResult:
         fitted = self.finished(state)
         save_encoder(fitted.encoder, folder / "model", encoder_config(self.options, state.features, len(state.sizes)))
-        clients = [EmbedClient(name=transport.name(client), points=size) for client, size in state.sizes.items()]
+        clients = [
+            EmbedClient(name=transport.name(client), points=size, bytes_up=state.sent.get(str(client), 0))
+            for client, size in state.sizes.items()
+        ]
         return EmbedResult(
             method=self.options.method,
             split="a client each",
@@ -438,8 +441,9 @@ def measure_method(
         notes=state.notes,
         exchanged=state.exchanged,
         privacy=account(options, state) if state.exchanged else [],
-        bytes_up=sum(entry["bytes_up"] for entry in state.history),
-        bytes_down=sum(entry["bytes_down"] for entry in state.history),
+        # Of the whole table: what is asked before the first round is in no round's entry.
+        bytes_up=sum(row["bytes"] for row in state.exchanged if row["up"]),
+        bytes_down=sum(row["bytes"] for row in state.exchanged if not row["up"]),
         seconds=round(sum(entry["seconds"] for entry in state.history), 2),
         history=state.history,
         map=map,

@@ -35,12 +35,14 @@ from foveate.federated.sources import Clients
 
 @dataclass(frozen=True)
 class HeldOutSplit:
-    """Points and labels by client that train, and those that are held out for measuring."""
+    """Points, labels and row numbers by client: of those that train, and of those held out for measuring."""
 
     fit: list[NDArray[np.float64]]
     held_out: list[NDArray[np.float64]]
     fit_labels: list[NDArray[Any]] | None
     held_out_labels: list[NDArray[Any]] | None
+    fit_rows: list[NDArray[np.int64]]
+    held_out_rows: list[NDArray[np.int64]]
 
 
 def split_held_out(clients: Clients, share: float, *, seed: int) -> HeldOutSplit:
@@ -62,6 +64,8 @@ def split_held_out(clients: Clients, share: float, *, seed: int) -> HeldOutSplit
         select(clients.points, 1),
         None if labels is None else select(labels, 0),
         None if labels is None else select(labels, 1),
+        [pair[0] for pair in rows],
+        [pair[1] for pair in rows],
     )
 
 
@@ -125,7 +129,11 @@ def _measure(fitted: Fitted, split: HeldOutSplit, names: Sequence[str]) -> Embed
         labels=None if sample.labels_N is None else sample.labels_N.astype(str).tolist(),
     )
     quality = measure_quality(trained, unseen if len(unseen.points_ND) else None, k=k)
-    return measure_method(fitted, measure_clients(trained, names, k=k), positions, quality)
+    clients = [
+        client.model_copy(update={"bytes_up": fitted.state.sent.get(str(number), 0)})
+        for number, client in enumerate(measure_clients(trained, names, k=k))
+    ]
+    return measure_method(fitted, clients, positions, quality)
 
 
 def _map_points(fitted: Fitted, points: list[NDArray[Any]], labels: list[NDArray[Any]] | None) -> MapPoints:
@@ -138,16 +146,18 @@ def _map_points(fitted: Fitted, points: list[NDArray[Any]], labels: list[NDArray
 
 def _write(path: Path, fitted: Fitted, split: HeldOutSplit, names: Sequence[str], metrics: dict[str, float]) -> None:
     """Write positions.parquet with every point's map position, and the model folder."""
-    rows: dict[str, list[Any]] = {"client": [], "held_out": [], "label": []}
+    rows: dict[str, list[Any]] = {"client": [], "row": [], "held_out": [], "label": []}
     positions = []
-    for is_held_out, points, labels in (
-        (False, split.fit, split.fit_labels),
-        (True, split.held_out, split.held_out_labels),
+    for is_held_out, points, labels, numbers in (
+        (False, split.fit, split.fit_labels, split.fit_rows),
+        (True, split.held_out, split.held_out_labels, split.held_out_rows),
     ):
         for number, part in enumerate(points):
             if len(part):
                 positions.append(fitted.transform(part, client=number))
                 rows["client"] += [names[number]] * len(part)
+                # The row in the client's own data: without it a position could not be matched with its point.
+                rows["row"] += numbers[number].tolist()
                 rows["held_out"] += [is_held_out] * len(part)
                 rows["label"] += [None] * len(part) if labels is None else labels[number].astype(str).tolist()
     stacked = np.concatenate(positions)
