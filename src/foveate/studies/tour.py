@@ -39,6 +39,7 @@ from foveate.studies.questions import (
     word_searches,
 )
 from foveate.studies.results import TourResult
+from foveate.studies.settings import TourSettings
 from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
 from foveate.studies.tour_captions import sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
@@ -101,13 +102,10 @@ class Clock:
 
 def tour(
     run_path: Path,
+    settings: TourSettings | None = None,
     *,
     seed: int = 0,
-    seeds: int = 1,
     device: str | None = None,
-    train_scenes: int = 8000,
-    test_scenes: int = 400,
-    steps: int | None = None,
     command: list[str] | None = None,
 ) -> Path:
     """Build the collection, run all parts and write result.json; return the run folder.
@@ -115,15 +113,17 @@ def tour(
     Repeated with the same arguments, it resumes.
 
     Args:
-        seeds: trainings of each model with seeds `seed`, `seed` + 1, ...; intervals over them from two on.
-        steps: of each training; the recipes' by default.
+        settings: numbers of trainings, scenes and steps.
+        seed: of the first training of each model; the others have `seed` + 1, ...
     """
+    settings = settings or TourSettings()
+    seeds, steps, test_scenes = settings.seeds, settings.steps, settings.test_scenes
     clock = Clock()
     run = RunFolder.create(run_path, command=command)
     say("1 of 4: build the collection of built-in images")
     build_tour_collection(
         run.path / "collection",
-        train_scenes=train_scenes,
+        train_scenes=settings.scenes,
         validation_scenes=max(50, test_scenes // 4),
         test_scenes=test_scenes,
         workers=2,
@@ -145,7 +145,7 @@ def tour(
     locator = first.trained["cloc"].model_folder
     assert locator is not None
     say("captions: train a captioner, write five kinds of text, train an encoder on some")
-    sizes = sizes_of(train_scenes, steps)
+    sizes = sizes_of(settings.scenes, steps)
     result["captions"] = tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes)
     clock.lap("captions")
     say("calibration: fine-tune a network on half of its classes, bring the others back")

@@ -8,35 +8,34 @@ from typing import Any
 
 import click
 
-from foveate.cli.options import common, finish
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import common, dry_run_option, finish, run_option
 from foveate.core.errors import UserError
 
+_FOLDER = click.Path(path_type=Path)
 
-@click.command("study", short_help="Test the claims of a paper with several seeds.")
+
+@click.command("study", cls=FieldsCommand, short_help="Test the claims of a paper with several seeds.")
 @click.argument("name")
-@click.option("--run", "run", type=click.Path(path_type=Path), default=None, help="runs/study-NAME by default.")
-@click.option("--quick", is_flag=True, help="Small: two seeds, fewer images and steps.")
-@click.option("--seeds", type=click.IntRange(2, 50), default=None, help="Trainings of each variant; 5, quick 2.")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes, a thread each.")
+@run_option("runs/study-NAME, with --quick runs/study-NAME-quick,")
+@fields("foveate.studies.settings:StudySettings", "quick", "seeds", "workers")
 @click.option(
-    "--data", "data", multiple=True, type=click.Path(path_type=Path),
-    help="Folder of optional data, such as an unpacked package; the study's page says which. May be repeated.",
+    "--data", "data", multiple=True, type=_FOLDER,
+    help="Folder of optional data, such as an unpacked package; the study's page says which. Repeatable.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Print what would be trained, and train nothing.")
+@dry_run_option("Print what would be trained, and train nothing.")
 @click.option(
     "--so-far", is_flag=True, help="Train nothing: write the result of what is finished; with all, the overview."
 )
 @click.option(
-    "--published", type=click.Path(path_type=Path), default=Path("docs/studies"), show_default=True,
+    "--published", type=_FOLDER, default=Path("docs/studies"), show_default=True,
     help="With all and --so-far: folder of published results, whose index.md is written.",
 )  # fmt: skip
 @common()
 def command(
     name: str,
     run: Path | None,
-    quick: bool,
-    seeds: int | None,
-    workers: int,
+    settings: dict[str, Any],
     data: tuple[Path, ...],
     dry_run: bool,
     so_far: bool,
@@ -60,14 +59,18 @@ def command(
       foveate study calibration
       foveate study all --so-far
     """
+    from foveate.core.recipes import validate
     from foveate.report import render
     from foveate.studies.overview import ALL
     from foveate.studies.runner import run_study
+    from foveate.studies.settings import StudySettings
 
+    size = validate(StudySettings, settings, where="foveate study")
+    quick = size.quick
     if name == ALL:
         if data:
             raise UserError("--data has no effect on 'all', which uses what is installed; give it to one study")
-        options = {"seeds": seeds, "seed": seed or 0, "workers": workers, "device": device}
+        options = {"seeds": size.seeds, "seed": seed or 0, "workers": size.workers, "device": device}
         _run_all(run, published, options, quick=quick, dry_run=dry_run, so_far=so_far, as_json=as_json)
         return
     folder = run or Path("runs") / f"study-{name}{'-quick' if quick else ''}"
@@ -75,9 +78,9 @@ def command(
         name,
         folder,
         quick=quick,
-        seeds=seeds,
+        seeds=size.seeds,
         seed=seed or 0,
-        workers=workers,
+        workers=size.workers,
         device=device,
         data=data,
         dry_run=dry_run,
