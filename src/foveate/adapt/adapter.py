@@ -59,6 +59,7 @@ class Method:
         location: where in a block it sits, for tables.
         mergeable: whether the adapted model can become one of the backbone's own architecture.
         peft: name of the method in PEFT, where it has it.
+        needs: what a network must have; see `foveate.adapt.requirements`.
     """
 
     settings: type[MethodSettings]
@@ -67,6 +68,7 @@ class Method:
     location: str
     mergeable: bool
     peft: str = ""
+    needs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -201,10 +203,12 @@ def norm_names(backbone: Backbone) -> list[str]:
     kinds = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
     # In a ViT those of the map only: norms inside the attention (of q and k) are no layer norms of the method.
     mapped = {id(norm) for norm in backbone.norm_layers()}
+    # Where maps of tokens shrink between stages, norms stand there too.
+    every = not backbone.blocks or backbone.tokens == "map"
     names = {
         f"{prefix}.{name}"
         for prefix, module in backbone.model.named_modules()
-        if id(module) in mapped or (not backbone.blocks and isinstance(module, kinds))
+        if id(module) in mapped or (every and isinstance(module, kinds))
         for name, _ in module.named_parameters(recurse=False)
     }
     return [name for name in trainable_names(backbone) if name in names]

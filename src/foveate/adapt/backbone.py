@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.core.errors import UserError
+from foveate.core.errors import UserError, nearest
 from foveate.core.plugins import load_all
 
 
@@ -38,6 +39,21 @@ class InProjection(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Project [B, L, D] to [B, L, 3 D], in the order q, k, v."""
         return F.linear(x_BLD, self.owner.in_proj_weight, self.owner.in_proj_bias)
+
+
+class ParameterScale(nn.Module):
+    """LayerScale that a block holds as a parameter of its own, as a module that multiplies by it.
+
+    It has no parameters: `owner` does, so that the model's names stay as they are.
+    """
+
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        super().__init__()
+        self._owner, self._name = [owner], name  # in a list, so that it is not registered as a submodule
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply by the scale, whichever values are in the model now."""
+        return x * getattr(self._owner[0], self._name)
 
 
 @dataclass(frozen=True)
@@ -62,34 +78,67 @@ class SublayerEnd:
 
 @dataclass(frozen=True)
 class Block:
-    """One pre-norm transformer block: x + attention(norm1(x)), then x + mlp(norm2(x)).
+    """One transformer block: x + attention(norm1(x)), then x + mlp(norm2(x)), where norms are in front.
 
     Attributes:
         number: index in the order of the blocks, from 0.
         name: of its module in the model.
         module: the block.
-        norm1, norm2: in front of attention and MLP.
-        qkv: one projection to 3 D, or three to D each.
+        norm1, norm2: of attention and MLP.
+        qkv: one projection to 3 D, or three to D each; empty where the block has none that hooks can change.
         proj: the attention's output projection.
         fc1, fc2: of a plain two-layer MLP; None where it has another form, which `mlp_form` names.
         attention_end, mlp_end: where the sublayers' results leave them.
         attention, mlp: modules that hold the parameters of the sublayer, without its norm.
+        letters: what each module of `qkv` projects to, such as ("q", "kv"); by default ("qkv",) or ("q", "k", "v").
+        one_input: all of `qkv` read the same tensor.
+        width: channels of the tokens that leave the block, where blocks differ; 0 is the backbone's width.
     """
 
     number: int
     name: str
     module: nn.Module
-    norm1: nn.Module
-    norm2: nn.Module
+    norm1: nn.Module | None
+    norm2: nn.Module | None
     qkv: tuple[nn.Module, ...]
-    proj: nn.Module
+    proj: nn.Module | None
     fc1: nn.Module | None
     fc2: nn.Module | None
-    attention_end: SublayerEnd
-    mlp_end: SublayerEnd
+    attention_end: SublayerEnd | None
+    mlp_end: SublayerEnd | None
     attention: tuple[nn.Module, ...]
     mlp: tuple[nn.Module, ...]
     mlp_form: str = "two layers"
+    letters: tuple[str, ...] = ()
+    one_input: bool = True
+    width: int = 0
+
+    @property
+    def norms(self) -> tuple[nn.Module, nn.Module]:
+        """Both norms, of a block that has them."""
+        assert self.norm1 is not None
+        assert self.norm2 is not None
+        return self.norm1, self.norm2
+
+    @property
+    def ends(self) -> tuple[SublayerEnd, SublayerEnd]:
+        """The ends of attention and MLP, of a block that has them."""
+        assert self.attention_end is not None
+        assert self.mlp_end is not None
+        return self.attention_end, self.mlp_end
+
+    @property
+    def outputs(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """proj, fc1 and fc2, of a block that has them."""
+        assert self.proj is not None
+        assert self.fc1 is not None
+        assert self.fc2 is not None
+        return self.proj, self.fc1, self.fc2
+
+    def projections(self) -> list[tuple[str, nn.Module]]:
+        """Return the modules of `qkv` with their letters."""
+        letters = self.letters or (("qkv",) if len(self.qkv) == 1 else ("q", "k", "v"))
+        return list(zip(letters, self.qkv, strict=bool(self.qkv)))
 
 
 @dataclass(frozen=True)
@@ -97,7 +146,7 @@ class Backbone:
     """A model with the modules that methods change.
 
     Attributes:
-        family: "timm", "open_clip", "transformers", "foveate" or "cnn".
+        family: "timm", "open_clip", "transformers", "torchvision", "foveate", "cnn" or "custom".
         model: as the user gave it; names of tensors are its own.
         root: prefix of the vision tower within the model ("" or ending in a dot).
         features: pixels to what a classifier reads, [B, features_dim].
@@ -116,6 +165,10 @@ class Backbone:
         classifier: name of the model's own head, a Linear, where it has one.
         unused: parameters of the tower that only pre-training uses; never trained.
         install: context manager that prepares the model for hooks (splits the attention of open_clip).
+        tokens: "sequence" where every block maps [B, L, D] tokens whatever their number; "rotary" where their number and
+            order is that of the image's grid; "map" where tokens are a map, in windows, or change their number or width.
+        norms: "pre" where the norms are in front of the sublayers and feed them alone, "post" behind them, "other".
+        modules: the patterns of names that the map was made from, where the user gave them.
     """
 
     family: str
@@ -138,6 +191,13 @@ class Backbone:
     classifier: str = ""
     unused: tuple[str, ...] = ()
     install: Callable[[], contextlib.AbstractContextManager[None]] = field(default=contextlib.nullcontext)
+    tokens: Literal["sequence", "rotary", "map"] = "sequence"
+    norms: Literal["pre", "post", "other"] = "pre"
+    modules: Mapping[str, str] = field(default_factory=dict)
+
+    def block_width(self, block: Block) -> int:
+        """Return the channels of the tokens that leave a block."""
+        return block.width or self.width
 
     @property
     def channels(self) -> int:
@@ -197,26 +257,8 @@ class Backbone:
             UserError: the network has none.
         """
         if not self.blocks:
-            raise UserError(
-                f"method '{method}' needs transformer blocks, a {type(self.model).__name__} has none; expected linear, "
-                "full, bitfit, layernorm or subset for such a network"
-            )
+            raise UserError(f"method '{method}' needs transformer blocks, a {type(self.model).__name__} has none")
         return self.blocks
-
-    def require_mlps(self, method: str) -> list[tuple[nn.Linear, nn.Linear]]:
-        """Return fc1 and fc2 of each block.
-
-        Raises:
-            UserError: an MLP is not a pair of linear layers.
-        """
-        pairs = []
-        for block in self.require_blocks(method):
-            if not isinstance(block.fc1, nn.Linear) or not isinstance(block.fc2, nn.Linear):
-                raise UserError(
-                    f"method '{method}' changes both layers of plain MLPs; that of {block.name} is {block.mlp_form}"
-                )
-            pairs.append((block.fc1, block.fc2))
-        return pairs
 
     def describe(self) -> dict[str, Any]:
         """Describe what an adapter must match when it is loaded: family, sizes, and a hash of names and shapes."""
@@ -250,20 +292,31 @@ class Backbone:
         return _digest(buffers) if buffers else ""
 
 
-def map_backbone(model: nn.Module) -> Backbone:
+def map_backbone(model: nn.Module, modules: Mapping[str, str] | None = None) -> Backbone:
     """Return the map of a model, from the first module of `foveate.adapt.backbones` that knows it.
 
+    Args:
+        modules: patterns of names by role, instead of a map that is known; see `foveate.adapt.module_map`.
+
     Raises:
-        UserError: no module knows the model.
+        UserError: no module knows the model, or the patterns do not fit it.
     """
+    if modules:
+        from foveate.adapt.module_map import map_by_patterns
+
+        return map_by_patterns(model, modules)
     for map_model in load_all("foveate.adapt.backbones", "map_backbone").values():
         backbone = map_model(model)
         if backbone is not None:
             return backbone
+    from foveate.adapt.families import FAMILIES
+
+    name = type(model).__name__
+    known = nearest(name, {key.rpartition(".")[2] for key in FAMILIES})
     raise UserError(
-        f"{type(model).__module__}.{type(model).__name__} cannot be adapted; expected a VisionTransformer or "
-        "convolutional network of timm, a vision tower or CLIP model of open_clip, CLIPVisionModel, CLIPModel or "
-        "Dinov2Model of transformers, or an image encoder or model of Foveate"
+        f"{type(model).__module__}.{name} cannot be adapted without the names of its modules; give them with modules, "
+        "such as modules={'qkv': 'blocks.*.attn.qkv', 'head': 'head'}, or give a network of timm, torchvision, "
+        f"transformers, open_clip or Foveate{known}"
     )
 
 
@@ -290,8 +343,31 @@ def get_tensor(module: nn.Module, kind: str) -> Tensor | None:
     return getattr(owner, attribute, None)
 
 
+def capture_input(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """Return the first input of a module within `run()`, of this thread's call alone."""
+    inputs, thread = list[Tensor](), threading.get_ident()
+
+    def receive(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        # The hook is on a module that all threads share: passes of the others are not this one's.
+        if threading.get_ident() == thread:
+            inputs.append(arguments[0])
+
+    handle = module.register_forward_pre_hook(receive)
+    try:
+        run()
+    finally:
+        handle.remove()
+    return inputs[-1]
+
+
 def attend(attention: nn.MultiheadAttention, projection: InProjection, x_BLD: Tensor) -> Tensor:
     """Compute the self-attention of an `nn.MultiheadAttention` with its projections called as modules."""
+    if not attention.batch_first:
+        return _attend(attention, projection, x_BLD.transpose(0, 1)).transpose(0, 1)
+    return _attend(attention, projection, x_BLD)
+
+
+def _attend(attention: nn.MultiheadAttention, projection: InProjection, x_BLD: Tensor) -> Tensor:
     batch, length, width = x_BLD.shape
     heads = attention.num_heads
     qkv = projection(x_BLD).view(batch, length, 3, heads, width // heads)
@@ -309,18 +385,26 @@ def split_attention(pairs: list[tuple[nn.MultiheadAttention, InProjection]]) -> 
     """
 
     def build_forward(attention: nn.MultiheadAttention, projection: InProjection) -> Callable[..., Any]:
-        # Callers differ in how they pass key, value and flags; in a vision tower all three inputs are the query.
-        def forward(query: Tensor, *_: Any, attn_mask: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
-            assert attn_mask is None, "vision towers have no mask"
+        def forward(query: Tensor, key: Any = None, value: Any = None, **options: Any) -> tuple[Tensor, None]:
+            if any(other is not None and other is not query for other in (key, value)):
+                raise UserError("an adapted nn.MultiheadAttention must be self-attention (got another key or value)")
+            if options.get("attn_mask") is not None or options.get("key_padding_mask") is not None:
+                raise UserError("an adapted nn.MultiheadAttention takes no mask (got one)")
             return attend(attention, projection, query), None
 
         return forward
 
+    handles = []
     for attention, projection in pairs:
         attention.forward = build_forward(attention, projection)  # pyrefly: ignore[bad-assignment]
+        # A hook that does nothing: nn.TransformerEncoderLayer takes a fused path in evaluation that calls no module,
+        # unless one of its modules has a hook; those of the projection are on `InProjection`, which is none of them.
+        handles.append(attention.register_forward_pre_hook(lambda *_: None))
     try:
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for attention, _ in pairs:
             # The class's own forward shows through again once the instance's attribute is gone.
             vars(attention).pop("forward", None)

@@ -64,8 +64,10 @@ class SequentialAdapter(BlockAdapter[Seq]):
 
     why_not_mergeable: ClassVar[str] = WHY_NOT_MERGEABLE
 
-    def behind(self, branch: nn.Module, end: SublayerEnd) -> Handle:
+    def behind(self, branch: nn.Module, end: SublayerEnd | None) -> Handle:
         """Hook a sublayer's end, so that its result passes a bottleneck."""
+
+        assert end is not None
 
         def change(output_BLD: Tensor, _: Tensor | None) -> Tensor:
             # The hook stands behind the sublayer's LayerScale, so by default the adapter's own part does not pass it.

@@ -53,7 +53,7 @@ class FactAdapter(BlockAdapter[FactS]):
         width = backbone.width
         rank = check_rank(settings.rank, width)
         # U and V serve all blocks, so every MLP must split into the same whole number of parts of D channels.
-        hidden = {fc1.out_features for fc1, _ in backbone.require_mlps(settings.method)}
+        hidden = {len(block.outputs[1].get_parameter("weight")) for block in backbone.blocks}
         if len(hidden) > 1 or min(hidden) % width:
             raise UserError(
                 f"{settings.method}: hidden widths {sorted(hidden)} must be one multiple of the width {width}"
@@ -81,13 +81,12 @@ class FactAdapter(BlockAdapter[FactS]):
         for index, block in enumerate(select_blocks(backbone, self.settings)):
             # One hook per module: a fused qkv takes the three results side by side, separate projections take theirs.
             parts = (("q", "k", "v"),) if len(block.qkv) == 1 else (("q",), ("k",), ("v",))
-            assert block.fc1 is not None
-            assert block.fc2 is not None
+            proj, fc1, fc2 = block.outputs
             for module, names in zip(block.qkv, parts, strict=True):
                 yield hook_output(module, self._added(index, names))
-            yield hook_output(block.proj, self._added(index, ("proj",)))
-            yield hook_output(block.fc1, self._added(index, ("fc1",)))
-            yield hook_output(block.fc2, self._added(index, ("fc2",)))
+            yield hook_output(proj, self._added(index, ("proj",)))
+            yield hook_output(fc1, self._added(index, ("fc1",)))
+            yield hook_output(fc2, self._added(index, ("fc2",)))
 
     def _added(self, index: int, names: tuple[str, ...]) -> Any:
         def change(output: Tensor, x: Tensor | None) -> Tensor:
@@ -115,9 +114,7 @@ class FactAdapter(BlockAdapter[FactS]):
         """Return the names of the projections."""
         names = []
         for block in select_blocks(backbone, self.settings):
-            assert block.fc1 is not None
-            assert block.fc2 is not None
-            names += [backbone.name_of(module) for module in (*block.qkv, block.proj, block.fc1, block.fc2)]
+            names += [backbone.name_of(module) for module in (*block.qkv, *block.outputs)]
         return names
 
     def merged_tensors(self, backbone: Backbone) -> dict[str, Tensor]:
@@ -133,9 +130,7 @@ class FactAdapter(BlockAdapter[FactS]):
             fc1 = torch.cat([v @ core @ u for core in cores["fc1"].split(rank)])
             fc2 = torch.cat([v @ core @ u for core in cores["fc2"].split(rank, dim=1)], dim=1)
             qkv = [square[name] for name in ("q", "k", "v")]
-            assert block.fc1 is not None
-            assert block.fc2 is not None
-            added = [(block.proj, square["proj"]), (block.fc1, fc1), (block.fc2, fc2)]
+            added = list(zip(block.outputs, (square["proj"], fc1, fc2), strict=True))
             added += [(block.qkv[0], torch.cat(qkv))] if len(block.qkv) == 1 else list(zip(block.qkv, qkv, strict=True))
             for module, delta in added:
                 weight = get_tensor(module, "weight")

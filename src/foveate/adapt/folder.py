@@ -63,6 +63,7 @@ def save_adapter(
             "weights": adapted.digest,
             "buffers": adapted.backbone.buffers_digest(),
         },
+        "modules": dict(adapted.backbone.modules),
         "info": adapted.info[name],
     }
     return write_model_folder(
@@ -196,7 +197,8 @@ def load_adapter(
         >>> load_adapter(network, folder)(torch.zeros(1, 3, 224, 224)).shape
         torch.Size([1, 3])
     """
-    adapted = AdaptedModel(model)
+    modules = read_adapter_config(folder).get("modules")
+    adapted = AdaptedModel(model, modules if isinstance(modules, dict) else None)
     try:
         add_adapter(adapted, folder, name=name, other_weights=other_weights)
     except BaseException:

@@ -26,6 +26,7 @@ from foveate.adapt.heads import describe_head, head_width, new_head, num_classes
 from foveate.adapt.parameter_summary import ParameterCounts, count_parameters, format_summary
 from foveate.adapt.parameter_swap import ParameterSwap
 from foveate.adapt.registry import get_method, parse_settings
+from foveate.adapt.requirements import check_carried
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.progress import say
@@ -53,11 +54,11 @@ class AdaptedModel(nn.Module):
         'default'
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, modules: Mapping[str, str] | None = None) -> None:
         super().__init__()
         if isinstance(model, AdaptedModel) or vars(model).get(_MARK, False):
             raise UserError("this model is adapted already: use its `add`, or `detach` it first")
-        self.backbone = map_backbone(model)
+        self.backbone = map_backbone(model, modules)
         self._digest: str | None = None
         # `detach` gives the network back with these: a user may have frozen parts of it.
         self._required_grad = {name: value.requires_grad for name, value in model.named_parameters()}
@@ -109,6 +110,7 @@ class AdaptedModel(nn.Module):
         if self.is_merged:
             raise UserError("the model is merged: unmerge it before another adapter is added")
         settings = parse_settings(config)
+        check_carried(settings, self.backbone)
         with self._original():
             device, dtype = self._device_and_dtype()
             # Drawn on the device itself: a ViT-g adapter built on the CPU first would need its memory twice.
@@ -286,7 +288,7 @@ class AdaptedModel(nn.Module):
             vars(copied).update(copy.deepcopy(state, memo))
         finally:
             self._attach()
-        copied.backbone = map_backbone(copied.model)
+        copied.backbone = map_backbone(copied.model, self.backbone.modules)
         copied._attached = contextlib.ExitStack()
         copied._attach()
         return copied
@@ -401,16 +403,20 @@ def adapt(
     head: nn.Module | None = None,
     name: str = "default",
     seed: int = 0,
+    modules: Mapping[str, str] | None = None,
 ) -> AdaptedModel:
     """Return a model with one adapter, ready to train.
 
     Args:
-        model: a vision network of timm, transformers, open_clip or Foveate; it keeps its tensors.
+        model: a vision network of timm, transformers, torchvision, open_clip or Foveate, or one of your own; it keeps its
+            tensors.
         config: settings of a method, a mapping with `method` and its options, or a method's name.
         classes: of a new head; without it the model's own classifier is copied.
         head: to start from (a copy is taken), such as `ZeroShotHead`.
         name: of the adapter.
         seed: of initial values.
+        modules: of a network of your own, role -> pattern of names, such as {"qkv": "blocks.*.attn.qkv"}; roles are in
+            `foveate.adapt.module_map`.
 
     Raises:
         UserError: a model that cannot be adapted or is adapted already, and as `AdaptedModel.add`.
@@ -421,7 +427,7 @@ def adapt(
         >>> sorted({name.split(".")[0] for name, value in adapted.named_parameters() if value.requires_grad}) != []
         True
     """
-    adapted = AdaptedModel(model)
+    adapted = AdaptedModel(model, modules)
     try:
         adapted.add(config, classes=classes, head=head, name=name, seed=seed)
     except BaseException:

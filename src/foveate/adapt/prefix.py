@@ -32,7 +32,8 @@ def frozen_extent(first_block: int, backbone: Backbone) -> tuple[str, int]:
     # `len(blocks)` is a change of the final norm: its input is the last block's output, and is computed again.
     if first_block > len(backbone.blocks):
         return "features", block
-    if block >= 1:
+    # Blocks of a map of tokens change its size: what would be passed through is not what the next block takes.
+    if block >= 1 and backbone.tokens != "map":
         return "block", block
     return "nothing" if backbone.stem is None else "stem", block
 

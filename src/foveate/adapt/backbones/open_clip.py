@@ -29,14 +29,14 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
     """Map a vision tower within `model` under the prefix `root`.
 
     Raises:
-        UserError: it is not a plain ViT.
+        UserError: a tower without blocks that does not say how wide its embedding is.
     """
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
     trunk = getattr(visual, "trunk", None)
     if trunk is not None:
         inner = timm_map.map_backbone(trunk)
-        if inner is not None and inner.blocks:
+        if inner is not None:
             positions = inner.positions and (f"{root}trunk.{inner.positions[0]}", *inner.positions[1:])
             return dataclasses.replace(
                 inner,
@@ -53,10 +53,7 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
     blocks: list[Any] = list(visual.transformer.resblocks) if isinstance(visual, VisionTransformer) else []
     # Exactly this class: a subclass may add scales or norms that the map does not know.
     if not blocks or not all(type(block) is ResidualAttentionBlock for block in blocks):
-        raise UserError(
-            f"open_clip tower {type(trunk or visual).__name__} cannot be adapted; expected a plain ViT with residual "
-            "attention blocks, of open_clip or timm"
-        )
+        return _without_blocks(visual, model=model, root=root)
     pairs = [(block.attn, InProjection(block.attn)) for block in blocks]
 
     def features(pixels: Tensor) -> Tensor:
@@ -85,6 +82,32 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
         final_norm=visual.ln_post,
         pre_norm=None if isinstance(visual.ln_pre, nn.Identity) else visual.ln_pre,
         install=install,
+    )
+
+
+def _without_blocks(visual: Any, *, model: nn.Module, root: str) -> Backbone:
+    """Map a tower without known blocks, such as CLIP's ResNets.
+
+    Raises:
+        UserError: the tower does not say how wide its embedding is.
+    """
+    width = getattr(visual, "output_dim", None)
+    if width is None:
+        raise UserError(
+            f"open_clip tower of type {type(visual).__name__}: expected one with output_dim, such as ResNets and ViTs"
+        )
+
+    def features(pixels: Tensor) -> Tensor:
+        outputs = visual(pixels)
+        return outputs[0] if isinstance(outputs, tuple) else outputs
+
+    return Backbone(
+        family="open_clip",
+        model=model,
+        root=root,
+        features=features,
+        features_dim=int(width),
+        forward_original=features,
     )
 
 

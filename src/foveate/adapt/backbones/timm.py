@@ -1,4 +1,4 @@
-"""ViTs of timm (`VisionTransformer` with plain blocks); other networks of timm without blocks, such as ResNets."""
+"""Networks of timm: its plain ViTs; others by the table of `foveate.adapt.families`; those without blocks as they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from foveate.adapt.backbone import Backbone, Block, SublayerEnd
-from foveate.core.errors import UserError
+from foveate.adapt.families import FAMILIES
+from foveate.adapt.module_map import find_module, map_blocks
 
 
 def map_backbone(model: nn.Module) -> Backbone | None:
@@ -16,23 +17,18 @@ def map_backbone(model: nn.Module) -> Backbone | None:
         return None
     from timm.models.vision_transformer import VisionTransformer
 
-    return transformer(model) if isinstance(model, VisionTransformer) else _convolutional(model)
+    plain = isinstance(model, VisionTransformer) and all(map(_is_plain, model.blocks))
+    return transformer(model) if plain else _by_table(model)
+
+
+def _is_plain(block: Any) -> bool:
+    from timm.models.vision_transformer import Block as TimmBlock
+
+    return isinstance(block, TimmBlock) and isinstance(getattr(block.attn, "qkv", None), nn.Linear)
 
 
 def transformer(model: Any) -> Backbone:
-    """Map a `VisionTransformer`.
-
-    Raises:
-        UserError: its blocks are of another kind.
-    """
-    from timm.models.vision_transformer import Block as TimmBlock
-
-    for number, block in enumerate(model.blocks):
-        if not isinstance(block, TimmBlock) or not isinstance(getattr(block.attn, "qkv", None), nn.Linear):
-            raise UserError(
-                f"blocks.{number} of this timm model is a {type(block).__name__} with {type(block.attn).__name__}: "
-                "expected plain pre-norm blocks with one qkv projection"
-            )
+    """Map a `VisionTransformer` of plain blocks."""
     # Networks that average tokens normalize after the pooling, in `fc_norm`; `norm` is then an identity.
     after_pool = not isinstance(model.fc_norm, nn.Identity)
     patch = model.patch_embed
@@ -57,7 +53,15 @@ def transformer(model: Any) -> Backbone:
         final_norm=_real(model.fc_norm if after_pool else model.norm),
         pre_norm=_real(model.norm_pre),
         classifier="head" if isinstance(model.head, nn.Linear) else "",
+        unused=_second_heads(model, "head"),
     )
+
+
+def _second_heads(model: Any, first: str) -> tuple[str, ...]:
+    """Return the parameters of further classifiers, such as that of the distillation token."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    heads = () if isinstance(names, str) else tuple(f"{name}." for name in names if name != first)
+    return tuple(name for name, _ in model.named_parameters() if heads and name.startswith(heads))
 
 
 def _real(norm: nn.Module) -> nn.Module | None:
@@ -93,20 +97,44 @@ def _block(number: int, block: Any) -> Block:
     )
 
 
-def _convolutional(model: Any) -> Backbone | None:
+def _by_table(model: Any) -> Backbone | None:
+    """Map another network of timm: its blocks where the table names them, else none."""
     if not hasattr(model, "forward_head") or not hasattr(model, "num_features"):
         return None
 
     def features(pixels: Tensor) -> Tensor:
-        return model.forward_head(model.forward_features(pixels), pre_logits=True)
+        return model.forward_head(model.forward_features(pixels), pre_logits=True).flatten(1)
 
-    name = str(getattr(model, "pretrained_cfg", {}).get("classifier") or "")
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ""
+    name = classifier if isinstance(classifier, str) else ""  # distilled networks have two
     head = dict(model.named_modules()).get(name) if name else None
+    shared: dict[str, Any] = {
+        "model": model,
+        "features": features,
+        "features_dim": int(getattr(model, "head_hidden_size", None) or model.num_features),
+        "forward_original": model,
+        "classifier": name if isinstance(head, nn.Linear) else "",
+        "unused": _second_heads(model, name),
+    }
+    # A subclass has the blocks of its parent, under the same names.
+    keys = (f"timm.{parent.__name__}" for parent in type(model).__mro__)
+    family = next((FAMILIES[key] for key in keys if key in FAMILIES), None)
+    blocks, install = map_blocks(model, family.modules, one_input=family.one_input) if family else ([], None)
+    if family is None or install is None or not blocks:
+        return Backbone(family="cnn", **shared)
+    patches = getattr(model, "patch_embed", None)
+    grid, size = getattr(patches, "grid_size", None), getattr(patches, "patch_size", None)
     return Backbone(
-        family="cnn",
-        model=model,
-        features=features,
-        features_dim=int(getattr(model, "head_hidden_size", None) or model.num_features),
-        forward_original=model,
-        classifier=name if isinstance(head, nn.Linear) else "",
+        family="timm",
+        **shared,
+        blocks=tuple(blocks),
+        width=blocks[-1].width,
+        grid=(0, 0) if grid is None else (int(grid[0]), int(grid[1])),
+        patch_size=0 if size is None else int(size[0]),
+        prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
+        patch=find_module(model, family.modules.get("patch", "")),
+        final_norm=find_module(model, family.modules.get("final_norm", "")),
+        tokens=family.tokens,
+        norms=family.norms,
+        install=install,
     )

@@ -42,7 +42,7 @@ class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
         super().__init__(settings, backbone)
         self.blocks = nn.ModuleDict()
         for block in select_blocks(backbone, settings):
-            branch = Bottleneck(backbone.width, settings)
+            branch = Bottleneck(backbone.block_width(block), settings)
             # Only Up starts at zero. If Down were zero too, neither matrix would ever get a gradient.
             init_kaiming(branch.down)
             init_zero(branch.up)
@@ -56,15 +56,23 @@ class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
     def _hook_branch(self, block: Block) -> Iterator[Handle]:
         # The branch needs x before norm2, and is added at the MLP's end: two hooks of one pass.
         branch, state = self.blocks[str(block.number)], PassState()
+        norm, end = block.norm2, block.mlp_end
+        assert norm is not None
+        assert end is not None
 
         def add(output: Tensor, _: Tensor | None) -> Tensor:
             # Parallel to the MLP, so the branch passes LayerScale and DropPath on its own; it is not inside the MLP's.
-            return output + block.mlp_end.pass_inner(branch(state.take(), strength=self.strength))
+            return output + end.pass_inner(branch(state.take(), strength=self.strength))
 
-        yield watch_input(block.norm2, state.put)
-        yield hook_output(block.mlp_end.module, add)
+        yield watch_input(norm, state.put)
+        yield hook_output(end.module, add)
 
 
 METHOD = Method(
-    AdaptformerSettings, AdaptformerAdapter, paper="arXiv 2205.13535", location="beside the MLP", mergeable=False
+    AdaptformerSettings,
+    AdaptformerAdapter,
+    paper="arXiv 2205.13535",
+    location="beside the MLP",
+    mergeable=False,
+    needs=("blocks", "norms", "norms_in_front", "mlp_end"),
 )

@@ -114,9 +114,11 @@ class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
             yield from self._hook_branch(self.attention[number], block.norm1, block.attention_end)
             yield from self._hook_branch(self.mlp[number], block.norm2, block.mlp_end)
 
-    def _hook_branch(self, branch: nn.Module, norm: nn.Module, end: SublayerEnd) -> Iterator[Handle]:
+    def _hook_branch(self, branch: nn.Module, norm: nn.Module | None, end: SublayerEnd | None) -> Iterator[Handle]:
         # Read behind the norm, added behind the sublayer: two hooks of one pass.
         state = PassState()
+        assert norm is not None
+        assert end is not None
 
         def store(z_BLD: Tensor, _: Tensor | None) -> Tensor:
             state.put(z_BLD)
@@ -130,5 +132,10 @@ class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
 
 
 METHOD = Method(
-    ConvpassSettings, ConvpassAdapter, paper="arXiv 2207.07039", location="beside attention and MLP", mergeable=False
+    ConvpassSettings,
+    ConvpassAdapter,
+    paper="arXiv 2207.07039",
+    location="beside attention and MLP",
+    mergeable=False,
+    needs=("blocks", "norms", "norms_in_front", "attention_end", "mlp_end", "grid"),
 )

@@ -23,7 +23,6 @@ from foveate.adapt.adapter import (
 )
 from foveate.adapt.backbone import Backbone, get_tensor
 from foveate.adapt.parameter_swap import ParameterSwap, upcast
-from foveate.core.errors import UserError
 
 
 class DifffitSettings(MethodSettings):
@@ -40,22 +39,19 @@ class DifffitAdapter(Adapter[DifffitSettings]):
     def __init__(self, settings: DifffitSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
         blocks = backbone.require_blocks("difffit")
-        for block in blocks:
-            # Without fc2 the adapter could be trained but never merged; refuse before the training, not after it.
-            if block.fc2 is None:
-                raise UserError(f"method 'difffit' scales the MLP's last projection; that of {block.name} is unknown")
         trained = {*bias_names(backbone), *norm_names(backbone)}
         # In the order of the tower, each name once: biases of norms are in both lists.
         names = tuple(name for name in backbone.tower_parameters() if name in trained)
         self.parameter_swap = ParameterSwap.copy_from(backbone.model, names)
-        self.attention = nn.ParameterList(torch.ones(backbone.width) for _ in blocks)
-        self.mlp = nn.ParameterList(torch.ones(backbone.width) for _ in blocks)
+        self.attention = nn.ParameterList(torch.ones(backbone.block_width(block)) for block in blocks)
+        self.mlp = nn.ParameterList(torch.ones(backbone.block_width(block)) for block in blocks)
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """Hook the end of each sublayer, in front of the residual addition."""
         for block, first, second in zip(backbone.blocks, self.attention, self.mlp, strict=True):
-            yield hook_output(block.attention_end.module, _times(first))
-            yield hook_output(block.mlp_end.module, _times(second))
+            attention_end, mlp_end = block.ends
+            yield hook_output(attention_end.module, _times(first))
+            yield hook_output(mlp_end.module, _times(second))
 
     def first_block(self, backbone: Backbone) -> int:
         """Return 0: the patch bias comes before all blocks."""
@@ -65,9 +61,9 @@ class DifffitAdapter(Adapter[DifffitSettings]):
         """Return diag(g) W and g b of proj and fc2, the last projection of each sublayer."""
         tensors: dict[str, Tensor] = {}
         for block, first, second in zip(backbone.blocks, self.attention, self.mlp, strict=True):
-            assert block.fc2 is not None
+            proj, _, fc2 = block.outputs
             # The scale acts on what a sublayer adds, so it can only go into the last projection of each.
-            for module, scale in ((block.proj, upcast(first)), (block.fc2, upcast(second))):
+            for module, scale in ((proj, upcast(first)), (fc2, upcast(second))):
                 weight, bias = get_tensor(module, "weight"), get_tensor(module, "bias")
                 assert weight is not None
                 tensors[backbone.key(module, "weight")] = scale[:, None] * upcast(weight)
@@ -86,4 +82,5 @@ METHOD = Method(
     paper="arXiv 2304.06648",
     location="every bias, every norm, and a scale behind each sublayer",
     mergeable=True,
+    needs=("blocks", "norms", "norms_in_front", "attention_end", "mlp_end", "proj", "mlps"),
 )

@@ -48,5 +48,10 @@ class FactTkAdapter(FactAdapter[FactTkSettings]):
 
 
 METHOD = Method(
-    FactTkSettings, FactTkAdapter, paper="arXiv 2212.03145", location="beside qkv, proj, fc1, fc2", mergeable=True
+    FactTkSettings,
+    FactTkAdapter,
+    paper="arXiv 2212.03145",
+    location="beside qkv, proj, fc1, fc2",
+    mergeable=True,
+    needs=("blocks", "projections", "proj", "mlps", "one_width"),
 )

@@ -42,5 +42,10 @@ class FactTtAdapter(FactAdapter[FactTtSettings]):
 
 
 METHOD = Method(
-    FactTtSettings, FactTtAdapter, paper="arXiv 2212.03145", location="beside qkv, proj, fc1, fc2", mergeable=True
+    FactTtSettings,
+    FactTtAdapter,
+    paper="arXiv 2212.03145",
+    location="beside qkv, proj, fc1, fc2",
+    mergeable=True,
+    needs=("blocks", "projections", "proj", "mlps", "one_width"),
 )

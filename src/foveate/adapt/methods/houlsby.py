@@ -31,7 +31,7 @@ class HoulsbyAdapter(SequentialAdapter[HoulsbySettings]):
         self.attention, self.mlp = nn.ModuleDict(), nn.ModuleDict()
         for block in select_blocks(backbone, settings):
             for where in (self.attention, self.mlp):
-                branch = Bottleneck(backbone.width, settings)
+                branch = Bottleneck(backbone.block_width(block), settings)
                 # Unlike Pfeiffer's, both matrices start random: this is the published start, and it changes the network
                 # at once.
                 for linear in (branch.down, branch.up):
@@ -47,5 +47,10 @@ class HoulsbyAdapter(SequentialAdapter[HoulsbySettings]):
 
 
 METHOD = Method(
-    HoulsbySettings, HoulsbyAdapter, paper="arXiv 1902.00751", location="behind attention and MLP", mergeable=False
+    HoulsbySettings,
+    HoulsbyAdapter,
+    paper="arXiv 1902.00751",
+    location="behind attention and MLP",
+    mergeable=False,
+    needs=("blocks", "attention_end", "mlp_end"),
 )

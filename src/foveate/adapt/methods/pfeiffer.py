@@ -30,7 +30,7 @@ class PfeifferAdapter(SequentialAdapter[PfeifferSettings]):
         super().__init__(settings, backbone)
         self.blocks = nn.ModuleDict()
         for block in select_blocks(backbone, settings):
-            branch = Bottleneck(backbone.width, settings)
+            branch = Bottleneck(backbone.block_width(block), settings)
             # Only Up starts at zero. If Down were zero too, neither matrix would ever get a gradient.
             init_xavier(branch.down)
             init_zero(branch.up)
@@ -42,4 +42,11 @@ class PfeifferAdapter(SequentialAdapter[PfeifferSettings]):
             yield self.behind(self.blocks[str(block.number)], block.mlp_end)
 
 
-METHOD = Method(PfeifferSettings, PfeifferAdapter, paper="arXiv 2005.00247", location="behind the MLP", mergeable=False)
+METHOD = Method(
+    PfeifferSettings,
+    PfeifferAdapter,
+    paper="arXiv 2005.00247",
+    location="behind the MLP",
+    mergeable=False,
+    needs=("blocks", "mlp_end"),
+)

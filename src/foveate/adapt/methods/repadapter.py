@@ -71,11 +71,6 @@ class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
         super().__init__(settings, backbone)
         self.attention, self.mlp = nn.ModuleDict(), nn.ModuleDict()
         for block in select_blocks(backbone, settings):
-            # Checked before the training: without fc1 the branch could be trained but never merged.
-            if block.fc1 is None:
-                raise UserError(
-                    f"method 'repadapter' needs an MLP of two layers; that of {block.name} is {block.mlp_form}"
-                )
             for where in (self.attention, self.mlp):
                 where[str(block.number)] = LinearBottleneck(backbone.width, settings)
 
@@ -83,8 +78,9 @@ class RepadapterAdapter(BlockAdapter[RepadapterSettings]):
         """Hook each norm: what reads its output reads the bottleneck's."""
         # At the norm's output, not at the input of qkv: with separate q, k and v one hook serves all three.
         for block in select_blocks(backbone, self.settings):
-            yield hook_output(block.norm1, self._through(self.attention[str(block.number)]))
-            yield hook_output(block.norm2, self._through(self.mlp[str(block.number)]))
+            norm1, norm2 = block.norms
+            yield hook_output(norm1, self._through(self.attention[str(block.number)]))
+            yield hook_output(norm2, self._through(self.mlp[str(block.number)]))
 
     def _through(self, bottleneck: nn.Module):  # noqa: ANN202
         return lambda z_BLD, _: bottleneck(z_BLD, strength=self.strength)
@@ -130,4 +126,5 @@ METHOD = Method(
     paper="arXiv 2302.08106",
     location="in front of qkv and fc1",
     mergeable=True,
+    needs=("blocks", "norms", "norms_in_front", "projections", "mlps", "whole_tokens"),
 )

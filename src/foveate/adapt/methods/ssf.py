@@ -84,23 +84,23 @@ def _operations(backbone: Backbone) -> dict[str, tuple[nn.Module, int]]:
     """Return module and number of channels of each operation, by the name under which its pair is saved."""
     operations: dict[str, tuple[nn.Module, int]] = {}
     if backbone.patch is not None:
-        operations["patch"] = (backbone.patch, backbone.width)
+        operations["patch"] = (backbone.patch, _channels(backbone.patch))
     for block in backbone.require_blocks("ssf"):
-        if block.fc1 is None or block.fc2 is None:
-            raise UserError(f"method 'ssf' changes both layers of plain MLPs; that of {block.name} is {block.mlp_form}")
+        norm1, norm2 = block.norms
+        proj, fc1, fc2 = block.outputs
         # Fused: one pair of 3 D channels; separate: three pairs of D channels. The number of parameters is the same.
         names = ("qkv",) if len(block.qkv) == 1 else ("q", "k", "v")
         inner = {
-            "norm1": block.norm1,
+            "norm1": norm1,
             **dict(zip(names, block.qkv, strict=True)),
-            "proj": block.proj,
-            "norm2": block.norm2,
-            "fc1": block.fc1,
-            "fc2": block.fc2,
+            "proj": proj,
+            "norm2": norm2,
+            "fc1": fc1,
+            "fc2": fc2,
         }
         operations |= {f"block{block.number}_{name}": (module, _channels(module)) for name, module in inner.items()}
     if backbone.final_norm is not None:
-        operations["norm"] = (backbone.final_norm, backbone.width)
+        operations["norm"] = (backbone.final_norm, _channels(backbone.final_norm))
     return operations
 
 
@@ -120,5 +120,10 @@ def _affine(scale: Tensor, shift: Tensor, *, channels_first: bool):  # noqa: ANN
 
 
 METHOD = Method(
-    SsfSettings, SsfAdapter, paper="arXiv 2210.08823", location="behind every linear operation", mergeable=True
+    SsfSettings,
+    SsfAdapter,
+    paper="arXiv 2210.08823",
+    location="behind every linear operation",
+    mergeable=True,
+    needs=("blocks", "norms", "projections", "proj", "mlps"),
 )

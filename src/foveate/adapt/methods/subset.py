@@ -63,7 +63,8 @@ def _names(settings: SubsetSettings, backbone: Backbone) -> list[str]:
         if not -len(blocks) <= number < len(blocks):
             raise UserError(f"blocks must lie in 0 to {len(blocks) - 1}, the blocks of this backbone (got {number})")
         block = blocks[number]
-        modules = {"attention": block.attention, "mlp": block.mlp, "norms": (block.norm1, block.norm2)}
+        norms = tuple(norm for norm in (block.norm1, block.norm2) if norm is not None)
+        modules = {"attention": block.attention, "mlp": block.mlp, "norms": norms}
         for part in settings.parts:
             # By identity: the map knows a block's parts as modules, and their names differ from library to library.
             selected |= {id(value) for module in modules[part] for value in module.parameters()}

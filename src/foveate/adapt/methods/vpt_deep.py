@@ -54,5 +54,10 @@ class VptDeepAdapter(PromptAdapter[VptDeepSettings]):
 
 
 METHOD = Method(
-    VptDeepSettings, VptDeepAdapter, paper="arXiv 2203.12119", location="tokens in front of each block", mergeable=False
+    VptDeepSettings,
+    VptDeepAdapter,
+    paper="arXiv 2203.12119",
+    location="tokens in front of each block",
+    mergeable=False,
+    needs=("blocks", "free_tokens"),
 )

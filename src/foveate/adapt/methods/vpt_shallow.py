@@ -53,4 +53,5 @@ METHOD = Method(
     paper="arXiv 2203.12119",
     location="tokens in front of the first block",
     mergeable=False,
+    needs=("blocks", "free_tokens"),
 )
