@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from foveate.core.version import __version__
 
 _LAZY = {
+    "AbsentClassCalibrator": "foveate.adapt.calibration.absent_classes",
     "AdaptedModel": "foveate.adapt.model",
     "Box": "foveate.records.boxes",
     "Calibrator": "foveate.adapt.calibration.estimator",
@@ -36,6 +37,7 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
+    from foveate.adapt.calibration.absent_classes import AbsentClassCalibrator
     from foveate.adapt.calibration.estimator import Calibrator
     from foveate.adapt.folder import load_adapter, save_adapter
     from foveate.adapt.model import AdaptedModel, adapt
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from foveate.records.record import Record, Region
 
 __all__ = [
+    "AbsentClassCalibrator",
     "AdaptedModel",
     "Box",
     "Calibrator",

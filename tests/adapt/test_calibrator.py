@@ -407,7 +407,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
 def test_the_example_of_the_docs_runs() -> None:
     """The block of docs/python.md, word for word, on logits whose unseen classes lie too low."""
     page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
-    (block,) = [one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Calibrator" in one]
+    (block,) = [one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "import Calibrator" in one]
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 6, 400)
     logits = 3.0 * np.eye(6)[labels] + generator.normal(size=(400, 6)) - 4.0 * np.isin(np.arange(6), [1, 3, 4])

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 _LAZY = {
+    "AbsentClassCalibrator": "foveate.adapt.calibration.absent_classes",
     "AdaptedModel": "foveate.adapt.model",
     "Calibrator": "foveate.adapt.calibration.estimator",
     "export_merged": "foveate.adapt.export",

@@ -52,21 +52,21 @@ def from_logits(
     """
     main = read_logits(path, class_names=class_names)
     names = main.class_names
-    given = read_logits(training, class_names=names) if training is not None else None
+    fine_tuning = read_logits(training, class_names=names) if training is not None else None
     notes = list(main.notes)
     if seen:
         groups = parse_groups(seen, absent, names)
-    elif given is not None:
-        _check_classes(given, names, path)
-        present = np.unique(given.labels)
+    elif fine_tuning is not None:
+        _check_classes(fine_tuning, names, path)
+        present = np.unique(fine_tuning.labels)
         # By number: a name may look like another class's number.
         groups = parse_groups([names[number] for number in present], absent, names)
         notes.append(f"seen classes: the {len(present)} of {len(names)} that occur in {training}")
     else:
-        raise UserError("seen classes: none was given; expected --classes-seen, or --training whose labels tell them")
+        raise UserError("no seen classes; expected --classes-seen, or --training whose labels tell them")
     # A file with seen classes only is fine-tuning data: on test data of all classes others would occur.
     only_seen = bool((groups.of_class[main.labels] == SEEN).all())
-    tuned = given if given is not None else main if only_seen else None
+    tuned = fine_tuning if fine_tuning is not None else main if only_seen else None
     if tuned is not None:
         _check_classes(tuned, main.class_names, path)
     earlier = read_logits(before, class_names=names) if before is not None else None
