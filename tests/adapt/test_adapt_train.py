@@ -135,7 +135,27 @@ def test_classes_without_training_images_come_back(backbone: Path, data: Path, t
     assert not (tmp_path / "before" / "logits-training.npz").exists()
 
 
-@pytest.mark.parametrize("options", [("linear",), ("lora", "last_blocks=1"), ("subset", "method.blocks=[-1]")])
+def test_a_linear_probe_is_solved_and_stands_beside_other_methods(backbone: Path, data: Path, tmp_path: Path) -> None:
+    """The column "features alone" of any method is what `linear` itself reaches."""
+    linear = train(backbone, data, tmp_path / "linear", "--method", "linear")
+    assert linear["steps"] == 0
+    assert linear["probe"]["C"] > 0
+    other = train(backbone, data, tmp_path / "bitfit", "--method", "bitfit")
+    assert other["steps"] > 0
+    assert other["probe"] == linear["probe"]
+    for probe, beside in zip(linear["evaluation"]["table"], other["evaluation"]["table"], strict=True):
+        assert beside["values"]["features"] == probe["values"]["adapted"]
+        assert list(probe["values"]) == ["adapted"]
+    page = (tmp_path / "bitfit" / "report.html").read_text(encoding="utf-8")
+    assert "features alone" in page
+    weaker = train(backbone, data, tmp_path / "weaker", "--method", "linear", "training.head_c=0.0001")
+    assert weaker["probe"] == {"C": 0.0001, "folds": 0, "accuracies": {}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("linear", "training.head_solver=steps"), ("lora", "last_blocks=1"), ("subset", "method.blocks=[-1]")],
+)
 def test_what_is_computed_once_changes_nothing(
     backbone: Path, data: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
@@ -270,7 +290,8 @@ def test_options_without_effect(
 @pytest.mark.parametrize("method", ["linear", "full"])  # features kept, and pixels
 def test_a_loss_that_is_no_number_names_its_images(backbone: Path, data: Path, tmp_path: Path, method: str) -> None:
     done = run("train", "--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--quiet", "--method",
-               method, "training.learning_rate=1e30", "training.warmup=0", "training.batch_size=5")  # fmt: skip
+               method, "training.learning_rate=1e30", "training.warmup=0", "training.batch_size=5",
+               "training.head_solver=steps")  # fmt: skip
     assert isinstance(done.exception, UserError), done.output
     said = str(done.exception)
     assert "loss or gradient is not finite" in said

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 
 from foveate.core.recipes import Settings, apply_overrides, validate
 from foveate.training.epochs import ClassificationSettings, with_default
+from foveate.training.settings import TrainingSettings
+
+DEFAULT_EPOCHS, MIN_STEPS = 50, 300
 
 
 class AdaptData(Settings):
@@ -26,6 +29,16 @@ class AdaptData(Settings):
 class AdaptTraining(ClassificationSettings):
     """Training of an adapter: the loop's settings, in epochs, with the study's schedule and frozen parts cached."""
 
+    epochs: int | None = Field(  # pyrefly: ignore[bad-override]
+        None, ge=1, description="passes over the training images; by default 50, or more for at least 300 steps"
+    )
+    head_solver: Literal["lbfgs", "steps"] = Field(
+        "lbfgs",
+        description="of method linear; lbfgs = the head is solved (no learning rate), steps = trained as with any other",
+    )
+    head_c: float | None = Field(
+        None, gt=0, description="inverse L2 penalty of a solved head; by default chosen by cross-validation"
+    )
     weight_decay: float = with_default("weight_decay", 1e-4)
     decay: Literal["all", "matrices"] = Field(
         "all", description="what decays: all that is trained (the study), or weights of two or more dimensions"
@@ -43,6 +56,21 @@ class AdaptTraining(ClassificationSettings):
     flip: bool = Field(False, description="mirror half of the training images; then nothing can be cached")
     cache: bool = Field(True, description="compute frozen parts in front of the first change once for each image")
     checkpoint_every: int = with_default("checkpoint_every", 200)
+
+    def count_epochs(self, num_images: int) -> int:
+        """Return the passes over this many training images.
+
+        Few images make few steps: 50 passes over 100 images are 78 updates, in which no method gets anywhere.
+        """
+        if self.epochs is not None:
+            return self.epochs
+        return max(DEFAULT_EPOCHS, math.ceil(MIN_STEPS * min(self.batch_size, num_images) / num_images))
+
+    def resolve(self, num_images: int) -> TrainingSettings:
+        """Return the loop's settings for this many training images."""
+        if self.epochs is not None:
+            return super().resolve(num_images)
+        return self.model_copy(update={"epochs": self.count_epochs(num_images)}).resolve(num_images)
 
     def unused_fields(self, names: Iterable[str]) -> list[str]:
         """Return a sentence for each of the fields in `names` that the schedule does not read."""
@@ -77,19 +105,20 @@ class AdaptTraining(ClassificationSettings):
             return None
         # Without the last partial batch, as the released code counts an epoch.
         steps_per_epoch = num_images // min(self.batch_size, num_images)
-        warmup_epochs = round(self.warmup * self.epochs)
+        epochs = self.count_epochs(num_images)
+        warmup_epochs = round(self.warmup * epochs)
         rates = [
             released_rate(
                 epoch,
                 peak=self.learning_rate,
-                epochs=self.epochs,
+                epochs=epochs,
                 warmup_epochs=warmup_epochs,
                 final=self.final_learning_rate,
                 first=self.first_learning_rate,
             )
-            for epoch in range(self.epochs)
+            for epoch in range(epochs)
         ]
-        return lambda step: rates[min(step // steps_per_epoch, self.epochs - 1)] / self.learning_rate
+        return lambda step: rates[min(step // steps_per_epoch, epochs - 1)] / self.learning_rate
 
 
 def rate_of_epoch(epoch: int, *, peak: float, epochs: int, warmup_epochs: int, final: float, first: float) -> float:

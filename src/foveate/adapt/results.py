@@ -19,6 +19,20 @@ class TrainedParameters(ResultModel):
     backbone: int = 0
 
 
+class ProbeResult(ResultModel):
+    """Logistic regression on the features of the network as it came.
+
+    Attributes:
+        C: inverse of its L2 penalty on standardized features.
+        folds: of the cross-validation that chose C; 0 where it was set, or a class has a single image.
+        accuracies: candidate of C -> cross-validated accuracy.
+    """
+
+    C: float
+    folds: int = 0
+    accuracies: dict[str, float] = {}
+
+
 class AdaptResult(RunResult):
     """One adapter trained by `adapt train`.
 
@@ -29,6 +43,7 @@ class AdaptResult(RunResult):
         cached: what of the network was computed once.
         matched: modules or tensors that the method changes.
         bad_samples: key -> reason, of images that cannot be read.
+        probe: the solved head: of the adapter where the method is linear, else of the column "features alone".
         adapter: its folder, relative to the run folder; "" where training was stopped.
     """
 
@@ -47,6 +62,7 @@ class AdaptResult(RunResult):
     matched: list[str] = []
     bad_samples: dict[str, str] = {}
     revision: str = ""
+    probe: ProbeResult | None = None
     adapter: str = ""
     evaluation: Evaluation | None = None
 

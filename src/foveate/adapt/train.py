@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.data import load_images
 from foveate.adapt.folder import find_adapter_folder, read_adapter_config, read_head, save_adapter
+from foveate.adapt.linear_probe import SolvedHead, solve_head
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.parameter_summary import group_names
 from foveate.adapt.prefix import FrozenPrefix
 from foveate.adapt.recipe import AdaptRecipe, AdaptTraining
-from foveate.adapt.results import AdaptResult, TrainedParameters
+from foveate.adapt.results import AdaptResult, ProbeResult, TrainedParameters
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
 from foveate.core.progress import say, silent
@@ -43,6 +46,7 @@ from foveate.training.classification import (
 )
 from foveate.training.distributed import barrier, start
 from foveate.training.loader import Loader
+from foveate.training.loop import TrainingOutcome
 from foveate.training.optimizer import ParameterRule
 
 # Of all cached training images together; more would crowd out the page cache that images are read through.
@@ -179,11 +183,10 @@ def train_adapter(
         # The main rank creates the folder before the others use it.
         barrier()
         adapted.to(here.device)
-        load_sample, prefix = (load_flipped(images) if training.flip else None), None
+        load_sample, prefix, cache = (load_flipped(images) if training.flip else None), None, None
+        unreadable: dict[int, str] = {}
         if training.cache and not training.flip:  # a mirrored image has other tokens
             prefix = FrozenPrefix(adapted)
-            unreadable: dict[int, str] = {}
-            cache = None
             if prefix.kind != "nothing":
                 cache = cache_frozen(prefix, network, images, rows, here.device, unreadable)
             if cache is None:
@@ -193,24 +196,34 @@ def train_adapter(
         cached = "nothing" if prefix is None else prefix.describe()
         if prefix is not None:
             say(f"cached: {cached}")
-        loader = Loader(
-            ClassificationDataset(images, load_sample),
-            rows=rows,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            workers=settings.workers,
-            rank=here.rank,
-            world_size=here.size,
-        )
-        task = build_task(adapted, network, training, prefix=prefix, num_images=len(rows))
-        if settings.evaluate_every is not None:
-            task.evaluate_with(lambda: _evaluate_split(adapted, network, images, recipe.data.validation))
-        outcome = train_classifier(task, loader, settings, run)
+        probe = None
+        if is_solved(adapted, recipe.method, training, missing=missing, cached=prefix is not None):
+            assert cache is not None
+            probe, seconds = solve_cached_head(adapted, cache, images, training)
+            bad = {images.keys[row]: reason for row, reason in unreadable.items()}
+            outcome = TrainingOutcome("finished", 0, seconds, model=adapted, ema=None, bad_samples=bad)
+        else:
+            loader = Loader(
+                ClassificationDataset(images, load_sample),
+                rows=rows,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+                workers=settings.workers,
+                rank=here.rank,
+                world_size=here.size,
+            )
+            task = build_task(adapted, network, training, prefix=prefix, num_images=len(rows))
+            if settings.evaluate_every is not None:
+                task.evaluate_with(lambda: _evaluate_split(adapted, network, images, recipe.data.validation))
+            outcome = train_classifier(task, loader, settings, run)
         finished = outcome.status == "finished" and here.is_main
         folder = save_adapter(adapted, run.path / "adapter") if finished else None
         evaluation = None
         if folder is not None and evaluate:
-            evaluation = _measure_splits(adapted.eval(), recipe, network, images, run.path)
+            alone = None
+            if probe is None and not missing:
+                alone = probe = _probe_features(adapted, network, images, rows, training)
+            evaluation = _measure_splits(adapted.eval(), recipe, network, images, run.path, alone=alone)
             if missing:  # what `foveate calibrate` needs to bring these classes back
                 _write_predictions(adapted, network, images, rows, run.path / "logits-training.npz", "training images")
                 seen = [name for name in images.classes if name not in missing]
@@ -227,9 +240,11 @@ def train_adapter(
             cached=cached,
             steps=outcome.step,
             seconds=round(outcome.seconds, 1),
+            curves="metrics.jsonl" if outcome.step else "",  # a solved head has no steps to log
             parameters=TrainedParameters(**adapted.count_parameters()._asdict()),
             matched=group_names(adapted.adapter().matched_names(adapted.backbone)),
             bad_samples=outcome.bad_samples,
+            probe=None if probe is None else _describe_probe(probe),
             revision=code_revision(),
             adapter="" if folder is None else "adapter/",
             evaluation=evaluation,
@@ -259,6 +274,72 @@ def cache_frozen(
             return None
         cache.update(zip(part, outputs, strict=True))
     return cache
+
+
+def is_solved(
+    adapted: AdaptedModel,
+    method: Mapping[str, Any],
+    training: AdaptTraining,
+    *,
+    missing: Sequence[str] = (),
+    cached: bool = True,
+) -> bool:
+    """Whether the head is solved: of method linear, on cached features, where it is new and every class has an image."""
+    if method["method"] != "linear" or training.head_solver != "lbfgs":
+        return False
+    if adapted.active in adapted.first_heads or missing:
+        # A solved head would forget what the given one knows, of classes without an image above all.
+        say("linear: the head was trained before, so it is trained on by steps instead of solved")
+        return False
+    if not cached:
+        say("linear: features are not cached, so the head is trained by steps instead of solved")
+    return cached
+
+
+def solve_cached_head(
+    adapted: AdaptedModel, cache: Mapping[int, Tensor], images: LabeledImages, training: AdaptTraining
+) -> tuple[SolvedHead, float]:
+    """Solve the head of `adapted` on cached features (row -> [D]); return it, and the seconds it took."""
+    began = time.monotonic()
+    rows = sorted(cache)
+    features_ND = torch.stack([cache[row] for row in rows]).float().numpy()
+    solved = solve_head(
+        features_ND,
+        images.labels_N[rows],
+        num_classes=len(images.classes),
+        C=training.head_c,
+        seed=training.seed,
+    )
+    assert isinstance(adapted.head, nn.Linear), "a new head is linear"
+    solved.copy_to(adapted.head)
+    return solved, time.monotonic() - began
+
+
+def _probe_features(
+    adapted: AdaptedModel, network: LoadedBackbone, images: LabeledImages, rows: Rows, training: AdaptTraining
+) -> SolvedHead:
+    """Solve a head on the features of the network as it came: what any tuning has to beat."""
+    features_ND, labels_N = _original_features(adapted, network, images, rows, "features alone")
+    return solve_head(features_ND, labels_N, num_classes=len(images.classes), C=training.head_c, seed=training.seed)
+
+
+@torch.no_grad()
+def _original_features(
+    adapted: AdaptedModel, network: LoadedBackbone, images: LabeledImages, rows: Rows, description: str
+) -> tuple[NDArray[np.float32], Rows]:
+    """Return features [N, D] of the network without the adapter, and labels, of the rows that can be read."""
+    device, readable, features = adapted.backbone.device, list[int](), list[NDArray[np.float32]]()
+    adapted.eval()
+    with adapted.disable():
+        for part, pixels in readable_batches(images, rows, {}, description=description):
+            readable += part
+            features.append(adapted.backbone.features(network.normalize(pixels.to(device))).float().cpu().numpy())
+    return np.concatenate(features), images.labels_N[readable]
+
+
+def _describe_probe(probe: SolvedHead) -> ProbeResult:
+    accuracies = {f"{C:g}": accuracy for C, accuracy in probe.accuracies.items()}
+    return ProbeResult(C=probe.C, folds=probe.folds, accuracies=accuracies)
 
 
 def predict_adapted(
@@ -291,9 +372,19 @@ def _write_predictions(
 
 
 def _measure_splits(
-    adapted: AdaptedModel, recipe: AdaptRecipe, network: LoadedBackbone, images: LabeledImages, folder: Path
+    adapted: AdaptedModel,
+    recipe: AdaptRecipe,
+    network: LoadedBackbone,
+    images: LabeledImages,
+    folder: Path,
+    *,
+    alone: SolvedHead | None,
 ) -> Evaluation:
-    """Measure the held-out splits that exist; their logits are written into the run folder."""
+    """Measure the held-out splits that exist; their logits are written into the run folder.
+
+    Args:
+        alone: a head on the features of the network as it came, for the column beside the adapter's.
+    """
     table: list[Row] = []
     # `dict.fromkeys`: one split may serve as validation and test, and is measured once.
     for split in dict.fromkeys((recipe.data.validation, recipe.data.test)):
@@ -303,25 +394,26 @@ def _measure_splits(
         path = folder / f"logits-{split}.npz"
         predictions = _write_predictions(adapted, network, images, images.rows(split), path, split)
         labels = predictions.labels
-        interval = bootstrap_interval(predictions.correct.astype(float), seed=("adapt", split))
-        mean_of_classes = float(class_accuracies(predictions.logits.argmax(axis=1), labels).accuracy_C.mean())
+        predicted = {"adapted": predictions.logits.argmax(axis=1)}
+        if alone is not None:
+            features_ND, _ = _original_features(adapted, network, images, images.rows(split), f"features of {split}")
+            predicted["features"] = alone.logits(features_ND).argmax(axis=1)
         # Chance of the accuracy is the largest class; with each class counted alike it is one of K.
         largest_class = float(np.bincount(labels).max() / len(labels))
-        for question, chance, value in (
-            (
-                "Which class? (accuracy)",
-                largest_class,
-                Value(value=interval.value, low=interval.low, high=interval.high),
-            ),
-            (
-                "Which class, each class alike? (mean of classes)",
-                1 / len(images.classes),
-                Value(value=mean_of_classes),
-            ),
+        accuracies, means = dict[str, Value](), dict[str, Value]()
+        for way, predicted_N in predicted.items():
+            interval = bootstrap_interval((predicted_N == labels).astype(float), seed=("adapt", split))
+            accuracies[way] = Value(value=interval.value, low=interval.low, high=interval.high)
+            means[way] = Value(value=float(class_accuracies(predicted_N, labels).accuracy_C.mean()))
+        for question, chance, values in (
+            ("Which class? (accuracy)", largest_class, accuracies),
+            ("Which class, each class alike? (mean of classes)", 1 / len(images.classes), means),
         ):
-            table.append(Row(question=question, data=split, n=len(labels), chance=chance, values={"adapted": value}))
-    assert all(np.isfinite(row.values["adapted"].value) for row in table if row.values["adapted"] is not None)
+            table.append(Row(question=question, data=split, n=len(labels), chance=chance, values=dict(values)))
     columns = [Column(key="adapted", title="adapted", what="the last epoch's model", role="ours")]
+    if alone is not None:
+        what = "logistic regression on the features of the network as it came"
+        columns.append(Column(key="features", title="features alone", what=what, role="baseline"))
     return Evaluation(columns=columns, table=table)
 
 
@@ -334,18 +426,19 @@ def estimate_training(recipe: AdaptRecipe, data: str | Path) -> dict[str, Any]:
     adapted = build_adapted(recipe, network, images, rows)
     counts = adapted.count_parameters()
     caching = recipe.training.cache and not recipe.training.flip
+    steps = 0 if is_solved(adapted, recipe.method, recipe.training, cached=caching) else settings.steps
     return {
         "method": recipe.method["method"],
         "classes": len(images.classes),
         "images": len(rows),
-        "steps": settings.steps,
-        "samples": settings.steps * settings.batch_size,
+        "steps": steps,
+        "samples": steps * settings.batch_size,
         **counts._asdict(),
         "cached": FrozenPrefix(adapted).describe()
         if caching
         else "nothing: training.cache is off or images are mirrored",
         # AdamW holds two float32 moments for each trained parameter.
-        "optimizer_bytes": 8 * (counts.trained + counts.head),
+        "optimizer_bytes": 8 * (counts.trained + counts.head) if steps else 0,
     }
 
 
@@ -354,8 +447,8 @@ def format_estimate(estimate: dict[str, Any]) -> Sequence[str]:
     return [
         f"{estimate['method']}: {estimate['trained']:,} of {estimate['backbone']:,} parameters and a head of "
         f"{estimate['head']:,}",
-        f"{estimate['images']} training images of {estimate['classes']} classes, {estimate['steps']} steps, "
-        f"{estimate['samples']:,} samples",
+        f"{estimate['images']} training images of {estimate['classes']} classes, "
+        + (f"{estimate['steps']} steps, {estimate['samples']:,} samples" if estimate["steps"] else "solved by L-BFGS"),
         f"cached: {estimate['cached']}",
         f"AdamW's moments: {estimate['optimizer_bytes'] / 2**20:.1f} MiB",
     ]

@@ -29,7 +29,7 @@ from foveate.adapt.load_backbone import LoadedBackbone, set_drop_path
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.prefix import FrozenPrefix
 from foveate.adapt.recipe import AdaptTraining
-from foveate.adapt.train import build_task, describe_training
+from foveate.adapt.train import build_task, describe_training, is_solved, solve_cached_head
 from foveate.core.errors import UserError
 from foveate.core.progress import silent
 from foveate.core.runs import RunFolder
@@ -207,9 +207,18 @@ class Bench:
 
             task.evaluate_with(evaluate, images_per_epoch=len(rows))
         run = RunFolder.create(folder)
-        outcome = train_classifier(task, loader, settings, run)
-        if outcome.status == "stopped":
-            raise Stopped
+        solved = is_solved(adapted, adapted.adapter().settings.model_dump(), training, cached=train_prefix is not None)
+        if solved:
+            assert train_prefix is not None
+            cache = self._cache[_cache_key(train_prefix)]
+            cached = {row: cache[row] for row in rows.tolist() if row in cache}
+            _, seconds = solve_cached_head(adapted, cached, images, training)
+            steps = 0
+        else:
+            outcome = train_classifier(task, loader, settings, run)
+            if outcome.status == "stopped":
+                raise Stopped
+            seconds, steps = outcome.seconds, outcome.step
         counts = adapted.count_parameters()
         num_bytes = 0
         if memory:
@@ -236,8 +245,8 @@ class Bench:
             rows=readable,
             trained=counts.trained,
             head=counts.head,
-            seconds=outcome.seconds,
-            steps=outcome.step,
+            seconds=seconds,
+            steps=steps,
             step_bytes=num_bytes,
             cached="nothing" if train_prefix is None else train_prefix.describe(),
             unreadable=len(set(self._unreadable) & {*rows.tolist(), *test.tolist()}),

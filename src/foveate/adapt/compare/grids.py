@@ -141,6 +141,8 @@ def _published(
     **training: Any,
 ) -> Grid:
     of = {variant: (methods or {}).get(variant, variant) for variant in options}
+    # The study trains its linear probe as every other method, and chooses its learning rate.
+    training.setdefault("head_solver", "steps")
     axes = {variant: _merge_axes(of[variant], axes, common) for variant, axes in options.items()}
     return Grid(name, axes, of, training, description)
 
@@ -253,8 +255,15 @@ def _robust(*, wide: bool = False) -> Grid:
 def _quick() -> Grid:
     # Every method with its defaults; full tuning breaks at rates that small parts need.
     options: dict[str, Axes] = {name: {} for name in _VTAB}
-    grid = _published("quick", "every method with its defaults at two learning rates", options, {RATE: (1e-3, 1e-2)})
+    grid = _published(
+        "quick",
+        "every method with its defaults at two learning rates; linear is solved",
+        options,
+        {RATE: (1e-3, 1e-2)},
+        head_solver="lbfgs",
+    )
     grid.axes["full"] = {RATE: (1e-4, 1e-3)}
+    grid.axes["linear"] = {}
     return grid
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foveate.adapt.results import AdaptResult
+from foveate.adapt.results import AdaptResult, ProbeResult
 from foveate.core.results import Evaluation, parse_result
 from foveate.report import numbers, parts
 from foveate.report.page import Page, command_text
@@ -20,6 +20,11 @@ def _list_names(names: list[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + more
 
 
+def _describe_probe(probe: ProbeResult) -> str:
+    how = f"chosen by {probe.folds}-fold cross-validation" if probe.folds else "not cross-validated"
+    return f"logistic regression, C {probe.C:g}, {how}"
+
+
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of an adapter's result.json (`AdaptResult`)."""
     r = parse_result(AdaptResult, result)
@@ -31,7 +36,8 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         *([("Where", _list_names(r.matched))] if r.matched else []),
         ("Trained in the head", f"{counts.head:,} parameters"),
         ("Cached", r.cached),
-        ("Steps", numbers.count(r.steps)),
+        ("Steps", numbers.count(r.steps) if r.steps else "none: the head is solved"),
+        *([("Linear probe", _describe_probe(r.probe))] if r.probe else []),
         ("Time", numbers.duration(r.seconds)),
     ]
     evaluation = r.evaluation or Evaluation()
@@ -40,7 +46,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         eyebrow="Adaptation",
         lead="The last epoch's model, measured on images that took no part in training or in any selection.",
         facts=facts,
-        charts=parts.curves({"this run": parts.read_metrics(run_folder, r.curves)}, max_charts=6),
+        charts=parts.curves({"this run": parts.read_metrics(run_folder, r.curves)}, max_charts=6) if r.curves else [],
         charts_title="Training curves",
         groups=parts.table_groups(evaluation.table, evaluation.columns),
         columns=evaluation.columns,
