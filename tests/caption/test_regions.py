@@ -53,6 +53,15 @@ def rows_of(path: Path, kind: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
 
 
+@pytest.mark.parametrize(("name", "value"), [("limit", -2), ("limit", 0), ("batch", 0)])
+def test_python_users_meet_the_bounds_of_the_command_line(shapes: Path, name: str, value: int) -> None:
+    with raises_naming(UserError, name, value):
+        label_regions(
+            shapes, ALT, detector="annotations", detector_settings=AnnotationSettings(), **{"batch": 5, name: value}
+        )
+    assert not (shapes / "annotations" / "region_status").exists()
+
+
 def test_rows_have_provenance_and_annotations_stay(shapes: Path) -> None:
     before = Collection.open(shapes).table("regions")
     outcome = label(shapes)

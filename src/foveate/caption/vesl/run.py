@@ -33,13 +33,14 @@ from foveate.caption.vesl.work import (
     CompletedWork,
     ImageCaptions,
     RegionLabelSettings,
+    RegionRunSettings,
     build_recipe,
     find_completed,
     hash_recipe,
     shuffle_partners,
 )
 from foveate.core.progress import say, track
-from foveate.core.recipes import Settings
+from foveate.core.recipes import Settings, validate
 from foveate.core.version import code_revision
 from foveate.records.annotate import PartWriter, write_results
 from foveate.records.appender import AnnotationAppender
@@ -144,6 +145,8 @@ def plan_labeling(
     Raises:
         UserError: a tagger or detector cannot be opened, or no caption is of a kind in `settings.captions`.
     """
+    # A limit below 0 would count from the end of the split.
+    validate(RegionRunSettings, {"detector": detector, "split": split, "limit": limit}, where="foveate regions")
     # The first of the split, not a sample: a larger limit then continues where a smaller one ended.
     rows = [int(row) for row in collection.rows(split)][:limit]
     kind = find_detector(detector)
@@ -211,6 +214,7 @@ def label_regions(
         UserError: another process writes the collection, or see `plan_labeling`.
     """
     began = time.monotonic()
+    validate(RegionRunSettings, {"batch": batch}, where="foveate regions")
     with AnnotationAppender(path, purpose="labeling regions") as appender, Collection.open(path) as collection:
         plan = plan_labeling(
             collection,
