@@ -116,7 +116,9 @@ class Network:
                 node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}"]
                 title = names[number] if names else f"client {number}"
                 node += ["--port", str(free_port()), "--node-config"]
-                node += [f'partition-id={number} data="{data}" name="{title}"']
+                settings = f'partition-id={number} data="{data}" name="{title}" state="{self.folder / "state"}"'
+                # Runs are compared with those in one process, which protect nobody.
+                node += [settings + " min-count=1 max-partitions=100"]
                 stack.enter_context(running(node, self.env, self.folder / f"{log}{number}.log"))
             yield
 

@@ -39,7 +39,15 @@ def leaking(data, request: Message, client: int) -> Message:
 
 def more(data, request: Message, client: int) -> Message:
     rows = np.asarray(data)[:40]
-    return request.answer(arrays={"centers": rows, "counts": np.ones(40), "trusted": np.ones(40, bool)}, points=40)
+    return request.answer(
+        arrays={
+            "centers": rows,
+            "counts": np.ones(40),
+            "spreads": np.zeros(40),
+            "trusted": np.ones(40, bool),
+        },
+        points=40,
+    )
 
 
 BAD_ANSWERS = {

@@ -17,6 +17,7 @@ from foveate.federated.clustering.options import method_names, resolve
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log
+from foveate.report.pages.federated_cluster import describe_privacy
 
 
 def test_fewer_points_than_min_count_send_nothing() -> None:
@@ -106,3 +107,18 @@ def test_small_cells_are_refused_by_the_server() -> None:
 def test_pooling_methods_are_refused_over_an_exchange() -> None:
     with pytest.raises(UserError, match="pools raw points; no client sends them"):
         cluster(InProcess([Client(0, np.eye(2), protocol.HANDLERS)]), resolve(2, method="central"))
+
+
+@pytest.mark.parametrize(
+    ("options", "federated", "names"),
+    [
+        ({}, True, ("single point", "min_count 1")),
+        ({"min_count": 10}, True, ("fewer than 10 points",)),
+        ({"noise": 2.0, "min_count": 10}, True, ("with noise",)),
+        ({"min_count": 10}, False, ("one place",)),
+    ],
+)
+def test_a_page_says_what_left_and_no_more(options: dict, federated: bool, names: tuple[str, ...]) -> None:
+    sentence = describe_privacy(options, federated=federated)
+    assert not [name for name in names if name not in sentence]
+    assert ("single point" in sentence) == ("single point" in names)

@@ -17,7 +17,6 @@ from safetensors.numpy import load_file
 
 from foveate.core.errors import UserError
 from foveate.federated.clients import Client
-from foveate.federated.clustering.limits import Limits
 from foveate.federated.deep.encoder import flatten_weights
 from foveate.federated.deep.job import DeepJob, DeepState, Fitted, build_network, fit_clients, load_model, save_model
 from foveate.federated.deep.message_kinds import EMBEDDED, REMOTE_KINDS, SIZE, TRAIN
@@ -25,6 +24,7 @@ from foveate.federated.deep.options import DeepOptions
 from foveate.federated.deep.protocol import embedded_request, train_request
 from foveate.federated.deep.remote import answer_remote
 from foveate.federated.job import save_snapshot, serve
+from foveate.federated.limits import Limits
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.rounds import InProcess, Log, TooFewClientsError
 from foveate.report import render

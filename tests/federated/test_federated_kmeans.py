@@ -51,11 +51,12 @@ def test_labels_are_those_of_predict_and_reports_are_there() -> None:
     assert found.inertia_ == pytest.approx(total)
     assert found.n_features_in_ == 2
     assert set(found.client_reports_) == {0, 1, 2, 3}
-    assert set(found.client_reports_[0]) == {"centers", "counts", "trusted", "points"}
+    assert set(found.client_reports_[0]) == {"centers", "counts", "spreads", "trusted", "points"}
     assert found.server_report_["weighted_sse"] > 0
     check_groups(found.server_report_, 15, sum(len(part) for part in parts))
     assert found.bytes_up_ == sum(row["bytes"] for row in found.exchanged_ if row["up"])
-    assert {row["name"] for row in found.exchanged_ if row["up"]} == {"centers", "counts", "trusted", "points", "sums"}
+    names = {"centers", "counts", "spreads", "trusted", "points", "sums"}
+    assert {row["name"] for row in found.exchanged_ if row["up"]} == names
 
 
 def check_groups(report: dict, clusters: int, points: int) -> None:
@@ -96,7 +97,9 @@ def test_traffic_is_that_of_the_specification() -> None:
     parts = split_s_set("s1", alpha=None, clients=4, seed=0)
     found = FederatedKMeans(15, random_state=0, refine_rounds=0).fit(parts)
     clusters = sum(len(report["centers"]) for report in found.client_reports_.values())
-    assert found.bytes_up_ == clusters * (8 * (2 + 1) + 1) + 4 * 8  # centers, counts, flags; one number of points
+    assert (
+        found.bytes_up_ == clusters * (8 * (2 + 1 + 1) + 1) + 4 * 8
+    )  # centers, counts, spreads, flags; one number of points
 
 
 def test_the_same_seed_gives_the_same_and_another_another() -> None:

@@ -32,12 +32,24 @@ from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG, write_app
 from foveate.federated.flower.client_app import app as client_app
 from foveate.federated.flower.translate import from_records, to_records
-from foveate.federated.flower.transport import HELLO, GridTransport
+from foveate.federated.flower.transport import GridTransport
 from foveate.federated.messages import DTYPES, SCHEMA, Message, MessageError
+from foveate.federated.node import HELLO
+from foveate.federated.reasons import (
+    COUNT,
+    DATA_UNUSABLE,
+    FAILURE,
+    MAX_CLUSTERS,
+    MIN_COUNT,
+    SETTINGS_INVALID,
+    failure_values,
+)
 from foveate.federated.rounds import InProcess, TooFewClientsError, attempt
 from naming import raises_naming
 
 PARTS = split_s_set("s1", alpha=0.3, clients=3, seed=0)
+AS_IN_PROCESS = "min_count=1 refine_rounds=1 winsorize=null"
+"""Options of a network that protect nobody, for comparison with one process."""
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -86,7 +98,7 @@ class FakeGrid:
                     answer = request.answer(client=client, name="")
                 else:
                     answer, reason = attempt(Client(client, self.parts[place], protocol.HANDLERS), request)
-                    answer = answer or request.answer(failure=reason)
+                    answer = answer or request.answer(**failure_values(DATA_UNUSABLE))
                 content = ArrayRecord() if doing == "garbage" else to_records(answer)
                 content = RecordDict() if doing == "garbage" else content
                 content = doing if isinstance(doing, RecordDict) else content
@@ -127,7 +139,7 @@ def test_a_broken_node_is_left_out(doing: str, words: str, kind: str) -> None:
 
 def test_a_client_whose_data_are_bad_says_why() -> None:
     found = cluster(GridTransport(FakeGrid([*PARTS, np.full((2, 2), np.nan)]), clients=4), resolve(15))
-    assert "NaN" in found.excluded[3]
+    assert DATA_UNUSABLE in found.excluded[3]
 
 
 def test_nodes_are_told_by_their_partition() -> None:
@@ -147,7 +159,7 @@ def test_nodes_are_told_by_their_partition() -> None:
 
 @pytest.mark.parametrize("number", [3, -1, 7])
 def test_a_number_that_no_client_has_is_left_out(number: int, tmp_path: Path) -> None:
-    config = CONFIG | {"clusters": 15, "clients": 3, "out": str(tmp_path), "wait": 0.1}
+    config = CONFIG | {"clusters": 15, "clients": 3, "out": str(tmp_path), "wait": 0.1, "evaluate": True}
     server_app.run(FakeGrid(PARTS, numbers=[0, number, 2]), config)
     second = json.loads((tmp_path / "result.json").read_text())["clients"][1]
     assert second["excluded"].endswith(f"(its partition-id is {number}; allowed are 0 to 2)")
@@ -274,7 +286,7 @@ def test_a_killed_server_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_keeps_no_answers(tmp_path: Path) -> None:
-    config = CONFIG | {"clusters": 15, "clients": 3, "out": str(tmp_path)}
+    config = CONFIG | {"clusters": 15, "clients": 3, "out": str(tmp_path), "options": AS_IN_PROCESS}
     for parts in (PARTS, [2 * one + 1 for one in PARTS]):
         server_app.run(FakeGrid(parts), config)
         assert list((tmp_path / "answers").iterdir()) == []
@@ -283,25 +295,26 @@ def test_a_finished_run_keeps_no_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "words"),
+    ("limits", "failure"),
     [
-        ({}, None),
         ({"min-count": 10, "max-clusters": 15}, None),
-        ({"min-count": 11}, "asks with min_count 10; this client's own min-count is 11"),
-        ({"max-clusters": 14}, "asks for 15 clusters; this client's own max-clusters is 14"),
-        ({"min_count": 10}, "unknown field of the node's configuration 'min_count'"),
+        ({"min-count": 11}, {FAILURE: MIN_COUNT, COUNT: 11}),
+        ({"min-count": 1, "max-clusters": 14}, {FAILURE: MAX_CLUSTERS, COUNT: 14}),
+        ({"min_count": 10}, {FAILURE: SETTINGS_INVALID}),
+        ({}, {FAILURE: SETTINGS_INVALID}),
     ],
 )
-def test_a_node_has_limits_of_its_own(tmp_path: Path, monkeypatch, limits: dict, words: str | None) -> None:
+def test_a_node_has_limits_of_its_own(tmp_path: Path, monkeypatch, limits: dict, failure: dict | None) -> None:
     monkeypatch.setattr(at_client, "FlowerMessage", lambda records, reply_to: from_records(records))
     np.savez(tmp_path / "points.npz", points=PARTS[0])
     context = SimpleNamespace(node_config={"partition-id": 0, "data": str(tmp_path / "points.npz"), **limits})
+    context.node_config |= {"state": str(tmp_path / "state"), "max-partitions": 2}
     plan = resolve(15, min_count=10)
     centers = np.zeros((15, 2)) + np.arange(15)[:, None]
     for request in (protocol.centroids_request(plan, 0), protocol.lloyd_request(centers, plan, 1)):
         answer = at_client.answer(SimpleNamespace(content=to_records(request)), context)
-        assert words in answer.values["failure"] if words else "failure" not in answer.values
-        assert bool(answer.arrays) is (words is None)
+        assert dict(answer.values) == failure if failure else FAILURE not in answer.values
+        assert bool(answer.arrays) is (failure is None)
 
 
 def test_the_app_folder(tmp_path: Path) -> None:

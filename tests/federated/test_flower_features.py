@@ -21,13 +21,13 @@ from foveate.federated.flower import client_app, server_app
 from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG
 from foveate.federated.flower.translate import from_records, to_records
-from foveate.federated.flower.transport import HELLO
 from foveate.federated.messages import Message
+from foveate.federated.reasons import DATA_MISSING, FAILURE
 from foveate.report import render
 
 RANDOM = np.random.default_rng(0)
 PARTS = [RANDOM.normal(size=(30, 16)) + 3 * number for number in range(3)]
-SMALL = "rounds=2 encoder=small_vit width=8 hidden=12 augment=shift"
+SMALL = "rounds=2 encoder=small_vit width=8 hidden=12 augment=shift min_count=1"
 
 
 class Nodes:
@@ -43,6 +43,9 @@ class Nodes:
                 "partition-id": number,
                 "data": str(folder / f"client{number}.npz"),
                 "name": f"ward {number}",
+                "state": str(folder / "state"),
+                "min-count": 1,
+                "max-partitions": 10,
             } | (own if number == 1 else {})
         monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
         monkeypatch.setattr(over_flower, "FlowerMessage", lambda **fields: SimpleNamespace(**fields))
@@ -56,8 +59,7 @@ class Nodes:
             if len(self.asked) >= self.stop_after:
                 raise KeyboardInterrupt
             self.asked.append(message.message_type)
-            handler = client_app.hello if message.message_type == HELLO else client_app.answer_features
-            content = handler(message, SimpleNamespace(node_config=self.config[message.dst_node_id]))
+            content = client_app.answer(message, SimpleNamespace(node_config=self.config[message.dst_node_id]))
             metadata = SimpleNamespace(src_node_id=message.dst_node_id)
             replies.append(SimpleNamespace(has_error=lambda: False, content=content, metadata=metadata))
         return replies[::-1]
@@ -121,15 +123,16 @@ def test_what_the_configuration_may_say(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_node_has_limits_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server_app.run(Nodes(tmp_path, monkeypatch, **{"max-clusters": 2}), run_config(tmp_path / "out"))
     result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
-    assert result["notes"] == ["ward 1 was left out: asks for 3 clusters; this client's own max-clusters is 2"]
+    (note,) = result["notes"]
+    assert note.startswith("ward 1 was left out: max-clusters: its own max-clusters 2 ")
     assert [client["rounds"] for client in result["clients"]] == [2, 0, 2]
 
 
 def test_a_client_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
     message = SimpleNamespace(content=to_records(Message(SIZE)))
-    content = client_app.answer_features(message, SimpleNamespace(node_config={"partition-id": 0}))
-    assert "the node has no data" in str(from_records(content).values["failure"])
+    content = client_app.answer(message, SimpleNamespace(node_config={"partition-id": 0, "min-count": 1}))
+    assert dict(from_records(content).values) == {FAILURE: DATA_MISSING}
 
 
 def test_flower_knows_each_kind() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,10 @@ from foveate.federated.flower import client_app, server_app
 from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG
 from foveate.federated.flower.translate import from_records, to_records
-from foveate.federated.flower.transport import HELLO, GridTransport
+from foveate.federated.flower.transport import GridTransport
 from foveate.federated.job import serve
 from foveate.federated.messages import Message, MessageError
+from foveate.federated.reasons import DATA_MISSING, FAILURE
 from foveate.federated.rounds import Log, TooFewClientsError
 from foveate.report import render
 from naming import raises_naming
@@ -38,7 +40,12 @@ class FakeGrid:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 10**9) -> None:
         self.stop_after, self.asked = stop_after, 0
-        monkeypatch.setattr(client_app, "_points", lambda context: PARTS[context.node_config["partition-id"]])
+        folder = Path(tempfile.mkdtemp())
+        self.config: dict[int, dict[str, Any]] = {}
+        for number, part in enumerate(PARTS):
+            np.savez(folder / f"client{number}.npz", points=part)
+            node = {"partition-id": number, "data": str(folder / f"client{number}.npz"), "min-count": 1}
+            self.config[107 - 2 * number] = node | {"state": str(folder / "state")}
         monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
         monkeypatch.setattr(over_flower, "FlowerMessage", lambda **fields: SimpleNamespace(**fields))
 
@@ -51,9 +58,7 @@ class FakeGrid:
             self.asked += 1
             if self.asked > self.stop_after:
                 raise KeyboardInterrupt
-            context = SimpleNamespace(node_config={"partition-id": (107 - message.dst_node_id) // 2})
-            handler = client_app.hello if message.message_type == HELLO else client_app.answer_map
-            content = handler(message, context)
+            content = client_app.answer(message, SimpleNamespace(node_config=self.config[message.dst_node_id]))
             metadata = SimpleNamespace(src_node_id=message.dst_node_id)
             replies.append(SimpleNamespace(has_error=lambda: False, content=content, metadata=metadata))
         return replies[::-1]
@@ -142,5 +147,5 @@ def test_positions_never_leave_over_a_network(tmp_path: Path, monkeypatch: pytes
 def test_a_client_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
     message = SimpleNamespace(content=to_records(Message(kinds.POINTS)))
-    content = client_app.answer_map(message, SimpleNamespace(node_config={"partition-id": 0}))
-    assert "the node has no data" in str(from_records(content).values["failure"])
+    content = client_app.answer(message, SimpleNamespace(node_config={"partition-id": 0, "min-count": 1}))
+    assert dict(from_records(content).values) == {FAILURE: DATA_MISSING}

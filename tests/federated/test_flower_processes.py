@@ -47,7 +47,8 @@ def test_a_clustering_by_three_processes(tmp_path: Path) -> None:
     network, out = Network.begin(tmp_path), tmp_path / "out"
     with network.link(), network.nodes(parts, ("ward 0", "ward 1")):
         said = network.run(
-            f'clusters=15 seed=3 clients=2 wait=120.0 timeout=300.0 out="{out}" options="refine_rounds=1"'
+            f'clusters=15 seed=3 clients=2 wait=120.0 timeout=300.0 out="{out}" evaluate=true '
+            'options="min_count=1 refine_rounds=1 winsorize=null"'
         )
     assert (out / "result.json").is_file(), said
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
@@ -86,7 +87,7 @@ def test_an_encoder_by_three_processes(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     parts = [random.normal(size=(40, 16)) + 3 * number for number in range(2)]
     network, out = Network.begin(tmp_path), tmp_path / "out"
-    settings = "rounds=2 encoder=small_resnet augment=shift width=8 hidden=16"
+    settings = "rounds=2 encoder=small_resnet augment=shift width=8 hidden=16 min_count=1"
     with network.link(), network.nodes(parts, ("ward 0", "ward 1")):
         said = network.run(
             f'job="features" clusters=3 seed=3 clients=2 wait=120.0 timeout=300.0 out="{out}" options="{settings}"'
@@ -114,7 +115,8 @@ def test_a_killed_server_goes_on_with_its_round(tmp_path: Path) -> None:
     """
     parts = split_s_set("s1", alpha=0.3, clients=2, seed=1)
     network, out = Network.begin(tmp_path), tmp_path / "out"
-    config = f'clusters=15 seed=3 clients=2 wait=120.0 timeout=300.0 out="{out}" options="refine_rounds=3"'
+    config = f'clusters=15 seed=3 clients=2 wait=120.0 timeout=300.0 out="{out}" '
+    config += 'options="min_count=1 refine_rounds=3 winsorize=null"'
     first = out / "answers" / "000000-query.centroids"
     with network.link("link-killed") as link, network.nodes(parts, log="killed"):
         with (tmp_path / "run-killed.log").open("w") as log:

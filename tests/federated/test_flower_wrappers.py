@@ -27,7 +27,7 @@ from foveate.federated.deep.options import read_options
 from foveate.federated.flower.processes import family
 
 pytestmark = pytest.mark.slow
-SETTINGS = {"rounds": 2, "encoder": "small_resnet", "augment": "shift", "width": 8, "hidden": 16}
+SETTINGS = {"rounds": 2, "encoder": "small_resnet", "augment": "shift", "width": 8, "hidden": 16, "min_count": 1}
 
 
 @dataclass
@@ -77,6 +77,8 @@ class Federation:
     def client(self, number: int) -> list[str]:
         """The arguments of a client's node."""
         data = ["--data", f"points{number}.npz", "--name", f"ward {number}", "--port", str(free_port())]
+        # As many partitions as DeepFeCA has rounds, and one more for the last clustering.
+        data += ["--min-count", "1", "--max-partitions", "3"]
         return ["client", "--folder", f"ward{number}", "--client", str(number), "--server", self.address, *data]
 
     def until(self, met: Callable[[], bool], seconds: float = 300) -> None:

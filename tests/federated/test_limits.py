@@ -7,8 +7,8 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.federated.clustering import protocol
-from foveate.federated.clustering.limits import Limits
 from foveate.federated.clustering.options import resolve
+from foveate.federated.limits import Limits
 from foveate.federated.messages import MessageError
 from naming import raises_naming
 
@@ -52,17 +52,20 @@ def test_limits_hold_for_every_question(place: int) -> None:
 def test_limits_of_a_node() -> None:
     config = {"partition-id": 0, "num-partitions": 2, "data": "points.npz", "name": "north", "min-count": 10}
     assert Limits.of_node(config) == Limits(min_count=10)
-    assert Limits.of_node(config | {"max-clusters": 30}) == Limits(min_count=10, max_clusters=30)
-    assert Limits.of_node({"partition-id": 0}) == Limits()
+    assert Limits.of_node(config | {"max-clusters": 30, "max-partitions": 2}) == Limits(
+        min_count=10, max_clusters=30, max_partitions=2
+    )
+    with raises_naming(UserError, "min-count", "10"):
+        Limits.of_node({"partition-id": 0})
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
         ({"min_count": 10}, "unknown field of the node's configuration 'min_count'.*min-count"),
-        ({"min-count": 0}, "min-count.*1.*0"),
-        ({"min-count": "10"}, "min-count.*'10'"),
-        ({"max-clusters": True}, "max-clusters.*True"),
+        ({"min-count": 0}, "min_count.*1.*0"),
+        ({"min-count": "10"}, "min_count.*'10'"),
+        ({"max-clusters": True}, "max_clusters.*True"),
     ],
 )
 def test_a_slip_in_a_limit_is_no_limit_less(config: dict, words: str) -> None:

@@ -100,7 +100,7 @@ def test_bytes_that_are_no_message(data: bytes) -> None:
 
 
 def test_another_schema_is_refused() -> None:
-    data = Message("x", values={"n": 1}).to_bytes().replace(b'\\"schema\\": 2', b'\\"schema\\": 9')
+    data = Message("x", values={"n": 1}).to_bytes().replace(b'\\"schema\\": 3', b'\\"schema\\": 9')
     with raises_naming(MessageError, "9"):
         Message.from_bytes(data)
 

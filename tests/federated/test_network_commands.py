@@ -66,6 +66,7 @@ def test_a_client_is_started_with_its_key_and_no_secret(tmp_path: Path) -> None:
         "data": str(tmp_path / "p.npz"),
         "name": "north ward",
         "min-count": 10,
+        "state": str(tmp_path / "state"),
     }
 
 
@@ -116,9 +117,8 @@ def test_without_tls_only_by_name(tmp_path: Path) -> None:
     assert "supernode-auth" not in words
     (content,) = plan["files"].values()
     assert tomllib.loads(content)["superlink"]["ours"] == {"address": "localhost:8000", "insecure": True}
-    plan = planned(
-        "client", "--folder", tmp_path, "--client", 0, "--server", "localhost", "--data", "p.npz", "--insecure"
-    )
+    where = ("--folder", tmp_path, "--client", 0, "--server", "localhost", "--data", "p.npz")
+    plan = planned("client", *where, "--insecure", "--min-count", 1)
     words = " ".join(plan["commands"][0])
     assert "--insecure" in words
     assert "private-key" not in words

@@ -25,6 +25,7 @@ import pytest
 from foveate.core.errors import UserError
 from foveate.federated.flower import keys, processes, steps
 from foveate.federated.flower.commands import Address
+from foveate.federated.limits import Limits
 from naming import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,7 +175,7 @@ def test_a_client_is_checked_before_it_starts(programs: Path, tmp_path: Path) ->
     port = free_port()
 
     def join(data: Path, **node: int) -> None:
-        given = {"data": str(data), **node}
+        given = {"data": str(data), "min-count": 1, **node}
         steps.join(
             tmp_path / "client",
             Address("localhost"),
@@ -249,3 +250,44 @@ def test_a_client_looks_whom_it_speaks_with(tmp_path: Path, capsys: pytest.Captu
         steps.greet(Address("localhost", port), authority)
     steps.greet(Address("localhost", free_port()), authority)
     assert "does not answer yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("limits", "warned"),
+    [
+        ({"min_count": 1}, ["--min-count 1", "rows of the data can leave"]),
+        ({"min_count": 4}, ["--min-count 4"]),
+        ({"min_count": 10, "max_partitions": 3}, ["--max-partitions 3", "one point"]),
+        ({"min_count": 10}, []),
+    ],
+)
+def test_a_client_is_warned_before_it_connects(limits: dict, warned: list[str]) -> None:
+    lines = steps.describe_limits(Limits(**limits))
+    warnings = [line for line in lines if line.startswith("warning")]
+    assert not [text for text in warned if text not in " ".join(warnings)]
+    assert bool(warnings) == bool(warned)
+    assert str(limits["min_count"]) in lines[0]
+
+
+def test_the_warning_comes_before_the_node_starts(
+    programs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "points.npz", points=np.zeros((4, 2)))
+
+    class Started(Exception):
+        pass
+
+    def ready() -> None:
+        assert "rows of the data can leave" in capsys.readouterr().err.partition("flower-supernode")[0]
+        raise Started
+
+    with pytest.raises(Started):
+        steps.join(
+            tmp_path / "client",
+            Address("localhost", free_port()),
+            client=0,
+            port=free_port(),
+            node={"data": str(tmp_path / "points.npz"), "min-count": 1},
+            insecure=True,
+            ready=ready,
+        )

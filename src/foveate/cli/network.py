@@ -86,6 +86,10 @@ def server(
     "name",
     "min_count",
     "max_clusters",
+    "max_questions",
+    "max_partitions",
+    "max_epsilon",
+    "align_columns",
     "port",
     metavars={"server": _ADDRESS},
 )
@@ -108,6 +112,7 @@ def client(
     from foveate.federated.flower import commands, keys, steps
     from foveate.federated.flower.options import NodeOptions
 
+    settings.setdefault("state", str((folder / "state").resolve()))
     options = validate(NodeOptions, settings, where="foveate federated client")
     number = options.client
     if make_keys:
@@ -118,6 +123,11 @@ def client(
     # Neither is needed to make keys, so the model does not require them.
     if options.server is None or options.data is None:
         raise click.UsageError("--server and --data are needed, or --make-keys")
+    if options.min_count is None:
+        raise click.UsageError(
+            "--min-count is needed: groups of fewer points are not answered about. 10 is proposed for sensitive data; "
+            "with 1 single rows can leave this client"
+        )
     # One port per client number, so that the nodes of a trial on one machine do not meet.
     called, port = commands.Address.read(options.server), options.port or commands.FIRST_RUNTIME_PORT + number
     node = options.to_config()
@@ -166,6 +176,7 @@ def register(public_keys: tuple[Path, ...], folder: Path, dry_run: bool, as_json
     "min_clients",
     "wait",
     "timeout",
+    "evaluate",
     "seed",
     metavars={"method": "NAME", "wait": "SECONDS", "timeout": "SECONDS"},
 )

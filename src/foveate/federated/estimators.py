@@ -36,7 +36,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         n_clusters: K, the number of groups of all clients together.
         method: server method, see above.
         client_init, n_init, local_clusters, eliminate, radius, quantile, seeds, restarts, refine_rounds, min_count,
-            spherical, kfed_seeds, kfed_steps, on_few_groups, suspects: see the fields of
+            spherical, winsorize, noise, clip, noise_steps, kfed_seeds, kfed_steps, on_few_groups, suspects: see the fields of
             `foveate.federated.clustering.options.ClusteringOptions`. None is the method's default.
         min_clients: clients that must answer; others are left out with their reason.
         timeout: seconds after which a client is left out.
@@ -84,6 +84,10 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         refine_rounds: int | None = None,
         min_count: int | None = None,
         spherical: bool | None = None,
+        winsorize: float | None = None,
+        noise: float | None = None,
+        clip: float | None = None,
+        noise_steps: int | None = None,
         kfed_seeds: str | None = None,
         kfed_steps: str | None = None,
         on_few_groups: str = "raise",
@@ -106,6 +110,10 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         self.refine_rounds = refine_rounds
         self.min_count = min_count
         self.spherical = spherical
+        self.winsorize = winsorize
+        self.noise = noise
+        self.clip = clip
+        self.noise_steps = noise_steps
         self.kfed_seeds = kfed_seeds
         self.kfed_steps = kfed_steps
         self.on_few_groups = on_few_groups

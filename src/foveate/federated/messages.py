@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 
 from foveate.core.errors import UserError
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the messages' format, names of options and arrays included. Another version is refused."""
 
 MAX_WHOLE, MAX_NUMBER = 1 << 53, 1e250

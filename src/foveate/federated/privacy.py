@@ -1,28 +1,109 @@
-"""The Gaussian mechanism: noise on what is sent, its composition, and epsilon by a stated formula.
+"""Noise on what is sent, from the operating system's cryptographic generator; its composition, and epsilon.
 
 A release whose value moves by at most `sensitivity` (Euclidean) when the protected unit changes, plus Gaussian noise
 of standard deviation sigma, is (sensitivity^2 / (2 sigma^2))-zCDP; costs of releases add up; rho-zCDP is
 (rho + 2 sqrt(rho ln(1 / delta)), delta)-differential privacy (Bun and Steinke 2016, arXiv 1605.02065, propositions
 1.6, 1.7 and 1.3). Tighter accounts exist; this one is short enough to check by hand.
+
+Two generators. `SystemNoise` draws floating-point normals, for long vectors (weights, fields). The last bits of a
+floating-point sum may give away which noise values were possible (Mironov 2012), and no account covers that.
+`discrete_gaussian` draws whole numbers exactly, without a floating-point operation, for values on a grid (sums, counts);
+its account is the same (Canonne, Kamath, Steinke 2020, arXiv 2004.00010, theorem 14 and algorithms 1 to 3).
 """
 
 from __future__ import annotations
 
 import math
+import secrets
+from fractions import Fraction
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
+from foveate.federated.results import PrivacyCost
 
 DELTA = 1e-5
 """Customary value; it should be well below one over the number of people in the data."""
 
 
-def private_noise() -> np.random.Generator:
-    """Generator seeded by the operating system."""
-    # Never from the run's seed: whoever knows the seed (the server does) could compute the noise and subtract it.
-    return np.random.default_rng()
+class NormalSource(Protocol):
+    """Draws standard normal values: NumPy's generators in tests, `SystemNoise` at clients."""
+
+    def standard_normal(self, size: tuple[int, ...]) -> NDArray[np.float64]:
+        """Values of this shape."""
+        ...
+
+
+class SystemNoise:
+    """Standard normal values from the operating system's cryptographic generator, by Box and Muller's method."""
+
+    def standard_normal(self, size: tuple[int, ...]) -> NDArray[np.float64]:
+        """Values of this shape."""
+        count = math.prod(size)
+        integers = np.frombuffer(secrets.token_bytes(16 * count), dtype=np.uint64).reshape(2, count) >> np.uint64(11)
+        # The first is never 0, whose logarithm is infinite.
+        radius = np.sqrt(-2.0 * np.log((integers[0] + 1.0) * 2.0**-53))
+        return (radius * np.cos(2.0 * np.pi * (integers[1] * 2.0**-53))).reshape(size)
+
+
+def private_noise() -> NormalSource:
+    """Source of noise that nobody can repeat."""
+    # Never from the run's seed: whoever knows the seed (the server does) could compute the noise and subtract it. Nor
+    # from a statistical generator, whose state can be computed from enough of its values.
+    return SystemNoise()
+
+
+def _bernoulli_exp(numerator: int, denominator: int) -> bool:
+    """True with probability exp(-numerator / denominator), exactly."""
+    while numerator > denominator:
+        if not _bernoulli_exp(1, 1):
+            return False
+        numerator -= denominator
+    trials = 1
+    while secrets.randbelow(denominator * trials) < numerator:
+        trials += 1
+    return trials % 2 == 1
+
+
+def _discrete_laplace(scale: int) -> int:
+    """Whole number x with probability proportional to exp(-|x| / scale)."""
+    while True:
+        remainder = secrets.randbelow(scale)
+        if not _bernoulli_exp(remainder, scale):
+            continue
+        quotient = 0
+        while _bernoulli_exp(1, 1):
+            quotient += 1
+        size = remainder + scale * quotient
+        negative = bool(secrets.randbits(1))
+        # Zero has no sign: counted with both it would come twice as often.
+        if not (negative and size == 0):
+            return -size if negative else size
+
+
+def discrete_gaussian(sigma: Fraction, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Whole numbers x with probability proportional to exp(-x^2 / (2 sigma^2)), exactly.
+
+    Args:
+        sigma: above 0; that of the normal distribution of the same form.
+
+    Source: Canonne, Kamath, Steinke 2020, arXiv 2004.00010, algorithm 3.
+    """
+    if not sigma > 0:
+        raise UserError(f"noise must be above 0 to account for privacy (got {float(sigma):g})")
+    variance = sigma * sigma
+    scale = math.floor(sigma) + 1
+
+    def draw() -> int:
+        while True:
+            value = _discrete_laplace(scale)
+            distance = (abs(value) - variance / scale) ** 2 / (2 * variance)
+            if _bernoulli_exp(distance.numerator, distance.denominator):
+                return value
+
+    return np.array([draw() for _ in range(math.prod(shape))], dtype=np.int64).reshape(shape)
 
 
 def clip_norm(vector: NDArray[np.floating], max_norm: float) -> NDArray[np.floating]:
@@ -32,7 +113,7 @@ def clip_norm(vector: NDArray[np.floating], max_norm: float) -> NDArray[np.float
     return vector if norm <= max_norm else (vector * (max_norm / norm)).astype(vector.dtype)
 
 
-def add_noise(array: NDArray[np.floating], sigma: float, generator: np.random.Generator) -> NDArray[np.floating]:
+def add_noise(array: NDArray[np.floating], sigma: float, generator: NormalSource) -> NDArray[np.floating]:
     """Add Gaussian noise of standard deviation sigma to every value."""
     return (array + sigma * generator.standard_normal(array.shape)).astype(array.dtype)
 
@@ -57,3 +138,11 @@ def epsilon(rho: float, *, delta: float = DELTA) -> float:
     if not 0 < delta < 1:
         raise UserError(f"delta must be above 0 and below 1 (got {delta})")
     return rho + 2 * math.sqrt(rho * math.log(1 / delta))
+
+
+def cost_row(name: str, unit: str, rho: float | None, messages: int, delta: float = DELTA) -> PrivacyCost:
+    """Row of an account: what the noise on one kind of message hides; None in `rho` = it was sent without noise."""
+    if rho is None:
+        return PrivacyCost(name=name, unit="nothing", messages=messages, delta=delta)
+    cost = epsilon(rho, delta=delta)
+    return PrivacyCost(name=name, unit=unit, messages=messages, delta=delta, rho=rho, epsilon=cost)

@@ -68,6 +68,17 @@ class ClusterMethod(ResultModel):
     seconds: float = 0.0
 
 
+class PrivacyCost(ResultModel):
+    """Privacy of one kind of message under noise; rho and epsilon are None where nothing is hidden."""
+
+    name: str
+    unit: str = Field(description="what is protected: a client, a point, or nothing")
+    messages: int
+    delta: float
+    rho: float | None = None
+    epsilon: float | None = None
+
+
 class ClusterResult(RunResult):
     """result.json of `foveate federated cluster`; the first of `methods` is the run's own."""
 
@@ -85,6 +96,7 @@ class ClusterResult(RunResult):
     bytes_down: int = 0
     seconds: float = 0.0
     server: dict[str, Any] = Field({}, description="report of the server step")
+    privacy: list[PrivacyCost] = Field([], description="account of the noise; empty without noise")
     notes: list[str] = []
     map: GroupMap
     options: dict[str, Any] = {}
@@ -106,17 +118,6 @@ class EmbedClient(ResultModel):
     classes: int | None = None
     trustworthiness: float | None = None
     bytes_up: int = Field(0, description="bytes that it sent")
-
-
-class PrivacyCost(ResultModel):
-    """Privacy of one kind of message under noise; rho and epsilon are None where nothing is hidden."""
-
-    name: str
-    unit: str = Field(description="what is protected: a client, a point, or nothing")
-    messages: int
-    delta: float
-    rho: float | None = None
-    epsilon: float | None = None
 
 
 class EmbedRound(ResultModel):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, Strict, field_validator
+from pydantic import BeforeValidator, Field, Strict, field_validator, model_validator
 
 from foveate.core.errors import UserError, choose
 from foveate.core.plugins import load_plugin, module_names
@@ -63,6 +63,16 @@ class ClusteringOptions(Settings):
     min_count: Count = Field(
         1, ge=1, description="clusters of fewer points are merged before sending; 10 is good for sensitive data"
     )
+    winsorize: Number | None = Field(
+        None,
+        gt=0,
+        description="each client clips columns to their 5th and 95th percentile, widened by so many times their distance",
+    )
+    noise: Number = Field(
+        0.0, ge=0, description="standard deviation z of the noise on counts, and of that on sums in units of the clip"
+    )
+    clip: Number | None = Field(None, gt=0, description="norm to which rows are clipped where there is noise")
+    noise_steps: Count = Field(5, ge=1, le=100, description="steps of a client's k-means with noise")
     kfed_seeds: Literal["all", "one"] = Field("all", description="centroids of the first client that k-FED starts from")
     kfed_steps: Literal["converged", "one"] = Field("converged", description="steps of Lloyd in k-FED")
     on_few_groups: Literal["raise", "return"] = Field(
@@ -93,6 +103,20 @@ class ClusteringOptions(Settings):
     @classmethod
     def _check_seeds(cls, value: str) -> str:
         return choose(value, SEED_RULES, "seeds")
+
+    @model_validator(mode="after")
+    def _check_noise(self) -> ClusteringOptions:
+        if not self.noise:
+            return self
+        if self.clip is None:
+            raise ValueError("noise needs clip: noise hides only what is bounded")
+        if self.eliminate != "none":
+            raise ValueError("noise needs eliminate 'none': which centroids are doubted depends on single points")
+        if self.radius == "fused":
+            raise ValueError("noise needs another radius than 'fused', which depends on single points")
+        if self.winsorize is not None:
+            raise ValueError("noise and winsorize: percentiles depend on single points; clip bounds rows instead")
+        return self
 
     def count_local(self, client: int) -> int:
         """Number of clusters that this client looks for.
@@ -147,7 +171,20 @@ class Method:
 
 
 # What every federated method sends to its clients, so that it always has an effect.
-CLIENT_OPTIONS = frozenset({"client_init", "n_init", "spherical", "min_count", "local_clusters", "refine_rounds"})
+CLIENT_OPTIONS = frozenset(
+    {
+        "client_init",
+        "n_init",
+        "spherical",
+        "min_count",
+        "local_clusters",
+        "refine_rounds",
+        "winsorize",
+        "noise",
+        "clip",
+        "noise_steps",
+    }
+)
 COMMON_OPTIONS = frozenset({"clusters", "method", "seed", "on_few_groups", "suspects"})
 
 
@@ -182,6 +219,9 @@ def resolve(
             warnings.warn(f"option '{name}' has no effect on the method '{method}'", UserWarning, stacklevel=2)
     # The user's options last: a method's defaults are only its own starting point.
     content = {"clusters": clusters, "method": method, "seed": seed, **plugin.defaults, **given_options}
+    if given_options.get("noise"):
+        # Doubt depends on single points and has no noise; asking for noise asks for no doubt.
+        content["eliminate"] = given_options.get("eliminate", "none")
     # `changed` compares checked values, so that 5 and 5.0, or a list and a tuple, are not a change.
     checked = validate(ClusteringOptions, content, where=where)
     defaults = {name: info.default for name, info in ClusteringOptions.model_fields.items()} | dict(plugin.defaults)

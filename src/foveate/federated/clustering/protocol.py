@@ -2,13 +2,14 @@
 
 | kind | down | up |
 |---|---|---|
-| `query.centroids` | options | `centers`, and where asked `counts`, `trusted`, `radius` |
+| `query.centroids` | options | `centers`, and where asked `counts`, `spreads`, `trusted`, `radius` |
 | `query.lloyd` | `centers` | `sums`, `counts` |
 | `query.assign` | `centers` | two numbers: points and inertia |
 
 The mean or sum of one point is that point. With `min_count` a client reports nothing about fewer points than that:
-small clusters are merged, small cells of the refinement are withheld. This holds for each message alone: where two
-partitions of the same points differ in one point, their difference is that point.
+small clusters are merged, small cells are withheld. This holds for each message alone: where two partitions of the same
+points differ in one point, their difference is that point. Over a network a client therefore answers about one partition
+(`foveate.federated.ledger`), or with noise (`foveate.federated.clustering.noise`).
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ from foveate.federated.clustering.local import (
     merge_small,
     withheld,
 )
+from foveate.federated.clustering.noise import clip_to_grid, from_grid, noisy_inertia, noisy_kmeans, noisy_sums
 from foveate.federated.clustering.options import ClusteringOptions, load_method
-from foveate.federated.messages import MAX_WHOLE, ArrayRule, Message, MessageError, MessageRule
+from foveate.federated.messages import MAX_WHOLE, ArrayRule, Message, MessageError, MessageRule, Value
 
 CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"
-MAX_COORDINATE = 1e100
-"""Sums of squares of larger coordinates, times counts, may be infinite."""
+MAX_COORDINATE = 1e30
+"""No measurement in any unit is larger; a larger coordinate is a mistake or an attack, and both take the centers along."""
 _ROUNDING = 8 * np.finfo(np.float64).eps
 """Rounding error of a sum, relative to its largest term, per term."""
 
@@ -76,6 +78,38 @@ def unit_rows(points_ND: Floats) -> Floats:
     return points_ND / norm_N[:, None]
 
 
+def winsorize(points_ND: Floats, reach: float) -> Floats:
+    """Clip each column to its 5th and 95th percentile, widened by `reach` times the distance between them.
+
+    A typing error of 1e8 in one row then moves a mean by as much as an ordinary outlier. A column whose percentiles are
+    equal stays as it is: nothing says what is usual in it.
+    """
+    low_D, high_D = np.percentile(points_ND, (5, 95), axis=0)
+    width_D = high_D - low_D
+    wide_D = np.where(width_D > 0, reach * width_D, np.inf)
+    return np.clip(points_ND, low_D - wide_D, high_D + wide_D)
+
+
+def _prepare(data: ArrayLike, request: Message) -> Floats:
+    """Points as a request wants them: checked, winsorized, scaled to length 1.
+
+    Raises:
+        MessageError: settings that no options allow, such as percentiles, which have no noise, beside noise.
+    """
+    for name in ("winsorize", "noise", "clip"):
+        value = request.number(name) if name in request.values else 1.0
+        if not 0 < value < MAX_COORDINATE:
+            raise MessageError(f"value '{name}' must be above 0 (got {value:g})")
+    if "noise" in request.values and (
+        "winsorize" in request.values or request.values.get("eliminate", "none") != "none"
+    ):
+        raise MessageError("asks for noise beside 'winsorize' or 'eliminate', which have none")
+    points = as_points(data)
+    if "winsorize" in request.values:
+        points = winsorize(points, request.number("winsorize"))
+    return unit_rows(points) if request.values.get("spherical") else points
+
+
 def optional_parts(options: ClusteringOptions) -> dict[str, bool]:
     """Return which optional parts a client's answer has: counts, trusted, radius.
 
@@ -84,8 +118,11 @@ def optional_parts(options: ClusteringOptions) -> dict[str, bool]:
     method = load_method(options.method)
     grouping = method.name == "paper_reconstruction"
     by_count = grouping and (options.seeds == "most_mass" or options.radius == "k_aware")
+    counts = method.counts or by_count
     return {
-        "counts": method.counts or by_count,
+        "counts": counts,
+        # Sums of squares of single groups have no noise.
+        "spreads": counts and not options.noise,
         "trusted": options.eliminate == "flags",
         "radius": grouping and isinstance(options.radius, str) and options.radius != "k_aware",
     }
@@ -102,6 +139,7 @@ def centroids_request(options: ClusteringOptions, client: int) -> Message:
         "min_count": options.min_count,
         "spherical": options.spherical,
         "seed": options.seed,
+        **_robust_values(options),
         **{f"send_{name}": is_sent for name, is_sent in optional_parts(options).items()},
     }
     return Message(CENTROIDS, 0, values=values)
@@ -114,6 +152,7 @@ def centroids_rule(options: ClusteringOptions) -> MessageRule:
         "centers": ArrayRule("float64", ("k", None)),
         # A smaller count comes from a client that ignores `min_count`; its centroid may be a single row.
         "counts": ArrayRule("float64", ("k",), low=float(options.min_count), high=float(MAX_WHOLE)),
+        "spreads": ArrayRule("float64", ("k",), low=0.0, high=2 * MAX_COORDINATE),
         "trusted": ArrayRule("bool", ("k",)),
         # NaN: a client with a single working center has no smallest distance.
         "radius": ArrayRule("float64", (1,), nan=True, low=0.0, high=MAX_COORDINATE),
@@ -154,13 +193,13 @@ def check_centroids(options: ClusteringOptions, client: int, answer: Message) ->
 def answer_centroids(data: ArrayLike, request: Message, client: int) -> Message:
     """Answer of the first round: local k-means, small clusters merged, doubted centroids marked or left out."""
     values = request.values
-    points = as_points(data)
-    if values["spherical"]:
-        # Before the k-means: centroids then are means of directions, and `describe` measures among the same rows.
-        points = unit_rows(points)
+    # Before the k-means: centroids then are means of directions, and `describe` measures among the same rows.
+    points = _prepare(data, request)
     seed, clusters = int(request.number("seed")), int(request.number("clusters"))
     # Seed, round and client come with the request: a client that is asked again answers the same.
     rng = stream(seed, round=request.round, client=client, purpose="local k-means")
+    if values.get("noise"):
+        return _describe_with_noise(points, clusters, rng, request)
     local = local_kmeans(
         points,
         clusters,
@@ -218,10 +257,37 @@ def describe(points_ND: Floats, local: Local, request: Message) -> Message:
     if values["send_counts"]:
         arrays["counts"] = local.counts[sent]
         totals["points"] = int(local.counts[sent].sum())
+    if values["send_spreads"]:
+        arrays["spreads"] = np.sqrt(local.squares / local.counts)[sent]
     if values["send_trusted"]:
         arrays["trusted"] = trusted
     if values["send_radius"]:
         arrays["radius"] = [half_smallest_distance(fuse(points_ND, local).centers if values["fused"] else working)]
+    return request.answer(arrays=arrays, **totals)
+
+
+def _describe_with_noise(points_ND: Floats, clusters: int, rng: np.random.Generator, request: Message) -> Message:
+    """Answer with noise about a client's clusters: centers and noisy counts, from starts that no point decides."""
+    values, min_count = request.values, int(request.number("min_count"))
+    _check_count(points_ND, min_count)
+    centers, counts = noisy_kmeans(
+        points_ND,
+        clusters,
+        rng,
+        clip=float(request.number("clip")),
+        noise=float(request.number("noise")),
+        steps=int(request.number("noise_steps")),
+        min_count=min_count,
+    )
+    if not len(centers):
+        raise UserError(f"the noise leaves no group of min_count {min_count}: fewer clusters or less noise helps")
+    arrays: dict[str, ArrayLike] = {"centers": centers}
+    totals: dict[str, int] = {}
+    if values["send_counts"]:
+        arrays["counts"] = counts
+        totals["points"] = int(counts.sum())
+    if values["send_radius"]:
+        arrays["radius"] = [half_smallest_distance(centers)]
     return request.answer(arrays=arrays, **totals)
 
 
@@ -230,9 +296,20 @@ def lloyd_request(centers_KD: Floats, options: ClusteringOptions, round: int) ->
     return Message(LLOYD, round, {"centers": centers_KD}, _round_values(options))
 
 
-def _round_values(options: ClusteringOptions) -> dict[str, bool | int]:
+def _round_values(options: ClusteringOptions) -> dict[str, Value]:
     # Sent with every request: clients keep nothing between rounds, `min_count` included.
-    return {"spherical": options.spherical, "min_count": options.min_count}
+    return {"spherical": options.spherical, "min_count": options.min_count, **_robust_values(options)}
+
+
+def _robust_values(options: ClusteringOptions) -> dict[str, Value]:
+    """Fields of a request that ask for noise or for clipped columns; none by default."""
+    values: dict[str, Value] = {}
+    if options.winsorize is not None:
+        values["winsorize"] = options.winsorize
+    if options.noise:
+        assert options.clip is not None
+        values |= {"noise": options.noise, "clip": options.clip, "noise_steps": options.noise_steps}
+    return values
 
 
 def lloyd_rule(centers_KD: Floats) -> MessageRule:
@@ -262,6 +339,8 @@ def check_lloyd(options: ClusteringOptions, centers_KD: Floats, points: float | 
     # Also refuses a sum where there is no point, whose bound is 0.
     if (np.abs(total) > MAX_COORDINATE * counts[:, None]).any():
         raise MessageError("array 'sums' does not fit its counts")
+    if options.noise:
+        return  # noisy counts may add up to more than before, and noisy means may lie anywhere
     # Fewer are right: small cells are withheld.
     if points is not None and counts.sum() > points:
         raise MessageError(f"counts add up to {counts.sum():g}; the client reported {points:g} points before")
@@ -290,17 +369,24 @@ def _check_cells(total_KD: Floats, count_K: Floats, centers_KD: Floats, *, spher
 
 
 def _points_and_centers(data: ArrayLike, request: Message) -> tuple[Floats, Floats]:
-    points, centers = as_points(data), request.array("centers")
+    points, centers = _prepare(data, request), request.array("centers")
     if points.shape[1] != centers.shape[1]:
         raise UserError(f"the data have {points.shape[1]} features; the centers have {centers.shape[1]}")
     # Against the whole client: with fewer points than `min_count` even one joint cell would be too small.
     _check_count(points, int(request.number("min_count")))
-    return (unit_rows(points) if request.values.get("spherical") else points), centers
+    return points, centers
 
 
 def answer_lloyd(data: ArrayLike, request: Message, client: int) -> Message:
     """Sums and counts of a client's points by nearest center; zero where they are withheld (`min_count`)."""
     points, centers = _points_and_centers(data, request)
+    if request.values.get("noise"):
+        clip, noise = float(request.number("clip")), float(request.number("noise"))
+        steps_ND = clip_to_grid(points, clip)
+        labels_N = nearest(from_grid(steps_ND, clip), centers)[0]
+        min_count = int(request.number("min_count"))
+        total_KD, count_K = noisy_sums(steps_ND, labels_N, len(centers), clip=clip, noise=noise, min_count=min_count)
+        return request.answer(arrays={"sums": total_KD, "counts": count_K})
     total_KD, count_K = sums(points, nearest(points, centers)[0], len(centers))
     # Zeros, not gaps: an empty cell and a withheld one look the same to the server.
     silent_K = withheld(count_K, int(request.number("min_count")))
@@ -317,9 +403,20 @@ def assign_request(centers_KD: Floats, options: ClusteringOptions, round: int) -
 
 
 def answer_assign(data: ArrayLike, request: Message, client: int) -> Message:
-    """Number of points, and their summed squared distance to the nearest center."""
+    """Number of points, and their summed squared distance to the nearest center; without the cells that are withheld.
+
+    A cell of one point would say how far that point is from a center of the server's choice, and a few such distances
+    are its coordinates.
+    """
     points, centers = _points_and_centers(data, request)
-    return request.answer(points=len(points), inertia=float(nearest(points, centers)[1].sum()))
+    if request.values.get("noise"):
+        clip, noise = float(request.number("clip")), float(request.number("noise"))
+        inertia = noisy_inertia(points, centers, clip=clip, noise=noise)
+        return request.answer(points=len(points), inertia=inertia)
+    label_N, square_N = nearest(points, centers)
+    count_K = np.bincount(label_N, minlength=len(centers)).astype(np.float64)
+    open_N = ~withheld(count_K, int(request.number("min_count")))[label_N]
+    return request.answer(points=int(open_N.sum()), inertia=float(square_N[open_N].sum()))
 
 
 HANDLERS: dict[str, Handler] = {CENTROIDS: answer_centroids, LLOYD: answer_lloyd, ASSIGN: answer_assign}

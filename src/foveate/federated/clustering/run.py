@@ -15,6 +15,7 @@ from foveate.core.files import FolderLock, atomic_file, write_json_atomically
 from foveate.core.progress import say
 from foveate.core.runs import RunFolder
 from foveate.federated.clients import Client
+from foveate.federated.clustering.account import account
 from foveate.federated.clustering.distances import Labels, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, merge_pooled
 from foveate.federated.clustering.options import ClusteringOptions, load_method, method_names, resolve
@@ -61,7 +62,8 @@ def plan(clients: Clients, options: ClusteringOptions) -> dict[str, Any]:
     width = clients.points[0].shape[1]
     local = max(options.count_local(number) for number in range(len(clients.points)))
     parts = optional_parts(options)
-    first = local * (8 * width + 8 * parts["counts"] + parts["trusted"]) + 8 * (parts["radius"] + parts["counts"])
+    per_centroid = 8 * width + 8 * parts["counts"] + 8 * parts["spreads"] + parts["trusted"]
+    first = local * per_centroid + 8 * (parts["radius"] + parts["counts"])
     rounds = options.refine_rounds
     return {
         "kind": "plan",
@@ -143,6 +145,7 @@ def _common_fields(clustered: Clustered, log: Log) -> dict[str, Any]:
         "bytes_down": log.bytes(up=False),
         # Row numbers of every group would make result.json as large as the data.
         "server": {name: value for name, value in clustered.server.items() if name not in ("members", "radii")},
+        "privacy": account(clustered.options, evaluated=bool(clustered.inertia)) if clustered.options.noise else [],
         "options": clustered.options.model_dump(mode="json"),
     }
 
@@ -244,13 +247,20 @@ def _exclusion_notes(clustered: Clustered, names: Mapping[int, str]) -> list[str
     return notes + [f"{names[client]} is suspicious: {reason}" for client, reason in clustered.suspects.items()]
 
 
+def _reported_points(clustered: Clustered, client: int) -> int:
+    """Number of points of a client as it reported it, with its fit or with its centroids; 0 if it did not."""
+    if client in clustered.inertia:
+        return clustered.inertia[client][0]
+    return int(clustered.client_reports.get(client, {}).get("points", 0))
+
+
 def write_server_result(path: Path, clustered: Clustered, log: Log, names: Mapping[int, str]) -> dict[str, Any]:
     """Write result.json and centers.npz of a server, which sees no points; return the result."""
     sent = log.sent()
     rows = [
         ClusterClient(
             name=name,
-            points=clustered.inertia.get(client, (0, 0.0))[0],
+            points=_reported_points(clustered, client),
             bytes_up=sent.get(client, 0),
             **_report_fields(clustered, client),
         )
@@ -261,7 +271,7 @@ def write_server_result(path: Path, clustered: Clustered, log: Log, names: Mappi
     method = ClusterMethod(
         method=clustered.title,
         clusters=len(clustered.centers),
-        quality={"distance": float(np.sqrt(inertia / total)) if total else 0.0},
+        quality={"distance": float(np.sqrt(inertia / total))} if total else {},
         bytes_up=log.bytes(up=True),
         bytes_down=log.bytes(up=False),
     )
@@ -270,7 +280,7 @@ def write_server_result(path: Path, clustered: Clustered, log: Log, names: Mappi
     centroids = [np.asarray(report["centers"]) for report in clustered.client_reports.values()]
     result = ClusterResult(
         **_common_fields(clustered, log),
-        points=total,
+        points=sum(row.points for row in rows),
         clients=rows,
         methods=[method],
         notes=_exclusion_notes(clustered, names),

@@ -99,15 +99,17 @@ def embed(network: Embedder, points: Tensor, *, head: bool = True) -> NDArray[np
 
 def embedded_request(weights_P: NDArray[np.float32], options: ClusteringOptions, client: int, round: int) -> Message:
     """Request of centroids of a client's embeddings under these weights."""
-    values = clustering.centroids_request(options, client).values
+    # Spreads are for the scales of features; embeddings have length 1.
+    values = {**clustering.centroids_request(options, client).values, "send_spreads": False}
     return Message(EMBEDDED, round, {"weights": weights_P}, values)
 
 
 def embedded_rule(options: ClusteringOptions, width: int) -> MessageRule:
     """Rule of the answers to `embedded_request`."""
     rule = clustering.centroids_rule(options)
+    arrays = {name: array for name, array in rule.arrays.items() if name != "spreads"}
     # The encoder is the server's, so it knows the width; in plain clustering only the majority can tell.
-    return replace(rule, kind=EMBEDDED, arrays={**rule.arrays, "centers": ArrayRule("float64", ("k", width))})
+    return replace(rule, kind=EMBEDDED, arrays={**arrays, "centers": ArrayRule("float64", ("k", width))})
 
 
 def train_request(

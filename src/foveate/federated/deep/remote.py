@@ -13,12 +13,11 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.core.errors import UserError
-from foveate.federated.clustering.limits import Limits
 from foveate.federated.deep.job import DeepJob, build_network, prepare_samples
 from foveate.federated.deep.message_kinds import EMBEDDED, REMOTE_KINDS, SIZE
 from foveate.federated.deep.options import POOLED, DeepOptions, read_options
 from foveate.federated.deep.protocol import embedded_request, handlers, train_request
+from foveate.federated.limits import Limits
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.metrics.neighbors import as_points
 
@@ -45,11 +44,7 @@ def answer_remote(
     client_limits = limits or Limits()
     points = as_points(points_ND, what="the data")
     # Before any answer, sizes included: with fewer points than its own limit a client sends nothing at all.
-    if len(points) < client_limits.min_count:
-        raise UserError(
-            f"{len(points)} points are fewer than this client's own min-count {client_limits.min_count}: "
-            "nothing is sent"
-        )
+    client_limits.need_points(len(points))
     # Sizes alone need no options and no network.
     if request.kind == SIZE:
         return request.answer(points=len(points), features=points.shape[1])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from foveate.federated.embedding.grids import max_change
 from foveate.federated.embedding.options import FEDNE, EmbeddingOptions, first_surrogate_round, is_refreshed
-from foveate.federated.privacy import DELTA, epsilon, gaussian_cost
+from foveate.federated.privacy import DELTA, cost_row, gaussian_cost
 from foveate.federated.results import PrivacyCost
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def account(options: EmbeddingOptions, state: MapState, *, delta: float = DELTA)
     )
     # 2 C: replacing a client may turn a change of norm C into the opposite one.
     rho = rounds * gaussian_cost(2.0, options.update_noise) if options.update_noise else None
-    rows = [_row("encoder", "a whole client", rho, rounds, delta)]
+    rows = [cost_row("encoder", "a whole client", rho, rounds, delta)]
     # The baselines exchange nothing but the encoder.
     if options.method != FEDNE:
         return rows
@@ -50,15 +50,8 @@ def account(options: EmbeddingOptions, state: MapState, *, delta: float = DELTA)
         queries = options.max_axis_points**2 if options.dimensions == 2 else options.max_points
         changes = (max_change(size, drop=options.drop, kernel=options.kernel) for size in state.sizes.values())
         rho = refreshed * gaussian_cost(math.sqrt(queries) * max(changes), options.target_noise)
-    rows.append(_row(name, "one point of any client", rho, refreshed, delta))
+    rows.append(cost_row(name, "one point of any client", rho, refreshed, delta))
     # Boxes go without noise whatever the options, so the account must name them.
     if options.grid == "union":
-        rows.append(_row("box", "nothing", None, refreshed, delta))
+        rows.append(cost_row("box", "nothing", None, refreshed, delta))
     return rows
-
-
-def _row(name: str, unit: str, rho: float | None, messages: int, delta: float) -> PrivacyCost:
-    if rho is None:
-        return PrivacyCost(name=name, unit="nothing", messages=messages, delta=delta)
-    cost = epsilon(rho, delta=delta)
-    return PrivacyCost(name=name, unit=unit, messages=messages, delta=delta, rho=rho, epsilon=cost)

@@ -33,7 +33,7 @@ from foveate.federated.embedding.surrogates import (
 )
 from foveate.federated.embedding.training import MAX_EXACT_POINTS, Foreign, PassSettings, train_pass
 from foveate.federated.messages import Message, MessageError
-from foveate.federated.privacy import add_noise, clip_norm, private_noise
+from foveate.federated.privacy import NormalSource, add_noise, clip_norm, private_noise
 from foveate.metrics.neighbors import as_points, nearest
 
 
@@ -58,13 +58,15 @@ class ClientData:
         points_ND: of the run's precision.
         template: an encoder of another architecture; None = the perceptron.
         device: where it trains.
-        noise: generator of the privacy noise, seeded by the operating system; tests pass their own.
+        noise: source of the privacy noise, by default the operating system's; tests pass their own.
+        min_count: nothing that is sent is about fewer points. 1 in one process.
     """
 
     points_ND: NDArray[np.floating] = field(repr=False)
     template: nn.Module | None = None
     device: str = "cpu"
-    noise: np.random.Generator = field(default_factory=private_noise, repr=False)
+    noise: NormalSource = field(default_factory=private_noise, repr=False)
+    min_count: int = 1
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -115,8 +117,8 @@ def answer_points(data: ClientData, request: Message, client: int) -> Message:
 
 
 def answer_box(data: ClientData, request: Message, client: int) -> Message:
-    """Answer with the bounding box of the client's map positions, [2, d]."""
-    return request.answer(arrays={"box": grids.bounding_box(_map_points(data, request)[1])})
+    """Answer with the bounding box of the map positions, [2, d]; sides are means of the `min_count` outermost."""
+    return request.answer(arrays={"box": grids.bounding_box(_map_points(data, request)[1], data.min_count)})
 
 
 def answer_positions(data: ClientData, request: Message, client: int) -> Message:
@@ -138,10 +140,18 @@ def answer_surrogate(data: ClientData, request: Message, client: int) -> Message
     options, z_np, z_Nd = _map_points(data, request)
     # Without a common grid the client queries around its own map, as in the public code.
     if "box" not in request.arrays and options.grid == "official":
+        if data.min_count > 1:
+            raise MessageError(
+                "grid 'official' sends the outermost map positions, whatever min_count says; use 'union'"
+            )
         grid = grids.official_grid(z_np, step=options.grid_step)
     elif "box" not in request.arrays:
         grid = grids.own_grid(
-            z_np, step=options.grid_step, min_axis_points=options.min_axis_points, max_points=options.max_points
+            z_np,
+            step=options.grid_step,
+            min_axis_points=options.min_axis_points,
+            max_points=options.max_points,
+            min_count=data.min_count,
         )
     else:
         grid = request_grid(request)
@@ -307,6 +317,7 @@ def answer_train(data: ClientData, request: Message, client: int) -> Message:
         return request.answer(arrays=sent)
     # After the training, with the weights that are sent: whether the map outgrew the surrogates' boxes in this round.
     outside = surrogates.outside(frozen_rows(network, data.tensor)) if surrogates is not None else 0
+    outside = outside if outside >= data.min_count else 0
     foreign_loss: dict[str, float] = {} if report.foreign is None else {"foreign": report.foreign}
     return request.answer(
         arrays=sent,
@@ -333,8 +344,11 @@ def make_client(number: int, data: ClientData, name: str = "") -> Client:
     return Client(number, data, HANDLERS, name)
 
 
-def answer_remote(points_ND: NDArray[np.floating], request: Message, client: int) -> Message:
+def answer_remote(points_ND: NDArray[np.floating], request: Message, client: int, min_count: int = 1) -> Message:
     """Answer a server elsewhere.
+
+    Args:
+        min_count: the client's own: nothing that is sent is about fewer points.
 
     Raises:
         MessageError: a kind that is not answered over a network, such as all map positions.
@@ -343,5 +357,6 @@ def answer_remote(points_ND: NDArray[np.floating], request: Message, client: int
     if request.kind not in REMOTE_KINDS:
         raise MessageError(f"'{request.kind}' is not answered over a network")
     # A client over a network keeps nothing between requests: points are read and checked anew for each.
-    data = ClientData(as_points(points_ND, what="the data").astype(request_options(request).precision))
+    points = as_points(points_ND, what="the data").astype(request_options(request).precision)
+    data = ClientData(points, min_count=min_count)
     return HANDLERS[request.kind](data, request, client)

@@ -49,9 +49,15 @@ class Grid:
         return np.array([[axis[0] for axis in self.axes], [axis[-1] for axis in self.axes]])
 
 
-def bounding_box(z_Nd: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Bounding box of map points, [2, d]: lowest, highest."""
-    return np.stack([z_Nd.min(axis=0), z_Nd.max(axis=0)]).astype(np.float64)
+def bounding_box(z_Nd: NDArray[np.floating], min_count: int = 1) -> NDArray[np.float64]:
+    """Bounding box of map points, [2, d]: lowest, highest.
+
+    Args:
+        min_count: each side is the mean of so many outermost coordinates: with 1 a side *is* the position of a point.
+    """
+    count = min(min_count, len(z_Nd))
+    ordered_Nd = np.sort(z_Nd, axis=0)
+    return np.stack([ordered_Nd[:count].mean(axis=0), ordered_Nd[-count:].mean(axis=0)]).astype(np.float64)
 
 
 def official_grid(z_Nd: NDArray[np.floating], *, step: float = STEP) -> Grid:
@@ -66,10 +72,15 @@ def official_grid(z_Nd: NDArray[np.floating], *, step: float = STEP) -> Grid:
 
 
 def own_grid(
-    z_Nd: NDArray[np.floating], *, step: float = STEP, min_axis_points: int = 12, max_points: int = 2000
+    z_Nd: NDArray[np.floating],
+    *,
+    step: float = STEP,
+    min_axis_points: int = 12,
+    max_points: int = 2000,
+    min_count: int = 1,
 ) -> Grid:
     """Build the grid of `official_grid` with at least `min_axis_points` per axis and at most `max_points` in all."""
-    box = bounding_box(z_Nd)
+    box = bounding_box(z_Nd, min_count)
     # A map of a single position has no width; a tiny one keeps the step of the grid above 0.
     center, reach = box.mean(axis=0), np.maximum(box[1] - box[0], 1e-6)
     counts = np.maximum(np.ceil(2 * reach / step) + 1, min_axis_points)

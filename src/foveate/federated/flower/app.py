@@ -39,7 +39,9 @@ def write_app(folder: Path) -> Path:
     """Write the app folder; return it. The code itself stays in the installed package."""
     lines = []
     for name, value in CONFIG.items():
-        lines.append(f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value}")
+        # TOML's words for yes and no are lower-case.
+        text = str(value).lower() if isinstance(value, bool) else value
+        lines.append(f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {text}")
     write_text_atomically(folder / "pyproject.toml", _PROJECT + "\n".join(lines) + "\n")
     inside = folder / "foveate_app"
     write_text_atomically(inside / "__init__.py", '"""Foveate\'s apps for Flower."""\n')

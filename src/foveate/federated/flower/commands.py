@@ -144,6 +144,8 @@ def _written(name: str, value: Any) -> str:
 
     Flower looks for the next quote of the same kind and does not know escapes, so the quotes are chosen by the content.
     """
+    if isinstance(value, bool):
+        return str(value).lower()
     if not isinstance(value, str):
         return str(value)
     # A line break in a value would begin a new field of the configuration.

@@ -12,11 +12,21 @@ from foveate.federated.deep.options import read_options as read_deep_options
 from foveate.federated.embedding.options import FEDNE, EmbeddingOptions
 from foveate.federated.embedding.options import read_options as read_map_options
 from foveate.federated.flower.options import CLUSTER, EMBED, FEATURES, WHERE, RunOptions
+from foveate.federated.limits import SAFE_MIN_COUNT
 
 CONSENSUS = "consensus"
 
 
+REMOTE_DEFAULTS: dict[str, Any] = {"min_count": SAFE_MIN_COUNT, "refine_rounds": 0, "winsorize": 3.0}
+"""Options of a clustering that differ over a network, where they protect people: one shot, no small group, no outlier."""
+
+
 def _cluster(run: RunOptions, content: dict[str, Any]) -> ClusteringOptions:
+    defaults = dict(REMOTE_DEFAULTS)
+    if content.get("noise"):
+        # Percentiles have no noise; clipped rows bound outliers instead.
+        del defaults["winsorize"]
+    content = defaults | content
     return resolve(run.clusters, method=run.method or CONSENSUS, seed=run.seed, where=WHERE, **content)
 
 
@@ -26,7 +36,7 @@ def _embed(run: RunOptions, content: dict[str, Any]) -> EmbeddingOptions:
 
 
 def _features(run: RunOptions, content: dict[str, Any]) -> DeepOptions:
-    base = {"method": run.method or DEEPFECA, "clusters": run.clusters, "seed": run.seed}
+    base = {"method": run.method or DEEPFECA, "clusters": run.clusters, "seed": run.seed, "min_count": SAFE_MIN_COUNT}
     return read_deep_options(base | content, where=WHERE)
 
 

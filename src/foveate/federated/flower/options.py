@@ -10,7 +10,7 @@ from pydantic import Field
 
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings, validate
-from foveate.federated.clustering.limits import Limits
+from foveate.federated.limits import Limits
 
 WHERE = "run configuration"
 JOBS = ("cluster", "embed", "features")
@@ -29,7 +29,7 @@ class NodeOptions(Limits):
 
     client: int = Field(ge=0, description="the client's number, from 0, each once")
     server: str | None = Field(None, description="the server, by the --address that it was given")
-    data: Path | None = Field(None, description="the client's points; they are read here and never sent")
+    data: Path | None = Field(None, description="the client's points; they are read here and not sent as they are")
     name: str = Field("", description="what the client is called in results")
     port: int | None = Field(
         None, ge=1, le=65535, description="of the node's own processes, on loopback; 9150 + the client's number"
@@ -56,6 +56,7 @@ class RunOptions(Settings):
     min_clients: int = Field(1, ge=1, description="clients that must answer in every round")
     wait: float = Field(120.0, ge=0, description="seconds for clients to appear")
     timeout: float = Field(600.0, ge=1, description="seconds for a round")
+    evaluate: bool = Field(False, description="ask how well the groups fit: one more partition of the clients' data")
     out: str = Field("", description="folder of the result")
     options: str = Field("", description="other settings of the job: NAME=VALUE with spaces between them")
 

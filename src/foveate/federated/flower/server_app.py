@@ -53,7 +53,8 @@ def _cluster(grid: Any, settings: RunOptions, options: ClusteringOptions) -> Pat
     # Answers of a clustering are repeatable, so a killed server may continue with those that it has.
     out = Path(settings.out)
     link = _connect(grid, settings, answers_folder=out / "answers")
-    clustered = cluster(link, options, min_clients=settings.min_clients, evaluate=True)
+    # How well centers fit is one more partition of the clients' points, which their owners must allow.
+    clustered = cluster(link, options, min_clients=settings.min_clients, evaluate=settings.evaluate)
     names = {client: link.name(client) for client in link.clients}
     write_server_result(out, clustered, link.log, names)
     link.forget()  # the clients' data may change before the next run

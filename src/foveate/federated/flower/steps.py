@@ -17,13 +17,13 @@ from typing import Any
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
 from foveate.core.progress import say
-from foveate.federated.clustering.limits import Limits
 from foveate.federated.flower import commands
 from foveate.federated.flower.app import write_app
 from foveate.federated.flower.commands import Address
 from foveate.federated.flower.jobs import read_job
 from foveate.federated.flower.keys import CA, check_client, check_public_key, check_server
 from foveate.federated.flower.processes import Child, answers, is_free, program, started, stopped_by_signals
+from foveate.federated.limits import SAFE_MIN_COUNT, Limits
 from foveate.federated.sources import read_points
 
 _START_SECONDS = 120.0
@@ -97,11 +97,15 @@ def join(
     """
     program(commands.SUPERNODE)
     # Read here, although the node's process does it again: a misspelled limit is an error before anything starts.
-    Limits.of_node(node)
+    limits = Limits.of_node(node)
     if not insecure:
         check_client(folder, client)
     points = read_points(Path(node["data"])).points_ND
-    say(f"{node['data']}: {len(points):,} points of {points.shape[1]} features; they stay here")
+    limits.need_points(len(points))
+    say(f"{node['data']}: {len(points):,} points of {points.shape[1]} features")
+    # Before the node connects: afterwards it is too late.
+    for line in describe_limits(limits):
+        say(line)
     # The node reads them anew for each request; here they were only checked.
     del points
     if not is_free(commands.LOOPBACK, port):
@@ -114,6 +118,29 @@ def join(
         _still(child, lambda: "SuperNode ID:" in child.text)
         ready()
         _still(child, lambda: False)
+
+
+def describe_limits(limits: Limits) -> list[str]:
+    """Say what a client with these limits lets out, and warn where rows may be among it."""
+    small, partitions = limits.smallest_group, limits.max_partitions
+    lines = [
+        f"answered: {limits.max_questions} questions about these data at most, {partitions} partition"
+        f"{'s' * (partitions > 1)} of them without noise, groups of {small} points or more; log: {limits.state_folder}"
+    ]
+    if small == 1:
+        lines.append(
+            "warning: --min-count 1: a group of one point is that point, so rows of the data can leave this client; "
+            f"--min-count {SAFE_MIN_COUNT} withholds small groups"
+        )
+    elif small < SAFE_MIN_COUNT:
+        lines.append(
+            f"warning: --min-count {small}: means of {small} points are nearly points; {SAFE_MIN_COUNT} is proposed"
+        )
+    if partitions > 1:
+        lines.append(
+            f"warning: --max-partitions {partitions}: sums of two partitions may differ by one point, which is then known"
+        )
+    return lines
 
 
 def register(folder: Path, keys: Sequence[Path]) -> list[str]:

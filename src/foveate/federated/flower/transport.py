@@ -14,6 +14,8 @@ from foveate.core.progress import say
 from foveate.federated.clients import title
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.messages import Message, MessageRule
+from foveate.federated.node import HELLO
+from foveate.federated.reasons import read_failure
 from foveate.federated.rounds import (
     FAULTS,
     Check,
@@ -26,7 +28,6 @@ from foveate.federated.rounds import (
 )
 from foveate.federated.store import AnswerStore
 
-HELLO = "query.hello"
 HELLO_RULE = MessageRule(HELLO, {}, {"client": int, "name": str})
 _POLL_SECONDS = 0.5
 # The node id by which Flower's SuperLink signs its own replies (flwr.common.constant.SUPERLINK_NODE_ID).
@@ -92,7 +93,8 @@ class GridTransport:
         outcomes = self._send(dict.fromkeys(nodes, Message(HELLO)))
         strange: list[str] = []
         for node, (answer, reason) in outcomes.items():
-            reason = reason if answer is None else find_fault(node, answer, Message(HELLO), HELLO_RULE, None)
+            if answer is not None:
+                reason = read_failure(answer) or find_fault(node, answer, Message(HELLO), HELLO_RULE, None)
             client = int(answer.number("client")) if answer is not None and not reason else -1
             if not reason and not 0 <= client < expected:
                 reason = f"its partition-id is {client}; allowed are 0 to {expected - 1}"
@@ -174,9 +176,8 @@ class GridTransport:
             if answer is None:
                 self.log.add_failure(client, request, reason, seconds)
             else:
-                # A client reports its own failure as a message of one word, so that no round hangs on it.
-                failure = str(answer.values.get("failure", ""))
-                reason = failure or find_fault(client, answer, request, rule, check)
+                # A client reports its own failure as a message with a code, so that no round hangs on it.
+                reason = read_failure(answer) or find_fault(client, answer, request, rule, check)
                 self.log.add(client, answer, up=True, seconds=seconds, reason=reason)
             if answer is None or reason:
                 excluded[client] = reason

@@ -96,6 +96,23 @@ def traffic_rows(exchanged: list[Traffic], kinds: Mapping[str, str]) -> list[dic
     return rows
 
 
+def describe_privacy(options: Mapping[str, Any], *, federated: bool, weights: bool = False) -> str:
+    """Say what left the clients in the form of groups: a sentence that holds for these options.
+
+    Args:
+        weights: the weights of a network left them, too.
+    """
+    if not federated:
+        return "All points were put in one place."
+    also = " The weights of the encoder left them, too, and depend on every point." if weights else ""
+    if options.get("noise"):
+        return "Sums and counts left the clients with noise; what it hides is below." + also
+    min_count = options.get("min_count", 1)
+    if min_count > 1:
+        return f"No message holds a mean or a sum of fewer than {min_count} points." + also
+    return "A mean of a single point is that point, and with min_count 1 such means may have left a client." + also
+
+
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page from result.json (`ClusterResult`)."""
     r = parse_result(ClusterResult, result)
@@ -110,6 +127,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     ]
     context = {
         "r": r,
+        "left": describe_privacy(r.options, federated=not r.methods or r.methods[0].federated),
         "facts": [(name, value) for name, value in facts if value],
         "maps": maps(r),
         "table": measures(r),

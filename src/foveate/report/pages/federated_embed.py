@@ -43,6 +43,16 @@ SHORT = {
     "foreign_in_space": "Foreign in the data",
     "distances": "Distances",
 }
+_AVERAGED = "The weights of the encoder left the clients, and depend on every point"
+LEFT = {
+    "fedne": _AVERAGED + "; so did a density of each client's map.",
+    "fedavg": _AVERAGED + ".",
+    "fedprox": _AVERAGED + ".",
+    "local": "Nothing left the clients.",
+    "global": "All points were put in one place.",
+    "fedne_exact": _AVERAGED + "; so did every map position.",
+}
+"""What left the clients, by method."""
 KINDS = {
     "query.points": "how many points",
     "query.box": "the box of its map",
@@ -133,6 +143,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     ]
     context = {
         "r": r,
+        "left": LEFT.get(str(r.options.get("method", main.method)), ""),
         "main": main,
         "title_of": TITLES,
         "facts": [(name, value) for name, value in facts if value],

@@ -14,7 +14,7 @@ from foveate.report import numbers
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.numbers import size_words
 from foveate.report.page import Page, command_text
-from foveate.report.pages.federated_cluster import draw_maps, traffic_rows
+from foveate.report.pages.federated_cluster import describe_privacy, draw_maps, traffic_rows
 
 TITLES = {
     "deepfeca": "DeepFeCA, reconstructed",
@@ -86,6 +86,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     ]
     context = {
         "r": r,
+        "left": describe_privacy(r.options, federated=r.methods[0].federated, weights=True),
         "title_of": TITLES,
         "facts": [(name, value) for name, value in facts if value],
         "maps": draw_maps(r.map, [client.name for client in r.clients]),

@@ -1,0 +1,173 @@
+"""A client elsewhere: what it checks before it answers a server, and what it says when it does not answer.
+
+`answer_request` never raises and never sends a sentence: a failure leaves as a code from a fixed list (`reasons`), its
+text goes to the client's log. Nothing here knows Flower.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.core.errors import UserError
+from foveate.core.progress import say
+from foveate.federated import reasons
+from foveate.federated.clients import Client
+from foveate.federated.clustering.noise import request_cost
+from foveate.federated.clustering.protocol import HANDLERS
+from foveate.federated.deep.message_kinds import EMBEDDED
+from foveate.federated.deep.message_kinds import REMOTE_KINDS as FEATURES_KINDS
+from foveate.federated.embedding.message_kinds import REMOTE_KINDS as MAP_KINDS
+from foveate.federated.ledger import Ledger, Question
+from foveate.federated.limits import Limits
+from foveate.federated.messages import Message, MessageError
+from foveate.federated.reasons import Refusal, failure_values
+from foveate.federated.sources import read_points
+from foveate.federated.store import digest
+
+HELLO = "query.hello"
+UNREADABLE = "query.unreadable"
+"""Kind of the answer to what is no request."""
+KINDS = (HELLO, *HANDLERS, *MAP_KINDS, *FEATURES_KINDS)
+"""All kinds that a client answers over a network."""
+Points = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A client's configuration.
+
+    Attributes:
+        number: its partition number, from 0.
+        data: path of its points.
+        name: what it is called in results.
+        limits: its own.
+    """
+
+    number: int
+    data: str | None
+    name: str
+    limits: Limits
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> Node:
+        """Read a node's configuration.
+
+        Raises:
+            UserError: an unknown field, or a value that is not allowed.
+        """
+        number = config.get("partition-id")
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise UserError(f"the node's configuration: field 'partition-id' must be a whole number (got {number!r})")
+        data = config.get("data")
+        return cls(number, None if data is None else str(data), str(config.get("name", "")), Limits.of_node(config))
+
+    def read(self) -> Points:
+        """Read the points.
+
+        Raises:
+            Refusal: there are none, or they cannot be read.
+        """
+        if self.data is None:
+            raise Refusal(
+                reasons.DATA_MISSING,
+                "the node has no data; start it with --node-config 'partition-id=0 data=\"points.npz\"'",
+            )
+        try:
+            return read_points(Path(self.data)).points_ND
+        except UserError as problem:
+            raise Refusal(reasons.DATA_UNREADABLE, str(problem)) from None
+
+    def answer(self, request: Message) -> Message:
+        """Answer a request within the limits.
+
+        Raises:
+            UserError: a request that is not allowed, or data that cannot be used.
+            Exception: whatever else goes wrong.
+        """
+        if request.kind == HELLO:
+            return request.answer(client=self.number, name=self.name)
+        if request.kind not in KINDS:
+            raise MessageError(f"cannot answer '{request.kind}'; it answers {', '.join(KINDS)}")
+        if request.kind in HANDLERS:
+            # Before the data are read: a refused request costs the client nothing.
+            self.limits.check(request)
+        points = self.read()
+        self.limits.need_points(len(points))
+        client = Client(self.number, points, {request.kind: self._handler(request.kind)})
+        question = Question(
+            request,
+            is_partition=request.kind in (*HANDLERS, EMBEDDED),
+            rho=request_cost(request) if request.kind in HANDLERS else 0.0,
+            # What has noise of its own differs every time, and two answers tell more than one.
+            is_repeatable=request.kind in (*HANDLERS, EMBEDDED) and "noise" not in request.values,
+        )
+        ledger = Ledger(self.limits.state_folder, digest(points))
+        return ledger.answer(question, self.limits, lambda: client.answer(request))
+
+    def _handler(self, kind: str) -> Callable[[Any, Message, int], Message]:
+        """Handler of a kind; torch is loaded only for maps and encoders."""
+        if kind in HANDLERS:
+            return HANDLERS[kind]
+        if kind in MAP_KINDS:
+            from foveate.federated.embedding.client import answer_remote as answer_map
+
+            return partial(answer_map, min_count=self.limits.smallest_group)
+        from foveate.federated.deep.remote import answer_remote as answer_features
+
+        return partial(answer_features, limits=self.limits)
+
+
+def answer_request(config: Mapping[str, Any], read_request: Callable[[], Message]) -> Message:
+    """Answer a server's request, or report a failure by its code.
+
+    Args:
+        config: the node's configuration.
+        read_request: returns the request; what it raises is a failure, too.
+    """
+    request, limits = Message(UNREADABLE), Limits()
+    try:
+        request = read_request()
+        node = Node.of_config(config)
+        limits = node.limits
+        answer = node.answer(request)
+        if not isinstance(answer, Message):
+            raise TypeError(f"answered with a {type(answer).__name__}, not a message")
+        return answer
+    except Exception as problem:
+        code, count = _code(problem, is_configured=limits.min_count is not None, is_read=request.kind != UNREADABLE)
+        text = str(problem) if isinstance(problem, UserError) else traceback.format_exc()
+        _log(limits, f"{request.kind}, round {request.round}: {code}: {text}")
+        return Message(request.kind, request.round, values=failure_values(code, count))
+
+
+def _code(problem: Exception, *, is_configured: bool, is_read: bool) -> tuple[str, int | None]:
+    if isinstance(problem, Refusal):
+        return problem.code, problem.count
+    if not isinstance(problem, UserError):
+        return reasons.INTERNAL_ERROR, None
+    if isinstance(problem, MessageError) or not is_read:
+        return reasons.REQUEST_INVALID, None
+    return (reasons.DATA_UNUSABLE if is_configured else reasons.SETTINGS_INVALID), None
+
+
+def _log(limits: Limits, text: str) -> None:
+    """Write a line to the client's own log and to its standard error; a full disk must not become an answer."""
+    say(text)
+    try:
+        folder = limits.state_folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = folder / "client.log"
+        with path.open("a", encoding="utf-8") as handle:
+            path.chmod(0o600)
+            handle.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
+    except OSError as problem:
+        say(f"{limits.state_folder}: the log cannot be written ({type(problem).__name__})")
