@@ -124,6 +124,7 @@ def _label_collection(
 def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
     """Open arrays images [N, H, W, 3] or [N, H, W] uint8, labels [N] (numbers or names), split [N] (names)."""
     try:
+        # No pickle: loading one can run code.
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
@@ -145,6 +146,7 @@ def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledIma
         return render_image(preprocess, image, place_image(preprocess, image.size, view))
 
     classes = _select_classes(labels, data.classes, path.name)
+    # No `size` is passed on: arrays come as they are, and `augment_images` refuses to vary them.
     keys = [str(row) for row in range(len(pixels))]
     return LabeledImages(path.name, tuple(classes), keys, _number_labels(labels, classes), splits, load)
 

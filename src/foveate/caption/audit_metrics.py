@@ -78,6 +78,7 @@ def compute_metrics(
     Args:
         alt: alt-texts of the same images, for shared entities; None if there are none.
     """
+    # With the start and end tokens, which take two places of the context.
     clip_lengths = [count_clip_tokens(text) + CLIP_SPECIALS for text in captions.texts]
     counts = [len(assertions) for assertions in captions.assertions]
     metrics: dict[str, Any] = {
@@ -108,6 +109,7 @@ def compute_metrics(
     scores = [score for score in captions.scores or () if score is not None]
     if scores:
         metrics["clip_score"] = interval_to_json(bootstrap_interval(scores, seed=settings.seed))
+    # AltTexts are a format of the audit too; compared with themselves they share everything.
     if alt is not None and alt is not captions:
         metrics["entities"] = _entity_overlap(captions, alt, settings)
     return metrics

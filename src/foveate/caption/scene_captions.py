@@ -93,6 +93,7 @@ def render(
     claims, num_false = [], 0
     for planned_claim in planned:
         claim = falsify(planned_claim, truth, rng) if rng.random() < hallucinations else planned_claim
+        # `falsify` returns the true claim where it found no false one, and that is no error to find.
         num_false += claim != planned_claim
         claims.append(claim)
     sentences = write_sentences(claims)

@@ -173,6 +173,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
             if columns is not None:
                 self.feature_names_in_ = np.array(columns, dtype=object)
             elif hasattr(self, "feature_names_in_"):
+                # Names of an earlier fit would be demanded of arrays that have none.
                 del self.feature_names_in_
             return list(X)
         array = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=True)

@@ -159,6 +159,7 @@ def _check_run(run: PseudoRun, groups: ClassGroups) -> None:
     array = as_logits(run.logits, what=f"{run.name}: logits", finite=False)
     if array.shape[1] != groups.classes:
         raise UserError(f"{run.name}: expected {groups.classes} columns, one for each class (got {array.shape[1]})")
+    # A truly absent class in a run would let the estimate see what it has to predict.
     halves = np.union1d(run.seen, run.absent)
     for wrong in np.setdiff1d(halves, groups.seen)[:1]:
         raise UserError(f"{run.name}: class {wrong} is not a seen class; pseudo runs split the seen classes only")

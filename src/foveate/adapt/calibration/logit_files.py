@@ -99,6 +99,7 @@ def read_logits(path: Path, *, class_names: Sequence[str] = ()) -> LogitFile:
         raise UserError(f"{path}: its arrays are larger than the memory") from error
     except _PARSER_ERRORS as error:
         raise UserError(f"{path}: cannot be read as {path.suffix} ({_shorten(error)})") from error
+    # Tables of other tools have one label a row and name the column in the singular.
     if "label" in arrays and "labels" not in arrays:
         arrays["labels"] = arrays.pop("label")
     unknown = next((name for name in arrays if name not in _KNOWN), None)
@@ -112,6 +113,7 @@ def read_logits(path: Path, *, class_names: Sequence[str] = ()) -> LogitFile:
     classes = logits.shape[1]
     default = list(class_names) if len(class_names) == classes else [str(number) for number in range(classes)]
     names = _texts(arrays["class_names"]) if "class_names" in arrays else default
+    # A repeated name would leave open which of two columns a label means.
     if len(names) != classes or len(set(names)) != classes:
         raise UserError(f"{path}: class_names must be {classes} different names, one for each column of the logits")
     features = arrays.get("features")
@@ -190,6 +192,7 @@ def _read_torch(path: Path) -> tuple[Arrays, list[str]]:
     import torch
 
     try:
+        # `weights_only` refuses all but plain values: a pickle of anything else may run code while it is loaded.
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError) as error:
         raise UserError(

@@ -113,6 +113,8 @@ def calibrate(
         try:
             calibrators[name] = fits[name]()
         except InfeasibleError as problem:
+            # Pseudo cross-validation is tried last: without a feasible gamma it costs only a note, if another method
+            # gave one.
             if not calibrators:
                 raise
             notes.append(f"without pseudo cross-validation: {problem}")

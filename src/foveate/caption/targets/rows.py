@@ -202,6 +202,7 @@ def _make_afc_row(
             facts = find_names(alt, [*inputs, dsc])
     if not is_usable_alt_text(alt):
         return "no usable AltText"
+    # A thing that the AltText names comes first in the target, which shows the model what to take from it.
     named = [fact for fact in material.facts if _contains_words(alt, fact)]
     if stage == ALIGN_STAGE and material.describe is not None and named and not noisy:
         dsc = material.describe(named[0])

@@ -287,6 +287,7 @@ def estimate_labeling(
             seed=seed,
         )
         examined = [extract_phrases(plan, row) for row in plan.pending[:max_examined]]
+    # Images without phrases never reach the detector, so they do not count in its mean.
     counts = [len(phrases) for _, phrases in examined if phrases]
     return {
         "detector": detector,
@@ -397,6 +398,7 @@ def _to_rows(plan: LabelingPlan, image: DetectorInput, query: _Query, detections
         }
         if detections.similarity_K is not None:
             details["similarity"] = round(float(detections.similarity_K[index]), 4)
+        # In every row: boxes that the collection already held say nothing about a detector.
         if plan.kind.oracle:
             details["oracle"] = True
         if plan.partners:

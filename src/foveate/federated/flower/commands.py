@@ -26,8 +26,11 @@ _HOME, _DATABASE, _APP = "flower-home", "superlink.db", "app"
 def variables(folder: Path) -> dict[str, str]:
     """Environment of every process of Flower: where its state is, no installs, no telemetry."""
     return {
+        # Not the user's own Flower home: connections and state of other federations stay out of this one.
         "FLWR_HOME": str(home(folder)),
+        # Otherwise Flower installs packages when a run starts, which fails offline.
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        # Otherwise Flower and Ray, which a simulation starts, report usage.
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -73,6 +76,7 @@ class Address:
 
 def listening(address: str) -> str:
     """Default host that a server listens on: loopback if clients use that address, else all interfaces."""
+    # Clients that call loopback run on this machine, so nobody else needs to reach the server.
     return LOOPBACK if address in (LOOPBACK, "localhost") else EVERYWHERE
 
 

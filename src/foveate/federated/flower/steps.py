@@ -62,6 +62,7 @@ def serve(folder: Path, address: Address, *, host: str, insecure: bool, ready: C
     content = commands.connection(folder, address, insecure=insecure)
     write_text_atomically(commands.home(folder) / "config.toml", content)
     command = commands.superlink(folder, host=host, port=address.port, insecure=insecure)
+    # "All interfaces" is an address to listen on, none to connect to.
     local_host = commands.LOOPBACK if host == commands.EVERYWHERE else host
     until = time.monotonic() + _START_SECONDS
 
