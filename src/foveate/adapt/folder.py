@@ -142,6 +142,7 @@ def add_adapter(
             for key, value in expected.items():
                 value.copy_(tensors[key])
     except BaseException:
+        # A folder that does not fit leaves the model as it was, with the adapter in use before.
         adapted.remove(name, use=before)
         raise
     adapter = adapted.adapter(name)
@@ -233,6 +234,7 @@ def _check_backbone(adapted: AdaptedModel, saved: dict[str, Any], path: Path, ot
 def _check_values(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
     """Raise UserError unless names and shapes are the expected ones and all values are finite."""
     check_tensors(tensors, expected, path)
+    # One NaN in an adapter makes every output of the network NaN, long after the folder was read.
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise UserError(f"{path}: tensor '{key}' has values that are NaN or infinite")

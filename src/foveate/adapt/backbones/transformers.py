@@ -127,6 +127,7 @@ def _clip(model: Any, kind: str) -> Backbone:
     projection = None if kind == "CLIPVisionModel" else model.visual_projection
 
     def features(pixels: Tensor) -> Tensor:
+        # Positions are interpolated where the images have another size than in pre-training. [B, D]
         pooled = tower(pixel_values=pixels, interpolate_pos_encoding=True).pooler_output
         return pooled if projection is None else projection(pooled)
 

@@ -71,6 +71,7 @@ def plan(clients: Clients, options: ClusteringOptions) -> dict[str, Any]:
         "clusters": options.clusters,
         "clients": clients.sizes(),
         "features": width,
+        # Each refinement sends K sums and counts in float64; the last message is two numbers, points and inertia.
         "bytes_up_per_client": first + rounds * 8 * options.clusters * (width + 1) + 16,
         "bytes_down_per_client": (rounds + 1) * 8 * options.clusters * width,
         "options": options.model_dump(mode="json"),

@@ -50,6 +50,7 @@ def plan(clients: Clients, options: DeepOptions) -> dict[str, Any]:
         "features": width,
         "weights": weights,
         # One clustering more than trainings: the centers of the last round are computed anew at the end.
+        # A training sends weights in float32 and two numbers, points and loss.
         "bytes_up_per_client": is_exchanging * ((rounds + 1) * first + rounds * (4 * weights + 16)),
         "options": options.model_dump(mode="json"),
     }

@@ -169,6 +169,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         if columns is not None:
             self.feature_names_in_ = np.array(columns, dtype=object)
         elif hasattr(self, "feature_names_in_"):
+            # Names of an earlier fit would be demanded of matrices that have none.
             del self.feature_names_in_
         return clients
 

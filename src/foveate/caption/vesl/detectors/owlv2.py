@@ -139,6 +139,7 @@ class Owlv2Detector(Detector):
         )
         # OWLv2 wants the same number of queries for every image. Missing ones are all token 0, which the model takes as
         # the mark of padding: it masks their logits.
+        # Both [images, queries, tokens]; the network takes them flattened to [images * queries, tokens].
         ids, mask = (torch.zeros(len(phrases), num_queries, self._context, dtype=torch.int64) for _ in range(2))
         start = 0
         for index, queries in enumerate(phrases):
@@ -161,6 +162,7 @@ class Owlv2Detector(Detector):
                 width=image.width,
                 height=image.height,
             )
+            # Of each image: logits [A, queries] and boxes [A, 4], A being the patches.
             for logits, boxes, queries, image in zip(outputs.logits, outputs.pred_boxes, phrases, images, strict=True)
         ]
 
