@@ -21,7 +21,7 @@ _LAZY = {
     "AdaptedModel": "foveate.adapt.model",
     "Calibrator": "foveate.adapt.calibration.estimator",
     "export_merged": "foveate.adapt.export",
-    "export_peft": "foveate.adapt.export",
+    "export_peft": "foveate.adapt.peft_format",
     "load_adapter": "foveate.adapt.folder",
     "save_adapter": "foveate.adapt.folder",
 }

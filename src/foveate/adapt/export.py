@@ -7,7 +7,6 @@ is returned and written into the export's card.
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from foveate.adapt.backbone import InProjection, map_backbone
+from foveate.adapt.backbone import map_backbone
 from foveate.adapt.folder import find_adapter_folder, load_adapter, read_adapter_config
 from foveate.adapt.heads import describe_head
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone, parse_backbone
-from foveate.adapt.methods.lora import LoraAdapter
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.registry import get_method
+from foveate.adapt.peft_format import export_peft
 from foveate.adapt.results import MergeResult
 from foveate.core.errors import UserError
 from foveate.core.files import write_bytes_atomically, write_json_atomically, write_text_atomically
@@ -29,90 +27,6 @@ from foveate.core.files import write_bytes_atomically, write_json_atomically, wr
 _MAX_DIFFERENCE = 1e-3  # relative to the largest output; merging in float32 stays below 1e-5
 IMAGES = 4
 _RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
-
-
-def export_peft(adapted: AdaptedModel, folder: str | Path) -> Path:
-    """Write adapter_config.json and adapter_model.safetensors as PEFT's `PeftModel.from_pretrained` reads them.
-
-    A linear head goes along where the backbone has a classifier of the same shape under its own name.
-
-    Raises:
-        UserError: a method that PEFT does not have, or a module that it addresses in another way.
-    """
-    path, adapter = Path(folder), adapted.adapter()
-    name = adapter.settings.method
-    kind = get_method(name).peft
-    if not kind:
-        raise UserError(f"PEFT has no method '{name}': export merged weights, or keep Foveate's adapter folder")
-    config: dict[str, Any]
-    if isinstance(adapter, LoraAdapter):
-        tensors, config = _lora(adapted, adapter)
-    else:
-        assert adapter.parameter_swap is not None
-        tuned = adapter.parameter_swap.tuned_values(adapted.model)
-        tensors = {_inserted(key, "ln_tuning_layers"): value for key, value in tuned.items()}
-        config = {"target_modules": _pattern(sorted({key.rpartition(".")[0] for key in tuned}))}
-    head = adapted.backbone.classifier
-    owner = dict(adapted.model.named_modules()).get(head) if head else None
-    config["modules_to_save"] = None
-    if isinstance(owner, nn.Linear) and isinstance(adapted.head, nn.Linear):
-        config["modules_to_save"] = [head]
-        tensors |= {f"{head}.{key}": value for key, value in adapted.head.named_parameters()}
-    base = type(adapted.model)
-    config |= {
-        "peft_type": kind,
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "auto_mapping": {"base_model_class": base.__name__, "parent_library": base.__module__},
-    }
-    # PEFT saves names as they are inside its own two wrappers.
-    prefixed = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_bytes_atomically(path / "adapter_model.safetensors", save(prefixed, metadata={"format": "pt"}))
-    write_json_atomically(path / "adapter_config.json", config)
-    return path
-
-
-def _lora(adapted: AdaptedModel, adapter: LoraAdapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors: dict[str, Tensor] = {}
-    targets = []
-    for block in adapted.backbone.blocks:
-        if str(block.number) not in adapter.blocks:
-            continue
-        pair = adapter.pair(block.number)
-        # PEFT has one A and one B for each projection; the shared A is written three times.
-        rows = pair.b.weight.chunk(len(block.qkv))
-        for module, part in zip(block.qkv, rows, strict=True):
-            if isinstance(module, InProjection):
-                raise UserError(
-                    f"{adapted.backbone.name_of(module)}: PEFT changes the whole attention of open_clip's towers, not its "
-                    "input projection; export merged weights instead"
-                )
-            name = adapted.backbone.name_of(module)
-            targets.append(name)
-            # A copy each: safetensors refuses tensors that share memory.
-            tensors[f"{name}.lora_A.weight"] = pair.a.weight.clone()
-            tensors[f"{name}.lora_B.weight"] = part.clone()
-    settings = adapter.settings
-    return tensors, {
-        "r": settings.rank,
-        # PEFT multiplies by lora_alpha / r; the strength has no field of its own and goes into it.
-        "lora_alpha": settings.factor * settings.rank * adapter.strength,
-        "lora_dropout": settings.dropout,
-        "bias": "none",
-        "target_modules": _pattern(targets),
-    }
-
-
-def _inserted(key: str, part: str) -> str:
-    owner, _, attribute = key.rpartition(".")
-    return f"{owner}.{part}.{attribute}"
-
-
-def _pattern(names: list[str]) -> str:
-    """Return a regular expression of exactly these names."""
-    # Not a list: PEFT matches lists by the ending of names, and so would match too much.
-    return "(" + "|".join(re.escape(name) for name in names) + ")"
 
 
 def export_merged(
@@ -176,7 +90,8 @@ def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[s
         return _timm(adapted, path, pixels, model_args)
     head = {key: value.detach().cpu().contiguous() for key, value in adapted.head.state_dict().items()}
     write_bytes_atomically(path / "head.safetensors", save(head))
-    write_json_atomically(path / "head.json", describe_head(adapted.head))
+    names = list(adapted.info[adapted.active].get("classes", ()))
+    write_json_atomically(path / "head.json", {**describe_head(adapted.head), "names": names})
     if adapted.backbone.family == "transformers":
         from foveate.vision.hf.loading import quiet
 
@@ -318,7 +233,7 @@ def merge_adapter(path: Path, to: Path, *, format: str, backbone: str | None = N
     adapted, network, _ = open_adapted(path, backbone=backbone)
     difference = None
     if format == "peft":
-        export_peft(adapted, to)
+        export_peft(adapted, to, backbone=network.settings)
     else:
         _, difference = export_merged(adapted, to, model_args=network.model_args)
     method = adapted.adapter().settings.method

@@ -18,6 +18,7 @@ from foveate.adapt.adapter import MethodSettings
 from foveate.adapt.heads import build_head, describe_head
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.parameter_summary import list_matches
+from foveate.adapt.peft_format import add_peft, is_peft
 from foveate.adapt.registry import parse_settings
 from foveate.core.errors import UserError
 from foveate.core.model_folder import check_tensors, read_config, read_tensors, write_model_folder
@@ -176,15 +177,21 @@ def read_head(folder: str | Path, classes: Sequence[str]) -> nn.Module:
 
 
 def load_adapter(
-    model: nn.Module, folder: str | Path, *, name: str = "default", other_weights: bool = False
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    name: str = "default",
+    other_weights: bool = False,
+    classes: int | None = None,
 ) -> AdaptedModel:
     """Return an adapted model from a plain one and a saved adapter, in evaluation mode.
 
     Args:
         model: the network that the adapter was trained on, with the same weights.
-        folder: an adapter folder.
+        folder: an adapter folder of Foveate, or one of PEFT with LoRA (see `foveate.adapt.peft_format.add_peft`).
         name: of the adapter.
         other_weights: allow a network of the same architecture with other values.
+        classes: of a new head, for a folder of PEFT without one.
 
     Raises:
         UserError: see `add_adapter`.
@@ -198,10 +205,24 @@ def load_adapter(
         >>> load_adapter(network, folder)(torch.zeros(1, 3, 224, 224)).shape
         torch.Size([1, 3])
     """
+    if is_peft(Path(folder)):
+        return _load_peft(model, folder, name=name, classes=classes)
+    if classes is not None:
+        raise UserError(f"classes {classes} has no effect: {folder} has a head")
     modules = read_adapter_config(folder).get("modules")
     adapted = AdaptedModel(model, modules if isinstance(modules, dict) else None)
     try:
         add_adapter(adapted, folder, name=name, other_weights=other_weights)
+    except BaseException:
+        adapted.detach()
+        raise
+    return adapted.eval()
+
+
+def _load_peft(model: nn.Module, folder: str | Path, *, name: str, classes: int | None) -> AdaptedModel:
+    adapted = AdaptedModel(model)
+    try:
+        add_peft(adapted, folder, name=name, classes=classes)
     except BaseException:
         adapted.detach()
         raise
