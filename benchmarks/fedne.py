@@ -5,10 +5,10 @@
 
 The step: forward, loss, backward, clip, Adam on 448 edges of digits with 5 negatives and the encoder 64-100-100-100-2.
 The peer is contrastive-ne's own training function with loss_mode "neg" on the same edges; its negatives come from the
-batch, ours from all points of the client, so that the work differs: ours encodes each distinct point once. With others to
-feel, the step has 4 or 19 surrogate networks, or one grid of 28 x 28 values. Times are of the processor.
+batch, ours from all points of the client, so that the work differs: ours encodes each distinct point once. With others
+to feel, the step has 4 or 19 surrogate networks, or one grid of 28 x 28 values. Times are of the processor.
 
---quality draws maps of digits over five clients (two digits each) by several ways of exchanging, and writes the held-out
+--quality draws maps of digits over five clients (two digits each) by several ways of exchanging; it writes the held-out
 votes beside the megabytes. contrastive-ne is read from its one file, without annoy and pykeops, which this needs not.
 """
 

@@ -108,8 +108,8 @@ def reference() -> str:
     """Return the API reference as Markdown: one section per public name, with its docstring and public methods."""
     parts = [
         "# API reference\n",
-        "Made from the docstrings by `python tools/write_docs.py`. Every name is imported from `foveate`; every example",
-        "runs in the tests.\n",
+        "Made from the docstrings by `python tools/write_docs.py`. Every name is imported from `foveate`; every example"
+        "\nruns in the tests.\n",
     ]
     for name, value in public_names():
         parts.append(f"## `{name}`\n")

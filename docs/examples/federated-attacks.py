@@ -1,4 +1,4 @@
-"""Attack a client of a clustering as a curious server: `python federated-attacks.py`; `--bare` asks without its limits."""
+"""Attack a client of a clustering as a curious server: `python federated-attacks.py`; `--bare` lifts its limits."""
 
 import sys
 import tempfile

@@ -58,7 +58,7 @@ def locate(points: int, sigma: float) -> tuple[float, float]:
 
 
 def recover_rows(rounds: int) -> tuple[int, int]:
-    """Points that a k-means server recovers exactly from two messages whose cells differ by one point; and all points."""
+    """Count points that a k-means server recovers exactly from two messages with cells that differ by one; and all."""
     read, points = 0, 0
     for seed in SEEDS:
         clients = gather(["digits"], split="dirichlet:0.3", clients=8, seed=seed).points
@@ -90,7 +90,8 @@ if __name__ == "__main__":
         for points in (1, 3, 10, 30):
             attack, guess = locate(points, sigma)
             print(
-                f"positions from a field, {points} points, noise {sigma:g}: error {attack:.3f}, random positions {guess:.3f}"
+                f"positions from a field, {points} points, noise {sigma:g}: error {attack:.3f}, "
+                f"random positions {guess:.3f}"
             )
     for rounds in range(4):
         print("points read from differences, {} rounds of refinement: {} of {:,}".format(rounds, *recover_rows(rounds)))

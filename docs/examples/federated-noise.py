@@ -24,7 +24,7 @@ SETTINGS = {
 
 
 def measure(setting: dict, seed: int) -> tuple[float, float, float, float]:
-    """Clients with repulsion; held-out vote of neighbors; share of neighbors of another client; epsilon of the fields."""
+    """Return clients with repulsion, held-out vote of neighbors, share of foreign neighbors, epsilon of the fields."""
     split = split_held_out(gather(["digits"], split="shards:2", clients=5, seed=seed), 0.2, seed=seed)
     options = EmbeddingOptions(**{"rounds": 60, "surrogate": "grid", "seed": seed} | setting)
     fitted = fit_clients(split.fit, options)

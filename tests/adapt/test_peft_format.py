@@ -157,7 +157,9 @@ PEFTS: dict[str, dict[str, Any]] = {
     "q": {"target_modules": ["qkv"]},
     "several": {"target_modules": ["qkv", "fc1", "proj"], "modules_to_save": ["head"]},
     "patterns": {
-        "target_modules": ["qkv", "fc2"], "rank_pattern": {"fc2": 2}, "alpha_pattern": {"fc2": 5, "blocks.0.attn.qkv": 3},
+        "target_modules": ["qkv", "fc2"],
+        "rank_pattern": {"fc2": 2},
+        "alpha_pattern": {"fc2": 5, "blocks.0.attn.qkv": 3},
     },
     "rslora": {"target_modules": ["qkv"], "use_rslora": True},
     "one layer": {"target_modules": r"blocks\.1\.mlp\.fc1"},

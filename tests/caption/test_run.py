@@ -1,4 +1,4 @@
-"""The pipeline: every request is accounted for, none is sent twice, and keys change with all that decides a response."""
+"""The pipeline: every request is accounted for, none is sent twice, and keys change with what decides a response."""
 
 from __future__ import annotations
 

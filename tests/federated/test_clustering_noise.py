@@ -1,4 +1,4 @@
-"""Clustering with noise: the sampler's distribution, what one point moves, the account, the budget, and what is read."""
+"""Clustering with noise: the sampler's distribution, what one point moves, the account, the budget, what is read."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_no_row_is_longer_than_the_clip_on_the_grid() -> None:
 
 
 def test_the_account_covers_what_one_point_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the noise itself: sums and counts in units of the noise move by at most 2 / z, from one end to the other."""
+    """Without the noise itself: sums and counts in units of the noise move by at most 2 / z, from end to end."""
     monkeypatch.setattr(noise, "discrete_gaussian", lambda sigma, shape: np.zeros(shape, dtype=np.int64))
     scale, clip = 3.0, 4.0
     rows = np.random.default_rng(0).normal(size=(50, 3))

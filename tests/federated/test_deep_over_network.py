@@ -1,4 +1,4 @@
-"""DeepFeCA between a server and clients elsewhere, without Flower: the numbers of one process; what a client refuses."""
+"""DeepFeCA between a server and remote clients, without Flower: the numbers of one process; what a client refuses."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_methods_without_an_exchange_are_refused(tmp_path: Path) -> None:
 
 
 def test_clients_of_other_data(tmp_path: Path) -> None:
-    """A client of another width, or of none that can be used, is left out and named; without a majority nothing runs."""
+    """A client of another width, or of no usable one, is left out and named; without a majority nothing runs."""
     parts = [*PARTS, RANDOM.normal(size=(20, 9)), np.full((20, 16), np.nan)]
     found = serve_deep(elsewhere(parts), DeepOptions(**QUICK), tmp_path / "a")
     assert found["history"][-1]["clients"] == [0, 1, 2]

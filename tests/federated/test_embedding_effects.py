@@ -1,5 +1,5 @@
-"""Effects of feeling other clients, on digits over five clients of two each (0-1, 2-3, ...), 60 rounds, against sizes that
-two free-standing implementations gave. Points that trained a map are scored on it, each by the others (leave one out).
+"""Effects of feeling other clients, on digits over five clients of two each (0-1, 2-3, ...), 60 rounds, against sizes
+that two free-standing implementations gave. Points that trained a map are scored on it, each by the others.
 
 Measured here (seeds 0, 1, 2; 857 s on one core of a shared machine):
 

@@ -59,7 +59,7 @@ def test_a_clustering_by_three_processes(tmp_path: Path) -> None:
 
 
 def test_a_map_by_three_processes(tmp_path: Path) -> None:
-    """FedNE with a field of repulsion: the encoder equals that in process within 1e-6; clients place their own points."""
+    """FedNE with a field of repulsion: the encoder equals that in process within 1e-6; clients map their own points."""
     random = np.random.default_rng(0)
     parts = [random.normal(size=(40, 5)) + 3 * number for number in range(2)]
     network, out = Network.begin(tmp_path), tmp_path / "out"

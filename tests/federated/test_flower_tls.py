@@ -140,7 +140,7 @@ class Walk:
 
 
 def make_keys(walk: Walk) -> None:
-    """The server's authority and certificate, keys of three clients; Python 3.13 asks more of certificates than 3.11."""
+    """The server's authority and certificate, keys of three clients; Python 3.13 is stricter on certificates."""
     at_server, at_client = commands("Keys")
     walk.shell(replaced(at_server, {"server.example.org": "localhost"}))
     for number in range(3):
@@ -166,7 +166,8 @@ def same_as_in_process(folder: Path, parts: list[np.ndarray]) -> None:
 def test_a_whole_run_with_tls_and_node_keys(tmp_path: Path) -> None:
     """Two clients with registered keys, four nodes that are turned away, a clustering whose server is killed, a map.
 
-    The killed server's registrations and nodes outlive it, no client is asked twice, and results equal those in process.
+    The killed server's registrations and nodes outlive it, no client is asked twice, and results equal those in
+    process.
     """
     walk = Walk(tmp_path, free_port())
     parts = split_s_set("s1", alpha=0.3, clients=2, seed=1)

@@ -1,4 +1,4 @@
-"""`foveate federated server`, `register`, `client`, `run` with Flower's own processes, TLS and node keys, on loopback."""
+"""`foveate federated server`, `register`, `client`, `run` with Flower's processes, TLS and node keys, on loopback."""
 
 from __future__ import annotations
 

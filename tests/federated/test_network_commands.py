@@ -1,4 +1,4 @@
-"""`foveate federated server`, `client`, `register` and `run` without Flower: the words of its commands, and refusals."""
+"""`foveate federated server`, `client`, `register`, `run` without Flower: the words of its commands, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client elsewhere, attacked as a curious server would: what its failures and answers say, and how often it answers."""
+"""A remote client, attacked as a curious server would: what its failures and answers say, how often it answers."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def test_epsilon_by_hand() -> None:
 
 @pytest.mark.parametrize("stop", [0, 2])
 def test_a_question_that_is_asked_again_costs_again(tmp_path: Path, stop: int) -> None:
-    """The server is killed while a client trains: the clients have sent their fields, and send others with other noise."""
+    """The server is killed while a client trains: clients have sent their fields, and send others with other noise."""
 
     class Killed(BaseException):
         pass

@@ -1,4 +1,4 @@
-"""Rounds in process: answers in order, broken clients left out with their reasons, the log, and going on after a kill."""
+"""Rounds in process: answers in order, broken clients left out with reasons, the log, and going on after a kill."""
 
 from __future__ import annotations
 

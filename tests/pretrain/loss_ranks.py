@@ -63,7 +63,7 @@ def golden_inputs(dtype: torch.dtype) -> Values:
 
 
 def region_losses(values: Mapping[str, Tensor], *, loss: str, filter_name: str, chunk: int | None) -> Values:
-    """The terms of the region losses, with the sum of region loss and grounding under "loss"; both divisors are used."""
+    """The terms of the region losses, with the sum of region loss and grounding as "loss"; both divisors are used."""
     fixed: dict[str, Any] = {"normalize": "fixed", "M": 4, "N": 8}
     options = {"filter": filter_name, "phrase_ids": values["phrases"], "row_chunk": chunk}
     options |= {} if filter_name == "exact" else fixed

@@ -62,7 +62,9 @@ def result() -> dict[str, Any]:
         "measures": [vars(one) for one in DESIGN.measures],
         "optional_data": [{"name": "maps", "package": "some-package", "used": False}],
         "version": "1", "command": ["foveate", "study", "made"],
-        "further_tables": [{"title": "The rates, chosen", "note": "By hand.", "columns": ["a", "b"], "lines": [["x", "1e-3"]]}],
+        "further_tables": [
+            {"title": "The rates, chosen", "note": "By hand.", "columns": ["a", "b"], "lines": [["x", "1e-3"]]}
+        ],
         **summary(DESIGN, values),
     }  # fmt: skip
 

@@ -165,8 +165,9 @@ class Backbone:
         classifier: name of the model's own head, a Linear, where it has one.
         unused: parameters of the tower that only pre-training uses; never trained.
         install: context manager that prepares the model for hooks (splits the attention of open_clip).
-        tokens: "sequence" where every block maps [B, L, D] tokens whatever their number; "rotary" where their number and
-            order is that of the image's grid; "map" where tokens are a map, in windows, or change their number or width.
+        tokens: "sequence" where every block maps [B, L, D] tokens whatever their number; "rotary" where their number
+            and order is that of the image's grid; "map" where tokens are a map, in windows, or change their number or
+            width.
         norms: "pre" where the norms are in front of the sublayers and feed them alone, "post" behind them, "other".
         modules: the patterns of names that the map was made from, where the user gave them.
     """

@@ -99,8 +99,8 @@ def open_classifier_images(
         unknown = sorted(set(values[rows].tolist()) - {"", *classes})
         if unknown:
             raise UserError(
-                f"label field '{field}' of the collection {collection.name!r}: {len(unknown)} values are not classes of "
-                f"the model, first '{unknown[0]}'{nearest(unknown[0], classes)}"
+                f"label field '{field}' of the collection {collection.name!r}: {len(unknown)} values are not classes "
+                f"of the model, first '{unknown[0]}'{nearest(unknown[0], classes)}"
             )
         if not (values[rows] != "").any():
             raise UserError(f"no image of the split '{split}' has a label '{field}'")

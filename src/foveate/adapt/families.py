@@ -1,8 +1,8 @@
 """Names of the modules of known networks: a table, read by `foveate.adapt.module_map`.
 
-Keys are LIBRARY.CLASS. A row names the blocks by a pattern (`*` is one part of a name) and, within a block, the modules by
-role; what a network of the class lacks is left out of its map. `a|b` takes the first that exists. A new family of networks
-is a new row.
+Keys are LIBRARY.CLASS. A row names the blocks by a pattern (`*` is one part of a name) and, within a block, the modules
+by role; what a network of the class lacks is left out of its map. `a|b` takes the first that exists. A new family of
+networks is a new row.
 """
 
 from __future__ import annotations

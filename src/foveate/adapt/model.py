@@ -408,8 +408,8 @@ def adapt(
     """Return a model with one adapter, ready to train.
 
     Args:
-        model: a vision network of timm, transformers, torchvision, open_clip or Foveate, or one of your own; it keeps its
-            tensors.
+        model: a vision network of timm, transformers, torchvision, open_clip or Foveate, or one of your own; it keeps
+            its tensors.
         config: settings of a method, a mapping with `method` and its options, or a method's name.
         classes: of a new head; without it the model's own classifier is copied.
         head: to start from (a copy is taken), such as `ZeroShotHead`.
@@ -423,7 +423,8 @@ def adapt(
 
     Example:
         >>> import timm
-        >>> adapted = adapt(timm.create_model("vit_tiny_patch16_224", depth=1), {"method": "lora", "rank": 4}, classes=3)
+        >>> network = timm.create_model("vit_tiny_patch16_224", depth=1)
+        >>> adapted = adapt(network, {"method": "lora", "rank": 4}, classes=3)
         >>> sorted({name.split(".")[0] for name, value in adapted.named_parameters() if value.requires_grad}) != []
         True
     """

@@ -338,7 +338,8 @@ def _check_blocks(
             module = dict(block.module.named_modules()).get(relative[role])
             if not isinstance(module, nn.Linear):
                 raise UserError(
-                    f"modules.{role}: {block.name}.{relative[role]} must be a linear layer (got {type(module).__name__})"
+                    f"modules.{role}: {block.name}.{relative[role]} must be a linear layer "
+                    f"(got {type(module).__name__})"
                 )
     if any(role in relative for role in ("qkv", "q", "k", "v", "qk", "kv")) and not blocks[0].qkv:
         raise UserError("modules: q, k and v must be complete: qkv, or q, k and v, or q and kv, or qk and v")

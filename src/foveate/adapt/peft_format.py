@@ -1,8 +1,8 @@
 """Adapter folders of PEFT: written from an adapted model, and read as LoRA of ours.
 
-PEFT's folder names modules of one class of networks, and holds a head only where that class has one. So an export is made
-for the class that the backbone's folder holds, a head that has no place there lies next to it, and the card has the code
-that gives the same logits without Foveate.
+PEFT's folder names modules of one class of networks, and holds a head only where that class has one. So an export is
+made for the class that the backbone's folder holds, a head that has no place there lies next to it, and the card has
+the code that gives the same logits without Foveate.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def export_peft(adapted: AdaptedModel, folder: str | Path, *, backbone: Mapping[
     """Write a folder as PEFT's `PeftModel.from_pretrained` reads it, with head, class names and a card.
 
     Args:
-        backbone: settings of `load_backbone`; modules are then named as in the class that its folder holds, which may be
-            another one than the tower that was adapted.
+        backbone: settings of `load_backbone`; modules are then named as in the class that its folder holds, which may
+            be another one than the tower that was adapted.
 
     Raises:
         UserError: a method that PEFT does not have, or a module that it addresses in another way.
@@ -130,7 +130,8 @@ def _timm_base(adapted: AdaptedModel, settings: Mapping[str, Any]) -> Base:
     named = adapted.backbone.classifier or published.get("classifier")
     if not isinstance(named, str) or not isinstance(adapted.head, nn.Linear):
         raise UserError(
-            f"PEFT replaces one linear classifier, a {type(model).__name__} with this head has none: export merged weights"
+            f"PEFT replaces one linear classifier, a {type(model).__name__} with this head has none: export merged "
+            "weights"
         )
     source = settings.get("source")
     if source is None:
@@ -306,8 +307,8 @@ def _card(adapted: AdaptedModel, base: Base, names: Sequence[str]) -> str:
     pixels = "Pixels are [B, 3, H, W] as the network takes them"
     if preprocess is not None:
         pixels += (
-            f": {preprocess['size']} pixels a side, scaled to 0 to 1, then mean {list(preprocess['mean'])} and deviation "
-            f"{list(preprocess['std'])}"
+            f": {preprocess['size']} pixels a side, scaled to 0 to 1, then mean {list(preprocess['mean'])} and "
+            f"deviation {list(preprocess['std'])}"
         )
     classes = "\n".join(f"{number}. {name}" for number, name in enumerate(names)) or "not saved with the adapter"
     return f"""# Adapter for PEFT
@@ -342,8 +343,8 @@ def add_peft(adapted: AdaptedModel, folder: str | Path, *, name: str = "default"
         classes: of a new head, where the folder has none and the network neither.
 
     Raises:
-        UserError: another method of PEFT, an option that changes more than a low-rank matrix does, or tensors for modules
-            that the network does not have.
+        UserError: another method of PEFT, an option that changes more than a low-rank matrix does, or tensors for
+            modules that the network does not have.
     """
     path = Path(folder)
     config = _read_config(path)
@@ -407,7 +408,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_pairs(path: Path) -> dict[str, Tensor]:
     if not (path / WEIGHTS).is_file() and (path / "adapter_model.bin").is_file():
         raise UserError(
-            f"{path / 'adapter_model.bin'}: a pickle, which may run code and is not read; save the adapter as safetensors"
+            f"{path / 'adapter_model.bin'}: a pickle, which may run code and is not read; save the adapter as "
+            "safetensors"
         )
     tensors = read_tensors(path / WEIGHTS)
     for key, value in tensors.items():
@@ -431,8 +433,8 @@ def _take_head(tensors: dict[str, Tensor], backbone: Backbone, path: Path) -> nn
         return head
     if plain:
         raise UserError(
-            f"{path / WEIGHTS}: tensors of {', '.join(plain[:3])} are no pairs; expected those of LoRA and of one linear "
-            "classifier (modules_to_save)"
+            f"{path / WEIGHTS}: tensors of {', '.join(plain[:3])} are no pairs; expected those of LoRA and of one "
+            "linear classifier (modules_to_save)"
         )
     if not (path / HEAD_WEIGHTS).is_file():
         return None

@@ -34,7 +34,7 @@ class AdaptTraining(ClassificationSettings):
     )
     head_solver: Literal["lbfgs", "steps"] = Field(
         "lbfgs",
-        description="of method linear; lbfgs = the head is solved (no learning rate), steps = trained as with any other",
+        description="of method linear; lbfgs = the head is solved (no learning rate), steps = trained as with others",
     )
     head_c: float | None = Field(
         None, gt=0, description="inverse L2 penalty of a solved head; by default chosen by cross-validation"

@@ -284,7 +284,7 @@ def is_solved(
     missing: Sequence[str] = (),
     cached: bool = True,
 ) -> bool:
-    """Whether the head is solved: of method linear, on cached features, where it is new and every class has an image."""
+    """Whether the head is solved: of method linear, on cached features, if it is new and every class has an image."""
     if method["method"] != "linear" or training.head_solver != "lbfgs":
         return False
     if adapted.active in adapted.first_heads or missing:

@@ -174,7 +174,7 @@ def caption(
 
 
 def _find_total_failure(result: CaptionRunResult) -> UserError | None:
-    """Return an error if requests were sent and none of them gave a caption: a script must not take that for success."""
+    """Return an error if requests were sent and none gave a caption: a script must not take that for success."""
     tallies = result.formats.values()
     num_requests = sum(tally.requested for tally in tallies)
     if num_requests == 0 or any(tally.ok + tally.repaired for tally in tallies):

@@ -60,8 +60,8 @@ class MixSettings(Settings):
     )
     missing: Missing = Field(
         "renormalize",
-        description="where the weight of formats goes that an image lacks: to the others, to alt, nowhere (the image is "
-        "left out that often), or an error",
+        description="where the weight of formats goes that an image lacks: to the others, to alt, nowhere (the image "
+        "is left out that often), or an error",
     )
     split: str = Field("train", description="split that is trained on")
     prefer: PreferredModels = ()

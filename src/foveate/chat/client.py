@@ -223,7 +223,7 @@ def chat_url(endpoint: str) -> str:
     if url.scheme not in ("http", "https") or not url.host:
         raise UserError(f"--endpoint '{endpoint}' is not an address; expected one such as http://127.0.0.1:8000/v1")
     if url.userinfo or url.query:
-        # The address is shown in errors, reports and run folders: a secret in it would be, too. It is not repeated here.
+        # The address is shown in errors, reports and run folders: a secret in it would be, too. Not repeated here.
         raise UserError(
             "--endpoint contains a user, password or query; give a key by the name of an environment variable "
             "(option api_key_env)"

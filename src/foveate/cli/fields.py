@@ -272,7 +272,7 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _sentence(description: str | None) -> str | None:
-    """A field's description as an option's help: one sentence, its first word as it is where it is a value ("pcv: ...")."""
+    """Turn a field's description into an option's help: one sentence; a value stays as it is ("pcv: ...")."""
     if not description:
         return None
     first = description.split(maxsplit=1)[0]

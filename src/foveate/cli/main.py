@@ -67,8 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # `foveate ... | head` is no mistake: end as a program that SIGPIPE stopped (128 + 13). Standard error is closed,
-        # or the interpreter would report the broken pipe while it ends.
+        # `foveate ... | head` is no mistake: end as a program that SIGPIPE stopped (128 + 13). Standard error is
+        # closed, or the interpreter would report the broken pipe while it ends.
         sys.stderr.close()
         sys.exit(141)
     except UserError as problem:

@@ -14,7 +14,7 @@ _PROBLEMS = {
     errno.ENOSPC: "cannot be written: the disk is full{space}; free some space and run the same command again",
     errno.EDQUOT: "cannot be written: your quota is used up{space}; free some space and run the same command again",
     errno.EFBIG: "cannot be written: the file would be larger than this disk or process allows (see ulimit -f)",
-    errno.EROFS: "cannot be written: the disk is read-only; choose a folder on another disk, or mount this one for writing",
+    errno.EROFS: "cannot be written: the disk is read-only; choose a folder on another disk, or mount it for writing",
     errno.EACCES: "permission denied; check the owner and the permissions of the file and its folder",
     errno.EPERM: "permission denied; check the owner and the permissions of the file and its folder",
     errno.EIO: "cannot be read or written: the disk reports an error",

@@ -58,7 +58,7 @@ def find_odd_sizes(points: Mapping[int, float]) -> dict[int, str]:
 
 
 def find_odd_weights(weights: Mapping[int, NDArray[np.floating]]) -> dict[int, float]:
-    """Clients whose weights after training are far from those of half of the others, as multiples of the median distance.
+    """Clients whose trained weights are far from those of half of the others, as multiples of the median distance.
 
     Finds weights that are noise, or an update that is much too long. An update of usual length in a wrong direction is
     not found.

@@ -36,8 +36,8 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         n_clusters: K, the number of groups of all clients together.
         method: server method, see above.
         client_init, n_init, local_clusters, eliminate, radius, quantile, seeds, restarts, refine_rounds, min_count,
-            spherical, winsorize, noise, clip, noise_steps, kfed_seeds, kfed_steps, on_few_groups, suspects: see the fields of
-            `foveate.federated.clustering.options.ClusteringOptions`. None is the method's default.
+            spherical, winsorize, noise, clip, noise_steps, kfed_seeds, kfed_steps, on_few_groups, suspects: see the
+            fields of `foveate.federated.clustering.options.ClusteringOptions`. None is the method's default.
         min_clients: clients that must answer; others are left out with their reason.
         timeout: seconds after which a client is left out.
         answers_folder: stores the answers, so that a fit of the same data that was killed resumes.
@@ -45,8 +45,8 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
 
     Attributes:
         cluster_centers_: [K, D].
-        labels_: one array per client; a plain array if one array was passed. Clients that were left out are labeled, too,
-            if their data allow it; else with -1.
+        labels_: one array per client; a plain array if one array was passed. Clients that were left out are labeled,
+            too, if their data allow it; else with -1.
         inertia_: summed squared distance of all labeled points.
         n_features_in_: D.
         method_: method as text; 'one shot' only with refine_rounds=0.

@@ -76,7 +76,7 @@ class Message:
 
     @property
     def size(self) -> int:
-        """Bytes of the content: arrays as they are, 8 per number, strings as UTF-8. Names and envelopes are not counted."""
+        """Bytes of the content: arrays as they are, 8 per number, strings as UTF-8; without names and envelopes."""
         values = sum(len(value.encode()) if isinstance(value, str) else 8 for value in self.values.values())
         return values + sum(array.nbytes for array in self.arrays.values())
 
@@ -123,7 +123,7 @@ class Message:
         return result.hexdigest()
 
     def to_bytes(self) -> bytes:
-        """Serialize as a safetensors file, values in its metadata. Never pickle: a client must not run a server's code."""
+        """Serialize as a safetensors file, values in its metadata. No pickle: a client must not run a server's code."""
         about = {"kind": self.kind, "round": self.round, "values": dict(self.values), "schema": SCHEMA}
         return save(
             {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}, {"message": json.dumps(about)}

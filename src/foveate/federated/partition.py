@@ -68,8 +68,8 @@ def dirichlet(
 
     Args:
         smallest: every client gets at least so many rows; everything is drawn again until it has. 0 = take the first.
-        balanced: shares of clients that already hold N / clients rows are set to zero and the rest scaled up; if no share
-            is left, everything is drawn again.
+        balanced: shares of clients that already hold N / clients rows are set to zero and the rest scaled up; if no
+            share is left, everything is drawn again.
 
     Raises:
         UserError: an alpha that is not above 0, too many clients, or 1,000 draws without success.
@@ -89,8 +89,8 @@ def dirichlet(
         if parts is not None and min(len(part) for part in parts) >= smallest:
             return _numbered(parts, draw)
     raise UserError(
-        f"no Dirichlet split with alpha {alpha:g} gave each of {clients} clients {smallest} points in {MAX_DRAWS} draws; "
-        "use a larger alpha, fewer clients or a smaller minimum size"
+        f"no Dirichlet split with alpha {alpha:g} gave each of {clients} clients {smallest} points in {MAX_DRAWS} "
+        "draws; use a larger alpha, fewer clients or a smaller minimum size"
     )
 
 
@@ -119,8 +119,8 @@ def _dirichlet_draw(
 def shards(labels_N: ArrayLike, clients: int, rng: np.random.Generator, *, classes: int) -> Partition:
     """Give each client `classes` classes; each class is cut into equal pieces, one per client that holds it.
 
-    Classes of a client are drawn without repetition, with weights 1 / (times used so far + 1), so that all are used about
-    equally often. Classes that nobody drew go, one each, to the clients with the fewest rows, so that no row is lost.
+    Classes of a client are drawn without repetition, with weights 1 / (times used so far + 1), so that all are used
+    about equally often. Classes that nobody drew go, one each, to the clients with the fewest rows: no row is lost.
 
     Raises:
         UserError: more classes a client than there are, or too many clients.

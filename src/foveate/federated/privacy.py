@@ -7,8 +7,8 @@ of standard deviation sigma, is (sensitivity^2 / (2 sigma^2))-zCDP; costs of rel
 
 Two generators. `SystemNoise` draws floating-point normals, for long vectors (weights, fields). The last bits of a
 floating-point sum may give away which noise values were possible (Mironov 2012), and no account covers that.
-`discrete_gaussian` draws whole numbers exactly, without a floating-point operation, for values on a grid (sums, counts);
-its account is the same (Canonne, Kamath, Steinke 2020, arXiv 2004.00010, theorem 14 and algorithms 1 to 3).
+`discrete_gaussian` draws whole numbers exactly, without a floating-point operation, for values on a grid (sums,
+counts); its account is the same (Canonne, Kamath, Steinke 2020, arXiv 2004.00010, theorem 14 and algorithms 1 to 3).
 """
 
 from __future__ import annotations

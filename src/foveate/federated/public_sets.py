@@ -76,7 +76,7 @@ def fashion_mnist(folder: Path = FASHION_FOLDER) -> Set:
 
 
 def pbmc68k() -> Set:
-    """Read blood cells (10x Genomics, Zheng et al. 2017), as scanpy's package holds them; `label` is the type of a cell.
+    """Read blood cells (10x Genomics, Zheng et al. 2017), as scanpy's package holds them; `label` is a cell's type.
 
     Raises:
         UserError: scanpy is not installed, or its file is not there.

@@ -54,7 +54,7 @@ def list_methods(method: str, baselines: Sequence[str], known: Sequence[str] | M
 
 
 def describe_run(clients: Clients, baselines: Sequence[str], options: BaseModel, **more: Any) -> dict[str, Any]:
-    """Content of recipe.yaml: all that decides a run. The data's digests are in it, so that a run folder refuses others."""
+    """Content of recipe.yaml: all that decides a run, the data's digests too, so that a run folder refuses others."""
     return {
         "clients": clients.sizes(),
         "data": clients.digests(),

@@ -181,8 +181,8 @@ class InProcess:
         clients: of this process.
         timeout: seconds after which a client is left out as slow; in a process it cannot be stopped, only left behind.
             None waits for ever and starts no thread.
-        answers_folder: folder that stores the answers of each round (`AnswerStore`), so that a killed server continues within
-            its round; answers of other data are not used.
+        answers_folder: folder that stores the answers of each round (`AnswerStore`), so that a killed server continues
+            within its round; answers of other data are not used.
         log: records the messages.
 
     >>> import numpy as np

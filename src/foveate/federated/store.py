@@ -109,7 +109,8 @@ def read_state(
         if changed := sorted(name for name in now if before.get(name) != now[name]):
             name = changed[0]
             raise UserError(
-                f"{path}: the run began with {name} {before.get(name)} (got {now[name]}); use another folder or delete it"
+                f"{path}: the run began with {name} {before.get(name)} (got {now[name]}); use another folder or "
+                "delete it"
             )
         return build(arrays, header)
     except UserError:

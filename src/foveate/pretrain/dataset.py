@@ -79,8 +79,8 @@ def check_window(settings: DataSettings, text_encoder: TextEncoder) -> None:
     if "dsc_plus" in settings.text_rule().drawable and window is not None and window <= SHORT_WINDOW:
         if not settings.allow_truncation:
             raise UserError(
-                f"field data: dsc_plus captions are longer than the context of the text tower ({window} tokens); leave them "
-                "out, or set data.allow_truncation=true"
+                f"field data: dsc_plus captions are longer than the context of the text tower ({window} tokens); leave "
+                "them out, or set data.allow_truncation=true"
             )
 
 

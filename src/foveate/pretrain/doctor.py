@@ -278,7 +278,8 @@ def _format_rates(result: dict[str, Any]) -> list[str]:
     rates, collection = result["rates"], result["collection"]
     lines = [
         f"collection: {collection['images']:,} images in {collection['shards']} shards, "
-        f"mean {collection['mean_bytes'] / 1e3:.0f} kB, {collection['mean_px'][0]:.0f} x {collection['mean_px'][1]:.0f} px",
+        f"mean {collection['mean_bytes'] / 1e3:.0f} kB, "
+        f"{collection['mean_px'][0]:.0f} x {collection['mean_px'][1]:.0f} px",
         f"reading in random order: {rates['read_bytes_per_second'] / 1e6:,.0f} MB/s, "
         f"{rates['read_images']:,.0f} images/s "
         + (

@@ -49,8 +49,8 @@ def open_clip_towers(job: Job, library: str) -> tuple[OpenClipImageEncoder, Open
     kinds = [job.model.recipe.image_encoder["kind"], job.model.recipe.text_encoder["kind"]]
     also = "`--to transformers`, " if kinds == ["clip"] * 2 else ""
     raise UserError(
-        f"{job.source}: encoders '{kinds[0]}' and '{kinds[1]}' are not an architecture of {library}; possible targets: {also}"
-        "`--to onnx` (image tower and regions) and `--to embeddings`"
+        f"{job.source}: encoders '{kinds[0]}' and '{kinds[1]}' are not an architecture of {library}; possible targets: "
+        f"{also}`--to onnx` (image tower and regions) and `--to embeddings`"
     )
 
 

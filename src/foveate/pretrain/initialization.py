@@ -237,7 +237,8 @@ def _load_foveate(model: LocalizingModel, checkpoint: Checkpoint) -> dict[str, s
     missing = sorted(name for name in expected.keys() - weights.keys() if name.startswith(_TOWERS))
     if missing:
         raise UserError(
-            f"initial '{checkpoint.name}': {len(missing)} tensors of the towers are missing ({', '.join(missing[:3])}); "
+            f"initial '{checkpoint.name}': {len(missing)} tensors of the towers are missing "
+            f"({', '.join(missing[:3])}); "
             "image_encoder={kind: initial} text_encoder={kind: initial} uses the towers of the checkpoint"
         )
     loaded = weights.keys() & expected.keys() - _overridden(model.recipe, weights)

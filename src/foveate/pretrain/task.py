@@ -68,7 +68,7 @@ class PretrainTask(EmbeddingTask):
         return embeddings | {"region": region.embedding_RE, "box": model.box_head(phrase)}
 
     def loss_of(self, batch: Batch, *, embeddings: Mapping[str, Tensor]) -> tuple[Losses, Report]:
-        """Return `clip_loss`, `region_loss`, `grounding_loss` and their total; the report has counts and masked share."""
+        """Return `clip_loss`, `region_loss`, `grounding_loss`, their total, and a report of counts and masked share."""
         scale = self.model.logit_scale()
         clip = self.image_text_loss(embeddings["image"], embeddings["text"], scale)
         report: Report = {"logit_scale": scale.detach()}

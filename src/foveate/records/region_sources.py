@@ -71,7 +71,8 @@ def select_region_rows(
         if name not in names and name not in single:
             allowed = [OWN, ALL, *sorted(names | set(single))]
             raise UserError(
-                f"{where}: no region has the source '{name}'; expected one of {', '.join(allowed)}{nearest(name, allowed)}"
+                f"{where}: no region has the source '{name}'; expected one of {', '.join(allowed)}"
+                f"{nearest(name, allowed)}"
             )
         source, recipe = single.get(name, (name, None))
         mask = regions["source"].to_numpy() == source

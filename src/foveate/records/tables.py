@@ -296,7 +296,8 @@ def _check_regions(part: pa.Table, path: Path) -> None:
         good = (x1 >= 0) & (y1 >= 0) & (x1 < x2) & (y1 < y2) & (x2 <= 1) & (y2 <= 1) & (score >= 0) & (score <= 1)
     if not good.all():
         raise UserError(
-            f"{path}: row {int(np.argmin(good))}: expected a box with x1 < x2 and y1 < y2 in [0, 1] and a score in [0, 1]"
+            f"{path}: row {int(np.argmin(good))}: expected a box with x1 < x2 and y1 < y2 in [0, 1] and a score in "
+            "[0, 1]"
         )
 
 

@@ -55,7 +55,8 @@ def refuse_foreign_folder(path: Path) -> None:
     others = sorted(name for name in others if name != layout.LOCK_FILE and not name.endswith(".tmp"))
     if others:
         raise UserError(
-            f"{path} holds other files ({others[0]!r}) and no {layout.DESCRIPTION}; choose a new folder for the collection"
+            f"{path} holds other files ({others[0]!r}) and no {layout.DESCRIPTION}; choose a new folder for the "
+            "collection"
         )
 
 
@@ -169,7 +170,8 @@ class CollectionWriter:
         """
         if images_per_shard < 1 or bytes_per_shard < 1:
             raise UserError(
-                f"images_per_shard and bytes_per_shard must be at least 1 (got {images_per_shard} and {bytes_per_shard})"
+                "images_per_shard and bytes_per_shard must be at least 1 "
+                f"(got {images_per_shard} and {bytes_per_shard})"
             )
         self.path = Path(path)
         self.source = source

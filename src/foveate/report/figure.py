@@ -179,7 +179,8 @@ def _footnote(tour: TourResult) -> str:
     num_found = sum(overlap >= RIGHT_FROM for overlap in overlaps)
     text = "Held-out images, boxes as the model gave them."
     if overlaps:
-        text += f" Of the tour's {len(overlaps)} examples {num_found} are found (overlap of half or more); the best are shown."
+        counts = f"{len(overlaps)} examples {num_found} are found (overlap of half or more)"
+        text += f" Of the tour's {counts}; the best are shown."
     return text
 
 

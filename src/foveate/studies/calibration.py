@@ -39,8 +39,8 @@ CONDITIONS = (
     Condition(
         DIGITS,
         "Handwritten digits",
-        "scikit-learn's 8x8 digits; pre-trained on upright ones, fine-tuned on some of the ten in turned, noisy images; "
-        "in the cases only",
+        "scikit-learn's 8x8 digits; pre-trained on upright ones, fine-tuned on some of the ten in turned, noisy "
+        "images; in the cases only",
     ),
 )
 MEASURES = (
@@ -135,7 +135,9 @@ def _claims(condition: str) -> tuple[Claim, ...]:
         Claim("The best gap gains more than ALG", condition, "yy", "best_gap", "alg"),
         Claim("PCV gains more than the best gap", condition, "yy", "pcv", "best_gap"),
         Claim("PCV gains overall accuracy", condition, "yy", "pcv", "after", margins["pcv"], asserted=True),
-        Claim("The best gamma gains overall accuracy", condition, "yy", "star", "after", margins["star"], asserted=True),
+        Claim(
+            "The best gamma gains overall accuracy", condition, "yy", "star", "after", margins["star"], asserted=True
+        ),
         Claim("PCV brings absent classes back", condition, "uy", "pcv", "after", 0.05, asserted=True),
         Claim("PCV gains more than ALG", condition, "yy", "pcv", "alg"),
         Claim("With PCV the model beats the pre-trained one", condition, "yy", "pcv", "before"),
@@ -347,8 +349,8 @@ class CalibrationStudy(GridStudy):
             if paths:
                 lines.append(_case_line(case, [read_json(path)["values"] for path in paths]))
         note = (
-            "Y/Y, mean over splits; differences with 95 % t-intervals over splits; in how many splits ALG, the best gap and "
-            "PCV lowered Y/Y. PCV is the mean of the splits in which a gamma was feasible."
+            "Y/Y, mean over splits; differences with 95 % t-intervals over splits; in how many splits ALG, the best "
+            "gap and PCV lowered Y/Y. PCV is the mean of the splits in which a gamma was feasible."
         )
         columns = ["world", "seen", "tuned", "fine-tuned", *GAMMA_TITLES.values(), "gamma*", "best gap - ALG"]
         columns += ["PCV - best gap", "lowered", "splits", "default"]
@@ -376,7 +378,8 @@ def _case_line(case: Case, cells: list[dict[str, float]]) -> list[str]:
     titles = {condition.key: condition.title for condition in CONDITIONS}
     return [
         titles[case.world], f"{case.seen} of {num_classes}", RECIPES[case.recipe], mean("after"),
-        *(mean(row) for row in GAMMA_TITLES), mean("star"), difference("best_gap", "alg"), difference("pcv", "best_gap"),
+        *(mean(row) for row in GAMMA_TITLES), mean("star"),
+        difference("best_gap", "alg"), difference("pcv", "best_gap"),
         ", ".join(map(str, lowered)), str(len(cells)), GAMMA_TITLES[default],
     ]  # fmt: skip
 

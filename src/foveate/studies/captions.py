@@ -254,8 +254,8 @@ class CaptionsStudy(GridStudy):
         return [
             {
                 "title": "Audit of these captions, on held-out real images",
-                "note": f"{report['sample']['images']} images, the same for every format, 95 % bootstrap intervals over "
-                f"images. {NAMES_DEFINITION}",
+                "note": f"{report['sample']['images']} images, the same for every format, 95 % bootstrap intervals "
+                f"over images. {NAMES_DEFINITION}",
                 "columns": ["", *(format_title(entry["format"]) for entry in formats)],
                 "lines": lines,
             }

@@ -32,8 +32,8 @@ INTRODUCTION = """# What the studies found
 <!-- Written by `foveate study all --so-far` from the published results; edit src/foveate/studies instead. -->
 
 Each study trains the variants of a method with several seeds on built-in data and judges its claims. A claim is *shown*
-when the whole 95 % interval of the paired differences lies beyond its margin, *opposite* when it lies on the other side,
-else *not shown*. Data are small and trainings take minutes: a claim that is not shown here is not refuted.
+when the whole 95 % interval of the paired differences lies beyond its margin, *opposite* when it lies on the other
+side, else *not shown*. Data are small and trainings take minutes: a claim that is not shown here is not refuted.
 
 ```bash
 foveate study all --so-far   # write this page again from the published results

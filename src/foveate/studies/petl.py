@@ -152,7 +152,8 @@ PAPER_CLAIMS = (
     ),
     PaperClaim(
         "The ranking of methods on VTAB-1K with ViT-B/16",
-        untestable="needs the nineteen data sets of VTAB-1K and a ViT-B/16; here two tiny networks and three small tasks",
+        untestable="needs the nineteen data sets of VTAB-1K and a ViT-B/16; here two tiny networks and three small "
+        "tasks",
     ),
 )
 

@@ -105,7 +105,7 @@ def read_map(path: Path) -> DrawnMap:
 
 def recolor(drawn: DrawnMap, rng: np.random.Generator) -> Image.Image:
     """Draw the map in random colors, with a longest side of LONGEST pixels."""
-    # A new color for every division and drawing: with the flat colors of the files a model could name divisions by color.
+    # A new color for every division and drawing: by the flat colors of the files a model could name divisions.
     palette = rng.integers(30, 226, (len(drawn.divisions) + 1, 3)).astype(np.uint8)
     palette[-1] = rng.integers(200, 256, 3)
     pixels_HW3 = palette[drawn.labels_HW]

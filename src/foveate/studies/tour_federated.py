@@ -1,8 +1,8 @@
-"""The tour's federated part: emoji of eight clients, clustered from centroids sent once, and mapped by FedNE and FedAvg.
+"""The tour's federated part: emoji of eight clients, clustered from centroids, and mapped by FedNE and FedAvg.
 
-Both run as the verbs `foveate federated cluster` and `embed` run them; here their results are put together. The split is
-that of the study `fedne`: one category per client. Features are those that the tour has cached already; all
-clients are in this process, and the bytes that each would send are counted.
+Both run as the verbs `foveate federated cluster` and `embed` run them; here their results are put together. The split
+is that of the study `fedne`: one category per client. Features are those that the tour has cached already; all clients
+are in this process, and the bytes that each would send are counted.
 """
 
 from __future__ import annotations

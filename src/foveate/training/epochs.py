@@ -34,7 +34,7 @@ class ClassificationSettings(TrainingSettings):
 
     @property
     def whole_batches(self) -> bool:
-        """Whether an epoch counts as the steps of its whole batches; the loader still visits the rest, a little later."""
+        """Whether an epoch counts as the steps of its whole batches; the loader visits the rest a little later."""
         return False
 
     def resolve(self, num_images: int) -> TrainingSettings:

@@ -1,7 +1,8 @@
 """Texts of a collection's images, and the one that is drawn in an epoch: trained on by the loader, counted by `mix`.
 
-Where several models captioned an image, `foveate.records.current_captions` selects a caption. An image without a text of kind
-`alt` uses another one of its texts (title, description, ...) as such, unless that kind has a weight in the mixture.
+Where several models captioned an image, `foveate.records.current_captions` selects a caption. An image without a text
+of kind `alt` uses another one of its texts (title, description, ...) as such, unless that kind has a weight in the
+mixture.
 """
 
 from __future__ import annotations

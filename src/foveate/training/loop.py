@@ -383,7 +383,8 @@ def _read_newest(folder: Path, *, settings: TrainingSettings, identity: dict[str
             )
     if state["identity"]["data"] != identity["data"]:
         raise UserError(
-            f"{path}: trained on other data: {state['identity']['data']} (got {identity['data']}). Use another run folder"
+            f"{path}: trained on other data: {state['identity']['data']} (got {identity['data']}). Use another run "
+            "folder"
         )
     if state["identity"]["frozen_hash"] != identity["frozen_hash"]:
         raise UserError(f"{path}: the frozen weights differ from those it was trained with. Use another run folder")

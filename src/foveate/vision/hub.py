@@ -163,8 +163,8 @@ def _why(error: Exception, source: str, *, revision: str | None, offline: bool) 
 
     repository = source if revision is None else f"{source} --revision {revision}"
     elsewhere = (
-        f"give the path of a folder instead: `hf download {repository} --local-dir FOLDER` makes it on a machine with a "
-        "network"
+        f"give the path of a folder instead: `hf download {repository} --local-dir FOLDER` makes it on a machine with "
+        "a network"
     )
     if isinstance(error, errors.GatedRepoError):
         return (

@@ -1,4 +1,4 @@
-"""Networks of timm: its plain ViTs; others by the table of `foveate.adapt.families`; those without blocks as they are."""
+"""Networks of timm: its plain ViTs; others by the table `foveate.adapt.families`; without blocks as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classifiers of torchvision: blocks by the table of `foveate.adapt.families`, features what the last linear layer reads."""
+"""Classifiers of torchvision: blocks by `foveate.adapt.families`, features what the last linear layer reads."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Networks of transformers: CLIP's towers, those of the table of `foveate.adapt.families`, others without blocks.
 
 Alone, as a classifier (`...ForImageClassification`), or as the vision tower of a model with two. Some layers have one
-DropPath, or a LayerScale that is a parameter, for both sublayers of a block: what a method adds there passes it together
-with the sublayer.
+DropPath, or a LayerScale that is a parameter, for both sublayers of a block: what a method adds there passes it
+together with the sublayer.
 """
 
 from __future__ import annotations

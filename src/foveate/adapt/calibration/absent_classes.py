@@ -28,15 +28,17 @@ def _has_probabilities(calibrator: AbsentClassCalibrator) -> bool:
 class AbsentClassCalibrator(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     """Raises the classes of a fitted classifier that its last training data did not have.
 
-    A classifier that knew all of its `classes_` and was then trained on with data of some, for example by `partial_fit` or
-    `warm_start`, hardly answers the others any more. `fit` takes these training data: classes without a label in `y` are
-    the absent ones, and gamma is added to their logits. Logits are the logarithms of `predict_proba` where the
+    A classifier that knew all of its `classes_` and was then trained on with data of some, for example by `partial_fit`
+    or `warm_start`, hardly answers the others any more. `fit` takes these training data: classes without a label in `y`
+    are the absent ones, and gamma is added to their logits. Logits are the logarithms of `predict_proba` where the
     estimator has it, else its `decision_function`.
 
-    An estimator that is not fitted is cloned and fitted on X and y; then no class is absent and gamma is 0. As with every
-    meta-estimator, `clone` forgets a fit: wrap the classifier in `sklearn.frozen.FrozenEstimator` for cross-validation.
+    An estimator that is not fitted is cloned and fitted on X and y; then no class is absent and gamma is 0. As with
+    every meta-estimator, `clone` forgets a fit: wrap the classifier in `sklearn.frozen.FrozenEstimator` for
+    cross-validation.
 
-    Source: "Fine-Tuning is Fine, if Calibrated" (NeurIPS 2024, arXiv 2409.16223). Labels of absent classes are not needed.
+    Source: "Fine-Tuning is Fine, if Calibrated" (NeurIPS 2024, arXiv 2409.16223). Labels of absent classes are not
+    needed.
 
     Parameters:
         estimator: the classifier.
@@ -45,7 +47,8 @@ class AbsentClassCalibrator(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     Attributes:
         estimator_: the classifier that is asked: the one given, or its fitted clone.
         classes_: those of the classifier, in its order. absent_classes_: those without a label in y.
-        gamma_: what is added to their logits; 0 where there are none. method_: how it was found, "" where there are none.
+        gamma_: what is added to their logits; 0 where there are none. method_: how it was found, "" where there are
+            none.
         n_features_in_, feature_names_in_: of the classifier, where it has them.
 
     >>> import numpy as np
@@ -94,7 +97,8 @@ class AbsentClassCalibrator(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         if len(strange):
             known = [str(name) for name in self.classes_.tolist()]
             raise UserError(
-                f"y: label '{strange[0]}' is none of the classifier's {len(known)} classes{nearest(str(strange[0]), known)}"
+                f"y: label '{strange[0]}' is none of the classifier's {len(known)} classes"
+                f"{nearest(str(strange[0]), known)}"
             )
         positions = self._positions(labels)
         seen = np.unique(positions)

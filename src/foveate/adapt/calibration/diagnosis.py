@@ -154,7 +154,8 @@ def _harm(rows: list[CalibrateRow], estimates: dict[str, float], used: str) -> s
     better = max(reached, key=lambda title: reached[title])
     hint = ""
     if reached[better] > before and estimates[better] > 0:
-        hint = f"; {better} ({estimates[better]:+.2f}) takes it to {reached[better]:.1f} %: choose --method {_key_of(better)}"
+        gain = f"{better} ({estimates[better]:+.2f}) takes it to {reached[better]:.1f} %"
+        hint = f"; {gain}: choose --method {_key_of(better)}"
     return f"Harm: gamma {gamma:+.2f} by {used} {problem}{hint}."
 
 

@@ -3,7 +3,7 @@
 | format | content |
 |---|---|
 | `.npz`, `.pt`, `.pth`, `.safetensors` | arrays by the names below; `.safetensors` has `class_names` in its metadata |
-| `.csv`, `.tsv`, `.parquet` | a row per sample, a column per class that is named after it, and `label`; see `logit_tables` |
+| `.csv`, `.tsv`, `.parquet` | a row per sample, a column per class, named after it, and `label`; see `logit_tables` |
 | `.parquet` | also: a column `logits` of lists; `class_names` in the schema's metadata |
 | `.npy` | logits; labels in `NAME-labels.npy` or `.txt` beside it, class names in `class_names.txt` |
 
@@ -196,7 +196,8 @@ def _read_torch(path: Path) -> tuple[Arrays, list[str]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: not a file of plain tensors ({_shorten(error)}); other objects are not loaded, since that runs code"
+            f"{path}: not a file of plain tensors ({_shorten(error)}); other objects are not loaded, since that runs "
+            "code"
         ) from error
     if isinstance(content, list | tuple) and len(content) == 2:
         content = dict(zip(("logits", "labels"), content, strict=True))

@@ -1,6 +1,6 @@
 """Tables of logits: CSV and Parquet with a row per sample and a column per class.
 
-The column `label` (or `labels`) has class names or numbers. Every other column is a class, named after it, but for these:
+The column `label` (or `labels`) has class names or numbers. Every other column is a class, named after it, except:
 
 - where columns begin with `logit_`, only they are classes, by what follows;
 - columns that begin with `feature_` are features;
@@ -119,8 +119,8 @@ def _columns(table: pa.Table, names: list[str], path: Path) -> NDArray[Any]:
         if not _is_number(column.type):
             example = next((str(value) for value in column.to_pylist() if value is not None), "nothing")
             raise UserError(
-                f"{path}: column '{name}' is no column of numbers (got {column.type}, such as '{example[:40]}'); expected "
-                "one column of logits for each class, and 'label'"
+                f"{path}: column '{name}' is no column of numbers (got {column.type}, such as '{example[:40]}'); "
+                "expected one column of logits for each class, and 'label'"
             )
     return np.column_stack([table[name].to_numpy() for name in names])
 

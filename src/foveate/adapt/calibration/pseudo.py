@@ -78,7 +78,7 @@ def split_classes(seen: ArrayLike, *, number: int, seed: int = 0) -> tuple[NDArr
 
 
 def run_threshold(run: PseudoRun, rule: Threshold) -> float | None:
-    """Return the pre-trained model's accuracy in percent on the pseudo-absent images, over all columns or those of S."""
+    """Return the pre-trained model's accuracy in percent on pseudo-absent images, over all columns or those of S."""
     choose(rule, THRESHOLDS, "threshold of pseudo cross-validation")
     if rule == "none":
         return None

@@ -34,7 +34,8 @@ class CalibrateSettings(Settings):
     method: Literal["alg", "best_gap", "pcv", "all"] | None = Field(
         default=None,
         description="alg: average logit gap; best_gap: mean gap of the best logits; pcv: pseudo cross-validation; all: "
-        "each that the data allow; unset = by the number of seen classes and the data, which is printed with the reason",
+        "each that the data allow; unset = by the number of seen classes and the data, which is printed with the "
+        "reason",
     )
     variant: Literal["training", "official"] = Field(
         default="training", description="alg: from the fine-tuning data; official = from the labeled test data"

@@ -4,8 +4,8 @@ Hu et al. 2022, arXiv 2106.09685, section 4. [q; k; v] += scale B A dropout(z) w
 three share and one B (3 d x r). ViT-B/16: 36,864 r parameters. Starts as the identity: A Kaiming uniform, B 0.
 Merges: W_qkv += scale B A. The scale is 1 as in the study (arXiv 2409.16434); "alpha/r" is PEFT's convention.
 
-Other layers have a pair each: A (r x in), B (out x r) beside a linear layer; beside a convolution A is one like it with r
-output channels, and B one of 1 x 1.
+Other layers have a pair each: A (r x in), B (out x r) beside a linear layer; beside a convolution A is one like it with
+r output channels, and B one of 1 x 1.
 """
 
 from __future__ import annotations
@@ -224,8 +224,8 @@ def find_targets(backbone: Backbone, settings: LoraSettings) -> tuple[list[Block
     missing = sorted(roles - matched)
     if missing:
         raise MissingLayersError(
-            f"method 'lora' needs layers {', '.join(missing)}, a {type(backbone.model).__name__} has none that hooks can "
-            "change"
+            f"method 'lora' needs layers {', '.join(missing)}, a {type(backbone.model).__name__} has none that hooks "
+            "can change"
         )
     return shared, list(targets.values())
 

@@ -55,7 +55,7 @@ class RegionLabelSettings(Settings):
 class RegionRunSettings(Settings):
     """A run of region labeling: its detector and its images.
 
-    Apart from `RegionLabelSettings`, whose hash names the recipe of every row: a run of other images is the same recipe.
+    Apart from `RegionLabelSettings`, whose hash names the recipe of every row: other images, same recipe.
     """
 
     detector: str = Field(

@@ -34,7 +34,8 @@ def command(
     """Print the box of PHRASE in IMAGE, in pixels and as fractions, by every rule, and write a page with it.
 
     `head` is the box of the grounding head; `candidates` the best of several hundred boxes that the Prompter embeds
-    after one pass over the image. A center box and a random box are baselines: a box that does not beat them is not an answer.
+    after one pass over the image. A center box and a random box are baselines: a box that does not beat them is no
+    answer.
 
     \b
     Example:

@@ -1,7 +1,8 @@
 """What an honest-but-curious server reads from answers of a clustering: attacks to try on one's own data.
 
 Each takes `ask`, which carries a request to a client and returns its answer, or None where it refuses. The requests are
-such as a client's limits allow; what is read are candidates for rows, which the caller compares with the rows themselves.
+such as a client's limits allow; what is read are candidates for rows, which the caller compares with the rows
+themselves.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ def ask_ordinary_runs(
 def read_from_inertia(ask: Ask, middle_D: Floats, reach: float, *, min_count: int, steps: int = 40) -> list[Floats]:
     """Rows from the answers to `query.assign`, which say how well centers fit.
 
-    A second center far out along an axis gets the few points beyond a threshold. Moving it a little forth and back along
-    each axis changes the sum of squares by 2 h S - n h^2 and -2 h S - n h^2, which gives their number n and their sum S.
+    A second center far out along an axis gets the few points beyond a threshold. Moving it a little forth and back
+    along each axis changes the sum of squares by 2 h S - n h^2 and -2 h S - n h^2, which gives their number n and their
+    sum S.
 
     Args:
         middle_D: the first center, such as the mean of what the client sent.

@@ -228,8 +228,8 @@ def eliminate(local: Local) -> Elimination:
 def fuse(points_ND: Floats, local: Local, *, below: float = FUSE_BELOW) -> Local:
     """Merge fragments of one cluster.
 
-    The closest pair is merged as long as its distance is at most `below` times the sum of both standard deviations along
-    the line that joins them.
+    The closest pair is merged as long as its distance is at most `below` times the sum of both standard deviations
+    along the line that joins them.
     """
     centers, labels = list(local.centers), local.labels.copy()
     while len(centers) > 1:

@@ -1,9 +1,9 @@
 """Clustering with noise: sums and counts that hide one point of a client (zero-concentrated differential privacy).
 
-The unit is one point of a client, replaced by any other. Rows are clipped to norm C and rounded towards zero to a grid of
-C / 2^16, so that sums are whole numbers; exact discrete Gaussian noise of z C is added to sums, of z to counts. A row that
-moves within its group changes sums by at most 2 C and no count; one that changes its group moves two sums by C and two
-counts by 1. In units of the noise both are at most 2 / z, so that one answer costs rho = 2 / z^2.
+The unit is one point of a client, replaced by any other. Rows are clipped to norm C and rounded towards zero to a grid
+of C / 2^16, so that sums are whole numbers; exact discrete Gaussian noise of z C is added to sums, of z to counts. A
+row that moves within its group changes sums by at most 2 C and no count; one that changes its group moves two sums by C
+and two counts by 1. In units of the noise both are at most 2 / z, so that one answer costs rho = 2 / z^2.
 
 A client's own k-means would depend on single points. So with noise it is DP-Lloyd (Blum, Dwork, McSherry, Nissim 2005):
 starts that do not depend on the data, `noise_steps` steps on noisy sums and counts, each of which costs as much.

@@ -66,7 +66,7 @@ class ClusteringOptions(Settings):
     winsorize: Number | None = Field(
         None,
         gt=0,
-        description="each client clips columns to their 5th and 95th percentile, widened by so many times their distance",
+        description="each client clips columns to the 5th and 95th percentile, widened by so many times their distance",
     )
     noise: Number = Field(
         0.0, ge=0, description="standard deviation z of the noise on counts, and of that on sums in units of the clip"

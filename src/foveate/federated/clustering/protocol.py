@@ -8,8 +8,8 @@
 
 The mean or sum of one point is that point. With `min_count` a client reports nothing about fewer points than that:
 small clusters are merged, small cells are withheld. This holds for each message alone: where two partitions of the same
-points differ in one point, their difference is that point. Over a network a client therefore answers about one partition
-(`foveate.federated.ledger`), or with noise (`foveate.federated.clustering.noise`).
+points differ in one point, their difference is that point. Over a network a client therefore answers about one
+partition (`foveate.federated.ledger`), or with noise (`foveate.federated.clustering.noise`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from foveate.federated.messages import MAX_WHOLE, ArrayRule, Message, MessageErr
 
 CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"
 MAX_COORDINATE = 1e30
-"""No measurement in any unit is larger; a larger coordinate is a mistake or an attack, and both take the centers along."""
+"""No measurement is larger in any unit; a larger coordinate is a mistake or an attack, which take centers along."""
 _ROUNDING = 8 * np.finfo(np.float64).eps
 """Rounding error of a sum, relative to its largest term, per term."""
 

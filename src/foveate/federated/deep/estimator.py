@@ -193,7 +193,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         return samples
 
     def transform(self, X: Any) -> Any:
-        """Embed samples as vectors of length 1, [N, width]; a list of these for a list of clients, as in all methods."""
+        """Embed samples as vectors of length 1, [N, width]; a list of these for a list of clients, as everywhere."""
         if is_list_of_clients(X):
             return [self.transform(data) for data in X]
         return unit_rows(embed(self.encoder_, self._samples(X)))

@@ -20,7 +20,7 @@ from foveate.federated.embedding.options import EmbeddingOptions
 def unused_features(
     before_P: NDArray[np.floating], after_P: NDArray[np.floating], options: EmbeddingOptions, features: int
 ) -> NDArray[np.bool_]:
-    """Features that are 0 in every point of the client, read from the weights before and after its training: [features].
+    """Return which features are 0 in every point of the client, by its weights before and after training: [features].
 
     Where a feature is 0 throughout, the first layer's weights on it have no gradient and come back unchanged, bit for
     bit. On images these are the pixels that nobody at the client ever inked; on counts, the kinds that nobody has.

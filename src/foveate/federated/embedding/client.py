@@ -191,8 +191,8 @@ def answer_surrogate(data: ClientData, request: Message, client: int) -> Message
 def answer_field(data: ClientData, request: Message, client: int) -> Message:
     """Answer with the repulsion of the client's points on the common grid, and how well it interpolates between.
 
-    With noise the R2 is estimated from the noisy values that are sent (a cell's middle is the mean of four of them): an R2
-    of the exact values would tell about them what the noise hides.
+    With noise the R2 is estimated from the noisy values that are sent (a cell's middle is the mean of four of them): an
+    R2 of the exact values would tell about them what the noise hides.
     """
     options, _, z_Nd = _map_points(data, request)
     grid = request_grid(request)

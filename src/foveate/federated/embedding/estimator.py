@@ -55,7 +55,8 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         learning_rate: of Adam; a tenth of it after 60 % of the rounds.
         hidden_layer_sizes: of the encoder.
         encoder: a torch module to use instead; it is copied.
-        surrogate: what a client sends of its repulsion: "network", "network64" (smaller), or "grid" (a table of values).
+        surrogate: what a client sends of its repulsion: "network", "network64" (smaller), or "grid" (a table of
+            values).
         surrogate_start: share of the rounds before clients repel one another.
         refresh: rounds between new surrogates.
         mixing: train on mixtures of neighboring points, too.
@@ -67,8 +68,8 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         random_state: as in scikit-learn.
 
     Attributes:
-        embedding_: a list with the map positions of every client, [n, n_components] each; a plain array if one matrix was
-            passed.
+        embedding_: a list with the map positions of every client, [n, n_components] each; a plain array if one matrix
+            was passed.
         encoder_: the common network (with "local" that of the first client).
         encoders_: by client, with "local" only.
         history_: one entry per round: losses, R2 of surrogates, bytes, seconds.

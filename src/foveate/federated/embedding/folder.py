@@ -25,8 +25,8 @@ from foveate.federated.embedding.options import EmbeddingOptions
 KIND, FORMAT = "map-encoder", 2
 _CARD = """# A map encoder
 
-Maps points of {features} features to positions in {dimensions} dimensions. {parameters:,} weights, trained by the method
-`{method}` in {rounds} rounds over {clients} clients.
+Maps points of {features} features to positions in {dimensions} dimensions. {parameters:,} weights, trained by the
+method `{method}` in {rounds} rounds over {clients} clients.
 
 ```python
 from foveate import FederatedNeighborEmbedding

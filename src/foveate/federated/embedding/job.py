@@ -115,8 +115,8 @@ class MapJob(TrainingJob[MapState]):
     """
 
     name: ClassVar[str] = "embed"
-    # Rounds are short: writing every answer to disk would take longer than asking again. And with privacy noise, what was
-    # sent twice has to be counted twice, stored or not.
+    # Rounds are short: writing every answer to disk would take longer than asking again. And with privacy noise, what
+    # was sent twice has to be counted twice, stored or not.
     stores_answers: ClassVar[bool] = False
     options: EmbeddingOptions
     template: nn.Module | None = None
@@ -154,8 +154,8 @@ class MapJob(TrainingJob[MapState]):
 
         Raises:
             TooFewClientsError: fewer than `min_clients` answer, or have as many features as most.
-            UserError: no number of features that most clients have; `fedne_exact` over a network; an encoder that cannot
-                be averaged.
+            UserError: no number of features that most clients have; `fedne_exact` over a network; an encoder that
+                cannot be averaged.
         """
         options = self.options
         # Positions are the data themselves up to the encoder: no setting may send them over a network.

@@ -126,8 +126,8 @@ def read_options(content: dict[str, Any], *, where: str = "FedNE") -> EmbeddingO
     """
     if "dimensions" in content and isinstance(content["dimensions"], int) and content["dimensions"] > 3:
         raise UserError(
-            f"{where}: field 'dimensions' must be 2 or 3 (got {content['dimensions']}); the queries that a surrogate needs "
-            "grow with the power of the dimensions"
+            f"{where}: field 'dimensions' must be 2 or 3 (got {content['dimensions']}); the queries that a surrogate "
+            "needs grow with the power of the dimensions"
         )
     return validate(EmbeddingOptions, content, where=where)
 

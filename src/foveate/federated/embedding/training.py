@@ -73,7 +73,8 @@ def step(
     """Take one step on a batch of edges.
 
     Args:
-        negatives_EB: rows of points; None = exact local repulsion. foreign: repulsion of the other clients at a position.
+        negatives_EB: rows of points; None = exact local repulsion.
+        foreign: repulsion of the other clients at a position.
         anchor: the parameters at the round's start, for FedProx.
     """
     network.train()

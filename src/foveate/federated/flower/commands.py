@@ -1,6 +1,7 @@
 """Commands of Flower's own programs that run a federation, and their variables; nothing is started here.
 
-These are the steps of the page on networks. Everybody on a machine can see its commands: they hold paths and names, no key.
+These are the steps of the page on networks. Everybody on a machine can see its commands: they hold paths and names,
+no key.
 """
 
 from __future__ import annotations

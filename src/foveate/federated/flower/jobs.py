@@ -18,7 +18,7 @@ CONSENSUS = "consensus"
 
 
 REMOTE_DEFAULTS: dict[str, Any] = {"min_count": SAFE_MIN_COUNT, "refine_rounds": 0, "winsorize": 3.0}
-"""Options of a clustering that differ over a network, where they protect people: one shot, no small group, no outlier."""
+"""Options of a clustering that differ over a network, to protect people: one shot, no small group, no outlier."""
 
 
 def _cluster(run: RunOptions, content: dict[str, Any]) -> ClusteringOptions:

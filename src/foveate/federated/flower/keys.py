@@ -1,9 +1,9 @@
 """Make and check keys and certificates of a federation with `openssl` and `ssh-keygen`, as the page on networks does.
 
 A folder holds, at the server, `ca.key` and `ca.crt` (an authority) and `server.key` and `server.pem` (the name by which
-clients call the server, and 127.0.0.1, by which its own processes do); at client 3 `client3` and `client3.pub` (the node's key,
-elliptic curve P-384 in OpenSSH's form), `runtime.key` and `runtime.pem` (for the port of its own processes) and the
-server's `ca.crt`.
+clients call the server, and 127.0.0.1, by which its own processes do); at client 3 `client3` and `client3.pub` (the
+node's key, elliptic curve P-384 in OpenSSH's form), `runtime.key` and `runtime.pem` (for the port of its own processes)
+and the server's `ca.crt`.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def check_public_key(path: Path) -> None:
 
 
 def verify(authority: Path, certificate: Path, name: str) -> None:
-    """Raise UserError, with openssl's reason, unless the authority vouches for the certificate, now and under that name."""
+    """Raise UserError, with openssl's reason, unless the authority vouches for the certificate under that name."""
     option = "-verify_ip" if is_number(name) else "-verify_hostname"
     command = ["openssl", "verify", "-CAfile", str(authority.resolve()), option, name, str(certificate.resolve())]
     done = _done(command, authority.parent)
@@ -215,7 +215,7 @@ def _is_missing(folder: Path, *names: str) -> bool:
 
 
 def _workshop(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    """A temporary folder next to the keys, readable by the owner only: a half-made key is never taken for a whole one."""
+    """A temporary folder next to the keys, for the owner only: a half-made key is never taken for a whole one."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Inside the folder itself: `os.replace` is atomic only within one file system.
     return tempfile.TemporaryDirectory(dir=folder, prefix=".making-")

@@ -181,7 +181,7 @@ def _left(kin: set[psutil.Process]) -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP (a closed terminal) end the block as Ctrl-C does; this process then exits with 128 + number.
+    """Let SIGTERM and SIGHUP (a closed terminal) end the block as Ctrl-C does; the process exits with 128 + number.
 
     A signal that is ignored, as SIGHUP under nohup, stays ignored.
     """

@@ -139,7 +139,8 @@ def describe_limits(limits: Limits) -> list[str]:
         )
     if partitions > 1:
         lines.append(
-            f"warning: --max-partitions {partitions}: sums of two partitions may differ by one point, which is then known"
+            f"warning: --max-partitions {partitions}: sums of two partitions may differ by one point, which is then "
+            "known"
         )
     return lines
 

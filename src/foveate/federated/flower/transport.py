@@ -37,8 +37,8 @@ _SUPERLINK = 1
 class GridTransport:
     """Carries messages over Flower.
 
-    Flower numbers nodes at random, so each node says in its answer to `query.hello` which client it is. A client that is
-    not there is left out of every round, with the reason.
+    Flower numbers nodes at random, so each node says in its answer to `query.hello` which client it is. A client that
+    is not there is left out of every round, with the reason.
 
     Args:
         grid: Flower's Grid.

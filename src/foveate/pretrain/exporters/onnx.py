@@ -42,7 +42,8 @@ pixels = np.zeros((1, 3, {size}, {size}), dtype=np.uint8)  # RGB, the long side 
 embedding, tokens = image.run(None, {{"pixels": pixels}})
 ```
 
-`embedding` has unit length. `preprocess.json` has the resizing and padding of images; the graph normalizes the pixels itself."""
+`embedding` has unit length. `preprocess.json` has the resizing and padding of images; the graph normalizes the pixels
+itself."""
 _REGIONS = """## Regions
 
 ```python

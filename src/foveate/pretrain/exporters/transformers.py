@@ -52,8 +52,8 @@ _LETTERBOX = """## Images
 
 The model was trained on whole images, padded with black to a square. `CLIPImageProcessor` has no such setting by
 name; here it resizes the long side (`max_height`, `max_width`) and "crops" the square, which pads what is smaller. Do
-not set `do_center_crop` to false. Resizing differs from Foveate's by at most one step of 255 at some pixels, and with an
-odd padding the image may be shifted by one pixel.
+not set `do_center_crop` to false. Resizing differs from Foveate's by at most one step of 255 at some pixels, and with
+an odd padding the image may be shifted by one pixel.
 """
 _BIAS = (
     "CLIPModel has no bias of the logits: that of the sigmoid loss, {bias:.4g}, is left out; cosines do not need it."

@@ -158,7 +158,7 @@ class _CrossEntropies(torch.autograd.Function):
         ctx.duplicates, ctx.blocks, ctx.first = duplicates, blocks, first
         ctx.mark_non_differentiable(masked)
         positives = slice(first, first + len(z_BE))
-        # The two large numbers first: they nearly cancel where the positive is the best match, and the rest stays exact.
+        # The two large numbers first: they nearly cancel where the positive is the best match; the rest stays exact.
         row_B = (row_max_B - diagonal_B) + row_log_B
         column_B = (joined_max_R[positives] - diagonal_B) + column_log_R[positives]
         return row_B, column_B, masked

@@ -52,7 +52,7 @@ def total_loss(
     lambda_scale: float = 1.0,
     grounding_weight: float = 1.0,
 ) -> Tensor:
-    """Return clip + lambda (region + grounding_weight grounding), lambda = lambda_scale x labeled_fraction (equation 4).
+    """Return clip + lambda (region + grounding_weight grounding), lambda = lambda_scale x labeled_fraction (eq. 4).
 
     Without labeled images the total is the CLIP loss bit for bit, and the Prompter's gradients are zeros.
     """

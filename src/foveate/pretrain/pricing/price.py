@@ -76,7 +76,8 @@ def price(
     if settings.batch_size % devices:
         divisor = math.gcd(settings.batch_size, 2 ** int(math.log2(devices)))
         raise UserError(
-            f"devices: {devices} do not divide batch_size {settings.batch_size}; expected a divisor, for example {divisor}"
+            f"devices: {devices} do not divide batch_size {settings.batch_size}; expected a divisor, for example "
+            f"{divisor}"
         )
     facts = check_collection(recipe, collection) if collection is not None else {}
     with torch.device("meta"):

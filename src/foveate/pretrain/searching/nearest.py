@@ -1,7 +1,7 @@
 """Exact nearest-neighbor search in blocks, with an order that no block size and no library changes.
 
-A first pass in float32 (for float16 vectors and few queries: in float16) selects the candidates: all rows whose score is
-within its rounding error of the k-th best. Only these are scored again, in float64 and always in the same way, and
+A first pass in float32 (for float16 vectors and few queries: in float16) selects the candidates: all rows whose score
+is within its rounding error of the k-th best. Only these are scored again, in float64 and always in the same way, and
 sorted: ties, which the last bits of a matrix product would break at random, go to the lower row.
 """
 

@@ -90,7 +90,8 @@ class Index:
         opened = Collection.open(path)
         if opened.name != description.collection_name:
             raise UserError(
-                f"{path}: is the collection '{opened.name}'; expected '{description.collection_name}', which was indexed"
+                f"{path}: is the collection '{opened.name}'; expected '{description.collection_name}', which was "
+                "indexed"
             )
         return cls(folder, description, opened)
 

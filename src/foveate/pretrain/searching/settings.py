@@ -22,8 +22,8 @@ class IndexSettings(Settings):
 
     regions: RegionRule | None = Field(
         None,
-        description="what is embedded besides whole images: boxes of the data, a grid, both or none; auto (default) takes "
-        "the grid for images without boxes",
+        description="what is embedded besides whole images: boxes of the data, a grid, both or none; auto (default) "
+        "takes the grid for images without boxes",
     )
     region_sources: RegionSources = None
     precision: Precision | None = Field(
@@ -90,6 +90,6 @@ class LocateSettings(Settings):
 
     rule: LocateRule | None = Field(
         None,
-        description="which box is the answer: that of the grounding head, or the best of several hundred candidates; by "
-        "default the better one on the model's validation split",
+        description="which box is the answer: that of the grounding head, or the best of several hundred candidates; "
+        "by default the better one on the model's validation split",
     )

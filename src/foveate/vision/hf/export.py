@@ -16,8 +16,8 @@ def check_whole(image: TransformersClipImageEncoder, text: TransformersClipTextE
     trained_size = image.trunk.config.image_size
     if image.preprocess.side != trained_size:
         raise UserError(
-            f"image_size {image.preprocess.side}: the weights' positions are for {trained_size} px, and CLIPModel interpolates "
-            "them only where each call asks for it; `--to onnx` takes this model as it is"
+            f"image_size {image.preprocess.side}: the weights' positions are for {trained_size} px, and CLIPModel "
+            "interpolates them only where each call asks for it; `--to onnx` takes this model as it is"
         )
     for name, encoder in (("image", image), ("text", text)):
         if not isinstance(encoder.proj, nn.Linear) or encoder.proj.bias is not None:

@@ -254,7 +254,8 @@ class OpenClipTextEncoder(TextEncoder):
     up to rounding, at an eighth of the work for the short phrases of regions.
 
     Args:
-        fields: see `Options`. With a `config`, `model` still names the tokenizer where it is not one of open_clip's own.
+        fields: see `Options`. With a `config`, `model` still names the tokenizer where it is not one of open_clip's
+            own.
     """
 
     Options = OpenClipTextOptions
