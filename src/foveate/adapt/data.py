@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from foveate.adapt.calibration.settings import Augmentation
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.vtab import image_loader, is_vtab, read_lists
 from foveate.core.errors import UserError, nearest
@@ -20,6 +19,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.training.augment import RandomViews
 from foveate.training.classification import LabeledImages, LoadSample
+from foveate.training.epochs import Augmentation
 from foveate.vision.colors import RandomColors
 from foveate.vision.preprocess import Preprocess, place_image, read_image, render_image
 

@@ -33,7 +33,6 @@ from foveate.core.version import code_revision
 from foveate.metrics.classification import class_accuracies
 from foveate.metrics.intervals import bootstrap_interval
 from foveate.training.classification import (
-    ClassificationDataset,
     ClassificationTask,
     LabeledImages,
     Predictions,
@@ -43,9 +42,9 @@ from foveate.training.classification import (
     predict,
     readable_batches,
     train_classifier,
+    training_loader,
 )
 from foveate.training.distributed import barrier, start
-from foveate.training.loader import Loader
 from foveate.training.loop import TrainingOutcome
 from foveate.training.optimizer import ParameterRule
 
@@ -203,15 +202,7 @@ def train_adapter(
             bad = {images.keys[row]: reason for row, reason in unreadable.items()}
             outcome = TrainingOutcome("finished", 0, seconds, model=adapted, ema=None, bad_samples=bad)
         else:
-            loader = Loader(
-                ClassificationDataset(images, load_sample),
-                rows=rows,
-                batch_size=settings.batch_size,
-                seed=settings.seed,
-                workers=settings.workers,
-                rank=here.rank,
-                world_size=here.size,
-            )
+            loader = training_loader(images, rows, settings, load=load_sample, rank=here.rank, world_size=here.size)
             task = build_task(adapted, network, training, prefix=prefix, num_images=len(rows))
             if settings.evaluate_every is not None:
                 task.evaluate_with(lambda: _evaluate_split(adapted, network, images, recipe.data.validation))

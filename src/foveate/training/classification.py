@@ -6,7 +6,7 @@ to logits and a callable that loads images; nothing here knows an encoder or a p
 ```python
 images = LabeledImages("mine", classes, keys, labels, splits, load)
 settings = ClassificationSettings(epochs=20).resolve(len(rows))            # foveate.training.epochs
-loader = Loader(ClassificationDataset(images), rows=rows, batch_size=settings.batch_size, seed=settings.seed)
+loader = training_loader(images, rows, settings)
 train_classifier(ClassificationTask(model), loader, settings, run)
 predict(model, images, images.rows("test")).accuracy
 ```
@@ -189,6 +189,37 @@ class ClassificationDataset:
             "labels": torch.tensor([sample["label"] for sample in samples]),
             "keys": [sample["key"] for sample in samples],
         }
+
+
+def training_loader(
+    images: LabeledImages,
+    rows: Rows,
+    settings: TrainingSettings,
+    *,
+    load: LoadSample | None = None,
+    workers: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Return the batches of a training: what every training of a classifier draws, and how.
+
+    Args:
+        images: with classes.
+        rows: of the training images.
+        settings: batch size, seed and loader threads.
+        load: how a sample is varied or cached; images unchanged by default.
+        workers: those of the settings by default; 0 where samples are in memory and nothing is decoded.
+        rank, world_size: of this process among those that train together.
+    """
+    return Loader(
+        ClassificationDataset(images, load),
+        rows=rows,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        workers=settings.workers if workers is None else workers,
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 class ClassificationTask(Task):

@@ -21,16 +21,15 @@ from foveate.adapt.data import augment_images
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from foveate.training.classification import (
-    ClassificationDataset,
     ClassificationTask,
     LabeledImages,
     Predictions,
     Rows,
     predict,
     train_classifier,
+    training_loader,
 )
 from foveate.training.distributed import start
-from foveate.training.loader import Loader
 from foveate.training.optimizer import ParameterRule
 
 
@@ -76,10 +75,8 @@ def fine_tune(
     # The number of loader threads may change between sessions; it decides nothing about the result.
     folder = RunFolder.create(run, recipe=settings.model_dump_json(exclude={"workers"}))
     with start(device or str(classifier.device)):
-        dataset = ClassificationDataset(images, augment_images(images, settings.augmentation))
-        loader = Loader(
-            dataset, rows=rows, batch_size=training.batch_size, seed=training.seed, workers=training.workers
-        )
+        load = augment_images(images, settings.augmentation)
+        loader = training_loader(images, rows, training, load=load)
         task = ClassificationTask(copied, rules=parameter_rules(copied, settings))
         outcome = train_classifier(task, loader, training, folder)
     if outcome.status == "stopped":

@@ -7,25 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from foveate.core.recipes import Settings
-from foveate.training.epochs import ClassificationSettings, with_default
+from foveate.training.epochs import Augmentation, ClassificationSettings, with_default
 from foveate.training.settings import TrainingSettings
-
-
-class Augmentation(Settings):
-    """Random views and colors of training images; none by default.
-
-    The public code of "Fine-Tuning is Fine, if Calibrated" trains Office-Home with crop 0.7, flip 0.5, color 0.3 and
-    now and then a gray image.
-    """
-
-    crop: float = Field(
-        default=1.0, gt=0, le=1, description="smallest area of a random crop, as a share of the image; 1 = no crops"
-    )
-    flip: float = Field(default=0.0, ge=0, le=1, description="probability of mirroring left to right")
-    color: float = Field(
-        default=0.0, ge=0, le=0.5, description="largest change of brightness, contrast, saturation and hue"
-    )
-    gray: float = Field(default=0.0, ge=0, le=1, description="probability of an image without colors")
 
 
 class CalibrateSettings(Settings):

@@ -37,16 +37,15 @@ from foveate.records.geometry import View
 from foveate.records.images import BadImage
 from foveate.training.classification import (
     BATCH_SIZE,
-    ClassificationDataset,
     LabeledImages,
     LoadSample,
     Rows,
     load_cached,
     load_flipped,
     train_classifier,
+    training_loader,
 )
 from foveate.training.distributed import start
-from foveate.training.loader import Loader
 from foveate.training.task import Batch, Task
 
 PIXELS = ("pixels", 0)
@@ -190,13 +189,7 @@ class Bench:
             in_memory = False
         # Threads only help where images are decoded.
         workers = 0 if in_memory else settings.workers
-        loader = Loader(
-            ClassificationDataset(images, load_sample),
-            rows=rows,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            workers=workers,
-        )
+        loader = training_loader(images, rows, settings, load=load_sample, workers=workers)
         task = build_task(adapted, self.network, training, prefix=train_prefix, num_images=len(rows))
         if peek:
 
