@@ -296,7 +296,10 @@ def test_without_absent_samples_no_harm_is_measured() -> None:
     ("seen", "absent", "available", "method"),
     [
         (5, 31, ("alg", "best_gap"), "alg"),
-        (5, 31, ("alg", "best_gap", "pcv"), "alg"),
+        (5, 31, ("alg", "best_gap", "pcv"), "pcv"),
+        (5, 5, ("alg", "best_gap", "pcv"), "best_gap"),
+        (12, 24, ("alg", "best_gap", "pcv"), "best_gap"),
+        (18, 18, ("alg", "pcv"), "alg"),
         (18, 18, ("alg", "best_gap"), "best_gap"),
         (18, 18, ("pcv",), "pcv"),
         (18, 18, ("alg",), "alg"),

@@ -33,7 +33,12 @@ def test_the_table_of_cases_pairs_the_estimates_by_split(tmp_path: Path) -> None
         values = {"after/yy": 0.40, "alg/yy": 0.39, "best_gap/yy": 0.39 + gain, "star/yy": 0.5}
         values |= {"pcv/yy": 0.45} if seed else {}
         store.finish(Cell(seed, "digits", "safe-5"), values, 1.0)
-    (table,) = calibration.STUDY(tmp_path, calibration.FULL).further_tables()
+    gains, table = calibration.STUDY(tmp_path, calibration.FULL).further_tables()
+    row = dict(zip(gains["columns"], gains["lines"][1], strict=True))
+    assert (row["cases"], row["splits"], row["gamma*"]) == ("1", "3", "+0.100")
+    assert row["ALG"] == "-0.010 (least -0.010, fell in 3)"
+    assert row["best gap"] == "+0.020 (least +0.010, fell in 0)"
+    assert gains["lines"][0][1:4] == ["0", "0", "-"]
     (line,) = table["lines"]
     row = dict(zip(table["columns"], line, strict=True))
     assert (row["seen"], row["ALG"], row["best gap"], row["PCV"]) == ("5 of 10", ".390", ".420", ".450")
@@ -82,7 +87,7 @@ def test_a_small_run_measures_every_row(tmp_path: Path) -> None:
         store.finish(cell, values, 1.0)
     found = row_values(calibration.ROWS, done.items())
     assert calibration_worlds.open_world(tmp_path / "digits").classes == 10
-    (table,) = study.further_tables()
+    _, table = study.further_tables()
     assert len(table["lines"]) == len(calibration.CASES)
     for condition in ("glyphs", "emoji"):
         feasible = found[condition, "pcv"][0]["feasible"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from foveate.adapt.calibration.method_choice import FEW_SEEN, choose_method
 from foveate.adapt.results import GAMMA_TITLES
 from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell
@@ -104,6 +105,11 @@ CASES = (
     *(Case(EMOJI, seen, "safe") for seen in (3, 5, 8, 12, 18, 21)),
     *(Case(EMOJI, seen, recipe) for recipe in ("head", "adamw") for seen in (5, 12)),
     *(Case(DIGITS, seen, recipe) for recipe in ("safe", "head", "adamw") for seen in (3, 5, 7)),
+)
+SHARES = (
+    ("below a third", 0.0, FEW_SEEN),
+    ("a third to two thirds", FEW_SEEN, 2 / 3),
+    ("two thirds or more", 2 / 3, 1.0),
 )
 RECIPES = {"safe": "safe rates", "head": "linear head", "adamw": "AdamW, all weights"}
 # Learning rate and share of the backbone; chosen on splits that no result is from (docs/studies/calibration.md).
@@ -342,24 +348,47 @@ class CalibrationStudy(GridStudy):
         ) / len(runs)
 
     def further_tables(self) -> list[dict[str, Any]]:
-        """Return Y/Y by estimate of gamma for every case, with differences paired by split."""
-        lines = []
+        """Return the gain in Y/Y by share of seen classes, and Y/Y by estimate of gamma for every case."""
+        finished: dict[Case, list[dict[str, float]]] = {}
         for case in CASES:
             paths = sorted((self.folder / "cells").glob(f"{case.world}-{case.variant}-seed*.json"))
             if paths:
-                lines.append(_case_line(case, [read_json(path)["values"] for path in paths]))
+                finished[case] = [read_json(path)["values"] for path in paths]
+        if not finished:
+            return []
+        lines = [_case_line(case, cells) for case, cells in finished.items()]
         note = (
             "Y/Y, mean over splits; differences with 95 % t-intervals over splits; in how many splits ALG, the best "
             "gap and PCV lowered Y/Y. PCV is the mean of the splits in which a gamma was feasible."
         )
         columns = ["world", "seen", "tuned", "fine-tuned", *GAMMA_TITLES.values(), "gamma*", "best gap - ALG"]
         columns += ["PCV - best gap", "lowered", "splits", "default"]
-        return [{"title": "Which gamma", "note": note, "columns": columns, "lines": lines}] if lines else []
+        tables = [{"title": "Every case", "note": note, "columns": columns, "lines": lines}]
+        note = (
+            "Mean gain in Y/Y over all cases and splits of such a share, with the smallest and in how many splits Y/Y "
+            "fell; gamma* is the most that any gamma could gain."
+        )
+        columns = ["share of seen classes", "cases", "splits", *GAMMA_TITLES.values(), "gamma*"]
+        lines = [_share_line(title, low, high, finished) for title, low, high in SHARES]
+        return [{"title": "Which gamma", "note": note, "columns": columns, "lines": lines}, *tables]
+
+
+def _share_line(title: str, low: float, high: float, finished: dict[Case, list[dict[str, float]]]) -> list[str]:
+    """Return a line of the table of gains: the cases whose share of seen classes lies in [low, high)."""
+    cases = [case for case in finished if low <= case.seen / CLASSES[case.world] < high]
+    cells = [values for case in cases for values in finished[case]]
+    line = [title, str(len(cases)), str(len(cells))]
+    for row in (*GAMMA_TITLES, "star"):
+        gains = [values[f"{row}/yy"] - values["after/yy"] for values in cells if f"{row}/yy" in values]
+        text = f"{np.mean(gains):+.3f}" if gains else "-"
+        if gains and row != "star":
+            text += f" (least {min(gains):+.3f}, fell in {sum(gain < 0 for gain in gains)})"
+        line.append(text)
+    return line
 
 
 def _case_line(case: Case, cells: list[dict[str, float]]) -> list[str]:
     """Return a line of the table of cases from the values of its cells, one per split."""
-    from foveate.adapt.calibration.method_choice import choose_method
 
     def mean(row: str) -> str:
         values = [cell[f"{row}/yy"] for cell in cells if f"{row}/yy" in cell]
