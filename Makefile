@@ -3,9 +3,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FLOWER := .venv-flower
 RUN ?= runs/tour
 
-.PHONY: install install-dev tour test test-slow lint types docs constraints clean
+.PHONY: install install-dev tour test test-slow test-flower lint types docs constraints clean
 .DEFAULT_GOAL := tour
 
 $(VENV)/.made:
@@ -26,6 +27,15 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt -e '.[dev]'
 	@touch $@
 
+# Flower pins an older protobuf than the rest wants. Its environment reads everything else (torch, pytest) from $(VENV), so
+# that only Flower and what it pins is installed twice.
+$(FLOWER)/.installed: $(VENV)/.installed-dev pyproject.toml
+	$(BIN)/python -m venv $(FLOWER)
+	$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
+	  > "$$($(FLOWER)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/rest.pth"
+	$(FLOWER)/bin/python -m pip install -q -e '.[flower]'
+	@touch $@
+
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
@@ -37,6 +47,11 @@ test: install-dev
 
 test-slow: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+	$(MAKE) test-flower
+
+# Fast and slow: where Flower is missing, all of them are skipped.
+test-flower: $(FLOWER)/.installed
+	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest tests/federated/test_flower*.py
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -50,4 +65,4 @@ docs: $(VENV)/.installed
 	$(BIN)/zensical build --clean
 
 clean:
-	rm -rf $(VENV) dist build site
+	rm -rf $(VENV) $(FLOWER) dist build site

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
+pytest.importorskip("flwr", reason="Flower is not installed; make test-flower runs this")
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from s_sets import split_s_set

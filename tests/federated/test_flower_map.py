@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
+pytest.importorskip("flwr", reason="Flower is not installed; make test-flower runs this")
 
 from foveate import FederatedNeighborEmbedding
 from foveate.core.errors import UserError

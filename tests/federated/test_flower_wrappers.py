@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
+pytest.importorskip("flwr", reason="Flower is not installed; make test-flower runs this")
 
 from flower_network import ROOT, free_port
 
