@@ -33,7 +33,7 @@ def split_over(
     """Any points, by client; alpha None = even."""
     rng = np.random.default_rng([seed, clients])
     split = even(len(points), clients, rng) if alpha is None else None
-    split = split or dirichlet(labels, clients, rng, alpha=alpha or 1.0, smallest=30)
+    split = split or dirichlet(labels, clients, rng, alpha=alpha or 1.0, min_points=30)
     return [points[rows] for rows in split.rows]
 
 

@@ -22,7 +22,7 @@ def test_statistics(case: dict) -> None:
     found: dict[str, list[float]] = {"largest_share": [], "class_entropy_nats": [], "classes_present_per_client": []}
     for draw in range(DRAWS):
         rng = np.random.default_rng([draw, case["clients"]])
-        parts = dirichlet(labels, case["clients"], rng, alpha=case["alpha"], smallest=0).rows
+        parts = dirichlet(labels, case["clients"], rng, alpha=case["alpha"], min_points=0).rows
         counts = np.array([np.bincount(labels[rows], minlength=case["classes"]) for rows in parts])
         filled = counts[counts.sum(1) > 0]
         found["largest_share"].append(counts.sum(1).max() / len(labels))

@@ -21,7 +21,7 @@ def test_with_the_same_numbers_drawn_it_is_the_same_split(case: dict) -> None:
     for label in range(10):
         random.choice(np.flatnonzero(label == LABELS), 0, replace=False)
     random.choice(np.arange(len(LABELS)), 0, replace=False)
-    found = dirichlet(LABELS, case["clients"], random, alpha=case["alpha"], smallest=10, balanced=True)  # type: ignore
+    found = dirichlet(LABELS, case["clients"], random, alpha=case["alpha"], min_points=10, balanced=True)  # type: ignore
     assert found.draws == case["draws"]
     assert [len(rows) for rows in found.rows] == case["sizes"]
     assert [np.bincount(LABELS[rows], minlength=10).tolist() for rows in found.rows] == case["class_counts"]
@@ -37,7 +37,7 @@ def test_statistics(case: dict) -> None:
     measured: dict[str, list[float]] = {"largest_share": [], "class_entropy": [], "smallest_client": []}
     for draw in range(draws):
         random = np.random.default_rng([draw, case["clients"]])
-        rows = dirichlet(LABELS, case["clients"], random, alpha=case["alpha"], smallest=10, balanced=True).rows
+        rows = dirichlet(LABELS, case["clients"], random, alpha=case["alpha"], min_points=10, balanced=True).rows
         counts = np.array([np.bincount(LABELS[one], minlength=10) for one in rows])
         sizes = counts.sum(axis=1)
         measured["largest_share"].append(sizes.max() / len(LABELS))

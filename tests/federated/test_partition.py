@@ -35,10 +35,10 @@ def test_even(points: int, clients: int, seed: int) -> None:
 @pytest.mark.parametrize("alpha", [0.01, 0.1, 1.0, 100.0])
 def test_dirichlet(alpha: float, balanced: bool) -> None:
     labels = np.repeat(np.arange(6), 50)
-    found = dirichlet(labels, 5, np.random.default_rng(0), alpha=alpha, smallest=3, balanced=balanced)
+    found = dirichlet(labels, 5, np.random.default_rng(0), alpha=alpha, min_points=3, balanced=balanced)
     every_row_once(found, 300)
     assert min(len(rows) for rows in found.rows) >= 3
-    again = dirichlet(labels, 5, np.random.default_rng(0), alpha=alpha, smallest=3, balanced=balanced)
+    again = dirichlet(labels, 5, np.random.default_rng(0), alpha=alpha, min_points=3, balanced=balanced)
     assert all((one == two).all() for one, two in zip(found.rows, again.rows, strict=True))
 
 
@@ -67,9 +67,9 @@ def test_impossible_dirichlet_splits_say_so() -> None:
     with raises_naming(UserError, "0"):
         dirichlet(labels, 4, np.random.default_rng(0), alpha=0.0)
     with raises_naming(UserError, "80", "40"):
-        dirichlet(labels, 4, np.random.default_rng(0), alpha=1.0, smallest=20)
-    with raises_naming(UserError, "1000"):
-        dirichlet(labels, 4, np.random.default_rng(0), alpha=1e-9, smallest=10)
+        dirichlet(labels, 4, np.random.default_rng(0), alpha=1.0, min_points=20)
+    with raises_naming(UserError, "--max-draws", "1,000", "--min-points"):
+        dirichlet(labels, 4, np.random.default_rng(0), alpha=1e-9, min_points=10, max_draws=1000)
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(5, 2), (8, 3), (2, 2), (1, 10), (3, 1)])

@@ -108,7 +108,7 @@ def test_cells_of_both_layouts(tmp_path: Path, old: bool) -> None:
 def test_unknown_kinds_and_bad_files(tmp_path: Path) -> None:
     path = tmp_path / "cells.h5ad"
     new_layout(path, [0, -1, 1, 1])
-    assert read_h5ad(path)[1]["kind"].tolist() == ["B", "", "T", "T"]
+    assert read_h5ad(path)[1]["kind"].tolist() == ["B", None, "T", "T"]
     new_layout(path, [0, 2, 1, 1])
     with pytest.raises(UserError, match="codes point at no category"):
         read_points(path)

@@ -15,6 +15,7 @@ from fuzz_cli import CLI
 from fuzz_decoding import DECODING
 from fuzz_imports import IMPORTS
 from fuzz_models import MODELS
+from fuzz_points import POINTS
 from fuzz_recipes import RECIPES
 from fuzz_run import Target, Trial, run
 from PIL import Image
@@ -22,7 +23,7 @@ from PIL import Image
 from foveate.core.errors import UserError
 from verbs import sub_verbs
 
-TARGETS = IMPORTS | DECODING | BOXES | RECIPES | MODELS | CLI
+TARGETS = IMPORTS | DECODING | BOXES | RECIPES | MODELS | POINTS | CLI
 # Inputs of the slow run: more where one is cheap.
 COUNTS = {
     "folder": 1200,
@@ -46,6 +47,11 @@ COUNTS = {
     "queries": 600,
     "indexes": 600,
     "arguments": 1000,
+    "arrays": 1500,
+    "archives": 1000,
+    "point-tables": 2000,
+    "point-texts": 2000,
+    "cells": 1500,
 }
 _FAST = {
     "folder": 12,
@@ -58,6 +64,8 @@ _FAST = {
     "images": 60,
 }
 _FAST |= {"boxes": 80, "box-arrays": 50, "geometry": 40, "regions": 80, "recipes": 12, "overrides": 12}
+
+_FAST |= {"arrays": 40, "archives": 12, "point-tables": 30, "point-texts": 30, "cells": 25}
 
 
 def test_the_slow_run_has_every_target_and_twenty_thousand_inputs() -> None:

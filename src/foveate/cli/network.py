@@ -84,6 +84,9 @@ def server(
     "server",
     "data",
     "name",
+    "columns",
+    "drop_missing",
+    "max_gib",
     "min_count",
     "max_clusters",
     "max_questions",
@@ -102,7 +105,7 @@ def client(
     """Start Flower's SuperNode for the data of this client, until it is stopped.
 
     First with --make-keys: then the server gets the file that ends in .pub, and ca.crt of the server goes into the
-    folder. --data: a .npy, .npz, .parquet or .h5ad file, or a folder of exported embeddings.
+    folder. --data: a .csv, .parquet, .npy, .npz or .h5ad file, or a folder of exported embeddings.
 
     \b
     Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from sklearn.utils.validation import (
 from foveate.core.errors import UserError
 from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import distances, nearest
-from foveate.federated.clustering.fit import Clustered, cluster, merge_pooled
+from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
 from foveate.federated.clustering.options import ClusteringOptions, load_method, resolve
-from foveate.federated.clustering.protocol import HANDLERS, as_points, unit_rows
+from foveate.federated.clustering.protocol import HANDLERS, as_points
 from foveate.federated.rounds import InProcess, Log
 from foveate.federated.validation import common_columns, count_rows, draw_seed, is_list_of_clients
 
@@ -36,15 +37,16 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         n_clusters: K, the number of groups of all clients together.
         method: server method, see above.
         client_init, n_init, local_clusters, eliminate, radius, quantile, seeds, restarts, refine_rounds, min_count,
-            spherical, winsorize, noise, clip, noise_steps, kfed_seeds, kfed_steps, on_few_groups, suspects: see the
-            fields of `foveate.federated.clustering.options.ClusteringOptions`. None is the method's default.
+            scale, spherical, winsorize, noise, clip, noise_steps, kfed_seeds, kfed_steps, on_few_groups, suspects: see
+            the fields of `foveate.federated.clustering.options.ClusteringOptions`. None is the method's default.
         min_clients: clients that must answer; others are left out with their reason.
         timeout: seconds after which a client is left out.
         answers_folder: stores the answers, so that a fit of the same data that was killed resumes.
         random_state: as in scikit-learn.
 
     Attributes:
-        cluster_centers_: [K, D].
+        cluster_centers_: [K, D], in the units of the data.
+        scaling_: common offset and scale of the columns with scale="standard", in which points are assigned; else None.
         labels_: one array per client; a plain array if one array was passed. Clients that were left out are labeled,
             too, if their data allow it; else with -1.
         inertia_: summed squared distance of all labeled points.
@@ -83,6 +85,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         restarts: int | None = None,
         refine_rounds: int | None = None,
         min_count: int | None = None,
+        scale: str | None = None,
         spherical: bool | None = None,
         winsorize: float | None = None,
         noise: float | None = None,
@@ -109,6 +112,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         self.restarts = restarts
         self.refine_rounds = refine_rounds
         self.min_count = min_count
+        self.scale = scale
         self.spherical = spherical
         self.winsorize = winsorize
         self.noise = noise
@@ -186,20 +190,20 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         return [array[number_N == number] for number in range(number_N.max() + 1)]
 
     def _set_result(self, result: Clustered, log: Log) -> None:
-        self.cluster_centers_ = result.centers
+        self.cluster_centers_, self.scaling_ = result.original_centers, result.scaling
+        self._centers, self._prepare_points = result.centers, result.prepare
+        for client, reason in result.excluded.items():
+            warnings.warn(f"client {client} was left out: {reason}", UserWarning, stacklevel=3)
         self.method_ = result.title
         self.client_reports_, self.server_report_ = result.client_reports, result.server
         self.excluded_, self.suspects_ = result.excluded, result.suspects
         self.exchanged_ = log.table()
         self.bytes_up_, self.bytes_down_ = log.bytes(up=True), log.bytes(up=False)
-        self._spherical = result.options.spherical
 
     def _fit_pooled(self, parts: list[Any], options: ClusteringOptions) -> None:
         points = np.concatenate([as_points(part) for part in parts])
-        merged = merge_pooled(unit_rows(points) if options.spherical else points, options)
-        nothing: dict[int, Any] = {}
         # Without clients there are no reports, no exclusions and an empty log.
-        self._set_result(Clustered(merged.centers, options, nothing, merged.report, {}, {}, {}), Log())
+        self._set_result(cluster_pooled(points, options), Log())
 
     def _assign(self, part: Any) -> tuple[NDArray[np.int64], float]:
         try:
@@ -207,7 +211,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         # A client that was left out of the fit may have data that cannot be labeled either.
         except UserError:
             return np.full(count_rows(part), -1, dtype=np.int64), 0.0
-        labels, squared = nearest(points, self.cluster_centers_)
+        labels, squared = nearest(points, self._centers)
         return labels, float(squared.sum())
 
     def _prepare(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -216,7 +220,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
                 f"X has {points.shape[1]} features, but FederatedKMeans is expecting "
                 f"{self.cluster_centers_.shape[1]} features as input"
             )
-        return unit_rows(points) if self._spherical else points
+        return self._prepare_points(points)
 
     def _check(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self, "cluster_centers_")
@@ -228,13 +232,13 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         """Return the nearest center of each point, ties to the lower index: [N]; for a list of arrays, a list."""
         if is_list_of_clients(X):
             return [self.predict(part) for part in X]
-        return nearest(self._check(X), self.cluster_centers_)[0]
+        return nearest(self._check(X), self._centers)[0]
 
     def transform(self, X: Any) -> Any:
         """Distances to the centers, [N, K]; a list of these for a list of arrays."""
         if is_list_of_clients(X):
             return [self.transform(part) for part in X]
-        return distances(self._check(X), self.cluster_centers_)
+        return distances(self._check(X), self._centers)
 
     def fit_predict(self, X: Any, y: None = None, **kwargs: Any) -> Any:
         """Find the centers and return `labels_`."""

@@ -27,6 +27,9 @@ from foveate.federated.validation import read_clients
 FORMAT = 4
 """Format of snapshot files; another number is refused."""
 
+MAX_TRAINED = 1e15
+"""Networks compute in float32, where squares of larger values, added up, become infinite."""
+
 MakeTransport = Callable[[Sequence[Client], Log], Transport]
 
 
@@ -265,7 +268,7 @@ def fit_in_process(
         UserError: no client, no point, points that do not fit, or a state of other points.
         TooFewClientsError: fewer answered.
     """
-    points = job.prepare_points(read_clients(clients))
+    points = job.prepare_points(read_clients(clients, limit=MAX_TRAINED))
     if job.is_pooled:
         # Pooling is the same job with a single client, so that the upper bound differs in nothing else.
         points, names = [np.concatenate(points)], ["all clients"]

@@ -18,6 +18,7 @@ from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings, validate
 from foveate.federated import reasons
 from foveate.federated.messages import Message
+from foveate.federated.points import READ_FIELDS
 from foveate.federated.reasons import Refusal
 
 SAFE_MIN_COUNT = 10
@@ -106,5 +107,5 @@ class Limits(Settings):
 
 
 _LIMIT_FIELDS = tuple(name.replace("_", "-") for name in Limits.model_fields)
-NODE_FIELDS = ("partition-id", "num-partitions", "data", "name", *_LIMIT_FIELDS)
+NODE_FIELDS = ("partition-id", "num-partitions", "data", "name", *_LIMIT_FIELDS, *READ_FIELDS)
 """Fields that a node's configuration may hold."""

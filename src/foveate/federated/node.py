@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,14 @@ from foveate.core.progress import say
 from foveate.federated import reasons
 from foveate.federated.clients import Client
 from foveate.federated.clustering.noise import request_cost
-from foveate.federated.clustering.protocol import HANDLERS
+from foveate.federated.clustering.protocol import HANDLERS, MOMENTS
 from foveate.federated.deep.message_kinds import EMBEDDED
 from foveate.federated.deep.message_kinds import REMOTE_KINDS as FEATURES_KINDS
 from foveate.federated.embedding.message_kinds import REMOTE_KINDS as MAP_KINDS
 from foveate.federated.ledger import Ledger, Question
 from foveate.federated.limits import Limits
 from foveate.federated.messages import Message, MessageError
+from foveate.federated.points import ReadOptions
 from foveate.federated.reasons import Refusal, failure_values
 from foveate.federated.sources import read_points
 from foveate.federated.store import digest
@@ -50,12 +51,14 @@ class Node:
         data: path of its points.
         name: what it is called in results.
         limits: its own.
+        reading: how its data are read.
     """
 
     number: int
     data: str | None
     name: str
     limits: Limits
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Node:
@@ -68,7 +71,8 @@ class Node:
         if isinstance(number, bool) or not isinstance(number, int):
             raise UserError(f"the node's configuration: field 'partition-id' must be a whole number (got {number!r})")
         data = config.get("data")
-        return cls(number, None if data is None else str(data), str(config.get("name", "")), Limits.of_node(config))
+        limits, reading = Limits.of_node(config), ReadOptions.of_config(config)
+        return cls(number, None if data is None else str(data), str(config.get("name", "")), limits, reading)
 
     def read(self) -> Points:
         """Read the points.
@@ -82,7 +86,7 @@ class Node:
                 "the node has no data; start it with --node-config 'partition-id=0 data=\"points.npz\"'",
             )
         try:
-            return read_points(Path(self.data)).points_ND
+            return read_points(Path(self.data), self.reading).points_ND
         except UserError as problem:
             raise Refusal(reasons.DATA_UNREADABLE, str(problem)) from None
 
@@ -105,7 +109,8 @@ class Node:
         client = Client(self.number, points, {request.kind: self._handler(request.kind)})
         question = Question(
             request,
-            is_partition=request.kind in (*HANDLERS, EMBEDDED),
+            # Sums over all points are no partition.
+            is_partition=request.kind in (*HANDLERS, EMBEDDED) and request.kind != MOMENTS,
             rho=request_cost(request) if request.kind in HANDLERS else 0.0,
             # What has noise of its own differs every time, and two answers tell more than one.
             is_repeatable=request.kind in (*HANDLERS, EMBEDDED) and "noise" not in request.values,

@@ -15,7 +15,8 @@ from foveate.core.errors import UserError
 
 Rows = NDArray[np.int64]
 # A limit, because a split that cannot succeed (small alpha, many clients) would be drawn forever.
-MAX_DRAWS = 1000
+MIN_POINTS, MAX_DRAWS = 10, 100_000
+"""Defaults of a Dirichlet split. A published setting (50 clients, alpha 0.1, at least 10 points) took 35,287 draws."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def dirichlet(
     rng: np.random.Generator,
     *,
     alpha: float,
-    smallest: int = 1,
+    min_points: int = 1,
+    max_draws: int = MAX_DRAWS,
     balanced: bool = False,
 ) -> Partition:
     """Draw shares over the clients from Dirichlet(alpha) for each class (Hsu et al. 2019, arXiv 1909.06335).
@@ -67,38 +69,47 @@ def dirichlet(
     has a client.
 
     Args:
-        smallest: every client gets at least so many rows; everything is drawn again until it has. 0 = take the first.
+        min_points: every client gets at least so many rows; everything is drawn again until it has. 0 = take the first.
+        max_draws: so often at most.
         balanced: shares of clients that already hold N / clients rows are set to zero and the rest scaled up; if no
             share is left, everything is drawn again.
 
     Raises:
-        UserError: an alpha that is not above 0, too many clients, or 1,000 draws without success.
+        UserError: an alpha that is not above 0, too many clients, or `max_draws` without success.
     """
     labels = np.asarray(labels_N)
     _check_clients(clients, len(labels))
     if not alpha > 0 or not np.isfinite(alpha):
         raise UserError(f"alpha of a Dirichlet split must be above 0, such as 0.3 (got {alpha})")
     # Refused at once: no draw can give every client its minimum.
-    if smallest * clients > len(labels):
+    if min_points * clients > len(labels):
         raise UserError(
-            f"{clients} clients with at least {smallest} points each need {smallest * clients} (got {len(labels)})"
+            f"{clients} clients with at least {min_points} points each need {min_points * clients} (got "
+            f"{len(labels)}); lower --min-points or take fewer clients"
         )
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    for draw in range(1, MAX_DRAWS + 1):
-        parts = _dirichlet_draw(classes, clients, rng, alpha, len(labels) if balanced else None)
-        if parts is not None and min(len(part) for part in parts) >= smallest:
+    for draw in range(1, max_draws + 1):
+        balance = len(labels) if balanced else None
+        parts = _dirichlet_draw(classes, clients, rng, alpha, min_points=min_points, balance=balance)
+        if parts is not None:
             return _numbered(parts, draw)
     raise UserError(
-        f"no Dirichlet split with alpha {alpha:g} gave each of {clients} clients {smallest} points in {MAX_DRAWS} "
-        "draws; use a larger alpha, fewer clients or a smaller minimum size"
+        f"no Dirichlet split with alpha {alpha:g} gave each of {clients} clients {min_points} points in "
+        f"--max-draws {max_draws:,} draws; raise it, lower --min-points, or take a larger alpha or fewer clients"
     )
 
 
 def _dirichlet_draw(
-    classes: Sequence[Rows], clients: int, rng: np.random.Generator, alpha: float, balance: int | None
+    classes: Sequence[Rows],
+    clients: int,
+    rng: np.random.Generator,
+    alpha: float,
+    *,
+    min_points: int,
+    balance: int | None,
 ) -> list[Rows] | None:
-    """One draw; None if no share was left to scale up."""
-    parts: list[list[Rows]] = [[] for _ in range(clients)]
+    """One draw; None if a client got fewer than `min_points` rows, or no share was left to scale up."""
+    drawn: list[tuple[Rows, Rows]] = []
     held_M = np.zeros(clients, dtype=np.int64)
     for rows in classes:
         rows = rng.permutation(rows)
@@ -110,10 +121,13 @@ def _dirichlet_draw(
             return None
         # Floors of the cumulative shares, as in the public codes: every row goes to exactly one client.
         cuts = (np.cumsum(shares_M / shares_M.sum())[:-1] * len(rows)).astype(np.int64)
-        for client, part in enumerate(np.split(rows, cuts)):
-            parts[client].append(part)
-            held_M[client] += len(part)
-    return [np.concatenate(part) for part in parts]
+        held_M += np.diff(cuts, prepend=0, append=len(rows))
+        drawn.append((rows, cuts))
+    # Rows are handed out only once every client has enough: tens of thousands of draws may be thrown away.
+    if held_M.min() < min_points:
+        return None
+    pieces = [np.split(rows, cuts) for rows, cuts in drawn]
+    return [np.concatenate([piece[client] for piece in pieces]) for client in range(clients)]
 
 
 def shards(labels_N: ArrayLike, clients: int, rng: np.random.Generator, *, classes: int) -> Partition:

@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.recipes import Settings, validate
 
-NUMBER, BOOLEAN = "number", "boolean"
+MAX_COORDINATE = 1e30
+"""No measurement is larger in any unit; a larger coordinate is a mistake or an attack, which take centers along."""
+GIB = 1 << 30
+READ_FIELDS = {"columns": "columns", "drop-missing": "drop_missing", "max-gib": "max_gib"}
+"""Fields of a network node's configuration that are options of reading, and their names here."""
+
+
+class ReadOptions(Settings):
+    """How sources are read."""
+
+    columns: tuple[str, ...] = Field(
+        (),
+        description="columns of a table that are the points; patterns such as lab_* and exclusions such as !id work; "
+        "all columns of decimal numbers by default",
+    )
+    drop_missing: bool = Field(False, description="leave out rows with a missing value; without it they are an error")
+    max_gib: float = Field(
+        1.0, gt=0, le=4096, description="refuse sources of more GiB (8 bytes a number) before they are read"
+    )
+
+    @property
+    def max_bytes(self) -> int:
+        """Bound of what is read, in bytes."""
+        return int(self.max_gib * GIB)
+
+    def check_size(self, what: str, num_bytes: int) -> None:
+        """Raise UserError if something is larger than `max_gib`, before memory is taken for it."""
+        if num_bytes > self.max_bytes:
+            raise UserError(
+                f"{what}: {num_bytes / GIB:,.4g} GiB are more than --max-gib {self.max_gib:g}; raise it if the memory "
+                "is there"
+            )
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> ReadOptions:
+        """Read the options in the configuration of a network node.
+
+        Raises:
+            UserError: a value that is not allowed.
+        """
+        content = {name: config[key] for key, name in READ_FIELDS.items() if key in config}
+        if "columns" in content:
+            content["columns"] = tuple(part.strip() for part in str(content["columns"]).split(",") if part.strip())
+        return validate(cls, content, where="the node's configuration")
 
 
 @dataclass(frozen=True)
@@ -33,14 +79,20 @@ class Points:
 
     Attributes:
         name: of the source.
-        columns: everything else that has one entry per row, as strings or numbers.
+        columns: everything else that has one entry per row, as strings or numbers; None is missing.
         features: name and type of each column of the matrix, in its order.
+        aside: columns of a table that are no points, and why.
+        rows: row of the source of each point where rows were dropped; else None.
+        num_dropped: number of rows that were dropped.
     """
 
     name: str
     points_ND: NDArray[np.float64]
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
     features: tuple[Feature, ...] = ()
+    aside: dict[str, str] = field(default_factory=dict)
+    rows: NDArray[np.int64] | None = None
+    num_dropped: int = 0
 
     def __post_init__(self) -> None:
         if not self.features:
@@ -51,9 +103,105 @@ class Points:
         """Return a column as strings.
 
         Raises:
-            UserError: there is no such column.
+            UserError: there is no such column, or a row has nothing in it.
         """
         if name not in self.columns:
             listed = ", ".join(sorted(self.columns)) or "none"
             raise UserError(f"{self.name}: no {what} '{name}'; there are {listed}{nearest(name, self.columns)}")
+        missing_N = is_missing(self.columns[name])
+        if missing_N.any():
+            raise UserError(
+                f"{self.name}: {what} '{name}' is empty in {missing_N.sum():,} rows, the first is row "
+                f"{int(missing_N.argmax())}; --drop-missing leaves them out"
+            )
         return self.columns[name].astype(str)
+
+    def names(self) -> list[str]:
+        """Names of the features; empty where the source has none."""
+        return [feature.name for feature in self.features if feature.name]
+
+    def finished(self, options: ReadOptions, others: Sequence[str] = ()) -> Points:
+        """The points without rows of missing values, if the options say so, and with all values checked.
+
+        Args:
+            others: columns besides the points that must not be missing, such as labels.
+
+        Raises:
+            UserError: a missing, infinite or huge value; names row and column.
+        """
+        if self.points_ND.size:
+            options.check_size(self.name, self.points_ND.size * 8)
+        missing_N = np.isnan(self.points_ND).any(axis=1)
+        if options.drop_missing:
+            for name in others:
+                if name in self.columns:
+                    missing_N |= is_missing(self.columns[name])
+        points = self
+        if options.drop_missing and missing_N.any():
+            rows = np.flatnonzero(~missing_N)
+            points = replace(
+                self,
+                points_ND=self.points_ND[rows],
+                columns={name: column[rows] for name, column in self.columns.items()},
+                rows=rows,
+                num_dropped=int(missing_N.sum()),
+            )
+        elif missing_N.any():
+            row = int(missing_N.argmax())
+            column = int(np.isnan(self.points_ND[row]).argmax())
+            raise UserError(
+                f"{self.name}: row {row}, {self._title(column)} is missing (NaN); {missing_N.sum():,} of "
+                f"{len(self.points_ND):,} rows have a missing value; --drop-missing leaves them out"
+            )
+        if not len(points.points_ND):
+            raise UserError(f"{self.name} has no rows{' without a missing value' if options.drop_missing else ''}")
+        points._check_magnitudes()
+        return points
+
+    def _check_magnitudes(self) -> None:
+        """Raise UserError for infinite values, and for those whose squares would be."""
+        position = find_huge(self.points_ND)
+        if position is not None:
+            row, column = position
+            source_row = row if self.rows is None else int(self.rows[row])
+            raise UserError(
+                f"{self.name}: row {source_row}, {self._title(column)} is infinite or too large (got "
+                f"{self.points_ND[position]:.3g}); expected at most {MAX_COORDINATE:g}"
+            )
+
+    def _title(self, column: int) -> str:
+        name = self.features[column].name
+        return f"column '{name}'" if name else f"column {column}"
+
+
+def find_huge(points_ND: NDArray[np.floating], limit: float = MAX_COORDINATE) -> tuple[int, int] | None:
+    """Row and column of the first value that is infinite, or beyond a limit where its square may be."""
+    # Looked for before any work: one such value ends a run in its last step, when distances become infinite.
+    for start in range(0, len(points_ND), 4096):
+        huge = ~(np.abs(points_ND[start : start + 4096]) <= limit)
+        if huge.any():
+            row, column = np.argwhere(huge)[0]
+            return start + int(row), int(column)
+    return None
+
+
+def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which entries of a column are None or NaN, [N]."""
+    if values.dtype.kind == "f":
+        return np.isnan(values)
+    if values.dtype.kind != "O":
+        return np.zeros(len(values), dtype=bool)
+    return np.array([value is None or (isinstance(value, float) and value != value) for value in values], dtype=bool)
+
+
+def as_matrix(values: NDArray[Any], what: str) -> NDArray[np.float64]:
+    """Convert an array of a file to float64 [N, D]; NaN stays, as a missing value.
+
+    Raises:
+        UserError: complex numbers, dates, strings or anything else that is no number, or another shape.
+    """
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"{what}: must be real numbers (got {values.dtype})")
+    if values.ndim != 2 or values.shape[1] < 1:
+        raise UserError(f"{what}: must be a matrix [points, features] (got shape {list(values.shape)})")
+    return values.astype(np.float64)

@@ -149,12 +149,14 @@ def sample_map(
 
 
 def row_columns(clients: Clients) -> dict[str, Any]:
-    """Columns that name each row: client, row and, where there are labels, label."""
+    """Columns that name each row: client, row, label if there is one, row of the source if rows were left out."""
     sizes = [len(points) for points in clients.points]
     columns: dict[str, Any] = {
         "client": np.repeat(np.array(clients.names, dtype=object), sizes).tolist(),
         "row": np.concatenate([np.arange(size) for size in sizes]),
     }
+    if clients.rows is not None:
+        columns["source_row"] = np.concatenate(clients.rows)
     labels = clients.all_labels()
     return columns if labels is None else columns | {"label": labels.tolist()}
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
 from foveate.core.recipes import Settings
+from foveate.federated.partition import MAX_DRAWS, MIN_POINTS
+from foveate.federated.points import ReadOptions
+
+if TYPE_CHECKING:
+    from foveate.federated.sources import Clients
 
 
-class SourceOptions(Settings):
-    """Labels of the points and their split over clients; see `sources.gather`."""
+class SourceOptions(ReadOptions):
+    """How sources are read, which labels the points have, and how they are split over clients; see `sources.gather`."""
 
     label: str | None = Field(None, description="column of labels; with --collection a label field of it")
     client: str | None = Field(None, description="column that says whose each row is")
@@ -19,6 +26,23 @@ class SourceOptions(Settings):
     )
     clients: int | None = Field(None, ge=1, description="into how many clients --split splits")
     collection: Path | None = Field(None, description="collection with the labels of exported embeddings")
+    min_points: int = Field(
+        MIN_POINTS, ge=0, description="points that each client of a dirichlet or balanced split gets at least"
+    )
+    max_draws: int = Field(MAX_DRAWS, ge=1, description="draws of such a split until it gives that")
+
+    def gather(self, sources: Sequence[str | Path], *, seed: int) -> Clients:
+        """Read the clients of these sources.
+
+        Raises:
+            UserError: sources, columns or splits that do not fit one another.
+        """
+        from foveate.federated.sources import gather
+
+        splitting = {
+            name: getattr(self, name) for name in SourceOptions.model_fields if name not in ReadOptions.model_fields
+        }
+        return gather(sources, **splitting, seed=seed, options=self)
 
 
 class MethodComparison(Settings):

@@ -6,145 +6,111 @@
 | folder with MNIST's files | its training part, pixels from 0 to 1 | `label` |
 | `x.npy` | the matrix | |
 | `x.npz` | array `points`, `embedding`, `embeddings`, `features` or `X` | arrays of any name, one entry per row |
-| `x.parquet`, folder of them | a column of lists of these names, else all columns of numbers | columns of any name |
+| `x.csv` | the columns of decimal numbers, or those that the user names | columns of any name |
+| `x.parquet`, folder of them | a column of lists of these names, else as for `x.csv` | columns of any name |
 | `x.h5ad` | the principal components `X_pca` (extra `cells`) | every column of `obs` |
 | folder of `foveate export --to embeddings` | its images | by key from a collection |
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.seeds import generator
 from foveate.federated import partition
+from foveate.federated.array_files import read_npy, read_npz
 from foveate.federated.h5ad import read_h5ad
-from foveate.federated.partition import Partition
-from foveate.federated.points import Feature, Points
+from foveate.federated.partition import MAX_DRAWS, MIN_POINTS, Partition
+from foveate.federated.points import Feature, Points, ReadOptions, as_matrix
 from foveate.federated.public_sets import FASHION_IMAGES, SETS, fashion_mnist
 from foveate.federated.store import digest
-from foveate.metrics.neighbors import as_points
+from foveate.federated.tables import POINT_NAMES, read_csv, read_parquet, table_points
 from foveate.records.collection import Collection
 
-POINT_NAMES = ("points", "embedding", "embeddings", "features", "X")
-# Columns of exported embeddings that describe a row and are no features.
-_ASIDE = ("key", "kind", "box", "phrase", "norm")
+_SUFFIXES = "a .npy, .npz, .csv, .parquet or .h5ad"
 SPLITS = ("even", "dirichlet", "balanced", "shards")
 
 
-def read_points(source: str | Path) -> Points:
+def read_points(source: str | Path, options: ReadOptions | None = None, *, others: Sequence[str] = ()) -> Points:
     """Read one source.
 
+    Args:
+        options: which columns are points, what becomes of missing values, the largest size.
+        others: columns of a table that are no points, such as labels and clients.
+
     Raises:
-        UserError: an unknown kind of source, a damaged one, or NaN; names it and what is allowed.
+        UserError: an unknown kind of source, a damaged one, one that is too large, columns that may be points or
+            labels, or a missing, infinite or huge value; names it and what is allowed.
     """
-    path = Path(source)
-    if str(source) in SETS:
-        return Points(str(source), *SETS[str(source)]())
-    if path.is_dir():
-        return Points(str(path), *fashion_mnist(path)) if (path / FASHION_IMAGES).is_file() else _folder(path)
-    if not path.is_file():
-        kinds = f"a source is {', '.join(SETS)}, a .npy, .npz, .parquet or .h5ad file, or a folder"
-        raise UserError(f"{source}: no such file; {kinds}{nearest(str(source), SETS)}")
-    if path.suffix == ".npy":
-        return Points(str(path), as_points(_load_arrays(path), what=str(path)))
-    if path.suffix == ".npz":
-        return _from_arrays(path, _load_arrays(path))
-    if path.suffix == ".parquet":
-        return _from_table(path, _read_table(path))
-    if path.suffix == ".h5ad":
-        points, columns = read_h5ad(path)
-        return Points(str(path), as_points(points, what=f"{path}: X_pca"), columns)
-    raise UserError(f"{path}: must be a .npy, .npz, .parquet or .h5ad file")
+    options = options or ReadOptions()
+    return _read(source, options, others).finished(options, others)
 
 
-def _load_arrays(path: Path) -> Any:
-    try:
-        # No pickle: an array file from elsewhere could run code.
-        arrays = np.load(path, allow_pickle=False)
-        return arrays if path.suffix == ".npy" else {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a readable file of arrays ({error!s:.120})") from None
+def _read(source: str | Path, options: ReadOptions, others: Sequence[str]) -> Points:
+    path, name = Path(source), str(source)
+    is_set = name in SETS or (path / FASHION_IMAGES).is_file()
+    if path.is_dir() and not is_set:
+        return _folder(path, options, others)
+    if not path.is_file() and not is_set:
+        kinds = f"a source is {', '.join(SETS)}, {_SUFFIXES} file, or a folder"
+        raise UserError(f"{source}: no such file; {kinds}{nearest(name, SETS)}")
+    suffix = "" if is_set else path.suffix.lower()
+    if options.columns and suffix in ("", ".npy", ".npz", ".h5ad"):
+        raise UserError(f"{source}: its columns have no names; --columns is for .csv and .parquet tables")
+    if is_set:
+        return Points(name, *(SETS[name]() if name in SETS else fashion_mnist(path)))
+    match suffix:
+        case ".npy":
+            return Points(name, as_matrix(read_npy(path, options), name))
+        case ".npz":
+            key, arrays = read_npz(path, options, POINT_NAMES)
+            points_ND = as_matrix(arrays.pop(key), f"{path}: {key}")
+            return Points(
+                name, points_ND, {key: values for key, values in arrays.items() if len(values) == len(points_ND)}
+            )
+        case ".parquet":
+            return table_points(name, read_parquet(path, options), options, others)
+        case ".csv" | ".tsv":
+            return table_points(name, read_csv(path, options), options, others)
+        case ".h5ad":
+            return Points(name, *read_h5ad(path, options))
+    raise UserError(f"{path}: must be {_SUFFIXES} file")
 
 
-def _from_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> Points:
-    names = [name for name in POINT_NAMES if name in arrays]
-    if not names:
-        raise UserError(
-            f"{path}: no array of points; expected one of {', '.join(POINT_NAMES)} "
-            f"(got {', '.join(arrays) or 'nothing'})"
-        )
-    points = as_points(arrays[names[0]], what=f"{path}: {names[0]}")
-    # Any other array with one entry per row may be a label or name a client.
-    columns = {name: array for name, array in arrays.items() if name != names[0] and array.shape == (len(points),)}
-    return Points(str(path), points, columns)
-
-
-def _read_table(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error!s:.120})") from None
-
-
-def _from_table(path: Path, table: pa.Table) -> Points:
-    if not table.num_rows:
-        raise UserError(f"{path} has no rows")
-    # A column of lists wins over columns of numbers: exports have both, and the numbers there describe rows.
-    lists = [n for n in table.column_names if _is_list(table.schema.field(n).type) and n in POINT_NAMES]
-    features: tuple[Feature, ...] = ()
-    if lists:
-        rows = table[lists[0]].combine_chunks()
-        lengths = pc.list_value_length(rows)  # pyrefly: ignore[missing-attribute]
-        widths = np.unique(lengths.to_numpy(zero_copy_only=False))
-        if len(widths) != 1:
-            raise UserError(f"{path}: the lists in '{lists[0]}' have different lengths")
-        flat = np.asarray(rows.flatten().to_numpy(zero_copy_only=False), dtype=np.float64)
-        points = as_points(flat.reshape(table.num_rows, -1), what=f"{path}: {lists[0]}")
-        used = set(lists[:1])
-    else:
-        kinds = {name: table.schema.field(name).type for name in table.column_names}
-        # Integers are labels or ids more often than features, so only floating-point columns are points.
-        used = {n for n, kind in kinds.items() if pa.types.is_floating(kind) and n not in _ASIDE}
-        if not used:
-            names = ", ".join(POINT_NAMES)
-            raise UserError(f"{path} has no column of lists called {names}, and no columns of floating-point numbers")
-        names_D = [name for name in table.column_names if name in used]
-        points = as_points(np.stack([table[name].to_numpy() for name in names_D], axis=1), what=str(path))
-        features = tuple(Feature(name) for name in names_D)
-    # Lists that are no points (boxes, second embeddings) cannot label rows.
-    rest = {n: table[n] for n in table.column_names if n not in used and not _is_list(table.schema.field(n).type)}
-    columns = {name: np.array(column.to_pylist(), dtype=object) for name, column in rest.items()}
-    return Points(str(path), points, columns, features)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _folder(path: Path) -> Points:
+def _folder(path: Path, options: ReadOptions, others: Sequence[str]) -> Points:
     """Read parts of a table, or the images of exported embeddings."""
     # An export holds images and phrases apart; only the images are points.
     inner = path / "images" if (path / "images").is_dir() else path
+    # Sorted by name, the order in which an export was written.
     parts = sorted(inner.glob("*.parquet")) or sorted(inner.glob("*.npz"))
     if not parts:
         raise UserError(f"{path} has no .parquet or .npz files, and no folder 'images' with some")
-    # Sorted by name, the order in which an export was written.
-    read = [read_points(part) for part in parts]
+    read: list[Points] = []
+    for part in parts:
+        if not part.is_file():
+            raise UserError(f"{part}: is no file")
+        points = _read(part, options, others)
+        first = read[0] if read else points
+        if points.features != first.features:
+            raise UserError(f"{part}: has other columns than {first.name} ({_listed(points)}; {_listed(first)})")
+        read.append(points)
+        options.check_size(str(path), sum(points.points_ND.size * 8 for points in read))
     # Parts of one table may differ in columns; only what all of them have can be joined.
     shared = set.intersection(*(set(part.columns) for part in read))
     columns = {name: np.concatenate([part.columns[name].astype(object) for part in read]) for name in sorted(shared)}
-    return Points(str(path), np.concatenate([part.points_ND for part in read]), columns, read[0].features)
+    points_ND = np.concatenate([part.points_ND for part in read])
+    return Points(str(path), points_ND, columns, read[0].features, read[0].aside)
+
+
+def _listed(points: Points) -> str:
+    return ", ".join(points.names()[:10]) or f"{points.points_ND.shape[1]} without names"
 
 
 def with_labels(points: Points, collection: Path, label: str) -> Points:
@@ -173,6 +139,8 @@ class Clients:
         labels: one array per client; None where there are none.
         about: how the points were split, as text.
         features: names and types of the columns of each client's points; empty where nothing is known of them.
+        aside: columns of the first source that are no points, and why.
+        rows: row of the source of each point of each client where rows were left out; else None.
     """
 
     names: list[str]
@@ -180,6 +148,21 @@ class Clients:
     labels: list[NDArray[np.str_]] | None
     about: str
     features: list[tuple[Feature, ...]] = field(default_factory=list)
+    aside: dict[str, str] = field(default_factory=dict)
+    rows: list[NDArray[np.int64]] | None = None
+
+    def column_lines(self) -> list[str]:
+        """Say which columns are points and which are not; nothing where sources have no names."""
+        names = [feature.name for feature in self.features[0] if feature.name] if self.features else []
+        if not names:
+            return []
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        lines = [f"points: {', '.join(names[:20])}{more}"]
+        if self.aside:
+            aside = [f"{name} ({reason})" for name, reason in self.aside.items()]
+            more = f" and {len(aside) - 20} more" if len(aside) > 20 else ""
+            lines.append(f"no points: {', '.join(aside[:20])}{more}")
+        return lines
 
     def sizes(self) -> dict[str, int]:
         """Number of points by client."""
@@ -214,9 +197,19 @@ def parse_split(text: str) -> tuple[str, float]:
 
 
 def split_labels(
-    labels_N: NDArray[Any] | None, points: int, split: str, clients: int, *, seed: int, smallest: int = 10
+    labels_N: NDArray[Any] | None,
+    points: int,
+    split: str,
+    clients: int,
+    *,
+    seed: int,
+    min_points: int = MIN_POINTS,
+    max_draws: int = MAX_DRAWS,
 ) -> Partition:
     """Split rows for an experiment: even, dirichlet:ALPHA, balanced:ALPHA (FedNE's), or shards:CLASSES.
+
+    Args:
+        min_points, max_draws: of a Dirichlet split, see `partition.dirichlet`.
 
     Raises:
         UserError: a split by labels without labels, or one that cannot be.
@@ -229,25 +222,46 @@ def split_labels(
         raise UserError(f"split '{split}' needs labels: name them with --label")
     if name == "shards":
         return partition.shards(labels_N, clients, random, classes=int(number))
-    return partition.dirichlet(labels_N, clients, random, alpha=number, smallest=smallest, balanced=name == "balanced")
+    return partition.dirichlet(
+        labels_N,
+        clients,
+        random,
+        alpha=number,
+        min_points=min_points,
+        max_draws=max_draws,
+        balanced=name == "balanced",
+    )
 
 
 def split_clients(
-    points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, split: str, clients: int, *, seed: int
+    points: Points | NDArray[np.float64],
+    labels_N: NDArray[Any] | None,
+    split: str,
+    clients: int,
+    *,
+    seed: int,
+    min_points: int = MIN_POINTS,
+    max_draws: int = MAX_DRAWS,
 ) -> Clients:
     """Split the points of one set over clients, see `split_labels`.
 
     Raises:
         UserError: see `split_labels`.
     """
-    parts = split_labels(labels_N, len(points_ND), split, clients, seed=seed)
+    whole = points if isinstance(points, Points) else Points("points", points)
+    parts = split_labels(
+        labels_N, len(whole.points_ND), split, clients, seed=seed, min_points=min_points, max_draws=max_draws
+    )
     again = f", {parts.draws - 1} redraws" if parts.draws > 1 else ""
-    return _select(points_ND, labels_N, parts, f"{split} over {clients} clients, seed {seed}{again}")
+    return _select(whole, labels_N, parts, f"{split} over {clients} clients, seed {seed}{again}")
 
 
-def _select(points_ND: NDArray[np.float64], labels_N: NDArray[Any] | None, parts: Partition, about: str) -> Clients:
+def _select(whole: Points, labels_N: NDArray[Any] | None, parts: Partition, about: str) -> Clients:
     labels = None if labels_N is None else [labels_N[rows] for rows in parts.rows]
-    return Clients(parts.names, [points_ND[rows] for rows in parts.rows], labels, about)
+    points = [whole.points_ND[rows] for rows in parts.rows]
+    source_rows = None if whole.rows is None else [whole.rows[rows] for rows in parts.rows]
+    features = [whole.features] * len(parts.rows)
+    return Clients(parts.names, points, labels, about, features, whole.aside, source_rows)
 
 
 def gather(
@@ -259,6 +273,9 @@ def gather(
     clients: int | None = None,
     collection: Path | None = None,
     seed: int = 0,
+    min_points: int = MIN_POINTS,
+    max_draws: int = MAX_DRAWS,
+    options: ReadOptions | None = None,
 ) -> Clients:
     """Read clients from one or several sources: one per source, by a column, or by a split of a single source.
 
@@ -268,45 +285,69 @@ def gather(
         split: see `split_labels`.
         clients: number of clients of a split.
         collection: of the labels of exported embeddings.
+        min_points, max_draws: of a Dirichlet split, see `partition.dirichlet`.
+        options: how the sources are read.
 
     Raises:
         UserError: sources, columns or splits that do not fit one another.
     """
-    read = [read_points(source) for source in sources]
-    if collection is not None:
-        if label is None:
-            raise UserError("--collection needs --label, the label field")
+    if collection is not None and label is None:
+        raise UserError("--collection needs --label, the label field")
+    others = [name for name in (client, None if collection is not None else label) if name is not None]
+    read = [read_points(source, options, others=others) for source in sources]
+    if collection is not None and label is not None:
         read = [with_labels(points, collection, label) for points in read]
     if label is None and all(str(source) in SETS for source in sources):
         label = "label"
     labels = None if label is None else [points.column(label, "column of labels") for points in read]
-    if len(read) > 1:
-        if client is not None or split is not None or clients is not None:
-            raise UserError("several sources are one client each: --client, --split and --clients have no effect")
-        # Compared here, where the sources have names; later there are only numbers of clients.
-        widths = {points.points_ND.shape[1] for points in read}
-        if len(widths) > 1:
-            listed = ", ".join(f"{points.name}: {points.points_ND.shape[1]}" for points in read)
-            raise UserError(f"the sources have different numbers of features ({listed:.300})")
-        return Clients(
-            [Path(points.name).stem for points in read],
-            [points.points_ND for points in read],
-            labels,
-            "a source each",
-            [points.features for points in read],
-        )
-    whole, first_labels = read[0], None if labels is None else labels[0]
-    if client is not None:
-        if split is not None or clients is not None:
-            raise UserError("--client names the client of each row: --split and --clients have no effect")
-        parts = partition.by_id(whole.column(client, "column of clients").tolist())
-        return replace(
-            _select(whole.points_ND, first_labels, parts, f"by '{client}'"),
-            features=[whole.features] * len(parts.rows),
-        )
-    if split is None or clients is None:
-        raise UserError(
-            f"{whole.name} is a single source; split it with --split and --clients, or by a column with --client"
-        )
-    parts = split_clients(whole.points_ND, first_labels, split, clients, seed=seed)
-    return replace(parts, features=[whole.features] * len(parts.names))
+    gathered = _gather_several(read, labels, client, split, clients) if len(read) > 1 else None
+    if gathered is None:
+        whole, first_labels = read[0], None if labels is None else labels[0]
+        if client is not None:
+            if split is not None or clients is not None:
+                raise UserError("--client names the client of each row: --split and --clients have no effect")
+            parts = partition.by_id(whole.column(client, "column of clients").tolist())
+            gathered = _select(whole, first_labels, parts, f"by '{client}'")
+        elif split is None or clients is None:
+            raise UserError(
+                f"{whole.name} is a single source; split it with --split and --clients, or by a column with --client"
+            )
+        else:
+            gathered = split_clients(
+                whole, first_labels, split, clients, seed=seed, min_points=min_points, max_draws=max_draws
+            )
+    dropped = sum(points.num_dropped for points in read)
+    return (
+        replace(gathered, about=f"{gathered.about}, {dropped} rows with missing values left out")
+        if dropped
+        else gathered
+    )
+
+
+def _gather_several(
+    read: Sequence[Points],
+    labels: list[NDArray[np.str_]] | None,
+    client: str | None,
+    split: str | None,
+    clients: int | None,
+) -> Clients:
+    """One client per source."""
+    if client is not None or split is not None or clients is not None:
+        raise UserError("several sources are one client each: --client, --split and --clients have no effect")
+    # Compared here, where the sources have names; later there are only numbers of clients.
+    widths = {points.points_ND.shape[1] for points in read}
+    if len(widths) > 1:
+        listed = ", ".join(f"{points.name}: {points.points_ND.shape[1]}" for points in read)
+        raise UserError(f"the sources have different numbers of features ({listed:.300})")
+    rows = None
+    if any(points.rows is not None for points in read):
+        rows = [np.arange(len(points.points_ND)) if points.rows is None else points.rows for points in read]
+    return Clients(
+        [Path(points.name).stem for points in read],
+        [points.points_ND for points in read],
+        labels,
+        "a source each",
+        [points.features for points in read],
+        read[0].aside,
+        rows,
+    )

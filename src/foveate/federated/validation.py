@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
 from foveate.core.errors import UserError
+from foveate.federated.points import MAX_COORDINATE, find_huge
 from foveate.metrics.neighbors import as_points
 
 
@@ -18,11 +19,14 @@ def is_list_of_clients(data: Any) -> bool:
     return isinstance(data, list | tuple) and any(np.ndim(item) >= 2 for item in data if not np.isscalar(item))
 
 
-def read_clients(clients: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
+def read_clients(clients: Sequence[ArrayLike], *, limit: float = MAX_COORDINATE) -> list[NDArray[np.float64]]:
     """Points of every client as float64 matrices of one width.
 
+    Args:
+        limit: larger values are refused; their squares would be infinite.
+
     Raises:
-        UserError: no client, an empty one, NaN, or different widths; names the client.
+        UserError: no client, an empty one, NaN, a huge value, or different widths; names the client.
     """
     if not len(clients):
         raise UserError("no clients; pass a list with the points of each client")
@@ -30,6 +34,12 @@ def read_clients(clients: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
     for number, matrix in enumerate(matrices):
         if not len(matrix):
             raise UserError(f"client {number} has no points; leave it out")
+        if (position := find_huge(matrix, limit)) is not None:
+            row, column = position
+            raise UserError(
+                f"points of client {number}: row {row}, column {column} is too large (got {matrix[position]:.3g}); "
+                f"expected at most {limit:g}"
+            )
         # In one process different widths are a mistake; over a network those of most clients count (`compare_sizes`).
         if matrix.shape[1] != matrices[0].shape[1]:
             raise UserError(f"client {number} has {matrix.shape[1]} features; client 0 has {matrices[0].shape[1]}")

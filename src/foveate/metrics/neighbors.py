@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,11 +22,19 @@ def as_points(points_ND: ArrayLike, *, what: str = "points") -> Array:
     """Convert points to a float64 matrix.
 
     Raises:
-        UserError: for another shape, or NaN and infinite values.
+        UserError: for another shape, NaN and infinite values, or complex numbers, dates and strings, which NumPy would
+            convert.
     """
     try:
-        points = np.asarray(points_ND, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        array = np.asarray(points_ND)
+        # Objects are what data frames of mixed types become.
+        is_real = array.dtype.kind in "biuf" or (
+            array.dtype.kind == "O" and all(isinstance(value, Real) for value in array.flat)
+        )
+        if not is_real:
+            raise UserError(f"{what}: must be real numbers (got {array.dtype})")
+        points = np.asarray(array, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{what}: not a matrix of numbers ({error})") from None
     if points.ndim != 2 or points.shape[1] < 1:
         raise UserError(f"{what}: wrong shape (got {list(points.shape)}); expected [points, features]")

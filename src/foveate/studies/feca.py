@@ -232,7 +232,7 @@ class FecaStudy(point_sets.PointSetStudy):
 
         name, split, clients = WORLDS[cell.condition]
         points, labels = self.points(name, cell.seed)
-        partition = split_labels(labels, len(points), SPLITS[split], clients, seed=cell.seed, smallest=30)
+        partition = split_labels(labels, len(points), SPLITS[split], clients, seed=cell.seed, min_points=30)
         if partition.draws > 1:
             say(f"{cell.condition}, seed {cell.seed}: {partition.draws - 1} redraws until each client had 30 points")
         parts = [points[rows] for rows in partition.rows]

@@ -34,11 +34,16 @@ def sources_of(function: F) -> F:
     """Add the argument and options that say whose points are where; the same for all sub-verbs."""
     options = fields(
         f"{_RUN}:SourceOptions",
+        "columns",
+        "drop_missing",
         "label",
         "client",
         "split",
         "clients",
+        "min_points",
+        "max_draws",
         "collection",
+        "max_gib",
         into="source",
         metavars=dict.fromkeys(("label", "client", "split"), "NAME"),
     )
@@ -76,6 +81,7 @@ _PLANNED = "Print clients, settings and what would be exchanged; write nothing."
 def _finish_plan(planned: dict[str, Any], size: str, *, as_json: bool) -> None:
     """Print the plan of --dry-run; size: in words, of what is clustered or trained."""
     lines = [f"{name}: {count} points" for name, count in planned["clients"].items()]
+    lines += planned["columns"]
     lines.append(f"{planned['method']}, {planned['clusters']} clusters, {size}")
     lines.append(f"at most {planned['bytes_up_per_client']:,} bytes leave a client")
     finish(planned, lines, {}, as_json=as_json)
@@ -100,8 +106,8 @@ def embed(
 ) -> None:
     """Draw one map of the points of several clients with FedNE, and FedAvg's beside it.
 
-    SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a client each; one is
-    split by --split or --client. Stopped and repeated, it goes on after the last finished round.
+    SOURCE: digits, a .csv, .parquet, .npy, .npz or .h5ad file, or a folder of exported embeddings. Several are a client
+    each; one is split by --split or --client. Stopped and repeated, it goes on after the last finished round.
 
     \b
     Example:
@@ -110,18 +116,26 @@ def embed(
       foveate federated embed vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
     from foveate.core.recipes import parse_overrides, validate
-    from foveate.federated.embedding.options import read_options
-    from foveate.federated.run_options import EmbedRun
-    from foveate.federated.sources import gather
+    from foveate.federated.embedding.options import EmbeddingOptions, read_options
+    from foveate.federated.reference import refuse_reference
+    from foveate.federated.run_options import EmbedRun, SourceOptions
 
     content = parse_overrides(overrides) | settings | ({} if seed is None else {"seed": seed})
+    refuse_reference(EmbeddingOptions, content, where="foveate federated embed")
     options = read_options(content, where="foveate federated embed")
     run_options = validate(EmbedRun, running, where="foveate federated embed")
-    gathered = gather(sources, **source, seed=options.seed)
+    gathered = validate(SourceOptions, source, where="foveate federated embed").gather(sources, seed=options.seed)
     if dry_run:
         counts = {name: len(points) for name, points in zip(gathered.names, gathered.points, strict=True)}
-        plan = {"clients": counts, "baselines": list(run_options.compare), "options": options.model_dump(mode="json")}
-        finish(plan, [f"{name}: {count} points" for name, count in counts.items()], {}, as_json=as_json)
+        columns = gathered.column_lines()
+        plan = {
+            "clients": counts,
+            "columns": columns,
+            "baselines": list(run_options.compare),
+            "options": options.model_dump(mode="json"),
+        }
+        lines = [f"{name}: {count} points" for name, count in counts.items()]
+        finish(plan, lines + columns, {}, as_json=as_json)
         return
     from foveate.federated.embedding.run import run_embedding
     from foveate.report import render
@@ -167,7 +181,7 @@ def _embed_lines(result: dict[str, Any]) -> list[str]:
 @command.command("cluster", cls=FieldsCommand, short_help="Find groups in data at several clients.")
 @sources_of
 @_clusters
-@fields("foveate.federated.clustering.options:ClusteringOptions", "method", "refine_rounds", "min_count")
+@fields("foveate.federated.clustering.options:ClusteringOptions", "method", "refine_rounds", "min_count", "scale")
 @fields(f"{_RUN}:ClusterRun", "compare", "min_clients", "timeout", into="running")
 @closing("federated-cluster", dry_run=_PLANNED, device=False)
 def cluster(
@@ -184,8 +198,8 @@ def cluster(
 ) -> None:
     """Find K groups of the points of several clients, each of which sends a few centroids and no point.
 
-    SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a client each; one is
-    split by --split or --client. Stopped and repeated, clients that answered are not asked again.
+    SOURCE: digits, a .csv, .parquet, .npy, .npz or .h5ad file, or a folder of exported embeddings. Several are a client
+    each; one is split by --split or --client. Stopped and repeated, clients that answered are not asked again.
 
     \b
     Example:
@@ -195,15 +209,14 @@ def cluster(
     """
     from foveate.core.recipes import parse_overrides, validate
     from foveate.federated.clustering.run import plan, read_options, run_clustering
-    from foveate.federated.run_options import ClusterRun
-    from foveate.federated.sources import gather
+    from foveate.federated.run_options import ClusterRun, SourceOptions
 
     run_options = validate(ClusterRun, running, where="foveate federated cluster")
-    gathered = gather(sources, **source, seed=seed or 0)
+    gathered = validate(SourceOptions, source, where="foveate federated cluster").gather(sources, seed=seed or 0)
     content = parse_overrides(overrides) | settings
     options = read_options(gathered, number.get("clusters"), content, seed=seed or 0)
     if dry_run:
-        planned = plan(gathered, options)
+        planned = plan(gathered, options) | {"columns": gathered.column_lines()}
         _finish_plan(planned, f"{planned['features']} features", as_json=as_json)
         return
     from foveate.report import render
@@ -260,8 +273,9 @@ def features(
 ) -> None:
     """Train one encoder at all clients with DeepFeCA, reconstructed, towards groups that a server makes of centroids.
 
-    SOURCE: digits, a .npy, .npz or .parquet file, or a folder of exported embeddings. Several are a client each; one is
-    split by --split or --client. Labels only measure. Stopped and repeated, it goes on after the last finished round.
+    SOURCE: digits, a .csv, .parquet, .npy, .npz or .h5ad file, or a folder of exported embeddings. Several are a client
+    each; one is split by --split or --client. Labels only measure. Stopped and repeated, it resumes after the last
+    finished round.
 
     \b
     Example:
@@ -274,19 +288,18 @@ def features(
     from foveate.federated.deep.options import read_options
     from foveate.federated.deep.run import plan, run_features
     from foveate.federated.reporting import infer_clusters
-    from foveate.federated.run_options import FeaturesRun
-    from foveate.federated.sources import gather
+    from foveate.federated.run_options import FeaturesRun, SourceOptions
 
     run_options = validate(FeaturesRun, running, where="foveate federated features")
     content = parse_overrides(overrides)
     for name, instead in (("seed", "--seed"), ("clusters", "--clusters"), ("rounds", "--rounds")):
         if name in content:
             raise UserError(f"--set {name}: give it as {instead}")
-    gathered = gather(sources, **source, seed=seed or 0)
+    gathered = validate(SourceOptions, source, where="foveate federated features").gather(sources, seed=seed or 0)
     content |= {"clusters": infer_clusters(gathered, number.get("clusters")), **settings, "seed": seed or 0}
     options = read_options(content, where="foveate federated features")
     if dry_run:
-        planned = plan(gathered, options)
+        planned = plan(gathered, options) | {"columns": gathered.column_lines()}
         _finish_plan(planned, f"an encoder of {planned['weights']:,} weights", as_json=as_json)
         return
     from foveate.report import render

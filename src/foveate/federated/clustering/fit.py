@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from foveate.core.errors import UserError
 from foveate.federated.clients import stream
@@ -17,6 +18,7 @@ from foveate.federated.clustering.distances import Floats
 from foveate.federated.clustering.lloyd import unit
 from foveate.federated.clustering.options import ClusteringOptions, load_method
 from foveate.federated.clustering.pool import Pool
+from foveate.federated.clustering.scaling import Scaling, ask_scaling
 from foveate.federated.clustering.suspects import find_suspects, find_suspicious_sums
 from foveate.federated.messages import Message
 from foveate.federated.rounds import TooFewClientsError, Transport
@@ -34,6 +36,7 @@ class Clustered:
         excluded: by client why it was left out, and at which request.
         suspects: by client what is anomalous about it.
         inertia: by client (points, summed squared distance) where clients were asked (`evaluate`).
+        scaling: common scale in which `centers` and distances are; None where points are taken as they are.
     """
 
     centers: Floats
@@ -43,6 +46,22 @@ class Clustered:
     excluded: dict[int, str]
     suspects: dict[int, str]
     inertia: dict[int, tuple[int, float]]
+    scaling: Scaling | None = None
+
+    def prepare(self, points_ND: ArrayLike) -> Floats:
+        """Points as they are compared with the centers: in the common scale, and of length 1 if spherical.
+
+        Raises:
+            UserError: data that are no points, or a row of zeros without a direction.
+        """
+        points = protocol.as_points(points_ND)
+        scaled = points if self.scaling is None else self.scaling.apply(points)
+        return protocol.unit_rows(scaled) if self.options.spherical else scaled
+
+    @property
+    def original_centers(self) -> Floats:
+        """Centers in the units of the data, [K, D]."""
+        return self.centers if self.scaling is None else self.scaling.undo(self.centers)
 
     @property
     def title(self) -> str:
@@ -67,7 +86,8 @@ def cluster(
     if not method.federated:
         raise UserError(f"the method '{options.method}' pools raw points; no client sends them")
     excluded: dict[int, str] = {}
-    answers = _ask_centroids(transport, options, min_clients, excluded)
+    scaling = ask_scaling(transport, options, min_clients, excluded) if options.scale == "standard" else None
+    answers = _ask_centroids(transport, options, min_clients, excluded, scaling)
     pool, radii = make_pool(answers)
     # Before the server step: a poisoned centroid that is merged cannot be told apart afterwards.
     suspects = find_suspects(pool)
@@ -86,10 +106,10 @@ def cluster(
     for round in range(1, options.refine_rounds + 1):
         clients = [client for client in answers if client not in excluded]
         points = count_points({client: answers[client] for client in clients}, options)
-        centers = _refine(transport, options, centers, round, clients, min_clients, excluded, suspects, points)
+        centers = _refine(transport, options, centers, round, clients, min_clients, excluded, suspects, points, scaling)
     inertia: dict[int, tuple[int, float]] = {}
     if evaluate:
-        request = protocol.assign_request(centers, options, options.refine_rounds + 1)
+        request = _scaled(protocol.assign_request(centers, options, options.refine_rounds + 1), scaling)
         clients = [client for client in answers if client not in excluded]
         result = transport.ask(dict.fromkeys(clients, request), protocol.ASSIGN_RULE, min_clients=min_clients)
         excluded |= _name_request(request, result.excluded)
@@ -98,7 +118,11 @@ def cluster(
             for client, answer in result.answers.items()
         }
     reports = {client: {**answer.arrays, **answer.values} for client, answer in answers.items()}
-    return Clustered(centers, options, reports, merged.report, excluded, suspects, inertia)
+    return Clustered(centers, options, reports, merged.report, excluded, suspects, inertia, scaling)
+
+
+def _scaled(request: Message, scaling: Scaling | None) -> Message:
+    return request if scaling is None else scaling.add_to(request)
 
 
 def _check_majority(suspects: dict[int, str], clients: int) -> None:
@@ -112,10 +136,15 @@ def _name_request(request: Message, reasons: dict[int, str]) -> dict[int, str]:
 
 
 def _ask_centroids(
-    transport: Transport, options: ClusteringOptions, min_clients: int, excluded: dict[int, str]
+    transport: Transport,
+    options: ClusteringOptions,
+    min_clients: int,
+    excluded: dict[int, str],
+    scaling: Scaling | None,
 ) -> dict[int, Message]:
     """Run the first round; clients with another number of features than most are left out."""
-    requests = {client: protocol.centroids_request(options, client) for client in transport.clients}
+    clients = [client for client in transport.clients if client not in excluded]
+    requests = {client: _scaled(protocol.centroids_request(options, client), scaling) for client in clients}
     result = transport.ask(
         requests,
         protocol.centroids_rule(options),
@@ -195,6 +224,7 @@ def _refine(
     excluded: dict[int, str],
     suspects: dict[int, str],
     points: dict[int, float],
+    scaling: Scaling | None,
 ) -> Floats:
     """Run one federated step of Lloyd; an empty center stays where it is.
 
@@ -202,7 +232,7 @@ def _refine(
         suspects: by client what is anomalous about it; more is added.
         points: by client the number of points reported before (`count_points`).
     """
-    request = protocol.lloyd_request(centers_KD, options, round)
+    request = _scaled(protocol.lloyd_request(centers_KD, options, round), scaling)
     result = transport.ask(
         dict.fromkeys(clients, request),
         protocol.lloyd_rule(centers_KD),
@@ -227,6 +257,18 @@ def _refine(
     centers = centers_KD.copy()
     centers[count_K > 0] = total_KD[count_K > 0] / count_K[count_K > 0, None]
     return unit(centers) if options.spherical else centers
+
+
+def cluster_pooled(points_ND: Floats, options: ClusteringOptions) -> Clustered:
+    """Run a method that is not federated on all points in one place.
+
+    Args:
+        points_ND: as the clients have them; they are scaled here where the options say so.
+    """
+    scaling = Scaling.of_points(points_ND) if options.scale == "standard" else None
+    empty = Clustered(np.zeros((0, points_ND.shape[1])), options, {}, {}, {}, {}, {}, scaling)
+    merged = merge_pooled(empty.prepare(points_ND), options)
+    return replace(empty, centers=merged.centers, server=merged.report)
 
 
 def merge_pooled(points_ND: Floats, options: ClusteringOptions) -> Merged:

@@ -16,6 +16,7 @@ from foveate.core.recipes import Settings, validate
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.grouping import QUANTILE, RADIUS_RULES, SEED_RULES
 from foveate.federated.clustering.pool import Pool
+from foveate.federated.reference import REFERENCE
 
 _METHODS = "foveate.federated.clustering.methods"
 
@@ -48,6 +49,11 @@ class ClusteringOptions(Settings):
     )
     # Several runs: a client whose k-means ends in a bad minimum sends centers that lie between clusters.
     n_init: Count = Field(5, ge=1, description="runs of a client's k-means; the best one counts")
+    scale: Literal["none", "standard"] = Field(
+        "none",
+        description="standard: columns in units of their common standard deviation, from sums that clients send; "
+        "no row moves",
+    )
     spherical: bool = Field(False, description="cluster directions: rows are scaled to length 1")
     eliminate: Literal["flags", "drop", "none"] = Field(
         "flags", description="centroids that a client doubts are sent and marked, are not sent, or are not looked for"
@@ -55,8 +61,14 @@ class ClusteringOptions(Settings):
     radius: Annotated[float | str, BeforeValidator(_to_python)] = Field(
         "k_aware", description=f"grouping radius: a number, or {', '.join(RADIUS_RULES)}"
     )
-    quantile: Number = Field(QUANTILE, ge=0, le=1, description="of the radius rule 'quantile'")
-    seeds: str = Field("most_mass", description=f"order in which groups are formed: {', '.join(SEED_RULES)}")
+    quantile: Number = Field(
+        QUANTILE, ge=0, le=1, description="of the radius rule 'quantile'", json_schema_extra=REFERENCE
+    )
+    seeds: str = Field(
+        "most_mass",
+        description=f"order in which groups are formed: {', '.join(SEED_RULES)}",
+        json_schema_extra=REFERENCE,
+    )
     # Besides the radii, which alone failed on groups of very different sizes.
     restarts: Count = Field(10, ge=0, description="weighted k-means++ starts of the server")
     refine_rounds: Count = Field(1, ge=0, description="exchanges of sums and counts after the first; 0 is one shot")
@@ -73,8 +85,12 @@ class ClusteringOptions(Settings):
     )
     clip: Number | None = Field(None, gt=0, description="norm to which rows are clipped where there is noise")
     noise_steps: Count = Field(5, ge=1, le=100, description="steps of a client's k-means with noise")
-    kfed_seeds: Literal["all", "one"] = Field("all", description="centroids of the first client that k-FED starts from")
-    kfed_steps: Literal["converged", "one"] = Field("converged", description="steps of Lloyd in k-FED")
+    kfed_seeds: Literal["all", "one"] = Field(
+        "all", description="centroids of the first client that k-FED starts from", json_schema_extra=REFERENCE
+    )
+    kfed_steps: Literal["converged", "one"] = Field(
+        "converged", description="steps of Lloyd in k-FED", json_schema_extra=REFERENCE
+    )
     on_few_groups: Literal["raise", "return"] = Field(
         "raise", description="error, or fewer centers with a warning, where there are fewer groups than clusters"
     )
@@ -110,6 +126,8 @@ class ClusteringOptions(Settings):
             return self
         if self.clip is None:
             raise ValueError("noise needs clip: noise hides only what is bounded")
+        if self.scale != "none":
+            raise ValueError("noise and scale: the sums of a common scale have no noise; scale before, by known units")
         if self.eliminate != "none":
             raise ValueError("noise needs eliminate 'none': which centroids are doubted depends on single points")
         if self.radius == "fused":
@@ -175,6 +193,7 @@ CLIENT_OPTIONS = frozenset(
     {
         "client_init",
         "n_init",
+        "scale",
         "spherical",
         "min_count",
         "local_clusters",

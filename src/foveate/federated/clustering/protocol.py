@@ -2,6 +2,7 @@
 
 | kind | down | up |
 |---|---|---|
+| `query.moments` | options, then `center` | `sums` of all points, then `squares` about the center; their number |
 | `query.centroids` | options | `centers`, and where asked `counts`, `spreads`, `trusted`, `radius` |
 | `query.lloyd` | `centers` | `sums`, `counts` |
 | `query.assign` | `centers` | two numbers: points and inertia |
@@ -34,10 +35,10 @@ from foveate.federated.clustering.local import (
 from foveate.federated.clustering.noise import clip_to_grid, from_grid, noisy_inertia, noisy_kmeans, noisy_sums
 from foveate.federated.clustering.options import ClusteringOptions, load_method
 from foveate.federated.messages import MAX_WHOLE, ArrayRule, Message, MessageError, MessageRule, Value
+from foveate.federated.points import MAX_COORDINATE
 
 CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"
-MAX_COORDINATE = 1e30
-"""No measurement is larger in any unit; a larger coordinate is a mistake or an attack, which take centers along."""
+MOMENTS = "query.moments"
 _ROUNDING = 8 * np.finfo(np.float64).eps
 """Rounding error of a sum, relative to its largest term, per term."""
 
@@ -91,7 +92,7 @@ def winsorize(points_ND: Floats, reach: float) -> Floats:
 
 
 def _prepare(data: ArrayLike, request: Message) -> Floats:
-    """Points as a request wants them: checked, winsorized, scaled to length 1.
+    """Points as a request wants them: checked, winsorized, in a common scale, scaled to length 1.
 
     Raises:
         MessageError: settings that no options allow, such as percentiles, which have no noise, beside noise.
@@ -107,6 +108,7 @@ def _prepare(data: ArrayLike, request: Message) -> Floats:
     points = as_points(data)
     if "winsorize" in request.values:
         points = winsorize(points, request.number("winsorize"))
+    points = scale_points(points, request)
     return unit_rows(points) if request.values.get("spherical") else points
 
 
@@ -419,4 +421,61 @@ def answer_assign(data: ArrayLike, request: Message, client: int) -> Message:
     return request.answer(points=int(open_N.sum()), inertia=float(square_N[open_N].sum()))
 
 
-HANDLERS: dict[str, Handler] = {CENTROIDS: answer_centroids, LLOYD: answer_lloyd, ASSIGN: answer_assign}
+def moments_request(options: ClusteringOptions, center_D: Floats | None = None) -> Message:
+    """Request of column sums, or of sums of squares about a center [D]."""
+    arrays = {} if center_D is None else {"center": center_D}
+    # One cell, of all points: this is what a client's own limit of clusters is compared with.
+    values: dict[str, Value] = {"clusters": 1, "min_count": options.min_count}
+    if options.winsorize is not None:
+        values["winsorize"] = options.winsorize
+    return Message(MOMENTS, 0, arrays, values)
+
+
+def moments_rule(name: str, width: int | None = None) -> MessageRule:
+    """Rule of the answers to `moments_request`.
+
+    Args:
+        name: "sums" or "squares". width: number of columns, where it is known.
+    """
+    low = 0.0 if name == "squares" else None
+    return MessageRule(MOMENTS, {name: ArrayRule("float64", (width,), low=low)}, {"points": int})
+
+
+def answer_moments(data: ArrayLike, request: Message, client: int) -> Message:
+    """Sums of all points by column, or sums of squared differences from a center: one cell, of all points.
+
+    Raises:
+        UserError: fewer points than `min_count`.
+    """
+    # Winsorized like the points that are clustered: one typing error would shift the scale of all.
+    points = _prepare(data, request)
+    _check_count(points, int(request.number("min_count")))
+    if "center" not in request.arrays:
+        return request.answer(arrays={"sums": points.sum(0)}, points=len(points))
+    center_D = request.array("center")
+    if points.shape[1:] != center_D.shape:
+        raise UserError(f"the data have {points.shape[1]} features; the center has {center_D.shape}")
+    return request.answer(arrays={"squares": ((points - center_D) ** 2).sum(0)}, points=len(points))
+
+
+def scale_points(points_ND: Floats, request: Message) -> Floats:
+    """Points in the common scale that a request brings, or as they are.
+
+    Raises:
+        UserError: a scale of another width, or one that makes values infinite.
+    """
+    if "offset" not in request.arrays:
+        return points_ND
+    offset_D, scale_D = request.array("offset"), request.array("scale")
+    if offset_D.shape != points_ND.shape[1:] or scale_D.shape != points_ND.shape[1:]:
+        raise UserError(f"the data have {points_ND.shape[1]} features; the scale has {len(offset_D)}")
+    with np.errstate(all="ignore"):
+        return as_points((points_ND - offset_D) / scale_D)
+
+
+HANDLERS: dict[str, Handler] = {
+    MOMENTS: answer_moments,
+    CENTROIDS: answer_centroids,
+    LLOYD: answer_lloyd,
+    ASSIGN: answer_assign,
+}

@@ -17,9 +17,10 @@ from foveate.core.runs import RunFolder
 from foveate.federated.clients import Client
 from foveate.federated.clustering.account import account
 from foveate.federated.clustering.distances import Labels, nearest
-from foveate.federated.clustering.fit import Clustered, cluster, merge_pooled
+from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
 from foveate.federated.clustering.options import ClusteringOptions, load_method, method_names, resolve
-from foveate.federated.clustering.protocol import HANDLERS, distinct_points, optional_parts, unit_rows
+from foveate.federated.clustering.protocol import HANDLERS, distinct_points, optional_parts
+from foveate.federated.reference import refuse_reference
 from foveate.federated.reporting import (
     compare_with_labels,
     describe_run,
@@ -51,6 +52,7 @@ def read_options(clients: Clients, clusters: int | None, options: Mapping[str, A
     for name in ("seed", "clusters"):
         if name in content:
             raise UserError(f"--set {name}: pass it as --{name}")
+    refuse_reference(ClusteringOptions, content, where="foveate federated cluster")
     method = str(content.pop("method", "consensus"))
     with warnings_as_progress():
         return resolve(clusters, method=method, seed=seed, where="foveate federated cluster", **content)
@@ -64,16 +66,17 @@ def plan(clients: Clients, options: ClusteringOptions) -> dict[str, Any]:
     parts = optional_parts(options)
     per_centroid = 8 * width + 8 * parts["counts"] + 8 * parts["spreads"] + parts["trusted"]
     first = local * per_centroid + 8 * (parts["radius"] + parts["counts"])
-    rounds = options.refine_rounds
+    rounds, scaling = options.refine_rounds, int(options.scale != "none")
     return {
         "kind": "plan",
         "method": options.title,
         "clusters": options.clusters,
         "clients": clients.sizes(),
         "features": width,
-        # Each refinement sends K sums and counts in float64; the last message is two numbers, points and inertia.
-        "bytes_up_per_client": first + rounds * 8 * options.clusters * (width + 1) + 16,
-        "bytes_down_per_client": (rounds + 1) * 8 * options.clusters * width,
+        # Each refinement sends K sums and counts in float64; the last message is two numbers, points and inertia. A
+        # common scale costs two sums up, and a center and then an offset and a scale with every request down.
+        "bytes_up_per_client": first + rounds * 8 * options.clusters * (width + 1) + 16 + scaling * 16 * (width + 1),
+        "bytes_down_per_client": (rounds + 1) * 8 * options.clusters * width + scaling * 8 * width * (2 * rounds + 5),
         "options": options.model_dump(mode="json"),
     }
 
@@ -104,7 +107,9 @@ def run_clustering(
         for name in methods[1:]:
             # Baselines keep their own defaults, and return fewer groups where they must: one that fails should not end
             # the run.
-            other = resolve(options.clusters, method=name, seed=options.seed, on_few_groups="return")
+            other = resolve(
+                options.clusters, method=name, seed=options.seed, scale=options.scale, on_few_groups="return"
+            )
             say(f"baseline: {name}")
             baseline, baseline_log, baseline_seconds = _run(clients, other, path / "answers", settings)
             assigned = _assign(clients, baseline)
@@ -123,7 +128,7 @@ def run_clustering(
                 groups,
                 clustered.centers,
                 seed=options.seed,
-                prepare=unit_rows if options.spherical else lambda points: points,
+                prepare=clustered.prepare,
                 sent=[np.asarray(report["centers"]) for report in clustered.client_reports.values()],
             ),
             command=command or [],
@@ -158,9 +163,7 @@ def _run(
     # A log per method: each row of the table shows its own traffic.
     started, log = time.monotonic(), Log()
     if not load_method(options.method).federated:
-        points = np.concatenate(clients.points)
-        merged = merge_pooled(unit_rows(points) if options.spherical else points, options)
-        clustered = Clustered(merged.centers, options, {}, merged.report, {}, {}, {})
+        clustered = cluster_pooled(np.concatenate(clients.points), options)
         return clustered, log, time.monotonic() - started
     members = [
         Client(number, points, HANDLERS, name)
@@ -174,14 +177,13 @@ def _run(
 
 def _assign(clients: Clients, clustered: Clustered) -> list[Labels]:
     """Group of each point, per client."""
-    prepare = unit_rows if clustered.options.spherical else np.asarray
-    return [nearest(prepare(points), clustered.centers)[0] for points in clients.points]
+    return [nearest(clustered.prepare(points), clustered.centers)[0] for points in clients.points]
 
 
 def _measure(clients: Clients, clustered: Clustered, groups: list[Labels], log: Log, seconds: float) -> ClusterMethod:
     """Compactness of one method's groups, agreement with labels, and cost."""
     points, group_N = np.concatenate(clients.points), np.concatenate(groups)
-    points = unit_rows(points) if clustered.options.spherical else points
+    points = clustered.prepare(points)
     # Root mean square, in the units of the data; a sum of squares would grow with the number of points.
     quality = {"distance": float(np.sqrt(((points - clustered.centers[group_N]) ** 2).sum(1).mean()))}
     truth = clients.all_labels()
@@ -297,5 +299,9 @@ def write_server_result(path: Path, clustered: Clustered, log: Log, names: Mappi
 
 
 def _write_centers(path: Path, clustered: Clustered) -> None:
+    scaling = clustered.scaling
+    arrays = {"centers": clustered.original_centers}
+    if scaling is not None:
+        arrays |= {"offset": scaling.offset_D, "scale": scaling.scale_D}
     with atomic_file(path / "centers.npz") as handle:
-        np.savez(handle, centers=clustered.centers)
+        np.savez(handle, allow_pickle=False, **arrays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,8 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         set_weights(network, state.weights)
         self.encoder_ = network
         self.cluster_centers_ = state.centers
+        for client, reason in state.excluded.items():
+            warnings.warn(f"client {client} was left out: {reason}", UserWarning, stacklevel=2)
         self.history_, self.excluded_, self.suspects_ = state.history, state.excluded, state.describe_suspects()
         self.exchanged_, self.bytes_up_, self.bytes_down_ = log.table(), log.bytes(up=True), log.bytes(up=False)
         rounds = f"{self.n_rounds} round{'s' * (self.n_rounds != 1)}"

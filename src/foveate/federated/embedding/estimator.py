@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,8 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         self.encoder_ = fitted.encoder
         self.history_ = state.history
         self.notes_ = state.notes
+        for note, count in state.notes.items():
+            warnings.warn(f"{note} ({count} times)", UserWarning, stacklevel=2)
         self.log_ = log
         self.n_features_in_ = state.features
         if options.method == LOCAL:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings, validate
+from foveate.federated.reference import REFERENCE, reference_values
 
 FEDNE, FEDAVG, FEDPROX, LOCAL, POOLED, EXACT = "fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"
 METHODS = {
@@ -33,7 +34,9 @@ class EmbeddingOptions(Settings):
     )
     neighbors: int = Field(7, ge=1, le=500, description="edges per point")
     negatives: int | Literal["all"] = Field(5, description='negative samples per edge, or "all" for the exact mean')
-    kernel: Literal["shifted", "cauchy"] = Field("shifted", description="similarity of two map positions")
+    kernel: Literal["shifted", "cauchy"] = Field(
+        "shifted", description="similarity of two map positions", json_schema_extra=REFERENCE
+    )
     rounds: int = Field(150, ge=1, le=100_000, description="rounds of training and averaging")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="of the clients' Adam")
     decay_at: tuple[float, ...] = Field((0.6,), description="shares of the rounds after which the learning rate falls")
@@ -49,7 +52,9 @@ class EmbeddingOptions(Settings):
     surrogate_start: float = Field(0.3, ge=0, le=1, description="share of the rounds before clients repel one another")
     refresh: int = Field(1, ge=1, description="rounds between new surrogates")
     grid: Literal["union", "own", "official"] = Field(
-        "union", description="where surrogates are queried: one grid for all, one per client, or the public code's"
+        "union",
+        description="where surrogates are queried: one grid for all, one per client, or the public code's",
+        json_schema_extra=reference_values("official"),
     )
     grid_step: float = Field(0.3, gt=0, description="distance of two queries")
     max_axis_points: int = Field(28, ge=2, le=200, description="queries per axis at most, union grid")
@@ -57,7 +62,9 @@ class EmbeddingOptions(Settings):
     min_axis_points: int = Field(12, ge=2, le=200, description="queries per axis at least")
     max_points: int = Field(2000, ge=16, le=100_000, description="queries in all at most, own grid")
     drop: Literal["none", "farthest", "nearest"] = Field(
-        "none", description="points left out of each query: the public code drops the 7 farthest"
+        "none",
+        description="points left out of each query: the public code drops the 7 farthest",
+        json_schema_extra=REFERENCE,
     )
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the queries that a surrogate's fit is measured on")
     # A surrogate that does not fit pushes points anywhere; without it its client is only not felt.
@@ -66,7 +73,9 @@ class EmbeddingOptions(Settings):
     # Off, although the published method mixes: on digits it cost accuracy.
     mixing: bool = Field(False, description="train on mixtures of neighboring points, too")
     mixing_beta: float = Field(0.2, gt=0, description="of the Beta distribution that mixtures are drawn from")
-    keep_self_edges: bool = Field(False, description="as the public code: a duplicate may be its own neighbor")
+    keep_self_edges: bool = Field(
+        False, description="as the public code: a duplicate may be its own neighbor", json_schema_extra=REFERENCE
+    )
     proximal: float = Field(0.01, ge=0, description="mu of fedprox")
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that train in a round")
     aggregation: Literal["mean", "median", "trimmed_mean"] = Field(

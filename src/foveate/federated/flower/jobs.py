@@ -13,6 +13,7 @@ from foveate.federated.embedding.options import FEDNE, EmbeddingOptions
 from foveate.federated.embedding.options import read_options as read_map_options
 from foveate.federated.flower.options import CLUSTER, EMBED, FEATURES, WHERE, RunOptions
 from foveate.federated.limits import SAFE_MIN_COUNT
+from foveate.federated.reference import refuse_reference
 
 CONSENSUS = "consensus"
 
@@ -22,6 +23,7 @@ REMOTE_DEFAULTS: dict[str, Any] = {"min_count": SAFE_MIN_COUNT, "refine_rounds":
 
 
 def _cluster(run: RunOptions, content: dict[str, Any]) -> ClusteringOptions:
+    refuse_reference(ClusteringOptions, content, where=WHERE)
     defaults = dict(REMOTE_DEFAULTS)
     if content.get("noise"):
         # Percentiles have no noise; clipped rows bound outliers instead.
@@ -31,6 +33,7 @@ def _cluster(run: RunOptions, content: dict[str, Any]) -> ClusteringOptions:
 
 
 def _embed(run: RunOptions, content: dict[str, Any]) -> EmbeddingOptions:
+    refuse_reference(EmbeddingOptions, content, where=WHERE)
     base = {"method": run.method or FEDNE, "seed": run.seed}
     return read_map_options(base | content, where=WHERE)
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings, validate
 from foveate.federated.limits import Limits
+from foveate.federated.points import ReadOptions
 
 WHERE = "run configuration"
 JOBS = ("cluster", "embed", "features")
@@ -24,7 +25,7 @@ class ServerOptions(Settings):
     host: str | None = Field(None, description="where it listens; everywhere, or on loopback for address localhost")
 
 
-class NodeOptions(Limits):
+class NodeOptions(Limits, ReadOptions):
     """One client's node: its number, the server, its data, and its own limits."""
 
     client: int = Field(ge=0, description="the client's number, from 0, each once")
@@ -37,11 +38,12 @@ class NodeOptions(Limits):
 
     def to_config(self) -> dict[str, Any]:
         """Return the fields of Flower's node configuration besides the client's number: the data and what was set."""
-        names = [
-            name for name in ("name", *Limits.model_fields) if name in self.model_fields_set and getattr(self, name)
-        ]
+        fields = ("name", *Limits.model_fields, *ReadOptions.model_fields)
+        values = {name: getattr(self, name) for name in fields if name in self.model_fields_set and getattr(self, name)}
+        if "columns" in values:
+            values["columns"] = ",".join(values["columns"])
         return {"data": str(Path(self.data or "").resolve())} | {
-            name.replace("_", "-"): getattr(self, name) for name in names
+            name.replace("_", "-"): value for name, value in values.items()
         }
 
 

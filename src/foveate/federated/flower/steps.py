@@ -24,6 +24,7 @@ from foveate.federated.flower.jobs import read_job
 from foveate.federated.flower.keys import CA, check_client, check_public_key, check_server
 from foveate.federated.flower.processes import Child, answers, is_free, program, started, stopped_by_signals
 from foveate.federated.limits import SAFE_MIN_COUNT, Limits
+from foveate.federated.points import ReadOptions
 from foveate.federated.sources import read_points
 
 _START_SECONDS = 120.0
@@ -101,14 +102,13 @@ def join(
     limits = Limits.of_node(node)
     if not insecure:
         check_client(folder, client)
-    points = read_points(Path(node["data"])).points_ND
-    limits.need_points(len(points))
-    say(f"{node['data']}: {len(points):,} points of {points.shape[1]} features")
+    # The node reads them anew for each request; here they are only checked.
+    rows, columns = _check_data(Path(node["data"]), ReadOptions.of_config(node))
+    limits.need_points(rows)
+    say(f"{node['data']}: {rows:,} points of {columns}")
     # Before the node connects: afterwards it is too late.
     for line in describe_limits(limits):
         say(line)
-    # The node reads them anew for each request; here they were only checked.
-    del points
     if not is_free(commands.LOOPBACK, port):
         raise UserError(f"port {port} is in use; give this node another --port")
     _prepare(folder)
@@ -119,6 +119,14 @@ def join(
         _still(child, lambda: "SuperNode ID:" in child.text)
         ready()
         _still(child, lambda: False)
+
+
+def _check_data(path: Path, options: ReadOptions) -> tuple[int, str]:
+    """Read a client's points once; return how many there are, and of which columns."""
+    points = read_points(path, options)
+    names = f" ({', '.join(points.names()[:20])})" if points.names() else ""
+    dropped = f", without {points.num_dropped:,} rows of missing values" if points.num_dropped else ""
+    return len(points.points_ND), f"{points.points_ND.shape[1]} features{names}{dropped}"
 
 
 def describe_limits(limits: Limits) -> list[str]:

@@ -33,6 +33,6 @@ METHOD = Method(
     note="all points in one place, k-means++ 20 times: not federated",
     merge=merge,
     defaults={"n_init": 20, "refine_rounds": 0, "eliminate": "none"},
-    uses=frozenset({"client_init", "n_init", "spherical"}),
+    uses=frozenset({"client_init", "n_init", "scale", "spherical"}),
     federated=False,
 )
