@@ -23,18 +23,24 @@ NAMES = sorted(name for name in foveate.__all__ if not name.startswith("_"))
 @pytest.fixture(scope="module")
 def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What examples may use without importing it: the public names, and files of a tiny world."""
+    from foveate.adapt.load_backbone import load_backbone, parse_backbone
     from foveate.pretrain.searching.index import build_index
     from foveate.pretrain.train import build_model
     from foveate.vision.localizer.folder import save_model
 
     folder = tmp_path_factory.mktemp("reference")
     save_model(build_model(tiny.recipe()).eval(), folder / "model")
+    network = load_backbone(parse_backbone(str(folder / "model")))
+    adapted = foveate.adapt(network.model, "bitfit", classes=3)
+    adapted.info["default"] = {"classes": ["a", "b", "c"], "backbone": network.settings}
+    foveate.save_adapter(adapted, folder / "run" / "adapter")
     build_index(folder / "model", tiny_collection, folder / "index")
     with Collection.open(tiny_collection) as collection:
         (folder / "image.png").write_bytes(collection.image_bytes(0))
     return {name: getattr(foveate, name) for name in NAMES} | {
         "collection_folder": tiny_collection,
         "model_folder": folder / "model",
+        "adapter_run": folder / "run",
         "index_folder": folder / "index",
         "image_file": folder / "image.png",
     }

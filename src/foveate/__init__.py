@@ -24,12 +24,14 @@ _LAZY = {
     "Model": "foveate.pretrain.api",
     "PixelBox": "foveate.records.boxes",
     "PixelXYWH": "foveate.records.boxes",
+    "Predictor": "foveate.adapt.predictor",
     "Record": "foveate.records.record",
     "Region": "foveate.records.record",
     "SearchIndex": "foveate.pretrain.api",
     "UserError": "foveate.core.errors",
     "adapt": "foveate.adapt",  # the package, which can be called
     "load_adapter": "foveate.adapt.folder",
+    "open_adapter": "foveate.adapt.predictor",
     "open_index": "foveate.pretrain.api",
     "open_model": "foveate.pretrain.api",
     "save_adapter": "foveate.adapt.folder",
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from foveate.adapt.calibration.estimator import Calibrator
     from foveate.adapt.folder import load_adapter, save_adapter
     from foveate.adapt.model import AdaptedModel, adapt
+    from foveate.adapt.predictor import Predictor, open_adapter
     from foveate.core.errors import UserError
     from foveate.federated.deep.estimator import FederatedDeepClustering
     from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
@@ -65,6 +68,7 @@ __all__ = [
     "Model",
     "PixelBox",
     "PixelXYWH",
+    "Predictor",
     "Record",
     "Region",
     "SearchIndex",
@@ -72,6 +76,7 @@ __all__ = [
     "__version__",
     "adapt",
     "load_adapter",
+    "open_adapter",
     "open_index",
     "open_model",
     "save_adapter",

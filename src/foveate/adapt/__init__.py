@@ -20,9 +20,11 @@ _LAZY = {
     "AbsentClassCalibrator": "foveate.adapt.calibration.absent_classes",
     "AdaptedModel": "foveate.adapt.model",
     "Calibrator": "foveate.adapt.calibration.estimator",
+    "Predictor": "foveate.adapt.predictor",
     "export_merged": "foveate.adapt.export",
     "export_peft": "foveate.adapt.peft_format",
     "load_adapter": "foveate.adapt.folder",
+    "open_adapter": "foveate.adapt.predictor",
     "save_adapter": "foveate.adapt.folder",
 }
 

@@ -76,6 +76,26 @@ class MergeResult(ResultModel):
     difference: float | None = None
 
 
+class PredictResult(ResultModel):
+    """What `adapt predict` wrote.
+
+    Attributes:
+        images: that were classified.
+        counts: class -> images, without calibration.
+        unreadable: image -> reason.
+        ignored_files: in the folders, that are no images.
+        gamma: of the calibration; None without one.
+        changed: images whose class the calibration changed; None without one.
+    """
+
+    images: int
+    counts: dict[str, int]
+    unreadable: dict[str, str] = {}
+    ignored_files: int = 0
+    gamma: float | None = None
+    changed: int | None = None
+
+
 class ComparedEntry(ResultModel):
     """One method on one task.
 

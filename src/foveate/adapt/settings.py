@@ -1,7 +1,8 @@
-"""Settings of `foveate adapt compare`, `wise` and `merge` beside their recipes; without torch."""
+"""Settings of `foveate adapt compare`, `wise`, `merge` and `predict` beside their recipes; without torch."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -47,4 +48,13 @@ class MergeSettings(Settings):
     format: Literal["merged", "peft"] = Field(
         "merged",
         description="merged: weights in the backbone's own format; peft: an adapter folder of PEFT, not merged",
+    )
+
+
+class PredictSettings(Settings):
+    """The calibration of predictions."""
+
+    gamma: float | None = Field(None, description="added to the logits of the classes that had no training image")
+    calibration: Path | None = Field(
+        None, description="run folder of `foveate calibrate`; RUN/calibration by default, where it is"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from foveate.core.errors import UserError
 from foveate.pretrain.embed import BATCH
@@ -23,13 +21,11 @@ from foveate.pretrain.searching.search import Hit, Index
 from foveate.pretrain.searching.search import search as search_in
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View
-from foveate.records.images import BadImage, decode
+from foveate.records.images import BadImage, ImageInput, decode, encode_input, is_single_image
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
-
-ImageInput = str | os.PathLike[str] | bytes | Image.Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +53,6 @@ class Location:
     scores: Mapping[str, float | None]
     width: int
     height: int
-
-
-def image_bytes(image: ImageInput) -> bytes:
-    """Return the bytes of an image: a path, bytes, or a Pillow image (rotated as its EXIF says).
-
-    Raises:
-        UserError: when the file cannot be read, or `image` is of another type.
-    """
-    if isinstance(image, bytes | bytearray | memoryview):
-        return bytes(image)
-    if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        # PNG has no other modes: CMYK, YCbCr and floats become RGB, what has transparency keeps it.
-        if upright.mode not in ("L", "LA", "P", "RGB", "RGBA", "I;16"):
-            upright = upright.convert("RGBA" if upright.mode in ("RGBa", "La", "PA") else "RGB")
-        buffer = io.BytesIO()
-        # Little compression: the bytes are decoded again at once.
-        upright.save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
-    if isinstance(image, str | os.PathLike):
-        try:
-            return Path(image).read_bytes()
-        except OSError as error:
-            raise UserError(f"{image}: cannot be read ({error.strerror})") from error
-    raise UserError(f"image: expected a path, bytes or a Pillow image (got {type(image).__name__})")
 
 
 class Model:
@@ -113,7 +84,7 @@ class Model:
         Raises:
             UserError: naming the first image that cannot be read.
         """
-        if isinstance(images, str | os.PathLike | bytes | Image.Image):
+        if is_single_image(images):
             raise UserError("images: expected a list (got a single image); write [image]")
         # An empty part first: without images the result still has the width E.
         parts = [np.zeros((0, self.embed_dim), np.float32)]
@@ -128,12 +99,13 @@ class Model:
 
     def _pixels(self, image: ImageInput, number: int) -> torch.Tensor:
         preprocess = self.network.image_encoder.preprocess
+        data = encode_input(image)
         try:
-            image = decode(image_bytes(image), longest_side=DECODE_FACTOR * preprocess.long_side)
+            decoded = decode(data, longest_side=DECODE_FACTOR * preprocess.long_side)
         except BadImage as problem:
             name = image if isinstance(image, str | os.PathLike) else f"image {number}"
             raise UserError(f"{name}: cannot be read: {problem}") from problem
-        return render_image(preprocess, image, place_image(preprocess, image.size, View()))
+        return render_image(preprocess, decoded, place_image(preprocess, decoded.size, View()))
 
     @torch.inference_mode()
     def _encode(self, batch: Sequence[torch.Tensor]) -> NDArray[np.float32]:
@@ -156,7 +128,7 @@ class Model:
         checked = [check_box(box) for box in boxes]
         if not checked:
             return np.zeros((0, self.embed_dim), np.float32)
-        encoded = encode_image_bytes(self.network, image_bytes(image))
+        encoded = encode_image_bytes(self.network, encode_input(image))
         inside = [to_fractions(box, encoded.width, encoded.height) for box in checked]
         return embed_boxes(self.network, encoded, inside).astype(np.float32)
 
@@ -166,7 +138,7 @@ class Model:
         Args:
             rule: "head" or "candidates"; the model's better one by default. seed: of the random baseline box.
         """
-        located = locate_in(self.network, image_bytes(image), phrase, rule=rule, seed=seed)
+        located = locate_in(self.network, encode_input(image), phrase, rule=rule, seed=seed)
         boxes = {name: _box_or_none(corners) for name, corners in located.boxes.items()}
         return Location(
             phrase=located.phrase,
@@ -232,7 +204,7 @@ class SearchIndex:
         Raises:
             UserError: an empty query, an unreadable image, a box outside it, bare numbers instead of a box.
         """
-        data = None if image is None else image_bytes(image)
+        data = None if image is None else encode_input(image)
         query = Query(text=text, image=data, box=box, negative=negative, weights=weights or {})
         hits, _ = search_in(
             self.index, query, self.model.network, count=count, kind=kind, per_image=per_image, backend=backend

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -68,6 +72,10 @@ _TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXAMINED_SIDE = 64  # enough for the perceptual hash (32), and JPEGs decode at 1/8 scale
+
+
+ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+"""An image of the Python API: a path, the bytes of a file, a Pillow image, or uint8 pixels [H, W, 3] or [H, W]."""
 
 
 class BadImage(UserError):
@@ -124,6 +132,49 @@ def detect_format(data: bytes) -> str:
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg", b"{", b"<")):
         raise BadImage("not an image", "the file is text such as HTML, XML or JSON")
     raise BadImage("format not allowed", f"unknown image format; expected {', '.join(_DECODERS)}")
+
+
+def is_single_image(images: object) -> bool:
+    """Whether `images` is one image instead of several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim < 3 or (images.ndim == 3 and images.shape[2] == 3)
+    return isinstance(images, str | os.PathLike | bytes | Image.Image)
+
+
+def encode_input(image: ImageInput) -> bytes:
+    """Return the bytes of an image file: of a path, or of pixels as a PNG (rotated as their EXIF says).
+
+    Raises:
+        BadImage: the file cannot be read, or is none.
+        UserError: `image` is of another type, or an array of another shape or type.
+    """
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            raise UserError(
+                f"image: expected an array uint8 [H, W, 3] or [H, W] (got {image.dtype} {list(image.shape)})"
+            )
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image)
+        # PNG has no other modes: CMYK, YCbCr and floats become RGB, what has transparency keeps it.
+        if upright.mode not in ("L", "LA", "P", "RGB", "RGBA", "I;16"):
+            upright = upright.convert("RGBA" if upright.mode in ("RGBa", "La", "PA") else "RGB")
+        buffer = io.BytesIO()
+        # Little compression: the bytes are decoded again at once.
+        upright.save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        # A pipe would wait for its writer for ever.
+        if path.exists() and not path.is_file():
+            raise BadImage("no regular file", f"{path}: is a folder, pipe, socket or device; expected an image file")
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise BadImage("unreadable", f"{image}: cannot be read ({error.strerror})") from error
+    raise UserError(f"image: expected a path, bytes, a Pillow image or an array (got {type(image).__name__})")
 
 
 def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:

@@ -1,4 +1,4 @@
-"""`foveate adapt train|merge|compare|wise`: tune a vision model with few parameters, and see which way is best."""
+"""`foveate adapt train|predict|merge|compare|wise`: tune a vision model with few parameters, compare the methods."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, dry_run_option, finish, path_option, run_option
 
 if TYPE_CHECKING:
-    from foveate.adapt.results import AdaptResult, ComparedResult, WiseResult
+    from foveate.adapt.results import AdaptResult, ComparedResult, PredictResult, WiseResult
 
 _SETTINGS = "foveate.adapt.settings"
+_MAX_LISTED = 10  # classes and unreadable images that are printed
 _moved_option = click.option(
     "--backbone", default=None, metavar="FOLDER|KIND:NAME", help="Where the backbone is now, if it moved."
 )
@@ -27,6 +28,7 @@ def command() -> None:
     \b
     Example:
       foveate adapt train --backbone my-vit --data my-images --field category --method lora
+      foveate adapt predict runs/adapt-lora photos --to answers.csv
       foveate adapt merge runs/adapt-lora --to merged
       foveate adapt compare --backbone my-vit --tasks mine=my-images:category --methods all
     """
@@ -107,7 +109,8 @@ def train(
     if result.absent and (target / "logits-test.npz").is_file():
         lines.append(
             f"{len(result.absent)} classes had no training image; bring them back: foveate calibrate "
-            f"{target}/logits-test.npz --training {target}/logits-training.npz --classes-seen @{target}/seen.txt"
+            f"{target}/logits-test.npz --training {target}/logits-training.npz --classes-seen @{target}/seen.txt "
+            f"--run {target}/calibration"
         )
     finish(result.to_json(), lines, paths, as_json=as_json)
 
@@ -124,6 +127,60 @@ def _format_training(result: AdaptResult) -> list[str]:
         if value is not None:
             interval = "" if value.low is None else f" ({value.low:.3f} to {value.high:.3f})"
             lines.append(f"{row.question}, {row.data}: {value.value:.3f}{interval}, n {row.n}")
+    return lines
+
+
+@command.command("predict", cls=FieldsCommand, short_help="Classify images with what was tuned.")
+@click.argument("tuned", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@path_option("--to", "CSV file of the answers, a row for each image; replaced where it exists.", required=True)
+@fields(f"{_SETTINGS}:PredictSettings", "gamma", "calibration", metavars={"calibration": "FOLDER"})
+@_moved_option
+@common(seed=False)
+def predict(
+    tuned: Path,
+    images: tuple[Path, ...],
+    to: Path,
+    settings: dict[str, Any],
+    backbone: str | None,
+    as_json: bool,
+    device: str | None,
+) -> None:
+    """Classify IMAGES (files, folders, collections) with RUN and write their classes and probabilities.
+
+    RUN is a run folder of `adapt train`, an adapter folder, or a classifier folder that `adapt merge` or `calibrate`
+    wrote. With a calibration the answers are written without and with it. Images that cannot be read have a reason
+    instead of a class.
+
+    \b
+    Example:
+      foveate adapt predict runs/adapt-lora photos --to answers.csv
+      foveate adapt predict runs/adapt-full a.jpg b.jpg --calibration runs/calibrate --to answers.csv --json
+    """
+    from foveate.adapt.predictor import open_adapter, predict_files
+    from foveate.adapt.settings import PredictSettings
+    from foveate.core.recipes import validate
+
+    checked = validate(PredictSettings, settings, where="foveate adapt predict")
+    predictor = open_adapter(tuned, device=device, backbone=backbone, **checked.model_dump())
+    result = predict_files(predictor, images, to)
+    finish(result.to_json(), _format_predictions(result), {"answers": to}, as_json=as_json)
+
+
+def _format_predictions(result: PredictResult) -> list[str]:
+    counts = sorted(result.counts.items(), key=lambda pair: -pair[1])
+    common_classes = [f"{name} {count}" for name, count in counts if count][:_MAX_LISTED]
+    more = sum(count > 0 for _, count in counts) - len(common_classes)
+    lines = [f"{result.images} images: {', '.join(common_classes)}" + (f" and {more} more classes" if more else "")]
+    if result.gamma is not None:
+        lines.append(f"gamma {result.gamma:+.4f} changes the class of {result.changed} images")
+    if result.ignored_files:
+        lines.append(f"{result.ignored_files} files in the folders are no images and were ignored")
+    if result.unreadable:
+        lines.append(f"{len(result.unreadable)} images cannot be read; they have a reason and no class:")
+        lines += [f"  {name}: {reason}" for name, reason in list(result.unreadable.items())[:_MAX_LISTED]]
+    if len(result.unreadable) > _MAX_LISTED:
+        lines.append(f"  and {len(result.unreadable) - _MAX_LISTED} more, in column error of the file")
     return lines
 
 

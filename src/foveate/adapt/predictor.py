@@ -1,0 +1,384 @@
+"""Classify new images with what was tuned: an adapter, its run, or a merged or calibrated classifier folder.
+
+```python
+predictor = foveate.open_adapter("runs/adapt-lora")
+answers = predictor.predict(["a.jpg", "b.jpg"])
+answers.labels, answers.probabilities
+```
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.adapt.classifier import Classifier, open_classifier
+from foveate.adapt.export import open_adapted
+from foveate.adapt.folder import CONFIG, find_adapter_folder
+from foveate.adapt.results import AdaptResult, CalibrateResult, PredictResult
+from foveate.core.errors import UserError, choose
+from foveate.core.files import read_json, write_bytes_atomically
+from foveate.core.results import parse_result
+from foveate.metrics.agreement import softmax
+from foveate.records import layout
+from foveate.records.collection import Collection
+from foveate.records.geometry import View
+from foveate.records.images import BadImage, ImageInput, encode_input, is_single_image
+from foveate.records.importers.sample import IMAGE_SUFFIXES
+from foveate.training.classification import LabeledImages, predict
+from foveate.vision.precision import choose_device
+from foveate.vision.preprocess import Preprocess, read_image, render_file
+
+FOLDED = "calibration.json"  # written by `fold` into a calibrated checkpoint
+CALIBRATION = "calibration"  # run folder of `foveate calibrate` inside a run of `adapt train`
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """What a calibration adds to logits.
+
+    Attributes:
+        value: added to the logit of every absent class.
+        absent: positions of the absent classes.
+        folded: the classifier's bias holds it already.
+    """
+
+    value: float
+    absent: tuple[int, ...]
+    folded: bool = False
+
+    def shift(self, logits_NK: NDArray[Any], sign: float = 1.0) -> NDArray[np.float64]:
+        """Return logits with gamma (times `sign`) on the absent classes."""
+        shifted_NK = logits_NK.astype(np.float64)
+        shifted_NK[:, list(self.absent)] += sign * self.value
+        return shifted_NK
+
+
+@dataclass(frozen=True)
+class ImagePredictions:
+    """Answers of a classifier, a row for each image that could be read, in the order given.
+
+    Attributes:
+        classes: K names, in the order of the columns.
+        images: names of the images: path, key in a collection, or position.
+        logits: [N, K], as the network gives them.
+        gamma: of the calibration; None where there is none.
+        unreadable: image -> reason, of images that were skipped.
+    """
+
+    classes: tuple[str, ...]
+    images: tuple[str, ...]
+    logits: NDArray[np.float32]
+    gamma: Gamma | None = None
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """Probabilities [N, K] without calibration."""
+        folded = self.gamma is not None and self.gamma.folded
+        logits = self.gamma.shift(self.logits, -1.0) if folded and self.gamma else self.logits.astype(np.float64)
+        return softmax(logits)
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each image, without calibration."""
+        return [self.classes[index] for index in self.probabilities.argmax(axis=1)]
+
+    @property
+    def calibrated_probabilities(self) -> NDArray[np.float64] | None:
+        """Probabilities [N, K] with gamma on the absent classes; None without a calibration."""
+        if self.gamma is None:
+            return None
+        return softmax(self.logits.astype(np.float64) if self.gamma.folded else self.gamma.shift(self.logits))
+
+    @property
+    def calibrated_labels(self) -> list[str] | None:
+        """The most probable class of each image after calibration; None without a calibration."""
+        probabilities = self.calibrated_probabilities
+        return None if probabilities is None else [self.classes[index] for index in probabilities.argmax(axis=1)]
+
+    def write_csv(self, path: Path) -> None:
+        """Write a row for each image: image, class, probability, the calibrated ones where there are any, error."""
+        columns = ["class", "probability"]
+        pairs = [(self.labels, self.probabilities.max(axis=1))]
+        calibrated = self.calibrated_probabilities
+        if calibrated is not None:
+            columns += ["calibrated_class", "calibrated_probability"]
+            pairs.append((self.calibrated_labels or [], calibrated.max(axis=1)))
+        buffer = io.StringIO()
+        # "\n" on every system: a file that is written again must not differ.
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["image", *columns, "error"])
+        for row, image in enumerate(self.images):
+            cells = [cell for labels, values in pairs for cell in (labels[row], repr(float(values[row])))]
+            writer.writerow([image, *cells, ""])
+        writer.writerows([image, *[""] * len(columns), reason] for image, reason in self.unreadable.items())
+        # File names on Linux are bytes; what is not UTF-8 in them comes out as it went in.
+        write_bytes_atomically(path, buffer.getvalue().encode("utf-8", "surrogateescape"))
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An image to classify: its name, and a function that renders it for a network; that may raise BadImage."""
+
+    name: str
+    render: Callable[[Preprocess], Tensor]
+
+
+class Predictor:
+    """A tuned network with its classes and preprocessing. Use `foveate.open_adapter`.
+
+    Attributes:
+        classes: names, in the order of the logits.
+        preprocess: how images become pixels.
+        gamma: of the calibration; None where there is none.
+
+    Example:
+        >>> predictor = open_adapter(adapter_run)
+        >>> answers = predictor.predict([image_file])
+        >>> answers.labels[0] in predictor.classes, answers.probabilities.shape == (1, len(predictor.classes))
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        logits: Callable[[Tensor], Tensor],
+        classes: Sequence[str],
+        preprocess: Preprocess,
+        *,
+        name: str = "",
+        device: torch.device | str = "cpu",
+        gamma: Gamma | None = None,
+    ) -> None:
+        self._logits, self._name, self._device = logits, name, device
+        self.classes, self.preprocess, self.gamma = tuple(classes), preprocess, gamma
+
+    def __repr__(self) -> str:
+        return f"Predictor({self._name!r}, {len(self.classes)} classes)"
+
+    def predict(self, images: Iterable[ImageInput], *, skip_unreadable: bool = False) -> ImagePredictions:
+        """Classify images: paths, bytes, Pillow images or arrays uint8 [H, W, 3].
+
+        Args:
+            skip_unreadable: leave out images that cannot be read and list them in the result, instead of raising.
+
+        Raises:
+            UserError: naming the first image that cannot be read; there is no image, or no readable one.
+        """
+        if is_single_image(images):
+            raise UserError("images: expected a list (got a single image); write [image]")
+        sources = [_describe_input(image, number) for number, image in enumerate(images)]
+        return self.predict_sources(sources, skip_unreadable=skip_unreadable)
+
+    def predict_sources(self, sources: Sequence[ImageSource], *, skip_unreadable: bool) -> ImagePredictions:
+        """Classify images that are rendered when it is their turn; see `predict`."""
+        if not sources:
+            raise UserError("images: expected at least one (got none)")
+
+        def load(row: int, view: View) -> Tensor:
+            try:
+                return sources[row].render(self.preprocess)
+            except BadImage as problem:
+                if skip_unreadable:
+                    raise
+                raise UserError(f"{sources[row].name}: cannot be read: {problem}") from problem
+
+        rows = np.arange(len(sources))
+        names = [source.name for source in sources]
+        splits = np.full(len(rows), "")
+        labeled = LabeledImages(self._name, self.classes, names, np.full(len(rows), -1), splits, load)
+        outputs = predict(self._logits, labeled, rows, device=self._device, description="classifying")
+        unreadable = {names[row]: reason for row, reason in outputs.unreadable.items()}
+        read = tuple(names[row] for row in outputs.rows.tolist())
+        return ImagePredictions(self.classes, read, outputs.logits, self.gamma, unreadable)
+
+
+def _describe_input(image: ImageInput, number: int) -> ImageSource:
+    name = os.fspath(image) if isinstance(image, str | os.PathLike) else str(number)
+    return ImageSource(name, lambda preprocess: render_file(encode_input(image), preprocess)[0])
+
+
+def list_sources(paths: Sequence[Path]) -> tuple[list[ImageSource], int]:
+    """List the images of files, folders (at any depth) and collections; also count other files in the folders.
+
+    Raises:
+        UserError: a path does not exist, or a folder or collection has no image.
+    """
+    sources: list[ImageSource] = []
+    others = 0
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder of images")
+        if (path / layout.DESCRIPTION).is_file():
+            listed = _list_collection(path, prefix=f"{path}/" if len(paths) > 1 else "")
+        elif path.is_dir():
+            files = sorted(file for file in path.rglob("*") if not file.is_dir())
+            images = [file for file in files if _is_image(file, path)]
+            others += len(files) - len(images)
+            listed = [_describe_input(file, 0) for file in images]
+        else:
+            listed = [_describe_input(path, 0)]
+        if not listed:
+            raise UserError(f"{path}: has no images; expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        sources += listed
+    return sources, others
+
+
+def _is_image(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return not hidden and file.suffix[1:].lower() in IMAGE_SUFFIXES
+
+
+def _list_collection(path: Path, *, prefix: str) -> list[ImageSource]:
+    collection = Collection.open(path)
+
+    def source(row: int, key: str) -> ImageSource:
+        return ImageSource(f"{prefix}{key}", lambda preprocess: read_image(collection, row, preprocess)[0])
+
+    return [source(row, key) for row, key in enumerate(collection.keys)]
+
+
+def open_adapter(
+    folder: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    backbone: str | None = None,
+    gamma: float | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+) -> Predictor:
+    """Open what was tuned, ready to classify images.
+
+    Args:
+        folder: run folder of `adapt train`, adapter folder, or classifier folder (merged, calibrated).
+        device: such as "cuda"; CUDA where there is one by default.
+        backbone: where the backbone of an adapter is now, if it moved.
+        gamma: added to the classes that had no training image, instead of a calibration's.
+        calibration: run folder of `foveate calibrate`; by default `calibration` in the run folder, where it is.
+
+    Raises:
+        UserError: the folder is none of these, its classes are not saved, or the calibration is of other classes.
+
+    Example:
+        >>> len(open_adapter(adapter_run).classes) > 1
+        True
+    """
+    path = Path(folder)
+    if gamma is not None and (calibration is not None or not math.isfinite(gamma)):
+        raise UserError(f"gamma: expected a finite number, without a calibration (got {gamma})")
+    here = choose_device(device or "auto")
+    logits: Callable[[Tensor], Tensor]
+    folded = None
+    if (find_adapter_folder(path) / CONFIG).is_file():
+        adapted, network, info = open_adapted(path, backbone=backbone)
+        classes = info.get("classes")
+        if not classes:
+            raise UserError(f"{path}: the adapter does not say which classes its head has; expected info.classes")
+        adapted.to(here).eval()
+        preprocess, logits = network.preprocess, lambda pixels: adapted(network.normalize(pixels))
+    else:
+        if backbone is not None:
+            raise UserError(f"backbone: has no effect on {path}, which is no adapter but a classifier")
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"{path}: expected a run folder of `adapt train`, an adapter folder, or a classifier folder with "
+                "config.json and model.safetensors"
+            )
+        classifier: Classifier = open_classifier(path, device=str(here))
+        classes, logits = classifier.names, classifier
+        if classifier.preprocess is None:
+            raise UserError(f"{path}: this classifier takes arrays of floating-point values, not images")
+        preprocess = classifier.preprocess
+        if (path / FOLDED).is_file():
+            folded = _read_folded(path / FOLDED, num_classes=len(classes))
+    in_use = _choose_gamma(path, classes, gamma, None if calibration is None else Path(calibration), folded)
+    return Predictor(logits, classes, preprocess, name=str(path), device=here, gamma=in_use)
+
+
+def _read_folded(path: Path, *, num_classes: int) -> Gamma:
+    note = read_json(path)
+    fields = note if isinstance(note, dict) else {}
+    value, absent = fields.get("gamma"), fields.get("absent")
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{path}: field 'gamma' must be a finite number (got {value})")
+    positions = range(num_classes)
+    if not isinstance(absent, list) or not all(isinstance(number, int) and number in positions for number in absent):
+        raise UserError(f"{path}: field 'absent' must list class numbers below {num_classes} (got {absent})")
+    return Gamma(float(value), tuple(absent), folded=True)
+
+
+def _choose_gamma(
+    path: Path, classes: Sequence[str], value: float | None, calibration: Path | None, folded: Gamma | None
+) -> Gamma | None:
+    if folded is not None:
+        if value is not None or calibration is not None:
+            raise UserError(
+                f"{path}: is calibrated already (gamma {folded.value:g} in its bias); expected no other gamma"
+            )
+        return folded
+    if value is not None:
+        absent = _read_result(path, "adapt").absent if (path / "result.json").is_file() else []
+        if not absent:
+            raise UserError(
+                f"gamma: {path} does not say which classes had no training image; give --calibration instead"
+            )
+        return Gamma(value, _positions(absent, classes, path))
+    if calibration is None and (path / CALIBRATION / "result.json").is_file():
+        calibration = path / CALIBRATION
+    if calibration is None:
+        return None
+    result = _read_result(calibration, "calibrate")
+    known = {*result.classes.seen, *result.classes.absent}
+    if len(known) + result.classes.rest != len(classes):
+        raise UserError(
+            f"{calibration}: is a calibration of {len(known) + result.classes.rest} classes; expected {len(classes)} "
+            f"as in {path}"
+        )
+    _positions(result.classes.seen, classes, calibration)
+    return Gamma(result.gamma, _positions(result.classes.absent, classes, calibration))
+
+
+def _read_result(folder: Path, kind: str) -> Any:
+    path = folder / "result.json"
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        raise UserError(f"{path}: field 'kind' must be {kind!r}")
+    return parse_result(AdaptResult if kind == "adapt" else CalibrateResult, content)
+
+
+def _positions(names: Sequence[str], classes: Sequence[str], where: Path) -> tuple[int, ...]:
+    return tuple(classes.index(choose(name, list(classes), f"class in {where}")) for name in names)
+
+
+def predict_files(predictor: Predictor, paths: Sequence[Path], to: Path) -> PredictResult:
+    """Classify the images of files, folders and collections, and write a CSV file.
+
+    Raises:
+        UserError: see `list_sources` and `Predictor.predict`; `to` is a folder.
+    """
+    if to.is_dir():
+        raise UserError(f"{to}: is a folder; expected the name of a CSV file")
+    sources, others = list_sources(paths)
+    answers = predictor.predict_sources(sources, skip_unreadable=True)
+    answers.write_csv(to)
+    calibrated = answers.calibrated_labels
+    counts = {name: answers.labels.count(name) for name in answers.classes}
+    changed = None if calibrated is None else sum(a != b for a, b in zip(answers.labels, calibrated, strict=True))
+    return PredictResult(
+        images=len(answers.images),
+        counts=counts,
+        unreadable=answers.unreadable,
+        ignored_files=others,
+        gamma=None if answers.gamma is None else answers.gamma.value,
+        changed=changed,
+    )
