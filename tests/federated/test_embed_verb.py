@@ -18,7 +18,9 @@ from foveate.core.errors import UserError
 from foveate.federated import job as federated_job
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.quality import measure_quality, stack_clients
+from foveate.federated.embedding.run import judge_surrogates
 from foveate.federated.job import save_snapshot
+from foveate.federated.results import EmbedMap, EmbedMethod
 from foveate.federated.sources import gather, read_points
 from foveate.report import render
 from foveate.report.pages.federated_embed import size_words
@@ -61,8 +63,17 @@ def test_a_map_of_digits_with_its_page(tmp_path: Path) -> None:
     assert [(one["name"], one["unit"]) for one in found["maps"][0]["privacy"]] == [
         ("encoder", "nothing"), ("field", "nothing"), ("box", "nothing")
     ]  # fmt: skip
+    assert found["payoff"].startswith("surrogates ")
     page = Path(found["paths"]["report"]).read_text(encoding="utf-8")
-    for words in ("One map", "FedNE", "Federated averaging", "Colored by label", "Colored by client", "its field"):
+    for words in (
+        "One map",
+        "federated averaging) at",
+        "FedNE",
+        "Federated averaging",
+        "Colored by label",
+        "Colored by client",
+        "its field",
+    ):
         assert words in page
     places = pq.read_table(found["paths"]["positions"])
     assert (places.num_rows, places.column_names) == (1797, ["client", "row", "held_out", "label", "x", "y"])
@@ -73,6 +84,33 @@ def test_a_map_of_digits_with_its_page(tmp_path: Path) -> None:
         assert entry["bytes_up"] == sum(client["bytes_up"] for client in entry["clients"]) > 0
     loaded = FederatedNeighborEmbedding.load(found["paths"]["model"])
     assert loaded.transform(read_points("digits").points_ND[:3]).shape == (3, 2)
+
+
+def test_the_payoff_of_surrogates_names_gain_and_cost() -> None:
+    def entry(method: str, knn: float, *, seconds: float = 10.0, up: int = 100) -> EmbedMethod:
+        quality = {"knn": knn, "trustworthiness": 0.9}
+        return EmbedMethod(method=method, quality=quality, seconds=seconds, bytes_up=up, map=EmbedMap())
+
+    better = judge_surrogates([entry("fedne", 0.6, seconds=12.0, up=150), entry("fedavg", 0.55)])
+    assert better.startswith("surrogates pay here (knn 0.600 against 0.550")
+    assert "1.2 times its seconds and 1.5 times its bytes" in better
+    assert "--method fedavg" in judge_surrogates([entry("fedne", 0.5), entry("fedavg", 0.55)])
+    assert "no difference" in judge_surrogates([entry("fedne", 0.551), entry("fedavg", 0.55)])
+    assert judge_surrogates([entry("fedne", 0.6)]) == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "surrogate"),
+    [
+        ({}, "grid"),
+        ({"dimensions": 3}, "network"),
+        ({"grid": "own"}, "network"),
+        ({"surrogate": "network64"}, "network64"),
+    ],
+)
+def test_a_table_of_values_is_the_default_where_it_can_be(options: dict[str, Any], surrogate: str) -> None:
+    assert EmbeddingOptions(**options).surrogate == surrogate
+    assert EmbeddingOptions.model_validate_json(EmbeddingOptions(**options).model_dump_json()).surrogate == surrogate
 
 
 def test_stopped_and_repeated_it_gives_the_same(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

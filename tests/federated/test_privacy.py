@@ -176,7 +176,7 @@ def test_the_account_covers_what_one_point_moves(kernel: Any, drop: Any) -> None
 
 
 def test_a_surrogate_is_clamped_to_the_range_of_its_kernel() -> None:
-    options = EmbeddingOptions(kernel="cauchy")
+    options = EmbeddingOptions(kernel="cauchy", surrogate="network")
     with torch.device("cpu"):
         network = SurrogateNetwork(ARCHITECTURES["network"], 2, torch.Generator().manual_seed(0))
     torch.nn.init.constant_(network.layers[-1].bias, 5.0)

@@ -160,6 +160,7 @@ class EmbedResult(RunResult):
     held_out: int = 0
     neighbors: int = 7
     maps: list[EmbedMethod]
+    payoff: str = Field("", description="whether surrogates pay against federated averaging on these data")
     options: dict[str, Any] = {}
 
 

@@ -175,7 +175,7 @@ def _embed_lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"{entry['method']}: {qualities}; {sent:.1f} MB exchanged, {entry['seconds']:.1f} s")
     for note, count in result["maps"][0]["notes"].items():
         lines.append(f"note ({count} times): {note}")
-    return lines
+    return [*lines, result["payoff"]] if result.get("payoff") else lines
 
 
 @command.command("cluster", cls=FieldsCommand, short_help="Find groups in data at several clients.")

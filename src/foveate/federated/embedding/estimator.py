@@ -56,8 +56,9 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         learning_rate: of Adam; a tenth of it after 60 % of the rounds.
         hidden_layer_sizes: of the encoder.
         encoder: a torch module to use instead; it is copied.
-        surrogate: what a client sends of its repulsion: "network", "network64" (smaller), or "grid" (a table of
-            values).
+        surrogate: what a client sends of its repulsion: "grid" (a table of values), "network", as published, or
+            "network64" (smaller); None takes the grid where the map has two dimensions and grids are common, else the
+            network.
         surrogate_start: share of the rounds before clients repel one another.
         refresh: rounds between new surrogates.
         mixing: train on mixtures of neighboring points, too.
@@ -97,7 +98,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         learning_rate: float = 1e-3,
         hidden_layer_sizes: Sequence[int] = (100, 100, 100),
         encoder: nn.Module | None = None,
-        surrogate: str = "network",
+        surrogate: str | None = None,
         surrogate_start: float = 0.3,
         refresh: int = 1,
         mixing: bool = False,
@@ -186,7 +187,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         content = {
             _NAMES.get(name, name): value
             for name, value in self.get_params(deep=False).items()
-            if name not in _NO_OPTIONS
+            if name not in _NO_OPTIONS and not (name == "surrogate" and value is None)
         }
         content["hidden"] = tuple(self.hidden_layer_sizes)
         more = self.options or {}

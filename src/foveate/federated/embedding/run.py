@@ -17,7 +17,7 @@ from foveate.core.runs import RunFolder
 from foveate.core.seeds import generator
 from foveate.federated.embedding.folder import encoder_config, save_encoder
 from foveate.federated.embedding.job import Fitted, MapJob, measure_method
-from foveate.federated.embedding.options import METHODS, EmbeddingOptions
+from foveate.federated.embedding.options import FEDAVG, FEDNE, METHODS, EmbeddingOptions
 from foveate.federated.embedding.quality import (
     MAX_POINTS,
     MapPoints,
@@ -31,6 +31,9 @@ from foveate.federated.reporting import describe_run, list_methods, write_table
 from foveate.federated.results import EmbedMap, EmbedMethod, EmbedResult
 from foveate.federated.run_options import EmbedRun
 from foveate.federated.sources import Clients
+
+# Differences of a share below this are smaller than those between two seeds (docs/studies/fedne.md).
+MIN_GAIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,39 @@ def run_embedding(
             held_out=sum(len(points) for points in split.held_out),
             neighbors=options.neighbors,
             maps=maps,
+            payoff=judge_surrogates(maps),
             options=options.model_dump(mode="json"),
             command=command or [],
         ).to_json()
         _write(path, first, split, clients.names, maps[0].quality)
         run.write_result(result)
     return result
+
+
+def judge_surrogates(maps: Sequence[EmbedMethod]) -> str:
+    """Say whether FedNE's map is better than federated averaging's, and at which cost; "" where one of them is missing.
+
+    By the vote of map neighbors on labels where there are any, else by trustworthiness: both are shares of points.
+    """
+    by_method = {entry.method: entry for entry in maps}
+    ours, plain = by_method.get(FEDNE), by_method.get(FEDAVG)
+    if ours is None or plain is None:
+        return ""
+    measure = "knn" if "knn" in ours.quality else "trustworthiness"
+    # `knn` of a map without enough points is missing in one of them.
+    if measure not in ours.quality or measure not in plain.quality:
+        return ""
+    gain = ours.quality[measure] - plain.quality[measure]
+    cost = (
+        f"at {ours.seconds / max(plain.seconds, 1e-9):.1f} times its seconds and "
+        f"{(ours.bytes_up + ours.bytes_down) / max(plain.bytes_up + plain.bytes_down, 1):.1f} times its bytes"
+    )
+    numbers = f"{measure} {ours.quality[measure]:.3f} against {plain.quality[measure]:.3f} of federated averaging"
+    if abs(gain) < MIN_GAIN:
+        return f"surrogates make no difference here ({numbers}) {cost}: --method fedavg does as well"
+    verdict = "pay" if gain > 0 else "do not pay"
+    advice = "" if gain > 0 else ": use --method fedavg"
+    return f"surrogates {verdict} here ({numbers}) {cost}{advice}"
 
 
 def _measure(fitted: Fitted, split: HeldOutSplit, names: Sequence[str]) -> EmbedMethod:

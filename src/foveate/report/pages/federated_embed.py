@@ -140,6 +140,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Rounds", numbers.count(len(main.history))),
         ("Exchanged", size_words(main.bytes_up + main.bytes_down)),
         ("Time", numbers.duration(main.seconds)),
+        ("Verdict", r.payoff),
     ]
     context = {
         "r": r,
