@@ -49,8 +49,8 @@ class EmbeddingOptions(Settings):
     # (docs/methods/fedne.md).
     surrogate: Literal["network", "network64", "grid"] = Field(
         "grid",
-        description="what a client sends of its repulsion: a table of values, or a network (the default where maps have "
-        "three dimensions, or grids are not common)",
+        description="what a client sends of its repulsion: a table of values, or a network (the default where "
+        "maps have three dimensions, or grids are not common)",
     )
     # With surrogates from round 0 results were erratic (docs/methods/fedne.md).
     surrogate_start: float = Field(0.3, ge=0, le=1, description="share of the rounds before clients repel one another")
