@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from foveate.adapt.calibration.diagnosis import Outputs
-from foveate.adapt.calibration.evidence import ModelData, from_logits
+from foveate.adapt.calibration.evidence import from_logits
 from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.calibration.run import Calibration, Evidence, calibrate, parse_groups, table_lines
+from foveate.adapt.calibration.settings import ModelData
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from foveate.metrics.calibration import average_logit_gap
@@ -93,4 +94,4 @@ def test_official_takes_the_test_data_though_there_are_training_logits(tmp_path:
 
 
 def test_splits_have_names_by_default() -> None:
-    assert ModelData(Path("x"), "species").train_split == "train"
+    assert ModelData(collection=Path("x"), field="species").train_split == "train"

@@ -15,6 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _quieten(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    # An eager callback: progress must be off before another option opens a file and reports it.
     if value:
         progress.configure(quiet=True)
     return value

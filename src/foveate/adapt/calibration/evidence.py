@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from foveate.metrics.class_groups import SEEN, ClassGroups, as_logits
 from foveate.metrics.nearest_mean import head_changes
 
 if TYPE_CHECKING:
-    from foveate.adapt.calibration.settings import FineTuneSettings
+    from foveate.adapt.calibration.settings import FineTuneSettings, ModelData
     from foveate.adapt.classifier import Classifier
     from foveate.training.classification import LabeledImages, Predictions
 
@@ -109,16 +108,6 @@ def _check_classes(file: LogitFile, names: Sequence[str], reference: Path) -> No
     for number, (name, expected) in enumerate(zip(file.class_names, names, strict=True)):
         if name != expected:
             raise UserError(f"{file.path}: class {number} is '{name}'; in {reference} it is '{expected}'")
-
-
-@dataclass(frozen=True)
-class ModelData:
-    """Location of a model's data: a collection with a label field, and the names of two splits."""
-
-    collection: Path
-    field: str
-    train_split: str = "train"
-    test_split: str = "test"
 
 
 def from_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -9,6 +10,15 @@ from pydantic import Field
 from foveate.core.recipes import Settings
 from foveate.training.epochs import Augmentation, ClassificationSettings, with_default
 from foveate.training.settings import TrainingSettings
+
+
+class ModelData(Settings):
+    """Location of a model's data: a collection with a label field, and the names of two splits."""
+
+    collection: Path = Field(description="collection that the model was fine-tuned on")
+    field: str = Field(description="label field that holds the classes")
+    train_split: str = Field("train", description="split of --data that was trained on")
+    test_split: str = Field("test", description="split of --data to measure on")
 
 
 class CalibrateSettings(Settings):

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish
+from foveate.cli.options import common, dry_run_option, finish, path_option, run_option
 
 if TYPE_CHECKING:
     from foveate.adapt.calibration.run import Evidence
+    from foveate.adapt.calibration.settings import ModelData
     from foveate.adapt.results import CalibrateResult
     from foveate.core.runs import RunFolder
 
 _FILE = click.Path(path_type=Path)
 _AUGMENTATION = ("crop", "flip", "color", "gray")
 _OF_PSEUDO_RUNS = ("learning_rate", "backbone_rate", "epochs", "batch_size", *_AUGMENTATION)
-_OF_MODELS = ("data", "labels", "train_split", "test_split", "pseudo_splits", *_OF_PSEUDO_RUNS)
+_SPLITS = ("train_split", "test_split")
+_OF_MODELS = ("data", "labels", *_SPLITS, "pseudo_splits", *_OF_PSEUDO_RUNS)
 _OF_LOGITS = ("training", "checkpoint", "class_names")
 _SETTINGS = "foveate.adapt.calibration.settings"
 _OF_GAMMA = ("method", "variant", "threshold", "tie", "pseudo_splits")
@@ -37,13 +39,12 @@ _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
     "Those with a label in --training by default.",
 )
 @click.option("--classes-absent", "absent", multiple=True, metavar="CLASSES", help="All others by default.")
-@click.option("--class-names", type=_FILE, help="File with a class name a line, where SOURCE has no names of columns.")
-@click.option("--data", type=_FILE, help="Collection that the model SOURCE was fine-tuned on.")
+@path_option("--class-names", "File with a class name a line, where SOURCE has no names of columns.")
+@path_option("--data", "Collection that the model SOURCE was fine-tuned on.")
 @click.option("--labels", metavar="FIELD", help="Label field of --data that holds the classes.")
-@click.option("--train-split", help="Split of --data that was trained on; train by default.")
-@click.option("--test-split", help="Split of --data to measure on; test by default.")
-@click.option("--before", type=_FILE, help="The pre-trained model, or its logits of the samples in SOURCE.")
-@click.option("--training", type=_FILE, help="Logits of the fine-tuning data, for the average logit gap.")
+@fields(f"{_SETTINGS}:ModelData", *_SPLITS, into="splits")
+@path_option("--before", "The pre-trained model, or its logits of the samples in SOURCE.")
+@path_option("--training", "Logits of the fine-tuning data, for the average logit gap.")
 @click.option("--pseudo", type=_FILE, multiple=True, help="Logits of a pseudo run; three are usual.")
 @fields(f"{_SETTINGS}:CalibrateSettings", *_OF_GAMMA, into="calibration")
 @fields(
@@ -51,15 +52,15 @@ _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
     *(f"{'augmentation.' if name in _AUGMENTATION else ''}{name}" for name in _OF_PSEUDO_RUNS),
     into="fine_tuning",
 )
-@click.option("--checkpoint", type=_FILE, help="Checkpoint to calibrate, where SOURCE is a file of logits.")
+@path_option("--checkpoint", "Checkpoint to calibrate, where SOURCE is a file of logits.")
 @click.option("--head", metavar="MODULE", help="Name of the checkpoint's classifier, where it is not found.")
-@click.option("--to", type=_FILE, help="Where the calibrated checkpoint goes; RUN/calibrated by default.")
-@click.option("--run", "run", type=_FILE, help="Run folder; runs/calibrate by default.")
+@path_option("--to", "Where the calibrated checkpoint goes; RUN/calibrated by default.")
+@run_option("runs/calibrate")
 @click.option("--force", is_flag=True, help="Write the calibrated checkpoint though gamma lowers accuracy.")
-@click.option("--dry-run", is_flag=True, help="Only say how many fine-tunings and steps it would take.")
+@dry_run_option("Print how many fine-tunings and steps it would take; train and write nothing.")
 @common()
 def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: Path | None, **options: Any) -> None:
-    """Finds gamma, the number that the logits of absent classes are too low by, and what it brings.
+    """Find gamma, the number that the logits of absent classes are too low by, and what it brings.
 
     SOURCE is a file of saved logits (.npz, .csv, .parquet, .npy, .safetensors or .pt, see the docs) or the folder of a
     fine-tuned classifier: ours, timm's or transformers'. A model is opened with the collection that it was fine-tuned
@@ -75,7 +76,8 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     from foveate.report import render
 
     on_model = source.is_dir()
-    options |= dict.fromkeys(_OF_GAMMA) | options.pop("calibration")
+    # None stands for "not given": some options are refused for some sources, whatever their value.
+    options |= dict.fromkeys((*_OF_GAMMA, *_SPLITS)) | options.pop("calibration") | options.pop("splits")
     method = options["method"] or _implied_method(options)
     _check_options(options, seen=seen, method=method, on_model=on_model)
     target = run or Path("runs/calibrate")
@@ -128,7 +130,7 @@ def _implied_method(options: dict[str, Any]) -> str | None:
 
 
 def _check_options(options: dict[str, Any], *, seen: tuple[str, ...], method: str | None, on_model: bool) -> None:
-    """Refuses options that belong to the other kind of source or to the other method, and --data and --labels apart."""
+    """Refuse options that belong to the other kind of source or to the other method, and --data and --labels apart."""
     fine_tuning = options["fine_tuning"]
     values = dict.fromkeys(_OF_PSEUDO_RUNS) | options | fine_tuning | fine_tuning.get("augmentation", {})
     for names, condition, reason in (
@@ -151,7 +153,7 @@ def _check_options(options: dict[str, Any], *, seen: tuple[str, ...], method: st
 
 
 def _listed(values: tuple[str, ...]) -> list[str]:
-    """Classes separated by commas; those of @FILE one a line."""
+    """Split classes at commas; @FILE has one a line."""
     class_names: list[str] = []
     for value in values:
         class_names += _read_lines(Path(value[1:])) if value.startswith("@") else value.split(",")
@@ -172,12 +174,12 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Fine-tuning fields that the user gave."""
+    """Return the fine-tuning fields that the user set."""
     return options["fine_tuning"] | ({} if options["seed"] is None else {"seed": options["seed"]})
 
 
 def _recipe(source: Path, classes: dict[str, list[str]], options: dict[str, Any]) -> str:
-    """What pseudo runs in the run folder depend on."""
+    """Write what pseudo runs in the run folder depend on, so that a folder of others is refused."""
     import yaml
 
     data_options = {name: str(options[name]) for name in ("data", "labels", "train_split", "before", "pseudo_splits")}
@@ -185,11 +187,11 @@ def _recipe(source: Path, classes: dict[str, list[str]], options: dict[str, Any]
     return yaml.safe_dump(recipe, sort_keys=False)
 
 
-def _model_data(options: dict[str, Any]) -> Any:
-    from foveate.adapt.calibration.evidence import ModelData
+def _model_data(options: dict[str, Any]) -> ModelData:
+    from foveate.adapt.calibration.settings import ModelData
 
-    train, test = options["train_split"] or "train", options["test_split"] or "test"
-    return ModelData(options["data"], options["labels"], train, test)
+    splits = {name: options[name] for name in _SPLITS if options[name] is not None}
+    return ModelData(collection=options["data"], field=options["labels"], **splits)
 
 
 def _evidence(
@@ -243,7 +245,7 @@ def _plan(
 
 
 def _fold(checkpoint: Path, options: dict[str, Any], gamma: float, groups: Any, folder: RunFolder) -> Any:
-    """The calibrated checkpoint; one that the same run folder made before is replaced."""
+    """Write the calibrated checkpoint; one that the same run folder made before is replaced."""
     import shutil
 
     from foveate.adapt.calibration.fold import fold

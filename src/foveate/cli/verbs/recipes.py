@@ -13,7 +13,7 @@ from foveate.core.recipes import read_recipe_text, recipe_names, recipe_path
 
 
 def _about(name: str) -> str:
-    """The second comment line of a recipe: what it is for (the first is the command that runs it)."""
+    """Return the second comment line of a recipe: what it is for (the first is the command that runs it)."""
     comments = [
         line[1:].strip() for line in recipe_path(name).read_text(encoding="utf-8").splitlines() if line.startswith("#")
     ]
@@ -30,7 +30,7 @@ def _about(name: str) -> str:
 )
 @json_option
 def command(name: str | None, target: Path | None, as_json: bool) -> None:
-    """Without NAME lists the recipes; with NAME prints it; with --to copies it, to be changed.
+    """List the recipes; with NAME print one; with --to copy it, to be changed.
 
     \b
     Example:
