@@ -80,7 +80,7 @@ def test_a_small_run_measures_every_row(tmp_path: Path) -> None:
     assert world.classes == len(glyph_records.CLASSES)
     emoji = calibration_worlds.open_emoji(tmp_path / "emoji")
     assert isinstance(emoji.before.network, calibration_worlds.FeatureNetwork)
-    assert np.unique(emoji.train.labels).size == np.unique(emoji.test.labels).size == emoji.classes > 10
+    assert np.unique(emoji.train.labels_N).size == np.unique(emoji.test.labels_N).size == emoji.classes > 10
     done = {cell: study.measure(cell) for cell in calibration.STUDY.cells(scale, seed=0, datasets=())}
     store = CellStore(tmp_path / "cells", {})
     for cell, values in done.items():
