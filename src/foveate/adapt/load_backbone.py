@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.adapt.networks import open_network
+from foveate.adapt.networks import LITE0_OPTIONS, open_lite0, open_network
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.files import read_json
 from foveate.core.progress import say
@@ -122,11 +122,19 @@ def load_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
         # Saved models are opened frozen; which tensors are trained is for the method to decide.
         model.requires_grad_(True)
         backbone = LoadedBackbone(model, model.image_encoder.preprocess, dict(settings))
+    elif kind == "lite0" and set(options) <= {"kind", *LITE0_OPTIONS}:
+        lite0 = open_lite0(options)
+        backbone = LoadedBackbone(lite0.model, lite0.preprocess, dict(settings), lite0.model_args)
     elif kind == "timm" and (network := open_network(options, seed=seed)) is not None:
         pinned = _pin_revision(settings, network.commit)
         backbone = LoadedBackbone(network.model, network.preprocess, pinned, network.model_args)
     else:
         choose(str(kind), (*_INNER, "lite0"), "kind of backbone")
+        if kind == "lite0":
+            say(
+                "lite0 with fields of an encoder: its convolutions stay frozen below a projection that is drawn at "
+                "random; without them the network itself is tuned"
+            )
         if kind != "lite0":
             # An image encoder needs a projection to a joint embedding; it takes no part here, so it is made small.
             if kind in ("timm", "dinov2", "clip"):

@@ -17,10 +17,13 @@ from safetensors import SafetensorError
 from foveate.core.errors import UserError, choose
 from foveate.vision.hf.processors import three
 from foveate.vision.hub import Checkpoint, fetch
+from foveate.vision.lite0_network import read_package_state
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.registry import seeded
 from foveate.vision.timm import hub_id
 
+_LITE0 = "tf_efficientnet_lite0"
+LITE0_OPTIONS = ("image_size", "geometry")
 _OPTIONS = ("model", "source", "revision", "offline", "image_size", "geometry")
 
 
@@ -76,6 +79,37 @@ def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
         geometry=str(settings.get("geometry") or "letterbox"),
     )
     return Network(model, preprocess, arguments, None if checkpoint is None else checkpoint.commit)
+
+
+def open_lite0(settings: Mapping[str, Any]) -> Network:
+    """Open EfficientNet-Lite0 with the package's ImageNet weights as timm's network, every layer of it tunable.
+
+    The image encoder of the same name has these convolutions frozen, with batch norms folded in, below a projection
+    that is drawn at random: features for training with a text tower, not for a classifier.
+
+    Args:
+        settings: image_size (224 by default) and geometry.
+
+    Raises:
+        UserError: an unknown option, or weights that are missing or others.
+    """
+    import timm
+
+    for key in settings:
+        if key != "kind":
+            choose(key, LITE0_OPTIONS, "field of the backbone")
+    model: Any = timm.create_model(_LITE0, pretrained=False)
+    ours, state = model.state_dict(), read_package_state()
+    # Both list the layers in the order of the forward pass, each under names of its own.
+    pairs = list(zip(ours.items(), state.values(), strict=True))
+    assert all(value.shape == other.shape for (_, value), other in pairs), "the architecture is that of the package"
+    model.load_state_dict({name: other for (name, _), other in pairs})
+    model.reset_classifier(0)
+    size = int(settings.get("image_size") or 224)
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, size, size)}  # saved with the model
+    half = (0.5, 0.5, 0.5)  # pixels in [-1, 1], as the network was trained on
+    geometry = str(settings.get("geometry") or "letterbox")
+    return Network(model, Preprocess(size=size, mean=half, std=half, geometry=geometry), {}, None)
 
 
 def _is_other(name: str) -> bool:

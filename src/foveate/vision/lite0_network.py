@@ -118,8 +118,8 @@ class Lite0(nn.Module):
         return self
 
 
-def load_lite0() -> Lite0:
-    """Load the network with the package's ImageNet weights, in eval mode, without gradients, `channels_last`.
+def read_package_state() -> dict[str, Tensor]:
+    """Read the tensors of the package, batch norms and ImageNet classifier included.
 
     Raises:
         UserError: the package is missing or its weights file is not the known one.
@@ -129,8 +129,16 @@ def load_lite0() -> Lite0:
     if digest != WEIGHTS_SHA256:
         raise UserError(f"{path.name}: wrong sha256 (got {digest}); expected {WEIGHTS_SHA256}; reinstall {PACKAGE}")
     # The package ships a pickle. `weights_only` admits tensors alone, and the checksum has just been verified.
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    network = Lite0()
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_lite0() -> Lite0:
+    """Load the network with the package's ImageNet weights, in eval mode, without gradients, `channels_last`.
+
+    Raises:
+        UserError: see `read_package_state`.
+    """
+    state, network = read_package_state(), Lite0()
     with torch.no_grad():
         _fold(state, "_conv_stem", "_bn0", network.stem)
         for index, block in enumerate(network.blocks):
