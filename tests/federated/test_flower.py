@@ -126,6 +126,20 @@ def test_equal_to_in_process(name: str) -> None:
     assert list(found.inertia) == [0, 1, 2]
 
 
+def test_a_common_scale_over_flower_is_that_in_process(tmp_path: Path) -> None:
+    # Columns of other units, and the node's answers: the scale comes back with every later request.
+    parts = [part * [1.0, 1000.0] + [0.0, 1e6] for part in PARTS]
+    plan = resolve(15, seed=5, scale="standard")
+    found = cluster(GridTransport(FakeGrid(parts), clients=3), plan, evaluate=True)
+    alone = in_process(parts, plan)
+    np.testing.assert_allclose(found.original_centers, alone.original_centers, rtol=1e-10)
+    config = CONFIG | {"clusters": 15, "clients": 3, "out": str(tmp_path), "wait": 0.1, "options": "scale=standard"}
+    server_app.run(FakeGrid(parts), config)
+    centers = np.load(tmp_path / "centers.npz")
+    np.testing.assert_allclose(centers["offset"], np.concatenate(parts).mean(0), rtol=0.05)
+    assert centers["centers"][:, 1].min() > 1e5
+
+
 @pytest.mark.parametrize(
     ("doing", "words"), [("silent", "no answer"), ("error", "error 2: the app ended"), ("garbage", "schema")]
 )

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
+from foveate.federated.partition import MAX_DRAWS
 from foveate.federated.points import Feature, ReadOptions
 from foveate.federated.sources import read_points
 from naming import raises_naming
@@ -144,5 +145,7 @@ def test_draws_and_least_sizes_are_options(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["federated", "cluster", *arguments, "--max-draws", "3"])
     with raises_naming(UserError, "--max-draws 3", "--min-points", "10", "50"):
         raise done.exception  # type: ignore[misc]
+    # The default reaches the published setting, which took 35,287 draws.
+    assert MAX_DRAWS > 35_287
     plan = call(*arguments, "--max-draws", "3", "--min-points", "0")
     assert min(plan["clients"].values()) < 10
