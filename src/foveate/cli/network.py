@@ -58,6 +58,7 @@ def server(
         _refuse(insecure, dry_run)
         _finish_keys(keys.make_server_keys(folder, called.host), "give each client ca.crt, and nothing else", as_json)
         return
+    # Made even for a real start, which prints it: a service manager can run the same command.
     command = commands.superlink(folder, host=listens, port=called.port, insecure=insecure)
     if dry_run:
         content = commands.connection(folder, called, insecure=insecure)

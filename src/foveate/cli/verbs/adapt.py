@@ -97,13 +97,14 @@ def train(
 
     target = run or Path("runs") / f"adapt-{method}"
     outcome = train_adapter(recipe, data, target, device=device, command=["foveate", *sys.argv[1:]])
+    # Under torchrun every process gets here; only one prints and writes the page.
     if not outcome.is_main:
         return
     result = outcome.result
     if outcome.folder is None:
         stopped = f"stopped at step {result.steps}; run the same command to resume"
         finish(result.to_json(), [stopped], {"run": target}, as_json=as_json)
-        sys.exit(130)
+        sys.exit(130)  # as a shell reports a program that Ctrl-C ended
     paths = {"run": target, "adapter": outcome.folder, "report": render(target)}
     lines = _format_training(result)
     if result.absent and (target / "logits-test.npz").is_file():
@@ -369,6 +370,7 @@ def wise(
     from foveate.core.recipes import validate
     from foveate.report import render
 
+    # Settings hold what the user gave: --at with its own default would otherwise count as given.
     if "at" in settings and to is None:
         raise click.UsageError("--at has no effect without --to")
     target = run or Path("runs") / "adapt-wise"

@@ -103,6 +103,7 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     lines += [*table_lines(result), "", result.sentence, *_gamma_lines(result)]
     lines += [f"note: {note}" for note in result.notes]
     checkpoint = source if on_model else options["checkpoint"]
+    # A checkpoint that answers worse than before would be used by whoever finds it.
     refused = bool(checkpoint is not None and result.harm and not options["force"])
     if refused:
         lines.append("no calibrated checkpoint was written; --force writes it")
@@ -114,6 +115,7 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
             f"gamma {calibrated.gamma:+.4f} is in {folded.tensor}; largest rounding {folded.largest_error:.1g}"
         )
         paths["calibrated"] = folded.path
+    # Last: the page shows where the checkpoint went.
     paths["report"] = render(folder.path)
     finish(result.to_json(), lines, paths, as_json=options["as_json"])
     if refused:

@@ -60,6 +60,7 @@ def command(
             raise click.UsageError("--recipe needs a COLLECTION; without one, see `foveate pretrain RECIPE --dry-run`")
         result = installation(Path.cwd())
     else:
+        # Without a recipe only the machine and the collection are measured.
         resolved = None if recipe is None else load(PretrainRecipe, recipe, list(overrides))
         result = examine(
             Collection.open(collection),
@@ -69,5 +70,6 @@ def command(
             seed=seed or 0,
         )
     finish(result, format_report(result), {}, as_json=as_json)
+    # After the report, so that a script can stop and a person still reads everything.
     if result["problems"]:
         sys.exit(1)

@@ -122,6 +122,7 @@ def embed(
 
     content = parse_overrides(overrides) | settings | ({} if seed is None else {"seed": seed})
     refuse_reference(EmbeddingOptions, content, where="foveate federated embed")
+    # Options are checked before the sources are read: a slip must not wait for a large file.
     options = read_options(content, where="foveate federated embed")
     run_options = validate(EmbedRun, running, where="foveate federated embed")
     gathered = validate(SourceOptions, source, where="foveate federated embed").gather(sources, seed=options.seed)
@@ -147,6 +148,7 @@ def embed(
         options,
         target,
         run_options,
+        # Not a GPU by default: only on a CPU a stopped run resumes bit for bit.
         device=str(choose_device(device or "cpu")),
         command=["foveate", *sys.argv[1:]],
     )
@@ -161,6 +163,7 @@ def embed(
 
 def _brief(result: dict[str, Any]) -> dict[str, Any]:
     """Return the result without every point's position and every round."""
+    # They stay in result.json; printed, megabytes of positions would hide the measures.
     maps = [
         {name: value for name, value in entry.items() if name not in ("map", "history")} for entry in result["maps"]
     ]
@@ -292,6 +295,7 @@ def features(
 
     run_options = validate(FeaturesRun, running, where="foveate federated features")
     content = parse_overrides(overrides)
+    # One way to set a field: where --set and an option disagreed, either choice would be wrong for somebody.
     for name, instead in (("seed", "--seed"), ("clusters", "--clusters"), ("rounds", "--rounds")):
         if name in content:
             raise UserError(f"--set {name}: give it as {instead}")

@@ -49,6 +49,7 @@ def command(name: str | None, target: Path | None, as_json: bool) -> None:
     if target is None:
         finish({"name": name, "text": text}, [text.rstrip()], {}, as_json=as_json)
         return
+    # Most likely a recipe that the user has changed already.
     if target.exists():
         raise UserError(f"{target}: exists already; a copy does not overwrite, choose another file")
     write_text_atomically(target, text)

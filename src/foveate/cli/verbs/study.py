@@ -73,6 +73,7 @@ def command(
         options = {"seeds": size.seeds, "seed": seed or 0, "workers": size.workers, "device": device}
         _run_all(run, published, options, quick=quick, dry_run=dry_run, so_far=so_far, as_json=as_json)
         return
+    # A folder of its own: a quick study has other trainings, and the full one's folder would refuse them.
     folder = run or Path("runs") / f"study-{name}{'-quick' if quick else ''}"
     result = run_study(
         name,
@@ -136,6 +137,7 @@ def _run_all(
     else:
         results = overview.read_all_published(published)
         result = overview.write_overview(results, folder, source=str(published), command=command)
+        # Only published results make the page of the docs: a run of one machine must not replace it.
         paths["docs page"] = published / "index.md"
         write_text_atomically(paths["docs page"], (folder / "index.md").read_text(encoding="utf-8"))
     lines = [

@@ -138,12 +138,12 @@ def judge_surrogates(maps: Sequence[EmbedMethod]) -> str:
         f"at {ours.seconds / max(plain.seconds, 1e-9):.1f} times its seconds and "
         f"{(ours.bytes_up + ours.bytes_down) / max(plain.bytes_up + plain.bytes_down, 1):.1f} times its bytes"
     )
-    numbers = f"{measure} {ours.quality[measure]:.3f} against {plain.quality[measure]:.3f} of federated averaging"
+    compared = f"{measure} {ours.quality[measure]:.3f} against {plain.quality[measure]:.3f} of federated averaging"
     if abs(gain) < MIN_GAIN:
-        return f"surrogates make no difference here ({numbers}) {cost}: --method fedavg does as well"
+        return f"surrogates make no difference here ({compared}) {cost}: --method fedavg does as well"
     verdict = "pay" if gain > 0 else "do not pay"
     advice = "" if gain > 0 else ": use --method fedavg"
-    return f"surrogates {verdict} here ({numbers}) {cost}{advice}"
+    return f"surrogates {verdict} here ({compared}) {cost}{advice}"
 
 
 def _measure(fitted: Fitted, split: HeldOutSplit, names: Sequence[str]) -> EmbedMethod:
@@ -178,7 +178,7 @@ def _write(path: Path, fitted: Fitted, split: HeldOutSplit, names: Sequence[str]
     """Write positions.parquet with every point's map position, and the model folder."""
     rows: dict[str, list[Any]] = {"client": [], "row": [], "held_out": [], "label": []}
     positions = []
-    for is_held_out, points, labels, numbers in (
+    for is_held_out, points, labels, client_rows in (
         (False, split.fit, split.fit_labels, split.fit_rows),
         (True, split.held_out, split.held_out_labels, split.held_out_rows),
     ):
@@ -187,7 +187,7 @@ def _write(path: Path, fitted: Fitted, split: HeldOutSplit, names: Sequence[str]
                 positions.append(fitted.transform(part, client=number))
                 rows["client"] += [names[number]] * len(part)
                 # The row in the client's own data: without it a position could not be matched with its point.
-                rows["row"] += numbers[number].tolist()
+                rows["row"] += client_rows[number].tolist()
                 rows["held_out"] += [is_held_out] * len(part)
                 rows["label"] += [None] * len(part) if labels is None else labels[number].astype(str).tolist()
     stacked = np.concatenate(positions)
