@@ -146,7 +146,7 @@ def test_a_gamma_that_lowers_accuracy_is_reported_first_and_not_written(
     assert result["gamma"] < 0
     assert rows["alg"] < rows["after"]
     assert first == result["harm"]
-    for word in ("ALG", "Y/Y", f"{rows['after']:.1f}", f"{rows['alg']:.1f}"):
+    for word in ("ALG", "Y/Y", f"{rows['after']:.1f}", f"{rows['alg']:.1f}", "without --method"):
         assert word in first
     assert "--force" in out
     assert result["harm"] in (pushed_down / "alg" / "report.html").read_text()

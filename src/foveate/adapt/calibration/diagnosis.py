@@ -152,7 +152,7 @@ def _harm(rows: list[CalibrateRow], estimates: dict[str, float], used: str) -> s
         return ""
     reached = {title: by_key[_key_of(title)].accuracies["Y/Y"] or 0.0 for title in estimates}
     better = max(reached, key=lambda title: reached[title])
-    hint = ""
+    hint = "; without --method every estimate is measured" if len(estimates) == 1 else ""
     if reached[better] > before and estimates[better] > 0:
         gain = f"{better} ({estimates[better]:+.2f}) takes it to {reached[better]:.1f} %"
         hint = f"; {gain}: choose --method {_key_of(better)}"
