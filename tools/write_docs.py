@@ -52,7 +52,7 @@ def options_table(command: click.Command) -> str:
         names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("--"))
         rows.append(f"| {names} | {_default(parameter)} | {_meaning(parameter)} |")
     if common:
-        rows.append(f"| {', '.join(common)} | | as everywhere |")
+        rows.append(f"| {', '.join(common)} | | [common options](pretrain.md#common-options) |")
     return "\n".join(rows) + "\n"
 
 

@@ -22,7 +22,7 @@ class AdaptData(Settings):
     train: list[str] = Field(["train"], min_length=1, description="splits that are trained on")
     validation: str = Field("validation", description="split of the accuracies during training and of comparisons")
     test: str = Field("test", description="split that is measured at the end; never used to choose")
-    shots: int | None = Field(None, ge=1, description="training images of each class, drawn by the seed")
+    shots: int | None = Field(None, ge=1, description="number of training images per class, drawn by the seed")
     classes: list[str] | None = Field(None, description="only these classes, in this order")
 
 
@@ -30,7 +30,7 @@ class AdaptTraining(ClassificationSettings):
     """Training of an adapter: the loop's settings, in epochs, with the study's schedule and frozen parts cached."""
 
     epochs: int | None = Field(  # pyrefly: ignore[bad-override]
-        None, ge=1, description="passes over the training images; by default 50, or more for at least 300 steps"
+        None, ge=1, description="number of epochs; by default 50, or as many as 300 steps take"
     )
     head_solver: Literal["lbfgs", "steps"] = Field(
         "lbfgs",
@@ -143,7 +143,7 @@ class AdaptRecipe(Settings):
     backbone: dict[str, Any] = Field(description="`kind` and the fields of that encoder; see `--backbone`")
     method: dict[str, Any] = Field(description="`method` and its options")
     head: str | None = Field(
-        None, description="adapter folder whose head this one starts from, such as a linear probe's of the same classes"
+        None, description="start from the head of this adapter folder, such as a linear probe of the same classes"
     )
     data: AdaptData = AdaptData()
     training: AdaptTraining = AdaptTraining()

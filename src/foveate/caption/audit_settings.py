@@ -26,13 +26,15 @@ class AuditSettings(Settings):
     sample: int = Field(2000, ge=1, description="maximum number of images")
     split: str | None = Field(None, description="split to sample; all images by default")
     prefer: PreferredModels = ()
-    context: int = Field(CLIP_WINDOW, ge=8, description="CLIP tokens that a text tower reads, special ones included")
-    tokenizer: Path | None = Field(None, description="a tokenizer.json whose tokens are counted, too")
+    context: int = Field(
+        CLIP_WINDOW, ge=8, description="context length of the text tower in CLIP tokens, special tokens included"
+    )
+    tokenizer: Path | None = Field(None, description="also count the tokens of this tokenizer.json")
     entity: Literal["phrase", "head", "ner"] = Field(
         "phrase", description="what an entity is: a whole noun phrase, its head, or a name that spaCy recognizes"
     )
     tagger: str = Field("rules", description="tagger of noun phrases, which serve as entities")
-    gallery: int = Field(24, ge=1, le=200, description="images on the page")
+    gallery: int = Field(24, ge=1, le=200, description="number of images on the page")
     seed: int = Field(0, ge=0, description="seed of the sample, the control and the intervals")
 
 
@@ -41,9 +43,9 @@ class JudgeSettings(Settings):
 
     judge: Path | None = Field(
         None,
-        description="folder of an image-text model that judges real images; on scenes it is compared with the truth",
+        description="image-text model folder that judges real images; on scenes it is compared with the ground truth",
     )
     endpoint: str | None = Field(
         None, description="OpenAI-compatible server that splits and judges instead of rules and --judge"
     )
-    endpoint_model: str | None = Field(None, description="model that this server has")
+    endpoint_model: str | None = Field(None, description="name of the model on this server")

@@ -81,14 +81,14 @@ class CaptionResponse:
 class CaptionRunSettings(Settings):
     """Who answers a captioning run, and in how many processes; what is asked is in `CaptionSettings`."""
 
-    backend: str = Field("http", description="who answers: http, transformers, foveate or scene_oracle; see the docs")
+    backend: str = Field("http", description="backend: http, transformers, foveate or scene_oracle; see the docs")
     model: str | None = Field(None, description="the model's name at the server, its hub id, or its folder")
     endpoint: tuple[str, ...] = Field((), description="address of the server")
     concurrency: int | None = Field(
         None, ge=1, description="maximum number of requests in flight at each endpoint; the backend's by default"
     )
     options: tuple[str, ...] = Field((), description="a setting of the backend")
-    tokenizer: Path | None = Field(None, description="a tokenizer.json to count with, besides CLIP's")
+    tokenizer: Path | None = Field(None, description="also count tokens with this tokenizer.json, besides CLIP's")
     executor: str = Field("local", description="executor of the requests: local, or ray (extra)")
     processes: int = Field(2, ge=1, description="worker processes of ray")
 

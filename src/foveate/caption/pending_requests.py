@@ -62,12 +62,15 @@ class CaptionSettings(Settings):
         None, ge=0, le=2, description="Temperature of all formats; by default each has its own."
     )
     max_tokens: int | None = Field(
-        None, ge=1, le=32768, description="Tokens of one answer at most; by default each format has its own."
+        None,
+        ge=1,
+        le=32768,
+        description="Maximum number of tokens of one response; by default each format has its own.",
     )
-    retry_errors: bool = Field(False, description="Request again what ended with a final error.")
+    retry_errors: bool = Field(False, description="Retry requests that ended with a final error.")
     rows_per_part: int = Field(1000, ge=1, description="Rows of one annotation file.")
     seconds_per_part: float = Field(
-        30.0, gt=0, description="Write a file after this many seconds, however few rows wait."
+        30.0, gt=0, description="Write a file after this many seconds, even if it has few rows."
     )
     price_in: float = Field(0.0, ge=0, description="Price per million input tokens.")
     price_out: float = Field(0.0, ge=0, description="Price per million output tokens.")

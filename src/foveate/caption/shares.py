@@ -60,16 +60,18 @@ class MixSettings(Settings):
     )
     missing: Missing = Field(
         "renormalize",
-        description="where the weight of formats goes that an image lacks: to the others, to alt, nowhere (the image "
-        "is left out that often), or an error",
+        description="what to do with the weight of formats that an image lacks: give it to the others, give it to alt, "
+        "skip the image that often, or raise an error",
     )
-    split: str = Field("train", description="split that is trained on")
+    split: str = Field("train", description="training split")
     prefer: PreferredModels = ()
     context: int | None = Field(
-        None, ge=8, description="tokens that the text tower reads, special ones included; 77 for clip and --weights"
+        None,
+        ge=8,
+        description="context length of the text tower in tokens, special tokens included; 77 for clip and --weights",
     )
     allow_truncation: bool = Field(
-        False, description="accept that a text tower of 77 tokens reads only the start of dsc_plus"
+        False, description="allow dsc_plus captions that a text tower of 77 tokens truncates"
     )
     recipe: str | None = Field(None, description="with --to: the pretrain recipe that gets the weights")
     to: Path | None = Field(None, description="write that recipe to this file")

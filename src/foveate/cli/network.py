@@ -16,7 +16,7 @@ from foveate.core.recipes import validate
 _FILE = click.Path(path_type=Path)
 _OPTIONS = "foveate.federated.flower.options"
 _ADDRESS = "HOST[:PORT]"
-_insecure = click.option("--insecure", is_flag=True, help="Neither TLS nor node keys; for trials on one machine only.")
+_insecure = click.option("--insecure", is_flag=True, help="No TLS and no node keys; only for tests on one machine.")
 
 
 def _folder(help_of: str) -> Callable[[F], F]:
@@ -25,14 +25,16 @@ def _folder(help_of: str) -> Callable[[F], F]:
 
 def _closing(function: F) -> F:
     """Add the options at the end of each of these commands."""
-    dry_run = click.option("--dry-run", is_flag=True, help="Print Flower's commands only; check and start nothing.")
+    dry_run = click.option("--dry-run", is_flag=True, help="Print Flower's commands; check and start nothing.")
     return dry_run(common(seed=False, device=False)(function))
 
 
 @click.command("server", cls=FieldsCommand, short_help="Start the server of a federation over a network.")
 @_folder("Keys, certificates and state of the server.")
 @fields(f"{_OPTIONS}:ServerOptions", "address", "host", metavars={"address": _ADDRESS, "host": "IP"})
-@click.option("--make-keys", is_flag=True, help="Make an authority and the server's certificate; start nothing.")
+@click.option(
+    "--make-keys", is_flag=True, help="Create a certificate authority and the server's certificate; start nothing."
+)
 @_insecure
 @_closing
 def server(
@@ -97,7 +99,7 @@ def server(
     "port",
     metavars={"server": _ADDRESS},
 )
-@click.option("--make-keys", is_flag=True, help="Make the node's key and the certificate of its port; start nothing.")
+@click.option("--make-keys", is_flag=True, help="Create the node's key and the certificate of its port; start nothing.")
 @_insecure
 @_closing
 def client(
@@ -148,9 +150,9 @@ def client(
     steps.join(folder, called, client=number, port=port, node=node, insecure=insecure, ready=ready)
 
 
-@click.command("register", short_help="Let clients in, by their public keys.")
+@click.command("register", short_help="Register clients by their public keys.")
 @click.argument("public_keys", nargs=-1, required=True, type=_FILE, metavar="KEY.pub...")
-@_folder("That of the server, which runs.")
+@_folder("Folder of the running server.")
 @_closing
 def register(public_keys: tuple[Path, ...], folder: Path, dry_run: bool, as_json: bool) -> None:
     """Let the nodes of these public keys in, with `flwr supernode register`. One that is in stays in.
@@ -168,8 +170,8 @@ def register(public_keys: tuple[Path, ...], folder: Path, dry_run: bool, as_json
     finish({"registered": registered}, [f"registered: node {number}" for number in registered], {}, as_json=as_json)
 
 
-@click.command("run", cls=FieldsCommand, short_help="Run a job over the clients of a network.")
-@_folder("That of the server, which runs.")
+@click.command("run", cls=FieldsCommand, short_help="Run a job on the clients of a network.")
+@_folder("Folder of the running server.")
 @click.option("--out", type=_FILE, required=True, help="Folder of the result.")
 @fields(
     f"{_OPTIONS}:RunOptions",

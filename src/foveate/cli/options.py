@@ -21,19 +21,19 @@ def _quieten(context: click.Context, parameter: click.Parameter, value: bool) ->
     return value
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 # Eager and without a value: progress is silenced before any other option is read, by verbs that never see it.
 quiet_option = click.option(
     "--quiet", is_flag=True, callback=_quieten, expose_value=False, is_eager=True, help="No progress."
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=None, help="Seed; the recipe's, or 0, when not given."
+    "--seed", type=click.IntRange(0), default=None, help="Random seed; by default the recipe's, or 0."
 )
 device_option = click.option(
     "--device",
     default=None,
     metavar="NAME",
-    help="cpu, cuda, cuda:1 or mps; CUDA where there is one by default.",
+    help="cpu, cuda, cuda:1 or mps; by default CUDA if available.",
 )
 workers_option = click.option(
     "--workers", type=click.IntRange(1, 256), default=None, help="Threads or processes that read and decode."

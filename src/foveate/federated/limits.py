@@ -29,15 +29,17 @@ class Limits(Settings):
     """A client's own limits; `None` in `min_count` = not chosen, which a networked client must."""
 
     min_count: StrictInt | None = Field(
-        None, ge=1, description=f"answer nothing about groups of fewer points; {SAFE_MIN_COUNT} is proposed"
+        None, ge=1, description=f"do not release groups smaller than this; suggested: {SAFE_MIN_COUNT}"
     )
-    max_clusters: StrictInt | None = Field(None, ge=1, description="answer no question for more clusters")
-    max_questions: StrictInt = Field(500, ge=1, description="questions about the same data, over all runs")
+    max_clusters: StrictInt | None = Field(None, ge=1, description="refuse requests for more than this many clusters")
+    max_questions: StrictInt = Field(
+        500, ge=1, description="maximum number of requests about the same data, across runs"
+    )
     max_partitions: StrictInt = Field(
-        1, ge=1, description="partitions of the same data into groups that are answered without noise, over all runs"
+        1, ge=1, description="maximum number of clusterings of the same data answered without noise, across runs"
     )
     max_epsilon: float = Field(
-        8.0, gt=0, description="epsilon (delta 1e-5) that answers with noise about the same data add up to, at most"
+        8.0, gt=0, description="total privacy budget (epsilon, delta = 1e-5) for noisy answers about the same data"
     )
     align_columns: StrictBool = Field(False, description="sort columns by name before anything is computed")
     state: str | None = Field(

@@ -28,9 +28,14 @@ class ReadOptions(Settings):
         description="columns of a table that are the points; patterns such as lab_* and exclusions such as !id work; "
         "all columns of decimal numbers by default",
     )
-    drop_missing: bool = Field(False, description="leave out rows with a missing value; without it they are an error")
+    drop_missing: bool = Field(
+        False, description="skip rows with missing values; without this option they are an error"
+    )
     max_gib: float = Field(
-        1.0, gt=0, le=4096, description="refuse sources of more GiB (8 bytes a number) before they are read"
+        1.0,
+        gt=0,
+        le=4096,
+        description="refuse sources larger than this many GiB (8 bytes per number) before reading them",
     )
 
     @property

@@ -20,16 +20,16 @@ class SourceOptions(ReadOptions):
     """How sources are read, which labels the points have, and how they are split over clients; see `sources.gather`."""
 
     label: str | None = Field(None, description="column of labels; with --collection a label field of it")
-    client: str | None = Field(None, description="column that says whose each row is")
+    client: str | None = Field(None, description="column with the client of each row")
     split: str | None = Field(
         None, description="split one source for an experiment: even, dirichlet:0.3, balanced:0.1 or shards:2"
     )
-    clients: int | None = Field(None, ge=1, description="into how many clients --split splits")
+    clients: int | None = Field(None, ge=1, description="number of clients that --split makes")
     collection: Path | None = Field(None, description="collection with the labels of exported embeddings")
     min_points: int = Field(
-        MIN_POINTS, ge=0, description="points that each client of a dirichlet or balanced split gets at least"
+        MIN_POINTS, ge=0, description="minimum number of points per client in a dirichlet or balanced split"
     )
-    max_draws: int = Field(MAX_DRAWS, ge=1, description="draws of such a split until it gives that")
+    max_draws: int = Field(MAX_DRAWS, ge=1, description="maximum number of draws of such a split to reach --min-points")
 
     def gather(self, sources: Sequence[str | Path], *, seed: int) -> Clients:
         """Read the clients of these sources.
@@ -60,27 +60,29 @@ class MethodComparison(Settings):
 class ClusterRun(MethodComparison):
     """A clustering in one process."""
 
-    min_clients: int = Field(1, ge=1, description="clients that must answer")
-    timeout: float | None = Field(None, gt=0, description="seconds after which a client is left out")
+    min_clients: int = Field(1, ge=1, description="minimum number of clients that must respond")
+    timeout: float | None = Field(None, gt=0, description="seconds to wait for a client before it is left out")
 
 
 class EmbedRun(MethodComparison):
     """A map in one process."""
 
     compare: tuple[str, ...] = Field(("fedavg",), description="methods to compare with, or none")
-    held_out: float = Field(0.2, ge=0, lt=1, description="share of each client that is held out for measuring")
+    held_out: float = Field(
+        0.2, ge=0, lt=1, description="share of each client's points that is held out for evaluation"
+    )
 
 
 class FeaturesRun(MethodComparison):
     """The training of an encoder in one process."""
 
     compare: tuple[str, ...] = Field(("untrained",), description="methods to compare with, or none")
-    min_clients: int = Field(1, ge=1, description="clients that must answer")
+    min_clients: int = Field(1, ge=1, description="minimum number of clients that must respond")
 
 
 class NumClusters(Settings):
     """K where the command line may leave it to the labels; a clustering's own options always have it."""
 
     clusters: int | None = Field(
-        None, ge=1, description="groups of all clients together; as many as labels, if there are some"
+        None, ge=1, description="number of clusters over all clients; by default the number of labels"
     )

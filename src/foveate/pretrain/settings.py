@@ -12,7 +12,7 @@ from foveate.core.recipes import Settings
 class EvaluateSettings(Settings):
     """Settings of an evaluation: the images that a model is measured on, and the tasks."""
 
-    split: str = Field("test", description="split to measure on")
+    split: str = Field("test", description="split to evaluate on")
     classes: str | None = Field(None, description="label field for zero-shot classification; none by default")
     templates: tuple[str, ...] = Field(
         ("an image of {}",),
@@ -23,7 +23,7 @@ class EvaluateSettings(Settings):
         None, description="caption kind for image-text retrieval; each image's first caption by default"
     )
     crops: bool = Field(
-        False, description="also answer the region questions by encoding each box as an image of its own (slow)"
+        False, description="also evaluate region metrics on crops, encoding each box as a separate image (slow)"
     )
     limit: int | None = Field(None, ge=1, description="maximum number of images, drawn by the seed")
 
@@ -40,26 +40,30 @@ class EvaluateSettings(Settings):
 class PriceSettings(Settings):
     """The devices that a planned run is priced for."""
 
-    devices: int = Field(1, ge=1, description="devices that a dry run assumes, one process each")
+    devices: int = Field(1, ge=1, description="number of devices that a dry run assumes, one process each")
     hardware: str = Field(
         "cpu", description="device that a dry run assumes: cpu, a100-80gb, h100-80gb, h200, tpu-v5p, or name=TFLOPs,GB"
     )
     samples: float | None = Field(
-        None, gt=0, description="images seen in a dry run, for example 14.4e9; the recipe's steps by default"
+        None,
+        gt=0,
+        description="training samples that a dry run assumes, for example 14.4e9; by default those of the recipe",
     )
     # Optimistic, so that days are a lower bound; docs/scaling.md compares it with the paper's run.
-    mfu: float = Field(0.4, gt=0, le=1, description="share of the peak rate that a dry run assumes")
+    mfu: float = Field(
+        0.4, gt=0, le=1, description="model FLOPs utilization (share of the peak rate) that a dry run assumes"
+    )
 
 
 class DoctorSettings(Settings):
     """The run that a machine and a collection are checked for."""
 
-    devices: int = Field(1, ge=1, description="processes of the run")
+    devices: int = Field(1, ge=1, description="number of processes of the run")
     hardware: str | None = Field(
-        None, description="a device of the run, as in pretrain --dry-run; that of this machine by default"
+        None, description="device of the run, as in pretrain --dry-run; by default this machine's"
     )
     reader: Literal["foveate", "webdataset"] = Field(
         "foveate",
-        description="reader that the shards are for; webdataset stands for all that take whole ones, as open_clip's",
+        description="reader of the shards; webdataset: any reader that takes whole shards, such as open_clip's",
     )
-    seconds: float = Field(4.0, ge=0.1, le=600, description="time to measure each rate")
+    seconds: float = Field(4.0, ge=0.1, le=600, description="duration of each measurement, in seconds")

@@ -23,7 +23,7 @@ from foveate.core.errors import choose
 from foveate.records.collection import Collection
 
 # The field `prefer` of every settings model that reads current captions.
-PreferredModels = Annotated[tuple[str, ...], Field(description="captioners whose captions come first, best first")]
+PreferredModels = Annotated[tuple[str, ...], Field(description="captioners to prefer, best first")]
 
 
 def select_current(captions: pa.Table, *, prefer: Sequence[str] = ()) -> np.ndarray:

@@ -24,7 +24,9 @@ OWN, ALL = "own", "all"
 # The field of every settings model that selects regions, with the help of --region-source.
 RegionSources = Annotated[
     tuple[str, ...] | None,
-    Field(description="whose regions: own (what no detector made; default), all, or a source such as vesl:nanodet"),
+    Field(
+        description="sources of regions: own (not made by a detector; default), all, or a source such as vesl:nanodet"
+    ),
 ]
 
 

@@ -11,15 +11,19 @@ class StudySettings(Settings):
     """The size of a study, and how many processes work on it."""
 
     quick: bool = Field(False, description="fewer images and steps, two seeds")
-    seeds: int | None = Field(None, ge=2, le=50, description="trainings of each variant; 5 by default, quick 2")
+    seeds: int | None = Field(
+        None, ge=2, le=50, description="number of training runs per variant; 5 by default, 2 with --quick"
+    )
     workers: int = Field(1, ge=1, le=64, description="processes, one thread each")
 
 
 class TourSettings(Settings):
     """The size of a tour."""
 
-    seeds: int = Field(1, ge=1, le=20, description="trainings of each model; from 2 on the intervals are over seeds")
+    seeds: int = Field(
+        1, ge=1, le=20, description="number of training runs per model; with 2 or more, intervals are over seeds"
+    )
     # Fewer scenes lack concepts, and some questions of the tour would have no image.
-    scenes: int = Field(8000, ge=200, description="training scenes")
-    test_scenes: int = Field(400, ge=50, description="scenes that are held out for testing")
-    steps: int | None = Field(None, ge=10, description="steps of each training; the recipes' by default")
+    scenes: int = Field(8000, ge=200, description="number of training scenes")
+    test_scenes: int = Field(400, ge=50, description="number of held-out test scenes")
+    steps: int | None = Field(None, ge=10, description="number of steps of each training run; the recipes' by default")

@@ -33,9 +33,9 @@ class Augmentation(Settings):
     )
     flip: float = Field(default=0.0, ge=0, le=1, description="probability of mirroring left to right")
     color: float = Field(
-        default=0.0, ge=0, le=0.5, description="largest change of brightness, contrast, saturation and hue"
+        default=0.0, ge=0, le=0.5, description="maximum change of brightness, contrast, saturation and hue"
     )
-    gray: float = Field(default=0.0, ge=0, le=1, description="probability of an image without colors")
+    gray: float = Field(default=0.0, ge=0, le=1, description="probability of conversion to grayscale")
 
 
 class ClassificationSettings(TrainingSettings):

@@ -13,7 +13,7 @@ from foveate.core.recipes import Settings
 class TrainingSettings(Settings):
     """Length, batch, optimizer, precision, evaluation and checkpoints of a training. Lengths are counted in steps."""
 
-    steps: int = Field(ge=1, description="steps in all")
+    steps: int = Field(ge=1, description="total number of steps")
     batch_size: int = Field(ge=1, description="samples of one step over all processes together")
     accumulate: int = Field(
         default=1,

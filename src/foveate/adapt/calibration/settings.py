@@ -18,7 +18,7 @@ class ModelData(Settings):
     collection: Path = Field(description="collection that the model was fine-tuned on")
     field: str = Field(description="label field that holds the classes")
     train_split: str = Field("train", description="split of --data that was trained on")
-    test_split: str = Field("test", description="split of --data to measure on")
+    test_split: str = Field("test", description="split of --data to evaluate on")
 
 
 class CalibrateSettings(Settings):
@@ -35,10 +35,10 @@ class CalibrateSettings(Settings):
     )
     threshold: Literal["all_columns", "seen_columns", "none"] = Field(
         default="all_columns",
-        description="pcv: accuracy that pseudo-absent classes must reach, the pre-trained model's over these columns",
+        description="pcv: minimum accuracy on pseudo-absent classes: the pre-trained model's over these columns",
     )
     tie: Literal["smallest", "official"] = Field(
-        default="smallest", description="pcv: which of equally good gammas; official = the largest"
+        default="smallest", description="pcv: which gamma to take among equally good ones; official = the largest"
     )
     pseudo_splits: int = Field(default=3, ge=1, le=20, description="number of pseudo runs of pcv on a model")
 

@@ -42,21 +42,29 @@ class CompareRecipe(Settings):
 
     backbone: dict[str, Any] = Field(description="`kind` and the fields of that encoder; see `--backbone`")
     tasks: list[CompareTask] = Field(min_length=1, description="what is learned")
-    methods: list[str] = Field(["all"], min_length=1, description="of the grid: all, methods, or single lines of it")
+    methods: list[str] = Field(
+        ["all"], min_length=1, description="entries of the grid: all, method names, or names of single entries"
+    )
     grid: str = Field("quick", description="a published grid by name, or a YAML file")
     training: dict[str, Any] = Field({}, description="fields of `adapt train`'s training part, above those of the grid")
     train: list[str] = Field(["train"], min_length=1, description="splits to learn from")
     validation: str = Field("validation", description="split to select by; where a task has none, `share` is drawn")
     test: str = Field("test", description="split that is measured once, at the end; never used to choose")
     share: float = Field(0.2, gt=0, lt=1, description="of the images of each class to select by, where it is drawn")
-    folds: int = Field(0, ge=0, description="select by the mean over this many folds instead; 0 = by one split")
-    seeds: int = Field(1, ge=1, description="final trainings of each method, each with its own initial values")
+    folds: int = Field(
+        0, ge=0, description="number of cross-validation folds for the selection; 0 = one validation split"
+    )
+    seeds: int = Field(
+        1, ge=1, description="number of final training runs per method, each with a different initialization"
+    )
     seed: int = Field(0, ge=0, description="decides drawn images, splits, and the first of the seeds")
     peek: bool = Field(
-        False, description="also measure test images after every epoch of the last training; nothing is chosen by it"
+        False,
+        description="also evaluate on the test set after each epoch of the final training; never used for selection",
     )
     budget: str | None = Field(
-        None, description="maximum of trained parameters without the head: 100000, or 1.5% of the network"
+        None,
+        description="maximum number of trained parameters without the head, such as 100000, or 1.5% of the network",
     )
 
     @field_validator("folds")

@@ -26,7 +26,7 @@ class FoveateSettings(Settings):
     """Model folder, device and batch size."""
 
     model: Path = Field(description="model folder of `foveate captioner train`")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1 or mps; CUDA where there is one by default")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1 or mps; by default CUDA if available")
     batch: int = Field(32, ge=1, le=4096, description="captions that are written together, at most")
 
 

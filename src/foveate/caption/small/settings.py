@@ -14,7 +14,7 @@ class HeldOutSettings(Settings):
 
     split: str | None = Field(None, description="split of the evaluation; test, else validation, by default")
     limit: int | None = Field(200, ge=1, description="maximum number of images of that evaluation, drawn by the seed")
-    evaluation: bool = Field(True, description="leave out the evaluation")
+    evaluation: bool = Field(True, description="skip the evaluation")
 
 
 class EvaluationSettings(Settings):
@@ -24,7 +24,7 @@ class EvaluationSettings(Settings):
     limit: int | None = Field(None, ge=1, description="maximum number of images, drawn by the seed")
     shuffled: bool = Field(
         False,
-        description="caption each image from the features of another one: a control, whose captions hold less often",
+        description="caption each image from the features of another one: a control whose captions are less often true",
     )
 
 

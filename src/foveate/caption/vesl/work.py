@@ -46,7 +46,7 @@ class RegionLabelSettings(Settings):
     captions: tuple[str, ...] = Field(
         ("dsc_plus", "dsc", "alt"),
         min_length=1,
-        description="kinds of captions, best first; the first that an image has is used",
+        description="caption kinds in order of preference; each image's first available kind is used",
     )
     prefer: PreferredModels = ()
     shuffle_phrases: bool = Field(False, description="negative control: every image gets the phrases of another")
@@ -67,9 +67,9 @@ class RegionRunSettings(Settings):
     )
     options: tuple[str, ...] = Field((), description="further option of the detector")
     split: str | None = Field(None, description="only images of this split")
-    limit: int | None = Field(None, ge=1, description="only the first so many images")
-    batch: int = Field(BATCH, ge=1, le=4096, description="images per pass of the detector")
-    samples: int = Field(24, ge=0, le=500, description="images on the page")
+    limit: int | None = Field(None, ge=1, description="process only this many images, the first ones")
+    batch: int = Field(BATCH, ge=1, le=4096, description="batch size of the detector")
+    samples: int = Field(24, ge=0, le=500, description="number of images on the page")
 
 
 def build_recipe(

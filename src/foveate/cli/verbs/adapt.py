@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 _SETTINGS = "foveate.adapt.settings"
 _MAX_LISTED = 10  # classes and unreadable images that are printed
 _moved_option = click.option(
-    "--backbone", default=None, metavar="FOLDER|KIND:NAME", help="Where the backbone is now, if it moved."
+    "--backbone", default=None, metavar="FOLDER|KIND:NAME", help="New path of the backbone, if it was moved."
 )
 
 
-@click.group("adapt", short_help="Tune a vision model with few parameters.")
+@click.group("adapt", short_help="Fine-tune a vision model with few parameters.")
 def command() -> None:
     """Adapt a trained vision network to classes of images: sixteen methods, or named parts of the network.
 
@@ -42,8 +42,15 @@ def command() -> None:
     metavar="FOLDER|KIND:NAME",
     help="Model folder of Foveate, timm, transformers or open_clip; or timm:NAME.TAG, lite0 and the like.",
 )
-@click.option("--data", required=True, metavar="PATH", help="Collection folder, or an npz of images, labels, split.")
-@click.option("--method", required=True, metavar="NAME", help="Such as lora; an unknown one lists all.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="PATH",
+    help="Collection folder, or an npz file with the arrays images, labels and split.",
+)
+@click.option(
+    "--method", required=True, metavar="NAME", help="Method name, such as lora; an unknown name prints the list."
+)
 @fields(
     "foveate.adapt.recipe:AdaptRecipe",
     "data.field",
@@ -53,7 +60,7 @@ def command() -> None:
     metavars={"head": "FOLDER"},
 )
 @run_option("runs/adapt-METHOD")
-@dry_run_option("Print what would be trained and for how long; train and write nothing.")
+@dry_run_option("Print what would be trained and the estimated time; train and write nothing.")
 @common()
 def train(
     overrides: tuple[str, ...],
@@ -131,10 +138,10 @@ def _format_training(result: AdaptResult) -> list[str]:
     return lines
 
 
-@command.command("predict", cls=FieldsCommand, short_help="Classify images with what was tuned.")
+@command.command("predict", cls=FieldsCommand, short_help="Classify images with a tuned model.")
 @click.argument("tuned", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@path_option("--to", "CSV file of the answers, a row for each image; replaced where it exists.", required=True)
+@path_option("--to", "CSV file of the predictions, one row per image; replaced if it exists.", required=True)
 @fields(f"{_SETTINGS}:PredictSettings", "gamma", "calibration", metavars={"calibration": "FOLDER"})
 @_moved_option
 @common(seed=False)
@@ -185,7 +192,7 @@ def _format_predictions(result: PredictResult) -> list[str]:
     return lines
 
 
-@command.command("merge", cls=FieldsCommand, short_help="Put an adapter into its backbone's weights.")
+@command.command("merge", cls=FieldsCommand, short_help="Merge an adapter into its backbone's weights.")
 @click.argument("adapter", type=click.Path(path_type=Path))
 @path_option("--to", "Folder of the result; must be empty.", required=True)
 @fields(f"{_SETTINGS}:MergeSettings", "format")
@@ -214,10 +221,13 @@ def merge(adapter: Path, to: Path, settings: dict[str, Any], backbone: str | Non
     finish(result.to_json(), lines, {"model": to}, as_json=as_json)
 
 
-@command.command("compare", cls=FieldsCommand, short_help="Compare methods on one's own tasks.")
+@command.command("compare", cls=FieldsCommand, short_help="Compare methods on your own tasks.")
 @click.argument("overrides", nargs=-1)
 @click.option(
-    "--backbone", required=True, metavar="FOLDER|KIND:NAME", help="As for `adapt train`; it is opened once for all."
+    "--backbone",
+    required=True,
+    metavar="FOLDER|KIND:NAME",
+    help="Backbone, as for `adapt train`; it is loaded only once.",
 )
 @click.option(
     "--tasks",
@@ -225,7 +235,7 @@ def merge(adapter: Path, to: Path, settings: dict[str, Any], backbone: str | Non
     required=True,
     multiple=True,
     metavar="[[GROUP/]NAME=]PATH[:FIELD]",
-    help="Collection, npz file, VTAB-1K task, or a folder of such tasks; repeated for further ones.",
+    help="Collection, npz file, VTAB-1K task, or a folder of such tasks. Repeatable.",
 )
 @fields(
     "foveate.adapt.compare.recipe:CompareRecipe",
@@ -241,7 +251,7 @@ def merge(adapter: Path, to: Path, settings: dict[str, Any], backbone: str | Non
 @fields(f"{_SETTINGS}:CompareTasks", "shots", "epochs", into="task_settings", repeat=("shots",))
 @fields(f"{_SETTINGS}:CompareRun", "max_hours", "save_adapters", into="run_settings")
 @run_option("runs/adapt-compare")
-@dry_run_option("Print trainings, epochs and time; train and write nothing.")
+@dry_run_option("Print the number of training runs and epochs, and the estimated time; train and write nothing.")
 @common()
 def compare(
     overrides: tuple[str, ...],
@@ -333,14 +343,16 @@ def _format_comparison(result: ComparedResult) -> list[str]:
     return lines
 
 
-@command.command("wise", cls=FieldsCommand, short_help="Models between a network and its tuned one.")
+@command.command("wise", cls=FieldsCommand, short_help="Interpolate between a network and its tuned version.")
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option(
-    "--data", required=True, metavar="PATH[:FIELD]", help="Your own data, with splits to choose by and to test on."
+    "--data", required=True, metavar="PATH[:FIELD]", help="In-distribution data with a validation and a test split."
 )
-@click.option("--shifted", multiple=True, metavar="NAME=PATH[:FIELD]", help="Data of another kind; repeatable.")
+@click.option(
+    "--shifted", multiple=True, metavar="NAME=PATH[:FIELD]", help="Data under distribution shift. Repeatable."
+)
 @fields(f"{_SETTINGS}:WiseSettings", "validation", "test", "points", "head", "at")
-@path_option("--to", "Write the model at alpha as an adapter.")
+@path_option("--to", "Write the model at this alpha as an adapter to this folder.")
 @_moved_option
 @run_option("runs/adapt-wise")
 @common(seed=False)

@@ -14,7 +14,7 @@ from foveate.cli.options import dry_run_option, finish, json_option, quiet_optio
 @click.command("cache", cls=FieldsCommand, short_help="Frozen features on disk: list, remove.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields("foveate.pretrain.caches:CacheSettings", "remove", "days")
-@dry_run_option("With --remove: only say what would go.")
+@dry_run_option("With --remove: print what would be removed; remove nothing.")
 @json_option
 @quiet_option
 def command(collection: Path, settings: dict[str, Any], dry_run: bool, as_json: bool) -> None:

@@ -28,7 +28,7 @@ _OF_GAMMA = ("method", "variant", "threshold", "tie", "pseudo_splits")
 _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 
 
-@click.command("calibrate", cls=FieldsCommand, short_help="Bring back the classes that fine-tuning did not see.")
+@click.command("calibrate", cls=FieldsCommand, short_help="Restore the classes that fine-tuning did not see.")
 @click.argument("source", type=_FILE)
 @click.option(
     "--classes-seen",
@@ -39,25 +39,25 @@ _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
     "Those with a label in --training by default.",
 )
 @click.option("--classes-absent", "absent", multiple=True, metavar="CLASSES", help="All others by default.")
-@path_option("--class-names", "File with a class name a line, where SOURCE has no names of columns.")
+@path_option("--class-names", "File with one class name per line, if SOURCE has no column names.")
 @path_option("--data", "Collection that the model SOURCE was fine-tuned on.")
-@click.option("--labels", metavar="FIELD", help="Label field of --data that holds the classes.")
+@click.option("--labels", metavar="FIELD", help="Label field of --data with the classes.")
 @fields(f"{_SETTINGS}:ModelData", *_SPLITS, into="splits")
 @path_option("--before", "The pre-trained model, or its logits of the samples in SOURCE.")
 @path_option("--training", "Logits of the fine-tuning data, for the average logit gap.")
-@click.option("--pseudo", type=_FILE, multiple=True, help="Logits of a pseudo run; three are usual.")
+@click.option("--pseudo", type=_FILE, multiple=True, help="Logits of a pseudo run; typically three. Repeatable.")
 @fields(f"{_SETTINGS}:CalibrateSettings", *_OF_GAMMA, into="calibration")
 @fields(
     f"{_SETTINGS}:FineTuneSettings",
     *(f"{'augmentation.' if name in _AUGMENTATION else ''}{name}" for name in _OF_PSEUDO_RUNS),
     into="fine_tuning",
 )
-@path_option("--checkpoint", "Checkpoint to calibrate, where SOURCE is a file of logits.")
-@click.option("--head", metavar="MODULE", help="Name of the checkpoint's classifier, where it is not found.")
-@path_option("--to", "Where the calibrated checkpoint goes; RUN/calibrated by default.")
+@path_option("--checkpoint", "Checkpoint to calibrate, if SOURCE is a file of logits.")
+@click.option("--head", metavar="MODULE", help="Name of the checkpoint's classifier, if it is not detected.")
+@path_option("--to", "Path of the calibrated checkpoint; RUN/calibrated by default.")
 @run_option("runs/calibrate")
-@click.option("--force", is_flag=True, help="Write the calibrated checkpoint though gamma lowers accuracy.")
-@dry_run_option("Print how many fine-tunings and steps it would take; train and write nothing.")
+@click.option("--force", is_flag=True, help="Write the calibrated checkpoint even if gamma lowers accuracy.")
+@dry_run_option("Print the number of fine-tuning runs and steps; train and write nothing.")
 @common()
 def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: Path | None, **options: Any) -> None:
     """Find gamma, the number that the logits of absent classes are too low by, and what it brings.

@@ -24,7 +24,7 @@ from foveate.cli.options import common, dry_run_option, finish, path_option
     metavars={"to": "TARGET", "region_sources": "NAME"},
 )
 @path_option("--out", "New folder; SOURCE-TARGET by default.")
-@dry_run_option("Say what would be written, or why it cannot be; write nothing.")
+@dry_run_option("Print what would be written, or why it cannot be; write nothing.")
 @common(seed=False)
 def command(
     source: Path,

@@ -16,7 +16,7 @@ from foveate.cli.options import F, common, dry_run_option, finish, run_option
 _RUN = "foveate.federated.run_options"
 
 
-@click.group("federated", short_help="Work on data that may not leave their clients.")
+@click.group("federated", short_help="Cluster, map and learn from data that stay at their clients.")
 def command() -> None:
     """Work on the data of several clients without moving them: in one process here, with every message counted.
 
@@ -87,7 +87,7 @@ def _finish_plan(planned: dict[str, Any], size: str, *, as_json: bool) -> None:
     finish(planned, lines, {}, as_json=as_json)
 
 
-@command.command("embed", cls=FieldsCommand, short_help="Draw one map of data at several clients.")
+@command.command("embed", cls=FieldsCommand, short_help="Make one joint 2-D map of data at several clients.")
 @sources_of
 @fields("foveate.federated.embedding.options:EmbeddingOptions", "method", "rounds")
 @fields(f"{_RUN}:EmbedRun", "compare", "held_out", into="running")
@@ -181,7 +181,7 @@ def _embed_lines(result: dict[str, Any]) -> list[str]:
     return [*lines, result["payoff"]] if result.get("payoff") else lines
 
 
-@command.command("cluster", cls=FieldsCommand, short_help="Find groups in data at several clients.")
+@command.command("cluster", cls=FieldsCommand, short_help="Cluster data at several clients.")
 @sources_of
 @_clusters
 @fields("foveate.federated.clustering.options:ClusteringOptions", "method", "refine_rounds", "min_count", "scale")

@@ -24,7 +24,7 @@ from foveate.cli.options import common, dry_run_option, finish, path_option, wor
     repeat=("region_sources",),
     metavars={"region_sources": "NAME"},
 )
-@dry_run_option("Only say what would be embedded, and how large it gets.")
+@dry_run_option("Print what would be embedded and the size of the index; write nothing.")
 @workers_option
 @common(seed=False)
 def command(

@@ -22,8 +22,8 @@ MODEL = "foveate.pretrain.train:build_model"
 @path_option("--collection", "Collection folder; a dry run needs none, and checks it when it is given.")
 @run_option("runs/pretrain-RECIPE")
 @fields(RECIPE, "training.precision", "training.steps", of_recipe=True)
-@click.option("--no-evaluation", is_flag=True, help="Leave out the evaluation on the test split.")
-@dry_run_option("Print what the run takes (FLOPs, memory, time, reading); train nothing.")
+@click.option("--no-evaluation", is_flag=True, help="Skip the evaluation on the test split.")
+@dry_run_option("Estimate FLOPs, memory, time and data rate of the run; train nothing.")
 @fields(
     "foveate.pretrain.settings:PriceSettings",
     "devices",

@@ -38,7 +38,7 @@ from foveate.cli.options import common, dry_run_option, finish, run_option, work
     "shuffle_phrases",
 )
 @run_option("runs/regions")
-@dry_run_option("Only say what would be asked; nothing is detected or written.")
+@dry_run_option("Print the phrases that would be located; detect and write nothing.")
 @workers_option
 @common()
 def command(

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     repeat=("weights",),
     metavars={"box": "X1,Y1,X2,Y2", "weights": "PART=NUMBER"},
 )
-@path_option("--model", "Where the model is; where it was by default.")
-@path_option("--collection", "Where the collection is; where it was by default.")
+@path_option("--model", "Path of the model; by default the path stored in the index.")
+@path_option("--collection", "Path of the collection; by default the path stored in the index.")
 @run_option("runs/search", "Folder for the page")
 @common(seed=False)
 def command(

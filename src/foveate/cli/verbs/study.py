@@ -25,7 +25,9 @@ _FOLDER = click.Path(path_type=Path)
 )  # fmt: skip
 @dry_run_option("Print what would be trained, and train nothing.")
 @click.option(
-    "--so-far", is_flag=True, help="Train nothing: write the result of what is finished; with all, the overview."
+    "--so-far",
+    is_flag=True,
+    help="Train nothing; write the result of the finished training runs, or with all the overview.",
 )
 @click.option(
     "--published", type=_FOLDER, default=Path("docs/studies"), show_default=True,

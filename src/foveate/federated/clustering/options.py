@@ -38,7 +38,7 @@ class ClusteringOptions(Settings):
 
     clusters: Count = Field(ge=1, description="K, the number of groups of all clients together")
     method: str = Field(
-        "consensus", description="how the server makes K centers of centroids; an unknown name lists all"
+        "consensus", description="method that merges centroids into K centers; an unknown name prints the list"
     )
     seed: Count = Field(0, ge=0, description="seed of all random numbers")
     local_clusters: int | tuple[int, ...] | None = Field(
@@ -71,9 +71,9 @@ class ClusteringOptions(Settings):
     )
     # Besides the radii, which alone failed on groups of very different sizes.
     restarts: Count = Field(10, ge=0, description="weighted k-means++ starts of the server")
-    refine_rounds: Count = Field(1, ge=0, description="exchanges of sums and counts after the first; 0 is one shot")
+    refine_rounds: Count = Field(1, ge=0, description="number of refinement rounds with sums and counts; 0 = one-shot")
     min_count: Count = Field(
-        1, ge=1, description="clusters of fewer points are merged before sending; 10 is good for sensitive data"
+        1, ge=1, description="merge clusters with fewer points before sending; suggested for sensitive data: 10"
     )
     winsorize: Number | None = Field(
         None,

@@ -21,19 +21,24 @@ CLUSTER, EMBED, FEATURES = JOBS
 class ServerOptions(Settings):
     """Address and host of a server."""
 
-    address: str = Field(description="by which clients call the server; port 8000")
-    host: str | None = Field(None, description="where it listens; everywhere, or on loopback for address localhost")
+    address: str = Field(description="address at which clients reach the server; port 8000 by default")
+    host: str | None = Field(
+        None, description="IP address to listen on; by default all, or loopback if --address is localhost"
+    )
 
 
 class NodeOptions(Limits, ReadOptions):
     """One client's node: its number, the server, its data, and its own limits."""
 
-    client: int = Field(ge=0, description="the client's number, from 0, each once")
-    server: str | None = Field(None, description="the server, by the --address that it was given")
-    data: Path | None = Field(None, description="the client's points; they are read here and not sent as they are")
-    name: str = Field("", description="what the client is called in results")
+    client: int = Field(ge=0, description="number of this client: 0, 1, and so on, each used once")
+    server: str | None = Field(None, description="address of the server, as in its --address")
+    data: Path | None = Field(None, description="the client's points; they are read locally and never sent as they are")
+    name: str = Field("", description="name of the client in results")
     port: int | None = Field(
-        None, ge=1, le=65535, description="of the node's own processes, on loopback; 9150 + the client's number"
+        None,
+        ge=1,
+        le=65535,
+        description="port of the node's local processes, on loopback; 9150 + client number by default",
     )
 
     def to_config(self) -> dict[str, Any]:
@@ -50,15 +55,18 @@ class NodeOptions(Limits, ReadOptions):
 class RunOptions(Settings):
     """A run configuration: the job, the number of clients, time limits, and the folder of the result."""
 
-    job: Literal["cluster", "embed", "features"] = Field(CLUSTER, description="what is run over the clients")
-    clusters: int = Field(8, ge=1, description="K of all clients together")
-    method: str = Field("", description="method of the job; its own by default")
+    job: Literal["cluster", "embed", "features"] = Field(CLUSTER, description="job to run on the clients")
+    clusters: int = Field(8, ge=1, description="number of clusters over all clients")
+    method: str = Field("", description="method of the job; the job's default if unset")
     seed: int = Field(0, ge=0, description="seed of all random numbers")
-    clients: int = Field(ge=1, description="how many clients there are, numbered from 0")
-    min_clients: int = Field(1, ge=1, description="clients that must answer in every round")
-    wait: float = Field(120.0, ge=0, description="seconds for clients to appear")
-    timeout: float = Field(600.0, ge=1, description="seconds for a round")
-    evaluate: bool = Field(False, description="ask how well the groups fit: one more partition of the clients' data")
+    clients: int = Field(ge=1, description="number of clients, numbered from 0")
+    min_clients: int = Field(1, ge=1, description="minimum number of clients that must respond in every round")
+    wait: float = Field(120.0, ge=0, description="seconds to wait for clients to connect")
+    timeout: float = Field(600.0, ge=1, description="maximum duration of a round, in seconds")
+    evaluate: bool = Field(
+        False,
+        description="also ask clients how well the clusters fit; this counts as one more clustering of their data",
+    )
     out: str = Field("", description="folder of the result")
     options: str = Field("", description="other settings of the job: NAME=VALUE with spaces between them")
 

@@ -27,16 +27,16 @@ class IndexSettings(Settings):
     )
     region_sources: RegionSources = None
     precision: Precision | None = Field(
-        None, description="of the stored vectors: float32 by default, float16 at half the size"
+        None, description="precision of the stored vectors: float32 by default; float16 takes half the space"
     )
-    retry: bool = Field(False, description="try images again that could not be read before")
+    retry: bool = Field(False, description="retry images that could not be read before")
 
 
 class HitSettings(Settings):
     """Settings of a search: the hits to return."""
 
     count: int = Field(20, ge=1, description="maximum number of hits")
-    kind: Literal["images", "regions", "both"] = Field("both", description="what the hits may be")
+    kind: Literal["images", "regions", "both"] = Field("both", description="kinds of results")
     per_image: int = Field(1, ge=1, description="maximum number of hits from one image")
     backend: Literal["exact", "faiss"] = Field(
         "exact", description="search exactly, or with faiss (extra), which is approximate for large indexes"
@@ -67,7 +67,7 @@ class SearchSettings(HitSettings):
         None, description="search with this box of --image: corners in [0, 1]"
     )
     pixels: bool = Field(False, description="the corners of --box are pixels")
-    negative: str | None = Field(None, description="a text that the results should be unlike")
+    negative: str | None = Field(None, description="text that the results should not match")
     weights: Annotated[dict[str, float], BeforeValidator(_parse_weights)] = Field(
         {}, description="weight above 0 of text, image, box or negative in the sum; 1 by default"
     )
