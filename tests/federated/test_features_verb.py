@@ -74,9 +74,11 @@ def test_from_a_table_to_a_page(table: Path, tmp_path: Path) -> None:
         out,
         *QUICK,
     )
-    assert [one["method"] for one in found["methods"]] == list(METHODS)[:1] + ["untrained", "local", "central"]
-    assert [one["rounds"] for one in found["methods"]] == [3, 0, 3, 3]
-    for one in found["methods"]:
+    assert [one["method"] for one in found["methods"]] == [*list(METHODS)[:1], "untrained", "local", "central", "plain"]
+    assert [one["rounds"] for one in found["methods"]] == [3, 0, 3, 3, 0]
+    assert found["methods"][-1]["quality"] == {"nmi": 1, "ari": 1, "purity": 1}, "groups that k-means sees at once"
+    assert "No encoder: the points as they are" in (out / "report.html").read_text(encoding="utf-8")
+    for one in found["methods"][:-1]:
         assert {"distance", "nmi", "ari", "purity", "knn", "probe"} == set(one["quality"])
         assert 0.9 < one["quality"]["probe"] <= 1, "groups that a line separates"
     assert found["clusters"] == 3
@@ -285,7 +287,7 @@ def test_a_probe_of_one_label_is_no_number() -> None:
         (["--set", "encoder=small_vit", "--set", "shape=[1,2,3]"], "square images (got 2 x 3)"),
         (
             ["--set", "encoder=small_resnet", "--set", "shape=[1,2,2]"],
-            "shape [1, 2, 2]: channels x height x width",
+            "shape: channels x height x width must be the 6 values of a row",
         ),
         (["--set", "shape=[1,2,3]"], "field 'shape' has no effect"),
         (["--set", "augment=shift"], "shift moves images"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError
 from foveate.core.files import FolderLock
+from foveate.core.progress import say
 from foveate.core.runs import RunFolder
 from foveate.federated.clustering.protocol import optional_parts
 from foveate.federated.deep.encoder import flatten_weights
 from foveate.federated.deep.job import DeepJob, Fitted, build_network, measure_cost, result_fields, save_model
 from foveate.federated.deep.options import METHODS, POOLED, UNTRAINED, DeepOptions
 from foveate.federated.deep.quality import measure_quality
+from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.job import fit_in_run
 from foveate.federated.reporting import (
     compare_with_labels,
@@ -30,6 +34,9 @@ from foveate.federated.reporting import (
 from foveate.federated.results import FeaturesClient, FeaturesMethod, FeaturesResult
 from foveate.federated.run_options import FeaturesRun
 from foveate.federated.sources import Clients
+
+PLAIN = "plain"
+"""Name of the row of federated clustering without an encoder; it is no method of its own."""
 
 
 def plan(clients: Clients, options: DeepOptions) -> dict[str, Any]:
@@ -102,6 +109,7 @@ def run_features(
             rows.append(_measure(clients, encoded))
             first = first or encoded
         assert first is not None
+        rows += _cluster_plainly(clients, options)
         result = FeaturesResult(
             **result_fields(first.fitted),
             split=clients.about,
@@ -135,6 +143,32 @@ def _measure(clients: Clients, encoded: Encoded) -> FeaturesMethod:
         seed=fitted.options.seed,
     )
     return measure_cost(fitted, quality)
+
+
+def _cluster_plainly(clients: Clients, options: DeepOptions) -> list[FeaturesMethod]:
+    """Measure the groups of federated clustering on the points as they are; nothing where there are no labels.
+
+    The encoder has to beat it: on data that lie in groups already it often does not.
+    """
+    labels = clients.all_labels()
+    if labels is None:
+        return []
+    began = time.monotonic()
+    try:
+        plain = FederatedKMeans(options.clusters, random_state=options.seed).fit(clients.points)
+    except UserError as problem:
+        say(f"groups of the points without an encoder: {problem}")
+        return []
+    return [
+        FeaturesMethod(
+            method=PLAIN,
+            description="federated clustering of the points as they are, without an encoder",
+            quality=compare_with_labels(labels, np.concatenate(plain.labels_)),
+            bytes_up=plain.bytes_up_,
+            bytes_down=plain.bytes_down_,
+            seconds=round(time.monotonic() - began, 3),
+        )
+    ]
 
 
 def _client_rows(clients: Clients, encoded: Encoded) -> list[FeaturesClient]:

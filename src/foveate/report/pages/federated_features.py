@@ -21,6 +21,7 @@ TITLES = {
     "local": "Towards each client’s own centroids",
     "central": "All data in one place",
     "untrained": "Untrained",
+    "plain": "No encoder: the points as they are",
 }
 MEASURES = {
     "nmi": ("NMI", "normalized mutual information of groups and labels; 1 is best"),
