@@ -66,7 +66,7 @@ def test_from_features_to_the_section(emoji: tuple[Path, Path], tmp_path: Path) 
     assert by_title["all clients, centroids only"] >= by_title["the largest client alone"] + 0.2
     for one in checked.maps:
         assert one.bytes_up == sum(client.maps[one.title] for client in checked.clients)
-    # First at most K centroids, counts, spreads, flags and a number; then sums and counts; then points and inertia.
+    # A first answer: at most K centroids, counts, spreads, flags and a number; then sums, counts; then points, inertia.
     assert 0 < max(client.groups for client in checked.clients) <= 4 * (8 * 4 + 8 + 8 + 1) + 8 + 4 * 8 * (4 + 1) + 16
     # Both are whole runs of the verbs, with their own results beside the tour's.
     grouped = parse_result(ClusterResult, json.loads((run.path / "federated-seed0/groups/result.json").read_text()))
