@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits, load_wine
+from sklearn.datasets import load_wine
 
 from foveate.core import progress
 from foveate.federated.clustering import attacks
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.messages import Message
+from foveate.federated.sources import gather
 
 MIN_COUNT = 10
 
@@ -40,13 +41,18 @@ def ask_node(rows: np.ndarray, **limits: int) -> attacks.Ask:
 
 def report(title: str, make_ask: Callable[[np.ndarray], attacks.Ask]) -> None:
     """Print how many rows each attack reads exactly."""
-    digits, wine = load_digits().data, load_wine().data
+    hospitals = gather(["digits"], split="dirichlet:0.3", clients=8, seed=0).points
+    rows = sum(len(hospital) for hospital in hospitals)
     for runs, rounds in ((1, 0), (1, 1), (1, 3), (20, 0), (20, 1)):
-        answers = attacks.ask_ordinary_runs(
-            make_ask(digits), runs, clusters=10, min_count=MIN_COUNT, refine_rounds=rounds
-        )
-        read = attacks.count_rows_read(attacks.subtract_cells(answers), digits)
-        print(f"{title}: {runs} ordinary runs of {rounds} rounds: {read} of {len(digits)} rows, {len(answers)} answers")
+        read, answered = 0, 0
+        for number, hospital in enumerate(hospitals):
+            answers = attacks.ask_ordinary_runs(
+                make_ask(hospital), runs, clusters=10, min_count=MIN_COUNT, refine_rounds=rounds, client=number
+            )
+            read += attacks.count_rows_read(attacks.subtract_cells(answers), hospital)
+            answered += len(answers)
+        print(f"{title}: {runs} ordinary runs of {rounds} rounds: {read} of {rows:,} rows, {answered} answers")
+    wine = load_wine().data
     wine = (wine - wine.mean(0)) / wine.std(0)
     num_questions = 0
     inner = make_ask(wine)

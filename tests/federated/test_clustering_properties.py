@@ -123,9 +123,11 @@ def test_k_rows_or_an_error(name: str) -> None:
         warnings.simplefilter("ignore")
         with raises_naming(TooFewGroupsError, "3") as caught:
             FederatedKMeans(3, method=name, random_state=0).fit(parts)
-        assert caught.value.groups == 2
+        # Without a second centroid at any client no radius parts the two: they are one group of the reconstruction.
+        alone = name == "paper_reconstruction"
+        assert caught.value.groups == (1 if alone else 2)
         found = FederatedKMeans(3, method=name, random_state=0, on_few_groups="return").fit(parts)
-    assert sorted(found.cluster_centers_.tolist()) == [[0, 0], [1, 1]]
+    assert sorted(found.cluster_centers_.tolist()) == ([[0.5, 0.5]] if alone else [[0, 0], [1, 1]])
 
 
 @settings(max_examples=25, deadline=None)

@@ -95,7 +95,8 @@ class FakeGrid:
                 reply = SimpleNamespace(has_error=lambda: True, error=error)
             else:
                 if request.kind == HELLO:
-                    answer = request.answer(client=client, name="")
+                    answer = request.answer(client=client, name="", columns="")
+                    answer = Message(HELLO, 0, values={**answer.values, "columns.unordered": ""})
                 else:
                     answer, reason = attempt(Client(client, self.parts[place], protocol.HANDLERS), request)
                     answer = answer or request.answer(**failure_values(DATA_UNUSABLE))

@@ -14,22 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.federated import reasons
 from foveate.federated.clients import Client
 from foveate.federated.clustering.noise import request_cost
 from foveate.federated.clustering.protocol import HANDLERS, MOMENTS
+from foveate.federated.columns import ColumnDigests, sort_columns
 from foveate.federated.deep.message_kinds import EMBEDDED
 from foveate.federated.deep.message_kinds import REMOTE_KINDS as FEATURES_KINDS
 from foveate.federated.embedding.message_kinds import REMOTE_KINDS as MAP_KINDS
 from foveate.federated.ledger import Ledger, Question
 from foveate.federated.limits import Limits
 from foveate.federated.messages import Message, MessageError
-from foveate.federated.points import ReadOptions
+from foveate.federated.points import Points, ReadOptions
 from foveate.federated.reasons import Refusal, failure_values
 from foveate.federated.sources import read_points
 from foveate.federated.store import digest
@@ -39,7 +37,6 @@ UNREADABLE = "query.unreadable"
 """Kind of the answer to what is no request."""
 KINDS = (HELLO, *HANDLERS, *MAP_KINDS, *FEATURES_KINDS)
 """All kinds that a client answers over a network."""
-Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Node:
         return cls(number, None if data is None else str(data), str(config.get("name", "")), limits, reading)
 
     def read(self) -> Points:
-        """Read the points.
+        """Read the points, their columns sorted by name where the limits say so.
 
         Raises:
             Refusal: there are none, or they cannot be read.
@@ -86,9 +83,20 @@ class Node:
                 "the node has no data; start it with --node-config 'partition-id=0 data=\"points.npz\"'",
             )
         try:
-            return read_points(Path(self.data), self.reading).points_ND
+            points = read_points(Path(self.data), self.reading)
         except UserError as problem:
             raise Refusal(reasons.DATA_UNREADABLE, str(problem)) from None
+        try:
+            return sort_columns(points) if self.limits.align_columns else points
+        except UserError as problem:
+            raise Refusal(reasons.COLUMNS_UNNAMED, str(problem)) from None
+
+    def digest_columns(self) -> ColumnDigests:
+        """Digests of the columns; empty where the points cannot be read, which a question about them will say."""
+        try:
+            return ColumnDigests.of(self.read().features)
+        except Refusal:
+            return ColumnDigests()
 
     def answer(self, request: Message) -> Message:
         """Answer a request within the limits.
@@ -98,13 +106,15 @@ class Node:
             Exception: whatever else goes wrong.
         """
         if request.kind == HELLO:
-            return request.answer(client=self.number, name=self.name)
+            columns = self.digest_columns()
+            values = {"columns": columns.ordered, "columns.unordered": columns.unordered}
+            return Message(HELLO, request.round, values={"client": self.number, "name": self.name, **values})
         if request.kind not in KINDS:
             raise MessageError(f"cannot answer '{request.kind}'; it answers {', '.join(KINDS)}")
         if request.kind in HANDLERS:
             # Before the data are read: a refused request costs the client nothing.
             self.limits.check(request)
-        points = self.read()
+        points = self.read().points_ND
         self.limits.need_points(len(points))
         client = Client(self.number, points, {request.kind: self._handler(request.kind)})
         question = Question(

@@ -26,6 +26,7 @@ class SourceOptions(ReadOptions):
     )
     clients: int | None = Field(None, ge=1, description="number of clients that --split makes")
     collection: Path | None = Field(None, description="collection with the labels of exported embeddings")
+    align_columns: bool = Field(False, description="reorder the columns of several sources by name, as in the first")
     min_points: int = Field(
         MIN_POINTS, ge=0, description="minimum number of points per client in a dirichlet or balanced split"
     )

@@ -26,6 +26,7 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.seeds import generator
 from foveate.federated import partition
 from foveate.federated.array_files import read_npy, read_npz
+from foveate.federated.columns import match_columns
 from foveate.federated.h5ad import read_h5ad
 from foveate.federated.partition import MAX_DRAWS, MIN_POINTS, Partition
 from foveate.federated.points import Feature, Points, ReadOptions, as_matrix
@@ -272,6 +273,7 @@ def gather(
     split: str | None = None,
     clients: int | None = None,
     collection: Path | None = None,
+    align_columns: bool = False,
     seed: int = 0,
     min_points: int = MIN_POINTS,
     max_draws: int = MAX_DRAWS,
@@ -285,6 +287,7 @@ def gather(
         split: see `split_labels`.
         clients: number of clients of a split.
         collection: of the labels of exported embeddings.
+        align_columns: reorder the columns of several sources by name, as in the first; else another order is an error.
         min_points, max_draws: of a Dirichlet split, see `partition.dirichlet`.
         options: how the sources are read.
 
@@ -300,7 +303,7 @@ def gather(
     if label is None and all(str(source) in SETS for source in sources):
         label = "label"
     labels = None if label is None else [points.column(label, "column of labels") for points in read]
-    gathered = _gather_several(read, labels, client, split, clients) if len(read) > 1 else None
+    gathered = _gather_several(read, labels, client, split, clients, align_columns) if len(read) > 1 else None
     if gathered is None:
         whole, first_labels = read[0], None if labels is None else labels[0]
         if client is not None:
@@ -330,6 +333,7 @@ def _gather_several(
     client: str | None,
     split: str | None,
     clients: int | None,
+    align_columns: bool,
 ) -> Clients:
     """One client per source."""
     if client is not None or split is not None or clients is not None:
@@ -342,12 +346,14 @@ def _gather_several(
     rows = None
     if any(points.rows is not None for points in read):
         rows = [np.arange(len(points.points_ND)) if points.rows is None else points.rows for points in read]
+    names, features = [points.name for points in read], [points.features for points in read]
+    matched = match_columns(names, [points.points_ND for points in read], features, align=align_columns)
     return Clients(
-        [Path(points.name).stem for points in read],
-        [points.points_ND for points in read],
+        [Path(name).stem for name in names],
+        matched,
         labels,
         "a source each",
-        [points.features for points in read],
+        [features[0] for _ in read],
         read[0].aside,
         rows,
     )

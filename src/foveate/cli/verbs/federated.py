@@ -43,6 +43,7 @@ def sources_of(function: F) -> F:
         "min_points",
         "max_draws",
         "collection",
+        "align_columns",
         "max_gib",
         into="source",
         metavars=dict.fromkeys(("label", "client", "split"), "NAME"),

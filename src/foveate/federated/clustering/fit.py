@@ -19,7 +19,13 @@ from foveate.federated.clustering.lloyd import unit
 from foveate.federated.clustering.options import ClusteringOptions, load_method
 from foveate.federated.clustering.pool import Pool
 from foveate.federated.clustering.scaling import Scaling, ask_scaling
-from foveate.federated.clustering.suspects import find_suspects, find_suspicious_sums
+from foveate.federated.clustering.suspects import (
+    MAX_SCALE,
+    find_scales,
+    find_suspects,
+    find_suspicious_sums,
+    find_wide_groups,
+)
 from foveate.federated.messages import Message
 from foveate.federated.rounds import TooFewClientsError, Transport
 
@@ -90,7 +96,14 @@ def cluster(
     answers = _ask_centroids(transport, options, min_clients, excluded, scaling)
     pool, radii = make_pool(answers)
     # Before the server step: a poisoned centroid that is merged cannot be told apart afterwards.
-    suspects = find_suspects(pool)
+    suspects = _check_scales(transport, answers, options, excluded)
+    if any(client in excluded for client in answers):
+        answers = {client: answer for client, answer in answers.items() if client not in excluded}
+        if len(answers) < min_clients:
+            raise TooFewClientsError(f"{len(answers)} clients have usable magnitudes; {min_clients} are needed")
+        pool, radii = make_pool(answers)
+    for client, reason in find_suspects(pool).items():
+        suspects[client] = f"{suspects[client]}; {reason}" if client in suspects else reason
     if suspects and options.suspects == "exclude":
         _check_majority(suspects, len(answers))
         pool = pool.take(~np.isin(pool.client, list(suspects)))
@@ -123,6 +136,29 @@ def cluster(
 
 def _scaled(request: Message, scaling: Scaling | None) -> Message:
     return request if scaling is None else scaling.add_to(request)
+
+
+def _check_scales(
+    transport: Transport, answers: dict[int, Message], options: ClusteringOptions, excluded: dict[int, str]
+) -> dict[int, str]:
+    """Reasons of clients with columns of another magnitude or absurdly wide groups; what no unit explains is left out.
+
+    Raises:
+        UserError: no unit explains it, and there is no majority that says which client is wrong.
+    """
+    # Directions have no unit.
+    scales = {} if options.spherical else find_scales(answers)
+    absurd = {client: reason for client, (ratio, reason) in scales.items() if ratio >= MAX_SCALE}
+    if absurd:
+        if 2 * len(absurd) >= len(answers):
+            listed = "; ".join(f"{transport.name(client)}: {reason}" for client, reason in absurd.items())
+            raise UserError(f"columns: the clients' magnitudes are too far apart to be clustered together ({listed})")
+        excluded |= {client: f"absurd: {reason}" for client, reason in absurd.items()}
+    usual = {client: answer for client, answer in answers.items() if client not in absurd}
+    reasons = {client: reason for client, (_, reason) in scales.items() if client not in absurd}
+    for client, reason in find_wide_groups(usual).items():
+        reasons[client] = f"{reasons[client]}; {reason}" if client in reasons else reason
+    return reasons
 
 
 def _check_majority(suspects: dict[int, str], clients: int) -> None:

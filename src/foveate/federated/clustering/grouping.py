@@ -97,15 +97,15 @@ def need_groups(groups: Groups, clusters: int, radius: str) -> None:
 def radius_of_centroids(pool: Pool, radius_of_client: dict[int, float], rule: str, *, quantile: float) -> Floats:
     """Return the radius of each centroid from those of the clients, [Q].
 
-    A client whose radius is undefined (NaN: fewer than two working centers) gets the median of the defined ones, or 0
-    where there is none.
+    A client whose radius is undefined (NaN: fewer than two working centers) gets the median of the defined ones. Where
+    there is none, nothing says that two centroids are of different groups, and radii are infinite.
     """
     radii = np.array(list(radius_of_client.values()))
     defined = radii[~np.isnan(radii)]
     if rule == "max_over_clients":
-        return np.full(len(pool), defined.max() if len(defined) else 0.0)
+        return np.full(len(pool), defined.max() if len(defined) else np.inf)
     if rule == "quantile":
-        return np.full(len(pool), np.quantile(defined, quantile) if len(defined) else 0.0)
-    instead = float(np.median(defined)) if len(defined) else 0.0
+        return np.full(len(pool), np.quantile(defined, quantile) if len(defined) else np.inf)
+    instead = float(np.median(defined)) if len(defined) else np.inf
     filled = {number: instead if np.isnan(radius) else radius for number, radius in radius_of_client.items()}
     return np.array([filled[int(number)] for number in pool.client])

@@ -26,6 +26,12 @@ from foveate.federated.messages import Message
 
 # Factors of the median distance, on top of the spread among clients; see `find_outliers`.
 ALONE, FAR = 4.0, 6.0
+SCALE_ALONE, WIDE, APART = 5.0, 20.0, 100.0
+"""Ratios at which columns' magnitudes, groups' radii and centroids' distances are reported."""
+SPREAD_ALONE = 2.0
+"""Ratio of radii below which another magnitude is another place and no other unit."""
+MAX_SCALE = 1e6
+"""No two units of a measurement in use are farther apart (nanogram and milligram, meter and micrometer)."""
 
 
 def find_suspects(pool: Pool) -> dict[int, str]:
@@ -52,6 +58,90 @@ def find_suspects(pool: Pool) -> dict[int, str]:
         ).items():
             reasons[client].append(reason)
     return {client: "; ".join(listed) for client, listed in reasons.items() if listed}
+
+
+def find_scales(answers: Mapping[int, Message]) -> dict[int, tuple[float, str]]:
+    """Clients with a column that is in another unit: far larger, or smaller, than at every other client.
+
+    Larger: the median of its centroids' absolute values is five times the 90th percentile of any other client's, or
+    more; smaller: the reverse. Quantiles are weighted by points. Another place alone is no other unit: where radii are
+    sent, the client's must differ, too, except where it is smaller than each of several others. Of two clients both are
+    named, because nothing says which is right.
+
+    Returns:
+        By client the largest ratio and the reason.
+    """
+    clients = list(answers)
+    if len(clients) < 2:
+        return {}
+    middle_MD, high_MD = (
+        np.array([_column_quantile(answers[client], share) for client in clients]) for share in (0.5, 0.9)
+    )
+    spread_M = np.array([float(np.median(answers[client].arrays.get("spreads", [0.0]))) for client in clients])
+    reasons: dict[int, tuple[float, str]] = {}
+    for index, client in enumerate(clients):
+        other = float(np.median(np.delete(spread_M, index)))
+        is_alike = min(spread_M[index], other) > 0 and 1 / SPREAD_ALONE < spread_M[index] / other < SPREAD_ALONE
+        larger_D = _ratios(middle_MD[index], np.delete(high_MD, index, axis=0).max(axis=0))
+        smaller_D = _ratios(np.delete(middle_MD, index, axis=0).min(axis=0), high_MD[index])
+        if is_alike:
+            larger_D = np.zeros_like(larger_D)
+            smaller_D = smaller_D if len(clients) > 2 else larger_D
+        far_D = np.maximum(larger_D, smaller_D)
+        strange = np.argsort(-far_D, kind="stable")[: int((far_D >= SCALE_ALONE).sum())]
+        if len(strange):
+            listed = ", ".join(
+                f"column {i} is {larger_D[i] if larger_D[i] >= smaller_D[i] else 1 / smaller_D[i]:.3g}x"
+                for i in strange[:3]
+            )
+            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+            reasons[client] = (float(far_D.max()), f"{listed}{more} the other clients' magnitude: another unit?")
+    return reasons
+
+
+def _ratios(above_D: Floats, below_D: Floats) -> Floats:
+    """Ratios where both are above 0, else 0: a column of zeros has no unit."""
+    comparable_D = (above_D > 0) & (below_D > 0)
+    return np.where(comparable_D, above_D / np.where(comparable_D, below_D, 1.0), 0.0)
+
+
+def _column_quantile(answer: Message, share: float) -> Floats:
+    """Quantile of the centroids' absolute values in each column, weighted by points, [D]."""
+    center_kD = np.abs(answer.array("centers"))
+    count_k = answer.arrays.get("counts", np.ones(len(center_kD)))
+    order_kD = np.argsort(center_kD, axis=0)
+    mass_kD = np.cumsum(count_k[order_kD], axis=0)
+    row_D = (mass_kD >= share * count_k.sum() * (1 - 1e-12)).argmax(axis=0)
+    return np.take_along_axis(center_kD, order_kD, axis=0)[row_D, np.arange(center_kD.shape[1])]
+
+
+def find_wide_groups(answers: Mapping[int, Message]) -> dict[int, str]:
+    """Clients with a group much wider than usual, or a centroid much farther from all others than is usual.
+
+    A single value with three digits too many makes such a group, whether it is alone in it or not.
+    """
+    clients = np.repeat(list(answers), [len(answer.array("centers")) for answer in answers.values()])
+    center_QD = np.concatenate([answer.array("centers") for answer in answers.values()])
+    reasons: dict[int, list[str]] = {}
+    if all("spreads" in answer.arrays for answer in answers.values()):
+        spread_Q = np.concatenate([answer.array("spreads") for answer in answers.values()])
+        if (usual := float(np.sort(spread_Q)[(len(spread_Q) - 1) // 2])) > 0:
+            for index in np.flatnonzero(spread_Q > WIDE * usual)[:3]:
+                reasons.setdefault(int(clients[index]), []).append(
+                    f"a group has a radius {spread_Q[index] / usual:.3g}x the median: a typing error?"
+                )
+    if len(center_QD) > 2:
+        gap_Q = np.empty(len(center_QD))
+        for block in blocks(len(center_QD), len(center_QD)):
+            gap_BQ = distances(center_QD[block], center_QD)
+            gap_BQ[np.arange(len(gap_BQ)), np.arange(block.start, block.stop)] = np.inf
+            gap_Q[block] = gap_BQ.min(axis=1)
+        if (usual := float(np.sort(gap_Q)[(len(gap_Q) - 1) // 2])) > 0:
+            for index in np.flatnonzero(gap_Q > APART * usual)[:3]:
+                reasons.setdefault(int(clients[index]), []).append(
+                    f"a centroid is {gap_Q[index] / usual:.3g}x the median distance from all others: a typing error?"
+                )
+    return {client: "; ".join(listed) for client, listed in reasons.items()}
 
 
 def find_suspicious_sums(centers_KD: Floats, answers: Mapping[int, Message], *, sized: bool) -> dict[int, str]:

@@ -12,6 +12,7 @@ from flwr.app import Message as FlowerMessage  # pyrefly: ignore[missing-import]
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.federated.clients import title
+from foveate.federated.columns import ColumnDigests, find_mismatches
 from foveate.federated.flower.translate import from_records, to_records
 from foveate.federated.messages import Message, MessageRule
 from foveate.federated.node import HELLO
@@ -28,7 +29,7 @@ from foveate.federated.rounds import (
 )
 from foveate.federated.store import AnswerStore
 
-HELLO_RULE = MessageRule(HELLO, {}, {"client": int, "name": str})
+HELLO_RULE = MessageRule(HELLO, {}, {"client": int, "name": str, "columns": str, "columns.unordered": str})
 _POLL_SECONDS = 0.5
 # The node id by which Flower's SuperLink signs its own replies (flwr.common.constant.SUPERLINK_NODE_ID).
 _SUPERLINK = 1
@@ -66,6 +67,7 @@ class GridTransport:
         self.log = Log() if log is None else log
         self._nodes: dict[int, int] = {}
         self._names: dict[int, str] = {}
+        self._refused: dict[int, str] = {}
         self._expected = clients
         self._absent = self._meet(clients, wait)
 
@@ -92,6 +94,7 @@ class GridTransport:
             raise TooFewClientsError(f"no client within {wait:g} s; start them with `flower-supernode`")
         outcomes = self._send(dict.fromkeys(nodes, Message(HELLO)))
         strange: list[str] = []
+        columns: dict[int, ColumnDigests] = {}
         for node, (answer, reason) in outcomes.items():
             if answer is not None:
                 reason = read_failure(answer) or find_fault(node, answer, Message(HELLO), HELLO_RULE, None)
@@ -106,6 +109,12 @@ class GridTransport:
             if client in self._nodes:
                 raise UserError(f"two clients say that they are number {client}; give each its own partition-id")
             self._nodes[client], self._names[client] = node, str(answer.values["name"])
+            columns[client] = ColumnDigests(str(answer.values["columns"]), str(answer.values["columns.unordered"]))
+        # Matched by position only, columns in another order would be taken for one another without a word.
+        self._refused = find_mismatches(columns)
+        for client, reason in self._refused.items():
+            say(f"{self.name(client)} is left out: {reason}")
+            del self._nodes[client]
         nobody = ""
         if strange:
             nobody = f"; {len(strange)} of {len(nodes)} nodes did not say which client they are ({strange[0]})"
@@ -113,7 +122,7 @@ class GridTransport:
             raise TooFewClientsError(f"no client within {wait:g} s{nobody}")
         absent = f"did not connect within {wait:g} s{nobody}"
         for client in self.clients:
-            if client not in self._nodes:
+            if client not in self._nodes and client not in self._refused:
                 say(f"{self.name(client)} {absent}")
         return absent
 
@@ -168,8 +177,8 @@ class GridTransport:
             request = by_client[client]
             # A stored answer of a client that is away now still counts: its round had been finished with it.
             if client not in self._nodes and client in missing:
-                excluded[client] = self._absent
-                self.log.add_failure(client, request, self._absent, 0.0)
+                excluded[client] = self._refused.get(client, self._absent)
+                self.log.add_failure(client, request, excluded[client], 0.0)
                 continue
             self.log.add(client, request, up=False)
             answer, reason = (stored[client], "") if client not in missing else replies[self._nodes[client]]

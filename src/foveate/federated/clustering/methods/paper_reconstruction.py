@@ -16,7 +16,15 @@ from foveate.federated.clustering.radius_search import search
 
 
 def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
-    """Groups within a radius; the K of largest support become centers."""
+    """Groups within a radius; the K of largest support become centers. A single group has all centroids."""
+    # Counts weigh only where clients send them: the reconstruction does not.
+    weighted = options.seeds == "most_mass"
+    if options.clusters == 1:
+        # A radius would leave out what lies farther away; one group is all there is.
+        support = pool.counts.sum() if weighted else float(len(pool))
+        everything = Groups([np.arange(len(pool))], np.array([support]))
+        centers = group_means(pool.centers, pool.counts, everything, 1, weighted=weighted)
+        return Merged(centers, _report(everything, 1))
     if options.radius == "k_aware":
         # The search breaks ties by the row, so the pool must not depend on the order of clients.
         return _k_aware(pool.sorted(), options)
@@ -27,8 +35,6 @@ def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radi
     groups = group(pool.centers, radius_Q, pool.counts, seeds=options.seeds)
     if options.on_few_groups == "raise":
         need_groups(groups, options.clusters, str(options.radius))
-    # Counts weigh only where clients send them: the reconstruction does not.
-    weighted = options.seeds == "most_mass"
     centers = group_means(pool.centers, pool.counts, groups, options.clusters, weighted=weighted)
     return Merged(centers, {"radii": radius_Q.tolist()} | _report(groups, options.clusters))
 
