@@ -141,3 +141,23 @@ def check_mixtures(dimensions: int, alpha: float | None, clients: tuple[int, ...
     print(f"D {dimensions}, alpha {alpha}: right {right.mean():.0%}, errors {np.round(errors, 4).tolist()}")
     assert (right == 1).all()
     assert (errors < 0.05).all()
+
+
+@pytest.mark.parametrize(("clients", "worst"), [(2, 0.5), (10, 1.5)])
+def test_groups_through_noise(clients: int, worst: float) -> None:
+    """Mean squared distance to the nearest center on S1, by noise and rounds; the table of the page on privacy."""
+    parts = split_s_set("s1", alpha=None, clients=clients, seed=0)
+    middle = np.concatenate(parts).mean(0)
+    parts = [part - middle for part in parts]
+    clip = float(np.quantile(np.linalg.norm(np.concatenate(parts), axis=1), 0.95))
+    distances: dict[tuple[float, int], float] = {}
+    for noise, rounds in ((0, 0), (0.5, 0), (2, 0), (8, 0), (8, 3)):
+        hidden = {"noise": noise, "clip": clip} if noise else {}
+        options: dict[str, Any] = {"min_count": 10, "refine_rounds": rounds, "on_few_groups": "return", **hidden}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            models = [FederatedKMeans(15, random_state=seed, **options).fit(parts) for seed in SEEDS[:3]]
+        distances[noise, rounds] = float(np.mean([model.inertia_ for model in models]) / sum(map(len, parts)))
+    print(f"{clients} clients, clip {clip:.2f}: {distances}")
+    assert distances[0, 0] < min(value for (noise, _), value in distances.items() if noise)
+    assert distances[8, 3] < worst
