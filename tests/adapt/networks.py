@@ -156,10 +156,14 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
+def _find(name: str) -> tuple[Callable[[], nn.Module], int]:
+    return NETWORKS[name] if name in NETWORKS else ARCHITECTURES[name]
+
+
 def network(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """One of `NETWORKS`, random and in evaluation mode, its norms and biases off their ones and zeros."""
     with seeded(7):
-        return shaken(NETWORKS[name][0]()).to(dtype)
+        return shaken(_find(name)[0]()).to(dtype)
 
 
 def modules(name: str) -> dict[str, str] | None:
@@ -169,5 +173,58 @@ def modules(name: str) -> dict[str, str] | None:
 
 def images(name: str, dtype: torch.dtype = torch.float32, *, batch: int = 2) -> Tensor:
     """Images of noise of its size."""
-    side = NETWORKS[name][1]
+    side = _find(name)[1]
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+# Architectures of timm, one of each kind, as small as their arguments allow; each with the side of its images.
+ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    name: (_timm(name, **options), side)
+    for name, side, options in (
+        ("vit_tiny_patch16_224", 32, _SMALL),
+        ("deit_tiny_distilled_patch16_224", 32, _SMALL),
+        ("vit_tiny_r_s16_p8_224", 64, {"img_size": 64, "embed_dim": 32, "depth": 1, "num_heads": 2}),
+        ("test_vit_relpos", 160, {}),
+        ("beit_base_patch16_224", 32, _SMALL),
+        ("eva02_tiny_patch14_224", 32, _SMALL),
+        ("vit_small_patch16_dinov3", 32, _SMALL),
+        ("naflexvit_base_patch16_gap", 32, {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}),
+        ("samvit_base_patch16", 32, {**_SMALL, "window_size": 3, "global_attn_indexes": (1,), "neck_chans": 16}),
+        ("hiera_tiny_224", 64, {"img_size": (64, 64), "embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}),
+        ("swin_tiny_patch4_window7_224", 32, _WINDOWS),
+        ("swinv2_tiny_window8_256", 32, _WINDOWS),
+        ("swinv2_cr_tiny_224", 32, _WINDOWS),
+        ("cait_xxs24_224", 32, _SMALL),
+        ("coat_lite_tiny", 64, {"img_size": 64, "embed_dims": (16,) * 4, "serial_depths": (1,) * 4, "num_heads": 2,
+                                "crpe_window": {3: 2}, "mlp_ratios": (2,) * 4}),
+        ("convit_tiny", 32, {**_SMALL, "embed_dim": 16, "local_up_to_layer": 1}),
+        ("crossvit_tiny_240", 32, {"embed_dim": (16, 32), "depth": ((1, 1, 0),), "num_heads": (2, 2),
+                                   "mlp_ratio": (2, 2, 1)}),
+        ("davit_tiny", 64, {"depths": (1,) * 4, "embed_dims": (8, 16, 16, 16), "num_heads": (2,) * 4,
+                            "window_size": 4}),
+        ("edgenext_xx_small", 32, {"depths": (1,) * 4, "dims": (8, 16, 16, 16), "heads": (2,) * 4}),
+        ("efficientformer_l1", 224, {"depths": (1, 1, 1, 2), "embed_dims": (8, 8, 8, 16), "num_vit": 1}),
+        ("levit_128s", 64, {"img_size": 64, "embed_dim": (16,) * 3, "key_dim": 8, "num_heads": (2,) * 3,
+                            "depth": (1,) * 3}),
+        ("test_maxvit", 160, {}),
+        ("test_coatnet", 160, {}),
+        ("mobilevit_xxs", 32, {}),
+        ("pit_ti_224", 64, {"img_size": 64, "base_dims": (8,) * 3, "depth": (1,) * 3, "heads": (2,) * 3}),
+        ("pvt_v2_b0", 32, {"depths": (1,) * 4, "embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2)}),
+        ("tiny_vit_5m_224", 32, {"embed_dims": (8, 16, 16, 16), "depths": (1,) * 4, "num_heads": (1, 2, 2, 2),
+                                 "window_sizes": (7, 7, 14, 7)}),
+        ("tnt_s_patch16_224", 32, {**{key: value for key, value in _SMALL.items() if key != "num_heads"},
+                                   "inner_dim": 8, "num_heads_inner": 2, "num_heads_outer": 2}),
+        ("twins_svt_small", 64, {"img_size": 64, "embed_dims": (8, 16, 16, 16), "num_heads": (1, 2, 2, 2),
+                                 "depths": (1, 1, 1, 2), "wss": (2,) * 4}),
+        ("visformer_tiny", 64, {"img_size": 64, "embed_dim": 32, "depth": (1,) * 3, "num_heads": 2}),
+        ("xcit_nano_12_p16_224", 64, {"img_size": 64, "embed_dim": 32, "depth": 1, "num_heads": 2,
+                                      "cls_attn_layers": 1}),
+        ("fastvit_t8", 32, {"layers": (1,) * 4, "embed_dims": (8, 8, 16, 16)}),
+        ("convnext_atto", 32, {"depths": (1,) * 4, "dims": (8, 8, 16, 16)}),
+        ("test_resnet", 32, {}),
+        ("test_efficientnet", 32, {}),
+        ("test_nfnet", 32, {}),
+        ("test_mambaout", 32, {}),
+    )
+}  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.networks import CLASSES, NETWORKS, OWN_MODULES, Attentive, images, modules, network
+from adapt.networks import ARCHITECTURES, CLASSES, NETWORKS, OWN_MODULES, Attentive, images, modules, network
 from adapt.test_matrix import SMALL, STARTS_AS_IDENTITY, moved
 from foveate.adapt.backbone import get_tensor, map_backbone
 from foveate.adapt.folder import load_adapter, save_adapter
@@ -42,7 +42,7 @@ def plain(model: nn.Module, backbone: Any, pixels: Tensor) -> Tensor:
         return backbone.features(pixels)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES)])
 def test_every_method_that_a_network_carries(name: str) -> None:
     """From its start, after a step, merged, disabled, detached: as on the networks of the matrix."""
     pixels = images(name, torch.float64)
@@ -56,10 +56,12 @@ def test_every_method_that_a_network_carries(name: str) -> None:
             same = torch.allclose(adapted.features(pixels), expected, atol=1e-9)
         assert same == (config["method"] in STARTS_AS_IDENTITY), config
         moved(adapted)
+        adapted.train().eval()  # some networks cache in evaluation what they compute of their position biases
         with torch.no_grad():
             changed = adapted(pixels)
             assert torch.allclose(changed, adapted.head(expected), atol=1e-6) == (config["method"] == "linear"), config
-        F.cross_entropy(adapted(pixels), torch.arange(2)).backward()
+        F.cross_entropy(adapted.train()(pixels), torch.arange(2)).backward()
+        adapted.eval()
         for key, value in adapted.adapter().tensors(adapted.backbone).items():
             assert value.grad is not None, (config, key)
         if get_method(config["method"]).mergeable:
@@ -103,7 +105,7 @@ def test_what_a_network_cannot_carry_is_refused_by_name(name: str) -> None:
             adapt(model, method, classes=CLASSES, modules=modules(name))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *ARCHITECTURES])
 @pytest.mark.parametrize("method", ["lora", "linear"])
 def test_one_step_of_training(name: str, method: str) -> None:
     text = next(text for text in carried(name) if text.partition(" ")[0] == method)

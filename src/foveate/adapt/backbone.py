@@ -92,6 +92,7 @@ class Block:
         attention, mlp: modules that hold the parameters of the sublayer, without its norm.
         letters: what each module of `qkv` projects to, such as ("q", "kv"); by default ("qkv",) or ("q", "k", "v").
         one_input: all of `qkv` read the same tensor.
+        ordered: rows of a fused projection are all of q, then all of k, then all of v.
         width: channels of the tokens that leave the block, where blocks differ; 0 is the backbone's width.
     """
 
@@ -111,6 +112,7 @@ class Block:
     mlp_form: str = "two layers"
     letters: tuple[str, ...] = ()
     one_input: bool = True
+    ordered: bool = True
     width: int = 0
 
     @property
@@ -302,14 +304,14 @@ def map_backbone(model: nn.Module, modules: Mapping[str, str] | None = None) -> 
     Raises:
         UserError: no module knows the model, or the patterns do not fit it.
     """
+    known = (map_model(model) for map_model in load_all("foveate.adapt.backbones", "map_backbone").values())
+    backbone = next((backbone for backbone in known if backbone is not None), None)
     if modules:
         from foveate.adapt.module_map import map_by_patterns
 
-        return map_by_patterns(model, modules)
-    for map_model in load_all("foveate.adapt.backbones", "map_backbone").values():
-        backbone = map_model(model)
-        if backbone is not None:
-            return backbone
+        return map_by_patterns(model, modules, backbone)
+    if backbone is not None:
+        return backbone
     from foveate.adapt.families import FAMILIES
 
     name = type(model).__name__

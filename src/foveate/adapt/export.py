@@ -72,8 +72,11 @@ def export_merged(
 def _noise(adapted: AdaptedModel) -> Tensor:
     """Return images of noise of the size that the backbone takes."""
     backbone = adapted.backbone
-    rows, columns = backbone.grid if backbone.grid[0] else (7, 7)
-    patch = backbone.patch_size or 32
+    rows, columns = backbone.grid
+    patch = backbone.patch_size
+    if not rows:  # the size that it was tuned at, else what most networks take
+        rows, columns = 1, 1
+        patch = int(adapted.info[adapted.active].get("preprocess", {}).get("size") or 224)
     generator = torch.Generator().manual_seed(0)
     like = next(iter(backbone.tower_parameters().values()))
     shape = (IMAGES, backbone.channels, rows * patch, columns * patch)
@@ -149,8 +152,11 @@ def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[st
         raise UserError("this timm network was not built by timm.create_model: it has no architecture name to save")
     # timm's own way to set the classes: it also writes them into the configuration that is saved.
     model.reset_classifier(head.out_features)
-    classifier: Any = model.get_classifier()
-    classifier.load_state_dict(head.state_dict())
+    named = model.pretrained_cfg.get("classifier") or "head"
+    # By name: `get_classifier` of some returns the module around it. Distilled networks answer with the mean of two
+    # classifiers, and features here are the mean of what these read.
+    for classifier in named if isinstance(named, list | tuple) else (named,):
+        model.get_submodule(classifier).load_state_dict(head.state_dict())
     arguments = {key: value for key, value in model_args.items() if key != "num_classes"}
     info, about = adapted.info[adapted.active], dict[str, Any](num_classes=head.out_features)
     if len(info.get("classes", ())) == head.out_features:
@@ -164,9 +170,10 @@ def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[st
         model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (channels, height, width), "first_conv": None}
     if size is not None:
         model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (channels, size, size)}
-    if adapted.backbone.blocks:
-        arguments.setdefault("img_size", int(model.patch_embed.img_size[0]))
-        if size not in (None, int(model.patch_embed.img_size[0])):
+    sides = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if adapted.backbone.blocks and sides is not None:
+        arguments.setdefault("img_size", int(sides[0]))
+        if size not in (None, int(sides[0])) and hasattr(model, "dynamic_img_size"):
             arguments["dynamic_img_size"] = True  # as it was tuned: positions are resampled
     save_for_hf(model, str(path), model_config=about, model_args=arguments, safe_serialization=True)
     reloaded = timm.create_model(f"local-dir:{path}", pretrained=True).to(pixels).eval()

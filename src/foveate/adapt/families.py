@@ -20,6 +20,7 @@ class Family:
         modules: role -> name; see `foveate.adapt.module_map.ROLES`.
         tokens, norms: see `Backbone`.
         one_input: q, k and v read the same tensor.
+        ordered: rows of a fused projection are all of q, then all of k, then all of v; not head by head.
         pooled: what of the outputs of transformers a classifier reads: "pooler" or "cls".
         positions: parameter of the position embedding that is added right behind the patch convolution, its axis of
             positions, and the first row of the patches.
@@ -30,6 +31,7 @@ class Family:
     tokens: Literal["sequence", "rotary", "map"] = "map"
     norms: Literal["pre", "post", "other"] = "pre"
     one_input: bool = True
+    ordered: bool = True
     pooled: Literal["pooler", "cls"] = "pooler"
     positions: tuple[str, int, int] | None = None
     unused: tuple[str, ...] = field(default=())
@@ -113,7 +115,6 @@ FAMILIES: dict[str, Family] = {
     "timm.Beit": Family(_timm("blocks.*"), tokens="rotary"),
     "timm.Cait": Family(
         _timm("blocks.*", **{**_SHARED_DROP_PATH, "final_norm": ""}),
-        tokens="rotary",
     ),
     "timm.CoaT": Family(
         _timm(
@@ -127,9 +128,9 @@ FAMILIES: dict[str, Family] = {
             patch="",
         )
     ),
-    "timm.ConVit": Family(_timm("blocks.*", **_SHARED_DROP_PATH), tokens="rotary"),
+    "timm.ConVit": Family(_timm("blocks.*", **_SHARED_DROP_PATH)),
     "timm.CrossVit": Family(_timm("blocks.*.blocks.*.*", final_norm="", patch="")),
-    "timm.DaVit": Family(_timm("stages.*.blocks.*.*", patch="", final_norm="head.norm"), norms="other"),
+    "timm.DaVit": Family(_timm("stages.*.blocks.*.*", patch="", final_norm=""), norms="other"),
     "timm.EdgeNeXt": Family(
         _timm(
             "stages.*.blocks.*",
@@ -146,7 +147,8 @@ FAMILIES: dict[str, Family] = {
         norms="other",
     ),
     "timm.EfficientFormer": Family(
-        _timm("stages.*.blocks.*", qkv="token_mixer.qkv", proj="token_mixer.proj", attention="token_mixer", patch="")
+        _timm("stages.*.blocks.*", qkv="token_mixer.qkv", proj="token_mixer.proj", attention="token_mixer", patch=""),
+        ordered=False,
     ),
     "timm.Eva": Family(_timm("blocks.*", scale1="gamma_1", scale2="gamma_2"), tokens="rotary"),
     "timm.GlobalContextVit": Family(_timm("stages.*.blocks.*", patch="", final_norm="")),
@@ -156,8 +158,9 @@ FAMILIES: dict[str, Family] = {
         _timm(
             "stages.*.blocks.*.attn_block|stages.*.blocks.*.attn_grid|stages.*.blocks.*",
             patch="",
-            final_norm="head.norm",
-        )
+            final_norm="",
+        ),
+        ordered=False,
     ),
     "timm.MetaFormer": Family(
         _timm(
@@ -198,7 +201,9 @@ FAMILIES: dict[str, Family] = {
     "timm.SwinTransformerV2": Family(_timm("layers.*.blocks.*"), norms="post"),
     "timm.SwinTransformerV2Cr": Family(_timm("stages.*.blocks.*", final_norm=""), norms="post"),
     "timm.TinyVit": Family(
-        _timm("stages.*.blocks.*", norm1="attn.norm", norm2="mlp.norm", patch="", final_norm="head.norm"), norms="other"
+        _timm("stages.*.blocks.*", norm1="attn.norm", norm2="mlp.norm", patch="", final_norm=""),
+        norms="other",
+        ordered=False,
     ),
     "timm.TNT": Family(
         _timm(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.adapt.networks import LITE0_OPTIONS, open_lite0, open_network
+from foveate.adapt.module_map import parse_modules
+from foveate.adapt.networks import LITE0_OPTIONS, open_lite0, open_network, open_torchvision, open_transformers
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.files import read_json
 from foveate.core.progress import say
@@ -18,7 +20,9 @@ from foveate.vision.hub import HUB_ID
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.registry import build_image_encoder, encoder_kinds
 
+# Encoders of `foveate.vision` whose networks are adapted, and libraries whose networks are no encoders here.
 _INNER = ("timm", "dinov2", "clip", "open_clip")
+_LIBRARIES = ("transformers", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,14 @@ class LoadedBackbone:
         preprocess: how images become pixels.
         settings: what loads it again.
         model_args: what a network of timm was built with.
+        modules: role -> pattern of names, where the user gave them; see `foveate.adapt.module_map`.
     """
 
     model: nn.Module
     preprocess: Preprocess
     settings: dict[str, Any]
     model_args: dict[str, Any] = field(default_factory=dict)
+    modules: dict[str, str] = field(default_factory=dict)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return uint8 pixels as the network takes them; floating-point values are that already."""
@@ -48,18 +54,20 @@ class LoadedBackbone:
         return Path(source).name if source else str(self.settings.get("model") or self.settings["kind"])
 
 
-def parse_backbone(text: str) -> dict[str, Any]:
+def parse_backbone(text: str, modules: Sequence[str] = ()) -> dict[str, Any]:
     """Return the settings of `--backbone`: a folder, or KIND:NAME such as timm:vit_small_patch16_224, or lite0.
 
     Raises:
         UserError: it is neither; the kinds are listed.
     """
+    if modules:
+        return {**parse_backbone(text), "modules": parse_modules(modules)}
     path = Path(text).expanduser()
     if path.is_dir():
         return {"source": str(path), "kind": _detect_kind(path)}
     kind, _, name = text.partition(":")
     known = encoder_kinds("IMAGE_ENCODER")
-    kinds = [candidate for candidate in (*_INNER, "lite0") if candidate in known]
+    kinds = [*(candidate for candidate in (*_INNER, "lite0") if candidate in known), *_LIBRARIES]
     if kind not in kinds:
         if "/" in text or path.suffix:
             raise UserError(f"backbone '{text}': no such folder{_hub_hint(text)}")
@@ -70,7 +78,7 @@ def parse_backbone(text: str) -> dict[str, Any]:
     if not name:
         return {"kind": kind}
     # A bare name is an architecture; NAME.TAG (timm) and OWNER/NAME are trained weights on the hub.
-    by_name = kind in ("timm", "open_clip") and "/" not in name and "." not in name
+    by_name = kind in ("timm", "open_clip", "torchvision") and "/" not in name and "." not in name
     return {"kind": kind, ("model" if by_name else "source"): name}
 
 
@@ -96,9 +104,11 @@ def _detect_kind(path: Path) -> str:
         kind = KIND_OF_TYPE.get(str(config.get("model_type")))
         if kind in _INNER:
             return kind
+        if config.get("model_type"):
+            return "transformers"
     raise UserError(
         f"{path / 'config.json'}: not a model that can be adapted; expected a model of Foveate, timm or open_clip, or "
-        "a CLIP or DINOv2 of transformers"
+        "a vision model of transformers"
     )
 
 
@@ -114,7 +124,8 @@ def load_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
     options = dict(settings)
     kind = options.get("kind")
     seed = int(options.pop("seed", seed))
-    settings = {**options, **({"seed": seed} if seed else {})}
+    modules = dict(options.pop("modules", None) or {})
+    settings = {**options, **({"seed": seed} if seed else {}), **({"modules": modules} if modules else {})}
     if kind == "foveate":
         from foveate.vision.localizer.folder import load_model
 
@@ -128,8 +139,11 @@ def load_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
     elif kind == "timm" and (network := open_network(options, seed=seed)) is not None:
         pinned = _pin_revision(settings, network.commit)
         backbone = LoadedBackbone(network.model, network.preprocess, pinned, network.model_args)
+    elif kind in _LIBRARIES:
+        network = open_transformers(options) if kind == "transformers" else open_torchvision(options, seed=seed)
+        backbone = LoadedBackbone(network.model, network.preprocess, _pin_revision(settings, network.commit))
     else:
-        choose(str(kind), (*_INNER, "lite0"), "kind of backbone")
+        choose(str(kind), (*_INNER, "lite0", *_LIBRARIES), "kind of backbone")
         if kind == "lite0":
             say(
                 "lite0 with fields of an encoder: its convolutions stay frozen below a projection that is drawn at "
@@ -147,11 +161,12 @@ def load_backbone(settings: Mapping[str, Any], *, seed: int = 0, drop_path: floa
         arguments = encoder.architecture()["config"]["model_args"] if kind == "timm" else {}
         commit = None if options.get("source") is None else encoder.architecture().get("revision")
         backbone = LoadedBackbone(model, encoder.preprocess, _pin_revision(settings, commit), dict(arguments))
-    if kind in ("timm", "open_clip") and options.get("source") is None and options.get("model"):
-        say(f"{kind}:{options['model']} is untrained; give NAME.TAG, OWNER/NAME or a folder for trained weights")
+    if kind in ("timm", "open_clip", "torchvision") and options.get("source") is None and options.get("model"):
+        trained = "NAME.TAG, OWNER/NAME or a folder" if kind != "torchvision" else "backbone.source=FILE.safetensors"
+        say(f"{kind}:{options['model']} is untrained; give {trained} for trained weights")
     if drop_path:
         set_drop_path(backbone.model, drop_path)
-    return backbone
+    return dataclasses.replace(backbone, modules=modules) if modules else backbone
 
 
 def _pin_revision(settings: Mapping[str, Any], commit: str | None) -> dict[str, Any]:

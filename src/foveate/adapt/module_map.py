@@ -8,6 +8,7 @@ share up to their last `*`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,7 +66,7 @@ def match_names(pattern: str, names: Sequence[str]) -> list[str]:
 
 
 def map_blocks(
-    tower: nn.Module, modules: Mapping[str, str], *, prefix: str = "", one_input: bool = True
+    tower: nn.Module, modules: Mapping[str, str], *, prefix: str = "", one_input: bool = True, ordered: bool = True
 ) -> tuple[list[Block], Callable[[], contextlib.AbstractContextManager[None]]]:
     """Return the blocks whose names match, and what prepares the network for hooks.
 
@@ -73,7 +74,7 @@ def map_blocks(
         tower: names are relative to it.
         modules: role -> name, those within a block relative to `block`.
         prefix: of the tower in the whole model ("" or ending in a dot).
-        one_input: q, k and v read the same tensor.
+        one_input, ordered: see `Block`.
     """
     names = dict(tower.named_modules())
     blocks: list[Block] = []
@@ -83,7 +84,7 @@ def map_blocks(
         parts = _Parts(name, names, modules)
         if parts.is_empty or any(name.startswith(f"{block.name.removeprefix(prefix)}.") for block in blocks):
             continue
-        block = _map_block(len(blocks), prefix, parts, pairs, biased, one_input=one_input)
+        block = _map_block(len(blocks), prefix, parts, pairs, biased, one_input=one_input, ordered=ordered)
         if block is not None:
             blocks.append(block)
 
@@ -161,6 +162,7 @@ def _map_block(
     biased: list[Any],
     *,
     one_input: bool,
+    ordered: bool,
 ) -> Block | None:
     attention, mlp = parts.get("attention"), parts.get("mlp")
     projections, proj = parts.projections(), parts.get("proj")
@@ -194,6 +196,7 @@ def _map_block(
         mlp_form="two layers" if plain else "none" if mlp is None else type(mlp).__name__,
         letters=tuple(letter for letter, _ in projections),
         one_input=one_input,
+        ordered=ordered,
         width=width,
     )
 
@@ -250,10 +253,11 @@ def map_by_head(model: nn.Module, head: str, **fields: Any) -> Backbone:
     )
 
 
-def map_by_patterns(model: nn.Module, modules: Mapping[str, str]) -> Backbone:
+def map_by_patterns(model: nn.Module, modules: Mapping[str, str], known: Backbone | None = None) -> Backbone:
     """Return the map of a user's network from patterns of names.
 
     Args:
+        known: the map of a network of a known library, whose features and head stay unless `head` is given.
         modules: role -> pattern from the top of the network, such as {"qkv": "blocks.*.attn.qkv", "head": "head"};
             `tokens` and `norms` say how they are in this network ("map" and "other" by default, which no method relies
             on). Without `head` the last linear layer is the head.
@@ -273,29 +277,30 @@ def map_by_patterns(model: nn.Module, modules: Mapping[str, str]) -> Backbone:
     if block:
         blocks, install = map_blocks(model, {"block": block, **relative})
         _check_blocks(blocks, relative, modules, model)
-    head = modules.get("head", last_linear(model))
-    if not isinstance(dict(model.named_modules()).get(head), nn.Linear):
-        raise UserError(f"modules.head '{head}': expected the name of a linear layer{nearest(head, names)}")
-    if "head" not in modules:
-        say(f"features are what '{head}' reads, the last linear layer; another one by modules={{'head': ...}}")
     ends = {role: find_module(model, modules[role]) for role in ("patch", "pre_norm", "final_norm") if role in modules}
     for role, module in ends.items():
         if module is None:
             raise UserError(f"modules.{role} '{modules[role]}': no such module{nearest(modules[role], names)}")
     tokens: Any = modules.get("tokens", "map")
     norms: Any = modules.get("norms", "other")
-    return map_by_head(
-        model,
-        head,
-        family="custom",
-        blocks=tuple(blocks),
-        width=blocks[-1].width if blocks else 0,
-        tokens=tokens,
-        norms=norms,
-        install=install,
-        modules=dict(modules),
+    fields: dict[str, Any] = {
+        "blocks": tuple(blocks),
+        "width": blocks[-1].width if blocks else 0,
+        "tokens": tokens,
+        "norms": norms,
+        "install": install,
+        "modules": dict(modules),
         **ends,
-    )
+    }
+    if known is not None and "head" not in modules:
+        family = "timm" if known.family == "cnn" else known.family
+        return dataclasses.replace(known, family=family, **fields)
+    head = modules.get("head", last_linear(model))
+    if not isinstance(dict(model.named_modules()).get(head), nn.Linear):
+        raise UserError(f"modules.head '{head}': expected the name of a linear layer{nearest(head, names)}")
+    if "head" not in modules:
+        say(f"features are what '{head}' reads, the last linear layer; another one by modules={{'head': ...}}")
+    return map_by_head(model, head, family="custom", **fields)
 
 
 def _split_patterns(modules: Mapping[str, str], names: Sequence[str]) -> tuple[dict[str, str], str]:

@@ -1,7 +1,7 @@
-"""Networks of timm that are not plain ViTs, such as ResNets: features without a token for each patch.
+"""Networks that are no encoders of `foveate.vision`: of timm (but plain ViTs), transformers and torchvision.
 
-`foveate.vision.timm` opens plain ViTs, whose tokens regions are read from. Classification needs no regions, so methods
-that need no transformer blocks work with these too.
+Encoders give a token for each cell, which regions are read from. Classification needs no regions, so any network whose
+pooled features are known can be adapted.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from foveate.core.errors import UserError, choose
-from foveate.vision.hf.processors import three
-from foveate.vision.hub import Checkpoint, fetch
+from foveate.adapt.families import FAMILIES
+from foveate.core.errors import UserError, choose, nearest
+from foveate.core.model_folder import check_tensors, read_tensors
+from foveate.vision.hf.loading import quiet
+from foveate.vision.hf.processors import processor_settings, three
+from foveate.vision.hub import Checkpoint, check_loaded, fetch
 from foveate.vision.lite0_network import read_package_state
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.registry import seeded
@@ -25,11 +28,13 @@ from foveate.vision.timm import hub_id
 _LITE0 = "tf_efficientnet_lite0"
 LITE0_OPTIONS = ("image_size", "geometry")
 _OPTIONS = ("model", "source", "revision", "offline", "image_size", "geometry")
+# The vision tower of models with two, by what config.json calls itself.
+_TOWERS = {"siglip": "SiglipVisionModel", "siglip2": "Siglip2VisionModel"}
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network of timm without its classifier: preprocessing, arguments that it was built with, commit on the hub."""
+    """A network: preprocessing, arguments that it was built with, commit on the hub."""
 
     model: Any
     preprocess: Preprocess
@@ -67,9 +72,12 @@ def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
         if key != "kind":
             choose(key, _OPTIONS, "field of the backbone")
     arguments.pop("num_classes", None)  # the head of the adapter brings the classes
-    model = _untrained(name, seed) if checkpoint is None else _loaded(checkpoint)
-    published = model.pretrained_cfg
-    size = int(settings.get("image_size") or (published.get("input_size") or (3, 224, 224))[-1])
+    requested = settings.get("image_size")
+    sides = None if requested is None else int(requested)
+    built = _build(name, checkpoint, sides, seed)
+    model, published = built[0], built[0].pretrained_cfg
+    arguments |= built[1]
+    size = sides or int((published.get("input_size") or (3, 224, 224))[-1])
     model.pretrained_cfg = {**published, "input_size": (3, size, size)}  # saved with the model
     preprocess = Preprocess(
         size=size,
@@ -127,22 +135,138 @@ def _is_other(name: str) -> bool:
         return not isinstance(_untrained(name, 0), VisionTransformer)
 
 
-def _untrained(name: str, seed: int) -> Any:
+def _untrained(name: str, seed: int, **arguments: Any) -> Any:
     import timm
 
     with seeded(seed):
-        return timm.create_model(name, pretrained=False, num_classes=0)
+        return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
 
 
-def _loaded(checkpoint: Checkpoint) -> Any:
+def _build(name: str, checkpoint: Checkpoint | None, side: int | None, seed: int) -> tuple[Any, dict[str, Any]]:
+    """Build a network for images of a side; return it with the arguments that this took."""
+    # Convolutional networks take any size and know no such argument; Hiera wants a pair.
+    tries: list[dict[str, Any]] = [{}] if side is None else [{"img_size": side}, {"img_size": (side, side)}, {}]
+    for arguments in tries[:-1]:
+        try:
+            return _build_once(name, checkpoint, seed, arguments), arguments
+        except TypeError:
+            continue
+    return _build_once(name, checkpoint, seed, tries[-1]), tries[-1]
+
+
+def _build_once(name: str, checkpoint: Checkpoint | None, seed: int, arguments: dict[str, Any]) -> Any:
+    return _untrained(name, seed, **arguments) if checkpoint is None else _loaded(checkpoint, **arguments)
+
+
+def _loaded(checkpoint: Checkpoint, **arguments: Any) -> Any:
     """Load all tensors, the classifier's too, strictly; then remove the classifier."""
     import timm
 
     checkpoint.weights()  # safetensors, or an error
     try:
-        model: Any = timm.create_model(f"local-dir:{checkpoint.folder}", pretrained=True)
-    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+        model: Any = timm.create_model(f"local-dir:{checkpoint.folder}", pretrained=True, **arguments)
+    except TypeError as error:
+        if arguments:
+            raise  # the network has no such argument; it is built without
+        raise UserError(f"{checkpoint.name}: its weights do not fit the architecture ({error})") from error
+    except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{checkpoint.name}: its weights do not fit the architecture ({reason})") from error
     model.reset_classifier(0)
     return model
+
+
+def open_transformers(settings: Mapping[str, Any]) -> Network:
+    """Open a vision model of transformers, or a model's vision tower, strictly and without classifier.
+
+    Args:
+        settings: source (a folder or OWNER/NAME on the hub); revision, offline, geometry.
+
+    Raises:
+        UserError: it takes no images, tensors are missing, or its image processor does what `Preprocess` cannot.
+    """
+    import transformers
+
+    for key in settings:
+        if key != "kind":
+            choose(key, ("source", "revision", "offline", "geometry"), "field of the backbone")
+    source = settings.get("source")
+    if source is None:
+        raise UserError("source of 'transformers' is missing: give a folder or OWNER/NAME on the hub")
+    revision, offline = settings.get("revision"), bool(settings.get("offline"))
+    checkpoint = fetch(str(source), revision=revision, offline=offline, field="source of 'transformers'")
+    model_type = str(checkpoint.config().get("model_type"))
+    types = sorted(kind.model_type for kind in transformers.MODEL_MAPPING)
+    choose(model_type, types, f"model_type in {checkpoint.folder / 'config.json'}")
+    config = transformers.AutoConfig.from_pretrained(str(checkpoint.folder))
+    tower = _TOWERS.get(model_type)
+    kind: Any = getattr(transformers, tower) if tower else transformers.MODEL_MAPPING[type(config)]
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    if kind.main_input_name != "pixel_values" or (hasattr(config, "vision_config") and tower is None):
+        known = sorted(key.removeprefix("transformers.") for key in FAMILIES if key.startswith("transformers."))
+        raise UserError(
+            f"{source}: a {kind.__name__} takes no images alone; expected a vision model such as {', '.join(known)}"
+            f"{nearest(kind.__name__, known)}"
+        )
+    checkpoint.weights()  # safetensors, or an error
+    family = FAMILIES.get(f"transformers.{kind.__name__}")
+    # The pooler is no part of what classifiers read, and of few checkpoints.
+    unused_pooler = family is not None and "pooler.dense.weight" in family.unused
+    options: dict[str, Any] = {"add_pooling_layer": False} if unused_pooler else {}
+    with quiet():
+        try:
+            model, report = kind.from_pretrained(
+                str(checkpoint.folder), use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+            )
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{source}: transformers cannot load it ({reason})") from error
+    check_loaded(report, name=str(source))
+    geometry = str(settings.get("geometry") or "letterbox")
+    preprocess = Preprocess(**processor_settings(checkpoint), geometry=geometry)
+    return Network(model, preprocess, {}, checkpoint.commit)
+
+
+def open_torchvision(settings: Mapping[str, Any], *, seed: int) -> Network:
+    """Open a classifier of torchvision: untrained, or with the state dict of a safetensors file.
+
+    Args:
+        settings: model (a name such as resnet50); source (a safetensors file), image_size, geometry.
+
+    Raises:
+        UserError: an unknown name or option, or tensors that do not fit.
+    """
+    import torchvision
+
+    for key in settings:
+        if key != "kind":
+            choose(key, ("model", "source", "image_size", "geometry"), "field of the backbone")
+    name, source = settings.get("model"), settings.get("source")
+    models = torchvision.models
+    if not isinstance(name, str):
+        raise UserError("model of 'torchvision' is missing: give a name such as torchvision:resnet50")
+    choose(name, models.list_models(module=models), "network of torchvision")
+    weights: Any = models.get_model_weights(name)
+    published = weights.DEFAULT.transforms()
+    size = int(settings.get("image_size") or published.crop_size[0])
+    sides = {"image_size": size} if name.startswith("vit_") else {}
+    with seeded(seed):
+        model = models.get_model(name, weights=None, **sides)
+    if source is not None:
+        path = Path(str(source)).expanduser()
+        if path.suffix != ".safetensors":
+            raise UserError(
+                f"source of 'torchvision' '{source}': expected a safetensors file; torchvision publishes pickles, "
+                "which are not read: convert one with safetensors.torch.save_file where you trust it"
+            )
+        tensors = read_tensors(path)
+        check_tensors(tensors, model.state_dict(), path)
+        model.load_state_dict(tensors)
+    preprocess = Preprocess(
+        size=size,
+        mean=three(published.mean),
+        std=three(published.std),
+        interpolation=str(published.interpolation.value),
+        geometry=str(settings.get("geometry") or "letterbox"),
+    )
+    return Network(model, preprocess, {})

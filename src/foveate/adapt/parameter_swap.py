@@ -42,6 +42,11 @@ class ParameterSwap(nn.Module):
             in_model, in_swap = modules[owner]._parameters, self._parameters
             in_model[attribute], in_swap[_key(name)] = in_swap[_key(name)], in_model[attribute]
         self.is_active = not self.is_active
+        # LeViT, TinyViT and EfficientFormer cache in evaluation what they compute of these parameters.
+        for module in modules.values():
+            cache = getattr(module, "attention_bias_cache", None)
+            if isinstance(cache, dict):
+                cache.clear()
 
     def tuned_values(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return the alternative values, wherever they are now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from foveate.adapt.adapter import Method, MethodSettings, bias_names, norm_names
-from foveate.adapt.backbone import Backbone, Block
+from foveate.adapt.backbone import Backbone, Block, get_tensor
 from foveate.adapt.methods.lora import LoraSettings, MissingLayersError, find_targets
 from foveate.adapt.registry import get_method, method_names
 from foveate.core.errors import UserError
@@ -20,6 +20,13 @@ def _is_standard(block: Block) -> bool:
     return names == ["qkv"] or (names == ["q", "k", "v"] and block.one_input)
 
 
+def _is_square(block: Block) -> bool:
+    shapes = {name: get_tensor(layer, "weight") for name, layer in block.projections()}
+    widths = [weight.shape[1] for weight in shapes.values() if weight is not None]
+    sizes = [weight.shape[0] / len(name) for name, weight in shapes.items() if weight is not None]
+    return block.ordered and {*sizes, *widths} == {block.width or widths[0]}
+
+
 # Name of a need -> what it is, for errors, and whether a network with blocks has it.
 _NEEDS: dict[str, tuple[str, Callable[[Backbone], bool]]] = {
     "mlps": (
@@ -27,6 +34,10 @@ _NEEDS: dict[str, tuple[str, Callable[[Backbone], bool]]] = {
         _everywhere(lambda block: block.fc1 is not None and block.fc2 is not None),
     ),
     "projections": ("q, k and v of one input in every block", _everywhere(_is_standard)),
+    "square": (
+        "projections of q, k and v as wide as the tokens, one after another",
+        _everywhere(_is_square),
+    ),
     "proj": ("an output projection of every attention", _everywhere(lambda block: block.proj is not None)),
     "mlp_end": ("MLPs that are modules", _everywhere(lambda block: block.mlp_end is not None)),
     "attention_end": (

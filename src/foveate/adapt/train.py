@@ -77,7 +77,14 @@ def build_adapted(recipe: AdaptRecipe, network: LoadedBackbone, images: LabeledI
         # The head has seen the images of its own training: `adapt wise` refuses to select on any of them.
         before = read_adapter_config(folder)["info"].get("trained_on")
         sources = None if before is None else [own_source, *(entry for entry in before if entry != own_source)]
-    adapted = adapt(network.model, recipe.method, classes=len(images.classes), head=head, seed=recipe.training.seed)
+    adapted = adapt(
+        network.model,
+        recipe.method,
+        classes=len(images.classes),
+        head=head,
+        seed=recipe.training.seed,
+        modules=network.modules,
+    )
     adapted.info["default"] = describe_training(network, images, sources)
     return adapted
 

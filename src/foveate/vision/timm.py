@@ -145,6 +145,8 @@ def _create(name: str, arguments: Mapping[str, Any]) -> Any:
     import timm
 
     options: dict[str, Any] = {**arguments, "num_classes": 0}
+    # A merged folder names it already; twice, it would read as refused, and the size as the architecture's own.
+    options.pop("dynamic_img_size", None)
     try:
         try:
             return timm.create_model(name, pretrained=False, **options, dynamic_img_size=True)

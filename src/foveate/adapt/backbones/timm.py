@@ -53,14 +53,15 @@ def transformer(model: Any) -> Backbone:
         final_norm=_real(model.fc_norm if after_pool else model.norm),
         pre_norm=_real(model.norm_pre),
         classifier="head" if isinstance(model.head, nn.Linear) else "",
-        unused=_second_heads(model, "head"),
+        unused=_second_heads(model),
     )
 
 
-def _second_heads(model: Any, first: str) -> tuple[str, ...]:
-    """Return the parameters of further classifiers, such as that of the distillation token."""
+def _second_heads(model: Any) -> tuple[str, ...]:
+    """Return the parameters of the classifiers of a network that has two; none where it has one."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    heads = () if isinstance(names, str) else tuple(f"{name}." for name in names if name != first)
+    # With what stands in front of the classifier: LeViT normalizes there.
+    heads = () if isinstance(names, str) else tuple(f"{name.partition('.')[0]}." for name in names)
     return tuple(name for name, _ in model.named_parameters() if heads and name.startswith(heads))
 
 
@@ -114,12 +115,14 @@ def _by_table(model: Any) -> Backbone | None:
         "features_dim": int(getattr(model, "head_hidden_size", None) or model.num_features),
         "forward_original": model,
         "classifier": name if isinstance(head, nn.Linear) else "",
-        "unused": _second_heads(model, name),
+        "unused": _second_heads(model),
     }
     # A subclass has the blocks of its parent, under the same names.
     keys = (f"timm.{parent.__name__}" for parent in type(model).__mro__)
     family = next((FAMILIES[key] for key in keys if key in FAMILIES), None)
-    blocks, install = map_blocks(model, family.modules, one_input=family.one_input) if family else ([], None)
+    blocks, install = [], None
+    if family is not None:
+        blocks, install = map_blocks(model, family.modules, one_input=family.one_input, ordered=family.ordered)
     if family is None or install is None or not blocks:
         return Backbone(family="cnn", **shared)
     patches = getattr(model, "patch_embed", None)
@@ -130,7 +133,7 @@ def _by_table(model: Any) -> Backbone | None:
         blocks=tuple(blocks),
         width=blocks[-1].width,
         grid=(0, 0) if grid is None else (int(grid[0]), int(grid[1])),
-        patch_size=0 if size is None else int(size[0]),
+        patch_size=0 if size is None else size if isinstance(size, int) else int(size[0]),
         prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
         patch=find_module(model, family.modules.get("patch", "")),
         final_norm=find_module(model, family.modules.get("final_norm", "")),

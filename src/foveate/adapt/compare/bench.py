@@ -145,7 +145,9 @@ class Bench:
             if training.drop_path:
                 set_drop_path(self.network.model, training.drop_path)
             classes = None if keep_head else len(images.classes)
-            adapted = adapt(self.network.model, method, classes=classes, seed=training.seed)
+            adapted = adapt(
+                self.network.model, method, classes=classes, seed=training.seed, modules=self.network.modules
+            )
             try:
                 if num_classes(adapted.head) != len(images.classes):
                     raise UserError(

@@ -66,7 +66,7 @@ class Comparison:
         self.tasks: dict[str, ComparedTask] = {}
         for task in recipe.tasks:  # fail early: a mistake in the last task shows before the first training
             self.open_task(task)
-        backbone = map_backbone(self.network.model)
+        backbone = map_backbone(self.network.model, self.network.modules)
         # The budget may be a share of the network, so the network comes first.
         max_trained = max_parameters(recipe.budget, backbone.num_parameters())
         self.plan: Plan = plan(self.network, self.grid, recipe.methods, max_trained=max_trained)

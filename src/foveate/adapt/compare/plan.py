@@ -71,7 +71,7 @@ def plan(network: LoadedBackbone, grid: Grid, methods: Sequence[str], *, max_tra
         UserError: an unknown method, or no candidate is left; the reason of the last one is given.
     """
     # On the meta device: a grid has hundreds of candidates, and shapes need no values.
-    backbone = map_backbone(copy.deepcopy(network.model).to("meta"))
+    backbone = map_backbone(copy.deepcopy(network.model).to("meta"), network.modules)
     sizes: dict[str, CandidateSize] = {}
     reasons: dict[str, str] = {}
     candidates: dict[str, list[Candidate]] = {}

@@ -46,7 +46,7 @@ class Speed:
 @torch.no_grad()
 def measure_speed(network: LoadedBackbone, *, device: str = "auto") -> Speed:
     """Measure the forward pass of a small batch; the best of three counts."""
-    backbone = map_backbone(network.model)
+    backbone = map_backbone(network.model, network.modules)
     size = network.preprocess.side
     with start(device) as here:
         network.model.to(here.device)

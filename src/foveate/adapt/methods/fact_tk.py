@@ -53,5 +53,5 @@ METHOD = Method(
     paper="arXiv 2212.03145",
     location="beside qkv, proj, fc1, fc2",
     mergeable=True,
-    needs=("blocks", "projections", "proj", "mlps", "one_width"),
+    needs=("blocks", "projections", "square", "proj", "mlps", "one_width"),
 )

@@ -251,6 +251,12 @@ def _add_projections(targets: dict[str, Target], backbone: Backbone, block: Bloc
             continue
         for number, letter in enumerate(names):
             if letter in letters:
+                inputs, outputs = _features(layer)
+                if not block.ordered or outputs != len(names) * inputs:
+                    raise UserError(
+                        f"method.targets: rows of '{letter}' in {backbone.name_of(layer)} are not known; expected "
+                        f"all of {', '.join(names)} with shared=true"
+                    )
                 name = backbone.name_of(layer)
                 key = f"{name}#{letter}"
                 targets[key] = Target(key.replace(".", "/"), name, layer, (number, len(names)))

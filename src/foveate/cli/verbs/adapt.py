@@ -21,6 +21,14 @@ _moved_option = click.option(
 )
 
 
+_modules_option = click.option(
+    "--modules",
+    multiple=True,
+    metavar="ROLE=PATTERN",
+    help="Names of modules that methods change, such as qkv='blocks.*.attn.qkv'; repeatable, for other networks.",
+)
+
+
 @click.group("adapt", short_help="Fine-tune a vision model with few parameters.")
 def command() -> None:
     """Adapt a trained vision network to classes of images: sixteen methods, or named parts of the network.
@@ -40,8 +48,9 @@ def command() -> None:
     "--backbone",
     required=True,
     metavar="FOLDER|KIND:NAME",
-    help="Model folder of Foveate, timm, transformers or open_clip; or timm:NAME.TAG, lite0 and the like.",
+    help="Model folder of Foveate, timm, transformers or open_clip; or timm:NAME.TAG, torchvision:NAME, lite0.",
 )
+@_modules_option
 @click.option(
     "--data",
     required=True,
@@ -66,6 +75,7 @@ def train(
     overrides: tuple[str, ...],
     settings: dict[str, Any],
     backbone: str,
+    modules: tuple[str, ...],
     data: str,
     method: str,
     run: Path | None,
@@ -91,7 +101,12 @@ def train(
     if seed is not None:
         training["seed"] = seed
     recipe = build_recipe(
-        parse_backbone(backbone), method, overrides, head=settings.get("head"), data=data_settings, training=training
+        parse_backbone(backbone, modules),
+        method,
+        overrides,
+        head=settings.get("head"),
+        data=data_settings,
+        training=training,
     )
     if dry_run:
         from foveate.adapt.train import estimate_training, format_estimate
@@ -229,6 +244,7 @@ def merge(adapter: Path, to: Path, settings: dict[str, Any], backbone: str | Non
     metavar="FOLDER|KIND:NAME",
     help="Backbone, as for `adapt train`; it is loaded only once.",
 )
+@_modules_option
 @click.option(
     "--tasks",
     "tasks",
@@ -256,6 +272,7 @@ def merge(adapter: Path, to: Path, settings: dict[str, Any], backbone: str | Non
 def compare(
     overrides: tuple[str, ...],
     backbone: str,
+    modules: tuple[str, ...],
     tasks: tuple[str, ...],
     settings: dict[str, Any],
     task_settings: dict[str, Any],
@@ -290,7 +307,7 @@ def compare(
     # The grid has its own number of epochs, so only what was given goes into the recipe.
     training = {name: value for name, value in task_settings.items() if name == "epochs"}
     tasks_of_shots = parse_tasks(tasks, task_settings.get("shots", ()))
-    recipe = build_recipe(parse_backbone(backbone), tasks_of_shots, overrides, training=training, **settings)
+    recipe = build_recipe(parse_backbone(backbone, modules), tasks_of_shots, overrides, training=training, **settings)
     if dry_run:
         cost = Comparison(recipe).estimate(device=device or "auto")
         finish(cost, format_cost(cost), {}, as_json=as_json)
