@@ -338,3 +338,42 @@ def test_in_python_without_measuring(backbone: Path, data: Path, tmp_path: Path)
     other = build_recipe(parse_backbone(str(backbone)), "layernorm", ["training.epochs=1"])
     with pytest.raises(UserError, match="another recipe"):
         train_adapter(other, data, tmp_path, device="cpu")
+
+
+def test_varied_training_is_a_function_of_the_seed_and_is_not_cached(
+    backbone: Path, data: Path, tmp_path: Path
+) -> None:
+    varied = (
+        "training.augmentation.crop=0.6", "training.augmentation.flip=0.5", "training.augmentation.color=0.2",
+        "training.augmentation.randaugment=5", "training.augmentation.erasing=0.3", "training.mixup=0.3",
+        "training.label_smoothing=0.1", "training.balanced=true", "training.optimizer=sgd",
+    )  # fmt: skip
+    tensors = {}
+    for name, more in (("a", varied), ("b", (*varied, "training.workers=0")), ("plain", ())):
+        train(backbone, data, tmp_path / name, "--method", "bitfit", "training.learning_rate=0.01", *more)
+        tensors[name] = load_file(tmp_path / name / "adapter" / "adapter.safetensors")
+    assert all(torch.equal(value, tensors["b"][key]) for key, value in tensors["a"].items())
+    assert not all(torch.equal(value, tensors["plain"][key]) for key, value in tensors["a"].items())
+    solved = train(backbone, data, tmp_path / "solved", "--method", "linear")
+    assert solved["steps"] == 0
+    assert solved["cached"] != "nothing"
+    by_steps = train(backbone, data, tmp_path / "steps", "--method", "linear", "training.augmentation.flip=0.5")
+    assert by_steps["cached"] == "nothing"
+    assert by_steps["steps"] > 0, "features that vary cannot be solved"
+    balanced = train(backbone, data, tmp_path / "balanced", "--method", "linear", "training.balanced=true")
+    assert balanced["steps"] > 0
+    done = run("train", "--backbone", backbone, "--data", data, "--method", "lora", "training.flip=true")
+    assert "training.augmentation.flip" in str(done.exception)
+    assert isinstance(done.exception, UserError)
+
+
+def test_patience_ends_a_training_early(backbone: Path, data: Path, tmp_path: Path) -> None:
+    """A learning rate of nothing cannot improve, so that two evaluations after the first are the last."""
+    said = train(
+        backbone, data, tmp_path / "run", "--method", "bitfit", "training.learning_rate=1e-12",
+        "training.evaluate_every=2", "training.monitor=accuracy", "training.monitor_mode=max", "training.patience=2",
+        "training.batch_size=10", "training.warmup=0",
+    )  # fmt: skip
+    assert said["status"] == "finished"
+    assert said["steps"] == 6
+    assert (tmp_path / "run" / "adapter" / "adapter.json").is_file()

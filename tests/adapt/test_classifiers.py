@@ -17,7 +17,6 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from foveate.adapt.calibration.fine_tuning import predict_classifier
 from foveate.adapt.calibration.fold import fold
-from foveate.adapt.calibration.settings import Augmentation
 from foveate.adapt.checkpoints.foveate import EncoderClassifier, classifier_of
 from foveate.adapt.classifier import Classifier, classifier_formats, open_classifier, save_classifier
 from foveate.adapt.data import augment_images, open_classifier_images
@@ -27,6 +26,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.writer import CollectionWriter
 from foveate.training.classification import ClassificationDataset, array_images
+from foveate.training.epochs import Augmentation
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.registry import build_image_encoder
 from naming import raises_naming

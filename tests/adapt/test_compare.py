@@ -23,6 +23,7 @@ from foveate.adapt.data import LabeledImages, load_images
 from foveate.adapt.recipe import AdaptData, AdaptTraining
 from foveate.core.errors import UserError
 from foveate.core.progress import configure
+from foveate.training.epochs import Augmentation
 from naming import raises_naming
 
 SPLITS: dict[str, Any] = {"train": ["train"], "validation": "validation", "test": "test"}
@@ -104,6 +105,24 @@ def test_a_comparison_and_the_same_again(tmp_path: Path) -> None:
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").glob("*.json")}
     with pytest.raises(UserError, match="holds a run of another recipe"):
         compare(recipe(tmp_path, seeds=1), tmp_path / "run", network=opened, device="cpu")
+
+
+def test_trainings_of_a_comparison_vary_images_as_declared(data: LabeledImages, tmp_path: Path) -> None:
+    bench, rows, test = Bench(network(), device="cpu"), data.rows("train"), data.rows("test")
+    logits = {}
+    for name, fields in (
+        ("plain", {}),
+        ("varied", {"augmentation": Augmentation(crop=0.5, flip=0.5, randaugment=5)}),
+        ("again", {"augmentation": Augmentation(crop=0.5, flip=0.5, randaugment=5)}),
+        ("mixed", {"mixup": 0.5, "balanced": True}),
+    ):
+        training = AdaptTraining(epochs=3, learning_rate=0.01, workers=0, **fields)
+        fit = bench.fit(data, rows, {"method": "linear"}, training, folder=tmp_path / name, test=test)
+        assert (fit.steps == 0) == (name == "plain"), "only features that stay are solved"
+        assert (fit.cached == "nothing") == (name != "plain")
+        logits[name] = fit.logits
+    np.testing.assert_array_equal(logits["varied"], logits["again"])
+    assert not np.array_equal(logits["varied"], logits["mixed"])
 
 
 def test_peeking_changes_nothing_and_shows_the_best_epoch(data: LabeledImages, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from foveate.adapt.vtab import GROUPS, read_lists
 from foveate.cli.main import cli
 from foveate.cli.verbs.adapt import _format_comparison
 from foveate.core.errors import UserError
+from foveate.records.boxes import Box
 from foveate.records.geometry import View
 from foveate.report import numbers
 from foveate.report.compared import Point, amount, cost_chart, matrix_chart
@@ -194,6 +195,14 @@ def test_tasks_of_vtab_and_their_groups(tmp_path: Path) -> None:
     assert shown.shape == (3, 32, 32)
     assert (shown[2] > 190).all()  # squashed: no padding above and below
     assert (mirrored == shown.flip(2)).all()
+    assert data.size is not None
+    assert data.size(0) == (40, 32)
+    halves = Image.new("RGB", (40, 32), (0, 0, 200))
+    halves.paste((200, 0, 0), (0, 0, 20, 32))
+    halves.save(tmp_path / "vtab-1k" / "dtd" / data.keys[0])
+    left = data.load(0, View(crop=Box(0, 0, 0.5, 1)))
+    assert left.shape == (3, 32, 32)
+    assert (left[0, :, :28] > 190).all()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
 from foveate.adapt.calibration.settings import FineTuneSettings
 from foveate.adapt.classifier import Classifier
 from foveate.core.errors import UserError
+from foveate.core.runs import RunFolder
 from foveate.metrics.calibration import average_logit_gap, group_accuracies
 from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.nearest_mean import head_changes
@@ -90,6 +91,31 @@ def test_the_copy_learns_and_the_original_stays(tmp_path: Path) -> None:
         fine_tune(before, samples, QUICK.model_copy(update={"learning_rate": 0.1}), tmp_path / "run")
     with pytest.raises(UserError, match="at least one sample"):
         fine_tune(before, samples, QUICK, tmp_path / "none", rows=np.zeros(0, dtype=np.int64))
+
+
+def test_patience_needs_validation_images_and_ends_early(tmp_path: Path) -> None:
+    samples = toy_samples()
+    patient = FineTuneSettings(
+        steps=20, batch_size=16, learning_rate=1e-12, workers=0, evaluate_every=2, monitor="loss", patience=2
+    )
+    with raises_naming(UserError, "evaluate_every", "validation"):
+        fine_tune(toy(), samples, patient, tmp_path / "none")
+    rows = samples.labeled_rows()
+    fine_tune(toy(), samples, patient, tmp_path / "run", rows=rows[:72], validation=rows[72:])
+    evaluations = [row for row in RunFolder(tmp_path / "run").read_metrics() if "eval_loss" in row]
+    # Rounding may let the loss fall once more; far from the twenty steps in any case.
+    assert 3 <= len(evaluations) <= 5
+
+
+def test_fine_tuning_is_varied_as_declared(tmp_path: Path) -> None:
+    samples, weights = toy_samples(), {}
+    for name, more in (("plain", {}), ("mixed", {"mixup": 0.4}), ("smooth", {"label_smoothing": 0.2}),
+                       ("balanced", {"balanced": True}), ("again", {"mixup": 0.4})):  # fmt: skip
+        tuned = fine_tune(toy(), samples, QUICK.model_copy(update=more), tmp_path / name)
+        weights[name] = head_weights(tuned)
+    np.testing.assert_array_equal(weights["mixed"], weights["again"])
+    for name in ("mixed", "smooth", "balanced"):
+        assert not np.array_equal(weights[name], weights["plain"]), name
 
 
 def test_a_frozen_backbone_stays(tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def test_pseudo_runs_are_augmented_as_told(world: Path, tmp_path: Path, capsys: 
     assert found[0].source_logits is not None
     np.testing.assert_array_equal(found[0].source_logits, found[1].source_logits)
     recipe = (tmp_path / "varied" / "pseudo-0" / "recipe.yaml").read_text()
-    assert '"augmentation":{"crop":0.5,"flip":0.5,"color":0.3,"gray":0.2}' in recipe
+    assert '"augmentation":{"crop":0.5,"flip":0.5,"color":0.3,"gray":0.2,"randaugment":0,"erasing":0.0}' in recipe
 
 
 def test_dry_run_counts(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

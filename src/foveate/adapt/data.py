@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.adapt.recipe import AdaptData
-from foveate.adapt.vtab import image_loader, is_vtab, read_lists
+from foveate.adapt.vtab import image_loader, image_sizes, is_vtab, read_lists
 from foveate.core.errors import UserError, nearest
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.training.augment import RandomViews
 from foveate.training.classification import LabeledImages, LoadSample
 from foveate.training.epochs import Augmentation
+from foveate.training.transforms import RandomTransforms
 from foveate.vision.colors import RandomColors
 from foveate.vision.preprocess import Preprocess, place_image, read_image, render_image
 
@@ -28,15 +29,18 @@ def augment_images(images: LabeledImages, augmentation: Augmentation) -> LoadSam
     """Return a loader of varied images, drawn by seed, epoch and key; None where nothing varies.
 
     Raises:
-        UserError: the images are arrays, of which nobody knows what they show.
+        UserError: the samples are arrays of values, of which nobody knows what they show.
     """
     if augmentation == Augmentation():
         return None
     if images.size is None:
-        raise UserError(f"{images.name}: augmentation is for images of a collection; arrays are taken as they are")
+        raise UserError(f"{images.name}: augmentation is for images; arrays of values are taken as they are")
     size, crop, flip = images.size, augmentation.crop, augmentation.flip
     views = RandomViews(scale=(crop, 1.0), flip=flip) if crop < 1 or flip else None
     colors = RandomColors(augmentation.color, augmentation.gray) if augmentation.color or augmentation.gray else None
+    transforms = None
+    if augmentation.randaugment or augmentation.erasing:
+        transforms = RandomTransforms(augmentation.randaugment, augmentation.erasing)
 
     def load(row: int, epoch: int, seed: int) -> Tensor:
         key, view = images.keys[row], View()
@@ -44,7 +48,9 @@ def augment_images(images: LabeledImages, augmentation: Augmentation) -> LoadSam
             width, height = size(row)
             view = views.draw(width=width, height=height, seed=seed, epoch=epoch, key=key)
         pixels = images.load(row, view)
-        return pixels if colors is None else colors.apply(pixels, seed=seed, epoch=epoch, key=key)
+        if colors is not None:
+            pixels = colors.apply(pixels, seed=seed, epoch=epoch, key=key)
+        return pixels if transforms is None else transforms.apply(pixels, seed=seed, epoch=epoch, key=key)
 
     return load
 
@@ -146,9 +152,10 @@ def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledIma
         return render_image(preprocess, image, place_image(preprocess, image.size, view))
 
     classes = _select_classes(labels, data.classes, path.name)
-    # No `size` is passed on: arrays come as they are, and `augment_images` refuses to vary them.
     keys = [str(row) for row in range(len(pixels))]
-    return LabeledImages(path.name, tuple(classes), keys, _number_labels(labels, classes), splits, load)
+    height, width = pixels.shape[1:3]
+    labels_N = _number_labels(labels, classes)
+    return LabeledImages(path.name, tuple(classes), keys, labels_N, splits, load, lambda row: (width, height))
 
 
 def _open_vtab(folder: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
@@ -158,7 +165,8 @@ def _open_vtab(folder: Path, data: AdaptData, preprocess: Preprocess) -> Labeled
     values = np.array(labels, dtype=object)
     classes = _select_classes(values, data.classes, folder.name)
     load: Callable[[int, View], Tensor] = image_loader(folder, keys, preprocess)
-    return LabeledImages(folder.name, tuple(classes), keys, _number_labels(values, classes), np.array(splits), load)
+    labels_N, sizes = _number_labels(values, classes), image_sizes(folder, keys)
+    return LabeledImages(folder.name, tuple(classes), keys, labels_N, np.array(splits), load, sizes)
 
 
 def _refuse_field(path: Path, data: AdaptData, where: str) -> None:

@@ -53,9 +53,15 @@ class AdaptTraining(ClassificationSettings):
         1e-6, ge=0, description="at the start, of osu_release; 0 = a first epoch at rest"
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="rate at the last block, rising from 0; timm's networks")
-    flip: bool = Field(False, description="mirror half of the training images; then nothing can be cached")
     cache: bool = Field(True, description="compute frozen parts in front of the first change once for each image")
     checkpoint_every: int = with_default("checkpoint_every", 200)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_flip(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "flip" in values:
+            raise ValueError("training.flip: is a probability now; expected training.augmentation.flip, such as 0.5")
+        return values
 
     def count_epochs(self, num_images: int) -> int:
         """Return the passes over this many training images.

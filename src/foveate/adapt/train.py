@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveate.adapt.calibration.logit_files import write_logits
-from foveate.adapt.data import load_images
+from foveate.adapt.data import augment_images, load_images
 from foveate.adapt.folder import find_adapter_folder, read_adapter_config, read_head, save_adapter
 from foveate.adapt.linear_probe import SolvedHead, solve_head
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
@@ -38,7 +38,6 @@ from foveate.training.classification import (
     Predictions,
     Rows,
     load_cached,
-    load_flipped,
     predict,
     readable_batches,
     train_classifier,
@@ -147,6 +146,7 @@ def build_task(
     return ClassificationTask(
         adapted,
         logits=logits,
+        label_smoothing=training.label_smoothing,
         rules=rules,
         shard_units=[block.module for block in adapted.backbone.blocks],
         schedule=training.step_schedule(num_images),
@@ -189,9 +189,9 @@ def train_adapter(
         # The main rank creates the folder before the others use it.
         barrier()
         adapted.to(here.device)
-        load_sample, prefix, cache = (load_flipped(images) if training.flip else None), None, None
+        load_sample, prefix, cache = augment_images(images, training.augmentation), None, None
         unreadable: dict[int, str] = {}
-        if training.cache and not training.flip:  # a mirrored image has other tokens
+        if training.cache and not training.varies_images:  # a mirrored image has other tokens
             prefix = FrozenPrefix(adapted)
             if prefix.kind != "nothing":
                 cache = cache_frozen(prefix, network, images, rows, here.device, unreadable)
@@ -209,7 +209,16 @@ def train_adapter(
             bad = {images.keys[row]: reason for row, reason in unreadable.items()}
             outcome = TrainingOutcome("finished", 0, seconds, model=adapted, ema=None, bad_samples=bad)
         else:
-            loader = training_loader(images, rows, settings, load=load_sample, rank=here.rank, world_size=here.size)
+            loader = training_loader(
+                images,
+                rows,
+                settings,
+                load=load_sample,
+                mixup=training.mixup,
+                balanced=training.balanced,
+                rank=here.rank,
+                world_size=here.size,
+            )
             task = build_task(adapted, network, training, prefix=prefix, num_images=len(rows))
             if settings.evaluate_every is not None:
                 task.evaluate_with(lambda: _evaluate_split(adapted, network, images, recipe.data.validation))
@@ -289,6 +298,9 @@ def is_solved(
         # A solved head would forget what the given one knows, of classes without an image above all.
         say("linear: the head was trained before, so it is trained on by steps instead of solved")
         return False
+    if training.balanced or training.label_smoothing:
+        say("linear: balanced and label_smoothing belong to steps, so the head is trained by steps instead of solved")
+        return False
     if not cached:
         say("linear: features are not cached, so the head is trained by steps instead of solved")
     return cached
@@ -356,8 +368,7 @@ def _evaluate_split(
     """Return accuracy and cross-entropy of a split, during training."""
     with silent():  # inside the progress bar of the training
         predictions = predict_adapted(adapted, network, images, images.rows(split), description=f"measuring {split}")
-    loss = torch.nn.functional.cross_entropy(torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels))
-    return {"accuracy": predictions.accuracy, "loss": float(loss)}
+    return {"accuracy": predictions.accuracy, "loss": predictions.loss}
 
 
 def _write_predictions(
@@ -423,7 +434,7 @@ def estimate_training(recipe: AdaptRecipe, data: str | Path) -> dict[str, Any]:
     settings = recipe.training.resolve(len(rows))
     adapted = build_adapted(recipe, network, images, rows)
     counts = adapted.count_parameters()
-    caching = recipe.training.cache and not recipe.training.flip
+    caching = recipe.training.cache and not recipe.training.varies_images
     steps = 0 if is_solved(adapted, recipe.method, recipe.training, cached=caching) else settings.steps
     return {
         "method": recipe.method["method"],
@@ -434,7 +445,7 @@ def estimate_training(recipe: AdaptRecipe, data: str | Path) -> dict[str, Any]:
         **counts._asdict(),
         "cached": FrozenPrefix(adapted).describe()
         if caching
-        else "nothing: training.cache is off or images are mirrored",
+        else "nothing: training.cache is off, or images vary from epoch to epoch",
         # AdamW holds two float32 moments for each trained parameter.
         "optimizer_bytes": 8 * (counts.trained + counts.head) if steps else 0,
     }

@@ -14,7 +14,7 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.records.geometry import View
-from foveate.records.images import decode
+from foveate.records.images import decode, read_image_info
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,13 +86,26 @@ def read_lists(folder: Path) -> tuple[list[str], list[str], list[str]]:
     return keys, labels, splits
 
 
+def image_sizes(folder: Path, keys: list[str]) -> Callable[[int], tuple[int, int]]:
+    """Return a function of row to width and height in pixels, read from the header."""
+
+    def size(row: int) -> tuple[int, int]:
+        info = read_image_info((folder / keys[row]).read_bytes())[0]
+        return info.width, info.height
+
+    return size
+
+
 def image_loader(folder: Path, keys: list[str], preprocess: Preprocess) -> Callable[[int, View], Tensor]:
     """Return a loader of the lists' images by row."""
 
     def load(row: int, view: View) -> Tensor:
         # Squashed to the square, bicubic: comparisons on VTAB-1K do not keep the aspect ratio.
         side = (preprocess.side, preprocess.side)
-        image = decode((folder / keys[row]).read_bytes()).resize(side, Image.Resampling.BICUBIC)
+        image = decode((folder / keys[row]).read_bytes())
+        # Squashed as well: a random crop keeps no aspect ratio that the whole image does not keep.
+        box = None if view.crop is None else view.place(*image.size, side, stretch=True).crop_px
+        image = image.resize(side, Image.Resampling.BICUBIC, box=box)
         return preprocess.pixels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image)
 
     return load

@@ -31,11 +31,12 @@ from foveate.core.progress import say, track
 from foveate.core.runs import RunFolder
 from foveate.records.geometry import View
 from foveate.records.images import BadImage
-from foveate.training.loader import BadSample, Loader
+from foveate.training.loader import BadSample, Loader, MixtureLoader, Source
 from foveate.training.loop import TrainingError, TrainingOutcome, train
 from foveate.training.optimizer import ParameterRule
 from foveate.training.settings import TrainingSettings
 from foveate.training.task import Batch, Losses, Report, Task
+from foveate.training.transforms import mix_batch
 
 BATCH_SIZE = 64  # of prediction; large enough that a matrix product fills a core, small enough for any memory
 _MAX_KEYS = 64  # named in an error
@@ -139,15 +140,6 @@ LoadSample = Callable[[int, int, int], Tensor]
 """Row, epoch and seed to the model's input: a pure function of the three; may raise BadImage."""
 
 
-def load_flipped(images: LabeledImages) -> LoadSample:
-    """Return a loader that mirrors each image in about half of the epochs."""
-
-    def load(row: int, epoch: int, seed: int) -> Tensor:
-        return images.load(row, View(flip=seeds.uniform("flip", seed, row, epoch) < 0.5))
-
-    return load
-
-
 def load_cached(cache: Mapping[int, Tensor], unreadable: Mapping[int, str]) -> LoadSample:
     """Return a loader of tensors in memory.
 
@@ -167,11 +159,12 @@ class ClassificationDataset:
     """Training samples for `foveate.training.loader.Loader`: the model's input and the class of an image.
 
     Args:
-        load: how a sample is loaded; images unchanged by default. See `load_flipped` and `load_cached`.
+        load: how a sample is loaded; images unchanged by default. See `load_cached`.
+        mixup: alpha of the distribution of shares that the samples of a batch are mixed by; 0 = not mixed.
     """
 
-    def __init__(self, images: LabeledImages, load: LoadSample | None = None) -> None:
-        self.images = images
+    def __init__(self, images: LabeledImages, load: LoadSample | None = None, *, mixup: float = 0.0) -> None:
+        self.images, self.mixup = images, mixup
         self.load: LoadSample = load or (lambda row, epoch, seed: images.load(row, View()))
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
@@ -180,15 +173,18 @@ class ClassificationDataset:
             inputs = self.load(row, epoch, seed)
         except BadImage as problem:
             raise BadSample(self.images.keys[row], str(problem)) from problem
-        return {"inputs": inputs, "label": int(self.images.labels_N[row]), "key": self.images.keys[row]}
+        label, key = int(self.images.labels_N[row]), self.images.keys[row]
+        return {"inputs": inputs, "label": label, "key": key, "draw": (seed, row, epoch)}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Stack samples to a batch."""
-        return {
-            "inputs": torch.stack([sample["inputs"] for sample in samples]),
-            "labels": torch.tensor([sample["label"] for sample in samples]),
-            "keys": [sample["key"] for sample in samples],
-        }
+        """Stack samples to a batch; labels are class numbers [B], or soft targets [B, K] where samples are mixed."""
+        inputs = torch.stack([sample["inputs"] for sample in samples])
+        labels = torch.tensor([sample["label"] for sample in samples])
+        if self.mixup:
+            # No two steps begin with the same sample of the same epoch: its seeds are those of the batch.
+            classes, draw = len(self.images.classes), samples[0]["draw"]
+            inputs, labels = mix_batch(inputs, labels, alpha=self.mixup, num_classes=classes, draw=draw)
+        return {"inputs": inputs, "labels": labels, "keys": [sample["key"] for sample in samples]}
 
 
 def training_loader(
@@ -197,6 +193,8 @@ def training_loader(
     settings: TrainingSettings,
     *,
     load: LoadSample | None = None,
+    mixup: float = 0.0,
+    balanced: bool = False,
     workers: int | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -208,18 +206,27 @@ def training_loader(
         rows: of the training images.
         settings: batch size, seed and loader threads.
         load: how a sample is varied or cached; images unchanged by default.
+        mixup, balanced: see `foveate.training.epochs.ClassificationSettings`.
         workers: those of the settings by default; 0 where samples are in memory and nothing is decoded.
         rank, world_size: of this process among those that train together.
     """
-    return Loader(
-        ClassificationDataset(images, load),
-        rows=rows,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        workers=settings.workers if workers is None else workers,
-        rank=rank,
-        world_size=world_size,
-    )
+    dataset = ClassificationDataset(images, load, mixup=mixup)
+    options: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "workers": settings.workers if workers is None else workers,
+        "rank": rank,
+        "world_size": world_size,
+    }
+    if not balanced:
+        return Loader(dataset, rows=rows, **options)
+    # A source for each class: each pass over a class has its own order and views, unlike rows that are repeated.
+    labels = images.labels_N[rows]
+    sources = [
+        Source(f"class {images.classes[number]}", dataset, rows[labels == number])
+        for number in np.unique(labels).tolist()
+    ]
+    return MixtureLoader(sources, **options)
 
 
 class ClassificationTask(Task):
@@ -228,6 +235,7 @@ class ClassificationTask(Task):
     Args:
         model: holds the trained parameters; maps the inputs of a batch to logits [B, K].
         logits: how inputs become logits instead, such as from cached tokens; reads the parameters of `model`.
+        label_smoothing: share of each target that is spread over all classes.
         rules: learning rates, decay and frozen parts, by parameter names that begin with "model.".
         shard_units: modules that FSDP2 shards one by one.
         schedule: step (from 0) -> share of the peak learning rate; that of the settings by default.
@@ -239,6 +247,7 @@ class ClassificationTask(Task):
         model: nn.Module,
         *,
         logits: Callable[[Tensor], Tensor] | None = None,
+        label_smoothing: float = 0.0,
         rules: Sequence[ParameterRule] = (),
         shard_units: Sequence[nn.Module] = (),
         schedule: Callable[[int], float] | None = None,
@@ -249,6 +258,7 @@ class ClassificationTask(Task):
         # Behind a function: as an attribute, a module would be registered a second time.
         self._logits = (lambda inputs: model(inputs)) if logits is None else logits
         self._rules, self._schedule, self._save = rules, schedule, save
+        self._label_smoothing = label_smoothing
         self._shard_units = tuple(shard_units)
         self._evaluation: Callable[[], Mapping[str, float]] | None = None
         self._images_per_epoch: int | None = None
@@ -263,8 +273,10 @@ class ClassificationTask(Task):
         self.batch_keys = batch["keys"]
         # The softmax in float32, also where autocast gives bfloat16 logits.
         logits, labels = self.logits(batch["inputs"]).float(), batch["labels"]
-        accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
-        return {"loss": F.cross_entropy(logits, labels)}, {"accuracy": accuracy}
+        # Of a mixed sample the class of the larger share counts.
+        classes_B = labels if labels.ndim == 1 else labels.argmax(dim=1)
+        accuracy = (logits.detach().argmax(dim=1) == classes_B).float().mean()
+        return {"loss": F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)}, {"accuracy": accuracy}
 
     def learning_rate_factor(self, step: int, *, settings: TrainingSettings) -> float:
         """Return the share of the peak learning rate for a step."""
@@ -357,6 +369,11 @@ class Predictions:
     def accuracy(self) -> float:
         """The share of images that are classified correctly."""
         return float(self.correct.mean())
+
+    @property
+    def loss(self) -> float:
+        """The mean cross-entropy, without smoothing."""
+        return float(F.cross_entropy(torch.from_numpy(self.logits), torch.from_numpy(self.labels)))
 
 
 def readable_batches(

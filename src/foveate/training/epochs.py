@@ -36,6 +36,8 @@ class Augmentation(Settings):
         default=0.0, ge=0, le=0.5, description="maximum change of brightness, contrast, saturation and hue"
     )
     gray: float = Field(default=0.0, ge=0, le=1, description="probability of conversion to grayscale")
+    randaugment: int = Field(default=0, ge=0, le=30, description="magnitude of RandAugment's two operations; 0 = none")
+    erasing: float = Field(default=0.0, ge=0, le=1, description="probability of erasing a random rectangle to black")
 
 
 class ClassificationSettings(TrainingSettings):
@@ -52,6 +54,19 @@ class ClassificationSettings(TrainingSettings):
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps with a rising learning rate")
     gradient_clip_norm: float | None = with_default("gradient_clip_norm", None)
     keep_checkpoints: int = with_default("keep_checkpoints", 1)
+    augmentation: Augmentation = Field(default=Augmentation(), description="random views and colors; none by default")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of each target that is spread over all classes"
+    )
+    mixup: float = Field(
+        default=0.0, ge=0, description="mix images of a batch by shares of Beta(mixup, mixup); 0 = none"
+    )
+    balanced: bool = Field(default=False, description="draw every class equally often, however many images it has")
+
+    @property
+    def varies_images(self) -> bool:
+        """Whether an image differs from epoch to epoch, so that nothing computed of it can be cached."""
+        return self.augmentation != Augmentation() or self.mixup > 0
 
     @property
     def whole_batches(self) -> bool:

@@ -19,6 +19,7 @@ from foveate.adapt.calibration.settings import FineTuneSettings
 from foveate.adapt.classifier import Classifier
 from foveate.adapt.data import augment_images
 from foveate.core.errors import UserError
+from foveate.core.progress import silent
 from foveate.core.runs import RunFolder
 from foveate.training.classification import (
     ClassificationTask,
@@ -55,12 +56,14 @@ def fine_tune(
     run: Path,
     *,
     rows: Rows | None = None,
+    validation: Rows | None = None,
     device: str | None = None,
 ) -> Classifier:
     """Return a fine-tuned copy of `classifier`; the same call again resumes a stopped run.
 
     Args:
         rows: to train on; all labeled images by default.
+        validation: to measure `accuracy` and `loss` on, for early stopping (`evaluate_every`, `monitor`, `patience`).
         run: folder of checkpoints and log, one per fine-tuning.
         device: that of the classifier by default.
 
@@ -70,18 +73,33 @@ def fine_tune(
     rows = images.labeled_rows() if rows is None else np.asarray(rows, dtype=np.int64)
     if len(rows) == 0:
         raise UserError(f"{images.name}: fine-tuning needs at least one sample")
+    if settings.evaluate_every is not None and (validation is None or not len(validation)):
+        raise UserError(
+            f"evaluate_every: has no images to measure (got {settings.evaluate_every}); give validation rows"
+        )
     training = settings.resolve(len(rows))
     copied = copy.deepcopy(classifier).requires_grad_(True)
     # The number of loader threads may change between sessions; it decides nothing about the result.
     folder = RunFolder.create(run, recipe=settings.model_dump_json(exclude={"workers"}))
     with start(device or str(classifier.device)):
         load = augment_images(images, settings.augmentation)
-        loader = training_loader(images, rows, training, load=load)
-        task = ClassificationTask(copied, rules=parameter_rules(copied, settings))
+        loader = training_loader(images, rows, training, load=load, mixup=settings.mixup, balanced=settings.balanced)
+        task = ClassificationTask(
+            copied, label_smoothing=settings.label_smoothing, rules=parameter_rules(copied, settings)
+        )
+        if training.evaluate_every is not None:
+            task.evaluate_with(lambda: _measure(copied, images, validation))
         outcome = train_classifier(task, loader, training, folder)
     if outcome.status == "stopped":
         raise UserError(f"{run}: stopped at step {outcome.step}/{training.steps}; run the same command to resume")
     return copied.eval()
+
+
+def _measure(classifier: Classifier, images: LabeledImages, rows: Rows | None) -> dict[str, float]:
+    """Return accuracy and cross-entropy of `rows`, during training."""
+    with silent():  # inside the progress bar of the training
+        predictions = predict_classifier(classifier, images, rows, description="measuring validation images")
+    return {"accuracy": predictions.accuracy, "loss": predictions.loss}
 
 
 def predict_classifier(

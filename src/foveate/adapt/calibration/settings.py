@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from foveate.core.recipes import Settings
-from foveate.training.epochs import Augmentation, ClassificationSettings, with_default
+from foveate.training.epochs import ClassificationSettings, with_default
 from foveate.training.settings import TrainingSettings
 
 
@@ -55,7 +55,6 @@ class FineTuneSettings(ClassificationSettings):
     )
     weight_decay: float = with_default("weight_decay", 5e-4)
     optimizer: Literal["adamw", "sgd"] = with_default("optimizer", "sgd")
-    augmentation: Augmentation = Field(default=Augmentation(), description="random views and colors; none by default")
     workers: int = with_default("workers", 1)
 
     @property

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.adapt.data import augment_images
 from foveate.adapt.folder import save_adapter
 from foveate.adapt.heads import num_classes
 from foveate.adapt.load_backbone import LoadedBackbone, set_drop_path
@@ -41,7 +42,6 @@ from foveate.training.classification import (
     LoadSample,
     Rows,
     load_cached,
-    load_flipped,
     train_classifier,
     training_loader,
 )
@@ -179,19 +179,22 @@ class Bench:
     ) -> Fit:
         settings = training.resolve(len(rows))
         whole_prefix = FrozenPrefix(adapted)
-        caching = training.cache and not training.flip and whole_prefix.kind != "nothing"
+        caching = training.cache and not training.varies_images and whole_prefix.kind != "nothing"
         prefix = whole_prefix if caching else None
         # `prefix` serves the test rows in any case; the training rows only where they fit into memory, too.
         train_prefix = prefix if prefix is not None and self._fill_cache(adapted, images, rows, prefix) else None
-        load_sample: LoadSample | None = load_flipped(images) if training.flip else None
-        if train_prefix is not None or (not training.flip and self._fill_cache(adapted, images, rows, None)):
+        load_sample: LoadSample | None = augment_images(images, training.augmentation)
+        # Mixed images are mixed anew from the same pixels.
+        if train_prefix is not None or (load_sample is None and self._fill_cache(adapted, images, rows, None)):
             load_sample = load_cached(self._cache[_cache_key(train_prefix)], self._unreadable)
             in_memory = True
         else:
             in_memory = False
         # Threads only help where images are decoded.
         workers = 0 if in_memory else settings.workers
-        loader = training_loader(images, rows, settings, load=load_sample, workers=workers)
+        loader = training_loader(
+            images, rows, settings, load=load_sample, mixup=training.mixup, balanced=training.balanced, workers=workers
+        )
         task = build_task(adapted, self.network, training, prefix=train_prefix, num_images=len(rows))
         if peek:
 

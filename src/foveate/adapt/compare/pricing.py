@@ -75,7 +75,7 @@ def estimate_cost(plan: Plan, trainings: Sequence[PlannedTraining], speed: Speed
     for training in trainings:
         settings = training.settings.resolve(training.images)
         samples = settings.steps * settings.batch_size
-        caching = training.settings.cache and not training.settings.flip
+        caching = training.settings.cache and not training.settings.varies_images
         share = plan.size(training.candidate).recomputed if caching else 1.0
         # A backward pass costs two forward passes, so a trained sample three; what is frozen is passed once an image.
         passes = 3 * samples * share + training.tested * share + (1 - share) * (training.images + training.tested)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from foveate.core.runs import RunFolder
 
 _FILE = click.Path(path_type=Path)
-_AUGMENTATION = ("crop", "flip", "color", "gray")
-_OF_PSEUDO_RUNS = ("learning_rate", "backbone_rate", "epochs", "batch_size", *_AUGMENTATION)
+_AUGMENTATION = ("crop", "flip", "color", "gray", "randaugment", "erasing")
+_VARIATION = ("label_smoothing", "mixup", "balanced")
+_OF_PSEUDO_RUNS = ("learning_rate", "backbone_rate", "epochs", "batch_size", *_AUGMENTATION, *_VARIATION)
 _SPLITS = ("train_split", "test_split")
 _OF_MODELS = ("data", "labels", *_SPLITS, "pseudo_splits", *_OF_PSEUDO_RUNS)
 _OF_LOGITS = ("training", "checkpoint", "class_names")
