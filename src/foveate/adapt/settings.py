@@ -58,5 +58,5 @@ class PredictSettings(Settings):
 
     gamma: float | None = Field(None, description="value to add to the logits of classes without training images")
     calibration: Path | None = Field(
-        None, description="run folder of `foveate calibrate`; RUN/calibration by default, where it is"
+        None, description="run folder of `foveate calibrate`; by default RUN/calibration, if it exists"
     )

@@ -43,7 +43,7 @@ class JudgeSettings(Settings):
 
     judge: Path | None = Field(
         None,
-        description="image-text model folder that judges real images; on scenes it is compared with the ground truth",
+        description="folder of an image-text judge of real images; on scenes it is compared with the ground truth",
     )
     endpoint: str | None = Field(
         None, description="OpenAI-compatible server that splits and judges instead of rules and --judge"

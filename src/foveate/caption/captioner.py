@@ -81,7 +81,10 @@ class CaptionResponse:
 class CaptionRunSettings(Settings):
     """Who answers a captioning run, and in how many processes; what is asked is in `CaptionSettings`."""
 
-    backend: str = Field("http", description="backend: http, transformers, foveate or scene_oracle; see the docs")
+    backend: str = Field(
+        "http",
+        description="backend that writes the captions: http, transformers, foveate or scene_oracle; see the docs",
+    )
     model: str | None = Field(None, description="the model's name at the server, its hub id, or its folder")
     endpoint: tuple[str, ...] = Field((), description="address of the server")
     concurrency: int | None = Field(

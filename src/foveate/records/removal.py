@@ -31,7 +31,8 @@ class RemovalSettings(Settings):
 
     keys_file: Path | None = Field(None, description="UTF-8 text file with one key per line")
     where: Annotated[dict[str, str], BeforeValidator(_parse_conditions)] = Field(
-        {}, description="instead of keys: all images with this label, source, split or group; repeated, all must hold"
+        {},
+        description="instead of keys: all images with this label, source, split or group; if repeated, all must match",
     )
     reason: str = Field("", description="reason of the removal, stored in removed.parquet")
     keep_bytes: bool = Field(False, description="only hide the images: bytes and rows stay in the folder")

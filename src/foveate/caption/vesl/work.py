@@ -60,7 +60,7 @@ class RegionRunSettings(Settings):
 
     detector: str = Field(
         "nanodet",
-        description="detector: nanodet (photographs), owlv2, cloc, or annotations (an oracle: boxes that exist)",
+        description="detector to use: nanodet (photographs), owlv2, cloc, or annotations (an oracle: boxes that exist)",
     )
     model: str | None = Field(
         None, description="the detector's model: a folder, or for owlv2 also OWNER/NAME on the hub"

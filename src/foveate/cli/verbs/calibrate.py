@@ -36,7 +36,7 @@ _OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
     "seen",
     multiple=True,
     metavar="CLASSES",
-    help="Classes of the fine-tuning data: names, numbers or ranges, with commas; @FILE has one a line. Repeatable. "
+    help="Classes of the fine-tuning data: names, numbers or ranges, with commas; @FILE has one per line. Repeatable. "
     "Those with a label in --training by default.",
 )
 @click.option("--classes-absent", "absent", multiple=True, metavar="CLASSES", help="All others by default.")

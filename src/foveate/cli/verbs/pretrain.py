@@ -19,7 +19,7 @@ MODEL = "foveate.pretrain.train:build_model"
 @click.command("pretrain", cls=FieldsCommand, short_help="Train CLIP or CLOC on a collection.")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
-@path_option("--collection", "Collection folder; a dry run needs none, and checks it when it is given.")
+@path_option("--collection", "Collection folder; optional for a dry run, which checks it if it is given.")
 @run_option("runs/pretrain-RECIPE")
 @fields(RECIPE, "training.precision", "training.steps", of_recipe=True)
 @click.option("--no-evaluation", is_flag=True, help="Skip the evaluation on the test split.")

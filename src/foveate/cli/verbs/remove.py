@@ -26,7 +26,7 @@ from foveate.core.errors import UserError
     repeat=("where",),
     metavars={"where": "FIELD=VALUE"},
 )
-@dry_run_option("Say what would be done, and do nothing.")
+@dry_run_option("Print what would be done; change nothing.")
 @json_option
 @quiet_option
 def command(collection: Path, keys: tuple[str, ...], settings: dict[str, Any], dry_run: bool, as_json: bool) -> None:

@@ -52,7 +52,7 @@ class ClusteringOptions(Settings):
     scale: Literal["none", "standard"] = Field(
         "none",
         description="standard: columns in units of their common standard deviation, from sums that clients send; "
-        "no row moves",
+        "rows are not sent",
     )
     spherical: bool = Field(False, description="cluster directions: rows are scaled to length 1")
     eliminate: Literal["flags", "drop", "none"] = Field(

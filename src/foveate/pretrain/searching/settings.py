@@ -90,6 +90,6 @@ class LocateSettings(Settings):
 
     rule: LocateRule | None = Field(
         None,
-        description="which box is the answer: that of the grounding head, or the best of several hundred candidates; "
+        description="rule that selects the box: the grounding head, or the best of several hundred candidates; "
         "by default the better one on the model's validation split",
     )
