@@ -46,10 +46,10 @@ def cli() -> None:
 
     \b
     Start here:
-      foveate tour                                       all of it, on built-in images
-      foveate collect MY_FOLDER --to my-images         your own images and texts
+      foveate tour                                     show everything on built-in images
+      foveate collect MY_FOLDER --to my-images         import your own images and texts
       foveate pretrain tour --collection my-images     train a localizing encoder
-      foveate locate MODEL IMAGE "a red boat"          where is it?
+      foveate locate MODEL IMAGE "a red boat"          find a phrase in an image
     """
 
 

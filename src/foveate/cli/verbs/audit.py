@@ -13,7 +13,7 @@ from foveate.cli.options import common, finish, run_option
 from foveate.cli.tables import measured
 
 
-@click.command("audit", cls=FieldsCommand, short_help="How long, rich and true captions are.")
+@click.command("audit", cls=FieldsCommand, short_help="Measure length, detail and accuracy of captions.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields(
     "foveate.caption.audit_settings:AuditSettings",

@@ -11,7 +11,7 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import dry_run_option, finish, json_option, quiet_option
 
 
-@click.command("cache", cls=FieldsCommand, short_help="Frozen features on disk: list, remove.")
+@click.command("cache", cls=FieldsCommand, short_help="List or remove cached features.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields("foveate.pretrain.caches:CacheSettings", "remove", "days")
 @dry_run_option("With --remove: print what would be removed; remove nothing.")

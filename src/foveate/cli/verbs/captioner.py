@@ -109,7 +109,7 @@ def train(
     finish(done.result.to_json(), _trained_lines(done.result.to_json()), paths, as_json=as_json)
 
 
-@command.command("evaluate", cls=FieldsCommand, short_help="Measure a captioner on held-out images.")
+@command.command("evaluate", cls=FieldsCommand, short_help="Evaluate a captioner on held-out images.")
 @click.argument("model", type=click.Path(path_type=Path))
 @path_option("--collection", "Collection folder.", required=True)
 @fields("foveate.caption.small.settings:EvaluationSettings", "split", "limit", "shuffled")

@@ -35,7 +35,7 @@ def _scenes(target: Path, workers: int, seed: int) -> None:
 BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "emoji": _emoji, "scenes": _scenes}
 
 
-@click.command("collect", cls=FieldsCommand, short_help="Images and texts into a collection.")
+@click.command("collect", cls=FieldsCommand, short_help="Import images and texts into a collection.")
 @click.argument("source")
 @path_option("--to", "Collection folder.", required=True)
 @fields(

@@ -12,7 +12,7 @@ from foveate.cli.options import common, finish, path_option, run_option
 from foveate.cli.tables import measured
 
 
-@click.command("evaluate", cls=FieldsCommand, short_help="Measure a model on a collection.")
+@click.command("evaluate", cls=FieldsCommand, short_help="Evaluate a model on a collection.")
 @click.argument("model", type=click.Path(path_type=Path))
 @path_option("--collection", "Collection folder.", required=True)
 @fields(

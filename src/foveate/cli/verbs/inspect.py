@@ -11,7 +11,7 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish, run_option
 
 
-@click.command("inspect", cls=FieldsCommand, short_help="What is in a collection.")
+@click.command("inspect", cls=FieldsCommand, short_help="Show the contents of a collection.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields("foveate.records.inspection:InspectionSettings", "split", "recipe", "samples")
 @run_option("runs/inspect", "Folder for the page")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from foveate.caption.shares import MixSettings
 
 
-@click.command("mix", cls=FieldsCommand, short_help="What share of training each caption format gets.")
+@click.command("mix", cls=FieldsCommand, short_help="Show the training share of each caption format.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields(
     "foveate.caption.shares:MixSettings",

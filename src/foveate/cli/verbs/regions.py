@@ -12,7 +12,7 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, dry_run_option, finish, run_option, workers_option
 
 
-@click.command("regions", cls=FieldsCommand, short_help="Label regions: captions, phrases, boxes (VESL).")
+@click.command("regions", cls=FieldsCommand, short_help="Label regions with phrases of captions (VESL).")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields(
     "foveate.caption.vesl.work:RegionRunSettings",

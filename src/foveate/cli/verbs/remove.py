@@ -12,7 +12,7 @@ from foveate.cli.options import dry_run_option, finish, json_option, quiet_optio
 from foveate.core.errors import UserError
 
 
-@click.command("remove", cls=FieldsCommand, short_help="Take images out of a collection for good.")
+@click.command("remove", cls=FieldsCommand, short_help="Permanently remove images from a collection.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @fields(

@@ -14,7 +14,7 @@ from foveate.cli.options import common, finish, run_option
 _RUN = Path("runs/tour")
 
 
-@click.command("tour", cls=FieldsCommand, short_help="All of it on built-in images, in minutes.")
+@click.command("tour", cls=FieldsCommand, short_help="Show everything on built-in images, in minutes.")
 @run_option(str(_RUN))
 @fields("foveate.studies.settings:TourSettings", "seeds", "scenes", "test_scenes", "steps")
 @common()
