@@ -302,7 +302,7 @@ def test_a_loss_that_is_no_number_names_its_images(backbone: Path, data: Path, t
 
 def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
     for text, sentence in (
-        ("my-vit", "backbone 'my-vit': no such folder"),
+        ("my-vit", "backbone 'my-vit' is neither a folder nor KIND:NAME"),
         ("tim:x", "Did you mean 'timm'"),
         (str(tmp_path / "none"), "no such folder"),
         (str(tmp_path), "neither config.json"),
