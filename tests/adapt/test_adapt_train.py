@@ -17,7 +17,7 @@ from adapt.towers import CLASSES, FAMILIES, pixels, tower
 from foveate.adapt.calibration.logit_files import read_logits
 from foveate.adapt.data import load_images
 from foveate.adapt.export import open_adapted
-from foveate.adapt.load_backbone import parse_backbone
+from foveate.adapt.load_backbone import load_backbone, parse_backbone
 from foveate.adapt.model import adapt
 from foveate.adapt.prefix import FrozenPrefix
 from foveate.adapt.recipe import AdaptData, build_recipe
@@ -310,6 +310,9 @@ def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
         with raises_naming(UserError, sentence):
             parse_backbone(text)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    with raises_naming(UserError, tmp_path, "BertModel"):
+        load_backbone(parse_backbone(str(tmp_path)))
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with raises_naming(UserError, tmp_path / "config.json"):
         parse_backbone(str(tmp_path))
     for arrays, sentence in (
