@@ -61,7 +61,9 @@ class ClassificationSettings(TrainingSettings):
     mixup: float = Field(
         default=0.0, ge=0, description="mix images of a batch by shares of Beta(mixup, mixup); 0 = none"
     )
-    balanced: bool = Field(default=False, description="draw every class equally often, however many images it has")
+    balanced: bool = Field(
+        default=False, description="sample every class equally often, regardless of its number of images"
+    )
 
     @property
     def varies_images(self) -> bool:
