@@ -89,7 +89,7 @@ def test_official_takes_the_test_data_though_there_are_training_logits(tmp_path:
     assert "official" in note
     assert plain == average_logit_gap(made(0, training), training, groups)
     assert official == average_logit_gap(test, both, groups, variant="official") != plain
-    with raises_naming(UserError, "--variant"):
+    with raises_naming(UserError, "official"):
         calibrate(Evidence(NAMES, groups, evidence.training), run, method="alg", variant="official")
 
 

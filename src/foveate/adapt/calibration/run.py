@@ -184,13 +184,12 @@ def _fit_free(method: str, evidence: Evidence, variant: str = "training") -> Cal
     if variant == "official":
         if evidence.test is None or evidence.labels is None:
             raise UserError(
-                "--variant official takes labeled test data, and there are none: give as SOURCE logits of all classes"
+                "variant 'official' takes labeled test data, and there are none; expected logits of all classes"
             )
         logits, labels = evidence.test.logits, evidence.labels
     elif evidence.training is None:
         raise UserError(
-            f"{GAMMA_TITLES[method]} is taken over the fine-tuning data: give their logits with --training FILE "
-            "(ALG: or --variant official, which takes the test data as the public code does)"
+            f"{GAMMA_TITLES[method]} is taken over the fine-tuning data: give their logits with --training FILE"
         )
     else:
         logits, labels = evidence.training

@@ -30,15 +30,9 @@ class CalibrateSettings(Settings):
         "each that the data allow; unset = by the number of seen classes and the data, which is printed with the "
         "reason",
     )
-    variant: Literal["training", "official"] = Field(
-        default="training", description="alg: from the fine-tuning data; official = from the labeled test data"
-    )
     threshold: Literal["all_columns", "seen_columns", "none"] = Field(
         default="all_columns",
         description="pcv: minimum accuracy on pseudo-absent classes: the pre-trained model's over these columns",
-    )
-    tie: Literal["smallest", "official"] = Field(
-        default="smallest", description="pcv: which gamma to take among equally good ones; official = the largest"
     )
     pseudo_splits: int = Field(default=3, ge=1, le=20, description="number of pseudo runs of pcv on a model")
 

@@ -25,8 +25,9 @@ _SPLITS = ("train_split", "test_split")
 _OF_MODELS = ("data", "labels", *_SPLITS, "pseudo_splits", *_OF_PSEUDO_RUNS)
 _OF_LOGITS = ("training", "checkpoint", "class_names")
 _SETTINGS = "foveate.adapt.calibration.settings"
-_OF_GAMMA = ("method", "variant", "threshold", "tie", "pseudo_splits")
-_OF_PCV = ("threshold", "tie", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
+# The public code's variants ("variant", "tie") are for comparisons with it: Python takes them.
+_OF_GAMMA = ("method", "threshold", "pseudo_splits")
+_OF_PCV = ("threshold", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 
 
 @click.command("calibrate", cls=FieldsCommand, short_help="Restore the classes that fine-tuning did not see.")
@@ -95,7 +96,7 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     else:
         folder = RunFolder.create(target, command=line)
     evidence = _evidence(source, classes, options, folder, method=method, on_model=on_model)
-    named = {name: options[name] for name in ("threshold", "tie", "variant") if options[name] is not None}
+    named = {} if options["threshold"] is None else {"threshold": options["threshold"]}
     about = {"model": str(source), "data": str(options["data"] or source)}
     calibrated = calibrate(evidence, folder, method=method, command=line, **named, **about)
     paths: dict[str, Path] = {"run": folder.path}
@@ -126,10 +127,8 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
 def _implied_method(options: dict[str, Any]) -> str | None:
     """Return the method whose options were given, None where there are none: the numbers of classes then decide."""
     fine_tuning = options["fine_tuning"]
-    for_runs = [name for name in ("threshold", "tie", "pseudo_splits") if options[name] is not None]
-    if for_runs or fine_tuning:
-        return "pcv"
-    return "alg" if options["variant"] is not None else None
+    for_runs = [name for name in ("threshold", "pseudo_splits") if options[name] is not None]
+    return "pcv" if for_runs or fine_tuning else None
 
 
 def _check_options(options: dict[str, Any], *, seen: tuple[str, ...], method: str | None, on_model: bool) -> None:
@@ -140,8 +139,6 @@ def _check_options(options: dict[str, Any], *, seen: tuple[str, ...], method: st
         (_OF_LOGITS, on_model, "where SOURCE is a folder"),
         (_OF_MODELS, not on_model, "where SOURCE is a file of logits"),
         (_OF_PCV, method in ("alg", "best_gap"), f"with --method {method}"),
-        (("variant",), method in ("pcv", "best_gap"), "with --method " + str(method)),
-        (("training",), options["variant"] == "official", "with --variant official, which takes the data in SOURCE"),
         (("pseudo_splits", *_OF_PSEUDO_RUNS), bool(options["pseudo"]), "where pseudo runs are given with --pseudo"),
     ):
         wrong = next((name for name in names if values[name] not in (None, ())), None) if condition else None
