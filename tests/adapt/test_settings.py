@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from adapt.towers import tower
-from foveate.adapt.backbone import map_backbone
 from foveate.adapt.bottleneck import Bottleneck
 from foveate.adapt.fact import FactAdapter
+from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.methods.adaptformer import AdaptformerAdapter, AdaptformerSettings
 from foveate.adapt.methods.bitfit import BitfitAdapter
 from foveate.adapt.methods.convpass import ConvBranch, ConvpassAdapter, ConvpassSettings

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.core.errors import UserError, nearest
-from foveate.core.plugins import load_all
+from foveate.core.errors import UserError
 
 
 class InProjection(nn.Module):
@@ -293,34 +292,6 @@ class Backbone:
             if name.startswith(self.root) and name not in parameters and value.is_floating_point()
         }
         return _digest(buffers) if buffers else ""
-
-
-def map_backbone(model: nn.Module, modules: Mapping[str, str] | None = None) -> Backbone:
-    """Return the map of a model, from the first module of `foveate.adapt.backbones` that knows it.
-
-    Args:
-        modules: patterns of names by role, instead of a map that is known; see `foveate.adapt.module_map`.
-
-    Raises:
-        UserError: no module knows the model, or the patterns do not fit it.
-    """
-    known = (map_model(model) for map_model in load_all("foveate.adapt.backbones", "map_backbone").values())
-    backbone = next((backbone for backbone in known if backbone is not None), None)
-    if modules:
-        from foveate.adapt.module_map import map_by_patterns
-
-        return map_by_patterns(model, modules, backbone)
-    if backbone is not None:
-        return backbone
-    from foveate.adapt.families import FAMILIES
-
-    name = type(model).__name__
-    known = nearest(name, {key.rpartition(".")[2] for key in FAMILIES})
-    raise UserError(
-        f"{type(model).__module__}.{name} cannot be adapted without the names of its modules; give them with modules, "
-        "such as modules={'qkv': 'blocks.*.attn.qkv', 'head': 'head'}, or give a network of timm, torchvision, "
-        f"transformers, open_clip or Foveate{known}"
-    )
 
 
 def _digest(values: Mapping[str, Tensor]) -> str:

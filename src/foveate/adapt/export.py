@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from foveate.adapt.backbone import map_backbone
+from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.folder import find_adapter_folder, load_adapter, read_adapter_config
 from foveate.adapt.heads import describe_head
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone, parse_backbone

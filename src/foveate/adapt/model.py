@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import Adapter, MethodSettings, NativeAdapter
-from foveate.adapt.backbone import map_backbone
+from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.heads import describe_head, head_width, new_head, num_classes
 from foveate.adapt.parameter_summary import ParameterCounts, count_parameters, format_summary
 from foveate.adapt.parameter_swap import ParameterSwap

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from foveate.adapt.backbone import map_backbone
 from foveate.adapt.compare.grids import Candidate, Grid, load_grid
 from foveate.adapt.compare.plan import Plan, plan
 from foveate.adapt.compare.pricing import PlannedTraining, Speed, estimate_cost, measure_speed
 from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, max_parameters
 from foveate.adapt.compare.splits import RowSplit, split_rows
 from foveate.adapt.data import load_images
+from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.results import ComparedTask

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from foveate.adapt.backbone import Backbone, map_backbone
+from foveate.adapt.backbone import Backbone
 from foveate.adapt.compare.grids import Candidate, Grid
+from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.prefix import frozen_extent
 from foveate.adapt.registry import get_method, parse_settings

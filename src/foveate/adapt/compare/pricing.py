@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveate.adapt.backbone import map_backbone
 from foveate.adapt.compare.grids import Candidate
 from foveate.adapt.compare.plan import Plan
+from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.recipe import AdaptTraining
 from foveate.core.errors import UserError
