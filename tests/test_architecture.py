@@ -128,12 +128,18 @@ def test_nothing_is_unpickled() -> None:
         assert "allow_pickle=True" not in path.read_text(encoding="utf-8"), relative(path)
 
 
+# Flower sends the text of an exception to the server; what a client's data hold must not get into it.
+CATCH_ALL = ("federated/node.py", "federated/flower/client_app.py")
+
+
 def test_no_catch_all_and_no_global_numpy_state() -> None:
     allowed = ("default_rng", "Generator", "SeedSequence", "Philox", "PCG64", "BitGenerator")
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ExceptHandler):
                 caught = "" if node.type is None else ast.unparse(node.type)
+                if str(relative(path)).endswith(CATCH_ALL):
+                    continue
                 assert caught not in ("", "Exception"), f"{relative(path)}:{node.lineno}: catches everything"
         for line, name, _ in calls_of(path):
             if name.startswith(("np.random.", "numpy.random.")):

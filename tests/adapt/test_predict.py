@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from adapt.test_adapt_train import stripes
 from adapt.towers import tower
 from foveate.adapt.calibration.fold import fold
 from foveate.adapt.calibration.logit_files import read_logits
+from foveate.adapt.predictor import Predictor
 from foveate.adapt.recipe import build_recipe
 from foveate.adapt.train import train_adapter
 from foveate.cli.main import cli
@@ -200,3 +203,18 @@ def test_names_of_the_package() -> None:
     assert adapt.load_adapter is load_adapter
     network = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=0).eval()
     assert adapt(network, "bitfit", classes=3)(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_the_example_of_the_docs_runs(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", docs, re.DOTALL) if "open_adapter" in block]
+    shutil.copytree(world / "run", tmp_path / "runs" / "adapt-lora")
+    for name, photo in (("a.jpg", "00.png"), ("b.jpg", "01.png")):
+        Image.open(world / "photos" / photo).save(tmp_path / name, quality=100)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(block, "python.md", "exec"), names)
+    assert isinstance(names["predictor"], Predictor)
+    assert "(2, 3)" in capsys.readouterr().out
