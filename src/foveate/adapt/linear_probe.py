@@ -23,8 +23,8 @@ from torch import nn
 from foveate.core.errors import UserError
 from foveate.core.progress import track
 
-# Six decades: below, the head is the class frequencies; above, separable features drive the weights to infinity.
-CANDIDATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# Seven decades: below, the head is the class frequencies; above, separable features drive the weights to infinity.
+CANDIDATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 # With one image of a class there is nothing to validate on: the middle of what is chosen on real features.
 DEFAULT_C = 0.1
 MAX_FOLDS = 5
@@ -37,7 +37,7 @@ class SolvedHead:
 
     Attributes:
         weight_KD, bias_K: for features as the network gives them.
-        C: inverse of the L2 penalty, on standardized features; scikit-learn's.
+        C: inverse of the L2 penalty, on centered features of mean variance 1; scikit-learn's.
         folds: of the cross-validation; 0 where C was set, or a class has a single image.
         accuracies: by candidate, the cross-validated accuracy; empty where folds is 0.
     """
@@ -84,10 +84,11 @@ def solve_head(
         raise UserError(f"class {int(counts_K.argmin())} has no training image; a head cannot be solved for it")
     if not np.isfinite(features_ND).all():
         raise UserError("the network gives features that are not finite")
-    # Penalties are comparable between networks only on features of one scale. A constant feature stays 0.
-    mean_D, scale_D = features_ND.mean(axis=0), features_ND.std(axis=0)
-    scale_D = np.where(scale_D > 1e-6, scale_D, 1.0).astype(np.float32)
-    standard_ND = (features_ND - mean_D) / scale_D
+    # Penalties are comparable between networks only on features of one scale. One number for all features, not one for
+    # each: with few images that blows up features that hardly vary (docs/methods/adapt/linear.md has the numbers).
+    mean_D = features_ND.mean(axis=0)
+    scale = float(np.sqrt(features_ND.var(axis=0).mean())) or 1.0
+    standard_ND = (features_ND - mean_D) / scale
     folds, accuracies = 0, dict[float, float]()
     if C is None:
         folds = min(MAX_FOLDS, int(counts_K.min())) if counts_K.min() > 1 else 0
@@ -95,7 +96,7 @@ def solve_head(
         # `max` returns the first of equals: the strongest penalty.
         C = max(CANDIDATES, key=lambda candidate: accuracies[candidate]) if accuracies else DEFAULT_C
     weight_KD, bias_K = _fit(standard_ND, labels_N, C)
-    weight_KD = weight_KD / scale_D
+    weight_KD = weight_KD / scale
     return SolvedHead(
         weight_KD.astype(np.float32), (bias_K - weight_KD @ mean_D).astype(np.float32), C, folds, accuracies
     )

@@ -23,7 +23,7 @@ class ProbeResult(ResultModel):
     """Logistic regression on the features of the network as it came.
 
     Attributes:
-        C: inverse of its L2 penalty on standardized features.
+        C: inverse of its L2 penalty, on centered features of mean variance 1.
         folds: of the cross-validation that chose C; 0 where it was set, or a class has a single image.
         accuracies: candidate of C -> cross-validated accuracy.
     """
