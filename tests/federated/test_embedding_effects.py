@@ -86,7 +86,7 @@ def test_all_data_in_one_place_are_far_ahead() -> None:
 def test_surrogates_fit_on_the_common_grid() -> None:
     """On the queries that they were fitted to, 40 epochs each. What holds between them is printed, not asserted."""
     fitted = fit("fedne", 0, held_out=0.0)
-    fits = [list(entry["r2"].values()) for entry in fitted.state.history if entry["felt"]]
+    fits = [list(entry["r2"].values()) for entry in fitted.state.history if entry["usable"]]
     assert np.shape(fits) == (42, 5)
     messages = [one for _, up, one in fit("fedne", 0).log.messages if up and one.kind == SURROGATE]
     held_out = [one.number("r2_held_out") for one in messages]

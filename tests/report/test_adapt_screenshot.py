@@ -21,7 +21,7 @@ FIGURES = {
         *(f"{title}: accuracy (%), 2,160 test images" for title, *_ in made_adapt.TASKS),
         *(f"{title}: same answer (% of test images)" for title, *_ in made_adapt.TASKS),
     ],
-    "adapt_wise": ["Accuracy (%) from the network that came", "Shifted against own test images (%)"],
+    "adapt_wise": ["Accuracy (%) from the original network", "Shifted against own test images (%)"],
     "calibrate": ["Absent against seen classes", "Accuracy of the fine-tuned model by gamma"],
 }
 ACCENT = np.array([0xC2, 0x41, 0x0C])
