@@ -111,7 +111,7 @@ class Walk:
                 "--port 9150": f"--port {free_port()}",
                 "private-key client0": f"private-key client{number}",
                 # A map is compared with one in process, whose boxes are those of single points.
-                "partition-id=0 min-count=10": f"partition-id={number} min-count=1",
+                "partition-id=0 min-count=10": f"partition-id={number} min-count=1 max-partitions=3",
                 "north ward": NAMES[number],
             },
         )
@@ -176,7 +176,10 @@ def test_a_whole_run_with_tls_and_node_keys(tmp_path: Path) -> None:
     make_keys(walk)
     _, connection, register, unregister = commands("Server")
     cluster_run, map_run = commands("Run")[:2]
-    cluster_run = replaced(cluster_run, {"/results/groups": str(tmp_path / "groups")})
+    # With a second question: a clustering in one shot would be over before its server can be killed.
+    cluster_run = replaced(
+        cluster_run, {"/results/groups": str(tmp_path / "groups"), "clusters=12": "evaluate=true clusters=12"}
+    )
     with contextlib.ExitStack() as nodes:
         with walk.link("link-killed") as link:
             walk.shell(replaced(connection, {"server.example.org:8000": f"localhost:{walk.port}"}))
@@ -211,5 +214,7 @@ def test_a_whole_run_with_tls_and_node_keys(tmp_path: Path) -> None:
             assert walk.status() == ["online", "online", "unregistered"]
     result = json.loads((tmp_path / "groups" / "result.json").read_text(encoding="utf-8"))
     assert [client["name"] for client in result["clients"]] == list(NAMES[:2])
-    assert [client["points"] for client in result["clients"]] == [len(part) for part in parts]
+    # Groups of fewer than ten points are withheld from the question how well centers fit, whose counts these are.
+    for client, part in zip(result["clients"], parts, strict=True):
+        assert len(part) - 12 * 10 < client["points"] <= len(part)
     same_as_in_process(tmp_path, parts)
