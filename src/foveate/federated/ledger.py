@@ -75,7 +75,10 @@ class Ledger:
         """
         with self._locked() as handle:
             handle.seek(0)
-            lines = [json.loads(line) for line in handle if line.strip()]
+            text = handle.read()
+            lines = [_read_line(line) for line in text.splitlines() if line.strip()]
+            if text and not text.endswith("\n"):
+                handle.write("\n")  # behind a line that a kill cut off
             digest = question.request.digest()
             known = any(line["question"] == digest and line["outcome"] == ANSWERED for line in lines)
             if not (known and question.is_repeatable):
@@ -100,6 +103,14 @@ class Ledger:
                     os.fsync(handle.fileno())
                     fsync_path(self.path.parent)
         return answer
+
+
+def _read_line(line: str) -> dict[str, Any]:
+    """Read an entry; one that cannot be read counts as an answered partition, the most that it can have been."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {"question": "", "partition": True, "rho": 0.0, "outcome": ANSWERED}
 
 
 def _check(lines: list[dict[str, Any]], question: Question, limits: Limits) -> None:

@@ -1,0 +1,27 @@
+"""The client's log of answered questions, after a kill in the middle of a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from foveate.federated.ledger import Ledger, Question
+from foveate.federated.limits import Limits
+from foveate.federated.messages import Message
+from foveate.federated.reasons import Refusal
+from naming import raises_naming
+
+
+def test_a_line_that_was_cut_off_counts_as_a_partition(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "0" * 64)
+    partition = Question(Message("query.centroids", 0, values={"clusters": 3}), is_partition=True)
+    other = Question(Message("query.moments", 0, values={}))
+    ledger.answer(partition, Limits(), lambda: partition.request.answer())
+    whole = ledger.path.read_text(encoding="utf-8")
+    ledger.path.write_text(whole[: len(whole) // 2], encoding="utf-8")
+    with raises_naming(Refusal, "1", "max-partitions"):
+        ledger.answer(partition, Limits(max_partitions=1), lambda: partition.request.answer())
+    assert ledger.answer(other, Limits(max_partitions=1), lambda: other.request.answer()).kind == "query.moments"
+    cut, last = ledger.path.read_text(encoding="utf-8").splitlines()
+    assert cut == whole[: len(whole) // 2]
+    assert json.loads(last)["kind"] == "query.moments"
