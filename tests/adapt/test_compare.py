@@ -319,4 +319,10 @@ def test_options_without_effect(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "training.first_learning_rate has no effect with training.schedule cosine" in capsys.readouterr().err
     used = recipe(tmp_path, methods=["linear"], training={**idle.training, "schedule": "osu_release"})
     _warn(Comparison(used, network=network()))
-    assert "no effect" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no effect" not in said
+    assert "by steps" not in said
+    _warn(
+        Comparison(recipe(tmp_path, methods=["linear"], training={**used.training, "cache": False}), network=network())
+    )
+    assert "by steps instead of solved" in capsys.readouterr().err

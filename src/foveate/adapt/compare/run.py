@@ -137,6 +137,13 @@ def _warn(comparison: Comparison) -> None:
     ]
     for sentence in sorted(set.intersection(*unused)):
         say(sentence)
+    for candidate in candidates:
+        training = recipe.resolve_training(comparison.grid.training, candidate.training, seed=0)
+        by_steps = not training.cache or training.varies_images or training.balanced or training.label_smoothing
+        if candidate.method["method"] == "linear" and training.head_solver == "lbfgs" and by_steps:
+            # Here, because trainings of a comparison print nothing.
+            say("linear: with these training fields the head is trained by steps instead of solved")
+            break
     if refused:
         say(f"{len(refused)} candidates are left out, such as {refused[0].variant}: {refused[0].reason}")
     without = {row.variant for row in refused} - set(comparison.plan.candidates)
