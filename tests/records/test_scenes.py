@@ -15,6 +15,7 @@ from foveate.records.boxes import Box
 from foveate.records.builtin import families
 from foveate.records.builtin.concepts import SEEN, UNSEEN, UNSEEN_KIND, concept_slice, mentions_unseen
 from foveate.records.collection import Collection
+from foveate.records.masks import decode_mask, encode_mask, mask_bounds
 from foveate.records.scenes import (
     alt_text,
     build_scenes,
@@ -26,7 +27,6 @@ from foveate.records.scenes import (
 )
 from foveate.records.scenes.compose import SOLID, Layer, compose
 from foveate.records.scenes.grounds import list_ground_names
-from foveate.records.scenes.masks import decode_mask, encode_mask, mask_bounds
 from foveate.records.scenes.relations import relate
 from foveate.records.scenes.scene import VISIBLE, Scene, plan_scene
 from foveate.records.scenes.scene_collection import draw_scene_row, make_scene_key

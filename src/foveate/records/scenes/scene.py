@@ -18,11 +18,11 @@ from foveate.records.boxes import Box, PixelBox
 from foveate.records.builtin.concepts import SEEN, UNSEEN, UNSEEN_KIND
 from foveate.records.builtin.cutouts import Cutout
 from foveate.records.builtin.phrases import names_a_side, singular
+from foveate.records.masks import mask_bounds
 from foveate.records.record import Caption
 from foveate.records.scenes import alt_text, language, pools
 from foveate.records.scenes.compose import Finish, Layer, compose, make_layer
 from foveate.records.scenes.grounds import Ground, draw_ground
-from foveate.records.scenes.masks import mask_bounds
 from foveate.records.scenes.relations import Relation, relate
 from foveate.records.text import split_words
 

@@ -14,8 +14,8 @@ from typing import Any
 from foveate.core.errors import UserError
 from foveate.core.progress import track
 from foveate.records.builtin.single_objects import build_clipart, build_emoji, jpeg
+from foveate.records.masks import encode_mask
 from foveate.records.record import Caption, Region
-from foveate.records.scenes.masks import encode_mask
 from foveate.records.scenes.scene import Scene, draw_scene
 from foveate.records.writer import CollectionWriter
 

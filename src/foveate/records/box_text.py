@@ -1,0 +1,248 @@
+"""Points and boxes as text: integers 0..999 per axis, relative to the original image.
+
+A box is written `[x1, y1, x2, y2]`, a point `[x, y]`: 1000 bins a side, whatever the size of the image. Language models
+read and write this form. `parse_regions` is robust, never raises and reports what it left out; `parse_streaming` and
+`parse_template` do what Ferret's evaluation does, crashes and lost phrases included, so that scores can be compared.
+
+Source: Ferret (arXiv 2310.07704); behavior of the code at apple/ml-ferret 3c9e5c9.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from foveate.core.errors import UserError
+from foveate.records.boxes import PixelBox
+from foveate.records.shapes import Point, Shape, enclosing_box
+
+NUM_BINS = 1000
+
+Rounding = Literal["exact", "official"]
+Decoding = Literal["bin-center", "integer"]
+
+
+def encode_coordinate(value: float, side: int, *, rounding: Rounding = "exact") -> int:
+    """Return the bin, 0..999, of a coordinate after clamping it to [0, side - 1].
+
+    Args:
+        value: pixels.
+        side: width or height of the image in pixels.
+        rounding: "exact" floors 1000 value / side in integer arithmetic; "official" forms 1000 / side in floating point
+            first, which falls one bin short for some positions (19 of 76 pixels: 249 instead of 250).
+
+    Raises:
+        UserError: the side is not positive, or the value is not finite.
+
+    >>> encode_coordinate(19, 76), encode_coordinate(19, 76, rounding="official")
+    (250, 249)
+    """
+    if side < 1 or not math.isfinite(value):
+        raise UserError(f"coordinate {value} of {side} pixels: expected a finite number and at least 1 pixel")
+    value = min(max(value, 0), side - 1)
+    if rounding == "official":
+        return int(value * (NUM_BINS / side))
+    # Floats are binary fractions, so that their ratio of integers is exact.
+    numerator, denominator = value.as_integer_ratio()
+    return numerator * NUM_BINS // (denominator * side)
+
+
+def decode_coordinate(number: int, side: int, *, decoding: Decoding = "bin-center") -> float:
+    """Return the pixel coordinate of a bin.
+
+    Args:
+        number: 0..999; others are extrapolated.
+        side: width or height of the image in pixels.
+        decoding: "bin-center" is unbiased; "integer" is Ferret's, the truncated lower edge of the bin, about 0.8
+            pixels too small on a side of 640.
+    """
+    if decoding == "integer":
+        return int(number * (side / NUM_BINS))
+    return (number + 0.5) * side / NUM_BINS
+
+
+def encode_region(shape: Shape, *, width: int, height: int, rounding: Rounding = "exact") -> tuple[int, ...]:
+    """Return the bins of a point (x, y) or of the box around any other shape (x1, y1, x2, y2).
+
+    Raises:
+        UserError: a mask or stroke is empty, or a coordinate is not finite.
+    """
+    if isinstance(shape, Point):
+        values: tuple[float, ...] = (shape.x, shape.y)
+    else:
+        box = enclosing_box(shape)
+        if box is None:
+            raise UserError("a region without pixels cannot be written as a box")
+        values = (box.x1, box.y1, box.x2, box.y2)
+    sides = (width, height, width, height)
+    return tuple(encode_coordinate(value, side, rounding=rounding) for value, side in zip(values, sides, strict=False))
+
+
+def format_region(shape: Shape, *, width: int, height: int, rounding: Rounding = "exact") -> str:
+    """Write a shape as text; see `encode_region`.
+
+    >>> format_region(PixelBox(320, 240, 480, 479), width=640, height=480)
+    '[500, 500, 750, 997]'
+    """
+    return f"[{', '.join(map(str, encode_region(shape, width=width, height=height, rounding=rounding)))}]"
+
+
+def decode_region(
+    numbers: Sequence[int], *, width: int, height: int, decoding: Decoding = "bin-center"
+) -> Point | PixelBox:
+    """Return the point of two bins or the box of four, in pixels; corners are not sorted."""
+    sides = (width, height, width, height)
+    values = [decode_coordinate(number, side, decoding=decoding) for number, side in zip(numbers, sides, strict=False)]
+    return Point(*values) if len(values) == 2 else PixelBox(*values)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRegion:
+    """A point or box in a text, in pixels.
+
+    Args:
+        phrase: the text between the last end of a sentence or bracket and this region; that of the previous region if
+            only "and", "or" or a comma stands between the two.
+        start, end: its characters in the text, brackets included.
+    """
+
+    phrase: str
+    region: Point | PixelBox
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedText:
+    """Result of `parse_regions`: the regions in order, and a sentence about everything that only looks like one."""
+
+    regions: tuple[ParsedRegion, ...]
+    problems: tuple[str, ...] = ()
+
+
+_BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+_UNCLOSED = re.compile(r"\[[\s\d,.+-]*\d[\s\d,.+-]*$")
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?|[+-]?\.\d+", re.ASCII)
+_PHRASE_END = re.compile(r"[.;!?\n\[\]]")
+_LEADING_GLUE = re.compile(r"^(?:[\s,:()-]|(?:and|or)\b)+", re.IGNORECASE)
+
+
+def parse_regions(text: str, *, width: int, height: int, decoding: Decoding = "bin-center") -> ParsedText:
+    """Parse all points and boxes of a text; never raises.
+
+    Brackets that hold no number list are text. Inverted corners are sorted, and 1000 counts as 999; lists of another
+    length, fractions and numbers out of range are left out and reported, for they are most likely in another unit.
+
+    >>> parse_regions("a man [0, 0, 500, 999] and his dog [500, 500, 999, 999].", width=100, height=100).regions[1]
+    ParsedRegion(phrase='his dog', region=PixelBox(x1=50.05, y1=50.05, x2=99.95, y2=99.95), start=35, end=55)
+    """
+    regions: list[ParsedRegion] = []
+    problems: list[str] = []
+    for match in _BRACKETS.finditer(text):
+        parts = [part.strip() for part in match[1].split(",")]
+        if not all(_NUMBER.fullmatch(part) for part in parts):
+            continue
+        values = [float(part) for part in parts]
+        problem = _find_list_problem(values)
+        if problem:
+            problems.append(f"{match[0][:60]}: {problem}")
+            continue
+        numbers = [min(int(value), NUM_BINS - 1) for value in values]
+        if len(numbers) == 4:
+            (x1, x2), (y1, y2) = sorted(numbers[::2]), sorted(numbers[1::2])
+            numbers = [x1, y1, x2, y2]
+        region = decode_region(numbers, width=width, height=height, decoding=decoding)
+        phrase = _find_phrase(text, match.start(), regions[-1] if regions else None)
+        regions.append(ParsedRegion(phrase, region, *match.span()))
+    if unclosed := _UNCLOSED.search(text):
+        problems.append(f"{unclosed[0][:60]}: not closed")
+    return ParsedText(tuple(regions), tuple(problems))
+
+
+def _find_list_problem(values: Sequence[float]) -> str | None:
+    if len(values) not in (2, 4):
+        return f"{len(values)} numbers; expected 2 or 4"
+    if not all(value.is_integer() for value in values):
+        return f"fractions; expected integers 0..{NUM_BINS - 1}"
+    if min(values) < 0 or max(values) > NUM_BINS:
+        return f"out of range; expected integers 0..{NUM_BINS - 1}"
+    return None
+
+
+def _find_phrase(text: str, start: int, previous: ParsedRegion | None) -> str:
+    between = text[previous.end if previous else 0 : start]
+    tail = _PHRASE_END.split(between)[-1]
+    phrase = _LEADING_GLUE.sub("", tail).rstrip(" \t,:(")
+    if not phrase and previous is not None and tail == between:
+        return previous.phrase
+    return phrase
+
+
+_OFFICIAL_STOPS = frozenset(".,;!?")
+
+
+def parse_streaming(
+    text: str, *, width: int, height: int, decoding: Decoding = "integer"
+) -> list[tuple[str, PixelBox]]:
+    """Parse phrases and boxes as Ferret's evaluation does, character by character.
+
+    After a box everything up to the next of `. , ; ! ?` is lost, so "and a cat" between two boxes leaves the second
+    without a phrase. Five numbers count as their first four; order and range are not checked.
+
+    Raises:
+        ValueError: brackets hold anything but integers.
+        IndexError: they hold fewer than four, as a point does.
+
+    Source: behavior of ferret/eval/eval_refexp.py at apple/ml-ferret 3c9e5c9.
+    """
+    boxes: list[tuple[str, PixelBox]] = []
+    sides = (width, height, width, height)
+    phrase, buffer, skipping = "", "", False
+    for letter in text:
+        if letter == "[":
+            phrase, buffer, skipping = buffer.strip(), "", False
+        elif letter == "]":
+            numbers = [int(part) for part in buffer.split(",")]
+            corners = [decode_coordinate(numbers[i], sides[i], decoding=decoding) for i in range(4)]
+            boxes.append((phrase, PixelBox(*corners)))
+            buffer, skipping = "", True
+        elif not skipping:
+            buffer += letter
+        elif letter in _OFFICIAL_STOPS:
+            skipping = False
+    return boxes
+
+
+_TEMPLATE = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
+
+
+def parse_template(
+    text: str, *, width: int, height: int, decoding: Decoding = "integer"
+) -> tuple[list[str], list[PixelBox]]:
+    """Find boxes written exactly `[x1, y1, x2, y2]`, and the one phrase that is left without them, if any.
+
+    Source: behavior of ferret/eval/model_refcoco.py at apple/ml-ferret 3c9e5c9.
+    """
+    boxes = []
+    for match in _TEMPLATE.finditer(text):
+        box = decode_region([int(number) for number in match.groups()], width=width, height=height, decoding=decoding)
+        assert isinstance(box, PixelBox)
+        boxes.append(box)
+    rest = _TEMPLATE.sub("", text).strip().removesuffix(" .").strip()
+    return ([rest] if rest else []), boxes
+
+
+def is_same_phrase(a: str, b: str) -> bool:
+    """Whether two phrases are equal as Ferret's Flickr30k evaluation compares them.
+
+    Case, quotes, marks and blanks do not count; hyphens and other non-word characters are dropped without a blank.
+    """
+    return _fold_phrase(a) == _fold_phrase(b)
+
+
+def _fold_phrase(phrase: str) -> str:
+    spaced = re.sub(r"""["',.;!?|:]""", " ", phrase.lower())
+    return " ".join(re.sub(r"[^\w\s]", "", spaced).split())
