@@ -1,0 +1,171 @@
+"""C-Abstractor: convolutions, adaptive pooling and an MLP, with Honeybee's names in the state dict.
+
+Source: Honeybee (arXiv 2312.06742, section 3.2); kakaobrain/honeybee, projectors.py at 68a8d84.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings
+from foveate.vision.connectors import Connector
+from foveate.vision.layers import layer_norm
+
+
+class CAbstractorOptions(Settings):
+    """Options of the C-Abstractor; the defaults are Honeybee's."""
+
+    num_tokens: int = Field(default=144, ge=1, description="tokens of a view: a square, of the grid it is pooled to")
+    hidden_width: int = Field(default=1024, ge=4, description="width of the convolutions")
+    depth: int = Field(default=3, ge=0, description="convolution blocks before, and again after, the pooling")
+    mlp_depth: int = Field(default=2, ge=1, description="linear layers of the MLP behind the convolutions")
+    position_embedding: bool = Field(default=True, description="add a learned embedding of the position to each token")
+    pre_norm: bool = Field(default=False, description="normalize the encoder's tokens first")
+    num_eos_tokens: int = Field(default=0, ge=0, description="learned tokens behind those of the view")
+
+
+class _ConvNorm(nn.Module):
+    """Convolution without bias, then LayerNorm over channels, on [B, H, W, C].
+
+    Channels stay last in memory from block to block, so that the permutations cost nothing and the norm reads whole
+    rows; [B, C, H, W] in memory took 1.2 times as long.
+    """
+
+    def __init__(self, in_width: int, width: int, *, depthwise: bool = False) -> None:
+        super().__init__()
+        side, groups = (3, width) if depthwise else (1, 1)
+        self.conv = nn.Conv2d(in_width, width, side, padding=side // 2, groups=groups, bias=False)
+        # timm's norm-with-activation class has 1e-5; its LayerNorm2d alone has 1e-6.
+        self.bn = nn.LayerNorm(width, eps=1e-5)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        x_BHWC = self.conv(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return layer_norm(x_BHWC, self.bn)
+
+
+class _SqueezeExcite(nn.Module):
+    def __init__(self, width: int, reduced: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(width, reduced, 1)
+        self.fc2 = nn.Conv2d(reduced, width, 1)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        hidden = F.silu(F.linear(x_BHWC.mean((1, 2)), self.fc1.weight.flatten(1), self.fc1.bias))
+        gate_BC = F.linear(hidden, self.fc2.weight.flatten(1), self.fc2.bias).sigmoid()
+        return x_BHWC * gate_BC[:, None, None]
+
+
+class _Bottleneck(nn.Module):
+    """RegNet's bottleneck with a depthwise convolution: SiLU(body(x) + shortcut(x))."""
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = _ConvNorm(in_width, width)
+        self.conv2 = _ConvNorm(width, width, depthwise=True)
+        # Of the block's input, not of its width: in the first block they differ.
+        self.se = _SqueezeExcite(width, round(0.25 * in_width))
+        self.conv3 = _ConvNorm(width, width)
+        self.downsample = _ConvNorm(in_width, width) if in_width != width else None
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        body = F.silu(self.conv2(F.silu(self.conv1(x_BHWC))))
+        body = self.conv3(self.se(body))
+        shortcut = x_BHWC if self.downsample is None else self.downsample(x_BHWC)
+        return F.silu(body + shortcut)
+
+
+class _Stage(nn.Module):
+    def __init__(self, in_width: int, width: int, depth: int) -> None:
+        super().__init__()
+        for number in range(depth):
+            self.add_module(f"b{number + 1}", _Bottleneck(in_width if number == 0 else width, width))
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        for block in self.children():
+            x_BHWC = block(x_BHWC)
+        return x_BHWC
+
+
+class _AdaptivePool(nn.Module):
+    """Mean over windows floor(i n / q) to ceil((i + 1) n / q); they overlap where q does not divide n."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x_BHWC.permute(0, 3, 1, 2), self.side).permute(0, 2, 3, 1)
+
+
+def resize_positions(positions_1LD: Tensor, *, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Resize a grid of position embeddings: bicubic, corners not aligned, not antialiased.
+
+    Args:
+        positions_1LD: one vector per cell of `grid` (rows, columns), row by row.
+    """
+    map_1DHW = positions_1LD.unflatten(1, grid).permute(0, 3, 1, 2)
+    resized = F.interpolate(map_1DHW, size=new_grid, mode="bicubic", align_corners=False)
+    return resized.flatten(2).transpose(1, 2).contiguous()
+
+
+class CAbstractor(Connector):
+    """Positions, convolutions, pooling to q x q tokens, convolutions, MLP (see the module)."""
+
+    Options = CAbstractorOptions
+
+    def __init__(self, options: CAbstractorOptions, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+        side = math.isqrt(options.num_tokens)
+        if side * side != options.num_tokens:
+            raise UserError(
+                f"num_tokens: must be a square, as tokens are pooled to a square grid (got {options.num_tokens}); "
+                f"expected {side**2} or {(side + 1) ** 2}"
+            )
+        num_tokens = options.num_tokens + options.num_eos_tokens
+        super().__init__(in_width=in_width, out_width=out_width, grid=grid, num_tokens=num_tokens)
+        hidden = options.hidden_width if options.depth else in_width
+        self.prenorm = nn.LayerNorm(in_width, eps=1e-6) if options.pre_norm else None
+        self.pos_emb = self._learned(grid[0] * grid[1], in_width) if options.position_embedding else None
+        self.eos_tokens = self._learned(options.num_eos_tokens, out_width) if options.num_eos_tokens else None
+        pool = _AdaptivePool(side)
+        if options.depth:
+            first, second = _Stage(in_width, hidden, options.depth), _Stage(hidden, hidden, options.depth)
+            self.net = nn.Sequential(first, pool, second)
+        else:
+            self.net = pool
+        layers: list[nn.Module] = [nn.Linear(hidden, out_width)]
+        for _ in range(options.mlp_depth - 1):
+            layers += [nn.SiLU(), nn.Linear(out_width, out_width)]
+        self.readout = nn.Sequential(*layers)
+
+    @staticmethod
+    def _learned(count: int, width: int) -> nn.Parameter:
+        return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, width), std=0.02))
+
+    def resize_grid(self, grid: tuple[int, int]) -> None:
+        """Read another grid from now on, as after a change of resolution between stages of a training."""
+        if self.pos_emb is not None:
+            resized = resize_positions(self.pos_emb.detach(), grid=self.grid, new_grid=grid)
+            self.pos_emb = nn.Parameter(resized, requires_grad=self.pos_emb.requires_grad)
+        self.grid = grid
+
+    def forward(self, tokens_BLD: Tensor) -> Tensor:
+        """Map tokens to [B, T, E], those of the pooled grid row by row, then the eos tokens."""
+        self.check_tokens(tokens_BLD)
+        x_BLD = tokens_BLD if self.prenorm is None else self.prenorm(tokens_BLD)
+        if self.pos_emb is not None:
+            # Not in place, as Honeybee does it: the caller's tokens may be cached features.
+            x_BLD = x_BLD + self.pos_emb
+        tokens_BTE = self.readout(self.net(x_BLD.unflatten(1, self.grid)).flatten(1, 2))
+        if self.eos_tokens is None:
+            return tokens_BTE
+        eos_BTE = self.eos_tokens.to(tokens_BTE.dtype).expand(len(tokens_BTE), -1, -1)
+        return torch.cat([tokens_BTE, eos_BTE], dim=1)
+
+
+CONNECTOR = CAbstractor
