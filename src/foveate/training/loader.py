@@ -14,7 +14,7 @@ import numpy as np
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.training.order import MixtureOrder, batch_rows
+from foveate.training.order import Draw, MixtureOrder, batch_rows
 
 # Rows tried in place of one that cannot be read, itself included. At the allowed share of one bad row in ten, as many
 # in a row happen by chance once in 10^32 draws: then the data set is gone, not unlucky.
@@ -252,10 +252,13 @@ class MixtureLoader(Loader):
 
     Args:
         sources: data sets with their rows and weights; names differ.
+        draw: see `MixtureOrder`.
         others: see `Loader`.
     """
 
-    def __init__(self, sources: Sequence[Source], *, batch_size: int, seed: int, **options: Any) -> None:
+    def __init__(
+        self, sources: Sequence[Source], *, batch_size: int, seed: int, draw: Draw = "even", **options: Any
+    ) -> None:
         assert sources, "a mixture needs a source"
         self.sources = list(sources)
         self._source_rows = [np.asarray(source.rows, dtype=np.int64) for source in sources]
@@ -264,18 +267,22 @@ class MixtureLoader(Loader):
             weights=[source.weight for source in sources],
             names=[source.name for source in sources],
             seed=seed,
+            draw=draw,
+            batch_size=batch_size,
         )
         super().__init__(
             sources[0].dataset, rows=np.concatenate(self._source_rows), batch_size=batch_size, seed=seed, **options
         )
 
     def describe(self) -> dict[str, Any]:
-        """Number and hash of each source's rows, the weights, batch size and seed."""
+        """Number and hash of each source's rows, the weights, batch size, seed and way to draw."""
         sources = {
             source.name: {"rows": len(rows), "rows_hash": _hash_rows(rows), "weight": source.weight}
             for source, rows in zip(self.sources, self._source_rows, strict=True)
         }
-        return {"sources": sources, "batch_size": self.batch_size, "seed": self.seed}
+        # The default is left out, so that trainings from before there were others resume.
+        draw = {} if self.order.draw == "even" else {"draw": self.order.draw}
+        return {"sources": sources, "batch_size": self.batch_size, "seed": self.seed} | draw
 
     def _draws(self, step: int) -> np.ndarray:
         return self.order.batch(step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)

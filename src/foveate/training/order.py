@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,8 @@ from foveate.core.errors import UserError
 # Samples after which the sources of a mixture repeat their shares exactly: weights are rounded to 1/65536. Longer
 # blocks would round less and sort more; this one takes milliseconds every 65,536 samples.
 BLOCK = 2**16
+
+Draw = Literal["even", "multinomial", "fixed"]
 
 
 def _permutation(count: int, *parts: object) -> NDArray[np.int64]:
@@ -96,34 +100,53 @@ def _rows_of_draws(
 class MixtureOrder:
     """The order of samples from several sources with fixed shares, a pure function of seed and step.
 
-    In each block of 65,536 samples a source has its share exactly, and its samples are spread evenly with a random
-    offset each, so that every stretch has the shares up to a sample or two a source. Within a source all epochs are
-    laid end to end, as in `batch_rows`: each pass has every row once, whatever the other sources do. A small source
-    with a large weight is passed over more often.
+    Within a source all epochs are laid end to end, as in `batch_rows`: each pass has every row once, whatever the other
+    sources do. A small source with a large weight is passed over more often.
 
     Args:
         rows: row numbers of each source.
         weights: of each source, share of the samples up to a common factor, whatever its number of rows.
         names: of the sources; a source's order depends on its name, not on its index.
+        draw: "even": in each block of 65,536 samples a source has its share exactly, and its samples are spread evenly
+            with a random offset each, so that every stretch has the shares up to a sample or two a source.
+            "multinomial": the source of each sample is drawn on its own. "fixed": every batch has the same counts,
+            rounded by largest remainders; a source whose share is less than half a sample may never come.
+        batch_size: of all batches, for "fixed".
 
     Raises:
-        UserError: for a source without rows, or a weight that is not positive or below 1/65,536 of the sum.
+        UserError: for a source without rows, or a weight that is not positive or too small to be met.
     """
 
     def __init__(
-        self, rows: Sequence[np.ndarray], *, weights: Sequence[float], names: Sequence[str], seed: int
+        self,
+        rows: Sequence[np.ndarray],
+        *,
+        weights: Sequence[float],
+        names: Sequence[str],
+        seed: int,
+        draw: Draw = "even",
+        batch_size: int = 0,
     ) -> None:
         assert len(rows) == len(weights) == len(set(names)), "a source needs rows, a weight and a name of its own"
+        assert draw != "fixed" or batch_size, "fixed counts need the size of a batch"
         for name, of_source, weight in zip(names, rows, weights, strict=True):
             if len(of_source) == 0:
                 raise UserError(f"source '{name}': no rows to train on: the split or filter is empty")
             if not (math.isfinite(weight) and weight > 0):
                 raise UserError(f"source '{name}': weight must be a positive number (got {weight})")
-        self.rows, self.seed, self.names = list(rows), seed, list(names)
-        self.counts = _largest_remainders(weights, BLOCK)
+        self.rows, self.seed, self.names, self.draw = list(rows), seed, list(names), draw
+        self.block_size = batch_size if draw == "fixed" else BLOCK
+        self.counts = largest_remainders(weights, self.block_size)
         if 0 in self.counts:
             name, weight = next((n, w) for n, w, c in zip(names, weights, self.counts, strict=True) if c == 0)
-            raise UserError(f"source '{name}': weight {weight} is less than 1/{BLOCK} of the sum {sum(weights):g}")
+            raise UserError(
+                f"source '{name}': weight {weight:g} is too small to be met: less than 1/{self.block_size} of the sum "
+                f"{sum(weights):g}" + (" or rounded to no sample of a batch" if draw == "fixed" else "")
+            )
+        self._edges_S = np.cumsum(np.asarray(weights, dtype=np.float64) / sum(weights))
+        # Drawn counts of all blocks so far; a resumed run redoes them in some milliseconds a block.
+        self._drawn_before = [np.zeros(len(rows), dtype=np.int64)]
+        self._lock = threading.Lock()
         self._block = functools.lru_cache(maxsize=2)(self._build_block)
         # One cache a source: passes of large sources would push out those of the others.
         self._permutations = [
@@ -132,26 +155,48 @@ class MixtureOrder:
         ]
 
     def _build_block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the source of each sample of a block, and how many of that source come before it in the block."""
+        """Return the source of each sample of a block, and how many of that source come before it in the order."""
+        if self.draw == "multinomial":
+            source_N = self._draw_sources(block)
+            occurrence_N = np.empty_like(source_N)
+            for source in range(len(self.rows)):
+                occurrence_N[source_N == source] = np.arange(np.count_nonzero(source_N == source))
+            return source_N, occurrence_N + self._counts_before(block)[source_N]
         source_N = np.repeat(np.arange(len(self.counts)), self.counts)
         occurrence_N = np.concatenate([np.arange(count) for count in self.counts])
-        draws = seeds.generator("mixture", self.seed, block).bit_generator.random_raw(BLOCK)
-        # Occurrence m of c lies somewhere in [m/c, (m+1)/c): even spacing with a random offset. The upper 53 bits of a
-        # word make a float64 uniform in [0, 1).
-        time_N = (occurrence_N + (draws >> 11) * 2.0**-53) / np.repeat(self.counts, self.counts)
+        # Occurrence m of c lies somewhere in [m/c, (m+1)/c): even spacing with a random offset.
+        time_N = (occurrence_N + self._uniform(block)) / np.repeat(self.counts, self.counts)
         order = np.argsort(time_N, kind="stable")
-        return source_N[order], occurrence_N[order]
+        return source_N[order], (occurrence_N + block * np.asarray(self.counts)[source_N])[order]
+
+    def _uniform(self, block: int) -> NDArray[np.floating]:
+        """Draw a number in [0, 1) for each sample of a block."""
+        draws = seeds.generator("mixture", self.seed, block).bit_generator.random_raw(self.block_size)
+        # The upper 53 bits of a word make a float64 uniform in [0, 1).
+        return (draws >> 11) * 2.0**-53
+
+    def _draw_sources(self, block: int) -> NDArray[np.int64]:
+        # The last edge is 1 only within rounding.
+        return np.minimum(np.searchsorted(self._edges_S, self._uniform(block), side="right"), len(self.rows) - 1)
+
+    def _counts_before(self, block: int) -> NDArray[np.int64]:
+        """Count how many samples of each source come before a block of independent draws."""
+        with self._lock:
+            while len(self._drawn_before) <= block:
+                drawn = np.bincount(self._draw_sources(len(self._drawn_before) - 1), minlength=len(self.rows))
+                self._drawn_before.append(self._drawn_before[-1] + drawn)
+            return self._drawn_before[block]
 
     def batch(self, step: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
         """Return the samples of batch number `step` that `rank` loads: [share, 3] of source, row, and its epoch."""
+        assert self.draw != "fixed" or batch_size == self.block_size, "fixed counts are those of one batch size"
         positions = _share(step, batch_size=batch_size, rank=rank, world_size=world_size)
         sources, draws = np.empty_like(positions), np.empty_like(positions)
-        for block in np.unique(positions // BLOCK).tolist():
-            inside = positions // BLOCK == block
-            source_N, occurrence_N = self._block(block)
-            within = positions[inside] % BLOCK
-            sources[inside] = source_N[within]
-            draws[inside] = block * np.asarray(self.counts)[source_N[within]] + occurrence_N[within]
+        blocks, within = np.divmod(positions, self.block_size)
+        for block in np.unique(blocks).tolist():
+            inside = blocks == block
+            source_N, draw_N = self._block(block)
+            sources[inside], draws[inside] = source_N[within[inside]], draw_N[within[inside]]
         drawn = np.empty((len(positions), 2), dtype=np.int64)
         for source in np.unique(sources).tolist():
             mine = sources == source
@@ -159,8 +204,11 @@ class MixtureOrder:
         return np.concatenate([sources[:, None], drawn], axis=1)
 
 
-def _largest_remainders(weights: Sequence[float], total: int) -> list[int]:
-    """Round `weights` to whole numbers in their proportion that add up to `total` (Hamilton's method)."""
+def largest_remainders(weights: Sequence[float], total: int) -> list[int]:
+    """Round `weights` to whole numbers in their proportion that add up to `total` (Hamilton's method).
+
+    Equal remainders are rounded up in the order of the list.
+    """
     exact = [weight / sum(weights) * total for weight in weights]
     counts = [math.floor(value) for value in exact]
     by_remainder = sorted(range(len(weights)), key=lambda index: (counts[index] - exact[index], index))
