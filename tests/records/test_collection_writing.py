@@ -18,7 +18,7 @@ from foveate.core.files import read_json, write_json_atomically
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
-from foveate.records.record import Caption, Context, Region, Turn
+from foveate.records.record import Caption, Context, Region
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming
@@ -232,16 +232,13 @@ def test_annotations_added_later_come_after_and_once(tmp_path: Path) -> None:
         writer.annotate("regions", [row], Provenance())
 
 
-def test_conversations_contexts_and_further_tables(tmp_path: Path) -> None:
-    turns = (Turn("user", "where?", (Region(Box(0, 0, 0.5, 1), "left"),)), Turn("assistant", "there"))
+def test_contexts_and_further_tables(tmp_path: Path) -> None:
     context = Context(48.1, 11.5, "2020-05-01T10:00:00", "Munich")
     with CollectionWriter(tmp_path / "c") as writer:
         writer.add("plain", jpeg(0))
-        writer.add("full", jpeg(1), turns=turns, context=context, extra={"masks": [{"counts": [3, 4], "size": 7}]})
+        writer.add("full", jpeg(1), context=context, extra={"masks": [{"counts": [3, 4], "size": 7}]})
     collection = Collection.open(tmp_path / "c")
-    assert collection.record(1).turns == turns
     assert collection.record(1).context == context
-    assert collection.record(0).turns == ()
     assert collection.record(0).context is None
     assert collection.table("masks").to_pylist()[0]["counts"] == [3, 4]
     with raises_naming(UserError, "masks"):

@@ -22,7 +22,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, read_json
 from foveate.records import layout, tables
 from foveate.records.collection import check_description, check_writable
-from foveate.records.rows import check_row, finish_rows
+from foveate.records.rows import check_row, finish_rows, row_image_keys
 from foveate.records.tables import Provenance
 
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -147,9 +147,9 @@ class AnnotationAppender:
         if kind not in tables.SCHEMAS:
             raise UserError(f"annotations/{kind}: unknown table; expected one of {', '.join(tables.SCHEMAS)}")
         for number, row in enumerate(rows):
-            key = row.get("key")
-            if not isinstance(key, str) or key not in self._keys:
-                raise UserError(f"annotations/{kind}: row {number}: no image has the key {key!r}")
+            for key in row_image_keys(kind, row):
+                if not isinstance(key, str) or key not in self._keys:
+                    raise UserError(f"annotations/{kind}: row {number}: no image has the key {key!r}")
         created = provenance.created or self._created or tables.now()
         completed = Provenance(provenance.source, provenance.model, provenance.recipe_hash, created)
         finished = finish_rows(kind, [check_row(kind, row) for row in rows], completed)

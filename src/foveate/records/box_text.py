@@ -91,11 +91,11 @@ def format_region(shape: Shape, *, width: int, height: int, rounding: Rounding =
 
 
 def decode_region(
-    numbers: Sequence[int], *, width: int, height: int, decoding: Decoding = "bin-center"
+    bins: Sequence[int], *, width: int, height: int, decoding: Decoding = "bin-center"
 ) -> Point | PixelBox:
     """Return the point of two bins or the box of four, in pixels; corners are not sorted."""
     sides = (width, height, width, height)
-    values = [decode_coordinate(number, side, decoding=decoding) for number, side in zip(numbers, sides, strict=False)]
+    values = [decode_coordinate(number, side, decoding=decoding) for number, side in zip(bins, sides, strict=False)]
     return Point(*values) if len(values) == 2 else PixelBox(*values)
 
 
@@ -150,11 +150,11 @@ def parse_regions(text: str, *, width: int, height: int, decoding: Decoding = "b
         if problem:
             problems.append(f"{match[0][:60]}: {problem}")
             continue
-        numbers = [min(int(value), NUM_BINS - 1) for value in values]
-        if len(numbers) == 4:
-            (x1, x2), (y1, y2) = sorted(numbers[::2]), sorted(numbers[1::2])
-            numbers = [x1, y1, x2, y2]
-        region = decode_region(numbers, width=width, height=height, decoding=decoding)
+        bins = [min(int(value), NUM_BINS - 1) for value in values]
+        if len(bins) == 4:
+            (x1, x2), (y1, y2) = sorted(bins[::2]), sorted(bins[1::2])
+            bins = [x1, y1, x2, y2]
+        region = decode_region(bins, width=width, height=height, decoding=decoding)
         phrase = _find_phrase(text, match.start(), regions[-1] if regions else None)
         regions.append(ParsedRegion(phrase, region, *match.span()))
     if unclosed := _UNCLOSED.search(text):
@@ -205,8 +205,8 @@ def parse_streaming(
         if letter == "[":
             phrase, buffer, skipping = buffer.strip(), "", False
         elif letter == "]":
-            numbers = [int(part) for part in buffer.split(",")]
-            corners = [decode_coordinate(numbers[i], sides[i], decoding=decoding) for i in range(4)]
+            bins = [int(part) for part in buffer.split(",")]
+            corners = [decode_coordinate(bins[i], sides[i], decoding=decoding) for i in range(4)]
             boxes.append((phrase, PixelBox(*corners)))
             buffer, skipping = "", True
         elif not skipping:

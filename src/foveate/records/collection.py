@@ -7,7 +7,6 @@ it is opened again. The exception is a purge: images and rows that it deletes ma
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 import weakref
@@ -24,7 +23,7 @@ from foveate.core.files import read_json
 from foveate.records import layout, tables
 from foveate.records.boxes import Box
 from foveate.records.images import BadImage
-from foveate.records.record import Caption, Context, Record, Region, Turn
+from foveate.records.record import Caption, Context, Record, Region
 from foveate.records.reference import read_reference
 from foveate.records.state import Snapshot, take_snapshot
 from foveate.records.tables import GroupedTable
@@ -220,8 +219,8 @@ class Collection:
                 parts = self._snapshot.annotations.get(kind, [])
                 table = tables.read_annotations(parts, kind)
                 if table.num_rows:
-                    here = tables.positions(table["key"], among=self._table["key"]) >= 0
-                    table = table.filter(pa.array(here)).combine_chunks()
+                    present, total = tables.count_images(table, among=self._table["key"])
+                    table = table.filter(pa.array(present == total)).combine_chunks()
                 self._tables[kind] = table
             return self._tables[kind]
 
@@ -269,16 +268,6 @@ class Collection:
         start, end = labels.bounds(row)
         return dict(zip(labels.texts("field", start, end), labels.texts("value", start, end), strict=True))
 
-    def read_turns(self, row: int) -> tuple[Turn, ...]:
-        """Return the conversation about an image."""
-        turns = self.grouped("turns")
-        start, end = turns.bounds(row)
-        columns = (turns.texts(name, start, end) for name in ("role", "text", "regions"))
-        return tuple(
-            Turn(role, text, tuple(map(_region_of_json, json.loads(regions))) if regions else ())
-            for role, text, regions in zip(*columns, strict=True)
-        )
-
     def read_context(self, row: int) -> Context | None:
         """Return where and when an image was taken, or None."""
         context = self.grouped("context")
@@ -301,7 +290,6 @@ class Collection:
             labels=self.read_labels(row),
             split=self.splits[row],
             group=self.groups[row],
-            turns=self.read_turns(row),
             context=self.read_context(row),
         )
 
@@ -377,12 +365,6 @@ def check_writable(path: Path, description: Mapping[str, object]) -> None:
             raise UserError(f"{file}: field {name!r} must be an integer of at least 1 (got {value!r:.40})")
     if not isinstance(description.get("sources"), list):
         raise UserError(f"{file}: field 'sources' must be a list")
-
-
-def _region_of_json(row: dict[str, object]) -> Region:
-    box = Box(*(float(str(row[name])) for name in ("x1", "y1", "x2", "y2")))
-    texts = (str(row[name]) for name in ("label", "slice", "source"))
-    return Region(box, str(row["phrase"]), float(str(row["score"])), *texts)
 
 
 def _close_all(descriptors: dict[int, int]) -> None:

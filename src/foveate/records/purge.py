@@ -82,11 +82,11 @@ def purge_images(collection: Path, keys: set[str], *, dry_run: bool = False) -> 
 
 
 def _drop_rows(path: Path, keys: pa.Array, *, dry_run: bool) -> int:
-    """Rewrite a table without the rows of `keys`; return how many there were."""
+    """Rewrite a table without the rows of images `keys`; return how many there were."""
     table = tables.read_table(path)
     if "key" not in table.column_names:
         raise UserError(f"{path} has no column 'key': not a table of a collection")
-    gone = tables.positions(table["key"], among=keys) >= 0
+    gone = tables.count_images(table, among=keys)[0] > 0
     if gone.any() and not dry_run:
         tables.write_table(path, table.filter(pa.array(~gone)).combine_chunks())
     return int(gone.sum())

@@ -1,4 +1,4 @@
-"""Annotations of one image: captions, regions, labels, turns of a conversation, and context.
+"""Annotations of one image: captions, regions, labels and context.
 
 All types are immutable. Boxes are always `foveate.records.boxes.Box`: corners in [0, 1] of the image after EXIF
 rotation.
@@ -48,15 +48,6 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn of a conversation about the image; `role` is "user" or "assistant"."""
-
-    role: str
-    text: str
-    regions: tuple[Region, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Context:
     """Place and time of an image: degrees (WGS 84) and an ISO 8601 time; None or "" where unknown."""
 
@@ -89,5 +80,4 @@ class Record:
     labels: dict[str, str] = field(default_factory=dict)
     split: str = ""
     group: str = ""
-    turns: tuple[Turn, ...] = ()
     context: Context | None = None

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from foveate.core.errors import UserError
-from foveate.records.record import Caption, Context, Region, Turn
+from foveate.records.record import Caption, Context, Region
 from foveate.records.tables import PROVENANCE_COLUMNS, Provenance, id_column
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -62,12 +62,10 @@ def region_row(key: str, region: Region) -> dict[str, object]:
     }
 
 
-def turn_row(key: str, position: int, turn: Turn) -> dict[str, object]:
-    """Return the row of a turn; its regions are stored as a JSON list."""
-    regions = [check_row("regions", region_row(key, region)) for region in turn.regions]
-    without_key = [{name: value for name, value in row.items() if name != "key"} for row in regions]
-    stored = json.dumps(without_key, ensure_ascii=False) if regions else ""
-    return {"key": key, "position": position, "role": turn.role, "text": turn.text, "regions": stored}
+def row_image_keys(kind: str, row: Mapping[str, object]) -> list[object]:
+    """Return the keys of all images that a row is about: those of a conversation (maybe none), else its `key`."""
+    images = row.get("images")
+    return list(images) if kind == "conversations" and isinstance(images, list | tuple) else [row.get("key")]
 
 
 def context_row(key: str, context: Context) -> dict[str, object]:
@@ -81,7 +79,6 @@ def image_rows(
     captions: Iterable[Caption],
     regions: Iterable[Region],
     labels: Mapping[str, str],
-    turns: Iterable[Turn],
     context: Context | None,
     extra: Mapping[str, Iterable[Mapping[str, object]]],
 ) -> dict[str, list[dict[str, object]]]:
@@ -90,7 +87,6 @@ def image_rows(
         "captions": [caption_row(key, caption) for caption in captions],
         "regions": [region_row(key, region) for region in regions],
         "labels": [{"key": key, "field": field, "value": str(value)} for field, value in labels.items()],
-        "turns": [turn_row(key, position, turn) for position, turn in enumerate(turns)],
         "context": [] if context is None else [context_row(key, context)],
     }
     for kind, rows in extra.items():

@@ -1,7 +1,7 @@
-"""Assign splits: groups and near-duplicates stay together, and adding images moves few others.
+"""Assign splits: groups, near-duplicates and images of one conversation stay together; adding images moves few others.
 
-Images that share a group, or whose perceptual hashes are near, form a component. Its split is a pure function of the
-seed and of its first name, so images that are added later move only the components that they join.
+Images that share a group or a conversation, or whose perceptual hashes are near, form a component. Its split is a pure
+function of the seed and of its first name, so images that are added later move only the components that they join.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -77,7 +78,7 @@ def assign_splits(
     with FolderLock(path, purpose="assigning splits"), Collection.open(path) as collection:
         hashes = collection.index["perceptual_hash"]
         pairs = near_pairs(hashes, distance=distance)
-        components = find_components(collection.groups, pairs)
+        components = find_components(collection.groups, np.concatenate([pairs, link_conversations(collection)]))
         imported = collection.index["split"] if keep_imported else np.full(len(collection), "", dtype=object)
         names = np.where(collection.groups == "", collection.index["key"], collection.groups)
         splits, divided = draw_splits(components, names, imported, fractions=fractions, seed=seed)
@@ -91,6 +92,16 @@ def assign_splits(
         near_duplicates=len(np.unique(pairs)),
         divided=divided,
     )
+
+
+def link_conversations(collection: Collection) -> np.ndarray:
+    """Return pairs of rows (P, 2) that connect all images of each conversation."""
+    images = collection.table("conversations")["images"].combine_chunks()
+    owners = pc.call_function("list_parent_indices", [images]).to_numpy().astype(np.int64)
+    rows = tables.positions(pc.call_function("list_flatten", [images]), among=pa.array(collection.keys, pa.string()))
+    # A chain connects as well as all pairs do.
+    pairs_P2 = np.stack([rows[:-1], rows[1:]], axis=1)
+    return pairs_P2[owners[1:] == owners[:-1]]
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:

@@ -159,8 +159,15 @@ SCHEMAS: dict[str, pa.Schema] = {
         place=_TEXT,
         **_PROVENANCE,
     ),
-    "turns": _schema(
-        key=_TEXT, row_id=_TEXT, position=pa.int32(), role=_TEXT, text=_TEXT, regions=_TEXT, **_PROVENANCE
+    "conversations": _schema(
+        key=_TEXT,
+        row_id=_TEXT,
+        id=_TEXT,
+        images=pa.list_(_TEXT),
+        turns=pa.list_(pa.struct({"role": _TEXT, "text": _TEXT, "regions": _TEXT})),
+        group=_TEXT,
+        answers=pa.list_(_TEXT),
+        **_PROVENANCE,
     ),
 }
 QUARANTINE = _schema(
@@ -308,6 +315,19 @@ def positions(values: pa.ChunkedArray | pa.Array, *, among: pa.ChunkedArray | pa
     return indices.fill_null(-1).to_numpy().astype(np.int64)
 
 
+def count_images(table: pa.Table, *, among: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return per row how many of its images are in `among`, and how many it has.
+
+    A row of most tables has the one image `key`; a conversation has those of its list `images`, maybe none.
+    """
+    if "images" not in table.column_names or not pa.types.is_list(table["images"].type):
+        return (positions(table["key"], among=among) >= 0).astype(np.int64), np.ones(len(table), np.int64)
+    images = table["images"].combine_chunks()
+    owners = pc.call_function("list_parent_indices", [images]).to_numpy().astype(np.int64)
+    present = positions(pc.call_function("list_flatten", [images]), among=among) >= 0
+    return np.bincount(owners[present], minlength=len(table)), np.bincount(owners, minlength=len(table))
+
+
 def read_index(*paths: Path) -> pa.Table:
     """Read and join index parts; raise UserError if one is damaged or has impossible keys or numbers."""
     parts = [read_known(path, INDEX) for path in paths]
@@ -358,9 +378,9 @@ def _complete(table: pa.Table, schema: pa.Schema, path: Path, *, all_columns: bo
             )
             values = column_values.cast(column.type)
             # Missing floats stay null: a latitude of 0 would be a place, and a score of 0 a measurement.
-            fills = not pa.types.is_floating(column.type)
-            empty = pa.scalar("" if column.type == _TEXT else 0).cast(column.type)
-            columns[column.name] = values.fill_null(empty) if fills and values.null_count else values
+            fills = values.null_count and not (pa.types.is_floating(column.type) or pa.types.is_nested(column.type))
+            empty = pa.scalar("" if column.type == _TEXT else 0).cast(column.type) if fills else None
+            columns[column.name] = values.fill_null(empty) if fills else values
         return pa.table(columns, metadata=table.schema.metadata)
     except (pa.ArrowException, KeyError) as error:
         raise UserError(f"{path} is not a table of a collection: {' '.join(str(error).split())[:200]}") from error

@@ -27,9 +27,9 @@ from foveate.records.import_summary import ImportSummary
 from foveate.records.packing import abandon, append_member
 from foveate.records.purge import PurgeSummary, purge_images
 from foveate.records.quarantine import Quarantine
-from foveate.records.record import Caption, Context, Region, Turn
+from foveate.records.record import Caption, Context, Region
 from foveate.records.reference import Reference, make_reference
-from foveate.records.rows import check_row, finish_rows, image_rows
+from foveate.records.rows import check_row, finish_rows, image_rows, row_image_keys
 from foveate.records.state import (
     add_tombstones,
     check_removable,
@@ -272,7 +272,6 @@ class CollectionWriter:
         labels: Mapping[str, str] | None = None,
         group: str = "",
         split: str | None = None,
-        turns: Sequence[Turn] = (),
         context: Context | None = None,
         extra: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
         source: str | None = None,
@@ -314,7 +313,6 @@ class CollectionWriter:
             captions=captions,
             regions=regions,
             labels=labels or {},
-            turns=turns,
             context=context,
             extra={tables.check_kind(kind): kind_rows for kind, kind_rows in (extra or {}).items()},
         )
@@ -447,9 +445,9 @@ class CollectionWriter:
         # Images of the open shard are not committed yet: a kill would leave rows without an image.
         pending = {row["key"] for row in self._index}
         for number, row in enumerate(rows):
-            key = row.get("key")
-            if key not in self._known or key in pending or key in self._removed:
-                raise UserError(f"annotations/{kind}: row {number}: no image has the key {key!r}")
+            for key in row_image_keys(kind, row):
+                if key not in self._known or key in pending or key in self._removed:
+                    raise UserError(f"annotations/{kind}: row {number}: no image has the key {key!r}")
         if not provenance.created:
             provenance = Provenance(provenance.source, provenance.model, provenance.recipe_hash, self._created)
         finished = finish_rows(kind, [check_row(kind, row) for row in rows], provenance)

@@ -1,0 +1,388 @@
+"""Conversations about images: questions, answers and the regions that they point at, as an annotation table.
+
+A conversation belongs to one image, to several in order, or to none. Its text holds `<image>` where an image stands and
+`<region>` where a region stands; regions are in pixels of the original image. How a model reads or writes a region is
+decided when a training sample is assembled, never here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from foveate.core.errors import UserError, choose
+from foveate.records import layout, tables
+from foveate.records.appender import AnnotationAppender
+from foveate.records.boxes import PixelBox
+from foveate.records.collection import Collection
+from foveate.records.masks import decode_mask
+from foveate.records.quarantine import Quarantine
+from foveate.records.rows import clean_text
+from foveate.records.shapes import Mask, Point, Shape, Stroke
+from foveate.records.tables import Provenance
+
+KIND = "conversations"
+IMAGE = "<image>"
+REGION = "<region>"
+
+Role = Literal["system", "user", "assistant"]
+Group = Literal["general", "text-rich", "refer-ground", "science", "math", "code", "multi-image", "text"]
+ROLES: tuple[str, ...] = get_args(Role)
+GROUPS: tuple[str, ...] = get_args(Group)
+_ROWS_PER_PART = 20_000
+_MAX_COORDINATE = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation.
+
+    Args:
+        role: "system" (only first), "user" or "assistant".
+        text: holds `<image>` once per image (user turns only) and `<region>` once per region, in order.
+        regions: in pixels of the image that stands last before each; see `locate_regions`.
+    """
+
+    role: str
+    text: str
+    regions: tuple[Shape, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation about images of a collection.
+
+    Args:
+        id: name within its source.
+        images: keys of the images, in the order of their placeholders.
+        group: of the training mixture; one of `GROUPS`.
+        source: data set, person or generator.
+        answers: all accepted answers of the last question, for metrics; () if only the last turn is.
+
+    Example:
+        >>> turns = (Turn("user", "<image>\\nWhat is <region>?", (PixelBox(0, 0, 9, 9),)), Turn("assistant", "A boat."))
+        >>> Conversation("1", ("harbor/1",), turns).group
+        'general'
+    """
+
+    id: str
+    images: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    group: str = "general"
+    source: str = ""
+    answers: tuple[str, ...] = ()
+
+
+class Finding(NamedTuple):
+    """Why a conversation cannot be used: a short reason that is counted, and one sentence."""
+
+    reason: str
+    detail: str
+
+
+def find_problem(conversation: Conversation, sizes: Mapping[str, tuple[int, int]] | None = None) -> Finding | None:
+    """Return the first problem of a conversation, or None.
+
+    Args:
+        sizes: width and height of the images by key; without it, images and regions are not compared with them.
+    """
+    if conversation.group not in GROUPS:
+        return Finding("unknown group", f"group {conversation.group!r}; expected one of {', '.join(GROUPS)}")
+    try:
+        for text in (conversation.id, conversation.source, *conversation.answers):
+            clean_text(text)
+        cleaned = [replace(turn, text=clean_text(turn.text)) for turn in conversation.turns]
+    except UserError as error:
+        return Finding("text not storable", str(error))
+    return _find_turn_problem(cleaned) or _find_image_problem(conversation, sizes)
+
+
+def check_conversation(conversation: Conversation, sizes: Mapping[str, tuple[int, int]] | None = None) -> Conversation:
+    """Return the conversation; raise UserError with its first problem."""
+    finding = find_problem(conversation, sizes)
+    if finding is not None:
+        raise UserError(f"conversation {conversation.id!r}: {finding.reason}: {finding.detail}")
+    return conversation
+
+
+def _find_turn_problem(turns: Sequence[Turn]) -> Finding | None:
+    if not turns:
+        return Finding("no turns", "expected a user turn and an assistant turn")
+    dialog = turns[1:] if turns[0].role == "system" else turns
+    for number, turn in enumerate(dialog):
+        if turn.role not in ROLES:
+            return Finding("unknown role", f"role {turn.role!r}; expected one of {', '.join(ROLES)}")
+        expected = ("user", "assistant")[number % 2]
+        if turn.role != expected:
+            if number == 0:
+                return Finding("no question first", f"it begins with the {turn.role}; expected the user")
+            detail = f"turn {number + 1} is of the {turn.role}; expected the {expected}"
+            return Finding("roles do not alternate", detail)
+        if not turn.text:
+            return Finding("empty answer" if number % 2 else "empty question", f"turn {number + 1} has no text")
+    if len(dialog) % 2 or not dialog:
+        return Finding("no answer", "the last turn is a question; nothing can be learned from it")
+    return None
+
+
+def _find_image_problem(conversation: Conversation, sizes: Mapping[str, tuple[int, int]] | None) -> Finding | None:
+    num_placeholders = 0
+    for turn in conversation.turns:
+        placeholders = turn.text.count(IMAGE)
+        if placeholders and turn.role != "user":
+            detail = f"{IMAGE} in a turn of the {turn.role}; expected user turns"
+            return Finding("placeholder outside a question", detail)
+        num_placeholders += placeholders
+        if turn.text.count(REGION) != len(turn.regions):
+            detail = f"{turn.text.count(REGION)} {REGION} in a text with {len(turn.regions)} regions"
+            missing = turn.text.count(REGION) < len(turn.regions)
+            return Finding("region without placeholder" if missing else "placeholder without region", detail)
+    if num_placeholders != len(conversation.images):
+        missing = num_placeholders < len(conversation.images)
+        detail = f"{num_placeholders} {IMAGE} in the text and {len(conversation.images)} images"
+        return Finding("image without placeholder" if missing else "placeholder without image", detail)
+    if any(turn.regions for turn in conversation.turns) and not conversation.images:
+        return Finding("region without image", "it has regions but no image")
+    if sizes is None:
+        return None
+    for key in conversation.images:
+        if key not in sizes:
+            return Finding("unknown image", f"the collection has no image {key!r}")
+    for turn, indices in zip(conversation.turns, locate_regions(conversation), strict=True):
+        for shape, index in zip(turn.regions, indices, strict=True):
+            width, height = sizes[conversation.images[index]]
+            problem = find_shape_problem(shape, width=width, height=height)
+            if problem:
+                return Finding(problem, f"{str(shape)[:100]} in an image of {width} x {height} pixels")
+    return None
+
+
+def locate_regions(conversation: Conversation) -> list[list[int]]:
+    """Return the number of the image that each region of each turn lies in: the last one that stands before it.
+
+    A region before the first image lies in that.
+    """
+    image = 0
+    located = []
+    for turn in conversation.turns:
+        indices = []
+        parts = turn.text.split(REGION)
+        for part in parts[:-1]:
+            image += part.count(IMAGE)
+            indices.append(max(0, image - 1))
+        image += parts[-1].count(IMAGE)
+        located.append(indices)
+    return located
+
+
+def find_shape_problem(shape: Shape, *, width: int, height: int) -> str | None:
+    """Return what is wrong with a shape in an image of that size, as a short reason, or None."""
+    if isinstance(shape, Mask):
+        if tuple(shape.size) != (height, width):
+            return "mask of another size"
+        try:
+            mask = decode_mask({"size": list(shape.size), "counts": list(shape.counts)})
+        except (UserError, ValueError, OverflowError):
+            return "damaged mask"
+        return None if mask.any() else "region empty"
+    if isinstance(shape, PixelBox):
+        if not all(map(math.isfinite, (shape.x1, shape.y1, shape.x2, shape.y2))):
+            return "region not finite"
+        if shape.x2 < shape.x1 or shape.y2 < shape.y1:
+            return "region inverted"
+        if shape.x2 == shape.x1 or shape.y2 == shape.y1:
+            return "region empty"
+        inside = shape.x1 >= 0 and shape.y1 >= 0 and shape.x2 <= width and shape.y2 <= height
+        return None if inside else "region outside the image"
+    points = (shape,) if isinstance(shape, Point) else shape.points
+    if not points:
+        return "region empty"
+    if not all(math.isfinite(point.x) and math.isfinite(point.y) for point in points):
+        return "region not finite"
+    inside = all(0 <= point.x <= width and 0 <= point.y <= height for point in points)
+    return None if inside else "region outside the image"
+
+
+def encode_shape(shape: Shape) -> dict[str, object]:
+    """Return a shape as a JSON object with one field: `point`, `box`, `stroke` or `mask`."""
+    if isinstance(shape, Point):
+        return {"point": [shape.x, shape.y]}
+    if isinstance(shape, PixelBox):
+        return {"box": [shape.x1, shape.y1, shape.x2, shape.y2]}
+    if isinstance(shape, Stroke):
+        return {"stroke": [[point.x, point.y] for point in shape.points]}
+    return {"mask": {"size": list(shape.size), "counts": list(shape.counts)}}
+
+
+def decode_shape(stored: Mapping[str, object]) -> Shape:
+    """Return the shape of the result of `encode_shape`; raise UserError if it is none."""
+    try:
+        ((name, value),) = stored.items()
+        return _DECODERS[name](value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"region {str(stored)[:80]}: expected one field of {', '.join(_DECODERS)}") from error
+
+
+_DECODERS = {
+    "point": lambda value: Point(*value),
+    "box": lambda value: PixelBox(*value),
+    "stroke": lambda value: Stroke(tuple(Point(*point) for point in value)),
+    "mask": lambda value: Mask(tuple(value["size"]), tuple(value["counts"])),
+}
+
+
+def conversation_row(conversation: Conversation) -> dict[str, object]:
+    """Return the row of a conversation, without row id, and with its source as the only provenance.
+
+    Raises:
+        UserError: a text cannot be stored; see `find_problem`.
+    """
+    turns = [
+        {
+            "role": turn.role,
+            "text": clean_text(turn.text),
+            "regions": json.dumps([encode_shape(shape) for shape in turn.regions]) if turn.regions else "",
+        }
+        for turn in conversation.turns
+    ]
+    return {
+        "key": conversation.images[0] if conversation.images else "",
+        "id": conversation.id,
+        "images": list(conversation.images),
+        "turns": turns,
+        "group": conversation.group,
+        "answers": [clean_text(answer) for answer in conversation.answers],
+        "source": conversation.source,
+    }
+
+
+def read_conversation(row: Mapping[str, object]) -> Conversation:
+    """Return the conversation of a row; raise UserError if a region in it is damaged."""
+    turns = tuple(
+        Turn(turn["role"], turn["text"], _read_shapes(turn["regions"]))  # type: ignore[index]
+        for turn in row["turns"] or ()  # type: ignore[union-attr]
+    )
+    images, answers = tuple(row["images"] or ()), tuple(row["answers"] or ())  # type: ignore[arg-type]
+    return Conversation(str(row["id"]), images, turns, str(row["group"]), str(row["source"]), answers)
+
+
+def _read_shapes(text: str | None) -> tuple[Shape, ...]:
+    if not text:
+        return ()
+    try:
+        stored = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"regions {text[:80]!r} of a conversation are not JSON") from error
+    return tuple(map(decode_shape, stored))
+
+
+class Conversations(Sequence[Conversation]):
+    """The conversations of a collection, read one by one from its table.
+
+    Conversations with a removed image are left out.
+
+    Args:
+        collection: an opened collection.
+        split: only conversations all of whose images are in this split; "train" also has those without images.
+        groups: only these groups of the mixture; all by default.
+
+    Raises:
+        UserError: a split or group does not exist.
+    """
+
+    def __init__(
+        self, collection: Collection, *, split: str | None = None, groups: Iterable[str] | None = None
+    ) -> None:
+        self._table = collection.table(KIND)
+        self.groups = np.array(self._table["group"].to_pylist(), dtype=object)
+        mask_N = np.ones(len(self._table), bool)
+        if groups is not None:
+            names = [choose(group, GROUPS, "conversation group") for group in groups]
+            mask_N &= np.isin(self.groups.astype(str), names)
+        if split is not None:
+            collection.rows(split)  # refuses an unknown split
+            keys = [collection.keys[row] for row in collection.rows(split)]
+            present, total = tables.count_images(self._table, among=pa.array(keys, pa.string()))
+            mask_N &= (present == total) & ((total > 0) | (split == "train"))
+        self.rows = np.flatnonzero(mask_N)
+        self.groups = self.groups[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]
+        return read_conversation(self._table.slice(int(self.rows[index]), 1).to_pylist()[0])
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(slots=True)
+class ConversationSummary:
+    """Result of `add_conversations`: new rows, rows that were there already, and quarantined ones by reason."""
+
+    added: int = 0
+    existing: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+
+
+def add_conversations(
+    path: str | Path,
+    conversations: Iterable[Conversation | tuple[Conversation, Finding]],
+    *,
+    created: str | None = None,
+) -> ConversationSummary:
+    """Add conversations to a collection in resumable parts; quarantine the unusable with their reasons.
+
+    Args:
+        path: the collection; it has the images already.
+        conversations: consumed lazily; with a finding, one that the caller refuses.
+        created: time stamp (ISO 8601), by default now.
+
+    Raises:
+        UserError: the folder is no collection, or another process writes it.
+    """
+    path = layout.check_collection(Path(path))
+    created = created or tables.now()
+    summary = ConversationSummary()
+    with Collection.open(path) as collection:
+        index = collection.index
+        sides = zip(index["width"].tolist(), index["height"].tolist(), strict=True)
+        sizes = dict(zip(collection.keys, sides, strict=True))
+    with AnnotationAppender(path, purpose="adding conversations", created=created) as appender:
+        quarantine = Quarantine(path)
+
+        def usable_rows() -> Iterator[dict[str, object]]:
+            for entry in conversations:
+                conversation, finding = entry if isinstance(entry, tuple) else (entry, None)
+                finding = finding or find_problem(conversation, sizes)
+                if finding is None:
+                    yield conversation_row(conversation)
+                    continue
+                summary.quarantined[finding.reason] += 1
+                quarantine.add(
+                    conversation.id,
+                    *finding,
+                    source=conversation.source,
+                    subject="conversation",
+                    position=-1,
+                    created=created,
+                )
+
+        rows = usable_rows()
+        # Cut at the same rows in every run, so that a resumed one ends with the same parts.
+        while part := list(itertools.islice(rows, _ROWS_PER_PART)):
+            added = appender.append(KIND, part, Provenance(created=created))
+            summary.added += added
+            summary.existing += len(part) - added
+        quarantine.save()
+    return summary
