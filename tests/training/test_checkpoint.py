@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from contrastive_toy import ContrastiveToy, toy_loader, toy_settings
+from safetensors import safe_open
 from torch import nn
 
 from foveate.core.errors import UserError
@@ -146,3 +147,21 @@ def test_tied_and_untouched_parameters_survive(tmp_path: Path) -> None:
     train(reference, toy_loader(), toy_settings(steps=4), RunFolder.create(tmp_path / "other"))
     assert torch.equal(first.tied.weight, reference.image[0].weight)
     assert torch.equal(second.idle, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "sgd"])
+def test_other_optimizers_resume_exactly(optimizer: str, tmp_path: Path) -> None:
+    def run(folder: Path, *, steps: int) -> ContrastiveToy:
+        settings = {"optimizer": optimizer, "schedule": "constant", "warmup_steps": 0, "steps": steps}
+        task = ContrastiveToy()
+        train(task, toy_loader(), toy_settings(**settings), RunFolder.create(tmp_path / folder))
+        return task
+
+    run(Path("stopped"), steps=3)
+    resumed, straight = run(Path("stopped"), steps=6), run(Path("straight"), steps=6)
+    for (name, ours), theirs in zip(resumed.named_parameters(), straight.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    (newest,) = (tmp_path / "stopped").rglob("step-*6/optimizer.safetensors")
+    with safe_open(newest, framework="pt") as file:
+        moments = {name.rpartition("/")[2] for name in file.keys()}
+    assert moments == ({"step", "row_var", "col_var", "variance"} if optimizer == "adafactor" else {"momentum_buffer"})

@@ -137,3 +137,31 @@ def test_the_table_can_be_read() -> None:
     assert "parameter" in text.splitlines()[0]
     assert any("tower.0.weight" in line and "4x3" in line and "frozen" in line for line in text.splitlines())
     assert any("log_scale" in line and "(default)" in line for line in text.splitlines())
+
+
+def test_adafactor_steps_by_the_rate_itself_and_is_pytorchs() -> None:
+    torch.manual_seed(0)
+    model = Model()
+    chosen = SETTINGS.model_copy(update={"optimizer": "adafactor", "weight_decay": 0.0})
+    table = parameter_table(model, rules=[], settings=chosen)
+    optimizer = build_optimizer(model, table=table, settings=chosen)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    gradients = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.grad = gradients[name].clone()
+    set_learning_rate(optimizer, learning_rate=1e-3)
+    optimizer.step()
+    weight, gradient = before["head.weight"], gradients["head.weight"]
+    # Shazeer and Stern 2018, algorithm 4, first step: the estimate is the product of the means, clipped at RMS 1.
+    squares = gradient.square()
+    estimate = squares.mean(1, keepdim=True) @ squares.mean(0, keepdim=True) / squares.mean()
+    update = gradient / estimate.sqrt()
+    update /= max(1.0, float(update.square().mean().sqrt()))
+    torch.testing.assert_close(model.head.weight, weight - 1e-3 * update)
+
+
+def test_adafactor_is_refused_where_it_cannot_work() -> None:
+    with raises_naming(ValueError, "parallel", "fsdp", "adafactor"):
+        TrainingSettings(steps=2, batch_size=2, learning_rate=1, optimizer="adafactor", parallel="fsdp")
+    with pytest.warns(UserWarning, match="betas.*adafactor"):
+        TrainingSettings(steps=2, batch_size=2, learning_rate=1, optimizer="adafactor", betas=(0.9, 0.99))

@@ -37,8 +37,6 @@ _STATE, _COMPLETE = "state.json", "complete.json"
 _PREFIX = "step-"
 # 2: the weights name the frozen base that they belong to.
 FORMAT = 2
-_ADAMW_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-_SGD_MOMENTS = ("momentum_buffer",)
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -101,14 +99,20 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> d
         f"{name}/{moment}": optimizer.state[parameter][moment]
         for name, parameter in module.named_parameters()
         if optimizer.state.get(parameter)
-        for moment in _moments(optimizer)
+        for moment in _moments(optimizer, parameter)
     }
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+def _moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, list[int]]:
+    """Return the shape of every moment that the optimizer has of a parameter."""
+    shape = list(parameter.shape)
     if isinstance(optimizer, torch.optim.SGD):
-        return _SGD_MOMENTS if optimizer.defaults["momentum"] else ()
-    return _ADAMW_MOMENTS
+        return {"momentum_buffer": shape} if optimizer.defaults["momentum"] else {}
+    if not isinstance(optimizer, torch.optim.Adafactor):
+        return {"step": [], "exp_avg": shape, "exp_avg_sq": shape}
+    if len(shape) < 2:
+        return {"step": [], "variance": shape}
+    return {"step": [], "row_var": [*shape[:-1], 1], "col_var": [*shape[:-2], 1, shape[-1]]}
 
 
 def save(
@@ -260,16 +264,20 @@ def _prepared_moments(checkpoint: Path, module: nn.Module, optimizer: torch.opti
     """Create empty moments for parameters that have some in the checkpoint, and return them as targets to fill."""
     header = broadcast_json(_header(checkpoint / _OPTIMIZER) if world().is_main else None)
     parameters = dict(module.named_parameters())
-    fused = bool(optimizer.defaults["fused"])
-    moments = [moment for moment in _moments(optimizer) if moment != "step"]
+    fused = bool(optimizer.defaults.get("fused"))
     # PyTorch creates moments in the first step; a new optimizer has none that could be filled.
     for name in {entry.rpartition("/")[0] for entry in header["shapes"]} & parameters.keys():
         parameter = parameters[name]
-        empty = {name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in moments}
-        if "step" in _moments(optimizer):
-            # A fused AdamW counts on the device, an unfused one on the CPU.
-            empty["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
-        optimizer.state[parameter] = empty
+        moments = optimizer.state[parameter] = {}
+        for moment, shape in _moments(optimizer, parameter).items():
+            if moment == "step":
+                # A fused AdamW counts on the device, all others on the CPU.
+                moments[moment] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
+            elif shape == list(parameter.shape):
+                # Like the parameter, which may be a shard.
+                moments[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            else:
+                moments[moment] = parameter.new_zeros(shape)
     return _optimizer_tensors(module, optimizer)
 
 

@@ -86,7 +86,8 @@ class ClassificationSettings(TrainingSettings):
         values["warmup_steps"] = self.warmup_steps or int(self.warmup * steps)
         values |= self.loop_schedule()
         # What the chosen optimizer or schedule does not read is left out: the loop would warn that it has no effect.
-        idle = {"momentum"} if self.optimizer == "adamw" else {"betas", "eps"}
+        read = {"adamw": {"betas", "eps"}, "sgd": {"momentum"}, "adafactor": set[str]()}[self.optimizer]
+        idle = {"betas", "eps", "momentum"} - read
         idle |= set() if values["schedule"] == "wsd" else {"decay_fraction"}
         idle |= {"final_learning_rate_fraction"} if values["schedule"] == "constant" else set()
         return TrainingSettings(**{name: value for name, value in values.items() if name not in idle})

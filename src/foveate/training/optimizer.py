@@ -146,7 +146,9 @@ def frozen_in_bf16(module: nn.Module) -> Iterator[None]:
 def build_optimizer(
     module: nn.Module, *, table: Sequence[ParameterRow], settings: TrainingSettings
 ) -> torch.optim.Optimizer:
-    """Build AdamW (Loshchilov and Hutter 2019), or SGD with Nesterov momentum in PyTorch's form, over trainable rows.
+    """Build AdamW (Loshchilov and Hutter 2019), or SGD or AdaFactor in PyTorch's form, over trainable rows.
+
+    SGD has Nesterov momentum. AdaFactor (Shazeer and Stern 2018) has an absolute learning rate and no momentum.
 
     Built after sharding, because FSDP2 replaces the parameters. Parameters are grouped by learning rate and decay; each
     group has its `learning_rate_scale`.
@@ -165,6 +167,11 @@ def build_optimizer(
     if settings.optimizer == "sgd":
         momentum = settings.momentum
         return torch.optim.SGD(listed, lr=settings.learning_rate, momentum=momentum, nesterov=momentum > 0)
+    if settings.optimizer == "adafactor":
+        # PyTorch multiplies the rate by max(eps[1], RMS of the parameter). With 1 it is the rate itself for all but
+        # large parameters, as in AXLearn (multiply_by_parameter_scale=False); the default would take MM1.5's 1e-5 as a
+        # hundred times less.
+        return torch.optim.Adafactor(listed, lr=settings.learning_rate, eps=(None, 1.0))
     return torch.optim.AdamW(
         listed,
         lr=settings.learning_rate,

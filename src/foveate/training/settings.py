@@ -22,9 +22,12 @@ class TrainingSettings(Settings):
         "more forward pass",
     )
     learning_rate: float = Field(gt=0, description="peak learning rate, before the factors of parameter rules")
-    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw; sgd = with Nesterov's momentum")
+    optimizer: Literal["adamw", "sgd", "adafactor"] = Field(
+        default="adamw",
+        description="adamw; sgd = with Nesterov's momentum; adafactor = factored second moments, little memory",
+    )
     weight_decay: float = Field(
-        default=0.1, ge=0, description="on weights of two or more dimensions; decoupled with adamw, L2 with sgd"
+        default=0.1, ge=0, description="on weights of two or more dimensions; decoupled, but L2 with sgd"
     )
     # Betas and eps of CLIP's vision transformers (Radford et al. 2021, table 18), not PyTorch's.
     betas: tuple[float, float] = Field(default=(0.9, 0.98), description="AdamW's two decay rates, each in [0, 1)")
@@ -83,6 +86,9 @@ class TrainingSettings(Settings):
             raise ValueError(
                 "frozen_precision: bf16 needs precision bf16 (got fp32); without autocast the dtypes do not match"
             )
+        if self.optimizer == "adafactor" and self.parallel == "fsdp":
+            # PyTorch's Adafactor takes norms of whole parameters, which a shard does not have.
+            raise ValueError("parallel: fsdp does not go with optimizer 'adafactor'; expected ddp, or optimizer adamw")
         # Not merely set: a saved recipe lists all fields, most with their defaults.
         changed = {
             name for name in self.model_fields_set if getattr(self, name) != type(self).model_fields[name].default
