@@ -23,7 +23,7 @@ MODULES = sorted(SOURCES.rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 GROUND = ("records", "metrics", "chat", "core")
-FIRST = ("vision", "training")
+FIRST = ("vision", "language", "training")
 WINGS = ("caption", "pretrain", "mllm", "adapt", "federated", "species")
 ROOF = ("studies", "report", "serve", "cli")
 FLOOR = {room: floor for floor, rooms in enumerate((GROUND, FIRST, WINGS, ROOF)) for room in rooms}

@@ -13,6 +13,7 @@ import pytest
 from fuzz_boxes import BOXES
 from fuzz_cli import CLI
 from fuzz_decoding import DECODING
+from fuzz_gguf import GGUF
 from fuzz_imports import IMPORTS
 from fuzz_models import MODELS
 from fuzz_points import POINTS
@@ -23,7 +24,7 @@ from PIL import Image
 from foveate.core.errors import UserError
 from verbs import sub_verbs
 
-TARGETS = IMPORTS | DECODING | BOXES | RECIPES | MODELS | POINTS | CLI
+TARGETS = IMPORTS | DECODING | BOXES | RECIPES | MODELS | POINTS | GGUF | CLI
 # Inputs of the slow run: more where one is cheap.
 COUNTS = {
     "folder": 1200,
@@ -52,6 +53,7 @@ COUNTS = {
     "point-tables": 2000,
     "point-texts": 2000,
     "cells": 1500,
+    "gguf": 10_000,
 }
 _FAST = {
     "folder": 12,
@@ -65,7 +67,7 @@ _FAST = {
 }
 _FAST |= {"boxes": 80, "box-arrays": 50, "geometry": 40, "regions": 80, "recipes": 12, "overrides": 12}
 
-_FAST |= {"arrays": 40, "archives": 12, "point-tables": 30, "point-texts": 30, "cells": 25}
+_FAST |= {"arrays": 40, "archives": 12, "point-tables": 30, "point-texts": 30, "cells": 25, "gguf": 40}
 
 
 def test_the_slow_run_has_every_target_and_twenty_thousand_inputs() -> None:
@@ -85,6 +87,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No input may start a download."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
+    # `foveate mllm fetch` runs pip, which has an environment of its own.
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     # Both libraries look at the environment once, when they are imported.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     if importlib.util.find_spec("datasets"):

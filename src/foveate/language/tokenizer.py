@@ -1,0 +1,118 @@
+"""One face for all tokenizers: text to ids and back, the end mark, padding, and placeholders of images and regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import tokenizers
+
+from foveate.core.errors import UserError
+from foveate.records.conversations import IMAGE, REGION
+
+PLACEHOLDERS = (IMAGE, REGION)
+"""Marks in a turn's text for an image and a region; a placeholder's token is replaced by their embeddings."""
+
+
+class Tokenizer(Protocol):
+    """What a language model needs of its tokenizer.
+
+    Attributes:
+        end: id of the token that ends an answer. pad: id that fills rows; it may be `end`, so padding is masked by
+            position, never by id.
+        special: text -> id of the tokens that no plain text gives: placeholders and marks of a chat template.
+    """
+
+    end: int
+    pad: int
+    special: Mapping[str, int]
+
+    def encode(self, text: str) -> list[int]:
+        """Encode plain text; the names of special tokens in it are text like any other."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids, leaving out special tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class BackendTokenizer:
+    """A tokenizer on Hugging Face's `tokenizers`; see `Tokenizer` for the attributes."""
+
+    backend: tokenizers.Tokenizer
+    end: int
+    pad: int
+    special: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        # Without this a user who writes "<|im_end|>" would end the turn and could speak as the system.
+        self.backend.encode_special_tokens = True
+        self.backend.no_padding()
+        self.backend.no_truncation()
+
+    def encode(self, text: str) -> list[int]:
+        """Encode plain text; see `Tokenizer`."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids, leaving out special tokens."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+
+def place_placeholders(special: Mapping[str, int], used: set[int], *, free: Sequence[int]) -> dict[str, int]:
+    """Give every placeholder an id: the token of its name, an unused special token, or a free row of the table.
+
+    A placeholder's embedding is always replaced, so any id serves that no text and no template gives.
+
+    Args:
+        special: text -> id of the tokenizer's special tokens.
+        used: ids that templates and padding need.
+        free: ids of rows behind the vocabulary.
+
+    Raises:
+        UserError: there are too few.
+    """
+    unused = [id for text, id in sorted(special.items(), key=lambda item: item[1]) if text not in PLACEHOLDERS]
+    ids = iter([id for id in unused if id not in used] + list(free))
+    places: dict[str, int] = {}
+    for name in PLACEHOLDERS:
+        id = special.get(name)
+        id = next(ids, None) if id is None else id
+        if id is None:
+            raise UserError(f"tokenizer: no token is left for the placeholder {name}; add special tokens to it")
+        places[name] = id
+    return {**special, **places}
+
+
+def wrap_transformers(tokenizer: Any, *, table_rows: int, source: str) -> BackendTokenizer:
+    """Wrap a tokenizer of transformers.
+
+    Args:
+        table_rows: rows of the model's embedding table, which may exceed the vocabulary.
+        source: for errors.
+
+    Raises:
+        UserError: it is not one of `tokenizers`, has no end token, or is larger than the table.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, tokenizers.Tokenizer):
+        raise UserError(f"{source}: its tokenizer ({type(tokenizer).__name__}) has no tokenizer.json; save it with one")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{source}: its tokenizer has no end token (eos_token); answers would never end")
+    if len(tokenizer) > table_rows:
+        raise UserError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the embedding table {table_rows} rows")
+    added = backend.get_added_tokens_decoder()
+    special = {token.content: id for id, token in added.items() if token.special}
+    named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    used = {id for id in named if id is not None} | {
+        special[mark] for mark in ("<|im_start|>", "<|im_end|>") if mark in special
+    }
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return BackendTokenizer(
+        backend,
+        end=tokenizer.eos_token_id,
+        pad=pad,
+        special=place_placeholders(special, used, free=range(len(tokenizer), table_rows)),
+    )
