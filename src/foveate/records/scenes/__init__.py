@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from foveate.records.scenes.counting import draw_counting_scene
+from foveate.records.scenes.question_forms import Question
+from foveate.records.scenes.questions import ask_scene
 from foveate.records.scenes.scene import Scene, SceneObject, draw_scene
 from foveate.records.scenes.scene_collection import build_scenes, build_tour_collection
 
-__all__ = ["Scene", "SceneObject", "build_scenes", "build_tour_collection", "draw_scene"]
+__all__ = [
+    "Question",
+    "Scene",
+    "SceneObject",
+    "ask_scene",
+    "build_scenes",
+    "build_tour_collection",
+    "draw_counting_scene",
+    "draw_scene",
+]

@@ -59,7 +59,12 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn scene: `objects` from bottom to top; `relations` refer to positions among `regions`."""
+    """A drawn scene: `objects` from bottom to top; `relations` refer to positions among `regions`.
+
+    Args:
+        kind: "things" (of `draw_scene`) or "counting" (of `draw_counting_scene`, where every number of copies from one
+            to six is as likely).
+    """
 
     image: Image.Image
     objects: tuple[SceneObject, ...]
@@ -68,6 +73,7 @@ class Scene:
     captions: tuple[Caption, ...]
     ground: str
     ground_kind: str
+    kind: str = "things"
 
     @property
     def regions(self) -> tuple[SceneObject, ...]:
@@ -117,14 +123,14 @@ def plan_scene(rng: np.random.Generator, *, split: str, size: int) -> Plan:
     things = _choose_things(rng, split, ground)
     named = frozenset(singular(word) for cutout in things for word in split_words(cutout.name, style="letters"))
     for cutout in things:
-        members.append((_cutout_layer(rng, cutout, size), cutout, ""))
+        members.append((make_cutout_layer(rng, cutout, size), cutout, ""))
     distractors = pools.load_distractors(split)
     for _ in range(rng.choice(3, p=(0.45, 0.37, 0.18))):
         if rng.random() < 0.4:
             distractor = distractors[rng.integers(len(distractors))]
-            members.append((_cutout_layer(rng, distractor, size), distractor, ""))
+            members.append((make_cutout_layer(rng, distractor, size), distractor, ""))
         else:
-            members.append((_patch_layer(rng, size, held_out=split == "test", named=named), None, ""))
+            members.append((make_patch_layer(rng, size, held_out=split == "test", named=named), None, ""))
     if rng.random() < _TEXT:
         word = _SIGN_WORDS[rng.integers(len(_SIGN_WORDS))]
         members.append((_text_layer(rng, word, size), None, word))
@@ -140,7 +146,7 @@ def _choose_things(rng: np.random.Generator, split: str, ground: Ground) -> list
     """Choose two to five named cut-outs of different families; sometimes one of them twice."""
     count, things = int(rng.integers(2, 6)), []
     while len(things) < count:
-        slice_name = _draw_slice(rng) if split == "test" else SEEN
+        slice_name = draw_slice(rng) if split == "test" else SEEN
         cutout = pools.load_pool(slice_name).draw(rng)
         on_ground = {singular(word) for word in split_words(cutout.name, style="letters")} & ground.shows
         if not on_ground and all(cutout.family != other.family for other in things):
@@ -150,20 +156,24 @@ def _choose_things(rng: np.random.Generator, split: str, ground: Ground) -> list
     return things
 
 
-def _draw_slice(rng: np.random.Generator) -> str:
+def draw_slice(rng: np.random.Generator) -> str:
+    """Draw the slice of an object of a test scene."""
     share = rng.random()
     return UNSEEN if share < UNSEEN_SHARE else UNSEEN_KIND if share < 2 * UNSEEN_SHARE else SEEN
 
 
-def _cutout_layer(rng: np.random.Generator, cutout: Cutout, size: int) -> Layer:
-    low, high = (np.log(share * size) for share in _LONGEST)
+def make_cutout_layer(
+    rng: np.random.Generator, cutout: Cutout, size: int, *, longest: tuple[float, float] = _LONGEST
+) -> Layer:
+    """Make a layer of a cut-out whose longest side is drawn from `longest`, as fractions of the scene."""
+    low, high = (np.log(share * size) for share in longest)
     # Drawn log-uniformly, so that doubling the size is as likely at the small end as at the large one.
-    longest = min(float(np.exp(rng.uniform(low, high))), _MAX_SCALE * max(cutout.width, cutout.height) * size / 224)
+    side = min(float(np.exp(rng.uniform(low, high))), _MAX_SCALE * max(cutout.width, cutout.height) * size / 224)
     flip = rng.random() < 0.5 and not names_a_side(cutout.name)
-    return make_layer(rng, cutout.image(), longest=longest, flip=flip, turn=float(rng.normal(0, 6)))
+    return make_layer(rng, cutout.image(), longest=side, flip=flip, turn=float(rng.normal(0, 6)))
 
 
-def _patch_layer(rng: np.random.Generator, size: int, *, held_out: bool, named: frozenset[str]) -> Layer:
+def make_patch_layer(rng: np.random.Generator, size: int, *, held_out: bool, named: frozenset[str]) -> Layer:
     """Cut a piece of another ground with a random outline: a pasted edge without a thing inside.
 
     Args:

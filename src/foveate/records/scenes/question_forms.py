@@ -1,0 +1,228 @@
+"""How questions on scenes are worded: prompts for training, others for tests, and answers in a word or a sentence.
+
+The words of the held-out prompts are all in prompts of training, so that a small vocabulary has them; their order is
+new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from foveate.records.boxes import PixelBox
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with its exact answer.
+
+    Args:
+        kind: "name", "where", "is there", "color", "count", "position", "compare", "which image" or "episode".
+        form: the kind and the way of asking: a key of FORMS.
+        prompt: holds `<region>` where a region is meant; `<image>` only if there are several images.
+        answer: in the form that the prompt asks for: alone, or in a sentence.
+        short: the answer alone.
+        regions: those of the prompt, then those of the answer, in pixels of the image.
+        choices: the possible short answers of a two-way question or of one among several images, else None.
+        examples: (prompt, answer) of earlier turns, for few-shot episodes.
+    """
+
+    kind: str
+    form: str
+    prompt: str
+    answer: str
+    short: str
+    regions: tuple[PixelBox, ...] = ()
+    choices: tuple[str, ...] | None = None
+    examples: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """Prompts of one form of question, and the answer as a sentence (by short answer, if it is "yes" or "no")."""
+
+    training: tuple[str, ...]
+    held_out: tuple[str, ...]
+    sentence: str | Mapping[str, str]
+
+
+FORMS: dict[str, Form] = {
+    "name": Form(
+        (
+            "What is <region>?",
+            "What is in <region>?",
+            "What does <region> show?",
+            "Name the thing in <region>.",
+            "Which thing is at <region>?",
+        ),
+        ("What is at <region>?", "What thing does <region> show?", "Which thing is in <region>?"),
+        "It shows {a_x}.",
+    ),
+    "name: which": Form(
+        ("Is <region> {first} or {second}?", "Does <region> show {first} or {second}?"),
+        ("What is <region>, {first} or {second}?", "What does <region> show, {first} or {second}?"),
+        "It shows {a_x}.",
+    ),
+    "name: yes or no": Form(
+        ("Is <region> {stated}?", "Does <region> show {stated}?", "Is the thing at <region> {stated}?"),
+        ("Is the thing in <region> {stated}?", "Is {stated} at <region>?"),
+        {"yes": "Yes, it shows {a_x}.", "no": "No, it shows {a_x}."},
+    ),
+    "where": Form(
+        (
+            "Where is the {x}?",
+            "Find the {x}.",
+            "Where in the image is the {x}?",
+            "Show the place of the {x}.",
+        ),
+        ("Find the place of the {x}.", "Show where the {x} is."),
+        "The {x} {is_x} at <region>.",
+    ),
+    "is there": Form(
+        (
+            "{Is_stated} there {stated}?",
+            "{Is_stated} there {stated} in the image?",
+            "Does the image show {stated}?",
+            "Can you see {stated}?",
+        ),
+        ("Can you see {stated} in the image?", "Does the image have {stated}?"),
+        {"yes": "Yes, the image shows {stated}.", "no": "No, the image does not show {stated}."},
+    ),
+    "color": Form(
+        (
+            "What color {is_x} the {x}?",
+            "Which color {is_x} the {x}?",
+            "Name the color of the {x}.",
+        ),
+        ("What is the color of the {x}?", "The {x}: what color {is_x} the thing?"),
+        "The {x} {is_x} {color}.",
+    ),
+    "color: region": Form(
+        ("What color is <region>?", "Which color is the thing at <region>?", "Name the color of <region>."),
+        ("What is the color of <region>?", "What color is the thing in <region>?"),
+        "It is {color}.",
+    ),
+    "color: which": Form(
+        ("{Is_x} the {x} {first} or {second}?", "What color {is_x} the {x}, {first} or {second}?"),
+        ("Which color {is_x} the {x}, {first} or {second}?", "Is the color of the {x} {first} or {second}?"),
+        "The {x} {is_x} {color}.",
+    ),
+    "color: yes or no": Form(
+        ("{Is_x} the {x} {stated}?", "Is the color of the {x} {stated}?"),
+        ("Is {stated} the color of the {x}?", "Does the image show the {x} in {stated}?"),
+        {"yes": "Yes, the {x} {is_x} {color}.", "no": "No, the {x} {is_x} {color}."},
+    ),
+    "count": Form(
+        (
+            "How many {xs} are there?",
+            "How many {xs} does the image show?",
+            "Count the {xs}.",
+            "How many {xs} can you see in the image?",
+            "How many {xs} does the image have?",
+        ),
+        ("How many {xs} are in the image?", "Count the {xs} in the image.", "How many {xs} can you see?"),
+        "There {are_n} {n_xs}.",
+    ),
+    "count: which": Form(
+        ("Are there {first} or {second} {xs}?", "How many {xs} are there, {first} or {second}?"),
+        ("How many {xs} does the image show, {first} or {second}?", "Can you see {first} or {second} {xs}?"),
+        "There {are_n} {n_xs}.",
+    ),
+    "count: yes or no": Form(
+        (
+            "{Are_stated} there {stated_xs}?",
+            "Does the image show exactly {stated_xs}?",
+            "{Are_stated} there exactly {stated_xs}?",
+        ),
+        ("Does the image have exactly {stated_xs}?", "Can you see exactly {stated_xs}?"),
+        {"yes": "Yes, there {are_n} {n_xs}.", "no": "No, there {are_n} {n_xs}."},
+    ),
+    "count: more": Form(
+        ("Are there more {first} or more {second}?", "Which are there more of, {first} or {second}?"),
+        ("Of which are there more, {first} or {second}?", "Can you see more {first} or more {second}?"),
+        "There are more {xs}.",
+    ),
+    "count: more, yes or no": Form(
+        ("Are there more {first} than {second}?", "Does the image show more {first} than {second}?"),
+        ("Can you see more {first} than {second}?", "Does the image have more {first} than {second}?"),
+        {"yes": "Yes, there are more {xs}.", "no": "No, there are more {xs}."},
+    ),
+    "position": Form(
+        (
+            "Is the {x} in the {first} half or the {second} half of the image?",
+            "In which half of the image is the {x}, {first} or {second}?",
+            "Which half of the image shows the {x}, the {first} or the {second} half?",
+        ),
+        (
+            "Which half of the image is the {x} in, {first} or {second}?",
+            "Can you see the {x} in the {first} or the {second} half of the image?",
+        ),
+        "The {x} {is_x} in the {side} half.",
+    ),
+    "position: yes or no": Form(
+        ("Is the {x} in the {stated} half of the image?", "Does the {stated} half of the image show the {x}?"),
+        ("Can you see the {x} in the {stated} half of the image?", "Is the {stated} half where the {x} is?"),
+        {"yes": "Yes, the {x} {is_x} in the {side} half.", "no": "No, the {x} {is_x} in the {side} half."},
+    ),
+    "position: relation": Form(
+        ("Is the {x} {first} or {second} the {y}?", "Is the {x} placed {first} or {second} the {y}?"),
+        ("How is the {x} placed, {first} or {second} the {y}?", "Where is the {x}, {first} or {second} the {y}?"),
+        "The {x} {is_x} {relation} the {y}.",
+    ),
+    "position: relation, yes or no": Form(
+        (
+            "Is the {x} {stated} the {y}?",
+            "Is the {x} placed {stated} the {y}?",
+            "Can you see the {x} {stated} the {y}?",
+        ),
+        ("Does the image show the {x} {stated} the {y}?", "Is it the {x} that is {stated} the {y}?"),
+        {"yes": "Yes, the {x} {is_x} {relation} the {y}.", "no": "No, the {x} {is_x} {relation} the {y}."},
+    ),
+    "position: further": Form(
+        (
+            "Which is further {side}, the {first} or the {second}?",
+            "Is it the {first} or the {second} that is further {side}?",
+        ),
+        (
+            "Is the {first} or the {second} further {side}?",
+            "Which thing is further {side}, the {first} or the {second}?",
+        ),
+        "The {x} {is_x} further {side}.",
+    ),
+}
+_ALONE = (("", "", " Answer briefly.", " Use one phrase."), ("", " Answer in one phrase."))
+_SENTENCE = ((" Answer in a sentence.", " Use a full sentence."), (" Answer in a full sentence.", " Use a sentence."))
+SENTENCE_SHARE = 0.25
+
+
+def choose(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
+    """Draw one of several texts."""
+    return choices[int(rng.integers(len(choices)))]
+
+
+def write_question(
+    rng: np.random.Generator,
+    form: str,
+    short: str,
+    *,
+    held_out: bool,
+    regions: tuple[PixelBox, ...] = (),
+    choices: tuple[str, ...] | None = None,
+    fields: Mapping[str, str],
+) -> Question:
+    """Word a question of `form` whose answer is `short`.
+
+    Args:
+        held_out: take the prompts that no training text has.
+        regions: the regions of the prompt, then of the answer.
+        fields: what the prompts and sentences of the form name.
+    """
+    wording = FORMS[form]
+    prompt = choose(rng, wording.held_out if held_out else wording.training).format(**fields)
+    in_sentence = rng.random() < SENTENCE_SHARE
+    wish = choose(rng, (_SENTENCE if in_sentence else _ALONE)[held_out])
+    sentence = wording.sentence if isinstance(wording.sentence, str) else wording.sentence[short]
+    answer = sentence.format(**fields) if in_sentence else short
+    return Question(form.split(":")[0], form, prompt + wish, answer, short, regions, choices)
