@@ -282,12 +282,12 @@ def to_conversation(question: Question, *, id: str, images: tuple[str, ...], sou
         images: record keys of the images in the order of the prompt.
     """
     prompts = [prompt for prompt, _ in question.examples] + [question.prompt]
-    answers = [answer for _, answer in question.examples] + [question.answer]
+    replies = [answer for _, answer in question.examples] + [question.answer]
     if IMAGE not in "".join(prompts):
         prompts[0] = f"{IMAGE}\n{prompts[0]}"
     turns: list[Turn] = []
     regions = list(question.regions)
-    for prompt, answer in zip(prompts, answers, strict=True):
+    for prompt, answer in zip(prompts, replies, strict=True):
         for role, text in (("user", prompt), ("assistant", answer)):
             count = text.count(REGION)
             turns.append(Turn(role, text, tuple(regions[:count])))
