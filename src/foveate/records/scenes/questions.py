@@ -236,15 +236,16 @@ class _Asker:
         )
 
     def _ask_pair(self, questions: list[Question], placed: SceneObject, other: SceneObject) -> None:
-        assert placed.box is not None
-        assert other.box is not None
         if self.coin():
             placed, other = other, placed
-        axes = [axis for axis in range(2) if _gap(placed.box, other.box, axis) > _APART]
+        box, other_box = placed.box, other.box
+        assert box is not None
+        assert other_box is not None
+        axes = [axis for axis in range(2) if _gap(box, other_box, axis) > _APART]
         if not axes:
             return
         axis = axes[int(self.rng.integers(len(axes)))]
-        before = placed.box.center[axis] < other.box.center[axis]
+        before = box.center[axis] < other_box.center[axis]
         true, false = _RELATIONS[axis] if before else _RELATIONS[axis][::-1]
         fields = {"x": placed.phrase, "is_x": _be(placed.phrase), "y": other.phrase, "relation": true}
         share = self.rng.random()
