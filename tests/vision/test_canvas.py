@@ -15,7 +15,14 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.records.images import decode, encode_input
-from foveate.vision.canvas import canvas_to_image, canvas_to_tile, image_to_canvas, render_views, tile_to_canvas
+from foveate.vision.canvas import (
+    canvas_to_image,
+    canvas_to_tile,
+    image_to_canvas,
+    render_sample,
+    render_views,
+    tile_to_canvas,
+)
 from foveate.vision.tiling import OVERVIEW, ImageSize, TilePlan, TilingOptions, plan_tiles, preset_options
 from naming import raises_naming
 
@@ -148,3 +155,15 @@ def test_other_modes_are_decoded_first(mode: str) -> None:
 def test_an_image_of_another_size_is_refused() -> None:
     with raises_naming(UserError, "30 x 40", "40 x 30"):
         render_views(noise(30, 40), plan_tiles(ImageSize(40, 30), TilingOptions()))
+
+
+def test_several_images_follow_each_other() -> None:
+    images, sizes = [noise(30, 40), noise(50, 20, seed=1)], [ImageSize(30, 40), ImageSize(50, 20)]
+    plans = [plan_tiles(size, TilingOptions(tile=16)) for size in sizes]
+    views = render_sample(images, plans, FILL)
+    split = len(plans[0].views)
+    assert torch.equal(views[:split], render_views(images[0], plans[0], FILL))
+    assert torch.equal(views[split:], render_views(images[1], plans[1], FILL))
+    for wrong in ([], images[:1]):
+        with raises_naming(UserError, f"{len(wrong)} images", 2):
+            render_sample(wrong, plans)

@@ -5,6 +5,8 @@ Points are (x, y) in pixels as float64 [P, 2]; a box is two of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -49,6 +51,24 @@ def render_views(
         overview_3TT = _fill_canvas(pixels_13HW, plan.overview, square, fill, interpolation)
         views_V3TT[plan.views.index(OVERVIEW)] = overview_3TT
     return views_V3TT
+
+
+def render_sample(
+    images: Sequence[Image.Image],
+    plans: Sequence[TilePlan],
+    fill: tuple[int, int, int] = (0, 0, 0),
+    *,
+    interpolation: str = "bicubic",
+) -> Tensor:
+    """Render the views of several images, one image after the other, uint8 [views, 3, tile, tile]; see `render_views`.
+
+    Raises:
+        UserError: there are none, more or fewer images than plans, or one has another size than its plan.
+    """
+    if len(images) != len(plans) or not plans:
+        raise UserError(f"sample: {len(images)} images; expected as many as plans ({len(plans)}), at least 1")
+    pairs = zip(images, plans, strict=True)
+    return torch.cat([render_views(image, plan, fill, interpolation=interpolation) for image, plan in pairs])
 
 
 def _fill_canvas(
