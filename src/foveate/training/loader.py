@@ -15,6 +15,7 @@ import numpy as np
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.training.order import Draw, MixtureOrder, batch_rows
+from foveate.training.token_batches import TokenBatches, TokenBatching
 
 # Rows tried in place of one that cannot be read, itself included. At the allowed share of one bad row in ten, as many
 # in a row happen by chance once in 10^32 draws: then the data set is gone, not unlucky.
@@ -72,12 +73,14 @@ class Source:
         name: of the source, in messages and in the seed of its order.
         rows: row numbers of the data set to draw from.
         weight: share of the samples up to a common factor, whatever the number of rows.
+        lengths: tokens of the data set's row of each number; for token batches.
     """
 
     name: str
     dataset: Dataset
     rows: Sequence[int] | np.ndarray
     weight: float = 1.0
+    lengths: np.ndarray | None = None
 
 
 class _Batch:
@@ -109,6 +112,11 @@ class Loader:
     raises BadSample is replaced by another row, drawn from (seed, row, epoch): the batch keeps its size and a resumed
     run meets the same one.
 
+    Args:
+        batch_size: samples of a batch; the most of them with token batches.
+        tokens: fill batches up to a number of tokens, with samples of similar length; needs `lengths`.
+        lengths: tokens of the data set's row of each number. A sample is then replaced by one that is no longer.
+
     Attributes:
         bad_samples: key -> reason, of every sample that could not be used so far.
         bad_draws: how often such a sample was drawn.
@@ -127,6 +135,8 @@ class Loader:
         world_size: int = 1,
         prefetch: int = 2,
         max_bad_fraction: float = 0.1,
+        tokens: TokenBatching | None = None,
+        lengths: np.ndarray | None = None,
     ) -> None:
         self.dataset = dataset
         self.rows = np.asarray(rows, dtype=np.int64)
@@ -140,7 +150,19 @@ class Loader:
         self.bad_samples: dict[str, str] = {}
         self.bad_draws = 0
         self.drawn = 0
-        self._draws(0)  # refuses an empty split and an uneven batch before anything is started
+        self.lengths = lengths
+        self._order_draws(0, batch_size, 0, 1)  # refuses an empty split
+        self.token_batches: TokenBatches | None = None
+        if tokens is not None:
+            self.token_batches = TokenBatches(
+                lambda pool, size: self._order_draws(pool, size, 0, 1),
+                self._lengths_of,
+                tokens,
+                num_rows=len(self.rows),
+                max_samples=batch_size,
+                seed=seed,
+            )
+        self._draws(0)  # refuses an uneven batch before anything is started
 
     def describe(self) -> dict[str, Any]:
         """Number and hash of the rows, batch size and seed."""
@@ -149,7 +171,16 @@ class Loader:
             "rows_hash": _hash_rows(self.rows),
             "batch_size": self.batch_size,
             "seed": self.seed,
-        }
+        } | self._describe_tokens()
+
+    def _describe_tokens(self) -> dict[str, Any]:
+        if not self.token_batches:
+            return {}
+        # Other lengths make other batches of the same rows.
+        return {"tokens": self.token_batches.settings.model_dump(), "lengths_hash": _hash_rows(self._all_lengths())}
+
+    def _all_lengths(self) -> np.ndarray:
+        return self._lengths_of(np.stack([self.rows, np.zeros_like(self.rows)], axis=1))
 
     def batches(self, start_step: int, stop_step: int) -> Generator[dict[str, Any], None, None]:
         """Yield batches number `start_step` up to, not including, `stop_step`.
@@ -185,21 +216,24 @@ class Loader:
 
     def _draws(self, step: int) -> np.ndarray:
         """Return the draws of this rank in a step, one per row, as `_sample` takes them."""
-        return batch_rows(
-            step,
-            rows=self.rows,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
+        if self.token_batches:
+            return self.token_batches.batch(step, rank=self.rank, world_size=self.world_size)
+        return self._order_draws(step, self.batch_size, self.rank, self.world_size)
+
+    def _order_draws(self, step: int, batch_size: int, rank: int, world_size: int) -> np.ndarray:
+        return batch_rows(step, rows=self.rows, batch_size=batch_size, seed=self.seed, rank=rank, world_size=world_size)
+
+    def _lengths_of(self, draws: np.ndarray) -> np.ndarray:
+        assert self.lengths is not None, "token batches need the lengths of the rows"
+        return self.lengths[draws[:, 0]]
 
     def _sample(self, draw: Sequence[int], failures: list[BadSample]) -> dict[str, Any]:
         row, epoch = draw
-        return self._load(self.dataset, self.rows, row, epoch, failures)
+        return self._load(self.dataset, self.rows, self.lengths, row, epoch, failures)
 
     def _batch(self, step: int) -> _Batch:
-        return _Batch(step, self.batch_size // self.world_size, _PARTS * max(self.workers, 1))
+        share = len(self._draws(step)) if self.token_batches else self.batch_size // self.world_size
+        return _Batch(step, share, _PARTS * max(self.workers, 1))
 
     def _make(self, batch: _Batch, start: int, stop: int) -> None:
         for index, draw in enumerate(self._draws(batch.step)[start:stop].tolist(), start):
@@ -210,7 +244,13 @@ class Loader:
             batch.collated = self.dataset.collate(samples)
 
     def _load(
-        self, dataset: Dataset, rows: np.ndarray, row: int, epoch: int, failures: list[BadSample]
+        self,
+        dataset: Dataset,
+        rows: np.ndarray,
+        lengths: np.ndarray | None,
+        row: int,
+        epoch: int,
+        failures: list[BadSample],
     ) -> dict[str, Any]:
         candidate = row
         for attempt in range(_SUBSTITUTES):
@@ -218,6 +258,10 @@ class Loader:
                 return dataset.sample(candidate, epoch, self.seed)
             except BadSample as failure:
                 failures.append(failure)
+                if attempt == 0 and lengths is not None:
+                    # No longer than the row: the batch was made to fit in memory. At least some, if it is the shortest.
+                    by_length = rows[np.argsort(lengths[rows], kind="stable")]
+                    rows = by_length[: max(_SUBSTITUTES, np.count_nonzero(lengths[rows] <= lengths[row]))]
                 index = seeds.integer("substitute", self.seed, row, epoch, attempt) % len(rows)
                 # From (row, epoch, attempt) and not from a running generator: threads and resuming do not change it.
                 candidate = int(rows[index])
@@ -270,6 +314,10 @@ class MixtureLoader(Loader):
             draw=draw,
             batch_size=batch_size,
         )
+        if draw == "fixed" and options.get("tokens"):
+            raise UserError(
+                "draw 'fixed' is the same counts in every batch; token batches need 'even' or 'multinomial'"
+            )
         super().__init__(
             sources[0].dataset, rows=np.concatenate(self._source_rows), batch_size=batch_size, seed=seed, **options
         )
@@ -282,19 +330,31 @@ class MixtureLoader(Loader):
         }
         # The default is left out, so that trainings from before there were others resume.
         draw = {} if self.order.draw == "even" else {"draw": self.order.draw}
-        return {"sources": sources, "batch_size": self.batch_size, "seed": self.seed} | draw
+        return {"sources": sources, "batch_size": self.batch_size, "seed": self.seed} | draw | self._describe_tokens()
 
-    def _draws(self, step: int) -> np.ndarray:
-        return self.order.batch(step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+    def _order_draws(self, step: int, batch_size: int, rank: int, world_size: int) -> np.ndarray:
+        return self.order.batch(step, batch_size=batch_size, rank=rank, world_size=world_size)
+
+    def _lengths_of(self, draws: np.ndarray) -> np.ndarray:
+        lengths = np.empty(len(draws), dtype=np.int64)
+        for index in np.unique(draws[:, 0]).tolist():
+            mine, source = draws[:, 0] == index, self.sources[index]
+            assert source.lengths is not None, f"token batches need the lengths of source '{source.name}'"
+            lengths[mine] = source.lengths[draws[mine, 1]]
+        return lengths
+
+    def _all_lengths(self) -> np.ndarray:
+        draws = [np.stack([np.full_like(rows, index), rows], 1) for index, rows in enumerate(self._source_rows)]
+        return self._lengths_of(np.concatenate(draws))
 
     def _sample(self, draw: Sequence[int], failures: list[BadSample]) -> dict[str, Any]:
         index, row, epoch = draw
         source, of_source = self.sources[index], list[BadSample]()
         try:
-            return self._load(source.dataset, self._source_rows[index], row, epoch, of_source)
+            return self._load(source.dataset, self._source_rows[index], source.lengths, row, epoch, of_source)
         finally:  # keys of two collections may be equal
             failures += [BadSample(f"{source.name}/{failure.key}", failure.reason) for failure in of_source]
 
 
 def _hash_rows(rows: np.ndarray) -> str:
-    return hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(np.asarray(rows, dtype=np.int64).tobytes(), digest_size=16).hexdigest()
