@@ -76,18 +76,19 @@ def _group_names(kind: str, slice_name: str) -> dict[str, tuple[str, ...]]:
     return {name: tuple(names) for names in groups.values() for name in names}
 
 
-def _draw_any(rng: np.random.Generator, kind: str, placed: SceneObject) -> str | None:
-    if placed.phrase in load_shapes():
+def draw_name(rng: np.random.Generator, kind: str, name: str, slice_name: str) -> str | None:
+    """Draw another name from the slice of `name`, near or far, by a symmetric rule; None if that leads out of it."""
+    if name in load_shapes():
         if rng.random() >= _NEAR:
-            names = [cutout.name for cutout in list_shapes(placed.slice)]
+            names = [cutout.name for cutout in list_shapes(slice_name)]
             return names[int(rng.integers(len(names)))]
-        color, shape = placed.phrase.split()
+        color, shape = name.split()
         near = [f"{c} {shape}" for c in COLORS if c != color] + [f"{color} {s}" for s in SHAPES if s != shape]
-        name = near[int(rng.integers(len(near)))]
-        return name if load_shapes()[name].slice == placed.slice else None
+        other = near[int(rng.integers(len(near)))]
+        return other if load_shapes()[other].slice == slice_name else None
     if rng.random() >= _NEAR:
-        return _load_pool(kind, placed.slice).draw(rng).name
-    group = [name for name in _group_names(kind, placed.slice)[placed.phrase] if name != placed.phrase]
+        return _load_pool(kind, slice_name).draw(rng).name
+    group = [other for other in _group_names(kind, slice_name)[name] if other != name]
     return group[int(rng.integers(len(group)))] if group else None
 
 
@@ -97,8 +98,8 @@ def draw_contrast(rng: np.random.Generator, scene: Scene, placed: SceneObject) -
     None is also returned if the name of `placed` could not have been drawn in turn: another draw would make some names
     more frequent in true statements than in false ones.
     """
-    name = _draw_any(rng, scene.kind, placed)
-    if name is None or _says_nothing(name) or _says_nothing(placed.phrase):
+    name = draw_name(rng, scene.kind, placed.phrase, placed.slice)
+    if name is None or says_nothing(name) or says_nothing(placed.phrase):
         return None
     others = {thing.phrase for thing in scene.objects if thing.kind == "thing"}
     if not all(excludes(other, name) for other in others):
@@ -135,7 +136,7 @@ def list_colors(kind: str, placed: SceneObject) -> tuple[str, ...]:
     return _list_colors(kind, placed.slice, split[1]) if split else ()
 
 
-def _says_nothing(name: str) -> bool:
+def says_nothing(name: str) -> bool:
     """Whether a name fits too many images to be false of one: "man", "adult"."""
     return singular_words(name) <= PEOPLE_WORDS | VARIANT_WORDS
 

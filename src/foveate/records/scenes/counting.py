@@ -96,18 +96,25 @@ def _names_person(name: str) -> bool:
 
 
 def draw_copies(
-    rng: np.random.Generator, split: str, ground: Ground, copies: Sequence[tuple[Cutout, int]], *, size: int
+    rng: np.random.Generator,
+    split: str,
+    ground: Ground,
+    copies: Sequence[tuple[Cutout, int]],
+    *,
+    size: int,
+    absent: frozenset[str] = frozenset(),
 ) -> Scene:
     """Draw a scene with the given number of copies of each thing, at random cells of a grid.
 
     Args:
         copies: pairs of a thing and its number, together at most 15.
+        absent: words for things that an unlabeled patch must not show either.
     """
     members: list[tuple[Layer, Cutout | None]] = []
     for cutout, count in copies:
         members += [(make_cutout_layer(rng, cutout, size, longest=_LONGEST), cutout) for _ in range(count)]
     if rng.random() < _PATCH:
-        named = named_words([cutout for cutout, _ in copies])
+        named = named_words([cutout for cutout, _ in copies]) | absent
         patch = make_patch_layer(rng, size, held_out=split == "test", named=named)
         members.insert(0, (patch, None))
     cells = rng.permutation(_CELLS * _CELLS)[: len(members)]

@@ -191,6 +191,43 @@ FORMS: dict[str, Form] = {
         ),
         "The {x} {is_x} further {side}.",
     ),
+    "compare": Form(
+        (
+            "Which image shows {stated}, the {first} or the {second}?",
+            "Is {stated} in the {first} or the {second} image?",
+        ),
+        (
+            "In which image can you see {stated}, the {first} or the {second}?",
+            "Does the {first} or the {second} image show {stated}?",
+        ),
+        "The {answer} image shows {stated}.",
+    ),
+    "compare: both": Form(
+        ("Do both images show {stated}?", "Is {stated} in both images?"),
+        ("Can you see {stated} in both images?", "Do both images have {stated}?"),
+        {"yes": "Yes, both images show {stated}.", "no": "No, one image does not show {stated}."},
+    ),
+    "compare: same number": Form(
+        ("Do both images show the same number of {xs}?", "Is the number of {xs} in both images the same?"),
+        ("Do both images have the same number of {xs}?", "Can you see the same number of {xs} in both images?"),
+        {"yes": "Yes, both images show {n_xs}.", "no": "No, one image shows more {xs}."},
+    ),
+    "compare: more": Form(
+        (
+            "Which image shows more {xs}, the {first} or the {second}?",
+            "Are more {xs} in the {first} or the {second} image?",
+        ),
+        (
+            "Does the {first} or the {second} image show more {xs}?",
+            "In which image can you see more {xs}, the {first} or the {second}?",
+        ),
+        "The {answer} image shows more {xs}.",
+    ),
+    "which image": Form(
+        ("Which image shows {stated}?", "In which image is {stated}?", "Find the image with {stated}."),
+        ("In which image can you see {stated}?", "Which is the image with {stated}?"),
+        "The {answer} image shows {stated}.",
+    ),
 }
 _ALONE = (("", "", " Answer briefly.", " Use one phrase."), ("", " Answer in one phrase."))
 _SENTENCE = ((" Answer in a sentence.", " Use a full sentence."), (" Answer in a full sentence.", " Use a sentence."))
