@@ -24,9 +24,14 @@ class Tokenizer(Protocol):
         special: text -> id of the tokens that no plain text gives: placeholders and marks of a chat template.
     """
 
-    end: int
-    pad: int
-    special: Mapping[str, int]
+    @property
+    def end(self) -> int: ...
+
+    @property
+    def pad(self) -> int: ...
+
+    @property
+    def special(self) -> Mapping[str, int]: ...
 
     def encode(self, text: str) -> list[int]:
         """Encode plain text; the names of special tokens in it are text like any other."""
