@@ -1,0 +1,14 @@
+"""Settings of asking; free of torch, so that the command line can show them."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from foveate.core.recipes import Settings
+
+
+class AskSettings(Settings):
+    """How a question is answered."""
+
+    model: str = Field(default="mini", description="mini (shipped), or a model folder of foveate mllm train")
+    max_tokens: int = Field(default=64, ge=1, le=4096, description="longest answer in tokens")

@@ -1,0 +1,227 @@
+"""The multimodal model: an image tower, a connector, and a language model of transformers fed by `inputs_embeds`.
+
+    pixels -> tower -> tokens_VLD -> connector -> visual tokens_VTE \\
+                                                                     language model -> logits
+    question -> token ids -> embeddings_BTE, regions overwritten   /
+
+After LLaVA and MM1.5. Three options go beyond the paper, for models that are trained in minutes on a laptop: a region
+is one token that carries the mean of its patches, text tokens carry the map of where they are seen, and boxes come from
+a head that reads the map of a phrase.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.core.errors import UserError
+from foveate.language.packing import PackedTexts, attention_and_positions
+from foveate.multimodal.phrase_maps import BoxHead, PhraseMaps, box_weights
+from foveate.multimodal.settings import MultimodalSettings
+from foveate.vision.connectors import Connector
+from foveate.vision.connectors.pooled import PooledConnector
+from foveate.vision.encoder import ImageEncoder
+
+_COPYING = 0.3
+
+
+class Visual(NamedTuple):
+    """What the connector makes of V views.
+
+    Attributes:
+        full_VLE: every patch in the space of the language model; the same as `tokens_VTE` unless it pools last.
+        tokens_VTE: what the language model reads.
+    """
+
+    full_VLE: Tensor
+    tokens_VTE: Tensor
+
+    def select(self, views: Tensor) -> Visual:
+        """Select views by number."""
+        return Visual(self.full_VLE[views], self.tokens_VTE[views])
+
+
+class RegionPrompts(NamedTuple):
+    """Regions of the questions of B rows, in the order in which their tokens stand in the rows.
+
+    Attributes:
+        boxes_R4: corners in [0, 1] of the view.
+        image_R: number of the image in the row.
+    """
+
+    boxes_R4: Tensor
+    image_R: Tensor
+
+
+class MultimodalModel(nn.Module):
+    """Tower, connector and language model.
+
+    Args:
+        settings: of its parts.
+        tower: the image encoder.
+        connector: maps its tokens to the width of the language model.
+        language_model: a causal language model of transformers.
+        region_id: id of the token `<region>`.
+    """
+
+    def __init__(
+        self,
+        settings: MultimodalSettings,
+        *,
+        tower: ImageEncoder,
+        connector: Connector,
+        language_model: Any,
+        region_id: int,
+    ) -> None:
+        super().__init__()
+        self.settings, self.region_id = settings, region_id
+        self.tower, self.connector, self.language_model = tower, connector, language_model
+        width = int(language_model.config.hidden_size)
+        self.width = width
+        # A connector that pools first has no patches in the language model's space, only its tokens.
+        self.pools_last = isinstance(connector, PooledConnector)
+        side = round(connector.num_tokens**0.5)
+        self.grid = tower.grid if self.pools_last else (side, side)
+        # Visual tokens as long as the embeddings of text: a LayerNorm leaves them sqrt(width) long.
+        self.visual_gain = nn.Parameter(torch.full((1,), width**-0.5))
+        self.view_position_TE = nn.Parameter(torch.zeros(connector.num_tokens, width))
+        self.image_index_KE = nn.Parameter(torch.zeros(settings.max_images, width))
+        # The scale of alignment: similarity of a region with names, as logits.
+        self.name_scale = nn.Parameter(torch.ones(1))
+        if settings.regions == "tokens":
+            self.region_E = nn.Parameter(torch.zeros(width))
+        self.phrase_maps = (
+            PhraseMaps(width=width, grid=self.grid, images=min(2, settings.max_images))
+            if settings.phrase_maps
+            else None
+        )
+        self.box_head = BoxHead(width=width, grid=self.grid) if settings.box_head else None
+
+    @property
+    def max_positions(self) -> int:
+        """Return the longest sequence that the language model was built for."""
+        return int(getattr(self.language_model.config, "max_position_embeddings", 2**31))
+
+    @property
+    def embeddings_VE(self) -> Tensor:
+        """The table of token embeddings."""
+        return self.language_model.get_input_embeddings().weight
+
+    def see(self, features: Tensor) -> Visual:
+        """Map pixels or frozen features of V views to visual tokens."""
+        tokens_VLD = self.tower(features).tokens
+        if isinstance(self.connector, PooledConnector):
+            full_VLE = self.connector.full(tokens_VLD)
+            pooled_VTE = self.connector.pool(full_VLE)
+        else:
+            full_VLE = pooled_VTE = self.connector(tokens_VLD)
+        return Visual(full_VLE, pooled_VTE)
+
+    def region_means(self, visual: Visual, boxes_R4: Tensor, view_R: Tensor) -> Tensor:
+        """Return the mean [R, E] of the patches that each box covers, weighted by how much of them."""
+        weights_RL = box_weights(boxes_R4, self.grid).to(visual.full_VLE.dtype)
+        return torch.einsum("rl,rle->re", weights_RL, visual.full_VLE[view_R])
+
+    def name_logits(self, means_RE: Tensor, names_NE: Tensor) -> Tensor:
+        """Return the logits [R, N] of names for regions: similarity with the names' embeddings."""
+        return self.name_scale * (means_RE @ F.normalize(names_NE, dim=-1).to(means_RE.dtype).T)
+
+    def prefix(self, visual: Visual, views_BK: Tensor) -> Tensor:
+        """Lay out the visual tokens [B, K * T, E] of each row's images; views that are -1 are left out by the mask.
+
+        Args:
+            visual: of all views.
+            views_BK: numbers of the views of each row, -1 behind the last where a row has fewer.
+        """
+        tokens_BKTE = self.visual_gain * visual.tokens_VTE[views_BK.clamp(min=0)] + self.view_position_TE
+        tokens_BKTE = tokens_BKTE + self.image_index_KE[: views_BK.shape[1], None]
+        return tokens_BKTE.flatten(1, 2)
+
+    def embed(
+        self,
+        ids_BT: Tensor,
+        visual: Visual,
+        views_BK: Tensor,
+        regions: RegionPrompts | None = None,
+    ) -> Tensor:
+        """Embed token ids [B, T]; regions overwrite their tokens, and phrase maps are added.
+
+        Args:
+            ids_BT: token ids. visual: of all views. views_BK: of each row, see `prefix`.
+            regions: of the region tokens, row by row.
+        """
+        embedded_BTE = self.language_model.get_input_embeddings()(ids_BT)
+        if self.phrase_maps is not None:
+            maps_BKTL, shown_BK = self._maps(embedded_BTE, visual, views_BK)
+            embedded_BTE = embedded_BTE + self.phrase_maps(maps_BKTL, shown_BK).to(embedded_BTE.dtype)
+        is_region = ids_BT == self.region_id
+        if self.settings.regions == "tokens" and regions is not None and len(regions.boxes_R4):
+            row_R = is_region.nonzero()[:, 0]
+            view_R = views_BK[row_R, regions.image_R]
+            means_RE = self.visual_gain * self.region_means(visual, regions.boxes_R4, view_R) + self.region_E
+            embedded_BTE = embedded_BTE.masked_scatter(is_region[..., None], means_RE.to(embedded_BTE.dtype))
+        return embedded_BTE
+
+    def _maps(self, embedded_BTE: Tensor, visual: Visual, views_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the similarity maps [B, K, T, L] of tokens in each image, and which images there are."""
+        # The alignment loss alone decides what a patch means: the maps give it no gradient.
+        full_VLE = visual.full_VLE.detach()
+        direction_BTE = F.normalize(embedded_BTE.detach(), dim=-1)
+        full_BKLE = full_VLE[views_BK.clamp(min=0)]
+        return torch.einsum("bte,bkle->bktl", direction_BTE.to(full_BKLE.dtype), full_BKLE), views_BK >= 0
+
+    def hidden_states(
+        self, visual: Visual, views_BK: Tensor, texts: PackedTexts, regions: RegionPrompts | None = None
+    ) -> Tensor:
+        """Return the last hidden states [B, T, E] of packed texts, each as if it stood alone behind its images."""
+        prefix_BPE = self.prefix(visual, views_BK)
+        text_BTE = self.embed(texts.ids_BT, visual, views_BK, regions)
+        width = prefix_BPE.shape[1]
+        lengths_B = (views_BK >= 0).sum(dim=1) * (width // views_BK.shape[1])
+        mask_BLL, position_BL = attention_and_positions(texts, lengths_B, width)
+        output = self.language_model.base_model(
+            inputs_embeds=torch.cat([prefix_BPE.to(text_BTE.dtype), text_BTE], dim=1),
+            attention_mask=mask_BLL[:, None],
+            position_ids=position_BL,
+            use_cache=False,
+        )
+        return output.last_hidden_state[:, width:]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits [..., V] of hidden states."""
+        return self.language_model.get_output_embeddings()(states)
+
+    def locate(self, visual: Visual, view_N: Tensor, *, states_NE: Tensor, ids_NT: Tensor, read_NT: Tensor) -> Tensor:
+        """Return the boxes [N, 4] that answers point at, in [0, 1] of their views.
+
+        Args:
+            visual: of all views. view_N: the view of each box.
+            states_NE: hidden state that predicts the region token.
+            ids_NT: tokens of the row. read_NT: those of the conversation in front of the region token.
+
+        Raises:
+            UserError: the model has no box head.
+        """
+        if self.box_head is None:
+            raise UserError("box_head: this model has none; it writes coordinates as text")
+        embedded_NTE = self.language_model.get_input_embeddings()(ids_NT)
+        phrases_NE = self.box_head.point(states_NE, embedded_NTE, read_NT)
+        return self.box_head(visual.full_VLE, phrases_NE, view_N)
+
+
+@torch.no_grad()
+def start_copying(language_model: Any) -> None:
+    """Let each attention layer of a Llama-like model begin by passing on what it reads.
+
+    The output projection times the value projection becomes a multiple of the identity, so that what a visual token
+    shows, or what the question says, is proposed as the next token from the first step on. After the mimetic
+    initialization of Trockman & Kolter 2023 (arXiv 2305.09828). Layers without square projections stay as they are.
+    """
+    for layer in language_model.modules():
+        value, out = (getattr(getattr(layer, name, None), "weight", None) for name in ("v_proj", "o_proj"))
+        if value is not None and out is not None and value.shape == out.shape and value.shape[0] == value.shape[1]:
+            nn.init.orthogonal_(value, gain=_COPYING**0.5)
+            out.copy_(value.T)

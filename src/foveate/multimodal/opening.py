@@ -1,0 +1,42 @@
+"""Open a multimodal model: the shipped one, or a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foveate.core.errors import UserError
+from foveate.core.files import read_json
+from foveate.core.model_folder import CONFIG
+from foveate.core.paths import DATA
+from foveate.multimodal.ask import Mllm
+from foveate.multimodal.folder import KIND, load_model
+from foveate.vision.precision import choose_device
+
+SHIPPED = ("mini",)
+
+
+def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm:
+    """Open a multimodal model that answers questions about images.
+
+    Args:
+        source: "mini" (shipped with the package) or a model folder of `foveate mllm train`.
+        device: such as "cpu" or "cuda"; by default the fastest there is.
+
+    Raises:
+        UserError: there is no such model, or the folder holds another kind.
+
+    Example:
+        >>> model = open_mllm("mini")
+        >>> model.ask(image_file, "What is in the image?").finished
+        True
+    """
+    folder = DATA / str(source) if str(source) in SHIPPED else Path(source)
+    if not folder.is_dir():
+        raise UserError(f"model: there is no folder {folder}; expected {', '.join(SHIPPED)} or a model folder")
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if isinstance(config, dict) and config.get("kind") not in (None, KIND):
+        raise UserError(
+            f"{folder}: holds a model of kind '{config['kind']}', which cannot be asked; expected one of "
+            "foveate mllm train"
+        )
+    return Mllm(load_model(folder, device=choose_device(device or "auto")))

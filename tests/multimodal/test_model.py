@@ -1,0 +1,203 @@
+"""The multimodal model: packed equals separate, batches do not matter, folders are strict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from foveate.core.errors import UserError
+from foveate.core.recipes import validate
+from foveate.language.packing import PackedTexts, Tokens, pack_texts
+from foveate.language.vocabulary import train_tokenizer, word_marks, wrap_tokenizer
+from foveate.multimodal.ask import Mllm, Question
+from foveate.multimodal.build import build_model
+from foveate.multimodal.folder import LoadedModel, load_model, save_model
+from foveate.multimodal.model import MultimodalModel, RegionPrompts, Visual
+from foveate.multimodal.phrase_maps import box_weights
+from foveate.multimodal.prompts import PromptWriter
+from foveate.multimodal.settings import MultimodalSettings
+from foveate.records.boxes import PixelBox
+from naming import raises_naming
+
+TEXTS = ["What is in the image?", "Where is the red disc?", "Is there a blue square?", "a red disc", "yes", "no"]
+
+
+def settings(**changes: Any) -> MultimodalSettings:
+    content: dict[str, Any] = {
+        "tower": {"kind": "lite0", "width": 32, "embed_dim": 8, "image_size": 64, "position": "none"},
+        "connector": {"kind": "pooled", "side": 2},
+        "language": {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 48,
+            "max_position_embeddings": 96,
+        },
+        "regions": "tokens",
+        "phrase_maps": True,
+        "box_head": True,
+        "max_images": 2,
+    }
+    return validate(MultimodalSettings, {**content, **changes}, where="test")
+
+
+def loaded(**changes: Any) -> LoadedModel:
+    names = ["red disc", "blue square"] * 2
+    tokenizer = wrap_tokenizer(train_tokenizer([f" {text}" for text in TEXTS], size=300, names=names), source="test")
+    model = build_model(settings(**changes), vocabulary=tokenizer.size, region_id=tokenizer.special["<region>"])
+    # Off their zeros, so that a test notices when one is left out.
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if not parameter.any():
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+            assert name
+    prompts = PromptWriter(tokenizer, word_marks(tokenizer), regions=model.settings.regions)
+    return LoadedModel(model.eval().requires_grad_(False), prompts, tokenizer, {})
+
+
+def visual(model: MultimodalModel, views: int) -> Visual:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (views, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    return model.see(pixels)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox"])
+def test_a_packed_row_equals_one_sequence_per_conversation(kind: str) -> None:
+    """Hidden states of every conversation are those that it has alone behind its images."""
+    language = {**settings().language, "model_type": kind}
+    one = loaded(language=language)
+    model, region = one.model, one.prompts.region_id
+    seen = visual(model, 3)
+    views_BK = torch.tensor([[1, -1], [0, 2]])
+    rows = [
+        [Tokens([15, 16, region, 18], [False] * 4), Tokens([19, 20, 21, 22, 23], [False] * 5)],
+        [Tokens([24, 25], [False] * 2), Tokens([26, region, region], [False] * 3), Tokens([27], [False])],
+    ]
+    boxes_R4 = torch.tensor([[0.1, 0.2, 0.5, 0.9], [0.0, 0.0, 0.5, 0.5], [0.3, 0.1, 0.8, 0.7]])
+    image_R = torch.tensor([0, 1, 0])
+    texts = pack_texts(rows, pad=0)
+    packed_BTE = model.hidden_states(seen, views_BK, texts, RegionPrompts(boxes_R4, image_R))
+    used = 0
+    for row, conversations in enumerate(rows):
+        start = 0
+        views = views_BK[row][views_BK[row] >= 0][None]
+        for tokens in conversations:
+            count = tokens.ids.count(region)
+            regions = RegionPrompts(boxes_R4[used : used + count], image_R[used : used + count])
+            alone = model.hidden_states(seen, views, pack_texts([[tokens]], pad=0), regions)[0]
+            used += count
+            torch.testing.assert_close(packed_BTE[row, start : start + len(alone)], alone, atol=2e-5, rtol=1e-4)
+            start += len(alone)
+    assert used == 3
+
+
+def test_padding_is_known_by_position_and_not_by_its_id() -> None:
+    rows = [[Tokens([7, 7], [False, True])], [Tokens([7], [True])]]
+    texts = pack_texts(rows, pad=7)
+    assert texts.text_BT.tolist() == [[1, 1], [1, 0]]
+    assert texts.learned_BT.tolist() == [[False, True], [True, False]]
+    assert isinstance(texts.select(torch.tensor([1])), PackedTexts)
+    assert texts.select(torch.tensor([1])).ids_BT.shape == (1, 1)
+
+
+def test_an_answer_does_not_depend_on_its_batch() -> None:
+    model = Mllm(loaded())
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (40 + 9 * number, 64, 3), dtype=np.uint8) for number in range(3)]
+    questions = [
+        Question(images[0], "Where is the red disc?"),
+        Question(images[1:], "Is there a blue square?"),
+        Question(images[2], "What is <region>?", [PixelBox(3, 4, 30, 40)]),
+    ]
+    together = model.ask_all(questions, max_tokens=8)
+    alone = [model.ask(*question[:2], regions=question[2], max_tokens=8) for question in questions]
+    assert together == alone
+    streamed = "".join(model.stream(images[0], "Where is the red disc?", max_tokens=8))
+    assert streamed == together[0].text
+
+
+def test_a_chat_equals_asking_with_the_earlier_turns() -> None:
+    model = Mllm(loaded())
+    image = np.random.default_rng(0).integers(0, 256, (50, 64, 3), dtype=np.uint8)
+    chat = model.chat(image)
+    first = chat.ask("Where is the red disc?", max_tokens=5)
+    assert first == model.ask(image, "Where is the red disc?", max_tokens=5)
+    chat.ask("Is there a blue square?", max_tokens=5)
+    assert [turn.role for turn in chat.turns] == ["user", "assistant", "user", "assistant"]
+
+
+def test_boxes_come_back_in_pixels_of_the_original_image() -> None:
+    one = loaded()
+    model = Mllm(one)
+    image = np.zeros((200, 100, 3), np.uint8)
+    seen, pending = model._prepare([Question(image, "Where is the red disc?")])
+    placement = pending[0].placements[0]
+    corners, _ = placement.to_input(np.array([[0.2, 0.1, 0.6, 0.5]]))
+    pending[0].answer = [one.prompts.region_id]
+    pending[0].boxes = [(0, corners[0].tolist())]
+    (box,) = model._answer(pending[0]).boxes
+    assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((20, 20, 60, 100))
+    assert model._answer(pending[0]).text == "[20, 20, 60, 100]"
+    assert seen.tokens_VTE.shape[0] == 1
+
+
+def test_the_weights_of_a_box_are_its_shares_of_the_cells() -> None:
+    weights = box_weights(torch.tensor([[0.0, 0.0, 0.75, 0.5], [0.25, 0.5, 0.75, 1.0]]), (2, 2))
+    assert weights.tolist() == [pytest.approx([2 / 3, 1 / 3, 0, 0]), pytest.approx([0, 0, 0.5, 0.5])]
+
+
+def test_a_model_folder_is_read_as_it_was_written_and_strictly(tmp_path: Path) -> None:
+    one = loaded()
+    image = np.random.default_rng(0).integers(0, 256, (50, 64, 3), dtype=np.uint8)
+    expected = Mllm(one).ask(image, "What is in the image?", max_tokens=6)
+    folder = save_model(
+        tmp_path / "model",
+        settings=one.model.settings,
+        weights=one.model.state_dict(),
+        tokenizer_json=one.tokenizer.backend.to_str(),
+        preprocess=one.model.tower.preprocess.to_dict(),
+        card="card",
+    )
+    assert Mllm(load_model(folder)).ask(image, "What is in the image?", max_tokens=6) == expected
+    weights = folder / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    tensors.pop("visual_gain")
+    save_file(tensors, weights)
+    with raises_naming(UserError, "visual_gain"):
+        load_model(folder)
+    (folder / "tokenizer.json").unlink()
+    with raises_naming(UserError, "tokenizer.json"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("question", "regions", "named"),
+    [
+        ("", (), "question"),
+        ("What is <region>?", (), "<region>"),
+        ("<image> <image> Which?", (), "<image>"),
+        ("What is it? " * 60, (), "96"),
+    ],
+)
+def test_questions_that_do_not_fit_are_refused(question: str, regions: tuple[PixelBox, ...], named: str) -> None:
+    with raises_naming(UserError, named):
+        Mllm(loaded()).ask(np.zeros((64, 64, 3), np.uint8), question, regions=regions)
+
+
+def test_images_that_cannot_be_asked_about_are_refused(tmp_path: Path) -> None:
+    model = Mllm(loaded())
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    with raises_naming(UserError, "broken.png"):
+        model.ask(tmp_path / "broken.png", "What is in the image?")
+    with raises_naming(UserError, "images"):
+        model.ask([np.zeros((64, 64, 3), np.uint8)] * 3, "What is in the image?")
+    with raises_naming(UserError, "images"):
+        model.ask([], "What is in the image?")
