@@ -1,0 +1,66 @@
+"""Recipe of a multimodal LLM: its parts, its data, and the stages of its training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from foveate.core.recipes import Settings
+from foveate.multimodal.settings import MultimodalSettings
+from foveate.training.settings import TrainingSettings
+
+
+class StageSettings(Settings):
+    """One stage: what it trains, on what, and with which losses."""
+
+    name: str = Field(min_length=1, description="of the stage and of its folder")
+    training: TrainingSettings
+    texts: bool = Field(default=True, description="train the language model on conversations; false = alignment alone")
+    max_conversations: int = Field(
+        default=8, ge=1, description="conversations of one set of images in a sample, drawn anew in each epoch"
+    )
+    groups: tuple[str, ...] = Field(default=(), description="groups of conversations; empty = all")
+    alignment_weight: float = Field(
+        default=0.0, ge=0, description="of embedding alignment: regions lie where their names' embeddings lie"
+    )
+    box_weight: float = Field(default=0.0, ge=0, description="of L1 + GIoU of the box head")
+    connector_rate: float = Field(
+        default=1.0, ge=0, description="factor of the learning rate of connector and tower head; 0 = frozen"
+    )
+    embedding_rate: float = Field(
+        default=1.0, ge=0, description="factor of the learning rate of the table of token embeddings; 0 = frozen"
+    )
+    language_rate: float = Field(
+        default=1.0, ge=0, description="factor of the learning rate of the language model's layers; 0 = frozen"
+    )
+
+    @model_validator(mode="after")
+    def _has_loss(self) -> StageSettings:
+        if not self.texts and not self.alignment_weight:
+            raise ValueError(f"stage '{self.name}': it has no loss; set texts or alignment_weight")
+        return self
+
+
+class MllmRecipe(Settings):
+    """`foveate mllm train RECIPE --collection DIR`."""
+
+    config_version: Literal[1] = 1
+    model: MultimodalSettings
+    vocabulary: int = Field(
+        default=4096,
+        ge=400,
+        le=65_536,
+        description="tokens of a tokenizer trained on the collection",
+    )
+    split: str = Field(default="train", description="split of the collection that is trained on")
+    stages: tuple[StageSettings, ...] = Field(min_length=1, description="in order")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MllmRecipe:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages: names must differ (got {', '.join(names)})")
+        if any(stage.box_weight for stage in self.stages) and not self.model.box_head:
+            raise ValueError("stages: box_weight needs model.box_head")
+        return self

@@ -1,0 +1,172 @@
+"""Training samples: the frozen features of a set of images, with several of its conversations in one sequence.
+
+Labels come by construction: a row is put together from separately tokenized parts that carry their label, and nothing
+is looked up in it afterwards. Visual tokens are never cut; a conversation that is too long is refused with its length.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.language.packing import Tokens, pack_texts
+from foveate.multimodal.prompts import PromptWriter
+from foveate.records.collection import Collection
+from foveate.records.conversations import Conversation
+from foveate.records.geometry import Placement
+from foveate.training.loader import BadSample
+from foveate.vision.feature_cache import FeatureCache
+
+
+class ImageSet(NamedTuple):
+    """The rows of images that conversations are about, in order, and these conversations."""
+
+    rows: tuple[int, ...]
+    conversations: tuple[Conversation, ...]
+
+
+def group_by_images(conversations: Sequence[Conversation], collection: Collection, rows: set[int]) -> list[ImageSet]:
+    """Group conversations by their images; sets with an image outside `rows` are left out.
+
+    Rows without a conversation are sets of their own, so that alignment sees their regions.
+    """
+    row_of = {key: row for row, key in enumerate(collection.keys)}
+    grouped: dict[tuple[int, ...], list[Conversation]] = defaultdict(list)
+    for conversation in conversations:
+        of_images = tuple(row_of.get(key, -1) for key in conversation.images)
+        if of_images and rows.issuperset(of_images):
+            grouped[of_images].append(conversation)
+    keys = sorted({*grouped, *((row,) for row in rows)})
+    return [ImageSet(key, tuple(grouped.get(key, ()))) for key in keys]
+
+
+class NameTable(NamedTuple):
+    """Names of regions as token ids, for embedding alignment.
+
+    Attributes:
+        index: name -> number.
+        ids_NW: token ids of each name. weight_NW: 1 / number of its tokens, 0 for padding.
+    """
+
+    index: Mapping[str, int]
+    ids_NW: Tensor
+    weight_NW: Tensor
+
+    @classmethod
+    def create(cls, names: Sequence[str], prompts: PromptWriter) -> NameTable:
+        """Tokenize names as they stand within a sentence."""
+        ids = [prompts.tokenizer.encode(f" {name}") for name in names]
+        width = max(map(len, ids), default=0)
+        ids_NW, weight_NW = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width)
+        for row, tokens in enumerate(ids):
+            ids_NW[row, : len(tokens)] = torch.tensor(tokens)
+            weight_NW[row, : len(tokens)] = 1 / len(tokens)
+        return cls({name: number for number, name in enumerate(names)}, ids_NW, weight_NW)
+
+    def embeddings(self, table_VE: Tensor) -> Tensor:
+        """Return the mean embedding [N, E] of each name."""
+        return torch.einsum("nw,nwe->ne", self.weight_NW.to(table_VE.dtype), table_VE[self.ids_NW])
+
+
+class MllmSamples:
+    """Samples of one stage; see `foveate.training.loader.Dataset`.
+
+    Args:
+        sets: of images, with their conversations.
+        features: of all rows that the sets name.
+        prompts: tokenizes conversations.
+        names: for alignment.
+        max_conversations: of one sample; 0 = none, for a stage of alignment alone.
+        max_positions: longest sequence; the visual tokens count.
+        tokens_of_view: visual tokens of a view.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[ImageSet],
+        features: FeatureCache,
+        prompts: PromptWriter,
+        names: NameTable,
+        *,
+        max_conversations: int,
+        max_positions: int,
+        tokens_of_view: int,
+    ) -> None:
+        self.sets, self.features, self.prompts, self.names = sets, features, prompts, names
+        self.max_conversations, self.max_positions = max_conversations, max_positions
+        self.tokens_of_view = tokens_of_view
+        self.collection = features.collection
+        usable = [number for number, group in enumerate(sets) if group.conversations or not max_conversations]
+        self.rows: NDArray[np.int64] = np.asarray(usable, dtype=np.int64)
+        if not usable:
+            raise UserError(f"collection {self.collection.path}: no conversation of the stage's groups in this split")
+
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
+        """Return features, drawn conversations and named regions of set number `row`."""
+        images, conversations = self.sets[row]
+        for image in images:
+            if image in self.features.bad:
+                raise BadSample(self.collection.keys[image], self.features.bad[image])
+        placements = [self.features.placement(image, 0) for image in images]
+        rng = seeds.generator("conversations", seed, epoch, row)
+        order = rng.permutation(len(conversations))[: self.max_conversations]
+        tokens: list[Tokens] = []
+        regions: list[tuple[int, NDArray[np.float64]]] = []
+        for number in order:
+            written = self.prompts.write_conversation(conversations[number], placements)
+            length = len(images) * self.tokens_of_view + len(written.tokens.ids)
+            if length > self.max_positions:
+                raise BadSample(conversations[number].id, f"{length} positions, the model has {self.max_positions}")
+            tokens.append(written.tokens)
+            regions += written.regions
+        return {
+            "features": [self.features.features(image, 0) for image in images],
+            "tokens": tokens,
+            "regions": regions,
+            "names": [self._named(image, placement) for image, placement in zip(images, placements, strict=True)],
+        }
+
+    def _named(self, image: int, placement: Placement) -> tuple[NDArray[np.float64], list[int]]:
+        """Return boxes in the model input and numbers of names, of an image's regions."""
+        regions = [region for region in self.collection.read_regions(image) if region.phrase in self.names.index]
+        if not regions:
+            return np.zeros((0, 4)), []
+        corners_R4 = np.stack([region.box.to_array() for region in regions])
+        moved_K4, kept_R = placement.to_input(corners_R4)
+        numbers = [self.names.index[region.phrase] for region in regions]
+        return moved_K4, [numbers[row] for row in np.flatnonzero(kept_R)]
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Combine samples into a batch; see `MllmTask.losses` for its entries."""
+        counts = [len(sample["features"]) for sample in samples]
+        views_BK = torch.full((len(samples), max(counts)), -1, dtype=torch.long)
+        start = 0
+        for index, count in enumerate(counts):
+            views_BK[index, :count] = torch.arange(start, start + count)
+            start += count
+        texts = pack_texts([sample["tokens"] for sample in samples], pad=self.prompts.tokenizer.pad)
+        regions = [region for sample in samples for region in sample["regions"]]
+        named = [of_image for sample in samples for of_image in sample["names"]]
+        view_N = np.repeat(np.arange(len(named)), [len(numbers) for _, numbers in named])
+        return {
+            "features": torch.stack([view for sample in samples for view in sample["features"]]),
+            "views_BK": views_BK,
+            **texts._asdict(),
+            "region_boxes_R4": _boxes([box for _, box in regions]),
+            "region_image_R": torch.tensor([image for image, _ in regions], dtype=torch.long),
+            "name_boxes_N4": _boxes([box for boxes, _ in named for box in boxes]),
+            "name_view_N": torch.from_numpy(view_N),
+            "name_N": torch.tensor([number for _, numbers in named for number in numbers], dtype=torch.long),
+        }
+
+
+def _boxes(boxes: Sequence[NDArray[np.float64]]) -> Tensor:
+    return torch.from_numpy(np.asarray(boxes, dtype=np.float32).reshape(-1, 4))

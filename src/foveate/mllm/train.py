@@ -1,0 +1,327 @@
+"""Train a multimodal LLM: recipe and collection in; stages with their curves, and a model folder out.
+
+Each stage has a folder with checkpoints; a finished stage leaves its weights, from which the next one starts, so that
+the same command goes on wherever it was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
+from foveate.core.model_folder import check_tensors, read_tensors
+from foveate.core.progress import say
+from foveate.core.recipes import dump
+from foveate.core.results import ResultModel, RunResult
+from foveate.core.runs import RunFolder
+from foveate.core.version import code_revision
+from foveate.language.vocabulary import read_tokenizer, train_tokenizer, word_marks
+from foveate.mllm.card import model_card
+from foveate.mllm.recipe import MllmRecipe, StageSettings
+from foveate.mllm.samples import ImageSet, MllmSamples, NameTable, group_by_images
+from foveate.mllm.task import MllmTask
+from foveate.multimodal.build import build_model
+from foveate.multimodal.folder import save_model
+from foveate.multimodal.model import MultimodalModel
+from foveate.multimodal.prompts import PromptWriter
+from foveate.records.collection import Collection
+from foveate.records.conversations import KIND, REGION, Conversation, Conversations
+from foveate.records.geometry import View
+from foveate.training import checkpoint
+from foveate.training.distributed import World, barrier, start, world
+from foveate.training.loader import Loader
+from foveate.training.loop import WITHOUT_INFLUENCE, train
+from foveate.vision.feature_cache import FeatureCache
+
+_FREE = tuple(f"training.{name}" for name in WITHOUT_INFLUENCE)
+TOKENIZER, NAMES, STAGE, STAGE_WEIGHTS = "tokenizer.json", "names.json", "stage.json", "weights.safetensors"
+# Texts from which the word pieces are learned; more change next to nothing.
+_TOKENIZER_TEXTS = 60_000
+
+
+class StageResult(ResultModel):
+    """One stage of a training."""
+
+    name: str
+    status: str
+    steps: int
+    seconds: float
+    samples: int
+    bad_samples: dict[str, str] = Field(default_factory=dict)
+    last: dict[str, Any] = Field(default_factory=dict)
+
+
+class MllmResult(RunResult):
+    """A training of a multimodal LLM."""
+
+    kind: str = "mllm_train"
+
+    status: str
+    recipe: dict[str, Any]
+    command: str | list[str] = ""
+    collection: str
+    images: int
+    conversations: dict[str, int]
+    names: int
+    parameters: int
+    stages: list[StageResult]
+    seconds: float
+    model: str
+
+
+@dataclass
+class Trained:
+    """A training run; `model_folder` is None if it was stopped before its end, and on other ranks."""
+
+    run: RunFolder
+    result: MllmResult
+    model_folder: Path | None
+    is_main: bool
+
+
+def train_mllm(
+    recipe: MllmRecipe,
+    collection: Collection,
+    run_path: Path,
+    *,
+    device: str | None = None,
+    command: Sequence[str] = (),
+) -> Trained:
+    """Train all stages of a recipe on a collection; the same call again resumes.
+
+    Raises:
+        UserError: the recipe does not fit the collection, or the run folder holds another run.
+    """
+    with start(device or "auto") as here:
+        training = prepare_training(recipe, collection, run_path, here=here, command=command)
+        run = training.run
+        status = training.run_all()
+        folder = training.save() if status == "finished" and here.is_main else None
+        result = training.result(status)
+        if here.is_main:
+            run.write_result(result.to_json())
+    return Trained(run, result, folder, here.is_main)
+
+
+def prepare_training(
+    recipe: MllmRecipe,
+    collection: Collection,
+    run_path: Path,
+    *,
+    here: World | None = None,
+    command: Sequence[str] = (),
+) -> MllmTraining:
+    """Create or reopen the run folder, train the tokenizer, and build the model; nothing is trained yet.
+
+    Raises:
+        UserError: the recipe does not fit the collection, or the run folder holds another run.
+    """
+    here = here or world()
+    run = RunFolder(run_path)
+    sets = _read_sets(recipe, collection)
+    if here.is_main:
+        run = RunFolder.create(run_path, command=list(command), recipe=dump(recipe), free=_FREE)
+        _prepare(recipe, collection, sets, run)
+    barrier()
+    return MllmTraining(recipe, collection, sets, run, here, command)
+
+
+def _read_sets(recipe: MllmRecipe, collection: Collection) -> list[ImageSet]:
+    conversations = Conversations(collection, split=recipe.split)
+    if not len(conversations) and any(stage.texts for stage in recipe.stages):
+        raise UserError(
+            f"collection {collection.path}: split '{recipe.split}' has no {KIND}; add some with foveate collect"
+        )
+    return group_by_images(list(conversations), collection, set(collection.rows(recipe.split).tolist()))
+
+
+def _prepare(recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet], run: RunFolder) -> None:
+    """Write the tokenizer and the names of regions, unless an earlier session did."""
+    if (run.path / NAMES).is_file():
+        return
+    rows = sorted({row for group in sets for row in group.rows})
+    uses = Counter(region.phrase for row in rows for region in collection.read_regions(row))
+    texts = [turn.text.replace(REGION, "") for group in sets for one in group.conversations for turn in one.turns]
+    if len(texts) > _TOKENIZER_TEXTS:
+        chosen = seeds.generator("tokenizer", recipe.stages[0].training.seed).choice(
+            len(texts), _TOKENIZER_TEXTS, replace=False
+        )
+        texts = [texts[int(number)] for number in np.sort(chosen)]
+    tokenizer = train_tokenizer([f" {text}" for text in texts], size=recipe.vocabulary, names=uses.elements())
+    write_text_atomically(run.path / TOKENIZER, tokenizer.to_str(pretty=False))
+    write_json_atomically(run.path / NAMES, sorted(uses))
+
+
+class MllmTraining:
+    """The stages of one run, one after the other, on one model."""
+
+    def __init__(
+        self,
+        recipe: MllmRecipe,
+        collection: Collection,
+        sets: Sequence[ImageSet],
+        run: RunFolder,
+        here: World,
+        command: Sequence[str],
+    ) -> None:
+        self.recipe, self.collection, self.sets, self.run = recipe, collection, sets, run
+        self.here, self.command = here, list(command)
+        self.stages: list[StageResult] = []
+        self.tokenizer = read_tokenizer(run.path / TOKENIZER)
+        self.prompts = PromptWriter(self.tokenizer, word_marks(self.tokenizer), regions=recipe.model.regions)
+        self.names = NameTable.create(read_json(run.path / NAMES), self.prompts)
+        self.model = self._build()
+        self._features: FeatureCache | None = None
+
+    def _build(self) -> MultimodalModel:
+        return build_model(
+            self.recipe.model,
+            vocabulary=self.tokenizer.size,
+            region_id=self.prompts.region_id,
+            seed=self.recipe.stages[0].training.seed,
+        )
+
+    def run_all(self) -> str:
+        """Run the stages that are left; return "finished", or "stopped" by a signal."""
+        for number, stage in enumerate(self.recipe.stages):
+            folder = self.run.path / f"stage-{number}-{stage.name}"
+            folder.mkdir(exist_ok=True)
+            weights = folder / STAGE_WEIGHTS
+            if not (folder / STAGE).is_file():
+                result = self._run(stage, folder)
+                if result.status == "stopped":
+                    self.stages.append(result)
+                    return "stopped"
+            self.stages.append(StageResult.model_validate(read_json(folder / STAGE)))
+            tensors = read_tensors(weights)
+            check_tensors(tensors, self.model.state_dict(), weights)
+            self.model.load_state_dict(tensors)
+        return "finished"
+
+    def samples(self, stage: StageSettings) -> MllmSamples:
+        """Return the training samples of a stage; their frozen features are computed first."""
+        return MllmSamples(
+            [self._in_groups(group, stage) for group in self.sets],
+            self._cached(),
+            self.prompts,
+            self.names,
+            max_conversations=stage.max_conversations if stage.texts else 0,
+            max_positions=self.model.max_positions,
+            tokens_of_view=self.model.connector.num_tokens,
+        )
+
+    def _run(self, stage: StageSettings, folder: Path) -> StageResult:
+        samples, settings = self.samples(stage), stage.training
+        loader = Loader(
+            samples,
+            rows=samples.rows,
+            batch_size=settings.batch_size,
+            seed=seeds.integer("stage", settings.seed, stage.name) % 2**31,
+            workers=settings.workers,
+            rank=self.here.rank,
+            world_size=self.here.size,
+        )
+        say(f"stage {stage.name}: {len(samples.rows)} sets of images, {settings.steps} steps")
+        # A fresh wrapper per stage, so that what one stage froze is not frozen in the next.
+        self.model.requires_grad_(True)
+        task = MllmTask(self.model, names=self.names, stage=stage)
+        outcome = train(task, loader, settings, RunFolder(folder))
+        gathered = checkpoint.gather_weights(task, ema=outcome.ema)
+        result = StageResult(
+            name=stage.name,
+            status=outcome.status,
+            steps=outcome.step,
+            seconds=round(outcome.seconds, 1),
+            samples=len(samples.rows),
+            bad_samples=outcome.bad_samples,
+            last=outcome.last_row,
+        )
+        if outcome.status == "finished" and self.here.is_main:
+            self._write_weights(folder / STAGE_WEIGHTS, gathered)
+            write_json_atomically(folder / STAGE, result.to_json())
+        barrier()
+        return result
+
+    def _in_groups(self, group: ImageSet, stage: StageSettings) -> ImageSet:
+        if not stage.groups:
+            return group
+        chosen: list[Conversation] = [one for one in group.conversations if one.group in stage.groups]
+        return ImageSet(group.rows, tuple(chosen))
+
+    def _write_weights(self, path: Path, gathered: dict[str, Tensor]) -> None:
+        from safetensors.torch import save
+
+        state = self.model.state_dict()
+        tensors = {name.removeprefix("model."): value for name, value in gathered.items()}
+        # Tied tensors are gathered once; the folder of a stage holds every name of the state.
+        whole = {name: tensors.get(name, value).detach().cpu().clone().contiguous() for name, value in state.items()}
+        write_bytes_atomically(path, save(whole))
+
+    def _cached(self) -> FeatureCache:
+        if self._features is None:
+            rows = np.asarray(sorted({row for group in self.sets for row in group.rows}), dtype=np.int64)
+            writable = os.access(self.collection.path, os.W_OK)
+            features = FeatureCache(
+                self.model.tower,
+                self.collection,
+                rows,
+                folder=(self.collection.path if writable else self.run.path) / "cache",
+                views=1,
+                view_of=lambda row, view: View(),
+                device=self.here.device,
+                share=(self.here.rank, self.here.size),
+            )
+            features.fill()
+            self._features = features
+        return self._features
+
+    def result(self, status: str) -> MllmResult:
+        """Put the result together."""
+        groups = Counter(one.group for group in self.sets for one in group.conversations)
+        return MllmResult(
+            status=status,
+            recipe=self.recipe.model_dump(mode="json"),
+            command=self.command,
+            collection=self.collection.name,
+            images=len({row for group in self.sets for row in group.rows}),
+            conversations=dict(groups),
+            names=len(self.names.index),
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            stages=self.stages,
+            seconds=round(sum(stage.seconds for stage in self.stages), 1),
+            model="model/",
+        )
+
+    def save(self) -> Path:
+        """Write the model folder."""
+        result = self.result("finished")
+        provenance = {
+            "collection": self.collection.name,
+            "license": self.collection.license,
+            "split": self.recipe.split,
+            "command": self.command,
+            "revision": code_revision(),
+        }
+        return save_model(
+            self.run.path / "model",
+            settings=self.recipe.model,
+            weights=self.model.state_dict(),
+            tokenizer_json=(self.run.path / TOKENIZER).read_text(encoding="utf-8"),
+            preprocess=self.model.tower.preprocess.to_dict(),
+            card=model_card(self.recipe, result.parameters, provenance),
+            provenance=provenance,
+            # What is trained in bf16 is stored in it.
+            dtype=torch.bfloat16 if self.recipe.stages[-1].training.precision == "bf16" else torch.float32,
+        )
