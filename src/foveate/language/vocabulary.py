@@ -24,6 +24,7 @@ IMAGE, REGION = "<image>", "<region>"
 SPECIALS = (PAD, END, USER, ASSISTANT, SYSTEM, IMAGE, REGION)
 _WORD = re.compile(r"\w+")
 _MAX_NAMES = 0.5  # of the vocabulary
+_COMBINED = 5  # two-word names that share a part, from which the part is a token of its own
 
 
 def train_tokenizer(
@@ -58,6 +59,14 @@ def train_tokenizer(
     # With the blank before them, as they stand within a sentence.
     tokenizer.add_tokens([AddedToken(f" {name}", normalized=False) for name in kept])
     return tokenizer
+
+
+def _combined_parts(names: Sequence[str]) -> set[str]:
+    """Collect first and second parts of two-word names that each stand in many such names."""
+    pairs = [tuple(name.split()) for name in names if len(name.split()) == 2]
+    first, second = (Counter(pair[side] for pair in pairs) for side in (0, 1))
+    combined = [pair for pair in pairs if first[pair[0]] >= _COMBINED and second[pair[1]] >= _COMBINED]
+    return {part for pair in combined for part in pair}
 
 
 def _beginnings(texts: Iterable[str]) -> set[str]:

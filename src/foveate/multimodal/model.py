@@ -177,6 +177,30 @@ class MultimodalModel(nn.Module):
         self, visual: Visual, views_BK: Tensor, texts: PackedTexts, regions: RegionPrompts | None = None
     ) -> Tensor:
         """Return the last hidden states [B, T, E] of packed texts, each as if it stood alone behind its images."""
+        counts_B = (views_BK >= 0).sum(dim=1)
+        if regions is None:
+            empty = torch.zeros(0, 4, device=views_BK.device)
+            regions = RegionPrompts(empty, torch.zeros(0, dtype=torch.long, device=views_BK.device))
+        states_BTE: Tensor | None = None
+        row_R = (texts.ids_BT == self.region_id).nonzero()[:, 0][: len(regions.boxes_R4)]
+        # Rows with the same number of images together: padding costs as much as visual tokens do.
+        for count in counts_B.unique().tolist():
+            rows = (counts_B == count).nonzero()[:, 0]
+            of_rows = torch.isin(row_R, rows)
+            part = texts.select(rows)
+            part_regions = RegionPrompts(regions.boxes_R4[of_rows], regions.image_R[of_rows])
+            states = self._same_length_states(visual, views_BK[rows, :count], part, part_regions)
+            if states_BTE is None:
+                states_BTE = states.new_zeros(*texts.ids_BT.shape, states.shape[-1])
+            length = torch.arange(states.shape[1], device=rows.device)
+            states_BTE = states_BTE.index_put((rows[:, None], length), states)
+        assert states_BTE is not None, "a batch has rows"
+        return states_BTE
+
+    def _same_length_states(
+        self, visual: Visual, views_BK: Tensor, texts: PackedTexts, regions: RegionPrompts
+    ) -> Tensor:
+        """Return the hidden states of rows that all have K images."""
         prefix_BPE = self.prefix(visual, views_BK)
         text_BTE = self.embed(texts.ids_BT, visual, views_BK, regions)
         width = prefix_BPE.shape[1]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from foveate.core.progress import track
 from foveate.records.builtin.single_objects import build_clipart, build_emoji, jpeg
 from foveate.records.masks import encode_mask
 from foveate.records.record import Caption, Region
+from foveate.records.scenes.parallel import draw_in_processes
 from foveate.records.scenes.scene import Scene, draw_scene
 from foveate.records.writer import CollectionWriter
 
@@ -51,6 +50,11 @@ def draw_scene_row(*, seed: int, split: str, index: int, size: int = 224) -> Sce
     "masks" has region (position), phrase, visible, height, width and counts (JSON: COCO run lengths).
     """
     scene = draw_scene(seed=seed, split=split, index=index, size=size)
+    return make_scene_row(scene, key=make_scene_key(seed=seed, split=split, index=index), split=split)
+
+
+def make_scene_row(scene: Scene, *, key: str, split: str) -> SceneRow:
+    """Encode a scene; see `draw_scene_row`."""
     regions = tuple(
         Region(placed.box, placed.phrase, label=placed.concept, slice=placed.slice)
         for placed in scene.regions
@@ -58,7 +62,6 @@ def draw_scene_row(*, seed: int, split: str, index: int, size: int = 224) -> Sce
     )
     labels = {"source": "scenes", "ground": scene.ground_kind, "ground_name": scene.ground}
     extra = {"scenes": [_scene_annotation(scene)], "masks": _mask_annotations(scene)}
-    key = make_scene_key(seed=seed, split=split, index=index)
     return SceneRow(key, jpeg(scene.image), scene.captions, regions, labels, split, extra)
 
 
@@ -145,16 +148,7 @@ def _draw_row(position: tuple[str, int], *, seed: int, size: int) -> SceneRow:
 
 
 def _draw_rows(positions: list[tuple[str, int]], seed: int, size: int, workers: int) -> Iterator[SceneRow]:
-    """Yield rows in the order of `positions`, whichever process draws them."""
-    draw = functools.partial(_draw_row, seed=seed, size=size)
-    # For a few scenes, starting the processes would take longer than the drawing.
-    if workers == 1 or len(positions) < 64:
-        yield from map(draw, positions)
-        return
-    # Spawn, not fork: a fork of a process with threads may deadlock.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
-        yield from pool.map(draw, positions, chunksize=16)
+    return draw_in_processes(functools.partial(_draw_row, seed=seed, size=size), positions, workers=workers)
 
 
 def build_tour_collection(

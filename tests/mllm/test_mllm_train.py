@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import make_recipe  # type: ignore[import-not-found]
 from foveate.core.errors import UserError
 from foveate.core.model_folder import read_tensors
 from foveate.mllm.task import MllmTask
 from foveate.mllm.train import prepare_training, train_mllm
 from foveate.multimodal.opening import open_mllm
 from foveate.records.collection import Collection
+from tiny_mllm import make_recipe
 
 
 def test_a_trained_model_answers_from_its_folder(asked_collection: Path, tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+"""Write scenes and counting scenes with their questions into a collection."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from foveate.core.progress import track
+from foveate.core.seeds import generator
+from foveate.records.collection import Collection
+from foveate.records.conversations import Conversation, Conversations, add_conversations
+from foveate.records.record import Region
+from foveate.records.scenes.counting import draw_counting_scene
+from foveate.records.scenes.parallel import draw_in_processes
+from foveate.records.scenes.questions import ask_scene, to_conversation
+from foveate.records.scenes.scene import VISIBLE, Scene, draw_scene
+from foveate.records.scenes.scene_collection import LICENSE, SceneRow, make_scene_row
+from foveate.records.writer import CollectionWriter
+
+COUNTING_SHARE = 0.25
+
+
+class AskedScene(NamedTuple):
+    """An encoded scene with its questions."""
+
+    row: SceneRow
+    conversations: tuple[Conversation, ...]
+
+
+def draw_asked_scene(*, kind: str, seed: int, split: str, index: int, size: int = 224) -> AskedScene:
+    """Draw a scene of `kind` ("scene" or "counting") and ask everything about it that has a certain answer."""
+    draw = draw_counting_scene if kind == "counting" else draw_scene
+    scene = draw(seed=seed, split=split, index=index, size=size)
+    key = f"{kind}-{split}-{seed}-{index:06d}"
+    row = make_scene_row(scene, key=key, split=split)
+    if kind == "counting":
+        # Copies of one thing have no phrase that tells them apart, but each of them shows what the phrase names.
+        row = replace(row, regions=_all_regions(scene))
+    questions = ask_scene(scene, generator("questions", kind, seed, split, index), split=split)
+    conversations = tuple(
+        to_conversation(question, id=f"{key}/{number}", images=(key,), source=f"scenes: {question.form}")
+        for number, question in enumerate(questions)
+    )
+    return AskedScene(row, conversations)
+
+
+def _all_regions(scene: Scene) -> tuple[Region, ...]:
+    return tuple(
+        Region(placed.box, placed.phrase, label=placed.concept, slice=placed.slice)
+        for placed in scene.objects
+        if placed.kind == "thing" and placed.box and placed.visible >= VISIBLE
+    )
+
+
+def build_questions(
+    target: Path,
+    *,
+    train: int,
+    validation: int = 0,
+    test: int = 0,
+    seed: int = 0,
+    size: int = 224,
+    workers: int = 1,
+) -> None:
+    """Write scenes with questions into the collection at `target`; existing ones are not drawn again.
+
+    Args:
+        train, validation, test: number of images of each split; a quarter of them are counting scenes.
+        seed: seed of the series.
+        size: side in pixels.
+        workers: processes that draw; the result does not depend on it.
+    """
+    positions = [
+        (kind, split, index)
+        for split, count in (("train", train), ("validation", validation), ("test", test))
+        for kind, share in (("scene", 1 - COUNTING_SHARE), ("counting", COUNTING_SHARE))
+        for index in range(round(count * share))
+    ]
+    done = _asked_keys(target)
+    positions = [(kind, split, index) for kind, split, index in positions if _key(kind, split, seed, index) not in done]
+    conversations: list[Conversation] = []
+    with CollectionWriter(target, license=LICENSE, source="scenes") as writer:
+        for asked in track(_draw(positions, seed, size, workers), description="scenes", total=len(positions)):
+            conversations += asked.conversations
+            row = asked.row
+            if writer.known_sha256(row.key) is None:
+                writer.add(
+                    row.key,
+                    row.data,
+                    captions=row.captions,
+                    regions=row.regions,
+                    labels=row.labels,
+                    group=row.key,
+                    split=row.split,
+                    extra=row.extra,
+                )
+    add_conversations(target, conversations)
+
+
+def _key(kind: str, split: str, seed: int, index: int) -> str:
+    return f"{kind}-{split}-{seed}-{index:06d}"
+
+
+def _asked_keys(target: Path) -> frozenset[str]:
+    """Return the keys of images that have conversations already."""
+    if not target.is_dir() or not any(target.iterdir()):
+        return frozenset()
+    with Collection.open(target) as collection:
+        return frozenset(key for conversation in Conversations(collection) for key in conversation.images)
+
+
+def _draw_position(position: tuple[str, str, int], *, seed: int, size: int) -> AskedScene:
+    kind, split, index = position
+    return draw_asked_scene(kind=kind, seed=seed, split=split, index=index, size=size)
+
+
+def _draw(positions: list[tuple[str, str, int]], seed: int, size: int, workers: int) -> Iterator[AskedScene]:
+    return draw_in_processes(functools.partial(_draw_position, seed=seed, size=size), positions, workers=workers)
