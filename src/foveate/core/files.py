@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -99,6 +99,25 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         # Not only JSONDecodeError: also bytes that are not UTF-8, numbers of thousands of digits, endless nesting.
         raise UserError(f"{path}: not a JSON file ({error})") from error
+
+
+def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Append rows to a file of JSON Lines."""
+    with name_in_errors(path), path.open("a", encoding="utf-8") as handle:
+        handle.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Read the rows of a file of JSON Lines, without a last line that a kill cut off; none if there is no file."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
 
 
 def sha256_file(path: Path) -> str:

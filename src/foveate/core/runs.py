@@ -11,7 +11,13 @@ from typing import Any
 import yaml
 
 from foveate.core.errors import UserError
-from foveate.core.files import read_json, write_json_atomically, write_text_atomically
+from foveate.core.files import (
+    append_json_lines,
+    read_json,
+    read_json_lines,
+    write_json_atomically,
+    write_text_atomically,
+)
 
 # Written before any work, so they alone do not bind the folder to a recipe.
 _FILES_BEFORE_WORK = ("recipe.yaml", "run.json")
@@ -77,20 +83,11 @@ class RunFolder:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl."""
-        with self.metrics_path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+        append_json_lines(self.metrics_path, [row])
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the rows of metrics.jsonl, without a last line that a kill cut off."""
-        if not self.metrics_path.exists():
-            return []
-        rows = []
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        return read_json_lines(self.metrics_path)
 
     def truncate_metrics(self, *, after_step: int) -> None:
         """Drop rows beyond `after_step`, so that the curve of a resumed run equals an uninterrupted one."""

@@ -1,0 +1,342 @@
+"""Ask a model the questions of a suite, with two controls: no image, and another question's image.
+
+A score means something only above its controls: what a model gets right without the image comes from the question. Each
+answer is a row of `rows.jsonl` in the run folder, so that the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import Field
+
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.files import (
+    FolderLock,
+    append_json_lines,
+    read_json_lines,
+    write_bytes_atomically,
+    write_text_atomically,
+)
+from foveate.core.plugins import load_plugin
+from foveate.core.recipes import Settings
+from foveate.core.results import Column, Row, Value
+from foveate.core.runs import RunFolder
+from foveate.metrics.intervals import Interval, bootstrap_interval
+from foveate.mllm.results import SuiteResult, SuiteSample
+from foveate.mllm.suite import AskableModel, ModelAnswer, Suite, SuiteData, SuiteQuestion
+from foveate.records.boxes import PixelBox
+from foveate.records.conversations import IMAGE, REGION
+from foveate.records.images import BadImage, check, read_image_info
+from foveate.records.shapes import Point, Shape, enclosing_box
+
+ROWS = "rows.jsonl"
+CONDITIONS = ("image", "no image", "another image")
+_COLUMNS = (
+    Column(key="image", title="With the image", role="ours"),
+    Column(key="no_image", title="No image", what="the question alone", role="control"),
+    Column(key="another_image", title="Another image", what="the image of another question", role="control"),
+)
+_SAMPLES = 24
+
+
+class SuiteSettings(Settings):
+    """Which questions a model is asked."""
+
+    split: str = Field("test", description="split of the data to ask about")
+    limit: int | None = Field(None, ge=1, description="maximum number of questions, drawn by the seed")
+    batch_size: int = Field(16, ge=1, description="questions that are asked together")
+    seed: int = Field(0, ge=0, description="of the drawn questions, the other images and the intervals")
+
+
+def load_suite(name: str) -> Suite:
+    """Load a suite by the name of its module; raise UserError with the nearest name."""
+    return load_plugin("foveate.mllm.suites", name, "SUITE", label="evaluation suite")
+
+
+def evaluate(
+    model: AskableModel,
+    suite: str,
+    data: str | Path,
+    *,
+    run: str | Path,
+    settings: SuiteSettings | None = None,
+    name: str = "model",
+    command: list[str] | None = None,
+) -> SuiteResult:
+    """Ask a model all questions of a suite under each condition, and write rows and `result.json` into the run folder.
+
+    Args:
+        data: folder of the suite's data, a collection for most.
+        run: folder; the same arguments go on where a stopped run was.
+        name: of the model, which a repeated run must have, too.
+
+    Raises:
+        UserError: unknown suite, unusable data, or a run folder of another evaluation.
+    """
+    settings = settings or SuiteSettings()
+    plugin = load_suite(suite)
+    identity = {"suite": suite, "model": name, "data": str(data), **settings.model_dump()}
+    folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity), free=("batch_size",))
+    try:
+        contents = plugin.read(Path(data), settings.split)
+    except UserError:
+        folder.discard()
+        raise
+    try:
+        questions = draw_questions(contents.questions, limit=settings.limit, seed=settings.seed)
+        with FolderLock(folder.path, purpose="evaluating a model"):
+            rows = _ask_all(model, plugin, contents, questions, folder.path / ROWS, settings)
+            result = summarize(plugin, questions, rows, seed=settings.seed).model_copy(
+                update={"suite": suite, "model": name, "data": str(data), "split": settings.split}
+                | {"samples": _pick_samples(questions, rows, contents, folder.path), "command": command or ""}
+            )
+            folder.write_result(result.to_json())
+    finally:
+        contents.close()
+    return result
+
+
+def draw_questions(questions: Sequence[SuiteQuestion], *, limit: int | None, seed: int) -> list[SuiteQuestion]:
+    """Draw at most `limit` questions, in their order.
+
+    Raises:
+        UserError: two questions have one id, by which rows are found again.
+    """
+    counts = Counter(question.id for question in questions)
+    if len(counts) < len(questions):
+        ((name, count),) = counts.most_common(1)
+        raise UserError(f"question '{name}': {count} questions have this id; expected an id of its own for each")
+    if limit is None or limit >= len(questions):
+        return list(questions)
+    order = np.argsort([seeds.uniform("suite", seed, question.id) for question in questions], kind="stable")
+    return [questions[index] for index in sorted(order[:limit].tolist())]
+
+
+def swap_images(questions: Sequence[SuiteQuestion], *, seed: int) -> list[tuple[str, ...] | None]:
+    """Choose other images for each question: as many, and none of its own; None where there are no such.
+
+    Sets of images with the same number are laid in a random circle, and each question takes the next one that has none
+    of its images.
+    """
+    circles: dict[int, list[tuple[str, ...]]] = {}
+    for images in dict.fromkeys(question.images for question in questions):
+        circles.setdefault(len(images), []).append(images)
+    for circle in circles.values():
+        circle.sort(key=lambda images: seeds.uniform("other-images", seed, *images))
+    position = {images: index for circle in circles.values() for index, images in enumerate(circle)}
+
+    def find(question: SuiteQuestion) -> tuple[str, ...] | None:
+        circle, start = circles[len(question.images)], position[question.images]
+        following = (circle[(start + step) % len(circle)] for step in range(1, len(circle)))
+        return next((images for images in following if not set(images) & set(question.images)), None)
+
+    others = {question.images: question for question in questions if question.images}
+    partners = {images: find(question) for images, question in others.items()}
+    return [partners.get(question.images) for question in questions]
+
+
+def _ask_all(
+    model: AskableModel,
+    suite: Suite,
+    data: SuiteData,
+    questions: Sequence[SuiteQuestion],
+    path: Path,
+    settings: SuiteSettings,
+) -> list[dict[str, Any]]:
+    """Ask what has no row yet, and return the rows of all questions and conditions."""
+    rows = read_json_lines(path)
+    # Without a last line that a kill cut off: appending to it would join two rows in one.
+    write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    finished = {(row["condition"], row["id"]) for row in rows}
+    others = swap_images(questions, seed=settings.seed)
+    if all(images is None for images in others):
+        warnings.warn("no other image to show: the control 'another image' is left out", stacklevel=3)
+    for condition in CONDITIONS:
+        pending = [
+            (question, images)
+            for question, images in zip(questions, others, strict=True)
+            if (condition, question.id) not in finished
+            and (condition == "image" or question.images)
+            and (condition != "another image" or images is not None)
+        ]
+        for start in range(0, len(pending), settings.batch_size):
+            part = _ask_batch(model, suite, data, pending[start : start + settings.batch_size], condition)
+            append_json_lines(path, part)
+            rows += part
+    return rows
+
+
+def _ask_batch(
+    model: AskableModel,
+    suite: Suite,
+    data: SuiteData,
+    pending: Sequence[tuple[SuiteQuestion, tuple[str, ...] | None]],
+    condition: str,
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    requests, answerable = [], []
+    for question, others in pending:
+        row = {"condition": condition, "id": question.id}
+        try:
+            request = _write_request(suite, data, question, others, condition)
+        except (BadImage, OSError) as error:
+            rows.append(row | {"error": str(error)})
+            continue
+        requests.append(request)
+        answerable.append((question, row))
+    answers = model.ask_all(requests, max_tokens=suite.max_tokens) if requests else []
+    for (question, row), answer in zip(answerable, answers, strict=True):
+        rows.append(row | _describe(answer) | {"score": suite.score(question, answer)})
+    return rows
+
+
+def _describe(answer: ModelAnswer) -> dict[str, Any]:
+    boxes = [[box.x1, box.y1, box.x2, box.y2] for box in answer.boxes]
+    return {"answer": answer.text, "boxes": boxes, "finished": answer.finished}
+
+
+def _write_request(
+    suite: Suite, data: SuiteData, question: SuiteQuestion, others: tuple[str, ...] | None, condition: str
+) -> tuple[list[bytes], str, tuple[Shape, ...]]:
+    text = "\n".join(part for part in (question.text, suite.instruction) if part)
+    # Read under every condition: a question whose image is damaged then has no row to compare.
+    images = [_read_whole(data, name) for name in question.images]
+    if condition == "image":
+        return images, text, question.regions
+    if condition == "no image":
+        text = text.replace(IMAGE, "").replace(REGION, "the region").strip()
+        return [], text, ()
+    assert others is not None
+    swapped = [_read_whole(data, name) for name in others]
+    regions = question.regions
+    if regions:
+        regions = tuple(_scale_region(region, images[0], swapped[0]) for region in regions)
+    return swapped, text, regions
+
+
+def _read_whole(data: SuiteData, name: str) -> bytes:
+    encoded = data.read_image(name)
+    check(encoded)
+    return encoded
+
+
+def _scale_region(region: Shape, image: bytes, other: bytes) -> Shape:
+    """Move a region to the same place of an image of another size; a shape that is no point becomes its box."""
+    old, new = read_image_info(image)[0], read_image_info(other)[0]
+    if (old.width, old.height) == (new.width, new.height):
+        return region
+    across, down = new.width / old.width, new.height / old.height
+    if isinstance(region, Point):
+        return Point(region.x * across, region.y * down)
+    box = enclosing_box(region)
+    assert box is not None, "the question was imported with an empty region"
+    return PixelBox(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
+
+
+def summarize(
+    suite: Suite, questions: Sequence[SuiteQuestion], rows: Sequence[dict[str, Any]], *, seed: int
+) -> SuiteResult:
+    """Compute the table of a suite from its rows: mean scores with bootstrap intervals over images.
+
+    A question with an image that could not be read counts under no condition, so that all columns have the same
+    questions.
+    """
+    damaged = {row["id"] for row in rows if "error" in row}
+    counted = [question for question in questions if question.id not in damaged]
+    if not counted:
+        raise UserError(f"{suite.title}: no question can be asked, the images of all {len(questions)} cannot be read")
+    by_condition = {
+        condition: {row["id"]: row for row in rows if row["condition"] == condition} for condition in CONDITIONS
+    }
+    slices = list(dict.fromkeys(question.slice for question in counted if question.slice))
+    parts = [("", counted)]
+    if len(slices) > 1:
+        parts += [(name, [question for question in counted if question.slice == name]) for name in slices]
+    table = [_row(suite, name, part, by_condition, seed=seed) for name, part in parts]
+    further = {}
+    for condition, answered in by_condition.items():
+        pairs = [(question, answered[question.id]["answer"]) for question in counted if question.id in answered]
+        if suite.summarize is not None and pairs:
+            further[condition] = suite.summarize(pairs)
+    return SuiteResult(
+        title=suite.title,
+        metric=suite.metric,
+        columns=list(_COLUMNS),
+        table=table,
+        questions=len(counted),
+        images=len({name for question in counted for name in question.images}),
+        unreadable=len(questions) - len(counted),
+        unfinished=sum(not row["finished"] for row in by_condition["image"].values() if row["id"] not in damaged),
+        further=further,
+    )
+
+
+def _row(
+    suite: Suite,
+    name: str,
+    questions: Sequence[SuiteQuestion],
+    by_condition: dict[str, dict[str, dict[str, Any]]],
+    *,
+    seed: int,
+) -> Row:
+    values: dict[str, Value | None] = {}
+    for column, condition in zip(_COLUMNS, CONDITIONS, strict=True):
+        answered = [question for question in questions if question.id in by_condition[condition]]
+        scores = [by_condition[condition][question.id]["score"] for question in answered]
+        # Questions about one image are not independent: whole images are drawn.
+        groups = [question.images or question.id for question in answered]
+        values[column.key] = _value(bootstrap_interval(scores, seed=seed, groups_N=groups)) if scores else None
+    chances = [question.chance for question in questions]
+    known = [chance for chance in chances if chance is not None]
+    return Row(
+        question=f"{suite.title}: {name}" if name else suite.title,
+        data=suite.metric,
+        chance=float(np.mean(known)) if len(known) == len(chances) else None,
+        n=len(questions),
+        values=values,
+    )
+
+
+def _value(interval: Interval) -> Value:
+    return Value(value=interval.value, low=interval.low, high=interval.high, n=interval.n)
+
+
+def _pick_samples(
+    questions: Sequence[SuiteQuestion], rows: Sequence[dict[str, Any]], data: SuiteData, folder: Path
+) -> list[SuiteSample]:
+    """Pick questions that were answered best and worst, as many of each, and write their first image."""
+    answered: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if "error" not in row:
+            answered.setdefault(row["id"], {})[row["condition"]] = row
+    damaged = {row["id"] for row in rows if "error" in row}
+    usable = [question for question in questions if question.id not in damaged]
+    ranked = sorted(usable, key=lambda question: -answered[question.id]["image"]["score"])
+    half = min(_SAMPLES, len(ranked)) // 2
+    samples = []
+    for number, question in enumerate([*ranked[: len(ranked[:_SAMPLES]) - half], *ranked[len(ranked) - half :]]):
+        image = ""
+        if question.images:
+            encoded = data.read_image(question.images[0])
+            image = f"images/{number:02}.{read_image_info(encoded)[0].format.lower()}"
+            write_bytes_atomically(folder / image, encoded)
+        samples.append(
+            SuiteSample(
+                image=image,
+                question=question.text,
+                references=list(dict.fromkeys(question.references)),
+                answers={condition: row["answer"] for condition, row in answered[question.id].items()},
+                score=answered[question.id]["image"]["score"],
+                slice=question.slice,
+            )
+        )
+    return samples

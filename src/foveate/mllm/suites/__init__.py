@@ -1,0 +1,1 @@
+"""Evaluation suites of multimodal models, found by the names of their modules."""

@@ -1,0 +1,67 @@
+"""Generated scenes: a collection whose conversations are exact questions, by kind.
+
+The kind is the first part of a conversation's id, "count/..." for example; a question that is answered by a box is
+"where". An answer may be short or a sentence, as the question asks for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from foveate.metrics.grounding import IOU_THRESHOLD
+from foveate.metrics.text_answers import normalize_vqa, parse_yes_no
+from foveate.mllm.suite import ModelAnswer, Suite, SuiteData, SuiteQuestion, collect_questions, make_question
+from foveate.records.boxes import PixelBox, intersection_over_union
+from foveate.records.conversations import Conversation
+
+KINDS = ("name", "where", "is there", "color", "count", "position", "compare", "which image", "episode")
+_YES_NO = {"yes": True, "no": False}
+
+
+def read(path: Path, split: str) -> SuiteData:
+    """Read the questions of one split by kind."""
+    return collect_questions(path, split, _make)
+
+
+def _make(conversation: Conversation) -> SuiteQuestion:
+    question = make_question(_last_question(conversation))
+    kind = conversation.id.split("/")[0].replace("-", " ").replace("_", " ")
+    kind = "where" if question.boxes else kind if kind in KINDS else "other"
+    sentence = conversation.turns[-1].text
+    # Yes or no is decided by its first word, a sentence by its words.
+    references = tuple(dict.fromkeys((*question.references, sentence)))
+    chance = 0.5 if question.references[0].casefold() in _YES_NO else None
+    return replace(question, references=references, slice=kind, chance=chance)
+
+
+def _last_question(conversation: Conversation) -> Conversation:
+    """Join the turns before the last answer to one question: examples stand in front of it."""
+    *before, answer = conversation.turns
+    if len(before) == 1:
+        return conversation
+    text = "\n".join(turn.text for turn in before)
+    regions = tuple(region for turn in before for region in turn.regions)
+    return replace(conversation, turns=(replace(before[-1], text=text, regions=regions), answer))
+
+
+def score(question: SuiteQuestion, answer: ModelAnswer) -> float:
+    """Exact answer up to articles, numerals and punctuation; for a box, an IoU of at least .5."""
+    if question.boxes:
+        if not answer.boxes:
+            return 0.0
+        (iou,) = intersection_over_union(_corners(answer.boxes[0]), _corners(question.boxes[0]))
+        return float(iou >= IOU_THRESHOLD)
+    truth = _YES_NO.get(question.references[0].casefold())
+    if truth is not None:
+        return float(parse_yes_no(answer.text) is truth)
+    return float(normalize_vqa(answer.text) in {normalize_vqa(reference) for reference in question.references})
+
+
+def _corners(box: PixelBox) -> list[list[float]]:
+    # A model may write corners in any order.
+    (x1, x2), (y1, y2) = sorted((box.x1, box.x2)), sorted((box.y1, box.y2))
+    return [[x1, y1, x2, y2]]
+
+
+SUITE = Suite("Generated scenes", "accuracy", read, score)
