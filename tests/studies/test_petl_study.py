@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from foveate.adapt.linear_probe import solve_head
 from foveate.adapt.registry import method_names
-from foveate.core.experiment_grid import Cell
+from foveate.core.experiment_grid import Cell, CellStore
+from foveate.core.seeds import integer
 from foveate.metrics.agreement import agreement
+from foveate.records.geometry import View
 from foveate.studies import petl, petl_rotation, petl_trainings, petl_worlds
 from foveate.studies.petl_measures import alike, all_pairs, bootstrap, together
 from foveate.studies.study import row_values, summary
@@ -40,7 +43,7 @@ def test_claims_name_rows_and_measures_that_exist() -> None:
     }
     assert set(petl.OPTIONS) == set(method_names()) - {"subset"}
     assert len(petl_trainings.THIRTEEN) == 13
-    assert len(petl.STUDY.cells(petl.FULL, seed=0, datasets=())) == 15
+    assert len(petl.STUDY.cells(petl.FULL, seed=0, datasets=())) == 2 * 15
     other = replace(petl.FULL, epochs=3)
     assert petl.STUDY.identity(other, datasets=()) != petl.STUDY.identity(petl.FULL, datasets=())
 
@@ -140,6 +143,49 @@ def test_the_rotated_world_is_balanced_and_its_head_is_new(tmp_path: Path) -> No
     upright = petl.STUDY(tmp_path, SMALL, {}).world("glyphs").opened.model.state_dict()
     same = world.opened.model.state_dict()
     assert all(torch.equal(same[name], upright[name]) for name in same if not name.startswith("head."))
+
+
+def test_features_alone_need_no_training_and_no_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(petl_trainings, "prepare_emoji", lambda *_, **__: None)
+    study = petl.STUDY(tmp_path, SMALL, {}, selected=("features",))
+    study.prepare()
+    assert not (tmp_path / "glyphs" / "rates.json").exists()
+    cells = [cell for cell in petl.STUDY.cells(SMALL, seed=0, datasets=()) if cell.variant == "features"]
+    assert [cell.condition for cell in cells] == ["glyphs", "emoji", "rotation"]
+    values = study.measure(cells[2])
+    # The solved head itself, from the features that the network's head reads.
+    cell = petl_trainings._Cell(study, "rotation", 0, tmp_path / "cell")
+    network: Any = cell.world.opened.model
+
+    def read_features(rows: Any) -> Any:
+        pixels = torch.stack([cell.world.data.load(row, View()) for row in rows.tolist()])
+        with torch.no_grad():
+            return network.forward_head(network.forward_features(pixels), pre_logits=True).numpy()
+
+    probe = solve_head(
+        read_features(cell.learn),
+        cell.world.data.labels_N[cell.learn],
+        num_classes=6,
+        seed=integer("petl", 0, "features") % 2**31,
+    )
+    for split, measure in (("test", "acc"), ("shift", "shift")):
+        predicted = probe.logits(read_features(cell.rows[split])).argmax(axis=1)
+        assert values[measure] == pytest.approx(float((predicted == cell.labels[split]).mean()), abs=0.01)
+    assert study.further_tables() == []
+
+
+def test_gains_over_the_features_alone_are_paired_by_seed(tmp_path: Path) -> None:
+    study = petl.STUDY(tmp_path, SMALL, {})
+    store = CellStore(tmp_path / "cells", petl.STUDY.identity(SMALL, datasets=()))
+    for seed, features in enumerate((0.2, 0.4, 0.6)):
+        store.finish(Cell(seed, "glyphs", "features"), {"acc": features, "shift": 0.1}, 1)
+        store.finish(Cell(seed, "glyphs", "all"), {"lora/acc": features + 0.1, "full/acc": 0.4}, 1)
+    [table] = study.further_tables()
+    lines = {line[0]: line[1:] for line in table["lines"]}
+    # Seeds differ by .2; a gain that is equal in each has no width.
+    assert lines["lora"] == ["+0.100 (+0.100 to +0.100) shown", None, None]
+    assert lines["full"][0].endswith("not shown")
+    assert set(lines) == {"lora", "full"}
 
 
 @pytest.mark.slow

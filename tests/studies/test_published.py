@@ -19,6 +19,7 @@ from foveate.studies.published import (
     count_verdicts,
     fill_page,
     format_difference,
+    join_published,
     publish_result,
     read_published,
     results_block,
@@ -67,6 +68,33 @@ def result() -> dict[str, Any]:
         ],
         **summary(DESIGN, values),
     }  # fmt: skip
+
+
+def test_a_row_of_a_later_run_joins_what_is_published(tmp_path: Path) -> None:
+    def run_of(row: str, extra: float) -> dict[str, Any]:
+        values = {("true", row): {seed: {"name": 0.5 + 0.01 * seed + extra, "other": 0.1} for seed in range(3)}}
+        return {**result(), **summary(DESIGN, values), "further_tables": []}
+
+    write_published(run_of("theirs", 0.0), tmp_path)
+    before = (tmp_path / "values.csv").read_text(encoding="utf-8").splitlines()
+    joined = join_published(run_of("ours", 0.2), DESIGN, tmp_path)
+    assert read_published(tmp_path).run == joined.run
+    lines = (tmp_path / "values.csv").read_text(encoding="utf-8").splitlines()
+    assert set(before) < set(lines)
+    assert [line.split(",")[1] for line in lines[1:]] == ["ours", "ours", "theirs", "theirs"]
+    claim = joined.claims[0]
+    # Paired by seed the difference is .2 exactly; unpaired, both half-widths (t of 2 degrees: 4.303 * .01 / sqrt(3)).
+    assert claim.difference == pytest.approx(0.2)
+    assert claim.high is not None
+    assert claim.high - claim.difference == pytest.approx(2 * 4.303 * 0.01 / 3**0.5 + 0.002, abs=1e-5)
+    assert (claim.verdict, claim.must_hold) == ("shown", True)
+    assert "not paired" in claim.source
+    [table] = joined.run.tables
+    assert (tmp_path / table.file).read_text(encoding="utf-8").splitlines()[1].startswith("Theirs,-.200")
+    with raises_naming(UserError, str(tmp_path), "--join"):
+        join_published(run_of("ours", 0.3), DESIGN, tmp_path)
+    with raises_naming(UserError, "scale", "steps"):
+        join_published({**run_of("ours", 0.3), "scale": {"steps": 8}}, DESIGN, tmp_path)
 
 
 def test_no_number_is_lost(tmp_path: Path) -> None:

@@ -298,6 +298,10 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, maps: Path) -> None
         run_study("cloc", tmp_path / "study", dry_run=True, data=(tmp_path / "missing",))
     with raises_naming(UserError, "cloc"):
         run_study("clok", tmp_path / "study")
+    plan = run_study("cloc", tmp_path / "study", dry_run=True, quick=True, variants=("no-grounding",))
+    assert plan["cells"] == [name for name in plan["cells"] if "no-grounding" in name] != []
+    with raises_naming(UserError, "no-groundin", "no-grounding"):
+        run_study("cloc", tmp_path / "study", dry_run=True, quick=True, variants=("no-groundin",))
 
 
 def table_row(question: str, data: str, **values: float) -> dict:

@@ -27,6 +27,7 @@ class GridStudy:
         scale: how large the study is.
         datasets: optional data that were found, by key (see `find_datasets`).
         device: of the trainings; the recipe's choice by default.
+        selected: variants that are to be trained; all by default. `prepare` may leave out what only others need.
     """
 
     design: ClassVar[Design]
@@ -35,9 +36,15 @@ class GridStudy:
     variants: ClassVar[Sequence[str]] = ("all",)
 
     def __init__(
-        self, folder: Path, scale: Any, datasets: Mapping[str, Path] | None = None, device: str | None = None
+        self,
+        folder: Path,
+        scale: Any,
+        datasets: Mapping[str, Path] | None = None,
+        device: str | None = None,
+        selected: Sequence[str] = (),
     ) -> None:
         self.folder, self.scale, self.datasets, self.device = folder, scale, datasets or {}, device
+        self.selected = tuple(selected)
 
     @classmethod
     def cells(cls, scale: Any, *, seed: int, datasets: Collection[str]) -> list[Cell]:

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from foveate.core.experiment_grid import Cell
+from foveate.core.files import read_json
 from foveate.studies.petl_measures import bootstrap, read_logits
 from foveate.studies.petl_trainings import (
     ALPHAS,
     BETWEEN,
+    FEATURES,
     LIMIT,
     OPTIONS,
     RATES,
@@ -19,7 +22,8 @@ from foveate.studies.petl_trainings import (
     Scale,
 )
 from foveate.studies.petl_worlds import EMOJI, GLYPHS, ROTATION
-from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row
+from foveate.studies.published import title_differences
+from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row, judge
 
 CONDITIONS = (
     Condition(
@@ -56,7 +60,9 @@ MEASURES = (
     Measure("gain", "gain over the mean member"),
 )
 ROWS = (
-    Row("linear", "linear", "the reference: the head alone", "all", "linear/", "reference"),
+    Row("features", "features alone", "a head solved on the features of the untuned network", FEATURES, "",
+        "reference"),
+    Row("linear", "linear", "the head alone, trained by steps", "all", "linear/", "baseline"),
     Row("before", "network as it came", "with the head that tuning starts from", "all", "before/", "baseline"),
     *(Row(name, name, "one method", "all", f"{name}/") for name in OPTIONS if name != "linear"),
     Row("thirteen", "13 methods, mean", "without linear, full and vpt-shallow", "all", "thirteen/"),
@@ -83,6 +89,9 @@ def _claims(condition: str) -> tuple[Claim, ...]:
         return Claim(text, condition, measure, better, worse, margin, **more)
 
     return (
+        claim("Few parameters beat the features alone", "acc", "thirteen", "features"),
+        claim("Full fine-tuning beats the features alone", "acc", "full", "features"),
+        claim("The solved head beats the one trained by steps", "acc", "features", "linear"),
         claim("Few parameters beat linear probing", "acc", "thirteen", "linear", margins["linear"], asserted=True),
         claim("Few parameters beat full fine-tuning", "acc", "thirteen", "full", source="paper: with few labels"),
         claim(f"The methods lie close: their standard deviation is below {LIMIT:g}", "limit", "thirteen", "thirteen",
@@ -164,7 +173,7 @@ DESIGN = Design(
     title="Sixteen ways to tune a vision network",
     question="Do methods with few parameters beat linear probing, do they make different mistakes, and what do "
     "ensembles and models in between bring?",
-    reference="linear",
+    reference="features",
     conditions=CONDITIONS,
     rows=ROWS,
     measures=MEASURES,
@@ -207,10 +216,12 @@ class PetlStudy(PetlTrainings):
         return {"options": OPTIONS, "rates": [list(RATES), list(RATES_OF_FULL)]}
 
     def further_tables(self) -> list[dict[str, Any]]:
-        """Return the chosen rates, and accuracy between the network and the tuned one with bootstrap intervals."""
-        tables = []
+        """Return gains over the features alone, chosen rates, and bootstrap intervals of models half-way."""
+        tables = [table for table in [_gains(self)] if table["lines"]]
         for condition in CONDITIONS:
             rates = self.rates(condition.key)
+            if not rates:
+                continue
             tables.append(
                 {
                     "title": f"{condition.title}: learning rates",
@@ -223,6 +234,33 @@ class PetlStudy(PetlTrainings):
             if done:
                 tables += [_curves(self, condition, split, done) for split in ("test", "shift")]
         return tables
+
+
+def _gains(study: PetlStudy) -> dict[str, Any]:
+    """Return what each method adds to the features alone, paired by seed."""
+    finished = {}
+    for path in (study.folder / "cells").glob("*-seed*.json"):
+        entry = read_json(path)
+        if "values" in entry:
+            finished[Cell(entry["seed"], entry["condition"], entry["variant"])] = entry["values"]
+    values = study.row_values(finished)
+    lines = []
+    for row in ROWS:
+        claims = [judge(Claim("", condition.key, "acc", row.key, "features"), values) for condition in CONDITIONS]
+        if row.key != "features" and any(claims):
+            lines.append([row.title, *(claim and _format_gain(claim) for claim in claims)])
+    return {
+        "title": title_differences(DESIGN),
+        "note": "paired by seed, with a 95 % t-interval; nothing is corrected for the number of methods.",
+        "columns": ["variant", *(condition.title for condition in CONDITIONS)],
+        "lines": lines,
+    }
+
+
+def _format_gain(claim: dict[str, Any]) -> str:
+    difference = claim["difference"]
+    span = "" if difference["low"] is None else f" ({difference['low']:+.3f} to {difference['high']:+.3f})"
+    return f"{difference['value']:+.3f}{span} {claim['verdict']}"
 
 
 def _curves(study: PetlStudy, condition: Condition, split: str, done: Sequence[Path]) -> dict[str, Any]:

@@ -58,6 +58,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 RATES_OF_FULL = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 CHOOSING_SEED = 1000  # of the draw by which rates are chosen; no result is from it
 LIMIT = 0.03
+ALL, FEATURES = "all", "features"  # trains every method; solves a head on the features of the untuned network
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Scale:
 class PetlTrainings(GridStudy):
     """Train all methods of one cell; every finished training is a file, so that a stopped cell resumes."""
 
+    variants = (ALL, FEATURES)
+
     def prepare(self) -> None:
         """Make networks and images and choose a learning rate for every method; only what is missing."""
         scale = self.scale
@@ -88,11 +91,14 @@ class PetlTrainings(GridStudy):
         )
         prepare_emoji(self.folder / EMOJI, epochs=scale.distillation_epochs)
         prepare_rotation(self.folder / ROTATION)
+        if self.selected and ALL not in self.selected:
+            return  # a solved head has no learning rate
         for condition in (GLYPHS, EMOJI, ROTATION):
             _Cell(self, condition, CHOOSING_SEED, self.folder / condition / "choosing").choose_rates()
 
     def measure(self, cell: Cell) -> dict[str, float]:
-        return _Cell(self, cell.condition, cell.seed, cell_folder(self.folder, cell)).measure()
+        work = _Cell(self, cell.condition, cell.seed, cell_folder(self.folder, cell))
+        return work.solve_probe() if cell.variant == FEATURES else work.measure()
 
     def world(self, condition: str) -> World:
         """Open the world of a condition."""
@@ -106,8 +112,9 @@ class PetlTrainings(GridStudy):
         return self.scale.rotation_shots if condition == ROTATION else self.scale.shots
 
     def rates(self, condition: str) -> dict[str, float]:
-        """Read the chosen learning rate of each method."""
-        return read_json(self.folder / condition / "rates.json")
+        """Read the chosen learning rate of each method; none where nothing was trained with one."""
+        path = self.folder / condition / "rates.json"
+        return read_json(path) if path.is_file() else {}
 
 
 def cell_folder(folder: Path, cell: Cell) -> Path:
@@ -201,6 +208,24 @@ class _Cell:
             if method == "linear" and not self.world.trained_head:
                 self.start_from(f"linear-{rates.index(rates_by_method[method])}")
         write_json_atomically(path, rates_by_method)
+
+    def solve_probe(self) -> dict[str, float]:
+        """Solve a new head on the features of the untuned network and return its accuracies."""
+        from foveate.adapt.recipe import AdaptTraining
+
+        accuracies = {}
+        for name, measure in (("test", "acc"), ("shift", "shift")):
+            fit = self.bench.fit(
+                self.world.data,
+                self.learn,
+                {"method": "linear"},
+                AdaptTraining(seed=integer("petl", self.seed, FEATURES) % 2**31, workers=0),
+                folder=self.folder / "probe",
+                test=self.rows[name],
+            )
+            assert fit.steps == 0, "the head was trained by steps instead of solved"
+            accuracies[measure] = fit.accuracy
+        return accuracies
 
     def measure(self) -> dict[str, float]:
         """Train everything of the cell and return its measures."""

@@ -15,7 +15,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +24,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
 from foveate.core.results import parse_result
 from foveate.studies.results import PublishedRun, PublishedTable
-from foveate.studies.study import Design
+from foveate.studies.study import Claim, Design, verdict
 
 START, END = "<!-- results -->", "<!-- end of results -->"
 VALUE_COLUMNS = ("condition", "variant", "measure", "value", "half_width", "n")
@@ -32,6 +32,9 @@ CLAIM_COLUMNS = (
     "condition", "claim", "source", "measure", "better", "worse", "margin", "must_hold", "difference", "low", "high",
     "n", "verdict",
 )  # fmt: skip
+UNPAIRED = "widths added, not paired"
+# Half a unit of the third decimal, of both means and both half-widths: older files were published with three.
+_ROUNDING = 4 * 0.0005
 VERDICTS = ("shown", "not shown", "opposite")
 # A table of claims by condition is readable up to here; beyond it verdicts are counted.
 MAX_CONDITIONS = 4
@@ -116,15 +119,110 @@ def write_published(result: Mapping[str, Any], folder: Path) -> Published:
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.csv"):
         path.unlink()
+    _write_numbers(published, folder)
+    for table, source in zip(published.run.tables, result.get("further_tables", []), strict=True):
+        write_csv(folder / table.file, source["columns"], source["lines"])
+    return published
+
+
+def join_published(result: Mapping[str, Any], design: Design, folder: Path) -> Published:
+    """Add the rows of a result that the published files of a folder lack; what is published stays as it is.
+
+    Claims that only these rows make possible are judged without pairs of seeds, since the published files hold means:
+    half-widths are added. That interval contains the one of paired differences, whatever their correlation.
+
+    Args:
+        result: of a run in which only some variants were trained, at the size and the seeds of the published run.
+
+    Raises:
+        UserError: the run has another size or other seeds.
+    """
+    published, joined = read_published(folder), publish_result(result)
+    for name, ours, theirs in (
+        ("scale", joined.run.scale, published.run.scale),
+        ("number of seeds", joined.run.seeds, published.run.seeds),
+    ):
+        if ours != theirs:
+            raise UserError(f"{folder}: the run has another {name} (got {ours}); expected {theirs}, as published")
+    known = {(value.condition, value.variant) for value in published.values}
+    added = [value for value in joined.values if (value.condition, value.variant) not in known]
+    if not added:
+        raise UserError(f"{folder}: the run has no row that is not published; publish it without --join to replace all")
+    # Rows stay in the design's order, in each condition.
+    order = {row.key: position for position, row in enumerate(design.rows)}
+    conditions = list(published.run.conditions)
+    values = sorted(
+        [*published.values, *added], key=lambda value: (conditions.index(value.condition), order[value.variant])
+    )
+    rows = {value.variant: joined.run.variants[value.variant] for value in added}
+    titles = {row.key: (published.run.variants | rows)[row.key] for row in design.rows}
+    note = "; ".join([*filter(None, [published.run.note]), f"{', '.join(rows.values())} by `{joined.run.command}`"])
+    run = published.run.model_copy(update={"variants": titles, "note": note})
+    whole = Published(run, tuple(values), published.claims)
+    # What is published comes first, then what the run judged by pairs of seeds, then what means allow.
+    judged = {(claim.condition, claim.claim): claim for claim in (*joined.claims, *published.claims)}
+    claims = [judged.get((entry.condition, entry.text)) or bound_claim(entry, whole) for entry in design.claims]
+    whole = replace(whole, claims=tuple(claim for claim in claims if claim is not None))
+    differences = bound_differences(whole, design)
+    table = PublishedTable(
+        file=f"{_slug(differences['title'])}.csv", title=differences["title"], note=differences["note"]
+    )
+    tables = [table, *(entry for entry in run.tables if entry.file != table.file)]
+    whole = replace(whole, run=run.model_copy(update={"tables": tables}))
+    _write_numbers(whole, folder)
+    write_csv(folder / table.file, differences["columns"], differences["lines"])
+    return whole
+
+
+def bound_differences(published: Published, design: Design) -> dict[str, Any]:
+    """Return a table of what each row has more than the reference by the first measure, widths added."""
+    titles, measure = published.run.variants, design.measures[0]
+    lines = []
+    for row in design.rows:
+        claims = [
+            bound_claim(Claim(row.title, condition, measure.key, row.key, design.reference), published)
+            for condition in published.run.conditions
+        ]
+        if row.key != design.reference and any(claims):
+            cells = [claim and f"{format_difference(claim)} {claim.verdict}" for claim in claims]
+            lines.append([titles.get(row.key, row.title), *cells])
+    return {
+        "title": title_differences(design),
+        "note": "with a 95 % interval that contains the one of differences paired by seed: half-widths are added.",
+        "columns": ["variant", *published.run.conditions.values()],
+        "lines": lines,
+    }
+
+
+def title_differences(design: Design) -> str:
+    """Return the title of the table of differences to the reference."""
+    [reference] = [row.title for row in design.rows if row.key == design.reference]
+    return f"{design.measures[0].title.capitalize()} minus that of {reference}"
+
+
+def bound_claim(claim: Claim, published: Published) -> PublishedClaim | None:
+    """Judge a claim by published means: the interval's half-width is the sum of both rows'; None without both."""
+    ours = published.value(claim.condition, claim.better, claim.measure)
+    theirs = published.value(claim.condition, claim.worse, claim.worse_measure or claim.measure)
+    if ours is None or theirs is None or ours.half_width is None or theirs.half_width is None:
+        return None
+    difference = ours.value - theirs.value
+    width = ours.half_width + theirs.half_width + _ROUNDING
+    low, high = difference - width, difference + width
+    return PublishedClaim(
+        claim.condition, claim.text, "; ".join(filter(None, [claim.source, UNPAIRED])), claim.measure, claim.better,
+        claim.worse, claim.margin, claim.asserted, difference, low, high, min(ours.n, theirs.n),
+        verdict(low, high, margin=claim.margin),
+    )  # fmt: skip
+
+
+def _write_numbers(published: Published, folder: Path) -> None:
     write_json_atomically(folder / "run.json", published.run.to_json())
     for name, columns, entries in (
         ("values", VALUE_COLUMNS, published.values),
         ("claims", CLAIM_COLUMNS, published.claims),
     ):
         write_csv(folder / f"{name}.csv", columns, [[getattr(entry, key) for key in columns] for entry in entries])
-    for table, source in zip(published.run.tables, result.get("further_tables", []), strict=True):
-        write_csv(folder / table.file, source["columns"], source["lines"])
-    return published
 
 
 def _half_width(mean: Mapping[str, Any]) -> float | None:

@@ -62,6 +62,7 @@ def run_study(
     seeds: int | None = None,
     seed: int = 0,
     workers: int = 1,
+    variants: Sequence[str] = (),
     device: str | None = None,
     data: Sequence[Path] = (),
     dry_run: bool = False,
@@ -75,13 +76,14 @@ def run_study(
         scale: another scale than the study's two.
         seeds: trainings of each variant; the scale's own number by default.
         seed: the first seed.
+        variants: train only these; all by default. The result has what is finished of the others, too.
         workers: processes, one thread each. Further calls on the same folder, also from elsewhere, help.
         data: folders in which packages with optional data were unpacked, besides the system's own.
         dry_run: only count the trainings.
         so_far: only write the result of those that are finished.
 
     Raises:
-        UserError: an unknown study, a folder that holds another study, or with `so_far` one without a training.
+        UserError: an unknown study or variant, a folder of another study, or with `so_far` one without a training.
     """
     study = find_study(name)
     scale = scale or (study.quick if quick else study.full)
@@ -89,13 +91,14 @@ def run_study(
         scale = replace(scale, seeds=seeds)
     datasets = study.find_datasets(data)
     cells = study.cells(scale, seed=seed, datasets=datasets)
+    selected = _select_variants(cells, variants)
     if dry_run:
-        return _plan(study, cells, scale, datasets)
+        return _plan(study, selected, scale, datasets)
     if so_far and not (run_path / "cells").is_dir():
         raise UserError(f"{run_path} holds no study yet; leave --so-far out to begin one")
     run = RunFolder.create(run_path, command=command)
     store = CellStore(run.path / "cells", study.identity(scale, datasets=datasets))
-    work = study(run.path, scale, datasets, device)
+    work = study(run.path, scale, datasets, device, variants)
     seconds: dict[str, float] = {}
     if so_far:
         if all(store.done(cell) is None for cell in cells):
@@ -105,10 +108,10 @@ def run_study(
         _prepare(work)
         seconds["prepare"] = round(time.monotonic() - started, 1)
         _single_thread()
-        announce_duration(store, cells, work.measure, workers=workers)
-        helpers = [_start_helper(name, run.path, scale, datasets, device, cells) for _ in range(workers - 1)]
+        announce_duration(store, selected, work.measure, workers=workers)
+        helpers = [_start_helper(name, run.path, scale, datasets, device, selected) for _ in range(workers - 1)]
         try:
-            for number, cell in enumerate(run_cells(store, cells, work.measure), start=1):
+            for number, cell in enumerate(run_cells(store, selected, work.measure), start=1):
                 say(f"{cell.name} is finished, {number} by this process")
         finally:
             for helper in helpers:
@@ -136,6 +139,14 @@ def announce_duration(store: CellStore, cells: Sequence[Cell], work: Work, *, wo
             f"first of {len(missing)} trainings: {done.seconds:.0f} s; the other {len(missing) - 1} will take about "
             f"{rest / 3600:.1f} h ({rest / 60:.0f} min) with {workers} workers; the study can be stopped and resumed"
         )
+
+
+def _select_variants(cells: list[Cell], variants: Sequence[str]) -> list[Cell]:
+    """Return the cells of some variants; of all without any."""
+    known = {cell.variant for cell in cells}
+    for variant in variants:
+        choose(variant, known, "variant of this study")
+    return [cell for cell in cells if not variants or cell.variant in variants]
 
 
 def _prepare(study: GridStudy) -> None:

@@ -15,6 +15,9 @@ class StudySettings(Settings):
         None, ge=2, le=50, description="number of training runs per variant; 5 by default, 2 with --quick"
     )
     workers: int = Field(1, ge=1, le=64, description="processes, one thread each")
+    variants: tuple[str, ...] = Field(
+        (), description="train only these of the study's variants; repeated with others, the run folder keeps both"
+    )
 
 
 class TourSettings(Settings):

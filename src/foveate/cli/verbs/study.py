@@ -18,7 +18,7 @@ _FOLDER = click.Path(path_type=Path)
 @click.command("study", cls=FieldsCommand, short_help="Test the claims of a paper with several seeds.")
 @click.argument("name")
 @run_option("runs/study-NAME, with --quick runs/study-NAME-quick,")
-@fields("foveate.studies.settings:StudySettings", "quick", "seeds", "workers")
+@fields("foveate.studies.settings:StudySettings", "quick", "seeds", "workers", "variants")
 @click.option(
     "--data", "data", multiple=True, type=_FOLDER,
     help="Folder of optional data, such as an unpacked package; the study's page says which. Repeatable.",
@@ -72,6 +72,8 @@ def command(
     if name == ALL:
         if data:
             raise UserError("--data has no effect on 'all', which uses what is installed; give it to one study")
+        if size.variants:
+            raise UserError("--variants has no effect on 'all': every study has its own; give it to one study")
         options = {"seeds": size.seeds, "seed": seed or 0, "workers": size.workers, "device": device}
         _run_all(run, published, options, quick=quick, dry_run=dry_run, so_far=so_far, as_json=as_json)
         return
@@ -84,6 +86,7 @@ def command(
         seeds=size.seeds,
         seed=seed or 0,
         workers=size.workers,
+        variants=size.variants,
         device=device,
         data=data,
         dry_run=dry_run,
