@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits, load_wine
 
 from foveate.core.errors import UserError
 from foveate.federated import node as at_client
+from foveate.federated import scaling
 from foveate.federated.clustering import attacks, protocol
 from foveate.federated.clustering.options import resolve
 from foveate.federated.deep import message_kinds as features_kinds
@@ -54,7 +55,7 @@ def request_of(kind: str) -> Message:
     options = resolve(3, min_count=10)
     centers = np.eye(3, WINE.shape[1])
     made = {
-        protocol.MOMENTS: protocol.moments_request(options),
+        scaling.MOMENTS: scaling.moments_request(options.min_count),
         protocol.CENTROIDS: protocol.centroids_request(options, 0),
         protocol.LLOYD: protocol.lloyd_request(centers, options, 1),
         protocol.ASSIGN: protocol.assign_request(centers, options, 2),
@@ -157,7 +158,7 @@ def test_no_answer_is_about_a_few_points(kind: str, tmp_path: Path) -> None:
     centers = np.array([[0.0, 0.0], [50.0, 50.0]])
     options = resolve(2, min_count=10)
     request = {
-        protocol.MOMENTS: protocol.moments_request(options),
+        scaling.MOMENTS: scaling.moments_request(options.min_count),
         protocol.CENTROIDS: protocol.centroids_request(options, 0),
         protocol.LLOYD: protocol.lloyd_request(centers, options, 1),
         protocol.ASSIGN: protocol.assign_request(centers, options, 1),
@@ -239,7 +240,7 @@ def test_every_kind_is_known() -> None:
     """A new kind of message needs a place in these tests: what it says of few points, and what it costs."""
     assert set(KINDS) == {
         HELLO,
-        *(protocol.MOMENTS, protocol.CENTROIDS, protocol.LLOYD, protocol.ASSIGN),
+        *(scaling.MOMENTS, protocol.CENTROIDS, protocol.LLOYD, protocol.ASSIGN),
         *(map_kinds.POINTS, map_kinds.BOX, map_kinds.SURROGATE, map_kinds.FIELD, map_kinds.TRAIN),
         *(features_kinds.SIZE, features_kinds.EMBEDDED, features_kinds.TRAIN),
     }

@@ -19,8 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from foveate.core.files import FolderLock, write_json_atomically
 from foveate.core.progress import Meter
 from foveate.federated.clients import Client
+from foveate.federated.limits import SAFE_MIN_COUNT
 from foveate.federated.results import RunResult
 from foveate.federated.rounds import InProcess, Log, Transport, merge_tables, tabulate
+from foveate.federated.scaling import MOMENTS, ScaledTransport, Scaling, answer_moments, ask_scaling
 from foveate.federated.store import check_same_data, read_state, write_state
 from foveate.federated.validation import read_clients
 
@@ -43,6 +45,7 @@ class TrainingSnapshot:
         exchanged: table of all messages so far (`Log.table`), over all sessions.
         sent: bytes that each client sent so far, by its number as text (a JSON key).
         seconds: wall time so far, over all sessions.
+        scaling: common scale of the columns; None where points are taken as they are.
         data: digest of the clients' points where they are in this process; "" over a network.
         resumed: how often a server continued after it was stopped. Each time the questions of one round may have been
             asked twice, which counts against privacy.
@@ -53,6 +56,7 @@ class TrainingSnapshot:
     exchanged: list[dict[str, Any]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    scaling: Scaling | None = None
     data: str = ""
     resumed: int = 0
 
@@ -97,6 +101,11 @@ class TrainingJob(ABC, Generic[S]):
     def is_exchanging(self) -> bool:
         """Whether clients send anything that counts as traffic."""
         return not self.is_pooled
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether columns are put into a common scale before anything else is asked."""
+        return getattr(self.options, "scale", "none") == "standard"
 
     def prepare_points(self, points: list[NDArray[Any]]) -> list[NDArray[Any]]:
         """Convert the clients' points before training."""
@@ -151,6 +160,8 @@ class TrainingJob(ABC, Generic[S]):
 def save_snapshot(path: Path, job: TrainingJob[S], state: S) -> None:
     """Write a snapshot atomically."""
     arrays, header = job.pack(state)
+    if state.scaling is not None:
+        arrays |= {"scaling.offset": state.scaling.offset_D, "scaling.scale": state.scaling.scale_D}
     common = {
         "round": state.round,
         "history": state.history,
@@ -175,6 +186,8 @@ def load_snapshot(path: Path, job: TrainingJob[S]) -> S | None:
         state.round, state.history = int(header["round"]), header["history"]
         state.exchanged, state.sent, state.seconds = header["exchanged"], header["sent"], float(header["seconds"])
         state.data, state.resumed = str(header["data"]), int(header["resumed"])
+        if "scaling.offset" in arrays:
+            state.scaling = Scaling(arrays["scaling.offset"], arrays["scaling.scale"])
         return state
 
     return read_state(path, job.options, build, format=FORMAT)
@@ -229,10 +242,10 @@ def run_rounds(
     return state
 
 
-def _begin(job: TrainingJob[S], transport: Transport, min_clients: int) -> S:
-    """Begin a training; what is asked for it counts as exchanged."""
-    first_entry = len(transport.log.entries)
+def _begin(job: TrainingJob[S], transport: Transport, min_clients: int, scaling: Scaling | None, first_entry: int) -> S:
+    """Begin a training; what the log has of it, from entry `first_entry` on, counts as exchanged."""
     state = job.begin(transport, min_clients=min_clients)
+    state.scaling = scaling
     if job.is_exchanging:
         state.add_traffic(transport.log, first_entry)
     return state
@@ -268,24 +281,42 @@ def fit_in_process(
         UserError: no client, no point, points that do not fit, or a state of other points.
         TooFewClientsError: fewer answered.
     """
-    points = job.prepare_points(read_clients(clients, limit=MAX_TRAINED))
+    points = read_clients(clients, limit=MAX_TRAINED)
     if job.is_pooled:
         # Pooling is the same job with a single client, so that the upper bound differs in nothing else.
         points, names = [np.concatenate(points)], ["all clients"]
     titles = list(names) or [f"client {number}" for number in range(len(points))]
-    members = job.make_clients(points, titles, device)
     # What "exchanges" without a federation (pooled or separate clients) is no traffic: it goes to a log of its own.
     log = (Log() if log is None else log) if job.is_exchanging else Log()
-    if make_transport is not None:
-        transport = make_transport(members, log)
-    else:
-        transport = InProcess(members, answers_folder=answers_folder, log=log)
-    data = job.data_digest(points)
+
+    def connect(members: Sequence[Client]) -> Transport:
+        if make_transport is not None:
+            return make_transport(members, log)
+        return InProcess(members, answers_folder=answers_folder, log=log)
+
+    data = job.data_digest(job.prepare_points(points))
+    if state is not None:
+        check_same_data(state.data, data, state.round)
+    first_entry, scaling = len(log.entries), None if state is None else state.scaling
+    if state is None and job.is_scaled:
+        asked = [
+            Client(number, part, {MOMENTS: answer_moments}, name)
+            for number, (part, name) in enumerate(zip(points, titles, strict=True))
+        ]
+        scaling = ask_scaling(connect(asked), min_count=_min_count(job, 1), min_clients=min_clients)
+    if scaling is not None:
+        # Before they are converted: float32 would lose what varies in a column with a large mean.
+        points = [scaling.apply(part) for part in points]
+    transport = connect(job.make_clients(job.prepare_points(points), titles, device))
     if state is None:
-        state = _begin(job, transport, min_clients)
+        state = _begin(job, transport, min_clients, scaling, first_entry)
         state.data = data
-    check_same_data(state.data, data, state.round)
     return run_rounds(job, transport, state, after=after, min_clients=min_clients)
+
+
+def _min_count(job: TrainingJob[Any], default: int) -> int:
+    """Return the smallest number of points that is asked about."""
+    return getattr(job.options, "min_count", default)
 
 
 def fit_in_run(
@@ -335,7 +366,10 @@ def serve(job: TrainingJob[S], transport: Transport, out: Path, *, min_clients: 
         path = out / "states" / f"{job.options.method}.safetensors"
         state = load_snapshot(path, job)
         if state is None:
-            state = _begin(job, transport, min_clients)
+            first_entry, scaling = len(transport.log.entries), None
+            if job.is_scaled:
+                scaling = ask_scaling(transport, min_count=_min_count(job, SAFE_MIN_COUNT), min_clients=min_clients)
+            state = _begin(job, transport, min_clients, scaling, first_entry)
         else:
             # A state with a digest was made in one process; over a network there is none to compare with.
             check_same_data(state.data, "", state.round)
@@ -347,6 +381,8 @@ def serve(job: TrainingJob[S], transport: Transport, out: Path, *, min_clients: 
         save_snapshot(path, job, state)
         # Requests of the rounds may need more than those of the beginning, such as the options.
         inner = job.remote_transport(transport, state)
+        if state.scaling is not None:
+            inner = ScaledTransport(inner, state.scaling)
         run_rounds(job, inner, state, after=lambda current: save_snapshot(path, job, current), min_clients=min_clients)
         result = job.save_remote(transport, state, out).to_json()
         write_json_atomically(out / "result.json", result)

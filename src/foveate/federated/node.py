@@ -19,7 +19,7 @@ from foveate.core.progress import say
 from foveate.federated import reasons
 from foveate.federated.clients import Client
 from foveate.federated.clustering.noise import request_cost
-from foveate.federated.clustering.protocol import HANDLERS, MOMENTS
+from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.columns import ColumnDigests, sort_columns
 from foveate.federated.deep.message_kinds import EMBEDDED
 from foveate.federated.deep.message_kinds import REMOTE_KINDS as FEATURES_KINDS
@@ -29,6 +29,7 @@ from foveate.federated.limits import Limits
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.points import Points, ReadOptions
 from foveate.federated.reasons import Refusal, failure_values
+from foveate.federated.scaling import MOMENTS
 from foveate.federated.sources import read_points
 from foveate.federated.store import digest
 

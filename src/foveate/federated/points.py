@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from foveate.core.errors import UserError, nearest
@@ -210,3 +210,25 @@ def as_matrix(values: NDArray[Any], what: str) -> NDArray[np.float64]:
     if values.ndim != 2 or values.shape[1] < 1:
         raise UserError(f"{what}: must be a matrix [points, features] (got shape {list(values.shape)})")
     return values.astype(np.float64)
+
+
+def as_points(data: ArrayLike) -> NDArray[np.float64]:
+    """Read a client's data as float64 points [N, D].
+
+    Raises:
+        UserError: no point, another shape, not numbers, NaN, or numbers too large to square.
+    """
+    array = np.asarray(data)
+    # Strings and objects would be converted number by number, or fail in the middle of the k-means.
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"the data must be numbers (got {array.dtype})")
+    if array.ndim != 2:
+        raise UserError(f"the data must be [points, features] (got shape {list(array.shape)})")
+    if array.size == 0:
+        raise UserError(f"the data are empty (shape {list(array.shape)})")
+    points = np.ascontiguousarray(array, dtype=np.float64)
+    largest = np.abs(points).max()
+    if not largest <= MAX_COORDINATE:  # written with `not`, so that NaN fails too
+        row = int(np.flatnonzero(~(np.abs(points) <= MAX_COORDINATE).all(1))[0])
+        raise UserError(f"the data have NaN, infinite or huge values, the first in row {row}")
+    return points

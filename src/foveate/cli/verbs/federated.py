@@ -90,7 +90,7 @@ def _finish_plan(planned: dict[str, Any], size: str, *, as_json: bool) -> None:
 
 @command.command("embed", cls=FieldsCommand, short_help="Make one joint 2-D map of data at several clients.")
 @sources_of
-@fields("foveate.federated.embedding.options:EmbeddingOptions", "method", "rounds")
+@fields("foveate.federated.embedding.options:EmbeddingOptions", "method", "rounds", "scale")
 @fields(f"{_RUN}:EmbedRun", "compare", "held_out", into="running")
 @closing("federated-embed", dry_run="Print clients and settings; train and write nothing.")
 def embed(
@@ -259,7 +259,7 @@ def _cluster_lines(result: dict[str, Any]) -> list[str]:
 @command.command("features", cls=FieldsCommand, short_help="Train one encoder at several clients, without labels.")
 @sources_of
 @_clusters
-@fields("foveate.federated.deep.options:DeepOptions", "method", "rounds")
+@fields("foveate.federated.deep.options:DeepOptions", "method", "rounds", "scale")
 @fields(f"{_RUN}:FeaturesRun", "compare", "min_clients", into="running")
 @closing("federated-features", dry_run=_PLANNED)
 def features(

@@ -18,7 +18,6 @@ from foveate.federated.clustering.distances import Floats
 from foveate.federated.clustering.lloyd import unit
 from foveate.federated.clustering.options import ClusteringOptions, load_method
 from foveate.federated.clustering.pool import Pool
-from foveate.federated.clustering.scaling import Scaling, ask_scaling
 from foveate.federated.clustering.suspects import (
     MAX_SCALE,
     find_scales,
@@ -28,6 +27,7 @@ from foveate.federated.clustering.suspects import (
 )
 from foveate.federated.messages import Message
 from foveate.federated.rounds import TooFewClientsError, Transport
+from foveate.federated.scaling import Scaling, ask_scaling
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,15 @@ def cluster(
     if not method.federated:
         raise UserError(f"the method '{options.method}' pools raw points; no client sends them")
     excluded: dict[int, str] = {}
-    scaling = ask_scaling(transport, options, min_clients, excluded) if options.scale == "standard" else None
+    scaling = None
+    if options.scale == "standard":
+        scaling = ask_scaling(
+            transport,
+            min_count=options.min_count,
+            winsorize=options.winsorize,
+            min_clients=min_clients,
+            excluded=excluded,
+        )
     answers = _ask_centroids(transport, options, min_clients, excluded, scaling)
     pool, radii = make_pool(answers)
     # Before the server step: a poisoned centroid that is merged cannot be told apart afterwards.

@@ -2,7 +2,6 @@
 
 | kind | down | up |
 |---|---|---|
-| `query.moments` | options, then `center` | `sums` of all points, then `squares` about the center; their number |
 | `query.centroids` | options | `centers`, and where asked `counts`, `spreads`, `trusted`, `radius` |
 | `query.lloyd` | `centers` | `sums`, `counts` |
 | `query.assign` | `centers` | two numbers: points and inertia |
@@ -35,34 +34,12 @@ from foveate.federated.clustering.local import (
 from foveate.federated.clustering.noise import clip_to_grid, from_grid, noisy_inertia, noisy_kmeans, noisy_sums
 from foveate.federated.clustering.options import ClusteringOptions, load_method
 from foveate.federated.messages import MAX_WHOLE, ArrayRule, Message, MessageError, MessageRule, Value
-from foveate.federated.points import MAX_COORDINATE
+from foveate.federated.points import MAX_COORDINATE, as_points
+from foveate.federated.scaling import MOMENTS, answer_moments, scale_points, winsorize
 
 CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"
-MOMENTS = "query.moments"
 _ROUNDING = 8 * np.finfo(np.float64).eps
 """Rounding error of a sum, relative to its largest term, per term."""
-
-
-def as_points(data: ArrayLike) -> Floats:
-    """Read a client's data as float64 points [N, D].
-
-    Raises:
-        UserError: no point, another shape, not numbers, NaN, or numbers too large to square.
-    """
-    array = np.asarray(data)
-    # Strings and objects would be converted number by number, or fail in the middle of the k-means.
-    if array.dtype.kind not in "biuf":
-        raise UserError(f"the data must be numbers (got {array.dtype})")
-    if array.ndim != 2:
-        raise UserError(f"the data must be [points, features] (got shape {list(array.shape)})")
-    if array.size == 0:
-        raise UserError(f"the data are empty (shape {list(array.shape)})")
-    points = np.ascontiguousarray(array, dtype=np.float64)
-    largest = np.abs(points).max()
-    if not largest <= MAX_COORDINATE:  # written with `not`, so that NaN fails too
-        row = int(np.flatnonzero(~(np.abs(points) <= MAX_COORDINATE).all(1))[0])
-        raise UserError(f"the data have NaN, infinite or huge values, the first in row {row}")
-    return points
 
 
 def unit_rows(points_ND: Floats) -> Floats:
@@ -77,18 +54,6 @@ def unit_rows(points_ND: Floats) -> Floats:
             f"row {int(np.flatnonzero(norm_N == 0)[0])} has length 0; spherical clustering needs a direction"
         )
     return points_ND / norm_N[:, None]
-
-
-def winsorize(points_ND: Floats, reach: float) -> Floats:
-    """Clip each column to its 5th and 95th percentile, widened by `reach` times the distance between them.
-
-    A typing error of 1e8 in one row then moves a mean by as much as an ordinary outlier. A column whose percentiles are
-    equal stays as it is: nothing says what is usual in it.
-    """
-    low_D, high_D = np.percentile(points_ND, (5, 95), axis=0)
-    width_D = high_D - low_D
-    wide_D = np.where(width_D > 0, reach * width_D, np.inf)
-    return np.clip(points_ND, low_D - wide_D, high_D + wide_D)
 
 
 def _prepare(data: ArrayLike, request: Message) -> Floats:
@@ -419,58 +384,6 @@ def answer_assign(data: ArrayLike, request: Message, client: int) -> Message:
     count_K = np.bincount(label_N, minlength=len(centers)).astype(np.float64)
     open_N = ~withheld(count_K, int(request.number("min_count")))[label_N]
     return request.answer(points=int(open_N.sum()), inertia=float(square_N[open_N].sum()))
-
-
-def moments_request(options: ClusteringOptions, center_D: Floats | None = None) -> Message:
-    """Request of column sums, or of sums of squares about a center [D]."""
-    arrays = {} if center_D is None else {"center": center_D}
-    # One cell, of all points: this is what a client's own limit of clusters is compared with.
-    values: dict[str, Value] = {"clusters": 1, "min_count": options.min_count}
-    if options.winsorize is not None:
-        values["winsorize"] = options.winsorize
-    return Message(MOMENTS, 0, arrays, values)
-
-
-def moments_rule(name: str, width: int | None = None) -> MessageRule:
-    """Rule of the answers to `moments_request`.
-
-    Args:
-        name: "sums" or "squares". width: number of columns, where it is known.
-    """
-    low = 0.0 if name == "squares" else None
-    return MessageRule(MOMENTS, {name: ArrayRule("float64", (width,), low=low)}, {"points": int})
-
-
-def answer_moments(data: ArrayLike, request: Message, client: int) -> Message:
-    """Sums of all points by column, or sums of squared differences from a center: one cell, of all points.
-
-    Raises:
-        UserError: fewer points than `min_count`.
-    """
-    # Winsorized like the points that are clustered: one typing error would shift the scale of all.
-    points = _prepare(data, request)
-    _check_count(points, int(request.number("min_count")))
-    if "center" not in request.arrays:
-        return request.answer(arrays={"sums": points.sum(0)}, points=len(points))
-    center_D = request.array("center")
-    if points.shape[1:] != center_D.shape:
-        raise UserError(f"the data have {points.shape[1]} features; the center has {center_D.shape}")
-    return request.answer(arrays={"squares": ((points - center_D) ** 2).sum(0)}, points=len(points))
-
-
-def scale_points(points_ND: Floats, request: Message) -> Floats:
-    """Points in the common scale that a request brings, or as they are.
-
-    Raises:
-        UserError: a scale of another width, or one that makes values infinite.
-    """
-    if "offset" not in request.arrays:
-        return points_ND
-    offset_D, scale_D = request.array("offset"), request.array("scale")
-    if offset_D.shape != points_ND.shape[1:] or scale_D.shape != points_ND.shape[1:]:
-        raise UserError(f"the data have {points_ND.shape[1]} features; the scale has {len(offset_D)}")
-    with np.errstate(all="ignore"):
-        return as_points((points_ND - offset_D) / scale_D)
 
 
 HANDLERS: dict[str, Handler] = {

@@ -13,6 +13,7 @@ from torch import nn
 from foveate.core.errors import UserError
 from foveate.core.model_folder import CARD, CONFIG, METRICS, WEIGHTS, read_config, read_tensors, write_model_folder
 from foveate.federated.deep.options import DeepOptions, read_options
+from foveate.federated.scaling import Scaling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +45,7 @@ def write_model(
     features: int,
     rounds: int,
     clients: int,
+    scaling: Scaling | None = None,
     metrics: dict[str, Any] | None = None,
 ) -> Path:
     """Write a model folder; return it."""
@@ -62,6 +64,7 @@ def write_model(
         kind=KIND,
         format=FORMAT,
         config={
+            **({} if scaling is None else {"scaling": scaling.to_json()}),
             "features": features,
             "clients": clients,
             "rounds": rounds,

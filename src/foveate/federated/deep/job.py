@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.core.model_folder import WEIGHTS, check_tensors
+from foveate.core.model_folder import CONFIG, WEIGHTS, check_tensors
 from foveate.federated.anomaly import find_odd_sizes, find_odd_weights
 from foveate.federated.clients import Client, Handler, stream
 from foveate.federated.clustering import protocol as clustering
@@ -49,6 +49,7 @@ from foveate.federated.job import TrainingJob, TrainingSnapshot, fit_in_process
 from foveate.federated.messages import Message
 from foveate.federated.results import FeaturesClient, FeaturesMethod, FeaturesResult, GroupMap
 from foveate.federated.rounds import Transport, compare_sizes, sum_bytes
+from foveate.federated.scaling import Scaling
 from foveate.federated.store import digest
 from foveate.metrics.neighbors import as_points
 from foveate.vision.registry import seeded
@@ -399,6 +400,8 @@ class Fitted:
         points = as_points(points_ND)
         if points.shape[1] != self.features:
             raise UserError(f"points have {points.shape[1]} features; the encoder reads {self.features}")
+        if self.state.scaling is not None:
+            points = self.state.scaling.apply(points)
         return prepare_samples(points, self.options).to(next(self.network.parameters()).device)
 
 
@@ -430,6 +433,7 @@ def save_model(fitted: Fitted, folder: Path, *, clients: int, metrics: dict[str,
         features=fitted.features,
         rounds=fitted.state.round,
         clients=clients,
+        scaling=fitted.state.scaling,
         metrics=metrics,
     )
 
@@ -445,7 +449,8 @@ def load_model(folder: str | Path) -> Fitted:
     network = build_network(options, config["features"])
     check_tensors(tensors, network.state_dict(), path / WEIGHTS)
     network.load_state_dict(tensors)
-    state = DeepState(flatten_weights(network), options.width, centers, round=config["rounds"])
+    scaling = Scaling.read(config.get("scaling"), config["features"], where=str(path / CONFIG))
+    state = DeepState(flatten_weights(network), options.width, centers, round=config["rounds"], scaling=scaling)
     return Fitted(options, config["features"], network.eval(), state)
 
 

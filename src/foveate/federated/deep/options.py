@@ -33,6 +33,11 @@ class DeepOptions(Settings):
     shape: tuple[int, int, int] | None = Field(
         None, description="channels, height, width of the images in the rows; a square of 1 or 3 channels by default"
     )
+    scale: Literal["none", "standard"] = Field(
+        "none",
+        description="standard: columns in units of their common standard deviation, from sums that clients send; "
+        "rows are not sent",
+    )
     width: int = Field(128, ge=2, le=4096, description="width of the embedding")
     hidden: int = Field(256, ge=1, le=65536, description="width of the head's hidden layer")
     rounds: int = Field(20, ge=1, le=100_000, description="rounds of clustering, training and averaging")
@@ -87,6 +92,8 @@ def read_options(content: dict[str, Any], *, where: str = "DeepFeCA") -> DeepOpt
         raise UserError(f"{where}: field 'shape' has no effect without an encoder of images, such as small_resnet")
     if options.augment == "shift" and not options.reads_images:
         raise UserError(f"{where}: field 'augment': shift moves images; without an encoder of images use noise or none")
+    if options.scale != "none" and options.reads_images:
+        raise UserError(f"{where}: field 'scale': pixels have one unit; leave it out with an encoder of images")
     if options.augment == "noise" and options.reads_images:
         raise UserError(f"{where}: field 'augment': noise is for features; with an encoder of images use shift or none")
     return options

@@ -19,6 +19,7 @@ from foveate.federated.deep.options import POOLED, DeepOptions, read_options
 from foveate.federated.deep.protocol import embedded_request, handlers, train_request
 from foveate.federated.limits import Limits
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
+from foveate.federated.scaling import take_scale
 from foveate.metrics.neighbors import as_points
 
 # Honest options have some hundred characters; a longer text would cost the client time to parse.
@@ -45,6 +46,7 @@ def answer_remote(
     points = as_points(points_ND, what="the data")
     # Before any answer, sizes included: with fewer points than its own limit a client sends nothing at all.
     client_limits.need_points(len(points))
+    points, request = take_scale(points, request)
     # Sizes alone need no options and no network.
     if request.kind == SIZE:
         return request.answer(points=len(points), features=points.shape[1])

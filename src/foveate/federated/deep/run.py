@@ -58,7 +58,8 @@ def plan(clients: Clients, options: DeepOptions) -> dict[str, Any]:
         "weights": weights,
         # One clustering more than trainings: the centers of the last round are computed anew at the end.
         # A training sends weights in float32 and two numbers, points and loss.
-        "bytes_up_per_client": is_exchanging * ((rounds + 1) * first + rounds * (4 * weights + 16)),
+        "bytes_up_per_client": is_exchanging
+        * ((rounds + 1) * first + rounds * (4 * weights + 16) + (options.scale != "none") * 16 * (width + 1)),
         "options": options.model_dump(mode="json"),
     }
 
@@ -155,7 +156,7 @@ def _cluster_plainly(clients: Clients, options: DeepOptions) -> list[FeaturesMet
         return []
     began = time.monotonic()
     try:
-        plain = FederatedKMeans(options.clusters, random_state=options.seed).fit(clients.points)
+        plain = FederatedKMeans(options.clusters, scale=options.scale, random_state=options.seed).fit(clients.points)
     except UserError as problem:
         say(f"groups of the points without an encoder: {problem}")
         return []

@@ -34,6 +34,7 @@ from foveate.federated.embedding.surrogates import (
 from foveate.federated.embedding.training import MAX_EXACT_POINTS, Foreign, PassSettings, train_pass
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.privacy import NormalSource, add_noise, clip_norm, private_noise
+from foveate.federated.scaling import take_scale
 from foveate.metrics.neighbors import as_points, nearest
 
 
@@ -357,6 +358,7 @@ def answer_remote(points_ND: NDArray[np.floating], request: Message, client: int
     if request.kind not in REMOTE_KINDS:
         raise MessageError(f"'{request.kind}' is not answered over a network")
     # A client over a network keeps nothing between requests: points are read and checked anew for each.
-    points = as_points(points_ND, what="the data").astype(request_options(request).precision)
+    scaled, request = take_scale(as_points(points_ND, what="the data"), request)
+    points = scaled.astype(request_options(request).precision)
     data = ClientData(points, min_count=min_count)
     return HANDLERS[request.kind](data, request, client)

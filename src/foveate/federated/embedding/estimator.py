@@ -22,6 +22,7 @@ from foveate.federated.embedding.networks import frozen_rows
 from foveate.federated.embedding.options import LOCAL, EmbeddingOptions, read_options
 from foveate.federated.job import fit_in_process, load_snapshot, save_snapshot
 from foveate.federated.rounds import Log
+from foveate.federated.scaling import Scaling
 from foveate.federated.validation import common_columns, draw_seed, is_list_of_clients, read_clients
 from foveate.metrics.neighbors import as_points
 
@@ -77,6 +78,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         history_: one entry per round: losses, R2 of surrogates, bytes, seconds.
         notes_: warnings and their counts.
         log_: every message.
+        scaling_: common offset and divisor of the columns with options={"scale": "standard"}; else None.
         options_: all options.
         n_features_in_, random_state_: as in scikit-learn.
 
@@ -162,8 +164,8 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         self.n_features_in_ = state.features
         if options.method == LOCAL:
             self.encoders_ = fitted.encoders
-        points = job.prepare_points(read_clients(clients))
-        positions = [fitted.transform(part, client=number) for number, part in enumerate(points)]
+        self.scaling_ = state.scaling
+        positions = [fitted.transform(part, client=number) for number, part in enumerate(read_clients(clients))]
         self.embedding_ = positions if several else positions[0]
         self._clients = len(clients)
         return self
@@ -215,6 +217,8 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
             if not hasattr(self, "encoders_"):
                 raise UserError("transform(client=...) has no meaning here: all clients share one encoder")
             network = self.encoders_[client]
+        if self.scaling_ is not None:
+            points = self.scaling_.apply(points)
         first = next(network.parameters())
         return frozen_rows(network, first.new_tensor(points)).cpu().numpy()
 
@@ -233,7 +237,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
             raise UserError(
                 "an encoder of another architecture cannot be saved as a model folder; save its state itself"
             )
-        config = encoder_config(self.options_, self.n_features_in_, self._clients)
+        config = encoder_config(self.options_, self.n_features_in_, self._clients, self.scaling_)
         return save_encoder(self.encoder_, Path(folder), config, metrics=metrics)
 
     @classmethod
@@ -250,6 +254,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         default = EmbeddingOptions().model_dump()
         model.options = {name: value for name, value in rest.items() if value != default[name]} or None
         model.options_, model.encoder_, model.n_features_in_ = options, network, int(config["widths"][0])
+        model.scaling_ = Scaling.read(config.get("scaling"), model.n_features_in_, where=f"{folder}/config.json")
         model.random_state_, model.history_, model.notes_ = options.seed, [], {}
         model._clients = int(config.get("clients", 1))
         return model

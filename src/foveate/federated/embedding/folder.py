@@ -21,6 +21,7 @@ from foveate.core.model_folder import (
 )
 from foveate.federated.embedding.networks import perceptron
 from foveate.federated.embedding.options import EmbeddingOptions
+from foveate.federated.scaling import Scaling
 
 KIND, FORMAT = "map-encoder", 2
 _CARD = """# A map encoder
@@ -38,9 +39,12 @@ The weights were computed from the clients' points and say something about them:
 """
 
 
-def encoder_config(options: EmbeddingOptions, features: int, clients: int) -> dict[str, Any]:
-    """Config of the perceptron that these options build."""
+def encoder_config(
+    options: EmbeddingOptions, features: int, clients: int, scaling: Scaling | None = None
+) -> dict[str, Any]:
+    """Config of the perceptron that these options build, and of the common scale in which it reads points."""
     return {
+        **({} if scaling is None else {"scaling": scaling.to_json()}),
         "widths": [features, *options.hidden, options.dimensions],
         "precision": options.precision,
         "method": options.method,

@@ -412,7 +412,11 @@ class MapJob(TrainingJob[MapState]):
 
     def save_remote(self, transport: Transport, state: MapState, folder: Path) -> EmbedResult:
         fitted = self.finished(state)
-        save_encoder(fitted.encoder, folder / "model", encoder_config(self.options, state.features, len(state.sizes)))
+        save_encoder(
+            fitted.encoder,
+            folder / "model",
+            encoder_config(self.options, state.features, len(state.sizes), state.scaling),
+        )
         clients = [
             EmbedClient(name=transport.name(client), points=size, bytes_up=state.sent.get(str(client), 0))
             for client, size in state.sizes.items()
@@ -535,6 +539,8 @@ class Fitted:
         points = as_points(points_ND)
         if points.shape[1] != self.state.features:
             raise UserError(f"points have {points.shape[1]} features; the encoder reads {self.state.features}")
+        if self.state.scaling is not None:
+            points = self.state.scaling.apply(points)
         rows = torch.from_numpy(points).to(first)
         return frozen_rows(network, rows).cpu().numpy()
 

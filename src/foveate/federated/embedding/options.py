@@ -32,6 +32,11 @@ class EmbeddingOptions(Settings):
     dimensions: int = Field(
         2, ge=2, le=3, description="dimensions of the map; surrogates of more would need too many queries"
     )
+    scale: Literal["none", "standard"] = Field(
+        "none",
+        description="standard: columns in units of their common standard deviation, from sums that clients send; "
+        "rows are not sent",
+    )
     neighbors: int = Field(7, ge=1, le=500, description="edges per point")
     negatives: int | Literal["all"] = Field(5, description='negative samples per edge, or "all" for the exact mean')
     kernel: Literal["shifted", "cauchy"] = Field(
@@ -116,6 +121,8 @@ class EmbeddingOptions(Settings):
             raise ValueError("min_axis_points must be at most max_axis_points")
         if self.update_noise and self.update_clip is None:
             raise ValueError("update_noise needs update_clip: noise hides only what is bounded")
+        if self.scale != "none" and (self.update_noise or self.target_noise):
+            raise ValueError("noise and scale: the sums of a common scale have no noise; scale before, by known units")
         if self.target_noise and (self.grid != "union" or self.method != FEDNE):
             raise ValueError("target_noise needs method 'fedne' and grid 'union'")
         if self.method in (LOCAL, POOLED) and (self.aggregation != "mean" or self.suspects != "report"):

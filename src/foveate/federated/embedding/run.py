@@ -171,7 +171,9 @@ def _map_points(fitted: Fitted, points: list[NDArray[Any]], labels: list[NDArray
         fitted.transform(part, client=number) if len(part) else np.zeros((0, fitted.options.dimensions))
         for number, part in enumerate(points)
     ]
-    return stack_clients(points, positions, labels)
+    # Neighbors are compared in the scale that the map was made of.
+    scaling = fitted.state.scaling
+    return stack_clients(points if scaling is None else [scaling.apply(part) for part in points], positions, labels)
 
 
 def _write(path: Path, fitted: Fitted, split: HeldOutSplit, names: Sequence[str], metrics: dict[str, float]) -> None:
@@ -194,5 +196,5 @@ def _write(path: Path, fitted: Fitted, split: HeldOutSplit, names: Sequence[str]
     columns: dict[str, Any] = {name: pa.array(values) for name, values in rows.items()}
     columns |= {axis: stacked[:, number] for number, axis in enumerate("xyz"[: stacked.shape[1]])}
     write_table(path / "positions.parquet", columns)
-    config = encoder_config(fitted.options, fitted.state.features, len(names))
+    config = encoder_config(fitted.options, fitted.state.features, len(names), fitted.state.scaling)
     save_encoder(fitted.encoder, path / "model", config, metrics=metrics)

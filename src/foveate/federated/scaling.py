@@ -1,0 +1,232 @@
+"""A common scale of all clients' columns, from sums: no row moves, and every client scales its own points.
+
+Two questions: sums and number of points give the common mean; sums of squared differences from that mean give the
+common standard deviation. In one question, as sums of squares about zero, a large mean would leave no digit of it.
+
+| kind | down | up |
+|---|---|---|
+| `query.moments` | `min_count`, then `center` | `sums` of all points, then `squares` about the center; their number |
+
+Every later request brings the common offset and divisor (`ScaledTransport`): a client keeps nothing between requests.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foveate.core.errors import UserError
+from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule, Value
+from foveate.federated.points import MAX_COORDINATE, as_points
+from foveate.federated.rounds import Check, Requests, Round, TooFewClientsError, Transport
+
+Floats = NDArray[np.float64]
+MOMENTS = "query.moments"
+_OFFSET, _SCALE = "offset", "scale"
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Offset and divisor of each column, [D]."""
+
+    offset_D: Floats
+    scale_D: Floats
+
+    @classmethod
+    def of_points(cls, points_ND: Floats) -> Scaling:
+        """Mean and standard deviation of points in one place; a constant column keeps its unit."""
+        return cls._of_moments(points_ND.mean(0), ((points_ND - points_ND.mean(0)) ** 2).mean(0))
+
+    @classmethod
+    def _of_moments(cls, mean_D: Floats, variance_D: Floats) -> Scaling:
+        return cls(mean_D, np.where(variance_D > 0, np.sqrt(variance_D), 1.0))
+
+    def apply(self, points_ND: Floats) -> Floats:
+        """Points in units of the common deviation."""
+        return (points_ND - self.offset_D) / self.scale_D
+
+    def undo(self, centers_KD: Floats) -> Floats:
+        """Centers in the units of the data."""
+        return centers_KD * self.scale_D + self.offset_D
+
+    def add_to(self, request: Message) -> Message:
+        """Return the request with offset and scale: a client keeps nothing between two requests."""
+        return replace(request, arrays={**request.arrays, _OFFSET: self.offset_D, _SCALE: self.scale_D})
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Offset and divisor as lists, for the config of a model folder."""
+        return {_OFFSET: self.offset_D.tolist(), _SCALE: self.scale_D.tolist()}
+
+    @classmethod
+    def read(cls, content: Any, features: int, *, where: str) -> Scaling | None:
+        """Read what `to_json` returned; None where a config has none.
+
+        Raises:
+            UserError: not two lists of as many finite numbers as features, or a divisor that is not above 0.
+        """
+        if content is None:
+            return None
+        try:
+            offset_D, scale_D = (np.array(content[name], dtype=np.float64) for name in (_OFFSET, _SCALE))
+        except (TypeError, KeyError, ValueError):
+            raise UserError(f"{where}: field 'scaling' must have lists '{_OFFSET}' and '{_SCALE}'") from None
+        finite = np.isfinite(offset_D).all() and np.isfinite(scale_D).all() and (scale_D > 0).all()
+        if offset_D.shape != (features,) or scale_D.shape != (features,) or not finite:
+            raise UserError(f"{where}: field 'scaling' must have {features} finite numbers each, divisors above 0")
+        return cls(offset_D, scale_D)
+
+
+def ask_scaling(
+    transport: Transport,
+    *,
+    min_count: int,
+    winsorize: float | None = None,
+    min_clients: int = 1,
+    excluded: dict[int, str] | None = None,
+) -> Scaling:
+    """Ask the clients for sums and return the common scale.
+
+    Args:
+        min_count: a client of fewer points does not answer.
+        winsorize: as in the clustering: one typing error would shift the scale of all.
+        excluded: clients that do not answer, or have another number of columns than most, are added with the reason.
+
+    Raises:
+        TooFewClientsError: fewer than `min_clients` answered.
+    """
+    excluded = {} if excluded is None else excluded
+    request = moments_request(min_count, winsorize=winsorize)
+    result = transport.ask(request, moments_rule("sums"), min_clients=min_clients)
+    excluded |= result.excluded
+    answers = result.answers
+    widths = Counter(len(answer.array("sums")) for answer in answers.values())
+    if not widths:
+        raise TooFewClientsError("no client answered")
+    # Clients do not know each other; the width of most is the right one.
+    usual = widths.most_common(1)[0][0]
+    for client in [client for client, answer in answers.items() if len(answer.array("sums")) != usual]:
+        width = len(answers.pop(client).array("sums"))
+        excluded[client] = f"its data have {width} features; those of most clients have {usual}"
+    mean_D = _total(answers, "sums")
+    request = moments_request(min_count, winsorize=winsorize, center_D=mean_D)
+    result = transport.ask(dict.fromkeys(answers, request), moments_rule("squares", usual), min_clients=min_clients)
+    excluded |= result.excluded
+    return Scaling._of_moments(mean_D, _total(result.answers, "squares"))
+
+
+def _total(answers: Mapping[int, Message], name: str) -> Floats:
+    """Mean of a sum over the points of all clients."""
+    points = sum(answer.number("points") for answer in answers.values())
+    return np.sum([answer.array(name) for answer in answers.values()], axis=0) / points
+
+
+def moments_request(min_count: int, *, winsorize: float | None = None, center_D: Floats | None = None) -> Message:
+    """Request of column sums, or of sums of squares about a center [D]."""
+    arrays = {} if center_D is None else {"center": center_D}
+    # One cell, of all points: this is what a client's own limit of clusters is compared with.
+    values: dict[str, Value] = {"clusters": 1, "min_count": min_count}
+    if winsorize is not None:
+        values["winsorize"] = winsorize
+    return Message(MOMENTS, 0, arrays, values)
+
+
+def moments_rule(name: str, width: int | None = None) -> MessageRule:
+    """Rule of the answers to `moments_request`.
+
+    Args:
+        name: "sums" or "squares". width: number of columns, where it is known.
+    """
+    low = 0.0 if name == "squares" else None
+    return MessageRule(MOMENTS, {name: ArrayRule("float64", (width,), low=low)}, {"points": int})
+
+
+def answer_moments(data: ArrayLike, request: Message, client: int) -> Message:
+    """Sums of all points by column, or sums of squared differences from a center: one cell, of all points.
+
+    Raises:
+        UserError: fewer points than `min_count`.
+    """
+    points, min_count = as_points(data), int(request.number("min_count"))
+    if len(points) < min_count:
+        raise UserError(f"{len(points)} points are fewer than min_count {min_count}: nothing is sent")
+    if "winsorize" in request.values:
+        reach = request.number("winsorize")
+        if not 0 < reach < MAX_COORDINATE:
+            raise MessageError(f"value 'winsorize' must be above 0 (got {reach:g})")
+        points = winsorize(points, reach)
+    if "center" not in request.arrays:
+        return request.answer(arrays={"sums": points.sum(0)}, points=len(points))
+    center_D = request.array("center")
+    if points.shape[1:] != center_D.shape:
+        raise UserError(f"the data have {points.shape[1]} features; the center has {center_D.shape}")
+    return request.answer(arrays={"squares": ((points - center_D) ** 2).sum(0)}, points=len(points))
+
+
+def winsorize(points_ND: Floats, reach: float) -> Floats:
+    """Clip each column to its 5th and 95th percentile, widened by `reach` times the distance between them.
+
+    A typing error of 1e8 in one row then moves a mean by as much as an ordinary outlier. A column whose percentiles are
+    equal stays as it is: nothing says what is usual in it.
+    """
+    low_D, high_D = np.percentile(points_ND, (5, 95), axis=0)
+    width_D = high_D - low_D
+    wide_D = np.where(width_D > 0, reach * width_D, np.inf)
+    return np.clip(points_ND, low_D - wide_D, high_D + wide_D)
+
+
+def scale_points(points_ND: Floats, request: Message) -> Floats:
+    """Points in the common scale that a request brings, or as they are.
+
+    Raises:
+        UserError: a scale of another width, or one that makes values infinite.
+    """
+    if "offset" not in request.arrays:
+        return points_ND
+    offset_D, scale_D = request.array("offset"), request.array("scale")
+    if offset_D.shape != points_ND.shape[1:] or scale_D.shape != points_ND.shape[1:]:
+        raise UserError(f"the data have {points_ND.shape[1]} features; the scale has {len(offset_D)}")
+    with np.errstate(all="ignore"):
+        return as_points((points_ND - offset_D) / scale_D)
+
+
+def take_scale(data: ArrayLike, request: Message) -> tuple[Floats, Message]:
+    """Return points in the common scale that a request brings, and the request without it."""
+    points = as_points(data)
+    arrays = {name: array for name, array in request.arrays.items() if name not in (_OFFSET, _SCALE)}
+    return scale_points(points, request), replace(request, arrays=arrays)
+
+
+class ScaledTransport:
+    """Transport whose requests bring the common scale."""
+
+    def __init__(self, transport: Transport, scaling: Scaling) -> None:
+        self._transport, self._scaling = transport, scaling
+        self.log = transport.log
+
+    @property
+    def clients(self) -> Sequence[int]:
+        """Numbers of all clients, see `Transport.clients`."""
+        return self._transport.clients
+
+    def name(self, client: int) -> str:
+        """Display name of a client."""
+        return self._transport.name(client)
+
+    def ask(self, requests: Requests, rule: MessageRule, *, min_clients: int = 1, check: Check | None = None) -> Round:
+        """Run one round, see `Transport.ask`."""
+        add = self._scaling.add_to
+        scaled = (
+            add(requests)
+            if isinstance(requests, Message)
+            else {client: add(request) for client, request in requests.items()}
+        )
+        return self._transport.ask(scaled, rule, min_clients=min_clients, check=check)
+
+    def forget(self, *, before: int | None = None) -> None:
+        """Delete stored answers, see `Transport.forget`."""
+        self._transport.forget(before=before)
