@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from adapt.networks import images, network
@@ -195,6 +197,55 @@ def test_an_adapter_of_peft_is_read(name: str, tmp_path: Path) -> None:
         assert torch.allclose(again(pixels()), expected, atol=1e-5)
     again.train()(pixels()).sum().backward()
     assert all(value.grad is not None for value in again.tensors().values())
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(cli, ["adapt", *map(str, arguments)])
+
+
+def test_the_verb_makes_an_adapter_that_other_verbs_open(tmp_path: Path) -> None:
+    save_network("timm", tmp_path / "vit")
+    network = load_backbone(parse_backbone(str(tmp_path / "vit")))
+    network.model.reset_classifier(7)
+    model = peft_model(network.model, target_modules=["qkv", "fc1"], modules_to_save=["head"])
+    model.save_pretrained(tmp_path / "lora")
+    images = tmp_path / "photos"
+    images.mkdir()
+    for number, color in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (32, 32), color).save(images / f"{number}.png")
+    names = [f"tree {number}" for number in range(7)]
+    (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
+    command = ("import-peft", tmp_path / "lora", "--backbone", tmp_path / "vit", "--to", tmp_path / "ours")
+    assert "--classes" in str(invoke(*command).exception)
+    assert "7 classes" in str(invoke(*command, "--classes", "a,b").exception)
+    assert not (tmp_path / "ours").exists()
+    done = invoke(*command, "--classes", f"@{tmp_path / 'names.txt'}", "--json")
+    assert done.exit_code == 0, (done.output, done.exception)
+    result = json.loads(done.stdout)
+    assert result["classes"] == names
+    assert "attn.qkv" in result["matched"]
+    done = invoke("predict", tmp_path / "ours", images, "--to", tmp_path / "answers.csv")
+    assert done.exit_code == 0, (done.output, done.exception)
+    values = torch.stack([network.preprocess.pixels(Image.open(path)) for path in sorted(images.glob("*.png"))])
+    with torch.no_grad():
+        expected = model(network.normalize(values)).softmax(dim=1)
+    rows = list(csv.DictReader((tmp_path / "answers.csv").open(encoding="utf-8")))
+    assert [row["class"] for row in rows] == [names[label] for label in expected.argmax(dim=1).tolist()]
+    assert [float(row["probability"]) for row in rows] == pytest.approx(expected.max(dim=1).values.tolist(), abs=1e-4)
+    done = invoke("merge", tmp_path / "ours", "--to", tmp_path / "merged")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "not empty" in str(invoke(*command, "--classes", f"@{tmp_path / 'names.txt'}").exception)
+    assert "adapter_config.json" in str(invoke("import-peft", images, *command[2:4], "--to", tmp_path / "b").exception)
+
+
+def test_the_verb_draws_no_head(tmp_path: Path) -> None:
+    save_network("timm", tmp_path / "vit")
+    peft_model(load_backbone(parse_backbone(str(tmp_path / "vit"))).model, target_modules=["qkv"]).save_pretrained(
+        tmp_path / "lora"
+    )
+    command = ("import-peft", tmp_path / "lora", "--backbone", tmp_path / "vit", "--to", tmp_path / "ours")
+    assert "modules_to_save" in str(invoke(*command, "--classes", "a,b").exception)
+    assert not (tmp_path / "ours").exists()
 
 
 def test_an_adapter_of_a_whole_model_fits_its_tower(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ is returned and written into the export's card.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from foveate.adapt.find_backbone import map_backbone
-from foveate.adapt.folder import find_adapter_folder, load_adapter, read_adapter_config
-from foveate.adapt.heads import describe_head
+from foveate.adapt.folder import find_adapter_folder, load_adapter, read_adapter_config, save_adapter
+from foveate.adapt.heads import describe_head, num_classes
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone, parse_backbone
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.peft_format import export_peft
-from foveate.adapt.results import MergeResult
+from foveate.adapt.parameter_summary import list_matches
+from foveate.adapt.peft_format import CONFIG, add_peft, export_peft, has_head, is_peft
+from foveate.adapt.results import ImportResult, MergeResult, TrainedParameters
 from foveate.core.errors import UserError
 from foveate.core.files import write_bytes_atomically, write_json_atomically, write_text_atomically
 
@@ -223,6 +225,63 @@ def open_adapted(path: Path, *, backbone: str | None = None) -> tuple[AdaptedMod
     return load_adapter(network.model, folder), network, info
 
 
+def import_peft(
+    folder: Path, to: Path, *, backbone: str, classes: Sequence[str] = (), modules: Sequence[str] = ()
+) -> ImportResult:
+    """Write PEFT's folder of a LoRA adapter as an adapter folder, which the verbs of `foveate adapt` open.
+
+    Args:
+        folder: of PEFT.
+        to: folder, new or empty.
+        backbone: see `parse_backbone`; PEFT does not say how images become pixels, this network's folder does.
+        classes: names of the head's classes, where the folder has none.
+        modules: see `parse_backbone`.
+
+    Raises:
+        UserError: `to` is not empty, there is no head, names are missing or too few, or see `add_peft`.
+    """
+    if not is_peft(folder):
+        raise UserError(f"{folder}: no {CONFIG}; expected a folder that PEFT wrote")
+    _need_empty(to)
+    network = load_backbone(parse_backbone(backbone, modules))
+    adapted = AdaptedModel(network.model, network.modules or None)
+    if not has_head(folder) and not adapted.backbone.classifier:
+        # A new head would be random, and its answers noise that looks like answers.
+        raise UserError(
+            f"{folder} has no head (modules_to_save), and the backbone none either; in Python, "
+            "load_adapter(network, folder, classes=N) gives a new one, to be trained"
+        )
+    add_peft(adapted, folder)
+    name = adapted.active
+    names = list(classes) or adapted.info.get(name, {}).get("classes", [])
+    expected = num_classes(adapted.head)
+    if not names:
+        raise UserError(f"{folder} has a head of {expected} classes without names; give them with --classes")
+    if len(set(names)) != expected:
+        raise UserError(f"--classes: {len(set(names))} different names; the head has {expected} classes")
+    adapted.info[name] = {
+        "classes": names,
+        "backbone": network.settings,
+        "model_args": network.model_args,
+        "preprocess": network.preprocess.to_dict(),
+        "imported_from": "peft",
+    }
+    save_adapter(adapted, to)
+    counts = adapted.count_parameters()
+    return ImportResult(
+        method=adapted.adapter().settings.method,
+        backbone=network.settings,
+        matched=list_matches(adapted.adapter(), adapted.backbone),
+        classes=names,
+        parameters=TrainedParameters(backbone=counts.backbone, trained=counts.trained, head=counts.head),
+    )
+
+
+def _need_empty(to: Path) -> None:
+    if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
+        raise UserError(f"{to} exists and is not empty; give another folder")
+
+
 def merge_adapter(path: Path, to: Path, *, format: str, backbone: str | None = None) -> MergeResult:
     """Write an adapter's merged model ("merged") or PEFT's folder ("peft").
 
@@ -235,8 +294,7 @@ def merge_adapter(path: Path, to: Path, *, format: str, backbone: str | None = N
     Raises:
         UserError: `to` is not empty, or see `export_merged` and `export_peft`.
     """
-    if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
-        raise UserError(f"{to} exists and is not empty; give another folder")
+    _need_empty(to)
     adapted, network, _ = open_adapted(path, backbone=backbone)
     difference = None
     if format == "peft":

@@ -332,6 +332,12 @@ def is_peft(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def has_head(folder: Path) -> bool:
+    """Whether a folder of PEFT has a classifier: in `modules_to_save`, or next to the adapter as in our exports."""
+    tensors = _read_pairs(folder)
+    return (folder / HEAD_WEIGHTS).is_file() or any(".lora_" not in key for key in tensors)
+
+
 def add_peft(adapted: AdaptedModel, folder: str | Path, *, name: str = "default", classes: int | None = None) -> None:
     """Add a LoRA adapter of PEFT to an adapted model and use it; it can be trained on.
 

@@ -76,6 +76,16 @@ class MergeResult(ResultModel):
     difference: float | None = None
 
 
+class ImportResult(ResultModel):
+    """An adapter folder made from one of another library."""
+
+    method: str
+    backbone: dict[str, Any]
+    matched: str
+    classes: list[str]
+    parameters: TrainedParameters
+
+
 class PredictResult(ResultModel):
     """What `adapt predict` wrote.
 

@@ -82,3 +82,24 @@ def finish(result: dict[str, Any], lines: Iterable[str], paths: dict[str, Path],
         click.echo(line)
     for name, path in paths.items():
         click.echo(f"{name}: {path}")
+
+
+def split_names(values: tuple[str, ...]) -> list[str]:
+    """Split the class names of an option at commas; @FILE has one a line."""
+    class_names: list[str] = []
+    for value in values:
+        class_names += read_lines(Path(value[1:])) if value.startswith("@") else value.split(",")
+    return [text.strip() for text in class_names if text.strip()]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read a file of class names, one a line."""
+    from foveate.core.errors import UserError, nearest
+
+    if not path.exists():
+        siblings = [text.name for text in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file of class names{nearest(path.name, siblings)}")
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a text file of class names") from error

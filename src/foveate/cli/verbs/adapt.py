@@ -1,4 +1,4 @@
-"""`foveate adapt train|predict|merge|compare|wise`: tune a vision model with few parameters, compare the methods."""
+"""`foveate adapt`: tune a vision model with few parameters, compare the methods, use and convert what was tuned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, dry_run_option, finish, path_option, run_option
+from foveate.cli.options import common, dry_run_option, finish, path_option, run_option, split_names
 
 if TYPE_CHECKING:
     from foveate.adapt.results import AdaptResult, ComparedResult, PredictResult, WiseResult
@@ -18,6 +18,14 @@ _SETTINGS = "foveate.adapt.settings"
 _MAX_LISTED = 10  # classes and unreadable images that are printed
 _moved_option = click.option(
     "--backbone", default=None, metavar="FOLDER|KIND:NAME", help="New path of the backbone, if it was moved."
+)
+
+
+_backbone_option = click.option(
+    "--backbone",
+    required=True,
+    metavar="FOLDER|KIND:NAME",
+    help="Model folder of Foveate, timm, transformers or open_clip; or timm:NAME.TAG, torchvision:NAME, lite0.",
 )
 
 
@@ -44,12 +52,7 @@ def command() -> None:
 
 @command.command("train", cls=FieldsCommand, short_help="Train an adapter on labeled images.")
 @click.argument("overrides", nargs=-1)
-@click.option(
-    "--backbone",
-    required=True,
-    metavar="FOLDER|KIND:NAME",
-    help="Model folder of Foveate, timm, transformers or open_clip; or timm:NAME.TAG, torchvision:NAME, lite0.",
-)
+@_backbone_option
 @_modules_option
 @click.option(
     "--data",
@@ -234,6 +237,41 @@ def merge(adapter: Path, to: Path, settings: dict[str, Any], backbone: str | Non
     if result.difference is not None:
         lines.append(f"largest difference of outputs: {result.difference:.3g}")
     finish(result.to_json(), lines, {"model": to}, as_json=as_json)
+
+
+@command.command("import-peft", short_help="Make an adapter folder of a LoRA adapter of PEFT.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_backbone_option
+@_modules_option
+@path_option("--to", "Folder of the adapter; must be empty.", required=True)
+@click.option(
+    "--classes",
+    multiple=True,
+    metavar="NAMES",
+    help="Class names of the head, with commas, or @FILE with one a line; where FOLDER has none. Repeatable.",
+)
+@common(seed=False, device=False)
+def import_peft(
+    folder: Path, backbone: str, modules: tuple[str, ...], to: Path, classes: tuple[str, ...], as_json: bool
+) -> None:
+    """Read FOLDER, a LoRA adapter that PEFT wrote for the network --backbone, and write it as an adapter folder.
+
+    From there on it is one like those of `adapt train`: predict, merge, wise, or train on from its head. PEFT keeps no
+    digest of the network, so that --backbone has the weights it was trained on is not checked.
+
+    \b
+    Example:
+      foveate adapt import-peft my-lora --backbone my-vit --to imported
+      foveate adapt import-peft my-lora --backbone my-vit --classes oak,beech --to imported
+    """
+    from foveate.adapt import export
+
+    result = export.import_peft(folder, to, backbone=backbone, classes=split_names(classes), modules=modules)
+    lines = [
+        f"{result.method}: {result.parameters.trained:,} of {result.parameters.backbone:,} parameters, matched "
+        f"{result.matched}; a head of {len(result.classes)} classes"
+    ]
+    finish(result.to_json(), lines, {"adapter": to}, as_json=as_json)
 
 
 @command.command("compare", cls=FieldsCommand, short_help="Compare methods on your own tasks.")

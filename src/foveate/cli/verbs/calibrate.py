@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, dry_run_option, finish, path_option, run_option
+from foveate.cli.options import common, dry_run_option, finish, path_option, read_lines, run_option, split_names
 
 if TYPE_CHECKING:
     from foveate.adapt.calibration.run import Evidence
@@ -83,7 +83,7 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     method = options["method"] or _implied_method(options)
     _check_options(options, seen=seen, method=method, on_model=on_model)
     target = run or Path("runs/calibrate")
-    classes = {"seen": _listed(seen), "absent": _listed(absent)}
+    classes = {"seen": split_names(seen), "absent": split_names(absent)}
     if options["dry_run"]:
         plan = _plan(source, classes, options, method=method, on_model=on_model)
         finish(plan, [plan["sentence"]], {}, as_json=options["as_json"])
@@ -152,27 +152,6 @@ def _check_options(options: dict[str, Any], *, seen: tuple[str, ...], method: st
         raise click.UsageError("--to says where the calibrated checkpoint goes: give --checkpoint too")
 
 
-def _listed(values: tuple[str, ...]) -> list[str]:
-    """Split classes at commas; @FILE has one a line."""
-    class_names: list[str] = []
-    for value in values:
-        class_names += _read_lines(Path(value[1:])) if value.startswith("@") else value.split(",")
-    return [text.strip() for text in class_names if text.strip()]
-
-
-def _read_lines(path: Path) -> list[str]:
-    """Read a file of class names, one a line."""
-    from foveate.core.errors import UserError, nearest
-
-    if not path.exists():
-        siblings = [text.name for text in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file of class names{nearest(path.name, siblings)}")
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a text file of class names") from error
-
-
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """Return the fine-tuning fields that the user set."""
     return options["fine_tuning"] | ({} if options["seed"] is None else {"seed": options["seed"]})
@@ -213,7 +192,7 @@ def _evidence(
             training=options["training"],
             before=options["before"],
             pseudo=options["pseudo"],
-            class_names=[] if options["class_names"] is None else _read_lines(options["class_names"]),
+            class_names=[] if options["class_names"] is None else read_lines(options["class_names"]),
         )
     from foveate.adapt.calibration.settings import FineTuneSettings
 
