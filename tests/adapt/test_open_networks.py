@@ -147,8 +147,12 @@ def test_what_cannot_be_opened(settings: dict[str, Any], names: tuple[str, ...])
 
 def test_a_model_without_images_is_refused_with_those_that_take_them(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
-    with raises_naming(UserError, "BertModel", "BeitModel"):
+    with raises_naming(UserError, "BertModel", "ViTModel") as caught:
         load_backbone(parse_backbone(str(tmp_path)))
+    assert "Did you mean" not in str(caught.value), "BeitModel is near, and cannot open it"
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vitt"}))
     with raises_naming(UserError, "vitt", "Did you mean 'vit'"):
+        load_backbone(parse_backbone(str(tmp_path)))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bertt"}))
+    with raises_naming(UserError, "bertt", "beit"):
         load_backbone(parse_backbone(str(tmp_path)))

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from pydantic import Field
 
 from foveate.cli.fields import FieldOption, FieldsCommand, fields
-from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from naming import raises_naming
 from verbs import parameters_of, sub_verbs
@@ -104,8 +103,12 @@ def test_fields_of_a_recipe_are_neither_required_nor_have_a_default() -> None:
 
 
 def test_an_unknown_choice_names_the_nearest() -> None:
-    with raises_naming(UserError, "--mode", "fats", "fast"):
+    with raises_naming(click.BadParameter, "fats", "Did you mean 'fast'") as caught:
         example.main(["--called", "x", "--mode", "fats"], standalone_mode=False)
+    assert "--mode" in caught.value.format_message()
+    for wrong in (["--mode", "fats"], ["--limit", "0"], ["--limit", "many"]):
+        done = CliRunner().invoke(example, ["--called", "x", *wrong])
+        assert (done.exit_code, wrong[0] in done.stderr) == (2, True), "one status for every wrong argument"
 
 
 def test_help_shows_description_default_and_bounds() -> None:

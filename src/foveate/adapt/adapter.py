@@ -17,6 +17,7 @@ from foveate.adapt.backbone import Backbone, Block
 from foveate.adapt.parameter_swap import ParameterSwap
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
+from foveate.core.reference import reference_values
 
 Interpolation = Literal["branch", "weights", "merged", ""]
 
@@ -42,6 +43,7 @@ class BranchSettings(MethodSettings):
     init: Literal["declared", "osu_release"] = Field(
         "declared",
         description="initial values: as the method's paper declares them, or as the study's released code leaves them",
+        json_schema_extra=reference_values("osu_release"),
     )
 
 

@@ -196,17 +196,22 @@ def open_transformers(settings: Mapping[str, Any]) -> Network:
     revision, offline = settings.get("revision"), bool(settings.get("offline"))
     checkpoint = fetch(str(source), revision=revision, offline=offline, field="source of 'transformers'")
     model_type = str(checkpoint.config().get("model_type"))
-    types = sorted(kind.model_type for kind in transformers.MODEL_MAPPING)
-    choose(model_type, types, f"model_type in {checkpoint.folder / 'config.json'}")
+    if model_type not in {kind.model_type for kind in transformers.MODEL_MAPPING}:
+        # Of the hundreds of types only vision models can be opened, so only these are proposed.
+        known = sorted({getattr(transformers, name).config_class.model_type for name in _known_classes()})
+        raise UserError(
+            f"{checkpoint.folder / 'config.json'}: unknown model_type '{model_type}'; expected that of a vision model "
+            f"such as {', '.join(known)}{nearest(model_type, known)}"
+        )
     config = transformers.AutoConfig.from_pretrained(str(checkpoint.folder))
     tower = _TOWERS.get(model_type)
     kind: Any = getattr(transformers, tower) if tower else transformers.MODEL_MAPPING[type(config)]
     kind = kind[0] if isinstance(kind, tuple) else kind
     if kind.main_input_name != "pixel_values" or (hasattr(config, "vision_config") and tower is None):
-        known = sorted(key.removeprefix("transformers.") for key in FAMILIES if key.startswith("transformers."))
+        # No nearest name: BertModel is near BeitModel, which cannot open it.
         raise UserError(
-            f"{source}: a {kind.__name__} takes no images alone; expected a vision model such as {', '.join(known)}"
-            f"{nearest(kind.__name__, known)}"
+            f"{source}: a {kind.__name__} takes no images alone; expected a vision model such as "
+            f"{', '.join(_known_classes())}"
         )
     checkpoint.weights()  # safetensors, or an error
     family = FAMILIES.get(f"transformers.{kind.__name__}")
@@ -225,6 +230,11 @@ def open_transformers(settings: Mapping[str, Any]) -> Network:
     geometry = str(settings.get("geometry") or "letterbox")
     preprocess = Preprocess(**processor_settings(checkpoint), geometry=geometry)
     return Network(model, preprocess, {}, checkpoint.commit)
+
+
+def _known_classes() -> list[str]:
+    """List the classes of transformers that the table of families names."""
+    return sorted(key.removeprefix("transformers.") for key in FAMILIES if key.startswith("transformers."))
 
 
 def open_torchvision(settings: Mapping[str, Any], *, seed: int) -> Network:

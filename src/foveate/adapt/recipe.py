@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from foveate.core.recipes import Settings, apply_overrides, validate
+from foveate.core.reference import REFERENCE, reference_values, refuse_reference
 from foveate.training.epochs import ClassificationSettings, with_default
 from foveate.training.settings import TrainingSettings
 
@@ -46,11 +47,16 @@ class AdaptTraining(ClassificationSettings):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
     schedule: Literal["cosine", "wsd", "constant", "osu_release"] = Field(  # pyrefly: ignore[bad-override]
         "cosine",
-        description="after the warm-up; osu_release = as the study's released code: by epoch, and one epoch late",
+        description="after the warm-up",
+        # As the study's released code: by epoch, and one epoch late.
+        json_schema_extra=reference_values("osu_release"),
     )
-    final_learning_rate: float = Field(0.0, ge=0, description="at the end, of cosine, wsd and osu_release")
+    final_learning_rate: float = Field(0.0, ge=0, description="at the end, of cosine and wsd")
     first_learning_rate: float = Field(
-        1e-6, ge=0, description="at the start, of osu_release; 0 = a first epoch at rest"
+        1e-6,
+        ge=0,
+        description="at the start, of the schedule osu_release; 0 = a first epoch at rest",
+        json_schema_extra=REFERENCE,
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="rate at the last block, rising from 0; timm's networks")
     cache: bool = Field(True, description="compute frozen parts in front of the first change once for each image")
@@ -190,5 +196,7 @@ def build_recipe(
     from foveate.adapt.registry import parse_settings
 
     # Checked before the whole, so that a wrong option of the method gives one sentence and not one inside another.
-    parse_settings(content["method"])
+    settings = parse_settings(content["method"])
+    refuse_reference(type(settings), content["method"], where="foveate adapt")
+    refuse_reference(AdaptTraining, content.get("training", {}), where="foveate adapt: training")
     return validate(AdaptRecipe, content, where="foveate adapt")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from foveate.core.errors import choose
+from foveate.core.errors import UserError, choose
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -143,7 +143,11 @@ class _Choice(click.Choice):
     """A choice whose error names the nearest match."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return choose(str(value), self.choices, param.opts[0] if param is not None else "value")
+        try:
+            return choose(str(value), self.choices, "value")
+        except UserError as problem:
+            # As click reports a number out of its range, so that all wrong arguments end with one status.
+            self.fail(str(problem), param, ctx)
 
 
 class FieldsCommand(click.Command):

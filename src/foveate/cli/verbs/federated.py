@@ -117,8 +117,8 @@ def embed(
       foveate federated embed vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
     from foveate.core.recipes import parse_overrides, validate
+    from foveate.core.reference import refuse_reference
     from foveate.federated.embedding.options import EmbeddingOptions, read_options
-    from foveate.federated.reference import refuse_reference
     from foveate.federated.run_options import EmbedRun, SourceOptions
 
     content = parse_overrides(overrides) | settings | ({} if seed is None else {"seed": seed})

@@ -13,10 +13,10 @@ from pydantic import BeforeValidator, Field, Strict, field_validator, model_vali
 from foveate.core.errors import UserError, choose
 from foveate.core.plugins import load_plugin, module_names
 from foveate.core.recipes import Settings, validate
+from foveate.core.reference import REFERENCE
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.grouping import QUANTILE, RADIUS_RULES, SEED_RULES
 from foveate.federated.clustering.pool import Pool
-from foveate.federated.reference import REFERENCE
 
 _METHODS = "foveate.federated.clustering.methods"
 

@@ -13,6 +13,7 @@ import yaml
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, atomic_file, write_json_atomically
 from foveate.core.progress import say
+from foveate.core.reference import refuse_reference
 from foveate.core.runs import RunFolder
 from foveate.federated.clients import Client
 from foveate.federated.clustering.account import account
@@ -20,7 +21,6 @@ from foveate.federated.clustering.distances import Labels, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
 from foveate.federated.clustering.options import ClusteringOptions, load_method, method_names, resolve
 from foveate.federated.clustering.protocol import HANDLERS, distinct_points, optional_parts
-from foveate.federated.reference import refuse_reference
 from foveate.federated.reporting import (
     compare_with_labels,
     describe_run,

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings, validate
-from foveate.federated.reference import REFERENCE, reference_values
+from foveate.core.reference import REFERENCE, reference_values
 
 FEDNE, FEDAVG, FEDPROX, LOCAL, POOLED, EXACT = "fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"
 METHODS = {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from foveate.core.recipes import parse_overrides
+from foveate.core.reference import refuse_reference
 from foveate.federated.clustering.options import ClusteringOptions, resolve
 from foveate.federated.deep.options import DEEPFECA, DeepOptions
 from foveate.federated.deep.options import read_options as read_deep_options
@@ -13,7 +14,6 @@ from foveate.federated.embedding.options import FEDNE, EmbeddingOptions
 from foveate.federated.embedding.options import read_options as read_map_options
 from foveate.federated.flower.options import CLUSTER, EMBED, FEATURES, WHERE, RunOptions
 from foveate.federated.limits import SAFE_MIN_COUNT
-from foveate.federated.reference import refuse_reference
 
 CONSENSUS = "consensus"
 
