@@ -26,6 +26,7 @@ from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.masks import decode_mask
 from foveate.records.quarantine import Quarantine
+from foveate.records.record import GROUPS
 from foveate.records.rows import clean_text
 from foveate.records.shapes import Mask, Point, Shape, Stroke
 from foveate.records.tables import Provenance
@@ -35,9 +36,7 @@ IMAGE = "<image>"
 REGION = "<region>"
 
 Role = Literal["system", "user", "assistant"]
-Group = Literal["general", "text-rich", "refer-ground", "science", "math", "code", "multi-image", "text"]
 ROLES: tuple[str, ...] = get_args(Role)
-GROUPS: tuple[str, ...] = get_args(Group)
 _ROWS_PER_PART = 20_000
 _MAX_COORDINATE = 2**31
 

@@ -46,3 +46,34 @@ def mask_bounds(mask_HW: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
     if not len(columns):
         return None
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def decode_counts(text: str) -> list[int]:
+    """Decode the run lengths of COCO's compressed encoding, a text of 6-bit characters.
+
+    Each number is written in groups of 5 bits, least significant first, and from the fourth on as the difference to the
+    number two before.
+
+    Raises:
+        UserError: a character is out of range, or the text ends within a number.
+
+    >>> decode_counts("06")
+    [0, 6]
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise UserError(f"compressed mask: character {letter!r} is not of COCO's run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:  # sign
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise UserError("compressed mask: the text ends within a number")
+    return counts

@@ -7,8 +7,13 @@ rotation.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from foveate.records.boxes import Box
+
+# Groups of the training mixture that a conversation may belong to.
+Group = Literal["general", "text-rich", "refer-ground", "science", "math", "code", "multi-image", "text"]
+GROUPS: tuple[str, ...] = get_args(Group)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,12 +57,18 @@ BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "e
     "reference",
     "first_line",
     "label_from_folder",
+    "coordinates",
+    "resize_min_pixels",
+    "resize_max_pixels",
+    "data_group",
+    "answers",
     "dedupe",
     "split",
     repeat=("label_column",),
     metavars={
         "images": "FOLDER",
         "captions": "FILE",
+        "answers": "FILE",
         "label_from_folder": "FIELD",
         "split": "NAME=FRACTION,...",
         **dict.fromkeys(
@@ -84,7 +90,8 @@ def command(
     """Import images and their texts into a collection.
 
     SOURCE: a folder with .txt or .json files beside the images, WebDataset tars, COCO, LVIS, Visual Genome, a table of
-    paths and texts, a data set of Hugging Face, or a built-in collection (clipart, emoji, scenes). What cannot be
+    paths and texts, a data set of Hugging Face, conversations of LLaVA, Ferret, chat messages or Qwen-VL, questions of
+    VQA, TextVQA, DocVQA, InfographicVQA or ChartQA, or a built-in collection (clipart, emoji, scenes). What cannot be
     imported is counted and listed in the collection's quarantine table with its reason. Repeated, the
     command adds only what is new; stopped, it goes on. Near-duplicates stay in one split.
 

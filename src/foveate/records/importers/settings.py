@@ -8,15 +8,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from foveate.core.recipes import Settings, parse_pairs
+from foveate.records.record import Group
 
 Grouping = Literal["none", "folder"]
+Coordinates = Literal["pixels", "resized-pixels", "0-1", "0-1-padded", "0-1000", "none"]
 
 
 class FormatOptions(Settings):
     """Options that only some formats take, those in parentheses; see `Format.options`."""
 
     images: Path | None = Field(
-        None, description="folder of the images that a file names (coco, lvis, table, visual-genome)"
+        None,
+        description="folder of the images that a file names (chat, coco, ferret, llava, lvis, qwen-vl, table, "
+        "visual-genome, vqa)",
     )
     captions: Path | None = Field(None, description="a COCO captions file (coco, lvis)")
     path_column: str | None = Field(None, description="column with the images' paths (table)")
@@ -33,10 +37,29 @@ class FormatOptions(Settings):
         "none", description="folder: images of one folder stay in one split (coco, folder, lvis, table)"
     )
     reference: bool = Field(
-        False, description="leave the files where they are and refer to them (coco, folder, lvis, table, visual-genome)"
+        False,
+        description="leave the files where they are and refer to them (chat, coco, ferret, folder, llava, lvis, "
+        "qwen-vl, table, visual-genome, vqa)",
     )
     first_line: bool = Field(False, description="only the first line of a .txt is the image's text (folder)")
     label_from_folder: str | None = Field(None, description="label field that gets the folder's name (folder)")
+    coordinates: Coordinates | None = Field(
+        None,
+        description="unit of the boxes of a file of conversations, required if it has any; none leaves them in the "
+        "text (chat, ferret, llava, qwen-vl)",
+    )
+    resize_min_pixels: int = Field(
+        3136, ge=1, description="with resized-pixels: the processor's min_pixels (chat, ferret, llava, qwen-vl)"
+    )
+    resize_max_pixels: int = Field(
+        12_845_056, ge=1, description="with resized-pixels: the processor's max_pixels (chat, ferret, llava, qwen-vl)"
+    )
+    data_group: Group | None = Field(
+        None,
+        description="group of the training mixture; by default text without images, multi-image for several, "
+        "refer-ground with regions, else the format's (chat, ferret, llava, qwen-vl, vqa)",
+    )
+    answers: Path | None = Field(None, description="VQA's file of annotations (vqa)")
 
 
 def _parse_fractions(value: Any) -> Any:
@@ -52,8 +75,8 @@ class CollectSettings(FormatOptions):
 
     format: str = Field(
         "auto",
-        description="format of the source: folder, webdataset, coco, lvis, visual-genome, table, datasets or builtin; "
-        "auto detects it",
+        description="format of the source: folder, webdataset, coco, lvis, visual-genome, table, datasets, llava, "
+        "ferret, chat, qwen-vl, vqa or builtin; auto detects it",
     )
     name: str | None = Field(None, description="name of a new collection; by default that of its folder")
     license: str | None = Field(None, description="license of the images that this command adds, stored with them")
