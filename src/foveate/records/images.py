@@ -71,6 +71,7 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # chunks that can hold an orientation
 _EXAMINED_SIDE = 64  # enough for the perceptual hash (32), and JPEGs decode at 1/8 scale
 
 
@@ -200,7 +201,9 @@ def read_image_info(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image
         image = _DECODERS[format_name](io.BytesIO(data))
         _check_size(*image.size, max_pixels)
         frames = getattr(image, "n_frames", 1) if format_name in ("GIF", "WEBP", "PNG") else 1
-        orientation = 1 if format_name == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+        # Pillow decodes a whole PNG in search of its EXIF, which may come last.
+        without = format_name == "TIFF" or (format_name == "PNG" and not any(name in data for name in _PNG_EXIF))
+        orientation = 1 if without else image.getexif().get(_ORIENTATION, 1)
         width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
     except BadImage:
         raise
