@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
 from foveate.multimodal.assemble import (
-    IMAGE_PLACEHOLDER,
     AssemblyOptions,
     SamplePlan,
     ViewIndex,
     insert_views,
     plan_sample,
 )
+from foveate.records.conversations import IMAGE
 from foveate.vision.tiling import ImageSize, TilingOptions
 from naming import raises_naming
 
@@ -66,7 +66,7 @@ def test_a_text_without_images_stays_whole() -> None:
 @given(counts=st.lists(st.integers(0, 3), min_size=1, max_size=5))
 def test_every_view_comes_once_and_in_order(counts: list[int]) -> None:
     plan = small(*[(20 + n, 30) for n in range(sum(counts))])
-    turns = insert_views(["x".join([""] + [IMAGE_PLACEHOLDER] * count) + "y" for count in counts], plan)
+    turns = insert_views(["x".join([""] + [IMAGE] * count) + "y" for count in counts], plan)
     views = [part for turn in turns for part in turn if isinstance(part, ViewIndex)]
     assert views == list(plan.views)
     assert ["".join(part for part in turn if part in ("x", "y")) for turn in turns] == ["x" * n + "y" for n in counts]

@@ -188,6 +188,7 @@ def test_kinds_are_the_modules() -> None:
             "federated_cluster",
             "federated_embed",
             "federated_features",
+            "mllm_plan",
             "studies",
             "study",
             "tour",

@@ -14,9 +14,8 @@ from pydantic import Field
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
+from foveate.records.conversations import IMAGE
 from foveate.vision.tiling import OVERVIEW, ImageSize, TilePlan, TilingOptions, plan_tiles
-
-IMAGE_PLACEHOLDER = "<image>"
 
 
 class ViewIndex(NamedTuple):
@@ -95,21 +94,21 @@ def insert_views(texts: Sequence[str], plan: SamplePlan) -> list[list[Part]]:
     """Replace the placeholders of a conversation's turns by the parts of its images, in order.
 
     Args:
-        texts: the turns, with `IMAGE_PLACEHOLDER` once for each image.
+        texts: the turns, with `IMAGE` once for each image.
 
     Raises:
         UserError: there are more or fewer placeholders than images.
     """
-    num_placeholders = sum(text.count(IMAGE_PLACEHOLDER) for text in texts)
+    num_placeholders = sum(text.count(IMAGE) for text in texts)
     if num_placeholders != len(plan.images):
         raise UserError(
-            f"conversation: {num_placeholders} {IMAGE_PLACEHOLDER} placeholders; expected one for each of its "
+            f"conversation: {num_placeholders} {IMAGE} placeholders; expected one for each of its "
             f"{len(plan.images)} images"
         )
     images = iter(range(len(plan.images)))
     turns = []
     for text in texts:
-        first, *others = text.split(IMAGE_PLACEHOLDER)
+        first, *others = text.split(IMAGE)
         parts: list[Part] = [first]
         for other in others:
             parts += [*plan.list_parts(next(images)), other]

@@ -8,8 +8,9 @@ released models keep the floating-point order of their code: their checkpoints w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -19,6 +20,7 @@ from foveate.core.recipes import Settings
 from foveate.records.geometry import Padding
 
 Rule = Literal["eq1", "static", "llava", "idefics3", "internvl", "cohere2"]
+Preset = Literal["mm15", "mm15-static", "llava-next", "ferret-v2", "idefics3", "smolvlm", "internvl", "cohere2"]
 OVERVIEW = (0, 0)
 """Row and column of the overview among the views; those of tiles start at 1."""
 
@@ -110,6 +112,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "internvl": {"rule": "internvl", "tile": 448, "min_tiles": 1, "max_tiles": 12, **_STRETCHED},
     "cohere2": {"rule": "cohere2", "tile": 512, "max_tiles": 12, **_STRETCHED},
 }  # fmt: skip
+assert set(PRESETS) == set(get_args(Preset))
 """Options of released models by name; grids of LLaVA-NeXT and Ferret-v2 in the order of their code and paper."""
 
 
@@ -213,10 +216,11 @@ def _fit_llava(size: ImageSize, canvas: ImageSize) -> ImageSize:
     return ImageSize(canvas.height, min(math.ceil(size.width * scale_height), canvas.width))
 
 
-def _list_grids(min_tiles: int, max_tiles: int) -> Iterator[Grid]:
+@cache
+def _list_grids(min_tiles: int, max_tiles: int) -> tuple[Grid, ...]:
     """List all grids with so many tiles, by their number of tiles, then rows."""
-    for tiles in range(min_tiles, max_tiles + 1):
-        yield from (Grid(rows, tiles // rows) for rows in range(1, tiles + 1) if tiles % rows == 0)
+    tiles = range(min_tiles, max_tiles + 1)
+    return tuple(Grid(rows, n // rows) for n in tiles for rows in range(1, n + 1) if n % rows == 0)
 
 
 def _choose_eq1(size: ImageSize, options: TilingOptions) -> Grid:

@@ -1,0 +1,171 @@
+"""What images cost before a pixel is read: grids, views, tokens and megapixels of one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from foveate.core.errors import UserError
+from foveate.core.recipes import read, validate
+from foveate.core.results import ResultModel, RunResult
+from foveate.multimodal.assemble import AssemblyOptions, ViewIndex, plan_sample
+from foveate.records.images import BadImage, encode_input, read_image_info
+from foveate.vision.tiling import PRESETS, Fit, ImageSize, Preset, TilePlan, count_llava_tokens
+
+# As published: MM1.5 pools to 12 x 12; LLaVA-NeXT and Ferret-v2 have 24 x 24 patches; pixel shuffling by 2 leaves
+# 13 x 13 of Idefics3's 26 x 26 and 16 x 16 of InternVL's and Cohere2's 32 x 32, by 4 it leaves 8 x 8 of SmolVLM's.
+_TOKENS_PER_VIEW: dict[Preset, int] = {
+    "mm15": 144,
+    "mm15-static": 144,
+    "llava-next": 576,
+    "ferret-v2": 576,
+    "idefics3": 169,
+    "smolvlm": 64,
+    "internvl": 256,
+    "cohere2": 256,
+}
+
+
+class PlanSettings(AssemblyOptions):
+    """Options of `foveate mllm plan`."""
+
+    preset: Preset = Field("mm15", description="released model whose options are the defaults")
+
+
+class PlannedView(ResultModel):
+    """One view: row and column of its tile from 1, 0 and 0 for the overview, and the text before it."""
+
+    row: int
+    column: int
+    indicator: str = ""
+
+
+class PlannedImage(ResultModel):
+    """One image of the sample; sizes are height and width in pixels.
+
+    Attributes:
+        image: thumbnail for the page, "" without one.
+        offset: rows and columns of padding above and left of the image in its canvas.
+        scale: side in the canvas over side in the file; below 1 detail is lost.
+    """
+
+    file: str
+    image: str = ""
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    tile: int
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+    overview: tuple[tuple[int, int], tuple[int, int]]
+    views: list[PlannedView]
+    tokens: int
+    megapixels: float
+    scale: float
+    note: str = ""
+
+
+class PlanResult(RunResult):
+    """result.json of `foveate mllm plan`: all images are one sample."""
+
+    kind: str = "mllm_plan"
+    preset: str = ""
+    options: dict[str, Any] = {}
+    images: list[PlannedImage] = []
+    num_views: int
+    num_tokens: int
+    megapixels: float
+    split: bool
+
+
+def resolve_options(values: Mapping[str, Any], *, recipe: str | None = None) -> tuple[Preset, AssemblyOptions]:
+    """Merge a preset or the `model.assembly` of a recipe with the options that the user gave.
+
+    Args:
+        values: fields of `PlanSettings`, nested as the model is.
+
+    Raises:
+        UserError: a field is wrong, the recipe has no assembly, or both a recipe and a preset are given.
+    """
+    overrides = dict(values)
+    if recipe is not None and "preset" in overrides:
+        raise UserError(
+            f"--preset: no effect with --recipe (got {overrides['preset']} and {recipe}); expected one of them"
+        )
+    preset = overrides.pop("preset", "mm15")
+    base: dict[str, Any] = {"tiling": PRESETS[preset], "tokens_per_view": _TOKENS_PER_VIEW[preset]}
+    if preset not in ("mm15", "mm15-static"):
+        base["indicator"] = "none"
+    if recipe is not None:
+        base = read(recipe).get("model", {}).get("assembly")
+        if base is None:
+            raise UserError(f"recipe '{recipe}': no field 'model.assembly'; its images are one view each")
+    merged = {**base, **overrides, "tiling": {**base.get("tiling", {}), **overrides.get("tiling", {})}}
+    return preset, validate(AssemblyOptions, merged, where=f"recipe '{recipe}'" if recipe else "foveate mllm plan")
+
+
+def plan_images(paths: Sequence[Path], options: AssemblyOptions, *, preset: Preset = "mm15") -> PlanResult:
+    """Plan the images of one sample from their headers.
+
+    Args:
+        preset: "llava-next" counts tokens as that model does: without those of padding, and one more per row.
+
+    Raises:
+        BadImage: a file cannot be read or is no image; the error names it.
+    """
+    headers = []
+    for path in paths:
+        try:
+            headers.append(read_image_info(encode_input(path))[0])
+        except BadImage as problem:
+            raise BadImage(problem.reason, f"{path}: {problem}") from problem
+    sample = plan_sample([ImageSize(header.height, header.width) for header in headers], options)
+    images = []
+    for number, (path, header, plan) in enumerate(zip(paths, headers, sample.images, strict=True)):
+        tokens = len(plan.views) * options.tokens_per_view
+        if preset == "llava-next" and len(plan.views) > 1:
+            tokens = count_llava_tokens(plan, isqrt(options.tokens_per_view))
+        whole = plan.overview if plan.views == ((0, 0),) else plan.tiles
+        images.append(
+            PlannedImage(
+                file=str(path),
+                size=plan.size,
+                grid=plan.grid,
+                tile=plan.tile,
+                resized=plan.tiles.resized,
+                offset=_offset(plan.tiles),
+                overview=(plan.overview.resized, _offset(plan.overview)),
+                views=_list_views(plan, sample.list_parts(number)),
+                tokens=tokens,
+                megapixels=plan.megapixels,
+                scale=min(whole.resized.height / header.height, whole.resized.width / header.width),
+                note=header.note,
+            )
+        )
+    return PlanResult(
+        preset=preset,
+        options=options.model_dump(mode="json"),
+        images=images,
+        num_views=len(sample.views),
+        num_tokens=sum(image.tokens for image in images),
+        megapixels=sum(image.megapixels for image in images),
+        split=len(paths) <= options.max_split_images,
+    )
+
+
+def _offset(fit: Fit) -> tuple[int, int]:
+    return fit.padding.top, fit.padding.left
+
+
+def _list_views(plan: TilePlan, parts: Sequence[str | ViewIndex]) -> list[PlannedView]:
+    views, texts = [], ""
+    for part in parts:
+        if isinstance(part, str):
+            texts += part
+        else:
+            views.append(PlannedView(row=part.row, column=part.column, indicator=texts))
+            texts = ""
+    return views
