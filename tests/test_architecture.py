@@ -31,8 +31,8 @@ ROOF = ("studies", "report", "serve", "cli")
 FLOOR = {room: floor for floor, rooms in enumerate((GROUND, FIRST, SECOND, WINGS, ROOF)) for room in rooms}
 WITHOUT_TORCH = (*GROUND, "report")
 HEAVY = {"torch", "torchvision", "open_clip", "transformers", "safetensors.torch", "timm"}
-# Loaded inside a function, when tensors are read or written.
-LAZY = {("model_folder.py", "safetensors.torch"), ("model_folder.py", "torch")}
+# Loaded inside a function, when tensors are read or written, or a model of transformers is loaded.
+LAZY = {("model_folder.py", "safetensors.torch"), ("model_folder.py", "torch"), ("hub.py", "transformers.utils")}
 # Arrows that a floor does not allow by itself: within the ground floor and the roof.
 SAME_FLOOR = {
     ("records", "core"),

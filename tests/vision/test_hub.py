@@ -9,34 +9,15 @@ import torch
 from foreign import save_clip, save_open_clip, save_timm
 
 from foveate.core.errors import UserError
+from foveate.core.hub import Checkpoint, fetch
 from foveate.vision.hf.clip import TransformersClipImageEncoder, TransformersClipTextEncoder
-from foveate.vision.hub import Checkpoint, fetch
 from foveate.vision.minilm import MiniLMEncoder, package_folder
 from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
 from foveate.vision.timm import TimmImageEncoder
+from hub_cache import COMMIT, cache, snapshot
 from naming import raises_naming
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub, offline."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "hub"
-
-
-def snapshot(cache: Path, name: str) -> Path:
-    """The folder in which the hub's client keeps `name` at COMMIT, which its branch main points at."""
-    root = cache / f"models--{name.replace('/', '--')}"
-    (root / "refs").mkdir(parents=True)
-    (root / "refs" / "main").write_text(COMMIT)
-    folder = root / "snapshots" / COMMIT
-    folder.mkdir(parents=True)
-    return folder
+__all__ = ["cache"]
 
 
 def test_a_cached_repository_is_pinned_to_its_commit(cache: Path) -> None:

@@ -98,7 +98,7 @@ def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[s
     names = list(adapted.info[adapted.active].get("classes", ()))
     write_json_atomically(path / "head.json", {**describe_head(adapted.head), "names": names})
     if adapted.backbone.family == "transformers":
-        from foveate.vision.hf.loading import quiet
+        from foveate.core.hub import quiet
 
         with quiet():
             model.save_pretrained(path)

@@ -14,9 +14,9 @@ from foveate.adapt.module_map import parse_modules
 from foveate.adapt.networks import LITE0_OPTIONS, open_lite0, open_network, open_torchvision, open_transformers
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.files import read_json
+from foveate.core.hub import HUB_ID
 from foveate.core.progress import say
 from foveate.vision.hf.loading import KIND_OF_TYPE
-from foveate.vision.hub import HUB_ID
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.registry import build_image_encoder, encoder_kinds
 

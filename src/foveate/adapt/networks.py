@@ -16,10 +16,9 @@ from safetensors import SafetensorError
 
 from foveate.adapt.families import FAMILIES
 from foveate.core.errors import UserError, choose, nearest
+from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
 from foveate.core.model_folder import check_tensors, read_tensors
-from foveate.vision.hf.loading import quiet
 from foveate.vision.hf.processors import processor_settings, three
-from foveate.vision.hub import Checkpoint, check_loaded, fetch
 from foveate.vision.lite0_network import read_package_state
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.registry import seeded
@@ -218,14 +217,10 @@ def open_transformers(settings: Mapping[str, Any]) -> Network:
     # The pooler is no part of what classifiers read, and of few checkpoints.
     unused_pooler = family is not None and "pooler.dense.weight" in family.unused
     options: dict[str, Any] = {"add_pooling_layer": False} if unused_pooler else {}
-    with quiet():
-        try:
-            model, report = kind.from_pretrained(
-                str(checkpoint.folder), use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
-            )
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{source}: transformers cannot load it ({reason})") from error
+    with loading(source):
+        model, report = kind.from_pretrained(
+            str(checkpoint.folder), use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+        )
     check_loaded(report, name=str(source))
     geometry = str(settings.get("geometry") or "letterbox")
     preprocess = Preprocess(**processor_settings(checkpoint), geometry=geometry)

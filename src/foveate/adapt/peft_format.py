@@ -198,7 +198,7 @@ def _class_in_folder(adapted: AdaptedModel, source: str, revision: str | None) -
     """Return the class of transformers that a folder holds, and the prefix of the adapted tower's names in it."""
     import transformers
 
-    from foveate.vision.hub import fetch
+    from foveate.core.hub import fetch
 
     checkpoint = fetch(source, revision=revision)
     names = checkpoint.config().get("architectures") or []

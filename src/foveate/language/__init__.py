@@ -1,5 +1,5 @@
-"""First floor: from text to tokens and back: language models, their tokenizers, and the files they come in.
+"""First floor: from text to tokens and back: language models, their tokenizers and chat templates.
 
-Read in this order: tokenizer.py, gguf.py and llama_gguf.py (the file format of llama.cpp), smollm2.py (the default
-model).
+Read in this order: open.py (a model from any source), tokenizer.py and chat.py (turns to tokens and labels), gguf.py
+and llama_gguf.py (the file format of llama.cpp), smollm2.py (the default model).
 """

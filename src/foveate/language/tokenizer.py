@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,7 +66,9 @@ class BackendTokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
 
-def place_placeholders(special: Mapping[str, int], used: set[int], *, free: Sequence[int]) -> dict[str, int]:
+def place_placeholders(
+    special: Mapping[str, int], used: Collection[int | None], *, free: Sequence[int]
+) -> dict[str, int]:
     """Give every placeholder an id: the token of its name, an unused special token, or a free row of the table.
 
     A placeholder's embedding is always replaced, so any id serves that no text and no template gives.
@@ -91,33 +93,28 @@ def place_placeholders(special: Mapping[str, int], used: set[int], *, free: Sequ
     return {**special, **places}
 
 
-def wrap_transformers(tokenizer: Any, *, table_rows: int, source: str) -> BackendTokenizer:
-    """Wrap a tokenizer of transformers.
+def wrap_transformers(tokenizer: Any, *, source: str) -> BackendTokenizer:
+    """Wrap a tokenizer of transformers; placeholders for which it has no token get ids behind its last.
 
     Args:
-        table_rows: rows of the model's embedding table, which may exceed the vocabulary.
         source: for errors.
 
     Raises:
-        UserError: it is not one of `tokenizers`, has no end token, or is larger than the table.
+        UserError: it is not one of `tokenizers`, or has no end token.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise UserError(f"{source}: its tokenizer ({type(tokenizer).__name__}) has no tokenizer.json; save it with one")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{source}: its tokenizer has no end token (eos_token); answers would never end")
-    if len(tokenizer) > table_rows:
-        raise UserError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the embedding table {table_rows} rows")
-    added = backend.get_added_tokens_decoder()
-    special = {token.content: id for id, token in added.items() if token.special}
-    named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
-    used = {id for id in named if id is not None} | {
-        special[mark] for mark in ("<|im_start|>", "<|im_end|>") if mark in special
-    }
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    special = {token.content: id for id, token in backend.get_added_tokens_decoder().items() if token.special}
+    named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    in_template = {id for token, id in special.items() if token in str(tokenizer.chat_template or "")}
     return BackendTokenizer(
         backend,
         end=tokenizer.eos_token_id,
-        pad=pad,
-        special=place_placeholders(special, used, free=range(len(tokenizer), table_rows)),
+        pad=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        special=place_placeholders(
+            special, named | in_template, free=range(len(tokenizer), len(tokenizer) + len(PLACEHOLDERS))
+        ),
     )

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically
+from foveate.core.hub import Checkpoint, fetch
 from foveate.core.progress import say
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.vision.backbones import on_meta
 from foveate.vision.hf.loading import KIND_OF_TYPE
-from foveate.vision.hub import Checkpoint, fetch
 from foveate.vision.localizer.folder import KIND as OURS
 from foveate.vision.localizer.folder import WEIGHTS, with_tokenizer
 from foveate.vision.localizer.model import LocalizingModel

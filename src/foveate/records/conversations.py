@@ -102,7 +102,7 @@ def find_problem(conversation: Conversation, sizes: Mapping[str, tuple[int, int]
         cleaned = [replace(turn, text=clean_text(turn.text)) for turn in conversation.turns]
     except UserError as error:
         return Finding("text not storable", str(error))
-    return _find_turn_problem(cleaned) or _find_image_problem(conversation, sizes)
+    return find_turn_problem(cleaned) or _find_image_problem(conversation, sizes)
 
 
 def check_conversation(conversation: Conversation, sizes: Mapping[str, tuple[int, int]] | None = None) -> Conversation:
@@ -113,7 +113,12 @@ def check_conversation(conversation: Conversation, sizes: Mapping[str, tuple[int
     return conversation
 
 
-def _find_turn_problem(turns: Sequence[Turn]) -> Finding | None:
+def find_turn_problem(turns: Sequence[Turn], *, answered: bool = True) -> Finding | None:
+    """Return the first problem of the roles and texts of turns, or None.
+
+    Args:
+        answered: the last turn must be an answer; otherwise it must be a question.
+    """
     if not turns:
         return Finding("no turns", "expected a user turn and an assistant turn")
     dialog = turns[1:] if turns[0].role == "system" else turns
@@ -128,6 +133,8 @@ def _find_turn_problem(turns: Sequence[Turn]) -> Finding | None:
             return Finding("roles do not alternate", detail)
         if not turn.text:
             return Finding("empty answer" if number % 2 else "empty question", f"turn {number + 1} has no text")
+    if not answered:
+        return None if len(dialog) % 2 else Finding("no question", "the last turn must be a question of the user")
     if len(dialog) % 2 or not dialog:
         return Finding("no answer", "the last turn is a question; nothing can be learned from it")
     return None

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError, choose
 from foveate.core.files import sha256_folder
+from foveate.core.hub import Checkpoint, fetch
 from foveate.vision.encoder import TextEncoder
-from foveate.vision.hub import Checkpoint, fetch
 from foveate.vision.parallel_map import map_on_cores
 from foveate.vision.precision import PRECISIONS, precision_of
 
@@ -58,7 +58,7 @@ def checkpoint_of(model: str, *, revision: str | None = None, offline: bool = Fa
     """Find the folder of "package", of a local folder or of a hub id, the latter pinned to its commit.
 
     Raises:
-        UserError: see `foveate.vision.hub.fetch`.
+        UserError: see `foveate.core.hub.fetch`.
     """
     if model == "package":
         return Checkpoint(model, package_folder())

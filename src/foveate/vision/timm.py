@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.hub import Checkpoint, fetch
 from foveate.vision.backbones import BackboneImageEncoder, choose_projection, on_meta
 from foveate.vision.encoder import check_layer
 from foveate.vision.hf.processors import given_preprocess, preprocess_for, three
-from foveate.vision.hub import Checkpoint, fetch
 from foveate.vision.tower_options import FreezableImageOptions, read_options
 
 KIND = "timm"

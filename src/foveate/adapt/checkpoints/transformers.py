@@ -9,9 +9,8 @@ import torch
 
 from foveate.adapt.classifier import Classifier, copy_with_weights
 from foveate.core.errors import UserError
-from foveate.vision.hf.loading import quiet
+from foveate.core.hub import Checkpoint, check_loaded, loading
 from foveate.vision.hf.processors import processor_settings
-from foveate.vision.hub import Checkpoint, check_loaded
 from foveate.vision.preprocess import Preprocess
 
 WHAT = "config.json has a 'model_type' and an architecture that ends in ForImageClassification"
@@ -30,14 +29,10 @@ def load(folder: Path, config: dict[str, Any]) -> Classifier:
     checkpoint = Checkpoint(str(folder), folder)
     # Refuses pickled weights, before transformers opens the folder.
     checkpoint.weights()
-    with quiet():
-        try:
-            network, report = AutoModelForImageClassification.from_pretrained(
-                str(folder), use_safetensors=True, dtype=torch.float32, output_loading_info=True, local_files_only=True
-            )
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{folder}: transformers cannot load it ({reason})") from error
+    with loading(folder):
+        network, report = AutoModelForImageClassification.from_pretrained(
+            str(folder), use_safetensors=True, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
     check_loaded(report, name=str(folder))
     if report.get("unexpected_keys"):
         unexpected = sorted(report["unexpected_keys"])

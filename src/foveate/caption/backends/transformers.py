@@ -19,15 +19,11 @@ from torch import Tensor
 from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse
 from foveate.chat.batching import DynamicBatcher
 from foveate.core.errors import UserError
+from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
 from foveate.records.images import decode
-from foveate.vision.hf.loading import quiet
-from foveate.vision.hub import Checkpoint, check_loaded, fetch
 from foveate.vision.precision import choose_device, precision_of
-
-# What transformers raises for configurations, weights and processors that do not fit one another.
-_UNUSABLE = (OSError, RuntimeError, KeyError, TypeError, ValueError, ImportError, AttributeError)
 
 
 class TransformersSettings(Settings):
@@ -207,19 +203,11 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
 
     checkpoint.config()
     checkpoint.weights()
-    with quiet():
-        try:
-            processor = AutoProcessor.from_pretrained(str(checkpoint.folder))
-            network, report = AutoModelForImageTextToText.from_pretrained(
-                str(checkpoint.folder), use_safetensors=True, dtype=dtype, output_loading_info=True
-            )
-        except _UNUSABLE as error:
-            if isinstance(error, UserError):
-                raise
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"{checkpoint.name}: transformers cannot open it as an image-text-to-text model ({reason})"
-            ) from error
+    with loading(checkpoint.name, kind="an image-text-to-text model from it"):
+        processor = AutoProcessor.from_pretrained(str(checkpoint.folder))
+        network, report = AutoModelForImageTextToText.from_pretrained(
+            str(checkpoint.folder), use_safetensors=True, dtype=dtype, output_loading_info=True
+        )
     check_loaded(report, name=checkpoint.name)
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise UserError(f"{checkpoint.name}: its processor has no image processor or no tokenizer")

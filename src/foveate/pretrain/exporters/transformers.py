@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from foveate.core.files import write_text_atomically
+from foveate.core.hub import quiet
 from foveate.pretrain import region_files
 from foveate.pretrain.export import ExportReport, Job
 from foveate.pretrain.export_checks import (
@@ -22,7 +23,6 @@ from foveate.pretrain.export_checks import (
 )
 from foveate.vision.hf.clip import TransformersClipImageEncoder, TransformersClipTextEncoder
 from foveate.vision.hf.export import check_whole, whole_model
-from foveate.vision.hf.loading import quiet
 from foveate.vision.localizer.folder import CARD
 from foveate.vision.open_clip.to_transformers import check_standard, clip_image_processor, clip_model, clip_tokenizer
 

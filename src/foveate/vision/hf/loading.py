@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from foveate.core.errors import UserError
+from foveate.core.hub import Checkpoint, check_loaded, fetch, loading, quiet
 from foveate.vision.backbones import given_folder, on_meta
-from foveate.vision.hub import Checkpoint, check_loaded, fetch
 from foveate.vision.tower_options import TowerOptions
 
 # Which of our encoders reads what config.json calls itself.
@@ -52,22 +51,6 @@ class Loaded:
         return replace(self, model=None)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers, which lists unused tensors of the other tower and draws progress bars."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def load_tower(
     kind: str,
     model_class: Any,
@@ -102,30 +85,23 @@ def load_tower(
         raise UserError(
             f"{source}: '{kind}' cannot read its model_type (got '{model_type}'); expected {', '.join(types)}{hint}"
         )
-    with quiet():
-        try:
-            settings = config_class.from_pretrained(str(checkpoint.folder))
-            if "projection_dim" in raw_config:  # of both towers; the towers' own copies of it are not kept up to date
-                settings.projection_dim = raw_config["projection_dim"]
-            if on_meta():
-                model = model_class(settings)
-            else:
-                # Refuses a pickle, before transformers looks for weights.
-                checkpoint.weights()
-                model, report = model_class.from_pretrained(
-                    str(checkpoint.folder),
-                    config=settings,
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                )
-                check_loaded(report, name=source)
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            # UserError is a ValueError; its text is ours already.
-            if isinstance(error, UserError):
-                raise
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise UserError(f"{source}: transformers cannot load it ({reason})") from error
+    with loading(source):
+        settings = config_class.from_pretrained(str(checkpoint.folder))
+        if "projection_dim" in raw_config:  # of both towers; the towers' own copies of it are not kept up to date
+            settings.projection_dim = raw_config["projection_dim"]
+        if on_meta():
+            model = model_class(settings)
+        else:
+            # Refuses a pickle, before transformers looks for weights.
+            checkpoint.weights()
+            model, report = model_class.from_pretrained(
+                str(checkpoint.folder),
+                config=settings,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+            check_loaded(report, name=source)
     return Loaded(model, _json(settings), source, checkpoint.commit or revision, checkpoint)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.core.errors import UserError
+from foveate.core.hub import Checkpoint
 from foveate.records.geometry import InputSize
-from foveate.vision.hub import Checkpoint
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.tower_options import ImageTowerOptions
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.hub import fetch
 from foveate.records.geometry import InputSize
-from foveate.vision.hub import fetch
 
 _QUIET = threading.RLock()
 

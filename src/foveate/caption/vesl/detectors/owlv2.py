@@ -16,10 +16,9 @@ from pydantic import Field
 
 from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind, boxes_in_image
 from foveate.core.errors import UserError
+from foveate.core.hub import check_loaded, fetch, loading
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-from foveate.vision.hf.loading import quiet
-from foveate.vision.hub import check_loaded, fetch
 from foveate.vision.precision import choose_device
 
 
@@ -96,19 +95,13 @@ class Owlv2Detector(Detector):
             raise UserError(f"{settings.model}: model_type must be 'owlv2' (got '{model_type}')")
         checkpoint.weights()  # raises where there are only pickles, which from_pretrained would open
         folder = str(checkpoint.folder)
-        with quiet():  # transformers warns about weights that check_loaded refuses by name
-            try:
-                options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
-                loaded: Any = Owlv2ForObjectDetection.from_pretrained(folder, output_loading_info=True, **options)
-                self._network, report = loaded
-                check_loaded(report, name=settings.model)
-                self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-                self._processor = Owlv2ImageProcessor.from_pretrained(folder)
-            except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-                if isinstance(error, UserError):
-                    raise
-                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-                raise UserError(f"{settings.model}: transformers cannot load it ({reason})") from error
+        with loading(settings.model):  # transformers warns about weights that check_loaded refuses by name
+            options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
+            loaded: Any = Owlv2ForObjectDetection.from_pretrained(folder, output_loading_info=True, **options)
+            self._network, report = loaded
+            check_loaded(report, name=settings.model)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self._processor = Owlv2ImageProcessor.from_pretrained(folder)
         self.settings = settings
         self.model = settings.model
         self.version = checkpoint.commit or checkpoint.digest()

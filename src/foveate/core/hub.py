@@ -230,3 +230,38 @@ def check_loaded(report: dict[str, Any], *, name: str) -> None:
     if report.get("mismatched_keys"):
         key = sorted(report["mismatched_keys"], key=str)[0]
         raise UserError(f"{name}: the shape of tensor {key} does not match config.json")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers, which lists unused tensors of the other tower and draws progress bars."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def loading(source: object, *, kind: str = "it") -> Iterator[None]:
+    """Silence transformers while it loads `source`, and turn its errors into a UserError that names the source.
+
+    Args:
+        kind: what it is loaded as, for the error.
+    """
+    with quiet():
+        try:
+            yield
+        # ImportError: a tokenizer may need a package that is not there; AttributeError: a config of another model.
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
+            # UserError is a ValueError; its text is ours already.
+            if isinstance(error, UserError):
+                raise
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise UserError(f"{source}: transformers cannot load {kind} ({reason})") from error

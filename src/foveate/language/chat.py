@@ -1,0 +1,188 @@
+"""Chat templates: turns become separately tokenized parts, each with its label.
+
+Nothing is looked up afterwards: an answer is learned because its part says so, not because it was found again in the
+tokens of the whole text. That search is where LLaVA's training code loses its labels ("tokenization mismatch").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from foveate.core.errors import UserError, choose
+from foveate.language.tokenizer import PLACEHOLDERS, Tokenizer
+from foveate.records.conversations import ROLES, Turn, find_turn_problem
+
+IGNORE = -100
+"""Label of a token that is not learned: torch's cross entropy leaves it out."""
+_PLACEHOLDER = re.compile("|".join(map(re.escape, PLACEHOLDERS)))
+
+
+class Part(NamedTuple):
+    """Some tokens of a conversation.
+
+    Attributes:
+        ids: tokens. learned: they are labels: of an answer or its end mark.
+        placeholder: `<image>` or `<region>`, whose one token is replaced by embeddings; None for text.
+    """
+
+    ids: tuple[int, ...]
+    learned: bool
+    placeholder: str | None = None
+
+
+class EmptyLabelsError(UserError):
+    """A training row in which nothing is learned; its loss would be 0 or NaN."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """What stands around the turns of a conversation.
+
+    Attributes:
+        name: of the template. start: before the first turn.
+        headers: role -> text before a turn.
+        ends: role -> text after a turn; of the assistant it is the mark that ends an answer, and learned.
+        after_answer: text between an answer's end mark and the next turn; not learned.
+        marks: special tokens in these texts. An end of None is the tokenizer's own end token.
+    """
+
+    name: str
+    headers: Mapping[str, str]
+    ends: Mapping[str, str | None]
+    after_answer: str = ""
+    start: str = ""
+    marks: tuple[str, ...] = ()
+
+
+TEMPLATES: Mapping[str, Template] = MappingProxyType(
+    {
+        # SmolLM2's own template puts a line "You are a helpful AI assistant named SmolLM ..." before a conversation
+        # without a system turn: 20 tokens that a model which reads images need not pay for.
+        "chatml": Template(
+            "chatml",
+            headers={role: f"<|im_start|>{role}\n" for role in ROLES},
+            ends={"system": "<|im_end|>\n", "user": "<|im_end|>\n", "assistant": "<|im_end|>"},
+            after_answer="\n",
+            marks=("<|im_start|>", "<|im_end|>"),
+        ),
+        # For models that were never taught to chat, and for captions: question, line break, answer, end.
+        "plain": Template(
+            "plain", headers=dict.fromkeys(ROLES, ""), ends={"system": "\n", "user": "\n", "assistant": None}
+        ),
+    }
+)
+
+
+class Chat:
+    """A template bound to a tokenizer.
+
+    Raises:
+        UserError: an unknown template, or the tokenizer lacks one of its marks.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str = "chatml") -> None:
+        self.template = TEMPLATES[choose(template, TEMPLATES, "chat template")]
+        self.tokenizer = tokenizer
+        missing = [mark for mark in self.template.marks if mark not in tokenizer.special]
+        if missing:
+            raise UserError(f"chat template '{template}': the tokenizer has no token {', '.join(missing)}")
+        end = self.template.ends["assistant"]
+        self.end: int = tokenizer.end if end is None else tokenizer.special[end]
+        """Token that ends an answer."""
+        self._marks = re.compile("|".join(map(re.escape, self.template.marks)) or r"(?!)")
+
+    def render(self, turns: Sequence[Turn]) -> list[Part]:
+        """Render a whole conversation for training: answers and their end marks are learned.
+
+        Raises:
+            UserError: roles do not alternate, it begins with the assistant, or a text is empty.
+        """
+        return self._render(turns, answered=True)
+
+    def prompt(self, turns: Sequence[Turn], *, goes_on: bool = False) -> list[Part]:
+        """Render a conversation up to where the assistant begins to answer.
+
+        Args:
+            turns: the last is a question.
+            goes_on: they follow an answer (with its end mark) that the model has read already.
+
+        Raises:
+            UserError: roles do not alternate, or a text is empty.
+        """
+        parts = self._render(turns, answered=False, goes_on=goes_on)
+        return [*parts, *self._fixed(self.template.headers["assistant"])]
+
+    def _render(self, turns: Sequence[Turn], *, answered: bool, goes_on: bool = False) -> list[Part]:
+        finding = find_turn_problem(turns, answered=answered)
+        if finding is not None:
+            raise UserError(f"conversation: {finding.reason}: {finding.detail}")
+        template = self.template
+        parts = self._fixed(template.after_answer if goes_on else template.start)
+        for index, turn in enumerate(turns):
+            learned = turn.role == "assistant"
+            parts += self._fixed(template.headers[turn.role])
+            parts += self._text(turn.text, learned=learned)
+            if not learned:
+                parts += self._fixed(template.ends[turn.role] or "")
+                continue
+            parts.append(Part((self.end,), True))
+            # Behind the last answer nothing follows; a model never reads on there.
+            if index < len(turns) - 1:
+                parts += self._fixed(template.after_answer)
+        return parts
+
+    def _fixed(self, text: str) -> list[Part]:
+        """Encode a text of the template, whose marks are tokens."""
+        parts, position = list[Part](), 0
+        for match in self._marks.finditer(text):
+            parts += [self._plain(text[position : match.start()]), Part((self.tokenizer.special[match[0]],), False)]
+            position = match.end()
+        return [part for part in (*parts, self._plain(text[position:])) if part.ids]
+
+    def _text(self, text: str, *, learned: bool) -> list[Part]:
+        """Encode the text of a turn, whose placeholders are parts of their own."""
+        parts, position = list[Part](), 0
+        for match in _PLACEHOLDER.finditer(text):
+            id = self.tokenizer.special[match[0]]
+            parts += [self._plain(text[position : match.start()], learned), Part((id,), learned, match[0])]
+            position = match.end()
+        return [part for part in (*parts, self._plain(text[position:], learned)) if part.ids]
+
+    def _plain(self, text: str, learned: bool = False) -> Part:
+        return Part(tuple(self.tokenizer.encode(text)), learned)
+
+
+def join_parts(parts: Sequence[Part]) -> tuple[list[int], list[int]]:
+    """Join parts to one row: ids, and labels (ids of learned tokens, IGNORE elsewhere); placeholders are 1 token.
+
+    Raises:
+        EmptyLabelsError: nothing is learned.
+    """
+    ids = [id for part in parts for id in part.ids]
+    labels = [id if part.learned and part.placeholder is None else IGNORE for part in parts for id in part.ids]
+    if all(label == IGNORE for label in labels):
+        raise EmptyLabelsError(f"conversation: nothing of its {len(ids)} tokens is learned; expected an answer")
+    return ids, labels
+
+
+def pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad training rows on the right: ids [B, T], labels [B, T], mask [B, T] (1 = a token).
+
+    Padding is masked by position. By id, an end mark that is also the padding would never be learned, and the model
+    never stop.
+    """
+    longest = max(len(ids) for ids, _ in rows)
+    ids_BT = torch.full((len(rows), longest), pad)
+    labels_BT, mask_BT = torch.full_like(ids_BT, IGNORE), torch.zeros_like(ids_BT)
+    for row, (ids, labels) in enumerate(rows):
+        ids_BT[row, : len(ids)] = torch.tensor(list(ids))
+        labels_BT[row, : len(ids)] = torch.tensor(list(labels))
+        mask_BT[row, : len(ids)] = 1
+    return ids_BT, labels_BT, mask_BT
