@@ -32,7 +32,10 @@ FLOOR = {room: floor for floor, rooms in enumerate((GROUND, FIRST, SECOND, WINGS
 WITHOUT_TORCH = (*GROUND, "report")
 HEAVY = {"torch", "torchvision", "open_clip", "transformers", "safetensors.torch", "timm"}
 # Loaded inside a function, when tensors are read or written, or a model of transformers is loaded.
-LAZY = {("model_folder.py", "safetensors.torch"), ("model_folder.py", "torch"), ("hub.py", "transformers.utils")}
+LAZY = {
+    ("hub.py", "transformers.utils"),
+    *((name, module) for name in ("model_folder.py", "peft_folder.py") for module in ("safetensors.torch", "torch")),
+}
 # Arrows that a floor does not allow by itself: within the ground floor and the roof.
 SAME_FLOOR = {
     ("records", "core"),

@@ -21,10 +21,11 @@ from foveate.adapt.heads import describe_head, num_classes
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone, parse_backbone
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.parameter_summary import list_matches
-from foveate.adapt.peft_format import CONFIG, add_peft, export_peft, has_head, is_peft
+from foveate.adapt.peft_format import add_peft, export_peft, has_head
 from foveate.adapt.results import ImportResult, MergeResult, TrainedParameters
 from foveate.core.errors import UserError
 from foveate.core.files import write_bytes_atomically, write_json_atomically, write_text_atomically
+from foveate.core.peft_folder import CONFIG, is_peft
 
 _MAX_DIFFERENCE = 1e-3  # relative to the largest output; merging in float32 stays below 1e-5
 IMAGES = 4

@@ -18,10 +18,11 @@ from foveate.adapt.adapter import MethodSettings
 from foveate.adapt.heads import build_head, describe_head
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.parameter_summary import list_matches
-from foveate.adapt.peft_format import add_peft, is_peft
+from foveate.adapt.peft_format import add_peft
 from foveate.adapt.registry import parse_settings
 from foveate.core.errors import UserError
 from foveate.core.model_folder import check_tensors, read_config, read_tensors, write_model_folder
+from foveate.core.peft_folder import is_peft
 from foveate.core.progress import say
 
 KIND = "foveate-adapter"

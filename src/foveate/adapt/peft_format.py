@@ -7,7 +7,6 @@ the code that gives the same logits without Foveate.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,15 +24,25 @@ from foveate.adapt.methods.lora import LoraAdapter, LoraSettings, find_targets
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.module_map import match_names
 from foveate.adapt.registry import get_method
-from foveate.core.errors import UserError, nearest
+from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
 from foveate.core.model_folder import read_tensors
+from foveate.core.peft_folder import (
+    WEIGHTS,
+    check_shape,
+    collect_pairs,
+    describe_ranks,
+    exact_pattern,
+    lora_factor,
+    match_modules,
+    read_lora_config,
+    read_peft_tensors,
+    write_peft_config,
+    write_peft_tensors,
+)
 from foveate.core.progress import say
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD_CONFIG, HEAD_WEIGHTS, CARD = "head.json", "head.safetensors", "README.md"
-# PEFT saves names as they are inside its own two wrappers.
-_WRAPPERS = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -89,15 +98,14 @@ def export_peft(adapted: AdaptedModel, folder: str | Path, *, backbone: Mapping[
         "auto_mapping": {"base_model_class": base.kind[0], "parent_library": base.kind[1]},
     }
     names = list(adapted.info[adapted.active].get("classes", ()))
-    prefixed = {f"{_WRAPPERS}{key}": value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_bytes_atomically(path / WEIGHTS, save(prefixed, metadata={"format": "pt"}))
+    write_peft_tensors(path, tensors)
     if not base.head:
         plain = {key: value.cpu().contiguous() for key, value in head.items()}
         write_bytes_atomically(path / HEAD_WEIGHTS, save(plain, metadata={"format": "pt"}))
     where = {"module": base.head} if base.head else {"file": HEAD_WEIGHTS}
     write_json_atomically(path / HEAD_CONFIG, {**describe_head(adapted.head), **where, "names": names})
     write_text_atomically(path / CARD, _card(adapted, base, names))
-    write_json_atomically(path / CONFIG, config)
+    write_peft_config(path, config)
     return path
 
 
@@ -245,15 +253,11 @@ def _lora(adapted: AdaptedModel, base: Base) -> tuple[dict[str, Tensor], dict[st
         ranks[key] = len(tensors[f"{key}.lora_A.weight"])
     settings = adapter.settings
     factor = settings.factor * adapter.strength
-    other = {key: rank for key, rank in ranks.items() if rank != settings.rank}
     return tensors, {
-        "r": settings.rank,
-        "lora_alpha": factor * settings.rank,
-        "rank_pattern": {re.escape(key): rank for key, rank in other.items()},
-        "alpha_pattern": {re.escape(key): factor * rank for key, rank in other.items()},
+        **describe_ranks(ranks, dict.fromkeys(ranks, factor), rank=settings.rank, factor=factor),
         "lora_dropout": settings.dropout,
         "bias": "none",
-        "target_modules": _pattern(list(ranks)),
+        "target_modules": exact_pattern(ranks),
     }
 
 
@@ -275,13 +279,7 @@ def _norms(adapted: AdaptedModel, base: Base) -> tuple[dict[str, Tensor], dict[s
     for key, value in tuned.items():
         owner, _, attribute = key.rpartition(".")
         tensors[f"{owner}.ln_tuning_layers.{attribute}"] = value
-    return tensors, {"target_modules": _pattern(owners)}
-
-
-def _pattern(names: list[str]) -> str:
-    """Return a regular expression of exactly these names."""
-    # Not a list: PEFT matches lists by the ending of names, and so would match too much.
-    return "(" + "|".join(re.escape(name) for name in names) + ")"
+    return tensors, {"target_modules": exact_pattern(owners)}
 
 
 def _card(adapted: AdaptedModel, base: Base, names: Sequence[str]) -> str:
@@ -327,14 +325,9 @@ Classes, in the order of the logits (also in {HEAD_CONFIG}):
 """
 
 
-def is_peft(folder: Path) -> bool:
-    """Whether a folder holds an adapter of PEFT."""
-    return (folder / CONFIG).is_file()
-
-
 def has_head(folder: Path) -> bool:
     """Whether a folder of PEFT has a classifier: in `modules_to_save`, or next to the adapter as in our exports."""
-    tensors = _read_pairs(folder)
+    tensors = read_peft_tensors(folder)
     return (folder / HEAD_WEIGHTS).is_file() or any(".lora_" not in key for key in tensors)
 
 
@@ -353,12 +346,18 @@ def add_peft(adapted: AdaptedModel, folder: str | Path, *, name: str = "default"
             modules that the network does not have.
     """
     path = Path(folder)
-    config = _read_config(path)
-    tensors = _read_pairs(path)
+    config = read_lora_config(path)
+    tensors = read_peft_tensors(path)
     head = _take_head(tensors, adapted.backbone, path)
-    pairs = _collect_pairs(tensors, path)
-    names = _match_modules(list(pairs), adapted.backbone, path)
-    factors = {key: _factor(config, key, len(a), path) for key, (a, _) in pairs.items()}
+    pairs = collect_pairs(tensors, path)
+    names = match_modules(
+        list(pairs),
+        {name for name, _ in adapted.backbone.model.named_modules()},
+        path,
+        prefixes=dict.fromkeys(("", adapted.backbone.root)),
+        network=type(adapted.backbone.model).__name__,
+    )
+    factors = {key: lora_factor(config, key, len(a), path) for key, (a, _) in pairs.items()}
     rank, factor = max(len(a) for a, _ in pairs.values()), next(iter(factors.values()))
     settings = LoraSettings(
         rank=rank,
@@ -376,8 +375,8 @@ def add_peft(adapted: AdaptedModel, folder: str | Path, *, name: str = "default"
         with torch.no_grad():
             for key, (a, b) in pairs.items():
                 pair = adapter.layer_pair(targets[names[key]])
-                _check_shape(pair.a.weight.shape[1:], a.shape[1:], f"{key}.lora_A", path)
-                _check_shape(pair.b.weight.shape[:1], b.shape[:1], f"{key}.lora_B", path)
+                check_shape(pair.a.weight.shape[1:], a.shape[1:], f"{key}.lora_A", path)
+                check_shape(pair.b.weight.shape[:1], b.shape[:1], f"{key}.lora_B", path)
                 pair.a.weight.zero_()
                 pair.b.weight.zero_()
                 pair.a.weight[: len(a)].copy_(a)
@@ -388,40 +387,6 @@ def add_peft(adapted: AdaptedModel, folder: str | Path, *, name: str = "default"
     if (path / HEAD_CONFIG).is_file():
         adapted.info[name] = {"classes": read_json(path / HEAD_CONFIG).get("names", [])}
     say(f"loaded {len(pairs)} pairs of PEFT from {path}; that the network has the same weights is not checked")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path / CONFIG)
-    where = path / CONFIG
-    if not isinstance(config, dict):
-        raise UserError(f"{where}: expected a JSON object (got {type(config).__name__})")
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UserError(
-            f"{where}: field 'peft_type' must be 'LORA', the method of PEFT that can be read (got {kind!r})"
-        )
-    # Each changes more than the added matrix; reading the pairs alone would give other outputs without a word.
-    plain = {"use_dora": False, "bias": "none", "fan_in_fan_out": False, "lora_bias": False}
-    for field, expected in plain.items():
-        if config.get(field, expected) not in (expected, None):
-            raise UserError(f"{where}: field '{field}' must be {expected!r} (got {config[field]!r})")
-    for field in ("target_parameters", "trainable_token_indices", "layer_replication", "megatron_config"):
-        if config.get(field):
-            raise UserError(f"{where}: field '{field}' has no counterpart here (got {config[field]!r})")
-    return config
-
-
-def _read_pairs(path: Path) -> dict[str, Tensor]:
-    if not (path / WEIGHTS).is_file() and (path / "adapter_model.bin").is_file():
-        raise UserError(
-            f"{path / 'adapter_model.bin'}: a pickle, which may run code and is not read; save the adapter as "
-            "safetensors"
-        )
-    tensors = read_tensors(path / WEIGHTS)
-    for key, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise UserError(f"{path / WEIGHTS}: tensor '{key}' has values that are NaN or infinite")
-    return {key.removeprefix(_WRAPPERS): value for key, value in tensors.items()}
 
 
 def _take_head(tensors: dict[str, Tensor], backbone: Backbone, path: Path) -> nn.Module | None:
@@ -447,59 +412,6 @@ def _take_head(tensors: dict[str, Tensor], backbone: Backbone, path: Path) -> nn
     head = build_head(read_json(path / HEAD_CONFIG))
     head.load_state_dict(read_tensors(path / HEAD_WEIGHTS))
     return head
-
-
-def _collect_pairs(tensors: Mapping[str, Tensor], path: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    for key in tensors:
-        name, separator, _ = key.partition(".lora_A.")
-        if not separator:
-            if ".lora_B." not in key or key.replace(".lora_B.", ".lora_A.") not in tensors:
-                raise UserError(f"{path / WEIGHTS}: tensor '{key}' is of no pair lora_A and lora_B")
-            continue
-        other = key.replace(".lora_A.", ".lora_B.")
-        if other not in tensors:
-            raise UserError(f"{path / WEIGHTS}: tensor '{other}' is missing")
-        pairs[name] = (tensors[key], tensors[other])
-    if not pairs:
-        raise UserError(f"{path / WEIGHTS}: it has no tensors of LoRA")
-    return pairs
-
-
-def _match_modules(keys: Sequence[str], backbone: Backbone, path: Path) -> dict[str, str]:
-    """Return the network's own name of each module that PEFT names in the class that it was trained on.
-
-    Raises:
-        UserError: the network has no such module; the nearest is named.
-    """
-    names = {name for name, _ in backbone.model.named_modules()}
-    first = keys[0].split(".")
-    # The same tower may stand alone or in a model: the prefix of the one is taken off, that of the other put in front.
-    for cut in range(len(first)):
-        for prefix in {"", backbone.root}:
-            off = ".".join(first[:cut]) + ("." if cut else "")
-            moved = {key: prefix + key.removeprefix(off) for key in keys if key.startswith(off)}
-            if len(moved) == len(keys) and all(name in names for name in moved.values()):
-                return moved
-    missing = next((key for key in keys if key not in names), keys[0])
-    raise UserError(
-        f"{path / WEIGHTS}: a {type(backbone.model).__name__} has no module '{missing}'{nearest(missing, names)}"
-    )
-
-
-def _factor(config: Mapping[str, Any], key: str, rank: int, path: Path) -> float:
-    """Return the factor of a pair: alpha / r, or alpha / sqrt(r), alpha by the pattern that the name ends in."""
-    patterns = config.get("alpha_pattern") or {}
-    matches = (pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", key))
-    alpha = patterns.get(next(matches, None), config.get("lora_alpha"))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
-        raise UserError(f"{path / CONFIG}: field 'lora_alpha' must be a number above 0 (got {alpha!r})")
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _check_shape(expected: Sequence[int], actual: Sequence[int], key: str, path: Path) -> None:
-    if tuple(expected) != tuple(actual):
-        raise UserError(f"{path / WEIGHTS}: tensor '{key}' has sizes {list(actual)}; expected {list(expected)}")
 
 
 def _shorten(names: list[str], backbone: Backbone) -> list[str]:
