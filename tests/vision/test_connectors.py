@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "linear": {},
     "mlp": {},
     "pixel_shuffle": {},
+    "pooled": {"side": 2},
 }
 
 
