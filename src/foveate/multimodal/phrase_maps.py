@@ -79,7 +79,7 @@ class BoxHead(nn.Module):
         width: E. grid: of the patches. hidden: width of the MLP.
     """
 
-    def __init__(self, *, width: int, grid: tuple[int, int], hidden: int = 256) -> None:
+    def __init__(self, *, width: int, grid: tuple[int, int], hidden: int = 128) -> None:
         super().__init__()
         rows, columns = grid
         self.state_query = nn.Linear(width, width, bias=False)
