@@ -64,3 +64,11 @@ class MllmRecipe(Settings):
         if any(stage.box_weight for stage in self.stages) and not self.model.box_head:
             raise ValueError("stages: box_weight needs model.box_head")
         return self
+
+    def with_training(self, **changes: int | None) -> MllmRecipe:
+        """Return the recipe with fields of the training settings changed in all stages; None changes nothing."""
+        update = {name: value for name, value in changes.items() if value is not None}
+        stages = tuple(
+            stage.model_copy(update={"training": stage.training.model_copy(update=update)}) for stage in self.stages
+        )
+        return self.model_copy(update={"stages": stages})

@@ -91,6 +91,11 @@ class Trained:
     is_main: bool
 
 
+def build_recipe_model(recipe: MllmRecipe) -> MultimodalModel:
+    """Build the untrained model of a recipe, with a vocabulary of the recipe's size."""
+    return build_model(recipe.model, vocabulary=recipe.vocabulary, region_id=0)
+
+
 def train_mllm(
     recipe: MllmRecipe,
     collection: Collection,

@@ -32,7 +32,18 @@ def _scenes(target: Path, workers: int, seed: int) -> None:
     build_scenes(target, train=2000, validation=200, test=400, seed=seed, workers=workers)
 
 
-BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "emoji": _emoji, "scenes": _scenes}
+def _questions(target: Path, workers: int, seed: int) -> None:
+    from foveate.records.scenes.question_collection import build_questions
+
+    build_questions(target, train=14_000, validation=400, test=1_600, seed=seed, workers=workers)
+
+
+BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {
+    "clipart": _clipart,
+    "emoji": _emoji,
+    "questions": _questions,
+    "scenes": _scenes,
+}
 
 
 @click.command("collect", cls=FieldsCommand, short_help="Import images and texts into a collection.")
@@ -91,8 +102,8 @@ def command(
 
     SOURCE: a folder with .txt or .json files beside the images, WebDataset tars, COCO, LVIS, Visual Genome, a table of
     paths and texts, a data set of Hugging Face, conversations of LLaVA, Ferret, chat messages or Qwen-VL, questions of
-    VQA, TextVQA, DocVQA, InfographicVQA or ChartQA, or a built-in collection (clipart, emoji, scenes). What cannot be
-    imported is counted and listed in the collection's quarantine table with its reason. Repeated, the
+    VQA, TextVQA, DocVQA, InfographicVQA or ChartQA, or a built-in collection (clipart, emoji, questions, scenes). What
+    cannot be imported is counted and listed in the collection's quarantine table with its reason. Repeated, the
     command adds only what is new; stopped, it goes on. Near-duplicates stay in one split.
 
     \b
@@ -161,8 +172,8 @@ def _build(
     from foveate.records.collection import Collection
 
     choose(source, BUILT_IN, "built-in collection")
-    # Only scenes are drawn, from a seed, and rendered by several processes; the others are shipped as they are.
-    undrawn = {} if source == "scenes" else {"workers": workers, "seed": seed}
+    # Scenes are drawn, from a seed, and rendered by several processes; the others are shipped as they are.
+    undrawn = {} if source in ("questions", "scenes") else {"workers": workers, "seed": seed}
     useless = sorted({*settings, *(name for name, value in undrawn.items() if value is not None)} - {"format"})
     if useless:
         why = "it has its own name, license and splits" if useless[0] in ("name", "license", "split") else "it is made"

@@ -1,4 +1,4 @@
-"""`foveate mllm ...`: multimodal language models: plan images, fetch a language model."""
+"""`foveate mllm ...`: multimodal language models: plan images, train a model, fetch a language model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, json_option, quiet_option, run_option
+from foveate.cli.options import common, finish, json_option, path_option, quiet_option, run_option, workers_option
 
 if TYPE_CHECKING:
     from foveate.mllm.plan import PlanResult
+
+# What test and docs build from a recipe that this verb runs.
+RECIPE = "foveate.mllm.recipe:MllmRecipe"
+MODEL = "foveate.mllm.train:build_recipe_model"
 
 _TILING = (
     "rule",
@@ -37,6 +41,7 @@ def command() -> None:
     \b
     Example:
       foveate mllm plan scan.png receipt.jpg
+      foveate mllm train mllm-mini --collection questions
       foveate mllm fetch smollm2
     """
 
@@ -93,6 +98,61 @@ def plan(
         folder.write_result(result.to_json())
         paths = {"run": folder.path, "report": render(folder.path)}
     finish(result.to_json(), _format_plan(result), paths, as_json=as_json)
+@command.command("train", cls=FieldsCommand, short_help="Train a multimodal model on a collection, in stages.")
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1)
+@path_option("--collection", "Collection folder.", required=True)
+@run_option("runs/mllm-RECIPE")
+@workers_option
+@common()
+def train(
+    recipe: str,
+    overrides: tuple[str, ...],
+    collection: Path,
+    run: Path | None,
+    workers: int | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Train RECIPE (a shipped name or a YAML file), all stages in order, on a collection with conversations.
+
+    OVERRIDES change single fields, for example vocabulary=8192. Ctrl-C or SIGTERM stops after a checkpoint; the same
+    command goes on.
+
+    \b
+    Example:
+      foveate collect questions --to questions
+      foveate mllm train mllm-mini --collection questions
+    """
+    from foveate.core.recipes import load
+    from foveate.mllm.recipe import MllmRecipe
+    from foveate.mllm.train import train_mllm
+    from foveate.records.collection import Collection
+
+    resolved = load(MllmRecipe, recipe, overrides).with_training(seed=seed, workers=workers)
+    target = run or Path("runs") / f"mllm-{Path(recipe).stem}"
+    trained = train_mllm(
+        resolved, Collection.open(collection), target, device=device, command=["foveate", *sys.argv[1:]]
+    )
+    # Under torchrun every process gets here; only one prints.
+    if not trained.is_main:
+        return
+    result: dict[str, Any] = trained.result.to_json()
+    if trained.model_folder is None:
+        finish(result, ["stopped; run the same command to resume"], {"run": target}, as_json=as_json)
+        sys.exit(130)
+    finish(result, _stage_lines(result), {"run": target, "model": trained.model_folder}, as_json=as_json)
+
+
+def _stage_lines(result: dict[str, Any]) -> list[str]:
+    """Format one line per stage: steps, minutes, and the last losses."""
+    lines = []
+    for stage in result["stages"]:
+        shown = ("token_accuracy", "nearest_name", "iou")
+        last = ", ".join(f"{name} {stage['last'][name]:.3f}" for name in shown if name in stage["last"])
+        lines.append(f"{stage['name']}: {stage['steps']} steps in {stage['seconds'] / 60:.1f} min; {last}")
+    return lines
 
 
 @command.command("fetch", short_help="Fetch a language model into the cache.")
