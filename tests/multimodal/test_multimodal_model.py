@@ -199,5 +199,13 @@ def test_images_that_cannot_be_asked_about_are_refused(tmp_path: Path) -> None:
         model.ask(tmp_path / "broken.png", "What is in the image?")
     with raises_naming(UserError, "images"):
         model.ask([np.zeros((64, 64, 3), np.uint8)] * 3, "What is in the image?")
-    with raises_naming(UserError, "images"):
-        model.ask([], "What is in the image?")
+
+
+def test_without_an_image_the_text_alone_is_answered_whatever_is_in_the_batch() -> None:
+    model = Mllm(loaded())
+    image = np.random.default_rng(0).integers(0, 256, (50, 64, 3), dtype=np.uint8)
+    questions = [Question([], "Where is the red disc?"), Question([image], "Where is the red disc?")]
+    without, with_image = model.ask_all(questions, max_tokens=6)
+    assert without == model.ask([], "Where is the red disc?", max_tokens=6)
+    assert with_image == model.ask(image, "Where is the red disc?", max_tokens=6)
+    assert not without.boxes

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -43,6 +43,11 @@ class Answer:
         images: the number of the image that each box lies in.
         tokens: generated tokens.
         finished: False if the answer was cut at `max_tokens`.
+
+    Example:
+        >>> answer = open_mllm("mini").ask(image_file, "Where is the red disc?")
+        >>> len(answer.boxes) == len(answer.images)
+        True
     """
 
     text: str
@@ -83,6 +88,11 @@ class Mllm:
 
     Attributes:
         loaded: model, prompts and tokenizer behind it.
+
+    Example:
+        >>> model = open_mllm("mini")
+        >>> [answer.finished for answer in model.ask_all([(image_file, "What is in the image?")])]
+        [True]
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -103,7 +113,8 @@ class Mllm:
         """Answer one question about one or several images.
 
         Args:
-            images: a path, bytes or Pillow image, or several in the order in which the question means them.
+            images: a path, bytes or Pillow image, or several in the order in which the question means them; with none
+                the model answers from the text alone.
             question: `<region>` in it stands for the next of `regions`.
             regions: boxes, points, strokes or masks, in pixels of the image.
             max_tokens: longest answer.
@@ -113,11 +124,11 @@ class Mllm:
         """
         return self.ask_all([Question(images, question, regions)], max_tokens=max_tokens)[0]
 
-    def ask_all(self, questions: Sequence[Question], *, max_tokens: int = 64) -> list[Answer]:
-        """Answer questions in batches; see `ask`."""
+    def ask_all(self, questions: Sequence[tuple[Any, ...]], *, max_tokens: int = 64) -> list[Answer]:
+        """Answer `Question`s, or tuples of the same, in batches; see `ask`."""
         answers: list[Answer] = []
         for start in range(0, len(questions), BATCH):
-            batch = questions[start : start + BATCH]
+            batch = [Question(*question) for question in questions[start : start + BATCH]]
             visual, pending = self._prepare(batch)
             for _ in _generate(self.loaded, visual, pending, max_tokens=max_tokens):
                 pass
@@ -163,6 +174,10 @@ class Mllm:
             pixels.append(render_image(preprocess, decoded, placement))
             placements.append(placement)
         device = model.visual_gain.device
+        if not pixels:
+            width, (rows, columns) = model.width, model.grid
+            none = torch.zeros(0, rows * columns, width, device=device)
+            return Visual(none, none[:, : model.connector.num_tokens]), []
         return model.see(torch.stack(pixels).to(device)), placements
 
     def _prepare(self, questions: Sequence[Question]) -> tuple[Visual, list[_Pending]]:
@@ -175,7 +190,7 @@ class Mllm:
                 distinct[id(image)] = len(unique)
                 unique.append(image)
         visual, placements = self._see(unique)
-        pending = []
+        pending: list[_Pending] = []
         for question, images in zip(questions, lists, strict=True):
             views = [distinct[id(image)] for image in images]
             of_views = [placements[view] for view in views]
@@ -270,10 +285,7 @@ def ask_turns(question: str, regions: Sequence[Shape], *, images: int) -> list[T
 
 
 def _as_list(images: Sequence[ImageInput] | ImageInput) -> list[ImageInput]:
-    listed = [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
-    if not listed:
-        raise UserError("images: none was passed; expected at least one")
-    return listed
+    return [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
 
 
 @torch.inference_mode()
@@ -281,7 +293,8 @@ def _generate(loaded: LoadedModel, visual: Visual, pending: Sequence[_Pending], 
     """Extend all answers greedily by one token per step; yield after each, until all are finished."""
     model, end, region_id = loaded.model, loaded.tokenizer.end, loaded.prompts.region_id
     device = visual.full_VLE.device
-    widest = max(len(one.views) for one in pending)
+    # One column even where no question has an image.
+    widest = max(1, *(len(one.views) for one in pending))
     views_BK = torch.full((len(pending), widest), -1, dtype=torch.long, device=device)
     for row, one in enumerate(pending):
         views_BK[row, : len(one.views)] = torch.tensor(one.views)
@@ -305,6 +318,8 @@ def _generate(loaded: LoadedModel, visual: Visual, pending: Sequence[_Pending], 
         states_BE = states_BTE[index_B, last_B]
         next_ids = model.logits(states_BE).argmax(dim=-1).tolist()
         pointing = [row for row, id in enumerate(next_ids) if id == region_id]
+        # Without an image there is nothing to point at; the token stays in the text.
+        pointing = [row for row in pointing if rows[row].views]
         if pointing and model.box_head is not None:
             _point(loaded, visual, of_rows_BK, texts.ids_BT, states_BE, last_B, rows, pointing)
         for one, id in zip(rows, next_ids, strict=True):

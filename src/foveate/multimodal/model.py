@@ -154,7 +154,7 @@ class MultimodalModel(nn.Module):
             regions: of the region tokens, row by row.
         """
         embedded_BTE = self.language_model.get_input_embeddings()(ids_BT)
-        if self.phrase_maps is not None:
+        if self.phrase_maps is not None and views_BK.shape[1]:
             maps_BKTL, shown_BK = self._maps(embedded_BTE, visual, views_BK)
             embedded_BTE = embedded_BTE + self.phrase_maps(maps_BKTL, shown_BK).to(embedded_BTE.dtype)
         is_region = ids_BT == self.region_id
@@ -204,7 +204,7 @@ class MultimodalModel(nn.Module):
         prefix_BPE = self.prefix(visual, views_BK)
         text_BTE = self.embed(texts.ids_BT, visual, views_BK, regions)
         width = prefix_BPE.shape[1]
-        lengths_B = (views_BK >= 0).sum(dim=1) * (width // views_BK.shape[1])
+        lengths_B = torch.full((len(views_BK),), width, device=views_BK.device)
         mask_BLL, position_BL = attention_and_positions(texts, lengths_B, width)
         output = self.language_model.base_model(
             inputs_embeds=torch.cat([prefix_BPE.to(text_BTE.dtype), text_BTE], dim=1),

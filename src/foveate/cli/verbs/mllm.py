@@ -98,6 +98,8 @@ def plan(
         folder.write_result(result.to_json())
         paths = {"run": folder.path, "report": render(folder.path)}
     finish(result.to_json(), _format_plan(result), paths, as_json=as_json)
+
+
 @command.command("train", cls=FieldsCommand, short_help="Train a multimodal model on a collection, in stages.")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from foveate.core.progress import track
 from foveate.core.seeds import generator
+from foveate.records.builtin.concepts import SEEN
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Conversations, add_conversations
 from foveate.records.record import Region
@@ -40,11 +41,16 @@ def draw_asked_scene(*, kind: str, seed: int, split: str, index: int, size: int 
         # Copies of one thing have no phrase that tells them apart, but each of them shows what the phrase names.
         row = replace(row, regions=_all_regions(scene))
     questions = ask_scene(scene, generator("questions", kind, seed, split, index), split=split)
-    conversations = tuple(
-        to_conversation(question, id=f"{key}/{number}", images=(key,), source=f"scenes: {question.form}")
-        for number, question in enumerate(questions)
-    )
-    return AskedScene(row, conversations)
+    unseen = {placed.phrase for placed in scene.objects if placed.slice not in ("", SEEN)}
+    conversations = []
+    for number, question in enumerate(questions):
+        # Evaluations report kinds of questions, and names that no training scene has, by themselves.
+        names = "unseen" if any(name in f"{question.prompt} {question.answer}" for name in unseen) else "seen"
+        if question.kind == "name" and question.short in unseen:
+            names = "unseen"
+        id = f"{question.kind}/{names}/{key}/{number}"
+        conversations.append(to_conversation(question, id=id, images=(key,), source=f"scenes: {question.form}"))
+    return AskedScene(row, tuple(conversations))
 
 
 def _all_regions(scene: Scene) -> tuple[Region, ...]:
