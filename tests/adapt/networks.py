@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,23 @@ def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
         return timm.create_model(name, pretrained=False, num_classes=CLASSES, **options)
 
     return build
+
+
+def _timm_class(
+    architecture: str, module: str, kind: str, build: Callable[[Any], dict[str, Any]]
+) -> Callable[[], nn.Module]:
+    """Build a class whose architectures take no other sizes; `build` returns its arguments, given timm's module."""
+
+    def construct() -> nn.Module:
+        import timm
+
+        source: Any = importlib.import_module(f"timm.models.{module}")
+        model = getattr(source, kind)(num_classes=CLASSES, **build(source))
+        # Which module is the classifier.
+        model.pretrained_cfg = timm.get_pretrained_cfg(architecture).to_dict()  # type: ignore[union-attr]
+        return model
+
+    return construct
 
 
 def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
@@ -105,6 +123,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "transformers-vit-classifier": (_transformers("ViTForImageClassification", "ViTConfig", **_VIT), 32),
     "transformers-deit": (_transformers("DeiTModel", "DeiTConfig", **_VIT), 32),
     "transformers-beit": (_transformers("BeitModel", "BeitConfig", **_VIT, use_relative_position_bias=True), 32),
+    "transformers-data2vec": (
+        _transformers("Data2VecVisionModel", "Data2VecVisionConfig", **_VIT, use_relative_position_bias=True),
+        32,
+    ),
+    "transformers-ijepa": (_transformers("IJepaModel", "IJepaConfig", **_VIT), 32),
     "transformers-siglip": (_transformers("SiglipVisionModel", "SiglipVisionConfig", **_VIT), 32),
     "transformers-siglip-both": (
         _transformers("SiglipModel", "SiglipConfig", vision_config=_VIT, text_config={**_TEXT, "vocab_size": 50000}),
@@ -227,4 +250,23 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], int]] = {
         ("test_nfnet", 32, {}),
         ("test_mambaout", 32, {}),
     )
+}  # fmt: skip
+ARCHITECTURES |= {
+    "nest_tiny": (_timm_class("nest_tiny", "nest", "Nest", lambda _: {
+        "img_size": 64, "embed_dims": (8, 16, 16), "num_heads": (2,) * 3, "depths": (1,) * 3}), 64),
+    "gcvit_xxtiny": (_timm_class("gcvit_xxtiny", "gcvit", "GlobalContextVit", lambda _: {
+        "img_size": 64, "depths": (2,) * 4, "embed_dim": 16, "num_heads": (2,) * 4}), 64),
+    "sam2_hiera_tiny": (_timm_class("sam2_hiera_tiny", "hieradet_sam2", "HieraDet", lambda _: {
+        "embed_dim": 8, "num_heads": 1, "stages": (1, 1, 2, 1), "global_att_blocks": (3,)}), 64),
+    "mvitv2_tiny": (_timm_class("mvitv2_tiny", "mvitv2", "MultiScaleVit", lambda source: {
+        "img_size": (64, 64), "cfg": source.MultiScaleVitCfg(depths=(1,) * 4, embed_dim=16)}), 64),
+    "caformer_s18": (_timm_class("poolformer_s12", "metaformer", "MetaFormer", lambda source: {
+        "depths": (1,) * 4, "dims": (8, 16, 32, 32), "use_mlp_head": False,
+        "token_mixers": [source.SepConv] * 2 + [source.Attention] * 2,
+        "norm_layers": [source.LayerNorm2dNoBias] * 2 + [source.LayerNormNoBias] * 2}), 64),
+    "volo_d1_224": (_timm_class("volo_d1_224", "volo", "VOLO", lambda _: {
+        "layers": [1] * 4, "img_size": 64, "embed_dims": [16, 32, 32, 32], "num_heads": [2] * 4,
+        "stem_hidden_dim": 8}), 64),
+    "nextvit_small": (_timm_class("nextvit_small", "nextvit", "NextViT", lambda _: {
+        "in_chans": 3, "stem_chs": (8,) * 3, "depths": (1, 1, 5, 1)}), 64),
 }  # fmt: skip

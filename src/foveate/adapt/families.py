@@ -186,6 +186,8 @@ FAMILIES: dict[str, Family] = {
             proj="e_mhsa.proj",
             attention="e_mhsa",
             attention_end="e_mhsa",
+            # Its MLP is of convolutions on maps [B, C, H, W].
+            mlp="",
             mlp_end="",
             patch="",
             final_norm="",
