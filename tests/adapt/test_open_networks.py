@@ -150,6 +150,10 @@ def test_a_model_without_images_is_refused_with_those_that_take_them(tmp_path: P
     with raises_naming(UserError, "BertModel", "ViTModel") as caught:
         load_backbone(parse_backbone(str(tmp_path)))
     assert "Did you mean" not in str(caught.value), "BeitModel is near, and cannot open it"
+    # It reads patches with their places, not images.
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
+    with raises_naming(UserError, "Siglip2Model", "SiglipVisionModel"):
+        load_backbone(parse_backbone(str(tmp_path)))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vitt"}))
     with raises_naming(UserError, "vitt", "Did you mean 'vit'"):
         load_backbone(parse_backbone(str(tmp_path)))

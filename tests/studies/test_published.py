@@ -88,7 +88,8 @@ def test_a_row_of_a_later_run_joins_what_is_published(tmp_path: Path) -> None:
     assert claim.high is not None
     assert claim.high - claim.difference == pytest.approx(2 * 4.303 * 0.01 / 3**0.5 + 0.002, abs=1e-5)
     assert (claim.verdict, claim.must_hold) == ("shown", True)
-    assert "not paired" in claim.source
+    assert claim.source == BETTER.source
+    assert "not paired" in joined.run.note
     [table] = joined.run.tables
     assert (tmp_path / table.file).read_text(encoding="utf-8").splitlines()[1].startswith("Theirs,-.200")
     with raises_naming(UserError, str(tmp_path), "--join"):

@@ -262,7 +262,6 @@ FAMILIES: dict[str, Family] = {
         unused=("embeddings.mask_token",),
     ),
     "transformers.IJepaModel": Family(_VIT, tokens="sequence", pooled="cls"),
-    "transformers.Siglip2VisionModel": Family({"block": _ENCODER_LAYERS, **_SIGLIP, "patch": ""}, tokens="rotary"),
     "transformers.SiglipVisionModel": Family(
         {"block": _ENCODER_LAYERS, **_SIGLIP},
         tokens="sequence",

@@ -28,7 +28,7 @@ _LITE0 = "tf_efficientnet_lite0"
 LITE0_OPTIONS = ("image_size", "geometry")
 _OPTIONS = ("model", "source", "revision", "offline", "image_size", "geometry")
 # The vision tower of models with two, by what config.json calls itself.
-_TOWERS = {"siglip": "SiglipVisionModel", "siglip2": "Siglip2VisionModel"}
+_TOWERS = {"siglip": "SiglipVisionModel"}
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,17 @@ PAPER_CLAIMS = (
     ),
 )
 
-_ONLY_IN_FILES = ("best", "pair-methods", "pair-seeds", "bitfit-half", "lora-half", "adaptformer-half", "vpt-shallow")
+_ONLY_IN_FILES = (
+    "best",
+    "light",
+    "light-half",
+    "pair-methods",
+    "pair-seeds",
+    "bitfit-half",
+    "lora-half",
+    "adaptformer-half",
+    "vpt-shallow",
+)
 
 DESIGN = Design(
     name="petl",

@@ -32,7 +32,7 @@ CLAIM_COLUMNS = (
     "condition", "claim", "source", "measure", "better", "worse", "margin", "must_hold", "difference", "low", "high",
     "n", "verdict",
 )  # fmt: skip
-UNPAIRED = "widths added, not paired"
+UNPAIRED = " (in claims with it half-widths are added, not paired)"
 # Half a unit of the third decimal, of both means and both half-widths: older files were published with three.
 _ROUNDING = 4 * 0.0005
 VERDICTS = ("shown", "not shown", "opposite")
@@ -156,7 +156,9 @@ def join_published(result: Mapping[str, Any], design: Design, folder: Path) -> P
     )
     rows = {value.variant: joined.run.variants[value.variant] for value in added}
     titles = {row.key: (published.run.variants | rows)[row.key] for row in design.rows}
-    note = "; ".join([*filter(None, [published.run.note]), f"{', '.join(rows.values())} by `{joined.run.command}`"])
+    note = "; ".join(
+        [*filter(None, [published.run.note]), f"{', '.join(rows.values())} by `{joined.run.command}`{UNPAIRED}"]
+    )
     run = published.run.model_copy(update={"variants": titles, "note": note})
     whole = Published(run, tuple(values), published.claims)
     # What is published comes first, then what the run judged by pairs of seeds, then what means allow.
@@ -210,9 +212,8 @@ def bound_claim(claim: Claim, published: Published) -> PublishedClaim | None:
     width = ours.half_width + theirs.half_width + _ROUNDING
     low, high = difference - width, difference + width
     return PublishedClaim(
-        claim.condition, claim.text, "; ".join(filter(None, [claim.source, UNPAIRED])), claim.measure, claim.better,
-        claim.worse, claim.margin, claim.asserted, difference, low, high, min(ours.n, theirs.n),
-        verdict(low, high, margin=claim.margin),
+        claim.condition, claim.text, claim.source, claim.measure, claim.better, claim.worse, claim.margin,
+        claim.asserted, difference, low, high, min(ours.n, theirs.n), verdict(low, high, margin=claim.margin),
     )  # fmt: skip
 
 
