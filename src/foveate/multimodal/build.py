@@ -10,7 +10,8 @@ from foveate.core.errors import UserError
 from foveate.multimodal.model import MultimodalModel, start_copying
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.vision.connectors import build_connector
-from foveate.vision.registry import build_image_encoder, seeded
+from foveate.vision.hidden_layer import build_tower
+from foveate.vision.registry import seeded
 
 _UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError)
 
@@ -27,7 +28,7 @@ def build_model(settings: MultimodalSettings, *, vocabulary: int, region_id: int
     Raises:
         UserError: a part cannot be built with these options.
     """
-    tower = build_image_encoder(settings.tower, seed=seed)
+    tower = build_tower(settings.tower, seed=seed)
     language_model = build_language_model(settings.language, vocabulary=vocabulary, seed=seed + 1)
     kind, options = settings.connector["kind"], {k: v for k, v in settings.connector.items() if k != "kind"}
     connector = build_connector(

@@ -12,7 +12,9 @@ from foveate.core.recipes import Settings
 class MultimodalSettings(Settings):
     """Parts of a multimodal model. Stored in the model folder's config."""
 
-    tower: dict[str, Any] = Field(description="image encoder: `kind` and its options")
+    tower: dict[str, Any] = Field(
+        description="image encoder: `kind` and its options; with `layer` (LLaVA: -2) and `norm` a hidden layer of it"
+    )
     connector: dict[str, Any] = Field(description="`kind` (cabstractor, linear, mlp, pixel_shuffle, pooled), options")
     language: dict[str, Any] = Field(description="`model_type` of transformers and fields of its config")
     regions: Literal["text", "tokens"] = Field(
