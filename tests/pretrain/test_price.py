@@ -15,12 +15,13 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import load, recipe_names, recipe_path
 from foveate.pretrain.losses import clip_loss, region_text_loss
 from foveate.pretrain.pricing import costs
-from foveate.pretrain.pricing.hardware import parse_hardware
 from foveate.pretrain.pricing.price import Layout, flops_per_image, format_price, memory_per_device, price
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
+from foveate.training.costs import _FUSED_ATTENTION
+from foveate.training.hardware import parse_hardware
 from foveate.vision.prompter import BoxHead, Prompter
 from naming import raises_naming
 
@@ -59,7 +60,7 @@ def test_counting_leaves_real_numbers_as_they_are() -> None:
     recipe = tiny.recipe()
     cost, model = counted(recipe), build_model(recipe)
     pixels = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
-    with FlopCounterMode(display=False, custom_mapping=costs._FUSED_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_FUSED_ATTENTION) as counter:
         tokens = model.image_encoder(pixels)
         forward = counter.get_total_flops()
         (tokens.tokens.sum() + tokens.pooled.sum()).backward()

@@ -1,4 +1,4 @@
-"""Settings of `foveate evaluate`, `doctor` and `pretrain --dry-run`; without torch, so that help is shown at once."""
+"""Settings of `foveate evaluate` and `doctor`; without torch, so that help is shown at once."""
 
 from __future__ import annotations
 
@@ -35,24 +35,6 @@ class EvaluateSettings(Settings):
             if "{}" not in template:
                 raise ValueError(f"template '{template}': write {{}} where the class name goes")
         return templates
-
-
-class PriceSettings(Settings):
-    """The devices that a planned run is priced for."""
-
-    devices: int = Field(1, ge=1, description="number of devices that a dry run assumes, one process each")
-    hardware: str = Field(
-        "cpu", description="device that a dry run assumes: cpu, a100-80gb, h100-80gb, h200, tpu-v5p, or name=TFLOPs,GB"
-    )
-    samples: float | None = Field(
-        None,
-        gt=0,
-        description="training samples that a dry run assumes, for example 14.4e9; by default those of the recipe",
-    )
-    # Optimistic, so that days are a lower bound; docs/scaling.md compares it with the paper's run.
-    mfu: float = Field(
-        0.4, gt=0, le=1, description="model FLOPs utilization (share of the peak rate) that a dry run assumes"
-    )
 
 
 class DoctorSettings(Settings):

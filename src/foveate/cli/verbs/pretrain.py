@@ -25,7 +25,7 @@ MODEL = "foveate.pretrain.train:build_model"
 @click.option("--no-evaluation", is_flag=True, help="Skip the evaluation on the test split.")
 @dry_run_option("Estimate FLOPs, memory, time and data rate of the run; train nothing.")
 @fields(
-    "foveate.pretrain.settings:PriceSettings",
+    "foveate.training.hardware:PriceSettings",
     "devices",
     "hardware",
     "samples",

@@ -1,94 +1,22 @@
 """Cost of a model without allocating it: FLOPs and saved activations, per image, text and region.
 
-Towers are built on the meta device and counted as fake CPU tensors, which have shapes and no memory. The Prompter and
-the losses work on ragged rows whose number decides what is computed, so they are formulas; tests compare them with the
-counter. A multiplication with an addition counts as 2 FLOPs; norms, activations and softmax are left out, as usual.
+Towers are counted (`foveate.training.costs`). The Prompter and the losses work on ragged rows whose number decides what
+is computed, so they are formulas; tests compare them with the counter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from foveate.training.costs import ModuleCost, count_blocks, count_parameters, make_fake, measure
 from foveate.vision.encoder import ImageFeatures
 from foveate.vision.localizer.model import LocalizingModel
-
-# Bytes per token and unit of width when only the inputs of the blocks are saved (checkpointing).
-_BLOCK_INPUT = 4
-
-
-def _attention_flops(
-    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *rest: Any, **named: Any
-) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _attention_backward_flops(
-    gradient: tuple[int, ...],
-    query: tuple[int, ...],
-    key: tuple[int, ...],
-    value: tuple[int, ...],
-    *rest: Any,
-    **named: Any,
-) -> int:
-    """Count twice the forward pass: recomputing the weights is the kernel's choice, not the model's work."""
-    return 2 * sdpa_flop_count(query, key, value)
-
-
-# torch's counter knows only the fused kernels of CUDA.
-_FUSED_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-}
-
-
-@dataclass(frozen=True)
-class TowerCost:
-    """One sample through one tower, forward and backward.
-
-    Attributes:
-        forward, backward: FLOPs of a sample. quadratic: share of both that grows with the square of its length.
-        saved: bytes saved for the backward pass; fused attention saves no attention weights.
-        blocks: repeated layers. length, width: of the tokens in them.
-    """
-
-    forward: float
-    backward: float
-    quadratic: float
-    saved: float
-    blocks: int
-    length: int
-    width: int
-
-    def at_length(self, length: float) -> TowerCost:
-        """Return the cost at a sequence of `length` tokens: products grow with it, attention with its square."""
-        # The share of attention in all FLOPs grows with the length.
-        share = length / self.length
-        grown = share * (1 - self.quadratic) + share**2 * self.quadratic
-        quadratic = share**2 * self.quadratic / grown if grown else 0.0
-        return TowerCost(
-            self.forward * grown,
-            self.backward * grown,
-            quadratic,
-            self.saved * share,
-            self.blocks,
-            round(length),
-            self.width,
-        )
-
-    def activations(self, *, checkpointed: bool) -> float:
-        """Return the bytes saved for the backward pass; with checkpointing the blocks' inputs and one whole block."""
-        # With one block there is nothing to recompute from: its inputs are those of the tower.
-        if not checkpointed or self.blocks < 2:
-            return self.saved
-        return self.blocks * self.length * self.width * _BLOCK_INPUT + self.saved / self.blocks
 
 
 @dataclass(frozen=True)
@@ -99,8 +27,8 @@ class ModelCost:
         trained: parameters. largest_unit: parameters of the largest module that FSDP2 shards.
     """
 
-    image: TowerCost
-    text: TowerCost
+    image: ModuleCost
+    text: ModuleCost
     parameters: dict[str, int]
     trained: int
     largest_unit: int
@@ -117,53 +45,42 @@ def model_cost(model: LocalizingModel, *, units: list[nn.Module], precision: str
     image, text = model.image_encoder, model.text_encoder
     # Fake tensors propagate shapes through every kernel, as no formula for an unknown architecture could.
     mode = FakeTensorMode()
-    _make_fake(model, mode)
+    make_fake(model, mode)
     narrow = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with mode, narrow, _data_free(text):
-        text_cost = _tower(
-            lambda batch: text(_features(batch, text.feature_shape, text.feature_dtype)),
-            blocks=_blocks(text),
+        text_cost = measure(
+            lambda batch: [text(_features(batch, text.feature_shape, text.feature_dtype))],
+            blocks=count_blocks(text),
             length=text.feature_shape[0] if text.feature_dtype in (torch.int32, torch.int64) else 1,
             width=_width(text, default=text.embed_dim),
         )
     with mode, narrow, _data_free(image):
-        image_cost = _tower(
-            lambda batch: image(_features(batch, image.feature_shape, image.feature_dtype)),
-            blocks=_blocks(image),
+        image_cost = measure(
+            lambda batch: _outputs(image(_features(batch, image.feature_shape, image.feature_dtype))),
+            blocks=count_blocks(image),
             length=image.grid[0] * image.grid[1],
             width=image.width,
         )
     heads = [model.prompter, model.box_head, model.roi]
     parameters = {
-        "image tower": _count(image),
-        "text tower": _count(text),
-        "prompter": _count(model.prompter) + _count(model.roi),
-        "box head": _count(model.box_head),
+        "image tower": count_parameters(image),
+        "text tower": count_parameters(text),
+        "prompter": count_parameters(model.prompter) + count_parameters(model.roi),
+        "box head": count_parameters(model.box_head),
     }
-    parameters["temperatures"] = _count(model) - _count(image) - _count(text) - sum(map(_count, heads))
+    parameters["temperatures"] = (
+        count_parameters(model) - count_parameters(image) - count_parameters(text) - sum(map(count_parameters, heads))
+    )
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return ModelCost(image_cost, text_cost, parameters, trained, max(map(_count, units), default=0))
+    return ModelCost(image_cost, text_cost, parameters, trained, max(map(count_parameters, units), default=0))
 
 
-def _count(module: nn.Module | None) -> int:
-    return 0 if module is None else sum(weight.numel() for weight in module.parameters())
+def _outputs(features: ImageFeatures) -> list[Tensor]:
+    return [features.tokens, features.pooled]
 
 
 def _features(batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(batch, *shape, dtype=dtype)
-
-
-def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace weights and buffers by fake CPU tensors, which have no memory."""
-    # Not meta tensors: some layers query the autocast state of their device, which "meta" does not have.
-    assert all(weight.is_meta for weight in model.parameters()), "build the model on the meta device"
-    with mode:
-        for module in model.modules():
-            for name, weight in module.named_parameters(recurse=False):
-                fake = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
-                module.register_parameter(name, nn.Parameter(fake, requires_grad=weight.requires_grad))
-            for name, buffer in module.named_buffers(recurse=False):
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
 
 
 @contextmanager
@@ -179,48 +96,9 @@ def _data_free(encoder: nn.Module) -> Iterator[None]:
         encoder.train(before)
 
 
-def _blocks(encoder: nn.Module) -> int:
-    """Return the length of the longest list of equal layers."""
-    lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
-    uniform = [len(layers) for layers in lists if len(layers) and len({type(layer) for layer in layers}) == 1]
-    return max(uniform, default=0)
-
-
 def _width(encoder: nn.Module, *, default: int) -> int:
     norms = [module.normalized_shape[0] for module in encoder.modules() if isinstance(module, nn.LayerNorm)]
     return max(norms, default=default)
-
-
-def _tower(call: Callable[[int], Any], *, blocks: int, length: int, width: int) -> TowerCost:
-    # The difference of two batch sizes: what does not grow with the batch (positional tables) is no cost per sample.
-    single, double = _count_costs(call, 1), _count_costs(call, 2)
-    forward, both, attention, saved = (second - first for first, second in zip(single, double, strict=True))
-    return TowerCost(forward, both - forward, attention / both if both else 0.0, saved, blocks, length, width)
-
-
-def _count_costs(call: Callable[[int], Any], batch: int) -> tuple[float, float, float, float]:
-    """Return FLOPs forward, FLOPs forward and backward, those of attention, and bytes saved for backward."""
-    saved: dict[int, Tensor] = {}
-
-    def record(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            saved[tensor.untyped_storage()._cdata] = tensor  # by storage: views of one tensor count once
-        return tensor
-
-    with FlopCounterMode(display=False, custom_mapping=_FUSED_ATTENTION) as counter:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-            out = call(batch)
-        forward = counter.get_total_flops()
-        tensors = [out.tokens, out.pooled] if isinstance(out, ImageFeatures) else [out]
-        total = sum(tensor.sum() for tensor in tensors)
-        if isinstance(total, Tensor) and total.requires_grad:
-            total.backward()
-    by_operation = counter.get_flop_counts().get("Global", {})
-    attention = sum(
-        flops for operation, flops in by_operation.items() if "bmm" in str(operation) or "attention" in str(operation)
-    )
-    size = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    return float(forward), float(counter.get_total_flops()), float(attention), float(size)
 
 
 def prompter_flops(

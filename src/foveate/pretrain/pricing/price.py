@@ -17,13 +17,13 @@ from foveate.core.progress import duration
 from foveate.core.recipes import validate
 from foveate.pretrain.pricing import costs
 from foveate.pretrain.pricing.costs import ModelCost
-from foveate.pretrain.pricing.hardware import parse_hardware
 from foveate.pretrain.recipe import PretrainRecipe
-from foveate.pretrain.settings import PriceSettings
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.records.region_sources import select_region_rows
+from foveate.training.costs import state_bytes
+from foveate.training.hardware import PriceSettings, parse_hardware
 from foveate.training.image_texts import ImageTexts
 from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.registry import tower_options
@@ -292,14 +292,10 @@ def cloc_over_clip(recipe: PretrainRecipe, cost: ModelCost) -> dict[str, float]:
 def memory_per_device(recipe: PretrainRecipe, cost: ModelCost, layout: Layout) -> dict[str, float]:
     """Return the bytes in one process by use, and the `total`.
 
-    Weights and gradients in float32, Adam's two moments, an average where the recipe has one; with DDP its buckets;
-    with bf16 the narrow copies of the weights; activations of one part of the process's share of the batch; gathered
-    embeddings and the blocks of the losses, of which every process computes its own rows.
+    The training's state; activations of one part of the process's share of the batch; gathered embeddings and the
+    blocks of the losses, of which every process computes its own rows.
     """
     settings = recipe.training
-    all_weights, trained = float(sum(cost.parameters.values())), float(cost.trained)
-    sharded = layout.parallel == "fsdp" and layout.devices > 1
-    share = layout.devices if sharded else 1
     samples = settings.batch_size / layout.devices / layout.accumulate
     regions = _regions(recipe)
     of_text = "text_encoder" in layout.checkpointed
@@ -318,15 +314,16 @@ def memory_per_device(recipe: PretrainRecipe, cost: ModelCost, layout: Layout) -
     loss_shape = _loss_shape(recipe)
     with_regions = recipe.regions.method != "none"
     size = {"images": loss_shape["images"], "regions": loss_shape["regions"], "processes": layout.devices}
-    narrow = settings.precision == "bf16"
-    unit = float(cost.largest_unit) if sharded else 0.0
+    state = state_bytes(
+        float(sum(cost.parameters.values())),
+        float(cost.trained),
+        settings,
+        devices=layout.devices,
+        parallel=layout.parallel,
+        largest_unit=float(cost.largest_unit),
+    )
     parts = {
-        "weights": 4 * all_weights / share + 2 * 4 * unit,
-        "gradients": 4 * trained / share + 2 * 4 * unit,
-        "optimizer": 8 * trained / share,
-        "average": 4 * trained / share if settings.ema_decay is not None else 0.0,
-        "ddp_buckets": 4 * trained if layout.parallel == "ddp" and layout.devices > 1 else 0.0,
-        "narrow_weights": 2 * (unit if sharded else trained) if narrow else 0.0,
+        **state,
         "activations": samples * per_image,
         "gathered_embeddings": costs.gathered_bytes(embed_dim=recipe.embed_dim, with_regions=with_regions, **size),
         "loss_blocks": costs.loss_bytes(row_chunk=recipe.regions.row_chunk, with_regions=with_regions, **size),

@@ -1,4 +1,4 @@
-"""Peak rates and memory of devices by name. No torch."""
+"""Peak rates and memory of devices by name, and the settings of a price. No torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,31 @@ import math
 import os
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from foveate.core.errors import UserError, nearest
+from foveate.core.recipes import Settings
 
 # One core of a server at 2.5 GHz with 512-bit fused multiply-add: 2 x 16 x 2.5e9, half of it for narrower machines.
 _CORE_TFLOPS = 0.04
+
+
+class PriceSettings(Settings):
+    """The devices that a planned run is priced for."""
+
+    devices: int = Field(1, ge=1, description="number of devices that a dry run assumes, one process each")
+    hardware: str = Field(
+        "cpu", description="device that a dry run assumes: cpu, a100-80gb, h100-80gb, h200, tpu-v5p, or name=TFLOPs,GB"
+    )
+    samples: float | None = Field(
+        None,
+        gt=0,
+        description="training samples that a dry run assumes, for example 14.4e9; by default those of the recipe",
+    )
+    # Optimistic, so that days are a lower bound; docs/scaling.md compares it with the paper's run.
+    mfu: float = Field(
+        0.4, gt=0, le=1, description="model FLOPs utilization (share of the peak rate) that a dry run assumes"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,345 @@
+"""Cost of training a multimodal LLM before anything is allocated: parameters, tokens, FLOPs, memory and steps.
+
+Tower and language model are given by transformers configs. Their networks are built on the meta device, and one and two
+of their layers are counted; the others are equal. Experts are priced without their module, from the layer's MLP.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
+
+from foveate.core.errors import UserError
+from foveate.core.progress import duration
+from foveate.training.costs import ModuleCost, count_parameters, make_fake, measure, state_bytes
+from foveate.training.hardware import PriceSettings, parse_hardware
+from foveate.training.settings import TrainingSettings
+from foveate.vision.connectors import build_connector
+
+PARTS = ("tower", "connector", "language")
+_PRICE = PriceSettings()
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Sparse MLPs: `num` experts in every `every`-th layer, of which a token takes `top_k`."""
+
+    num: int = 64
+    top_k: int = 2
+    every: int = 2
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Shapes of a multimodal LLM.
+
+    Attributes:
+        tower: config of a vision model with square patches and one class token or none.
+        language: config of a causal language model.
+        connector, options: kind and options, see `foveate.vision.connectors.build_connector`.
+        view_side: side of a view in pixels.
+    """
+
+    tower: PretrainedConfig
+    language: PretrainedConfig
+    connector: str = "cabstractor"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    view_side: int = 672
+    experts: Experts | None = None
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """One stage of a training.
+
+    Attributes:
+        views: views of a mean sample, overviews included. text_tokens: tokens of a mean sample's text.
+        answer_tokens: those that a loss is computed of.
+        trained: parts that are trained; the others only go forward.
+    """
+
+    name: str
+    training: TrainingSettings
+    views: float
+    text_tokens: float
+    answer_tokens: float
+    trained: tuple[str, ...] = PARTS
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """Cost of one part: of a view for tower and connector, of a sequence for the language model.
+
+    Attributes:
+        parameters: all of them. active: those that a token passes through. largest_unit: of the largest layer.
+    """
+
+    parameters: int
+    active: int
+    largest_unit: int
+    cost: ModuleCost
+
+
+def price(
+    shape: ModelShape,
+    stages: Sequence[StageShape],
+    *,
+    devices: int = _PRICE.devices,
+    hardware: str = _PRICE.hardware,
+    mfu: float = _PRICE.mfu,
+) -> dict[str, Any]:
+    """Estimate a training stage by stage, as JSON values: sizes in bytes and FLOPs, times in seconds and days.
+
+    Args:
+        devices: processes, each with one device of `hardware`. mfu: share of the peak that is reached.
+
+    Raises:
+        UserError: shapes that do not fit together, unknown parts or hardware, a batch that devices do not divide.
+    """
+    device = parse_hardware(hardware)
+    vision: dict[str, tuple[dict[str, PartCost], int]] = {}
+    result: dict[str, Any] = {"stages": [], "hardware": {"name": device.name, "gb": device.gigabytes}, "mfu": mfu}
+    for stage in stages:
+        settings = stage.training
+        if unknown := set(stage.trained) - set(PARTS):
+            raise UserError(f"stage '{stage.name}': no part {', '.join(sorted(unknown))}; expected {', '.join(PARTS)}")
+        if settings.batch_size % devices:
+            raise UserError(f"stage '{stage.name}': {devices} devices do not divide batch_size {settings.batch_size}")
+        if settings.precision not in vision:
+            vision[settings.precision] = count_vision(shape, settings.precision)
+        view_parts, view_tokens = vision[settings.precision]
+        length = round(stage.views * view_tokens + stage.text_tokens)
+        parts = view_parts | {"language": count_language(shape.language, length, shape.experts, settings.precision)}
+        limit = getattr(shape.language, "max_position_embeddings", None)
+        flops = step_flops(parts, stage)
+        memory = memory_per_device(parts, stage, vocabulary=shape.language.vocab_size, devices=devices)
+        peak = device.tflops if settings.precision == "bf16" else device.wide_tflops
+        seconds = settings.batch_size * flops["total"] / devices / (peak * 1e12 * mfu)
+        named = {name: part.parameters for name, part in parts.items()}
+        result |= {"parameters": sum(named.values()), "parameters_by_part": named, "view_tokens": view_tokens}
+        result["parameters_active"] = sum(part.active for part in parts.values())
+        result["stages"].append(
+            {
+                "name": stage.name,
+                "trained": sum(named[name] for name in stage.trained),
+                "image_tokens": round(stage.views * view_tokens),
+                "sequence": length,
+                "steps": settings.steps,
+                "batch_size": settings.batch_size,
+                "tokens": length * settings.batch_size * settings.steps,
+                "flops_per_sample": flops,
+                "flops": flops["total"] * settings.batch_size * settings.steps,
+                "memory_per_device": memory,
+                "fits": memory["total"] <= device.gigabytes * 1e9,
+                "too_long": limit is not None and length > limit,
+                "devices": devices,
+                "seconds_per_step": seconds,
+                "days": seconds * settings.steps / 86_400,
+            }
+        )
+    return result
+
+
+def step_flops(parts: Mapping[str, PartCost], stage: StageShape) -> dict[str, float]:
+    """Return the FLOPs of one sample by part, and the `total`, with the backward passes that the stage needs.
+
+    A part that is not trained has no backward pass, unless a trained one lies before it, whose gradient passes through:
+    half of a whole one, as no weights get gradients.
+    """
+    times = {"tower": stage.views, "connector": stage.views, "language": 1.0}
+    flops, before = {}, False
+    for name in PARTS:
+        cost = parts[name].cost
+        backward = 1.0 if name in stage.trained else 0.5 if before else 0.0
+        flops[name] = times[name] * (cost.forward + backward * cost.backward)
+        before = before or name in stage.trained
+    return flops | {"total": sum(flops.values())}
+
+
+def memory_per_device(
+    parts: Mapping[str, PartCost], stage: StageShape, *, vocabulary: int, devices: int
+) -> dict[str, float]:
+    """Return the bytes in one process by use, and the `total`: the training's state, activations and logits.
+
+    Activations are saved from the first trained part on. Logits are float32, of the answers' tokens alone, with their
+    gradient.
+    """
+    settings = stage.training
+    samples = settings.batch_size / devices / settings.accumulate
+    first = min((PARTS.index(name) for name in stage.trained), default=len(PARTS))
+    times = {"tower": stage.views, "connector": stage.views, "language": 1.0}
+    saved = sum(times[name] * parts[name].cost.saved for name in PARTS[first:])
+    state = state_bytes(
+        float(sum(part.parameters for part in parts.values())),
+        float(sum(parts[name].parameters for name in stage.trained)),
+        settings,
+        devices=devices,
+        parallel=settings.parallel,
+        largest_unit=float(max(part.largest_unit for part in parts.values())),
+    )
+    use = state | {"activations": samples * saved, "logits": samples * 8.0 * vocabulary * stage.answer_tokens}
+    return use | {"total": sum(use.values())}
+
+
+def format_price(result: Mapping[str, Any]) -> list[str]:
+    """Describe a price in lines of text, for the command line."""
+    by_part = ", ".join(f"{name} {count:,}" for name, count in result["parameters_by_part"].items())
+    lines = [f"parameters: {result['parameters']:,} ({by_part})"]
+    if result["parameters_active"] < result["parameters"]:
+        lines.append(f"active parameters of a token: {result['parameters_active']:,}")
+    lines.append(f"image tokens: {result['view_tokens']} a view")
+    for stage in result["stages"]:
+        memory = stage["memory_per_device"]
+        uses = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:,.3g}" for name, size in memory.items() if size)
+        lines += [
+            f"stage {stage['name']}: {stage['steps']:,} steps of {stage['batch_size']:,} samples with "
+            f"{stage['sequence']:,} tokens, {stage['image_tokens']:,} of them of images; "
+            f"{stage['tokens']:,} tokens in all",
+            f"  trained parameters: {stage['trained']:,}; FLOPs: {stage['flops']:.3g}; "
+            f"{duration(86_400 * stage['days'])} on {stage['devices']} x {result['hardware']['name']} "
+            f"at MFU {result['mfu']:g}",
+            f"  memory per device in GB, of {result['hardware']['gb']:,.4g}: {uses}",
+        ]
+        if not stage["fits"]:
+            lines.append("  warning: it does not fit; training.parallel=fsdp, more devices or accumulate need less")
+        if stage["too_long"]:
+            lines.append("  warning: the mean sample is longer than the language model's positions")
+    return lines
+
+
+def count_vision(shape: ModelShape, precision: str) -> tuple[dict[str, PartCost], int]:
+    """Count tower and connector of one view; also return the tokens of a view."""
+    patch, side = shape.tower.patch_size, shape.view_side
+    if side % patch:
+        raise UserError(f"view_side {side}: no multiple of the tower's patch_size {patch}")
+    grid = (side // patch, side // patch)
+    config = copy.deepcopy(shape.tower)
+    config.image_size = side
+    channels = getattr(config, "num_channels", 3)
+
+    def tower(layers: int) -> nn.Module:
+        return AutoModel.from_config(_with_layers(config, layers))
+
+    def see(model: nn.Module, batch: int) -> list[Tensor]:
+        return [model(pixel_values=torch.empty(batch, channels, side, side)).last_hidden_state]
+
+    tower_cost = _count_layers(tower, see, config.num_hidden_layers, grid[0] * grid[1], config.hidden_size, precision)
+    with torch.device("meta"):
+        connector = build_connector(
+            shape.connector,
+            shape.options,
+            in_width=config.hidden_size,
+            out_width=shape.language.hidden_size,
+            grid=grid,
+        )
+    parameters, num_tokens = count_parameters(connector), connector.num_tokens
+    mode = FakeTensorMode()
+    make_fake(connector, mode)
+    with mode, _autocast(precision):
+        cost = measure(
+            lambda batch: [connector(torch.empty(batch, grid[0] * grid[1], config.hidden_size))],
+            blocks=0,
+            length=num_tokens,
+            width=shape.language.hidden_size,
+        )
+    return {"tower": tower_cost, "connector": PartCost(parameters, parameters, parameters, cost)}, num_tokens
+
+
+def count_language(config: PretrainedConfig, length: int, experts: Experts | None, precision: str) -> PartCost:
+    """Count a language model on a sequence of `length` embeddings; with experts, as many as a token takes."""
+
+    def build(layers: int) -> nn.Module:
+        return AutoModelForCausalLM.from_config(_with_layers(config, layers))
+
+    def read(model: nn.Module, batch: int) -> list[Tensor]:
+        embeddings = torch.empty(batch, length, config.hidden_size)
+        return [model(inputs_embeds=embeddings, use_cache=False).logits]
+
+    part = _count_layers(build, read, config.num_hidden_layers, length, config.hidden_size, precision)
+    if experts is None:
+        return part
+    with torch.device("meta"):
+        mlp = _find_mlp(build(1))
+    size, sparse = count_parameters(mlp), config.num_hidden_layers // experts.every
+    router = config.hidden_size * experts.num
+    extra = sparse * (experts.top_k - 1) * 2.0 * size * length + sparse * 2.0 * router * length
+    total = part.parameters + sparse * ((experts.num - 1) * size + router)
+    cost = replace(part.cost, forward=part.cost.forward + extra, backward=part.cost.backward + 2 * extra)
+    return PartCost(
+        total,
+        part.active + sparse * ((experts.top_k - 1) * size + router),
+        part.largest_unit + (experts.num - 1) * size + router,
+        cost,
+    )
+
+
+def _find_mlp(model: nn.Module) -> nn.Module:
+    mlps = [module for name, module in model.named_modules() if name.endswith(".mlp")]
+    if not mlps:
+        raise UserError("experts: the language model's layers have no part 'mlp' to make experts of")
+    return mlps[0]
+
+
+def _count_layers(
+    build: Callable[[int], nn.Module],
+    call: Callable[[nn.Module, int], list[Tensor]],
+    layers: int,
+    length: int,
+    width: int,
+    precision: str,
+) -> PartCost:
+    """Count networks of one and two layers, and extend the difference to all."""
+    # Fake tensors take a second for some layers, and the layers are equal.
+    sizes, counted = [], []
+    for few in (1, 2):
+        with torch.device("meta"):
+            model = build(few).train()
+        sizes.append(count_parameters(model))
+        mode = FakeTensorMode()
+        make_fake(model, mode)
+        with mode, _autocast(precision):
+            counted.append(measure(lambda batch: call(model, batch), blocks=few, length=length, width=width))  # noqa: B023
+    single, double = counted
+    layer = sizes[1] - sizes[0]
+
+    def extend(first: float, second: float) -> float:
+        return first + (layers - 1) * (second - first)
+
+    def attention(cost: ModuleCost) -> float:
+        return cost.quadratic * (cost.forward + cost.backward)
+
+    forward, backward = extend(single.forward, double.forward), extend(single.backward, double.backward)
+    quadratic = extend(attention(single), attention(double))
+    total = forward + backward
+    cost = ModuleCost(
+        forward,
+        backward,
+        quadratic / total if total else 0.0,
+        extend(single.saved, double.saved),
+        layers,
+        length,
+        width,
+    )
+    parameters = sizes[0] + (layers - 1) * layer
+    # Everything outside the layers (embeddings and head) is a unit of its own.
+    return PartCost(parameters, parameters, max(layer, sizes[0] - layer), cost)
+
+
+def _with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def _autocast(precision: str) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")

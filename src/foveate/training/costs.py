@@ -1,0 +1,180 @@
+"""Cost of a network without allocating it: FLOPs, saved activations, and the bytes of its training state.
+
+Networks are built on the meta device and counted as fake CPU tensors, which have shapes and no memory. A multiplication
+with an addition counts as 2 FLOPs; norms, activations and softmax are left out, as usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from foveate.training.settings import TrainingSettings
+
+# Bytes per token and unit of width when only the inputs of the blocks are saved (checkpointing).
+_BLOCK_INPUT = 4
+
+
+def _attention_flops(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *rest: Any, **named: Any
+) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(
+    gradient: tuple[int, ...],
+    query: tuple[int, ...],
+    key: tuple[int, ...],
+    value: tuple[int, ...],
+    *rest: Any,
+    **named: Any,
+) -> int:
+    """Count twice the forward pass: recomputing the weights is the kernel's choice, not the model's work."""
+    return 2 * sdpa_flop_count(query, key, value)
+
+
+# torch's counter knows only the fused kernels of CUDA.
+_FUSED_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """One sample through one module, forward and backward.
+
+    Attributes:
+        forward, backward: FLOPs of a sample. quadratic: share of both that grows with the square of its length.
+        saved: bytes saved for the backward pass; fused attention saves no attention weights.
+        blocks: repeated layers. length, width: of the tokens in them.
+    """
+
+    forward: float
+    backward: float
+    quadratic: float
+    saved: float
+    blocks: int
+    length: int
+    width: int
+
+    def at_length(self, length: float) -> ModuleCost:
+        """Return the cost at a sequence of `length` tokens: products grow with it, attention with its square."""
+        # The share of attention in all FLOPs grows with the length.
+        share = length / self.length
+        grown = share * (1 - self.quadratic) + share**2 * self.quadratic
+        quadratic = share**2 * self.quadratic / grown if grown else 0.0
+        return ModuleCost(
+            self.forward * grown,
+            self.backward * grown,
+            quadratic,
+            self.saved * share,
+            self.blocks,
+            round(length),
+            self.width,
+        )
+
+    def activations(self, *, checkpointed: bool) -> float:
+        """Return the bytes saved for the backward pass; with checkpointing the blocks' inputs and one whole block."""
+        # With one block there is nothing to recompute from: its inputs are those of the tower.
+        if not checkpointed or self.blocks < 2:
+            return self.saved
+        return self.blocks * self.length * self.width * _BLOCK_INPUT + self.saved / self.blocks
+
+
+def count_parameters(module: nn.Module | None) -> int:
+    """Count the parameters of a module, tied ones once; 0 without a module."""
+    return 0 if module is None else sum(weight.numel() for weight in module.parameters())
+
+
+def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Replace weights and buffers by fake CPU tensors, which have no memory."""
+    # Not meta tensors: some layers query the autocast state of their device, which "meta" does not have.
+    assert all(weight.is_meta for weight in model.parameters()), "build the model on the meta device"
+    with mode:
+        for module in model.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                fake = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+                module.register_parameter(name, nn.Parameter(fake, requires_grad=weight.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+
+
+def count_blocks(module: nn.Module) -> int:
+    """Return the length of the longest list of equal layers."""
+    lists = [layers for layers in module.modules() if isinstance(layers, nn.ModuleList | nn.Sequential)]
+    uniform = [len(layers) for layers in lists if len(layers) and len({type(layer) for layer in layers}) == 1]
+    return max(uniform, default=0)
+
+
+def measure(call: Callable[[int], Sequence[Tensor]], *, blocks: int, length: int, width: int) -> ModuleCost:
+    """Count what one sample costs, forward and backward, in fake tensors.
+
+    Args:
+        call: batch size -> outputs of a forward pass, under the mode of `make_fake`.
+        blocks, length, width: see `ModuleCost`.
+    """
+    # The difference of two batch sizes: what does not grow with the batch (positional tables) is no cost per sample.
+    single, double = _count_costs(call, 1), _count_costs(call, 2)
+    forward, both, attention, saved = (second - first for first, second in zip(single, double, strict=True))
+    return ModuleCost(forward, both - forward, attention / both if both else 0.0, saved, blocks, length, width)
+
+
+def _count_costs(call: Callable[[int], Sequence[Tensor]], batch: int) -> tuple[float, float, float, float]:
+    """Return FLOPs forward, FLOPs forward and backward, those of attention, and bytes saved for backward."""
+    saved: dict[int, Tensor] = {}
+
+    def record(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            saved[tensor.untyped_storage()._cdata] = tensor  # by storage: views of one tensor count once
+        return tensor
+
+    with FlopCounterMode(display=False, custom_mapping=_FUSED_ATTENTION) as counter:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+            tensors = call(batch)
+        forward = counter.get_total_flops()
+        total = sum(tensor.sum() for tensor in tensors)
+        if isinstance(total, Tensor) and total.requires_grad:
+            total.backward()
+    by_operation = counter.get_flop_counts().get("Global", {})
+    attention = sum(
+        flops for operation, flops in by_operation.items() if "bmm" in str(operation) or "attention" in str(operation)
+    )
+    size = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    return float(forward), float(counter.get_total_flops()), float(attention), float(size)
+
+
+def state_bytes(
+    parameters: float, trained: float, settings: TrainingSettings, *, devices: int, parallel: str, largest_unit: float
+) -> dict[str, float]:
+    """Return the bytes of a training's state in one process, by use; activations are not part of it.
+
+    Weights and gradients in float32 (frozen weights in bfloat16 where the settings say so), the optimizer's moments, an
+    average where there is one; with DDP its buckets; with bf16 the narrow copies of the weights.
+
+    Args:
+        parameters, trained: numbers of all and of the trained parameters.
+        parallel: "ddp" or "fsdp".
+        largest_unit: parameters of the largest module that FSDP2 shards.
+    """
+    sharded = parallel == "fsdp" and devices > 1
+    share = devices if sharded else 1
+    unit = largest_unit if sharded else 0.0
+    frozen = parameters - trained
+    # AdaFactor keeps a row and a column of each matrix: about 2 in the square root of its size, and nothing in GB.
+    moments = {"adamw": 8, "sgd": 4 if settings.momentum else 0, "adafactor": 0}[settings.optimizer]
+    narrow = settings.precision == "bf16"
+    return {
+        "weights": (4 * trained + (2 if settings.frozen_precision == "bf16" else 4) * frozen) / share + 2 * 4 * unit,
+        "gradients": 4 * trained / share + 2 * 4 * unit,
+        "optimizer": moments * trained / share,
+        "average": 4 * trained / share if settings.ema_decay is not None else 0.0,
+        "ddp_buckets": 4 * trained if parallel == "ddp" and devices > 1 else 0.0,
+        "narrow_weights": 2 * (unit if sharded else trained) if narrow else 0.0,
+    }
