@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import Field
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
@@ -27,12 +26,12 @@ from foveate.core.files import (
     write_text_atomically,
 )
 from foveate.core.plugins import load_plugin
-from foveate.core.recipes import Settings
 from foveate.core.results import Column, Row, Value
 from foveate.core.runs import RunFolder
 from foveate.metrics.intervals import Interval, bootstrap_interval
 from foveate.mllm.results import SuiteResult, SuiteSample
 from foveate.mllm.suite import AskableModel, ModelAnswer, Suite, SuiteData, SuiteQuestion
+from foveate.mllm.suite_settings import SuiteSettings
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION
 from foveate.records.images import BadImage, check, read_image_info
@@ -46,15 +45,6 @@ _COLUMNS = (
     Column(key="another_image", title="Another image", what="the image of another question", role="control"),
 )
 _SAMPLES = 24
-
-
-class SuiteSettings(Settings):
-    """Which questions a model is asked."""
-
-    split: str = Field("test", description="split of the data to ask about")
-    limit: int | None = Field(None, ge=1, description="maximum number of questions, drawn by the seed")
-    batch_size: int = Field(16, ge=1, description="questions that are asked together")
-    seed: int = Field(0, ge=0, description="of the drawn questions, the other images and the intervals")
 
 
 def load_suite(name: str) -> Suite:

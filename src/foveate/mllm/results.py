@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from foveate.core.results import Evaluation, ResultModel, RunResult
 
@@ -44,3 +44,38 @@ class SuiteResult(Evaluation, RunResult):
     unfinished: int = 0
     further: dict[str, dict[str, float | None]] = {}
     samples: list[SuiteSample] = []
+
+
+class StageResult(ResultModel):
+    """One stage of a training.
+
+    Attributes:
+        samples: sets of images. bad_samples: key -> reason.
+        last: last row of `curves`, which is a file in the run folder.
+    """
+
+    name: str
+    status: str
+    steps: int
+    seconds: float
+    samples: int
+    bad_samples: dict[str, str] = {}
+    last: dict[str, Any] = {}
+    curves: str = ""
+
+
+class MllmResult(RunResult):
+    """A training of a multimodal LLM."""
+
+    kind: Literal["mllm_train"] = "mllm_train"
+
+    status: str
+    recipe: dict[str, Any]
+    collection: str
+    images: int
+    conversations: dict[str, int]
+    names: int
+    parameters: int
+    stages: list[StageResult]
+    seconds: float
+    model: str

@@ -11,11 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from foveate.core import seeds
@@ -24,12 +22,12 @@ from foveate.core.files import read_json, write_bytes_atomically, write_json_ato
 from foveate.core.model_folder import check_tensors, read_tensors
 from foveate.core.progress import say
 from foveate.core.recipes import dump
-from foveate.core.results import ResultModel, RunResult
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.language.vocabulary import read_tokenizer, train_tokenizer, word_marks
 from foveate.mllm.card import model_card
 from foveate.mllm.recipe import MllmRecipe, StageSettings
+from foveate.mllm.results import MllmResult, StageResult
 from foveate.mllm.samples import ImageSet, MllmSamples, NameTable, group_by_images
 from foveate.mllm.task import MllmTask
 from foveate.multimodal.build import build_model
@@ -49,36 +47,6 @@ _FREE = tuple(f"training.{name}" for name in WITHOUT_INFLUENCE)
 TOKENIZER, NAMES, STAGE, STAGE_WEIGHTS = "tokenizer.json", "names.json", "stage.json", "weights.safetensors"
 # Texts from which the word pieces are learned; more change next to nothing.
 _TOKENIZER_TEXTS = 60_000
-
-
-class StageResult(ResultModel):
-    """One stage of a training."""
-
-    name: str
-    status: str
-    steps: int
-    seconds: float
-    samples: int
-    bad_samples: dict[str, str] = Field(default_factory=dict)
-    last: dict[str, Any] = Field(default_factory=dict)
-
-
-class MllmResult(RunResult):
-    """A training of a multimodal LLM."""
-
-    kind: str = "mllm_train"
-
-    status: str
-    recipe: dict[str, Any]
-    command: str | list[str] = ""
-    collection: str
-    images: int
-    conversations: dict[str, int]
-    names: int
-    parameters: int
-    stages: list[StageResult]
-    seconds: float
-    model: str
 
 
 @dataclass
@@ -252,6 +220,7 @@ class MllmTraining:
             samples=len(samples.rows),
             bad_samples=outcome.bad_samples,
             last=outcome.last_row,
+            curves=f"{folder.name}/metrics.jsonl",
         )
         if outcome.status == "finished" and self.here.is_main:
             self._write_weights(folder / STAGE_WEIGHTS, gathered)

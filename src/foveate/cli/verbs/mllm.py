@@ -1,4 +1,4 @@
-"""`foveate mllm ...`: multimodal language models: plan images, train a model, fetch a language model."""
+"""`foveate mllm ...`: multimodal language models: plan images, train and evaluate a model, fetch a language model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from foveate.cli.options import common, finish, json_option, path_option, quiet_
 
 if TYPE_CHECKING:
     from foveate.mllm.plan import PlanResult
+    from foveate.mllm.results import SuiteResult
 
 # What test and docs build from a recipe that this verb runs.
 RECIPE = "foveate.mllm.recipe:MllmRecipe"
@@ -144,7 +145,10 @@ def train(
     if trained.model_folder is None:
         finish(result, ["stopped; run the same command to resume"], {"run": target}, as_json=as_json)
         sys.exit(130)
-    finish(result, _stage_lines(result), {"run": target, "model": trained.model_folder}, as_json=as_json)
+    from foveate.report import render
+
+    paths = {"run": target, "model": trained.model_folder, "report": render(target)}
+    finish(result, _stage_lines(result), paths, as_json=as_json)
 
 
 def _stage_lines(result: dict[str, Any]) -> list[str]:
@@ -154,6 +158,59 @@ def _stage_lines(result: dict[str, Any]) -> list[str]:
         shown = ("token_accuracy", "nearest_name", "iou")
         last = ", ".join(f"{name} {stage['last'][name]:.3f}" for name in shown if name in stage["last"])
         lines.append(f"{stage['name']}: {stage['steps']} steps in {stage['seconds'] / 60:.1f} min; {last}")
+    return lines
+
+
+@command.command("evaluate", cls=FieldsCommand, short_help="Ask a model all questions of a suite, and score it.")
+@click.argument("model")
+@click.option("--suite", required=True, help="Suite: ai2d, chartqa, docvqa, infovqa, pope, scenes, scienceqa, ...")
+@path_option("--data", "Data of the suite: a collection for most.", required=True)
+@fields("foveate.mllm.suite_settings:SuiteSettings", "split", "limit", "batch_size")
+@run_option("runs/mllm-evaluate-SUITE", "Folder for answers, result and page")
+@common()
+def evaluate(
+    model: str,
+    suite: str,
+    data: Path,
+    settings: dict[str, Any],
+    run: Path | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Ask MODEL every question with its image, without an image, and with the image of another question.
+
+    A score means something only above these two controls. Stopped, the same command goes on.
+
+    \b
+    Example:
+      foveate mllm evaluate mini --suite scenes --data questions --limit 2000
+    """
+    from foveate.core.recipes import validate
+    from foveate.mllm.evaluate import evaluate as evaluate_suite
+    from foveate.mllm.suite_settings import SuiteSettings
+    from foveate.multimodal.opening import open_mllm
+    from foveate.report import render
+
+    checked = validate(SuiteSettings, {**settings, "seed": seed or 0}, where="foveate mllm evaluate")
+    target = run or Path("runs") / f"mllm-evaluate-{suite}"
+    opened = open_mllm(model, device=device)
+    result = evaluate_suite(
+        opened, suite, data, run=target, settings=checked, name=model, command=["foveate", *sys.argv[1:]]
+    )
+    finish(result.to_json(), _score_lines(result), {"run": target, "report": render(target)}, as_json=as_json)
+
+
+def _score_lines(result: SuiteResult) -> list[str]:
+    """Format one line per slice: its score under each condition."""
+    lines = []
+    for row in result.table:
+        scores = ", ".join(
+            f"{column.title.lower()} {value.value:.3f}"
+            for column in result.columns
+            if (value := row.values.get(column.key)) is not None
+        )
+        lines.append(f"{row.question} ({row.n}): {scores}")
     return lines
 
 

@@ -1,7 +1,8 @@
 """Generated scenes: a collection whose conversations are exact questions, by kind.
 
-The kind is the first part of a conversation's id, "count/..." for example; a question that is answered by a box is
-"where". An answer may be short or a sentence, as the question asks for.
+The first parts of a conversation's id say its kind, whether it has two possible answers, and whether it names things
+that no training scene shows: "count/two answers/seen/...". A question that is answered by a box is "where". An answer
+may be short or a sentence, as the question asks for.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ def read(path: Path, split: str) -> SuiteData:
 
 def _make(conversation: Conversation) -> SuiteQuestion:
     question = make_question(_last_question(conversation))
-    kind = conversation.id.split("/")[0].replace("-", " ").replace("_", " ")
+    kind, *more = (part.replace("-", " ").replace("_", " ") for part in conversation.id.split("/"))
     kind = "where" if question.boxes else kind if kind in KINDS else "other"
+    two_answers, unseen = more[:1] == ["two answers"], more[1:2] == ["unseen"]
+    part = kind + ", two answers" * two_answers + ", unseen names" * unseen
     sentence = conversation.turns[-1].text
     # Yes or no is decided by its first word, a sentence by its words.
     references = tuple(dict.fromkeys((*question.references, sentence)))
-    chance = 0.5 if question.references[0].casefold() in _YES_NO else None
-    return replace(question, references=references, slice=kind, chance=chance)
+    chance = 0.5 if two_answers or question.references[0].casefold() in _YES_NO else None
+    return replace(question, references=references, slice=part, chance=chance)
 
 
 def _last_question(conversation: Conversation) -> Conversation:

@@ -48,7 +48,8 @@ def draw_asked_scene(*, kind: str, seed: int, split: str, index: int, size: int 
         names = "unseen" if any(name in f"{question.prompt} {question.answer}" for name in unseen) else "seen"
         if question.kind == "name" and question.short in unseen:
             names = "unseen"
-        id = f"{question.kind}/{names}/{key}/{number}"
+        way = "two answers" if question.choices and len(question.choices) == 2 else "open"
+        id = f"{question.kind}/{way}/{names}/{key}/{number}"
         conversations.append(to_conversation(question, id=id, images=(key,), source=f"scenes: {question.form}"))
     return AskedScene(row, tuple(conversations))
 

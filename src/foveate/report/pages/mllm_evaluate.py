@@ -1,0 +1,38 @@
+"""Page of `foveate mllm evaluate`: answers with both controls, and the table of the suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foveate.core.results import parse_result
+from foveate.mllm.results import SuiteResult
+from foveate.report import numbers, parts
+from foveate.report.page import Page, command_text
+
+
+def build(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of a suite's result.json (`SuiteResult`)."""
+    r = parse_result(SuiteResult, result)
+    facts = [
+        ("Model", r.model),
+        ("Questions", numbers.count(r.questions)),
+        ("Images", numbers.count(r.images)),
+        ("Split", r.split),
+    ]
+    if r.unreadable:
+        facts.append(("Questions with an unreadable image", numbers.count(r.unreadable)))
+    if r.unfinished:
+        facts.append(("Answers cut off", numbers.count(r.unfinished)))
+    context = {
+        "eyebrow": "Evaluate",
+        "name": r.title,
+        "facts": facts,
+        "samples": r.samples,
+        "groups": parts.table_groups(r.table, r.columns),
+        "columns": r.columns,
+        "charts": [],
+        "command": command_text(r.command),
+    }
+    return Page("mllm_run.html.j2", r.title, context)
