@@ -20,13 +20,14 @@ from torch import Tensor
 
 from benchmarks.common import compare, publish, ratio
 from foveate.caption.small.folder import SmallCaptioner, load_captioner
-from foveate.caption.small.generate import CaptionTask, generate_captions, until_repeated
+from foveate.caption.small.generate import CaptionTask, generate_captions
 from foveate.caption.small.model import CaptionerModel, decoder_config
 from foveate.caption.small.name_proposals import Proposed
 from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.samples import cached_features
 from foveate.caption.small.tokens import CaptionTokens
 from foveate.core.recipes import load
+from foveate.language.generate import until_repeated
 from foveate.records.collection import Collection
 
 KINDS = ("ssc", "dsc", "dsc_plus")
@@ -74,7 +75,7 @@ def by_transformers(
                 pad_token_id=captioner.tokens.pad,
             )
             found += [_until(row, end) for row in written.tolist()]
-    return [ids[: until_repeated(ids, captioner.tokens.stop)] for ids in found]
+    return [ids[: until_repeated(ids, {captioner.tokens.stop})] for ids in found]
 
 
 def names_of(captioner: SmallCaptioner, prefix_BPD: Tensor, prompt: Sequence[int]) -> Any:

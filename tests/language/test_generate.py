@@ -1,0 +1,256 @@
+"""Generation: against `generate` of transformers, batches, prefixes, draws, streams, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from foveate.core.errors import UserError
+from foveate.language.generate import (
+    Completion,
+    GenerationSettings,
+    TextStream,
+    draw_token,
+    generate,
+    read_prefix,
+    select_nucleus,
+    stream,
+    until_repeated,
+)
+from foveate.language.open import LanguageModel
+from foveate.records.conversations import Turn
+from naming import raises_naming
+
+FAMILIES = list(tiny_models.CONFIGS)
+LENGTHS = (7, 1, 12, 7, 3)
+STOP = {2}
+GREEDY = GenerationSettings(max_new_tokens=20)
+GOLDEN = json.loads((Path(__file__).parents[1] / "goldens/language/smollm2.json").read_text(encoding="utf-8"))
+
+
+def prompts_of(language_model: LanguageModel, lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
+    """Embeddings of random tokens, moved a little: not those of any token."""
+    random = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        rows = [language_model.embed(torch.randint(5, 280, (length,), generator=random).tolist()) for length in lengths]
+    return [row + 0.1 * torch.randn(row.shape, generator=random) for row in rows]
+
+
+def transformers_tokens(language_model: LanguageModel, prompts: list[Tensor], count: int) -> list[tuple[int, ...]]:
+    """Greedy tokens of transformers' own `generate` on left-padded embeddings, up to the stop token."""
+    longest = max(map(len, prompts))
+    embeddings = torch.zeros(len(prompts), longest, language_model.width)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        embeddings[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
+    written = language_model.model.generate(
+        inputs_embeds=embeddings, attention_mask=mask, do_sample=False, max_new_tokens=count, eos_token_id=2,
+        pad_token_id=2,
+    )  # fmt: skip
+    return [tuple(row[: row.index(2)] if 2 in row else row) for row in written.tolist()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_are_those_of_transformers(family: str) -> None:
+    language_model = tiny_models.tiny(family)
+    prompts = prompts_of(language_model)
+    completions = generate(language_model.model, prompts, stop=STOP, settings=GREEDY)
+    assert [completion.ids for completion in completions] == transformers_tokens(language_model, prompts, 20)
+    assert len({completion.ids for completion in completions}) == len(prompts), "the rows must differ to prove anything"
+    assert [completion.num_prompt_tokens for completion in completions] == list(LENGTHS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_does_not_depend_on_its_batch(family: str, temperature: float) -> None:
+    language_model = tiny_models.tiny(family)
+    model, prompts = language_model.model, prompts_of(language_model)
+    rows = [
+        GenerationSettings(max_new_tokens=4 + 5 * index, temperature=temperature, top_p=0.9, seed=index)
+        for index in range(len(prompts))
+    ]
+    together = generate(model, prompts, stop=STOP, settings=rows)
+    alone = [generate(model, [prompt], stop=STOP, settings=[row])[0] for prompt, row in zip(prompts, rows, strict=True)]
+    for size in (2, 3):
+        parts = generate(model, prompts, stop=STOP, settings=rows, batch=size)
+        assert [part.ids for part in parts] == [row.ids for row in together]
+    assert [row.ids for row in together] == [row.ids for row in alone]
+    assert [row.score for row in together] == pytest.approx([row.score for row in alone], abs=1e-4)
+    assert all(len(row.ids) <= 4 + 5 * index for index, row in enumerate(together))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_behind_a_kept_prefix_are_whole_prompts(family: str) -> None:
+    language_model = tiny_models.tiny(family)
+    model, prompts = language_model.model, prompts_of(language_model)
+    images, system = prompts_of(language_model, (11, 5))
+    prefix = read_prefix(model, system, prefix=read_prefix(model, images))
+    assert prefix.length == 16
+    whole = generate(model, [torch.cat([images, system, prompt]) for prompt in prompts], stop=STOP, settings=GREEDY)
+    # Twice: answering leaves the kept cache as it was.
+    for _ in range(2):
+        behind = generate(model, prompts, stop=STOP, settings=GREEDY, prefix=prefix)
+        assert [row.ids for row in behind] == [row.ids for row in whole]
+        assert [row.num_prompt_tokens for row in behind] == [16 + length for length in LENGTHS]
+
+
+def test_stop_tokens_limits_and_suppressed_tokens() -> None:
+    language_model = tiny_models.tiny("llama")
+    model, prompts = language_model.model, prompts_of(language_model)
+    whole = generate(model, prompts[:1], stop=(), settings=GREEDY)[0]
+    assert (len(whole.ids), whole.finished) == (20, False)
+    third = whole.ids[2]
+    stopped = generate(model, prompts[:1], stop={third}, settings=GREEDY)[0]
+    assert (stopped.ids, stopped.finished) == (whole.ids[: whole.ids.index(third)], True)
+    without = generate(model, prompts[:1], stop=(), settings=GREEDY, suppress={third})[0]
+    assert third not in without.ids
+    assert without.ids[:2] == whole.ids[:2]
+    # A text that repeats a sentence ends before it: here every token is a sentence.
+    cut = generate(model, prompts[:1], stop=(), settings=GREEDY, sentence_ends=set(range(288)))[0]
+    expected = whole.ids[: until_repeated(whole.ids, range(288))]
+    assert cut == Completion(expected, len(expected) < 20, 7, cut.score)
+    assert not len(set(cut.ids)) < len(cut.ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_can_have_embeddings_of_their_own_place(family: str) -> None:
+    language_model = tiny_models.tiny(family)
+    model, prompts = language_model.model, prompts_of(language_model)
+    ramp_D = torch.linspace(-0.5, 0.5, language_model.width)
+    seen: dict[int, list[int]] = {row: [] for row in range(len(prompts))}
+
+    def shift(rows: Sequence[int], tokens: Sequence[int], states_BD: Tensor) -> Tensor:
+        # The states are those that the tokens were read from.
+        assert model.get_output_embeddings()(states_BD).argmax(dim=-1).tolist() == list(tokens)
+        for row, token in zip(rows, tokens, strict=True):
+            seen[row].append(token)
+        return language_model.embed(tokens) + torch.tensor(rows)[:, None] * ramp_D
+
+    completions = generate(model, prompts, stop=STOP, settings=GREEDY, embed=shift, batch=3)
+    assert [tuple(tokens[: len(row.ids)]) for tokens, row in zip(seen.values(), completions, strict=True)] == [
+        row.ids for row in completions
+    ]
+    assert [len(tokens) for tokens in seen.values()] == [len(row.ids) + row.finished for row in completions]
+    # Row 1 token by token, everything read anew each time.
+    read, written = prompts[1], list[int]()
+    while len(written) < len(completions[1].ids):
+        with torch.no_grad():
+            written.append(int(model(inputs_embeds=read[None]).logits[0, -1].argmax()))
+            read = torch.cat([read, language_model.embed(written[-1:]) + ramp_D])
+    assert tuple(written) == completions[1].ids
+    assert completions[1].ids != generate(model, prompts, stop=STOP, settings=GREEDY)[1].ids
+
+
+def test_prompts_beyond_the_context_are_refused_with_numbers() -> None:
+    language_model = tiny_models.tiny("gpt2")
+    model = language_model.model
+    prompt = prompts_of(language_model, (90,))[0]
+    last = generate(model, [prompt], stop=(), settings=GREEDY)[0]
+    assert (len(last.ids), last.finished) == (6, False)
+    prefix = read_prefix(model, prompt)
+    with raises_naming(UserError, 96, 97):
+        generate(model, [prompt, prompt[:7]], stop=(), settings=GREEDY, prefix=read_prefix(model, prompt[:7]))
+    with raises_naming(UserError, 96, 180):
+        read_prefix(model, prompt, prefix=prefix)
+    with raises_naming(UserError, 96, 100):
+        stream(model, prompt[:10], decode=language_model.tokenizer.decode, stop=(), prefix=prefix)
+    with raises_naming(UserError, "empty"):
+        generate(model, [prompt[:0]], stop=())
+
+
+def test_draws_follow_the_shares_and_the_seed() -> None:
+    logits_V = np.log(np.array([0.5, 0.2, 0.2, 0.06, 0.04]))
+    random = np.random.default_rng(0)
+    draws = [draw_token(logits_V, random.random(), temperature=1.0) for _ in range(20_000)]
+    assert np.bincount(draws) / len(draws) == pytest.approx(np.exp(logits_V), abs=0.012)
+    assert {draw_token(logits_V, number, temperature=1.0, top_p=0.71) for number in np.linspace(0, 1, 999)} == {0, 1, 2}
+    assert {draw_token(logits_V, number, temperature=1.0, top_p=0.49) for number in (0.0, 1 - 2**-53)} == {0}
+    assert draw_token(logits_V, 1 - 2**-53, temperature=1.0) == 4
+    language_model = tiny_models.tiny("llama")
+    prompts = prompts_of(language_model, (5,))
+    texts = {
+        generate(
+            language_model.model,
+            prompts,
+            stop=(),
+            settings=GenerationSettings(max_new_tokens=12, temperature=1.5, seed=seed),
+        )[0].ids
+        for seed in (0, 0, 1, 2)
+    }
+    assert len(texts) == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 200), st.floats(0.01, 0.999), st.floats(0.1, 8.0))
+def test_nucleus_is_that_of_transformers(seed: int, size: int, top_p: float, spread: float) -> None:
+    from transformers import TopPLogitsWarper
+
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(0, spread, size))
+    expected = TopPLogitsWarper(top_p)(torch.zeros(1, 1), logits[None])[0] > -torch.inf
+    assert select_nucleus(logits.softmax(0).numpy(), top_p).tolist() == expected.tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=30), st.binary(max_size=12))
+def test_streams_never_cut_a_character(text: str, noise: bytes) -> None:
+    tokenizer = tiny_models.tokenizer()
+    ids = tokenizer.encode(text)
+    stream_of_text = TextStream(tokenizer.decode)
+    pieces = [stream_of_text.push(id) for id in ids]
+    assert "".join(pieces) + stream_of_text.flush() == tokenizer.decode(ids) == text
+    if "\ufffd" not in text:
+        assert "\ufffd" not in "".join(pieces)
+    # Bytes that are no text: nothing is lost or written twice.
+    bytes_to_ids = {token: id for id, token in enumerate(tiny_models.vocabulary())}
+    broken = ids + [list(bytes_to_ids.values())[5 + byte] for byte in noise]
+    stream_of_bytes = TextStream(tokenizer.decode)
+    assert "".join(stream_of_bytes.push(id) for id in broken) + stream_of_bytes.flush() == tokenizer.decode(broken)
+
+
+def test_streams_are_the_completion_in_pieces() -> None:
+    language_model = tiny_models.tiny("qwen2")
+    model, decode = language_model.model, language_model.tokenizer.decode
+    for prompt in prompts_of(language_model):
+        whole = generate(model, [prompt], stop=STOP, settings=GREEDY)[0]
+        pieces = list(stream(model, prompt, decode=decode, stop=STOP, settings=GREEDY))
+        assert "".join(pieces) == decode(whole.ids)
+        assert len(pieces) > 1
+        assert all(pieces)
+
+
+def test_smollm2_answers_as_with_transformers(smollm2: LanguageModel) -> None:
+    ids = [id for part in smollm2.chat.prompt([Turn("user", GOLDEN["question"])]) for id in part.ids]
+    assert ids == GOLDEN["greedy_ids"][: len(ids)]
+    prompt = smollm2.embed(ids)
+    completion = generate(smollm2.model, [prompt], stop={smollm2.chat.end}, settings=GREEDY)[0]
+    assert [*completion.ids, smollm2.chat.end] == GOLDEN["greedy_ids"][len(ids) :]
+    assert smollm2.tokenizer.decode(completion.ids) == "The capital of France is Paris."
+    assert completion.finished
+
+
+@pytest.mark.slow
+def test_smollm2_batches_and_prefixes_are_those_of_transformers(smollm2: LanguageModel) -> None:
+    def embed(parts: list) -> Tensor:  # type: ignore[type-arg]
+        return smollm2.embed([id for part in parts for id in part.ids]).detach()
+
+    texts = [
+        "What is the capital of France?",
+        "Name three colors.",
+        "Write one sentence about a lighthouse in a storm.",
+    ]
+    prompts = [embed(smollm2.chat.prompt([Turn("user", text)])) for text in texts]
+    system = embed(smollm2.chat.prompt([Turn("user", GOLDEN["texts"][-1]["text"])]))
+    completions = generate(smollm2.model, prompts, stop=STOP, settings=GenerationSettings(max_new_tokens=32))
+    assert [completion.ids for completion in completions] == transformers_tokens(smollm2, prompts, 32)
+    whole = [torch.cat([system, prompt]) for prompt in prompts]
+    behind = generate(smollm2.model, prompts, stop=STOP, settings=GREEDY, prefix=read_prefix(smollm2.model, system))
+    assert [completion.ids for completion in behind] == transformers_tokens(smollm2, whole, 20)
