@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from foveate.records.questions import Question
 from foveate.records.scenes.counting import draw_counting_scene
 from foveate.records.scenes.image_sets import ImageSet, draw_image_set
-from foveate.records.scenes.question_forms import Question
 from foveate.records.scenes.questions import ask_scene
 from foveate.records.scenes.scene import Scene, SceneObject, draw_scene
 from foveate.records.scenes.scene_collection import build_scenes, build_tour_collection

@@ -12,12 +12,13 @@ from foveate.core.errors import choose
 from foveate.core.seeds import generator
 from foveate.records.builtin.cutouts import Cutout
 from foveate.records.conversations import IMAGE
+from foveate.records.questions import Question, write_question
 from foveate.records.scenes import pools
 from foveate.records.scenes.contrasts import draw_name, excludes, says_nothing
 from foveate.records.scenes.counting import MAX_COPIES, draw_copies, draw_things, load_countable, named_words
 from foveate.records.scenes.grounds import draw_ground
 from foveate.records.scenes.language import NUMERALS, add_article, pluralize
-from foveate.records.scenes.question_forms import Question, write_question
+from foveate.records.scenes.question_forms import FORMS
 from foveate.records.scenes.scene import Scene
 from foveate.records.scenes.shapes import load_shapes
 
@@ -101,7 +102,7 @@ class _Drawer:
         first, second = ORDINALS[:2] if self.coin() else ORDINALS[1::-1]
         fields = {"first": first, "second": second, "answer": short, **fields}
         held_out = self.split == "test"
-        question = write_question(self.rng, form, short, held_out=held_out, choices=choices, fields=fields)
+        question = write_question(self.rng, FORMS, form, short, held_out=held_out, choices=choices, fields=fields)
         prompt = f"{IMAGE}\n" * len(scenes) + question.prompt
         return ImageSet(tuple(scenes), replace(question, prompt=prompt))
 

@@ -1,4 +1,4 @@
-"""How questions on scenes are worded: prompts for training, others for tests, and answers in a word or a sentence.
+"""How questions on scenes are worded.
 
 The words of the held-out prompts are all in prompts of training, so that a small vocabulary has them; their order is
 new.
@@ -6,47 +6,7 @@ new.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import numpy as np
-
-from foveate.records.boxes import PixelBox
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question with its exact answer.
-
-    Args:
-        kind: "name", "where", "is there", "color", "count", "position", "compare", "which image" or "episode".
-        form: the kind and the way of asking: a key of FORMS.
-        prompt: holds `<region>` where a region is meant; `<image>` only if there are several images.
-        answer: in the form that the prompt asks for: alone, or in a sentence.
-        short: the answer alone.
-        regions: those of the prompt, then those of the answer, in pixels of the image.
-        choices: the possible short answers of a two-way question or of one among several images, else None.
-        examples: (prompt, answer) of earlier turns, for few-shot episodes.
-    """
-
-    kind: str
-    form: str
-    prompt: str
-    answer: str
-    short: str
-    regions: tuple[PixelBox, ...] = ()
-    choices: tuple[str, ...] | None = None
-    examples: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Form:
-    """Prompts of one form of question, and the answer as a sentence (by short answer, if it is "yes" or "no")."""
-
-    training: tuple[str, ...]
-    held_out: tuple[str, ...]
-    sentence: str | Mapping[str, str]
-
+from foveate.records.questions import Form
 
 FORMS: dict[str, Form] = {
     "name": Form(
@@ -229,37 +189,3 @@ FORMS: dict[str, Form] = {
         "The {answer} image shows {stated}.",
     ),
 }
-_ALONE = (("", "", " Answer briefly.", " Use one phrase."), ("", " Answer in one phrase."))
-_SENTENCE = ((" Answer in a sentence.", " Use a full sentence."), (" Answer in a full sentence.", " Use a sentence."))
-SENTENCE_SHARE = 0.25
-
-
-def choose(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
-    """Draw one of several texts."""
-    return choices[int(rng.integers(len(choices)))]
-
-
-def write_question(
-    rng: np.random.Generator,
-    form: str,
-    short: str,
-    *,
-    held_out: bool,
-    regions: tuple[PixelBox, ...] = (),
-    choices: tuple[str, ...] | None = None,
-    fields: Mapping[str, str],
-) -> Question:
-    """Word a question of `form` whose answer is `short`.
-
-    Args:
-        held_out: take the prompts that no training text has.
-        regions: the regions of the prompt, then of the answer.
-        fields: what the prompts and sentences of the form name.
-    """
-    wording = FORMS[form]
-    prompt = choose(rng, wording.held_out if held_out else wording.training).format(**fields)
-    in_sentence = rng.random() < SENTENCE_SHARE
-    wish = choose(rng, (_SENTENCE if in_sentence else _ALONE)[held_out])
-    sentence = wording.sentence if isinstance(wording.sentence, str) else wording.sentence[short]
-    answer = sentence.format(**fields) if in_sentence else short
-    return Question(form.split(":")[0], form, prompt + wish, answer, short, regions, choices)

@@ -13,7 +13,7 @@ import numpy as np
 
 from foveate.core.errors import choose as check_choice
 from foveate.records.boxes import Box, PixelBox
-from foveate.records.conversations import IMAGE, REGION, Conversation, Turn
+from foveate.records.questions import Question, write_question
 from foveate.records.scenes import pools
 from foveate.records.scenes.contrasts import (
     draw_color_contrast,
@@ -24,7 +24,7 @@ from foveate.records.scenes.contrasts import (
 )
 from foveate.records.scenes.counting import MAX_COPIES
 from foveate.records.scenes.language import NUMERALS, add_article, is_countable, is_plural, pluralize
-from foveate.records.scenes.question_forms import Question, write_question
+from foveate.records.scenes.question_forms import FORMS
 from foveate.records.scenes.scene import VISIBLE, Scene, SceneObject
 from foveate.records.scenes.shapes import load_shapes
 
@@ -95,7 +95,7 @@ class _Asker:
         choices: tuple[str, ...] | None = None,
     ) -> Question:
         return write_question(
-            self.rng, form, short, held_out=self.held_out, regions=regions, choices=choices, fields=fields
+            self.rng, FORMS, form, short, held_out=self.held_out, regions=regions, choices=choices, fields=fields
         )
 
     def decide(
@@ -274,26 +274,3 @@ def _describe_count(name: str, count: int) -> dict[str, str]:
     several = pluralize(name)
     n_xs = f"{NUMERALS[count]} {name if count == 1 else several}"
     return {"xs": several, "n_xs": n_xs, "are_n": "is" if count == 1 else "are"}
-
-
-def to_conversation(question: Question, *, id: str, images: tuple[str, ...], source: str = "scenes") -> Conversation:
-    """Make a conversation of a question; a prompt without `<image>` gets it in front.
-
-    Args:
-        images: record keys of the images in the order of the prompt.
-    """
-    prompts = [prompt for prompt, _ in question.examples] + [question.prompt]
-    replies = [answer for _, answer in question.examples] + [question.answer]
-    if IMAGE not in "".join(prompts):
-        prompts[0] = f"{IMAGE}\n{prompts[0]}"
-    turns: list[Turn] = []
-    regions = list(question.regions)
-    for prompt, answer in zip(prompts, replies, strict=True):
-        for role, text in (("user", prompt), ("assistant", answer)):
-            count = text.count(REGION)
-            turns.append(Turn(role, text, tuple(regions[:count])))
-            regions = regions[count:]
-    group = "multi-image" if len(images) > 1 else "refer-ground" if question.regions else "general"
-    # A judge of answers compares with the short one, however the answer is worded.
-    answers = (question.short,) if question.short != question.answer and REGION not in question.short else ()
-    return Conversation(id, images, tuple(turns), group, source, answers)

@@ -1,0 +1,8 @@
+"""Generated documents with exact contents and boxes of words: pages, tables, charts and receipts."""
+
+from __future__ import annotations
+
+from foveate.records.documents.document import Document, draw_document
+from foveate.records.documents.questions import ask_document
+
+__all__ = ["Document", "ask_document", "draw_document"]
