@@ -38,12 +38,26 @@ def _questions(target: Path, workers: int, seed: int) -> None:
     build_questions(target, train=14_000, validation=400, test=1_600, seed=seed, workers=workers)
 
 
-BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {
-    "clipart": _clipart,
-    "emoji": _emoji,
-    "questions": _questions,
+def _documents(target: Path, workers: int, seed: int) -> None:
+    from foveate.records.documents import build_documents
+
+    build_documents(target, train=2000, validation=200, test=400, seed=seed, workers=workers)
+
+
+def _screens(target: Path, workers: int, seed: int) -> None:
+    from foveate.records.screens import build_screens
+
+    build_screens(target, train=2000, validation=200, test=400, seed=seed, workers=workers)
+
+
+# Drawn from a seed and by several processes; the others are shipped as they are.
+DRAWN: dict[str, Callable[[Path, int, int], None]] = {
     "scenes": _scenes,
+    "questions": _questions,
+    "documents": _documents,
+    "screens": _screens,
 }
+BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "emoji": _emoji, **DRAWN}
 
 
 @click.command("collect", cls=FieldsCommand, short_help="Import images and texts into a collection.")
@@ -102,9 +116,9 @@ def command(
 
     SOURCE: a folder with .txt or .json files beside the images, WebDataset tars, COCO, LVIS, Visual Genome, a table of
     paths and texts, a data set of Hugging Face, conversations of LLaVA, Ferret, chat messages or Qwen-VL, questions of
-    VQA, TextVQA, DocVQA, InfographicVQA or ChartQA, or a built-in collection (clipart, emoji, questions, scenes). What
-    cannot be imported is counted and listed in the collection's quarantine table with its reason. Repeated, the
-    command adds only what is new; stopped, it goes on. Near-duplicates stay in one split.
+    VQA, TextVQA, DocVQA, InfographicVQA or ChartQA, or a built-in collection (clipart, emoji, scenes, questions,
+    documents, screens). What cannot be imported is counted and listed in the collection's quarantine table with its
+    reason. Repeated, the command adds only what is new; stopped, it goes on. Near-duplicates stay in one split.
 
     \b
     Example:
@@ -114,6 +128,7 @@ def command(
       foveate collect coco/annotations/instances_val2017.json --to coco
       foveate collect pairs.csv --images photos --to my-images --reference
       foveate collect scenes --to scenes
+      foveate collect documents --to documents
     """
     from foveate.core.recipes import validate
     from foveate.records import layout
@@ -172,8 +187,7 @@ def _build(
     from foveate.records.collection import Collection
 
     choose(source, BUILT_IN, "built-in collection")
-    # Scenes are drawn, from a seed, and rendered by several processes; the others are shipped as they are.
-    undrawn = {} if source in ("questions", "scenes") else {"workers": workers, "seed": seed}
+    undrawn = {} if source in DRAWN else {"workers": workers, "seed": seed}
     useless = sorted({*settings, *(name for name, value in undrawn.items() if value is not None)} - {"format"})
     if useless:
         why = "it has its own name, license and splits" if useless[0] in ("name", "license", "split") else "it is made"

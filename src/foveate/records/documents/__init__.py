@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from foveate.records.documents.document import Document, draw_document
+from foveate.records.documents.document_collection import build_documents
 from foveate.records.documents.questions import ask_document
 
-__all__ = ["Document", "ask_document", "draw_document"]
+__all__ = ["Document", "ask_document", "build_documents", "draw_document"]

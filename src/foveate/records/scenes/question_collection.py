@@ -13,10 +13,11 @@ from foveate.core.seeds import generator
 from foveate.records.builtin.concepts import SEEN
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Conversations, add_conversations
+from foveate.records.questions import to_conversation
 from foveate.records.record import Region
 from foveate.records.scenes.counting import draw_counting_scene
 from foveate.records.scenes.parallel import draw_in_processes
-from foveate.records.scenes.questions import ask_scene, to_conversation
+from foveate.records.scenes.questions import ask_scene
 from foveate.records.scenes.scene import VISIBLE, Scene, draw_scene
 from foveate.records.scenes.scene_collection import LICENSE, SceneRow, make_scene_row
 from foveate.records.writer import CollectionWriter
