@@ -11,6 +11,8 @@ from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversations
 from foveate.records.documents import build_documents, draw_document
+from foveate.records.scenes.image_set_collection import build_image_sets
+from foveate.records.scenes.image_sets import SETS, draw_image_set
 from foveate.records.screens import build_screens, draw_screen
 from naming import raises_naming
 
@@ -41,6 +43,22 @@ def test_screens_are_stored_with_trees_and_regions(tmp_path: Path) -> None:
         (row,) = (row for row in collection.table("screens").to_pylist() if row["key"] == record.key)
         assert json.loads(row["tree"]) == screen.root.to_dict()
         assert len(Conversations(collection)) > 10
+
+
+def test_image_sets_are_groups_with_one_conversation(tmp_path: Path) -> None:
+    build_image_sets(tmp_path / "c", train=len(SETS), test=1, seed=3, size=96)
+    with Collection.open(tmp_path / "c") as collection:
+        conversations = {c.id: c for c in Conversations(collection)}
+        assert len(conversations) == len(SETS) + 1
+        assert {c.group for c in conversations.values()} == {"multi-image"}
+        images = [key for conversation in conversations.values() for key in conversation.images]
+        assert sorted(images) == sorted(collection.keys)
+        conversation = conversations["set-train-3-000005"]
+        assert SETS[5] == "episode"
+        question = draw_image_set("episode", seed=3, split="train", index=5, size=96).question
+        answers = [*(answer for _, answer in question.examples), question.answer]
+        assert [turn.text for turn in conversation.turns if turn.role == "assistant"] == answers
+        assert len(Conversations(collection, split="train")) == len(SETS)
 
 
 def test_a_repeated_command_adds_what_is_missing(tmp_path: Path) -> None:

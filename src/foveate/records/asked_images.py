@@ -20,7 +20,12 @@ Position = tuple[str, int]  # split and number in it
 
 @dataclass(frozen=True)
 class AskedImage:
-    """An encoded image with annotations and conversations, small enough to be sent between processes."""
+    """An encoded image with annotations and conversations, small enough to be sent between processes.
+
+    Args:
+        conversations: about it, and maybe about images that are written before it.
+        group: images of one group stay in one split; by default the key.
+    """
 
     key: str
     data: bytes
@@ -29,6 +34,7 @@ class AskedImage:
     labels: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     conversations: tuple[Conversation, ...] = ()
+    group: str = ""
 
 
 def make_conversations(questions: Sequence[Question], *, key: str, group: str, source: str) -> tuple[Conversation, ...]:
@@ -41,7 +47,7 @@ def make_conversations(questions: Sequence[Question], *, key: str, group: str, s
 
 def write_asked_images(
     target: Path,
-    draw: Callable[[Position], AskedImage],
+    draw: Callable[[Position], Sequence[AskedImage]],
     make_key: Callable[[Position], str],
     *,
     counts: Mapping[str, int],
@@ -54,9 +60,10 @@ def write_asked_images(
     An image and its conversations are written together, so a stopped command that is repeated loses none.
 
     Args:
-        draw: draws one image; sent to other processes, so a function of a module or a partial of one.
-        make_key: returns the key of an image without drawing it.
-        counts: number of images of each split.
+        draw: draws one image or several that belong together; sent to other processes, so a function of a module or a
+            partial of one.
+        make_key: returns the key of the last of these images without drawing it.
+        counts: number of draws of each split.
         source: label `source` of the images.
         workers: processes that draw; the result does not depend on it.
 
@@ -70,14 +77,15 @@ def write_asked_images(
     with CollectionWriter(target, license=license, source=source) as writer:
         missing = [position for position in positions if writer.known_sha256(make_key(position)) is None]
         drawn = draw_in_processes(draw, missing, workers=workers)
-        for (split, _), image in zip(missing, track(drawn, description=source, total=len(missing)), strict=True):
+        tracked = track(drawn, description=source, total=len(missing))
+        for split, image in ((split, i) for (split, _), images in zip(missing, tracked, strict=True) for i in images):
             writer.add(
                 image.key,
                 image.data,
                 captions=image.captions,
                 regions=image.regions,
                 labels={"source": source, **image.labels},
-                group=image.key,
+                group=image.group or image.key,
                 split=split,
                 extra={**image.extra, KIND: [conversation_row(each) for each in image.conversations]},
             )

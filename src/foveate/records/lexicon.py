@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -37,11 +38,11 @@ def is_held_out(word: str) -> bool:
     return uniform("document words", 1, word.lower()) < HELD_OUT_SHARE
 
 
-def pick_some(rng: np.random.Generator, items: tuple[str, ...] | list[str], count: int) -> list[str]:
+def pick_some(rng: np.random.Generator, items: Sequence[str], count: int) -> list[str]:
     """Draw different texts in random order."""
     return [items[int(index)] for index in rng.permutation(len(items))[:count]]
 
 
-def split_names(names: list[str], *, held_out: bool) -> list[str]:
+def split_names(names: Sequence[str], *, held_out: bool) -> list[str]:
     """Return the names of training or of tests."""
     return [name for name in names if is_held_out(name) == held_out]

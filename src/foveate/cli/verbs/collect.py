@@ -38,6 +38,12 @@ def _questions(target: Path, workers: int, seed: int) -> None:
     build_questions(target, train=14_000, validation=400, test=1_600, seed=seed, workers=workers)
 
 
+def _image_sets(target: Path, workers: int, seed: int) -> None:
+    from foveate.records.scenes.image_set_collection import build_image_sets
+
+    build_image_sets(target, train=2000, validation=200, test=400, seed=seed, workers=workers)
+
+
 def _documents(target: Path, workers: int, seed: int) -> None:
     from foveate.records.documents import build_documents
 
@@ -54,6 +60,7 @@ def _screens(target: Path, workers: int, seed: int) -> None:
 DRAWN: dict[str, Callable[[Path, int, int], None]] = {
     "scenes": _scenes,
     "questions": _questions,
+    "image-sets": _image_sets,
     "documents": _documents,
     "screens": _screens,
 }
@@ -117,8 +124,9 @@ def command(
     SOURCE: a folder with .txt or .json files beside the images, WebDataset tars, COCO, LVIS, Visual Genome, a table of
     paths and texts, a data set of Hugging Face, conversations of LLaVA, Ferret, chat messages or Qwen-VL, questions of
     VQA, TextVQA, DocVQA, InfographicVQA or ChartQA, or a built-in collection (clipart, emoji, scenes, questions,
-    documents, screens). What cannot be imported is counted and listed in the collection's quarantine table with its
-    reason. Repeated, the command adds only what is new; stopped, it goes on. Near-duplicates stay in one split.
+    image-sets, documents, screens). What cannot be imported is counted and listed in the collection's quarantine table
+    with its reason. Repeated, the command adds only what is new; stopped, it goes on. Near-duplicates stay in one
+    split.
 
     \b
     Example:

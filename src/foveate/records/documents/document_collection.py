@@ -56,14 +56,14 @@ def _make_key(position: Position, *, seed: int) -> str:
     return f"document-{position[0]}-{seed}-{position[1]:06d}"
 
 
-def draw_asked_document(position: Position, *, seed: int, size: int) -> AskedImage:
+def draw_asked_document(position: Position, *, seed: int, size: int) -> list[AskedImage]:
     """Draw document number `position[1]` of split `position[0]` and ask about it."""
     split, index = position
     document = draw_document(seed=seed, split=split, index=index, size=size)
     key = _make_key(position, seed=seed)
     questions = ask_document(document, generator("document questions", seed, split, index), split=split)
     labels = {"document": document.kind, "layout": document.layout, "font": document.font}
-    return AskedImage(
+    image = AskedImage(
         key,
         jpeg(document.image),
         captions=(Caption(document.transcript, "text", "documents"),),
@@ -71,6 +71,7 @@ def draw_asked_document(position: Position, *, seed: int, size: int) -> AskedIma
         extra={"words": [word_row(word) for word in document.words]},
         conversations=make_conversations(questions, key=key, group="text-rich", source="documents"),
     )
+    return [image]
 
 
 def word_row(word: Word) -> dict[str, object]:

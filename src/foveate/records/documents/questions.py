@@ -222,14 +222,19 @@ class _Asker:
         row = int(self.rng.integers(len(values)))
         # The bars of a chart without written values say what is higher, not by how much.
         if self.document.kind == "table" or self.document.layout.endswith("values"):
-            fields = {"column": name, "row": content.rows[row]}
-            self.ask("look up", values[row], **fields)
+            self.ask("look up", values[row], column=name, row=content.rows[row])
             others = [value for cells in content.values for value in cells if value != values[row]]
             if others:
                 true = self.coin()
-                stated = values[row] if true else pick(self.rng, others)
-                fields |= {"stated": stated, "value": values[row]}
-                self.ask("look up: yes or no", _YES_NO[not true], choices=_YES_NO, **fields)
+                self.ask(
+                    "look up: yes or no",
+                    _YES_NO[not true],
+                    choices=_YES_NO,
+                    column=name,
+                    row=content.rows[row],
+                    stated=values[row] if true else pick(self.rng, others),
+                    value=values[row],
+                )
         heights = [(row_name, float(value)) for row_name, value in zip(content.rows, values, strict=True)]
         ordered = sorted(heights, key=lambda pair: -pair[1])
         if ordered[0][1] > ordered[1][1]:

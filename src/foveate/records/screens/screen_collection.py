@@ -60,7 +60,7 @@ def _make_key(position: Position, *, seed: int) -> str:
     return f"screen-{position[0]}-{seed}-{position[1]:06d}"
 
 
-def draw_asked_screen(position: Position, *, seed: int, size: int) -> AskedImage:
+def draw_asked_screen(position: Position, *, seed: int, size: int) -> list[AskedImage]:
     """Draw screen number `position[1]` of split `position[0]` and ask about it."""
     split, index = position
     screen = draw_screen(seed=seed, split=split, index=index, size=size)
@@ -73,7 +73,7 @@ def draw_asked_screen(position: Position, *, seed: int, size: int) -> AskedImage
         for widget in screen.widgets
     )
     labels = {"screen": screen.kind, "layout": screen.layout, "font": screen.font}
-    return AskedImage(
+    image = AskedImage(
         key,
         jpeg(screen.image),
         regions=regions,
@@ -84,3 +84,4 @@ def draw_asked_screen(position: Position, *, seed: int, size: int) -> AskedImage
         },
         conversations=make_conversations(questions, key=key, group="text-rich", source="screens"),
     )
+    return [image]
