@@ -191,6 +191,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
         "from foveate.cli.main import cli; cli(['pretrain', '--help'], standalone_mode=False)",
         "from foveate.cli.main import cli; cli(['captioner', 'train', '--help'], standalone_mode=False)",
         "from foveate.cli.main import cli; cli(['adapt', 'train', '--help'], standalone_mode=False)",
+        "from foveate.cli.main import cli; cli(['mllm', 'plan', '--help'], standalone_mode=False)",
         "from foveate.cli.main import cli; cli(['federated', 'embed', '--help'], standalone_mode=False)",
     ],
 )
