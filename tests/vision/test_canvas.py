@@ -19,6 +19,7 @@ from foveate.vision.canvas import (
     canvas_to_image,
     canvas_to_tile,
     image_to_canvas,
+    mean_color,
     render_sample,
     render_views,
     tile_to_canvas,
@@ -167,3 +168,9 @@ def test_several_images_follow_each_other() -> None:
     for wrong in ([], images[:1]):
         with raises_naming(UserError, f"{len(wrong)} images", 2):
             render_sample(wrong, plans)
+
+
+def test_the_color_of_padding_and_wrong_interpolations() -> None:
+    assert mean_color((0.48145466, 0.4578275, 0.40821073)) == FILL  # CLIP's
+    with raises_naming(UserError, "lanczos", "bicubic"):
+        render_views(noise(30, 40), plan_tiles(ImageSize(30, 40), TilingOptions()), interpolation="lanczos")

@@ -14,9 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from foveate.core.errors import UserError
+from foveate.core.errors import UserError, choose
 from foveate.records.boxes import Floats
 from foveate.vision.tiling import OVERVIEW, Fit, ImageSize, TilePlan
+
+
+def mean_color(mean: Sequence[float]) -> tuple[int, int, int]:
+    """Return an encoder's mean as an RGB color 0..255, rounded down as in LLaVA's padding."""
+    red, green, blue = (int(255 * value) for value in mean)
+    return red, green, blue
 
 
 def render_views(
@@ -30,8 +36,9 @@ def render_views(
         interpolation: "bicubic" or "bilinear", antialiased.
 
     Raises:
-        UserError: the image has another size than the plan.
+        UserError: the image has another size than the plan, or there is no such interpolation.
     """
+    choose(interpolation, ("bicubic", "bilinear"), "interpolation of views")
     if image.size != plan.size[::-1]:
         width, height = image.size
         raise UserError(
