@@ -10,5 +10,9 @@ from foveate.core.recipes import Settings
 class AskSettings(Settings):
     """How a question is answered."""
 
-    model: str = Field(default="mini", description="mini (shipped), or a model folder of foveate mllm train")
+    model: str = Field(
+        default="mini",
+        description="mini (shipped), a model folder of foveate mllm train, or a folder or hub id of an "
+        "image-text-to-text model of transformers",
+    )
     max_tokens: int = Field(default=64, ge=1, le=4096, description="longest answer in tokens")

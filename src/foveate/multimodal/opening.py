@@ -1,4 +1,4 @@
-"""Open a multimodal model: the shipped one, or a model folder."""
+"""Open a multimodal model: the shipped one, a model folder, or one of transformers."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from pathlib import Path
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
+from foveate.core.hub import HUB_ID
 from foveate.core.model_folder import CONFIG
 from foveate.core.paths import DATA
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import KIND, load_model
+from foveate.multimodal.foreign import ForeignMllm, open_foreign
 from foveate.vision.precision import choose_device
 
 SHIPPED = ("mini",)
 
 
-def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm:
+def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm | ForeignMllm:
     """Open a multimodal model that answers questions about images.
 
     Args:
-        source: "mini" (shipped with the package) or a model folder of `foveate mllm train`.
+        source: "mini" (shipped with the package), a model folder of `foveate mllm train`, or a folder or hub id of an
+            image-text-to-text model of transformers.
         device: such as "cpu" or "cuda"; by default the fastest there is.
 
     Raises:
@@ -31,9 +34,13 @@ def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm
         True
     """
     folder = DATA / str(source) if str(source) in SHIPPED else Path(source)
+    if not folder.exists() and HUB_ID.fullmatch(str(source)):
+        return open_foreign(str(source), device=choose_device(device or "auto"))
     if not folder.is_dir():
         raise UserError(f"model: there is no folder {folder}; expected {', '.join(SHIPPED)} or a model folder")
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if isinstance(config, dict) and "kind" not in config and "model_type" in config:
+        return open_foreign(str(folder), device=choose_device(device or "auto"))
     if isinstance(config, dict) and config.get("kind") not in (None, KIND):
         raise UserError(
             f"{folder}: holds a model of kind '{config['kind']}', which cannot be asked; expected one of "

@@ -1,0 +1,261 @@
+"""Image-text-to-text models of transformers behind the same questions and answers as our own.
+
+Images and text are prepared by the checkpoint's processor and written in its chat template. What the numbers of a box
+mean differs from family to family and stands in no config: `UNITS` states it. Where a family writes no boxes, or none
+that fit what its processor shows it, answers are text alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from foveate.core.errors import UserError, choose
+from foveate.core.hub import check_loaded, fetch, loading
+from foveate.multimodal.ask import Answer, Question
+from foveate.records.boxes import PixelBox
+from foveate.records.conversations import IMAGE, REGION, find_shape_problem
+from foveate.records.images import BadImage, ImageInput, decode, encode_input, is_single_image
+from foveate.records.importers.coordinates import CoordinateFrame, fit_shape
+from foveate.records.shapes import Shape
+
+# Qwen2-VL and Qwen3-VL write 0 to 1000, Qwen2.5-VL pixels of the image as it sees it (QwenLM/Qwen3-VL, threads 676, 866
+# and 1486). LLaVA's 0-1 is of a padded square, and its processor in transformers cuts one out instead.
+UNITS = {
+    "idefics3": "none",
+    "llava": "none",
+    "llava_next": "none",
+    "qwen2_5_vl": "resized-pixels",
+    "qwen2_vl": "0-1000",
+    "qwen3_vl": "0-1000",
+    "smolvlm": "none",
+}
+_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+# Lists, and Qwen2-VL's two points.
+_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]|\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)")
+
+
+class ForeignMllm:
+    """A model of transformers that can be asked. Use `open_foreign`.
+
+    Attributes:
+        model, processor: of transformers.
+        unit: of the boxes in its answers, see `UNITS`.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, name: str, unit: str) -> None:
+        self.model, self.processor, self.name, self.unit = model, processor, name, unit
+
+    def __repr__(self) -> str:
+        return f"ForeignMllm({type(self.model).__name__}, {self.name!r}, boxes={self.unit!r})"
+
+    def ask(
+        self,
+        images: Sequence[ImageInput] | ImageInput,
+        question: str,
+        *,
+        regions: Sequence[Shape] = (),
+        max_tokens: int = 64,
+    ) -> Answer:
+        """Answer one question greedily.
+
+        Boxes of the answer are read where there is one image: with several, no family says which one they are in.
+
+        Args:
+            images: a path, bytes or Pillow image, or several; they stand where `<image>` stands in the question, or in
+                front of it.
+            regions: must be empty: these models have no region tokens.
+            max_tokens: longest answer.
+
+        Raises:
+            UserError: an image cannot be read, the question is too long, or regions were passed.
+        """
+        return self.answer_turns(_read_images(images), [("user", _check_question(question, regions))], max_tokens)[0]
+
+    def ask_all(self, questions: Sequence[tuple[Any, ...]], *, max_tokens: int = 64) -> list[Answer]:
+        """Answer `Question`s, or tuples of the same, one after another; see `ask`."""
+        return [
+            self.ask(images, text, regions=regions, max_tokens=max_tokens)
+            for images, text, regions in (Question(*question) for question in questions)
+        ]
+
+    def stream(
+        self,
+        images: Sequence[ImageInput] | ImageInput,
+        question: str,
+        *,
+        regions: Sequence[Shape] = (),
+        max_tokens: int = 64,
+    ) -> Iterator[str]:
+        """Yield the answer's text, in one piece."""
+        yield self.ask(images, question, regions=regions, max_tokens=max_tokens).text
+
+    def chat(self, images: Sequence[ImageInput] | ImageInput) -> ForeignChat:
+        """Start a conversation about images."""
+        return ForeignChat(self, images)
+
+    @torch.inference_mode()
+    def answer_turns(
+        self, images: list[Image.Image], turns: list[tuple[str, str]], max_tokens: int
+    ) -> tuple[Answer, str]:
+        """Answer the last of turns (role, text); return the answer, and its text as the model wrote it."""
+        inputs = self._inputs(images, turns)
+        length = inputs["input_ids"].shape[1]
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and length + max_tokens > limit:
+            raise UserError(
+                f"question: {length} tokens with its images and {max_tokens} of the answer do not fit the context of "
+                f"{self.name}; expected at most {limit}"
+            )
+        ids = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)[0, length:]
+        written = text = self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        boxes: tuple[PixelBox, ...] = ()
+        if len(images) == 1 and self.unit != "none":
+            text, boxes = read_boxes(text, self._frame(images[0], inputs))
+        ends = _end_ids(self.model)
+        return Answer(text, boxes, (0,) * len(boxes), len(ids), bool(len(ids)) and int(ids[-1]) in ends), written
+
+    def _inputs(self, images: list[Image.Image], turns: list[tuple[str, str]]) -> Any:
+        """Prepare images and turns as the checkpoint's processor does."""
+        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+        messages[0]["content"] = _place_images(turns[0][1], len(images))
+        prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        with loading(self.name, kind="the question"):
+            inputs = self.processor(images=images or None, text=prompt, return_tensors="pt")
+        device, dtype = self.model.device, self.model.dtype
+        moved = {}
+        for name, value in inputs.items():
+            is_pixels = isinstance(value, Tensor) and value.is_floating_point()
+            moved[name] = value.to(device, dtype) if is_pixels else value.to(device)
+        return moved
+
+    def _frame(self, image: Image.Image, inputs: Any) -> CoordinateFrame:
+        resized = None
+        if self.unit == "resized-pixels":
+            # The processor's own size rather than a rule of ours: its bounds are options of the checkpoint.
+            _, rows, columns = inputs["image_grid_thw"][0].tolist()
+            patch = self.processor.image_processor.patch_size
+            resized = (columns * patch, rows * patch)
+        return CoordinateFrame(self.unit, image.width, image.height, resized=resized)
+
+
+class ForeignChat:
+    """A conversation about images; `turns` holds roles and texts."""
+
+    def __init__(self, model: ForeignMllm, images: Sequence[ImageInput] | ImageInput) -> None:
+        self.model, self.images = model, _read_images(images)
+        self.turns: list[tuple[str, str]] = []
+
+    def ask(self, question: str, *, regions: Sequence[Shape] = (), max_tokens: int = 64) -> Answer:
+        """Answer the next question; earlier ones and their answers are in front of it."""
+        turns = [*self.turns, ("user", _check_question(question, regions))]
+        answer, written = self.model.answer_turns(self.images, turns, max_tokens)
+        # As it was written: in pixels the model would read its boxes in a unit that is not its own.
+        self.turns = [*turns, ("assistant", written)]
+        return answer
+
+
+def open_foreign(
+    source: str, *, revision: str | None = None, unit: str | None = None, device: str | torch.device = "cpu"
+) -> ForeignMllm:
+    """Open an image-text-to-text model of transformers; code of a repository is never run.
+
+    Args:
+        source: folder, or OWNER/NAME on the hub, with safetensors weights and a processor with a chat template.
+        unit: of the boxes in its answers: none, pixels, resized-pixels, 0-1, 0-1-padded or 0-1000; by default that of
+            its family, see `UNITS`.
+
+    Raises:
+        UserError: it is out of reach, of another task, a pickle, incomplete, or has no chat template.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    checkpoint = fetch(source, revision=revision, field="model")
+    model_type = str(checkpoint.config().get("model_type"))
+    known = ("none", "pixels", "resized-pixels", "0-1", "0-1-padded", "0-1000")
+    unit = choose(unit or UNITS.get(model_type, "none"), known, "unit of boxes")
+    if unit == "resized-pixels" and not model_type.startswith("qwen"):
+        raise UserError(f"unit of boxes: '{model_type}' tells no resized image (got '{unit}'); expected another unit")
+    checkpoint.weights()
+    device = torch.device(device)
+    with loading(source, kind="it as an image-text-to-text model"):
+        processor: Any = AutoProcessor.from_pretrained(str(checkpoint.folder))
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            str(checkpoint.folder),
+            use_safetensors=True,
+            # As stored on an accelerator; processors compute float32 faster.
+            dtype=torch.float32 if device.type == "cpu" else "auto",
+            output_loading_info=True,
+        )
+    check_loaded(report, name=source)
+    if not getattr(processor, "chat_template", None):
+        raise UserError(f"{source}: its processor has no chat template; expected chat_template.jinja in the folder")
+    return ForeignMllm(model.to(device).eval().requires_grad_(False), processor, name=source, unit=unit)
+
+
+def read_boxes(text: str, frame: CoordinateFrame) -> tuple[str, tuple[PixelBox, ...]]:
+    """Return a text with its boxes rewritten in pixels of the image, and these boxes.
+
+    Corners may be inverted and may reach out of the image by 5 % of a side. Numbers that only look like a box stay as
+    they are.
+    """
+    boxes: list[PixelBox] = []
+
+    def rewrite(match: re.Match[str]) -> str:
+        x1, y1, x2, y2 = (float(group) for group in match.groups() if group is not None)
+        box = frame.to_pixels(PixelBox(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
+        box = fit_shape(box, width=frame.width, height=frame.height)
+        assert isinstance(box, PixelBox)
+        if find_shape_problem(box, width=frame.width, height=frame.height):
+            return match[0]
+        boxes.append(box)
+        return f"[{', '.join(str(round(edge)) for edge in (box.x1, box.y1, box.x2, box.y2))}]"
+
+    return _BOX.sub(rewrite, text), tuple(boxes)
+
+
+def _read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]:
+    listed = [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
+    decoded = []
+    for number, image in enumerate(listed):
+        try:
+            decoded.append(decode(encode_input(image)))
+        except BadImage as problem:
+            name = image if isinstance(image, str | Path) else f"image {number + 1}"
+            raise UserError(f"{name}: cannot be read: {problem}") from problem
+    return decoded
+
+
+def _check_question(question: str, regions: Sequence[Shape]) -> str:
+    text = question.strip()
+    if not text:
+        raise UserError("question: it is empty")
+    if regions or REGION in text:
+        raise UserError(
+            f"question: models of transformers have no {REGION} (got {len(regions)} regions); expected plain text"
+        )
+    return text
+
+
+def _place_images(text: str, count: int) -> list[dict[str, str]]:
+    """Return the parts of the first question, an image for each placeholder, or all in front where it has none."""
+    if IMAGE not in text:
+        text = IMAGE * count + text
+    if text.count(IMAGE) != count:
+        raise UserError(f"question: has {text.count(IMAGE)} {IMAGE} (got {count} images); expected one for each image")
+    parts: list[dict[str, str]] = []
+    for number, piece in enumerate(text.split(IMAGE)):
+        parts += [{"type": "image"}] if number else []
+        parts += [{"type": "text", "text": piece.strip()}] if piece.strip() else []
+    return parts
+
+
+def _end_ids(model: Any) -> set[int]:
+    ids = model.generation_config.eos_token_id
+    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)

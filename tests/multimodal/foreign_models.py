@@ -1,0 +1,147 @@
+"""Tiny random image-text-to-text models of transformers, saved to disk in the real format with their processors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from foveate.vision.registry import seeded
+
+WORDS = "what is in the image where red disc a user assistant yes no big small blue one two three".split()
+SPECIAL = ["<pad>", "</s>", "<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+IDEFICS = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+TILES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+MARKS = {"qwen": "<|vision_start|><|image_pad|><|vision_end|>"}
+TEXT = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "max_position_embeddings": 400, "eos_token_id": 1, "pad_token_id": 0,
+    "bos_token_id": None,
+}  # fmt: skip
+VIT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8}
+
+
+def tokenizer() -> Any:
+    names = [*SPECIAL, *IDEFICS, *TILES, "<unk>", ":", *WORDS]
+    inner = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, "<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [*SPECIAL[2:], *IDEFICS, *TILES]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
+        additional_special_tokens=special,
+    )  # fmt: skip
+
+
+def template(mark: str) -> str:
+    return (
+        "{% for message in messages %}{{ message['role'] }} : {% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}" + mark + " {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant : {% endif %}"
+    )
+
+
+def save(family: str, folder: Path) -> Path:
+    """A model of a family with its processor and chat template."""
+    words = tokenizer()
+    ids = words.convert_tokens_to_ids
+    size = len(words)
+    with seeded(0):
+        model, processor = BUILDERS[family](words, ids, {**TEXT, "vocab_size": size})
+        model = model.eval()
+        with torch.no_grad():
+            # Apart, so that answers depend on the image: at their usual scale random models repeat one word.
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(4)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _llava(words: Any, ids: Any, text: dict[str, Any]) -> tuple[Any, Any]:
+    import transformers as t
+
+    config = t.LlavaConfig(
+        vision_config=t.CLIPVisionConfig(**VIT, image_size=32), text_config=t.LlamaConfig(**text),
+        image_token_index=ids("<image>"), image_seq_length=16,
+    )  # fmt: skip
+    sides = {"height": 32, "width": 32}
+    processor = t.LlavaProcessor(
+        t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=sides), words, patch_size=8,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=template("<image>"),
+    )  # fmt: skip
+    return t.LlavaForConditionalGeneration(config), processor
+
+
+def _llava_next(words: Any, ids: Any, text: dict[str, Any]) -> tuple[Any, Any]:
+    import transformers as t
+
+    points = [[32, 64], [64, 32], [64, 64]]
+    config = t.LlavaNextConfig(
+        vision_config=t.CLIPVisionConfig(**VIT, image_size=32), text_config=t.LlamaConfig(**text),
+        image_token_index=ids("<image>"), image_grid_pinpoints=points,
+    )  # fmt: skip
+    sides = {"height": 32, "width": 32}
+    processor = t.LlavaNextProcessor(
+        t.LlavaNextImageProcessor(size={"shortest_edge": 32}, crop_size=sides, image_grid_pinpoints=points), words,
+        patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=template("<image>"),
+    )  # fmt: skip
+    return t.LlavaNextForConditionalGeneration(config), processor
+
+
+def _idefics3(words: Any, ids: Any, text: dict[str, Any]) -> tuple[Any, Any]:
+    import transformers as t
+
+    config = t.Idefics3Config(
+        vision_config={**VIT, "image_size": 32}, text_config={**text, "model_type": "llama"}, scale_factor=2,
+        image_token_id=ids("<image>"), pad_token_id=0,
+    )  # fmt: skip
+    images = t.Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    processor = t.Idefics3Processor(images, words, image_seq_len=4, chat_template=template("<image>"))
+    return t.Idefics3ForConditionalGeneration(config), processor
+
+
+def _qwen(kind: str) -> Any:
+    def build(words: Any, ids: Any, text: dict[str, Any]) -> tuple[Any, Any]:
+        import transformers as t
+
+        vision: dict[str, Any] = {"depth": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        if kind == "Qwen2VL":
+            vision |= {"embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+        else:
+            vision |= {"hidden_size": 32, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 48}
+        if kind == "Qwen2_5_VL":
+            vision |= {"fullatt_block_indexes": [1], "window_size": 16}
+        if kind == "Qwen3VL":
+            vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+            text = {**text, "head_dim": 16}
+        section = [2, 3, 3]
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section}
+        config = getattr(t, f"{kind}Config")(
+            vision_config=vision, text_config={**text, "rope_parameters": rope},
+            image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
+            vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
+        )  # fmt: skip
+        sizes = {"shortest_edge": 16 * 16, "longest_edge": 48 * 48}
+        images = t.Qwen2VLImageProcessor(patch_size=4, merge_size=2, temporal_patch_size=2, size=sizes)
+        videos = t.Qwen2VLVideoProcessor() if kind != "Qwen3VL" else t.Qwen3VLVideoProcessor()
+        mark = MARKS["qwen"]
+        processor = getattr(t, f"{kind}Processor")(images, words, videos, chat_template=template(mark))
+        return getattr(t, f"{kind}ForConditionalGeneration")(config), processor
+
+    return build
+
+
+BUILDERS = {
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "idefics3": _idefics3,
+    "qwen2_vl": _qwen("Qwen2VL"),
+    "qwen2_5_vl": _qwen("Qwen2_5_VL"),
+    "qwen3_vl": _qwen("Qwen3VL"),
+}

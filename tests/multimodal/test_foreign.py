@@ -1,0 +1,145 @@
+"""Models of transformers: their own greedy answers, boxes in the unit of each family, unusable folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from foveate.core.errors import UserError
+from foveate.multimodal.foreign import ForeignMllm, open_foreign, read_boxes
+from foveate.multimodal.opening import open_mllm
+from foveate.records.boxes import PixelBox
+from foveate.records.importers.coordinates import CoordinateFrame
+from multimodal.foreign_models import BUILDERS, MARKS, save
+from naming import raises_naming
+
+QUESTION = "what is in the image"
+
+
+def draw(width: int, height: int, *, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("foreign")
+    return {family: save(family, root / family) for family in BUILDERS}
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_answers_are_those_of_the_class_itself(family: str, count: int, folders: dict[str, Path]) -> None:
+    ours = open_mllm(folders[family], device="cpu")
+    assert isinstance(ours, ForeignMllm)
+    images = [draw(50, 40), draw(30, 60, seed=1)][:count]
+    answer = ours.ask(images, QUESTION, max_tokens=6)
+    mark = MARKS["qwen"] if family.startswith("qwen") else "<image>"
+    prompt = f"user : {' '.join([mark] * count)} {QUESTION} assistant : "
+    inputs = ours.processor(images=images, text=prompt, return_tensors="pt")
+    with torch.no_grad():
+        ids = ours.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert answer.text == ours.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert answer.tokens == len(ids)
+    assert answer.finished == (int(ids[-1]) == 1)
+    assert "".join(ours.stream(images, QUESTION, max_tokens=6)) == answer.text
+    placed = "<image>\n" * count + QUESTION
+    assert ours.ask_all([(images, placed), (images, QUESTION, ())], max_tokens=6) == [answer, answer]
+
+
+def test_answers_depend_on_the_image(folders: dict[str, Path]) -> None:
+    model = open_foreign(str(folders["llava"]))
+    answers = {model.ask(draw(40, 40, seed=seed), QUESTION, max_tokens=8).text for seed in range(6)}
+    assert len(answers) > 1
+
+
+# 50 x 40 pixels become 48 x 40 in patches of 4 pixels, two by two.
+WRITTEN = {
+    "qwen2_vl": ("the disc (100,250),(500,750)", PixelBox(5.0, 10.0, 25.0, 30.0)),
+    "qwen2_5_vl": ('[{"bbox_2d": [12, 10, 24, 30], "label": "disc"}]', PixelBox(12.5, 10.0, 25.0, 30.0)),
+    "qwen3_vl": ('[{"bbox_2d": [100, 250, 500, 750]}]', PixelBox(5.0, 10.0, 25.0, 30.0)),
+    "llava": ("the disc [0.1, 0.25, 0.5, 0.75]", None),
+}
+
+
+@pytest.mark.parametrize("family", WRITTEN)
+def test_boxes_are_in_pixels_of_the_image(family: str, folders: dict[str, Path], monkeypatch: Any) -> None:
+    model = open_foreign(str(folders[family]))
+    written, expected = WRITTEN[family]
+    monkeypatch.setattr(type(model.processor.tokenizer), "decode", lambda *_, **__: written)
+    answer = model.ask(draw(50, 40), QUESTION, max_tokens=2)
+    if expected is None:
+        assert (answer.text, answer.boxes) == (written, ())
+        with_unit = open_foreign(str(folders[family]), unit="0-1").ask(draw(50, 40), QUESTION, max_tokens=2)
+        assert with_unit.boxes == (PixelBox(5.0, 10.0, 25.0, 30.0),)
+        return
+    assert answer.boxes == (pytest.approx(expected),) or answer.boxes == (expected,)
+    assert answer.images == (0,)
+    corners = ", ".join(str(round(edge)) for edge in (expected.x1, expected.y1, expected.x2, expected.y2))
+    assert f"[{corners}]" in answer.text
+    # With two images nobody knows which one is meant.
+    assert model.ask([draw(50, 40), draw(40, 50)], QUESTION, max_tokens=2).boxes == ()
+    # A conversation goes on with what the model wrote.
+    chat = model.chat(draw(50, 40))
+    chat.ask(QUESTION, max_tokens=2)
+    assert chat.turns == [("user", QUESTION), ("assistant", written)]
+
+
+def test_numbers_that_are_no_boxes_stay() -> None:
+    frame = CoordinateFrame("0-1000", 200, 100)
+    text, boxes = read_boxes("[500, 1000, 0, 0] [1, 2, 3] [0, 0, 0, 9] (900,900),(1020,1000) [0, 0, 4000, 9]", frame)
+    assert boxes == (PixelBox(0, 0, 100, 100), PixelBox(180, 90, 200, 100))
+    assert text == "[0, 0, 100, 100] [1, 2, 3] [0, 0, 0, 9] [180, 90, 200, 100] [0, 0, 4000, 9]"
+
+
+def test_a_conversation_holds_its_turns(folders: dict[str, Path]) -> None:
+    model = open_foreign(str(folders["qwen2_vl"]))
+    chat = model.chat(draw(40, 40))
+    first = chat.ask("where is the red disc", max_tokens=4)
+    assert first == model.ask(draw(40, 40), "where is the red disc", max_tokens=4)
+    chat.ask("is the disc big", max_tokens=4)
+    assert [role for role, _ in chat.turns] == ["user", "assistant", "user", "assistant"]
+
+
+def test_unusable_questions_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = open_foreign(str(folders["llava"]))
+    with raises_naming(UserError, "question", "empty"):
+        model.ask(draw(9, 9), "  ")
+    with raises_naming(UserError, "<region>", 1):
+        model.ask(draw(9, 9), "what is this", regions=[PixelBox(0, 0, 3, 3)])
+    with raises_naming(UserError, 2, "<image>", 1):
+        model.ask(draw(9, 9), "<image> or <image>")
+    with raises_naming(UserError, 400, "context"):
+        model.ask(draw(9, 9), "disc " * 390)
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    with raises_naming(UserError, bad):
+        model.ask(bad, QUESTION)
+
+
+def test_unusable_folders_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    import shutil
+
+    with raises_naming(UserError, "resized-pixels", "llava"):
+        open_foreign(str(folders["llava"]), unit="resized-pixels")
+    with raises_naming(UserError, "unit", "0-100", "0-1000"):
+        open_foreign(str(folders["llava"]), unit="0-100")
+    with raises_naming(UserError, tmp_path, "config.json"):
+        open_foreign(str(tmp_path))
+    no_template = shutil.copytree(folders["llava"], tmp_path / "a")
+    (no_template / "chat_template.jinja").unlink()
+    with raises_naming(UserError, no_template, "chat template"):
+        open_foreign(str(no_template))
+    other = shutil.copytree(folders["llava"], tmp_path / "b")
+    (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with raises_naming(UserError, other):
+        open_mllm(other, device="cpu")
+    pickle = shutil.copytree(folders["llava"], tmp_path / "c")
+    (pickle / "model.safetensors").rename(pickle / "pytorch_model.bin")
+    with raises_naming(UserError, "pytorch_model.bin", "pickle"):
+        open_foreign(str(pickle))
