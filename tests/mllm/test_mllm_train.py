@@ -15,6 +15,7 @@ import torch
 
 from foveate.core.errors import UserError
 from foveate.core.model_folder import read_tensors
+from foveate.mllm.evaluate import SuiteSettings, evaluate
 from foveate.mllm.task import MllmTask
 from foveate.mllm.train import prepare_training, train_mllm
 from foveate.multimodal.opening import open_mllm
@@ -31,6 +32,11 @@ def test_a_trained_model_answers_from_its_folder(asked_collection: Path, tmp_pat
     model = open_mllm(trained.model_folder)
     answer = model.ask(torch.zeros(48, 64, 3, dtype=torch.uint8).numpy(), "Where is the red disc?", max_tokens=6)
     assert answer.tokens <= 6
+    evaluated = evaluate(
+        model, "scenes", asked_collection, run=tmp_path / "evaluation", settings=SuiteSettings(limit=4)
+    )
+    assert evaluated.questions == 4
+    assert all(cell is not None for cell in evaluated.table[0].values.values())
 
 
 def signal_in_call(number: int, losses: Callable[..., Any]) -> Callable[..., Any]:

@@ -247,10 +247,10 @@ def summarize(
     by_condition = {
         condition: {row["id"]: row for row in rows if row["condition"] == condition} for condition in CONDITIONS
     }
-    slices = list(dict.fromkeys(question.slice for question in counted if question.slice))
+    slices = sorted({name for question in counted for name in question.slices})
     parts = [("", counted)]
     if len(slices) > 1:
-        parts += [(name, [question for question in counted if question.slice == name]) for name in slices]
+        parts += [(name, [question for question in counted if name in question.slices]) for name in slices]
     table = [_row(suite, name, part, by_condition, seed=seed) for name, part in parts]
     further = {}
     for condition, answered in by_condition.items():
@@ -326,7 +326,7 @@ def _pick_samples(
                 references=list(dict.fromkeys(question.references)),
                 answers={condition: row["answer"] for condition, row in answered[question.id].items()},
                 score=answered[question.id]["image"]["score"],
-                slice=question.slice,
+                slice=question.slices[0] if question.slices else "",
             )
         )
     return samples

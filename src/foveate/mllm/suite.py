@@ -56,7 +56,7 @@ class SuiteQuestion:
         references: accepted answers.
         choices: of a multiple choice; the references are then one of them.
         regions: of the text, in pixels of the image. boxes: of the answer.
-        slice: part of the suite that is also reported by itself.
+        slices: parts of the suite that are also reported by themselves.
         chance: probability of guessing right, where it is known.
     """
 
@@ -67,7 +67,7 @@ class SuiteQuestion:
     choices: tuple[str, ...] = ()
     regions: tuple[Shape, ...] = ()
     boxes: tuple[PixelBox, ...] = ()
-    slice: str = ""
+    slices: tuple[str, ...] = ()
     chance: float | None = None
 
 

@@ -61,7 +61,7 @@ def _read(text: str, entry: dict[str, Any], image: str, *, where: str) -> SuiteQ
         text=letter_choices(text, choices),
         references=(choices[answer],),
         choices=choices,
-        slice="labels" if entry.get("abcLabel") else "texts",
+        slices=("labels" if entry.get("abcLabel") else "texts",),
         chance=1 / len(choices),
     )
 

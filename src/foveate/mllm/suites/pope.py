@@ -41,7 +41,7 @@ def _read(entry: dict, kind: str, *, where: str) -> SuiteQuestion:
         images=(get_field(entry, "image", str, where=where),),
         text=get_field(entry, "text", str, where=where),
         references=(label,),
-        slice=kind,
+        slices=(kind,),
         chance=0.5,
     )
 

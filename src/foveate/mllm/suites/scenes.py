@@ -35,7 +35,7 @@ def _make(conversation: Conversation) -> SuiteQuestion:
     # Yes or no is decided by its first word, a sentence by its words.
     references = tuple(dict.fromkeys((*question.references, sentence)))
     chance = 0.5 if two_answers or question.references[0].casefold() in _YES_NO else None
-    return replace(question, references=references, slice=part, chance=chance)
+    return replace(question, references=references, slices=tuple(dict.fromkeys((kind, part))), chance=chance)
 
 
 def _last_question(conversation: Conversation) -> Conversation:

@@ -39,7 +39,7 @@ def _read(problems: dict, pid: str, path: Path) -> SuiteQuestion:
         text=letter_choices(get_field(problem, "question", str, where=where), choices, hint=problem.get("hint", "")),
         references=(choices[answer],),
         choices=choices,
-        slice="with image" if image else "text only",
+        slices=("with image" if image else "text only",),
         chance=1 / len(choices),
     )
 
