@@ -20,11 +20,14 @@ from foveate.mllm.pricing import (
     format_price,
     memory_per_device,
     price,
+    price_recipe,
     step_flops,
 )
+from foveate.mllm.train import build_recipe_model
 from foveate.training.settings import TrainingSettings
 from foveate.vision.connectors import build_connector
 from naming import raises_naming
+from tiny_mllm import make_recipe
 
 TOWER = CLIPVisionConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=5, num_attention_heads=2, image_size=56, patch_size=14
@@ -143,6 +146,23 @@ def test_large_models_are_priced_in_seconds_without_memory() -> None:
     assert priced["steps"] == 23_000
     lines = "\n".join(format_price(result))
     assert "stage sft: 23,000 steps of 256 samples with 1,208 tokens, 1,008 of them of images" in lines
+
+
+def test_a_recipe_is_priced_as_it_would_be_built() -> None:
+    recipe = make_recipe()
+    result = price_recipe(recipe, hardware="h100-80gb")
+    model = build_recipe_model(recipe)
+    assert result["parameters_by_part"] == {
+        "tower": sum(weight.numel() for weight in model.tower.parameters()),
+        "connector": sum(weight.numel() for weight in model.connector.parameters()),
+        "language": sum(weight.numel() for weight in model.language_model.parameters()),
+    }
+    assert result["view_tokens"] == model.connector.num_tokens
+    alignment, instruction = result["stages"]
+    assert [alignment["steps"], instruction["steps"]] == [stage.training.steps for stage in recipe.stages]
+    assert alignment["flops_per_sample"]["language"] == alignment["memory_per_device"]["logits"] == 0
+    assert instruction["sequence"] == model.connector.num_tokens + 30 * recipe.stages[1].max_conversations
+    assert instruction["flops_per_sample"]["language"] > 0
 
 
 def test_what_does_not_fit_is_named() -> None:

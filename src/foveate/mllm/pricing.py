@@ -18,10 +18,13 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from foveate.core.errors import UserError
 from foveate.core.progress import duration
+from foveate.mllm.recipe import MllmRecipe
+from foveate.mllm.train import build_recipe_model
 from foveate.training.costs import ModuleCost, count_parameters, make_fake, measure, state_bytes
 from foveate.training.hardware import PriceSettings, parse_hardware
 from foveate.training.settings import TrainingSettings
-from foveate.vision.connectors import build_connector
+from foveate.vision.connectors import Connector, build_connector
+from foveate.vision.encoder import ImageEncoder
 
 PARTS = ("tower", "connector", "language")
 _PRICE = PriceSettings()
@@ -63,6 +66,7 @@ class StageShape:
         views: views of a mean sample, overviews included. text_tokens: tokens of a mean sample's text.
         answer_tokens: those that a loss is computed of.
         trained: parts that are trained; the others only go forward.
+        runs_language: whether the language model runs at all.
     """
 
     name: str
@@ -71,6 +75,7 @@ class StageShape:
     text_tokens: float
     answer_tokens: float
     trained: tuple[str, ...] = PARTS
+    runs_language: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,78 @@ def price(
     Raises:
         UserError: shapes that do not fit together, unknown parts or hardware, a batch that devices do not divide.
     """
+    return _price(
+        lambda precision: count_vision(shape, precision),
+        shape.language,
+        stages,
+        experts=shape.experts,
+        devices=devices,
+        hardware=hardware,
+        mfu=mfu,
+    )
+
+
+def price_recipe(
+    recipe: MllmRecipe,
+    *,
+    views: float = 1,
+    turn_tokens: float = 30,
+    answer_tokens: float = 8,
+    devices: int = _PRICE.devices,
+    hardware: str = _PRICE.hardware,
+    mfu: float = _PRICE.mfu,
+) -> dict[str, Any]:
+    """Estimate the training of a recipe, all stages, with its tower and connector as they are; see `price`.
+
+    A stage without texts does not run the language model. Heads and positions, some thousands of parameters, are left
+    out, and the table of tokens is counted at all positions. The tower's features are computed in every step: frozen
+    ones that are cached cost less.
+
+    Args:
+        views: of a mean sample. turn_tokens: of a mean conversation, `answer_tokens` of them the answer's.
+    """
+    with torch.device("meta"):
+        model = build_recipe_model(recipe)
+    stages = []
+    for stage in recipe.stages:
+        conversations = stage.max_conversations if stage.texts else 0
+        rates = {"tower": stage.connector_rate, "connector": stage.connector_rate, "language": stage.language_rate}
+        frozen = all(not weight.requires_grad for weight in model.tower.parameters())
+        trained = [name for name in PARTS if rates[name] and not (name == "tower" and frozen)]
+        if not stage.texts:
+            trained.remove("language")
+        stages.append(
+            StageShape(
+                stage.name,
+                stage.training,
+                views,
+                conversations * turn_tokens,
+                conversations * answer_tokens,
+                tuple(trained),
+                runs_language=stage.texts,
+            )
+        )
+    return _price(
+        lambda precision: _count_built_vision(model.tower, model.connector, precision),
+        model.language_model.config,
+        stages,
+        experts=None,
+        devices=devices,
+        hardware=hardware,
+        mfu=mfu,
+    )
+
+
+def _price(
+    count: Callable[[str], tuple[dict[str, PartCost], int]],
+    language: PretrainedConfig,
+    stages: Sequence[StageShape],
+    *,
+    experts: Experts | None,
+    devices: int,
+    hardware: str,
+    mfu: float,
+) -> dict[str, Any]:
     device = parse_hardware(hardware)
     vision: dict[str, tuple[dict[str, PartCost], int]] = {}
     result: dict[str, Any] = {"stages": [], "hardware": {"name": device.name, "gb": device.gigabytes}, "mfu": mfu}
@@ -113,13 +190,13 @@ def price(
         if settings.batch_size % devices:
             raise UserError(f"stage '{stage.name}': {devices} devices do not divide batch_size {settings.batch_size}")
         if settings.precision not in vision:
-            vision[settings.precision] = count_vision(shape, settings.precision)
+            vision[settings.precision] = count(settings.precision)
         view_parts, view_tokens = vision[settings.precision]
         length = round(stage.views * view_tokens + stage.text_tokens)
-        parts = view_parts | {"language": count_language(shape.language, length, shape.experts, settings.precision)}
-        limit = getattr(shape.language, "max_position_embeddings", None)
+        parts = view_parts | {"language": count_language(language, length, experts, settings.precision)}
+        limit = getattr(language, "max_position_embeddings", None)
         flops = step_flops(parts, stage)
-        memory = memory_per_device(parts, stage, vocabulary=shape.language.vocab_size, devices=devices)
+        memory = memory_per_device(parts, stage, vocabulary=language.vocab_size, devices=devices)
         peak = device.tflops if settings.precision == "bf16" else device.wide_tflops
         seconds = settings.batch_size * flops["total"] / devices / (peak * 1e12 * mfu)
         named = {name: part.parameters for name, part in parts.items()}
@@ -158,7 +235,8 @@ def step_flops(parts: Mapping[str, PartCost], stage: StageShape) -> dict[str, fl
     for name in PARTS:
         cost = parts[name].cost
         backward = 1.0 if name in stage.trained else 0.5 if before else 0.0
-        flops[name] = times[name] * (cost.forward + backward * cost.backward)
+        runs = times[name] if name != "language" or stage.runs_language else 0.0
+        flops[name] = runs * (cost.forward + backward * cost.backward)
         before = before or name in stage.trained
     return flops | {"total": sum(flops.values())}
 
@@ -175,6 +253,7 @@ def memory_per_device(
     samples = settings.batch_size / devices / settings.accumulate
     first = min((PARTS.index(name) for name in stage.trained), default=len(PARTS))
     times = {"tower": stage.views, "connector": stage.views, "language": 1.0}
+    times["language"] = float(stage.runs_language)
     saved = sum(times[name] * parts[name].cost.saved for name in PARTS[first:])
     state = state_bytes(
         float(sum(part.parameters for part in parts.values())),
@@ -239,17 +318,38 @@ def count_vision(shape: ModelShape, precision: str) -> tuple[dict[str, PartCost]
             out_width=shape.language.hidden_size,
             grid=grid,
         )
-    parameters, num_tokens = count_parameters(connector), connector.num_tokens
-    mode = FakeTensorMode()
+    return {"tower": tower_cost, "connector": _count_connector(connector, precision)}, connector.num_tokens
+
+
+def _count_built_vision(tower: ImageEncoder, connector: Connector, precision: str) -> tuple[dict[str, PartCost], int]:
+    """Count a tower of this house and its connector, of one view, on copies of their meta tensors."""
+    tower = copy.deepcopy(tower)
+    mode, size = FakeTensorMode(), count_parameters(tower)
+    make_fake(tower, mode)
+    tower.eval()
+    with mode, _autocast(precision):
+        cost = measure(
+            lambda batch: [tower(torch.empty(batch, *tower.feature_shape, dtype=tower.feature_dtype)).tokens],
+            blocks=0,
+            length=tower.grid[0] * tower.grid[1],
+            width=tower.width,
+        )
+    parts = {"tower": PartCost(size, size, size, cost), "connector": _count_connector(connector, precision)}
+    return parts, connector.num_tokens
+
+
+def _count_connector(connector: Connector, precision: str) -> PartCost:
+    connector = copy.deepcopy(connector)
+    mode, size, (rows, columns) = FakeTensorMode(), count_parameters(connector), connector.grid
     make_fake(connector, mode)
     with mode, _autocast(precision):
         cost = measure(
-            lambda batch: [connector(torch.empty(batch, grid[0] * grid[1], config.hidden_size))],
+            lambda batch: [connector(torch.empty(batch, rows * columns, connector.in_width))],
             blocks=0,
-            length=num_tokens,
-            width=shape.language.hidden_size,
+            length=connector.num_tokens,
+            width=connector.out_width,
         )
-    return {"tower": tower_cost, "connector": PartCost(parameters, parameters, parameters, cost)}, num_tokens
+    return PartCost(size, size, size, cost)
 
 
 def count_language(config: PretrainedConfig, length: int, experts: Experts | None, precision: str) -> PartCost:
