@@ -114,7 +114,7 @@ class TokenBatches:
         return drawn[rank * share : (rank + 1) * share]
 
     def count_steps(self, epochs: int = 1) -> int:
-        """Count the steps until every sample came `epochs` times, for a recipe's `training.steps`."""
+        """Count the steps of `epochs` times the rows, for `training.steps`; of one data set, each came so often."""
         pools = -(-epochs * self.num_rows // self.pool_size)
         while len(self._ends) <= pools:
             self._find(self._ends[-1])
