@@ -13,7 +13,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.packing import PackedTexts, Tokens, pack_texts
 from foveate.language.vocabulary import train_tokenizer, word_marks, wrap_tokenizer
-from foveate.multimodal.ask import Mllm, Question
+from foveate.multimodal.ask import Mllm, Question, ask_turns
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
 from foveate.multimodal.model import MultimodalModel, RegionPrompts, Visual
@@ -21,6 +21,7 @@ from foveate.multimodal.phrase_maps import box_weights
 from foveate.multimodal.prompts import PromptWriter
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.boxes import PixelBox
+from foveate.records.conversations import Conversation
 from naming import raises_naming
 
 TEXTS = ["What is in the image?", "Where is the red disc?", "Is there a blue square?", "a red disc", "yes", "no"]
@@ -122,14 +123,58 @@ def test_an_answer_does_not_depend_on_its_batch() -> None:
     assert streamed == together[0].text
 
 
-def test_a_chat_equals_asking_with_the_earlier_turns() -> None:
-    model = Mllm(loaded())
-    image = np.random.default_rng(0).integers(0, 256, (50, 64, 3), dtype=np.uint8)
+def answer_without_a_cache(
+    one: LoadedModel, seen: Visual, ids: list[int], boxes: list[list[float]], *, tokens: int
+) -> tuple[list[int], list[list[float]]]:
+    """Greedy tokens and boxes about the first view, every step from the whole sequence."""
+    model, region = one.model, one.prompts.region_id
+    views_BK = torch.tensor([[0]])
+    special = [id for id in one.tokenizer.special.values() if id not in (one.tokenizer.end, region)]
+    written: list[int] = []
+    before = len(boxes)
+    while len(written) < tokens:
+        texts = pack_texts([[Tokens(ids, [False] * len(ids))]], pad=0)
+        regions = RegionPrompts(torch.tensor(boxes).view(-1, 4), torch.zeros(len(boxes), dtype=torch.long))
+        state = model.hidden_states(seen, views_BK, texts, regions)[:, -1]
+        token = int(model.logits(state).index_fill(1, torch.tensor(special), -torch.inf).argmax())
+        if token == one.tokenizer.end:
+            break
+        if token == region:
+            readable = texts.ids_BT != region
+            x1, y1, x2, y2 = model.locate(
+                seen, torch.tensor([0]), states_NE=state, ids_NT=texts.ids_BT, read_NT=readable
+            )[0].tolist()
+            boxes = [*boxes, [x1, y1, max(x2, x1 + 0.01), max(y2, y1 + 0.01)]]
+        ids = [*ids, token]
+        written.append(token)
+    return written, boxes[before:]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_chat_answers_as_a_model_that_reads_everything_again(seed: int) -> None:
+    """Kept keys and values change nothing, regions and boxes in earlier turns included."""
+    one = loaded()
+    # Region tokens are likely, so that answers point.
+    with torch.no_grad():
+        one.model.language_model.get_input_embeddings().weight[one.prompts.region_id] *= 3
+    model = Mllm(one)
+    image = np.random.default_rng(seed).integers(0, 256, (50, 64, 3), dtype=np.uint8)
+    box = PixelBox(3, 4, 40, 44)
     chat = model.chat(image)
-    first = chat.ask("Where is the red disc?", max_tokens=5)
-    assert first == model.ask(image, "Where is the red disc?", max_tokens=5)
-    chat.ask("Is there a blue square?", max_tokens=5)
-    assert [turn.role for turn in chat.turns] == ["user", "assistant", "user", "assistant"]
+    ids: list[int] = []
+    boxes: list[list[float]] = []
+    for question, regions in (("Where is the red disc?", []), ("What is <region>?", [box]), ("Is it blue?", [])):
+        answer = chat.ask(question, regions=regions, max_tokens=5)
+        conversation = Conversation("q", ("0",), tuple(ask_turns(question, regions, images=0 if ids else 1)))
+        written = one.prompts.write_question(conversation, chat.placements)
+        boxes += [list(map(float, corners)) for _, corners in written.regions]
+        expected, found = answer_without_a_cache(one, chat.visual, ids + written.tokens.ids, boxes, tokens=5)
+        assert answer.tokens == len(expected)
+        after = one.prompts.marks.after["assistant"]
+        ids = [*ids, *written.tokens.ids, *expected, *after]
+        assert chat._ids == ids
+        boxes += found
+    assert [turn.role for turn in chat.turns] == ["user", "assistant"] * 3
 
 
 def test_boxes_come_back_in_pixels_of_the_original_image() -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.language.packing import Tokens, pack_texts
+from foveate.language.generate import GenerationSettings, Prefix, generate, read_prefix, stream
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.model import RegionPrompts, Visual
 from foveate.multimodal.prompts import Written
@@ -72,12 +72,14 @@ class _Pending:
     Attributes:
         views: numbers of its views. placements: of its images.
         written: the tokens of the question. answer: generated ids.
+        before: tokens of the conversation in front of the question.
         boxes: (image, box in [0, 1] of the model input) of the answer's region tokens.
     """
 
     views: list[int]
     placements: list[Placement]
     written: Written
+    before: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
     boxes: list[tuple[int, list[float]]] = field(default_factory=list)
     finished: bool = False
@@ -129,10 +131,18 @@ class Mllm:
         answers: list[Answer] = []
         for start in range(0, len(questions), BATCH):
             batch = [Question(*question) for question in questions[start : start + BATCH]]
-            visual, pending = self._prepare(batch)
-            for _ in _generate(self.loaded, visual, pending, max_tokens=max_tokens):
-                pass
-            answers += [self._answer(one) for one in pending]
+            writer = _Writer(self.loaded, *self._prepare(batch))
+            completions = generate(
+                self.loaded.model.language_model,
+                [writer.prompt(number) for number in range(len(batch))],
+                stop=[self.loaded.tokenizer.end],
+                settings=GenerationSettings(max_new_tokens=max_tokens),
+                suppress=writer.suppressed,
+                embed=writer.embed,
+            )
+            for one, completion in zip(writer.pending, completions, strict=True):
+                one.finished = completion.finished
+                answers.append(self._answer(one))
         return answers
 
     def stream(
@@ -144,15 +154,23 @@ class Mllm:
         max_tokens: int = 64,
     ) -> Iterator[str]:
         """Yield the text of an answer as it is generated; joined, it is `ask(...).text`."""
-        visual, pending = self._prepare([Question(images, question, regions)])
-        shown = ""
-        for _ in _generate(self.loaded, visual, pending, max_tokens=max_tokens):
-            text = self._answer(pending[0]).text
+        writer = _Writer(self.loaded, *self._prepare([Question(images, question, regions)]))
+        written = ""
+        for _ in stream(
+            self.loaded.model.language_model,
+            writer.prompt(0),
+            decode=lambda ids: str(len(ids)),
+            stop=[self.loaded.tokenizer.end],
+            settings=GenerationSettings(max_new_tokens=max_tokens),
+            suppress=writer.suppressed,
+            embed=writer.embed,
+        ):
+            text = self._answer(writer.pending[0]).text
             # A piece that ends inside a character of several bytes waits for the rest.
-            if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                yield text[len(shown) :]
-                shown = text
-        yield self._answer(pending[0]).text[len(shown) :]
+            if text.startswith(written) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield text[len(written) :]
+                written = text
+        yield self._answer(writer.pending[0]).text[len(written) :]
 
     def chat(self, images: Sequence[ImageInput] | ImageInput) -> Chat:
         """Start a conversation about images, which are encoded once."""
@@ -197,8 +215,8 @@ class Mllm:
             pending.append(self._pend(ask_turns(question.text, question.regions, images=len(views)), views, of_views))
         return visual, pending
 
-    def _pend(self, turns: Sequence[Turn], views: list[int], placements: list[Placement]) -> _Pending:
-        """Tokenize a conversation that ends with a question, and check that it fits."""
+    def _pend(self, turns: Sequence[Turn], views: list[int], placements: list[Placement], *, read: int = 0) -> _Pending:
+        """Tokenize a question and check that it fits behind the `read` positions of its images and earlier turns."""
         model = self.loaded.model
         if len(views) > model.settings.max_images:
             raise UserError(
@@ -206,11 +224,12 @@ class Mllm:
             )
         conversation = Conversation(_QUESTION, tuple(str(view) for view in views), tuple(turns))
         written = self.loaded.prompts.write_question(conversation, placements)
-        length = len(views) * model.connector.num_tokens + len(written.tokens.ids)
+        before = read or len(views) * model.connector.num_tokens
+        length = before + len(written.tokens.ids)
         if length >= model.max_positions:
             raise UserError(
-                f"question: too long (got {length} positions, {length - len(written.tokens.ids)} of them visual); "
-                f"expected fewer than {model.max_positions}"
+                f"question: too long (got {length} positions, {before} of them images or earlier turns); expected "
+                f"fewer than {model.max_positions}"
             )
         return _Pending(views, placements, written)
 
@@ -239,24 +258,61 @@ class Mllm:
 
 
 class Chat:
-    """A conversation about images, which are encoded once; `turns` holds what was asked and answered."""
+    """A conversation about images; what was read, images and earlier turns, is never read again.
+
+    Attributes:
+        turns: what was asked and answered.
+    """
 
     def __init__(self, model: Mllm, images: Sequence[ImageInput] | ImageInput) -> None:
         self.model = model
         self.visual, self.placements = model._see(_as_list(images))
         self.turns: list[Turn] = []
+        self._views = list(range(len(self.placements)))
+        self._ids: list[int] = []
+        self._prefix: Prefix | None = None
 
     def ask(self, question: str, *, regions: Sequence[Shape] = (), max_tokens: int = 64) -> Answer:
-        """Answer the next question; earlier ones and their answers are in front of it."""
-        images = 0 if self.turns else len(self.placements)
-        asked = ask_turns(question, regions, images=images)
-        views = list(range(len(self.placements)))
-        pending = self.model._pend([*self.turns, *asked], views, self.placements)
-        for _ in _generate(self.model.loaded, self.visual, [pending], max_tokens=max_tokens):
-            pass
+        """Answer the next question; earlier ones and their answers are in front of it.
+
+        Raises:
+            UserError: as `Mllm.ask`; the conversation then stays as it was.
+        """
+        loaded = self.model.loaded
+        asked = ask_turns(question, regions, images=0 if self.turns else len(self._views))
+        read = self._prefix.length if self._prefix else 0
+        pending = self.model._pend(asked, self._views, self.placements, read=read)
+        pending.before = self._ids
+        writer = _Writer(loaded, self.visual, [pending])
+        prompt_LE = writer.prompt(0, images=self._prefix is None)
+        (completion,) = generate(
+            loaded.model.language_model,
+            [prompt_LE],
+            stop=[loaded.tokenizer.end],
+            settings=GenerationSettings(max_new_tokens=max_tokens),
+            suppress=writer.suppressed,
+            prefix=self._prefix,
+            embed=writer.embed,
+        )
+        pending.finished = completion.finished
         answer = self.model._answer(pending)
+        self._read(writer, prompt_LE)
         self.turns += [*asked, Turn("assistant", _with_placeholders(answer), answer.boxes)]
         return answer
+
+    @torch.inference_mode()
+    def _read(self, writer: _Writer, prompt_LE: Tensor) -> None:
+        """Keep the question and its answer as read, the end mark included where the answer was cut."""
+        loaded, (pending,) = self.model.loaded, writer.pending
+        answer = [*pending.answer, *loaded.prompts.marks.after["assistant"]]
+        views_1K = writer._views([0])
+        ids_1T = torch.tensor([answer], device=views_1K.device)
+        # A region token that found no image has no box; then all tokens are read as they are.
+        has_boxes = answer.count(loaded.prompts.region_id) == len(pending.boxes)
+        regions = writer._regions(pending.boxes) if has_boxes else None
+        answer_TE = loaded.model.embed(ids_1T, self.visual, views_1K, regions)[0]
+        self._prefix = read_prefix(loaded.model.language_model, torch.cat([prompt_LE, answer_TE]), prefix=self._prefix)
+        self._ids = [*self._ids, *pending.written.tokens.ids, *answer]
 
 
 def _with_placeholders(answer: Answer) -> str:
@@ -288,70 +344,65 @@ def _as_list(images: Sequence[ImageInput] | ImageInput) -> list[ImageInput]:
     return [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
 
 
-@torch.inference_mode()
-def _generate(loaded: LoadedModel, visual: Visual, pending: Sequence[_Pending], *, max_tokens: int) -> Iterator[None]:
-    """Extend all answers greedily by one token per step; yield after each, until all are finished."""
-    model, end, region_id = loaded.model, loaded.tokenizer.end, loaded.prompts.region_id
-    device = visual.full_VLE.device
-    # One column even where no question has an image.
-    widest = max(1, *(len(one.views) for one in pending))
-    views_BK = torch.full((len(pending), widest), -1, dtype=torch.long, device=device)
-    for row, one in enumerate(pending):
-        views_BK[row, : len(one.views)] = torch.tensor(one.views)
-    for _ in range(max_tokens):
-        open_rows = [row for row, one in enumerate(pending) if not one.finished]
-        if not open_rows:
-            return
-        rows = [pending[row] for row in open_rows]
-        ids = [one.written.tokens.ids + one.answer for one in rows]
-        texts = pack_texts([[Tokens(of_row, [False] * len(of_row))] for of_row in ids], pad=loaded.tokenizer.pad)
-        texts = type(texts)(*(column.to(device) for column in texts))
-        listed = [region for one in rows for region in [*one.written.regions, *one.boxes]]
-        regions = RegionPrompts(
-            torch.tensor([list(box) for _, box in listed], dtype=torch.float32, device=device).view(-1, 4),
-            torch.tensor([image for image, _ in listed], dtype=torch.long, device=device),
+class _Writer:
+    """What `language.generate` needs of a batch: embeddings of its prompts, and of the tokens just written."""
+
+    def __init__(self, loaded: LoadedModel, visual: Visual, pending: Sequence[_Pending]) -> None:
+        self.loaded, self.visual, self.pending = loaded, visual, pending
+        special = loaded.tokenizer.special
+        # Answers hold text, regions and the end; nothing else may be written.
+        self.suppressed = [id for id in special.values() if id not in (loaded.tokenizer.end, loaded.prompts.region_id)]
+
+    @torch.inference_mode()
+    def prompt(self, number: int, *, images: bool = True) -> Tensor:
+        """Embed the images and the question of one row: [L, E]."""
+        model, one = self.loaded.model, self.pending[number]
+        views_1K = self._views([number])
+        ids_1T = torch.tensor([one.written.tokens.ids], device=views_1K.device)
+        text_TE = model.embed(ids_1T, self.visual, views_1K, self._regions(one.written.regions))[0]
+        return torch.cat([model.prefix(self.visual, views_1K)[0], text_TE]) if images else text_TE
+
+    @torch.inference_mode()
+    def embed(self, rows: Sequence[int], tokens: Sequence[int], states_BE: Tensor) -> Tensor:
+        """Note tokens and decode the boxes that answers point at; return the embeddings [B, E] of the tokens."""
+        model, end, region_id = self.loaded.model, self.loaded.tokenizer.end, self.loaded.prompts.region_id
+        ids_B1 = torch.tensor(tokens, device=states_BE.device)[:, None]
+        embedded_BE = torch.cat(
+            [model.embed(ids_B1[n : n + 1], self.visual, self._views([row]))[0] for n, row in enumerate(rows)]
         )
-        of_rows_BK = views_BK[open_rows]
-        states_BTE = model.hidden_states(visual, of_rows_BK, texts, regions)
-        last_B = torch.tensor([len(of_row) - 1 for of_row in ids], device=device)
-        index_B = torch.arange(len(rows), device=device)
-        states_BE = states_BTE[index_B, last_B]
-        next_ids = model.logits(states_BE).argmax(dim=-1).tolist()
-        pointing = [row for row, id in enumerate(next_ids) if id == region_id]
-        # Without an image there is nothing to point at; the token stays in the text.
-        pointing = [row for row in pointing if rows[row].views]
-        if pointing and model.box_head is not None:
-            _point(loaded, visual, of_rows_BK, texts.ids_BT, states_BE, last_B, rows, pointing)
-        for one, id in zip(rows, next_ids, strict=True):
-            if id == end:
-                one.finished = True
-            else:
-                one.answer.append(id)
-        yield
+        for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            one = self.pending[row]
+            # Without an image there is nothing to point at; the token stays in the text.
+            if token == region_id and one.views and model.box_head is not None:
+                one.boxes.append((0, self._point(one, states_BE[number])))
+                regions = self._regions(one.boxes[-1:])
+                ids_11 = ids_B1[number : number + 1]
+                embedded_BE[number] = model.embed(ids_11, self.visual, self._views([row]), regions)[0, 0]
+            if token != end:
+                one.answer.append(token)
+        return embedded_BE
 
-
-def _point(
-    loaded: LoadedModel,
-    visual: Visual,
-    views_BK: Tensor,
-    ids_BT: Tensor,
-    states_BE: Tensor,
-    last_B: Tensor,
-    rows: Sequence[_Pending],
-    pointing: Sequence[int],
-) -> None:
-    """Decode the boxes of rows whose next token is a region, and note them."""
-    index_N = torch.tensor(pointing, device=ids_BT.device)
-    ids_NT = ids_BT[index_N]
-    readable_NT = torch.arange(ids_NT.shape[1], device=ids_NT.device) <= last_B[index_N, None]
-    boxes_N4 = loaded.model.locate(
-        visual,
-        views_BK[index_N, 0],
-        states_NE=states_BE[index_N],
-        ids_NT=ids_NT,
-        read_NT=readable_NT & (ids_NT != loaded.prompts.region_id),
-    )
-    for row, corners in zip(pointing, boxes_N4.float().tolist(), strict=True):
-        x1, y1, x2, y2 = corners
+    def _point(self, one: _Pending, state_E: Tensor) -> list[float]:
+        """Decode the box [x1, y1, x2, y2] of the region token that comes next."""
+        ids_1T = torch.tensor([one.before + one.written.tokens.ids + one.answer], device=state_E.device)
+        box_4 = self.loaded.model.locate(
+            self.visual,
+            torch.tensor(one.views[:1], device=state_E.device),
+            states_NE=state_E[None],
+            ids_NT=ids_1T,
+            read_NT=ids_1T != self.loaded.prompts.region_id,
+        )[0]
+        x1, y1, x2, y2 = box_4.float().tolist()
         # A box without area could not be read back as a region: at least a hundredth of the input.
-        rows[row].boxes.append((0, [x1, y1, max(x2, x1 + 0.01), max(y2, y1 + 0.01)]))
+        return [x1, y1, max(x2, x1 + 0.01), max(y2, y1 + 0.01)]
+
+    def _views(self, rows: Sequence[int]) -> Tensor:
+        device = self.visual.full_VLE.device
+        return torch.tensor([self.pending[row].views for row in rows], dtype=torch.long, device=device)
+
+    def _regions(self, regions: Sequence[tuple[int, Any]]) -> RegionPrompts:
+        device = self.visual.full_VLE.device
+        return RegionPrompts(
+            torch.tensor([list(box) for _, box in regions], dtype=torch.float32, device=device).view(-1, 4),
+            torch.tensor([image for image, _ in regions], dtype=torch.long, device=device),
+        )
