@@ -6,6 +6,7 @@ from typing import Any
 
 from foveate.core import progress
 from foveate.records.importers.folder import import_folder
+from foveate.records.importers.llava import import_llava
 from foveate.records.removal import remove_images
 
 STAMP = "2026-01-01T00:00:00+00:00"
@@ -22,6 +23,11 @@ def take_both(packed: str, referenced: str, target: str, shard: int) -> None:
     options: dict[str, Any] = {"name": "c", "workers": 2, "images_per_shard": shard, "created": STAMP}
     import_folder(packed, target, **options)
     import_folder(referenced, target, reference=True, **options)
+
+
+def take_conversations(source: str, target: str, shard: int) -> None:
+    """A file of LLaVA's conversations, and its images."""
+    import_llava(source, target, coordinates="0-1", name="c", workers=2, images_per_shard=shard, created=STAMP)
 
 
 def remove(target: str, keys: list[str]) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from made_conversations import write_llava
 from made_images import write_folder
 
 from foveate.records.collection import Collection
+from foveate.records.conversations import Conversations
 from foveate.records.images import decode
 from killing import Server, kill_at_random
 
@@ -82,3 +84,30 @@ def test_a_death_at_each_step_of_an_import_changes_nothing(server: Server, tmp_p
         _check_what_is_there(target)
         server.start("take", source, target, 5).finish()
         assert _contents(target) == expected
+
+
+@pytest.mark.slow
+def test_killed_imports_of_conversations(server: Server, tmp_path: Path) -> None:
+    source = write_llava(tmp_path / "source", 60)
+    took = server.seconds("take_conversations", source, tmp_path / "whole", 7)
+    expected = _contents(tmp_path / "whole")
+    target, attempt = tmp_path / "killed-0", 0
+
+    def check(dead: bool) -> None:
+        nonlocal target, attempt
+        attempt += 1
+        if (target / "collection.json").is_file():
+            with Collection.open(target) as collection:
+                keys = set(collection.keys)
+                assert all(keys >= set(conversation.images) for conversation in Conversations(collection))
+        if not dead:
+            assert _contents(target) == expected
+            target = tmp_path / f"killed-{attempt}"
+
+    kill_at_random(
+        lambda: server.start("take_conversations", source, target, 7), kills=30, longest=took, seed=3, after=check
+    )
+    server.start("take_conversations", source, target, 7).finish()
+    assert _contents(target) == expected
+    with Collection.open(target) as collection:
+        assert len(Conversations(collection)) == 62

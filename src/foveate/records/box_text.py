@@ -124,7 +124,7 @@ class ParsedText:
 
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
-_UNCLOSED = re.compile(r"\[[\s\d,.+-]*\d[\s\d,.+-]*$")
+_UNCLOSED = re.compile(r"\[[\s\d,.+-]*$")
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?|[+-]?\.\d+", re.ASCII)
 _PHRASE_END = re.compile(r"[.;!?\n\[\]]")
 _LEADING_GLUE = re.compile(r"^(?:[\s,:()-]|(?:and|or)\b)+", re.IGNORECASE)
@@ -157,7 +157,8 @@ def parse_regions(text: str, *, width: int, height: int, decoding: Decoding = "b
         region = decode_region(bins, width=width, height=height, decoding=decoding)
         phrase = _find_phrase(text, match.start(), regions[-1] if regions else None)
         regions.append(ParsedRegion(phrase, region, *match.span()))
-    if unclosed := _UNCLOSED.search(text):
+    unclosed = _UNCLOSED.search(text)
+    if unclosed and any(letter.isdigit() for letter in unclosed[0]):
         problems.append(f"{unclosed[0][:60]}: not closed")
     return ParsedText(tuple(regions), tuple(problems))
 

@@ -27,6 +27,7 @@ from foveate.records.importers.coordinates import (
     draw_sample,
     fit_shape,
     format_sample,
+    list_values,
     pick_evenly,
 )
 from foveate.records.importers.files import file_sample, locate_file, make_key
@@ -95,15 +96,16 @@ def read_entries(path: Path) -> Iterator[tuple[str, object]]:
     yield from ((str(number), entry) for number, entry in enumerate(entries))
 
 
-def read_drafts(path: Path, parse: Callable[[Mapping[str, Any]], Draft]) -> list[Draft]:
+def make_drafts(entries: Iterable[tuple[str, object]], parse: Callable[[Mapping[str, Any]], Draft]) -> list[Draft]:
     """Parse the entries of a file; an unusable entry becomes a draft with a finding.
 
     Args:
+        entries: as `read_entries` yields them.
         parse: makes a draft without id of an entry, or raises MalformedEntryError.
     """
     drafts = []
     used: Counter[str] = Counter()
-    for number, entry in read_entries(path):
+    for number, entry in entries:
         name, finding, draft = number, None, None
         if isinstance(entry, Mapping):
             stated = next((entry[field] for field in ("id", "question_id", "questionId") if field in entry), number)
@@ -243,10 +245,11 @@ def import_conversations(
 def _refuse_unknown_unit(drafts: Sequence[Draft], path: Path) -> None:
     """Raise UserError if there are regions other than masks: their unit is not guessed."""
     shapes = (shape for draft in drafts for turn in draft.turns for shape in turn.regions)
-    examples = [str(shape) for shape in shapes if not isinstance(shape, Mask)]
-    if examples:
+    listed = [list_values(shape) for shape in shapes if not isinstance(shape, Mask)]
+    if listed:
+        example = ", ".join(f"{value:g}" for value in listed[0])
         raise UserError(
-            f"--coordinates is missing: {path} has {len(examples)} points or boxes, such as {examples[0]}; expected "
+            f"--coordinates is missing: {path} has {len(listed)} points or boxes, such as ({example}); expected "
             "pixels, resized-pixels, 0-1, 0-1-padded or 0-1000, or none if these are no regions"
         )
 
@@ -411,7 +414,7 @@ def run_importer(
     path = check_source(Path(source))
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a file of conversations, .json or .jsonl")
-    drafts = read_drafts(path, lambda entry: parse(entry, extract=coordinates != "none"))
+    drafts = make_drafts(read_entries(path), lambda entry: parse(entry, extract=coordinates != "none"))
     if not drafts:
         say(f"{path} has no conversations")
     return import_conversations(path, target, drafts, coordinates=coordinates, **options)

@@ -205,14 +205,15 @@ def format_sample(boxes: Iterable[CheckedBox]) -> list[str]:
     """Describe boxes in lines: image, text before the box, the values in the file and in pixels."""
     lines = []
     for box in boxes:
-        corners = [f"{value:g}" for value in _list_values(box.shape)]
-        pixels = [f"{value:.1f}" for value in _list_values(box.frame.to_pixels(box.shape))]
+        corners = [f"{value:g}" for value in list_values(box.shape)]
+        pixels = [f"{value:.1f}" for value in list_values(box.frame.to_pixels(box.shape))]
         text = " ".join(box.text.split())[-40:]
         lines.append(f"  {box.name}: {text!r} ({', '.join(corners)}) -> ({', '.join(pixels)}) pixels")
     return lines
 
 
-def _list_values(shape: Shape) -> list[float]:
+def list_values(shape: Shape) -> list[float]:
+    """Return the coordinates of a point, or the corners of the box around another shape."""
     if isinstance(shape, Point):
         return [shape.x, shape.y]
     box = enclosing_box(shape)
@@ -229,7 +230,7 @@ def draw_sample(boxes: Sequence[CheckedBox], path: Path) -> None:
             image = decode(box.load(), longest_side=_SIDE - 8)
         except (BadImage, OSError):
             continue
-        corners = _list_values(box.frame.to_pixels(box.shape))
+        corners = list_values(box.frame.to_pixels(box.shape))
         across, down = image.width / box.frame.width, image.height / box.frame.height
         scaled = [value * (across, down)[index % 2] for index, value in enumerate(corners)]
         if len(scaled) == 2:

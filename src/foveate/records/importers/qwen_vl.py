@@ -28,7 +28,7 @@ _PATTERNS = (
     rf'(?<="point_2d": )\[{_N},{_N}\]',
     rf'(?<="point_2d":)\[{_N},{_N}\]',
 )
-_IMAGE_TAG = re.compile(r"(?:Picture \d+:\s*)?<img>(.*?)</img>", re.DOTALL)
+_IMAGE_TAG = re.compile(r"(?:Picture \d+:\s*)?<img>([^<]*)</img>")
 _PHRASE = re.compile(r"</?ref>|<\|object_ref_(?:start|end)\|>")
 _VISION = re.compile(r"(?:Picture \d+:\s*)?<\|vision_start\|><\|image_pad\|><\|vision_end\|>")
 

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from foveate.core.errors import UserError
-from foveate.records.conversations import IMAGE, Finding, Turn
+from foveate.records.conversations import IMAGE, Turn
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.conversation_file import (
     Draft,
     FileImage,
     MalformedEntryError,
     import_conversations,
-    read_drafts,
+    make_drafts,
+    read_entries,
     read_head,
 )
 from foveate.records.importers.formats import Format
@@ -61,7 +62,7 @@ def import_vqa(
     elif answers is not None:
         raise UserError(f"--answers has no effect: {path} has its answers itself")
     else:
-        drafts = read_drafts(path, _parse_entry)
+        drafts = make_drafts(read_entries(path), _parse_entry)
     return import_conversations(
         path, target, drafts, images=images, folders=_FOLDERS, data_group=data_group, reference=reference, **shared
     )
@@ -73,24 +74,22 @@ def _read_vqa(path: Path, answers: Path | None) -> list[Draft]:
     subtype = str(content.get("data_subtype", ""))
     answers = answers or _find_annotations(path)
     annotations = get_list(read_annotations(check_source(answers)), "annotations", answers)
-    by_question = {entry.get("question_id"): entry for entry in annotations if isinstance(entry, Mapping)}
-    drafts = []
-    for number, question in enumerate(questions):
-        entry = question if isinstance(question, Mapping) else {}
-        image, annotation = get_integer(entry, "image_id"), by_question.get(entry.get("question_id"), {})
+    by_question = {str(entry.get("question_id")): entry for entry in annotations if isinstance(entry, Mapping)}
+
+    def parse(entry: Mapping[str, Any]) -> Draft:
+        image, annotation = get_integer(entry, "image_id"), by_question.get(str(entry.get("question_id")), {})
         if image is None or not isinstance(entry.get("question"), str):
-            detail = "a question needs an integer 'image_id' and a text 'question'"
-            drafts.append(Draft(str(number), finding=Finding("malformed entry", detail)))
-            continue
+            raise MalformedEntryError("a question needs an integer 'image_id' and a text 'question'")
         listed = annotation.get("answers")
         texts = [_get_answer(answer) for answer in listed] if isinstance(listed, list) else []
         best = annotation.get("multiple_choice_answer")
         name = f"COCO_{subtype}_{image:012d}.jpg"
         names = (name, f"{subtype}/{name}", f"{image:012d}.jpg", f"{image}.jpg")
         draft = _make_draft(names, entry["question"], texts, best=best if isinstance(best, str) else None)
-        draft.id, draft.group = str(entry.get("question_id", number)), "general"
-        drafts.append(draft)
-    return drafts
+        draft.group = "general"
+        return draft
+
+    return make_drafts(((str(number), question) for number, question in enumerate(questions)), parse)
 
 
 def _find_annotations(path: Path) -> Path:
