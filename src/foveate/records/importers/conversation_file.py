@@ -93,7 +93,10 @@ def read_entries(path: Path) -> Iterator[tuple[str, object]]:
     entries = content.get("data") if isinstance(content, Mapping) else content
     if not isinstance(entries, list):
         raise UserError(f"{path}: expected a list of conversations (got {type(content).__name__})")
-    yield from ((str(number), entry) for number, entry in enumerate(entries))
+    # Taken out one by one, so that the parsed file and the drafts are never in memory together.
+    entries.reverse()
+    for number in range(len(entries)):
+        yield str(number), entries.pop()
 
 
 def make_drafts(entries: Iterable[tuple[str, object]], parse: Callable[[Mapping[str, Any]], Draft]) -> list[Draft]:
