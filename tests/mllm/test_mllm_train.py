@@ -15,7 +15,10 @@ import torch
 
 from foveate.core.errors import UserError
 from foveate.core.model_folder import read_tensors
+from foveate.core.results import Column, Row, Value
+from foveate.mllm.card import model_card
 from foveate.mllm.evaluate import SuiteSettings, evaluate
+from foveate.mllm.results import SuiteResult
 from foveate.mllm.task import MllmTask
 from foveate.mllm.train import prepare_training, train_mllm
 from foveate.multimodal.opening import open_mllm
@@ -111,3 +114,18 @@ def test_what_a_recipe_cannot_train_is_refused(asked_collection: Path, tmp_path:
         make_recipe(model={**recipe.model.model_dump(), "box_head": False})
     with Collection.open(asked_collection) as collection, pytest.raises(UserError, match="validation"):
         train_mllm(make_recipe(split="validations"), collection, tmp_path / "run")
+
+
+def test_a_card_says_first_what_the_model_cannot_do() -> None:
+    def row(name: str, value: float) -> Row:
+        return Row(question=f"Scenes: {name}", n=9, values={"image": Value(value=value, low=0.1, high=0.9)})
+
+    columns = [Column(key="image", title="With the image")]
+    table = [row("name", 0.71), row("count, two answers", 0.55)]
+    evaluation = SuiteResult(title="Scenes", columns=columns, table=table, split="test")
+    text = model_card(make_recipe(), 4_000_000, {"command": ["foveate", "mllm"], "license": "CC0-1.0"}, evaluation)
+    lead = text.split("# A small multimodal model")[1].split("\n\n")[1]
+    assert "count, two answers (0.55 of 0.75)" in lead
+    assert "name (" not in lead
+    assert "compare, two answers" in lead
+    assert "| name | 0.710 (0.100 to 0.900) | 9 |" in text

@@ -7,31 +7,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from foveate.mllm.recipe import MllmRecipe
+from foveate.mllm.results import SuiteResult
+
+GOALS = {
+    "name": 0.60,
+    "where": 0.50,
+    "is there, two answers": 0.75,
+    "color, two answers": 0.75,
+    "count, two answers": 0.75,
+    "position, two answers": 0.75,
+    "compare, two answers": 0.75,
+}
+"""Score that a small model should reach on generated scenes, by slice of the suite."""
 
 
 def model_card(
-    recipe: MllmRecipe, parameters: int, provenance: Mapping[str, Any], metrics: Mapping[str, Any] | None = None
+    recipe: MllmRecipe, parameters: int, provenance: Mapping[str, Any], evaluation: SuiteResult | None = None
 ) -> str:
     """Write the card.
 
     Args:
-        parameters: number of trained parameters.
+        parameters: number of parameters.
         provenance: collection, license, command and revision.
-        metrics: rows "table" of an evaluation: question, value, low, high, guess, n.
+        evaluation: of the suite `scenes`.
     """
-    rows = (metrics or {}).get("table", [])
-    failing = [row["question"] for row in rows if row["value"] < row["goal"]]
-    lead = f"It does not reach its goals for: {', '.join(failing)}. " if failing else ""
-    table = "".join(
-        f"| {row['question']} | {row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f}) | {row['other']:.3f} | "
-        f"{row['guess']:.2f} | {row['n']} |\n"
-        for row in rows
-    )
-    measured = (
-        f"| question | right | with another image | guessing | n |\n|---|---|---|---|---|\n{table}"
-        if rows
-        else "Not evaluated; `foveate mllm evaluate` writes the table.\n"
-    )
     command = f"`{shlex.join(provenance['command'])}`" if provenance.get("command") else "not recorded"
     return f"""---
 license: apache-2.0
@@ -40,9 +39,9 @@ pipeline_tag: image-text-to-text
 ---
 # A small multimodal model
 
-{lead}It knows the names and phrasings of its training data and nothing else: asked about other things, or in other
-words, it answers as confidently and wrong. It is made for learning, tests and demonstrations, not for decisions about
-people.
+{_failures(evaluation)}It knows the names and phrasings of its training data and nothing else: asked about other things,
+or in other words, it answers as confidently and wrong. It is made for learning, tests and demonstrations, not for
+decisions about people.
 
 {parameters:,} parameters: tower `{recipe.model.tower["kind"]}`, connector `{recipe.model.connector["kind"]}`,
 language model `{recipe.model.language.get("model_type") or recipe.model.language.get("source")}`.
@@ -53,9 +52,50 @@ language model `{recipe.model.language.get("model_type") or recipe.model.languag
 
 ## Measured
 
-{measured}
+{_table(evaluation)}
 ## Data
 
 Collection `{provenance.get("collection")}`; its license, as it states it: {provenance.get("license") or "none stated"}.
 Trained by {command}, {provenance.get("revision") or "revision unknown"}.
 """
+
+
+def _failures(evaluation: SuiteResult | None) -> str:
+    """Say first which goals are missed, and what was not measured."""
+    if evaluation is None:
+        return ""
+    values = {_slice(row.question): row.values.get("image") for row in evaluation.table}
+    missed = [
+        f"{name} ({value.value:.2f} of {goal:.2f})"
+        for name, goal in GOALS.items()
+        if (value := values.get(name)) is not None and value.value < goal
+    ]
+    unknown = [name for name in GOALS if values.get(name) is None]
+    sentences = []
+    if missed:
+        sentences.append(f"It misses its goals for {', '.join(missed)}.")
+    if unknown:
+        sentences.append(f"It was not trained or measured on {', '.join(unknown)}.")
+    return " ".join(sentences) + "\n\n" if sentences else ""
+
+
+def _slice(question: str) -> str:
+    """Return the part of the suite that a row is about: what follows its title."""
+    return question.partition(": ")[2]
+
+
+def _table(evaluation: SuiteResult | None) -> str:
+    if evaluation is None:
+        return "Not evaluated; `foveate mllm evaluate` writes the table.\n"
+    rows = []
+    for row in evaluation.table:
+        cells = [_slice(row.question) or "all"]
+        for column in evaluation.columns:
+            value = row.values.get(column.key)
+            interval = "" if value is None or value.low is None else f" ({value.low:.3f} to {value.high:.3f})"
+            cells.append("" if value is None else f"{value.value:.3f}{interval}")
+        rows.append(f"| {' | '.join([*cells, str(row.n)])} |")
+    titles = ["question", *(column.title.lower() for column in evaluation.columns), "n"]
+    head = f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}"
+    note = f"Share of right answers with 95 % intervals; a box is right from an IoU of .5. Split `{evaluation.split}`."
+    return f"{note}\n\n{head}\n" + "\n".join(rows) + "\n"

@@ -1,0 +1,46 @@
+"""Copy a trained multimodal model into the package, its card with the numbers of an evaluation.
+
+foveate collect questions --to questions
+foveate mllm train mllm-mini --collection questions --run runs/mini
+foveate mllm evaluate runs/mini/model --suite scenes --data questions --run runs/mini-scenes
+python tools/ship_model.py runs/mini runs/mini-scenes mini
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
+from foveate.core.model_folder import CARD, CONFIG, METRICS
+from foveate.core.paths import DATA
+from foveate.core.recipes import validate
+from foveate.core.results import parse_result
+from foveate.mllm.card import model_card
+from foveate.mllm.recipe import MllmRecipe
+from foveate.mllm.results import MllmResult, SuiteResult
+
+MAX_BYTES = 9_000_000
+
+
+def ship(run: Path, evaluation: Path, name: str) -> Path:
+    """Copy the model folder of `run` to the package's data as `name`; return where it is."""
+    trained = parse_result(MllmResult, read_json(run / "result.json"))
+    measured = parse_result(SuiteResult, read_json(evaluation / "result.json"))
+    config = read_json(run / "model" / CONFIG)
+    target = DATA / name
+    target.mkdir(exist_ok=True)
+    for path in sorted((run / "model").iterdir(), key=lambda path: path.name == CONFIG):
+        write_bytes_atomically(target / path.name, path.read_bytes())
+    recipe = validate(MllmRecipe, trained.recipe, where=str(run))
+    card = model_card(recipe, trained.parameters, config["provenance"], measured)
+    write_text_atomically(target / CARD, card)
+    write_json_atomically(target / METRICS, {"scenes": [row.to_json() for row in measured.table]})
+    size = sum(path.stat().st_size for path in target.iterdir())
+    if size > MAX_BYTES:
+        raise SystemExit(f"{target}: {size:,} bytes; expected at most {MAX_BYTES:,}")
+    return target
+
+
+if __name__ == "__main__":
+    print(ship(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
