@@ -45,7 +45,8 @@ def foveate_arguments(line: str) -> list[str] | None:
     for place, word in enumerate(words):
         program = word == "foveate" or word.endswith("/foveate")
         if program and (place == 0 or words[place - 1] in ("-m", "--", "&&") or "=" in words[place - 1]):
-            return words[place + 1 :]
+            arguments = words[place + 1 :]
+            return arguments[: arguments.index("&&")] if "&&" in arguments else arguments
     return None
 
 
@@ -88,7 +89,7 @@ def test_a_command_parses(page: str, arguments: list[str]) -> None:
         return  # --help
     finally:
         progress.configure(quiet=False)
-    if arguments[0] in recipe_verbs() and "recipe" in context.params:
+    if arguments[0] in recipe_verbs() and context.params.get("recipe"):
         recipe = context.params["recipe"]
         shipped = next(one for one in recipe_names() if verb_of_recipe(RECIPES / f"{one}.yaml") == arguments[0])
         chosen = shipped if recipe.endswith(".yaml") else recipe
