@@ -10,6 +10,8 @@ import yaml
 from PIL import Image
 
 import tiny_mllm
+from foveate.multimodal.ask_settings import AskSettings
+from foveate.multimodal.opening import SHIPPED
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,10 @@ def test_a_model_is_trained_evaluated_and_asked(foveate: Any, collection: Path, 
     assert answer["tokens"] <= 8
     # Streamed, the same words.
     assert foveate(*question).out.strip() == answer["text"]
+
+
+def test_what_is_asked_by_default_is_shipped() -> None:
+    assert AskSettings().model in SHIPPED
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,19 @@ from hypothesis import strategies as st
 from foveate.core.errors import UserError
 from foveate.vision.connectors import Connector, build_connector, connector_kinds
 from foveate.vision.connectors.cabstractor import CAbstractor
+from foveate.vision.connectors.linear import LinearConnector
+from foveate.vision.connectors.mlp import MlpConnector
+from foveate.vision.connectors.pixel_shuffle import PixelShuffleConnector
+from foveate.vision.connectors.pooled import PooledConnector
 from naming import raises_naming
 
+CLASSES: dict[str, type[Connector]] = {
+    "cabstractor": CAbstractor,
+    "linear": LinearConnector,
+    "mlp": MlpConnector,
+    "pixel_shuffle": PixelShuffleConnector,
+    "pooled": PooledConnector,
+}
 SMALL: dict[str, dict[str, Any]] = {
     "cabstractor": {"num_tokens": 4, "hidden_width": 8, "depth": 1},
     "linear": {},
@@ -39,6 +50,7 @@ def test_every_kind_is_tested() -> None:
 @pytest.mark.parametrize("kind", sorted(SMALL))
 def test_each_token_count_and_gradient(kind: str) -> None:
     connector = small(kind)
+    assert type(connector) is CLASSES[kind]
     tokens = draw(3, 24, 6)
     outputs = connector(tokens)
     assert outputs.shape == (3, connector.num_tokens, connector.out_width) == (3, connector.num_tokens, 10)
@@ -155,3 +167,18 @@ def test_tokens_of_another_grid_are_refused(kind: str) -> None:
     for shape in [(1, 25, 6), (1, 24, 5), (24, 6)]:
         with raises_naming(UserError, str(shape), "24", "6", "4 x 6"):
             small(kind)(draw(*shape))
+
+
+def test_a_pooled_token_is_the_mean_of_its_patches_in_the_language_models_space() -> None:
+    connector = small("pooled")
+    assert isinstance(connector, PooledConnector)
+    tokens = draw(2, 24, 6)
+    full = connector.full(tokens)
+    # A 4 x 6 grid in 2 x 2 windows of 2 x 3 patches.
+    expected = full.view(2, 2, 2, 2, 3, 10).mean((2, 4)).flatten(1, 2)
+    torch.testing.assert_close(connector(tokens), expected, atol=1e-6, rtol=0)
+
+
+def test_an_mlp_without_biases_maps_zero_to_zero() -> None:
+    connector = small("mlp", bias=False)
+    assert not connector(torch.zeros(1, 24, 6)).any()

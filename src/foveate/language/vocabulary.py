@@ -109,8 +109,8 @@ def read_tokenizer(path: Path) -> WordTokenizer:
         backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: damaged, not UTF-8 text") from error
-    except Exception as error:
-        if type(error) is not Exception:  # the library raises the bare class
+    except BaseException as error:
+        if type(error) is not Exception:  # the library raises the bare class, and nothing else is meant
             raise
         raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from error
     ids = sorted(backend.get_vocab(with_added_tokens=True).values())

@@ -1,0 +1,57 @@
+"""Collections of scenes with questions: whole, repeatable, and continued where they end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from foveate.records.collection import Collection
+from foveate.records.conversations import Conversation, Conversations, check_conversation
+from foveate.records.scenes.question_collection import build_questions, draw_asked_scene
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("questions") / "questions"
+    build_questions(path, train=4, test=4, size=SIZE)
+    return path
+
+
+def read(path: Path) -> list[Conversation]:
+    with Collection.open(path) as collection:
+        return list(Conversations(collection))
+
+
+def test_every_image_has_questions_and_a_quarter_are_counting_scenes(built: Path) -> None:
+    conversations = read(built)
+    with Collection.open(built) as collection:
+        keys = collection.keys
+        assert [len(collection.rows(split)) for split in ("train", "test")] == [4, 4]
+    assert {key for conversation in conversations for key in conversation.images} == set(keys)
+    assert sum(key.startswith("counting-") for key in keys) == 2
+    assert len({conversation.id for conversation in conversations}) == len(conversations)
+    for conversation in conversations:
+        check_conversation(conversation)
+        _, way, names, *_ = conversation.id.split("/")
+        assert way in ("open", "two answers")
+        assert names == "seen" or "-test-" in conversation.images[0], "no training image shows an unseen name"
+
+
+def test_built_again_nothing_changes_and_more_is_added_behind(built: Path, tmp_path: Path) -> None:
+    path = tmp_path / "questions"
+    build_questions(path, train=2, size=SIZE)
+    first = read(path)
+    build_questions(path, train=2, size=SIZE)
+    assert read(path) == first
+    build_questions(path, train=4, test=4, size=SIZE)
+    assert sorted(read(path), key=lambda one: one.id) == sorted(read(built), key=lambda one: one.id)
+
+
+def test_each_copy_of_a_counting_scene_is_a_region() -> None:
+    scenes = [draw_asked_scene(kind="counting", seed=0, split="train", index=index, size=SIZE) for index in range(3)]
+    phrases = [[region.phrase for region in asked.row.regions] for asked in scenes]
+    assert any(len(set(of_scene)) < len(of_scene) for of_scene in phrases), "copies share their phrase"
+    assert scenes[0] == draw_asked_scene(kind="counting", seed=0, split="train", index=0, size=SIZE)
