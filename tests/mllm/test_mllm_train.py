@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,11 +19,19 @@ from foveate.core.model_folder import read_tensors
 from foveate.core.results import Column, Row, Value
 from foveate.mllm.card import model_card
 from foveate.mllm.evaluate import SuiteSettings, evaluate
+from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import SuiteResult
 from foveate.mllm.task import MllmTask
 from foveate.mllm.train import prepare_training, train_mllm
+from foveate.multimodal.ask import Mllm
+from foveate.multimodal.assemble import plan_sample
 from foveate.multimodal.opening import open_mllm
 from foveate.records.collection import Collection
+from foveate.records.images import decode
+from foveate.vision.canvas import render_input
+from foveate.vision.feature_cache import TileCache
+from foveate.vision.registry import build_image_encoder
+from foveate.vision.tiling import ImageSize, TilePlan, TilingOptions, plan_tiles
 from tiny_mllm import make_recipe
 
 
@@ -40,6 +49,88 @@ def test_a_trained_model_answers_from_its_folder(asked_collection: Path, tmp_pat
     )
     assert evaluated.questions == 4
     assert all(cell is not None for cell in evaluated.table[0].values.values())
+
+
+def make_tiled_recipe() -> MllmRecipe:
+    """The tiny recipe with tiles and coordinates in text."""
+    recipe = make_recipe()
+    model = recipe.model.model_dump() | {
+        "connector": {"kind": "cabstractor", "num_tokens": 4, "depth": 1, "hidden_width": 16},
+        "language": recipe.model.language | {"max_position_embeddings": 384},
+        "assembly": {"tiling": {"tile": 64, "min_tiles": 2, "max_tiles": 4}, "tokens_per_view": 4},
+        "regions": "text",
+        "phrase_maps": False,
+        "box_head": False,
+    }
+    stages = [{**stage.model_dump(), "box_weight": 0.0} for stage in recipe.stages]
+    return make_recipe(model=model, stages=stages)
+
+
+def test_a_model_of_tiles_is_trained_and_asked(asked_collection: Path, tmp_path: Path) -> None:
+    recipe = make_tiled_recipe()
+    assert recipe.model.assembly is not None
+    with Collection.open(asked_collection) as collection:
+        training = prepare_training(recipe, collection, tmp_path / "run")
+        samples = training.samples(recipe.stages[1])
+        pair = next(row for row in samples.rows.tolist() if len(samples.sets[row].rows) == 2)
+        for row in (pair, int(samples.rows[0])):
+            index, images = collection.index, samples.sets[row].rows
+            sizes = [(int(index["height"][image]), int(index["width"][image])) for image in images]
+            sample, plan = samples.sample(row, 0, 0), training.model.plan(*sizes)
+            assert len(sample["features"]) == len(plan.views) > len(images)
+            # Cached features are those of the pixels that a question about the same image is answered from.
+            pixels = torch.cat(
+                [
+                    render_input(training.model.tower.preprocess, decode(collection.image_bytes(image)), of_image)
+                    for image, of_image in zip(images, plan.images, strict=True)
+                ]
+            )
+            computed = training.model.tower.frozen_features(pixels)
+            assert torch.equal(torch.stack(sample["features"]), computed)
+            assert len(sample["names"]) == len(plan.views)
+        trained = train_mllm(recipe, collection, tmp_path / "run")
+    assert trained.model_folder is not None
+    assert not any(stage.bad_samples for stage in trained.result.stages)
+    model = open_mllm(trained.model_folder)
+    assert isinstance(model, Mllm)
+    assert model.plan((64, 128)) == plan_sample([ImageSize(64, 128)], recipe.model.assembly)
+    assert model.ask(np.zeros((48, 96, 3), np.uint8), "Where is the red disc?", max_tokens=6).tokens <= 6
+
+
+def test_features_of_tiles_are_computed_once(
+    asked_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = build_image_encoder({"kind": "lite0", "width": 32, "embed_dim": 8, "image_size": 64})
+    options = TilingOptions(tile=64, min_tiles=2, max_tiles=4)
+    with Collection.open(asked_collection) as collection:
+        rows = collection.rows("train")[:3]
+        sizes = [ImageSize(int(collection.index["height"][row]), int(collection.index["width"][row])) for row in rows]
+        plans = [[plan_tiles(size, options), plan_tiles(size, options, split=False)] for size in sizes]
+        calls: list[int] = []
+        compute = type(encoder).frozen_features
+        monkeypatch.setattr(
+            type(encoder), "frozen_features", lambda self, pixels: calls.append(len(pixels)) or compute(self, pixels)
+        )
+
+        def fill(of_rows: list[list[TilePlan]]) -> TileCache:
+            cache = TileCache(
+                encoder, collection, rows, folder=tmp_path / "cache", plans=of_rows, device=torch.device("cpu")
+            )
+            cache.fill()
+            return cache
+
+        cache = fill(plans)
+        views = sum(len(plan.views) for of_row in plans for plan in of_row)
+        repeated = sum((0, 0) in of_row[0].views for of_row in plans)
+        assert repeated == 3
+        assert sum(calls) == views - repeated
+        whole = [[plan_tiles(size, TilingOptions(tile=64), split=False)] for size in sizes]
+        again = fill(whole)
+        assert sum(calls) == views - repeated
+        row = int(rows[0])
+        assert torch.equal(again.plan_features(row, whole[0][0]), cache.plan_features(row, plans[0][1]))
+        wrong = [[plan_tiles(ImageSize(7, 5), options)], *plans[1:]]
+        assert list(fill(wrong).bad) == [row]
 
 
 def signal_in_call(number: int, losses: Callable[..., Any]) -> Callable[..., Any]:

@@ -166,7 +166,7 @@ def test_a_chat_answers_as_a_model_that_reads_everything_again(seed: int) -> Non
     for question, regions in (("Where is the red disc?", []), ("What is <region>?", [box]), ("Is it blue?", [])):
         answer = chat.ask(question, regions=regions, max_tokens=5)
         conversation = Conversation("q", ("0",), tuple(ask_turns(question, regions, images=0 if ids else 1)))
-        written = one.prompts.write_question(conversation, chat.placements)
+        written = one.prompts.write_question(conversation, [image.frame.placement for image in chat.images])
         boxes += [list(map(float, corners)) for _, corners in written.regions]
         expected, found = answer_without_a_cache(one, chat.visual, ids + written.tokens.ids, boxes, tokens=5)
         assert answer.tokens == len(expected)
@@ -182,7 +182,7 @@ def test_boxes_come_back_in_pixels_of_the_original_image() -> None:
     model = Mllm(one)
     image = np.zeros((200, 100, 3), np.uint8)
     seen, pending = model._prepare([Question(image, "Where is the red disc?")])
-    placement = pending[0].placements[0]
+    placement = pending[0].frames[0].placement
     corners, _ = placement.to_input(np.array([[0.2, 0.1, 0.6, 0.5]]))
     pending[0].answer = [one.prompts.region_id]
     pending[0].boxes = [(0, corners[0].tolist())]

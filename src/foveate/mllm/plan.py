@@ -12,9 +12,9 @@ from pydantic import Field
 from foveate.core.errors import UserError
 from foveate.core.recipes import read, validate
 from foveate.core.results import ResultModel, RunResult
-from foveate.multimodal.assemble import AssemblyOptions, ViewIndex, plan_sample
+from foveate.multimodal.assemble import AssemblyOptions, plan_sample
 from foveate.records.images import BadImage, encode_input, read_image_info
-from foveate.vision.tiling import PRESETS, Fit, ImageSize, Preset, TilePlan, count_llava_tokens
+from foveate.vision.tiling import PRESETS, Fit, ImageSize, Preset, count_llava_tokens
 
 # As published: MM1.5 pools to 12 x 12; LLaVA-NeXT and Ferret-v2 have 24 x 24 patches; pixel shuffling by 2 leaves
 # 13 x 13 of Idefics3's 26 x 26 and 16 x 16 of InternVL's and Cohere2's 32 x 32, by 4 it leaves 8 x 8 of SmolVLM's.
@@ -138,7 +138,10 @@ def plan_images(paths: Sequence[Path], options: AssemblyOptions, *, preset: Pres
                 resized=plan.tiles.resized,
                 offset=_offset(plan.tiles),
                 overview=(plan.overview.resized, _offset(plan.overview)),
-                views=_list_views(plan, sample.list_parts(number)),
+                views=[
+                    PlannedView(row=row, column=column, indicator=indicator)
+                    for (row, column), indicator in zip(plan.views, sample.list_indicators(number), strict=True)
+                ],
                 tokens=tokens,
                 megapixels=plan.megapixels,
                 scale=min(whole.resized.height / header.height, whole.resized.width / header.width),
@@ -158,14 +161,3 @@ def plan_images(paths: Sequence[Path], options: AssemblyOptions, *, preset: Pres
 
 def _offset(fit: Fit) -> tuple[int, int]:
     return fit.padding.top, fit.padding.left
-
-
-def _list_views(plan: TilePlan, parts: Sequence[str | ViewIndex]) -> list[PlannedView]:
-    views, texts = [], ""
-    for part in parts:
-        if isinstance(part, str):
-            texts += part
-        else:
-            views.append(PlannedView(row=part.row, column=part.column, indicator=texts))
-            texts = ""
-    return views

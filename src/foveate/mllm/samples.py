@@ -7,7 +7,8 @@ is looked up in it afterwards. Visual tokens are never cut; a conversation that 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +19,17 @@ from torch import Tensor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.language.packing import Tokens, pack_texts
+from foveate.multimodal.assemble import AssemblyOptions, plan_sample
+from foveate.multimodal.frames import CoordinateFrame, move_regions
+from foveate.multimodal.model import ViewLayout, list_views
 from foveate.multimodal.prompts import PromptWriter
+from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation
-from foveate.records.geometry import Placement
 from foveate.training.loader import BadSample
-from foveate.vision.feature_cache import FeatureCache
+from foveate.vision.canvas import boxes_in_view
+from foveate.vision.feature_cache import FeatureCache, TileCache
+from foveate.vision.tiling import ImageSize, TilePlan
 
 
 class ImageSet(NamedTuple):
@@ -76,33 +82,67 @@ class NameTable(NamedTuple):
         return torch.einsum("nw,nwe->ne", self.weight_NW.to(table_VE.dtype), table_VE[self.ids_NW])
 
 
+def plan_rows(
+    sets: Sequence[ImageSet], collection: Collection, rows: NDArray[np.int64], assembly: AssemblyOptions
+) -> list[list[TilePlan]]:
+    """List by which plans the image of each row is cut: as in a sample of few images, of many, or both."""
+    plans: dict[int, list[TilePlan]] = {row: [] for row in rows.tolist()}
+    for group in sets:
+        for row, plan in zip(group.rows, plan_sample(_sizes(collection, group.rows), assembly).images, strict=True):
+            if plan not in plans[row]:
+                plans[row].append(plan)
+    return list(plans.values())
+
+
+def _sizes(collection: Collection, rows: Sequence[int]) -> list[ImageSize]:
+    index = collection.index
+    return [ImageSize(int(index["height"][row]), int(index["width"][row])) for row in rows]
+
+
+class _Views(NamedTuple):
+    """The views of a set of images.
+
+    Attributes:
+        features: of each view. layout: number of its image, and ids in front of it.
+        frames: of the coordinates of each image.
+        named: boxes in each view and numbers of the names of the regions that it shows.
+    """
+
+    features: list[Tensor]
+    layout: list[tuple[int, list[int]]]
+    frames: list[CoordinateFrame]
+    named: list[tuple[NDArray[np.float64], list[int]]]
+
+
 class MllmSamples:
     """Samples of one stage; see `foveate.training.loader.Dataset`.
 
     Args:
         sets: of images, with their conversations.
-        features: of all rows that the sets name.
+        features: of all rows that the sets name; a `TileCache` where `settings` have tiles.
         prompts: tokenizes conversations.
         names: for alignment.
         max_conversations: of one sample; 0 = none, for a stage of alignment alone.
         max_positions: longest sequence; the visual tokens count.
         tokens_of_view: visual tokens of a view.
+        settings: of the model: how images become views, and the frame of coordinates.
     """
 
     def __init__(
         self,
         sets: Sequence[ImageSet],
-        features: FeatureCache,
+        features: FeatureCache | TileCache,
         prompts: PromptWriter,
         names: NameTable,
         *,
         max_conversations: int,
         max_positions: int,
         tokens_of_view: int,
+        settings: MultimodalSettings,
     ) -> None:
         self.sets, self.features, self.prompts, self.names = sets, features, prompts, names
         self.max_conversations, self.max_positions = max_conversations, max_positions
-        self.tokens_of_view = tokens_of_view
+        self.tokens_of_view, self.settings = tokens_of_view, settings
         self.collection = features.collection
         usable = [number for number, group in enumerate(sets) if group.conversations or not max_conversations]
         self.rows: NDArray[np.int64] = np.asarray(usable, dtype=np.int64)
@@ -115,32 +155,57 @@ class MllmSamples:
         for image in images:
             if image in self.features.bad:
                 raise BadSample(self.collection.keys[image], self.features.bad[image])
-        placements = [self.features.placement(image, 0) for image in images]
+        views = self._whole_images(images) if self.settings.assembly is None else self._tiles(images)
+        visual = len(views.layout) * self.tokens_of_view + sum(len(before) for _, before in views.layout)
+        placements = [frame.placement for frame in views.frames]
         rng = seeds.generator("conversations", seed, epoch, row)
         order = rng.permutation(len(conversations))[: self.max_conversations]
         tokens: list[Tokens] = []
         regions: list[tuple[int, NDArray[np.float64]]] = []
         for number in order:
-            written = self.prompts.write_conversation(conversations[number], placements)
-            length = len(images) * self.tokens_of_view + len(written.tokens.ids)
+            conversation = move_regions(conversations[number], views.frames)
+            written = self.prompts.write_conversation(conversation, placements)
+            length = visual + len(written.tokens.ids)
             if length > self.max_positions:
-                raise BadSample(conversations[number].id, f"{length} positions, the model has {self.max_positions}")
+                raise BadSample(conversation.id, f"{length} positions, the model has {self.max_positions}")
             tokens.append(written.tokens)
             regions += written.regions
         return {
-            "features": [self.features.features(image, 0) for image in images],
+            "features": views.features,
+            "layout": views.layout,
             "tokens": tokens,
             "regions": regions,
-            "names": [self._named(image, placement) for image, placement in zip(images, placements, strict=True)],
+            "names": views.named,
         }
 
-    def _named(self, image: int, placement: Placement) -> tuple[NDArray[np.float64], list[int]]:
-        """Return boxes in the model input and numbers of names, of an image's regions."""
+    def _whole_images(self, images: Sequence[int]) -> _Views:
+        placements = [self.features.placement(image, 0) for image in images]
+        return _Views(
+            [self.features.features(image, 0) for image in images],
+            [(number, []) for number in range(len(images))],
+            [CoordinateFrame(placement) for placement in placements],
+            [self._named(image, placement.to_input) for image, placement in zip(images, placements, strict=True)],
+        )
+
+    def _tiles(self, images: Sequence[int]) -> _Views:
+        assert self.settings.assembly is not None
+        assert isinstance(self.features, TileCache)
+        sample = plan_sample(_sizes(self.collection, images), self.settings.assembly)
+        features, named = [], []
+        for image, plan in zip(images, sample.images, strict=True):
+            features += list(self.features.plan_features(image, plan))
+            named += [self._named(image, partial(boxes_in_view, plan=plan, view=view)) for view in plan.views]
+        frames = [CoordinateFrame.create(plan, self.settings.frame) for plan in sample.images]
+        return _Views(features, list_views(sample, self.prompts.tokenizer.encode), frames, named)
+
+    def _named(
+        self, image: int, move: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.bool_]]]
+    ) -> tuple[NDArray[np.float64], list[int]]:
+        """Return boxes in a view, to which `move` maps them, and numbers of names, of an image's regions."""
         regions = [region for region in self.collection.read_regions(image) if region.phrase in self.names.index]
         if not regions:
             return np.zeros((0, 4)), []
-        corners_R4 = np.stack([region.box.to_array() for region in regions])
-        moved_K4, kept_R = placement.to_input(corners_R4)
+        moved_K4, kept_R = move(np.stack([region.box.to_array() for region in regions]))
         numbers = [self.names.index[region.phrase] for region in regions]
         return moved_K4, [numbers[row] for row in np.flatnonzero(kept_R)]
 
@@ -159,6 +224,7 @@ class MllmSamples:
         return {
             "features": torch.stack([view for sample in samples for view in sample["features"]]),
             "views_BK": views_BK,
+            **ViewLayout.create([sample["layout"] for sample in samples])._asdict(),
             **texts._asdict(),
             "region_boxes_R4": _boxes([box for _, box in regions]),
             "region_image_R": torch.tensor([image for image, _ in regions], dtype=torch.long),

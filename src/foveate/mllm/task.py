@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foveate.language.packing import PackedTexts
 from foveate.mllm.recipe import StageSettings
 from foveate.mllm.samples import NameTable
-from foveate.multimodal.model import MultimodalModel, RegionPrompts, Visual
+from foveate.multimodal.model import MultimodalModel, RegionPrompts, ViewLayout, Visual
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, Losses, Report, Task
 
@@ -73,7 +73,8 @@ class MllmTask(Task):
         if self.stage.texts:
             texts = PackedTexts(*(batch[name] for name in PackedTexts._fields))
             regions = RegionPrompts(batch["region_boxes_R4"], batch["region_image_R"])
-            states_BTE = self.model.hidden_states(visual, batch["views_BK"], texts, regions)
+            layout = ViewLayout(*(batch[name] for name in ViewLayout._fields))
+            states_BTE = self.model.hidden_states(visual, batch["views_BK"], texts, regions, layout)
             terms["token_loss"], report["token_accuracy"] = self._predict(states_BTE, texts)
             if self.stage.box_weight:
                 terms["box_loss"], report["iou"] = self._locate(visual, batch["views_BK"], states_BTE, texts, regions)
@@ -112,7 +113,7 @@ class MllmTask(Task):
             new_number[views] = torch.arange(len(views), device=views.device)
             named = torch.isin(batch["name_view_N"], views)
             regions = torch.isin(region_row_R, rows)
-            piece = {name: batch[name][rows] for name in PackedTexts._fields}
+            piece = {name: batch[name][rows] for name in (*PackedTexts._fields, *ViewLayout._fields)}
             piece |= {
                 "features": batch["features"][views],
                 "views_BK": torch.where(of_rows >= 0, new_number[of_rows.clamp(min=0)], of_rows),

@@ -28,7 +28,7 @@ from foveate.language.vocabulary import read_tokenizer, train_tokenizer, word_ma
 from foveate.mllm.card import model_card
 from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.results import MllmResult, StageResult
-from foveate.mllm.samples import ImageSet, MllmSamples, NameTable, group_by_images
+from foveate.mllm.samples import ImageSet, MllmSamples, NameTable, group_by_images, plan_rows
 from foveate.mllm.task import MllmTask
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import save_model
@@ -41,7 +41,7 @@ from foveate.training import checkpoint
 from foveate.training.distributed import World, barrier, start, world
 from foveate.training.loader import Loader
 from foveate.training.loop import WITHOUT_INFLUENCE, train
-from foveate.vision.feature_cache import FeatureCache
+from foveate.vision.feature_cache import FeatureCache, TileCache
 
 _FREE = tuple(f"training.{name}" for name in WITHOUT_INFLUENCE)
 TOKENIZER, NAMES, STAGE, STAGE_WEIGHTS = "tokenizer.json", "names.json", "stage.json", "weights.safetensors"
@@ -193,6 +193,7 @@ class MllmTraining:
             max_conversations=stage.max_conversations if stage.texts else 0,
             max_positions=self.model.max_positions,
             tokens_of_view=self.model.connector.num_tokens,
+            settings=self.model.settings,
         )
 
     def _run(self, stage: StageSettings, folder: Path) -> StageResult:
@@ -247,16 +248,26 @@ class MllmTraining:
         if self._features is None:
             rows = np.asarray(sorted({row for group in self.sets for row in group.rows}), dtype=np.int64)
             writable = os.access(self.collection.path, os.W_OK)
-            features = FeatureCache(
-                self.model.tower,
-                self.collection,
-                rows,
-                folder=(self.collection.path if writable else self.run.path) / "cache",
-                views=1,
-                view_of=lambda row, view: View(),
-                device=self.here.device,
-                share=(self.here.rank, self.here.size),
-            )
+            folder = (self.collection.path if writable else self.run.path) / "cache"
+            tower, device, share = self.model.tower, self.here.device, (self.here.rank, self.here.size)
+            assembly = self.model.settings.assembly
+            features: FeatureCache
+            if assembly is None:
+                features = FeatureCache(
+                    tower,
+                    self.collection,
+                    rows,
+                    folder=folder,
+                    views=1,
+                    view_of=lambda row, view: View(),
+                    device=device,
+                    share=share,
+                )
+            else:
+                plans = plan_rows(self.sets, self.collection, rows, assembly)
+                features = TileCache(
+                    tower, self.collection, rows, folder=folder, plans=plans, device=device, share=share
+                )
             features.fill()
             self._features = features
         return self._features

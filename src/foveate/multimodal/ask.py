@@ -19,17 +19,24 @@ from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.language.generate import GenerationSettings, Prefix, generate, read_prefix, stream
+from foveate.multimodal.assemble import SamplePlan
 from foveate.multimodal.folder import LoadedModel
-from foveate.multimodal.model import RegionPrompts, Visual
+from foveate.multimodal.frames import CoordinateFrame, move_regions
+from foveate.multimodal.model import RegionPrompts, ViewLayout, Visual, list_views
 from foveate.multimodal.prompts import Written
+from foveate.records.box_text import parse_regions
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn
-from foveate.records.geometry import Placement, View
-from foveate.records.images import BadImage, ImageInput, decode_fraction, encode_input, is_single_image
+from foveate.records.geometry import View
+from foveate.records.images import BadImage, ImageInput, decode, decode_fraction, encode_input, is_single_image
 from foveate.records.shapes import Shape
+from foveate.vision.canvas import render_input
 from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
+from foveate.vision.tiling import ImageSize, TilePlan, plan_tiles
 
 BATCH = 32
+# Views of one pass of the tower: a batch of questions about tiled images has hundreds.
+_VIEWS = 32
 _QUESTION = "question"
 
 
@@ -65,19 +72,28 @@ class Question(NamedTuple):
     regions: Sequence[Shape] = ()
 
 
+class _Seen(NamedTuple):
+    """One encoded image: numbers of its views, the frame of its coordinates, and its plan where it has tiles."""
+
+    views: list[int]
+    frame: CoordinateFrame
+    plan: TilePlan | None = None
+
+
 @dataclass
 class _Pending:
     """One question while it is answered.
 
     Attributes:
-        views: numbers of its views. placements: of its images.
+        views: numbers of its views. layout: image of each, and ids in front of it. frames: of its images.
         written: the tokens of the question. answer: generated ids.
         before: tokens of the conversation in front of the question.
         boxes: (image, box in [0, 1] of the model input) of the answer's region tokens.
     """
 
     views: list[int]
-    placements: list[Placement]
+    layout: list[tuple[int, list[int]]]
+    frames: list[CoordinateFrame]
     written: Written
     before: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
@@ -176,62 +192,102 @@ class Mllm:
         """Start a conversation about images, which are encoded once."""
         return Chat(self, images)
 
+    def plan(self, *sizes: tuple[int, int]) -> SamplePlan:
+        """Plan the views of images from their (height, width) in pixels, before they are read.
+
+        Example:
+            >>> open_mllm("mini").plan((480, 640)).num_image_tokens
+            49
+        """
+        return self.loaded.model.plan(*sizes)
+
+    def _see(self, images: Sequence[ImageInput]) -> tuple[Visual, list[_Seen]]:
+        """Encode the images of one sample."""
+        self._check_number(images)
+        split = len(images) <= self.loaded.model.assembly.max_split_images
+        return self._encode([(image, split) for image in images])
+
+    def _check_number(self, images: Sequence[ImageInput]) -> None:
+        most = self.loaded.model.settings.max_images
+        if len(images) > most:
+            raise UserError(f"images: too many for this model (got {len(images)}); expected at most {most}")
+
     @torch.inference_mode()
-    def _see(self, images: Sequence[ImageInput]) -> tuple[Visual, list[Placement]]:
-        """Encode images; return their visual tokens and their placements in the model input."""
+    def _encode(self, images: Sequence[tuple[ImageInput, bool]]) -> tuple[Visual, list[_Seen]]:
+        """Encode images; return their visual tokens, and which are whose."""
         model = self.loaded.model
-        preprocess = model.tower.preprocess
-        pixels, placements = [], []
-        for number, image in enumerate(images):
+        views: list[Tensor] = []
+        seen: list[_Seen] = []
+        for number, (image, split) in enumerate(images):
             try:
-                decoded, size = decode_fraction(encode_input(image), min_side=DECODE_FACTOR * preprocess.long_side)
-                placement = place_image(preprocess, size, View())
+                pixels_V3HW, frame, plan = self._render(image, split=split)
             except BadImage as problem:
                 name = image if isinstance(image, str) else getattr(image, "name", f"image {number + 1}")
                 raise UserError(f"{name}: cannot be read: {problem}") from problem
-            pixels.append(render_image(preprocess, decoded, placement))
-            placements.append(placement)
+            seen.append(_Seen(list(range(len(views), len(views) + len(pixels_V3HW))), frame, plan))
+            views += list(pixels_V3HW)
         device = model.visual_gain.device
-        if not pixels:
+        if not views:
             width, (rows, columns) = model.width, model.grid
             none = torch.zeros(0, rows * columns, width, device=device)
             return Visual(none, none[:, : model.connector.num_tokens]), []
-        return model.see(torch.stack(pixels).to(device)), placements
+        parts = [model.see(part.to(device)) for part in torch.stack(views).split(_VIEWS)]
+        return Visual(*(torch.cat(columns) for columns in zip(*parts, strict=True))), seen
+
+    def _render(self, image: ImageInput, *, split: bool) -> tuple[Tensor, CoordinateFrame, TilePlan | None]:
+        """Render the views of an image as uint8 [views, 3, height, width]."""
+        model = self.loaded.model
+        data, preprocess, assembly = encode_input(image), model.tower.preprocess, model.settings.assembly
+        if assembly is None:
+            decoded, size = decode_fraction(data, min_side=DECODE_FACTOR * preprocess.long_side)
+            placement = place_image(preprocess, size, View())
+            return render_image(preprocess, decoded, placement)[None], CoordinateFrame(placement), None
+        decoded = decode(data)
+        plan = plan_tiles(ImageSize(decoded.height, decoded.width), assembly.tiling, split=split)
+        frame = CoordinateFrame.create(plan, model.settings.frame)
+        return render_input(preprocess, decoded, plan), frame, plan
 
     def _prepare(self, questions: Sequence[Question]) -> tuple[Visual, list[_Pending]]:
         lists = [_as_list(question.images) for question in questions]
-        # An image that several questions are about is encoded once.
-        distinct: dict[int, int] = {}
-        unique: list[ImageInput] = []
-        for image in (image for images in lists for image in images):
-            if id(image) not in distinct:
-                distinct[id(image)] = len(unique)
-                unique.append(image)
-        visual, placements = self._see(unique)
+        # An image that several questions are about is encoded once, unless it is split in some only.
+        distinct: dict[tuple[int, bool], int] = {}
+        unique: list[tuple[ImageInput, bool]] = []
+        keys: list[list[tuple[int, bool]]] = []
+        for images in lists:
+            self._check_number(images)
+            split = len(images) <= self.loaded.model.assembly.max_split_images
+            keys.append([(id(image), split) for image in images])
+            for image, key in zip(images, keys[-1], strict=True):
+                if key not in distinct:
+                    distinct[key] = len(unique)
+                    unique.append((image, split))
+        visual, seen = self._encode(unique)
         pending: list[_Pending] = []
-        for question, images in zip(questions, lists, strict=True):
-            views = [distinct[id(image)] for image in images]
-            of_views = [placements[view] for view in views]
-            pending.append(self._pend(ask_turns(question.text, question.regions, images=len(views)), views, of_views))
+        for question, of_question in zip(questions, keys, strict=True):
+            turns = ask_turns(question.text, question.regions, images=len(of_question))
+            pending.append(self._pend(turns, [seen[distinct[key]] for key in of_question]))
         return visual, pending
 
-    def _pend(self, turns: Sequence[Turn], views: list[int], placements: list[Placement], *, read: int = 0) -> _Pending:
+    def _pend(self, turns: Sequence[Turn], images: Sequence[_Seen], *, read: int = 0) -> _Pending:
         """Tokenize a question and check that it fits behind the `read` positions of its images and earlier turns."""
-        model = self.loaded.model
-        if len(views) > model.settings.max_images:
-            raise UserError(
-                f"images: too many for this model (got {len(views)}); expected at most {model.settings.max_images}"
-            )
-        conversation = Conversation(_QUESTION, tuple(str(view) for view in views), tuple(turns))
-        written = self.loaded.prompts.write_question(conversation, placements)
-        before = read or len(views) * model.connector.num_tokens
+        model, prompts = self.loaded.model, self.loaded.prompts
+        views = [view for image in images for view in image.views]
+        layout: list[tuple[int, list[int]]] = [(number, []) for number in range(len(views))]
+        plans = tuple(image.plan for image in images if image.plan is not None)
+        if plans:
+            layout = list_views(SamplePlan(plans, model.assembly), prompts.tokenizer.encode)
+        frames = [image.frame for image in images]
+        conversation = Conversation(_QUESTION, tuple(str(number) for number in range(len(images))), tuple(turns))
+        placements = [frame.placement for frame in frames]
+        written = prompts.write_question(move_regions(conversation, frames), placements)
+        before = read or len(views) * model.connector.num_tokens + sum(len(ids) for _, ids in layout)
         length = before + len(written.tokens.ids)
         if length >= model.max_positions:
             raise UserError(
                 f"question: too long (got {length} positions, {before} of them images or earlier turns); expected "
                 f"fewer than {model.max_positions}"
             )
-        return _Pending(views, placements, written)
+        return _Pending(views, layout, frames, written)
 
     def _answer(self, pending: _Pending) -> Answer:
         """Put the text together, boxes in pixels of their image."""
@@ -240,16 +296,20 @@ class Mllm:
         region_id = self.loaded.prompts.region_id
         places = [number for number, id in enumerate(pending.answer) if id == region_id]
         for place, (image, corners) in zip(places, pending.boxes, strict=False):
-            placement = pending.placements[image]
+            placement = pending.frames[image].placement
             box = Box.from_array(placement.to_original(np.array([corners]))[0], clipped=True)
             pixels = box.to_pixels(placement.width, placement.height)
             boxes.append((image, pixels))
-            corners_text = ", ".join(str(round(edge)) for edge in (pixels.x1, pixels.y1, pixels.x2, pixels.y2))
-            pieces.append(f"{tokenizer.decode(pending.answer[start:place])} [{corners_text}]")
+            pieces.append(f"{tokenizer.decode(pending.answer[start:place])} {_write_corners(pixels)}")
             start = place + 1
         pieces.append(tokenizer.decode(pending.answer[start:]))
+        text = "".join(pieces).strip()
+        # Coordinates in text do not say which of several images they are in.
+        if self.loaded.prompts.regions == "text" and len(pending.frames) == 1:
+            text, read_boxes = _read_coordinates(text, pending.frames[0])
+            boxes = [(0, box) for box in read_boxes]
         return Answer(
-            text="".join(pieces).strip(),
+            text=text,
             boxes=tuple(box for _, box in boxes),
             images=tuple(image for image, _ in boxes),
             tokens=len(pending.answer),
@@ -266,9 +326,8 @@ class Chat:
 
     def __init__(self, model: Mllm, images: Sequence[ImageInput] | ImageInput) -> None:
         self.model = model
-        self.visual, self.placements = model._see(_as_list(images))
+        self.visual, self.images = model._see(_as_list(images))
         self.turns: list[Turn] = []
-        self._views = list(range(len(self.placements)))
         self._ids: list[int] = []
         self._prefix: Prefix | None = None
 
@@ -279,9 +338,9 @@ class Chat:
             UserError: as `Mllm.ask`; the conversation then stays as it was.
         """
         loaded = self.model.loaded
-        asked = ask_turns(question, regions, images=0 if self.turns else len(self._views))
+        asked = ask_turns(question, regions, images=0 if self.turns else len(self.images))
         read = self._prefix.length if self._prefix else 0
-        pending = self.model._pend(asked, self._views, self.placements, read=read)
+        pending = self.model._pend(asked, self.images, read=read)
         pending.before = self._ids
         writer = _Writer(loaded, self.visual, [pending])
         prompt_LE = writer.prompt(0, images=self._prefix is None)
@@ -315,11 +374,26 @@ class Chat:
         self._ids = [*self._ids, *pending.written.tokens.ids, *answer]
 
 
+def _read_coordinates(text: str, frame: CoordinateFrame) -> tuple[str, list[PixelBox]]:
+    """Return an answer with its boxes of 0..999 written in pixels of the image, and these boxes."""
+    placement = frame.placement
+    pieces, start, boxes = [], 0, []
+    for parsed in parse_regions(text, width=placement.width, height=placement.height).regions:
+        if isinstance(parsed.region, PixelBox):
+            boxes.append(frame.to_image(parsed.region))
+            pieces += [text[start : parsed.start], _write_corners(boxes[-1])]
+            start = parsed.end
+    return "".join([*pieces, text[start:]]), boxes
+
+
+def _write_corners(box: PixelBox) -> str:
+    return f"[{', '.join(str(round(edge)) for edge in (box.x1, box.y1, box.x2, box.y2))}]"
+
+
 def _with_placeholders(answer: Answer) -> str:
     text = answer.text
     for box in answer.boxes:
-        corners = ", ".join(str(round(edge)) for edge in (box.x1, box.y1, box.x2, box.y2))
-        text = text.replace(f"[{corners}]", REGION, 1)
+        text = text.replace(_write_corners(box), REGION, 1)
     return text
 
 
@@ -360,7 +434,10 @@ class _Writer:
         views_1K = self._views([number])
         ids_1T = torch.tensor([one.written.tokens.ids], device=views_1K.device)
         text_TE = model.embed(ids_1T, self.visual, views_1K, self._regions(one.written.regions))[0]
-        return torch.cat([model.prefix(self.visual, views_1K)[0], text_TE]) if images else text_TE
+        if not images:
+            return text_TE
+        layout = ViewLayout(*(column.to(views_1K.device) for column in ViewLayout.create([one.layout])))
+        return torch.cat([model.prefix(self.visual, views_1K, layout)[0], text_TE])
 
     @torch.inference_mode()
     def embed(self, rows: Sequence[int], tokens: Sequence[int], states_BE: Tensor) -> Tensor:

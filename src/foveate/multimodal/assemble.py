@@ -71,6 +71,17 @@ class SamplePlan:
             previous = view
         return parts
 
+    def list_indicators(self, image: int) -> list[str]:
+        """List the text before each view of an image, "" where there is none."""
+        texts, text = [], ""
+        for part in self.list_parts(image):
+            if isinstance(part, str):
+                text += part
+            else:
+                texts.append(text)
+                text = ""
+        return texts
+
 
 def _separate(previous: tuple[int, int] | None, view: tuple[int, int]) -> Iterator[str]:
     """A colon before the overview, a comma between the tiles of a row, "<n>" between rows."""

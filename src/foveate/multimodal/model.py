@@ -1,7 +1,7 @@
 """The multimodal model: an image tower, a connector, and a language model of transformers fed by `inputs_embeds`.
 
     pixels -> tower -> tokens_VLD -> connector -> visual tokens_VTE \\
-                                                                     language model -> logits
+    indicators of tiles -> token ids -> embeddings (between the views)      language model -> logits
     question -> token ids -> embeddings_BTE, regions overwritten   /
 
 After LLaVA and MM1.5. Three options go beyond the paper, for models that are trained in minutes on a laptop: a region
@@ -11,6 +11,7 @@ a head that reads the map of a phrase.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError
 from foveate.language.packing import PackedTexts, attention_and_positions
+from foveate.multimodal.assemble import AssemblyOptions, SamplePlan, plan_sample
 from foveate.multimodal.phrase_maps import BoxHead, PhraseMaps, box_weights
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.vision.connectors import Connector
 from foveate.vision.connectors.pooled import PooledConnector
 from foveate.vision.encoder import ImageEncoder
+from foveate.vision.tiling import ImageSize, TilingOptions
 
 _COPYING = 0.3
 
@@ -56,6 +59,44 @@ class RegionPrompts(NamedTuple):
     image_R: Tensor
 
 
+class ViewLayout(NamedTuple):
+    """The images that the views of B rows show, and the indicators between them.
+
+    Attributes:
+        image_BK: number of each view's image in its row.
+        before_BKI: ids of the tokens in front of each view, -1 behind the last.
+    """
+
+    image_BK: Tensor
+    before_BKI: Tensor
+
+    @classmethod
+    def create(cls, rows: Sequence[Sequence[tuple[int, Sequence[int]]]]) -> ViewLayout:
+        """Lay out rows of views, each with the number of its image and the ids in front of it."""
+        columns = max(map(len, rows), default=0)
+        longest = max((len(before) for row in rows for _, before in row), default=0)
+        image_BK = torch.zeros(len(rows), columns, dtype=torch.long)
+        before_BKI = torch.full((len(rows), columns, longest), -1)
+        for index, row in enumerate(rows):
+            for column, (image, before) in enumerate(row):
+                image_BK[index, column] = image
+                before_BKI[index, column, : len(before)] = torch.tensor(before, dtype=torch.long)
+        return cls(image_BK, before_BKI)
+
+    def select(self, rows: Tensor, count: int) -> ViewLayout:
+        """Select rows, and of each the first `count` views."""
+        return ViewLayout(self.image_BK[rows, :count], self.before_BKI[rows, :count])
+
+
+def list_views(sample: SamplePlan, encode: Callable[[str], list[int]]) -> list[tuple[int, list[int]]]:
+    """List the views of a sample for `ViewLayout.create`, their indicators tokenized."""
+    return [
+        (image, encode(text) if text else [])
+        for image in range(len(sample.images))
+        for text in sample.list_indicators(image)
+    ]
+
+
 class MultimodalModel(nn.Module):
     """Tower, connector and language model.
 
@@ -79,6 +120,8 @@ class MultimodalModel(nn.Module):
         super().__init__()
         self.settings, self.region_id = settings, region_id
         self.tower, self.connector, self.language_model = tower, connector, language_model
+        if settings.assembly is not None:
+            _check_assembly(settings.assembly, tower, connector)
         width = int(language_model.config.hidden_size)
         self.width = width
         # A connector that pools first has no patches in the language model's space, only its tokens.
@@ -110,6 +153,27 @@ class MultimodalModel(nn.Module):
         """The table of token embeddings."""
         return self.language_model.get_input_embeddings().weight
 
+    @property
+    def assembly(self) -> AssemblyOptions:
+        """How images become views; one overview each where the settings have no tiles."""
+        if self.settings.assembly is not None:
+            return self.settings.assembly
+        preprocess = self.tower.preprocess
+        tiling = TilingOptions(
+            tile=preprocess.side, overview_fit="pad" if preprocess.geometry == "letterbox" else "stretch"
+        )
+        return AssemblyOptions(
+            tiling=tiling, indicator="none", tokens_per_view=self.connector.num_tokens, max_split_images=0
+        )
+
+    def plan(self, *sizes: tuple[int, int]) -> SamplePlan:
+        """Plan the views of a sample from the (height, width) of its images in pixels.
+
+        Raises:
+            UserError: an image has no pixels.
+        """
+        return plan_sample([ImageSize(*size) for size in sizes], self.assembly)
+
     def see(self, features: Tensor) -> Visual:
         """Map pixels or frozen features of V views to visual tokens."""
         tokens_VLD = self.tower(features).tokens
@@ -129,16 +193,28 @@ class MultimodalModel(nn.Module):
         """Return the logits [R, N] of names for regions: similarity with the names' embeddings."""
         return self.name_scale * (means_RE @ F.normalize(names_NE, dim=-1).to(means_RE.dtype).T)
 
-    def prefix(self, visual: Visual, views_BK: Tensor) -> Tensor:
-        """Lay out the visual tokens [B, K * T, E] of each row's images; views that are -1 are left out by the mask.
+    def prefix(self, visual: Visual, views_BK: Tensor, layout: ViewLayout | None = None) -> Tensor:
+        """Lay out the visual tokens and indicators [B, P, E] of rows that all have P of them.
 
         Args:
             visual: of all views.
             views_BK: numbers of the views of each row, -1 behind the last where a row has fewer.
+            layout: of the views; None where each is an image of its own.
         """
         tokens_BKTE = self.visual_gain * visual.tokens_VTE[views_BK.clamp(min=0)] + self.view_position_TE
-        tokens_BKTE = tokens_BKTE + self.image_index_KE[: views_BK.shape[1], None]
-        return tokens_BKTE.flatten(1, 2)
+        if layout is None:
+            return (tokens_BKTE + self.image_index_KE[: views_BK.shape[1], None]).flatten(1, 2)
+        tokens_BKTE = tokens_BKTE + self.image_index_KE[layout.image_BK][:, :, None]
+        embedded_BKIE = self.language_model.get_input_embeddings()(layout.before_BKI.clamp(min=0))
+        is_view_BKT = (views_BK >= 0)[..., None].expand(tokens_BKTE.shape[:3])
+        is_token_BKP = torch.cat([layout.before_BKI >= 0, is_view_BKT], dim=2)
+        whole_BKPE = torch.cat([embedded_BKIE.to(tokens_BKTE.dtype), tokens_BKTE], dim=2)
+        return whole_BKPE[is_token_BKP].view(len(views_BK), -1, self.width)
+
+    def prefix_lengths(self, views_BK: Tensor, layout: ViewLayout | None = None) -> Tensor:
+        """Count the visual tokens and indicators [B] of each row; see `prefix`."""
+        lengths_B = (views_BK >= 0).sum(dim=1) * self.connector.num_tokens
+        return lengths_B if layout is None else lengths_B + (layout.before_BKI >= 0).sum(dim=(1, 2))
 
     def embed(
         self,
@@ -174,34 +250,46 @@ class MultimodalModel(nn.Module):
         return torch.einsum("bte,bkle->bktl", direction_BTE.to(full_BKLE.dtype), full_BKLE), views_BK >= 0
 
     def hidden_states(
-        self, visual: Visual, views_BK: Tensor, texts: PackedTexts, regions: RegionPrompts | None = None
+        self,
+        visual: Visual,
+        views_BK: Tensor,
+        texts: PackedTexts,
+        regions: RegionPrompts | None = None,
+        layout: ViewLayout | None = None,
     ) -> Tensor:
         """Return the last hidden states [B, T, E] of packed texts, each as if it stood alone behind its images."""
-        counts_B = (views_BK >= 0).sum(dim=1)
+        lengths_B, counts_B = self.prefix_lengths(views_BK, layout), (views_BK >= 0).sum(dim=1)
         if regions is None:
             empty = torch.zeros(0, 4, device=views_BK.device)
             regions = RegionPrompts(empty, torch.zeros(0, dtype=torch.long, device=views_BK.device))
         states_BTE: Tensor | None = None
         row_R = (texts.ids_BT == self.region_id).nonzero()[:, 0][: len(regions.boxes_R4)]
-        # Rows with the same number of images together: padding costs as much as visual tokens do.
-        for count in counts_B.unique().tolist():
-            rows = (counts_B == count).nonzero()[:, 0]
+        # Rows with prefixes of one length together: padding costs as much as visual tokens do.
+        for length in lengths_B.unique():
+            rows = (lengths_B == length).nonzero()[:, 0]
+            count = int(counts_B[rows].max())
             of_rows = torch.isin(row_R, rows)
             part = texts.select(rows)
             part_regions = RegionPrompts(regions.boxes_R4[of_rows], regions.image_R[of_rows])
-            states = self._same_length_states(visual, views_BK[rows, :count], part, part_regions)
+            part_layout = layout.select(rows, count) if layout is not None else None
+            states = self._same_length_states(visual, views_BK[rows, :count], part, part_regions, part_layout)
             if states_BTE is None:
                 states_BTE = states.new_zeros(*texts.ids_BT.shape, states.shape[-1])
-            length = torch.arange(states.shape[1], device=rows.device)
-            states_BTE = states_BTE.index_put((rows[:, None], length), states)
+            index_T = torch.arange(states.shape[1], device=rows.device)
+            states_BTE = states_BTE.index_put((rows[:, None], index_T), states)
         assert states_BTE is not None, "a batch has rows"
         return states_BTE
 
     def _same_length_states(
-        self, visual: Visual, views_BK: Tensor, texts: PackedTexts, regions: RegionPrompts
+        self,
+        visual: Visual,
+        views_BK: Tensor,
+        texts: PackedTexts,
+        regions: RegionPrompts,
+        layout: ViewLayout | None,
     ) -> Tensor:
-        """Return the hidden states of rows that all have K images."""
-        prefix_BPE = self.prefix(visual, views_BK)
+        """Return the hidden states of rows with prefixes of one length."""
+        prefix_BPE = self.prefix(visual, views_BK, layout)
         text_BTE = self.embed(texts.ids_BT, visual, views_BK, regions)
         width = prefix_BPE.shape[1]
         lengths_B = torch.full((len(views_BK),), width, device=views_BK.device)
@@ -234,6 +322,19 @@ class MultimodalModel(nn.Module):
         embedded_NTE = self.language_model.get_input_embeddings()(ids_NT)
         phrases_NE = self.box_head.point(states_NE, embedded_NTE, read_NT)
         return self.box_head(visual.full_VLE, phrases_NE, view_N)
+
+
+def _check_assembly(assembly: AssemblyOptions, tower: ImageEncoder, connector: Connector) -> None:
+    """Raise UserError where views of other pixels or tokens are planned than tower and connector have."""
+    preprocess = tower.preprocess
+    for name, value, expected in (
+        ("tiling.tile", assembly.tiling.tile, preprocess.side),
+        ("tokens_per_view", assembly.tokens_per_view, connector.num_tokens),
+    ):
+        if value != expected:
+            raise UserError(
+                f"field model.assembly.{name}: not that of tower and connector (got {value}); expected {expected}"
+            )
 
 
 @torch.no_grad()

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from foveate.core.errors import UserError, choose
-from foveate.records.boxes import Floats
+from foveate.records.boxes import Floats, areas, as_boxes
+from foveate.records.geometry import MIN_VISIBLE
+from foveate.vision.preprocess import Preprocess
 from foveate.vision.tiling import OVERVIEW, Fit, ImageSize, TilePlan
 
 
@@ -58,6 +60,11 @@ def render_views(
         overview_3TT = _fill_canvas(pixels_13HW, plan.overview, square, fill, interpolation)
         views_V3TT[plan.views.index(OVERVIEW)] = overview_3TT
     return views_V3TT
+
+
+def render_input(preprocess: Preprocess, image: Image.Image, plan: TilePlan) -> Tensor:
+    """Render the views of an image as an encoder reads them: padded with its mean, resized as it resizes."""
+    return render_views(image, plan, mean_color(preprocess.mean), interpolation=preprocess.interpolation)
 
 
 def render_sample(
@@ -113,6 +120,29 @@ def canvas_to_image(points_P2: ArrayLike, plan: TilePlan, *, overview: bool = Fa
 def _scale_and_shift(plan: TilePlan, *, overview: bool) -> tuple[Floats, Floats]:
     (height, width), padding = plan.overview if overview else plan.tiles
     return np.array((width / plan.size.width, height / plan.size.height)), np.array(padding[:2], dtype=np.float64)
+
+
+def boxes_in_view(
+    boxes_R4: ArrayLike, plan: TilePlan, view: tuple[int, int], *, min_visible: float = MIN_VISIBLE
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Map boxes in [0, 1] of the image to [0, 1] of a view, clipped by it.
+
+    Args:
+        view: row and column of a tile, or `OVERVIEW`.
+        min_visible: boxes of which the view shows a smaller share of the area are dropped.
+
+    Returns:
+        The visible boxes in order, [K, 4], and the mask of their rows, [R].
+    """
+    boxes = as_boxes(boxes_R4)
+    corners_R22 = boxes.reshape(-1, 2, 2) * plan.size[::-1]
+    points = image_to_canvas(corners_R22, plan, overview=view == OVERVIEW)
+    if view != OVERVIEW:
+        points = points - (np.array(view[::-1]) - 1) * plan.tile
+    whole_R4 = points.reshape(-1, 4) / plan.tile
+    moved_R4 = as_boxes(whole_R4.clip(0.0, 1.0))
+    visible_R = (areas(moved_R4) >= min_visible * areas(whole_R4)) & (areas(moved_R4) > 0)
+    return moved_R4[visible_R], visible_R
 
 
 def canvas_to_tile(points_P2: ArrayLike, plan: TilePlan) -> tuple[NDArray[np.int64], Floats]:

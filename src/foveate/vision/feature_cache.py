@@ -7,7 +7,7 @@ preprocessing and how images are unpacked: a new image costs its own features on
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
-from foveate.records.images import DECODING_VERSION, BadImage
+from foveate.records.images import DECODING_VERSION, BadImage, decode
+from foveate.vision.canvas import render_input
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.feature_store import FeatureStore, Share, keys_of
 from foveate.vision.parallel_map import map_on_cores
 from foveate.vision.preprocess import place_image, read_image
+from foveate.vision.tiling import OVERVIEW, TilePlan
 
 PART = 256  # entries of a file: what a killed process has to compute again at most
 _BATCH, _BATCH_OF_A_CORE = 64, 16
 ViewOf = Callable[[int, int], View]
+# Pixels of an entry and the width and height of its image, or why it has none.
+Rendered = tuple[Tensor, tuple[int, int]] | str
 
 
 class FeatureCache:
@@ -76,12 +81,19 @@ class FeatureCache:
     def fill(self) -> None:
         """Compute what does not exist yet."""
         sha256 = self.collection.index["sha256"]
-        keys = keys_of(
-            f"{sha256[row]} {self.view_of(row, view)!r}" for row in self.rows.tolist() for view in range(self.views)
-        )
+        keys = keys_of(f"{sha256[row]} {text}" for row, text in self._list_entries())
         description = f"image features, parts of {PART}"
         self.store.fill(keys, self._make, block=PART, description=description, share=self.share)
-        self.bad = {int(self.rows[entry // self.views]): reason for entry, reason in self.store.bad.items()}
+        self.bad = {self._row(entry): reason for entry, reason in self.store.bad.items()}
+
+    def _list_entries(self) -> Iterator[tuple[int, str]]:
+        """List row and view of each entry, in order."""
+        for row in self.rows.tolist():
+            for view in range(self.views):
+                yield row, repr(self.view_of(row, view))
+
+    def _row(self, entry: int) -> int:
+        return int(self.rows[entry // self.views])
 
     def _make(self, entries: Sequence[int]) -> tuple[Tensor, NDArray[np.int32], dict[int, str]]:
         # Inference mode is each thread's own: what the caller's allocated in it, the other threads could not fill.
@@ -93,8 +105,8 @@ class FeatureCache:
 
         def compute_batch(first: int) -> None:
             good, pixels = [], []
-            for index in range(first, min(first + self._batch, len(entries))):
-                rendered = self._render(entries[index])
+            batch = self._render(entries[first : first + self._batch])
+            for index, rendered in enumerate(batch, first):
                 if isinstance(rendered, str):
                     reasons[entries[index]] = rendered
                 else:
@@ -114,13 +126,15 @@ class FeatureCache:
         """Batch size: few images for each core of a processor, many for an accelerator."""
         return _BATCH_OF_A_CORE if self.device.type == "cpu" else _BATCH
 
-    def _render(self, entry: int) -> tuple[Tensor, tuple[int, int]] | str:
-        row, view = int(self.rows[entry // self.views]), entry % self.views
-        try:
-            pixels, placement = read_image(self.collection, row, self.encoder.preprocess, self.view_of(row, view))
-        except BadImage as problem:
-            return str(problem)
-        return pixels, (placement.width, placement.height)
+    def _render(self, entries: Sequence[int]) -> Iterator[Rendered]:
+        for entry in entries:
+            row, view = self._row(entry), entry % self.views
+            try:
+                pixels, placement = read_image(self.collection, row, self.encoder.preprocess, self.view_of(row, view))
+            except BadImage as problem:
+                yield str(problem)
+            else:
+                yield pixels, (placement.width, placement.height)
 
     def _entry(self, row: int, view: int) -> int:
         return int(np.searchsorted(self.rows, row)) * self.views + view
@@ -133,3 +147,80 @@ class FeatureCache:
         """Return the placement of the row's image in the model input in this view."""
         width, height = self.store.sizes[self._entry(row, view)].tolist()
         return place_image(self.encoder.preprocess, (width, height), self.view_of(row, view))
+
+
+class TileCache(FeatureCache):
+    """Cached frozen features of tiles and overviews.
+
+    An entry's key holds where the image lies in its canvas, not the options that led there: what two rules of tiling
+    have in common, such as the overview, is computed once.
+
+    Args:
+        rows: ascending.
+        plans: of each row, the plans by which its image is cut: another one where it stands among many images.
+        share: see `FeatureCache`.
+    """
+
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        collection: Collection,
+        rows: NDArray[np.int64],
+        *,
+        folder: Path,
+        plans: Sequence[Sequence[TilePlan]],
+        device: torch.device,
+        share: Share = (0, 1),
+    ) -> None:
+        super().__init__(
+            encoder,
+            collection,
+            rows,
+            folder=folder,
+            views=1,
+            view_of=lambda row, view: View(),
+            device=device,
+            share=share,
+        )
+        self.plans = dict(zip(self.rows.tolist(), plans, strict=True))
+        counts = [sum(len(plan.views) for plan in of_row) for of_row in plans]
+        self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def _list_entries(self) -> Iterator[tuple[int, str]]:
+        for row, plans in self.plans.items():
+            for plan in plans:
+                for view in plan.views:
+                    fit, of = (plan.overview, "overview") if view == OVERVIEW else (plan.tiles, f"{plan.grid} {view}")
+                    yield row, f"{tuple(plan.size)} {fit!r} {of}"
+
+    def _row(self, entry: int) -> int:
+        return int(self.rows[np.searchsorted(self._starts, entry, side="right") - 1])
+
+    def _render(self, entries: Sequence[int]) -> Iterator[Rendered]:
+        rendered: dict[int, Rendered] = {}
+        for entry in entries:
+            if entry not in rendered:
+                # The views of an image together: it is decoded and resized once.
+                rendered = self._render_row(self._row(entry))
+            yield rendered[entry]
+
+    def _render_row(self, row: int) -> dict[int, Rendered]:
+        plans = self.plans[row]
+        first = int(self._starts[np.searchsorted(self.rows, row)])
+        try:
+            image = decode(self.collection.image_bytes(row))
+            # A file of another size than its entry in the index fits no plan; `render_input` says so.
+            views = torch.cat([render_input(self.encoder.preprocess, image, plan) for plan in plans])
+        except UserError as problem:
+            count = sum(len(plan.views) for plan in plans)
+            return {first + number: str(problem) for number in range(count)}
+        return {first + number: (view, image.size) for number, view in enumerate(views)}
+
+    def plan_features(self, row: int, plan: TilePlan) -> Tensor:
+        """Read the frozen features [views, *feature_shape] of a row's image cut by one of its plans."""
+        start = int(self._starts[np.searchsorted(self.rows, row)])
+        for other in self.plans[row]:
+            if other == plan:
+                return torch.stack([self.store[start + number] for number in range(len(plan.views))])
+            start += len(other.views)
+        raise AssertionError(f"row {row} has no such plan")
