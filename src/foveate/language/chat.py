@@ -17,6 +17,7 @@ from torch import Tensor
 
 from foveate.core.errors import UserError, choose
 from foveate.language.tokenizer import PLACEHOLDERS, Tokenizer
+from foveate.language.vocabulary import ASSISTANT, END, SYSTEM, USER
 from foveate.records.conversations import ROLES, Turn, find_turn_problem
 
 IGNORE = -100
@@ -51,6 +52,7 @@ class Template:
         ends: role -> text after a turn; of the assistant it is the mark that ends an answer, and learned.
         after_answer: text between an answer's end mark and the next turn; not learned.
         marks: special tokens in these texts. An end of None is the tokenizer's own end token.
+        blank: a turn's text is tokenized with a blank in front, as names that are single tokens need.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Template:
     after_answer: str = ""
     start: str = ""
     marks: tuple[str, ...] = ()
+    blank: bool = False
 
 
 TEMPLATES: Mapping[str, Template] = MappingProxyType(
@@ -75,6 +78,14 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         # For models that were never taught to chat, and for captions: question, line break, answer, end.
         "plain": Template(
             "plain", headers=dict.fromkeys(ROLES, ""), ends={"system": "\n", "user": "\n", "assistant": None}
+        ),
+        # Of `foveate.language.vocabulary`: a mark in front of each turn, and an end mark behind answers.
+        "words": Template(
+            "words",
+            headers={"system": SYSTEM, "user": USER, "assistant": ASSISTANT},
+            ends={"system": "", "user": "", "assistant": END},
+            marks=(SYSTEM, USER, ASSISTANT, END),
+            blank=True,
         ),
     }
 )
@@ -98,29 +109,33 @@ class Chat:
         """Token that ends an answer."""
         self._marks = re.compile("|".join(map(re.escape, self.template.marks)) or r"(?!)")
 
-    def render(self, turns: Sequence[Turn]) -> list[Part]:
+    def render(self, turns: Sequence[Turn], *, strict: bool = True) -> list[Part]:
         """Render a whole conversation for training: answers and their end marks are learned.
+
+        Args:
+            strict: check roles and texts; off where that was done, and a text that was only an image is empty now.
 
         Raises:
             UserError: roles do not alternate, it begins with the assistant, or a text is empty.
         """
-        return self._render(turns, answered=True)
+        return self._render(turns, answered=True, strict=strict)
 
-    def prompt(self, turns: Sequence[Turn], *, goes_on: bool = False) -> list[Part]:
+    def prompt(self, turns: Sequence[Turn], *, goes_on: bool = False, strict: bool = True) -> list[Part]:
         """Render a conversation up to where the assistant begins to answer.
 
         Args:
             turns: the last is a question.
             goes_on: they follow an answer (with its end mark) that the model has read already.
+            strict: see `render`; a model's own answer may be empty, too.
 
         Raises:
             UserError: roles do not alternate, or a text is empty.
         """
-        parts = self._render(turns, answered=False, goes_on=goes_on)
+        parts = self._render(turns, answered=False, strict=strict, goes_on=goes_on)
         return [*parts, *self._fixed(self.template.headers["assistant"])]
 
-    def _render(self, turns: Sequence[Turn], *, answered: bool, goes_on: bool = False) -> list[Part]:
-        finding = find_turn_problem(turns, answered=answered)
+    def _render(self, turns: Sequence[Turn], *, answered: bool, strict: bool, goes_on: bool = False) -> list[Part]:
+        finding = find_turn_problem(turns, answered=answered) if strict else None
         if finding is not None:
             raise UserError(f"conversation: {finding.reason}: {finding.detail}")
         template = self.template
@@ -148,6 +163,8 @@ class Chat:
 
     def _text(self, text: str, *, learned: bool) -> list[Part]:
         """Encode the text of a turn, whose placeholders are parts of their own."""
+        if self.template.blank and text and not text.startswith(PLACEHOLDERS):
+            text = f" {text}"
         parts, position = list[Part](), 0
         for match in _PLACEHOLDER.finditer(text):
             id = self.tokenizer.special[match[0]]

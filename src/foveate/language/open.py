@@ -5,6 +5,7 @@ Weights are read strictly and never from pickles; code of a repository is never 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,17 @@ from torch import Tensor
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.core.files import read_json
+from foveate.core.files import read_json, sha256_file
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading, quiet
 from foveate.language.chat import Chat
 from foveate.language.gguf import GGUFFile
 from foveate.language.llama_gguf import read_llama_config, read_llama_weights, read_tokenizer
-from foveate.language.smollm2 import PACKAGE, find_smollm2
+from foveate.language.smollm2 import PACKAGE, find_smollm2, smollm2_config
 from foveate.language.tokenizer import Tokenizer, wrap_transformers
 
 SMOLLM2 = "smollm2"
+# Of a checkpoint, beside its weights.
+_DECIDING = ("config.json", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class LanguageModel:
 
     Attributes:
         model: a `PreTrainedModel` that takes `inputs_embeds`. source: as given. commit: of a hub repository.
+        files: that decide what it computes; none of a configuration.
     """
 
     model: Any
@@ -39,6 +43,15 @@ class LanguageModel:
     chat: Chat
     source: str
     commit: str | None = None
+    files: tuple[Path, ...] = ()
+
+    def sha256(self) -> str:
+        """Hash the files: the sha256 of a single one, else of the lines that `sha256sum` prints of them."""
+        digests = [sha256_file(path) for path in self.files]
+        if len(digests) == 1:
+            return digests[0]
+        lines = [f"{digest}  {path.name}\n" for digest, path in zip(digests, self.files, strict=True)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
     def width(self) -> int:
@@ -90,6 +103,25 @@ def open_language_model(
     return _open_checkpoint(checkpoint, tokenizer=tokenizer, chat=chat, dtype=dtype)
 
 
+def read_language_config(source: str, *, revision: str | None = None) -> Any:
+    """Read the configuration of a source as transformers', without its weights; SmolLM2's is known without its file.
+
+    Raises:
+        UserError: see `open_language_model`.
+    """
+    from transformers import AutoConfig
+
+    path = Path(source).expanduser()
+    if source == SMOLLM2 or (path / PACKAGE).is_dir():
+        return smollm2_config()
+    if path.suffix == ".gguf":
+        return read_llama_config(GGUFFile(path))
+    checkpoint = fetch(source, revision=revision, field="language model")
+    checkpoint.config()
+    with loading(checkpoint.name):
+        return AutoConfig.from_pretrained(str(checkpoint.folder), trust_remote_code=False)
+
+
 def _refuse_revision(source: str, revision: str | None) -> None:
     if revision is not None:
         raise UserError(f"revision: '{source}' has none (got '{revision}'); leave it out")
@@ -132,7 +164,7 @@ def _open_gguf(
     with quiet():
         # Takes the tensors as they are, without a copy, and makes the buffers that no file holds.
         model: Any = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
-    return _bind(model.to(dtype), tokenizer, chat, source)
+    return _bind(model.to(dtype), tokenizer, chat, source, files=[path])
 
 
 def _open_checkpoint(
@@ -158,9 +190,9 @@ def _open_checkpoint(
                     f"{checkpoint.name}: the tokenizer has {len(foreign)} tokens, the embedding table {rows} rows"
                 )
     _make_room(model, tokenizer)
-    return _bind(
-        model, tokenizer, chat or _choose_template(template, checkpoint.name), checkpoint.name, checkpoint.commit
-    )
+    files = [*checkpoint.weights(), *(path for name in _DECIDING if (path := checkpoint.folder / name).is_file())]
+    chat = chat or _choose_template(template, checkpoint.name)
+    return _bind(model, tokenizer, chat, checkpoint.name, commit=checkpoint.commit, files=files)
 
 
 def _make_room(model: Any, tokenizer: Tokenizer) -> None:
@@ -185,8 +217,16 @@ def _choose_template(template: object, source: str) -> str:
     raise UserError(f"{source}: its chat template is not ChatML; name one with chat=: chatml or plain")
 
 
-def _bind(model: Any, tokenizer: Tokenizer, chat: str, source: str, commit: str | None = None) -> LanguageModel:
+def _bind(
+    model: Any,
+    tokenizer: Tokenizer,
+    chat: str,
+    source: str,
+    *,
+    commit: str | None = None,
+    files: Sequence[Path] = (),
+) -> LanguageModel:
     rows, largest = model.get_input_embeddings().num_embeddings, max(tokenizer.end, tokenizer.pad)
     if max([largest, *tokenizer.special.values()]) >= rows:
         raise UserError(f"{source}: the tokenizer has ids beyond the {rows} rows of the embedding table")
-    return LanguageModel(model.eval(), tokenizer, Chat(tokenizer, chat), source, commit)
+    return LanguageModel(model.eval(), tokenizer, Chat(tokenizer, chat), source, commit, tuple(sorted(files)))

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from foveate.core.errors import UserError
 from foveate.core.files import atomic_file, sha256_file
@@ -26,6 +27,29 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FILE_BYTES = 98_362_432
 _CHUNK = 1 << 20
+
+
+def smollm2_config() -> Any:
+    """Return its configuration as transformers' `LlamaConfig`, also where the file is missing."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        max_position_embeddings=8192,
+        # 1e-5 as the file holds it, in float32.
+        rms_norm_eps=9.999999747378752e-06,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        vocab_size=49152,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
 
 
 def cached_smollm2() -> Path:

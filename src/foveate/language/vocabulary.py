@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,20 +76,6 @@ def _beginnings(texts: Iterable[str]) -> set[str]:
 
 
 @dataclass(frozen=True)
-class ChatMarks:
-    """Ids around the content of each role; the first id after an answer is learned, as its end mark.
-
-    Attributes:
-        before, after: role ("system", "user", "assistant") -> ids.
-        blank: whether content is tokenized with a blank in front, as names of a word vocabulary need.
-    """
-
-    before: Mapping[str, tuple[int, ...]]
-    after: Mapping[str, tuple[int, ...]]
-    blank: bool = False
-
-
-@dataclass(frozen=True)
 class WordTokenizer(BackendTokenizer):
     """A tokenizer of `train_tokenizer`, read from its `tokenizer.json`."""
 
@@ -128,13 +114,3 @@ def wrap_tokenizer(backend: tokenizers.Tokenizer, *, source: str) -> WordTokeniz
         raise UserError(f"{source}: has no token {missing[0]!r}; it was not made by foveate mllm train")
     special = {text: vocabulary[text] for text in SPECIALS}
     return WordTokenizer(backend, end=special[END], pad=special[PAD], special=special)
-
-
-def word_marks(tokenizer: WordTokenizer) -> ChatMarks:
-    """Return the chat format of small vocabularies: a mark in front of each turn, and an end mark behind answers."""
-    special = tokenizer.special
-    return ChatMarks(
-        before={"system": (special[SYSTEM],), "user": (special[USER],), "assistant": (special[ASSISTANT],)},
-        after={"system": (), "user": (), "assistant": (special[END],)},
-        blank=True,
-    )

@@ -31,6 +31,9 @@ def model_card(
         provenance: collection, license, command and revision.
         evaluation: of the suite `scenes`.
     """
+    language = recipe.model.language
+    name = language.get("model_type") if isinstance(language, dict) else language.source
+    base = "" if isinstance(language, dict) else ", which is not in this folder but opened from its source"
     command = f"`{shlex.join(provenance['command'])}`" if provenance.get("command") else "not recorded"
     return f"""---
 license: apache-2.0
@@ -44,7 +47,7 @@ or in other words, it answers as confidently and wrong. It is made for learning,
 decisions about people.
 
 {parameters:,} parameters: tower `{recipe.model.tower["kind"]}`, connector `{recipe.model.connector["kind"]}`,
-language model `{recipe.model.language.get("model_type") or recipe.model.language.get("source")}`.
+language model `{name}`{base}.
 
 ## How to use it
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from foveate.core.recipes import Settings
-from foveate.multimodal.settings import MultimodalSettings
+from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.training.settings import TrainingSettings
 
 
@@ -51,7 +52,7 @@ class MllmRecipe(Settings):
         default=4096,
         ge=400,
         le=65_536,
-        description="tokens of a tokenizer trained on the collection",
+        description="tokens of a tokenizer trained on the collection; unused with model.language.source",
     )
     split: str = Field(default="train", description="split of the collection that is trained on")
     stages: tuple[StageSettings, ...] = Field(min_length=1, description="in order")
@@ -63,6 +64,10 @@ class MllmRecipe(Settings):
             raise ValueError(f"stages: names must differ (got {', '.join(names)})")
         if any(stage.box_weight for stage in self.stages) and not self.model.box_head:
             raise ValueError("stages: box_weight needs model.box_head")
+        # Not merely set: a saved recipe lists all fields, most with their defaults.
+        changed = self.vocabulary != type(self).model_fields["vocabulary"].default
+        if changed and isinstance(self.model.language, SourceSettings):
+            warnings.warn("vocabulary has no effect with model.language.source, which has its own", stacklevel=2)
         return self
 
     def with_training(self, **changes: int | None) -> MllmRecipe:

@@ -133,7 +133,8 @@ class MllmTask(Task):
             return zero, zero.detach()
         means_NE = self.model.region_means(visual, batch["name_boxes_N4"], batch["name_view_N"])
         table_VE = self.model.embeddings_VE
-        names_ME = torch.einsum("mw,mwe->me", self.name_weight_NW, table_VE[self.name_ids_NW])
+        tokens_MWE = table_VE[self.name_ids_NW].to(self.name_weight_NW.dtype)
+        names_ME = torch.einsum("mw,mwe->me", self.name_weight_NW, tokens_MWE)
         logits_NM = self.model.name_logits(means_NE, names_ME).float()
         right_N = logits_NM.argmax(dim=1) == batch["name_N"]
         return F.cross_entropy(logits_NM, batch["name_N"]), right_N.float().mean()

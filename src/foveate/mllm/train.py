@@ -7,8 +7,10 @@ the same command goes on wherever it was stopped.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,20 +22,23 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
 from foveate.core.model_folder import check_tensors, read_tensors
-from foveate.core.progress import say
+from foveate.core.progress import duration, say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
-from foveate.language.vocabulary import read_tokenizer, train_tokenizer, word_marks
+from foveate.language.chat import Chat
+from foveate.language.open import LanguageModel, read_language_config
+from foveate.language.vocabulary import WordTokenizer, read_tokenizer, train_tokenizer
 from foveate.mllm.card import model_card
 from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.results import MllmResult, StageResult
 from foveate.mllm.samples import ImageSet, MllmSamples, NameTable, group_by_images, plan_rows
 from foveate.mllm.task import MllmTask
-from foveate.multimodal.build import build_model
-from foveate.multimodal.folder import save_model
+from foveate.multimodal.build import build_model, open_source, prepare_tuning
+from foveate.multimodal.folder import save_model, stored_state
 from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.prompts import PromptWriter
+from foveate.multimodal.settings import SourceSettings
 from foveate.records.collection import Collection
 from foveate.records.conversations import KIND, REGION, Conversation, Conversations
 from foveate.records.geometry import View
@@ -42,9 +47,11 @@ from foveate.training.distributed import World, barrier, start, world
 from foveate.training.loader import Loader
 from foveate.training.loop import WITHOUT_INFLUENCE, train
 from foveate.vision.feature_cache import FeatureCache, TileCache
+from foveate.vision.registry import seeded
 
 _FREE = tuple(f"training.{name}" for name in WITHOUT_INFLUENCE)
-TOKENIZER, NAMES, STAGE, STAGE_WEIGHTS = "tokenizer.json", "names.json", "stage.json", "weights.safetensors"
+TOKENIZER, NAMES, LANGUAGE = "tokenizer.json", "names.json", "language.json"
+STAGE, STAGE_WEIGHTS = "stage.json", "weights.safetensors"
 # Texts from which the word pieces are learned; more change next to nothing.
 _TOKENIZER_TEXTS = 60_000
 
@@ -60,8 +67,17 @@ class Trained:
 
 
 def build_recipe_model(recipe: MllmRecipe) -> MultimodalModel:
-    """Build the untrained model of a recipe, with a vocabulary of the recipe's size."""
-    return build_model(recipe.model, vocabulary=recipe.vocabulary, region_id=0)
+    """Build the untrained model of a recipe; a language model from elsewhere with random weights."""
+    source = recipe.model.language
+    if not isinstance(source, SourceSettings):
+        return build_model(recipe.model, vocabulary=recipe.vocabulary, region_id=0)
+    from transformers import AutoModelForCausalLM
+
+    config = read_language_config(source.source, revision=source.revision)
+    with seeded(0):
+        language_model = AutoModelForCausalLM.from_config(config)
+    prepare_tuning(language_model, source)
+    return build_model(recipe.model, region_id=0, language_model=language_model)
 
 
 def train_mllm(
@@ -121,11 +137,17 @@ def _read_sets(recipe: MllmRecipe, collection: Collection) -> list[ImageSet]:
 
 
 def _prepare(recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet], run: RunFolder) -> None:
-    """Write the tokenizer and the names of regions, unless an earlier session did."""
+    """Write the tokenizer of a small vocabulary and the names of regions, unless an earlier session did."""
     if (run.path / NAMES).is_file():
         return
     rows = sorted({row for group in sets for row in group.rows})
     uses = Counter(region.phrase for row in rows for region in collection.read_regions(row))
+    if not isinstance(recipe.model.language, SourceSettings):
+        _write_tokenizer(recipe, sets, uses, run)
+    write_json_atomically(run.path / NAMES, sorted(uses))
+
+
+def _write_tokenizer(recipe: MllmRecipe, sets: Sequence[ImageSet], uses: Counter[str], run: RunFolder) -> None:
     texts = [turn.text.replace(REGION, "") for group in sets for one in group.conversations for turn in one.turns]
     if len(texts) > _TOKENIZER_TEXTS:
         chosen = seeds.generator("tokenizer", recipe.stages[0].training.seed).choice(
@@ -134,7 +156,6 @@ def _prepare(recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet
         texts = [texts[int(number)] for number in np.sort(chosen)]
     tokenizer = train_tokenizer([f" {text}" for text in texts], size=recipe.vocabulary, names=uses.elements())
     write_text_atomically(run.path / TOKENIZER, tokenizer.to_str(pretty=False))
-    write_json_atomically(run.path / NAMES, sorted(uses))
 
 
 class MllmTraining:
@@ -152,22 +173,42 @@ class MllmTraining:
         self.recipe, self.collection, self.sets, self.run = recipe, collection, sets, run
         self.here, self.command = here, list(command)
         self.stages: list[StageResult] = []
-        self.tokenizer = read_tokenizer(run.path / TOKENIZER)
-        self.prompts = PromptWriter(self.tokenizer, word_marks(self.tokenizer), regions=recipe.model.regions)
+        self.language = self._open_source()
+        chat = self.language.chat if self.language else Chat(read_tokenizer(run.path / TOKENIZER), "words")
+        self.prompts = PromptWriter(chat, regions=recipe.model.regions)
         self.names = NameTable.create(read_json(run.path / NAMES), self.prompts)
         self.model = self._build()
         self._features: FeatureCache | None = None
 
+    def _open_source(self) -> LanguageModel | None:
+        """Open the language model that the recipe names, the same in every session of a run."""
+        settings = self.recipe.model.language
+        if not isinstance(settings, SourceSettings):
+            return None
+        language = open_source(settings, seed=self.recipe.stages[0].training.seed)
+        path, identity = self.run.path / LANGUAGE, {"source": language.source, "sha256": language.sha256()}
+        if path.is_file() and (earlier := read_json(path)) != identity:
+            raise UserError(f"{path}: the run began with another language model (got {identity}); expected {earlier}")
+        if self.here.is_main:
+            write_json_atomically(path, identity)
+        return language
+
     def _build(self) -> MultimodalModel:
-        return build_model(
-            self.recipe.model,
-            vocabulary=self.tokenizer.size,
-            region_id=self.prompts.region_id,
-            seed=self.recipe.stages[0].training.seed,
-        )
+        seed = self.recipe.stages[0].training.seed
+        region_id, words = self.prompts.region_id, self.prompts.tokenizer
+        if isinstance(words, WordTokenizer):
+            return build_model(self.recipe.model, vocabulary=words.size, region_id=region_id, seed=seed)
+        assert self.language is not None
+        model = build_model(self.recipe.model, language_model=self.language.model, region_id=region_id, seed=seed)
+        if self.names.index:
+            with torch.no_grad():
+                model.set_center(self.names.embeddings(model.embeddings_VE.float()).mean(dim=0))
+        return model
 
     def run_all(self) -> str:
         """Run the stages that are left; return "finished", or "stopped" by a signal."""
+        if self.language is not None and self.here.is_main:
+            self._announce()
         for number, stage in enumerate(self.recipe.stages):
             folder = self.run.path / f"stage-{number}-{stage.name}"
             folder.mkdir(exist_ok=True)
@@ -179,9 +220,41 @@ class MllmTraining:
                     return "stopped"
             self.stages.append(StageResult.model_validate(read_json(folder / STAGE)))
             tensors = read_tensors(weights)
-            check_tensors(tensors, self.model.state_dict(), weights)
-            self.model.load_state_dict(tensors)
+            check_tensors(tensors, self._stage_state(), weights)
+            # Not strict: the weights of a source are not in it.
+            self.model.load_state_dict(tensors, strict=False)
         return "finished"
+
+    def _announce(self) -> None:
+        """Say how long the stages that are left will take, before they start."""
+        seconds = {
+            stage.name: stage.training.steps * self.measure_step(stage)
+            for number, stage in enumerate(self.recipe.stages)
+            if not (self.run.path / f"stage-{number}-{stage.name}" / STAGE).is_file()
+        }
+        if seconds:
+            stages = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
+            say(
+                f"about {duration(sum(seconds.values()))} in all ({stages}), by one batch of each stage on this machine"
+            )
+
+    def measure_step(self, stage: StageSettings) -> float:
+        """Measure the seconds of one step of a stage, forward and backward, of the second of two batches."""
+        settings = stage.training
+        loader = self._loader(stage)
+        self.model.require_gradients()
+        task = MllmTask(self.model, names=self.names, stage=stage).to(self.here.device).train()
+        times = [time.perf_counter()]
+        with closing(loader.batches(0, min(2, settings.steps))) as batches:
+            for loaded in batches:
+                batch = task.prepare_batch(loaded, self.here.device)
+                with torch.autocast(self.here.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    losses, _ = task.losses(batch)
+                losses["loss"].backward()
+                task.zero_grad(set_to_none=True)
+                float(losses["loss"])  # waits for the device
+                times.append(time.perf_counter())
+        return times[-1] - times[-2]
 
     def samples(self, stage: StageSettings) -> MllmSamples:
         """Return the training samples of a stage; their frozen features are computed first."""
@@ -196,9 +269,9 @@ class MllmTraining:
             settings=self.model.settings,
         )
 
-    def _run(self, stage: StageSettings, folder: Path) -> StageResult:
+    def _loader(self, stage: StageSettings) -> Loader:
         samples, settings = self.samples(stage), stage.training
-        loader = Loader(
+        return Loader(
             samples,
             rows=samples.rows,
             batch_size=settings.batch_size,
@@ -207,9 +280,12 @@ class MllmTraining:
             rank=self.here.rank,
             world_size=self.here.size,
         )
-        say(f"stage {stage.name}: {len(samples.rows)} sets of images, {settings.steps} steps")
+
+    def _run(self, stage: StageSettings, folder: Path) -> StageResult:
+        loader, settings = self._loader(stage), stage.training
+        say(f"stage {stage.name}: {len(loader.rows)} sets of images, {settings.steps} steps")
         # A fresh wrapper per stage, so that what one stage froze is not frozen in the next.
-        self.model.requires_grad_(True)
+        self.model.require_gradients()
         task = MllmTask(self.model, names=self.names, stage=stage)
         outcome = train(task, loader, settings, RunFolder(folder))
         gathered = checkpoint.gather_weights(task, ema=outcome.ema)
@@ -218,7 +294,7 @@ class MllmTraining:
             status=outcome.status,
             steps=outcome.step,
             seconds=round(outcome.seconds, 1),
-            samples=len(samples.rows),
+            samples=len(loader.rows),
             bad_samples=outcome.bad_samples,
             last=outcome.last_row,
             curves=f"{folder.name}/metrics.jsonl",
@@ -238,11 +314,16 @@ class MllmTraining:
     def _write_weights(self, path: Path, gathered: dict[str, Tensor]) -> None:
         from safetensors.torch import save
 
-        state = self.model.state_dict()
+        state = self._stage_state()
         tensors = {name.removeprefix("model."): value for name, value in gathered.items()}
         # Tied tensors are gathered once; the folder of a stage holds every name of the state.
         whole = {name: tensors.get(name, value).detach().cpu().clone().contiguous() for name, value in state.items()}
         write_bytes_atomically(path, save(whole))
+
+    def _stage_state(self) -> dict[str, Tensor]:
+        """Return what the weights of a stage hold: everything but what a source brings along."""
+        state = self.model.state_dict()
+        return state if self.language is None else stored_state(state, self.recipe.model)
 
     def _cached(self) -> FeatureCache:
         if self._features is None:
@@ -303,7 +384,8 @@ class MllmTraining:
             self.run.path / "model",
             settings=self.recipe.model,
             weights=self.model.state_dict(),
-            tokenizer_json=(self.run.path / TOKENIZER).read_text(encoding="utf-8"),
+            tokenizer_json=None if self.language else (self.run.path / TOKENIZER).read_text(encoding="utf-8"),
+            language=self.language,
             preprocess=self.model.tower.preprocess.to_dict(),
             card=model_card(self.recipe, result.parameters, provenance),
             provenance=provenance,

@@ -118,7 +118,9 @@ class Mllm:
 
     def __repr__(self) -> str:
         settings = self.loaded.model.settings
-        return f"Mllm(tower={settings.tower['kind']!r}, language={settings.language.get('model_type')!r})"
+        language = settings.language
+        name = language.get("model_type") if isinstance(language, dict) else language.source
+        return f"Mllm(tower={settings.tower['kind']!r}, language={name!r})"
 
     def ask(
         self,
@@ -151,7 +153,7 @@ class Mllm:
             completions = generate(
                 self.loaded.model.language_model,
                 [writer.prompt(number) for number in range(len(batch))],
-                stop=[self.loaded.tokenizer.end],
+                stop=[self.loaded.prompts.chat.end],
                 settings=GenerationSettings(max_new_tokens=max_tokens),
                 suppress=writer.suppressed,
                 embed=writer.embed,
@@ -176,7 +178,7 @@ class Mllm:
             self.loaded.model.language_model,
             writer.prompt(0),
             decode=lambda ids: str(len(ids)),
-            stop=[self.loaded.tokenizer.end],
+            stop=[self.loaded.prompts.chat.end],
             settings=GenerationSettings(max_new_tokens=max_tokens),
             suppress=writer.suppressed,
             embed=writer.embed,
@@ -279,7 +281,7 @@ class Mllm:
         frames = [image.frame for image in images]
         conversation = Conversation(_QUESTION, tuple(str(number) for number in range(len(images))), tuple(turns))
         placements = [frame.placement for frame in frames]
-        written = prompts.write_question(move_regions(conversation, frames), placements)
+        written = prompts.write_question(move_regions(conversation, frames), placements, goes_on=bool(read))
         before = read or len(views) * model.connector.num_tokens + sum(len(ids) for _, ids in layout)
         length = before + len(written.tokens.ids)
         if length >= model.max_positions:
@@ -347,7 +349,7 @@ class Chat:
         (completion,) = generate(
             loaded.model.language_model,
             [prompt_LE],
-            stop=[loaded.tokenizer.end],
+            stop=[loaded.prompts.chat.end],
             settings=GenerationSettings(max_new_tokens=max_tokens),
             suppress=writer.suppressed,
             prefix=self._prefix,
@@ -363,7 +365,7 @@ class Chat:
     def _read(self, writer: _Writer, prompt_LE: Tensor) -> None:
         """Keep the question and its answer as read, the end mark included where the answer was cut."""
         loaded, (pending,) = self.model.loaded, writer.pending
-        answer = [*pending.answer, *loaded.prompts.marks.after["assistant"]]
+        answer = [*pending.answer, loaded.prompts.chat.end]
         views_1K = writer._views([0])
         ids_1T = torch.tensor([answer], device=views_1K.device)
         # A region token that found no image has no box; then all tokens are read as they are.
@@ -423,9 +425,9 @@ class _Writer:
 
     def __init__(self, loaded: LoadedModel, visual: Visual, pending: Sequence[_Pending]) -> None:
         self.loaded, self.visual, self.pending = loaded, visual, pending
-        special = loaded.tokenizer.special
+        prompts, special = loaded.prompts, loaded.tokenizer.special
         # Answers hold text, regions and the end; nothing else may be written.
-        self.suppressed = [id for id in special.values() if id not in (loaded.tokenizer.end, loaded.prompts.region_id)]
+        self.suppressed = [id for id in special.values() if id not in (prompts.chat.end, prompts.region_id)]
 
     @torch.inference_mode()
     def prompt(self, number: int, *, images: bool = True) -> Tensor:
@@ -437,12 +439,12 @@ class _Writer:
         if not images:
             return text_TE
         layout = ViewLayout(*(column.to(views_1K.device) for column in ViewLayout.create([one.layout])))
-        return torch.cat([model.prefix(self.visual, views_1K, layout)[0], text_TE])
+        return torch.cat([model.prefix(self.visual, views_1K, layout)[0].to(text_TE.dtype), text_TE])
 
     @torch.inference_mode()
     def embed(self, rows: Sequence[int], tokens: Sequence[int], states_BE: Tensor) -> Tensor:
         """Note tokens and decode the boxes that answers point at; return the embeddings [B, E] of the tokens."""
-        model, end, region_id = self.loaded.model, self.loaded.tokenizer.end, self.loaded.prompts.region_id
+        model, end, region_id = self.loaded.model, self.loaded.prompts.chat.end, self.loaded.prompts.region_id
         ids_B1 = torch.tensor(tokens, device=states_BE.device)[:, None]
         embedded_BE = torch.cat(
             [model.embed(ids_B1[n : n + 1], self.visual, self._views([row]))[0] for n, row in enumerate(rows)]

@@ -1,35 +1,50 @@
-"""Build the parts of a multimodal model from its settings."""
+"""Build the parts of a multimodal model from its settings; open a language model from elsewhere."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from foveate.core.errors import UserError
+from foveate.language.lora import add_lora
+from foveate.language.open import LanguageModel, open_language_model
 from foveate.multimodal.model import MultimodalModel, start_copying
-from foveate.multimodal.settings import MultimodalSettings
+from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.vision.connectors import build_connector
 from foveate.vision.hidden_layer import build_tower
 from foveate.vision.registry import seeded
 
+# Fields of configs by which transformers changes logits behind the head, as Gemma 2, Cohere and Granite do.
+_SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 _UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError)
 
 
-def build_model(settings: MultimodalSettings, *, vocabulary: int, region_id: int, seed: int = 0) -> MultimodalModel:
+def build_model(
+    settings: MultimodalSettings,
+    *,
+    region_id: int,
+    vocabulary: int = 0,
+    language_model: Any = None,
+    seed: int = 0,
+) -> MultimodalModel:
     """Build an untrained model.
 
     Args:
         settings: of its parts.
-        vocabulary: rows of the table of token embeddings.
         region_id: id of the token `<region>`.
+        vocabulary: rows of the table of token embeddings of a new language model.
+        language_model: of `open_source`, where the settings name one.
         seed: of the weights.
 
     Raises:
         UserError: a part cannot be built with these options.
     """
     tower = build_tower(settings.tower, seed=seed)
-    language_model = build_language_model(settings.language, vocabulary=vocabulary, seed=seed + 1)
+    if isinstance(settings.language, dict):
+        language_model = build_language_model(settings.language, vocabulary=vocabulary, seed=seed + 1)
+    assert language_model is not None, "a source is opened by open_source"
     kind, options = settings.connector["kind"], {k: v for k, v in settings.connector.items() if k != "kind"}
     connector = build_connector(
         kind,
@@ -43,6 +58,30 @@ def build_model(settings: MultimodalSettings, *, vocabulary: int, region_id: int
         return MultimodalModel(
             settings, tower=tower, connector=connector, language_model=language_model, region_id=region_id
         )
+
+
+def open_source(settings: SourceSettings, *, seed: int = 0) -> LanguageModel:
+    """Open the language model of a source, ready to be tuned.
+
+    Raises:
+        UserError: see `open_language_model`; or a target of LoRA names no layer.
+    """
+    dtype = torch.bfloat16 if settings.dtype == "bf16" else torch.float32
+    language = open_language_model(settings.source, chat=settings.chat, revision=settings.revision, dtype=dtype)
+    prepare_tuning(language.model, settings, seed=seed)
+    return language
+
+
+def prepare_tuning(model: nn.Module, settings: SourceSettings, *, seed: int = 0) -> None:
+    """Put LoRA beside the layers of a language model where the settings ask for it, in place."""
+    scaled = [name for name in _SCALED_HEADS if getattr(model.config, name, None) not in (None, 1, 1.0)]
+    if scaled:
+        raise UserError(
+            f"field model.language: the head of {settings.source} scales its logits by {scaled[0]}, "
+            "which is not supported"
+        )
+    if settings.tuning == "lora":
+        add_lora(model, settings.lora, seed=seed)
 
 
 def build_language_model(options: dict[str, Any], *, vocabulary: int, seed: int) -> Any:

@@ -1,6 +1,9 @@
 """Model folder of a multimodal model: config, weights, tokenizer, preprocessing, metrics and a card.
 
-The frozen part of a tower is not in it: it comes with a package or the hub, and is checked when it is loaded.
+The frozen part of a tower is not in it: it comes with a package or the hub, and is checked when it is loaded. Nor are
+the frozen weights and the tokenizer of a language model from elsewhere: the config names its source with the sha256 of
+its files, and opening refuses any other. Its LoRA is in model.safetensors beside all else that was trained, so that one
+file is checked as a whole; `foveate.language.lora.save_lora` writes it as PEFT reads it.
 """
 
 from __future__ import annotations
@@ -28,12 +31,15 @@ from foveate.core.model_folder import (
     write_model_folder,
 )
 from foveate.core.recipes import validate
+from foveate.language.chat import Chat
+from foveate.language.open import LanguageModel
 from foveate.language.tokenizer import Tokenizer
-from foveate.language.vocabulary import read_tokenizer, word_marks
-from foveate.multimodal.build import build_model
-from foveate.multimodal.model import MultimodalModel
+from foveate.language.vocabulary import read_tokenizer
+from foveate.multimodal.build import build_model, open_source
+from foveate.multimodal.model import MultimodalModel, is_lora
 from foveate.multimodal.prompts import PromptWriter
-from foveate.multimodal.settings import MultimodalSettings
+from foveate.multimodal.settings import MultimodalSettings, SourceSettings
+from foveate.records.conversations import REGION
 from foveate.vision.preprocess import check_preprocess
 
 KIND = "multimodal"
@@ -63,7 +69,8 @@ def save_model(
     *,
     settings: MultimodalSettings,
     weights: Mapping[str, Tensor],
-    tokenizer_json: str,
+    tokenizer_json: str | None = None,
+    language: LanguageModel | None = None,
     preprocess: Mapping[str, Any],
     card: str,
     metrics: Mapping[str, Any] | None = None,
@@ -73,64 +80,106 @@ def save_model(
     """Write a model folder atomically; return it.
 
     Args:
-        weights: name -> tensor of the model's state; the tied head is left out.
-        tokenizer_json: content of tokenizer.json.
+        weights: name -> tensor of the model's state; what `stored_state` leaves out is left out.
+        tokenizer_json: content of tokenizer.json, of a small vocabulary.
+        language: the opened source of the language model, where the settings name one.
         dtype: of the stored weights; bfloat16 halves the file.
     """
-    tensors = {name: value.to(dtype) for name, value in stored_state(weights).items()}
-    return write_model_folder(
-        folder,
-        kind=KIND,
-        format=FORMAT,
-        config={"provenance": dict(provenance or {}), "model": settings.model_dump(mode="json")},
-        tensors=tensors,
-        files={TOKENIZER: tokenizer_json, PREPROCESS: preprocess, METRICS: metrics or {}, CARD: card},
-    )
+    tensors = {name: value.to(dtype) for name, value in stored_state(weights, settings).items()}
+    config: dict[str, Any] = {"provenance": dict(provenance or {}), "model": settings.model_dump(mode="json")}
+    files: dict[str, Any] = {PREPROCESS: preprocess, METRICS: metrics or {}, CARD: card}
+    if language is not None:
+        config |= {"language_sha256": language.sha256()}
+        # A folder is looked for where it was, and a hub id at the commit that it was trained with.
+        path = Path(language.source).expanduser()
+        config["model"]["language"] |= {"source": str(path.resolve())} if path.exists() else {}
+        config["model"]["language"] |= {"revision": language.commit} if language.commit else {}
+    elif tokenizer_json is not None:
+        files = {TOKENIZER: tokenizer_json, **files}
+    return write_model_folder(folder, kind=KIND, format=FORMAT, config=config, tensors=tensors, files=files)
 
 
 def load_model(folder: Path, *, device: torch.device | None = None) -> LoadedModel:
     """Load a model folder for asking.
 
     Raises:
-        UserError: the folder holds no multimodal model, one of another format, or is incomplete or damaged.
+        UserError: the folder holds no multimodal model, one of another format, or is incomplete or damaged; or
+            the source of its language model is out of reach or another one.
     """
     config = read_config(
         folder, kind=KIND, formats=(FORMAT,), fields={"model": dict, "provenance": dict}, label="multimodal model"
     )
     settings = validate(MultimodalSettings, config["model"], where=str(folder / CONFIG))
-    path = folder / TOKENIZER
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; the model folder is incomplete")
-    tokenizer = read_tokenizer(path)
+    if isinstance(settings.language, SourceSettings):
+        language = _open_source(folder, settings.language, config.get("language_sha256"))
+        chat, parts = language.chat, {"language_model": language.model}
+    else:
+        path = folder / TOKENIZER
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; the model folder is incomplete")
+        words = read_tokenizer(path)
+        chat, parts = Chat(words, "words"), {"vocabulary": words.size}
 
     def build() -> MultimodalModel:
-        return build_model(settings, vocabulary=tokenizer.size, region_id=tokenizer.special["<region>"])
+        return build_model(settings, region_id=chat.tokenizer.special[REGION], **parts)
 
     def build_stored() -> Any:
-        state = stored_state(build().state_dict())
+        state = stored_state(build().state_dict(), settings)
         return SimpleNamespace(state_dict=lambda: state)
 
-    check_header(folder / WEIGHTS, config["model"]["language"], build_stored, where=folder / CONFIG)
+    # The layers of a source are not in the file, and it is opened already.
+    described = settings.language if isinstance(settings.language, dict) else {}
+    check_header(folder / WEIGHTS, described, build_stored, where=folder / CONFIG)
     model = build()
     check_preprocess(folder / PREPROCESS, model.tower.preprocess)
     load_weights(model, folder / WEIGHTS)
     model.to(device or torch.device("cpu")).eval().requires_grad_(False)
-    prompts = PromptWriter(tokenizer, word_marks(tokenizer), regions=settings.regions)
-    return LoadedModel(model, prompts, tokenizer, config["provenance"])
+    prompts = PromptWriter(chat, regions=settings.regions)
+    return LoadedModel(model, prompts, chat.tokenizer, config["provenance"])
 
 
-def stored_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights that a folder holds: without the tied head and the tower's unused joint embedding."""
-    return {
-        name: value
-        for name, value in weights.items()
-        if not name.endswith("lm_head.weight") and not name.startswith("tower.proj.")
-    }
+def _open_source(folder: Path, settings: SourceSettings, sha256: object) -> LanguageModel:
+    try:
+        language = open_source(settings)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: field 'model.language.source': {error}") from error
+    actual = language.sha256()
+    if actual != sha256:
+        raise UserError(
+            f"{folder / CONFIG}: field 'model.language.source': {settings.source} is another language model (its files "
+            f"have sha256 {actual}); expected {sha256}, which this model was trained with"
+        )
+    return language
+
+
+def stored_state(weights: Mapping[str, Tensor], settings: MultimodalSettings) -> dict[str, Tensor]:
+    """Return the weights that a folder holds.
+
+    Left out: a tied head, the tower's unused joint embedding, and what a language model from elsewhere brings along.
+    """
+    source = settings.language if isinstance(settings.language, SourceSettings) else None
+    external = source is not None and source.tuning != "full"
+
+    def is_stored(name: str) -> bool:
+        if name.startswith("language_model.") and external:
+            return is_lora(name)
+        if name.endswith("lm_head.weight"):
+            return source is not None and not _is_tied(weights, name)
+        return not name.startswith("tower.proj.")
+
+    return {name: value for name, value in weights.items() if is_stored(name)}
+
+
+def _is_tied(weights: Mapping[str, Tensor], name: str) -> bool:
+    """Return whether a head is the table of embeddings."""
+    head = weights[name]
+    others = (value for other, value in weights.items() if other != name and value.device == head.device)
+    return not head.is_meta and any(value.is_set_to(head) for value in others)
 
 
 def load_weights(model: MultimodalModel, path: Path) -> None:
     """Load the weights of a file into a model; all names and shapes must match."""
     tensors = read_tensors(path)
-    check_tensors(tensors, stored_state(model.state_dict()), path)
-    # The head is the table of embeddings: loading one loads both.
+    check_tensors(tensors, stored_state(model.state_dict(), model.settings), path)
+    # A tied head is the table of embeddings: loading one loads both.
     model.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False)

@@ -22,7 +22,7 @@ from foveate.core.errors import UserError
 from foveate.language.packing import PackedTexts, attention_and_positions
 from foveate.multimodal.assemble import AssemblyOptions, SamplePlan, plan_sample
 from foveate.multimodal.phrase_maps import BoxHead, PhraseMaps, box_weights
-from foveate.multimodal.settings import MultimodalSettings
+from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.vision.connectors import Connector
 from foveate.vision.connectors.pooled import PooledConnector
 from foveate.vision.encoder import ImageEncoder
@@ -128,12 +128,20 @@ class MultimodalModel(nn.Module):
         self.pools_last = isinstance(connector, PooledConnector)
         side = round(connector.num_tokens**0.5)
         self.grid = tower.grid if self.pools_last else (side, side)
-        # Visual tokens as long as the embeddings of text: a LayerNorm leaves them sqrt(width) long.
-        self.visual_gain = nn.Parameter(torch.full((1,), width**-0.5))
+        source = settings.language if isinstance(settings.language, SourceSettings) else None
+        # Visual tokens as long as the embeddings of text: a LayerNorm leaves them sqrt(width) long. New embeddings have
+        # length 1.
+        gain = torch.full((1,), width**-0.5)
+        if source is not None:
+            gain = gain * torch.linalg.vector_norm(self.embeddings_VE.detach(), dim=1, dtype=torch.float32).mean()
+        self.visual_gain = nn.Parameter(gain)
         self.view_position_TE = nn.Parameter(torch.zeros(connector.num_tokens, width))
         self.image_index_KE = nn.Parameter(torch.zeros(settings.max_images, width))
         # The scale of alignment: similarity of a region with names, as logits.
         self.name_scale = nn.Parameter(torch.ones(1))
+        # Trained embeddings share a large component, which would make all names alike; see `set_center`.
+        self.register_buffer("center_E", torch.zeros(width), persistent=source is not None)
+        self.center_E: Tensor
         if settings.regions == "tokens":
             self.region_E = nn.Parameter(torch.zeros(width))
         self.phrase_maps = (
@@ -142,6 +150,28 @@ class MultimodalModel(nn.Module):
             else None
         )
         self.box_head = BoxHead(width=width, grid=self.grid) if settings.box_head else None
+        if source is not None and self.phrase_maps is not None:
+            # A trained model begins with the text that it knows.
+            for layer in self.phrase_maps.out:
+                nn.init.zeros_(layer.weight)
+
+    @torch.no_grad()
+    def set_center(self, center_E: Tensor) -> None:
+        """Set the mean of the names' embeddings: alignment compares what lies around it, and visual tokens start there.
+
+        Args:
+            center_E: mean embedding of the names.
+        """
+        for tensor in (self.center_E, self.view_position_TE, *([self.region_E] if hasattr(self, "region_E") else [])):
+            tensor.copy_(center_E)
+
+    def require_gradients(self) -> None:
+        """Let everything be trained but the frozen weights of a language model from elsewhere."""
+        self.requires_grad_(True)
+        source = self.settings.language
+        if isinstance(source, SourceSettings) and source.tuning != "full":
+            for name, parameter in self.language_model.named_parameters():
+                parameter.requires_grad_(source.tuning == "lora" and is_lora(name))
 
     @property
     def max_positions(self) -> int:
@@ -191,7 +221,7 @@ class MultimodalModel(nn.Module):
 
     def name_logits(self, means_RE: Tensor, names_NE: Tensor) -> Tensor:
         """Return the logits [R, N] of names for regions: similarity with the names' embeddings."""
-        return self.name_scale * (means_RE @ F.normalize(names_NE, dim=-1).to(means_RE.dtype).T)
+        return self.name_scale * (means_RE @ F.normalize(names_NE - self.center_E, dim=-1).to(means_RE.dtype).T)
 
     def prefix(self, visual: Visual, views_BK: Tensor, layout: ViewLayout | None = None) -> Tensor:
         """Lay out the visual tokens and indicators [B, P, E] of rows that all have P of them.
@@ -245,7 +275,7 @@ class MultimodalModel(nn.Module):
         """Return the similarity maps [B, K, T, L] of tokens in each image, and which images there are."""
         # The alignment loss alone decides what a patch means: the maps give it no gradient.
         full_VLE = visual.full_VLE.detach()
-        direction_BTE = F.normalize(embedded_BTE.detach(), dim=-1)
+        direction_BTE = F.normalize(embedded_BTE.detach() - self.center_E, dim=-1)
         full_BKLE = full_VLE[views_BK.clamp(min=0)]
         return torch.einsum("bte,bkle->bktl", direction_BTE.to(full_BKLE.dtype), full_BKLE), views_BK >= 0
 
@@ -319,8 +349,8 @@ class MultimodalModel(nn.Module):
         """
         if self.box_head is None:
             raise UserError("box_head: this model has none; it writes coordinates as text")
-        embedded_NTE = self.language_model.get_input_embeddings()(ids_NT)
-        phrases_NE = self.box_head.point(states_NE, embedded_NTE, read_NT)
+        embedded_NTE = self.language_model.get_input_embeddings()(ids_NT) - self.center_E
+        phrases_NE = self.box_head.point(states_NE.to(embedded_NTE.dtype), embedded_NTE, read_NT)
         return self.box_head(visual.full_VLE, phrases_NE, view_N)
 
 
@@ -335,6 +365,11 @@ def _check_assembly(assembly: AssemblyOptions, tower: ImageEncoder, connector: C
             raise UserError(
                 f"field model.assembly.{name}: not that of tower and connector (got {value}); expected {expected}"
             )
+
+
+def is_lora(name: str) -> bool:
+    """Return whether a tensor of this name belongs to a pair of LoRA."""
+    return ".lora_A." in name or ".lora_B." in name
 
 
 @torch.no_grad()

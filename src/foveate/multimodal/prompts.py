@@ -6,6 +6,7 @@ leave the text. A part knows whether it is learned when it is made, so that no l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -13,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
+from foveate.language.chat import Chat, Part
 from foveate.language.packing import Tokens
-from foveate.language.tokenizer import Tokenizer
-from foveate.language.vocabulary import ChatMarks
 from foveate.records.box_text import format_region
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.geometry import Placement
 from foveate.records.shapes import Shape, enclosing_box
+
+_BLANKS = re.compile(rf"\s+(?={REGION})")
 
 
 class Written(NamedTuple):
@@ -33,14 +35,13 @@ class PromptWriter:
     """Write conversations as token ids.
 
     Args:
-        tokenizer: of the language model.
-        marks: of its chat format.
+        chat: chat template of the language model, and its tokenizer.
         regions: "text" writes 0..999 coordinates, "tokens" one token per region.
     """
 
-    def __init__(self, tokenizer: Tokenizer, marks: ChatMarks, *, regions: Literal["text", "tokens"]) -> None:
-        self.tokenizer, self.marks, self.regions = tokenizer, marks, regions
-        self.region_id = tokenizer.special[REGION]
+    def __init__(self, chat: Chat, *, regions: Literal["text", "tokens"]) -> None:
+        self.chat, self.tokenizer, self.regions = chat, chat.tokenizer, regions
+        self.region_id = chat.tokenizer.special[REGION]
 
     def write_conversation(self, conversation: Conversation, placements: Sequence[Placement]) -> Written:
         """Write a whole conversation; its answers and their end marks are learned.
@@ -48,54 +49,47 @@ class PromptWriter:
         Args:
             placements: of each image in the model input.
         """
-        return self._write(conversation, placements, open_answer=False)
+        turns, regions = self._prepare(conversation, placements)
+        return Written(_join(self.chat.render(turns, strict=False)), regions)
 
-    def write_question(self, conversation: Conversation, placements: Sequence[Placement]) -> Written:
-        """Write a conversation that ends with a question, up to where its answer begins; nothing is learned."""
-        written = self._write(conversation, placements, open_answer=True)
-        return Written(Tokens(written.tokens.ids, [False] * len(written.tokens.ids)), written.regions)
+    def write_question(
+        self, conversation: Conversation, placements: Sequence[Placement], *, goes_on: bool = False
+    ) -> Written:
+        """Write a conversation that ends with a question, up to where its answer begins; nothing is learned.
 
-    def _write(self, conversation: Conversation, placements: Sequence[Placement], *, open_answer: bool) -> Written:
-        ids: list[int] = []
-        learned: list[bool] = []
+        Args:
+            placements: of each image in the model input.
+            goes_on: it follows an answer, with its end mark, that the model has read already.
+        """
+        turns, regions = self._prepare(conversation, placements)
+        tokens = _join(self.chat.prompt(turns, goes_on=goes_on, strict=False))
+        return Written(Tokens(tokens.ids, [False] * len(tokens.ids)), regions)
+
+    def _prepare(
+        self, conversation: Conversation, placements: Sequence[Placement]
+    ) -> tuple[list[Turn], list[tuple[int, NDArray[np.float64]]]]:
+        """Return the turns without image placeholders, their regions as text or left in place, and those left."""
+        turns: list[Turn] = []
         regions: list[tuple[int, NDArray[np.float64]]] = []
         for turn, images in zip(conversation.turns, locate_regions(conversation), strict=True):
-            is_answer = turn.role == "assistant"
-            ids += self.marks.before[turn.role]
-            learned += [False] * (len(ids) - len(learned))
-            ids += self._content(turn, images, placements)
-            if self.regions == "tokens":
-                regions += [
-                    (image, _input_box(shape, placements[image]))
-                    for shape, image in zip(turn.regions, images, strict=True)
-                ]
-            learned += [is_answer] * (len(ids) - len(learned))
-            after = self.marks.after[turn.role]
-            ids += after
-            learned += [is_answer and number == 0 for number in range(len(after))]
-        if open_answer:
-            ids += self.marks.before["assistant"]
-            learned += [False] * (len(ids) - len(learned))
-        return Written(Tokens(ids, learned), regions)
+            text = " ".join(turn.text.replace(IMAGE, " ").split()) if turn.role == "user" else turn.text.strip()
+            pairs = list(zip(turn.regions, images, strict=True))
+            if self.regions == "text":
+                pieces = text.split(REGION)
+                for number, (shape, image) in enumerate(pairs):
+                    placement = placements[image]
+                    pieces[number] += format_region(shape, width=placement.width, height=placement.height)
+                text = "".join(pieces)
+            else:
+                # A blank in front of a region token says nothing and would be a token of its own.
+                text = _BLANKS.sub("", text)
+                regions += [(image, _input_box(shape, placements[image])) for shape, image in pairs]
+            turns.append(Turn(turn.role, text))
+        return turns, regions
 
-    def _content(self, turn: Turn, images: Sequence[int], placements: Sequence[Placement]) -> list[int]:
-        """Tokenize the text of a turn, its regions as text or as tokens."""
-        text = " ".join(turn.text.replace(IMAGE, " ").split()) if turn.role == "user" else turn.text.strip()
-        pieces = text.split(REGION)
-        if self.regions == "text":
-            for number, (shape, image) in enumerate(zip(turn.regions, images, strict=True)):
-                placement = placements[image]
-                pieces[number] += format_region(shape, width=placement.width, height=placement.height)
-            pieces = ["".join(pieces)]
-        ids: list[int] = []
-        for number, piece in enumerate(pieces):
-            if number:
-                ids.append(self.region_id)
-            if self.marks.blank and number == 0 and piece.strip():
-                piece = f" {piece}"
-            # A blank in front of a region token says nothing and would be a token of its own.
-            ids += self.tokenizer.encode(piece.rstrip() if number < len(pieces) - 1 else piece)
-        return ids
+
+def _join(parts: Sequence[Part]) -> Tokens:
+    return Tokens([id for part in parts for id in part.ids], [part.learned for part in parts for _ in part.ids])
 
 
 def _input_box(shape: Shape, placement: Placement) -> NDArray[np.float64]:

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from foveate.core.recipes import Settings
+from foveate.language.lora import LoraOptions
 from foveate.multimodal.assemble import AssemblyOptions
+
+
+class SourceSettings(Settings):
+    """A language model from elsewhere, and what of it is trained."""
+
+    source: str = Field(
+        min_length=1, description="smollm2, a folder or hub id of transformers, or a GGUF file; see language/open.py"
+    )
+    revision: str | None = Field(default=None, description="of a hub id: commit, tag or branch; the folder pins it")
+    chat: Literal["chatml", "plain"] | None = Field(default=None, description="chat template; unset = the source's")
+    tuning: Literal["lora", "frozen", "full"] = Field(
+        default="lora", description="lora = pairs beside its linear layers; frozen = nothing of it; full = all of it"
+    )
+    lora: LoraOptions = Field(default=LoraOptions(), description="of tuning lora: rank, alpha, dropout, targets")
+    dtype: Literal["fp32", "bf16"] = Field(default="fp32", description="of the weights that LoRA stands beside")
+
+
+def _kind_of_language(value: Any) -> str:
+    return "source" if isinstance(value, SourceSettings) or "source" in value else "config"
+
+
+Language = Annotated[
+    Annotated[SourceSettings, Tag("source")] | Annotated[dict[str, Any], Tag("config")],
+    Discriminator(_kind_of_language),
+]
 
 
 class MultimodalSettings(Settings):
@@ -17,7 +43,10 @@ class MultimodalSettings(Settings):
         description="image encoder: `kind` and its options; with `layer` (LLaVA: -2) and `norm` a hidden layer of it"
     )
     connector: dict[str, Any] = Field(description="`kind` (cabstractor, linear, mlp, pixel_shuffle, pooled), options")
-    language: dict[str, Any] = Field(description="`model_type` of transformers and fields of its config")
+    language: Language = Field(
+        description="`source` of a trained model and what of it is trained, or, for a new one, `model_type` of "
+        "transformers and fields of its config"
+    )
     assembly: AssemblyOptions | None = Field(
         default=None, description="tiles and overview of images, and the text between them; unset = one view an image"
     )
