@@ -252,7 +252,7 @@ class MllmTraining:
                     losses, _ = task.losses(batch)
                 losses["loss"].backward()
                 task.zero_grad(set_to_none=True)
-                float(losses["loss"])  # waits for the device
+                losses["loss"].item()  # waits for the device
                 times.append(time.perf_counter())
         return times[-1] - times[-2]
 
