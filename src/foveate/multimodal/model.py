@@ -152,8 +152,8 @@ class MultimodalModel(nn.Module):
         self.box_head = BoxHead(width=width, grid=self.grid) if settings.box_head else None
         if source is not None and self.phrase_maps is not None:
             # A trained model begins with the text that it knows.
-            for layer in self.phrase_maps.out:
-                nn.init.zeros_(layer.weight)
+            for parameter in self.phrase_maps.out.parameters():
+                nn.init.zeros_(parameter)
 
     @torch.no_grad()
     def set_center(self, center_E: Tensor) -> None:
