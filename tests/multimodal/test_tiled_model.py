@@ -11,8 +11,9 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
+from foveate.language.chat import Chat
 from foveate.language.packing import Tokens, pack_texts
-from foveate.language.vocabulary import train_tokenizer, word_marks, wrap_tokenizer
+from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
 from foveate.multimodal.ask import Mllm, Question
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel
@@ -59,7 +60,7 @@ def load(**changes: Any) -> LoadedModel:
     tokenizer = wrap_tokenizer(train_tokenizer([f" {text}" for text in TEXTS], size=300), source="test")
     checked = settings(**changes)
     model = build_model(checked, vocabulary=tokenizer.size, region_id=tokenizer.special["<region>"])
-    prompts = PromptWriter(tokenizer, word_marks(tokenizer), regions=checked.regions)
+    prompts = PromptWriter(Chat(tokenizer, "words"), regions=checked.regions)
     return LoadedModel(model.eval().requires_grad_(False), prompts, tokenizer, {})
 
 
