@@ -13,6 +13,7 @@ from foveate.core.version import __version__
 _LAZY = {
     "AbsentClassCalibrator": "foveate.adapt.calibration.absent_classes",
     "AdaptedModel": "foveate.adapt.model",
+    "Answer": "foveate.multimodal.ask",
     "Box": "foveate.records.boxes",
     "Calibrator": "foveate.adapt.calibration.estimator",
     "Collection": "foveate.records.collection",
@@ -21,6 +22,7 @@ _LAZY = {
     "FederatedNeighborEmbedding": "foveate.federated.embedding.estimator",
     "Hit": "foveate.pretrain.searching.search",
     "Location": "foveate.pretrain.api",
+    "Mllm": "foveate.multimodal.ask",
     "Model": "foveate.pretrain.api",
     "PixelBox": "foveate.records.boxes",
     "PixelXYWH": "foveate.records.boxes",
@@ -33,6 +35,7 @@ _LAZY = {
     "load_adapter": "foveate.adapt.folder",
     "open_adapter": "foveate.adapt.predictor",
     "open_index": "foveate.pretrain.api",
+    "open_mllm": "foveate.multimodal.opening",
     "open_model": "foveate.pretrain.api",
     "save_adapter": "foveate.adapt.folder",
     "search": "foveate.pretrain.api",
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from foveate.federated.deep.estimator import FederatedDeepClustering
     from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
     from foveate.federated.estimators import FederatedKMeans
+    from foveate.multimodal.ask import Answer, Mllm
+    from foveate.multimodal.opening import open_mllm
     from foveate.pretrain.api import Location, Model, SearchIndex, open_index, open_model, search
     from foveate.pretrain.searching.search import Hit
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
@@ -57,6 +62,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AbsentClassCalibrator",
     "AdaptedModel",
+    "Answer",
     "Box",
     "Calibrator",
     "Collection",
@@ -65,6 +71,7 @@ __all__ = [
     "FederatedNeighborEmbedding",
     "Hit",
     "Location",
+    "Mllm",
     "Model",
     "PixelBox",
     "PixelXYWH",
@@ -78,6 +85,7 @@ __all__ = [
     "load_adapter",
     "open_adapter",
     "open_index",
+    "open_mllm",
     "open_model",
     "save_adapter",
     "search",

@@ -293,11 +293,11 @@ def test_a_card_says_first_what_the_model_cannot_do() -> None:
         return Row(question=f"Scenes: {name}", n=9, values={"image": Value(value=value, low=0.1, high=0.9)})
 
     columns = [Column(key="image", title="With the image")]
-    table = [row("name", 0.71), row("count, two answers", 0.55)]
+    table = [row("name, open", 0.71), row("count, two answers", 0.55)]
     evaluation = SuiteResult(title="Scenes", columns=columns, table=table, split="test")
     text = model_card(make_recipe(), 4_000_000, {"command": ["foveate", "mllm"], "license": "CC0-1.0"}, evaluation)
     lead = text.split("# A small multimodal model")[1].split("\n\n")[1]
     assert "count, two answers (0.55 of 0.75)" in lead
-    assert "name (" not in lead
+    assert "name, open (" not in lead
     assert "compare, two answers" in lead
-    assert "| name | 0.710 (0.100 to 0.900) | 9 |" in text
+    assert "| name, open | 0.710 (0.100 to 0.900) | 9 |" in text

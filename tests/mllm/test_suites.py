@@ -202,9 +202,9 @@ def test_scenes_are_scored_by_kind(collection: Path, tmp_path: Path) -> None:
     here, there = PixelBox(4, 4, 24, 24), PixelBox(30, 30, 40, 40)
     add(
         collection,
-        conversation("name/one answer/unseen/1", "What is <region>?", "It shows a red disc.", images=("test-00",),
+        conversation("name/open/unseen/1", "What is <region>?", "It shows a red disc.", images=("test-00",),
                      regions=(here,), answers=("red disc",)),
-        conversation("where/one answer/seen/1", "Where is the red disc?", "<region>", images=("test-01",),
+        conversation("where/open/seen/1", "Where is the red disc?", "<region>", images=("test-01",),
                      boxes=(there,)),
         conversation("is there/two answers/seen/1", "Is there a cat?", "No, the image does not show a cat.",
                      images=("test-02",), answers=("no",)),
@@ -223,7 +223,8 @@ def test_scenes_are_scored_by_kind(collection: Path, tmp_path: Path) -> None:
     model = Table(answer)
     result = evaluate(model, "scenes", collection, run=tmp_path / "run")
     scores = {row.question: row.values["image"].value for row in result.table}
-    kinds = ["name", "name, unseen names", "where", "is there", "is there, two answers", "count", "count, two answers"]
+    kinds = ["name", "name, open, unseen names", "where", "where, open", "is there", "is there, two answers", "count"]
+    kinds.append("count, two answers")
     expected = {f"Generated scenes: {name}": 1 for name in kinds}
     assert scores == expected | {"Generated scenes": 0.8, "Generated scenes: other": 0}
     two_answers = {name for name in scores if "is there" in name or "count" in name}

@@ -10,8 +10,8 @@ from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import SuiteResult
 
 GOALS = {
-    "name": 0.60,
-    "where": 0.50,
+    "name, open": 0.60,
+    "where, open": 0.50,
     "is there, two answers": 0.75,
     "color, two answers": 0.75,
     "count, two answers": 0.75,

@@ -30,7 +30,7 @@ def _make(conversation: Conversation) -> SuiteQuestion:
     kind, *more = (part.replace("-", " ").replace("_", " ") for part in conversation.id.split("/"))
     kind = "where" if question.boxes else kind if kind in KINDS else "other"
     two_answers, unseen = more[:1] == ["two answers"], more[1:2] == ["unseen"]
-    part = kind + ", two answers" * two_answers + ", unseen names" * unseen
+    part = ", ".join([kind, *more[:1], *(["unseen names"] if unseen else [])]) if len(more) > 2 else kind
     sentence = conversation.turns[-1].text
     # Yes or no is decided by its first word, a sentence by its words.
     references = tuple(dict.fromkeys((*question.references, sentence)))
