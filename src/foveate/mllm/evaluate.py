@@ -310,7 +310,10 @@ def _pick_samples(
             answered.setdefault(row["id"], {})[row["condition"]] = row
     damaged = {row["id"] for row in rows if "error" in row}
     usable = [question for question in questions if question.id not in damaged]
-    ranked = sorted(usable, key=lambda question: -answered[question.id]["image"]["score"])
+    # Among equally good answers drawn by their ids: the first questions are all about the first images.
+    ranked = sorted(
+        usable, key=lambda question: (-answered[question.id]["image"]["score"], seeds.uniform("samples", question.id))
+    )
     half = min(_SAMPLES, len(ranked)) // 2
     samples = []
     for number, question in enumerate([*ranked[: len(ranked[:_SAMPLES]) - half], *ranked[len(ranked) - half :]]):
