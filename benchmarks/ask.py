@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     model = open_mllm(arguments.model)
+    assert isinstance(model, Mllm), "models of transformers have no packed rows"
     if "packed" in arguments.parts:
         for visual in arguments.visual:
             for questions in arguments.questions:

@@ -121,12 +121,12 @@ def test_statements_are_true(asked: dict[str, Asked]) -> None:
             assert question.short == NUMERALS[scene.counts[name]]
         if question.form == "where":
             (placed,) = _at(scene, question)
-            assert f"the {placed.phrase}" in question.prompt
+            assert f"the {placed.phrase}" in question.prompt.replace("The ", "the ", 1)
         if question.form == "color: region":
             (placed,) = _at(scene, question)
             assert placed.phrase.startswith(f"{question.short} ")
         if question.form == "position: yes or no" and question.short == "yes":
-            (placed,) = (p for p in scene.regions if re.search(rf"the {p.phrase}( |\?)", question.prompt))
+            (placed,) = (p for p in scene.regions if re.search(rf"[Tt]he {p.phrase}( |\?|:)", question.prompt))
             x, y = placed.box.center if placed.box else (0.5, 0.5)
             sides = {"left": x < 0.5, "right": x > 0.5, "top": y < 0.5, "bottom": y > 0.5}
             assert [sides[word] for word in split_words(question.prompt) if word in sides][0], question
