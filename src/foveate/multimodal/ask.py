@@ -177,7 +177,8 @@ class Mllm:
         for _ in stream(
             self.loaded.model.language_model,
             writer.prompt(0),
-            decode=lambda ids: str(len(ids)),
+            # The text with its boxes is put together below; a mark for each token makes each one a piece.
+            decode=lambda ids: "." * len(ids),
             stop=[self.loaded.prompts.chat.end],
             settings=GenerationSettings(max_new_tokens=max_tokens),
             suppress=writer.suppressed,
