@@ -333,6 +333,7 @@ class Chat:
         self.turns: list[Turn] = []
         self._ids: list[int] = []
         self._prefix: Prefix | None = None
+        self._length = 0
 
     def ask(self, question: str, *, regions: Sequence[Shape] = (), max_tokens: int = 64) -> Answer:
         """Answer the next question; earlier ones and their answers are in front of it.
@@ -342,8 +343,7 @@ class Chat:
         """
         loaded = self.model.loaded
         asked = ask_turns(question, regions, images=0 if self.turns else len(self.images))
-        read = self._prefix.length if self._prefix else 0
-        pending = self.model._pend(asked, self.images, read=read)
+        pending = self.model._pend(asked, self.images, read=self._length)
         pending.before = self._ids
         writer = _Writer(loaded, self.visual, [pending])
         prompt_LE = writer.prompt(0, images=self._prefix is None)
@@ -373,7 +373,11 @@ class Chat:
         has_boxes = answer.count(loaded.prompts.region_id) == len(pending.boxes)
         regions = writer._regions(pending.boxes) if has_boxes else None
         answer_TE = loaded.model.embed(ids_1T, self.visual, views_1K, regions)[0]
-        self._prefix = read_prefix(loaded.model.language_model, torch.cat([prompt_LE, answer_TE]), prefix=self._prefix)
+        turn_LE = torch.cat([prompt_LE, answer_TE])
+        # An answer that fills the context is still an answer; the next question is refused.
+        if self._length + len(turn_LE) < loaded.model.max_positions:
+            self._prefix = read_prefix(loaded.model.language_model, turn_LE, prefix=self._prefix)
+        self._length += len(turn_LE)
         self._ids = [*self._ids, *pending.written.tokens.ids, *answer]
 
 
