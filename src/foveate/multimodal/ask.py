@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import UserError
+from foveate.core.recipes import validate
 from foveate.language.generate import GenerationSettings, Prefix, generate, read_prefix, stream
 from foveate.multimodal.assemble import SamplePlan
 from foveate.multimodal.folder import LoadedModel
@@ -26,9 +27,10 @@ from foveate.multimodal.model import RegionPrompts, ViewLayout, Visual, list_vie
 from foveate.multimodal.prompts import Written
 from foveate.records.box_text import parse_regions
 from foveate.records.boxes import Box, PixelBox
-from foveate.records.conversations import IMAGE, REGION, Conversation, Turn
+from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, find_shape_problem, locate_regions
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, ImageInput, decode, decode_fraction, encode_input, is_single_image
+from foveate.records.rows import clean_text
 from foveate.records.shapes import Shape
 from foveate.vision.canvas import render_input
 from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
@@ -78,6 +80,14 @@ class _Seen(NamedTuple):
     views: list[int]
     frame: CoordinateFrame
     plan: TilePlan | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image in pixels."""
+        placement = self.frame.placement
+        return (
+            (placement.width, placement.height) if self.plan is None else (self.plan.size.width, self.plan.size.height)
+        )
 
 
 @dataclass
@@ -136,7 +146,8 @@ class Mllm:
             images: a path, bytes or Pillow image, or several in the order in which the question means them; with none
                 the model answers from the text alone.
             question: `<region>` in it stands for the next of `regions`.
-            regions: boxes, points, strokes or masks, in pixels of the image.
+            regions: boxes, points, strokes or masks, in pixels of the image that stands last before each: the last one,
+                unless `<image>` in the question says where the images stand.
             max_tokens: longest answer.
 
         Raises:
@@ -154,7 +165,7 @@ class Mllm:
                 self.loaded.model.language_model,
                 [writer.prompt(number) for number in range(len(batch))],
                 stop=[self.loaded.prompts.chat.end],
-                settings=GenerationSettings(max_new_tokens=max_tokens),
+                settings=_settings(max_tokens),
                 suppress=writer.suppressed,
                 embed=writer.embed,
             )
@@ -180,7 +191,7 @@ class Mllm:
             # The text with its boxes is put together below; a mark for each token makes each one a piece.
             decode=lambda ids: "." * len(ids),
             stop=[self.loaded.prompts.chat.end],
-            settings=GenerationSettings(max_new_tokens=max_tokens),
+            settings=_settings(max_tokens),
             suppress=writer.suppressed,
             embed=writer.embed,
         ):
@@ -282,6 +293,7 @@ class Mllm:
         frames = [image.frame for image in images]
         conversation = Conversation(_QUESTION, tuple(str(number) for number in range(len(images))), tuple(turns))
         placements = [frame.placement for frame in frames]
+        check_regions(conversation, [image.size for image in images])
         written = prompts.write_question(move_regions(conversation, frames), placements, goes_on=bool(read))
         before = read or len(views) * model.connector.num_tokens + sum(len(ids) for _, ids in layout)
         length = before + len(written.tokens.ids)
@@ -351,7 +363,7 @@ class Chat:
             loaded.model.language_model,
             [prompt_LE],
             stop=[loaded.prompts.chat.end],
-            settings=GenerationSettings(max_new_tokens=max_tokens),
+            settings=_settings(max_tokens),
             suppress=writer.suppressed,
             prefix=self._prefix,
             embed=writer.embed,
@@ -410,7 +422,7 @@ def ask_turns(question: str, regions: Sequence[Shape], *, images: int) -> list[T
     Raises:
         UserError: the question is empty, or its placeholders do not fit images and regions.
     """
-    text = question.strip()
+    text = clean_text(question)
     if not text:
         raise UserError("question: it is empty")
     if IMAGE not in text:
@@ -419,6 +431,28 @@ def ask_turns(question: str, regions: Sequence[Shape], *, images: int) -> list[T
         if text.count(placeholder) != count:
             raise UserError(f"question: has {text.count(placeholder)} {placeholder} (got {count} {name})")
     return [Turn("user", text, tuple(regions))]
+
+
+def check_regions(conversation: Conversation, sizes: Sequence[tuple[int, int]]) -> None:
+    """Raise UserError for a region without an image, or one that does not lie in its image.
+
+    Args:
+        sizes: width and height in pixels of the images, in order.
+    """
+    for turn, images in zip(conversation.turns, locate_regions(conversation), strict=True):
+        for shape, image in zip(turn.regions, images, strict=True):
+            if not sizes:
+                raise UserError(f"region {str(shape)[:80]}: it has no image (got 0 images)")
+            width, height = sizes[image]
+            problem = find_shape_problem(shape, width=width, height=height)
+            if problem:
+                raise UserError(
+                    f"region {str(shape)[:80]}: {problem}; expected pixels of an image of {width} x {height}"
+                )
+
+
+def _settings(max_tokens: int) -> GenerationSettings:
+    return validate(GenerationSettings, {"max_new_tokens": max_tokens}, where="max_tokens")
 
 
 def _as_list(images: Sequence[ImageInput] | ImageInput) -> list[ImageInput]:
