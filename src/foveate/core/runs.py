@@ -43,7 +43,8 @@ class RunFolder:
         Args:
             command: the command line, saved in run.json.
             recipe: the resolved recipe as YAML.
-            free: dotted names of fields that may change between sessions, such as the number of workers.
+            free: dotted names of fields that may change between sessions, such as the number of workers; a list on the
+                way stands for each of its entries.
 
         Raises:
             UserError: the path is a file, or the folder holds a run of another recipe.
@@ -118,9 +119,11 @@ def _identity(recipe: str, free: Sequence[str]) -> Any:
         return recipe
     for name in free:
         *parents, last = name.split(".")
-        group = content
+        groups = [content]
         for parent in parents:
-            group = group.get(parent) if isinstance(group, dict) else None
-        if isinstance(group, dict):
-            group.pop(last, None)
+            inner = [group.get(parent) for group in groups if isinstance(group, dict)]
+            groups = [entry for value in inner for entry in (value if isinstance(value, list) else [value])]
+        for group in groups:
+            if isinstance(group, dict):
+                group.pop(last, None)
     return content

@@ -7,15 +7,17 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from foveate.core.errors import choose
 from foveate.core.recipes import Settings
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
+from foveate.records.record import GROUPS
 from foveate.training.settings import TrainingSettings
 
 
 class StageSettings(Settings):
     """One stage: what it trains, on what, and with which losses."""
 
-    name: str = Field(min_length=1, description="of the stage and of its folder")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the stage and of its folder")
     training: TrainingSettings
     texts: bool = Field(default=True, description="train the language model on conversations; false = alignment alone")
     max_conversations: int = Field(
@@ -37,7 +39,9 @@ class StageSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _has_loss(self) -> StageSettings:
+    def _consistent(self) -> StageSettings:
+        for group in self.groups:
+            choose(group, GROUPS, "conversation group")
         if not self.texts and not self.alignment_weight:
             raise ValueError(f"stage '{self.name}': it has no loss; set texts or alignment_weight")
         return self
@@ -64,6 +68,8 @@ class MllmRecipe(Settings):
             raise ValueError(f"stages: names must differ (got {', '.join(names)})")
         if any(stage.box_weight for stage in self.stages) and not self.model.box_head:
             raise ValueError("stages: box_weight needs model.box_head")
+        if self.model.box_head and self.model.regions != "tokens":
+            raise ValueError(f"model.box_head: needs model.regions 'tokens' (got '{self.model.regions}')")
         # Not merely set: a saved recipe lists all fields, most with their defaults.
         changed = self.vocabulary != type(self).model_fields["vocabulary"].default
         if changed and isinstance(self.model.language, SourceSettings):

@@ -49,7 +49,7 @@ from foveate.training.loop import WITHOUT_INFLUENCE, train
 from foveate.vision.feature_cache import FeatureCache, TileCache
 from foveate.vision.registry import seeded
 
-_FREE = tuple(f"training.{name}" for name in WITHOUT_INFLUENCE)
+_FREE = tuple(f"stages.training.{name}" for name in WITHOUT_INFLUENCE)
 TOKENIZER, NAMES, LANGUAGE = "tokenizer.json", "names.json", "language.json"
 STAGE, STAGE_WEIGHTS = "stage.json", "weights.safetensors"
 # Texts from which the word pieces are learned; more change next to nothing.
@@ -287,7 +287,8 @@ class MllmTraining:
         # A fresh wrapper per stage, so that what one stage froze is not frozen in the next.
         self.model.require_gradients()
         task = MllmTask(self.model, names=self.names, stage=stage)
-        outcome = train(task, loader, settings, RunFolder(folder))
+        curve = RunFolder(folder)
+        outcome = train(task, loader, settings, curve)
         gathered = checkpoint.gather_weights(task, ema=outcome.ema)
         result = StageResult(
             name=stage.name,
@@ -296,7 +297,8 @@ class MllmTraining:
             seconds=round(outcome.seconds, 1),
             samples=len(loader.rows),
             bad_samples=outcome.bad_samples,
-            last=outcome.last_row,
+            # A stage that was killed between its last checkpoint and its weights has no row of this session.
+            last=outcome.last_row or next(reversed(curve.read_metrics()), {}),
             curves=f"{folder.name}/metrics.jsonl",
         )
         if outcome.status == "finished" and self.here.is_main:
