@@ -48,6 +48,21 @@ def make_recipe(**changes: Any) -> MllmRecipe:
     return validate(MllmRecipe, {**content, **changes}, where="test")
 
 
+def make_tiled_recipe() -> MllmRecipe:
+    """The tiny recipe with tiles and coordinates in text."""
+    recipe = make_recipe()
+    model = recipe.model.model_dump() | {
+        "connector": {"kind": "cabstractor", "num_tokens": 4, "depth": 1, "hidden_width": 16},
+        "language": recipe.model.language | {"max_position_embeddings": 384},
+        "assembly": {"tiling": {"tile": 64, "min_tiles": 2, "max_tiles": 4}, "tokens_per_view": 4},
+        "regions": "text",
+        "phrase_maps": False,
+        "box_head": False,
+    }
+    stages = [{**stage.model_dump(), "box_weight": 0.0} for stage in recipe.stages]
+    return make_recipe(model=model, stages=stages)
+
+
 def make_questions(collection: Collection) -> list[Conversation]:
     """Name and find every region; compare pairs of images of one split."""
     conversations = []

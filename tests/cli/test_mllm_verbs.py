@@ -1,4 +1,4 @@
-"""`foveate mllm train` and `evaluate`, and `foveate ask`, from recipe to answer."""
+"""`foveate mllm preview`, `train` and `evaluate`, and `foveate ask`, from recipe to answer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ import yaml
 from PIL import Image
 
 import tiny_mllm
+from foveate.language.packing import PackedTexts
+from foveate.mllm.preview import token_text
+from foveate.mllm.train import prepare_training
 from foveate.multimodal.ask_settings import AskSettings
 from foveate.multimodal.opening import SHIPPED
+from foveate.records.collection import Collection
+from foveate.records.conversations import Conversation, Turn, add_conversations
+from foveate.training.loader import Loader
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,83 @@ def test_a_model_is_trained_evaluated_and_asked(foveate: Any, collection: Path, 
     assert answer["tokens"] <= 8
     # Streamed, the same words.
     assert foveate(*question).out.strip() == answer["text"]
+
+
+def test_a_preview_shows_the_batch_that_training_loads(
+    foveate: Any, collection: Path, recipe: Path, tmp_path: Path
+) -> None:
+    arguments = ("mllm", "preview", recipe, "--collection", collection, "--json")
+    shown = foveate(*arguments, "--step", 2, "--samples", 3, "--run", tmp_path / "preview").json
+    with Collection.open(collection) as opened:
+        training = prepare_training(tiny_mllm.make_recipe(), opened, tmp_path / "run")
+        stage = training.recipe.stages[1]
+        dataset = training.samples(stage, training.cache_features(training.sets))
+        loader = Loader(dataset, rows=dataset.rows, batch_size=4, seed=training.loader_seed(stage), workers=0)
+        batch = next(loader.batches(1, 2))
+    texts, tokenizer = PackedTexts(*(batch[name] for name in PackedTexts._fields)), training.prompts.tokenizer
+    assert (shown["stage"], shown["batch"], len(shown["samples"])) == ("instruction", 4, 3)
+    assert shown["lengths"] == (texts.text_BT > 0).sum(dim=1).tolist()
+    assert shown["learned_share"] == pytest.approx(float(texts.learned_BT.sum()) / sum(shown["lengths"]))
+    assert shown["padding_share"] == pytest.approx(1 - sum(shown["lengths"]) / texts.ids_BT.numel())
+    boxes = batch["region_boxes_R4"].tolist()
+    for row, sample in enumerate(shown["samples"]):
+        tokens = [token for conversation in sample["conversations"] for token in conversation["tokens"]]
+        length = shown["lengths"][row]
+        assert [token["learned"] for token in tokens] == texts.learned_BT[row, :length].tolist()
+        ids = texts.ids_BT[row, :length].tolist()
+        assert [token["text"] for token in tokens] == [token_text(tokenizer, id) for id in ids]
+        assert [token["region"] for token in tokens if token["region"]] == list(range(1, len(sample["regions"]) + 1))
+        for region in sample["regions"]:
+            assert region["box"] == pytest.approx(boxes.pop(0), abs=1e-6)
+        for conversation in sample["conversations"]:
+            reads = [conversation[f"reads_{name}"] for name in ("images", "itself", "others")]
+            assert reads == [4 * len(sample["views"]), len(conversation["tokens"]), 0]
+    page = Path(shown["paths"]["report"]).read_text(encoding="utf-8")
+    assert 'href="#box-1-1"' in page
+    assert 'id="box-1-1"' in page
+
+    other = foveate(*arguments, "--step", 2, "--seed", 7, "--run", tmp_path / "other").json
+    assert [s["views"] for s in other["samples"]] != [s["views"] for s in shown["samples"]]
+
+
+def test_a_preview_draws_tiles_as_they_are_read(foveate: Any, collection: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "tiled.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_mllm.make_tiled_recipe().model_dump(mode="json")), encoding="utf-8")
+    shown = foveate("mllm", "preview", recipe, "--collection", collection, "--json").json
+    for row, sample in enumerate(shown["samples"]):
+        labels = [view["label"] for view in sample["views"]]
+        assert "overview" in labels
+        assert "row 1, column 1" in labels
+        assert any(view["before"] for view in sample["views"]), "tiles have indicators"
+        # Visual tokens of all views and the tokens between them: each text reads them all.
+        assert sample["visual"] == shown["visual"][row] > 4 * len(labels)
+        assert {conversation["reads_images"] for conversation in sample["conversations"]} == {sample["visual"]}
+        for view in sample["views"]:
+            with Image.open(Path(shown["paths"]["run"]) / view["file"]) as image:
+                assert image.size == (64, 64)
+
+
+def test_a_preview_lists_what_is_left_out(foveate: Any, tmp_path: Path) -> None:
+    path = tiny_mllm.make_asked_collection(tmp_path / "shapes")
+    text_alone = Conversation("text", (), (Turn("user", "What is one and one?"), Turn("assistant", "two")), "text")
+    add_conversations(path, [text_alone])
+    recipe = tmp_path / "recipe.yaml"
+    content = tiny_mllm.make_recipe().model_dump(mode="json")
+    content["stages"][1] |= {"groups": ["refer-ground"], "max_conversations": 1}
+    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+    left_out = foveate("mllm", "preview", recipe, "--collection", path, "--json").json["left_out"]
+    reasons = {entry["reason"].split(" ")[0]: entry["count"] for entry in left_out}
+    assert reasons["no"] == 1
+    assert reasons["another"] > 1
+    assert reasons["max_conversations"] >= 1
+    # Too few positions for any conversation: each is listed, and then nothing is left to show.
+    content["model"]["language"]["max_position_embeddings"] = 9
+    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert "9" in foveate("mllm", "preview", recipe, "--collection", path).sentence
+    assert "alignment" in foveate("mllm", "preview", recipe, "--collection", path, "--stage", "alignmnt").sentence
+    aligned = foveate("mllm", "preview", recipe, "--collection", path, "--stage", "alignment", "--json").json
+    assert aligned["conversations"] == 0
+    assert aligned["names"] > 0
 
 
 def test_what_is_asked_by_default_is_shipped() -> None:

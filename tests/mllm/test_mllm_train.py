@@ -35,7 +35,7 @@ from foveate.vision.feature_cache import TileCache
 from foveate.vision.registry import build_image_encoder
 from foveate.vision.tiling import ImageSize, TilePlan, TilingOptions, plan_tiles
 from naming import raises_naming
-from tiny_mllm import make_recipe
+from tiny_mllm import make_recipe, make_tiled_recipe
 
 
 def test_a_trained_model_answers_from_its_folder(asked_collection: Path, tmp_path: Path) -> None:
@@ -52,21 +52,6 @@ def test_a_trained_model_answers_from_its_folder(asked_collection: Path, tmp_pat
     )
     assert evaluated.questions == 4
     assert all(cell is not None for cell in evaluated.table[0].values.values())
-
-
-def make_tiled_recipe() -> MllmRecipe:
-    """The tiny recipe with tiles and coordinates in text."""
-    recipe = make_recipe()
-    model = recipe.model.model_dump() | {
-        "connector": {"kind": "cabstractor", "num_tokens": 4, "depth": 1, "hidden_width": 16},
-        "language": recipe.model.language | {"max_position_embeddings": 384},
-        "assembly": {"tiling": {"tile": 64, "min_tiles": 2, "max_tiles": 4}, "tokens_per_view": 4},
-        "regions": "text",
-        "phrase_maps": False,
-        "box_head": False,
-    }
-    stages = [{**stage.model_dump(), "box_weight": 0.0} for stage in recipe.stages]
-    return make_recipe(model=model, stages=stages)
 
 
 def test_a_model_of_tiles_is_trained_and_asked(asked_collection: Path, tmp_path: Path) -> None:

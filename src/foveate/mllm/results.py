@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from foveate.core.results import Evaluation, ResultModel, RunResult
+from foveate.core.results import BoxValues, Evaluation, Region, ResultModel, RunResult
 
 
 class SuiteSample(ResultModel):
@@ -79,3 +79,106 @@ class MllmResult(RunResult):
     stages: list[StageResult]
     seconds: float
     model: str
+
+
+class PreviewToken(ResultModel):
+    """A token of a training row; `region` is the number of its region in the sample, 0 for any other token."""
+
+    text: str
+    learned: bool = False
+    region: int = 0
+
+
+class PreviewConversation(ResultModel):
+    """A conversation of a training row.
+
+    Attributes:
+        reads_images, reads_itself, reads_others: how many visual tokens, tokens of its own, and tokens of other
+            conversations one of its tokens reads at most.
+    """
+
+    id: str
+    group: str
+    tokens: list[PreviewToken]
+    reads_images: int
+    reads_itself: int
+    reads_others: int
+
+
+class PreviewRegion(ResultModel):
+    """The box of a region token in the model input of an image of the sample, by its number from 0."""
+
+    image: int
+    box: BoxValues
+
+
+class PreviewView(ResultModel):
+    """An image, or a tile of one, as the model gets it.
+
+    Attributes:
+        file: in the run folder. image: number of its image in the sample, from 0.
+        size: height and width of the model input in pixels.
+        label: which tile it is. before: text of the tokens between the views, in front of this one.
+        names: regions that embedding alignment trains, in the model input.
+    """
+
+    file: str
+    image: int = 0
+    key: str
+    size: tuple[int, int]
+    label: str = ""
+    before: str = ""
+    names: list[Region] = []
+
+
+class PreviewSample(ResultModel):
+    """A training sample: views of images, the conversations of its row, and their regions in the order of their tokens.
+
+    Attributes:
+        visual: visual tokens and indicators of tiles in front of the row.
+        padding: of its text, to the longest of the batch.
+        mask: file of the drawn attention mask, empty without conversations.
+    """
+
+    views: list[PreviewView]
+    regions: list[PreviewRegion] = []
+    conversations: list[PreviewConversation] = []
+    visual: int
+    padding: int = 0
+    mask: str = ""
+
+
+class LeftOut(ResultModel):
+    """How many of `what` are not in a batch, and why."""
+
+    what: str
+    count: int
+    reason: str
+
+
+class PreviewResult(RunResult):
+    """`foveate mllm preview`: a batch of a stage, `samples` of it in full.
+
+    Attributes:
+        batch: samples of the batch. sets: samples of the stage.
+        lengths, visual: tokens of the text and in front of it, of each sample of the batch.
+        padding_share: of the text positions of the batch. learned_share: of its text tokens.
+        names: regions that embedding alignment trains.
+    """
+
+    kind: Literal["mllm_preview"] = "mllm_preview"
+    collection: str
+    split: str
+    stage: str
+    step: int
+    batch: int
+    sets: int
+    conversations: int
+    lengths: list[int]
+    visual: list[int]
+    max_positions: int
+    padding_share: float
+    learned_share: float
+    names: int
+    left_out: list[LeftOut] = []
+    samples: list[PreviewSample]

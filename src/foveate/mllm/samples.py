@@ -54,6 +54,12 @@ def group_by_images(conversations: Sequence[Conversation], collection: Collectio
     return [ImageSet(key, tuple(grouped.get(key, ()))) for key in keys]
 
 
+def find_usable_sets(sets: Sequence[ImageSet], *, texts: bool) -> NDArray[np.int64]:
+    """Return the numbers of the sets that a stage can draw: all, or with texts those with a conversation."""
+    usable = [number for number, group in enumerate(sets) if group.conversations or not texts]
+    return np.asarray(usable, dtype=np.int64)
+
+
 class NameTable(NamedTuple):
     """Names of regions as token ids, for embedding alignment.
 
@@ -144,13 +150,12 @@ class MllmSamples:
         self.max_conversations, self.max_positions = max_conversations, max_positions
         self.tokens_of_view, self.settings = tokens_of_view, settings
         self.collection = features.collection
-        usable = [number for number, group in enumerate(sets) if group.conversations or not max_conversations]
-        self.rows: NDArray[np.int64] = np.asarray(usable, dtype=np.int64)
-        if not usable:
+        self.rows = find_usable_sets(sets, texts=max_conversations > 0)
+        if not len(self.rows):
             raise UserError(f"collection {self.collection.path}: no conversation of the stage's groups in this split")
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
-        """Return features, drawn conversations and named regions of set number `row`."""
+        """Return rows, features, drawn conversations and named regions of set number `row`."""
         images, conversations = self.sets[row]
         for image in images:
             if image in self.features.bad:
@@ -171,6 +176,8 @@ class MllmSamples:
             tokens.append(written.tokens)
             regions += written.regions
         return {
+            "rows": images,
+            "conversations": [conversations[number] for number in order],
             "features": views.features,
             "layout": views.layout,
             "tokens": tokens,

@@ -256,11 +256,23 @@ class MllmTraining:
                 times.append(time.perf_counter())
         return times[-1] - times[-2]
 
-    def samples(self, stage: StageSettings) -> MllmSamples:
-        """Return the training samples of a stage; their frozen features are computed first."""
+    def select_sets(self, stage: StageSettings) -> list[ImageSet]:
+        """Return all sets of images, with the conversations of the stage's groups."""
+        return [self._in_groups(group, stage) for group in self.sets]
+
+    def loader_seed(self, stage: StageSettings) -> int:
+        """Return the seed of the order and the draws of a stage."""
+        return seeds.integer("stage", stage.training.seed, stage.name) % 2**31
+
+    def samples(self, stage: StageSettings, features: FeatureCache | None = None) -> MllmSamples:
+        """Return the training samples of a stage.
+
+        Args:
+            features: of `cache_features`, where only sets of these rows are sampled; by default of all rows.
+        """
         return MllmSamples(
-            [self._in_groups(group, stage) for group in self.sets],
-            self._cached(),
+            self.select_sets(stage),
+            features or self._cached(),
             self.prompts,
             self.names,
             max_conversations=stage.max_conversations if stage.texts else 0,
@@ -275,7 +287,7 @@ class MllmTraining:
             samples,
             rows=samples.rows,
             batch_size=settings.batch_size,
-            seed=seeds.integer("stage", settings.seed, stage.name) % 2**31,
+            seed=self.loader_seed(stage),
             workers=settings.workers,
             rank=self.here.rank,
             world_size=self.here.size,
@@ -329,31 +341,33 @@ class MllmTraining:
 
     def _cached(self) -> FeatureCache:
         if self._features is None:
-            rows = np.asarray(sorted({row for group in self.sets for row in group.rows}), dtype=np.int64)
-            writable = os.access(self.collection.path, os.W_OK)
-            folder = (self.collection.path if writable else self.run.path) / "cache"
-            tower, device, share = self.model.tower, self.here.device, (self.here.rank, self.here.size)
-            assembly = self.model.settings.assembly
-            features: FeatureCache
-            if assembly is None:
-                features = FeatureCache(
-                    tower,
-                    self.collection,
-                    rows,
-                    folder=folder,
-                    views=1,
-                    view_of=lambda row, view: View(),
-                    device=device,
-                    share=share,
-                )
-            else:
-                plans = plan_rows(self.sets, self.collection, rows, assembly)
-                features = TileCache(
-                    tower, self.collection, rows, folder=folder, plans=plans, device=device, share=share
-                )
-            features.fill()
-            self._features = features
+            self._features = self.cache_features(self.sets)
         return self._features
+
+    def cache_features(self, sets: Sequence[ImageSet]) -> FeatureCache:
+        """Compute the frozen features of the images of sets, as far as they are not cached yet."""
+        rows = np.asarray(sorted({row for group in sets for row in group.rows}), dtype=np.int64)
+        writable = os.access(self.collection.path, os.W_OK)
+        folder = (self.collection.path if writable else self.run.path) / "cache"
+        tower, device, share = self.model.tower, self.here.device, (self.here.rank, self.here.size)
+        assembly = self.model.settings.assembly
+        features: FeatureCache
+        if assembly is None:
+            features = FeatureCache(
+                tower,
+                self.collection,
+                rows,
+                folder=folder,
+                views=1,
+                view_of=lambda row, view: View(),
+                device=device,
+                share=share,
+            )
+        else:
+            plans = plan_rows(sets, self.collection, rows, assembly)
+            features = TileCache(tower, self.collection, rows, folder=folder, plans=plans, device=device, share=share)
+        features.fill()
+        return features
 
     def result(self, status: str) -> MllmResult:
         """Put the result together."""

@@ -1,0 +1,119 @@
+"""Pages of multimodal models: escaped, with every part, and as narrow as a phone in a real browser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import NEEDED, probe
+from PIL import Image
+
+from foveate.report import render
+
+LONG = "supercalifragilisticexpialidocious" * 3
+TABLE = {
+    "columns": [
+        {"key": key, "title": title, "what": f"asked with {title.lower()}", "role": role}
+        for key, title, role in (
+            ("image", "Its image", "ours"),
+            ("no_image", "No image", "control"),
+            ("another_image", "Another image", "control"),
+        )
+    ],
+    "table": [
+        {"question": question, "data": "questions", "n": 80, "chance": 0.5,
+         "values": {"image": {"value": 0.8, "low": 0.7, "high": 0.9}, "no_image": {"value": 0.5}}}
+        for question in ("All questions", "name, unseen names")
+    ],
+}  # fmt: skip
+
+
+def tokens(*texts: str, learned: bool = False) -> list[dict[str, Any]]:
+    return [{"text": text, "learned": learned} for text in texts]
+
+
+RESULTS: dict[str, dict[str, Any]] = {
+    "mllm_preview": {
+        "collection": "shapes", "split": "train", "stage": "instruction", "step": 1, "batch": 2, "sets": 9,
+        "conversations": 2, "lengths": [9, 5], "visual": [4, 4], "max_positions": 128, "padding_share": 0.2,
+        "learned_share": 0.4, "names": 1,
+        "left_out": [{"what": "samples", "count": 2, "reason": f"cannot be read ({LONG})"}],
+        "samples": [
+            {
+                "views": [
+                    {"file": "one.png", "label": "row 1, column 2", "before": "(1,2)\n", "key": LONG, "size": [64, 64],
+                     "names": [{"box": [0, 0.2, 0.5, 1], "phrase": "red <b>disc</b>"}]}
+                ],
+                "regions": [{"image": 0, "box": [0, 0.2, 0.5, 1]}, {"image": 0, "box": [0, 0.2, 0.5, 1]}],
+                "conversations": [
+                    {"id": f"where/{LONG}", "group": "refer-ground",
+                     "reads_images": 4, "reads_itself": 9, "reads_others": 0,
+                     "tokens": [*tokens("<user>", " Where", " is", f" {LONG}", "?", "<assistant>"),
+                                {"text": "<region>", "learned": True, "region": 1}, *tokens("<end>", learned=True)]},
+                    {"id": "what", "group": "general", "reads_images": 4, "reads_itself": 5, "reads_others": 0,
+                     "tokens": [{"text": "<region>", "region": 2}, *tokens("\n", " ", "disc", learned=True)]},
+                ],
+                "visual": 4, "padding": 0, "mask": "one.png",
+            },
+            {"views": [{"file": "one.png", "key": "one", "size": [64, 64]}], "visual": 4, "padding": 4},
+        ],
+    },
+    "mllm_train": {
+        "status": "finished", "recipe": {}, "collection": "shapes", "images": 18, "conversations": {"general": 9},
+        "names": 12, "parameters": 27_000_000, "seconds": 75.0, "model": "model/",
+        "stages": [
+            {"name": name, "status": "finished", "steps": 3, "seconds": 30, "samples": 9, "curves": f"{name}.jsonl",
+             "last": {"loss": 0.5}, "bad_samples": {LONG: "cannot be read"} if name == "alignment" else {}}
+            for name in ("alignment", "instruction")
+        ],
+    },
+    "mllm_evaluate": {
+        "title": "Scenes", "suite": "scenes", "model": f"runs/{LONG}/model", "split": "test", "questions": 80,
+        "images": 20, "unreadable": 1, "unfinished": 2, **TABLE,
+        "samples": [
+            {"image": "one.png", "question": f"What is <region>, {LONG}?", "references": ["red disc", LONG],
+             "answers": {"image": answer, "no_image": LONG, "another_image": ""}, "score": score, "slice": "name"}
+            for answer, score in (("red disc", 1.0), ("<script>blue</script>", 0.0))
+        ],
+    },
+}  # fmt: skip
+
+
+def write_run(folder: Path, kind: str) -> Path:
+    Image.new("RGB", (64, 48), (200, 40, 40)).save(folder / "one.png")
+    for name in ("alignment", "instruction"):
+        rows = [{"step": step, "loss": 1 / step, "token_accuracy": 0.1 * step} for step in (1, 2, 3)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = {"kind": kind, "command": ["foveate", "mllm"], **RESULTS[kind]}
+    (folder / "result.json").write_text(json.dumps(result))
+    return render(folder)
+
+
+def test_texts_of_a_collection_are_text_on_the_page(tmp_path: Path) -> None:
+    page = write_run(tmp_path, "mllm_preview").read_text()
+    assert "red &lt;b&gt;disc&lt;/b&gt;" in page
+    # Two tokens of one box: drawn once, each linked both ways.
+    assert page.count('<g class="box box-default"') == 1
+    for number in (1, 2):
+        assert f'id="box-1-{number}"' in page
+        assert f'id="token-1-{number}"' in page
+    assert "·Where" in page
+    assert "cannot be read" in page
+
+
+def test_right_and_wrong_answers_are_marked(tmp_path: Path) -> None:
+    page = write_run(tmp_path, "mllm_evaluate").read_text()
+    assert "<script>blue" not in page
+    assert page.count('class="verdict yes"') == page.count('class="verdict no"') == 1
+
+
+@pytest.mark.parametrize("kind", sorted(RESULTS))
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.slow
+@NEEDED[1]
+def test_nothing_sticks_out(tmp_path: Path, kind: str, width: int) -> None:
+    seen = probe(tmp_path, write_run(tmp_path, kind), width=width)
+    assert seen.scroll <= width, seen.outside
+    assert (seen.outside, seen.loaded, seen.cut) == ([], [], [])
