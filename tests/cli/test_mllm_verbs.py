@@ -143,6 +143,7 @@ def test_what_is_asked_by_default_is_shipped() -> None:
         (("{image}", "What is <region>?", "--region", "1,2,3"), "--region"),
         (("{image}", "What is it?", "--model", "{image}"), "image.png"),
         (("no-such-file.png", "What is it?"), "no-such-file.png"),
+        (("{image}", "What is it?", "--model", "minni"), "'mini'"),
         (("What is it?",), "IMAGE"),
         (("{image}", "What?", "--image-out", "answer.xyz"), ".xyz"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foveate.core.errors import UserError
+from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json
 from foveate.core.hub import HUB_ID
 from foveate.core.model_folder import CONFIG
@@ -37,7 +37,8 @@ def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm
     if not folder.exists() and HUB_ID.fullmatch(str(source)):
         return open_foreign(str(source), device=choose_device(device or "auto"))
     if not folder.is_dir():
-        raise UserError(f"model: there is no folder {folder}; expected {', '.join(SHIPPED)} or a model folder")
+        near = nearest(str(source), SHIPPED)
+        raise UserError(f"model: there is no folder {folder}; expected {', '.join(SHIPPED)} or a model folder{near}")
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if isinstance(config, dict) and "kind" not in config and "model_type" in config:
         return open_foreign(str(folder), device=choose_device(device or "auto"))
