@@ -45,7 +45,8 @@ def train_tokenizer(
         (name for name, count in uses.items() if count >= 2 and name not in unclear),
         key=lambda name: (-uses[name], name),
     )
-    kept = ordered[: int(_MAX_NAMES * size)]
+    # Every byte is a token: a small vocabulary has room for few names beside them.
+    kept = ordered[: max(0, min(int(_MAX_NAMES * size), size - 256 - len(specials)))]
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from foveate.core.errors import UserError
+from foveate.core.errors import UserError, choose
 from foveate.language.lora import add_lora
 from foveate.language.open import LanguageModel, open_language_model
 from foveate.multimodal.model import MultimodalModel, start_copying
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
-from foveate.vision.connectors import build_connector
+from foveate.vision.connectors import build_connector, connector_kinds
 from foveate.vision.hidden_layer import build_tower
 from foveate.vision.registry import seeded
 
 # Fields of configs by which transformers changes logits behind the head, as Gemma 2, Cohere and Granite do.
 _SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-_UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError)
+# What transformers raises for wrong fields; its checks of types have a class of their own.
+_UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError, StrictDataclassError)
 
 
 def build_model(
@@ -45,7 +47,8 @@ def build_model(
     if isinstance(settings.language, dict):
         language_model = build_language_model(settings.language, vocabulary=vocabulary, seed=seed + 1)
     assert language_model is not None, "a source is opened by open_source"
-    kind, options = settings.connector["kind"], {k: v for k, v in settings.connector.items() if k != "kind"}
+    options = dict(settings.connector)
+    kind = choose(str(options.pop("kind", "")), connector_kinds(), "model.connector.kind")
     connector = build_connector(
         kind,
         options,

@@ -129,7 +129,7 @@ def load_model(folder: Path, *, device: torch.device | None = None) -> LoadedMod
 
     # The layers of a source are not in the file, and it is opened already.
     described = settings.language if isinstance(settings.language, dict) else {}
-    check_header(folder / WEIGHTS, described, build_stored, where=folder / CONFIG)
+    check_header(folder / WEIGHTS, {**described, "connector": settings.connector}, build_stored, where=folder / CONFIG)
     model = build()
     check_preprocess(folder / PREPROCESS, model.tower.preprocess)
     load_weights(model, folder / WEIGHTS)
