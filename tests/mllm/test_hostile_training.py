@@ -11,8 +11,9 @@ import torch
 
 from foveate.core.errors import UserError
 from foveate.core.model_folder import read_tensors
-from foveate.mllm.train import STAGE, Trained, train_mllm
+from foveate.mllm.train import STAGE, Trained, prepare_training, train_mllm
 from foveate.records.collection import Collection
+from foveate.records.conversations import Conversation, Turn, add_conversations
 from naming import raises_naming
 from tiny_mllm import make_recipe
 
@@ -53,6 +54,27 @@ def test_a_stage_that_died_before_its_result_is_finished_with_its_curve(
     expected, weights = (read_tensors(run.model_folder / "model.safetensors") for run in (finished, again))  # type: ignore[operator]
     assert expected.keys() == weights.keys()
     assert all(torch.equal(value, weights[name]) for name, value in expected.items())
+
+
+def test_conversations_with_more_images_than_the_model_takes_are_refused(
+    asked_collection: Path, tmp_path: Path
+) -> None:
+    model = {**MODEL, "max_images": 1}
+    with raises_naming(UserError, "max_images", "same/", "(got 2)"):
+        train(asked_collection, tmp_path / "run", model=model)
+    assert not (tmp_path / "run").exists()
+    train(asked_collection, tmp_path / "run", model=model, stages=[{**STAGES[1], "groups": ["general"]}])
+
+
+def test_conversations_without_an_image_are_counted(
+    asked_collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collection = shutil.copytree(asked_collection, tmp_path / "shapes")
+    turns = Turn("user", "Who are you?"), Turn("assistant", "A model.")
+    add_conversations(collection, [Conversation("who", (), turns, "text")])
+    with Collection.open(collection) as opened:
+        prepare_training(make_recipe(), opened, tmp_path / "run")
+    assert "1 of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -128,12 +128,35 @@ def prepare_training(
 
 
 def _read_sets(recipe: MllmRecipe, collection: Collection) -> list[ImageSet]:
-    conversations = Conversations(collection, split=recipe.split)
-    if not len(conversations) and any(stage.texts for stage in recipe.stages):
+    conversations = list(Conversations(collection, split=recipe.split))
+    if not conversations and any(stage.texts for stage in recipe.stages):
         raise UserError(
             f"collection {collection.path}: split '{recipe.split}' has no {KIND}; add some with foveate collect"
         )
-    return group_by_images(list(conversations), collection, set(collection.rows(recipe.split).tolist()))
+    _check_numbers_of_images(recipe, conversations)
+    return group_by_images(conversations, collection, set(collection.rows(recipe.split).tolist()))
+
+
+def _check_numbers_of_images(recipe: MllmRecipe, conversations: Sequence[Conversation]) -> None:
+    """Raise UserError for a conversation with more images than the model takes; report those without any."""
+    stages = [stage for stage in recipe.stages if stage.texts]
+    trained = [
+        conversation
+        for conversation in conversations
+        if any(not stage.groups or conversation.group in stage.groups for stage in stages)
+    ]
+    most = recipe.model.max_images
+    too_many = [conversation for conversation in trained if len(conversation.images) > most]
+    if too_many:
+        raise UserError(
+            f"model.max_images: {len(too_many)} of {len(trained)} conversations have more images, for example "
+            f"'{too_many[0].id}' (got {len(too_many[0].images)}); expected at most {most}: raise it, or leave out "
+            "their group"
+        )
+    without = sum(not conversation.images for conversation in trained)
+    if without and world().is_main:
+        # Questions are packed behind images; a text alone has no set of images to stand behind.
+        say(f"{without} of {len(trained)} conversations have no image and are left out")
 
 
 def _prepare(recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet], run: RunFolder) -> None:
@@ -295,7 +318,8 @@ class MllmTraining:
 
     def _run(self, stage: StageSettings, folder: Path) -> StageResult:
         loader, settings = self._loader(stage), stage.training
-        say(f"stage {stage.name}: {len(loader.rows)} sets of images, {settings.steps} steps")
+        if self.here.is_main:
+            say(f"stage {stage.name}: {len(loader.rows)} sets of images, {settings.steps} steps")
         # A fresh wrapper per stage, so that what one stage froze is not frozen in the next.
         self.model.require_gradients()
         task = MllmTask(self.model, names=self.names, stage=stage)
