@@ -16,9 +16,9 @@ from PIL import Image
 from foveate.core.errors import UserError
 from foveate.core.plugins import module_names
 from foveate.core.results import parse_result
-from foveate.mllm.evaluate import SuiteSettings, draw_questions, evaluate, load_suite, swap_images
+from foveate.mllm.evaluate import SuiteSettings, _write_request, draw_questions, evaluate, load_suite, swap_images
 from foveate.mllm.results import SuiteResult
-from foveate.mllm.suite import SuiteQuestion
+from foveate.mllm.suite import SuiteData, SuiteQuestion
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn, add_conversations
 from foveate.records.shapes import Point
@@ -357,3 +357,13 @@ def test_points_are_scaled_and_several_images_keep_their_placeholders(collection
     assert value(result, "image") == value(result, "no_image") == 1
     assert model.requests[2][1] == "or  at the region?"
     assert all(isinstance(request[2][0], Point) for request in model.requests if request[2])
+
+
+def test_regions_are_scaled_with_their_own_image_and_stay_within_it() -> None:
+    # 41 * (23 / 41) is more than 23.
+    sizes = {"a": (41, 41), "b": (20, 40), "c": (23, 23), "d": (200, 400)}
+    data = SuiteData([], lambda name: png(*sizes[name]), lambda: None)
+    shapes = (PixelBox(0, 0, 41, 41), Point(20, 40))
+    asked = SuiteQuestion("q", ("a", "b"), "<image>: <region>, <image>: <region>", ("yes",), regions=shapes)
+    _, _, moved = _write_request(load_suite("scenes"), data, asked, ("c", "d"), "another image")
+    assert moved == (PixelBox(0, 0, 23, 23), Point(200, 400))

@@ -33,7 +33,7 @@ from foveate.mllm.results import SuiteResult, SuiteSample
 from foveate.mllm.suite import AskableModel, ModelAnswer, Suite, SuiteData, SuiteQuestion
 from foveate.mllm.suite_settings import SuiteSettings
 from foveate.records.boxes import PixelBox
-from foveate.records.conversations import IMAGE, REGION
+from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.images import BadImage, check, read_image_info
 from foveate.records.shapes import Point, Shape, enclosing_box
 
@@ -209,7 +209,12 @@ def _write_request(
     swapped = [_read_whole(data, name) for name in others]
     regions = question.regions
     if regions:
-        regions = tuple(_scale_region(region, images[0], swapped[0]) for region in regions)
+        # Placeholders of images stand in front where the text has none.
+        placed = text if IMAGE in text else IMAGE * len(images) + text
+        (indices,) = locate_regions(Conversation("", (), (Turn("user", placed, regions),)))
+        regions = tuple(
+            _scale_region(region, images[index], swapped[index]) for region, index in zip(regions, indices, strict=True)
+        )
     return swapped, text, regions
 
 
@@ -225,11 +230,13 @@ def _scale_region(region: Shape, image: bytes, other: bytes) -> Shape:
     if (old.width, old.height) == (new.width, new.height):
         return region
     across, down = new.width / old.width, new.height / old.height
+    # Rounding must not put an edge beyond the image, where no model takes it.
     if isinstance(region, Point):
-        return Point(region.x * across, region.y * down)
+        return Point(min(region.x * across, new.width), min(region.y * down, new.height))
     box = enclosing_box(region)
     assert box is not None, "the question was imported with an empty region"
-    return PixelBox(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
+    x2, y2 = min(box.x2 * across, new.width), min(box.y2 * down, new.height)
+    return PixelBox(box.x1 * across, box.y1 * down, x2, y2)
 
 
 def summarize(
