@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from test_multimodal_model import loaded
 
 from foveate.core.errors import UserError
-from foveate.multimodal.ask import Mllm
+from foveate.multimodal.ask import Mllm, Question, _Writer
 from foveate.records.boxes import PixelBox
 from foveate.records.shapes import Point, Shape, Stroke
 from naming import raises_naming
@@ -82,3 +83,16 @@ def test_a_chat_that_fills_the_context_gives_its_answers_and_refuses_the_next_qu
     with raises_naming(UserError, "96"):
         chat.ask("Is it blue?")
     assert len(chat.turns) == 4
+
+
+@pytest.mark.parametrize("corners", [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 1.0]])
+def test_an_answer_that_points_at_an_edge_is_read_back(corners: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = loaded()
+    model = Mllm(one)
+    monkeypatch.setattr(one.model, "locate", lambda *_, **__: torch.tensor([corners]))
+    writer = _Writer(one, *model._prepare([Question(IMAGE, "Where is the red disc?")]))
+    embedded_BE = writer.embed([0], [one.prompts.region_id], torch.zeros(1, one.model.width))
+    assert embedded_BE.isfinite().all()
+    (box,) = model._answer(writer.pending[0]).boxes
+    assert box.x1 < box.x2
+    assert box.y1 < box.y2

@@ -312,7 +312,11 @@ class Mllm:
         places = [number for number, id in enumerate(pending.answer) if id == region_id]
         for place, (image, corners) in zip(places, pending.boxes, strict=False):
             placement = pending.frames[image].placement
-            box = Box.from_array(placement.to_original(np.array([corners]))[0], clipped=True)
+            low_2, high_2 = np.split(placement.to_original(np.array([corners]))[0], 2)
+            # A box on the padding is empty and at the edge of the image: a pixel of it at least.
+            pixel_2 = 1 / np.array([placement.width, placement.height])
+            low_2 = np.minimum(low_2, 1 - pixel_2)
+            box = Box.from_array(np.concatenate([low_2, np.maximum(high_2, low_2 + pixel_2)]), clipped=True)
             pixels = box.to_pixels(placement.width, placement.height)
             boxes.append((image, pixels))
             pieces.append(f"{tokenizer.decode(pending.answer[start:place])} {_write_corners(pixels)}")
@@ -511,7 +515,9 @@ class _Writer:
             read_NT=ids_1T != self.loaded.prompts.region_id,
         )[0]
         x1, y1, x2, y2 = box_4.float().tolist()
-        # A box without area could not be read back as a region: at least a hundredth of the input.
+        # A box without area, or beyond the far edge, covers no patch and could not be read back as a region: at least a
+        # hundredth of the input.
+        x1, y1 = min(x1, 0.99), min(y1, 0.99)
         return [x1, y1, max(x2, x1 + 0.01), max(y2, y1 + 0.01)]
 
     def _views(self, rows: Sequence[int]) -> Tensor:
