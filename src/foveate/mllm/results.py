@@ -50,6 +50,7 @@ class StageResult(ResultModel):
     """One stage of a training.
 
     Attributes:
+        seconds: over all sessions. processor_seconds: of the last session, without the loader's other processes.
         samples: sets of images. bad_samples: key -> reason.
         last: last row of `curves`, which is a file in the run folder.
     """
@@ -58,6 +59,7 @@ class StageResult(ResultModel):
     status: str
     steps: int
     seconds: float
+    processor_seconds: float = 0.0
     samples: int
     bad_samples: dict[str, str] = {}
     last: dict[str, Any] = {}

@@ -324,13 +324,16 @@ class MllmTraining:
         self.model.require_gradients()
         task = MllmTask(self.model, names=self.names, stage=stage)
         curve = RunFolder(folder)
+        started = time.process_time()
         outcome = train(task, loader, settings, curve)
+        processor_seconds = time.process_time() - started
         gathered = checkpoint.gather_weights(task, ema=outcome.ema)
         result = StageResult(
             name=stage.name,
             status=outcome.status,
             steps=outcome.step,
             seconds=round(outcome.seconds, 1),
+            processor_seconds=round(processor_seconds, 2),
             samples=len(loader.rows),
             bad_samples=outcome.bad_samples,
             # A stage that was killed between its last checkpoint and its weights has no row of this session.
