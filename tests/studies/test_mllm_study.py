@@ -133,20 +133,21 @@ def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
     # Steps by the clock would make the length of this test depend on the machine.
     monkeypatch.setattr(mllm, "choose_steps", lambda seconds, scale: dict.fromkeys(seconds, 3))
     scale = mllm.Scale(
-        train_scenes=12, test_scenes=8, processor_seconds=1, alignment_share=0.5, timed_steps=1, questions=12, seeds=2
+        train_scenes=12, test_scenes=8, processor_seconds=1, alignment_share=0.5, timed_steps=1, questions=12, seeds=1
     )
     command = ["foveate", "study", "mllm"]
-    selected = ("held", "digits")
-    result = run_study("mllm", tmp_path / "study", scale=scale, variants=selected, command=command)
+    result = run_study("mllm", tmp_path / "study", scale=scale, command=command)
     entries = {entry["row"]: entry["values"] for entry in result["table"]}
-    assert {"held", "held-no-image", "held-another-image", "guess", "digits", "digits-another-image"} <= set(entries)
+    assert set(entries) == {row.key for row in mllm.ROWS}
     assert {"name", "nearest", "processor_seconds"} <= set(entries["held"])
     assert "nearest" in entries["held-another-image"]
-    assert result["trainings"] == 4
-    assert result["further_tables"][0]["lines"] == [["alignment held", "3", "3"], ["digits", "3", "3"]]
-    assert set(read_json(tmp_path / "study" / "steps.json")) == set(selected)
+    assert result["trainings"] == len(mllm.VARIANTS)
+    lines = result["further_tables"][0]["lines"]
+    assert ["alignment held", "3", "3"] in lines
+    assert ["no alignment", "0", "3"] in lines
+    assert set(read_json(tmp_path / "study" / "steps.json")) == set(mllm.VARIANTS)
     cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "cells").glob("*.json")}
-    again = run_study("mllm", tmp_path / "study", scale=scale, variants=selected, command=command)
+    again = run_study("mllm", tmp_path / "study", scale=scale, command=command)
     assert again["table"] == result["table"]
     assert cells == {path: path.stat().st_mtime_ns for path in cells}
     assert "Steps at equal processor time" in render(tmp_path / "study").read_text(encoding="utf-8")

@@ -16,6 +16,8 @@ from foveate.core.errors import UserError
 from foveate.report import render
 from foveate.studies.overview import paper_lines, read_all_published, verdict_text, write_overview
 from foveate.studies.published import (
+    END,
+    START,
     count_verdicts,
     fill_page,
     format_difference,
@@ -31,6 +33,7 @@ from naming import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "docs" / "studies"
+PUBLISHED = [name for name in study_names() if (STUDIES / "data" / name / "run.json").is_file()]
 BETTER = Claim("ours is better", "true", "name", "ours", "theirs", 0.01, asserted=True, source="paper")
 DESIGN = Design(
     name="made",
@@ -174,7 +177,7 @@ def test_what_a_paper_states_refers_to_claims_of_the_study(name: str) -> None:
         assert not paper.control or paper.control in texts, paper.text
 
 
-@pytest.mark.parametrize("name", study_names())
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_keys_and_titles_are_those_of_the_design(name: str) -> None:
     published, design = read_published(STUDIES / "data" / name), find_study(name).design
     run = published.run
@@ -185,13 +188,20 @@ def test_published_keys_and_titles_are_those_of_the_design(name: str) -> None:
     assert {(c.condition, c.claim, c.source, c.margin, c.must_hold) for c in published.claims} <= claims
 
 
-@pytest.mark.parametrize("name", study_names())
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_page_says_what_its_files_say(name: str) -> None:
     block = results_block(read_published(STUDIES / "data" / name), find_study(name).design, f"data/{name}")
     page = (STUDIES / f"{name}.md").read_text(encoding="utf-8")
     assert f"\n\n{block}\n\n" in page, f"run: python tools/fill_study.py --page {name}"
     for file in (STUDIES / "data" / name).glob("*"):
         assert f"(data/{name}/{file.name})" in page, file.name
+
+
+def test_a_study_without_results_has_a_page_that_says_so() -> None:
+    for name in set(study_names()) - set(PUBLISHED):
+        page = (STUDIES / f"{name}.md").read_text(encoding="utf-8")
+        block = page.partition(START)[2].partition(END)[0]
+        assert "The full study has not been run yet." in block, name
 
 
 def test_the_overview_is_made_from_the_published_files(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ PAPER_CLAIMS = (
     ),
     PaperClaim(
         "Dense captions suit multimodal language models best",
-        untestable="Foveate trains no multimodal language model yet",
+        untestable="the study mllm trains on questions, not on captions",
     ),
 )
 

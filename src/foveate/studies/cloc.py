@@ -192,7 +192,7 @@ PAPER_CLAIMS = (
     ),
     PaperClaim(
         "CLOC encoders make multimodal language models better at referring and grounding",
-        untestable="Foveate trains no multimodal language model yet",
+        untestable="the study mllm has one tower so far",
     ),
 )
 
