@@ -123,8 +123,8 @@ def nearest_names(model: Mllm, collection: Collection, recipe: MllmRecipe, names
     right, total = {"nearest": 0.0, "another_image/nearest": 0.0}, 0.0
     with torch.inference_mode():
         for start in range(0, len(rows), _BATCH):
-            numbers = range(start, min(start + _BATCH, len(rows)))
-            batch = samples.collate([samples.sample(number, 0, 0) for number in numbers])
+            batch_rows = range(start, min(start + _BATCH, len(rows)))
+            batch = samples.collate([samples.sample(number, 0, 0) for number in batch_rows])
             batch = {name: value.to(device) for name, value in batch.items()}
             count = task.count_targets(batch)["nearest_name"]
             for key, shift in (("nearest", 0), ("another_image/nearest", 1)):
