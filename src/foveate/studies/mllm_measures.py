@@ -118,6 +118,7 @@ def nearest_names(model: Mllm, collection: Collection, recipe: MllmRecipe, names
         max_conversations=0,
         max_positions=network.max_positions,
         tokens_of_view=network.connector.num_tokens,
+        settings=network.settings,
     )
     task = MllmTask(network, names=names, stage=stage).to(device)
     right, total = {"nearest": 0.0, "another_image/nearest": 0.0}, 0.0
