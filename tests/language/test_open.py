@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
 import gguf_files
+import tiny_models
 from foveate.core.errors import UserError
 from foveate.language.open import LanguageModel, open_language_model
 from foveate.language.smollm2 import PACKAGE
