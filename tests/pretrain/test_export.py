@@ -20,7 +20,8 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain.export import export, staged
+from foveate.core.export_folder import staged_folder
+from foveate.pretrain.export import export
 from foveate.pretrain.region_files import read_regions
 from foveate.pretrain.train import build_model
 from foveate.records.geometry import View
@@ -416,10 +417,10 @@ def test_leftovers_of_a_killed_export_are_discarded_and_two_at_once_are_refused(
     left = tmp_path / ".out.partial" / "content"
     left.mkdir(parents=True)
     (left / "half.bin").write_bytes(b"half")
-    with staged(tmp_path / "out") as folder:
+    with staged_folder(tmp_path / "out") as folder:
         assert list(folder.iterdir()) == []
         (folder / "whole.bin").write_bytes(b"whole")
-        with raises_naming(UserError, "export"), staged(tmp_path / "out"):
+        with raises_naming(UserError, "export"), staged_folder(tmp_path / "out"):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole.bin"]

@@ -6,9 +6,7 @@ Targets are plugins: of models the modules of `foveate.pretrain.exporters`, of c
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from foveate.core.errors import UserError, choose
-from foveate.core.files import FolderLock, commit_atomically, read_json
+from foveate.core.export_folder import check_empty_folder, default_folder, staged_folder
+from foveate.core.files import read_json
 from foveate.core.plugins import load_module, module_names
-from foveate.core.progress import say
 from foveate.core.recipes import Settings, validate
 from foveate.pretrain.results import ExportResult
 from foveate.records.collection import Collection
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 MODEL_TARGETS, COLLECTION_TARGETS = "foveate.pretrain.exporters", "foveate.records.exporters"
 _CONFIG = "config.json"
-_STAGED = "content"
 
 
 class ExportSettings(Settings):
@@ -152,8 +149,8 @@ def _export_model(
     from foveate.vision.localizer.folder import METRICS, load_model
 
     module = load_module(MODEL_TARGETS, to, label="target")
-    target = out or _default_folder(source, to)
-    _check_empty(target)
+    target = out or default_folder(source, to)
+    check_empty_folder(target)
     model = load_model(source, device=device)
     metrics = read_json(source / METRICS) if (source / METRICS).is_file() else {}
     job = Job(source, model, read_json(source / _CONFIG), metrics, target, **options)
@@ -162,7 +159,7 @@ def _export_model(
         result = ExportResult(source=str(source), to=to, files=planned, dry_run=True)
         return target, result, [f"would write {target}/{name}" for name in planned]
     identity = getattr(module, "identity", None)
-    with staged(target, identity=identity(job) if identity else None) as folder:
+    with staged_folder(target, identity=identity(job) if identity else None) as folder:
         report: ExportReport = module.export(Job(source, model, job.config, metrics, folder, **options))
     result = ExportResult(
         source=str(source),
@@ -185,8 +182,8 @@ def _export_collection(
     region_sources: tuple[str, ...],
     dry_run: bool,
 ) -> tuple[Path, ExportResult, list[str]]:
-    target = out or _default_folder(source, to)
-    _check_empty(target)
+    target = out or default_folder(source, to)
+    check_empty_folder(target)
     with Collection.open(source) as opened:
         regions = SelectedRegions(opened, region_sources)
         counts = {"images": len(opened), "regions of other sources": regions.left_out}
@@ -194,7 +191,7 @@ def _export_collection(
         if dry_run:
             result = ExportResult(source=str(source), to=to, counts=counts, dry_run=True)
             return target, result, [f"would write {len(opened)} images to {target}", *skipped]
-        with staged(target) as folder:
+        with staged_folder(target) as folder:
             function(opened, folder, region_sources=region_sources)
     result = ExportResult(source=str(source), to=to, counts=counts, files=_list_files(target))
     return target, result, [f"images: {counts['images']}", *skipped]
@@ -202,55 +199,3 @@ def _export_collection(
 
 def _list_files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def _default_folder(source: Path, to: str) -> Path:
-    """Return SOURCE-TARGET next to the source."""
-    # "." and ".." have no name to add to.
-    named = source if source.name not in ("", "..") else source.resolve()
-    return named.with_name(f"{named.name}-{to}")
-
-
-def _check_empty(target: Path) -> None:
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError(f"{target}: exists and is not an empty folder; choose another one with --out")
-
-
-@contextmanager
-def staged(target: Path, *, identity: str | None = None) -> Iterator[Path]:
-    """Yield a folder to write in, which is moved to `target` on a clean exit; killed or failed, nothing is there.
-
-    Args:
-        identity: hash of what the content is made from. With it, a stopped run of the same identity is resumed;
-            without it, or after a failure, the export starts from scratch.
-
-    Raises:
-        UserError: when another process exports to the same folder, or the folder cannot be written.
-    """
-    stage = target.with_name(f".{target.name}.partial")
-    content, note = stage / _STAGED, stage / "identity"
-    try:
-        stage.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
-    # The lock is in the stage, not in the target, which must not exist before it is complete.
-    with FolderLock(stage, purpose="export"):
-        _check_empty(target)
-        earlier = note.read_text(encoding="utf-8") if note.is_file() else None
-        if content.exists() and (identity is None or earlier != identity):
-            if earlier is not None:
-                say(f"{target}: discarded the unfinished export of another source")
-            shutil.rmtree(content)
-        content.mkdir(exist_ok=True)
-        note.write_text(identity or "", encoding="utf-8")
-        # Whether to keep the stage: a stopped export with an identity is resumed from it.
-        finished = False
-        try:
-            yield content
-            commit_atomically(content, target)
-            finished = True
-        except OSError as error:
-            raise UserError(f"{target}: cannot be written ({error})") from error
-        finally:
-            if finished or identity is None:
-                shutil.rmtree(stage)

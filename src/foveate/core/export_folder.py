@@ -1,0 +1,67 @@
+"""Folders of exports: written beside their name, and moved there whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock, commit_atomically
+from foveate.core.progress import say
+
+_STAGED = "content"
+
+
+def default_folder(source: Path, to: str) -> Path:
+    """Return SOURCE-TARGET next to the source."""
+    # "." and ".." have no name to add to.
+    named = source if source.name not in ("", "..") else source.resolve()
+    return named.with_name(f"{named.name}-{to}")
+
+
+def check_empty_folder(target: Path) -> None:
+    """Raise UserError if the folder of an export exists and is not empty."""
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise UserError(f"{target}: exists and is not an empty folder; choose another one with --out")
+
+
+@contextmanager
+def staged_folder(target: Path, *, identity: str | None = None) -> Iterator[Path]:
+    """Yield a folder to write in, which is moved to `target` on a clean exit; killed or failed, nothing is there.
+
+    Args:
+        identity: hash of what the content is made from. With it, a stopped run of the same identity is resumed;
+            without it, or after a failure, the export starts from scratch.
+
+    Raises:
+        UserError: when another process exports to the same folder, or the folder cannot be written.
+    """
+    stage = target.with_name(f".{target.name}.partial")
+    content, note = stage / _STAGED, stage / "identity"
+    try:
+        stage.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+    # The lock is in the stage, not in the target, which must not exist before it is complete.
+    with FolderLock(stage, purpose="export"):
+        check_empty_folder(target)
+        earlier = note.read_text(encoding="utf-8") if note.is_file() else None
+        if content.exists() and (identity is None or earlier != identity):
+            if earlier is not None:
+                say(f"{target}: discarded the unfinished export of another source")
+            shutil.rmtree(content)
+        content.mkdir(exist_ok=True)
+        note.write_text(identity or "", encoding="utf-8")
+        # Whether to keep the stage: a stopped export with an identity is resumed from it.
+        finished = False
+        try:
+            yield content
+            commit_atomically(content, target)
+            finished = True
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written ({error})") from error
+        finally:
+            if finished or identity is None:
+                shutil.rmtree(stage)
