@@ -135,8 +135,9 @@ class MultimodalModel(nn.Module):
         if source is not None:
             gain = gain * torch.linalg.vector_norm(self.embeddings_VE.detach(), dim=1, dtype=torch.float32).mean()
         self.visual_gain = nn.Parameter(gain)
-        self.view_position_TE = nn.Parameter(torch.zeros(connector.num_tokens, width))
-        self.image_index_KE = nn.Parameter(torch.zeros(settings.max_images, width))
+        if settings.visual_positions:
+            self.view_position_TE = nn.Parameter(torch.zeros(connector.num_tokens, width))
+            self.image_index_KE = nn.Parameter(torch.zeros(settings.max_images, width))
         # The scale of alignment: similarity of a region with names, as logits.
         self.name_scale = nn.Parameter(torch.ones(1))
         # Trained embeddings share a large component, which would make all names alike; see `set_center`.
@@ -162,8 +163,9 @@ class MultimodalModel(nn.Module):
         Args:
             center_E: mean embedding of the names.
         """
-        for tensor in (self.center_E, self.view_position_TE, *([self.region_E] if hasattr(self, "region_E") else [])):
-            tensor.copy_(center_E)
+        for name in ("center_E", "view_position_TE", "region_E"):
+            if hasattr(self, name):
+                getattr(self, name).copy_(center_E)
 
     def require_gradients(self) -> None:
         """Let everything be trained but the frozen weights of a language model from elsewhere."""
@@ -231,10 +233,12 @@ class MultimodalModel(nn.Module):
             views_BK: numbers of the views of each row, -1 behind the last where a row has fewer.
             layout: of the views; None where each is an image of its own.
         """
-        tokens_BKTE = self.visual_gain * visual.tokens_VTE[views_BK.clamp(min=0)] + self.view_position_TE
+        tokens_BKTE = self.visual_gain * visual.tokens_VTE[views_BK.clamp(min=0)]
+        if self.settings.visual_positions:
+            image_BK = torch.arange(views_BK.shape[1], device=views_BK.device) if layout is None else layout.image_BK
+            tokens_BKTE = tokens_BKTE + self.view_position_TE + self.image_index_KE[image_BK][..., None, :]
         if layout is None:
-            return (tokens_BKTE + self.image_index_KE[: views_BK.shape[1], None]).flatten(1, 2)
-        tokens_BKTE = tokens_BKTE + self.image_index_KE[layout.image_BK][:, :, None]
+            return tokens_BKTE.flatten(1, 2)
         embedded_BKIE = self.language_model.get_input_embeddings()(layout.before_BKI.clamp(min=0))
         is_view_BKT = (views_BK >= 0)[..., None].expand(tokens_BKTE.shape[:3])
         is_token_BKP = torch.cat([layout.before_BKI >= 0, is_view_BKT], dim=2)

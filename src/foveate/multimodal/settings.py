@@ -66,6 +66,10 @@ class MultimodalSettings(Settings):
         description="boxes of answers from a head on the phrase's map, not in digits (not in the paper)",
     )
     max_images: int = Field(default=8, ge=1, description="most images of one question")
+    visual_positions: bool = Field(
+        default=True,
+        description="add a learned vector for each visual token and image (not in the paper); false = can be exported",
+    )
 
     @model_validator(mode="after")
     def _check_views(self) -> MultimodalSettings:
