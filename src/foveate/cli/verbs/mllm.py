@@ -1,4 +1,4 @@
-"""`foveate mllm ...`: multimodal language models: plan images, train and evaluate a model, fetch a language model."""
+"""`foveate mllm ...`: plan images; train, evaluate and export multimodal models; fetch a language model."""
 
 from __future__ import annotations
 
@@ -264,6 +264,28 @@ def _score_lines(result: SuiteResult) -> list[str]:
         )
         lines.append(f"{row.question} ({row.n}): {scores}")
     return lines
+
+
+@command.command("export", short_help="Write a model for transformers or PEFT.")
+@click.argument("model")
+@click.option("--to", required=True, metavar="TARGET", help="Format: llava, llava-next, idefics3 or peft.")
+@path_option("--out", "New folder; MODEL-TARGET by default.")
+@json_option
+@quiet_option
+def export(model: str, to: str, out: Path | None, as_json: bool) -> None:
+    """Write MODEL as a folder that transformers, or PEFT, opens.
+
+    The folder is opened with that library and compared with MODEL. What the target does not compute is refused by its
+    field.
+
+    \b
+    Example:
+      foveate mllm export runs/mllm-own/model --to llava --out my-llava
+    """
+    from foveate.mllm.export import export_mllm
+
+    folder, result, lines = export_mllm(model, to=to, out=out)
+    finish(result, lines, {"export": folder}, as_json=as_json)
 
 
 @command.command("fetch", short_help="Fetch a language model into the cache.")
