@@ -132,6 +132,16 @@ def test_a_preview_lists_what_is_left_out(foveate: Any, tmp_path: Path) -> None:
     assert aligned["names"] > 0
 
 
+def test_a_dry_run_prices_all_stages_and_writes_nothing(foveate: Any, recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    priced = foveate("mllm", "train", recipe, "--run", run, "--dry-run", "--images", 2, "--devices", 4, "--json").json
+    assert [(stage["name"], stage["devices"], stage["image_tokens"]) for stage in priced["stages"]] == [
+        ("alignment", 4, 8),
+        ("instruction", 4, 8),
+    ]
+    assert not run.exists()
+
+
 def test_what_is_asked_by_default_is_shipped() -> None:
     assert AskSettings().model in SHIPPED
 

@@ -7,43 +7,16 @@ Parameters have the names of transformers' `MixtralSparseMoeBlock`.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.core.recipes import Settings
-
-
-class SparseOptions(Settings):
-    """Options of sparse layers; the defaults are those of MM1.5 where it says any."""
-
-    num_experts: int = Field(default=64, ge=2, description="experts of a sparse layer; each token gets two of them")
-    init: Literal["copy_dense", "fresh"] = Field(
-        default="copy_dense", description="experts start as copies of the dense MLP, or untrained"
-    )
-    width_divisor: int = Field(
-        default=1, ge=1, description="an expert's hidden width is the dense MLP's over this; 2 keeps active parameters"
-    )
-    capacity_factor: float | None = Field(
-        default=None, gt=0, description="tokens of an expert over tokens / experts (AXLearn: 2); unset = all are served"
-    )
-    balance_weight: float = Field(default=0.01, ge=0, description="of the balance loss, summed over layers")
-    z_weight: float = Field(default=0.001, ge=0, description="of the router's z loss, summed over layers")
-
-    @model_validator(mode="after")
-    def _check_init(self) -> Self:
-        if self.init == "copy_dense" and self.width_divisor != 1:
-            raise ValueError(
-                f"width_divisor: copies of the dense MLP have its width (got {self.width_divisor}); expected 1, or "
-                "init 'fresh'"
-            )
-        return self
+from foveate.language.sparse_settings import SparseOptions as SparseOptions
 
 
 class Routing(NamedTuple):

@@ -130,6 +130,7 @@ def load_batch(training: MllmTraining, stage: StageSettings, *, step: int) -> St
     if not len(rows):
         raise UserError(f"stage '{stage.name}': no conversation of its groups in split '{training.recipe.split}'")
     draws = batch_rows(step - 1, rows=rows, batch_size=stage.training.batch_size, seed=seed).tolist()
+    training.enter(stage)
     features = training.cache_features([sets[row] for row in sorted({row for row, _ in draws})])
     dataset: MllmSamples = training.samples(stage, features)
     samples, bad, waiting = [], {}, 0

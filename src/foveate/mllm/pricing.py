@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from foveate.core.errors import UserError
 from foveate.core.progress import duration
-from foveate.mllm.recipe import MllmRecipe
-from foveate.mllm.train import build_recipe_model
+from foveate.mllm.recipe import MllmPriceSettings, MllmRecipe
+from foveate.mllm.train import build_stage_model
+from foveate.multimodal.model import MultimodalModel
 from foveate.training.costs import ModuleCost, count_parameters, make_fake, measure, state_bytes
 from foveate.training.hardware import PriceSettings, parse_hardware
 from foveate.training.settings import TrainingSettings
@@ -27,16 +29,23 @@ from foveate.vision.connectors import Connector, build_connector
 from foveate.vision.encoder import ImageEncoder
 
 PARTS = ("tower", "connector", "language")
-_PRICE = PriceSettings()
+_PRICE, _SAMPLE = PriceSettings(), MllmPriceSettings()
+# What the views of a dry run's images are planned for: most data sets of photographs are about so large.
+_MEAN_IMAGE = (480, 640)
 
 
 @dataclass(frozen=True)
 class Experts:
-    """Sparse MLPs: `num` experts in every `every`-th layer, of which a token takes `top_k`."""
+    """Sparse MLPs: `num` experts in every `every`-th layer, of which a token takes `top_k`.
+
+    Attributes:
+        divisor: an expert's hidden width is that of the dense MLP over this.
+    """
 
     num: int = 64
     top_k: int = 2
     every: int = 2
+    divisor: int = 1
 
 
 @dataclass(frozen=True)
@@ -108,8 +117,9 @@ def price(
     Raises:
         UserError: shapes that do not fit together, unknown parts or hardware, a batch that devices do not divide.
     """
+    counted = cache(lambda precision: count_vision(shape, precision))
     return _price(
-        lambda precision: count_vision(shape, precision),
+        lambda stage: counted(stage.training.precision),
         shape.language,
         stages,
         experts=shape.experts,
@@ -122,26 +132,29 @@ def price(
 def price_recipe(
     recipe: MllmRecipe,
     *,
-    views: float = 1,
-    turn_tokens: float = 30,
-    answer_tokens: float = 8,
+    images: int = _SAMPLE.images,
+    text_tokens: float = _SAMPLE.text_tokens,
+    answer_tokens: float = _SAMPLE.answer_tokens,
     devices: int = _PRICE.devices,
     hardware: str = _PRICE.hardware,
     mfu: float = _PRICE.mfu,
 ) -> dict[str, Any]:
     """Estimate the training of a recipe, all stages, with its tower and connector as they are; see `price`.
 
-    A stage without texts does not run the language model. Heads and positions, some thousands of parameters, are left
-    out, and the table of tokens is counted at all positions. The tower's features are computed in every step: frozen
-    ones that are cached cost less.
+    A stage without texts does not run the language model. Heads, positions and indicators, some thousands of
+    parameters and tens of tokens, are left out, and the table of tokens is counted at all positions. The tower's
+    features are computed in every step: frozen ones that are cached cost less.
 
     Args:
-        views: of a mean sample. turn_tokens: of a mean conversation, `answer_tokens` of them the answer's.
+        images: of a mean sample, of 480 x 640 pixels each.
+        text_tokens: of a mean conversation, `answer_tokens` of them the answer's.
     """
-    with torch.device("meta"):
-        model = build_recipe_model(recipe)
-    stages = []
+    stages: list[StageShape] = []
+    models: dict[str, MultimodalModel] = {}
     for stage in recipe.stages:
+        with torch.device("meta"):
+            model = build_stage_model(recipe, stage)
+        models[stage.name] = model
         conversations = stage.max_conversations if stage.texts else 0
         rates = {"tower": stage.connector_rate, "connector": stage.connector_rate, "language": stage.language_rate}
         frozen = all(not weight.requires_grad for weight in model.tower.parameters())
@@ -152,18 +165,28 @@ def price_recipe(
             StageShape(
                 stage.name,
                 stage.training,
-                views,
-                conversations * turn_tokens,
+                len(model.plan(*[_MEAN_IMAGE] * images).views),
+                conversations * text_tokens,
                 conversations * answer_tokens,
                 tuple(trained),
                 runs_language=stage.texts,
             )
         )
+    counted: dict[tuple[tuple[int, ...], str], tuple[dict[str, PartCost], int]] = {}
+
+    def count(stage: StageShape) -> tuple[dict[str, PartCost], int]:
+        model, precision = models[stage.name], stage.training.precision
+        key = (model.tower.feature_shape, precision)
+        if key not in counted:
+            counted[key] = _count_built_vision(model.tower, model.connector, precision)
+        return counted[key]
+
+    options = recipe.model.experts
     return _price(
-        lambda precision: _count_built_vision(model.tower, model.connector, precision),
-        model.language_model.config,
+        count,
+        models[stages[-1].name].language_model.config,
         stages,
-        experts=None,
+        experts=None if options is None else Experts(options.num_experts, divisor=options.width_divisor),
         devices=devices,
         hardware=hardware,
         mfu=mfu,
@@ -171,7 +194,7 @@ def price_recipe(
 
 
 def _price(
-    count: Callable[[str], tuple[dict[str, PartCost], int]],
+    count: Callable[[StageShape], tuple[dict[str, PartCost], int]],
     language: PretrainedConfig,
     stages: Sequence[StageShape],
     *,
@@ -181,7 +204,6 @@ def _price(
     mfu: float,
 ) -> dict[str, Any]:
     device = parse_hardware(hardware)
-    vision: dict[str, tuple[dict[str, PartCost], int]] = {}
     result: dict[str, Any] = {"stages": [], "hardware": {"name": device.name, "gb": device.gigabytes}, "mfu": mfu}
     for stage in stages:
         settings = stage.training
@@ -189,9 +211,7 @@ def _price(
             raise UserError(f"stage '{stage.name}': no part {', '.join(sorted(unknown))}; expected {', '.join(PARTS)}")
         if settings.batch_size % devices:
             raise UserError(f"stage '{stage.name}': {devices} devices do not divide batch_size {settings.batch_size}")
-        if settings.precision not in vision:
-            vision[settings.precision] = count(settings.precision)
-        view_parts, view_tokens = vision[settings.precision]
+        view_parts, view_tokens = count(stage)
         length = round(stage.views * view_tokens + stage.text_tokens)
         parts = view_parts | {"language": count_language(language, length, experts, settings.precision)}
         limit = getattr(language, "max_position_embeddings", None)
@@ -368,14 +388,15 @@ def count_language(config: PretrainedConfig, length: int, experts: Experts | Non
     with torch.device("meta"):
         mlp = _find_mlp(build(1))
     size, sparse = count_parameters(mlp), config.num_hidden_layers // experts.every
-    router = config.hidden_size * experts.num
-    extra = sparse * (experts.top_k - 1) * 2.0 * size * length + sparse * 2.0 * router * length
-    total = part.parameters + sparse * ((experts.num - 1) * size + router)
+    expert, router = size // experts.divisor, config.hidden_size * experts.num
+    more = experts.top_k * expert - size
+    extra = sparse * 2.0 * (more + router) * length
+    total = part.parameters + sparse * (experts.num * expert - size + router)
     cost = replace(part.cost, forward=part.cost.forward + extra, backward=part.cost.backward + 2 * extra)
     return PartCost(
         total,
-        part.active + sparse * ((experts.top_k - 1) * size + router),
-        part.largest_unit + (experts.num - 1) * size + router,
+        part.active + sparse * (more + router),
+        part.largest_unit + experts.num * expert - size + router,
         cost,
     )
 

@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 
 from foveate.core.errors import choose
 from foveate.core.recipes import Settings
+from foveate.multimodal.assemble import AssemblyOptions
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.record import GROUPS
+from foveate.training.hardware import PriceSettings
 from foveate.training.settings import TrainingSettings
 
 
@@ -36,6 +38,10 @@ class StageSettings(Settings):
     )
     language_rate: float = Field(
         default=1.0, ge=0, description="factor of the learning rate of the language model's layers; 0 = frozen"
+    )
+
+    assembly: AssemblyOptions | None = Field(
+        default=None, description="how this stage cuts images, views of another size included; unset = as the model"
     )
 
     @model_validator(mode="after")
@@ -74,7 +80,20 @@ class MllmRecipe(Settings):
         changed = self.vocabulary != type(self).model_fields["vocabulary"].default
         if changed and isinstance(self.model.language, SourceSettings):
             warnings.warn("vocabulary has no effect with model.language.source, which has its own", stacklevel=2)
+        if self.model.assembly is None and any(stage.assembly for stage in self.stages):
+            raise ValueError("stages: assembly of a stage needs model.assembly")
+        if self.stages[-1].assembly not in (None, self.model.assembly):
+            raise ValueError("stages: assembly of the last stage is the model's; set model.assembly")
         return self
+
+    def stage_model(self, stage: StageSettings) -> MultimodalSettings:
+        """Return the model as a stage trains it: with its views and their size."""
+        if stage.assembly is None:
+            return self.model
+        tower, tile = self.model.tower, stage.assembly.tiling.tile
+        if self.model.assembly is None or tile != self.model.assembly.tiling.tile:
+            tower = {**tower, "image_size": tile}
+        return self.model.model_copy(update={"assembly": stage.assembly, "tower": tower})
 
     def with_training(self, **changes: int | None) -> MllmRecipe:
         """Return the recipe with fields of the training settings changed in all stages; None changes nothing."""
@@ -83,3 +102,11 @@ class MllmRecipe(Settings):
             stage.model_copy(update={"training": stage.training.model_copy(update=update)}) for stage in self.stages
         )
         return self.model_copy(update={"stages": stages})
+
+
+class MllmPriceSettings(PriceSettings):
+    """What a dry run assumes of devices and samples."""
+
+    images: int = Field(1, ge=1, description="images of a mean sample that a dry run assumes, of 480 x 640 pixels each")
+    text_tokens: int = Field(30, ge=1, description="tokens of a mean conversation that a dry run assumes")
+    answer_tokens: int = Field(8, ge=1, description="tokens of them that are learned")

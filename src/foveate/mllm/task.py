@@ -75,6 +75,7 @@ class MllmTask(Task):
             regions = RegionPrompts(batch["region_boxes_R4"], batch["region_image_R"])
             layout = ViewLayout(*(batch[name] for name in ViewLayout._fields))
             states_BTE = self.model.hidden_states(visual, batch["views_BK"], texts, regions, layout)
+            terms |= self.model.pop_router_losses()
             terms["token_loss"], report["token_accuracy"] = self._predict(states_BTE, texts)
             if self.stage.box_weight:
                 terms["box_loss"], report["iou"] = self._locate(visual, batch["views_BK"], states_BTE, texts, regions)
@@ -94,6 +95,8 @@ class MllmTask(Task):
             "loss": tokens or named,
             "token_loss": tokens,
             "token_accuracy": tokens,
+            "balance": tokens,
+            "router_z": tokens,
             "alignment_loss": named,
             "nearest_name": named,
             "box_loss": float(is_box.sum()),

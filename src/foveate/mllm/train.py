@@ -33,12 +33,13 @@ from foveate.mllm.card import model_card
 from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.results import MllmResult, StageResult
 from foveate.mllm.samples import ImageSet, MllmSamples, NameTable, group_by_images, plan_rows
+from foveate.mllm.stages import resize_weights
 from foveate.mllm.task import MllmTask
 from foveate.multimodal.build import build_model, open_source, prepare_tuning
 from foveate.multimodal.folder import save_model, stored_state
 from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.prompts import PromptWriter
-from foveate.multimodal.settings import SourceSettings
+from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.collection import Collection
 from foveate.records.conversations import KIND, REGION, Conversation, Conversations
 from foveate.records.geometry import View
@@ -78,6 +79,11 @@ def build_recipe_model(recipe: MllmRecipe) -> MultimodalModel:
         language_model = AutoModelForCausalLM.from_config(config)
     prepare_tuning(language_model, source)
     return build_model(recipe.model, region_id=0, language_model=language_model)
+
+
+def build_stage_model(recipe: MllmRecipe, stage: StageSettings) -> MultimodalModel:
+    """Build the untrained model of a recipe as a stage trains it; see `build_recipe_model`."""
+    return build_recipe_model(recipe.model_copy(update={"model": recipe.stage_model(stage)}))
 
 
 def train_mllm(
@@ -200,7 +206,7 @@ class MllmTraining:
         chat = self.language.chat if self.language else Chat(read_tokenizer(run.path / TOKENIZER), "words")
         self.prompts = PromptWriter(chat, regions=recipe.model.regions)
         self.names = NameTable.create(read_json(run.path / NAMES), self.prompts)
-        self.model = self._build()
+        self.model = self._build(recipe.stage_model(recipe.stages[0]))
         self._features: FeatureCache | None = None
 
     def _open_source(self) -> LanguageModel | None:
@@ -216,17 +222,25 @@ class MllmTraining:
             write_json_atomically(path, identity)
         return language
 
-    def _build(self) -> MultimodalModel:
+    def _build(self, settings: MultimodalSettings) -> MultimodalModel:
         seed = self.recipe.stages[0].training.seed
         region_id, words = self.prompts.region_id, self.prompts.tokenizer
         if isinstance(words, WordTokenizer):
-            return build_model(self.recipe.model, vocabulary=words.size, region_id=region_id, seed=seed)
+            return build_model(settings, vocabulary=words.size, region_id=region_id, seed=seed)
         assert self.language is not None
-        model = build_model(self.recipe.model, language_model=self.language.model, region_id=region_id, seed=seed)
+        model = build_model(settings, language_model=self.language.model, region_id=region_id, seed=seed)
         if self.names.index:
             with torch.no_grad():
                 model.set_center(self.names.embeddings(model.embeddings_VE.float()).mean(dim=0))
         return model
+
+    def enter(self, stage: StageSettings) -> None:
+        """Let the model see as a stage does; where its views have another size, with resized positions."""
+        settings = self.recipe.stage_model(stage)
+        if settings != self.model.settings:
+            earlier, self.model, self._features = self.model, self._build(settings), None
+            weights = resize_weights(earlier.state_dict(), self.model, grid=earlier.tower.grid)
+            self.model.load_state_dict(weights)
 
     def run_all(self) -> str:
         """Run the stages that are left; return "finished", or "stopped" by a signal."""
@@ -236,6 +250,7 @@ class MllmTraining:
             folder = self.run.path / f"stage-{number}-{stage.name}"
             folder.mkdir(exist_ok=True)
             weights = folder / STAGE_WEIGHTS
+            self.enter(stage)
             if not (folder / STAGE).is_file():
                 result = self._run(stage, folder)
                 if result.status == "stopped":
@@ -293,6 +308,7 @@ class MllmTraining:
         Args:
             features: of `cache_features`, where only sets of these rows are sampled; by default of all rows.
         """
+        self.enter(stage)
         return MllmSamples(
             self.select_sets(stage),
             features or self._cached(),

@@ -11,6 +11,7 @@ from torch import nn
 from foveate.core.errors import UserError, choose
 from foveate.language.lora import add_lora
 from foveate.language.open import LanguageModel, open_language_model
+from foveate.language.sparse import make_sparse
 from foveate.multimodal.model import MultimodalModel, start_copying
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.vision.connectors import build_connector, connector_kinds
@@ -46,6 +47,8 @@ def build_model(
     tower = build_tower(settings.tower, seed=seed)
     if isinstance(settings.language, dict):
         language_model = build_language_model(settings.language, vocabulary=vocabulary, seed=seed + 1)
+        if settings.experts is not None:
+            make_sparse(language_model, settings.experts, seed=seed + 4)
     assert language_model is not None, "a source is opened by open_source"
     options = dict(settings.connector)
     kind = choose(str(options.pop("kind", "")), connector_kinds(), "model.connector.kind")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError
 from foveate.language.packing import PackedTexts, attention_and_positions
+from foveate.language.sparse import pop_router_losses
 from foveate.multimodal.assemble import AssemblyOptions, SamplePlan, plan_sample
 from foveate.multimodal.phrase_maps import BoxHead, PhraseMaps, box_weights
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
@@ -150,6 +151,7 @@ class MultimodalModel(nn.Module):
             if settings.phrase_maps
             else None
         )
+        self._router_losses: dict[str, Tensor] = {}
         self.box_head = BoxHead(width=width, grid=self.grid) if settings.box_head else None
         if source is not None and self.phrase_maps is not None:
             # A trained model begins with the text that it knows.
@@ -297,6 +299,7 @@ class MultimodalModel(nn.Module):
             empty = torch.zeros(0, 4, device=views_BK.device)
             regions = RegionPrompts(empty, torch.zeros(0, dtype=torch.long, device=views_BK.device))
         states_BTE: Tensor | None = None
+        self._router_losses = {}
         row_R = (texts.ids_BT == self.region_id).nonzero()[:, 0][: len(regions.boxes_R4)]
         # Rows with prefixes of one length together: padding costs as much as visual tokens do.
         for length in lengths_B.unique():
@@ -309,6 +312,10 @@ class MultimodalModel(nn.Module):
             states = self._same_length_states(visual, views_BK[rows, :count], part, part_regions, part_layout)
             if states_BTE is None:
                 states_BTE = states.new_zeros(*texts.ids_BT.shape, states.shape[-1])
+            if self.settings.experts is not None and self.training and torch.is_grad_enabled():
+                share = len(rows) / len(views_BK)
+                for name, value in pop_router_losses(self.language_model, self.settings.experts).items():
+                    self._router_losses[name] = self._router_losses.get(name, 0.0) + share * value
             index_T = torch.arange(states.shape[1], device=rows.device)
             states_BTE = states_BTE.index_put((rows[:, None], index_T), states)
         assert states_BTE is not None, "a batch has rows"
@@ -335,6 +342,11 @@ class MultimodalModel(nn.Module):
             use_cache=False,
         )
         return output.last_hidden_state[:, width:]
+
+    def pop_router_losses(self) -> dict[str, Tensor]:
+        """Take out the weighted losses of the experts' routers in the last pass of training; none if it is dense."""
+        losses, self._router_losses = self._router_losses, {}
+        return losses
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states."""

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from foveate.core.recipes import Settings
 from foveate.language.lora import LoraOptions
+from foveate.language.sparse_settings import SparseOptions
 from foveate.multimodal.assemble import AssemblyOptions
 
 
@@ -47,6 +48,9 @@ class MultimodalSettings(Settings):
         description="`source` of a trained model and what of it is trained, or, for a new one, `model_type` of "
         "transformers and fields of its config"
     )
+    experts: SparseOptions | None = Field(
+        default=None, description="experts in place of the MLP of every second layer; unset = a dense language model"
+    )
     assembly: AssemblyOptions | None = Field(
         default=None, description="tiles and overview of images, and the text between them; unset = one view an image"
     )
@@ -72,7 +76,9 @@ class MultimodalSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _check_views(self) -> MultimodalSettings:
+    def _check_parts(self) -> MultimodalSettings:
+        if self.experts is not None and isinstance(self.language, SourceSettings):
+            raise ValueError("experts: need a new language model (got one with a source); expected a model_type")
         if self.assembly is None:
             if self.frame == "canvas":
                 raise ValueError("frame: one view an image has no canvas (got canvas); expected image, or assembly")

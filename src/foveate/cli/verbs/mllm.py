@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, json_option, path_option, quiet_option, run_option, workers_option
+from foveate.cli.options import (
+    common,
+    dry_run_option,
+    finish,
+    json_option,
+    path_option,
+    quiet_option,
+    run_option,
+    workers_option,
+)
 
 if TYPE_CHECKING:
     from foveate.mllm.plan import PlanResult
@@ -105,15 +114,29 @@ def plan(
 @command.command("train", cls=FieldsCommand, short_help="Train a multimodal model on a collection, in stages.")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
-@path_option("--collection", "Collection folder.", required=True)
+@path_option("--collection", "Collection folder; not needed for a dry run.")
 @run_option("runs/mllm-RECIPE")
+@dry_run_option("Print parameters, tokens, FLOPs, memory and time of every stage; train nothing.")
+@fields(
+    "foveate.mllm.recipe:MllmPriceSettings",
+    "devices",
+    "hardware",
+    "mfu",
+    "images",
+    "text_tokens",
+    "answer_tokens",
+    into="pricing",
+    metavars={"hardware": "NAME"},
+)
 @workers_option
 @common()
 def train(
     recipe: str,
     overrides: tuple[str, ...],
-    collection: Path,
+    collection: Path | None,
     run: Path | None,
+    dry_run: bool,
+    pricing: dict[str, Any],
     workers: int | None,
     as_json: bool,
     seed: int | None,
@@ -128,13 +151,25 @@ def train(
     Example:
       foveate collect questions --to questions
       foveate mllm train mllm-mini --collection questions
+      foveate mllm train mm15-3b --dry-run --devices 64 --hardware h100-80gb
     """
     from foveate.core.recipes import load
     from foveate.mllm.recipe import MllmRecipe
+
+    resolved = load(MllmRecipe, recipe, overrides).with_training(seed=seed, workers=workers)
+    if dry_run:
+        from foveate.mllm.pricing import format_price, price_recipe
+
+        priced = price_recipe(resolved, **pricing)
+        finish(priced, format_price(priced), {}, as_json=as_json)
+        return
+    if pricing:
+        raise click.UsageError(f"--{next(iter(pricing)).replace('_', '-')} belongs to --dry-run")
+    if collection is None:
+        raise click.UsageError("Missing option '--collection'.")
     from foveate.mllm.train import train_mllm
     from foveate.records.collection import Collection
 
-    resolved = load(MllmRecipe, recipe, overrides).with_training(seed=seed, workers=workers)
     target = run or Path("runs") / f"mllm-{Path(recipe).stem}"
     trained = train_mllm(
         resolved, Collection.open(collection), target, device=device, command=["foveate", *sys.argv[1:]]
