@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from foveate.mllm.preview import token_text
 from foveate.mllm.train import prepare_training
 from foveate.multimodal.ask_settings import AskSettings
 from foveate.multimodal.opening import SHIPPED
+from foveate.multimodal.results import AskResult
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Turn, add_conversations
 from foveate.training.loader import Loader
@@ -51,6 +53,14 @@ def test_a_model_is_trained_evaluated_and_asked(foveate: Any, collection: Path, 
     answer = foveate(*question, "--image-out", drawn, "--json").json
     assert Image.open(drawn).size == (80, 60)
     assert answer["tokens"] <= 8
+    assert "lite0 + pooled + llama" in answer["description"]
+    asked = foveate(*question, "--run", tmp_path / "asked", "--json").json
+    assert {**asked, "paths": 0, "seconds": 0, "seconds_to_open": 0} == {
+        **answer, "paths": 0, "seconds": 0, "seconds_to_open": 0,
+    }  # fmt: skip
+    page = Path(asked["paths"]["report"]).read_text(encoding="utf-8")
+    assert "Where is the red disc?" in page
+    assert page.count('class="box box-default"') == len(answer["boxes"])
     # Streamed, the same words.
     assert foveate(*question).out.strip() == answer["text"]
 
@@ -144,6 +154,25 @@ def test_a_dry_run_prices_all_stages_and_writes_nothing(foveate: Any, recipe: Pa
 
 def test_what_is_asked_by_default_is_shipped() -> None:
     assert AskSettings().model in SHIPPED
+
+
+def test_a_chat_leaves_a_page_of_all_its_questions(
+    foveate: Any, collection: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foveate("mllm", "train", recipe, "--collection", collection, "--run", tmp_path / "run", "--quiet")
+    images = [tmp_path / "first.png", tmp_path / "second.png"]
+    for image in images:
+        Image.new("RGB", (80, 60), "red").save(image)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Is it red?\nWhat is <region>?\n\n"))
+    options = ("--model", tmp_path / "run" / "model", "--region", "8,6,40,30", "--chat", "--run", tmp_path / "asked")
+    foveate("ask", *images, "What is <region>?", *options, "--max-tokens", 4)
+    result = AskResult.model_validate_json((tmp_path / "asked" / "result.json").read_text(encoding="utf-8"))
+    # The third question names a region that it does not have: it ends no conversation.
+    assert [exchange.question for exchange in result.exchanges] == ["What is <region>?", "Is it red?"]
+    assert result.exchanges[0].regions == [(8, 6, 40, 30)]
+    assert result.exchanges[0].region_images == [1], "the last image in front of it"
+    assert [image.size for image in result.images] == [(60, 80), (60, 80)]
+    assert "Is it red?" in (tmp_path / "asked" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,18 @@ RESULTS: dict[str, dict[str, Any]] = {
             {"views": [{"file": "one.png", "key": "one", "size": [64, 64]}], "visual": 4, "padding": 4},
         ],
     },
+    "ask": {
+        "model": f"runs/{LONG}/model", "description": "lite0 + pooled + llama, 5.1 M parameters",
+        "seconds_to_open": 3.2,
+        "images": [{"image": "one.png", "name": f"{LONG}.png", "size": [48, 64]},
+                   {"image": "one.png", "name": "two.png", "size": [48, 64]}],
+        "exchanges": [
+            {"question": f"Where is <b>{LONG}</b>?", "text": f"It is at [8, 6, 40, 30] {LONG}.", "tokens": 9,
+             "boxes": [[8, 6, 40, 30]], "box_images": [1], "regions": [[0, 0, 64, 48]], "region_images": [0],
+             "finished": False, "seconds": 0.4},
+            {"question": "Is it?", "text": "", "tokens": 0, "finished": True, "seconds": 0.1},
+        ],
+    },
     "mllm_train": {
         "status": "finished", "recipe": {}, "collection": "shapes", "images": 18, "conversations": {"general": 9},
         "names": 12, "parameters": 27_000_000, "seconds": 75.0, "model": "model/",
@@ -101,6 +113,17 @@ def test_texts_of_a_collection_are_text_on_the_page(tmp_path: Path) -> None:
         assert f'id="token-1-{number}"' in page
     assert "·Where" in page
     assert "cannot be read" in page
+
+
+def test_boxes_of_question_and_answer_lie_on_their_images(tmp_path: Path) -> None:
+    first, second = write_run(tmp_path, "ask").read_text().split("<figure")[1:]
+    assert "box-region" in first
+    assert "box-default" not in first
+    # 8, 6 to 40, 30 of 64 x 48 pixels.
+    assert 'x="0.1250" y="0.1250" width="0.5000" height="0.5000"' in second
+    assert "box-region" not in second
+    assert "cut off at --max-tokens" in second
+    assert "&lt;b&gt;" in second
 
 
 def test_right_and_wrong_answers_are_marked(tmp_path: Path) -> None:

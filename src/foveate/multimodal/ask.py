@@ -132,6 +132,13 @@ class Mllm:
         name = language.get("model_type") if isinstance(language, dict) else language.source
         return f"Mllm(tower={settings.tower['kind']!r}, language={name!r})"
 
+    def describe(self) -> str:
+        """Return the model's parts and parameters in words."""
+        settings, model = self.loaded.model.settings, self.loaded.model
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        parts = (settings.tower["kind"], settings.connector["kind"], settings.language.get("model_type", "llama"))
+        return f"{' + '.join(parts)}, {millions:,.1f} M parameters"
+
     def ask(
         self,
         images: Sequence[ImageInput] | ImageInput,

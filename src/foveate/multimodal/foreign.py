@@ -55,6 +55,11 @@ class ForeignMllm:
     def __repr__(self) -> str:
         return f"ForeignMllm({type(self.model).__name__}, {self.name!r}, boxes={self.unit!r})"
 
+    def describe(self) -> str:
+        """Return the model's class and parameters in words."""
+        millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        return f"{type(self.model).__name__} of transformers, {millions:,.1f} M parameters"
+
     def ask(
         self,
         images: Sequence[ImageInput] | ImageInput,

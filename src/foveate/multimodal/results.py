@@ -1,0 +1,48 @@
+"""The result of `foveate ask`: written into its run folder, and read by its page. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from foveate.core.results import BoxValues, ResultModel, RunResult
+
+
+class AskedImage(ResultModel):
+    """An image of the questions: `image` is its file in the run folder, `size` height and width in pixels."""
+
+    image: str
+    name: str
+    size: tuple[int, int]
+
+
+class Exchange(ResultModel):
+    """A question and its answer; boxes are in pixels of the image whose number stands at the same position.
+
+    Attributes:
+        regions: of the question's `<region>` placeholders. boxes: of the answer.
+    """
+
+    question: str
+    regions: list[BoxValues] = []
+    region_images: list[int] = []
+    text: str
+    boxes: list[BoxValues] = []
+    box_images: list[int] = []
+    tokens: int
+    finished: bool
+    seconds: float
+
+
+class AskResult(RunResult):
+    """Questions about images; several where the user kept asking.
+
+    Attributes:
+        description: the model's parts and parameters.
+    """
+
+    kind: Literal["ask"] = "ask"
+    model: str
+    description: str = ""
+    seconds_to_open: float = 0.0
+    images: list[AskedImage]
+    exchanges: list[Exchange]
