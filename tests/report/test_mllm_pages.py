@@ -85,7 +85,8 @@ RESULTS: dict[str, dict[str, Any]] = {
         "title": "Scenes", "suite": "scenes", "model": f"runs/{LONG}/model", "split": "test", "questions": 80,
         "images": 20, "unreadable": 1, "unfinished": 2, **TABLE,
         "samples": [
-            {"image": "one.png", "question": f"What is <region>, {LONG}?", "references": ["red disc", LONG],
+            {"image": "one.png", "regions": [[0.1, 0.2, 0.5, 1]],
+             "question": f"What is <region>, {LONG}?", "references": ["red disc", LONG],
              "answers": {"image": answer, "no_image": LONG, "another_image": ""}, "score": score, "slice": "name"}
             for answer, score in (("red disc", 1.0), ("<script>blue</script>", 0.0))
         ],
@@ -129,6 +130,7 @@ def test_boxes_of_question_and_answer_lie_on_their_images(tmp_path: Path) -> Non
 def test_right_and_wrong_answers_are_marked(tmp_path: Path) -> None:
     page = write_run(tmp_path, "mllm_evaluate").read_text()
     assert "<script>blue" not in page
+    assert page.count('<g class="box box-default"') == 2, "the region that a question names is drawn"
     assert page.count('class="verdict yes"') == page.count('class="verdict no"') == 1
 
 

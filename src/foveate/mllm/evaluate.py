@@ -325,14 +325,25 @@ def _pick_samples(
     samples = []
     for number, question in enumerate([*ranked[: len(ranked[:_SAMPLES]) - half], *ranked[len(ranked) - half :]]):
         image = ""
+        regions: list[tuple[float, float, float, float]] = []
         if question.images:
             encoded = data.read_image(question.images[0])
-            image = f"images/{number:02}.{read_image_info(encoded)[0].format.lower()}"
+            info = read_image_info(encoded)[0]
+            image = f"images/{number:02}.{info.format.lower()}"
+            # With several images a region may lie in another one.
+            boxes = [enclosing_box(shape) for shape in question.regions] if len(question.images) == 1 else []
+            regions = [
+                (box.x1 / info.width, box.y1 / info.height, box.x2 / info.width, box.y2 / info.height)
+                for box in boxes
+                if box
+            ]
             write_bytes_atomically(folder / image, encoded)
         samples.append(
             SuiteSample(
                 image=image,
-                question=question.text,
+                regions=regions,
+                # The image stands beside it.
+                question=" ".join(question.text.replace(IMAGE, " ").split()),
                 references=list(dict.fromkeys(question.references)),
                 answers={condition: row["answer"] for condition, row in answered[question.id].items()},
                 score=answered[question.id]["image"]["score"],

@@ -11,11 +11,13 @@ class SuiteSample(ResultModel):
     """A question of a suite with what was answered under each condition.
 
     Attributes:
-        image: file in the run folder, empty for a question without an image.
+        image: file in the run folder, empty for a question without an image. regions: boxes in it that the question
+            names, from 0 to 1.
         answers: condition -> answer. score: of the answer with the image.
     """
 
     image: str = ""
+    regions: list[BoxValues] = []
     question: str
     references: list[str]
     answers: dict[str, str]

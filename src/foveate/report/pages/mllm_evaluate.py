@@ -9,6 +9,7 @@ from typing import Any
 from foveate.core.results import parse_result
 from foveate.mllm.results import SuiteResult
 from foveate.report import numbers, parts
+from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
 
 
@@ -30,6 +31,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "name": r.title,
         "facts": facts,
         "samples": r.samples,
+        "overlays": [[Overlay(box, "default") for box in sample.regions] for sample in r.samples],
         "groups": parts.table_groups(r.table, r.columns),
         "columns": r.columns,
         "charts": [],
