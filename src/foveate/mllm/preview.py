@@ -70,8 +70,8 @@ def preview_recipe(
     with tempfile.TemporaryDirectory() as scratch, start(device or "auto") as here:
         training = prepare_training(recipe, collection, Path(scratch) / "run", here=here)
         batch = load_batch(training, stage, step=settings.step)
-        shown = range(min(settings.samples, len(batch.samples)))
-        samples = [_describe_sample(training, batch, row, run.path) for row in shown]
+        rows = range(min(settings.samples, len(batch.samples)))
+        samples = [_describe_sample(training, batch, row, run.path) for row in rows]
     texts = batch.texts
     lengths_B = (texts.text_BT > 0).sum(dim=1)
     num_tokens = int(lengths_B.sum())
@@ -212,7 +212,7 @@ def _describe_sample(training: MllmTraining, batch: StageBatch, row: int, folder
     sample, texts = batch.samples[row], batch.texts
     visual = batch.visual[row]
     counts_N3, kind_LL = read_counts(texts, row, visual=visual)
-    region_id, numbers = training.prompts.region_id, iter(range(1, len(sample["regions"]) + 1))
+    region_id, region_numbers = training.prompts.region_id, iter(range(1, len(sample["regions"]) + 1))
     conversations = []
     for number, conversation in enumerate(sample["conversations"], 1):
         of_text = texts.text_BT[row] == number
@@ -221,7 +221,7 @@ def _describe_sample(training: MllmTraining, batch: StageBatch, row: int, folder
             PreviewToken(
                 text=token_text(training.prompts.tokenizer, id),
                 learned=is_learned,
-                region=next(numbers, 0) if id == region_id else 0,
+                region=next(region_numbers, 0) if id == region_id else 0,
             )
             for id, is_learned in zip(ids, learned, strict=True)
         ]

@@ -136,7 +136,7 @@ class Mllm:
         """Return the model's parts and parameters in words."""
         settings, model = self.loaded.model.settings, self.loaded.model
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        parts = (settings.tower["kind"], settings.connector["kind"], settings.language.get("model_type", "llama"))
+        parts = (settings.tower["kind"], settings.connector["kind"], model.language_model.config.model_type)
         return f"{' + '.join(parts)}, {millions:,.1f} M parameters"
 
     def ask(
