@@ -36,29 +36,31 @@ def train_tokenizer(
         texts: what it is trained on.
         size: tokens, names and special tokens included.
         names: phrases of regions, each as often as it occurs; those that occur twice become tokens, the most frequent
-            first, up to half of the vocabulary. A name with which a longer word of the texts begins is spelled.
+            first, up to half of the vocabulary. A name with which a longer word of the texts begins is spelled, and one
+            of two words that combine with many others is written with a token for each.
         specials: tokens that no plain text gives.
     """
     texts, uses = list(texts), Counter(names)
     unclear = _beginnings(texts)
-    ordered = sorted(
-        (name for name, count in uses.items() if count >= 2 and name not in unclear),
-        key=lambda name: (-uses[name], name),
-    )
-    # Every byte is a token: a small vocabulary has room for few names beside them.
-    kept = ordered[: max(0, min(int(_MAX_NAMES * size), size - 256 - len(specials)))]
+    usable = [name for name, count in uses.items() if count >= 2 and name not in unclear]
+    # "red disc" is two tokens where other things are red and discs have other colors: both can be asked for alone.
+    parts = _combined_parts(usable)
+    whole = [name for name in usable if not (len(name.split()) == 2 and parts.issuperset(name.split()))]
+    ordered = [*sorted(parts - unclear), *sorted(set(whole) - parts, key=lambda name: (-uses[name], name))]
+    # Every byte is a token: a small vocabulary has room for few names besides them.
+    name_tokens = ordered[: max(0, min(int(_MAX_NAMES * size), size - 256 - len(specials)))]
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(kept),
+        vocab_size=size - len(name_tokens),
         special_tokens=list(specials),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     # With the blank before them, as they stand within a sentence.
-    tokenizer.add_tokens([AddedToken(f" {name}", normalized=False) for name in kept])
+    tokenizer.add_tokens([AddedToken(f" {name}", normalized=False) for name in name_tokens])
     return tokenizer
 
 
