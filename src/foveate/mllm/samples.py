@@ -208,13 +208,13 @@ class MllmSamples:
     def _named(
         self, image: int, move: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.bool_]]]
     ) -> tuple[NDArray[np.float64], list[int]]:
-        """Return boxes in a view, to which `move` maps them, and numbers of names, of an image's regions."""
+        """Return boxes in a view, to which `move` maps them, and indices of names, of an image's regions."""
         regions = [region for region in self.collection.read_regions(image) if region.phrase in self.names.index]
         if not regions:
             return np.zeros((0, 4)), []
         moved_K4, kept_R = move(np.stack([region.box.to_array() for region in regions]))
-        numbers = [self.names.index[region.phrase] for region in regions]
-        return moved_K4, [numbers[row] for row in np.flatnonzero(kept_R)]
+        indices = [self.names.index[region.phrase] for region in regions]
+        return moved_K4, [indices[row] for row in np.flatnonzero(kept_R)]
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Combine samples into a batch; see `MllmTask.losses` for its entries."""
@@ -227,7 +227,7 @@ class MllmSamples:
         texts = pack_texts([sample["tokens"] for sample in samples], pad=self.prompts.tokenizer.pad)
         regions = [region for sample in samples for region in sample["regions"]]
         named = [of_image for sample in samples for of_image in sample["names"]]
-        view_N = np.repeat(np.arange(len(named)), [len(numbers) for _, numbers in named])
+        view_N = np.repeat(np.arange(len(named)), [len(indices) for _, indices in named])
         return {
             "features": torch.stack([view for sample in samples for view in sample["features"]]),
             "views_BK": views_BK,
@@ -237,7 +237,7 @@ class MllmSamples:
             "region_image_R": torch.tensor([image for image, _ in regions], dtype=torch.long),
             "name_boxes_N4": _boxes([box for boxes, _ in named for box in boxes]),
             "name_view_N": torch.from_numpy(view_N),
-            "name_N": torch.tensor([number for _, numbers in named for number in numbers], dtype=torch.long),
+            "name_N": torch.tensor([number for _, indices in named for number in indices], dtype=torch.long),
         }
 
 

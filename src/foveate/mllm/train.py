@@ -151,13 +151,13 @@ def _check_numbers_of_images(recipe: MllmRecipe, conversations: Sequence[Convers
         for conversation in conversations
         if any(not stage.groups or conversation.group in stage.groups for stage in stages)
     ]
-    most = recipe.model.max_images
-    too_many = [conversation for conversation in trained if len(conversation.images) > most]
+    max_images = recipe.model.max_images
+    too_many = [conversation for conversation in trained if len(conversation.images) > max_images]
     if too_many:
         raise UserError(
             f"model.max_images: {len(too_many)} of {len(trained)} conversations have more images, for example "
-            f"'{too_many[0].id}' (got {len(too_many[0].images)}); expected at most {most}: raise it, or leave out "
-            "their group"
+            f"'{too_many[0].id}' (got {len(too_many[0].images)}); expected at most {max_images}: raise it, or leave "
+            "out their group"
         )
     without = sum(not conversation.images for conversation in trained)
     if without and world().is_main:
@@ -177,12 +177,12 @@ def _prepare(recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet
 
 
 def _write_tokenizer(recipe: MllmRecipe, sets: Sequence[ImageSet], uses: Counter[str], run: RunFolder) -> None:
-    texts = [turn.text.replace(REGION, "") for group in sets for one in group.conversations for turn in one.turns]
+    texts = [turn.text.replace(REGION, "") for group in sets for talk in group.conversations for turn in talk.turns]
     if len(texts) > _TOKENIZER_TEXTS:
-        chosen = seeds.generator("tokenizer", recipe.stages[0].training.seed).choice(
+        indices = seeds.generator("tokenizer", recipe.stages[0].training.seed).choice(
             len(texts), _TOKENIZER_TEXTS, replace=False
         )
-        texts = [texts[int(number)] for number in np.sort(chosen)]
+        texts = [texts[int(number)] for number in np.sort(indices)]
     tokenizer = train_tokenizer([f" {text}" for text in texts], size=recipe.vocabulary, names=uses.elements())
     write_text_atomically(run.path / TOKENIZER, tokenizer.to_str(pretty=False))
 
@@ -224,9 +224,9 @@ class MllmTraining:
 
     def _build(self, settings: MultimodalSettings) -> MultimodalModel:
         seed = self.recipe.stages[0].training.seed
-        region_id, words = self.prompts.region_id, self.prompts.tokenizer
-        if isinstance(words, WordTokenizer):
-            return build_model(settings, vocabulary=words.size, region_id=region_id, seed=seed)
+        region_id, tokenizer = self.prompts.region_id, self.prompts.tokenizer
+        if isinstance(tokenizer, WordTokenizer):
+            return build_model(settings, vocabulary=tokenizer.size, region_id=region_id, seed=seed)
         assert self.language is not None
         model = build_model(settings, language_model=self.language.model, region_id=region_id, seed=seed)
         if self.names.index:
@@ -365,8 +365,8 @@ class MllmTraining:
     def _in_groups(self, group: ImageSet, stage: StageSettings) -> ImageSet:
         if not stage.groups:
             return group
-        chosen: list[Conversation] = [one for one in group.conversations if one.group in stage.groups]
-        return ImageSet(group.rows, tuple(chosen))
+        selection = [talk for talk in group.conversations if talk.group in stage.groups]
+        return ImageSet(group.rows, tuple(selection))
 
     def _write_weights(self, path: Path, gathered: dict[str, Tensor]) -> None:
         from safetensors.torch import save
@@ -414,7 +414,7 @@ class MllmTraining:
 
     def result(self, status: str) -> MllmResult:
         """Put the result together."""
-        groups = Counter(one.group for group in self.sets for one in group.conversations)
+        groups = Counter(talk.group for group in self.sets for talk in group.conversations)
         return MllmResult(
             status=status,
             recipe=self.recipe.model_dump(mode="json"),

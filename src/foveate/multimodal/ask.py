@@ -176,9 +176,9 @@ class Mllm:
                 suppress=writer.suppressed,
                 embed=writer.embed,
             )
-            for one, completion in zip(writer.pending, completions, strict=True):
-                one.finished = completion.finished
-                answers.append(self._answer(one))
+            for question, completion in zip(writer.pending, completions, strict=True):
+                question.finished = completion.finished
+                answers.append(self._answer(question))
         return answers
 
     def stream(
@@ -229,9 +229,9 @@ class Mllm:
         return self._encode([(image, split) for image in images])
 
     def _check_number(self, images: Sequence[ImageInput]) -> None:
-        most = self.loaded.model.settings.max_images
-        if len(images) > most:
-            raise UserError(f"images: too many for this model (got {len(images)}); expected at most {most}")
+        max_images = self.loaded.model.settings.max_images
+        if len(images) > max_images:
+            raise UserError(f"images: too many for this model (got {len(images)}); expected at most {max_images}")
 
     @torch.inference_mode()
     def _encode(self, images: Sequence[tuple[ImageInput, bool]]) -> tuple[Visual, list[_Seen]]:
@@ -316,8 +316,8 @@ class Mllm:
         tokenizer = self.loaded.tokenizer
         pieces, start, boxes = [], 0, []
         region_id = self.loaded.prompts.region_id
-        places = [number for number, id in enumerate(pending.answer) if id == region_id]
-        for place, (image, corners) in zip(places, pending.boxes, strict=False):
+        positions = [number for number, id in enumerate(pending.answer) if id == region_id]
+        for position, (image, corners) in zip(positions, pending.boxes, strict=False):
             placement = pending.frames[image].placement
             low_2, high_2 = np.split(placement.to_original(np.array([corners]))[0], 2)
             # A box on the padding is empty and at the edge of the image: a pixel of it at least.
@@ -326,8 +326,8 @@ class Mllm:
             box = Box.from_array(np.concatenate([low_2, np.maximum(high_2, low_2 + pixel_2)]), clipped=True)
             pixels = box.to_pixels(placement.width, placement.height)
             boxes.append((image, pixels))
-            pieces.append(f"{tokenizer.decode(pending.answer[start:place])} {_write_corners(pixels)}")
-            start = place + 1
+            pieces.append(f"{tokenizer.decode(pending.answer[start:position])} {_write_corners(pixels)}")
+            start = position + 1
         pieces.append(tokenizer.decode(pending.answer[start:]))
         text = "".join(pieces).strip()
         # Coordinates in text do not say which of several images they are in.
@@ -365,8 +365,8 @@ class Chat:
             UserError: as `Mllm.ask`; the conversation then stays as it was.
         """
         loaded = self.model.loaded
-        asked = ask_turns(question, regions, images=0 if self.turns else len(self.images))
-        pending = self.model._pend(asked, self.images, read=self._length)
+        new_turns = ask_turns(question, regions, images=0 if self.turns else len(self.images))
+        pending = self.model._pend(new_turns, self.images, read=self._length)
         pending.before = self._ids
         writer = _Writer(loaded, self.visual, [pending])
         prompt_LE = writer.prompt(0, images=self._prefix is None)
@@ -382,7 +382,7 @@ class Chat:
         pending.finished = completion.finished
         answer = self.model._answer(pending)
         self._read(writer, prompt_LE)
-        self.turns += [*asked, Turn("assistant", _with_placeholders(answer), answer.boxes)]
+        self.turns += [*new_turns, Turn("assistant", _with_placeholders(answer), answer.boxes)]
         return answer
 
     @torch.inference_mode()
@@ -482,13 +482,13 @@ class _Writer:
     @torch.inference_mode()
     def prompt(self, number: int, *, images: bool = True) -> Tensor:
         """Embed the images and the question of one row: [L, E]."""
-        model, one = self.loaded.model, self.pending[number]
+        model, question = self.loaded.model, self.pending[number]
         views_1K = self._views([number])
-        ids_1T = torch.tensor([one.written.tokens.ids], device=views_1K.device)
-        text_TE = model.embed(ids_1T, self.visual, views_1K, self._regions(one.written.regions))[0]
+        ids_1T = torch.tensor([question.written.tokens.ids], device=views_1K.device)
+        text_TE = model.embed(ids_1T, self.visual, views_1K, self._regions(question.written.regions))[0]
         if not images:
             return text_TE
-        layout = ViewLayout(*(column.to(views_1K.device) for column in ViewLayout.create([one.layout])))
+        layout = ViewLayout(*(column.to(views_1K.device) for column in ViewLayout.create([question.layout])))
         return torch.cat([model.prefix(self.visual, views_1K, layout)[0].to(text_TE.dtype), text_TE])
 
     @torch.inference_mode()
@@ -500,23 +500,23 @@ class _Writer:
             [model.embed(ids_B1[n : n + 1], self.visual, self._views([row]))[0] for n, row in enumerate(rows)]
         )
         for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            one = self.pending[row]
+            question = self.pending[row]
             # Without an image there is nothing to point at; the token stays in the text.
-            if token == region_id and one.views and model.box_head is not None:
-                one.boxes.append((0, self._point(one, states_BE[number])))
-                regions = self._regions(one.boxes[-1:])
+            if token == region_id and question.views and model.box_head is not None:
+                question.boxes.append((0, self._point(question, states_BE[number])))
+                regions = self._regions(question.boxes[-1:])
                 ids_11 = ids_B1[number : number + 1]
                 embedded_BE[number] = model.embed(ids_11, self.visual, self._views([row]), regions)[0, 0]
             if token != end:
-                one.answer.append(token)
+                question.answer.append(token)
         return embedded_BE
 
-    def _point(self, one: _Pending, state_E: Tensor) -> list[float]:
+    def _point(self, question: _Pending, state_E: Tensor) -> list[float]:
         """Decode the box [x1, y1, x2, y2] of the region token that comes next."""
-        ids_1T = torch.tensor([one.before + one.written.tokens.ids + one.answer], device=state_E.device)
+        ids_1T = torch.tensor([question.before + question.written.tokens.ids + question.answer], device=state_E.device)
         box_4 = self.loaded.model.locate(
             self.visual,
-            torch.tensor(one.views[:1], device=state_E.device),
+            torch.tensor(question.views[:1], device=state_E.device),
             states_NE=state_E[None],
             ids_NT=ids_1T,
             read_NT=ids_1T != self.loaded.prompts.region_id,

@@ -117,8 +117,8 @@ def load_model(folder: Path, *, device: torch.device | None = None) -> LoadedMod
         path = folder / TOKENIZER
         if not path.is_file():
             raise UserError(f"{path}: no such file; the model folder is incomplete")
-        words = read_tokenizer(path)
-        chat, parts = Chat(words, "words"), {"vocabulary": words.size}
+        word_tokenizer = read_tokenizer(path)
+        chat, parts = Chat(word_tokenizer, "words"), {"vocabulary": word_tokenizer.size}
 
     def build() -> MultimodalModel:
         return build_model(settings, region_id=chat.tokenizer.special[REGION], **parts)

@@ -191,8 +191,8 @@ def _stage_lines(result: dict[str, Any]) -> list[str]:
     """Format one line per stage: steps, minutes, and the last losses."""
     lines = []
     for stage in result["stages"]:
-        shown = ("token_accuracy", "nearest_name", "iou")
-        last = ", ".join(f"{name} {stage['last'][name]:.3f}" for name in shown if name in stage["last"])
+        metrics = ("token_accuracy", "nearest_name", "iou")
+        last = ", ".join(f"{name} {stage['last'][name]:.3f}" for name in metrics if name in stage["last"])
         lines.append(f"{stage['name']}: {stage['steps']} steps in {stage['seconds'] / 60:.1f} min; {last}")
     return lines
 

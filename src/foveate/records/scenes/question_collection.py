@@ -91,9 +91,9 @@ def build_questions(
     positions = [(kind, split, index) for kind, split, index in positions if _key(kind, split, seed, index) not in done]
     conversations: list[Conversation] = []
     with CollectionWriter(target, license=LICENSE, source="scenes") as writer:
-        for asked in track(_draw(positions, seed, size, workers), description="scenes", total=len(positions)):
-            conversations += asked.conversations
-            row = asked.row
+        for drawn in track(_draw(positions, seed, size, workers), description="scenes", total=len(positions)):
+            conversations += drawn.conversations
+            row = drawn.row
             if writer.known_sha256(row.key) is None:
                 writer.add(
                     row.key,
