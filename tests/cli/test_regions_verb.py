@@ -53,6 +53,12 @@ def test_the_oracle_is_named(foveate: Run, shapes: Path, tmp_path: Path) -> None
     assert "This detector is an oracle" in (tmp_path / "runs" / "regions" / "report.html").read_text("utf-8")
 
 
+def test_an_unknown_recipe_is_a_wrong_argument(foveate: Run, tiny_collection: Path) -> None:
+    ended = foveate("regions", tiny_collection, "--model", "none", "--recipe", "papr")
+    assert ended.code == 2
+    assert "Did you mean 'paper'" in ended.err
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -63,7 +69,6 @@ def test_the_oracle_is_named(foveate: Run, shapes: Path, tmp_path: Path) -> None
         (("--model", "none", "--captions", "dsc"), "kinds dsc .*alt, title"),
         (("--model", "none", "--captions", "alt"), "no such folder"),
         (("--model", "none", "--captions", "alt", "--phrases", "rule"), "unknown tagger 'rule'.*Did you mean 'rules'"),
-        (("--model", "none", "--recipe", "papr"), "--recipe"),
         (("--model", "none", "--captions", ","), "field 'captions'"),
         (("--model", "none", "--captions", "alt", "--prefer", "x"), "unknown model of captions in the collection"),
         (("--model", "none", "--captions", "alt", "--split", "tset"), "unknown split.*Did you mean 'test'"),

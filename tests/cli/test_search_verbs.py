@@ -104,11 +104,13 @@ def test_mistakes(foveate: Run, index: Path, image: Path, place: Path, tmp_path:
     for words, sentence in (
         ((other, place / "shapes", "--out", index), "was made with another model"),
         ((place / "model", place / "shapes", "--out", index, "--regions", "grid"), "was made with --regions auto"),
-        ((place / "model", place / "shapes", "--regions", "box"), "Did you mean 'boxes'"),
         ((place / "model", place / "model"), "no collection"),
         ((place / "shapes", place / "shapes", "--out", "x"), "config.json"),
     ):
         assert sentence in foveate("index", *words).sentence
+    wrong = foveate("index", place / "model", place / "shapes", "--regions", "box")
+    assert wrong.code == 2
+    assert "Did you mean 'boxes'" in wrong.err
 
 
 def test_hostile_words(foveate: Run, index: Path) -> None:

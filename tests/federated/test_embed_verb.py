@@ -190,7 +190,6 @@ def test_exported_embeddings_with_labels_of_a_collection(tmp_path: Path, monkeyp
         (["digits", "--split", "even:2", "--clients", "3"], "even takes no number"),
         (["digits", "--split", "even", "--client", "label"], "--split and --clients have no effect"),
         (["digits", "--client", "labels"], "no column of clients 'labels'; there are label. Did you mean 'label'"),
-        (["digits", "--split", "even", "--clients", "3", "--method", "fedn"], "Did you mean 'fedne'"),
         (["digits", "--split", "even", "--clients", "3", "--set", "roundes=3"], "Did you mean 'rounds'"),
         (["digits", "--split", "even", "--clients", "3", "--compare", "fedavgs"], "Did you mean 'fedavg'"),
         (["digits", "digits", "--clients", "3"], "several sources are one client each"),
@@ -201,6 +200,12 @@ def test_a_users_mistake_is_one_sentence(arguments: list[str], words: str, tmp_p
     done = call(*arguments, "--run", tmp_path / "run")
     assert isinstance(done.exception, UserError), done.output
     assert words in str(done.exception)
+
+
+def test_an_unknown_method_is_a_wrong_argument(tmp_path: Path) -> None:
+    done = call("digits", "--split", "even", "--clients", "3", "--method", "fedn", "--run", tmp_path / "run")
+    assert done.exit_code == 2
+    assert "Did you mean 'fedne'" in done.output
 
 
 def test_a_held_out_share_out_of_bounds_is_a_wrong_argument(tmp_path: Path) -> None:

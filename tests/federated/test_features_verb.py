@@ -276,7 +276,6 @@ def test_a_probe_of_one_label_is_no_number() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--method", "deepfecca"], "Did you mean 'deepfeca'"),
         (["--compare", "locale"], "Did you mean 'local'"),
         (["--set", "roundes=3"], "Did you mean 'rounds'"),
         (["--set", "rounds=3"], "--rounds"),
@@ -301,6 +300,12 @@ def test_a_users_mistake_is_one_sentence(table: Path, tmp_path: Path, arguments:
     done = call(table, "--client", "hospital", "--label", "species", "--run", tmp_path / "run", "--quiet", *arguments)
     assert isinstance(done.exception, UserError), done.output
     assert words in str(done.exception)
+
+
+def test_an_unknown_method_is_a_wrong_argument(table: Path, tmp_path: Path) -> None:
+    done = call(table, "--client", "hospital", "--label", "species", "--run", tmp_path / "run", "--method", "deepfecca")
+    assert done.exit_code == 2
+    assert "Did you mean 'deepfeca'" in done.output
 
 
 def test_labels_or_a_number_of_clusters_are_needed(table: Path, tmp_path: Path) -> None:

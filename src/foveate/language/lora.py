@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from foveate.core import seeds
@@ -30,22 +29,7 @@ from foveate.core.peft_folder import (
     write_peft_config,
     write_peft_tensors,
 )
-from foveate.core.recipes import Settings
-
-ALL_LINEAR = "all-linear"
-
-
-class LoraOptions(Settings):
-    """Options of LoRA on a language model."""
-
-    rank: int = Field(default=16, ge=1, description="r, of the added matrices")
-    alpha: float | None = Field(default=None, gt=0, description="the pair is multiplied by alpha / rank; unset = rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="on the pair's input, in training")
-    targets: list[str] = Field(
-        default=[ALL_LINEAR],
-        min_length=1,
-        description="names of linear layers, or their ends as q_proj; all-linear is all but the head",
-    )
+from foveate.language.lora_settings import ALL_LINEAR, LoraOptions
 
 
 class LoraLinear(nn.Linear):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from foveate.core.recipes import Settings
-from foveate.language.lora import LoraOptions
+from foveate.language.lora_settings import LoraOptions
 from foveate.language.sparse_settings import SparseOptions
 from foveate.multimodal.assemble import AssemblyOptions
 
