@@ -175,6 +175,13 @@ def test_a_chat_leaves_a_page_of_all_its_questions(
     assert "Is it red?" in (tmp_path / "asked" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("option", [("--json",), ("--image-out", "out.png")])
+def test_a_chat_refuses_options_without_effect(foveate: Any, option: tuple[str, ...]) -> None:
+    ended = foveate("ask", "image.png", "What is it?", "--chat", *option)
+    assert ended.code == 2
+    assert option[0] in ended.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

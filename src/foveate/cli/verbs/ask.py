@@ -54,6 +54,9 @@ def command(
     from foveate.multimodal.opening import open_mllm
 
     checked = validate(AskSettings, settings, where="foveate ask")
+    for name, value in (("--json", as_json), ("--image-out", image_out)):
+        if chat and value:
+            raise click.UsageError(f"{name} has no effect with --chat; --run writes a page of the conversation")
     if not images:
         raise UserError('IMAGE: none was passed; write foveate ask IMAGE "QUESTION"')
     missing = [path for path in images if not path.is_file()]
@@ -82,8 +85,8 @@ def command(
     paths = {"image": _write_image(image_out, images, answer)} if image_out else {}
     if run is not None:
         paths |= _write_page(run, images, result)
-    shown = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description"})
-    finish(shown, [answer.text], paths, as_json=as_json)
+    printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description"})
+    finish(printed, [answer.text], paths, as_json=as_json)
 
 
 def _exchange(question: str, regions: list[PixelBox], answer: Answer, seconds: float, *, num_images: int) -> Exchange:
@@ -93,11 +96,11 @@ def _exchange(question: str, regions: list[PixelBox], answer: Answer, seconds: f
     from foveate.records.conversations import Conversation, locate_regions
 
     names = tuple(map(str, range(num_images)))
-    asked = Conversation("question", names, tuple(ask_turns(question, regions, images=num_images)))
+    conversation = Conversation("question", names, tuple(ask_turns(question, regions, images=num_images)))
     return Exchange(
         question=question,
         regions=[(box.x1, box.y1, box.x2, box.y2) for box in regions],
-        region_images=locate_regions(asked)[0],
+        region_images=locate_regions(conversation)[0],
         text=answer.text,
         boxes=[(box.x1, box.y1, box.x2, box.y2) for box in answer.boxes],
         box_images=list(answer.images),
@@ -130,13 +133,13 @@ def _write_page(path: Path, images: tuple[Path, ...], result: AskResult) -> dict
 
     folder = RunFolder.create(path)
     (folder.path / "images").mkdir(exist_ok=True)
-    asked = []
+    thumbnails = []
     for number, file in enumerate(images):
         image = decode(file.read_bytes())
         size, name = (image.height, image.width), f"images/{number:03d}.webp"
         save_thumbnail(image, folder.path / name, longest_side=1024)
-        asked.append(AskedImage(image=name, name=file.name, size=size))
-    folder.write_result(result.model_copy(update={"images": asked}).to_json())
+        thumbnails.append(AskedImage(image=name, name=file.name, size=size))
+    folder.write_result(result.model_copy(update={"images": thumbnails}).to_json())
     return {"run": folder.path, "report": render(folder.path)}
 
 
