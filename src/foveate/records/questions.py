@@ -110,3 +110,37 @@ def to_conversation(
 
 def _choose_group(question: Question, num_images: int) -> str:
     return "multi-image" if num_images > 1 else "refer-ground" if question.regions else "general"
+
+
+class QuestionWriter:
+    """Collect questions on one image; the base of what asks about documents and screens.
+
+    Args:
+        forms: by name.
+        rng: decides wording, choice and which of two answers is true.
+        held_out: take the prompts that no training text has.
+    """
+
+    def __init__(self, forms: Mapping[str, Form], rng: np.random.Generator, *, held_out: bool) -> None:
+        self.forms, self.rng, self.held_out = forms, rng, held_out
+        self.questions: list[Question] = []
+
+    def coin(self) -> bool:
+        """Draw which of two answers is true."""
+        return bool(self.rng.random() < 0.5)
+
+    def ask(
+        self,
+        form: str,
+        short: str,
+        *,
+        regions: tuple[PixelBox, ...] = (),
+        choices: tuple[str, ...] | None = None,
+        **fields: str,
+    ) -> None:
+        """Add a question of `form` whose answer is `short`; `fields` are what the form's texts name."""
+        fields = {"answer": short, **fields}
+        question = write_question(
+            self.rng, self.forms, form, short, held_out=self.held_out, regions=regions, choices=choices, fields=fields
+        )
+        self.questions.append(question)

@@ -13,9 +13,8 @@ import numpy as np
 
 from foveate.core.errors import choose
 from foveate.records import lexicon
-from foveate.records.boxes import PixelBox
 from foveate.records.documents.document import Document, Receipt, Table, Text
-from foveate.records.questions import Form, Question, pick, write_question
+from foveate.records.questions import Form, Question, QuestionWriter, pick
 from foveate.records.scenes.language import NUMERALS
 from foveate.records.scenes.pools import SPLITS
 from foveate.records.sheets import Word, enclose
@@ -139,39 +138,13 @@ def ask_document(document: Document, rng: np.random.Generator, *, split: str, nu
     return asker.questions
 
 
-class _Asker:
+class _Asker(QuestionWriter):
     def __init__(self, document: Document, rng: np.random.Generator, *, held_out: bool) -> None:
-        self.document, self.rng, self.held_out = document, rng, held_out
-        self.questions: list[Question] = []
+        super().__init__(FORMS, rng, held_out=held_out)
+        self.document = document
         self.lines: dict[int, list[Word]] = {}
         for word in document.words:
             self.lines.setdefault(word.line, []).append(word)
-
-    def coin(self) -> bool:
-        return bool(self.rng.random() < 0.5)
-
-    def ask(
-        self,
-        form: str,
-        short: str,
-        *,
-        regions: tuple[PixelBox, ...] = (),
-        choices: tuple[str, ...] | None = None,
-        **fields: str,
-    ) -> None:
-        fields = {"answer": short, **fields}
-        self.questions.append(
-            write_question(
-                self.rng,
-                FORMS,
-                form,
-                short,
-                held_out=self.held_out,
-                regions=regions,
-                choices=choices,
-                fields=fields,
-            )
-        )
 
     def ask_texts(self, count: int) -> None:
         """Ask to read words or lines, and to find words and lines that are written only once."""

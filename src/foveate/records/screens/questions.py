@@ -8,8 +8,7 @@ import numpy as np
 
 from foveate.core.errors import choose
 from foveate.records import lexicon
-from foveate.records.boxes import PixelBox
-from foveate.records.questions import Form, Question, pick, write_question
+from foveate.records.questions import Form, Question, QuestionWriter, pick
 from foveate.records.scenes.language import NUMERALS
 from foveate.records.scenes.pools import SPLITS
 from foveate.records.screens.screen import Screen, Widget
@@ -95,31 +94,11 @@ def ask_screen(screen: Screen, rng: np.random.Generator, *, split: str, num_widg
     return asker.questions
 
 
-class _Asker:
+class _Asker(QuestionWriter):
     def __init__(self, screen: Screen, rng: np.random.Generator, *, held_out: bool) -> None:
-        self.screen, self.rng, self.held_out = screen, rng, held_out
-        self.questions: list[Question] = []
+        super().__init__(FORMS, rng, held_out=held_out)
+        self.screen = screen
         self.times = Counter((widget.type, widget.text) for widget in screen.widgets)
-
-    def coin(self) -> bool:
-        return bool(self.rng.random() < 0.5)
-
-    def ask(
-        self,
-        form: str,
-        short: str,
-        *,
-        regions: tuple[PixelBox, ...] = (),
-        choices: tuple[str, ...] | None = None,
-        **fields: str,
-    ) -> None:
-        fields = {"answer": short, **fields}
-        held_out = self.held_out
-        self.questions.append(
-            write_question(
-                self.rng, FORMS, form, short, held_out=held_out, regions=regions, choices=choices, fields=fields
-            )
-        )
 
     def ask_widget(self, widget: Widget) -> None:
         fields, regions = {"type": widget.type, "text": widget.text}, (widget.box,)
