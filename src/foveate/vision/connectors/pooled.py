@@ -2,7 +2,8 @@
 
 The C-Abstractor pools before its MLP, so that its tokens are the only ones that lie in the language model's space. Here
 every patch lies there, and a visual token is the mean of its patches: regions, maps of phrases and boxes read the full
-grid while the decoder reads a few tokens. At laptop scale naming gains much (docs/methods/mm15.md).
+grid while the decoder reads a few tokens.
+A deviation from MM1.5; the study `mllm` compares the two.
 """
 
 from __future__ import annotations
