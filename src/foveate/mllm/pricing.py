@@ -230,6 +230,7 @@ def _price(
                 "sequence": length,
                 "steps": settings.steps,
                 "batch_size": settings.batch_size,
+                "optimizer": settings.optimizer,
                 "tokens": length * settings.batch_size * settings.steps,
                 "flops_per_sample": flops,
                 "flops": flops["total"] * settings.batch_size * settings.steps,
@@ -307,7 +308,9 @@ def format_price(result: Mapping[str, Any]) -> list[str]:
             f"  memory per device in GB, of {result['hardware']['gb']:,.4g}: {uses}",
         ]
         if not stage["fits"]:
-            lines.append("  warning: it does not fit; training.parallel=fsdp, more devices or accumulate need less")
+            # Training refuses AdaFactor with sharded weights, so it is no advice there.
+            shards = "" if stage["optimizer"] == "adafactor" else "training.parallel=fsdp, "
+            lines.append(f"  warning: it does not fit; {shards}more devices or accumulate need less")
         if stage["too_long"]:
             lines.append("  warning: the mean sample is longer than the language model's positions")
     return lines
