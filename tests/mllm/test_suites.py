@@ -283,6 +283,20 @@ def test_damaged_images_are_counted_and_left_out_everywhere(scienceqa: Path, tmp
     assert result.table[0].values["no_image"] is None
 
 
+def test_a_question_that_the_model_refuses_is_counted_and_ends_nothing(scienceqa: Path, tmp_path: Path) -> None:
+    first: list[str] = []
+
+    def answer(sizes: list[tuple[int, int]], text: str, regions: Sequence[Any]) -> str:
+        first.append(text)
+        if text == first[0]:
+            raise UserError("question: too long (got 2000 positions)")
+        return "A"
+
+    result = evaluate(Table(answer), "scienceqa", scienceqa, run=tmp_path / "run")
+    assert (result.questions, result.unreadable) == (1, 1)
+    assert "too long" in (tmp_path / "run" / "rows.jsonl").read_text(encoding="utf-8")
+
+
 def question(name: str, *images: str) -> SuiteQuestion:
     return SuiteQuestion(name, images, "?", ("x",))
 

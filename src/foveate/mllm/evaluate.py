@@ -183,10 +183,26 @@ def _ask_batch(
             continue
         requests.append(request)
         answerable.append((question, row))
-    answers = model.ask_all(requests, max_tokens=suite.max_tokens) if requests else []
+    answers = _ask_or_refuse(model, requests, max_tokens=suite.max_tokens)
     for (question, row), answer in zip(answerable, answers, strict=True):
-        rows.append(row | _describe(answer) | {"score": suite.score(question, answer)})
+        refused = isinstance(answer, UserError)
+        more = {"error": str(answer)} if refused else _describe(answer) | {"score": suite.score(question, answer)}
+        rows.append(row | more)
     return rows
+
+
+def _ask_or_refuse(
+    model: AskableModel, requests: Sequence[tuple[list[bytes], str, tuple[Shape, ...]]], *, max_tokens: int
+) -> Sequence[ModelAnswer | UserError]:
+    """Return an answer to each request, or why the model refuses it: one long question must not end an evaluation."""
+    if not requests:
+        return []
+    try:
+        return model.ask_all(requests, max_tokens=max_tokens)
+    except UserError as error:
+        if len(requests) == 1:
+            return [error]
+    return [answer for request in requests for answer in _ask_or_refuse(model, [request], max_tokens=max_tokens)]
 
 
 def _describe(answer: ModelAnswer) -> dict[str, Any]:

@@ -29,7 +29,8 @@ class SuiteResult(Evaluation, RunResult):
     """`foveate mllm evaluate`: a row for the suite and each of its slices, a column for each condition.
 
     Attributes:
-        questions: counted, of `images` images. unreadable: questions left out because an image could not be read.
+        questions: counted, of `images` images. unreadable: questions left out because an image
+            could not be read or the model refused them.
         further: condition -> further metrics of the suite.
         samples: right and wrong ones alike.
     """

@@ -23,7 +23,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Split", r.split),
     ]
     if r.unreadable:
-        facts.append(("Questions with an unreadable image", numbers.count(r.unreadable)))
+        facts.append(("Left out, unreadable or refused", numbers.count(r.unreadable)))
     if r.unfinished:
         facts.append(("Answers cut off", numbers.count(r.unfinished)))
     context = {
