@@ -429,6 +429,13 @@ class MllmTraining:
             model="model/",
         )
 
+    def _trained_groups(self) -> list[str]:
+        """List the groups of conversations that the stages trained on."""
+        stages = [stage for stage in self.recipe.stages if stage.texts]
+        return sorted(
+            {talk.group for stage in stages for group in self.select_sets(stage) for talk in group.conversations}
+        )
+
     def save(self) -> Path:
         """Write the model folder."""
         result = self.result("finished")
@@ -436,6 +443,7 @@ class MllmTraining:
             "collection": self.collection.name,
             "license": self.collection.license,
             "split": self.recipe.split,
+            "groups": self._trained_groups(),
             "command": self.command,
             "revision": code_revision(),
         }

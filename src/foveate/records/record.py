@@ -12,8 +12,21 @@ from typing import Literal, get_args
 from foveate.records.boxes import Box
 
 # Groups of the training mixture that a conversation may belong to.
-Group = Literal["general", "text-rich", "refer-ground", "science", "math", "code", "multi-image", "text"]
+Group = Literal[
+    "general",
+    "text-rich",
+    "refer-ground",
+    "science",
+    "math",
+    "code",
+    "multi-image",
+    "text",
+    "short-captions",
+    "descriptions",
+]
 GROUPS: tuple[str, ...] = get_args(Group)
+# Captions in requested formats, rewritten from short captions and recognized text, or from descriptions.
+CAPTION_GROUPS: tuple[Group, Group] = ("short-captions", "descriptions")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ from made_captioner import recipe
 
 from foveate.caption.backends.foveate import BACKEND, FoveateSettings, format_response, requested_length
 from foveate.caption.captioner import CaptionRequest, backend_names
+from foveate.caption.chat_format import EDGES, length_class
 from foveate.caption.response_parser import parse_caption
 from foveate.caption.small.evaluate import caption_rows, evaluate
 from foveate.caption.small.folder import SmallCaptioner, load_captioner
 from foveate.caption.small.generate import CaptionTask, GeneratedCaption, generate_captions
 from foveate.caption.small.model import CaptionerModel, decoder_config
-from foveate.caption.small.tokens import EDGES, CaptionTokens, length_class
+from foveate.caption.small.tokens import CaptionTokens
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from naming import raises_naming

@@ -11,12 +11,12 @@ from pathlib import Path
 from pydantic import Field
 
 from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse
+from foveate.caption.chat_format import EDGES
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.response_parser import serialize
 from foveate.caption.small.batched import BatchedCaptioner
 from foveate.caption.small.folder import load_captioner
 from foveate.caption.small.generate import CaptionTask, GeneratedCaption
-from foveate.caption.small.tokens import EDGES
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from foveate.caption.chat_format import EDGES
 from foveate.caption.length_filters import RETRY_WORDS
 from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS, Prompt, prompt_ids
 from foveate.caption.small.generate import MAX_TOKENS
-from foveate.caption.small.tokens import EDGES
 
 _LANGUAGE = "Qlanguageq"
 _FIELDS = ("alt", "caption", "words", "sentences")

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.caption.small.tokens import CaptionTokens, length_class
+from foveate.caption.chat_format import length_class
+from foveate.caption.small.tokens import CaptionTokens
 from foveate.caption.targets.rows import ALIGN_STAGE, FORMAT_STAGE, Row
 from foveate.core import seeds
 from foveate.core.errors import UserError

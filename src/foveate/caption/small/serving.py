@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 from foveate.caption.backends.foveate import format_response
+from foveate.caption.chat_format import EDGES
 from foveate.caption.small.batched import BatchedCaptioner
 from foveate.caption.small.chat_requests import Refused, read_request
 from foveate.caption.small.folder import SmallCaptioner
 from foveate.caption.small.generate import CaptionTask
 from foveate.caption.small.settings import ServerSettings
-from foveate.caption.small.tokens import EDGES
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.records.images import BadImage

@@ -15,14 +15,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
+from foveate.caption.chat_format import EDGES
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.core.errors import UserError, choose
 
 PAD, CAPTION, END, ALT, ALT_END = "<pad>", "<caption>", "<end>", "<alt>", "</alt>"
-# Edges of the length classes in CLIP tokens without specials; class i is [EDGES[i - 1], EDGES[i]).
-EDGES = (8, 12, 18, 26, 38, 54, 76, 100, 130, 170)
 _WORD = re.compile(r"\w+")
 _MAX_NAMES = 0.5  # of the vocabulary
 _SPECIALS = (
@@ -34,15 +31,6 @@ _SPECIALS = (
     *(f"<{kind}>" for kind in CAPTION_KINDS),
     *(f"<length_{number}>" for number in range(len(EDGES) + 1)),
 )
-
-
-def length_class(clip_tokens: int) -> int:
-    """The class of a length in CLIP tokens.
-
-    >>> length_class(5), length_class(8), length_class(500)
-    (0, 1, 10)
-    """
-    return int(np.searchsorted(EDGES, clip_tokens, side="right"))
 
 
 def _beginnings(texts: Iterable[str]) -> set[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveate.caption.chat_format import length_class
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.small.folder import load_weights, save_captioner
 from foveate.caption.small.model import CaptionerModel
@@ -22,7 +23,7 @@ from foveate.caption.small.recipe import CaptionerRecipe
 from foveate.caption.small.results import CaptionerResult, TrainingStage
 from foveate.caption.small.samples import WORD_STAGE, CaptionSamples, cached_features, nothing_for, telling_words
 from foveate.caption.small.task import CaptionerTask
-from foveate.caption.small.tokens import CaptionTokens, length_class
+from foveate.caption.small.tokens import CaptionTokens
 from foveate.caption.targets.material import read_material
 from foveate.caption.targets.rewriting import open_rewriter
 from foveate.caption.targets.rows import ALIGN_STAGE, FORMAT_STAGE, Row, rows_of_table, write_rows

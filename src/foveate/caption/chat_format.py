@@ -1,0 +1,78 @@
+"""The chat turn that asks a multimodal model for a caption: format and length class in plain words.
+
+The recipe `captioner` trains on these turns and every multimodal folder is asked with them, so that one model answers
+questions and writes captions. The answer is the caption alone.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping
+from typing import Any
+
+from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS
+from foveate.core.errors import choose
+from foveate.records.conversations import IMAGE, REGION
+from foveate.records.record import CAPTION_GROUPS
+
+# Edges of the length classes in CLIP tokens without specials; class i is [EDGES[i - 1], EDGES[i]).
+EDGES = (8, 12, 18, 26, 38, 54, 76, 100, 130, 170)
+_REQUESTS: Mapping[str, str] = {
+    "ssc": "Write a short caption",
+    "dsc": "Write a caption",
+    "dsc_plus": "Write a dense caption",
+    "afc": "Write a caption with the facts of the text",
+}
+
+
+def length_class(clip_tokens: int) -> int:
+    """Return the class of a length in CLIP tokens.
+
+    >>> length_class(5), length_class(8), length_class(500)
+    (0, 1, 10)
+    """
+    return bisect.bisect_right(EDGES, clip_tokens)
+
+
+def caption_request(kind: str, *, length: int, alt: str = "") -> str:
+    """Return the user turn that asks for a caption; the answer is the caption alone.
+
+    Args:
+        kind: one of `CAPTION_KINDS`.
+        length: class of `length_class`, 0 to len(EDGES).
+        alt: AltText; used by afc only.
+
+    >>> caption_request("ssc", length=1)
+    'Write a short caption, 8 to 11 tokens.'
+    >>> caption_request("afc", length=4, alt="Old  Port")
+    'Write a caption with the facts of the text, 26 to 37 tokens. Text: Old Port'
+    """
+    choose(kind, CAPTION_KINDS, "caption format")
+    if not 0 <= length <= len(EDGES):
+        raise ValueError(f"length: no class (got {length}); expected 0 to {len(EDGES)}")
+    if length == 0:
+        tokens = f"at most {EDGES[0] - 1} tokens"
+    elif length == len(EDGES):
+        tokens = f"at least {EDGES[-1]} tokens"
+    else:
+        tokens = f"{EDGES[length - 1]} to {EDGES[length] - 1} tokens"
+    request = f"{_REQUESTS[kind]}, {tokens}."
+    return f"{request} Text: {normalize_alt(alt)}" if kind == "afc" else request
+
+
+def normalize_alt(alt: str) -> str:
+    """Collapse white space, cut as prompts do, and take placeholders apart, which would stand for an image or region.
+
+    >>> normalize_alt("a  <image> of Brennau")
+    'a image of Brennau'
+    """
+    for placeholder in (IMAGE, REGION):
+        alt = alt.replace(placeholder, placeholder.strip("<>"))
+    return " ".join(alt.split())[:MAX_ALT_LETTERS].rstrip()
+
+
+def writes_captions(config: Mapping[str, Any]) -> bool:
+    """Return whether the config.json of a multimodal folder says that it was trained on these requests."""
+    provenance = config.get("provenance")
+    groups = provenance.get("groups") if isinstance(provenance, Mapping) else None
+    return isinstance(groups, list) and not set(CAPTION_GROUPS).isdisjoint(map(str, groups))
