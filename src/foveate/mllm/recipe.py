@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from foveate.core.errors import choose
+from foveate.core.errors import UserError, choose, nearest
 from foveate.core.recipes import Settings
 from foveate.multimodal.assemble import AssemblyOptions
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
@@ -57,15 +59,45 @@ class MllmRecipe(Settings):
     """`foveate mllm train RECIPE --collection DIR`."""
 
     config_version: Literal[1] = 1
+    initial: str | None = Field(
+        default=None,
+        description="start from this: mini (shipped) or a model folder, with its weights, tokenizer and names; "
+        "`model` is then that of the folder",
+    )
     model: MultimodalSettings
     vocabulary: int = Field(
         default=4096,
         ge=400,
         le=65_536,
-        description="tokens of a tokenizer trained on the collection; unused with model.language.source",
+        description="tokens of a tokenizer trained on the collection; unused with initial or model.language.source",
     )
     split: str = Field(default="train", description="split of the collection that is trained on")
     stages: tuple[StageSettings, ...] = Field(min_length=1, description="in order")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_initial_model(cls, content: Any) -> Any:
+        """Fill in `model` from the folder `initial`; what the recipe gives of it must agree."""
+        if not isinstance(content, Mapping) or not isinstance(content.get("initial"), str):
+            return content
+        from foveate.multimodal.folder import read_settings  # loads torch, which a recipe alone does not need
+        from foveate.multimodal.opening import SHIPPED, find_folder
+
+        initial = content["initial"]
+        try:
+            settings, _ = read_settings(find_folder(initial).expanduser())
+        except UserError as error:
+            raise UserError(f"field 'initial': {error}") from error
+        model = settings.model_dump(mode="json")
+        if content.get("model") is not None:
+            given = content["model"]
+            given = given.model_dump(mode="json") if isinstance(given, Settings) else given
+            if not isinstance(given, Mapping):
+                return content
+            _check_agreement(given, model, initial)
+        # A run is resumed from any working directory.
+        path = initial if initial in SHIPPED else str(Path(initial).expanduser().resolve())
+        return {**content, "initial": path, "model": model}
 
     @model_validator(mode="after")
     def _consistent(self) -> MllmRecipe:
@@ -78,8 +110,9 @@ class MllmRecipe(Settings):
             raise ValueError(f"model.box_head: needs model.regions 'tokens' (got '{self.model.regions}')")
         # Not merely set: a saved recipe lists all fields, most with their defaults.
         changed = self.vocabulary != type(self).model_fields["vocabulary"].default
-        if changed and isinstance(self.model.language, SourceSettings):
-            warnings.warn("vocabulary has no effect with model.language.source, which has its own", stacklevel=2)
+        if changed and (self.initial or isinstance(self.model.language, SourceSettings)):
+            source = "initial" if self.initial else "model.language.source"
+            warnings.warn(f"vocabulary has no effect with {source}, which has its own", stacklevel=2)
         if self.model.assembly is None and any(stage.assembly for stage in self.stages):
             raise ValueError("stages: assembly of a stage needs model.assembly")
         if self.stages[-1].assembly not in (None, self.model.assembly):
@@ -102,6 +135,20 @@ class MllmRecipe(Settings):
             stage.model_copy(update={"training": stage.training.model_copy(update=update)}) for stage in self.stages
         )
         return self.model_copy(update={"stages": stages})
+
+
+def _check_agreement(given: Mapping[str, Any], model: Mapping[str, Any], initial: str, prefix: str = "model.") -> None:
+    """Raise UserError for the first field of a recipe's model that is not as in the model it starts from."""
+    for name, value in given.items():
+        field, expected = f"{prefix}{name}", model.get(name)
+        if name not in model:
+            raise UserError(f"field '{field}': the model of initial '{initial}' has none{nearest(name, model)}")
+        if isinstance(value, Mapping) and isinstance(expected, Mapping):
+            _check_agreement(value, expected, initial, f"{field}.")
+        elif (list(value) if isinstance(value, tuple) else value) != expected:
+            raise UserError(
+                f"field '{field}': not that of initial '{initial}' (got {value!r}); expected {expected!r}, or no model"
+            )
 
 
 class MllmPriceSettings(PriceSettings):

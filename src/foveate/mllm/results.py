@@ -70,7 +70,12 @@ class StageResult(ResultModel):
 
 
 class MllmResult(RunResult):
-    """A training of a multimodal LLM."""
+    """A training of a multimodal LLM.
+
+    Attributes:
+        initial: the model folder that it started from, and `initial_sha256` of its config, weights and tokenizer; empty
+            for a new model.
+    """
 
     kind: Literal["mllm_train"] = "mllm_train"
 
@@ -84,6 +89,8 @@ class MllmResult(RunResult):
     stages: list[StageResult]
     seconds: float
     model: str
+    initial: str = ""
+    initial_sha256: str = ""
 
 
 class PreviewToken(ResultModel):

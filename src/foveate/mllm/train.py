@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
-from foveate.core.model_folder import check_tensors, read_tensors
+from foveate.core.model_folder import PREPROCESS, WEIGHTS, check_tensors, read_tensors
 from foveate.core.progress import duration, say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
@@ -36,8 +37,17 @@ from foveate.mllm.samples import ImageSet, MllmSamples, NameTable, group_by_imag
 from foveate.mllm.stages import resize_weights
 from foveate.mllm.task import MllmTask
 from foveate.multimodal.build import build_model, open_source, prepare_tuning
-from foveate.multimodal.folder import save_model, stored_state
+from foveate.multimodal.folder import (
+    NAMES,
+    TOKENIZER,
+    hash_model,
+    load_weights,
+    open_recorded_source,
+    save_model,
+    stored_state,
+)
 from foveate.multimodal.model import MultimodalModel
+from foveate.multimodal.opening import find_folder
 from foveate.multimodal.prompts import PromptWriter
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.collection import Collection
@@ -48,10 +58,11 @@ from foveate.training.distributed import World, barrier, start, world
 from foveate.training.loader import Loader
 from foveate.training.loop import WITHOUT_INFLUENCE, train
 from foveate.vision.feature_cache import FeatureCache, TileCache
+from foveate.vision.preprocess import check_preprocess
 from foveate.vision.registry import seeded
 
 _FREE = tuple(f"stages.training.{name}" for name in WITHOUT_INFLUENCE)
-TOKENIZER, NAMES, LANGUAGE = "tokenizer.json", "names.json", "language.json"
+LANGUAGE, INITIAL = "language.json", "initial.json"
 STAGE, STAGE_WEIGHTS = "stage.json", "weights.safetensors"
 # Texts from which the word pieces are learned; more change next to nothing.
 _TOKENIZER_TEXTS = 60_000
@@ -71,7 +82,8 @@ def build_recipe_model(recipe: MllmRecipe) -> MultimodalModel:
     """Build the untrained model of a recipe; a language model from elsewhere with random weights."""
     source = recipe.model.language
     if not isinstance(source, SourceSettings):
-        return build_model(recipe.model, vocabulary=recipe.vocabulary, region_id=0)
+        vocabulary = read_tokenizer(find_folder(recipe.initial) / TOKENIZER).size if recipe.initial else None
+        return build_model(recipe.model, vocabulary=vocabulary or recipe.vocabulary, region_id=0)
     from transformers import AutoModelForCausalLM
 
     config = read_language_config(source.source, revision=source.revision)
@@ -171,9 +183,16 @@ def _prepare(recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet
         return
     rows = sorted({row for group in sets for row in group.rows})
     uses = Counter(region.phrase for row in rows for region in collection.read_regions(row))
-    if not isinstance(recipe.model.language, SourceSettings):
+    initial = find_folder(recipe.initial) if recipe.initial else None
+    known: list[str] = []
+    if initial is not None:
+        path = initial / NAMES
+        known = read_json(path) if path.is_file() else []
+        if not isinstance(recipe.model.language, SourceSettings):
+            write_text_atomically(run.path / TOKENIZER, (initial / TOKENIZER).read_text(encoding="utf-8"))
+    elif not isinstance(recipe.model.language, SourceSettings):
         _write_tokenizer(recipe, sets, uses, run)
-    write_json_atomically(run.path / NAMES, sorted(uses))
+    write_json_atomically(run.path / NAMES, sorted({*known, *uses}))
 
 
 def _write_tokenizer(recipe: MllmRecipe, sets: Sequence[ImageSet], uses: Counter[str], run: RunFolder) -> None:
@@ -206,20 +225,41 @@ class MllmTraining:
         chat = self.language.chat if self.language else Chat(read_tokenizer(run.path / TOKENIZER), "words")
         self.prompts = PromptWriter(chat, regions=recipe.model.regions)
         self.names = NameTable.create(read_json(run.path / NAMES), self.prompts)
-        self.model = self._build(recipe.stage_model(recipe.stages[0]))
+        self.initial_sha256 = ""
         self._features: FeatureCache | None = None
+        if recipe.initial:
+            self.model = self._load_initial(find_folder(recipe.initial))
+            self.enter(recipe.stages[0])
+        else:
+            self.model = self._build(recipe.stage_model(recipe.stages[0]))
+
+    def _load_initial(self, folder: Path) -> MultimodalModel:
+        """Build the model of a folder with its weights, the same in every session of a run."""
+        self.initial_sha256 = hash_model(folder)
+        self._check_unchanged(INITIAL, "initial model", {"source": self.recipe.initial, "sha256": self.initial_sha256})
+        model = self._build(self.recipe.model)
+        check_preprocess(folder / PREPROCESS, model.tower.preprocess)
+        load_weights(model, folder / WEIGHTS)
+        return model
+
+    def _check_unchanged(self, file: str, what: str, identity: dict[str, Any]) -> None:
+        """Record in the run folder what a run began with; raise UserError where an earlier session had another."""
+        path = self.run.path / file
+        if path.is_file() and (earlier := read_json(path)) != identity:
+            raise UserError(f"{path}: the run began with another {what} (got {identity}); expected {earlier}")
+        if self.here.is_main:
+            write_json_atomically(path, identity)
 
     def _open_source(self) -> LanguageModel | None:
         """Open the language model that the recipe names, the same in every session of a run."""
         settings = self.recipe.model.language
         if not isinstance(settings, SourceSettings):
             return None
-        language = open_source(settings, seed=self.recipe.stages[0].training.seed)
-        path, identity = self.run.path / LANGUAGE, {"source": language.source, "sha256": language.sha256()}
-        if path.is_file() and (earlier := read_json(path)) != identity:
-            raise UserError(f"{path}: the run began with another language model (got {identity}); expected {earlier}")
-        if self.here.is_main:
-            write_json_atomically(path, identity)
+        if self.recipe.initial:
+            language = open_recorded_source(find_folder(self.recipe.initial))
+        else:
+            language = open_source(settings, seed=self.recipe.stages[0].training.seed)
+        self._check_unchanged(LANGUAGE, "language model", {"source": language.source, "sha256": language.sha256()})
         return language
 
     def _build(self, settings: MultimodalSettings) -> MultimodalModel:
@@ -427,6 +467,8 @@ class MllmTraining:
             stages=self.stages,
             seconds=round(sum(stage.seconds for stage in self.stages), 1),
             model="model/",
+            initial=self.recipe.initial or "",
+            initial_sha256=self.initial_sha256,
         )
 
     def _trained_groups(self) -> list[str]:
@@ -439,7 +481,7 @@ class MllmTraining:
     def save(self) -> Path:
         """Write the model folder."""
         result = self.result("finished")
-        provenance = {
+        provenance: dict[str, Any] = {
             "collection": self.collection.name,
             "license": self.collection.license,
             "split": self.recipe.split,
@@ -447,12 +489,15 @@ class MllmTraining:
             "command": self.command,
             "revision": code_revision(),
         }
+        if self.recipe.initial:
+            provenance["initial"] = {"source": self.recipe.initial, "sha256": self.initial_sha256}
         return save_model(
             self.run.path / "model",
             settings=self.recipe.model,
             weights=self.model.state_dict(),
             tokenizer_json=None if self.language else (self.run.path / TOKENIZER).read_text(encoding="utf-8"),
             language=self.language,
+            names=list(self.names.index),
             preprocess=self.model.tower.preprocess.to_dict(),
             card=model_card(self.recipe, result.parameters, provenance),
             provenance=provenance,

@@ -8,7 +8,9 @@ file is checked as a whole; `foveate.language.lora.save_lora` writes it as PEFT 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import UserError
+from foveate.core.files import sha256_file
 from foveate.core.model_folder import (
     CARD,
     CONFIG,
@@ -45,6 +48,8 @@ from foveate.vision.preprocess import check_preprocess
 KIND = "multimodal"
 FORMAT = 1
 TOKENIZER = "tokenizer.json"
+# Names of regions that it was aligned with: a training that starts from the folder goes on with them.
+NAMES = "names.json"
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ def save_model(
     weights: Mapping[str, Tensor],
     tokenizer_json: str | None = None,
     language: LanguageModel | None = None,
+    names: Sequence[str] = (),
     preprocess: Mapping[str, Any],
     card: str,
     metrics: Mapping[str, Any] | None = None,
@@ -83,6 +89,7 @@ def save_model(
         weights: name -> tensor of the model's state; what `stored_state` leaves out is left out.
         tokenizer_json: content of tokenizer.json, of a small vocabulary.
         language: the opened source of the language model, where the settings name one.
+        names: of regions, that embedding alignment was trained with.
         dtype: of the stored weights; bfloat16 halves the file.
     """
     tensors = {name: value.to(dtype) for name, value in stored_state(weights, settings).items()}
@@ -96,6 +103,8 @@ def save_model(
         config["model"]["language"] |= {"revision": language.commit} if language.commit else {}
     elif tokenizer_json is not None:
         files = {TOKENIZER: tokenizer_json, **files}
+    if names:
+        files |= {NAMES: json.dumps(list(names), ensure_ascii=False)}
     return write_model_folder(folder, kind=KIND, format=FORMAT, config=config, tensors=tensors, files=files)
 
 
@@ -106,12 +115,9 @@ def load_model(folder: Path, *, device: torch.device | None = None) -> LoadedMod
         UserError: the folder holds no multimodal model, one of another format, or is incomplete or damaged; or
             the source of its language model is out of reach or another one.
     """
-    config = read_config(
-        folder, kind=KIND, formats=(FORMAT,), fields={"model": dict, "provenance": dict}, label="multimodal model"
-    )
-    settings = validate(MultimodalSettings, config["model"], where=str(folder / CONFIG))
+    settings, config = read_settings(folder)
     if isinstance(settings.language, SourceSettings):
-        language = _open_source(folder, settings.language, config.get("language_sha256"))
+        language = open_recorded_source(folder)
         chat, parts = language.chat, {"language_model": language.model}
     else:
         path = folder / TOKENIZER
@@ -138,15 +144,41 @@ def load_model(folder: Path, *, device: torch.device | None = None) -> LoadedMod
     return LoadedModel(model, prompts, chat.tokenizer, config["provenance"])
 
 
-def _open_source(folder: Path, settings: SourceSettings, sha256: object) -> LanguageModel:
+def read_settings(folder: Path) -> tuple[MultimodalSettings, dict[str, Any]]:
+    """Read the settings of a model folder, and its whole config.
+
+    Raises:
+        UserError: the folder holds no multimodal model, or one of another format.
+    """
+    config = read_config(
+        folder, kind=KIND, formats=(FORMAT,), fields={"model": dict, "provenance": dict}, label="multimodal model"
+    )
+    return validate(MultimodalSettings, config["model"], where=str(folder / CONFIG)), config
+
+
+def hash_model(folder: Path) -> str:
+    """Hash what decides the answers of a model folder: config, weights and tokenizer, not card and metrics."""
+    files = [folder / name for name in (CONFIG, WEIGHTS, TOKENIZER) if (folder / name).is_file()]
+    return hashlib.sha256("".join(f"{sha256_file(file)}  {file.name}\n" for file in files).encode()).hexdigest()
+
+
+def open_recorded_source(folder: Path) -> LanguageModel:
+    """Open the language model from elsewhere that a model folder was trained with.
+
+    Raises:
+        UserError: it is out of reach or another one.
+    """
+    settings, config = read_settings(folder)
+    assert isinstance(settings.language, SourceSettings)
+    source, sha256 = settings.language.source, config.get("language_sha256")
     try:
-        language = open_source(settings)
+        language = open_source(settings.language)
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: field 'model.language.source': {error}") from error
     actual = language.sha256()
     if actual != sha256:
         raise UserError(
-            f"{folder / CONFIG}: field 'model.language.source': {settings.source} is another language model (its files "
+            f"{folder / CONFIG}: field 'model.language.source': {source} is another language model (its files "
             f"have sha256 {actual}); expected {sha256}, which this model was trained with"
         )
     return language

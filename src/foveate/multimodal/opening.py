@@ -17,6 +17,11 @@ from foveate.vision.precision import choose_device
 SHIPPED = ("mini",)
 
 
+def find_folder(source: str | Path) -> Path:
+    """Return the folder of a shipped model by its name; any other source is a path."""
+    return DATA / str(source) if str(source) in SHIPPED else Path(source)
+
+
 def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm | ForeignMllm:
     """Open a multimodal model that answers questions about images.
 
@@ -33,7 +38,7 @@ def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm
         >>> model.ask(image_file, "What is in the image?").finished
         True
     """
-    folder = DATA / str(source) if str(source) in SHIPPED else Path(source)
+    folder = find_folder(source)
     if not folder.exists() and HUB_ID.fullmatch(str(source)):
         return open_foreign(str(source), device=choose_device(device or "auto"))
     if not folder.is_dir():
