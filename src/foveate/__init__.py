@@ -37,6 +37,7 @@ _LAZY = {
     "open_index": "foveate.pretrain.api",
     "open_mllm": "foveate.multimodal.opening",
     "open_model": "foveate.pretrain.api",
+    "parse_boxes": "foveate.records.box_phrases",
     "save_adapter": "foveate.adapt.folder",
     "search": "foveate.pretrain.api",
 }
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from foveate.multimodal.opening import open_mllm
     from foveate.pretrain.api import Location, Model, SearchIndex, open_index, open_model, search
     from foveate.pretrain.searching.search import Hit
+    from foveate.records.box_phrases import parse_boxes
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
     from foveate.records.collection import Collection
     from foveate.records.record import Record, Region
@@ -87,6 +89,7 @@ __all__ = [
     "open_index",
     "open_mllm",
     "open_model",
+    "parse_boxes",
     "save_adapter",
     "search",
 ]

@@ -155,7 +155,9 @@ def parse_regions(text: str, *, width: int, height: int, decoding: Decoding = "b
             (x1, x2), (y1, y2) = sorted(bins[::2]), sorted(bins[1::2])
             bins = [x1, y1, x2, y2]
         region = decode_region(bins, width=width, height=height, decoding=decoding)
-        phrase = _find_phrase(text, match.start(), regions[-1] if regions else None)
+        previous = regions[-1] if regions else None
+        between = text[previous.end if previous else 0 : match.start()]
+        phrase = find_phrase(between, previous.phrase if previous else None)
         regions.append(ParsedRegion(phrase, region, *match.span()))
     unclosed = _UNCLOSED.search(text)
     if unclosed and any(letter.isdigit() for letter in unclosed[0]):
@@ -173,16 +175,24 @@ def _find_list_problem(values: Sequence[float]) -> str | None:
     return None
 
 
-def _find_phrase(text: str, start: int, previous: ParsedRegion | None) -> str:
-    between = text[previous.end if previous else 0 : start]
+def find_phrase(between: str, previous: str | None) -> str:
+    """Return the phrase of a region.
+
+    Args:
+        between: text since the region before, or since the start.
+        previous: phrase of that region, None for the first one.
+    """
     tail = _PHRASE_END.split(between)[-1]
-    phrase = _LEADING_GLUE.sub("", tail).rstrip(" \t,:(")
-    if not phrase and previous is not None and tail == between:
-        return previous.phrase
-    return phrase
+    phrase = strip_phrase(tail)
+    return previous if not phrase and previous is not None and tail == between else phrase
 
 
-_OFFICIAL_STOPS = frozenset(".,;!?")
+def strip_phrase(text: str) -> str:
+    """Strip a phrase of marks around it and of "and" or "or" before it."""
+    return _LEADING_GLUE.sub("", text).rstrip(" \t,:(")
+
+
+OFFICIAL_STOPS = ".,;!?"
 
 
 def parse_streaming(
@@ -212,7 +222,7 @@ def parse_streaming(
             buffer, skipping = "", True
         elif not skipping:
             buffer += letter
-        elif letter in _OFFICIAL_STOPS:
+        elif letter in OFFICIAL_STOPS:
             skipping = False
     return boxes
 
@@ -241,9 +251,10 @@ def is_same_phrase(a: str, b: str) -> bool:
 
     Case, quotes, marks and blanks do not count; hyphens and other non-word characters are dropped without a blank.
     """
-    return _fold_phrase(a) == _fold_phrase(b)
+    return fold_phrase(a) == fold_phrase(b)
 
 
-def _fold_phrase(phrase: str) -> str:
+def fold_phrase(phrase: str) -> str:
+    """Return a text that is equal for phrases that `is_same_phrase` holds for."""
     spaced = re.sub(r"""["',.;!?|:]""", " ", phrase.lower())
     return " ".join(re.sub(r"[^\w\s]", "", spaced).split())
