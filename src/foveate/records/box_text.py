@@ -9,6 +9,7 @@ Source: Ferret (arXiv 2310.07704); behavior of the code at apple/ml-ferret 3c9e5
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -254,7 +255,11 @@ def is_same_phrase(a: str, b: str) -> bool:
     return fold_phrase(a) == fold_phrase(b)
 
 
+_MARKS = re.compile(r"""["',.;!?|:]""")
+_NON_WORD = re.compile(r"[^\w\s]")
+
+
+@functools.lru_cache(maxsize=65_536)  # evaluators fold the same phrases for every answer
 def fold_phrase(phrase: str) -> str:
     """Return a text that is equal for phrases that `is_same_phrase` holds for."""
-    spaced = re.sub(r"""["',.;!?|:]""", " ", phrase.lower())
-    return " ".join(re.sub(r"[^\w\s]", "", spaced).split())
+    return " ".join(_NON_WORD.sub("", _MARKS.sub(" ", phrase.lower())).split())
