@@ -16,3 +16,13 @@ def trained_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     model = build_model(tiny.recipe(regions={"method": "none"})).eval().requires_grad_(False)
     return save_model(model, tmp_path_factory.mktemp("judge") / "model")
+
+
+@pytest.fixture(scope="session")
+def scene_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty generated scenes; tests read them only (features may be cached beside them)."""
+    from foveate.records.scenes.scene_collection import build_scenes
+
+    path = tmp_path_factory.mktemp("scenes") / "scenes"
+    build_scenes(path, train=24, test=6, size=96)
+    return path

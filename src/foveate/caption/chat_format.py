@@ -17,6 +17,8 @@ from foveate.records.record import CAPTION_GROUPS
 
 # Edges of the length classes in CLIP tokens without specials; class i is [EDGES[i - 1], EDGES[i]).
 EDGES = (8, 12, 18, 26, 38, 54, 76, 100, 130, 170)
+# Class that is asked for where nobody asks for another: within the format's length filter, and usual in training.
+USUAL_LENGTHS: Mapping[str, int] = {"ssc": 1, "dsc": 4, "dsc_plus": 8, "afc": 4}
 _REQUESTS: Mapping[str, str] = {
     "ssc": "Write a short caption",
     "dsc": "Write a caption",

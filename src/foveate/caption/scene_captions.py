@@ -65,14 +65,15 @@ def plan_claims(kind: str, truth: SceneTruth, *, main: str = "") -> list[Claim]:
     if kind in ("dsc", "afc"):
         opening = Claim("opening", (main,), number=counts[main])
         return [opening, *present, *links[:1], Claim("ground", word=ground), *written]
-    sizes = [Claim("size", (unique[0].phrase,), "largest"), Claim("size", (unique[-1].phrase,), "smallest")]
+    sizes = list[Claim]()
     # With two cats of the same name "the largest thing" has no name of its own.
-    comparable = len(unique) > 1 and len(unique) == len(truth.things)
+    if len(unique) > 1 and len(unique) == len(truth.things):
+        sizes = [Claim("size", (unique[0].phrase,), "largest"), Claim("size", (unique[-1].phrase,), "smallest")]
     return [
         Claim("framing", (main,), number=counts[main]),
         *present,
         *(Claim("place", (thing.phrase,), describe_position(thing)) for thing in unique),
-        *(sizes if comparable else []),
+        *sizes,
         *links[:_MAX_RELATIONS],
         Claim("ground", word=ground),
         *([Claim("ground kind", word=truth.ground_kind)] if truth.ground_kind else []),

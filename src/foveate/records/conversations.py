@@ -346,6 +346,7 @@ def add_conversations(
     conversations: Iterable[Conversation | tuple[Conversation, Finding]],
     *,
     created: str | None = None,
+    recipe_hash: str = "",
 ) -> ConversationSummary:
     """Add conversations to a collection in resumable parts; quarantine the unusable with their reasons.
 
@@ -353,6 +354,7 @@ def add_conversations(
         path: the collection; it has the images already.
         conversations: consumed lazily; with a finding, one that the caller refuses.
         created: time stamp (ISO 8601), by default now.
+        recipe_hash: of the settings that the conversations were written with.
 
     Raises:
         UserError: the folder is no collection, or another process writes it.
@@ -387,7 +389,7 @@ def add_conversations(
         rows = usable_rows()
         # Cut at the same rows in every run, so that a resumed one ends with the same parts.
         while part := list(itertools.islice(rows, _ROWS_PER_PART)):
-            added = appender.append(KIND, part, Provenance(created=created))
+            added = appender.append(KIND, part, Provenance(recipe_hash=recipe_hash, created=created))
             summary.added += added
             summary.existing += len(part) - added
         quarantine.save()

@@ -9,14 +9,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
 @pytest.fixture(scope="session")
-def scene_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty generated scenes; tests read them only (features may be cached beside them)."""
-    from made_captioner import make_scenes
-
-    return make_scenes(tmp_path_factory.mktemp("scenes") / "scenes")
-
-
-@pytest.fixture(scope="session")
 def trained_folder(scene_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a captioner after a few steps of each stage."""
     from made_captioner import recipe

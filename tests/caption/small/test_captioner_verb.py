@@ -82,7 +82,7 @@ def test_mistakes_are_errors_of_one_sentence(
         ),
         (
             [*start, "data.short_kinds=[alt]", "data.description_kinds=[titel]", "--collection", str(tiny_collection)],
-            "unknown caption kind (data.description_kinds) 'titel': expected one of alt, title. Did you mean 'title'",
+            "unknown caption kind (description_kinds) 'titel': expected one of alt, title. Did you mean 'title'",
         ),
         (["captioner", "evaluate", str(trained_folder), "--collection", str(scene_collection)], "Did you mean"),
         (["captioner", "evaluate", str(tiny_collection), "--collection", str(scene_collection)], "config.json"),

@@ -70,7 +70,7 @@ def read_material(
     by_row: dict[int, Material] = {}
     counts: dict[str, int] = {}
     for name in settings.sources:
-        source = load_module(SOURCES, name, label="field data.sources")
+        source = load_module(SOURCES, name, label="field sources")
         # The first source that knows an image has it: a scene's truth is better than its captions.
         remaining = np.asarray([row for row in rows.tolist() if row not in by_row], dtype=np.int64)
         materials = source.read(collection, remaining, settings, seed=seed)
@@ -88,4 +88,4 @@ def _check_kinds(collection: Collection, settings: TargetSettings) -> None:
     available = collection.table("captions")["kind"].unique().to_pylist()
     for name, kinds in named.items():
         for kind in kinds:
-            choose(kind, available, f"caption kind (data.{name})")
+            choose(kind, available, f"caption kind ({name})")

@@ -41,7 +41,7 @@ def recognize_text(collection: Collection, rows: Sequence[int], which: str) -> d
         return {}
     if importlib.util.find_spec(PACKAGE) is None:
         if which == "rapidocr":
-            raise UserError(f"field data.ocr: 'rapidocr' is not installed; {_INSTALL}, or set data.ocr=none")
+            raise UserError(f"field ocr: 'rapidocr' is not installed; {_INSTALL}, or set ocr=none")
         say(f"no OCR is installed: text in {len(rows)} images is not used for targets; {_INSTALL}")
         return {}
     known = _read_cache(collection)

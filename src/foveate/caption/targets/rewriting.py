@@ -63,7 +63,7 @@ def open_rewriter(settings: TargetSettings, *, folder: Path | None = None) -> Re
     Raises:
         UserError: the rewriter is unknown; the error has the nearest match.
     """
-    module = load_module(REWRITERS, settings.rewriter, label="field data.rewriter")
+    module = load_module(REWRITERS, settings.rewriter, label="field rewriter")
     return module.open_rewriter(settings, folder=folder)
 
 

@@ -106,8 +106,20 @@ def rows_of_table(table: pa.Table) -> list[Row]:
     return [Row(**row) for row in table.to_pylist()]
 
 
-def write_rows(materials: Sequence[Material], settings: TargetSettings, rewriter: Rewriter, *, seed: int) -> Rows:
-    """Write the rows of both stages."""
+def write_rows(
+    materials: Sequence[Material],
+    settings: TargetSettings,
+    rewriter: Rewriter,
+    *,
+    seed: int,
+    others: Sequence[Material] | None = None,
+) -> Rows:
+    """Write the rows of both stages.
+
+    Args:
+        others: whose AltTexts are drawn as noise; by default `materials`.
+    """
+    others = materials if others is None else others
     rows, dropped = list[Row](), Counter[tuple[int, str, str]]()
     for stage in (FORMAT_STAGE, ALIGN_STAGE):
         for material, answers, provenance in _write_targets(materials, stage, rewriter):
@@ -121,7 +133,7 @@ def write_rows(materials: Sequence[Material], settings: TargetSettings, rewriter
                 if kind != "dsc":
                     continue
                 # AFC is the dsc with facts of the AltText: nothing needs to be rewritten for it.
-                afc = _make_afc_row(material, target, stage, provenance, materials, settings, seed)
+                afc = _make_afc_row(material, target, stage, provenance, others, settings, seed)
                 if isinstance(afc, Row):
                     rows.append(afc)
                 else:
@@ -179,7 +191,7 @@ def _make_afc_row(
     dsc: str,
     stage: int,
     provenance: str,
-    materials: Sequence[Material],
+    others: Sequence[Material],
     settings: TargetSettings,
     seed: int,
 ) -> Row | str:
@@ -191,7 +203,7 @@ def _make_afc_row(
     alt, facts = material.alt, tuple[str, ...]()
     if noisy:
         if material.alt_clean is not False or not alt:
-            alt = _draw_mismatched(material, materials, draw)
+            alt = _draw_mismatched(material, others, draw)
     else:
         if material.alt_clean is False or not is_usable_alt_text(alt):
             alt = _list_facts(material, draw)
@@ -216,11 +228,11 @@ def _contains_words(alt: str, fact: str) -> bool:
     return set(split_words(fact)) <= set(split_words(alt))
 
 
-def _draw_mismatched(material: Material, materials: Sequence[Material], draw: np.random.Generator) -> str:
+def _draw_mismatched(material: Material, others: Sequence[Material], draw: np.random.Generator) -> str:
     """Draw the AltText of another image that shares no content word with this one; "" if no draw gave one."""
     content = set[str]().union(*(content_words(text) for text in material.inputs()))
     for _ in range(_MISMATCH_DRAWS):
-        other = materials[int(draw.integers(len(materials)))]
+        other = others[int(draw.integers(len(others)))]
         # A shared word could make the foreign AltText true by chance.
         if other.key != material.key and other.alt and not content_words(other.alt) & content:
             return other.alt

@@ -38,6 +38,37 @@ def command() -> None:
     """
 
 
+@command.command("prepare", short_help="Add captions in all formats to a collection, to train on.")
+@click.argument("overrides", metavar="[FIELD=VALUE]...", nargs=-1)
+@path_option("--collection", "Collection folder; the captions become conversations in it.", required=True)
+@dry_run_option("Examine 500 images and count their captions; write nothing.")
+@common(device=False)
+def prepare(overrides: tuple[str, ...], collection: Path, dry_run: bool, as_json: bool, seed: int | None) -> None:
+    """Rewrite what is known of images into captions of all formats, and add them as conversations.
+
+    Group `short-captions` has those from several short captions and recognized text, `descriptions` those from
+    descriptions and exact truths. Stopped and repeated, it goes on; repeated after that, it adds nothing. FIELD=VALUE
+    sets fields of docs/recipes.md, "Captions to train on".
+
+    \b
+    Example:
+      foveate captioner prepare --collection questions
+      foveate captioner prepare --collection mine 'short_kinds=[caption]' 'description_kinds=[story]'
+    """
+    from foveate.caption.targets.conversations import prepare_captions
+    from foveate.caption.targets.settings import TargetSettings
+    from foveate.core.recipes import parse_overrides, validate
+
+    settings = validate(TargetSettings, parse_overrides(overrides), where="foveate captioner prepare")
+    counts = prepare_captions(collection, settings, seed=seed or 0, dry_run=dry_run)
+    lines = [", ".join(f"{name} {count}" for name, count in counts.images.items()) + " images"]
+    lines += [f"{name}: {count} captions" for name, count in counts.written.items()]
+    lines += [f"dropped, {name}: {count}" for name, count in counts.dropped.items()]
+    if not dry_run:
+        lines.append(f"{counts.added} conversations added, {counts.existing} were there already")
+    finish(counts.model_dump(mode="json"), lines, {}, as_json=as_json)
+
+
 @command.command("train", cls=FieldsCommand, short_help="Train a captioner on a collection, in two stages.")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)

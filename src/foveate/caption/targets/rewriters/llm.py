@@ -164,14 +164,14 @@ def _split_formats(response: CaptionResponse) -> Rewrites:
 
 
 def open_rewriter(settings: TargetSettings, *, folder: Path | None) -> Llm:
-    """Open the endpoint that `data.llm` describes (fields of `foveate.chat.client.ChatSettings`).
+    """Open the endpoint that `llm` describes (fields of `foveate.chat.client.ChatSettings`).
 
     Raises:
         UserError: no model is named, or a field is unknown.
     """
     if not settings.llm.get("model"):
-        raise UserError("data.rewriter 'llm' needs data.llm.model, and data.llm.endpoint where it is served")
+        raise UserError("rewriter 'llm' needs llm.model, and llm.endpoint where it is served")
     # The schema of prompts about several formats lists all of them, afc too, which is not asked for here: by default
     # none is sent, and the parser reads what comes.
     content = {"structured": "never", **settings.llm}
-    return Llm(validate(ChatSettings, content, where="field data.llm"), folder=folder)
+    return Llm(validate(ChatSettings, content, where="field llm"), folder=folder)

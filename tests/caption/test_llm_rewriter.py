@@ -105,7 +105,7 @@ def test_a_second_run_asks_nothing(endpoint: str, tmp_path: Path) -> None:
 
 def test_it_needs_a_model() -> None:
     assert isinstance(open_rewriter(TargetSettings(rewriter="llm", llm={"model": "m"})), Llm)
-    with raises_naming(UserError, "data.llm.model"):
+    with raises_naming(UserError, "llm.model"):
         open_rewriter(TargetSettings(rewriter="llm"))
     with raises_naming(UserError, "endpoint"):
         open_rewriter(TargetSettings(rewriter="llm", llm={"model": "m", "endpont": "x"}))
