@@ -29,6 +29,7 @@ _LAZY = {
     "Predictor": "foveate.adapt.predictor",
     "Record": "foveate.records.record",
     "Region": "foveate.records.record",
+    "RegionSampler": "foveate.vision.regions.sampler",
     "SearchIndex": "foveate.pretrain.api",
     "UserError": "foveate.core.errors",
     "adapt": "foveate.adapt",  # the package, which can be called
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
     from foveate.records.collection import Collection
     from foveate.records.record import Record, Region
+    from foveate.vision.regions.sampler import RegionSampler
 
 __all__ = [
     "AbsentClassCalibrator",
@@ -80,6 +82,7 @@ __all__ = [
     "Predictor",
     "Record",
     "Region",
+    "RegionSampler",
     "SearchIndex",
     "UserError",
     "__version__",

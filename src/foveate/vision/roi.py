@@ -24,18 +24,25 @@ def roi_pool(tokens_BLD: Tensor, grid: tuple[int, int], boxes_R4: Tensor, image_
     Returns:
         [R, D] in the dtype of the tokens.
     """
-    from torchvision.ops import roi_align
-
     rows, columns = grid
     images, _, width = tokens_BLD.shape
-    # A class token in front is left out; half precision is widened, since box corners need more than 8 bits.
-    exact = tokens_BLD if tokens_BLD.dtype == torch.float64 else tokens_BLD.float()
-    map_BDHW = exact[:, -rows * columns :].transpose(1, 2).reshape(images, width, rows, columns)
-    cells = torch.tensor((columns, rows, columns, rows), dtype=map_BDHW.dtype, device=map_BDHW.device)
-    rois_R5 = torch.cat((image_index_R[:, None].to(map_BDHW.dtype), boxes_R4.to(map_BDHW.dtype) * cells), dim=1)
+    # A class token in front is left out.
+    map_BDHW = tokens_BLD[:, -rows * columns :].transpose(1, 2).reshape(images, width, rows, columns)
+    return align_boxes(map_BDHW, boxes_R4, image_index_R).flatten(1)
+
+
+def align_boxes(map_BDHW: Tensor, boxes_R4: Tensor, image_index_R: Tensor, *, side: int = 1) -> Tensor:
+    """RoI-Align boxes of feature maps to [R, D, side, side], as many samples as a box has cells; see `roi_pool`."""
+    from torchvision.ops import roi_align
+
+    # Half precision is widened, since box corners need more than 8 bits.
+    exact = map_BDHW if map_BDHW.dtype == torch.float64 else map_BDHW.float()
+    rows, columns = map_BDHW.shape[2:]
+    cells = torch.tensor((columns, rows, columns, rows), dtype=exact.dtype, device=exact.device)
+    rois_R5 = torch.cat((image_index_R[:, None].to(exact.dtype), boxes_R4.to(exact.dtype) * cells), dim=1)
     # sampling_ratio -1: as many samples as the box has cells, so that large boxes see all of their patches.
-    pooled = roi_align(map_BDHW, rois_R5, output_size=1, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
-    return pooled.flatten(1).to(tokens_BLD.dtype)
+    pooled = roi_align(exact, rois_R5, output_size=side, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
+    return pooled.to(map_BDHW.dtype)
 
 
 class RoiPooler(nn.Module):
