@@ -28,6 +28,13 @@ class StageSettings(Settings):
         default=8, ge=1, description="conversations of one set of images in a sample, drawn anew in each epoch"
     )
     groups: tuple[str, ...] = Field(default=(), description="groups of conversations; empty = all")
+    replay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the samples that take conversations of other groups about the same images, where there "
+        "are some: what an earlier stage taught is not lost",
+    )
     alignment_weight: float = Field(
         default=0.0, ge=0, description="of embedding alignment: regions lie where their names' embeddings lie"
     )
@@ -50,6 +57,8 @@ class StageSettings(Settings):
     def _consistent(self) -> StageSettings:
         for group in self.groups:
             choose(group, GROUPS, "conversation group")
+        if self.replay and not self.groups:
+            raise ValueError(f"stage '{self.name}': replay takes conversations of other groups; set groups")
         if not self.texts and not self.alignment_weight:
             raise ValueError(f"stage '{self.name}': it has no loss; set texts or alignment_weight")
         return self

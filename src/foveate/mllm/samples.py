@@ -33,10 +33,16 @@ from foveate.vision.tiling import ImageSize, TilePlan
 
 
 class ImageSet(NamedTuple):
-    """The rows of images that conversations are about, in order, and these conversations."""
+    """A set of images and the conversations about it.
+
+    Attributes:
+        rows: of the images, in order.
+        conversations: of the groups of a stage. others: of other groups, for its share of replay.
+    """
 
     rows: tuple[int, ...]
     conversations: tuple[Conversation, ...]
+    others: tuple[Conversation, ...] = ()
 
 
 def group_by_images(conversations: Sequence[Conversation], collection: Collection, rows: set[int]) -> list[ImageSet]:
@@ -132,6 +138,7 @@ class MllmSamples:
         max_positions: longest sequence; the visual tokens count.
         tokens_of_view: visual tokens of a view.
         settings: of the model: how images become views, and the frame of coordinates.
+        replay: share of the samples that take the other conversations of their set, where it has some.
     """
 
     def __init__(
@@ -145,7 +152,9 @@ class MllmSamples:
         max_positions: int,
         tokens_of_view: int,
         settings: MultimodalSettings,
+        replay: float = 0.0,
     ) -> None:
+        self.replay = replay
         self.sets, self.features, self.prompts, self.names = sets, features, prompts, names
         self.max_conversations, self.max_positions = max_conversations, max_positions
         self.tokens_of_view, self.settings = tokens_of_view, settings
@@ -156,7 +165,9 @@ class MllmSamples:
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         """Return rows, features, drawn conversations and named regions of set number `row`."""
-        images, conversations = self.sets[row]
+        images, conversations, others = self.sets[row]
+        if others and seeds.uniform("replay", seed, epoch, row) < self.replay:
+            conversations = others
         for image in images:
             if image in self.features.bad:
                 raise BadSample(self.collection.keys[image], self.features.bad[image])

@@ -358,6 +358,7 @@ class MllmTraining:
             max_positions=self.model.max_positions,
             tokens_of_view=self.model.connector.num_tokens,
             settings=self.model.settings,
+            replay=stage.replay,
         )
 
     def _loader(self, stage: StageSettings) -> Loader:
@@ -406,7 +407,8 @@ class MllmTraining:
         if not stage.groups:
             return group
         selection = [talk for talk in group.conversations if talk.group in stage.groups]
-        return ImageSet(group.rows, tuple(selection))
+        others = [talk for talk in group.conversations if talk.group not in stage.groups] if stage.replay else []
+        return ImageSet(group.rows, tuple(selection), tuple(others))
 
     def _write_weights(self, path: Path, gathered: dict[str, Tensor]) -> None:
         from safetensors.torch import save
