@@ -43,6 +43,20 @@ def test_placeholders_in_an_alt_text_are_taken_apart() -> None:
     assert caption_request("afc", length=3, alt=f"a\n{IMAGE}{REGION} b").endswith("Text: a imageregion b")
 
 
+@pytest.mark.parametrize(
+    ("alt", "expected"),
+    [
+        ("Sloth, Illinter 1959", "sloth, Illinter 1959"),
+        ("CARD INDEX. Fire Engine!", "card index. fire engine!"),
+        ("Sloths of Port Brennau", "Sloths of Port Brennau"),
+        ("", ""),
+    ],
+)
+def test_names_of_things_in_an_alt_text_are_written_as_in_captions(alt: str, expected: str) -> None:
+    assert normalize_alt(alt) == expected
+    assert normalize_alt(expected) == expected
+
+
 def test_an_unknown_format_or_length_class_is_refused() -> None:
     with raises_naming(UserError, "ssd", "ssc"):
         caption_request("ssd", length=3)

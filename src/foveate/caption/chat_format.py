@@ -7,11 +7,13 @@ questions and writes captions. The answer is the caption alone.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS
 from foveate.core.errors import choose
+from foveate.records.builtin.families import load_concepts
 from foveate.records.conversations import IMAGE, REGION
 from foveate.records.record import CAPTION_GROUPS
 
@@ -63,14 +65,41 @@ def caption_request(kind: str, *, length: int, alt: str = "") -> str:
 
 
 def normalize_alt(alt: str) -> str:
-    """Collapse white space, cut as prompts do, and take placeholders apart, which would stand for an image or region.
+    """Prepare an AltText for a request: white space, placeholders, length, and lower case of common names.
 
-    >>> normalize_alt("a  <image> of Brennau")
-    'a image of Brennau'
+    Placeholders would stand for an image or region. Captions write names of things in lower case: a small vocabulary
+    has one token for each, so that using a fact is copying it. Other capitals stay, they are proper names.
+
+    >>> normalize_alt("Card  Index and <image> of Brennau")
+    'card index and image of Brennau'
     """
     for placeholder in (IMAGE, REGION):
         alt = alt.replace(placeholder, placeholder.strip("<>"))
-    return " ".join(alt.split())[:MAX_ALT_LETTERS].rstrip()
+    return " ".join(_lower_names(alt.split()))[:MAX_ALT_LETTERS].rstrip()
+
+
+def _lower_names(tokens: Sequence[str]) -> Iterator[str]:
+    names, max_length = _common_names()
+    index = 0
+    while index < len(tokens):
+        # Longest first: "fire engine" before "fire".
+        for length in range(min(max_length, len(tokens) - index), 0, -1):
+            joined = " ".join(tokens[index : index + length])
+            bare = joined.rstrip(".,;:!?").lower()
+            if bare in names:
+                yield bare + joined[len(bare) :]
+                index += length
+                break
+        else:
+            yield tokens[index]
+            index += 1
+
+
+@functools.cache
+def _common_names() -> tuple[frozenset[str], int]:
+    """Return the names of common things, and the words of the longest."""
+    names = frozenset(load_concepts())
+    return names, max(len(name.split()) for name in names)
 
 
 def writes_captions(config: Mapping[str, Any]) -> bool:
