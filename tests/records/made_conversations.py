@@ -125,10 +125,20 @@ def write_vqa(folder: Path, count: int = 3) -> Path:
     return write_json(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {**shared, "questions": questions})
 
 
+def write_grit(folder: Path, count: int = 3) -> Path:
+    """A phrase with a box in each caption, in fractions."""
+    names = [f"{number:05d}.jpg" for number in range(count)]
+    write_images(folder / "images", *names)
+    chunks = [[0, 5, 0.1, 0.2, 0.5, 0.8, 0.99]]
+    entries = [{"key": name[:-4], "caption": "A dog on grass", "noun_chunks": chunks} for name in names]
+    return write_lines(folder / "grit.jsonl", entries)
+
+
 WRITERS: dict[str, tuple[Callable[..., Path], str | None]] = {
     "llava": (write_llava, "0-1"),
     "ferret": (write_ferret, "pixels"),
     "chat": (write_chat, "pixels"),
     "qwen-vl": (write_qwen_vl, "0-1000"),
     "vqa": (write_vqa, None),
+    "grit": (write_grit, None),
 }

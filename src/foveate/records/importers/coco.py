@@ -167,7 +167,7 @@ def _recognize(source: str) -> str | None:
         return None
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    if any(field in head for field in (b'"conversations"', b'"messages"', b'"questions"')):
+    if any(field in head for field in (b'"conversations"', b'"messages"', b'"questions"', b'"dataset_name"')):
         return None
     return "annotations of images in JSON" if b'"images"' in head or b'"annotations"' in head else None
 

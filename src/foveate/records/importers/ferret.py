@@ -30,7 +30,8 @@ from foveate.records.importers.formats import Format
 from foveate.records.masks import decode_counts
 from foveate.records.shapes import Mask, Shape
 
-_LOCATION = re.compile(r"<bbox_location(\d{1,6})>")
+# Texts that went through Ferret's own code have the token of the region's vector behind its place.
+_LOCATION = re.compile(r"<bbox_location(\d{1,6})>(?: ?<region_fea>)?")
 
 
 def import_ferret(source: str | Path, target: str | Path, **options: Any) -> ImportSummary:

@@ -19,8 +19,8 @@ class FormatOptions(Settings):
 
     images: Path | None = Field(
         None,
-        description="folder of the images that a file names (chat, coco, ferret, llava, lvis, qwen-vl, table, "
-        "visual-genome, vqa)",
+        description="folder of the images that a file names (chat, coco, ferret, flickr-entities, grit, llava, "
+        "lvis, qwen-vl, refcoco, table, visual-genome, vqa)",
     )
     captions: Path | None = Field(None, description="a COCO captions file (coco, lvis)")
     path_column: str | None = Field(None, description="column with the images' paths (table)")
@@ -31,33 +31,38 @@ class FormatOptions(Settings):
         None, description="column that names the images; by default their hash does (datasets)"
     )
     label_column: tuple[str, ...] = Field((), description="column that becomes a label field (table)")
-    part: str | None = Field(None, description="only this part of a data set, such as train (datasets)")
+    part: str | None = Field(
+        None, description="only this part of a data set, such as train (datasets, flickr-entities)"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a data set on the hub (datasets)")
     group_by: Grouping = Field(
         "none", description="folder: images of one folder stay in one split (coco, folder, lvis, table)"
     )
     reference: bool = Field(
         False,
-        description="leave the files where they are and refer to them (chat, coco, ferret, folder, llava, lvis, "
-        "qwen-vl, table, visual-genome, vqa)",
+        description="leave the files where they are and refer to them (chat, coco, ferret, flickr-entities, folder, "
+        "grit, llava, lvis, qwen-vl, refcoco, table, visual-genome, vqa)",
     )
     first_line: bool = Field(False, description="only the first line of a .txt is the image's text (folder)")
     label_from_folder: str | None = Field(None, description="label field that gets the folder's name (folder)")
     coordinates: Coordinates | None = Field(
         None,
-        description="unit of the boxes of a file of conversations, required if it has any; none leaves them in the "
-        "text (chat, ferret, llava, qwen-vl)",
+        description="unit of the boxes of a file of conversations, required if it has any (grit: 0-1 if left out); "
+        "none leaves them in the text (chat, ferret, grit, llava, qwen-vl)",
     )
     resize_min_pixels: int = Field(
-        3136, ge=1, description="with resized-pixels: the processor's min_pixels (chat, ferret, llava, qwen-vl)"
+        3136, ge=1, description="with resized-pixels: the processor's min_pixels (chat, ferret, grit, llava, qwen-vl)"
     )
     resize_max_pixels: int = Field(
-        12_845_056, ge=1, description="with resized-pixels: the processor's max_pixels (chat, ferret, llava, qwen-vl)"
+        12_845_056,
+        ge=1,
+        description="with resized-pixels: the processor's max_pixels (chat, ferret, grit, llava, qwen-vl)",
     )
     data_group: Group | None = Field(
         None,
         description="group of the training mixture; by default text without images, multi-image for several, "
-        "refer-ground with regions, else the format's (chat, ferret, llava, qwen-vl, vqa)",
+        "refer-ground with regions, else the format's (chat, ferret, flickr-entities, grit, llava, qwen-vl, refcoco, "
+        "visual-genome, vqa)",
     )
     answers: Path | None = Field(None, description="VQA's file of annotations (vqa)")
 
@@ -76,7 +81,7 @@ class CollectSettings(FormatOptions):
     format: str = Field(
         "auto",
         description="format of the source: folder, webdataset, coco, lvis, visual-genome, table, datasets, llava, "
-        "ferret, chat, qwen-vl, vqa or builtin; auto detects it",
+        "ferret, chat, qwen-vl, grit, refcoco, flickr-entities, vqa or builtin; auto detects it",
     )
     name: str | None = Field(None, description="name of a new collection; by default that of its folder")
     license: str | None = Field(None, description="license of the images that this command adds, stored with them")
