@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn
+from foveate.records.shapes import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Question:
     prompt: str
     answer: str
     short: str
-    regions: tuple[PixelBox, ...] = ()
+    regions: tuple[Shape, ...] = ()
     choices: tuple[str, ...] | None = None
     examples: tuple[tuple[str, str], ...] = ()
 
@@ -48,6 +49,7 @@ class Form:
 _ALONE = (("", "", " Answer briefly.", " Use one phrase."), ("", " Answer in one phrase."))
 _SENTENCE = ((" Answer in a sentence.", " Use a full sentence."), (" Answer in a full sentence.", " Use a sentence."))
 SENTENCE_SHARE = 0.25
+Way = Literal["drawn", "short", "sentence"]
 
 
 def pick(rng: np.random.Generator, texts: Sequence[str]) -> str:
@@ -62,9 +64,10 @@ def write_question(
     short: str,
     *,
     held_out: bool,
-    regions: tuple[PixelBox, ...] = (),
+    regions: tuple[Shape, ...] = (),
     choices: tuple[str, ...] | None = None,
     fields: Mapping[str, str],
+    way: Way = "drawn",
 ) -> Question:
     """Word a question of `form`, a key of `forms`, whose answer is `short`.
 
@@ -72,11 +75,14 @@ def write_question(
         held_out: take the prompts that no training text has.
         regions: the regions of the prompt, then of the answer.
         fields: what the prompts and sentences of the form name.
+        way: "drawn" asks for a short answer or a sentence; the others always answer so, and ask for nothing.
     """
     wording = forms[form]
     prompt = pick(rng, wording.held_out if held_out else wording.training).format(**fields)
-    in_sentence = rng.random() < SENTENCE_SHARE
-    wish = pick(rng, (_SENTENCE if in_sentence else _ALONE)[held_out])
+    wish, in_sentence = "", way == "sentence"
+    if way == "drawn":
+        in_sentence = rng.random() < SENTENCE_SHARE
+        wish = pick(rng, (_SENTENCE if in_sentence else _ALONE)[held_out])
     sentence = wording.sentence if isinstance(wording.sentence, str) else wording.sentence[short]
     answer = sentence.format(**fields) if in_sentence else short
     return Question(form.split(":")[0], form, prompt + wish, answer, short, regions, choices)
@@ -134,7 +140,7 @@ class QuestionWriter:
         form: str,
         short: str,
         *,
-        regions: tuple[PixelBox, ...] = (),
+        regions: tuple[Shape, ...] = (),
         choices: tuple[str, ...] | None = None,
         **fields: str,
     ) -> None:

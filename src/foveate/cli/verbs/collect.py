@@ -38,6 +38,12 @@ def _questions(target: Path, workers: int, seed: int) -> None:
     build_questions(target, train=14_000, validation=400, test=1_600, seed=seed, workers=workers)
 
 
+def _referring(target: Path, workers: int, seed: int) -> None:
+    from foveate.records.scenes.question_collection import build_region_questions
+
+    build_region_questions(target, train=6000, validation=200, test=800, seed=seed, workers=workers)
+
+
 def _image_sets(target: Path, workers: int, seed: int) -> None:
     from foveate.records.scenes.image_set_collection import build_image_sets
 
@@ -60,6 +66,7 @@ def _screens(target: Path, workers: int, seed: int) -> None:
 DRAWN: dict[str, Callable[[Path, int, int], None]] = {
     "scenes": _scenes,
     "questions": _questions,
+    "referring": _referring,
     "image-sets": _image_sets,
     "documents": _documents,
     "screens": _screens,
@@ -121,12 +128,12 @@ def command(
 ) -> None:
     """Import images and their texts into a collection.
 
-    SOURCE: a folder with .txt or .json files beside the images, WebDataset tars, COCO, LVIS, Visual Genome, a table of
-    paths and texts, a data set of Hugging Face, conversations of LLaVA, Ferret, chat messages or Qwen-VL, questions of
-    VQA, TextVQA, DocVQA, InfographicVQA or ChartQA, or a built-in collection (clipart, emoji, scenes, questions,
-    image-sets, documents, screens). What cannot be imported is counted and listed in the collection's quarantine table
-    with its reason. Repeated, the command adds only what is new; stopped, it goes on. Near-duplicates stay in one
-    split.
+    SOURCE: a folder with .txt or .json files beside the images, WebDataset tars, COCO, LVIS, Visual Genome, a table
+    of paths and texts, a data set of Hugging Face, conversations of LLaVA, Ferret, chat messages or Qwen-VL,
+    grounded captions of GRIT or Flickr30k Entities, expressions of RefCOCO, questions of VQA, TextVQA, DocVQA,
+    InfographicVQA or ChartQA, or a built-in collection (clipart, emoji, scenes, questions, referring, image-sets,
+    documents, screens). What cannot be imported is counted and listed in the collection's quarantine table with its
+    reason. Repeated, the command adds only what is new; stopped, it goes on. Near-duplicates stay in one split.
 
     \b
     Example:

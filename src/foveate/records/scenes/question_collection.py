@@ -1,11 +1,12 @@
-"""Write scenes and counting scenes with their questions into a collection."""
+"""Write scenes of several kinds with their questions into a collection."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from foveate.core.progress import track
@@ -18,11 +19,15 @@ from foveate.records.record import Region
 from foveate.records.scenes.counting import draw_counting_scene
 from foveate.records.scenes.parallel import draw_in_processes
 from foveate.records.scenes.questions import ask_scene
+from foveate.records.scenes.region_questions import ask_regions
 from foveate.records.scenes.scene import VISIBLE, Scene, draw_scene
 from foveate.records.scenes.scene_collection import LICENSE, SceneRow, make_scene_row
 from foveate.records.writer import CollectionWriter
 
 COUNTING_SHARE = 0.25
+KINDS = {"scene": 1 - COUNTING_SHARE, "counting": COUNTING_SHARE}
+# Half of the scenes have mostly small things, which only tiles show.
+REGION_KINDS = {"regions": 0.5, "small-regions": 0.5}
 
 
 class AskedScene(NamedTuple):
@@ -33,15 +38,18 @@ class AskedScene(NamedTuple):
 
 
 def draw_asked_scene(*, kind: str, seed: int, split: str, index: int, size: int = 224) -> AskedScene:
-    """Draw a scene of `kind` ("scene" or "counting") and ask everything about it that has a certain answer."""
-    draw = draw_counting_scene if kind == "counting" else draw_scene
-    scene = draw(seed=seed, split=split, index=index, size=size)
-    key = f"{kind}-{split}-{seed}-{index:06d}"
+    """Draw a scene of `kind`, one of KINDS or REGION_KINDS, and ask all about it that has a certain answer."""
+    if kind == "counting":
+        scene = draw_counting_scene(seed=seed, split=split, index=index, size=size)
+    else:
+        scene = draw_scene(seed=seed, split=split, index=index, size=size, small=kind == "small-regions")
+    key = _key(kind, split, seed, index)
     row = make_scene_row(scene, key=key, split=split)
     if kind == "counting":
         # Copies of one thing have no phrase that tells them apart, but each of them shows what the phrase names.
         row = replace(row, regions=_all_regions(scene))
-    questions = ask_scene(scene, generator("questions", kind, seed, split, index), split=split)
+    ask = ask_regions if kind in REGION_KINDS else ask_scene
+    questions = ask(scene, generator("questions", kind, seed, split, index), split=split)
     unseen = {placed.phrase for placed in scene.objects if placed.slice not in ("", SEEN)}
     conversations = []
     for number, question in enumerate(questions):
@@ -72,19 +80,21 @@ def build_questions(
     seed: int = 0,
     size: int = 224,
     workers: int = 1,
+    kinds: Mapping[str, float] = MappingProxyType(KINDS),
 ) -> None:
     """Write scenes with questions into the collection at `target`; existing ones are not drawn again.
 
     Args:
-        train, validation, test: number of images of each split; a quarter of them are counting scenes.
+        train, validation, test: number of images of each split.
         seed: seed of the series.
         size: side in pixels.
         workers: processes that draw; the result does not depend on it.
+        kinds: share of each kind of scene.
     """
     positions = [
         (kind, split, index)
         for split, count in (("train", train), ("validation", validation), ("test", test))
-        for kind, share in (("scene", 1 - COUNTING_SHARE), ("counting", COUNTING_SHARE))
+        for kind, share in kinds.items()
         for index in range(round(count * share))
     ]
     done = _asked_keys(target)
@@ -106,6 +116,33 @@ def build_questions(
                     extra=row.extra,
                 )
     add_conversations(target, conversations)
+
+
+def build_region_questions(
+    target: Path,
+    *,
+    train: int,
+    validation: int = 0,
+    test: int = 0,
+    seed: int = 0,
+    size: int = 448,
+    workers: int = 1,
+) -> None:
+    """Write scenes with questions about their regions; half of them have mostly small things. See `build_questions`.
+
+    Args:
+        size: side in pixels, at least 448; 672 has more to see in tiles.
+    """
+    build_questions(
+        target,
+        train=train,
+        validation=validation,
+        test=test,
+        seed=seed,
+        size=size,
+        workers=workers,
+        kinds=REGION_KINDS,
+    )
 
 
 def _key(kind: str, split: str, seed: int, index: int) -> str:

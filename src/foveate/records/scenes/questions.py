@@ -7,13 +7,13 @@ most frequent answer is right half of the time, whatever the question says.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
 from foveate.core.errors import choose as check_choice
 from foveate.records.boxes import Box, PixelBox
-from foveate.records.questions import Question, write_question
+from foveate.records.questions import Form, Question, Way, write_question
 from foveate.records.scenes import pools
 from foveate.records.scenes.contrasts import (
     draw_color_contrast,
@@ -27,6 +27,7 @@ from foveate.records.scenes.language import NUMERALS, add_article, is_countable,
 from foveate.records.scenes.question_forms import FORMS
 from foveate.records.scenes.scene import VISIBLE, Scene, SceneObject
 from foveate.records.scenes.shapes import load_shapes
+from foveate.records.shapes import Shape
 
 KINDS = ("name", "where", "is there", "color", "count", "position")
 _CLEAR = 0.1  # distance from the middle of the image, as a fraction of it, from which a side is certain
@@ -58,8 +59,10 @@ def ask_scene(scene: Scene, rng: np.random.Generator, *, split: str, kinds: Coll
     return questions
 
 
-class _Asker:
-    """Writes the questions on one scene; each `ask_` method appends those of its kind."""
+class SceneAsker:
+    """Base of what asks about one scene: its things, coins, and questions worded by `forms`."""
+
+    forms: Mapping[str, Form] = FORMS
 
     def __init__(self, scene: Scene, rng: np.random.Generator, *, held_out: bool) -> None:
         self.scene, self.rng, self.held_out = scene, rng, held_out
@@ -91,20 +94,35 @@ class _Asker:
         short: str,
         fields: dict[str, str],
         *,
-        regions: tuple[PixelBox, ...] = (),
+        regions: tuple[Shape, ...] = (),
         choices: tuple[str, ...] | None = None,
+        way: Way = "drawn",
     ) -> Question:
         return write_question(
-            self.rng, FORMS, form, short, held_out=self.held_out, regions=regions, choices=choices, fields=fields
+            self.rng,
+            self.forms,
+            form,
+            short,
+            held_out=self.held_out,
+            regions=regions,
+            choices=choices,
+            fields=fields,
+            way=way,
         )
 
     def decide(
-        self, form: str, fields: dict[str, str], *, regions: tuple[PixelBox, ...] = (), **stated: tuple[str, str]
+        self,
+        form: str,
+        fields: dict[str, str],
+        *,
+        regions: tuple[Shape, ...] = (),
+        way: Way = "drawn",
+        **stated: tuple[str, str],
     ) -> Question:
         """Ask for "yes" or "no" of one of two statements, each with even odds; `stated` has (true, false) fields."""
         is_true = self.coin()
         fields = {**fields, **{name: pair[not is_true] for name, pair in stated.items()}}
-        return self.write(form, "yes" if is_true else "no", fields, regions=regions, choices=("yes", "no"))
+        return self.write(form, "yes" if is_true else "no", fields, regions=regions, choices=("yes", "no"), way=way)
 
     def choose(
         self,
@@ -114,12 +132,16 @@ class _Asker:
         true: str,
         false: str,
         format_choice: Callable[[str], str] = str,
-        regions: tuple[PixelBox, ...] = (),
+        regions: tuple[Shape, ...] = (),
     ) -> Question:
         """Ask which of two statements is true, in random order."""
         first, second = self.order(true, false)
         fields = {**fields, "first": format_choice(first), "second": format_choice(second)}
         return self.write(form, true, fields, regions=regions, choices=(first, second))
+
+
+class _Asker(SceneAsker):
+    """Writes the questions of `KINDS`; each `ask_` method appends those of its kind."""
 
     def ask_name(self, questions: list[Question]) -> None:
         for placed in self.named:
@@ -141,7 +163,7 @@ class _Asker:
 
     def ask_where(self, questions: list[Question]) -> None:
         for placed in self.scene.regions:
-            fields = {"x": placed.phrase, "is_x": _be(placed.phrase)}
+            fields = {"x": placed.phrase, "is_x": be(placed.phrase)}
             questions.append(self.write("where", "<region>", fields, regions=(self.region(placed),)))
 
     def ask_is_there(self, questions: list[Question]) -> None:
@@ -149,7 +171,7 @@ class _Asker:
             contrast = draw_contrast(self.rng, self.scene, placed)
             if contrast is not None:
                 true, false = add_article(placed.phrase), add_article(contrast)
-                verbs = (_be(placed.phrase).title(), _be(contrast).title())
+                verbs = (be(placed.phrase).title(), be(contrast).title())
                 questions.append(self.decide("is there", {}, stated=(true, false), Is_stated=verbs))
 
     def ask_color(self, questions: list[Question]) -> None:
@@ -166,7 +188,7 @@ class _Asker:
             several = sum(other.phrase == placed.phrase for other in self.things) > 1
             if several and not is_countable(base):
                 continue
-            verb = "are" if several else _be(base)
+            verb = "are" if several else be(base)
             fields = {"x": pluralize(base) if several else base, "color": color}
             fields |= {"is_x": verb, "Is_x": verb.title()}
             questions.append(self.write("color", color, fields))
@@ -228,7 +250,7 @@ class _Asker:
         if abs(middle) < _CLEAR:
             return
         true, false = _SIDES[axis] if middle < 0 else _SIDES[axis][::-1]
-        fields = {"x": placed.phrase, "is_x": _be(placed.phrase), "side": true}
+        fields = {"x": placed.phrase, "is_x": be(placed.phrase), "side": true}
         questions.append(
             self.choose("position", fields, true=true, false=false)
             if self.coin()
@@ -247,7 +269,7 @@ class _Asker:
         axis = axes[int(self.rng.integers(len(axes)))]
         before = box.center[axis] < other_box.center[axis]
         true, false = _RELATIONS[axis] if before else _RELATIONS[axis][::-1]
-        fields = {"x": placed.phrase, "is_x": _be(placed.phrase), "y": other.phrase, "relation": true}
+        fields = {"x": placed.phrase, "is_x": be(placed.phrase), "y": other.phrase, "relation": true}
         share = self.rng.random()
         if share < 0.35:
             questions.append(self.choose("position: relation", fields, true=true, false=false))
@@ -256,7 +278,7 @@ class _Asker:
         else:
             end = self.coin()
             front, back = (placed, other) if before != end else (other, placed)
-            fields = {"x": front.phrase, "is_x": _be(front.phrase), "side": _FURTHER[axis][end]}
+            fields = {"x": front.phrase, "is_x": be(front.phrase), "side": _FURTHER[axis][end]}
             questions.append(self.choose("position: further", fields, true=front.phrase, false=back.phrase))
 
 
@@ -266,7 +288,8 @@ def _gap(a: Box, b: Box, axis: int) -> float:
     return max(low_a, low_b) - min(high_a, high_b)
 
 
-def _be(name: str) -> str:
+def be(name: str) -> str:
+    """Return the verb of a name: "is", or "are" of a plural."""
     return "are" if is_plural(name) else "is"
 
 

@@ -29,6 +29,10 @@ from foveate.records.text import split_words
 UNSEEN_SHARE = 0.18  # of the objects of a test scene, and as many of unseen kinds
 VISIBLE = 0.5  # objects with a smaller visible fraction are left out of the regions
 _LONGEST = (0.18, 0.52)  # longest side of an object, as a fraction of the scene
+_SMALL = (0.02, 0.06)  # of a small object
+_SMALL_SHARE = 0.7  # of the things of a scene with small ones
+_MIN_LABELED = 0.06  # shortest side of a region, as a fraction of the scene
+_MIN_PIXELS = 6  # and of a small one
 _MAX_SCALE = 1.7  # of a cut-out; more shows its pixels
 _REPEATED, _ON_TOP, _TEXT = 0.07, 0.12, 0.08
 _SIGN_WORDS = "open sale hello exit market menu stop hotel fresh today welcome music coffee 2024 42 50%".split()
@@ -82,16 +86,21 @@ class Scene:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is decided before composing; `cutouts[i]` and `texts[i]` belong to `layers[i]`."""
+    """Everything that is decided before composing; `cutouts[i]` and `texts[i]` belong to `layers[i]`.
+
+    Args:
+        min_side: shortest side of a region, as a fraction of the scene.
+    """
 
     ground: Ground
     layers: tuple[Layer, ...]
     cutouts: tuple[Cutout | None, ...]
     texts: tuple[str, ...]
     finish: Finish
+    min_side: float = _MIN_LABELED
 
 
-def draw_scene(*, seed: int, split: str, index: int, size: int = 224) -> Scene:
+def draw_scene(*, seed: int, split: str, index: int, size: int = 224, small: bool = False) -> Scene:
     """Draw scene number `index` of a split.
 
     Training and validation scenes have seen concepts on training grounds; test scenes have concepts of all three slices
@@ -101,29 +110,34 @@ def draw_scene(*, seed: int, split: str, index: int, size: int = 224) -> Scene:
         seed: seed of the series.
         split: "train", "validation" or "test".
         size: side in pixels, at least 96.
+        small: most things have 2 to 6 % of the side, which needs at least 448 pixels. Other scenes are unchanged.
 
     Raises:
-        UserError: the split is unknown, or the size is below 96.
+        UserError: the split is unknown, or the size is below 96, or 448 for small things.
     """
     choose(split, pools.SPLITS, "split")
-    if size < 96:
-        raise UserError(f"size: scenes must be at least 96 pixels wide (got {size})")
+    smallest = 448 if small else 96
+    if size < smallest:
+        kind = "scenes with small things" if small else "scenes"
+        raise UserError(f"size: {kind} must be at least {smallest} pixels wide (got {size})")
     for attempt in range(100):
-        rng = generator("scene", seed, split, index, attempt)
-        scene = render(plan_scene(rng, split=split, size=size), rng)
+        # A stream of its own, so that scenes without small things stay as they are.
+        rng = generator("small scene" if small else "scene", seed, split, index, attempt)
+        scene = render(plan_scene(rng, split=split, size=size, small=small), rng)
         if scene.regions:
             return scene
     raise AssertionError("a hundred scenes without a visible object")
 
 
-def plan_scene(rng: np.random.Generator, *, split: str, size: int) -> Plan:
-    """Choose the ground, the objects and their positions."""
+def plan_scene(rng: np.random.Generator, *, split: str, size: int, small: bool = False) -> Plan:
+    """Choose the ground, the objects and their positions; see `draw_scene`."""
     ground = draw_ground(rng, size=size, held_out=split == "test")
     members: list[tuple[Layer, Cutout | None, str]] = []
     things = _choose_things(rng, split, ground)
     named = frozenset(singular(word) for cutout in things for word in split_words(cutout.name, style="letters"))
     for cutout in things:
-        members.append((make_cutout_layer(rng, cutout, size), cutout, ""))
+        longest = _SMALL if small and rng.random() < _SMALL_SHARE else _LONGEST
+        members.append((make_cutout_layer(rng, cutout, size, longest=longest), cutout, ""))
     distractors = pools.load_distractors(split)
     for _ in range(rng.choice(3, p=(0.45, 0.37, 0.18))):
         if rng.random() < 0.4:
@@ -138,7 +152,12 @@ def plan_scene(rng: np.random.Generator, *, split: str, size: int) -> Plan:
     members.sort(key=lambda member: -member[0].solid_hw.sum() * rng.uniform(0.6, 1.6))
     layers = _place_layers(rng, [layer for layer, _, _ in members], size)
     return Plan(
-        ground, tuple(layers), tuple(c for _, c, _ in members), tuple(t for _, _, t in members), Finish.draw(rng)
+        ground,
+        tuple(layers),
+        tuple(c for _, c, _ in members),
+        tuple(t for _, _, t in members),
+        Finish.draw(rng),
+        min_side=_MIN_PIXELS / size if small else _MIN_LABELED,
     )
 
 
@@ -271,7 +290,7 @@ def _object(plan: Plan, number: int, owners_HW: NDArray[np.int8]) -> SceneObject
     visible = float(mask_HW.sum() / max(1, plan.layers[number].solid_hw.sum()))
     thing = cutout is not None and cutout.name != ""
     kind = "text" if text else "thing" if thing else "distractor"
-    large_enough = bounds is not None and min(bounds[2] - bounds[0], bounds[3] - bounds[1]) >= size * 0.06
+    large_enough = bounds is not None and min(bounds[2] - bounds[0], bounds[3] - bounds[1]) >= size * plan.min_side
     return SceneObject(
         kind=kind,
         phrase=text or (cutout.name if cutout else ""),
