@@ -17,6 +17,32 @@ from typing import Generic, TypeVar
 
 Q = TypeVar("Q")
 A = TypeVar("A")
+E = TypeVar("E", bound=Exception)
+
+
+def run_in_halves(
+    run_batch: Callable[[Sequence[Q]], Sequence[A]], requests: Sequence[Q], *, errors: type[E] | tuple[type[E], ...]
+) -> list[A | E]:
+    """Run a batch; where it fails, run its halves, so that a request that fails alone fails no other.
+
+    Args:
+        run_batch: requests -> as many results in the same order.
+        errors: what stands in the place of a result where a request fails alone; others are raised.
+    """
+    if not requests:
+        return []
+    try:
+        return list(run_batch(requests))
+    except errors as error:
+        if len(requests) == 1:
+            return [error]
+    # Behind the handler, which would hold the tensors of the failed batch by its traceback.
+    middle = len(requests) // 2
+    return [
+        result
+        for half in (requests[:middle], requests[middle:])
+        for result in run_in_halves(run_batch, half, errors=errors)
+    ]
 
 
 @dataclass(slots=True)

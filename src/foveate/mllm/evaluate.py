@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from foveate.chat.batching import run_in_halves
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import (
@@ -183,26 +184,13 @@ def _ask_batch(
             continue
         requests.append(request)
         answerable.append((question, row))
-    answers = _ask_or_refuse(model, requests, max_tokens=suite.max_tokens)
+    # One question that the model refuses, such as a long one, must not end an evaluation.
+    answers = run_in_halves(lambda part: model.ask_all(part, max_tokens=suite.max_tokens), requests, errors=UserError)
     for (question, row), answer in zip(answerable, answers, strict=True):
         refused = isinstance(answer, UserError)
         more = {"error": str(answer)} if refused else _describe(answer) | {"score": suite.score(question, answer)}
         rows.append(row | more)
     return rows
-
-
-def _ask_or_refuse(
-    model: AskableModel, requests: Sequence[tuple[list[bytes], str, tuple[Shape, ...]]], *, max_tokens: int
-) -> Sequence[ModelAnswer | UserError]:
-    """Return an answer to each request, or why the model refuses it: one long question must not end an evaluation."""
-    if not requests:
-        return []
-    try:
-        return model.ask_all(requests, max_tokens=max_tokens)
-    except UserError as error:
-        if len(requests) == 1:
-            return [error]
-    return [answer for request in requests for answer in _ask_or_refuse(model, [request], max_tokens=max_tokens)]
 
 
 def _describe(answer: ModelAnswer) -> dict[str, Any]:

@@ -10,7 +10,7 @@ questions of its batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -52,6 +52,8 @@ class Answer:
         images: the number of the image that each box lies in.
         tokens: generated tokens.
         finished: False if the answer was cut at `max_tokens`.
+        num_prompt_tokens: positions that were read: images and question.
+        score: mean log-probability of the generated tokens.
 
     Example:
         >>> answer = open_mllm("mini").ask(image_file, "Where is the red disc?")
@@ -64,6 +66,9 @@ class Answer:
     images: tuple[int, ...] = ()
     tokens: int = 0
     finished: bool = True
+    num_prompt_tokens: int = 0
+    # The last bits of a logit depend on the padding of the batch.
+    score: float = field(default=0.0, compare=False)
 
 
 class Question(NamedTuple):
@@ -162,24 +167,46 @@ class Mllm:
         """
         return self.ask_all([Question(images, question, regions)], max_tokens=max_tokens)[0]
 
-    def ask_all(self, questions: Sequence[tuple[Any, ...]], *, max_tokens: int = 64) -> list[Answer]:
-        """Answer `Question`s, or tuples of the same, in batches; see `ask`."""
+    def ask_all(
+        self,
+        questions: Sequence[tuple[Any, ...]],
+        *,
+        max_tokens: int = 64,
+        generation: Sequence[GenerationSettings] | None = None,
+        ends_repeats: bool = False,
+        batch: int = BATCH,
+    ) -> list[Answer]:
+        """Answer `Question`s, or tuples of the same, in batches; see `ask`.
+
+        Args:
+            generation: instead of `max_tokens`, how the answer to each question is generated.
+            ends_repeats: an answer ends before it repeats one of its sentences.
+            batch: maximum number of questions answered together.
+        """
         answers: list[Answer] = []
-        for start in range(0, len(questions), BATCH):
-            batch = [Question(*question) for question in questions[start : start + BATCH]]
-            writer = _Writer(self.loaded, *self._prepare(batch))
+        for start in range(0, len(questions), batch):
+            part = [Question(*question) for question in questions[start : start + batch]]
+            writer = _Writer(self.loaded, *self._prepare(part))
             completions = generate(
                 self.loaded.model.language_model,
-                [writer.prompt(number) for number in range(len(batch))],
+                [writer.prompt(number) for number in range(len(part))],
                 stop=[self.loaded.prompts.chat.end],
-                settings=_settings(max_tokens),
+                settings=_settings(max_tokens) if generation is None else generation[start : start + batch],
                 suppress=writer.suppressed,
+                sentence_ends=self._sentence_ends() if ends_repeats else (),
                 embed=writer.embed,
+                batch=batch,
             )
             for question, completion in zip(writer.pending, completions, strict=True):
-                question.finished = completion.finished
-                answers.append(self._answer(question))
+                question.answer, question.finished = list(completion.ids), completion.finished
+                answer = self._answer(question)
+                answers.append(replace(answer, num_prompt_tokens=completion.num_prompt_tokens, score=completion.score))
         return answers
+
+    def _sentence_ends(self) -> list[int]:
+        ids = self.loaded.tokenizer.encode(".")
+        # Where a stop is several tokens, none of them alone ends a sentence.
+        return ids if len(ids) == 1 else []
 
     def stream(
         self,

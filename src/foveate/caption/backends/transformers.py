@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse
-from foveate.chat.batching import DynamicBatcher
+from foveate.chat.batching import DynamicBatcher, run_in_halves
 from foveate.core.errors import UserError
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
 from foveate.core.recipes import Settings
@@ -81,28 +81,25 @@ class TransformersCaptioner:
 
         A batch that does not fit into memory is halved; a row that the model cannot take is an error of that row alone.
         """
+        errors = (RuntimeError, ValueError, TypeError, IndexError)
+        return [
+            describe_failure(result) if isinstance(result, Exception) else result
+            for result in run_in_halves(self._respond, requests, errors=errors)
+        ]
+
+    def _respond(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         began = time.monotonic()
         try:
             generated = self._generate(requests)
         except torch.OutOfMemoryError:
             # Only then can the halves use the memory that the failed batch has left reserved.
             torch.cuda.empty_cache()
-            if len(requests) == 1:
-                return [CaptionResponse(error="out_of_memory")]
-            return self._halves(requests)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if len(requests) == 1:
-                return [CaptionResponse(text=" ".join(str(error).split())[:500], error="model_error", final=True)]
-            return self._halves(requests)
+            raise
         latency = 1000 * (time.monotonic() - began)
         return [
             CaptionResponse(text=text, latency_ms=latency, tokens_in=read, tokens_out=written)
             for text, read, written in generated
         ]
-
-    def _halves(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
-        middle = len(requests) // 2
-        return [*self.caption_batch(requests[:middle]), *self.caption_batch(requests[middle:])]
 
     @torch.inference_mode()
     def _generate(self, requests: Sequence[CaptionRequest]) -> list[tuple[str, int, int]]:
@@ -170,6 +167,13 @@ class TransformersCaptioner:
         if not isinstance(token, str):
             raise UserError(f"{self.model}: its processor has neither a chat template nor an image token")
         return f"{token}\n{text}\n"
+
+
+def describe_failure(error: Exception) -> CaptionResponse:
+    """Return the response to a request that a model on this machine failed on."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return CaptionResponse(error="out_of_memory")
+    return CaptionResponse(text=" ".join(str(error).split())[:500], error="model_error", final=True)
 
 
 class GumbelSampler:
