@@ -189,7 +189,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
         "from foveate.cli.main import cli; cli(['--help'], standalone_mode=False)",
         "from foveate.cli.main import cli; cli(['recipes'], standalone_mode=False)",
         "from foveate.cli.main import cli; cli(['pretrain', '--help'], standalone_mode=False)",
-        "from foveate.cli.main import cli; cli(['captioner', 'train', '--help'], standalone_mode=False)",
+        "from foveate.cli.main import cli; cli(['captioner', 'evaluate', '--help'], standalone_mode=False)",
         "from foveate.cli.main import cli; cli(['adapt', 'train', '--help'], standalone_mode=False)",
         "from foveate.cli.main import cli; cli(['mllm', 'plan', '--help'], standalone_mode=False)",
         "from foveate.cli.main import cli; cli(['federated', 'embed', '--help'], standalone_mode=False)",
@@ -240,7 +240,7 @@ def test_recipes_build_on_the_meta_device(path: Path) -> None:
 
 def test_the_promised_recipes_are_there() -> None:
     names = {path.stem for path in RECIPES}
-    assert {"tour", "tour-clip", "tour-roi", "clip-vit-b16", "cloc-vit-b16", "captioner-tour", "captioner"} <= names
+    assert {"tour", "tour-clip", "tour-roi", "clip-vit-b16", "cloc-vit-b16", "captioner"} <= names
 
 
 @pytest.mark.parametrize("verb", VERBS)

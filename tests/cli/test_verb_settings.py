@@ -11,8 +11,8 @@ from processes import environment
 
 from foveate.caption.audit_settings import AuditSettings
 from foveate.caption.captioner import CaptionRunSettings
+from foveate.caption.captioner_settings import EvaluationSettings, ServerSettings
 from foveate.caption.shares import MixSettings, parse_weights
-from foveate.caption.small.settings import EvaluationSettings, HeldOutSettings, ServerSettings
 from foveate.caption.vesl.work import RegionRunSettings
 from foveate.cli.fields import Fields
 from foveate.core.errors import UserError
@@ -42,7 +42,6 @@ from verbs import sub_verbs
         (CollectSettings, {"pathcolumn": "x"}, ("pathcolumn", "'path_column'")),
         (EvaluationSettings, {"limit": 0}, ("limit", "0")),
         (ExportSettings, {"to": "embeddings", "format": "npy"}, ("format", "'npy'", "'npz'")),
-        (HeldOutSettings, {"limit": 0}, ("limit", "0")),
         (HitSettings, {"kind": "region"}, ("kind", "'region'", "'regions'")),
         (IndexSettings, {"precision": "float64"}, ("precision", "float64", "float32")),
         (InspectionSettings, {"samples": 501}, ("samples", "501")),

@@ -31,8 +31,8 @@ _LONG = (
     ("foveate.pretrain.doctor", "examine"),
     ("foveate.pretrain.export", "export"),
     ("foveate.pretrain.evaluate", "evaluate"),
-    ("foveate.caption.small.runs", "train_and_evaluate"),
-    ("foveate.caption.small.serving", "serve"),
+    ("foveate.caption.evaluate", "evaluate_model"),
+    ("foveate.caption.server", "serve"),
 )
 _WORDS = (
     "c",
@@ -52,7 +52,7 @@ _WORDS = (
     "tour",
     "cloc",
     "cloc-vit-b16",
-    "captioner-tour",
+    "captioner",
     "clip-vit-b16",
     "r.yaml",
     "webdataset",

@@ -41,6 +41,7 @@ class CaptionRequest:
         alt: the alt-text where the format uses it (afc), else "".
         temperature: 0 is greedy.
         seed: for backends that sample.
+        length: class of `foveate.caption.chat_format.EDGES`, for captioners that know it; None = the format's usual.
     """
 
     key: str
@@ -53,6 +54,7 @@ class CaptionRequest:
     max_tokens: int
     temperature: float
     seed: int
+    length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class CaptionResponse:
         latency_ms: of the last try.
         tokens_in, tokens_out: 0 where the backend does not count.
         score: the backend's own confidence.
+        finished: False where the backend knows that the text was cut at `max_tokens`.
     """
 
     text: str = ""
@@ -76,6 +79,7 @@ class CaptionResponse:
     tokens_in: int = 0
     tokens_out: int = 0
     score: float | None = None
+    finished: bool = True
 
 
 class CaptionRunSettings(Settings):

@@ -38,18 +38,28 @@ def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm
         >>> model.ask(image_file, "What is in the image?").finished
         True
     """
+    folder, chosen = find_native_folder(source), choose_device(device or "auto")
+    return open_foreign(str(source), device=chosen) if folder is None else Mllm(load_model(folder, device=chosen))
+
+
+def find_native_folder(source: str | Path) -> Path | None:
+    """Return the folder of a model of foveate mllm train; None for a folder or hub id of transformers.
+
+    Raises:
+        UserError: there is no such model, or the folder holds another kind.
+    """
     folder = find_folder(source)
     if not folder.exists() and HUB_ID.fullmatch(str(source)):
-        return open_foreign(str(source), device=choose_device(device or "auto"))
+        return None
     if not folder.is_dir():
         near = nearest(str(source), SHIPPED)
         raise UserError(f"model: there is no folder {folder}; expected {', '.join(SHIPPED)} or a model folder{near}")
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if isinstance(config, dict) and "kind" not in config and "model_type" in config:
-        return open_foreign(str(folder), device=choose_device(device or "auto"))
+        return None
     if isinstance(config, dict) and config.get("kind") not in (None, KIND):
         raise UserError(
             f"{folder}: holds a model of kind '{config['kind']}', which cannot be asked; expected one of "
             "foveate mllm train"
         )
-    return Mllm(load_model(folder, device=choose_device(device or "auto")))
+    return folder

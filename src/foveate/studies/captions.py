@@ -177,14 +177,15 @@ class Scale:
     train_scenes: int
     test_scenes: int
     images: int
+    captioner_part: float  # of the steps of the recipe `captioner`
     steps: int
     batch_size: int
     seeds: int
 
 
 STUDY_SEED = 23  # of scenes, splits and the captioner
-FULL = Scale(train_scenes=1500, test_scenes=200, images=2400, steps=240, batch_size=96, seeds=5)
-QUICK = Scale(train_scenes=200, test_scenes=80, images=800, steps=60, batch_size=64, seeds=2)
+FULL = Scale(train_scenes=1500, test_scenes=200, images=2400, captioner_part=1.0, steps=240, batch_size=96, seeds=5)
+QUICK = Scale(train_scenes=200, test_scenes=80, images=800, captioner_part=0.1, steps=60, batch_size=64, seeds=2)
 RECIPE = "tour-clip"
 _ALWAYS = ("image_encoder.image_size=128", "training.workers=0", "training.log_every=50")
 
@@ -223,7 +224,13 @@ class CaptionsStudy(GridStudy):
             seed=STUDY_SEED,
             run=self.folder,
         )
-        prepare_images(self.collection_path(IMAGES), seed=STUDY_SEED, run=self.folder, max_images=scale.images)
+        prepare_images(
+            self.collection_path(IMAGES),
+            seed=STUDY_SEED,
+            run=self.folder,
+            max_images=scale.images,
+            captioner_part=scale.captioner_part,
+        )
 
     def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.pretrain.train import CACHE

@@ -18,21 +18,14 @@ from foveate.caption.assertions.scene_truth import SceneTruth, SceneTruths, Thin
 from foveate.caption.audit import AuditMethod, audit
 from foveate.caption.audit_settings import AuditSettings
 from foveate.caption.captioner import find_backend
-from foveate.caption.length_filters import apply_length_filter
 from foveate.caption.pending_requests import CaptionSettings
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.run import caption
 from foveate.caption.scene_captions import render
-from foveate.caption.small.evaluate import caption_rows
-from foveate.caption.small.folder import load_captioner
-from foveate.caption.small.recipe import CaptionerRecipe
-from foveate.caption.small.train import train_captioner
+from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
-from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
 from foveate.metrics.captions import UNVERIFIABLE
-from foveate.pretrain.train import CACHE
-from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.builtin.cutouts import load_cutouts
 from foveate.records.builtin.single_objects import LICENSES, load_single_objects
@@ -41,18 +34,13 @@ from foveate.records.record import Caption
 from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
+from foveate.studies.trainings import train_captioner
 
 QUERY_SHORT, QUERY_LONG = "query_short", "query_long"
 HALLUCINATIONS = 0.1
 FORMATS = ("ssc", "dsc", "afc")
 CAPTIONER_SPLIT = "captioner"
 SIZE = 128
-# What the captioner of the tour is, on the study's image size and on its own third of the images.
-CAPTIONER = (
-    f"image_encoder.image_size={SIZE}",
-    f"data.split={CAPTIONER_SPLIT}",
-    "data.sources=[singles]",
-)
 _SHARES = {CAPTIONER_SPLIT: 0.34, "test": 0.16}  # the rest is for training
 NAMES_DEFINITION = (
     "Judged by the names of the built-in images: one drawing of the named thing in the middle of a plain ground, and "
@@ -108,10 +96,12 @@ def prepare_scenes(path: Path, *, train: int, test: int, seed: int, run: Path) -
     )
 
 
-def prepare_images(path: Path, *, seed: int, run: Path, max_images: int | None) -> None:
+def prepare_images(path: Path, *, seed: int, run: Path, max_images: int | None, captioner_part: float) -> None:
     """Build clip art and emoji in three splits, train a captioner on one, caption the others.
 
-    max_images: of all images together, for small runs.
+    Args:
+        max_images: of all images together, for small runs.
+        captioner_part: of the steps of the recipe `captioner`.
     """
     drawn = [
         single
@@ -139,35 +129,11 @@ def prepare_images(path: Path, *, seed: int, run: Path, max_images: int | None) 
                     group=single.group,
                     split=split,
                 )
-    recipe = load(CaptionerRecipe, "captioner-tour", [*CAPTIONER, f"training.seed={seed}"])
-    trained = train_captioner(recipe, Collection.open(path), run / "captioner")
-    if trained.model_folder is None:
-        raise KeyboardInterrupt
-    write_own_captions(path, trained.model_folder, split="train", kinds=FORMATS)
-    write_own_captions(path, trained.model_folder, split="test", kinds=CAPTION_KINDS)
-
-
-def write_own_captions(path: Path, captioner: Path, *, split: str, kinds: Sequence[str]) -> None:
-    """Write a captioner's captions of a split from cached features, with the length filters of `foveate caption`."""
-    collection = Collection.open(path)
-    opened = load_captioner(captioner, device="cpu")
-    model = f"foveate-captioner-{opened.revision[:8]}"
-    # All of them are appended as one part below: one is there only if all are.
-    known = set(collection.table("captions")["request"].to_pylist())
-    rows = collection.rows(split)
-    requests = {f"{model} {kind} {collection.keys[row]}" for row in rows.tolist() for kind in kinds}
-    if known & requests:
-        return
-    lines: list[dict[str, Any]] = []
-    for row, ask, written in caption_rows(opened, collection, rows, cache=path / CACHE, kinds=kinds):
-        gated = apply_length_filter(ask.kind, written.text)
-        if gated.error or not gated.caption:
-            continue
-        key = collection.keys[row]
-        about = {"kind": ask.kind, "text": gated.caption, "request": f"{model} {ask.kind} {key}", "status": "ok"}
-        lines.append({"key": key, **about, "flags": " ".join(gated.flags)})
-    with AnnotationAppender(path, purpose="study captions") as appender:
-        appender.append("captions", lines, Provenance("captioner foveate", model))
+    targets = TargetSettings(split=CAPTIONER_SPLIT, sources=("singles",))
+    folder = train_captioner(path, run / "captioner", targets, part=captioner_part, seed=seed)
+    for split, formats in (("train", FORMATS), ("test", CAPTION_KINDS)):
+        options = {"model": str(folder), "device": "cpu"}
+        write_captions(path, "foveate", options, run / f"captions-foveate-{split}", split=split, formats=formats)
 
 
 def split_of(name: str, seed: int) -> str:

@@ -144,7 +144,7 @@ def tour(
     clock.lap("questions")
     locator = first.trained["cloc"].model_folder
     assert locator is not None
-    say("captions: train a captioner, write five kinds of text, train an encoder on some")
+    say("captions: the shipped model writes five kinds of text, an encoder is trained on some")
     sizes = sizes_of(settings.scenes, steps)
     result["captions"] = tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes)
     clock.lap("captions")

@@ -1,7 +1,7 @@
-"""The tour's captions: train a captioner, caption held-out scenes, label regions, train encoders with captions.
+"""The tour's captions: the shipped model captions held-out scenes, regions are labeled, encoders trained with captions.
 
-Everything runs on the frozen features that the tour's encoders have cached. The tour's collection is not changed:
-captions go into a copy of its table in memory, because later parts of the tour read the collection without them.
+Encoders run on the frozen features that the tour has cached. The tour's collection is not changed: captions go into a
+copy of its table in memory, because later parts of the tour read the collection without them.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from foveate.caption.assertions.scene_judge import DEFINITION, judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.assertions.splitter import split
 from foveate.caption.audit import format_title
+from foveate.caption.backends.foveate import FoveateSettings, open_captioner
+from foveate.caption.captioner import Captioner
+from foveate.caption.evaluate import caption_rows
 from foveate.caption.length_filters import apply_length_filter, repeats
 from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.scene_captions import render
-from foveate.caption.small.evaluate import caption_rows
-from foveate.caption.small.folder import SmallCaptioner, load_captioner
-from foveate.caption.small.recipe import CaptionerRecipe
-from foveate.caption.small.train import train_captioner
 from foveate.caption.vesl.detection import DetectorInput, find_detector
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import open_extractor
 from foveate.core import seeds
 from foveate.core.errors import UserError
+from foveate.core.progress import say
 from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
 from foveate.metrics.captions import assertion_metrics
@@ -42,7 +42,6 @@ from foveate.records.images import decode, save_thumbnail
 from foveate.records.text import split_sentences
 from foveate.vision.localizer.folder import load_model
 
-CAPTIONER = "captioner-tour"
 ENCODER = "tour-clip"
 NUM_EXAMPLES = 8
 TRAINED_ON = 400  # images that get a short caption, and on which the two small encoders are trained
@@ -60,7 +59,6 @@ class Sizes:
     trained_on: int = TRAINED_ON
     steps: int = STEPS
     batch_size: int = BATCH
-    captioner: tuple[str, ...] = ()
 
 
 def sizes_of(train_scenes: int, steps: int | None) -> Sizes:
@@ -68,9 +66,7 @@ def sizes_of(train_scenes: int, steps: int | None) -> Sizes:
     trained_on = min(TRAINED_ON, train_scenes)
     if steps is None:
         return Sizes(trained_on=trained_on, batch_size=min(BATCH, trained_on))
-    short = tuple(f"{name}={min(steps, 60)}" for name in ("training.steps", "alignment.steps", "word_training.steps"))
-    warm = f"training.warmup_steps={min(10, steps // 2)}"
-    return Sizes(min(NUM_EXAMPLES, 4), trained_on, min(steps, STEPS), min(BATCH, trained_on), (*short, warm))
+    return Sizes(min(NUM_EXAMPLES, 4), trained_on, min(steps, STEPS), min(BATCH, trained_on))
 
 
 class WithCaptions(Collection):
@@ -96,22 +92,18 @@ def tour_captions(
     device: str | None = None,
     sizes: Sizes | None = None,
 ) -> dict[str, Any]:
-    """Train a captioner, caption held-out scenes, label regions, compare encoders with and without captions.
+    """Caption held-out scenes with the shipped model, label regions, compare encoders with and without captions.
 
     Args:
         locator: model folder that finds phrases in images: the tour's own CLOC.
     """
     sizes = sizes or Sizes()
-    recipe = load(CaptionerRecipe, CAPTIONER, [f"training.seed={seed}", *sizes.captioner])
-    trained = train_captioner(recipe, collection, run.path / "captioner", device=device)
-    if trained.model_folder is None:
-        raise UserError(f"{run.path}: stopped; run the same command to resume")
-    captioner = load_captioner(trained.model_folder, device=device)
+    captioner = open_captioner(FoveateSettings(device=device))
     rows = _scenes(collection, "test", sizes.num_examples, seed)
     examples, counts = _examples(captioner, collection, rows, run.path, locator, device)
     encoder = _encoders(captioner, collection, run, seed=seed, device=device, sizes=sizes)
     return {
-        "model": f"foveate-captioner-{captioner.revision[:8]}",
+        "model": captioner.model,
         "definition": DEFINITION,
         "examples": examples,
         "formats": counts,
@@ -127,15 +119,14 @@ def _scenes(collection: Collection, name: str, count: int, seed: int) -> NDArray
 
 
 def _write_captions(
-    captioner: SmallCaptioner, collection: Collection, rows: NDArray[np.int64], kinds: Sequence[str]
+    captioner: Captioner, collection: Collection, rows: NDArray[np.int64], kinds: Sequence[str]
 ) -> dict[int, dict[str, str]]:
     """Map row to format to caption, without those that never ended or repeat themselves."""
     captions: dict[int, dict[str, str]] = {}
-    cache = collection.path / CACHE
-    for row, ask, written in caption_rows(captioner, collection, rows, cache=cache, kinds=kinds, max_tokens=MAX_TOKENS):
-        gated = apply_length_filter(ask.kind, written.text)
-        if written.finished and not gated.error and gated.caption and not repeats_itself(ask.kind, gated.caption):
-            captions.setdefault(row, {})[ask.kind] = gated.caption
+    for written in caption_rows(captioner, collection, rows, kinds=kinds, max_tokens=MAX_TOKENS):
+        gated = apply_length_filter(written.kind, written.text)
+        if written.parses and not gated.error and gated.caption and not repeats_itself(written.kind, gated.caption):
+            captions.setdefault(written.row, {})[written.kind] = gated.caption
     return captions
 
 
@@ -146,7 +137,7 @@ def repeats_itself(kind: str, caption: str) -> bool:
 
 
 def _examples(
-    captioner: SmallCaptioner,
+    captioner: Captioner,
     collection: Collection,
     rows: NDArray[np.int64],
     run: Path,
@@ -212,7 +203,7 @@ def _regions(
 
 
 def _encoders(
-    captioner: SmallCaptioner,
+    captioner: Captioner,
     collection: Collection,
     run: RunFolder,
     *,
@@ -235,7 +226,11 @@ def _encoders(
     recalls: dict[str, float] = {}
     from foveate.caption.assertions.clip_judge import encode_images
 
-    for name, weights in (("alt", "{alt: 1}"), ("hybrid", "{alt: 0.5, ssc: 0.5}")):
+    variants = {"alt": "{alt: 1}", "hybrid": "{alt: 0.5, ssc: 0.5}"}
+    if not captions:
+        say("captions: none of the short ones is whole; the encoder with them is left out")
+        del variants["hybrid"]
+    for name, weights in variants.items():
         changes = [
             f"data.captions={weights}",
             f"training.steps={sizes.steps}",

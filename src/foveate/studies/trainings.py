@@ -1,4 +1,4 @@
-"""Pretraining runs as cells of a study: a recipe with overrides on a collection, and shared frozen features."""
+"""Training runs of studies: cells that pretrain, their shared frozen features, and captioners."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from pathlib import Path
 
 import torch
 
+from foveate.caption.targets.conversations import prepare_captions
+from foveate.caption.targets.settings import TargetSettings
 from foveate.core.experiment_grid import Cell
+from foveate.core.model_folder import CONFIG
 from foveate.core.recipes import load
+from foveate.mllm.recipe import MllmRecipe
+from foveate.mllm.train import train_mllm
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import CACHE, build_dataset, build_model, pretrain
 from foveate.records.collection import Collection
@@ -37,3 +42,29 @@ def cache_features(path: Path, recipe: str, changes: Sequence[str], *, device: s
     settings = load(PretrainRecipe, recipe, changes)
     where = torch.device(device or "cpu")
     build_dataset(settings, Collection.open(path), build_model(settings), device=where, cache=path / CACHE)
+
+
+def train_captioner(
+    path: Path, run: Path, targets: TargetSettings, *, part: float, seed: int, device: str | None = None
+) -> Path:
+    """Put captions of a split into a collection and train the recipe `captioner` on them; return its model folder.
+
+    Args:
+        part: of the recipe's steps that each stage trains.
+    """
+    folder = run / "model"
+    if (folder / CONFIG).is_file():
+        return folder
+    prepare_captions(path, targets, seed=seed)
+    recipe = load(MllmRecipe, "captioner", [f"split={targets.split}"])
+    stages = []
+    for stage in recipe.stages:
+        steps = max(1, round(part * stage.training.steps))
+        warmup = min(round(part * stage.training.warmup_steps), steps // 2)
+        training = stage.training.model_copy(update={"steps": steps, "warmup_steps": warmup, "seed": seed})
+        stages.append(stage.model_copy(update={"training": training}))
+    with Collection.open(path) as collection:
+        trained = train_mllm(recipe.model_copy(update={"stages": tuple(stages)}), collection, run, device=device)
+    if trained.model_folder is None:
+        raise KeyboardInterrupt
+    return trained.model_folder

@@ -137,7 +137,7 @@ class Scale:
     test_scenes: int
     teacher_scenes: int
     teacher_steps: int
-    captioner_part: float  # of the steps of the recipe `captioner-tour`
+    captioner_part: float  # of the steps of the recipe `captioner`
     steps: int
     batch_size: int
     seeds: int
@@ -158,7 +158,7 @@ QUICK = Scale(
     test_scenes=100,
     teacher_scenes=1000,
     teacher_steps=300,
-    captioner_part=0.4,
+    captioner_part=0.1,
     steps=60,
     batch_size=64,
     seeds=2,
@@ -214,8 +214,9 @@ class VeslStudy(GridStudy):
 
     def prepare(self) -> None:
         """Make images, teacher, captioner, captions, labels and frozen features; only what is missing."""
+        from foveate.caption.targets.settings import TargetSettings
         from foveate.studies import vesl_labels as made
-        from foveate.studies.trainings import cache_features
+        from foveate.studies.trainings import cache_features, train_captioner
 
         scale, folder = self.scale, self.folder
         scenes, others = made.draw_scenes(
@@ -224,8 +225,14 @@ class VeslStudy(GridStudy):
         teacher = made.train_teacher(
             others, folder / "teacher", training_overrides(scale.teacher_steps, scale.batch_size), device=self.device
         )
-        stages = made.captioner_steps(scale.captioner_part)
-        captioner = made.train_own_captioner(others, folder / "captioner", stages, device=self.device)
+        captioner = train_captioner(
+            others,
+            folder / "captioner",
+            TargetSettings(),
+            part=scale.captioner_part,
+            seed=made.TEACHER_SEED,
+            device=self.device,
+        )
         models = made.write_both_captions(scenes, folder / "captions", captioner, device=self.device)
         made.write_labels(scenes, folder, teacher, models, device=self.device)
         # All regions at once: the phrases of every labeling are embedded here.

@@ -65,42 +65,12 @@ def train_teacher(others: Path, run: Path, overrides: Sequence[str], *, device: 
     return run / "model"
 
 
-def captioner_steps(part: float) -> list[str]:
-    """Return overrides of the recipe `captioner-tour` that keep `part` of the steps of each stage."""
-    from foveate.caption.small.recipe import CaptionerRecipe
-    from foveate.core.recipes import load
-
-    recipe = load(CaptionerRecipe, "captioner-tour", [])
-    whole = {name: getattr(recipe, name).steps for name in ("word_training", "training", "alignment")}
-    warmup = recipe.training.warmup_steps
-    return [
-        *(f"{name}.steps={round(part * steps)}" for name, steps in whole.items()),
-        f"training.warmup_steps={round(part * warmup)}",
-    ]
-
-
-def train_own_captioner(others: Path, run: Path, overrides: Sequence[str], *, device: str | None) -> Path:
-    """Train Foveate's captioner on the teacher's scenes; return its model folder."""
-    from foveate.caption.small.recipe import CaptionerRecipe
-    from foveate.caption.small.train import train_captioner
-    from foveate.core.recipes import load
-    from foveate.records.collection import Collection
-
-    if not (run / "model" / "config.json").is_file():
-        recipe = load(CaptionerRecipe, "captioner-tour", [*overrides, f"training.seed={TEACHER_SEED}"])
-        with Collection.open(others) as collection:
-            done = train_captioner(recipe, collection, run, device=device)
-        if done.model_folder is None:
-            raise KeyboardInterrupt
-    return run / "model"
-
-
 def write_both_captions(scenes: Path, run: Path, captioner: Path, *, device: str | None) -> dict[str, str]:
     """Write DSC captions of the training images by both captioners; map each to the name of its model."""
     from foveate.studies.captions_data import write_captions
 
     jobs = (
-        ("own", "foveate", {"model": captioner, "device": device or "cpu"}),
+        ("own", "foveate", {"model": str(captioner), "device": device or "cpu"}),
         ("oracle", "scene_oracle", {}),
     )
     return {

@@ -1,47 +1,70 @@
-"""The `foveate` backend: Foveate's own captioner, run in this process, offline.
+"""The `foveate` backend: a multimodal model, run in this process, offline.
 
-Its model folder comes from `foveate captioner train`.
+A folder that was trained on caption requests (recipe `captioner` of `foveate mllm train`) is asked with them; any other
+multimodal folder gets the long prompts that servers get. A folder of transformers is opened by the backend
+`transformers`.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import Field
 
-from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse
-from foveate.caption.chat_format import EDGES
+from foveate.caption.backends.transformers import TransformersCaptioner, TransformersSettings, describe_failure
+from foveate.caption.captioner import Backend, Captioner, CaptionRequest, CaptionResponse
+from foveate.caption.chat_format import EDGES, caption_request, writes_captions
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.response_parser import serialize
-from foveate.caption.small.batched import BatchedCaptioner
-from foveate.caption.small.folder import load_captioner
-from foveate.caption.small.generate import CaptionTask, GeneratedCaption
+from foveate.chat.batching import DynamicBatcher, run_in_halves
+from foveate.core.errors import UserError
+from foveate.core.files import read_json
+from foveate.core.model_folder import CONFIG
+from foveate.core.progress import say
 from foveate.core.recipes import Settings
+from foveate.language.generate import GenerationSettings
+from foveate.multimodal.ask import Mllm
+from foveate.multimodal.folder import hash_model
+from foveate.multimodal.opening import find_native_folder, open_mllm
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
+
+# Class of the median target of each format, after its rewriting from descriptions of generated scenes.
+USUAL_LENGTHS: Mapping[str, int] = MappingProxyType({"ssc": 1, "dsc": 4, "dsc_plus": 8, "afc": 5})
+_MAX_NEW_TOKENS = 65_536
+_FAILURES = (UserError, RuntimeError, ValueError, TypeError, IndexError)
 
 
 class FoveateSettings(Settings):
     """Model folder, device and batch size."""
 
-    model: Path = Field(description="model folder of `foveate captioner train`")
+    model: str = Field(
+        "mini", min_length=1, description="mini (shipped), a folder of `foveate mllm train`, or one of transformers"
+    )
     device: str | None = Field(None, description="cpu, cuda, cuda:1 or mps; by default CUDA if available")
     batch: int = Field(32, ge=1, le=4096, description="captions that are written together, at most")
 
 
-class FoveateCaptioner:
-    """See `foveate.caption.captioner.Captioner`; calls in flight together share a batch."""
+class MllmCaptioner:
+    """See `foveate.caption.captioner.Captioner`; calls in flight together share a batch.
+
+    Attributes:
+        reads_requests: it was trained on caption requests; else it is asked with the long prompts.
+    """
 
     name = "foveate"
 
-    def __init__(self, settings: FoveateSettings, collection: Collection | None = None) -> None:
-        self._captioner = load_captioner(settings.model, device=settings.device)
-        self._batched = BatchedCaptioner(self._captioner, batch=settings.batch)
-        self.model = f"foveate-captioner-{self._captioner.revision[:8]}"
-        self.revision = self._captioner.revision
+    def __init__(self, model: Mllm, folder: Path, *, batch: int = 32) -> None:
+        self._mllm, self.batch = model, batch
+        self.reads_requests = writes_captions(read_json(folder / CONFIG))
+        self.revision = hash_model(folder)[:16]
+        self.model = f"foveate-{'captioner' if self.reads_requests else 'mllm'}-{self.revision[:8]}"
         # Enough calls in flight that the next batches fill while one is written.
-        self.concurrency = 4 * settings.batch
+        self.concurrency = 4 * batch
+        self._batcher: DynamicBatcher[CaptionRequest, CaptionResponse] | None = None
 
     async def caption(self, request: CaptionRequest) -> CaptionResponse:
         """Write one caption as the JSON object that prompts ask for.
@@ -50,32 +73,71 @@ class FoveateCaptioner:
         """
         if request.kind not in CAPTION_KINDS:
             return CaptionResponse(error="unknown_format", final=True)
-        # Without a usable alt-text afc is written as dsc: no training row of afc lacks one.
-        kind = "dsc" if request.kind == "afc" and not request.alt else request.kind
-        ask = CaptionTask(
-            kind=kind,
-            alt=request.alt if kind == "afc" else "",
-            length=requested_length(self._captioner.lengths[kind], request.prompt_id),
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            seed=request.seed,  # of this image and format, as over HTTP
-        )
-        began = time.monotonic()
-        try:
-            written = await self._batched.write(request.image, ask)
-        except BadImage as problem:
-            return CaptionResponse(error=f"bad_image: {problem.reason}", final=True)
-        return CaptionResponse(
-            format_response(written),
-            latency_ms=1000 * (time.monotonic() - began),
-            tokens_in=written.tokens_in,
-            tokens_out=written.tokens_out,
-            score=written.score,
-        )
+        if self._batcher is None:
+            # In the first call, whose event loop it belongs to.
+            self._batcher = DynamicBatcher(self.caption_batch, max_batch=self.batch, max_wait_seconds=0.01)
+        return await self._batcher.submit(request)
 
     async def close(self) -> None:
-        """Wait for the last batch."""
-        await self._batched.close()
+        """Wait for the last batch and end the thread that writes."""
+        if self._batcher is not None:
+            await self._batcher.close()
+            self._batcher = None
+
+    def caption_batch(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
+        """Caption a batch; an image that cannot be read is an error of its requests alone."""
+        return [
+            _describe_problem(result) if isinstance(result, Exception) else result
+            for result in run_in_halves(self._respond, requests, errors=_FAILURES)
+        ]
+
+    def _respond(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
+        began = time.monotonic()
+        # Equal bytes become one object, which the model encodes once for all formats.
+        images = {request.image: request.image for request in requests}
+        answers = self._mllm.ask_all(
+            [(images[request.image], self._write_question(request)) for request in requests],
+            generation=[
+                GenerationSettings(
+                    max_new_tokens=min(request.max_tokens, _MAX_NEW_TOKENS),
+                    temperature=request.temperature,
+                    seed=request.seed % 2**63,  # of this image and format, as over HTTP
+                )
+                for request in requests
+            ],
+            # Small decoders fall into loops.
+            ends_repeats=True,
+            batch=self.batch,
+        )
+        latency = 1000 * (time.monotonic() - began)
+        return [
+            CaptionResponse(
+                # A model that got a prompt may have written the object itself.
+                answer.text
+                if not self.reads_requests and (answer.finished or "{" in answer.text)
+                else format_caption(answer.text, finished=answer.finished),
+                latency_ms=latency,
+                tokens_in=answer.num_prompt_tokens,
+                tokens_out=answer.tokens,
+                score=answer.score,
+                finished=answer.finished,
+            )
+            for answer in answers
+        ]
+
+    def _write_question(self, request: CaptionRequest) -> str:
+        if not self.reads_requests:
+            return request.prompt
+        # Without a usable alt-text afc is written as dsc: no training row of afc lacks one.
+        kind = "dsc" if request.kind == "afc" and not request.alt else request.kind
+        length = requested_length(USUAL_LENGTHS[kind] if request.length is None else request.length, request.prompt_id)
+        return caption_request(kind, length=length, alt=request.alt)
+
+
+def _describe_problem(error: Exception) -> CaptionResponse:
+    if isinstance(error.__cause__, BadImage):
+        return CaptionResponse(error=f"bad_image: {error.__cause__.reason}", final=True)
+    return describe_failure(error)
 
 
 def requested_length(usual: int, prompt_id: str) -> int:
@@ -84,15 +146,36 @@ def requested_length(usual: int, prompt_id: str) -> int:
     return min(max(usual + change, 0), len(EDGES))
 
 
-def format_response(written: GeneratedCaption) -> str:
-    """Write a response as a JSON object, without its end where the caption has none."""
-    whole = serialize(written.text)
+def format_caption(text: str, *, finished: bool) -> str:
+    """Write a caption as a JSON object, without its end where the caption has none."""
+    whole = serialize(text)
     # As any model that ran out of tokens: the pipeline then counts it as truncated.
-    return whole if written.finished else whole[: -len('"}')]
+    return whole if finished else whole[: -len('"}')]
+
+
+def open_captioner(settings: FoveateSettings, collection: Collection | None = None) -> Captioner:
+    """Open a multimodal model for captions.
+
+    Raises:
+        UserError: there is no such model, or the folder is incomplete or damaged.
+    """
+    folder = find_native_folder(settings.model)
+    if folder is None:
+        say(f"{settings.model}: a model of transformers, asked with prompts")
+        device = settings.device or "auto"
+        return TransformersCaptioner(
+            TransformersSettings(model=settings.model, device=device, batch_size=min(settings.batch, 1024))
+        )
+    model = open_mllm(folder, device=settings.device)
+    assert isinstance(model, Mllm)
+    captioner = MllmCaptioner(model, folder, batch=settings.batch)
+    if not captioner.reads_requests:
+        say(f"{settings.model}: not trained on caption requests, asked with prompts instead")
+    return captioner
 
 
 BACKEND = Backend(
     settings=FoveateSettings,
-    open=FoveateCaptioner,
-    note="Foveate's own small captioner, trained by `foveate captioner train`; runs here, offline",
+    open=open_captioner,
+    note="a multimodal model of `foveate mllm train`, such as its recipe `captioner`; runs here, offline",
 )

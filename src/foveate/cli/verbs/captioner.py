@@ -1,4 +1,4 @@
-"""`foveate captioner train|evaluate|serve`: Foveate's own controllable captioner."""
+"""`foveate captioner prepare|evaluate|serve`: captions to train on, and captions by a multimodal model."""
 
 from __future__ import annotations
 
@@ -18,23 +18,19 @@ from foveate.cli.options import (
     path_option,
     quiet_option,
     run_option,
-    workers_option,
 )
 
-# What test and docs build from a recipe that this verb runs.
-RECIPE = "foveate.caption.small.recipe:CaptionerRecipe"
-MODEL = "foveate.caption.small.train:build_model"
 
-
-@click.group("captioner", short_help="Train, evaluate or serve the controllable captioner.")
+@click.group("captioner", short_help="Prepare captions to train on; evaluate or serve a model.")
 def command() -> None:
-    """Train, evaluate and serve one small model that writes short, descriptive, dense and AltText-fused captions.
+    """Train, evaluate and serve multimodal models that write short, descriptive, dense and AltText-fused captions.
 
     \b
     Example:
-      foveate captioner train captioner-tour --collection my-images
-      foveate captioner evaluate runs/captioner-captioner-tour/model --collection my-images
-      foveate captioner serve runs/captioner-captioner-tour/model
+      foveate captioner prepare --collection my-images
+      foveate mllm train captioner --collection my-images
+      foveate captioner evaluate runs/captioner/model --collection my-images
+      foveate captioner serve runs/captioner/model
     """
 
 
@@ -69,85 +65,14 @@ def prepare(overrides: tuple[str, ...], collection: Path, dry_run: bool, as_json
     finish(counts.model_dump(mode="json"), lines, {}, as_json=as_json)
 
 
-@command.command("train", cls=FieldsCommand, short_help="Train a captioner on a collection, in two stages.")
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1)
-@path_option("--collection", "Collection folder.", required=True)
-@run_option("runs/captioner-RECIPE")
-@fields(RECIPE, "training.precision", into="changes", of_recipe=True)
-@fields("foveate.caption.small.settings:HeldOutSettings", "split", "limit", "evaluation")
-@dry_run_option("Count images, targets and parameters; train and write nothing.")
-@workers_option
-@common()
-def train(
-    recipe: str,
-    overrides: tuple[str, ...],
-    collection: Path,
-    run: Path | None,
-    changes: dict[str, Any],
-    settings: dict[str, Any],
-    dry_run: bool,
-    workers: int | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
-    """Train RECIPE (a shipped name or a YAML file): targets of both stages, then format following, then alignment.
-
-    OVERRIDES change single fields, for example 'data.short_kinds=[title, keywords]'. Ctrl-C or SIGTERM stops after a
-    checkpoint; the same command goes on.
-
-    \b
-    Example:
-      foveate captioner train captioner-tour --collection my-images
-      foveate captioner train captioner --collection mine 'data.short_kinds=[caption]' 'data.description_kinds=[story]'
-    """
-    from foveate.caption.small.recipe import CaptionerRecipe
-    from foveate.caption.small.settings import HeldOutSettings
-    from foveate.core.recipes import format_overrides, load, validate
-    from foveate.records.collection import Collection
-
-    held_out = validate(HeldOutSettings, settings, where="foveate captioner train")
-    changes = {"training": {**changes.get("training", {}), "seed": seed, "workers": workers}}
-    # Options come last: where an option and an override set the same field, the option wins.
-    resolved = load(CaptionerRecipe, recipe, [*overrides, *format_overrides(changes)])
-    opened = Collection.open(collection)
-    if dry_run:
-        from foveate.caption.small.estimate import estimate, lines
-
-        planned = estimate(resolved, opened)
-        finish(planned, lines(planned), {}, as_json=as_json)
-        return
-    from foveate.caption.small.runs import train_and_evaluate
-    from foveate.report import render
-
-    target = run or Path("runs") / f"captioner-{Path(recipe).stem}"
-    done = train_and_evaluate(
-        resolved,
-        opened,
-        target,
-        device=device,
-        command=["foveate", *sys.argv[1:]],
-        held_out=held_out,
-    )
-    # Under torchrun every process gets here; only one prints and writes the page.
-    if not done.is_main:
-        return
-    if done.model_folder is None:
-        finish(done.result.to_json(), ["stopped; run the same command to resume"], {"run": target}, as_json=as_json)
-        sys.exit(130)
-    paths = {"run": target, "model": done.model_folder, "report": render(target)}
-    finish(done.result.to_json(), _trained_lines(done.result.to_json()), paths, as_json=as_json)
-
-
 @command.command("evaluate", cls=FieldsCommand, short_help="Evaluate a captioner on held-out images.")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @path_option("--collection", "Collection folder.", required=True)
-@fields("foveate.caption.small.settings:EvaluationSettings", "split", "limit", "shuffled")
+@fields("foveate.caption.captioner_settings:EvaluationSettings", "split", "limit", "shuffled")
 @run_option("runs/captioner-evaluate", "Folder for the result and its page")
 @common()
 def evaluate(
-    model: Path,
+    model: str,
     collection: Path,
     settings: dict[str, Any],
     run: Path | None,
@@ -157,18 +82,20 @@ def evaluate(
 ) -> None:
     """Caption held-out images in all formats: do answers obey, do lengths rise, and on scenes, how much holds?
 
+    MODEL is mini (shipped), a folder of `foveate mllm train`, or a folder or hub id of transformers.
+
     \b
     Example:
-      foveate captioner evaluate runs/captioner-captioner-tour/model --collection my-images --limit 300
+      foveate captioner evaluate runs/captioner/model --collection my-images --limit 300
     """
-    from foveate.caption.small.runs import evaluate_folder
-    from foveate.caption.small.settings import EvaluationSettings
+    from foveate.caption.captioner_settings import EvaluationSettings
+    from foveate.caption.evaluate import evaluate_model
     from foveate.core.recipes import validate
     from foveate.records.collection import Collection
     from foveate.report import render
 
     run = run or Path("runs/captioner-evaluate")
-    result = evaluate_folder(
+    result = evaluate_model(
         model,
         Collection.open(collection),
         run,
@@ -181,27 +108,29 @@ def evaluate(
 
 
 @command.command("serve", cls=FieldsCommand, short_help="Serve a captioner to OpenAI clients.")
-@click.argument("model", type=click.Path(path_type=Path))
-@fields("foveate.caption.small.settings:ServerSettings", "host", "port", "name", "batch", "port_file")
+@click.argument("model")
+@fields("foveate.caption.captioner_settings:ServerSettings", "host", "port", "name", "batch", "port_file")
 # Not a field: settings are stored and printed, a key must never be.
 @click.option("--key", envvar="FOVEATE_API_KEY", default="", help="Key that clients must send; FOVEATE_API_KEY.")
 @device_option
 @json_option
 @quiet_option
-def serve(model: Path, settings: dict[str, Any], key: str, device: str | None, as_json: bool) -> None:
+def serve(model: str, settings: dict[str, Any], key: str, device: str | None, as_json: bool) -> None:
     """Answer POST /v1/chat/completions like OpenAI's API, until Ctrl-C. Images come as data URLs.
+
+    MODEL is mini (shipped), a folder of `foveate mllm train`, or a folder or hub id of transformers.
 
     \b
     Example:
-      foveate captioner serve runs/captioner-captioner-tour/model --port 8009
+      foveate captioner serve runs/captioner/model --port 8009
     """
-    from foveate.caption.small.folder import load_captioner
-    from foveate.caption.small.serving import serve as run_server
-    from foveate.caption.small.settings import ServerSettings
+    from foveate.caption.backends.foveate import FoveateSettings, open_captioner
+    from foveate.caption.captioner_settings import ServerSettings
+    from foveate.caption.server import serve as run_server
     from foveate.core.recipes import validate
 
     server = validate(ServerSettings, settings, where="foveate captioner serve")
-    captioner = load_captioner(model, device=device)
+    captioner = open_captioner(FoveateSettings(model=model, device=device, batch=server.batch))
 
     def ready(listening_port: int) -> None:
         address = f"http://{server.host}:{listening_port}/v1"
@@ -211,14 +140,6 @@ def serve(model: Path, settings: dict[str, Any], key: str, device: str | None, a
         sys.stdout.flush()
 
     run_server(captioner, server, key=key, ready=ready)
-
-
-def _trained_lines(result: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{name}: {stage['steps']} steps in {stage['seconds']:.0f} s, {stage['images']} images"
-        for name, stage in result["stages"].items()
-    ]
-    return lines + _table_lines(result.get("evaluation"))
 
 
 def _table_lines(evaluation: dict[str, Any] | None) -> list[str]:

@@ -15,16 +15,11 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from foveate.caption.backends.foveate import format_response
-from foveate.caption.chat_format import EDGES
-from foveate.caption.small.batched import BatchedCaptioner
-from foveate.caption.small.chat_requests import Refused, read_request
-from foveate.caption.small.folder import SmallCaptioner
-from foveate.caption.small.generate import CaptionTask
-from foveate.caption.small.settings import ServerSettings
+from foveate.caption.captioner import Captioner
+from foveate.caption.captioner_settings import ServerSettings
+from foveate.caption.chat_requests import Refused, read_request
 from foveate.core.errors import UserError
 from foveate.core.progress import say
-from foveate.records.images import BadImage
 
 MAX_BODY_BYTES = 24 * 2**20  # of a request's body
 _HEADER_BYTES = 32 * 1024
@@ -38,15 +33,12 @@ class CaptionServer:
     """Answers requests about one captioner.
 
     Args:
-        model: the name that requests give. batch: most captions that are written together. key: what clients must send
-            as bearer token; "" for none. most_waiting: requests beyond which new ones get 503.
+        model: the name that requests give. key: what clients must send as bearer token; "" for none.
+        max_waiting: requests beyond which new ones get 503.
     """
 
-    def __init__(
-        self, captioner: SmallCaptioner, *, model: str, batch: int = 32, key: str = "", max_waiting: int = 1024
-    ) -> None:
+    def __init__(self, captioner: Captioner, *, model: str, key: str = "", max_waiting: int = 1024) -> None:
         self.captioner, self.model, self.key, self.max_waiting = captioner, model, key, max_waiting
-        self._batched = BatchedCaptioner(captioner, batch=batch)
         self._started = int(time.time())
         self._waiting = 0
         self._server: asyncio.Server | None = None
@@ -68,7 +60,7 @@ class CaptionServer:
         """Stops listening, waits for what is being written, and ends the connections."""
         if self._server is not None:
             self._server.close()
-        await self._batched.close()
+        await self.captioner.close()
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
@@ -143,31 +135,22 @@ class CaptionServer:
         request = read_request(content, model=self.model)
         if self._waiting >= self.max_waiting:
             raise Refused(f"{self._waiting} requests are waiting already; try again later", status=503)
-        length = self.captioner.lengths[request.kind] if request.length is None else request.length
-        ask = CaptionTask(
-            kind=request.kind,
-            alt=request.alt,
-            length=min(max(length + request.change, 0), len(EDGES)),
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-        )
         self._waiting += 1
         try:
-            written = await self._batched.write(request.image, ask)
-        except BadImage as problem:
-            raise Refused(f"the image cannot be read: {problem}", param="messages", code="invalid_image") from None
-        except RuntimeError as error:
-            say(f"a request failed: {error}")
-            raise Refused("the captioner failed on this request", status=500) from error
+            response = await self.captioner.caption(request)
         finally:
             self._waiting -= 1
-        usage = {"prompt_tokens": written.tokens_in, "completion_tokens": written.tokens_out}
+        if response.error.startswith("bad_image"):
+            raise Refused(f"the image cannot be read ({response.error})", param="messages", code="invalid_image")
+        if response.error:
+            say(f"a request failed: {response.error} {response.text}".rstrip())
+            raise Refused("the captioner failed on this request", status=500)
+        usage = {"prompt_tokens": response.tokens_in, "completion_tokens": response.tokens_out}
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": format_response(written), "refusal": None},
+            "message": {"role": "assistant", "content": response.text, "refusal": None},
             "logprobs": None,
-            "finish_reason": "stop" if written.finished else "length",
+            "finish_reason": "stop" if response.finished else "length",
         }
         return {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -221,7 +204,7 @@ async def _answer(writer: asyncio.StreamWriter, answer: dict[str, Any] | Refused
 
 
 def serve(
-    captioner: SmallCaptioner,
+    captioner: Captioner,
     settings: ServerSettings,
     *,
     key: str = "",
@@ -235,7 +218,7 @@ def serve(
     """
 
     async def run() -> None:
-        server = CaptionServer(captioner, model=settings.name, batch=settings.batch, key=key)
+        server = CaptionServer(captioner, model=settings.name, key=key)
         bound_port = await server.start(settings.host, settings.port)
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):

@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from captioned import image_bytes
+from tiny_captioner import save_captioner
 
-from foveate.caption.backends.foveate import FoveateSettings
+from foveate.caption.backends.foveate import FoveateSettings, open_captioner
+from foveate.caption.chat_requests import Refused, read_request
 from foveate.caption.pending_requests import CaptionSettings
-from foveate.caption.prompts import CAPTION_KINDS, find_prompt
+from foveate.caption.prompts import CAPTION_KINDS, MAX_TOKENS, find_prompt
 from foveate.caption.response_parser import parse_caption
 from foveate.caption.run import caption
-from foveate.caption.small.chat_requests import Refused, read_request
-from foveate.caption.small.folder import load_captioner
-from foveate.caption.small.serving import MAX_BODY_BYTES, CaptionServer
+from foveate.caption.server import MAX_BODY_BYTES, CaptionServer
 from foveate.chat.client import ChatSettings
 from foveate.core.runs import RunFolder
 from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
@@ -36,7 +37,9 @@ class Served:
 
     def __init__(self, folder: Path, key: str = "") -> None:
         self.loop = asyncio.new_event_loop()
-        self.server = CaptionServer(load_captioner(folder, device="cpu"), model=MODEL, batch=8, key=key)
+        self.server = CaptionServer(
+            open_captioner(FoveateSettings(model=str(folder), device="cpu", batch=8)), model=MODEL, key=key
+        )
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.port = asyncio.run_coroutine_threadsafe(self.server.start("127.0.0.1", 0), self.loop).result(30)
@@ -48,15 +51,20 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(trained_folder: Path) -> Iterator[Served]:
-    server = Served(trained_folder / "model", key=KEY)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_captioner(tmp_path_factory.mktemp("served") / "model")
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[Served]:
+    server = Served(folder, key=KEY)
     yield server
     server.close()
 
 
 @pytest.fixture(scope="module")
-def image(scene_collection: Path) -> bytes:
-    return Collection.open(scene_collection).image_bytes(0)
+def image() -> bytes:
+    return image_bytes(0)
 
 
 def data_url(image: bytes) -> str:
@@ -72,7 +80,7 @@ def test_openai_client_gets_captions(served: Served, image: bytes) -> None:
     openai = pytest.importorskip("openai", reason="the extra dev has the package openai")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key=KEY, max_retries=0)
     assert [model.id for model in client.models.list()] == [MODEL]
-    asked = {"model": MODEL, "messages": messages(image), "seed": 3, "max_tokens": 400}
+    asked = {"model": MODEL, "messages": messages(image), "seed": 3, "max_tokens": 40}
     first = client.chat.completions.create(**asked, extra_body={"foveate": {"format": "dsc"}})
     again = client.chat.completions.create(**asked, extra_body={"foveate": {"format": "dsc"}})
     assert first.choices[0].message.content == again.choices[0].message.content
@@ -190,7 +198,7 @@ def test_many_at_once_are_what_each_is_alone(served: Served, image: bytes) -> No
 
 
 def test_the_http_backend_gets_what_the_local_one_writes(
-    served: Served, trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same images over HTTP and within the process: the same outcome row by row, of all formats. Only a second
     question about afc differs: its prompt has no alt-text, which the server does not know then."""
@@ -198,14 +206,14 @@ def test_the_http_backend_gets_what_the_local_one_writes(
     endpoint = f"http://127.0.0.1:{served.port}/v1"
     answering = {
         "http": ChatSettings(endpoint=(endpoint,), model=MODEL, api_key_env="SERVED_KEY", concurrency=8),
-        "foveate": FoveateSettings(model=trained_folder / "model", device="cpu"),
+        "foveate": FoveateSettings(model=str(folder), device="cpu"),
     }
     found: dict[str, dict[tuple[str, str], tuple[object, ...]]] = {}
     for name, settings in answering.items():
         path = tmp_path / name / "scenes"
         build_scenes(path, train=8, seed=1, size=96)
         run = RunFolder.create(tmp_path / name / "run")
-        asked = CaptionSettings(formats=CAPTION_KINDS, temperature=1.0, max_tokens=60)
+        asked = CaptionSettings(formats=CAPTION_KINDS, temperature=1.0, max_tokens=16)
         done = caption(path, asked, backend=name, backend_settings=settings, run=run)
         assert done.failure is None
         collection = Collection.open(path)
@@ -267,7 +275,8 @@ def test_what_a_request_may_not_say(change: dict, message: str) -> None:
         "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE}}]}],
         "foveate": {"format": "dsc"},
     }
-    assert read_request(good, model=MODEL).kind == "dsc"
+    read = read_request({**good, "max_tokens": None}, model=MODEL)
+    assert (read.kind, read.prompt, read.max_tokens) == ("dsc", find_prompt("dsc").fill(), MAX_TOKENS["dsc"])
     with pytest.raises(Refused, match=message):
         read_request({**good, **change}, model=MODEL)
 
@@ -280,8 +289,9 @@ def test_foveates_own_prompts_are_understood(kind: str, language: str) -> None:
     text = prompt.fill(alt=alt) if kind == "afc" else prompt.fill()
     content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": IMAGE}}]
     asked = read_request({"model": MODEL, "messages": [{"role": "user", "content": content}]}, model=MODEL)
-    assert (asked.kind, asked.alt, asked.change) == (kind, alt if kind == "afc" else "", 0)
+    assert (asked.kind, asked.alt, asked.prompt_id) == (kind, alt if kind == "afc" else "", prompt.id)
+    assert asked.prompt == text
     again = find_prompt("shorten").fill(caption="A dog.", words=15, sentences="one sentence")
     content[0]["text"] = again
     asked = read_request({"model": MODEL, "messages": [{"role": "user", "content": content}]}, model=MODEL)
-    assert (asked.kind, asked.change) == ("ssc", -1)
+    assert (asked.kind, asked.prompt_id) == ("ssc", find_prompt("shorten").id)

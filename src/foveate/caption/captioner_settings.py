@@ -1,4 +1,4 @@
-"""What the captioner's commands take besides a recipe; without torch, so that help is shown at once."""
+"""Settings of `foveate captioner evaluate` and `serve`; free of torch, so that help is shown at once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,6 @@ from pydantic import Field
 from foveate.core.recipes import Settings
 
 
-class HeldOutSettings(Settings):
-    """The evaluation after a training."""
-
-    split: str | None = Field(None, description="split of the evaluation; test, else validation, by default")
-    limit: int | None = Field(200, ge=1, description="maximum number of images of that evaluation, drawn by the seed")
-    evaluation: bool = Field(True, description="skip the evaluation")
-
-
 class EvaluationSettings(Settings):
     """`foveate captioner evaluate MODEL`."""
 
@@ -24,7 +16,7 @@ class EvaluationSettings(Settings):
     limit: int | None = Field(None, ge=1, description="maximum number of images, drawn by the seed")
     shuffled: bool = Field(
         False,
-        description="caption each image from the features of another one: a control whose captions are less often true",
+        description="caption another image in the place of each: a control whose captions are less often true",
     )
 
 

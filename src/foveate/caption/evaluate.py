@@ -6,34 +6,37 @@ are never mixed.
 
 from __future__ import annotations
 
+import asyncio
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from foveate.caption.assertions.scene_judge import judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.assertions.splitter import split
+from foveate.caption.backends.foveate import FoveateSettings, MllmCaptioner, open_captioner
+from foveate.caption.captioner import Captioner, CaptionRequest, CaptionResponse, prepare_image
+from foveate.caption.captioner_settings import EvaluationSettings
 from foveate.caption.entities import collect_entities
-from foveate.caption.length_filters import LENGTH_FILTERS, apply_length_filter
+from foveate.caption.evaluation_results import CaptionerEvaluation, CaptionerResult, EvaluatedCaption, EvaluatedImage
+from foveate.caption.length_filters import LENGTH_FILTERS, apply_length_filter, repeats
 from foveate.caption.lengths import count_clip_tokens
+from foveate.caption.pending_requests import CaptionSettings, RequestConfig
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.response_parser import parse_caption
-from foveate.caption.small.folder import SmallCaptioner
-from foveate.caption.small.generate import MAX_TOKENS, CaptionTask, GeneratedCaption, generate_captions
-from foveate.caption.small.results import CaptionerEvaluation, EvaluatedCaption, EvaluatedImage
-from foveate.caption.small.samples import cached_features
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import open_extractor
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.core.progress import track
+from foveate.core.progress import Meter
 from foveate.core.results import Column, Row, Value
+from foveate.core.runs import RunFolder
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED
 from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_statistic
 from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
@@ -47,8 +50,24 @@ COLUMNS = [
     Column(key="afc", title="AFC", what="descriptive, with facts of the AltText", role="ours"),
 ]
 _MIN_OBEDIENCE = 0.95
-_BATCH = 64
 _REAL, _SCENES = "images", "scenes"
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenCaption:
+    """A response to a request for a caption of the image in a row.
+
+    Attributes:
+        text: the caption, also one that was cut; "" where there is none.
+        parses: it is whole.
+    """
+
+    row: int
+    kind: str
+    alt: str
+    response: CaptionResponse
+    text: str
+    parses: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +77,7 @@ class JudgedCaption:
     Attributes:
         obeys: it parses and passes its length filter.
         verdicts: of its assertions; None without a ground truth.
+        loops: it has the same four words three times.
         named, alt_entities: entities of the AltText that it names, and all of them (0 without a usable AltText).
     """
 
@@ -66,6 +86,7 @@ class JudgedCaption:
     alt: str
     text: str
     obeys: bool
+    loops: bool
     tokens: int
     verdicts: tuple[str, ...] | None
     named: int = 0
@@ -83,89 +104,107 @@ def draw_rows(collection: Collection, *, split: str, limit: int | None, seed: in
 
 
 def caption_rows(
-    captioner: SmallCaptioner,
+    captioner: Captioner,
     collection: Collection,
     rows: NDArray[np.int64],
     *,
-    cache: Path,
     kinds: Sequence[str] = CAPTION_KINDS,
     temperature: float = 0.0,
     seed: int = 0,
     max_tokens: Mapping[str, int] | None = None,
     shuffled: bool = False,
-) -> list[tuple[int, CaptionTask, GeneratedCaption]]:
-    """Caption rows of a collection in all kinds, from cached features.
+) -> list[WrittenCaption]:
+    """Caption rows of a collection in all kinds, once each, without retries.
 
     Images that cannot be read are left out; so is AFC where the AltText is not usable.
 
     Args:
-        max_tokens: kind -> limit; a caption that has not ended by then is not `finished`.
-        shuffled: caption each image from the features of another one (control).
+        max_tokens: kind -> limit; by default that of the format.
+        shuffled: caption another image in the place of each (control); the AltText stays.
     """
-    model = captioner.model
-    device = next(model.parameters()).device
-    features = cached_features(collection, model.image_encoder, rows, cache=cache, device=device)
-    good = [row for row in rows.tolist() if row not in features.bad]
-    alts = {row: select_alt_text(collection.read_captions(row)) for row in good} if "afc" in kinds else {}
-    prefixes = []
-    for start in range(0, len(good), _BATCH):
-        part = torch.stack([features.features(row, 0) for row in good[start : start + _BATCH]]).to(device)
-        with torch.inference_mode():
-            prefixes.append(model.prefix(part))
-    prefix_NPD = torch.cat(prefixes)
+    settings = CaptionSettings(formats=tuple(kinds), seed=seed, temperature=temperature)
+    config = RequestConfig(settings, captioner.name, captioner.model, captioner.revision)
+    sources = rows
     if shuffled:
-        order = seeds.generator("shuffled pictures", seed).permutation(len(good))
-        others = np.empty_like(order)
-        others[order] = np.roll(order, 1)  # one circle: no image keeps its own
-        prefix_NPD = prefix_NPD[torch.from_numpy(others)]
-    captions: list[tuple[int, CaptionTask, GeneratedCaption]] = []
-    for kind in track(kinds, description="captions"):
-        indices = [index for index, row in enumerate(good) if kind != "afc" or is_usable_alt_text(alts[row])]
-        tasks = [
-            CaptionTask(
-                kind,
-                alt=alts[good[index]] if kind == "afc" else "",
-                temperature=temperature,
-                seed=seed,
-                name=collection.keys[good[index]],
-                max_tokens=(max_tokens or {}).get(kind, MAX_TOKENS),
-            )
-            for index in indices
+        order = seeds.generator("shuffled pictures", seed).permutation(len(rows))
+        sources = np.empty_like(rows)
+        sources[order] = rows[np.roll(order, 1)]  # one circle: no image keeps its own
+    requests: list[tuple[int, int, str, str]] = []
+    for row, source in zip(rows.tolist(), sources.tolist(), strict=True):
+        alt = select_alt_text(collection.read_captions(row)) if "afc" in kinds else ""
+        requests += [
+            (row, source, kind, alt if kind == "afc" else "")
+            for kind in kinds
+            if kind != "afc" or is_usable_alt_text(alt)
         ]
-        if tasks:
-            generated = generate_captions(captioner, prefix_NPD[indices], tasks)
-            rows_of_kind = [good[index] for index in indices]
-            captions += zip(rows_of_kind, tasks, generated, strict=True)
-    return captions
+    free = asyncio.Semaphore(max(1, captioner.concurrency))
+
+    @functools.lru_cache(maxsize=2 * captioner.concurrency)
+    def read_image(row: int) -> Any:
+        return prepare_image(collection.image_bytes(row), longest_side=settings.longest_side)
+
+    async def write(row: int, source: int, kind: str, alt: str) -> WrittenCaption | None:
+        prompt, alt = config.select_prompt(kind, alt)
+        async with free:
+            try:
+                image = read_image(source)
+            except BadImage:
+                return None
+            response = await captioner.caption(
+                CaptionRequest(
+                    key=collection.keys[row],
+                    kind=kind,
+                    prompt_id=prompt.id,
+                    prompt=prompt.fill(alt=alt) if alt else prompt.fill(),
+                    image=image.data,
+                    media_type=image.media_type,
+                    alt=alt,
+                    max_tokens=(max_tokens or {}).get(kind) or int(config.parameters(kind)["max_tokens"]),
+                    temperature=temperature,
+                    seed=config.sampling_seed(collection.keys[row], kind),
+                )
+            )
+            meter.advance(1)
+        if response.error:
+            return WrittenCaption(row, kind, alt, response, "", parses=False)
+        text = parse_caption(response.text).caption
+        # The assertions of a cut caption count, too: leaving it out would flatter a captioner that never ends.
+        cut = None if text is not None else parse_caption(f'{response.text}"}}').caption
+        return WrittenCaption(row, kind, alt, response, text or cut or "", parses=text is not None)
+
+    async def write_all() -> list[WrittenCaption | None]:
+        try:
+            return await asyncio.gather(*(write(*request) for request in requests))
+        finally:
+            await captioner.close()
+
+    with Meter("captions", len(requests)) as meter:
+        return [caption for caption in asyncio.run(write_all()) if caption is not None]
 
 
-def judge_captions(
-    collection: Collection, captions: Sequence[tuple[int, CaptionTask, GeneratedCaption]]
-) -> list[JudgedCaption]:
+def judge_captions(collection: Collection, captions: Sequence[WrittenCaption]) -> list[JudgedCaption]:
     """Compare each caption with its format's contract, and with the scene's ground truth if there is one."""
-    from foveate.caption.backends.foveate import format_response
-
     truths, judged = SceneTruths(collection), []
     extract = functools.cache(open_extractor(PhraseSettings()))
-    for row, task, generated in captions:
-        parsed = parse_caption(format_response(generated))
-        filtered = apply_length_filter(task.kind, parsed.caption) if parsed.caption is not None else None
+    for caption in captions:
+        filtered = apply_length_filter(caption.kind, caption.text) if caption.parses else None
         obeys = filtered is not None and not filtered.error and not {"too_long", "too_short"} & set(filtered.flags)
-        truth = truths.get(row)
-        verdicts = None if truth is None else tuple(judge_assertions(split(generated.text), truth))
-        alt = select_alt_text(collection.read_captions(row))
+        truth = truths.get(caption.row)
+        verdicts = None if truth is None else tuple(judge_assertions(split(caption.text), truth))
+        alt = select_alt_text(collection.read_captions(caption.row))
         alt_entities = collect_entities([extract(alt).phrases], "head") if is_usable_alt_text(alt) else set[str]()
         named = 0
         if alt_entities:
-            named = len(alt_entities & collect_entities([extract(generated.text).phrases], "head"))
+            named = len(alt_entities & collect_entities([extract(caption.text).phrases], "head"))
         judged.append(
             JudgedCaption(
-                row=row,
-                kind=task.kind,
-                alt=task.alt,
-                text=generated.text,
+                row=caption.row,
+                kind=caption.kind,
+                alt=caption.alt,
+                text=caption.text,
                 obeys=obeys,
-                tokens=count_clip_tokens(generated.text),
+                loops=repeats(caption.text),
+                tokens=count_clip_tokens(caption.text),
                 verdicts=verdicts,
                 named=named,
                 alt_entities=len(alt_entities),
@@ -186,6 +225,8 @@ def build_table(captions: Sequence[JudgedCaption], *, seed: int) -> list[Row]:
         n = max(len(group) for group in groups.values())
         obeyed = {kind: _mean([caption.obeys for caption in group], seed) for kind, group in groups.items()}
         rows.append(_row("obeys its format (parses, passes the gate)", data, n, obeyed, chance=_MIN_OBEDIENCE))
+        looped = {kind: _mean([caption.loops for caption in group], seed) for kind, group in groups.items()}
+        rows.append(_row("loops (the same four words three times)", data, n, looped))
         tokens = {kind: _mean([caption.tokens for caption in group], seed) for kind, group in groups.items()}
         rows.append(_row("length (mean CLIP tokens without specials)", data, n, tokens, unit="tokens"))
         if data == _SCENES:
@@ -266,12 +307,11 @@ def _to_result(caption: JudgedCaption) -> EvaluatedCaption:
 
 
 def evaluate(
-    captioner: SmallCaptioner,
+    captioner: Captioner,
     collection: Collection,
     *,
     split: str,
     run: Path,
-    cache: Path,
     limit: int | None = None,
     seed: int = 0,
     num_samples: int = 6,
@@ -281,13 +321,19 @@ def evaluate(
 
     Args:
         run: folder for the images of the samples.
-        cache: folder of cached features.
         limit: maximum number of images, drawn by the seed.
         shuffled: see `caption_rows`.
+
+    Raises:
+        UserError: the split is empty, or no caption could be written.
     """
     rows = draw_rows(collection, split=split, limit=limit, seed=seed)
-    generated = caption_rows(captioner, collection, rows, cache=cache, seed=seed, shuffled=shuffled)
-    captions = judge_captions(collection, generated)
+    written = caption_rows(captioner, collection, rows, seed=seed, shuffled=shuffled)
+    errors = Counter(caption.response.error for caption in written if caption.response.error)
+    if errors.total() == len(written):
+        reasons = ", ".join(f"{code} {count}" for code, count in errors.items()) or "no image can be read"
+        raise UserError(f"{captioner.model}: all {len(written)} captions failed ({reasons})")
+    captions = judge_captions(collection, written)
     by_kind = {kind: [caption for caption in captions if caption.kind == kind] for kind in CAPTION_KINDS}
     groups = [by_kind[kind] for kind in ("ssc", "dsc", "dsc_plus")]
     means = [float(np.mean([caption.tokens for caption in group])) for group in groups if group]
@@ -297,6 +343,7 @@ def evaluate(
         split=split,
         images=len(rows),
         captions=len(captions),
+        errors=dict(errors),
         seed=seed,
         shuffled=shuffled,
         columns=COLUMNS,
@@ -307,3 +354,42 @@ def evaluate(
         length_filters={kind: (limits.min_tokens, limits.max_tokens) for kind, limits in LENGTH_FILTERS.items()},
         samples=collect_samples(collection, captions, run, count=num_samples, seed=seed),
     )
+
+
+def evaluate_model(
+    source: str,
+    collection: Collection,
+    run_path: Path,
+    settings: EvaluationSettings,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    command: list[str] | None = None,
+) -> CaptionerResult:
+    """Evaluate a model in a run folder of its own.
+
+    Raises:
+        UserError: there is no such model, or the split is empty.
+    """
+    captioner = open_captioner(FoveateSettings(model=source, device=device))
+    run = RunFolder.create(run_path, command=command)
+    evaluation = evaluate(
+        captioner,
+        collection,
+        split=settings.split,
+        run=run_path,
+        limit=settings.limit,
+        seed=seed,
+        shuffled=settings.shuffled,
+    )
+    result = CaptionerResult(
+        title=f"A captioner on {collection.name}" + (", images shuffled: a control" if settings.shuffled else ""),
+        model=source,
+        revision=captioner.revision,
+        reads_requests=isinstance(captioner, MllmCaptioner) and captioner.reads_requests,
+        collection=collection.name,
+        command=command or "",
+        evaluation=evaluation,
+    )
+    run.write_result(result.to_json())
+    return result

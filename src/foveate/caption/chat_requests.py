@@ -13,13 +13,12 @@ import functools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from foveate.caption.captioner import CaptionRequest
 from foveate.caption.chat_format import EDGES
 from foveate.caption.length_filters import RETRY_WORDS
-from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS, Prompt, prompt_ids
-from foveate.caption.small.generate import MAX_TOKENS
+from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS, MAX_TOKENS, Prompt, find_prompt, prompt_ids
 
 _LANGUAGE = "Qlanguageq"
 _FIELDS = ("alt", "caption", "words", "sentences")
@@ -40,21 +39,7 @@ class Refused(Exception):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request that can be answered. change: of the usual length class, for prompts that ask again."""
-
-    image: bytes
-    kind: str
-    alt: str
-    length: int | None
-    change: int
-    max_tokens: int
-    temperature: float
-    seed: int
-
-
-def read_request(body: object, *, model: str) -> Asked:
+def read_request(body: object, *, model: str) -> CaptionRequest:
     """The checked request.
 
     Raises:
@@ -75,14 +60,22 @@ def read_request(body: object, *, model: str) -> Asked:
     if body.get("n", 1) != 1:
         raise Refused("one answer a request: allowed is n=1", param="n", code="unsupported_value")
     text, image = _content(body.get("messages"))
-    kind, alt, length, change = _format(body.get("foveate"), text)
-    token_limit = body.get("max_completion_tokens", body.get("max_tokens", MAX_TOKENS))
-    return Asked(
-        image=image,
+    prompt_id, kind, alt, length = _format(body.get("foveate"), text)
+    alt = alt[:MAX_ALT_LETTERS] if kind == "afc" else ""
+    if body.get("foveate") is not None:
+        prompt = find_prompt(kind if alt else "dsc" if kind == "afc" else kind)
+        prompt_id, text = prompt.id, prompt.fill(alt=alt) if alt else prompt.fill()
+    limits = (body.get("max_completion_tokens"), body.get("max_tokens"), MAX_TOKENS[kind])
+    token_limit = next(limit for limit in limits if limit is not None)
+    return CaptionRequest(
+        key="",
         kind=kind,
-        alt=alt[:MAX_ALT_LETTERS] if kind == "afc" else "",
+        prompt_id=prompt_id,
+        prompt=text.strip(),
+        image=image,
+        media_type="",
+        alt=alt,
         length=length,
-        change=change,
         max_tokens=int(_number(token_limit, "max_tokens", 1, 100_000, whole=True)),
         temperature=_number(body.get("temperature", 0.0), "temperature", 0, 2),
         seed=int(_number(body.get("seed", 0), "seed", -(2**63), 2**63, whole=True)),
@@ -130,10 +123,10 @@ def _image(url: object) -> bytes:
         raise Refused("the image's data URL is not base64", param="messages") from None
 
 
-def _format(options: object, text: str) -> tuple[str, str, int | None, int]:
-    """Kind, AltText, length class and change of it."""
+def _format(options: object, text: str) -> tuple[str, str, str, int | None]:
+    """Return template id ("" where the format is a field), kind, AltText and length class."""
     if options is None:
-        return _read_prompt(text)
+        return *_read_prompt(text), None
     if not isinstance(options, Mapping) or not set(options) <= {"format", "alt", "length"}:
         raise Refused("'foveate' must be an object with the fields format, alt, length", param="foveate")
     kind = str(options.get("format", "")).replace("dsc+", "dsc_plus")
@@ -144,7 +137,7 @@ def _format(options: object, text: str) -> tuple[str, str, int | None, int]:
         raise Refused("'foveate.alt' must be a text", param="foveate.alt")
     if length is not None:
         length = int(_number(length, "foveate.length", 0, len(EDGES), whole=True))
-    return kind, alt, length, 0
+    return "", kind, alt, length
 
 
 @functools.cache
@@ -163,16 +156,17 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     return patterns
 
 
-def _read_prompt(text: str) -> tuple[str, str, int | None, int]:
+def _read_prompt(text: str) -> tuple[str, str, str]:
+    """Return template id, kind and AltText of a prompt."""
     for name, pattern in _patterns().items():
         match = pattern.fullmatch(text.strip())
         if match is None:
             continue
         kind, values = name.rpartition("-")[0], match.groupdict()
         if kind in CAPTION_KINDS:
-            return kind, _unquoted(values.get("alt")), None, 0
+            return name, kind, _unquoted(values.get("alt"))
         kind_of_count = {str(number): kind for kind, number in reversed(list(RETRY_WORDS.items()))}
-        return kind_of_count.get(values["words"], "dsc"), "", None, -1 if kind == "shorten" else 1
+        return name, kind_of_count.get(values["words"], "dsc"), ""
     raise Refused(
         "the prompt is none of Foveate's templates, and this captioner reads no others: give the field 'foveate' "
         f'(extra_body) with a format, for example {{"format": "dsc"}}; allowed are {", ".join(CAPTION_KINDS)}',

@@ -1,8 +1,8 @@
-"""result.json of `foveate captioner train` and `evaluate`, as typed models: runs build them, their page reads them."""
+"""result.json of `foveate captioner evaluate` as typed models: the run builds them, its page reads them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from foveate.core.results import Column, ResultModel, Row, RunResult
 
@@ -30,8 +30,8 @@ class CaptionerEvaluation(ResultModel):
     """Captions of held-out images, evaluated.
 
     Attributes:
-        captions: their number.
-        shuffled: images were captioned from the features of others (control).
+        captions: their number. errors: captions that the model failed on, by code.
+        shuffled: another image was captioned in the place of each (control).
         obedience: kind -> share of captions that obey their format.
         obeys: whether every format is obeyed by at least 95 %.
         lengths_rise: whether the mean length rises from SSC over DSC to DSC+.
@@ -42,6 +42,7 @@ class CaptionerEvaluation(ResultModel):
     split: str = ""
     images: int = 0
     captions: int = 0
+    errors: dict[str, int] = {}
     seed: int = 0
     shuffled: bool = False
     columns: list[Column] = []
@@ -53,33 +54,16 @@ class CaptionerEvaluation(ResultModel):
     samples: list[EvaluatedImage] = []
 
 
-class TrainingStage(ResultModel):
-    """One stage of training; `curves` is its metrics file in the run folder."""
-
-    status: str = ""
-    steps: int
-    seconds: float
-    images: int
-    bad_samples: dict[str, str] = {}
-    curves: str = ""
-
-
 class CaptionerResult(RunResult):
-    """The result of a training, or of an evaluation alone.
+    """The result of an evaluation.
 
     Attributes:
-        status: "finished" or "stopped".
-        data: what the training targets were made from.
-        stages: name -> stage.
+        reads_requests: the model was trained on caption requests; else it was asked with the long prompts.
     """
 
     kind: Literal["captioner"] = "captioner"
-    status: str = ""
     collection: str = ""
     model: str = ""
     revision: str = ""
-    recipe: dict[str, Any] = {}
-    data: dict[str, Any] = {}
-    stages: dict[str, TrainingStage] = {}
-    seconds: float | None = None
+    reads_requests: bool | None = None
     evaluation: CaptionerEvaluation | None = None
