@@ -28,7 +28,7 @@ def leaves(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tupl
 
 
 def sub_verbs() -> list[tuple[tuple[str, ...], click.Command]]:
-    """All commands that do something: `pretrain`, `captioner train`, ..."""
+    """All commands that do something: `pretrain`, `captioner evaluate`, ..."""
     return [leaf for verb in VERBS for leaf in leaves(module_of(verb).command, (verb,))]
 
 

@@ -31,7 +31,6 @@ def test_sizes() -> None:
     assert sizes_of(8000, None) == Sizes()
     small = sizes_of(16, 6)
     assert (small.trained_on, small.steps, small.batch_size) == (16, 6, 16)
-    assert "training.steps=6" in small.captioner
 
 
 def test_captions_beside_the_collection(scenes: Path) -> None:
@@ -53,18 +52,20 @@ def test_captions_that_say_things_again_are_left_out() -> None:
 
 
 @pytest.mark.slow
-def test_from_a_captioner_to_the_page(scenes: Path, tmp_path: Path) -> None:
+def test_from_the_shipped_model_to_the_page(scenes: Path, tmp_path: Path) -> None:
     model = build_model(tiny.recipe()).eval().requires_grad_(False)
     locator = save_model(model, tmp_path / "locator")
     before = Collection.open(scenes).table("captions").num_rows
-    sizes = Sizes(3, 16, 4, 8, (*sizes_of(16, 4).captioner, "image_encoder.image_size=96", "pixel_shuffle=3"))
+    sizes = Sizes(3, 16, 4, 8)
     run = RunFolder.create(tmp_path / "run")
     found = tour_captions(Collection.open(scenes), run, locator=locator, seed=0, device="cpu", sizes=sizes)
     checked = parse_result(TourCaptions, json.loads(json.dumps(found, allow_nan=False)))
     assert len(checked.examples) == 3
     assert (run.path / checked.examples[0].image).is_file()
     assert {one["format"] for one in found["formats"]} <= {"alt", *CAPTION_KINDS}
-    assert [one.title for one in checked.encoder.values] == ["AltText only", "half AltText, half short captions"]
+    # Without a whole caption there is no encoder that was trained with some.
+    titles = ["AltText only", "half AltText, half short captions"][: 1 + bool(checked.encoder.captioned)]
+    assert [one.title for one in checked.encoder.values] == titles
     assert all(0 <= one.value <= 1 for one in checked.encoder.values)
     assert Collection.open(scenes).table("captions").num_rows == before
     for example in found["examples"]:

@@ -71,7 +71,7 @@ def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
         test_scenes=12,
         teacher_scenes=30,
         teacher_steps=4,
-        captioner_part=0.03,
+        captioner_part=0.002,
         steps=4,
         batch_size=8,
         seeds=2,
