@@ -523,9 +523,7 @@ class _Writer:
         """Note tokens and decode the boxes that answers point at; return the embeddings [B, E] of the tokens."""
         model, end, region_id = self.loaded.model, self.loaded.prompts.chat.end, self.loaded.prompts.region_id
         ids_B1 = torch.tensor(tokens, device=states_BE.device)[:, None]
-        embedded_BE = torch.cat(
-            [model.embed(ids_B1[n : n + 1], self.visual, self._views([row]))[0] for n, row in enumerate(rows)]
-        )
+        embedded_BE = model.embed(ids_B1, self.visual, self._views(rows))[:, 0]
         for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             question = self.pending[row]
             # Without an image there is nothing to point at; the token stays in the text.
@@ -555,8 +553,11 @@ class _Writer:
         return [x1, y1, max(x2, x1 + 0.01), max(y2, y1 + 0.01)]
 
     def _views(self, rows: Sequence[int]) -> Tensor:
-        device = self.visual.full_VLE.device
-        return torch.tensor([self.pending[row].views for row in rows], dtype=torch.long, device=device)
+        """Return the numbers [B, K] of the views of rows, -1 behind the last where a row has fewer."""
+        views = [self.pending[row].views for row in rows]
+        longest = max(map(len, views), default=0)
+        padded = [[*row, *[-1] * (longest - len(row))] for row in views]
+        return torch.tensor(padded, dtype=torch.long, device=self.visual.full_VLE.device)
 
     def _regions(self, regions: Sequence[tuple[int, Any]]) -> RegionPrompts:
         device = self.visual.full_VLE.device
