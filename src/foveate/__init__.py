@@ -13,7 +13,7 @@ from foveate.core.version import __version__
 _LAZY = {
     "AbsentClassCalibrator": "foveate.adapt.calibration.absent_classes",
     "AdaptedModel": "foveate.adapt.model",
-    "Answer": "foveate.multimodal.ask",
+    "Answer": "foveate.multimodal.answers",
     "Box": "foveate.records.boxes",
     "Calibrator": "foveate.adapt.calibration.estimator",
     "Collection": "foveate.records.collection",
@@ -22,15 +22,18 @@ _LAZY = {
     "FederatedNeighborEmbedding": "foveate.federated.embedding.estimator",
     "Hit": "foveate.pretrain.searching.search",
     "Location": "foveate.pretrain.api",
+    "Mask": "foveate.records.shapes",
     "Mllm": "foveate.multimodal.ask",
     "Model": "foveate.pretrain.api",
     "PixelBox": "foveate.records.boxes",
     "PixelXYWH": "foveate.records.boxes",
+    "Point": "foveate.records.shapes",
     "Predictor": "foveate.adapt.predictor",
     "Record": "foveate.records.record",
     "Region": "foveate.records.record",
     "RegionSampler": "foveate.vision.regions.sampler",
     "SearchIndex": "foveate.pretrain.api",
+    "Stroke": "foveate.records.shapes",
     "UserError": "foveate.core.errors",
     "adapt": "foveate.adapt",  # the package, which can be called
     "load_adapter": "foveate.adapt.folder",
@@ -53,7 +56,8 @@ if TYPE_CHECKING:
     from foveate.federated.deep.estimator import FederatedDeepClustering
     from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
     from foveate.federated.estimators import FederatedKMeans
-    from foveate.multimodal.ask import Answer, Mllm
+    from foveate.multimodal.answers import Answer
+    from foveate.multimodal.ask import Mllm
     from foveate.multimodal.opening import open_mllm
     from foveate.pretrain.api import Location, Model, SearchIndex, open_index, open_model, search
     from foveate.pretrain.searching.search import Hit
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
     from foveate.records.collection import Collection
     from foveate.records.record import Record, Region
+    from foveate.records.shapes import Mask, Point, Stroke
     from foveate.vision.regions.sampler import RegionSampler
 
 __all__ = [
@@ -75,15 +80,18 @@ __all__ = [
     "FederatedNeighborEmbedding",
     "Hit",
     "Location",
+    "Mask",
     "Mllm",
     "Model",
     "PixelBox",
     "PixelXYWH",
+    "Point",
     "Predictor",
     "Record",
     "Region",
     "RegionSampler",
     "SearchIndex",
+    "Stroke",
     "UserError",
     "__version__",
     "adapt",

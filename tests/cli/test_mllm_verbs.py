@@ -14,11 +14,15 @@ import tiny_mllm
 from foveate.language.packing import PackedTexts
 from foveate.mllm.preview import token_text
 from foveate.mllm.train import prepare_training
+from foveate.multimodal.answers import Answer
 from foveate.multimodal.ask_settings import AskSettings
 from foveate.multimodal.opening import SHIPPED
 from foveate.multimodal.results import AskResult
+from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Turn, add_conversations
+from foveate.records.scenes import draw_scene
+from foveate.records.shapes import Point, Stroke, enclosing_box
 from foveate.training.loader import Loader
 
 
@@ -163,12 +167,12 @@ def test_a_chat_leaves_a_page_of_all_its_questions(
     images = [tmp_path / "first.png", tmp_path / "second.png"]
     for image in images:
         Image.new("RGB", (80, 60), "red").save(image)
-    monkeypatch.setattr("sys.stdin", io.StringIO("Is it red?\nWhat is <region>?\n\n"))
-    options = ("--model", tmp_path / "run" / "model", "--region", "8,6,40,30", "--chat", "--run", tmp_path / "asked")
-    foveate("ask", *images, "What is <region>?", *options, "--max-tokens", 4)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Is it red?\nWhat is <1>?\n\n"))
+    options = ("--model", tmp_path / "run" / "model", "--box", "8,6,40,30", "--chat", "--run", tmp_path / "asked")
+    foveate("ask", *images, "What is <1>?", *options, "--max-tokens", 4)
     result = AskResult.model_validate_json((tmp_path / "asked" / "result.json").read_text(encoding="utf-8"))
     # The third question names a region that it does not have: it ends no conversation.
-    assert [exchange.question for exchange in result.exchanges] == ["What is <region>?", "Is it red?"]
+    assert [exchange.question for exchange in result.exchanges] == ["What is <1>?", "Is it red?"]
     assert result.exchanges[0].regions == [(8, 6, 40, 30)]
     assert result.exchanges[0].region_images == [1], "the last image in front of it"
     assert [image.size for image in result.images] == [(60, 80), (60, 80)]
@@ -185,8 +189,7 @@ def test_a_chat_refuses_options_without_effect(foveate: Any, option: tuple[str, 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("{image}", "What is <region>?"), "<region>"),
-        (("{image}", "What is <region>?", "--region", "1,2,3"), "--region"),
+        (("{image}", "What is <1>?", "--box", "1,2,300,40"), "region 1"),
         (("{image}", "What is it?", "--model", "{image}"), "image.png"),
         (("no-such-file.png", "What is it?"), "no-such-file.png"),
         (("{image}", "What is it?", "--model", "minni"), "'mini'"),
@@ -204,3 +207,86 @@ def test_a_mistake_gives_one_sentence(
     filled = [argument.format(image=image) for argument in arguments]
     model_option = () if "--model" in filled else ("--model", model)
     assert named in foveate("ask", *filled, *model_option).sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("{image}", "What is <1>?"), "<1>"),
+        (("{image}", "What is <3>?", "--box", "1,2,30,40", "--point", "3,4"), "<3>"),
+        (("{image}", "What is <1>?", "--box", "1,2,30,40", "--point", "3,4"), "region 2"),
+        (("{image}", "What is <1>?", "--box", "1,2,3"), "--box"),
+        (("{image}", "What is <1>?", "--box", "9,2,3,4"), "--box"),
+        (("{image}", "What is <1>?", "--point", "nan,4"), "--point"),
+        (("{image}", "What is <1>?", "--stroke", "{image}"), "image.png"),
+        (("{image}", "What is <1>?", "--mask", "{image}.json"), "image.png.json"),
+        (("{image}", "What?", "--option", "yes"), "'yes'"),
+    ],
+)
+def test_a_wrong_region_gives_one_sentence_before_a_model_is_opened(
+    foveate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], named: str
+) -> None:
+    monkeypatch.setattr("foveate.multimodal.opening.open_mllm", None)
+    image = tmp_path / "image.png"
+    Image.new("RGB", (80, 60), "red").save(image)
+    assert named in foveate("ask", *(argument.format(image=image) for argument in arguments)).sentence
+
+
+def test_regions_keep_the_order_of_their_options_and_are_converted_to_pixels(
+    foveate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options of several kinds, mixed: `<2>` is the second of all, whatever its kind."""
+    asked: list[tuple[str, Any]] = []
+
+    class Model:
+        def stream(self, images: Any, question: str, *, regions: Any, max_tokens: int) -> Any:
+            asked.append((question, regions))
+            yield "a disc"
+            return Answer("a disc")
+
+        def describe(self) -> str:
+            return "a table"
+
+    monkeypatch.setattr("foveate.multimodal.opening.open_mllm", lambda *_, **__: Model())
+    image, stroke, mask = tmp_path / "image.png", tmp_path / "stroke.json", tmp_path / "mask.png"
+    Image.new("RGB", (80, 60), "red").save(image)
+    stroke.write_text("[[0.5, 0.5], [0.75, 1]]", encoding="utf-8")
+    drawn = Image.new("L", (80, 60))
+    drawn.paste(255, (10, 20, 30, 40))
+    drawn.save(mask)
+    regions = ("--point", "0.5,0.25", "--mask", mask, "--box", "0,0,0.5,0.5", "--stroke", stroke, "--point", "1,1")
+    ended = foveate("ask", image, "<1> <2> <3> <4> <5>?", *regions, "--unit", "0-1")
+    assert ended.out.strip() == "a disc"
+    ((_, shapes),) = asked
+    assert shapes[0] == Point(40, 15)
+    assert enclosing_box(shapes[1]) == PixelBox(10, 20, 30, 40)
+    assert shapes[2:] == [PixelBox(0, 0, 40, 30), Stroke((Point(40, 30), Point(60, 60))), Point(80, 60)]
+
+
+def test_a_phrase_is_located_by_a_multimodal_model(foveate: Any, tmp_path: Path) -> None:
+    image = tmp_path / "image.png"
+    Image.new("RGB", (80, 60), "red").save(image)
+    ended = foveate("locate", "mini", image, "a red disc", "--run", tmp_path / "run", "--json")
+    assert ended.json["question"] == "Where is the red disc?"
+    (box,) = ended.json["boxes"]
+    assert 0 <= box[0] < box[2] <= 80
+    assert 0 <= box[1] < box[3] <= 60
+    assert "Where is the red disc?" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    refused = foveate("locate", "mini", image, "a red disc", "--rule", "head")
+    assert refused.code == 2
+    assert "--rule" in refused.err
+
+
+def test_options_and_boxes_of_the_shipped_model(foveate: Any, tmp_path: Path) -> None:
+    """The likelier option comes first with its share; of several images each is drawn."""
+    images = [tmp_path / "first.png", tmp_path / "second.png"]
+    for index, image in enumerate(images):
+        draw_scene(seed=0, split="test", index=index).image.save(image)
+    ended = foveate("ask", images[0], "Is there a star?", "--option", "yes", "--option", "no", "--json").json
+    assert sum(ended["probabilities"]) == pytest.approx(1)
+    assert ended["text"] == ended["options"][ended["probabilities"].index(max(ended["probabilities"]))]
+    shown = foveate("ask", *images, "Where is the star?", "--image-out", tmp_path / "out.png", "--ground")
+    assert shown.code == 0, shown.err
+    assert (tmp_path / "out-1.png").is_file()
+    assert (tmp_path / "out-2.png").is_file()
+    assert "in image" in shown.out

@@ -20,6 +20,7 @@ from foveate.language.generate import (
     GenerationSettings,
     TextStream,
     draw_token,
+    extend,
     generate,
     read_prefix,
     select_nucleus,
@@ -86,6 +87,22 @@ def test_a_row_does_not_depend_on_its_batch(family: str, temperature: float) -> 
     assert [row.ids for row in together] == [row.ids for row in alone]
     assert [row.score for row in together] == pytest.approx([row.score for row in alone], abs=1e-4)
     assert all(len(row.ids) <= 4 + 5 * index for index, row in enumerate(together))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sequence_that_goes_on_is_the_whole_sequence(family: str) -> None:
+    """Two questions one after the other, the second behind what the first left: nothing is read twice."""
+    language_model = tiny_models.tiny(family)
+    model, (first, second) = language_model.model, prompts_of(language_model, (9, 6))
+    completion, prefix = extend(model, first, stop=(), settings=GenerationSettings(max_new_tokens=4))
+    written = language_model.embed(list(completion.ids))
+    assert prefix.length == 9 + 3
+    goes_on, prefix = extend(model, torch.cat([written[-1:], second]), stop=STOP, settings=GREEDY, prefix=prefix)
+    (whole,) = generate(model, [torch.cat([first, written, second])], stop=STOP, settings=GREEDY)
+    assert goes_on.ids == whole.ids
+    assert goes_on.num_prompt_tokens == whole.num_prompt_tokens == 9 + 4 + 6
+    assert goes_on.score == pytest.approx(whole.score, abs=1e-4)
+    assert prefix.length == 9 + 4 + 6 + len(whole.ids) - (not whole.finished)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -19,7 +19,8 @@ from foveate.language.sparse import SparseOptions, make_sparse
 from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
 from foveate.mllm.export import Job, export_mllm
 from foveate.mllm.exporting import idefics3, llava, llava_next, peft
-from foveate.multimodal.ask import Answer, Mllm
+from foveate.multimodal.answers import Answer
+from foveate.multimodal.ask import Mllm
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
 from foveate.multimodal.foreign import open_foreign

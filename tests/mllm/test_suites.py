@@ -48,6 +48,10 @@ class Table:
             replies.append(Reply(answer) if isinstance(answer, str) else answer)
         return replies
 
+    def choose_all(self, questions: Sequence[Any], options: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Hold the last option in alphabetical order likeliest."""
+        return [[float(option == max(of_question)) for option in of_question] for of_question in options]
+
 
 def png(width: int, height: int = 20) -> bytes:
     buffer = io.BytesIO()
@@ -155,8 +159,11 @@ def test_scienceqa_reads_its_layout_and_letters(scienceqa: Path, tmp_path: Path)
     # A question that has no image has no control.
     assert value(result, "no_image") == 0
     assert result.table[0].values["another_image"] is None
-    assert [row.question for row in result.table] == ["ScienceQA", "ScienceQA: text only", "ScienceQA: with image"]
-    assert [row.chance for row in result.table] == pytest.approx([5 / 12, 1 / 3, 1 / 2])
+    names = ["ScienceQA", "ScienceQA: text only", "ScienceQA: with image"]
+    assert [row.question for row in result.table] == [*names, *(f"{name}, by likelihood" for name in names)]
+    assert [row.chance for row in result.table] == pytest.approx([5 / 12, 1 / 3, 1 / 2] * 2)
+    # The last letter is likeliest: right for wood, wrong for the first of three.
+    assert [value(result, "image", row) for row in (3, 4, 5)] == [0.5, 0, 1]
 
 
 def test_ai2d_reads_its_layout(tmp_path: Path) -> None:

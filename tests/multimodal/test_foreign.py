@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from foveate.core.errors import UserError
+from foveate.multimodal.answers import Answer
 from foveate.multimodal.foreign import ForeignMllm, open_foreign, read_boxes
 from foveate.multimodal.opening import open_mllm
 from foveate.records.boxes import PixelBox
@@ -106,12 +107,46 @@ def test_a_conversation_holds_its_turns(folders: dict[str, Path]) -> None:
     assert [role for role, _ in chat.turns] == ["user", "assistant", "user", "assistant"]
 
 
+@pytest.mark.parametrize(("family", "text"), [("llava", "[4, 10, 20, 30]"), ("qwen2_vl", "[100, 200, 500, 600]")])
+def test_regions_are_written_as_coordinates_and_it_says_so(
+    family: str, text: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_foreign(str(folders[family]))
+    asked: list[str] = []
+    monkeypatch.setattr(model, "answer_turns", lambda _, turns, __: asked.append(turns[-1][1]) or (Answer(""), ""))
+    with pytest.warns(UserWarning, match="coordinates"):
+        model.ask(draw(40, 50), "what is <1>, and again <1>", regions=[PixelBox(4, 10, 20, 30)])
+    assert asked == [f"what is {text}, and again {text}"]
+
+
+def test_options_are_compared_by_the_likelihood_of_their_tokens(folders: dict[str, Path]) -> None:
+    model = open_foreign(str(folders["llava"]))
+    image = draw(40, 40)
+    options = ["red", "a red disc", "disc"]
+    inputs = model._inputs([image], [("user", QUESTION)])
+    length = inputs["input_ids"].shape[1]
+    expected = []
+    for option in options:
+        whole = model._inputs([image], [("user", QUESTION), ("assistant", option)])
+        assert whole["input_ids"][0, :length].tolist() == inputs["input_ids"][0].tolist()
+        ids, total = whole["input_ids"][0], 0.0
+        for end in range(length, len(ids)):
+            part = {**whole, "input_ids": ids[None, :end], "attention_mask": whole["attention_mask"][:, :end]}
+            total += float(model.model(**part).logits[0, -1].log_softmax(dim=-1)[ids[end]])
+        expected.append(total)
+    shares = model.choose(image, QUESTION, options)
+    assert shares == pytest.approx(torch.tensor(expected, dtype=torch.float64).softmax(dim=0).tolist(), abs=1e-4)
+    assert model.choose_all([(image, QUESTION)], [options]) == [shares]
+
+
 def test_unusable_questions_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
     model = open_foreign(str(folders["llava"]))
     with raises_naming(UserError, "question", "empty"):
         model.ask(draw(9, 9), "  ")
-    with raises_naming(UserError, "<region>", 1):
+    with raises_naming(UserError, "region 1", "<1>"):
         model.ask(draw(9, 9), "what is this", regions=[PixelBox(0, 0, 3, 3)])
+    with pytest.warns(UserWarning, match="coordinates"), raises_naming(UserError, "region 1", "9 x 9"):
+        model.ask(draw(9, 9), "what is <1>", regions=[PixelBox(0, 0, 30, 3)])
     with raises_naming(UserError, 2, "<image>", 1):
         model.ask(draw(9, 9), "<image> or <image>")
     with raises_naming(UserError, 400, "context"):

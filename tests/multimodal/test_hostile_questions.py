@@ -12,7 +12,7 @@ from test_multimodal_model import loaded
 from foveate.core.errors import UserError
 from foveate.multimodal.ask import Mllm, Question, _Writer
 from foveate.records.boxes import PixelBox
-from foveate.records.shapes import Point, Shape, Stroke
+from foveate.records.shapes import Mask, Point, Shape, Stroke
 from naming import raises_naming
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 64, 3), dtype=np.uint8)
@@ -31,13 +31,37 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (50, 64, 3), dtype=np.uint8)
         PixelBox(0, 0, math.inf, 9),
         Point(300, 3),
         Stroke(()),
+        Stroke((Point(3, 3), Point(math.nan, 4))),
+        Mask((50, 64), (50 * 64,)),
+        Mask((64, 50), (0, 50 * 64)),
+        Mask((50, 64), (5, 5)),
     ],
     ids=str,
 )
 def test_regions_that_do_not_lie_in_the_image_are_refused(regions: str, shape: Shape) -> None:
     model = Mllm(loaded(regions=regions, box_head=regions == "tokens"))
-    with raises_naming(UserError, "region", "64 x 50"):
-        model.ask(IMAGE, "What is <region>?", regions=[shape], max_tokens=2)
+    with raises_naming(UserError, "region 2", "64 x 50"):
+        model.ask(IMAGE, "Is <2> beside <1>?", regions=[PixelBox(1, 1, 9, 9), shape], max_tokens=2)
+
+
+@pytest.mark.parametrize("regions", ["tokens", "text"])
+@pytest.mark.parametrize(
+    "shape",
+    [Point(63, 49), Point(64, 50), Point(0, 0), Stroke((Point(63, 20),)), Mask((50, 64), (0, 1, 50 * 64 - 1))],
+    ids=str,
+)
+def test_regions_at_the_last_column_and_of_one_point_are_answered(regions: str, shape: Shape) -> None:
+    model = Mllm(loaded(regions=regions, box_head=regions == "tokens"))
+    assert model.ask(IMAGE, "What is <1>?", regions=[shape], max_tokens=2).tokens
+
+
+def test_300_regions_are_read_or_refused_by_their_length() -> None:
+    language = {**loaded().model.settings.language, "max_position_embeddings": 1400}
+    shapes = [PixelBox(number % 50, 0, number % 50 + 9, 50) for number in range(300)]
+    question = "What are " + " ".join(f"<{number}>" for number in range(1, 301)) + "?"
+    assert Mllm(loaded(language=language)).ask(IMAGE, question, regions=shapes, max_tokens=2).tokens
+    with raises_naming(UserError, "question", 96):
+        Mllm(loaded()).ask(IMAGE, question, regions=shapes, max_tokens=2)
 
 
 def test_a_region_without_an_image_is_refused() -> None:
@@ -89,7 +113,7 @@ def test_a_chat_that_fills_the_context_gives_its_answers_and_refuses_the_next_qu
 def test_an_answer_that_points_at_an_edge_is_read_back(corners: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     one = loaded()
     model = Mllm(one)
-    monkeypatch.setattr(one.model, "locate", lambda *_, **__: torch.tensor([corners]))
+    monkeypatch.setattr(one.model, "locate_among", lambda *_: (0, torch.tensor(corners)))
     writer = _Writer(one, *model._prepare([Question(IMAGE, "Where is the red disc?")]))
     embedded_BE = writer.embed([0], [one.prompts.region_id], torch.zeros(1, one.model.width))
     assert embedded_BE.isfinite().all()

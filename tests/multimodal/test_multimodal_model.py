@@ -14,12 +14,13 @@ from foveate.core.recipes import validate
 from foveate.language.chat import Chat
 from foveate.language.packing import PackedTexts, Tokens, pack_texts
 from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
-from foveate.multimodal.ask import Mllm, Question, ask_turns
+from foveate.multimodal.ask import Mllm, Question, _Writer
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
 from foveate.multimodal.model import MultimodalModel, RegionPrompts, Visual
-from foveate.multimodal.phrase_maps import box_weights
+from foveate.multimodal.phrase_maps import BoxHead, box_weights
 from foveate.multimodal.prompts import PromptWriter
+from foveate.multimodal.questions import ask_turns
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation
@@ -172,9 +173,67 @@ def test_a_chat_answers_as_a_model_that_reads_everything_again(seed: int) -> Non
         expected, found = answer_without_a_cache(one, chat.visual, ids + written.tokens.ids, boxes, tokens=5)
         assert answer.tokens == len(expected)
         ids = [*ids, *written.tokens.ids, *expected, one.prompts.chat.end]
-        assert chat._ids == ids
+        assert chat._ids + chat._unread == ids
         boxes += found
     assert [turn.role for turn in chat.turns] == ["user", "assistant"] * 3
+
+
+def test_an_interrupted_answer_leaves_the_conversation_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Mllm(loaded())
+    image = np.random.default_rng(0).integers(0, 256, (50, 64, 3), dtype=np.uint8)
+    chat, other = model.chat(image), model.chat(image)
+    for conversation in (chat, other):
+        conversation.ask("Where is the red disc?", max_tokens=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_answer", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            chat.ask("Is it blue?", max_tokens=3)
+    with raises_naming(UserError, "max_tokens"):
+        chat.ask("Is it blue?", max_tokens=0)
+    assert chat.turns == other.turns
+    assert chat.ask("Is it blue?", max_tokens=6) == other.ask("Is it blue?", max_tokens=6)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_box_lies_in_the_image_that_shows_its_phrase(number: int) -> None:
+    """Only one image has a patch like the phrase; its size is another one, so that the box's pixels tell which."""
+    one = loaded()
+    model = Mllm(one)
+    images = [np.full((40, 40, 3), 90, np.uint8), np.full((90, 300, 3), 160, np.uint8)]
+    visual, pending = model._prepare([Question(images, "Where is the red disc?")])
+    phrase_E = one.model.embeddings_VE[one.tokenizer.encode(" red disc")[0]] - one.model.center_E
+    visual = Visual(torch.full_like(visual.full_VLE, 0.01), visual.tokens_VTE)
+    visual.full_VLE[number, 3] = 5 * torch.nn.functional.normalize(phrase_E, dim=0)
+    head = one.model.box_head
+    assert head is not None
+    head.state_query.weight.data.zero_()
+    head.token_bias.weight.data = 50 * phrase_E[None]
+    writer = _Writer(one, visual, pending)
+    writer.embed([0], [one.prompts.region_id], torch.zeros(1, one.model.width))
+    answer = model._answer(pending[0])
+    assert answer.images == (number,)
+    alone = one.model.box_head(visual.full_VLE, phrase_E[None], torch.tensor([number]))
+    torch.testing.assert_close(torch.tensor([pending[0].boxes[0][1]]), alone, atol=0.02, rtol=0)
+    height, width = images[number].shape[:2]
+    (box,) = answer.boxes
+    assert box.x2 <= width
+    assert box.y2 <= height
+
+
+def test_boxes_are_decoded_in_float32_whatever_the_arithmetic_around_them() -> None:
+    torch.manual_seed(0)
+    head = BoxHead(width=32, grid=(4, 4))
+    full_VLE, phrases_NE = torch.randn(2, 16, 32), torch.randn(40, 32)
+    view_N = torch.arange(40) % 2
+    boxes_N4 = head(full_VLE, phrases_NE, view_N)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(head(full_VLE, phrases_NE, view_N), boxes_N4, rtol=0, atol=0)
+        narrow_N4 = head(full_VLE.bfloat16(), phrases_NE.bfloat16(), view_N)
+    assert narrow_N4.dtype == torch.float32
+    expected_N4 = head(full_VLE.bfloat16().float(), phrases_NE.bfloat16().float(), view_N)
+    torch.testing.assert_close(narrow_N4, expected_N4, rtol=0, atol=0)
+    # Weights that a trainer holds in bfloat16 are used, not refused.
+    assert head.bfloat16()(full_VLE, phrases_NE, view_N).dtype == torch.float32
 
 
 def test_boxes_come_back_in_pixels_of_the_original_image() -> None:

@@ -134,6 +134,10 @@ class Chat:
         parts = self._render(turns, answered=False, strict=strict, goes_on=goes_on)
         return [*parts, *self._fixed(self.template.headers["assistant"])]
 
+    def answer(self, text: str) -> list[Part]:
+        """Encode an answer and its end mark, as they follow `prompt` in training."""
+        return [*self._text(text, learned=True), Part((self.end,), True)]
+
     def _render(self, turns: Sequence[Turn], *, answered: bool, strict: bool, goes_on: bool = False) -> list[Part]:
         finding = find_turn_problem(turns, answered=answered) if strict else None
         if finding is not None:
@@ -143,11 +147,10 @@ class Chat:
         for index, turn in enumerate(turns):
             learned = turn.role == "assistant"
             parts += self._fixed(template.headers[turn.role])
-            parts += self._text(turn.text, learned=learned)
             if not learned:
-                parts += self._fixed(template.ends[turn.role] or "")
+                parts += [*self._text(turn.text, learned=False), *self._fixed(template.ends[turn.role] or "")]
                 continue
-            parts.append(Part((self.end,), True))
+            parts += self.answer(turn.text)
             # Behind the last answer nothing follows; a model never reads on there.
             if index < len(turns) - 1:
                 parts += self._fixed(template.after_answer)

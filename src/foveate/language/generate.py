@@ -7,6 +7,7 @@ on the left changes no more than the last bits of a logit (a test holds that tok
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -139,6 +140,35 @@ def generate(
     return [completions[index] for index in range(len(prompts))]
 
 
+def extend(
+    model: Any,
+    prompt_LD: Tensor,
+    *,
+    stop: Collection[int],
+    settings: GenerationSettings | None = None,
+    prefix: Prefix | None = None,
+    suppress: Collection[int] = (),
+    embed: EmbedTokens | None = None,
+) -> tuple[Completion, Prefix]:
+    """Generate one completion; return it and all that was read by then, so that a conversation reads nothing twice.
+
+    The last token is written but not read yet: what follows begins with it.
+
+    Args:
+        prefix: is used up: its keys and values go on in the result.
+        Others: see `generate`.
+
+    Raises:
+        UserError: the prompt is longer than the context; the prefix is then unchanged.
+    """
+    rows = _Rows([prompt_LD], _expand_settings(settings, 1), model, prefix)
+    cache = prefix.cache if prefix else _new_cache(model)
+    for _ in rows.steps(model, stop=frozenset(stop), suppress=suppress, embed=embed, cache=cache):
+        pass
+    (completion,) = rows.completions()
+    return completion, Prefix(cache, rows.lengths[0] + len(rows.ids[0]) - 1)
+
+
 def stream(
     model: Any,
     prompt_LD: Tensor,
@@ -236,11 +266,17 @@ class _Rows:
         suppress: Collection[int] = (),
         sentence_ends: frozenset[int] = frozenset(),
         embed: EmbedTokens | None = None,
+        cache: Any = None,
     ) -> Iterator[list[tuple[int, int]]]:
-        """Generate until all rows have ended; yield (row, token) of the rows of each step."""
+        """Generate until all rows have ended; yield (row, token) of the rows of each step.
+
+        Args:
+            cache: holds the prefix and is grown; a copy of the prefix's by default.
+        """
         embeddings_BTD, mask_BL = self.embeddings_BTD.to(_weight(model)), self.mask_BL
         table = model.get_input_embeddings()
-        cache = self.prefix.copy(len(self.ids)) if self.prefix else _new_cache(model)
+        if cache is None:
+            cache = self.prefix.copy(len(self.ids)) if self.prefix else _new_cache(model)
         ragged = not bool(mask_BL.all())
         positions_BT = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings_BTD.shape[1] :]
         suppressed = torch.tensor(list(suppress), dtype=torch.int64, device=embeddings_BTD.device)
@@ -360,7 +396,13 @@ def select_nucleus(shares_V: NDArray[np.float64], top_p: float) -> NDArray[np.bo
 
 def cache_argument(model: Any) -> str:
     """Return the name of a model's cache argument: transformers renamed it within version 5."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return "cache" if "cache" in _list_arguments(type(model)) else "past_key_values"
+
+
+@functools.cache
+def _list_arguments(model_class: type) -> frozenset[str]:
+    """List the arguments of a model's forward pass; reading them costs as much as a layer of a small model."""
+    return frozenset(inspect.signature(model_class.forward).parameters)
 
 
 def find_context(model: Any) -> int | None:
@@ -394,7 +436,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Read a part of the sequence into the cache; return logits [B, V] and states [B, D] of its last position."""
     arguments = {cache_argument(model): cache, "use_cache": True, "output_hidden_states": with_states}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+    if "logits_to_keep" in _list_arguments(type(model)):
         # The head is a third of a small model's work, and only the last position is needed.
         arguments["logits_to_keep"] = 1
     output = model(

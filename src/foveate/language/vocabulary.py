@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -86,6 +87,12 @@ class WordTokenizer(BackendTokenizer):
     def size(self) -> int:
         """Number of tokens."""
         return self.backend.get_vocab_size()
+
+    @cached_property
+    def name_ids(self) -> frozenset[int]:
+        """The tokens that are names, or parts of names."""
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(id for id, token in added.items() if not token.special and token.content.startswith(" "))
 
 
 def read_tokenizer(path: Path) -> WordTokenizer:

@@ -31,8 +31,9 @@ from foveate.core.results import Column, Row, Value
 from foveate.core.runs import RunFolder
 from foveate.metrics.intervals import Interval, bootstrap_interval
 from foveate.mllm.results import SuiteResult, SuiteSample
-from foveate.mllm.suite import AskableModel, ModelAnswer, Suite, SuiteData, SuiteQuestion
+from foveate.mllm.suite import LETTER_ANSWER, Suite, SuiteData, SuiteQuestion
 from foveate.mllm.suite_settings import SuiteSettings
+from foveate.multimodal.askable import AskableModel, ModelAnswer
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.images import BadImage, check, read_image_info
@@ -190,6 +191,39 @@ def _ask_batch(
         refused = isinstance(answer, UserError)
         more = {"error": str(answer)} if refused else _describe(answer) | {"score": suite.score(question, answer)}
         rows.append(row | more)
+    return _choose(model, suite, rows, [question for question, _ in answerable], requests)
+
+
+def _choose(
+    model: AskableModel,
+    suite: Suite,
+    rows: list[dict[str, Any]],
+    questions: Sequence[SuiteQuestion],
+    requests: Sequence[tuple[list[bytes], str, tuple[Shape, ...]]],
+) -> list[dict[str, Any]]:
+    """Add to the rows of answered questions with choices the likeliest of them, and whether it is right."""
+    answered = {row["id"]: row for row in rows if "error" not in row}
+    pairs = [
+        (question, request)
+        for question, request in zip(questions, requests, strict=True)
+        if question.id in answered and len(set(question.choices)) == len(question.choices) > 1
+    ]
+    # Where a letter is asked for, the letters are compared, as in evaluations of MMLU.
+    letters = suite.instruction == LETTER_ANSWER
+    options = [
+        [chr(ord("A") + index) for index in range(len(question.choices))] if letters else list(question.choices)
+        for question, _ in pairs
+    ]
+    probabilities = run_in_halves(
+        lambda part: model.choose_all(*zip(*part, strict=True)),
+        [(request, texts) for (_, request), texts in zip(pairs, options, strict=True)],
+        errors=UserError,
+    )
+    for (question, _), shares in zip(pairs, probabilities, strict=True):
+        # Choices that do not fit behind a question that just fits: the written answer counts alone.
+        if not isinstance(shares, UserError):
+            choice = question.choices[int(np.argmax(shares))]
+            answered[question.id] |= {"choice": choice, "choice_score": float(choice in question.references)}
     return rows
 
 
@@ -263,6 +297,10 @@ def summarize(
     if len(slices) > 1:
         parts += [(name, [question for question in counted if name in question.slices]) for name in slices]
     table = [_row(suite, name, part, by_condition, seed=seed) for name, part in parts]
+    for name, part in parts:
+        choices = [question for question in part if "choice_score" in by_condition["image"].get(question.id, {})]
+        if choices:
+            table.append(_row(suite, name, choices, by_condition, seed=seed, by_likelihood=True))
     further = {}
     for condition, answered in by_condition.items():
         pairs = [(question, answered[question.id]["answer"]) for question in counted if question.id in answered]
@@ -288,19 +326,22 @@ def _row(
     by_condition: dict[str, dict[str, dict[str, Any]]],
     *,
     seed: int,
+    by_likelihood: bool = False,
 ) -> Row:
+    """Return the row of some questions: of the written answers, or of the likeliest choices."""
+    field = "choice_score" if by_likelihood else "score"
     values: dict[str, Value | None] = {}
     for column, condition in zip(_COLUMNS, CONDITIONS, strict=True):
-        answered = [question for question in questions if question.id in by_condition[condition]]
-        scores = [by_condition[condition][question.id]["score"] for question in answered]
+        answered = [question for question in questions if field in by_condition[condition].get(question.id, {})]
+        scores = [by_condition[condition][question.id][field] for question in answered]
         # Questions about one image are not independent: whole images are drawn.
         groups = [question.images or question.id for question in answered]
         values[column.key] = _value(bootstrap_interval(scores, seed=seed, groups_N=groups)) if scores else None
-    chances = [question.chance for question in questions]
+    chances = [1 / len(question.choices) if by_likelihood else question.chance for question in questions]
     known = [chance for chance in chances if chance is not None]
     return Row(
-        question=f"{suite.title}: {name}" if name else suite.title,
-        data=suite.metric,
+        question=(f"{suite.title}: {name}" if name else suite.title) + (", by likelihood" if by_likelihood else ""),
+        data="accuracy of the likeliest choice" if by_likelihood else suite.metric,
         chance=float(np.mean(known)) if len(known) == len(chances) else None,
         n=len(questions),
         values=values,

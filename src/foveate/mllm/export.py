@@ -25,10 +25,11 @@ from foveate.language.lora import merge_lora
 from foveate.language.packing import pack_texts
 from foveate.language.sparse import SparseMlp
 from foveate.language.vocabulary import END, PAD
-from foveate.multimodal.ask import Mllm, ask_turns
+from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.model import MultimodalModel, Visual
 from foveate.multimodal.opening import SHIPPED, open_mllm
+from foveate.multimodal.questions import ask_turns
 from foveate.multimodal.settings import SourceSettings
 from foveate.records.conversations import IMAGE, Conversation
 from foveate.records.geometry import View

@@ -9,11 +9,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.metrics.text_answers import parse_choice
+from foveate.multimodal.askable import ModelAnswer
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE, Conversation, Conversations
@@ -21,29 +22,6 @@ from foveate.records.shapes import Shape
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 LETTER_ANSWER = "Answer with the option's letter from the given choices directly."
-
-
-class ModelAnswer(Protocol):
-    """Answer of a model: its text, the boxes in it in pixels of the original image, and whether it came to an end."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def boxes(self) -> Sequence[PixelBox]: ...
-
-    @property
-    def finished(self) -> bool: ...
-
-
-class AskableModel(Protocol):
-    """Model that a suite asks."""
-
-    def ask_all(
-        self, questions: Sequence[tuple[Sequence[bytes], str, Sequence[Shape]]], *, max_tokens: int
-    ) -> Sequence[ModelAnswer]:
-        """Answer questions: encoded images, text, and the regions of its `<region>` placeholders in pixels."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -134,6 +112,7 @@ def make_question(conversation: Conversation) -> SuiteQuestion:
         text=question.text if several else question.text.replace(IMAGE, "").strip(),
         references=conversation.answers or (answer.text,),
         regions=question.regions,
+        choices=conversation.choices,
         boxes=tuple(region for region in answer.regions if isinstance(region, PixelBox)),
     )
 

@@ -9,28 +9,38 @@ questions of its batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
-from foveate.language.generate import GenerationSettings, Prefix, generate, read_prefix, stream
+from foveate.language.generate import GenerationSettings, Prefix, extend, generate, stream
+from foveate.multimodal.answers import (
+    Answer,
+    find_runs,
+    join_text,
+    open_box,
+    pair_phrases,
+    read_coordinates,
+    to_pixels,
+    with_placeholders,
+    write_corners,
+)
 from foveate.multimodal.assemble import SamplePlan
+from foveate.multimodal.choose import OptionRow, check_options, score_options, to_probabilities
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.frames import CoordinateFrame, move_regions
 from foveate.multimodal.model import RegionPrompts, ViewLayout, Visual, list_views
 from foveate.multimodal.prompts import Written
-from foveate.records.box_text import parse_regions
-from foveate.records.boxes import Box, PixelBox
-from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, find_shape_problem, locate_regions
+from foveate.multimodal.questions import ask_turns, ask_where, check_regions
+from foveate.records.conversations import Conversation, Turn
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, ImageInput, decode, decode_fraction, encode_input, is_single_image
-from foveate.records.rows import clean_text
+from foveate.records.region_prompts import GROUNDING_REQUEST
 from foveate.records.shapes import Shape
 from foveate.vision.canvas import render_input
 from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
@@ -40,35 +50,6 @@ BATCH = 32
 # Views of one pass of the tower: a batch of questions about tiled images has hundreds.
 _VIEWS = 32
 _QUESTION = "question"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model answered.
-
-    Attributes:
-        text: the answer; a box in it is written as its pixels, "[x1, y1, x2, y2]".
-        boxes: of the answer in order, in pixels of the original image.
-        images: the number of the image that each box lies in.
-        tokens: generated tokens.
-        finished: False if the answer was cut at `max_tokens`.
-        num_prompt_tokens: positions that were read: images and question.
-        score: mean log-probability of the generated tokens.
-
-    Example:
-        >>> answer = open_mllm("mini").ask(image_file, "Where is the red disc?")
-        >>> len(answer.boxes) == len(answer.images)
-        True
-    """
-
-    text: str
-    boxes: tuple[PixelBox, ...] = ()
-    images: tuple[int, ...] = ()
-    tokens: int = 0
-    finished: bool = True
-    num_prompt_tokens: int = 0
-    # The last bits of a logit depend on the padding of the batch.
-    score: float = field(default=0.0, compare=False)
 
 
 class Question(NamedTuple):
@@ -102,7 +83,7 @@ class _Pending:
     Attributes:
         views: numbers of its views. layout: image of each, and ids in front of it. frames: of its images.
         written: the tokens of the question. answer: generated ids.
-        before: tokens of the conversation in front of the question.
+        before: tokens of the conversation in front of the question. unread: behind them, read with the question.
         boxes: (image, box in [0, 1] of the model input) of the answer's region tokens.
     """
 
@@ -111,6 +92,7 @@ class _Pending:
     frames: list[CoordinateFrame]
     written: Written
     before: list[int] = field(default_factory=list)
+    unread: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
     boxes: list[tuple[int, list[float]]] = field(default_factory=list)
     finished: bool = False
@@ -150,6 +132,7 @@ class Mllm:
         question: str,
         *,
         regions: Sequence[Shape] = (),
+        ground: bool = False,
         max_tokens: int = 64,
     ) -> Answer:
         """Answer one question about one or several images.
@@ -157,20 +140,24 @@ class Mllm:
         Args:
             images: a path, bytes or Pillow image, or several in the order in which the question means them; with none
                 the model answers from the text alone.
-            question: `<region>` in it stands for the next of `regions`.
+            question: `<1>`, `<2>` in it are the first and second of `regions`.
             regions: boxes, points, strokes or masks, in pixels of the image that stands last before each: the last one,
-                unless `<image>` in the question says where the images stand.
+                unless `<image>` in the question says where the images stand. A model without a sampler of masks reads
+                the box around a stroke or mask.
+            ground: ask for the boxes of all things that the answer mentions. A model whose names are tokens locates
+                each name of its answer; any other is told so behind the question.
             max_tokens: longest answer.
 
         Raises:
             UserError: an image cannot be read, a region lies outside, or the question is too long.
         """
-        return self.ask_all([Question(images, question, regions)], max_tokens=max_tokens)[0]
+        return self.ask_all([Question(images, question, regions)], ground=ground, max_tokens=max_tokens)[0]
 
     def ask_all(
         self,
         questions: Sequence[tuple[Any, ...]],
         *,
+        ground: bool = False,
         max_tokens: int = 64,
         generation: Sequence[GenerationSettings] | None = None,
         ends_repeats: bool = False,
@@ -185,7 +172,7 @@ class Mllm:
         """
         answers: list[Answer] = []
         for start in range(0, len(questions), batch):
-            part = [Question(*question) for question in questions[start : start + batch]]
+            part = [self._request(Question(*question), ground) for question in questions[start : start + batch]]
             writer = _Writer(self.loaded, *self._prepare(part))
             completions = generate(
                 self.loaded.model.language_model,
@@ -199,7 +186,7 @@ class Mllm:
             )
             for question, completion in zip(writer.pending, completions, strict=True):
                 question.answer, question.finished = list(completion.ids), completion.finished
-                answer = self._answer(question)
+                answer = self._answer(question, ground=ground, visual=writer.visual)
                 answers.append(replace(answer, num_prompt_tokens=completion.num_prompt_tokens, score=completion.score))
         return answers
 
@@ -215,11 +202,11 @@ class Mllm:
         *,
         regions: Sequence[Shape] = (),
         max_tokens: int = 64,
-    ) -> Iterator[str]:
-        """Yield the text of an answer as it is generated; joined, it is `ask(...).text`."""
+    ) -> Generator[str, None, Answer]:
+        """Yield the text of an answer as it is generated; joined, it is `ask(...).text`. Return the answer."""
         writer = _Writer(self.loaded, *self._prepare([Question(images, question, regions)]))
         written = ""
-        for _ in stream(
+        pieces = stream(
             self.loaded.model.language_model,
             writer.prompt(0),
             # The text with its boxes is put together below; a mark for each token makes each one a piece.
@@ -228,13 +215,73 @@ class Mllm:
             settings=_settings(max_tokens),
             suppress=writer.suppressed,
             embed=writer.embed,
-        ):
+        )
+        for _ in pieces:
             text = self._answer(writer.pending[0]).text
             # A piece that ends inside a character of several bytes waits for the rest.
             if text.startswith(written) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield text[len(written) :]
                 written = text
-        yield self._answer(writer.pending[0]).text[len(written) :]
+        writer.pending[0].finished = len(writer.pending[0].answer) < len(writer.written)
+        answer = self._answer(writer.pending[0])
+        yield answer.text[len(written) :]
+        return answer
+
+    def locate(self, image: ImageInput, phrase: str) -> Answer:
+        """Ask where a thing is, in the words of training; the boxes of the answer are where.
+
+        Raises:
+            UserError: as `ask`; or the phrase is empty.
+        """
+        return self.ask(image, ask_where(phrase), ground=not self.loaded.name_ids)
+
+    def _request(self, question: Question, ground: bool) -> Question:
+        """Ask for boxes in words, where the names of an answer are not located afterwards."""
+        if not ground or self.loaded.name_ids:
+            return question
+        return question._replace(text=f"{question.text} {GROUNDING_REQUEST}")
+
+    def choose(
+        self,
+        images: Sequence[ImageInput] | ImageInput,
+        question: str,
+        options: Sequence[str],
+        *,
+        regions: Sequence[Shape] = (),
+        per_token: bool = False,
+    ) -> tuple[float, ...]:
+        """Return the probability of each option: its likelihood as the answer, among all of them.
+
+        Args:
+            options: whole answers, in the form that the question asks for. The mark that ends an answer counts, so that
+                an option which begins another one is not favored.
+            per_token: compare the mean log-likelihood of tokens instead of the sum, which favors short options.
+
+        Raises:
+            UserError: as `ask`; or there are fewer than two different options.
+
+        Example:
+            >>> yes, no = open_mllm("mini").choose(image_file, "Is there a red disc?", ["yes", "no"])
+            >>> round(yes + no, 6)
+            1.0
+        """
+        return self.choose_all([Question(images, question, regions)], [options], per_token=per_token)[0]
+
+    def choose_all(
+        self, questions: Sequence[tuple[Any, ...]], options: Sequence[Sequence[str]], *, per_token: bool = False
+    ) -> list[tuple[float, ...]]:
+        """Return the probabilities of the options of each question, in batches; see `choose`."""
+        probabilities: list[tuple[float, ...]] = []
+        for start in range(0, len(questions), BATCH):
+            visual, pending = self._prepare([Question(*question) for question in questions[start : start + BATCH]])
+            rows = []
+            for question, texts in zip(pending, options[start : start + BATCH], strict=True):
+                ids = [self.loaded.prompts.write_answer(text) for text in check_options(texts)]
+                self._check_length(question, more=max(map(len, ids)))
+                rows.append(OptionRow(question.views, question.layout, question.written, ids))
+            scores = score_options(self.loaded, visual, rows)
+            probabilities += [to_probabilities(logs, per_token=per_token) for logs in scores]
+        return probabilities
 
     def chat(self, images: Sequence[ImageInput] | ImageInput) -> Chat:
         """Start a conversation about images, which are encoded once."""
@@ -313,11 +360,17 @@ class Mllm:
         pending: list[_Pending] = []
         for question, of_question in zip(questions, keys, strict=True):
             turns = ask_turns(question.text, question.regions, images=len(of_question))
-            pending.append(self._pend(turns, [seen[distinct[key]] for key in of_question]))
+            pending.append(self._pend(turns, [seen[distinct[key]] for key in of_question], numbered=question.regions))
         return visual, pending
 
-    def _pend(self, turns: Sequence[Turn], images: Sequence[_Seen], *, read: int = 0) -> _Pending:
-        """Tokenize a question and check that it fits behind the `read` positions of its images and earlier turns."""
+    def _pend(
+        self, turns: Sequence[Turn], images: Sequence[_Seen], *, numbered: Sequence[Shape], read: int = 0
+    ) -> _Pending:
+        """Tokenize a question and check that it fits behind the `read` positions of its images and earlier turns.
+
+        Args:
+            numbered: its regions in the order of their numbers.
+        """
         model, prompts = self.loaded.model, self.loaded.prompts
         views = [view for image in images for view in image.views]
         layout: list[tuple[int, list[int]]] = [(number, []) for number in range(len(views))]
@@ -327,47 +380,81 @@ class Mllm:
         frames = [image.frame for image in images]
         conversation = Conversation(_QUESTION, tuple(str(number) for number in range(len(images))), tuple(turns))
         placements = [frame.placement for frame in frames]
-        check_regions(conversation, [image.size for image in images])
+        check_regions(conversation, [image.size for image in images], numbered)
         written = prompts.write_question(move_regions(conversation, frames), placements, goes_on=bool(read))
-        before = read or len(views) * model.connector.num_tokens + sum(len(ids) for _, ids in layout)
-        length = before + len(written.tokens.ids)
-        if length >= model.max_positions:
+        pending = _Pending(views, layout, frames, written)
+        self._check_length(pending, read=read)
+        return pending
+
+    def _check_length(self, pending: _Pending, *, read: int = 0, more: int = 0) -> None:
+        """Raise UserError if a question, and `more` tokens of its answer, do not fit; nothing is ever cut."""
+        model = self.loaded.model
+        images = len(pending.views) * model.connector.num_tokens + sum(len(ids) for _, ids in pending.layout)
+        before = read or images
+        length = before + len(pending.written.tokens.ids) + more
+        if length >= model.max_positions + (more > 0):
             raise UserError(
                 f"question: too long (got {length} positions, {before} of them images or earlier turns); expected "
                 f"fewer than {model.max_positions}"
             )
-        return _Pending(views, layout, frames, written)
 
-    def _answer(self, pending: _Pending) -> Answer:
-        """Put the text together, boxes in pixels of their image."""
-        tokenizer = self.loaded.tokenizer
+    def _answer(self, pending: _Pending, *, ground: bool = False, visual: Visual | None = None) -> Answer:
+        """Put the text together, boxes in pixels of their image; with `ground` also those of names in it."""
+        tokenizer, region_id = self.loaded.tokenizer, self.loaded.prompts.region_id
+        # A region token that had no image to point at has no box and stays in the text.
+        at_boxes = {
+            position: (position + 1, *box)
+            for position, box in zip(
+                (number for number, id in enumerate(pending.answer) if id == region_id), pending.boxes, strict=False
+            )
+        }
+        if ground and visual is not None:
+            at_boxes |= self._ground_names(pending, visual, occupied=at_boxes)
         pieces, start, boxes = [], 0, []
-        region_id = self.loaded.prompts.region_id
-        positions = [number for number, id in enumerate(pending.answer) if id == region_id]
-        for position, (image, corners) in zip(positions, pending.boxes, strict=False):
-            placement = pending.frames[image].placement
-            low_2, high_2 = np.split(placement.to_original(np.array([corners]))[0], 2)
-            # A box on the padding is empty and at the edge of the image: a pixel of it at least.
-            pixel_2 = 1 / np.array([placement.width, placement.height])
-            low_2 = np.minimum(low_2, 1 - pixel_2)
-            box = Box.from_array(np.concatenate([low_2, np.maximum(high_2, low_2 + pixel_2)]), clipped=True)
-            pixels = box.to_pixels(placement.width, placement.height)
-            boxes.append((image, pixels))
-            pieces.append(f"{tokenizer.decode(pending.answer[start:position])} {_write_corners(pixels)}")
-            start = position + 1
+        for position, (end, image, corners) in sorted(at_boxes.items()):
+            boxes.append((image, to_pixels(corners, pending.frames[image])))
+            pieces += [tokenizer.decode(pending.answer[start:position]), boxes[-1][1]]
+            start = end
         pieces.append(tokenizer.decode(pending.answer[start:]))
-        text = "".join(pieces).strip()
+        text = join_text(pieces, write_corners)
+        # The phrase of a box does not depend on its corners.
+        unparsed = join_text(pieces, lambda _: "[0, 0, 0, 0]")
         # Coordinates in text do not say which of several images they are in.
         if self.loaded.prompts.regions == "text" and len(pending.frames) == 1:
-            text, read_boxes = _read_coordinates(text, pending.frames[0])
+            text, read_boxes = read_coordinates(text, pending.frames[0])
             boxes = [(0, box) for box in read_boxes]
+        phrases, unboxed = pair_phrases(unparsed)
         return Answer(
             text=text,
             boxes=tuple(box for _, box in boxes),
             images=tuple(image for image, _ in boxes),
+            phrases=phrases if len(phrases) == len(boxes) else ("",) * len(boxes),
+            unboxed=unboxed if ground else (),
             tokens=len(pending.answer),
             finished=pending.finished,
         )
+
+    @torch.inference_mode()
+    def _ground_names(
+        self, pending: _Pending, visual: Visual, *, occupied: Collection[int]
+    ) -> dict[int, tuple[int, int, list[float]]]:
+        """Locate the names of an answer that no region token follows: position behind each -> (itself, image, box).
+
+        The head reads the name's embedding where a region token would have it read the phrase that it attends to: no
+        pass of the language model.
+        """
+        model, names = self.loaded.model, find_runs(pending.answer, self.loaded.name_ids)
+        if model.box_head is None or not pending.views:
+            return {}
+        views_K = torch.tensor(pending.views, device=visual.full_VLE.device)
+        located: dict[int, tuple[int, int, list[float]]] = {}
+        for number, (start, end) in enumerate(names):
+            next_start = names[number + 1][0] if number + 1 < len(names) else len(pending.answer)
+            if not any(end <= position < next_start for position in occupied):
+                phrase_E = (model.embeddings_VE[pending.answer[start:end]] - model.center_E).mean(dim=0)
+                image, box_4 = model.locate_among(visual, views_K, phrase_E)
+                located[end] = (end, image, open_box(box_4.tolist()))
+        return located
 
 
 class Chat:
@@ -382,111 +469,50 @@ class Chat:
         self.visual, self.images = model._see(_as_list(images))
         self.turns: list[Turn] = []
         self._ids: list[int] = []
+        # The end mark of an answer that was cut: the next question follows one, as in training.
+        self._unread: list[int] = []
+        # Embeddings of all turns, the images included; `_prefix` has read the first of them.
+        self._history_LE: Tensor | None = None
         self._prefix: Prefix | None = None
-        self._length = 0
 
-    def ask(self, question: str, *, regions: Sequence[Shape] = (), max_tokens: int = 64) -> Answer:
-        """Answer the next question; earlier ones and their answers are in front of it.
+    def ask(
+        self, question: str, *, regions: Sequence[Shape] = (), ground: bool = False, max_tokens: int = 64
+    ) -> Answer:
+        """Answer the next question; earlier ones and their answers are in front of it. Arguments: see `Mllm.ask`.
 
         Raises:
             UserError: as `Mllm.ask`; the conversation then stays as it was.
         """
-        loaded = self.model.loaded
+        loaded, end = self.model.loaded, self.model.loaded.prompts.chat.end
+        question = self.model._request(Question((), question), ground).text
         new_turns = ask_turns(question, regions, images=0 if self.turns else len(self.images))
-        pending = self.model._pend(new_turns, self.images, read=self._length)
-        pending.before = self._ids
+        length = 0 if self._history_LE is None else len(self._history_LE)
+        pending = self.model._pend(new_turns, self.images, numbered=regions, read=length and length + len(self._unread))
+        pending.before, pending.unread = self._ids, self._unread
         writer = _Writer(loaded, self.visual, [pending])
-        prompt_LE = writer.prompt(0, images=self._prefix is None)
-        (completion,) = generate(
+        history_LE = writer.prompt(0, images=not length)
+        if self._history_LE is not None:
+            history_LE = torch.cat([self._history_LE, history_LE])
+        settings = _settings(max_tokens)
+        # An answer that is interrupted leaves its keys and values in the prefix: without one, all is read once more.
+        prefix, self._prefix = self._prefix, None
+        completion, read = extend(
             loaded.model.language_model,
-            [prompt_LE],
-            stop=[loaded.prompts.chat.end],
-            settings=_settings(max_tokens),
+            history_LE[prefix.length if prefix else 0 :],
+            stop=[end],
+            settings=settings,
             suppress=writer.suppressed,
-            prefix=self._prefix,
+            prefix=prefix,
             embed=writer.embed,
         )
         pending.finished = completion.finished
-        answer = self.model._answer(pending)
-        self._read(writer, prompt_LE)
-        self.turns += [*new_turns, Turn("assistant", _with_placeholders(answer), answer.boxes)]
+        answer = self.model._answer(pending, ground=ground, visual=self.visual)
+        self._prefix, self._history_LE = read, torch.cat([history_LE, *writer.written])
+        self._ids = [*self._ids, *pending.unread, *pending.written.tokens.ids, *pending.answer]
+        self._ids += [end] if completion.finished else []
+        self._unread = [] if completion.finished else [end]
+        self.turns += [*new_turns, Turn("assistant", with_placeholders(answer), answer.boxes)]
         return answer
-
-    @torch.inference_mode()
-    def _read(self, writer: _Writer, prompt_LE: Tensor) -> None:
-        """Keep the question and its answer as read, the end mark included where the answer was cut."""
-        loaded, (pending,) = self.model.loaded, writer.pending
-        answer = [*pending.answer, loaded.prompts.chat.end]
-        views_1K = writer._views([0])
-        ids_1T = torch.tensor([answer], device=views_1K.device)
-        # A region token that found no image has no box; then all tokens are read as they are.
-        has_boxes = answer.count(loaded.prompts.region_id) == len(pending.boxes)
-        regions = writer._regions(pending.boxes) if has_boxes else None
-        answer_TE = loaded.model.embed(ids_1T, self.visual, views_1K, regions)[0]
-        turn_LE = torch.cat([prompt_LE, answer_TE])
-        # An answer that fills the context is still an answer; the next question is refused.
-        if self._length + len(turn_LE) < loaded.model.max_positions:
-            self._prefix = read_prefix(loaded.model.language_model, turn_LE, prefix=self._prefix)
-        self._length += len(turn_LE)
-        self._ids = [*self._ids, *pending.written.tokens.ids, *answer]
-
-
-def _read_coordinates(text: str, frame: CoordinateFrame) -> tuple[str, list[PixelBox]]:
-    """Return an answer with its boxes of 0..999 written in pixels of the image, and these boxes."""
-    placement = frame.placement
-    pieces, start, boxes = [], 0, []
-    for parsed in parse_regions(text, width=placement.width, height=placement.height).regions:
-        if isinstance(parsed.region, PixelBox):
-            boxes.append(frame.to_image(parsed.region))
-            pieces += [text[start : parsed.start], _write_corners(boxes[-1])]
-            start = parsed.end
-    return "".join([*pieces, text[start:]]), boxes
-
-
-def _write_corners(box: PixelBox) -> str:
-    return f"[{', '.join(str(round(edge)) for edge in (box.x1, box.y1, box.x2, box.y2))}]"
-
-
-def _with_placeholders(answer: Answer) -> str:
-    text = answer.text
-    for box in answer.boxes:
-        text = text.replace(_write_corners(box), REGION, 1)
-    return text
-
-
-def ask_turns(question: str, regions: Sequence[Shape], *, images: int) -> list[Turn]:
-    """Return the turn of a question, with a placeholder for each image in front where it has none.
-
-    Raises:
-        UserError: the question is empty, or its placeholders do not fit images and regions.
-    """
-    text = clean_text(question)
-    if not text:
-        raise UserError("question: it is empty")
-    if IMAGE not in text:
-        text = IMAGE * images + ("\n" if images else "") + text
-    for name, placeholder, count in (("images", IMAGE, images), ("regions", REGION, len(regions))):
-        if text.count(placeholder) != count:
-            raise UserError(f"question: has {text.count(placeholder)} {placeholder} (got {count} {name})")
-    return [Turn("user", text, tuple(regions))]
-
-
-def check_regions(conversation: Conversation, sizes: Sequence[tuple[int, int]]) -> None:
-    """Raise UserError for a region without an image, or one that does not lie in its image.
-
-    Args:
-        sizes: width and height in pixels of the images, in order.
-    """
-    for turn, images in zip(conversation.turns, locate_regions(conversation), strict=True):
-        for shape, image in zip(turn.regions, images, strict=True):
-            if not sizes:
-                raise UserError(f"region {str(shape)[:80]}: it has no image (got 0 images)")
-            width, height = sizes[image]
-            problem = find_shape_problem(shape, width=width, height=height)
-            if problem:
-                raise UserError(
-                    f"region {str(shape)[:80]}: {problem}; expected pixels of an image of {width} x {height}"
-                )
 
 
 def _settings(max_tokens: int) -> GenerationSettings:
@@ -502,6 +528,7 @@ class _Writer:
 
     def __init__(self, loaded: LoadedModel, visual: Visual, pending: Sequence[_Pending]) -> None:
         self.loaded, self.visual, self.pending = loaded, visual, pending
+        self.written: list[Tensor] = []
         prompts, special = loaded.prompts, loaded.tokenizer.special
         # Answers hold text, regions and the end; nothing else may be written.
         self.suppressed = [id for id in special.values() if id not in (prompts.chat.end, prompts.region_id)]
@@ -511,7 +538,7 @@ class _Writer:
         """Embed the images and the question of one row: [L, E]."""
         model, question = self.loaded.model, self.pending[number]
         views_1K = self._views([number])
-        ids_1T = torch.tensor([question.written.tokens.ids], device=views_1K.device)
+        ids_1T = torch.tensor([question.unread + question.written.tokens.ids], device=views_1K.device)
         text_TE = model.embed(ids_1T, self.visual, views_1K, self._regions(question.written.regions))[0]
         if not images:
             return text_TE
@@ -528,29 +555,24 @@ class _Writer:
             question = self.pending[row]
             # Without an image there is nothing to point at; the token stays in the text.
             if token == region_id and question.views and model.box_head is not None:
-                question.boxes.append((0, self._point(question, states_BE[number])))
+                question.boxes.append(self._point(question, states_BE[number]))
                 regions = self._regions(question.boxes[-1:])
                 ids_11 = ids_B1[number : number + 1]
                 embedded_BE[number] = model.embed(ids_11, self.visual, self._views([row]), regions)[0, 0]
             if token != end:
                 question.answer.append(token)
+        self.written.append(embedded_BE)
         return embedded_BE
 
-    def _point(self, question: _Pending, state_E: Tensor) -> list[float]:
-        """Decode the box [x1, y1, x2, y2] of the region token that comes next."""
-        ids_1T = torch.tensor([question.before + question.written.tokens.ids + question.answer], device=state_E.device)
-        box_4 = self.loaded.model.locate(
-            self.visual,
-            torch.tensor(question.views[:1], device=state_E.device),
-            states_NE=state_E[None],
-            ids_NT=ids_1T,
-            read_NT=ids_1T != self.loaded.prompts.region_id,
-        )[0]
-        x1, y1, x2, y2 = box_4.float().tolist()
-        # A box without area, or beyond the far edge, covers no patch and could not be read back as a region: at least a
-        # hundredth of the input.
-        x1, y1 = min(x1, 0.99), min(y1, 0.99)
-        return [x1, y1, max(x2, x1 + 0.01), max(y2, y1 + 0.01)]
+    def _point(self, question: _Pending, state_E: Tensor) -> tuple[int, list[float]]:
+        """Decode the image and the box [x1, y1, x2, y2] of the region token that comes next."""
+        model, device = self.loaded.model, state_E.device
+        ids = question.before + question.unread + question.written.tokens.ids + question.answer
+        ids_1T = torch.tensor([ids], device=device)
+        (phrase_E,) = model.point(state_E[None], ids_1T, ids_1T != self.loaded.prompts.region_id)
+        # A model with a box head has one view an image: its number is the image's.
+        image, box_4 = model.locate_among(self.visual, torch.tensor(question.views, device=device), phrase_E)
+        return image, open_box(box_4.tolist())
 
     def _views(self, rows: Sequence[int]) -> Tensor:
         """Return the numbers [B, K] of the views of rows, -1 behind the last where a row has fewer."""

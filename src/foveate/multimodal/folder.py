@@ -68,6 +68,11 @@ class LoadedModel:
     tokenizer: Tokenizer
     provenance: dict[str, Any]
 
+    @property
+    def name_ids(self) -> frozenset[int]:
+        """Tokens that are names of things; none in a vocabulary from elsewhere."""
+        return getattr(self.tokenizer, "name_ids", frozenset())
+
 
 def save_model(
     folder: Path,

@@ -8,7 +8,9 @@ that fit what its processor shows it, answers are text alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +20,15 @@ from torch import Tensor
 
 from foveate.core.errors import UserError, choose
 from foveate.core.hub import check_loaded, fetch, loading
-from foveate.multimodal.ask import Answer, Question
+from foveate.multimodal.answers import Answer, pair_phrases
+from foveate.multimodal.ask import Question
+from foveate.multimodal.choose import check_options, to_probabilities
+from foveate.multimodal.questions import ask_turns, ask_where, check_regions
 from foveate.records.boxes import PixelBox
-from foveate.records.conversations import IMAGE, REGION, find_shape_problem
+from foveate.records.conversations import IMAGE, REGION, Conversation, find_shape_problem, locate_regions
 from foveate.records.images import BadImage, ImageInput, decode, encode_input, is_single_image
-from foveate.records.importers.coordinates import CoordinateFrame, fit_shape
+from foveate.records.importers.coordinates import CoordinateFrame, fit_shape, list_values
+from foveate.records.region_prompts import GROUNDING_REQUEST, name_regions
 from foveate.records.shapes import Shape
 
 # Qwen2-VL and Qwen3-VL write 0 to 1000, Qwen2.5-VL pixels of the image as it sees it (QwenLM/Qwen3-VL, threads 676, 866
@@ -66,6 +72,7 @@ class ForeignMllm:
         question: str,
         *,
         regions: Sequence[Shape] = (),
+        ground: bool = False,
         max_tokens: int = 64,
     ) -> Answer:
         """Answer one question greedily.
@@ -75,20 +82,79 @@ class ForeignMllm:
         Args:
             images: a path, bytes or Pillow image, or several; they stand where `<image>` stands in the question, or in
                 front of it.
-            regions: must be empty: these models have no region tokens.
+            regions: see `Mllm.ask`; they are written into the question as coordinates, with a warning.
+            ground: ask for the boxes of all things that the answer mentions, in words behind the question.
             max_tokens: longest answer.
 
         Raises:
-            UserError: an image cannot be read, the question is too long, or regions were passed.
+            UserError: an image cannot be read, a region lies outside, or the question is too long.
         """
-        return self.answer_turns(_read_images(images), [("user", _check_question(question, regions))], max_tokens)[0]
+        read = _read_images(images)
+        text = self._write_regions(read, _check_question(question, ground=ground), regions)
+        answer = self.answer_turns(read, [("user", text)], max_tokens)[0]
+        return answer if ground else replace(answer, unboxed=())
 
-    def ask_all(self, questions: Sequence[tuple[Any, ...]], *, max_tokens: int = 64) -> list[Answer]:
+    def ask_all(
+        self, questions: Sequence[tuple[Any, ...]], *, ground: bool = False, max_tokens: int = 64
+    ) -> list[Answer]:
         """Answer `Question`s, or tuples of the same, one after another; see `ask`."""
         return [
-            self.ask(images, text, regions=regions, max_tokens=max_tokens)
+            self.ask(images, text, regions=regions, ground=ground, max_tokens=max_tokens)
             for images, text, regions in (Question(*question) for question in questions)
         ]
+
+    def choose(
+        self,
+        images: Sequence[ImageInput] | ImageInput,
+        question: str,
+        options: Sequence[str],
+        *,
+        regions: Sequence[Shape] = (),
+        per_token: bool = False,
+    ) -> tuple[float, ...]:
+        """Return the probability of each option; see `Mllm.choose`."""
+        read, texts = _read_images(images), check_options(options)
+        text = self._write_regions(read, _check_question(question), regions)
+        logs = [self._read_answer(read, text, option) for option in texts]
+        return to_probabilities(logs, per_token=per_token)
+
+    def choose_all(
+        self, questions: Sequence[tuple[Any, ...]], options: Sequence[Sequence[str]], *, per_token: bool = False
+    ) -> list[tuple[float, ...]]:
+        """Return the probabilities of the options of each question, one after another; see `choose`."""
+        return [
+            self.choose(images, text, texts, regions=regions, per_token=per_token)
+            for (images, text, regions), texts in zip((Question(*each) for each in questions), options, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _read_answer(self, images: list[Image.Image], text: str, option: str) -> Tensor:
+        """Return the log-likelihoods of the tokens of an answer behind a question."""
+        length = self._inputs(images, [("user", text)])["input_ids"].shape[1]
+        inputs = self._inputs(images, [("user", text), ("assistant", option)])
+        ids_T = inputs["input_ids"][0, length:]
+        logs_TV = self.model(**inputs).logits[0, length - 1 : -1].float().log_softmax(dim=-1)
+        return logs_TV.gather(1, ids_T[:, None])[:, 0]
+
+    def _write_regions(self, images: Sequence[Image.Image], text: str, regions: Sequence[Shape]) -> str:
+        """Write regions into a question as coordinates in the unit of the family's boxes; warn that they are text."""
+        text, regions = name_regions(text, regions)
+        if not regions:
+            return text
+        unit = "pixels" if self.unit == "none" else self.unit
+        warnings.warn(
+            f"{self.name}: has no tokens for regions; their coordinates ({unit}) are written into the question",
+            stacklevel=3,
+        )
+        turns = ask_turns(text, regions, images=len(images))
+        conversation = Conversation("question", tuple(map(str, range(len(images)))), tuple(turns))
+        check_regions(conversation, [image.size for image in images])
+        inputs = self._inputs(list(images), [("user", text.replace(REGION, ""))]) if unit == "resized-pixels" else {}
+        pieces = text.split(REGION)
+        for number, (shape, image) in enumerate(zip(regions, locate_regions(conversation)[0], strict=True)):
+            frame = self._frame(images[image], inputs, unit=unit, number=image)
+            pieces[number] += _write_values(list_values(frame.from_pixels(shape)), unit)
+        return "".join(pieces)
 
     def stream(
         self,
@@ -97,9 +163,15 @@ class ForeignMllm:
         *,
         regions: Sequence[Shape] = (),
         max_tokens: int = 64,
-    ) -> Iterator[str]:
-        """Yield the answer's text, in one piece."""
-        yield self.ask(images, question, regions=regions, max_tokens=max_tokens).text
+    ) -> Generator[str, None, Answer]:
+        """Yield the answer's text, in one piece. Return the answer."""
+        answer = self.ask(images, question, regions=regions, max_tokens=max_tokens)
+        yield answer.text
+        return answer
+
+    def locate(self, image: ImageInput, phrase: str) -> Answer:
+        """Ask where a thing is; the boxes of the answer are where."""
+        return self.ask(image, ask_where(phrase), ground=True)
 
     def chat(self, images: Sequence[ImageInput] | ImageInput) -> ForeignChat:
         """Start a conversation about images."""
@@ -122,15 +194,26 @@ class ForeignMllm:
         written = text = self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
         boxes: tuple[PixelBox, ...] = ()
         if len(images) == 1 and self.unit != "none":
-            text, boxes = read_boxes(text, self._frame(images[0], inputs))
+            text, boxes = read_boxes(text, self._frame(images[0], inputs, unit=self.unit))
         ends = _end_ids(self.model)
-        return Answer(text, boxes, (0,) * len(boxes), len(ids), bool(len(ids)) and int(ids[-1]) in ends), written
+        phrases, unboxed = pair_phrases(_BOX.sub("[0, 0, 0, 0]", written) if boxes else text)
+        answer = Answer(
+            text=text,
+            boxes=boxes,
+            images=(0,) * len(boxes),
+            phrases=phrases if len(phrases) == len(boxes) else ("",) * len(boxes),
+            unboxed=unboxed,
+            tokens=len(ids),
+            finished=bool(len(ids)) and int(ids[-1]) in ends,
+        )
+        return answer, written
 
     def _inputs(self, images: list[Image.Image], turns: list[tuple[str, str]]) -> Any:
         """Prepare images and turns as the checkpoint's processor does."""
         messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
         messages[0]["content"] = _place_images(turns[0][1], len(images))
-        prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        is_question = turns[-1][0] == "user"
+        prompt = self.processor.apply_chat_template(messages, add_generation_prompt=is_question, tokenize=False)
         with loading(self.name, kind="the question"):
             inputs = self.processor(images=images or None, text=prompt, return_tensors="pt")
         device, dtype = self.model.device, self.model.dtype
@@ -140,14 +223,15 @@ class ForeignMllm:
             moved[name] = value.to(device, dtype) if is_pixels else value.to(device)
         return moved
 
-    def _frame(self, image: Image.Image, inputs: Any) -> CoordinateFrame:
+    def _frame(self, image: Image.Image, inputs: Any, *, unit: str, number: int = 0) -> CoordinateFrame:
+        """Return what coordinates are relative to in one image, the `number`-th of the inputs."""
         resized = None
-        if self.unit == "resized-pixels":
+        if unit == "resized-pixels":
             # The processor's own size rather than a rule of ours: its bounds are options of the checkpoint.
-            _, rows, columns = inputs["image_grid_thw"][0].tolist()
+            _, rows, columns = inputs["image_grid_thw"][number].tolist()
             patch = self.processor.image_processor.patch_size
             resized = (columns * patch, rows * patch)
-        return CoordinateFrame(self.unit, image.width, image.height, resized=resized)
+        return CoordinateFrame(unit, image.width, image.height, resized=resized)
 
 
 class ForeignChat:
@@ -157,13 +241,16 @@ class ForeignChat:
         self.model, self.images = model, _read_images(images)
         self.turns: list[tuple[str, str]] = []
 
-    def ask(self, question: str, *, regions: Sequence[Shape] = (), max_tokens: int = 64) -> Answer:
+    def ask(
+        self, question: str, *, regions: Sequence[Shape] = (), ground: bool = False, max_tokens: int = 64
+    ) -> Answer:
         """Answer the next question; earlier ones and their answers are in front of it."""
-        turns = [*self.turns, ("user", _check_question(question, regions))]
+        text = self.model._write_regions(self.images, _check_question(question, ground=ground), regions)
+        turns = [*self.turns, ("user", text)]
         answer, written = self.model.answer_turns(self.images, turns, max_tokens)
         # As it was written: in pixels the model would read its boxes in a unit that is not its own.
         self.turns = [*turns, ("assistant", written)]
-        return answer
+        return answer if ground else replace(answer, unboxed=())
 
 
 def open_foreign(
@@ -237,15 +324,16 @@ def _read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]
     return decoded
 
 
-def _check_question(question: str, regions: Sequence[Shape]) -> str:
+def _check_question(question: str, *, ground: bool = False) -> str:
     text = question.strip()
     if not text:
         raise UserError("question: it is empty")
-    if regions or REGION in text:
-        raise UserError(
-            f"question: models of transformers have no {REGION} (got {len(regions)} regions); expected plain text"
-        )
-    return text
+    return f"{text} {GROUNDING_REQUEST}" if ground else text
+
+
+def _write_values(values: Sequence[float], unit: str) -> str:
+    digits = 2 if unit.startswith("0-1") and unit != "0-1000" else 0
+    return f"[{', '.join(f'{value:.{digits}f}' for value in values)}]"
 
 
 def _place_images(text: str, count: int) -> list[dict[str, str]]:

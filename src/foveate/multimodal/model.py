@@ -363,11 +363,29 @@ class MultimodalModel(nn.Module):
         Raises:
             UserError: the model has no box head.
         """
+        phrases_NE = self.point(states_NE, ids_NT, read_NT)
+        assert self.box_head is not None
+        return self.box_head(visual.full_VLE, phrases_NE, view_N)
+
+    def point(self, states_NE: Tensor, ids_NT: Tensor, read_NT: Tensor) -> Tensor:
+        """Return the phrases [N, E] that the next boxes of answers are for; arguments as of `locate`."""
         if self.box_head is None:
             raise UserError("box_head: this model has none; it writes coordinates as text")
         embedded_NTE = self.language_model.get_input_embeddings()(ids_NT) - self.center_E
-        phrases_NE = self.box_head.point(states_NE.to(embedded_NTE.dtype), embedded_NTE, read_NT)
-        return self.box_head(visual.full_VLE, phrases_NE, view_N)
+        return self.box_head.point(states_NE.to(embedded_NTE.dtype), embedded_NTE, read_NT)
+
+    def locate_among(self, visual: Visual, views_K: Tensor, phrase_E: Tensor) -> tuple[int, Tensor]:
+        """Return the number of the view that shows a phrase best, and its box [4] in it.
+
+        Similarities with aligned patches are comparable between images, so the best match of all decides.
+
+        Args:
+            visual: of all views. views_K: views to look in. phrase_E: of `point`.
+        """
+        assert self.box_head is not None
+        phrases_KE = phrase_E.expand(len(views_K), -1)
+        best = int(self.box_head.score(visual.full_VLE, phrases_KE, views_K).argmax())
+        return best, self.box_head(visual.full_VLE, phrase_E[None], views_K[best : best + 1])[0]
 
 
 def _check_assembly(assembly: AssemblyOptions, tower: ImageEncoder, connector: Connector) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json
@@ -22,6 +23,21 @@ def find_folder(source: str | Path) -> Path:
     return DATA / str(source) if str(source) in SHIPPED else Path(source)
 
 
+def is_multimodal(source: str | Path) -> bool:
+    """Return whether a source is a shipped model or a folder that `open_mllm` opens; hub ids are not looked up."""
+    config = _read_config(find_folder(source))
+    return config.get("kind") == KIND or _is_foreign(config)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    return config if isinstance(config, dict) else {}
+
+
+def _is_foreign(config: dict[str, Any]) -> bool:
+    return "kind" not in config and "model_type" in config
+
+
 def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm | ForeignMllm:
     """Open a multimodal model that answers questions about images.
 
@@ -38,8 +54,12 @@ def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm
         >>> model.ask(image_file, "What is in the image?").finished
         True
     """
-    folder, chosen = find_native_folder(source), choose_device(device or "auto")
-    return open_foreign(str(source), device=chosen) if folder is None else Mllm(load_model(folder, device=chosen))
+    folder, torch_device = find_native_folder(source), choose_device(device or "auto")
+    return (
+        open_foreign(str(source), device=torch_device)
+        if folder is None
+        else Mllm(load_model(folder, device=torch_device))
+    )
 
 
 def find_native_folder(source: str | Path) -> Path | None:
@@ -54,10 +74,10 @@ def find_native_folder(source: str | Path) -> Path | None:
     if not folder.is_dir():
         near = nearest(str(source), SHIPPED)
         raise UserError(f"model: there is no folder {folder}; expected {', '.join(SHIPPED)} or a model folder{near}")
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    if isinstance(config, dict) and "kind" not in config and "model_type" in config:
+    config = _read_config(folder)
+    if _is_foreign(config):
         return None
-    if isinstance(config, dict) and config.get("kind") not in (None, KIND):
+    if config.get("kind") not in (None, KIND):
         raise UserError(
             f"{folder}: holds a model of kind '{config['kind']}', which cannot be asked; expected one of "
             "foveate mllm train"

@@ -109,22 +109,45 @@ class BoxHead(nn.Module):
         return torch.einsum("nt,nte->ne", shares_NT.to(embedded_NTE.dtype), embedded_NTE)
 
     def forward(self, full_VLE: Tensor, phrases_NE: Tensor, view_N: Tensor) -> Tensor:
-        """Return boxes [N, 4] in [0, 1], sorted corners.
+        """Return boxes [N, 4] in [0, 1], sorted corners, in float32.
 
         Args:
             full_VLE: patches of V views. phrases_NE: query of each phrase. view_N: the view it is looked for in.
         """
-        map_NL = similarity(full_VLE, self.query(phrases_NE), view_N).float()
-        weights_NL = (self.sharpness * map_NL).softmax(dim=1)
-        center_N2 = weights_NL @ self.centers_L2
-        seen_NE = torch.einsum("nl,nle->ne", weights_NL.to(full_VLE.dtype), full_VLE[view_N])
+        # Eight bits of mantissa are steps of 1/256 of the image: with bfloat16 a small box would be off by its width.
+        with torch.autocast(full_VLE.device.type, enabled=False):
+            return self._decode(full_VLE, self._match(full_VLE, phrases_NE, view_N), view_N)
+
+    def score(self, full_VLE: Tensor, phrases_NE: Tensor, view_N: Tensor) -> Tensor:
+        """Return how well each phrase matches the patch of its view that it matches best [N], in float32."""
+        with torch.autocast(full_VLE.device.type, enabled=False):
+            return self._match(full_VLE, phrases_NE, view_N).amax(dim=1)
+
+    def _match(self, full_VLE: Tensor, phrases_NE: Tensor, view_N: Tensor) -> Tensor:
+        """Return the map [N, L] of each phrase in its view."""
+        return similarity(full_VLE.float(), F.linear(phrases_NE.float(), self.query.weight.float()), view_N)
+
+    def _decode(self, full_VLE: Tensor, map_NL: Tensor, view_N: Tensor) -> Tensor:
+        """Return the boxes [N, 4] of maps [N, L]."""
+        weights_NL = (self.sharpness.float() * map_NL).softmax(dim=1)
+        center_N2 = weights_NL @ self.centers_L2.float()
+        seen_NE = torch.einsum("nl,nle->ne", weights_NL, full_VLE[view_N].float())
         # The softmax says where, the similarity how far: both are read.
         relative_NL = map_NL - map_NL.mean(dim=1, keepdim=True)
         planes_N2HW = torch.stack([relative_NL, weights_NL * 10], dim=1).unflatten(2, self.grid)
-        local_NF = F.silu(self.conv(planes_N2HW)).flatten(1)
-        x = F.silu(self.fc1(torch.cat([local_NF, seen_NE.float()], dim=1)))
-        x = self.fc3(F.silu(self.fc2(x)))
+        local_NF = F.silu(_apply_in_float32(self.conv, planes_N2HW)).flatten(1)
+        x = F.silu(_apply_in_float32(self.fc1, torch.cat([local_NF, seen_NE], dim=1)))
+        x = _apply_in_float32(self.fc3, F.silu(_apply_in_float32(self.fc2, x)))
         # Shift of the center and logarithm of the size around a box of a quarter of the image.
         middle_N2 = center_N2 + 0.5 * torch.tanh(x[:, :2])
         half_N2 = 0.125 * torch.exp(x[:, 2:].clamp(-3, 1.4))
         return torch.cat([middle_N2 - half_N2, middle_N2 + half_N2], dim=1).clamp(0, 1)
+
+
+def _apply_in_float32(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a layer whose weights a trainer may hold in bfloat16 (frozen, or sharded) to float32 input."""
+    assert layer.bias is not None
+    weight, bias = layer.weight.float(), layer.bias.float()
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(x, weight, bias, padding=2)
+    return F.linear(x, weight, bias)

@@ -65,6 +65,10 @@ class PromptWriter:
         tokens = _join(self.chat.prompt(turns, goes_on=goes_on, strict=False))
         return Written(Tokens(tokens.ids, [False] * len(tokens.ids)), regions)
 
+    def write_answer(self, text: str) -> list[int]:
+        """Write an answer with its end mark, as it follows `write_question`."""
+        return [id for part in self.chat.answer(text) for id in part.ids]
+
     def _prepare(
         self, conversation: Conversation, placements: Sequence[Placement]
     ) -> tuple[list[Turn], list[tuple[int, NDArray[np.float64]]]]:

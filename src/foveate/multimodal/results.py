@@ -19,7 +19,9 @@ class Exchange(ResultModel):
     """A question and its answer; boxes are in pixels of the image whose number stands at the same position.
 
     Attributes:
-        regions: of the question's `<region>` placeholders. boxes: of the answer.
+        regions: of the question, in the order of its text. boxes: of the answer.
+        phrases: of each box, "" where no text belongs to it. unboxed: phrases without a box, with --ground.
+        options: answers to choose from, with their probabilities; `text` is the likeliest.
     """
 
     question: str
@@ -28,6 +30,10 @@ class Exchange(ResultModel):
     text: str
     boxes: list[BoxValues] = []
     box_images: list[int] = []
+    phrases: list[str] = []
+    unboxed: list[str] = []
+    options: list[str] = []
+    probabilities: list[float] = []
     tokens: int
     finished: bool
     seconds: float

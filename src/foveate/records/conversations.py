@@ -66,6 +66,7 @@ class Conversation:
         group: of the training mixture; one of `GROUPS`.
         source: data set, person or generator.
         answers: all accepted answers of the last question, for metrics; () if only the last turn is.
+        choices: the short answers that the last question leaves; () if it is open.
 
     Example:
         >>> turns = (Turn("user", "<image>\\nWhat is <region>?", (PixelBox(0, 0, 9, 9),)), Turn("assistant", "A boat."))
@@ -79,6 +80,7 @@ class Conversation:
     group: str = "general"
     source: str = ""
     answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 class Finding(NamedTuple):
@@ -97,7 +99,7 @@ def find_problem(conversation: Conversation, sizes: Mapping[str, tuple[int, int]
     if conversation.group not in GROUPS:
         return Finding("unknown group", f"group {conversation.group!r}; expected one of {', '.join(GROUPS)}")
     try:
-        for text in (conversation.id, conversation.source, *conversation.answers):
+        for text in (conversation.id, conversation.source, *conversation.answers, *conversation.choices):
             clean_text(text)
         cleaned = [replace(turn, text=clean_text(turn.text)) for turn in conversation.turns]
     except UserError as error:
@@ -260,6 +262,7 @@ def conversation_row(conversation: Conversation) -> dict[str, object]:
         }
         for turn in conversation.turns
     ]
+    choices = {"choices": [clean_text(choice) for choice in conversation.choices]} if conversation.choices else {}
     return {
         "key": conversation.images[0] if conversation.images else "",
         "id": conversation.id,
@@ -268,6 +271,7 @@ def conversation_row(conversation: Conversation) -> dict[str, object]:
         "group": conversation.group,
         "answers": [clean_text(answer) for answer in conversation.answers],
         "source": conversation.source,
+        **choices,
     }
 
 
@@ -277,8 +281,8 @@ def read_conversation(row: Mapping[str, object]) -> Conversation:
         Turn(turn["role"], turn["text"], _read_shapes(turn["regions"]))  # type: ignore[index]
         for turn in row["turns"] or ()  # type: ignore[union-attr]
     )
-    images, answers = tuple(row["images"] or ()), tuple(row["answers"] or ())  # type: ignore[arg-type]
-    return Conversation(str(row["id"]), images, turns, str(row["group"]), str(row["source"]), answers)
+    images, answers, choices = (tuple(row.get(name) or ()) for name in ("images", "answers", "choices"))  # type: ignore[call-overload]
+    return Conversation(str(row["id"]), images, turns, str(row["group"]), str(row["source"]), answers, choices)
 
 
 def _read_shapes(text: str | None) -> tuple[Shape, ...]:

@@ -111,7 +111,7 @@ def to_conversation(
     group = group or _choose_group(question, len(images))
     # A judge of answers compares with the short one, however the answer is worded.
     answers = (question.short,) if question.short != question.answer and REGION not in question.short else ()
-    return Conversation(id, images, tuple(turns), group, source, answers)
+    return Conversation(id, images, tuple(turns), group, source, answers, question.choices or ())
 
 
 def _choose_group(question: Question, num_images: int) -> str:

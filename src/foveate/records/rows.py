@@ -17,6 +17,8 @@ from foveate.records.tables import PROVENANCE_COLUMNS, Provenance, id_column
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 CORNERS = ("x1", "y1", "x2", "y2")
+# How an answer may be scored makes no other question: a collection from before choices were stored gets no second row.
+_NOT_HASHED = {"conversations": ("choices",)}
 
 
 def clean_text(text: str) -> str:
@@ -120,11 +122,11 @@ def finish_rows(kind: str, rows: Iterable[Mapping[str, object]], provenance: Pro
     The id is BLAKE2b (8 bytes, hex) of the content without `created` and of the number of equal rows before it: two
     equal regions of one image are two rows, but adding the same rows again adds none.
     """
-    column = id_column(kind)
+    column, not_hashed = id_column(kind), _NOT_HASHED.get(kind, ())
     seen: Counter[str] = Counter()
     finished = []
     for row in rows:
-        content = {name: value for name, value in row.items() if name not in (column, "created")}
+        content = {name: value for name, value in row.items() if name not in (column, "created", *not_hashed)}
         # Without the last, `created`: the same row added tomorrow must get the same id.
         for name in PROVENANCE_COLUMNS[:-1]:
             content[name] = content.get(name) or getattr(provenance, name)
@@ -133,7 +135,8 @@ def finish_rows(kind: str, rows: Iterable[Mapping[str, object]], provenance: Pro
         seen[text] += 1
         digest = hashlib.blake2b(f"{kind}|{nth}|{text}".encode(), digest_size=8).hexdigest()
         created = row.get("created") or provenance.created
-        finished.append({"key": row["key"], column: digest, **content, "created": created})
+        others = {name: row[name] for name in not_hashed if name in row}
+        finished.append({"key": row["key"], column: digest, **content, **others, "created": created})
     return finished
 
 

@@ -39,6 +39,21 @@ class Mask:
 Shape = Point | PixelBox | Stroke | Mask
 
 
+def describe_shape(shape: Shape) -> str:
+    """Return a shape in a few words, for messages.
+
+    >>> describe_shape(PixelBox(1, 2, 30.5, 40))
+    'box 1, 2, 30.5, 40'
+    """
+    if isinstance(shape, Mask):
+        return f"mask of {shape.size[1]} x {shape.size[0]}"
+    if isinstance(shape, Stroke):
+        return f"stroke of {len(shape.points)} points"
+    if isinstance(shape, Point):
+        return f"point {shape.x:g}, {shape.y:g}"
+    return f"box {shape.x1:g}, {shape.y1:g}, {shape.x2:g}, {shape.y2:g}"
+
+
 def enclosing_box(shape: Shape) -> PixelBox | None:
     """Return the smallest box around a shape; without area for a point, None for an empty mask or stroke."""
     if isinstance(shape, PixelBox):

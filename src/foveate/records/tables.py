@@ -167,6 +167,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         turns=pa.list_(pa.struct({"role": _TEXT, "text": _TEXT, "regions": _TEXT})),
         group=_TEXT,
         answers=pa.list_(_TEXT),
+        choices=pa.list_(_TEXT),
         **_PROVENANCE,
     ),
 }

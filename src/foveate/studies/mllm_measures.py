@@ -14,7 +14,8 @@ from foveate.mllm.evaluate import CONDITIONS
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import StageResult
 from foveate.mllm.suite import Suite, SuiteQuestion
-from foveate.multimodal.ask import Answer, Mllm
+from foveate.multimodal.answers import Answer
+from foveate.multimodal.ask import Mllm
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 

@@ -13,104 +13,242 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish, run_option
 
 if TYPE_CHECKING:
-    from foveate.multimodal.ask import Answer
+    from collections.abc import Generator, Sequence
+
+    from foveate.multimodal.answers import Answer
+    from foveate.multimodal.ask_settings import Unit
     from foveate.multimodal.results import AskResult, Exchange
-    from foveate.records.boxes import PixelBox
+    from foveate.records.shapes import Shape
+
+_REGIONS = ("box", "point", "stroke", "mask")
 
 
-@click.command("ask", cls=FieldsCommand, short_help="Ask an image a question.")
+class RegionsCommand(FieldsCommand):
+    """Notes the order of options for regions: click gathers the values of each option by themselves."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; `ctx.meta` gets the regions' options in their order."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta["foveate.regions"] = [parameter.name for parameter in order if parameter.name in _REGIONS]
+        return super().parse_args(ctx, args)
+
+
+@click.command("ask", cls=RegionsCommand, short_help="Ask an image a question.")
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.argument("question")
-@fields("foveate.multimodal.ask_settings:AskSettings", "model", "max_tokens")
-@click.option("--region", multiple=True, metavar="X1,Y1,X2,Y2", help="Box in pixels that the next <region> stands for.")
+@fields("foveate.multimodal.ask_settings:AskSettings", "model", "max_tokens", "unit")
+@click.option("--box", multiple=True, metavar="X1,Y1,X2,Y2", help="Region of the question: a box. Repeatable.")
+@click.option("--point", multiple=True, metavar="X,Y", help="Region of the question: a point. Repeatable.")
+@click.option(
+    "--stroke",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Region of the question: a JSON file with a list of [x, y]. Repeatable.",
+)
+@click.option(
+    "--mask",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Region of the question: an image file of the image's size, black outside of the region. Repeatable.",
+)
+@click.option("--option", "options", multiple=True, help="Answer to choose from by its likelihood. At least two.")
+@click.option("--ground", is_flag=True, help="Ask for the boxes of all things that the answer mentions.")
 @click.option("--chat", is_flag=True, help="Keep asking: each line of the input is the next question.")
-@click.option("--image-out", type=click.Path(path_type=Path), help="File for the image with the answer's boxes.")
+@click.option(
+    "--image-out",
+    type=click.Path(path_type=Path),
+    help="File for the image with the answer's boxes; of several images FILE-1, FILE-2 and so on.",
+)
 @run_option("none", "Folder for a page with images, answers and boxes")
 @common()
+@click.pass_context
 def command(
+    context: click.Context,
     images: tuple[Path, ...],
     question: str,
     settings: dict[str, Any],
-    region: tuple[str, ...],
+    options: tuple[str, ...],
+    ground: bool,
     chat: bool,
     image_out: Path | None,
     run: Path | None,
     as_json: bool,
     seed: int | None,
     device: str | None,
+    **regions: tuple[Any, ...],
 ) -> None:
     """Answer QUESTION about IMAGES; boxes in the answer are in pixels of the image.
 
-    <region> in the question stands for a box of --region. With several images, "the first image" is the first file.
+    <1>, <2> in the question are the regions of --box, --point, --stroke and --mask in their order. They lie in the last
+    image, unless <image> in the question says where the images stand. With several images, "the first image" is the
+    first file.
 
     \b
     Example:
       foveate ask holiday.jpg "Where is the red apple?" --image-out found.png --run runs/apple
-      foveate ask holiday.jpg "What is <region>?" --region 40,60,180,200
+      foveate ask holiday.jpg "What is <1> doing beside <2>?" --box 120,40,300,310 --point 420,200
+      foveate ask holiday.jpg "Is there a dog?" --option yes --option no
     """
     from foveate.core.errors import UserError
     from foveate.core.recipes import validate
     from foveate.multimodal.ask_settings import AskSettings
+    from foveate.multimodal.choose import check_options
     from foveate.multimodal.opening import open_mllm
+    from foveate.multimodal.questions import ask_turns
 
     checked = validate(AskSettings, settings, where="foveate ask")
-    for name, value in (("--json", as_json), ("--image-out", image_out)):
+    for name, value in (("--json", as_json), ("--image-out", image_out), ("--option", options)):
         if chat and value:
             raise click.UsageError(f"{name} has no effect with --chat; --run writes a page of the conversation")
+    for name, value in (("--ground", ground), ("--image-out", image_out)):
+        if options and value:
+            raise click.UsageError(f"{name} has no effect with --option; the options have no boxes")
     if not images:
         raise UserError('IMAGE: none was passed; write foveate ask IMAGE "QUESTION"')
     missing = [path for path in images if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]}: no such file")
-    boxes = [_parse_region(text) for text in region]
+    shapes = _read_regions(context.meta["foveate.regions"], regions)
+    # Before a model is opened, which takes seconds.
+    ask_turns(question, shapes, images=len(images))
+    if options:
+        check_options(options)
+    shapes = _convert(shapes, checked.unit, question, images)
     start = time.perf_counter()
     model = open_mllm(checked.model, device=device)
     loaded = time.perf_counter()
     if chat:
-        exchanges = _chat(model.chat(images), question, boxes, checked.max_tokens, num_images=len(images))
+        conversation = model.chat(images)
+        exchanges = _chat(conversation, question, shapes, checked.max_tokens, ground=ground, num_images=len(images))
         if run is not None:
-            result = _ask_result(model, checked.model, loaded - start, exchanges)
-            finish({}, [], _write_page(run, images, result), as_json=False)
+            result = make_result(model, checked.model, loaded - start, exchanges)
+            finish({}, [], write_page(run, images, result), as_json=False)
         return
-    if as_json or image_out or run:
-        answer = model.ask(images, question, regions=boxes, max_tokens=checked.max_tokens)
+    if options:
+        answer, shares = _choose(model, images, question, options, shapes)
     else:
-        for piece in model.stream(images, question, regions=boxes, max_tokens=checked.max_tokens):
+        # Boxes of --ground are added behind the text, which then cannot be printed as it comes.
+        pieces = None if ground else model.stream(images, question, regions=shapes, max_tokens=checked.max_tokens)
+        shares = ()
+        answer = (
+            model.ask(images, question, regions=shapes, ground=True, max_tokens=checked.max_tokens)
+            if pieces is None
+            else _print_stream(pieces, silent=as_json)
+        )
+        if ground and not as_json:
+            click.echo(answer.text)
+    exchange = make_exchange(question, shapes, answer, time.perf_counter() - loaded, num_images=len(images))
+    exchange = exchange.model_copy(update={"options": list(options), "probabilities": list(shares)})
+    result = make_result(model, checked.model, loaded - start, [exchange])
+    paths = _write_images(image_out, images, answer) if image_out else {}
+    if run is not None:
+        paths |= write_page(run, images, result)
+    printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description"})
+    lines = [f"{share:.3f}  {option}" for share, option in sorted(zip(shares, options, strict=True), reverse=True)]
+    lines = lines or _describe_boxes(answer, images, ground=ground)
+    finish(printed, lines, paths, as_json=as_json)
+
+
+def _print_stream(pieces: Generator[str, None, Answer], *, silent: bool) -> Answer:
+    """Print the pieces of an answer as they come; return the answer."""
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            if not silent:
+                click.echo()
+            return end.value
+        if not silent:
             click.echo(piece, nl=False)
             sys.stdout.flush()
-        click.echo()
-        return
-    exchange = _exchange(question, boxes, answer, time.perf_counter() - loaded, num_images=len(images))
-    result = _ask_result(model, checked.model, loaded - start, [exchange])
-    paths = {"image": _write_image(image_out, images, answer)} if image_out else {}
-    if run is not None:
-        paths |= _write_page(run, images, result)
-    printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description"})
-    finish(printed, [answer.text], paths, as_json=as_json)
 
 
-def _exchange(question: str, regions: list[PixelBox], answer: Answer, seconds: float, *, num_images: int) -> Exchange:
+def _choose(
+    model: Any, images: tuple[Path, ...], question: str, options: tuple[str, ...], shapes: Sequence[Shape]
+) -> tuple[Answer, tuple[float, ...]]:
+    """Return the likeliest option as the answer, and the probabilities of all."""
+    from foveate.multimodal.answers import Answer
+
+    shares = model.choose(images, question, options, regions=shapes)
+    return Answer(options[shares.index(max(shares))]), shares
+
+
+def _describe_boxes(answer: Answer, images: tuple[Path, ...], *, ground: bool) -> list[str]:
+    """Return a line for each box whose image the text does not tell, and for what lacks a box or a phrase."""
+    if len(images) == 1 and not ground:
+        return []
+    lines = []
+    for box, image, phrase in zip(answer.boxes, answer.images, answer.phrases, strict=True):
+        corners = " ".join(f"{edge:.0f}" for edge in (box.x1, box.y1, box.x2, box.y2))
+        where = f"  in image {image + 1}, {images[image]}" if len(images) > 1 else ""
+        lines.append(f"box {corners}  {phrase or '(no phrase)'}{where}")
+    return lines + [f"no box: {phrase}" for phrase in answer.unboxed]
+
+
+def _read_regions(order: Sequence[str], values: dict[str, tuple[Any, ...]]) -> list[Shape]:
+    """Read the regions in the order of their options, in the unit that they were passed in."""
+    from foveate.records.region_prompts import parse_box, parse_point, read_mask, read_stroke
+
+    # Each option's values are in their order, so that the next one of it is meant.
+    queues = {name: iter(values[name]) for name in _REGIONS}
+    shapes: list[Shape] = []
+    for name in order:
+        value = next(queues[name])
+        if name in ("box", "point"):
+            parse = parse_box if name == "box" else parse_point
+            shapes.append(parse(value, name=f"--{name}"))
+        else:
+            shapes.append(read_stroke(value) if name == "stroke" else read_mask(value))
+    return shapes
+
+
+def _convert(shapes: Sequence[Shape], unit: Unit, question: str, images: tuple[Path, ...]) -> list[Shape]:
+    """Convert regions from a unit to pixels of the images that they lie in."""
+    if unit == "pixels" or not shapes:
+        return list(shapes)
+    from foveate.multimodal.questions import ask_turns
+    from foveate.records.conversations import Conversation, locate_regions
+    from foveate.records.images import decode
+    from foveate.records.importers.coordinates import CoordinateFrame
+
+    turns = ask_turns(question, shapes, images=len(images))
+    conversation = Conversation("question", tuple(map(str, images)), tuple(turns))
+    converted = list(shapes)
+    for shape, image in zip(turns[0].regions, locate_regions(conversation)[0], strict=True):
+        width, height = decode(images[image].read_bytes()).size
+        number = next(index for index, other in enumerate(shapes) if other is shape)
+        converted[number] = CoordinateFrame(unit, width, height).to_pixels(shape)
+    return converted
+
+
+def make_exchange(
+    question: str, regions: Sequence[Shape], answer: Answer, seconds: float, *, num_images: int
+) -> Exchange:
     """Note a question and its answer; `num_images` are new with this question."""
-    from foveate.multimodal.ask import ask_turns
+    from foveate.multimodal.questions import ask_turns
     from foveate.multimodal.results import Exchange
     from foveate.records.conversations import Conversation, locate_regions
+    from foveate.records.shapes import enclosing_box
 
     names = tuple(map(str, range(num_images)))
-    conversation = Conversation("question", names, tuple(ask_turns(question, regions, images=num_images)))
+    turns = ask_turns(question, regions, images=num_images)
+    boxes = [enclosing_box(shape) for shape in turns[0].regions]
     return Exchange(
         question=question,
-        regions=[(box.x1, box.y1, box.x2, box.y2) for box in regions],
-        region_images=locate_regions(conversation)[0],
+        regions=[(box.x1, box.y1, box.x2, box.y2) for box in boxes if box is not None],
+        region_images=locate_regions(Conversation("question", names, tuple(turns)))[0],
         text=answer.text,
         boxes=[(box.x1, box.y1, box.x2, box.y2) for box in answer.boxes],
         box_images=list(answer.images),
+        phrases=list(answer.phrases),
+        unboxed=list(answer.unboxed),
         tokens=answer.tokens,
         finished=answer.finished,
         seconds=round(seconds, 3),
     )
 
 
-def _ask_result(model: Any, name: str, seconds_to_open: float, exchanges: list[Exchange]) -> AskResult:
+def make_result(model: Any, name: str, seconds_to_open: float, exchanges: list[Exchange]) -> AskResult:
     from foveate.multimodal.results import AskResult
 
     return AskResult(
@@ -124,7 +262,7 @@ def _ask_result(model: Any, name: str, seconds_to_open: float, exchanges: list[E
     )
 
 
-def _write_page(path: Path, images: tuple[Path, ...], result: AskResult) -> dict[str, Path]:
+def write_page(path: Path, images: tuple[Path, ...], result: AskResult) -> dict[str, Path]:
     """Write images, result and page into a run folder."""
     from foveate.core.runs import RunFolder
     from foveate.multimodal.results import AskedImage
@@ -143,31 +281,22 @@ def _write_page(path: Path, images: tuple[Path, ...], result: AskResult) -> dict
     return {"run": folder.path, "report": render(folder.path)}
 
 
-def _parse_region(text: str) -> PixelBox:
-    from foveate.core.errors import UserError
-    from foveate.records.boxes import PixelBox
-
-    try:
-        x1, y1, x2, y2 = map(float, text.split(","))
-    except ValueError as error:
-        raise UserError(f"--region: not four numbers (got '{text}'); expected X1,Y1,X2,Y2 in pixels") from error
-    return PixelBox(x1, y1, x2, y2)
-
-
-def _chat(chat: Any, question: str, boxes: list[PixelBox], max_tokens: int, *, num_images: int) -> list[Exchange]:
+def _chat(
+    chat: Any, question: str, regions: Sequence[Shape], max_tokens: int, *, ground: bool, num_images: int
+) -> list[Exchange]:
     """Answer the first question, then each line of the input, until it ends; return all exchanges."""
     from foveate.core.errors import UserError
 
     exchanges: list[Exchange] = []
 
-    def ask(text: str, regions: list[PixelBox]) -> None:
+    def ask(text: str, regions: Sequence[Shape]) -> None:
         start = time.perf_counter()
-        answer = chat.ask(text, regions=regions, max_tokens=max_tokens)
+        answer = chat.ask(text, regions=regions, ground=ground, max_tokens=max_tokens)
         click.echo(answer.text)
         new_images = 0 if exchanges else num_images
-        exchanges.append(_exchange(text, regions, answer, time.perf_counter() - start, num_images=new_images))
+        exchanges.append(make_exchange(text, regions, answer, time.perf_counter() - start, num_images=new_images))
 
-    ask(question, boxes)
+    ask(question, regions)
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -181,8 +310,8 @@ def _chat(chat: Any, question: str, boxes: list[PixelBox], max_tokens: int, *, n
                 click.echo(str(problem), err=True)
 
 
-def _write_image(path: Path, images: tuple[Path, ...], answer: Answer) -> Path:
-    """Write the image of the first box, or the first image, with the boxes that lie in it."""
+def _write_images(path: Path, images: tuple[Path, ...], answer: Answer) -> dict[str, Path]:
+    """Write each image with the boxes that lie in it; return the files."""
     from io import BytesIO
 
     from PIL import Image
@@ -192,12 +321,15 @@ def _write_image(path: Path, images: tuple[Path, ...], answer: Answer) -> Path:
     from foveate.multimodal.draw import draw_boxes
     from foveate.records.images import decode
 
-    number = answer.images[0] if answer.images else 0
-    boxes = [box for box, image in zip(answer.boxes, answer.images, strict=True) if image == number]
     format = Image.registered_extensions().get(path.suffix.lower())
     if format is None:
         raise UserError(f"--image-out: unknown kind of image file '{path.suffix}'; expected .png or .jpg")
-    buffer = BytesIO()
-    draw_boxes(decode(images[number].read_bytes()), boxes).save(buffer, format)
-    write_bytes_atomically(path, buffer.getvalue())
-    return path
+    paths = {}
+    for number, image in enumerate(images):
+        boxes = [box for box, at in zip(answer.boxes, answer.images, strict=True) if at == number]
+        buffer = BytesIO()
+        draw_boxes(decode(image.read_bytes()), boxes).save(buffer, format)
+        file = path if len(images) == 1 else path.with_stem(f"{path.stem}-{number + 1}")
+        write_bytes_atomically(file, buffer.getvalue())
+        paths["image" if len(images) == 1 else f"image {number + 1}"] = file
+    return paths

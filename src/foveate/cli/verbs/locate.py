@@ -35,12 +35,20 @@ def command(
 
     `head` is the box of the grounding head; `candidates` the best of several hundred boxes that the Prompter embeds
     after one pass over the image. A center box and a random box are baselines: a box that does not beat them is no
-    answer.
+    answer. A multimodal MODEL, such as mini, is asked where the phrase is, and has no rules.
 
     \b
     Example:
       foveate locate runs/tour/cloc/model holiday.jpg "a red boat"
+      foveate locate mini holiday.jpg "a red boat"
     """
+    from foveate.multimodal.opening import is_multimodal
+
+    if is_multimodal(model):
+        if settings:
+            raise click.UsageError(f"--rule has no effect: {model} is a multimodal model, which is asked for the box")
+        _ask_for_box(model, image, phrase, run, as_json=as_json, device=device)
+        return
     from foveate.core.runs import RunFolder
     from foveate.pretrain.locate import locate, read_image
     from foveate.pretrain.results import LocateResult
@@ -69,6 +77,38 @@ def command(
     folder.write_result(result)
     lines = [_line(name, located) for name in located.boxes]
     finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
+
+
+def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_json: bool, device: str | None) -> None:
+    """Ask a multimodal model where a phrase is, and write the page of the question."""
+    import time
+
+    from foveate.cli.verbs.ask import make_exchange, make_result, write_page
+    from foveate.core.errors import UserError
+    from foveate.multimodal.opening import open_mllm
+    from foveate.multimodal.questions import ask_where
+    from foveate.records.images import decode
+
+    question = ask_where(phrase)
+    if not image.is_file():
+        raise UserError(f"{image}: no such file")
+    start = time.perf_counter()
+    opened = open_mllm(str(model), device=device)
+    loaded = time.perf_counter()
+    answer = opened.locate(image, phrase)
+    exchange = make_exchange(question, (), answer, time.perf_counter() - loaded, num_images=1)
+    result = make_result(opened, str(model), loaded - start, [exchange])
+    sides = decode(image.read_bytes()).size * 2
+    lines = []
+    for box in answer.boxes:
+        corners = (box.x1, box.y1, box.x2, box.y2)
+        edges = zip(("x1", "y1", "x2", "y2"), corners, sides, strict=True)
+        fractions = "  ".join(f"{edge} {value / side:.3f}" for edge, value, side in edges)
+        lines.append(f"{fractions}  px {' '.join(f'{value:.0f}' for value in corners)}")
+    lines = lines or [f"no box: {answer.text}"]
+    paths = write_page(run or Path("runs/locate"), (image,), result)
+    printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description"})
+    finish(printed, lines, paths, as_json=as_json)
 
 
 def _line(name: str, located: PhraseBoxes) -> str:

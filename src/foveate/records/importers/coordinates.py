@@ -23,7 +23,7 @@ from foveate.records.conversations import REGION, find_shape_problem
 from foveate.records.images import BadImage, decode
 from foveate.records.importers.regions import CLIP_TOLERANCE
 from foveate.records.importers.settings import Coordinates
-from foveate.records.shapes import Mask, Point, Shape, enclosing_box
+from foveate.records.shapes import Mask, Point, Shape, Stroke, enclosing_box
 
 MAX_CHECKED = 1000
 _UNITS = tuple(unit for unit in get_args(Coordinates) if unit != "none")
@@ -71,12 +71,28 @@ class CoordinateFrame:
     max_pixels: int = 0
 
     def to_pixels(self, shape: Shape) -> Shape:
-        """Convert a point or box to pixels of the image; masks have a size of their own and stay as they are."""
+        """Convert a shape to pixels of the image; masks have a size of their own and stay as they are."""
         if isinstance(shape, Point):
             return Point(*self._convert(shape.x, shape.y))
         if isinstance(shape, PixelBox):
             return PixelBox(*self._convert(shape.x1, shape.y1), *self._convert(shape.x2, shape.y2))
+        if isinstance(shape, Stroke):
+            return Stroke(tuple(Point(*self._convert(point.x, point.y)) for point in shape.points))
         return shape
+
+    def from_pixels(self, shape: Shape) -> Point | PixelBox:
+        """Convert a point, or the box around another shape, from pixels of the image to this frame.
+
+        Raises:
+            UserError: the shape is empty.
+        """
+        # Every unit is a scale and a shift of each axis.
+        (x0, y0), (x1, y1) = self._convert(0.0, 0.0), self._convert(1.0, 1.0)
+        values = list_values(shape)
+        if not values:
+            raise UserError("region: it is empty")
+        moved = [(v - (x0, y0)[i % 2]) / (x1 - x0, y1 - y0)[i % 2] for i, v in enumerate(values)]
+        return Point(*moved) if len(moved) == 2 else PixelBox(*moved)
 
     def _convert(self, x: float, y: float) -> tuple[float, float]:
         width, height = self.width, self.height

@@ -1,0 +1,118 @@
+"""Answers of multimodal models: their text, the boxes in it, and the phrases that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from foveate.multimodal.frames import CoordinateFrame
+from foveate.records.box_phrases import parse_boxes
+from foveate.records.box_text import parse_regions
+from foveate.records.boxes import Box, PixelBox
+from foveate.records.conversations import REGION
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model answered.
+
+    Attributes:
+        text: the answer; a box in it is written as its pixels, "[x1, y1, x2, y2]".
+        boxes: of the answer in order, in pixels of the original image.
+        images: the number of the image that each box lies in, from 0.
+        phrases: what each box is said to show; "" where no text belongs to it.
+        unboxed: what the answer mentions without a box, where boxes were asked for.
+        tokens: generated tokens.
+        finished: False if the answer was cut at `max_tokens`.
+        num_prompt_tokens: positions that were read: images and question.
+        score: mean log-probability of the generated tokens.
+
+    Example:
+        >>> answer = open_mllm("mini").ask(image_file, "Where is the red disc?")
+        >>> len(answer.boxes) == len(answer.images)
+        True
+    """
+
+    text: str
+    boxes: tuple[PixelBox, ...] = ()
+    images: tuple[int, ...] = ()
+    phrases: tuple[str, ...] = ()
+    unboxed: tuple[str, ...] = ()
+    tokens: int = 0
+    finished: bool = True
+    num_prompt_tokens: int = 0
+    # The last bits of a logit depend on the padding of the batch.
+    score: float = field(default=0.0, compare=False)
+
+
+def open_box(corners: Sequence[float]) -> list[float]:
+    """Return a box of a hundredth of the input at least; without area, or beyond the far edge, it covers no patch."""
+    x1, y1, x2, y2 = corners
+    x1, y1 = min(x1, 0.99), min(y1, 0.99)
+    return [x1, y1, max(x2, x1 + 0.01), max(y2, y1 + 0.01)]
+
+
+def to_pixels(corners: Sequence[float], frame: CoordinateFrame) -> PixelBox:
+    """Map a box of the model input to pixels of its image."""
+    placement = frame.placement
+    low_2, high_2 = np.split(placement.to_original(np.array([corners]))[0], 2)
+    # A box on the padding is empty and at the edge of the image: a pixel of it at least.
+    pixel_2 = 1 / np.array([placement.width, placement.height])
+    low_2 = np.minimum(low_2, 1 - pixel_2)
+    box = Box.from_array(np.concatenate([low_2, np.maximum(high_2, low_2 + pixel_2)]), clipped=True)
+    return box.to_pixels(placement.width, placement.height)
+
+
+def find_runs(ids: Sequence[int], names: Collection[int]) -> list[tuple[int, int]]:
+    """Return start and end of each run of tokens that are names: "red" and "disc" are one phrase."""
+    runs: list[tuple[int, int]] = []
+    for position, id in enumerate(ids):
+        if id in names and runs and runs[-1][1] == position:
+            runs[-1] = (runs[-1][0], position + 1)
+        elif id in names:
+            runs.append((position, position + 1))
+    return runs
+
+
+def join_text(pieces: Sequence[str | PixelBox], write: Callable[[PixelBox], str]) -> str:
+    """Join the pieces of an answer, a blank in front of each box."""
+    return "".join(piece if isinstance(piece, str) else f" {write(piece)}" for piece in pieces).strip()
+
+
+def pair_phrases(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the phrase of each box of a text in 0..999, and the phrases that no box follows."""
+    phrases = tuple(
+        parsed.phrase
+        for parsed in parse_regions(text, width=1000, height=1000).regions
+        if isinstance(parsed.region, PixelBox)
+    )
+    unboxed = parse_boxes(text, (1000, 1000)).unboxed
+    # Yes and no are answers, not things.
+    return phrases, tuple(phrase for phrase in unboxed if phrase.casefold() not in ("yes", "no"))
+
+
+def read_coordinates(text: str, frame: CoordinateFrame) -> tuple[str, list[PixelBox]]:
+    """Return an answer with its boxes of 0..999 written in pixels of the image, and these boxes."""
+    placement = frame.placement
+    pieces, start, boxes = [], 0, []
+    for parsed in parse_regions(text, width=placement.width, height=placement.height).regions:
+        if isinstance(parsed.region, PixelBox):
+            boxes.append(frame.to_image(parsed.region))
+            pieces += [text[start : parsed.start], write_corners(boxes[-1])]
+            start = parsed.end
+    return "".join([*pieces, text[start:]]), boxes
+
+
+def write_corners(box: PixelBox) -> str:
+    """Write a box as its whole pixels, "[x1, y1, x2, y2]"."""
+    return f"[{', '.join(str(round(edge)) for edge in (box.x1, box.y1, box.x2, box.y2))}]"
+
+
+def with_placeholders(answer: Answer) -> str:
+    """Return the text of an answer with `<region>` for each box, as a conversation stores it."""
+    text = answer.text
+    for box in answer.boxes:
+        text = text.replace(write_corners(box), REGION, 1)
+    return text

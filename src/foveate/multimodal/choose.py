@@ -1,0 +1,94 @@
+"""Score given answers by their likelihood: which of several options a model holds most probable.
+
+A written answer is right only if it is written as expected; a model that says "on the left" instead of "left" knows
+the answer and gets no point. The likelihood of each option has no such form, and guessing is right as often as chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.core.errors import UserError
+from foveate.language.packing import Tokens, pack_texts
+from foveate.multimodal.folder import LoadedModel
+from foveate.multimodal.model import RegionPrompts, ViewLayout, Visual
+from foveate.multimodal.prompts import Written
+from foveate.records.conversations import IMAGE, REGION
+from foveate.records.rows import clean_text
+
+
+class OptionRow(NamedTuple):
+    """A question with the tokens of its options.
+
+    Attributes:
+        views: numbers of its views. layout: image of each, and ids in front of it.
+        written: the tokens of the question. options: of each answer, its end mark included.
+    """
+
+    views: Sequence[int]
+    layout: Sequence[tuple[int, Sequence[int]]]
+    written: Written
+    options: Sequence[Sequence[int]]
+
+
+def check_options(options: Sequence[str]) -> list[str]:
+    """Return the cleaned options; raise UserError if there are fewer than two different ones, or one is no text."""
+    texts = [clean_text(option) for option in options]
+    for number, text in enumerate(texts, 1):
+        if not text or IMAGE in text or REGION in text:
+            raise UserError(f"option {number}: not a text (got {text!r}); expected an answer in words")
+    if len(texts) < 2 or len(set(texts)) < len(texts):
+        raise UserError(f"options: expected at least two different ones (got {', '.join(map(repr, texts)) or 'none'})")
+    return texts
+
+
+@torch.inference_mode()
+def score_options(loaded: LoadedModel, visual: Visual, rows: Sequence[OptionRow]) -> list[list[Tensor]]:
+    """Return the log-likelihoods of the tokens of each option of each row.
+
+    All options of a question are packed behind one copy of its images.
+    """
+    model, device = loaded.model, visual.full_VLE.device
+    packed = [
+        [
+            Tokens([*row.written.tokens.ids, *ids], [False] * len(row.written.tokens.ids) + [True] * len(ids))
+            for ids in row.options
+        ]
+        for row in rows
+    ]
+    texts = pack_texts(packed, pad=loaded.tokenizer.pad)
+    texts = type(texts)(*(column.to(device) for column in texts))
+    views_BK = torch.full((len(rows), max(len(row.views) for row in rows)), -1, device=device)
+    for index, row in enumerate(rows):
+        views_BK[index, : len(row.views)] = torch.tensor(row.views, device=device)
+    regions = [region for row in rows for _ in row.options for region in row.written.regions]
+    boxes_R4 = np.array([box for _, box in regions], dtype=np.float32).reshape(-1, 4)
+    image_R = torch.tensor([image for image, _ in regions], dtype=torch.long, device=device)
+    layout = ViewLayout(*(column.to(device) for column in ViewLayout.create([row.layout for row in rows])))
+    states_BTE = model.hidden_states(
+        visual, views_BK, texts, RegionPrompts(torch.from_numpy(boxes_R4).to(device), image_R), layout
+    )
+    is_target_BT = texts.learned_BT[:, 1:]
+    # Position t predicts token t + 1.
+    logs_NV = model.logits(states_BTE[:, :-1][is_target_BT]).float().log_softmax(dim=-1)
+    logs_N = logs_NV.gather(1, texts.ids_BT[:, 1:][is_target_BT][:, None])[:, 0]
+    # Row by row and option by option, as they were packed.
+    per_option = iter(logs_N.split([len(ids) for row in rows for ids in row.options]))
+    return [[next(per_option) for _ in row.options] for row in rows]
+
+
+def to_probabilities(logs: Sequence[Tensor], *, per_token: bool) -> tuple[float, ...]:
+    """Return the share of each option in the sum of their likelihoods.
+
+    Args:
+        logs: log-likelihoods of the tokens of each option.
+        per_token: compare the means over tokens instead of the sums, which favor short options. lm-evaluation-harness
+            reports both, as acc and (divided by bytes) acc_norm.
+    """
+    scores_O = torch.stack([log_T.double().mean() if per_token else log_T.double().sum() for log_T in logs])
+    return tuple(scores_O.softmax(dim=0).tolist())

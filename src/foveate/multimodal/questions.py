@@ -1,0 +1,63 @@
+"""Questions to multimodal models: their turn, and whether their regions lie in their images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from foveate.core.errors import UserError
+from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, find_shape_problem, locate_regions
+from foveate.records.region_prompts import name_regions
+from foveate.records.rows import clean_text
+from foveate.records.shapes import Shape, describe_shape
+
+
+def ask_where(phrase: str) -> str:
+    """Return the question for the place of a thing, as training words it; raise UserError for an empty phrase."""
+    parts = clean_text(phrase).rstrip(" .?!").split()
+    if not parts:
+        raise UserError("phrase: the text is empty; expected words such as 'a red boat'")
+    if parts[0].casefold() in ("a", "an", "the") and len(parts) > 1:
+        parts = parts[1:]
+    return f"Where is the {' '.join(parts)}?"
+
+
+def ask_turns(question: str, regions: Sequence[Shape], *, images: int) -> list[Turn]:
+    """Return the turn of a question, with a placeholder for each image in front where it has none.
+
+    Args:
+        question: names the regions `<1>`, `<2>`, or has a `<region>` for each.
+
+    Raises:
+        UserError: the question is empty, or its placeholders do not fit images and regions.
+    """
+    text, regions = name_regions(clean_text(question), regions)
+    if not text:
+        raise UserError("question: it is empty")
+    if IMAGE not in text:
+        text = IMAGE * images + ("\n" if images else "") + text
+    for name, placeholder, count in (("images", IMAGE, images), ("regions", REGION, len(regions))):
+        if text.count(placeholder) != count:
+            raise UserError(f"question: has {text.count(placeholder)} {placeholder} (got {count} {name})")
+    return [Turn("user", text, tuple(regions))]
+
+
+def check_regions(conversation: Conversation, sizes: Sequence[tuple[int, int]], numbered: Sequence[Shape] = ()) -> None:
+    """Raise UserError for a region without an image, or one that does not lie in its image.
+
+    Args:
+        sizes: width and height in pixels of the images, in order.
+        numbered: the regions in the order of their numbers; by default that of the conversation.
+    """
+    numbered = numbered or [shape for turn in conversation.turns for shape in turn.regions]
+    for turn, images in zip(conversation.turns, locate_regions(conversation), strict=True):
+        for shape, image in zip(turn.regions, images, strict=True):
+            number = 1 + next(index for index, other in enumerate(numbered) if other is shape)
+            if not sizes:
+                raise UserError(f"region {number}: it has no image (got 0 images)")
+            width, height = sizes[image]
+            problem = find_shape_problem(shape, width=width, height=height)
+            if problem:
+                raise UserError(
+                    f"region {number}: {problem} (got {describe_shape(shape)}); expected pixels of an image of "
+                    f"{width} x {height}"
+                )
