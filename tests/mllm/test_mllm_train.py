@@ -19,12 +19,14 @@ from foveate.core.errors import UserError
 from foveate.core.model_folder import read_tensors
 from foveate.core.recipes import load, validate
 from foveate.core.results import Column, Row, Value
+from foveate.core.runs import RunFolder
 from foveate.mllm.card import model_card
 from foveate.mllm.evaluate import SuiteSettings, evaluate
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import SuiteResult
+from foveate.mllm.samples import ImageSet, find_usable_sets
 from foveate.mllm.task import MllmTask
-from foveate.mllm.train import prepare_training, train_mllm
+from foveate.mllm.train import MllmTraining, prepare_training, train_mllm
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.assemble import plan_sample
 from foveate.multimodal.opening import open_mllm
@@ -52,6 +54,31 @@ def test_a_trained_model_answers_from_its_folder(asked_collection: Path, tmp_pat
     )
     assert evaluated.questions == 4
     assert all(cell is not None for cell in evaluated.table[0].values.values())
+
+
+def test_a_training_is_measured_while_it_runs(asked_collection: Path, tmp_path: Path) -> None:
+    recipe = make_recipe().with_training(evaluate_every=2, workers=0)
+    calls: list[MllmTraining] = []
+
+    def measure(training: MllmTraining) -> dict[str, float]:
+        calls.append(training)
+        return {"calls": len(calls)}
+
+    with Collection.open(asked_collection) as collection:
+        trained = train_mllm(recipe, collection, tmp_path / "run", measure=measure)
+        with raises_naming(UserError, "alignment", "training.evaluate_every"):
+            train_mllm(recipe, collection, tmp_path / "other")
+    curve = RunFolder(trained.run.path / "stage-0-alignment").read_metrics()
+    assert [row["eval_calls"] for row in curve if "eval_calls" in row] == [1, 2]
+    assert trained.result.stages[-1].last["eval_calls"] == len(calls) == 4
+
+
+def test_alignment_draws_images_with_regions_only(asked_collection: Path) -> None:
+    with Collection.open(asked_collection) as collection:
+        sets = [ImageSet((row,), ()) for row in range(len(collection))]
+        usable = find_usable_sets(sets, collection, texts=False).tolist()
+        assert usable == [row for row in range(len(collection)) if collection.read_regions(row)]
+        assert not len(find_usable_sets(sets, collection, texts=True))
 
 
 def test_a_model_of_tiles_is_trained_and_asked(asked_collection: Path, tmp_path: Path) -> None:

@@ -125,10 +125,11 @@ def load_batch(training: MllmTraining, stage: StageSettings, *, step: int) -> St
         UserError: none of its samples can be used.
     """
     sets = training.select_sets(stage)
-    rows = find_usable_sets(sets, texts=stage.texts)
+    rows = find_usable_sets(sets, training.collection, texts=stage.texts)
     seed = training.loader_seed(stage)
     if not len(rows):
-        raise UserError(f"stage '{stage.name}': no conversation of its groups in split '{training.recipe.split}'")
+        missing = "conversation of its groups" if stage.texts else "region"
+        raise UserError(f"stage '{stage.name}': no {missing} in split '{training.recipe.split}'")
     draws = batch_rows(step - 1, rows=rows, batch_size=stage.training.batch_size, seed=seed).tolist()
     training.enter(stage)
     features = training.cache_features([sets[row] for row in sorted({row for row, _ in draws})])

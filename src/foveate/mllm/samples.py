@@ -60,9 +60,14 @@ def group_by_images(conversations: Sequence[Conversation], collection: Collectio
     return [ImageSet(key, tuple(grouped.get(key, ()))) for key in keys]
 
 
-def find_usable_sets(sets: Sequence[ImageSet], *, texts: bool) -> NDArray[np.int64]:
-    """Return the numbers of the sets that a stage can draw: all, or with texts those with a conversation."""
-    usable = [number for number, group in enumerate(sets) if group.conversations or not texts]
+def find_usable_sets(sets: Sequence[ImageSet], collection: Collection, *, texts: bool) -> NDArray[np.int64]:
+    """Return the numbers of the sets that a stage can draw: with a conversation, or without texts with a region."""
+    named = set() if texts else set(collection.table("regions")["key"].to_pylist())
+    usable = [
+        number
+        for number, group in enumerate(sets)
+        if (group.conversations if texts else any(collection.keys[row] in named for row in group.rows))
+    ]
     return np.asarray(usable, dtype=np.int64)
 
 
@@ -159,9 +164,10 @@ class MllmSamples:
         self.max_conversations, self.max_positions = max_conversations, max_positions
         self.tokens_of_view, self.settings = tokens_of_view, settings
         self.collection = features.collection
-        self.rows = find_usable_sets(sets, texts=max_conversations > 0)
+        self.rows = find_usable_sets(sets, self.collection, texts=max_conversations > 0)
         if not len(self.rows):
-            raise UserError(f"collection {self.collection.path}: no conversation of the stage's groups in this split")
+            missing = "conversation of the stage's groups" if max_conversations else "region that a stage could align"
+            raise UserError(f"collection {self.collection.path}: no {missing} in this split; leave the stage out")
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         """Return rows, features, drawn conversations and named regions of set number `row`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.core.errors import UserError
 from foveate.language.packing import PackedTexts
 from foveate.mllm.recipe import StageSettings
 from foveate.mllm.samples import NameTable
@@ -45,6 +46,10 @@ class MllmTask(Task):
         names: for embedding alignment.
         stage: weights and rates.
         export: writes the model folder.
+        measure: returns the metrics of an evaluation (`training.evaluate_every`).
+
+    Raises:
+        UserError: evaluations are asked for, and nothing measures.
     """
 
     # A stage of alignment alone leaves the language model's layers out; a batch may hold no box.
@@ -57,9 +62,15 @@ class MllmTask(Task):
         names: NameTable,
         stage: StageSettings,
         export: Callable[[MultimodalModel, Path], object] | None = None,
+        measure: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.stage, self._export = model, stage, export
+        if stage.training.evaluate_every is not None and measure is None:
+            raise UserError(
+                f"stage {stage.name}, training.evaluate_every: nothing is measured during a training (got "
+                f"{stage.training.evaluate_every}); leave it unset and use foveate mllm evaluate"
+            )
+        self.model, self.stage, self._export, self._measure = model, stage, export, measure
         self.register_buffer("name_ids_NW", names.ids_NW, persistent=False)
         self.register_buffer("name_weight_NW", names.weight_NW, persistent=False)
 
@@ -170,6 +181,11 @@ class MllmTask(Task):
         )
         loss_N, iou_N = box_loss(boxes_N4.float(), regions.boxes_R4[of_answers_R])
         return loss_N.mean(), iou_N.mean().detach()
+
+    def evaluate(self, step: int) -> Mapping[str, float]:
+        """Return what `measure` measures."""
+        assert self._measure is not None
+        return self._measure()
 
     def parameter_groups(self) -> Sequence[ParameterRule]:
         """Return the rates of connector, table and language model in this stage."""

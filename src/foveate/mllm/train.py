@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ STAGE, STAGE_WEIGHTS = "stage.json", "weights.safetensors"
 # Texts from which the word pieces are learned; more change next to nothing.
 _TOKENIZER_TEXTS = 60_000
 
+Measure = Callable[["MllmTraining"], Mapping[str, float]]
+
 
 @dataclass
 class Trained:
@@ -105,14 +108,19 @@ def train_mllm(
     *,
     device: str | None = None,
     command: Sequence[str] = (),
+    measure: Measure | None = None,
 ) -> Trained:
     """Train all stages of a recipe on a collection; the same call again resumes.
+
+    Args:
+        measure: returns the metrics of an evaluation (`training.evaluate_every`), logged as `eval_NAME`.
 
     Raises:
         UserError: the recipe does not fit the collection, or the run folder holds another run.
     """
     with start(device or "auto") as here:
         training = prepare_training(recipe, collection, run_path, here=here, command=command)
+        training.measure = measure
         run = training.run
         status = training.run_all()
         folder = training.save() if status == "finished" and here.is_main else None
@@ -220,6 +228,7 @@ class MllmTraining:
     ) -> None:
         self.recipe, self.collection, self.sets, self.run = recipe, collection, sets, run
         self.here, self.command = here, list(command)
+        self.measure: Measure | None = None
         self.stages: list[StageResult] = []
         self.language = self._open_source()
         chat = self.language.chat if self.language else Chat(read_tokenizer(run.path / TOKENIZER), "words")
@@ -379,7 +388,8 @@ class MllmTraining:
             say(f"stage {stage.name}: {len(loader.rows)} sets of images, {settings.steps} steps")
         # A fresh wrapper per stage, so that what one stage froze is not frozen in the next.
         self.model.require_gradients()
-        task = MllmTask(self.model, names=self.names, stage=stage)
+        measure = partial(self.measure, self) if self.measure is not None else None
+        task = MllmTask(self.model, names=self.names, stage=stage, measure=measure)
         curve = RunFolder(folder)
         started = time.process_time()
         outcome = train(task, loader, settings, curve)

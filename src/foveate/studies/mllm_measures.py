@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foveate.core.files import read_json
 from foveate.mllm.evaluate import CONDITIONS
@@ -18,6 +19,12 @@ from foveate.multimodal.answers import Answer
 from foveate.multimodal.ask import Mllm
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
+
+if TYPE_CHECKING:
+    from foveate.mllm.samples import NameTable
+    from foveate.multimodal.model import MultimodalModel
+    from foveate.multimodal.prompts import PromptWriter
+    from foveate.training.settings import TrainingSettings
 
 KINDS = ("name", "where", "is_there", "color", "position", "count")
 UNSEEN = ("name", "where")  # kinds that are also reported for names that no training scene has
@@ -88,17 +95,36 @@ def nearest_names(model: Mllm, collection: Collection, recipe: MllmRecipe, names
     Returns:
         nearest, another_image/nearest.
     """
+    from foveate.mllm.samples import NameTable
+
+    loaded = model.loaded
+    names = NameTable.create(read_json(names_path), loaded.prompts)
+    rows = np.sort(collection.rows("test"))
+    return score_nearest_names(loaded.model, loaded.prompts, names, collection, recipe.stages[-1].training, rows)
+
+
+def score_nearest_names(
+    network: MultimodalModel,
+    prompts: PromptWriter,
+    names: NameTable,
+    collection: Collection,
+    training: TrainingSettings,
+    rows: NDArray[np.int64],
+) -> dict[str, float]:
+    """Measure how often the embedding nearest to a region is that of its name; see `nearest_names`.
+
+    Args:
+        rows: of the collection, ascending.
+    """
     import torch
 
     from foveate.mllm.recipe import StageSettings
-    from foveate.mllm.samples import ImageSet, MllmSamples, NameTable
+    from foveate.mllm.samples import ImageSet, MllmSamples
     from foveate.mllm.task import MllmTask
     from foveate.records.geometry import View
     from foveate.vision.feature_cache import FeatureCache
 
-    network, prompts = model.loaded.model, model.loaded.prompts
     device = network.visual_gain.device
-    rows = np.sort(collection.rows("test"))
     features = FeatureCache(
         network.tower,
         collection,
@@ -109,8 +135,8 @@ def nearest_names(model: Mllm, collection: Collection, recipe: MllmRecipe, names
         device=device,
     )
     features.fill()
-    names = NameTable.create(read_json(names_path), prompts)
-    stage = StageSettings(name="nearest", texts=False, alignment_weight=1.0, training=recipe.stages[-1].training)
+    quiet = training.model_copy(update={"evaluate_every": None})
+    stage = StageSettings(name="nearest", texts=False, alignment_weight=1.0, training=quiet)
     samples = MllmSamples(
         [ImageSet((int(row),), ()) for row in rows],
         features,
@@ -124,13 +150,16 @@ def nearest_names(model: Mllm, collection: Collection, recipe: MllmRecipe, names
     task = MllmTask(network, names=names, stage=stage).to(device)
     right, total = {"nearest": 0.0, "another_image/nearest": 0.0}, 0.0
     with torch.inference_mode():
-        for start in range(0, len(rows), _BATCH):
-            batch_rows = range(start, min(start + _BATCH, len(rows)))
-            batch = samples.collate([samples.sample(number, 0, 0) for number in batch_rows])
+        for start in range(0, len(samples.rows), _BATCH):
+            numbers = samples.rows[start : start + _BATCH].tolist()
+            # An evaluation within a training runs under autocast, which on CPUs cannot join float16 tensors.
+            with torch.autocast(device.type, enabled=False):
+                batch = samples.collate([samples.sample(number, 0, 0) for number in numbers])
+                views = {"nearest": batch["features"], "another_image/nearest": batch["features"].roll(1, dims=0)}
             batch = {name: value.to(device) for name, value in batch.items()}
             count = task.count_targets(batch)["nearest_name"]
-            for key, shift in (("nearest", 0), ("another_image/nearest", 1)):
-                _, report = task.losses({**batch, "features": batch["features"].roll(shift, dims=0)})
+            for key, features in views.items():
+                _, report = task.losses({**batch, "features": features.to(device)})
                 right[key] += float(report["nearest_name"]) * count
             total += count
     return {key: value / total for key, value in right.items()} if total else {}
