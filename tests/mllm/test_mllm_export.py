@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from foveate.core.errors import UserError
+from foveate.core.files import read_json
 from foveate.core.recipes import validate
 from foveate.language.chat import Chat
 from foveate.language.lora import LoraOptions, add_lora
@@ -107,6 +108,9 @@ def test_llava_answers_alike(case: str, sources: dict[str, str], tmp_path: Path)
     source = save(loaded, tmp_path / "model")
     folder, result, _ = export_mllm(str(source), to="llava")
     assert folder == tmp_path / "model-llava"
+    # vLLM looks the decoder's class up by name.
+    decoder = type(loaded.model.language_model).__name__
+    assert read_json(folder / "config.json")["text_config"]["architectures"] == [decoder]
     assert result["differences"]["pixels"] < 1e-6
     assert result["differences"]["logits"] < 1e-5
     ours, theirs = Mllm(load_model(source)), open_foreign(str(folder))

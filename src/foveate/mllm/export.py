@@ -178,7 +178,9 @@ def decoder_config(loaded: LoadedModel) -> dict[str, Any]:
     """Return the language model's config with the ids of its end mark and padding."""
     config = loaded.model.language_model.config.to_dict()
     ids = {"eos_token_id": loaded.tokenizer.end, "pad_token_id": loaded.tokenizer.pad, "bos_token_id": None}
-    return {**config, **ids, "_name_or_path": ""}
+    # transformers builds a decoder by its model_type; vLLM looks the class up by this name.
+    architectures = [type(loaded.model.language_model).__name__]
+    return {**config, **ids, "architectures": architectures, "_name_or_path": ""}
 
 
 def copy_tokenizer(loaded: LoadedModel, added: Sequence[str] = ()) -> Any:
