@@ -121,9 +121,28 @@ def test_suites_of_collections_score_as_their_benchmarks(
     assert parse_result(SuiteResult, json.loads((tmp_path / "run" / "result.json").read_text())) == result
 
 
+def test_any_conversations_are_scored_exactly_or_by_their_box(collection: Path, tmp_path: Path) -> None:
+    box = (Turn("user", "<image>\nWhere?"), Turn("assistant", "<region>", (PixelBox(10, 10, 30, 30),)))
+    add(collection, conversation("q", "What?", "A dog.", images=("test-00",)), Conversation("r", ("test-00",), box))
+    model = Table(lambda sizes, text, regions: "dog" if text == "What?" else "[10, 10, 30, 30]")
+    rows = evaluate(model, "conversations", collection, run=tmp_path / "run")
+    assert value(rows, "image") == 0.5, "a box in text is none"
+
+
 def test_every_suite_is_a_plugin() -> None:
     names = module_names("foveate.mllm.suites")
-    assert names == ["ai2d", "chartqa", "docvqa", "infovqa", "pope", "scenes", "scienceqa", "textvqa", "vqa"]
+    assert names == [
+        "ai2d",
+        "chartqa",
+        "conversations",
+        "docvqa",
+        "infovqa",
+        "pope",
+        "scenes",
+        "scienceqa",
+        "textvqa",
+        "vqa",
+    ]
     assert all(load_suite(name).title for name in names)
     with raises_naming(UserError, "docvga", "Did you mean 'docvqa'"):
         load_suite("docvga")

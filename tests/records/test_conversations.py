@@ -22,6 +22,7 @@ from foveate.records.conversations import (
     find_problem,
     locate_regions,
 )
+from foveate.records.inspection import summarize
 from foveate.records.shapes import Mask, Point, Stroke
 from foveate.records.splits import assign_splits
 from foveate.records.writer import CollectionWriter
@@ -135,6 +136,8 @@ def test_add_read_and_add_again(collection: Path) -> None:
     text = Conversation("3", (), (Turn("user", "2 + 2?"), Turn("assistant", "4")), "text", "test")
     added = [ask(images=("p5",)), several, text]
     bad = [ask(answer="", id="4"), ask(images=("nowhere",), id="5")]
+    with Collection.open(collection) as opened:
+        assert "conversations" not in summarize(opened)
     summary = add_conversations(collection, [*added, *bad])
     assert (summary.added, summary.existing) == (3, 0)
     assert summary.quarantined == {"empty answer": 1, "unknown image": 1}
@@ -143,6 +146,8 @@ def test_add_read_and_add_again(collection: Path) -> None:
         stored = Conversations(opened)
         stripped = replace(several, turns=(replace(turns[0], text=turns[0].text.strip()), turns[1]))
         assert list(stored) == [added[0], stripped, text]
+        by_group = {"general": 1, "multi-image": 1, "text": 1}
+        assert summarize(opened)["conversations"] == {"count": 3, "by_group": by_group}
         assert [entry.id for entry in Conversations(opened, groups=["text", "multi-image"])] == ["2", "3"]
         assert sorted(opened.quarantine()["key"].to_pylist()) == ["4", "5"]
         assert set(opened.quarantine()["subject"].to_pylist()) == {"conversation"}

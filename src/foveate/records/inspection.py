@@ -12,6 +12,7 @@ from pydantic import Field
 
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
+from foveate.records.conversations import Conversations
 from foveate.records.tables import positions
 
 _BINS = 20
@@ -84,8 +85,8 @@ def summarize(collection: Collection, split: str | None = None) -> dict[str, obj
     Fields: name, license, images, shards, bytes; `by_source`, `by_split`, `by_format`, `by_label` (counts,
     the 50 most frequent values of each label field); `width`, `height`, `aspect` (width by height);
     `captions` (by kind: count, words, characters); `regions` (count, per image, phrases, area, sizes);
-    `quarantine` (counts by "subject: reason", of the whole collection). A distribution has count, min, p05,
-    median, mean, p95 and max.
+    `conversations` (count, by group), where there are any; `quarantine` (counts by "subject: reason", of the
+    whole collection). A distribution has count, min, p05, median, mean, p95 and max.
     """
     rows = collection.rows(split)
     index = {name: values[rows] for name, values in collection.index.items()}
@@ -109,6 +110,7 @@ def summarize(collection: Collection, split: str | None = None) -> dict[str, obj
         "by_label": _labels(collection, keys),
         "captions": _captions(collection, keys),
         "regions": _regions(collection, keys),
+        **_conversations(collection, split),
         "quarantine": _counts(f"{subject}: {reason}" for subject, reason in reasons),
     }
 
@@ -157,6 +159,13 @@ def _captions(collection: Collection, keys: pa.Array) -> dict[str, object]:
     }
     images = len(table["key"].unique())
     return {"count": len(texts), "images_without": len(keys) - images, "by_kind": by_kind}
+
+
+def _conversations(collection: Collection, split: str | None) -> dict[str, dict[str, object]]:
+    conversations = Conversations(collection, split=split)
+    if not len(conversations):
+        return {}
+    return {"conversations": {"count": len(conversations), "by_group": _counts(conversations.groups.tolist())}}
 
 
 def _regions(collection: Collection, keys: pa.Array) -> dict[str, object]:

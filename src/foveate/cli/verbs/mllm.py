@@ -170,7 +170,7 @@ def train(
     from foveate.mllm.train import train_mllm
     from foveate.records.collection import Collection
 
-    target = run or Path("runs") / f"mllm-{Path(recipe).stem}"
+    target = run or Path("runs") / f"mllm-{Path(recipe).stem.removeprefix('mllm-')}"
     trained = train_mllm(
         resolved, Collection.open(collection), target, device=device, command=["foveate", *sys.argv[1:]]
     )
@@ -315,7 +315,7 @@ def export(model: str, to: str, out: Path | None, as_json: bool) -> None:
 
     \b
     Example:
-      foveate mllm export runs/mllm-own/model --to llava --out my-llava
+      foveate mllm export runs/mllm-my-llava/model --to llava --out my-llava
     """
     from foveate.mllm.export import export_mllm
 
