@@ -53,6 +53,7 @@ STAGES = {
     "evaluate": "evaluate",
     "evaluation": "measure both",
     "questions": "search and ask",
+    "ask": "ask the shipped model, train one briefly",
     "captions": "write captions and try them",
     "calibration": "calibrate a fine-tuned model",
     "federated": "cluster and map eight clients",

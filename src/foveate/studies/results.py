@@ -6,6 +6,7 @@ from typing import Any
 
 from foveate.core.results import (
     BoxChoice,
+    BoxValues,
     Column,
     Example,
     LocatedPhrase,
@@ -197,6 +198,72 @@ class TourModel(ResultModel):
     seconds: float | None = None
 
 
+class Control(ResultModel):
+    """An answer to the same question under another condition."""
+
+    answer: str
+    right: bool
+
+
+class AskedQuestion(ResultModel):
+    """A question about a scene, its answer and its truth; boxes are normalized.
+
+    Attributes:
+        truth: empty where it is a box. unseen_name: whether it names what no training scene shows.
+        region: box that the question names. box: of the answer. true_box: that it should be.
+        controls: condition -> answer.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    right: bool
+    truth: str = ""
+    unseen_name: bool = False
+    region: BoxValues | None = None
+    box: BoxValues | None = None
+    true_box: BoxValues | None = None
+    controls: dict[str, Control] = {}
+
+
+class AskedScene(ResultModel):
+    """An image with its questions."""
+
+    image: str
+    questions: list[AskedQuestion]
+
+
+class AskedTally(ResultModel):
+    """How many of `n` questions were answered right under each condition."""
+
+    unseen_names: bool
+    n: int
+    right: dict[str, int]
+
+
+class LearningCurve(ResultModel):
+    """A short training: (step, share of held-out regions with the right nearest name, the same with another image)."""
+
+    recipe: str
+    steps: int
+    seconds: float
+    processor_seconds: float
+    train_scenes: int
+    test_scenes: int
+    names: int
+    points: list[tuple[int, float, float]]
+
+
+class TourAsk(ResultModel):
+    """The tour's questions to the shipped model, and the start of such a model's training."""
+
+    model: str
+    description: str = ""
+    scenes: list[AskedScene]
+    tallies: list[AskedTally]
+    training: LearningCurve
+
+
 class TourResult(RunResult):
     """result.json of the tour."""
 
@@ -216,6 +283,7 @@ class TourResult(RunResult):
     searches: list[Search] = []
     locate: list[LocatedPhrase] = []
     choose: list[BoxChoice] = []
+    ask: TourAsk | None = None
     captions: dict[str, Any] = {}
     calibration: dict[str, Any] = {}
     federated: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The tour: CLIP and CLOC on the same built-in images and budget, then captions, calibration and federation."""
+"""The tour: CLIP and CLOC on the same built-in images and budget, questions, captions, calibration, federation."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ from foveate.studies.questions import (
 )
 from foveate.studies.results import TourResult
 from foveate.studies.settings import TourSettings
+from foveate.studies.tour_ask import tour_ask
 from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
 from foveate.studies.tour_captions import sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
@@ -120,7 +121,7 @@ def tour(
     seeds, steps, test_scenes = settings.seeds, settings.steps, settings.test_scenes
     clock = Clock()
     run = RunFolder.create(run_path, command=command)
-    say("1 of 4: build the collection of built-in images")
+    say("1 of 8: build the collection of built-in images")
     build_tour_collection(
         run.path / "collection",
         train_scenes=settings.scenes,
@@ -139,16 +140,19 @@ def tour(
         tables.append(answers.table)
         first = first or answers
     assert first is not None
-    say("4 of 4: example searches and questions")
+    say("4 of 8: search and locate")
     result = _result(collection, run, first, tables, seed, seeds, command)
     clock.lap("questions")
+    say("5 of 8: ask the shipped model, train one for half a minute")
+    result["ask"] = tour_ask(collection, run, seed=seed, device=device, steps=steps)
+    clock.lap("ask")
     locator = first.trained["cloc"].model_folder
     assert locator is not None
-    say("captions: the shipped model writes five kinds of text, an encoder is trained on some")
+    say("6 of 8: captions: the shipped model writes five kinds of text, an encoder is trained on some")
     sizes = sizes_of(settings.scenes, steps)
     result["captions"] = tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes)
     clock.lap("captions")
-    say("calibration: fine-tune a network on half of its classes, bring the others back")
+    say("7 of 8: calibration: fine-tune a network on half of its classes, bring the others back")
     encoder = first.models["cloc"].image_encoder
     assert isinstance(encoder, Lite0Encoder), "of the tour's recipes"
     result["calibration"] = tour_calibration(
@@ -161,7 +165,7 @@ def tour(
         epochs=short_epochs(steps),
     )
     clock.lap("calibration")
-    say("federated: cluster and map emoji of eight clients")
+    say("8 of 8: federated: cluster and map emoji of eight clients")
     emoji_features = run.path / FOLDER / "features.npz"
     result["federated"] = tour_federated(
         collection, run, features=emoji_features, seed=seed, rounds=None if steps is None else FEW_ROUNDS
@@ -198,7 +202,7 @@ def _train_and_evaluate(
 ) -> Answers:
     models, embedded, trained, tables = {}, {}, {}, []
     for number, (name, recipe) in enumerate(RECIPES.items(), start=2):
-        say(f"{number} of 4: {TITLES[name][0]}, seed {seed}")
+        say(f"{number} of 8: {TITLES[name][0]}, seed {seed}")
         overrides = [f"training.seed={seed}"]
         if steps is not None:
             overrides += [f"training.steps={steps}", f"training.warmup_steps={min(50, steps // 10)}"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import Example, Search, parse_result
-from foveate.report import calibration, numbers, parts, words
+from foveate.report import asked, calibration, numbers, parts, words
 from foveate.report.captions import MARKS, TourCaptions
 from foveate.report.charts import stacked_bar
 from foveate.report.federated import TourFederated, federated_section
@@ -32,6 +32,10 @@ COMMANDS = [
     Command(
         what="Measure it on the held-out part",
         command="foveate evaluate my-model --collection my-images",
+    ),
+    Command(
+        what="Ask it a question, and be shown where",
+        command='foveate ask photo.jpg "Where is the apple?" --image-out where.png',
     ),
     Command(what="Find a phrase in one image", command='foveate locate my-model photo.jpg "a red kite"'),
 ]
@@ -123,6 +127,8 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     context = {
         "r": r,
         "overlay": Overlay,
+        "ask": asked.asked_section(r.ask) if r.ask else None,
+        "asked_slides": asked.slides(r.ask.scenes) if r.ask else [],
         "slides": parts.hero_slides(r.locate, r.collection.examples, r.default),
         "highlights": parts.highlights(groups),
         "total": total,

@@ -19,6 +19,8 @@
     store.set(root.dataset.theme);
   });
 
+  const holds = (boxes, box) => boxes.split(" ").includes(box);
+
   // The live image: a phrase lights its box; it walks on by itself until someone touches it.
   const stage = document.querySelector(".stage");
   const asks = all(".ask");
@@ -30,7 +32,9 @@
       slides.forEach((slide, number) => {
         const on = number === Number(ask.dataset.slide);
         slide.classList.toggle("on", on);
-        all(".box", slide).forEach((box) => box.classList.toggle("lit", on && box.dataset.box === ask.dataset.box));
+        const boxes = ask.dataset.boxes;
+        all(".box", slide).forEach((box) => box.classList.toggle("lit", on && holds(boxes, box.dataset.box)));
+        all(".reply", slide).forEach((reply) => reply.classList.toggle("lit", reply.dataset.boxes === boxes));
       });
     };
     let at = 0;
@@ -47,6 +51,18 @@
       walking = setInterval(() => { at = (at + 1) % asks.length; light(asks[at]); }, 2600);
     }
   }
+
+  // A scene with questions: the selected one shows its boxes.
+  all(".scene").forEach((scene) => {
+    const picks = all(".pick", scene);
+    const pick = (picked) => {
+      picks.forEach((other) => other.setAttribute("aria-pressed", String(other === picked)));
+      all(".box", scene).forEach((box) => box.classList.toggle("lit", holds(picked.dataset.boxes, box.dataset.box)));
+    };
+    scene.classList.add("live");
+    picks.forEach((one) => one.addEventListener("click", () => pick(one)));
+    if (picks.length) pick(picks[0]);
+  });
 
   // Further boxes of 'where is': one switch per rule, for its whole section.
   all(".legend input[data-rule]").forEach((input) => {

@@ -1,0 +1,155 @@
+"""The tour's questions: the shipped model asked about held-out scenes, and half a minute of the training behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate.core.errors import UserError
+from foveate.core.files import read_json_lines
+from foveate.core.recipes import load
+from foveate.core.runs import RunFolder
+from foveate.mllm.evaluate import CONDITIONS, ROWS, evaluate, load_suite
+from foveate.mllm.recipe import MllmRecipe
+from foveate.mllm.suite import SuiteQuestion
+from foveate.mllm.suites.scenes import KINDS
+from foveate.mllm.train import MllmTraining, train_mllm
+from foveate.multimodal.opening import open_mllm
+from foveate.records.boxes import PixelBox
+from foveate.records.collection import Collection
+from foveate.records.images import read_image_info, save_thumbnail
+from foveate.records.scenes.question_collection import build_questions
+from foveate.records.shapes import enclosing_box
+from foveate.studies.mllm_measures import score_nearest_names
+from foveate.studies.results import AskedQuestion, AskedScene, AskedTally, Control, LearningCurve, TourAsk
+
+MODEL, SUITE, RECIPE = "mini", "scenes", "mllm-tour"
+FOLDER = "ask"
+NUM_SCENES = 8
+NUM_MEASURED = 128  # held-out scenes of the curve: more would take as long as the training
+EVALUATE_EVERY = 26
+
+
+def tour_ask(
+    collection: Collection, run: RunFolder, *, seed: int, device: str | None = None, steps: int | None = None
+) -> dict[str, Any]:
+    """Ask the shipped model about the first test scenes, train one for half a minute; return the result for the page.
+
+    Args:
+        collection: of the tour; its scenes are trained on.
+        steps: of the training; the recipe's by default.
+    """
+    folder = run.path / FOLDER
+    folder.mkdir(exist_ok=True)
+    model = open_mllm(MODEL, device=device)
+    questions = folder / "questions"
+    build_questions(questions, train=0, test=NUM_SCENES)
+    evaluate(model, SUITE, questions, run=folder / "answers", name=MODEL)
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in read_json_lines(folder / "answers" / ROWS):
+        rows.setdefault(row["id"], {})[row["condition"]] = row
+    data = load_suite(SUITE).read(questions, "test")
+    try:
+        scenes = _collect_scenes(data.questions, rows, data.read_image, run.path)
+    finally:
+        data.close()
+    return TourAsk(
+        model=MODEL,
+        description=model.describe(),
+        scenes=scenes,
+        tallies=_tally(data.questions, rows),
+        training=_train(collection, folder / "training", seed=seed, device=device, steps=steps),
+    ).to_json()
+
+
+def _collect_scenes(questions: Sequence[SuiteQuestion], rows: Mapping[str, Any], read_image: Any, run: Path) -> list:
+    """Put the first question of each kind about each scene together, whatever was answered."""
+    scenes = []
+    for (key,) in dict.fromkeys(question.images for question in questions):
+        encoded = read_image(key)
+        info = read_image_info(encoded)[0]
+        path = run / "images" / f"ask-{key}.webp"
+        save_thumbnail(encoded, path, longest_side=448)
+        of_scene = [question for question in questions if question.images == (key,)]
+        first = {question.slices[0]: question for question in reversed(of_scene)}
+        asked = [
+            _describe(first[kind], rows[first[kind].id], (info.width, info.height)) for kind in KINDS if kind in first
+        ]
+        scenes.append(AskedScene(image=str(path.relative_to(run)), questions=asked))
+    return scenes
+
+
+def _describe(question: SuiteQuestion, rows: Mapping[str, Any], size: tuple[int, int]) -> AskedQuestion:
+    row = rows[CONDITIONS[0]]
+    regions = [enclosing_box(shape) for shape in question.regions]
+    return AskedQuestion(
+        kind=question.slices[0],
+        question=question.text,
+        answer=row["answer"],
+        right=row["score"] == 1,
+        truth="" if question.boxes else question.references[0],
+        unseen_name=_has_unseen_name(question),
+        region=_normalize(regions[0], size) if regions and regions[0] else None,
+        box=_normalize(PixelBox(*row["boxes"][0]), size) if row["boxes"] else None,
+        true_box=_normalize(question.boxes[0], size) if question.boxes else None,
+        controls={
+            condition: Control(answer=rows[condition]["answer"], right=rows[condition]["score"] == 1)
+            for condition in CONDITIONS[1:]
+        },
+    )
+
+
+def _normalize(box: PixelBox, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    (x1, x2), (y1, y2) = (sorted(edges) for edges in ((box.x1, box.x2), (box.y1, box.y2)))
+    width, height = size
+    return x1 / width, y1 / height, x2 / width, y2 / height
+
+
+def _has_unseen_name(question: SuiteQuestion) -> bool:
+    return question.slices[-1].endswith("unseen names")
+
+
+def _tally(questions: Sequence[SuiteQuestion], rows: Mapping[str, Any]) -> list[AskedTally]:
+    """Count right answers to all questions under each condition, names of no training scene apart."""
+    tallies = []
+    for unseen in (False, True):
+        part = [question.id for question in questions if _has_unseen_name(question) == unseen]
+        right = {condition: sum(rows[id][condition]["score"] == 1 for id in part) for condition in CONDITIONS}
+        tallies.append(AskedTally(unseen_names=unseen, n=len(part), right=right))
+    return tallies
+
+
+def _train(collection: Collection, folder: Path, *, seed: int, device: str | None, steps: int | None) -> LearningCurve:
+    recipe = load(MllmRecipe, RECIPE)
+    (stage,) = recipe.stages
+    steps = min(steps or stage.training.steps, stage.training.steps)
+    recipe = recipe.with_training(
+        seed=seed, steps=steps, warmup_steps=min(stage.training.warmup_steps, steps // 2), evaluate_every=EVALUATE_EVERY
+    )
+    rows = np.sort(collection.rows("test", where={"source": "scenes"})[:NUM_MEASURED])
+
+    def measure(training: MllmTraining) -> dict[str, float]:
+        return score_nearest_names(training.model, training.prompts, training.names, collection, stage.training, rows)
+
+    trained = train_mllm(recipe, collection, folder, device=device, measure=measure)
+    if trained.model_folder is None:
+        raise UserError(f"{folder}: stopped; run the same command to resume")
+    (result,) = trained.result.stages
+    points = RunFolder(folder / Path(result.curves).parent).read_metrics()
+    return LearningCurve(
+        recipe=RECIPE,
+        steps=result.steps,
+        seconds=result.seconds,
+        processor_seconds=result.processor_seconds,
+        train_scenes=result.samples,
+        test_scenes=len(rows),
+        names=trained.result.names,
+        points=[
+            (row["step"], row["eval_nearest"], row["eval_another_image/nearest"])
+            for row in points
+            if row.get("eval_nearest") is not None
+        ],
+    )

@@ -1,0 +1,69 @@
+"""The tour's section "Ask it": questions with boxes, verdicts and controls, the first screen, and the curve."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import made_run
+
+from foveate.report import render
+from foveate.report.asked import slides
+from foveate.studies.results import TourAsk
+
+
+def control(answer: str, right: bool = False) -> dict[str, Any]:
+    return {"answer": answer, "right": right}
+
+
+def asked(image: str) -> dict[str, Any]:
+    where = {
+        "kind": "where", "question": "Where is the <b>boat</b>?", "answer": "The boat is at [1, 2, 3, 4].",
+        "right": False, "box": [0.1, 0.1, 0.3, 0.3], "true_box": [0.5, 0.5, 0.9, 0.9],
+        "controls": {"no image": control("It is nowhere."), "another image": control("It is there.")},
+    }  # fmt: skip
+    name = {
+        "kind": "name", "question": "What is <region>?", "answer": "whale", "right": False, "truth": "dolphin",
+        "unseen_name": True, "region": [0.2, 0.2, 0.6, 0.6], "controls": {"no image": control("dolphin", True)},
+    }  # fmt: skip
+    there = {"kind": "is there", "question": "Is there a kite?", "answer": "yes", "right": True, "controls": {}}
+    points = [[26, 0.01, 0.0], [52, 0.04, 0.0], [78, 0.11, 0.002]]
+    return {
+        "model": "mini",
+        "scenes": [{"image": image, "questions": [there, name, where]}, {"image": image, "questions": [there]}],
+        "tallies": [
+            {"unseen_names": False, "n": 61, "right": {"image": 42, "no image": 15, "another image": 17}},
+            {"unseen_names": True, "n": 0, "right": {}},
+        ],
+        "training": {
+            "recipe": "mllm-tour", "steps": 78, "seconds": 40.0, "processor_seconds": 31.0, "train_scenes": 8000,
+            "test_scenes": 128, "names": 1264, "points": points,
+        },
+    }  # fmt: skip
+
+
+def test_questions_stand_on_the_page_with_truth_and_controls(tmp_path: Path) -> None:
+    result = made_run.tour_result(tmp_path)
+    content = asked(result["collection"]["examples"][0]["image"])
+    page = render(made_run.write_run(tmp_path, {**result, "ask": content})).read_text(encoding="utf-8")
+    for text in ("What is [box]?", "truth: dolphin", "a name it never saw", "42 of 61", "1,264 names", "31 s"):
+        assert text in page.replace("<b>42 of 61</b>", "42 of 61")
+    assert "&lt;b&gt;boat&lt;/b&gt;" in page
+    assert re.search(r"no image: dolphin ✓", page)
+    assert re.search(r"another image: It is there\. ✗", page)
+    assert 'aria-label="Nearest name is right' in page
+    # The boxes of a question: the region of one, answer and truth of the other.
+    assert re.findall(r'class="pick" data-boxes="([\d ]*)"', page) == ["", "0", "1 2", ""]
+
+
+def test_the_first_screen_asks_what_has_a_box_right_or_wrong() -> None:
+    (slide,) = slides(TourAsk.model_validate(asked("a.png")).scenes)
+    assert [card.question.kind for card in slide.questions] == ["name", "where"]
+    assert [overlay.style for overlay in slide.overlays] == ["region", "truth", "default"]
+
+
+def test_a_tour_without_questions_has_no_section(tmp_path: Path) -> None:
+    page = render(made_run.write_run(tmp_path, made_run.tour_result(tmp_path))).read_text(encoding="utf-8")
+    assert 'href="#ask"' not in page
+    assert 'class="pick"' not in page
