@@ -42,6 +42,7 @@ from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_st
 from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, save_thumbnail
+from foveate.records.text import split_sentences
 
 COLUMNS = [
     Column(key="ssc", title="SSC", what="short: one sentence", role="ours"),
@@ -77,7 +78,7 @@ class JudgedCaption:
     Attributes:
         obeys: it parses and passes its length filter.
         verdicts: of its assertions; None without a ground truth.
-        loops: it has the same four words three times.
+        loops: see `is_looping`.
         named, alt_entities: entities of the AltText that it names, and all of them (0 without a usable AltText).
     """
 
@@ -203,7 +204,7 @@ def judge_captions(collection: Collection, captions: Sequence[WrittenCaption]) -
                 alt=caption.alt,
                 text=caption.text,
                 obeys=obeys,
-                loops=repeats(caption.text),
+                loops=is_looping(caption.text),
                 tokens=count_clip_tokens(caption.text),
                 verdicts=verdicts,
                 named=named,
@@ -211,6 +212,18 @@ def judge_captions(collection: Collection, captions: Sequence[WrittenCaption]) -
             )
         )
     return judged
+
+
+def is_looping(text: str) -> bool:
+    """Return whether a caption has a sentence twice, or the same four words three times in one sentence.
+
+    Over the whole text those words prove nothing: exact dense captions have them in every second text.
+
+    >>> is_looping("An ant. A cat. An ant."), is_looping("The ant is left of the cat. The cat is left of the ant.")
+    (True, False)
+    """
+    sentences = [sentence.casefold() for sentence in split_sentences(text)]
+    return len(set(sentences)) < len(sentences) or any(map(repeats, sentences))
 
 
 def build_table(captions: Sequence[JudgedCaption], *, seed: int) -> list[Row]:
@@ -226,7 +239,7 @@ def build_table(captions: Sequence[JudgedCaption], *, seed: int) -> list[Row]:
         obeyed = {kind: _mean([caption.obeys for caption in group], seed) for kind, group in groups.items()}
         rows.append(_row("obeys its format (parses, passes the gate)", data, n, obeyed, chance=_MIN_OBEDIENCE))
         looped = {kind: _mean([caption.loops for caption in group], seed) for kind, group in groups.items()}
-        rows.append(_row("loops (the same four words three times)", data, n, looped))
+        rows.append(_row("loops (a sentence twice, or four words thrice in one)", data, n, looped))
         tokens = {kind: _mean([caption.tokens for caption in group], seed) for kind, group in groups.items()}
         rows.append(_row("length (mean CLIP tokens without specials)", data, n, tokens, unit="tokens"))
         if data == _SCENES:

@@ -8,15 +8,14 @@ multimodal folder gets the long prompts that servers get. A folder of transforme
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from pydantic import Field
 
 from foveate.caption.backends.transformers import TransformersCaptioner, TransformersSettings, describe_failure
 from foveate.caption.captioner import Backend, Captioner, CaptionRequest, CaptionResponse
-from foveate.caption.chat_format import EDGES, caption_request, writes_captions
+from foveate.caption.chat_format import EDGES, USUAL_LENGTHS, caption_request, writes_captions
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.response_parser import serialize
 from foveate.chat.batching import DynamicBatcher, run_in_halves
@@ -32,8 +31,6 @@ from foveate.multimodal.opening import find_native_folder, open_mllm
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 
-# Class of the median target of each format, after its rewriting from descriptions of generated scenes.
-USUAL_LENGTHS: Mapping[str, int] = MappingProxyType({"ssc": 1, "dsc": 4, "dsc_plus": 8, "afc": 5})
 _MAX_NEW_TOKENS = 65_536
 _FAILURES = (UserError, RuntimeError, ValueError, TypeError, IndexError)
 
