@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import tiny_mllm
 from foveate.core.files import read_json
+from foveate.core.model_folder import read_tensors
 from foveate.mllm.evaluate import load_suite
+from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import StageResult
 from foveate.mllm.suite import SuiteQuestion
 from foveate.records.boxes import PixelBox
 from foveate.report import render
 from foveate.studies import mllm
-from foveate.studies.mllm_measures import KINDS, UNSEEN, guess_scores, measures_of, step_seconds, suite_scores
+from foveate.studies.mllm_measures import guess_scores, step_seconds, suite_scores
 from foveate.studies.published import write_published
 from foveate.studies.runner import run_study
 from foveate.studies.study import judge
+from foveate.vision.localizer.folder import load_model
+from foveate.vision.tiling import ImageSize, plan_tiles
 
 
-def make_question(number: int, kind: str, answer: str, *, part: str = "", **fields: object) -> SuiteQuestion:
-    slices = (kind, f"{kind}, {part}") if part else (kind,)
-    return SuiteQuestion(str(number), ("image",), "?", (answer,), slices=slices, **fields)  # type: ignore[arg-type]
+def make_question(id: str, answer: str, **fields: object) -> SuiteQuestion:
+    return SuiteQuestion(id, ("image",), "?", (answer,), **fields)  # type: ignore[arg-type]
 
 
 QUESTIONS = [
-    make_question(0, "name", "cat"),
-    make_question(1, "name", "cat"),
-    make_question(2, "name", "dog"),
-    make_question(3, "name", "emu", part="unseen names"),
-    make_question(4, "is there", "yes", chance=0.5),
-    make_question(5, "where", "", boxes=(PixelBox(0, 0, 10, 10),)),
-    make_question(6, "where", "", boxes=(PixelBox(0, 0, 10, 12),)),
-    make_question(7, "where", "", boxes=(PixelBox(50, 50, 60, 60),)),
-    make_question(8, "count", "two", part="unseen names"),
+    make_question("name/open/all/0", "cat"),
+    make_question("name/open/all/1", "cat"),
+    make_question("name/open/all/2", "dog"),
+    make_question("shown/open/small/3", "emu"),
+    make_question("is_there/two-answers/all/4", "yes", chance=0.5),
+    make_question("where/open/all/5", "", boxes=(PixelBox(0, 0, 10, 10),)),
+    make_question("where/open/all/6", "", boxes=(PixelBox(0, 0, 10, 12),)),
+    make_question("where/open/all/7", "", boxes=(PixelBox(50, 50, 60, 60),)),
 ]
 
 
@@ -44,23 +49,35 @@ def test_claims_name_rows_and_measures_and_begin_with_what_must_hold() -> None:
     rows, measures = {row.key for row in mllm.ROWS}, {measure.key for measure in mllm.MEASURES}
     for claim in mllm.DESIGN.claims:
         assert {claim.better, claim.worse} <= rows, claim.text
-        assert claim.measure in measures, claim.text
+        assert {claim.measure, claim.worse_measure or claim.measure} <= measures, claim.text
     assert {row.trained_as for row in mllm.ROWS} == set(mllm.VARIANTS)
-    assert {*KINDS, "two_answers", *(f"unseen_{kind}" for kind in UNSEEN)} <= measures
     asserted = [claim for claim in mllm.DESIGN.claims if claim.asserted]
-    assert {claim.measure for claim in asserted if claim.better == "guess"} == {"name", "where", "two_answers"}
+    assert {claim.measure for claim in asserted if claim.better == "guess-scenes"} == {"name", "where", "two_answers"}
+    by_text = {claim.text for claim in mllm.CLAIMS}
+    for paper in mllm.PAPER_CLAIMS:
+        assert paper.untestable or {paper.claim, *filter(None, [paper.control])} <= by_text
     assert mllm.FULL.seeds >= 5
     assert mllm.QUICK.seeds == 2
 
 
+def test_both_sides_of_a_claim_are_asked_the_same_questions() -> None:
+    condition_of = {row.key: mllm.VARIANTS[row.trained_as].condition for row in mllm.ROWS}
+    for claim in mllm.CLAIMS:
+        assert condition_of[claim.better] == condition_of[claim.worse] == claim.condition, claim.text
+    cells = mllm.MllmStudy.cells(mllm.QUICK, seed=0, datasets=())
+    assert len(cells) == 2 * len(mllm.VARIANTS)
+    assert all(cell.condition == mllm.VARIANTS[cell.variant].condition for cell in cells)
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells), "whole seeds first"
+
+
+def make_recipe(variant: str) -> MllmRecipe:
+    return mllm.build_recipe(variant, dict.fromkeys(mllm.VARIANTS[variant].stages, 100), seed=3)
+
+
 def test_variants_differ_from_the_recipe_in_what_they_say() -> None:
-    steps = {"alignment": 100, "instruction": 200}
-    recipes = {
-        variant: mllm.build_recipe(variant, {name: steps[name] for name in mllm.stages_of(variant)}, seed=3)
-        for variant in mllm.VARIANTS
-    }
+    recipes = {variant: make_recipe(variant) for variant in mllm.VARIANTS}
     held = recipes["held"]
-    assert [stage.training.steps for stage in held.stages] == [100, 200]
+    assert [stage.training.steps for stage in held.stages] == [100, 100]
     assert {stage.training.seed for stage in held.stages} == {3}
     assert held.stages[1].alignment_weight == 0.3
     assert recipes["not-held"].stages[1] == held.stages[1].model_copy(update={"alignment_weight": 0.0})
@@ -70,13 +87,46 @@ def test_variants_differ_from_the_recipe_in_what_they_say() -> None:
     assert recipes["digits"].model == held.model.model_copy(update={"regions": "text", "box_head": False})
     connectors = [recipes[variant].model.connector for variant in ("held", "cabstractor")]
     assert connectors[0]["side"] ** 2 == connectors[1]["num_tokens"]
-    assert recipes["cabstractor"].stages == recipes["no-maps"].stages == held.stages
+    assert recipes["cabstractor"].stages == recipes["no-maps"].stages == recipes["sparse"].stages == held.stages
 
 
-def test_steps_fill_the_same_time_in_all_variants() -> None:
-    scale = replace(mllm.QUICK, processor_seconds=100, alignment_share=0.25)
-    assert mllm.choose_steps({"alignment": 0.1, "instruction": 0.5}, scale) == {"alignment": 250, "instruction": 150}
-    assert mllm.choose_steps({"instruction": 0.5}, scale) == {"instruction": 200}
+def test_variants_of_data_differ_in_their_groups_alone() -> None:
+    everything = make_recipe("all-groups")
+    for group in everything.stages[1].groups:
+        without = make_recipe(f"no-{group}")
+        left = tuple(other for other in everything.stages[1].groups if other != group)
+        assert without.stages[1] == everything.stages[1].model_copy(update={"groups": left})
+        assert (without.model, without.stages[0]) == (everything.model, everything.stages[0])
+    assert make_recipe("text-alt").stages[1].groups == ("text",)
+    assert make_recipe("reading").stages[1].groups == ("text-rich",)
+    assert make_recipe("text-alt").stages[2] == make_recipe("held").stages[1]
+
+
+def test_experts_have_the_active_parameters_of_the_dense_layer() -> None:
+    experts = make_recipe("sparse").model.experts
+    assert experts is not None
+    assert experts.width_divisor == 2, "two experts for each token"
+    assert make_recipe("sparse").model.model_copy(update={"experts": None}) == make_recipe("held").model
+
+
+def test_tiles_and_one_view_differ_in_their_tiles_alone() -> None:
+    tiles, view, canvas = (make_recipe(variant).model for variant in ("tiles", "one-view", "canvas"))
+    assert tiles.assembly is not None
+    tiling = tiles.assembly.tiling.model_copy(update={"min_tiles": 1, "max_tiles": 1})
+    assert view == tiles.model_copy(update={"assembly": tiles.assembly.model_copy(update={"tiling": tiling})})
+    assert canvas == tiles.model_copy(update={"frame": "canvas"})
+    size = ImageSize(128, 256)
+    assert len(plan_tiles(size, tiles.assembly.tiling).views) == 5
+    assert len(plan_tiles(size, tiling).views) == 1
+
+
+def test_stages_share_the_time_of_every_variant() -> None:
+    for variant in mllm.VARIANTS.values():
+        assert sum(variant.stages.values()) == pytest.approx(1.0), variant.title
+    scale = replace(mllm.QUICK, processor_seconds=100)
+    steps = mllm.choose_steps("held", {"alignment": 0.1, "instruction": 0.5}, scale)
+    assert steps == {"alignment": 350, "instruction": 130}
+    assert mllm.choose_steps("no-alignment", {"instruction": 0.5}, scale) == {"instruction": 200}
 
     def stage(name: str, steps: int, seconds: float) -> StageResult:
         return StageResult(name=name, status="finished", steps=steps, seconds=0.0, processor_seconds=seconds, samples=1)
@@ -88,31 +138,31 @@ def test_steps_fill_the_same_time_in_all_variants() -> None:
 def test_guessing_is_the_best_single_answer() -> None:
     scores = guess_scores(load_suite("scenes"), QUESTIONS)
     assert scores["guess/name"] == pytest.approx(2 / 3)
-    assert scores["guess/unseen_name"] == 1.0
+    assert scores["guess/shown"] == scores["guess/shown_small"] == 1.0
     assert scores["guess/is_there"] == scores["guess/two_answers"] == 0.5
     assert scores["guess/where"] == pytest.approx(2 / 3)
-    assert "guess/count" not in scores, "of unseen names, only naming and finding are reported"
 
 
 def test_scores_are_by_kind_and_control() -> None:
-    rows = [{"condition": "image", "id": str(number), "score": float(number == 0)} for number in range(9)]
-    rows += [
-        {"condition": "another image", "id": "4", "score": 1.0},
-        {"condition": "no image", "id": "4", "error": "x"},
+    rows = [
+        {"condition": "image", "id": question.id, "score": float(number == 0), "boxes": [[0, 0, 10, 10]]}
+        for number, question in enumerate(QUESTIONS)
     ]
+    id = QUESTIONS[4].id
+    rows += [{"condition": "another image", "id": id, "score": 1.0}, {"condition": "no image", "id": id, "error": "x"}]
     scores = suite_scores(QUESTIONS, rows)
     assert scores["name"] == pytest.approx(1 / 3)
-    assert scores["unseen_name"] == scores["where"] == scores["is_there"] == scores["two_answers"] == 0.0
+    assert scores["shown"] == scores["shown_small"] == scores["where"] == scores["two_answers"] == 0.0
+    assert scores["where_iou"] == pytest.approx((1 + 100 / 120 + 0) / 3)
     assert scores["another_image/is_there"] == scores["another_image/two_answers"] == 1.0
     assert not [measure for measure in scores if measure.startswith("no_image")]
-    assert measures_of(QUESTIONS[8]) == []
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0.0, "shown"), (0.2, "opposite")])
 def test_the_control_of_another_image_can_fail(shift: float, expected: str) -> None:
-    claim = next(claim for claim in mllm.CLAIMS if claim.better == "guess" and claim.measure == "name")
+    claim = next(claim for claim in mllm.CLAIMS if claim.better == "guess-scenes" and claim.measure == "name")
     values = {
-        ("scenes", "guess"): {seed: {"name": 0.01} for seed in range(5)},
+        ("scenes", "guess-scenes"): {seed: {"name": 0.01} for seed in range(5)},
         ("scenes", "held-another-image"): {seed: {"name": 0.01 + shift + 0.001 * seed} for seed in range(5)},
     }
     judged = judge(claim, values)
@@ -120,35 +170,86 @@ def test_the_control_of_another_image_can_fail(shift: float, expected: str) -> N
     assert judged["verdict"] == expected
 
 
+def test_what_must_hold_fails_for_a_model_that_sees_nothing() -> None:
+    """All rows answer alike: no claim that compares with a control may be shown."""
+    values = {
+        ("scenes", row.key): {seed: {m.key: 0.3 + 0.001 * seed for m in mllm.MEASURES} for seed in range(5)}
+        for row in mllm.ROWS
+    }
+    effects = [claim for claim in mllm.CLAIMS if claim.asserted and claim.better == "held"]
+    assert len(effects) >= 3
+    for claim in effects:
+        judged = judge(claim, values)
+        assert judged is not None
+        assert judged["verdict"] == "not shown", claim.text
+
+
 def write_tiny_recipe(path: Path) -> Path:
     """The shipped recipe's stages on the tiny model."""
     content = tiny_mllm.make_recipe().model_dump(mode="json")
-    content["model"]["language"]["max_position_embeddings"] = 512
+    content["model"]["language"]["max_position_embeddings"] = 1024
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
 
 
-def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+TINY = mllm.Scale(train=12, test=6, processor_seconds=1, timed_steps=1, questions=9, tower_steps=2, seeds=1)
+
+
+def run_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *variants: str) -> dict[str, Any]:
     monkeypatch.setattr(mllm, "RECIPE", str(write_tiny_recipe(tmp_path / "tiny.yaml")))
     # Steps by the clock would make the length of this test depend on the machine.
-    monkeypatch.setattr(mllm, "choose_steps", lambda seconds, scale: dict.fromkeys(seconds, 3))
-    scale = mllm.Scale(
-        train_scenes=12, test_scenes=8, processor_seconds=1, alignment_share=0.5, timed_steps=1, questions=12, seeds=1
-    )
+    monkeypatch.setattr(mllm, "choose_steps", lambda variant, seconds, scale: dict.fromkeys(seconds, 2))
     command = ["foveate", "study", "mllm"]
-    result = run_study("mllm", tmp_path / "study", scale=scale, command=command)
+    return run_study("mllm", tmp_path / "study", scale=TINY, variants=variants, command=command)
+
+
+def check_rows(result: dict[str, Any], variants: Sequence[str]) -> dict[str, dict[str, Any]]:
     entries = {entry["row"]: entry["values"] for entry in result["table"]}
-    assert set(entries) == {row.key for row in mllm.ROWS}
-    assert {"name", "nearest", "processor_seconds"} <= set(entries["held"])
+    assert set(entries) == {row.key for row in mllm.ROWS if row.trained_as in variants}
+    assert result["trainings"] == len(variants)
+    return entries
+
+
+def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = ("held", "canvas")
+    result = run_tiny(tmp_path, monkeypatch, *variants)
+    entries = check_rows(result, variants)
+    assert {"nearest", "processor_seconds"} <= set(entries["held"])
     assert "nearest" in entries["held-another-image"]
-    assert result["trainings"] == len(mllm.VARIANTS)
-    lines = result["further_tables"][0]["lines"]
-    assert ["alignment held", "3", "3"] in lines
-    assert ["no alignment", "0", "3"] in lines
-    assert set(read_json(tmp_path / "study" / "steps.json")) == set(mllm.VARIANTS)
+    assert "place_iou" in entries["canvas-fewer"]
+    assert ["alignment held", "2", "0", "0", "2"] in result["further_tables"][0]["lines"]
+    assert set(read_json(tmp_path / "study" / "steps.json")) == set(variants)
     cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "cells").glob("*.json")}
-    again = run_study("mllm", tmp_path / "study", scale=scale, command=command)
+    again = run_tiny(tmp_path, monkeypatch, *variants)
     assert again["table"] == result["table"]
     assert cells == {path: path.stat().st_mtime_ns for path in cells}
     assert "Steps at equal processor time" in render(tmp_path / "study").read_text(encoding="utf-8")
     write_published(result, tmp_path / "data")
+
+
+def test_a_frozen_tower_keeps_the_head_that_it_was_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = []
+
+    def watch(study: mllm.MllmStudy, variant: str, *arguments: Any, **options: Any) -> Any:
+        trained = train(study, variant, *arguments, **options)
+        tower = load_model(study._train_tower("clip"), device="cpu").image_encoder.state_dict()
+        weights = read_tensors(trained.model_folder / "model.safetensors")
+        before.append(
+            {name: torch.equal(weights[f"tower.{name}"].float(), value.to(weights[f"tower.{name}"].dtype).float())
+             for name, value in tower.items()}
+        )  # fmt: skip
+        return trained
+
+    train = mllm.MllmStudy._train
+    monkeypatch.setattr(mllm.MllmStudy, "_train", watch)
+    run_tiny(tmp_path, monkeypatch, "tower-clip")
+    assert before
+    assert before[-1]
+    assert all(before[-1].values()), before[-1]
+
+
+@pytest.mark.slow
+def test_every_variant_can_be_trained_and_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_rows(run_tiny(tmp_path, monkeypatch), list(mllm.VARIANTS))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,31 +19,32 @@ from foveate.mllm.results import StageResult
 from foveate.mllm.suite import Suite, SuiteQuestion
 from foveate.multimodal.answers import Answer
 from foveate.multimodal.ask import Mllm
-from foveate.records.boxes import PixelBox
+from foveate.records.boxes import PixelBox, intersection_over_union
 from foveate.records.collection import Collection
 
 if TYPE_CHECKING:
+    from foveate.mllm.train import Trained
     from foveate.mllm.samples import NameTable
     from foveate.multimodal.model import MultimodalModel
     from foveate.multimodal.prompts import PromptWriter
     from foveate.training.settings import TrainingSettings
 
-KINDS = ("name", "where", "is_there", "color", "position", "count")
-UNSEEN = ("name", "where")  # kinds that are also reported for names that no training scene has
+TWO_ANSWERS = ("is_there", "position")
+SIZES = ("small", "large")
 _BATCH = 32
 
 
 def measures_of(question: SuiteQuestion) -> list[str]:
-    """List the measures that a question counts for; names that no training scene has count for theirs alone.
+    """List the measures that a question counts for, by its id.
 
-    >>> seen = SuiteQuestion("1", ("a",), "Is there a cat?", ("yes",), slices=("is there",), chance=0.5)
-    >>> measures_of(seen)
+    >>> measures_of(SuiteQuestion("is_there/two-answers/all/scene-1/0", ("a",), "Is there a cat?", ("yes",)))
     ['is_there', 'two_answers']
+    >>> measures_of(SuiteQuestion("shown/open/small/page-1/0", ("a",), "What is shown?", ("cat",)))
+    ['shown', 'shown_small']
     """
-    kind = question.slices[0].replace(" ", "_")
-    if question.slices[-1].endswith("unseen names"):
-        return [f"unseen_{kind}"] if kind in UNSEEN else []
-    return [*([kind] if kind in KINDS else []), *(["two_answers"] if question.chance == 0.5 else [])]
+    kind, _, part, *_ = question.id.split("/")
+    sized = [f"{kind}_{part}"] if part in SIZES else []
+    return [kind, *sized, *(["two_answers"] if kind in TWO_ANSWERS else [])]
 
 
 def suite_scores(questions: Iterable[SuiteQuestion], rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -50,13 +53,27 @@ def suite_scores(questions: Iterable[SuiteQuestion], rows: Iterable[Mapping[str,
     Args:
         rows: of `rows.jsonl` of an evaluation.
     """
-    measures = {question.id: measures_of(question) for question in questions}
+    by_id = {question.id: question for question in questions}
     scores: dict[str, list[float]] = defaultdict(list)
     for row in rows:
+        if "score" not in row:
+            continue
         prefix = "" if row["condition"] == CONDITIONS[0] else f"{row['condition'].replace(' ', '_')}/"
-        for measure in measures[row["id"]] if "score" in row else ():
+        question = by_id[row["id"]]
+        for measure in measures_of(question):
             scores[prefix + measure].append(row["score"])
+        if question.boxes:
+            scores[f"{prefix}{measures_of(question)[0]}_iou"].append(_overlap(row["boxes"], question.boxes[0]))
     return {measure: float(np.mean(values)) for measure, values in scores.items()}
+
+
+def _overlap(boxes: Sequence[Sequence[float]], truth: PixelBox) -> float:
+    """Return the IoU of the first box of an answer, 0 without one."""
+    if not boxes:
+        return 0.0
+    (x1, x2), (y1, y2) = sorted(boxes[0][::2]), sorted(boxes[0][1::2])
+    (iou,) = intersection_over_union([[x1, y1, x2, y2]], [[truth.x1, truth.y1, truth.x2, truth.y2]])
+    return float(iou)
 
 
 def guess_scores(suite: Suite, questions: Sequence[SuiteQuestion]) -> dict[str, float]:
@@ -173,3 +190,35 @@ def step_seconds(stages: Sequence[StageResult], *, name: str) -> float:
     short, long = (next(s for s in stages if s.name == f"{name}-{length}") for length in ("short", "long"))
     # Two stages of a few milliseconds may come out equal on a clock that is not fine enough.
     return max((long.processor_seconds - short.processor_seconds) / (long.steps - short.steps), 1e-3)
+
+
+def with_tiles(model: Mllm, *, min_tiles: int) -> Mllm:
+    """Return a model that cuts images into as few tiles as `min_tiles`; weights and all else are shared."""
+    network = copy.copy(model.loaded.model)
+    assembly = network.settings.assembly
+    assert assembly is not None
+    tiling = assembly.tiling.model_copy(update={"min_tiles": min_tiles})
+    assembly = assembly.model_copy(update={"tiling": tiling})
+    network.settings = network.settings.model_copy(update={"assembly": assembly})
+    return Mllm(replace(model.loaded, model=network))
+
+
+def train_on_tower(
+    recipe: MllmRecipe, collection: Collection, run: Path, *, tower: Path, device: str | None
+) -> Trained:
+    """Train as `train_mllm` does, on the image encoder of a localizer's folder, which stays as it is."""
+    import torch
+
+    from foveate.mllm.train import Trained, prepare_training
+    from foveate.training.distributed import start
+    from foveate.vision.localizer.folder import load_model
+
+    with start(device or "auto") as here:
+        training = prepare_training(recipe, collection, run, here=here)
+        encoder = training.model.tower
+        encoder.load_state_dict(load_model(tower, device=str(here.device)).image_encoder.state_dict())
+        # No gradient reaches its weights, and the optimizer leaves alone what has none.
+        encoder.forward = torch.no_grad()(encoder.forward)  # type: ignore[method-assign]
+        status = training.run_all()
+        folder = training.save() if status == "finished" else None
+        return Trained(training.run, training.result(status), folder, here.is_main)
