@@ -96,7 +96,7 @@ def test_boxes_of_a_page_hold_what_is_drawn(index: int) -> None:
 
 
 def test_an_episode_is_answered_by_the_label_of_the_same_thing() -> None:
-    index = 4 * mllm_worlds.NUM_NAMES + 5
+    index = mllm_worlds.EXAMPLES + 5
     image = only(draw_asked_thing(("test", index)))
     (episode,), (shuffled,) = of_kind(image, "episode"), of_kind(image, "shuffled")
     labels = [line.split()[-1].rstrip(".") for line in episode.turns[0].text.splitlines() if line.startswith("This")]

@@ -141,7 +141,7 @@ PAPER_CLAIMS = (
     ),
     PaperClaim(
         "Dense captions suit multimodal language models best",
-        untestable="the study mllm trains on questions, not on captions",
+        untestable="the study mllm tests it, as a stage of captions",
     ),
 )
 

@@ -192,7 +192,7 @@ PAPER_CLAIMS = (
     ),
     PaperClaim(
         "CLOC encoders make multimodal language models better at referring and grounding",
-        untestable="the study mllm has one tower so far",
+        untestable="the study mllm tests it",
     ),
 )
 

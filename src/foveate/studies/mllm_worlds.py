@@ -41,6 +41,7 @@ SCENE, PAGE = 224, 256  # longer sides in pixels
 _THING, _SIGN = (0.24, 0.46), 0.5  # longest side of a thing, as a share of a scene; share of scenes with a word
 _NEW_WORDS = "dax wug blick fep toma zup gorp kiv".split()
 _THING_PIXELS, _LETTER_PIXELS = (14.0, 110.0), (5.0, 30.0)  # on pages
+EXAMPLES = 2 * NUM_NAMES  # images of one thing that no episode asks about
 SMALL_THING, SMALL_LETTER = 40, 12  # below, a thing or a capital letter of a page is small
 _SHAPES = ((PAGE, PAGE), (PAGE, PAGE // 2), (PAGE // 2, PAGE))  # width and height of pages
 CAPTION_PROMPTS = {
@@ -296,7 +297,7 @@ def draw_asked_thing(position: Position) -> list[AskedImage]:
     key = _thing_key(position)
     row = make_scene_row(scene, key=key, split=split)
     questions = _Questions(key)
-    if index >= 4 * NUM_NAMES:
+    if index >= EXAMPLES:
         _ask_episode(questions, position, rng)
     return [
         AskedImage(key, row.data, row.captions, row.regions, row.labels, conversations=tuple(questions.conversations))
@@ -313,12 +314,9 @@ def _ask_episode(questions: _Questions, position: Position, rng: np.random.Gener
     own = index % NUM_NAMES
     other = (own + int(rng.integers(1, NUM_NAMES))) % NUM_NAMES
     classes = [int(number) % 2 for number in rng.permutation(4)]
-    images = []
-    for number in range(4):
-        rounds = int(rng.integers(index // NUM_NAMES))
-        images.append(_thing_key((split, rounds * NUM_NAMES + (own, other)[classes[number]])))
-    if len(set(images)) < 4:  # twice the same image shows its label
-        return
+    # Different images of each: twice the same one would show its label.
+    rounds = [list(rng.permutation(index // NUM_NAMES)[:2]) for _ in range(2)]
+    images = [_thing_key((split, int(rounds[of].pop()) * NUM_NAMES + (own, other)[of])) for of in classes]
     words = [_NEW_WORDS[int(number)] for number in rng.permutation(len(_NEW_WORDS))[:2]]
     random_labels = [words[int(rng.integers(2))] for _ in range(4)]
     for kind, labels in (
@@ -334,7 +332,7 @@ def _ask_episode(questions: _Questions, position: Position, rng: np.random.Gener
 
 def build_episodes(target: Path, *, train: int, test: int) -> None:
     """Write images of one thing with few-shot episodes about them into a collection."""
-    _build(target, draw_asked_thing, _thing_key, train, test, "episodes")
+    _build(target, draw_asked_thing, _thing_key, EXAMPLES + train, EXAMPLES + test, "episodes")
 
 
 def draw_named_screen(position: Position) -> list[AskedImage]:
