@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -517,14 +516,15 @@ class MllmStudy(GridStudy):
                 recipe = build_recipe(cell.variant, steps, seed=cell.seed)
                 values |= nearest_names(model, collection, recipe, run / NAMES)
         suite, settings = load_suite("scenes"), SuiteSettings(limit=self.scale.questions, batch_size=32)
-        with closing(suite.read(path, settings.split)) as contents:
-            questions = draw_questions(contents.questions, limit=settings.limit, seed=settings.seed)
+        contents = suite.read(path, settings.split)
+        contents.close()
+        questions = draw_questions(contents.questions, limit=settings.limit, seed=settings.seed)
         models = {"": model}
         if cell.variant in _FEWER:
             models[FEWER_PREFIX] = with_tiles(model, min_tiles=1)
-        for prefix, asked in models.items():
+        for prefix, tiled_as in models.items():
             evaluation = work / f"evaluation{prefix and '-fewer'}"
-            evaluate(asked, "scenes", path, run=evaluation, settings=settings, name=cell.name)
+            evaluate(tiled_as, "scenes", path, run=evaluation, settings=settings, name=cell.name)
             scores = suite_scores(questions, read_json_lines(evaluation / ROWS_FILE))
             values |= {f"{prefix}{name}": value for name, value in scores.items() if not prefix or "/" not in name}
         if not resumed:  # the time of earlier sessions is not known

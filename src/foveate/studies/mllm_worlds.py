@@ -106,9 +106,9 @@ class _Questions:
 def draw_asked_scene(position: Position, *, formats: Sequence[str] = ()) -> list[AskedImage]:
     """Draw a scene and ask about it; in training also for captions of `formats`, keys of CAPTION_PROMPTS."""
     split, index = position
-    numbers, rng = _choose_things(split, index)
-    cutouts = [load_things()[number][int(rng.integers(len(load_things()[number])))] for number in numbers]
-    word = PLACES[int(rng.integers(len(PLACES)))] if rng.random() < _SIGN and len(numbers) < 4 else ""
+    indices, rng = _choose_things(split, index)
+    cutouts = [load_things()[number][int(rng.integers(len(load_things()[number])))] for number in indices]
+    word = PLACES[int(rng.integers(len(PLACES)))] if rng.random() < _SIGN and len(indices) < 4 else ""
     ground = draw_ground(rng, size=SCENE, held_out=split == "test")
     layers = [make_cutout_layer(rng, cutout, SCENE, longest=_THING) for cutout in cutouts]
     layers += [_draw_sign(rng, word)] if word else []
@@ -120,7 +120,7 @@ def draw_asked_scene(position: Position, *, formats: Sequence[str] = ()) -> list
     key = _scene_key(position)
     row = make_scene_row(scene, key=key, split=split)
     questions = _Questions(key)
-    _ask_scene(questions, scene, numbers, word, position, rng)
+    _ask_scene(questions, scene, indices, word, position, rng)
     if formats and split == "train":
         truth = parse_scene_truth({"key": key, **row.extra["scenes"][0]})
         alt = next(caption.text for caption in row.captions if caption.kind == "alt")
@@ -155,10 +155,10 @@ def _put_in_quarter(rng: np.random.Generator, layer: Layer, quarter: tuple[int, 
 
 
 def _ask_scene(
-    questions: _Questions, scene: Scene, numbers: list[int], word: str, position: Position, rng: np.random.Generator
+    questions: _Questions, scene: Scene, indices: list[int], word: str, position: Position, rng: np.random.Generator
 ) -> None:
     split, index = position
-    names = [_name(number) for number in numbers]
+    names = [_name(number) for number in indices]
     boxes = {
         placed.phrase: PixelBox(*(float(round(edge * SCENE)) for edge in placed.box.to_array()))
         for placed in scene.objects
@@ -167,10 +167,10 @@ def _ask_scene(
     for name in names:
         questions.ask("name", "What is <region>?", name, group="refer-ground", box=boxes[name])
         questions.ask("where", f"Where is the {name}?", "<region>", group="refer-ground", box=boxes[name])
-    absent = [number for number in range(NUM_NAMES) if number not in numbers]
+    absent = [number for number in range(NUM_NAMES) if number not in indices]
     for _ in range(2):
         truth = bool(rng.random() < 0.5)
-        stated = _name(int(rng.choice(numbers if truth else absent)))
+        stated = _name(int(rng.choice(indices if truth else absent)))
         questions.ask("is_there", f"Is there a {stated}?", "yes" if truth else "no", two_answers=True)
     first, second = names[:2]
     centers = [(boxes[name].x1 + boxes[name].x2, boxes[name].y1 + boxes[name].y2) for name in (first, second)]
@@ -183,15 +183,15 @@ def _ask_scene(
     if word:
         questions.ask("read", "Which word is written?", word, group="text-rich")
     if index:
-        _ask_pair(questions, numbers, position, rng)
+        _ask_pair(questions, indices, position, rng)
 
 
-def _ask_pair(questions: _Questions, numbers: list[int], position: Position, rng: np.random.Generator) -> None:
+def _ask_pair(questions: _Questions, indices: list[int], position: Position, rng: np.random.Generator) -> None:
     """Ask which of this scene and the one before it shows a thing that the other does not."""
     split, index = position
     others, _ = _choose_things(split, index - 1)
     in_first = bool(rng.random() < 0.5)
-    only = sorted(set(others) - set(numbers) if in_first else set(numbers) - set(others))
+    only = sorted(set(others) - set(indices) if in_first else set(indices) - set(others))
     if not only:
         return
     prompt = f"<image>\n<image>\nWhich image shows a {_name(int(rng.choice(only)))}, the first or the second?"
@@ -311,21 +311,21 @@ def _thing_key(position: Position) -> str:
 def _ask_episode(questions: _Questions, position: Position, rng: np.random.Generator) -> None:
     """Ask with four examples of two new words; in the test again with labels at random: nothing can be read off."""
     split, index = position
-    own = index % NUM_NAMES
-    other = (own + int(rng.integers(1, NUM_NAMES))) % NUM_NAMES
+    name = index % NUM_NAMES
+    other = (name + int(rng.integers(1, NUM_NAMES))) % NUM_NAMES
     classes = [int(number) % 2 for number in rng.permutation(4)]
     # Different images of each: twice the same one would show its label.
     rounds = [list(rng.permutation(index // NUM_NAMES)[:2]) for _ in range(2)]
-    images = [_thing_key((split, int(rounds[of].pop()) * NUM_NAMES + (own, other)[of])) for of in classes]
-    words = [_NEW_WORDS[int(number)] for number in rng.permutation(len(_NEW_WORDS))[:2]]
-    random_labels = [words[int(rng.integers(2))] for _ in range(4)]
+    images = [_thing_key((split, int(rounds[of].pop()) * NUM_NAMES + (name, other)[of])) for of in classes]
+    new_words = [_NEW_WORDS[int(number)] for number in rng.permutation(len(_NEW_WORDS))[:2]]
+    random_labels = [new_words[int(rng.integers(2))] for _ in range(4)]
     for kind, labels in (
-        ("episode", [words[of] for of in classes]),
+        ("episode", [new_words[of] for of in classes]),
         *((("shuffled", random_labels),) if split == "test" else ()),
     ):
         examples = "".join(f"<image>\nThis is a {label}.\n" for label in labels)
         questions.ask(
-            kind, f"{examples}<image>\nWhat is this?", words[0], group="multi-image", two_answers=True,
+            kind, f"{examples}<image>\nWhat is this?", new_words[0], group="multi-image", two_answers=True,
             images=(*images, questions.key),
         )  # fmt: skip
 
