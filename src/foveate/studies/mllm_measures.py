@@ -23,8 +23,8 @@ from foveate.records.boxes import PixelBox, intersection_over_union
 from foveate.records.collection import Collection
 
 if TYPE_CHECKING:
-    from foveate.mllm.train import Trained
     from foveate.mllm.samples import NameTable
+    from foveate.mllm.train import Trained
     from foveate.multimodal.model import MultimodalModel
     from foveate.multimodal.prompts import PromptWriter
     from foveate.training.settings import TrainingSettings
