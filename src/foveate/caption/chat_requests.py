@@ -1,4 +1,4 @@
-"""What an OpenAI-style chat request asks of the captioner, or the error that it gets.
+"""Read OpenAI-style chat requests for captions, or refuse them with an error of that API.
 
 The format comes from the request's own field `foveate` ({"format": "dsc", "alt": "...", "length": 5}; `extra_body` in
 the openai package) or from the prompt, where it is one of Foveate's templates: no free instructions are read.
@@ -34,13 +34,13 @@ class Refused(Exception):
         self.status, self.code, self.param = status, code, param
 
     def body(self) -> dict[str, Any]:
-        """The error as OpenAI's API words it."""
+        """Return the error as OpenAI's API words it."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 def read_request(body: object, *, model: str) -> CaptionRequest:
-    """The checked request.
+    """Check a request and return what it asks for.
 
     Raises:
         Refused: with one sentence on the field that is wrong and what is allowed.
@@ -93,7 +93,7 @@ def _number(value: object, name: str, low: float, high: float, *, whole: bool = 
 
 
 def _content(messages: object) -> tuple[str, bytes]:
-    """The text and the image of the last user message."""
+    """Return text and image of the last user message."""
     if not isinstance(messages, list):
         raise Refused(f"'messages' must be a list: {_ALLOWED}", param="messages")
     users = [message for message in messages if isinstance(message, dict) and message.get("role") == "user"]
@@ -142,7 +142,7 @@ def _format(options: object, text: str) -> tuple[str, str, str, int | None]:
 
 @functools.cache
 def _patterns() -> dict[str, re.Pattern[str]]:
-    """Template id -> what its prompts look like, in any language and with any text put in."""
+    """Map each template id to a pattern of its prompts, in any language and with any text put in."""
     patterns = {}
     for name in prompt_ids():
         kind = name.rpartition("-")[0]

@@ -1,6 +1,6 @@
 """The captioner as a small OpenAI-compatible server: GET /v1/models, POST /v1/chat/completions, GET /health.
 
-Written on asyncio alone. It listens on 127.0.0.1 unless told otherwise, reads a bounded request, fetches nothing, and
+Written on asyncio alone. It listens on 127.0.0.1 by default, reads a bounded request, fetches nothing, and
 unpacks images with the limits of `foveate.records.images`. Requests that are in flight together share a batch.
 """
 
@@ -30,7 +30,7 @@ _REASONS |= {431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
 class CaptionServer:
-    """Answers requests about one captioner.
+    """Answer requests about one captioner.
 
     Args:
         model: the name that requests give. key: what clients must send as bearer token; "" for none.
@@ -45,10 +45,10 @@ class CaptionServer:
         self._open: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str, port: int) -> int:
-        """Begins to listen; returns the port.
+        """Start to listen; return the port.
 
         Raises:
-            UserError: when the address cannot be listened on.
+            UserError: the address cannot be listened on.
         """
         try:
             self._server = await asyncio.start_server(self._serve, host, port, limit=_HEADER_BYTES)
@@ -57,7 +57,7 @@ class CaptionServer:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
-        """Stops listening, waits for what is being written, and ends the connections."""
+        """Stop listening, wait for captions in flight, and end the connections."""
         if self._server is not None:
             self._server.close()
         await self.captioner.close()
@@ -80,7 +80,7 @@ class CaptionServer:
             writer.close()
 
     async def _handle_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """One request and its answer; whether the connection stays open."""
+        """Answer one request; return whether the connection stays open."""
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _PATIENCE_SECONDS)
         except asyncio.LimitOverrunError:
