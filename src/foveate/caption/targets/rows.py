@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from foveate.caption.captioner import CaptionResponse
 from foveate.caption.length_filters import LENGTH_FILTERS, apply_length_filter
@@ -75,35 +74,11 @@ class Rows:
         """Select the rows of one stage."""
         return [row for row in self.rows if row.stage == stage]
 
-    def to_table(self) -> pa.Table:
-        """Convert to a table with the columns of `Row`."""
-        return pa.Table.from_pylist([asdict(row) for row in self.rows], schema=SCHEMA)
-
     def summary(self) -> dict[str, dict[str, int]]:
         """Count rows by stage and kind, and dropped ones by stage, kind and reason, for result.json."""
         written = Counter(f"stage {row.stage}, {row.kind}" for row in self.rows)
         dropped = {f"stage {stage}, {kind}: {why}": n for (stage, kind, why), n in sorted(self.dropped.items())}
         return {"written": dict(sorted(written.items())), "dropped": dropped}
-
-
-SCHEMA = pa.schema(
-    [
-        ("image", pa.string()),
-        ("row", pa.int64()),
-        ("kind", pa.string()),
-        ("alt", pa.string()),
-        ("target", pa.string()),
-        ("source", pa.string()),
-        ("stage", pa.int32()),
-        ("rewrite", pa.string()),
-        ("tokens", pa.int32()),
-    ]
-)
-
-
-def rows_of_table(table: pa.Table) -> list[Row]:
-    """Read rows from a table that `Rows.to_table` made."""
-    return [Row(**row) for row in table.to_pylist()]
 
 
 def write_rows(
