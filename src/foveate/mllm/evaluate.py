@@ -31,7 +31,7 @@ from foveate.core.results import Column, Row, Value
 from foveate.core.runs import RunFolder
 from foveate.metrics.intervals import Interval, bootstrap_interval
 from foveate.mllm.results import SuiteResult, SuiteSample
-from foveate.mllm.suite import LETTER_ANSWER, Suite, SuiteData, SuiteQuestion
+from foveate.mllm.suite import LETTER_ANSWER, Judge, StoredAnswer, Suite, SuiteData, SuiteQuestion
 from foveate.mllm.suite_settings import SuiteSettings
 from foveate.multimodal.askable import AskableModel, ModelAnswer
 from foveate.records.boxes import PixelBox
@@ -51,7 +51,7 @@ _SAMPLES = 24
 
 def load_suite(name: str) -> Suite:
     """Load a suite by the name of its module; raise UserError with the nearest name."""
-    return load_plugin("foveate.mllm.suites", name, "SUITE", label="evaluation suite")
+    return load_plugin("foveate.mllm.suites", name.replace("-", "_"), "SUITE", label="evaluation suite")
 
 
 def evaluate(
@@ -76,7 +76,7 @@ def evaluate(
     """
     settings = settings or SuiteSettings()
     plugin = load_suite(suite)
-    identity = {"suite": suite, "model": name, "data": str(data), **settings.model_dump()}
+    identity = {"suite": suite, "model": name, "data": str(data), **_identify(settings)}
     folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity), free=("batch_size",))
     try:
         contents = plugin.read(Path(data), settings.split)
@@ -95,6 +95,11 @@ def evaluate(
     finally:
         contents.close()
     return result
+
+
+def _identify(settings: SuiteSettings) -> dict[str, Any]:
+    # Without a judge as before there were any, so that older run folders go on.
+    return {name: value for name, value in settings.model_dump().items() if value or not name.startswith("judge")}
 
 
 def draw_questions(questions: Sequence[SuiteQuestion], *, limit: int | None, seed: int) -> list[SuiteQuestion]:
@@ -149,6 +154,13 @@ def _ask_all(
     # Without a last line that a kill cut off: appending to it would join two rows in one.
     write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
     finished = {(row["condition"], row["id"]) for row in rows}
+    if suite.answer is not None:
+        pending = [question for question in questions if ("image", question.id) not in finished]
+        answered = [(q, {"condition": "image", "id": q.id}, suite.answer(q)) for q in pending]
+        part = _score(suite, answered, None)
+        append_json_lines(path, part)
+        return rows + part
+    judge = None if suite.judge is None else suite.judge(settings)
     others = swap_images(questions, seed=settings.seed)
     if all(images is None for images in others):
         warnings.warn("no other image to show: the control 'another image' is left out", stacklevel=3)
@@ -161,7 +173,8 @@ def _ask_all(
             and (condition != "another image" or images is not None)
         ]
         for start in range(0, len(pending), settings.batch_size):
-            part = _ask_batch(model, suite, data, pending[start : start + settings.batch_size], condition)
+            batch = pending[start : start + settings.batch_size]
+            part = _ask_batch(model, suite, data, batch, condition, judge=judge)
             append_json_lines(path, part)
             rows += part
     return rows
@@ -173,6 +186,8 @@ def _ask_batch(
     data: SuiteData,
     pending: Sequence[tuple[SuiteQuestion, tuple[str, ...] | None]],
     condition: str,
+    *,
+    judge: Judge | None = None,
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     requests, answerable = [], []
@@ -187,11 +202,32 @@ def _ask_batch(
         answerable.append((question, row))
     # One question that the model refuses, such as a long one, must not end an evaluation.
     answers = run_in_halves(lambda part: model.ask_all(part, max_tokens=suite.max_tokens), requests, errors=UserError)
-    for (question, row), answer in zip(answerable, answers, strict=True):
-        refused = isinstance(answer, UserError)
-        more = {"error": str(answer)} if refused else _describe(answer) | {"score": suite.score(question, answer)}
-        rows.append(row | more)
+    replies = [(q, row, answer) for (q, row), answer in zip(answerable, answers, strict=True)]
+    rows += [row | {"error": str(answer)} for _, row, answer in replies if isinstance(answer, UserError)]
+    answered = [(question, row, answer) for question, row, answer in replies if not isinstance(answer, UserError)]
+    rows += _score(suite, answered, judge)
     return _choose(model, suite, rows, [question for question, _ in answerable], requests)
+
+
+def _score(
+    suite: Suite, answered: Sequence[tuple[SuiteQuestion, dict[str, Any], ModelAnswer]], judge: Judge | None
+) -> list[dict[str, Any]]:
+    """Return the rows of answers with their scores, by the suite or its judge, and why an answer misses."""
+    if judge is None:
+        verdicts = [{"score": suite.score(question, answer)} for question, _, answer in answered]
+    else:
+        replies = judge([(question, answer) for question, _, answer in answered])
+        # Without a verdict there is no score; the question is left out of all columns and counted.
+        verdicts = [
+            ({"error": "no verdict"} if score is None else {"score": score}) | {"judged": judged}
+            for score, judged in replies
+        ]
+    if suite.explain is not None:
+        verdicts = [
+            verdict | {"miss": suite.explain(question, answer)}
+            for verdict, (question, _, answer) in zip(verdicts, answered, strict=True)
+        ]
+    return [row | _describe(a) | verdict for verdict, (_, row, a) in zip(verdicts, answered, strict=True)]
 
 
 def _choose(
@@ -277,6 +313,11 @@ def _scale_region(region: Shape, image: bytes, other: bytes) -> Shape:
     return PixelBox(box.x1 * across, box.y1 * down, x2, y2)
 
 
+def _restore(row: dict[str, Any]) -> StoredAnswer:
+    boxes = tuple(PixelBox(*corners) for corners in row["boxes"])
+    return StoredAnswer(row["answer"], boxes, row["finished"], row.get("judged"))
+
+
 def summarize(
     suite: Suite, questions: Sequence[SuiteQuestion], rows: Sequence[dict[str, Any]], *, seed: int
 ) -> SuiteResult:
@@ -303,7 +344,7 @@ def summarize(
             table.append(_row(suite, name, choices, by_condition, seed=seed, by_likelihood=True))
     further = {}
     for condition, answered in by_condition.items():
-        pairs = [(question, answered[question.id]["answer"]) for question in counted if question.id in answered]
+        pairs = [(question, _restore(answered[question.id])) for question in counted if question.id in answered]
         if suite.summarize is not None and pairs:
             further[condition] = suite.summarize(pairs)
     return SuiteResult(
@@ -391,6 +432,7 @@ def _pick_samples(
                 question=" ".join(question.text.replace(IMAGE, " ").split()),
                 references=list(dict.fromkeys(question.references)),
                 answers={condition: row["answer"] for condition, row in answered[question.id].items()},
+                miss=answered[question.id]["image"].get("miss", ""),
                 score=answered[question.id]["image"]["score"],
                 slice=question.slices[0] if question.slices else "",
             )

@@ -14,6 +14,7 @@ class SuiteSample(ResultModel):
         image: file in the run folder, empty for a question without an image. regions: boxes in it that the question
             names, from 0 to 1.
         answers: condition -> answer. score: of the answer with the image.
+        miss: why that answer misses, where the suite says it.
     """
 
     image: str = ""
@@ -22,6 +23,7 @@ class SuiteSample(ResultModel):
     references: list[str]
     answers: dict[str, str]
     score: float
+    miss: str = ""
     slice: str = ""
 
 

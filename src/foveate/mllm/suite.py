@@ -6,15 +6,19 @@ A suite is a module of `foveate.mllm.suites` with a `SUITE`; `foveate.mllm.evalu
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
+from foveate.metrics.referring import TruePhrase
 from foveate.metrics.text_answers import parse_choice
+from foveate.mllm.suite_settings import SuiteSettings
 from foveate.multimodal.askable import ModelAnswer
+from foveate.records.box_text import format_region
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE, Conversation, Conversations
@@ -22,6 +26,16 @@ from foveate.records.shapes import Shape
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 LETTER_ANSWER = "Answer with the option's letter from the given choices directly."
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """A `ModelAnswer` from a row; `judged` is what a judge replied."""
+
+    text: str
+    boxes: tuple[PixelBox, ...] = ()
+    finished: bool = True
+    judged: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,9 @@ class SuiteQuestion:
         references: accepted answers.
         choices: of a multiple choice; the references are then one of them.
         regions: of the text, in pixels of the image. boxes: of the answer.
+        phrases: of a grounded caption, with their true boxes.
+        judge_prompt: what a judge is asked, with `<answer>` where the answer stands.
+        size: width and height of the image in pixels, where answers are scored by their boxes.
         slices: parts of the suite that are also reported by themselves.
         chance: probability of guessing right, where it is known.
     """
@@ -45,6 +62,9 @@ class SuiteQuestion:
     choices: tuple[str, ...] = ()
     regions: tuple[Shape, ...] = ()
     boxes: tuple[PixelBox, ...] = ()
+    phrases: tuple[TruePhrase, ...] = ()
+    judge_prompt: str = ""
+    size: tuple[int, int] | None = None
     slices: tuple[str, ...] = ()
     chance: float | None = None
 
@@ -58,6 +78,19 @@ class SuiteData:
     close: Callable[[], None] = lambda: None
 
 
+class Verdict(NamedTuple):
+    """Score in [0, 1] of an answer, and what the judge replied, for the row; a score of None is no verdict."""
+
+    score: float | None
+    judged: dict[str, Any]
+
+
+class Judge(Protocol):
+    """Judge of the answers of a suite."""
+
+    def __call__(self, answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> Sequence[Verdict]: ...
+
+
 @dataclass(frozen=True)
 class Suite:
     """Evaluation suite.
@@ -67,7 +100,10 @@ class Suite:
         read: data path and split -> questions.
         score: question and answer -> score in [0, 1].
         instruction: behind every question. max_tokens: longest answer.
-        summarize: further metrics of (question, answer's text) pairs.
+        summarize: further metrics of questions with their answers.
+        explain: why an answer misses, "" for a hit.
+        answer: answers in the place of the model, which then is not asked; there are no controls.
+        judge: settings -> a judge, whose verdict replaces `score`.
     """
 
     title: str
@@ -76,7 +112,10 @@ class Suite:
     score: Callable[[SuiteQuestion, ModelAnswer], float]
     instruction: str = ""
     max_tokens: int = 32
-    summarize: Callable[[Sequence[tuple[SuiteQuestion, str]]], dict[str, float | None]] | None = None
+    summarize: Callable[[Sequence[tuple[SuiteQuestion, StoredAnswer]]], dict[str, float | None]] | None = None
+    explain: Callable[[SuiteQuestion, ModelAnswer], str] | None = None
+    answer: Callable[[SuiteQuestion], ModelAnswer] | None = None
+    judge: Callable[[SuiteSettings], Judge] | None = None
 
 
 def read_conversations(path: Path, split: str) -> SuiteData:
@@ -115,6 +154,34 @@ def make_question(conversation: Conversation) -> SuiteQuestion:
         choices=conversation.choices,
         boxes=tuple(region for region in answer.regions if isinstance(region, PixelBox)),
     )
+
+
+_LIST = re.compile(r"\[[\s\d,.+-]+\]")
+
+
+def write_bins(answer: ModelAnswer, size: tuple[int, int] | None) -> str:
+    """Return the text of an answer with its boxes as integers 0..999, as evaluators of Ferret read them.
+
+    The boxes of an answer stand in its text in pixels, one list each; those that do not are put at its end.
+
+    Args:
+        size: width and height of the image; without it the text stays as it is.
+    """
+    lists = list(_LIST.finditer(answer.text))
+    if size is None or not answer.boxes:
+        return answer.text
+    boxes = [format_region(_order(box), width=size[0], height=size[1]) for box in answer.boxes]
+    if len(lists) != len(boxes):
+        return f"{_LIST.sub('', answer.text).rstrip(' .')} {', '.join(boxes)}."
+    pieces, start = [], 0
+    for match, box in zip(lists, boxes, strict=True):
+        pieces += [answer.text[start : match.start()], box]
+        start = match.end()
+    return "".join([*pieces, answer.text[start:]])
+
+
+def _order(box: PixelBox) -> PixelBox:
+    return PixelBox(min(box.x1, box.x2), min(box.y1, box.y2), max(box.x1, box.x2), max(box.y1, box.y2))
 
 
 def folder_reader(folder: Path) -> Callable[[str], bytes]:

@@ -13,4 +13,9 @@ class SuiteSettings(Settings):
     split: str = Field("test", description="split of the data to ask about")
     limit: int | None = Field(None, ge=1, description="maximum number of questions, drawn by the seed")
     batch_size: int = Field(16, ge=1, description="questions that are asked together")
+    judge: str = Field("", description="address of the judge's server, up to /v1 (ferret-bench)")
+    judge_model: str = Field(
+        "", description="name of the judge at its server, which stands in its scores (ferret-bench)"
+    )
+    judge_key_env: str = Field("", description="environment variable that holds the judge's key (ferret-bench)")
     seed: int = Field(0, ge=0, description="of the drawn questions, the other images and the intervals")

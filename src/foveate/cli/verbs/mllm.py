@@ -250,9 +250,15 @@ def _preview_lines(result: PreviewResult) -> list[str]:
 
 @command.command("evaluate", cls=FieldsCommand, short_help="Ask a model all questions of a suite, and score it.")
 @click.argument("model")
-@click.option("--suite", required=True, help="Suite: ai2d, chartqa, docvqa, infovqa, pope, scenes, scienceqa, ...")
+@click.option(
+    "--suite",
+    required=True,
+    help="Suite: ai2d, chartqa, ferret-bench, flickr, lvis-refer, pope, refcoco, scenes, self-check, ...",
+)
 @path_option("--data", "Data of the suite: a collection for most.", required=True)
-@fields("foveate.mllm.suite_settings:SuiteSettings", "split", "limit", "batch_size")
+@fields(
+    "foveate.mllm.suite_settings:SuiteSettings", "split", "limit", "batch_size", "judge", "judge_model", "judge_key_env"
+)
 @run_option("runs/mllm-evaluate-SUITE", "Folder for answers, result and page")
 @common()
 def evaluate(
@@ -298,7 +304,8 @@ def _score_lines(result: SuiteResult) -> list[str]:
             if (value := row.values.get(column.key)) is not None
         )
         lines.append(f"{row.question} ({row.n}): {scores}")
-    return lines
+    shares = result.further.get("image", {}).items()
+    return lines + [f"  {name}: {share:.3f}" for name, share in shares if share is not None]
 
 
 @command.command("export", short_help="Write a model for transformers or PEFT.")

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foveate.core.errors import UserError
-from foveate.metrics.text_answers import parse_pope, yes_no_metrics
+from foveate.metrics.referring import score_presence
+from foveate.metrics.text_answers import parse_pope
 from foveate.mllm.suite import (
     SHORT_ANSWER,
     ModelAnswer,
+    StoredAnswer,
     Suite,
     SuiteData,
     SuiteQuestion,
@@ -51,10 +53,12 @@ def score(question: SuiteQuestion, answer: ModelAnswer) -> float:
     return float(parse_pope(answer.text) == (question.references[0] == "yes"))
 
 
-def summarize(answered: Sequence[tuple[SuiteQuestion, str]]) -> dict[str, float | None]:
-    """Precision, recall, F1 of "yes" and the share of yes."""
+def summarize(answered: Sequence[tuple[SuiteQuestion, StoredAnswer]]) -> dict[str, float | None]:
+    """Precision, recall, F1 of "yes" and the share of yes; the same of answers that are read for what they say."""
     truth = [question.references[0] == "yes" for question, _ in answered]
-    return yes_no_metrics([parse_pope(text) for _, text in answered], truth)
+    texts = [answer.text for _, answer in answered]
+    corrected = score_presence(texts, truth)
+    return score_presence(texts, truth, mode="official") | {f"corrected {name}": v for name, v in corrected.items()}
 
 
 SUITE = Suite("POPE", "accuracy", read, score, instruction=SHORT_ANSWER, summarize=summarize)

@@ -1,8 +1,8 @@
 """Generated scenes: a collection whose conversations are exact questions, by kind.
 
 The first parts of a conversation's id say its kind, whether it has two possible answers, and whether it names things
-that no training scene shows: "count/two answers/seen/...". A question that is answered by a box is "where". An answer
-may be short or a sentence, as the question asks for.
+that no training scene shows: "count/two answers/seen/...". An answer may be short or a sentence, as the question asks
+for. Where several boxes are asked for, the score is the share of them that one of the answer's hits.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from pathlib import Path
 from foveate.metrics.grounding import IOU_THRESHOLD
 from foveate.metrics.text_answers import normalize_vqa, parse_yes_no
 from foveate.mllm.suite import ModelAnswer, Suite, SuiteData, SuiteQuestion, collect_questions, make_question
-from foveate.records.boxes import PixelBox, intersection_over_union
+from foveate.records.boxes import PixelBox, pairwise_iou
 from foveate.records.conversations import Conversation
 
-KINDS = ("name", "where", "is there", "color", "count", "position", "compare", "which image", "episode")
+KINDS = (
+    *("name", "where", "is there", "color", "count", "position", "compare", "which image", "episode"),
+    *("refer", "relation", "ground", "ground all", "detect"),
+)
 _YES_NO = {"yes": True, "no": False}
 
 
@@ -28,7 +31,7 @@ def read(path: Path, split: str) -> SuiteData:
 def _make(conversation: Conversation) -> SuiteQuestion:
     question = make_question(_last_question(conversation))
     kind, *more = (part.replace("-", " ").replace("_", " ") for part in conversation.id.split("/"))
-    kind = "where" if question.boxes else kind if kind in KINDS else "other"
+    kind = kind if kind in KINDS else "where" if question.boxes else "other"
     two_answers, unseen = more[:1] == ["two answers"], more[1:2] == ["unseen"]
     part = ", ".join([kind, *more[:1], *(["unseen names"] if unseen else [])]) if len(more) > 2 else kind
     sentence = conversation.turns[-1].text
@@ -50,21 +53,23 @@ def _last_question(conversation: Conversation) -> Conversation:
 
 def score(question: SuiteQuestion, answer: ModelAnswer) -> float:
     """Exact answer up to articles, numerals and punctuation; for a box, an IoU of at least .5."""
-    if question.boxes:
-        if not answer.boxes:
-            return 0.0
-        (iou,) = intersection_over_union(_corners(answer.boxes[0]), _corners(question.boxes[0]))
-        return float(iou >= IOU_THRESHOLD)
     truth = _YES_NO.get(question.references[0].casefold())
     if truth is not None:
         return float(parse_yes_no(answer.text) is truth)
+    if question.boxes:
+        # One box is asked for: the first one counts, or naming all places would be right.
+        boxes = answer.boxes[:1] if len(question.boxes) == 1 else answer.boxes
+        if not boxes:
+            return 0.0
+        ious = pairwise_iou(*([_corners(box) for box in side] for side in (question.boxes, boxes)))
+        return float((ious.max(axis=1) >= IOU_THRESHOLD).mean())
     return float(normalize_vqa(answer.text) in {normalize_vqa(reference) for reference in question.references})
 
 
-def _corners(box: PixelBox) -> list[list[float]]:
+def _corners(box: PixelBox) -> list[float]:
     # A model may write corners in any order.
     (x1, x2), (y1, y2) = sorted((box.x1, box.x2)), sorted((box.y1, box.y2))
-    return [[x1, y1, x2, y2]]
+    return [x1, y1, x2, y2]
 
 
 SUITE = Suite("Generated scenes", "accuracy", read, score)

@@ -34,6 +34,10 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "overlays": [[Overlay(box, "default") for box in sample.regions] for sample in r.samples],
         "groups": parts.table_groups(r.table, r.columns),
         "columns": r.columns,
+        "further": [
+            (name.capitalize(), "none" if share is None else f"{share:.3g}")
+            for name, share in r.further.get("image", {}).items()
+        ],
         "charts": [],
         "command": command_text(r.command),
     }
