@@ -463,8 +463,12 @@ class MllmStudy(GridStudy):
 
     def _time_steps(self, variant: str) -> dict[str, float]:
         """Train a few steps of each stage and return the processor seconds of one."""
+        import torch
+
         from foveate.studies.mllm_measures import step_seconds
 
+        # As in the trainings: with more, the time of a step would be that of all threads.
+        torch.set_num_threads(1)
         lengths = {"short": 2, "long": 2 + self.scale.timed_steps}
         stages = VARIANTS[variant].stages
         steps = {f"{stage}-{name}": count for stage in stages for name, count in lengths.items()}
@@ -522,15 +526,16 @@ class MllmStudy(GridStudy):
         models = {"": model}
         if cell.variant in _FEWER:
             models[FEWER_PREFIX] = with_tiles(model, min_tiles=1)
-        for prefix, tiled_as in models.items():
-            evaluation = work / f"evaluation{prefix and '-fewer'}"
+        evaluations = [work / f"evaluation-{number}" for number in range(len(models))]
+        for (prefix, tiled_as), evaluation in zip(models.items(), evaluations, strict=True):
             evaluate(tiled_as, "scenes", path, run=evaluation, settings=settings, name=cell.name)
             scores = suite_scores(questions, read_json_lines(evaluation / ROWS_FILE))
             values |= {f"{prefix}{name}": value for name, value in scores.items() if not prefix or "/" not in name}
         if not resumed:  # the time of earlier sessions is not known
             values["processor_seconds"] = sum(stage.processor_seconds for stage in trained.result.stages)
         # The weights of a hundred trainings would fill the disk; the cell's numbers are all that is read again.
-        shutil.rmtree(work, ignore_errors=True)
+        for folder in (run, *evaluations):
+            shutil.rmtree(folder)
         return values | guess_scores(suite, questions)
 
     def further_tables(self) -> list[dict[str, Any]]:
