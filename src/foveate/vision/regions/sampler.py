@@ -11,7 +11,7 @@ Source: Ferret (arXiv 2310.07704), section 3.2; apple/ml-ferret, `GeoRegionSampl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -22,8 +22,10 @@ from foveate.records.shapes import Shape
 from foveate.vision.layers import layer_norm
 from foveate.vision.regions import Maps, RegionBatch, RegionEncoder, as_regions, sample_cells, stack_maps
 
-# Floats of neighbor features at a time; more do not fit into a processor's cache.
-_CHUNK = 2**20
+# Floats of point features, and of pairs of neighbors, at a time: the first bounds memory, the second what a processor's
+# cache has to hold.
+_MAX_FLOATS = 2**22
+_MAX_PAIR_FLOATS = 2**20
 
 
 class SamplerOptions(Settings):
@@ -87,6 +89,14 @@ def central_point(points_RN2: Tensor) -> Tensor:
     return (points_RN2 - points_RN2.mean(dim=1, keepdim=True)).square().sum(dim=-1).argmin(dim=1)
 
 
+class _Folded(NamedTuple):
+    """Weights of neighbor and anchor [C, C + 2] and bias [C] of a block."""
+
+    of_neighbor: Tensor
+    of_anchor: Tensor
+    bias: Tensor
+
+
 class _Aggregate(nn.Module):
     """Linear, ReLU, LayerNorm, under the official names."""
 
@@ -141,66 +151,89 @@ class RegionSampler(RegionEncoder):
         batch = as_regions(regions, sizes, num_points=self.num_points)
         cells_LC, sizes_B2 = stack_maps(maps)
         batch = batch.to(cells_LC.device)
-        points_RM2 = batch.points_RN2
-        features_RMC: Tensor | None = None
-        for block, anchors in enumerate(self.options.anchors):
+        anchors, points_RM2 = [], batch.points_RN2
+        for count in self.options.anchors:
             start_R = central_point(points_RM2) if generator is None else _draw(points_RM2, generator)
-            anchor_RM = farthest_points(points_RM2, anchors, start_R)
-            anchors_RM2 = _gather(points_RM2, anchor_RM)
-            neighbor_RMK = nearest_points(points_RM2, anchors_RM2, self.options.neighbors[block])
-            if features_RMC is None:
-                features_RMC = self._first_block(cells_LC, sizes_B2, batch, anchors_RM2, neighbor_RMK)
-            else:
-                features_RMC = self.aggregate(block, features_RMC, points_RM2, anchor_RM, neighbor_RMK)
-            points_RM2 = anchors_RM2
-        assert features_RMC is not None, "there is at least one block"
-        return self.project(features_RMC)
+            anchors.append(farthest_points(points_RM2, count, start_R))
+            points_RM2 = _gather(points_RM2, anchors[-1])
+        layers = [self._fold(block) for block in range(len(anchors))]
+        # A bilinear sample is linear too: where points outnumber cells, the cells are projected and then sampled.
+        projected_LC = None
+        if batch.points_RN2[..., 0].numel() > len(cells_LC):
+            projected_LC = cells_LC @ layers[0].of_neighbor[:, : self.width].T
+        # Few regions at a time: the features of all their points would be by far the largest tensor.
+        step = max(1, _MAX_FLOATS // (self.num_points * self.width))
+        features = []
+        for start in range(0, max(1, len(batch.map_R)), step):
+            rows = slice(start, start + step)
+            of_rows = [anchor_RM[rows] for anchor_RM in anchors]
+            features.append(self._encode(cells_LC, projected_LC, sizes_B2, batch.select(rows), of_rows, layers))
+        return self.project(torch.cat(features))
 
     def project(self, features_RMC: Tensor) -> Tensor:
         """Project the features of the last anchors to vectors [R, E]: two linear layers without activation."""
         return self.dim_projector(self.flatten_projector(features_RMC.flatten(1)))
 
     def aggregate(
-        self, block: int, features_RNC: Tensor, points_RN2: Tensor, anchor_RM: Tensor, neighbor_RMK: Tensor
+        self,
+        block: int,
+        features_RNC: Tensor,
+        points_RN2: Tensor,
+        anchor_RM: Tensor,
+        neighbor_RMK: Tensor,
+        *,
+        layer: _Folded | None = None,
     ) -> Tensor:
         """Gather the features of each anchor's neighbors, [R, M, C].
 
         Args:
             block: number from 0. features_RNC, points_RN2: of the points before.
             anchor_RM: indices of the points that stay. neighbor_RMK: indices of each one's neighbors.
+            layer: the weights of the block where they are folded already.
         """
-        of_neighbor, of_anchor, bias_C = self._fold(block)
-        rows_RND = torch.cat([features_RNC, points_RN2.to(features_RNC.dtype)], dim=-1)
-        anchors_RMC = _gather(rows_RND, anchor_RM) @ of_anchor.T + bias_C
-        return self._pool(block, rows_RND @ of_neighbor.T, anchors_RMC, neighbor_RMK)
+        layer = layer or self._fold(block)
+        values_RNC = features_RNC @ layer.of_neighbor[:, : self.width].T
+        at_anchors_RMC, anchors_RM2 = _gather(features_RNC, anchor_RM), _gather(points_RN2, anchor_RM)
+        return self._join(block, layer, values_RNC, points_RN2, at_anchors_RMC, anchors_RM2, neighbor_RMK)
 
-    def _first_block(
-        self, cells_LC: Tensor, sizes_B2: Tensor, batch: RegionBatch, anchors_RM2: Tensor, neighbor_RMK: Tensor
+    def _encode(
+        self,
+        cells_LC: Tensor,
+        projected_LC: Tensor | None,
+        sizes_B2: Tensor,
+        batch: RegionBatch,
+        anchors: Sequence[Tensor],
+        layers: Sequence[_Folded],
     ) -> Tensor:
-        """Gather features from the map, see `aggregate`."""
-        of_neighbor, of_anchor, bias_C = self._fold(0)
-        width = self.width
-        # A bilinear sample is linear too: where points outnumber cells, the cells are projected and then sampled.
-        if batch.points_RN2[..., 0].numel() > len(cells_LC):
-            points_RNC = self._sample(cells_LC @ of_neighbor[:, :width].T, sizes_B2, batch.points_RN2, batch.map_R)
-        else:
-            points_RNC = self._sample(cells_LC, sizes_B2, batch.points_RN2, batch.map_R) @ of_neighbor[:, :width].T
-        points_RNC = points_RNC + batch.points_RN2.to(points_RNC.dtype) @ of_neighbor[:, width:].T
-        anchors_RMC = self._sample(cells_LC, sizes_B2, anchors_RM2, batch.map_R) @ of_anchor[:, :width].T
-        anchors_RMC = anchors_RMC + anchors_RM2.to(anchors_RMC.dtype) @ of_anchor[:, width:].T + bias_C
-        return self._pool(0, points_RNC, anchors_RMC, neighbor_RMK)
+        """Return the features [R, M, C] of the last anchors of some regions; `projected_LC` are projected cells."""
+        points_RN2 = batch.points_RN2
+        features_RNC = None if projected_LC is not None else self._sample(cells_LC, sizes_B2, points_RN2, batch.map_R)
+        for block, (anchor_RM, layer) in enumerate(zip(anchors, layers, strict=True)):
+            anchors_RM2 = _gather(points_RN2, anchor_RM)
+            neighbor_RMK = nearest_points(points_RN2, anchors_RM2, self.options.neighbors[block])
+            if features_RNC is None:
+                assert projected_LC is not None
+                values_RNC = self._sample(projected_LC, sizes_B2, points_RN2, batch.map_R)
+                at_anchors_RMC = self._sample(cells_LC, sizes_B2, anchors_RM2, batch.map_R)
+                features_RNC = self._join(
+                    block, layer, values_RNC, points_RN2, at_anchors_RMC, anchors_RM2, neighbor_RMK
+                )
+            else:
+                features_RNC = self.aggregate(block, features_RNC, points_RN2, anchor_RM, neighbor_RMK, layer=layer)
+            points_RN2 = anchors_RM2
+        assert features_RNC is not None, "there is at least one block"
+        return features_RNC
 
     def _sample(self, cells_LC: Tensor, sizes_B2: Tensor, points_RN2: Tensor, map_R: Tensor) -> Tensor:
-        return sample_cells(
-            cells_LC, sizes_B2, points_RN2.flip(-1) if self.options.official_xy_swap else points_RN2, map_R
-        )
+        positions_RN2 = points_RN2.flip(-1) if self.options.official_xy_swap else points_RN2
+        return sample_cells(cells_LC, sizes_B2, positions_RN2, map_R)
 
     @property
     def _aggregates(self) -> Any:
         return self.agg_projector_list
 
-    def _fold(self, block: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Multiply the two linear layers of a block into one: weights of neighbor and anchor [C, C + 2], bias [C].
+    def _fold(self, block: int) -> _Folded:
+        """Multiply the two linear layers of a block into one.
 
         The first reads f_j - f_a, the second its result and f_a, with f = features and position of a point:
         W_u (A (f_j - f_a) + b) + W_a f_a + c = (W_u A) f_j + (W_a - W_u A) f_a + (W_u b + c).
@@ -209,21 +242,32 @@ class RegionSampler(RegionEncoder):
         layer = self._aggregates[block].net[0]
         of_difference, of_anchor = layer.weight[..., 0].chunk(2, dim=1)
         of_neighbor = of_difference @ difference.weight
-        return of_neighbor, of_anchor - of_neighbor, of_difference @ difference.bias + layer.bias
+        return _Folded(of_neighbor, of_anchor - of_neighbor, of_difference @ difference.bias + layer.bias)
 
-    def _pool(self, block: int, points_RNC: Tensor, anchors_RMC: Tensor, neighbor_RMK: Tensor) -> Tensor:
-        """Activate, norm and pool the sums of each anchor with its neighbors."""
-        norm = self._aggregates[block].norm
-        rows, (_, anchors, neighbors) = points_RNC.flatten(0, 1), neighbor_RMK.shape
-        first_R11 = torch.arange(len(points_RNC), device=rows.device)[:, None, None] * points_RNC.shape[1]
+    def _join(
+        self,
+        block: int,
+        layer: _Folded,
+        values_RNC: Tensor,
+        points_RN2: Tensor,
+        at_anchors_RMC: Tensor,
+        anchors_RM2: Tensor,
+        neighbor_RMK: Tensor,
+    ) -> Tensor:
+        """Add each anchor to its neighbors' projected values, activate, norm and pool: [R, M, C]."""
+        width, norm = self.width, self._aggregates[block].norm
+        rows = values_RNC + points_RN2.to(values_RNC.dtype) @ layer.of_neighbor[:, width:].T
+        anchors_RMC = at_anchors_RMC @ layer.of_anchor[:, :width].T + layer.bias
+        anchors_RMC = anchors_RMC + anchors_RM2.to(anchors_RMC.dtype) @ layer.of_anchor[:, width:].T
+        first_R11 = torch.arange(len(rows), device=rows.device)[:, None, None] * rows.shape[1]
         index_PK = (neighbor_RMK + first_R11).flatten(0, 1)
-        anchors_PC = anchors_RMC.flatten(0, 1)
+        rows, anchors_PC = rows.flatten(0, 1), anchors_RMC.flatten(0, 1)
         pooled = []
-        for start in range(0, max(1, len(index_PK)), step := max(1, _CHUNK // (neighbors * rows.shape[1]))):
+        for start in range(0, max(1, len(index_PK)), step := max(1, _MAX_PAIR_FLOATS // (index_PK.shape[1] * width))):
             pairs_PKC = rows[index_PK[start : start + step]] + anchors_PC[start : start + step, None]
             pairs_PKC = layer_norm(pairs_PKC.relu_(), norm)
             pooled.append(pairs_PKC.amax(dim=1) if self.options.pool == "max" else pairs_PKC.mean(dim=1))
-        return torch.cat(pooled).view(-1, anchors, rows.shape[1])
+        return torch.cat(pooled).view(*neighbor_RMK.shape[:2], width)
 
 
 def _gather(values_RND: Tensor, index_RM: Tensor) -> Tensor:
