@@ -12,8 +12,9 @@ from foveate.core.errors import UserError
 from foveate.language.packing import Tokens, pack_texts
 from foveate.multimodal.answers import find_runs, pair_phrases
 from foveate.multimodal.ask import Mllm, Question
-from foveate.multimodal.model import RegionPrompts, ViewLayout
+from foveate.multimodal.model import ViewLayout
 from foveate.multimodal.questions import ask_where
+from foveate.multimodal.referring import RegionPrompts
 from foveate.records.boxes import PixelBox
 from foveate.records.region_prompts import GROUNDING_REQUEST
 from naming import raises_naming

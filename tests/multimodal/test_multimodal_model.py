@@ -17,10 +17,11 @@ from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
 from foveate.multimodal.ask import Mllm, Question, _Writer
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
-from foveate.multimodal.model import MultimodalModel, RegionPrompts, Visual
+from foveate.multimodal.model import MultimodalModel, Visual
 from foveate.multimodal.phrase_maps import BoxHead, box_weights
 from foveate.multimodal.prompts import PromptWriter
 from foveate.multimodal.questions import ask_turns
+from foveate.multimodal.referring import RegionPrompts
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation
@@ -202,7 +203,7 @@ def test_a_box_lies_in_the_image_that_shows_its_phrase(number: int) -> None:
     images = [np.full((40, 40, 3), 90, np.uint8), np.full((90, 300, 3), 160, np.uint8)]
     visual, pending = model._prepare([Question(images, "Where is the red disc?")])
     phrase_E = one.model.embeddings_VE[one.tokenizer.encode(" red disc")[0]] - one.model.center_E
-    visual = Visual(torch.full_like(visual.full_VLE, 0.01), visual.tokens_VTE)
+    visual = visual._replace(full_VLE=torch.full_like(visual.full_VLE, 0.01))
     visual.full_VLE[number, 3] = 5 * torch.nn.functional.normalize(phrase_E, dim=0)
     head = one.model.box_head
     assert head is not None

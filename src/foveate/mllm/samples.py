@@ -23,6 +23,7 @@ from foveate.multimodal.assemble import AssemblyOptions, plan_sample
 from foveate.multimodal.frames import CoordinateFrame, move_regions
 from foveate.multimodal.model import ViewLayout, list_views
 from foveate.multimodal.prompts import PromptWriter
+from foveate.multimodal.referring import RegionPoints, RegionPrompts
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation
@@ -184,6 +185,7 @@ class MllmSamples:
         order = rng.permutation(len(conversations))[: self.max_conversations]
         tokens: list[Tokens] = []
         regions: list[tuple[int, NDArray[np.float64]]] = []
+        points: list[RegionPoints] = []
         for number in order:
             conversation = move_regions(conversations[number], views.frames)
             written = self.prompts.write_conversation(conversation, placements)
@@ -192,6 +194,7 @@ class MllmSamples:
                 raise BadSample(conversation.id, f"{length} positions, the model has {self.max_positions}")
             tokens.append(written.tokens)
             regions += written.regions
+            points += written.points
         return {
             "rows": images,
             "conversations": [conversations[number] for number in order],
@@ -199,6 +202,7 @@ class MllmSamples:
             "layout": views.layout,
             "tokens": tokens,
             "regions": regions,
+            "points": points,
             "names": views.named,
         }
 
@@ -242,7 +246,8 @@ class MllmSamples:
             views_BK[index, :count] = torch.arange(start, start + count)
             start += count
         texts = pack_texts([sample["tokens"] for sample in samples], pad=self.prompts.tokenizer.pad)
-        regions = [region for sample in samples for region in sample["regions"]]
+        regions, points = ([each for sample in samples for each in sample[name]] for name in ("regions", "points"))
+        prompts = RegionPrompts.create(regions, points)
         named = [of_image for sample in samples for of_image in sample["names"]]
         view_N = np.repeat(np.arange(len(named)), [len(indices) for _, indices in named])
         return {
@@ -250,8 +255,7 @@ class MllmSamples:
             "views_BK": views_BK,
             **ViewLayout.create([sample["layout"] for sample in samples])._asdict(),
             **texts._asdict(),
-            "region_boxes_R4": _boxes([box for _, box in regions]),
-            "region_image_R": torch.tensor([image for image, _ in regions], dtype=torch.long),
+            **{f"region_{name}": column for name, column in prompts._asdict().items() if column is not None},
             "name_boxes_N4": _boxes([box for boxes, _ in named for box in boxes]),
             "name_view_N": torch.from_numpy(view_N),
             "name_N": torch.tensor([number for _, indices in named for number in indices], dtype=torch.long),

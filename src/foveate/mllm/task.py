@@ -15,7 +15,8 @@ from foveate.core.errors import UserError
 from foveate.language.packing import PackedTexts
 from foveate.mllm.recipe import StageSettings
 from foveate.mllm.samples import NameTable
-from foveate.multimodal.model import MultimodalModel, RegionPrompts, ViewLayout, Visual
+from foveate.multimodal.model import MultimodalModel, ViewLayout, Visual
+from foveate.multimodal.referring import RegionPrompts
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, Losses, Report, Task
 
@@ -83,7 +84,8 @@ class MllmTask(Task):
             terms["alignment_loss"], report["nearest_name"] = self._align(visual, batch)
         if self.stage.texts:
             texts = PackedTexts(*(batch[name] for name in PackedTexts._fields))
-            regions = RegionPrompts(batch["region_boxes_R4"], batch["region_image_R"])
+            points = (batch.get(f"region_{name}") for name in RegionPrompts._fields[2:])
+            regions = RegionPrompts(batch["region_boxes_R4"], batch["region_image_R"], *points)
             layout = ViewLayout(*(batch[name] for name in ViewLayout._fields))
             states_BTE = self.model.hidden_states(visual, batch["views_BK"], texts, regions, layout)
             terms |= self.model.pop_router_losses()
@@ -131,8 +133,7 @@ class MllmTask(Task):
             piece |= {
                 "features": batch["features"][views],
                 "views_BK": torch.where(of_rows >= 0, new_number[of_rows.clamp(min=0)], of_rows),
-                "region_boxes_R4": batch["region_boxes_R4"][regions],
-                "region_image_R": batch["region_image_R"][regions],
+                **{name: batch[name][regions] for name in batch if name.startswith("region_")},
                 "name_boxes_N4": batch["name_boxes_N4"][named],
                 "name_view_N": new_number[batch["name_view_N"][named]],
                 "name_N": batch["name_N"][named],
@@ -145,7 +146,7 @@ class MllmTask(Task):
         if not len(batch["name_N"]):
             zero = visual.full_VLE.sum() * 0.0
             return zero, zero.detach()
-        means_NE = self.model.region_means(visual, batch["name_boxes_N4"], batch["name_view_N"])
+        means_NE = self.model.view_regions(visual, batch["name_boxes_N4"], batch["name_view_N"])
         table_VE = self.model.embeddings_VE
         tokens_MWE = table_VE[self.name_ids_NW].to(self.name_weight_NW.dtype)
         names_ME = torch.einsum("mw,mwe->me", self.name_weight_NW, tokens_MWE)

@@ -49,7 +49,7 @@ from foveate.multimodal.folder import (
 )
 from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.opening import find_folder
-from foveate.multimodal.prompts import PromptWriter
+from foveate.multimodal.prompts import create_prompts
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.collection import Collection
 from foveate.records.conversations import KIND, REGION, Conversation, Conversations
@@ -232,7 +232,7 @@ class MllmTraining:
         self.stages: list[StageResult] = []
         self.language = self._open_source()
         chat = self.language.chat if self.language else Chat(read_tokenizer(run.path / TOKENIZER), "words")
-        self.prompts = PromptWriter(chat, regions=recipe.model.regions)
+        self.prompts = create_prompts(chat, recipe.model)
         self.names = NameTable.create(read_json(run.path / NAMES), self.prompts)
         self.initial_sha256 = ""
         self._features: FeatureCache | None = None

@@ -34,9 +34,10 @@ from foveate.multimodal.assemble import SamplePlan
 from foveate.multimodal.choose import OptionRow, check_options, score_options, to_probabilities
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.frames import CoordinateFrame, move_regions
-from foveate.multimodal.model import RegionPrompts, ViewLayout, Visual, list_views
+from foveate.multimodal.model import ViewLayout, Visual, list_views
 from foveate.multimodal.prompts import Written
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions
+from foveate.multimodal.referring import RegionPrompts
 from foveate.records.conversations import Conversation, Turn
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, ImageInput, decode, decode_fraction, encode_input, is_single_image
@@ -325,7 +326,7 @@ class Mllm:
         if not views:
             width, (rows, columns) = model.width, model.grid
             none = torch.zeros(0, rows * columns, width, device=device)
-            return Visual(none, none[:, : model.connector.num_tokens]), []
+            return Visual(none, none[:, : model.connector.num_tokens], none), []
         parts = [model.see(part.to(device)) for part in torch.stack(views).split(_VIEWS)]
         return Visual(*(torch.cat(columns) for columns in zip(*parts, strict=True))), seen
 
@@ -420,7 +421,7 @@ class Mllm:
         # The phrase of a box does not depend on its corners.
         unparsed = join_text(pieces, lambda _: "[0, 0, 0, 0]")
         # Coordinates in text do not say which of several images they are in.
-        if self.loaded.prompts.regions == "text" and len(pending.frames) == 1:
+        if self.loaded.prompts.regions != "tokens" and len(pending.frames) == 1:
             text, read_boxes = read_coordinates(text, pending.frames[0])
             boxes = [(0, box) for box in read_boxes]
         phrases, unboxed = pair_phrases(unparsed)
@@ -539,10 +540,11 @@ class _Writer:
         model, question = self.loaded.model, self.pending[number]
         views_1K = self._views([number])
         ids_1T = torch.tensor([question.unread + question.written.tokens.ids], device=views_1K.device)
-        text_TE = model.embed(ids_1T, self.visual, views_1K, self._regions(question.written.regions))[0]
+        layout = ViewLayout(*(column.to(views_1K.device) for column in ViewLayout.create([question.layout])))
+        regions = RegionPrompts.create(question.written.regions, question.written.points).to(views_1K.device)
+        text_TE = model.embed(ids_1T, self.visual, views_1K, regions, layout)[0]
         if not images:
             return text_TE
-        layout = ViewLayout(*(column.to(views_1K.device) for column in ViewLayout.create([question.layout])))
         return torch.cat([model.prefix(self.visual, views_1K, layout)[0].to(text_TE.dtype), text_TE])
 
     @torch.inference_mode()
@@ -582,8 +584,4 @@ class _Writer:
         return torch.tensor(padded, dtype=torch.long, device=self.visual.full_VLE.device)
 
     def _regions(self, regions: Sequence[tuple[int, Any]]) -> RegionPrompts:
-        device = self.visual.full_VLE.device
-        return RegionPrompts(
-            torch.tensor([list(box) for _, box in regions], dtype=torch.float32, device=device).view(-1, 4),
-            torch.tensor([image for image, _ in regions], dtype=torch.long, device=device),
-        )
+        return RegionPrompts.create(regions).to(self.visual.full_VLE.device)

@@ -16,6 +16,7 @@ from foveate.multimodal.model import MultimodalModel, start_copying
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.vision.connectors import build_connector, connector_kinds
 from foveate.vision.hidden_layer import build_tower
+from foveate.vision.regions import RegionEncoder, build_region_encoder, region_kinds
 from foveate.vision.registry import seeded
 
 # Fields of configs by which transformers changes logits behind the head, as Gemma 2, Cohere and Granite do.
@@ -60,10 +61,32 @@ def build_model(
         grid=tower.grid,
         seed=seed + 2,
     )
+    region_encoder = None
+    if settings.region_encoder is not None:
+        region_encoder = _build_regions(settings, tower.width, connector.out_width, seed=seed + 5)
     with seeded(seed + 3):
         return MultimodalModel(
-            settings, tower=tower, connector=connector, language_model=language_model, region_id=region_id
+            settings,
+            tower=tower,
+            connector=connector,
+            language_model=language_model,
+            region_id=region_id,
+            region_encoder=region_encoder,
         )
+
+
+def _build_regions(settings: MultimodalSettings, width: int, out: int, *, seed: int) -> RegionEncoder:
+    options = dict(settings.region_encoder or {})
+    kind = choose(str(options.pop("kind", "")), region_kinds(), "model.region_encoder.kind")
+    if kind != "roi":
+        options["num_points"] = settings.region_points
+    encoder = build_region_encoder(kind, options, width=width, out=out, seed=seed)
+    if encoder.tokens_per_region != 1:
+        raise UserError(
+            f"field model.region_encoder: {encoder.tokens_per_region} tokens a region, where the text has one; "
+            "expected side 1"
+        )
+    return encoder
 
 
 def open_source(settings: SourceSettings, *, seed: int = 0) -> LanguageModel:

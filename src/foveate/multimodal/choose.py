@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.language.packing import Tokens, pack_texts
 from foveate.multimodal.folder import LoadedModel
-from foveate.multimodal.model import RegionPrompts, ViewLayout, Visual
+from foveate.multimodal.model import ViewLayout, Visual
 from foveate.multimodal.prompts import Written
+from foveate.multimodal.referring import RegionPrompts
 from foveate.records.conversations import IMAGE, REGION
 from foveate.records.rows import clean_text
 
@@ -67,12 +67,10 @@ def score_options(loaded: LoadedModel, visual: Visual, rows: Sequence[OptionRow]
     for index, row in enumerate(rows):
         views_BK[index, : len(row.views)] = torch.tensor(row.views, device=device)
     regions = [region for row in rows for _ in row.options for region in row.written.regions]
-    boxes_R4 = np.array([box for _, box in regions], dtype=np.float32).reshape(-1, 4)
-    image_R = torch.tensor([image for image, _ in regions], dtype=torch.long, device=device)
+    points = [each for row in rows for _ in row.options for each in row.written.points]
+    prompts = RegionPrompts.create(regions, points).to(device)
     layout = ViewLayout(*(column.to(device) for column in ViewLayout.create([row.layout for row in rows])))
-    states_BTE = model.hidden_states(
-        visual, views_BK, texts, RegionPrompts(torch.from_numpy(boxes_R4).to(device), image_R), layout
-    )
+    states_BTE = model.hidden_states(visual, views_BK, texts, prompts, layout)
     is_target_BT = texts.learned_BT[:, 1:]
     # Position t predicts token t + 1.
     logs_NV = model.logits(states_BTE[:, :-1][is_target_BT]).float().log_softmax(dim=-1)

@@ -40,7 +40,7 @@ from foveate.language.tokenizer import Tokenizer
 from foveate.language.vocabulary import read_tokenizer
 from foveate.multimodal.build import build_model, open_source
 from foveate.multimodal.model import MultimodalModel, is_lora
-from foveate.multimodal.prompts import PromptWriter
+from foveate.multimodal.prompts import PromptWriter, create_prompts
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.conversations import REGION
 from foveate.vision.preprocess import check_preprocess
@@ -145,7 +145,7 @@ def load_model(folder: Path, *, device: torch.device | None = None) -> LoadedMod
     check_preprocess(folder / PREPROCESS, model.tower.preprocess)
     load_weights(model, folder / WEIGHTS)
     model.to(device or torch.device("cpu")).eval().requires_grad_(False)
-    prompts = PromptWriter(chat, regions=settings.regions)
+    prompts = create_prompts(chat, settings)
     return LoadedModel(model, prompts, chat.tokenizer, config["provenance"])
 
 

@@ -23,10 +23,12 @@ from foveate.language.packing import PackedTexts, attention_and_positions
 from foveate.language.sparse import pop_router_losses
 from foveate.multimodal.assemble import AssemblyOptions, SamplePlan, plan_sample
 from foveate.multimodal.phrase_maps import BoxHead, PhraseMaps, box_weights
+from foveate.multimodal.referring import RegionPrompts, RegionReader
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.vision.connectors import Connector
 from foveate.vision.connectors.pooled import PooledConnector
 from foveate.vision.encoder import ImageEncoder
+from foveate.vision.regions import RegionEncoder
 from foveate.vision.tiling import ImageSize, TilingOptions
 
 _COPYING = 0.3
@@ -38,26 +40,16 @@ class Visual(NamedTuple):
     Attributes:
         full_VLE: every patch in the space of the language model; the same as `tokens_VTE` unless it pools last.
         tokens_VTE: what the language model reads.
+        tower_VLD: what the tower gave, for a region encoder; empty where there is none.
     """
 
     full_VLE: Tensor
     tokens_VTE: Tensor
+    tower_VLD: Tensor
 
     def select(self, views: Tensor) -> Visual:
         """Select views by number."""
-        return Visual(self.full_VLE[views], self.tokens_VTE[views])
-
-
-class RegionPrompts(NamedTuple):
-    """Regions of the questions of B rows, in the order in which their tokens stand in the rows.
-
-    Attributes:
-        boxes_R4: corners in [0, 1] of the view.
-        image_R: number of the image in the row.
-    """
-
-    boxes_R4: Tensor
-    image_R: Tensor
+        return Visual(*(column[views] for column in self))
 
 
 class ViewLayout(NamedTuple):
@@ -107,6 +99,7 @@ class MultimodalModel(nn.Module):
         connector: maps its tokens to the width of the language model.
         language_model: a causal language model of transformers.
         region_id: id of the token `<region>`.
+        region_encoder: reads the vectors of regions from the tower's map.
     """
 
     def __init__(
@@ -117,6 +110,7 @@ class MultimodalModel(nn.Module):
         connector: Connector,
         language_model: Any,
         region_id: int,
+        region_encoder: RegionEncoder | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.region_id = settings, region_id
@@ -144,8 +138,13 @@ class MultimodalModel(nn.Module):
         # Trained embeddings share a large component, which would make all names alike; see `set_center`.
         self.register_buffer("center_E", torch.zeros(width), persistent=source is not None)
         self.center_E: Tensor
-        if settings.regions == "tokens":
+        if settings.regions != "text":
             self.region_E = nn.Parameter(torch.zeros(width))
+        self.region_reader = (
+            RegionReader(region_encoder, grid=tower.grid, assembly=settings.assembly, norm=settings.region_norm)
+            if region_encoder is not None
+            else None
+        )
         self.phrase_maps = (
             PhraseMaps(width=width, grid=self.grid, images=min(2, settings.max_images))
             if settings.phrase_maps
@@ -216,7 +215,13 @@ class MultimodalModel(nn.Module):
             pooled_VTE = self.connector.pool(full_VLE)
         else:
             full_VLE = pooled_VTE = self.connector(tokens_VLD)
-        return Visual(full_VLE, pooled_VTE)
+        return Visual(full_VLE, pooled_VTE, tokens_VLD if self.region_reader is not None else tokens_VLD[:, :0])
+
+    def view_regions(self, visual: Visual, boxes_R4: Tensor, view_R: Tensor) -> Tensor:
+        """Return the vectors [R, E] of boxes in [0, 1] of their views, as alignment compares them with names."""
+        if self.region_reader is None:
+            return self.region_means(visual, boxes_R4, view_R)
+        return self.region_reader.of_views(visual.tower_VLD, boxes_R4, view_R)
 
     def region_means(self, visual: Visual, boxes_R4: Tensor, view_R: Tensor) -> Tensor:
         """Return the mean [R, E] of the patches that each box covers, weighted by how much of them."""
@@ -258,24 +263,32 @@ class MultimodalModel(nn.Module):
         visual: Visual,
         views_BK: Tensor,
         regions: RegionPrompts | None = None,
+        layout: ViewLayout | None = None,
     ) -> Tensor:
         """Embed token ids [B, T]; regions overwrite their tokens, and phrase maps are added.
 
         Args:
             ids_BT: token ids. visual: of all views. views_BK: of each row, see `prefix`.
-            regions: of the region tokens, row by row.
+            regions: of the region tokens, row by row. layout: of the views; None where each is an image of its own.
         """
         embedded_BTE = self.language_model.get_input_embeddings()(ids_BT)
         if self.phrase_maps is not None and views_BK.shape[1]:
             maps_BKTL, shown_BK = self._maps(embedded_BTE, visual, views_BK)
             embedded_BTE = embedded_BTE + self.phrase_maps(maps_BKTL, shown_BK).to(embedded_BTE.dtype)
         is_region = ids_BT == self.region_id
-        if self.settings.regions == "tokens" and regions is not None and len(regions.boxes_R4):
-            row_R = is_region.nonzero()[:, 0]
-            view_R = views_BK[row_R, regions.image_R]
-            means_RE = self.visual_gain * self.region_means(visual, regions.boxes_R4, view_R) + self.region_E
-            embedded_BTE = embedded_BTE.masked_scatter(is_region[..., None], means_RE.to(embedded_BTE.dtype))
-        return embedded_BTE
+        if self.settings.regions == "text" or regions is None:
+            return embedded_BTE
+        row_R = is_region.nonzero()[:, 0]
+        if self.region_reader is not None:
+            image_BK = torch.arange(views_BK.shape[1], device=row_R.device).expand_as(views_BK)
+            image_BK = image_BK if layout is None else layout.image_BK
+            vectors_RE = self.region_reader.of_prompts(visual.tower_VLD, views_BK, image_BK, row_R, regions)
+        elif len(regions.boxes_R4):
+            vectors_RE = self.region_means(visual, regions.boxes_R4, views_BK[row_R, regions.image_R])
+        else:
+            return embedded_BTE
+        vectors_RE = self.visual_gain * vectors_RE + self.region_E
+        return embedded_BTE.masked_scatter(is_region[..., None], vectors_RE.to(embedded_BTE.dtype))
 
     def _maps(self, embedded_BTE: Tensor, visual: Visual, views_BK: Tensor) -> tuple[Tensor, Tensor]:
         """Return the similarity maps [B, K, T, L] of tokens in each image, and which images there are."""
@@ -307,7 +320,7 @@ class MultimodalModel(nn.Module):
             count = int(counts_B[rows].max())
             of_rows = torch.isin(row_R, rows)
             part = texts.select(rows)
-            part_regions = RegionPrompts(regions.boxes_R4[of_rows], regions.image_R[of_rows])
+            part_regions = regions.select(of_rows)
             part_layout = layout.select(rows, count) if layout is not None else None
             states = self._same_length_states(visual, views_BK[rows, :count], part, part_regions, part_layout)
             if states_BTE is None:
@@ -331,7 +344,7 @@ class MultimodalModel(nn.Module):
     ) -> Tensor:
         """Return the hidden states of rows with prefixes of one length."""
         prefix_BPE = self.prefix(visual, views_BK, layout)
-        text_BTE = self.embed(texts.ids_BT, visual, views_BK, regions)
+        text_BTE = self.embed(texts.ids_BT, visual, views_BK, regions, layout)
         width = prefix_BPE.shape[1]
         lengths_B = torch.full((len(views_BK),), width, device=views_BK.device)
         mask_BLL, position_BL = attention_and_positions(texts, lengths_B, width)

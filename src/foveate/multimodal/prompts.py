@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError
 from foveate.language.chat import Chat, Part
 from foveate.language.packing import Tokens
+from foveate.multimodal.referring import RegionPoints, place_points
+from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.box_text import format_region
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.geometry import Placement
@@ -25,10 +27,16 @@ _BLANKS = re.compile(rf"\s+(?={REGION})")
 
 
 class Written(NamedTuple):
-    """A conversation as tokens, and the (image, box in [0, 1] of the model input) of each of its region tokens."""
+    """A conversation as tokens.
+
+    Attributes:
+        regions: image and box, in [0, 1] of the model input, of each of its region tokens.
+        points: drawn from these regions, where the model reads points.
+    """
 
     tokens: Tokens
     regions: list[tuple[int, NDArray[np.float64]]]
+    points: Sequence[RegionPoints] = ()
 
 
 class PromptWriter:
@@ -36,11 +44,12 @@ class PromptWriter:
 
     Args:
         chat: chat template of the language model, and its tokenizer.
-        regions: "text" writes 0..999 coordinates, "tokens" one token per region.
+        regions: "text" writes 0..999 coordinates, "tokens" one token per region, "hybrid" both in questions.
+        num_points: to draw from each region that has a token; 0 = none.
     """
 
-    def __init__(self, chat: Chat, *, regions: Literal["text", "tokens"]) -> None:
-        self.chat, self.tokenizer, self.regions = chat, chat.tokenizer, regions
+    def __init__(self, chat: Chat, *, regions: Literal["text", "tokens", "hybrid"], num_points: int = 0) -> None:
+        self.chat, self.tokenizer, self.regions, self.num_points = chat, chat.tokenizer, regions, num_points
         self.region_id = chat.tokenizer.special[REGION]
 
     def write_conversation(self, conversation: Conversation, placements: Sequence[Placement]) -> Written:
@@ -49,8 +58,8 @@ class PromptWriter:
         Args:
             placements: of each image in the model input.
         """
-        turns, regions = self._prepare(conversation, placements)
-        return Written(_join(self.chat.render(turns, strict=False)), regions)
+        turns, regions, points = self._prepare(conversation, placements)
+        return Written(_join(self.chat.render(turns, strict=False)), regions, points)
 
     def write_question(
         self, conversation: Conversation, placements: Sequence[Placement], *, goes_on: bool = False
@@ -61,9 +70,9 @@ class PromptWriter:
             placements: of each image in the model input.
             goes_on: it follows an answer, with its end mark, that the model has read already.
         """
-        turns, regions = self._prepare(conversation, placements)
+        turns, regions, points = self._prepare(conversation, placements)
         tokens = _join(self.chat.prompt(turns, goes_on=goes_on, strict=False))
-        return Written(Tokens(tokens.ids, [False] * len(tokens.ids)), regions)
+        return Written(Tokens(tokens.ids, [False] * len(tokens.ids)), regions, points)
 
     def write_answer(self, text: str) -> list[int]:
         """Write an answer with its end mark, as it follows `write_question`."""
@@ -71,25 +80,35 @@ class PromptWriter:
 
     def _prepare(
         self, conversation: Conversation, placements: Sequence[Placement]
-    ) -> tuple[list[Turn], list[tuple[int, NDArray[np.float64]]]]:
+    ) -> tuple[list[Turn], list[tuple[int, NDArray[np.float64]]], list[RegionPoints]]:
         """Return the turns without image placeholders, their regions as text or left in place, and those left."""
         turns: list[Turn] = []
         regions: list[tuple[int, NDArray[np.float64]]] = []
+        points: list[RegionPoints] = []
         for turn, images in zip(conversation.turns, locate_regions(conversation), strict=True):
             text = " ".join(turn.text.replace(IMAGE, " ").split()) if turn.role == "user" else turn.text.strip()
             pairs = list(zip(turn.regions, images, strict=True))
-            if self.regions == "text":
+            has_tokens = self.regions == "tokens" or (self.regions == "hybrid" and turn.role == "user")
+            if self.regions != "tokens":
                 pieces = text.split(REGION)
                 for number, (shape, image) in enumerate(pairs):
                     placement = placements[image]
                     pieces[number] += format_region(shape, width=placement.width, height=placement.height)
-                text = "".join(pieces)
-            else:
+                text = (REGION if has_tokens else "").join(pieces)
+            if has_tokens:
                 # A blank in front of a region token says nothing and would be a token of its own.
                 text = _BLANKS.sub("", text)
                 regions += [(image, _input_box(shape, placements[image])) for shape, image in pairs]
+                if self.num_points:
+                    points += [place_points(shape, placements[image], self.num_points) for shape, image in pairs]
             turns.append(Turn(turn.role, text))
-        return turns, regions
+        return turns, regions, points
+
+
+def create_prompts(chat: Chat, settings: MultimodalSettings) -> PromptWriter:
+    """Create the writer of a model's prompts."""
+    num_points = 0 if settings.region_encoder is None else settings.region_points
+    return PromptWriter(chat, regions=settings.regions, num_points=num_points)
 
 
 def _join(parts: Sequence[Part]) -> Tokens:

@@ -58,9 +58,19 @@ class MultimodalSettings(Settings):
         default="image",
         description="what coordinates in text are relative to: the original image or its padded canvas",
     )
-    regions: Literal["text", "tokens"] = Field(
+    regions: Literal["text", "tokens", "hybrid"] = Field(
         default="text",
-        description="text = coordinates in digits, 0 to 999; tokens = one token that carries the mean of its patches",
+        description="text = coordinates in digits, 0 to 999; tokens = one token that carries a vector of the region; "
+        "hybrid = both in questions and digits in answers, as in Ferret",
+    )
+    region_encoder: dict[str, Any] | None = Field(
+        default=None,
+        description="`kind` (sampler, mean, roi) and options: reads the vector of a region from the tower's map, tiles "
+        "included; unset = the mean of its patches behind the connector",
+    )
+    region_points: int = Field(default=512, ge=1, le=8192, description="points that a region encoder reads of a region")
+    region_norm: bool = Field(
+        default=True, description="scale vectors of a region encoder to the length of embeddings (not in the paper)"
     )
     phrase_maps: bool = Field(
         default=False, description="add to each text token the map of where it is seen (not in the paper)"
@@ -79,13 +89,21 @@ class MultimodalSettings(Settings):
     def _check_parts(self) -> MultimodalSettings:
         if self.experts is not None and isinstance(self.language, SourceSettings):
             raise ValueError("experts: need a new language model (got one with a source); expected a model_type")
+        if self.regions == "text" and self.region_encoder is not None:
+            raise ValueError("region_encoder: no effect with regions 'text'; expected regions tokens or hybrid")
+        if self.region_encoder is not None and "num_points" in self.region_encoder:
+            raise ValueError("region_encoder.num_points: set by the model; expected region_points")
+        if self.regions == "hybrid" and self.box_head:
+            raise ValueError("box_head: answers are in digits with regions 'hybrid' (got true); expected false")
         if self.assembly is None:
             if self.frame == "canvas":
                 raise ValueError("frame: one view an image has no canvas (got canvas); expected image, or assembly")
             return self
+        if self.regions != "text" and self.frame == "canvas":
+            raise ValueError("frame: region tokens are placed in the image (got canvas); expected image")
         # A region's patches, maps and boxes are read off the one view that shows all of the image.
         for name, value, expected in (
-            ("regions", self.regions, "text"),
+            ("regions", self.regions, self.regions if self.region_encoder is not None else "text"),
             ("phrase_maps", self.phrase_maps, False),
             ("box_head", self.box_head, False),
         ):

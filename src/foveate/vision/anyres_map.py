@@ -114,9 +114,9 @@ def order_tokens(
         merged_EHW = merge_tiles(views_VLE[tiles[0] : tiles[-1] + 1], plan, grid)
         if unpad:
             whole = ImageSize(merged_EHW.shape[1], merged_EHW.shape[2])
-            shown = unpad_patches(plan.size, whole)
-            top, left = (whole.height - shown.height) // 2, (whole.width - shown.width) // 2
-            merged_EHW = merged_EHW[:, top : top + shown.height, left : left + shown.width]
+            visible = unpad_patches(plan.size, whole)
+            top, left = (whole.height - visible.height) // 2, (whole.width - visible.width) // 2
+            merged_EHW = merged_EHW[:, top : top + visible.height, left : left + visible.width]
         if newline_E is not None:
             column_EH1 = newline_E[:, None, None].expand(-1, merged_EHW.shape[1], 1)
             merged_EHW = torch.cat([merged_EHW, column_EH1.to(merged_EHW)], dim=2)

@@ -44,8 +44,8 @@ class RegionBatch(NamedTuple):
     boxes_R4: Tensor
     map_R: Tensor
 
-    def select(self, regions: Tensor) -> RegionBatch:
-        """Select regions by number or mask."""
+    def select(self, regions: Tensor | slice) -> RegionBatch:
+        """Select regions by number, mask or slice."""
         return RegionBatch(*(column[regions] for column in self))
 
     def to(self, device: torch.device | str) -> RegionBatch:
