@@ -186,7 +186,7 @@ def test_an_interrupted_answer_leaves_the_conversation_as_it_was(monkeypatch: py
     for conversation in (chat, other):
         conversation.ask("Where is the red disc?", max_tokens=3)
     with monkeypatch.context() as patch:
-        patch.setattr(model, "_answer", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(model, "_answer", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             chat.ask("Is it blue?", max_tokens=3)
     with raises_naming(UserError, "max_tokens"):
