@@ -87,7 +87,8 @@ RESULTS: dict[str, dict[str, Any]] = {
         "samples": [
             {"image": "one.png", "regions": [[0.1, 0.2, 0.5, 1]],
              "question": f"What is <region>, {LONG}?", "references": ["red disc", LONG],
-             "answers": {"image": answer, "no_image": LONG, "another_image": ""}, "score": score, "slice": "name"}
+             "answers": {"image": answer, "no_image": LONG, "another_image": ""}, "score": score, "slice": "name",
+             **({} if score else {"boxes": [[0.2, 0.3, 0.4, 0.9]], "true_boxes": [[0.1, 0.2, 0.5, 1]]})}
             for answer, score in (("red disc", 1.0), ("<script>blue</script>", 0.0))
         ],
     },
@@ -130,7 +131,11 @@ def test_boxes_of_question_and_answer_lie_on_their_images(tmp_path: Path) -> Non
 def test_right_and_wrong_answers_are_marked(tmp_path: Path) -> None:
     page = write_run(tmp_path, "mllm_evaluate").read_text()
     assert "<script>blue" not in page
-    assert page.count('<g class="box box-default"') == 2, "the region that a question names is drawn"
+    boxes = [page.count(f'<g class="box box-{style}"') for style in ("region", "default", "truth")]
+    assert boxes == [2, 1, 1], "regions of questions, boxes of answers, and where they should be"
+    assert "What is [box]" in page
+    assert "<region>" not in page
+    assert "the true box" in page
     assert page.count('class="verdict yes"') == page.count('class="verdict no"') == 1
 
 

@@ -27,7 +27,7 @@ from foveate.core.files import (
     write_text_atomically,
 )
 from foveate.core.plugins import load_plugin
-from foveate.core.results import Column, Row, Value
+from foveate.core.results import BoxValues, Column, Row, Value
 from foveate.core.runs import RunFolder
 from foveate.metrics.intervals import Interval, bootstrap_interval
 from foveate.mllm.results import SuiteResult, SuiteSample
@@ -393,6 +393,12 @@ def _value(interval: Interval) -> Value:
     return Value(value=interval.value, low=interval.low, high=interval.high, n=interval.n)
 
 
+def _normalize(box: PixelBox, width: int, height: int) -> BoxValues:
+    # A model may write corners in any order.
+    (x1, x2), (y1, y2) = sorted((box.x1, box.x2)), sorted((box.y1, box.y2))
+    return x1 / width, y1 / height, x2 / width, y2 / height
+
+
 def _pick_samples(
     questions: Sequence[SuiteQuestion], rows: Sequence[dict[str, Any]], data: SuiteData, folder: Path
 ) -> list[SuiteSample]:
@@ -411,29 +417,34 @@ def _pick_samples(
     samples = []
     for number, question in enumerate([*ranked[: len(ranked[:_SAMPLES]) - half], *ranked[len(ranked) - half :]]):
         image = ""
-        regions: list[tuple[float, float, float, float]] = []
+        row = answered[question.id]["image"]
+        drawn: dict[str, list[BoxValues]] = {}
         if question.images:
             encoded = data.read_image(question.images[0])
             info = read_image_info(encoded)[0]
             image = f"images/{number:02}.{info.format.lower()}"
             # With several images a region may lie in another one.
-            boxes = [enclosing_box(shape) for shape in question.regions] if len(question.images) == 1 else []
-            regions = [
-                (box.x1 / info.width, box.y1 / info.height, box.x2 / info.width, box.y2 / info.height)
-                for box in boxes
-                if box
-            ]
+            if len(question.images) == 1:
+                boxes = {
+                    "regions": [enclosing_box(shape) for shape in question.regions],
+                    "boxes": [PixelBox(*corners) for corners in row["boxes"]],
+                    "true_boxes": question.boxes,
+                }
+                drawn = {
+                    name: [_normalize(box, info.width, info.height) for box in values if box]
+                    for name, values in boxes.items()
+                }
             write_bytes_atomically(folder / image, encoded)
         samples.append(
             SuiteSample(
                 image=image,
-                regions=regions,
+                **drawn,
                 # The image stands beside it.
                 question=" ".join(question.text.replace(IMAGE, " ").split()),
                 references=list(dict.fromkeys(question.references)),
                 answers={condition: row["answer"] for condition, row in answered[question.id].items()},
-                miss=answered[question.id]["image"].get("miss", ""),
-                score=answered[question.id]["image"]["score"],
+                miss=row.get("miss", ""),
+                score=row["score"],
                 slice=question.slices[0] if question.slices else "",
             )
         )

@@ -12,13 +12,15 @@ class SuiteSample(ResultModel):
 
     Attributes:
         image: file in the run folder, empty for a question without an image. regions: boxes in it that the question
-            names, from 0 to 1.
+            names, from 0 to 1. boxes: of the answer with the image. true_boxes: that it should have.
         answers: condition -> answer. score: of the answer with the image.
         miss: why that answer misses, where the suite says it.
     """
 
     image: str = ""
     regions: list[BoxValues] = []
+    boxes: list[BoxValues] = []
+    true_boxes: list[BoxValues] = []
     question: str
     references: list[str]
     answers: dict[str, str]

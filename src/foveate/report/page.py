@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -88,5 +89,5 @@ def render_page(page: Page, run_images: images.RunImages) -> str:
 
 
 def command_text(command: str | list[str]) -> str:
-    """Join the arguments of a command."""
-    return command if isinstance(command, str) else " ".join(command)
+    """Join the arguments of a command, quoted so that it can be copied."""
+    return command if isinstance(command, str) else shlex.join(command)

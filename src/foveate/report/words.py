@@ -35,6 +35,12 @@ LOSSES = {
     "loss_ground": "grounding loss",
     "loss_grounding": "grounding loss",
     "grounding": "grounding loss",
+    "token_loss": "next-token loss",
+    "alignment_loss": "alignment loss",
+    "box_loss": "box loss",
+    "token_accuracy": "share of next tokens that are right",
+    "nearest_name": "share of regions whose nearest name is right",
+    "iou": "overlap of boxes (IoU)",
     "learning_rate": "learning rate",
 }
 # Measures of the first screen, for a reader who does not know the field's names yet.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import parse_result
-from foveate.mllm.results import SuiteResult
+from foveate.mllm.results import SuiteResult, SuiteSample
 from foveate.report import numbers, parts
 from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
@@ -31,7 +31,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "name": r.title,
         "facts": facts,
         "samples": r.samples,
-        "overlays": [[Overlay(box, "default") for box in sample.regions] for sample in r.samples],
+        "overlays": [_overlays(sample) for sample in r.samples],
         "groups": parts.table_groups(r.table, r.columns),
         "columns": r.columns,
         "further": [
@@ -42,3 +42,8 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "command": command_text(r.command),
     }
     return Page("mllm_run.html.j2", r.title, context)
+
+
+def _overlays(sample: SuiteSample) -> list[Overlay]:
+    styles = ((sample.regions, "region"), (sample.true_boxes, "truth"), (sample.boxes, "default"))
+    return [Overlay(box, style) for boxes, style in styles for box in boxes]

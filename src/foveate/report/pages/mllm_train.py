@@ -23,8 +23,9 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Parameters", numbers.count(r.parameters)),
         ("Images", numbers.count(r.images)),
         ("Conversations", numbers.count(sum(r.conversations.values()))),
-        ("Names", numbers.count(r.names)),
     ]
+    if r.names:
+        facts.append(("Names of regions", numbers.count(r.names)))
     runs = {stage.name: parts.read_metrics(run_folder, stage.curves) for stage in r.stages}
     context = {
         "eyebrow": "Train",
