@@ -16,7 +16,7 @@ from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
 from foveate.report.captions import TourCaptions
-from foveate.studies.tour_captions import Sizes, repeats_itself, sizes_of, tour_captions, with_captions
+from foveate.studies.tour_captions import Sizes, sizes_of, tour_captions, with_captions
 from foveate.vision.localizer.folder import save_model
 
 
@@ -41,14 +41,6 @@ def test_captions_beside_the_collection(scenes: Path) -> None:
     assert "A red boat." in [caption.text for caption in opened.read_captions(int(part[0]))]
     assert opened.table("captions").num_rows == collection.table("captions").num_rows + 1
     assert "A red boat." not in [one.text for one in Collection.open(scenes).read_captions(int(part[0]))]
-
-
-def test_captions_that_say_things_again_are_left_out() -> None:
-    told = "There is a very old gray cat in the {} part. The very old gray cat is {}. The very old gray cat is {}."
-    assert not repeats_itself("dsc_plus", told.format("left", "large", "above the dog"))
-    assert repeats_itself("dsc_plus", told.format("left", "large", "large"))
-    assert repeats_itself("dsc", told.format("left", "large", "above the dog")), "four words three times"
-    assert not repeats_itself("ssc", "A cat on the left side.")
 
 
 @pytest.mark.slow

@@ -21,8 +21,8 @@ from foveate.caption.assertions.splitter import split
 from foveate.caption.audit import format_title
 from foveate.caption.backends.foveate import FoveateSettings, open_captioner
 from foveate.caption.captioner import Captioner
-from foveate.caption.evaluate import caption_rows
-from foveate.caption.length_filters import apply_length_filter, repeats
+from foveate.caption.evaluate import caption_rows, is_looping
+from foveate.caption.length_filters import apply_length_filter
 from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.scene_captions import render
@@ -39,7 +39,6 @@ from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import CACHE, pretrain
 from foveate.records.collection import Collection
 from foveate.records.images import decode, save_thumbnail
-from foveate.records.text import split_sentences
 from foveate.vision.localizer.folder import load_model
 
 ENCODER = "tour-clip"
@@ -125,15 +124,9 @@ def _write_captions(
     captions: dict[int, dict[str, str]] = {}
     for written in caption_rows(captioner, collection, rows, kinds=kinds, max_tokens=MAX_TOKENS):
         gated = apply_length_filter(written.kind, written.text)
-        if written.parses and not gated.error and gated.caption and not repeats_itself(written.kind, gated.caption):
+        if written.parses and not gated.error and gated.caption and not is_looping(gated.caption):
             captions.setdefault(written.row, {})[written.kind] = gated.caption
     return captions
-
-
-def repeats_itself(kind: str, caption: str) -> bool:
-    """Whether a caption repeats itself; of dense ones, which name each thing often, only sentences count."""
-    lines = [sentence.casefold() for sentence in split_sentences(caption)]
-    return len(set(lines)) < len(lines) or (kind != "dsc_plus" and repeats(caption))
 
 
 def _examples(
