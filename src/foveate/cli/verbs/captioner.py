@@ -29,8 +29,8 @@ def command() -> None:
     Example:
       foveate captioner prepare --collection my-images
       foveate mllm train captioner --collection my-images
-      foveate captioner evaluate runs/captioner/model --collection my-images
-      foveate captioner serve runs/captioner/model
+      foveate captioner evaluate runs/mllm-captioner/model --collection my-images
+      foveate captioner serve runs/mllm-captioner/model
     """
 
 
@@ -86,7 +86,7 @@ def evaluate(
 
     \b
     Example:
-      foveate captioner evaluate runs/captioner/model --collection my-images --limit 300
+      foveate captioner evaluate runs/mllm-captioner/model --collection my-images --limit 300
     """
     from foveate.caption.captioner_settings import EvaluationSettings
     from foveate.caption.evaluate import evaluate_model
@@ -122,7 +122,7 @@ def serve(model: str, settings: dict[str, Any], key: str, device: str | None, as
 
     \b
     Example:
-      foveate captioner serve runs/captioner/model --port 8009
+      foveate captioner serve runs/mllm-captioner/model --port 8009
     """
     from foveate.caption.backends.foveate import FoveateSettings, open_captioner
     from foveate.caption.captioner_settings import ServerSettings
