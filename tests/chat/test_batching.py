@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from foveate.chat.batching import DynamicBatcher
+from foveate.chat.batching import DynamicBatcher, run_in_halves
 
 
 def test_calls_are_batched_by_what_they_have_in_common() -> None:
@@ -86,3 +86,21 @@ def test_closing_runs_waiting_calls_and_skips_canceled_ones() -> None:
 
     asyncio.run(run())
     assert batches == [[0, 2]]
+
+
+def test_a_failing_request_fails_no_other() -> None:
+    sizes: list[int] = []
+
+    def run_batch(requests: Sequence[int]) -> list[int]:
+        sizes.append(len(requests))
+        if 5 in requests or len(requests) > 4:
+            raise ValueError(f"{len(requests)} requests")
+        return [10 * request for request in requests]
+
+    results = run_in_halves(run_batch, range(8), errors=ValueError)
+    assert [result for result in results if not isinstance(result, ValueError)] == [0, 10, 20, 30, 40, 60, 70]
+    assert str(results[5]) == "1 requests"
+    assert sizes == [8, 4, 4, 2, 1, 1, 2]
+    assert run_in_halves(run_batch, [], errors=ValueError) == []
+    with pytest.raises(ValueError, match="8 requests"):
+        run_in_halves(run_batch, range(8), errors=KeyError)
