@@ -324,6 +324,7 @@ class Mllm:
             views += list(pixels_V3HW)
         device = model.visual_gain.device
         if not views:
+            # A question without images goes the same way, behind no visual tokens.
             width, (rows, columns) = model.width, model.grid
             none = torch.zeros(0, rows * columns, width, device=device)
             return Visual(none, none[:, : model.connector.num_tokens], none), []
@@ -335,6 +336,7 @@ class Mllm:
         model = self.loaded.model
         data, preprocess, assembly = encode_input(image), model.tower.preprocess, model.settings.assembly
         if assembly is None:
+            # One view shrinks the image anyway: a JPEG is decoded at a fraction. Tiles read every pixel.
             decoded, size = decode_fraction(data, min_side=DECODE_FACTOR * preprocess.long_side)
             placement = place_image(preprocess, size, View())
             return render_image(preprocess, decoded, placement)[None], CoordinateFrame(placement), None
@@ -352,6 +354,7 @@ class Mllm:
         for images in lists:
             self._check_number(images)
             split = len(images) <= self.loaded.model.assembly.max_split_images
+            # By identity: arrays and Pillow images have no hash.
             keys.append([(id(image), split) for image in images])
             for image, key in zip(images, keys[-1], strict=True):
                 if key not in distinct:
@@ -393,6 +396,7 @@ class Mllm:
         images = len(pending.views) * model.connector.num_tokens + sum(len(ids) for _, ids in pending.layout)
         before = read or images
         length = before + len(pending.written.tokens.ids) + more
+        # A question needs room for a token of its answer; options bring theirs along.
         if length >= model.max_positions + (more > 0):
             raise UserError(
                 f"question: too long (got {length} positions, {before} of them images or earlier turns); expected "
@@ -508,6 +512,7 @@ class Chat:
         )
         pending.finished = completion.finished
         answer = self.model._answer(pending, ground=ground, visual=self.visual)
+        answer = replace(answer, num_prompt_tokens=completion.num_prompt_tokens, score=completion.score)
         self._prefix, self._history_LE = read, torch.cat([history_LE, *writer.written])
         self._ids = [*self._ids, *pending.unread, *pending.written.tokens.ids, *pending.answer]
         self._ids += [end] if completion.finished else []

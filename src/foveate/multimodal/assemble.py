@@ -97,6 +97,7 @@ def plan_sample(sizes: Sequence[ImageSize], options: AssemblyOptions) -> SampleP
     Raises:
         UserError: an image has no pixels.
     """
+    # Tiles of many images would fill the context: MM1.5 splits none from three images on.
     split = len(sizes) <= options.max_split_images
     return SamplePlan(tuple(plan_tiles(ImageSize(*size), options.tiling, split=split) for size in sizes), options)
 
@@ -116,6 +117,7 @@ def insert_views(texts: Sequence[str], plan: SamplePlan) -> list[list[Part]]:
             f"conversation: {num_placeholders} {IMAGE} placeholders; expected one for each of its "
             f"{len(plan.images)} images"
         )
+    # One iterator for all turns: a placeholder in the second turn is the next image, not the first again.
     images = iter(range(len(plan.images)))
     turns = []
     for text in texts:

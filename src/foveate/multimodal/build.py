@@ -45,6 +45,7 @@ def build_model(
     Raises:
         UserError: a part cannot be built with these options.
     """
+    # A seed for each part: another connector leaves the start of the decoder as it is.
     tower = build_tower(settings.tower, seed=seed)
     if isinstance(settings.language, dict):
         language_model = build_language_model(settings.language, vocabulary=vocabulary, seed=seed + 1)

@@ -190,6 +190,7 @@ class ForeignMllm:
                 f"question: {length} tokens with its images and {max_tokens} of the answer do not fit the context of "
                 f"{self.name}; expected at most {limit}"
             )
+        # Many checkpoints sample by default; the same question must get the same answer.
         ids = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)[0, length:]
         written = text = self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
         boxes: tuple[PixelBox, ...] = ()
@@ -219,6 +220,7 @@ class ForeignMllm:
         device, dtype = self.model.device, self.model.dtype
         moved = {}
         for name, value in inputs.items():
+            # Pixels take the dtype of the weights; ids and grids stay integers.
             is_pixels = isinstance(value, Tensor) and value.is_floating_point()
             moved[name] = value.to(device, dtype) if is_pixels else value.to(device)
         return moved

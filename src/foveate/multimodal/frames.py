@@ -59,6 +59,7 @@ class CoordinateFrame:
             return box
         corners_22 = np.array([[box.x1, box.y1], [box.x2, box.y2]])
         moved_22 = canvas_to_image(corners_22, self.plan, overview=_is_whole(self.plan))
+        # The padding of a canvas belongs to no image.
         (x1, y1), (x2, y2) = moved_22.clip(0, self.plan.size[::-1]).tolist()
         return PixelBox(x1, y1, x2, y2)
 

@@ -240,11 +240,13 @@ class MultimodalModel(nn.Module):
             views_BK: numbers of the views of each row, -1 behind the last where a row has fewer.
             layout: of the views; None where each is an image of its own.
         """
+        # A row with fewer views reads view 0 in the place of the missing ones, which are dropped below.
         tokens_BKTE = self.visual_gain * visual.tokens_VTE[views_BK.clamp(min=0)]
         if self.settings.visual_positions:
             image_BK = torch.arange(views_BK.shape[1], device=views_BK.device) if layout is None else layout.image_BK
             tokens_BKTE = tokens_BKTE + self.view_position_TE + self.image_index_KE[image_BK][..., None, :]
         if layout is None:
+            # Rows of one length and no indicators: the views only have to be laid end to end.
             return tokens_BKTE.flatten(1, 2)
         embedded_BKIE = self.language_model.get_input_embeddings()(layout.before_BKI.clamp(min=0))
         is_view_BKT = (views_BK >= 0)[..., None].expand(tokens_BKTE.shape[:3])
@@ -288,6 +290,7 @@ class MultimodalModel(nn.Module):
         else:
             return embedded_BTE
         vectors_RE = self.visual_gain * vectors_RE + self.region_E
+        # The mask's positions are filled row by row, the order of `RegionPrompts`.
         return embedded_BTE.masked_scatter(is_region[..., None], vectors_RE.to(embedded_BTE.dtype))
 
     def _maps(self, embedded_BTE: Tensor, visual: Visual, views_BK: Tensor) -> tuple[Tensor, Tensor]:
@@ -363,6 +366,7 @@ class MultimodalModel(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states."""
+        # The head by itself: logits of every position would be the largest tensor of a training step.
         return self.language_model.get_output_embeddings()(states)
 
     def locate(self, visual: Visual, view_N: Tensor, *, states_NE: Tensor, ids_NT: Tensor, read_NT: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ class PhraseMaps(nn.Module):
         """
         batch, images, length = maps_BKTL.shape[:3]
         map_N1HW = maps_BKTL.reshape(-1, 1, *self.grid)
+        # By maxima: in a mean a small thing would vanish among the patches around it.
         pooled_NS = F.adaptive_max_pool2d(map_N1HW, self.side).flatten(1)
         features_NF = torch.cat([pooled_NS, pooled_NS.amax(dim=1, keepdim=True)], dim=1)
         hidden_BKTE = F.silu(self.hidden(features_NF)).view(batch, images, length, -1)
@@ -86,6 +87,7 @@ class BoxHead(nn.Module):
         self.token_key = nn.Linear(width, width, bias=False)
         self.token_bias = nn.Linear(width, 1, bias=False)
         self.query = nn.Linear(width, width, bias=False)
+        # It begins as the match that embedding alignment has learned.
         nn.init.eye_(self.query.weight)
         self.sharpness = nn.Parameter(torch.ones(1))
         self.conv = nn.Conv2d(2, 8, 5, padding=2)
@@ -138,7 +140,8 @@ class BoxHead(nn.Module):
         local_NF = F.silu(_apply_in_float32(self.conv, planes_N2HW)).flatten(1)
         x = F.silu(_apply_in_float32(self.fc1, torch.cat([local_NF, seen_NE], dim=1)))
         x = _apply_in_float32(self.fc3, F.silu(_apply_in_float32(self.fc2, x)))
-        # Shift of the center and logarithm of the size around a box of a quarter of the image.
+        # Shift of the center and logarithm of the size around a box of a quarter of the image; the bounds let a side be
+        # between 1.2 % and all of the image, so that no untrained head gives a box without area.
         middle_N2 = center_N2 + 0.5 * torch.tanh(x[:, :2])
         half_N2 = 0.125 * torch.exp(x[:, 2:].clamp(-3, 1.4))
         return torch.cat([middle_N2 - half_N2, middle_N2 + half_N2], dim=1).clamp(0, 1)

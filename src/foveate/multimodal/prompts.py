@@ -86,6 +86,7 @@ class PromptWriter:
         regions: list[tuple[int, NDArray[np.float64]]] = []
         points: list[RegionPoints] = []
         for turn, images in zip(conversation.turns, locate_regions(conversation), strict=True):
+            # Where a placeholder stood, two blanks would be tokens that no other text has.
             text = " ".join(turn.text.replace(IMAGE, " ").split()) if turn.role == "user" else turn.text.strip()
             pairs = list(zip(turn.regions, images, strict=True))
             has_tokens = self.regions == "tokens" or (self.regions == "hybrid" and turn.role == "user")

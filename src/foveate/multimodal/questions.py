@@ -33,6 +33,7 @@ def ask_turns(question: str, regions: Sequence[Shape], *, images: int) -> list[T
     text, regions = name_regions(clean_text(question), regions)
     if not text:
         raise UserError("question: it is empty")
+    # In front, as in most of the training data; a region then lies in the last image.
     if IMAGE not in text:
         text = IMAGE * images + ("\n" if images else "") + text
     for name, placeholder, count in (("images", IMAGE, images), ("regions", REGION, len(regions))):
