@@ -95,10 +95,10 @@ def first(out: Path, *, repeats: int) -> None:
 
 def second(out: Path, model: Mllm, *, images: int, repeats: int) -> None:
     """A further question in a chat, against asking anew about the same images, up to one token."""
-    pictures = [draw_scene(seed=0, split="test", index=index).image.convert("RGB") for index in range(images)]
-    files = [Image.new("RGB", picture.size) for picture in pictures]
-    for file, picture in zip(files, pictures, strict=True):
-        file.paste(picture)
+    scenes = [draw_scene(seed=0, split="test", index=index).image.convert("RGB") for index in range(images)]
+    files = [Image.new("RGB", scene.size) for scene in scenes]
+    for file, scene in zip(files, scenes, strict=True):
+        file.paste(scene)
     chat = model.chat(files)
     chat.ask(QUESTIONS[0], max_tokens=1)
     timings = compare(
