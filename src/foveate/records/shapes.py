@@ -10,7 +10,12 @@ from foveate.records.masks import decode_mask, mask_bounds
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A position in pixels, x to the right and y downwards; the upper left corner of the image is (0, 0)."""
+    """A position in pixels, x to the right and y downwards; the upper left corner of the image is (0, 0).
+
+    Example:
+        >>> open_mllm("mini").ask(image_file, "What is <1>?", regions=[Point(8, 8)]).finished
+        True
+    """
 
     x: float
     y: float
@@ -18,7 +23,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Stroke:
-    """A scribble: the points of a line, in the order of drawing."""
+    """A scribble: the points of a line, in the order of drawing.
+
+    Example:
+        >>> len(Stroke((Point(1, 1), Point(4, 5))).points)
+        2
+    """
 
     points: tuple[Point, ...]
 
@@ -30,6 +40,10 @@ class Mask:
     Args:
         size: height and width of the image in pixels.
         counts: run lengths with the sum height x width; see `foveate.records.masks.encode_mask`.
+
+    Example:
+        >>> sum(Mask((2, 3), (1, 2, 3)).counts)
+        6
     """
 
     size: tuple[int, int]
