@@ -213,7 +213,7 @@ def test_the_http_backend_gets_what_the_local_one_writes(
         path = tmp_path / name / "scenes"
         build_scenes(path, train=8, seed=1, size=96)
         run = RunFolder.create(tmp_path / name / "run")
-        asked = CaptionSettings(formats=CAPTION_KINDS, temperature=1.0, max_tokens=16)
+        asked = CaptionSettings(formats=CAPTION_KINDS, temperature=1.0, max_tokens=60)
         done = caption(path, asked, backend=name, backend_settings=settings, run=run)
         assert done.failure is None
         collection = Collection.open(path)
