@@ -1,0 +1,1 @@
+"""Readers of checkpoints that research code released in layouts of its own."""

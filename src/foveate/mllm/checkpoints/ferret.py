@@ -1,0 +1,237 @@
+"""Read folders of apple/ml-ferret: Ferret (one view, linear projector) and Ferret-UI (any resolution, MLP).
+
+The folder holds a decoder with the names of transformers, `mm_projector`, `region_geo_sampler` or
+`region_fea_adapter`, and where it was saved with it `vision_tower`; the config names the folder or hub id of its tower.
+Released weights read features at the transposed location (docs/methods/ferret.md), and so does the model that is
+returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.errors import UserError, choose
+from foveate.core.hub import Checkpoint, fetch, loading
+from foveate.core.model_folder import read_tensors
+from foveate.core.recipes import validate
+from foveate.multimodal.model import MultimodalModel
+from foveate.multimodal.referring import RegionPrompts, place_points
+from foveate.multimodal.settings import MultimodalSettings
+from foveate.records.geometry import View
+from foveate.records.shapes import Shape
+from foveate.vision.anyres_map import order_tokens
+from foveate.vision.connectors import build_connector
+from foveate.vision.hidden_layer import build_tower
+from foveate.vision.regions import build_region_encoder
+from foveate.vision.tiling import preset_options
+
+IMAGE_ID = -200
+"""Stands once in a prompt for the tokens of its image, as in LLaVA's code."""
+REGION_TOKEN = "<region_fea>"
+_PROJECTORS = {
+    "linear": ("linear", {"weight": "linear.weight", "bias": "linear.bias"}),
+    "mlp2x_gelu": (
+        "mlp",
+        {f"{number}.{kind}": f"linear_{1 + number // 2}.{kind}" for number in (0, 2) for kind in ("weight", "bias")},
+    ),
+}
+_PARTS = ("mm_projector", "region_geo_sampler", "region_fea_adapter", "vision_tower", "image_newline")
+_DECODERS = {"llama": "LlamaForCausalLM", "gemma": "GemmaForCausalLM"}
+
+
+@dataclass(frozen=True)
+class FerretCheckpoint:
+    """A released model.
+
+    Attributes:
+        model: tower, projector, decoder and region encoder, in evaluation mode.
+        unpad: leave out padding of the merged tiles; newline_E then stands behind each of their rows.
+    """
+
+    model: MultimodalModel
+    newline_E: Tensor | None = None
+    unpad: bool = False
+
+    @torch.no_grad()
+    def embed(
+        self, pixels_V3HW: Tensor, ids: Sequence[int], *, size: tuple[int, int], regions: Sequence[Shape] = ()
+    ) -> Tensor:
+        """Embed a prompt about one image [L, E].
+
+        Args:
+            pixels_V3HW: views of `MultimodalModel.plan(size)`, the overview first.
+            ids: of the prompt, with `IMAGE_ID` once and the region token once for each region.
+            size: height and width of the image in pixels. regions: in its pixels.
+
+        Raises:
+            UserError: there are more or fewer places than images and regions.
+        """
+        model, before = self.model, list(ids).index(IMAGE_ID) if IMAGE_ID in ids else 0
+        for name, id, count in (("images", IMAGE_ID, 1), ("regions", model.region_id, len(regions))):
+            if list(ids).count(id) != count:
+                raise UserError(f"prompt: token {id} stands {list(ids).count(id)} times (got {count} {name})")
+        visual = model.see(pixels_V3HW)
+        placement = View().place(size[1], size[0], model.tower.preprocess.side, stretch=True)
+        assert model.region_reader is not None
+        points = [place_points(shape, placement, model.region_reader.encoder.num_points) for shape in regions]
+        # The sampler reads points; boxes are only their bounds.
+        boxes = [(0, [*each.points_N2.min(axis=0), *each.points_N2.max(axis=0)]) for each in points]
+        text_ids = torch.tensor([id for id in ids if id != IMAGE_ID], device=pixels_V3HW.device)
+        views_1K = torch.arange(len(pixels_V3HW), device=pixels_V3HW.device)[None]
+        row_R = torch.zeros(len(points), dtype=torch.long, device=pixels_V3HW.device)
+        text_TE = model.language_model.get_input_embeddings()(text_ids)
+        if points:
+            prompts = RegionPrompts.create(boxes, points).to(pixels_V3HW.device)
+            vectors_RE = model.region_reader.of_prompts(visual.tower_VLD, views_1K, views_1K * 0, row_R, prompts)
+            text_TE[text_ids == model.region_id] = vectors_RE.to(text_TE.dtype)
+        image_TE = visual.tokens_VTE[0]
+        if model.settings.assembly is not None:
+            plan = model.plan(size).images[0]
+            image_TE = order_tokens(visual.tokens_VTE, plan, model.grid, newline_E=self.newline_E, unpad=self.unpad)
+        return torch.cat([text_TE[:before], image_TE.to(text_TE.dtype), text_TE[before:]])
+
+
+def read_ferret(
+    source: str | Path, *, tower: str | Path | None = None, region_id: int | None = None
+) -> FerretCheckpoint:
+    """Read a folder or hub repository in the layout of apple/ml-ferret.
+
+    Args:
+        source: with safetensors; pickles are refused, and deltas are not added.
+        tower: folder or hub id of the image tower; by default the one in the config.
+        region_id: of `<region_fea>`; by default the tokenizer's.
+
+    Raises:
+        UserError: the folder is not of this layout, or its sampler has another width.
+    """
+    checkpoint = fetch(str(source), field="model")
+    config = checkpoint.config()
+    tensors: dict[str, Tensor] = {}
+    for path in checkpoint.weights():
+        tensors |= read_tensors(path)
+    parts = {part: _take(tensors, f"model.{part}") for part in _PARTS}
+    if not parts["mm_projector"] or not (parts["region_geo_sampler"] or parts["region_fea_adapter"]):
+        raise UserError(
+            f"{source}: not a folder of ml-ferret: model.mm_projector or model.region_geo_sampler is missing"
+        )
+    projector, names = _PROJECTORS[
+        choose(str(config.get("mm_projector_type", "linear")), _PROJECTORS, f"{source}: field mm_projector_type")
+    ]
+    merge = str(config.get("mm_patch_merge_type", "flat"))
+    settings = _read_settings(config, projector, source, tower=tower or str(config.get("mm_vision_tower")))
+    built_tower = build_tower(settings.tower)
+    if parts["vision_tower"]:
+        trunk: Any = built_tower
+        stored = {name.split("vision_model.")[-1]: value for name, value in parts["vision_tower"].items()}
+        _load(trunk.encoder.trunk, stored, f"{source}: model.vision_tower")
+    language_model = _build_decoder(config, tensors, source)
+    out = int(language_model.config.hidden_size)
+    connector = build_connector(projector, {}, in_width=built_tower.width, out_width=out, grid=built_tower.grid)
+    renamed = {names.get(name, name): value for name, value in parts["mm_projector"].items()}
+    _load(connector, renamed, f"{source}: model.mm_projector")
+    options = dict(settings.region_encoder or {})
+    kind = options.pop("kind")
+    encoder = build_region_encoder(kind, options, width=built_tower.width, out=out)
+    weights = parts["region_geo_sampler"] or {f"adapter.{k}": v for k, v in parts["region_fea_adapter"].items()}
+    _load(
+        encoder, weights, f"{source}: {'model.region_geo_sampler' if kind == 'sampler' else 'model.region_fea_adapter'}"
+    )
+    model = MultimodalModel(
+        settings,
+        tower=built_tower,
+        connector=connector,
+        language_model=language_model,
+        region_id=_find_region_id(checkpoint) if region_id is None else region_id,
+        region_encoder=encoder,
+    )
+    # The parts that our own models scale and shift stay as they were released.
+    model.visual_gain.data.fill_(1)
+    unpad = "unpad" in merge
+    newline_E = parts["image_newline"].get("") if unpad else None
+    return FerretCheckpoint(model.eval().requires_grad_(False), newline_E, unpad)
+
+
+def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take the tensors of a part out; names lose the prefix."""
+    names = [name for name in tensors if name == prefix or name.startswith(f"{prefix}.")]
+    return {name[len(prefix) + 1 :]: tensors.pop(name).float() for name in names}
+
+
+def _load(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    expected = module.state_dict()
+    for name in sorted({*expected, *tensors}):
+        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape:
+            got = tuple(tensors[name].shape) if name in tensors else "none"
+            shape = tuple(expected[name].shape) if name in expected else "no such tensor"
+            raise UserError(f"{where}.{name}: does not fit its config (got {got}); expected {shape}")
+    module.load_state_dict(dict(tensors))
+
+
+def _read_settings(
+    config: Mapping[str, Any], projector: str, source: str | Path, *, tower: str | Path
+) -> MultimodalSettings:
+    content: dict[str, Any] = {
+        "tower": {
+            "kind": "clip", "source": str(tower), "layer": int(config.get("mm_vision_select_layer", -2)),
+            "geometry": "stretch", "projection": "new", "embed_dim": 1,
+        },
+        "connector": {"kind": projector},
+        "language": {"source": str(source), "tuning": "frozen"},
+        "regions": "hybrid",
+        "region_encoder": {"kind": "mean"},
+        "region_norm": False,
+        "visual_positions": False,
+        "max_images": 1,
+    }  # fmt: skip
+    if config.get("region_geo_sampler"):
+        pool = config.get("sampler_pooler_mode", "max")
+        content["region_encoder"] = {"kind": "sampler", "pool": pool, "official_xy_swap": True}
+    if str(config.get("mm_patch_merge_type", "flat")).startswith("spatial"):
+        side = build_tower(content["tower"]).preprocess.side
+        grid = build_tower(content["tower"]).grid
+        pairs = [tuple(pair) for pair in config.get("image_grid_pinpoints", ())]
+        content["assembly"] = {
+            "tiling": preset_options(
+                "ferret-v2", tile=side, grids=tuple((height // side, width // side) for width, height in pairs)
+            ).model_dump(),
+            "indicator": "none",
+            "tokens_per_view": grid[0] * grid[1],
+            "max_split_images": 1,
+        }
+    return validate(MultimodalSettings, content, where=f"{source}: config.json")
+
+
+def _build_decoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str | Path) -> Any:
+    import transformers
+
+    names = " ".join(config.get("architectures") or [str(config.get("model_type"))]).lower()
+    family = next((family for family in _DECODERS if family in names), None)
+    if family is None:
+        raise UserError(
+            f"{source}: field architectures: no decoder that is read (got {names}); expected llama or gemma"
+        )
+    known = transformers.AutoConfig.for_model(family).to_dict()
+    fields = {name: value for name, value in config.items() if name in known and name not in ("model_type", "dtype")}
+    with loading(str(source)):
+        decoder = getattr(transformers, _DECODERS[family])(transformers.AutoConfig.for_model(family, **fields))
+    stored = {name: value.float() for name, value in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    if decoder.config.tie_word_embeddings:
+        stored.setdefault("lm_head.weight", stored["model.embed_tokens.weight"])
+    _load(decoder, stored, str(source))
+    return decoder
+
+
+def _find_region_id(checkpoint: Checkpoint) -> int:
+    from transformers import AutoTokenizer
+
+    with loading(checkpoint.name):
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(checkpoint.folder), trust_remote_code=False)
+    if REGION_TOKEN not in tokenizer.get_vocab():
+        raise UserError(f"{checkpoint.name}: its tokenizer has no {REGION_TOKEN}; pass region_id")
+    return int(tokenizer.convert_tokens_to_ids(REGION_TOKEN))
