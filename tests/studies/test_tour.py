@@ -181,6 +181,11 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     assert parts | {"clipart images", "emoji images", "scenes images"} <= data
     keys = {column["key"] for column in result["columns"]}
     assert all(set(found["values"]) <= keys for found in result["table"])
+    asked = result["ask"]
+    assert len(asked["scenes"]) == 8
+    assert all((run / scene["image"]).is_file() and scene["questions"] for scene in asked["scenes"])
+    assert sum(tally["n"] for tally in asked["tallies"]) > 40
+    assert asked["training"]["points"][-1][0] == asked["training"]["steps"] == 20
     calibration = result["calibration"]
     assert calibration["trained"]["classes"] == len(calibration["classes"]["seen"] + calibration["classes"]["absent"])
     assert calibration["samples"] > 300
@@ -195,6 +200,7 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<html" in page
     assert "Fine-tuned on half of the classes" in page
+    assert 'id="ask"' in page
     assert "Eight clients, one map" in page
     for image in {question["image"] for question in result["locate"]}:
         assert (run / image).is_file()

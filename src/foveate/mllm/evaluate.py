@@ -393,8 +393,8 @@ def _value(interval: Interval) -> Value:
     return Value(value=interval.value, low=interval.low, high=interval.high, n=interval.n)
 
 
-def _normalize(box: PixelBox, width: int, height: int) -> BoxValues:
-    # A model may write corners in any order.
+def normalize_box(box: PixelBox, width: int, height: int) -> BoxValues:
+    """Return the corners of a box, sorted and as fractions of its image; a model may write them in any order."""
     (x1, x2), (y1, y2) = sorted((box.x1, box.x2)), sorted((box.y1, box.y2))
     return x1 / width, y1 / height, x2 / width, y2 / height
 
@@ -431,7 +431,7 @@ def _pick_samples(
                     "true_boxes": question.boxes,
                 }
                 drawn = {
-                    name: [_normalize(box, info.width, info.height) for box in values if box]
+                    name: [normalize_box(box, info.width, info.height) for box in values if box]
                     for name, values in boxes.items()
                 }
             write_bytes_atomically(folder / image, encoded)

@@ -12,7 +12,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
 from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
-from foveate.mllm.evaluate import CONDITIONS, ROWS, evaluate, load_suite
+from foveate.mllm.evaluate import CONDITIONS, ROWS, evaluate, load_suite, normalize_box
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.suite import SuiteQuestion
 from foveate.mllm.suites.scenes import KINDS
@@ -92,20 +92,14 @@ def _describe(question: SuiteQuestion, rows: Mapping[str, Any], size: tuple[int,
         right=row["score"] == 1,
         truth="" if question.boxes else question.references[0],
         unseen_name=_has_unseen_name(question),
-        region=_normalize(regions[0], size) if regions and regions[0] else None,
-        box=_normalize(PixelBox(*row["boxes"][0]), size) if row["boxes"] else None,
-        true_box=_normalize(question.boxes[0], size) if question.boxes else None,
+        region=normalize_box(regions[0], *size) if regions and regions[0] else None,
+        box=normalize_box(PixelBox(*row["boxes"][0]), *size) if row["boxes"] else None,
+        true_box=normalize_box(question.boxes[0], *size) if question.boxes else None,
         controls={
             condition: Control(answer=rows[condition]["answer"], right=rows[condition]["score"] == 1)
             for condition in CONDITIONS[1:]
         },
     )
-
-
-def _normalize(box: PixelBox, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    (x1, x2), (y1, y2) = (sorted(edges) for edges in ((box.x1, box.x2), (box.y1, box.y2)))
-    width, height = size
-    return x1 / width, y1 / height, x2 / width, y2 / height
 
 
 def _has_unseen_name(question: SuiteQuestion) -> bool:
