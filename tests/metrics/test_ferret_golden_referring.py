@@ -113,7 +113,7 @@ def test_merged_boxes_and_ious() -> None:
     golden = load("flickr_eval")
     for boxes, merged in golden["merge_boxes"]:
         phrase = TruePhrase("a", tuple(PixelBox(*box) for box in boxes))
-        assert _stack_true([(0, phrase)], merged=True)[0].tolist() == merged
+        assert _stack_true([phrase], merged=True)[0].tolist() == merged
     iou = golden["box_iou"]
     np.testing.assert_allclose(pairwise_iou(iou["a"], iou["b"]), iou["iou"], atol=1e-9)
 

@@ -147,6 +147,36 @@ def test_many_answers_are_parsed_like_each_of_them(texts: list[str], parser: Par
     assert plain.boxes_B4.tolist() == answers.boxes_B4.tolist()
 
 
+@pytest.mark.parametrize("count", [500, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_fuzzed_answers_neither_crash_nor_hang(count: int) -> None:
+    rng = random.Random(18)
+    pieces = (
+        "[",
+        "]",
+        "[[",
+        ", ",
+        ",",
+        ".",
+        " and ",
+        "dog",
+        "1",
+        "999",
+        "-3",
+        "1e9",
+        "nan",
+        "\n",
+        "\u0661",
+        "[1, 2, 3, 4]",
+        "é",
+    )
+    texts = ["".join(rng.choices(pieces, k=rng.randrange(40))) for _ in range(count)]
+    sizes = [(rng.randint(1, 4000), rng.randint(1, 4000)) for _ in texts]
+    for parser in ("robust", "official"):
+        answers = parse_answers(texts, sizes, parser=parser)
+        assert answers.counts_N.sum() == len(answers.boxes_B4) == len(answers.phrases) > count / 8
+        assert np.isfinite(answers.boxes_B4).all()
+
+
 def test_sizes_of_answers() -> None:
     assert parse_answers([], []).rows_B.tolist() == []
     assert parse_boxes("a [0, 0, 999, 999]", (10, 20), parser="official").boxes == (PixelBox(0, 0, 9, 19),)

@@ -184,50 +184,55 @@ def score_phrases(
     sizes = np.asarray(sizes_N2, dtype=np.int64).reshape(-1, 2)
     _check_lengths(answers, captions=captions, sizes=sizes)
     parsed = _parse(answers, sizes, mode, phrases=True)
-    phrases = [(row, entry) for row, caption in enumerate(captions) for entry in caption]
-    if mode == "official":
+    entries = [entry for caption in captions for entry in caption]
+    rows_P = np.repeat(np.arange(len(captions)), [len(caption) for caption in captions])
+    texts = [entry.phrase for entry in entries]
+    if mode == "official" and entries:
         # A phrase that a caption has twice has the boxes of the first one both times.
-        firsts = {(row, entry.phrase): entry for row, entry in reversed(phrases)}
-        phrases = [(row, firsts[row, entry.phrase]) for row, entry in phrases]
-    boxes_by_phrase: dict[tuple[int, str], list[int]] = defaultdict(list)
-    for index, (row, phrase) in enumerate(zip(parsed.rows_B.tolist(), parsed.phrases, strict=True)):
-        boxes_by_phrase[row, fold_phrase(phrase)].append(index)
-    predicted: list[int] = []
-    owners: list[int] = []
-    ranks: list[int] = []
-    for position, (row, entry) in enumerate(phrases):
-        indices = boxes_by_phrase.get((row, fold_phrase(entry.phrase)), ())
-        predicted += indices
-        owners += [position] * len(indices)
-        ranks += range(1, len(indices) + 1)
-    true, first_true, true_counts = _stack_true(phrases, merged)
+        _, firsts, groups = np.unique(_number(texts, rows_P, fold=False), return_index=True, return_inverse=True)
+        entries = [entries[index] for index in firsts[groups]]
+    # Phrases as integers: boxes and phrases of all answers are then matched by one sort.
+    keys = _number([*parsed.phrases, *texts], np.concatenate((parsed.rows_B, rows_P)), fold=True)
+    keys_B, keys_P = np.split(keys, [len(parsed.rows_B)])
+    order = np.argsort(keys_B, kind="stable")
+    starts_P, ends_P = (np.searchsorted(keys_B[order], keys_P, side=side) for side in ("left", "right"))
+    counts_P = ends_P - starts_P
+    owners = np.repeat(np.arange(len(entries)), counts_P)
+    ranks = np.arange(len(owners)) - np.repeat(np.cumsum(counts_P) - counts_P, counts_P)
+    predicted = order[starts_P[owners] + ranks]
+    true, first_true, true_counts = _stack_true(entries, merged)
     # Every predicted box beside every true box of its phrase.
-    repeats = true_counts[owners] if owners else np.zeros(0, np.int64)
+    repeats = true_counts[owners]
     pairs = np.repeat(np.arange(len(predicted)), repeats)
     steps = np.arange(len(pairs)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    owners_P = np.array(owners, np.int64)[pairs]
-    boxes = parsed.boxes_B4[np.array(predicted, np.int64)[pairs]]
+    owners_P = owners[pairs]
+    boxes = parsed.boxes_B4[predicted[pairs]]
     hits = intersection_over_union(boxes, true[first_true[owners_P] + steps]) >= IOU_THRESHOLD
-    ranks_P = np.full(len(phrases), np.iinfo(np.int64).max)
-    np.minimum.at(ranks_P, owners_P[hits], np.array(ranks, np.int64)[pairs][hits])
+    ranks_P = np.full(len(entries), np.iinfo(np.int64).max)
+    np.minimum.at(ranks_P, owners_P[hits], ranks[pairs][hits] + 1)
     ranks_P[ranks_P == np.iinfo(np.int64).max] = 0
-    named = set(owners)
-    misses = ["" if rank == 1 else "wrong box" for rank in ranks_P]
-    for position in set(range(len(phrases))) - named:
-        row, entry = phrases[position]
-        misses[position] = _explain_phrase_miss(parsed, row, true[first_true[position]])
-    return PhraseScores(ranks_P, tuple(entry.categories for _, entry in phrases), tuple(misses))
+    misses = ["" if rank == 1 else "wrong box" for rank in ranks_P.tolist()]
+    for position in np.flatnonzero(counts_P == 0).tolist():
+        misses[position] = _explain_phrase_miss(parsed, int(rows_P[position]), true[first_true[position]])
+    return PhraseScores(ranks_P, tuple([entry.categories for entry in entries]), tuple(misses))
+
+
+def _number(phrases: Sequence[str], rows: NDArray[np.int64], *, fold: bool) -> NDArray[np.int64]:
+    """Number pairs of an answer and a phrase; equal ones, also up to `fold_phrase`, have equal numbers."""
+    ids: dict[str, int] = {}
+    table = {phrase: ids.setdefault(fold_phrase(phrase) if fold else phrase, len(ids)) for phrase in set(phrases)}
+    return rows * (len(table) + 1) + np.array([table[phrase] for phrase in phrases], np.int64)
 
 
 def _stack_true(
-    phrases: Sequence[tuple[int, TruePhrase]], merged: bool
+    entries: Sequence[TruePhrase], merged: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Return all true boxes, and the first one and the number of them of each phrase."""
-    counts = np.array([len(entry.boxes) for _, entry in phrases], np.int64)
+    counts = np.array([len(entry.boxes) for entry in entries], np.int64)
     if len(counts) and counts.min() == 0:
-        entry = phrases[int(counts.argmin())][1]
-        raise UserError(f"phrase {entry.phrase!r}: no true box; expected phrases that have one")
-    edges = [edge for _, entry in phrases for box in entry.boxes for edge in (box.x1, box.y1, box.x2, box.y2)]
+        phrase = entries[int(counts.argmin())].phrase
+        raise UserError(f"phrase {phrase!r}: no true box; expected phrases that have one")
+    edges = [edge for entry in entries for box in entry.boxes for edge in (box.x1, box.y1, box.x2, box.y2)]
     boxes, firsts = np.array(edges, np.float64).reshape(-1, 4), np.cumsum(counts) - counts
     if not merged or not len(counts):
         return boxes, firsts, counts
