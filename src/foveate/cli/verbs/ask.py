@@ -113,6 +113,8 @@ def command(
     ask_turns(question, shapes, images=len(images))
     if options:
         check_options(options)
+    if image_out:
+        _find_format(image_out)
     shapes = _convert(shapes, checked.unit, question, images)
     start = time.perf_counter()
     model = open_mllm(checked.model, device=device)
@@ -310,25 +312,31 @@ def _chat(
                 click.echo(str(problem), err=True)
 
 
-def _write_images(path: Path, images: tuple[Path, ...], answer: Answer) -> dict[str, Path]:
-    """Write each image with the boxes that lie in it; return the files."""
-    from io import BytesIO
-
+def _find_format(path: Path) -> str:
+    """Return Pillow's name of the format of an image file; raise UserError if its suffix is none."""
     from PIL import Image
 
     from foveate.core.errors import UserError
-    from foveate.core.files import write_bytes_atomically
-    from foveate.multimodal.draw import draw_boxes
-    from foveate.records.images import decode
 
     format = Image.registered_extensions().get(path.suffix.lower())
     if format is None:
         raise UserError(f"--image-out: unknown kind of image file '{path.suffix}'; expected .png or .jpg")
+    return format
+
+
+def _write_images(path: Path, images: tuple[Path, ...], answer: Answer) -> dict[str, Path]:
+    """Write each image with the boxes that lie in it; return the files."""
+    from io import BytesIO
+
+    from foveate.core.files import write_bytes_atomically
+    from foveate.multimodal.draw import draw_boxes
+    from foveate.records.images import decode
+
     paths = {}
     for number, image in enumerate(images):
         boxes = [box for box, at in zip(answer.boxes, answer.images, strict=True) if at == number]
         buffer = BytesIO()
-        draw_boxes(decode(image.read_bytes()), boxes).save(buffer, format)
+        draw_boxes(decode(image.read_bytes()), boxes).save(buffer, _find_format(path))
         file = path if len(images) == 1 else path.with_stem(f"{path.stem}-{number + 1}")
         write_bytes_atomically(file, buffer.getvalue())
         paths["image" if len(images) == 1 else f"image {number + 1}"] = file
