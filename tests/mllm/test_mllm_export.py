@@ -13,6 +13,7 @@ from transformers import AutoProcessor
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
+from foveate.core.model_folder import read_tensors
 from foveate.core.recipes import validate
 from foveate.language.chat import Chat
 from foveate.language.lora import LoraOptions, add_lora
@@ -108,6 +109,9 @@ def test_llava_answers_alike(case: str, sources: dict[str, str], tmp_path: Path)
     source = save(loaded, tmp_path / "model")
     folder, result, _ = export_mllm(str(source), to="llava")
     assert folder == tmp_path / "model-llava"
+    # As in released checkpoints, which transformers 4 and vLLM read.
+    names = read_tensors(folder / "model.safetensors")
+    assert "vision_tower.vision_model.encoder.layers.0.layer_norm1.weight" in names
     # vLLM looks the decoder's class up by name.
     decoder = type(loaded.model.language_model).__name__
     assert read_json(folder / "config.json")["text_config"]["architectures"] == [decoder]

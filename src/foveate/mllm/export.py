@@ -17,9 +17,9 @@ from torch import Tensor
 
 from foveate.core.errors import UserError, choose
 from foveate.core.export_folder import check_empty_folder, default_folder, staged_folder
-from foveate.core.files import write_text_atomically
+from foveate.core.files import write_bytes_atomically, write_text_atomically
 from foveate.core.hub import quiet
-from foveate.core.model_folder import CARD
+from foveate.core.model_folder import CARD, WEIGHTS, read_tensors
 from foveate.core.plugins import load_module, module_names
 from foveate.language.lora import merge_lora
 from foveate.language.packing import pack_texts
@@ -235,6 +235,22 @@ def image_processor(loaded: LoadedModel, processor: Any, sizes: dict[str, Any]) 
     return processor(resample=clip.resample, image_mean=clip.image_mean, image_std=clip.image_std, **sizes)
 
 
+def _rename_tower(path: Path) -> None:
+    """Give a tower's weights the names that released checkpoints have.
+
+    transformers 5 flattened CLIP and SigLIP and leaves `vision_model.` out; it reads either, releases before it and
+    vLLM the old names alone.
+    """
+    from safetensors.torch import save
+
+    def rename(name: str) -> str:
+        head, tower, tail = name.partition("vision_tower.")
+        return name if not tower or tail.startswith("vision_model.") else f"{head}{tower}vision_model.{tail}"
+
+    tensors = {rename(name): value for name, value in read_tensors(path).items()}
+    write_bytes_atomically(path, save(tensors, metadata={"format": "pt"}))
+
+
 def write_export(job: Job, model: Any, processor: Any, suppressed: Sequence[int] = ()) -> tuple[Any, Any]:
     """Write model and processor, and open them again.
 
@@ -251,6 +267,7 @@ def write_export(job: Job, model: Any, processor: Any, suppressed: Sequence[int]
     generation.suppress_tokens = sorted([*silent, *suppressed])
     with quiet():
         model.save_pretrained(str(job.folder))
+        _rename_tower(job.folder / WEIGHTS)
         processor.save_pretrained(str(job.folder))
         # The file that releases before 5, and llama.cpp's converter, read.
         processor.image_processor.save_pretrained(str(job.folder))
