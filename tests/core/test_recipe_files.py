@@ -162,3 +162,26 @@ def test_settings_are_frozen_and_read_does_not_share(file: Path) -> None:
     assert validate(Outer, content, where="here").steps == 5
     with raises_naming(UserError, "here: ", "steps"):
         validate(Outer, {}, where="here")
+
+
+class Staged(Settings):
+    class Stage(Settings):
+        name: str
+        inner: Inner = Inner()
+
+    stages: tuple[Stage, ...]
+
+
+def test_overrides_reach_entries_of_lists_by_index_and_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "staged.yaml"
+    file.write_text("stages: [{name: first}, {name: second, inner: {weight: 2, kinds: [b, c]}}]")
+    overrides = ["stages.first.inner.weight=3", "stages.1.inner.weight=4", "stages.second.inner.kinds.0=d"]
+    first, second = load(Staged, str(file), overrides).stages
+    assert (first.inner.weight, second.inner.weight, second.inner.kinds) == (3, 4, ("d", "c"))
+    assert load(Staged, str(file), ["stages.1={name: third}"]).stages[1] == Staged.Stage(name="third")
+    for override, named in (
+        ("stages.scond.inner.weight=1", "Did you mean 'second'"),
+        ("stages.2.name=x", "1 (second)"),
+    ):
+        with raises_naming(UserError, override, named, "0 (first)"):
+            load(Staged, str(file), [override])

@@ -82,10 +82,11 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
     """Set fields of a mapping in place.
 
     Args:
-        overrides: texts of the form `a.b=value`, the value as YAML; the last one of a field wins.
+        overrides: texts of the form `a.b=value`, the value as YAML; the last one of a field wins. An entry of a list is
+            named by its index or its field `name`: `stages.1.training.steps=10`, `stages.instruction.groups=[text]`.
 
     Raises:
-        UserError: a text has another form, or names a field below a plain value.
+        UserError: a text has another form, or names a field below a plain value, or no entry of a list.
     """
     for override in overrides:
         _apply(content, override)
@@ -146,13 +147,33 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise UserError(f"override '{override}': expected name.of.field=value")
     value = read_yaml(text, where=f"override '{override:.80}'", kind="YAML")
     *parents, last = name.split(".")
-    group = content
+    group: Any = content
     for parent in parents:
-        child = group.setdefault(parent, {})
-        if not isinstance(child, dict):
+        if isinstance(group, list):
+            child = group[_find_entry(group, parent, override)]
+        else:
+            child = group.setdefault(parent, {})
+        if not isinstance(child, dict | list):
             raise UserError(f"override '{override}': '{parent}' is a value, not a group of fields")
         group = child
-    group[last] = value
+    if isinstance(group, list):
+        group[_find_entry(group, last, override)] = value
+    else:
+        group[last] = value
+
+
+def _find_entry(entries: list[Any], part: str, override: str) -> int:
+    """Find an entry of a list by its index from 0, or by the `name` that it has, as stages do."""
+    if part.isdecimal() and int(part) < len(entries):
+        return int(part)
+    names = [str(entry["name"]) if isinstance(entry, dict) and "name" in entry else "" for entry in entries]
+    if part in names:
+        return names.index(part)
+    expected = ", ".join(f"{index} ({name})" if name else str(index) for index, name in enumerate(names))
+    raise UserError(
+        f"override '{override}': the list has no entry '{part}'; expected one of {expected or 'none, it is empty'}"
+        f"{nearest(part, filter(None, names))}"
+    )
 
 
 def validate(model: type[S], content: dict[str, Any], *, where: str) -> S:
