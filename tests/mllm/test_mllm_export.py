@@ -27,7 +27,7 @@ from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
 from foveate.multimodal.foreign import open_foreign
 from foveate.multimodal.opening import open_mllm
-from foveate.multimodal.prompts import PromptWriter
+from foveate.multimodal.prompts import PromptWriter, images_lead
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.conversations import Conversation, Turn
 from foveate.records.geometry import View
@@ -130,17 +130,22 @@ def test_llava_answers_alike(case: str, sources: dict[str, str], tmp_path: Path)
     assert_same(theirs.ask(both, question, max_tokens=8), ours.ask(both, question, max_tokens=8))
 
 
-def test_the_template_writes_what_was_trained(sources: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("lead", [True, False])
+def test_the_template_writes_what_was_trained(sources: dict[str, str], tmp_path: Path, lead: bool) -> None:
     loaded = build({**CLIP, "source": sources["clip"]}, "mlp")
     llava.export(Job(loaded, tmp_path))
     turns = [
         Turn("system", "  yes\nno "),
-        Turn("user", "<image>\nWhere is  the\nred disc?"),
+        Turn("user", f"{'<image> ' * 2 if lead else ''}<image>\nWhere is  the\nred disc?"),
         Turn("assistant", " a red  disc "),
-        Turn("user", "<image> Is <image> there a blue square?"),
+        Turn("user", "Is there a blue square?" if lead else "<image> Is <image> there a blue square?"),
     ]
+    assert images_lead(turns) == lead
     placements = [place_image(loaded.model.tower.preprocess, (SIZE, SIZE), View())] * 3
-    ours = loaded.prompts.write_question(Conversation("a", ("x", "y", "z"), tuple(turns)), placements).tokens.ids
+    image, count = loaded.tokenizer.special["<image>"], loaded.model.connector.num_tokens
+    slots = None if lead else [[image] * count] * 3
+    conversation = Conversation("a", ("x", "y", "z"), tuple(turns))
+    ours = loaded.prompts.write_question(conversation, placements, images=slots).tokens.ids
     messages = [
         {"role": turn.role, "content": [
             {"type": "image"} if piece is None else {"type": "text", "text": piece} for piece in split_images(turn.text)
@@ -150,8 +155,7 @@ def test_the_template_writes_what_was_trained(sources: dict[str, str], tmp_path:
     processor = AutoProcessor.from_pretrained(tmp_path)
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     inputs = processor(images=[draw()] * 3, text=prompt, return_tensors="pt")
-    image = loaded.tokenizer.special["<image>"]
-    assert inputs["input_ids"][0].tolist() == [image] * (3 * loaded.model.connector.num_tokens) + ours
+    assert inputs["input_ids"][0].tolist() == [image] * (3 * count * lead) + ours
 
 
 def split_images(text: str) -> list[str | None]:

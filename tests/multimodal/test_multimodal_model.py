@@ -12,19 +12,20 @@ import torch
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.chat import Chat
-from foveate.language.packing import PackedTexts, Tokens, pack_texts
+from foveate.language.packing import SLOT, PackedTexts, Tokens, pack_texts
 from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
 from foveate.multimodal.ask import Mllm, Question, _Writer
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
-from foveate.multimodal.model import MultimodalModel, Visual
+from foveate.multimodal.model import MultimodalModel, ViewLayout, Visual
 from foveate.multimodal.phrase_maps import BoxHead, box_weights
-from foveate.multimodal.prompts import PromptWriter
+from foveate.multimodal.prompts import PromptWriter, image_slots, images_lead
 from foveate.multimodal.questions import ask_turns
 from foveate.multimodal.referring import RegionPrompts
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.boxes import PixelBox
-from foveate.records.conversations import Conversation
+from foveate.records.conversations import Conversation, Turn
+from foveate.records.geometry import View
 from naming import raises_naming
 
 TEXTS = ["What is in the image?", "Where is the red disc?", "Is there a blue square?", "a red disc", "yes", "no"]
@@ -99,6 +100,110 @@ def test_a_packed_row_equals_one_sequence_per_conversation(kind: str) -> None:
             torch.testing.assert_close(packed_BTE[row, start : start + len(alone)], alone, atol=2e-5, rtol=1e-4)
             start += len(alone)
     assert used == 3
+
+
+def test_images_stand_at_their_placeholders() -> None:
+    """A row equals the embeddings laid end to end, packed among rows with images in front and without any."""
+    one = loaded()
+    model, prompts = one.model, one.prompts
+    seen = visual(model, 3)
+    turns = (
+        Turn("user", "This is <image> and  <image>"),
+        Turn("assistant", "yes"),
+        Turn("user", "What is <region>?", (PixelBox(0, 0, 32, 64),)),
+        Turn("assistant", "a red disc"),
+    )
+    assert not images_lead(turns)
+    placement = View().place(64, 64, 64, stretch=True)
+    layout = [(0, [20, 21]), (1, [22])]
+    written = prompts.write_conversation(
+        Conversation("a", ("x", "y"), turns), [placement] * 2, images=image_slots(layout, 4)
+    )
+    ids, special = written.tokens.ids, prompts.tokenizer.special
+    slots = [number for number, id in enumerate(ids) if id == SLOT]
+    first = [special["<user>"], *prompts.tokenizer.encode(" This is"), 20, 21]
+    assert ids[: len(first)] == first
+    assert slots == [*range(len(first), len(first) + 4), *range(slots[4], slots[4] + 4)]
+    assert ids[slots[3] + 1 : slots[4]] == [*prompts.tokenizer.encode(" and"), 22]
+    assert not any(written.tokens.learned[slot] for slot in slots)
+    assert written.regions[0][0] == 1
+    rows = [[written.tokens], [Tokens([24, 25], [False] * 2)], [Tokens([26, 27, 28], [False] * 3)]]
+    views_BK = torch.tensor([[2, 0], [1, -1], [-1, -1]])
+    views = ViewLayout.create([layout, [(0, [])], []], in_text=[True, False, False])
+    regions = RegionPrompts(
+        torch.tensor(np.stack([box for _, box in written.regions]), dtype=torch.float32), torch.tensor([1])
+    )
+    packed_BTE = model.hidden_states(seen, views_BK, pack_texts(rows, pad=0), regions, views)
+    # By hand: visual tokens and text each from the functions that a row with images in front uses.
+    tokens_KTE = model.view_tokens(seen, views_BK[:1])[0]
+    text_TE = model.embed(torch.tensor([ids]), seen, views_BK[:1], regions)[0]
+    maps = model.phrase_maps
+    assert maps is not None
+    table_TE = model.embeddings_VE[torch.tensor(ids).clamp(min=0)]
+    similar_KTL = model._maps(table_TE[None], seen, views_BK[:1])
+    expected = []
+    for number, id in enumerate(ids):
+        before = sum(slot <= number for slot in slots) // 4
+        shown = torch.tensor([[[before > 0], [before > 1]]])
+        of_maps_E = maps(similar_KTL[:, :, number : number + 1], shown)[0, 0]
+        is_text = id not in (SLOT, prompts.region_id)
+        expected.append(table_TE[number] + of_maps_E if is_text else text_TE[number])
+    for view in range(2):
+        for token in range(4):
+            expected[slots[4 * view + token]] = tokens_KTE[view, token]
+    output = model.language_model.base_model(inputs_embeds=torch.stack(expected)[None]).last_hidden_state[0]
+    torch.testing.assert_close(packed_BTE[0], output, atol=2e-5, rtol=1e-4)
+    for row in (1, 2):
+        alone = model.hidden_states(
+            seen,
+            views_BK[row : row + 1, : 2 - row],
+            pack_texts([rows[row]], pad=0),
+            None,
+            views.select(torch.tensor([row]), 2 - row),
+        )[0]
+        torch.testing.assert_close(packed_BTE[row, : len(alone)], alone, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("texts", "lead"),
+    [
+        (["<image>\n<image> What?"], True),
+        (["What?"], True),
+        (["What?\n<image>"], False),
+        (["<image> a <image> b"], False),
+        (["<image>", "Yes", "<image>"], False),
+    ],
+)
+def test_which_images_stand_in_front(texts: list[str], lead: bool) -> None:
+    turns = [Turn(("user", "assistant")[number % 2], text) for number, text in enumerate(texts)]
+    assert images_lead([Turn("system", "Be brief."), *turns]) == lead
+
+
+def test_a_question_with_text_in_front_of_its_image_is_answered_as_it_is_trained() -> None:
+    """By `ask`, in a batch with others and in a chat, as from the whole sequence."""
+    one = loaded()
+    model = Mllm(one)
+    image = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    question = "Here is <image> a red disc?"
+    answer = model.ask(image, question, max_tokens=8)
+    assert model.ask_all([(image, "What is it?"), (image, question), ([], "Hello?")], max_tokens=8)[1] == answer
+    assert "".join(model.stream(image, question, max_tokens=8)) == answer.text
+    chat = model.chat(image)
+    assert chat.ask(question, max_tokens=8) == answer
+    _, (pending,) = model._prepare([Question(image, question)])
+    ids = pending.written.tokens.ids
+    assert ids.count(SLOT) == 4
+    seen, _ = model._prepare([Question(image, question)])
+    layout = ViewLayout.create([pending.layout], in_text=[True])
+    written: list[int] = []
+    special = [id for id in one.tokenizer.special.values() if id not in (one.tokenizer.end, one.prompts.region_id)]
+    while len(written) < answer.tokens:
+        texts = pack_texts([[Tokens([*ids, *written], [False] * (len(ids) + len(written)))]], pad=0)
+        state = one.model.hidden_states(seen, torch.tensor([[0]]), texts, None, layout)[:, -1]
+        written.append(int(one.model.logits(state).index_fill(1, torch.tensor(special), -torch.inf).argmax()))
+    assert pending.answer == [] and one.tokenizer.decode(written).strip() == answer.text.strip()
+    chat.ask("Is it blue?", max_tokens=4)
+    assert chat._ids[: len(ids)] == ids
 
 
 def test_padding_is_known_by_position_and_not_by_its_id() -> None:

@@ -15,8 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+SLOT = -1
+"""Id of a position within a text whose embedding is no token's: a visual token of an image that stands there."""
+
+
 class Tokens(NamedTuple):
-    """One tokenized conversation: `ids`, and which of them are `learned` (answers and their end marks)."""
+    """One tokenized conversation: `ids` or `SLOT`, and which of them are `learned` (answers and their end marks)."""
 
     ids: list[int]
     learned: list[bool]
@@ -26,7 +30,7 @@ class PackedTexts(NamedTuple):
     """The conversations of B rows, laid end to end.
 
     Attributes:
-        ids_BT: token ids.
+        ids_BT: token ids, `SLOT` where an image stands in a text.
         text_BT: number of the conversation from 1; 0 is padding.
         position_BT: position inside the conversation, from 0.
         learned_BT: which tokens have a loss.

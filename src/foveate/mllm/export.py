@@ -205,7 +205,10 @@ def copy_tokenizer(loaded: LoadedModel, added: Sequence[str] = ()) -> Any:
 
 
 def chat_template(loaded: LoadedModel) -> str:
-    """Return a Jinja template that writes conversations as they were trained: all images in front, then the turns."""
+    """Return a Jinja template that writes conversations as they were trained.
+
+    Images that begin the first question stand in front of all turns, others where they are (`prompts.images_lead`).
+    """
     template = loaded.prompts.chat.template
     before, after = (
         ", ".join(f"{json.dumps(role)}: {json.dumps(texts[role])}" for role in _ROLES)
@@ -214,13 +217,22 @@ def chat_template(loaded: LoadedModel) -> str:
     blank = "' '" if template.blank else "''"
     return (
         f"{{%- set before = {{{before}}} -%}}{{%- set after = {{{after}}} -%}}"
-        "{%- for message in messages if message.content is not string -%}"
+        "{%- set seen = namespace(text=false, lead=true, content='') -%}"
+        "{%- for message in messages if message.role != 'system' -%}"
+        "{%- if message.content is string -%}{%- set seen.text = true -%}{%- else -%}"
+        "{%- for part in message.content -%}{%- if part.type != 'image' -%}{%- set seen.text = true -%}"
+        "{%- elif seen.text -%}{%- set seen.lead = false -%}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+        "{%- for message in messages if seen.lead and message.content is not string -%}"
         "{%- for part in message.content if part.type == 'image' -%}<image>{%- endfor -%}{%- endfor -%}"
         "{%- for message in messages -%}"
-        "{%- set content = message.content if message.content is string"
-        " else message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') -%}"
-        "{%- set content = content.split() | join(' ') if message.role == 'user' else content.strip() -%}"
-        f"{{{{ before[message.role] ~ ({blank} if content else '') ~ content ~ after[message.role] }}}}"
+        "{%- set seen.content = message.content if message.content is string else '' -%}"
+        "{%- for part in message.content if message.content is not string -%}"
+        "{%- if part.type == 'text' -%}{%- set seen.content = seen.content ~ ' ' ~ part.text -%}"
+        "{%- elif not seen.lead -%}"
+        "{%- set seen.content = (seen.content.split() | join(' ')) ~ '<image>' -%}{%- endif -%}{%- endfor -%}"
+        "{%- set content = seen.content.split() | join(' ') if message.role == 'user' else seen.content.strip() -%}"
+        f"{{%- set start = {blank} if content and not content.startswith('<image>') else '' -%}}"
+        "{{ before[message.role] ~ start ~ content ~ after[message.role] }}"
         "{%- endfor -%}{%- if add_generation_prompt -%}{{ before['assistant'] }}{%- endif -%}"
     )
 

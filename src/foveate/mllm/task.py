@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
-from foveate.language.packing import PackedTexts
+from foveate.language.packing import SLOT, PackedTexts
 from foveate.mllm.recipe import StageSettings
 from foveate.mllm.samples import NameTable
 from foveate.multimodal.model import MultimodalModel, ViewLayout, Visual
@@ -217,7 +217,8 @@ class MllmTask(Task):
 
 
 def readable_tokens(texts: PackedTexts, row_N: Tensor, at_N: Tensor, region_id: int) -> Tensor:
-    """Return which tokens [N, T] of its conversation a box may be for: text in front of it, not other regions."""
+    """Return which tokens [N, T] of its conversation a box may be for: text in front of it, no images or other regions."""
     index_T = torch.arange(texts.ids_BT.shape[1], device=texts.ids_BT.device)
     same_NT = texts.text_BT[row_N] == texts.text_BT[row_N, at_N][:, None]
-    return same_NT & (index_T < at_N[:, None]) & (texts.ids_BT[row_N] != region_id)
+    is_text_NT = (texts.ids_BT[row_N] != region_id) & (texts.ids_BT[row_N] != SLOT)
+    return same_NT & (index_T < at_N[:, None]) & is_text_NT

@@ -19,6 +19,7 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.generate import GenerationSettings, Prefix, extend, generate, stream
+from foveate.language.packing import SLOT
 from foveate.multimodal.answers import (
     Answer,
     find_runs,
@@ -35,7 +36,7 @@ from foveate.multimodal.choose import OptionRow, check_options, score_options, t
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.frames import CoordinateFrame, move_regions
 from foveate.multimodal.model import ViewLayout, Visual, list_views
-from foveate.multimodal.prompts import Written
+from foveate.multimodal.prompts import Written, image_slots, images_lead
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions
 from foveate.multimodal.referring import RegionPrompts
 from foveate.records.conversations import Conversation, Turn
@@ -83,7 +84,7 @@ class _Pending:
 
     Attributes:
         views: numbers of its views. layout: image of each, and ids in front of it. frames: of its images.
-        written: the tokens of the question. answer: generated ids.
+        written: the tokens of the question. in_text: the images stand within it. answer: generated ids.
         before: tokens of the conversation in front of the question. unread: behind them, read with the question.
         boxes: (image, box in [0, 1] of the model input) of the answer's region tokens.
     """
@@ -92,6 +93,7 @@ class _Pending:
     layout: list[tuple[int, list[int]]]
     frames: list[CoordinateFrame]
     written: Written
+    in_text: bool = False
     before: list[int] = field(default_factory=list)
     unread: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
@@ -385,8 +387,14 @@ class Mllm:
         conversation = Conversation(_QUESTION, tuple(str(number) for number in range(len(images))), tuple(turns))
         placements = [frame.placement for frame in frames]
         check_regions(conversation, [image.size for image in images], numbered)
-        written = prompts.write_question(move_regions(conversation, frames), placements, goes_on=bool(read))
-        pending = _Pending(views, layout, frames, written)
+        in_text = not images_lead(turns)
+        written = prompts.write_question(
+            move_regions(conversation, frames),
+            placements,
+            images=image_slots(layout, model.connector.num_tokens) if in_text else None,
+            goes_on=bool(read),
+        )
+        pending = _Pending(views, layout, frames, written, in_text)
         self._check_length(pending, read=read)
         return pending
 
@@ -394,7 +402,7 @@ class Mllm:
         """Raise UserError if a question, and `more` tokens of its answer, do not fit; nothing is ever cut."""
         model = self.loaded.model
         images = len(pending.views) * model.connector.num_tokens + sum(len(ids) for _, ids in pending.layout)
-        before = read or images
+        before = read or (0 if pending.in_text else images)
         length = before + len(pending.written.tokens.ids) + more
         # A question needs room for a token of its answer; options bring theirs along.
         if length >= model.max_positions + (more > 0):
@@ -545,7 +553,8 @@ class _Writer:
         model, question = self.loaded.model, self.pending[number]
         views_1K = self._views([number])
         ids_1T = torch.tensor([question.unread + question.written.tokens.ids], device=views_1K.device)
-        layout = ViewLayout(*(column.to(views_1K.device) for column in ViewLayout.create([question.layout])))
+        created = ViewLayout.create([question.layout], in_text=[question.in_text])
+        layout = ViewLayout(*(column.to(views_1K.device) for column in created))
         regions = RegionPrompts.create(question.written.regions, question.written.points).to(views_1K.device)
         text_TE = model.embed(ids_1T, self.visual, views_1K, regions, layout)[0]
         if not images:
@@ -576,7 +585,8 @@ class _Writer:
         model, device = self.loaded.model, state_E.device
         ids = question.before + question.unread + question.written.tokens.ids + question.answer
         ids_1T = torch.tensor([ids], device=device)
-        (phrase_E,) = model.point(state_E[None], ids_1T, ids_1T != self.loaded.prompts.region_id)
+        is_text_1T = (ids_1T != self.loaded.prompts.region_id) & (ids_1T != SLOT)
+        (phrase_E,) = model.point(state_E[None], ids_1T, is_text_1T)
         # A model with a box head has one view an image: its number is the image's.
         image, box_4 = model.locate_among(self.visual, torch.tensor(question.views, device=device), phrase_E)
         return image, open_box(box_4.tolist())

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
-from foveate.language.packing import PackedTexts, attention_and_positions
+from foveate.language.packing import SLOT, PackedTexts, attention_and_positions
 from foveate.language.sparse import pop_router_losses
 from foveate.multimodal.assemble import AssemblyOptions, SamplePlan, plan_sample
 from foveate.multimodal.phrase_maps import BoxHead, PhraseMaps, box_weights
@@ -58,27 +58,37 @@ class ViewLayout(NamedTuple):
     Attributes:
         image_BK: number of each view's image in its row.
         before_BKI: ids of the tokens in front of each view, -1 behind the last.
+        in_text_BK: views that stand within the text of their row, in order at its `SLOT`s, with their indicators.
     """
 
     image_BK: Tensor
     before_BKI: Tensor
+    in_text_BK: Tensor
 
     @classmethod
-    def create(cls, rows: Sequence[Sequence[tuple[int, Sequence[int]]]]) -> ViewLayout:
-        """Lay out rows of views, each with the number of its image and the ids in front of it."""
+    def create(
+        cls, rows: Sequence[Sequence[tuple[int, Sequence[int]]]], *, in_text: Sequence[bool] | None = None
+    ) -> ViewLayout:
+        """Lay out rows of views, each with the number of its image and the ids in front of it.
+
+        Args:
+            in_text: rows whose images stand within their text; none by default.
+        """
         columns = max(map(len, rows), default=0)
         longest = max((len(before) for row in rows for _, before in row), default=0)
         image_BK = torch.zeros(len(rows), columns, dtype=torch.long)
         before_BKI = torch.full((len(rows), columns, longest), -1)
+        in_text_B1 = torch.tensor(in_text or [False] * len(rows), dtype=torch.bool)[:, None]
         for index, row in enumerate(rows):
             for column, (image, before) in enumerate(row):
                 image_BK[index, column] = image
-                before_BKI[index, column, : len(before)] = torch.tensor(before, dtype=torch.long)
-        return cls(image_BK, before_BKI)
+                if not in_text_B1[index]:
+                    before_BKI[index, column, : len(before)] = torch.tensor(before, dtype=torch.long)
+        return cls(image_BK, before_BKI, in_text_B1.repeat(1, columns))
 
     def select(self, rows: Tensor, count: int) -> ViewLayout:
         """Select rows, and of each the first `count` views."""
-        return ViewLayout(self.image_BK[rows, :count], self.before_BKI[rows, :count])
+        return ViewLayout(*(column[rows, :count] for column in self))
 
 
 def list_views(sample: SamplePlan, encode: Callable[[str], list[int]]) -> list[tuple[int, list[int]]]:
@@ -238,25 +248,30 @@ class MultimodalModel(nn.Module):
         Args:
             visual: of all views.
             views_BK: numbers of the views of each row, -1 behind the last where a row has fewer.
-            layout: of the views; None where each is an image of its own.
+            layout: of the views; None where each is an image of its own. Views within the text are left out.
         """
-        # A row with fewer views reads view 0 in the place of the missing ones, which are dropped below.
-        tokens_BKTE = self.visual_gain * visual.tokens_VTE[views_BK.clamp(min=0)]
-        if self.settings.visual_positions:
-            image_BK = torch.arange(views_BK.shape[1], device=views_BK.device) if layout is None else layout.image_BK
-            tokens_BKTE = tokens_BKTE + self.view_position_TE + self.image_index_KE[image_BK][..., None, :]
-        if layout is None:
+        tokens_BKTE = self.view_tokens(visual, views_BK, layout)
+        if layout is None or not views_BK.shape[1]:
             # Rows of one length and no indicators: the views only have to be laid end to end.
             return tokens_BKTE.flatten(1, 2)
         embedded_BKIE = self.language_model.get_input_embeddings()(layout.before_BKI.clamp(min=0))
-        is_view_BKT = (views_BK >= 0)[..., None].expand(tokens_BKTE.shape[:3])
+        is_view_BKT = ((views_BK >= 0) & ~layout.in_text_BK)[..., None].expand(tokens_BKTE.shape[:3])
         is_token_BKP = torch.cat([layout.before_BKI >= 0, is_view_BKT], dim=2)
         whole_BKPE = torch.cat([embedded_BKIE.to(tokens_BKTE.dtype), tokens_BKTE], dim=2)
         return whole_BKPE[is_token_BKP].view(len(views_BK), -1, self.width)
 
+    def view_tokens(self, visual: Visual, views_BK: Tensor, layout: ViewLayout | None = None) -> Tensor:
+        """Return the visual tokens [B, K, T, E] of the views of rows, as the language model reads them."""
+        tokens_BKTE = self.visual_gain * visual.tokens_VTE[views_BK.clamp(min=0)]
+        if self.settings.visual_positions:
+            image_BK = torch.arange(views_BK.shape[1], device=views_BK.device) if layout is None else layout.image_BK
+            tokens_BKTE = tokens_BKTE + self.view_position_TE + self.image_index_KE[image_BK][..., None, :]
+        return tokens_BKTE
+
     def prefix_lengths(self, views_BK: Tensor, layout: ViewLayout | None = None) -> Tensor:
-        """Count the visual tokens and indicators [B] of each row; see `prefix`."""
-        lengths_B = (views_BK >= 0).sum(dim=1) * self.connector.num_tokens
+        """Count the visual tokens and indicators [B] in front of the text of each row; see `prefix`."""
+        is_view_BK = views_BK >= 0 if layout is None else (views_BK >= 0) & ~layout.in_text_BK
+        lengths_B = is_view_BK.sum(dim=1) * self.connector.num_tokens
         return lengths_B if layout is None else lengths_B + (layout.before_BKI >= 0).sum(dim=(1, 2))
 
     def embed(
@@ -267,16 +282,23 @@ class MultimodalModel(nn.Module):
         regions: RegionPrompts | None = None,
         layout: ViewLayout | None = None,
     ) -> Tensor:
-        """Embed token ids [B, T]; regions overwrite their tokens, and phrase maps are added.
+        """Embed token ids [B, T]; images and regions overwrite their tokens, and phrase maps are added.
 
         Args:
             ids_BT: token ids. visual: of all views. views_BK: of each row, see `prefix`.
-            regions: of the region tokens, row by row. layout: of the views; None where each is an image of its own.
+            regions: of the region tokens, row by row.
+            layout: of the views; None where each is an image of its own, in front of the text.
         """
-        embedded_BTE = self.language_model.get_input_embeddings()(ids_BT)
+        embedded_BTE = self.language_model.get_input_embeddings()(ids_BT.clamp(min=0))
         if self.phrase_maps is not None and views_BK.shape[1]:
-            maps_BKTL, shown_BK = self._maps(embedded_BTE, visual, views_BK)
-            embedded_BTE = embedded_BTE + self.phrase_maps(maps_BKTL, shown_BK).to(embedded_BTE.dtype)
+            maps_BKTL = self._maps(embedded_BTE, visual, views_BK)
+            shown_BKT = self._shown(ids_BT, views_BK, layout)
+            embedded_BTE = embedded_BTE + self.phrase_maps(maps_BKTL, shown_BKT).to(embedded_BTE.dtype)
+        if layout is not None:
+            # Behind the maps: a visual token has none, in the text as in front of it.
+            tokens_NTE = self.view_tokens(visual, views_BK, layout)[layout.in_text_BK & (views_BK >= 0)]
+            is_slot_BT1 = (ids_BT == SLOT)[..., None]
+            embedded_BTE = embedded_BTE.masked_scatter(is_slot_BT1, tokens_NTE.to(embedded_BTE.dtype))
         is_region = ids_BT == self.region_id
         if self.settings.regions == "text" or regions is None:
             return embedded_BTE
@@ -293,13 +315,22 @@ class MultimodalModel(nn.Module):
         # The mask's positions are filled row by row, the order of `RegionPrompts`.
         return embedded_BTE.masked_scatter(is_region[..., None], vectors_RE.to(embedded_BTE.dtype))
 
-    def _maps(self, embedded_BTE: Tensor, visual: Visual, views_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the similarity maps [B, K, T, L] of tokens in each image, and which images there are."""
+    def _maps(self, embedded_BTE: Tensor, visual: Visual, views_BK: Tensor) -> Tensor:
+        """Return the similarity maps [B, K, T, L] of tokens in each image."""
         # The alignment loss alone decides what a patch means: the maps give it no gradient.
         full_VLE = visual.full_VLE.detach()
         direction_BTE = F.normalize(embedded_BTE.detach() - self.center_E, dim=-1)
         full_BKLE = full_VLE[views_BK.clamp(min=0)]
-        return torch.einsum("bte,bkle->bktl", direction_BTE.to(full_BKLE.dtype), full_BKLE), views_BK >= 0
+        return torch.einsum("bte,bkle->bktl", direction_BTE.to(full_BKLE.dtype), full_BKLE)
+
+    def _shown(self, ids_BT: Tensor, views_BK: Tensor, layout: ViewLayout | None) -> Tensor:
+        """Return which images [B, K, T] stand in front of each token: a map of a later one would tell what comes."""
+        shown_BKT = (views_BK >= 0)[..., None].expand(*views_BK.shape, ids_BT.shape[1])
+        if layout is None:
+            return shown_BKT
+        complete_BT = (ids_BT == SLOT).cumsum(dim=1) // self.connector.num_tokens
+        number_BK = layout.in_text_BK.cumsum(dim=1)
+        return shown_BKT & (~layout.in_text_BK[..., None] | (complete_BT[:, None] >= number_BK[..., None]))
 
     def hidden_states(
         self,
@@ -388,7 +419,7 @@ class MultimodalModel(nn.Module):
         """Return the phrases [N, E] that the next boxes of answers are for; arguments as of `locate`."""
         if self.box_head is None:
             raise UserError("box_head: this model has none; it writes coordinates as text")
-        embedded_NTE = self.language_model.get_input_embeddings()(ids_NT) - self.center_E
+        embedded_NTE = self.language_model.get_input_embeddings()(ids_NT.clamp(min=0)) - self.center_E
         return self.box_head.point(states_NE.to(embedded_NTE.dtype), embedded_NTE, read_NT)
 
     def locate_among(self, visual: Visual, views_K: Tensor, phrase_E: Tensor) -> tuple[int, Tensor]:

@@ -1,7 +1,9 @@
 """From conversations to token ids: turns as separately tokenized parts, regions as text or as tokens.
 
-The images of a conversation stand in front of its text, in order (`MultimodalModel.prefix`); the placeholders `<image>`
-leave the text. A part knows whether it is learned when it is made, so that no label is ever looked for afterwards.
+Where the first question begins with all images of a conversation (`images_lead`), they stand in front of the whole text
+(`MultimodalModel.prefix`), so that several conversations read one copy of them. Elsewhere they stand where their
+placeholders `<image>` are, as positions within the text that `MultimodalModel.embed` fills. A part knows whether it is
+learned when it is made, so that no label is ever looked for afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.language.chat import Chat, Part
-from foveate.language.packing import Tokens
+from foveate.language.packing import SLOT, Tokens
 from foveate.multimodal.referring import RegionPoints, place_points
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.box_text import format_region
@@ -24,6 +26,7 @@ from foveate.records.geometry import Placement
 from foveate.records.shapes import Shape, enclosing_box
 
 _BLANKS = re.compile(rf"\s+(?={REGION})")
+_LEADING = re.compile(rf"(?:\s*{IMAGE})*")
 
 
 class Written(NamedTuple):
@@ -52,26 +55,39 @@ class PromptWriter:
         self.chat, self.tokenizer, self.regions, self.num_points = chat, chat.tokenizer, regions, num_points
         self.region_id = chat.tokenizer.special[REGION]
 
-    def write_conversation(self, conversation: Conversation, placements: Sequence[Placement]) -> Written:
+    def write_conversation(
+        self,
+        conversation: Conversation,
+        placements: Sequence[Placement],
+        *,
+        images: Sequence[Sequence[int]] | None = None,
+    ) -> Written:
         """Write a whole conversation; its answers and their end marks are learned.
 
         Args:
             placements: of each image in the model input.
+            images: ids that stand for each image at its placeholder, see `image_slots`; None: all images are in front.
         """
-        turns, regions, points = self._prepare(conversation, placements)
-        return Written(_join(self.chat.render(turns, strict=False)), regions, points)
+        turns, regions, points = self._prepare(conversation, placements, in_text=images is not None)
+        return Written(_join(self.chat.render(turns, strict=False), images or ()), regions, points)
 
     def write_question(
-        self, conversation: Conversation, placements: Sequence[Placement], *, goes_on: bool = False
+        self,
+        conversation: Conversation,
+        placements: Sequence[Placement],
+        *,
+        images: Sequence[Sequence[int]] | None = None,
+        goes_on: bool = False,
     ) -> Written:
         """Write a conversation that ends with a question, up to where its answer begins; nothing is learned.
 
         Args:
             placements: of each image in the model input.
+            images: see `write_conversation`.
             goes_on: it follows an answer, with its end mark, that the model has read already.
         """
-        turns, regions, points = self._prepare(conversation, placements)
-        tokens = _join(self.chat.prompt(turns, goes_on=goes_on, strict=False))
+        turns, regions, points = self._prepare(conversation, placements, in_text=images is not None)
+        tokens = _join(self.chat.prompt(turns, goes_on=goes_on, strict=False), images or ())
         return Written(Tokens(tokens.ids, [False] * len(tokens.ids)), regions, points)
 
     def write_answer(self, text: str) -> list[int]:
@@ -79,15 +95,17 @@ class PromptWriter:
         return [id for part in self.chat.answer(text) for id in part.ids]
 
     def _prepare(
-        self, conversation: Conversation, placements: Sequence[Placement]
+        self, conversation: Conversation, placements: Sequence[Placement], *, in_text: bool
     ) -> tuple[list[Turn], list[tuple[int, NDArray[np.float64]]], list[RegionPoints]]:
-        """Return the turns without image placeholders, their regions as text or left in place, and those left."""
+        """Return the turns, with image placeholders if `in_text`, their regions as text or left, and those left."""
         turns: list[Turn] = []
         regions: list[tuple[int, NDArray[np.float64]]] = []
         points: list[RegionPoints] = []
         for turn, images in zip(conversation.turns, locate_regions(conversation), strict=True):
-            # Where a placeholder stood, two blanks would be tokens that no other text has.
-            text = " ".join(turn.text.replace(IMAGE, " ").split()) if turn.role == "user" else turn.text.strip()
+            text = turn.text.strip()
+            if turn.role == "user":
+                # Where a placeholder stood, two blanks would be tokens that no other text has.
+                text = _tidy(text) if in_text else " ".join(text.replace(IMAGE, " ").split())
             pairs = list(zip(turn.regions, images, strict=True))
             has_tokens = self.regions == "tokens" or (self.regions == "hybrid" and turn.role == "user")
             if self.regions != "tokens":
@@ -112,8 +130,42 @@ def create_prompts(chat: Chat, settings: MultimodalSettings) -> PromptWriter:
     return PromptWriter(chat, regions=settings.regions, num_points=num_points)
 
 
-def _join(parts: Sequence[Part]) -> Tokens:
-    return Tokens([id for part in parts for id in part.ids], [part.learned for part in parts for _ in part.ids])
+def images_lead(turns: Sequence[Turn]) -> bool:
+    """Return whether all images stand in front of the first question, or there are none."""
+    first, *others = [turn.text for turn in turns if turn.role != "system"]
+    leading = _LEADING.match(first)
+    assert leading is not None
+    return IMAGE not in first[leading.end() :] and not any(IMAGE in text for text in others)
+
+
+def image_slots(layout: Sequence[tuple[int, Sequence[int]]], num_tokens: int) -> list[list[int]]:
+    """Return the ids that stand for each image in a text: indicators, and `SLOT` for each visual token of its views.
+
+    Args:
+        layout: number of its image, and ids in front of it, of each view.
+        num_tokens: visual tokens of a view.
+    """
+    images: list[list[int]] = [[] for _ in range(1 + max((image for image, _ in layout), default=-1))]
+    for image, before in layout:
+        images[image] += [*before, *[SLOT] * num_tokens]
+    return images
+
+
+def _tidy(text: str) -> str:
+    """Reduce white space to a blank between words and behind an image, none in front of one."""
+    first, *others = (" ".join(piece.split()) for piece in text.split(IMAGE))
+    return first + "".join(IMAGE + (f" {piece}" if piece else "") for piece in others)
+
+
+def _join(parts: Sequence[Part], images: Sequence[Sequence[int]]) -> Tokens:
+    """Lay parts end to end, with the ids of the next image for each of its placeholders."""
+    remaining = iter(images)
+    ids, learned = list[int](), list[bool]()
+    for part in parts:
+        of_part = next(remaining) if part.placeholder == IMAGE else part.ids
+        ids += of_part
+        learned += [part.learned] * len(of_part)
+    return Tokens(ids, learned)
 
 
 def _input_box(shape: Shape, placement: Placement) -> NDArray[np.float64]:
