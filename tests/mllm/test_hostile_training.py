@@ -11,9 +11,8 @@ import torch
 
 from foveate.core.errors import UserError
 from foveate.core.model_folder import read_tensors
-from foveate.mllm.train import STAGE, Trained, prepare_training, train_mllm
+from foveate.mllm.train import STAGE, Trained, train_mllm
 from foveate.records.collection import Collection
-from foveate.records.conversations import Conversation, Turn, add_conversations
 from naming import raises_naming
 from tiny_mllm import make_recipe
 
@@ -64,17 +63,6 @@ def test_conversations_with_more_images_than_the_model_takes_are_refused(
         train(asked_collection, tmp_path / "run", model=model)
     assert not (tmp_path / "run").exists()
     train(asked_collection, tmp_path / "run", model=model, stages=[{**STAGES[1], "groups": ["general"]}])
-
-
-def test_conversations_without_an_image_are_counted(
-    asked_collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    collection = shutil.copytree(asked_collection, tmp_path / "shapes")
-    turns = Turn("user", "Who are you?"), Turn("assistant", "A model.")
-    add_conversations(collection, [Conversation("who", (), turns, "text")])
-    with Collection.open(collection) as opened:
-        prepare_training(make_recipe(), opened, tmp_path / "run")
-    assert "1 of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def make_toy(name: str, **model: Any) -> MllmRecipe:
             assembly["tokens_per_view"] = 4
             assembly["tiling"]["tile"] = {378: 28, 672: 56}[assembly["tiling"]["tile"]]
     for stage in content["stages"]:
-        stage["groups"] = ()
+        stage["groups"], stage["mixture"] = (), None
         stage["training"] |= {
             "steps": 2, "batch_size": 4, "learning_rate": 1e-3, "workers": 0, "warmup_steps": 0, "precision": "fp32",
             "parallel": "ddp", "accumulate": 1,
@@ -80,6 +80,15 @@ def test_stages_are_those_that_were_published() -> None:
         assert (tiles[2].min_tiles, tiles[2].max_tiles) == (4, 9)
         assert pretraining.assembly is not None
         assert pretraining.assembly.max_split_images == 0
+        shares = [stage.mixture.shares() if stage.mixture else {} for stage in stages]
+        assert {group: share for group, share in shares[0].items() if share} == pytest.approx(
+            {"general": 0.5, "multi-image": 0.1, "text": 0.4}
+        )
+        # As published: percent of the whole mixture.
+        assert {group: round(100 * share, 1) for group, share in shares[2].items()} == {
+            "text-rich": 37.2, "refer-ground": 22.5, "general": 11.3, "math": 5.6, "code": 2.3, "science": 1.1,
+            "multi-image": 10, "text": 10,
+        }  # fmt: skip
         options = recipe.model.experts
         assert (options is not None) == name.endswith("-moe")
         if options is not None:

@@ -201,7 +201,8 @@ def test_a_question_with_text_in_front_of_its_image_is_answered_as_it_is_trained
         texts = pack_texts([[Tokens([*ids, *written], [False] * (len(ids) + len(written)))]], pad=0)
         state = one.model.hidden_states(seen, torch.tensor([[0]]), texts, None, layout)[:, -1]
         written.append(int(one.model.logits(state).index_fill(1, torch.tensor(special), -torch.inf).argmax()))
-    assert pending.answer == [] and one.tokenizer.decode(written).strip() == answer.text.strip()
+    assert pending.answer == []
+    assert one.tokenizer.decode(written).strip() == answer.text.strip()
     chat.ask("Is it blue?", max_tokens=4)
     assert chat._ids[: len(ids)] == ids
 

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import adafactor_cases
 import pytest
 import torch
+from processes import run_processes
 from torch import nn
 
 from foveate.core.errors import UserError
+from foveate.training import checkpoint
 from foveate.training.optimizer import (
     ParameterRule,
     build_optimizer,
@@ -160,8 +165,17 @@ def test_adafactor_steps_by_the_rate_itself_and_is_pytorchs() -> None:
     torch.testing.assert_close(model.head.weight, weight - 1e-3 * update)
 
 
-def test_adafactor_is_refused_where_it_cannot_work() -> None:
-    with raises_naming(ValueError, "parallel", "fsdp", "adafactor"):
-        TrainingSettings(steps=2, batch_size=2, learning_rate=1, optimizer="adafactor", parallel="fsdp")
+def test_options_without_effect_on_adafactor_are_warned_of() -> None:
     with pytest.warns(UserWarning, match="betas.*adafactor"):
         TrainingSettings(steps=2, batch_size=2, learning_rate=1, optimizer="adafactor", betas=(0.9, 0.99))
+
+
+def test_adafactor_on_shards_is_pytorchs_and_resumes(tmp_path: Path) -> None:
+    run_processes(Path(__file__).with_name("adafactor_cases.py"), tmp_path, world_size=2)
+    assert len(list(tmp_path.glob("rank-*-passed"))) == 2
+    # One process goes on from what two wrote.
+    module = adafactor_cases.build()
+    table = parameter_table(module, rules=(), settings=adafactor_cases.SETTINGS)
+    optimizer = build_optimizer(module, table=table, settings=adafactor_cases.SETTINGS)
+    checkpoint.load(tmp_path / "step-00000003", module=module, optimizer=optimizer)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3}

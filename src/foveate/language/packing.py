@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 SLOT = -1
 """Id of a position within a text whose embedding is no token's: a visual token of an image that stands there."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from foveate.core.errors import UserError, choose
 from foveate.core.results import Region
 from foveate.core.runs import RunFolder
-from foveate.language.packing import PackedTexts, attention_and_positions
+from foveate.language.packing import SLOT, PackedTexts, attention_and_positions
 from foveate.language.tokenizer import Tokenizer
 from foveate.mllm.preview_settings import PreviewSettings
 from foveate.mllm.recipe import MllmRecipe, StageSettings
@@ -30,15 +30,13 @@ from foveate.mllm.results import (
     PreviewToken,
     PreviewView,
 )
-from foveate.mllm.samples import MllmSamples, find_usable_sets
 from foveate.mllm.train import MllmTraining, prepare_training
 from foveate.multimodal.model import ViewLayout
 from foveate.records.collection import Collection
-from foveate.records.conversations import Conversations
+from foveate.records.conversations import IMAGE
 from foveate.records.images import decode, save_thumbnail
 from foveate.training.distributed import start
 from foveate.training.loader import BadSample
-from foveate.training.order import batch_rows
 from foveate.vision.canvas import render_input
 from foveate.vision.preprocess import read_image
 from foveate.vision.tiling import OVERVIEW
@@ -104,9 +102,9 @@ class StageBatch(NamedTuple):
     Attributes:
         samples: of `MllmSamples.sample`. collated: of `MllmSamples.collate`. texts: its packed texts.
         visual: visual tokens and indicators of tiles in front of each row.
-        bad: key -> reason, of samples that cannot be used.
+        bad: key -> reason, of samples and conversations that cannot be used.
         waiting: conversations of the drawn sets that other epochs draw.
-        num_sets: sets of images of the stage.
+        num_sets: samples of the stage in an epoch.
     """
 
     samples: list[dict[str, Any]]
@@ -124,21 +122,17 @@ def load_batch(training: MllmTraining, stage: StageSettings, *, step: int) -> St
     Raises:
         UserError: none of its samples can be used.
     """
-    sets = training.select_sets(stage)
-    rows = find_usable_sets(sets, training.collection, texts=stage.texts)
-    seed = training.loader_seed(stage)
-    if not len(rows):
-        missing = "conversation of its groups" if stage.texts else "region"
-        raise UserError(f"stage '{stage.name}': no {missing} in split '{training.recipe.split}'")
-    draws = batch_rows(step - 1, rows=rows, batch_size=stage.training.batch_size, seed=seed).tolist()
-    training.enter(stage)
-    features = training.cache_features([sets[row] for row in sorted({row for row, _ in draws})])
-    dataset: MllmSamples = training.samples(stage, features)
+    seed, dataset = training.loader_seed(stage), training.samples(stage, features=False)
+    sets, loader = dataset.sets, training.loader(stage, dataset)
+    draws = loader.draws(step - 1)[:, -2:].tolist()
+    dataset.features = training.cache_features([sets[row] for row in sorted({row for row, _ in draws})])
     samples, bad, waiting = [], {}, 0
     for row, epoch in draws:
         try:
             samples.append(dataset.sample(row, epoch, seed))
-            waiting += len(sets[row].conversations) - len(samples[-1]["tokens"])
+            left_out = samples[-1].pop("left_out")
+            bad |= {problem.key: problem.reason for problem in left_out}
+            waiting += len(sets[row].conversations) - len(samples[-1]["tokens"]) - len(left_out)
         except BadSample as problem:
             bad[problem.key] = problem.reason
     if not samples:
@@ -148,7 +142,7 @@ def load_batch(training: MllmTraining, stage: StageSettings, *, step: int) -> St
     texts = PackedTexts(*(collated[name] for name in PackedTexts._fields))
     layout = ViewLayout(*(collated[name] for name in ViewLayout._fields))
     visual = training.model.prefix_lengths(collated["views_BK"], layout).tolist()
-    return StageBatch(samples, collated, texts, visual, bad, waiting, len(rows))
+    return StageBatch(samples, collated, texts, visual, bad, waiting, len(loader.rows))
 
 
 def read_counts(texts: PackedTexts, row: int, *, visual: int) -> tuple[Tensor, NDArray[np.uint8]]:
@@ -182,18 +176,15 @@ def _choose_stage(recipe: MllmRecipe, name: str | None) -> StageSettings:
 
 def _list_left_out(training: MllmTraining, stage: StageSettings, batch: StageBatch) -> list[LeftOut]:
     """Count the conversations and samples that are not in the batch, by reason."""
-    conversations = len(Conversations(training.collection, split=training.recipe.split))
-    with_images = sum(len(group.conversations) for group in training.sets)
-    of_stage = sum(len(group.conversations) for group in training.select_sets(stage))
+    of_split = [talk.group for images in training.sets for talk in images.conversations]
     left_out = [
-        LeftOut(what="conversations of the split", count=conversations - with_images, reason="no image"),
         LeftOut(
             what="conversations of the split",
-            count=with_images - of_stage,
-            reason=f"another group than {', '.join(stage.groups)}",
+            count=sum(not stage.trains(group) for group in of_split) if stage.texts else 0,
+            reason="a group that the stage does not train",
         ),
         LeftOut(
-            what="conversations about the images of this batch",
+            what="conversations of the samples of this batch",
             count=batch.waiting,
             reason=f"max_conversations is {stage.max_conversations}; other epochs draw them"
             if stage.texts
@@ -203,7 +194,7 @@ def _list_left_out(training: MllmTraining, stage: StageSettings, batch: StageBat
     reasons = Counter(batch.bad.values())
     example = {reason: key for key, reason in batch.bad.items()}
     left_out += [
-        LeftOut(what="samples of this batch", count=count, reason=f"{reason} ({example[reason]})")
+        LeftOut(what="samples or conversations of this batch", count=count, reason=f"{reason} ({example[reason]})")
         for reason, count in reasons.items()
     ]
     return [entry for entry in left_out if entry.count]
@@ -299,5 +290,5 @@ def _render_views(training: MllmTraining, rows: Sequence[int]) -> Iterator[tuple
 
 def token_text(tokenizer: Tokenizer, id: int) -> str:
     """Return the text of one token, special ones by their names."""
-    special = {number: text for text, number in tokenizer.special.items()}
+    special = {number: text for text, number in tokenizer.special.items()} | {SLOT: IMAGE}
     return special.get(id) or tokenizer.decode([id])

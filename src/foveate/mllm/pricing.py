@@ -230,12 +230,13 @@ def _price(
                 "sequence": length,
                 "steps": settings.steps,
                 "batch_size": settings.batch_size,
-                "optimizer": settings.optimizer,
+                "parallel": settings.parallel,
                 "tokens": length * settings.batch_size * settings.steps,
                 "flops_per_sample": flops,
                 "flops": flops["total"] * settings.batch_size * settings.steps,
                 "memory_per_device": memory,
                 "fits": memory["total"] <= device.gigabytes * 1e9,
+                "fits_on": _find_devices(parts, stage, vocabulary=language.vocab_size, limit=device.gigabytes * 1e9),
                 "too_long": limit is not None and length > limit,
                 "devices": devices,
                 "seconds_per_step": seconds,
@@ -288,6 +289,17 @@ def memory_per_device(
     return use | {"total": sum(use.values())}
 
 
+def _find_devices(parts: Mapping[str, PartCost], stage: StageShape, *, vocabulary: int, limit: float) -> int | None:
+    """Find the smallest number of devices on which a stage fits, a whole number of samples each; None if none does."""
+    settings = stage.training
+    for devices in range(1, settings.batch_size // settings.accumulate + 1):
+        if settings.batch_size % (devices * settings.accumulate) == 0:
+            memory = memory_per_device(parts, stage, vocabulary=vocabulary, devices=devices)
+            if memory["total"] <= limit:
+                return devices
+    return None
+
+
 def format_price(result: Mapping[str, Any]) -> list[str]:
     """Describe a price in lines of text, for the command line."""
     by_part = ", ".join(f"{name} {count:,}" for name, count in result["parameters_by_part"].items())
@@ -308,9 +320,9 @@ def format_price(result: Mapping[str, Any]) -> list[str]:
             f"  memory per device in GB, of {result['hardware']['gb']:,.4g}: {uses}",
         ]
         if not stage["fits"]:
-            # Training refuses AdaFactor with sharded weights, so it is no advice there.
-            shards = "" if stage["optimizer"] == "adafactor" else "training.parallel=fsdp, "
-            lines.append(f"  warning: it does not fit; {shards}more devices or accumulate need less")
+            shards = "" if stage["parallel"] == "fsdp" else "training.parallel=fsdp, "
+            advice = f"it fits on {stage['fits_on']}" if stage["fits_on"] else f"{shards}more accumulate needs less"
+            lines.append(f"  warning: it does not fit on {stage['devices']} devices; {advice}")
         if stage["too_long"]:
             lines.append("  warning: the mean sample is longer than the language model's positions")
     return lines

@@ -15,7 +15,9 @@ from foveate.multimodal.assemble import AssemblyOptions
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.record import GROUPS
 from foveate.training.hardware import PriceSettings
+from foveate.training.mixture_groups import GroupMixture
 from foveate.training.settings import TrainingSettings
+from foveate.training.token_batches import TokenBatching
 
 
 class StageSettings(Settings):
@@ -34,6 +36,12 @@ class StageSettings(Settings):
         lt=1,
         description="share of the samples that take conversations of other groups about the same images, where there "
         "are some: what an earlier stage taught is not lost",
+    )
+    mixture: GroupMixture | None = Field(
+        default=None, description="share of each group in the samples; unset = as often as the collection has them"
+    )
+    tokens: TokenBatching | None = Field(
+        default=None, description="batches of up to so many tokens, of samples of similar length; unset = batch_size"
     )
     alignment_weight: float = Field(
         default=0.0, ge=0, description="of embedding alignment: regions lie where their names' embeddings lie"
@@ -59,9 +67,29 @@ class StageSettings(Settings):
             choose(group, GROUPS, "conversation group")
         if self.replay and not self.groups:
             raise ValueError(f"stage '{self.name}': replay takes conversations of other groups; set groups")
+        if self.mixture is not None:
+            for group in self.mixture.shares():
+                choose(group, GROUPS, "conversation group")
+            if self.groups:
+                raise ValueError(
+                    f"stage '{self.name}': mixture names the groups (got groups too); expected one of them"
+                )
+            if not self.texts:
+                raise ValueError(f"stage '{self.name}': mixture has no effect without texts")
+        if self.tokens is not None and self.tokens.multiple % self.training.accumulate:
+            raise ValueError(
+                f"stage '{self.name}': tokens.multiple must be a multiple of training.accumulate (got "
+                f"{self.tokens.multiple}); expected {self.training.accumulate} times the number of processes"
+            )
         if not self.texts and not self.alignment_weight:
             raise ValueError(f"stage '{self.name}': it has no loss; set texts or alignment_weight")
         return self
+
+    def trains(self, group: str) -> bool:
+        """Return whether conversations of a group are trained in this stage."""
+        if not self.texts or (self.groups and group not in self.groups and not self.replay):
+            return False
+        return self.mixture is None or self.mixture.shares().get(group, 0) > 0
 
 
 class MllmRecipe(Settings):

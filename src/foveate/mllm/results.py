@@ -58,7 +58,8 @@ class StageResult(ResultModel):
 
     Attributes:
         seconds: over all sessions. processor_seconds: of the last session, without the loader's other processes.
-        samples: sets of images. bad_samples: key -> reason.
+        samples: sets of images with their conversations, or of conversations without images. bad_samples: key ->
+            reason. shares: group -> share of the samples, with a mixture.
         last: last row of `curves`, which is a file in the run folder.
     """
 
@@ -69,6 +70,7 @@ class StageResult(ResultModel):
     processor_seconds: float = 0.0
     samples: int
     bad_samples: dict[str, str] = {}
+    shares: dict[str, float] = {}
     last: dict[str, Any] = {}
     curves: str = ""
 

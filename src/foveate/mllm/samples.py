@@ -1,11 +1,15 @@
 """Training samples: the frozen features of a set of images, with several of its conversations in one sequence.
 
+A sample is one of three: conversations that begin with the same images, packed behind one copy of them; a conversation
+with images within its text; or conversations without images.
+
 Labels come by construction: a row is put together from separately tokenized parts that carry their label, and nothing
 is looked up in it afterwards. Visual tokens are never cut; a conversation that is too long is refused with its length.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,17 +23,20 @@ from torch import Tensor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.language.packing import Tokens, pack_texts
+from foveate.mllm.recipe import StageSettings
 from foveate.multimodal.assemble import AssemblyOptions, plan_sample
 from foveate.multimodal.frames import CoordinateFrame, move_regions
 from foveate.multimodal.model import ViewLayout, list_views
-from foveate.multimodal.prompts import PromptWriter
+from foveate.multimodal.prompts import PromptWriter, Written, image_slots, images_lead
 from foveate.multimodal.referring import RegionPoints, RegionPrompts
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation
+from foveate.records.geometry import View
 from foveate.training.loader import BadSample
 from foveate.vision.canvas import boxes_in_view
 from foveate.vision.feature_cache import FeatureCache, TileCache
+from foveate.vision.preprocess import Preprocess, place_image
 from foveate.vision.tiling import ImageSize, TilePlan
 
 
@@ -39,26 +46,62 @@ class ImageSet(NamedTuple):
     Attributes:
         rows: of the images, in order.
         conversations: of the groups of a stage. others: of other groups, for its share of replay.
+        in_text: the images stand within the text of the only conversation, see `prompts.images_lead`.
     """
 
     rows: tuple[int, ...]
     conversations: tuple[Conversation, ...]
     others: tuple[Conversation, ...] = ()
+    in_text: bool = False
 
 
 def group_by_images(conversations: Sequence[Conversation], collection: Collection, rows: set[int]) -> list[ImageSet]:
     """Group conversations by their images; sets with an image outside `rows` are left out.
 
-    Rows without a conversation are sets of their own, so that alignment sees their regions.
+    Rows without a conversation are sets of their own, so that alignment sees their regions. So are conversations
+    without images, or with images within their text.
     """
     row_of = {key: row for row, key in enumerate(collection.keys)}
     grouped: dict[tuple[int, ...], list[Conversation]] = defaultdict(list)
+    alone: list[ImageSet] = []
     for conversation in conversations:
         of_images = tuple(row_of.get(key, -1) for key in conversation.images)
-        if of_images and rows.issuperset(of_images):
+        if not rows.issuperset(of_images):
+            continue
+        if of_images and images_lead(conversation.turns):
             grouped[of_images].append(conversation)
+        else:
+            alone.append(ImageSet(of_images, (conversation,), in_text=bool(of_images)))
     keys = sorted({*grouped, *((row,) for row in rows)})
-    return [ImageSet(key, tuple(grouped.get(key, ()))) for key in keys]
+    return [*(ImageSet(key, tuple(grouped.get(key, ()))) for key in keys), *alone]
+
+
+def select_sets(sets: Sequence[ImageSet], stage: StageSettings) -> list[ImageSet]:
+    """Return all sets with the conversations of a stage's groups.
+
+    With a mixture a set has conversations of one group only, so that shares of samples are shares of groups.
+    Conversations without images stand together as many as a sample may have.
+    """
+    selected: list[ImageSet] = []
+    texts: dict[str, list[Conversation]] = defaultdict(list)
+    for images in sets:
+        by_group: dict[str, list[Conversation]] = defaultdict(list)
+        others: tuple[Conversation, ...] = ()
+        if stage.replay and not images.in_text:
+            others = tuple(talk for talk in images.conversations if talk.group not in stage.groups)
+        for conversation in images.conversations:
+            if not stage.groups or conversation.group in stage.groups:
+                by_group[conversation.group if stage.mixture else ""].append(conversation)
+        if images.rows:
+            parts = list(by_group.values()) or [[]]
+            selected += [images._replace(conversations=tuple(part), others=others) for part in parts]
+        else:
+            for group, part in by_group.items():
+                texts[group] += part
+    size = stage.max_conversations
+    for part in texts.values():
+        selected += [ImageSet((), tuple(part[start : start + size])) for start in range(0, len(part), size)]
+    return selected
 
 
 def find_usable_sets(sets: Sequence[ImageSet], collection: Collection, *, texts: bool) -> NDArray[np.int64]:
@@ -66,8 +109,12 @@ def find_usable_sets(sets: Sequence[ImageSet], collection: Collection, *, texts:
     named = set() if texts else set(collection.table("regions")["key"].to_pylist())
     usable = [
         number
-        for number, group in enumerate(sets)
-        if (group.conversations if texts else any(collection.keys[row] in named for row in group.rows))
+        for number, images in enumerate(sets)
+        if (
+            images.conversations
+            if texts
+            else not images.in_text and any(collection.keys[row] in named for row in images.rows)
+        )
     ]
     return np.asarray(usable, dtype=np.int64)
 
@@ -137,7 +184,7 @@ class MllmSamples:
 
     Args:
         sets: of images, with their conversations.
-        features: of all rows that the sets name; a `TileCache` where `settings` have tiles.
+        collection: of their images. preprocess: of the tower.
         prompts: tokenizes conversations.
         names: for alignment.
         max_conversations: of one sample; 0 = none, for a stage of alignment alone.
@@ -145,26 +192,32 @@ class MllmSamples:
         tokens_of_view: visual tokens of a view.
         settings: of the model: how images become views, and the frame of coordinates.
         replay: share of the samples that take the other conversations of their set, where it has some.
+
+    Attributes:
+        features: of all rows of the sets that are sampled; a `TileCache` where `settings` have tiles. Set it before the
+            first sample.
     """
+
+    features: FeatureCache
 
     def __init__(
         self,
         sets: Sequence[ImageSet],
-        features: FeatureCache | TileCache,
+        collection: Collection,
         prompts: PromptWriter,
         names: NameTable,
         *,
+        preprocess: Preprocess,
         max_conversations: int,
         max_positions: int,
         tokens_of_view: int,
         settings: MultimodalSettings,
         replay: float = 0.0,
     ) -> None:
-        self.replay = replay
-        self.sets, self.features, self.prompts, self.names = sets, features, prompts, names
+        self.replay, self.preprocess = replay, preprocess
+        self.sets, self.collection, self.prompts, self.names = sets, collection, prompts, names
         self.max_conversations, self.max_positions = max_conversations, max_positions
         self.tokens_of_view, self.settings = tokens_of_view, settings
-        self.collection = features.collection
         self.rows = find_usable_sets(sets, self.collection, texts=max_conversations > 0)
         if not len(self.rows):
             missing = "conversation of the stage's groups" if max_conversations else "region that a stage could align"
@@ -172,45 +225,94 @@ class MllmSamples:
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         """Return rows, features, drawn conversations and named regions of set number `row`."""
-        images, conversations, others = self.sets[row]
+        images, conversations, others, in_text = self.sets[row]
         if others and seeds.uniform("replay", seed, epoch, row) < self.replay:
             conversations = others
         for image in images:
             if image in self.features.bad:
                 raise BadSample(self.collection.keys[image], self.features.bad[image])
         views = self._whole_images(images) if self.settings.assembly is None else self._tiles(images)
-        visual = len(views.layout) * self.tokens_of_view + sum(len(before) for _, before in views.layout)
-        placements = [frame.placement for frame in views.frames]
         rng = seeds.generator("conversations", seed, epoch, row)
-        order = rng.permutation(len(conversations))[: self.max_conversations]
+        drawn: list[Conversation] = []
         tokens: list[Tokens] = []
         regions: list[tuple[int, NDArray[np.float64]]] = []
         points: list[RegionPoints] = []
-        for number in order:
-            conversation = move_regions(conversations[number], views.frames)
-            written = self.prompts.write_conversation(conversation, placements)
-            length = visual + len(written.tokens.ids)
-            if length > self.max_positions:
-                raise BadSample(conversation.id, f"{length} positions, the model has {self.max_positions}")
+        left_out: list[BadSample] = []
+        for number in rng.permutation(len(conversations)):
+            if len(drawn) == self.max_conversations:
+                break
+            try:
+                written = self._write(conversations[number], views.layout, views.frames, in_text=in_text)
+            except UserError as problem:
+                left_out.append(BadSample(conversations[number].id, str(problem), replaced=False))
+                continue
+            drawn.append(conversations[number])
             tokens.append(written.tokens)
             regions += written.regions
             points += written.points
+        if left_out and not drawn:
+            raise BadSample(left_out[0].key, left_out[0].reason)
         return {
             "rows": images,
-            "conversations": [conversations[number] for number in order],
+            "conversations": drawn,
             "features": views.features,
             "layout": views.layout,
+            "in_text": in_text,
             "tokens": tokens,
             "regions": regions,
             "points": points,
             "names": views.named,
+            "left_out": left_out,
         }
+
+    def _write(
+        self,
+        conversation: Conversation,
+        layout: Sequence[tuple[int, list[int]]],
+        frames: Sequence[CoordinateFrame],
+        *,
+        in_text: bool,
+    ) -> Written:
+        """Tokenize a conversation; raise UserError where it is too long or has a region that no view shows."""
+        slots = image_slots(layout, self.tokens_of_view)
+        placements = [frame.placement for frame in frames]
+        moved = move_regions(conversation, frames)
+        written = self.prompts.write_conversation(moved, placements, images=slots if in_text else None)
+        length = len(written.tokens.ids) + (0 if in_text else sum(map(len, slots)))
+        if length > self.max_positions:
+            raise UserError(f"{length} positions, the model has {self.max_positions}")
+        return written
+
+    def measure_lengths(self) -> NDArray[np.int64]:
+        """Count the tokens of each set: images in front, and its longest conversations as many as a sample has."""
+        lengths = np.zeros(len(self.sets), dtype=np.int64)
+        for number in self.rows.tolist():
+            images, conversations, others, in_text = self.sets[number]
+            sizes = _sizes(self.collection, images)
+            if self.settings.assembly is None:
+                layout = _lay_out_whole(len(images))
+                frames = [
+                    CoordinateFrame(place_image(self.preprocess, (size.width, size.height), View())) for size in sizes
+                ]
+            else:
+                plan = plan_sample(sizes, self.settings.assembly)
+                layout = list_views(plan, self.prompts.tokenizer.encode)
+                frames = [CoordinateFrame.create(of_image, self.settings.frame) for of_image in plan.images]
+            of_texts = []
+            for conversation in (*conversations, *others):
+                with contextlib.suppress(UserError):  # left out of samples
+                    of_texts.append(len(self._write(conversation, layout, frames, in_text=in_text).tokens.ids))
+            prefix = 0 if in_text else sum(map(len, image_slots(layout, self.tokens_of_view)))
+            lengths[number] = prefix + sum(
+                sorted(of_texts)[-self.max_conversations :] if self.max_conversations else ()
+            )
+        return lengths
 
     def _whole_images(self, images: Sequence[int]) -> _Views:
         placements = [self.features.placement(image, 0) for image in images]
         return _Views(
             [self.features.features(image, 0) for image in images],
-            [(number, []) for number in range(len(images))],
+            _lay_out_whole(len(images)),
             [CoordinateFrame(placement) for placement in placements],
             [self._named(image, placement.to_input) for image, placement in zip(images, placements, strict=True)],
         )
@@ -245,21 +347,33 @@ class MllmSamples:
         for index, count in enumerate(counts):
             views_BK[index, :count] = torch.arange(start, start + count)
             start += count
+        views, encoder = [view for sample in samples for view in sample["features"]], self.features.encoder
+        if not views:
+            # A view of zeros that no row has: with sharded weights the tower must run in all processes, and gives a
+            # gradient of zeros here. No views at all, and code of other libraries fails.
+            views = [torch.zeros(encoder.feature_shape, dtype=encoder.feature_dtype)]
         texts = pack_texts([sample["tokens"] for sample in samples], pad=self.prompts.tokenizer.pad)
         regions, points = ([each for sample in samples for each in sample[name]] for name in ("regions", "points"))
         prompts = RegionPrompts.create(regions, points)
         named = [of_image for sample in samples for of_image in sample["names"]]
         view_N = np.repeat(np.arange(len(named)), [len(indices) for _, indices in named])
         return {
-            "features": torch.stack([view for sample in samples for view in sample["features"]]),
+            "features": torch.stack(views),
             "views_BK": views_BK,
-            **ViewLayout.create([sample["layout"] for sample in samples])._asdict(),
+            **ViewLayout.create(
+                [sample["layout"] for sample in samples], in_text=[sample["in_text"] for sample in samples]
+            )._asdict(),
             **texts._asdict(),
             **{f"region_{name}": column for name, column in prompts._asdict().items() if column is not None},
             "name_boxes_N4": _boxes([box for boxes, _ in named for box in boxes]),
             "name_view_N": torch.from_numpy(view_N),
             "name_N": torch.tensor([number for _, indices in named for number in indices], dtype=torch.long),
         }
+
+
+def _lay_out_whole(images: int) -> list[tuple[int, list[int]]]:
+    """Return the layout of images of one view each, without indicators."""
+    return [(number, []) for number in range(images)]
 
 
 def _boxes(boxes: Sequence[NDArray[np.float64]]) -> Tensor:

@@ -128,10 +128,11 @@ class MllmTask(Task):
             new_number = torch.full((len(batch["features"]),), -1, device=views.device)
             new_number[views] = torch.arange(len(views), device=views.device)
             named = torch.isin(batch["name_view_N"], views)
+            features = batch["features"][views] if len(views) else torch.zeros_like(batch["features"][:1])
             regions = torch.isin(region_row_R, rows)
             piece = {name: batch[name][rows] for name in (*PackedTexts._fields, *ViewLayout._fields)}
             piece |= {
-                "features": batch["features"][views],
+                "features": features,
                 "views_BK": torch.where(of_rows >= 0, new_number[of_rows.clamp(min=0)], of_rows),
                 **{name: batch[name][regions] for name in batch if name.startswith("region_")},
                 "name_boxes_N4": batch["name_boxes_N4"][named],
@@ -217,7 +218,7 @@ class MllmTask(Task):
 
 
 def readable_tokens(texts: PackedTexts, row_N: Tensor, at_N: Tensor, region_id: int) -> Tensor:
-    """Return which tokens [N, T] of its conversation a box may be for: text in front of it, no images or other regions."""
+    """Return which tokens [N, T] of its conversation a box may be for: text in front of it, no image or region."""
     index_T = torch.arange(texts.ids_BT.shape[1], device=texts.ids_BT.device)
     same_NT = texts.text_BT[row_N] == texts.text_BT[row_N, at_N][:, None]
     is_text_NT = (texts.ids_BT[row_N] != region_id) & (texts.ids_BT[row_N] != SLOT)

@@ -6,9 +6,10 @@ the same command goes on wherever it was stopped.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,7 +23,13 @@ from torch import Tensor
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
+from foveate.core.files import (
+    read_json,
+    sha256_file,
+    write_bytes_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
 from foveate.core.model_folder import PREPROCESS, WEIGHTS, check_tensors, read_tensors
 from foveate.core.progress import duration, say
 from foveate.core.recipes import dump
@@ -34,7 +41,7 @@ from foveate.language.vocabulary import WordTokenizer, read_tokenizer, train_tok
 from foveate.mllm.card import model_card
 from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.results import MllmResult, StageResult
-from foveate.mllm.samples import ImageSet, MllmSamples, NameTable, group_by_images, plan_rows
+from foveate.mllm.samples import ImageSet, MllmSamples, NameTable, group_by_images, plan_rows, select_sets
 from foveate.mllm.stages import resize_weights
 from foveate.mllm.task import MllmTask
 from foveate.multimodal.build import build_model, open_source, prepare_tuning
@@ -51,19 +58,21 @@ from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.opening import find_folder
 from foveate.multimodal.prompts import create_prompts
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
+from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.conversations import KIND, REGION, Conversation, Conversations
 from foveate.records.geometry import View
 from foveate.training import checkpoint
 from foveate.training.distributed import World, barrier, start, world
-from foveate.training.loader import Loader
+from foveate.training.loader import Loader, MixtureLoader, Source
 from foveate.training.loop import WITHOUT_INFLUENCE, train
+from foveate.training.mixture_groups import plan_groups, weigh_sources
 from foveate.vision.feature_cache import FeatureCache, TileCache
 from foveate.vision.preprocess import check_preprocess
 from foveate.vision.registry import seeded
 
 _FREE = tuple(f"stages.training.{name}" for name in WITHOUT_INFLUENCE)
-LANGUAGE, INITIAL = "language.json", "initial.json"
+LANGUAGE, INITIAL, COLLECTION = "language.json", "initial.json", "collection.json"
 STAGE, STAGE_WEIGHTS = "stage.json", "weights.safetensors"
 # Texts from which the word pieces are learned; more change next to nothing.
 _TOKENIZER_TEXTS = 60_000
@@ -148,6 +157,8 @@ def prepare_training(
     sets = _read_sets(recipe, collection)
     if here.is_main:
         run = RunFolder.create(run_path, command=list(command), recipe=dump(recipe), free=_FREE)
+        identity = {"name": collection.name, "sha256": _hash_collection(collection)}
+        _check_unchanged(run, COLLECTION, "collection, or the same with other data", identity)
         _prepare(recipe, collection, sets, run)
     barrier()
     return MllmTraining(recipe, collection, sets, run, here, command)
@@ -159,18 +170,13 @@ def _read_sets(recipe: MllmRecipe, collection: Collection) -> list[ImageSet]:
         raise UserError(
             f"collection {collection.path}: split '{recipe.split}' has no {KIND}; add some with foveate collect"
         )
-    _check_numbers_of_images(recipe, conversations)
+    _check_conversations(recipe, conversations)
     return group_by_images(conversations, collection, set(collection.rows(recipe.split).tolist()))
 
 
-def _check_numbers_of_images(recipe: MllmRecipe, conversations: Sequence[Conversation]) -> None:
-    """Raise UserError for a conversation with more images than the model takes; report those without any."""
-    stages = [stage for stage in recipe.stages if stage.texts]
-    trained = [
-        conversation
-        for conversation in conversations
-        if any(not stage.groups or conversation.group in stage.groups for stage in stages)
-    ]
+def _check_conversations(recipe: MllmRecipe, conversations: Sequence[Conversation]) -> None:
+    """Raise UserError for conversations with more images than the model takes, or boxes that it cannot answer with."""
+    trained = [talk for talk in conversations if any(stage.trains(talk.group) for stage in recipe.stages)]
     max_images = recipe.model.max_images
     too_many = [conversation for conversation in trained if len(conversation.images) > max_images]
     if too_many:
@@ -179,10 +185,35 @@ def _check_numbers_of_images(recipe: MllmRecipe, conversations: Sequence[Convers
             f"'{too_many[0].id}' (got {len(too_many[0].images)}); expected at most {max_images}: raise it, or leave "
             "out their group"
         )
-    without = sum(not conversation.images for conversation in trained)
-    if without and world().is_main:
-        # Questions are packed behind images; a text alone has no set of images to stand behind.
-        say(f"{without} of {len(trained)} conversations have no image and are left out")
+    if recipe.model.regions == "tokens" and not recipe.model.box_head:
+        # The token would be learned, and where it points never.
+        pointing = [talk for talk in trained if any(turn.role == "assistant" and turn.regions for turn in talk.turns)]
+        if pointing:
+            raise UserError(
+                f"model.regions: {len(pointing)} of {len(trained)} conversations answer with regions, for example "
+                f"'{pointing[0].id}', which tokens alone do not locate (got tokens without box_head); expected "
+                "box_head: true, or regions: text"
+            )
+
+
+def _hash_collection(collection: Collection) -> str:
+    """Hash the tables of a collection that decide the samples: index, conversations, regions, splits and removals."""
+    path, shards = collection.path, layout.committed_shards(collection.path)
+    parts = [layout.index_path(path, shard) for shard in shards]
+    for kind in (KIND, "regions"):
+        parts += layout.annotation_parts(path, kind, set(shards))
+    parts += [path / name for name in (layout.SPLITS_FILE, layout.REMOVED_FILE) if (path / name).is_file()]
+    lines = [f"{sha256_file(part)}  {part.relative_to(path).as_posix()}\n" for part in parts]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _check_unchanged(run: RunFolder, file: str, what: str, identity: dict[str, Any]) -> None:
+    """Record in the run folder what a run began with; raise UserError where an earlier session had another."""
+    path = run.path / file
+    if path.is_file() and (earlier := read_json(path)) != identity:
+        raise UserError(f"{path}: the run began with another {what} (got {identity}); expected {earlier}")
+    if world().is_main:
+        write_json_atomically(path, identity)
 
 
 def _prepare(recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet], run: RunFolder) -> None:
@@ -245,19 +276,12 @@ class MllmTraining:
     def _load_initial(self, folder: Path) -> MultimodalModel:
         """Build the model of a folder with its weights, the same in every session of a run."""
         self.initial_sha256 = hash_model(folder)
-        self._check_unchanged(INITIAL, "initial model", {"source": self.recipe.initial, "sha256": self.initial_sha256})
+        identity = {"source": self.recipe.initial, "sha256": self.initial_sha256}
+        _check_unchanged(self.run, INITIAL, "initial model", identity)
         model = self._build(self.recipe.model)
         check_preprocess(folder / PREPROCESS, model.tower.preprocess)
         load_weights(model, folder / WEIGHTS)
         return model
-
-    def _check_unchanged(self, file: str, what: str, identity: dict[str, Any]) -> None:
-        """Record in the run folder what a run began with; raise UserError where an earlier session had another."""
-        path = self.run.path / file
-        if path.is_file() and (earlier := read_json(path)) != identity:
-            raise UserError(f"{path}: the run began with another {what} (got {identity}); expected {earlier}")
-        if self.here.is_main:
-            write_json_atomically(path, identity)
 
     def _open_source(self) -> LanguageModel | None:
         """Open the language model that the recipe names, the same in every session of a run."""
@@ -268,7 +292,8 @@ class MllmTraining:
             language = open_recorded_source(find_folder(self.recipe.initial))
         else:
             language = open_source(settings, seed=self.recipe.stages[0].training.seed)
-        self._check_unchanged(LANGUAGE, "language model", {"source": language.source, "sha256": language.sha256()})
+        identity = {"source": language.source, "sha256": language.sha256()}
+        _check_unchanged(self.run, LANGUAGE, "language model", identity)
         return language
 
     def _build(self, settings: MultimodalSettings) -> MultimodalModel:
@@ -344,48 +369,69 @@ class MllmTraining:
         return times[-1] - times[-2]
 
     def select_sets(self, stage: StageSettings) -> list[ImageSet]:
-        """Return all sets of images, with the conversations of the stage's groups."""
-        return [self._in_groups(group, stage) for group in self.sets]
+        """Return the sets of images and conversations of a stage; see `samples.select_sets`."""
+        return select_sets(self.sets, stage)
 
     def loader_seed(self, stage: StageSettings) -> int:
         """Return the seed of the order and the draws of a stage."""
         return seeds.integer("stage", stage.training.seed, stage.name) % 2**31
 
-    def samples(self, stage: StageSettings, features: FeatureCache | None = None) -> MllmSamples:
+    def samples(self, stage: StageSettings, *, features: bool = True) -> MllmSamples:
         """Return the training samples of a stage.
 
         Args:
-            features: of `cache_features`, where only sets of these rows are sampled; by default of all rows.
+            features: compute them of all images; False leaves `MllmSamples.features` to the caller.
         """
         self.enter(stage)
-        return MllmSamples(
+        samples = MllmSamples(
             self.select_sets(stage),
-            features or self._cached(),
+            self.collection,
             self.prompts,
             self.names,
+            preprocess=self.model.tower.preprocess,
             max_conversations=stage.max_conversations if stage.texts else 0,
             max_positions=self.model.max_positions,
             tokens_of_view=self.model.connector.num_tokens,
             settings=self.model.settings,
             replay=stage.replay,
         )
+        if features:
+            samples.features = self._cached()
+        return samples
+
+    def loader(self, stage: StageSettings, samples: MllmSamples) -> Loader:
+        """Return the loader of a stage's samples: in the order of epochs, or by the shares of its mixture.
+
+        Raises:
+            UserError: the data cannot meet the mixture, or a sample is longer than a batch of tokens.
+        """
+        settings = stage.training
+        lengths = samples.measure_lengths() if stage.tokens else None
+        options: dict[str, Any] = {
+            "batch_size": settings.batch_size,
+            "seed": self.loader_seed(stage),
+            "workers": settings.workers,
+            "rank": self.here.rank,
+            "world_size": self.here.size,
+            "tokens": stage.tokens,
+        }
+        if stage.mixture is None:
+            return Loader(samples, rows=samples.rows, lengths=lengths, **options)
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row in samples.rows.tolist():
+            rows[samples.sets[row].conversations[0].group].append(row)
+        sizes = {group: len(of_group) for group, of_group in rows.items()}
+        plan_groups(stage.mixture, sizes, samples=settings.steps * settings.batch_size, batch_size=settings.batch_size)
+        groups = {group: [Source(group, samples, of_group, lengths=lengths)] for group, of_group in rows.items()}
+        return MixtureLoader(weigh_sources(groups, stage.mixture), draw=stage.mixture.draw, **options)
 
     def _loader(self, stage: StageSettings) -> Loader:
-        samples, settings = self.samples(stage), stage.training
-        return Loader(
-            samples,
-            rows=samples.rows,
-            batch_size=settings.batch_size,
-            seed=self.loader_seed(stage),
-            workers=settings.workers,
-            rank=self.here.rank,
-            world_size=self.here.size,
-        )
+        return self.loader(stage, self.samples(stage))
 
     def _run(self, stage: StageSettings, folder: Path) -> StageResult:
         loader, settings = self._loader(stage), stage.training
         if self.here.is_main:
-            say(f"stage {stage.name}: {len(loader.rows)} sets of images, {settings.steps} steps")
+            say(f"stage {stage.name}: {len(loader.rows)} samples, {settings.steps} steps")
         # A fresh wrapper per stage, so that what one stage froze is not frozen in the next.
         self.model.require_gradients()
         measure = partial(self.measure, self) if self.measure is not None else None
@@ -403,6 +449,7 @@ class MllmTraining:
             processor_seconds=round(processor_seconds, 2),
             samples=len(loader.rows),
             bad_samples=outcome.bad_samples,
+            shares=stage.mixture.shares() if stage.mixture else {},
             # A stage that was killed between its last checkpoint and its weights has no row of this session.
             last=outcome.last_row or next(reversed(curve.read_metrics()), {}),
             curves=f"{folder.name}/metrics.jsonl",
@@ -412,13 +459,6 @@ class MllmTraining:
             write_json_atomically(folder / STAGE, result.to_json())
         barrier()
         return result
-
-    def _in_groups(self, group: ImageSet, stage: StageSettings) -> ImageSet:
-        if not stage.groups:
-            return group
-        selection = [talk for talk in group.conversations if talk.group in stage.groups]
-        others = [talk for talk in group.conversations if talk.group not in stage.groups] if stage.replay else []
-        return ImageSet(group.rows, tuple(selection), tuple(others))
 
     def _write_weights(self, path: Path, gathered: dict[str, Tensor]) -> None:
         from safetensors.torch import save

@@ -156,14 +156,16 @@ def score_nearest_names(
     stage = StageSettings(name="nearest", texts=False, alignment_weight=1.0, training=quiet)
     samples = MllmSamples(
         [ImageSet((int(row),), ()) for row in rows],
-        features,
+        collection,
         prompts,
         names,
+        preprocess=network.tower.preprocess,
         max_conversations=0,
         max_positions=network.max_positions,
         tokens_of_view=network.connector.num_tokens,
         settings=network.settings,
     )
+    samples.features = features
     task = MllmTask(network, names=names, stage=stage).to(device)
     right, total = {"nearest": 0.0, "another_image/nearest": 0.0}, 0.0
     with torch.inference_mode():

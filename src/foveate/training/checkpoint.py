@@ -25,10 +25,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from foveate.core.errors import UserError
 from foveate.core.files import commit_atomically, fsync_path, name_in_errors, read_json, sha256_file
 from foveate.core.progress import say
+from foveate.training.adafactor import ShardedAdafactor, new_moment
 from foveate.training.distributed import broadcast_json, full_tensor, place_full, world
 from foveate.training.ema import ExponentialAverage
 
@@ -273,6 +275,8 @@ def _prepared_moments(checkpoint: Path, module: nn.Module, optimizer: torch.opti
             if moment == "step":
                 # A fused AdamW counts on the device, all others on the CPU.
                 moments[moment] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
+            elif isinstance(optimizer, ShardedAdafactor) and isinstance(parameter, DTensor):
+                moments[moment] = new_moment(parameter, moment)
             elif shape == list(parameter.shape):
                 # Like the parameter, which may be a shard.
                 moments[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)

@@ -28,19 +28,26 @@ _PARTS = 4
 
 
 class BadSample(Exception):
-    """Raised by a dataset for a sample that cannot be used; the loader counts it and takes another row."""
+    """Raised by a dataset for a sample that cannot be used; the loader counts it and takes another row.
 
-    def __init__(self, key: str, reason: str) -> None:
+    Args:
+        replaced: False for a part of a sample that is used without it, in the entry `left_out` of the sample: it is
+            listed, and does not count as a bad draw.
+    """
+
+    def __init__(self, key: str, reason: str, *, replaced: bool = True) -> None:
         super().__init__(f"{key}: {reason}")
-        self.key = key
-        self.reason = reason
+        self.key, self.reason, self.replaced = key, reason, replaced
 
 
 class Dataset(Protocol):
     """Dataset protocol. Both methods are called from several threads and use explicit generators only."""
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
-        """Return the sample of a row in an epoch: a pure function of the three. May raise BadSample."""
+        """Return the sample of a row in an epoch: a pure function of the three. May raise BadSample.
+
+        Its entry `left_out`, if there is one, lists the parts that could not be used, as BadSample.
+        """
         ...
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -162,7 +169,7 @@ class Loader:
                 max_samples=batch_size,
                 seed=seed,
             )
-        self._draws(0)  # refuses an uneven batch before anything is started
+        self.draws(0)  # refuses an uneven batch before anything is started
 
     def describe(self) -> dict[str, Any]:
         """Number and hash of the rows, batch size and seed."""
@@ -214,8 +221,8 @@ class Loader:
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
-    def _draws(self, step: int) -> np.ndarray:
-        """Return the draws of this rank in a step, one per row, as `_sample` takes them."""
+    def draws(self, step: int) -> np.ndarray:
+        """Return the draws of this rank in a step (from 0), [N, 2] row and epoch, or [N, 3] behind a source's index."""
         if self.token_batches:
             return self.token_batches.batch(step, rank=self.rank, world_size=self.world_size)
         return self._order_draws(step, self.batch_size, self.rank, self.world_size)
@@ -232,11 +239,11 @@ class Loader:
         return self._load(self.dataset, self.rows, self.lengths, row, epoch, failures)
 
     def _batch(self, step: int) -> _Batch:
-        share = len(self._draws(step)) if self.token_batches else self.batch_size // self.world_size
+        share = len(self.draws(step)) if self.token_batches else self.batch_size // self.world_size
         return _Batch(step, share, _PARTS * max(self.workers, 1))
 
     def _make(self, batch: _Batch, start: int, stop: int) -> None:
-        for index, draw in enumerate(self._draws(batch.step)[start:stop].tolist(), start):
+        for index, draw in enumerate(self.draws(batch.step)[start:stop].tolist(), start):
             batch.samples[index] = self._sample(draw, batch.failures[index])
         # Collated by the thread that is last, not by the main one, which is busy with the training step.
         if batch.is_last():
@@ -255,7 +262,9 @@ class Loader:
         candidate = row
         for attempt in range(_SUBSTITUTES):
             try:
-                return dataset.sample(candidate, epoch, self.seed)
+                sample = dataset.sample(candidate, epoch, self.seed)
+                failures += sample.pop("left_out", ())
+                return sample
             except BadSample as failure:
                 failures.append(failure)
                 if attempt == 0 and lengths is not None:
@@ -276,7 +285,7 @@ class Loader:
             task.result()  # raises what a thread raised
         failures = [failure for of_sample in batch.failures for failure in of_sample]
         self.drawn += batch.share
-        self.bad_draws += len(failures)
+        self.bad_draws += sum(failure.replaced for failure in failures)
         for failure in failures:
             self.bad_samples[failure.key] = failure.reason
         if self.bad_draws > self.max_bad_fraction * max(self.drawn, _DRAWS_BEFORE_JUDGING):
@@ -353,7 +362,10 @@ class MixtureLoader(Loader):
         try:
             return self._load(source.dataset, self._source_rows[index], source.lengths, row, epoch, of_source)
         finally:  # keys of two collections may be equal
-            failures += [BadSample(f"{source.name}/{failure.key}", failure.reason) for failure in of_source]
+            failures += [
+                BadSample(f"{source.name}/{failure.key}", failure.reason, replaced=failure.replaced)
+                for failure in of_source
+            ]
 
 
 def _hash_rows(rows: np.ndarray) -> str:

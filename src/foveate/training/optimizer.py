@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from foveate.core.errors import UserError, nearest
+from foveate.training.adafactor import ShardedAdafactor
 from foveate.training.settings import TrainingSettings
 
 # _NormBase is the base of batch and instance norms; PyTorch has no public name for it.
@@ -171,7 +172,9 @@ def build_optimizer(
         # PyTorch multiplies the rate by max(eps[1], RMS of the parameter). With 1 it is the rate itself for all but
         # large parameters, as in AXLearn (multiply_by_parameter_scale=False); the default would take MM1.5's 1e-5 as a
         # hundred times less.
-        return torch.optim.Adafactor(listed, lr=settings.learning_rate, eps=(None, 1.0))
+        is_sharded = any(isinstance(parameter, DTensor) for parameter in parameters.values())
+        kind = ShardedAdafactor if is_sharded else torch.optim.Adafactor
+        return kind(listed, lr=settings.learning_rate, eps=(None, 1.0))
     return torch.optim.AdamW(
         listed,
         lr=settings.learning_rate,

@@ -86,9 +86,6 @@ class TrainingSettings(Settings):
             raise ValueError(
                 "frozen_precision: bf16 needs precision bf16 (got fp32); without autocast the dtypes do not match"
             )
-        if self.optimizer == "adafactor" and self.parallel == "fsdp":
-            # PyTorch's Adafactor takes norms of whole parameters, which a shard does not have.
-            raise ValueError("parallel: fsdp does not go with optimizer 'adafactor'; expected ddp, or optimizer adamw")
         # Not merely set: a saved recipe lists all fields, most with their defaults.
         changed = {
             name for name in self.model_fields_set if getattr(self, name) != type(self).model_fields[name].default
