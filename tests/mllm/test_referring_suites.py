@@ -69,6 +69,9 @@ def test_refcoco(refcoco: Path, tmp_path: Path) -> None:
     assert (further["official k=1"], further["corrected k=1"], further["official upper bound"]) == (0, 0.5, 0.5)
     assert further["corrected k=1 refcoco"] == 1
     assert (further["missed, no box"], further["missed, wrong box"]) == (0.5, 0)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]
+    assert {row["miss"] for row in rows if row["condition"] == "image"} == {"", "no box"}
+    assert {sample.miss for sample in result.samples} == {"", "no box"}
     with raises_naming(UserError, "'test'", refcoco):
         load_suite("refcoco").read(refcoco, "test")
     with raises_naming(UserError, tmp_path / "run", "refcoco*.json"):
