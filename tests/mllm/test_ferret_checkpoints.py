@@ -149,6 +149,16 @@ def test_forward_of_a_folder(anyres: bool, merge: str, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_decoder_has_the_rotary_base_of_its_config(tmp_path: Path) -> None:
+    scaling = {"type": "linear", "factor": 2.0}
+    folder = write(tmp_path, anyres=False, rope_theta=500_000.0, rope_scaling=scaling)
+    decoder: Any = read_ferret(folder, region_id=REGION).model.language_model
+    frequencies = decoder.model.rotary_emb.inv_freq
+    width = OUT // 2
+    expected = 500_000.0 ** (-torch.arange(0, width, 2) / width) / 2
+    torch.testing.assert_close(frequencies, expected)
+
+
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     folder = write(tmp_path, anyres=False, mm_projector_type="mlp3x")
     with raises_naming(UserError, "mm_projector_type", "linear"):

@@ -216,7 +216,8 @@ def _build_decoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sou
         raise UserError(
             f"{source}: field architectures: no decoder that is read (got {names}); expected llama or gemma"
         )
-    known = transformers.AutoConfig.for_model(family).to_dict()
+    # Released configs have the fields of transformers 4, which version 5 reads and stores as rope_parameters.
+    known = {*transformers.AutoConfig.for_model(family).to_dict(), "rope_theta", "rope_scaling"}
     fields = {name: value for name, value in config.items() if name in known and name not in ("model_type", "dtype")}
     with loading(str(source)):
         decoder = getattr(transformers, _DECODERS[family])(transformers.AutoConfig.for_model(family, **fields))
