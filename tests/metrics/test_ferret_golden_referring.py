@@ -109,6 +109,20 @@ def test_flickr(way: str) -> None:
     assert corrected.misses[11] == "wrong box"
 
 
+def test_boxes_in_a_sentence_belong_to_the_phrase_before_them() -> None:
+    phrases = ("A man", "a blue shirt", "shirt", "two dogs")
+    true = [[TruePhrase(phrase, (PixelBox(9 * n, 0, 9 * n + 9, 9),)) for n, phrase in enumerate(phrases)]]
+    answer = ["A man [0, 0, 99, 99] in a blue  Shirt [90, 0, 199, 99] walks two dogs [299, 0, 399, 99] [9, 9, 99, 99]."]
+    size = [(90, 90)]
+    scores = score_phrases(answer, true, size)
+    assert scores.misses == ("", "", "no box", "")
+    # The official parser loses the phrases behind a box.
+    assert score_phrases(answer, true, size, mode="official").ranks_P.tolist() == [1, 0, 0, 0]
+    # Parts of a phrase in its middle or of a word are not its end.
+    other = ["a man's [0, 0, 99, 99], a blue shirt collar [90, 0, 199, 99], tshirt [180, 0, 299, 99]"]
+    assert score_phrases(other, true, size).ranks_P.tolist() == [0, 0, 0, 0]
+
+
 def test_merged_boxes_and_ious() -> None:
     golden = load("flickr_eval")
     for boxes, merged in golden["merge_boxes"]:

@@ -80,7 +80,7 @@ def test_refcoco(refcoco: Path, tmp_path: Path) -> None:
 
 def test_flickr(tmp_path: Path) -> None:
     folder = tmp_path / "flickr"
-    write(folder / "Sentences" / "7.txt", b"[/EN#1/people A man] holds [/EN#2/other two hats] .\n")
+    write(folder / "Sentences" / "7.txt", b"[/EN#1/people A man] holds [/EN#2/other two hats] in [/EN#3/scene the street] .\n")
     boxes = "".join(
         f"<object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>0</ymin><xmax>{x + 20}</xmax>"
         "<ymax>40</ymax></bndbox></object>"
@@ -95,6 +95,8 @@ def test_flickr(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="another image"):
         result = evaluate(model, "flickr", folder, run=tmp_path / "run")
     assert value(result, "image") == 0.5
+    # What has no box is not asked for.
+    assert model.requests[0][1] == "Box all things of this text: A man, two hats."
     further = result.further["image"]
     assert further["official recall@1, merged boxes, all"] == 0.5
     assert further["official recall@1, any boxes, all"] == 1

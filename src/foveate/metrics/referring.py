@@ -172,6 +172,8 @@ def score_phrases(
 ) -> PhraseScores:
     """Score grounded captions, as Flickr30k Entities does: a phrase has the boxes of equal phrases of the answer.
 
+    Corrected: also those directly behind it, so that answers may be whole sentences, "A man [..] in a blue shirt [..]".
+
     Args:
         answers: one for each caption.
         captions: the phrases of each that have a true box.
@@ -187,12 +189,13 @@ def score_phrases(
     entries = [entry for caption in captions for entry in caption]
     rows_P = np.repeat(np.arange(len(captions)), [len(caption) for caption in captions])
     texts = [entry.phrase for entry in entries]
+    phrases = _cut_phrases(parsed, captions) if mode == "corrected" else parsed.phrases
     if mode == "official" and entries:
         # A phrase that a caption has twice has the boxes of the first one both times.
         _, firsts, groups = np.unique(_number(texts, rows_P, fold=False), return_index=True, return_inverse=True)
         entries = [entries[index] for index in firsts[groups]]
     # Phrases as integers: boxes and phrases of all answers are then matched by one sort.
-    keys = _number([*parsed.phrases, *texts], np.concatenate((parsed.rows_B, rows_P)), fold=True)
+    keys = _number([*phrases, *texts], np.concatenate((parsed.rows_B, rows_P)), fold=True)
     keys_B, keys_P = np.split(keys, [len(parsed.rows_B)])
     order = np.argsort(keys_B, kind="stable")
     starts_P, ends_P = (np.searchsorted(keys_B[order], keys_P, side=side) for side in ("left", "right"))
@@ -215,6 +218,19 @@ def score_phrases(
     for position in np.flatnonzero(counts_P == 0).tolist():
         misses[position] = _explain_phrase_miss(parsed, int(rows_P[position]), true[first_true[position]])
     return PhraseScores(ranks_P, tuple([entry.categories for entry in entries]), tuple(misses))
+
+
+def _cut_phrases(parsed: AnswerBoxes, captions: Sequence[Sequence[TruePhrase]]) -> list[str]:
+    """Cut the phrase of each box to its longest end that is a phrase of the caption, if one is."""
+    phrases = []
+    for row, phrase in zip(parsed.rows_B.tolist(), parsed.phrases, strict=True):
+        true = {fold_phrase(entry.phrase) for entry in captions[row]}
+        # An answer may be one endless phrase.
+        longest = max((len(text.split()) for text in true), default=0)
+        parts = fold_phrase(phrase).split()[-longest:] if longest else []
+        ends = (" ".join(parts[start:]) for start in range(len(parts)))
+        phrases.append(next((end for end in ends if end in true), phrase))
+    return phrases
 
 
 def _number(phrases: Sequence[str], rows: NDArray[np.int64], *, fold: bool) -> NDArray[np.int64]:

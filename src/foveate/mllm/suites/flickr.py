@@ -1,6 +1,6 @@
 """Flickr30k Entities: grounded captions, from the folder that `foveate collect` reads.
 
-The model gets a sentence and boxes all things in it. The score of a sentence is the share of its phrases whose first
+The model gets the phrases of a sentence and boxes each. The score of a sentence is the share of its phrases whose first
 box hits the merged true box; the recalls of the whole split stand beside it, official and corrected.
 """
 
@@ -31,7 +31,8 @@ def read(path: Path, split: str) -> SuiteData:
                 SuiteQuestion(
                     id=sentence.id,
                     images=(sentence.image,),
-                    text=f"Box all things of this text: {sentence.text}",
+                    # The phrases, as Ferret asks: the sentence would make finding them a part of the task.
+                    text=f"Box all things of this text: {', '.join(p.phrase.replace(',', '') for p in phrases)}.",
                     references=tuple(phrase.phrase for phrase in phrases),
                     phrases=phrases,
                     size=sentence.size,
