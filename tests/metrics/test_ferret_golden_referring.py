@@ -157,10 +157,20 @@ def test_lvis() -> None:
         ("No, it is a cat.", ""),
         ("two kitties or house cats", ""),
         ("", "unparsable"),
+        ("It is not a dog but a cat.", ""),
+        ("It isn't a dog, it's a cat.", ""),
+        ("This isn’t a cat but a dog", "wrong phrase"),
+        ("It is not a button, a cat", ""),
     ],
 )
 def test_corrected_names(answer: str, miss: str) -> None:
     assert score_name(answer, "cat", ["kitty", "house_cat_(animal)"], other="dog") == miss
+
+
+def test_a_name_in_front_of_a_longer_one() -> None:
+    assert score_name("It is a cat toy.", "cat_toy", other="cat") == ""
+    assert score_name("It is a cat toy.", "cat", other="cat_toy") == "wrong phrase"
+    assert score_name("It is a cat.", "cat", other="cat_toy") == ""
 
 
 def test_pope() -> None:

@@ -265,14 +265,17 @@ def _explain_phrase_miss(parsed: AnswerBoxes, row: int, true_4: NDArray[np.float
 
 
 _NOT_SPANS = (re.compile(r"\s+not[^,.]*[,.]"), re.compile(r"\s+no[^,.]*[,.]"))
-_NEGATED = re.compile(r"(?:^|(?<=\s)|(?<=\())(?:not|no|neither|nor)\b(?!\s*,)[^,.;)]*", re.IGNORECASE)
+_NEGATED = re.compile(
+    r"(?:^|(?<=\s)|(?<=\())(?:not|no|neither|nor|\w+n['’]t)\b(?!\s*,)(?:(?!\bbut\b)[^,.;)])*", re.IGNORECASE
+)
 
 
 def remove_negated(text: str, *, mode: Mode = "official") -> str:
     """Remove what an answer denies ("It is a dog, not a cat." -> "It is a dog,").
 
     Official: from white space and "not", then from white space and "no", to the next comma or full stop; so "nose" and
-    "notebook" are eaten with what follows, and a denial without a mark behind it stays. Corrected: whole words.
+    "notebook" are eaten with what follows, and a denial without a mark behind it stays. Corrected: whole words, "isn't"
+    too, and up to "but".
     """
     if mode == "corrected":
         return _NEGATED.sub("", text)
@@ -290,10 +293,10 @@ def split_synonyms(synonyms: Sequence[str]) -> list[str]:
     return [part.replace("_", " ").strip() for part in parts]
 
 
-def _mentions(text: str, names: Sequence[str]) -> int | None:
-    """Return where a text first has one of the names as whole words, in any case, singular or plural."""
+def _mentions(text: str, names: Sequence[str]) -> tuple[int, int] | None:
+    """Return where a text first has one of the names as whole words, in any case, singular or plural, and -length."""
     matches = [re.search(rf"(?<!\w){re.escape(name)}(?:s|es)?(?!\w)", text, re.IGNORECASE) for name in names if name]
-    return min((match.start() for match in matches if match), default=None)
+    return min(((match.start(), match.start() - match.end()) for match in matches if match), default=None)
 
 
 def score_name(
@@ -313,7 +316,7 @@ def score_name(
     if mode == "official":
         hit = any(part in rest for part in names)
         return "" if hit else "wrong phrase" if any(part in rest for part in others) else "unparsable"
-    # The longest names first: "cat" must not be read in "cat toy".
+    # The longer of two names at one position: "cat" must not be read in "cat toy".
     position, wrong = _mentions(rest, names), _mentions(rest, others)
     if position is not None and (wrong is None or position < wrong):
         return ""
