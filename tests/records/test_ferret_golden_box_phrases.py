@@ -106,6 +106,15 @@ def test_bad_answers(answer: str, boxes: int, problem: str | None) -> None:
     assert bool(boxes) or not answer or parsed.unboxed[0] == "dog"
 
 
+@pytest.mark.parametrize("digits", [400, 308, 5000])
+def test_endless_numbers(digits: int) -> None:
+    text = f"a cat [1, 2, 3, 4], dog [{'9' * digits}, 2, 3, 4]"
+    official = parse_boxes(text, (4000, 480), parser="official")
+    assert not official.boxes
+    assert "official parser" in official.problems[-1]
+    assert len(parse_boxes(text, (4000, 480)).boxes) == 1
+
+
 def test_ten_thousand_boxes() -> None:
     parsed = parse_boxes("cat [1, 2, 3, 4] " * 10_000, (640, 480))
     assert len(parsed.boxes) == 10_000

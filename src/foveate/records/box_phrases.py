@@ -113,7 +113,7 @@ def _pair(
     if parser == "official":
         try:
             pairs = parse_streaming(text, width=size[0], height=size[1])
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, OverflowError) as error:
             pairs = []
             problems.append(f"{type(error).__name__} of the official parser")
     return pairs, tuple(problems)

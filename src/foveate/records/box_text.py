@@ -207,6 +207,7 @@ def parse_streaming(
     Raises:
         ValueError: brackets hold anything but integers.
         IndexError: they hold fewer than four, as a point does.
+        OverflowError: an integer is beyond the range of floats.
 
     Source: behavior of ferret/eval/eval_refexp.py at apple/ml-ferret 3c9e5c9.
     """
