@@ -110,6 +110,11 @@ def test_hostile_expressions(tmp_path: Path) -> None:
             assert len(expressions) == 3
             assert not expressions[0].problem
             assert field == "width" or expressions[1].problem or isinstance(value, str)
+        for kind, field in (("images", "id"), ("annotations", "image_id")):
+            broken = copy.deepcopy(content)
+            broken[kind][1][field] = value
+            source.write_text(json.dumps(broken))
+            assert [bool(expression.problem) for expression in read_expressions(source)] == [False, True, False]
     content["images"][1]["caption"] = 7
     content["annotations"][2]["bbox"] = [1, 2, float("nan"), 4]
     source.write_text(json.dumps(content))
@@ -119,6 +124,20 @@ def test_hostile_expressions(tmp_path: Path) -> None:
     for value in HOSTILE:
         with pytest.raises(UserError):
             read_expressions(write_json(tmp_path / "x.json", {"images": value, "annotations": 3}))
+
+
+def test_hostile_references(tmp_path: Path) -> None:
+    source = write_references(tmp_path / "refcoco")
+    content = json.loads(source.read_text())
+    for value in HOSTILE:
+        for field in ("ann_id", "image_id"):
+            source.write_text(json.dumps([{**content[0], field: value}]))
+            assert all(expression.problem for expression in read_expressions(source))
+    instances = json.loads((source.parent / "instances.json").read_text())
+    instances["annotations"] = [{"id": value, "bbox": XYWH} for value in HOSTILE] + instances["annotations"]
+    write_json(source.parent / "instances.json", instances)
+    source.write_text(json.dumps(content))
+    assert not any(expression.problem for expression in read_expressions(source))
 
 
 XML = (

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeGuard, Unpack
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
@@ -71,12 +71,31 @@ def read_expressions(path: Path) -> list[Expression]:
     content = read_annotations(path)
     if isinstance(content, list):
         return _read_references(content, path)
-    boxes: dict[object, object] = {}
-    for entry in get_list(content, "annotations", path):
-        if isinstance(entry, Mapping):
-            boxes.setdefault(entry.get("image_id"), entry.get("bbox"))
+    annotations = _index(get_list(content, "annotations", path), "image_id")
     images = [entry if isinstance(entry, Mapping) else {} for entry in get_list(content, "images", path)]
-    return [_read_image(entry, boxes.get(entry.get("id")), number) for number, entry in enumerate(images)]
+    return [
+        _read_image(entry, _look_up(annotations, entry, "id").get("bbox"), number)
+        for number, entry in enumerate(images)
+    ]
+
+
+def _index(entries: list[Any], name: str) -> dict[int | str, Mapping[str, Any]]:
+    """Index entries by an id, which may be missing or of any type; the first of equal ids counts."""
+    index: dict[int | str, Mapping[str, Any]] = {}
+    for entry in entries:
+        if isinstance(entry, Mapping) and _is_id(entry.get(name)):
+            index.setdefault(entry[name], entry)
+    return index
+
+
+def _look_up(index: Mapping[int | str, Mapping[str, Any]], entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    id = entry.get(name)
+    return index.get(id, {}) if _is_id(id) else {}
+
+
+def _is_id(value: object) -> TypeGuard[int | str]:
+    # JSON's true is an integer for Python.
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def _read_image(entry: Mapping[str, Any], box: object, number: int) -> Expression:
@@ -96,16 +115,12 @@ def _read_references(references: list[object], path: Path) -> list[Expression]:
     if not instances.is_file():
         raise UserError(f"{path}: no instances.json beside it; expected the boxes of its references")
     content = read_annotations(instances)
-    boxes, images = (
-        {entry.get("id"): entry for entry in get_list(content, name, instances) if isinstance(entry, Mapping)}
-        for name in ("annotations", "images")
-    )
+    boxes, images = (_index(get_list(content, name, instances), "id") for name in ("annotations", "images"))
     dataset = path.parent.name if path.parent.name.startswith("refcoco") else ""
     expressions = []
     for number, reference in enumerate(references):
         reference = reference if isinstance(reference, Mapping) else {}
-        image = images.get(reference.get("image_id"), {})
-        annotation = boxes.get(reference.get("ann_id"), {})
+        image, annotation = _look_up(images, reference, "image_id"), _look_up(boxes, reference, "ann_id")
         sentences = reference.get("sentences")
         for position, sentence in enumerate(sentences if isinstance(sentences, list) else [None]):
             text = sentence.get("sent", sentence.get("raw")) if isinstance(sentence, Mapping) else None
