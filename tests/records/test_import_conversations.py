@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,18 @@ def test_ferret(tmp_path: Path) -> None:
 )
 def test_compressed_masks(text: str, counts: list[int]) -> None:
     assert decode_counts(text) == counts
+
+
+def test_damaged_masks_are_put_aside(tmp_path: Path) -> None:
+    source = write_ferret(tmp_path)
+    good = json.loads(source.read_text())
+    masks = [{"size": [60, 80], "counts": value} for value in ("o" * 40, [float("inf")], [None], 3, {})]
+    masks += [{"size": value, "counts": [4800]} for value in ([float("inf"), 1], "ab", [1], None)] + [7]
+    broken = [{**good[0], "id": f"broken {n}", "masks": [[mask]]} for n, mask in enumerate(masks)]
+    write_json(source, [*broken, *good])
+    summary, conversations = run("ferret", source, tmp_path / "c", coordinates="pixels")
+    assert len(conversations) == len(good)
+    assert sum(summary.quarantined.values()) == len(masks)
 
 
 @pytest.mark.parametrize("text", ["\\", " ", "\u20ac", "o" * 40])

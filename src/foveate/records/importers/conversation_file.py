@@ -16,7 +16,14 @@ from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.records import layout
 from foveate.records.collection import Collection
-from foveate.records.conversations import Conversation, Finding, Turn, add_conversations, locate_regions
+from foveate.records.conversations import (
+    Conversation,
+    Finding,
+    Turn,
+    add_conversations,
+    find_shape_problem,
+    locate_regions,
+)
 from foveate.records.images import BadImage, read_image_info
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.coordinates import (
@@ -333,7 +340,8 @@ def _first_boxes(drafts: Iterable[Draft], root: Path, frame: CoordinateFrame) ->
                 if image not in opened:
                     opened[image] = _read_size(image, root)
                 content = opened[image]
-                if content is None:
+                # A damaged mask is put aside with its conversation; it cannot be drawn.
+                if content is None or isinstance(shape, Mask) and _is_damaged(shape, content[1]):
                     continue
                 of_image = replace(
                     frame, width=content[1][0], height=content[1][1], stated=draft.stated, resized=draft.resized
@@ -343,6 +351,10 @@ def _first_boxes(drafts: Iterable[Draft], root: Path, frame: CoordinateFrame) ->
                 if len(boxes) == MAX_CHECKED:
                     return boxes
     return boxes
+
+
+def _is_damaged(mask: Mask, size: tuple[int, int]) -> bool:
+    return find_shape_problem(mask, width=size[0], height=size[1]) is not None
 
 
 def _read_size(image: FileImage, root: Path) -> tuple[Callable[[], bytes], tuple[int, int]] | None:
