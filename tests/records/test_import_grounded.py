@@ -230,6 +230,10 @@ def test_visual_genome_objects_and_relations(tmp_path: Path) -> None:
     assert [turn.text for turn in conversation.turns][1:] == ["on top of"]
     assert conversation.turns[0].regions == (PixelBox(*BOX), PixelBox(1, 2, 21, 32))
     assert summary.quarantined["conversation: malformed entry"] == 1 + len(HOSTILE)
+    assert conversation.images == ("2000",)
+    # Into the collection of the regions: the image is there under this key.
+    both, _ = run("visual-genome", folder / "relationships.json", tmp_path / "regions")
+    assert (both.existing, both.further["conversations imported"]) == (1, 1)
     with raises_naming(UserError, "--data-group", "objects.json"):
         run("visual-genome", folder / "objects.json", tmp_path / "d", data_group="general")
 

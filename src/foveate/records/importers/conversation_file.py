@@ -55,10 +55,15 @@ class MalformedEntryError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class FileImage:
-    """An image that a file names: possible names below the folder of images, or the bytes themselves."""
+    """An image that a file names: possible names below the folder of images, or the bytes themselves.
+
+    Args:
+        key: of the image in the collection; by default made from its name.
+    """
 
     names: tuple[str, ...] = ()
     data: bytes = b""
+    key: str = ""
 
 
 @dataclass(slots=True)
@@ -295,7 +300,9 @@ class _ImageImport:
                 locate_image(image, self._root), self._root, source=f"{self._source}: {image.names[0]}"[:400]
             )
             location = locate_file(image.names[0], self._root)
-            if not isinstance(location, Problem):
+            if image.key:
+                sample.key = image.key
+            elif not isinstance(location, Problem):
                 # From the name in the file, so that the key does not depend on where the images are today.
                 sample.key = make_key(location[0])
                 if self._names.setdefault(sample.key, location[0]) != location[0]:

@@ -152,7 +152,7 @@ def _draft_image(entry: object, images: Mapping[int | None, Mapping[str, Any]], 
         return Draft(str(number), finding=Finding("no relations", f"image {number} has none between two boxes"))
     turns[0] = replace(turns[0], text=f"{IMAGE}\n{turns[0].text}")
     names = tuple(map(str, _list_file_names(images[number])))
-    return Draft(str(number), [FileImage(names)], turns, stated=get_stated_size(images[number]))
+    return Draft(str(number), [FileImage(names, key=str(number))], turns, stated=get_stated_size(images[number]))
 
 
 def _ask_relation(relation: object, id: str) -> list[Turn]:
