@@ -80,7 +80,8 @@ def test_refcoco(refcoco: Path, tmp_path: Path) -> None:
 
 def test_flickr(tmp_path: Path) -> None:
     folder = tmp_path / "flickr"
-    write(folder / "Sentences" / "7.txt", b"[/EN#1/people A man] holds [/EN#2/other two hats] in [/EN#3/scene the street] .\n")
+    sentence = b"[/EN#1/people A man] holds [/EN#2/other two hats] in [/EN#3/scene the street] .\n"
+    write(folder / "Sentences" / "7.txt", sentence)
     boxes = "".join(
         f"<object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>0</ymin><xmax>{x + 20}</xmax>"
         "<ymax>40</ymax></bndbox></object>"
