@@ -36,7 +36,11 @@ def likelihood(model: Mllm, question: Question, option: str) -> float:
     for token in answer:
         texts = pack_texts([[Tokens(ids, [False] * len(ids))]], pad=0)
         state = loaded_model.model.hidden_states(
-            visual, torch.tensor([pending.views], dtype=torch.long), texts, regions, ViewLayout.create([pending.layout])
+            visual,
+            torch.tensor([pending.views], dtype=torch.long),
+            texts,
+            regions,
+            ViewLayout.create([pending.layout], in_text=[pending.in_text]),
         )[0, -1]
         total += float(loaded_model.model.logits(state).double().log_softmax(dim=-1)[token])
         ids.append(token)
@@ -51,9 +55,11 @@ def test_probabilities_are_those_of_each_answer_alone(tiled: bool) -> None:
         Question(IMAGES[0], "Is there a red disc?"),
         Question(IMAGES[1:], "Is <1> red?" if region else "Is it red?", region),
         Question([], "Is it red?"),
+        Question(IMAGES[1:], "In <image> and in <image>, is there a red disc?"),
     ]
-    together = model.choose_all(questions, [OPTIONS, OPTIONS[:2], OPTIONS[::-1]])
-    for question, options, shares in zip(questions, [OPTIONS, OPTIONS[:2], OPTIONS[::-1]], together, strict=True):
+    choices = [OPTIONS, OPTIONS[:2], OPTIONS[::-1], OPTIONS[:2]]
+    together = model.choose_all(questions, choices)
+    for question, options, shares in zip(questions, choices, together, strict=True):
         expected = torch.tensor([likelihood(model, question, option) for option in options]).softmax(dim=0)
         assert shares == pytest.approx(expected.tolist(), abs=1e-4)
         assert shares == pytest.approx(model.choose(question[0], question[1], options, regions=question[2]), abs=1e-5)

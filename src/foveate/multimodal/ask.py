@@ -281,7 +281,7 @@ class Mllm:
             for question, texts in zip(pending, options[start : start + BATCH], strict=True):
                 ids = [self.loaded.prompts.write_answer(text) for text in check_options(texts)]
                 self._check_length(question, more=max(map(len, ids)))
-                rows.append(OptionRow(question.views, question.layout, question.written, ids))
+                rows.append(OptionRow(question.views, question.layout, question.written, ids, question.in_text))
             scores = score_options(self.loaded, visual, rows)
             probabilities += [to_probabilities(logs, per_token=per_token) for logs in scores]
         return probabilities

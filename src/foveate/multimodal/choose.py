@@ -28,12 +28,14 @@ class OptionRow(NamedTuple):
     Attributes:
         views: numbers of its views. layout: image of each, and ids in front of it.
         written: the tokens of the question. options: of each answer, its end mark included.
+        in_text: the images stand within the question, at its slots.
     """
 
     views: Sequence[int]
     layout: Sequence[tuple[int, Sequence[int]]]
     written: Written
     options: Sequence[Sequence[int]]
+    in_text: bool = False
 
 
 def check_options(options: Sequence[str]) -> list[str]:
@@ -51,9 +53,12 @@ def check_options(options: Sequence[str]) -> list[str]:
 def score_options(loaded: LoadedModel, visual: Visual, rows: Sequence[OptionRow]) -> list[list[Tensor]]:
     """Return the log-likelihoods of the tokens of each option of each row.
 
-    All options of a question are packed behind one copy of its images.
+    All options of a question are packed behind one copy of its images, unless these stand within the question, which
+    each option then repeats.
     """
     model, device = loaded.model, visual.full_VLE.device
+    num_options = [len(row.options) for row in rows]
+    rows = [part for row in rows for part in _split_in_text(row)]
     packed = [
         [
             Tokens([*row.written.tokens.ids, *ids], [False] * len(row.written.tokens.ids) + [True] * len(ids))
@@ -69,7 +74,8 @@ def score_options(loaded: LoadedModel, visual: Visual, rows: Sequence[OptionRow]
     regions = [region for row in rows for _ in row.options for region in row.written.regions]
     points = [each for row in rows for _ in row.options for each in row.written.points]
     prompts = RegionPrompts.create(regions, points).to(device)
-    layout = ViewLayout(*(column.to(device) for column in ViewLayout.create([row.layout for row in rows])))
+    created = ViewLayout.create([row.layout for row in rows], in_text=[row.in_text for row in rows])
+    layout = ViewLayout(*(column.to(device) for column in created))
     states_BTE = model.hidden_states(visual, views_BK, texts, prompts, layout)
     is_target_BT = texts.learned_BT[:, 1:]
     # Position t predicts token t + 1.
@@ -77,7 +83,11 @@ def score_options(loaded: LoadedModel, visual: Visual, rows: Sequence[OptionRow]
     logs_N = logs_NV.gather(1, texts.ids_BT[:, 1:][is_target_BT][:, None])[:, 0]
     # Row by row and option by option, as they were packed.
     per_option = iter(logs_N.split([len(ids) for row in rows for ids in row.options]))
-    return [[next(per_option) for _ in row.options] for row in rows]
+    return [[next(per_option) for _ in range(count)] for count in num_options]
+
+
+def _split_in_text(row: OptionRow) -> list[OptionRow]:
+    return [row._replace(options=[ids]) for ids in row.options] if row.in_text else [row]
 
 
 def to_probabilities(logs: Sequence[Tensor], *, per_token: bool) -> tuple[float, ...]:
