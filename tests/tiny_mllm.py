@@ -63,6 +63,36 @@ def make_tiled_recipe() -> MllmRecipe:
     return make_recipe(model=model, stages=stages)
 
 
+def make_dual_recipe(**second_stage: Any) -> MllmRecipe:
+    """The tiny recipe after Ferret-v2: overviews alone at first; then tiles by a second tower, and regions."""
+    recipe = make_tiled_recipe()
+    vit = {"num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 16, "image_size": 64, "hidden_size": 32}
+    preprocess = {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "geometry": "stretch"}
+    tiling = {"rule": "llava", "tile": 64, "grids": ["1x2", "2x1"], "fit": "stretch", "overview": "before"}
+    assembly = {"tiling": tiling, "indicator": "none", "tokens_per_view": 16, "token_order": "rows"}
+    model = recipe.model.model_dump() | {
+        "tower": {
+            "kind": "clip", "layer": -1, "preprocess": preprocess,
+            "config": {**vit, "model_type": "clip_vision_model", "intermediate_size": 32},
+        },
+        "tiles_tower": {
+            "kind": "dinov2", "layer": -1, "preprocess": preprocess,
+            "config": {**vit, "model_type": "dinov2", "mlp_ratio": 1},
+        },
+        "connector": {"kind": "mlp"},
+        "assembly": assembly,
+        "regions": "hybrid",
+        "region_encoder": {"kind": "sampler", "anchors": [8, 4], "neighbors": [4, 4]},
+        "region_points": 32,
+        "visual_positions": False,
+    }  # fmt: skip
+    frozen = {"texts": True, "alignment_weight": 0.0, "tower_rate": 0, "language_rate": 0, "embedding_rate": 0}
+    first, second = ({**stage.model_dump(), **frozen} for stage in recipe.stages)
+    first |= {"assembly": assembly | {"max_split_images": 0}}
+    second |= {"copy_projector": True, "assembly": assembly, **second_stage}
+    return make_recipe(model=model, stages=[first, second])
+
+
 def make_questions(collection: Collection) -> list[Conversation]:
     """Name and find every region; compare pairs of images of one split."""
     conversations = []

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from foveate.core.errors import UserError
-from foveate.records.boxes import PixelBox
-from foveate.vision.anyres_map import fuse_views, merge_tiles, order_tokens
+from foveate.vision.anyres_map import order_rows, order_tokens
 from foveate.vision.canvas import render_views
-from foveate.vision.dual import DualTower, build_dual_tower
-from foveate.vision.regions.sampler import RegionSampler
+from foveate.vision.connectors import build_connector
+from foveate.vision.dual import DualConnector, DualTower
+from foveate.vision.hidden_layer import build_tower
 from foveate.vision.tiling import ImageSize, TilePlan, plan_tiles, preset_options
 from naming import raises_naming
 
@@ -50,52 +50,71 @@ def view_image(*, grids: tuple[tuple[int, int], ...] = ((2, 3),)) -> tuple[torch
     return render_views(image, plan), plan
 
 
-@torch.no_grad()
-def test_one_tower_twice_is_the_map_of_one_tower() -> None:
-    dual = build_dual_tower(clip(16), clip(16), out=12).eval()
-    dual.tiles.load_state_dict(dual.overview.state_dict())
-    dual.copy_projector()
-    assert all(
-        torch.equal(a, b) for a, b in zip(dual.projector_g.parameters(), dual.projector_l.parameters(), strict=True)
+def build(overview: dict[str, Any], tiles: dict[str, Any], *, out: int = 12) -> tuple[DualTower, DualConnector]:
+    tower = DualTower(build_tower(overview), build_tower(tiles, seed=1)).eval()
+    projectors = (
+        build_connector("mlp", {}, in_width=part.width, out_width=out, grid=part.grid, seed=seed)
+        for seed, part in enumerate((tower.overview, tower.tiles))
     )
-    views, plan = view_image()
-    tokens = dual.overview(views).tokens
-    features = dual(views, plan)
-    torch.testing.assert_close(features.map_CHW, fuse_views(tokens, plan, (4, 4)))
-    torch.testing.assert_close(features.tokens_TE, order_tokens(dual.projector_g(tokens), plan, (4, 4)))
+    return tower, DualConnector(*projectors)
 
 
-@pytest.mark.parametrize("fusion", ["encoder", "projector"])
+def is_overview(plan: TilePlan) -> torch.Tensor:
+    return (torch.tensor(plan.views) == 0).all(dim=1)
+
+
 @torch.no_grad()
-def test_towers_of_other_widths_sizes_and_normalization(fusion: str) -> None:
-    dual: DualTower = build_dual_tower(clip(16, side=40), dinov2(24), out=12, fusion=fusion).eval()
+def test_one_tower_twice_is_one_tower() -> None:
+    tower, connector = build(clip(16), clip(16))
+    tower.tiles.load_state_dict(tower.overview.state_dict())
+    connector.copy_projector()
+    left, right = (list(part.parameters()) for part in (connector.projector_g, connector.projector_l))
+    assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
     views, plan = view_image()
-    features = dual(views, plan)
-    assert features.tokens_TE.shape == (25 + 6 * 16, 12)
-    assert features.map_CHW.shape == (24 if fusion == "encoder" else 12, 8, 12)
-    assert dual.map_width == features.map_CHW.shape[0]
-    # Tiles are those of the second tower alone, normalized as it was trained.
-    normalized = dual.tiles.preprocess.normalize(views[1:])
-    projected = dual.projector_l(dual.tiles(normalized).tokens)
-    torch.testing.assert_close(features.tokens_TE[25:], merge_tiles(projected, plan, (4, 4)).flatten(1).T)
-    sampler = RegionSampler(width=dual.map_width, out=5, num_points=16, anchors=(4,), neighbors=(3,))
-    assert sampler([features.map_CHW], [[PixelBox(3, 3, 40, 50)]], sizes=[(60, 90)]).shape == (1, 5)
+    tokens = tower.overview(views).tokens
+    dual = tower.encode(views, is_overview(plan))
+    torch.testing.assert_close(dual.map_VLC, tokens)
+    torch.testing.assert_close(connector.join(dual, is_overview(plan)), connector.projector_g(tokens))
+
+
+@torch.no_grad()
+def test_towers_of_other_widths_sizes_and_normalization() -> None:
+    tower, connector = build(clip(16), {**dinov2(24, side=64), "config": dinov2(24, side=64)["config"] | {"patch_size": 16}})
+    views, plan = view_image()
+    dual = tower.encode(views, is_overview(plan))
+    assert (dual.overview_OLD.shape, dual.tiles_NLD.shape, dual.map_VLC.shape) == ((1, 16, 16), (6, 16, 24), (7, 16, 24))
+    # Tiles are those of the second tower alone, at its size and normalized as it was trained.
+    large = torch.nn.functional.interpolate(views[1:], (64, 64), mode="bicubic", antialias=True)
+    tiles = tower.tiles(tower.tiles.preprocess.normalize(large)).tokens
+    torch.testing.assert_close(dual.tiles_NLD, tiles)
+    torch.testing.assert_close(connector.join(dual, is_overview(plan))[1:], connector.projector_l(tiles))
+
+
+@pytest.mark.parametrize("overview", ["before", "after", "none"])
+def test_rows_of_several_images_are_in_the_order_of_their_merged_maps(overview: str) -> None:
+    rng = np.random.default_rng(1)
+    options = preset_options("ferret-v2", tile=TILE, single_overview=True).model_copy(update={"overview": overview})
+    plans = [plan_tiles(ImageSize(*size), options) for size in ((60, 90), (32, 32), (160, 30))]
+    tokens = [torch.from_numpy(rng.normal(size=(len(plan.views), 16, 3))) for plan in plans]
+    cell_V2 = torch.tensor([view for plan in plans for view in plan.views])
+    ordered = order_rows(torch.cat(tokens), cell_V2).flatten(0, 1)
+    expected = [order_tokens(part, plan, (4, 4)) for part, plan in zip(tokens, plans, strict=True)]
+    if overview == "after":
+        expected = [torch.cat([part[16:], part[:16]]) for part in expected]
+    assert torch.equal(ordered, torch.cat(expected))
 
 
 def test_gradients_reach_all_parts() -> None:
-    dual = build_dual_tower(clip(16), dinov2(24), out=12)
+    tower, connector = build(clip(16), dinov2(24))
     views, plan = view_image()
-    features = dual(views, plan)
-    (features.tokens_TE.square().sum() + features.map_CHW.square().sum()).backward()
-    for part in (dual.adapter_g, dual.adapter_l, dual.projector_g, dual.projector_l):
+    dual = tower.encode(views, is_overview(plan))
+    (connector.join(dual, is_overview(plan)).square().sum() + dual.map_VLC.square().sum()).backward()
+    for part in (tower.adapter_g, tower.adapter_l, connector):
         assert all(value.grad is not None and value.grad.any() for value in part.parameters())
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with raises_naming(UserError, 16, 24):
-        build_dual_tower(clip(16), dinov2(24), out=12).copy_projector()
-    with raises_naming(UserError, "pooled"):
-        build_dual_tower(clip(16), clip(16), out=12, connector={"kind": "pooled", "side": 2})
-    views, plan = view_image(grids=((1, 1),))
-    with raises_naming(UserError, "views", "single_overview"):
-        build_dual_tower(clip(16), clip(16), out=12)(views, plan)
+        build(clip(16), dinov2(24))[1].copy_projector()
+    with raises_naming(UserError, "tiles_tower", "5 x 5", "4 x 4"):
+        build(clip(16), dinov2(24, side=40))

@@ -113,6 +113,7 @@ def check_parts(
 
     require("connector.kind", model.settings.connector["kind"], [connector])
     require("tower.kind", settings.tower["kind"], towers)
+    require("tiles_tower", settings.tiles_tower, [None])
     require("regions", settings.regions, ["text"])
     require("phrase_maps", settings.phrase_maps, [False])
     require("box_head", settings.box_head, [False])

@@ -156,7 +156,7 @@ def price_recipe(
             model = build_stage_model(recipe, stage)
         models[stage.name] = model
         conversations = stage.max_conversations if stage.texts else 0
-        rates = {"tower": stage.connector_rate, "connector": stage.connector_rate, "language": stage.language_rate}
+        rates = {"tower": stage.tower_factor, "connector": stage.connector_rate, "language": stage.language_rate}
         frozen = all(not weight.requires_grad for weight in model.tower.parameters())
         trained = [name for name in PARTS if rates[name] and not (name == "tower" and frozen)]
         if not stage.texts:

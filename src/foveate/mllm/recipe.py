@@ -48,7 +48,13 @@ class StageSettings(Settings):
     )
     box_weight: float = Field(default=0.0, ge=0, description="of L1 + GIoU of the box head")
     connector_rate: float = Field(
-        default=1.0, ge=0, description="factor of the learning rate of connector and tower head; 0 = frozen"
+        default=1.0, ge=0, description="factor of the learning rate of connector and tower; 0 = frozen"
+    )
+    tower_rate: float | None = Field(
+        default=None, ge=0, description="factor of the learning rate of the tower; unset = connector_rate; 0 = frozen"
+    )
+    copy_projector: bool = Field(
+        default=False, description="start the connector of tiles from that of overviews (Ferret-v2, second stage)"
     )
     embedding_rate: float = Field(
         default=1.0, ge=0, description="factor of the learning rate of the table of token embeddings; 0 = frozen"
@@ -60,6 +66,11 @@ class StageSettings(Settings):
     assembly: AssemblyOptions | None = Field(
         default=None, description="how this stage cuts images, views of another size included; unset = as the model"
     )
+
+    @property
+    def tower_factor(self) -> float:
+        """The factor of the tower's learning rate."""
+        return self.connector_rate if self.tower_rate is None else self.tower_rate
 
     @model_validator(mode="after")
     def _consistent(self) -> StageSettings:
@@ -150,6 +161,8 @@ class MllmRecipe(Settings):
         if changed and (self.initial or isinstance(self.model.language, SourceSettings)):
             source = "initial" if self.initial else "model.language.source"
             warnings.warn(f"vocabulary has no effect with {source}, which has its own", stacklevel=2)
+        if self.model.tiles_tower is None and any(stage.copy_projector for stage in self.stages):
+            raise ValueError("stages: copy_projector needs model.tiles_tower")
         if self.model.assembly is None and any(stage.assembly for stage in self.stages):
             raise ValueError("stages: assembly of a stage needs model.assembly")
         if self.stages[-1].assembly not in (None, self.model.assembly):
@@ -160,10 +173,11 @@ class MllmRecipe(Settings):
         """Return the model as a stage trains it: with its views and their size."""
         if stage.assembly is None:
             return self.model
-        tower, tile = self.model.tower, stage.assembly.tiling.tile
+        tower, tiles, tile = self.model.tower, self.model.tiles_tower, stage.assembly.tiling.tile
         if self.model.assembly is None or tile != self.model.assembly.tiling.tile:
             tower = {**tower, "image_size": tile}
-        return self.model.model_copy(update={"assembly": stage.assembly, "tower": tower})
+            tiles = tiles and {**tiles, "image_size": tile}
+        return self.model.model_copy(update={"assembly": stage.assembly, "tower": tower, "tiles_tower": tiles})
 
     def with_training(self, **changes: int | None) -> MllmRecipe:
         """Return the recipe with fields of the training settings changed in all stages; None changes nothing."""

@@ -37,7 +37,7 @@ from foveate.training.loader import BadSample
 from foveate.vision.canvas import boxes_in_view
 from foveate.vision.feature_cache import FeatureCache, TileCache
 from foveate.vision.preprocess import Preprocess, place_image
-from foveate.vision.tiling import ImageSize, TilePlan
+from foveate.vision.tiling import OVERVIEW, ImageSize, TilePlan
 
 
 class ImageSet(NamedTuple):
@@ -169,12 +169,14 @@ class _Views(NamedTuple):
 
     Attributes:
         features: of each view. layout: number of its image, and ids in front of it.
+        cells: row and column of each view in its image, 0 and 0 of overviews.
         frames: of the coordinates of each image.
         named: boxes in each view and numbers of the names of the regions that it shows.
     """
 
     features: list[Tensor]
     layout: list[tuple[int, list[int]]]
+    cells: list[tuple[int, int]]
     frames: list[CoordinateFrame]
     named: list[tuple[NDArray[np.float64], list[int]]]
 
@@ -258,6 +260,7 @@ class MllmSamples:
             "features": views.features,
             "layout": views.layout,
             "in_text": in_text,
+            "cells": views.cells,
             "tokens": tokens,
             "regions": regions,
             "points": points,
@@ -313,6 +316,7 @@ class MllmSamples:
         return _Views(
             [self.features.features(image, 0) for image in images],
             _lay_out_whole(len(images)),
+            [OVERVIEW] * len(images),
             [CoordinateFrame(placement) for placement in placements],
             [self._named(image, placement.to_input) for image, placement in zip(images, placements, strict=True)],
         )
@@ -326,7 +330,8 @@ class MllmSamples:
             features += list(self.features.plan_features(image, plan))
             named += [self._named(image, partial(boxes_in_view, plan=plan, view=view)) for view in plan.views]
         frames = [CoordinateFrame.create(plan, self.settings.frame) for plan in sample.images]
-        return _Views(features, list_views(sample, self.prompts.tokenizer.encode), frames, named)
+        cells = [view for plan in sample.images for view in plan.views]
+        return _Views(features, list_views(sample, self.prompts.tokenizer.encode), cells, frames, named)
 
     def _named(
         self, image: int, move: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.bool_]]]
@@ -348,10 +353,12 @@ class MllmSamples:
             views_BK[index, :count] = torch.arange(start, start + count)
             start += count
         views, encoder = [view for sample in samples for view in sample["features"]], self.features.encoder
+        cells = [cell for sample in samples for cell in sample["cells"]]
         if not views:
             # A view of zeros that no row has: with sharded weights the tower must run in all processes, and gives a
             # gradient of zeros here. No views at all, and code of other libraries fails.
             views = [torch.zeros(encoder.feature_shape, dtype=encoder.feature_dtype)]
+            cells = [OVERVIEW]
         texts = pack_texts([sample["tokens"] for sample in samples], pad=self.prompts.tokenizer.pad)
         regions, points = ([each for sample in samples for each in sample[name]] for name in ("regions", "points"))
         prompts = RegionPrompts.create(regions, points)
@@ -359,6 +366,7 @@ class MllmSamples:
         view_N = np.repeat(np.arange(len(named)), [len(indices) for _, indices in named])
         return {
             "features": torch.stack(views),
+            "cell_V2": torch.tensor(cells),
             "views_BK": views_BK,
             **ViewLayout.create(
                 [sample["layout"] for sample in samples], in_text=[sample["in_text"] for sample in samples]

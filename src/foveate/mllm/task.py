@@ -77,7 +77,7 @@ class MllmTask(Task):
 
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
         """Compute the means over learned tokens, named regions and boxes of `mllm.samples.MllmSamples.collate`."""
-        visual = self.model.see(batch["features"])
+        visual = self.model.see(batch["features"], batch["cell_V2"])
         terms: Losses = {}
         report: Report = {}
         if self.stage.alignment_weight:
@@ -133,6 +133,7 @@ class MllmTask(Task):
             piece = {name: batch[name][rows] for name in (*PackedTexts._fields, *ViewLayout._fields)}
             piece |= {
                 "features": features,
+                "cell_V2": batch["cell_V2"][views] if len(views) else torch.zeros_like(batch["cell_V2"][:1]),
                 "views_BK": torch.where(of_rows >= 0, new_number[of_rows.clamp(min=0)], of_rows),
                 **{name: batch[name][regions] for name in batch if name.startswith("region_")},
                 "name_boxes_N4": batch["name_boxes_N4"][named],
@@ -194,7 +195,8 @@ class MllmTask(Task):
         table = self.model.language_model.get_input_embeddings().weight
         table_name = next(name for name, value in self.named_parameters() if value is table)
         rules = [
-            (r"model\.(connector|tower)\..*", self.stage.connector_rate, None),
+            (r"model\.connector\..*", self.stage.connector_rate, None),
+            (r"model\.tower\..*", self.stage.tower_factor, None),
             (re.escape(table_name), self.stage.embedding_rate, 0.0),
             (r"model\.language_model\..*", self.stage.language_rate, None),
             (r"model\.(visual_gain|name_scale)", 1.0, 0.0),

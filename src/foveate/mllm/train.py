@@ -67,6 +67,7 @@ from foveate.training.distributed import World, barrier, start, world
 from foveate.training.loader import Loader, MixtureLoader, Source
 from foveate.training.loop import WITHOUT_INFLUENCE, train
 from foveate.training.mixture_groups import plan_groups, weigh_sources
+from foveate.vision.dual import DualConnector
 from foveate.vision.feature_cache import FeatureCache, TileCache
 from foveate.vision.preprocess import check_preprocess
 from foveate.vision.registry import seeded
@@ -432,6 +433,9 @@ class MllmTraining:
         loader, settings = self._loader(stage), stage.training
         if self.here.is_main:
             say(f"stage {stage.name}: {len(loader.rows)} samples, {settings.steps} steps")
+        if stage.copy_projector and isinstance(self.model.connector, DualConnector):
+            # A resumed stage takes its weights from a checkpoint instead.
+            self.model.connector.copy_projector()
         # A fresh wrapper per stage, so that what one stage froze is not frozen in the next.
         self.model.require_gradients()
         measure = partial(self.measure, self) if self.measure is not None else None

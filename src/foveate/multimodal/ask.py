@@ -46,7 +46,7 @@ from foveate.records.region_prompts import GROUNDING_REQUEST
 from foveate.records.shapes import Shape
 from foveate.vision.canvas import render_input
 from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
-from foveate.vision.tiling import ImageSize, TilePlan, plan_tiles
+from foveate.vision.tiling import OVERVIEW, ImageSize, TilePlan, plan_tiles
 
 BATCH = 32
 # Views of one pass of the tower: a batch of questions about tiled images has hundreds.
@@ -330,8 +330,12 @@ class Mllm:
             width, (rows, columns) = model.width, model.grid
             none = torch.zeros(0, rows * columns, width, device=device)
             return Visual(none, none[:, : model.connector.num_tokens], none), []
-        parts = [model.see(part.to(device)) for part in torch.stack(views).split(_VIEWS)]
-        return Visual(*(torch.cat(columns) for columns in zip(*parts, strict=True))), seen
+        cells = [cell for image in seen for cell in (image.plan.views if image.plan else [OVERVIEW])]
+        cell_V2 = torch.tensor(cells, device=device)
+        blocks = zip(torch.stack(views).split(_VIEWS), cell_V2.split(_VIEWS), strict=True)
+        parts = [model.encode_views(part.to(device), of_part) for part, of_part in blocks]
+        visual = Visual(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        return model.order_views(visual, cell_V2), seen
 
     def _render(self, image: ImageInput, *, split: bool) -> tuple[Tensor, CoordinateFrame, TilePlan | None]:
         """Render the views of an image as uint8 [views, 3, height, width]."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
@@ -37,7 +37,16 @@ class AssemblyOptions(Settings):
         "index", description="text that locates a view: (image,row,column) before each, or signs between them"
     )
     tokens_per_view: int = Field(144, ge=1, le=16_384, description="visual tokens of a view")
+    token_order: Literal["views", "rows"] = Field(
+        "views", description="tokens of tiles: tile after tile, or row by row over all tiles of an image (Ferret-v2)"
+    )
     max_split_images: int = Field(2, ge=0, description="images of a sample up to which they are split into tiles")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> AssemblyOptions:
+        if self.token_order == "rows" and self.indicator != "none":
+            raise ValueError(f"token_order: 'rows' leaves no tile whole (got indicator {self.indicator}); expected none")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

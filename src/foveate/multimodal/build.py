@@ -14,7 +14,9 @@ from foveate.language.open import LanguageModel, open_language_model
 from foveate.language.sparse import make_sparse
 from foveate.multimodal.model import MultimodalModel, start_copying
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
-from foveate.vision.connectors import build_connector, connector_kinds
+from foveate.vision.connectors import Connector, build_connector, connector_kinds
+from foveate.vision.dual import DualConnector, DualTower
+from foveate.vision.encoder import ImageEncoder
 from foveate.vision.hidden_layer import build_tower
 from foveate.vision.regions import RegionEncoder, build_region_encoder, region_kinds
 from foveate.vision.registry import seeded
@@ -54,17 +56,29 @@ def build_model(
     assert language_model is not None, "a source is opened by open_source"
     options = dict(settings.connector)
     kind = choose(str(options.pop("kind", "")), connector_kinds(), "model.connector.kind")
-    connector = build_connector(
-        kind,
-        options,
-        in_width=tower.width,
-        out_width=int(language_model.config.hidden_size),
-        grid=tower.grid,
-        seed=seed + 2,
-    )
+    out_width = int(language_model.config.hidden_size)
+
+    def connect(encoder: ImageEncoder, seed: int) -> Connector:
+        return build_connector(
+            kind, options, in_width=encoder.width, out_width=out_width, grid=encoder.grid, seed=seed
+        )
+
+    connector: Connector | DualConnector = connect(tower, seed + 2)
+    if settings.tiles_tower is not None:
+        tiles = build_tower(settings.tiles_tower, seed=seed + 6)
+        connector = DualConnector(connect(tower, seed + 2), connect(tiles, seed + 7))
+        adapters = settings.region_encoder is not None and settings.region_map == "tower"
+        tower = DualTower(tower, tiles, adapters=adapters, seed=seed + 8)
     region_encoder = None
     if settings.region_encoder is not None:
-        region_encoder = _build_regions(settings, tower.width, connector.out_width, seed=seed + 5)
+        behind = settings.region_map == "connector"
+        if behind and connector.num_tokens != connector.grid[0] * connector.grid[1]:
+            raise UserError(
+                f"field model.region_map: connector '{kind}' keeps {connector.num_tokens} tokens of a view; expected "
+                "all, or region_map tower"
+            )
+        width = out_width if behind else tower.width
+        region_encoder = _build_regions(settings, width, out_width, seed=seed + 5)
     with seeded(seed + 3):
         return MultimodalModel(
             settings,

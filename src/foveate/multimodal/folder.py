@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +203,7 @@ def stored_state(weights: Mapping[str, Tensor], settings: MultimodalSettings) ->
             return is_lora(name)
         if name.endswith("lm_head.weight"):
             return source is not None and not _is_tied(weights, name)
-        return not name.startswith("tower.proj.")
+        return not re.match(r"tower\.((overview|tiles)\.)?proj\.", name)
 
     return {name: value for name, value in weights.items() if is_stored(name)}
 

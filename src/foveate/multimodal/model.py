@@ -25,8 +25,10 @@ from foveate.multimodal.assemble import AssemblyOptions, SamplePlan, plan_sample
 from foveate.multimodal.phrase_maps import BoxHead, PhraseMaps, box_weights
 from foveate.multimodal.referring import RegionPrompts, RegionReader
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
+from foveate.vision.anyres_map import order_rows
 from foveate.vision.connectors import Connector
 from foveate.vision.connectors.pooled import PooledConnector
+from foveate.vision.dual import DualConnector, DualTower
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.regions import RegionEncoder
 from foveate.vision.tiling import ImageSize, TilingOptions
@@ -40,7 +42,7 @@ class Visual(NamedTuple):
     Attributes:
         full_VLE: every patch in the space of the language model; the same as `tokens_VTE` unless it pools last.
         tokens_VTE: what the language model reads.
-        tower_VLD: what the tower gave, for a region encoder; empty where there is none.
+        tower_VLD: what a region encoder reads: tokens of the tower, or `full_VLE`; empty where there is none.
     """
 
     full_VLE: Tensor
@@ -117,7 +119,7 @@ class MultimodalModel(nn.Module):
         settings: MultimodalSettings,
         *,
         tower: ImageEncoder,
-        connector: Connector,
+        connector: Connector | DualConnector,
         language_model: Any,
         region_id: int,
         region_encoder: RegionEncoder | None = None,
@@ -217,15 +219,43 @@ class MultimodalModel(nn.Module):
         """
         return plan_sample([ImageSize(*size) for size in sizes], self.assembly)
 
-    def see(self, features: Tensor) -> Visual:
-        """Map pixels or frozen features of V views to visual tokens."""
+    def see(self, features: Tensor, cell_V2: Tensor | None = None) -> Visual:
+        """Map pixels or frozen features of V views to visual tokens.
+
+        Args:
+            cell_V2: row and column of each tile from 1, 0 and 0 of overviews; None = overviews alone. With the token
+                order "rows", views of whole images.
+        """
+        visual = self.encode_views(features, cell_V2)
+        return visual if cell_V2 is None else self.order_views(visual, cell_V2)
+
+    def order_views(self, visual: Visual, cell_V2: Tensor) -> Visual:
+        """Bring what the language model reads of whole images into the order of the settings."""
+        if self.assembly.token_order == "views":
+            return visual
+        return visual._replace(tokens_VTE=order_rows(visual.tokens_VTE, cell_V2))
+
+    def encode_views(self, features: Tensor, cell_V2: Tensor | None = None) -> Visual:
+        """Map views to visual tokens as `see` does, in the order of views."""
+        if isinstance(self.tower, DualTower) and isinstance(self.connector, DualConnector):
+            is_overview_V = torch.ones(len(features), dtype=torch.bool, device=features.device)
+            if cell_V2 is not None:
+                is_overview_V = (cell_V2 == 0).all(dim=1)
+            dual = self.tower.encode(features, is_overview_V)
+            full_VLE = self.connector.join(dual, is_overview_V)
+            return Visual(full_VLE, full_VLE, self._region_tokens(dual.map_VLC, full_VLE))
         tokens_VLD = self.tower(features).tokens
         if isinstance(self.connector, PooledConnector):
             full_VLE = self.connector.full(tokens_VLD)
             pooled_VTE = self.connector.pool(full_VLE)
         else:
             full_VLE = pooled_VTE = self.connector(tokens_VLD)
-        return Visual(full_VLE, pooled_VTE, tokens_VLD if self.region_reader is not None else tokens_VLD[:, :0])
+        return Visual(full_VLE, pooled_VTE, self._region_tokens(tokens_VLD, full_VLE))
+
+    def _region_tokens(self, tokens_VLD: Tensor, full_VLE: Tensor) -> Tensor:
+        if self.region_reader is None:
+            return full_VLE[:, :0]
+        return tokens_VLD if self.settings.region_map == "tower" else full_VLE
 
     def view_regions(self, visual: Visual, boxes_R4: Tensor, view_R: Tensor) -> Tensor:
         """Return the vectors [R, E] of boxes in [0, 1] of their views, as alignment compares them with names."""
@@ -436,7 +466,9 @@ class MultimodalModel(nn.Module):
         return best, self.box_head(visual.full_VLE, phrase_E[None], views_K[best : best + 1])[0]
 
 
-def _check_assembly(assembly: AssemblyOptions, tower: ImageEncoder, connector: Connector) -> None:
+def _check_assembly(
+    assembly: AssemblyOptions, tower: ImageEncoder, connector: Connector | DualConnector
+) -> None:
     """Raise UserError where views of other pixels or tokens are planned than tower and connector have."""
     preprocess = tower.preprocess
     for name, value, expected in (

@@ -43,6 +43,11 @@ class MultimodalSettings(Settings):
     tower: dict[str, Any] = Field(
         description="image encoder: `kind` and its options; with `layer` (LLaVA: -2) and `norm` a hidden layer of it"
     )
+    tiles_tower: dict[str, Any] | None = Field(
+        default=None,
+        description="image encoder of tiles, with a connector of its own; `tower` then sees overviews alone (Ferret-v2); "
+        "unset = `tower` sees all",
+    )
     connector: dict[str, Any] = Field(description="`kind` (cabstractor, linear, mlp, pixel_shuffle, pooled), options")
     language: Language = Field(
         description="`source` of a trained model and what of it is trained, or, for a new one, `model_type` of "
@@ -67,6 +72,11 @@ class MultimodalSettings(Settings):
         default=None,
         description="`kind` (sampler, mean, roi) and options: reads the vector of a region from the tower's map, tiles "
         "included; unset = the mean of its patches behind the connector",
+    )
+    region_map: Literal["tower", "connector"] = Field(
+        default="tower",
+        description="what a region encoder reads: tokens of the tower, of two towers with linear adapters where their "
+        "widths differ, or those behind the connector, which must keep all of them",
     )
     region_points: int = Field(default=512, ge=1, le=8192, description="points that a region encoder reads of a region")
     region_norm: bool = Field(
@@ -95,6 +105,12 @@ class MultimodalSettings(Settings):
             raise ValueError("region_encoder.num_points: set by the model; expected region_points")
         if self.regions == "hybrid" and self.box_head:
             raise ValueError("box_head: answers are in digits with regions 'hybrid' (got true); expected false")
+        if self.region_map != "tower" and self.region_encoder is None:
+            raise ValueError(f"region_map: no effect without region_encoder (got {self.region_map})")
+        if self.tiles_tower is not None and (self.assembly is None or self.assembly.tiling.overview == "none"):
+            raise ValueError("tiles_tower: needs tiles and an overview; expected assembly with an overview")
+        if self.assembly is not None and self.assembly.token_order == "rows" and self.visual_positions:
+            raise ValueError("visual_positions: stand for places in a view (got true); expected false with order 'rows'")
         if self.assembly is None:
             if self.frame == "canvas":
                 raise ValueError("frame: one view an image has no canvas (got canvas); expected image, or assembly")

@@ -124,6 +124,25 @@ def order_tokens(
     return torch.cat(parts)
 
 
+def order_rows(views_VTE: Tensor, cell_V2: Tensor) -> Tensor:
+    """Order the tokens of each image's tiles row by row over all of them, as `order_tokens` does, in their views.
+
+    Laid end to end, the views then are the merged map; each of them alone is no part of the image any more.
+
+    Args:
+        views_VTE: square grids of tokens, of whole images. cell_V2: row and column of each view, as of `TilePlan.views`.
+    """
+    count, length, width = views_VTE.shape
+    side = round(length**0.5)
+    # An overview, or the first tile of an image, begins a new map.
+    segment_V = ((cell_V2 == 0) | (cell_V2 == 1)).all(dim=1).cumsum(0)
+    y_T, x_T = (torch.arange(length, device=cell_V2.device) // side, torch.arange(length, device=cell_V2.device) % side)
+    row_VT, column_VT = cell_V2[:, :1] * side + y_T, cell_V2[:, 1:] * side + x_T
+    extent = int(torch.stack([row_VT, column_VT]).max()) + 1 if count else 1
+    key_VT = (segment_V[:, None] * extent + row_VT) * extent + column_VT
+    return views_VTE.flatten(0, 1)[key_VT.flatten().argsort()].view(count, length, width)
+
+
 def move_to_canvas(regions: RegionBatch, plan: TilePlan) -> RegionBatch:
     """Map regions in [0, 1] of an image to [0, 1] of its fused map: padding of the canvas is left aside."""
     whole = plan.views == (OVERVIEW,)

@@ -8,81 +8,92 @@ Source: Ferret-v2 (arXiv 2404.07973), section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from foveate.core.errors import UserError, choose
-from foveate.vision.anyres_map import Interpolation, merge_tiles, resize_overview
-from foveate.vision.connectors import build_connector
-from foveate.vision.encoder import ImageEncoder
-from foveate.vision.hidden_layer import build_tower
+from foveate.core.errors import UserError
+from foveate.vision.connectors import Connector
+from foveate.vision.encoder import ImageEncoder, ImageFeatures
 from foveate.vision.registry import seeded
-from foveate.vision.tiling import OVERVIEW, TilePlan
-
-Fusion = Literal["encoder", "projector"]
 
 
-class DualFeatures(NamedTuple):
-    """What two towers make of an image.
+class DualTokens(NamedTuple):
+    """What two towers make of V views, O overviews and N tiles in the order of the views.
 
     Attributes:
-        tokens_TE: for the language model: the overview, then the merged tiles row by row.
-        map_CHW: for region encoders: merged tiles plus overview, [C, H, W].
+        overview_OLD, tiles_NLD: tokens, for the projectors.
+        map_VLC: of all views in one width, for region encoders.
     """
 
-    tokens_TE: Tensor
-    map_CHW: Tensor
+    overview_OLD: Tensor
+    tiles_NLD: Tensor
+    map_VLC: Tensor
 
 
-class DualTower(nn.Module):
-    """Encode the overview and the tiles of an image with two towers.
+class DualTower(ImageEncoder):
+    """Encode overviews with one tower and tiles with another.
+
+    Its frozen features are pixels: a tower that is frozen runs in every step of a training.
 
     Args:
-        overview, tiles: the towers.
-        out: E, width of the language model's embeddings.
-        connector: `kind` and options of both projectors, which must keep every patch; Ferret-v2's is an MLP.
-        fusion: add the maps of regions in front of the projectors, as the official code of one tower does, or behind
-            them. Towers of different widths get linear adapters in front.
-        interpolation: of the overview to the size of the tiles.
+        overview, tiles: towers with one grid of tokens.
+        adapters: bring maps of different widths to one by linear layers; without, `map_VLC` needs equal widths.
+
+    Raises:
+        UserError: the grids differ.
     """
 
-    def __init__(
-        self,
-        overview: ImageEncoder,
-        tiles: ImageEncoder,
-        *,
-        out: int,
-        connector: Mapping[str, Any] | None = None,
-        fusion: Fusion = "encoder",
-        interpolation: Interpolation = "nearest",
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        choose(fusion, ("encoder", "projector"), "fusion")
+    def __init__(self, overview: ImageEncoder, tiles: ImageEncoder, *, adapters: bool = True, seed: int = 0) -> None:
+        if overview.grid != tiles.grid:
+            raise UserError(
+                f"field model.tiles_tower: {tiles.grid[0]} x {tiles.grid[1]} tokens of a view; expected "
+                f"{overview.grid[0]} x {overview.grid[1]}, as model.tower (set image_size)"
+            )
+        width = max(overview.width, tiles.width)
+        super().__init__(width=width, embed_dim=0, grid=overview.grid, preprocess=overview.preprocess)
         self.overview, self.tiles = overview, tiles
-        self.fusion, self.interpolation = fusion, interpolation
-        options = dict(connector or {"kind": "mlp"})
-        kind = options.pop("kind")
-        self.projector_g, self.projector_l = (
-            build_connector(kind, options, in_width=tower.width, out_width=out, grid=tower.grid, seed=seed + number)
-            for number, tower in enumerate((overview, tiles))
-        )
-        for projector in (self.projector_g, self.projector_l):
-            if projector.num_tokens != projector.grid[0] * projector.grid[1]:
-                raise UserError(
-                    f"connector '{kind}': keeps {projector.num_tokens} tokens of a view; expected all patches"
-                )
-        self.map_width = out if fusion == "projector" else max(overview.width, tiles.width)
         self.adapter_g: nn.Module = nn.Identity()
         self.adapter_l: nn.Module = nn.Identity()
-        if fusion == "encoder" and overview.width != tiles.width:
-            with seeded(seed + 2):
-                self.adapter_g = nn.Linear(overview.width, self.map_width)
-                self.adapter_l = nn.Linear(tiles.width, self.map_width)
+        if adapters and overview.width != tiles.width:
+            with seeded(seed):
+                self.adapter_g, self.adapter_l = nn.Linear(overview.width, width), nn.Linear(tiles.width, width)
+
+    def encode(self, pixels_V3HW: Tensor, is_overview_V: Tensor) -> DualTokens:
+        """Encode views, uint8 or normalized, of the size of tiles."""
+        overview_OLD = _encode(self.overview, pixels_V3HW[is_overview_V])
+        tiles_NLD = _encode(self.tiles, pixels_V3HW[~is_overview_V])
+        maps = self.adapter_g(overview_OLD), self.adapter_l(tiles_NLD)
+        same = maps[0].shape[2] == maps[1].shape[2]
+        return DualTokens(overview_OLD, tiles_NLD, join_views(*maps, is_overview_V) if same else overview_OLD[:0])
+
+    def forward(self, features: Tensor) -> ImageFeatures:
+        """Encode overviews alone."""
+        return self.overview(self.overview.frozen_features(features))
+
+    def project(self, pooled_RD: Tensor) -> Tensor:
+        """Raise UserError: two towers have no joint space."""
+        raise UserError("model.tiles_tower: two towers have no joint embedding; expected none")
+
+
+class DualConnector(nn.Module):
+    """Projectors of the overview (`projector_g`) and of the tiles (`projector_l`), of one kind."""
+
+    def __init__(self, projector_g: Connector, projector_l: Connector) -> None:
+        super().__init__()
+        self.projector_g, self.projector_l = projector_g, projector_l
+        self.in_width, self.out_width = projector_g.in_width, projector_g.out_width
+        self.grid, self.num_tokens = projector_g.grid, projector_g.num_tokens
+
+    def forward(self, overview_OLD: Tensor) -> Tensor:
+        """Map the tokens of overviews alone."""
+        return self.projector_g(overview_OLD)
+
+    def join(self, tokens: DualTokens, is_overview_V: Tensor) -> Tensor:
+        """Map the tokens of views to those of the language model [V, T, E]."""
+        return join_views(self.projector_g(tokens.overview_OLD), self.projector_l(tokens.tiles_NLD), is_overview_V)
 
     @torch.no_grad()
     def copy_projector(self) -> None:
@@ -91,55 +102,27 @@ class DualTower(nn.Module):
         Raises:
             UserError: the towers have different widths.
         """
-        if self.overview.width != self.tiles.width:
+        if self.in_width != self.projector_l.in_width:
             raise UserError(
-                f"projectors: widths of the towers differ (got {self.overview.width} and {self.tiles.width}); expected "
-                "equal ones to copy the overview's"
+                f"copy_projector: widths of the towers differ (got {self.in_width} and {self.projector_l.in_width}); "
+                "expected equal ones to copy the overview's projector"
             )
         self.projector_l.load_state_dict(self.projector_g.state_dict())
 
-    def forward(self, views_V3HW: Tensor, plan: TilePlan) -> DualFeatures:
-        """Encode the views of an image, uint8 [V, 3, tile, tile] in the order of their plan.
 
-        Raises:
-            UserError: the plan has no overview or no tiles, or other views than there are.
-        """
-        tiles = [number for number, view in enumerate(plan.views) if view != OVERVIEW]
-        if not tiles or OVERVIEW not in plan.views or len(views_V3HW) != len(plan.views):
-            raise UserError(
-                f"views: {len(views_V3HW)} of {len(plan.views)} planned, {len(tiles)} of them tiles; expected an "
-                "overview and tiles (tiling.single_overview keeps both where one tile is enough)"
-            )
-        position = plan.views.index(OVERVIEW)
-        tokens_1LD = _encode(self.overview, views_V3HW[position : position + 1])
-        tokens_NLD = _encode(self.tiles, views_V3HW[tiles[0] : tiles[-1] + 1])
-        projected_LE, projected_NLE = self.projector_g(tokens_1LD)[0], self.projector_l(tokens_NLD)
-        merged_EHW = merge_tiles(projected_NLE, plan, self.tiles.grid)
-        size = (merged_EHW.shape[1], merged_EHW.shape[2])
-        if self.fusion == "projector":
-            base_LC, detail_CHW = projected_LE, merged_EHW
-        else:
-            base_LC = self.adapter_g(tokens_1LD[0])
-            detail_CHW = merge_tiles(self.adapter_l(tokens_NLD), plan, self.tiles.grid)
-        base_CHW = base_LC.T.unflatten(1, self.overview.grid)
-        resized_CHW = resize_overview(base_CHW, plan, size, interpolation=self.interpolation)
-        return DualFeatures(torch.cat([projected_LE, merged_EHW.flatten(1).T]), detail_CHW + resized_CHW)
+def join_views(overview_OLC: Tensor, tiles_NLC: Tensor, is_overview_V: Tensor) -> Tensor:
+    """Put overviews and tiles back in the order of their views [V, L, C]."""
+    order_V = torch.cat([is_overview_V.nonzero()[:, 0], (~is_overview_V).nonzero()[:, 0]]).argsort()
+    return torch.cat([overview_OLC, tiles_NLC])[order_V]
 
 
 def _encode(tower: ImageEncoder, views_V3HW: Tensor) -> Tensor:
     """Encode views at the tower's own size and with its own normalization."""
+    if not len(views_V3HW):
+        # A stage that sees overviews alone does not run the other tower.
+        weight = next(tower.parameters())
+        return weight.new_zeros(0, tower.grid[0] * tower.grid[1], tower.width)
     size = (tower.preprocess.height, tower.preprocess.width)
     if views_V3HW.shape[-2:] != size:
         views_V3HW = interpolate(views_V3HW, size, mode="bicubic", antialias=True)
     return tower(tower.frozen_features(views_V3HW)).tokens
-
-
-def build_dual_tower(
-    overview: Mapping[str, Any], tiles: Mapping[str, Any], *, out: int, seed: int = 0, **options: Any
-) -> DualTower:
-    """Build two towers from their settings, see `build_tower`; `options` are those of `DualTower`.
-
-    Raises:
-        UserError: an unknown kind or option.
-    """
-    return DualTower(build_tower(overview, seed=seed), build_tower(tiles, seed=seed + 1), out=out, seed=seed, **options)
