@@ -40,6 +40,11 @@ class PixelBox:
     y2: float
 
 
+def raster_key(box: PixelBox) -> tuple[float, float]:
+    """Return what boxes in raster order are sorted by: the upper edge, then the left one."""
+    return box.y1, box.x1
+
+
 @dataclass(frozen=True, slots=True)
 class PixelXYWH:
     """Upper left corner and size in pixels, as in COCO annotation files.

@@ -16,6 +16,7 @@ Group = Literal[
     "general",
     "text-rich",
     "refer-ground",
+    "dense-regions",
     "science",
     "math",
     "code",

@@ -13,7 +13,7 @@ from collections.abc import Collection
 import numpy as np
 
 from foveate.core.errors import choose as check_choice
-from foveate.records.boxes import PixelBox
+from foveate.records.boxes import raster_key
 from foveate.records.masks import encode_mask
 from foveate.records.questions import Question
 from foveate.records.scenes import pools
@@ -149,16 +149,12 @@ class _RegionAsker(SceneAsker):
     def ask_detect(self, questions: list[Question]) -> None:
         # Raster order: by the upper edge, then by the left one.
         boxes = sorted(
-            ((self.region(placed), placed.phrase) for placed in self.visible), key=lambda pair: _raster(pair[0])
+            ((self.region(placed), placed.phrase) for placed in self.visible), key=lambda pair: raster_key(pair[0])
         )
         if boxes:
             listed = ", ".join(f"{phrase} <region>" for _, phrase in boxes)
             regions = tuple(box for box, _ in boxes)
             questions.append(self.write("detect", listed, {"listed": listed}, regions=regions, way="short"))
-
-
-def _raster(box: PixelBox) -> tuple[float, float]:
-    return box.y1, box.x1
 
 
 def _pick_clear(relations: Collection[Relation]) -> list[Relation]:
