@@ -7,25 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.core.model_folder import read_tensors
-from foveate.multimodal.opening import open_mllm
-from foveate.records.collection import Collection
-from foveate.records.shapes import Point, Stroke
 from foveate.core.errors import UserError
+from foveate.core.model_folder import read_tensors
 from foveate.core.recipes import validate
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.train import prepare_training, train_mllm
+from foveate.multimodal.opening import open_mllm
+from foveate.records.collection import Collection
+from foveate.records.shapes import Point, Stroke
 from naming import raises_naming
 from tiny_mllm import make_dual_recipe, make_recipe, make_tiled_recipe
 
 SAMPLER = {"kind": "sampler", "anchors": [8, 4], "neighbors": [4, 4]}
 
 
-@pytest.mark.parametrize("tiles", [False, True])
-def test_a_region_encoder_is_trained_saved_and_asked(tiles: bool, asked_collection: Path, tmp_path: Path) -> None:
-    recipe = make_tiled_recipe() if tiles else make_recipe()
-    regions = {"regions": "hybrid" if tiles else "tokens", "region_encoder": SAMPLER, "region_points": 32}
+@pytest.mark.parametrize("form", ["tokens", "hybrid", "tiles"])
+def test_a_region_encoder_is_trained_saved_and_asked(form: str, asked_collection: Path, tmp_path: Path) -> None:
+    recipe = make_tiled_recipe() if form == "tiles" else make_recipe()
+    regions = {"regions": "tokens" if form == "tokens" else "hybrid", "region_encoder": SAMPLER, "region_points": 32}
     stages = [stage.model_dump() for stage in recipe.stages]
+    if form == "hybrid":
+        regions["language"] = recipe.model.language | {"max_position_embeddings": 256}
     recipe = make_recipe(model=recipe.model.model_dump() | regions, stages=stages)
     with Collection.open(asked_collection) as collection:
         before = prepare_training(recipe, collection, tmp_path / "untrained").model.state_dict()
@@ -46,14 +48,16 @@ def test_two_towers_are_trained_in_two_stages_saved_and_asked(asked_collection: 
         start = prepare_training(make_dual_recipe(), collection, tmp_path / "untrained").model.state_dict()
         trained = train_mllm(make_dual_recipe(), collection, tmp_path / "run")
         again = train_mllm(make_dual_recipe(connector_rate=0), collection, tmp_path / "copied")
-    assert trained.model_folder is not None and again.model_folder is not None
+    assert trained.model_folder is not None
+    assert again.model_folder is not None
     first = read_tensors(tmp_path / "run" / "stage-0-alignment" / "weights.safetensors")
     last = read_tensors(trained.model_folder / "model.safetensors")
     copied = read_tensors(again.model_folder / "model.safetensors")
     for name in (name for name in start if name.startswith("connector.projector_g.")):
         twin = name.replace("projector_g", "projector_l")
         # The first stage sees overviews alone, and the second begins with a copy.
-        assert np.array_equal(first[twin], start[twin]) and not np.array_equal(first[name], start[name])
+        assert np.array_equal(first[twin], start[twin])
+        assert not np.array_equal(first[name], start[name])
         assert np.array_equal(copied[twin], copied[name])
         assert not np.array_equal(last[twin], last[name])
     for name in (name for name in start if name.startswith(("tower.overview.", "tower.tiles.", "language_model."))):
@@ -62,7 +66,8 @@ def test_two_towers_are_trained_in_two_stages_saved_and_asked(asked_collection: 
     model = open_mllm(trained.model_folder)
     image = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
     answers = [model.ask(image, "What is <region>?", regions=[Point(20, 20)], max_tokens=4) for _ in range(2)]
-    assert answers[0] == answers[1] and answers[0].tokens <= 4
+    assert answers[0] == answers[1]
+    assert answers[0].tokens <= 4
 
 
 def test_settings_of_two_towers_that_do_not_fit_are_refused() -> None:

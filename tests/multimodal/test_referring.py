@@ -23,6 +23,7 @@ from foveate.multimodal.prompts import create_prompts
 from foveate.multimodal.referring import RegionPrompts, place_points
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.boxes import PixelBox
+from foveate.records.conversations import Conversation, Turn
 from foveate.records.geometry import View
 from foveate.records.masks import encode_mask
 from foveate.records.shapes import Mask, Point, Shape, Stroke
@@ -209,3 +210,31 @@ def test_points_follow_the_placement() -> None:
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], named: str) -> None:
     with raises_naming(UserError, named):
         load(**changes)
+
+
+def test_with_hybrid_regions_and_a_head_a_box_stands_in_front_of_its_digits() -> None:
+    loaded, _ = load(box_head=True, phrase_maps=True)
+    model, tokenizer, region = Mllm(loaded), loaded.tokenizer, loaded.prompts.region_id
+    box = PixelBox(15, 10, 60, 50)
+    turns = Turn("user", "What is this?"), Turn("assistant", "a red disc at <region>.", (box,))
+    placement = View().place(150, 100, (64, 64))
+    written = loaded.prompts.write_conversation(Conversation("1", ("a",), turns), [placement])
+    ids = written.tokens.ids
+    at = ids.index(region)
+    assert written.tokens.learned[at]
+    assert len(written.regions) == 1
+    assert tokenizer.decode(ids[at + 1 :]).startswith("[100, 100, 400, 500].")
+    answers = []
+    for text in ("[100, 100, 400, 500].", " and it."):
+        _, (pending,) = model._prepare([Question(IMAGE, "What is it?")])
+        pending.answer = [*tokenizer.encode(" a red disc at"), region, *tokenizer.encode(text)]
+        pending.boxes = [(0, [0.2, 0.2, 0.5, 0.5])]
+        answers.append(model._answer(pending))
+    (located, said), (alone, missing) = ((answer.boxes, answer.digits) for answer in answers)
+    assert located == alone
+    assert missing == (None,)
+    corners = [(said[0].x1, said[0].y1, said[0].x2, said[0].y2)] if said[0] else []
+    np.testing.assert_allclose(corners, [(15, 10, 60, 50)], atol=0.2)
+    assert answers[0].text.startswith("a red disc at [")
+    assert answers[0].text.endswith("].")
+    assert answers[0].phrases[0].endswith("a red disc at")

@@ -79,10 +79,16 @@ def test_one_tower_twice_is_one_tower() -> None:
 
 @torch.no_grad()
 def test_towers_of_other_widths_sizes_and_normalization() -> None:
-    tower, connector = build(clip(16), {**dinov2(24, side=64), "config": dinov2(24, side=64)["config"] | {"patch_size": 16}})
+    tower, connector = build(
+        clip(16), {**dinov2(24, side=64), "config": dinov2(24, side=64)["config"] | {"patch_size": 16}}
+    )
     views, plan = view_image()
     dual = tower.encode(views, is_overview(plan))
-    assert (dual.overview_OLD.shape, dual.tiles_NLD.shape, dual.map_VLC.shape) == ((1, 16, 16), (6, 16, 24), (7, 16, 24))
+    assert (dual.overview_OLD.shape, dual.tiles_NLD.shape, dual.map_VLC.shape) == (
+        (1, 16, 16),
+        (6, 16, 24),
+        (7, 16, 24),
+    )
     # Tiles are those of the second tower alone, at its size and normalized as it was trained.
     large = torch.nn.functional.interpolate(views[1:], (64, 64), mode="bicubic", antialias=True)
     tiles = tower.tiles(tower.tiles.preprocess.normalize(large)).tokens

@@ -154,8 +154,8 @@ class MllmRecipe(Settings):
             raise ValueError(f"stages: names must differ (got {', '.join(names)})")
         if any(stage.box_weight for stage in self.stages) and not self.model.box_head:
             raise ValueError("stages: box_weight needs model.box_head")
-        if self.model.box_head and self.model.regions != "tokens":
-            raise ValueError(f"model.box_head: needs model.regions 'tokens' (got '{self.model.regions}')")
+        if self.model.box_head and self.model.regions == "text":
+            raise ValueError("model.box_head: needs model.regions 'tokens' or 'hybrid' (got 'text')")
         # Not merely set: a saved recipe lists all fields, most with their defaults.
         changed = self.vocabulary != type(self).model_fields["vocabulary"].default
         if changed and (self.initial or isinstance(self.model.language, SourceSettings)):

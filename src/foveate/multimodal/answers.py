@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from foveate.records.box_phrases import parse_boxes
 from foveate.records.box_text import parse_regions
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import REGION
+
+_DIGITS = re.compile(r"\s*\[[^\[\]]*\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Answer:
         tokens: generated tokens.
         finished: False if the answer was cut at `max_tokens`.
         num_prompt_tokens: positions that were read: images and question.
+        digits: what the digits behind each box say, of models that write both; None where there are none.
         score: mean log-probability of the generated tokens.
 
     Example:
@@ -43,6 +47,7 @@ class Answer:
     tokens: int = 0
     finished: bool = True
     num_prompt_tokens: int = 0
+    digits: tuple[PixelBox | None, ...] = ()
     # The last bits of a logit depend on the padding of the batch.
     score: float = field(default=0.0, compare=False)
 
@@ -79,6 +84,27 @@ def find_runs(ids: Sequence[int], names: Collection[int]) -> list[tuple[int, int
 def join_text(pieces: Sequence[str | PixelBox], write: Callable[[PixelBox], str]) -> str:
     """Join the pieces of an answer, a blank in front of each box."""
     return "".join(piece if isinstance(piece, str) else f" {write(piece)}" for piece in pieces).strip()
+
+
+def split_digits(
+    pieces: Sequence[str | PixelBox], frames: Sequence[CoordinateFrame]
+) -> tuple[list[str | PixelBox], tuple[PixelBox | None, ...]]:
+    """Take the digits behind each box of an answer out of its pieces; return both.
+
+    Args:
+        pieces: texts and boxes of an answer. frames: of the image of each box.
+    """
+    texts, digits = list(pieces), []
+    positions = [position for position, piece in enumerate(pieces) if not isinstance(piece, str)]
+    for position, frame in zip(positions, frames, strict=True):
+        text, placement = texts[position + 1], frame.placement
+        assert isinstance(text, str), "a text follows each box"
+        match = _DIGITS.match(text)
+        parsed = parse_regions(match[0], width=placement.width, height=placement.height).regions if match else ()
+        box = parsed[0].region if parsed else None
+        digits.append(frame.to_image(box) if isinstance(box, PixelBox) else None)
+        texts[position + 1] = text[match.end() :] if match else text
+    return texts, tuple(digits)
 
 
 def pair_phrases(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

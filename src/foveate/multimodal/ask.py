@@ -27,6 +27,7 @@ from foveate.multimodal.answers import (
     open_box,
     pair_phrases,
     read_coordinates,
+    split_digits,
     to_pixels,
     with_placeholders,
     write_corners,
@@ -39,6 +40,7 @@ from foveate.multimodal.model import ViewLayout, Visual, list_views
 from foveate.multimodal.prompts import Written, image_slots, images_lead
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions
 from foveate.multimodal.referring import RegionPrompts
+from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, ImageInput, decode, decode_fraction, encode_input, is_single_image
@@ -433,17 +435,22 @@ class Mllm:
             pieces += [tokenizer.decode(pending.answer[start:position]), boxes[-1][1]]
             start = end
         pieces.append(tokenizer.decode(pending.answer[start:]))
+        writes_digits = self.loaded.prompts.regions == "hybrid" and self.loaded.prompts.box_head
+        digits: tuple[PixelBox | None, ...] = ()
+        if writes_digits and boxes:
+            pieces, digits = split_digits(pieces, [pending.frames[image] for image, _ in boxes])
         text = join_text(pieces, write_corners)
         # The phrase of a box does not depend on its corners.
         unparsed = join_text(pieces, lambda _: "[0, 0, 0, 0]")
         # Coordinates in text do not say which of several images they are in.
-        if self.loaded.prompts.regions != "tokens" and len(pending.frames) == 1:
+        if not self.loaded.prompts.box_head and len(pending.frames) == 1:
             text, read_boxes = read_coordinates(text, pending.frames[0])
             boxes = [(0, box) for box in read_boxes]
         phrases, unboxed = pair_phrases(unparsed)
         return Answer(
             text=text,
             boxes=tuple(box for _, box in boxes),
+            digits=digits,
             images=tuple(image for image, _ in boxes),
             phrases=phrases if len(phrases) == len(boxes) else ("",) * len(boxes),
             unboxed=unboxed if ground else (),

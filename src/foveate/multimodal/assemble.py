@@ -45,7 +45,9 @@ class AssemblyOptions(Settings):
     @model_validator(mode="after")
     def _check_order(self) -> AssemblyOptions:
         if self.token_order == "rows" and self.indicator != "none":
-            raise ValueError(f"token_order: 'rows' leaves no tile whole (got indicator {self.indicator}); expected none")
+            raise ValueError(
+                f"token_order: 'rows' leaves no tile whole (got indicator {self.indicator}); expected none"
+            )
         return self
 
 

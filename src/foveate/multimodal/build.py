@@ -59,11 +59,9 @@ def build_model(
     out_width = int(language_model.config.hidden_size)
 
     def connect(encoder: ImageEncoder, seed: int) -> Connector:
-        return build_connector(
-            kind, options, in_width=encoder.width, out_width=out_width, grid=encoder.grid, seed=seed
-        )
+        return build_connector(kind, options, in_width=encoder.width, out_width=out_width, grid=encoder.grid, seed=seed)
 
-    connector: Connector | DualConnector = connect(tower, seed + 2)
+    connector: Connector = connect(tower, seed + 2)
     if settings.tiles_tower is not None:
         tiles = build_tower(settings.tiles_tower, seed=seed + 6)
         connector = DualConnector(connect(tower, seed + 2), connect(tiles, seed + 7))

@@ -119,7 +119,7 @@ class MultimodalModel(nn.Module):
         settings: MultimodalSettings,
         *,
         tower: ImageEncoder,
-        connector: Connector | DualConnector,
+        connector: Connector,
         language_model: Any,
         region_id: int,
         region_encoder: RegionEncoder | None = None,
@@ -466,9 +466,7 @@ class MultimodalModel(nn.Module):
         return best, self.box_head(visual.full_VLE, phrase_E[None], views_K[best : best + 1])[0]
 
 
-def _check_assembly(
-    assembly: AssemblyOptions, tower: ImageEncoder, connector: Connector | DualConnector
-) -> None:
+def _check_assembly(assembly: AssemblyOptions, tower: ImageEncoder, connector: Connector) -> None:
     """Raise UserError where views of other pixels or tokens are planned than tower and connector have."""
     preprocess = tower.preprocess
     for name, value, expected in (

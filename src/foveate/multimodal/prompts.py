@@ -49,10 +49,19 @@ class PromptWriter:
         chat: chat template of the language model, and its tokenizer.
         regions: "text" writes 0..999 coordinates, "tokens" one token per region, "hybrid" both in questions.
         num_points: to draw from each region that has a token; 0 = none.
+        box_head: with "hybrid", answers have the token of a box in front of its digits.
     """
 
-    def __init__(self, chat: Chat, *, regions: Literal["text", "tokens", "hybrid"], num_points: int = 0) -> None:
+    def __init__(
+        self,
+        chat: Chat,
+        *,
+        regions: Literal["text", "tokens", "hybrid"],
+        num_points: int = 0,
+        box_head: bool = False,
+    ) -> None:
         self.chat, self.tokenizer, self.regions, self.num_points = chat, chat.tokenizer, regions, num_points
+        self.box_head = box_head
         self.region_id = chat.tokenizer.special[REGION]
 
     def write_conversation(
@@ -107,12 +116,18 @@ class PromptWriter:
                 # Where a placeholder stood, two blanks would be tokens that no other text has.
                 text = _tidy(text) if in_text else " ".join(text.replace(IMAGE, " ").split())
             pairs = list(zip(turn.regions, images, strict=True))
-            has_tokens = self.regions == "tokens" or (self.regions == "hybrid" and turn.role == "user")
+            is_question = turn.role == "user"
+            has_tokens = self.regions == "tokens" or (self.regions == "hybrid" and (is_question or self.box_head))
             if self.regions != "tokens":
                 pieces = text.split(REGION)
                 for number, (shape, image) in enumerate(pairs):
                     placement = placements[image]
-                    pieces[number] += format_region(shape, width=placement.width, height=placement.height)
+                    digits = format_region(shape, width=placement.width, height=placement.height)
+                    if has_tokens and not is_question:
+                        # The head says where, and the digits are then read off the vector of its box.
+                        pieces[number + 1] = digits + pieces[number + 1]
+                    else:
+                        pieces[number] += digits
                 text = (REGION if has_tokens else "").join(pieces)
             if has_tokens:
                 # A blank in front of a region token says nothing and would be a token of its own.
@@ -127,7 +142,7 @@ class PromptWriter:
 def create_prompts(chat: Chat, settings: MultimodalSettings) -> PromptWriter:
     """Create the writer of a model's prompts."""
     num_points = 0 if settings.region_encoder is None else settings.region_points
-    return PromptWriter(chat, regions=settings.regions, num_points=num_points)
+    return PromptWriter(chat, regions=settings.regions, num_points=num_points, box_head=settings.box_head)
 
 
 def images_lead(turns: Sequence[Turn]) -> bool:

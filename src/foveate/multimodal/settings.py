@@ -45,8 +45,8 @@ class MultimodalSettings(Settings):
     )
     tiles_tower: dict[str, Any] | None = Field(
         default=None,
-        description="image encoder of tiles, with a connector of its own; `tower` then sees overviews alone (Ferret-v2); "
-        "unset = `tower` sees all",
+        description="image encoder of tiles, with a connector of its own; `tower` then sees overviews alone "
+        "(Ferret-v2); unset = `tower` sees all",
     )
     connector: dict[str, Any] = Field(description="`kind` (cabstractor, linear, mlp, pixel_shuffle, pooled), options")
     language: Language = Field(
@@ -87,7 +87,8 @@ class MultimodalSettings(Settings):
     )
     box_head: bool = Field(
         default=False,
-        description="boxes of answers from a head on the phrase's map, not in digits (not in the paper)",
+        description="boxes of answers from a head on the phrase's map, not in digits; with regions hybrid in front of "
+        "the digits (not in the paper)",
     )
     max_images: int = Field(default=8, ge=1, description="most images of one question")
     visual_positions: bool = Field(
@@ -103,14 +104,14 @@ class MultimodalSettings(Settings):
             raise ValueError("region_encoder: no effect with regions 'text'; expected regions tokens or hybrid")
         if self.region_encoder is not None and "num_points" in self.region_encoder:
             raise ValueError("region_encoder.num_points: set by the model; expected region_points")
-        if self.regions == "hybrid" and self.box_head:
-            raise ValueError("box_head: answers are in digits with regions 'hybrid' (got true); expected false")
         if self.region_map != "tower" and self.region_encoder is None:
             raise ValueError(f"region_map: no effect without region_encoder (got {self.region_map})")
         if self.tiles_tower is not None and (self.assembly is None or self.assembly.tiling.overview == "none"):
             raise ValueError("tiles_tower: needs tiles and an overview; expected assembly with an overview")
         if self.assembly is not None and self.assembly.token_order == "rows" and self.visual_positions:
-            raise ValueError("visual_positions: stand for places in a view (got true); expected false with order 'rows'")
+            raise ValueError(
+                "visual_positions: stand for places in a view (got true); expected false with order 'rows'"
+            )
         if self.assembly is None:
             if self.frame == "canvas":
                 raise ValueError("frame: one view an image has no canvas (got canvas); expected image, or assembly")

@@ -130,7 +130,8 @@ def order_rows(views_VTE: Tensor, cell_V2: Tensor) -> Tensor:
     Laid end to end, the views then are the merged map; each of them alone is no part of the image any more.
 
     Args:
-        views_VTE: square grids of tokens, of whole images. cell_V2: row and column of each view, as of `TilePlan.views`.
+        views_VTE: square grids of tokens, of whole images.
+        cell_V2: row and column of each view, as of `TilePlan.views`.
     """
     count, length, width = views_VTE.shape
     side = round(length**0.5)

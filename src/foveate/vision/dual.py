@@ -65,9 +65,10 @@ class DualTower(ImageEncoder):
         """Encode views, uint8 or normalized, of the size of tiles."""
         overview_OLD = _encode(self.overview, pixels_V3HW[is_overview_V])
         tiles_NLD = _encode(self.tiles, pixels_V3HW[~is_overview_V])
-        maps = self.adapter_g(overview_OLD), self.adapter_l(tiles_NLD)
-        same = maps[0].shape[2] == maps[1].shape[2]
-        return DualTokens(overview_OLD, tiles_NLD, join_views(*maps, is_overview_V) if same else overview_OLD[:0])
+        map_OLC = self.adapter_g(overview_OLD)
+        map_NLC = self.adapter_l(tiles_NLD) if len(tiles_NLD) else tiles_NLD
+        same = map_OLC.shape[2] == map_NLC.shape[2] or not len(map_NLC)
+        return DualTokens(overview_OLD, tiles_NLD, join_views(map_OLC, map_NLC, is_overview_V) if same else map_OLC[:0])
 
     def forward(self, features: Tensor) -> ImageFeatures:
         """Encode overviews alone."""
@@ -78,22 +79,27 @@ class DualTower(ImageEncoder):
         raise UserError("model.tiles_tower: two towers have no joint embedding; expected none")
 
 
-class DualConnector(nn.Module):
+class DualConnector(Connector):
     """Projectors of the overview (`projector_g`) and of the tiles (`projector_l`), of one kind."""
 
     def __init__(self, projector_g: Connector, projector_l: Connector) -> None:
-        super().__init__()
+        super().__init__(
+            in_width=projector_g.in_width,
+            out_width=projector_g.out_width,
+            grid=projector_g.grid,
+            num_tokens=projector_g.num_tokens,
+        )
         self.projector_g, self.projector_l = projector_g, projector_l
-        self.in_width, self.out_width = projector_g.in_width, projector_g.out_width
-        self.grid, self.num_tokens = projector_g.grid, projector_g.num_tokens
 
-    def forward(self, overview_OLD: Tensor) -> Tensor:
+    def forward(self, tokens_BLD: Tensor) -> Tensor:
         """Map the tokens of overviews alone."""
-        return self.projector_g(overview_OLD)
+        return self.projector_g(tokens_BLD)
 
     def join(self, tokens: DualTokens, is_overview_V: Tensor) -> Tensor:
         """Map the tokens of views to those of the language model [V, T, E]."""
-        return join_views(self.projector_g(tokens.overview_OLD), self.projector_l(tokens.tiles_NLD), is_overview_V)
+        # Without tiles its weights get no gradient, not one of zero: weight decay would move them.
+        tiles_NTE = self.projector_l(tokens.tiles_NLD) if len(tokens.tiles_NLD) else None
+        return join_views(self.projector_g(tokens.overview_OLD), tiles_NTE, is_overview_V)
 
     @torch.no_grad()
     def copy_projector(self) -> None:
@@ -110,8 +116,10 @@ class DualConnector(nn.Module):
         self.projector_l.load_state_dict(self.projector_g.state_dict())
 
 
-def join_views(overview_OLC: Tensor, tiles_NLC: Tensor, is_overview_V: Tensor) -> Tensor:
+def join_views(overview_OLC: Tensor, tiles_NLC: Tensor | None, is_overview_V: Tensor) -> Tensor:
     """Put overviews and tiles back in the order of their views [V, L, C]."""
+    if tiles_NLC is None or not len(tiles_NLC):
+        return overview_OLC
     order_V = torch.cat([is_overview_V.nonzero()[:, 0], (~is_overview_V).nonzero()[:, 0]]).argsort()
     return torch.cat([overview_OLC, tiles_NLC])[order_V]
 
