@@ -200,7 +200,7 @@ def test_points_follow_the_placement() -> None:
     [
         ({"regions": "text"}, "region_encoder"),
         ({"region_encoder": {**SAMPLER, "num_points": 9}}, "region_points"),
-        ({"box_head": True}, "box_head"),
+        ({**TILES, "box_head": True}, "box_head"),
         ({**TILES, "frame": "canvas"}, "frame"),
         ({**TILES, "region_encoder": None}, "regions"),
         ({"region_encoder": {"kind": "samplr"}}, "sampler"),
