@@ -10,6 +10,8 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from foveate.core.errors import UserError
 from foveate.language.packing import SLOT, PackedTexts
@@ -92,7 +94,19 @@ class MllmTask(Task):
             terms["token_loss"], report["token_accuracy"] = self._predict(states_BTE, texts)
             if self.stage.box_weight:
                 terms["box_loss"], report["iou"] = self._locate(visual, batch["views_BK"], states_BTE, texts, regions)
+            if isinstance(self, FSDPModule):
+                terms["token_loss"] = terms["token_loss"] + self._sum_to_zero()
         return {**terms, "loss": self.total(terms)}, report
+
+    def _sum_to_zero(self) -> Tensor:
+        """Return 0 with a gradient of zeros for every trained weight outside the language model's layers.
+
+        FSDP2 reduces all gradients of a unit in one collective. It would not end, or would add up the wrong numbers,
+        where the rows of one process have images, regions or boxes and those of another have none.
+        """
+        # Inside the forward pass the outermost unit is whole; the layers, still sharded, run in every process anyway.
+        whole = [weight for weight in self.parameters() if weight.requires_grad and not isinstance(weight, DTensor)]
+        return torch.stack([weight.sum() for weight in whole]).sum() * 0.0
 
     def total(self, terms: Losses) -> Tensor:
         """Add up the losses with the stage's weights."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
@@ -334,17 +335,24 @@ class MllmTraining:
             self.stages.append(StageResult.model_validate(read_json(folder / STAGE)))
             tensors = read_tensors(weights)
             check_tensors(tensors, self._stage_state(), weights)
+            if any(isinstance(weight, DTensor) for weight in self.model.parameters()):
+                # What a stage sharded stays so, and can be neither loaded into nor wrapped again.
+                self.language = self._open_source()
+                self.model = self._build(self.model.settings)
             # Not strict: the weights of a source are not in it.
             self.model.load_state_dict(tensors, strict=False)
         return "finished"
 
     def _announce(self) -> None:
         """Say how long the stages that are left will take, before they start."""
+        model, features = self.model, self._features
         seconds = {
             stage.name: stage.training.steps * self.measure_step(stage)
             for number, stage in enumerate(self.recipe.stages)
             if not (self.run.path / f"stage-{number}-{stage.name}" / STAGE).is_file()
         }
+        # A stage with views of another size resizes positions, which there and back are no longer the same.
+        self.model, self._features = model, features
         if seconds:
             stages = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
             say(
@@ -407,6 +415,12 @@ class MllmTraining:
             UserError: the data cannot meet the mixture, or a sample is longer than a batch of tokens.
         """
         settings = stage.training
+        parts = settings.accumulate * self.here.size
+        if stage.tokens is not None and stage.tokens.multiple % parts:
+            raise UserError(
+                f"stage '{stage.name}', tokens.multiple: a batch has a part for each process and each of "
+                f"training.accumulate (got {stage.tokens.multiple}); expected a multiple of {parts}"
+            )
         lengths = samples.measure_lengths() if stage.tokens else None
         options: dict[str, Any] = {
             "batch_size": settings.batch_size,
@@ -529,10 +543,8 @@ class MllmTraining:
 
     def _trained_groups(self) -> list[str]:
         """List the groups of conversations that the stages trained on."""
-        stages = [stage for stage in self.recipe.stages if stage.texts]
-        return sorted(
-            {talk.group for stage in stages for group in self.select_sets(stage) for talk in group.conversations}
-        )
+        groups = {talk.group for images in self.sets for talk in images.conversations}
+        return sorted(group for group in groups if any(stage.trains(group) for stage in self.recipe.stages))
 
     def save(self) -> Path:
         """Write the model folder."""

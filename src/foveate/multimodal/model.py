@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from foveate.core.errors import UserError
 from foveate.language.packing import SLOT, PackedTexts, attention_and_positions
@@ -273,7 +274,7 @@ class MultimodalModel(nn.Module):
         return self.name_scale * (means_RE @ F.normalize(names_NE - self.center_E, dim=-1).to(means_RE.dtype).T)
 
     def prefix(self, visual: Visual, views_BK: Tensor, layout: ViewLayout | None = None) -> Tensor:
-        """Lay out the visual tokens and indicators [B, P, E] of rows that all have P of them.
+        """Lay out the visual tokens and indicators [B, P, E] of rows, padded on the right to the longest.
 
         Args:
             visual: of all views.
@@ -282,13 +283,16 @@ class MultimodalModel(nn.Module):
         """
         tokens_BKTE = self.view_tokens(visual, views_BK, layout)
         if layout is None or not views_BK.shape[1]:
-            # Rows of one length and no indicators: the views only have to be laid end to end.
+            # Without indicators the views only have to be laid end to end; missing ones are last.
             return tokens_BKTE.flatten(1, 2)
         embedded_BKIE = self.language_model.get_input_embeddings()(layout.before_BKI.clamp(min=0))
         is_view_BKT = ((views_BK >= 0) & ~layout.in_text_BK)[..., None].expand(tokens_BKTE.shape[:3])
         is_token_BKP = torch.cat([layout.before_BKI >= 0, is_view_BKT], dim=2)
         whole_BKPE = torch.cat([embedded_BKIE.to(tokens_BKTE.dtype), tokens_BKTE], dim=2)
-        return whole_BKPE[is_token_BKP].view(len(views_BK), -1, self.width)
+        lengths_B = self.prefix_lengths(views_BK, layout)
+        is_prefix_BP = torch.arange(int(lengths_B.max()), device=lengths_B.device) < lengths_B[:, None]
+        padded_BPE = whole_BKPE.new_zeros(*is_prefix_BP.shape, self.width)
+        return padded_BPE.masked_scatter(is_prefix_BP[..., None], whole_BKPE[is_token_BKP])
 
     def view_tokens(self, visual: Visual, views_BK: Tensor, layout: ViewLayout | None = None) -> Tensor:
         """Return the visual tokens [B, K, T, E] of the views of rows, as the language model reads them."""
@@ -378,15 +382,19 @@ class MultimodalModel(nn.Module):
         states_BTE: Tensor | None = None
         self._router_losses = {}
         row_R = (texts.ids_BT == self.region_id).nonzero()[:, 0][: len(regions.boxes_R4)]
-        # Rows with prefixes of one length together: padding costs as much as visual tokens do.
-        for length in lengths_B.unique():
-            rows = (lengths_B == length).nonzero()[:, 0]
+        if any(isinstance(module, FSDPModule) for module in self.language_model.modules()):
+            # Each pass gathers the sharded weights, so that all processes must take equally many: one.
+            groups = [torch.arange(len(lengths_B), device=lengths_B.device)]
+        else:
+            # Rows with prefixes of one length together: padding costs as much as visual tokens do.
+            groups = [(lengths_B == length).nonzero()[:, 0] for length in lengths_B.unique()]
+        for rows in groups:
             count = int(counts_B[rows].max())
             of_rows = torch.isin(row_R, rows)
             part = texts.select(rows)
             part_regions = regions.select(of_rows)
             part_layout = layout.select(rows, count) if layout is not None else None
-            states = self._same_length_states(visual, views_BK[rows, :count], part, part_regions, part_layout)
+            states = self._row_states(visual, views_BK[rows, :count], part, part_regions, part_layout)
             if states_BTE is None:
                 states_BTE = states.new_zeros(*texts.ids_BT.shape, states.shape[-1])
             if self.settings.experts is not None and self.training and torch.is_grad_enabled():
@@ -398,7 +406,7 @@ class MultimodalModel(nn.Module):
         assert states_BTE is not None, "a batch has rows"
         return states_BTE
 
-    def _same_length_states(
+    def _row_states(
         self,
         visual: Visual,
         views_BK: Tensor,
@@ -406,11 +414,11 @@ class MultimodalModel(nn.Module):
         regions: RegionPrompts,
         layout: ViewLayout | None,
     ) -> Tensor:
-        """Return the hidden states of rows with prefixes of one length."""
+        """Return the hidden states of the texts of rows, in one pass."""
         prefix_BPE = self.prefix(visual, views_BK, layout)
         text_BTE = self.embed(texts.ids_BT, visual, views_BK, regions, layout)
         width = prefix_BPE.shape[1]
-        lengths_B = torch.full((len(views_BK),), width, device=views_BK.device)
+        lengths_B = self.prefix_lengths(views_BK, layout)
         mask_BLL, position_BL = attention_and_positions(texts, lengths_B, width)
         output = self.language_model.base_model(
             inputs_embeds=torch.cat([prefix_BPE.to(text_BTE.dtype), text_BTE], dim=1),
