@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.train import train_mllm
 from foveate.records.collection import Collection
-from foveate.records.conversations import Conversation, Turn, add_conversations
+from foveate.records.conversations import Conversation, Turn
 from tiny_mllm import make_recipe
 
 TEXTS = [

@@ -26,12 +26,16 @@ def test_two_processes_train_all_stages_as_one_does(parallel: str, asked_collect
     folder = shutil.copytree(asked_collection, tmp_path / "shapes")
     add_conversations(folder, TEXTS)
     expected = read_tensors(train_ranks(folder, tmp_path / "single", parallel) / WEIGHTS)
-    run_processes(Path(__file__).with_name("mllm_ranks.py"), folder, tmp_path / "run", parallel, world_size=2, timeout=400)
+    run_processes(
+        Path(__file__).with_name("mllm_ranks.py"), folder, tmp_path / "run", parallel, world_size=2, timeout=400
+    )
     weights = read_tensors(tmp_path / "run" / "model" / WEIGHTS)
     assert weights.keys() == expected.keys()
     # AdamW enlarges the rounding of gradients near 0; four steps of the rate are 0.012.
     for name, value in expected.items():
-        torch.testing.assert_close(weights[name], value, rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            weights[name], value, rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_token_batches_have_a_part_for_each_process_and_accumulation(asked_collection: Path, tmp_path: Path) -> None:

@@ -64,3 +64,19 @@ def test_only_images_of_the_groups_are_drawn(captioned: Path, tmp_path: Path) ->
 def test_replay_without_groups_is_refused() -> None:
     with raises_naming(UserError, "replay", "groups"):
         make_recipe(stages=[{**INSTRUCTION, "replay": 0.1}])
+
+
+@pytest.mark.parametrize(
+    ("stage", "trained"),
+    [
+        ({"groups": ["descriptions"]}, ["descriptions"]),
+        ({"groups": ["descriptions"], "replay": 0.3}, ["descriptions", "general", "multi-image", "refer-ground"]),
+        ({"mixture": {"alpha": {"general": 1, "refer-ground": 0}, "w": (1, 0, 0)}}, ["general"]),
+    ],
+)
+def test_the_groups_that_were_trained_are_those_that_a_stage_draws(
+    captioned: Path, tmp_path: Path, stage: dict[str, object], trained: list[str]
+) -> None:
+    recipe = make_recipe(stages=[{**INSTRUCTION, **stage}])
+    with Collection.open(captioned) as collection:
+        assert prepare_training(recipe, collection, tmp_path / "run").trained_groups() == trained

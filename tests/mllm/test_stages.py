@@ -187,3 +187,13 @@ def test_stages_that_do_not_fit_the_model_are_refused() -> None:
         validate(MllmRecipe, content | {"stages": [*content["stages"][:2], last]}, where="test")
     with raises_naming(UserError, "model.assembly"):
         validate(MllmRecipe, content | {"model": content["model"] | {"assembly": None}}, where="test")
+
+
+def test_timing_the_stages_leaves_the_weights_as_they_are(asked_collection: Path, tmp_path: Path) -> None:
+    """Stages with views of other sizes are entered for it, which resizes the positions."""
+    with Collection.open(asked_collection) as collection:
+        training = prepare_training(make_toy("mm15-1b"), collection, tmp_path / "run")
+        before = {name: value.clone() for name, value in training.model.state_dict().items()}
+        training.announce()
+        after = training.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())

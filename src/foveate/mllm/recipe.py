@@ -138,11 +138,12 @@ class MllmRecipe(Settings):
             raise UserError(f"field 'initial': {error}") from error
         model = settings.model_dump(mode="json")
         if content.get("model") is not None:
-            given = content["model"]
-            given = given.model_dump(mode="json") if isinstance(given, Settings) else given
-            if not isinstance(given, Mapping):
+            recipe_model = content["model"]
+            if isinstance(recipe_model, Settings):
+                recipe_model = recipe_model.model_dump(mode="json")
+            if not isinstance(recipe_model, Mapping):
                 return content
-            _check_agreement(given, model, initial)
+            _check_agreement(recipe_model, model, initial)
         # A run is resumed from any working directory.
         path = initial if initial in SHIPPED else str(Path(initial).expanduser().resolve())
         return {**content, "initial": path, "model": model}
@@ -188,9 +189,11 @@ class MllmRecipe(Settings):
         return self.model_copy(update={"stages": stages})
 
 
-def _check_agreement(given: Mapping[str, Any], model: Mapping[str, Any], initial: str, prefix: str = "model.") -> None:
+def _check_agreement(
+    recipe_model: Mapping[str, Any], model: Mapping[str, Any], initial: str, prefix: str = "model."
+) -> None:
     """Raise UserError for the first field of a recipe's model that is not as in the model it starts from."""
-    for name, value in given.items():
+    for name, value in recipe_model.items():
         field, expected = f"{prefix}{name}", model.get(name)
         if name not in model:
             raise UserError(f"field '{field}': the model of initial '{initial}' has none{nearest(name, model)}")

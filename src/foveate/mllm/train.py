@@ -321,7 +321,7 @@ class MllmTraining:
     def run_all(self) -> str:
         """Run the stages that are left; return "finished", or "stopped" by a signal."""
         if self.language is not None and self.here.is_main:
-            self._announce()
+            self.announce()
         for number, stage in enumerate(self.recipe.stages):
             folder = self.run.path / f"stage-{number}-{stage.name}"
             folder.mkdir(exist_ok=True)
@@ -343,7 +343,7 @@ class MllmTraining:
             self.model.load_state_dict(tensors, strict=False)
         return "finished"
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
         """Say how long the stages that are left will take, before they start."""
         model, features = self.model, self._features
         seconds = {
@@ -541,7 +541,7 @@ class MllmTraining:
             initial_sha256=self.initial_sha256,
         )
 
-    def _trained_groups(self) -> list[str]:
+    def trained_groups(self) -> list[str]:
         """List the groups of conversations that the stages trained on."""
         groups = {talk.group for images in self.sets for talk in images.conversations}
         return sorted(group for group in groups if any(stage.trains(group) for stage in self.recipe.stages))
@@ -553,7 +553,7 @@ class MllmTraining:
             "collection": self.collection.name,
             "license": self.collection.license,
             "split": self.recipe.split,
-            "groups": self._trained_groups(),
+            "groups": self.trained_groups(),
             "command": self.command,
             "revision": code_revision(),
         }
