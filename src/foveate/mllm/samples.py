@@ -93,6 +93,7 @@ def select_sets(sets: Sequence[ImageSet], stage: StageSettings) -> list[ImageSet
             if not stage.groups or conversation.group in stage.groups:
                 by_group[conversation.group if stage.mixture else ""].append(conversation)
         if images.rows:
+            # An image without conversations stays, for the alignment of its regions.
             parts = list(by_group.values()) or [[]]
             selected += [images._replace(conversations=tuple(part), others=others) for part in parts]
         else:
@@ -228,6 +229,7 @@ class MllmSamples:
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
         """Return rows, features, drawn conversations and named regions of set number `row`."""
         images, conversations, others, in_text = self.sets[row]
+        # Drawn per set and epoch, and not once per set: every set is learned both ways in the course of a training.
         if others and seeds.uniform("replay", seed, epoch, row) < self.replay:
             conversations = others
         for image in images:
@@ -306,6 +308,7 @@ class MllmSamples:
                 with contextlib.suppress(UserError):  # left out of samples
                     of_texts.append(len(self._write(conversation, layout, frames, in_text=in_text).tokens.ids))
             prefix = 0 if in_text else sum(map(len, image_slots(layout, self.tokens_of_view)))
+            # The most that any epoch can draw: a batch planned for less could overflow the memory in a later one.
             lengths[number] = prefix + sum(
                 sorted(of_texts)[-self.max_conversations :] if self.max_conversations else ()
             )

@@ -134,6 +134,7 @@ class MllmTask(Task):
         """Split a batch by its rows; views, regions and names follow their row."""
         views_BK = batch["views_BK"]
         is_region = batch["ids_BT"] == self.model.region_id
+        # Regions have no column for their row: they are in the order of their tokens in the rows.
         region_row_R = is_region.nonzero()[:, 0]
         pieces: list[Batch] = []
         for rows in torch.arange(len(views_BK), device=views_BK.device).tensor_split(parts):
@@ -172,6 +173,7 @@ class MllmTask(Task):
 
     def _predict(self, states_BTE: Tensor, texts: PackedTexts) -> tuple[Tensor, Tensor]:
         """Cross entropy of learned tokens. Position t predicts token t + 1."""
+        # No first token of a packed conversation is learned, so that none is predicted from the conversation before.
         is_target = texts.learned_BT[:, 1:]
         logits_NV = self.model.logits(states_BTE[:, :-1][is_target]).float()
         targets_N = texts.ids_BT[:, 1:][is_target]

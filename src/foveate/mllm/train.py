@@ -365,6 +365,7 @@ class MllmTraining:
         loader = self._loader(stage)
         self.model.require_gradients()
         task = MllmTask(self.model, names=self.names, stage=stage).to(self.here.device).train()
+        # Of two batches, as the first pays for what is set up once.
         times = [time.perf_counter()]
         with closing(loader.batches(0, min(2, settings.steps))) as batches:
             for loaded in batches:

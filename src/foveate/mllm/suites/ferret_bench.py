@@ -141,8 +141,8 @@ class FerretBenchJudge:
             raise UserError(
                 "--judge and --judge-model are missing: Ferret-Bench is scored by a judge, such as a server"
             )
-        chosen = {"endpoint": settings.judge, "model": settings.judge_model, "api_key_env": settings.judge_key_env}
-        self.settings = validate(ChatSettings, chosen, where="--judge")
+        options = {"endpoint": settings.judge, "model": settings.judge_model, "api_key_env": settings.judge_key_env}
+        self.settings = validate(ChatSettings, options, where="--judge")
 
     def __call__(self, answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> list[Verdict]:
         """Return the verdicts; a reply without two scores from 0 to 10 is none."""
