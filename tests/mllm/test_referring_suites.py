@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_suites import Reply, Table, png, value, write
 
 from chat_server import ChatServer, Say, fails, says
@@ -18,6 +20,7 @@ from foveate.mllm.evaluate import evaluate, load_suite
 from foveate.mllm.suite import StoredAnswer, SuiteQuestion, write_bins
 from foveate.mllm.suite_settings import SuiteSettings
 from foveate.mllm.suites.ferret_bench import prepare_answer
+from foveate.records.box_phrases import parse_boxes
 from foveate.records.boxes import PixelBox
 from foveate.records.shapes import Point
 from naming import raises_naming
@@ -30,9 +33,16 @@ def box_text(*corners: float) -> tuple[str, PixelBox]:
 
 def test_boxes_of_answers_are_written_in_bins() -> None:
     text, box = box_text(20, 10, 40, 30)
-    assert write_bins(StoredAnswer(f"a cat {text}.", (box,)), (40, 40)) == "a cat [500, 250, 975, 750]."
-    assert write_bins(StoredAnswer("a cat", (PixelBox(40, 30, 20, 10),)), (40, 40)) == "a cat [500, 250, 975, 750]."
+    assert write_bins(StoredAnswer(f"a cat {text}.", (box,)), (40, 40)) == "a cat [500, 250, 999, 750]."
+    assert write_bins(StoredAnswer("a cat", (PixelBox(40, 30, 20, 10),)), (40, 40)) == "a cat [500, 250, 999, 750]."
     assert write_bins(StoredAnswer("a cat [1, 2]"), (40, 40)) == "a cat [1, 2]"
+
+
+@given(st.lists(st.integers(0, 999), min_size=4, max_size=4), st.tuples(*[st.integers(1, 5000)] * 2))
+def test_bins_that_a_model_wrote_come_back(bins: list[int], size: tuple[int, int]) -> None:
+    text = str([*map(min, bins[:2], bins[2:]), *map(max, bins[:2], bins[2:])])
+    boxes = parse_boxes(text, size).boxes
+    assert write_bins(StoredAnswer("a cat [9, 9, 9, 9]", boxes), size) == f"a cat {text}"
 
 
 @pytest.fixture
@@ -129,9 +139,13 @@ def test_lvis_by_point_box_and_free_form(tmp_path: Path) -> None:
     assert further["official accuracy"] == 0
     assert further["corrected accuracy"] == pytest.approx(1 / 3)
     assert further["missed, unparsable"] == pytest.approx(1 / 3)
-    write(folder / "lvis_eval.jsonl", json.dumps({**entry, "bbox_norm": [1, 2]}).encode())
-    with raises_naming(UserError, "line 1", "bbox_norm"):
-        suite.read(folder, "test")
+    for field, damaged in (("bbox_norm", [1, 2]), ("free_shape_segment_mask", [[1], [1, 0]])):
+        write(folder / "lvis_eval.jsonl", json.dumps({**entry, field: damaged}).encode())
+        with raises_naming(UserError, "line 1", field):
+            suite.read(folder, "test")
+    write(folder / "lvis_eval.jsonl", json.dumps({**entry, "name": "cat_toy"}).encode())
+    # Choices are compared as they stand in the question.
+    assert suite.read(folder, "test").questions[0].choices == ("cat toy", "dog (pet)")
 
 
 def test_lvis_of_a_collection(tiny_collection: Path) -> None:
@@ -211,6 +225,14 @@ def test_ferret_bench(bench: Path, tmp_path: Path) -> None:
     assert prepare_answer(refer, Reply(f"A chair {text}.", (box,))) == "A chair."
 
 
+def test_brackets_that_are_no_boxes_stay_in_a_question(bench: Path) -> None:
+    path = bench / "ground_conv" / "question.jsonl"
+    text = "Is [...] or [1.2.3, 1, 1, 1] or [1, 2] a chair?"
+    write(path, json.dumps(json.loads(path.read_text()) | {"text": text}).encode())
+    question = load_suite("ferret-bench").read(bench, "test").questions[-1]
+    assert (question.text, question.regions) == (text, ())
+
+
 @pytest.mark.parametrize("reply", [says("Both are fine."), says(""), says("11 3"), fails(400)])
 def test_a_judge_without_a_verdict_gives_no_score(bench: Path, tmp_path: Path, reply: Say) -> None:
     model = Table(lambda sizes, question, regions: "A chair.")
@@ -227,6 +249,9 @@ def test_a_judge_without_a_verdict_gives_no_score(bench: Path, tmp_path: Path, r
 def test_a_judge_is_needed(bench: Path, tmp_path: Path) -> None:
     with raises_naming(UserError, "--judge", "--judge-model"):
         evaluate(Table(lambda *_: "x"), "ferret-bench", bench, run=tmp_path / "run")
+    write(bench / "refer_reason" / "context.jsonl", json.dumps({"image": ["a.png"], "text": "a room"}).encode())
+    with raises_naming(UserError, "context.jsonl", "image"):
+        load_suite("ferret-bench").read(bench, "test")
     (bench / "rule.json").write_text("{}")
     with raises_naming(UserError, "refer_desc", "rule.json"):
         load_suite("ferret-bench").read(bench, "test")

@@ -18,7 +18,7 @@ from foveate.metrics.referring import TruePhrase
 from foveate.metrics.text_answers import parse_choice
 from foveate.mllm.suite_settings import SuiteSettings
 from foveate.multimodal.askable import ModelAnswer
-from foveate.records.box_text import format_region
+from foveate.records.box_text import NUM_BINS
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE, Conversation, Conversations
@@ -170,7 +170,7 @@ def write_bins(answer: ModelAnswer, size: tuple[int, int] | None) -> str:
     lists = list(_LIST.finditer(answer.text))
     if size is None or not answer.boxes:
         return answer.text
-    boxes = [format_region(_order(box), width=size[0], height=size[1]) for box in answer.boxes]
+    boxes = [_write_box(box, size) for box in answer.boxes]
     if len(lists) != len(boxes):
         return f"{_LIST.sub('', answer.text).rstrip(' .')} {', '.join(boxes)}."
     pieces, start = [], 0
@@ -180,8 +180,11 @@ def write_bins(answer: ModelAnswer, size: tuple[int, int] | None) -> str:
     return "".join([*pieces, answer.text[start:]])
 
 
-def _order(box: PixelBox) -> PixelBox:
-    return PixelBox(min(box.x1, box.x2), min(box.y1, box.y2), max(box.x1, box.x2), max(box.y1, box.y2))
+def _write_box(box: PixelBox, size: tuple[int, int]) -> str:
+    """Write a box as bins; those that a model wrote come back, also at the far edge, which `format_region` moves."""
+    (x1, x2), (y1, y2) = sorted((box.x1, box.x2)), sorted((box.y1, box.y2))
+    bins = (int(NUM_BINS * value / side) for value, side in zip((x1, y1, x2, y2), (*size, *size), strict=True))
+    return f"[{', '.join(str(min(max(number, 0), NUM_BINS - 1)) for number in bins)}]"
 
 
 def folder_reader(folder: Path) -> Callable[[str], bytes]:

@@ -45,6 +45,7 @@ _TASKS = {
     "ground_conv": ("ground_conv",),
 }
 _LIST = re.compile(r"\[([\s\d,.]*)\]")
+_NUMBER = re.compile(r"\s*\d+(?:\.\d*)?\s*", re.ASCII)
 ANSWER = "<answer>"
 _SYSTEM = "You compare the quality of two answers. You are precise and fair."
 _MAX_TOKENS = 1024
@@ -60,8 +61,10 @@ def read(path: Path, split: str) -> SuiteData:
         if folder is None:
             raise UserError(f"{path}: no folder '{names[0]}'; expected the tasks {', '.join(_TASKS)}")
         rule = get_field(rules, task, dict, where=str(path / "rule.json"))
-        contexts = {entry.get("image"): entry for entry in read_lines(folder / "context.jsonl")}
-        answers = {entry.get("question_id"): entry for entry in read_lines(folder / "answer.jsonl")}
+        contexts, answers = (
+            {get_field(entry, name, kind, where=str(folder / file)): entry for entry in read_lines(folder / file)}
+            for file, name, kind in (("context.jsonl", "image", str), ("answer.jsonl", "question_id", int))
+        )
         for number, entry in enumerate(read_lines(folder / "question.jsonl"), 1):
             where = f"{folder / 'question.jsonl'}, line {number}"
             image = get_field(entry, "image", str, where=where)
@@ -108,9 +111,11 @@ def _place_regions(text: str, size: tuple[int, int]) -> tuple[str, tuple[PixelBo
     boxes: list[PixelBox] = []
 
     def collect(match: re.Match[str]) -> str:
-        values = [float(part) for part in match[1].split(",") if part.strip()]
-        if len(values) != 4:
+        parts = match[1].split(",")
+        # Dots in brackets are text, such as "[...]".
+        if len(parts) != 4 or not all(_NUMBER.fullmatch(part) for part in parts):
             return match[0]
+        values = [float(part) for part in parts]
         sides = (*size, *size)
         boxes.append(PixelBox(*(value * side for value, side in zip(values, sides, strict=True))))
         return REGION

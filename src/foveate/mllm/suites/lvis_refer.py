@@ -50,8 +50,8 @@ def _make(
         id=f"{id}/{kind}",
         images=(image,),
         text=f"Is the object at <region> of the image a {first} or a {second}?",
-        references=names,
-        choices=(names[0], other),
+        references=(name, *names[1:]),
+        choices=(name, other),
         regions=(region,),
         slices=(kind,),
         chance=0.5,
@@ -73,7 +73,10 @@ def _read_entry(entry: dict[str, Any], number: int, *, where: str) -> list[Suite
         ),
     }
     if "free_shape_segment_mask" in entry:
-        mask = np.array(entry["free_shape_segment_mask"], dtype=bool)
+        try:
+            mask = np.array(entry["free_shape_segment_mask"], dtype=bool)
+        except ValueError as error:
+            raise UserError(f"{where}: free_shape_segment_mask is no array of {width} x {height} ({error})") from error
         if mask.shape != (width, height):
             raise UserError(
                 f"{where}: free_shape_segment_mask of shape {list(mask.shape)}; expected [{width}, {height}]"
