@@ -237,7 +237,7 @@ def build_table(captions: Sequence[JudgedCaption], *, seed: int) -> list[Row]:
             continue
         n = max(len(group) for group in groups.values())
         obeyed = {kind: _mean([caption.obeys for caption in group], seed) for kind, group in groups.items()}
-        rows.append(_row("obeys its format (parses, passes the gate)", data, n, obeyed, chance=_MIN_OBEDIENCE))
+        rows.append(_row("obeys its format (parses, has an allowed length)", data, n, obeyed, chance=_MIN_OBEDIENCE))
         looped = {kind: _mean([caption.loops for caption in group], seed) for kind, group in groups.items()}
         rows.append(_row("loops (a sentence twice, or four words thrice in one)", data, n, looped))
         tokens = {kind: _mean([caption.tokens for caption in group], seed) for kind, group in groups.items()}

@@ -339,7 +339,7 @@ def _score_lines(result: SuiteResult) -> list[str]:
             for column in result.columns
             if (value := row.values.get(column.key)) is not None
         )
-        lines.append(f"{row.question} ({row.n}): {scores}")
+        lines.append(f"{row.question}: {scores}, n {row.n:,}")
     shares = result.further.get("image", {}).items()
     return lines + [f"  {name}: {share:.3f}" for name, share in shares if share is not None]
 
