@@ -38,3 +38,23 @@ def test_captions_are_on_the_page(tmp_path: Path) -> None:
 def test_without_captions_nothing_is_said(tmp_path: Path) -> None:
     page = render(made_run.write_run(tmp_path, made_run.tour_result(tmp_path))).read_text(encoding="utf-8")
     assert "five kinds of text" not in page
+
+
+def test_unusable_captions_and_an_untrained_captioner_are_named(tmp_path: Path) -> None:
+    result = made_run.tour_result(tmp_path)
+    content = captions(result["collection"]["examples"][0]["image"])
+
+    def render_captions(captions: dict[str, Any]) -> str:
+        run = made_run.write_run(tmp_path, {**result, "captions": captions})
+        return render(run).read_text(encoding="utf-8")
+
+    assert "was trained on requests" in render_captions(content)
+    content |= {"reads_requests": False, "formats": [*content["formats"], {"title": "AFC", "n": 0}]}
+    content["examples"][0]["unusable"] = {"AFC": "a <b>boat</b> a boat a boat"}
+    content["encoder"] |= {"captioned": 0, "values": content["encoder"]["values"][:1]}
+    page = render_captions(content)
+    assert "was not trained on requests" in page
+    assert ">0 of 4<" in page
+    assert "a &lt;b&gt;boat&lt;/b&gt; a boat a boat" in page
+    assert "None of the 1,200 training scenes" in page
+    assert "Two small encoders" not in page

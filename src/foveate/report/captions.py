@@ -21,9 +21,14 @@ MEANINGS = {
 
 
 class CaptionedImage(AuditImage):
-    """An image of the tour: its audited captions, and the regions that its phrases were located at."""
+    """An image of the tour: its audited captions, and the regions that its phrases were located at.
+
+    Attributes:
+        unusable: texts that are no caption, by the title of their format.
+    """
 
     regions: list[Region] = []
+    unusable: dict[str, str] = {}
 
     @property
     def overlays(self) -> list[Overlay]:
@@ -32,10 +37,12 @@ class CaptionedImage(AuditImage):
 
 
 class FormatNumbers(ResultModel):
+    """Means over the `n` usable captions of a format; no numbers where there is none."""
+
     title: str
     n: int
-    tokens: float
-    ana: float
+    tokens: float | None = None
+    ana: float | None = None
     held: float | None = None
 
 
@@ -54,7 +61,14 @@ class EncoderNumbers(ResultModel):
 
 
 class TourCaptions(ResultModel):
+    """The tour's captions.
+
+    Attributes:
+        reads_requests: the model was trained on caption requests.
+    """
+
     model: str
+    reads_requests: bool = True
     definition: str
     examples: list[CaptionedImage]
     formats: list[FormatNumbers]

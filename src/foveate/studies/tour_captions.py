@@ -19,7 +19,7 @@ from foveate.caption.assertions.scene_judge import DEFINITION, judge_assertions
 from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.assertions.splitter import split
 from foveate.caption.audit import format_title
-from foveate.caption.backends.foveate import FoveateSettings, open_captioner
+from foveate.caption.backends.foveate import FoveateSettings, MllmCaptioner, open_captioner
 from foveate.caption.captioner import Captioner
 from foveate.caption.evaluate import caption_rows, is_looping
 from foveate.caption.length_filters import apply_length_filter
@@ -98,11 +98,13 @@ def tour_captions(
     """
     sizes = sizes or Sizes()
     captioner = open_captioner(FoveateSettings(device=device))
+    assert isinstance(captioner, MllmCaptioner), "the shipped model is a folder of ours"
     rows = _scenes(collection, "test", sizes.num_examples, seed)
     examples, counts = _examples(captioner, collection, rows, run.path, locator, device)
     encoder = _encoders(captioner, collection, run, seed=seed, device=device, sizes=sizes)
     return {
         "model": captioner.model,
+        "reads_requests": captioner.reads_requests,
         "definition": DEFINITION,
         "examples": examples,
         "formats": counts,
@@ -119,14 +121,17 @@ def _scenes(collection: Collection, name: str, count: int, seed: int) -> NDArray
 
 def _write_captions(
     captioner: Captioner, collection: Collection, rows: NDArray[np.int64], kinds: Sequence[str]
-) -> dict[int, dict[str, str]]:
-    """Map row to format to caption, without those that never ended or repeat themselves."""
+) -> tuple[dict[int, dict[str, str]], dict[int, dict[str, str]]]:
+    """Map row to format to caption: the usable ones, and those that never ended, break a rule or repeat themselves."""
     captions: dict[int, dict[str, str]] = {}
+    unusable: dict[int, dict[str, str]] = {}
     for written in caption_rows(captioner, collection, rows, kinds=kinds, max_tokens=MAX_TOKENS):
         gated = apply_length_filter(written.kind, written.text)
         if written.parses and not gated.error and gated.caption and not is_looping(gated.caption):
             captions.setdefault(written.row, {})[written.kind] = gated.caption
-    return captions
+        else:
+            unusable.setdefault(written.row, {})[written.kind] = written.text
+    return captions, unusable
 
 
 def _examples(
@@ -138,7 +143,7 @@ def _examples(
     device: str | None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return images with all texts judged by the truth and pseudo-labeled regions, and means per format."""
-    captions = _write_captions(captioner, collection, rows, CAPTION_KINDS)
+    captions, unusable = _write_captions(captioner, collection, rows, CAPTION_KINDS)
     labeled = _regions(
         collection, {row: captions_of_row.get("dsc", "") for row, captions_of_row in captions.items()}, locator, device
     )
@@ -162,13 +167,16 @@ def _examples(
         image = collection.image_bytes(row)
         path = save_thumbnail(image, run / "images" / f"captions-{number:02d}.webp", longest_side=360)
         about = {"key": collection.keys[row], "captions": texts_of_image, "regions": labeled.get(row, [])}
-        examples.append({"image": str(path.relative_to(run)), **about})
+        rejected = {format_title(kind): text for kind, text in unusable.get(row, {}).items()}
+        examples.append({"image": str(path.relative_to(run)), **about, "unusable": rejected})
     counts = []
     for kind, judged in verdicts.items():
+        # A format without a usable caption is a row as well: left out, it would look as if it had not been asked for.
+        count: dict[str, Any] = {"format": kind, "title": format_title(kind), "n": len(judged)}
         if judged:
             metrics = assertion_metrics(judged)
-            means = {"tokens": float(np.mean(lengths[kind])), "ana": metrics["ana"], "held": metrics["accuracy_micro"]}
-            counts.append({"format": kind, "title": format_title(kind), "n": len(judged), **means})
+            count |= {"tokens": float(np.mean(lengths[kind])), "ana": metrics["ana"], "held": metrics["accuracy_micro"]}
+        counts.append(count)
     return examples, counts
 
 
@@ -208,7 +216,7 @@ def _encoders(
     from foveate.studies.captions_measures import retrieval
 
     part = _scenes(collection, "train", sizes.trained_on, seed)
-    captions = _write_captions(captioner, collection, part, ("ssc",))
+    captions, _ = _write_captions(captioner, collection, part, ("ssc",))
     opened = with_captions(collection, {row: texts["ssc"] for row, texts in captions.items()}, part)
     tested = collection.rows("test", {"source": "scenes"})
     truths = SceneTruths(collection)
