@@ -16,6 +16,7 @@ from captioned import image_bytes
 from tiny_captioner import save_captioner
 
 from foveate.caption.backends.foveate import FoveateSettings, open_captioner
+from foveate.caption.captioner import CaptionRequest, CaptionResponse
 from foveate.caption.chat_requests import Refused, read_request
 from foveate.caption.pending_requests import CaptionSettings
 from foveate.caption.prompts import CAPTION_KINDS, MAX_TOKENS, find_prompt
@@ -164,6 +165,8 @@ def test_bad_requests_get_one_sentence(served: Served) -> None:
         (b"nonsense\r\n\r\n", 400, "no HTTP"),
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", 431, "too long"),
         (f"POST /v1/x HTTP/1.1\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode(), 413, "allowed are"),
+        (b"POST /v1/x HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 413, "allowed are"),
+        (request(json.dumps({"model": "\ud800"}).encode()), 404, "is not served"),
     ]
     for data, status, message in cases:
         found, body = raw(served, data)
@@ -174,6 +177,24 @@ def test_bad_requests_get_one_sentence(served: Served) -> None:
     status, body = raw(served, b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n")
     assert status == 200
     assert json.loads(body)["model"] == MODEL
+
+
+def test_a_captioner_that_raises_fails_its_request_alone(
+    served: Served, image: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(request: CaptionRequest) -> CaptionResponse:
+        raise KeyError(request.kind)
+
+    body = {"model": MODEL, "messages": messages(image), "foveate": {"format": "ssc"}, "max_tokens": 2, "n": None}
+    with monkeypatch.context() as patch:
+        patch.setattr(served.server.captioner, "caption", fail)
+        status, answer = post(served, body)
+    assert (status, answer["error"]["type"]) == (500, "server_error")
+    assert "KeyError" in capsys.readouterr().err
+    assert post(served, body)[0] == 200
+    with monkeypatch.context() as patch:
+        patch.setattr(served.server, "_closing", True)
+        assert post(served, body)[0] == 503
 
 
 def test_many_at_once_are_what_each_is_alone(served: Served, image: bytes) -> None:
@@ -261,6 +282,7 @@ IMAGE = data_url(b"x")
         ({"foveate": {"format": "dsc", "style": 1}}, "with the fields"),
         ({"foveate": {"format": "dsc", "length": 99}}, "whole number"),
         ({"foveate": {"format": "dsc", "alt": 1}}, "must be a text"),
+        ({"foveate": {"format": "afc", "alt": "\ud800"}}, "lone surrogate"),
         ({"temperature": "hot"}, "'temperature' must be"),
         ({"temperature": float("nan")}, "'temperature' must be"),
         ({"max_tokens": 0}, "'max_tokens' must be"),

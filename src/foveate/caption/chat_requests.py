@@ -57,10 +57,12 @@ def read_request(body: object, *, model: str) -> CaptionRequest:
         )
     if body.get("stream"):
         raise Refused("answers are not streamed: leave 'stream' out", param="stream", code="unsupported_value")
-    if body.get("n", 1) != 1:
+    if body.get("n") not in (None, 1):
         raise Refused("one answer a request: allowed is n=1", param="n", code="unsupported_value")
     text, image = _content(body.get("messages"))
     prompt_id, kind, alt, length = _format(body.get("foveate"), text)
+    _check_unicode(text, "messages")
+    _check_unicode(alt, "foveate.alt")
     alt = alt[:MAX_ALT_LETTERS] if kind == "afc" else ""
     if body.get("foveate") is not None:
         prompt = find_prompt(kind if alt else "dsc" if kind == "afc" else kind)
@@ -80,6 +82,14 @@ def read_request(body: object, *, model: str) -> CaptionRequest:
         temperature=_number(body.get("temperature", 0.0), "temperature", 0, 2),
         seed=int(_number(body.get("seed", 0), "seed", -(2**63), 2**63, whole=True)),
     )
+
+
+def _check_unicode(text: str, name: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # JSON can escape one, tokenizers cannot read it.
+        raise Refused(f"'{name}' has a lone surrogate, which is no character", param=name) from None
 
 
 def _number(value: object, name: str, low: float, high: float, *, whole: bool = False) -> float:

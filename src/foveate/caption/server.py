@@ -41,6 +41,7 @@ class CaptionServer:
         self.captioner, self.model, self.key, self.max_waiting = captioner, model, key, max_waiting
         self._started = int(time.time())
         self._waiting = 0
+        self._closing = False
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
 
@@ -58,6 +59,8 @@ class CaptionServer:
 
     async def close(self) -> None:
         """Stop listening, wait for captions in flight, and end the connections."""
+        # Open connections may go on to send requests, which a captioner that closes takes no more.
+        self._closing = True
         if self._server is not None:
             self._server.close()
         await self.captioner.close()
@@ -102,6 +105,10 @@ class CaptionServer:
             return await _answer(writer, await self._route(method, path, headers, body), keep=keep)
         except Refused as refusal:
             return await _answer(writer, refusal, keep=keep)
+        except Exception as error:
+            # Whatever a captioner raises: the client waits for an answer, and other clients for theirs.
+            say(f"a request failed: {type(error).__name__}: {error}")
+            return await _answer(writer, Refused("the captioner failed on this request", status=500), keep=keep)
 
     async def _route(self, method: str, path: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
         path = path.partition("?")[0]
@@ -133,6 +140,8 @@ class CaptionServer:
         except (ValueError, RecursionError):
             raise Refused("the body is not JSON") from None
         request = read_request(content, model=self.model)
+        if self._closing:
+            raise Refused("the server is stopping", status=503)
         if self._waiting >= self.max_waiting:
             raise Refused(f"{self._waiting} requests are waiting already; try again later", status=503)
         self._waiting += 1
@@ -183,15 +192,17 @@ async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
     content_length = headers.get("content-length", "0")
     if not content_length.isdecimal():
         raise Refused("Content-Length must be a number")
+    # Python refuses to convert thousands of digits.
+    if len(content_length) > 18 or int(content_length) > MAX_BODY_BYTES:
+        raise Refused(f"the body has {content_length[:18]} bytes, allowed are {MAX_BODY_BYTES}", status=413)
     length = int(content_length)
-    if length > MAX_BODY_BYTES:
-        raise Refused(f"the body has {length} bytes, allowed are {MAX_BODY_BYTES}", status=413)
     return await asyncio.wait_for(reader.readexactly(length), _PATIENCE_SECONDS) if length else b""
 
 
 async def _answer(writer: asyncio.StreamWriter, answer: dict[str, Any] | Refused, *, keep: bool) -> bool:
     status, content = (answer.status, answer.body()) if isinstance(answer, Refused) else (200, answer)
-    body = json.dumps(content, ensure_ascii=False).encode()
+    # In ASCII: a message may quote a client's lone surrogate, which UTF-8 cannot hold.
+    body = json.dumps(content).encode()
     lines = [
         f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}",
         "Content-Type: application/json",
