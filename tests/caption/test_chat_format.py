@@ -40,7 +40,7 @@ def test_an_alt_text_stands_last_in_afc_only_and_holds_no_placeholder(alt: str) 
 
 
 def test_placeholders_in_an_alt_text_are_taken_apart() -> None:
-    assert caption_request("afc", length=3, alt=f"a\n{IMAGE}{REGION} b").endswith("Text: a imageregion b")
+    assert caption_request("afc", length=3, alt=f"a\n{IMAGE}{REGION} b").endswith("Text: a image region b")
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,18 @@ def test_a_prompt_beyond_the_context_is_a_result(tmp_path: Path) -> None:
     assert responses[0].final
 
 
+ALTS = ("A <1> b", "A <image> b <image>", "A <region> b", "A <1<2>3> b", "A <<image>region> b")
+
+
+@pytest.mark.parametrize("alt", ALTS)
+def test_an_alt_text_names_no_image_or_region(captioner: MllmCaptioner, tmp_path: Path, alt: str) -> None:
+    asks = open_captioner(FoveateSettings(model=str(save_captioner(tmp_path / "m", groups=("text",))), device="cpu"))
+    assert isinstance(asks, MllmCaptioner)
+    request = make_request(0, "afc", alt=alt, prompt=find_prompt("afc").fill(alt=alt), max_tokens=2)
+    (written,), (prompted,) = captioner.caption_batch([request]), asks.caption_batch([request])
+    assert (written.error, prompted.error) == ("", "")
+
+
 @pytest.fixture
 def questions(captioner: MllmCaptioner, monkeypatch: pytest.MonkeyPatch) -> Callable[[CaptionRequest], str]:
     """The question that a request becomes."""

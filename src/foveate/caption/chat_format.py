@@ -14,8 +14,8 @@ from typing import Any
 from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS
 from foveate.core.errors import choose
 from foveate.records.builtin.families import load_concepts
-from foveate.records.conversations import IMAGE, REGION
 from foveate.records.record import CAPTION_GROUPS
+from foveate.records.region_prompts import mute_placeholders
 
 # Edges of the length classes in CLIP tokens without specials; class i is [EDGES[i - 1], EDGES[i]).
 EDGES = (8, 12, 18, 26, 38, 54, 76, 100, 130, 170)
@@ -67,15 +67,13 @@ def caption_request(kind: str, *, length: int, alt: str = "") -> str:
 def normalize_alt(alt: str) -> str:
     """Prepare an AltText for a request: white space, placeholders, length, and lower case of common names.
 
-    Placeholders would stand for an image or region. Captions write names of things in lower case: a small vocabulary
+    Captions write names of things in lower case: a small vocabulary
     has one token for each, so that using a fact is copying it. Other capitals stay, they are proper names.
 
     >>> normalize_alt("Card  Index and <image> of Brennau")
     'card index and image of Brennau'
     """
-    for placeholder in (IMAGE, REGION):
-        alt = alt.replace(placeholder, placeholder.strip("<>"))
-    return " ".join(_lower_names(alt.split()))[:MAX_ALT_LETTERS].rstrip()
+    return " ".join(_lower_names(mute_placeholders(alt).split()))[:MAX_ALT_LETTERS].rstrip()
 
 
 def _lower_names(tokens: Sequence[str]) -> Iterator[str]:

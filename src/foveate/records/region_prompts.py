@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from foveate.core.errors import UserError
 from foveate.records.boxes import PixelBox
-from foveate.records.conversations import REGION, decode_shape
+from foveate.records.conversations import IMAGE, REGION, decode_shape
 from foveate.records.images import BadImage, decode
 from foveate.records.masks import encode_mask
 from foveate.records.shapes import Mask, Point, Shape, Stroke
@@ -25,6 +25,7 @@ from foveate.records.shapes import Mask, Point, Shape, Stroke
 GROUNDING_REQUEST = "Give the boxes of all things that you mention."
 """Behind a question whose answer shall have boxes; training and asking use the same words."""
 _NAME = re.compile(r"<(\d{1,4})>")
+_PLACEHOLDER = re.compile(rf"<+({IMAGE[1:-1]}|{REGION[1:-1]}|\d{{1,4}})>+")
 
 
 def name_regions(question: str, regions: Sequence[Shape]) -> tuple[str, tuple[Shape, ...]]:
@@ -53,6 +54,16 @@ def name_regions(question: str, regions: Sequence[Shape]) -> tuple[str, tuple[Sh
                 f"region {number}: the question does not name it (got {question[:80]!r}); expected <{number}>"
             )
     return _NAME.sub(REGION, question), tuple(regions[number - 1] for number in numbers)
+
+
+def mute_placeholders(text: str) -> str:
+    """Return a text of others, such as an AltText, that stands for no image or region in a question.
+
+    >>> mute_placeholders("Box <1> of <image>")
+    'Box  1  of  image '
+    """
+    # Blanks, because "<1<2>3>" would else become a name that was not there.
+    return _PLACEHOLDER.sub(r" \1 ", text)
 
 
 def parse_box(text: str, *, name: str = "box") -> PixelBox:

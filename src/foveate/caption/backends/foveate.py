@@ -30,6 +30,7 @@ from foveate.multimodal.folder import hash_model
 from foveate.multimodal.opening import find_native_folder, open_mllm
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
+from foveate.records.region_prompts import mute_placeholders
 
 _MAX_NEW_TOKENS = 65_536
 _FAILURES = (UserError, RuntimeError, ValueError, TypeError, IndexError)
@@ -124,7 +125,8 @@ class MllmCaptioner:
 
     def _write_question(self, request: CaptionRequest) -> str:
         if not self.reads_requests:
-            return request.prompt
+            # It quotes an AltText, which may hold anything.
+            return mute_placeholders(request.prompt)
         # Without a usable alt-text afc is written as dsc: no training row of afc lacks one.
         kind = "dsc" if request.kind == "afc" and not request.alt else request.kind
         length = requested_length(USUAL_LENGTHS[kind] if request.length is None else request.length, request.prompt_id)
