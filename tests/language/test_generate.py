@@ -136,6 +136,11 @@ def test_stop_tokens_limits_and_suppressed_tokens() -> None:
     expected = whole.ids[: until_repeated(whole.ids, range(288))]
     assert cut == Completion(expected, len(expected) < 20, 7, cut.score)
     assert not len(set(cut.ids)) < len(cut.ids)
+    # The score is the mean of all tokens that were written, the repeated one included.
+    length = len(expected) + 1
+    written = generate(model, prompts[:1], stop=(), settings=GenerationSettings(max_new_tokens=length))[0]
+    assert length < 20
+    assert cut.score == pytest.approx(written.score, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -334,7 +334,8 @@ class _Rows:
         ids = self.ids[index]
         repeats = token in sentence_ends and (length := until_repeated(ids, sentence_ends)) < len(ids)
         if repeats:
-            # As if the model had ended there; the score is of all tokens that were written.
+            # As if the model had ended there; the score stays one of all tokens that were written.
+            self.scores[index] *= (length + 1) / len(ids)
             self.ids[index] = [*ids[:length], token]
         self.finished[index] = repeats or token in stop
         return not self.finished[index] and len(ids) < self.limits[index]
