@@ -178,34 +178,36 @@ def test_a_chat_leaves_a_page_of_all_its_questions(
     assert "Is it red?" in (tmp_path / "asked" / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("option", [("--json",), ("--image-out", "out.png")])
-def test_a_chat_refuses_options_without_effect(foveate: Any, option: tuple[str, ...]) -> None:
-    ended = foveate("ask", "image.png", "What is it?", "--chat", *option)
+@pytest.mark.parametrize(
+    ("option", "others"),
+    [
+        ("--json", ("--chat",)),
+        ("--image-out", ("out.png", "--chat")),
+        ("--ground", ("--option", "yes", "--option", "no")),
+        ("--max-tokens", ("9", "--option", "yes", "--option", "no")),
+        ("--unit", ("0-1",)),
+        ("--unit", ("0-1", "--mask", "mask.png")),
+    ],
+)
+def test_options_without_effect_are_refused(foveate: Any, option: str, others: tuple[str, ...]) -> None:
+    ended = foveate("ask", "image.png", "What is it?", option, *others)
     assert ended.code == 2
-    assert option[0] in ended.err
+    assert option in ended.err
+
+
+def test_a_region_outside_the_image_is_named(foveate: Any, tmp_path: Path) -> None:
+    image = tmp_path / "image.png"
+    Image.new("RGB", (80, 60), "red").save(image)
+    assert "region 1" in foveate("ask", image, "What is <1>?", "--box", "1,2,300,40").sentence
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (("{image}", "What is <1>?", "--box", "1,2,300,40"), "region 1"),
-        (("{image}", "What is it?", "--model", "{image}"), "image.png"),
-        (("no-such-file.png", "What is it?"), "no-such-file.png"),
-        (("{image}", "What is it?", "--model", "minni"), "'mini'"),
-        (("What is it?",), "IMAGE"),
-        (("{image}", "What?", "--image-out", "answer.xyz"), ".xyz"),
-    ],
+    ("model", "named"), [("{image}", "image.png"), ("minni", "'mini'"), ("{folder}", "config.json")]
 )
-def test_a_mistake_gives_one_sentence(
-    foveate: Any, collection: Path, recipe: Path, tmp_path: Path, arguments: tuple[str, ...], named: str
-) -> None:
-    model = tmp_path / "run" / "model"
-    foveate("mllm", "train", recipe, "--collection", collection, "--run", tmp_path / "run", "--quiet")
+def test_what_is_no_model_is_named(foveate: Any, tmp_path: Path, model: str, named: str) -> None:
     image = tmp_path / "image.png"
     Image.new("RGB", (80, 60), "red").save(image)
-    filled = [argument.format(image=image) for argument in arguments]
-    model_option = () if "--model" in filled else ("--model", model)
-    assert named in foveate("ask", *filled, *model_option).sentence
+    assert named in foveate("ask", image, "What?", "--model", model.format(image=image, folder=tmp_path)).sentence
 
 
 @pytest.mark.parametrize(
@@ -219,16 +221,25 @@ def test_a_mistake_gives_one_sentence(
         (("{image}", "What is <1>?", "--point", "nan,4"), "--point"),
         (("{image}", "What is <1>?", "--stroke", "{image}"), "image.png"),
         (("{image}", "What is <1>?", "--mask", "{image}.json"), "image.png.json"),
+        (("{text}", "What is <1>?", "--box", "0,0,1,1", "--unit", "0-1"), "image.txt"),
         (("{image}", "What?", "--option", "yes"), "'yes'"),
+        (("{image}", "<image><image> What?"), "2 <image>"),
+        (("no-such-file.png", "What is it?"), "no-such-file.png"),
+        (("What is it?",), "IMAGE"),
+        (("{image}", "What?", "--image-out", "answer.xyz"), ".xyz"),
+        (("{image}", "What?", "--image-out", "answer.psd"), ".psd"),
+        (("{image}", "What?", "--image-out", "{image}"), "--image-out"),
     ],
 )
-def test_a_wrong_region_gives_one_sentence_before_a_model_is_opened(
+def test_a_mistake_gives_one_sentence_before_a_model_is_opened(
     foveate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], named: str
 ) -> None:
     monkeypatch.setattr("foveate.multimodal.opening.open_mllm", None)
-    image = tmp_path / "image.png"
+    image, text = tmp_path / "image.png", tmp_path / "image.txt"
     Image.new("RGB", (80, 60), "red").save(image)
-    assert named in foveate("ask", *(argument.format(image=image) for argument in arguments)).sentence
+    text.write_text("no image")
+    filled = [argument.format(image=image, text=text) for argument in arguments]
+    assert named in foveate("ask", *filled).sentence
 
 
 def test_regions_keep_the_order_of_their_options_and_are_converted_to_pixels(

@@ -38,7 +38,9 @@ def ask_turns(question: str, regions: Sequence[Shape], *, images: int) -> list[T
         text = IMAGE * images + ("\n" if images else "") + text
     for name, placeholder, count in (("images", IMAGE, images), ("regions", REGION, len(regions))):
         if text.count(placeholder) != count:
-            raise UserError(f"question: has {text.count(placeholder)} {placeholder} (got {count} {name})")
+            raise UserError(
+                f"question: has {text.count(placeholder)} {placeholder} (got {count} {name}); expected one for each"
+            )
     return [Turn("user", text, tuple(regions))]
 
 

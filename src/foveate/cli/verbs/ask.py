@@ -60,7 +60,7 @@ class RegionsCommand(FieldsCommand):
     help="File for the image with the answer's boxes; of several images FILE-1, FILE-2 and so on.",
 )
 @run_option("none", "Folder for a page with images, answers and boxes")
-@common()
+@common(seed=False)
 @click.pass_context
 def command(
     context: click.Context,
@@ -73,7 +73,6 @@ def command(
     image_out: Path | None,
     run: Path | None,
     as_json: bool,
-    seed: int | None,
     device: str | None,
     **regions: tuple[Any, ...],
 ) -> None:
@@ -103,6 +102,10 @@ def command(
     for name, value in (("--ground", ground), ("--image-out", image_out)):
         if options and value:
             raise click.UsageError(f"{name} has no effect with --option; the options have no boxes")
+    if options and "max_tokens" in settings:
+        raise click.UsageError("--max-tokens has no effect with --option; the options are scored whole")
+    if "unit" in settings and not any(regions[name] for name in ("box", "point", "stroke")):
+        raise click.UsageError("--unit has no effect without --box, --point or --stroke")
     if not images:
         raise UserError('IMAGE: none was passed; write foveate ask IMAGE "QUESTION"')
     missing = [path for path in images if not path.is_file()]
@@ -115,6 +118,7 @@ def command(
         check_options(options)
     if image_out:
         _find_format(image_out)
+        _check_outputs(image_out, images)
     shapes = _convert(shapes, checked.unit, question, images)
     start = time.perf_counter()
     model = open_mllm(checked.model, device=device)
@@ -210,17 +214,28 @@ def _convert(shapes: Sequence[Shape], unit: Unit, question: str, images: tuple[P
         return list(shapes)
     from foveate.multimodal.questions import ask_turns
     from foveate.records.conversations import Conversation, locate_regions
-    from foveate.records.images import decode
     from foveate.records.importers.coordinates import CoordinateFrame
 
     turns = ask_turns(question, shapes, images=len(images))
     conversation = Conversation("question", tuple(map(str, images)), tuple(turns))
     converted = list(shapes)
     for shape, image in zip(turns[0].regions, locate_regions(conversation)[0], strict=True):
-        width, height = decode(images[image].read_bytes()).size
+        width, height = _read_size(images[image])
         number = next(index for index, other in enumerate(shapes) if other is shape)
         converted[number] = CoordinateFrame(unit, width, height).to_pixels(shape)
     return converted
+
+
+def _read_size(path: Path) -> tuple[int, int]:
+    """Read width and height of an image after its EXIF rotation; raise UserError if it is none."""
+    from foveate.core.errors import UserError
+    from foveate.records.images import BadImage, read_image_info
+
+    try:
+        info, _ = read_image_info(path.read_bytes())
+    except BadImage as problem:
+        raise UserError(f"{path}: cannot be read: {problem}") from problem
+    return info.width, info.height
 
 
 def make_exchange(
@@ -319,9 +334,25 @@ def _find_format(path: Path) -> str:
     from foveate.core.errors import UserError
 
     format = Image.registered_extensions().get(path.suffix.lower())
-    if format is None:
+    # Some formats are only read, such as PSD.
+    if format is None or format not in Image.SAVE:
         raise UserError(f"--image-out: unknown kind of image file '{path.suffix}'; expected .png or .jpg")
     return format
+
+
+def _name_outputs(path: Path, count: int) -> list[Path]:
+    """Return the files of the drawn images."""
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{number + 1}") for number in range(count)]
+
+
+def _check_outputs(path: Path, images: tuple[Path, ...]) -> None:
+    """Raise UserError if a drawn image would overwrite one that the question is about."""
+    from foveate.core.errors import UserError
+
+    inputs = {image.resolve() for image in images}
+    for file in _name_outputs(path, len(images)):
+        if file.resolve() in inputs:
+            raise UserError(f"--image-out: {file} is an image of the question; expected another file")
 
 
 def _write_images(path: Path, images: tuple[Path, ...], answer: Answer) -> dict[str, Path]:
@@ -332,12 +363,12 @@ def _write_images(path: Path, images: tuple[Path, ...], answer: Answer) -> dict[
     from foveate.multimodal.draw import draw_boxes
     from foveate.records.images import decode
 
-    paths = {}
+    paths, files = {}, _name_outputs(path, len(images))
     for number, image in enumerate(images):
         boxes = [box for box, at in zip(answer.boxes, answer.images, strict=True) if at == number]
         buffer = BytesIO()
         draw_boxes(decode(image.read_bytes()), boxes).save(buffer, _find_format(path))
-        file = path if len(images) == 1 else path.with_stem(f"{path.stem}-{number + 1}")
+        file = files[number]
         write_bytes_atomically(file, buffer.getvalue())
         paths["image" if len(images) == 1 else f"image {number + 1}"] = file
     return paths
