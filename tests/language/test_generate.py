@@ -136,6 +136,11 @@ def test_stop_tokens_limits_and_suppressed_tokens() -> None:
     expected = whole.ids[: until_repeated(whole.ids, range(288))]
     assert cut == Completion(expected, len(expected) < 20, 7, cut.score)
     assert not len(set(cut.ids)) < len(cut.ids)
+    # With a decoder that tells no token from another, the second sentence repeats the first.
+    alike = generate(
+        model, prompts[:1], stop=(), settings=GREEDY, sentence_ends=set(range(288)), decode=lambda ids: "." * len(ids)
+    )[0]
+    assert alike.ids == whole.ids[:1]
     # The score is the mean of all tokens that were written, the repeated one included.
     length = len(expected) + 1
     written = generate(model, prompts[:1], stop=(), settings=GenerationSettings(max_new_tokens=length))[0]

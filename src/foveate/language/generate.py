@@ -99,6 +99,7 @@ def generate(
     prefix: Prefix | None = None,
     suppress: Collection[int] = (),
     sentence_ends: Collection[int] = (),
+    decode: Callable[[Sequence[int]], str] | None = None,
     embed: EmbedTokens | None = None,
     batch: int = BATCH,
 ) -> list[Completion]:
@@ -110,6 +111,7 @@ def generate(
         stop: tokens that end an answer. suppress: tokens that are never written, such as placeholders.
         settings: for all, or one for each prompt.
         sentence_ends: tokens that end a sentence; a text that repeats one of its sentences ends before the repetition.
+        decode: of the tokenizer, so that sentences are compared by their text; by their tokens by default.
         embed: instead of the embedding table, for models whose tokens have embeddings of their own place (a region's);
             called after each step with the rows' numbers among the prompts, those that end with this token included.
         batch: maximum number of rows generated together.
@@ -133,6 +135,7 @@ def generate(
             stop=frozenset(stop),
             suppress=suppress,
             sentence_ends=frozenset(sentence_ends),
+            decode=decode,
             embed=None if embed is None else _number_rows(embed, indices),
         ):
             pass
@@ -265,6 +268,7 @@ class _Rows:
         stop: frozenset[int],
         suppress: Collection[int] = (),
         sentence_ends: frozenset[int] = frozenset(),
+        decode: Callable[[Sequence[int]], str] | None = None,
         embed: EmbedTokens | None = None,
         cache: Any = None,
     ) -> Iterator[list[tuple[int, int]]]:
@@ -301,7 +305,7 @@ class _Rows:
             left = [
                 row
                 for row, (index, token) in enumerate(zip(active, tokens, strict=True))
-                if self._goes_on(index, token, stop, sentence_ends)
+                if self._goes_on(index, token, stop, sentence_ends, decode)
             ]
             if not left:
                 return
@@ -330,9 +334,16 @@ class _Rows:
             self.scores[index] += score
         return tokens
 
-    def _goes_on(self, index: int, token: int, stop: frozenset[int], sentence_ends: frozenset[int]) -> bool:
+    def _goes_on(
+        self,
+        index: int,
+        token: int,
+        stop: frozenset[int],
+        sentence_ends: frozenset[int],
+        decode: Callable[[Sequence[int]], str] | None,
+    ) -> bool:
         ids = self.ids[index]
-        repeats = token in sentence_ends and (length := until_repeated(ids, sentence_ends)) < len(ids)
+        repeats = token in sentence_ends and (length := until_repeated(ids, sentence_ends, decode)) < len(ids)
         if repeats:
             # As if the model had ended there; the score stays one of all tokens that were written.
             self.scores[index] *= (length + 1) / len(ids)
@@ -347,18 +358,26 @@ class _Rows:
         ]
 
 
-def until_repeated(ids: Sequence[int], ends: Collection[int]) -> int:
+def until_repeated(
+    ids: Sequence[int], ends: Collection[int], decode: Callable[[Sequence[int]], str] | None = None
+) -> int:
     """Return the number of tokens before the first repeated sentence, or of all if none is repeated.
 
     Small decoders fall into loops; a text that begins to repeat a sentence ends there.
 
+    Args:
+        ids: of a text. ends: tokens that end a sentence.
+        decode: see `generate`.
+
     >>> until_repeated([5, 9, 6, 9, 5, 9], ends={9})
     4
     """
-    known, start = set[tuple[int, ...]](), 0
+    known, start = set[str | tuple[int, ...]](), 0
     for index, token in enumerate(ids):
         if token in ends:
-            sentence = tuple(ids[start : index + 1])
+            tokens = tuple(ids[start : index + 1])
+            # Many tokenizers write the first sentence, which no blank precedes, with other tokens than its repetition.
+            sentence = tokens if decode is None else decode(tokens).strip()
             if sentence in known:
                 return start
             known.add(sentence)

@@ -186,6 +186,7 @@ class Mllm:
                 settings=_settings(max_tokens) if generation is None else generation[start : start + batch],
                 suppress=writer.suppressed,
                 sentence_ends=self._sentence_ends() if ends_repeats else (),
+                decode=self.loaded.tokenizer.decode,
                 embed=writer.embed,
                 batch=batch,
             )
