@@ -151,6 +151,14 @@ def test_unusable_questions_are_named(folders: dict[str, Path], tmp_path: Path) 
         model.ask(draw(9, 9), "<image> or <image>")
     with raises_naming(UserError, 400, "context"):
         model.ask(draw(9, 9), "disc " * 390)
+    with raises_naming(UserError, 400, "context"):
+        model.choose(draw(9, 9), "disc " * 390, ["red", "disc " * 9])
+    # As templates of models that think do: the answer of a conversation has no thought in front.
+    template = model.processor.chat_template
+    model.processor.chat_template = template + "{% if add_generation_prompt %}thought{% endif %}"
+    with raises_naming(UserError, "chat template"):
+        model.choose(draw(9, 9), "what is this", ["red", "disc"])
+    model.processor.chat_template = template
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"no image")
     with raises_naming(UserError, bad):

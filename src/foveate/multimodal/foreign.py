@@ -20,6 +20,7 @@ from torch import Tensor
 
 from foveate.core.errors import UserError, choose
 from foveate.core.hub import check_loaded, fetch, loading
+from foveate.language.generate import find_context
 from foveate.multimodal.answers import Answer, pair_phrases
 from foveate.multimodal.ask import Question
 from foveate.multimodal.choose import check_options, to_probabilities
@@ -130,9 +131,17 @@ class ForeignMllm:
     @torch.inference_mode()
     def _read_answer(self, images: list[Image.Image], text: str, option: str) -> Tensor:
         """Return the log-likelihoods of the tokens of an answer behind a question."""
-        length = self._inputs(images, [("user", text)])["input_ids"].shape[1]
+        question_T = self._inputs(images, [("user", text)])["input_ids"][0]
         inputs = self._inputs(images, [("user", text), ("assistant", option)])
-        ids_T = inputs["input_ids"][0, length:]
+        length, all_T = len(question_T), inputs["input_ids"][0]
+        # Templates may write an answer elsewhere than where they let one begin, such as behind an empty thought.
+        if not torch.equal(all_T[:length], question_T):
+            raise UserError(
+                f"{self.name}: its chat template does not write an answer behind the prompt for one; options cannot be "
+                "scored"
+            )
+        ids_T = all_T[length:]
+        self._check_context(length, len(ids_T))
         logs_TV = self.model(**inputs).logits[0, length - 1 : -1].float().log_softmax(dim=-1)
         return logs_TV.gather(1, ids_T[:, None])[:, 0]
 
@@ -184,12 +193,7 @@ class ForeignMllm:
         """Answer the last of turns (role, text); return the answer, and its text as the model wrote it."""
         inputs = self._inputs(images, turns)
         length = inputs["input_ids"].shape[1]
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and length + max_tokens > limit:
-            raise UserError(
-                f"question: {length} tokens with its images and {max_tokens} of the answer do not fit the context of "
-                f"{self.name}; expected at most {limit}"
-            )
+        self._check_context(length, max_tokens)
         # Many checkpoints sample by default; the same question must get the same answer.
         ids = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)[0, length:]
         written = text = self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -208,6 +212,15 @@ class ForeignMllm:
             finished=bool(len(ids)) and int(ids[-1]) in ends,
         )
         return answer, written
+
+    def _check_context(self, length: int, more: int) -> None:
+        """Raise UserError if a question and `more` tokens of its answer do not fit; nothing is ever cut."""
+        limit = find_context(self.model)
+        if limit is not None and length + more > limit:
+            raise UserError(
+                f"question: {length} tokens with its images and {more} of the answer do not fit the context of "
+                f"{self.name}; expected at most {limit}"
+            )
 
     def _inputs(self, images: list[Image.Image], turns: list[tuple[str, str]]) -> Any:
         """Prepare images and turns as the checkpoint's processor does."""
