@@ -252,6 +252,21 @@ def test_any_text_can_be_scored(texts: list[str], mode: Mode) -> None:
     assert all(score_name(text, "a", mode=mode) in ("", *MISSES) for text in texts)
 
 
+@pytest.mark.parametrize("piece", [" not", " no", " ", "isn't ", "[1, ", "a "])
+@pytest.mark.parametrize("mode", ["official", "corrected"])
+def test_endless_answers_are_scored_in_linear_time(piece: str, mode: Mode) -> None:
+    # Quadratic time would be minutes.
+    text = piece * (100_000 // len(piece))
+    assert score_name(text, "cat", other="dog", mode=mode) == "unparsable"
+    assert score_boxes([text], [[0, 0, 9, 9]], [(10, 10)], ["a"], mode=mode).misses[0] in ("no box", "unparsable")
+
+
+@given(st.text(alphabet=" \tnot,.x", max_size=40))
+def test_negated_spans_are_the_official_ones(text: str) -> None:
+    expected = re.sub(r"\s+no[^,.]*[,.]", "", re.sub(r"\s+not[^,.]*[,.]", "", text))
+    assert remove_negated(text) == expected
+
+
 def test_a_phrase_without_a_true_box() -> None:
     twice = [[TruePhrase("a hat", (PixelBox(0, 0, 9, 9),)), TruePhrase("a hat", (PixelBox(50, 50, 90, 90),))]]
     answer = ["a hat [0, 0, 99, 99]"]

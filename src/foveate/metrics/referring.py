@@ -264,7 +264,7 @@ def _explain_phrase_miss(parsed: AnswerBoxes, row: int, true_4: NDArray[np.float
     return "wrong phrase" if hit else "unparsable" if row in parsed.problems else "no box"
 
 
-_NOT_SPANS = (re.compile(r"\s+not[^,.]*[,.]"), re.compile(r"\s+no[^,.]*[,.]"))
+_NOT_SPANS = (re.compile(r"(?<!\s)\s+not[^,.]*[,.]"), re.compile(r"(?<!\s)\s+no[^,.]*[,.]"))
 _NEGATED = re.compile(
     r"(?:^|(?<=\s)|(?<=\())(?:not|no|neither|nor|\w+n['’]t)\b(?!\s*,)(?:(?!\bbut\b)[^,.;)])*", re.IGNORECASE
 )
@@ -280,7 +280,9 @@ def remove_negated(text: str, *, mode: Mode = "official") -> str:
     if mode == "corrected":
         return _NEGATED.sub("", text)
     for pattern in _NOT_SPANS:
-        text = pattern.sub("", text)
+        # Behind the last mark nothing matches; searched, each "not" of an endless answer would read it to its end.
+        end = max(text.rfind(","), text.rfind(".")) + 1
+        text = pattern.sub("", text[:end]) + text[end:]
     return text
 
 
