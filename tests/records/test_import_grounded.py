@@ -18,7 +18,7 @@ from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Conversations
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.flickr_entities import read_boxes, read_sentences
+from foveate.records.importers.flickr_entities import place_regions, read_boxes, read_sentences
 from foveate.records.importers.formats import detect_format, load_formats
 from foveate.records.importers.refcoco import read_expressions
 from naming import raises_naming
@@ -236,6 +236,15 @@ def test_visual_genome_objects_and_relations(tmp_path: Path) -> None:
     assert (both.existing, both.further["conversations imported"]) == (1, 1)
     with raises_naming(UserError, "--data-group", "objects.json"):
         run("visual-genome", folder / "objects.json", tmp_path / "d", data_group="general")
+
+
+def test_regions_are_placed_in_order_and_in_linear_time() -> None:
+    boxes = [PixelBox(n, 0, 9, 9) for n in range(4)]
+    text, placed = place_regions("A dog on grass", zip((14, 5, 5, 0), boxes, strict=True))
+    assert text == " <region>A dog <region> <region> on grass <region>"
+    assert placed == (boxes[3], boxes[1], boxes[2], boxes[0])
+    text, placed = place_regions("a" * 10**6, [(end, boxes[0]) for end in range(1, 100_000)])
+    assert len(placed) == text.count("<region>") == 99_999
 
 
 def test_grit_boxes_follow_their_phrases(tmp_path: Path) -> None:

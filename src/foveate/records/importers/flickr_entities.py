@@ -191,9 +191,11 @@ def _draft(sentence: EntitySentence) -> Draft:
 def place_regions(text: str, spans: Iterable[tuple[int, PixelBox]]) -> tuple[str, tuple[PixelBox, ...]]:
     """Put `<region>` behind positions of a text; return it with the boxes in its order."""
     ordered = sorted(spans, key=lambda span: span[0])
-    for end, _ in reversed(ordered):
-        text = f"{text[:end]} {REGION}{text[end:]}"
-    return text, tuple(box for _, box in ordered)
+    pieces, start = [], 0
+    for end, _ in ordered:
+        pieces.append(f"{text[start:end]} {REGION}")
+        start = end
+    return "".join([*pieces, text[start:]]), tuple(box for _, box in ordered)
 
 
 def _recognize(source: str) -> str | None:
