@@ -19,6 +19,7 @@ from foveate.records.collection import Collection
 from foveate.records.record import Region
 
 PSEUDO = "vesl:"
+LABELED = "mllm:"
 # Names for everything except pseudo-labels, and for everything.
 OWN, ALL = "own", "all"
 # The field of every settings model that selects regions, with the help of --region-source.
@@ -35,9 +36,14 @@ def pseudo_label_source(detector: str) -> str:
     return f"{PSEUDO}{detector}"
 
 
+def model_label_source(model: str) -> str:
+    """Return the value of the column `source` for pseudo-labels of a multimodal model."""
+    return f"{LABELED}{model}"
+
+
 def is_pseudo_label(source: str) -> bool:
-    """Whether regions of this source are pseudo-labels of a detector."""
-    return source.startswith(PSEUDO)
+    """Whether regions of this source are pseudo-labels of a detector or a multimodal model."""
+    return source.startswith((PSEUDO, LABELED))
 
 
 def select_region_rows(

@@ -1,0 +1,316 @@
+"""Label a collection with a model: dense detection as regions, dense detection and referring as conversations.
+
+Rows name model and settings by one hash. A row of `region_status` says that an image is finished, and is written last:
+a kill loses at most one part, and the same call does what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from foveate.core.errors import UserError
+from foveate.core.files import sha256_file
+from foveate.core.progress import say
+from foveate.core.recipes import Settings
+from foveate.mllm.dense import DETECT_PROMPTS, GROUP, REFER_PROMPTS
+from foveate.records.annotate import PartWriter, Row, matching_parts, write_results
+from foveate.records.appender import AnnotationAppender
+from foveate.records.boxes import Box, PixelBox, raster_key
+from foveate.records.collection import Collection
+from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, conversation_row
+from foveate.records.images import BadImage, decode
+from foveate.records.region_sources import OWN, RegionSources, SelectedRegions, model_label_source
+from foveate.records.shapes import Shape
+from foveate.records.tables import Provenance
+from foveate.training.stopping import StopRequest
+
+_IMAGES_PER_PART, _SECONDS_PER_PART = 256, 30.0
+_NUMBERED = re.compile(r"(?:^|\s)(\d{1,3})\. ")
+
+
+class LabelSettings(Settings):
+    """What `foveate mllm label` asks, and of which images."""
+
+    labels: Literal["regions", "conversations"] = Field(
+        "regions",
+        description="regions: names and boxes of all things; conversations: these as an answer, and names of regions",
+    )
+    split: str | None = Field(None, description="only images of this split")
+    limit: int | None = Field(None, ge=1, description="only this many images, the first ones")
+    sources: RegionSources = (OWN,)
+    objects: int = Field(10, ge=1, le=100, description="most numbered regions of a question")
+    max_tokens: int = Field(512, ge=1, le=8192, description="longest answer")
+    batch_size: int = Field(8, ge=1, le=1024, description="images asked about together")
+
+
+class LabelModel(Protocol):
+    """Model that labels: `Mllm`, or a model of transformers."""
+
+    def ask_all(self, questions: Sequence[tuple[Any, ...]], *, max_tokens: int) -> Sequence[Any]:
+        """Answer (images, question, regions)."""
+        ...
+
+
+class LabelCounts(BaseModel):
+    """What `label_collection` did.
+
+    Attributes:
+        source, recipe_hash: of the rows. images: selected ones, `done_before` of them in an earlier run.
+        rows: new regions or conversations. status: images of this run by status.
+        left_out: boxes without a name, and the like.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    recipe_hash: str
+    images: int
+    done_before: int
+    rows: int = 0
+    status: dict[str, int] = {}
+    left_out: dict[str, int] = {}
+    stopped: bool = False
+
+
+@dataclass
+class _Labeled:
+    """The rows of an image and how it ended."""
+
+    key: str
+    status: str
+    rows: list[Row] = field(default_factory=list)
+    detail: str = ""
+    left_out: Counter[str] = field(default_factory=Counter)
+    before: int = 0
+
+
+def label_collection(
+    path: Path,
+    model: LabelModel,
+    settings: LabelSettings,
+    *,
+    name: str,
+    sha256: str,
+    images_per_part: int = _IMAGES_PER_PART,
+) -> LabelCounts:
+    """Label the images of a collection; the same call again does what is missing.
+
+    Args:
+        name: of the model, for the column `source`. sha256: of what decides its answers.
+        images_per_part: how many images a kill costs at most.
+
+    Raises:
+        UserError: another process writes the collection, or it has no such split or source.
+    """
+    # Other images, same recipe; and the size of a batch moves the last bits alone.
+    content = settings.model_dump(mode="json", exclude={"split", "limit", "batch_size"})
+    if settings.labels == "regions":
+        content = {"labels": "regions", "max_tokens": settings.max_tokens}
+    recipe = json.dumps([content, sha256, DETECT_PROMPTS[0], REFER_PROMPTS[0]], sort_keys=True)
+    recipe_hash = hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    source = model_label_source(name)
+    with AnnotationAppender(path, purpose="labeling") as appender, Collection.open(path) as collection:
+        rows = (collection.rows(settings.split) if settings.split else range(len(collection.keys)))[: settings.limit]
+        keys = [collection.keys[row] for row in rows]
+        of_recipe = {"recipe_hash": recipe_hash}
+        completed = {
+            key
+            for part in matching_parts(path, "region_status", ["key"], where=of_recipe)
+            for key in part["key"].to_pylist()
+        }
+        # The rows of an image are all in one part: one with rows and no status needs its status only.
+        unfinished = Counter(
+            key
+            for part in matching_parts(path, settings.labels, ["key"], where=of_recipe)
+            for key in part["key"].to_pylist()
+        )
+        pending = [(int(row), key) for row, key in zip(rows, keys, strict=True) if key not in completed]
+        num_completed = len(keys) - len(pending)
+        if num_completed:
+            say(f"resumed: {num_completed}/{len(keys)} images were labeled before")
+        status, left_out, num_rows = Counter[str](), Counter[str](), 0
+
+        def tally(images: Sequence[_Labeled], seconds: float) -> None:
+            nonlocal num_rows
+            for image in images:
+                status[image.status] += 1
+                left_out.update(image.left_out)
+                num_rows += len(image.rows)
+            say(f"labeled: {num_completed + sum(status.values())}/{len(keys)} images")
+
+        writer = PartWriter(
+            appender,
+            Provenance(source, f"{name}@{sha256[:16]}", recipe_hash),
+            lambda images: _split_rows(images, settings.labels),
+            max_results=images_per_part,
+            max_seconds=_SECONDS_PER_PART,
+            on_part=tally,
+        )
+        with StopRequest() as stop:
+            write_results(_label_images(collection, model, settings, pending, unfinished, source, stop), writer)
+    return LabelCounts(
+        source=source,
+        recipe_hash=recipe_hash,
+        images=len(keys),
+        done_before=num_completed,
+        rows=num_rows,
+        status=dict(status),
+        left_out=dict(left_out),
+        stopped=stop.signal_name is not None,
+    )
+
+
+def hash_source(source: str) -> str:
+    """Hash what decides the answers of a model; of one of transformers its folder's weights, or its hub id."""
+    from foveate.multimodal.folder import hash_model
+    from foveate.multimodal.opening import find_folder, find_native_folder
+
+    native = find_native_folder(source)
+    if native is not None:
+        return hash_model(native)
+    folder = find_folder(source)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]) if folder.is_dir() else []
+    content = [source, *(f"{file.name} {sha256_file(file)}" for file in files)] if files else [source]
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+
+def _split_rows(images: Sequence[_Labeled], labels: str) -> dict[str, list[Row]]:
+    statuses: list[Row] = [
+        {
+            "key": image.key,
+            "status": image.status,
+            "kind": f"mllm {labels}",
+            "regions": len(image.rows) + image.before,
+            "detail": image.detail,
+        }
+        for image in images
+    ]
+    # Statuses last: an image with a status is never labeled again.
+    return {labels: [row for image in images for row in image.rows], "region_status": statuses}
+
+
+def _label_images(
+    collection: Collection,
+    model: LabelModel,
+    settings: LabelSettings,
+    pending: Sequence[tuple[int, str]],
+    unfinished: Counter[str],
+    source: str,
+    stop: StopRequest,
+) -> Iterator[_Labeled]:
+    selected = None
+    if settings.labels == "conversations":
+        selected = SelectedRegions(collection, settings.sources or (OWN,), where="--region-source")
+    unanswered = [(row, key) for row, key in pending if key not in unfinished]
+    yield from (_Labeled(key, "done", before=unfinished[key]) for _, key in pending if key in unfinished)
+    for start in range(0, len(unanswered), settings.batch_size):
+        if stop.signal_name is not None:
+            return
+        batch: list[tuple[str, tuple[int, int], bytes, list[PixelBox]]] = []
+        for row, key in unanswered[start : start + settings.batch_size]:
+            data = collection.image_bytes(row)
+            try:
+                size = decode(data).size
+            except BadImage as problem:
+                yield _Labeled(key, "unreadable", detail=str(problem))
+                continue
+            regions = selected.read(row) if selected is not None else []
+            batch.append((key, size, data, [region.box.to_pixels(*size) for region in regions]))
+        questions = [_ask(data, boxes, settings.objects) for _, _, data, boxes in batch]
+        answers = _answer_all(model, [each for of_image in questions for each in of_image], settings.max_tokens)
+        for (key, size, _, _), of_image in zip(batch, questions, strict=True):
+            replies = [next(answers) for _ in of_image]
+            if settings.labels == "regions":
+                yield _read_regions(key, size, replies[0])
+            else:
+                yield _read_conversations(key, of_image, replies, source)
+
+
+Ask = tuple[bytes, str, Sequence[Shape]]
+
+
+def _ask(data: bytes, boxes: Sequence[PixelBox], objects: int) -> list[Ask]:
+    """Ask for all things of an image, and for the names of its regions in parts."""
+    questions: list[Ask] = [(data, DETECT_PROMPTS[0], ())]
+    for start in range(0, len(boxes), objects):
+        part = boxes[start : start + objects]
+        numbered = " ".join(f"{number}. {REGION}" for number in range(1, len(part) + 1))
+        questions.append((data, f"{REFER_PROMPTS[0]} {numbered}", tuple(part)))
+    return questions
+
+
+def _answer_all(model: LabelModel, questions: Sequence[Ask], max_tokens: int) -> Iterator[Any]:
+    """Answer questions together; where the model refuses one, each alone, and that one with the error."""
+    try:
+        yield from list(model.ask_all(questions, max_tokens=max_tokens)) if questions else []
+        return
+    except UserError:
+        pass
+    for question in questions:
+        try:
+            yield model.ask_all([question], max_tokens=max_tokens)[0]
+        except UserError as error:
+            yield error
+
+
+def _read_regions(key: str, size: tuple[int, int], answer: Any) -> _Labeled:
+    """Return the rows of the boxes that have a name; the same name and box is one row."""
+    if isinstance(answer, UserError):
+        return _Labeled(key, "refused", detail=str(answer))
+    labeled, (width, height) = _Labeled(key, "done" if answer.finished else "cut"), size
+    for phrase, pixels in dict.fromkeys(zip(answer.phrases, answer.boxes, strict=True)):
+        if not phrase:
+            labeled.left_out["boxes without a name"] += 1
+            continue
+        try:
+            box = Box.from_pixels(pixels, width, height)
+        except UserError:
+            labeled.left_out["boxes outside their image"] += 1
+            continue
+        corners = {"x1": box.x1, "y1": box.y1, "x2": box.x2, "y2": box.y2}
+        labeled.rows.append({"key": key, **corners, "phrase": phrase, "label": phrase})
+    return labeled
+
+
+def _read_conversations(key: str, questions: Sequence[Ask], answers: Sequence[Any], source: str) -> _Labeled:
+    """Return the conversations of answers that say what was asked; others are counted."""
+    labeled = _Labeled(key, "done")
+    for number, ((_, question, regions), answer) in enumerate(zip(questions, answers, strict=True)):
+        kind = "referring" if regions else "detection"
+        if isinstance(answer, UserError):
+            labeled.left_out[f"{kind} refused"] += 1
+            continue
+        turns = _write_names(answer, regions) if regions else _write_boxes(answer)
+        if turns is None or not answer.finished:
+            labeled.left_out[f"{kind} not readable"] += 1
+            continue
+        request = Turn("user", f"{IMAGE}\n{question}", tuple(regions))
+        conversation = Conversation(f"labeled {kind}/{key}/{number}", (key,), (request, turns), GROUP, source)
+        labeled.rows.append(conversation_row(conversation))
+    return labeled
+
+
+def _write_names(answer: Any, regions: Sequence[Shape]) -> Turn | None:
+    """Return the answer if it names each region by its number, else None."""
+    listed = [int(number) for number in _NUMBERED.findall(answer.text)]
+    names = [part.strip() for part in _NUMBERED.split(answer.text)[2::2]]
+    if listed != list(range(1, len(regions) + 1)) or not all(names):
+        return None
+    return Turn("assistant", " ".join(f"{number}. {name}" for number, name in enumerate(names, 1)))
+
+
+def _write_boxes(answer: Any) -> Turn | None:
+    pairs = [(name, box) for name, box in dict.fromkeys(zip(answer.phrases, answer.boxes, strict=True)) if name]
+    if not pairs:
+        return None
+    ordered = sorted(pairs, key=lambda pair: raster_key(pair[1]))
+    return Turn("assistant", ", ".join(f"{name} {REGION}" for name, _ in ordered), tuple(box for _, box in ordered))
