@@ -24,6 +24,8 @@ from foveate.core.progress import say
 MAX_BODY_BYTES = 24 * 2**20  # of a request's body
 _HEADER_BYTES = 32 * 1024
 _PATIENCE_SECONDS = 30.0
+_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError)
+_FAILURES += (TypeError, ValueError)
 _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed"}
 _REASONS |= {408: "Request Timeout", 411: "Length Required", 413: "Content Too Large", 500: "Internal Server Error"}
 _REASONS |= {431: "Request Header Fields Too Large", 503: "Service Unavailable"}
@@ -105,7 +107,7 @@ class CaptionServer:
             return await _answer(writer, await self._route(method, path, headers, body), keep=keep)
         except Refused as refusal:
             return await _answer(writer, refusal, keep=keep)
-        except Exception as error:
+        except _FAILURES as error:
             # Whatever a captioner raises: the client waits for an answer, and other clients for theirs.
             say(f"a request failed: {type(error).__name__}: {error}")
             return await _answer(writer, Refused("the captioner failed on this request", status=500), keep=keep)
