@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 import tiny_mllm
+from foveate.cli.verbs.ask import RegionsCommand, command
 from foveate.language.packing import PackedTexts
 from foveate.mllm.preview import token_text
 from foveate.mllm.train import prepare_training
@@ -240,6 +241,13 @@ def test_a_mistake_gives_one_sentence_before_a_model_is_opened(
     text.write_text("no image")
     filled = [argument.format(image=image, text=text) for argument in arguments]
     assert named in foveate("ask", *filled).sentence
+
+
+def test_options_for_regions_are_noted_in_their_order() -> None:
+    assert isinstance(command, RegionsCommand)
+    args = ["image.png", "<1> <2> <3>?", "--point", "1,2", "--ground", "--box", "1,2,3,4", "--point", "5,6"]
+    context = command.make_context("ask", args)
+    assert context.meta["foveate.regions"] == ["point", "box", "point"]
 
 
 def test_regions_keep_the_order_of_their_options_and_are_converted_to_pixels(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_multimodal_model import loaded
 from test_tiled_model import load as load_tiled
 
@@ -12,6 +15,7 @@ from foveate.core.errors import UserError
 from foveate.language.packing import Tokens, pack_texts
 from foveate.multimodal.answers import find_runs, pair_phrases
 from foveate.multimodal.ask import Mllm, Question
+from foveate.multimodal.askable import AskableModel
 from foveate.multimodal.model import ViewLayout
 from foveate.multimodal.questions import ask_where
 from foveate.multimodal.referring import RegionPrompts
@@ -65,6 +69,16 @@ def test_probabilities_are_those_of_each_answer_alone(tiled: bool) -> None:
         assert shares == pytest.approx(model.choose(question[0], question[1], options, regions=question[2]), abs=1e-5)
     assert together[0][2] < 0.01, "the sum favors short answers"
     assert model.choose(IMAGES[0], "Is there a red disc?", OPTIONS, per_token=True)[2] > 0.1
+
+
+def test_a_model_answers_and_chooses_as_suites_ask_it() -> None:
+    model: AskableModel = Mllm(loaded())
+    buffer = io.BytesIO()
+    Image.fromarray(IMAGES[0]).save(buffer, "png")
+    request = ([buffer.getvalue()], "Is <region> red?", [PixelBox(3, 4, 40, 44)])
+    (answer,) = model.ask_all([request], max_tokens=2)
+    assert answer.text == Mllm(loaded()).ask(IMAGES[0], request[1], regions=request[2], max_tokens=2).text
+    assert sum(model.choose_all([request], [OPTIONS])[0]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

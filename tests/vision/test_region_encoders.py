@@ -25,6 +25,7 @@ from foveate.vision.regions import (
     stack_maps,
 )
 from foveate.vision.regions.masks import draw_points, patch_radius, region_mask
+from foveate.vision.regions.roi import RoiEncoder
 from foveate.vision.regions.sampler import RegionSampler, central_point, farthest_points, nearest_points
 from naming import raises_naming
 
@@ -192,6 +193,7 @@ def test_gradients_reach_maps_and_weights(kind: str) -> None:
 
 def test_several_tokens_of_a_region_keep_its_layout() -> None:
     encoder = build_region_encoder("roi", {"side": 2}, width=1, out=1).double()
+    assert isinstance(encoder, RoiEncoder)
     torch.nn.init.ones_(encoder.adapter.weight)
     torch.nn.init.zeros_(encoder.adapter.bias)
     one = torch.arange(16, dtype=torch.float64).view(1, 4, 4)
