@@ -46,8 +46,15 @@ class Form:
     sentence: str | Mapping[str, str]
 
 
-_ALONE = (("", "", " Answer briefly.", " Use one phrase."), ("", " Answer in one phrase."))
-_SENTENCE = ((" Answer in a sentence.", " Use a full sentence."), (" Answer in a full sentence.", " Use a sentence."))
+# Each verb asks for both: a model trained with "Answer in" before sentences alone takes that for the request.
+_ALONE = (
+    ("", "", "", " Answer briefly.", " Use one phrase.", " Answer in few words.", " Answer with one phrase."),
+    ("", " Answer in one phrase."),
+)
+_SENTENCE = (
+    (" Answer in a sentence.", " Use a full sentence.", " Answer with a full sentence.", " Write one full sentence."),
+    (" Answer in a full sentence.", " Use a sentence."),
+)
 SENTENCE_SHARE = 0.25
 Way = Literal["drawn", "short", "sentence"]
 
