@@ -436,7 +436,7 @@ class Mllm:
             pieces += [tokenizer.decode(pending.answer[start:position]), boxes[-1][1]]
             start = end
         pieces.append(tokenizer.decode(pending.answer[start:]))
-        writes_digits = self.loaded.prompts.regions == "hybrid" and self.loaded.prompts.box_head
+        writes_digits = self.loaded.prompts.regions == "hybrid" and self.loaded.prompts.has_box_tokens
         digits: tuple[PixelBox | None, ...] = ()
         if writes_digits and boxes:
             pieces, digits = split_digits(pieces, [pending.frames[image] for image, _ in boxes])
@@ -444,7 +444,7 @@ class Mllm:
         # The phrase of a box does not depend on its corners.
         unparsed = join_text(pieces, lambda _: "[0, 0, 0, 0]")
         # Coordinates in text do not say which of several images they are in.
-        if not self.loaded.prompts.box_head and len(pending.frames) == 1:
+        if not self.loaded.prompts.has_box_tokens and len(pending.frames) == 1:
             text, read_boxes = read_coordinates(text, pending.frames[0])
             boxes = [(0, box) for box in read_boxes]
         phrases, unboxed = pair_phrases(unparsed)

@@ -64,6 +64,11 @@ class PromptWriter:
         self.box_head = box_head
         self.region_id = chat.tokenizer.special[REGION]
 
+    @property
+    def has_box_tokens(self) -> bool:
+        """Whether a box in an answer is a token, which the box head locates; else it is digits in the text."""
+        return self.regions == "tokens" or (self.regions == "hybrid" and self.box_head)
+
     def write_conversation(
         self,
         conversation: Conversation,
@@ -117,7 +122,7 @@ class PromptWriter:
                 text = _tidy(text) if in_text else " ".join(text.replace(IMAGE, " ").split())
             pairs = list(zip(turn.regions, images, strict=True))
             is_question = turn.role == "user"
-            has_tokens = self.regions == "tokens" or (self.regions == "hybrid" and (is_question or self.box_head))
+            has_tokens = self.has_box_tokens or (self.regions == "hybrid" and is_question)
             if self.regions != "tokens":
                 pieces = text.split(REGION)
                 for number, (shape, image) in enumerate(pairs):
