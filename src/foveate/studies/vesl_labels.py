@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,9 +111,12 @@ def write_labels(
         result = done.result
         if result.stopped:
             raise KeyboardInterrupt
-        labels[labeling.key] = {"source": f"{result.source}@{result.recipe_hash}", "status": result.status}
+        source = f"{result.source}@{result.recipe_hash}"
+        labels[labeling.key] = {"source": source, "status": result.status, "regions": result.regions}
         say(f"labeled by {labeling.key}: {result.regions} regions")
-    for key, values in quality(scenes, {key: entry["source"] for key, entry in labels.items()}).items():
+    # A labeling that found no region has no row: its source is in no table.
+    sources = {key: entry["source"] if entry["regions"] else None for key, entry in labels.items()}
+    for key, values in quality(scenes, sources).items():
         labels[key] |= values
     write_json_atomically(folder / LABELS_FILE, labels)
     return labels
@@ -124,11 +127,14 @@ def read_labels(folder: Path) -> dict[str, dict[str, Any]]:
     return read_json(folder / LABELS_FILE)
 
 
-def quality(scenes: Path, sources: dict[str, str]) -> dict[str, dict[str, float]]:
+def quality(scenes: Path, sources: Mapping[str, str | None]) -> dict[str, dict[str, float]]:
     """Compare the labels of training images with the truth.
 
     label_right: share of labels that lie on a thing (IoU at least .5) and share more than .3 of their words with its
     true phrase. label_found: share of true regions that such a label names. label_count: labels an image.
+
+    Args:
+        sources: of each labeling, None where it labeled nothing.
     """
     import numpy as np
 
@@ -145,7 +151,7 @@ def quality(scenes: Path, sources: dict[str, str]) -> dict[str, dict[str, float]
         rows = collection.rows("train").tolist()
         answers = {}
         for key, source in sources.items():
-            mine_R = select_region_rows(grouped.table, [source])
+            mine_R = np.zeros_like(true_R) if source is None else select_region_rows(grouped.table, [source])
             right = labels = matched = truths = 0
             for row in rows:
                 start, end = grouped.bounds(row)
