@@ -97,13 +97,13 @@ def test_concurrent_calls_share_a_forward_pass_and_images(
 ) -> None:
     views: list[int] = []
     model = captioner._mllm.loaded.model
-    see = model.see
+    encode_views = model.encode_views
 
-    def record(pixels_V3HW: torch.Tensor) -> object:
+    def record(pixels_V3HW: torch.Tensor, cell_V2: torch.Tensor | None = None) -> object:
         views.append(len(pixels_V3HW))
-        return see(pixels_V3HW)
+        return encode_views(pixels_V3HW, cell_V2)
 
-    monkeypatch.setattr(model, "see", record)
+    monkeypatch.setattr(model, "encode_views", record)
 
     async def run() -> list[CaptionResponse]:
         # Other bytes objects with equal content, as two HTTP requests have them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -123,7 +124,8 @@ def test_words_for_people_and_no_labels(table: Path, tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in lines[2:]] == ["run", "model", "features", "groups", "report"]
     page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
     assert "By label" not in page
-    assert "NMI" not in page
+    # A hash of the page's policy may spell it.
+    assert "NMI" not in re.sub(r"sha256-[\w+/=]+", "", page)
 
 
 @pytest.mark.parametrize("stop", [1, 3])
