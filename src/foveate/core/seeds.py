@@ -14,7 +14,7 @@ _LARGEST_BELOW_ONE = 1 - 2**-53
 
 
 def _digest(parts: tuple[object, ...]) -> bytes:
-    return hashlib.blake2b("|".join(str(part) for part in parts).encode("utf-8")).digest()
+    return hashlib.blake2b("|".join(str(part) for part in parts).encode("utf-8", "surrogatepass")).digest()
 
 
 def uniform(*parts: object) -> float:
