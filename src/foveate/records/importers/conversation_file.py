@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from foveate.core.errors import UserError
+from foveate.core.files import sweep
 from foveate.core.progress import say
 from foveate.records import layout
 from foveate.records.collection import Collection
@@ -251,6 +252,7 @@ def import_conversations(
     if boxes:
         picked = pick_evenly(boxes, 12)
         sheet = Path(target) / layout.CACHE_FOLDER / f"boxes-{path.stem}.png"
+        sweep(sheet)
         draw_sample(picked, sheet)
         notes += [*format_sample(pick_evenly(picked, 4)), f"drawn sample of the boxes: {sheet}"]
     summary.notes += notes
