@@ -88,6 +88,17 @@ def test_conversations_are_usable_and_repetition_asks_nothing(shapes: Path, tmp_
     assert model.num_questions > 0
 
 
+def test_an_image_whose_status_is_missing_gets_the_status_of_its_answer(shapes: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(shapes, tmp_path / "shapes"))
+    label(str(path), "regions")
+    expected = rows_of(path)
+    for part in (path / "annotations" / "region_status").glob("*.parquet"):
+        part.unlink()
+    assert rows_of(path) != expected
+    label(str(path), "regions")
+    assert rows_of(path) == expected
+
+
 @pytest.mark.parametrize("labels", ["regions", "conversations"])
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_kills_lose_and_duplicate_nothing(

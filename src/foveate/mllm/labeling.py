@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -127,7 +127,8 @@ def label_collection(
             for part in matching_parts(path, "region_status", ["key"], where=of_recipe)
             for key in part["key"].to_pylist()
         }
-        # The rows of an image are all in one part: one with rows and no status needs its status only.
+        # The rows of an image are all in one part. One with rows and no status is asked again for the status alone:
+        # rows do not tell whether its answer was cut.
         unfinished = Counter(
             key
             for part in matching_parts(path, settings.labels, ["key"], where=of_recipe)
@@ -210,13 +211,11 @@ def _label_images(
     selected = None
     if settings.labels == "conversations":
         selected = SelectedRegions(collection, settings.sources or (OWN,), where="--region-source")
-    unanswered = [(row, key) for row, key in pending if key not in unfinished]
-    yield from (_Labeled(key, "done", before=unfinished[key]) for _, key in pending if key in unfinished)
-    for start in range(0, len(unanswered), settings.batch_size):
+    for start in range(0, len(pending), settings.batch_size):
         if stop.signal_name is not None:
             return
         batch: list[tuple[str, tuple[int, int], bytes, list[PixelBox]]] = []
-        for row, key in unanswered[start : start + settings.batch_size]:
+        for row, key in pending[start : start + settings.batch_size]:
             data = collection.image_bytes(row)
             try:
                 size = decode(data).size
@@ -230,9 +229,10 @@ def _label_images(
         for (key, size, _, _), of_image in zip(batch, questions, strict=True):
             replies = [next(answers) for _ in of_image]
             if settings.labels == "regions":
-                yield _read_regions(key, size, replies[0])
+                labeled = _read_regions(key, size, replies[0])
             else:
-                yield _read_conversations(key, of_image, replies, source)
+                labeled = _read_conversations(key, of_image, replies, source)
+            yield replace(labeled, rows=[], before=unfinished[key]) if key in unfinished else labeled
 
 
 Ask = tuple[bytes, str, Sequence[Shape]]
