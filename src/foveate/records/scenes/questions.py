@@ -139,27 +139,27 @@ class SceneAsker:
         fields = {**fields, "first": format_choice(first), "second": format_choice(second)}
         return self.write(form, true, fields, regions=regions, choices=(first, second))
 
+    def write_name(self, form: str, placed: SceneObject, region: Shape) -> Question:
+        """Ask for the name of a thing: openly, or half the time beside a near miss, as a choice or a yes or no."""
+        name, regions = placed.phrase, (region,)
+        fields = {"a_x": add_article(name)}
+        share = self.rng.random()
+        contrast = draw_contrast(self.rng, self.scene, placed) if share < 0.5 else None
+        if contrast is None:
+            return self.write(form, name, fields, regions=regions)
+        if share < 0.25:
+            return self.choose(
+                f"{form}: which", fields, true=name, false=contrast, format_choice=add_article, regions=regions
+            )
+        stated = add_article(name), add_article(contrast)
+        return self.decide(f"{form}: yes or no", fields, regions=regions, stated=stated)
+
 
 class _Asker(SceneAsker):
     """Writes the questions of `KINDS`; each `ask_` method appends those of its kind."""
 
     def ask_name(self, questions: list[Question]) -> None:
-        for placed in self.named:
-            name, regions = placed.phrase, (self.region(placed),)
-            fields = {"a_x": add_article(name)}
-            share = self.rng.random()
-            contrast = draw_contrast(self.rng, self.scene, placed) if share < 0.5 else None
-            if contrast is None:
-                questions.append(self.write("name", name, fields, regions=regions))
-            elif share < 0.25:
-                questions.append(
-                    self.choose(
-                        "name: which", fields, true=name, false=contrast, format_choice=add_article, regions=regions
-                    )
-                )
-            else:
-                true, false = add_article(name), add_article(contrast)
-                questions.append(self.decide("name: yes or no", fields, regions=regions, stated=(true, false)))
+        questions += [self.write_name("name", placed, self.region(placed)) for placed in self.named]
 
     def ask_where(self, questions: list[Question]) -> None:
         for placed in self.scene.regions:

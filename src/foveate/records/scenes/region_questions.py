@@ -72,22 +72,7 @@ class _RegionAsker(SceneAsker):
         return Mask((height, width), tuple(encoded["counts"]))
 
     def ask_refer(self, questions: list[Question]) -> None:
-        for placed in self.named:
-            name, regions = placed.phrase, (self.point_at(placed),)
-            fields = {"a_x": add_article(name)}
-            share = self.rng.random()
-            contrast = draw_contrast(self.rng, self.scene, placed) if share < 0.5 else None
-            if contrast is None:
-                questions.append(self.write("refer", name, fields, regions=regions))
-            elif share < 0.25:
-                questions.append(
-                    self.choose(
-                        "refer: which", fields, true=name, false=contrast, format_choice=add_article, regions=regions
-                    )
-                )
-            else:
-                stated = add_article(name), add_article(contrast)
-                questions.append(self.decide("refer: yes or no", fields, regions=regions, stated=stated))
+        questions += [self.write_name("refer", placed, self.point_at(placed)) for placed in self.named]
         self._ask_first_or_second(questions)
 
     def _ask_first_or_second(self, questions: list[Question]) -> None:
