@@ -34,7 +34,7 @@ from foveate.mllm.results import SuiteResult, SuiteSample
 from foveate.mllm.suite import LETTER_ANSWER, Judge, StoredAnswer, Suite, SuiteData, SuiteQuestion
 from foveate.mllm.suite_settings import SuiteSettings
 from foveate.multimodal.askable import AskableModel, ModelAnswer
-from foveate.records.boxes import PixelBox
+from foveate.records.boxes import PixelBox, normalize_box
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.images import BadImage, check, read_image_info
 from foveate.records.shapes import Point, Shape, enclosing_box
@@ -391,12 +391,6 @@ def _row(
 
 def _value(interval: Interval) -> Value:
     return Value(value=interval.value, low=interval.low, high=interval.high, n=interval.n)
-
-
-def normalize_box(box: PixelBox, width: int, height: int) -> BoxValues:
-    """Return the corners of a box, sorted and as fractions of its image; a model may write them in any order."""
-    (x1, x2), (y1, y2) = sorted((box.x1, box.x2)), sorted((box.y1, box.y2))
-    return x1 / width, y1 / height, x2 / width, y2 / height
 
 
 def _pick_samples(

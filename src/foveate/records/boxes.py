@@ -40,6 +40,16 @@ class PixelBox:
     y2: float
 
 
+def normalize_box(box: PixelBox, width: int, height: int) -> tuple[float, float, float, float]:
+    """Return the corners of a box, sorted and as fractions of its image; a model may write them in any order.
+
+    >>> normalize_box(PixelBox(50, 0, 0, 20), 100, 40)
+    (0.0, 0.0, 0.5, 0.5)
+    """
+    (x1, x2), (y1, y2) = sorted((box.x1, box.x2)), sorted((box.y1, box.y2))
+    return x1 / width, y1 / height, x2 / width, y2 / height
+
+
 def raster_key(box: PixelBox) -> tuple[float, float]:
     """Return what boxes in raster order are sorted by: the upper edge, then the left one."""
     return box.y1, box.x1

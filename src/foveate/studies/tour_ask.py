@@ -12,13 +12,13 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
 from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
-from foveate.mllm.evaluate import CONDITIONS, ROWS, evaluate, load_suite, normalize_box
+from foveate.mllm.evaluate import CONDITIONS, ROWS, evaluate, load_suite
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.suite import SuiteQuestion
 from foveate.mllm.suites.scenes import KINDS
 from foveate.mllm.train import MllmTraining, train_mllm
 from foveate.multimodal.opening import open_mllm
-from foveate.records.boxes import PixelBox
+from foveate.records.boxes import PixelBox, normalize_box
 from foveate.records.collection import Collection
 from foveate.records.images import read_image_info, save_thumbnail
 from foveate.records.scenes.question_collection import build_questions

@@ -8,6 +8,7 @@ from typing import Any
 
 from foveate.core.results import parse_result
 from foveate.multimodal.results import AskedImage, AskResult, Exchange
+from foveate.records.boxes import PixelBox, normalize_box
 from foveate.report import numbers
 from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
@@ -39,8 +40,9 @@ def _exchange_card(exchange: Exchange, images: Sequence[AskedImage], *, first: b
     """Put the images of an exchange together: all at the first one, then those that it has boxes in."""
     cards = []
     for number, image in enumerate(images):
+        height, width = image.size
         overlays = [
-            Overlay(_normalize(box, image.size), style)
+            Overlay(normalize_box(PixelBox(*box), width, height), style)
             for boxes, of_images, style in (
                 (exchange.regions, exchange.region_images, "region"),
                 (exchange.boxes, exchange.box_images, "default"),
@@ -51,8 +53,3 @@ def _exchange_card(exchange: Exchange, images: Sequence[AskedImage], *, first: b
         if first or overlays:
             cards.append({"image": image, "overlays": overlays})
     return {"exchange": exchange, "images": cards}
-
-
-def _normalize(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    height, width = size
-    return box[0] / width, box[1] / height, box[2] / width, box[3] / height
