@@ -10,7 +10,8 @@ import torch
 from test_multimodal_model import loaded
 
 from foveate.core.errors import UserError
-from foveate.multimodal.ask import Mllm, Question, _Writer
+from foveate.multimodal.answer_writer import AnswerWriter
+from foveate.multimodal.ask import Mllm, Question
 from foveate.records.boxes import PixelBox
 from foveate.records.shapes import Mask, Point, Shape, Stroke
 from naming import raises_naming
@@ -114,7 +115,7 @@ def test_an_answer_that_points_at_an_edge_is_read_back(corners: list[float], mon
     one = loaded()
     model = Mllm(one)
     monkeypatch.setattr(one.model, "locate_among", lambda *_: (0, torch.tensor(corners)))
-    writer = _Writer(one, *model._prepare([Question(IMAGE, "Where is the red disc?")]))
+    writer = AnswerWriter(one, *model._prepare([Question(IMAGE, "Where is the red disc?")]))
     embedded_BE = writer.embed([0], [one.prompts.region_id], torch.zeros(1, one.model.width))
     assert embedded_BE.isfinite().all()
     (box,) = model._answer(writer.pending[0]).boxes

@@ -14,7 +14,8 @@ from foveate.core.recipes import validate
 from foveate.language.chat import Chat
 from foveate.language.packing import SLOT, PackedTexts, Tokens, pack_texts
 from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
-from foveate.multimodal.ask import Mllm, Question, _Writer
+from foveate.multimodal.answer_writer import AnswerWriter
+from foveate.multimodal.ask import Mllm, Question
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
 from foveate.multimodal.model import MultimodalModel, ViewLayout, Visual
@@ -315,7 +316,7 @@ def test_a_box_lies_in_the_image_that_shows_its_phrase(number: int) -> None:
     assert head is not None
     head.state_query.weight.data.zero_()
     head.token_bias.weight.data = 50 * phrase_E[None]
-    writer = _Writer(one, visual, pending)
+    writer = AnswerWriter(one, visual, pending)
     writer.embed([0], [one.prompts.region_id], torch.zeros(1, one.model.width))
     answer = model._answer(pending[0])
     assert answer.images == (number,)

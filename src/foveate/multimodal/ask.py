@@ -10,7 +10,7 @@ questions of its batch.
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.generate import GenerationSettings, Prefix, extend, generate, stream
-from foveate.language.packing import SLOT
+from foveate.multimodal.answer_writer import AnswerWriter, EncodedImage, PendingAnswer
 from foveate.multimodal.answers import (
     Answer,
     find_runs,
@@ -36,10 +36,9 @@ from foveate.multimodal.assemble import SamplePlan
 from foveate.multimodal.choose import OptionRow, check_options, score_options, to_probabilities
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.frames import CoordinateFrame, move_regions
-from foveate.multimodal.model import ViewLayout, Visual, list_views
-from foveate.multimodal.prompts import Written, image_slots, images_lead
+from foveate.multimodal.model import Visual, list_views
+from foveate.multimodal.prompts import image_slots, images_lead
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions
-from foveate.multimodal.referring import RegionPrompts
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn
 from foveate.records.geometry import View
@@ -62,45 +61,6 @@ class Question(NamedTuple):
     images: Sequence[ImageInput] | ImageInput
     text: str
     regions: Sequence[Shape] = ()
-
-
-class _Seen(NamedTuple):
-    """One encoded image: numbers of its views, the frame of its coordinates, and its plan where it has tiles."""
-
-    views: list[int]
-    frame: CoordinateFrame
-    plan: TilePlan | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the image in pixels."""
-        placement = self.frame.placement
-        return (
-            (placement.width, placement.height) if self.plan is None else (self.plan.size.width, self.plan.size.height)
-        )
-
-
-@dataclass
-class _Pending:
-    """One question while it is answered.
-
-    Attributes:
-        views: numbers of its views. layout: image of each, and ids in front of it. frames: of its images.
-        written: the tokens of the question. in_text: the images stand within it. answer: generated ids.
-        before: tokens of the conversation in front of the question. unread: behind them, read with the question.
-        boxes: (image, box in [0, 1] of the model input) of the answer's region tokens.
-    """
-
-    views: list[int]
-    layout: list[tuple[int, list[int]]]
-    frames: list[CoordinateFrame]
-    written: Written
-    in_text: bool = False
-    before: list[int] = field(default_factory=list)
-    unread: list[int] = field(default_factory=list)
-    answer: list[int] = field(default_factory=list)
-    boxes: list[tuple[int, list[float]]] = field(default_factory=list)
-    finished: bool = False
 
 
 class Mllm:
@@ -178,7 +138,7 @@ class Mllm:
         answers: list[Answer] = []
         for start in range(0, len(questions), batch):
             part = [self._request(Question(*question), ground) for question in questions[start : start + batch]]
-            writer = _Writer(self.loaded, *self._prepare(part))
+            writer = AnswerWriter(self.loaded, *self._prepare(part))
             completions = generate(
                 self.loaded.model.language_model,
                 [writer.prompt(number) for number in range(len(part))],
@@ -210,7 +170,7 @@ class Mllm:
         max_tokens: int = 64,
     ) -> Generator[str, None, Answer]:
         """Yield the text of an answer as it is generated; joined, it is `ask(...).text`. Return the answer."""
-        writer = _Writer(self.loaded, *self._prepare([Question(images, question, regions)]))
+        writer = AnswerWriter(self.loaded, *self._prepare([Question(images, question, regions)]))
         written = ""
         pieces = stream(
             self.loaded.model.language_model,
@@ -302,7 +262,7 @@ class Mllm:
         """
         return self.loaded.model.plan(*sizes)
 
-    def _see(self, images: Sequence[ImageInput]) -> tuple[Visual, list[_Seen]]:
+    def _see(self, images: Sequence[ImageInput]) -> tuple[Visual, list[EncodedImage]]:
         """Encode the images of one sample."""
         self._check_number(images)
         split = len(images) <= self.loaded.model.assembly.max_split_images
@@ -314,18 +274,18 @@ class Mllm:
             raise UserError(f"images: too many for this model (got {len(images)}); expected at most {max_images}")
 
     @torch.inference_mode()
-    def _encode(self, images: Sequence[tuple[ImageInput, bool]]) -> tuple[Visual, list[_Seen]]:
+    def _encode(self, images: Sequence[tuple[ImageInput, bool]]) -> tuple[Visual, list[EncodedImage]]:
         """Encode images; return their visual tokens, and which are whose."""
         model = self.loaded.model
         views: list[Tensor] = []
-        seen: list[_Seen] = []
+        seen: list[EncodedImage] = []
         for number, (image, split) in enumerate(images):
             try:
                 pixels_V3HW, frame, plan = self._render(image, split=split)
             except BadImage as problem:
                 name = image if isinstance(image, str) else getattr(image, "name", f"image {number + 1}")
                 raise UserError(f"{name}: cannot be read: {problem}") from problem
-            seen.append(_Seen(list(range(len(views), len(views) + len(pixels_V3HW))), frame, plan))
+            seen.append(EncodedImage(list(range(len(views), len(views) + len(pixels_V3HW))), frame, plan))
             views += list(pixels_V3HW)
         device = model.visual_gain.device
         if not views:
@@ -354,7 +314,7 @@ class Mllm:
         frame = CoordinateFrame.create(plan, model.settings.frame)
         return render_input(preprocess, decoded, plan), frame, plan
 
-    def _prepare(self, questions: Sequence[Question]) -> tuple[Visual, list[_Pending]]:
+    def _prepare(self, questions: Sequence[Question]) -> tuple[Visual, list[PendingAnswer]]:
         lists = [_as_list(question.images) for question in questions]
         # An image that several questions are about is encoded once, unless it is split in some only.
         distinct: dict[tuple[int, bool], int] = {}
@@ -370,15 +330,15 @@ class Mllm:
                     distinct[key] = len(unique)
                     unique.append((image, split))
         visual, seen = self._encode(unique)
-        pending: list[_Pending] = []
+        pending: list[PendingAnswer] = []
         for question, of_question in zip(questions, keys, strict=True):
             turns = ask_turns(question.text, question.regions, images=len(of_question))
             pending.append(self._pend(turns, [seen[distinct[key]] for key in of_question], numbered=question.regions))
         return visual, pending
 
     def _pend(
-        self, turns: Sequence[Turn], images: Sequence[_Seen], *, numbered: Sequence[Shape], read: int = 0
-    ) -> _Pending:
+        self, turns: Sequence[Turn], images: Sequence[EncodedImage], *, numbered: Sequence[Shape], read: int = 0
+    ) -> PendingAnswer:
         """Tokenize a question and check that it fits behind the `read` positions of its images and earlier turns.
 
         Args:
@@ -401,11 +361,11 @@ class Mllm:
             images=image_slots(layout, model.connector.num_tokens) if in_text else None,
             goes_on=bool(read),
         )
-        pending = _Pending(views, layout, frames, written, in_text)
+        pending = PendingAnswer(views, layout, frames, written, in_text)
         self._check_length(pending, read=read)
         return pending
 
-    def _check_length(self, pending: _Pending, *, read: int = 0, more: int = 0) -> None:
+    def _check_length(self, pending: PendingAnswer, *, read: int = 0, more: int = 0) -> None:
         """Raise UserError if a question, and `more` tokens of its answer, do not fit; nothing is ever cut."""
         model = self.loaded.model
         images = len(pending.views) * model.connector.num_tokens + sum(len(ids) for _, ids in pending.layout)
@@ -418,7 +378,7 @@ class Mllm:
                 f"fewer than {model.max_positions}"
             )
 
-    def _answer(self, pending: _Pending, *, ground: bool = False, visual: Visual | None = None) -> Answer:
+    def _answer(self, pending: PendingAnswer, *, ground: bool = False, visual: Visual | None = None) -> Answer:
         """Put the text together, boxes in pixels of their image; with `ground` also those of names in it."""
         tokenizer, region_id = self.loaded.tokenizer, self.loaded.prompts.region_id
         # A region token that had no image to point at has no box and stays in the text.
@@ -461,7 +421,7 @@ class Mllm:
 
     @torch.inference_mode()
     def _ground_names(
-        self, pending: _Pending, visual: Visual, *, occupied: Collection[int]
+        self, pending: PendingAnswer, visual: Visual, *, occupied: Collection[int]
     ) -> dict[int, tuple[int, int, list[float]]]:
         """Locate the names of an answer that no region token follows: position behind each -> (itself, image, box).
 
@@ -514,7 +474,7 @@ class Chat:
         length = 0 if self._history_LE is None else len(self._history_LE)
         pending = self.model._pend(new_turns, self.images, numbered=regions, read=length and length + len(self._unread))
         pending.before, pending.unread = self._ids, self._unread
-        writer = _Writer(loaded, self.visual, [pending])
+        writer = AnswerWriter(loaded, self.visual, [pending])
         history_LE = writer.prompt(0, images=not length)
         if self._history_LE is not None:
             history_LE = torch.cat([self._history_LE, history_LE])
@@ -547,68 +507,3 @@ def _settings(max_tokens: int) -> GenerationSettings:
 
 def _as_list(images: Sequence[ImageInput] | ImageInput) -> list[ImageInput]:
     return [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
-
-
-class _Writer:
-    """What `language.generate` needs of a batch: embeddings of its prompts, and of the tokens just written."""
-
-    def __init__(self, loaded: LoadedModel, visual: Visual, pending: Sequence[_Pending]) -> None:
-        self.loaded, self.visual, self.pending = loaded, visual, pending
-        self.written: list[Tensor] = []
-        prompts, special = loaded.prompts, loaded.tokenizer.special
-        # Answers hold text, regions and the end; nothing else may be written.
-        self.suppressed = [id for id in special.values() if id not in (prompts.chat.end, prompts.region_id)]
-
-    @torch.inference_mode()
-    def prompt(self, number: int, *, images: bool = True) -> Tensor:
-        """Embed the images and the question of one row: [L, E]."""
-        model, question = self.loaded.model, self.pending[number]
-        views_1K = self._views([number])
-        ids_1T = torch.tensor([question.unread + question.written.tokens.ids], device=views_1K.device)
-        created = ViewLayout.create([question.layout], in_text=[question.in_text])
-        layout = ViewLayout(*(column.to(views_1K.device) for column in created))
-        regions = RegionPrompts.create(question.written.regions, question.written.points).to(views_1K.device)
-        text_TE = model.embed(ids_1T, self.visual, views_1K, regions, layout)[0]
-        if not images:
-            return text_TE
-        return torch.cat([model.prefix(self.visual, views_1K, layout)[0].to(text_TE.dtype), text_TE])
-
-    @torch.inference_mode()
-    def embed(self, rows: Sequence[int], tokens: Sequence[int], states_BE: Tensor) -> Tensor:
-        """Note tokens and decode the boxes that answers point at; return the embeddings [B, E] of the tokens."""
-        model, end, region_id = self.loaded.model, self.loaded.prompts.chat.end, self.loaded.prompts.region_id
-        ids_B1 = torch.tensor(tokens, device=states_BE.device)[:, None]
-        embedded_BE = model.embed(ids_B1, self.visual, self._views(rows))[:, 0]
-        for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            question = self.pending[row]
-            # Without an image there is nothing to point at; the token stays in the text.
-            if token == region_id and question.views and model.box_head is not None:
-                question.boxes.append(self._point(question, states_BE[number]))
-                regions = self._regions(question.boxes[-1:])
-                ids_11 = ids_B1[number : number + 1]
-                embedded_BE[number] = model.embed(ids_11, self.visual, self._views([row]), regions)[0, 0]
-            if token != end:
-                question.answer.append(token)
-        self.written.append(embedded_BE)
-        return embedded_BE
-
-    def _point(self, question: _Pending, state_E: Tensor) -> tuple[int, list[float]]:
-        """Decode the image and the box [x1, y1, x2, y2] of the region token that comes next."""
-        model, device = self.loaded.model, state_E.device
-        ids = question.before + question.unread + question.written.tokens.ids + question.answer
-        ids_1T = torch.tensor([ids], device=device)
-        is_text_1T = (ids_1T != self.loaded.prompts.region_id) & (ids_1T != SLOT)
-        (phrase_E,) = model.point(state_E[None], ids_1T, is_text_1T)
-        # A model with a box head has one view an image: its number is the image's.
-        image, box_4 = model.locate_among(self.visual, torch.tensor(question.views, device=device), phrase_E)
-        return image, open_box(box_4.tolist())
-
-    def _views(self, rows: Sequence[int]) -> Tensor:
-        """Return the numbers [B, K] of the views of rows, -1 behind the last where a row has fewer."""
-        views = [self.pending[row].views for row in rows]
-        longest = max(map(len, views), default=0)
-        padded = [[*row, *[-1] * (longest - len(row))] for row in views]
-        return torch.tensor(padded, dtype=torch.long, device=self.visual.full_VLE.device)
-
-    def _regions(self, regions: Sequence[tuple[int, Any]]) -> RegionPrompts:
-        return RegionPrompts.create(regions).to(self.visual.full_VLE.device)
