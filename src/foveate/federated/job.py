@@ -299,11 +299,11 @@ def fit_in_process(
         check_same_data(state.data, data, state.round)
     first_entry, scaling = len(log.entries), None if state is None else state.scaling
     if state is None and job.is_scaled:
-        asked = [
+        moment_clients = [
             Client(number, part, {MOMENTS: answer_moments}, name)
             for number, (part, name) in enumerate(zip(points, titles, strict=True))
         ]
-        scaling = ask_scaling(connect(asked), min_count=_min_count(job, 1), min_clients=min_clients)
+        scaling = ask_scaling(connect(moment_clients), min_count=_min_count(job, 1), min_clients=min_clients)
     if scaling is not None:
         # Before they are converted: float32 would lose what varies in a column with a large mean.
         points = [scaling.apply(part) for part in points]

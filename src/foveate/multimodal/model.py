@@ -326,7 +326,7 @@ class MultimodalModel(nn.Module):
         embedded_BTE = self.language_model.get_input_embeddings()(ids_BT.clamp(min=0))
         if self.phrase_maps is not None and views_BK.shape[1]:
             maps_BKTL = self._maps(embedded_BTE, visual, views_BK)
-            shown_BKT = self._shown(ids_BT, views_BK, layout)
+            shown_BKT = self._find_images_before(ids_BT, views_BK, layout)
             embedded_BTE = embedded_BTE + self.phrase_maps(maps_BKTL, shown_BKT).to(embedded_BTE.dtype)
         if layout is not None:
             # Behind the maps: a visual token has none, in the text as in front of it.
@@ -357,7 +357,7 @@ class MultimodalModel(nn.Module):
         full_BKLE = full_VLE[views_BK.clamp(min=0)]
         return torch.einsum("bte,bkle->bktl", direction_BTE.to(full_BKLE.dtype), full_BKLE)
 
-    def _shown(self, ids_BT: Tensor, views_BK: Tensor, layout: ViewLayout | None) -> Tensor:
+    def _find_images_before(self, ids_BT: Tensor, views_BK: Tensor, layout: ViewLayout | None) -> Tensor:
         """Return which images [B, K, T] stand in front of each token: a map of a later one would tell what comes."""
         shown_BKT = (views_BK >= 0)[..., None].expand(*views_BK.shape, ids_BT.shape[1])
         if layout is None:

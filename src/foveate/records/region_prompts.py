@@ -39,21 +39,21 @@ def name_regions(question: str, regions: Sequence[Shape]) -> tuple[str, tuple[Sh
     >>> name_regions("Is <2> left of <1>?", [Point(1, 1), Point(9, 9)])
     ('Is <region> left of <region>?', (Point(x=9, y=9), Point(x=1, y=1)))
     """
-    numbers = [int(number) for number in _NAME.findall(question)]
-    if REGION in question and not numbers:
+    references = [int(number) for number in _NAME.findall(question)]
+    if REGION in question and not references:
         return question, tuple(regions)
     if REGION in question:
-        raise UserError(f"question: has both {REGION} and <{numbers[0]}>; expected one way to name regions")
-    for number in numbers:
+        raise UserError(f"question: has both {REGION} and <{references[0]}>; expected one way to name regions")
+    for number in references:
         if not 1 <= number <= len(regions):
             available = f"<1> to <{len(regions)}>" if regions else "a region for each name"
             raise UserError(f"question: names <{number}> (got {len(regions)} regions); expected {available}")
     for number in range(1, len(regions) + 1):
-        if number not in numbers:
+        if number not in references:
             raise UserError(
                 f"region {number}: the question does not name it (got {question[:80]!r}); expected <{number}>"
             )
-    return _NAME.sub(REGION, question), tuple(regions[number - 1] for number in numbers)
+    return _NAME.sub(REGION, question), tuple(regions[number - 1] for number in references)
 
 
 def mute_placeholders(text: str) -> str:

@@ -170,10 +170,10 @@ def score_nearest_names(
     right, total = {"nearest": 0.0, "another_image/nearest": 0.0}, 0.0
     with torch.inference_mode():
         for start in range(0, len(samples.rows), _BATCH):
-            numbers = samples.rows[start : start + _BATCH].tolist()
+            rows = samples.rows[start : start + _BATCH].tolist()
             # An evaluation within a training runs under autocast, which on CPUs cannot join float16 tensors.
             with torch.autocast(device.type, enabled=False):
-                batch = samples.collate([samples.sample(number, 0, 0) for number in numbers])
+                batch = samples.collate([samples.sample(row, 0, 0) for row in rows])
                 views = {"nearest": batch["features"], "another_image/nearest": batch["features"].roll(1, dims=0)}
             batch = {name: value.to(device) for name, value in batch.items()}
             count = task.count_targets(batch)["nearest_name"]

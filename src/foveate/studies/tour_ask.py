@@ -75,10 +75,10 @@ def _collect_scenes(questions: Sequence[SuiteQuestion], rows: Mapping[str, Any],
         save_thumbnail(encoded, path, longest_side=448)
         of_scene = [question for question in questions if question.images == (key,)]
         first = {question.slices[0]: question for question in reversed(of_scene)}
-        asked = [
+        descriptions = [
             _describe(first[kind], rows[first[kind].id], (info.width, info.height)) for kind in KINDS if kind in first
         ]
-        scenes.append(AskedScene(image=str(path.relative_to(run)), questions=asked))
+        scenes.append(AskedScene(image=str(path.relative_to(run)), questions=descriptions))
     return scenes
 
 
