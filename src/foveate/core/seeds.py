@@ -7,8 +7,12 @@ on the order of work, and a resumed run needs no generator state.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+
+from foveate.core.errors import UserError
 
 _LARGEST_BELOW_ONE = 1 - 2**-53
 
@@ -31,3 +35,23 @@ def integer(*parts: object) -> int:
 def generator(*parts: object) -> np.random.Generator:
     """Return a NumPy generator that is independent of those of all other parts."""
     return np.random.default_rng(int.from_bytes(_digest(parts)[:16], "big"))
+
+
+def draw(ids: Sequence[str], limit: int | None, *parts: object, what: str) -> list[int]:
+    """Draw at most `limit` positions of named things, in their order; all without a limit.
+
+    Args:
+        parts: purpose and seed of the draw.
+        what: the things, for the error ("question").
+
+    Raises:
+        UserError: two of them have one id, by which results are found again.
+    """
+    counts = Counter(ids)
+    if len(counts) < len(ids):
+        ((name, count),) = counts.most_common(1)
+        raise UserError(f"{what} '{name}': {count} {what}s have this id; expected an id of its own for each")
+    if limit is None or limit >= len(ids):
+        return list(range(len(ids)))
+    order = np.argsort([uniform(*parts, id) for id in ids], kind="stable")
+    return sorted(order[:limit].tolist())

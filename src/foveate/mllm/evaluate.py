@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,14 +107,8 @@ def draw_questions(questions: Sequence[SuiteQuestion], *, limit: int | None, see
     Raises:
         UserError: two questions have one id, by which rows are found again.
     """
-    counts = Counter(question.id for question in questions)
-    if len(counts) < len(questions):
-        ((name, count),) = counts.most_common(1)
-        raise UserError(f"question '{name}': {count} questions have this id; expected an id of its own for each")
-    if limit is None or limit >= len(questions):
-        return list(questions)
-    order = np.argsort([seeds.uniform("suite", seed, question.id) for question in questions], kind="stable")
-    return [questions[index] for index in sorted(order[:limit].tolist())]
+    rows = seeds.draw([question.id for question in questions], limit, "suite", seed, what="question")
+    return [questions[row] for row in rows]
 
 
 def swap_images(questions: Sequence[SuiteQuestion], *, seed: int) -> list[tuple[str, ...] | None]:

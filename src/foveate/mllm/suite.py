@@ -5,7 +5,6 @@ A suite is a module of `foveate.mllm.suites` with a `SUITE`; `foveate.mllm.evalu
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from foveate.core.errors import UserError
-from foveate.core.files import read_json
 from foveate.metrics.referring import TruePhrase
 from foveate.metrics.text_answers import parse_choice
 from foveate.mllm.suite_settings import SuiteSettings
@@ -196,36 +194,6 @@ def folder_reader(folder: Path) -> Callable[[str], bytes]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected the suite's images")
     return lambda name: (folder / name).read_bytes()
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raise UserError if the file is none."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object (got {type(content).__name__})")
-    return content
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON Lines; raise UserError with the number of a line that is no object."""
-    entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}, line {number}: expected an object (got {type(entry).__name__})")
-        entries.append(entry)
-    return entries
-
-
-def get_field(entry: Mapping[str, Any], name: str, kind: type, *, where: str) -> Any:
-    """Return a field of an entry; raise UserError if it is absent or of another type."""
-    value = entry.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool) and kind is int:
-        raise UserError(f"{where}: field '{name}' must be of type {kind.__name__} (got {value!r:.60})")
-    return value
 
 
 def letter_choices(question: str, choices: Iterable[str], *, hint: str = "") -> str:

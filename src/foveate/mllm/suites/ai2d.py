@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError
+from foveate.core.json_fields import get_field, read_table
 from foveate.mllm.suite import (
     LETTER_ANSWER,
     Suite,
     SuiteData,
     SuiteQuestion,
     folder_reader,
-    get_field,
     letter_choices,
-    read_table,
     score_choice,
 )
 

@@ -8,18 +8,16 @@ its judge and the date.
 
 from __future__ import annotations
 
-import asyncio
-import datetime
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.chat.client import ChatClient, ChatSettings
-from foveate.chat.protocol import ChatMessage, ChatRequest, ChatResponse
+from foveate.chat.judge import JudgeReply, ServerJudge
+from foveate.chat.protocol import ChatMessage, ChatRequest
 from foveate.core.errors import UserError
-from foveate.core.recipes import validate
+from foveate.core.json_fields import get_field, read_lines, read_table
 from foveate.metrics.referring import ferret_bench_score, parse_judge
 from foveate.mllm.suite import (
     ModelAnswer,
@@ -29,9 +27,6 @@ from foveate.mllm.suite import (
     SuiteQuestion,
     Verdict,
     folder_reader,
-    get_field,
-    read_lines,
-    read_table,
     write_bins,
 )
 from foveate.mllm.suite_settings import SuiteSettings
@@ -142,41 +137,24 @@ class FerretBenchJudge:
     """Ask a server to score answers beside their references."""
 
     def __init__(self, settings: SuiteSettings) -> None:
-        if not settings.judge or not settings.judge_model:
-            raise UserError(
-                "--judge and --judge-model are missing: Ferret-Bench is scored by a judge, such as a server"
-            )
-        options = {"endpoint": settings.judge, "model": settings.judge_model, "api_key_env": settings.judge_key_env}
-        self.settings = validate(ChatSettings, options, where="--judge")
+        self.judge = ServerJudge(settings.judge, settings.judge_model, key_env=settings.judge_key_env)
 
     def __call__(self, answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> list[Verdict]:
         """Return the verdicts; a reply without two scores from 0 to 10 is none."""
-        return [self._read(response) for response in asyncio.run(self._ask(answered))]
+        return [_read(reply) for reply in self.judge.ask([_write(question, answer) for question, answer in answered])]
 
-    async def _ask(self, answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> list[ChatResponse]:
-        client = ChatClient(self.settings)
-        try:
-            requests = [self._write(question, answer) for question, answer in answered]
-            return list(await asyncio.gather(*(client.complete(request) for request in requests)))
-        finally:
-            await client.close()
 
-    def _write(self, question: SuiteQuestion, answer: ModelAnswer) -> ChatRequest:
-        text = question.judge_prompt.replace(ANSWER, prepare_answer(question, answer))
-        # Temperature as in the published evaluation.
-        messages = (ChatMessage(_SYSTEM, role="system"), ChatMessage(text))
-        return ChatRequest(messages, max_tokens=_MAX_TOKENS, temperature=0.2)
+def _write(question: SuiteQuestion, answer: ModelAnswer) -> ChatRequest:
+    text = question.judge_prompt.replace(ANSWER, prepare_answer(question, answer))
+    # Temperature as in the published evaluation.
+    messages = (ChatMessage(_SYSTEM, role="system"), ChatMessage(text))
+    return ChatRequest(messages, max_tokens=_MAX_TOKENS, temperature=0.2)
 
-    def _read(self, response: ChatResponse) -> Verdict:
-        scores = None if response.error else parse_judge(response.text)
-        judged = {
-            "judge": self.settings.model,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "reply": response.text[:2000],
-            "error": response.error,
-            "scores": scores,
-        }
-        return Verdict(None if scores is None else scores[1] / 10, judged)
+
+def _read(reply: JudgeReply) -> Verdict:
+    scores = None if reply.error else parse_judge(reply.text)
+    judged = {"judge": reply.judge, "date": reply.date, "reply": reply.text, "error": reply.error, "scores": scores}
+    return Verdict(None if scores is None else scores[1] / 10, judged)
 
 
 def summarize(answered: Sequence[tuple[SuiteQuestion, StoredAnswer]]) -> dict[str, float | None]:

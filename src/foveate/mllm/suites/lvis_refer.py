@@ -15,8 +15,9 @@ import numpy as np
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
+from foveate.core.json_fields import get_field, read_lines
 from foveate.metrics.referring import MISSES, score_name
-from foveate.mllm.suite import ModelAnswer, Suite, SuiteData, SuiteQuestion, folder_reader, get_field, read_lines
+from foveate.mllm.suite import ModelAnswer, Suite, SuiteData, SuiteQuestion, folder_reader
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.masks import encode_mask

@@ -6,19 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foveate.core.errors import UserError
+from foveate.core.json_fields import get_field, read_lines
 from foveate.metrics.referring import score_presence
 from foveate.metrics.text_answers import parse_pope
-from foveate.mllm.suite import (
-    SHORT_ANSWER,
-    ModelAnswer,
-    StoredAnswer,
-    Suite,
-    SuiteData,
-    SuiteQuestion,
-    folder_reader,
-    get_field,
-    read_lines,
-)
+from foveate.mllm.suite import SHORT_ANSWER, ModelAnswer, StoredAnswer, Suite, SuiteData, SuiteQuestion, folder_reader
 
 
 def read(path: Path, split: str) -> SuiteData:

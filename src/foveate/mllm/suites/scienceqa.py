@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from foveate.core.errors import UserError, choose
+from foveate.core.json_fields import get_field, read_table
 from foveate.mllm.suite import (
     LETTER_ANSWER,
     Suite,
     SuiteData,
     SuiteQuestion,
     folder_reader,
-    get_field,
     letter_choices,
-    read_table,
     score_choice,
 )
 
