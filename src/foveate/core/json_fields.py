@@ -20,12 +20,19 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON Lines; raise UserError with the number of a line that is no object."""
+    """Read a file of JSON Lines without its blank ones; raise UserError with the number of a line that is no object."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file ({error})") from error
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines: JSON strings may hold U+2028 and the like, which it takes for ends of lines.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(entry, dict):
             raise UserError(f"{path}, line {number}: expected an object (got {type(entry).__name__})")

@@ -1,0 +1,1 @@
+"""Video questions for models of images, without training (SlowFast-LLaVA)."""

@@ -1,0 +1,1 @@
+"""Published question sets about videos, and a user's: a module reads the files of one."""

@@ -1,0 +1,63 @@
+"""MSVD-QA: `val_qa.json` or `test_qa.json` with `youtube_mapping.txt` beside it, or IG-VLM's `MSVD_QA.csv` (val).
+
+Clips are called by their place on YouTube, or vid1 to vid1970; the mapping has both names on a line. Published scores
+are mostly of test (13,157 questions), those of SlowFast-LLaVA of val: other questions, other numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from foveate.core.errors import UserError
+from foveate.mllm.video.questions import (
+    QuestionSet,
+    VideoQuestion,
+    find_column,
+    make_question,
+    read_entries,
+    read_open,
+)
+
+_MAPPING = "youtube_mapping.txt"
+
+
+def read(path: Path) -> list[VideoQuestion]:
+    """Read the questions; clips are looked for by both names."""
+    if path.suffix != ".json":
+        return read_open(path, name_clip=lambda row: (row["video_name"], f"vid{row.get('video_id', '')}"))
+    names = _read_mapping(path.with_name(_MAPPING))
+
+    def name_clip(number: str) -> tuple[str, ...]:
+        return tuple(name for name in (names.get(f"vid{number}", ""), f"vid{number}") if name)
+
+    return read_numbered(path, name_clip)
+
+
+def read_numbered(path: Path, name_clip: Callable[[str], tuple[str, ...]]) -> list[VideoQuestion]:
+    """Read questions of MSVD-QA's and MSRVTT-QA's JSON: id, video_id, question, answer."""
+    entries = read_entries(path)
+    for name in ("id", "video_id", "question", "answer"):
+        find_column(entries, name, path=path)
+    return [
+        make_question(
+            id=str(entry.get("id", "")),
+            clip=name_clip(str(entry.get("video_id", ""))),
+            texts=(str(entry.get("question", "")),),
+            answer=str(entry.get("answer", "")),
+            kind=str(entry.get("category_id", "")),
+        )
+        for entry in entries
+    ]
+
+
+def _read_mapping(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    pairs = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"{path}: expected two names on a line, such as -4wsuPCjDBc_5_15 vid1")
+    return {number: name for name, number in pairs}
+
+
+SET = QuestionSet("MSVD-QA", read, published=(6415, 13157))

@@ -1,0 +1,58 @@
+"""Questions of a user: JSON Lines with video, question and answer, and options for a multiple choice.
+
+    {"video": "trips/taxi.mp4", "question": "What follows the taxi?", "answer": "a bus"}
+    {"video": "taxi", "question": "Where is it?", "options": ["on the left", "on the right"], "answer": "on the left"}
+
+`id` names a question and `type` a part that is also reported by itself. `answer` is a text, and of a multiple choice
+the text of an option or its number from 0.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from foveate.core.errors import UserError, nearest
+from foveate.core.json_fields import get_field, read_lines
+from foveate.mllm.video.questions import (
+    CLIP_SUFFIXES,
+    QuestionSet,
+    VideoQuestion,
+    make_choice,
+    make_question,
+)
+
+_FIELDS = ("id", "video", "question", "answer", "options", "type")
+
+
+def read(path: Path) -> list[VideoQuestion]:
+    """Read a file of questions, one a line."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected questions as JSON Lines")
+    questions = [
+        _read_line(entry, f"{path}, line {number}", number) for number, entry in enumerate(read_lines(path), 1)
+    ]
+    if not questions:
+        raise UserError(f"{path}: no questions; expected a line of JSON for each")
+    return questions
+
+
+def _read_line(entry: dict[str, Any], where: str, number: int) -> VideoQuestion:
+    for name in entry:
+        if name not in _FIELDS:
+            raise UserError(f"{where}: unknown field '{name}'; expected {', '.join(_FIELDS)}{nearest(name, _FIELDS)}")
+    video, text = (get_field(entry, name, str, where=where) for name in ("video", "question"))
+    stem, _, suffix = video.rpartition(".")
+    clip = (stem if suffix.lower() in CLIP_SUFFIXES else video,)
+    id, kind, answer = str(entry.get("id", number)), str(entry.get("type", "")), entry.get("answer", "")
+    if isinstance(answer, bool) or not isinstance(answer, str | int):
+        raise UserError(f"{where}: field 'answer': expected a text or the number of an option (got {answer!r:.60})")
+    if "options" not in entry:
+        return make_question(id=id, clip=clip, texts=(text,), answer=str(answer), kind=kind)
+    options = [str(option) for option in get_field(entry, "options", list, where=where)]
+    if len(options) < 2:
+        raise UserError(f"{where}: field 'options': expected at least two (got {len(options)})")
+    return make_choice(id=id, clip=clip, text=text, options=options, correct=answer, kind=kind)
+
+
+SET = QuestionSet("Own questions", read)
