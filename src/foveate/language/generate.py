@@ -427,7 +427,10 @@ def _list_arguments(model_class: type) -> frozenset[str]:
 
 def find_context(model: Any) -> int | None:
     """Return the number of positions that a model can read; None where its configuration sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    limit, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
+    # Of all kinds of RoPE, dynamic NTK alone leaves the length of training in the config and stretches it itself.
+    return int(limit * rope["factor"]) if limit is not None and rope.get("rope_type") == "dynamic" else limit
 
 
 def _count_room(model: Any, length: int) -> int:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.core.errors import UserError, choose
-from foveate.core.hub import check_loaded, fetch, loading
+from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
 from foveate.language.generate import find_context
 from foveate.multimodal.answers import Answer, pair_phrases
 from foveate.multimodal.ask import Question
@@ -281,7 +281,7 @@ def open_foreign(
     Raises:
         UserError: it is out of reach, of another task, a pickle, incomplete, or has no chat template.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoProcessor
 
     checkpoint = fetch(source, revision=revision, field="model")
     model_type = str(checkpoint.config().get("model_type"))
@@ -289,21 +289,39 @@ def open_foreign(
     unit = choose(unit or UNITS.get(model_type, "none"), known, "unit of boxes")
     if unit == "resized-pixels" and not model_type.startswith("qwen"):
         raise UserError(f"unit of boxes: '{model_type}' tells no resized image (got '{unit}'); expected another unit")
-    checkpoint.weights()
-    device = torch.device(device)
+    checkpoint.weights()  # refuses pickles, before transformers looks for a processor
     with loading(source, kind="it as an image-text-to-text model"):
         processor: Any = AutoProcessor.from_pretrained(str(checkpoint.folder))
+    model = load_foreign(checkpoint, device=device)
+    if not getattr(processor, "chat_template", None):
+        raise UserError(f"{source}: its processor has no chat template; expected chat_template.jinja in the folder")
+    return ForeignMllm(model, processor, name=source, unit=unit)
+
+
+def load_foreign(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", config: Any = None) -> Any:
+    """Load the network of an image-text-to-text model of transformers, for inference.
+
+    Args:
+        config: instead of the checkpoint's, as changed by the caller.
+
+    Raises:
+        UserError: its weights are a pickle, incomplete, or not those of the config.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    checkpoint.weights()
+    device = torch.device(device)
+    with loading(checkpoint.name, kind="it as an image-text-to-text model"):
         model, report = AutoModelForImageTextToText.from_pretrained(
             str(checkpoint.folder),
+            config=config,
             use_safetensors=True,
             # As stored on an accelerator; processors compute float32 faster.
             dtype=torch.float32 if device.type == "cpu" else "auto",
             output_loading_info=True,
         )
-    check_loaded(report, name=source)
-    if not getattr(processor, "chat_template", None):
-        raise UserError(f"{source}: its processor has no chat template; expected chat_template.jinja in the folder")
-    return ForeignMllm(model.to(device).eval().requires_grad_(False), processor, name=source, unit=unit)
+    check_loaded(report, name=checkpoint.name)
+    return model.to(device).eval().requires_grad_(False)
 
 
 def read_boxes(text: str, frame: CoordinateFrame) -> tuple[str, tuple[PixelBox, ...]]:

@@ -1,0 +1,290 @@
+"""What video asks of an image model: tokens of a frame, embeddings of text, pixels' rule, tokenizer, context limit.
+
+One adapter serves five classes of transformers. It calls tower and projector directly: `get_image_features` of three of
+them expects tiles, and adds newline tokens that video must not have. Models of `foveate mllm train` have their own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from foveate.core.errors import UserError
+from foveate.core.files import read_json
+from foveate.core.hub import Checkpoint, fetch, loading
+from foveate.language.generate import find_context
+from foveate.language.tokenizer import BackendTokenizer, wrap_transformers
+from foveate.mllm.video.prompts import ChatFrame, frame_of_chat, frame_of_template
+from foveate.multimodal.folder import LoadedModel, load_model
+from foveate.multimodal.foreign import load_foreign
+from foveate.multimodal.opening import find_native_folder
+from foveate.records.geometry import View
+from foveate.vision.canvas import render_input
+from foveate.vision.hf.processors import processor_settings
+from foveate.vision.precision import choose_device
+from foveate.vision.preprocess import Preprocess, place_image, render_image
+from foveate.vision.tiling import ImageSize, plan_tiles
+
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        "llava": "vision_feature_layer",
+        "llava_next": "vision_feature_layer",
+        "llava_next_video": "vision_feature_layer",
+        "llava_onevision": "vision_feature_layer",
+        "vipllava": "vision_feature_layers",
+    }
+)
+"""model_type -> config field with the hidden layer of the tower, or several, whose channels are joined."""
+# Of the tower where a folder has no image processor.
+_PIXELS = {
+    "clip_vision_model": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+# The length that LLaVA 1.5 and 1.6 were trained with, which the paper doubles (SlowFast-LLaVA, Section 4.1).
+_STRETCHED = 4096
+
+
+@dataclass(frozen=True)
+class Network:
+    """An image model that is to read video.
+
+    Attributes:
+        language: of transformers; generates from `inputs_embeds`.
+        tower, projector: from pixels to tokens of the language model.
+        preprocess: of a frame. grid: rows and columns of the tokens of a frame.
+        encode: uint8 frames [T, 3, H, W] -> tokens [T, N, D], N = rows x columns, after the projector.
+        render: a frame -> uint8 pixels [3, H, W].
+        tokenizer: None where the folder has none; nothing can be asked then.
+        frame: what stands around a question.
+        stop: tokens that end an answer. suppress: tokens that are never written.
+    """
+
+    name: str
+    language: Any
+    tower: Any
+    projector: Any
+    preprocess: Preprocess
+    grid: tuple[int, int]
+    encode: Callable[[Tensor], Tensor]
+    render: Callable[[Image.Image], Tensor]
+    tokenizer: BackendTokenizer | None
+    frame: ChatFrame
+    stop: frozenset[int]
+    suppress: frozenset[int] = frozenset()
+
+    @property
+    def limit(self) -> int | None:
+        """Positions that the language model can read, its answer included; None where it states none."""
+        return find_context(self.language)
+
+    @property
+    def width(self) -> int:
+        """Width of the language model's embeddings."""
+        return self.language.get_input_embeddings().weight.shape[1]
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one frame before any pooling."""
+        return self.grid[0] * self.grid[1]
+
+    @torch.inference_mode()
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Embed token ids: [len(ids), D]."""
+        table = self.language.get_input_embeddings()
+        return table(torch.tensor(list(ids), dtype=torch.int64, device=table.weight.device))
+
+
+def open_network(
+    source: str | Path, *, device: str | None = None, revision: str | None = None, rope_factor: float | None = None
+) -> Network:
+    """Open an image model for video.
+
+    Args:
+        source: "mini", a folder of `foveate mllm train`, or a folder or hub id of one of `FAMILIES`.
+        device: such as "cpu" or "cuda"; by default the fastest there is.
+        rope_factor: stretches the positions by dynamic NTK scaling; 1 = as trained. By default 2 where the model's
+            limit is 4,096, as in the paper: up to there results are the same bit for bit.
+
+    Raises:
+        UserError: no such model, one of another kind, without a tower or with a Q-Former, or an incomplete one.
+    """
+    folder, torch_device = find_native_folder(source), choose_device(device or "auto")
+    if folder is not None:
+        if rope_factor not in (None, 1):
+            raise UserError(f"rope_factor: not for models of foveate mllm train (got {rope_factor}); leave it out")
+        return wrap_native(load_model(folder, device=torch_device), name=str(source))
+    checkpoint = fetch(str(source), revision=revision, field="model")
+    config = _read_config(checkpoint)
+    stretch_positions(config.get_text_config(), rope_factor)
+    model = load_foreign(checkpoint, device=torch_device, config=config)
+    tokenizer, template = _read_tokenizer(checkpoint)
+    preprocess = _read_preprocess(checkpoint, config)
+    return wrap_llava(model, name=str(source), preprocess=preprocess, tokenizer=tokenizer, template=template)
+
+
+def wrap_llava(
+    model: Any, *, name: str, preprocess: Preprocess, tokenizer: Any = None, template: str | None = None
+) -> Network:
+    """Wrap a model of one of `FAMILIES`.
+
+    Args:
+        preprocess: of a frame; the paper squashes it to a square, without a crop or padding.
+        tokenizer: of transformers. template: its chat template, Jinja; by default LLaVA's "USER: ... ASSISTANT:".
+    """
+    config, inner = model.config, model.model
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    layers, device, dtype = getattr(config, FAMILIES[config.model_type]), model.device, model.dtype
+
+    @torch.inference_mode()
+    def encode(pixels_T3HW: Tensor) -> Tensor:
+        pixels = preprocess.normalize(pixels_T3HW.to(device)).to(dtype)
+        hidden = inner.vision_tower(pixels, output_hidden_states=True).hidden_states
+        features = torch.cat([hidden[layer] for layer in ([layers] if isinstance(layers, int) else layers)], dim=-1)
+        # The patches are last: a class token, which has no place in the grid, is dropped as LLaVA's "default" does.
+        if features.shape[1] < side * side:
+            raise UserError(f"{name}: its tower gives {features.shape[1]} tokens; expected a grid of {side} x {side}")
+        return inner.multi_modal_projector(features[:, -side * side :])
+
+    wrapped = None if tokenizer is None else wrap_transformers(tokenizer, source=name)
+    ends = model.generation_config.eos_token_id
+    stop = {ends} if isinstance(ends, int) else set(ends or ())
+    if wrapped is not None:
+        stop.add(wrapped.end)
+    image_id = getattr(config, "image_token_id", None)
+    return Network(
+        name=name,
+        language=model,
+        tower=inner.vision_tower,
+        projector=inner.multi_modal_projector,
+        preprocess=preprocess,
+        grid=(side, side),
+        encode=encode,
+        render=lambda image: render_image(preprocess, image, place_image(preprocess, image.size, View())),
+        tokenizer=wrapped,
+        frame=frame_of_template(tokenizer, template, image=None if image_id is None else int(image_id), name=name),
+        stop=frozenset(stop),
+    )
+
+
+def wrap_native(loaded: LoadedModel, *, name: str) -> Network:
+    """Wrap a model of `foveate mllm train`; each frame is one view, which stands in front of the text as in training.
+
+    Phrase maps and box heads read single images: they are left out, with a warning.
+    """
+    model, chat = loaded.model, loaded.prompts.chat
+    preprocess, tokenizer = model.tower.preprocess, loaded.tokenizer
+    if not isinstance(tokenizer, BackendTokenizer):
+        raise UserError(f"{name}: its tokenizer ({type(tokenizer).__name__}) has no tokenizer.json")
+    if model.phrase_maps is not None or model.box_head is not None:
+        warnings.warn(f"{name}: phrase maps and boxes are of single images; a video is read without them", stacklevel=3)
+    side = round(model.connector.num_tokens**0.5)
+    if side * side != model.connector.num_tokens:
+        raise UserError(f"{name}: {model.connector.num_tokens} tokens a frame; expected a square grid")
+
+    @torch.inference_mode()
+    def encode(pixels_T3HW: Tensor) -> Tensor:
+        device = model.visual_gain.device
+        cells_T2 = torch.zeros(len(pixels_T3HW), 2, dtype=torch.long, device=device)
+        visual = model.see(pixels_T3HW.to(device), cells_T2)
+        # A row of its own for each frame: positions are those of the first image.
+        return model.view_tokens(visual, torch.arange(len(pixels_T3HW), device=device)[:, None])[:, 0]
+
+    def render(image: Image.Image) -> Tensor:
+        if model.settings.assembly is None:
+            return render_image(preprocess, image, place_image(preprocess, image.size, View()))
+        plan = plan_tiles(ImageSize(image.height, image.width), model.assembly.tiling, split=False)
+        return render_input(preprocess, image, plan)[0]
+
+    return Network(
+        name=name,
+        language=model.language_model,
+        tower=model.tower,
+        projector=model.connector,
+        preprocess=preprocess,
+        grid=(side, side),
+        encode=encode,
+        render=render,
+        tokenizer=tokenizer,
+        frame=frame_of_chat(chat),
+        stop=frozenset({chat.end}),
+        suppress=frozenset(set(tokenizer.special.values()) - {chat.end}),
+    )
+
+
+def stretch_positions(config: Any, factor: float | None) -> None:
+    """Set dynamic NTK scaling of RoPE in a text config; see `open_network` for the factor.
+
+    Source: SlowFast-LLaVA (arXiv 2407.15841), Section 4.1.
+
+    Raises:
+        UserError: the factor is below 1, or positions of the model are no plain RoPE.
+    """
+    if factor is not None and factor < 1:
+        raise UserError(f"rope_factor: too small (got {factor}); expected at least 1")
+    rope = getattr(config, "rope_parameters", None) or {}
+    is_plain = rope.get("rope_type") == "default"
+    if factor is None:
+        factor = 2.0 if is_plain and getattr(config, "max_position_embeddings", None) == _STRETCHED else 1.0
+    if factor == 1:
+        return
+    if not is_plain:
+        kind = rope.get("rope_type", "none")
+        raise UserError(f"rope_factor: needs positions of plain RoPE (got {factor} with '{kind}'); leave it out")
+    config.rope_parameters = {**rope, "rope_type": "dynamic", "factor": float(factor)}
+
+
+def _read_config(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoConfig
+
+    model_type = str(checkpoint.config().get("model_type"))
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"{checkpoint.name}: video needs a tower whose patches a projector maps one by one to tokens (got "
+            f"model_type '{model_type}'); expected one of {', '.join(FAMILIES)}, or a model of foveate mllm train"
+        )
+    with loading(checkpoint.name):
+        config = AutoConfig.from_pretrained(str(checkpoint.folder), trust_remote_code=False)
+    tower = config.vision_config
+    if tower.model_type == "pixtral" or not isinstance(getattr(tower, "image_size", None), int):
+        raise UserError(f"{checkpoint.name}: its tower '{tower.model_type}' has no fixed grid; expected CLIP or SigLIP")
+    return config
+
+
+def _read_preprocess(checkpoint: Checkpoint, config: Any) -> Preprocess:
+    """Return the rule of pixels: squash to the tower's side, bicubic, with the mean and deviation of the processor."""
+    tower = config.vision_config
+    files = ("preprocessor_config.json", "processor_config.json")
+    if any((checkpoint.folder / name).is_file() for name in files):
+        settings = processor_settings(checkpoint)
+        mean, std, interpolation = settings["mean"], settings["std"], settings["interpolation"]
+    elif tower.model_type in _PIXELS:
+        (mean, std), interpolation = _PIXELS[tower.model_type], "bicubic"
+    else:
+        raise UserError(f"{checkpoint.folder}: no preprocessor_config.json; expected the mean and deviation of pixels")
+    return Preprocess(size=tower.image_size, mean=mean, std=std, interpolation=interpolation, geometry="stretch")
+
+
+def _read_tokenizer(checkpoint: Checkpoint) -> tuple[Any, str | None]:
+    """Return the tokenizer of transformers and its chat template; None and None where the folder has no tokenizer."""
+    from transformers import AutoTokenizer
+
+    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    if not any((checkpoint.folder / name).is_file() for name in files):
+        return None, None
+    with loading(checkpoint.name, kind="its tokenizer"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(checkpoint.folder), trust_remote_code=False)
+    template = tokenizer.chat_template
+    # Written by processors before transformers 4.45 or so.
+    path = checkpoint.folder / "chat_template.json"
+    if template is None and path.is_file():
+        content = read_json(path)
+        template = content.get("chat_template") if isinstance(content, dict) else None
+    return tokenizer, template

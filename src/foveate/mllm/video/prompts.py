@@ -1,0 +1,243 @@
+"""Prompts of video questions: a task, a sentence about the input, the question, and a start of the answer.
+
+The structure is the paper's (Section 4.5), the wording is ours. The official wording is read from the official
+`prompt.py`, whose texts are recognized by their sha256: they are not part of this package. What a user writes is filled
+in as it is: a mark in it is text.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from foveate.core.errors import UserError
+from foveate.language.chat import Chat
+from foveate.records.rows import clean_text
+
+# Of each official template, filled with `_PROBE`.
+FINGERPRINTS = {
+    "9323432db0cfba4ede8267430495cea9aab8b1941ac05ba41f19f6a86a25ead9": "image_seq_v3",
+    "a1f3df70be377157f5b6328df1690eaffb5cffb1d0dc32aa1612b2fd7c9d4e4b": "image_seq_34b_v3",
+    "3428168041b6ddcff0933b37e6bbf32bde4eec39f91798b916d8a7a82d9f028e": "multiple_choice_allvideo_v4",
+    "503e2f95855f28c2b178e305521c619ca0557e6024d1779d4e6d9b3f3bdd602b": "multiple_choice_allvideo_34b_v4",
+}
+_PROBE = ("What is the person doing?", ("cooking", "reading a book", "running", "sleeping", "singing"))
+_SLOT = re.compile(r"(\{video\}|\{question\}|\{options\}|\{answer\})")
+# Private characters, which no chat template looks at: where the text of a turn is filled in.
+_TEXT = "\ue000\ue001"
+
+
+class Piece(NamedTuple):
+    """A piece of a prompt: marks of the model in it are tokens, unless a user wrote it."""
+
+    text: str
+    is_user: bool = False
+
+
+class Prompt(NamedTuple):
+    """The text in front of the video and behind it; the answer goes on where it ends."""
+
+    before: tuple[Piece, ...]
+    after: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class ChatFrame:
+    """What a model's chat template writes around the text of a question.
+
+    Attributes:
+        head, tail: before the question and behind it. middle: between video and text.
+        leads: the video stands in front of everything, and the text is one line, as in our training.
+    """
+
+    head: str = "USER: "
+    middle: str = "\n"
+    tail: str = " ASSISTANT:"
+    leads: bool = False
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A text with `{video}`, `{question}`, `{options}` and, where the answer begins, `{answer}`.
+
+    Attributes:
+        framed: the model's chat template stands around it; else it is the whole prompt.
+    """
+
+    name: str
+    text: str
+    framed: bool = True
+
+    def fill(self, frame: ChatFrame, question: str, options: Sequence[str] = ()) -> Prompt:
+        """Fill in a question and its options; nothing in them is a slot or a mark."""
+        values = {"{question}": question, "{options}": write_options(options)}
+        parts: dict[str, list[Piece]] = {"{start}": [], "{video}": [], "{answer}": []}
+        part = "{start}"
+        for piece in _SLOT.split(self.text):
+            if piece in parts:
+                part = piece
+            elif piece:
+                parts[part].append(Piece(values.get(piece, piece), piece in values))
+        before, after, answer = parts.values()
+        if not self.framed:
+            return Prompt(tuple(before), (*after, *answer))
+        tail = Piece(frame.tail if not answer or frame.tail[-1:].isspace() else f"{frame.tail} ")
+        if frame.leads:
+            line = [Piece(" ".join(text.split()), is_user) for text, is_user in (*before, *after)]
+            spaced = [part for piece in line if piece.text for part in (Piece(" "), piece)][1:]
+            return Prompt((), (Piece(frame.head), *spaced, tail, *answer))
+        return Prompt((Piece(frame.head), *before), (Piece(frame.middle), *after, tail, *answer))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Templates of open questions and of questions with options."""
+
+    ask: PromptTemplate
+    choose: PromptTemplate
+
+
+VIDEO = Prompts(
+    PromptTemplate(
+        "video",
+        "{video}The images are frames of one video in the order of time. Say briefly what happens in it, with the "
+        "people, things and events that matter.\nQuestion: {question}{answer}Answer: In the video,",
+    ),
+    PromptTemplate(
+        "video",
+        "You know videos well. Choose the option that answers the question best.\n{video}The images are frames of one "
+        "video in the order of time.\nQuestion: {question}\nOptions:\n{options}Give the letter of the best option "
+        "alone.{answer}Best option: (",
+    ),
+)
+PLAIN = Prompts(
+    PromptTemplate("plain", "{video}{question}"),
+    PromptTemplate("plain", "{video}{question}\n{options}{answer}("),
+)
+PROMPTS = {"video": VIDEO, "plain": PLAIN}
+
+
+def check_question(question: str) -> str:
+    """Return a question without blanks around it; raise UserError where nothing is left."""
+    text = clean_text(question)
+    if not text:
+        raise UserError("question: it is empty; expected a text")
+    return text
+
+
+def write_options(options: Sequence[str]) -> str:
+    """Write options as lines "(A) text".
+
+    >>> write_options(["red", "blue"])
+    '(A) red\\n(B) blue\\n'
+    """
+    return "".join(f"({letter}) {option}\n" for letter, option in zip(list_letters(options), options, strict=True))
+
+
+def list_letters(options: Sequence[str]) -> list[str]:
+    """Return the letters of options; raise UserError where the alphabet ends before them."""
+    if len(options) > 26:
+        raise UserError(f"options: too many (got {len(options)}); expected at most 26")
+    return [chr(ord("A") + index) for index in range(len(options))]
+
+
+def find_prompts(source: str | Path, *, chatml: bool) -> Prompts:
+    """Return the prompts of a name, or read them from a file.
+
+    Args:
+        source: one of `PROMPTS`; the official `prompt.py`; or a text file with {video}, {question} and, for options,
+            {options}, which the model's chat template stands around.
+        chatml: the model has marks of ChatML, so the official texts of 34B are taken.
+
+    Raises:
+        UserError: the file cannot be read, is of no known text, or lacks a slot.
+    """
+    if str(source) in PROMPTS:
+        return PROMPTS[str(source)]
+    path = Path(source)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompt '{source}': cannot be read; expected {', '.join(PROMPTS)} or a text file") from error
+    if path.suffix == ".py":
+        return _read_official(path, content, chatml=chatml)
+    for slot in ("{video}", "{question}"):
+        if content.count(slot) != 1:
+            raise UserError(f"{path}: {slot} is there {content.count(slot)} times; expected once")
+    # The chat template writes what stands between the video and the text.
+    template = PromptTemplate(path.name, re.sub(r"(?<=\{video\})\s+", "", content.strip()))
+    return Prompts(template, template)
+
+
+def _read_official(path: Path, content: str, *, chatml: bool) -> Prompts:
+    try:
+        literals = [node.value for node in ast.walk(ast.parse(content)) if isinstance(node, ast.Constant)]
+    except SyntaxError as error:
+        raise UserError(f"{path}: line {error.lineno} is no Python; expected the official prompt.py") from error
+    templates = {}
+    for text in literals:
+        if isinstance(text, str) and text.count("<image>") == 1 and text.count("%s") in (1, 2):
+            template = PromptTemplate("", _to_slots(text), framed=False)
+            if name := recognize(template):
+                templates[name] = PromptTemplate(name, template.text, framed=False)
+    names = [name for name in FINGERPRINTS.values() if ("34b" in name) == chatml]
+    if missing := [name for name in names if name not in templates]:
+        raise UserError(
+            f"{path}: no text with the fingerprint of {', '.join(missing)}; expected the official prompt.py"
+        )
+    return Prompts(*(templates[name] for name in names))
+
+
+def _to_slots(text: str) -> str:
+    text = text.replace("<image>", "{video}").replace("%s", "{question}", 1)
+    return text.replace("%s", "{options}", 1)
+
+
+def recognize(template: PromptTemplate) -> str:
+    """Return the name of the official prompt that a whole text is, "" where it is none."""
+    prompt = template.fill(ChatFrame(), *_PROBE)
+    before, after = ("".join(piece.text for piece in pieces) for pieces in prompt)
+    return FINGERPRINTS.get(hashlib.sha256(f"{before}<image>{after}".encode()).hexdigest(), "")
+
+
+def frame_of_chat(chat: Chat) -> ChatFrame:
+    """Return what a template of `language.chat` writes around a question."""
+    template = chat.template
+    blank = " " if template.blank else ""
+    head = f"{template.start}{template.headers['user']}{blank}"
+    return ChatFrame(head, "", f"{template.ends['user'] or ''}{template.headers['assistant']}", leads=True)
+
+
+def frame_of_template(tokenizer: Any, template: str | None, *, image: int | None, name: str) -> ChatFrame:
+    """Return what a chat template of transformers writes around a question.
+
+    Args:
+        tokenizer: of transformers, or None. template: Jinja; None = LLaVA's frame, which has no template.
+        image: id of its image token.
+
+    Raises:
+        UserError: the template fails on a turn with an image and a text, or leaves the text out.
+    """
+    if tokenizer is None or template is None:
+        return ChatFrame()
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _TEXT}]}]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # templates raise whatever they like
+        raise UserError(f"{name}: its chat template fails on an image with a text ({error})") from error
+    if text.count(_TEXT) != 1:
+        raise UserError(f"{name}: its chat template writes the text of a question {text.count(_TEXT)} times")
+    before, tail = text.split(_TEXT)
+    mark = None if image is None else tokenizer.convert_ids_to_tokens(image)
+    head, _, middle = before.partition(mark) if mark and mark in before else (before, "", "")
+    # Many templates write it, and most tokenizers add it.
+    if tokenizer.bos_token and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        head = head.removeprefix(tokenizer.bos_token)
+    return ChatFrame(head, middle or "\n", tail)
