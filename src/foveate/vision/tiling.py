@@ -48,7 +48,7 @@ class Fit(NamedTuple):
     padding: Padding
 
 
-def _parse_grid(value: Any) -> Any:
+def parse_grid(value: Any) -> Any:
     """Turn "2x3" (rows x columns) into a pair; what is no such text is left to pydantic."""
     if not isinstance(value, str):
         return value
@@ -66,7 +66,7 @@ class TilingOptions(Settings):
     min_tiles: int = Field(4, ge=1, le=144, description="smallest number of tiles (eq1, internvl)")
     max_tiles: int = Field(9, ge=1, le=144, description="largest number of tiles (eq1, internvl, cohere2)")
     upscale: bool = Field(True, description="whether images smaller than their grid are enlarged (eq1, static)")
-    grids: tuple[Annotated[Grid, BeforeValidator(_parse_grid)], ...] = Field(
+    grids: tuple[Annotated[Grid, BeforeValidator(parse_grid)], ...] = Field(
         (), description="grids to choose from as ROWSxCOLUMNS, the first wins ties (llava); the one grid (static)"
     )
     longest_side: int = Field(1456, ge=1, le=_MAX_SIDE, description="longer side in pixels before tiling (idefics3)")
