@@ -33,15 +33,18 @@ _LAZY = {
     "Region": "foveate.records.record",
     "RegionSampler": "foveate.vision.regions.sampler",
     "SearchIndex": "foveate.pretrain.api",
+    "SlowFast": "foveate.mllm.video.strategies.slowfast",
     "Stroke": "foveate.records.shapes",
     "UserError": "foveate.core.errors",
     "adapt": "foveate.adapt",  # the package, which can be called
+    "aggregate_frames": "foveate.mllm.video.aggregate",
     "load_adapter": "foveate.adapt.folder",
     "open_adapter": "foveate.adapt.predictor",
     "open_index": "foveate.pretrain.api",
     "open_mllm": "foveate.multimodal.opening",
     "open_model": "foveate.pretrain.api",
     "parse_boxes": "foveate.records.box_phrases",
+    "parse_how": "foveate.mllm.video.grammar",
     "save_adapter": "foveate.adapt.folder",
     "search": "foveate.pretrain.api",
 }
@@ -56,6 +59,9 @@ if TYPE_CHECKING:
     from foveate.federated.deep.estimator import FederatedDeepClustering
     from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
     from foveate.federated.estimators import FederatedKMeans
+    from foveate.mllm.video.aggregate import aggregate_frames
+    from foveate.mllm.video.grammar import parse_how
+    from foveate.mllm.video.strategies.slowfast import SlowFast
     from foveate.multimodal.answers import Answer
     from foveate.multimodal.ask import Mllm
     from foveate.multimodal.opening import open_mllm
@@ -91,16 +97,19 @@ __all__ = [
     "Region",
     "RegionSampler",
     "SearchIndex",
+    "SlowFast",
     "Stroke",
     "UserError",
     "__version__",
     "adapt",
+    "aggregate_frames",
     "load_adapter",
     "open_adapter",
     "open_index",
     "open_mllm",
     "open_model",
     "parse_boxes",
+    "parse_how",
     "save_adapter",
     "search",
 ]

@@ -1,0 +1,199 @@
+"""Layouts: which rows of a video's tokens come from which images, known before anything is encoded.
+
+A strategy describes itself as a layout, in blocks of rows. Plans read the lengths of the blocks; `aggregate` fills
+them. No torch is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.core.errors import UserError
+from foveate.vision.tiling import Grid
+
+Operator = Literal[
+    "concat",
+    "spatial_1d_max_pool",
+    "spatial_1d_avg_pool",
+    "spatial_2d_max_pool",
+    "spatial_2d_avg_pool",
+    "spatial_temporal_pool",
+    "temporal_global_pool",
+    "grid_1x2",
+]
+"""The official operators, and `grid_1x2`: pairs of neighbors within a row, which differ on odd grids only."""
+OPERATORS: tuple[Operator, ...] = get_args(Operator)
+Reduction = Literal["max", "avg"]
+
+_TEMPORAL_BINS = Grid(12, 12), 16  # rows and columns, bins of time: constants of the official spatial_temporal_pool
+
+
+class Pool(NamedTuple):
+    """How the tokens of one image become fewer.
+
+    Attributes:
+        kind: "none"; "pairs" of the flattened axis; "row_pairs" within rows; "squares" of 2 x 2; "adaptive" to `grid`;
+            "select" by `indices`. Where a count is odd, the last one is dropped.
+    """
+
+    kind: Literal["none", "pairs", "row_pairs", "squares", "adaptive", "select"] = "none"
+    reduction: Reduction = "avg"
+    grid: Grid = Grid(1, 1)
+    indices: tuple[int, ...] = ()
+
+    def count_rows(self, image_tokens: int) -> int:
+        """Count the tokens that remain.
+
+        Raises:
+            UserError: the tokens are no square grid where one is needed, or too few for the operator.
+        """
+        if self.kind == "none":
+            return image_tokens
+        if self.kind == "select":
+            return len(self.indices)
+        if self.kind == "pairs":
+            rows = image_tokens // 2
+        else:
+            side = grid_side(image_tokens)
+            halves = {"row_pairs": side * (side // 2), "squares": (side // 2) ** 2}
+            rows = halves.get(self.kind, math.prod(self.grid))
+        if not rows:
+            raise UserError(
+                f"image tokens: too few to pool by two (got {image_tokens}); expected a grid of at least 2 x 2"
+            )
+        return rows
+
+
+def grid_side(image_tokens: int) -> int:
+    """Return the side of a square grid of tokens; raise UserError if they are none."""
+    side = math.isqrt(image_tokens)
+    if not image_tokens or side * side != image_tokens:
+        raise UserError(f"image tokens: no square grid (got {image_tokens}); expected a square such as 576 = 24 x 24")
+    return side
+
+
+def operator_pool(operator: Operator) -> tuple[Pool, int]:
+    """Split an official operator into its pool of one image and its bins of time (0: frame after frame)."""
+    pools: dict[Operator, tuple[Pool, int]] = {
+        "concat": (Pool(), 0),
+        "spatial_1d_max_pool": (Pool("pairs", "max"), 0),
+        "spatial_1d_avg_pool": (Pool("pairs"), 0),
+        "spatial_2d_max_pool": (Pool("squares", "max"), 0),
+        "spatial_2d_avg_pool": (Pool("squares"), 0),
+        # A mean over a box is a mean over time of means over space: frames need not wait for one another.
+        "spatial_temporal_pool": (Pool("adaptive", grid=_TEMPORAL_BINS[0]), _TEMPORAL_BINS[1]),
+        "temporal_global_pool": (Pool(), 1),
+        "grid_1x2": (Pool("row_pairs", "max"), 0),
+    }
+    return pools[operator]
+
+
+class TowerImage(NamedTuple):
+    """An image that the vision tower encodes: a frame, or a collage of frames or a tile of one.
+
+    Attributes:
+        frames: indices of the sampled frames, row by row.
+        cells: rows and columns of the collage.
+        tile: row and column of the tile. tiles: rows and columns of tiles into which the collage is cut.
+    """
+
+    frames: tuple[int, ...]
+    cells: Grid = Grid(1, 1)
+    tile: Grid = Grid(0, 0)
+    tiles: Grid = Grid(1, 1)
+
+    @property
+    def is_frame(self) -> bool:
+        """Whether it is one whole frame."""
+        return self.cells == self.tiles == (1, 1)
+
+
+class Block(NamedTuple):
+    """Consecutive rows of the result.
+
+    Attributes:
+        path: name under which the rows are counted.
+        images: positions in `Layout.images`, in the order of the rows; one comes as often as it repeats.
+        bins: of time over which the pooled images are averaged; 0: image after image.
+    """
+
+    path: str
+    images: tuple[int, ...]
+    pool: Pool = Pool()
+    bins: int = 0
+
+    def bin_ranges(self) -> list[range]:
+        """List the positions in `images` of each bin; bins overlap where they do not divide the images."""
+        count = len(self.images)
+        return [range(index * count // self.bins, -(-(index + 1) * count // self.bins)) for index in range(self.bins)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Images to encode, in this order, and the rows that come from them.
+
+    Attributes:
+        image_tokens: N, tokens of an encoded image.
+        warnings: what a user should know about the settings on this clip.
+    """
+
+    image_tokens: int
+    images: tuple[TowerImage, ...]
+    blocks: tuple[Block, ...]
+    warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def block_rows(self) -> tuple[int, ...]:
+        """Rows of each block."""
+        return tuple(
+            block.pool.count_rows(self.image_tokens) * (block.bins or len(block.images)) if block.images else 0
+            for block in self.blocks
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """L, rows of the result."""
+        return sum(self.block_rows)
+
+    def count_tokens(self) -> dict[str, int]:
+        """Count the rows of each path."""
+        counts: dict[str, int] = {}
+        for block, rows in zip(self.blocks, self.block_rows, strict=True):
+            counts[block.path] = counts.get(block.path, 0) + rows
+        return counts
+
+
+def frame_images(frames: Sequence[int]) -> tuple[TowerImage, ...]:
+    """List single frames as images, each once and in the order of time."""
+    return tuple(TowerImage((frame,)) for frame in sorted(set(frames)))
+
+
+def float_linspace(end: int, steps: int) -> NDArray[np.float32]:
+    """Return `torch.linspace(0, end, steps)` of the CPU, bit by bit.
+
+    Official indices are truncations and roundings of it, so its last bits matter: it counts up from the start and,
+    from the middle on, down from the end, with fused multiply-adds. Products of two float32 are exact in float64.
+    """
+    if steps == 1:
+        return np.zeros(1, np.float32)
+    step = float(np.float32(end) / np.float32(steps - 1))
+    index = np.arange(steps, dtype=np.float64)
+    return np.where(index < steps // 2, step * index, end - step * (steps - 1 - index)).astype(np.float32)
+
+
+def slow_positions(num_frames: int, num_slow: int) -> tuple[int, ...]:
+    """Choose the slow frames evenly, the first one first; frames repeat where there are fewer.
+
+    Source: `prepare_slowfast` of the official code, on the CPU.
+
+    >>> slow_positions(50, 10)
+    (0, 5, 10, 15, 20, 25, 30, 35, 40, 45)
+    """
+    return tuple(float_linspace(num_frames, num_slow + 1)[:-1].astype(int).tolist())

@@ -1,0 +1,170 @@
+"""Strategies: which tokens of which frames a language model reads. A kind is a module that defines STRATEGY."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from foveate.core.errors import UserError
+from foveate.core.plugins import load_plugin, module_names
+from foveate.core.recipes import Settings, validate
+from foveate.mllm.video.layout import (
+    Block,
+    Layout,
+    Operator,
+    Pool,
+    Reduction,
+    TowerImage,
+    frame_images,
+    grid_side,
+    operator_pool,
+    slow_positions,
+)
+from foveate.vision.tiling import Grid, parse_grid
+
+Choice = Literal["even", "cover", "change", "query"]
+MAX_FRAMES = 100_000
+MAX_SIDE = 1024
+_STRIDES = {"1x1": "concat", "1x2": "spatial_1d_max_pool", "2x2": "spatial_2d_max_pool"}
+
+
+def _parse_operator(value: Any) -> Any:
+    """Turn a stride "1x2" (rows x columns) into the operator that has it; the rest is left to pydantic."""
+    return _STRIDES.get(value, value) if isinstance(value, str) else value
+
+
+def _parse_optional_grid(value: Any) -> Any:
+    """Turn "4x4" into a grid and "none" into None."""
+    return None if value == "none" else parse_grid(value)
+
+
+SlowPool = Annotated[Operator, BeforeValidator(_parse_operator)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+FastGrid = Annotated[tuple[Side, Side], BeforeValidator(parse_grid)]
+OptionalGrid = Annotated[tuple[Side, Side] | None, BeforeValidator(_parse_optional_grid)]
+
+
+class Strategy(Settings, ABC):
+    """Settings of a strategy, and its layout."""
+
+    frames: int = Field(50, ge=1, le=MAX_FRAMES, description="frames to sample from the clip")
+
+    @property
+    def kind(self) -> str:
+        """Name of the strategy."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def layout(self, num_frames: int, image_tokens: int, *, slow_indices: Sequence[int] | None = None) -> Layout:
+        """Lay out the tokens of a clip.
+
+        Args:
+            num_frames: T, sampled frames of the clip; fewer than `frames` in a short one.
+            image_tokens: N, projected tokens of an image.
+            slow_indices: of the slow frames, in the order of their rows; evenly spread without.
+
+        Raises:
+            UserError: the tokens are no grid that the strategy can pool, an index is outside the clip, or the strategy
+                has no slow frames.
+        """
+        if num_frames < 1 or image_tokens < 1:
+            raise UserError(f"frames: {num_frames} of {image_tokens} tokens each; expected at least 1 of each")
+        layout = self._arrange(num_frames, image_tokens, self.pick_slow(num_frames, slow_indices))
+        assert layout.num_tokens > 0
+        return layout
+
+    @abstractmethod
+    def _arrange(self, num_frames: int, image_tokens: int, slow: tuple[int, ...]) -> Layout:
+        """Lay out the tokens of a clip with these slow frames; see `layout`."""
+
+    def pick_slow(self, num_frames: int, slow_indices: Sequence[int] | None) -> tuple[int, ...]:
+        """Return the indices of the slow frames; raise UserError where the strategy cannot use them."""
+        if slow_indices is not None:
+            raise UserError(f"slow_indices: no effect with strategy '{self.kind}', which has no slow frames")
+        return ()
+
+    def count_tokens(self, num_frames: int, image_tokens: int) -> dict[str, int]:
+        """Count the tokens of each path of a clip; see `layout`."""
+        return self.layout(num_frames, image_tokens).count_tokens()
+
+
+class SlowStrategy(Strategy):
+    """A strategy with slow frames, which keep most of their tokens."""
+
+    slow: int = Field(10, ge=0, le=MAX_FRAMES, description="slow frames: those that keep their detail; 0: none")
+    slow_pool: SlowPool = Field(
+        "spatial_1d_max_pool", description="operator of slow frames, or a stride: 1x1, 1x2, 2x2"
+    )
+    choose: Choice = Field("even", description="how slow frames are chosen: evenly, or by what their images show")
+
+    def pick_slow(self, num_frames: int, slow_indices: Sequence[int] | None) -> tuple[int, ...]:
+        """Return the given indices, or evenly spread ones; raise UserError for one outside the clip."""
+        if slow_indices is None:
+            return slow_positions(num_frames, self.slow)
+        outside = [index for index in slow_indices if not 0 <= index < num_frames]
+        if outside:
+            raise UserError(f"slow_indices: outside the clip (got {outside[0]}); expected 0 to {num_frames - 1}")
+        return tuple(slow_indices)
+
+    def slow_block(self, images: Sequence[TowerImage], frames: Sequence[int]) -> Block:
+        """Lay out the rows of slow frames."""
+        pool, bins = operator_pool(self.slow_pool)
+        return frames_block("slow", images, frames, pool, bins)
+
+    def slow_warnings(self, num_frames: int, image_tokens: int) -> list[str]:
+        """List what is unusual about slow frames of this clip."""
+        texts = []
+        if self.slow > num_frames:
+            texts.append(f"slow: {self.slow} slow frames of {num_frames}; frames repeat")
+        if self.slow and self.slow_pool.startswith("spatial_1d") and image_tokens % 2:
+            texts.append(
+                f"slow_pool: on an odd grid ({image_tokens} tokens) pairs cross the ends of rows and the last token is "
+                "dropped, as in the official code; 'grid_1x2' pairs within rows"
+            )
+        return texts
+
+
+def grid_pool(grid: tuple[int, int], reduction: Reduction) -> Pool:
+    """Return the pool of the fast path."""
+    return Pool("adaptive", reduction, Grid(*grid))
+
+
+def fast_warnings(grid: tuple[int, int] | None, image_tokens: int) -> list[str]:
+    """List what is unusual about a fast grid on images of this size."""
+    side = grid_side(image_tokens) if grid else 0
+    if grid and max(grid) > side:
+        return [f"fast: {grid[0]}x{grid[1]} is larger than the grid of {side} x {side} tokens, which repeat"]
+    return []
+
+
+def frames_block(path: str, images: Sequence[TowerImage], frames: Sequence[int], pool: Pool, bins: int = 0) -> Block:
+    """Lay out the rows of frames that are among `images`, in this order."""
+    positions = {image.frames: position for position, image in enumerate(images)}
+    return Block(path, tuple(positions[frame,] for frame in frames), pool, bins)
+
+
+def pooled_layout(num_frames: int, image_tokens: int, operator: Operator) -> Layout:
+    """Lay out one operator on all frames."""
+    images = frame_images(range(num_frames))
+    pool, bins = operator_pool(operator)
+    block = frames_block("frames", images, range(num_frames), pool, bins)
+    return Layout(image_tokens, images, (block,))
+
+
+def strategy_kinds() -> list[str]:
+    """List the kinds of strategies."""
+    return module_names(__name__)
+
+
+def build_strategy(kind: str, options: Mapping[str, Any], *, where: str = "how") -> Strategy:
+    """Build a strategy from its options.
+
+    Args:
+        where: the option that names it, for errors.
+
+    Raises:
+        UserError: unknown kind or option, or a wrong value.
+    """
+    return validate(load_plugin(__name__, kind, "STRATEGY", label="strategy"), dict(options), where=where)
