@@ -21,6 +21,7 @@ import click
 
 import foveate
 from foveate.cli.main import cli
+from foveate.core.recipes import Settings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK = re.compile(r"(<!-- options: ([^\n]*?) -->\n).*?(<!-- /options -->)", re.DOTALL)
@@ -115,6 +116,7 @@ def reference() -> str:
         parts.append(f"## `{name}`\n")
         if inspect.isclass(value) and not issubclass(value, BaseException):
             parts.append(f"```text\n{name}{_signature(value)}\n```\n")
+            parts += _describe_fields(value)
         elif callable(value) and not inspect.isclass(value):
             parts.append(f"```text\n{name}{_signature(value)}\n```\n")
         parts.append(render_docstring(inspect.getdoc(value) or ""))
@@ -127,7 +129,18 @@ def reference() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def _describe_fields(value: type) -> list[str]:
+    """List the fields of settings with their descriptions, as one part of a section."""
+    if not issubclass(value, Settings):
+        return []
+    fields = value.model_fields.items()
+    return ["\n".join(f"- `{name}`: {field.description}" for name, field in fields) + "\n"]
+
+
 def _signature(value: Any) -> str:
+    if inspect.isclass(value) and issubclass(value, Settings):
+        # Annotations of fields hold validators, whose addresses change with every run.
+        return f"(*, {', '.join(f'{name}={field.default!r}' for name, field in value.model_fields.items())})"
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):
