@@ -102,12 +102,12 @@ class Server:
     """Forks processes that call functions of one module, one after the other.
 
     Args:
-        module: its name; it may lie in the folder of any test.
+        module: its name; it may lie in any folder of tests.
         prepare: what its function `prepare` is called with, once, before anything is forked; not called without.
     """
 
     def __init__(self, module: str, *prepare: object) -> None:
-        folders = [TESTS, *(path for path in TESTS.iterdir() if path.is_dir()), TESTS.parent / "src"]
+        folders = [TESTS, *TESTS.glob("*/"), *TESTS.glob("*/*/"), TESTS.parent / "src"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))}
         self.told: dict[str, Any] = {}
         self._server = subprocess.Popen(

@@ -120,6 +120,14 @@ def read_json_lines(path: Path) -> list[Any]:
     return rows
 
 
+def repair_json_lines(path: Path) -> list[Any]:
+    """Read the rows of a file of JSON Lines, and write it anew without a last line that a kill cut off."""
+    rows = read_json_lines(path)
+    # Appending to a line that was cut would join two rows in one.
+    write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
 def sha256_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as handle:

@@ -6,7 +6,6 @@ answer is a row of `rows.jsonl` in the run folder, so that the same command goes
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,8 @@ from foveate.core.errors import UserError
 from foveate.core.files import (
     FolderLock,
     append_json_lines,
-    read_json_lines,
+    repair_json_lines,
     write_bytes_atomically,
-    write_text_atomically,
 )
 from foveate.core.plugins import load_plugin
 from foveate.core.results import BoxValues, Column, Row, Value
@@ -143,9 +141,7 @@ def _ask_all(
     settings: SuiteSettings,
 ) -> list[dict[str, Any]]:
     """Ask what has no row yet, and return the rows of all questions and conditions."""
-    rows = read_json_lines(path)
-    # Without a last line that a kill cut off: appending to it would join two rows in one.
-    write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    rows = repair_json_lines(path)
     finished = {(row["condition"], row["id"]) for row in rows}
     if suite.answer is not None:
         pending = [question for question in questions if ("image", question.id) not in finished]

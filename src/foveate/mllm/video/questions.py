@@ -7,6 +7,7 @@ cannot be asked is never left out: it bears its problem.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -251,12 +252,7 @@ def _suffix(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
-def name_questions(questions: Iterable[VideoQuestion], problems: Mapping[str, str], *, limit: int = 5) -> str:
-    """List the first questions with problems, for an error."""
-    listed = [f"{question.id} ({problems[question.id]})" for question in questions if question.id in problems]
-    return ", ".join(listed[:limit]) + (", ..." if len(listed) > limit else "")
-
-
-def fingerprint(questions: Sequence[VideoQuestion]) -> str:
-    """Return all fields of questions as one line of JSON, from which a run knows its questions again."""
-    return json.dumps([vars(question) for question in questions], ensure_ascii=False, sort_keys=True)
+def hash_questions(questions: Sequence[VideoQuestion]) -> str:
+    """Return the SHA-256 of all fields of questions, from which a run knows its questions again."""
+    content = json.dumps([vars(question) for question in questions], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()

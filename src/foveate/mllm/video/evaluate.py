@@ -1,0 +1,260 @@
+"""Ask a model all questions of a set about their clips.
+
+Each answer is a row of `answers.jsonl` in the run folder: the same command goes on where it was stopped, and ends
+with the same file, byte for byte. Nothing is skipped: a question without a clip, or with one that cannot be read, stops
+the evaluation, or counts as wrong where this is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import yaml
+from pydantic import Field
+
+from foveate.chat.batching import run_in_halves
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.files import (
+    FolderLock,
+    append_json_lines,
+    repair_json_lines,
+    sha256_file,
+    sha256_folder,
+    write_text_atomically,
+)
+from foveate.core.progress import Meter, say
+from foveate.core.recipes import Settings
+from foveate.core.runs import RunFolder
+from foveate.mllm.video.questions import VideoQuestion, find_clips, hash_questions, load_set
+from foveate.mllm.video.scores import ANSWERS, VideoScores, read_recipe, refuse_missing, summarize
+
+_NO_CLIP = "no such clip"
+
+
+class VideoEvaluationSettings(Settings):
+    """Which questions a model is asked about clips, and how many together."""
+
+    question_set: str = Field(
+        description="nextqa, egoschema, intentqa, msvd, msrvtt, tgif, activitynet, vcgbench or own"
+    )
+    allow_missing: bool = Field(False, description="count questions without a clip or an answer as wrong")
+    limit: int | None = Field(None, ge=1, description="maximum number of questions, drawn by the seed")
+    batch_size: int = Field(8, ge=1, le=1024, description="questions that are asked together")
+    max_tokens: int = Field(128, ge=1, le=8192, description="longest answer")
+    seed: int = Field(0, ge=0, description="of the drawn questions and the intervals")
+
+
+class ClipRequest(NamedTuple):
+    """A question about a clip; with options it is a multiple choice."""
+
+    clip: Path
+    text: str
+    options: tuple[str, ...] = ()
+
+
+class ClipAnswer(Protocol):
+    """Answer about a clip: its text, whether it came to an end, and what was seen, ready for JSON."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    @property
+    def seen(self) -> Mapping[str, Any]: ...
+
+
+class ClipModel(Protocol):
+    """Model that a question set asks."""
+
+    def ask_all(self, requests: Sequence[ClipRequest], *, max_tokens: int) -> Sequence[ClipAnswer]:
+        """Answer requests in their order; raise UserError where a clip or a question cannot be used."""
+        ...
+
+
+def evaluate(
+    model: ClipModel,
+    questions: str | Path,
+    videos: str | Path,
+    *,
+    run: str | Path,
+    settings: VideoEvaluationSettings,
+    name: str = "model",
+    how: str = "",
+    command: list[str] | None = None,
+) -> VideoScores:
+    """Ask a model all questions of a set, and write rows and `result.json` into the run folder.
+
+    Multiple choices are scored at once; open answers wait for the judge of `score`.
+
+    Args:
+        questions: the published file of the set, or its folder. videos: folder with the clips, however nested.
+        run: folder; the same arguments go on where a stopped run was.
+        name: of the model, and `how` it looks at clips, which a repeated run must have, too.
+
+    Raises:
+        UserError: unusable questions, a run folder of another evaluation or in use, questions without a clip or an
+            answer that are not allowed, or a clip that was replaced since questions about it were answered.
+    """
+    listed = load_set(settings.question_set).read(Path(questions))
+    rows = seeds.draw([question.id for question in listed], settings.limit, "video", settings.seed, what="question")
+    selected = _sort_by_clip([listed[row] for row in rows])
+    identity = {
+        **settings.model_dump(exclude={"allow_missing", "batch_size"}),
+        **{"model": name, "how": how, "questions": len(selected), "sha256": hash_questions(selected)},
+    }
+    clips = find_clips(Path(videos), selected)
+    folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity))
+    try:
+        if not settings.allow_missing:
+            refuse_missing([_write_row(question, clips) for question in selected], where=str(videos))
+    except UserError:
+        folder.discard()
+        raise
+    with FolderLock(folder.path, purpose="evaluating a model"):
+        answers = _ask_all(model, selected, clips, folder.path / ANSWERS, settings)
+        if not settings.allow_missing:
+            refuse_missing(answers, where=str(folder.path))
+        result = summarize(answers, read_recipe(folder.path))
+        folder.write_result(result.model_copy(update={"command": command or ""}).to_json())
+    return result
+
+
+def _sort_by_clip(questions: Sequence[VideoQuestion]) -> list[VideoQuestion]:
+    """Put questions about one clip together, which is then encoded once; the clips stay in their order."""
+    position: dict[tuple[str, ...], int] = {}
+    for question in questions:
+        position.setdefault(question.clip, len(position))
+    return sorted(questions, key=lambda question: position[question.clip])
+
+
+def _write_row(question: VideoQuestion, clips: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what a row says of its question; with an error where it cannot be asked."""
+    row: dict[str, Any] = {
+        "id": question.id,
+        "clip": question.clip[0] if question.clip else "",
+        "texts": list(question.texts),
+        "options": list(question.options),
+        "correct": question.correct,
+        "answer": question.answer,
+        "kind": question.kind,
+        "aspects": list(question.aspects),
+    }
+    problem = question.problem or ("" if question.id in clips else f"{_NO_CLIP} '{row['clip']}'")
+    return row | {"error": problem} if problem else row
+
+
+class _ClipHashes:
+    """SHA-256 of clips, each read once in a session."""
+
+    def __init__(self, clips: Mapping[str, Path]) -> None:
+        self._clips = clips
+        self._hashes: dict[Path, str] = {}
+
+    def get(self, question: VideoQuestion) -> str:
+        """Return the hash of a question's clip, "" where there is none."""
+        path = self._clips.get(question.id)
+        if path is None:
+            return ""
+        if path not in self._hashes:
+            self._hashes[path] = sha256_folder(path) if path.is_dir() else sha256_file(path)
+        return self._hashes[path]
+
+
+def _ask_all(
+    model: ClipModel,
+    questions: Sequence[VideoQuestion],
+    clips: Mapping[str, Path],
+    path: Path,
+    settings: VideoEvaluationSettings,
+) -> list[dict[str, Any]]:
+    """Ask what has no row yet, and return the rows of all questions in their order."""
+    hashes = _ClipHashes(clips)
+    answered = _read_answered(questions, hashes, path)
+    # Batches are cut from all questions, not from those that are left: their padding moves the last bits of answers,
+    # so that a batch is asked again as a whole if a kill took some of its rows.
+    starts = range(0, len(questions), settings.batch_size)
+    batches = [questions[start : start + settings.batch_size] for start in starts]
+    pending = [batch for batch in batches if not all(question.id in answered for question in batch)]
+    num_left = sum(map(len, pending))
+    if num_left < len(questions):
+        say(f"resumed from question {len(questions) - num_left:,}/{len(questions):,}")
+    with Meter("answered", len(questions)) as meter:
+        meter.advance(len(questions) - num_left)
+        for batch in pending:
+            part = _ask_batch(model, batch, clips, hashes, max_tokens=settings.max_tokens)
+            append_json_lines(path, part)
+            answered |= {row["id"]: row for row in part}
+            meter.advance(len(batch), note=f"{sum('error' in row for row in answered.values())} without an answer")
+    rows = [answered[question.id] for question in questions]
+    # In order, and without rows of batches that were asked twice.
+    write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def _read_answered(questions: Sequence[VideoQuestion], hashes: _ClipHashes, path: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of earlier sessions by question; those without an answer are left out if their clip has changed.
+
+    Raises:
+        UserError: a clip was replaced since questions about it were answered.
+    """
+    rows = {row["id"]: row for row in repair_json_lines(path)}
+    answered, replaced = {}, []
+    for question in questions:
+        row = rows.get(question.id)
+        if row is None:
+            continue
+        if row["sha256"] == hashes.get(question):
+            answered[question.id] = row
+        elif "error" not in row:
+            replaced.append(f"'{row['clip']}'")
+    if replaced:
+        listed = ", ".join(list(dict.fromkeys(replaced))[:5])
+        raise UserError(
+            f"{path}: clip {listed} is not the one of {len(replaced)} stored answers (another SHA-256); put the old "
+            "clip back, or choose another folder with --run"
+        )
+    return answered
+
+
+def _ask_batch(
+    model: ClipModel,
+    questions: Sequence[VideoQuestion],
+    clips: Mapping[str, Path],
+    hashes: _ClipHashes,
+    *,
+    max_tokens: int,
+) -> list[dict[str, Any]]:
+    rows = [_write_row(question, clips) | {"sha256": hashes.get(question)} for question in questions]
+    requests = [
+        (row["id"], ClipRequest(clips[row["id"]], text, tuple(row["options"])))
+        for row in rows
+        if "error" not in row
+        for text in row["texts"]
+    ]
+    # One clip that is damaged, or too long, must not end an evaluation.
+    answers = run_in_halves(
+        lambda part: model.ask_all([request for _, request in part], max_tokens=max_tokens), requests, errors=UserError
+    )
+    by_id: dict[str, list[ClipAnswer | UserError]] = {}
+    for (id, _), answer in zip(requests, answers, strict=True):
+        by_id.setdefault(id, []).append(answer)
+    return [row | _describe(by_id[row["id"]]) if row["id"] in by_id else row for row in rows]
+
+
+def _describe(answers: Sequence[ClipAnswer | UserError]) -> dict[str, Any]:
+    errors = [str(answer) for answer in answers if isinstance(answer, UserError)]
+    if errors:
+        return {"error": errors[0]}
+    texts = [answer for answer in answers if not isinstance(answer, UserError)]
+    return {
+        # Models of images speak of an image, which the official evaluation mends for all.
+        "predictions": [answer.text.replace("In the image", "In the video").strip() for answer in texts],
+        "finished": [answer.finished for answer in texts],
+        "seen": dict(texts[0].seen),
+    }

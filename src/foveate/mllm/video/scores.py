@@ -1,0 +1,300 @@
+"""Scores of a run over a question set: strict and official side by side, from the run folder alone.
+
+Strict: every question counts, and what is missing or cannot be read is wrong. Official: what the published evaluators
+print, slips included, over the answers that they would get to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from foveate.chat.judge import Judge, JudgeReply
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock, read_json_lines
+from foveate.core.results import Column, Evaluation, Row, RunResult, Value
+from foveate.core.runs import RunFolder
+from foveate.core.yaml_text import read_yaml
+from foveate.metrics.answers import (
+    VCGBENCH_ASPECTS,
+    parse_letter,
+    parse_letter_official,
+    parse_verdict,
+    score_verdicts,
+    score_verdicts_official,
+    vcgbench_mean,
+)
+from foveate.metrics.intervals import bootstrap_interval
+from foveate.mllm.video.judging import (
+    OPEN,
+    PROMPTS,
+    REPLIES,
+    JudgePrompt,
+    JudgeSettings,
+    collect_replies,
+    hash_prompts,
+    read_prompts,
+)
+from foveate.mllm.video.questions import load_set
+
+ANSWERS = "answers.jsonl"
+_COLUMNS = [
+    Column(key="strict", title="Strict", what="missing and unreadable answers are wrong", role="ours"),
+    Column(key="official", title="Official", what="as the published evaluators count", role="baseline"),
+]
+_ASPECT_TITLES = dict(zip(VCGBENCH_ASPECTS, ("correctness", "detail", "context", "time", "consistency"), strict=True))
+# What a strict judge would say of an answer that is not there.
+_WRONG = "{'pred': 'no', 'score': 0}"
+AnswerRow = Mapping[str, Any]
+
+
+class VideoScores(Evaluation, RunResult):
+    """Scores of `foveate video evaluate` and `score`.
+
+    Attributes:
+        questions: all of them, about `clips` clips. missing: without an answer, for `reasons`, the first five of these.
+        published: numbers of questions of the set's published lists.
+        unfinished: answers that were cut at the token limit.
+        unparsed: choices and replies of the judge that cannot be read. failed: requests that the judge did not answer.
+        unjudged: questions that wait for a judge.
+        judge_dates: first and last. judge_prompts: start of their SHA-256, "" for ours.
+        further: shares of readable replies and truncated scores, for comparison.
+    """
+
+    kind: Literal["video_evaluate"] = "video_evaluate"
+    question_set: str = ""
+    model: str = ""
+    how: str = ""
+    questions: int
+    clips: int
+    published: list[int] = []
+    missing: int = 0
+    reasons: list[str] = []
+    unfinished: int = 0
+    unparsed: int = 0
+    failed: int = 0
+    unjudged: int = 0
+    judge: str = ""
+    judge_dates: list[str] = []
+    judge_prompts: str = ""
+    further: dict[str, float | None] = {}
+    interval: str = "95% intervals, bootstrap over clips"
+
+
+def score(run: str | Path, settings: JudgeSettings | None = None, *, judge: Judge | None = None) -> VideoScores:
+    """Score the answers of a run folder, and write its `result.json` anew.
+
+    Args:
+        judge: in the place of the server that `settings` name.
+
+    Raises:
+        UserError: no run of a question set, one that is not finished, or questions without an answer that are not
+            allowed; open answers without a judge.
+    """
+    settings = settings or JudgeSettings()
+    judge = judge or settings.open_judge()
+    folder = RunFolder(Path(run))
+    recipe = read_recipe(folder.path)
+    prompts = read_prompts(settings.judge_prompts) if settings.judge_prompts else PROMPTS
+    with FolderLock(folder.path, purpose="scoring a run"):
+        rows = read_json_lines(folder.path / ANSWERS)
+        if len(rows) != recipe["questions"]:
+            raise UserError(
+                f"{folder.path}: {len(rows)} of {recipe['questions']} questions are answered; run the same "
+                "`foveate video evaluate` to finish it"
+            )
+        if not settings.allow_missing:
+            refuse_missing(rows, where=str(folder.path))
+        replies = None
+        if any(row["aspects"] for row in rows):
+            if judge is None:
+                raise UserError(f"{folder.path}: --judge is missing; open answers are scored by a judge, at a server")
+            replies = judge_answers(rows, judge, prompts, folder.path / REPLIES)
+        result = summarize(rows, recipe, replies=replies)
+        if judge is not None and replies:
+            result = result.model_copy(update={"judge": judge.name, "judge_prompts": hash_prompts(prompts)})
+        folder.write_result(result.to_json())
+    return result
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """Read what a run was; raise UserError if the folder holds none of a question set."""
+    path = folder / "recipe.yaml"
+    recipe = read_yaml(path.read_text(encoding="utf-8"), where=str(path)) if path.is_file() else None
+    if not isinstance(recipe, dict) or "question_set" not in recipe:
+        raise UserError(f"{folder}: no run of `foveate video evaluate`; expected its folder")
+    return recipe
+
+
+def refuse_missing(rows: Sequence[AnswerRow], *, where: str) -> None:
+    """Raise UserError with the first five questions that have no answer, if there are any."""
+    reasons = list_reasons(rows)
+    if reasons:
+        count = sum("error" in row for row in rows)
+        raise UserError(
+            f"{where}: {count} of {len(rows)} questions have no answer: {'; '.join(reasons)}. Mend their clips or rows "
+            "and run the same command again, or count them as wrong with --allow-missing"
+        )
+
+
+def list_reasons(rows: Sequence[AnswerRow]) -> list[str]:
+    """List the first five reasons of questions without an answer, each with its first question."""
+    first: dict[str, str] = {}
+    for row in rows:
+        if "error" in row:
+            first.setdefault(row["error"], row["id"])
+    return [f"{error} (question {id})" for error, id in first.items()][:5]
+
+
+def judge_answers(
+    rows: Sequence[AnswerRow], judge: Judge, prompts: Mapping[str, JudgePrompt], path: Path
+) -> dict[tuple[str, str], JudgeReply]:
+    """Return the replies of a judge to all open answers; see `collect_replies`."""
+    tasks = [
+        (row["id"], aspect, prompts[aspect].fill(row["texts"], row["answer"], row["predictions"]))
+        for row in rows
+        if "error" not in row
+        for aspect in row["aspects"]
+    ]
+    return collect_replies(judge, tasks, path)
+
+
+def summarize(
+    rows: Sequence[AnswerRow],
+    recipe: Mapping[str, Any],
+    *,
+    replies: Mapping[tuple[str, str], JudgeReply] | None = None,
+) -> VideoScores:
+    """Compute the table of a set from its rows and a judge's replies; without replies, of its choices alone."""
+    question_set = load_set(recipe["question_set"])
+    seed = recipe.get("seed", 0)
+    choices, judged = [row for row in rows if row["options"]], [row for row in rows if row["aspects"]]
+    table, unparsed, failed, further = [], 0, 0, {}
+    for name, part in _split_kinds(choices):
+        table.append(_score_choices(part, _join(question_set.title, name), seed))
+    unparsed += sum("error" not in row and _read_letter(row) is None for row in choices)
+    if replies is not None:
+        for aspect in dict.fromkeys(aspect for row in judged for aspect in row["aspects"]):
+            part = [row for row in judged if aspect in row["aspects"]]
+            lines, scores = _score_judged(part, aspect, replies, question_set.title, seed)
+            table += lines
+            unparsed, failed = unparsed + scores.unparsed, failed + scores.failed
+            label = _ASPECT_TITLES.get(aspect, "")
+            further[_join("accuracy of readable replies", label)] = scores.parsed_accuracy
+            further[_join("mean score without decimals", label)] = scores.mean_truncated_score
+        table += _score_mean(table, question_set.title)
+    dates = sorted({reply.date for reply in (replies or {}).values()})
+    return VideoScores(
+        title=question_set.title,
+        question_set=recipe["question_set"],
+        model=recipe["model"],
+        how=recipe["how"],
+        columns=_COLUMNS,
+        table=table,
+        questions=len(rows),
+        clips=len({row["clip"] for row in rows}),
+        published=list(question_set.published),
+        missing=sum("error" in row for row in rows),
+        reasons=list_reasons(rows),
+        unfinished=sum(not all(row["finished"]) for row in rows if "error" not in row),
+        unparsed=unparsed,
+        failed=failed,
+        unjudged=len(judged) if replies is None else 0,
+        judge_dates=[dates[0], dates[-1]] if dates else [],
+        further={name: value for name, value in further.items() if value is not None},
+    )
+
+
+def _join(title: str, part: str) -> str:
+    return f"{title}: {part}" if part else title
+
+
+def _split_kinds(rows: Sequence[AnswerRow]) -> list[tuple[str, Sequence[AnswerRow]]]:
+    kinds = sorted({row["kind"] for row in rows} - {""})
+    parts = [(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds] if len(kinds) > 1 else []
+    return ([("", rows)] if rows else []) + parts
+
+
+def _read_letter(row: AnswerRow) -> int | None:
+    return parse_letter(row["predictions"][0], row["options"])
+
+
+def _score_choices(rows: Sequence[AnswerRow], title: str, seed: int) -> Row:
+    def read_hit(row: AnswerRow, read: Callable[[AnswerRow], int | None]) -> bool:
+        # A right option of None, of a row without one, is not hit by an answer that names none.
+        return row["correct"] is not None and read(row) == row["correct"]
+
+    answered = [row for row in rows if "error" not in row]
+    strict = [float("error" not in row and read_hit(row, _read_letter)) for row in rows]
+    official = [float(read_hit(row, lambda row: parse_letter_official(row["predictions"][0]))) for row in answered]
+    chance = sum(1 / len(row["options"]) for row in rows) / len(rows)
+    values = {"strict": _average(rows, strict, seed), "official": _average(answered, official, seed)}
+    return Row(question=title, data="accuracy", chance=chance, n=len(rows), values=values)
+
+
+def _average(rows: Sequence[AnswerRow], values: Sequence[float], seed: int) -> Value | None:
+    """Average values; questions about one clip are not independent, so whole clips are drawn."""
+    if not values:
+        return None
+    interval = bootstrap_interval(values, seed=seed, groups_N=[row["clip"] for row in rows])
+    return Value(value=interval.value, low=interval.low, high=interval.high, n=interval.n)
+
+
+def _share(yes: int, no: int) -> Value | None:
+    return Value(value=yes / (yes + no), n=yes + no) if yes + no else None
+
+
+def _score_judged(
+    rows: Sequence[AnswerRow],
+    aspect: str,
+    replies: Mapping[tuple[str, str], JudgeReply],
+    title: str,
+    seed: int,
+) -> tuple[list[Row], Any]:
+    """Return the rows of one aspect, and its strict scores with all counts."""
+    score_only = aspect != OPEN
+    answered = [row for row in rows if "error" not in row]
+
+    def read_reply(row: AnswerRow) -> str | None:
+        reply = replies[row["id"], aspect]
+        return None if reply.error else reply.text
+
+    strict_replies = [_WRONG if "error" in row else read_reply(row) for row in rows]
+    scores = score_verdicts(strict_replies, score_only=score_only)
+    official = score_verdicts_official([read_reply(row) for row in answered], score_only=score_only)
+    verdicts = [None if reply is None else parse_verdict(reply, score_only=score_only) for reply in strict_replies]
+    lines = []
+    if not score_only:
+        hits = [float(verdict is not None and verdict.yes is True) for verdict in verdicts]
+        for name, part in _split_kinds(rows):
+            ids = {row["id"] for row in part}
+            selected = [hit for row, hit in zip(rows, hits, strict=True) if row["id"] in ids]
+            judged = score_verdicts_official([read_reply(row) for row in part if "error" not in row])
+            values = {
+                "strict": _average(part, selected, seed),
+                "official": None if judged is None else _share(judged.yes, judged.no),
+            }
+            lines.append(Row(question=_join(title, name), data="accuracy", n=len(part), values=values))
+    pairs = [(row, verdict.score) for row, verdict in zip(rows, verdicts, strict=True) if verdict is not None]
+    values = {
+        "strict": _average([row for row, _ in pairs], [value for _, value in pairs], seed),
+        "official": None if official is None else Value(value=official.mean_score, n=official.num_scored),
+    }
+    data = f"mean score, {_ASPECT_TITLES[aspect]}" if score_only else "mean score"
+    lines.append(Row(question=title, data=data, n=len(rows), unit="of 5", values=values))
+    return lines, scores
+
+
+def _score_mean(table: Sequence[Row], title: str) -> list[Row]:
+    """Return the row of VCGBench's mean of five, where all five are there."""
+    by_data = {row.data: row.values for row in table}
+    names = {aspect: f"mean score, {_ASPECT_TITLES[aspect]}" for aspect in VCGBENCH_ASPECTS}
+    if not all(name in by_data for name in names.values()):
+        return []
+    values: dict[str, Value | None] = {}
+    for column in _COLUMNS:
+        cells = {aspect: by_data[name].get(column.key) for aspect, name in names.items()}
+        known = {aspect: cell.value for aspect, cell in cells.items() if cell is not None}
+        values[column.key] = Value(value=vcgbench_mean(known)) if len(known) == len(names) else None
+    return [Row(question=title, data="mean of the five scores", unit="of 5", values=values)]
