@@ -81,6 +81,19 @@ RESULTS: dict[str, dict[str, Any]] = {
             for name in ("alignment", "instruction")
         ],
     },
+    "video_evaluate": {
+        "title": "MSVD-QA", "question_set": "msvd", "model": LONG, "how": f"slowfast frames=50 {LONG}", "questions": 80,
+        "clips": 9, "published": [6415], "missing": 2, "reasons": [f"no such clip '{LONG}' (question <b>7</b>)"],
+        "unfinished": 3, "unparsed": 1, "failed": 1, "judge": "judge-7", "judge_dates": ["2026-11-26", "2026-11-27"],
+        "judge_prompts": "0123456789ab", "further": {"accuracy of readable replies": 0.61},
+        "columns": [{"key": "strict", "title": "Strict", "role": "ours"}, {"key": "official", "title": "Official"}],
+        "table": [
+            {"question": "MSVD-QA", "data": "accuracy", "n": 80,
+             "values": {"strict": {"value": 0.6, "low": 0.5, "high": 0.7}, "official": {"value": 0.625}}},
+            {"question": "MSVD-QA", "data": "mean score", "n": 80, "unit": "of 5",
+             "values": {"strict": {"value": 3.1, "low": 2.8, "high": 3.4}, "official": None}},
+        ],
+    },
     "mllm_evaluate": {
         "title": "Scenes", "suite": "scenes", "model": f"runs/{LONG}/model", "split": "test", "questions": 80,
         "images": 20, "unreadable": 1, "unfinished": 2, **TABLE,
@@ -137,6 +150,14 @@ def test_right_and_wrong_answers_are_marked(tmp_path: Path) -> None:
     assert "<region>" not in page
     assert "the true box" in page
     assert page.count('class="verdict yes"') == page.count('class="verdict no"') == 1
+
+
+def test_scores_of_videos_bear_their_judge_and_what_is_missing(tmp_path: Path) -> None:
+    page = write_run(tmp_path, "video_evaluate").read_text()
+    assert "judge-7, 2026-11-26 to 2026-11-27, prompts 0123456789ab" in page
+    assert "question &lt;b&gt;7&lt;/b&gt;" in page
+    assert "bootstrap over clips" in page
+    assert all(part in page for part in ("60.0", "62.5", "3.1", "6,415"))
 
 
 @pytest.mark.parametrize("kind", sorted(RESULTS))

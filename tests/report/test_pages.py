@@ -196,6 +196,7 @@ def test_kinds_are_the_modules() -> None:
             "studies",
             "study",
             "tour",
+            "video_evaluate",
             *KINDS,
         ]
     )

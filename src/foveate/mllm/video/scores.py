@@ -79,10 +79,16 @@ class VideoScores(Evaluation, RunResult):
     judge_dates: list[str] = []
     judge_prompts: str = ""
     further: dict[str, float | None] = {}
-    interval: str = "95% intervals, bootstrap over clips"
+    interval: str = "95 % intervals, bootstrap over clips"
 
 
-def score(run: str | Path, settings: JudgeSettings | None = None, *, judge: Judge | None = None) -> VideoScores:
+def score(
+    run: str | Path,
+    settings: JudgeSettings | None = None,
+    *,
+    judge: Judge | None = None,
+    command: list[str] | None = None,
+) -> VideoScores:
     """Score the answers of a run folder, and write its `result.json` anew.
 
     Args:
@@ -114,7 +120,7 @@ def score(run: str | Path, settings: JudgeSettings | None = None, *, judge: Judg
         result = summarize(rows, recipe, replies=replies)
         if judge is not None and replies:
             result = result.model_copy(update={"judge": judge.name, "judge_prompts": hash_prompts(prompts)})
-        folder.write_result(result.to_json())
+        folder.write_result(result.model_copy(update={"command": command or ""}).to_json())
     return result
 
 
