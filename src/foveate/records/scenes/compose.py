@@ -84,6 +84,19 @@ def make_layer(rng: np.random.Generator, image: Image.Image, *, longest: float, 
     return Layer(np.concatenate([colors, alpha], -1), 0, 0, float(tone), float(shadow))
 
 
+def put_in_cell(rng: np.random.Generator, layer: Layer, cell: tuple[int, int], *, size: int, cells: int) -> Layer:
+    """Position a layer at random inside a cell (row, column), or around its middle if it is larger.
+
+    Args:
+        size: side of the image in pixels. cells: rows and columns of the grid.
+    """
+    top, left = (
+        (position + 0.5) * size / cells - side / 2 + rng.uniform(-0.5, 0.5) * max(size / cells - side, 0)
+        for position, side in zip(cell, layer.rgba_hw4.shape[:2], strict=True)
+    )
+    return layer.at(round(left), round(top))
+
+
 def _window(layer: Layer, size: int, dx: int = 0, dy: int = 0) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Return (rows, columns) of the image and of the layer where they overlap."""
     height, width = layer.rgba_hw4.shape[:2]

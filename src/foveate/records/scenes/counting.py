@@ -19,7 +19,7 @@ from foveate.records.builtin.cutouts import Cutout
 from foveate.records.builtin.families import PEOPLE_WORDS
 from foveate.records.builtin.phrases import singular
 from foveate.records.scenes import pools
-from foveate.records.scenes.compose import Finish, Layer
+from foveate.records.scenes.compose import Finish, Layer, put_in_cell
 from foveate.records.scenes.grounds import Ground, draw_ground
 from foveate.records.scenes.language import is_countable
 from foveate.records.scenes.scene import Plan, Scene, draw_slice, make_cutout_layer, make_patch_layer, render
@@ -119,17 +119,8 @@ def draw_copies(
         members.insert(0, (patch, None))
     cells = rng.permutation(_CELLS * _CELLS)[: len(members)]
     layers = [
-        _put_in_cell(rng, layer, divmod(int(cell), _CELLS), size)
+        put_in_cell(rng, layer, divmod(int(cell), _CELLS), size=size, cells=_CELLS)
         for (layer, _), cell in zip(members, cells, strict=True)
     ]
     plan = Plan(ground, tuple(layers), tuple(c for _, c in members), ("",) * len(members), Finish.draw(rng))
     return replace(render(plan, rng), kind="counting")
-
-
-def _put_in_cell(rng: np.random.Generator, layer: Layer, cell: tuple[int, int], size: int) -> Layer:
-    """Position a layer at random inside a cell (row, column), or around its middle if it is larger."""
-    top, left = (
-        (position + 0.5) * size / _CELLS - side / 2 + rng.uniform(-0.5, 0.5) * max(size / _CELLS - side, 0)
-        for position, side in zip(cell, layer.rgba_hw4.shape[:2], strict=True)
-    )
-    return layer.at(round(left), round(top))
