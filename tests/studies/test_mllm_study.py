@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from foveate.mllm.results import StageResult
 from foveate.mllm.suite import SuiteQuestion
 from foveate.records.boxes import PixelBox
 from foveate.report import render
-from foveate.studies import mllm
+from foveate.studies import mllm, mllm_trainings
 from foveate.studies.mllm_measures import guess_scores, step_seconds, suite_scores
+from foveate.studies.mllm_trainings import build_recipe, choose_steps
 from foveate.studies.published import write_published
 from foveate.studies.runner import run_study
 from foveate.studies.study import judge
@@ -71,7 +71,7 @@ def test_both_sides_of_a_claim_are_asked_the_same_questions() -> None:
 
 
 def make_recipe(variant: str) -> MllmRecipe:
-    return mllm.build_recipe(variant, dict.fromkeys(mllm.VARIANTS[variant].stages, 100), seed=3)
+    return build_recipe(mllm.VARIANTS[variant], dict.fromkeys(mllm.VARIANTS[variant].stages, 100), seed=3)
 
 
 def test_variants_differ_from_the_recipe_in_what_they_say() -> None:
@@ -123,10 +123,9 @@ def test_tiles_and_one_view_differ_in_their_tiles_alone() -> None:
 def test_stages_share_the_time_of_every_variant() -> None:
     for variant in mllm.VARIANTS.values():
         assert sum(variant.stages.values()) == pytest.approx(1.0), variant.title
-    scale = replace(mllm.QUICK, processor_seconds=100)
-    steps = mllm.choose_steps("held", {"alignment": 0.1, "instruction": 0.5}, scale)
+    steps = choose_steps(mllm.VARIANTS["held"], {"alignment": 0.1, "instruction": 0.5}, 100)
     assert steps == {"alignment": 300, "instruction": 140}
-    assert mllm.choose_steps("no-alignment", {"instruction": 0.5}, scale) == {"instruction": 200}
+    assert choose_steps(mllm.VARIANTS["no-alignment"], {"instruction": 0.5}, 100) == {"instruction": 200}
 
     def stage(name: str, steps: int, seconds: float) -> StageResult:
         return StageResult(name=name, status="finished", steps=steps, seconds=0.0, processor_seconds=seconds, samples=1)
@@ -196,9 +195,9 @@ TINY = mllm.Scale(train=12, test=6, processor_seconds=1, timed_steps=1, question
 
 
 def run_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *variants: str) -> dict[str, Any]:
-    monkeypatch.setattr(mllm, "RECIPE", str(write_tiny_recipe(tmp_path / "tiny.yaml")))
+    monkeypatch.setattr(mllm_trainings, "RECIPE", str(write_tiny_recipe(tmp_path / "tiny.yaml")))
     # Steps by the clock would make the length of this test depend on the machine.
-    monkeypatch.setattr(mllm, "choose_steps", lambda variant, seconds, scale: dict.fromkeys(seconds, 2))
+    monkeypatch.setattr(mllm_trainings, "choose_steps", lambda variant, seconds, total: dict.fromkeys(seconds, 2))
     command = ["foveate", "study", "mllm"]
     return run_study("mllm", tmp_path / "study", scale=TINY, variants=variants, command=command)
 
@@ -234,7 +233,7 @@ def test_a_frozen_tower_keeps_the_head_that_it_was_trained_with(
 
     def watch(study: mllm.MllmStudy, variant: str, *arguments: Any, **options: Any) -> Any:
         trained = train(study, variant, *arguments, **options)
-        head = load_model(study._train_tower("clip"), device="cpu").image_encoder.state_dict()
+        head = load_model(study.train_tower("clip", study.folder / "scenes"), device="cpu").image_encoder.state_dict()
         weights = read_tensors(trained.model_folder / "model.safetensors")
         names = [name for name in head if f"tower.{name}" in weights]
         unchanged.append(

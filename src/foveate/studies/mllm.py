@@ -1,32 +1,20 @@
 """The study `mllm`: which parts of a multimodal recipe matter, in minutes of training.
 
-Variants of one condition share images, questions and the processor time of a training; one thing differs. A step costs
-less in some variants than in others: each takes as many as its time allows.
+Variants of one condition share images, questions and the processor time of a training; one thing differs.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from foveate.core.experiment_grid import Cell
-from foveate.core.files import read_json, write_json_atomically
-from foveate.core.progress import say
-from foveate.studies.grid import GridStudy
+from foveate.studies.mllm_trainings import ALIGNMENT, INSTRUCTION, READING, TEXT, TrainedStudy, Variant
 from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row
 
-if TYPE_CHECKING:
-    from foveate.mllm.recipe import MllmRecipe
-    from foveate.mllm.train import Trained
-
-RECIPE = "mllm-mini"
 SCENES, PAGES, EPISODES, SCREENS = "scenes", "pages", "episodes", "screens"
-ALIGNMENT, TEXT, READING, INSTRUCTION = "alignment", "text", "reading", "instruction"
-STEPS, TOWERS = "steps.json", "towers"
-TOWER_RECIPES = {"cloc": "tour", "clip": "tour-clip"}
 PAPER = "arXiv 2409.20566"
 
 CONDITIONS = (
@@ -65,9 +53,6 @@ MEASURES = (
     Measure("nearest", "Nearest name of a region, without the language model"),
     Measure("processor_seconds", "Processor seconds of the training", control=True),
 )
-# Sets of images in a step with texts: half of the recipe's, so that so short a training has twice as many steps.
-BATCH = 8
-_HELD = {ALIGNMENT: 0.3, INSTRUCTION: 0.7}
 _CAPTIONED = {ALIGNMENT: 0.3, TEXT: 0.2, INSTRUCTION: 0.5}
 _GROUPS = ("general", "refer-ground")
 _ALL_GROUPS = (*_GROUPS, "multi-image", "text-rich")
@@ -81,31 +66,6 @@ def _tiled(min_tiles: int, max_tiles: int) -> dict[str, Any]:
         "assembly": {"tiling": {"tile": 128, "min_tiles": min_tiles, "max_tiles": max_tiles}, "tokens_per_view": 16},
         **_IN_DIGITS,
     }
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Differences from the recipe.
-
-    Attributes:
-        title, what: of its row.
-        condition: whose questions it is asked.
-        stages: in order, with their shares of the training's time.
-        groups: of conversations, in the instruction stage.
-        model: fields of the model. instruction: fields of the stages with texts.
-        formats: of captions that its collection has besides.
-        tower: a key of TOWER_RECIPES; frozen, with its trained head.
-    """
-
-    title: str
-    what: str
-    condition: str = SCENES
-    stages: Mapping[str, float] = field(default_factory=lambda: dict(_HELD))
-    groups: tuple[str, ...] = _GROUPS
-    model: Mapping[str, Any] = field(default_factory=dict)
-    instruction: Mapping[str, Any] = field(default_factory=dict)
-    formats: tuple[str, ...] = ()
-    tower: str = ""
 
 
 def _captioned(title: str, what: str, *formats: str) -> Variant:
@@ -371,49 +331,11 @@ QUICK = Scale(
 )
 
 
-def build_recipe(variant: str, steps: Mapping[str, int], *, seed: int) -> MllmRecipe:
-    """Return the recipe of a variant.
-
-    Args:
-        steps: of each stage; stages in its order, their names up to the first "-" those of `VARIANTS`.
-    """
-    from foveate.core.recipes import load, validate
-    from foveate.mllm.recipe import MllmRecipe
-
-    content, changes = load(MllmRecipe, RECIPE).model_dump(mode="json"), VARIANTS[variant]
-    content["model"] |= changes.model
-    stages = {stage["name"]: stage for stage in content["stages"]}
-    with_texts = {**stages[INSTRUCTION], **changes.instruction}
-    with_texts["training"] = with_texts["training"] | {"batch_size": BATCH}
-    for name, groups in {INSTRUCTION: changes.groups, TEXT: ("text",), READING: ("text-rich",)}.items():
-        stages[name] = {**with_texts, "groups": groups}
-    # Captions and words hold no box, so that all their steps would be without its loss.
-    stages[TEXT] |= {"box_weight": 0.0}
-    content["stages"] = [_set_length(stages[name.partition("-")[0]], name, steps[name], seed=seed) for name in steps]
-    return validate(MllmRecipe, content, where=f"recipe '{RECIPE}', variant '{variant}'")
-
-
-def _set_length(stage: Mapping[str, Any], name: str, steps: int, *, seed: int) -> dict[str, Any]:
-    # No loader processes: their time would not count as the training's.
-    training = stage["training"] | {"steps": steps, "warmup_steps": min(50, steps // 10), "seed": seed, "workers": 0}
-    return {**stage, "name": name, "training": training}
-
-
-def choose_steps(variant: str, seconds: Mapping[str, float], scale: Scale) -> dict[str, int]:
-    """Return the steps of each stage that fill the processor time of a training.
-
-    Args:
-        seconds: of a step of each stage.
-    """
-    shares = VARIANTS[variant].stages
-    return {name: max(1, round(share * scale.processor_seconds / seconds[name])) for name, share in shares.items()}
-
-
-class MllmStudy(GridStudy):
+class MllmStudy(TrainedStudy):
     """Train one variant for the processor time of the scale and ask it with its image, none and another one."""
 
     design, full, quick = DESIGN, FULL, QUICK
-    variants = tuple(VARIANTS)
+    variants, trained = tuple(VARIANTS), VARIANTS
 
     @classmethod
     def variants_of(cls, condition: str, scale: Any) -> Sequence[str]:
@@ -421,147 +343,26 @@ class MllmStudy(GridStudy):
 
     @classmethod
     def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
-        fields = ("stages", "groups", "model", "instruction", "formats", "tower")
-        changes = {key: {name: _plain(getattr(variant, name)) for name in fields} for key, variant in VARIANTS.items()}
-        return {"recipe": RECIPE, "batch": BATCH, "variants": changes}
+        return cls.training_parameters()
 
-    def collection_path(self, variant: str) -> Path:
-        """Return the collection that a variant is trained on; the test images of a condition are the same in all."""
-        return self.folder / "-".join((VARIANTS[variant].condition, *VARIANTS[variant].formats))
+    def build_collection(self, variant: Variant, target: Path) -> None:
+        from foveate.studies.mllm_worlds import BUILDERS
+
+        formats = {"formats": variant.formats} if variant.formats else {}
+        BUILDERS[variant.condition](target, train=self.scale.train, test=self.scale.test, **formats)
 
     def prepare(self) -> None:
         """Draw the images, train the towers, and set the steps of each variant; only what is missing."""
-        from foveate.studies.mllm_worlds import BUILDERS
-
-        scale = self.scale
-        selected = [key for key in VARIANTS if key in (self.selected or VARIANTS)]
-        path = self.folder / STEPS
-        steps = read_json(path) if path.is_file() else {}
-        hours = scale.seeds * len(selected) * scale.processor_seconds / 3600
-        say(f"{scale.seeds * len(selected)} trainings, {hours:.1f} h of processor time without their evaluations")
-        for variant in selected:
-            formats = {"formats": VARIANTS[variant].formats} if VARIANTS[variant].formats else {}
-            build = BUILDERS[VARIANTS[variant].condition]
-            build(self.collection_path(variant), train=scale.train, test=scale.test, **formats)
-        for tower in sorted({VARIANTS[variant].tower for variant in selected} - {""}):
-            self._train_tower(tower)
-        for variant in selected:
-            if variant not in steps:
-                steps[variant] = choose_steps(variant, self._time_steps(variant), scale)
-                write_json_atomically(path, steps)
-
-    def _train_tower(self, tower: str) -> Path:
-        """Train a tower on the scenes; return its folder."""
-        from foveate.records.collection import Collection
-        from foveate.studies.trainings import train
-
-        run, steps = self.folder / TOWERS / tower, self.scale.tower_steps
-        changes = [f"training.steps={steps}", f"training.warmup_steps={steps // 10}", "training.batch_size=80",
-                   f"training.checkpoint_every={steps}", "training.workers=0"]  # fmt: skip
-        with Collection.open(self.folder / SCENES) as collection:
-            return train(TOWER_RECIPES[tower], changes, collection, run, device=self.device)
-
-    def _time_steps(self, variant: str) -> dict[str, float]:
-        """Train a few steps of each stage and return the processor seconds of one."""
-        import torch
-
-        from foveate.studies.mllm_measures import step_seconds
-
-        # As in the trainings: with more, the time of a step would be that of all threads.
-        torch.set_num_threads(1)
-        lengths = {"short": 2, "long": 2 + self.scale.timed_steps}
-        stages = VARIANTS[variant].stages
-        steps = {f"{stage}-{name}": count for stage in stages for name, count in lengths.items()}
-        run = self.folder / "timing" / variant
-        # What an interrupted session began was timed in part.
-        shutil.rmtree(run, ignore_errors=True)
-        trained = self._train(variant, steps, run, seed=0)
-        shutil.rmtree(run)
-        return {stage: step_seconds(trained.result.stages, name=stage) for stage in stages}
-
-    def _train(self, variant: str, steps: Mapping[str, int], run: Path, *, seed: int) -> Trained:
-        """Train a variant, or resume its training. A signal to stop ends the study, too."""
-        from foveate.mllm.train import train_mllm
-        from foveate.records.collection import Collection
-        from foveate.studies.mllm_measures import train_on_tower
-
-        recipe, tower = build_recipe(variant, steps, seed=seed), VARIANTS[variant].tower
-        with Collection.open(self.collection_path(variant)) as collection:
-            if tower:
-                trained = train_on_tower(recipe, collection, run, tower=self._train_tower(tower), device=self.device)
-            else:
-                trained = train_mllm(recipe, collection, run, device=self.device)
-        if trained.model_folder is None:
-            raise KeyboardInterrupt
-        return trained
+        self.prepare_trainings([key for key in VARIANTS if key in (self.selected or VARIANTS)])
 
     def measure(self, cell: Cell) -> dict[str, float]:
-        from foveate.core.files import read_json_lines
-        from foveate.mllm.evaluate import ROWS as ROWS_FILE
-        from foveate.mllm.evaluate import draw_questions, evaluate, load_suite
-        from foveate.mllm.suite_settings import SuiteSettings
-        from foveate.mllm.train import NAMES
-        from foveate.multimodal.ask import Mllm
-        from foveate.multimodal.opening import open_mllm
-        from foveate.records.collection import Collection
-        from foveate.studies.mllm_measures import guess_scores, nearest_names, suite_scores, with_tiles
+        from foveate.studies.mllm_measures import with_tiles
 
-        work = self.folder / "cells" / "at-work" / cell.name
-        run, path = work / "run", self.collection_path(cell.variant)
-        resumed = run.exists()
-        steps = read_json(self.folder / STEPS)[cell.variant]
-        trained = self._train(cell.variant, steps, run, seed=cell.seed)
-        assert trained.model_folder is not None
-        model = open_mllm(trained.model_folder, device=self.device)
-        assert isinstance(model, Mllm)
-        values: dict[str, float] = {}
-        if model.loaded.model.settings.assembly is None:
-            with Collection.open(path) as collection:
-                recipe = build_recipe(cell.variant, steps, seed=cell.seed)
-                values |= nearest_names(model, collection, recipe, run / NAMES)
-        suite, settings = load_suite("scenes"), SuiteSettings(limit=self.scale.questions, batch_size=32)
-        contents = suite.read(path, settings.split)
-        contents.close()
-        questions = draw_questions(contents.questions, limit=settings.limit, seed=settings.seed)
-        models = {"": model}
-        if cell.variant in _FEWER:
-            models[FEWER_PREFIX] = with_tiles(model, min_tiles=1)
-        evaluations = [work / f"evaluation-{number}" for number in range(len(models))]
-        for (prefix, tiled_as), evaluation in zip(models.items(), evaluations, strict=True):
-            evaluate(tiled_as, "scenes", path, run=evaluation, settings=settings, name=cell.name)
-            scores = suite_scores(questions, read_json_lines(evaluation / ROWS_FILE))
-            values |= {f"{prefix}{name}": value for name, value in scores.items() if not prefix or "/" not in name}
-        if not resumed:  # the time of earlier sessions is not known
-            values["processor_seconds"] = sum(stage.processor_seconds for stage in trained.result.stages)
-        # The weights of a hundred trainings would fill the disk; the cell's numbers are all that is read again.
-        for folder in (run, *evaluations):
-            shutil.rmtree(folder)
-        return values | guess_scores(suite, questions)
+        fewer = {FEWER_PREFIX: lambda model: with_tiles(model, min_tiles=1)} if cell.variant in _FEWER else {}
+        return self.measure_training(cell, fewer)
 
     def further_tables(self) -> list[dict[str, Any]]:
-        steps = read_json(self.folder / STEPS)
-        columns = (ALIGNMENT, TEXT, READING, INSTRUCTION)
-        lines = [
-            [VARIANTS[key].title, *(f"{steps[key].get(stage, 0):,}" for stage in columns)]
-            for key in VARIANTS
-            if key in steps
-        ]
-        return [
-            {
-                "title": "Steps at equal processor time",
-                "note": f"{self.scale.processor_seconds} processor seconds for all stages, by "
-                f"{self.scale.timed_steps} timed steps of each.",
-                "columns": ["variant", *columns],
-                "lines": lines,
-            }
-        ]
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON would give it back: a folder's settings are compared with those of this run."""
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
+        return [self.table_of_steps((ALIGNMENT, TEXT, READING, INSTRUCTION))]
 
 
 STUDY = MllmStudy

@@ -117,7 +117,7 @@ def draw_asked_scene(position: Position, *, formats: Sequence[str] = ()) -> list
     sources = (*cutouts, None) if word else tuple(cutouts)
     texts = ("",) * len(cutouts) + ((word,) if word else ())
     scene = render(Plan(ground, tuple(layers), sources, texts, Finish.draw(rng)), rng)
-    key = _scene_key(position)
+    key = scene_key(position)
     row = make_scene_row(scene, key=key, split=split)
     questions = _Questions(key)
     _ask_scene(questions, scene, indices, word, position, rng)
@@ -132,7 +132,8 @@ def draw_asked_scene(position: Position, *, formats: Sequence[str] = ()) -> list
     return [AskedImage(key, row.data, row.captions, row.regions, row.labels, extra, tuple(questions.conversations))]
 
 
-def _scene_key(position: Position) -> str:
+def scene_key(position: Position) -> str:
+    """Return the key of a scene without drawing it."""
     return f"scene-{position[0]}-{position[1]:06d}"
 
 
@@ -195,14 +196,14 @@ def _ask_pair(questions: _Questions, indices: list[int], position: Position, rng
     if not only:
         return
     prompt = f"<image>\n<image>\nWhich image shows a {_name(int(rng.choice(only)))}, the first or the second?"
-    images = (_scene_key((split, index - 1)), questions.key)
+    images = (scene_key((split, index - 1)), questions.key)
     answer = "first" if in_first else "second"
     questions.ask("which_image", prompt, answer, group="multi-image", two_answers=True, images=images)
 
 
 def build_scenes(target: Path, *, train: int, test: int, formats: Sequence[str] = ()) -> None:
     """Write scenes with questions, and captions of `formats`, into a collection; existing ones are not drawn again."""
-    _build(target, functools.partial(draw_asked_scene, formats=tuple(formats)), _scene_key, train, test, "scenes")
+    _build(target, functools.partial(draw_asked_scene, formats=tuple(formats)), scene_key, train, test, "scenes")
 
 
 def draw_asked_page(position: Position) -> list[AskedImage]:
