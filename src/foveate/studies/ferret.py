@@ -7,14 +7,17 @@ asks multimodal models as the study `mllm` does, at equal processor time.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.experiment_grid import Cell
 from foveate.records.box_text import Decoding
 from foveate.studies.mllm_trainings import ALIGNMENT, DENSE, INSTRUCTION, TrainedStudy, Variant
 from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row
+
+if TYPE_CHECKING:
+    from foveate.vision.encoder import ImageEncoder
 
 LAYOUT, SHAPES, SMALLER, LARGER, QUESTIONS = "layout", "shapes", "sizes-448", "sizes-672", "questions"
 IMAGE_SIZES = {"digits-640": (640, 480), "digits-3000": (3000, 2000)}
@@ -60,43 +63,35 @@ ENCODERS: dict[str, dict[str, dict[str, Any]]] = {
         "replay": {"kind": "roi", "side": 3},
     },
 }
-# Maps whose region vectors a classifier reads.
-MAPS = {
-    "view": ("view",),
-    "tiles": ("tiles",),
-    "fused": ("fused",),
-    "one-tower": ("view", "tiles"),
-    "two-towers": ("view", "tiles_of_tower"),
-}
+# Maps whose region vectors a classifier reads: of one tower, and where another tower sees the tiles.
+MAPS = {"view": ("view",), "tiles": ("tiles",), "fused": ("fused",), "one-tower": ("view", "tiles")}
+_TOWER_MAPS = {"two-towers": MAPS["one-tower"]}
 DECODINGS: dict[str, Decoding] = {"integer": "integer", "bin-center": "bin-center"}
 TOWER = "cloc"
 
 
-def _variant(title: str, what: str, **fields: Any) -> Variant:
-    return Variant(title, what, QUESTIONS, **{"groups": ("refer-ground",), **fields})
-
-
-VARIANTS = {
-    "token": _variant("region token", "a token with the region's vector, box head; the reference of the questions"),
-    "coordinates": _variant(
+_CHANGES = {
+    "token": Variant("region token", "a token with the region's vector, box head; the reference of the questions"),
+    "coordinates": Variant(
         "coordinates", "regions as coordinates in digits alone, box head", model={"regions": "text"}
     ),
-    "both": _variant(
+    "both": Variant(
         "both", "coordinates and token, as in Ferret; boxes by the head, and in digits behind it",
         model={"regions": "hybrid"},
     ),
-    "digits": _variant(
+    "digits": Variant(
         "boxes in digits", "coordinates and token; boxes in digits alone, from the same states",
         model={"regions": "hybrid", "box_head": False}, instruction={"box_weight": 0.0},
     ),
-    "stage-ii": _variant(
+    "stage-ii": Variant(
         "stage II", "a fifth of the time for dense referring and detection, between alignment and instruction",
         stages={ALIGNMENT: 0.3, DENSE: 0.2, INSTRUCTION: 0.5},
     ),
-    "referring": _variant("referring alone", "no questions for boxes", without=("where",),
+    "referring": Variant("referring alone", "no questions for boxes", without=("where",),
                           instruction={"box_weight": 0.0}),
-    "grounding": _variant("grounding alone", "no questions for names", without=("name",)),
+    "grounding": Variant("grounding alone", "no questions for names", without=("name",)),
 }  # fmt: skip
+VARIANTS = {key: replace(variant, condition=QUESTIONS, groups=("refer-ground",)) for key, variant in _CHANGES.items()}
 _TITLES = {
     "sampler": ("sampler", "Ferret's spatial-aware sampler, 64 points"),
     "transposed": ("sampler, transposed", "trained and read at the transposed position, as released weights are"),
@@ -265,12 +260,12 @@ class Scale:
 
 
 FULL = Scale(
-    train_regions=300,
-    test_regions=150,
-    train_sizes=300,
-    test_sizes=150,
-    classifier_steps=200,
-    probe_steps=500,
+    train_regions=160,
+    test_regions=80,
+    train_sizes=160,
+    test_sizes=80,
+    classifier_steps=100,
+    probe_steps=300,
     boxes=500,
     train=1200,
     test=200,
@@ -310,7 +305,7 @@ class FerretStudy(TrainedStudy):
             return list(ENCODERS[condition])
         if condition in IMAGE_SIZES:
             return list(DECODINGS)
-        return list(VARIANTS if condition == QUESTIONS else MAPS)
+        return list(VARIANTS if condition == QUESTIONS else {**MAPS, **_TOWER_MAPS})
 
     @classmethod
     def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
@@ -322,8 +317,8 @@ class FerretStudy(TrainedStudy):
 
         build_questions(target, train=self.scale.train, test=self.scale.test, without=variant.without)
 
-    def _set_path(self, condition: str, split: str) -> Path:
-        return self.folder / "features" / f"{condition}-{split}.safetensors"
+    def _set_path(self, condition: str, split: str, tower: str | None = None) -> Path:
+        return self.folder / "features" / f"{'-'.join(filter(None, (condition, split, tower)))}.safetensors"
 
     def prepare(self) -> None:
         """Draw the scenes, compute their frozen features, and prepare the trainings; only what is missing."""
@@ -334,21 +329,22 @@ class FerretStudy(TrainedStudy):
             if selected & set(encoders):
                 for split, count in (("train", scale.train_regions), ("test", scale.test_regions)):
                     write_set(self._set_path(condition, split), condition, split, count)
-        if selected & set(MAPS):
-            tower = self._open_tower()
-            for condition in (SMALLER, LARGER):
-                for split, count in (("train", scale.train_sizes), ("test", scale.test_sizes)):
-                    write_set(self._set_path(condition, split), condition, split, count, tower=tower)
+        for maps, tower in ((MAPS, None), (_TOWER_MAPS, TOWER)):
+            if selected & set(maps):
+                encoder = self._open_tower(tower) if tower else None
+                for condition in (SMALLER, LARGER):
+                    for split, count in (("train", scale.train_sizes), ("test", scale.test_sizes)):
+                        write_set(self._set_path(condition, split, tower), condition, split, count, tower=encoder)
         self.prepare_trainings([key for key in VARIANTS if key in selected])
 
-    def _open_tower(self) -> Any:
-        """Train CLOC on the scenes of the questions, or read it; return its image encoder."""
+    def _open_tower(self, tower: str) -> ImageEncoder:
+        """Train a tower on the scenes of the questions, or read it; return its image encoder."""
         from foveate.vision.localizer.folder import load_model
 
         reference = VARIANTS["token"]
         collection = self.collection_path(reference)
         self.build_collection(reference, collection)
-        return load_model(self.train_tower(TOWER, collection), device="cpu").image_encoder
+        return load_model(self.train_tower(tower, collection), device="cpu").image_encoder
 
     def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.studies import ferret_measures, ferret_worlds
@@ -360,7 +356,8 @@ class FerretStudy(TrainedStudy):
             return ferret_measures.score_decoding(
                 DECODINGS[variant], size=IMAGE_SIZES[condition], sides=BOX_SIDES, count=scale.boxes, seed=seed
             )
-        train, test = (ferret_worlds.load_set(self._set_path(condition, split)) for split in ("train", "test"))
+        tower = TOWER if variant in _TOWER_MAPS else None
+        train, test = (ferret_worlds.load_set(self._set_path(condition, split, tower)) for split in ("train", "test"))
         names = ferret_worlds.WORLDS[condition].names
         if condition in ENCODERS:
             model = ferret_measures.train_classifier(
@@ -368,7 +365,7 @@ class FerretStudy(TrainedStudy):
             )
             return ferret_measures.score_classifier(model, test)
         return ferret_measures.probe_vectors(
-            train, test, MAPS[variant], names=names, steps=scale.probe_steps, seed=seed
+            train, test, {**MAPS, **_TOWER_MAPS}[variant], names=names, steps=scale.probe_steps, seed=seed
         )
 
     def further_tables(self) -> list[dict[str, Any]]:

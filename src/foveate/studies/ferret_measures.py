@@ -21,7 +21,7 @@ from foveate.vision.regions import RegionBatch, build_region_encoder
 from foveate.vision.registry import seeded
 
 WIDTH = 128
-IMAGES, VECTORS = 32, 256  # of a step
+IMAGES, VECTORS = 16, 256  # of a step
 TRAIN_SHARE = 0.75  # of the training images, drawn by the seed
 _RATE, _DECAY = 2e-3, 0.05
 
@@ -76,11 +76,11 @@ def select_regions(image_R: Tensor, images_B: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mix_shapes(data: PointedSet, rows_R: Tensor, map_R: Tensor, kinds_R: Tensor) -> RegionBatch:
     """Return regions, each by the kind of shape that is drawn for it."""
-    columns = []
-    for column in range(3):
-        of_kinds = torch.stack([data.regions[kind][column][rows_R] for kind in SHAPES])
-        columns.append(of_kinds[kinds_R, torch.arange(len(rows_R))])
-    return RegionBatch(*columns, map_R)
+    of_kinds = [data.regions[kind].select(rows_R) for kind in SHAPES]
+    points_RN2, count_R, boxes_R4, _ = (
+        torch.stack(columns)[kinds_R, torch.arange(len(rows_R))] for columns in zip(*of_kinds, strict=True)
+    )
+    return RegionBatch(points_RN2, count_R, boxes_R4, map_R)
 
 
 @torch.inference_mode()

@@ -32,7 +32,7 @@ from foveate.records.scenes.scene_collection import LICENSE
 from foveate.records.scenes.strokes import draw_point, draw_stroke
 from foveate.records.shapes import Mask, Point, Shape
 from foveate.studies.mllm_worlds import SEED, draw_asked_scene, load_things, scene_key
-from foveate.vision.anyres_map import fuse_views, merge_tiles, move_to_canvas
+from foveate.vision.anyres_map import fuse_views, merge_tiles
 from foveate.vision.canvas import render_input
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps
@@ -180,15 +180,22 @@ def load_set(path: Path) -> PointedSet:
         if f"points/{kind}" in tensors
     }
     vectors = {name.removeprefix("vectors/"): value for name, value in tensors.items() if name.startswith("vectors/")}
-    columns = [tensors[name] for name in ("name", "longest", "image", "neighbor")]
-    return PointedSet(tensors["features"], vectors, *columns, regions)
+    return PointedSet(
+        tensors["features"],
+        vectors,
+        tensors["name"],
+        tensors["longest"],
+        tensors["image"],
+        tensors["neighbor"],
+        regions,
+    )
 
 
 def write_set(path: Path, condition: str, split: str, count: int, *, tower: ImageEncoder | None = None) -> None:
     """Draw the scenes of a split and write their features; a file that is there stays as it is.
 
     Args:
-        tower: encodes the tiles besides the frozen network, where a condition has tiles.
+        tower: encodes the tiles instead of the frozen network.
     """
     if path.is_file():
         return
@@ -230,8 +237,7 @@ def find_neighbors(image_R: Tensor) -> Tensor:
 
 @functools.cache
 def _frozen_network() -> Lite0Encoder:
-    # In float32: bfloat16 features differ between processors, and sets are compared over machines.
-    return Lite0Encoder(image_size=VIEW, width=8, embed_dim=8, precision="float32").eval()
+    return Lite0Encoder(image_size=VIEW, width=8, embed_dim=8).eval()
 
 
 def _encode(images: Sequence[Image.Image]) -> Tensor:
@@ -250,10 +256,7 @@ def join_maps(features_BF: Tensor, grid: tuple[int, int]) -> Tensor:
 
 @torch.inference_mode()
 def _encode_tiled(drawn: Sequence[PointedImage], tower: ImageEncoder | None) -> dict[str, Tensor]:
-    """Return the means of maps at the boxes of all things: one view, tiles, and both in one map.
-
-    `tiles_of_tower` are the tokens of the tower for the tiles.
-    """
+    """Return the means of maps at the boxes of all things: one view, tiles, and both in one map (of one tower)."""
     encoder = _frozen_network()
     parts: dict[str, list[Tensor]] = {}
     for start in track(range(0, len(drawn), _BATCH), description="tiles"):
@@ -267,19 +270,18 @@ def _encode_tiled(drawn: Sequence[PointedImage], tower: ImageEncoder | None) -> 
             plan = plan_tiles(ImageSize(image.image.height, image.image.width), options)
             features = encoder.frozen_features(render_input(encoder.preprocess, image.image, plan))
             views_VLC = join_maps(features, encoder.grid)
-            of_image = {
-                "view": views_VLC[0].T.unflatten(1, encoder.grid),
-                "tiles": merge_tiles(views_VLC[1:], plan, encoder.grid),
-                "fused": fuse_views(views_VLC, plan, encoder.grid),
-            }
-            if tower is not None:
-                of_image["tiles_of_tower"] = merge_tiles(tower(features[1:]).tokens, plan, tower.grid)
+            of_image = {"view": views_VLC[0].T.unflatten(1, encoder.grid)}
+            if tower is None:
+                of_image["tiles"] = merge_tiles(views_VLC[1:], plan, encoder.grid)
+                of_image["fused"] = fuse_views(views_VLC, plan, encoder.grid)
+            else:
+                of_image["tiles"] = merge_tiles(tower(features[1:]).tokens, plan, tower.grid)
             for name, map_CHW in of_image.items():
                 maps.setdefault(name, []).append(map_CHW)
         sizes = [image.image.size[::-1] for image in batch]
         boxes = [[shapes["box"] for shapes in image.shapes] for image in batch]
         # Stretched tiles cover the image, so that regions lie in the merged map as in the image.
-        regions = move_to_canvas(prepare_regions(boxes, sizes, num_points=NUM_POINTS), plan)
+        regions = prepare_regions(boxes, sizes, num_points=NUM_POINTS)
         for name, of_batch in maps.items():
             parts.setdefault(name, []).append(mean_samples(of_batch, regions))
             rolled = [*of_batch[1:], of_batch[0]]
