@@ -185,6 +185,43 @@ def test_regions_are_read_where_they_lie_at_any_resolution() -> None:
         assert torch.allclose(reader.of_prompts(tokens, *arguments), before) != changes
 
 
+@pytest.mark.parametrize("changes", [{}, {"region_map": "connector"}], ids=["tower", "connector"])
+def test_a_mean_region_starts_where_a_model_without_encoder_reads_it(changes: dict[str, Any]) -> None:
+    loaded, _ = load(region_mean=True, region_norm=False, region_points=512, **changes)
+    model, reader = loaded.model, loaded.model.region_reader
+    assert reader is not None
+    visual, pending = Mllm(loaded)._prepare([Question(IMAGE, "What is <region>?", [shape]) for shape in SHAPES])
+    views = torch.tensor([question.views for question in pending])
+    boxes = torch.tensor(np.array([question.written.regions[0][1] for question in pending]), dtype=torch.float32)
+    prompts = RegionPrompts.create(
+        [region for question in pending for region in question.written.regions],
+        [points for question in pending for points in question.written.points],
+    )
+    rows = torch.arange(len(SHAPES))
+    starts = reader.of_prompts(visual.tower_VLD, views, torch.zeros_like(views), rows, prompts)
+    expected = model.region_means(visual, boxes, views[:, 0])
+    # The box, and the mask that is the same box, from 512 of its points.
+    torch.testing.assert_close(starts[[0, 3]], expected[[0, 3]], atol=0.02, rtol=0)
+    torch.testing.assert_close(reader.of_views(visual.tower_VLD, boxes, views[:, 0]), expected, atol=0.1, rtol=0)
+    torch.nn.init.normal_(reader.encoder.last_layer.weight)
+    moved = reader.of_prompts(visual.tower_VLD, views, torch.zeros_like(views), rows, prompts)
+    assert not torch.allclose(moved, starts, atol=0.1)
+
+
+def test_a_mean_region_of_tiles_is_as_long_as_tokens() -> None:
+    assembly = TILES["assembly"] | {"tokens_per_view": 16}
+    loaded, _ = load(region_mean=True, region_norm=False, connector={"kind": "mlp"}, assembly=assembly)
+    reader = loaded.model.region_reader
+    assert reader is not None
+    visual, (pending,) = Mllm(loaded)._prepare([Question(IMAGE, "What is <region>?", SHAPES[:1])])
+    assert len(pending.views) > 1
+    tokens = torch.ones_like(visual.tower_VLD)
+    prompts = RegionPrompts.create(pending.written.regions, pending.written.points)
+    zeros = torch.zeros(1, len(pending.views), dtype=torch.long)
+    start = reader.of_prompts(tokens, torch.tensor([pending.views]), zeros, torch.tensor([0]), prompts)
+    torch.testing.assert_close(start, torch.ones_like(start))
+
+
 def test_points_follow_the_placement() -> None:
     for flip in (False, True):
         placement = View(flip=flip).place(150, 100, 64)
@@ -205,6 +242,10 @@ def test_points_follow_the_placement() -> None:
         ({**TILES, "region_encoder": None}, "regions"),
         ({"region_encoder": {"kind": "samplr"}}, "sampler"),
         ({"region_encoder": {"kind": "roi", "side": 2}}, "region_encoder"),
+        ({"region_mean": True}, "region_norm"),
+        ({"region_mean": True, "region_norm": False, "region_encoder": None}, "region_mean"),
+        ({**TILES, "region_mean": True, "region_norm": False}, "region_mean"),
+        ({"region_fusion": "bilinear"}, "region_fusion"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], named: str) -> None:

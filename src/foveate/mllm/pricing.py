@@ -28,7 +28,7 @@ from foveate.training.settings import TrainingSettings
 from foveate.vision.connectors import Connector, build_connector
 from foveate.vision.encoder import ImageEncoder
 
-PARTS = ("tower", "connector", "language")
+PARTS = ("tower", "connector", "regions", "language")
 _PRICE, _SAMPLE = PriceSettings(), MllmPriceSettings()
 # What the views of a dry run's images are planned for: most data sets of photographs are about so large.
 _MEAN_IMAGE = (480, 640)
@@ -83,7 +83,7 @@ class StageShape:
     views: float
     text_tokens: float
     answer_tokens: float
-    trained: tuple[str, ...] = PARTS
+    trained: tuple[str, ...] = ("tower", "connector", "language")
     runs_language: bool = True
 
 
@@ -141,7 +141,8 @@ def price_recipe(
 ) -> dict[str, Any]:
     """Estimate the training of a recipe, all stages, with its tower and connector as they are; see `price`.
 
-    A stage without texts does not run the language model. Heads, positions and indicators, some thousands of
+    A stage without texts does not run the language model. A region encoder counts with its parameters and their state,
+    not with its FLOPs: a sample has few regions. Heads, positions and indicators, some thousands of
     parameters and tens of tokens, are left out, and the table of tokens is counted at all positions. The tower's
     features are computed in every step: frozen ones that are cached cost less.
 
@@ -156,11 +157,14 @@ def price_recipe(
             model = build_stage_model(recipe, stage)
         models[stage.name] = model
         conversations = stage.max_conversations if stage.texts else 0
-        rates = {"tower": stage.tower_factor, "connector": stage.connector_rate, "language": stage.language_rate}
         frozen = all(not weight.requires_grad for weight in model.tower.parameters())
-        trained = [name for name in PARTS if rates[name] and not (name == "tower" and frozen)]
-        if not stage.texts:
-            trained.remove("language")
+        rates = {
+            "tower": 0 if frozen else stage.tower_factor,
+            "connector": stage.connector_rate,
+            "regions": model.region_reader is not None,
+            "language": stage.language_rate if stage.texts else 0,
+        }
+        trained = [name for name in PARTS if rates[name]]
         stages.append(
             StageShape(
                 stage.name,
@@ -179,6 +183,10 @@ def price_recipe(
         key = (model.tower.feature_shape, precision)
         if key not in counted:
             counted[key] = _count_built_vision(model.tower, model.connector, precision)
+            if model.region_reader is not None:
+                size = count_parameters(model.region_reader)
+                cost = ModuleCost(0.0, 0.0, 0.0, 0.0, 0, 1, model.width)
+                counted[key][0]["regions"] = PartCost(size, size, size, cost)
         return counted[key]
 
     options = recipe.model.experts
@@ -252,9 +260,9 @@ def step_flops(parts: Mapping[str, PartCost], stage: StageShape) -> dict[str, fl
     A part that is not trained has no backward pass, unless a trained one lies before it, whose gradient passes through:
     half of a whole one, as no weights get gradients.
     """
-    times = {"tower": stage.views, "connector": stage.views, "language": 1.0}
+    times = {"tower": stage.views, "connector": stage.views, "regions": 1.0, "language": 1.0}
     flops, before = {}, False
-    for name in PARTS:
+    for name in (name for name in PARTS if name in parts):
         cost = parts[name].cost
         backward = 1.0 if name in stage.trained else 0.5 if before else 0.0
         runs = times[name] if name != "language" or stage.runs_language else 0.0
@@ -274,9 +282,8 @@ def memory_per_device(
     settings = stage.training
     samples = settings.batch_size / devices / settings.accumulate
     first = min((PARTS.index(name) for name in stage.trained), default=len(PARTS))
-    times = {"tower": stage.views, "connector": stage.views, "language": 1.0}
-    times["language"] = float(stage.runs_language)
-    saved = sum(times[name] * parts[name].cost.saved for name in PARTS[first:])
+    times = {"tower": stage.views, "connector": stage.views, "regions": 1.0, "language": float(stage.runs_language)}
+    saved = sum(times[name] * parts[name].cost.saved for name in PARTS[first:] if name in parts)
     state = state_bytes(
         float(sum(part.parameters for part in parts.values())),
         float(sum(parts[name].parameters for name in stage.trained)),

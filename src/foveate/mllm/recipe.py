@@ -103,6 +103,19 @@ class StageSettings(Settings):
         return self.mixture is None or self.mixture.shares().get(group, 0) > 0
 
 
+# Of `model`: what a training that adds regions to a model decides; tuning is of its language model.
+REGION_FIELDS = (
+    "regions",
+    "region_encoder",
+    "region_map",
+    "region_points",
+    "region_norm",
+    "region_mean",
+    "region_fusion",
+)
+TUNING_FIELDS = ("tuning", "lora")
+
+
 class MllmRecipe(Settings):
     """`foveate mllm train RECIPE --collection DIR`."""
 
@@ -111,6 +124,11 @@ class MllmRecipe(Settings):
         default=None,
         description="start from this: mini (shipped) or a model folder, with its weights, tokenizer and names; "
         "`model` is then that of the folder",
+    )
+    add_regions: str | None = Field(
+        default=None,
+        description="start from this model, mini (shipped) or a model folder without a region encoder, and give it "
+        "one: `model` then decides regions and the tuning of a language model with a source; all else is the folder's",
     )
     model: MultimodalSettings
     vocabulary: int = Field(
@@ -125,28 +143,31 @@ class MllmRecipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _take_initial_model(cls, content: Any) -> Any:
-        """Fill in `model` from the folder `initial`; what the recipe gives of it must agree."""
-        if not isinstance(content, Mapping) or not isinstance(content.get("initial"), str):
+        """Fill in `model` from the folder of `initial` or `add_regions`; what a recipe gives beside must agree."""
+        field = "add_regions" if isinstance(content, Mapping) and content.get("add_regions") else "initial"
+        if not isinstance(content, Mapping) or not isinstance(content.get(field), str):
             return content
         from foveate.multimodal.folder import read_settings  # loads torch, which a recipe alone does not need
         from foveate.multimodal.opening import SHIPPED, find_folder
 
-        initial = content["initial"]
+        source = content[field]
         try:
-            settings, _ = read_settings(find_folder(initial).expanduser())
+            settings, _ = read_settings(find_folder(source).expanduser())
         except UserError as error:
-            raise UserError(f"field 'initial': {error}") from error
+            raise UserError(f"field '{field}': {error}") from error
         model = settings.model_dump(mode="json")
-        if content.get("model") is not None:
-            recipe_model = content["model"]
-            if isinstance(recipe_model, Settings):
-                recipe_model = recipe_model.model_dump(mode="json")
-            if not isinstance(recipe_model, Mapping):
-                return content
-            _check_agreement(recipe_model, model, initial)
+        recipe_model = content.get("model") or {}
+        if isinstance(recipe_model, Settings):
+            recipe_model = recipe_model.model_dump(mode="json")
+        if not isinstance(recipe_model, Mapping):
+            return content
+        if field == "add_regions":
+            model = _with_regions(model, recipe_model, source)
+        else:
+            _check_agreement(recipe_model, model, source)
         # A run is resumed from any working directory.
-        path = initial if initial in SHIPPED else str(Path(initial).expanduser().resolve())
-        return {**content, "initial": path, "model": model}
+        path = source if source in SHIPPED else str(Path(source).expanduser().resolve())
+        return {**content, field: path, "model": model}
 
     @model_validator(mode="after")
     def _consistent(self) -> MllmRecipe:
@@ -158,9 +179,11 @@ class MllmRecipe(Settings):
         if self.model.box_head and self.model.regions == "text":
             raise ValueError("model.box_head: needs model.regions 'tokens' or 'hybrid' (got 'text')")
         # Not merely set: a saved recipe lists all fields, most with their defaults.
+        if self.initial and self.add_regions:
+            raise ValueError(f"initial: add_regions names the model to start from (got '{self.initial}'); expected one")
         changed = self.vocabulary != type(self).model_fields["vocabulary"].default
-        if changed and (self.initial or isinstance(self.model.language, SourceSettings)):
-            source = "initial" if self.initial else "model.language.source"
+        if changed and (self.start or isinstance(self.model.language, SourceSettings)):
+            source = "initial" if self.initial else "add_regions" if self.add_regions else "model.language.source"
             warnings.warn(f"vocabulary has no effect with {source}, which has its own", stacklevel=2)
         if self.model.tiles_tower is None and any(stage.copy_projector for stage in self.stages):
             raise ValueError("stages: copy_projector needs model.tiles_tower")
@@ -169,6 +192,11 @@ class MllmRecipe(Settings):
         if self.stages[-1].assembly not in (None, self.model.assembly):
             raise ValueError("stages: assembly of the last stage is the model's; set model.assembly")
         return self
+
+    @property
+    def start(self) -> str | None:
+        """The model that training starts from; None = new weights."""
+        return self.initial or self.add_regions
 
     def stage_model(self, stage: StageSettings) -> MultimodalSettings:
         """Return the model as a stage trains it: with its views and their size."""
@@ -187,6 +215,22 @@ class MllmRecipe(Settings):
             stage.model_copy(update={"training": stage.training.model_copy(update=update)}) for stage in self.stages
         )
         return self.model_copy(update={"stages": stages})
+
+
+def _with_regions(model: Mapping[str, Any], recipe_model: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the settings of a model with the regions, and the tuning, of a recipe's model."""
+    if model["region_encoder"] is not None:
+        raise UserError(
+            f"field 'add_regions': {source} has a region encoder (got {model['region_encoder'].get('kind')}); expected "
+            "a model without one, or initial"
+        )
+    regions = {name: recipe_model[name] for name in REGION_FIELDS if name in recipe_model}
+    if regions.get("region_encoder") is None:
+        raise UserError("field 'model.region_encoder': missing; add_regions needs one, such as {kind: sampler}")
+    language, tuned = model["language"], recipe_model.get("language")
+    if "source" in language and isinstance(tuned, Mapping):
+        language = {**language, **{name: tuned[name] for name in TUNING_FIELDS if name in tuned}}
+    return {**model, **regions, "language": language}
 
 
 def _check_agreement(

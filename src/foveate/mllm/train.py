@@ -52,10 +52,11 @@ from foveate.multimodal.folder import (
     hash_model,
     load_weights,
     open_recorded_source,
+    read_settings,
     save_model,
     stored_state,
 )
-from foveate.multimodal.model import MultimodalModel
+from foveate.multimodal.model import MultimodalModel, is_lora
 from foveate.multimodal.opening import find_folder
 from foveate.multimodal.prompts import create_prompts
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
@@ -96,7 +97,7 @@ def build_recipe_model(recipe: MllmRecipe) -> MultimodalModel:
     """Build the untrained model of a recipe; a language model from elsewhere with random weights."""
     source = recipe.model.language
     if not isinstance(source, SourceSettings):
-        vocabulary = read_tokenizer(find_folder(recipe.initial) / TOKENIZER).size if recipe.initial else None
+        vocabulary = read_tokenizer(find_folder(recipe.start) / TOKENIZER).size if recipe.start else None
         return build_model(recipe.model, vocabulary=vocabulary or recipe.vocabulary, region_id=0)
     from transformers import AutoModelForCausalLM
 
@@ -224,7 +225,7 @@ def _prepare(recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet
         return
     rows = sorted({row for group in sets for row in group.rows})
     uses = Counter(region.phrase for row in rows for region in collection.read_regions(row))
-    initial = find_folder(recipe.initial) if recipe.initial else None
+    initial = find_folder(recipe.start) if recipe.start else None
     known: list[str] = []
     if initial is not None:
         path = initial / NAMES
@@ -245,6 +246,13 @@ def _write_tokenizer(recipe: MllmRecipe, sets: Sequence[ImageSet], uses: Counter
         texts = [texts[int(number)] for number in np.sort(indices)]
     tokenizer = train_tokenizer([f" {text}" for text in texts], size=recipe.vocabulary, names=uses.elements())
     write_text_atomically(run.path / TOKENIZER, tokenizer.to_str(pretty=False))
+
+
+def _is_added(settings: MultimodalSettings, name: str) -> bool:
+    """Return whether a tensor is new where regions are added to a model of these settings."""
+    source = settings.language
+    new_lora = isinstance(source, SourceSettings) and source.tuning != "lora" and is_lora(name)
+    return name.startswith("region_reader.") or (settings.regions == "text" and name == "region_E") or new_lora
 
 
 class MllmTraining:
@@ -269,8 +277,8 @@ class MllmTraining:
         self.names = NameTable.create(read_json(run.path / NAMES), self.prompts)
         self.initial_sha256 = ""
         self._features: FeatureCache | None = None
-        if recipe.initial:
-            self.model = self._load_initial(find_folder(recipe.initial))
+        if recipe.start:
+            self.model = self._load_initial(find_folder(recipe.start))
             self.enter(recipe.stages[0])
         else:
             self.model = self._build(recipe.stage_model(recipe.stages[0]))
@@ -278,11 +286,12 @@ class MllmTraining:
     def _load_initial(self, folder: Path) -> MultimodalModel:
         """Build the model of a folder with its weights, the same in every session of a run."""
         self.initial_sha256 = hash_model(folder)
-        identity = {"source": self.recipe.initial, "sha256": self.initial_sha256}
+        identity = {"source": self.recipe.start, "sha256": self.initial_sha256}
         _check_unchanged(self.run, INITIAL, "initial model", identity)
         model = self._build(self.recipe.model)
         check_preprocess(folder / PREPROCESS, model.tower.preprocess)
-        load_weights(model, folder / WEIGHTS)
+        settings, _ = read_settings(folder)
+        load_weights(model, folder / WEIGHTS, added=partial(_is_added, settings) if self.recipe.add_regions else None)
         return model
 
     def _open_source(self) -> LanguageModel | None:
@@ -290,8 +299,8 @@ class MllmTraining:
         settings = self.recipe.model.language
         if not isinstance(settings, SourceSettings):
             return None
-        if self.recipe.initial:
-            language = open_recorded_source(find_folder(self.recipe.initial))
+        if self.recipe.start:
+            language = open_recorded_source(find_folder(self.recipe.start), settings)
         else:
             language = open_source(settings, seed=self.recipe.stages[0].training.seed)
         identity = {"source": language.source, "sha256": language.sha256()}
@@ -538,7 +547,7 @@ class MllmTraining:
             stages=self.stages,
             seconds=round(sum(stage.seconds for stage in self.stages), 1),
             model="model/",
-            initial=self.recipe.initial or "",
+            initial=self.recipe.start or "",
             initial_sha256=self.initial_sha256,
         )
 
@@ -558,8 +567,8 @@ class MllmTraining:
             "command": self.command,
             "revision": code_revision(),
         }
-        if self.recipe.initial:
-            provenance["initial"] = {"source": self.recipe.initial, "sha256": self.initial_sha256}
+        if self.recipe.start:
+            provenance["initial"] = {"source": self.recipe.start, "sha256": self.initial_sha256}
         return save_model(
             self.run.path / "model",
             settings=self.recipe.model,

@@ -15,6 +15,7 @@ from foveate.language.sparse import make_sparse
 from foveate.multimodal.model import MultimodalModel, start_copying
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.vision.connectors import Connector, build_connector, connector_kinds
+from foveate.vision.connectors.pooled import PooledConnector
 from foveate.vision.dual import DualConnector, DualTower
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.hidden_layer import build_tower
@@ -70,10 +71,14 @@ def build_model(
     region_encoder = None
     if settings.region_encoder is not None:
         behind = settings.region_map == "connector"
-        if behind and connector.num_tokens != connector.grid[0] * connector.grid[1]:
+        complete = (
+            isinstance(connector, PooledConnector) or connector.num_tokens == connector.grid[0] * connector.grid[1]
+        )
+        if (behind or settings.region_mean) and not complete:
+            name, other = ("region_map", "region_map tower") if behind else ("region_mean", "region_mean false")
             raise UserError(
-                f"field model.region_map: connector '{kind}' keeps {connector.num_tokens} tokens of a view; expected "
-                "all, or region_map tower"
+                f"field model.{name}: connector '{kind}' keeps {connector.num_tokens} tokens of a view; expected all, "
+                f"or {other}"
             )
         width = out_width if behind else tower.width
         region_encoder = _build_regions(settings, width, out_width, seed=seed + 5)

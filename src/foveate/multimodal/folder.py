@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,8 +168,11 @@ def hash_model(folder: Path) -> str:
     return hashlib.sha256("".join(f"{sha256_file(file)}  {file.name}\n" for file in files).encode()).hexdigest()
 
 
-def open_recorded_source(folder: Path) -> LanguageModel:
+def open_recorded_source(folder: Path, tuned: SourceSettings | None = None) -> LanguageModel:
     """Open the language model from elsewhere that a model folder was trained with.
+
+    Args:
+        tuned: what of it is trained from now on; by default as in the folder.
 
     Raises:
         UserError: it is out of reach or another one.
@@ -178,7 +181,7 @@ def open_recorded_source(folder: Path) -> LanguageModel:
     assert isinstance(settings.language, SourceSettings)
     source, sha256 = settings.language.source, config.get("language_sha256")
     try:
-        language = open_source(settings.language)
+        language = open_source(tuned or settings.language)
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: field 'model.language.source': {error}") from error
     actual = language.sha256()
@@ -215,9 +218,15 @@ def _is_tied(weights: Mapping[str, Tensor], name: str) -> bool:
     return not head.is_meta and any(value.is_set_to(head) for value in others)
 
 
-def load_weights(model: MultimodalModel, path: Path) -> None:
-    """Load the weights of a file into a model; all names and shapes must match."""
+def load_weights(model: MultimodalModel, path: Path, *, added: Callable[[str], bool] | None = None) -> None:
+    """Load the weights of a file into a model; all names and shapes must match.
+
+    Args:
+        added: tensors that the file must not have; they stay as they are.
+    """
     tensors = read_tensors(path)
-    check_tensors(tensors, stored_state(model.state_dict(), model.settings), path)
+    state = stored_state(model.state_dict(), model.settings)
+    expected = state if added is None else {name: value for name, value in state.items() if not added(name)}
+    check_tensors(tensors, expected, path)
     # A tied head is the table of embeddings: loading one loads both.
     model.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False)

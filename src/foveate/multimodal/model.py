@@ -43,7 +43,8 @@ class Visual(NamedTuple):
     Attributes:
         full_VLE: every patch in the space of the language model; the same as `tokens_VTE` unless it pools last.
         tokens_VTE: what the language model reads.
-        tower_VLD: what a region encoder reads: tokens of the tower, or `full_VLE`; empty where there is none.
+        tower_VLD: what a region encoder reads: tokens of the tower, or `full_VLE`, and with `region_mean` `full_VLE`
+            behind them; empty where there is none.
     """
 
     full_VLE: Tensor
@@ -154,9 +155,7 @@ class MultimodalModel(nn.Module):
         if settings.regions != "text":
             self.region_E = nn.Parameter(torch.zeros(width))
         self.region_reader = (
-            RegionReader(region_encoder, grid=tower.grid, assembly=settings.assembly, norm=settings.region_norm)
-            if region_encoder is not None
-            else None
+            RegionReader(region_encoder, grid=tower.grid, settings=settings) if region_encoder is not None else None
         )
         self.phrase_maps = (
             PhraseMaps(width=width, grid=self.grid, images=min(2, settings.max_images))
@@ -256,7 +255,9 @@ class MultimodalModel(nn.Module):
     def _region_tokens(self, tokens_VLD: Tensor, full_VLE: Tensor) -> Tensor:
         if self.region_reader is None:
             return full_VLE[:, :0]
-        return tokens_VLD if self.settings.region_map == "tower" else full_VLE
+        if self.settings.region_map == "connector":
+            tokens_VLD = full_VLE
+        return torch.cat([tokens_VLD, full_VLE], dim=2) if self.settings.region_mean else tokens_VLD
 
     def view_regions(self, visual: Visual, boxes_R4: Tensor, view_R: Tensor) -> Tensor:
         """Return the vectors [R, E] of boxes in [0, 1] of their views, as alignment compares them with names."""

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveate.core import seeds
-from foveate.multimodal.assemble import AssemblyOptions, plan_sample
+from foveate.multimodal.assemble import plan_sample
+from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.geometry import Placement
 from foveate.records.shapes import Shape
 from foveate.vision.anyres_map import fuse_views, move_to_canvas
 from foveate.vision.regions import RegionBatch, RegionEncoder
 from foveate.vision.regions.masks import draw_points
-from foveate.vision.tiling import ImageSize
+from foveate.vision.regions.mean import mean_cells
+from foveate.vision.tiling import OVERVIEW, ImageSize, TilePlan
 
 
 class RegionPoints(NamedTuple):
@@ -110,21 +112,22 @@ class RegionReader(nn.Module):
     """Read the vectors of regions from the tower's tokens.
 
     Args:
-        encoder: of regions. grid: of a view's tokens. assembly: how images become views; None where each is one view.
-        norm: scale vectors to the length of the language model's embeddings, as visual tokens are.
+        encoder: of regions. grid: of a view's tokens.
+        settings: of the model. With `region_mean` the connector's tokens stand behind the tower's: [V, L, D + E].
     """
 
-    def __init__(
-        self, encoder: RegionEncoder, *, grid: tuple[int, int], assembly: AssemblyOptions | None, norm: bool
-    ) -> None:
+    def __init__(self, encoder: RegionEncoder, *, grid: tuple[int, int], settings: MultimodalSettings) -> None:
         super().__init__()
-        self.encoder, self.grid, self.assembly, self.norm = encoder, grid, assembly, norm
+        self.encoder, self.grid, self.settings = encoder, grid, settings
+        if settings.region_mean:
+            for parameter in encoder.last_layer.parameters():
+                nn.init.zeros_(parameter)
 
     def of_views(self, tokens_VLD: Tensor, boxes_R4: Tensor, view_R: Tensor) -> Tensor:
         """Return the vectors [R, E] of boxes in [0, 1] of single views."""
         used_U, map_R = view_R.unique(return_inverse=True)
         return self._encode(
-            [self._view_map(tokens_VLD[view]) for view in used_U.tolist()], _from_boxes(boxes_R4, map_R, self.encoder)
+            [self._view_map(tokens_VLD[view]) for view in used_U.tolist()], self._from_boxes(boxes_R4, map_R)
         )
 
     def of_prompts(
@@ -138,7 +141,7 @@ class RegionReader(nn.Module):
         """
         images_R2 = torch.stack([row_R, prompts.image_R], dim=1)
         used_U2, map_R = images_R2.unique(dim=0, return_inverse=True)
-        batch = _from_boxes(prompts.boxes_R4, map_R, self.encoder)
+        batch = self._from_boxes(prompts.boxes_R4, map_R)
         if prompts.points_RN2 is not None and prompts.count_R is not None:
             batch = batch._replace(points_RN2=prompts.points_RN2, count_R=prompts.count_R)
         maps, parts, order = [], [], []
@@ -146,14 +149,15 @@ class RegionReader(nn.Module):
             views = views_BK[row][(image_BK[row] == image) & (views_BK[row] >= 0)]
             order.append((map_R == number).nonzero()[:, 0])
             parts.append(batch.select(order[-1]))
-            if self.assembly is None or prompts.size_R2 is None:
+            assembly = self.settings.assembly
+            if assembly is None or prompts.size_R2 is None:
                 maps.append(self._view_map(tokens_VLD[views[0]]))
                 continue
             height, width = prompts.size_R2[order[-1][0]].tolist()
             # Whether an image is split depends on how many the sample has.
             count = int(image_BK[row][views_BK[row] >= 0].max()) + 1
-            plan = plan_sample([ImageSize(height, width)] * count, self.assembly).images[0]
-            maps.append(fuse_views(tokens_VLD[views], plan, self.grid))
+            plan = plan_sample([ImageSize(height, width)] * count, assembly).images[0]
+            maps.append(self._fuse(tokens_VLD[views], plan))
             parts[-1] = move_to_canvas(parts[-1], plan)
         if parts:
             columns = [torch.cat(column) for column in zip(*parts, strict=True)]
@@ -163,15 +167,24 @@ class RegionReader(nn.Module):
     def _view_map(self, tokens_LD: Tensor) -> Tensor:
         return tokens_LD.T.unflatten(1, self.grid)
 
+    def _fuse(self, tokens_VLD: Tensor, plan: TilePlan) -> Tensor:
+        fused_CHW = fuse_views(tokens_VLD, plan, self.grid, interpolation=self.settings.region_fusion)
+        if not self.settings.region_mean or len(plan.views) == 1 or OVERVIEW not in plan.views:
+            return fused_CHW
+        # Tiles plus overview would be twice as long as the tokens that the language model reads.
+        width = self.encoder.width
+        return torch.cat([fused_CHW[:width], fused_CHW[width:] / 2])
+
     def _encode(self, maps: Sequence[Tensor], batch: RegionBatch) -> Tensor:
+        width, behind = self.encoder.width, self.encoder.out if self.settings.region_mean else 0
         if not maps:
             # A batch without regions gives the encoder's weights a gradient of zero, not none.
-            weight = next(self.encoder.parameters())
-            maps = [weight.new_zeros(self.encoder.width, *self.grid)]
-        vectors_RE = self.encoder(maps, batch)
-        return F.layer_norm(vectors_RE, vectors_RE.shape[-1:]) if self.norm else vectors_RE
+            maps = [self.encoder.last_layer.weight.new_zeros(width + behind, *self.grid)]
+        vectors_RE = self.encoder([map_CHW[:width] for map_CHW in maps], batch)
+        if self.settings.region_mean:
+            return vectors_RE + mean_cells([map_CHW[width:] for map_CHW in maps], batch)
+        return F.layer_norm(vectors_RE, vectors_RE.shape[-1:]) if self.settings.region_norm else vectors_RE
 
-
-def _from_boxes(boxes_R4: Tensor, map_R: Tensor, encoder: RegionEncoder) -> RegionBatch:
-    points_RN2 = spread_points(boxes_R4, encoder.num_points)
-    return RegionBatch(points_RN2, torch.full_like(map_R, encoder.num_points), boxes_R4, map_R)
+    def _from_boxes(self, boxes_R4: Tensor, map_R: Tensor) -> RegionBatch:
+        points_RN2 = spread_points(boxes_R4, self.settings.region_points)
+        return RegionBatch(points_RN2, torch.full_like(map_R, points_RN2.shape[1]), boxes_R4, map_R)

@@ -80,7 +80,17 @@ class MultimodalSettings(Settings):
     )
     region_points: int = Field(default=512, ge=1, le=8192, description="points that a region encoder reads of a region")
     region_norm: bool = Field(
-        default=True, description="scale vectors of a region encoder to the length of embeddings (not in the paper)"
+        default=True,
+        description="scale vectors of a region encoder to the length of embeddings (not in the paper); not with "
+        "region_mean",
+    )
+    region_mean: bool = Field(
+        default=False,
+        description="add the vectors of a region encoder, at first zero, to the mean of the connector's tokens in the "
+        "region: it starts with what the language model reads already (not in the paper)",
+    )
+    region_fusion: Literal["nearest", "bilinear"] = Field(
+        default="nearest", description="brings the overview's map to the size of the tiles' for a region encoder"
     )
     phrase_maps: bool = Field(
         default=False, description="add to each text token the map of where it is seen (not in the paper)"
@@ -106,6 +116,13 @@ class MultimodalSettings(Settings):
             raise ValueError("region_encoder.num_points: set by the model; expected region_points")
         if self.region_map != "tower" and self.region_encoder is None:
             raise ValueError(f"region_map: no effect without region_encoder (got {self.region_map})")
+        for name, default in (("region_mean", False), ("region_fusion", "nearest")):
+            if getattr(self, name) != default and self.region_encoder is None:
+                raise ValueError(f"{name}: no effect without region_encoder (got {getattr(self, name)})")
+        if self.region_mean and self.region_norm:
+            raise ValueError("region_norm: would scale the mean of tokens (got true); expected false with region_mean")
+        if self.region_fusion != "nearest" and self.assembly is None:
+            raise ValueError(f"region_fusion: no effect without tiles (got {self.region_fusion}); expected assembly")
         if self.tiles_tower is not None and (self.assembly is None or self.assembly.tiling.overview == "none"):
             raise ValueError("tiles_tower: needs tiles and an overview; expected assembly with an overview")
         if self.assembly is not None and self.assembly.token_order == "rows" and self.visual_positions:

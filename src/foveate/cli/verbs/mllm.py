@@ -115,6 +115,7 @@ def plan(
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
 @path_option("--collection", "Collection folder; not needed for a dry run.")
+@click.option("--add-regions", metavar="MODEL", help="Start from this model and give it the recipe's region encoder.")
 @run_option("runs/mllm-RECIPE")
 @dry_run_option("Print parameters, tokens, FLOPs, memory and time of every stage; train nothing.")
 @fields(
@@ -134,6 +135,7 @@ def train(
     recipe: str,
     overrides: tuple[str, ...],
     collection: Path | None,
+    add_regions: str | None,
     run: Path | None,
     dry_run: bool,
     pricing: dict[str, Any],
@@ -151,11 +153,15 @@ def train(
     Example:
       foveate collect questions --to questions
       foveate mllm train mllm-mini --collection questions
+      foveate mllm train ferret-on-mini --collection referring
+      foveate mllm train ferret-on-mini --add-regions runs/mllm-own/model --collection referring
       foveate mllm train mm15-3b --dry-run --devices 64 --hardware h100-80gb
     """
     from foveate.core.recipes import load
     from foveate.mllm.recipe import MllmRecipe
 
+    if add_regions is not None:
+        overrides = (*overrides, f"add_regions={add_regions}")
     resolved = load(MllmRecipe, recipe, overrides).with_training(seed=seed, workers=workers)
     if dry_run:
         from foveate.mllm.pricing import format_price, price_recipe

@@ -175,6 +175,11 @@ class RegionEncoder(nn.Module, ABC):
         super().__init__()
         self.width, self.out, self.num_points = width, out, num_points
 
+    @property
+    @abstractmethod
+    def last_layer(self) -> nn.Linear:
+        """The layer that gives the vectors."""
+
     @abstractmethod
     def forward(
         self,

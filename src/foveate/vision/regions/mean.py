@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -24,9 +25,31 @@ def mean_samples(maps: Maps, regions: RegionBatch) -> Tensor:
     cells_LC, sizes_B2 = stack_maps(maps)
     batch = regions.to(cells_LC.device)
     samples_RNC = sample_cells(cells_LC, sizes_B2, batch.points_RN2, batch.map_R)
-    distinct_RN = torch.arange(samples_RNC.shape[1], device=cells_LC.device) < batch.count_R[:, None]
-    shares_RN = distinct_RN / batch.count_R[:, None]
-    return torch.einsum("rn,rnc->rc", shares_RN.to(samples_RNC.dtype), samples_RNC)
+    return torch.einsum("rn,rnc->rc", _distinct_shares(batch).to(samples_RNC.dtype), samples_RNC)
+
+
+def mean_cells(maps: Maps, regions: RegionBatch) -> Tensor:
+    """Return the mean [R, C] of the cells that the distinct points of each region lie in.
+
+    Cells tile the map from edge to edge, as patches do, where `mean_samples` follows the official code, which reads 0
+    and 1 at the centers of the outermost cells.
+    """
+    cells_LC, sizes_B2 = stack_maps(maps)
+    batch = regions.to(cells_LC.device)
+    height_width_R12 = sizes_B2[batch.map_R][:, None]
+    at_RN2 = batch.points_RN2 * height_width_R12.flip(-1)
+    column_RN, row_RN = torch.minimum(at_RN2.long(), height_width_R12.flip(-1) - 1).unbind(-1)
+    start_B = sizes_B2.prod(dim=1).cumsum(dim=0) - sizes_B2.prod(dim=1)
+    index_RN = start_B[batch.map_R][:, None] + row_RN * height_width_R12[..., 1] + column_RN
+    shares_RN = _distinct_shares(batch)
+    exact_LC = cells_LC.float()
+    return F.embedding_bag(index_RN, exact_LC, mode="sum", per_sample_weights=shares_RN.to(exact_LC.dtype))
+
+
+def _distinct_shares(batch: RegionBatch) -> Tensor:
+    """Return the share [R, N] of each point in the mean of its region: none of repeats."""
+    index_N = torch.arange(batch.points_RN2.shape[1], device=batch.count_R.device)
+    return (index_N < batch.count_R[:, None]) / batch.count_R[:, None]
 
 
 class MeanEncoder(RegionEncoder):
@@ -37,6 +60,11 @@ class MeanEncoder(RegionEncoder):
     def __init__(self, *, width: int, out: int, num_points: int = 512) -> None:
         super().__init__(width=width, out=out, num_points=num_points)
         self.adapter = nn.Linear(width, out)
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """See `RegionEncoder.last_layer`."""
+        return self.adapter
 
     def forward(
         self,

@@ -33,6 +33,11 @@ class RoiEncoder(RegionEncoder):
         self.side, self.tokens_per_region = side, side * side
         self.adapter = nn.Linear(width, out)
 
+    @property
+    def last_layer(self) -> nn.Linear:
+        """See `RegionEncoder.last_layer`."""
+        return self.adapter
+
     def forward(
         self,
         maps: Maps,

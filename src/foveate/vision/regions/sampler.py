@@ -133,6 +133,11 @@ class RegionSampler(RegionEncoder):
         self.flatten_projector = nn.Linear(width * options.anchors[-1], width)
         self.dim_projector = nn.Linear(width, out)
 
+    @property
+    def last_layer(self) -> nn.Linear:
+        """See `RegionEncoder.last_layer`."""
+        return self.dim_projector
+
     def forward(
         self,
         maps: Maps,
