@@ -38,6 +38,7 @@ _LAZY = {
     "UserError": "foveate.core.errors",
     "adapt": "foveate.adapt",  # the package, which can be called
     "aggregate_frames": "foveate.mllm.video.aggregate",
+    "choose_frames": "foveate.vision.video.choosing",
     "load_adapter": "foveate.adapt.folder",
     "open_adapter": "foveate.adapt.predictor",
     "open_index": "foveate.pretrain.api",
@@ -45,6 +46,8 @@ _LAZY = {
     "open_model": "foveate.pretrain.api",
     "parse_boxes": "foveate.records.box_phrases",
     "parse_how": "foveate.mllm.video.grammar",
+    "read_clip": "foveate.vision.video.reading",
+    "sample": "foveate.vision.video.sampling",
     "save_adapter": "foveate.adapt.folder",
     "search": "foveate.pretrain.api",
 }
@@ -73,6 +76,9 @@ if TYPE_CHECKING:
     from foveate.records.record import Record, Region
     from foveate.records.shapes import Mask, Point, Stroke
     from foveate.vision.regions.sampler import RegionSampler
+    from foveate.vision.video.choosing import choose_frames
+    from foveate.vision.video.reading import read_clip
+    from foveate.vision.video.sampling import sample
 
 __all__ = [
     "AbsentClassCalibrator",
@@ -103,6 +109,7 @@ __all__ = [
     "__version__",
     "adapt",
     "aggregate_frames",
+    "choose_frames",
     "load_adapter",
     "open_adapter",
     "open_index",
@@ -110,6 +117,8 @@ __all__ = [
     "open_model",
     "parse_boxes",
     "parse_how",
+    "read_clip",
+    "sample",
     "save_adapter",
     "search",
 ]

@@ -6,11 +6,13 @@ global settings decide. The size is checked before any pixel is decoded.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import struct
 import zlib
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,7 @@ _DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
+_ANIMATED = ("GIF", "WEBP", "PNG")
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -195,22 +198,13 @@ def read_image_info(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image
         BadImage: as `check`, except that damage behind the header is not noticed.
     """
     format_name = detect_format(data)
-    try:
-        if format_name == "WEBP":
-            _check_size(*_webp_size(data), max_pixels)
-        image = _DECODERS[format_name](io.BytesIO(data))
-        _check_size(*image.size, max_pixels)
-        frames = getattr(image, "n_frames", 1) if format_name in ("GIF", "WEBP", "PNG") else 1
+    with _decoding(format_name):
+        image = _open_decoder(data, format_name, max_pixels)
+        frames = getattr(image, "n_frames", 1) if format_name in _ANIMATED else 1
         # Pillow decodes a whole PNG in search of its EXIF, which may come last.
         without = format_name == "TIFF" or (format_name == "PNG" and not any(name in data for name in _PNG_EXIF))
         orientation = 1 if without else image.getexif().get(_ORIENTATION, 1)
         width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
-    except BadImage:
-        raise
-    except Image.DecompressionBombError as error:
-        raise BadImage("too many pixels", f"the {format_name} image is refused: {_one_line(error)}") from error
-    except _DECODING_ERRORS as error:
-        raise BadImage("damaged", f"the {format_name} image is damaged: {_one_line(error)}") from error
     return ImageInfo(width, height, format_name, image.mode, frames), orientation not in _TRANSPOSES
 
 
@@ -256,14 +250,10 @@ def _open_whole(
     data: bytes, *, longest_side: int | None, max_pixels: int, draft_side: int | None = None
 ) -> tuple[Image.Image, ImageInfo]:
     format_name = detect_format(data)
-    try:
-        if format_name == "WEBP":
-            # Pillow's WebP decoder allocates the whole canvas when it opens a file, so the header is checked before.
-            _check_size(*_webp_size(data), max_pixels)
-        image = _DECODERS[format_name](io.BytesIO(data))
-        _check_size(*image.size, max_pixels)
+    with _decoding(format_name):
+        image = _open_decoder(data, format_name, max_pixels)
         mode = image.mode
-        frames = getattr(image, "n_frames", 1) if format_name in ("GIF", "WEBP", "PNG") else 1
+        frames = getattr(image, "n_frames", 1) if format_name in _ANIMATED else 1
         # Pillow rotates TIFF itself on load, and reports the rotated size.
         orientation = 1 if format_name == "TIFF" else image.getexif().get(_ORIENTATION, 1)
         width, height = image.size
@@ -274,7 +264,58 @@ def _open_whole(
             image.draft(None, _shrunk(width, height, draft_side))
         # Before any conversion: a truncated file raises here.
         image.load()
-        image = _to_rgb(image, orientation)
+        image = to_rgb(image, orientation)
+    if longest_side is not None and max(image.size) > longest_side:
+        image = image.resize(_shrunk(*upright_size, longest_side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return image, ImageInfo(*upright_size, format_name, mode, frames)
+
+
+def iterate_frames(
+    data: bytes, *, indices: Container[int], max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[float, Image.Image | None]]:
+    """Decode the frames of an image in order; yield the seconds at which each begins, and its pixels in RGB.
+
+    A still image has one frame, an animated GIF, WebP or PNG several. Frames build on those before them, so that all
+    are decoded; those that are not in `indices` have no pixels here (None).
+
+    Raises:
+        BadImage: as `check`, at the frame that is damaged.
+    """
+    format_name = detect_format(data)
+    with _decoding(format_name):
+        image = _open_decoder(data, format_name, max_pixels)
+        num_frames = getattr(image, "n_frames", 1) if format_name in _ANIMATED else 1
+    seconds = 0.0
+    for index in range(num_frames):
+        with _decoding(format_name):
+            image.seek(index)
+            image.load()
+            # Frames that say 0 ms are shown by browsers for 100.
+            milliseconds = float(image.info.get("duration") or 100)
+            frame = None
+            if index in indices:
+                orientation = 1 if format_name == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+                frame = to_rgb(image, orientation)
+                # The decoder draws the next frame into the same image.
+                frame = frame.copy() if frame is image else frame
+        yield seconds, frame
+        seconds += milliseconds / 1000
+
+
+def _open_decoder(data: bytes, format_name: str, max_pixels: int) -> Image.Image:
+    if format_name == "WEBP":
+        # Pillow's WebP decoder allocates the whole canvas when it opens a file, so the header is checked before.
+        _check_size(*_webp_size(data), max_pixels)
+    image = _DECODERS[format_name](io.BytesIO(data))
+    _check_size(*image.size, max_pixels)
+    return image
+
+
+@contextlib.contextmanager
+def _decoding(format_name: str) -> Iterator[None]:
+    """Raise BadImage for what Pillow's decoders raise in the block."""
+    try:
+        yield
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -283,9 +324,6 @@ def _open_whole(
     except _DECODING_ERRORS as error:
         reason = "truncated" if "truncated" in str(error).lower() else "damaged"
         raise BadImage(reason, f"the {format_name} image is {reason}: {_one_line(error)}") from error
-    if longest_side is not None and max(image.size) > longest_side:
-        image = image.resize(_shrunk(*upright_size, longest_side), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return image, ImageInfo(*upright_size, format_name, mode, frames)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -317,8 +355,12 @@ def _shrunk(width: int, height: int, longest_side: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _to_rgb(image: Image.Image, orientation: int) -> Image.Image:
-    """Convert a loaded image to 8-bit RGB on white, rotated by its EXIF orientation."""
+def to_rgb(image: Image.Image, orientation: int = 1) -> Image.Image:
+    """Convert a loaded image to 8-bit RGB on white, rotated by its EXIF orientation.
+
+    Raises:
+        BadImage: its pixels are floats or integers of more than 16 bits.
+    """
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
         values = np.asarray(image).astype(np.uint16)

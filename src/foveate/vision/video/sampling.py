@@ -1,4 +1,4 @@
-"""Which frames of a clip to look at: SlowFast-LLaVA's rule, MM1.5's two, ours without repeats, and a rate per second."""
+"""Which frames of a clip to look at: SlowFast-LLaVA's rule, MM1.5's two, ours without repeats, a rate per second."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ def sample(
     Raises:
         UserError: a clip without frames, no frame to return, an unknown rule, or "fps" without times or rate.
 
-    >>> sample(10, 4)
-    [1, 3, 5, 7]
-    >>> sample(10, 4, rule="linspace")
-    [0, 3, 6, 9]
-    >>> sample(3, 4, rule="midpoint")
-    [0, 1, 1, 2]
-    >>> sample(4, rule="fps", fps=1, times=[0.0, 0.5, 1.0, 1.5])
-    [0, 2]
+    Example:
+        >>> sample(10, 4)
+        [1, 3, 5, 8]
+        >>> sample(10, 4, rule="linspace")
+        [0, 3, 6, 9]
+        >>> sample(3, 4, rule="midpoint")
+        [0, 1, 1, 2]
+        >>> sample(4, rule="fps", fps=1, times=[0.0, 0.5, 1.0, 1.5])
+        [0, 2]
     """
     choose(rule, get_args(SampleRule), "rule of sampling")
     if total < 1 or num_frames < 1:
@@ -77,7 +78,7 @@ def _sample_uniform_mid(total: int, num_frames: int) -> list[int]:
     return _sample_midpoint(total, min(total, num_frames))
 
 
-# Integers in MM1.5's rules: a quotient of floats may end just below a whole number and be truncated to the frame before.
+# Integers in MM1.5's rules: a quotient of floats may end just below a whole number and be truncated to one frame less.
 def _sample_midpoint(total: int, num_frames: int) -> list[int]:
     return [(2 * index + 1) * total // (2 * num_frames) for index in range(num_frames)]
 
@@ -112,8 +113,8 @@ def _sample_rate(times_N: np.ndarray, num_frames: int, fps: float) -> list[int]:
 def slow_indices(num_frames: int, num_slow: int) -> list[int]:
     """Return the frames of the slow path: `linspace(0, num_frames, num_slow + 1)` truncated, without its last.
 
-    In float32, as the official code computes it: for 622 of the 38,400 pairs up to (300, 128) a value ends below a whole
-    number, and its frame is one before that of exact arithmetic. Fewer frames than slow ones repeat.
+    In float32, as the official code computes it: for 622 of the 38,400 pairs up to (300, 128) a value ends below a
+    whole number, and its frame is one before that of exact arithmetic. Fewer frames than slow ones repeat.
 
     Source: SlowFast-LLaVA (arXiv 2407.15841), `prepare_slowfast` of the official code.
 

@@ -1,0 +1,336 @@
+"""What a clip is read from: a video file, an animated image, a folder of images, images in memory.
+
+Each source predicts the times of its frames without decoding, and decodes them in one pass.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from foveate.core.errors import UserError
+from foveate.records.images import (
+    MAX_PIXELS,
+    SUFFIXES,
+    BadImage,
+    ImageInput,
+    check,
+    decode,
+    detect_format,
+    encode_input,
+    iterate_frames,
+    read_image_info,
+    to_rgb,
+)
+
+ClipInput = str | os.PathLike[str] | bytes | Sequence[ImageInput] | np.ndarray
+"""A clip of the Python API: a video file, GIF, WebP or folder of images; images; or uint8 pixels [T, H, W, 3]."""
+
+_INSTALL = "pip install 'foveate[video]'"
+# Formats of FFmpeg that hold one clip. Playlists and scripts (HLS, DASH, concat) are left out: they name other files
+# and addresses, which a clip of a stranger must not open. Those of sound are there to be recognized as such.
+_CONTAINERS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,av1,obu,flv,asf,ogg,mxf,mxf_opatom,nut,dv,"
+    "mjpeg,yuv4mpegpipe,rm,swf,gxf,vob,wav,mp3,flac,aac"
+)
+_TRANSPOSES = {
+    90: Image.Transpose.ROTATE_90,
+    180: Image.Transpose.ROTATE_180,
+    -180: Image.Transpose.ROTATE_180,
+    -90: Image.Transpose.ROTATE_270,
+}
+# A demuxer that fails this often in a row will not come to the end of the file.
+_MAX_FAILURES = 100
+
+
+class BadClip(UserError):
+    """A clip that cannot be read; `reason` is a short code that is counted, the message one sentence.
+
+    Attributes:
+        num_decoded: how many of its frames can be decoded.
+    """
+
+    def __init__(self, reason: str, sentence: str, *, num_decoded: int = 0) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+        self.num_decoded = num_decoded
+
+
+class Frame(NamedTuple):
+    """Seconds at which a frame begins, and its upright RGB pixels; None where nobody looks at it."""
+
+    time: float
+    image: Image.Image | None
+
+
+class Source(Protocol):
+    """A clip before it is decoded.
+
+    Attributes:
+        name: for errors.
+        damage: a sentence for each damaged part that the last pass met, with the number of the frame before it.
+        header_frames: how many frames the header promises; 0 where it does not say.
+    """
+
+    name: str
+    damage: list[str]
+    header_frames: int
+
+    def predict_times(self) -> list[float]:
+        """Return the seconds of each frame as the file's structure has them, without decoding."""
+        ...
+
+    def decode(self, indices: Container[int]) -> Iterator[Frame]:
+        """Decode all frames in order; those of `indices` with pixels."""
+        ...
+
+
+def open_source(clip: ClipInput, *, frame_rate: float = 1.0) -> Source:
+    """Open a clip, recognized by its content; see `foveate.vision.video.reading.read_clip`.
+
+    Raises:
+        BadClip: it cannot be opened, or is no clip.
+        UserError: PyAV is needed and missing.
+    """
+    if not 0 < frame_rate < float("inf"):
+        raise UserError(f"frame_rate: expected images per second above 0 (got {frame_rate})")
+    if isinstance(clip, bytes):
+        return AnimatedImage("clip", clip)
+    if not isinstance(clip, str | os.PathLike):
+        return ImageList("clip", list(clip), frame_rate=frame_rate)
+    path = Path(clip)
+    if path.is_dir():
+        return ImageList(str(path), _list_images(path), frame_rate=frame_rate)
+    if not path.is_file():
+        problem = "a pipe, socket or device" if path.exists() else "no such file"
+        raise BadClip("unreadable", f"{path}: {problem}; expected a video file or a folder of images")
+    with path.open("rb") as handle:
+        start = handle.read(512)
+    if not start:
+        raise BadClip("empty file", f"{path}: the file has 0 bytes; expected a video")
+    try:
+        detect_format(start)
+    except BadImage:
+        return VideoFile(path)
+    return AnimatedImage(str(path), encode_input(path))
+
+
+def _list_images(folder: Path) -> list[Path]:
+    """List the images of a folder, names sorted as strings as in the official code; hidden files are left out."""
+    suffixes = {*SUFFIXES.values(), "jpeg", "tiff"}
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
+    images = [folder / name for name in names if name.rpartition(".")[2].lower() in suffixes]
+    if not images:
+        raise BadClip("empty folder", f"{folder}: no images; expected files such as 0001.jpg or 0001.png")
+    return images
+
+
+class ImageList:
+    """Images in memory or in files, `frame_rate` of them per second."""
+
+    def __init__(self, name: str, images: Sequence[Any], *, frame_rate: float) -> None:
+        self.name, self.images, self.frame_rate = name, images, frame_rate
+        self.damage: list[str] = []
+        self.header_frames = 0
+
+    def predict_times(self) -> list[float]:
+        return [index / self.frame_rate for index in range(len(self.images))]
+
+    def decode(self, indices: Container[int]) -> Iterator[Frame]:
+        self.damage = []
+        num_decoded = 0
+        for index, item in enumerate(self.images):
+            image = None
+            try:
+                if isinstance(item, Image.Image) or (isinstance(item, np.ndarray) and item.dtype == np.uint8):
+                    # Pixels in memory cannot be broken: no detour over an encoded file.
+                    image = to_rgb(Image.fromarray(item) if isinstance(item, np.ndarray) else item)
+                else:
+                    data = encode_input(item)
+                    image = decode(data) if num_decoded in indices else None
+                    if image is None:
+                        check(data)
+            except UserError as error:
+                name = item.name if isinstance(item, Path) else f"image {index}"
+                self.damage.append(f"{name}: {error}")
+                continue
+            yield Frame(index / self.frame_rate, image if num_decoded in indices else None)
+            num_decoded += 1
+
+
+class AnimatedImage:
+    """A GIF, WebP or PNG with several frames; a still image is a clip of one frame."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self.name, self.data = name, data
+        self.damage: list[str] = []
+        try:
+            self.header_frames = read_image_info(data)[0].frames
+        except BadImage as error:
+            raise BadClip(error.reason, f"{name}: {error}") from error
+
+    def predict_times(self) -> list[float]:
+        # Only decoding tells how long each frame is shown; 100 ms is the usual time.
+        return [index / 10 for index in range(self.header_frames)]
+
+    def decode(self, indices: Container[int]) -> Iterator[Frame]:
+        self.damage = []
+        num_decoded = 0
+        try:
+            for time, image in iterate_frames(self.data, indices=indices):
+                yield Frame(time, image)
+                num_decoded += 1
+        except BadImage as error:
+            self.damage.append(f"after frame {num_decoded}: {error}")
+
+
+class VideoFile:
+    """A video file, read by PyAV."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import av
+        except ImportError as error:
+            raise UserError(f"{path}: reading videos needs PyAV: run {_INSTALL}") from error
+        self._av = av
+        self.path, self.name = path, str(path)
+        self.damage: list[str] = []
+        self.header_frames = 0
+        with self._open() as container:
+            self.header_frames = max(0, self._find_stream(container).frames)
+
+    def _open(self) -> Any:
+        # The prefix keeps a name such as "concat:a|b" a name; the protocol list holds for what a file refers to.
+        options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
+        try:
+            return self._av.open(f"file:{self.path}", options=options, metadata_errors="replace")
+        except (self._av.error.FFmpegError, OSError, ValueError) as error:
+            # Of a truncated MP4 the index is missing, which usually stands at its end.
+            sentence = f"{self.path}: not a video, or one that is cut off ({_describe(error)})"
+            raise BadClip("not a video", sentence) from error
+
+    def _find_stream(self, container: Any) -> Any:
+        # Covers of songs are streams of one image.
+        cover = self._av.stream.Disposition.attached_pic
+        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+        if not streams:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
+            raise BadClip("no video", f"{self.path}: no video stream (got {kinds}); expected a video")
+        best = container.streams.best("video")
+        stream = best if best in streams else streams[0]
+        context = stream.codec_context
+        if context is None:
+            raise BadClip("unknown codec", f"{self.path}: FFmpeg has no decoder for its video stream")
+        if context.width * context.height > MAX_PIXELS:
+            size = f"{context.width} x {context.height}"
+            raise BadClip("too many pixels", f"{self.path}: frames of {size} pixels; expected at most {MAX_PIXELS:,}")
+        # Decoders that work on several frames at once lose reports of damage: of 40 clips with one damaged part, 3
+        # passed as whole with 2 threads.
+        context.thread_count = 1
+        # Frames may grow behind the header.
+        context.options = {"max_pixels": str(MAX_PIXELS)}
+        return stream
+
+    def predict_times(self) -> list[float]:
+        """Return times from the packets, in the order in which their frames are shown."""
+        with self._open() as container:
+            stream = self._find_stream(container)
+            clock = _Clock(container, stream)
+            packets = [packet for packet in self._demux(container, stream, []) if packet.size and not packet.is_discard]
+            times = [clock.read(packet.pts, index) for index, packet in enumerate(packets)]
+        return sorted(times)
+
+    def decode(self, indices: Container[int]) -> Iterator[Frame]:
+        self.damage = []
+        with self._open() as container:
+            stream = self._find_stream(container)
+            clock = _Clock(container, stream)
+            reformatter = self._av.video.reformatter.VideoReformatter()
+            num_decoded = num_packets = 0
+            for packet in self._demux(container, stream, self.damage):
+                num_packets += packet.size > 0
+                try:
+                    frames = packet.decode()
+                except (self._av.error.FFmpegError, ValueError) as error:
+                    self.damage.append(f"after frame {num_decoded}: {_describe(error)}")
+                    continue
+                if packet.is_corrupt:
+                    self.damage.append(f"after frame {num_decoded}: a part of the data is missing")
+                for frame in frames:
+                    if frame.is_corrupt:
+                        self.damage.append(f"frame {num_decoded}: parts of it are made up")
+                    image = self._render(frame, reformatter) if num_decoded in indices else None
+                    yield Frame(clock.read(frame.pts, num_decoded), image)
+                    num_decoded += 1
+            # The index of an MP4 lists every frame; headers of other files are guesses, or 0.
+            if "mp4" in container.format.name and num_packets < self.header_frames:
+                self.damage.append(f"after frame {num_decoded}: {self.header_frames - num_packets} frames are cut off")
+            if missing := _count_missing_bytes(self.path):
+                self.damage.append(f"after frame {num_decoded}: {missing:,} bytes are cut off")
+
+    def _demux(self, container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
+        """Yield packets; behind a damaged part, go on where the container finds the next."""
+        for _ in range(_MAX_FAILURES):
+            try:
+                yield from container.demux(stream)
+                return
+            except self._av.error.EOFError:
+                return
+            except (self._av.error.FFmpegError, OSError) as error:
+                damage.append(f"the file cannot be read on: {_describe(error)}")
+
+    def _render(self, frame: Any, reformatter: Any) -> Image.Image:
+        has_alpha = any(component.is_alpha for component in frame.format.components)
+        mode = "RGBA" if has_alpha else "RGB"
+        # One reformatter for all frames keeps FFmpeg's tables, and Pillow reads the plane itself: one copy less.
+        pixels = reformatter.reformat(frame, format="rgba" if has_alpha else "rgb24", threads=1)
+        plane = pixels.planes[0]
+        image = Image.frombuffer(mode, (pixels.width, pixels.height), plane, "raw", mode, plane.line_size, 1)
+        image = to_rgb(image)
+        return image.transpose(_TRANSPOSES[frame.rotation]) if frame.rotation in _TRANSPOSES else image
+
+
+class _Clock:
+    """Seconds of a stream's timestamps, from the start of its container, as players show them."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self.unit = stream.time_base
+        self.start = (container.start_time or 0) / 1_000_000
+        self.rate = float(stream.average_rate or 25)
+
+    def read(self, pts: int | None, index: int) -> float:
+        """Return seconds; streams without timestamps have a frame at every 1 / rate seconds."""
+        return (
+            index / self.rate
+            if pts is None or not self.unit
+            else pts * self.unit.numerator / self.unit.denominator - self.start
+        )
+
+
+def _count_missing_bytes(path: Path) -> int:
+    """Return how many bytes a WebM, Matroska or AVI file lacks; FFmpeg takes its end for that of the clip.
+
+    Source: RFC 8794 (sizes of EBML elements), RFC 9559 (Matroska), Microsoft's RIFF.
+    """
+    with path.open("rb") as handle:
+        start = handle.read(4096)
+    end = 0
+    if start[:4] == b"RIFF":
+        end = 8 + int.from_bytes(start[4:8], "little")
+    elif start[:4] == b"\x1a\x45\xdf\xa3" and (segment := start.find(b"\x18\x53\x80\x67")) >= 0:
+        size = start[segment + 4 : segment + 12]
+        length = 9 - size[0].bit_length() if size and size[0] else 9
+        value = int.from_bytes(size[:length], "big") & ((1 << 7 * length) - 1)
+        # All ones: a live recording, whose size nobody knows.
+        if length <= len(size) and value != (1 << 7 * length) - 1:
+            end = segment + 4 + length + value
+    return max(0, end - path.stat().st_size)
+
+
+def _describe(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
