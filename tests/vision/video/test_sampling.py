@@ -1,4 +1,4 @@
-"""Which frames are sampled: stored numbers of the official code, torch's linspace, rates, times as text."""
+"""Which frames are sampled: stored numbers of the official code, rates, times as text."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
-from foveate.vision.video.sampling import format_time, parse_time, sample, slow_indices
+from foveate.vision.video.sampling import format_time, parse_time, sample
 from naming import raises_naming
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "slowfast"
 SAMPLER = json.loads((GOLDENS / "sampler.json").read_text())
-SLOW = json.loads((GOLDENS / "slow_indices.json").read_text())
 
 
 def _hash(rows: list[list[int]]) -> str:
@@ -31,24 +29,6 @@ def test_golden_sampler() -> None:
     for case in SAMPLER["range_hashes"]:
         rows = [sample(total, case["n"]) for total in range(case["first_total"], case["last_total"] + 1)]
         assert _hash(rows) == case["sha256"], case
-
-
-def test_golden_slow_indices() -> None:
-    for case in SLOW["cases"]:
-        assert slow_indices(case["T"], case["S"]) == case["idx"], case
-    for case in SLOW["range_hashes"]:
-        rows = [slow_indices(frames, case["S"]) for frames in range(case["first_T"], case["last_T"] + 1)]
-        assert _hash(rows) == case["sha256"], case
-
-
-def test_slow_indices_are_those_of_torch() -> None:
-    differing = 0
-    for frames in range(1, 301, 7):
-        for slow in range(1, 129):
-            expected = torch.linspace(0, frames, slow + 1).long()[:-1].tolist()
-            assert slow_indices(frames, slow) == expected, (frames, slow)
-            differing += expected != [index * frames // slow for index in range(slow)]
-    assert differing > 50  # the float32 cases are among them
 
 
 @given(st.integers(1, 3000), st.integers(1, 100))

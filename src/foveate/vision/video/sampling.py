@@ -110,29 +110,6 @@ def _sample_rate(times_N: np.ndarray, num_frames: int, fps: float) -> list[int]:
     return sorted(set((np.searchsorted(times_N, instants + 1e-6, side="right") - 1).tolist()))
 
 
-def slow_indices(num_frames: int, num_slow: int) -> list[int]:
-    """Return the frames of the slow path: `linspace(0, num_frames, num_slow + 1)` truncated, without its last.
-
-    In float32, as the official code computes it: for 622 of the 38,400 pairs up to (300, 128) a value ends below a
-    whole number, and its frame is one before that of exact arithmetic. Fewer frames than slow ones repeat.
-
-    Source: SlowFast-LLaVA (arXiv 2407.15841), `prepare_slowfast` of the official code.
-
-    >>> slow_indices(50, 10)
-    [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]
-    """
-    if num_frames < 1 or num_slow < 0:
-        raise UserError(f"slow frames: {num_slow} of {num_frames}; expected at least 0 of at least 1")
-    if not num_slow:
-        return []
-    # torch's CPU linspace, without loading torch: from both ends towards the middle, each value rounded to float32 once
-    # (a fused multiply-add), which the exact float64 products give.
-    end, step = float(num_frames), float(np.float32(num_frames) / np.float32(num_slow))
-    index = np.arange(num_slow)
-    values = np.where(index < (num_slow + 1) // 2, step * index, end - step * (num_slow - index))
-    return values.astype(np.float32).astype(np.int64).tolist()
-
-
 def parse_time(text: str) -> float:
     """Parse a time of a clip to seconds: "80", "80.5", "1:20" or "1:02:03.5".
 
@@ -143,10 +120,10 @@ def parse_time(text: str) -> float:
     80.0
     """
     match = _TIME.fullmatch(text.strip())
-    hours, minutes, seconds = match.groups() if match else (None, None, None)
-    if seconds is None or (minutes and float(seconds) >= 60) or (hours and int(minutes) >= 60):
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    if match is None or (match[2] and seconds >= 60) or (match[1] and minutes >= 60):
         raise UserError(f"time: cannot be read (got '{text}'); expected seconds, M:SS or H:MM:SS, such as 80 or 1:20")
-    return 3600.0 * int(hours or 0) + 60.0 * int(minutes or 0) + float(seconds)
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def format_time(seconds: float) -> str:
