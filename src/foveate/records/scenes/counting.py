@@ -64,8 +64,7 @@ def draw_things(rng: np.random.Generator, split: str, ground: Ground, *, count: 
     things: list[Cutout] = []
     while len(things) < count:
         if rng.random() < _SHAPE_SHARE:
-            shapes = list_shapes(UNSEEN if split == "test" and rng.random() < _UNSEEN_SHAPES else SEEN)
-            thing = shapes[rng.integers(len(shapes))]
+            thing = draw_shape(rng, split)
         else:
             thing = load_countable(draw_slice(rng) if split == "test" else SEEN).draw(rng)
         # Two shapes may share a form or a color, two cut-outs not a family: a second truck would be counted as a car.
@@ -74,6 +73,12 @@ def draw_things(rng: np.random.Generator, split: str, ground: Ground, *, count: 
         if not clash and not named_words([thing]) & ground.shows:
             things.append(thing)
     return things
+
+
+def draw_shape(rng: np.random.Generator, split: str) -> Cutout:
+    """Draw a colored shape; test scenes also have combinations that no training scene has."""
+    shapes = list_shapes(UNSEEN if split == "test" and rng.random() < _UNSEEN_SHAPES else SEEN)
+    return shapes[rng.integers(len(shapes))]
 
 
 def named_words(cutouts: Sequence[Cutout]) -> frozenset[str]:
