@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,29 @@ class Prefix:
         if rows > 1:
             cache.batch_repeat_interleave(rows)
         return cache
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether `lend` can cut the cache back; layers with a sliding window or a state have let go of the past."""
+        from transformers.cache_utils import DynamicLayer
+
+        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    @contextmanager
+    def lend(self) -> Iterator[Any]:
+        """Lend the cache to one row and cut it back afterwards; a copy where that cannot be done."""
+        if not self.can_rewind:
+            yield self.copy(1)
+            return
+        try:
+            yield self.cache
+        finally:
+            # Layer by layer: an interrupted pass has reached some of them only.
+            for layer in self.cache.layers:
+                added = int(layer.get_seq_length()) - self.length
+                if added > 0:
+                    # transformers 5.24 takes the number to remove, negative; 5.0 either.
+                    layer.crop(-added)
 
 
 @torch.inference_mode()
@@ -182,36 +206,61 @@ def stream(
     prefix: Prefix | None = None,
     suppress: Collection[int] = (),
     embed: EmbedTokens | None = None,
-) -> Iterator[str]:
-    """Generate one completion and yield its text in pieces, none of which ends within a character.
+    in_place: bool = False,
+) -> Generator[str, None, Completion]:
+    """Generate one completion and yield its text in pieces, none of which ends within a character; return it.
 
     Args:
         decode: of the tokenizer. Others: see `generate`.
+        in_place: the prefix is not copied but cut back afterwards: a long one is not held twice.
 
     Raises:
         UserError: the prompt is longer than the context; at once, not when the first piece is due.
     """
     rows = _Rows([prompt_LD], _expand_settings(settings, 1), model, prefix)
-    return _stream_pieces(rows, model, decode=decode, stop=frozenset(stop), suppress=suppress, embed=embed)
+    lent = prefix.lend() if prefix is not None and in_place else nullcontext()
+    return _stream_pieces(rows, model, lent, decode=decode, stop=frozenset(stop), suppress=suppress, embed=embed)
 
 
 def _stream_pieces(
     rows: _Rows,
     model: Any,
+    lent: AbstractContextManager[Any],
     *,
     decode: Callable[[Sequence[int]], str],
     stop: frozenset[int],
     suppress: Collection[int],
     embed: EmbedTokens | None,
-) -> Iterator[str]:
+) -> Generator[str, None, Completion]:
     text = TextStream(decode)
-    for events in rows.steps(model, stop=stop, suppress=suppress, embed=embed):
-        piece = text.push(events[0][1]) if events[0][1] not in stop else ""
-        if piece:
-            yield piece
+    with lent as cache:
+        for events in rows.steps(model, stop=stop, suppress=suppress, embed=embed, cache=cache):
+            piece = text.push(events[0][1]) if events[0][1] not in stop else ""
+            if piece:
+                yield piece
     rest = text.flush()
     if rest:
         yield rest
+    (completion,) = rows.completions()
+    return completion
+
+
+@torch.inference_mode()
+def predict(model: Any, prompt_LD: Tensor, *, prefix: Prefix | None = None) -> Tensor:
+    """Return the log-probabilities [V] of the token behind a prompt.
+
+    Args:
+        prefix: what it follows; its cache is used and cut back afterwards.
+
+    Raises:
+        UserError: they are longer than the context.
+    """
+    start = prefix.length if prefix else 0
+    _count_room(model, start + len(prompt_LD))
+    positions_BT = torch.arange(start, start + len(prompt_LD), device=prompt_LD.device)[None]
+    with prefix.lend() if prefix else nullcontext(_new_cache(model)) as cache:
+        logits_BV, _ = _forward(model, prompt_LD[None], cache, positions_BT=positions_BT, mask_BL=None)
+    return logits_BV[0].float().log_softmax(dim=-1)
 
 
 def _number_rows(embed: EmbedTokens, indices: Sequence[int]) -> EmbedTokens:
