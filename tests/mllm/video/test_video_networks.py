@@ -26,7 +26,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def pixels(network: Network) -> torch.Tensor:
-    return torch.stack([network.render(frame) for frame in tiny_llavas.frames(3)])
+    return network.pixels([network.render(frame) for frame in tiny_llavas.frames(3)])
 
 
 @pytest.mark.parametrize("family", tiny_llavas.FAMILIES)

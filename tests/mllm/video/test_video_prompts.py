@@ -76,7 +76,7 @@ def test_what_a_user_writes_is_filled_in_as_it_is() -> None:
     prompt = VIDEO.choose.fill(FRAME, "{options} %s {video}?", ["{question}", "<image>"])
     text = join(prompt)
     assert "Question: {options} %s {video}?\nOptions:\n(A) {question}\n(B) <image>\n" in text
-    assert text.startswith("USER: You know")
+    assert text.startswith("USER: <V>\nThe images")
     assert text.endswith(" ASSISTANT: Best option: (")
     assert text.count("<V>") == 1
 

@@ -30,7 +30,7 @@ from foveate.records.geometry import View
 from foveate.vision.canvas import render_input
 from foveate.vision.hf.processors import processor_settings
 from foveate.vision.precision import choose_device
-from foveate.vision.preprocess import Preprocess, place_image, render_image
+from foveate.vision.preprocess import Preprocess, place_image
 from foveate.vision.tiling import ImageSize, plan_tiles
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
@@ -61,7 +61,7 @@ class Network:
         tower, projector: from pixels to tokens of the language model.
         preprocess: of a frame. grid: rows and columns of the tokens of a frame.
         encode: uint8 frames [T, 3, H, W] -> tokens [T, N, D], N = rows x columns, after the projector.
-        render: a frame -> uint8 pixels [3, H, W].
+        render: a frame -> the image that the tower reads, of the size of its input.
         tokenizer: None where the folder has none; nothing can be asked then.
         frame: what stands around a question.
         stop: tokens that end an answer. suppress: tokens that are never written.
@@ -74,7 +74,7 @@ class Network:
     preprocess: Preprocess
     grid: tuple[int, int]
     encode: Callable[[Tensor], Tensor]
-    render: Callable[[Image.Image], Tensor]
+    render: Callable[[Image.Image], Image.Image]
     tokenizer: BackendTokenizer | None
     frame: ChatFrame
     stop: frozenset[int]
@@ -94,6 +94,10 @@ class Network:
     def tokens_per_frame(self) -> int:
         """Tokens of one frame before any pooling."""
         return self.grid[0] * self.grid[1]
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the pixels [T, 3, H, W] of rendered frames, for `encode`."""
+        return torch.stack([self.preprocess.pixels(image) for image in images])
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int]) -> Tensor:
@@ -167,7 +171,7 @@ def wrap_llava(
         preprocess=preprocess,
         grid=(side, side),
         encode=encode,
-        render=lambda image: render_image(preprocess, image, place_image(preprocess, image.size, View())),
+        render=lambda image: _render(preprocess, image),
         tokenizer=wrapped,
         frame=frame_of_template(tokenizer, template, image=None if image_id is None else int(image_id), name=name),
         stop=frozenset(stop),
@@ -197,11 +201,11 @@ def wrap_native(loaded: LoadedModel, *, name: str) -> Network:
         # A row of its own for each frame: positions are those of the first image.
         return model.view_tokens(visual, torch.arange(len(pixels_T3HW), device=device)[:, None])[:, 0]
 
-    def render(image: Image.Image) -> Tensor:
+    def render(image: Image.Image) -> Image.Image:
         if model.settings.assembly is None:
-            return render_image(preprocess, image, place_image(preprocess, image.size, View()))
+            return _render(preprocess, image)
         plan = plan_tiles(ImageSize(image.height, image.width), model.assembly.tiling, split=False)
-        return render_input(preprocess, image, plan)[0]
+        return Image.fromarray(render_input(preprocess, image, plan)[0].permute(1, 2, 0).numpy())
 
     return Network(
         name=name,
@@ -217,6 +221,12 @@ def wrap_native(loaded: LoadedModel, *, name: str) -> Network:
         stop=frozenset({chat.end}),
         suppress=frozenset(set(tokenizer.special.values()) - {chat.end}),
     )
+
+
+def _render(preprocess: Preprocess, image: Image.Image) -> Image.Image:
+    resample = Image.Resampling[preprocess.interpolation.upper()]
+    placement = place_image(preprocess, image.size, View())
+    return placement.render(image, preprocess.fill, resample=resample)
 
 
 def stretch_positions(config: Any, factor: float | None) -> None:

@@ -110,9 +110,10 @@ VIDEO = Prompts(
     ),
     PromptTemplate(
         "video",
-        "You know videos well. Choose the option that answers the question best.\n{video}The images are frames of one "
-        "video in the order of time.\nQuestion: {question}\nOptions:\n{options}Give the letter of the best option "
-        "alone.{answer}Best option: (",
+        # The task stands behind the video, so that both prompts begin alike and the clip is read once.
+        "{video}The images are frames of one video in the order of time. Choose the option that answers the question "
+        "best.\nQuestion: {question}\nOptions:\n{options}Give the letter of the best option alone.{answer}"
+        "Best option: (",
     ),
 )
 PLAIN = Prompts(
@@ -128,6 +129,14 @@ def check_question(question: str) -> str:
     if not text:
         raise UserError("question: it is empty; expected a text")
     return text
+
+
+def check_choices(options: Sequence[str]) -> list[str]:
+    """Return the options, each on one line; raise UserError if there are fewer than two different ones."""
+    texts = [" ".join(clean_text(option).split()) for option in options]
+    if len(texts) < 2 or len(set(texts)) < len(texts) or not all(texts):
+        raise UserError(f"options: expected at least two different texts (got {', '.join(map(repr, texts)) or 'none'})")
+    return texts
 
 
 def write_options(options: Sequence[str]) -> str:
