@@ -50,6 +50,7 @@ _LAZY = {
     "sample": "foveate.vision.video.sampling",
     "save_adapter": "foveate.adapt.folder",
     "search": "foveate.pretrain.api",
+    "watch": "foveate.mllm.video.watch",
 }
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from foveate.mllm.video.aggregate import aggregate_frames
     from foveate.mllm.video.grammar import parse_how
     from foveate.mllm.video.strategies.slowfast import SlowFast
+    from foveate.mllm.video.watch import watch
     from foveate.multimodal.answers import Answer
     from foveate.multimodal.ask import Mllm
     from foveate.multimodal.opening import open_mllm
@@ -121,6 +123,7 @@ __all__ = [
     "sample",
     "save_adapter",
     "search",
+    "watch",
 ]
 
 

@@ -22,6 +22,7 @@ from foveate.language.generate import (
     draw_token,
     extend,
     generate,
+    predict,
     read_prefix,
     select_nucleus,
     stream,
@@ -118,6 +119,25 @@ def test_prompts_behind_a_kept_prefix_are_whole_prompts(family: str) -> None:
         behind = generate(model, prompts, stop=STOP, settings=GREEDY, prefix=prefix)
         assert [row.ids for row in behind] == [row.ids for row in whole]
         assert [row.num_prompt_tokens for row in behind] == [16 + length for length in LENGTHS]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lent_prefix_is_as_it_was(family: str) -> None:
+    language_model = tiny_models.tiny(family)
+    model, (prompt, other, *_) = language_model.model, prompts_of(language_model)
+    (images,) = prompts_of(language_model, (11,))
+    prefix = read_prefix(model, images)
+    (whole,) = generate(model, [torch.cat([images, prompt])], stop=STOP, settings=GREEDY)
+    for _ in range(2):
+        pieces = stream(
+            model, prompt, decode=lambda ids: " ".join(map(str, ids)), stop=STOP, settings=GREEDY, prefix=prefix,
+            in_place=True,
+        )  # fmt: skip
+        assert "".join(pieces) == " ".join(map(str, whole.ids))
+        alone_V, behind_V = predict(model, torch.cat([images, other])), predict(model, other, prefix=prefix)
+        torch.testing.assert_close(behind_V, alone_V, rtol=0, atol=1e-5)
+        assert float(behind_V.exp().sum()) == pytest.approx(1.0, abs=1e-4)
+        assert all(layer.get_seq_length() == 11 for layer in prefix.cache.layers)
 
 
 def test_stop_tokens_limits_and_suppressed_tokens() -> None:

@@ -6,32 +6,26 @@ them expects tiles, and adds newline tokens that video must not have. Models of 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.hub import Checkpoint, fetch, loading
-from foveate.language.generate import find_context
-from foveate.language.tokenizer import BackendTokenizer, wrap_transformers
-from foveate.mllm.video.prompts import ChatFrame, frame_of_chat, frame_of_template
-from foveate.multimodal.folder import LoadedModel, load_model
+from foveate.language.tokenizer import wrap_transformers
+from foveate.mllm.video.adapter import Network, render_frame, wrap_native
+from foveate.mllm.video.prompts import frame_of_template
+from foveate.multimodal.folder import load_model
 from foveate.multimodal.foreign import load_foreign
 from foveate.multimodal.opening import find_native_folder
-from foveate.records.geometry import View
-from foveate.vision.canvas import render_input
 from foveate.vision.hf.processors import processor_settings
 from foveate.vision.precision import choose_device
-from foveate.vision.preprocess import Preprocess, place_image
-from foveate.vision.tiling import ImageSize, plan_tiles
+from foveate.vision.preprocess import Preprocess
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {
@@ -50,60 +44,6 @@ _PIXELS = {
 }
 # The length that LLaVA 1.5 and 1.6 were trained with, which the paper doubles (SlowFast-LLaVA, Section 4.1).
 _STRETCHED = 4096
-
-
-@dataclass(frozen=True)
-class Network:
-    """An image model that is to read video.
-
-    Attributes:
-        language: of transformers; generates from `inputs_embeds`.
-        tower, projector: from pixels to tokens of the language model.
-        preprocess: of a frame. grid: rows and columns of the tokens of a frame.
-        encode: uint8 frames [T, 3, H, W] -> tokens [T, N, D], N = rows x columns, after the projector.
-        render: a frame -> the image that the tower reads, of the size of its input.
-        tokenizer: None where the folder has none; nothing can be asked then.
-        frame: what stands around a question.
-        stop: tokens that end an answer. suppress: tokens that are never written.
-    """
-
-    name: str
-    language: Any
-    tower: Any
-    projector: Any
-    preprocess: Preprocess
-    grid: tuple[int, int]
-    encode: Callable[[Tensor], Tensor]
-    render: Callable[[Image.Image], Image.Image]
-    tokenizer: BackendTokenizer | None
-    frame: ChatFrame
-    stop: frozenset[int]
-    suppress: frozenset[int] = frozenset()
-
-    @property
-    def limit(self) -> int | None:
-        """Positions that the language model can read, its answer included; None where it states none."""
-        return find_context(self.language)
-
-    @property
-    def width(self) -> int:
-        """Width of the language model's embeddings."""
-        return self.language.get_input_embeddings().weight.shape[1]
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Tokens of one frame before any pooling."""
-        return self.grid[0] * self.grid[1]
-
-    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return the pixels [T, 3, H, W] of rendered frames, for `encode`."""
-        return torch.stack([self.preprocess.pixels(image) for image in images])
-
-    @torch.inference_mode()
-    def embed(self, ids: Sequence[int]) -> Tensor:
-        """Embed token ids: [len(ids), D]."""
-        table = self.language.get_input_embeddings()
-        return table(torch.tensor(list(ids), dtype=torch.int64, device=table.weight.device))
 
 
 def open_network(
@@ -171,62 +111,11 @@ def wrap_llava(
         preprocess=preprocess,
         grid=(side, side),
         encode=encode,
-        render=lambda image: _render(preprocess, image),
+        render=lambda image: render_frame(preprocess, image),
         tokenizer=wrapped,
         frame=frame_of_template(tokenizer, template, image=None if image_id is None else int(image_id), name=name),
         stop=frozenset(stop),
     )
-
-
-def wrap_native(loaded: LoadedModel, *, name: str) -> Network:
-    """Wrap a model of `foveate mllm train`; each frame is one view, which stands in front of the text as in training.
-
-    Phrase maps and box heads read single images: they are left out, with a warning.
-    """
-    model, chat = loaded.model, loaded.prompts.chat
-    preprocess, tokenizer = model.tower.preprocess, loaded.tokenizer
-    if not isinstance(tokenizer, BackendTokenizer):
-        raise UserError(f"{name}: its tokenizer ({type(tokenizer).__name__}) has no tokenizer.json")
-    if model.phrase_maps is not None or model.box_head is not None:
-        warnings.warn(f"{name}: phrase maps and boxes are of single images; a video is read without them", stacklevel=3)
-    side = round(model.connector.num_tokens**0.5)
-    if side * side != model.connector.num_tokens:
-        raise UserError(f"{name}: {model.connector.num_tokens} tokens a frame; expected a square grid")
-
-    @torch.inference_mode()
-    def encode(pixels_T3HW: Tensor) -> Tensor:
-        device = model.visual_gain.device
-        cells_T2 = torch.zeros(len(pixels_T3HW), 2, dtype=torch.long, device=device)
-        visual = model.see(pixels_T3HW.to(device), cells_T2)
-        # A row of its own for each frame: positions are those of the first image.
-        return model.view_tokens(visual, torch.arange(len(pixels_T3HW), device=device)[:, None])[:, 0]
-
-    def render(image: Image.Image) -> Image.Image:
-        if model.settings.assembly is None:
-            return _render(preprocess, image)
-        plan = plan_tiles(ImageSize(image.height, image.width), model.assembly.tiling, split=False)
-        return Image.fromarray(render_input(preprocess, image, plan)[0].permute(1, 2, 0).numpy())
-
-    return Network(
-        name=name,
-        language=model.language_model,
-        tower=model.tower,
-        projector=model.connector,
-        preprocess=preprocess,
-        grid=(side, side),
-        encode=encode,
-        render=render,
-        tokenizer=tokenizer,
-        frame=frame_of_chat(chat),
-        stop=frozenset({chat.end}),
-        suppress=frozenset(set(tokenizer.special.values()) - {chat.end}),
-    )
-
-
-def _render(preprocess: Preprocess, image: Image.Image) -> Image.Image:
-    resample = Image.Resampling[preprocess.interpolation.upper()]
-    placement = place_image(preprocess, image.size, View())
-    return placement.render(image, preprocess.fill, resample=resample)
 
 
 def stretch_positions(config: Any, factor: float | None) -> None:

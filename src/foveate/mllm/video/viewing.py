@@ -1,0 +1,273 @@
+"""Watch a clip with an image model: its frames are encoded once, and read once for all questions.
+
+    viewing = foveate.watch("llava-hf/llava-v1.6-vicuna-7b-hf", "street.mp4")
+    viewing.ask("What happens after the taxi?").text
+    viewing.choose("Which color is it?", ["red", "green"]).letter
+
+Source: SlowFast-LLaVA (arXiv 2407.15841).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from foveate.core.recipes import validate
+from foveate.language.generate import Completion, GenerationSettings, Prefix, predict, read_prefix, stream
+from foveate.mllm.video.layout import Layout
+from foveate.mllm.video.networks import Network
+from foveate.mllm.video.prompts import Piece, Prompts, check_choices, check_question, list_letters
+from foveate.mllm.video.splice import PromptIds, Room, check_room, encode_prompt, splice
+from foveate.mllm.video.strategies import Strategy
+from foveate.multimodal.choose import to_probabilities
+from foveate.vision.video.reading import Clip
+
+MAX_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class SeenFrame:
+    """A frame that the answer saw: its index in the file, its time in seconds, and whether it is a slow one."""
+
+    index: int
+    time: float
+    is_slow: bool
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class VideoAnswer:
+    """An answer about a video.
+
+    Attributes:
+        text: behind the start of an answer that the prompt has.
+        num_prompt_tokens: positions that were read: text and video. tokens: generated ones.
+        finished: False if it was cut at `max_tokens`.
+        score: mean log-probability of the generated tokens.
+        seen: record of what the model saw, ready for JSON.
+    """
+
+    text: str
+    num_prompt_tokens: int
+    tokens: int
+    finished: bool
+    score: float
+    seen: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class VideoChoice:
+    """A choice among options.
+
+    Attributes:
+        letter: of the likeliest option, "A" for the first. index: its number.
+        probabilities: of each letter, among the letters.
+        mass: probability that the model continues with one of the letters at all.
+    """
+
+    letter: str
+    index: int
+    probabilities: tuple[float, ...]
+    mass: float
+
+
+class Viewing:
+    """A clip that a model has seen. Use `foveate.watch`.
+
+    Attributes:
+        network: the model. how: the strategy, after `fit`. changes: what `fit` changed.
+        clip: indices and times of the sampled frames. layout: which rows come from which of them.
+        video_LD: tokens of the video. size: width and height of its frames in pixels.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        prompts: Prompts,
+        *,
+        how: Strategy,
+        clip: Clip,
+        layout: Layout,
+        video_LD: Tensor,
+        size: tuple[int, int],
+        changes: tuple[str, ...] = (),
+    ) -> None:
+        self.network, self.prompts, self.how, self.clip, self.layout = network, prompts, how, clip, layout
+        self.video_LD, self.size, self.changes = video_LD, size, changes
+        # What was read last, and the ids in front of its video.
+        self._prefix: tuple[list[int], Prefix] | None = None
+        self._warned = False
+
+    def __repr__(self) -> str:
+        return f"Viewing({self.clip.name!r}, {len(self.clip.frames)} frames, {len(self.video_LD)} tokens)"
+
+    @property
+    def frames(self) -> list[SeenFrame]:
+        """Sampled frames in the order of time, as the tower reads them."""
+        slow = {
+            frame
+            for block in self.layout.blocks
+            if block.path == "slow"
+            for image in block.images
+            for frame in self.layout.images[image].frames
+        }
+        columns = zip(self.clip.indices, self.clip.times, self.clip.frames, strict=True)
+        return [SeenFrame(index, time, row in slow, image) for row, (index, time, image) in enumerate(columns)]
+
+    def ask(self, question: str, options: Sequence[str] = (), *, max_tokens: int = MAX_TOKENS) -> VideoAnswer:
+        """Answer a question about the clip greedily.
+
+        Args:
+            question: a text; marks of the model in it are text.
+            options: write an answer to a question with options; see `choose` for their probabilities.
+            max_tokens: longest answer.
+
+        Raises:
+            UserError: the question is empty, or does not fit the context.
+        """
+        pieces = self.stream(question, options, max_tokens=max_tokens)
+        try:
+            while True:
+                next(pieces)
+        except StopIteration as end:
+            return end.value
+
+    def stream(
+        self, question: str, options: Sequence[str] = (), *, max_tokens: int = MAX_TOKENS
+    ) -> Generator[str, None, VideoAnswer]:
+        """Yield the text of an answer as it is generated; return the answer. Arguments: see `ask`."""
+        ids = self.encode_question(question, options, max_tokens)
+        prefix = self._read(ids, max_tokens)
+        prompt_LD = splice(self.network, ids, self.video_LD) if prefix is None else self.network.embed(ids.after)
+        completion = yield from stream(
+            self.network.language,
+            prompt_LD,
+            decode=self.network.decode,
+            stop=self.network.stop,
+            settings=answer_settings(max_tokens),
+            prefix=prefix,
+            suppress=self.network.suppress,
+            in_place=True,
+        )
+        return self.build_answer(completion)
+
+    def choose(self, question: str, options: Sequence[str]) -> VideoChoice:
+        """Choose an option by the probability of its letter as the next token.
+
+        Raises:
+            UserError: as `ask`; or there are fewer than two different options.
+        """
+        letters = list_letters(options)
+        prompt = self.prompts.choose.fill(self.network.frame, check_question(question), check_choices(options))
+        answered = [prompt._replace(after=(*prompt.after, Piece(letter))) for letter in letters]
+        sides = [encode_prompt(self.network, each) for each in answered]
+        # The letter may be one token with the mark before it: what all sides share is the prompt.
+        shared = 0
+        while len({tuple(side.after[: shared + 1]) for side in sides}) == 1:
+            shared += 1
+        ids = PromptIds(sides[0].before, sides[0].after[:shared])
+        longest = max(len(side.after) for side in sides) - shared
+        self._check(ids, longest)
+        prefix = self._read(ids, longest)
+        logs = self._score(ids, [side.after[shared:] for side in sides], prefix)
+        probabilities = to_probabilities(logs, per_token=False)
+        index = max(range(len(letters)), key=lambda number: probabilities[number])
+        mass = float(torch.stack([log_T.double().sum() for log_T in logs]).exp().sum())
+        return VideoChoice(letters[index], index, probabilities, min(mass, 1.0))
+
+    def close(self) -> None:
+        """Let go of what was read; the next question reads the clip again."""
+        self._prefix = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a run stores: frames, times, tokens of each path, the context, and what `fit` changed."""
+        return {
+            "model": self.network.name,
+            "clip": self.clip.name,
+            "how": {"kind": self.how.kind, **self.how.model_dump(mode="json")},
+            "fitted": list(self.changes),
+            "size": list(self.size),
+            "num_decoded": self.clip.num_decoded,
+            "indices": list(self.clip.indices),
+            "times": list(self.clip.times),
+            "slow": [row for row, frame in enumerate(self.frames) if frame.is_slow],
+            "tokens": self.layout.count_tokens(),
+            "video_tokens": len(self.video_LD),
+            "limit": self.network.limit,
+            "warnings": [*self.clip.warnings, *self.layout.warnings],
+        }
+
+    def encode_question(self, question: str, options: Sequence[str], max_tokens: int) -> PromptIds:
+        """Encode the prompt of a question; raise UserError where it does not fit."""
+        template = self.prompts.choose if options else self.prompts.ask
+        choices = check_choices(options) if options else ()
+        ids = encode_prompt(self.network, template.fill(self.network.frame, check_question(question), choices))
+        self._check(ids, max_tokens)
+        return ids
+
+    def _check(self, ids: PromptIds, answer: int) -> None:
+        text = sum(map(len, ids)) + answer
+        check_room(self.how, Room(len(self.clip.frames), self.network.tokens_per_frame, text, self.network.limit))
+
+    def _read(self, ids: PromptIds, answer: int) -> Prefix | None:
+        """Read the text in front of the video and the video, unless they were; None where that cannot be used again."""
+        if self._grows(len(ids.before) + len(self.video_LD) + len(ids.after) + answer):
+            self._warn("positions beyond those of training change with the length: the clip is read for each question")
+            return None
+        if self._prefix is None or self._prefix[0] != ids.before:
+            # One at a time: it is the largest thing in memory behind the weights.
+            self._prefix = None
+            prefix_LD = splice(self.network, PromptIds(ids.before, []), self.video_LD)
+            self._prefix = (ids.before, read_prefix(self.network.language, prefix_LD))
+        prefix = self._prefix[1]
+        if not prefix.can_rewind:
+            self._warn("its cache has layers that cannot be cut back: it is copied for each question")
+        return prefix
+
+    def _grows(self, length: int) -> bool:
+        """Return whether dynamic NTK scaling turns keys of a sequence of this length otherwise than shorter ones."""
+        config = self.network.language.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        return rope.get("rope_type") == "dynamic" and length > config.max_position_embeddings
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            warnings.warn(f"{self.network.name}: {text}", stacklevel=4)
+        self._warned = True
+
+    def _score(self, ids: PromptIds, answers: Sequence[Sequence[int]], prefix: Prefix | None) -> list[Tensor]:
+        """Return the log-likelihoods of the tokens of each answer behind a prompt."""
+
+        def read(more: Sequence[int]) -> Tensor:
+            after = PromptIds(ids.before, [*ids.after, *more])
+            whole = splice(self.network, after, self.video_LD) if prefix is None else self.network.embed(after.after)
+            return predict(self.network.language, whole, prefix=prefix)
+
+        first_V = read(())
+        return [
+            torch.stack([(read(answer[:end]) if end else first_V)[id] for end, id in enumerate(answer)])
+            for answer in answers
+        ]
+
+    def build_answer(self, completion: Completion) -> VideoAnswer:
+        """Return the answer that was generated."""
+        return VideoAnswer(
+            text=self.network.decode(completion.ids).strip(),
+            num_prompt_tokens=completion.num_prompt_tokens,
+            tokens=len(completion.ids),
+            finished=completion.finished,
+            score=completion.score,
+            seen=self.record,
+        )
+
+
+def answer_settings(max_tokens: int) -> GenerationSettings:
+    """Return settings of a greedy answer; raise UserError where `max_tokens` is out of range."""
+    return validate(GenerationSettings, {"max_new_tokens": max_tokens}, where="max_tokens")

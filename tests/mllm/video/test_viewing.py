@@ -1,0 +1,231 @@
+"""A clip is encoded and read once; every answer is that of a fresh run."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_llavas
+import torch
+from PIL import Image
+
+from foveate.core.errors import UserError
+from foveate.mllm.video.evaluate import ClipRequest
+from foveate.mllm.video.grammar import parse_how
+from foveate.mllm.video.networks import Network, open_network, wrap_llava
+from foveate.mllm.video.splice import ContextFullError, encode_prompt, splice
+from foveate.mllm.video.strategies.slowfast import SlowFast
+from foveate.mllm.video.viewing import Viewing
+from foveate.mllm.video.watch import ClipWatcher, ask_all, watch
+from foveate.vision.preprocess import Preprocess
+from naming import raises_naming
+
+HOW = SlowFast(slow=3, fast=(2, 2))
+QUESTIONS = ("what is it?", "and where does it go, <image> or </s>?")
+PREPROCESS = Preprocess(tiny_llavas.SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", geometry="stretch")
+
+
+def wrap(family: str = "llava", **text: Any) -> Network:
+    """Wrap a tiny model with a tokenizer."""
+    text_type = text.pop("text_type", "llama")
+    model = tiny_llavas.build(family, text=text, text_type=text_type)
+    return wrap_llava(
+        model, name=family, preprocess=PREPROCESS, tokenizer=tiny_llavas.tokenizer(), template=tiny_llavas.TEMPLATE
+    )
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return wrap()
+
+
+def stock(viewing: Viewing, question: str, *, max_tokens: int) -> str:
+    """Return the answer of transformers' own generation on the whole sequence."""
+    network = viewing.network
+    ids = encode_prompt(network, viewing.prompts.ask.fill(network.frame, question))
+    whole_1LD = splice(network, ids, viewing.video_LD)[None]
+    mask_1L = torch.ones(whole_1LD.shape[:2], dtype=torch.long)
+    written = network.language.generate(
+        inputs_embeds=whole_1LD, attention_mask=mask_1L, max_new_tokens=max_tokens, do_sample=False
+    )
+    assert network.tokenizer is not None
+    return network.tokenizer.decode(written[0].tolist()).strip()
+
+
+@pytest.mark.parametrize("family", tiny_llavas.FAMILIES)
+def test_later_questions_are_answered_as_by_a_fresh_run(family: str) -> None:
+    network = wrap(family)
+    viewing = watch(network, tiny_llavas.frames(), how=HOW)
+    scores = []
+    for question in (*QUESTIONS, QUESTIONS[0]):
+        answer = viewing.ask(question, max_tokens=12)
+        assert answer.text == stock(viewing, question, max_tokens=12)
+        fresh_answer = watch(network, tiny_llavas.frames(), how=HOW).ask(question, max_tokens=12)
+        assert answer.score == pytest.approx(fresh_answer.score, abs=1e-5)
+        scores.append(answer.score)
+    # The first question again, behind others: nothing of these is left.
+    assert scores[0] == pytest.approx(scores[2], abs=1e-5)
+    assert abs(scores[0] - scores[1]) > 1e-3
+    first = viewing.choose("what color?", ["red", "a dog", "blue"])
+    fresh = watch(network, tiny_llavas.frames(), how=HOW).choose("what color?", ["red", "a dog", "blue"])
+    np.testing.assert_allclose(first.probabilities, fresh.probabilities, rtol=0, atol=1e-5)
+
+
+def test_a_saved_folder_is_watched_by_its_path(tmp_path: Path) -> None:
+    folder = tiny_llavas.save("llava_next", tmp_path)
+    answer = watch(str(folder), tiny_llavas.frames(), how=HOW, device="cpu").ask("what?", max_tokens=4)
+    assert answer.tokens == 4
+    assert answer.seen["limit"] == 512
+
+
+def test_a_cache_with_a_sliding_window_is_copied() -> None:
+    network = wrap(text_type="mistral", sliding_window=24)
+    viewing = watch(network, tiny_llavas.frames(), how=HOW)
+    with pytest.warns(UserWarning, match="copied for each question"):
+        answers = [viewing.ask(question, max_tokens=12).text for question in QUESTIONS]
+    assert answers == [stock(viewing, question, max_tokens=12) for question in QUESTIONS]
+
+
+def test_positions_that_grow_are_read_for_each_question() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    network = wrap(max_position_embeddings=80, rope_parameters=rope)
+    assert network.limit == 320
+    viewing = watch(network, tiny_llavas.frames(), how=HOW)
+    with pytest.warns(UserWarning, match="read for each question"):
+        answers = [viewing.ask(question, max_tokens=12).text for question in QUESTIONS]
+    assert answers == [stock(viewing, question, max_tokens=12) for question in QUESTIONS]
+
+
+def test_a_batch_is_answered_as_its_questions_are_alone(network: Network) -> None:
+    long = watch(network, tiny_llavas.frames(), how=HOW)
+    short = watch(network, tiny_llavas.frames(5, seed=1), how=parse_how("fast", fast="1x2"))
+    questions = [(long, QUESTIONS[0], ()), (short, QUESTIONS[1], ()), (short, "which?", ("red", "blue"))]
+    alone = [viewing.ask(question, options, max_tokens=9) for viewing, question, options in questions]
+    batched = ask_all(questions, max_tokens=9)
+    assert [answer.text for answer in batched] == [answer.text for answer in alone]
+    assert [answer.num_prompt_tokens for answer in batched] == [answer.num_prompt_tokens for answer in alone]
+    with raises_naming(UserError, "networks"):
+        ask_all([(long, "a", ()), (watch(wrap(), tiny_llavas.frames(3), how="mean"), "a", ())])
+
+
+def test_an_answer_is_streamed(network: Network) -> None:
+    viewing = watch(network, tiny_llavas.frames(), how=HOW)
+    whole = viewing.ask(QUESTIONS[0], max_tokens=12).text
+    pieces = viewing.stream(QUESTIONS[0], max_tokens=12)
+    assert next(pieces)
+    # An answer that nobody reads to its end leaves nothing behind.
+    pieces.close()
+    assert "".join(viewing.stream(QUESTIONS[0], max_tokens=12)).strip() == whole
+    viewing.close()
+    assert viewing.ask(QUESTIONS[0], max_tokens=12).text == whole
+
+
+def test_letters_have_the_probabilities_of_the_next_token(network: Network) -> None:
+    viewing = watch(network, tiny_llavas.frames(), how=HOW)
+    options = ["Alpha", "A", "answer B"]
+    choice = viewing.choose("which?", options)
+    ids = encode_prompt(network, viewing.prompts.choose.fill(network.frame, "which?", options))
+    with torch.inference_mode():
+        logits_V = network.language(inputs_embeds=splice(network, ids, viewing.video_LD)[None]).logits[0, -1]
+    assert network.tokenizer is not None
+    letters = [network.tokenizer.encode(letter)[0] for letter in "ABC"]
+    expected = logits_V[letters].double().softmax(-1)
+    np.testing.assert_allclose(choice.probabilities, expected.numpy(), rtol=0, atol=1e-5)
+    assert choice.letter == "ABC"[choice.index] == "ABC"[int(expected.argmax())]
+    assert choice.mass == pytest.approx(float(logits_V.softmax(-1)[letters].sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [(), ("a",), ("a", " a"), ("a", ""), tuple(map(str, range(27)))])
+def test_options_that_are_none(network: Network, options: tuple[str, ...]) -> None:
+    with raises_naming(UserError, "options"):
+        watch(network, tiny_llavas.frames(3), how="mean").choose("which?", options)
+
+
+@pytest.mark.parametrize("how", ["slow", "concat", "mean", "freeva", "grid", "ts", "interleaved", "chosen"])
+def test_every_strategy_answers(how: str) -> None:
+    small = {"slow": {"slow": 2}, "concat": {"frames": 3}, "ts": {"sampled": 40, "thumbnail": 4},
+             "interleaved": {"slow": 2, "fast": "1x1"}, "chosen": {"slow": 2}}  # fmt: skip
+    viewing = watch(wrap(max_position_embeddings=800), tiny_llavas.frames(), how=parse_how(how, **small.get(how, {})))
+    assert viewing.ask("what?", max_tokens=3).tokens <= 3
+    assert sum(viewing.record["tokens"].values()) == len(viewing.video_LD)
+
+
+def test_frames_and_record(network: Network) -> None:
+    viewing = watch(network, tiny_llavas.frames(12), how=HOW, start=2)
+    assert [frame.index for frame in viewing.frames if frame.is_slow] == [2, 5, 7]
+    assert all(frame.image.size == (32, 32) for frame in viewing.frames)
+    record = viewing.record
+    assert record["size"] == [40, 24]
+    assert record["tokens"] == {"slow": 24, "fast": 40}
+    assert record["num_decoded"] == 10
+    assert record["how"]["kind"] == "slowfast"
+
+
+def test_slow_frames_are_chosen_by_what_they_show(network: Network) -> None:
+    black, white = (Image.new("RGB", (40, 24), color) for color in ("black", "white"))
+    clip = [black] * 5 + [white] + [black] * 6
+    how = SlowFast(slow=2, fast=(1, 1), choose="cover")
+    assert [frame.index for frame in watch(network, clip, how=how).frames if frame.is_slow] == [0, 5]
+
+    class Brightness:
+        def encode_images(self, images: Any) -> Any:
+            return np.array([[np.asarray(image).mean(), 50.0] for image in images], dtype=np.float32)
+
+        def encode_text(self, texts: Any) -> Any:
+            return np.array([[1.0, 0.0]], dtype=np.float32)
+
+    like = SlowFast(slow=1, fast=(1, 1), choose="query")
+    viewing = watch(network, clip, how=like, selector=Brightness(), query="something bright")
+    assert [frame.index for frame in viewing.frames if frame.is_slow] == [5]
+    with raises_naming(UserError, "query", "selector"):
+        watch(network, clip, how=like)
+    with raises_naming(UserError, "selector", "even"):
+        watch(network, clip, how=HOW, selector=Brightness())
+
+
+def test_what_is_too_long_is_refused_with_what_would_fit(network: Network) -> None:
+    how = SlowFast(slow=10, fast=(4, 4), slow_pool="concat")
+    with raises_naming(ContextFullError, "352", "201", "512", "--slow 7", "--fast 4x3", "--fit"):
+        watch(network, tiny_llavas.frames(12), how=how, text_tokens=201)
+    with raises_naming(ContextFullError, "200", "400", "512", "--fast 3x2", "--frames 6"):
+        watch(network, tiny_llavas.frames(12), how=SlowFast(slow=2, slow_pool="2x2"), text_tokens=400)
+    viewing = watch(network, tiny_llavas.frames(12), how=how)
+    with raises_naming(ContextFullError, "352", "512"):
+        viewing.ask("why " * 150)
+    with raises_naming(UserError, "question"):
+        viewing.ask(" \n")
+    fitted = watch(network, tiny_llavas.frames(12), how=how, fit=True, text_tokens=330)
+    assert len(fitted.video_LD) <= 512 - 330
+    assert fitted.record["fitted"] == list(fitted.changes) != []
+
+
+def test_the_shipped_model_watches() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = open_network("mini", device="cpu")
+    viewing = watch(network, tiny_llavas.frames(), how=HOW)
+    assert viewing.prompts.ask.name == "plain"
+    first = viewing.ask("What is in the image?", max_tokens=8)
+    viewing.ask("Where is the red disc?", max_tokens=8)
+    assert viewing.ask("What is in the image?", max_tokens=8) == first
+    assert first.text
+    assert "<region>" not in first.text
+
+
+def test_a_set_of_questions_is_asked_clip_by_clip(network: Network, tmp_path: Path) -> None:
+    clips = []
+    for number in (0, 1):
+        clips.append(tmp_path / f"{number}.gif")
+        first, *others = tiny_llavas.frames(4, seed=number)
+        first.save(clips[-1], save_all=True, append_images=others, duration=100)
+    requests = [ClipRequest(clips[0], "what?"), ClipRequest(clips[1], "which?", ("red", "blue"))]
+    watcher = ClipWatcher(network, how=HOW)
+    answers = watcher.ask_all(requests, max_tokens=5)
+    alone = [watch(network, request.clip, how=HOW).ask(request.text, request.options, max_tokens=5)
+             for request in requests]  # fmt: skip
+    assert [answer.text for answer in answers] == [answer.text for answer in alone]
+    assert [answer.seen["clip"] for answer in answers] == [str(clip) for clip in clips]
+    assert watcher.ask_all(requests[1:], max_tokens=5)[0].text == answers[1].text
