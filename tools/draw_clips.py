@@ -10,13 +10,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from foveate.records.scenes.clips import WORLDS, Clip, draw_clip
+from foveate.records.scenes.clips import WORLDS, SceneClip, draw_clip
 
 SIDE, COLUMNS, INDEX = 128, 8, 32
 COLOR = "#edae49"
 
 
-def choose_frames(clip: Clip) -> list[int]:
+def choose_frames(clip: SceneClip) -> list[int]:
     """Return evenly spaced frames, but where something appears, disappears or flashes the nearest one gives way."""
     step = len(clip) // COLUMNS
     frames = list(range(step // 2, len(clip), step))
@@ -26,7 +26,7 @@ def choose_frames(clip: Clip) -> list[int]:
     return frames
 
 
-def draw_frame(clip: Clip, index: int) -> Image.Image:
+def draw_frame(clip: SceneClip, index: int) -> Image.Image:
     """Draw a frame with its number, and the boxes of things of which an event is going on."""
     frame = clip.frame(index)
     image = Image.fromarray(frame.pixels_HW3)

@@ -12,34 +12,34 @@ import pytest
 from foveate.core.seeds import generator
 from foveate.metrics.answers import evidence_recall
 from foveate.records.scenes.clip_questions import CLIP_KINDS, FORMS, ClipQuestion, ask_clip
-from foveate.records.scenes.clips import DIRECTIONS, FLASH_COLORS, WORLDS, Clip, draw_clip, draw_plate
+from foveate.records.scenes.clips import DIRECTIONS, FLASH_COLORS, WORLDS, SceneClip, draw_clip, draw_plate
 from foveate.records.scenes.language import NUMERALS
 from foveate.records.scenes.shapes import COLORS
 
 CLIPS = 24
 
 
-def ask(world: str, index: int, split: str = "train") -> tuple[Clip, list[ClipQuestion]]:
+def ask(world: str, index: int, split: str = "train") -> tuple[SceneClip, list[ClipQuestion]]:
     clip = draw_clip(world, seed=8, split=split, index=index, things="shapes")
     return clip, ask_clip(clip, generator("questions", clip.key))
 
 
 @pytest.fixture(scope="module")
-def asked() -> list[tuple[Clip, ClipQuestion]]:
+def asked() -> list[tuple[SceneClip, ClipQuestion]]:
     return [(clip, q) for world in WORLDS for index in range(CLIPS) for clip, qs in [ask(world, index)] for q in qs]
 
 
-def find_track(clip: Clip, name: str) -> int:
+def find_track(clip: SceneClip, name: str) -> int:
     return [track.name for track in clip.tracks].index(name)
 
 
-def find_named(clip: Clip, question: ClipQuestion) -> list[int]:
+def find_named(clip: SceneClip, question: ClipQuestion) -> list[int]:
     """Tracks that the prompt names, in its order."""
     names = re.findall("|".join(track.name for track in clip.tracks), question.question.prompt)
     return [find_track(clip, name) for name in names]
 
 
-def read_text(clip: Clip, question: ClipQuestion, frames: list[int]) -> str:
+def read_text(clip: SceneClip, question: ClipQuestion, frames: list[int]) -> str:
     (position,) = find_named(clip, question)
     frame = clip.frame(frames[0])
     box = frame.box(position)
@@ -49,17 +49,17 @@ def read_text(clip: Clip, question: ClipQuestion, frames: list[int]) -> str:
     return str(int(np.argmin([np.square(patch - plate).sum() for plate in plates])))
 
 
-def read_flash(clip: Clip, question: ClipQuestion, frames: list[int]) -> str:
+def read_flash(clip: SceneClip, question: ClipQuestion, frames: list[int]) -> str:
     frame = clip.frame(frames[0])
     color = np.median(frame.pixels_HW3[frame.mask(12)], axis=0)
     return min(FLASH_COLORS, key=lambda name: float(np.square(color - COLORS[name]).sum()))
 
 
-def happens_in(clip: Clip, question: ClipQuestion, position: int, frame: int) -> bool:
+def happens_in(clip: SceneClip, question: ClipQuestion, position: int, frame: int) -> bool:
     return clip.frame(frame).mask(position).any() != ("disappear" in question.question.prompt)
 
 
-def read_order(clip: Clip, question: ClipQuestion, frames: list[int]) -> str:
+def read_order(clip: SceneClip, question: ClipQuestion, frames: list[int]) -> str:
     prompt, named = question.question.prompt, find_named(clip, question)
     times = {position: t for t in sorted(frames) for position in range(4) if happens_in(clip, question, position, t)}
     # What is in sight all the time neither appears nor disappears.
@@ -72,12 +72,12 @@ def read_order(clip: Clip, question: ClipQuestion, frames: list[int]) -> str:
     return clip.tracks[ordered[ordered.index(named[0]) + step]].name
 
 
-def read_count(clip: Clip, question: ClipQuestion, frames: list[int]) -> str:
+def read_count(clip: SceneClip, question: ClipQuestion, frames: list[int]) -> str:
     (position,) = find_named(clip, question)
     return NUMERALS[len({clip.frame(index).box(position) for index in frames} - {None})]
 
 
-def read_direction(clip: Clip, question: ClipQuestion, frames: list[int]) -> str:
+def read_direction(clip: SceneClip, question: ClipQuestion, frames: list[int]) -> str:
     (position,) = find_named(clip, question)
     first, last = (clip.frame(index).box(position) for index in sorted(frames))
     assert first is not None
@@ -86,7 +86,7 @@ def read_direction(clip: Clip, question: ClipQuestion, frames: list[int]) -> str
     return max(DIRECTIONS, key=lambda name: float(shift @ DIRECTIONS[name]))
 
 
-READERS: dict[str, Callable[[Clip, ClipQuestion, list[int]], str]] = {
+READERS: dict[str, Callable[[SceneClip, ClipQuestion, list[int]], str]] = {
     "text": read_text,
     "flash": read_flash,
     "order": read_order,
@@ -95,7 +95,7 @@ READERS: dict[str, Callable[[Clip, ClipQuestion, list[int]], str]] = {
 }
 
 
-def test_one_frame_of_every_group_is_enough(asked: list[tuple[Clip, ClipQuestion]]) -> None:
+def test_one_frame_of_every_group_is_enough(asked: list[tuple[SceneClip, ClipQuestion]]) -> None:
     rng = generator("frames")
     for clip, question in asked:
         frames = [int(group[rng.integers(len(group))]) for group in question.evidence]
@@ -104,7 +104,7 @@ def test_one_frame_of_every_group_is_enough(asked: list[tuple[Clip, ClipQuestion
         assert evidence_recall([question.evidence], [frames]) == 1
 
 
-def test_other_frames_show_nothing_of_it(asked: list[tuple[Clip, ClipQuestion]]) -> None:
+def test_other_frames_show_nothing_of_it(asked: list[tuple[SceneClip, ClipQuestion]]) -> None:
     for clip, question in asked[::6]:
         kind = question.question.kind
         inside = set().union(*question.evidence)
@@ -128,7 +128,9 @@ def test_other_frames_show_nothing_of_it(asked: list[tuple[Clip, ClipQuestion]])
                 assert frame.mask(find_named(clip, question)[0]).any() == between
 
 
-def test_groups_do_not_overlap_and_one_missing_group_hides_the_answer(asked: list[tuple[Clip, ClipQuestion]]) -> None:
+def test_groups_do_not_overlap_and_one_missing_group_hides_the_answer(
+    asked: list[tuple[SceneClip, ClipQuestion]],
+) -> None:
     for clip, question in asked:
         frames = [index for group in question.evidence for index in group]
         assert len(frames) == len(set(frames))
@@ -136,7 +138,7 @@ def test_groups_do_not_overlap_and_one_missing_group_hides_the_answer(asked: lis
             assert evidence_recall([question.evidence], [set(range(len(clip))) - set(group)]) == 0
 
 
-def test_every_kind_is_asked_with_distinct_options(asked: list[tuple[Clip, ClipQuestion]]) -> None:
+def test_every_kind_is_asked_with_distinct_options(asked: list[tuple[SceneClip, ClipQuestion]]) -> None:
     assert {question.question.kind for _, question in asked} == set(CLIP_KINDS)
     for clip, question in asked:
         assert len(set(question.options)) == len(question.options) >= 2

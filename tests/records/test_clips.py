@@ -22,8 +22,8 @@ from foveate.records.scenes.clips import (
     GRID,
     MIN_FRAMES,
     WORLDS,
-    Clip,
-    ClipFrame,
+    SceneClip,
+    SceneFrame,
     draw_clip,
     draw_plate,
 )
@@ -31,12 +31,12 @@ from foveate.records.scenes.pools import SPLITS
 from naming import raises_naming
 
 
-def draw(world: str, index: int = 0, *, split: str = "train", seed: int = 3, num_frames: int = 32) -> Clip:
+def draw(world: str, index: int = 0, *, split: str = "train", seed: int = 3, num_frames: int = 32) -> SceneClip:
     # Shapes alone: loading all cut-outs takes seconds.
     return draw_clip(world, seed=seed, split=split, index=index, num_frames=num_frames, things="shapes")
 
 
-def pixels(clip: Clip) -> NDArray[np.uint8]:
+def pixels(clip: SceneClip) -> NDArray[np.uint8]:
     return np.stack([frame.pixels_HW3 for frame in clip])
 
 
@@ -66,7 +66,7 @@ def test_the_same_numbers_give_the_same_frames_in_any_order(world: str) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(any_clip)
-def test_boxes_are_the_bounds_of_masks_inside_the_frame(clip: Clip) -> None:
+def test_boxes_are_the_bounds_of_masks_inside_the_frame(clip: SceneClip) -> None:
     for frame in clip:
         assert frame.seconds == pytest.approx(frame.index / 8)
         for position, track in enumerate(clip.tracks):
@@ -85,7 +85,7 @@ def test_boxes_are_the_bounds_of_masks_inside_the_frame(clip: Clip) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(any_clip)
-def test_things_are_in_sight_where_their_events_are(clip: Clip) -> None:
+def test_things_are_in_sight_where_their_events_are(clip: SceneClip) -> None:
     for position, track in enumerate(clip.tracks):
         events = [event for event in clip.events if event.track == position and event.kind != "cut"]
         inside_T = np.zeros(len(clip), bool)
@@ -120,7 +120,7 @@ def test_a_plate_changes_the_pixels_of_its_mask_and_no_others() -> None:
                 assert outside_HW.sum() <= (0.1 * mask_HW.sum() if position == flash.track else 0)
 
 
-def read_digit(frame: ClipFrame, position: int, color: str) -> int:
+def read_digit(frame: SceneFrame, position: int, color: str) -> int:
     box = frame.box(position)
     assert box is not None
     patch = frame.pixels_HW3[int(box.y1) : int(box.y2), int(box.x1) : int(box.x2)].astype(float)

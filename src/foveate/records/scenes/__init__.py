@@ -5,7 +5,7 @@ from __future__ import annotations
 from foveate.records.questions import Question
 from foveate.records.scenes.clip_files import write_frames
 from foveate.records.scenes.clip_questions import ClipQuestion, ask_clip
-from foveate.records.scenes.clips import Clip, ClipFrame, draw_clip
+from foveate.records.scenes.clips import SceneClip, SceneFrame, draw_clip
 from foveate.records.scenes.counting import draw_counting_scene
 from foveate.records.scenes.image_sets import ImageSet, draw_image_set
 from foveate.records.scenes.questions import ask_scene
@@ -13,12 +13,12 @@ from foveate.records.scenes.scene import Scene, SceneObject, draw_scene
 from foveate.records.scenes.scene_collection import build_scenes, build_tour_collection
 
 __all__ = [
-    "Clip",
-    "ClipFrame",
     "ClipQuestion",
     "ImageSet",
     "Question",
     "Scene",
+    "SceneClip",
+    "SceneFrame",
     "SceneObject",
     "ask_clip",
     "ask_scene",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.records.questions import Form, Question, Way, write_question
-from foveate.records.scenes.clips import DIRECTIONS, FLASH_COLORS, MAX_APPEARANCES, PLATE_COLORS, Clip, Event
+from foveate.records.scenes.clips import DIRECTIONS, FLASH_COLORS, MAX_APPEARANCES, PLATE_COLORS, Event, SceneClip
 from foveate.records.scenes.language import NUMERALS
 
 CLIP_KINDS = ("text", "flash", "order", "count", "direction")
@@ -94,7 +94,7 @@ class ClipQuestion:
         return self.options.index(self.question.short)
 
 
-def ask_clip(clip: Clip, rng: np.random.Generator, *, way: Way = "short") -> list[ClipQuestion]:
+def ask_clip(clip: SceneClip, rng: np.random.Generator, *, way: Way = "short") -> list[ClipQuestion]:
     """Ask a clip what its world is for: a digit and the flash, the order, the numbers or the directions.
 
     Args:
@@ -111,7 +111,7 @@ def ask_clip(clip: Clip, rng: np.random.Generator, *, way: Way = "short") -> lis
 
 
 class _Asker:
-    def __init__(self, clip: Clip, rng: np.random.Generator, way: Way) -> None:
+    def __init__(self, clip: SceneClip, rng: np.random.Generator, way: Way) -> None:
         self.clip, self.rng, self.way = clip, rng, way
         self.questions: list[ClipQuestion] = []
 

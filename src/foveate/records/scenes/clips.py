@@ -89,7 +89,7 @@ class Event:
 
 
 @dataclass(frozen=True, eq=False)
-class ClipFrame:
+class SceneFrame:
     """A composed frame.
 
     Args:
@@ -114,7 +114,7 @@ class ClipFrame:
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
+class SceneClip:
     """A clip that is decided and not yet drawn; iterate over it for its frames.
 
     Args:
@@ -140,10 +140,10 @@ class Clip:
     def __len__(self) -> int:
         return len(self.grounds_T)
 
-    def __iter__(self) -> Iterator[ClipFrame]:
+    def __iter__(self) -> Iterator[SceneFrame]:
         return (self.frame(index) for index in range(len(self)))
 
-    def frame(self, index: int) -> ClipFrame:
+    def frame(self, index: int) -> SceneFrame:
         """Compose one frame; frames may be read in any order.
 
         Raises:
@@ -156,7 +156,7 @@ class Clip:
         owners_HW = self._paste_tracks(canvas_HW3, index)
         finish = Finish(0.0, _GRAIN, 0.0, 1.0, integer("clip grain", *self.stream, index))
         pixels_HW3 = np.asarray(apply_finish(canvas_HW3, finish))
-        return ClipFrame(index, index / self.frame_rate, pixels_HW3, owners_HW)
+        return SceneFrame(index, index / self.frame_rate, pixels_HW3, owners_HW)
 
     def draw_owners(self, index: int) -> NDArray[np.int8]:
         """Return `owners_HW` of a frame without drawing its ground."""
@@ -186,7 +186,7 @@ def draw_clip(
     num_frames: int = 32,
     frame_rate: float = 8.0,
     things: ThingKind = "mixed",
-) -> Clip:
+) -> SceneClip:
     """Draw clip number `index` of a split.
 
     Worlds: "still", twelve plates with digits and one flash of a single frame; "busy", the same plates and flash, but
@@ -216,7 +216,7 @@ def draw_clip(
     stream = _name_stream(world, seed, split, index)
     drawer = _Drawer(stream, split, size, num_frames, things)
     getattr(drawer, f"draw_{world}")()
-    return Clip(
+    return SceneClip(
         world,
         seed,
         split,
