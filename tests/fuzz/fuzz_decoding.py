@@ -26,7 +26,7 @@ from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
 
 
-def _check_words(problem: UserError) -> None:
+def check_words(problem: UserError) -> None:
     """A refusal is one line, and what is counted has a short code."""
     assert str(problem).strip()
     assert "\n" not in str(problem)
@@ -40,7 +40,7 @@ def images(trial: Trial) -> str:
     try:
         examined = examine(data)
     except BadImage as problem:
-        _check_words(problem)
+        check_words(problem)
         for read in (check, decode, functools.partial(decode, longest_side=32)):
             try:
                 read(data)
@@ -200,7 +200,7 @@ def writing(trial: Trial) -> str:
         try:
             steps[name]()
         except UserError as problem:
-            _check_words(problem)
+            check_words(problem)
             refused += 1
         except OSError as problem:
             from foveate.core.errors import explain_os_error

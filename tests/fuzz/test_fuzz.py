@@ -12,6 +12,7 @@ import fuzz_cli
 import pytest
 from fuzz_boxes import BOXES
 from fuzz_cli import CLI
+from fuzz_clips import CLIPS
 from fuzz_decoding import DECODING
 from fuzz_gguf import GGUF
 from fuzz_imports import IMPORTS
@@ -24,7 +25,7 @@ from PIL import Image
 from foveate.core.errors import UserError
 from verbs import sub_verbs
 
-TARGETS = IMPORTS | DECODING | BOXES | RECIPES | MODELS | POINTS | GGUF | CLI
+TARGETS = IMPORTS | DECODING | BOXES | RECIPES | MODELS | POINTS | GGUF | CLI | CLIPS
 # Inputs of the slow run: more where one is cheap.
 COUNTS = {
     "folder": 1200,
@@ -54,6 +55,7 @@ COUNTS = {
     "point-texts": 2000,
     "cells": 1500,
     "gguf": 10_000,
+    "clips": 1000,
 }
 _FAST = {
     "folder": 12,
@@ -108,8 +110,8 @@ def test_hostile_inputs(name: str, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", COUNTS)
 def test_many_hostile_inputs(name: str, tmp_path: Path) -> None:
-    if name == "datasets":
-        pytest.importorskip("datasets")
+    if name in (packages := {"datasets": "datasets", "clips": "av"}):
+        pytest.importorskip(packages[name])
     run(TARGETS[name], count=COUNTS[name], seed=1, work=tmp_path)
 
 

@@ -165,6 +165,17 @@ def place_image(preprocess: Preprocess, image_size: tuple[int, int], view: View)
     return view.place(width, height, preprocess.size, stretch=preprocess.geometry == "stretch")
 
 
+def squash(image: Image.Image, size: InputSize) -> Image.Image:
+    """Resize a whole image to `size` as RGB, bicubic, aspect not kept: width first, then height.
+
+    Args:
+        size: side in pixels, or (height, width).
+
+    Source: SlowFast-LLaVA (arXiv 2407.15841), `process_images` of the official code with Pillow before 13.
+    """
+    return View().place(*image.size, size, stretch=True).render(image, resample=Image.Resampling.BICUBIC)
+
+
 def render_image(preprocess: Preprocess, image: Image.Image, placement: Placement) -> Tensor:
     """Render a placed image as uint8 pixels [3, height, width]."""
     resample = Image.Resampling[preprocess.interpolation.upper()]
