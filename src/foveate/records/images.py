@@ -155,7 +155,8 @@ def encode_input(image: ImageInput) -> bytes:
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+        has_shape = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+        if image.dtype != np.uint8 or not has_shape or not image.size:
             raise UserError(
                 f"image: expected an array uint8 [H, W, 3] or [H, W] (got {image.dtype} {list(image.shape)})"
             )

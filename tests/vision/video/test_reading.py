@@ -245,8 +245,9 @@ def test_images_in_memory() -> None:
     frames = moving_square(10)
     for images in (frames, np.stack(frames), [Image.fromarray(frame) for frame in frames]):
         assert _numbers(read_clip(images, 3, frame_rate=5)) == [1, 4, 7]
-    with raises_naming(BadClip, "no frame"):
-        read_clip([])
+    for images in ([], [np.zeros((4, 4, 2), dtype=np.uint8)], [np.zeros((0, 4, 3), dtype=np.uint8)], [3]):
+        with raises_naming(BadClip, "no frame"):
+            read_clip(images)  # type: ignore[arg-type]
 
 
 def test_transform_is_called_on_each_sampled_frame_once(plain: Path) -> None:
@@ -362,6 +363,8 @@ def test_importing_foveate_loads_neither_av_nor_torch() -> None:
 
 def test_settings_out_of_range_are_refused(plain: Path) -> None:
     with raises_naming(UserError, "frame_rate", 0):
-        read_clip(plain, frame_rate=0)
+        read_clip(moving_square(2), frame_rate=0)
+    with raises_naming(UserError, "frame_rate", 2):
+        read_clip(plain, frame_rate=2)
     with raises_naming(UserError, "uniform", "uniform_mid"):
         read_clip(plain, rule="uniform")  # type: ignore[arg-type]

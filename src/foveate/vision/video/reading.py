@@ -44,7 +44,7 @@ def read_clip(
     start: float | None = None,
     end: float | None = None,
     transform: Callable[[Image.Image], Image.Image] | None = None,
-    frame_rate: float = 1.0,
+    frame_rate: float | None = None,
     allow_damaged: bool = False,
 ) -> Clip:
     """Read the sampled frames of a clip.
@@ -57,7 +57,7 @@ def read_clip(
         num_frames, rule, fps: see `foveate.sample`.
         start, end: seconds; only frames that begin in [start, end) are sampled. Default: the whole clip.
         transform: such as `lambda image: squash(image, 336)` of `foveate.vision.preprocess`.
-        frame_rate: images per second of folders and lists, which have no times.
+        frame_rate: images per second of a folder or list, which has no times; default 1.
         allow_damaged: use what can be decoded of a damaged clip, with warnings, instead of refusing it.
 
     Raises:

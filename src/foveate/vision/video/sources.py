@@ -90,22 +90,23 @@ class Source(Protocol):
         ...
 
 
-def open_source(clip: ClipInput, *, frame_rate: float = 1.0) -> Source:
+def open_source(clip: ClipInput, *, frame_rate: float | None = None) -> Source:
     """Open a clip, recognized by its content; see `foveate.vision.video.reading.read_clip`.
 
     Raises:
         BadClip: it cannot be opened, or is no clip.
         UserError: PyAV is needed and missing.
     """
-    if not 0 < frame_rate < float("inf"):
-        raise UserError(f"frame_rate: expected images per second above 0 (got {frame_rate})")
+    is_path = isinstance(clip, str | os.PathLike)
+    if (is_path and Path(clip).is_dir()) or not (is_path or isinstance(clip, bytes)):
+        return _open_images(clip, 1.0 if frame_rate is None else frame_rate)
+    if frame_rate is not None:
+        raise UserError(
+            f"frame_rate: is for folders and lists of images (got {frame_rate}); this clip has its own times"
+        )
     if isinstance(clip, bytes):
         return AnimatedImage("clip", clip)
-    if not isinstance(clip, str | os.PathLike):
-        return ImageList("clip", list(clip), frame_rate=frame_rate)
     path = Path(clip)
-    if path.is_dir():
-        return ImageList(str(path), _list_images(path), frame_rate=frame_rate)
     if not path.is_file():
         problem = "a pipe, socket or device" if path.exists() else "no such file"
         raise BadClip("unreadable", f"{path}: {problem}; expected a video file or a folder of images")
@@ -118,6 +119,14 @@ def open_source(clip: ClipInput, *, frame_rate: float = 1.0) -> Source:
     except BadImage:
         return VideoFile(path)
     return AnimatedImage(str(path), encode_input(path))
+
+
+def _open_images(clip: Any, frame_rate: float) -> ImageList:
+    if not 0 < frame_rate < float("inf"):
+        raise UserError(f"frame_rate: expected images per second above 0 (got {frame_rate})")
+    if isinstance(clip, str | os.PathLike):
+        return ImageList(str(clip), _list_images(Path(clip)), frame_rate=frame_rate)
+    return ImageList("clip", list(clip), frame_rate=frame_rate)
 
 
 def _list_images(folder: Path) -> list[Path]:
@@ -147,7 +156,7 @@ class ImageList:
         for index, item in enumerate(self.images):
             image = None
             try:
-                if isinstance(item, Image.Image) or (isinstance(item, np.ndarray) and item.dtype == np.uint8):
+                if isinstance(item, Image.Image) or _is_rgb(item):
                     # Pixels in memory cannot be broken: no detour over an encoded file.
                     image = to_rgb(Image.fromarray(item) if isinstance(item, np.ndarray) else item)
                 else:
@@ -161,6 +170,13 @@ class ImageList:
                 continue
             yield Frame(index / self.frame_rate, image if num_decoded in indices else None)
             num_decoded += 1
+
+
+def _is_rgb(item: object) -> bool:
+    """Whether it is an array of uint8 [H, W, 3 or 4] with pixels; `encode_input` names what is wrong with others."""
+    if not isinstance(item, np.ndarray) or item.dtype != np.uint8 or item.ndim != 3:
+        return False
+    return item.shape[2] in (3, 4) and item.size > 0
 
 
 class AnimatedImage:
@@ -241,9 +257,9 @@ class VideoFile:
         with self._open() as container:
             stream = self._find_stream(container)
             clock = _Clock(container, stream)
-            packets = [packet for packet in self._demux(container, stream, []) if packet.size and not packet.is_discard]
-            times = [clock.read(packet.pts, index) for index, packet in enumerate(packets)]
-        return sorted(times)
+            # No packet outlives its turn: together they are as large as the file.
+            packets = (packet for packet in self._demux(container, stream, []) if packet.size and not packet.is_discard)
+            return sorted(clock.read(packet.pts, index) for index, packet in enumerate(packets))
 
     def decode(self, indices: Container[int]) -> Iterator[Frame]:
         self.damage = []
