@@ -13,13 +13,12 @@ import torch
 from PIL import Image
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.evaluate import ClipRequest
 from foveate.mllm.video.grammar import parse_how
 from foveate.mllm.video.networks import Network, open_network, wrap_llava
 from foveate.mllm.video.splice import ContextFullError, encode_prompt, splice
 from foveate.mllm.video.strategies.slowfast import SlowFast
 from foveate.mllm.video.viewing import Viewing
-from foveate.mllm.video.watch import ClipWatcher, ask_all, watch
+from foveate.mllm.video.watch import ask_all, watch
 from foveate.vision.preprocess import Preprocess
 from naming import raises_naming
 
@@ -213,19 +212,3 @@ def test_the_shipped_model_watches() -> None:
     assert viewing.ask("What is in the image?", max_tokens=8) == first
     assert first.text
     assert "<region>" not in first.text
-
-
-def test_a_set_of_questions_is_asked_clip_by_clip(network: Network, tmp_path: Path) -> None:
-    clips = []
-    for number in (0, 1):
-        clips.append(tmp_path / f"{number}.gif")
-        first, *others = tiny_llavas.frames(4, seed=number)
-        first.save(clips[-1], save_all=True, append_images=others, duration=100)
-    requests = [ClipRequest(clips[0], "what?"), ClipRequest(clips[1], "which?", ("red", "blue"))]
-    watcher = ClipWatcher(network, how=HOW)
-    answers = watcher.ask_all(requests, max_tokens=5)
-    alone = [watch(network, request.clip, how=HOW).ask(request.text, request.options, max_tokens=5)
-             for request in requests]  # fmt: skip
-    assert [answer.text for answer in answers] == [answer.text for answer in alone]
-    assert [answer.seen["clip"] for answer in answers] == [str(clip) for clip in clips]
-    assert watcher.ask_all(requests[1:], max_tokens=5)[0].text == answers[1].text

@@ -39,7 +39,7 @@ class VideoEvaluationSettings(Settings):
     """Which questions a model is asked about clips, and how many together."""
 
     question_set: str = Field(
-        description="nextqa, egoschema, intentqa, msvd, msrvtt, tgif, activitynet, vcgbench or own"
+        description="Question set: nextqa, egoschema, intentqa, msvd, msrvtt, tgif, activitynet, vcgbench or own"
     )
     allow_missing: bool = Field(False, description="count questions without a clip or an answer as wrong")
     limit: int | None = Field(None, ge=1, description="maximum number of questions, drawn by the seed")
@@ -72,8 +72,8 @@ class ClipAnswer(Protocol):
 class ClipModel(Protocol):
     """Model that a question set asks."""
 
-    def ask_all(self, requests: Sequence[ClipRequest], *, max_tokens: int) -> Sequence[ClipAnswer]:
-        """Answer requests in their order; raise UserError where a clip or a question cannot be used."""
+    def ask_all(self, requests: Sequence[ClipRequest], *, max_tokens: int) -> Sequence[ClipAnswer | UserError]:
+        """Answer requests in their order; a clip or question that cannot be used is an error, returned or raised."""
         ...
 
 

@@ -131,10 +131,14 @@ def check_question(question: str) -> str:
     return text
 
 
-def check_choices(options: Sequence[str]) -> list[str]:
-    """Return the options, each on one line; raise UserError if there are fewer than two different ones."""
+def check_choices(options: Sequence[str], *, distinct: bool = True) -> list[str]:
+    """Return the options, each on one line; raise UserError if there are fewer than two, or equal ones.
+
+    Args:
+        distinct: False where only a letter is written: some published questions have two equal options.
+    """
     texts = [" ".join(clean_text(option).split()) for option in options]
-    if len(texts) < 2 or len(set(texts)) < len(texts) or not all(texts):
+    if len(texts) < 2 or (distinct and len(set(texts)) < len(texts)) or not all(texts):
         raise UserError(f"options: expected at least two different texts (got {', '.join(map(repr, texts)) or 'none'})")
     return texts
 

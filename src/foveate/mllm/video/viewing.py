@@ -207,7 +207,7 @@ class Viewing:
     def encode_question(self, question: str, options: Sequence[str], max_tokens: int) -> PromptIds:
         """Encode the prompt of a question; raise UserError where it does not fit."""
         template = self.prompts.choose if options else self.prompts.ask
-        choices = check_choices(options) if options else ()
+        choices = check_choices(options, distinct=False) if options else ()
         ids = encode_prompt(self.network, template.fill(self.network.frame, check_question(question), choices))
         self._check(ids, max_tokens)
         return ids

@@ -17,7 +17,6 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.language.generate import BATCH, generate
 from foveate.mllm.video.aggregate import FrameAggregator
-from foveate.mllm.video.evaluate import ClipRequest
 from foveate.mllm.video.grammar import parse_how
 from foveate.mllm.video.layout import Layout, TowerImage
 from foveate.mllm.video.networks import Network, open_network
@@ -198,31 +197,6 @@ def ask_all(
         )
         answers += [viewing.build_answer(each) for each, (viewing, _, _) in zip(completions, part, strict=True)]
     return answers
-
-
-class ClipWatcher:
-    """A model that is asked about many clips, as `foveate.mllm.video.evaluate` asks; the last clip stays encoded.
-
-    Args:
-        network: of `open_network`. options: of `watch`.
-    """
-
-    def __init__(self, network: Network, **options: Any) -> None:
-        self.network, self.options = network, options
-        self._viewings: dict[str, Viewing] = {}
-
-    def ask_all(self, requests: Sequence[ClipRequest], *, max_tokens: int) -> list[VideoAnswer]:
-        """Answer requests in their order, in one batch; see `ask_all`."""
-        names = [str(request.clip) for request in requests]
-        self._viewings = {name: viewing for name, viewing in self._viewings.items() if name in names}
-        for name in names:
-            if name not in self._viewings:
-                self._viewings[name] = watch(self.network, name, **self.options)
-        pairs = zip(names, requests, strict=True)
-        questions = [(self._viewings[name], request.text, request.options) for name, request in pairs]
-        answers = ask_all(questions, max_tokens=max_tokens, batch=max(1, len(requests)))
-        self._viewings = {name: self._viewings[name] for name in names[-1:]}
-        return answers
 
 
 def encode_layout(network: Network, layout: Layout, frames: Sequence[Image.Image]) -> Tensor:

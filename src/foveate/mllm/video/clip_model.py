@@ -1,0 +1,85 @@
+"""The model of `evaluate` that watches clips: each is encoded once, and several are answered together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.chat.batching import run_in_halves
+from foveate.core.errors import UserError
+from foveate.core.files import sha256_file
+from foveate.mllm.video.adapter import Network
+from foveate.mllm.video.evaluate import ClipRequest
+from foveate.mllm.video.strategies import Strategy
+from foveate.mllm.video.viewing import VideoAnswer, Viewing
+from foveate.mllm.video.watch import ask_all, watch
+
+
+class ClipWatcher:
+    """Answer questions about clips with an image model.
+
+    A clip with several questions in a batch is read once for all of them; questions of clips with one each are answered
+    together. So an answer follows from the questions of its batch, wherever a run was stopped.
+
+    Args:
+        options: further arguments of `watch`: fit, prompt, allow_damaged.
+    """
+
+    def __init__(self, network: Network, how: Strategy, **options: Any) -> None:
+        self.network, self.how = network, how
+        self.options = {name: value for name, value in options.items() if value}
+        self._last: tuple[Path, Viewing] | None = None
+
+    @property
+    def description(self) -> str:
+        """All that decides what is seen, for the recipe of a run."""
+        fields = {**self.how.model_dump(mode="json"), **self.options}
+        prompt = Path(str(self.options.get("prompt", "")))
+        if prompt.is_file():
+            fields["prompt"] = f"{prompt.name} {sha256_file(prompt)[:12]}"
+        return " ".join([self.how.kind, *(f"{name}={value}" for name, value in fields.items())])
+
+    def ask_all(self, requests: Sequence[ClipRequest], *, max_tokens: int) -> list[VideoAnswer | UserError]:
+        """Answer requests in their order, with an error in the place of an answer where a clip cannot be used."""
+        by_clip: dict[Path, list[int]] = {}
+        for row, request in enumerate(requests):
+            by_clip.setdefault(request.clip, []).append(row)
+        answers: dict[int, VideoAnswer | UserError] = {}
+        singles: list[tuple[int, Viewing]] = []
+        for clip, rows in by_clip.items():
+            viewing = self._watch(clip)
+            if isinstance(viewing, UserError):
+                answers |= dict.fromkeys(rows, viewing)
+            elif len(rows) == 1:
+                singles.append((rows[0], viewing))
+            else:
+                answers |= {row: _ask(viewing, requests[row], max_tokens) for row in rows}
+                # What was read is the largest thing in memory behind the weights.
+                viewing.close()
+
+        def ask_together(part: Sequence[tuple[int, Viewing]]) -> list[VideoAnswer]:
+            questions = [(viewing, requests[row].text, requests[row].options) for row, viewing in part]
+            return ask_all(questions, max_tokens=max_tokens, batch=len(part))
+
+        replies = run_in_halves(ask_together, singles, errors=UserError)
+        answers |= {row: reply for (row, _), reply in zip(singles, replies, strict=True)}
+        return [answers[row] for row in range(len(requests))]
+
+    def _watch(self, clip: Path) -> Viewing | UserError:
+        # Questions of a clip may begin in one batch and end in the next.
+        if self._last is not None and self._last[0] == clip:
+            return self._last[1]
+        try:
+            viewing = watch(self.network, clip, how=self.how, **self.options)
+        except UserError as error:
+            return error
+        self._last = (clip, viewing)
+        return viewing
+
+
+def _ask(viewing: Viewing, request: ClipRequest, max_tokens: int) -> VideoAnswer | UserError:
+    try:
+        return viewing.ask(request.text, request.options, max_tokens=max_tokens)
+    except UserError as error:
+        return error

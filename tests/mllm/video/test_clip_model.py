@@ -1,0 +1,87 @@
+"""A question set asked of a tiny LLaVA: the same answers alone and together, clips encoded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_llavas
+
+from foveate.core.errors import UserError
+from foveate.mllm.video.adapter import Network
+from foveate.mllm.video.clip_model import ClipWatcher
+from foveate.mllm.video.evaluate import ClipRequest
+from foveate.mllm.video.grammar import parse_how
+from foveate.mllm.video.networks import open_network
+from foveate.mllm.video.watch import watch
+
+HOW = "slowfast-slow_2frms_spatial_1d_max_pool-fast_1x1"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llavas.save("llava", tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def network(model: Path) -> Network:
+    return open_network(model, device="cpu")
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    for seed in range(4):
+        folder = tmp_path / f"videos/deep/clip{seed}"
+        folder.mkdir(parents=True)
+        for number, frame in enumerate(tiny_llavas.frames(5, seed=seed)):
+            frame.save(folder / f"{number}.png")
+    return tmp_path / "videos"
+
+
+def test_answers_are_those_of_each_clip_alone(network: Network, videos: Path) -> None:
+    how = parse_how(HOW, frames=4)
+    (videos / "deep/clip3/2.png").write_bytes(b"no image")
+    clips = [videos / f"deep/clip{number}" for number in (0, 1, 0, 3, 2)]
+    requests = [ClipRequest(clip, f"what is it, {number}?") for number, clip in enumerate(clips)]
+    requests += [ClipRequest(clips[1], "which?", ("red", "red")), ClipRequest(clips[4], " ")]
+    answers = ClipWatcher(network, how).ask_all(requests, max_tokens=5)
+    for request, answer in zip(requests, answers, strict=True):
+        if request.clip.name == "clip3" or not request.text.strip():
+            assert isinstance(answer, UserError)
+            continue
+        assert not isinstance(answer, UserError)
+        viewing = watch(network, request.clip, how=how)
+        assert answer.text == viewing.ask(request.text, request.options, max_tokens=5).text
+        assert answer.seen["indices"] == list(viewing.clip.indices)
+        assert answer.seen["tokens"] == viewing.layout.count_tokens()
+    assert len({answer.text for answer in answers if not isinstance(answer, UserError)}) > 2
+
+
+def test_a_clip_is_encoded_once_for_questions_in_two_batches(
+    network: Network, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = []
+
+    def count(network: Network, clip: Any, **options: Any) -> Any:
+        clips.append(clip.name)
+        return watch(network, clip, **options)
+
+    monkeypatch.setattr("foveate.mllm.video.clip_model.watch", count)
+    watcher = ClipWatcher(network, parse_how(HOW, frames=4))
+    first, second = (videos / f"deep/clip{number}" for number in (0, 1))
+    for batch in ([first, second], [second, second], [second, first]):
+        watcher.ask_all([ClipRequest(clip, "what?") for clip in batch], max_tokens=2)
+    assert clips == ["clip0", "clip1", "clip0"]
+
+
+def test_the_description_names_all_that_decides_what_is_seen(network: Network, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    descriptions = set()
+    for text in ("{video}{question}{options}", "{video} {question}{options}"):
+        prompt.write_text(text)
+        descriptions.add(ClipWatcher(network, parse_how(HOW), prompt=str(prompt)).description)
+    for options in ({}, {"fit": True}):
+        descriptions.add(ClipWatcher(network, parse_how(HOW), **options).description)
+        descriptions.add(ClipWatcher(network, parse_how(HOW, frames=9), **options).description)
+    assert len(descriptions) == 6
