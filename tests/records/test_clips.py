@@ -308,6 +308,12 @@ def test_hostile_targets_leave_nothing_behind(tmp_path: Path, monkeypatch: pytes
         write_frames([frame], tmp_path / "clip.mp5")
     with raises_naming(UserError, "clip.gif"):
         write_frames([], tmp_path / "clip.gif")
+    for name in ("clip.gif", "clip.mkv", "folder"):
+        with raises_naming(UserError, name, "frame 1", "(64, 63, 3)"):
+            write_frames([frame, frame[:, :63]], tmp_path / name)
+    for rate in (0, -1, float("inf")):
+        with raises_naming(UserError, "frame_rate", rate):
+            write_frames([frame], tmp_path / "clip.gif", frame_rate=rate)
     monkeypatch.setitem(sys.modules, "av", None)
     with raises_naming(UserError, ".mp4", "foveate[video]"):
         write_frames([frame], tmp_path / "clip.mp4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -36,14 +37,16 @@ def write_frames(frames: Iterable[NDArray[np.uint8]], path: Path, *, frame_rate:
         frames: of one size, an even one for `.mp4`.
 
     Raises:
-        UserError: an unknown suffix, no frames, a folder that exists, odd sides for `.mp4`, or PyAV is missing.
+        UserError: an unknown suffix, no frames, frames of two shapes, a folder that exists, odd sides for `.mp4`, a
+            frame rate that is not above 0, or PyAV is missing.
     """
     suffix = choose(path.suffix.lower(), SUFFIXES, "suffix of a clip")
+    check_frame_rate(frame_rate)
     iterator = iter(frames)
     first = next(iterator, None)
     if first is None:
         raise UserError(f"{path}: no frames; expected at least one")
-    frames = itertools.chain([first], iterator)
+    frames = _check_shapes(itertools.chain([first], iterator), path, first.shape)
     if not suffix:
         _write_folder(frames, path)
         return
@@ -63,6 +66,22 @@ def write_frames(frames: Iterable[NDArray[np.uint8]], path: Path, *, frame_rate:
                 loop=0,
                 **options,
             )
+
+
+def check_frame_rate(frame_rate: float) -> None:
+    """Raise UserError unless a frame rate is above 0 and finite."""
+    if not 0 < frame_rate < math.inf:
+        raise UserError(f"frame_rate: not above 0 (got {frame_rate}); expected frames in a second")
+
+
+def _check_shapes(
+    frames: Iterable[NDArray[np.uint8]], path: Path, shape: tuple[int, ...]
+) -> Iterator[NDArray[np.uint8]]:
+    # Encoders would scale other frames silently.
+    for index, pixels_HW3 in enumerate(frames):
+        if pixels_HW3.shape != shape:
+            raise UserError(f"{path}: frame {index} has another shape (got {pixels_HW3.shape}); expected {shape}")
+        yield pixels_HW3
 
 
 def _write_folder(frames: Iterator[NDArray[np.uint8]], path: Path) -> None:

@@ -21,6 +21,7 @@ from foveate.records.boxes import PixelBox
 from foveate.records.builtin.cutouts import Cutout
 from foveate.records.masks import mask_bounds
 from foveate.records.scenes import pools
+from foveate.records.scenes.clip_files import check_frame_rate
 from foveate.records.scenes.compose import Finish, Layer, apply_finish, paste
 from foveate.records.scenes.counting import draw_shape, draw_things
 from foveate.records.scenes.grounds import Ground, draw_ground
@@ -155,7 +156,8 @@ class SceneClip:
         canvas_HW3 = ground.pixels_HW3.astype(np.float32)
         owners_HW = self._paste_tracks(canvas_HW3, index)
         finish = Finish(0.0, _GRAIN, 0.0, 1.0, integer("clip grain", *self.stream, index))
-        pixels_HW3 = np.asarray(apply_finish(canvas_HW3, finish))
+        # A copy: the array of an image is read-only, which PyTorch warns of.
+        pixels_HW3 = np.array(apply_finish(canvas_HW3, finish))
         return SceneFrame(index, index / self.frame_rate, pixels_HW3, owners_HW)
 
     def draw_owners(self, index: int) -> NDArray[np.int8]:
@@ -211,8 +213,7 @@ def draw_clip(
         raise UserError(f"size: no multiple of 64 pixels (got {size}); expected 64, 128, ...")
     if num_frames < MIN_FRAMES:
         raise UserError(f"num_frames: too few for the events of a clip (got {num_frames}); expected {MIN_FRAMES}")
-    if not frame_rate > 0:
-        raise UserError(f"frame_rate: not above 0 (got {frame_rate}); expected frames in a second")
+    check_frame_rate(frame_rate)
     stream = _name_stream(world, seed, split, index)
     drawer = _Drawer(stream, split, size, num_frames, things)
     getattr(drawer, f"draw_{world}")()
