@@ -159,6 +159,26 @@ def test_decoder_has_the_rotary_base_of_its_config(tmp_path: Path) -> None:
     torch.testing.assert_close(frequencies, expected)
 
 
+def test_configs_as_released(tmp_path: Path) -> None:
+    """Canvases as text, and a decoder whose head is its table."""
+    folder = write(tmp_path, anyres=True, image_grid_pinpoints=str(PINPOINTS))
+    assert read_ferret(folder, region_id=REGION).model.plan(SIZE).images[0].grid == (2, 2)
+    for value in ("[[64, 32], [32", "64", [[64, 33]], [], None):
+        with raises_naming(UserError, "image_grid_pinpoints", 32):
+            read_ferret(write(tmp_path, anyres=True, image_grid_pinpoints=value), region_id=REGION)
+    folder = write(tmp_path, anyres=False, tie_word_embeddings=True)
+    tensors = load_file(folder / "model.safetensors")
+    table = tensors["model.embed_tokens.weight"]
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    decoder: Any = read_ferret(folder, region_id=REGION).model.language_model
+    assert torch.equal(decoder.lm_head.weight, table)
+    del tensors["model.embed_tokens.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with raises_naming(UserError, "embed_tokens.weight"):
+        read_ferret(folder, region_id=REGION)
+
+
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     folder = write(tmp_path, anyres=False, mm_projector_type="mlp3x")
     with raises_naming(UserError, "mm_projector_type", "linear"):

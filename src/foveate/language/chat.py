@@ -53,6 +53,9 @@ class Template:
         after_answer: text between an answer's end mark and the next turn; not learned.
         marks: special tokens in these texts. An end of None is the tokenizer's own end token.
         blank: a turn's text is tokenized with a blank in front, as names that are single tokens need.
+        begin: token in front of the whole, where the tokenizer has it.
+        behind_images: images stand in the turn that names them, with this between the last and the text; None: in front
+            of all text, where several conversations read one copy of them.
     """
 
     name: str
@@ -62,6 +65,8 @@ class Template:
     start: str = ""
     marks: tuple[str, ...] = ()
     blank: bool = False
+    begin: str = ""
+    behind_images: str | None = None
 
 
 TEMPLATES: Mapping[str, Template] = MappingProxyType(
@@ -78,6 +83,15 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
         # For models that were never taught to chat, and for captions: question, line break, answer, end.
         "plain": Template(
             "plain", headers=dict.fromkeys(ROLES, ""), ends={"system": "\n", "user": "\n", "assistant": None}
+        ),
+        # Vicuna 1.1, LLaVA and Ferret, without their system sentences. Tokenizers of Llama put a blank in front of each
+        # piece of text, so that none stands between these.
+        "vicuna": Template(
+            "vicuna",
+            headers={"system": "", "user": "USER:", "assistant": "ASSISTANT:"},
+            ends={"system": "", "user": "", "assistant": None},
+            begin="<s>",
+            behind_images="\n",
         ),
         # Of `foveate.language.vocabulary`: a mark in front of each turn, and an end mark behind answers.
         "words": Template(
@@ -144,9 +158,14 @@ class Chat:
             raise UserError(f"conversation: {finding.reason}: {finding.detail}")
         template = self.template
         parts = self._fixed(template.after_answer if goes_on else template.start)
+        if template.begin in self.tokenizer.special and not goes_on:
+            parts.insert(0, Part((self.tokenizer.special[template.begin],), False))
         for index, turn in enumerate(turns):
             learned = turn.role == "assistant"
-            parts += self._fixed(template.headers[turn.role])
+            header = template.headers[turn.role]
+            if template.behind_images is not None and turn.text.startswith(PLACEHOLDERS):
+                header += " "  # which the first piece of a text has from the tokenizer
+            parts += self._fixed(header)
             if not learned:
                 parts += [*self._text(turn.text, learned=False), *self._fixed(template.ends[turn.role] or "")]
                 continue

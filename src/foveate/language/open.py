@@ -214,7 +214,7 @@ def _choose_template(template: object, source: str) -> str:
         return "plain"
     if "<|im_start|>" in str(template) and "<|im_end|>" in str(template):
         return "chatml"
-    raise UserError(f"{source}: its chat template is not ChatML; name one with chat=: chatml or plain")
+    raise UserError(f"{source}: its chat template is not ChatML; name one with chat=: chatml, plain or vicuna")
 
 
 def _bind(

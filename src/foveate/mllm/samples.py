@@ -55,11 +55,16 @@ class ImageSet(NamedTuple):
     in_text: bool = False
 
 
-def group_by_images(conversations: Sequence[Conversation], collection: Collection, rows: set[int]) -> list[ImageSet]:
+def group_by_images(
+    conversations: Sequence[Conversation], collection: Collection, rows: set[int], *, in_text: bool = False
+) -> list[ImageSet]:
     """Group conversations by their images; sets with an image outside `rows` are left out.
 
     Rows without a conversation are sets of their own, so that alignment sees their regions. So are conversations
     without images, or with images within their text.
+
+    Args:
+        in_text: images stand in the turns that name them, always.
     """
     row_of = {key: row for row, key in enumerate(collection.keys)}
     grouped: dict[tuple[int, ...], list[Conversation]] = defaultdict(list)
@@ -68,7 +73,7 @@ def group_by_images(conversations: Sequence[Conversation], collection: Collectio
         of_images = tuple(row_of.get(key, -1) for key in conversation.images)
         if not rows.issuperset(of_images):
             continue
-        if of_images and images_lead(conversation.turns):
+        if of_images and images_lead(conversation.turns) and not in_text:
             grouped[of_images].append(conversation)
         else:
             alone.append(ImageSet(of_images, (conversation,), in_text=bool(of_images)))

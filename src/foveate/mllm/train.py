@@ -36,7 +36,7 @@ from foveate.core.progress import duration, say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
-from foveate.language.chat import Chat
+from foveate.language.chat import TEMPLATES, Chat
 from foveate.language.open import LanguageModel, read_language_config
 from foveate.language.vocabulary import WordTokenizer, read_tokenizer, train_tokenizer
 from foveate.mllm.card import model_card
@@ -174,7 +174,10 @@ def _read_sets(recipe: MllmRecipe, collection: Collection) -> list[ImageSet]:
             f"collection {collection.path}: split '{recipe.split}' has no {KIND}; add some with foveate collect"
         )
     _check_conversations(recipe, conversations)
-    return group_by_images(conversations, collection, set(collection.rows(recipe.split).tolist()))
+    source = recipe.model.language
+    chat = source.chat if isinstance(source, SourceSettings) else None
+    in_text = chat is not None and TEMPLATES[chat].behind_images is not None
+    return group_by_images(conversations, collection, set(collection.rows(recipe.split).tolist()), in_text=in_text)
 
 
 def _check_conversations(recipe: MllmRecipe, conversations: Sequence[Conversation]) -> None:

@@ -37,7 +37,7 @@ from foveate.multimodal.choose import OptionRow, check_options, score_options, t
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.frames import CoordinateFrame, move_regions
 from foveate.multimodal.model import Visual, list_views
-from foveate.multimodal.prompts import image_slots, images_lead
+from foveate.multimodal.prompts import image_slots
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn
@@ -354,7 +354,7 @@ class Mllm:
         conversation = Conversation(_QUESTION, tuple(str(number) for number in range(len(images))), tuple(turns))
         placements = [frame.placement for frame in frames]
         check_regions(conversation, [image.size for image in images], numbered)
-        in_text = not images_lead(turns)
+        in_text = not prompts.lead_images(turns)
         written = prompts.write_question(
             move_regions(conversation, frames),
             placements,

@@ -75,6 +75,11 @@ def find_native_folder(source: str | Path) -> Path | None:
         near = nearest(str(source), SHIPPED)
         raise UserError(f"model: there is no folder {folder}; expected {', '.join(SHIPPED)} or a model folder{near}")
     config = _read_config(folder)
+    if "mm_projector_type" in config or str(config.get("model_type")).lower().startswith("ferret"):
+        raise UserError(
+            f"{folder}: in the layout of ml-ferret, which is not opened as it is; expected the folder that foveate "
+            f"mllm import {folder} --to DIR writes"
+        )
     if _is_foreign(config):
         return None
     if config.get("kind") not in (None, KIND):

@@ -69,6 +69,11 @@ class PromptWriter:
         """Whether a box in an answer is a token, which the box head locates; else it is digits in the text."""
         return self.regions == "tokens" or (self.regions == "hybrid" and self.box_head)
 
+    def lead_images(self, turns: Sequence[Turn]) -> bool:
+        """Return whether images stand in front of the whole text; see `images_lead` and `Template.behind_images`."""
+        in_turns = self.chat.template.behind_images is not None and any(IMAGE in turn.text for turn in turns)
+        return images_lead(turns) and not in_turns
+
     def write_conversation(
         self,
         conversation: Conversation,
@@ -119,7 +124,12 @@ class PromptWriter:
             text = turn.text.strip()
             if turn.role == "user":
                 # Where a placeholder stood, two blanks would be tokens that no other text has.
-                text = _tidy(text) if in_text else " ".join(text.replace(IMAGE, " ").split())
+                behind = self.chat.template.behind_images
+                text = (
+                    _tidy(text, " " if behind is None else behind)
+                    if in_text
+                    else " ".join(text.replace(IMAGE, " ").split())
+                )
             pairs = list(zip(turn.regions, images, strict=True))
             is_question = turn.role == "user"
             has_tokens = self.has_box_tokens or (self.regions == "hybrid" and is_question)
@@ -171,10 +181,10 @@ def image_slots(layout: Sequence[tuple[int, Sequence[int]]], num_tokens: int) ->
     return images
 
 
-def _tidy(text: str) -> str:
-    """Reduce white space to a blank between words and behind an image, none in front of one."""
+def _tidy(text: str, behind: str) -> str:
+    """Reduce white space to a blank between words, `behind` behind an image, none in front of one."""
     first, *others = (" ".join(piece.split()) for piece in text.split(IMAGE))
-    return first + "".join(IMAGE + (f" {piece}" if piece else "") for piece in others)
+    return first + "".join(IMAGE + (behind + piece if piece else "") for piece in others)
 
 
 def _join(parts: Sequence[Part], images: Sequence[Sequence[int]]) -> Tokens:

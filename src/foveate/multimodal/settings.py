@@ -19,7 +19,9 @@ class SourceSettings(Settings):
         min_length=1, description="smollm2, a folder or hub id of transformers, or a GGUF file; see language/open.py"
     )
     revision: str | None = Field(default=None, description="of a hub id: commit, tag or branch; the folder pins it")
-    chat: Literal["chatml", "plain"] | None = Field(default=None, description="chat template; unset = the source's")
+    chat: Literal["chatml", "plain", "vicuna"] | None = Field(
+        default=None, description="chat template; unset = the source's"
+    )
     tuning: Literal["lora", "frozen", "full"] = Field(
         default="lora", description="lora = pairs beside its linear layers; frozen = nothing of it; full = all of it"
     )

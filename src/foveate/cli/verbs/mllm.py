@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,14 +155,15 @@ def train(
       foveate collect questions --to questions
       foveate mllm train mllm-mini --collection questions
       foveate mllm train ferret-on-mini --collection referring
-      foveate mllm train ferret-on-mini --add-regions runs/mllm-own/model --collection referring
+      foveate mllm train ferret-on-llava --add-regions ./llava-1.5-7b-hf --collection lvis
       foveate mllm train mm15-3b --dry-run --devices 64 --hardware h100-80gb
     """
     from foveate.core.recipes import load
     from foveate.mllm.recipe import MllmRecipe
 
+    target = run or Path("runs") / f"mllm-{Path(recipe).stem.removeprefix('mllm-')}"
     if add_regions is not None:
-        overrides = (*overrides, f"add_regions={add_regions}")
+        overrides = (*overrides, f"add_regions={_import_base(add_regions, target, dry_run=dry_run)}")
     resolved = load(MllmRecipe, recipe, overrides).with_training(seed=seed, workers=workers)
     if dry_run:
         from foveate.mllm.pricing import format_price, price_recipe
@@ -176,7 +178,6 @@ def train(
     from foveate.mllm.train import train_mllm
     from foveate.records.collection import Collection
 
-    target = run or Path("runs") / f"mllm-{Path(recipe).stem.removeprefix('mllm-')}"
     trained = train_mllm(
         resolved, Collection.open(collection), target, device=device, command=["foveate", *sys.argv[1:]]
     )
@@ -191,6 +192,19 @@ def train(
 
     paths = {"run": target, "model": trained.model_folder, "report": render(target)}
     finish(result, _stage_lines(result), paths, as_json=as_json)
+
+
+def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
+    """Return the model folder to add regions to; a LLaVA is imported into the run folder first."""
+    from foveate.mllm.checkpoints.opening import import_model, is_importable
+
+    if not is_importable(model):
+        return model
+    if dry_run or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise click.UsageError(
+            f"--add-regions: {model} must be imported before; run foveate mllm import {model} --to DIR, give DIR/model"
+        )
+    return str(import_model(model, run / "imported", tuning="lora"))
 
 
 def _stage_lines(result: dict[str, Any]) -> list[str]:
@@ -413,6 +427,30 @@ def export(model: str, to: str, out: Path | None, as_json: bool) -> None:
 
     folder, result, lines = export_mllm(model, to=to, out=out)
     finish(result, lines, {"export": folder}, as_json=as_json)
+
+
+@command.command("import", short_help="Import a LLaVA, LLaVA-NeXT or Ferret.")
+@click.argument("source")
+@path_option("--to", "New folder: gets language/ and model/.", required=True)
+@click.option("--tower", metavar="SOURCE", help="Folder or hub id of Ferret's image tower, if not that of its config.")
+@click.option("--chat", type=click.Choice(["vicuna", "chatml", "plain"]), help="Chat template; by default Vicuna's.")
+@json_option
+@quiet_option
+def import_(source: str, to: Path, tower: str | None, chat: Any, as_json: bool) -> None:
+    """Write the model SOURCE, a folder or hub id, as a model folder that is asked, trained and given regions.
+
+    SOURCE is a LLaVA or LLaVA-NeXT in the format of transformers, or a Ferret or Ferret-UI in the layout of ml-ferret,
+    with safetensors. Repeated, the command only checks.
+
+    \b
+    Example:
+      foveate mllm import ./ferret-7b --to my-ferret
+      foveate ask photo.jpg "What is <1>?" --box 120,40,300,310 --model my-ferret/model
+    """
+    from foveate.mllm.checkpoints.opening import import_model
+
+    folder = import_model(source, to, tower=tower, chat=chat)
+    finish({"kind": "imported-model", "source": source}, [f"imported {source}"], {"model": folder}, as_json=as_json)
 
 
 @command.command("fetch", short_help="Fetch a language model into the cache.")

@@ -8,10 +8,11 @@ returned.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from foveate.core.errors import UserError, choose
 from foveate.core.hub import Checkpoint, fetch, loading
 from foveate.core.model_folder import read_tensors
 from foveate.core.recipes import validate
+from foveate.mllm.checkpoints.parts import ImportedParts, load_part
 from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.referring import RegionPrompts, place_points
 from foveate.multimodal.settings import MultimodalSettings
@@ -129,17 +131,17 @@ def read_ferret(
     if parts["vision_tower"]:
         trunk: Any = built_tower
         stored = {name.split("vision_model.")[-1]: value for name, value in parts["vision_tower"].items()}
-        _load(trunk.encoder.trunk, stored, f"{source}: model.vision_tower")
+        load_part(trunk.encoder.trunk, stored, f"{source}: model.vision_tower")
     language_model = _build_decoder(config, tensors, source)
     out = int(language_model.config.hidden_size)
     connector = build_connector(projector, {}, in_width=built_tower.width, out_width=out, grid=built_tower.grid)
     renamed = {names.get(name, name): value for name, value in parts["mm_projector"].items()}
-    _load(connector, renamed, f"{source}: model.mm_projector")
+    load_part(connector, renamed, f"{source}: model.mm_projector")
     options = dict(settings.region_encoder or {})
     kind = options.pop("kind")
     encoder = build_region_encoder(kind, options, width=built_tower.width, out=out)
     weights = parts["region_geo_sampler"] or {f"adapter.{k}": v for k, v in parts["region_fea_adapter"].items()}
-    _load(
+    load_part(
         encoder, weights, f"{source}: {'model.region_geo_sampler' if kind == 'sampler' else 'model.region_fea_adapter'}"
     )
     model = MultimodalModel(
@@ -157,20 +159,36 @@ def read_ferret(
     return FerretCheckpoint(model.eval().requires_grad_(False), newline_E, unpad)
 
 
+def read_ferret_parts(source: str | Path, *, tower: str | Path | None = None) -> ImportedParts:
+    """Read a folder of apple/ml-ferret as the parts of a model of ours; see `read_ferret`.
+
+    Raises:
+        UserError: see `read_ferret`; or it has a vector behind the rows of its tiles, which no model of ours has.
+    """
+    ferret = read_ferret(source, tower=tower)
+    if ferret.unpad:
+        raise UserError(
+            f"{source}: field mm_patch_merge_type: rows end with a vector and padding is left out (got spatial_unpad); "
+            "expected flat or spatial"
+        )
+    model, built_tower = ferret.model, cast(Any, ferret.model.tower)
+    assert model.region_reader is not None
+    settings = model.settings.model_dump(mode="json", exclude={"language"})
+    # Without the folder or hub id of the tower, whose weights are in the model folder.
+    settings["tower"] |= {**built_tower.architecture(), "source": None, "revision": None}
+    return ImportedParts(
+        settings,
+        decoder=model.language_model,
+        tower=built_tower.encoder.trunk.state_dict(),
+        connector=model.connector.state_dict(),
+        regions=model.region_reader.encoder.state_dict(),
+    )
+
+
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Take the tensors of a part out; names lose the prefix."""
     names = [name for name in tensors if name == prefix or name.startswith(f"{prefix}.")]
     return {name[len(prefix) + 1 :]: tensors.pop(name).float() for name in names}
-
-
-def _load(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    expected = module.state_dict()
-    for name in sorted({*expected, *tensors}):
-        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape:
-            got = tuple(tensors[name].shape) if name in tensors else "none"
-            shape = tuple(expected[name].shape) if name in expected else "no such tensor"
-            raise UserError(f"{where}.{name}: does not fit its config (got {got}); expected {shape}")
-    module.load_state_dict(dict(tensors))
 
 
 def _read_settings(
@@ -195,16 +213,32 @@ def _read_settings(
     if str(config.get("mm_patch_merge_type", "flat")).startswith("spatial"):
         side = build_tower(content["tower"]).preprocess.side
         grid = build_tower(content["tower"]).grid
-        pairs = [tuple(pair) for pair in config.get("image_grid_pinpoints", ())]
+        pairs = _read_pinpoints(config.get("image_grid_pinpoints", ()), side, source)
         content["assembly"] = {
             "tiling": preset_options(
                 "ferret-v2", tile=side, grids=tuple((height // side, width // side) for width, height in pairs)
             ).model_dump(),
             "indicator": "none",
             "tokens_per_view": grid[0] * grid[1],
+            "token_order": "rows",
             "max_split_images": 1,
         }
     return validate(MultimodalSettings, content, where=f"{source}: config.json")
+
+
+def _read_pinpoints(value: object, side: int, source: str | Path) -> list[tuple[int, int]]:
+    """Read (width, height) of the canvases, a list or, as in released configs, the text of one."""
+    try:
+        pairs = json.loads(value.replace("(", "[").replace(")", "]")) if isinstance(value, str) else value
+        sizes = [(int(width), int(height)) for width, height in pairs]  # type: ignore[union-attr]
+        if sizes and all(size >= side and size % side == 0 for pair in sizes for size in pair):
+            return sizes
+    except (TypeError, ValueError):
+        pass
+    raise UserError(
+        f"{source}: field image_grid_pinpoints: not pairs of multiples of {side} pixels (got {str(value)[:80]}); "
+        f"expected such as [[{side}, {2 * side}], [{2 * side}, {side}]]"
+    )
 
 
 def _build_decoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str | Path) -> Any:
@@ -223,8 +257,10 @@ def _build_decoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sou
         decoder = getattr(transformers, _DECODERS[family])(transformers.AutoConfig.for_model(family, **fields))
     stored = {name: value.float() for name, value in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     if decoder.config.tie_word_embeddings:
+        if "model.embed_tokens.weight" not in stored:
+            raise UserError(f"{source}: tensor model.embed_tokens.weight: missing")
         stored.setdefault("lm_head.weight", stored["model.embed_tokens.weight"])
-    _load(decoder, stored, str(source))
+    load_part(decoder, stored, str(source))
     return decoder
 
 
