@@ -46,6 +46,7 @@ _LAZY = {
     "open_model": "foveate.pretrain.api",
     "parse_boxes": "foveate.records.box_phrases",
     "parse_how": "foveate.mllm.video.grammar",
+    "plan_video": "foveate.mllm.video.plan",
     "read_clip": "foveate.vision.video.reading",
     "sample": "foveate.vision.video.sampling",
     "save_adapter": "foveate.adapt.folder",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from foveate.federated.estimators import FederatedKMeans
     from foveate.mllm.video.aggregate import aggregate_frames
     from foveate.mllm.video.grammar import parse_how
+    from foveate.mllm.video.plan import plan_video
     from foveate.mllm.video.strategies.slowfast import SlowFast
     from foveate.mllm.video.watch import watch
     from foveate.multimodal.answers import Answer
@@ -119,6 +121,7 @@ __all__ = [
     "open_model",
     "parse_boxes",
     "parse_how",
+    "plan_video",
     "read_clip",
     "sample",
     "save_adapter",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +99,7 @@ def fetch(
     offline: bool = False,
     field: str = "source",
     cache_dir: str | None = None,
+    patterns: Sequence[str] = _FILE_PATTERNS,
 ) -> Checkpoint:
     """Return the folder of `source`, downloaded into the hub's cache if need be.
 
@@ -108,6 +109,7 @@ def fetch(
         offline: look into the cache only, as with HF_HUB_OFFLINE=1.
         field: what the errors call the source.
         cache_dir: the hub's cache; its default otherwise.
+        patterns: of the files to download; without "*.safetensors" a config is read without its weights.
 
     Raises:
         UserError: a folder does not exist, or a repository is neither cached nor within reach; the error says which. A
@@ -127,7 +129,7 @@ def fetch(
     only_local = offline or constants.is_offline_mode()
     options: dict[str, Any] = {
         "revision": revision,
-        "allow_patterns": list(_FILE_PATTERNS),
+        "allow_patterns": list(patterns),
         "ignore_patterns": ["*/*"],  # exports to other formats lie in folders, often several gigabytes
         "cache_dir": cache_dir,
     }

@@ -476,7 +476,11 @@ def _list_arguments(model_class: type) -> frozenset[str]:
 
 def find_context(model: Any) -> int | None:
     """Return the number of positions that a model can read; None where its configuration sets no limit."""
-    config = model.config.get_text_config()
+    return count_positions(model.config.get_text_config())
+
+
+def count_positions(config: Any) -> int | None:
+    """Return the number of positions that the text config of a model allows; None where it sets no limit."""
     limit, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
     # Of all kinds of RoPE, dynamic NTK alone leaves the length of training in the config and stretches it itself.
     return int(limit * rope["factor"]) if limit is not None and rope.get("rope_type") == "dynamic" else limit

@@ -126,6 +126,13 @@ def measure(call: Callable[[int], Sequence[Tensor]], *, blocks: int, length: int
     return ModuleCost(forward, both - forward, attention / both if both else 0.0, saved, blocks, length, width)
 
 
+def count_forward(call: Callable[[], object]) -> float:
+    """Count the FLOPs of a forward pass in fake tensors, under the mode of `make_fake`."""
+    with FlopCounterMode(display=False, custom_mapping=_FUSED_ATTENTION) as counter, torch.no_grad():
+        call()
+    return float(counter.get_total_flops())
+
+
 def _count_costs(call: Callable[[int], Sequence[Tensor]], batch: int) -> tuple[float, float, float, float]:
     """Return FLOPs forward, FLOPs forward and backward, those of attention, and bytes saved for backward."""
     saved: dict[int, Tensor] = {}

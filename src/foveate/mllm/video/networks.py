@@ -66,7 +66,7 @@ def open_network(
             raise UserError(f"rope_factor: not for models of foveate mllm train (got {rope_factor}); leave it out")
         return wrap_native(load_model(folder, device=torch_device), name=str(source))
     checkpoint = fetch(str(source), revision=revision, field="model")
-    config = _read_config(checkpoint)
+    config = read_config(checkpoint)
     stretch_positions(config.get_text_config(), rope_factor)
     model = load_foreign(checkpoint, device=torch_device, config=config)
     tokenizer, template = _read_tokenizer(checkpoint)
@@ -84,7 +84,7 @@ def wrap_llava(
         tokenizer: of transformers. template: its chat template, Jinja; by default LLaVA's "USER: ... ASSISTANT:".
     """
     config, inner = model.config, model.model
-    side = config.vision_config.image_size // config.vision_config.patch_size
+    side, _ = find_grid(config)
     layers, device, dtype = getattr(config, FAMILIES[config.model_type]), model.device, model.dtype
 
     @torch.inference_mode()
@@ -140,7 +140,14 @@ def stretch_positions(config: Any, factor: float | None) -> None:
     config.rope_parameters = {**rope, "rope_type": "dynamic", "factor": float(factor)}
 
 
-def _read_config(checkpoint: Checkpoint) -> Any:
+def find_grid(config: Any) -> tuple[int, int]:
+    """Return rows and columns of the tokens of a frame from the config of one of `FAMILIES`."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return side, side
+
+
+def read_config(checkpoint: Checkpoint) -> Any:
+    """Read the config of one of `FAMILIES`; raise UserError for any other."""
     from transformers import AutoConfig
 
     model_type = str(checkpoint.config().get("model_type"))

@@ -115,16 +115,21 @@ def check_room(how: Strategy, room: Room) -> None:
     """Raise ContextFullError where a video does not fit, with the largest settings that would."""
     if room.holds(how):
         return
-    fitting = [
-        f"--{name} {_write_value(value)}"
-        for name, values in _list_shrinks(how, room, min_slow=1)
-        if (value := _find_largest(how, name, values, room)) is not None
-    ]
+    fitting = list_fitting(how, room)
     advice = f"{' or '.join(fitting)} would fit, as would --fit" if fitting else "expected another strategy or model"
     raise ContextFullError(
         f"context: {room.count(how):,} tokens of video and {room.text:,} of text and answer do not fit in "
         f"{room.limit:,}; {advice}"
     )
+
+
+def list_fitting(how: Strategy, room: Room) -> list[str]:
+    """List the largest settings with which a video would fit, each alone, as options: "--slow 8"."""
+    return [
+        f"--{name} {_write_value(value)}"
+        for name, values in _list_shrinks(how, room, min_slow=1)
+        if (value := _find_largest(how, name, values, room)) is not None
+    ]
 
 
 def fit_strategy(how: Strategy, room: Room) -> tuple[Strategy, tuple[str, ...]]:
