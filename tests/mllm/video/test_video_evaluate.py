@@ -42,7 +42,9 @@ def test_questions_about_a_clip_stand_together_and_all_are_rows(folder: Path, tm
     assert [clip for number, clip in enumerate(clips) if clip not in clips[:number]] == list(dict.fromkeys(clips))
     assert sum(first != second for first, second in zip(clips, clips[1:], strict=False)) == 12
     assert sorted(int(row["id"]) for row in rows) == list(range(1, 61))
-    assert all("In the video" in row["predictions"][0] and row["seen"] == {"frames": [0, 1]} for row in rows)
+    assert all(
+        "In the video" in row["predictions"][0] and row["seen"] == {"indices": [0, 4, 8], "slow": [1]} for row in rows
+    )
     assert (result.questions, result.clips, result.unjudged, result.missing) == (60, 13, 20, 0)
     (accuracy,) = [row for row in result.table if row.question == "Own questions"]
     hits = [row["predictions"][0][0] == "B" for row in rows if row["options"]]
@@ -88,6 +90,15 @@ def test_a_batch_with_one_damaged_clip_answers_the_others(folder: Path, tmp_path
     assert ask(folder, run, model).missing == 0
     assert {request.clip.name for batch in model.batches for request in batch} >= {"clip3.mp4"}
     assert len(model.batches) < 5
+
+
+def test_how_often_the_evidence_was_seen(folder: Path, tmp_path: Path) -> None:
+    evidence: list[list[list[int]]] = [[[4]], [[0], [4]], [[0, 4]], [[3]], []]
+    lines = [{"video": "clip1", "question": "q", "answer": "a", "evidence": groups} for groups in evidence]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert ask(folder, tmp_path / "run").further == {
+        "evidence among the frames": 0.75, "evidence among the slow frames": 0.5,
+    }  # fmt: skip
 
 
 def test_missing_clips_are_refused_or_wrong(folder: Path, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_other_wordings_come_from_a_file_and_bear_their_hash(tmp_path: Path) -> 
         (says("I think it is right."), 1, 0),
         (says(""), 1, 0),
         (says("no", finish="content_filter"), 0, 1),
-        (says("late", seconds=9), 0, 1),
+        (says("late", seconds=60), 0, 1),
         (fails(400), 0, 1),
         (Say(body=b"{}"), 0, 1),
         (says('{"pred": "yes", "score": NaN}'), 1, 0),
@@ -235,7 +235,7 @@ def test_a_judge_that_fails_costs_its_question_and_no_other(
         return say if "number 1?" in str(body) else says("{'pred': 'yes', 'score': 4}")
 
     with ChatServer(behave) as server:
-        options = JudgeSettings(judge=server.url, judge_model="local", judge_seconds=0.2)
+        options = JudgeSettings(judge=server.url, judge_model="local", judge_seconds=1.5 if say.seconds else 60)
         result = score(run, options)
     assert (result.unparsed, result.failed, result.judge) == (unparsed, failed, "local")
     assert number(row_of(result, "accuracy"), "strict") == pytest.approx(2 / 3)

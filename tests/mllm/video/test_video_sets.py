@@ -218,6 +218,7 @@ def test_own_questions(tmp_path: Path) -> None:
         ({"video": "a", "queston": "b"}, ("line 1", "queston", "question")),
         ({"video": "a", "question": 3}, ("line 1", "question", "3")),
         ({"video": "a", "question": "b", "answer": True}, ("line 1", "answer", "True")),
+        ({"video": "a", "question": "b", "answer": "c", "evidence": [3]}, ("line 1", "evidence", "[3]")),
         ({"video": "a", "question": "b", "answer": 0, "options": ["x"]}, ("line 1", "options", "1")),
     ):
         path.write_text(json.dumps(line))

@@ -143,6 +143,7 @@ def _write_row(question: VideoQuestion, clips: Mapping[str, Path]) -> dict[str, 
         "correct": question.correct,
         "answer": question.answer,
         "kind": question.kind,
+        "evidence": [list(group) for group in question.evidence],
         "aspects": list(question.aspects),
     }
     problem = question.problem or ("" if question.id in clips else f"{_NO_CLIP} '{row['clip']}'")

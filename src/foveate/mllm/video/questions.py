@@ -34,6 +34,7 @@ class VideoQuestion:
         answer: the reference.
         options: of a multiple choice, of which the number `correct` is right.
         kind: part of the set that is also reported by itself.
+        evidence: groups of frames, counted from 0; the answer needs one frame of each.
         aspects: what a judge scores, `""` for right or wrong; none of a multiple choice.
         problem: why it cannot be asked.
     """
@@ -45,6 +46,7 @@ class VideoQuestion:
     options: tuple[str, ...] = ()
     correct: int | None = None
     kind: str = ""
+    evidence: tuple[tuple[int, ...], ...] = ()
     aspects: tuple[str, ...] = ("",)
     problem: str = ""
 
@@ -143,7 +145,14 @@ def read_choices(
 
 
 def make_choice(
-    *, id: str, clip: tuple[str, ...], text: str, options: Sequence[str], correct: int | str | None, kind: str = ""
+    *,
+    id: str,
+    clip: tuple[str, ...],
+    text: str,
+    options: Sequence[str],
+    correct: int | str | None,
+    kind: str = "",
+    evidence: tuple[tuple[int, ...], ...] = (),
 ) -> VideoQuestion:
     """Make a multiple choice; its right option is a number or a text.
 
@@ -160,6 +169,7 @@ def make_choice(
         options=tuple(options),
         correct=correct if known else None,
         kind=kind,
+        evidence=evidence,
         aspects=(),
         problem="" if known else "its answer is none of its options",
     )

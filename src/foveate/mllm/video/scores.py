@@ -18,6 +18,7 @@ from foveate.core.runs import RunFolder
 from foveate.core.yaml_text import read_yaml
 from foveate.metrics.answers import (
     VCGBENCH_ASPECTS,
+    evidence_recall,
     parse_letter,
     parse_letter_official,
     parse_verdict,
@@ -59,7 +60,7 @@ class VideoScores(Evaluation, RunResult):
         unparsed: choices and replies of the judge that cannot be read. failed: requests that the judge did not answer.
         unjudged: questions that wait for a judge.
         judge_dates: first and last. judge_prompts: start of their SHA-256, "" for ours.
-        further: shares of readable replies and truncated scores, for comparison.
+        further: shares of readable replies and truncated scores, for comparison; how often the evidence was seen.
     """
 
     kind: Literal["video_evaluate"] = "video_evaluate"
@@ -190,6 +191,7 @@ def summarize(
             further[_join("accuracy of readable replies", label)] = scores.parsed_accuracy
             further[_join("mean score without decimals", label)] = scores.mean_truncated_score
         table += _score_mean(table, question_set.title)
+    further |= _recall_evidence(rows)
     dates = sorted({reply.date for reply in (replies or {}).values()})
     return VideoScores(
         title=question_set.title,
@@ -210,6 +212,20 @@ def summarize(
         judge_dates=[dates[0], dates[-1]] if dates else [],
         further={name: value for name, value in further.items() if value is not None},
     )
+
+
+def _recall_evidence(rows: Sequence[AnswerRow]) -> dict[str, float | None]:
+    """Return the share of questions whose evidence was among all frames that were seen, and among the slow ones."""
+    known = [row for row in rows if row["evidence"] and "error" not in row]
+    if not known:
+        return {}
+    evidence = [row["evidence"] for row in known]
+    frames = [row["seen"]["indices"] for row in known]
+    slow = [[row["seen"]["indices"][position] for position in row["seen"]["slow"]] for row in known]
+    return {
+        "evidence among the frames": evidence_recall(evidence, frames),
+        "evidence among the slow frames": evidence_recall(evidence, slow),
+    }
 
 
 def _join(title: str, part: str) -> str:

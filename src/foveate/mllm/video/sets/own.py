@@ -4,7 +4,8 @@
     {"video": "taxi", "question": "Where is it?", "options": ["on the left", "on the right"], "answer": "on the left"}
 
 `id` names a question and `type` a part that is also reported by itself. `answer` is a text, and of a multiple choice
-the text of an option or its number from 0.
+the text of an option or its number from 0. `evidence` names the frames that hold the answer, counted from 0, in groups
+of which one frame each is needed; how often they were among the frames that a model saw is then reported.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from foveate.mllm.video.questions import (
     make_question,
 )
 
-_FIELDS = ("id", "video", "question", "answer", "options", "type")
+_FIELDS = ("id", "video", "question", "answer", "options", "type", "evidence")
 
 
 def read(path: Path) -> list[VideoQuestion]:
@@ -47,12 +48,20 @@ def _read_line(entry: dict[str, Any], where: str, number: int) -> VideoQuestion:
     id, kind, answer = str(entry.get("id", number)), str(entry.get("type", "")), entry.get("answer", "")
     if isinstance(answer, bool) or not isinstance(answer, str | int):
         raise UserError(f"{where}: field 'answer': expected a text or the number of an option (got {answer!r:.60})")
+    evidence = _read_evidence(entry.get("evidence", []), where)
     if "options" not in entry:
-        return make_question(id=id, clip=clip, texts=(text,), answer=str(answer), kind=kind)
+        return make_question(id=id, clip=clip, texts=(text,), answer=str(answer), kind=kind, evidence=evidence)
     options = [str(option) for option in get_field(entry, "options", list, where=where)]
     if len(options) < 2:
         raise UserError(f"{where}: field 'options': expected at least two (got {len(options)})")
-    return make_choice(id=id, clip=clip, text=text, options=options, correct=answer, kind=kind)
+    return make_choice(id=id, clip=clip, text=text, options=options, correct=answer, kind=kind, evidence=evidence)
+
+
+def _read_evidence(value: Any, where: str) -> tuple[tuple[int, ...], ...]:
+    groups = value if isinstance(value, list) else [None]
+    if not all(isinstance(group, list) and group and all(type(frame) is int for frame in group) for group in groups):
+        raise UserError(f"{where}: field 'evidence': expected groups of frames, [[3], [7, 8]] (got {value!r:.60})")
+    return tuple(tuple(group) for group in groups)
 
 
 SET = QuestionSet("Own questions", read)
