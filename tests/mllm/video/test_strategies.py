@@ -7,12 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.mllm.video.aggregate import FrameAggregator, aggregate_frames
 from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.layout import float_linspace
+from foveate.mllm.video.layout import TowerImage, float_linspace
 from foveate.mllm.video.strategies import strategy_kinds
+from foveate.mllm.video.watch import paste
+from foveate.vision.preprocess import Preprocess
 from naming import raises_naming
 
 
@@ -89,6 +92,20 @@ def test_grid_of_frames_as_in_ig_vlm() -> None:
     assert [image.tiles for image in images] == [(1, 1), *[(2, 2)] * 4]
     assert parse_how("grid", tiles="2x2", overview=False).count_tokens(6, 16) == {"grid": 64}
     assert parse_how("grid", overview=False).count_tokens(6, 16) == {"grid": 16}
+
+
+def test_collages_hold_their_frames_row_by_row() -> None:
+    preprocess = Preprocess(size=(36, 24), mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic", geometry="stretch")
+    frames = [Image.new("RGB", (50, 20), (40 * number, 0, 0)) for number in range(5)]
+
+    def reds(image: TowerImage) -> list[list[int]]:
+        pixels_HW3 = np.asarray(paste(image, frames, preprocess))
+        assert pixels_HW3.shape == (36, 24, 3)
+        return pixels_HW3[6::12, 6::12, 0].tolist()
+
+    whole, *tiles = parse_how("grid", tiles="1x2").layout(5, 16).images
+    assert reds(whole) == [[0, 40], [80, 120], [160, 255]]
+    assert [reds(tile) for tile in tiles] == [[[0, 0], [80, 80], [160, 160]], [[40, 40], [120, 120], [255, 255]]]
 
 
 @settings(deadline=None, max_examples=50)

@@ -25,6 +25,7 @@ from foveate.mllm.video.splice import Room, check_room, encode_prompt, fit_strat
 from foveate.mllm.video.strategies import SlowStrategy, Strategy
 from foveate.mllm.video.strategies.slowfast import SlowFast
 from foveate.mllm.video.viewing import MAX_TOKENS, VideoAnswer, Viewing, answer_settings
+from foveate.vision.preprocess import Preprocess, squash
 from foveate.vision.video.choosing import choose_frames
 from foveate.vision.video.reading import Clip, read_clip
 from foveate.vision.video.sources import ClipInput
@@ -204,25 +205,24 @@ def encode_layout(network: Network, layout: Layout, frames: Sequence[Image.Image
     aggregator = FrameAggregator(layout)
     for begin in range(0, len(layout.images), _TOWER_BATCH):
         images = layout.images[begin : begin + _TOWER_BATCH]
-        pixels_B3HW = network.pixels([network.render(paste(image, frames, network)) for image in images])
+        pixels_B3HW = network.pixels([network.render(paste(image, frames, network.preprocess)) for image in images])
         for tokens_ND in network.encode(pixels_B3HW):
             aggregator.add(tokens_ND)
     return aggregator.finish()
 
 
-def paste(image: TowerImage, frames: Sequence[Image.Image], network: Network) -> Image.Image:
-    """Return the image that a tower reads: a frame, or a collage of frames or a tile of one."""
+def paste(image: TowerImage, frames: Sequence[Image.Image], preprocess: Preprocess) -> Image.Image:
+    """Return the image that a tower reads: a frame, or a collage of frames (empty cells are white) or a tile of one."""
     if image.is_frame:
         return frames[image.frames[0]]
-    width, height = network.preprocess.width, network.preprocess.height
-    canvas = Image.new("RGB", (width * image.tiles[1], height * image.tiles[0]))
+    width, height = preprocess.width, preprocess.height
+    canvas = Image.new("RGB", (width * image.tiles[1], height * image.tiles[0]), "white")
     rows, columns = image.cells
     for number, frame in enumerate(image.frames):
         row, column = divmod(number, columns)
         left, right = (canvas.width * each // columns for each in (column, column + 1))
         top, bottom = (canvas.height * each // rows for each in (row, row + 1))
-        resized = frames[frame].convert("RGB").resize((right - left, bottom - top), Image.Resampling.BICUBIC)
-        canvas.paste(resized, (left, top))
+        canvas.paste(squash(frames[frame], (bottom - top, right - left)), (left, top))
     top, left = image.tile[0] * height, image.tile[1] * width
     return canvas.crop((left, top, left + width, top + height))
 

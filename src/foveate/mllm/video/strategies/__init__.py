@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
@@ -24,8 +24,8 @@ from foveate.mllm.video.layout import (
     slow_positions,
 )
 from foveate.vision.tiling import Grid, parse_grid
+from foveate.vision.video.choosing import ChoiceRule
 
-Choice = Literal["even", "cover", "change", "query"]
 MAX_FRAMES = 100_000
 MAX_SIDE = 1024
 _STRIDES = {"1x1": "concat", "1x2": "spatial_1d_max_pool", "2x2": "spatial_2d_max_pool"}
@@ -97,7 +97,7 @@ class SlowStrategy(Strategy):
     slow_pool: SlowPool = Field(
         "spatial_1d_max_pool", description="operator of slow frames, or a stride: 1x1, 1x2, 2x2"
     )
-    choose: Choice = Field("even", description="how slow frames are chosen: evenly, or by what their images show")
+    choose: ChoiceRule = Field("even", description="how slow frames are chosen: evenly, or by what their images show")
 
     def pick_slow(self, num_frames: int, slow_indices: Sequence[int] | None) -> tuple[int, ...]:
         """Return the given indices, or evenly spread ones; raise UserError for one outside the clip."""

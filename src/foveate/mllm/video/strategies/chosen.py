@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from foveate.mllm.video.strategies import MAX_FRAMES, Choice, SlowPool
+from foveate.mllm.video.strategies import MAX_FRAMES, SlowPool
 from foveate.mllm.video.strategies.slow import Slow
+from foveate.vision.video.choosing import ChoiceRule
 
 
 class Chosen(Slow):
@@ -17,7 +18,7 @@ class Chosen(Slow):
 
     slow: int = Field(6, ge=1, le=MAX_FRAMES, description="frames to choose")
     slow_pool: SlowPool = Field("concat", description="operator of the frames, or a stride: 1x1, 1x2, 2x2")
-    choose: Choice = Field("cover", description="how frames are chosen: evenly, or by what their images show")
+    choose: ChoiceRule = Field("cover", description="how frames are chosen: evenly, or by what their images show")
 
 
 STRATEGY = Chosen
