@@ -33,9 +33,10 @@ def ship(run: Path, evaluation: Path, name: str) -> Path:
     for path in sorted((run / "model").iterdir(), key=lambda path: path.name == CONFIG):
         write_bytes_atomically(target / path.name, path.read_bytes())
     recipe = validate(MllmRecipe, trained.recipe, where=str(run))
-    card = model_card(recipe, trained.parameters, config["provenance"], measured)
+    card = model_card(recipe, trained.parameters, config["provenance"], measured, trained.box_scores)
     write_text_atomically(target / CARD, card)
-    write_json_atomically(target / METRICS, {"scenes": [row.to_json() for row in measured.table]})
+    metrics = trained.box_scores.to_metrics() if trained.box_scores else {}
+    write_json_atomically(target / METRICS, {"scenes": [row.to_json() for row in measured.table], **metrics})
     size = sum(path.stat().st_size for path in target.iterdir())
     if size > MAX_BYTES:
         raise SystemExit(f"{target}: {size:,} bytes; expected at most {MAX_BYTES:,}")

@@ -24,9 +24,9 @@ from foveate.language.packing import SLOT
 from foveate.language.tokenizer import wrap_transformers
 from foveate.mllm.checkpoints.ferret import IMAGE_ID, read_ferret
 from foveate.mllm.checkpoints.opening import import_model, is_importable
-from foveate.multimodal.ask import Question
 from foveate.multimodal.model import ViewLayout
 from foveate.multimodal.opening import open_mllm
+from foveate.multimodal.prepare import Question, prepare_questions
 from foveate.multimodal.referring import RegionPrompts
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Turn
@@ -108,7 +108,7 @@ def test_a_llava_answers_as_in_transformers(tmp_path: Path) -> None:
         vision_feature_select_strategy="default", num_additional_image_tokens=1,
     )  # fmt: skip
     inputs = processor(images=IMAGE, text=text, return_tensors="pt", add_special_tokens=False)
-    visual, (pending,) = model._prepare([Question(IMAGE, "What is it?")])
+    visual, (pending,) = prepare_questions(model.loaded, [Question(IMAGE, "What is it?")])
     assert [id for id in pending.written.tokens.ids if id >= 0] == [
         id for id in inputs.input_ids[0].tolist() if id != 4
     ]
@@ -168,7 +168,7 @@ def test_a_ferret_is_asked_about_regions(anyres: bool, tmp_path: Path, monkeypat
     side = 2 * SIDE if anyres else SIDE
     image = np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)
     shapes = (PixelBox(5, 8, 30, 30), Point(20, 30))
-    visual, (pending,) = model._prepare([Question(image, "What is <region>, and <region>?", shapes)])
+    visual, (pending,) = prepare_questions(model.loaded, [Question(image, "What is <region>, and <region>?", shapes)])
     prompts = RegionPrompts.create(pending.written.regions, pending.written.points)
     layout = ViewLayout.create([pending.layout], in_text=[pending.in_text])
     ids, region = pending.written.tokens.ids, model.loaded.prompts.region_id

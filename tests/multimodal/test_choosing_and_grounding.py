@@ -13,10 +13,12 @@ from test_tiled_model import load as load_tiled
 
 from foveate.core.errors import UserError
 from foveate.language.packing import Tokens, pack_texts
+from foveate.multimodal.answer_writer import AnswerWriter, PointedBox
 from foveate.multimodal.answers import find_runs, pair_phrases
-from foveate.multimodal.ask import Mllm, Question
+from foveate.multimodal.ask import Mllm
 from foveate.multimodal.askable import AskableModel
-from foveate.multimodal.model import ViewLayout
+from foveate.multimodal.model import PhraseMatch, ViewLayout
+from foveate.multimodal.prepare import Question, prepare_questions, request_boxes
 from foveate.multimodal.questions import ask_where
 from foveate.multimodal.referring import RegionPrompts
 from foveate.records.boxes import PixelBox
@@ -30,7 +32,7 @@ OPTIONS = ["yes", "no", "a red disc and a blue square"]
 def likelihood(model: Mllm, question: Question, option: str) -> float:
     """Log-likelihood of an answer by a pass of the whole sequence for each of its tokens."""
     loaded_model = model.loaded
-    visual, (pending,) = model._prepare([question])
+    visual, (pending,) = prepare_questions(model.loaded, [question])
     ids, total = list(pending.written.tokens.ids), 0.0
     regions = RegionPrompts(
         torch.tensor(np.array([box for _, box in pending.written.regions]), dtype=torch.float32).view(-1, 4),
@@ -106,26 +108,27 @@ def test_names_of_an_answer_are_located_and_paired_with_their_boxes(monkeypatch:
     one = loaded()
     model = Mllm(one)
     encode, region = one.tokenizer.encode, one.prompts.region_id
-    visual, (pending,) = model._prepare([Question(IMAGES[0], "What is there?")])
+    visual, (pending,) = prepare_questions(model.loaded, [Question(IMAGES[0], "What is there?")])
     (disc,), (square,) = encode(" red disc"), encode(" blue square")
     assert one.name_ids == {disc, square}
     pending.answer = [region, *encode(". There is a"), disc, *encode(" at"), region, *encode(" and a"), square]
-    pending.boxes = [(0, [0.0, 0.0, 0.5, 0.5]), (0, [0.5, 0.5, 1.0, 1.0])]
+    pending.boxes = [PointedBox(0, [0.0, 0.0, 0.5, 0.5], 1.0), PointedBox(0, [0.5, 0.5, 1.0, 1.0], 2.0)]
     located: list[torch.Tensor] = []
 
-    def locate_among(_: object, views_K: torch.Tensor, phrase_E: torch.Tensor) -> tuple[int, torch.Tensor]:
+    def locate_among(_: object, views_K: torch.Tensor, phrase_E: torch.Tensor) -> PhraseMatch:
         located.append(phrase_E)
-        return 0, torch.tensor([0.25, 0.25, 0.75, 0.75])
+        return PhraseMatch(0, torch.tensor([0.25, 0.25, 0.75, 0.75]), 3.0)
 
     monkeypatch.setattr(one.model, "locate_among", locate_among)
-    answer = model._answer(pending, ground=True, visual=visual)
+    writer = AnswerWriter(one, visual, [pending])
+    answer = writer.answer(0, ground=True)
     assert len(answer.boxes) == 3
     assert answer.phrases == ("", "There is a red disc at", "a blue square")
     assert answer.text.count("[") == 3
     assert answer.text.startswith("[0, 0, 32, 25]. There is a red disc at [32, 25, 64, 50] and a blue square [")
     (phrase_E,) = located
     torch.testing.assert_close(phrase_E, one.model.embeddings_VE[square] - one.model.center_E)
-    assert len(model._answer(pending).boxes) == 2, "without grounding only what the decoder points at"
+    assert len(writer.answer(0).boxes) == 2, "without grounding only what the decoder points at"
 
 
 def test_grounding_by_the_head_costs_no_pass_of_the_language_model() -> None:
@@ -143,9 +146,8 @@ def test_grounding_by_the_head_costs_no_pass_of_the_language_model() -> None:
 def test_a_model_without_names_is_asked_for_boxes_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Mllm(load_tiled())
     monkeypatch.setattr(type(model.loaded), "name_ids", frozenset())
-    written = model._request(Question(IMAGES[0], "What is there?"), ground=True).text
-    assert written == f"What is there? {GROUNDING_REQUEST}"
-    assert model._request(Question(IMAGES[0], "What is there?"), ground=False).text == "What is there?"
+    assert request_boxes(model.loaded, "What is there?", ground=True) == f"What is there? {GROUNDING_REQUEST}"
+    assert request_boxes(model.loaded, "What is there?", ground=False) == "What is there?"
 
 
 def test_phrases_and_boxes_of_a_text_are_paired_and_the_rest_is_told() -> None:

@@ -11,7 +11,9 @@ from test_multimodal_model import loaded
 
 from foveate.core.errors import UserError
 from foveate.multimodal.answer_writer import AnswerWriter
-from foveate.multimodal.ask import Mllm, Question
+from foveate.multimodal.ask import Mllm
+from foveate.multimodal.model import PhraseMatch
+from foveate.multimodal.prepare import Question, prepare_questions
 from foveate.records.boxes import PixelBox
 from foveate.records.shapes import Mask, Point, Shape, Stroke
 from naming import raises_naming
@@ -114,10 +116,10 @@ def test_a_chat_that_fills_the_context_gives_its_answers_and_refuses_the_next_qu
 def test_an_answer_that_points_at_an_edge_is_read_back(corners: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     one = loaded()
     model = Mllm(one)
-    monkeypatch.setattr(one.model, "locate_among", lambda *_: (0, torch.tensor(corners)))
-    writer = AnswerWriter(one, *model._prepare([Question(IMAGE, "Where is the red disc?")]))
+    monkeypatch.setattr(one.model, "locate_among", lambda *_: PhraseMatch(0, torch.tensor(corners), 1.0))
+    writer = AnswerWriter(one, *prepare_questions(model.loaded, [Question(IMAGE, "Where is the red disc?")]))
     embedded_BE = writer.embed([0], [one.prompts.region_id], torch.zeros(1, one.model.width))
     assert embedded_BE.isfinite().all()
-    (box,) = model._answer(writer.pending[0]).boxes
+    (box,) = writer.answer(0).boxes
     assert box.x1 < box.x2
     assert box.y1 < box.y2

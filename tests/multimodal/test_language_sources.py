@@ -18,10 +18,11 @@ from foveate.core.recipes import validate
 from foveate.language.lora import lora_layers
 from foveate.language.open import LanguageModel
 from foveate.language.packing import Tokens, pack_texts
-from foveate.multimodal.ask import Mllm, Question
+from foveate.multimodal.ask import Mllm
 from foveate.multimodal.build import build_model, open_source
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
 from foveate.multimodal.model import MultimodalModel
+from foveate.multimodal.prepare import Question
 from foveate.multimodal.prompts import PromptWriter
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.boxes import PixelBox

@@ -14,12 +14,13 @@ from foveate.core.recipes import validate
 from foveate.language.chat import Chat
 from foveate.language.packing import SLOT, PackedTexts, Tokens, pack_texts
 from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
-from foveate.multimodal.answer_writer import AnswerWriter
-from foveate.multimodal.ask import Mllm, Question
+from foveate.multimodal.answer_writer import AnswerWriter, PointedBox
+from foveate.multimodal.ask import Mllm
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
 from foveate.multimodal.model import MultimodalModel, ViewLayout, Visual
 from foveate.multimodal.phrase_maps import BoxHead, box_weights
+from foveate.multimodal.prepare import Question, prepare_questions
 from foveate.multimodal.prompts import PromptWriter, image_slots, images_lead
 from foveate.multimodal.questions import ask_turns
 from foveate.multimodal.referring import RegionPrompts
@@ -191,10 +192,10 @@ def test_a_question_with_text_in_front_of_its_image_is_answered_as_it_is_trained
     assert "".join(model.stream(image, question, max_tokens=8)) == answer.text
     chat = model.chat(image)
     assert chat.ask(question, max_tokens=8) == answer
-    _, (pending,) = model._prepare([Question(image, question)])
+    _, (pending,) = prepare_questions(model.loaded, [Question(image, question)])
     ids = pending.written.tokens.ids
     assert ids.count(SLOT) == 4
-    seen, _ = model._prepare([Question(image, question)])
+    seen, _ = prepare_questions(model.loaded, [Question(image, question)])
     layout = ViewLayout.create([pending.layout], in_text=[True])
     written: list[int] = []
     special = [id for id in one.tokenizer.special.values() if id not in (one.tokenizer.end, one.prompts.region_id)]
@@ -293,7 +294,7 @@ def test_an_interrupted_answer_leaves_the_conversation_as_it_was(monkeypatch: py
     for conversation in (chat, other):
         conversation.ask("Where is the red disc?", max_tokens=3)
     with monkeypatch.context() as patch:
-        patch.setattr(model, "_answer", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(AnswerWriter, "answer", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             chat.ask("Is it blue?", max_tokens=3)
     with raises_naming(UserError, "max_tokens"):
@@ -308,7 +309,7 @@ def test_a_box_lies_in_the_image_that_shows_its_phrase(number: int) -> None:
     one = loaded()
     model = Mllm(one)
     images = [np.full((40, 40, 3), 90, np.uint8), np.full((90, 300, 3), 160, np.uint8)]
-    visual, pending = model._prepare([Question(images, "Where is the red disc?")])
+    visual, pending = prepare_questions(model.loaded, [Question(images, "Where is the red disc?")])
     phrase_E = one.model.embeddings_VE[one.tokenizer.encode(" red disc")[0]] - one.model.center_E
     visual = visual._replace(full_VLE=torch.full_like(visual.full_VLE, 0.01))
     visual.full_VLE[number, 3] = 5 * torch.nn.functional.normalize(phrase_E, dim=0)
@@ -318,7 +319,7 @@ def test_a_box_lies_in_the_image_that_shows_its_phrase(number: int) -> None:
     head.token_bias.weight.data = 50 * phrase_E[None]
     writer = AnswerWriter(one, visual, pending)
     writer.embed([0], [one.prompts.region_id], torch.zeros(1, one.model.width))
-    answer = model._answer(pending[0])
+    answer = writer.answer(0)
     assert answer.images == (number,)
     alone = one.model.box_head(visual.full_VLE, phrase_E[None], torch.tensor([number]))
     torch.testing.assert_close(torch.tensor([pending[0].boxes[0][1]]), alone, atol=0.02, rtol=0)
@@ -348,14 +349,15 @@ def test_boxes_come_back_in_pixels_of_the_original_image() -> None:
     one = loaded()
     model = Mllm(one)
     image = np.zeros((200, 100, 3), np.uint8)
-    seen, pending = model._prepare([Question(image, "Where is the red disc?")])
+    seen, pending = prepare_questions(model.loaded, [Question(image, "Where is the red disc?")])
     placement = pending[0].frames[0].placement
     corners, _ = placement.to_input(np.array([[0.2, 0.1, 0.6, 0.5]]))
     pending[0].answer = [one.prompts.region_id]
-    pending[0].boxes = [(0, corners[0].tolist())]
-    (box,) = model._answer(pending[0]).boxes
+    pending[0].boxes = [PointedBox(0, corners[0].tolist(), 1.0)]
+    writer = AnswerWriter(one, seen, pending)
+    (box,) = writer.answer(0).boxes
     assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((20, 20, 60, 100))
-    assert model._answer(pending[0]).text == "[20, 20, 60, 100]"
+    assert writer.answer(0).text == "[20, 20, 60, 100]"
     assert seen.tokens_VTE.shape[0] == 1
 
 

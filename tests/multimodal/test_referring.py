@@ -15,10 +15,12 @@ from foveate.core.recipes import validate
 from foveate.language.chat import Chat
 from foveate.language.packing import pack_texts
 from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
-from foveate.multimodal.ask import Mllm, Question
+from foveate.multimodal.answer_writer import AnswerWriter, PointedBox
+from foveate.multimodal.ask import Mllm
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
 from foveate.multimodal.model import ViewLayout
+from foveate.multimodal.prepare import Question, prepare_questions
 from foveate.multimodal.prompts import create_prompts
 from foveate.multimodal.referring import RegionPrompts, place_points
 from foveate.multimodal.settings import MultimodalSettings
@@ -79,7 +81,7 @@ def load(**changes: Any) -> tuple[LoadedModel, str]:
 
 def embed_question(model: Mllm, text: str, regions: tuple[Shape, ...]) -> tuple[torch.Tensor, list[int]]:
     """The embeddings of a question's text, and its ids."""
-    visual, (pending,) = model._prepare([Question(IMAGE, text, regions)])
+    visual, (pending,) = prepare_questions(model.loaded, [Question(IMAGE, text, regions)])
     prompts = RegionPrompts.create(pending.written.regions, pending.written.points)
     ids = pending.written.tokens.ids
     layout = ViewLayout.create([pending.layout])
@@ -124,7 +126,9 @@ def test_one_step_of_training_saved_loaded_and_asked(changes: dict[str, Any], tm
     model = loaded.model.train()
     model.requires_grad_(True)
     asked = Mllm(loaded)
-    visual, pending = asked._prepare([Question(IMAGE, "What is <region>?", [shape]) for shape in SHAPES])
+    visual, pending = prepare_questions(
+        asked.loaded, [Question(IMAGE, "What is <region>?", [shape]) for shape in SHAPES]
+    )
     views = torch.tensor([question.views for question in pending])
     texts = pack_texts([[question.written.tokens] for question in pending], pad=loaded.tokenizer.pad)
     regions = RegionPrompts.create(
@@ -160,7 +164,7 @@ def test_a_batch_without_regions_gives_the_encoder_a_zero_gradient() -> None:
     loaded, _ = load()
     model = loaded.model.train()
     model.requires_grad_(True)
-    visual, (pending,) = Mllm(loaded)._prepare([Question(IMAGE, "What is it?")])
+    visual, (pending,) = prepare_questions(loaded, [Question(IMAGE, "What is it?")])
     texts = pack_texts([[pending.written.tokens]], pad=loaded.tokenizer.pad)
     model.hidden_states(visual, torch.tensor([pending.views]), texts).sum().backward()
     assert model.region_reader is not None
@@ -174,7 +178,9 @@ def test_regions_are_read_where_they_lie_at_any_resolution() -> None:
     model = Mllm(loaded)
     reader = loaded.model.region_reader
     assert reader is not None
-    visual, (pending,) = model._prepare([Question(IMAGE, "What is <region>?", [PixelBox(2, 2, 30, 20)])])
+    visual, (pending,) = prepare_questions(
+        model.loaded, [Question(IMAGE, "What is <region>?", [PixelBox(2, 2, 30, 20)])]
+    )
     assert len(pending.views) == 5
     prompts = RegionPrompts.create(pending.written.regions, pending.written.points)
     arguments = (torch.tensor([pending.views]), torch.zeros(1, 5, dtype=torch.long), torch.tensor([0]), prompts)
@@ -190,7 +196,7 @@ def test_a_mean_region_starts_where_a_model_without_encoder_reads_it(changes: di
     loaded, _ = load(region_mean=True, region_norm=False, region_points=512, **changes)
     model, reader = loaded.model, loaded.model.region_reader
     assert reader is not None
-    visual, pending = Mllm(loaded)._prepare([Question(IMAGE, "What is <region>?", [shape]) for shape in SHAPES])
+    visual, pending = prepare_questions(loaded, [Question(IMAGE, "What is <region>?", [shape]) for shape in SHAPES])
     views = torch.tensor([question.views for question in pending])
     boxes = torch.tensor(np.array([question.written.regions[0][1] for question in pending]), dtype=torch.float32)
     prompts = RegionPrompts.create(
@@ -213,7 +219,7 @@ def test_a_mean_region_of_tiles_is_as_long_as_tokens() -> None:
     loaded, _ = load(region_mean=True, region_norm=False, connector={"kind": "mlp"}, assembly=assembly)
     reader = loaded.model.region_reader
     assert reader is not None
-    visual, (pending,) = Mllm(loaded)._prepare([Question(IMAGE, "What is <region>?", SHAPES[:1])])
+    visual, (pending,) = prepare_questions(loaded, [Question(IMAGE, "What is <region>?", SHAPES[:1])])
     assert len(pending.views) > 1
     tokens = torch.ones_like(visual.tower_VLD)
     prompts = RegionPrompts.create(pending.written.regions, pending.written.points)
@@ -255,7 +261,7 @@ def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], named: st
 
 def test_with_hybrid_regions_and_a_head_a_box_stands_in_front_of_its_digits() -> None:
     loaded, _ = load(box_head=True, phrase_maps=True)
-    model, tokenizer, region = Mllm(loaded), loaded.tokenizer, loaded.prompts.region_id
+    tokenizer, region = loaded.tokenizer, loaded.prompts.region_id
     box = PixelBox(15, 10, 60, 50)
     turns = Turn("user", "What is this?"), Turn("assistant", "a red disc at <region>.", (box,))
     placement = View().place(150, 100, (64, 64))
@@ -267,10 +273,10 @@ def test_with_hybrid_regions_and_a_head_a_box_stands_in_front_of_its_digits() ->
     assert tokenizer.decode(ids[at + 1 :]).startswith("[100, 100, 400, 500].")
     answers = []
     for text in ("[100, 100, 400, 500].", " and it."):
-        _, (pending,) = model._prepare([Question(IMAGE, "What is it?")])
+        visual, (pending,) = prepare_questions(loaded, [Question(IMAGE, "What is it?")])
         pending.answer = [*tokenizer.encode(" a red disc at"), region, *tokenizer.encode(text)]
-        pending.boxes = [(0, [0.2, 0.2, 0.5, 0.5])]
-        answers.append(model._answer(pending))
+        pending.boxes = [PointedBox(0, [0.2, 0.2, 0.5, 0.5], 1.0)]
+        answers.append(AnswerWriter(loaded, visual, [pending]).answer(0))
     (located, said), (alone, missing) = ((answer.boxes, answer.digits) for answer in answers)
     assert located == alone
     assert missing == (None,)

@@ -14,11 +14,13 @@ from foveate.core.recipes import validate
 from foveate.language.chat import Chat
 from foveate.language.packing import Tokens, pack_texts
 from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
-from foveate.multimodal.ask import Mllm, Question
+from foveate.multimodal.answer_writer import AnswerWriter
+from foveate.multimodal.ask import Mllm
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.frames import CoordinateFrame, move_regions
 from foveate.multimodal.model import ViewLayout, list_views
+from foveate.multimodal.prepare import Question, encode_sample, prepare_questions
 from foveate.multimodal.prompts import PromptWriter
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.boxes import PixelBox
@@ -106,7 +108,7 @@ def test_the_tokens_of_a_prefix_are_those_of_its_plan(indicator: str) -> None:
     ):
         sample = model.plan(*sizes)
         assert [len(plan.views) for plan in sample.images] == views
-        visual, seen = Mllm(loaded)._see(images(*sizes))
+        visual, seen = encode_sample(loaded, images(*sizes))
         assert [len(image.views) for image in seen] == views
         assert visual.tokens_VTE.shape[:2].numel() == sample.num_image_tokens
         layout = ViewLayout.create([list_views(sample, loaded.tokenizer.encode)])
@@ -121,7 +123,7 @@ def test_the_tokens_of_a_prefix_are_those_of_its_plan(indicator: str) -> None:
 def test_indicators_stand_in_front_of_their_views() -> None:
     loaded = load()
     sample = loaded.model.plan((64, 128))
-    visual, _ = Mllm(loaded)._see(images((64, 128)))
+    visual, _ = encode_sample(loaded, images((64, 128)))
     layout = list_views(sample, loaded.tokenizer.encode)
     assert [loaded.tokenizer.decode(before) for _, before in layout] == ["(0,1,1)", "(0,1,2)", "(0,0,0)"]
     prefix_PE = loaded.model.prefix(visual, torch.arange(3)[None], ViewLayout.create([layout]))[0]
@@ -198,11 +200,10 @@ def test_regions_are_written_and_read_in_their_frame(size: tuple[int, int], spli
 
 def test_answers_in_text_give_boxes_in_pixels_of_the_original_image() -> None:
     loaded = load(frame="canvas", tiling={"rule": "static", "grids": ["2x2"], "min_tiles": 4, "max_tiles": 9})
-    model = Mllm(loaded)
-    _, (pending,) = model._prepare([Question(images((64, 128))[0], "Where is the red disc?")])
+    visual, (pending,) = prepare_questions(loaded, [Question(images((64, 128))[0], "Where is the red disc?")])
     # The canvas has 128 x 128 pixels, the image 32 pixels of padding above and below.
     pending.answer = loaded.tokenizer.encode(" at [500, 250, 750, 500]")
-    answer = model._answer(pending)
+    answer = AnswerWriter(loaded, visual, [pending]).answer(0)
     (box,) = answer.boxes
     assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((64, 0, 96, 32), abs=0.1)
     assert answer.text == "at [64, 0, 96, 32]"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from foveate.mllm.recipe import MllmRecipe
-from foveate.mllm.results import SuiteResult
+from foveate.mllm.results import BoxScoreResult, SuiteResult
 
 GOALS = {
     "name, open": 0.60,
@@ -21,8 +21,15 @@ GOALS = {
 """Score that a small model should reach on generated scenes, by slice of the suite."""
 
 
+_BOX_SCORES, _DATA = "## Not found\n\n", "## Data\n"
+
+
 def model_card(
-    recipe: MllmRecipe, parameters: int, provenance: Mapping[str, Any], evaluation: SuiteResult | None = None
+    recipe: MllmRecipe,
+    parameters: int,
+    provenance: Mapping[str, Any],
+    evaluation: SuiteResult | None = None,
+    box_scores: BoxScoreResult | None = None,
 ) -> str:
     """Write the card.
 
@@ -30,12 +37,13 @@ def model_card(
         parameters: number of parameters.
         provenance: collection, license, command and revision.
         evaluation: of the suite `scenes`.
+        box_scores: threshold of boxes.
     """
     language = recipe.model.language
     name = language.get("model_type") if isinstance(language, dict) else language.source
     base = "" if isinstance(language, dict) else ", which is not in this folder but opened from its source"
     command = f"`{shlex.join(provenance['command'])}`" if provenance.get("command") else "not recorded"
-    return f"""---
+    card = f"""---
 license: apache-2.0
 library_name: foveate
 pipeline_tag: image-text-to-text
@@ -61,6 +69,21 @@ language model `{name}`{base}.
 Collection `{provenance.get("collection")}`; its license, as it states it: {provenance.get("license") or "none stated"}.
 Trained by {command}, {provenance.get("revision") or "revision unknown"}.
 """
+    return card if box_scores is None else put_box_scores(card, box_scores)
+
+
+def put_box_scores(card: str, result: BoxScoreResult) -> str:
+    """Write into a card when the model answers "not found", in place of what it says about that."""
+    text = (
+        f"Where no patch of the image matches a phrase with a score of {result.min_box_score:.2f}, the answer is "
+        f'"not found".\n{result.hit_rate:.3f} of {result.present} phrases that an image shows then get a box, and '
+        f"{result.false_alarm_rate:.3f} of {result.absent} that only\nother images show (AUC {result.auc:.3f}; split "
+        f"`{result.split}` of `{result.collection}`)."
+    )
+    before, _, after = card.partition(_BOX_SCORES)
+    if not after:
+        before, after = card.partition(_DATA)[0], card
+    return f"{before}{_BOX_SCORES}{text}\n\n{_DATA}{after.partition(_DATA)[2]}"
 
 
 def _failures(evaluation: SuiteResult | None) -> str:

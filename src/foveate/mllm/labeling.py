@@ -267,6 +267,8 @@ def _read_regions(key: str, size: tuple[int, int], answer: Any) -> _Labeled:
     if isinstance(answer, UserError):
         return _Labeled(key, "refused", detail=str(answer))
     labeled, (width, height) = _Labeled(key, "done" if answer.finished else "cut"), size
+    if answer.rejected:
+        labeled.left_out["boxes below the model's min_box_score"] += len(answer.rejected)
     for phrase, pixels in dict.fromkeys(zip(answer.phrases, answer.boxes, strict=True)):
         if not phrase:
             labeled.left_out["boxes without a name"] += 1

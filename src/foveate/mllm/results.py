@@ -75,12 +75,38 @@ class StageResult(ResultModel):
     curves: str = ""
 
 
+class BoxScoreResult(ResultModel):
+    """When a phrase counts as not shown, and how well that separates phrases that an image shows from others.
+
+    Attributes:
+        min_box_score: the threshold. auc: probability that a phrase which is shown scores above one which is not.
+        hit_rate, false_alarm_rate: share of the `present` and `absent` phrases that then get a box.
+        without_box: phrases to which the model answered without a box, left out.
+    """
+
+    collection: str
+    split: str
+    images: int
+    min_box_score: float
+    auc: float
+    hit_rate: float
+    false_alarm_rate: float
+    present: int
+    absent: int
+    without_box: int = 0
+
+    def to_metrics(self) -> dict[str, Any]:
+        """Return the entry of a model folder's metrics.json."""
+        return {"box_scores": self.to_json()}
+
+
 class MllmResult(RunResult):
     """A training of a multimodal LLM.
 
     Attributes:
         initial: the model folder that it started from, and `initial_sha256` of its config, weights and tokenizer; empty
             for a new model.
+        box_scores: of a model with a trained box head, where the collection has images to measure on.
     """
 
     kind: Literal["mllm_train"] = "mllm_train"
@@ -97,6 +123,7 @@ class MllmResult(RunResult):
     model: str
     initial: str = ""
     initial_sha256: str = ""
+    box_scores: BoxScoreResult | None = None
 
 
 class PreviewToken(ResultModel):

@@ -39,16 +39,19 @@ from foveate.core.version import code_revision
 from foveate.language.chat import TEMPLATES, Chat
 from foveate.language.open import LanguageModel, read_language_config
 from foveate.language.vocabulary import WordTokenizer, read_tokenizer, train_tokenizer
+from foveate.mllm.calibrate import measure_box_scores
 from foveate.mllm.card import model_card
 from foveate.mllm.recipe import MllmRecipe, StageSettings
-from foveate.mllm.results import MllmResult, StageResult
+from foveate.mllm.results import BoxScoreResult, MllmResult, StageResult
 from foveate.mllm.samples import ImageSet, MllmSamples, NameTable, group_by_images, plan_rows, select_sets
 from foveate.mllm.stages import resize_weights
 from foveate.mllm.task import MllmTask
+from foveate.multimodal.ask import Mllm
 from foveate.multimodal.build import build_model, open_source, prepare_tuning
 from foveate.multimodal.folder import (
     NAMES,
     TOKENIZER,
+    LoadedModel,
     hash_model,
     load_weights,
     open_recorded_source,
@@ -279,6 +282,7 @@ class MllmTraining:
         self.prompts = create_prompts(chat, recipe.model)
         self.names = NameTable.create(read_json(run.path / NAMES), self.prompts)
         self.initial_sha256 = ""
+        self.box_scores: BoxScoreResult | None = None
         self._features: FeatureCache | None = None
         if recipe.start:
             self.model = self._load_initial(find_folder(recipe.start))
@@ -552,6 +556,7 @@ class MllmTraining:
             model="model/",
             initial=self.recipe.start or "",
             initial_sha256=self.initial_sha256,
+            box_scores=self.box_scores,
         )
 
     def trained_groups(self) -> list[str]:
@@ -559,8 +564,20 @@ class MllmTraining:
         groups = {talk.group for images in self.sets for talk in images.conversations}
         return sorted(group for group in groups if any(stage.trains(group) for stage in self.recipe.stages))
 
+    def measure_box_scores(self) -> None:
+        """Measure when a phrase counts as not shown, where a stage trained boxes and there are images to measure on."""
+        if not any(stage.box_weight for stage in self.recipe.stages):
+            return
+        model = Mllm(LoadedModel(self.model.eval(), self.prompts, self.prompts.tokenizer, {}))
+        try:
+            self.box_scores = measure_box_scores(model, self.collection)
+        except UserError as problem:
+            # Nothing else depends on it, and a training is not lost for it.
+            say(f"no threshold of boxes, every phrase gets one: {problem}; foveate mllm calibrate measures it")
+
     def save(self) -> Path:
         """Write the model folder."""
+        self.measure_box_scores()
         result = self.result("finished")
         provenance: dict[str, Any] = {
             "collection": self.collection.name,
@@ -580,8 +597,10 @@ class MllmTraining:
             language=self.language,
             names=list(self.names.index),
             preprocess=self.model.tower.preprocess.to_dict(),
-            card=model_card(self.recipe, result.parameters, provenance),
+            card=model_card(self.recipe, result.parameters, provenance, box_scores=self.box_scores),
+            metrics=self.box_scores.to_metrics() if self.box_scores else {},
             provenance=provenance,
+            min_box_score=self.box_scores.min_box_score if self.box_scores else None,
             # What is trained in bf16 is stored in it.
             dtype=torch.bfloat16 if self.recipe.stages[-1].training.precision == "bf16" else torch.float32,
         )

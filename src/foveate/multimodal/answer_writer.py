@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from foveate.core.recipes import validate
+from foveate.language.generate import GenerationSettings
 from foveate.language.packing import SLOT
-from foveate.multimodal.answers import open_box
+from foveate.multimodal.answers import (
+    Answer,
+    find_runs,
+    join_text,
+    open_box,
+    pair_phrases,
+    read_coordinates,
+    reject_boxes,
+    split_digits,
+    to_pixels,
+    write_corners,
+)
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.frames import CoordinateFrame
 from foveate.multimodal.model import ViewLayout, Visual
 from foveate.multimodal.prompts import Written
 from foveate.multimodal.referring import RegionPrompts
+from foveate.records.boxes import PixelBox
 from foveate.vision.tiling import TilePlan
 
 
@@ -35,6 +50,14 @@ class EncodedImage(NamedTuple):
         )
 
 
+class PointedBox(NamedTuple):
+    """What a token points at: an image, a box [x1, y1, x2, y2] in [0, 1] of its model input, the score of the match."""
+
+    image: int
+    corners: list[float]
+    score: float
+
+
 @dataclass
 class PendingAnswer:
     """One question while it is answered.
@@ -43,7 +66,7 @@ class PendingAnswer:
         views: numbers of its views. layout: image of each, and ids in front of it. frames: of its images.
         written: the tokens of the question. in_text: the images stand within it. answer: generated ids.
         before: tokens of the conversation in front of the question. unread: behind them, read with the question.
-        boxes: (image, box in [0, 1] of the model input) of the answer's region tokens.
+        boxes: of the answer's region tokens.
     """
 
     views: list[int]
@@ -54,7 +77,7 @@ class PendingAnswer:
     before: list[int] = field(default_factory=list)
     unread: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
-    boxes: list[tuple[int, list[float]]] = field(default_factory=list)
+    boxes: list[PointedBox] = field(default_factory=list)
     finished: bool = False
 
 
@@ -93,7 +116,7 @@ class AnswerWriter:
             # Without an image there is nothing to point at; the token stays in the text.
             if token == region_id and question.views and model.box_head is not None:
                 question.boxes.append(self._point(question, states_BE[number]))
-                regions = self._regions(question.boxes[-1:])
+                regions = self._regions([question.boxes[-1][:2]])
                 ids_11 = ids_B1[number : number + 1]
                 embedded_BE[number] = model.embed(ids_11, self.visual, self._views([row]), regions)[0, 0]
             if token != end:
@@ -101,16 +124,89 @@ class AnswerWriter:
         self.written.append(embedded_BE)
         return embedded_BE
 
-    def _point(self, question: PendingAnswer, state_E: Tensor) -> tuple[int, list[float]]:
-        """Decode the image and the box [x1, y1, x2, y2] of the region token that comes next."""
+    def _point(self, question: PendingAnswer, state_E: Tensor) -> PointedBox:
+        """Decode what the region token that comes next points at."""
         model, device = self.loaded.model, state_E.device
         ids = question.before + question.unread + question.written.tokens.ids + question.answer
         ids_1T = torch.tensor([ids], device=device)
         is_text_1T = (ids_1T != self.loaded.prompts.region_id) & (ids_1T != SLOT)
         (phrase_E,) = model.point(state_E[None], ids_1T, is_text_1T)
+        return self._match(torch.tensor(question.views, device=device), phrase_E)
+
+    def answer(self, number: int, *, ground: bool = False) -> Answer:
+        """Put an answer together, its boxes in pixels of their images; with `ground` also those of names in it.
+
+        What the image does not show, by the model's `min_box_score`, has no box.
+        """
+        question, prompts, tokenizer = self.pending[number], self.loaded.prompts, self.loaded.tokenizer
+        # A region token that had no image to point at has no box and stays in the text.
+        positions = [position for position, id in enumerate(question.answer) if id == prompts.region_id]
+        pointed = {position: (position + 1, box) for position, box in zip(positions, question.boxes, strict=False)}
+        if ground:
+            pointed |= self._ground_names(question, occupied=pointed)
+        pieces, start = list[str | PixelBox](), 0
+        for position, (end, box) in sorted(pointed.items()):
+            pieces.append(tokenizer.decode(question.answer[start:position]))
+            pieces.append(to_pixels(box.corners, question.frames[box.image]))
+            start = end
+        pieces.append(tokenizer.decode(question.answer[start:]))
+        boxes = [box for _, (_, box) in sorted(pointed.items())]
+        digits: tuple[PixelBox | None, ...] = ()
+        if prompts.regions == "hybrid" and prompts.has_box_tokens and boxes:
+            pieces, digits = split_digits(pieces, [question.frames[box.image] for box in boxes])
+        visible = [self._is_visible(box) for box in boxes]
+        text = join_text(reject_boxes(pieces, visible), write_corners)
+        located = [(box.image, piece) for box, piece in zip(boxes, pieces[1::2], strict=True)]
+        # Coordinates in text do not say which of several images they are in.
+        if not prompts.has_box_tokens and len(question.frames) == 1:
+            text, read_boxes = read_coordinates(text, question.frames[0])
+            located, visible = [(0, box) for box in read_boxes], [True] * len(read_boxes)
+        # The phrase of a box does not depend on its corners.
+        phrases, unboxed = pair_phrases(join_text(pieces, lambda _: "[0, 0, 0, 0]"))
+        phrases = phrases if len(phrases) == len(located) else ("",) * len(located)
+        hidden = [not is_visible for is_visible in visible]
+        return Answer(
+            text=text,
+            boxes=tuple(compress((box for _, box in located), visible)),
+            images=tuple(compress((image for image, _ in located), visible)),
+            phrases=tuple(compress(phrases, visible)),
+            unboxed=(*unboxed, *filter(None, compress(phrases, hidden))) if ground else (),
+            tokens=len(question.answer),
+            finished=question.finished,
+            digits=tuple(compress(digits, visible)),
+            box_scores=tuple(box.score for box in compress(boxes, visible)),
+            rejected=tuple(box.score for box in compress(boxes, hidden)),
+        )
+
+    @torch.inference_mode()
+    def _ground_names(self, question: PendingAnswer, occupied: Collection[int]) -> dict[int, tuple[int, PointedBox]]:
+        """Locate the names of an answer that no region token follows: position behind each -> (itself, box).
+
+        The head reads the name's embedding where a region token would have it read the phrase that it attends to: no
+        pass of the language model.
+        """
+        model, names = self.loaded.model, find_runs(question.answer, self.loaded.name_ids)
+        if model.box_head is None or not question.views:
+            return {}
+        views_K = torch.tensor(question.views, device=self.visual.full_VLE.device)
+        located: dict[int, tuple[int, PointedBox]] = {}
+        for number, (start, end) in enumerate(names):
+            next_start = names[number + 1][0] if number + 1 < len(names) else len(question.answer)
+            if not any(end <= position < next_start for position in occupied):
+                phrase_E = (model.embeddings_VE[question.answer[start:end]] - model.center_E).mean(dim=0)
+                box = self._match(views_K, phrase_E)
+                # A name that the image does not show is left without a box, like any other text.
+                if self._is_visible(box):
+                    located[end] = (end, box)
+        return located
+
+    def _match(self, views_K: Tensor, phrase_E: Tensor) -> PointedBox:
         # A model with a box head has one view an image: its number is the image's.
-        image, box_4 = model.locate_among(self.visual, torch.tensor(question.views, device=device), phrase_E)
-        return image, open_box(box_4.tolist())
+        image, box_4, score = self.loaded.model.locate_among(self.visual, views_K, phrase_E)
+        return PointedBox(image, open_box(box_4.tolist()), score)
+
+    def _is_visible(self, box: PointedBox) -> bool:
+        return self.loaded.min_box_score is None or box.score >= self.loaded.min_box_score
 
     def _views(self, rows: Sequence[int]) -> Tensor:
         """Return the numbers [B, K] of the views of rows, -1 behind the last where a row has fewer."""
@@ -121,3 +217,8 @@ class AnswerWriter:
 
     def _regions(self, regions: Sequence[tuple[int, Any]]) -> RegionPrompts:
         return RegionPrompts.create(regions).to(self.visual.full_VLE.device)
+
+
+def limit_tokens(max_tokens: int) -> GenerationSettings:
+    """Return the settings of a greedy answer; raise UserError for a limit out of bounds."""
+    return validate(GenerationSettings, {"max_new_tokens": max_tokens}, where="max_tokens")

@@ -30,6 +30,9 @@ class Answer:
         tokens: generated tokens.
         finished: False if the answer was cut at `max_tokens`.
         num_prompt_tokens: positions that were read: images and question.
+        box_scores: how well each box matches its phrase, of models with a box head; else none.
+        rejected: scores of what the answer points at and the image does not show by the model's `min_box_score`: "not
+            found" stands in the text instead of a box.
         digits: what the digits behind each box say, of models that write both; None where there are none.
         score: mean log-probability of the generated tokens.
 
@@ -48,6 +51,8 @@ class Answer:
     finished: bool = True
     num_prompt_tokens: int = 0
     digits: tuple[PixelBox | None, ...] = ()
+    box_scores: tuple[float, ...] = field(default=(), compare=False)
+    rejected: tuple[float, ...] = field(default=(), compare=False)
     # The last bits of a logit depend on the padding of the batch.
     score: float = field(default=0.0, compare=False)
 
@@ -84,6 +89,16 @@ def find_runs(ids: Sequence[int], names: Collection[int]) -> list[tuple[int, int
 def join_text(pieces: Sequence[str | PixelBox], write: Callable[[PixelBox], str]) -> str:
     """Join the pieces of an answer, a blank in front of each box."""
     return "".join(piece if isinstance(piece, str) else f" {write(piece)}" for piece in pieces).strip()
+
+
+def reject_boxes(pieces: Sequence[str | PixelBox], visible: Sequence[bool]) -> list[str | PixelBox]:
+    """Write "not found" in place of the boxes of an answer, every second of its pieces, that are not visible."""
+    texts = list(pieces)
+    for number, is_visible in enumerate(visible):
+        if not is_visible:
+            # By the text in front alone, so that a stream writes the same.
+            texts[2 * number + 1] = " (not found)" if join_text(texts[: 2 * number + 1], write_corners) else "not found"
+    return texts
 
 
 def split_digits(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ FORMAT = 1
 TOKENIZER = "tokenizer.json"
 # Names of regions that it was aligned with: a training that starts from the folder goes on with them.
 NAMES = "names.json"
+MIN_BOX_SCORE = "min_box_score"
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ class LoadedModel:
         prompts: writes questions for it.
         tokenizer: of its language model.
         provenance: how it was trained.
+        min_box_score: a phrase that no patch matches so well counts as not shown; None = every phrase gets a box.
     """
 
     model: MultimodalModel
     prompts: PromptWriter
     tokenizer: Tokenizer
     provenance: dict[str, Any]
+    min_box_score: float | None = None
 
     @property
     def name_ids(self) -> frozenset[int]:
@@ -87,6 +91,7 @@ def save_model(
     card: str,
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    min_box_score: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write a model folder atomically; return it.
@@ -96,10 +101,13 @@ def save_model(
         tokenizer_json: content of tokenizer.json, of a small vocabulary.
         language: the opened source of the language model, where the settings name one.
         names: of regions, that embedding alignment was trained with.
+        min_box_score: see `LoadedModel`.
         dtype: of the stored weights; bfloat16 halves the file.
     """
     tensors = {name: value.to(dtype) for name, value in stored_state(weights, settings).items()}
     config: dict[str, Any] = {"provenance": dict(provenance or {}), "model": settings.model_dump(mode="json")}
+    # Of these weights and no setting of an architecture: a training that starts from the folder measures its threshold.
+    config |= {} if min_box_score is None else {MIN_BOX_SCORE: min_box_score}
     files: dict[str, Any] = {PREPROCESS: preprocess, METRICS: metrics or {}, CARD: card}
     if language is not None:
         config |= {"language_sha256": language.sha256()}
@@ -147,7 +155,7 @@ def load_model(folder: Path, *, device: torch.device | None = None) -> LoadedMod
     load_weights(model, folder / WEIGHTS)
     model.to(device or torch.device("cpu")).eval().requires_grad_(False)
     prompts = create_prompts(chat, settings)
-    return LoadedModel(model, prompts, chat.tokenizer, config["provenance"])
+    return LoadedModel(model, prompts, chat.tokenizer, config["provenance"], config.get(MIN_BOX_SCORE))
 
 
 def read_settings(folder: Path) -> tuple[MultimodalSettings, dict[str, Any]]:
@@ -159,6 +167,11 @@ def read_settings(folder: Path) -> tuple[MultimodalSettings, dict[str, Any]]:
     config = read_config(
         folder, kind=KIND, formats=(FORMAT,), fields={"model": dict, "provenance": dict}, label="multimodal model"
     )
+    score = config.get(MIN_BOX_SCORE)
+    if score is not None and (
+        isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score)
+    ):
+        raise UserError(f"{folder / CONFIG}: field '{MIN_BOX_SCORE}': not a number (got {score!r}); expected a score")
     return validate(MultimodalSettings, config["model"], where=str(folder / CONFIG)), config
 
 

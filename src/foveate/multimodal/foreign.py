@@ -22,8 +22,8 @@ from foveate.core.errors import UserError, choose
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
 from foveate.language.generate import find_context
 from foveate.multimodal.answers import Answer, pair_phrases
-from foveate.multimodal.ask import Question
 from foveate.multimodal.choose import check_options, to_probabilities
+from foveate.multimodal.prepare import Question
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, find_shape_problem, locate_regions

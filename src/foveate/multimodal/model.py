@@ -56,6 +56,14 @@ class Visual(NamedTuple):
         return Visual(*(column[views] for column in self))
 
 
+class PhraseMatch(NamedTuple):
+    """Where a phrase is seen best: number of the view, box [4] in [0, 1] of it, and the score of the match."""
+
+    view: int
+    box_4: Tensor
+    score: float
+
+
 class ViewLayout(NamedTuple):
     """The images that the views of B rows show, and the indicators between them.
 
@@ -461,18 +469,21 @@ class MultimodalModel(nn.Module):
         embedded_NTE = self.language_model.get_input_embeddings()(ids_NT.clamp(min=0)) - self.center_E
         return self.box_head.point(states_NE.to(embedded_NTE.dtype), embedded_NTE, read_NT)
 
-    def locate_among(self, visual: Visual, views_K: Tensor, phrase_E: Tensor) -> tuple[int, Tensor]:
-        """Return the number of the view that shows a phrase best, and its box [4] in it.
+    def locate_among(self, visual: Visual, views_K: Tensor, phrase_E: Tensor) -> PhraseMatch:
+        """Find the view that shows a phrase best, and the phrase's box in it.
 
-        Similarities with aligned patches are comparable between images, so the best match of all decides.
+        Similarities with aligned patches are comparable between images, so the best match of all decides; and its score
+        tells a phrase that is shown from one that is not.
 
         Args:
             visual: of all views. views_K: views to look in. phrase_E: of `point`.
         """
         assert self.box_head is not None
         phrases_KE = phrase_E.expand(len(views_K), -1)
-        best = int(self.box_head.score(visual.full_VLE, phrases_KE, views_K).argmax())
-        return best, self.box_head(visual.full_VLE, phrase_E[None], views_K[best : best + 1])[0]
+        scores_K = self.box_head.score(visual.full_VLE, phrases_KE, views_K)
+        best = int(scores_K.argmax())
+        box_4 = self.box_head(visual.full_VLE, phrase_E[None], views_K[best : best + 1])[0]
+        return PhraseMatch(best, box_4, float(scores_K[best]))
 
 
 def _check_assembly(assembly: AssemblyOptions, tower: ImageEncoder, connector: Connector) -> None:

@@ -21,6 +21,7 @@ class Exchange(ResultModel):
     Attributes:
         regions: of the question, in the order of its text. boxes: of the answer.
         phrases: of each box, "" where no text belongs to it. unboxed: phrases without a box, with --ground.
+        box_scores: how well each box matches, of models with a box head. rejected: scores of what was not found.
         options: answers to choose from, with their probabilities; `text` is the likeliest.
     """
 
@@ -32,6 +33,8 @@ class Exchange(ResultModel):
     box_images: list[int] = []
     phrases: list[str] = []
     unboxed: list[str] = []
+    box_scores: list[float] = []
+    rejected: list[float] = []
     options: list[str] = []
     probabilities: list[float] = []
     tokens: int

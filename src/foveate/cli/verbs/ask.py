@@ -180,10 +180,10 @@ def _choose(
 
 
 def _describe_boxes(answer: Answer, images: tuple[Path, ...], *, ground: bool) -> list[str]:
-    """Return a line for each box whose image the text does not tell, and for what lacks a box or a phrase."""
+    """Return a line for what was not found, each box whose image the text does not tell, what lacks box or phrase."""
+    lines = [f"not found: its best match scores {score:.2f}" for score in answer.rejected]
     if len(images) == 1 and not ground:
-        return []
-    lines = []
+        return lines
     for box, image, phrase in zip(answer.boxes, answer.images, answer.phrases, strict=True):
         corners = " ".join(f"{edge:.0f}" for edge in (box.x1, box.y1, box.x2, box.y2))
         where = f"  in image {image + 1}, {images[image]}" if len(images) > 1 else ""
@@ -259,6 +259,8 @@ def make_exchange(
         box_images=list(answer.images),
         phrases=list(answer.phrases),
         unboxed=list(answer.unboxed),
+        box_scores=[round(score, 4) for score in answer.box_scores],
+        rejected=[round(score, 4) for score in answer.rejected],
         tokens=answer.tokens,
         finished=answer.finished,
         seconds=round(seconds, 3),

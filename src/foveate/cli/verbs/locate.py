@@ -105,6 +105,7 @@ def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_
         edges = zip(("x1", "y1", "x2", "y2"), corners, sides, strict=True)
         fractions = "  ".join(f"{edge} {value / side:.3f}" for edge, value, side in edges)
         lines.append(f"{fractions}  px {' '.join(f'{value:.0f}' for value in corners)}")
+    lines += [f"not found: its best match scores {score:.2f}" for score in answer.rejected]
     lines = lines or [f"no box: {answer.text}"]
     paths = write_page(run or Path("runs/locate"), (image,), result)
     printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description"})

@@ -1,0 +1,143 @@
+"""Measure when a phrase counts as not shown: the least score of a box, on images that no training saw.
+
+A box head finds a place for every phrase. Its best match in the image scores higher where the phrase is shown, so that
+a threshold tells "not found"; it belongs to the weights, and is measured again after every training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import Field
+
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_json_atomically, write_text_atomically
+from foveate.core.model_folder import CARD, CONFIG, METRICS
+from foveate.core.recipes import Settings
+from foveate.metrics.separation import separate
+from foveate.mllm.card import put_box_scores
+from foveate.mllm.results import BoxScoreResult
+from foveate.multimodal.ask import Mllm
+from foveate.multimodal.folder import MIN_BOX_SCORE, load_model
+from foveate.multimodal.opening import SHIPPED
+from foveate.multimodal.questions import ask_where
+from foveate.records.collection import Collection
+from foveate.records.region_sources import SelectedRegions
+from foveate.vision.precision import choose_device
+
+# An answer begins with its box; a sentence with one is not much longer.
+_MAX_TOKENS = 16
+
+
+class CalibrateSettings(Settings):
+    """Which images the threshold is measured on."""
+
+    split: str = Field("validation", description="split of the collection; one that the model was not trained on")
+    limit: int = Field(200, ge=1, description="maximum number of images; of each a phrase that it shows, and one not")
+
+
+class PhrasePair(NamedTuple):
+    """A phrase that the image of a row shows, and one that only other images show."""
+
+    row: int
+    present: str
+    absent: str
+
+
+def draw_pairs(collection: Collection, settings: CalibrateSettings, *, seed: int = 0) -> list[PhrasePair]:
+    """Draw images with named regions, and for each a phrase of its regions and one of another image's.
+
+    Raises:
+        UserError: the split does not exist, or its regions do not have two phrases.
+    """
+    # A pseudo-label may name what the image does not show.
+    selected = SelectedRegions(collection)
+    phrases = {
+        row: sorted({region.phrase for region in selected.read(row) if region.phrase})
+        for row in collection.rows(settings.split).tolist()
+    }
+    every = sorted({phrase for of_row in phrases.values() for phrase in of_row})
+    pairs = []
+    for row in sorted(phrases, key=lambda row: seeds.uniform("calibrate", seed, collection.keys[row])):
+        known = {phrase.casefold() for phrase in phrases[row]}
+        others = [phrase for phrase in every if phrase.casefold() not in known]
+        if phrases[row] and others and len(pairs) < settings.limit:
+            rng = seeds.generator("calibrate", seed, collection.keys[row])
+            pairs.append(PhrasePair(row, str(rng.choice(phrases[row])), str(rng.choice(others))))
+    if not pairs:
+        raise UserError(
+            f"collection {collection.path}: split '{settings.split}' has no image with named regions beside one of "
+            f"other names (got {len(every)} names); expected at least two"
+        )
+    return pairs
+
+
+def measure_box_scores(
+    model: Mllm, collection: Collection, settings: CalibrateSettings | None = None, *, seed: int = 0
+) -> BoxScoreResult:
+    """Ask where phrases are that images show and do not show, and separate their scores.
+
+    Raises:
+        UserError: as `draw_pairs`; or the model has no box head, or answers without boxes.
+    """
+    settings = settings or CalibrateSettings()
+    if model.loaded.model.box_head is None:
+        raise UserError("box_head: this model has none, and no score of a box; it writes coordinates as text")
+    # Every phrase gets its box and score, whatever threshold the folder had.
+    model = Mllm(replace(model.loaded, min_box_score=None))
+    pairs = draw_pairs(collection, settings, seed=seed)
+    questions = []
+    for pair in pairs:
+        image = collection.image_bytes(pair.row)
+        questions += [(image, ask_where(phrase)) for phrase in (pair.present, pair.absent)]
+    answers = model.ask_all(questions, max_tokens=_MAX_TOKENS)
+    scores = [answer.box_scores[0] if answer.box_scores else None for answer in answers]
+    present, absent = ([score for score in scores[start::2] if score is not None] for start in (0, 1))
+    if not present or not absent:
+        raise UserError(f"model: answers to 'Where is ...?' have no box (got {len(present) + len(absent)} boxes)")
+    return BoxScoreResult(
+        collection=collection.name,
+        split=settings.split,
+        images=len(pairs),
+        present=len(present),
+        absent=len(absent),
+        without_box=scores.count(None),
+        **_describe(present, absent),
+    )
+
+
+def _describe(present: Sequence[float], absent: Sequence[float]) -> dict[str, float]:
+    separation = separate(present, absent)
+    return {
+        # Fewer digits than a score has in any two orders of summation.
+        "min_box_score": round(separation.threshold, 4),
+        "auc": round(separation.auc, 4),
+        "hit_rate": round(separation.hit_rate, 4),
+        "false_alarm_rate": round(separation.false_alarm_rate, 4),
+    }
+
+
+def calibrate(
+    source: str, collection: Collection, settings: CalibrateSettings, *, seed: int = 0, device: str | None = None
+) -> BoxScoreResult:
+    """Measure the threshold of a model folder and store it in its config, metrics and card.
+
+    Raises:
+        UserError: as `measure_box_scores`; or the model is part of the package.
+    """
+    if source in SHIPPED:
+        raise UserError(f"model: '{source}' is part of the package and has its threshold; expected a model folder")
+    folder = Path(source)
+    model = Mllm(load_model(folder, device=choose_device(device or "auto")))
+    result = measure_box_scores(model, collection, settings, seed=seed)
+    metrics, card = folder / METRICS, folder / CARD
+    write_json_atomically(metrics, (read_json(metrics) if metrics.is_file() else {}) | result.to_metrics())
+    if card.is_file():
+        write_text_atomically(card, put_box_scores(card.read_text(encoding="utf-8"), result))
+    # Last, so that no folder has a threshold whose measurement is missing.
+    write_json_atomically(folder / CONFIG, read_json(folder / CONFIG) | {MIN_BOX_SCORE: result.min_box_score})
+    return result

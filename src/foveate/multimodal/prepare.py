@@ -1,0 +1,185 @@
+"""Questions about images as tensors: images encoded, text tokenized, lengths and regions checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from foveate.core.errors import UserError
+from foveate.multimodal.answer_writer import EncodedImage, PendingAnswer
+from foveate.multimodal.assemble import SamplePlan
+from foveate.multimodal.folder import LoadedModel
+from foveate.multimodal.frames import CoordinateFrame, move_regions
+from foveate.multimodal.model import MultimodalModel, Visual, list_views
+from foveate.multimodal.prompts import image_slots
+from foveate.multimodal.questions import ask_turns, check_regions
+from foveate.records.conversations import Conversation, Turn
+from foveate.records.geometry import View
+from foveate.records.images import BadImage, ImageInput, decode, decode_fraction, encode_input, is_single_image
+from foveate.records.region_prompts import GROUNDING_REQUEST
+from foveate.records.shapes import Shape
+from foveate.vision.canvas import render_input
+from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
+from foveate.vision.tiling import OVERVIEW, ImageSize, TilePlan, plan_tiles
+
+# Views of one pass of the tower: a batch of questions about tiled images has hundreds.
+_VIEWS = 32
+_QUESTION = "question"
+
+
+class Question(NamedTuple):
+    """Images, a question about them, and the regions of its `<region>` placeholders in pixels."""
+
+    images: Sequence[ImageInput] | ImageInput
+    text: str
+    regions: Sequence[Shape] = ()
+
+
+def request_boxes(loaded: LoadedModel, text: str, *, ground: bool) -> str:
+    """Ask for boxes in words, where the names of an answer are not located afterwards."""
+    return f"{text} {GROUNDING_REQUEST}" if ground and not loaded.name_ids else text
+
+
+def prepare_questions(
+    loaded: LoadedModel, questions: Sequence[tuple[Any, ...]], *, ground: bool = False
+) -> tuple[Visual, list[PendingAnswer]]:
+    """Encode the images of `Question`s, or tuples of the same, and tokenize them; with `ground` they ask for boxes.
+
+    Raises:
+        UserError: one of them cannot be asked.
+    """
+    questions = [Question(*question) for question in questions]
+    lists = [list_images(question.images) for question in questions]
+    # An image that several questions are about is encoded once, unless it is split in some only.
+    distinct: dict[tuple[int, bool], int] = {}
+    unique: list[tuple[ImageInput, bool]] = []
+    keys: list[list[tuple[int, bool]]] = []
+    for images in lists:
+        _check_number(loaded.model, images)
+        split = len(images) <= loaded.model.assembly.max_split_images
+        # By identity: arrays and Pillow images have no hash.
+        keys.append([(id(image), split) for image in images])
+        for image, key in zip(images, keys[-1], strict=True):
+            if key not in distinct:
+                distinct[key] = len(unique)
+                unique.append((image, split))
+    visual, seen = _encode(loaded.model, unique)
+    pending: list[PendingAnswer] = []
+    for question, of_question in zip(questions, keys, strict=True):
+        text = request_boxes(loaded, question.text, ground=ground)
+        turns = ask_turns(text, question.regions, images=len(of_question))
+        images = [seen[distinct[key]] for key in of_question]
+        pending.append(prepare_turns(loaded, turns, images, numbered=question.regions))
+    return visual, pending
+
+
+def encode_sample(loaded: LoadedModel, images: Sequence[ImageInput]) -> tuple[Visual, list[EncodedImage]]:
+    """Encode the images of one sample."""
+    _check_number(loaded.model, images)
+    split = len(images) <= loaded.model.assembly.max_split_images
+    return _encode(loaded.model, [(image, split) for image in images])
+
+
+def prepare_turns(
+    loaded: LoadedModel,
+    turns: Sequence[Turn],
+    images: Sequence[EncodedImage],
+    *,
+    numbered: Sequence[Shape],
+    read: int = 0,
+) -> PendingAnswer:
+    """Tokenize a question and check that it fits behind the `read` positions of its images and earlier turns.
+
+    Args:
+        numbered: its regions in the order of their numbers.
+    """
+    model, prompts = loaded.model, loaded.prompts
+    views = [view for image in images for view in image.views]
+    layout: list[tuple[int, list[int]]] = [(number, []) for number in range(len(views))]
+    plans = tuple(image.plan for image in images if image.plan is not None)
+    if plans:
+        layout = list_views(SamplePlan(plans, model.assembly), prompts.tokenizer.encode)
+    frames = [image.frame for image in images]
+    conversation = Conversation(_QUESTION, tuple(str(number) for number in range(len(images))), tuple(turns))
+    placements = [frame.placement for frame in frames]
+    check_regions(conversation, [image.size for image in images], numbered)
+    in_text = not prompts.lead_images(turns)
+    written = prompts.write_question(
+        move_regions(conversation, frames),
+        placements,
+        images=image_slots(layout, model.connector.num_tokens) if in_text else None,
+        goes_on=bool(read),
+    )
+    pending = PendingAnswer(views, layout, frames, written, in_text)
+    check_length(model, pending, read=read)
+    return pending
+
+
+def check_length(model: MultimodalModel, pending: PendingAnswer, *, read: int = 0, more: int = 0) -> None:
+    """Raise UserError if a question, and `more` tokens of its answer, do not fit; nothing is ever cut."""
+    images = len(pending.views) * model.connector.num_tokens + sum(len(ids) for _, ids in pending.layout)
+    before = read or (0 if pending.in_text else images)
+    length = before + len(pending.written.tokens.ids) + more
+    # A question needs room for a token of its answer; options bring theirs along.
+    if length >= model.max_positions + (more > 0):
+        raise UserError(
+            f"question: too long (got {length} positions, {before} of them images or earlier turns); expected "
+            f"fewer than {model.max_positions}"
+        )
+
+
+def list_images(images: Sequence[ImageInput] | ImageInput) -> list[ImageInput]:
+    """Return the images of a question, of which one may stand alone."""
+    return [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
+
+
+def _check_number(model: MultimodalModel, images: Sequence[ImageInput]) -> None:
+    max_images = model.settings.max_images
+    if len(images) > max_images:
+        raise UserError(f"images: too many for this model (got {len(images)}); expected at most {max_images}")
+
+
+@torch.inference_mode()
+def _encode(model: MultimodalModel, images: Sequence[tuple[ImageInput, bool]]) -> tuple[Visual, list[EncodedImage]]:
+    """Encode images; return their visual tokens, and which are whose."""
+    views: list[Tensor] = []
+    seen: list[EncodedImage] = []
+    for number, (image, split) in enumerate(images):
+        try:
+            pixels_V3HW, frame, plan = _render(model, image, split=split)
+        except BadImage as problem:
+            name = image if isinstance(image, str) else getattr(image, "name", f"image {number + 1}")
+            raise UserError(f"{name}: cannot be read: {problem}") from problem
+        seen.append(EncodedImage(list(range(len(views), len(views) + len(pixels_V3HW))), frame, plan))
+        views += list(pixels_V3HW)
+    device = model.visual_gain.device
+    if not views:
+        # A question without images goes the same way, behind no visual tokens.
+        width, (rows, columns) = model.width, model.grid
+        none = torch.zeros(0, rows * columns, width, device=device)
+        return Visual(none, none[:, : model.connector.num_tokens], none), []
+    cells = [cell for image in seen for cell in (image.plan.views if image.plan else [OVERVIEW])]
+    cell_V2 = torch.tensor(cells, device=device)
+    blocks = zip(torch.stack(views).split(_VIEWS), cell_V2.split(_VIEWS), strict=True)
+    parts = [model.encode_views(part.to(device), of_part) for part, of_part in blocks]
+    visual = Visual(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    return model.order_views(visual, cell_V2), seen
+
+
+def _render(
+    model: MultimodalModel, image: ImageInput, *, split: bool
+) -> tuple[Tensor, CoordinateFrame, TilePlan | None]:
+    """Render the views of an image as uint8 [views, 3, height, width]."""
+    data, preprocess, assembly = encode_input(image), model.tower.preprocess, model.settings.assembly
+    if assembly is None:
+        # One view shrinks the image anyway: a JPEG is decoded at a fraction. Tiles read every pixel.
+        decoded, size = decode_fraction(data, min_side=DECODE_FACTOR * preprocess.long_side)
+        placement = place_image(preprocess, size, View())
+        return render_image(preprocess, decoded, placement)[None], CoordinateFrame(placement), None
+    decoded = decode(data)
+    plan = plan_tiles(ImageSize(decoded.height, decoded.width), assembly.tiling, split=split)
+    frame = CoordinateFrame.create(plan, model.settings.frame)
+    return render_input(preprocess, decoded, plan), frame, plan
