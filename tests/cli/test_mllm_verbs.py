@@ -282,14 +282,21 @@ def test_regions_keep_the_order_of_their_options_and_are_converted_to_pixels(
 
 
 def test_a_phrase_is_located_by_a_multimodal_model(foveate: Any, tmp_path: Path) -> None:
-    image = tmp_path / "image.png"
-    Image.new("RGB", (80, 60), "red").save(image)
-    ended = foveate("locate", "mini", image, "a red disc", "--run", tmp_path / "run", "--json")
-    assert ended.json["question"] == "Where is the red disc?"
+    image, scene = tmp_path / "image.png", draw_scene(seed=7, split="validation", index=0)
+    scene.image.save(image)
+    phrase = scene.regions[0].phrase
+    ended = foveate("locate", "mini", image, phrase, "--run", tmp_path / "run", "--json")
+    assert ended.json["question"] == f"Where is the {phrase}?"
     (box,) = ended.json["boxes"]
-    assert 0 <= box[0] < box[2] <= 80
-    assert 0 <= box[1] < box[3] <= 60
-    assert "Where is the red disc?" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert 0 <= box[0] < box[2] <= 224
+    assert 0 <= box[1] < box[3] <= 224
+    assert f"Where is the {phrase}?" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (80, 60), "red").save(blank)
+    absent = foveate("locate", "mini", blank, phrase, "--run", tmp_path / "absent", "--json").json
+    assert absent["boxes"] == []
+    (score,) = absent["rejected"]
+    assert f"not found: its best match scores {score:.2f}" in foveate("ask", blank, f"Where is the {phrase}?").out
     refused = foveate("locate", "mini", image, "a red disc", "--rule", "head")
     assert refused.code == 2
     assert "--rule" in refused.err
