@@ -144,10 +144,10 @@ class AnswerWriter:
         pointed = {position: (position + 1, box) for position, box in zip(positions, question.boxes, strict=False)}
         if ground:
             pointed |= self._ground_names(question, occupied=pointed)
-        pieces, start = list[str | PixelBox](), 0
+        pieces, corners, start = list[str | PixelBox](), list[PixelBox](), 0
         for position, (end, box) in sorted(pointed.items()):
-            pieces.append(tokenizer.decode(question.answer[start:position]))
-            pieces.append(to_pixels(box.corners, question.frames[box.image]))
+            corners.append(to_pixels(box.corners, question.frames[box.image]))
+            pieces += [tokenizer.decode(question.answer[start:position]), corners[-1]]
             start = end
         pieces.append(tokenizer.decode(question.answer[start:]))
         boxes = [box for _, (_, box) in sorted(pointed.items())]
@@ -156,7 +156,7 @@ class AnswerWriter:
             pieces, digits = split_digits(pieces, [question.frames[box.image] for box in boxes])
         visible = [self._is_visible(box) for box in boxes]
         text = join_text(reject_boxes(pieces, visible), write_corners)
-        located = [(box.image, piece) for box, piece in zip(boxes, pieces[1::2], strict=True)]
+        located = [(box.image, pixels) for box, pixels in zip(boxes, corners, strict=True)]
         # Coordinates in text do not say which of several images they are in.
         if not prompts.has_box_tokens and len(question.frames) == 1:
             text, read_boxes = read_coordinates(text, question.frames[0])

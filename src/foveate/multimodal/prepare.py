@@ -49,10 +49,10 @@ def prepare_questions(
     """Encode the images of `Question`s, or tuples of the same, and tokenize them; with `ground` they ask for boxes.
 
     Raises:
-        UserError: one of them cannot be asked.
+        UserError: one of them cannot be full_questions.
     """
-    questions = [Question(*question) for question in questions]
-    lists = [list_images(question.images) for question in questions]
+    full_questions = [Question(*question) for question in questions]
+    lists = [list_images(question.images) for question in full_questions]
     # An image that several questions are about is encoded once, unless it is split in some only.
     distinct: dict[tuple[int, bool], int] = {}
     unique: list[tuple[ImageInput, bool]] = []
@@ -68,7 +68,7 @@ def prepare_questions(
                 unique.append((image, split))
     visual, seen = _encode(loaded.model, unique)
     pending: list[PendingAnswer] = []
-    for question, of_question in zip(questions, keys, strict=True):
+    for question, of_question in zip(full_questions, keys, strict=True):
         text = request_boxes(loaded, question.text, ground=ground)
         turns = ask_turns(text, question.regions, images=len(of_question))
         images = [seen[distinct[key]] for key in of_question]
