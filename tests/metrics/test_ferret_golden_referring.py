@@ -184,6 +184,23 @@ def test_pope() -> None:
     assert [parse_presence(answer) for answer in golden["answers"]] == [*expected, False, False]
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("There is a dog without a leash.", True),
+        ("I see a cup without a handle", True),
+        ("There is no cup without a handle", False),
+        ("An image without dogs", False),
+    ],
+)
+def test_without_denies_only_alone(answer: str, expected: bool) -> None:
+    assert parse_presence(answer) is expected
+
+
+def test_synonyms_are_not_empty() -> None:
+    assert split_synonyms(["(animal)", "cat_()", "_"]) == ["animal", "cat"]
+
+
 def test_ferret_bench() -> None:
     golden = load("ferret_bench_score")
     assert ferret_bench_score(golden["pairs_reference_model"]) == golden["score"]

@@ -24,15 +24,24 @@ KILLS, STEPS = 50, 8
 CHECKPOINTS = (0, 1, 2, 3, 4)
 
 
-def make_kill_recipe() -> MllmRecipe:
-    """Alignment and two stages of conversations, with a checkpoint after every step."""
+def make_kill_recipe(kind: str) -> MllmRecipe:
+    """Alignment and two stages of conversations, with a checkpoint after every step; "ferret" reads regions."""
     alignment, instruction = (stage.model_dump() for stage in make_recipe().stages)
     tuning = {**instruction, "name": "tuning", "max_conversations": 2, "connector_rate": 0.0}
     stages = [
         {**stage, "training": {**stage["training"], "steps": STEPS, "checkpoint_every": 1}}
         for stage in (alignment, instruction, tuning)
     ]
-    return make_recipe(stages=stages)
+    if kind != "ferret":
+        return make_recipe(stages=stages)
+    model = make_recipe().model.model_dump()
+    regions = {
+        "regions": "hybrid",
+        "region_encoder": {"kind": "sampler", "anchors": [8, 4], "neighbors": [4, 4]},
+        "region_points": 32,
+        "language": model["language"] | {"max_position_embeddings": 256},
+    }
+    return make_recipe(model=model | regions, stages=stages)
 
 
 def list_progress(run: Path) -> set[Path]:
@@ -40,7 +49,7 @@ def list_progress(run: Path) -> set[Path]:
     return {*run.glob("stage-*/checkpoints/step-*"), *run.glob("stage-*/stage.json")}
 
 
-def train_until(collection: Path, run: Path, checkpoints: int | None, delay: float) -> bool:
+def train_until(kind: str, collection: Path, run: Path, checkpoints: int | None, delay: float) -> bool:
     """Train in a forked process, killed some seconds after so many checkpoints; return whether it finished before."""
     before = list_progress(run)
     # Forked, as importing torch and transformers anew takes longer than the whole training.
@@ -49,7 +58,7 @@ def train_until(collection: Path, run: Path, checkpoints: int | None, delay: flo
         status = 1
         try:
             with Collection.open(collection) as opened:
-                train_mllm(make_kill_recipe(), opened, run, device="cpu")
+                train_mllm(make_kill_recipe(kind), opened, run, device="cpu")
             status = 0
         finally:
             os._exit(status)
@@ -70,12 +79,12 @@ def train_until(collection: Path, run: Path, checkpoints: int | None, delay: flo
     return False
 
 
-def run_kills(collection: Path, folder: Path, total: int) -> None:
+def run_kills(kind: str, collection: Path, folder: Path, total: int) -> None:
     """Kill trainings of one run folder `total` times; a finished one is begun again in the next folder."""
     torch.set_num_threads(1)
-    assert train_until(collection, folder / "whole", None, 0)
+    assert train_until(kind, collection, folder / "whole", None, 0)
     begun = time.time()
-    assert train_until(collection, folder / "timed", None, 0)
+    assert train_until(kind, collection, folder / "timed", None, 0)
     ends = sorted(path.stat().st_mtime for path in (folder / "timed").glob("stage-*/stage.json"))
     step = (ends[-1] - ends[0]) / (2 * STEPS)
     start = max(ends[0] - begun - STEPS * step, step)
@@ -89,7 +98,7 @@ def run_kills(collection: Path, folder: Path, total: int) -> None:
             checkpoints = draw.choice(CHECKPOINTS) if kills < total else None
             # Anywhere in the start of a session, or in the step behind a checkpoint.
             delay = draw.uniform(0, step if checkpoints else start)
-            finished = train_until(collection, run, checkpoints, delay)
+            finished = train_until(kind, collection, run, checkpoints, delay)
             kills += not finished
         weights = read_tensors(run / "model" / WEIGHTS)
         assert expected.keys() == weights.keys()
@@ -99,11 +108,12 @@ def run_kills(collection: Path, folder: Path, total: int) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_kills_of_three_stages_change_nothing(asked_collection: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["plain", "ferret"])
+def test_fifty_kills_of_three_stages_change_nothing(kind: str, asked_collection: Path, tmp_path: Path) -> None:
     # A process of its own: forking one with threads of other tests could hang.
     root = Path(__file__).parents[1]
     paths = os.pathsep.join([str(root.parent / "src"), str(root), str(root / "mllm")])
-    command = [sys.executable, __file__, str(asked_collection), str(tmp_path), str(KILLS)]
+    command = [sys.executable, __file__, kind, str(asked_collection), str(tmp_path), str(KILLS)]
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
@@ -111,4 +121,4 @@ def test_fifty_kills_of_three_stages_change_nothing(asked_collection: Path, tmp_
 
 
 if __name__ == "__main__":
-    run_kills(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    run_kills(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

@@ -237,13 +237,23 @@ def test_brackets_that_are_no_boxes_stay_in_a_question(bench: Path) -> None:
 def test_a_judge_without_a_verdict_gives_no_score(bench: Path, tmp_path: Path, reply: Say) -> None:
     model = Table(lambda sizes, question, regions: "A chair.")
 
-    def behave(number: int, body: dict[str, Any]) -> Say:
-        return reply if "refer_reason" in str(body) else says("8, 6")
+    replies = {"refer_reason": reply}
 
-    with ChatServer(behave) as server, pytest.warns(UserWarning, match="another image"):
-        result = evaluate(model, "ferret-bench", bench, run=tmp_path / "run", settings=judge_by(server))
-    assert (result.questions, result.unreadable) == (2, 1)
-    assert value(result, "image") == pytest.approx(0.6)
+    def behave(number: int, body: dict[str, Any]) -> Say:
+        return replies["refer_reason"] if "refer_reason" in str(body) else says("8, 6")
+
+    with ChatServer(behave) as server:
+        with pytest.warns(UserWarning, match="another image"):
+            result = evaluate(model, "ferret-bench", bench, run=tmp_path / "run", settings=judge_by(server))
+        assert (result.questions, result.unreadable) == (2, 1)
+        assert value(result, "image") == pytest.approx(0.6)
+        # Repeated, the question without a verdict is judged again, and no other.
+        replies["refer_reason"], count = says("8, 3"), len(server.requests)
+        with pytest.warns(UserWarning, match="another image"):
+            result = evaluate(model, "ferret-bench", bench, run=tmp_path / "run", settings=judge_by(server))
+        assert all("refer_reason" in str(request) for request in server.requests[count:])
+    assert (result.questions, result.unreadable) == (3, 0)
+    assert value(result, "image") == pytest.approx(0.5)
 
 
 def test_a_judge_is_needed(bench: Path, tmp_path: Path) -> None:

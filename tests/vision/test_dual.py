@@ -90,7 +90,8 @@ def test_towers_of_other_widths_sizes_and_normalization() -> None:
         (7, 16, 24),
     )
     # Tiles are those of the second tower alone, at its size and normalized as it was trained.
-    large = torch.nn.functional.interpolate(views[1:], (64, 64), mode="bicubic", antialias=True)
+    large = torch.nn.functional.interpolate(views[1:].float(), (64, 64), mode="bicubic", antialias=True)
+    large = large.round().clamp(0, 255).to(torch.uint8)
     tiles = tower.tiles(tower.tiles.preprocess.normalize(large)).tokens
     torch.testing.assert_close(dual.tiles_NLD, tiles)
     torch.testing.assert_close(connector.join(dual, is_overview(plan))[1:], connector.projector_l(tiles))

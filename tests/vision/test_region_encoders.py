@@ -19,6 +19,7 @@ from foveate.records.shapes import Mask, Point, Shape, Stroke
 from foveate.vision.regions import (
     RegionEncoder,
     build_region_encoder,
+    masks,
     prepare_regions,
     region_kinds,
     sample_cells,
@@ -255,9 +256,17 @@ def test_points_lie_in_the_mask_and_cover_it(xy: Sequence[tuple[float, float]], 
         assert 0 <= points.min() <= points.max() < 1
         total = mask_HW.sum()
         assert distinct == min(total, count)
-        if total <= count:
-            assert len(set(zip(rows[:total], columns[:total], strict=True))) == total
+        assert len(set(zip(rows[:distinct], columns[:distinct], strict=True))) == distinct
         np.testing.assert_array_equal(points, draw_points(shape, SIZE, count)[0])
+
+
+def test_a_long_stroke_is_traced_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    xy = np.random.default_rng(0).uniform((0, 0), SIZE[::-1], size=(40, 2)).tolist()
+    stroke = Stroke(tuple(Point(*point) for point in xy))
+    whole = region_mask(stroke, SIZE)
+    for count in (1, 200):
+        monkeypatch.setattr(masks, "_MAX_SAMPLES", count)
+        assert np.array_equal(region_mask(stroke, SIZE), whole)
 
 
 def test_a_radius_in_patches_is_the_same_part_of_the_image_at_any_size() -> None:

@@ -292,7 +292,8 @@ def split_synonyms(synonyms: Sequence[str]) -> list[str]:
     for synonym in synonyms:
         name, _, remark = synonym.partition("(")
         parts += [name, remark.replace(")", "")] if "(" in synonym else [name]
-    return [part.replace("_", " ").strip() for part in parts]
+    # An empty name would be a part of every answer.
+    return [text for part in parts if (text := part.replace("_", " ").strip())]
 
 
 def _mentions(text: str, names: Sequence[str]) -> tuple[int, int] | None:
@@ -325,7 +326,7 @@ def score_name(
     return "unparsable" if position is None and wrong is None else "wrong phrase"
 
 
-_DENIAL = re.compile(r"\b(?:no|not|none|nope|neither|never|nothing|cannot|without)\b|n['’]t\b", re.IGNORECASE)
+_DENIAL = re.compile(r"\b(?:no|not|none|nope|neither|never|nothing|cannot)\b|n['’]t\b", re.IGNORECASE)
 _AFFIRMATION = re.compile(
     r"^\W*(?:there (?:is|are)|i (?:can )?see|it (?:is|does)|the image (?:shows|has))\b", re.IGNORECASE
 )
@@ -334,13 +335,19 @@ _AFFIRMATION = re.compile(
 def parse_presence(answer: str) -> bool | None:
     """Read whether an answer says that something is there: its first word, else a denial, else "there is".
 
+    "without" denies only where nothing else says that something is there: "There is a dog without a leash".
+
     >>> parse_presence("There isn't a dog."), parse_presence("Not at all"), parse_presence("Perhaps")
     (False, False, None)
     """
     first = parse_yes_no(answer)
     if first is not None:
         return first
-    return False if _DENIAL.search(answer) else True if _AFFIRMATION.search(answer) else None
+    if _DENIAL.search(answer):
+        return False
+    if _AFFIRMATION.search(answer):
+        return True
+    return False if re.search(r"\bwithout\b", answer, re.IGNORECASE) else None
 
 
 def score_presence(

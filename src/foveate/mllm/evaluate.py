@@ -37,6 +37,7 @@ from foveate.records.images import BadImage, check, read_image_info
 from foveate.records.shapes import Point, Shape, enclosing_box
 
 ROWS = "rows.jsonl"
+NO_VERDICT = "no verdict"
 CONDITIONS = ("image", "no image", "another image")
 _COLUMNS = (
     Column(key="image", title="With the image", role="ours"),
@@ -141,7 +142,9 @@ def _ask_all(
     settings: SuiteSettings,
 ) -> list[dict[str, Any]]:
     """Ask what has no row yet, and return the rows of all questions and conditions."""
-    rows = repair_json_lines(path)
+    # A judge that gave no verdict is asked again; the last row of a question counts.
+    stored = {(row["condition"], row["id"]): row for row in repair_json_lines(path)}
+    rows = [row for row in stored.values() if row.get("error") != NO_VERDICT]
     finished = {(row["condition"], row["id"]) for row in rows}
     if suite.answer is not None:
         pending = [question for question in questions if ("image", question.id) not in finished]
@@ -208,7 +211,7 @@ def _score(
         replies = judge([(question, answer) for question, _, answer in answered])
         # Without a verdict there is no score; the question is left out of all columns and counted.
         verdicts = [
-            ({"error": "no verdict"} if score is None else {"score": score}) | {"judged": judged}
+            ({"error": NO_VERDICT} if score is None else {"score": score}) | {"judged": judged}
             for score, judged in replies
         ]
     if suite.explain is not None:

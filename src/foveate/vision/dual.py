@@ -132,5 +132,8 @@ def _encode(tower: ImageEncoder, views_V3HW: Tensor) -> Tensor:
         return weight.new_zeros(0, tower.grid[0] * tower.grid[1], tower.width)
     size = (tower.preprocess.height, tower.preprocess.width)
     if views_V3HW.shape[-2:] != size:
-        views_V3HW = interpolate(views_V3HW, size, mode="bicubic", antialias=True)
+        # In float: CUDA has no such resizing of bytes.
+        resized_V3HW = interpolate(views_V3HW.float(), size, mode="bicubic", antialias=True)
+        is_bytes = views_V3HW.dtype == torch.uint8
+        views_V3HW = resized_V3HW.round().clamp(0, 255).to(torch.uint8) if is_bytes else resized_V3HW.to(views_V3HW)
     return tower(tower.frozen_features(views_V3HW)).tokens

@@ -8,6 +8,7 @@ where the paper has a circle; and the far edges of a box are edges, where the co
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from foveate.records.shapes import Mask, Point, Shape, Stroke
 
 POINT_RADIUS = (5.0, 5.0)
 """Pixels to each side of a point, across and down: 11 x 11 pixels in every image, as in the official code."""
+
+# Samples of a stroke at a time.
+_MAX_SAMPLES = 2**20
 
 
 def patch_radius(size: tuple[int, int], grid: tuple[int, int], patches: float) -> tuple[float, float]:
@@ -57,8 +61,8 @@ def region_mask(
     if isinstance(shape, Mask):
         mask_HW = decode_mask({"size": list(shape.size), "counts": list(shape.counts)})
     elif isinstance(shape, Stroke):
-        rows, columns = _trace(shape, size)
-        mask_HW[rows, columns] = True
+        for rows, columns in _trace(shape, size):
+            mask_HW[rows, columns] = True
     else:
         left, top, right, bottom = _rectangle(shape, size, radius)
         mask_HW[top:bottom, left:right] = True
@@ -111,9 +115,10 @@ def _choose(total: int, count: int, rng: np.random.Generator | None) -> NDArray[
     index_N = np.arange(count)
     if total <= count:
         chosen_N = np.where(index_N < total, index_N, jitter_N * total)
-    else:
-        chosen_N = (index_N + jitter_N) * total / count
-    return np.minimum(chosen_N.astype(np.int64), total - 1)
+        return np.minimum(chosen_N.astype(np.int64), total - 1)
+    # Runs of whole pixels, so that no two give the same one.
+    edge_N = np.arange(count + 1) * total // count
+    return edge_N[:-1] + (jitter_N * np.diff(edge_N)).astype(np.int64)
 
 
 def _check(shape: Shape, size: tuple[int, int]) -> None:
@@ -141,13 +146,18 @@ def _rectangle(
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def _trace(stroke: Stroke, size: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return rows and columns of the pixels under a line, sampled twice a pixel."""
+def _trace(stroke: Stroke, size: tuple[int, int]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield rows and columns of the pixels under a line, sampled twice a pixel, some segments at a time."""
     xy_P2 = np.array([(point.x, point.y) for point in stroke.points], dtype=np.float64)
     steps_S = np.ceil(2 * np.abs(np.diff(xy_P2, axis=0)).max(axis=1)).astype(np.int64) + 1
-    segment_K = np.repeat(np.arange(len(steps_S)), steps_S)
-    step_K = np.arange(steps_S.sum()) - np.repeat(np.cumsum(steps_S) - steps_S, steps_S)
-    share_K1 = (step_K / steps_S[segment_K])[:, None]
-    line_K2 = np.concatenate([xy_P2[segment_K] * (1 - share_K1) + xy_P2[segment_K + 1] * share_K1, xy_P2[-1:]])
-    columns, rows = np.minimum(np.floor(line_K2), np.array(size[::-1]) - 1).astype(np.int64).T
-    return rows, columns
+    # Scribbles of thousands of points across a large image would be gigabytes at once.
+    part_S = np.cumsum(steps_S) // _MAX_SAMPLES
+    for segments in np.split(np.arange(len(steps_S)), np.flatnonzero(np.diff(part_S)) + 1):
+        steps_K = steps_S[segments]
+        segment_K = np.repeat(segments, steps_K)
+        step_K = np.arange(steps_K.sum()) - np.repeat(np.cumsum(steps_K) - steps_K, steps_K)
+        share_K1 = (step_K / steps_S[segment_K])[:, None]
+        line_K2 = xy_P2[segment_K] * (1 - share_K1) + xy_P2[segment_K + 1] * share_K1
+        line_K2 = np.concatenate([line_K2, xy_P2[segments[-1:] + 1]])
+        columns, rows = np.minimum(np.floor(line_K2), np.array(size[::-1]) - 1).astype(np.int64).T
+        yield rows, columns
