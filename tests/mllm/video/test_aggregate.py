@@ -237,6 +237,22 @@ def test_grid_1x2_is_the_official_operator_on_even_grids_alone() -> None:
     assert aggregate_frames(frames_TND, parse_how("grid_1x2"))[:, 0].tolist() == np.repeat(np.arange(7), 3).tolist()
 
 
+def test_each_path_sees_what_the_other_misses() -> None:
+    slow, fast, both = parse_how("slow", slow=10), parse_how("fast"), parse_how("slowfast")
+    seen = []
+    for event in range(50):
+        frames_TND = torch.zeros(50, 576, 1)
+        frames_TND[event] = 1
+        seen.append([bool(aggregate_frames(frames_TND, how).any()) for how in (slow, fast, both)])
+    # An event of one frame: of ten slow frames one in five lies on it.
+    assert np.mean(seen, axis=0).tolist() == [0.2, 1, 1]
+    # A detail of one patch: whole in the slow path, a 36th of it in the fast one.
+    frames_TND = torch.zeros(50, 576, 1)
+    frames_TND[:, 100] = 1
+    assert aggregate_frames(frames_TND, slow).max() == 1
+    assert aggregate_frames(frames_TND, fast).max() == pytest.approx(1 / 36)
+
+
 def test_projecting_before_pooling_matters() -> None:
     features_TND = make_frames(4, 16, 8)
     how = SlowFast(slow=2, slow_pool="spatial_1d_avg_pool", fast=(2, 2))
@@ -263,6 +279,8 @@ def test_slow_frames_of_any_choice_and_order() -> None:
     for outside in (6, -1):
         with raises_naming(UserError, "slow_indices", outside, 5):
             aggregate_frames(frames_TND, how, slow_indices=[0, outside])
+    with raises_naming(UserError, "slow_indices"):
+        aggregate_frames(frames_TND, covering, slow_indices=[])
     with raises_naming(UserError, "slow_indices", "fast"):
         aggregate_frames(frames_TND, parse_how("fast"), slow_indices=[0])
 

@@ -70,12 +70,16 @@ def test_golden_dispatch(case: dict[str, Any]) -> None:
         ("none", ["none", "concat", "frames=1"]),
         ("slowfast-slow_99999999frms_concat-fast_4x4", ["slow", 99999999]),
         ("x" * 10_000, ["how"]),
+        (f"slowfast-slow_{'9' * 5000}frms_concat-fast_4x4", ["how"]),
+        (f"slowfast-slow_1frms_{'x' * 5000}-fast_4x4", ["how", "operator"]),
     ],
 )
 def test_wrong_strings_name_the_valid_form(text: str, names: list[str]) -> None:
     with raises_naming(UserError, *names) as caught:
         parse_how(text)
     assert len(str(caught.value)) < 600
+    with pytest.raises(UserError):
+        parse_how(text.replace("_fast_", "+"), compat=True)
 
 
 def test_names_of_strategies_and_options() -> None:

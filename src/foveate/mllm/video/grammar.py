@@ -15,9 +15,10 @@ from foveate.mllm.video.layout import OPERATORS
 from foveate.mllm.video.strategies import Strategy, build_strategy, strategy_kinds
 
 EXAMPLE = "slowfast-slow_10frms_spatial_1d_max_pool-fast_4x4"
-_STRICT = re.compile(r"slowfast-slow_([1-9]\d*)frms_(\w+)-fast_([1-9]\d*)x([1-9]\d*)", re.ASCII)
+# Lengths are bounded, for Python refuses to read integers of thousands of digits.
+_STRICT = re.compile(r"slowfast-slow_([1-9]\d{0,9})frms_(\w+)-fast_([1-9]\d{0,9})x([1-9]\d{0,9})", re.ASCII)
 # The official pattern: digits of any script, zeros, and a newline before the end.
-_COMPATIBLE = re.compile(r"slowfast-slow_(\d+)frms_(\w+)-fast_(\d+)x(\d+)\n?")
+_COMPATIBLE = re.compile(r"slowfast-slow_(\d{1,99})frms_(\w+)-fast_(\d{1,99})x(\d{1,99})\n?")
 # Without aggregation the official code reads the first frame alone, without a word.
 _NO_AGGREGATION = ("", "none", "false")
 
@@ -97,8 +98,8 @@ def _explain(text: str, match: re.Match[str] | None) -> str:
     if text.strip().lower() in _NO_AGGREGATION:
         return f"how: no aggregation (got '{text}'); expected 'concat' with frames=1 for one frame, or a strategy"
     if match is not None:
-        expected = ", ".join(OPERATORS)
-        return f"how '{text}': unknown operator '{match[2]}'; expected one of {expected}{nearest(match[2], OPERATORS)}"
+        expected = f"expected one of {', '.join(OPERATORS)}{nearest(match[2], OPERATORS)}"
+        return f"how '{text:.100}': unknown operator '{match[2]:.60}'; {expected}"
     # The two mistakes that are made most: the underscore of the official file names, and a capital letter.
     likely = re.sub(r"_fast_", "-fast_", text.strip().lower())
     if _STRICT.fullmatch(likely):

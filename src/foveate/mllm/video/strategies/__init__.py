@@ -72,7 +72,8 @@ class Strategy(Settings, ABC):
         if num_frames < 1 or image_tokens < 1:
             raise UserError(f"frames: {num_frames} of {image_tokens} tokens each; expected at least 1 of each")
         layout = self._arrange(num_frames, image_tokens, self.pick_slow(num_frames, slow_indices))
-        assert layout.num_tokens > 0
+        if not layout.num_tokens:
+            raise UserError("slow_indices: empty, and the strategy reads no other frames; expected at least one")
         return layout
 
     @abstractmethod
