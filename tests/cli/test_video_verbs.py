@@ -1,4 +1,4 @@
-"""`foveate video evaluate` and `score`, from a file of questions to a page."""
+"""`foveate video`: from clips and questions to answers, scores and pages."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+import tiny
 from chat_server import ChatServer, says
 from foveate.core.files import read_json_lines
 from foveate.mllm.video.judging import REPLIES
+from foveate.mllm.video.results import VideoAskResult
 from foveate.mllm.video.scores import ANSWERS
+from foveate.pretrain.train import build_model
+from foveate.vision.localizer.folder import save_model
 
 HOW = "slowfast-slow_2frms_spatial_1d_max_pool-fast_1x1"
 
@@ -53,3 +58,100 @@ def test_a_set_is_evaluated_and_scored_by_commands(foveate: Any, tmp_path: Path)
     assert "accuracy: strict 1.000, official 1.000, n 4" in scored
     assert "judged by judge-7" in scored
     assert len(read_json_lines(run / REPLIES)) == 4
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Six frames of one color each, red only in the fourth."""
+    folder = tmp_path / "street"
+    folder.mkdir()
+    for number in range(6):
+        Image.new("RGB", (64, 48), (200, 20, 20) if number == 3 else (20, 20 * number, 90)).save(
+            folder / f"{number}.png"
+        )
+    return folder
+
+
+def test_a_clip_answers_questions_and_leaves_a_page(foveate: Any, clip: Path, tmp_path: Path) -> None:
+    strategy = ["--frames", 4, "--slow", 2, "--fast", "1x1", "--device", "cpu"]
+    result = foveate(
+        "video", "ask", "mini", clip, "where?", "what?", *strategy, "--run", tmp_path / "run", "--json"
+    ).json
+    assert [exchange["question"] for exchange in result["exchanges"]] == ["where?", "what?"]
+    assert (result["seen"]["num_decoded"], len(result["seen"]["indices"])) == (6, 4)
+    assert result["seen"]["tokens"] == {"slow": 48, "fast": 4}
+    stored = VideoAskResult.model_validate_json((tmp_path / "run/result.json").read_text())
+    assert [frame.is_slow for frame in stored.frames] == [True, False, True, False]
+    assert stored.grids == {"fast": (1, 1)}
+    assert "free for text and answer" in (tmp_path / "run/report.html").read_text()
+    chosen = foveate(
+        "video", "ask", "mini", clip, "which?", *strategy, "--option", "red", "--option", "blue", "--json"
+    ).json
+    exchange = chosen["exchanges"][0]
+    assert sum(exchange["probabilities"]) == pytest.approx(1)
+    assert exchange["text"] == "AB"[exchange["probabilities"].index(max(exchange["probabilities"]))] + (
+        ". red" if exchange["probabilities"][0] >= exchange["probabilities"][1] else ". blue"
+    )
+
+
+def test_questions_of_a_chat_are_answered_as_alone(foveate: Any, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = ["--frames", 4, "--slow", 2, "--fast", "1x1", "--device", "cpu"]
+    alone = foveate("video", "ask", "mini", clip, "what?", *strategy).out.splitlines()[0]
+    lines = iter(["where?", "", "<image>" * 2000, "what?"])
+
+    def read(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    ended = foveate("video", "chat", "mini", clip, *strategy)
+    assert ended.code == 0
+    assert ended.out.splitlines()[-1] == alone
+    # The question that does not fit is refused, and ends no conversation.
+    assert "1,024" in ended.err
+
+
+def test_frames_are_chosen_by_what_they_show(foveate: Any, clip: Path, tmp_path: Path) -> None:
+    save_model(build_model(tiny.recipe()).eval(), tmp_path / "model")
+    result = foveate("video", "frames", clip, "--slow", 2, "--json").json
+    assert [frame["index"] for frame in result["frames"] if frame["is_slow"]] == [0, 2]
+    by_model = ["--selector", tmp_path / "model", "--choose", "change", "--device", "cpu"]
+    assert foveate("video", "frames", clip, "--slow", 2, *by_model).code == 0
+    for arguments, name in (
+        (["--choose", "change"], "--selector"),
+        (["--choose", "query", "--selector", tmp_path / "model"], "query"),
+        (["--from", "0:07"], "0:05.0"),
+        (["--from", "soon"], "--from"),
+        (["--how", "slowfst"], "slowfast"),
+    ):
+        assert name in foveate("video", "frames", clip, *arguments).sentence
+
+
+def test_a_plan_counts_before_weights_are_read(foveate: Any, clip: Path) -> None:
+    planned = foveate("video", "plan", "mini", clip, "--slow", 2, "--fast", "1x1", "--json").json
+    assert planned["frames"] == 6
+    assert sum(planned["tokens"].values()) + planned["text"] + planned["left"] == planned["limit"] == 1024
+    assert foveate("video", "plan", "mini", clip, "--seconds", 3).code == 2
+
+
+def test_a_phrase_is_looked_for_in_every_frame(foveate: Any, clip: Path, tmp_path: Path) -> None:
+    save_model(build_model(tiny.recipe()).eval(), tmp_path / "model")
+    arguments = ["--run", tmp_path / "run", "--count", 2, "--device", "cpu", "--json"]
+    result = foveate("video", "find", tmp_path / "model", clip, "a red boat", *arguments).json
+    # An untrained model may point at a box without area, which has no score.
+    scores = [-1.0 if frame["score"] is None else frame["score"] for frame in result["frames"]]
+    assert len(scores) == 6
+    assert result["best"] == sorted(range(6), key=lambda row: -scores[row])[:2]
+    for frame in result["frames"]:
+        x1, y1, x2, y2 = frame["box"]
+        assert 0 <= x1 <= x2 <= 64
+        assert 0 <= y1 <= y2 <= 48
+    shown = [row for row, frame in enumerate(result["frames"]) if frame["image"]]
+    assert shown == sorted(result["best"])
+    # The same image located alone has the same box.
+    alone = foveate(
+        "locate", tmp_path / "model", clip / f"{shown[0]}.png", "a red boat", "--device", "cpu", "--json"
+    ).json
+    assert alone["boxes"][alone["default"]] == result["frames"][shown[0]]["fractions"]

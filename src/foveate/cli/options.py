@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import click
 from foveate.core import progress
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def _quieten(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
@@ -82,6 +84,20 @@ def finish(result: dict[str, Any], lines: Iterable[str], paths: dict[str, Path],
         click.echo(line)
     for name, path in paths.items():
         click.echo(f"{name}: {path}")
+
+
+def print_stream(pieces: Generator[str, None, T], *, silent: bool) -> T:
+    """Print the pieces of an answer as they come, and a line end behind them; return the answer."""
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            if not silent:
+                click.echo()
+            return end.value
+        if not silent:
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
 
 
 def split_names(values: tuple[str, ...]) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from foveate.core.errors import UserError
+from foveate.core.progress import track
 from foveate.pretrain.evaluate import baseline_boxes
 from foveate.pretrain.searching.settings import LOCATE_RULES
 from foveate.records.geometry import Placement, View
@@ -83,6 +86,12 @@ class PhraseBoxes:
         """The box of the selected rule."""
         return self.boxes[self.rule]
 
+    @property
+    def pixel_box(self) -> tuple[float, float, float, float]:
+        """The box of the selected rule in pixels."""
+        x1, y1, x2, y2 = self.box
+        return (x1 * self.width, y1 * self.height, x2 * self.width, y2 * self.height)
+
 
 @torch.inference_mode()
 def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | None = None, seed: int = 0) -> PhraseBoxes:
@@ -97,21 +106,62 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
     Raises:
         UserError: for an empty phrase, an unreadable image, or a rule the model does not have.
     """
+    _check_phrase(phrase)
+    rule = _choose_rule(model, rule)
+    encoded = encode_image_bytes(model, image)
+    text_1E = embed_phrases(model, [phrase]).to(model.device)
+    return _locate_encoded(model, encoded, phrase, text_1E, rule=rule, seed=seed)
+
+
+@torch.inference_mode()
+def locate_frames(
+    model: LocalizingModel, frames: Sequence[Image.Image], phrase: str, *, rule: str | None = None, seed: int = 0
+) -> list[PhraseBoxes]:
+    """Locate a phrase in each frame of a clip; `locate` for images that are decoded.
+
+    Raises:
+        UserError: for an empty phrase, or a rule the model does not have.
+    """
+    _check_phrase(phrase)
+    rule = _choose_rule(model, rule)
+    text_1E = embed_phrases(model, [phrase]).to(model.device)
+    preprocess = model.image_encoder.preprocess
+    located = []
+    for frame in track(frames, description="frames") if len(frames) > 8 else frames:
+        placement = place_image(preprocess, frame.size, View())
+        tokens = model.encode_image_tokens(render_image(preprocess, frame, placement)[None])
+        encoded = EncodedImage(tokens, placement, *frame.size)
+        located.append(_locate_encoded(model, encoded, phrase, text_1E, rule=rule, seed=seed))
+    return located
+
+
+def _check_phrase(phrase: str) -> None:
     if not phrase.strip():
         raise UserError("phrase: the text is empty; expected words such as 'a red boat'")
-    available = LOCATE_RULES if model.prompter is not None else LOCATE_RULES[1:]
+
+
+def _list_rules(model: LocalizingModel) -> tuple[str, ...]:
+    return LOCATE_RULES if model.prompter is not None else LOCATE_RULES[1:]
+
+
+def _choose_rule(model: LocalizingModel, rule: str | None) -> str:
+    """Return a rule that the model has; by default its better one."""
     rule = rule or model.locate_rule
-    if rule not in available:
-        raise UserError(f"rule '{rule}': this model has {', '.join(available)}")
-    encoded = encode_image_bytes(model, image)
+    if rule not in _list_rules(model):
+        raise UserError(f"rule '{rule}': this model has {', '.join(_list_rules(model))}")
+    return rule
+
+
+def _locate_encoded(
+    model: LocalizingModel, encoded: EncodedImage, phrase: str, text_1E: torch.Tensor, *, rule: str, seed: int
+) -> PhraseBoxes:
     tokens, placement = encoded.tokens, encoded.placement
     index = torch.zeros(1, dtype=torch.int64, device=model.device)
-    text_1E = embed_phrases(model, [phrase]).to(model.device)
     inside = {
         name: find(model, tokens, [placement], text_1E, index, rule=name)
         if name == "head"
         else candidate_scores(model, tokens, [placement], text_1E, index)[0]
-        for name in available
+        for name in _list_rules(model)
     }
     boxes = {name: placement.to_original(box)[0] for name, box in inside.items()}
     # Baselines with their scores: a box that does not beat them was not found.

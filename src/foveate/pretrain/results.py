@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from foveate.core.results import BoxChoice, Evaluation, Example, LocatedPhrase, ResultModel, RunResult, Search
+from foveate.core.results import (
+    BoxChoice,
+    BoxValues,
+    Evaluation,
+    Example,
+    LocatedPhrase,
+    ResultModel,
+    RunResult,
+    Search,
+)
 
 
 class SplitEvaluation(Evaluation):
@@ -81,6 +90,37 @@ class LocateResult(LocatedPhrase, RunResult):
     file: str = ""
     width: int | None = None
     height: int | None = None
+
+
+class LocatedFrame(ResultModel):
+    """A frame of a clip with its best box.
+
+    Attributes:
+        index, time: number of the frame in the clip, and seconds.
+        image: its file in the run folder, for the best frames.
+        box: in pixels. fractions: in [0, 1].
+        score, center_score: cosine of the box, and of the center of the frame, with the phrase.
+    """
+
+    index: int
+    time: float
+    image: str = ""
+    box: BoxValues
+    fractions: BoxValues
+    score: float | None
+    center_score: float | None
+
+
+class VideoFindResult(RunResult):
+    """`foveate video find`; `best` are positions in `frames`, best first."""
+
+    kind: Literal["video_find"] = "video_find"
+    model: str
+    clip: str
+    phrase: str
+    best: list[int]
+    frames: list[LocatedFrame]
+    warnings: list[str] = []
 
 
 class SearchResult(Search, RunResult):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, run_option
+from foveate.cli.options import common, finish, print_stream, run_option
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
 
     from foveate.multimodal.answers import Answer
     from foveate.multimodal.ask_settings import Unit
@@ -139,7 +139,7 @@ def command(
         answer = (
             model.ask(images, question, regions=shapes, ground=True, max_tokens=checked.max_tokens)
             if pieces is None
-            else _print_stream(pieces, silent=as_json)
+            else print_stream(pieces, silent=as_json)
         )
         if ground and not as_json:
             click.echo(answer.text)
@@ -153,20 +153,6 @@ def command(
     lines = [f"{share:.3f}  {option}" for share, option in sorted(zip(shares, options, strict=True), reverse=True)]
     lines = lines or _describe_boxes(answer, images, ground=ground)
     finish(printed, lines, paths, as_json=as_json)
-
-
-def _print_stream(pieces: Generator[str, None, Answer], *, silent: bool) -> Answer:
-    """Print the pieces of an answer as they come; return the answer."""
-    while True:
-        try:
-            piece = next(pieces)
-        except StopIteration as end:
-            if not silent:
-                click.echo()
-            return end.value
-        if not silent:
-            click.echo(piece, nl=False)
-            sys.stdout.flush()
 
 
 def _choose(

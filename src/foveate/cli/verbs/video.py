@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 import sys
+import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, json_option, path_option, quiet_option, run_option
+from foveate.cli.options import (
+    common,
+    device_option,
+    finish,
+    json_option,
+    path_option,
+    print_stream,
+    quiet_option,
+    run_option,
+)
+from foveate.cli.video_options import (
+    Span,
+    allow_damaged_option,
+    build_how,
+    fitting_options,
+    span_options,
+    strategy_options,
+)
+from foveate.cli.video_page import (
+    describe_how,
+    describe_viewing,
+    describe_warnings,
+    save_frame,
+    save_frames,
+    save_viewing,
+    shrink,
+)
 
 if TYPE_CHECKING:
+    from foveate.mllm.video.results import VideoExchange
     from foveate.mllm.video.scores import VideoScores
+    from foveate.mllm.video.viewing import Viewing
+    from foveate.pretrain.locate import PhraseBoxes
 
 
 @click.group("video", short_help="Ask image models about video, without training.")
@@ -21,9 +52,287 @@ def command() -> None:
 
     \b
     Example:
+      foveate video ask mini street.mp4 "What is in the image?" --frames 24
+      foveate video find runs/tour/cloc/model street.mp4 "a red boat"
       foveate video evaluate mini --set own --questions questions.jsonl --videos clips
       foveate video score runs/video-evaluate-own --judge http://127.0.0.1:8000/v1 --judge-model qwen
     """
+
+
+@command.command("ask", short_help="Ask questions about a clip.")
+@click.argument("model")
+@click.argument("clip", type=click.Path(path_type=Path))
+@click.argument("questions", nargs=-1, required=True)
+@click.option("--option", "options", multiple=True, help="Answer to choose from, by its letter. At least two.")
+@strategy_options
+@span_options
+@fitting_options
+@click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
+@path_option("--selector", "Model folder with words, such as a CLOC model, by which slow frames are chosen.")
+@run_option("none", "Folder for a page with frames and answers")
+@common(seed=False)
+def ask(
+    model: str,
+    clip: Path,
+    questions: tuple[str, ...],
+    options: tuple[str, ...],
+    max_tokens: int,
+    run: Path | None,
+    as_json: bool,
+    **viewing_options: Any,
+) -> None:
+    """Answer QUESTIONS about CLIP, then list what MODEL saw of it.
+
+    CLIP is a video file, an animated GIF or WebP, or a folder of images. MODEL is a folder or hub id of a LLaVA of
+    transformers (llava, llava_next, llava_onevision, vipllava, llava_next_video), or a folder of foveate mllm train. It
+    needs no training on video. The clip is encoded and read once for all questions.
+
+    \b
+    Example:
+      foveate video ask mini street.mp4 "What is in the image?" --frames 24
+      foveate video ask llava-hf/llava-v1.6-vicuna-7b-hf street.mp4 "What happens after the taxi?" --from 1:20 --to 2:00
+      foveate video ask mini street.mp4 "Which color is it?" --option red --option green --frames 24
+    """
+    if options:
+        from foveate.mllm.video.prompts import check_choices
+
+        # Before a model is opened, which takes seconds.
+        check_choices(options)
+    viewing = _watch(model, clip, query=questions[0], **viewing_options)
+    exchanges = []
+    for question in questions:
+        if len(questions) > 1 and not as_json:
+            click.echo(f"> {question}")
+        exchanges.append(_ask(viewing, question, options, max_tokens, silent=as_json))
+    result, paths = save_viewing(viewing, exchanges, run)
+    finish(result, [] if as_json else describe_viewing(viewing), paths, as_json=as_json)
+
+
+@command.command("chat", short_help="Ask about a clip, question after question.")
+@click.argument("model")
+@click.argument("clip", type=click.Path(path_type=Path))
+@strategy_options
+@span_options
+@fitting_options
+@click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
+@path_option("--selector", "Model folder with words, such as a CLOC model, by which slow frames are chosen.")
+@run_option("none", "Folder for a page with frames and answers")
+@quiet_option
+@device_option
+def chat(model: str, clip: Path, max_tokens: int, run: Path | None, **viewing_options: Any) -> None:
+    """Answer each line of the input as a question about CLIP, until it ends.
+
+    The clip is encoded and read once; every further question costs its own text. A question does not see earlier ones.
+
+    \b
+    Example:
+      foveate video chat mini street.mp4 --frames 24
+    """
+    from foveate.core.errors import UserError
+
+    viewing = _watch(model, clip, query=None, **viewing_options)
+    for line in describe_viewing(viewing):
+        click.echo(line, err=True)
+    exchanges = []
+    while True:
+        try:
+            question = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            break
+        try:
+            if question:
+                exchanges.append(_ask(viewing, question, (), max_tokens, silent=False))
+        except UserError as problem:
+            # One question that does not fit ends no conversation.
+            click.echo(str(problem), err=True)
+    finish({}, [], save_viewing(viewing, exchanges, run)[1], as_json=False)
+
+
+@command.command("frames", short_help="Show which frames of a clip would be read.")
+@click.argument("clip", type=click.Path(path_type=Path))
+@strategy_options
+@span_options
+@path_option("--selector", "Model folder by which slow frames are chosen with --choose cover, change or query.")
+@click.option("--query", help="Question whose frames are chosen, with --choose query.")
+@run_option("runs/video-frames", "Folder for frames and page")
+@common(seed=False)
+def frames(
+    clip: Path,
+    how: str,
+    start: str | None,
+    end: str | None,
+    allow_damaged: bool,
+    selector: Path | None,
+    query: str | None,
+    run: Path | None,
+    as_json: bool,
+    device: str | None,
+    **strategy: Any,
+) -> None:
+    """Write the sampled frames of CLIP with their times, slow ones marked. No language model is read.
+
+    \b
+    Example:
+      foveate video frames street.mp4 --frames 24 --slow 4 --from 1:20 --to 2:00
+      foveate video frames street.mp4 --choose query --selector runs/tour/cloc/model --query "a red boat"
+    """
+    from foveate.core.runs import RunFolder
+    from foveate.mllm.video.results import VideoAskResult
+    from foveate.mllm.video.strategies import SlowStrategy
+    from foveate.mllm.video.viewing import SeenFrame
+    from foveate.mllm.video.watch import choose_slow
+    from foveate.report import render
+    from foveate.vision.video.reading import read_clip
+    from foveate.vision.video.sampling import format_time
+
+    strategy_settings, span = build_how(how, strategy), Span.parse(start, end)
+    encoder = _open_selector(selector, device)
+    read = read_clip(
+        clip, strategy_settings.frames, start=span.start, end=span.end, transform=shrink, allow_damaged=allow_damaged
+    )
+    slow: tuple[int, ...] = ()
+    if isinstance(strategy_settings, SlowStrategy):
+        indices = choose_slow(strategy_settings, read.frames, selector=encoder, query=query)
+        slow = strategy_settings.pick_slow(len(read.frames), indices)
+    columns = zip(read.indices, read.times, read.frames, strict=True)
+    seen = [SeenFrame(index, time, row in slow, image) for row, (index, time, image) in enumerate(columns)]
+    folder = RunFolder.create(run or Path("runs/video-frames"))
+    result = VideoAskResult(
+        title=f"Frames of {clip.name}",
+        command=["foveate", *sys.argv[1:]],
+        clip=read.name,
+        how=describe_how(strategy_settings),
+        num_decoded=read.num_decoded,
+        frames=save_frames(folder, seen),
+        warnings=list(read.warnings),
+    )
+    folder.write_result(result.to_json())
+    lines = [f"frame {each.index:>6}  {format_time(each.time):>8}{'  slow' * each.is_slow}" for each in seen]
+    paths = {"run": folder.path, "report": render(folder.path)}
+    finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths, as_json=as_json)
+
+
+@command.command("plan", short_help="Count tokens, FLOPs and memory of a clip for a model.")
+@click.argument("model")
+@click.argument("clip", type=click.Path(path_type=Path), required=False)
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Length of a clip that is not at hand.")
+@click.option(
+    "--text-tokens", type=click.IntRange(1), help="Tokens of prompt, question and answer; 416 by default, as a paper's."
+)
+@strategy_options
+@json_option
+@quiet_option
+def plan(
+    model: str,
+    clip: Path | None,
+    seconds: float | None,
+    text_tokens: int | None,
+    how: str,
+    as_json: bool,
+    **strategy: Any,
+) -> None:
+    """Count what MODEL would read of CLIP: tokens of each path, positions left, FLOPs, memory. No weights are read.
+
+    \b
+    Example:
+      foveate video plan mini street.mp4 --frames 24
+      foveate video plan llava-hf/llava-v1.6-vicuna-7b-hf --seconds 600
+    """
+    import dataclasses
+
+    from foveate.mllm.video.plan import TEXT_TOKENS, format_plan, plan_video
+    from foveate.vision.video.reading import read_clip
+
+    if clip is not None and seconds is not None:
+        raise click.UsageError("--seconds has no effect with a CLIP, whose length is read")
+    total = None
+    if clip is not None:
+        # The frames are decoded to be counted: headers are often wrong.
+        read = read_clip(clip, 1, transform=shrink)
+        total, seconds = read.num_decoded, (read.seconds[1] - read.seconds[0]) or None
+    planned = plan_video(
+        model, how=build_how(how, strategy), total=total, seconds=seconds, text_tokens=text_tokens or TEXT_TOKENS
+    )
+    finish(dataclasses.asdict(planned), format_plan(planned), {}, as_json=as_json)
+
+
+@command.command("find", short_help="Find when and where a clip shows a phrase, without a language model.")
+@click.argument("localizer", type=click.Path(path_type=Path))
+@click.argument("clip", type=click.Path(path_type=Path))
+@click.argument("phrase")
+@click.option("--frames", type=click.IntRange(1), default=50, show_default=True, help="Frames to sample from the clip.")
+@span_options
+@click.option("--count", type=click.IntRange(1), default=5, show_default=True, help="Frames to list, best first.")
+@run_option("runs/video-find", "Folder for frames and page")
+@common()
+def find(
+    localizer: Path,
+    clip: Path,
+    phrase: str,
+    frames: int,
+    start: str | None,
+    end: str | None,
+    allow_damaged: bool,
+    count: int,
+    run: Path | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """List the frames of CLIP whose best box is most like PHRASE, with the time and the box in pixels.
+
+    LOCALIZER is a model folder of foveate pretrain. The page draws the cosine over time, beside that of the center of
+    each frame: a phrase that is in sight stands out from both.
+
+    \b
+    Example:
+      foveate video find runs/tour/cloc/model street.mp4 "a red boat"
+    """
+    from foveate.core.runs import RunFolder
+    from foveate.pretrain.locate import locate_frames
+    from foveate.pretrain.results import LocatedFrame, VideoFindResult
+    from foveate.report import render
+    from foveate.vision.localizer.folder import load_model
+    from foveate.vision.video.reading import read_clip
+    from foveate.vision.video.sampling import format_time
+
+    span = Span.parse(start, end)
+    model = load_model(localizer, device=device)
+    read = read_clip(clip, frames, start=span.start, end=span.end, allow_damaged=allow_damaged)
+    located = locate_frames(model, read.frames, phrase, seed=seed or 0)
+    folder = RunFolder.create(run or Path("runs/video-find"))
+    order = sorted(range(len(located)), key=lambda row: (-_cosine(located[row]), read.times[row]))
+    best = set(order[:count])
+    rows = [
+        LocatedFrame(
+            index=read.indices[row],
+            time=read.times[row],
+            image=save_frame(folder, read.frames[row], read.indices[row]) if row in best else "",
+            box=phrase_boxes.pixel_box,
+            fractions=phrase_boxes.box,
+            score=phrase_boxes.scores[phrase_boxes.rule],
+            center_score=phrase_boxes.scores["center"],
+        )
+        for row, phrase_boxes in enumerate(located)
+    ]
+    result = VideoFindResult(
+        title=f"“{phrase}” in {clip.name}",
+        command=["foveate", *sys.argv[1:]],
+        model=str(localizer),
+        clip=read.name,
+        phrase=phrase,
+        best=[int(row) for row in order[:count]],
+        frames=rows,
+        warnings=list(read.warnings),
+    )
+    folder.write_result(result.to_json())
+    lines = [
+        f"{format_time(rows[row].time):>8}  frame {rows[row].index:>6}  cosine {_cosine(located[row]):+.3f}  "
+        f"px {' '.join(f'{edge:.0f}' for edge in rows[row].box)}"
+        for row in order[:count]
+    ]
+    paths = {"run": folder.path, "report": render(folder.path)}
+    finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths, as_json=as_json)
 
 
 @command.command("evaluate", cls=FieldsCommand, short_help="Ask a model all questions of a set about their clips.")
@@ -38,11 +347,9 @@ def command() -> None:
     "max_tokens",
     "allow_missing",
 )
-@click.option("--how", default="slowfast", show_default=True, help="Strategy, or the paper's string.")
-@click.option("--frames", type=click.IntRange(1), help="Frames to sample from a clip; the strategy's by default.")
-@click.option("--fit", is_flag=True, help="Shrink the strategy where a clip does not fit the context.")
-@click.option("--prompt", default="", metavar="NAME|FILE", help="Wording: video, plain or a file.")
-@click.option("--allow-damaged", is_flag=True, help="Use what can be decoded of damaged clips.")
+@strategy_options
+@fitting_options
+@allow_damaged_option
 @run_option("runs/video-evaluate-SET", "Folder for answers, result and page")
 @common()
 def evaluate(
@@ -51,7 +358,6 @@ def evaluate(
     videos: Path,
     settings: dict[str, Any],
     how: str,
-    frames: int | None,
     fit: bool,
     prompt: str,
     allow_damaged: bool,
@@ -59,6 +365,7 @@ def evaluate(
     as_json: bool,
     seed: int | None,
     device: str | None,
+    **strategy_options: Any,
 ) -> None:
     """Ask MODEL all questions of a set. Multiple choices are scored at once, open answers by `foveate video score`.
 
@@ -72,12 +379,11 @@ def evaluate(
     from foveate.mllm.video.clip_model import ClipWatcher
     from foveate.mllm.video.evaluate import VideoEvaluationSettings
     from foveate.mllm.video.evaluate import evaluate as evaluate_set
-    from foveate.mllm.video.grammar import parse_how
     from foveate.mllm.video.networks import open_network
     from foveate.report import render
 
     checked = validate(VideoEvaluationSettings, {**settings, "seed": seed or 0}, where="foveate video evaluate")
-    strategy = parse_how(how) if frames is None else parse_how(how, frames=frames)
+    strategy = build_how(how, strategy_options)
     target = run or Path("runs") / f"video-evaluate-{checked.question_set}"
     network = open_network(model, device=device)
     watcher = ClipWatcher(network, strategy, fit=fit, prompt=prompt, allow_damaged=allow_damaged)
@@ -122,6 +428,90 @@ def score(run: Path, settings: dict[str, Any], as_json: bool) -> None:
     checked = validate(JudgeSettings, settings, where="foveate video score")
     result = score_run(run, checked, command=["foveate", *sys.argv[1:]])
     finish(result.to_json(), _score_lines(result), {"run": run, "report": render(run)}, as_json=as_json)
+
+
+def _watch(
+    model: str,
+    clip: Path,
+    *,
+    query: str | None,
+    how: str,
+    start: str | None,
+    end: str | None,
+    allow_damaged: bool,
+    fit: bool,
+    prompt: str,
+    selector: Path | None,
+    device: str | None,
+    **strategy: Any,
+) -> Viewing:
+    """Show a clip to a model as the options of `ask` and `chat` say."""
+    from foveate.core.errors import UserError
+    from foveate.mllm.video.watch import watch
+
+    settings, span = build_how(how, strategy), Span.parse(start, end)
+    if not clip.exists():
+        # Before a model is opened, which takes seconds.
+        raise UserError(f"{clip}: no such file or folder")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        viewing = watch(
+            model,
+            clip,
+            how=settings,
+            start=span.start,
+            end=span.end,
+            selector=_open_selector(selector, device),
+            query=query,
+            fit=fit,
+            prompt=prompt or None,
+            device=device,
+            allow_damaged=allow_damaged,
+        )
+    # Those of the strategy are listed with what was seen.
+    texts = dict.fromkeys(str(warning.message) for warning in caught)
+    for line in describe_warnings([text for text in texts if text not in viewing.record["warnings"]]):
+        click.echo(line, err=True)
+    return viewing
+
+
+def _open_selector(folder: Path | None, device: str | None) -> Any:
+    """Open the encoder of --selector; None without."""
+    if folder is None:
+        return None
+    from foveate.pretrain.api import open_model
+
+    return open_model(folder, device=device)
+
+
+def _ask(viewing: Viewing, question: str, options: tuple[str, ...], max_tokens: int, *, silent: bool) -> VideoExchange:
+    """Ask a question, print its answer as it comes, and note both."""
+    from foveate.mllm.video.results import VideoExchange
+
+    start = time.perf_counter()
+    if options:
+        choice = viewing.choose(question, options)
+        text = f"{choice.letter}. {options[choice.index]}"
+        if not silent:
+            click.echo(text)
+            for option, share in zip(options, choice.probabilities, strict=True):
+                click.echo(f"  {share:.3f}  {option}")
+        details = {"options": list(options), "probabilities": list(choice.probabilities), "mass": choice.mass}
+        return VideoExchange(question=question, text=text, seconds=round(time.perf_counter() - start, 3), **details)
+    answer = print_stream(viewing.stream(question, max_tokens=max_tokens), silent=silent)
+    return VideoExchange(
+        question=question,
+        text=answer.text,
+        tokens=answer.tokens,
+        finished=answer.finished,
+        seconds=round(time.perf_counter() - start, 3),
+    )
+
+
+def _cosine(located: PhraseBoxes) -> float:
+    """Return the cosine of the best box; below all others where it has no area."""
+    score = located.scores[located.rule]
+    return -1.0 if score is None else score
 
 
 def _score_lines(result: VideoScores) -> list[str]:

@@ -70,6 +70,18 @@ class Pool(NamedTuple):
             )
         return rows
 
+    def find_grid(self, image_tokens: int) -> Grid | None:
+        """Return rows and columns of the tokens that remain; None where they are no grid."""
+        if self.kind == "select":
+            return None
+        side = grid_side(image_tokens)
+        if self.kind == "pairs" and side % 2:
+            # Pairs then cross the ends of rows.
+            return None
+        if self.kind in ("pairs", "row_pairs"):
+            return Grid(side, side // 2)
+        return {"none": Grid(side, side), "squares": Grid(side // 2, side // 2)}.get(self.kind, self.grid)
+
 
 def grid_side(image_tokens: int) -> int:
     """Return the side of a square grid of tokens; raise UserError if they are none."""
@@ -161,6 +173,11 @@ class Layout:
     def num_tokens(self) -> int:
         """L, rows of the result."""
         return sum(self.block_rows)
+
+    def find_grids(self) -> dict[str, Grid]:
+        """Return rows and columns of the tokens of an image in each path that keeps a grid."""
+        grids = {block.path: block.pool.find_grid(self.image_tokens) for block in self.blocks if block.images}
+        return {path: grid for path, grid in grids.items() if grid is not None}
 
     def count_tokens(self) -> dict[str, int]:
         """Count the rows of each path."""

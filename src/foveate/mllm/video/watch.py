@@ -125,7 +125,7 @@ def watch(
     layout = strategy.layout(
         len(frames.frames),
         network.tokens_per_frame,
-        slow_indices=_choose_slow(network, strategy, frames.frames, selector, query),
+        slow_indices=choose_slow(strategy, frames.frames, network=network, selector=selector, query=query),
     )
     video_LD = encode_layout(network, layout, frames.frames)
     return Viewing(
@@ -140,13 +140,24 @@ def watch(
     )
 
 
-def _choose_slow(
-    network: Network, how: Strategy, frames: Sequence[Image.Image], selector: Selector | None, query: str | None
+def choose_slow(
+    how: Strategy,
+    frames: Sequence[Image.Image],
+    *,
+    network: Network | None = None,
+    selector: Selector | None = None,
+    query: str | None = None,
 ) -> list[int] | None:
-    """Choose slow frames by what they show; None where they are spread evenly."""
+    """Choose slow frames by what they show; None where they are spread evenly, or there are none.
+
+    Args:
+        network: its tokens stand for frames where there is no selector.
+
+    Raises:
+        UserError: the rule needs a selector or a query that is missing, or has no use for the selector.
+    """
     rule = how.choose if isinstance(how, SlowStrategy) else "even"
-    needs_words = rule == "query"
-    if needs_words and (selector is None or not query):
+    if rule == "query" and (selector is None or not query):
         raise UserError("choose: 'query' needs a selector with words and a query; expected --selector and a question")
     if selector is not None and rule == "even":
         raise UserError(
@@ -156,9 +167,11 @@ def _choose_slow(
         return None
     if selector is not None:
         vectors_TD = selector.encode_images(frames)
-    else:
+    elif network is not None:
         vectors_TD = _mean_tokens(network, frames)
-    query_D = selector.encode_text([query])[0] if needs_words and selector and query else None
+    else:
+        raise UserError(f"choose: '{rule}' compares frames by a model; expected --selector")
+    query_D = selector.encode_text([query])[0] if rule == "query" and selector and query else None
     return choose_frames(vectors_TD, how.slow, rule, query_D=query_D)
 
 

@@ -1,0 +1,109 @@
+"""Write what was seen of a clip into a run folder, with its page; describe it in lines of text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from foveate.core.runs import RunFolder
+    from foveate.mllm.video.results import ShownFrame, VideoExchange
+    from foveate.mllm.video.strategies import Strategy
+    from foveate.mllm.video.viewing import SeenFrame, Viewing
+
+# Longest side in pixels: a page holds fifty of them in its own file.
+_SIDE = 320
+
+
+def describe_viewing(viewing: Viewing) -> list[str]:
+    """List frames, times, tokens of each path and share of the context."""
+    from foveate.vision.video.sampling import format_time
+
+    record = viewing.record
+    paths = ", ".join(f"{name} {count:,}" for name, count in record["tokens"].items())
+    span = " to ".join(format_time(record["times"][row]) for row in (0, -1))
+    slow = f", {len(record['slow'])} slow" if record["slow"] else ""
+    share = f", {record['video_tokens'] / record['limit']:.0%} of the context" if record["limit"] else ""
+    return [
+        f"seen: {len(record['indices'])} of {record['num_decoded']} frames, {span}{slow}",
+        f"tokens: {record['video_tokens']:,} ({paths}){share}",
+        *(f"fitted: {change}" for change in record["fitted"]),
+        *describe_warnings(record["warnings"]),
+    ]
+
+
+def describe_warnings(texts: Sequence[str]) -> list[str]:
+    """Return a line for each warning."""
+    return [f"warning: {text}" for text in texts]
+
+
+def describe_how(how: Strategy) -> str:
+    """Write a strategy with the options that were set."""
+    options = how.model_dump(mode="json", exclude_unset=True)
+    return " ".join([how.kind, *(f"{name}={value}" for name, value in options.items())])
+
+
+def save_viewing(
+    viewing: Viewing, exchanges: Sequence[VideoExchange], run: Path | None
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Return the result of a viewing; write it with frames and page where there is a folder for it."""
+    from foveate.core.runs import RunFolder
+    from foveate.mllm.video.results import VideoAskResult
+    from foveate.report import render
+
+    record = viewing.record
+    folder = None if run is None else RunFolder.create(run)
+    result = VideoAskResult(
+        title=exchanges[0].question if exchanges else f"Frames of {Path(record['clip']).name}",
+        command=["foveate", *sys.argv[1:]],
+        model=record["model"],
+        clip=record["clip"],
+        how=describe_how(viewing.how),
+        fitted=record["fitted"],
+        num_decoded=record["num_decoded"],
+        frames=[] if folder is None else save_frames(folder, viewing.frames),
+        tokens=record["tokens"],
+        grids={name: (grid.rows, grid.columns) for name, grid in viewing.layout.find_grids().items()},
+        limit=record["limit"],
+        warnings=record["warnings"],
+        exchanges=list(exchanges),
+    )
+    printed = result.model_dump(mode="json", include={"model", "clip", "exchanges"}) | {"seen": record}
+    if folder is None:
+        return printed, {}
+    folder.write_result(result.to_json())
+    return printed, {"run": folder.path, "report": render(folder.path)}
+
+
+def save_frames(folder: RunFolder, frames: Sequence[SeenFrame]) -> list[ShownFrame]:
+    """Write frames into a run folder; a frame that repeats is one file."""
+    from foveate.mllm.video.results import ShownFrame
+
+    return [
+        ShownFrame(
+            image=save_frame(folder, frame.image, frame.index),
+            index=frame.index,
+            time=frame.time,
+            is_slow=frame.is_slow,
+        )
+        for frame in frames
+    ]
+
+
+def save_frame(folder: RunFolder, image: Image.Image, index: int) -> str:
+    """Write frame number `index` of a clip into a run folder; return its path there."""
+    name = f"images/{index:06d}.webp"
+    path = folder.path / name
+    path.parent.mkdir(exist_ok=True)
+    shrink(image).save(path, "WEBP", quality=80)
+    return name
+
+
+def shrink(image: Image.Image) -> Image.Image:
+    """Return an image at the size of a page, with its proportions."""
+    scale = _SIDE / max(image.size)
+    return image if scale >= 1 else image.resize([max(1, round(side * scale)) for side in image.size])
