@@ -48,7 +48,7 @@ def fitting_options(function: F) -> F:
     return _add(options, function)
 
 
-def _add(options: list[Callable[[F], F]], function: F) -> F:
+def _add(options: list[Callable[[Any], Any]], function: F) -> F:
     # Decorators run from the bottom up: applied in reverse, the options are listed in their order.
     for option in reversed(options):
         function = option(function)
