@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,6 @@ def test_the_command_adds_regions_to_the_shipped_model(folder: Path) -> None:
     arguments = ["train", "ferret-on-mini", "--add-regions", str(folder), "--dry-run", "--json"]
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
+    priced = json.loads(result.stdout)
+    # In the first stage the encoder alone is trained.
+    assert priced["stages"][0]["trained"] == priced["parameters_by_part"]["regions"] > 0
