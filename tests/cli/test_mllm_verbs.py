@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,8 @@ def test_a_chat_leaves_a_page_of_all_its_questions(
     [
         ("--json", ("--chat",)),
         ("--image-out", ("out.png", "--chat")),
+        ("--coco-out", ("out.json", "--chat")),
+        ("--coco-out", ("out.json", "--option", "yes", "--option", "no")),
         ("--ground", ("--option", "yes", "--option", "no")),
         ("--max-tokens", ("9", "--option", "yes", "--option", "no")),
         ("--unit", ("0-1",)),
@@ -230,6 +233,7 @@ def test_what_is_no_model_is_named(foveate: Any, tmp_path: Path, model: str, nam
         (("{image}", "What?", "--image-out", "answer.xyz"), ".xyz"),
         (("{image}", "What?", "--image-out", "answer.psd"), ".psd"),
         (("{image}", "What?", "--image-out", "{image}"), "--image-out"),
+        (("{image}", "What?", "--coco-out", "{image}"), "--coco-out"),
     ],
 )
 def test_a_mistake_gives_one_sentence_before_a_model_is_opened(
@@ -315,3 +319,19 @@ def test_options_and_boxes_of_the_shipped_model(foveate: Any, tmp_path: Path) ->
     assert (tmp_path / "out-1.png").is_file()
     assert (tmp_path / "out-2.png").is_file()
     assert "in image" in shown.out
+
+
+def test_boxes_of_an_answer_are_a_coco_file(foveate: Any, tmp_path: Path) -> None:
+    """The importer reads the file, and each box has its phrase as category."""
+    image, out = tmp_path / "scene.png", tmp_path / "annotations" / "boxes.json"
+    draw_scene(seed=0, split="test", index=0).image.save(image)
+    out.parent.mkdir()
+    ended = foveate("ask", image, "What is in the image?", "--ground", "--coco-out", out, "--json").json
+    content = json.loads(out.read_text(encoding="utf-8"))
+    assert len(content["annotations"]) == len(ended["boxes"]) > 0
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    assert [names[each["category_id"]] for each in content["annotations"]] == ended["phrases"]
+    for each, (x1, y1, x2, y2) in zip(content["annotations"], ended["boxes"], strict=True):
+        assert each["bbox"] == [x1, y1, x2 - x1, y2 - y1]
+    assert content["info"]["unboxed"] == ended["unboxed"]
+    assert (content["images"][0]["width"], content["images"][0]["height"]) == (224, 224)

@@ -13,9 +13,9 @@ from made_images import encoded, jpeg, noise
 from made_sets import coco_captions, coco_instances, write_coco, write_json, write_lvis
 
 from foveate.core.errors import UserError
-from foveate.records.boxes import Box
+from foveate.records.boxes import Box, PixelBox
 from foveate.records.collection import Collection
-from foveate.records.exporters.coco import export_coco
+from foveate.records.exporters.coco import NO_PHRASE, export_coco, list_coco_boxes
 from foveate.records.importers.coco import import_coco
 from foveate.records.importers.lvis import import_lvis
 from foveate.records.record import Caption, Region
@@ -159,3 +159,18 @@ def test_categories_stay_when_their_images_are_removed_and_purged(tmp_path: Path
     assert categories == _by_id(coco_instances(3)["categories"])
     assert import_coco(source, tmp_path / "c").removed_earlier == 2
     assert Collection.open(tmp_path / "c").dataset_table("coco_categories").num_rows == 3
+
+
+def test_boxes_of_an_answer_are_imported_with_and_without_a_phrase(tmp_path: Path) -> None:
+    boxes = [(0, PixelBox(1, 2, 5, 8), "boat"), (0, PixelBox(3, 3, 9, 9), ""), (0, PixelBox(2, 2, 4, 4), "boat")]
+    content = list_coco_boxes([("a.png", 32, 24)], boxes, unboxed=["a cat"], description="What is here?")
+    assert content["info"] == {"description": "What is here?", "unboxed": ["a cat"]}
+    folder = tmp_path / "set"
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "a.png").write_bytes(encoded(noise(0, width=32, height=24), "PNG"))
+    write_json(folder / "annotations" / "instances.json", content)
+    import_coco(folder, tmp_path / "c")
+    regions = Collection.open(tmp_path / "c").read_regions(0)
+    assert [region.phrase for region in regions] == ["boat", NO_PHRASE, "boat"]
+    for region, (_, box, _) in zip(regions, boxes, strict=True):
+        assert dataclasses.astuple(region.box.to_pixels(32, 24)) == pytest.approx(dataclasses.astuple(box), abs=1e-4)

@@ -59,6 +59,7 @@ class RegionsCommand(FieldsCommand):
     type=click.Path(path_type=Path),
     help="File for the image with the answer's boxes; of several images FILE-1, FILE-2 and so on.",
 )
+@click.option("--coco-out", type=click.Path(path_type=Path), help="File for the answer's boxes and phrases as COCO.")
 @run_option("none", "Folder for a page with images, answers and boxes")
 @common(seed=False)
 @click.pass_context
@@ -71,6 +72,7 @@ def command(
     ground: bool,
     chat: bool,
     image_out: Path | None,
+    coco_out: Path | None,
     run: Path | None,
     as_json: bool,
     device: str | None,
@@ -96,10 +98,15 @@ def command(
     from foveate.multimodal.questions import ask_turns
 
     checked = validate(AskSettings, settings, where="foveate ask")
-    for name, value in (("--json", as_json), ("--image-out", image_out), ("--option", options)):
+    for name, value in (
+        ("--json", as_json),
+        ("--image-out", image_out),
+        ("--coco-out", coco_out),
+        ("--option", options),
+    ):
         if chat and value:
             raise click.UsageError(f"{name} has no effect with --chat; --run writes a page of the conversation")
-    for name, value in (("--ground", ground), ("--image-out", image_out)):
+    for name, value in (("--ground", ground), ("--image-out", image_out), ("--coco-out", coco_out)):
         if options and value:
             raise click.UsageError(f"{name} has no effect with --option; the options have no boxes")
     if options and "max_tokens" in settings:
@@ -118,7 +125,9 @@ def command(
         check_options(options)
     if image_out:
         _find_format(image_out)
-        _check_outputs(image_out, images)
+        _check_outputs("--image-out", _name_outputs(image_out, len(images)), images)
+    if coco_out:
+        _check_outputs("--coco-out", [coco_out], images)
     shapes = _convert(shapes, checked.unit, question, images)
     start = time.perf_counter()
     model = open_mllm(checked.model, device=device)
@@ -147,6 +156,8 @@ def command(
     exchange = exchange.model_copy(update={"options": list(options), "probabilities": list(shares)})
     result = make_result(model, checked.model, loaded - start, [exchange])
     paths = _write_images(image_out, images, answer) if image_out else {}
+    if coco_out:
+        paths["coco"] = _write_coco(coco_out, images, question, answer)
     if run is not None:
         paths |= write_page(run, images, result)
     printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description"})
@@ -333,14 +344,25 @@ def _name_outputs(path: Path, count: int) -> list[Path]:
     return [path] if count == 1 else [path.with_stem(f"{path.stem}-{number + 1}") for number in range(count)]
 
 
-def _check_outputs(path: Path, images: tuple[Path, ...]) -> None:
-    """Raise UserError if a drawn image would overwrite one that the question is about."""
+def _check_outputs(option: str, files: Sequence[Path], images: tuple[Path, ...]) -> None:
+    """Raise UserError if a file that is written would overwrite an image that the question is about."""
     from foveate.core.errors import UserError
 
     inputs = {image.resolve() for image in images}
-    for file in _name_outputs(path, len(images)):
+    for file in files:
         if file.resolve() in inputs:
-            raise UserError(f"--image-out: {file} is an image of the question; expected another file")
+            raise UserError(f"{option}: {file} is an image of the question; expected another file")
+
+
+def _write_coco(path: Path, images: tuple[Path, ...], question: str, answer: Answer) -> Path:
+    """Write the boxes of an answer and their phrases as a COCO file."""
+    from foveate.core.files import write_json_atomically
+    from foveate.records.exporters.coco import list_coco_boxes
+
+    boxes = list(zip(answer.images, answer.boxes, answer.phrases, strict=True))
+    sizes = [(str(image), *_read_size(image)) for image in images]
+    write_json_atomically(path, list_coco_boxes(sizes, boxes, unboxed=answer.unboxed, description=question))
+    return path
 
 
 def _write_images(path: Path, images: tuple[Path, ...], answer: Answer) -> dict[str, Path]:

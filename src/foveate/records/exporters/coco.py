@@ -20,12 +20,16 @@ import numpy as np
 from foveate.core.errors import UserError
 from foveate.core.files import commit_atomically
 from foveate.core.progress import track
+from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.exporters.coco_ids import Categories, IdAllocator, ImageNames, read_rows
 from foveate.records.images import BadImage
 from foveate.records.importers.coco_file import CROWD
 from foveate.records.record import Region
 from foveate.records.region_sources import OWN, SelectedRegions
+
+NO_PHRASE = "(no phrase)"
+"""Category of a box that no phrase belongs to."""
 
 
 @dataclass(slots=True)
@@ -226,3 +230,46 @@ def _plain(value: object) -> object:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} in COCO's JSON")
+
+
+def list_coco_boxes(
+    images: Sequence[tuple[str, int, int]],
+    boxes: Sequence[tuple[int, PixelBox, str]],
+    *,
+    unboxed: Sequence[str] = (),
+    description: str = "",
+) -> dict[str, Any]:
+    """Return boxes of a few images with their phrases as the content of a COCO file.
+
+    Categories are the phrases; a box without one has the category NO_PHRASE.
+
+    Args:
+        images: file name, width and height of each one. boxes: number of the image, box, and phrase or "".
+        unboxed: phrases without a box, stored as `info.unboxed`.
+
+    >>> content = list_coco_boxes([("a.jpg", 64, 48)], [(0, PixelBox(1, 2, 5, 8), "boat")])
+    >>> content["categories"], content["annotations"][0]["bbox"]
+    ([{'id': 1, 'name': 'boat'}], [1, 2, 4, 6])
+    """
+    names = list(dict.fromkeys(phrase or NO_PHRASE for _, _, phrase in boxes))
+    annotations = [
+        {
+            "id": number,
+            "image_id": image + 1,
+            "category_id": names.index(phrase or NO_PHRASE) + 1,
+            "bbox": [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1],
+            "area": (box.x2 - box.x1) * (box.y2 - box.y1),
+            "iscrowd": 0,
+            "segmentation": [],
+        }
+        for number, (image, box, phrase) in enumerate(boxes, 1)
+    ]
+    return {
+        "info": {"description": description, "unboxed": list(unboxed)},
+        "images": [
+            {"id": number, "file_name": name, "width": width, "height": height}
+            for number, (name, width, height) in enumerate(images, 1)
+        ],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names, 1)],
+        "annotations": annotations,
+    }
