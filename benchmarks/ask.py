@@ -1,4 +1,4 @@
-"""Asking and training the small multimodal model: packed steps, the first answer, a second question.
+"""Asking and training the small multimodal model: packed steps, first answers, further questions, regions, detection.
 
     OMP_NUM_THREADS=1 python -m benchmarks.ask --out bench
     OMP_NUM_THREADS=1 python -m benchmarks.ask --out bench --parts packed --questions 8
@@ -9,24 +9,31 @@ Ratios above 1: ours is faster. Those of processor time hardly depend on what el
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from benchmarks.common import Timing, compare, publish, ratio
 from foveate.core.files import write_json_atomically
+from foveate.language.generate import _Rows
 from foveate.language.packing import Tokens, pack_texts
+from foveate.mllm.dense import DETECT_PROMPTS
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
+from foveate.multimodal.questions import ask_where
+from foveate.records.boxes import PixelBox
 from foveate.records.scenes import draw_scene
 
-PARTS = ("packed", "first", "second")
+PARTS = ("packed", "first", "second", "regions", "dense")
 # In a small process of its own: a child's memory peak is never below that of the process that started it.
 _MEASURE = """
 import json, resource, subprocess, sys
@@ -35,6 +42,8 @@ used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(json.dumps({"processor_seconds": used.ru_utime + used.ru_stime, "max_memory_mb": used.ru_maxrss / 1024}))
 """
 QUESTIONS = ("Where is the star?", "Is there a cat?", "How many apples are there?", "What color is the car?")
+
+THINGS = "star cat apple car boat tree house dog bird chair".split()
 
 
 def packed(out: Path, model: Mllm, *, images: int, questions: int, visual: int, repeats: int) -> None:
@@ -111,6 +120,84 @@ def second(out: Path, model: Mllm, *, images: int, repeats: int) -> None:
     publish(f"ask-second-{images}", timings, out=out, ratios=_ratios(timings, "kept", "anew"))
 
 
+def regions(out: Path, model: Mllm, file: Path, *, count: int, repeats: int) -> None:
+    """Names of regions of one image in one call, against asking anew for each of them."""
+    rng = np.random.default_rng(0)
+    with Image.open(file) as image:
+        width, height = image.size
+    corners_N2 = rng.uniform(0, (0.6 * width, 0.6 * height), size=(count, 2))
+    boxes = [PixelBox(x, y, x + 0.3 * width, y + 0.3 * height) for x, y in corners_N2.tolist()]
+    questions = [(file, "What is <1>?", [box]) for box in boxes]
+    answers = model.ask_all(questions)
+    print(
+        f"{count} regions of {width} x {height} pixels; answers of {sum(a.tokens for a in answers) / count:.1f} tokens"
+    )
+    timings = compare(
+        {
+            "together": lambda: model.ask_all(questions),
+            "anew": lambda: [model.ask(file, text, regions=listed) for file, text, listed in questions],
+        },
+        repeats=repeats,
+    )
+    publish(f"ask-regions-{count}", timings, out=out, ratios=_ratios(timings, "together", "anew"))
+
+
+def dense(out: Path, model: Mllm, file: Path, phrases: Sequence[str], *, repeats: int) -> None:
+    """One answer that lists things with their boxes, against a question for the box of each of them.
+
+    Answers are scripted: their length must not depend on what a model knows about an image.
+    """
+    tokenizer, prompts = model.loaded.tokenizer, model.loaded.prompts
+    one = [prompts.region_id, prompts.chat.end]
+    listed = []
+    for phrase in phrases:
+        listed += [*tokenizer.encode(f" {phrase} "), prompts.region_id, *tokenizer.encode(",")]
+    listed.append(prompts.chat.end)
+    print(f"{len(phrases)} things, {len(listed)} tokens")
+    questions = [(file, ask_where(phrase)) for phrase in phrases]
+
+    def detect() -> None:
+        with _scripted([listed]):
+            assert len(model.ask(file, DETECT_PROMPTS[0], max_tokens=512).boxes) == len(phrases)
+
+    def ask_each() -> None:
+        with _scripted([one]):
+            assert all(model.ask(*question).boxes for question in questions)
+
+    def ask_together() -> None:
+        with _scripted([one] * len(questions)):
+            assert all(answer.boxes for answer in model.ask_all(questions))
+
+    timings = compare({"dense": detect, "one each": ask_each, "one each, one call": ask_together}, repeats=repeats)
+    ratios = _ratios(timings, "dense", "one each") | _ratios(timings, "dense", "one each, one call")
+    publish(f"ask-dense-{len(phrases)}", timings, out=out, ratios=ratios)
+
+
+@contextlib.contextmanager
+def _scripted(answers: Sequence[Sequence[int]]) -> Iterator[None]:
+    """Let the rows of a batch write these tokens, whatever is likeliest."""
+    choose = _Rows._choose
+
+    def choose_scripted(rows: _Rows, active: Sequence[int], logits_BV: torch.Tensor) -> list[int]:
+        tokens = [answers[index][len(rows.ids[index])] for index in active]
+        scripted_BV = torch.full_like(logits_BV, -torch.inf)
+        scripted_BV[torch.arange(len(tokens)), tokens] = 0.0
+        return choose(rows, active, scripted_BV)
+
+    _Rows._choose = choose_scripted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        _Rows._choose = choose  # type: ignore[method-assign]
+
+
+def _write_scene(folder: Path, size: int) -> Path:
+    """Write a scene as a JPEG of that many pixels a side."""
+    path = folder / "scene.jpg"
+    draw_scene(seed=0, split="test", index=0, size=size).image.save(path, quality=90)
+    return path
+
+
 def _ratios(timings: dict[str, Timing], ours: str, peer: str) -> dict[str, Any]:
     return {
         f"{ours} over {peer}{clock}": ratio(timings, ours, peer, processor=bool(clock))
@@ -125,6 +212,9 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--questions", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--visual", type=int, nargs="+", default=[49, 144])
+    parser.add_argument("--regions", type=int, nargs="+", default=[20])
+    parser.add_argument("--things", type=int, nargs="+", default=[5, 10])
+    parser.add_argument("--size", type=int, default=1024, help="side of the image of regions and detection, in pixels")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     model = open_mllm(arguments.model)
@@ -138,6 +228,14 @@ def main() -> None:
     if "second" in arguments.parts:
         for images in (1, 2):
             second(arguments.out, model, images=images, repeats=arguments.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        file = _write_scene(Path(folder), arguments.size)
+        if "regions" in arguments.parts:
+            for count in arguments.regions:
+                regions(arguments.out, model, file, count=count, repeats=arguments.repeats)
+        if "dense" in arguments.parts:
+            for count in arguments.things:
+                dense(arguments.out, model, file, THINGS[:count], repeats=arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.chat import Chat
+from foveate.language.generate import read_prefix
 from foveate.language.packing import SLOT, PackedTexts, Tokens, pack_texts
 from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
 from foveate.multimodal.answer_writer import AnswerWriter, PointedBox
@@ -423,3 +424,24 @@ def test_without_an_image_the_text_alone_is_answered_whatever_is_in_the_batch() 
     assert without == model.ask([], "Where is the red disc?", max_tokens=6)
     assert with_image == model.ask(image, "Where is the red disc?", max_tokens=6)
     assert not without.boxes
+
+
+def test_questions_about_one_image_read_it_once_and_answer_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = Mllm(loaded()), np.random.default_rng(3).integers(0, 256, (50, 64, 3), dtype=np.uint8)
+    boxes = [PixelBox(3, 4, 40, 44), PixelBox(20, 1, 60, 30)]
+    questions = [(image, "What is <1>?", boxes[:1]), (image, "Is <1> beside <2>?", boxes), (image, "Where is it?")]
+    read: list[int] = []
+
+    def read_and_note(network: Any, embeddings_LD: torch.Tensor) -> Any:
+        read.append(len(embeddings_LD))
+        return read_prefix(network, embeddings_LD)
+
+    monkeypatch.setattr("foveate.multimodal.ask.read_prefix", read_and_note)
+    together = model.ask_all(questions, max_tokens=8)
+    assert read == [model.loaded.model.connector.num_tokens]
+    alone = [model.ask_all([question], max_tokens=8)[0] for question in questions]
+    assert len(read) == 1, "one question reads all of it in one pass"
+    for answer, expected in zip(together, alone, strict=True):
+        assert (answer.text, answer.tokens, answer.finished) == (expected.text, expected.tokens, expected.finished)
+        assert answer.num_prompt_tokens == expected.num_prompt_tokens
+        assert answer.score == pytest.approx(expected.score, abs=1e-4)

@@ -91,19 +91,43 @@ class AnswerWriter:
         # Answers hold text, regions and the end; nothing else may be written.
         self.suppressed = [id for id in special.values() if id not in (prompts.chat.end, prompts.region_id)]
 
+    @property
+    def shares_images(self) -> bool:
+        """Whether all of several questions are behind the same images, which then need to be read only once."""
+        first, *others = self.pending
+        return bool(others and first.views) and all(
+            (question.views, question.layout, question.in_text) == (first.views, first.layout, False)
+            for question in self.pending
+        )
+
     @torch.inference_mode()
-    def prompt(self, number: int, *, images: bool = True) -> Tensor:
-        """Embed the images and the question of one row: [L, E]."""
-        model, question = self.loaded.model, self.pending[number]
-        views_1K = self._views([number])
-        ids_1T = torch.tensor([question.unread + question.written.tokens.ids], device=views_1K.device)
-        created = ViewLayout.create([question.layout], in_text=[question.in_text])
-        layout = ViewLayout(*(column.to(views_1K.device) for column in created))
-        regions = RegionPrompts.create(question.written.regions, question.written.points).to(views_1K.device)
-        text_TE = model.embed(ids_1T, self.visual, views_1K, regions, layout)[0]
-        if not images:
-            return text_TE
-        return torch.cat([model.prefix(self.visual, views_1K, layout)[0].to(text_TE.dtype), text_TE])
+    def images(self, number: int) -> Tensor:
+        """Embed what stands in front of the text of a row: [P, E]."""
+        return self.loaded.model.prefix(self.visual, self._views([number]), self._layout([number]))[0]
+
+    @torch.inference_mode()
+    def prompts(self, *, images: bool = True) -> list[Tensor]:
+        """Embed the questions, each behind its images: [L, E]."""
+        rows = range(len(self.pending))
+        ids = [question.unread + question.written.tokens.ids for question in self.pending]
+        # Padding on the right takes no part: a token's embedding depends on those before it alone.
+        ids_BT = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(row, dtype=torch.long) for row in ids],
+            batch_first=True,
+            padding_value=self.loaded.prompts.chat.end,
+        )
+        written = [question.written for question in self.pending]
+        regions = RegionPrompts.create(
+            [region for question in written for region in question.regions],
+            [points for question in written for points in question.points],
+        ).to(self.visual.full_VLE.device)
+        text_BTE = self.loaded.model.embed(
+            ids_BT.to(self.visual.full_VLE.device), self.visual, self._views(rows), regions, self._layout(rows)
+        )
+        texts = [text_BTE[row, : len(ids[row])] for row in rows]
+        return (
+            [torch.cat([self.images(row).to(text.dtype), text]) for row, text in enumerate(texts)] if images else texts
+        )
 
     @torch.inference_mode()
     def embed(self, rows: Sequence[int], tokens: Sequence[int], states_BE: Tensor) -> Tensor:
@@ -214,6 +238,12 @@ class AnswerWriter:
         longest = max(map(len, views), default=0)
         padded = [[*row, *[-1] * (longest - len(row))] for row in views]
         return torch.tensor(padded, dtype=torch.long, device=self.visual.full_VLE.device)
+
+    def _layout(self, rows: Sequence[int]) -> ViewLayout:
+        """Return the layout of the views of rows."""
+        pending = [self.pending[row] for row in rows]
+        created = ViewLayout.create([each.layout for each in pending], in_text=[each.in_text for each in pending])
+        return ViewLayout(*(column.to(self.visual.full_VLE.device) for column in created))
 
     def _regions(self, regions: Sequence[tuple[int, Any]]) -> RegionPrompts:
         return RegionPrompts.create(regions).to(self.visual.full_VLE.device)

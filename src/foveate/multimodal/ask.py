@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from foveate.language.generate import GenerationSettings, generate, stream
+from foveate.language.generate import GenerationSettings, generate, read_prefix, stream
 from foveate.multimodal.answer_writer import AnswerWriter, limit_tokens
 from foveate.multimodal.answers import Answer
 from foveate.multimodal.assemble import SamplePlan
@@ -104,9 +104,12 @@ class Mllm:
         for start in range(0, len(questions), batch):
             part = questions[start : start + batch]
             writer = AnswerWriter(self.loaded, *prepare_questions(self.loaded, part, ground=ground))
+            shared = writer.shares_images
+            prefix = read_prefix(self.loaded.model.language_model, writer.images(0)) if shared else None
             completions = generate(
                 self.loaded.model.language_model,
-                [writer.prompt(number) for number in range(len(part))],
+                writer.prompts(images=not shared),
+                prefix=prefix,
                 stop=[self.loaded.prompts.chat.end],
                 settings=limit_tokens(max_tokens) if generation is None else generation[start : start + batch],
                 suppress=writer.suppressed,
@@ -140,7 +143,7 @@ class Mllm:
         written = ""
         pieces = stream(
             self.loaded.model.language_model,
-            writer.prompt(0),
+            writer.prompts()[0],
             # The text with its boxes is put together below; a mark for each token makes each one a piece.
             decode=lambda ids: "." * len(ids),
             stop=[self.loaded.prompts.chat.end],

@@ -54,7 +54,7 @@ class Chat:
         pending = prepare_turns(loaded, new_turns, self.images, numbered=regions, read=read)
         pending.before, pending.unread = self._ids, self._unread
         writer = AnswerWriter(loaded, self.visual, [pending])
-        history_LE = writer.prompt(0, images=not length)
+        (history_LE,) = writer.prompts(images=not length)
         if self._history_LE is not None:
             history_LE = torch.cat([self._history_LE, history_LE])
         settings = limit_tokens(max_tokens)
