@@ -184,6 +184,7 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     asked = result["ask"]
     assert len(asked["scenes"]) == 8
     assert all((run / scene["image"]).is_file() and scene["questions"] for scene in asked["scenes"])
+    assert all(scene["regions"] for scene in asked["scenes"])
     assert sum(tally["n"] for tally in asked["tallies"]) > 40
     assert asked["training"]["points"][-1][0] == asked["training"]["steps"] == 20
     calibration = result["calibration"]

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from foveate.records.conversations import REGION
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.images import Overlay
-from foveate.studies.results import AskedQuestion, AskedScene, AskedTally, LearningCurve, TourAsk
+from foveate.studies.results import AskedQuestion, AskedScene, AskedTally, LearningCurve, NamedRegion, TourAsk
 
 NUM_SLIDES, NUM_QUESTIONS = 3, 2
 CURVE = "Nearest name is right"
@@ -27,11 +27,12 @@ class QuestionCard:
 
 @dataclass(frozen=True, slots=True)
 class SceneCard:
-    """An image, the boxes of all its questions, and the questions."""
+    """An image, the boxes of all its questions, the questions, and regions that answer a click."""
 
     image: str
     overlays: list[Overlay]
     questions: list[QuestionCard]
+    regions: list[NamedRegion]
 
 
 def _card(scene: AskedScene, questions: list[AskedQuestion]) -> SceneCard:
@@ -43,7 +44,13 @@ def _card(scene: AskedScene, questions: list[AskedQuestion]) -> SceneCard:
         overlays += [Overlay(box, style) for box, style in styles if box is not None]
         text = question.question.replace(REGION, "[box]")
         cards.append(QuestionCard(question, text, " ".join(map(str, range(start, len(overlays))))))
-    return SceneCard(scene.image, overlays, cards)
+    # Small regions last, so that they lie on top and can be selected.
+    regions = sorted(scene.regions, key=lambda region: -_area(region.box))
+    return SceneCard(scene.image, overlays, cards, regions)
+
+
+def _area(box: tuple[float, float, float, float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def slides(scenes: list[AskedScene]) -> list[SceneCard]:

@@ -226,11 +226,21 @@ class AskedQuestion(ResultModel):
     controls: dict[str, Control] = {}
 
 
+class NamedRegion(ResultModel):
+    """A region of a scene by its normalized box, what the model names it, and its true name."""
+
+    box: BoxValues
+    answer: str
+    truth: str
+    right: bool
+
+
 class AskedScene(ResultModel):
-    """An image with its questions."""
+    """An image with its questions, and with its regions named in advance, so that a page can answer a click."""
 
     image: str
     questions: list[AskedQuestion]
+    regions: list[NamedRegion] = []
 
 
 class AskedTally(ResultModel):

@@ -12,11 +12,13 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
 from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
+from foveate.metrics.text_answers import normalize_vqa
 from foveate.mllm.evaluate import CONDITIONS, ROWS, evaluate, load_suite
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.suite import SuiteQuestion
 from foveate.mllm.suites.scenes import KINDS
 from foveate.mllm.train import MllmTraining, train_mllm
+from foveate.multimodal.askable import AskableModel
 from foveate.multimodal.opening import open_mllm
 from foveate.records.boxes import PixelBox, normalize_box
 from foveate.records.collection import Collection
@@ -24,10 +26,11 @@ from foveate.records.images import read_image_info, save_thumbnail
 from foveate.records.scenes.question_collection import build_questions
 from foveate.records.shapes import enclosing_box
 from foveate.studies.mllm_measures import score_nearest_names
-from foveate.studies.results import AskedQuestion, AskedScene, AskedTally, Control, LearningCurve, TourAsk
+from foveate.studies.results import AskedQuestion, AskedScene, AskedTally, Control, LearningCurve, NamedRegion, TourAsk
 
 MODEL, SUITE, RECIPE = "mini", "scenes", "mllm-tour"
 FOLDER = "ask"
+NAME_QUESTION = "What is <1>?"
 NUM_SCENES = 8
 NUM_MEASURED = 128  # held-out scenes of the curve: more would take as long as the training
 EVALUATE_EVERY = 26
@@ -53,7 +56,8 @@ def tour_ask(
         rows.setdefault(row["id"], {})[row["condition"]] = row
     data = load_suite(SUITE).read(questions, "test")
     try:
-        scenes = _collect_scenes(data.questions, rows, data.read_image, run.path)
+        regions = _name_regions(model, questions, data.read_image)
+        scenes = _collect_scenes(data.questions, rows, data.read_image, run.path, regions)
     finally:
         data.close()
     return TourAsk(
@@ -65,7 +69,35 @@ def tour_ask(
     ).to_json()
 
 
-def _collect_scenes(questions: Sequence[SuiteQuestion], rows: Mapping[str, Any], read_image: Any, run: Path) -> list:
+def _name_regions(model: AskableModel, questions: Path, read_image: Any) -> dict[str, list[NamedRegion]]:
+    """Ask what each region of each scene is; return the answers by the key of the scene."""
+    named: dict[str, list[NamedRegion]] = {}
+    with Collection.open(questions) as collection:
+        for row in collection.rows("test").tolist():
+            key, index = collection.keys[row], collection.index
+            size = int(index["width"][row]), int(index["height"][row])
+            regions, image = collection.read_regions(row), read_image(key)
+            requests = [(image, NAME_QUESTION, [region.box.to_pixels(*size)]) for region in regions]
+            answers = model.ask_all(requests, max_tokens=16) if requests else []
+            named[key] = [
+                NamedRegion(
+                    box=normalize_box(region.box.to_pixels(*size), *size),
+                    answer=answer.text,
+                    truth=region.phrase,
+                    right=normalize_vqa(answer.text) == normalize_vqa(region.phrase),
+                )
+                for region, answer in zip(regions, answers, strict=True)
+            ]
+    return named
+
+
+def _collect_scenes(
+    questions: Sequence[SuiteQuestion],
+    rows: Mapping[str, Any],
+    read_image: Any,
+    run: Path,
+    regions: Mapping[str, list[NamedRegion]],
+) -> list[AskedScene]:
     """Put the first question of each kind about each scene together, whatever was answered."""
     scenes = []
     for (key,) in dict.fromkeys(question.images for question in questions):
@@ -78,7 +110,9 @@ def _collect_scenes(questions: Sequence[SuiteQuestion], rows: Mapping[str, Any],
         descriptions = [
             _describe(first[kind], rows[first[kind].id], (info.width, info.height)) for kind in KINDS if kind in first
         ]
-        scenes.append(AskedScene(image=str(path.relative_to(run)), questions=descriptions))
+        scenes.append(
+            AskedScene(image=str(path.relative_to(run)), questions=descriptions, regions=regions.get(key, []))
+        )
     return scenes
 
 

@@ -55,12 +55,24 @@
   // A scene with questions: the selected one shows its boxes.
   all(".scene").forEach((scene) => {
     const picks = all(".pick", scene);
+    const spots = all(".spot", scene);
+    const select = (number) => {
+      spots.forEach((spot) => spot.setAttribute("aria-pressed", String(spot.dataset.spot === number)));
+      all(".spot-replies [data-spot]", scene).forEach((reply) => { reply.hidden = reply.dataset.spot !== number; });
+      all(".spot-hint", scene).forEach((hint) => { hint.hidden = number !== null; });
+    };
     const pick = (picked) => {
+      select(null);
       picks.forEach((other) => other.setAttribute("aria-pressed", String(other === picked)));
       all(".box", scene).forEach((box) => box.classList.toggle("lit", holds(picked.dataset.boxes, box.dataset.box)));
     };
     scene.classList.add("live");
     picks.forEach((one) => one.addEventListener("click", () => pick(one)));
+    spots.forEach((spot) => spot.addEventListener("click", () => {
+      picks.forEach((other) => other.setAttribute("aria-pressed", "false"));
+      all(".box", scene).forEach((box) => box.classList.remove("lit"));
+      select(spot.dataset.spot);
+    }));
     if (picks.length) pick(picks[0]);
   });
 
