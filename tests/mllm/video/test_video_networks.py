@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically
 from foveate.mllm.video.networks import Network, open_network, stretch_positions
+from foveate.mllm.video.prompts import frame_of_template
 from foveate.vision.preprocess import Preprocess
 from naming import raises_naming
 
@@ -65,6 +66,14 @@ def test_pixels_are_squashed_and_normalized_as_the_processor_says(folders: dict[
 def test_chat_template_and_its_marks(folders: dict[str, Path]) -> None:
     frame = open_network(folders["llava"], device="cpu").frame
     assert (frame.head, frame.middle, frame.tail, frame.leads) == ("USER: ", "\n", " ASSISTANT:", False)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no images') }}", "{{ messages[0].nothing.more }}", "{% if %}", "a fixed text"]
+)
+def test_chat_templates_that_fail_are_named(template: str) -> None:
+    with raises_naming(UserError, "tiny", "chat template"):
+        frame_of_template(tiny_llavas.tokenizer(), template, image=4, name="tiny")
 
 
 @pytest.mark.parametrize(

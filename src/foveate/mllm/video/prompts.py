@@ -238,12 +238,14 @@ def frame_of_template(tokenizer: Any, template: str | None, *, image: int | None
     """
     if tokenizer is None or template is None:
         return ChatFrame()
+    from jinja2 import TemplateError
+
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _TEXT}]}]
     try:
         text = tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=True
         )
-    except Exception as error:  # templates raise whatever they like
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{name}: its chat template fails on an image with a text ({error})") from error
     if text.count(_TEXT) != 1:
         raise UserError(f"{name}: its chat template writes the text of a question {text.count(_TEXT)} times")
