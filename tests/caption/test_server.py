@@ -153,6 +153,14 @@ def post(served: Served, body: object) -> tuple[int, dict]:
     return status, json.loads(content)
 
 
+def test_the_key_is_checked_before_the_body_is_read(served: Served) -> None:
+    """The body never comes: an answer that waited for it would time out."""
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_BODY_BYTES}\r\n\r\n".encode()
+    status, body = raw(served, head)
+    assert status == 401
+    assert json.loads(body)["error"]["code"] == "invalid_api_key"
+
+
 def test_bad_requests_get_one_sentence(served: Served) -> None:
     cases = [
         (request(b"{"), 400, "not JSON"),
@@ -164,8 +172,8 @@ def test_bad_requests_get_one_sentence(served: Served) -> None:
         (b"GET /health HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400, "must be a number"),
         (b"nonsense\r\n\r\n", 400, "no HTTP"),
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", 431, "too long"),
-        (f"POST /v1/x HTTP/1.1\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode(), 413, "allowed are"),
-        (b"POST /v1/x HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 413, "allowed are"),
+        (f"GET /health HTTP/1.1\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode(), 413, "allowed are"),
+        (b"GET /health HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 413, "allowed are"),
         (request(json.dumps({"model": "\ud800"}).encode()), 404, "is not served"),
     ]
     for data, status, message in cases:

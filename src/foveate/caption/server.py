@@ -98,13 +98,19 @@ class CaptionServer:
             return await _answer(writer, Refused("this is no HTTP/1.1 request"), keep=False)
         keep = headers.get("connection", "").lower() != "close"
         try:
+            # The key before the body: a stranger does not make the server read 24 MB.
+            handler = self._find_handler(method, path, headers)
+        except Refused as refusal:
+            has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+            return await _answer(writer, refusal, keep=keep and not has_body)
+        try:
             body = await _body(reader, headers)
         except Refused as refusal:  # the rest of the body is not read: the connection ends
             return await _answer(writer, refusal, keep=False)
         except TimeoutError:
             return await _answer(writer, Refused("the body did not arrive", status=408), keep=False)
         try:
-            return await _answer(writer, await self._route(method, path, headers, body), keep=keep)
+            return await _answer(writer, await handler(body), keep=keep)
         except Refused as refusal:
             return await _answer(writer, refusal, keep=keep)
         except _FAILURES as error:
@@ -112,7 +118,8 @@ class CaptionServer:
             say(f"a request failed: {type(error).__name__}: {error}")
             return await _answer(writer, Refused("the captioner failed on this request", status=500), keep=keep)
 
-    async def _route(self, method: str, path: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
+    def _find_handler(self, method: str, path: str, headers: dict[str, str]) -> Callable[[bytes], Any]:
+        """Return what answers a request; raise Refused for an unknown path, another method, or a wrong key."""
         path = path.partition("?")[0]
         known: dict[str, tuple[str, Callable[[bytes], Any]]] = {
             "/health": ("GET", self._health),
@@ -127,7 +134,7 @@ class CaptionServer:
         token = headers.get("authorization", "").removeprefix("Bearer ")
         if self.key and path != "/health" and not hmac.compare_digest(token.encode(), self.key.encode()):
             raise Refused("the API key is missing or wrong", status=401, code="invalid_api_key")
-        return await handler(body)
+        return handler
 
     async def _health(self, body: bytes) -> dict[str, Any]:
         return {"status": "ok", "model": self.model, "revision": self.captioner.revision, "waiting": self._waiting}
