@@ -73,6 +73,13 @@ def test_repeated_or_stopped_it_ends_with_the_same_rows(scenes: Path, monkeypatc
     assert len(set(table["recipe_hash"].to_pylist())) == 1
 
 
+def test_captions_of_other_settings_are_counted(scenes: Path) -> None:
+    first = prepare_captions(scenes, TargetSettings())
+    assert first.others == prepare_captions(scenes, TargetSettings()).others == 0
+    for dry_run in (True, False):
+        assert prepare_captions(scenes, TargetSettings(), seed=1, dry_run=dry_run).others == first.added
+
+
 def test_the_parts_decide_nothing(scenes: Path, scene_collection: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
     whole = prepare_captions(scenes, TargetSettings())
     monkeypatch.setattr(conversations_module, "_IMAGES_PER_PART", 5)

@@ -147,6 +147,12 @@ def test_shuffled_images_are_other_images_with_the_own_alt_text(scenes: Path) ->
     assert len(images[0]) == len(np.unique(rows))
 
 
+def test_a_port_file_in_a_missing_folder_is_refused_before_a_model_is_opened(tmp_path: Path) -> None:
+    ended = CliRunner().invoke(cli, ["captioner", "serve", "mini", "--port-file", str(tmp_path / "missing" / "port")])
+    assert ended.exit_code != 0
+    assert "--port-file" in f"{ended.output}{ended.exception}"
+
+
 def test_serve_answers_until_it_is_told_to_stop(folder: Path, tmp_path: Path) -> None:
     port_file = tmp_path / "port"
     command = [sys.executable, "-m", "foveate", "captioner", "serve", str(folder), "--port", "0"]

@@ -25,7 +25,7 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import track
 from foveate.records.collection import Collection
-from foveate.records.conversations import IMAGE, Conversation, Turn, add_conversations
+from foveate.records.conversations import IMAGE, KIND, Conversation, Turn, add_conversations
 from foveate.records.record import CAPTION_GROUPS
 
 GROUP_OF_STAGE = dict(zip((FORMAT_STAGE, ALIGN_STAGE), CAPTION_GROUPS, strict=True))
@@ -44,6 +44,7 @@ class CaptionCounts(BaseModel):
         rewriter: provenance of the rewrites.
         written, dropped: captions by stage and format, and dropped ones with their reason.
         added, existing: conversations that were new, and that were there already.
+        others: captions as conversations that were written with other settings.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,6 +55,7 @@ class CaptionCounts(BaseModel):
     dropped: dict[str, int] = {}
     added: int = 0
     existing: int = 0
+    others: int = 0
 
 
 def prepare_captions(path: Path, settings: TargetSettings, *, seed: int = 0, dry_run: bool = False) -> CaptionCounts:
@@ -67,6 +69,7 @@ def prepare_captions(path: Path, settings: TargetSettings, *, seed: int = 0, dry
     Raises:
         UserError: no image has material, or another process writes the collection.
     """
+    recipe_hash = _hash(settings, seed)
     with Collection.open(path) as collection:
         rows = _select_rows(collection, settings, seed)
         if dry_run:
@@ -79,8 +82,9 @@ def prepare_captions(path: Path, settings: TargetSettings, *, seed: int = 0, dry
                 f"are short captions (short_kinds) and descriptions (description_kinds); it has "
                 f"{', '.join(kinds) or 'no captions'}"
             )
+        others = _count_others(collection, recipe_hash)
     if dry_run and settings.rewriter != "rules":
-        return CaptionCounts(images=sources, rewriter=settings.rewriter)
+        return CaptionCounts(images=sources, rewriter=settings.rewriter, others=others)
     rewriter = open_rewriter(settings, folder=path / "cache")
     counts: dict[str, Counter[str]] = {"written": Counter(), "dropped": Counter()}
     conversations = map(to_conversation, _write_captions(materials, settings, rewriter, seed=seed, counts=counts))
@@ -88,9 +92,11 @@ def prepare_captions(path: Path, settings: TargetSettings, *, seed: int = 0, dry
     if dry_run:
         deque(conversations, maxlen=0)
     else:
-        summary = add_conversations(path, conversations, recipe_hash=_hash(settings, seed))
+        summary = add_conversations(path, conversations, recipe_hash=recipe_hash)
         added, existing = summary.added, summary.existing
-    return CaptionCounts(images=sources, rewriter=rewriter.provenance, added=added, existing=existing, **counts)
+    return CaptionCounts(
+        images=sources, rewriter=rewriter.provenance, added=added, existing=existing, others=others, **counts
+    )
 
 
 def to_conversation(row: Row) -> Conversation:
@@ -131,6 +137,12 @@ def _write_captions(
         for name, of_part in rows.summary().items():
             counts[name].update(of_part)
         yield from rows.rows
+
+
+def _count_others(collection: Collection, recipe_hash: str) -> int:
+    """Count captions as conversations that were prepared with other settings."""
+    table = collection.table(KIND).select(["group", "recipe_hash"]).to_pylist()
+    return sum(row["group"] in CAPTION_GROUPS and row["recipe_hash"] != recipe_hash for row in table)
 
 
 def _hash(settings: TargetSettings, seed: int) -> str:

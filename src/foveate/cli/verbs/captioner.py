@@ -62,6 +62,8 @@ def prepare(overrides: tuple[str, ...], collection: Path, dry_run: bool, as_json
     lines += [f"dropped, {name}: {count}" for name, count in counts.dropped.items()]
     if not dry_run:
         lines.append(f"{counts.added} conversations added, {counts.existing} were there already")
+    if counts.others:
+        lines.append(f"{counts.others} captions of other settings are in the collection; a training takes both sets")
     finish(counts.model_dump(mode="json"), lines, {}, as_json=as_json)
 
 
@@ -127,9 +129,15 @@ def serve(model: str, settings: dict[str, Any], key: str, device: str | None, as
     from foveate.caption.backends.foveate import FoveateSettings, open_captioner
     from foveate.caption.captioner_settings import ServerSettings
     from foveate.caption.server import serve as run_server
+    from foveate.core.errors import UserError
     from foveate.core.recipes import validate
 
     server = validate(ServerSettings, settings, where="foveate captioner serve")
+    if server.port_file is not None and not server.port_file.parent.is_dir():
+        # Before a model is opened, which takes seconds.
+        raise UserError(
+            f"--port-file: there is no folder {server.port_file.parent}; expected a file in one that exists"
+        )
     captioner = open_captioner(FoveateSettings(model=model, device=device, batch=server.batch))
 
     def ready(listening_port: int) -> None:
