@@ -335,8 +335,8 @@ class MultimodalModel(nn.Module):
         embedded_BTE = self.language_model.get_input_embeddings()(ids_BT.clamp(min=0))
         if self.phrase_maps is not None and views_BK.shape[1]:
             maps_BKTL = self._maps(embedded_BTE, visual, views_BK)
-            shown_BKT = self._find_images_before(ids_BT, views_BK, layout)
-            embedded_BTE = embedded_BTE + self.phrase_maps(maps_BKTL, shown_BKT).to(embedded_BTE.dtype)
+            visible_BKT = self._find_images_before(ids_BT, views_BK, layout)
+            embedded_BTE = embedded_BTE + self.phrase_maps(maps_BKTL, visible_BKT).to(embedded_BTE.dtype)
         if layout is not None:
             # Behind the maps: a visual token has none, in the text as in front of it.
             tokens_NTE = self.view_tokens(visual, views_BK, layout)[layout.in_text_BK & (views_BK >= 0)]
@@ -368,12 +368,12 @@ class MultimodalModel(nn.Module):
 
     def _find_images_before(self, ids_BT: Tensor, views_BK: Tensor, layout: ViewLayout | None) -> Tensor:
         """Return which images [B, K, T] stand in front of each token: a map of a later one would tell what comes."""
-        shown_BKT = (views_BK >= 0)[..., None].expand(*views_BK.shape, ids_BT.shape[1])
+        visible_BKT = (views_BK >= 0)[..., None].expand(*views_BK.shape, ids_BT.shape[1])
         if layout is None:
-            return shown_BKT
+            return visible_BKT
         complete_BT = (ids_BT == SLOT).cumsum(dim=1) // self.connector.num_tokens
         number_BK = layout.in_text_BK.cumsum(dim=1)
-        return shown_BKT & (~layout.in_text_BK[..., None] | (complete_BT[:, None] >= number_BK[..., None]))
+        return visible_BKT & (~layout.in_text_BK[..., None] | (complete_BT[:, None] >= number_BK[..., None]))
 
     def hidden_states(
         self,

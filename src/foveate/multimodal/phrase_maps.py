@@ -53,12 +53,12 @@ class PhraseMaps(nn.Module):
             nn.init.normal_(layer.weight, std=0.02)
         self.out = nn.ModuleList(layers)
 
-    def forward(self, maps_BKTL: Tensor, shown_BKT: Tensor) -> Tensor:
+    def forward(self, maps_BKTL: Tensor, visible_BKT: Tensor) -> Tensor:
         """Return [B, T, E].
 
         Args:
             maps_BKTL: similarity of T text tokens with the L patches of each of K images.
-            shown_BKT: which images there are, in front of each token.
+            visible_BKT: which images there are, in front of each token.
         """
         batch, images, length = maps_BKTL.shape[:3]
         map_N1HW = maps_BKTL.reshape(-1, 1, *self.grid)
@@ -69,7 +69,7 @@ class PhraseMaps(nn.Module):
         total_BTE = hidden_BKTE.new_zeros(batch, length, hidden_BKTE.shape[-1])
         # Images beyond those that the module was built for have no map.
         for index in range(min(images, len(self.out))):
-            total_BTE = total_BTE + self.out[index](hidden_BKTE[:, index]) * shown_BKT[:, index, :, None]
+            total_BTE = total_BTE + self.out[index](hidden_BKTE[:, index]) * visible_BKT[:, index, :, None]
         return total_BTE
 
 
