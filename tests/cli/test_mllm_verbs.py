@@ -306,6 +306,20 @@ def test_a_phrase_is_located_by_a_multimodal_model(foveate: Any, tmp_path: Path)
     assert "--rule" in refused.err
 
 
+@pytest.mark.parametrize("verb", ["ask", "locate"])
+def test_a_run_folder_that_is_a_file_is_refused_before_a_model_is_opened(
+    foveate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setattr("foveate.multimodal.opening.open_mllm", lambda *_, **__: pytest.fail("opened"))
+    image, file = tmp_path / "image.png", tmp_path / "file"
+    Image.new("RGB", (80, 60), "red").save(image)
+    file.write_text("")
+    question = ("ask", image, "Where is the disc?") if verb == "ask" else ("locate", "mini", image, "a disc")
+    refused = foveate(*question, "--run", file)
+    assert refused.code == 1
+    assert "--run" in refused.err
+
+
 def test_options_and_boxes_of_the_shipped_model(foveate: Any, tmp_path: Path) -> None:
     """The likelier option comes first with its share; of several images each is drawn."""
     images = [tmp_path / "first.png", tmp_path / "second.png"]

@@ -49,8 +49,7 @@ class RunFolder:
         Raises:
             UserError: the path is a file, or the folder holds a run of another recipe.
         """
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file; --run must be a directory")
+        check_run_path(path)
         new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -109,6 +108,12 @@ class RunFolder:
             UserError: the run has no result yet.
         """
         return read_json(self.path / name)
+
+
+def check_run_path(path: Path | None) -> None:
+    """Raise UserError for a run folder that is a file; before work whose result it is to hold."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; --run must be a directory")
 
 
 def _identity(recipe: str, free: Sequence[str]) -> Any:

@@ -36,7 +36,9 @@ class DataSettings(Settings):
     allow_truncation: bool = Field(False, description="train on dsc_plus although it exceeds the text tower's context")
     regions_per_image: int = Field(4, ge=1, description="M, maximum of regions drawn per image and step")
     region_sources: tuple[str, ...] | None = Field(
-        None, description="sources of the regions drawn, e.g. vesl:nanodet or vesl:cloc@RECIPE; unset = all"
+        None,
+        description="sources of the regions drawn, e.g. vesl:nanodet or vesl:cloc@RECIPE; own = no pseudo-labels; "
+        "unset = all, pseudo-labels of detectors and models included",
     )
     whole_image_region: bool = Field(
         False, description="an image without regions gets one: the whole image with its drawn text"

@@ -92,6 +92,7 @@ def command(
     """
     from foveate.core.errors import UserError
     from foveate.core.recipes import validate
+    from foveate.core.runs import check_run_path
     from foveate.multimodal.ask_settings import AskSettings
     from foveate.multimodal.choose import check_options
     from foveate.multimodal.opening import open_mllm
@@ -118,6 +119,7 @@ def command(
     missing = [path for path in images if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]}: no such file")
+    check_run_path(run)
     shapes = _read_regions(context.meta["foveate.regions"], regions)
     # Before a model is opened, which takes seconds.
     ask_turns(question, shapes, images=len(images))

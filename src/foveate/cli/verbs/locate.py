@@ -85,6 +85,7 @@ def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_
 
     from foveate.cli.verbs.ask import make_exchange, make_result, write_page
     from foveate.core.errors import UserError
+    from foveate.core.runs import check_run_path
     from foveate.multimodal.opening import open_mllm
     from foveate.multimodal.questions import ask_where
     from foveate.records.images import decode
@@ -92,6 +93,7 @@ def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_
     question = ask_where(phrase)
     if not image.is_file():
         raise UserError(f"{image}: no such file")
+    check_run_path(run)
     start = time.perf_counter()
     opened = open_mllm(str(model), device=device)
     loaded = time.perf_counter()
