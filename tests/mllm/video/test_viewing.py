@@ -16,7 +16,17 @@ from foveate.core.errors import UserError
 from foveate.mllm.video.grammar import parse_how
 from foveate.mllm.video.networks import Network, open_network, wrap_llava
 from foveate.mllm.video.splice import ContextFullError, encode_prompt, splice
+from foveate.mllm.video.strategies import Strategy
+from foveate.mllm.video.strategies.chosen import Chosen
+from foveate.mllm.video.strategies.concat import Concat
+from foveate.mllm.video.strategies.fast import Fast
+from foveate.mllm.video.strategies.freeva import FreeVa
+from foveate.mllm.video.strategies.grid import ImageGrid
+from foveate.mllm.video.strategies.interleaved import Interleaved
+from foveate.mllm.video.strategies.mean import Mean
+from foveate.mllm.video.strategies.slow import Slow
 from foveate.mllm.video.strategies.slowfast import SlowFast
+from foveate.mllm.video.strategies.ts import ThumbnailSampling
 from foveate.mllm.video.viewing import Viewing
 from foveate.mllm.video.watch import ask_all, watch
 from foveate.vision.preprocess import Preprocess
@@ -143,11 +153,15 @@ def test_options_that_are_none(network: Network, options: tuple[str, ...]) -> No
         watch(network, tiny_llavas.frames(3), how="mean").choose("which?", options)
 
 
-@pytest.mark.parametrize("how", ["slow", "concat", "mean", "freeva", "grid", "ts", "interleaved", "chosen"])
-def test_every_strategy_answers(how: str) -> None:
-    small = {"slow": {"slow": 2}, "concat": {"frames": 3}, "ts": {"sampled": 40, "thumbnail": 4},
-             "interleaved": {"slow": 2, "fast": "1x1"}, "chosen": {"slow": 2}}  # fmt: skip
-    viewing = watch(wrap(max_position_embeddings=800), tiny_llavas.frames(), how=parse_how(how, **small.get(how, {})))
+STRATEGIES = (
+    Slow(slow=2), Fast(fast=(1, 2)), Concat(frames=3), Mean(), FreeVa(), ImageGrid(tiles=(1, 2)),
+    ThumbnailSampling(sampled=40, thumbnail=4), Interleaved(slow=2, fast=(1, 1)), Chosen(slow=2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", STRATEGIES, ids=lambda how: how.kind)
+def test_every_strategy_answers(how: Strategy) -> None:
+    viewing = watch(wrap(max_position_embeddings=800), tiny_llavas.frames(), how=how)
     assert viewing.ask("what?", max_tokens=3).tokens <= 3
     assert sum(viewing.record["tokens"].values()) == len(viewing.video_LD)
 
