@@ -206,8 +206,9 @@ def test_a_mean_region_starts_where_a_model_without_encoder_reads_it(changes: di
     rows = torch.arange(len(SHAPES))
     starts = reader.of_prompts(visual.tower_VLD, views, torch.zeros_like(views), rows, prompts)
     expected = model.region_means(visual, boxes, views[:, 0])
-    # The box, and the mask that is the same box, from 512 of its points.
-    torch.testing.assert_close(starts[[0, 3]], expected[[0, 3]], atol=0.02, rtol=0)
+    # The box, and the mask that is the same box, from 512 of its points, which lie on the upper left corners of pixels:
+    # half a pixel of this image moves the mean by up to 0.03, whatever the number of points.
+    torch.testing.assert_close(starts[[0, 3]], expected[[0, 3]], atol=0.04, rtol=0)
     torch.testing.assert_close(reader.of_views(visual.tower_VLD, boxes, views[:, 0]), expected, atol=0.1, rtol=0)
     torch.nn.init.normal_(reader.encoder.last_layer.weight)
     moved = reader.of_prompts(visual.tower_VLD, views, torch.zeros_like(views), rows, prompts)
