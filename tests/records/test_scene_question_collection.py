@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from foveate.records.collection import Collection
-from foveate.records.conversations import Conversation, Conversations, check_conversation
+from foveate.records.conversations import Conversation, Conversations, add_conversations, check_conversation
 from foveate.records.scenes.question_collection import build_questions, draw_asked_scene
+from foveate.records.scenes.scene_collection import LICENSE
+from foveate.records.writer import CollectionWriter
 
 SIZE = 96
 
@@ -55,3 +58,16 @@ def test_each_copy_of_a_counting_scene_is_a_region() -> None:
     phrases = [[region.phrase for region in asked.row.regions] for asked in scenes]
     assert any(len(set(of_scene)) < len(of_scene) for of_scene in phrases), "copies share their phrase"
     assert scenes[0] == draw_asked_scene(kind="counting", seed=0, split="train", index=0, size=SIZE)
+
+
+def test_scenes_that_others_talk_about_get_their_questions(built: Path, tmp_path: Path) -> None:
+    path = tmp_path / "questions"
+    scenes = [draw_asked_scene(kind="scene", seed=0, split="train", index=index, size=SIZE) for index in range(3)]
+    with CollectionWriter(path, license=LICENSE, source="scenes") as writer:
+        for row in (asked.row for asked in scenes):
+            writer.add(row.key, row.data, regions=row.regions, split=row.split)
+    foreign = replace(scenes[0].conversations[0], id="caption", source="captions")
+    add_conversations(path, [foreign])
+    build_questions(path, train=4, size=SIZE)
+    asked = {key for each in read(path) if each.id != "caption" for key in each.images}
+    assert asked == {key for each in read(built) for key in each.images if "-train-" in key}

@@ -13,7 +13,13 @@ from foveate.core.progress import track
 from foveate.core.seeds import generator
 from foveate.records.builtin.concepts import SEEN
 from foveate.records.collection import Collection
-from foveate.records.conversations import Conversation, Conversations, add_conversations
+from foveate.records.conversations import (
+    KIND,
+    Conversation,
+    Conversations,
+    add_conversations,
+    conversation_row,
+)
 from foveate.records.questions import to_conversation
 from foveate.records.record import Region
 from foveate.records.scenes.counting import draw_counting_scene
@@ -24,6 +30,7 @@ from foveate.records.scenes.scene import VISIBLE, Scene, draw_scene
 from foveate.records.scenes.scene_collection import LICENSE, SceneRow, make_scene_row
 from foveate.records.writer import CollectionWriter
 
+_SOURCE = "scenes: "
 COUNTING_SHARE = 0.25
 KINDS = {"scene": 1 - COUNTING_SHARE, "counting": COUNTING_SHARE}
 # Half of the scenes have mostly small things, which only tiles show.
@@ -59,7 +66,7 @@ def draw_asked_scene(*, kind: str, seed: int, split: str, index: int, size: int 
             names = "unseen"
         way = "two answers" if question.choices and len(question.choices) == 2 else "open"
         id = f"{question.kind}/{way}/{names}/{key}/{number}"
-        conversations.append(to_conversation(question, id=id, images=(key,), source=f"scenes: {question.form}"))
+        conversations.append(to_conversation(question, id=id, images=(key,), source=f"{_SOURCE}{question.form}"))
     return AskedScene(row, tuple(conversations))
 
 
@@ -102,19 +109,22 @@ def build_questions(
     conversations: list[Conversation] = []
     with CollectionWriter(target, license=LICENSE, source="scenes") as writer:
         for drawn in track(_draw(positions, seed, size, workers), description="scenes", total=len(positions)):
-            conversations += drawn.conversations
             row = drawn.row
-            if writer.known_sha256(row.key) is None:
-                writer.add(
-                    row.key,
-                    row.data,
-                    captions=row.captions,
-                    regions=row.regions,
-                    labels=row.labels,
-                    group=row.key,
-                    split=row.split,
-                    extra=row.extra,
-                )
+            if writer.known_sha256(row.key) is not None:
+                conversations += drawn.conversations
+                continue
+            # With its image: of what a stopped command has written, none is without its questions.
+            rows = [conversation_row(conversation) for conversation in drawn.conversations]
+            writer.add(
+                row.key,
+                row.data,
+                captions=row.captions,
+                regions=row.regions,
+                labels=row.labels,
+                group=row.key,
+                split=row.split,
+                extra={**row.extra, KIND: rows},
+            )
     add_conversations(target, conversations)
 
 
@@ -150,11 +160,16 @@ def _key(kind: str, split: str, seed: int, index: int) -> str:
 
 
 def _asked_keys(target: Path) -> frozenset[str]:
-    """Return the keys of images that have conversations already."""
+    """Return the keys of images that have these questions already; conversations of other sources do not count."""
     if not target.is_dir() or not any(target.iterdir()):
         return frozenset()
     with Collection.open(target) as collection:
-        return frozenset(key for conversation in Conversations(collection) for key in conversation.images)
+        return frozenset(
+            key
+            for conversation in Conversations(collection)
+            if conversation.source.startswith(_SOURCE)
+            for key in conversation.images
+        )
 
 
 def _draw_position(position: tuple[str, str, int], *, seed: int, size: int) -> AskedScene:
