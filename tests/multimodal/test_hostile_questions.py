@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from foveate.multimodal.answer_writer import AnswerWriter
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.model import PhraseMatch
 from foveate.multimodal.prepare import Question, prepare_questions
-from foveate.records.boxes import PixelBox
+from foveate.records.boxes import Box, PixelBox
 from foveate.records.shapes import Mask, Point, Shape, Stroke
 from naming import raises_naming
 
@@ -45,6 +46,19 @@ def test_regions_that_do_not_lie_in_the_image_are_refused(regions: str, shape: S
     model = Mllm(loaded(regions=regions, box_head=regions == "tokens"))
     with raises_naming(UserError, "region 2", "64 x 50"):
         model.ask(IMAGE, "Is <2> beside <1>?", regions=[PixelBox(1, 1, 9, 9), shape], max_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [[(1, 1, 9, 9)], [[1, 1, 9, 9]], [np.ones((50, 64), dtype=bool)], [Box(0, 0, 0.5, 0.5)], PixelBox(1, 1, 9, 9)],
+    ids=["tuple", "list", "array", "fractions", "no list"],
+)
+def test_regions_that_are_no_shapes_are_named(regions: Any) -> None:
+    model = Mllm(loaded())
+    name = "region 1" if isinstance(regions, list) else "regions"
+    for ask in (model.ask, model.chat(IMAGE).ask):
+        with raises_naming(UserError, name, "PixelBox"):
+            ask(*([IMAGE] if ask == model.ask else []), "What is <1>?", regions=regions)
 
 
 @pytest.mark.parametrize("regions", ["tokens", "text"])

@@ -49,7 +49,7 @@ def prepare_questions(
     """Encode the images of `Question`s, or tuples of the same, and tokenize them; with `ground` they ask for boxes.
 
     Raises:
-        UserError: one of them cannot be full_questions.
+        UserError: one of them cannot be asked; see `foveate.multimodal.ask.Mllm.ask`.
     """
     full_questions = [Question(*question) for question in questions]
     lists = [list_images(question.images) for question in full_questions]

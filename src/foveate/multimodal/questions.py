@@ -28,8 +28,9 @@ def ask_turns(question: str, regions: Sequence[Shape], *, images: int) -> list[T
         question: names the regions `<1>`, `<2>`, or has a `<region>` for each.
 
     Raises:
-        UserError: the question is empty, or its placeholders do not fit images and regions.
+        UserError: the question is empty, its placeholders do not fit images and regions, or a region is no shape.
     """
+    _check_shapes(regions)
     text, regions = name_regions(clean_text(question), regions)
     if not text:
         raise UserError("question: it is empty")
@@ -42,6 +43,19 @@ def ask_turns(question: str, regions: Sequence[Shape], *, images: int) -> list[T
                 f"question: has {text.count(placeholder)} {placeholder} (got {count} {name}); expected one for each"
             )
     return [Turn("user", text, tuple(regions))]
+
+
+def _check_shapes(regions: Sequence[Shape]) -> None:
+    """Raise UserError for regions that are no list, or a region that is no shape, such as four bare numbers."""
+    if not isinstance(regions, Sequence):
+        raise UserError(f"regions: not a list (got {type(regions).__name__}); expected one of shapes")
+    for number, shape in enumerate(regions, 1):
+        if not isinstance(shape, Shape):
+            # Bare numbers could be x, y, width and height, a Box fractions.
+            raise UserError(
+                f"region {number}: not a shape in pixels (got {' '.join(repr(shape).split())[:80]}); expected "
+                "PixelBox, Point, Stroke or Mask"
+            )
 
 
 def check_regions(conversation: Conversation, sizes: Sequence[tuple[int, int]], numbered: Sequence[Shape] = ()) -> None:
