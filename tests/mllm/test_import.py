@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import test_ferret_checkpoints
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import save_file
 from test_add_regions import REGIONS
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
@@ -19,11 +21,14 @@ from transformers import PreTrainedTokenizerFast
 from foveate.cli.verbs.mllm import command
 from foveate.core.errors import UserError
 from foveate.core.model_folder import read_tensors
+from foveate.core.recipes import validate
 from foveate.language.chat import Chat
 from foveate.language.packing import SLOT
 from foveate.language.tokenizer import wrap_transformers
 from foveate.mllm.checkpoints.ferret import IMAGE_ID, read_ferret
 from foveate.mllm.checkpoints.opening import import_model, is_importable
+from foveate.mllm.recipe import MllmRecipe
+from foveate.multimodal.folder import read_settings
 from foveate.multimodal.model import ViewLayout
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import Question, prepare_questions
@@ -144,9 +149,12 @@ def test_a_llava_gets_regions(anyres: bool, asked_collection: Path, tmp_path: Pa
     last = read_tensors(run / "model" / "model.safetensors")
     assert all(torch.equal(value, first[name]) for name, value in before.items() if name != "visual_gain")
     changed = {name for name, value in before.items() if not torch.equal(value, last[name])}
-    assert all(".lora_" in name for name in changed - {"visual_gain", "name_scale"})
-    assert any(".lora_" in name for name in changed)
-    assert {name for name in last if name.startswith("region_reader.")} == last.keys() - before.keys() - {"region_E"}
+    assert changed <= {"visual_gain", "name_scale"}
+    lora = {name for name in last if ".lora_" in name}
+    assert any(not torch.equal(first[name], last[name]) for name in lora)
+    regions = {name for name in last if name.startswith("region_reader.")}
+    assert regions
+    assert last.keys() - before.keys() - {"region_E"} == lora | regions
     trained = open_mllm(run / "model")
     assert trained.ask(IMAGE, "What is <region>?", regions=[Point(9, 9)], max_tokens=3).tokens <= 3
 
@@ -182,6 +190,77 @@ def test_a_ferret_is_asked_about_regions(anyres: bool, tmp_path: Path, monkeypat
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
     answer = model.ask(image, "What is <region>?", regions=shapes[:1], max_tokens=3)
     assert answer.tokens <= 3
+
+
+def test_an_import_that_was_killed_goes_on_with_its_own_model_only(tmp_path: Path) -> None:
+    source, folder = write_llava(tmp_path / "llava"), tmp_path / "imported"
+    model = import_model(source, folder)
+    weights = (model / "model.safetensors").read_bytes()
+    shutil.rmtree(model)
+    other = shutil.copytree(source, tmp_path / "other")
+    tensors = read_tensors(other / "model.safetensors")
+    save_file({name: 2 * value for name, value in tensors.items()}, other / "model.safetensors", {"format": "pt"})
+    with raises_naming(UserError, "language", "llava"):
+        import_model(other, folder)
+    assert (import_model(source, folder) / "model.safetensors").read_bytes() == weights
+    with raises_naming(UserError, "chat", "vicuna", "plain"):
+        import_model(source, folder, chat="plain")
+    assert import_model(source, folder, chat="vicuna") == model
+    (tmp_path / "file").write_text("")
+    with raises_naming(UserError, "file"):
+        import_model(source, tmp_path / "file")
+
+
+def test_turns_of_other_models_need_a_template(tmp_path: Path) -> None:
+    source = write_llava(tmp_path / "llava")
+    words, config = vicuna_tokenizer(), json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"text_config": {"model_type": "mistral"}}))
+    with raises_naming(UserError, "chat", "mistral"):
+        import_model(source, tmp_path / "mistral")
+    (source / "config.json").write_text(json.dumps(config))
+    words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    words.save_pretrained(source)
+    folder = import_model(source, tmp_path / "imported")
+    assert read_settings(folder)[0].language.chat == "chatml"
+
+
+def test_an_imported_model_gets_lora_with_its_regions(tmp_path: Path) -> None:
+    folder = import_model(write_llava(tmp_path / "llava"), tmp_path / "imported")
+    stages = [stage.model_dump() | {"alignment_weight": 0.0, "texts": True} for stage in make_recipe().stages[:1]]
+    for language, expected in (({}, "lora"), ({"tuning": "frozen"}, "frozen"), ({"tuning": "full"}, "full")):
+        content = {"add_regions": str(folder), "model": {**REGIONS, "language": language}, "stages": stages}
+        recipe = validate(MllmRecipe, content, where="test")
+        assert recipe.model.language.tuning == expected
+        assert validate(MllmRecipe, recipe.model_dump(), where="test") == recipe
+
+
+def test_damaged_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_llava(tmp_path / "llava")
+    weights = source / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:999])
+    with raises_naming(UserError, "llava", "header"):
+        import_model(source, tmp_path / "other")
+    weights.write_bytes(whole)
+    tensors = read_tensors(weights)
+    first = tensors.pop("multi_modal_projector.linear_1.weight")
+    save_file(tensors, weights, {"format": "pt"})
+    with raises_naming(UserError, "linear_1.weight"):
+        import_model(source, tmp_path / "other")
+    save_file({**tensors, "multi_modal_projector.linear_1.weight": first[:, :-1].clone()}, weights, {"format": "pt"})
+    with raises_naming(UserError, "linear_1.weight"):
+        import_model(source, tmp_path / "other")
+    monkeypatch.setattr(test_ferret_checkpoints, "ROWS", len(vicuna_tokenizer()))
+    for field, value, name in (
+        ("mm_vision_tower", None, "mm_vision_tower"),
+        ("mm_vision_select_layer", "last", "layer"),
+        ("num_attention_heads", 5, "ferret"),
+    ):
+        (tmp_path / "ferret").mkdir(exist_ok=True)
+        ferret = test_ferret_checkpoints.write(tmp_path / "ferret", anyres=False, **{field: value})
+        vicuna_tokenizer().save_pretrained(ferret)
+        with raises_naming(UserError, name):
+            import_model(ferret, tmp_path / "other")
 
 
 def test_what_is_not_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,11 +257,17 @@ def loading(source: object, *, kind: str = "it") -> Iterator[None]:
     Args:
         kind: what it is loaded as, for the error.
     """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
     with quiet():
         try:
             yield
         # ImportError: a tokenizer may need a package that is not there; AttributeError: a config of another model.
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
+        except (
+            OSError, RuntimeError, KeyError, TypeError, ValueError, ImportError, AttributeError, SafetensorError,
+            StrictDataclassError,
+        ) as error:  # fmt: skip
             # UserError is a ValueError; its text is ours already.
             if isinstance(error, UserError):
                 raise

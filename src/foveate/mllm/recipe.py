@@ -128,7 +128,8 @@ class MllmRecipe(Settings):
     add_regions: str | None = Field(
         default=None,
         description="start from this model, mini (shipped) or a model folder without a region encoder, and give it "
-        "one: `model` then decides regions and the tuning of a language model with a source; all else is the folder's",
+        "one: `model` then decides regions and the tuning of a language model with a source, by default lora where the "
+        "folder's is frozen; all else is the folder's",
     )
     model: MultimodalSettings
     vocabulary: int = Field(
@@ -178,9 +179,9 @@ class MllmRecipe(Settings):
             raise ValueError("stages: box_weight needs model.box_head")
         if self.model.box_head and self.model.regions == "text":
             raise ValueError("model.box_head: needs model.regions 'tokens' or 'hybrid' (got 'text')")
-        # Not merely set: a saved recipe lists all fields, most with their defaults.
         if self.initial and self.add_regions:
             raise ValueError(f"initial: add_regions names the model to start from (got '{self.initial}'); expected one")
+        # Not merely set: a saved recipe lists all fields, most with their defaults.
         changed = self.vocabulary != type(self).model_fields["vocabulary"].default
         if changed and (self.start or isinstance(self.model.language, SourceSettings)):
             source = "initial" if self.initial else "add_regions" if self.add_regions else "model.language.source"
@@ -228,8 +229,11 @@ def _with_regions(model: Mapping[str, Any], recipe_model: Mapping[str, Any], sou
     if regions.get("region_encoder") is None:
         raise UserError("field 'model.region_encoder': missing; add_regions needs one, such as {kind: sampler}")
     language, tuned = model["language"], recipe_model.get("language")
-    if "source" in language and isinstance(tuned, Mapping):
-        language = {**language, **{name: tuned[name] for name in TUNING_FIELDS if name in tuned}}
+    if "source" in language:
+        tuned = tuned if isinstance(tuned, Mapping) else {}
+        # A model that was imported is frozen; stages decide by `language_rate` when its LoRA is trained.
+        tuning = {"tuning": "lora"} if language["tuning"] == "frozen" else {}
+        language = {**language, **tuning, **{name: tuned[name] for name in TUNING_FIELDS if name in tuned}}
     return {**model, **regions, "language": language}
 
 

@@ -204,7 +204,7 @@ def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
         raise click.UsageError(
             f"--add-regions: {model} must be imported before; run foveate mllm import {model} --to DIR, give DIR/model"
         )
-    return str(import_model(model, run / "imported", tuning="lora"))
+    return str(import_model(model, run / "imported"))
 
 
 def _stage_lines(result: dict[str, Any]) -> list[str]:
@@ -466,7 +466,7 @@ def export(model: str, to: str, out: Path | None, as_json: bool) -> None:
 @click.argument("source")
 @path_option("--to", "New folder: gets language/ and model/.", required=True)
 @click.option("--tower", metavar="SOURCE", help="Folder or hub id of Ferret's image tower, if not that of its config.")
-@click.option("--chat", type=click.Choice(["vicuna", "chatml", "plain"]), help="Chat template; by default Vicuna's.")
+@click.option("--chat", type=click.Choice(["vicuna", "chatml", "plain"]), help="Chat template; as a rule Vicuna's.")
 @json_option
 @quiet_option
 def import_(source: str, to: Path, tower: str | None, chat: Any, as_json: bool) -> None:

@@ -126,7 +126,7 @@ def read_ferret(
         choose(str(config.get("mm_projector_type", "linear")), _PROJECTORS, f"{source}: field mm_projector_type")
     ]
     merge = str(config.get("mm_patch_merge_type", "flat"))
-    settings = _read_settings(config, projector, source, tower=tower or str(config.get("mm_vision_tower")))
+    settings = _read_settings(config, projector, source, tower=tower or config.get("mm_vision_tower"))
     built_tower = build_tower(settings.tower)
     if parts["vision_tower"]:
         trunk: Any = built_tower
@@ -192,11 +192,13 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _read_settings(
-    config: Mapping[str, Any], projector: str, source: str | Path, *, tower: str | Path
+    config: Mapping[str, Any], projector: str, source: str | Path, *, tower: str | Path | None
 ) -> MultimodalSettings:
+    if not tower:
+        raise UserError(f"{source}: field mm_vision_tower: missing; set tower: folder or hub id of its image tower")
     content: dict[str, Any] = {
         "tower": {
-            "kind": "clip", "source": str(tower), "layer": int(config.get("mm_vision_select_layer", -2)),
+            "kind": "clip", "source": str(tower), "layer": config.get("mm_vision_select_layer", -2),
             "geometry": "stretch", "projection": "new", "embed_dim": 1,
         },
         "connector": {"kind": projector},

@@ -47,8 +47,10 @@ def read_llava(checkpoint: Checkpoint) -> ImportedParts:
             raise UserError(f"{checkpoint.name}: field {name}: not supported (got {value}); expected {expected}")
     with loading(checkpoint.name):
         theirs, report = AutoModelForImageTextToText.from_pretrained(
-            folder, use_safetensors=True, dtype="auto", trust_remote_code=False, output_loading_info=True
-        )
+            folder, use_safetensors=True, dtype="auto", trust_remote_code=False, output_loading_info=True,
+            # `check_loaded` names the tensor, transformers' error does not.
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
         check_loaded(report, name=checkpoint.name)
     processor = processor_settings(checkpoint)
     next_ = config.model_type == "llava_next"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, read_json
-from foveate.core.hub import HUB_ID, Checkpoint, fetch
+from foveate.core.hub import HUB_ID, Checkpoint, fetch, loading
 from foveate.core.model_folder import CONFIG
 from foveate.mllm.checkpoints.ferret import read_ferret_parts
 from foveate.mllm.checkpoints.llava import MODEL_TYPES, read_llava
@@ -30,7 +31,6 @@ def import_model(
     *,
     tower: str | None = None,
     chat: Literal["vicuna", "chatml", "plain"] | None = None,
-    tuning: Literal["frozen", "lora"] = "frozen",
 ) -> Path:
     """Write a model of LLaVA, LLaVA-NeXT or ml-ferret as FOLDER/model, its language model as FOLDER/language.
 
@@ -38,20 +38,25 @@ def import_model(
         source: folder or hub id, with safetensors.
         folder: new, or of an earlier import of the same model, which is then only looked up.
         tower: of ml-ferret: folder or hub id of its image tower, instead of the one in its config.
-        chat: template; by default Vicuna's, with which LLaVA 1.5, LLaVA 1.6 Vicuna and Ferret were trained.
-        tuning: of the language model in a training that starts from the folder.
+        chat: template; by default Vicuna's, with which LLaVA 1.5, LLaVA 1.6 Vicuna and Ferret were trained, or chatml
+            where the tokenizer has its marks.
 
     Raises:
-        UserError: the source is of another kind or does not fit its config, or the folder holds another model.
+        UserError: the source is of another kind, does not fit its config or needs `chat`, or the folder holds another
+            model.
     """
     checkpoint = fetch(str(source), field="model")
     folder = folder.expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; expected a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder, purpose="import"):
-        imported = find_imported(folder, checkpoint)
+        imported = find_imported(folder, checkpoint, tower=tower, chat=chat)
         if imported is not None:
             return imported
-        return write_model(_read(checkpoint, tower), checkpoint, folder, chat=chat or "vicuna", tuning=tuning)
+        # Before gigabytes of weights are read.
+        template = chat or _find_chat(checkpoint)
+        return write_model(_read(checkpoint, tower), checkpoint, folder, tower=tower, chat=template)
 
 
 def _read(checkpoint: Checkpoint, tower: str | None) -> ImportedParts:
@@ -66,3 +71,24 @@ def _read(checkpoint: Checkpoint, tower: str | None) -> ImportedParts:
         f"{checkpoint.name}: not imported (got model_type '{config.get('model_type')}'); expected "
         f"{', '.join(MODEL_TYPES)} of transformers, or a folder of ml-ferret"
     )
+
+
+def _find_chat(checkpoint: Checkpoint) -> str:
+    """Return the chat template of a model's turns; raise UserError where they may be neither Vicuna's nor chatml's."""
+    from transformers import AutoTokenizer
+
+    with loading(checkpoint.name, kind="its tokenizer"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(checkpoint.folder), trust_remote_code=False)
+    vocabulary, config = tokenizer.get_vocab(), checkpoint.config()
+    if "<|im_start|>" in vocabulary:
+        return "chatml"
+    text = config.get("text_config")
+    # LLaVA's config leaves out what is its default, Llama; ml-ferret's names the decoder in its class.
+    names = text.get("model_type", "llama") if isinstance(text, Mapping) else config.get("architectures", ["llama"])
+    # Llama 3 is a Llama with turns of its own.
+    if "llama" not in str(names).lower() or "<|start_header_id|>" in vocabulary:
+        raise UserError(
+            f"{checkpoint.name}: its turns are not those of Vicuna (got decoder {names}); set chat: expected chatml, "
+            "plain or vicuna, whichever is nearest"
+        )
+    return "vicuna"

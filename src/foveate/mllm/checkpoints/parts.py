@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.core.files import commit_atomically
+from foveate.core.files import commit_atomically, read_json, write_json_atomically
 from foveate.core.hub import Checkpoint, loading
 from foveate.core.recipes import validate
 from foveate.multimodal.build import build_model, open_source
@@ -20,6 +21,7 @@ from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.conversations import REGION
 
 MODEL, LANGUAGE = "model", "language"
+_IDENTITY = "imported.json"
 
 
 @dataclass(frozen=True)
@@ -50,27 +52,41 @@ def load_part(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str
     module.load_state_dict(dict(tensors))
 
 
-def write_model(parts: ImportedParts, checkpoint: Checkpoint, folder: Path, *, chat: str, tuning: str) -> Path:
-    """Write the parts as FOLDER/language, in the format of transformers, and FOLDER/model; return the latter."""
+def write_model(parts: ImportedParts, checkpoint: Checkpoint, folder: Path, *, tower: str | None, chat: str) -> Path:
+    """Write the parts as FOLDER/language, in the format of transformers, and FOLDER/model; return the latter.
+
+    Args:
+        tower: see `foveate.mllm.checkpoints.opening.import_model`. chat: template.
+
+    Raises:
+        UserError: FOLDER/language is of another model, or a part does not fit the config.
+    """
+    identity = identify(checkpoint) | ({} if tower is None else {"tower": tower})
     language = folder / LANGUAGE
     if not language.is_dir():
         unfinished = folder / f".{LANGUAGE}.partial"
+        # A killed import may have left shards of another model.
+        shutil.rmtree(unfinished, ignore_errors=True)
         _save_language(parts.decoder, checkpoint, unfinished)
+        write_json_atomically(unfinished / _IDENTITY, identity)
         commit_atomically(unfinished, language)
+    stored = read_json(language / _IDENTITY) if (language / _IDENTITY).is_file() else {}
+    if stored.get("sha256") != identity["sha256"]:
+        raise UserError(f"{language}: not of {checkpoint.name} (got {stored.get('source')}); expected a new folder")
     dtype = "fp32" if parts.decoder.dtype == torch.float32 else "bf16"
-    source = {"source": str(language.resolve()), "chat": chat, "tuning": tuning, "dtype": dtype}
+    # Frozen: LoRA would cost time in every answer; a training that adds regions adds it.
+    source = {"source": str(language.resolve()), "chat": chat, "tuning": "frozen", "dtype": dtype}
     settings = validate(MultimodalSettings, {**parts.settings, "language": source}, where=checkpoint.name)
     assert isinstance(settings.language, SourceSettings)
     opened = open_source(settings.language)
     model = build_model(settings, language_model=opened.model, region_id=opened.tokenizer.special[REGION])
-    tower: Any = model.tower
-    load_part(tower.encoder.trunk, _to_float(parts.tower), f"{checkpoint.name}: tower")
+    built: Any = model.tower
+    load_part(built.encoder.trunk, _to_float(parts.tower), f"{checkpoint.name}: tower")
     load_part(model.connector, _to_float(parts.connector), f"{checkpoint.name}: connector")
     if model.region_reader is not None:
         load_part(model.region_reader.encoder, _to_float(parts.regions), f"{checkpoint.name}: region encoder")
     # Our models scale visual tokens to the length of embeddings; these were trained at their length.
     model.visual_gain.data.fill_(1)
-    identity = identify(checkpoint)
     card = (
         f"# {checkpoint.name}, imported\n\nWeights of {checkpoint.name} ({identity['sha256']}) in the format of "
         "Foveate, written by `foveate mllm import`. Their license is that of the original; nothing was measured.\n"
@@ -91,17 +107,22 @@ def identify(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"source": checkpoint.name, "commit": checkpoint.commit, "sha256": checkpoint.digest()}
 
 
-def find_imported(folder: Path, checkpoint: Checkpoint) -> Path | None:
+def find_imported(folder: Path, checkpoint: Checkpoint, *, tower: str | None, chat: str | None) -> Path | None:
     """Return the model that an earlier import of the same checkpoint left in a folder.
 
     Raises:
-        UserError: the folder holds another model.
+        UserError: the folder holds another model, or the same with another tower or template.
     """
     if not (folder / MODEL).is_dir():
         return None
-    earlier = read_settings(folder / MODEL)[1]["provenance"].get("imported")
+    settings, config = read_settings(folder / MODEL)
+    earlier = config["provenance"].get("imported")
     if earlier is None or earlier["sha256"] != checkpoint.digest():
         raise UserError(f"{folder}: holds another model (got {earlier}); expected a new folder for {checkpoint.name}")
+    assert isinstance(settings.language, SourceSettings)
+    for name, value, stored in (("tower", tower, earlier.get("tower")), ("chat", chat, settings.language.chat)):
+        if value not in (None, stored):
+            raise UserError(f"{name}: {folder} was imported with {stored} (got {value}); expected it, or a new folder")
     return folder / MODEL
 
 
