@@ -82,7 +82,7 @@ class FrameAggregator:
     >>> layout = SlowFast().layout(num_frames=50, image_tokens=576)
     >>> aggregator = FrameAggregator(layout)
     >>> for image in layout.images:
-    ...     _ = aggregator.add(torch.zeros(576, 8))
+    ...     aggregator.add(torch.zeros(576, 8))
     >>> aggregator.finish().shape
     torch.Size([3680, 8])
     """
@@ -93,17 +93,12 @@ class FrameAggregator:
         self._pending = {block: sum(map(len, entry.bin_ranges())) for block, entry in enumerate(layout.blocks)}
         self._sums: dict[int, Tensor] = {}
         self._rows_LD: Tensor | None = None
-        self._written: dict[int, int] = {}
-        self._num_added = self._num_final = 0
+        self._num_added = 0
         for text in layout.warnings:
             warnings.warn(text, stacklevel=2)
 
-    def add(self, tokens_ND: Tensor) -> Tensor:
-        """Add the tokens of the next image of the layout.
-
-        Returns:
-            The rows [K, D] that are final now and follow on those of the calls before; all returned rows together are
-            the result. A view of it: for gradients use `finish`.
+    def add(self, tokens_ND: Tensor) -> None:
+        """Add the tokens [N, D] of the next image of the layout.
 
         Raises:
             UserError: no image is left, or the tokens have another shape or type than the first ones.
@@ -121,10 +116,6 @@ class FrameAggregator:
             else:
                 self._put(write.start, rows_KD)
         self._num_added += 1
-        before = self._num_final
-        while self._num_final in self._written:
-            self._num_final = self._written.pop(self._num_final)
-        return self._rows_LD[before : self._num_final]
 
     def finish(self) -> Tensor:
         """Return all rows [L, D]; raise UserError while images are missing."""
@@ -151,7 +142,6 @@ class FrameAggregator:
     def _put(self, start: int, rows_KD: Tensor) -> None:
         assert self._rows_LD is not None
         self._rows_LD[start : start + len(rows_KD)] = rows_KD
-        self._written[start] = start + len(rows_KD)
 
     def _accumulate(self, write: _Write, rows_KD: Tensor) -> None:
         """Add pooled rows to the means of bins; write them once the last image of the block is there."""
