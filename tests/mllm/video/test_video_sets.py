@@ -235,6 +235,9 @@ def test_clips_are_files_or_folders_of_images(tmp_path: Path) -> None:
     assert {name: path.relative_to(tmp_path).as_posix() for name, path in clips.items()} == {
         "a": "deep/er/a.MP4", "b": "frames/b", "d": "d.gif",
     }  # fmt: skip
+    # Another folder may hold another clip of the name at the end of a path.
+    paths = [replace(base, id=name, clip=(name,)) for name in ("deep/er/a", "frames/a", "a/b")]
+    assert find_clips(tmp_path, paths) == {"deep/er/a": tmp_path / "deep/er/a.MP4"}
     with raises_naming(UserError, tmp_path / "none"):
         find_clips(tmp_path / "none", questions)
 

@@ -227,7 +227,8 @@ def find_clips(folder: Path, questions: Iterable[VideoQuestion]) -> dict[str, Pa
     clips = {}
     for question in questions:
         for name in question.clip:
-            matches = by_path.get(name) or by_stem.get(name.rpartition("/")[2], [])
+            # A path is no mere name: another folder may hold another clip of this name.
+            matches = by_path.get(name) or ([] if "/" in name else by_stem.get(name, []))
             if len(matches) > 1:
                 listed = ", ".join(sorted(str(match.relative_to(folder)) for match in matches)[:3])
                 raise UserError(f"{folder}: {len(matches)} clips are called '{name}' ({listed}); expected one")
