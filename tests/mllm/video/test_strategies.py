@@ -141,6 +141,13 @@ def test_linspace_equals_torch(end: int, steps: int) -> None:
     assert np.array_equal(float_linspace(end, steps), torch.linspace(0, end, steps).numpy())
 
 
+def test_chosen_slow_frames_of_a_short_clip_do_not_repeat() -> None:
+    for how in (parse_how("chosen", slow=6), parse_how("slowfast", slow=6, slow_pool="concat", choose="change")):
+        assert how.count_tokens(4, 16)["slow"] == 4 * 16
+        assert how.layout(4, 16, slow_indices=range(4)).warnings == how.layout(4, 16).warnings == ()
+    assert parse_how("slowfast", slow=6, slow_pool="concat").count_tokens(4, 16)["slow"] == 6 * 16
+
+
 def test_impossible_clips_are_refused() -> None:
     with raises_naming(UserError, "frames", 0):
         parse_how("slowfast").count_tokens(0, 576)

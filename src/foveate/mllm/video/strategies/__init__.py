@@ -103,7 +103,8 @@ class SlowStrategy(Strategy):
     def pick_slow(self, num_frames: int, slow_indices: Sequence[int] | None) -> tuple[int, ...]:
         """Return the given indices, or evenly spread ones; raise UserError for one outside the clip."""
         if slow_indices is None:
-            return slow_positions(num_frames, self.slow)
+            # Chosen frames never repeat: a plan, which does not know them, counts as many.
+            return slow_positions(num_frames, self.slow if self.choose == "even" else min(self.slow, num_frames))
         outside = [index for index in slow_indices if not 0 <= index < num_frames]
         if outside:
             raise UserError(f"slow_indices: outside the clip (got {outside[0]}); expected 0 to {num_frames - 1}")
@@ -114,12 +115,12 @@ class SlowStrategy(Strategy):
         pool, bins = operator_pool(self.slow_pool)
         return frames_block("slow", images, frames, pool, bins)
 
-    def slow_warnings(self, num_frames: int, image_tokens: int) -> list[str]:
-        """List what is unusual about slow frames of this clip."""
+    def slow_warnings(self, slow: Sequence[int], image_tokens: int) -> list[str]:
+        """List what is unusual about these slow frames."""
         texts = []
-        if self.slow > num_frames:
-            texts.append(f"slow: {self.slow} slow frames of {num_frames}; frames repeat")
-        if self.slow and self.slow_pool.startswith("spatial_1d") and image_tokens % 2:
+        if len(set(slow)) < len(slow):
+            texts.append(f"slow: {len(slow)} slow frames of {len(set(slow))}; frames repeat")
+        if slow and self.slow_pool.startswith("spatial_1d") and image_tokens % 2:
             texts.append(
                 f"slow_pool: on an odd grid ({image_tokens} tokens) pairs cross the ends of rows and the last token is "
                 "dropped, as in the official code; 'grid_1x2' pairs within rows"

@@ -31,7 +31,7 @@ class Interleaved(SlowStrategy):
             for frame in range(num_frames)
         )
         # Slow frames do not repeat here, so that too few frames need no warning.
-        odd = self.slow_warnings(max(num_frames, self.slow), image_tokens)
+        odd = self.slow_warnings(sorted(set(slow)), image_tokens)
         return Layout(image_tokens, images, blocks, (*odd, *fast_warnings(self.fast, image_tokens)))
 
 

@@ -16,7 +16,7 @@ class Slow(SlowStrategy):
     def _arrange(self, num_frames: int, image_tokens: int, slow: tuple[int, ...]) -> Layout:
         """Lay out the rows of slow frames; see `Strategy.layout`."""
         images = frame_images(slow)
-        warnings = tuple(self.slow_warnings(num_frames, image_tokens))
+        warnings = tuple(self.slow_warnings(slow, image_tokens))
         return Layout(image_tokens, images, (self.slow_block(images, slow),), warnings)
 
 

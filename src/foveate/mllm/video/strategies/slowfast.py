@@ -36,7 +36,7 @@ class SlowFast(SlowStrategy):
         blocks = [self.slow_block(images, slow)]
         if self.fast:
             blocks.append(frames_block("fast", images, fast, grid_pool(self.fast, self.fast_pool)))
-        warnings = self.slow_warnings(num_frames, image_tokens) + fast_warnings(self.fast, image_tokens)
+        warnings = self.slow_warnings(slow, image_tokens) + fast_warnings(self.fast, image_tokens)
         return Layout(image_tokens, images, tuple(blocks), tuple(warnings))
 
 
