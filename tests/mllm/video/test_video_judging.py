@@ -258,6 +258,8 @@ def test_a_run_that_is_not_finished_or_none_is_refused(tmp_path: Path) -> None:
         score(run)
     with raises_naming(UserError, "--judge-model"):
         score(run, JudgeSettings(judge="http://127.0.0.1:1/v1"))
+    with raises_naming(UserError, "--judge"):
+        JudgeSettings(judge_model="local").open_judge()
     lines = (run / ANSWERS).read_text().splitlines(keepends=True)
     (run / ANSWERS).write_text(lines[0])
     with raises_naming(UserError, run, "1 of 2", "foveate video evaluate"):

@@ -47,9 +47,9 @@ class JudgeSettings(Settings):
         """Return the judge; None without an address.
 
         Raises:
-            UserError: an address without a name, or a wrong one.
+            UserError: an address without a name, a name without an address, or a wrong address.
         """
-        if not self.judge:
+        if not self.judge and not self.judge_model:
             return None
         return ServerJudge(self.judge, self.judge_model, key_env=self.judge_key_env, timeout_seconds=self.judge_seconds)
 
