@@ -40,7 +40,7 @@ class VideoAskResult(RunResult):
     Attributes:
         how: the strategy with its options. fitted: what was changed so that the clip fits.
         tokens: of each path. grids: rows and columns of tokens that a frame keeps in each path, where they are a grid.
-        text_tokens: of the longest question with its prompt. limit: positions of the language model.
+        limit: positions of the language model.
     """
 
     kind: Literal["video_ask"] = "video_ask"
@@ -52,7 +52,6 @@ class VideoAskResult(RunResult):
     frames: list[ShownFrame]
     tokens: dict[str, int] = {}
     grids: dict[str, tuple[int, int]] = {}
-    text_tokens: int = 0
     limit: int | None = None
     warnings: list[str] = []
     exchanges: list[VideoExchange] = []
