@@ -12,12 +12,15 @@ from PIL import Image
 
 import tiny
 from chat_server import ChatServer, says
+from foveate.cli.video_options import Span
+from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
 from foveate.mllm.video.judging import REPLIES
 from foveate.mllm.video.results import VideoAskResult
 from foveate.mllm.video.scores import ANSWERS
 from foveate.pretrain.train import build_model
 from foveate.vision.localizer.folder import save_model
+from naming import raises_naming
 
 HOW = "slowfast-slow_2frms_spatial_1d_max_pool-fast_1x1"
 
@@ -122,6 +125,8 @@ def test_frames_are_chosen_by_what_they_show(foveate: Any, clip: Path, tmp_path:
     for arguments, name in (
         (["--choose", "change"], "--selector"),
         (["--choose", "query", "--selector", tmp_path / "model"], "query"),
+        (["--query", "a red boat"], "query"),
+        (["--how", "mean", "--query", "a red boat"], "query"),
         (["--from", "0:07"], "0:05.0"),
         (["--from", "soon"], "--from"),
         (["--how", "slowfst"], "slowfast"),
@@ -133,7 +138,25 @@ def test_a_plan_counts_before_weights_are_read(foveate: Any, clip: Path) -> None
     planned = foveate("video", "plan", "mini", clip, "--slow", 2, "--fast", "1x1", "--json").json
     assert planned["frames"] == 6
     assert sum(planned["tokens"].values()) + planned["text"] + planned["left"] == planned["limit"] == 1024
+    part = foveate("video", "plan", "mini", clip, "--from", 1, "--to", "0:04", "--json").json
+    assert part["frames"] == 3
     assert foveate("video", "plan", "mini", clip, "--seconds", 3).code == 2
+    assert foveate("video", "plan", "mini", "--seconds", 3, "--to", 1).code == 2
+    (clip / "4.png").write_bytes(b"no image")
+    assert "--allow-damaged" in foveate("video", "plan", "mini", clip).sentence
+    assert foveate("video", "plan", "mini", clip, "--allow-damaged", "--json").json["frames"] == 5
+
+
+def test_options_without_effect_are_refused(foveate: Any, clip: Path, tmp_path: Path) -> None:
+    for questions in (["where?", "what?"], []):
+        verb = ["ask", "mini", clip, *questions] if questions else ["chat", "mini", clip]
+        assert "--choose query" in foveate("video", *verb, "--choose", "query", "--selector", tmp_path).sentence
+
+
+def test_parts_of_clips() -> None:
+    assert Span.parse("1:20", None) == Span(80.0, None)
+    with raises_naming(UserError, "--to", "1:75"):
+        Span.parse(None, "1:75")
 
 
 def test_a_phrase_is_looked_for_in_every_frame(foveate: Any, clip: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from foveate.mllm.video.evaluate import ClipRequest
 from foveate.mllm.video.grammar import parse_how
 from foveate.mllm.video.networks import open_network
 from foveate.mllm.video.watch import watch
+from naming import raises_naming
 
 HOW = "slowfast-slow_2frms_spatial_1d_max_pool-fast_1x1"
 
@@ -73,6 +74,27 @@ def test_a_clip_is_encoded_once_for_questions_in_two_batches(
     for batch in ([first, second], [second, second], [second, first]):
         watcher.ask_all([ClipRequest(clip, "what?") for clip in batch], max_tokens=2)
     assert clips == ["clip0", "clip1", "clip0"]
+
+
+def test_fit_leaves_room_for_each_question(network: Network, videos: Path) -> None:
+    how = parse_how("slowfast", frames=5, slow=4, slow_pool="1x1", fast="4x4")
+    texts = ["what?", "where does it go " * 4, "and " * 400, "what?"]
+    requests = [ClipRequest(videos / "deep/clip0", text) for text in texts]
+    first, second, too_long, again = ClipWatcher(network, how, fit=True).ask_all(requests, max_tokens=200)
+    assert not isinstance(first, UserError)
+    assert not isinstance(second, UserError)
+    assert sum(second.seen["tokens"].values()) < sum(first.seen["tokens"].values())
+    assert isinstance(too_long, UserError)
+    assert "--fit" not in str(too_long)
+    (alone,) = ClipWatcher(network, how, fit=True).ask_all(requests[:1], max_tokens=200)
+    assert not isinstance(again, UserError)
+    assert not isinstance(alone, UserError)
+    assert (first.text, first.seen) == (again.text, again.seen) == (alone.text, alone.seen)
+
+
+def test_a_set_cannot_choose_frames_by_its_questions(network: Network) -> None:
+    with raises_naming(UserError, "choose", "query"):
+        ClipWatcher(network, parse_how("slowfast", choose="query"))
 
 
 def test_the_description_names_all_that_decides_what_is_seen(network: Network, tmp_path: Path) -> None:

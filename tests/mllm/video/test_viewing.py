@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_llavas
+import tokenizers
 import torch
 from PIL import Image
 
@@ -28,7 +30,7 @@ from foveate.mllm.video.strategies.slow import Slow
 from foveate.mllm.video.strategies.slowfast import SlowFast
 from foveate.mllm.video.strategies.ts import ThumbnailSampling
 from foveate.mllm.video.viewing import Viewing
-from foveate.mllm.video.watch import ask_all, watch
+from foveate.mllm.video.watch import ask_all, count_text, watch
 from foveate.vision.preprocess import Preprocess
 from naming import raises_naming
 
@@ -166,6 +168,14 @@ def test_every_strategy_answers(how: Strategy) -> None:
     assert sum(viewing.record["tokens"].values()) == len(viewing.video_LD)
 
 
+def test_letters_that_are_one_token_are_refused(network: Network) -> None:
+    assert network.tokenizer is not None
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    letterless = replace(network, tokenizer=replace(network.tokenizer, backend=backend))
+    with raises_naming(UserError, "options", "llava"):
+        watch(letterless, tiny_llavas.frames(3), how="mean").choose("which?", ["red", "blue"])
+
+
 def test_frames_and_record(network: Network) -> None:
     viewing = watch(network, tiny_llavas.frames(12), how=HOW, start=2)
     assert [frame.index for frame in viewing.frames if frame.is_slow] == [2, 5, 7]
@@ -197,6 +207,8 @@ def test_slow_frames_are_chosen_by_what_they_show(network: Network) -> None:
         watch(network, clip, how=like)
     with raises_naming(UserError, "selector", "even"):
         watch(network, clip, how=HOW, selector=Brightness())
+    with raises_naming(UserError, "query", "cover"):
+        watch(network, clip, how=how, query="something bright")
 
 
 def test_what_is_too_long_is_refused_with_what_would_fit(network: Network) -> None:
@@ -213,6 +225,11 @@ def test_what_is_too_long_is_refused_with_what_would_fit(network: Network) -> No
     fitted = watch(network, tiny_llavas.frames(12), how=how, fit=True, text_tokens=330)
     assert len(fitted.video_LD) <= 512 - 330
     assert fitted.record["fitted"] == list(fitted.changes) != []
+    # Room for a long question, and for a long answer.
+    for question, options, max_tokens in (("why " * 40, (), 20), ("why?", ("b " * 30, "c"), 90), ("why?", (), 300)):
+        text_tokens = count_text(network, [("what?", ()), (question, options)], max_tokens=max_tokens)
+        fitted = watch(network, tiny_llavas.frames(12), how=how, fit=True, text_tokens=text_tokens)
+        assert len(fitted.encode_question(question, options, max_tokens).after) <= text_tokens - max_tokens
 
 
 def test_the_shipped_model_watches() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,8 @@ def ask(
 
         # Before a model is opened, which takes seconds.
         check_choices(options)
-    viewing = _watch(model, clip, query=questions[0], **viewing_options)
+    requests = [(question, options) for question in questions]
+    viewing = _watch(model, clip, requests, max_tokens=max_tokens, **viewing_options)
     exchanges = []
     for question in questions:
         if len(questions) > 1 and not as_json:
@@ -130,7 +132,7 @@ def chat(model: str, clip: Path, max_tokens: int, run: Path | None, **viewing_op
     """
     from foveate.core.errors import UserError
 
-    viewing = _watch(model, clip, query=None, **viewing_options)
+    viewing = _watch(model, clip, [], max_tokens=max_tokens, **viewing_options)
     for line in describe_viewing(viewing):
         click.echo(line, err=True)
     exchanges = []
@@ -178,7 +180,6 @@ def frames(
     """
     from foveate.core.runs import RunFolder
     from foveate.mllm.video.results import VideoAskResult
-    from foveate.mllm.video.strategies import SlowStrategy
     from foveate.mllm.video.viewing import SeenFrame
     from foveate.mllm.video.watch import choose_slow
     from foveate.report import render
@@ -190,10 +191,8 @@ def frames(
     read = read_clip(
         clip, strategy_settings.frames, start=span.start, end=span.end, transform=shrink, allow_damaged=allow_damaged
     )
-    slow: tuple[int, ...] = ()
-    if isinstance(strategy_settings, SlowStrategy):
-        indices = choose_slow(strategy_settings, read.frames, selector=encoder, query=query)
-        slow = strategy_settings.pick_slow(len(read.frames), indices)
+    indices = choose_slow(strategy_settings, read.frames, selector=encoder, query=query)
+    slow = strategy_settings.pick_slow(len(read.frames), indices)
     columns = zip(read.indices, read.times, read.frames, strict=True)
     seen = [SeenFrame(index, time, row in slow, image) for row, (index, time, image) in enumerate(columns)]
     folder = RunFolder.create(run or Path("runs/video-frames"))
@@ -220,6 +219,7 @@ def frames(
     "--text-tokens", type=click.IntRange(1), help="Tokens of prompt, question and answer; 416 by default, as a paper's."
 )
 @strategy_options
+@span_options
 @json_option
 @quiet_option
 def plan(
@@ -228,6 +228,9 @@ def plan(
     seconds: float | None,
     text_tokens: int | None,
     how: str,
+    start: str | None,
+    end: str | None,
+    allow_damaged: bool,
     as_json: bool,
     **strategy: Any,
 ) -> None:
@@ -245,10 +248,12 @@ def plan(
 
     if clip is not None and seconds is not None:
         raise click.UsageError("--seconds has no effect with a CLIP, whose length is read")
-    total = None
+    if clip is None and (start or end or allow_damaged):
+        raise click.UsageError("--from, --to and --allow-damaged have no effect without a CLIP")
+    span, total = Span.parse(start, end), None
     if clip is not None:
         # The frames are decoded to be counted: headers are often wrong.
-        read = read_clip(clip, 1, transform=shrink)
+        read = read_clip(clip, 1, start=span.start, end=span.end, transform=shrink, allow_damaged=allow_damaged)
         total, seconds = read.num_decoded, (read.seconds[1] - read.seconds[0]) or None
     planned = plan_video(
         model, how=build_how(how, strategy), total=total, seconds=seconds, text_tokens=text_tokens or TEXT_TOKENS
@@ -433,8 +438,9 @@ def score(run: Path, settings: dict[str, Any], as_json: bool) -> None:
 def _watch(
     model: str,
     clip: Path,
+    requests: Sequence[tuple[str, Sequence[str]]],
     *,
-    query: str | None,
+    max_tokens: int,
     how: str,
     start: str | None,
     end: str | None,
@@ -445,27 +451,34 @@ def _watch(
     device: str | None,
     **strategy: Any,
 ) -> Viewing:
-    """Show a clip to a model as the options of `ask` and `chat` say."""
+    """Show a clip to a model as the options of `ask` and `chat` say; `requests` are questions with their options."""
     from foveate.core.errors import UserError
-    from foveate.mllm.video.watch import watch
+    from foveate.mllm.video.networks import open_network
+    from foveate.mllm.video.watch import count_text, watch
 
     settings, span = build_how(how, strategy), Span.parse(start, end)
+    by_question = getattr(settings, "choose", "even") == "query"
+    if by_question and len(requests) != 1:
+        raise UserError(
+            f"--choose query: frames are chosen for one question (got {len(requests)}); expected one, or cover"
+        )
     if not clip.exists():
         # Before a model is opened, which takes seconds.
         raise UserError(f"{clip}: no such file or folder")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
+        network = open_network(model, device=device)
         viewing = watch(
-            model,
+            network,
             clip,
             how=settings,
             start=span.start,
             end=span.end,
             selector=_open_selector(selector, device),
-            query=query,
+            query=requests[0][0] if by_question else None,
             fit=fit,
+            text_tokens=count_text(network, requests, prompt=prompt or None, max_tokens=max_tokens) if fit else None,
             prompt=prompt or None,
-            device=device,
             allow_damaged=allow_damaged,
         )
     # Those of the strategy are listed with what was seen.

@@ -13,23 +13,31 @@ from foveate.mllm.video.adapter import Network
 from foveate.mllm.video.evaluate import ClipRequest
 from foveate.mllm.video.strategies import Strategy
 from foveate.mllm.video.viewing import VideoAnswer, Viewing
-from foveate.mllm.video.watch import ask_all, watch
+from foveate.mllm.video.watch import ask_all, count_text, watch
+
+_TEXT_STEP = 32
 
 
 class ClipWatcher:
     """Answer questions about clips with an image model.
 
     A clip with several questions in a batch is read once for all of them; questions of clips with one each are answered
-    together. So an answer follows from the questions of its batch, wherever a run was stopped.
+    together. So an answer follows from the questions of its batch, wherever a run was stopped. With `fit` each question
+    sees what fits beside itself, whatever else is in its batch.
 
     Args:
         options: further arguments of `watch`: fit, prompt, allow_damaged.
+
+    Raises:
+        UserError: slow frames are to be chosen by a question.
     """
 
     def __init__(self, network: Network, how: Strategy, **options: Any) -> None:
+        if getattr(how, "choose", "even") == "query":
+            raise UserError("choose: 'query' reads a clip for each question; expected even, cover or change for a set")
         self.network, self.how = network, how
         self.options = {name: value for name, value in options.items() if value}
-        self._last: tuple[Path, Viewing] | None = None
+        self._last: tuple[tuple[Path, int | None], Viewing] | None = None
 
     @property
     def description(self) -> str:
@@ -42,13 +50,13 @@ class ClipWatcher:
 
     def ask_all(self, requests: Sequence[ClipRequest], *, max_tokens: int) -> list[VideoAnswer | UserError]:
         """Answer requests in their order, with an error in the place of an answer where a clip cannot be used."""
-        by_clip: dict[Path, list[int]] = {}
+        by_clip: dict[tuple[Path, int | None], list[int]] = {}
         for row, request in enumerate(requests):
-            by_clip.setdefault(request.clip, []).append(row)
+            by_clip.setdefault((request.clip, self._count_text(request, max_tokens)), []).append(row)
         answers: dict[int, VideoAnswer | UserError] = {}
         singles: list[tuple[int, Viewing]] = []
-        for clip, rows in by_clip.items():
-            viewing = self._watch(clip)
+        for (clip, text_tokens), rows in by_clip.items():
+            viewing = self._watch(clip, text_tokens)
             if isinstance(viewing, UserError):
                 answers |= dict.fromkeys(rows, viewing)
             elif len(rows) == 1:
@@ -66,15 +74,27 @@ class ClipWatcher:
         answers |= {row: reply for (row, _), reply in zip(singles, replies, strict=True)}
         return [answers[row] for row in range(len(requests))]
 
-    def _watch(self, clip: Path) -> Viewing | UserError:
+    def _count_text(self, request: ClipRequest, max_tokens: int) -> int | None:
+        """Return the tokens for which `fit` leaves room, in steps: questions of about one length share a viewing."""
+        if not self.options.get("fit"):
+            return None
+        try:
+            question = [(request.text, request.options)]
+            count = count_text(self.network, question, prompt=self.options.get("prompt"), max_tokens=max_tokens)
+        except UserError:
+            # It is refused when it is asked.
+            return None
+        return -(-count // _TEXT_STEP) * _TEXT_STEP
+
+    def _watch(self, clip: Path, text_tokens: int | None) -> Viewing | UserError:
         # Questions of a clip may begin in one batch and end in the next.
-        if self._last is not None and self._last[0] == clip:
+        if self._last is not None and self._last[0] == (clip, text_tokens):
             return self._last[1]
         try:
-            viewing = watch(self.network, clip, how=self.how, **self.options)
+            viewing = watch(self.network, clip, how=self.how, text_tokens=text_tokens, **self.options)
         except UserError as error:
             return error
-        self._last = (clip, viewing)
+        self._last = ((clip, text_tokens), viewing)
         return viewing
 
 

@@ -101,6 +101,12 @@ class Prompts:
     ask: PromptTemplate
     choose: PromptTemplate
 
+    def fill(self, frame: ChatFrame, question: str, options: Sequence[str] = ()) -> Prompt:
+        """Fill in a question, with options or none; raise UserError where a text is empty."""
+        if not options:
+            return self.ask.fill(frame, check_question(question))
+        return self.choose.fill(frame, check_question(question), check_choices(options, distinct=False))
+
 
 VIDEO = Prompts(
     PromptTemplate(

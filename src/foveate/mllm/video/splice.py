@@ -115,8 +115,8 @@ def check_room(how: Strategy, room: Room) -> None:
     """Raise ContextFullError where a video does not fit, with the largest settings that would."""
     if room.holds(how):
         return
-    fitting = list_fitting(how, room)
-    advice = f"{' or '.join(fitting)} would fit, as would --fit" if fitting else "expected another strategy or model"
+    fitting = [*list_fitting(how, room), *(["--fit"] if room.holds(_shrink(how, room)) else [])]
+    advice = f"{' or '.join(fitting)} would fit" if fitting else "expected another strategy or model"
     raise ContextFullError(
         f"context: {room.count(how):,} tokens of video and {room.text:,} of text and answer do not fit in "
         f"{room.limit:,}; {advice}"
@@ -141,21 +141,26 @@ def fit_strategy(how: Strategy, room: Room) -> tuple[Strategy, tuple[str, ...]]:
     Raises:
         ContextFullError: the smallest does not fit either.
     """
-    fitted = how
-    for name, values in _list_shrinks(how, room, min_slow=_MIN_SLOW):
-        if room.holds(fitted) or not values:
-            continue
-        value = _find_largest(fitted, name, values, room)
-        shrunk = fitted.model_copy(update={name: values[-1] if value is None else value})
-        # What changes nothing, as the number of frames where slow ones alone are read, stays.
-        if room.count(shrunk) < room.count(fitted):
-            fitted = shrunk
+    fitted = _shrink(how, room)
     check_room(fitted, room)
     changes = ((name, getattr(how, name), getattr(fitted, name)) for name in ("fast", "frames", "sampled", "slow")
                if hasattr(how, name))  # fmt: skip
     return fitted, tuple(
         f"{name} {_write_value(old)} -> {_write_value(new)}" for name, old, new in changes if old != new
     )
+
+
+def _shrink(how: Strategy, room: Room) -> Strategy:
+    """Return the largest strategy that fits, or the smallest where none does."""
+    for name, values in _list_shrinks(how, room, min_slow=_MIN_SLOW):
+        if room.holds(how) or not values:
+            continue
+        value = _find_largest(how, name, values, room)
+        shrunk = how.model_copy(update={name: values[-1] if value is None else value})
+        # What changes nothing, as the number of frames where slow ones alone are read, stays.
+        if room.count(shrunk) < room.count(how):
+            how = shrunk
+    return how
 
 
 def _list_shrinks(how: Strategy, room: Room, *, min_slow: int) -> Iterator[tuple[str, Sequence[Any]]]:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.generate import Completion, GenerationSettings, Prefix, predict, read_prefix, stream
 from foveate.mllm.video.layout import Layout
@@ -161,7 +162,7 @@ class Viewing:
         """Choose an option by the probability of its letter as the next token.
 
         Raises:
-            UserError: as `ask`; or there are fewer than two different options.
+            UserError: as `ask`; there are fewer than two different options, or the model's tokenizer lacks letters.
         """
         letters = list_letters(options)
         prompt = self.prompts.choose.fill(self.network.frame, check_question(question), check_choices(options))
@@ -169,6 +170,8 @@ class Viewing:
         sides = [encode_prompt(self.network, each) for each in answered]
         # The letter may be one token with the mark before it: what all sides share is the prompt.
         shared = 0
+        if len({tuple(side.after) for side in sides}) < len(letters):
+            raise UserError(f"options: letters up to {letters[-1]} are not different tokens of {self.network.name}")
         while len({tuple(side.after[: shared + 1]) for side in sides}) == 1:
             shared += 1
         ids = PromptIds(sides[0].before, sides[0].after[:shared])
@@ -206,18 +209,13 @@ class Viewing:
 
     def encode_question(self, question: str, options: Sequence[str], max_tokens: int) -> PromptIds:
         """Encode the prompt of a question; raise UserError where it does not fit."""
-        template = self.prompts.choose if options else self.prompts.ask
-        choices = check_choices(options, distinct=False) if options else ()
-        ids = encode_prompt(self.network, template.fill(self.network.frame, check_question(question), choices))
+        ids = encode_prompt(self.network, self.prompts.fill(self.network.frame, question, options))
         self._check(ids, max_tokens)
         return ids
 
     def _check(self, ids: PromptIds, answer: int) -> None:
-        text, limit = sum(map(len, ids)) + answer, self.network.limit
-        # Counted, not planned: where few frames differ, fewer slow ones are chosen.
-        if limit is not None and len(self.video_LD) + text <= limit:
-            return
-        check_room(self.how, Room(len(self.clip.frames), self.network.tokens_per_frame, text, limit))
+        text, network = sum(map(len, ids)) + answer, self.network
+        check_room(self.how, Room(len(self.clip.frames), network.tokens_per_frame, text, network.limit))
 
     def _read(self, ids: PromptIds, answer: int) -> Prefix | None:
         """Read the text in front of the video and the video, unless they were; None where that cannot be used again."""

@@ -73,8 +73,7 @@ def watch(
         selector: encoder by whose vectors slow frames are chosen; the model's own tokens by default.
         query: question whose frames are chosen, for a strategy with choose "query".
         fit: shrink the strategy until its video fits, instead of refusing it.
-        text_tokens: for which `fit` leaves room: prompt, question and answer; by default those of a short question and
-            an answer of 128 tokens.
+        text_tokens: for which `fit` leaves room, see `count_text`; by default a short question and 128 of an answer.
         prompt: "video", "plain", or a file, see `find_prompts`; by default "plain" for models of `foveate mllm train`,
             which were trained with questions alone, and "video" for others.
 
@@ -91,10 +90,7 @@ def watch(
     strategy = parse_how(how) if isinstance(how, str) else how
     prompts = _find_prompts(network, prompt)
     if text_tokens is None:
-        text_tokens = 1
-        if fit:
-            empty = encode_prompt(network, prompts.choose.fill(network.frame, ""))
-            text_tokens = sum(map(len, empty)) + _QUESTION_TOKENS + MAX_TOKENS
+        text_tokens = count_text(network, prompt=prompt) if fit else 1
 
     size = (0, 0)
 
@@ -140,6 +136,30 @@ def watch(
     )
 
 
+def count_text(
+    network: Network,
+    questions: Sequence[tuple[str, Sequence[str]]] = (),
+    *,
+    prompt: str | None = None,
+    max_tokens: int = MAX_TOKENS,
+) -> int:
+    """Count the tokens of the longest question with its prompt, and of an answer.
+
+    Args:
+        questions: each with its options, or none; without any, a short question.
+        prompt: as of `watch`.
+
+    Raises:
+        UserError: a question or an option is empty.
+    """
+    prompts = _find_prompts(network, prompt)
+    filled = [prompts.fill(network.frame, question, options) for question, options in questions]
+    unknown = 0 if filled else _QUESTION_TOKENS
+    # The prompt with options is the longer one.
+    filled = filled or [prompts.choose.fill(network.frame, "")]
+    return max(sum(map(len, encode_prompt(network, each))) for each in filled) + unknown + max_tokens
+
+
 def choose_slow(
     how: Strategy,
     frames: Sequence[Image.Image],
@@ -154,9 +174,11 @@ def choose_slow(
         network: its tokens stand for frames where there is no selector.
 
     Raises:
-        UserError: the rule needs a selector or a query that is missing, or has no use for the selector.
+        UserError: the rule needs a selector or a query that is missing, or has no use for it.
     """
     rule = how.choose if isinstance(how, SlowStrategy) else "even"
+    if query and rule != "query":
+        raise UserError(f"query: no effect with choose '{rule}'; expected choose 'query'")
     if rule == "query" and (selector is None or not query):
         raise UserError("choose: 'query' needs a selector with words and a query; expected --selector and a question")
     if selector is not None and rule == "even":
