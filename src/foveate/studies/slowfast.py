@@ -176,7 +176,7 @@ class Scale:
     seeds: int
 
 
-FULL = Scale(clips=24, trials=100, watched_clips=16, steps=1200, seeds=5)
+FULL = Scale(clips=16, trials=100, watched_clips=16, steps=1200, seeds=5)
 QUICK = Scale(clips=4, trials=10, watched_clips=2, steps=4, seeds=2)
 
 
