@@ -9,7 +9,7 @@ from foveate.mllm.video.grammar import parse_how
 from foveate.mllm.video.strategies import Strategy
 from foveate.vision.video.sampling import SampleRule
 
-BUSY, STILL, ORDER, DIRECTION = "busy", "still", "order", "direction"
+BUSY, STILL, ORDER, DIRECTION, COUNTING = "busy", "still", "order", "direction", "counting"
 NUM_FRAMES, BUDGET = 32, 256
 BUDGETS = (64, 128, 256, 512, 1024)
 FrameKind = Literal["plain", "shuffled", "blank", "odd"]
@@ -47,9 +47,9 @@ def _main_arms() -> dict[str, Arm]:
         "fast": Arm("fast", "all frames, 2x4", _how("fast", fast="2x4")),
         "concat": Arm("concat", "4 whole frames", _how("concat", frames=4)),
         "mean": Arm("mean", "all frames, averaged over time: 64 tokens", _how("mean")),
-        "grid": Arm("grid (IG-VLM)", "6 frames in 3 rows of 2: a tile a row, and all", _how("grid", frames=6, tiles="3x1")),
+        "grid": Arm("grid (IG-VLM)", "6 frames, 3 x 2: all, and a tile a row", _how("grid", frames=6, tiles="3x1")),
         "ts": Arm("TS-LLaVA", "192 tokens of all frames, 6 frames in 64", _how("ts", sampled=192)),
-        "interleaved": Arm("interleaved", "the same in the order of time: 240 tokens", _how("interleaved", **_SLOWFAST)),
+        "interleaved": Arm("interleaved", "by time, not by path: 240 tokens", _how("interleaved", **_SLOWFAST)),
         "chosen": Arm("chosen", "4 whole frames by cover", _how("chosen", **_CHOSEN)),
         "chosen-change": Arm("chosen, change", "4 whole frames at changes", _how("chosen", **_CHOSEN, choose="change")),
         "chosen-query": Arm(
