@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.strategies import Strategy
+from foveate.mllm.video.strategies import Strategy, build_strategy
 from foveate.vision.video.sampling import SampleRule
 
 BUSY, STILL, ORDER, DIRECTION, COUNTING = "busy", "still", "order", "direction", "counting"
@@ -32,7 +31,7 @@ class Arm:
 
 
 def _how(kind: str, **options: Any) -> Strategy:
-    return parse_how(kind, **{"frames": NUM_FRAMES, **options})
+    return build_strategy(kind, {"frames": NUM_FRAMES, **options})
 
 
 _SLOWFAST: dict[str, Any] = {"slow": 4, "slow_pool": "1x2", "fast": "2x2"}
@@ -98,9 +97,9 @@ MAIN, OTHER_BUDGETS = _main_arms(), _budget_arms()
 ARMS = MAIN | OTHER_BUDGETS
 # Of a real clip: the paper's 50 frames of 24 x 24 tokens.
 COVERAGE: dict[str, Strategy] = {
-    "slowfast": parse_how("slowfast"),
-    "slow": parse_how("slow", slow=10),
-    "fast": parse_how("fast", frames=50),
+    "slowfast": build_strategy("slowfast", {}),
+    "slow": build_strategy("slow", {"slow": 10}),
+    "fast": build_strategy("fast", {"frames": 50}),
 }
 
 
