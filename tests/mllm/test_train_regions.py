@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from foveate.core.errors import UserError
 from foveate.core.model_folder import read_tensors
 from foveate.core.recipes import validate
 from foveate.mllm.recipe import MllmRecipe
+from foveate.mllm.task import MllmTask
 from foveate.mllm.train import prepare_training, train_mllm
 from foveate.multimodal.opening import open_mllm
 from foveate.records.collection import Collection
@@ -68,6 +72,35 @@ def test_two_towers_are_trained_in_two_stages_saved_and_asked(asked_collection: 
     answers = [model.ask(image, "What is <region>?", regions=[Point(20, 20)], max_tokens=4) for _ in range(2)]
     assert answers[0] == answers[1]
     assert answers[0].tokens <= 4
+
+
+def test_losses_of_two_frozen_towers_are_the_same_without_their_cache(asked_collection: Path, tmp_path: Path) -> None:
+    recipe = make_dual_recipe()
+    model = recipe.model.model_dump()
+    frozen = {name: model[name] | {"frozen": True} for name in ("tower", "tiles_tower")}
+    recipe = make_recipe(model=model | frozen, stages=[stage.model_dump() for stage in recipe.stages])
+    with Collection.open(asked_collection) as collection:
+        training = prepare_training(recipe, collection, tmp_path / "run")
+        for stage in recipe.stages:
+            training.enter(stage)
+            tower: Any = training.model.tower
+            task = MllmTask(training.model, names=training.names, stage=stage)
+            losses, shape = {}, tower.feature_shape
+            for cached in (True, False):
+                if not cached:
+                    tower.frozen, tower.feature_shape, tower.feature_dtype = False, (3, 64, 64), torch.uint8
+                    training._features = None
+                with closing(training.loader(stage, training.samples(stage)).batches(0, 1)) as batches:
+                    batch = task.prepare_batch(next(batches), torch.device("cpu"))
+                assert batch["features"].shape[1:] == tower.feature_shape
+                losses[cached] = task.losses(batch)[0]["loss"].item()
+            assert losses[True] == pytest.approx(losses[False], rel=1e-6)
+            if stage == recipe.stages[-1]:
+                assert (batch["cell_V2"] > 0).any(), "a batch has tiles"
+            # Features decide the loss: those of other images have another one.
+            tower.frozen, tower.feature_shape, tower.feature_dtype = True, shape, torch.float16
+            batch["features"] = 255 - batch["features"]
+            assert task.losses(batch)[0]["loss"].item() != pytest.approx(losses[True], rel=1e-6)
 
 
 def test_settings_of_two_towers_that_do_not_fit_are_refused() -> None:

@@ -111,6 +111,34 @@ def test_rows_of_several_images_are_in_the_order_of_their_merged_maps(overview: 
     assert torch.equal(ordered, torch.cat(expected))
 
 
+def test_views_of_frozen_towers_are_rows_of_one_length() -> None:
+    lite0 = {"kind": "lite0", "image_size": 64, "width": 16, "embed_dim": 8, "position": "none"}
+    tower, connector = build(lite0, dinov2(24) | {"frozen": True})
+    views, plan = view_image()
+    first = is_overview(plan)
+    rows = tower.view_features(views, first)
+    assert rows.shape == (7, *tower.feature_shape)
+    lengths = [part.feature_shape[0] for part in (tower.overview, tower.tiles)]
+    assert max(lengths) == rows.shape[1] > min(lengths)
+    cached, computed = tower.encode(rows, first), tower.encode(views, first)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(cached, computed, strict=True))
+    assert torch.equal(tower(rows[first]).tokens, computed.overview_OLD)
+    (connector.join(cached, first).square().sum() + cached.map_VLC.square().sum()).backward()
+    assert all(value.grad is not None for value in (*tower.adapter_l.parameters(), *connector.parameters()))
+    # Whatever changes the rows of a tower is in the name of their cache.
+    names = {tower.fingerprint()}
+    for changes in ({"layer": -2}, {"preprocess": dinov2(24)["preprocess"] | {"mean": [0.1] * 3}}):
+        names.add(build(lite0, dinov2(24) | {"frozen": True, **changes})[0].fingerprint())
+    assert len(names) == 3
+
+
+def test_a_tower_that_is_trained_reads_pixels() -> None:
+    tower, _ = build(clip(16), dinov2(24) | {"frozen": True})
+    views, plan = view_image()
+    assert tower.view_features(views, is_overview(plan)) is views
+    assert (tower.fingerprint(), tower.feature_shape) == ("", tuple(views.shape[1:]))
+
+
 def test_gradients_reach_all_parts() -> None:
     tower, connector = build(clip(16), dinov2(24))
     views, plan = view_image()

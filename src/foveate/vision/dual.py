@@ -8,6 +8,7 @@ Source: Ferret-v2 (arXiv 2404.07973), section 3.2.
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 import torch
@@ -36,7 +37,8 @@ class DualTokens(NamedTuple):
 class DualTower(ImageEncoder):
     """Encode overviews with one tower and tiles with another.
 
-    Its frozen features are pixels: a tower that is frozen runs in every step of a training.
+    Where both are frozen, a view's features are a row of those of its tower; else pixels, and both towers run in every
+    step of a training.
 
     Args:
         overview, tiles: towers with one grid of tokens.
@@ -53,18 +55,45 @@ class DualTower(ImageEncoder):
                 f"{overview.grid[0]} x {overview.grid[1]}, as model.tower (set image_size)"
             )
         width = max(overview.width, tiles.width)
+        lengths = [tower.feature_shape[0] for tower in (overview, tiles) if len(tower.feature_shape) == 1]
         super().__init__(width=width, embed_dim=0, grid=overview.grid, preprocess=overview.preprocess)
         self.overview, self.tiles = overview, tiles
+        self.frozen = len(lengths) == 2
+        if self.frozen:
+            # A cache has rows of one length: the shorter ones are filled up.
+            self.feature_shape, self.feature_dtype = (max(lengths),), torch.float16
         self.adapter_g: nn.Module = nn.Identity()
         self.adapter_l: nn.Module = nn.Identity()
         if adapters and overview.width != tiles.width:
             with seeded(seed):
                 self.adapter_g, self.adapter_l = nn.Linear(overview.width, width), nn.Linear(tiles.width, width)
 
-    def encode(self, pixels_V3HW: Tensor, is_overview_V: Tensor) -> DualTokens:
-        """Encode views, uint8 or normalized, of the size of tiles."""
-        overview_OLD = _encode(self.overview, pixels_V3HW[is_overview_V])
-        tiles_NLD = _encode(self.tiles, pixels_V3HW[~is_overview_V])
+    def fingerprint(self) -> str:
+        """Name both towers, and how each one's views are normalized; empty unless both are frozen."""
+        if not self.frozen:
+            return ""
+        parts = [
+            f"{tower.fingerprint()} {json.dumps(tower.preprocess.to_dict(), sort_keys=True)}"
+            for tower in (self.overview, self.tiles)
+        ]
+        return f"dual {' '.join(parts)}"
+
+    @torch.no_grad()
+    def view_features(self, pixels_V3HW: Tensor, is_overview_V: Tensor) -> Tensor:
+        """Return pixels as they are unless both towers are frozen; else a row of features of each view's tower."""
+        if not self.frozen:
+            return pixels_V3HW
+        rows_VF = pixels_V3HW.new_zeros((len(pixels_V3HW), *self.feature_shape), dtype=self.feature_dtype)
+        for tower, is_of_V in ((self.overview, is_overview_V), (self.tiles, ~is_overview_V)):
+            if is_of_V.any():
+                features = tower.frozen_features(_resize(tower, pixels_V3HW[is_of_V]))
+                rows_VF[is_of_V, : features.shape[1]] = features
+        return rows_VF
+
+    def encode(self, features: Tensor, is_overview_V: Tensor) -> DualTokens:
+        """Encode views: rows of `view_features`, or pixels of the size of tiles, uint8 or normalized."""
+        overview_OLD = _encode(self.overview, features[is_overview_V])
+        tiles_NLD = _encode(self.tiles, features[~is_overview_V])
         map_OLC = self.adapter_g(overview_OLD)
         map_NLC = self.adapter_l(tiles_NLD) if len(tiles_NLD) else tiles_NLD
         same = map_OLC.shape[2] == map_NLC.shape[2] or not len(map_NLC)
@@ -72,6 +101,8 @@ class DualTower(ImageEncoder):
 
     def forward(self, features: Tensor) -> ImageFeatures:
         """Encode overviews alone."""
+        if features.dim() == 2:
+            return self.overview(features[:, : self.overview.feature_shape[0]])
         return self.overview(self.overview.frozen_features(features))
 
     def project(self, pooled_RD: Tensor) -> Tensor:
@@ -124,16 +155,23 @@ def join_views(overview_OLC: Tensor, tiles_NLC: Tensor | None, is_overview_V: Te
     return torch.cat([overview_OLC, tiles_NLC])[order_V]
 
 
-def _encode(tower: ImageEncoder, views_V3HW: Tensor) -> Tensor:
-    """Encode views at the tower's own size and with its own normalization."""
-    if not len(views_V3HW):
+def _encode(tower: ImageEncoder, features: Tensor) -> Tensor:
+    """Encode rows of frozen features, or pixels at the tower's own size and with its own normalization."""
+    if not len(features):
         # A stage that sees overviews alone does not run the other tower.
         weight = next(tower.parameters())
         return weight.new_zeros(0, tower.grid[0] * tower.grid[1], tower.width)
+    if features.dim() == 2:
+        return tower(features[:, : tower.feature_shape[0]]).tokens
+    return tower(tower.frozen_features(_resize(tower, features))).tokens
+
+
+def _resize(tower: ImageEncoder, views_V3HW: Tensor) -> Tensor:
     size = (tower.preprocess.height, tower.preprocess.width)
-    if views_V3HW.shape[-2:] != size:
-        # In float: CUDA has no such resizing of bytes.
-        resized_V3HW = interpolate(views_V3HW.float(), size, mode="bicubic", antialias=True)
-        is_bytes = views_V3HW.dtype == torch.uint8
-        views_V3HW = resized_V3HW.round().clamp(0, 255).to(torch.uint8) if is_bytes else resized_V3HW.to(views_V3HW)
-    return tower(tower.frozen_features(views_V3HW)).tokens
+    if views_V3HW.shape[-2:] == size:
+        return views_V3HW
+    # In float: CUDA has no such resizing of bytes.
+    resized_V3HW = interpolate(views_V3HW.float(), size, mode="bicubic", antialias=True)
+    if views_V3HW.dtype != torch.uint8:
+        return resized_V3HW.to(views_V3HW)
+    return resized_V3HW.round().clamp(0, 255).to(torch.uint8)

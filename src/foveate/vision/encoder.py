@@ -98,6 +98,14 @@ class ImageEncoder(nn.Module, ABC):
         """Run the part that training never changes, without gradient: [B, *feature_shape]."""
         return pixels_B3HW
 
+    def view_features(self, pixels_V3HW: Tensor, is_overview_V: Tensor) -> Tensor:
+        """Run the frozen part on views of images: `frozen_features`, unless it differs between overviews and tiles.
+
+        Args:
+            is_overview_V: views that show a whole image.
+        """
+        return self.frozen_features(pixels_V3HW)
+
     @abstractmethod
     def forward(self, features: Tensor) -> ImageFeatures:
         """Turn frozen features, or pixels where nothing is frozen, into tokens and the joint embedding."""

@@ -114,8 +114,11 @@ class FeatureCache:
                     pixels.append(rendered[0])
                     sizes[index] = rendered[1]
             if good:
+                is_overview_V = torch.tensor([self._is_overview(entries[index]) for index in good])
                 with torch.no_grad():
-                    computed = self.encoder.frozen_features(torch.stack(pixels).to(self.device))
+                    computed = self.encoder.view_features(
+                        torch.stack(pixels).to(self.device), is_overview_V.to(self.device)
+                    )
                 features[good] = computed.to("cpu", features.dtype)
 
         map_on_cores(compute_batch, range(0, len(entries), self._batch), device=self.device)
@@ -125,6 +128,9 @@ class FeatureCache:
     def _batch(self) -> int:
         """Batch size: few images for each core of a processor, many for an accelerator."""
         return _BATCH_OF_A_CORE if self.device.type == "cpu" else _BATCH
+
+    def _is_overview(self, entry: int) -> bool:
+        return True
 
     def _render(self, entries: Sequence[int]) -> Iterator[Rendered]:
         for entry in entries:
@@ -185,6 +191,7 @@ class TileCache(FeatureCache):
         self.plans = dict(zip(self.rows.tolist(), plans, strict=True))
         counts = [sum(len(plan.views) for plan in of_row) for of_row in plans]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._overviews = [view == OVERVIEW for of_row in plans for plan in of_row for view in plan.views]
 
     def _list_entries(self) -> Iterator[tuple[int, str]]:
         for row, plans in self.plans.items():
@@ -195,6 +202,9 @@ class TileCache(FeatureCache):
 
     def _row(self, entry: int) -> int:
         return int(self.rows[np.searchsorted(self._starts, entry, side="right") - 1])
+
+    def _is_overview(self, entry: int) -> bool:
+        return self._overviews[entry]
 
     def _render(self, entries: Sequence[int]) -> Iterator[Rendered]:
         rendered: dict[int, Rendered] = {}
