@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,16 @@ def test_two_runs_in_one_folder(folder: Path, tmp_path: Path) -> None:
     with FolderLock(run, purpose="evaluating a model"), raises_naming(UserError, run, "process"):
         ask(folder, run)
     ask(folder, run)
+
+
+def test_without_a_decoder_nothing_is_asked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (folder / "videos/film.mp4").write_bytes(b"film")
+    line = {"video": "film", "question": "what?", "answer": "red"}
+    (folder / "questions.jsonl").write_text(json.dumps(line))
+    with raises_naming(UserError, "film.mp4", "foveate[video]"):
+        ask(folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_limit_draws_questions_by_the_seed(folder: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder
 from foveate.mllm.video.questions import VideoQuestion, find_clips, hash_questions, load_set
 from foveate.mllm.video.scores import ANSWERS, VideoScores, read_recipe, refuse_missing, summarize
+from foveate.vision.video.sources import load_decoder
 
 _NO_CLIP = "no such clip"
 
@@ -99,7 +100,8 @@ def evaluate(
 
     Raises:
         UserError: unusable questions, a run folder of another evaluation or in use, questions without a clip or an
-            answer that are not allowed, or a clip that was replaced since questions about it were answered.
+            answer that are not allowed, a clip that was replaced since questions about it were answered, or videos
+            without the extra `video`.
     """
     listed = load_set(settings.question_set).read(Path(questions))
     rows = seeds.draw([question.id for question in listed], settings.limit, "video", settings.seed, what="question")
@@ -109,6 +111,11 @@ def evaluate(
         **{"model": name, "how": how, "questions": len(selected), "sha256": hash_questions(selected)},
     }
     clips = find_clips(Path(videos), selected)
+    for clip in clips.values():
+        if clip.suffix.lower() not in (".gif", ".webp") and clip.is_file():
+            # Before any row: one without an answer is asked again only if its clip has changed.
+            load_decoder(clip)
+            break
     folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity))
     try:
         if not settings.allow_missing:

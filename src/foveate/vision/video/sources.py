@@ -121,6 +121,15 @@ def open_source(clip: ClipInput, *, frame_rate: float | None = None) -> Source:
     return AnimatedImage(str(path), encode_input(path))
 
 
+def load_decoder(path: Path) -> Any:
+    """Import PyAV to read a video file; raise UserError where it is missing."""
+    try:
+        import av
+    except ImportError as error:
+        raise UserError(f"{path}: reading videos needs PyAV: run {_INSTALL}") from error
+    return av
+
+
 def _open_images(clip: Any, frame_rate: float) -> ImageList:
     if not 0 < frame_rate < float("inf"):
         raise UserError(f"frame_rate: expected images per second above 0 (got {frame_rate})")
@@ -209,11 +218,7 @@ class VideoFile:
     """A video file, read by PyAV."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            import av
-        except ImportError as error:
-            raise UserError(f"{path}: reading videos needs PyAV: run {_INSTALL}") from error
-        self._av = av
+        self._av = load_decoder(path)
         self.path, self.name = path, str(path)
         self.damage: list[str] = []
         self.header_frames = 0
