@@ -148,6 +148,8 @@ def test_a_plan_counts_before_weights_are_read(foveate: Any, clip: Path) -> None
 
 
 def test_options_without_effect_are_refused(foveate: Any, clip: Path, tmp_path: Path) -> None:
+    options = ["--option", "red", "--option", "blue"]
+    assert "--max-tokens" in foveate("video", "ask", "mini", clip, "which?", *options, "--max-tokens", 3).err
     for questions in (["where?", "what?"], []):
         verb = ["ask", "mini", clip, *questions] if questions else ["chat", "mini", clip]
         assert "--choose query" in foveate("video", *verb, "--choose", "query", "--selector", tmp_path).sentence

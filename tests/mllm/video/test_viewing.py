@@ -193,16 +193,22 @@ def test_slow_frames_are_chosen_by_what_they_show(network: Network) -> None:
     how = SlowFast(slow=2, fast=(1, 1), choose="cover")
     assert [frame.index for frame in watch(network, clip, how=how).frames if frame.is_slow] == [0, 5]
 
+    sizes = set()
+
     class Brightness:
         def encode_images(self, images: Any) -> Any:
+            sizes.update(image.size for image in images)
             return np.array([[np.asarray(image).mean(), 50.0] for image in images], dtype=np.float32)
 
         def encode_text(self, texts: Any) -> Any:
             return np.array([[1.0, 0.0]], dtype=np.float32)
 
     like = SlowFast(slow=1, fast=(1, 1), choose="query")
-    viewing = watch(network, clip, how=like, selector=Brightness(), query="something bright")
-    assert [frame.index for frame in viewing.frames if frame.is_slow] == [5]
+    for strategy in (like, Slow(slow=1, choose="query")):
+        viewing = watch(network, clip, how=strategy, selector=Brightness(), query="something bright")
+        assert [frame.index for frame in viewing.frames if frame.is_slow] == [5]
+    # The selector sees whole frames, as where they are listed without a model.
+    assert sizes == {(40, 24)}
     with raises_naming(UserError, "query", "selector"):
         watch(network, clip, how=like)
     with raises_naming(UserError, "selector", "even"):

@@ -97,6 +97,9 @@ def ask(
     if options:
         from foveate.mllm.video.prompts import check_choices
 
+        source = click.get_current_context().get_parameter_source("max_tokens")
+        if source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError("--max-tokens has no effect with --option: an answer is a letter")
         # Before a model is opened, which takes seconds.
         check_choices(options)
     requests = [(question, options) for question in questions]
@@ -181,17 +184,22 @@ def frames(
     from foveate.core.runs import RunFolder
     from foveate.mllm.video.results import VideoAskResult
     from foveate.mllm.video.viewing import SeenFrame
-    from foveate.mllm.video.watch import choose_slow
+    from foveate.mllm.video.watch import FrameVectors, choose_slow
     from foveate.report import render
     from foveate.vision.video.reading import read_clip
     from foveate.vision.video.sampling import format_time
 
     strategy_settings, span = build_how(how, strategy), Span.parse(start, end)
-    encoder = _open_selector(selector, device)
+    vectors = None if selector is None else FrameVectors(_open_selector(selector, device))
     read = read_clip(
-        clip, strategy_settings.frames, start=span.start, end=span.end, transform=shrink, allow_damaged=allow_damaged
+        clip,
+        strategy_settings.frames,
+        start=span.start,
+        end=span.end,
+        transform=shrink if vectors is None else vectors.embed_before(shrink),
+        allow_damaged=allow_damaged,
     )
-    indices = choose_slow(strategy_settings, read.frames, selector=encoder, query=query)
+    indices = choose_slow(strategy_settings, read.frames, vectors=vectors, query=query)
     slow = strategy_settings.pick_slow(len(read.frames), indices)
     columns = zip(read.indices, read.times, read.frames, strict=True)
     seen = [SeenFrame(index, time, row in slow, image) for row, (index, time, image) in enumerate(columns)]

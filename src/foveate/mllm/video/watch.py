@@ -5,10 +5,11 @@ Source: SlowFast-LLaVA (arXiv 2407.15841).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -29,6 +30,8 @@ from foveate.vision.preprocess import Preprocess, squash
 from foveate.vision.video.choosing import choose_frames
 from foveate.vision.video.reading import Clip, read_clip
 from foveate.vision.video.sources import ClipInput
+
+Transform = Callable[[Image.Image], Image.Image]
 
 # Tokens of a question for which `fit` leaves room where it is not known yet.
 _QUESTION_TOKENS = 64
@@ -99,15 +102,18 @@ def watch(
         size = image.size
         return network.render(image)
 
+    vectors = None if selector is None else FrameVectors(selector)
+
     def read(num_frames: int) -> Clip:
         # Collages read several frames at once, of which each keeps its pixels until it is pasted.
         whole = not all(image.is_frame for image in strategy.layout(num_frames, network.tokens_per_frame).images)
+        transform = None if whole else shrink
         return read_clip(
             clip,
             num_frames,
             start=start,
             end=end,
-            transform=None if whole else shrink,
+            transform=transform if vectors is None else vectors.embed_before(transform),
             allow_damaged=allow_damaged,
         )
 
@@ -121,7 +127,7 @@ def watch(
     layout = strategy.layout(
         len(frames.frames),
         network.tokens_per_frame,
-        slow_indices=choose_slow(strategy, frames.frames, network=network, selector=selector, query=query),
+        slow_indices=choose_slow(strategy, frames.frames, network=network, vectors=vectors, query=query),
     )
     video_LD = encode_layout(network, layout, frames.frames)
     return Viewing(
@@ -134,6 +140,29 @@ def watch(
         size=size if size[0] else frames.frames[0].size,
         changes=changes,
     )
+
+
+class FrameVectors:
+    """Embed the frames of a clip by a selector when they are read, at their full size."""
+
+    def __init__(self, selector: Selector) -> None:
+        self.selector = selector
+        # By the identity of the image that remains, which is held so that no other gets its number.
+        self._rows: dict[int, tuple[Image.Image, NDArray[Any]]] = {}
+
+    def embed_before(self, transform: Transform | None) -> Transform:
+        """Return a transform of `read_clip` that embeds a frame, then applies another."""
+
+        def embed(image: Image.Image) -> Image.Image:
+            reduced = image if transform is None else transform(image)
+            self._rows[id(reduced)] = reduced, self.selector.encode_images([image])[0]
+            return reduced
+
+        return embed
+
+    def get(self, frames: Sequence[Image.Image]) -> NDArray[Any]:
+        """Return the vectors [T, D] of frames that were read."""
+        return np.stack([self._rows[id(frame)][1] for frame in frames])
 
 
 def count_text(
@@ -165,13 +194,13 @@ def choose_slow(
     frames: Sequence[Image.Image],
     *,
     network: Network | None = None,
-    selector: Selector | None = None,
+    vectors: FrameVectors | None = None,
     query: str | None = None,
 ) -> list[int] | None:
     """Choose slow frames by what they show; None where they are spread evenly, or there are none.
 
     Args:
-        network: its tokens stand for frames where there is no selector.
+        network: its tokens stand for frames where there is no selector. vectors: of the selector.
 
     Raises:
         UserError: the rule needs a selector or a query that is missing, or has no use for it.
@@ -179,21 +208,21 @@ def choose_slow(
     rule = how.choose if isinstance(how, SlowStrategy) else "even"
     if query and rule != "query":
         raise UserError(f"query: no effect with choose '{rule}'; expected choose 'query'")
-    if rule == "query" and (selector is None or not query):
+    if rule == "query" and (vectors is None or not query):
         raise UserError("choose: 'query' needs a selector with words and a query; expected --selector and a question")
-    if selector is not None and rule == "even":
+    if vectors is not None and rule == "even":
         raise UserError(
             "selector: no effect with frames that are spread evenly; expected choose cover, change or query"
         )
     if rule == "even" or not isinstance(how, SlowStrategy):
         return None
-    if selector is not None:
-        vectors_TD = selector.encode_images(frames)
+    if vectors is not None:
+        vectors_TD = vectors.get(frames)
     elif network is not None:
         vectors_TD = _mean_tokens(network, frames)
     else:
         raise UserError(f"choose: '{rule}' compares frames by a model; expected --selector")
-    query_D = selector.encode_text([query])[0] if rule == "query" and selector and query else None
+    query_D = vectors.selector.encode_text([query])[0] if rule == "query" and vectors and query else None
     return choose_frames(vectors_TD, how.slow, rule, query_D=query_D)
 
 
