@@ -35,7 +35,6 @@ def _how(kind: str, **options: Any) -> Strategy:
 
 
 _SLOWFAST: dict[str, Any] = {"slow": 4, "slow_pool": "1x2", "fast": "2x2"}
-_CHOSEN: dict[str, Any] = {"slow": 4}
 
 
 def _main_arms() -> dict[str, Arm]:
@@ -49,10 +48,10 @@ def _main_arms() -> dict[str, Arm]:
         "grid": Arm("grid (IG-VLM)", "6 frames, 3 x 2: all, and a tile a row", _how("grid", frames=6, tiles="3x1")),
         "ts": Arm("TS-LLaVA", "192 tokens of all frames, 6 frames in 64", _how("ts", sampled=192)),
         "interleaved": Arm("interleaved", "by time, not by path: 240 tokens", _how("interleaved", **_SLOWFAST)),
-        "chosen": Arm("chosen", "4 whole frames by cover", _how("chosen", **_CHOSEN)),
-        "chosen-change": Arm("chosen, change", "4 whole frames at changes", _how("chosen", **_CHOSEN, choose="change")),
+        "chosen": Arm("chosen", "4 whole frames by cover", _how("chosen", slow=4)),
+        "chosen-change": Arm("chosen, change", "4 whole frames at changes", _how("chosen", slow=4, choose="change")),
         "chosen-query": Arm(
-            "chosen, query", "4 whole frames by the color in the question", _how("chosen", **_CHOSEN, choose="query")
+            "chosen, query", "4 whole frames by the color in the question", _how("chosen", slow=4, choose="query")
         ),
         "cover": Arm("slow + fast, cover", "slow frames by cover", _how("slowfast", **_SLOWFAST, choose="cover")),
         "change": Arm("slow + fast, change", "slow frames at changes", _how("slowfast", **_SLOWFAST, choose="change")),

@@ -157,8 +157,8 @@ def build_tokenizer() -> transformers.PreTrainedTokenizerFast:
     templates = [text for form in FORMS.values() for text in (*form.training, *form.held_out)]
     others = ["user: assistant: plate appears disappears first last before after", *map(str, range(10))]
     texts = [re.sub(r"{\w+}", " ", text) for text in templates] + others
-    words = re.findall(r"\w+|[^\w\s]", " ".join([*texts, *COLORS, *load_shapes(), *NUMERALS, *DIRECTIONS]).lower())
-    names = [*_SPECIAL, *dict.fromkeys(words)]
+    tokens = re.findall(r"\w+|[^\w\s]", " ".join([*texts, *COLORS, *load_shapes(), *NUMERALS, *DIRECTIONS]).lower())
+    names = [*_SPECIAL, *dict.fromkeys(tokens)]
     model = tokenizers.models.WordLevel({name: id for id, name in enumerate(names)}, unk_token=_SPECIAL[_UNKNOWN])
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = tokenizers.normalizers.Lowercase()

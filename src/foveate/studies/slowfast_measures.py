@@ -128,8 +128,8 @@ class Source:
 
     def __init__(self, cases: Sequence[Case], kind: str) -> None:
         self.cases, self.kind = cases, kind
-        shown = [_show(case, kind) for case in cases]
-        self.frames_CTHW3 = np.stack([*shown, draw_positions(shown[0].shape[1])])
+        clips = [arrange_frames(case, kind) for case in cases]
+        self.frames_CTHW3 = np.stack([*clips, draw_positions(clips[0].shape[1])])
         # Clips stand in one row of channels: a strategy that treats all alike pools them in one pass.
         self.patches_TNCD = torch.stack([cut_patches(frames) for frames in self.frames_CTHW3], dim=2)
 
@@ -185,7 +185,7 @@ class Source:
         return {path: frozenset(frames) for path, frames in seen.items()}
 
 
-def _show(case: Case, kind: str) -> Pixels:
+def arrange_frames(case: Case, kind: str) -> Pixels:
     """Return the frames of a clip as they are, "shuffled", "blank", or cut to a grid with an "odd" side."""
     if kind == "blank":
         return np.full_like(case.frames_THW3, _GRAY)
@@ -298,11 +298,11 @@ def find_color(track: Track) -> Floats:
 def _presence(reading: Reading, color_3: Floats) -> Floats:
     """Return for each row how much nearer it lies to a color than the rows at its place do in the median."""
     colors_L3 = reading.colors_L3
-    _, place_L = np.unique(reading.positions_L3[:, 1:].round(), axis=0, return_inverse=True)
+    _, cell_L = np.unique(reading.positions_L3[:, 1:].round(), axis=0, return_inverse=True)
     distances_L = ((colors_L3 - color_3) ** 2).sum(1)
     usual_L = np.zeros(len(colors_L3))
-    for place in range(place_L.max() + 1):
-        rows = place_L == place
+    for cell in range(cell_L.max() + 1):
+        rows = cell_L == cell
         usual_L[rows] = ((np.median(colors_L3[rows], axis=0) - color_3) ** 2).sum()
     return usual_L - distances_L
 
