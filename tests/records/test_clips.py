@@ -27,6 +27,7 @@ from foveate.records.scenes.clips import (
     draw_clip,
     draw_plate,
 )
+from foveate.records.scenes.counting import load_countable
 from foveate.records.scenes.pools import SPLITS
 from naming import raises_naming
 
@@ -215,6 +216,14 @@ def test_test_clips_have_grounds_and_things_of_their_own() -> None:
     mixed = [draw_clip(world, seed=1, split="test", index=0) for world in WORLDS]
     assert all(track.slice for clip in mixed[2:] for track in clip.tracks)
     assert all(clip.frame(20).pixels_HW3.any() for clip in mixed)
+
+
+def test_things_of_training_cross_the_grounds_of_test_clips() -> None:
+    train = {cutout.name for family in load_countable("seen").families for concept in family for cutout in concept}
+    for index in range(3):
+        clip = draw_clip("direction", seed=0, split="test", index=index, things="seen")
+        assert {track.slice for track in clip.tracks} == {"seen"}
+        assert {track.name for track in clip.tracks} <= train
 
 
 def test_a_long_clip_needs_no_more_memory() -> None:

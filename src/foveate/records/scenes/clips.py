@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,7 @@ _DIGITS = (
     "111100111001111 111100111101111 111001001001001 111101111101111 111101111001111"
 ).split()
 
-ThingKind = Literal["mixed", "shapes"]
+ThingKind = Literal["mixed", "shapes", "seen"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,14 +201,15 @@ def draw_clip(
         size: side in pixels, a multiple of 64.
         num_frames: at least 17.
         frame_rate: frames in a second; changes nothing but times.
-        things: "mixed" cut-outs and colored shapes, or "shapes" alone; plates do not depend on it.
+        things: "mixed" cut-outs and colored shapes, "shapes" alone, or "seen", cut-outs of training scenes in any
+            split; plates do not depend on it.
 
     Raises:
         UserError: the world, the split or `things` is unknown, or a number is out of range.
     """
     choose(world, WORLDS, "world")
     choose(split, pools.SPLITS, "split")
-    choose(things, ("mixed", "shapes"), "things")
+    choose(things, get_args(ThingKind), "things")
     if size < 64 or size % 64:
         raise UserError(f"size: no multiple of 64 pixels (got {size}); expected 64, 128, ...")
     if num_frames < MIN_FRAMES:
@@ -330,8 +331,11 @@ class _Drawer:
         self.tracks.append(Track(kind, name, layer, corners_T2, visible_T, slice=slice_name))
 
     def choose_things(self, count: int) -> list[Cutout]:
-        if self.things == "mixed":
-            return draw_things(self.rng, self.split, _draw_clip_ground(self.stream, self.size, 0), count=count)
+        if self.things != "shapes":
+            ground = _draw_clip_ground(self.stream, self.size, 0)
+            if self.things == "seen":
+                return draw_things(self.rng, "train", ground, count=count, shape_share=0)
+            return draw_things(self.rng, self.split, ground, count=count)
         shapes: list[Cutout] = []
         while len(shapes) < count:
             shape = draw_shape(self.rng, self.split)

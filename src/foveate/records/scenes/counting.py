@@ -59,11 +59,13 @@ def draw_counting_scene(*, seed: int, split: str, index: int, size: int = 224) -
     return draw_copies(rng, split, ground, copies, size=size)
 
 
-def draw_things(rng: np.random.Generator, split: str, ground: Ground, *, count: int) -> list[Cutout]:
+def draw_things(
+    rng: np.random.Generator, split: str, ground: Ground, *, count: int, shape_share: float = _SHAPE_SHARE
+) -> list[Cutout]:
     """Draw different things that can be counted and that `ground` does not show."""
     things: list[Cutout] = []
     while len(things) < count:
-        if rng.random() < _SHAPE_SHARE:
+        if rng.random() < shape_share:
             thing = draw_shape(rng, split)
         else:
             thing = load_countable(draw_slice(rng) if split == "test" else SEEN).draw(rng)
