@@ -87,6 +87,12 @@ class PhraseBoxes:
         return self.boxes[self.rule]
 
     @property
+    def cosine(self) -> float:
+        """The cosine of the selected box; below all others where it has no area."""
+        score = self.scores[self.rule]
+        return -1.0 if score is None else score
+
+    @property
     def pixel_box(self) -> tuple[float, float, float, float]:
         """The box of the selected rule in pixels."""
         x1, y1, x2, y2 = self.box

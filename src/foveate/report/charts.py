@@ -83,8 +83,13 @@ def line_chart(
     width: int = 440,
     height: int = 250,
     from_zero: bool = False,
+    span: tuple[float, float] | None = None,
 ) -> Markup:
-    """Draw lines with axes, round ticks and a legend above; empty where no series has a point."""
+    """Draw lines with axes, round ticks and a legend above; empty where no series has a point.
+
+    Args:
+        span: part of the x axis that is shaded, such as the time in which something is in sight.
+    """
     lines = [Series(s.name, thin(s.points), s.style) for s in series]
     lines = [line for line in lines if line.points]
     if not lines:
@@ -102,6 +107,10 @@ def line_chart(
     parts = [
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"{title}: {summary}")}">'
     ]
+    if span:
+        start, end = (min(max(x_of(x), left), right) for x in span)
+        edges = f'x="{start:.1f}" y="{top}" width="{end - start:.1f}" height="{bottom - top}"'
+        parts.append(f'<rect class="span" {edges}/>')
     for tick in y_ticks:
         y = y_of(tick)
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')

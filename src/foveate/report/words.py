@@ -59,6 +59,7 @@ STAGES = {
     "evaluate": "evaluate",
     "evaluation": "measure both",
     "questions": "search and ask",
+    "video": "find a thing in a clip",
     "ask": "ask the shipped model, train one briefly",
     "captions": "write captions and try them",
     "calibration": "calibrate a fine-tuned model",

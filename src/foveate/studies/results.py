@@ -274,6 +274,44 @@ class TourAsk(ResultModel):
     training: LearningCurve
 
 
+class TourFrame(ResultModel):
+    """A frame of the tour's clip; boxes are normalized, `true_box` is None where the thing is out of sight.
+
+    Attributes:
+        image: of some frames. score, control_score: cosine of the box of the phrase, and of the absent one's.
+    """
+
+    image: str = ""
+    time: float
+    box: BoxValues
+    true_box: BoxValues | None = None
+    score: float
+    control_score: float
+
+
+class TourVideo(ResultModel):
+    """A phrase in the tour's clip.
+
+    Attributes:
+        absent: the control: a phrase that the clip does not show.
+        in_sight: frames that show the thing, from `start` to before `end` in seconds.
+        best_in_sight: how many of as many frames with the highest scores show it.
+        iou, absent_iou, center_iou: mean in the frames that show it, of the boxes of either phrase and the center box.
+    """
+
+    file: str
+    phrase: str
+    absent: str
+    frames: list[TourFrame]
+    in_sight: int
+    start: float
+    end: float
+    best_in_sight: int
+    iou: float
+    absent_iou: float
+    center_iou: float
+
+
 class TourResult(RunResult):
     """result.json of the tour."""
 
@@ -294,6 +332,7 @@ class TourResult(RunResult):
     locate: list[LocatedPhrase] = []
     choose: list[BoxChoice] = []
     ask: TourAsk | None = None
+    video: TourVideo | None = None
     captions: dict[str, Any] = {}
     calibration: dict[str, Any] = {}
     federated: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The tour: CLIP and CLOC on the same built-in images and budget, questions, captions, calibration, federation."""
+"""The tour: CLIP and CLOC on the same images and budget, a clip, questions, captions, calibration, federation."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ from foveate.studies.tour_ask import tour_ask
 from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
 from foveate.studies.tour_captions import sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
+from foveate.studies.tour_video import tour_video
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.model import LocalizingModel
@@ -121,7 +122,7 @@ def tour(
     seeds, steps, test_scenes = settings.seeds, settings.steps, settings.test_scenes
     clock = Clock()
     run = RunFolder.create(run_path, command=command)
-    say("1 of 8: build the collection of built-in images")
+    say("1 of 9: build the collection of built-in images")
     build_tour_collection(
         run.path / "collection",
         train_scenes=settings.scenes,
@@ -140,19 +141,22 @@ def tour(
         tables.append(answers.table)
         first = first or answers
     assert first is not None
-    say("4 of 8: search and locate")
+    say("4 of 9: search and locate")
     result = _result(collection, run, first, tables, seed, seeds, command)
     clock.lap("questions")
-    say("5 of 8: ask the shipped model, train one for half a minute")
+    say("5 of 9: find a thing in a clip")
+    result["video"] = tour_video(run, first.models["cloc"], seed=seed)
+    clock.lap("video")
+    say("6 of 9: ask the shipped model, train one for half a minute")
     result["ask"] = tour_ask(collection, run, seed=seed, device=device, steps=steps)
     clock.lap("ask")
     locator = first.trained["cloc"].model_folder
     assert locator is not None
-    say("6 of 8: captions: the shipped model writes five kinds of text, an encoder is trained on some")
+    say("7 of 9: captions: the shipped model writes five kinds of text, an encoder is trained on some")
     sizes = sizes_of(settings.scenes, steps)
     result["captions"] = tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes)
     clock.lap("captions")
-    say("7 of 8: calibration: fine-tune a network on half of its classes, bring the others back")
+    say("8 of 9: calibration: fine-tune a network on half of its classes, bring the others back")
     encoder = first.models["cloc"].image_encoder
     assert isinstance(encoder, Lite0Encoder), "of the tour's recipes"
     result["calibration"] = tour_calibration(
@@ -165,7 +169,7 @@ def tour(
         epochs=short_epochs(steps),
     )
     clock.lap("calibration")
-    say("8 of 8: federated: cluster and map emoji of eight clients")
+    say("9 of 9: federated: cluster and map emoji of eight clients")
     emoji_features = run.path / FOLDER / "features.npz"
     result["federated"] = tour_federated(
         collection, run, features=emoji_features, seed=seed, rounds=None if steps is None else FEW_ROUNDS
@@ -202,7 +206,7 @@ def _train_and_evaluate(
 ) -> Answers:
     models, embedded, trained, tables = {}, {}, {}, []
     for number, (name, recipe) in enumerate(RECIPES.items(), start=2):
-        say(f"{number} of 8: {TITLES[name][0]}, seed {seed}")
+        say(f"{number} of 9: {TITLES[name][0]}, seed {seed}")
         overrides = [f"training.seed={seed}"]
         if steps is not None:
             overrides += [f"training.steps={steps}", f"training.warmup_steps={min(50, steps // 10)}"]

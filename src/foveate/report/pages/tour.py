@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import Example, Search, parse_result
-from foveate.report import asked, calibration, numbers, parts, words
+from foveate.report import asked, calibration, charts, numbers, parts, words
 from foveate.report.captions import MARKS, TourCaptions
 from foveate.report.charts import stacked_bar
 from foveate.report.federated import TourFederated, federated_section
 from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
-from foveate.studies.results import Command, TourResult
+from foveate.studies.results import Command, TourResult, TourVideo
 
 LIMITS = [
     "This is a small model, trained for minutes on a processor, to show the whole way. It is no match for "
@@ -38,6 +38,9 @@ COMMANDS = [
         command='foveate ask photo.jpg "Where is the apple?" --image-out where.png',
     ),
     Command(what="Find a phrase in one image", command='foveate locate my-model photo.jpg "a red kite"'),
+    Command(
+        what="Find when and where a clip shows a phrase", command='foveate video find my-model clip.mp4 "a red kite"'
+    ),
 ]
 
 
@@ -107,6 +110,22 @@ def calibration_section(result: dict[str, Any]) -> dict[str, Any]:
     return {"r": r, "table": calibration.table(r), "charts": calibration.charts(r), "examples": examples}
 
 
+def video_section(video: TourVideo) -> dict[str, Any]:
+    """Build the tour's clip: frames with the true and the predicted box, and the scores of both phrases over time."""
+    series = [
+        charts.Series(video.phrase, [(frame.time, frame.score) for frame in video.frames], 1),
+        charts.Series(f"{video.absent}, absent", [(frame.time, frame.control_score) for frame in video.frames], 2),
+    ]
+    title = "Cosine of the best box over time"
+    chart = charts.line_chart(series, title=title, x_label="seconds", span=(video.start, video.end))
+    frames = []
+    for frame in video.frames:
+        if frame.image:
+            overlays = [Overlay(frame.true_box, "truth")] if frame.true_box else []
+            frames.append({"frame": frame, "overlays": [*overlays, Overlay(frame.box, "default")]})
+    return {"r": video, "frames": frames, "chart": charts.plot(title, chart)}
+
+
 def rules_of(answers: list[Any], default: str) -> list[str]:
     """List all rules that answered, the default first."""
     names = {name for answer in answers for name in answer.boxes}
@@ -128,6 +147,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "r": r,
         "overlay": Overlay,
         "ask": asked.asked_section(r.ask) if r.ask else None,
+        "video": video_section(r.video) if r.video else None,
         "asked_slides": asked.slides(r.ask.scenes) if r.ask else [],
         "slides": parts.hero_slides(r.locate, r.collection.examples, r.default),
         "highlights": parts.highlights(groups),
