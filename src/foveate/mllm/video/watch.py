@@ -92,8 +92,6 @@ def watch(
     network = model if isinstance(model, Network) else open_network(str(model), device=device)
     strategy = parse_how(how) if isinstance(how, str) else how
     prompts = _find_prompts(network, prompt)
-    if text_tokens is None:
-        text_tokens = count_text(network, prompt=prompt) if fit else 1
 
     size = (0, 0)
 
@@ -118,7 +116,10 @@ def watch(
         )
 
     frames, changes = read(strategy.frames), ()
-    room = Room(len(frames.frames), network.tokens_per_frame, text_tokens, network.limit)
+    room = Room(len(frames.frames), network.tokens_per_frame, text_tokens or 1, network.limit)
+    if text_tokens is None and (fit or not room.holds(strategy)):
+        # Also where it is refused: what the error advises must leave room for a question.
+        room = room._replace(text=count_text(network, prompt=prompt))
     if fit:
         strategy, changes = fit_strategy(strategy, room)
     check_room(strategy, room)
