@@ -167,7 +167,7 @@ def test_a_phrase_is_looked_for_in_every_frame(foveate: Any, clip: Path, tmp_pat
     result = foveate("video", "find", tmp_path / "model", clip, "a red boat", *arguments).json
     # An untrained model may point at a box without area, which has no score.
     scores = [-1.0 if frame["score"] is None else frame["score"] for frame in result["frames"]]
-    assert len(scores) == 6
+    assert [frame["index"] for frame in result["frames"]] == list(range(6)), "each once, the last one too"
     assert result["best"] == sorted(range(6), key=lambda row: -scores[row])[:2]
     for frame in result["frames"]:
         x1, y1, x2, y2 = frame["box"]
@@ -175,6 +175,7 @@ def test_a_phrase_is_looked_for_in_every_frame(foveate: Any, clip: Path, tmp_pat
         assert 0 <= y1 <= y2 <= 48
     shown = [row for row, frame in enumerate(result["frames"]) if frame["image"]]
     assert shown == sorted(result["best"])
+    assert "cloc-seed0" in foveate("video", "find", tmp_path / "none", clip, "a red boat").sentence
     # The same image located alone has the same box.
     alone = foveate(
         "locate", tmp_path / "model", clip / f"{shown[0]}.png", "a red boat", "--device", "cpu", "--json"

@@ -88,6 +88,7 @@ def finish(result: dict[str, Any], lines: Iterable[str], paths: dict[str, Path],
 
 def print_stream(pieces: Generator[str, None, T], *, silent: bool) -> T:
     """Print the pieces of an answer as they come, and a line end behind them; return the answer."""
+    start = True
     while True:
         try:
             piece = next(pieces)
@@ -96,8 +97,10 @@ def print_stream(pieces: Generator[str, None, T], *, silent: bool) -> T:
                 click.echo()
             return end.value
         if not silent:
-            click.echo(piece, nl=False)
+            # Tokens of a first word often begin with a space.
+            click.echo(piece.lstrip() if start else piece, nl=False)
             sys.stdout.flush()
+        start = start and not piece.strip()
 
 
 def split_names(values: tuple[str, ...]) -> list[str]:

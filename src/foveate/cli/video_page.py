@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,16 @@ def describe_viewing(viewing: Viewing) -> list[str]:
 def describe_warnings(texts: Sequence[str]) -> list[str]:
     """Return a line for each warning."""
     return [f"warning: {text}" for text in texts]
+
+
+@contextmanager
+def collect_warnings() -> Iterator[list[str]]:
+    """Collect the texts of warnings, which Python would print with file and line."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield texts
+        texts += dict.fromkeys(str(warning.message) for warning in caught)
 
 
 def describe_how(how: Strategy) -> str:

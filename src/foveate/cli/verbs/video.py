@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from foveate.cli.video_options import (
     strategy_options,
 )
 from foveate.cli.video_page import (
+    collect_warnings,
     describe_how,
     describe_viewing,
     describe_warnings,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from foveate.mllm.video.results import VideoExchange
     from foveate.mllm.video.scores import VideoScores
     from foveate.mllm.video.viewing import Viewing
-    from foveate.pretrain.locate import PhraseBoxes
 
 
 @click.group("video", short_help="Ask image models about video, without training.")
@@ -54,7 +53,7 @@ def command() -> None:
     \b
     Example:
       foveate video ask mini street.mp4 "What is in the image?" --frames 24
-      foveate video find runs/tour/cloc/model street.mp4 "a red boat"
+      foveate video find runs/tour/cloc-seed0/model street.mp4 "a red boat"
       foveate video evaluate mini --set own --questions questions.jsonl --videos clips
       foveate video score runs/video-evaluate-own --judge http://127.0.0.1:8000/v1 --judge-model qwen
     """
@@ -179,7 +178,7 @@ def frames(
     \b
     Example:
       foveate video frames street.mp4 --frames 24 --slow 4 --from 1:20 --to 2:00
-      foveate video frames street.mp4 --choose query --selector runs/tour/cloc/model --query "a red boat"
+      foveate video frames street.mp4 --choose query --selector runs/tour/cloc-seed0/model --query "a red boat"
     """
     from foveate.core.runs import RunFolder
     from foveate.mllm.video.results import VideoAskResult
@@ -263,9 +262,13 @@ def plan(
         # The frames are decoded to be counted: headers are often wrong.
         read = read_clip(clip, 1, start=span.start, end=span.end, transform=shrink, allow_damaged=allow_damaged)
         total, seconds = read.num_decoded, (read.seconds[1] - read.seconds[0]) or None
-    planned = plan_video(
-        model, how=build_how(how, strategy), total=total, seconds=seconds, text_tokens=text_tokens or TEXT_TOKENS
-    )
+    with collect_warnings() as texts:
+        planned = plan_video(
+            model, how=build_how(how, strategy), total=total, seconds=seconds, text_tokens=text_tokens or TEXT_TOKENS
+        )
+    # Those of the strategy are among its fields.
+    texts = [text for text in texts if text not in planned.warnings]
+    planned = dataclasses.replace(planned, warnings=(*texts, *planned.warnings))
     finish(dataclasses.asdict(planned), format_plan(planned), {}, as_json=as_json)
 
 
@@ -299,8 +302,9 @@ def find(
 
     \b
     Example:
-      foveate video find runs/tour/cloc/model street.mp4 "a red boat"
+      foveate video find runs/tour/cloc-seed0/model street.mp4 "a red boat"
     """
+    from foveate.core.errors import UserError
     from foveate.core.runs import RunFolder
     from foveate.pretrain.locate import locate_frames
     from foveate.pretrain.results import LocatedFrame, VideoFindResult
@@ -310,11 +314,16 @@ def find(
     from foveate.vision.video.sampling import format_time
 
     span = Span.parse(start, end)
+    if not localizer.is_dir():
+        raise UserError(
+            f"{localizer}: no such folder; expected a model of foveate pretrain, such as runs/tour/cloc-seed0/model"
+        )
     model = load_model(localizer, device=device)
-    read = read_clip(clip, frames, start=span.start, end=span.end, allow_damaged=allow_damaged)
+    # The paper's rule would repeat a frame of a short clip and never look at its last one.
+    read = read_clip(clip, frames, rule="uniform_mid", start=span.start, end=span.end, allow_damaged=allow_damaged)
     located = locate_frames(model, read.frames, phrase, seed=seed or 0)
     folder = RunFolder.create(run or Path("runs/video-find"))
-    order = sorted(range(len(located)), key=lambda row: (-_cosine(located[row]), read.times[row]))
+    order = sorted(range(len(located)), key=lambda row: (-located[row].cosine, read.times[row]))
     best = set(order[:count])
     rows = [
         LocatedFrame(
@@ -340,7 +349,7 @@ def find(
     )
     folder.write_result(result.to_json())
     lines = [
-        f"{format_time(rows[row].time):>8}  frame {rows[row].index:>6}  cosine {_cosine(located[row]):+.3f}  "
+        f"{format_time(rows[row].time):>8}  frame {rows[row].index:>6}  cosine {located[row].cosine:+.3f}  "
         f"px {' '.join(f'{edge:.0f}' for edge in rows[row].box)}"
         for row in order[:count]
     ]
@@ -398,19 +407,21 @@ def evaluate(
     checked = validate(VideoEvaluationSettings, {**settings, "seed": seed or 0}, where="foveate video evaluate")
     strategy = build_how(how, strategy_options)
     target = run or Path("runs") / f"video-evaluate-{checked.question_set}"
-    network = open_network(model, device=device)
-    watcher = ClipWatcher(network, strategy, fit=fit, prompt=prompt, allow_damaged=allow_damaged)
-    result = evaluate_set(
-        watcher,
-        questions,
-        videos,
-        run=target,
-        settings=checked,
-        name=model,
-        how=watcher.description,
-        command=["foveate", *sys.argv[1:]],
-    )
-    finish(result.to_json(), _score_lines(result), {"run": target, "report": render(target)}, as_json=as_json)
+    with collect_warnings() as texts:
+        network = open_network(model, device=device)
+        watcher = ClipWatcher(network, strategy, fit=fit, prompt=prompt, allow_damaged=allow_damaged)
+        result = evaluate_set(
+            watcher,
+            questions,
+            videos,
+            run=target,
+            settings=checked,
+            name=model,
+            how=watcher.description,
+            command=["foveate", *sys.argv[1:]],
+        )
+    lines = [*_score_lines(result), *describe_warnings(texts)]
+    finish(result.to_json(), lines, {"run": target, "report": render(target)}, as_json=as_json)
 
 
 @command.command("score", cls=FieldsCommand, short_help="Score a run of a question set, by a judge where it is open.")
@@ -473,8 +484,7 @@ def _watch(
     if not clip.exists():
         # Before a model is opened, which takes seconds.
         raise UserError(f"{clip}: no such file or folder")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with collect_warnings() as texts:
         network = open_network(model, device=device)
         viewing = watch(
             network,
@@ -490,7 +500,6 @@ def _watch(
             allow_damaged=allow_damaged,
         )
     # Those of the strategy are listed with what was seen.
-    texts = dict.fromkeys(str(warning.message) for warning in caught)
     for line in describe_warnings([text for text in texts if text not in viewing.record["warnings"]]):
         click.echo(line, err=True)
     return viewing
@@ -520,6 +529,8 @@ def _ask(viewing: Viewing, question: str, options: tuple[str, ...], max_tokens: 
         details = {"options": list(options), "probabilities": list(choice.probabilities), "mass": choice.mass}
         return VideoExchange(question=question, text=text, seconds=round(time.perf_counter() - start, 3), **details)
     answer = print_stream(viewing.stream(question, max_tokens=max_tokens), silent=silent)
+    if not answer.text:
+        click.echo("(nothing: the model ended its answer at once)", err=True)
     return VideoExchange(
         question=question,
         text=answer.text,
@@ -527,12 +538,6 @@ def _ask(viewing: Viewing, question: str, options: tuple[str, ...], max_tokens: 
         finished=answer.finished,
         seconds=round(time.perf_counter() - start, 3),
     )
-
-
-def _cosine(located: PhraseBoxes) -> float:
-    """Return the cosine of the best box; below all others where it has no area."""
-    score = located.scores[located.rule]
-    return -1.0 if score is None else score
 
 
 def _score_lines(result: VideoScores) -> list[str]:
