@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,14 @@ def test_frames_are_chosen_by_what_they_show(foveate: Any, clip: Path, tmp_path:
         (["--how", "slowfst"], "slowfast"),
     ):
         assert name in foveate("video", "frames", clip, *arguments).sentence
+
+
+def test_what_a_refusal_advises_leaves_room_for_the_question(foveate: Any, clip: Path) -> None:
+    whole = ["--slow-pool", "1x1", "--fast", "none", "--device", "cpu"]
+    sentence = foveate("video", "ask", "mini", clip, "what?", *whole, "--slow", 30).sentence
+    advised = re.search(r"--slow (\d+)", sentence)
+    assert advised
+    assert foveate("video", "ask", "mini", clip, "what?", *whole, "--slow", advised[1]).code == 0
 
 
 def test_a_plan_counts_before_weights_are_read(foveate: Any, clip: Path) -> None:
