@@ -150,6 +150,8 @@ def test_a_plan_counts_before_weights_are_read(foveate: Any, clip: Path) -> None
     part = foveate("video", "plan", "mini", clip, "--from", 1, "--to", "0:04", "--json").json
     assert part["frames"] == 3
     assert foveate("video", "plan", "mini", clip, "--seconds", 3).code == 2
+    # What a refusal of ts advises.
+    assert foveate("video", "plan", "mini", "--how", "ts", "--sampled", 500, "--json").json["tokens"]["sampled"] == 500
     assert foveate("video", "plan", "mini", "--seconds", 3, "--to", 1).code == 2
     (clip / "4.png").write_bytes(b"no image")
     assert "--allow-damaged" in foveate("video", "plan", "mini", clip).sentence

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 allow_damaged_option = click.option("--allow-damaged", is_flag=True, help="Use what can be decoded of a damaged clip.")
-_STRATEGY = ("frames", "slow", "slow_pool", "fast", "choose")
+_STRATEGY = ("frames", "slow", "slow_pool", "fast", "choose", "sampled")
 
 
 def strategy_options(function: F) -> F:
@@ -25,6 +25,7 @@ def strategy_options(function: F) -> F:
         click.option("--slow-pool", metavar="RxC", help="Pooling of slow frames: 1x1, 1x2 or 2x2; 1x2 by default."),
         click.option("--fast", metavar="RxC", help="Grid of tokens of all frames, or none; 4x4 by default."),
         click.option("--choose", help="How slow frames are chosen: even, cover, change or query; even by default."),
+        click.option("--sampled", type=click.IntRange(1), help="Tokens that ts keeps of all frames; 2880 by default."),
     ]
     return _add(options, function)
 
