@@ -12,6 +12,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.paths import DATA
 from foveate.mllm.calibrate import CalibrateSettings, calibrate, draw_pairs, measure_box_scores
+from foveate.mllm.card import put_box_scores
 from foveate.mllm.results import BoxScoreResult
 from foveate.mllm.train import prepare_training
 from foveate.multimodal.ask import Mllm
@@ -43,6 +44,17 @@ def test_a_folder_gets_its_threshold_with_how_it_was_measured(asked_collection: 
     assert card.count("## Not found") == card.count("## Data") == 1
     assert f"{result.min_box_score:.2f}" in card
     assert card.split("## Data")[1] == (DATA / "mini" / "README.md").read_text().split("## Data")[1]
+
+
+@pytest.mark.parametrize(
+    "card", ["# A\n\n## Data\n\nScenes.\n", "# A\n", "# A\n\n## Data\n\nScenes.\n\n## Mine\n\nNotes.\n"]
+)
+def test_a_card_loses_nothing_else(card: str) -> None:
+    written = put_box_scores(card, RESULT)
+    assert "1.50" in written
+    assert all(line in written.splitlines() for line in card.splitlines())
+    again = put_box_scores(f"{written}\n## Behind\n\nMore.\n", RESULT.model_copy(update={"min_box_score": 2.5}))
+    assert again == written.replace("1.50", "2.50") + "\n## Behind\n\nMore.\n"
 
 
 def test_the_shipped_model_has_its_threshold() -> None:

@@ -21,7 +21,7 @@ GOALS = {
 """Score that a small model should reach on generated scenes, by slice of the suite."""
 
 
-_BOX_SCORES, _DATA = "## Not found\n\n", "## Data\n"
+_BOX_SCORES, _DATA = "## Not found\n\n", "\n## Data\n"
 
 
 def model_card(
@@ -80,10 +80,14 @@ def put_box_scores(card: str, result: BoxScoreResult) -> str:
         f"{result.false_alarm_rate:.3f} of {result.absent} that only\nother images show (AUC {result.auc:.3f}; split "
         f"`{result.split}` of `{result.collection}`)."
     )
-    before, _, after = card.partition(_BOX_SCORES)
-    if not after:
-        before, after = card.partition(_DATA)[0], card
-    return f"{before}{_BOX_SCORES}{text}\n\n{_DATA}{after.partition(_DATA)[2]}"
+    if _BOX_SCORES in card:
+        before, _, after = card.partition(_BOX_SCORES)
+        # This section alone: whoever has the folder may have written others behind it.
+        _, heading, rest = after.partition("\n## ")
+    else:
+        before, heading, rest = card.partition(_DATA)
+        before += "\n"
+    return f"{before}{_BOX_SCORES}{text}\n{heading}{rest}"
 
 
 def _failures(evaluation: SuiteResult | None) -> str:
