@@ -234,6 +234,8 @@ def test_what_is_no_model_is_named(foveate: Any, tmp_path: Path, model: str, nam
         (("{image}", "What?", "--image-out", "answer.psd"), ".psd"),
         (("{image}", "What?", "--image-out", "{image}"), "--image-out"),
         (("{image}", "What?", "--coco-out", "{image}"), "--coco-out"),
+        (("{image}", "What?", "--coco-out", "{folder}"), "--coco-out"),
+        (("{image}", "What?", "--coco-out", "drawn.png", "--image-out", "drawn.png"), "--coco-out"),
     ],
 )
 def test_a_mistake_gives_one_sentence_before_a_model_is_opened(
@@ -243,7 +245,7 @@ def test_a_mistake_gives_one_sentence_before_a_model_is_opened(
     image, text = tmp_path / "image.png", tmp_path / "image.txt"
     Image.new("RGB", (80, 60), "red").save(image)
     text.write_text("no image")
-    filled = [argument.format(image=image, text=text) for argument in arguments]
+    filled = [argument.format(image=image, text=text, folder=tmp_path) for argument in arguments]
     assert named in foveate("ask", *filled).sentence
 
 

@@ -129,7 +129,8 @@ def command(
         _find_format(image_out)
         _check_outputs("--image-out", _name_outputs(image_out, len(images)), images)
     if coco_out:
-        _check_outputs("--coco-out", [coco_out], images)
+        drawn = tuple(_name_outputs(image_out, len(images))) if image_out else ()
+        _check_outputs("--coco-out", [coco_out], (*images, *drawn))
     shapes = _convert(shapes, checked.unit, question, images)
     start = time.perf_counter()
     model = open_mllm(checked.model, device=device)
@@ -347,13 +348,15 @@ def _name_outputs(path: Path, count: int) -> list[Path]:
 
 
 def _check_outputs(option: str, files: Sequence[Path], images: tuple[Path, ...]) -> None:
-    """Raise UserError if a file that is written would overwrite an image that the question is about."""
+    """Raise UserError if a file that is written is a folder, or would overwrite an image of question or answer."""
     from foveate.core.errors import UserError
 
-    inputs = {image.resolve() for image in images}
+    others = {image.resolve() for image in images}
     for file in files:
-        if file.resolve() in inputs:
-            raise UserError(f"{option}: {file} is an image of the question; expected another file")
+        if file.is_dir():
+            raise UserError(f"{option}: {file} is a folder; expected a file")
+        if file.resolve() in others:
+            raise UserError(f"{option}: {file} is an image of the question or of --image-out; expected another file")
 
 
 def _write_coco(path: Path, images: tuple[Path, ...], question: str, answer: Answer) -> Path:
