@@ -271,6 +271,10 @@ def test_what_is_not_imported_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         (source / "config.json").write_text(json.dumps(config | {name: value}))
         with raises_naming(UserError, name):
             import_model(source, tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    with raises_naming(UserError, "empty", "config.json"):
+        import_model(tmp_path / "empty", tmp_path / "other")
+    (source / "tokenizer.json").unlink()
     (source / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
     with raises_naming(UserError, "model_type", "bert"):
         import_model(source, tmp_path / "other")

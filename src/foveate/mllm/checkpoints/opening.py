@@ -54,23 +54,29 @@ def import_model(
         imported = find_imported(folder, checkpoint, tower=tower, chat=chat)
         if imported is not None:
             return imported
-        # Before gigabytes of weights are read.
+        # Both before gigabytes of weights are read.
+        _check_source(checkpoint, tower)
         template = chat or _find_chat(checkpoint)
         return write_model(_read(checkpoint, tower), checkpoint, folder, tower=tower, chat=template)
 
 
-def _read(checkpoint: Checkpoint, tower: str | None) -> ImportedParts:
+def _check_source(checkpoint: Checkpoint, tower: str | None) -> None:
+    """Raise UserError for a model of another kind, or a tower where the model has one."""
     config = checkpoint.config()
     if config.get("model_type") in MODEL_TYPES:
         if tower is not None:
             raise UserError(f"tower: {checkpoint.name} has its own (got {tower}); leave it out")
+    elif "mm_projector_type" not in config and "mm_vision_tower" not in config:
+        raise UserError(
+            f"{checkpoint.name}: not imported (got model_type '{config.get('model_type')}'); expected "
+            f"{', '.join(MODEL_TYPES)} of transformers, or a folder of ml-ferret"
+        )
+
+
+def _read(checkpoint: Checkpoint, tower: str | None) -> ImportedParts:
+    if checkpoint.config().get("model_type") in MODEL_TYPES:
         return read_llava(checkpoint)
-    if "mm_projector_type" in config or "mm_vision_tower" in config:
-        return read_ferret_parts(checkpoint.name, tower=tower)
-    raise UserError(
-        f"{checkpoint.name}: not imported (got model_type '{config.get('model_type')}'); expected "
-        f"{', '.join(MODEL_TYPES)} of transformers, or a folder of ml-ferret"
-    )
+    return read_ferret_parts(checkpoint.name, tower=tower)
 
 
 def _find_chat(checkpoint: Checkpoint) -> str:
