@@ -126,6 +126,7 @@ def test_too_little_data_gives_no_interval() -> None:
         assert "no interval" in str(interval)
     assert json.loads(json.dumps(dataclasses.asdict(seed_interval([0.5]))))["low"] is None
     assert str(Interval(0.5, 0.25, 0.75, 10)) == "0.500 [0.250, 0.750]"
+    assert Interval(0.5, 0.25, 0.75, 10).to_value().to_json() == {"value": 0.5, "low": 0.25, "high": 0.75, "n": 10}
 
 
 def test_mistakes_are_named() -> None:

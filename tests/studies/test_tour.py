@@ -99,7 +99,7 @@ def test_over_seeds() -> None:
     assert over_seeds([one]) == one
     (found,) = over_seeds([one, two, three])
     expected = seed_interval([0.1, 0.2, 0.4])
-    assert found["values"]["clip"] == {"value": expected.value, "low": expected.low, "high": expected.high}
+    assert found["values"]["clip"] == expected.to_value().to_json()
     assert found["values"]["clip"]["value"] == pytest.approx(0.7 / 3)
     assert (found["question"], found["n"]) == ("q", 9)
 

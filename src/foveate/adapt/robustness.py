@@ -259,8 +259,7 @@ def _predict(adapted: AdaptedModel, alpha: float, inputs: Tensor, *, keep: bool)
 
 
 def _interval(correct_N: NDArray[np.float64], key: str) -> Value:
-    interval = bootstrap_interval(correct_N, seed=("wise", key))
-    return Value(value=interval.value, low=interval.low, high=interval.high)
+    return bootstrap_interval(correct_N, seed=("wise", key)).to_value()
 
 
 def _find_peeking_points(alphas: Sequence[float], curves: Mapping[str, WiseSet]) -> dict[str, WisePoint] | None:

@@ -411,8 +411,8 @@ def _measure_splits(
         largest_class = float(np.bincount(labels).max() / len(labels))
         accuracies, means = dict[str, Value](), dict[str, Value]()
         for way, predicted_N in predicted.items():
-            interval = bootstrap_interval((predicted_N == labels).astype(float), seed=("adapt", split))
-            accuracies[way] = Value(value=interval.value, low=interval.low, high=interval.high)
+            correct_N = (predicted_N == labels).astype(float)
+            accuracies[way] = bootstrap_interval(correct_N, seed=("adapt", split)).to_value()
             means[way] = Value(value=float(class_accuracies(predicted_N, labels).accuracy_C.mean()))
         for question, chance, values in (
             ("Which class? (accuracy)", largest_class, accuracies),

@@ -35,7 +35,7 @@ from foveate.caption.vesl.tagging import open_extractor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import Meter
-from foveate.core.results import Column, Row, Value
+from foveate.core.results import Column, Row
 from foveate.core.runs import RunFolder
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED
 from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_statistic
@@ -265,7 +265,7 @@ def build_table(captions: Sequence[JudgedCaption], *, seed: int) -> list[Row]:
 
 
 def _row(question: str, data: str, n: int, values: dict[str, Interval], **more: Any) -> Row:
-    cells = {kind: Value(value=value.value, low=value.low, high=value.high) for kind, value in values.items()}
+    cells = {kind: value.to_value() for kind, value in values.items()}
     return Row(question=question, data=data, n=n, values=cells, **more)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
 from foveate.core.errors import UserError
+from foveate.core.results import Value
 from foveate.core.seeds import generator
 
 Groups = Sequence[Hashable] | NDArray[Any]
@@ -32,6 +33,10 @@ class Interval:
     high: float | None
     n: int  # samples (or seeds) behind the value
     level: float = 0.95
+
+    def to_value(self) -> Value:
+        """Return it as a cell of a table in result.json; the level, which all tables share, stays behind."""
+        return Value(value=self.value, low=self.low, high=self.high, n=self.n)
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:

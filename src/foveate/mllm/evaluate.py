@@ -26,7 +26,7 @@ from foveate.core.files import (
 from foveate.core.plugins import load_plugin
 from foveate.core.results import BoxValues, Column, Row, Value
 from foveate.core.runs import RunFolder
-from foveate.metrics.intervals import Interval, bootstrap_interval
+from foveate.metrics.intervals import bootstrap_interval
 from foveate.mllm.results import SuiteResult, SuiteSample
 from foveate.mllm.suite import LETTER_ANSWER, Judge, StoredAnswer, Suite, SuiteData, SuiteQuestion
 from foveate.mllm.suite_settings import SuiteSettings
@@ -369,7 +369,7 @@ def _row(
         scores = [by_condition[condition][question.id][field] for question in answered]
         # Questions about one image are not independent: whole images are drawn.
         groups = [question.images or question.id for question in answered]
-        values[column.key] = _value(bootstrap_interval(scores, seed=seed, groups_N=groups)) if scores else None
+        values[column.key] = bootstrap_interval(scores, seed=seed, groups_N=groups).to_value() if scores else None
     chances = [1 / len(question.choices) if by_likelihood else question.chance for question in questions]
     known = [chance for chance in chances if chance is not None]
     return Row(
@@ -379,10 +379,6 @@ def _row(
         n=len(questions),
         values=values,
     )
-
-
-def _value(interval: Interval) -> Value:
-    return Value(value=interval.value, low=interval.low, high=interval.high, n=interval.n)
 
 
 def _pick_samples(

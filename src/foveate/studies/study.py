@@ -141,8 +141,7 @@ def row_values(
 
 def interval_of(values: Sequence[float]) -> dict[str, Any]:
     """Return the mean and t-interval over seeds, JSON-ready."""
-    interval = seed_interval(list(values))
-    return {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
+    return seed_interval(list(values)).to_value().to_json()
 
 
 def verdict(low: float | None, high: float | None, *, margin: float) -> str:

@@ -272,10 +272,10 @@ def over_seeds(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
         return list(tables[0])
     result = []
     for rows in zip(*tables, strict=True):
-        values = {}
-        for key in rows[0]["values"]:
-            interval = seed_interval([row["values"][key]["value"] for row in rows])
-            values[key] = {"value": interval.value, "low": interval.low, "high": interval.high}
+        values = {
+            key: seed_interval([row["values"][key]["value"] for row in rows]).to_value().to_json()
+            for key in rows[0]["values"]
+        }
         result.append({**rows[0], "values": values})
     return result
 

@@ -259,8 +259,7 @@ def _average(rows: Sequence[AnswerRow], values: Sequence[float], seed: int) -> V
     """Average values; questions about one clip are not independent, so whole clips are drawn."""
     if not values:
         return None
-    interval = bootstrap_interval(values, seed=seed, groups_N=[row["clip"] for row in rows])
-    return Value(value=interval.value, low=interval.low, high=interval.high, n=interval.n)
+    return bootstrap_interval(values, seed=seed, groups_N=[row["clip"] for row in rows]).to_value()
 
 
 def _share(yes: int, no: int) -> Value | None:
