@@ -22,7 +22,15 @@ from foveate.core.progress import duration
 from foveate.mllm.recipe import MllmPriceSettings, MllmRecipe
 from foveate.mllm.train import build_stage_model
 from foveate.multimodal.model import MultimodalModel
-from foveate.training.costs import ModuleCost, count_parameters, make_fake, measure, state_bytes
+from foveate.training.costs import (
+    ModuleCost,
+    count_parameters,
+    extend_layers,
+    make_fake,
+    measure,
+    shorten_config,
+    state_bytes,
+)
 from foveate.training.hardware import PriceSettings, parse_hardware
 from foveate.training.settings import TrainingSettings
 from foveate.vision.connectors import Connector, build_connector
@@ -439,8 +447,8 @@ def _count_layers(
     precision: str,
 ) -> PartCost:
     """Count networks of one and two layers, and extend the difference to all."""
-    # Fake tensors take a second for some layers, and the layers are equal.
-    sizes, counted = [], []
+    sizes: list[float] = []
+    costs: list[ModuleCost] = []
     for few in (1, 2):
         with torch.device("meta"):
             model = build(few).train()
@@ -448,38 +456,27 @@ def _count_layers(
         mode = FakeTensorMode()
         make_fake(model, mode)
         with mode, _autocast(precision):
-            counted.append(measure(lambda batch: call(model, batch), blocks=few, length=length, width=width))  # noqa: B023
-    single, double = counted
-    layer = sizes[1] - sizes[0]
+            costs.append(measure(lambda batch: call(model, batch), blocks=few, length=length, width=width))  # noqa: B023
 
-    def extend(first: float, second: float) -> float:
-        return first + (layers - 1) * (second - first)
+    def extend(read: Callable[[ModuleCost], float]) -> float:
+        return extend_layers([read(cost) for cost in costs], layers)
 
-    def attention(cost: ModuleCost) -> float:
-        return cost.quadratic * (cost.forward + cost.backward)
-
-    forward, backward = extend(single.forward, double.forward), extend(single.backward, double.backward)
-    quadratic = extend(attention(single), attention(double))
-    total = forward + backward
-    cost = ModuleCost(
-        forward,
-        backward,
-        quadratic / total if total else 0.0,
-        extend(single.saved, double.saved),
-        layers,
-        length,
-        width,
-    )
-    parameters = sizes[0] + (layers - 1) * layer
+    forward, backward = extend(lambda cost: cost.forward), extend(lambda cost: cost.backward)
+    # Shares cannot be extended: those of one and two layers are of other totals.
+    attention = extend(lambda cost: cost.quadratic * (cost.forward + cost.backward))
+    quadratic = attention / (forward + backward) if forward + backward else 0.0
+    saved = extend(lambda cost: cost.saved)
+    parameters, layer = round(extend_layers(sizes, layers)), round(sizes[1] - sizes[0])
     # Everything outside the layers (embeddings and head) is a unit of its own.
-    return PartCost(parameters, parameters, max(layer, sizes[0] - layer), cost)
+    unit = max(layer, round(sizes[0]) - layer)
+    return PartCost(
+        parameters, parameters, unit, ModuleCost(forward, backward, quadratic, saved, layers, length, width)
+    )
 
 
 def _with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
+    config = shorten_config(config, layers)
+    # Fused, as in a training: eager attention would save its weights for the backward pass.
     config._attn_implementation = "sdpa"
     return config
 

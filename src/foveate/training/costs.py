@@ -6,6 +6,7 @@ with an addition counts as 2 FLOPs; norms, activations and softmax are left out,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,6 +105,29 @@ def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
                 module.register_parameter(name, nn.Parameter(fake, requires_grad=weight.requires_grad))
             for name, buffer in module.named_buffers(recurse=False):
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+
+
+def shorten_config(config: Any, layers: int) -> Any:
+    """Return a copy of a transformers config with fewer layers; see `extend_layers`."""
+    short = copy.deepcopy(config)
+    short.num_hidden_layers = layers
+    if getattr(short, "layer_types", None):
+        short.layer_types = short.layer_types[:layers]
+    rope = getattr(short, "rope_parameters", None)
+    if rope and rope.get("rope_type") == "dynamic":
+        # Its frequencies depend on values, which fake tensors do not have; they cost the same.
+        short.rope_parameters = {**rope, "rope_type": "default"}
+    return short
+
+
+def extend_layers(few: Sequence[float], layers: int) -> float:
+    """Extend what one and two of equal layers cost to all of them.
+
+    The difference of the two is a layer, and what it leaves of the first are embeddings and head. Counting all layers
+    would take minutes: some take a second each in fake tensors.
+    """
+    first, second = few
+    return first + (layers - 1) * (second - first)
 
 
 def count_blocks(module: nn.Module) -> int:

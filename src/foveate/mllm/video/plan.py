@@ -27,7 +27,7 @@ from foveate.mllm.video.strategies import Strategy
 from foveate.mllm.video.strategies.slowfast import SlowFast
 from foveate.multimodal.folder import load_model
 from foveate.multimodal.opening import find_native_folder
-from foveate.training.costs import count_forward, count_parameters, make_fake
+from foveate.training.costs import count_forward, count_parameters, extend_layers, make_fake, shorten_config
 
 # The paper's 3,680 tokens leave as many of LLaVA's 4,096.
 TEXT_TOKENS = 416
@@ -183,8 +183,8 @@ def read_shape(source: str | Path) -> ModelShape:
     tower_flops: list[float] = []
     for layers in (1, 2):
         few = copy.deepcopy(config)
-        few.vision_config.num_hidden_layers = layers
-        _shorten(few.get_text_config(), layers)
+        few.vision_config = shorten_config(vision, layers)
+        few.text_config = shorten_config(text, layers)
         with torch.device("meta"), loading(source):
             model: Any = AutoModelForImageTextToText.from_config(few, dtype=torch.float16).eval()
         make_fake(model, mode)
@@ -203,8 +203,10 @@ def read_shape(source: str | Path) -> ModelShape:
         image_tokens=rows * columns,
         limit=count_positions(stretched),
         width=text.hidden_size,
-        parameters={part: round(_extend([each[part] for each in counts], count)) for part, count in layers.items()},
-        tower_flops=_extend(tower_flops, layers["tower"]),
+        parameters={
+            part: round(extend_layers([each[part] for each in counts], count)) for part, count in layers.items()
+        },
+        tower_flops=extend_layers(tower_flops, layers["tower"]),
         count_language=_create_counter(languages, mode, text, torch.float16),
         cache_values=_count_cache(text),
         bytes=torch.float16.itemsize,
@@ -222,7 +224,7 @@ def _read_native(folder: Path, name: str) -> ModelShape:
     config, mode, languages = network.language.config, FakeTensorMode(), []
     for layers in (1, 2):
         with torch.device("meta"):
-            languages.append(AutoModelForCausalLM.from_config(_shorten(copy.deepcopy(config), layers)).eval())
+            languages.append(AutoModelForCausalLM.from_config(shorten_config(config, layers)).eval())
         make_fake(languages[-1], mode)
     parts = {"tower": network.tower, "projector": network.projector, "language": network.language}
     return ModelShape(
@@ -250,26 +252,9 @@ def _create_counter(
 
         with mode:
             flops = [count_forward(functools.partial(read, model)) for model in languages]
-        return _extend(flops, config.num_hidden_layers)
+        return extend_layers(flops, config.num_hidden_layers)
 
     return count
-
-
-def _extend(few: Sequence[float], layers: int) -> float:
-    """Extend what one and two of equal layers cost to all of them."""
-    first, second = few
-    return first + (layers - 1) * (second - first)
-
-
-def _shorten(config: Any, layers: int) -> Any:
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
-    rope = getattr(config, "rope_parameters", None)
-    if rope and rope.get("rope_type") == "dynamic":
-        # Its frequencies depend on values, which fake tensors do not have; they cost the same.
-        config.rope_parameters = {**rope, "rope_type": "default"}
-    return config
 
 
 def _count_cache(config: Any) -> int:
