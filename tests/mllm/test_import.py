@@ -29,10 +29,10 @@ from foveate.mllm.checkpoints.ferret import IMAGE_ID, read_ferret
 from foveate.mllm.checkpoints.opening import import_model, is_importable
 from foveate.mllm.recipe import MllmRecipe
 from foveate.multimodal.folder import read_settings
-from foveate.multimodal.model import ViewLayout
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import Question, prepare_questions
 from foveate.multimodal.referring import RegionPrompts
+from foveate.multimodal.views import ViewLayout
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Turn
 from foveate.records.shapes import Point

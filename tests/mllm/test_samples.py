@@ -19,9 +19,9 @@ from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.samples import MllmSamples
 from foveate.mllm.task import MllmTask
 from foveate.mllm.train import MllmTraining, prepare_training, train_mllm
-from foveate.multimodal.model import ViewLayout
 from foveate.multimodal.prompts import PromptWriter
 from foveate.multimodal.referring import RegionPrompts
+from foveate.multimodal.views import ViewLayout
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Turn, add_conversations
 from naming import raises_naming

@@ -17,10 +17,11 @@ from foveate.multimodal.answer_writer import AnswerWriter, PointedBox
 from foveate.multimodal.answers import find_runs, pair_phrases
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.askable import AskableModel
-from foveate.multimodal.model import PhraseMatch, ViewLayout
+from foveate.multimodal.phrase_maps import PhraseMatch
 from foveate.multimodal.prepare import Question, prepare_questions, request_boxes
 from foveate.multimodal.questions import ask_where
 from foveate.multimodal.referring import RegionPrompts
+from foveate.multimodal.views import ViewLayout
 from foveate.records.boxes import PixelBox
 from foveate.records.region_prompts import GROUNDING_REQUEST
 from naming import raises_naming

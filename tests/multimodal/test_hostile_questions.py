@@ -13,7 +13,7 @@ from test_multimodal_model import loaded
 from foveate.core.errors import UserError
 from foveate.multimodal.answer_writer import AnswerWriter
 from foveate.multimodal.ask import Mllm
-from foveate.multimodal.model import PhraseMatch
+from foveate.multimodal.phrase_maps import PhraseMatch
 from foveate.multimodal.prepare import Question, prepare_questions
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.shapes import Mask, Point, Shape, Stroke

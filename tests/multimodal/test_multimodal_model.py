@@ -19,13 +19,14 @@ from foveate.multimodal.answer_writer import AnswerWriter, PointedBox
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
-from foveate.multimodal.model import MultimodalModel, ViewLayout, Visual
+from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.phrase_maps import BoxHead, box_weights
 from foveate.multimodal.prepare import Question, prepare_questions
 from foveate.multimodal.prompts import PromptWriter, image_slots, images_lead
 from foveate.multimodal.questions import ask_turns
 from foveate.multimodal.referring import RegionPrompts
 from foveate.multimodal.settings import MultimodalSettings
+from foveate.multimodal.views import ViewLayout, Visual
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn
 from foveate.records.geometry import View

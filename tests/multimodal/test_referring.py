@@ -19,11 +19,11 @@ from foveate.multimodal.answer_writer import AnswerWriter, PointedBox
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
-from foveate.multimodal.model import ViewLayout
 from foveate.multimodal.prepare import Question, prepare_questions
 from foveate.multimodal.prompts import create_prompts
 from foveate.multimodal.referring import RegionPrompts, place_points
 from foveate.multimodal.settings import MultimodalSettings
+from foveate.multimodal.views import ViewLayout
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn
 from foveate.records.geometry import View

@@ -19,10 +19,10 @@ from foveate.multimodal.ask import Mllm
 from foveate.multimodal.build import build_model
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.frames import CoordinateFrame, move_regions
-from foveate.multimodal.model import ViewLayout, list_views
 from foveate.multimodal.prepare import Question, encode_sample, prepare_questions
 from foveate.multimodal.prompts import PromptWriter
 from foveate.multimodal.settings import MultimodalSettings
+from foveate.multimodal.views import ViewLayout, list_views
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn
 from foveate.records.shapes import Point

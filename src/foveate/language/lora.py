@@ -222,3 +222,8 @@ def _shorten(model: nn.Module, names: list[str]) -> list[str] | str:
     # The pair's own layers end in lora_A and lora_B, and are not in the model that PEFT opens.
     matches = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends and ".lora_" not in name]
     return ends if sorted(matches) == sorted(names) else exact_pattern(names)
+
+
+def is_lora(name: str) -> bool:
+    """Return whether a tensor of this name belongs to a pair of LoRA."""
+    return ".lora_A." in name or ".lora_B." in name

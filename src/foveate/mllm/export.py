@@ -27,10 +27,11 @@ from foveate.language.sparse import SparseMlp
 from foveate.language.vocabulary import END, PAD
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import LoadedModel
-from foveate.multimodal.model import MultimodalModel, Visual
+from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.opening import SHIPPED, open_mllm
 from foveate.multimodal.questions import ask_turns
 from foveate.multimodal.settings import SourceSettings
+from foveate.multimodal.views import Visual
 from foveate.records.conversations import IMAGE, Conversation
 from foveate.records.geometry import View
 from foveate.vision.hidden_layer import HiddenLayerEncoder

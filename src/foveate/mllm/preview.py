@@ -31,7 +31,7 @@ from foveate.mllm.results import (
     PreviewView,
 )
 from foveate.mllm.train import MllmTraining, prepare_training
-from foveate.multimodal.model import ViewLayout
+from foveate.multimodal.views import ViewLayout
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE
 from foveate.records.images import decode, save_thumbnail

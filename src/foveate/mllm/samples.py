@@ -26,10 +26,10 @@ from foveate.language.packing import Tokens, pack_texts
 from foveate.mllm.recipe import StageSettings
 from foveate.multimodal.assemble import AssemblyOptions, plan_sample
 from foveate.multimodal.frames import CoordinateFrame, move_regions
-from foveate.multimodal.model import ViewLayout, list_views
 from foveate.multimodal.prompts import PromptWriter, Written, image_slots, images_lead
 from foveate.multimodal.referring import RegionPoints, RegionPrompts
 from foveate.multimodal.settings import MultimodalSettings
+from foveate.multimodal.views import ViewLayout, list_views
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation
 from foveate.records.geometry import View

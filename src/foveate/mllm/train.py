@@ -37,6 +37,7 @@ from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.language.chat import TEMPLATES, Chat
+from foveate.language.lora import is_lora
 from foveate.language.open import LanguageModel, read_language_config
 from foveate.language.vocabulary import WordTokenizer, read_tokenizer, train_tokenizer
 from foveate.mllm.calibrate import measure_box_scores
@@ -59,7 +60,7 @@ from foveate.multimodal.folder import (
     save_model,
     stored_state,
 )
-from foveate.multimodal.model import MultimodalModel, is_lora
+from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.opening import find_folder
 from foveate.multimodal.prompts import create_prompts
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings

@@ -27,9 +27,9 @@ from foveate.multimodal.answers import (
 )
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.frames import CoordinateFrame
-from foveate.multimodal.model import ViewLayout, Visual
 from foveate.multimodal.prompts import Written
 from foveate.multimodal.referring import RegionPrompts
+from foveate.multimodal.views import ViewLayout, Visual
 from foveate.records.boxes import PixelBox
 from foveate.vision.tiling import TilePlan
 
@@ -243,7 +243,7 @@ class AnswerWriter:
         """Return the layout of the views of rows."""
         pending = [self.pending[row] for row in rows]
         created = ViewLayout.create([each.layout for each in pending], in_text=[each.in_text for each in pending])
-        return ViewLayout(*(column.to(self.visual.full_VLE.device) for column in created))
+        return created.to(self.visual.full_VLE.device)
 
     def _regions(self, regions: Sequence[tuple[int, Any]]) -> RegionPrompts:
         return RegionPrompts.create(regions).to(self.visual.full_VLE.device)

@@ -12,7 +12,7 @@ from foveate.core.errors import UserError, choose
 from foveate.language.lora import add_lora
 from foveate.language.open import LanguageModel, open_language_model
 from foveate.language.sparse import make_sparse
-from foveate.multimodal.model import MultimodalModel, start_copying
+from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.vision.connectors import Connector, build_connector, connector_kinds
 from foveate.vision.connectors.pooled import PooledConnector
@@ -24,6 +24,8 @@ from foveate.vision.registry import seeded
 
 # Fields of configs by which transformers changes logits behind the head, as Gemma 2, Cohere and Granite do.
 _SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Of the identity, in the product of value and output projections: see `start_copying`.
+_COPYING = 0.3
 # What transformers raises for wrong fields; its checks of types have a class of their own.
 _UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError, StrictDataclassError)
 
@@ -154,3 +156,18 @@ def build_language_model(options: dict[str, Any], *, vocabulary: int, seed: int)
         why = " ".join(str(error).split())[:200]
         raise UserError(f"field model.language: transformers cannot build it with these options ({why})") from error
     return model
+
+
+@torch.no_grad()
+def start_copying(language_model: Any) -> None:
+    """Let each attention layer of a Llama-like model begin by passing on what it reads.
+
+    The output projection times the value projection becomes a multiple of the identity, so that what a visual token
+    shows, or what the question says, is proposed as the next token from the first step on. After the mimetic
+    initialization of Trockman & Kolter 2023 (arXiv 2305.09828). Layers without square projections stay as they are.
+    """
+    for layer in language_model.modules():
+        value, out = (getattr(getattr(layer, name, None), "weight", None) for name in ("v_proj", "o_proj"))
+        if value is not None and out is not None and value.shape == out.shape and value.shape[0] == value.shape[1]:
+            nn.init.orthogonal_(value, gain=_COPYING**0.5)
+            out.copy_(value.T)

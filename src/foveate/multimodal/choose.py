@@ -15,9 +15,9 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.language.packing import Tokens, pack_texts
 from foveate.multimodal.folder import LoadedModel
-from foveate.multimodal.model import ViewLayout, Visual
 from foveate.multimodal.prompts import Written
 from foveate.multimodal.referring import RegionPrompts
+from foveate.multimodal.views import ViewLayout, Visual
 from foveate.records.conversations import IMAGE, REGION
 from foveate.records.rows import clean_text
 
@@ -74,8 +74,7 @@ def score_options(loaded: LoadedModel, visual: Visual, rows: Sequence[OptionRow]
     regions = [region for row in rows for _ in row.options for region in row.written.regions]
     points = [each for row in rows for _ in row.options for each in row.written.points]
     prompts = RegionPrompts.create(regions, points).to(device)
-    created = ViewLayout.create([row.layout for row in rows], in_text=[row.in_text for row in rows])
-    layout = ViewLayout(*(column.to(device) for column in created))
+    layout = ViewLayout.create([row.layout for row in rows], in_text=[row.in_text for row in rows]).to(device)
     states_BTE = model.hidden_states(visual, views_BK, texts, prompts, layout)
     is_target_BT = texts.learned_BT[:, 1:]
     # Position t predicts token t + 1.

@@ -37,11 +37,12 @@ from foveate.core.model_folder import (
 )
 from foveate.core.recipes import validate
 from foveate.language.chat import Chat
+from foveate.language.lora import is_lora
 from foveate.language.open import LanguageModel
 from foveate.language.tokenizer import Tokenizer
 from foveate.language.vocabulary import read_tokenizer
 from foveate.multimodal.build import build_model, open_source
-from foveate.multimodal.model import MultimodalModel, is_lora
+from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.prompts import PromptWriter, create_prompts
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.conversations import REGION

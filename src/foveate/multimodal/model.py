@@ -11,8 +11,7 @@ a head that reads the map of a phrase.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +19,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from foveate.core.errors import UserError
+from foveate.language.lora import is_lora
 from foveate.language.packing import SLOT, PackedTexts, attention_and_positions
 from foveate.language.sparse import pop_router_losses
 from foveate.multimodal.assemble import AssemblyOptions, SamplePlan, plan_sample
-from foveate.multimodal.phrase_maps import BoxHead, PhraseMaps, box_weights
+from foveate.multimodal.phrase_maps import BoxHead, PhraseMaps, PhraseMatch, box_weights
 from foveate.multimodal.referring import RegionPrompts, RegionReader
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
+from foveate.multimodal.views import ViewLayout, Visual, find_images_before
 from foveate.vision.anyres_map import order_rows
 from foveate.vision.connectors import Connector
 from foveate.vision.connectors.pooled import PooledConnector
@@ -33,83 +34,6 @@ from foveate.vision.dual import DualConnector, DualTower
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.regions import RegionEncoder
 from foveate.vision.tiling import ImageSize, TilingOptions
-
-_COPYING = 0.3
-
-
-class Visual(NamedTuple):
-    """What the connector makes of V views.
-
-    Attributes:
-        full_VLE: every patch in the space of the language model; the same as `tokens_VTE` unless it pools last.
-        tokens_VTE: what the language model reads.
-        tower_VLD: what a region encoder reads: tokens of the tower, or `full_VLE`, and with `region_mean` `full_VLE`
-            behind them; empty where there is none.
-    """
-
-    full_VLE: Tensor
-    tokens_VTE: Tensor
-    tower_VLD: Tensor
-
-    def select(self, views: Tensor) -> Visual:
-        """Select views by number."""
-        return Visual(*(column[views] for column in self))
-
-
-class PhraseMatch(NamedTuple):
-    """Where a phrase is seen best: number of the view, box [4] in [0, 1] of it, and the score of the match."""
-
-    view: int
-    box_4: Tensor
-    score: float
-
-
-class ViewLayout(NamedTuple):
-    """The images that the views of B rows show, and the indicators between them.
-
-    Attributes:
-        image_BK: number of each view's image in its row.
-        before_BKI: ids of the tokens in front of each view, -1 behind the last.
-        in_text_BK: views that stand within the text of their row, in order at its `SLOT`s, with their indicators.
-    """
-
-    image_BK: Tensor
-    before_BKI: Tensor
-    in_text_BK: Tensor
-
-    @classmethod
-    def create(
-        cls, rows: Sequence[Sequence[tuple[int, Sequence[int]]]], *, in_text: Sequence[bool] | None = None
-    ) -> ViewLayout:
-        """Lay out rows of views, each with the number of its image and the ids in front of it.
-
-        Args:
-            in_text: rows whose images stand within their text; none by default.
-        """
-        columns = max(map(len, rows), default=0)
-        longest = max((len(before) for row in rows for _, before in row), default=0)
-        image_BK = torch.zeros(len(rows), columns, dtype=torch.long)
-        before_BKI = torch.full((len(rows), columns, longest), -1)
-        in_text_B1 = torch.tensor(in_text or [False] * len(rows), dtype=torch.bool)[:, None]
-        for index, row in enumerate(rows):
-            for column, (image, before) in enumerate(row):
-                image_BK[index, column] = image
-                if not in_text_B1[index]:
-                    before_BKI[index, column, : len(before)] = torch.tensor(before, dtype=torch.long)
-        return cls(image_BK, before_BKI, in_text_B1.repeat(1, columns))
-
-    def select(self, rows: Tensor, count: int) -> ViewLayout:
-        """Select rows, and of each the first `count` views."""
-        return ViewLayout(*(column[rows, :count] for column in self))
-
-
-def list_views(sample: SamplePlan, encode: Callable[[str], list[int]]) -> list[tuple[int, list[int]]]:
-    """List the views of a sample for `ViewLayout.create`, their indicators tokenized."""
-    return [
-        (image, encode(text) if text else [])
-        for image in range(len(sample.images))
-        for text in sample.list_indicators(image)
-    ]
 
 
 class MultimodalModel(nn.Module):
@@ -335,7 +259,7 @@ class MultimodalModel(nn.Module):
         embedded_BTE = self.language_model.get_input_embeddings()(ids_BT.clamp(min=0))
         if self.phrase_maps is not None and views_BK.shape[1]:
             maps_BKTL = self._maps(embedded_BTE, visual, views_BK)
-            visible_BKT = self._find_images_before(ids_BT, views_BK, layout)
+            visible_BKT = find_images_before(ids_BT, views_BK, layout, tokens_per_view=self.connector.num_tokens)
             embedded_BTE = embedded_BTE + self.phrase_maps(maps_BKTL, visible_BKT).to(embedded_BTE.dtype)
         if layout is not None:
             # Behind the maps: a visual token has none, in the text as in front of it.
@@ -365,15 +289,6 @@ class MultimodalModel(nn.Module):
         direction_BTE = F.normalize(embedded_BTE.detach() - self.center_E, dim=-1)
         full_BKLE = full_VLE[views_BK.clamp(min=0)]
         return torch.einsum("bte,bkle->bktl", direction_BTE.to(full_BKLE.dtype), full_BKLE)
-
-    def _find_images_before(self, ids_BT: Tensor, views_BK: Tensor, layout: ViewLayout | None) -> Tensor:
-        """Return which images [B, K, T] stand in front of each token: a map of a later one would tell what comes."""
-        visible_BKT = (views_BK >= 0)[..., None].expand(*views_BK.shape, ids_BT.shape[1])
-        if layout is None:
-            return visible_BKT
-        complete_BT = (ids_BT == SLOT).cumsum(dim=1) // self.connector.num_tokens
-        number_BK = layout.in_text_BK.cumsum(dim=1)
-        return visible_BKT & (~layout.in_text_BK[..., None] | (complete_BT[:, None] >= number_BK[..., None]))
 
     def hidden_states(
         self,
@@ -497,23 +412,3 @@ def _check_assembly(assembly: AssemblyOptions, tower: ImageEncoder, connector: C
             raise UserError(
                 f"field model.assembly.{name}: not that of tower and connector (got {value}); expected {expected}"
             )
-
-
-def is_lora(name: str) -> bool:
-    """Return whether a tensor of this name belongs to a pair of LoRA."""
-    return ".lora_A." in name or ".lora_B." in name
-
-
-@torch.no_grad()
-def start_copying(language_model: Any) -> None:
-    """Let each attention layer of a Llama-like model begin by passing on what it reads.
-
-    The output projection times the value projection becomes a multiple of the identity, so that what a visual token
-    shows, or what the question says, is proposed as the next token from the first step on. After the mimetic
-    initialization of Trockman & Kolter 2023 (arXiv 2305.09828). Layers without square projections stay as they are.
-    """
-    for layer in language_model.modules():
-        value, out = (getattr(getattr(layer, name, None), "weight", None) for name in ("v_proj", "o_proj"))
-        if value is not None and out is not None and value.shape == out.shape and value.shape[0] == value.shape[1]:
-            nn.init.orthogonal_(value, gain=_COPYING**0.5)
-            out.copy_(value.T)

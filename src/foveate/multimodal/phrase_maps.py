@@ -8,6 +8,8 @@ of a phrase into a box. A deviation from MM1.5, which writes coordinates in digi
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +36,14 @@ def box_weights(boxes_R4: Tensor, grid: tuple[int, int]) -> Tensor:
 def similarity(full_VLE: Tensor, phrases_NE: Tensor, view_N: Tensor) -> Tensor:
     """Return the similarity map [N, L] of each phrase with the patches of its view."""
     return torch.einsum("nle,ne->nl", full_VLE[view_N], F.normalize(phrases_NE, dim=-1))
+
+
+class PhraseMatch(NamedTuple):
+    """Where a phrase is seen best: number of the view, box [4] in [0, 1] of it, and the score of the match."""
+
+    view: int
+    box_4: Tensor
+    score: float
 
 
 class PhraseMaps(nn.Module):

@@ -13,9 +13,10 @@ from foveate.multimodal.answer_writer import EncodedImage, PendingAnswer
 from foveate.multimodal.assemble import SamplePlan
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.frames import CoordinateFrame, move_regions
-from foveate.multimodal.model import MultimodalModel, Visual, list_views
+from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.prompts import image_slots
 from foveate.multimodal.questions import ask_turns, check_regions
+from foveate.multimodal.views import Visual, list_views
 from foveate.records.conversations import Conversation, Turn
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, ImageInput, decode, decode_fraction, encode_input, is_single_image
