@@ -19,7 +19,8 @@ from foveate.core.errors import UserError
 from foveate.core.model_folder import WEIGHTS, read_tensors
 from foveate.core.recipes import dump, load, validate
 from foveate.mllm.recipe import MllmRecipe
-from foveate.mllm.train import build_recipe_model, prepare_training, train_mllm
+from foveate.mllm.stages import build_recipe_model
+from foveate.mllm.train import prepare_training, train_mllm
 from foveate.multimodal.folder import stored_state
 from foveate.multimodal.opening import open_mllm
 from foveate.records.collection import Collection

@@ -18,8 +18,9 @@ from foveate.core.model_folder import read_tensors
 from foveate.core.recipes import dump, load, validate
 from foveate.mllm.pricing import price_recipe
 from foveate.mllm.recipe import MllmRecipe
+from foveate.mllm.stages import build_recipe_model
 from foveate.mllm.task import MllmTask
-from foveate.mllm.train import Trained, build_recipe_model, prepare_training, train_mllm
+from foveate.mllm.train import Trained, prepare_training, train_mllm
 from foveate.multimodal.folder import NAMES, TOKENIZER, hash_model, stored_state
 from foveate.records.collection import Collection
 from naming import raises_naming

@@ -22,9 +22,9 @@ from foveate.core.results import Column, Row, Value
 from foveate.core.runs import RunFolder
 from foveate.mllm.card import model_card
 from foveate.mllm.evaluate import SuiteSettings, evaluate
+from foveate.mllm.image_sets import ImageSet, find_usable_sets
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import SuiteResult
-from foveate.mllm.samples import ImageSet, find_usable_sets
 from foveate.mllm.task import MllmTask
 from foveate.mllm.train import MllmTraining, prepare_training, train_mllm
 from foveate.multimodal.ask import Mllm

@@ -10,20 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig
 
 from foveate.core.errors import UserError
-from foveate.mllm.pricing import (
-    Experts,
-    ModelShape,
-    PartCost,
-    StageShape,
-    count_language,
-    count_vision,
-    format_price,
-    memory_per_device,
-    price,
-    price_recipe,
-    step_flops,
-)
-from foveate.mllm.train import build_recipe_model
+from foveate.mllm.part_costs import Experts, ModelShape, PartCost, count_language, count_vision
+from foveate.mllm.pricing import StageShape, format_price, memory_per_device, price, price_recipe, step_flops
+from foveate.mllm.stages import build_recipe_model
 from foveate.training.settings import TrainingSettings
 from foveate.vision.connectors import build_connector
 from naming import raises_naming

@@ -13,9 +13,9 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import load, validate
 from foveate.mllm.pricing import price_recipe
 from foveate.mllm.recipe import MllmRecipe
-from foveate.mllm.stages import resize_weights
+from foveate.mllm.stages import build_recipe_model, build_stage_model, resize_weights
 from foveate.mllm.task import MllmTask
-from foveate.mllm.train import build_recipe_model, build_stage_model, prepare_training, train_mllm
+from foveate.mllm.train import prepare_training, train_mllm
 from foveate.multimodal.opening import open_mllm
 from foveate.records.collection import Collection
 from foveate.vision.connectors.cabstractor import resize_positions

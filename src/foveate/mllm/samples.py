@@ -10,7 +10,6 @@ is looked up in it afterwards. Visual tokens are never cut; a conversation that 
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,10 +22,10 @@ from torch import Tensor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.language.packing import Tokens, pack_texts
-from foveate.mllm.recipe import StageSettings
-from foveate.multimodal.assemble import AssemblyOptions, plan_sample
+from foveate.mllm.image_sets import ImageSet, find_usable_sets, read_sizes
+from foveate.multimodal.assemble import plan_sample
 from foveate.multimodal.frames import CoordinateFrame, move_regions
-from foveate.multimodal.prompts import PromptWriter, Written, image_slots, images_lead
+from foveate.multimodal.prompts import PromptWriter, Written, image_slots
 from foveate.multimodal.referring import RegionPoints, RegionPrompts
 from foveate.multimodal.settings import MultimodalSettings
 from foveate.multimodal.views import ViewLayout, list_views
@@ -37,92 +36,7 @@ from foveate.training.loader import BadSample
 from foveate.vision.canvas import boxes_in_view
 from foveate.vision.feature_cache import FeatureCache, TileCache
 from foveate.vision.preprocess import Preprocess, place_image
-from foveate.vision.tiling import OVERVIEW, ImageSize, TilePlan
-
-
-class ImageSet(NamedTuple):
-    """A set of images and the conversations about it.
-
-    Attributes:
-        rows: of the images, in order.
-        conversations: of the groups of a stage. others: of other groups, for its share of replay.
-        in_text: the images stand within the text of the only conversation, see `prompts.images_lead`.
-    """
-
-    rows: tuple[int, ...]
-    conversations: tuple[Conversation, ...]
-    others: tuple[Conversation, ...] = ()
-    in_text: bool = False
-
-
-def group_by_images(
-    conversations: Sequence[Conversation], collection: Collection, rows: set[int], *, in_text: bool = False
-) -> list[ImageSet]:
-    """Group conversations by their images; sets with an image outside `rows` are left out.
-
-    Rows without a conversation are sets of their own, so that alignment sees their regions. So are conversations
-    without images, or with images within their text.
-
-    Args:
-        in_text: images stand in the turns that name them, always.
-    """
-    row_of = {key: row for row, key in enumerate(collection.keys)}
-    grouped: dict[tuple[int, ...], list[Conversation]] = defaultdict(list)
-    alone: list[ImageSet] = []
-    for conversation in conversations:
-        of_images = tuple(row_of.get(key, -1) for key in conversation.images)
-        if not rows.issuperset(of_images):
-            continue
-        if of_images and images_lead(conversation.turns) and not in_text:
-            grouped[of_images].append(conversation)
-        else:
-            alone.append(ImageSet(of_images, (conversation,), in_text=bool(of_images)))
-    keys = sorted({*grouped, *((row,) for row in rows)})
-    return [*(ImageSet(key, tuple(grouped.get(key, ()))) for key in keys), *alone]
-
-
-def select_sets(sets: Sequence[ImageSet], stage: StageSettings) -> list[ImageSet]:
-    """Return all sets with the conversations of a stage's groups.
-
-    With a mixture a set has conversations of one group only, so that shares of samples are shares of groups.
-    Conversations without images stand together as many as a sample may have.
-    """
-    selected: list[ImageSet] = []
-    texts: dict[str, list[Conversation]] = defaultdict(list)
-    for images in sets:
-        by_group: dict[str, list[Conversation]] = defaultdict(list)
-        others: tuple[Conversation, ...] = ()
-        if stage.replay and not images.in_text:
-            others = tuple(talk for talk in images.conversations if talk.group not in stage.groups)
-        for conversation in images.conversations:
-            if not stage.groups or conversation.group in stage.groups:
-                by_group[conversation.group if stage.mixture else ""].append(conversation)
-        if images.rows:
-            # An image without conversations stays, for the alignment of its regions.
-            parts = list(by_group.values()) or [[]]
-            selected += [images._replace(conversations=tuple(part), others=others) for part in parts]
-        else:
-            for group, part in by_group.items():
-                texts[group] += part
-    size = stage.max_conversations
-    for part in texts.values():
-        selected += [ImageSet((), tuple(part[start : start + size])) for start in range(0, len(part), size)]
-    return selected
-
-
-def find_usable_sets(sets: Sequence[ImageSet], collection: Collection, *, texts: bool) -> NDArray[np.int64]:
-    """Return the numbers of the sets that a stage can draw: with a conversation, or without texts with a region."""
-    named = set() if texts else set(collection.table("regions")["key"].to_pylist())
-    usable = [
-        number
-        for number, images in enumerate(sets)
-        if (
-            images.conversations
-            if texts
-            else not images.in_text and any(collection.keys[row] in named for row in images.rows)
-        )
-    ]
-    return np.asarray(usable, dtype=np.int64)
+from foveate.vision.tiling import OVERVIEW
 
 
 class NameTable(NamedTuple):
@@ -151,23 +65,6 @@ class NameTable(NamedTuple):
     def embeddings(self, table_VE: Tensor) -> Tensor:
         """Return the mean embedding [N, E] of each name."""
         return torch.einsum("nw,nwe->ne", self.weight_NW.to(table_VE.dtype), table_VE[self.ids_NW])
-
-
-def plan_rows(
-    sets: Sequence[ImageSet], collection: Collection, rows: NDArray[np.int64], assembly: AssemblyOptions
-) -> list[list[TilePlan]]:
-    """List by which plans the image of each row is cut: as in a sample of few images, of many, or both."""
-    plans: dict[int, list[TilePlan]] = {row: [] for row in rows.tolist()}
-    for group in sets:
-        for row, plan in zip(group.rows, plan_sample(_sizes(collection, group.rows), assembly).images, strict=True):
-            if plan not in plans[row]:
-                plans[row].append(plan)
-    return list(plans.values())
-
-
-def _sizes(collection: Collection, rows: Sequence[int]) -> list[ImageSize]:
-    index = collection.index
-    return [ImageSize(int(index["height"][row]), int(index["width"][row])) for row in rows]
 
 
 class _Views(NamedTuple):
@@ -298,7 +195,7 @@ class MllmSamples:
         lengths = np.zeros(len(self.sets), dtype=np.int64)
         for number in self.rows.tolist():
             images, conversations, others, in_text = self.sets[number]
-            sizes = _sizes(self.collection, images)
+            sizes = read_sizes(self.collection, images)
             if self.settings.assembly is None:
                 layout = _lay_out_whole(len(images))
                 frames = [
@@ -332,7 +229,7 @@ class MllmSamples:
     def _tiles(self, images: Sequence[int]) -> _Views:
         assert self.settings.assembly is not None
         assert isinstance(self.features, TileCache)
-        sample = plan_sample(_sizes(self.collection, images), self.settings.assembly)
+        sample = plan_sample(read_sizes(self.collection, images), self.settings.assembly)
         features, named = [], []
         for image, plan in zip(images, sample.images, strict=True):
             features += list(self.features.plan_features(image, plan))

@@ -1,4 +1,4 @@
-"""From one stage of a recipe to the next: weights of a model whose views change their size."""
+"""The model of each stage of a recipe: untrained, and with the weights of the stage before."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import UserError
+from foveate.language.open import read_language_config
+from foveate.language.vocabulary import read_tokenizer
+from foveate.mllm.recipe import MllmRecipe, StageSettings
+from foveate.multimodal.build import build_model, prepare_tuning
+from foveate.multimodal.folder import TOKENIZER
 from foveate.multimodal.model import MultimodalModel
+from foveate.multimodal.opening import find_folder
+from foveate.multimodal.settings import SourceSettings
 from foveate.vision.connectors.cabstractor import resize_positions
+from foveate.vision.registry import seeded
 
 
 def resize_weights(
@@ -44,3 +52,23 @@ def _resize(name: str, value: Tensor, target: Tensor, *, grid: tuple[int, int], 
     flat_LD = value.reshape(-1, value.shape[-1])
     map_LD = resize_positions(flat_LD[None, prefix:], grid=grid, new_grid=new_grid)[0]
     return torch.cat([flat_LD[:prefix], map_LD]).reshape(target.shape)
+
+
+def build_recipe_model(recipe: MllmRecipe) -> MultimodalModel:
+    """Build the untrained model of a recipe; a language model from elsewhere with random weights."""
+    source = recipe.model.language
+    if not isinstance(source, SourceSettings):
+        vocabulary = read_tokenizer(find_folder(recipe.start) / TOKENIZER).size if recipe.start else None
+        return build_model(recipe.model, vocabulary=vocabulary or recipe.vocabulary, region_id=0)
+    from transformers import AutoModelForCausalLM
+
+    config = read_language_config(source.source, revision=source.revision)
+    with seeded(0):
+        language_model = AutoModelForCausalLM.from_config(config)
+    prepare_tuning(language_model, source)
+    return build_model(recipe.model, region_id=0, language_model=language_model)
+
+
+def build_stage_model(recipe: MllmRecipe, stage: StageSettings) -> MultimodalModel:
+    """Build the untrained model of a recipe as a stage trains it; see `build_recipe_model`."""
+    return build_recipe_model(recipe.model_copy(update={"model": recipe.stage_model(stage)}))

@@ -6,10 +6,8 @@ the same command goes on wherever it was stopped.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -26,29 +23,30 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import (
     read_json,
-    sha256_file,
     write_bytes_atomically,
     write_json_atomically,
-    write_text_atomically,
 )
 from foveate.core.model_folder import PREPROCESS, WEIGHTS, check_tensors, read_tensors
 from foveate.core.progress import duration, say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
-from foveate.language.chat import TEMPLATES, Chat
+from foveate.language.chat import Chat
 from foveate.language.lora import is_lora
-from foveate.language.open import LanguageModel, read_language_config
-from foveate.language.vocabulary import WordTokenizer, read_tokenizer, train_tokenizer
+from foveate.language.open import LanguageModel
+from foveate.language.vocabulary import WordTokenizer, read_tokenizer
 from foveate.mllm.calibrate import measure_box_scores
 from foveate.mllm.card import model_card
+from foveate.mllm.image_sets import ImageSet, select_sets
+from foveate.mllm.loading import cache_features, open_loader
+from foveate.mllm.preparation import check_unchanged, hash_collection, read_sets, write_vocabulary
 from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.results import BoxScoreResult, MllmResult, StageResult
-from foveate.mllm.samples import ImageSet, MllmSamples, NameTable, group_by_images, plan_rows, select_sets
+from foveate.mllm.samples import MllmSamples, NameTable
 from foveate.mllm.stages import resize_weights
 from foveate.mllm.task import MllmTask
 from foveate.multimodal.ask import Mllm
-from foveate.multimodal.build import build_model, open_source, prepare_tuning
+from foveate.multimodal.build import build_model, open_source
 from foveate.multimodal.folder import (
     NAMES,
     TOKENIZER,
@@ -64,26 +62,18 @@ from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.opening import find_folder
 from foveate.multimodal.prompts import create_prompts
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
-from foveate.records import layout
 from foveate.records.collection import Collection
-from foveate.records.conversations import KIND, REGION, Conversation, Conversations
-from foveate.records.geometry import View
 from foveate.training import checkpoint
 from foveate.training.distributed import World, barrier, start, world
-from foveate.training.loader import Loader, MixtureLoader, Source
+from foveate.training.loader import Loader
 from foveate.training.loop import WITHOUT_INFLUENCE, train
-from foveate.training.mixture_groups import plan_groups, weigh_sources
 from foveate.vision.dual import DualConnector
-from foveate.vision.feature_cache import FeatureCache, TileCache
+from foveate.vision.feature_cache import FeatureCache
 from foveate.vision.preprocess import check_preprocess
-from foveate.vision.registry import seeded
 
 _FREE = tuple(f"stages.training.{name}" for name in WITHOUT_INFLUENCE)
 LANGUAGE, INITIAL, COLLECTION = "language.json", "initial.json", "collection.json"
 STAGE, STAGE_WEIGHTS = "stage.json", "weights.safetensors"
-# Texts from which the word pieces are learned; more change next to nothing.
-_TOKENIZER_TEXTS = 60_000
-
 Measure = Callable[["MllmTraining"], Mapping[str, float]]
 
 
@@ -95,26 +85,6 @@ class Trained:
     result: MllmResult
     model_folder: Path | None
     is_main: bool
-
-
-def build_recipe_model(recipe: MllmRecipe) -> MultimodalModel:
-    """Build the untrained model of a recipe; a language model from elsewhere with random weights."""
-    source = recipe.model.language
-    if not isinstance(source, SourceSettings):
-        vocabulary = read_tokenizer(find_folder(recipe.start) / TOKENIZER).size if recipe.start else None
-        return build_model(recipe.model, vocabulary=vocabulary or recipe.vocabulary, region_id=0)
-    from transformers import AutoModelForCausalLM
-
-    config = read_language_config(source.source, revision=source.revision)
-    with seeded(0):
-        language_model = AutoModelForCausalLM.from_config(config)
-    prepare_tuning(language_model, source)
-    return build_model(recipe.model, region_id=0, language_model=language_model)
-
-
-def build_stage_model(recipe: MllmRecipe, stage: StageSettings) -> MultimodalModel:
-    """Build the untrained model of a recipe as a stage trains it; see `build_recipe_model`."""
-    return build_recipe_model(recipe.model_copy(update={"model": recipe.stage_model(stage)}))
 
 
 def train_mllm(
@@ -161,98 +131,14 @@ def prepare_training(
     """
     here = here or world()
     run = RunFolder(run_path)
-    sets = _read_sets(recipe, collection)
+    sets = read_sets(recipe, collection)
     if here.is_main:
         run = RunFolder.create(run_path, command=list(command), recipe=dump(recipe), free=_FREE)
-        identity = {"name": collection.name, "sha256": _hash_collection(collection)}
-        _check_unchanged(run, COLLECTION, "collection, or the same with other data", identity)
-        _prepare(recipe, collection, sets, run)
+        identity = {"name": collection.name, "sha256": hash_collection(collection)}
+        check_unchanged(run, COLLECTION, "collection, or the same with other data", identity)
+        write_vocabulary(recipe, collection, sets, run)
     barrier()
     return MllmTraining(recipe, collection, sets, run, here, command)
-
-
-def _read_sets(recipe: MllmRecipe, collection: Collection) -> list[ImageSet]:
-    conversations = list(Conversations(collection, split=recipe.split))
-    if not conversations and any(stage.texts for stage in recipe.stages):
-        raise UserError(
-            f"collection {collection.path}: split '{recipe.split}' has no {KIND}; add some with foveate collect"
-        )
-    _check_conversations(recipe, conversations)
-    source = recipe.model.language
-    chat = source.chat if isinstance(source, SourceSettings) else None
-    in_text = chat is not None and TEMPLATES[chat].behind_images is not None
-    return group_by_images(conversations, collection, set(collection.rows(recipe.split).tolist()), in_text=in_text)
-
-
-def _check_conversations(recipe: MllmRecipe, conversations: Sequence[Conversation]) -> None:
-    """Raise UserError for conversations with more images than the model takes, or boxes that it cannot answer with."""
-    trained = [talk for talk in conversations if any(stage.trains(talk.group) for stage in recipe.stages)]
-    max_images = recipe.model.max_images
-    too_many = [conversation for conversation in trained if len(conversation.images) > max_images]
-    if too_many:
-        raise UserError(
-            f"model.max_images: {len(too_many)} of {len(trained)} conversations have more images, for example "
-            f"'{too_many[0].id}' (got {len(too_many[0].images)}); expected at most {max_images}: raise it, or leave "
-            "out their group"
-        )
-    if recipe.model.regions == "tokens" and not recipe.model.box_head:
-        # The token would be learned, and where it points never.
-        pointing = [talk for talk in trained if any(turn.role == "assistant" and turn.regions for turn in talk.turns)]
-        if pointing:
-            raise UserError(
-                f"model.regions: {len(pointing)} of {len(trained)} conversations answer with regions, for example "
-                f"'{pointing[0].id}', which tokens alone do not locate (got tokens without box_head); expected "
-                "box_head: true, or regions: text"
-            )
-
-
-def _hash_collection(collection: Collection) -> str:
-    """Hash the tables of a collection that decide the samples: index, conversations, regions, splits and removals."""
-    path, shards = collection.path, layout.committed_shards(collection.path)
-    parts = [layout.index_path(path, shard) for shard in shards]
-    for kind in (KIND, "regions"):
-        parts += layout.annotation_parts(path, kind, set(shards))
-    parts += [path / name for name in (layout.SPLITS_FILE, layout.REMOVED_FILE) if (path / name).is_file()]
-    lines = [f"{sha256_file(part)}  {part.relative_to(path).as_posix()}\n" for part in parts]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _check_unchanged(run: RunFolder, file: str, what: str, identity: dict[str, Any]) -> None:
-    """Record in the run folder what a run began with; raise UserError where an earlier session had another."""
-    path = run.path / file
-    if path.is_file() and (earlier := read_json(path)) != identity:
-        raise UserError(f"{path}: the run began with another {what} (got {identity}); expected {earlier}")
-    if world().is_main:
-        write_json_atomically(path, identity)
-
-
-def _prepare(recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet], run: RunFolder) -> None:
-    """Write the tokenizer of a small vocabulary and the names of regions, unless an earlier session did."""
-    if (run.path / NAMES).is_file():
-        return
-    rows = sorted({row for group in sets for row in group.rows})
-    uses = Counter(region.phrase for row in rows for region in collection.read_regions(row))
-    initial = find_folder(recipe.start) if recipe.start else None
-    known: list[str] = []
-    if initial is not None:
-        path = initial / NAMES
-        known = read_json(path) if path.is_file() else []
-        if not isinstance(recipe.model.language, SourceSettings):
-            write_text_atomically(run.path / TOKENIZER, (initial / TOKENIZER).read_text(encoding="utf-8"))
-    elif not isinstance(recipe.model.language, SourceSettings):
-        _write_tokenizer(recipe, sets, uses, run)
-    write_json_atomically(run.path / NAMES, sorted({*known, *uses}))
-
-
-def _write_tokenizer(recipe: MllmRecipe, sets: Sequence[ImageSet], uses: Counter[str], run: RunFolder) -> None:
-    texts = [turn.text.replace(REGION, "") for group in sets for talk in group.conversations for turn in talk.turns]
-    if len(texts) > _TOKENIZER_TEXTS:
-        indices = seeds.generator("tokenizer", recipe.stages[0].training.seed).choice(
-            len(texts), _TOKENIZER_TEXTS, replace=False
-        )
-        texts = [texts[int(number)] for number in np.sort(indices)]
-    tokenizer = train_tokenizer([f" {text}" for text in texts], size=recipe.vocabulary, names=uses.elements())
-    write_text_atomically(run.path / TOKENIZER, tokenizer.to_str(pretty=False))
 
 
 def _is_added(settings: MultimodalSettings, name: str) -> bool:
@@ -295,7 +181,7 @@ class MllmTraining:
         """Build the model of a folder with its weights, the same in every session of a run."""
         self.initial_sha256 = hash_model(folder)
         identity = {"source": self.recipe.start, "sha256": self.initial_sha256}
-        _check_unchanged(self.run, INITIAL, "initial model", identity)
+        check_unchanged(self.run, INITIAL, "initial model", identity)
         model = self._build(self.recipe.model)
         check_preprocess(folder / PREPROCESS, model.tower.preprocess)
         settings, _ = read_settings(folder)
@@ -312,7 +198,7 @@ class MllmTraining:
         else:
             language = open_source(settings, seed=self.recipe.stages[0].training.seed)
         identity = {"source": language.source, "sha256": language.sha256()}
-        _check_unchanged(self.run, LANGUAGE, "language model", identity)
+        check_unchanged(self.run, LANGUAGE, "language model", identity)
         return language
 
     def _build(self, settings: MultimodalSettings) -> MultimodalModel:
@@ -427,36 +313,8 @@ class MllmTraining:
         return samples
 
     def loader(self, stage: StageSettings, samples: MllmSamples) -> Loader:
-        """Return the loader of a stage's samples: in the order of epochs, or by the shares of its mixture.
-
-        Raises:
-            UserError: the data cannot meet the mixture, or a sample is longer than a batch of tokens.
-        """
-        settings = stage.training
-        parts = settings.accumulate * self.here.size
-        if stage.tokens is not None and stage.tokens.multiple % parts:
-            raise UserError(
-                f"stage '{stage.name}', tokens.multiple: a batch has a part for each process and each of "
-                f"training.accumulate (got {stage.tokens.multiple}); expected a multiple of {parts}"
-            )
-        lengths = samples.measure_lengths() if stage.tokens else None
-        options: dict[str, Any] = {
-            "batch_size": settings.batch_size,
-            "seed": self.loader_seed(stage),
-            "workers": settings.workers,
-            "rank": self.here.rank,
-            "world_size": self.here.size,
-            "tokens": stage.tokens,
-        }
-        if stage.mixture is None:
-            return Loader(samples, rows=samples.rows, lengths=lengths, **options)
-        rows: dict[str, list[int]] = defaultdict(list)
-        for row in samples.rows.tolist():
-            rows[samples.sets[row].conversations[0].group].append(row)
-        sizes = {group: len(of_group) for group, of_group in rows.items()}
-        plan_groups(stage.mixture, sizes, samples=settings.steps * settings.batch_size, batch_size=settings.batch_size)
-        groups = {group: [Source(group, samples, of_group, lengths=lengths)] for group, of_group in rows.items()}
-        return MixtureLoader(weigh_sources(groups, stage.mixture), draw=stage.mixture.draw, **options)
+        """Return the loader of a stage's samples; see `open_loader`."""
+        return open_loader(stage, samples, seed=self.loader_seed(stage), here=self.here)
 
     def _loader(self, stage: StageSettings) -> Loader:
         return self.loader(stage, self.samples(stage))
@@ -517,28 +375,7 @@ class MllmTraining:
 
     def cache_features(self, sets: Sequence[ImageSet]) -> FeatureCache:
         """Compute the frozen features of the images of sets, as far as they are not cached yet."""
-        rows = np.asarray(sorted({row for group in sets for row in group.rows}), dtype=np.int64)
-        writable = os.access(self.collection.path, os.W_OK)
-        folder = (self.collection.path if writable else self.run.path) / "cache"
-        tower, device, share = self.model.tower, self.here.device, (self.here.rank, self.here.size)
-        assembly = self.model.settings.assembly
-        features: FeatureCache
-        if assembly is None:
-            features = FeatureCache(
-                tower,
-                self.collection,
-                rows,
-                folder=folder,
-                views=1,
-                view_of=lambda row, view: View(),
-                device=device,
-                share=share,
-            )
-        else:
-            plans = plan_rows(sets, self.collection, rows, assembly)
-            features = TileCache(tower, self.collection, rows, folder=folder, plans=plans, device=device, share=share)
-        features.fill()
-        return features
+        return cache_features(self.model, self.collection, sets, run_path=self.run.path, here=self.here)
 
     def result(self, status: str) -> MllmResult:
         """Put the result together."""

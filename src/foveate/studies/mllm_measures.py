@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.core.files import read_json
-from foveate.mllm.evaluate import CONDITIONS
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import StageResult
 from foveate.mllm.suite import Suite, SuiteQuestion
+from foveate.mllm.suite_summary import CONDITIONS
 from foveate.multimodal.answers import Answer
 from foveate.multimodal.ask import Mllm
 from foveate.records.boxes import PixelBox, intersection_over_union
@@ -135,8 +135,9 @@ def score_nearest_names(
     """
     import torch
 
+    from foveate.mllm.image_sets import ImageSet
     from foveate.mllm.recipe import StageSettings
-    from foveate.mllm.samples import ImageSet, MllmSamples
+    from foveate.mllm.samples import MllmSamples
     from foveate.mllm.task import MllmTask
     from foveate.records.geometry import View
     from foveate.vision.feature_cache import FeatureCache

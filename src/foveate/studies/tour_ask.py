@@ -13,9 +13,10 @@ from foveate.core.files import read_json_lines
 from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
 from foveate.metrics.text_answers import normalize_vqa
-from foveate.mllm.evaluate import CONDITIONS, ROWS, evaluate, load_suite
+from foveate.mllm.evaluate import ROWS, evaluate, load_suite
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.suite import SuiteQuestion
+from foveate.mllm.suite_summary import CONDITIONS
 from foveate.mllm.suites.scenes import KINDS
 from foveate.mllm.train import MllmTraining, train_mllm
 from foveate.multimodal.askable import AskableModel
