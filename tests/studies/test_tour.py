@@ -14,6 +14,7 @@ import pytest
 from processes import environment
 
 import tiny
+from foveate.core.errors import UserError
 from foveate.metrics.intervals import seed_interval
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.train import build_model
@@ -27,7 +28,8 @@ from foveate.studies.questions import (
     where_questions,
     word_searches,
 )
-from foveate.studies.tour import COLUMNS, Clock, over_seeds, tour_table
+from foveate.studies.tour import COLUMNS, Clock, over_seeds, tour, tour_table
+from naming import raises_naming
 
 
 def value(number: float) -> dict[str, float]:
@@ -92,6 +94,13 @@ def test_tour_table_names_the_three_slices() -> None:
         "scenes, unseen kinds, small",
         "emoji images",
     ]
+
+
+def test_a_tree_without_recipes_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foveate.core.recipes._recipe_folder", lambda: tmp_path / "recipes")
+    with raises_naming(UserError, "tour-clip", tmp_path / "recipes"):
+        tour(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_over_seeds() -> None:

@@ -50,6 +50,11 @@ def recipe_path(name_or_path: str) -> Path:
     if Path(name_or_path).is_file():
         return Path(name_or_path)
     names = recipe_names()
+    if not names:
+        raise UserError(
+            f"recipe '{name_or_path}': no recipes at {_recipe_folder()}; expected those of a checkout or of an "
+            "installed package"
+        )
     raise UserError(
         f"recipe '{name_or_path}': no such file or shipped recipe; expected a path or one of {', '.join(names)}"
         f"{nearest(name_or_path, names)}"

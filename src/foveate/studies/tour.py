@@ -16,7 +16,7 @@ from foveate.core.devices import peak_gigabytes
 from foveate.core.errors import UserError
 from foveate.core.paths import PACKAGE
 from foveate.core.progress import say
-from foveate.core.recipes import load
+from foveate.core.recipes import load, recipe_path
 from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.core.version import __version__
@@ -40,9 +40,9 @@ from foveate.studies.questions import (
 )
 from foveate.studies.results import TourResult
 from foveate.studies.settings import TourSettings
-from foveate.studies.tour_ask import tour_ask
+from foveate.studies.tour_ask import RECIPE, tour_ask
 from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
-from foveate.studies.tour_captions import sizes_of, tour_captions
+from foveate.studies.tour_captions import ENCODER, sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
 from foveate.studies.tour_video import tour_video
 from foveate.vision.lite0 import Lite0Encoder
@@ -117,7 +117,13 @@ def tour(
     Args:
         settings: numbers of trainings, scenes and steps.
         seed: of the first training of each model; the others have `seed` + 1, ...
+
+    Raises:
+        UserError: a recipe of the tour is missing; before anything is written.
     """
+    # Fail early: a tree without recipes would else be missed only after minutes, behind the collection of images.
+    for recipe in (*RECIPES.values(), ENCODER, RECIPE):
+        recipe_path(recipe)
     settings = settings or TourSettings()
     seeds, steps, test_scenes = settings.seeds, settings.steps, settings.test_scenes
     clock = Clock()
