@@ -98,6 +98,19 @@ def test_sgd_goes_on_bit_for_bit_too(momentum: float, tmp_path: Path) -> None:
             sit(tmp_path / "broken", steps=13)
 
 
+def test_the_rate_counts_the_samples_that_were_drawn(tmp_path: Path) -> None:
+    class Empty(Interrupted):
+        drawn = 0
+
+    sit(tmp_path / "none", steps=3, loader=Empty(toy_loader(), step=99, number=signal.SIGTERM))
+    sit(tmp_path / "all", steps=3)
+    rates = {
+        name: [json.loads(line)["samples_per_second"] for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("none", "all")
+    }
+    assert set(rates["none"]) == {0.0} and min(rates["all"]) > 0
+
+
 def test_rows_beyond_the_checkpoint_are_written_once(tmp_path: Path, straight: Any) -> None:
     class Breaks(Interrupted):
         def batches(self, start_step: int, stop_step: int) -> Iterator[dict[str, Any]]:

@@ -83,6 +83,9 @@ def test_padding_falls_and_no_batch_overflows() -> None:
     ]
     assert padding_waste(plain) > 0.5
     assert padding_waste(batches) < 0.05
+    assert loader.mean_batch_size() == pytest.approx(np.mean([len(batch) for batch in batches]))
+    assert loader.mean_batch_size() < 64
+    assert Loader(Rows(), rows=np.arange(9), batch_size=4, seed=1).mean_batch_size() == 4
 
 
 @pytest.mark.parametrize(("pool", "multiple"), [(4096, 1), (1000, 1), (750, 2), (700, 8)])

@@ -19,7 +19,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.training.distributed import World
 from foveate.training.loader import Loader, MixtureLoader, Source
-from foveate.training.mixture_groups import plan_groups, weigh_sources
+from foveate.training.mixture_groups import check_groups, plan_groups, weigh_sources
 from foveate.vision.feature_cache import FeatureCache, TileCache
 
 
@@ -54,9 +54,13 @@ def open_loader(stage: StageSettings, samples: MllmSamples, *, seed: int, here: 
     for row in samples.rows.tolist():
         rows[samples.sets[row].conversations[0].group].append(row)
     sizes = {group: len(of_group) for group, of_group in rows.items()}
-    plan_groups(stage.mixture, sizes, samples=settings.steps * settings.batch_size, batch_size=settings.batch_size)
+    check_groups(stage.mixture, sizes, batch_size=settings.batch_size)
     groups = {group: [Source(group, samples, of_group, lengths=lengths)] for group, of_group in rows.items()}
-    return MixtureLoader(weigh_sources(groups, stage.mixture), draw=stage.mixture.draw, **options)
+    loader = MixtureLoader(weigh_sources(groups, stage.mixture), draw=stage.mixture.draw, **options)
+    # Behind the loader, which knows how many samples fit into a batch of tokens: warns of data that is repeated.
+    num_samples = round(settings.steps * loader.mean_batch_size())
+    plan_groups(stage.mixture, sizes, samples=num_samples, batch_size=settings.batch_size)
+    return loader
 
 
 def cache_features(

@@ -62,6 +62,7 @@ class BatchSource(Protocol):
     world_size: int
     bad_samples: dict[str, str]
     bad_draws: int
+    drawn: int
 
     def batches(self, start_step: int, stop_step: int) -> Generator[dict[str, Any], None, None]:
         """Yield batches number `start_step` up to, not including, `stop_step`."""
@@ -220,6 +221,10 @@ class Loader:
                 yield self._receive(waiting.popleft())
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
+
+    def mean_batch_size(self) -> float:
+        """Return the mean number of samples of a batch over all processes; less than `batch_size` with `tokens`."""
+        return self.token_batches.mean_samples() if self.token_batches else self.batch_size
 
     def draws(self, step: int) -> np.ndarray:
         """Return the draws of this rank in a step (from 0), [N, 2] row and epoch, or [N, 3] behind a source's index."""

@@ -155,7 +155,7 @@ def _train(
         # Counts of earlier sessions; this session's are added to them.
         earlier_seconds, earlier_bad_draws = state["seconds"], state["bad_draws"]
         started = logged = time.monotonic()
-        logged_step = saved_step = outcome.step
+        saved_step, logged_drawn = outcome.step, loader.drawn
         report: dict[str, Any] = {}
 
         # Closed at any exit, so that no loader thread outlives the loop.
@@ -192,8 +192,9 @@ def _train(
                     # Numbers leave the device here alone: `item` waits for it, in every step it would cost.
                     report = mean_over_ranks(_to_floats(losses) | _to_floats(report_now))
                     elapsed = time.monotonic() - logged
-                    rate = (outcome.step - logged_step) * settings.batch_size / max(elapsed, 1e-9)
-                    logged_step = outcome.step
+                    # Counted, as batches of tokens have fewer samples than `batch_size`; ranks draw equally many.
+                    rate = (loader.drawn - logged_drawn) * loader.world_size / max(elapsed, 1e-9)
+                    logged_drawn = loader.drawn
                     outcome.last_row = {
                         "step": outcome.step,
                         # JSON has no NaN; a share over no samples is null.

@@ -135,12 +135,11 @@ def batch_counts(shares: Mapping[str, float], *, batch_size: int) -> dict[str, i
     return dict(zip(shares, largest_remainders(list(shares.values()), batch_size), strict=True))
 
 
-def plan_groups(mixture: GroupMixture, sizes: Mapping[str, int], *, samples: int, batch_size: int) -> list[GroupPlan]:
-    """Compute what a training draws from each group, and refuse or warn where the data cannot meet a share.
+def check_groups(mixture: GroupMixture, sizes: Mapping[str, int], *, batch_size: int) -> dict[str, float]:
+    """Return the share of each group as it is drawn; refuse data that cannot meet one.
 
     Args:
         sizes: samples of each group.
-        samples: of the whole training, steps times batch size.
 
     Raises:
         UserError: a group with a share and no samples, samples of a group without a weight, or, with fixed counts, a
@@ -167,7 +166,21 @@ def plan_groups(mixture: GroupMixture, sizes: Mapping[str, int], *, samples: int
                     f"group '{name}': its share of {share:.2%} is no sample of a batch of {batch_size}; expected "
                     f"draw=multinomial or a batch_size of about {math.ceil(1 / share)}"
                 )
-        shares = {name: count / batch_size for name, count in counts.items()}
+        return {name: count / batch_size for name, count in counts.items()}
+    return shares
+
+
+def plan_groups(mixture: GroupMixture, sizes: Mapping[str, int], *, samples: int, batch_size: int) -> list[GroupPlan]:
+    """Compute what a training draws from each group, and warn where it repeats one often.
+
+    Args:
+        sizes: samples of each group.
+        samples: of the whole training: steps times the mean size of a batch.
+
+    Raises:
+        UserError: see `check_groups`.
+    """
+    shares = check_groups(mixture, sizes, batch_size=batch_size)
     plans = []
     for name, share in shares.items():
         size = sizes.get(name, 0)
@@ -185,7 +198,7 @@ def plan_groups(mixture: GroupMixture, sizes: Mapping[str, int], *, samples: int
 def weigh_sources(groups: Mapping[str, Sequence[Source]], mixture: GroupMixture) -> list[Source]:
     """Give each source its share of the whole mixture as weight; inside a group in proportion to the number of rows.
 
-    Sources of groups with weight 0 are left out. Check the sizes with `plan_groups` first.
+    Sources of groups with weight 0 are left out. Check the sizes with `check_groups` first.
     """
     shares = mixture.shares()
     weighted = []

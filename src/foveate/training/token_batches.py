@@ -113,6 +113,10 @@ class TokenBatches:
         share = len(drawn) // world_size
         return drawn[rank * share : (rank + 1) * share]
 
+    def mean_samples(self) -> float:
+        """Return the mean number of samples of a batch, in the first pool."""
+        return self.pool_size / len(self._pool(0))
+
     def count_steps(self, epochs: int = 1) -> int:
         """Count the steps of `epochs` times the rows, for `training.steps`; of one data set, each came so often."""
         pools = -(-epochs * self.num_rows // self.pool_size)
