@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.multimodal.answers import Answer
+from foveate.multimodal.choose import to_probabilities
 from foveate.multimodal.foreign import ForeignMllm, open_foreign, read_boxes
 from foveate.multimodal.opening import open_mllm
 from foveate.records.boxes import PixelBox
@@ -51,6 +53,30 @@ def test_answers_are_those_of_the_class_itself(family: str, count: int, folders:
     assert "".join(ours.stream(images, QUESTION, max_tokens=6)) == answer.text
     placed = "<image>\n" * count + QUESTION
     assert ours.ask_all([(images, placed), (images, QUESTION, ())], max_tokens=6) == [answer, answer]
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_options_are_compared_behind_images_that_are_encoded_once(
+    family: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = open_foreign(str(folders[family]))
+    images, options = [draw(50, 40), draw(30, 60, seed=1)], ["red", "disc", "blue disc"]
+    alone = [ours._read_answer(images, QUESTION, option) for option in options]
+    encode, calls = ours.model.model.get_image_features, []
+
+    @functools.wraps(encode)  # generate reads its signature
+    def count(*args: Any, **named: Any) -> Any:
+        calls.append(args)
+        return encode(*args, **named)
+
+    monkeypatch.setattr(ours.model.model, "get_image_features", count)
+    assert ours.choose(images, QUESTION, options) == to_probabilities(alone, per_token=False)
+    assert len(calls) == 1
+    # Of other images nothing is reused, nor outside of a comparison.
+    other = [draw(50, 40, seed=2), images[1]]
+    assert ours.choose(other, QUESTION, options) != ours.choose(images, QUESTION, options)
+    ours.ask(images, QUESTION, max_tokens=1)
+    assert len(calls) == 4
 
 
 def test_answers_depend_on_the_image(folders: dict[str, Path]) -> None:

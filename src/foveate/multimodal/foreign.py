@@ -7,9 +7,11 @@ that fit what its processor shows it, answers are text alone.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -116,7 +118,8 @@ class ForeignMllm:
         """Return the probability of each option; see `Mllm.choose`."""
         read, texts = _read_images(images), check_options(options)
         text = self._write_regions(read, _check_question(question), regions)
-        logs = [self._read_answer(read, text, option) for option in texts]
+        with _encode_images_once(self.model):
+            logs = [self._read_answer(read, text, option) for option in texts]
         return to_probabilities(logs, per_token=per_token)
 
     def choose_all(
@@ -343,6 +346,47 @@ def read_boxes(text: str, frame: CoordinateFrame) -> tuple[str, tuple[PixelBox, 
         return f"[{', '.join(str(round(edge)) for edge in (box.x1, box.y1, box.x2, box.y2))}]"
 
     return _BOX.sub(rewrite, text), tuple(boxes)
+
+
+@contextlib.contextmanager
+def _encode_images_once(model: Any) -> Iterator[None]:
+    """Let a model reuse the features of the images that it encoded last, within the block.
+
+    The method has this name in all families of transformers, with other arguments and results in each. A model without
+    it encodes the images of each option.
+    """
+    network = getattr(model, "model", model)
+    encode, before = getattr(network, "get_image_features", None), vars(network).get("get_image_features")
+    if encode is None:
+        yield
+        return
+    last: tuple[Any, Any] | None = None
+
+    @functools.wraps(encode)  # transformers reads its signature
+    def reuse(*arguments: Any, **named: Any) -> Any:
+        nonlocal last
+        if last is None or not _is_equal(last[0], (arguments, named)):
+            last = (arguments, named), encode(*arguments, **named)
+        return last[1]
+
+    network.get_image_features = reuse
+    try:
+        yield
+    finally:
+        del network.get_image_features
+        if before is not None:
+            network.get_image_features = before
+
+
+def _is_equal(first: Any, second: Any) -> bool:
+    """Compare nested arguments, tensors by their values."""
+    if isinstance(first, Tensor):
+        return isinstance(second, Tensor) and torch.equal(first, second)
+    if isinstance(first, tuple | list):
+        return len(first) == len(second) and all(map(_is_equal, first, second))
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_is_equal(first[name], second[name]) for name in first)
+    return bool(first == second)
 
 
 def _read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]:
