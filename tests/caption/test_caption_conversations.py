@@ -18,7 +18,7 @@ from foveate.caption.targets.settings import TargetSettings
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.conversations import KIND, Conversations
+from foveate.records.conversations import KIND, Conversation, Conversations, Turn, add_conversations
 from foveate.records.record import CAPTION_GROUPS
 from naming import raises_naming
 
@@ -78,6 +78,26 @@ def test_captions_of_other_settings_are_counted(scenes: Path) -> None:
     assert first.others == prepare_captions(scenes, TargetSettings()).others == 0
     for dry_run in (True, False):
         assert prepare_captions(scenes, TargetSettings(), seed=1, dry_run=dry_run).others == first.added
+
+
+def test_captions_of_other_settings_are_replaced(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Conversation("own", (), (Turn("user", "What?"), Turn("assistant", "That.")), CAPTION_GROUPS[0])
+    add_conversations(scenes, [own])
+    first = prepare_captions(scenes, TargetSettings())
+    assert prepare_captions(scenes, TargetSettings(), seed=1, replace=True, dry_run=True).others == first.added
+    with monkeypatch.context() as killed:
+        killed.setattr(conversations_module, "remove_rows", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare_captions(scenes, TargetSettings(), seed=1, replace=True)
+    second = prepare_captions(scenes, TargetSettings(), seed=1, replace=True)
+    assert (second.added, second.others, second.removed) == (0, 0, first.added)
+    with Collection.open(scenes) as collection:
+        table = collection.table(KIND)
+    assert len(table) == second.existing + 1
+    assert "own" in table["id"].to_pylist()
+    # What was removed can be written again.
+    again = prepare_captions(scenes, TargetSettings(), replace=True)
+    assert (again.added, again.removed) == (first.added, second.existing)
 
 
 def test_the_parts_decide_nothing(scenes: Path, scene_collection: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001

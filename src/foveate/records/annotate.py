@@ -13,10 +13,13 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
+from foveate.records import layout, tables
 from foveate.records.appender import AnnotationAppender, NameSet, read_parts
 from foveate.records.tables import Provenance
 
@@ -38,6 +41,30 @@ def matching_parts(
         for column, value in where.items():
             part = part.filter(pc.call_function("equal", [part[column], pa.scalar(value)]))
         yield part.select(list(columns))
+
+
+def remove_rows(collection: Path, table: str, select: Callable[[pa.Table], NDArray[np.bool_]], *, purpose: str) -> int:
+    """Remove rows of an annotation table for good; return how many.
+
+    A kill leaves whole parts, with or without their rows: the same call removes the rest. A part without rows stays, so
+    that its number is not given to another one.
+
+    Args:
+        select: marks the rows of a part that are removed.
+        purpose: for the error that another writer gets.
+
+    Raises:
+        UserError: another process writes the collection, or a part is damaged.
+    """
+    removed = 0
+    with AnnotationAppender(collection, purpose=purpose):
+        for path in layout.annotation_parts(collection, table, set(layout.committed_shards(collection))):
+            part = tables.read_table(path)
+            is_removed = select(part)
+            if is_removed.any():
+                tables.write_table(path, part.filter(pa.array(~is_removed)))
+                removed += int(is_removed.sum())
+    return removed
 
 
 def completed_requests(collection: Path, table: str, *, where: Mapping[str, object] | None = None) -> NameSet:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +25,7 @@ from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import track
+from foveate.records.annotate import remove_rows
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE, KIND, Conversation, Turn, add_conversations
 from foveate.records.record import CAPTION_GROUPS
@@ -44,7 +46,8 @@ class CaptionCounts(BaseModel):
         rewriter: provenance of the rewrites.
         written, dropped: captions by stage and format, and dropped ones with their reason.
         added, existing: conversations that were new, and that were there already.
-        others: captions as conversations that were written with other settings.
+        others: captions as conversations that were written with other settings, and are still there.
+        removed: such captions that were replaced.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,14 +59,18 @@ class CaptionCounts(BaseModel):
     added: int = 0
     existing: int = 0
     others: int = 0
+    removed: int = 0
 
 
-def prepare_captions(path: Path, settings: TargetSettings, *, seed: int = 0, dry_run: bool = False) -> CaptionCounts:
+def prepare_captions(
+    path: Path, settings: TargetSettings, *, seed: int = 0, replace: bool = False, dry_run: bool = False
+) -> CaptionCounts:
     """Write captions of a collection's images in all formats, and add them as conversations; repeated, add none.
 
     Args:
         path: the collection.
         seed: of the drawn images and of the noise of AltTexts.
+        replace: remove the captions that earlier calls wrote with other settings.
         dry_run: examine at most 500 images, without text recognition or requests; write nothing.
 
     Raises:
@@ -82,20 +89,31 @@ def prepare_captions(path: Path, settings: TargetSettings, *, seed: int = 0, dry
                 f"are short captions (short_kinds) and descriptions (description_kinds); it has "
                 f"{', '.join(kinds) or 'no captions'}"
             )
-        others = _count_others(collection, recipe_hash)
+        others = int(_mark_others(collection.table(KIND), recipe_hash).sum())
     if dry_run and settings.rewriter != "rules":
         return CaptionCounts(images=sources, rewriter=settings.rewriter, others=others)
     rewriter = open_rewriter(settings, folder=path / "cache")
     counts: dict[str, Counter[str]] = {"written": Counter(), "dropped": Counter()}
     conversations = map(to_conversation, _write_captions(materials, settings, rewriter, seed=seed, counts=counts))
-    added = existing = 0
+    added = existing = removed = 0
     if dry_run:
         deque(conversations, maxlen=0)
     else:
         summary = add_conversations(path, conversations, recipe_hash=recipe_hash)
         added, existing = summary.added, summary.existing
+        # Last, and only where there are new ones: a kill, or settings that drop every caption, lose none.
+        if replace and added + existing:
+            removed = remove_rows(
+                path, KIND, lambda part: _mark_others(part, recipe_hash), purpose="replacing captions"
+            )
     return CaptionCounts(
-        images=sources, rewriter=rewriter.provenance, added=added, existing=existing, others=others, **counts
+        images=sources,
+        rewriter=rewriter.provenance,
+        added=added,
+        existing=existing,
+        others=others - removed,
+        removed=removed,
+        **counts,
     )
 
 
@@ -139,10 +157,14 @@ def _write_captions(
         yield from rows.rows
 
 
-def _count_others(collection: Collection, recipe_hash: str) -> int:
-    """Count captions as conversations that were prepared with other settings."""
-    table = collection.table(KIND).select(["group", "recipe_hash"]).to_pylist()
-    return sum(row["group"] in CAPTION_GROUPS and row["recipe_hash"] != recipe_hash for row in table)
+def _mark_others(table: pa.Table, recipe_hash: str) -> NDArray[np.bool_]:
+    """Mark the captions [N] as conversations that were prepared with other settings."""
+    # Conversations of the same groups that a user imported have no hash: they are not replaced.
+    not_others = ("", recipe_hash)
+    rows = table.select(["group", "recipe_hash"]).to_pylist()
+    return np.array(
+        [row["group"] in CAPTION_GROUPS and row["recipe_hash"] not in not_others for row in rows], dtype=bool
+    )
 
 
 def _hash(settings: TargetSettings, seed: int) -> str:

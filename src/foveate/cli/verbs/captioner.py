@@ -37,9 +37,14 @@ def command() -> None:
 @command.command("prepare", short_help="Add captions in all formats to a collection, to train on.")
 @click.argument("overrides", metavar="[FIELD=VALUE]...", nargs=-1)
 @path_option("--collection", "Collection folder; the captions become conversations in it.", required=True)
+@click.option(
+    "--replace", is_flag=True, help="Remove the captions that earlier calls wrote with other settings; else both stay."
+)
 @dry_run_option("Examine 500 images and count their captions; write nothing.")
 @common(device=False)
-def prepare(overrides: tuple[str, ...], collection: Path, dry_run: bool, as_json: bool, seed: int | None) -> None:
+def prepare(
+    overrides: tuple[str, ...], collection: Path, replace: bool, dry_run: bool, as_json: bool, seed: int | None
+) -> None:
     """Rewrite what is known of images into captions of all formats, and add them as conversations.
 
     Group `short-captions` has those from several short captions and recognized text, `descriptions` those from
@@ -56,14 +61,17 @@ def prepare(overrides: tuple[str, ...], collection: Path, dry_run: bool, as_json
     from foveate.core.recipes import parse_overrides, validate
 
     settings = validate(TargetSettings, parse_overrides(overrides), where="foveate captioner prepare")
-    counts = prepare_captions(collection, settings, seed=seed or 0, dry_run=dry_run)
+    counts = prepare_captions(collection, settings, seed=seed or 0, replace=replace, dry_run=dry_run)
     lines = [", ".join(f"{name} {count}" for name, count in counts.images.items()) + " images"]
     lines += [f"{name}: {count} captions" for name, count in counts.written.items()]
     lines += [f"dropped, {name}: {count}" for name, count in counts.dropped.items()]
     if not dry_run:
         lines.append(f"{counts.added} conversations added, {counts.existing} were there already")
+    if counts.removed:
+        lines.append(f"{counts.removed} captions of other settings removed")
     if counts.others:
-        lines.append(f"{counts.others} captions of other settings are in the collection; a training takes both sets")
+        advice = "--replace removes them" if not replace else "they would be removed" if dry_run else "they stay"
+        lines.append(f"{counts.others} captions of other settings are there, and a training takes both sets; {advice}")
     finish(counts.model_dump(mode="json"), lines, {}, as_json=as_json)
 
 
