@@ -65,11 +65,13 @@ def evaluate(
     """
     settings = settings or SuiteSettings()
     plugin = load_suite(suite)
+    # Not the batch size: an answer does not depend on the questions beside it, so that a smaller one may go on.
     identity = {"suite": suite, "model": name, "data": str(data), **_identify(settings)}
     folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity), free=("batch_size",))
     try:
         contents = plugin.read(Path(data), settings.split)
     except UserError:
+        # Nothing is asked yet: the corrected call may take the same folder.
         folder.discard()
         raise
     try:
@@ -152,6 +154,7 @@ def _ask_all(
             (question, images)
             for question, images in zip(questions, others, strict=True)
             if (condition, question.id) not in finished
+            # Without images there is none to leave out or to change.
             and (condition == "image" or question.images)
             and (condition != "another image" or images is not None)
         ]

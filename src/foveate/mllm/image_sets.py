@@ -89,6 +89,7 @@ def select_sets(sets: Sequence[ImageSet], stage: StageSettings) -> list[ImageSet
 
 def find_usable_sets(sets: Sequence[ImageSet], collection: Collection, *, texts: bool) -> NDArray[np.int64]:
     """Return the numbers of the sets that a stage can draw: with a conversation, or without texts with a region."""
+    # Images without regions teach alignment nothing: a stage of it alone would waste its steps on them.
     named = set() if texts else set(collection.table("regions")["key"].to_pylist())
     usable = [
         number

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from foveate.chat.batching import run_in_halves
 from foveate.core.errors import UserError
 from foveate.core.files import sha256_file
 from foveate.core.progress import say
@@ -113,6 +114,7 @@ def label_collection(
     """
     # Other images, same recipe; and the size of a batch moves the last bits alone.
     content = settings.model_dump(mode="json", exclude={"split", "limit", "batch_size"})
+    # Regions depend on fewer settings: others must not have every image labeled again.
     if settings.labels == "regions":
         content = {"labels": "regions", "max_tokens": settings.max_tokens}
     recipe = json.dumps([content, sha256, DETECT_PROMPTS[0], REFER_PROMPTS[0]], sort_keys=True)
@@ -225,7 +227,13 @@ def _label_images(
             regions = selected.read(row) if selected is not None else []
             batch.append((key, size, data, [region.box.to_pixels(*size) for region in regions]))
         questions = [_ask(data, boxes, settings.objects) for _, _, data, boxes in batch]
-        answers = _answer_all(model, [each for of_image in questions for each in of_image], settings.max_tokens)
+        answers = iter(
+            run_in_halves(
+                lambda part: model.ask_all(part, max_tokens=settings.max_tokens),
+                [each for of_image in questions for each in of_image],
+                errors=UserError,
+            )
+        )
         for (key, size, _, _), of_image in zip(batch, questions, strict=True):
             replies = [next(answers) for _ in of_image]
             if settings.labels == "regions":
@@ -246,20 +254,6 @@ def _ask(data: bytes, boxes: Sequence[PixelBox], objects: int) -> list[Ask]:
         numbered = " ".join(f"{number}. {REGION}" for number in range(1, len(part) + 1))
         questions.append((data, f"{REFER_PROMPTS[0]} {numbered}", tuple(part)))
     return questions
-
-
-def _answer_all(model: LabelModel, questions: Sequence[Ask], max_tokens: int) -> Iterator[Any]:
-    """Answer questions together; where the model refuses one, each alone, and that one with the error."""
-    try:
-        yield from list(model.ask_all(questions, max_tokens=max_tokens)) if questions else []
-        return
-    except UserError:
-        pass
-    for question in questions:
-        try:
-            yield model.ask_all([question], max_tokens=max_tokens)[0]
-        except UserError as error:
-            yield error
 
 
 def _read_regions(key: str, size: tuple[int, int], answer: Any) -> _Labeled:
@@ -292,6 +286,7 @@ def _read_conversations(key: str, questions: Sequence[Ask], answers: Sequence[An
             labeled.left_out[f"{kind} refused"] += 1
             continue
         turns = _write_names(answer, regions) if regions else _write_boxes(answer)
+        # A cut answer would be learned with an end mark, as if it were whole.
         if turns is None or not answer.finished:
             labeled.left_out[f"{kind} not readable"] += 1
             continue

@@ -83,6 +83,7 @@ def count_vision(shape: ModelShape, precision: str) -> tuple[dict[str, PartCost]
         raise UserError(f"view_side {side}: no multiple of the tower's patch_size {patch}")
     grid = (side // patch, side // patch)
     config = copy.deepcopy(shape.tower)
+    # A view may be larger than what the tower was trained on: position embeddings of its grid are counted.
     config.image_size = side
     channels = getattr(config, "num_channels", 3)
 
@@ -152,6 +153,7 @@ def count_language(config: PretrainedConfig, length: int, experts: Experts | Non
         mlp = _find_mlp(build(1))
     size, sparse = count_parameters(mlp), config.num_hidden_layers // experts.every
     expert, router = size // experts.divisor, config.hidden_size * experts.num
+    # What a token passes beyond the dense MLP, which the count has already; 2 FLOPs a weight, twice that backward.
     more = experts.top_k * expert - size
     extra = sparse * 2.0 * (more + router) * length
     total = part.parameters + sparse * (experts.num * expert - size + router)

@@ -75,6 +75,7 @@ def hash_collection(collection: Collection) -> str:
     parts = [layout.index_path(path, shard) for shard in shards]
     for kind in (KIND, "regions"):
         parts += layout.annotation_parts(path, kind, set(shards))
+    # Not the images themselves: the index has their SHA-256.
     parts += [path / name for name in (layout.SPLITS_FILE, layout.REMOVED_FILE) if (path / name).is_file()]
     lines = [f"{sha256_file(part)}  {part.relative_to(path).as_posix()}\n" for part in parts]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -82,6 +83,7 @@ def hash_collection(collection: Collection) -> str:
 
 def check_unchanged(run: RunFolder, file: str, what: str, identity: dict[str, Any]) -> None:
     """Record in the run folder what a run began with; raise UserError where an earlier session had another."""
+    # Paths and hub ids may lead elsewhere the next day; a run that goes on with other weights or data would be neither.
     path = run.path / file
     if path.is_file() and (earlier := read_json(path)) != identity:
         raise UserError(f"{path}: the run began with another {what} (got {identity}); expected {earlier}")
@@ -114,5 +116,6 @@ def _write_tokenizer(recipe: MllmRecipe, sets: Sequence[ImageSet], uses: Counter
             len(texts), _TOKENIZER_TEXTS, replace=False
         )
         texts = [texts[int(number)] for number in np.sort(indices)]
+    # Behind a blank, as a name stands in a sentence: that form is what becomes a token.
     tokenizer = train_tokenizer([f" {text}" for text in texts], size=recipe.vocabulary, names=uses.elements())
     write_text_atomically(run.path / TOKENIZER, tokenizer.to_str(pretty=False))

@@ -171,6 +171,7 @@ def _choose_stage(recipe: MllmRecipe, name: str | None) -> StageSettings:
     stages = {stage.name: stage for stage in recipe.stages}
     if name is not None:
         return stages[choose(name, tuple(stages), "stage")]
+    # A stage of alignment alone has no tokens to preview.
     return next((stage for stage in recipe.stages if stage.texts), recipe.stages[0])
 
 
@@ -232,6 +233,7 @@ def _describe_sample(training: MllmTraining, batch: StageBatch, row: int, folder
     if conversations:
         mask = f"images/mask-{row:03d}.png"
         (folder / "images").mkdir(exist_ok=True)
+        # A whole number and nearest neighbors, so that every token is as wide as the others.
         scale = max(1, round(_MASK_SIDE / len(kind_LL)))
         drawn = Image.fromarray(_MASK_COLORS[kind_LL])
         drawn.resize((len(kind_LL) * scale,) * 2, Image.Resampling.NEAREST).save(folder / mask)

@@ -156,6 +156,7 @@ class MllmSamples:
             tokens.append(written.tokens)
             regions += written.regions
             points += written.points
+        # A sample whose conversations all fail would train nothing; another one takes its place.
         if left_out and not drawn:
             raise BadSample(left_out[0].key, left_out[0].reason)
         return {

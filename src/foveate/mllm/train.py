@@ -137,6 +137,7 @@ def prepare_training(
         identity = {"name": collection.name, "sha256": hash_collection(collection)}
         check_unchanged(run, COLLECTION, "collection, or the same with other data", identity)
         write_vocabulary(recipe, collection, sets, run)
+    # The other processes read the tokenizer and the names that this one writes.
     barrier()
     return MllmTraining(recipe, collection, sets, run, here, command)
 
@@ -217,6 +218,7 @@ class MllmTraining:
         """Let the model see as a stage does; where its views have another size, with resized positions."""
         settings = self.recipe.stage_model(stage)
         if settings != self.model.settings:
+            # Views of another size have other features.
             earlier, self.model, self._features = self.model, self._build(settings), None
             weights = resize_weights(earlier.state_dict(), self.model, grid=earlier.tower.grid)
             self.model.load_state_dict(weights)
@@ -230,6 +232,7 @@ class MllmTraining:
             folder.mkdir(exist_ok=True)
             weights = folder / STAGE_WEIGHTS
             self.enter(stage)
+            # Written last: a stage without it is trained to its end, from its newest checkpoint.
             if not (folder / STAGE).is_file():
                 result = self._run(stage, folder)
                 if result.status == "stopped":

@@ -123,6 +123,7 @@ class MultimodalModel(nn.Module):
     @property
     def max_positions(self) -> int:
         """Return the longest sequence that the language model was built for."""
+        # Configs of models that attend by distance alone, such as Bloom's, have no such field.
         return int(getattr(self.language_model.config, "max_position_embeddings", 2**31))
 
     @property
@@ -218,6 +219,7 @@ class MultimodalModel(nn.Module):
         if layout is None or not views_BK.shape[1]:
             # Without indicators the views only have to be laid end to end; missing ones are last.
             return tokens_BKTE.flatten(1, 2)
+        # An id of -1 reads any row of the table: its embedding is not among those that are picked below.
         embedded_BKIE = self.language_model.get_input_embeddings()(layout.before_BKI.clamp(min=0))
         is_view_BKT = ((views_BK >= 0) & ~layout.in_text_BK)[..., None].expand(tokens_BKTE.shape[:3])
         is_token_BKP = torch.cat([layout.before_BKI >= 0, is_view_BKT], dim=2)
@@ -229,6 +231,7 @@ class MultimodalModel(nn.Module):
 
     def view_tokens(self, visual: Visual, views_BK: Tensor, layout: ViewLayout | None = None) -> Tensor:
         """Return the visual tokens [B, K, T, E] of the views of rows, as the language model reads them."""
+        # Rows with fewer views read view 0 behind their last one, and it is masked out.
         tokens_BKTE = self.visual_gain * visual.tokens_VTE[views_BK.clamp(min=0)]
         if self.settings.visual_positions:
             image_BK = torch.arange(views_BK.shape[1], device=views_BK.device) if layout is None else layout.image_BK
@@ -256,6 +259,7 @@ class MultimodalModel(nn.Module):
             regions: of the region tokens, row by row.
             layout: of the views; None where each is an image of its own, in front of the text.
         """
+        # Slots have no row in the table; they are overwritten below.
         embedded_BTE = self.language_model.get_input_embeddings()(ids_BT.clamp(min=0))
         if self.phrase_maps is not None and views_BK.shape[1]:
             maps_BKTL = self._maps(embedded_BTE, visual, views_BK)
@@ -322,9 +326,11 @@ class MultimodalModel(nn.Module):
             if states_BTE is None:
                 states_BTE = states.new_zeros(*texts.ids_BT.shape, states.shape[-1])
             if self.settings.experts is not None and self.training and torch.is_grad_enabled():
+                # The routers' losses are means over a pass: by their rows, passes add up to one of the whole batch.
                 share = len(rows) / len(views_BK)
                 for name, value in pop_router_losses(self.language_model, self.settings.experts).items():
                     self._router_losses[name] = self._router_losses.get(name, 0.0) + share * value
+            # Rows are cut to their longest text; what lies behind stays 0, and no loss reads it.
             index_T = torch.arange(states.shape[1], device=rows.device)
             states_BTE = states_BTE.index_put((rows[:, None], index_T), states)
         assert states_BTE is not None, "a batch has rows"
@@ -346,6 +352,7 @@ class MultimodalModel(nn.Module):
         mask_BLL, position_BL = attention_and_positions(texts, lengths_B, width)
         output = self.language_model.base_model(
             inputs_embeds=torch.cat([prefix_BPE.to(text_BTE.dtype), text_BTE], dim=1),
+            # With four dimensions transformers takes a mask as it is; of two it would make a causal one.
             attention_mask=mask_BLL[:, None],
             position_ids=position_BL,
             use_cache=False,

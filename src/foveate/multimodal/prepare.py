@@ -165,6 +165,7 @@ def _encode(model: MultimodalModel, images: Sequence[tuple[ImageInput, bool]]) -
     cells = [cell for image in seen for cell in (image.plan.views if image.plan else [OVERVIEW])]
     cell_V2 = torch.tensor(cells, device=device)
     blocks = zip(torch.stack(views).split(_VIEWS), cell_V2.split(_VIEWS), strict=True)
+    # Ordered behind the blocks: one may end within an image, whose tokens are brought into order together.
     parts = [model.encode_views(part.to(device), of_part) for part, of_part in blocks]
     visual = Visual(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
     return model.order_views(visual, cell_V2), seen
