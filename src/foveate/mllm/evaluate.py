@@ -225,6 +225,7 @@ def _choose(
 ) -> list[dict[str, Any]]:
     """Add to the rows of answered questions with choices the likeliest of them, and whether it is right."""
     answered = {row["id"]: row for row in rows if "error" not in row}
+    # Equal choices have equal likelihoods, and none of them is the likeliest.
     pairs = [
         (question, request)
         for question, request in zip(questions, requests, strict=True)

@@ -98,6 +98,7 @@ def price_recipe(
     stages: list[StageShape] = []
     models: dict[str, MultimodalModel] = {}
     for stage in recipe.stages:
+        # Without memory: the largest recipes are priced on a laptop.
         with torch.device("meta"):
             model = build_stage_model(recipe, stage)
         models[stage.name] = model
@@ -125,6 +126,7 @@ def price_recipe(
 
     def count(stage: StageShape) -> tuple[dict[str, PartCost], int]:
         model, precision = models[stage.name], stage.training.precision
+        # Counting takes seconds, and stages differ in the size of their views at most.
         key = (model.tower.feature_shape, precision)
         if key not in counted:
             counted[key] = count_built_vision(model.tower, model.connector, precision)

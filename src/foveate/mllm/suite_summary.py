@@ -54,6 +54,7 @@ def summarize(
     if len(slices) > 1:
         parts += [(name, [question for question in counted if name in question.slices]) for name in slices]
     table = [_row(suite, name, part, by_condition, seed=seed) for name, part in parts]
+    # Beside the written answers and not in their place: a model may know the answer and not the form that is scored.
     for name, part in parts:
         choices = [question for question in part if "choice_score" in by_condition["image"].get(question.id, {})]
         if choices:

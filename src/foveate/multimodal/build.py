@@ -98,6 +98,7 @@ def build_model(
 def _build_regions(settings: MultimodalSettings, width: int, out: int, *, seed: int) -> RegionEncoder:
     options = dict(settings.region_encoder or {})
     kind = choose(str(options.pop("kind", "")), region_kinds(), "model.region_encoder.kind")
+    # RoI-Align samples a fixed grid; the others read the points that are drawn for each region.
     if kind != "roi":
         options["num_points"] = settings.region_points
     encoder = build_region_encoder(kind, options, width=width, out=out, seed=seed)
@@ -146,6 +147,7 @@ def build_language_model(options: dict[str, Any], *, vocabulary: int, seed: int)
     fields = {name: value for name, value in options.items() if name != "model_type"}
     try:
         config = AutoConfig.for_model(options["model_type"], vocab_size=vocabulary, tie_word_embeddings=True, **fields)
+        # The family's defaults are ids of its own vocabulary, where other tokens stand in this one.
         config.bos_token_id = config.eos_token_id = config.pad_token_id = None
         with seeded(seed):
             model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")

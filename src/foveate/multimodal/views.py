@@ -61,6 +61,7 @@ class ViewLayout(NamedTuple):
         for index, row in enumerate(rows):
             for column, (image, before) in enumerate(row):
                 image_BK[index, column] = image
+                # Within a text indicators are among its ids; see `prompts.image_slots`.
                 if not in_text_B1[index]:
                     before_BKI[index, column, : len(before)] = torch.tensor(before, dtype=torch.long)
         return cls(image_BK, before_BKI, in_text_B1.repeat(1, columns))
