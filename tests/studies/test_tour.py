@@ -196,6 +196,11 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     assert all(scene["regions"] for scene in asked["scenes"])
     assert sum(tally["n"] for tally in asked["tallies"]) > 40
     assert asked["training"]["points"][-1][0] == asked["training"]["steps"] == 20
+    video = result["video"]
+    assert 0 <= video["best_in_sight"] <= video["in_sight"] == sum(bool(frame["true_box"]) for frame in video["frames"])
+    assert (run / video["file"]).is_file()
+    assert sum((run / frame["image"]).is_file() for frame in video["frames"] if frame["image"]) == 8
+    assert result["seconds"]["video"] < 60
     calibration = result["calibration"]
     assert calibration["trained"]["classes"] == len(calibration["classes"]["seen"] + calibration["classes"]["absent"])
     assert calibration["samples"] > 300

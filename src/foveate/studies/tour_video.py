@@ -36,6 +36,7 @@ def tour_video(run: RunFolder, localizer: LocalizingModel, *, seed: int) -> dict
     )
     visible_T = clip.tracks[TRACK].visible_T
     images = {}
+    (run.path / "images").mkdir(exist_ok=True)
     for frames in (np.flatnonzero(visible_T), np.flatnonzero(~visible_T)):
         for index in frames[np.linspace(0, len(frames) - 1, NUM_IMAGES // 2).round().astype(int)].tolist():
             images[index] = f"images/video-{index:03d}.webp"
