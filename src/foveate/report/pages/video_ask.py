@@ -43,13 +43,13 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     return Page("video_ask.html.j2", r.title, context)
 
 
-def list_budget(r: VideoAskResult) -> list[tuple[str, int, float]]:
-    """List the parts of the context: name, tokens, and percent of the whole; empty without tokens."""
-    parts = dict(r.tokens)
+def list_budget(r: VideoAskResult) -> list[tuple[str, int, float, str]]:
+    """List the parts of the context: name, tokens, percent of the whole, CSS class; empty without tokens."""
+    parts = [(name, count, f"b{number}") for number, (name, count) in enumerate(r.tokens.items())]
     if r.limit is not None:
-        parts["free for text and answer"] = max(0, r.limit - sum(r.tokens.values()))
-    total = sum(parts.values())
-    return [(name, count, 100 * count / total) for name, count in parts.items() if count]
+        parts.append(("free for text and answer", max(0, r.limit - sum(r.tokens.values())), "bfree"))
+    total = sum(count for _, count, _ in parts)
+    return [(name, count, 100 * count / total, style) for name, count, style in parts if count]
 
 
 def _frame_card(frame: ShownFrame, r: VideoAskResult) -> dict[str, Any]:
