@@ -20,6 +20,7 @@ from foveate.mllm.video.judging import REPLIES
 from foveate.mllm.video.results import VideoAskResult
 from foveate.mllm.video.scores import ANSWERS
 from foveate.pretrain.train import build_model
+from foveate.report.pages.video_ask import list_budget
 from foveate.vision.localizer.folder import save_model
 from naming import raises_naming
 
@@ -121,6 +122,8 @@ def test_frames_are_chosen_by_what_they_show(foveate: Any, clip: Path, tmp_path:
     save_model(build_model(tiny.recipe()).eval(), tmp_path / "model")
     result = foveate("video", "frames", clip, "--slow", 2, "--json").json
     assert [frame["index"] for frame in result["frames"] if frame["is_slow"]] == [0, 2]
+    result = foveate("video", "frames", clip, "--how", "slow", "--slow", 2, "--json").json
+    assert [frame["index"] for frame in result["frames"]] == [0, 2]
     by_model = ["--selector", tmp_path / "model", "--choose", "change", "--device", "cpu"]
     assert foveate("video", "frames", clip, "--slow", 2, *by_model).code == 0
     for arguments, name in (
@@ -164,6 +167,13 @@ def test_options_without_effect_are_refused(foveate: Any, clip: Path, tmp_path: 
     for questions in (["where?", "what?"], []):
         verb = ["ask", "mini", clip, *questions] if questions else ["chat", "mini", clip]
         assert "--choose query" in foveate("video", *verb, "--choose", "query", "--selector", tmp_path).sentence
+
+
+def test_a_context_without_room_or_limit_has_no_free_part() -> None:
+    fields: dict[str, Any] = {"title": "t", "clip": "c", "how": "slowfast", "num_decoded": 1, "frames": []}
+    for limit, styles in ((None, ["b0", "b1"]), (12, ["b0", "b1"]), (15, ["b0", "b1", "bfree"])):
+        result = VideoAskResult(**fields, tokens={"slow": 8, "fast": 4}, limit=limit)
+        assert [style for *_, style in list_budget(result)] == styles
 
 
 def test_parts_of_clips() -> None:

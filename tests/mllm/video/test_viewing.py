@@ -187,6 +187,13 @@ def test_frames_and_record(network: Network) -> None:
     assert record["how"]["kind"] == "slowfast"
 
 
+def test_frames_that_are_sampled_and_not_read_were_not_seen(network: Network) -> None:
+    viewing = watch(network, tiny_llavas.frames(12), how=Slow(frames=10, slow=2))
+    slow = [viewing.clip.indices[row] for row in (0, 5)]
+    assert [frame.index for frame in viewing.frames] == viewing.record["indices"] == slow
+    assert (viewing.record["slow"], len(viewing.record["times"])) == ([0, 1], 2)
+
+
 def test_slow_frames_are_chosen_by_what_they_show(network: Network) -> None:
     black, white = (Image.new("RGB", (40, 24), color) for color in ("black", "white"))
     clip = [black] * 5 + [white] + [black] * 6

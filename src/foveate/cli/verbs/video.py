@@ -200,8 +200,9 @@ def frames(
     )
     indices = choose_slow(strategy_settings, read.frames, vectors=vectors, query=query)
     slow = strategy_settings.pick_slow(len(read.frames), indices)
-    columns = zip(read.indices, read.times, read.frames, strict=True)
-    seen = [SeenFrame(index, time, row in slow, image) for row, (index, time, image) in enumerate(columns)]
+    # Which frames are read does not depend on a model's grid; 24 x 24 is LLaVA's.
+    rows = strategy_settings.layout(len(read.frames), 24 * 24, slow_indices=indices).frames
+    seen = [SeenFrame(read.indices[row], read.times[row], row in slow, read.frames[row]) for row in rows]
     folder = RunFolder.create(run or Path("runs/video-frames"))
     result = VideoAskResult(
         title=f"Frames of {clip.name}",

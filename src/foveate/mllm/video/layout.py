@@ -174,6 +174,11 @@ class Layout:
         """L, rows of the result."""
         return sum(self.block_rows)
 
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Indices of the sampled frames that are read, in the order of time."""
+        return tuple(sorted({frame for image in self.images for frame in image.frames}))
+
     def find_grids(self) -> dict[str, Grid]:
         """Return rows and columns of the tokens of an image in each path that keeps a grid."""
         grids = {block.path: block.pool.find_grid(self.image_tokens) for block in self.blocks if block.images}

@@ -110,7 +110,7 @@ class Viewing:
 
     @property
     def frames(self) -> list[SeenFrame]:
-        """Sampled frames in the order of time, as the tower reads them."""
+        """Frames that are read, in the order of time, as the tower reads them; others were sampled alone."""
         slow = {
             frame
             for block in self.layout.blocks
@@ -118,8 +118,10 @@ class Viewing:
             for image in block.images
             for frame in self.layout.images[image].frames
         }
-        columns = zip(self.clip.indices, self.clip.times, self.clip.frames, strict=True)
-        return [SeenFrame(index, time, row in slow, image) for row, (index, time, image) in enumerate(columns)]
+        clip = self.clip
+        return [
+            SeenFrame(clip.indices[row], clip.times[row], row in slow, clip.frames[row]) for row in self.layout.frames
+        ]
 
     def ask(self, question: str, options: Sequence[str] = (), *, max_tokens: int = MAX_TOKENS) -> VideoAnswer:
         """Answer a question about the clip greedily.
@@ -191,6 +193,7 @@ class Viewing:
     @property
     def record(self) -> dict[str, Any]:
         """What a run stores: frames, times, tokens of each path, the context, and what `fit` changed."""
+        frames = self.frames
         return {
             "model": self.network.name,
             "clip": self.clip.name,
@@ -198,9 +201,9 @@ class Viewing:
             "fitted": list(self.changes),
             "size": list(self.size),
             "num_decoded": self.clip.num_decoded,
-            "indices": list(self.clip.indices),
-            "times": list(self.clip.times),
-            "slow": [row for row, frame in enumerate(self.frames) if frame.is_slow],
+            "indices": [frame.index for frame in frames],
+            "times": [frame.time for frame in frames],
+            "slow": [row for row, frame in enumerate(frames) if frame.is_slow],
             "tokens": self.layout.count_tokens(),
             "video_tokens": len(self.video_LD),
             "limit": self.network.limit,
