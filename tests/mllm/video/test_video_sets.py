@@ -130,6 +130,9 @@ def test_msvd_knows_both_names_of_a_clip(tmp_path: Path) -> None:
     assert find_clips(tmp_path / "videos", [question])["30933"].name == "vid1201.avi"
     row = (1, 1201, "man", "who?", "bQJ_162_169", "1201_30933", 0)
     assert read("msvd", write_table(tmp_path / "MSVD_QA.csv", OPEN_IG, row))[0].clip == question.clip
+    (tmp_path / "youtube_mapping.txt").write_bytes(b"\xff\xfe\x00")
+    with raises_naming(UserError, "youtube_mapping.txt"):
+        read("msvd", path)
     (tmp_path / "youtube_mapping.txt").write_text("vid1201")
     with raises_naming(UserError, "youtube_mapping.txt"):
         read("msvd", path)

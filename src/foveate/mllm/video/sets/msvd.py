@@ -54,7 +54,9 @@ def read_numbered(path: Path, name_clip: Callable[[str], tuple[str, ...]]) -> li
 def _read_mapping(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    pairs = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    # What is no UTF-8 is the name of no clip, and must not end in a traceback.
+    content = path.read_text(encoding="utf-8", errors="replace")
+    pairs = [line.split() for line in content.splitlines() if line.strip()]
     if any(len(pair) != 2 for pair in pairs):
         raise UserError(f"{path}: expected two names on a line, such as -4wsuPCjDBc_5_15 vid1")
     return {number: name for name, number in pairs}
