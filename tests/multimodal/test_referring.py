@@ -184,11 +184,11 @@ def test_regions_are_read_where_they_lie_at_any_resolution() -> None:
     assert len(pending.views) == 5
     prompts = RegionPrompts.create(pending.written.regions, pending.written.points)
     arguments = (torch.tensor([pending.views]), torch.zeros(1, 5, dtype=torch.long), torch.tensor([0]), prompts)
-    before = reader.of_prompts(visual.tower_VLD, *arguments)
+    before = reader.read_prompts(visual.tower_VLD, *arguments)
     for view, changes in ((0, True), (1, True), (2, False), (3, False), (4, False)):
         tokens = visual.tower_VLD.clone()
         tokens[view] += torch.randn(tokens.shape[1:], generator=torch.Generator().manual_seed(view))
-        assert torch.allclose(reader.of_prompts(tokens, *arguments), before) != changes
+        assert torch.allclose(reader.read_prompts(tokens, *arguments), before) != changes
 
 
 @pytest.mark.parametrize("changes", [{}, {"region_map": "connector"}], ids=["tower", "connector"])
@@ -204,14 +204,14 @@ def test_a_mean_region_starts_where_a_model_without_encoder_reads_it(changes: di
         [points for question in pending for points in question.written.points],
     )
     rows = torch.arange(len(SHAPES))
-    starts = reader.of_prompts(visual.tower_VLD, views, torch.zeros_like(views), rows, prompts)
+    starts = reader.read_prompts(visual.tower_VLD, views, torch.zeros_like(views), rows, prompts)
     expected = model.region_means(visual, boxes, views[:, 0])
     # The box, and the mask that is the same box, from 512 of its points, which lie on the upper left corners of pixels:
     # half a pixel of this image moves the mean by up to 0.03, whatever the number of points.
     torch.testing.assert_close(starts[[0, 3]], expected[[0, 3]], atol=0.04, rtol=0)
-    torch.testing.assert_close(reader.of_views(visual.tower_VLD, boxes, views[:, 0]), expected, atol=0.1, rtol=0)
+    torch.testing.assert_close(reader.read_views(visual.tower_VLD, boxes, views[:, 0]), expected, atol=0.1, rtol=0)
     torch.nn.init.normal_(reader.encoder.last_layer.weight)
-    moved = reader.of_prompts(visual.tower_VLD, views, torch.zeros_like(views), rows, prompts)
+    moved = reader.read_prompts(visual.tower_VLD, views, torch.zeros_like(views), rows, prompts)
     assert not torch.allclose(moved, starts, atol=0.1)
 
 
@@ -225,7 +225,7 @@ def test_a_mean_region_of_tiles_is_as_long_as_tokens() -> None:
     tokens = torch.ones_like(visual.tower_VLD)
     prompts = RegionPrompts.create(pending.written.regions, pending.written.points)
     zeros = torch.zeros(1, len(pending.views), dtype=torch.long)
-    start = reader.of_prompts(tokens, torch.tensor([pending.views]), zeros, torch.tensor([0]), prompts)
+    start = reader.read_prompts(tokens, torch.tensor([pending.views]), zeros, torch.tensor([0]), prompts)
     torch.testing.assert_close(start, torch.ones_like(start))
 
 

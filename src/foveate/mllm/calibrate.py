@@ -54,7 +54,7 @@ def draw_pairs(collection: Collection, settings: CalibrateSettings, *, seed: int
     Raises:
         UserError: the split does not exist, or its regions do not have two phrases.
     """
-    # A pseudo-label may name what the image does not show.
+    # Without pseudo-labels, which may name what the image does not show.
     selected = SelectedRegions(collection)
     phrases = {
         row: sorted({region.phrase for region in selected.read(row) if region.phrase})
@@ -63,9 +63,11 @@ def draw_pairs(collection: Collection, settings: CalibrateSettings, *, seed: int
     every = sorted({phrase for of_row in phrases.values() for phrase in of_row})
     pairs = []
     for row in sorted(phrases, key=lambda row: seeds.uniform("calibrate", seed, collection.keys[row])):
+        if len(pairs) == settings.limit:
+            break
         known = {phrase.casefold() for phrase in phrases[row]}
         others = [phrase for phrase in every if phrase.casefold() not in known]
-        if phrases[row] and others and len(pairs) < settings.limit:
+        if phrases[row] and others:
             rng = seeds.generator("calibrate", seed, collection.keys[row])
             pairs.append(PhrasePair(row, str(rng.choice(phrases[row])), str(rng.choice(others))))
     if not pairs:

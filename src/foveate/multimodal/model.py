@@ -196,7 +196,7 @@ class MultimodalModel(nn.Module):
         """Return the vectors [R, E] of boxes in [0, 1] of their views, as alignment compares them with names."""
         if self.region_reader is None:
             return self.region_means(visual, boxes_R4, view_R)
-        return self.region_reader.of_views(visual.tower_VLD, boxes_R4, view_R)
+        return self.region_reader.read_views(visual.tower_VLD, boxes_R4, view_R)
 
     def region_means(self, visual: Visual, boxes_R4: Tensor, view_R: Tensor) -> Tensor:
         """Return the mean [R, E] of the patches that each box covers, weighted by how much of them."""
@@ -277,7 +277,7 @@ class MultimodalModel(nn.Module):
         if self.region_reader is not None:
             image_BK = torch.arange(views_BK.shape[1], device=row_R.device).expand_as(views_BK)
             image_BK = image_BK if layout is None else layout.image_BK
-            vectors_RE = self.region_reader.of_prompts(visual.tower_VLD, views_BK, image_BK, row_R, regions)
+            vectors_RE = self.region_reader.read_prompts(visual.tower_VLD, views_BK, image_BK, row_R, regions)
         elif len(regions.boxes_R4):
             vectors_RE = self.region_means(visual, regions.boxes_R4, views_BK[row_R, regions.image_R])
         else:

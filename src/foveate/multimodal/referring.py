@@ -92,6 +92,7 @@ def place_points(shape: Shape, placement: Placement, num_points: int) -> RegionP
     """
     size = (placement.height, placement.width)
     points_N2, count = draw_points(shape, size, num_points)
+    # A placement moves boxes, not points: where the corners of what it shows go, says where points go.
     crop_14 = placement.to_original(np.array([[0.0, 0.0, 1.0, 1.0]]))
     ((crop_x1, crop_y1, crop_x2, crop_y2),) = crop_14
     ((x1, y1, x2, y2),) = placement.to_input(crop_14, min_visible=0.0)[0]
@@ -103,7 +104,7 @@ def place_points(shape: Shape, placement: Placement, num_points: int) -> RegionP
 
 
 def spread_points(boxes_R4: Tensor, num_points: int) -> Tensor:
-    """Return points [R, N, 2] inside boxes, in the same places of each."""
+    """Return points [R, N, 2] inside boxes, at the same fractions of the sides of each."""
     unit_N2 = torch.from_numpy(seeds.generator("box points", num_points).random((num_points, 2))).to(boxes_R4)
     return boxes_R4[:, None, :2] + unit_N2 * (boxes_R4[:, None, 2:] - boxes_R4[:, None, :2])
 
@@ -120,17 +121,18 @@ class RegionReader(nn.Module):
         super().__init__()
         self.encoder, self.grid, self.settings = encoder, grid, settings
         if settings.region_mean:
+            # The encoder then adds nothing at first, and yet gets a gradient.
             for parameter in encoder.last_layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def of_views(self, tokens_VLD: Tensor, boxes_R4: Tensor, view_R: Tensor) -> Tensor:
+    def read_views(self, tokens_VLD: Tensor, boxes_R4: Tensor, view_R: Tensor) -> Tensor:
         """Return the vectors [R, E] of boxes in [0, 1] of single views."""
         used_U, map_R = view_R.unique(return_inverse=True)
         return self._encode(
             [self._view_map(tokens_VLD[view]) for view in used_U.tolist()], self._from_boxes(boxes_R4, map_R)
         )
 
-    def of_prompts(
+    def read_prompts(
         self, tokens_VLD: Tensor, views_BK: Tensor, image_BK: Tensor, row_R: Tensor, prompts: RegionPrompts
     ) -> Tensor:
         """Return the vectors [R, E] of the regions of questions.

@@ -87,7 +87,7 @@ def _mix_shapes(data: PointedSet, rows_R: Tensor, map_R: Tensor, kinds_R: Tensor
 def score_classifier(model: nn.Module, data: PointedSet) -> dict[str, float]:
     """Return the share of right names for each kind of shape, and that of the controls, asked by boxes."""
     features, box = data.features_BF, data.regions["box"]
-    asked = {
+    requests = {
         **{kind: (features, data.regions[kind]) for kind in (*SHAPES, POINT_AS_BOX)},
         "no_image": (torch.zeros_like(features), box),
         "another_image": (features.roll(1, dims=0), box),
@@ -95,7 +95,7 @@ def score_classifier(model: nn.Module, data: PointedSet) -> dict[str, float]:
     }
     alone_R = data.neighbor_R == torch.arange(len(data.neighbor_R))
     scores = {}
-    for name, (features_BF, regions) in asked.items():
+    for name, (features_BF, regions) in requests.items():
         right = []
         for start in range(0, len(features_BF), IMAGES):
             images = torch.arange(start, min(start + IMAGES, len(features_BF)))
@@ -131,10 +131,10 @@ def probe_vectors(
     for _ in range(steps):
         batch = rows[torch.from_numpy(rng.integers(len(rows), size=VECTORS))]
         _step(optimizer, schedule, model(inputs_RC[batch]), train.name_R[batch])
-    asked = {"all": join(test), "another_image": join(test, "another_image/")}
-    asked |= {"no_image": torch.zeros_like(asked["all"]), "shuffled": asked["all"][test.neighbor_R]}
+    inputs_of = {"all": join(test), "another_image": join(test, "another_image/")}
+    inputs_of |= {"no_image": torch.zeros_like(inputs_of["all"]), "shuffled": inputs_of["all"][test.neighbor_R]}
     with torch.inference_mode():
-        right = {name: (model(inputs).argmax(dim=1) == test.name_R).float() for name, inputs in asked.items()}
+        right = {name: (model(inputs).argmax(dim=1) == test.name_R).float() for name, inputs in inputs_of.items()}
     small = test.longest_R <= SMALL
     parts = {"small": right["all"][small], "large": right["all"][~small]}
     alone = test.neighbor_R == torch.arange(len(test.neighbor_R))

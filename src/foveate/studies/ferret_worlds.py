@@ -117,15 +117,15 @@ def draw_pointed_scene(condition: str, position: Position) -> PointedImage:
         for cutout, cell in zip(cutouts, cells, strict=True)
     )
     scene = render(Plan(ground, layers, tuple(cutouts), ("",) * len(cutouts), Finish.draw(rng)), rng)
-    pointed = []
+    things = []
     for name, placed in zip(names, scene.objects, strict=True):
         box = placed.box.to_pixels(world.size, world.size) if placed.box else None
         if box and placed.visible >= VISIBLE and min(box.x2 - box.x1, box.y2 - box.y1) >= _MIN_PIXELS:
             longest = max(box.x2 - box.x1, box.y2 - box.y1) / world.size
-            pointed.append((name, longest, _draw_shapes(placed.mask_HW, box, rng)))
+            things.append((name, longest, _draw_shapes(placed.mask_HW, box, rng)))
     # Whatever is drawn, at least the topmost thing can be seen.
-    assert pointed, f"scene {position} of '{condition}' shows nothing"
-    names_N, longest_N, shapes_N = zip(*pointed, strict=True)
+    assert things, f"scene {position} of '{condition}' shows nothing"
+    names_N, longest_N, shapes_N = zip(*things, strict=True)
     return PointedImage(scene.image, names_N, longest_N, shapes_N)
 
 
@@ -200,26 +200,26 @@ def write_set(path: Path, condition: str, split: str, count: int, *, tower: Imag
     if path.is_file():
         return
     draw = functools.partial(draw_pointed_scene, condition)
-    drawn = [draw((split, index)) for index in track(range(count), description=f"{condition}, {split}")]
-    image_R = torch.tensor([number for number, image in enumerate(drawn) for _ in image.names])
+    scenes = [draw((split, index)) for index in track(range(count), description=f"{condition}, {split}")]
+    image_R = torch.tensor([number for number, image in enumerate(scenes) for _ in image.names])
     tensors = {
-        "name": torch.tensor([name for image in drawn for name in image.names]),
-        "longest": torch.tensor([longest for image in drawn for longest in image.longest]),
+        "name": torch.tensor([name for image in scenes for name in image.names]),
+        "longest": torch.tensor([longest for image in scenes for longest in image.longest]),
         "image": image_R,
         "neighbor": find_neighbors(image_R),
     }
-    sizes = [image.image.size[::-1] for image in drawn]
+    sizes = [image.image.size[::-1] for image in scenes]
     if WORLDS[condition].size == VIEW:
         for kind in (*SHAPES, POINT_AS_BOX):
-            listed = [[shapes[kind] for shapes in image.shapes] for image in drawn]
+            listed = [[shapes[kind] for shapes in image.shapes] for image in scenes]
             batch = prepare_regions(listed, sizes, num_points=NUM_POINTS)
             tensors |= {
                 f"points/{kind}": batch.points_RN2, f"count/{kind}": batch.count_R, f"boxes/{kind}": batch.boxes_R4
             }  # fmt: skip
-        tensors["features"] = _encode([image.image for image in drawn])
+        tensors["features"] = _encode([image.image for image in scenes])
     else:
         tensors["features"] = torch.zeros(0)
-        tensors |= {f"vectors/{name}": value for name, value in _encode_tiled(drawn, tower).items()}
+        tensors |= {f"vectors/{name}": value for name, value in _encode_tiled(scenes, tower).items()}
     write_bytes_atomically(path, save({name: value.contiguous() for name, value in tensors.items()}))
 
 
@@ -255,12 +255,12 @@ def join_maps(features_BF: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 @torch.inference_mode()
-def _encode_tiled(drawn: Sequence[PointedImage], tower: ImageEncoder | None) -> dict[str, Tensor]:
+def _encode_tiled(scenes: Sequence[PointedImage], tower: ImageEncoder | None) -> dict[str, Tensor]:
     """Return the means of maps at the boxes of all things: one view, tiles, and both in one map (of one tower)."""
     encoder = _frozen_network()
     parts: dict[str, list[Tensor]] = {}
-    for start in track(range(0, len(drawn), _BATCH), description="tiles"):
-        batch = drawn[start : start + _BATCH]
+    for start in track(range(0, len(scenes), _BATCH), description="tiles"):
+        batch = scenes[start : start + _BATCH]
         maps: dict[str, list[Tensor]] = {}
         for image in batch:
             side = image.image.width // VIEW
@@ -297,14 +297,17 @@ def draw_asked_regions(position: Position, *, without: Sequence[str] = ()) -> li
     """
     (image,) = draw_asked_scene(position)
     named = [talk for talk in image.conversations if talk.id.startswith("name/")]
-    asked = [talk for talk in image.conversations if talk.id.partition("/")[0] in ("name", "where")]
+    talks = [talk for talk in image.conversations if talk.id.partition("/")[0] in ("name", "where")]
     if position[0] == "train":
-        asked = [talk for talk in asked if talk.id.partition("/")[0] not in without]
+        talks = [talk for talk in talks if talk.id.partition("/")[0] not in without]
     else:
         for talk, other in zip(named, [*named[1:], *named[:1]], strict=True):
+            # Of another name: alone in its scene, or beside a thing of its name, the answer would be right.
+            if talk.turns[1].text == other.turns[1].text:
+                continue
             question = replace(talk.turns[0], regions=other.turns[0].regions)
-            asked.append(replace(talk, id=talk.id.replace("name/", "shuffled/", 1), turns=(question, *talk.turns[1:])))
-    return [replace(image, conversations=tuple(asked))]
+            talks.append(replace(talk, id=talk.id.replace("name/", "shuffled/", 1), turns=(question, *talk.turns[1:])))
+    return [replace(image, conversations=tuple(talks))]
 
 
 def build_questions(target: Path, *, train: int, test: int, without: Sequence[str] = ()) -> None:

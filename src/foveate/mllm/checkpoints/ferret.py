@@ -90,7 +90,7 @@ class FerretCheckpoint:
         text_TE = model.language_model.get_input_embeddings()(text_ids)
         if points:
             prompts = RegionPrompts.create(boxes, points).to(pixels_V3HW.device)
-            vectors_RE = model.region_reader.of_prompts(visual.tower_VLD, views_1K, views_1K * 0, row_R, prompts)
+            vectors_RE = model.region_reader.read_prompts(visual.tower_VLD, views_1K, views_1K * 0, row_R, prompts)
             text_TE[text_ids == model.region_id] = vectors_RE.to(text_TE.dtype)
         image_TE = visual.tokens_VTE[0]
         if model.settings.assembly is not None:
