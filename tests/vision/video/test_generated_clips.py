@@ -22,7 +22,9 @@ def test_a_generated_clip_is_read_as_it_was_written(tmp_path: Path, world: str, 
     generated = draw_clip(world, seed=1, split="train", index=2, num_frames=20, frame_rate=10, things="shapes")
     frames = list(generated)
     write_frames((frame.pixels_HW3 for frame in frames), tmp_path / name, frame_rate=10)
-    clip = read_clip(tmp_path / name, 20, rule="uniform_mid", frame_rate=10)
+    # Files have times of their own.
+    frame_rate = 10 if name == "folder" else None
+    clip = read_clip(tmp_path / name, 20, rule="uniform_mid", frame_rate=frame_rate)
     assert (clip.num_decoded, clip.indices, clip.warnings) == (20, list(range(20)), ())
     np.testing.assert_allclose(clip.times, [frame.seconds for frame in frames], atol=0.006)
     for image, frame in zip(clip.frames, frames, strict=True):
