@@ -17,6 +17,7 @@ _LAZY = {
     "Box": "foveate.records.boxes",
     "Calibrator": "foveate.adapt.calibration.estimator",
     "Collection": "foveate.records.collection",
+    "ClipReader": "foveate.vision.video.reading",
     "FederatedDeepClustering": "foveate.federated.deep.estimator",
     "FederatedKMeans": "foveate.federated.estimators",
     "FederatedNeighborEmbedding": "foveate.federated.embedding.estimator",
@@ -81,7 +82,7 @@ if TYPE_CHECKING:
     from foveate.records.shapes import Mask, Point, Stroke
     from foveate.vision.regions.sampler import RegionSampler
     from foveate.vision.video.choosing import choose_frames
-    from foveate.vision.video.reading import read_clip
+    from foveate.vision.video.reading import ClipReader, read_clip
     from foveate.vision.video.sampling import sample
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "Answer",
     "Box",
     "Calibrator",
+    "ClipReader",
     "Collection",
     "FederatedDeepClustering",
     "FederatedKMeans",

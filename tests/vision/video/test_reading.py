@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from foveate.core.errors import UserError
-from foveate.vision.video.reading import Clip, read_clip
+from foveate.vision.video.reading import Clip, ClipReader, read_clip
 from foveate.vision.video.sampling import sample
 from foveate.vision.video.sources import BadClip
 from naming import raises_naming
@@ -261,6 +261,36 @@ def test_transform_is_called_on_each_sampled_frame_once(plain: Path) -> None:
     assert {frame.size for frame in clip.frames} == {(8, 8)}
     assert len(clip.frames) == 20
     assert len(sizes) == len(set(clip.indices)) == 19
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "hidden.webm", "images"])
+def test_frames_come_one_by_one_as_often_as_they_are_needed(folder: Path, plain: Path, name: str) -> None:
+    clip = folder / name
+    if name == "hidden.webm" and not clip.exists():
+        options = {"auto-alt-ref": "1", "lag-in-frames": "16"}
+        write_clip(clip, moving_square(40), codec="libvpx", pixel_format="yuv420p", options=options)
+    elif name == "images":
+        clip = moving_square(12)
+    reader = ClipReader(clip, 60, start=0.2)
+    for num_frames in (60, 3):
+        reader.sample(num_frames)
+        whole = read_clip(clip, num_frames, start=0.2)
+        pixels = reader.read(lambda frames: [np.asarray(frame) for frame in frames])
+        assert all(np.array_equal(*pair) for pair in zip(pixels, whole.frames, strict=True))
+        # What leaves frames out has counted them all the same.
+        assert reader.read(lambda frames: next(frames).size) == reader.record.size == (64, 48)
+        record = {key: value for key, value in vars(whole).items() if key != "frames"}
+        assert vars(reader.record) == record
+
+
+def test_a_clip_that_is_replaced_between_two_passes_is_noticed(folder: Path, plain: Path) -> None:
+    path = folder / "replaced.mp4"
+    shutil.copy(plain, path)
+    reader = ClipReader(path, 4)
+    reader.count()
+    write_clip(path, moving_square(9))
+    with raises_naming(BadClip, path, 20, 9):
+        reader.read(list)
 
 
 def test_damage_is_refused_with_what_can_be_decoded(folder: Path, long: Path) -> None:
