@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ def save_viewing(
         how=describe_how(viewing.how),
         fitted=record["fitted"],
         num_decoded=record["num_decoded"],
-        frames=[] if folder is None else save_frames(folder, viewing.frames),
+        frames=[] if folder is None else viewing.read_frames(lambda frames: save_frames(folder, frames)),
         tokens=record["tokens"],
         grids={name: (grid.rows, grid.columns) for name, grid in viewing.layout.find_grids().items()},
         limit=record["limit"],
@@ -91,7 +91,7 @@ def save_viewing(
     return printed, {"run": folder.path, "report": render(folder.path)}
 
 
-def save_frames(folder: RunFolder, frames: Sequence[SeenFrame]) -> list[ShownFrame]:
+def save_frames(folder: RunFolder, frames: Iterable[SeenFrame]) -> list[ShownFrame]:
     """Write frames into a run folder; a frame that repeats is one file."""
     from foveate.mllm.video.results import ShownFrame
 

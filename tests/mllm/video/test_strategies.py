@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,8 @@ from foveate.mllm.video.aggregate import FrameAggregator, aggregate_frames
 from foveate.mllm.video.grammar import parse_how
 from foveate.mllm.video.layout import TowerImage, float_linspace
 from foveate.mllm.video.strategies import strategy_kinds
-from foveate.mllm.video.watch import paste
-from foveate.vision.preprocess import Preprocess
+from foveate.mllm.video.watch import assemble_images
+from foveate.vision.preprocess import Preprocess, squash
 from naming import raises_naming
 
 
@@ -98,14 +100,51 @@ def test_collages_hold_their_frames_row_by_row() -> None:
     preprocess = Preprocess(size=(36, 24), mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic", geometry="stretch")
     frames = [Image.new("RGB", (50, 20), (40 * number, 0, 0)) for number in range(5)]
 
-    def reds(image: TowerImage) -> list[list[int]]:
-        pixels_HW3 = np.asarray(paste(image, frames, preprocess))
+    def reds(pixels_HW3: np.ndarray) -> list[list[int]]:
         assert pixels_HW3.shape == (36, 24, 3)
         return pixels_HW3[6::12, 6::12, 0].tolist()
 
-    whole, *tiles = parse_how("grid", tiles="1x2").layout(5, 16).images
+    layout = parse_how("grid", tiles="1x2").layout(5, 16)
+    whole, *tiles = map(np.asarray, assemble_images(layout, frames, preprocess))
     assert reds(whole) == [[0, 40], [80, 120], [160, 255]]
     assert [reds(tile) for tile in tiles] == [[[0, 0], [80, 80], [160, 160]], [[40, 40], [120, 120], [255, 255]]]
+
+
+def _paste_all(image: TowerImage, frames: list[Image.Image], preprocess: Preprocess) -> Image.Image:
+    """Return an image of a layout from all frames at once."""
+    if image.is_frame:
+        return frames[image.frames[0]]
+    width, height = preprocess.width, preprocess.height
+    canvas = Image.new("RGB", (width * image.tiles[1], height * image.tiles[0]), "white")
+    rows, columns = image.cells
+    for number, frame in enumerate(image.frames):
+        row, column = divmod(number, columns)
+        left, right = (canvas.width * each // columns for each in (column, column + 1))
+        top, bottom = (canvas.height * each // rows for each in (row, row + 1))
+        canvas.paste(squash(frames[frame], (bottom - top, right - left)), (left, top))
+    top, left = image.tile[0] * height, image.tile[1] * width
+    return canvas.crop((left, top, left + width, top + height))
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 7])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("grid", {"tiles": "2x1"}), ("ts", {"sampled": 9, "thumbnail": 4}), ("ts", {"sampled": 40, "thumbnail": 6}),
+        ("slowfast", {"slow": 3}), ("interleaved", {"slow": 2}), ("slow", {"slow": 2}),
+    ],
+)  # fmt: skip
+def test_images_from_frames_one_by_one_are_those_from_all_at_once(
+    kind: str, options: dict[str, Any], num_frames: int
+) -> None:
+    preprocess = Preprocess(size=(36, 24), mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic", geometry="stretch")
+    rng = np.random.default_rng(num_frames)
+    frames = [Image.fromarray(rng.integers(0, 256, (20, 50, 3), dtype=np.uint8)) for _ in range(num_frames)]
+    layout = parse_how(kind, **options).layout(num_frames, 16)
+    images = list(assemble_images(layout, iter(frames), preprocess))
+    assert len(images) == len(layout.images)
+    for image, plan in zip(images, layout.images, strict=True):
+        assert np.array_equal(image, _paste_all(plan, frames, preprocess))
 
 
 @settings(deadline=None, max_examples=50)

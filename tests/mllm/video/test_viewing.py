@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +35,7 @@ from foveate.mllm.video.strategies.ts import ThumbnailSampling
 from foveate.mllm.video.viewing import Viewing
 from foveate.mllm.video.watch import ask_all, count_text, watch
 from foveate.vision.preprocess import Preprocess
+from foveate.vision.video.sources import ImageList
 from naming import raises_naming
 
 HOW = SlowFast(slow=3, fast=(2, 2))
@@ -194,6 +198,16 @@ def test_frames_that_are_sampled_and_not_read_were_not_seen(network: Network) ->
     assert (viewing.record["slow"], len(viewing.record["times"])) == ([0, 1], 2)
 
 
+def test_the_count_of_decoded_frames_decides_what_fits(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = parse_how("concat", frames=30, pool="concat")
+    monkeypatch.setattr(ImageList, "predict_times", lambda source: [index / 1.0 for index in range(30)])
+    viewing = watch(network, tiny_llavas.frames(7), how=how)
+    assert (len(viewing.clip.indices), len(viewing.video_LD)) == (7, 7 * 16)
+    monkeypatch.setattr(ImageList, "predict_times", lambda source: [0.0, 1.0])
+    with raises_naming(ContextFullError, "480", "512"):
+        watch(network, tiny_llavas.frames(40), how=how, text_tokens=40)
+
+
 def test_slow_frames_are_chosen_by_what_they_show(network: Network) -> None:
     black, white = (Image.new("RGB", (40, 24), color) for color in ("black", "white"))
     clip = [black] * 5 + [white] + [black] * 6
@@ -256,3 +270,13 @@ def test_the_shipped_model_watches() -> None:
     assert viewing.ask("What is in the image?", max_tokens=8) == first
     assert first.text
     assert "<region>" not in first.text
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_frames(tmp_path: Path) -> None:
+    """From a clip to its tokens, 300 frames take what 20 do; a list of them takes 200 MB."""
+    pytest.importorskip("av")
+    command = [sys.executable, "-m", "benchmarks.video_memory", "--out", str(tmp_path), "--frames", "20", "300"]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[3])
+    megabytes = json.loads((tmp_path / "video-memory.json").read_text())["megabytes"]
+    assert megabytes["growth"] < 20 < 100 < megabytes["list"]

@@ -183,26 +183,23 @@ def frames(
     from foveate.core.runs import RunFolder
     from foveate.mllm.video.results import VideoAskResult
     from foveate.mllm.video.viewing import SeenFrame
-    from foveate.mllm.video.watch import FrameVectors, choose_slow
+    from foveate.mllm.video.watch import check_choice, choose_slow
     from foveate.report import render
-    from foveate.vision.video.reading import read_clip
+    from foveate.vision.video.reading import ClipReader
     from foveate.vision.video.sampling import format_time
 
     strategy_settings, span = build_how(how, strategy), Span.parse(start, end)
-    vectors = None if selector is None else FrameVectors(_open_selector(selector, device))
-    read = read_clip(
-        clip,
-        strategy_settings.frames,
-        start=span.start,
-        end=span.end,
-        transform=shrink if vectors is None else vectors.embed_before(shrink),
-        allow_damaged=allow_damaged,
-    )
-    indices = choose_slow(strategy_settings, read.frames, vectors=vectors, query=query)
-    slow = strategy_settings.pick_slow(len(read.frames), indices)
+    encoder = _open_selector(selector, device)
+    reader = ClipReader(clip, strategy_settings.frames, start=span.start, end=span.end, allow_damaged=allow_damaged)
+    indices = None
+    if check_choice(strategy_settings, selector=encoder, query=query):
+        indices = reader.read(lambda frames: choose_slow(strategy_settings, frames, selector=encoder, query=query))
+    images = reader.read(lambda frames: [shrink(frame) for frame in frames])
+    read = reader.record
+    slow = strategy_settings.pick_slow(len(images), indices)
     # Which frames are read does not depend on a model's grid; 24 x 24 is LLaVA's.
-    rows = strategy_settings.layout(len(read.frames), 24 * 24, slow_indices=indices).frames
-    seen = [SeenFrame(read.indices[row], read.times[row], row in slow, read.frames[row]) for row in rows]
+    rows = strategy_settings.layout(len(images), 24 * 24, slow_indices=indices).frames
+    seen = [SeenFrame(read.indices[row], read.times[row], row in slow, images[row]) for row in rows]
     folder = RunFolder.create(run or Path("runs/video-frames"))
     result = VideoAskResult(
         title=f"Frames of {clip.name}",

@@ -10,9 +10,9 @@ Source: SlowFast-LLaVA (arXiv 2407.15841).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -27,9 +27,10 @@ from foveate.mllm.video.prompts import Piece, Prompts, check_choices, check_ques
 from foveate.mllm.video.splice import PromptIds, Room, check_room, encode_prompt, splice
 from foveate.mllm.video.strategies import Strategy
 from foveate.multimodal.choose import to_probabilities
-from foveate.vision.video.reading import Clip
+from foveate.vision.video.reading import ClipReader
 
 MAX_TOKENS = 128
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class VideoAnswer:
         finished: False if it was cut at `max_tokens`.
         score: mean log-probability of the generated tokens.
         seen: record of what the model saw, ready for JSON.
+        probabilities: of the letter of each option, where they were scored too.
     """
 
     text: str
@@ -60,6 +62,7 @@ class VideoAnswer:
     finished: bool
     score: float
     seen: Mapping[str, Any]
+    probabilities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Viewing:
     Attributes:
         network: the model. how: the strategy, after `fit`. changes: what `fit` changed.
         clip: indices and times of the sampled frames. layout: which rows come from which of them.
-        video_LD: tokens of the video. size: width and height of its frames in pixels.
+        video_LD: tokens of the video.
     """
 
     def __init__(
@@ -93,24 +96,47 @@ class Viewing:
         prompts: Prompts,
         *,
         how: Strategy,
-        clip: Clip,
+        reader: ClipReader,
         layout: Layout,
         video_LD: Tensor,
-        size: tuple[int, int],
         changes: tuple[str, ...] = (),
     ) -> None:
-        self.network, self.prompts, self.how, self.clip, self.layout = network, prompts, how, clip, layout
-        self.video_LD, self.size, self.changes = video_LD, size, changes
+        self.network, self.prompts, self.how, self.layout = network, prompts, how, layout
+        self.video_LD, self.changes, self.clip = video_LD, changes, reader.record
+        self._reader = reader
         # What was read last, and the ids in front of its video.
         self._prefix: tuple[list[int], Prefix] | None = None
         self._warned = False
 
     def __repr__(self) -> str:
-        return f"Viewing({self.clip.name!r}, {len(self.clip.frames)} frames, {len(self.video_LD)} tokens)"
+        return f"Viewing({self.clip.name!r}, {len(self.clip.indices)} frames, {len(self.video_LD)} tokens)"
 
     @property
     def frames(self) -> list[SeenFrame]:
-        """Frames that are read, in the order of time, as the tower reads them; others were sampled alone."""
+        """Frames that are read, in the order of time, as the tower reads them; see `read_frames`."""
+        return self.read_frames(list)
+
+    def read_frames(self, consume: Callable[[Iterator[SeenFrame]], T]) -> T:
+        """Return what a function makes of the frames that are read, which come one by one.
+
+        The clip is decoded once more: most viewings are never looked at, and a thousand frames of 336 x 336
+        are 340 MB. Frames of collages come whole.
+
+        Raises:
+            BadClip: the clip was replaced since.
+        """
+        is_frames = all(image.is_frame for image in self.layout.images)
+        render = self.network.render if is_frames else lambda image: image
+        # Others were sampled alone.
+        columns = dict(zip(self.layout.frames, self._list_frames(), strict=True))
+        return self._reader.read(
+            lambda frames: consume(
+                SeenFrame(*columns[row], render(frame)) for row, frame in enumerate(frames) if row in columns
+            )
+        )
+
+    def _list_frames(self) -> list[tuple[int, float, bool]]:
+        """Return index, time and whether it is a slow one of each frame that is read."""
         slow = {
             frame
             for block in self.layout.blocks
@@ -119,9 +145,7 @@ class Viewing:
             for frame in self.layout.images[image].frames
         }
         clip = self.clip
-        return [
-            SeenFrame(clip.indices[row], clip.times[row], row in slow, clip.frames[row]) for row in self.layout.frames
-        ]
+        return [(clip.indices[row], clip.times[row], row in slow) for row in self.layout.frames]
 
     def ask(self, question: str, options: Sequence[str] = (), *, max_tokens: int = MAX_TOKENS) -> VideoAnswer:
         """Answer a question about the clip greedily.
@@ -166,8 +190,16 @@ class Viewing:
         Raises:
             UserError: as `ask`; there are fewer than two different options, or the model's tokenizer lacks letters.
         """
+        check_choices(options)
+        letters, probabilities, mass = self.score_letters(question, options)
+        index = max(range(len(letters)), key=lambda number: probabilities[number])
+        return VideoChoice(letters[index], index, probabilities, mass)
+
+    def score_letters(self, question: str, options: Sequence[str]) -> tuple[list[str], tuple[float, ...], float]:
+        """Return letters, their probabilities and their mass; see `VideoChoice`. Equal options are allowed."""
         letters = list_letters(options)
-        prompt = self.prompts.choose.fill(self.network.frame, check_question(question), check_choices(options))
+        choices = check_choices(options, distinct=False)
+        prompt = self.prompts.choose.fill(self.network.frame, check_question(question), choices)
         answered = [prompt._replace(after=(*prompt.after, Piece(letter))) for letter in letters]
         sides = [encode_prompt(self.network, each) for each in answered]
         # The letter may be one token with the mark before it: what all sides share is the prompt.
@@ -182,9 +214,8 @@ class Viewing:
         prefix = self._read(ids, longest)
         logs = self._score(ids, [side.after[shared:] for side in sides], prefix)
         probabilities = to_probabilities(logs, per_token=False)
-        index = max(range(len(letters)), key=lambda number: probabilities[number])
         mass = float(torch.stack([log_T.double().sum() for log_T in logs]).exp().sum())
-        return VideoChoice(letters[index], index, probabilities, min(mass, 1.0))
+        return letters, probabilities, min(mass, 1.0)
 
     def close(self) -> None:
         """Let go of what was read; the next question reads the clip again."""
@@ -193,17 +224,17 @@ class Viewing:
     @property
     def record(self) -> dict[str, Any]:
         """What a run stores: frames, times, tokens of each path, the context, and what `fit` changed."""
-        frames = self.frames
+        frames = self._list_frames()
         return {
             "model": self.network.name,
             "clip": self.clip.name,
             "how": {"kind": self.how.kind, **self.how.model_dump(mode="json")},
             "fitted": list(self.changes),
-            "size": list(self.size),
+            "size": list(self.clip.size),
             "num_decoded": self.clip.num_decoded,
-            "indices": [frame.index for frame in frames],
-            "times": [frame.time for frame in frames],
-            "slow": [row for row, frame in enumerate(frames) if frame.is_slow],
+            "indices": [index for index, _, _ in frames],
+            "times": [time for _, time, _ in frames],
+            "slow": [row for row, (_, _, is_slow) in enumerate(frames) if is_slow],
             "tokens": self.layout.count_tokens(),
             "video_tokens": len(self.video_LD),
             "limit": self.network.limit,
@@ -218,7 +249,7 @@ class Viewing:
 
     def _check(self, ids: PromptIds, answer: int) -> None:
         text, network = sum(map(len, ids)) + answer, self.network
-        check_room(self.how, Room(len(self.clip.frames), network.tokens_per_frame, text, network.limit))
+        check_room(self.how, Room(len(self.clip.indices), network.tokens_per_frame, text, network.limit))
 
     def _read(self, ids: PromptIds, answer: int) -> Prefix | None:
         """Read the text in front of the video and the video, unless they were; None where that cannot be used again."""

@@ -5,11 +5,11 @@ Source: SlowFast-LLaVA (arXiv 2407.15841).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -27,11 +27,10 @@ from foveate.mllm.video.strategies import SlowStrategy, Strategy
 from foveate.mllm.video.strategies.slowfast import SlowFast
 from foveate.mllm.video.viewing import MAX_TOKENS, VideoAnswer, Viewing, answer_settings
 from foveate.vision.preprocess import Preprocess, squash
+from foveate.vision.tiling import Grid
 from foveate.vision.video.choosing import choose_frames
-from foveate.vision.video.reading import Clip, read_clip
+from foveate.vision.video.reading import ClipReader
 from foveate.vision.video.sources import ClipInput
-
-Transform = Callable[[Image.Image], Image.Image]
 
 # Tokens of a question for which `fit` leaves room where it is not known yet.
 _QUESTION_TOKENS = 64
@@ -42,7 +41,7 @@ _TOWER_BATCH = 8
 class Selector(Protocol):
     """An encoder of images and texts in one space, by which frames are chosen."""
 
-    def encode_images(self, images: Sequence[Image.Image]) -> NDArray[Any]:
+    def encode_images(self, images: Iterable[Image.Image]) -> NDArray[Any]:
         """Embed images: [T, D]."""
         ...
 
@@ -92,78 +91,36 @@ def watch(
     network = model if isinstance(model, Network) else open_network(str(model), device=device)
     strategy = parse_how(how) if isinstance(how, str) else how
     prompts = _find_prompts(network, prompt)
+    text = count_text(network, prompt=prompt) if fit and text_tokens is None else text_tokens or 1
+    looks = check_choice(strategy, selector=selector, query=query)
+    reader, changes = ClipReader(clip, strategy.frames, start=start, end=end, allow_damaged=allow_damaged), ()
 
-    size = (0, 0)
+    def measure_room() -> Room:
+        return Room(len(reader.indices), network.tokens_per_frame, text, network.limit)
 
-    def shrink(image: Image.Image) -> Image.Image:
-        nonlocal size
-        size = image.size
-        return network.render(image)
-
-    vectors = None if selector is None else FrameVectors(selector)
-
-    def read(num_frames: int) -> Clip:
-        # Collages read several frames at once, of which each keeps its pixels until it is pasted.
-        whole = not all(image.is_frame for image in strategy.layout(num_frames, network.tokens_per_frame).images)
-        transform = None if whole else shrink
-        return read_clip(
-            clip,
-            num_frames,
-            start=start,
-            end=end,
-            transform=transform if vectors is None else vectors.embed_before(transform),
-            allow_damaged=allow_damaged,
+    # Of a short clip, or one that may not fit, the number of frames decides; it is not always what the file promises.
+    if len(reader.indices) < strategy.frames or not measure_room().holds(strategy):
+        reader.count()
+    if text_tokens is None and not fit and not measure_room().holds(strategy):
+        # What the error advises must leave room for a question.
+        text = count_text(network, prompt=prompt)
+    if fit:
+        strategy, changes = fit_strategy(strategy, measure_room())
+    check_room(strategy, measure_room())
+    reader.sample(strategy.frames)
+    slow = None
+    if looks:
+        # A pass of its own: vectors of all frames are small, their tokens are not.
+        slow = reader.read(
+            lambda frames: choose_slow(strategy, frames, network=network, selector=selector, query=query)
         )
 
-    frames, changes = read(strategy.frames), ()
-    room = Room(len(frames.frames), network.tokens_per_frame, text_tokens or 1, network.limit)
-    if text_tokens is None and (fit or not room.holds(strategy)):
-        # Also where it is refused: what the error advises must leave room for a question.
-        room = room._replace(text=count_text(network, prompt=prompt))
-    if fit:
-        strategy, changes = fit_strategy(strategy, room)
-    check_room(strategy, room)
-    if strategy.frames < len(frames.frames):
-        frames = read(strategy.frames)
-    layout = strategy.layout(
-        len(frames.frames),
-        network.tokens_per_frame,
-        slow_indices=choose_slow(strategy, frames.frames, network=network, vectors=vectors, query=query),
-    )
-    video_LD = encode_layout(network, layout, frames.frames)
-    return Viewing(
-        network,
-        prompts,
-        how=strategy,
-        clip=frames,
-        layout=layout,
-        video_LD=video_LD,
-        size=size if size[0] else frames.frames[0].size,
-        changes=changes,
-    )
+    def encode(frames: Iterable[Image.Image]) -> tuple[Layout, Tensor]:
+        layout = strategy.layout(len(reader.indices), network.tokens_per_frame, slow_indices=slow)
+        return layout, encode_layout(network, layout, frames)
 
-
-class FrameVectors:
-    """Embed the frames of a clip by a selector when they are read, at their full size."""
-
-    def __init__(self, selector: Selector) -> None:
-        self.selector = selector
-        # By the identity of the image that remains, which is held so that no other gets its number.
-        self._rows: dict[int, tuple[Image.Image, NDArray[Any]]] = {}
-
-    def embed_before(self, transform: Transform | None) -> Transform:
-        """Return a transform of `read_clip` that embeds a frame, then applies another."""
-
-        def embed(image: Image.Image) -> Image.Image:
-            reduced = image if transform is None else transform(image)
-            self._rows[id(reduced)] = reduced, self.selector.encode_images([image])[0]
-            return reduced
-
-        return embed
-
-    def get(self, frames: Sequence[Image.Image]) -> NDArray[Any]:
-        """Return the vectors [T, D] of frames that were read."""
-        return np.stack([self._rows[id(frame)][1] for frame in frames])
+    layout, video_LD = reader.read(encode)
+    return Viewing(network, prompts, how=strategy, reader=reader, layout=layout, video_LD=video_LD, changes=changes)
 
 
 def count_text(
@@ -190,18 +147,8 @@ def count_text(
     return max(sum(map(len, encode_prompt(network, each))) for each in filled) + unknown + max_tokens
 
 
-def choose_slow(
-    how: Strategy,
-    frames: Sequence[Image.Image],
-    *,
-    network: Network | None = None,
-    vectors: FrameVectors | None = None,
-    query: str | None = None,
-) -> list[int] | None:
-    """Choose slow frames by what they show; None where they are spread evenly, or there are none.
-
-    Args:
-        network: its tokens stand for frames where there is no selector. vectors: of the selector.
+def check_choice(how: Strategy, *, selector: Selector | None, query: str | None) -> bool:
+    """Return whether slow frames are chosen by what they show, and not spread evenly.
 
     Raises:
         UserError: the rule needs a selector or a query that is missing, or has no use for it.
@@ -209,29 +156,54 @@ def choose_slow(
     rule = how.choose if isinstance(how, SlowStrategy) else "even"
     if query and rule != "query":
         raise UserError(f"query: no effect with choose '{rule}'; expected choose 'query'")
-    if rule == "query" and (vectors is None or not query):
+    if rule == "query" and (selector is None or not query):
         raise UserError("choose: 'query' needs a selector with words and a query; expected --selector and a question")
-    if vectors is not None and rule == "even":
+    if selector is not None and rule == "even":
         raise UserError(
             "selector: no effect with frames that are spread evenly; expected choose cover, change or query"
         )
-    if rule == "even" or not isinstance(how, SlowStrategy):
+    return rule != "even"
+
+
+def choose_slow(
+    how: Strategy,
+    frames: Iterable[Image.Image],
+    *,
+    network: Network | None = None,
+    selector: Selector | None = None,
+    query: str | None = None,
+) -> list[int] | None:
+    """Choose slow frames by what they show; None where they are spread evenly, or there are none.
+
+    Args:
+        network: its tokens stand for frames where there is no selector.
+
+    Raises:
+        UserError: as `check_choice`, or there is nothing by which frames are compared.
+    """
+    if not check_choice(how, selector=selector, query=query) or not isinstance(how, SlowStrategy):
         return None
-    if vectors is not None:
-        vectors_TD = vectors.get(frames)
+    if selector is not None:
+        vectors_TD = selector.encode_images(frames)
     elif network is not None:
         vectors_TD = _mean_tokens(network, frames)
     else:
-        raise UserError(f"choose: '{rule}' compares frames by a model; expected --selector")
-    query_D = vectors.selector.encode_text([query])[0] if rule == "query" and vectors and query else None
-    return choose_frames(vectors_TD, how.slow, rule, query_D=query_D)
+        raise UserError(f"choose: '{how.choose}' compares frames by a model; expected --selector")
+    query_D = selector.encode_text([query])[0] if how.choose == "query" and selector and query else None
+    return choose_frames(vectors_TD, how.slow, how.choose, query_D=query_D)
 
 
-def _mean_tokens(network: Network, frames: Sequence[Image.Image]) -> NDArray[Any]:
+def _mean_tokens(network: Network, frames: Iterable[Image.Image]) -> NDArray[Any]:
     """Return the mean tokens [T, D] of frames; they are encoded once more, as all tokens at once would fill memory."""
-    blocks = (frames[begin : begin + _TOWER_BATCH] for begin in range(0, len(frames), _TOWER_BATCH))
-    pixels = (network.pixels([network.render(image) for image in block]) for block in blocks)
-    return torch.cat([network.encode(each).float().mean(dim=1).cpu() for each in pixels]).numpy()
+    batches = _encode_batches(network, frames)
+    return torch.cat([tokens_BND.float().mean(dim=1).cpu() for tokens_BND in batches]).numpy()
+
+
+def _encode_batches(network: Network, images: Iterable[Image.Image]) -> Iterator[Tensor]:
+    """Yield the tokens [B, N, D] of images as they come, a few at a time."""
+    rendered = map(network.render, images)
+    while batch := list(itertools.islice(rendered, _TOWER_BATCH)):
+        yield network.encode(network.pixels(batch))
 
 
 def ask_all(
@@ -265,31 +237,62 @@ def ask_all(
     return answers
 
 
-def encode_layout(network: Network, layout: Layout, frames: Sequence[Image.Image]) -> Tensor:
-    """Encode the images of a layout and aggregate them to [L, D], a few at a time."""
+def encode_layout(network: Network, layout: Layout, frames: Iterable[Image.Image]) -> Tensor:
+    """Encode the images of a layout as their frames come, and aggregate them to [L, D]."""
     aggregator = FrameAggregator(layout)
-    for begin in range(0, len(layout.images), _TOWER_BATCH):
-        images = layout.images[begin : begin + _TOWER_BATCH]
-        pixels_B3HW = network.pixels([network.render(paste(image, frames, network.preprocess)) for image in images])
-        for tokens_ND in network.encode(pixels_B3HW):
+    for tokens_BND in _encode_batches(network, assemble_images(layout, frames, network.preprocess)):
+        for tokens_ND in tokens_BND:
             aggregator.add(tokens_ND)
     return aggregator.finish()
 
 
-def paste(image: TowerImage, frames: Sequence[Image.Image], preprocess: Preprocess) -> Image.Image:
-    """Return the image that a tower reads: a frame, or a collage of frames (empty cells are white) or a tile of one."""
-    if image.is_frame:
-        return frames[image.frames[0]]
-    width, height = preprocess.width, preprocess.height
-    canvas = Image.new("RGB", (width * image.tiles[1], height * image.tiles[0]), "white")
-    rows, columns = image.cells
-    for number, frame in enumerate(image.frames):
-        row, column = divmod(number, columns)
-        left, right = (canvas.width * each // columns for each in (column, column + 1))
-        top, bottom = (canvas.height * each // rows for each in (row, row + 1))
-        canvas.paste(squash(frames[frame], (bottom - top, right - left)), (left, top))
-    top, left = image.tile[0] * height, image.tile[1] * width
-    return canvas.crop((left, top, left + width, top + height))
+def assemble_images(layout: Layout, frames: Iterable[Image.Image], preprocess: Preprocess) -> Iterator[Image.Image]:
+    """Yield the images that a tower reads: frames, and collages of frames (empty cells are white) or tiles of one.
+
+    Each comes as soon as its last frame has. Of frames in collages what was pasted is held, and nothing else.
+
+    Args:
+        frames: all that were sampled, in order.
+    """
+    complete: dict[int, list[int]] = {}
+    collages: dict[int, dict[TowerImage, None]] = {}
+    for position, image in enumerate(layout.images):
+        complete.setdefault(max(image.frames), []).append(position)
+        for frame in () if image.is_frame else image.frames:
+            # Tiles share one collage.
+            collages.setdefault(frame, {})[image._replace(tile=Grid(0, 0))] = None
+    canvases: dict[TowerImage, Image.Image] = {}
+    ready: dict[int, Image.Image] = {}
+    next_position = 0
+    for number, frame in enumerate(frames):
+        for collage in collages.get(number, ()):
+            if collage not in canvases:
+                size = (preprocess.width * collage.tiles.columns, preprocess.height * collage.tiles.rows)
+                canvases[collage] = Image.new("RGB", size, "white")
+            _paste(canvases[collage], collage, number, frame)
+        for position in complete.get(number, ()):
+            image = layout.images[position]
+            ready[position] = frame if image.is_frame else canvases[image._replace(tile=Grid(0, 0))]
+        while next_position in ready:
+            image, source = layout.images[next_position], ready.pop(next_position)
+            yield source if image.is_frame else _crop_tile(source, image.tile, preprocess)
+            next_position += 1
+
+
+def _paste(canvas: Image.Image, collage: TowerImage, number: int, frame: Image.Image) -> None:
+    """Paste a frame into its cells of a collage."""
+    rows, columns = collage.cells
+    for cell, index in enumerate(collage.frames):
+        if index == number:
+            row, column = divmod(cell, columns)
+            left, right = (canvas.width * each // columns for each in (column, column + 1))
+            top, bottom = (canvas.height * each // rows for each in (row, row + 1))
+            canvas.paste(squash(frame, (bottom - top, right - left)), (left, top))
+
+
+def _crop_tile(canvas: Image.Image, tile: Grid, preprocess: Preprocess) -> Image.Image:
+    top, left = tile.rows * preprocess.height, tile.columns * preprocess.width
+    return canvas.crop((left, top, left + preprocess.width, top + preprocess.height))
 
 
 def _find_prompts(network: Network, source: str | None) -> Prompts:
