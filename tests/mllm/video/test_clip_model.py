@@ -13,7 +13,7 @@ from foveate.mllm.video.adapter import Network
 from foveate.mllm.video.clip_model import ClipWatcher
 from foveate.mllm.video.evaluate import ClipRequest
 from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.networks import open_network
+from foveate.mllm.video.networks import hash_weights, open_network
 from foveate.mllm.video.watch import watch
 from naming import raises_naming
 
@@ -57,6 +57,33 @@ def test_answers_are_those_of_each_clip_alone(network: Network, videos: Path) ->
         assert answer.seen["indices"] == list(viewing.clip.indices)
         assert answer.seen["tokens"] == viewing.layout.count_tokens()
     assert len({answer.text for answer in answers if not isinstance(answer, UserError)}) > 2
+
+
+def test_letters_are_scored_as_for_one_question(network: Network, videos: Path) -> None:
+    how = parse_how(HOW, frames=4)
+    clips = [videos / f"deep/clip{number}" for number in (0, 1, 1)]
+    options = (("red", "blue"), ("a", "b", "c"), ("red", "red"))
+    requests = [ClipRequest(clip, "which?", texts, True) for clip, texts in zip(clips, options, strict=True)]
+    answers = ClipWatcher(network, how).ask_all([*requests, ClipRequest(clips[0], "what?", (), True)], max_tokens=2)
+    for request, answer in zip(requests, answers, strict=False):
+        assert not isinstance(answer, UserError)
+        assert len(answer.probabilities) == len(request.options)
+        if len(set(request.options)) > 1:
+            choice = watch(network, request.clip, how=how).choose("which?", request.options)
+            assert answer.probabilities == pytest.approx(choice.probabilities, abs=1e-5)
+    assert not isinstance(answers[3], UserError)
+    assert answers[3].probabilities == ()
+
+
+def test_the_hash_of_weights_changes_with_them(model: Path, tmp_path: Path) -> None:
+    other = tiny_llavas.save("llava", tmp_path)
+    assert hash_weights(model) == hash_weights(other)
+    path = other / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert hash_weights(model) != hash_weights(other)
+    assert len({hash_weights("mini"), hash_weights(model)}) == 2
 
 
 def test_a_clip_is_encoded_once_for_questions_in_two_batches(

@@ -102,6 +102,54 @@ def test_how_often_the_evidence_was_seen(folder: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+class Doubtful(HashModel):
+    """Knows by likelihood that the second option is right, where it is asked so and the question is not long."""
+
+    def ask_all(self, requests: Sequence[ClipRequest], *, max_tokens: int) -> list[Reply]:
+        replies = super().ask_all(requests, max_tokens=max_tokens)
+        for request, reply in zip(requests, replies, strict=True):
+            reply.seen = {**reply.seen, "clip": str(request.clip), "warnings": [f"{request.clip}: cut off"]}
+            if request.likelihood and request.options and len(request.text) < 20:
+                reply.probabilities = (0.2, 0.5, 0.3)
+        return replies
+
+
+def test_choices_are_scored_by_likelihood_too(folder: Path, tmp_path: Path) -> None:
+    plain = ask(folder, tmp_path / "plain", Doubtful())
+    assert [column.key for column in plain.columns] == ["strict", "official"]
+    result = ask(folder, tmp_path / "run", Doubtful(), likelihood=True)
+    rows = [row for row in read_json_lines(tmp_path / "run" / ANSWERS) if row["options"]]
+    scored = sum("probabilities" in row for row in rows)
+    assert 0 < scored < len(rows) == 40
+    values = result.table[0].values
+    assert result.columns[-1].key == "likelihood"
+    assert values["likelihood"].value == pytest.approx(scored / 40)
+    assert values["strict"].value == plain.table[0].values["strict"].value
+    assert values["likelihood"].n == 40
+    with raises_naming(UserError, tmp_path / "plain"):
+        ask(folder, tmp_path / "plain", likelihood=True)
+
+
+def test_rows_name_clips_without_the_folder_of_their_user(folder: Path, tmp_path: Path) -> None:
+    (folder / "videos/clip3.mp4").write_bytes(b"damaged")
+    ask(folder, tmp_path / "run", Doubtful(), allow_missing=True)
+    text = (tmp_path / "run" / ANSWERS).read_text()
+    assert str(folder) not in text
+    seen = json.loads(text.splitlines()[0])["seen"]
+    assert (seen["clip"], seen["warnings"]) == ("clip0.mp4", ["clip0.mp4: cut off"])
+
+
+def test_another_model_under_the_same_name_is_noticed(folder: Path, tmp_path: Path) -> None:
+    def run(weights: str) -> Any:
+        settings = VideoEvaluationSettings(question_set="own")
+        arguments = (HashModel(), folder / "questions.jsonl", folder / "videos")
+        return evaluate(*arguments, run=tmp_path / "run", settings=settings, name="m", weights=weights)
+
+    assert run("a1") == run("a1")
+    with raises_naming(UserError, tmp_path / "run", "recipe"):
+        run("b2")
+
+
 def test_missing_clips_are_refused_or_wrong(folder: Path, tmp_path: Path) -> None:
     for clip in range(1, 8):
         (folder / f"videos/clip{clip}.mp4").unlink()

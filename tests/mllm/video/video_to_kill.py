@@ -20,6 +20,7 @@ class Reply:
     text: str
     finished: bool = True
     seen: dict[str, Any] = field(default_factory=lambda: {"indices": [0, 4, 8], "slow": [1]})
+    probabilities: tuple[float, ...] = ()
 
 
 class HashModel:

@@ -365,6 +365,7 @@ def find(
     "limit",
     "batch_size",
     "max_tokens",
+    "likelihood",
     "allow_missing",
 )
 @strategy_options
@@ -399,7 +400,7 @@ def evaluate(
     from foveate.mllm.video.clip_model import ClipWatcher
     from foveate.mllm.video.evaluate import VideoEvaluationSettings
     from foveate.mllm.video.evaluate import evaluate as evaluate_set
-    from foveate.mllm.video.networks import open_network
+    from foveate.mllm.video.networks import hash_weights, open_network
     from foveate.report import render
 
     checked = validate(VideoEvaluationSettings, {**settings, "seed": seed or 0}, where="foveate video evaluate")
@@ -416,6 +417,7 @@ def evaluate(
             settings=checked,
             name=model,
             how=watcher.description,
+            weights=hash_weights(model),
             command=["foveate", *sys.argv[1:]],
         )
     lines = [*_score_lines(result), *describe_warnings(texts)]

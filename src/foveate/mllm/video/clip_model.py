@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class ClipWatcher:
                 singles.append((rows[0], viewing))
             else:
                 answers |= {row: _ask(viewing, requests[row], max_tokens) for row in rows}
+                answers |= {row: _add_likelihood(answers[row], viewing, requests[row]) for row in rows}
                 # What was read is the largest thing in memory behind the weights.
                 viewing.close()
 
@@ -71,7 +73,9 @@ class ClipWatcher:
             return ask_all(questions, max_tokens=max_tokens, batch=len(part))
 
         replies = run_in_halves(ask_together, singles, errors=UserError)
-        answers |= {row: reply for (row, _), reply in zip(singles, replies, strict=True)}
+        for (row, viewing), reply in zip(singles, replies, strict=True):
+            answers[row] = _add_likelihood(reply, viewing, requests[row])
+            viewing.close()
         return [answers[row] for row in range(len(requests))]
 
     def _count_text(self, request: ClipRequest, max_tokens: int) -> int | None:
@@ -103,3 +107,13 @@ def _ask(viewing: Viewing, request: ClipRequest, max_tokens: int) -> VideoAnswer
         return viewing.ask(request.text, request.options, max_tokens=max_tokens)
     except UserError as error:
         return error
+
+
+def _add_likelihood(answer: VideoAnswer | UserError, viewing: Viewing, request: ClipRequest) -> VideoAnswer | UserError:
+    """Add the probabilities of the letters, where the request wants them and they fit behind the question."""
+    if isinstance(answer, UserError) or not (request.likelihood and request.options):
+        return answer
+    try:
+        return replace(answer, probabilities=viewing.score_letters(request.text, request.options)[1])
+    except UserError:
+        return answer

@@ -8,6 +8,7 @@ the evaluation, or counts as wrong where this is allowed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -34,6 +35,8 @@ from foveate.mllm.video.scores import ANSWERS, VideoScores, read_recipe, refuse_
 from foveate.vision.video.sources import load_decoder
 
 _NO_CLIP = "no such clip"
+# Fields of a row that name files.
+_PATHS = {"error", "seen"}
 
 
 class VideoEvaluationSettings(Settings):
@@ -46,19 +49,29 @@ class VideoEvaluationSettings(Settings):
     limit: int | None = Field(None, ge=1, description="maximum number of questions, drawn by the seed")
     batch_size: int = Field(8, ge=1, le=1024, description="questions that are asked together")
     max_tokens: int = Field(128, ge=1, le=8192, description="longest answer")
+    likelihood: bool = Field(False, description="score multiple choices by the probabilities of their letters too")
     seed: int = Field(0, ge=0, description="of the drawn questions and the intervals")
 
 
 class ClipRequest(NamedTuple):
-    """A question about a clip; with options it is a multiple choice."""
+    """A question about a clip; with options it is a multiple choice.
+
+    Attributes:
+        likelihood: the probabilities of its letters are needed, too.
+    """
 
     clip: Path
     text: str
     options: tuple[str, ...] = ()
+    likelihood: bool = False
 
 
 class ClipAnswer(Protocol):
-    """Answer about a clip: its text, whether it came to an end, and what was seen, ready for JSON."""
+    """Answer about a clip: its text, whether it came to an end, and what was seen, ready for JSON.
+
+    Attributes:
+        probabilities: of the letter of each option, if they were requested and fit behind the question.
+    """
 
     @property
     def text(self) -> str: ...
@@ -68,6 +81,9 @@ class ClipAnswer(Protocol):
 
     @property
     def seen(self) -> Mapping[str, Any]: ...
+
+    @property
+    def probabilities(self) -> Sequence[float]: ...
 
 
 class ClipModel(Protocol):
@@ -87,6 +103,7 @@ def evaluate(
     settings: VideoEvaluationSettings,
     name: str = "model",
     how: str = "",
+    weights: str = "",
     command: list[str] | None = None,
 ) -> VideoScores:
     """Ask a model all questions of a set, and write rows and `result.json` into the run folder.
@@ -96,7 +113,7 @@ def evaluate(
     Args:
         questions: the published file of the set, or its folder. videos: folder with the clips, however nested.
         run: folder; the same arguments go on where a stopped run was.
-        name: of the model, and `how` it looks at clips, which a repeated run must have, too.
+        name: of the model, `how` it looks at clips, and a hash of its `weights`, which a repeated run must have, too.
 
     Raises:
         UserError: unusable questions, a run folder of another evaluation or in use, questions without a clip or an
@@ -108,7 +125,8 @@ def evaluate(
     selected = _sort_by_clip([listed[row] for row in rows])
     identity = {
         **settings.model_dump(exclude={"allow_missing", "batch_size"}),
-        **{"model": name, "how": how, "questions": len(selected), "sha256": hash_questions(selected)},
+        **{"model": name, "weights": weights, "how": how},
+        **{"questions": len(selected), "sha256": hash_questions(selected)},
     }
     clips = find_clips(Path(videos), selected)
     for clip in clips.values():
@@ -124,7 +142,7 @@ def evaluate(
         folder.discard()
         raise
     with FolderLock(folder.path, purpose="evaluating a model"):
-        answers = _ask_all(model, selected, clips, folder.path / ANSWERS, settings)
+        answers = _ask_all(model, selected, clips, folder.path / ANSWERS, settings, folder=str(Path(videos)))
         if not settings.allow_missing:
             refuse_missing(answers, where=str(folder.path))
         result = summarize(answers, read_recipe(folder.path))
@@ -180,6 +198,8 @@ def _ask_all(
     clips: Mapping[str, Path],
     path: Path,
     settings: VideoEvaluationSettings,
+    *,
+    folder: str,
 ) -> list[dict[str, Any]]:
     """Ask what has no row yet, and return the rows of all questions in their order."""
     hashes = _ClipHashes(clips)
@@ -195,7 +215,9 @@ def _ask_all(
     with Meter("answered", len(questions)) as meter:
         meter.advance(len(questions) - num_left)
         for batch in pending:
-            part = _ask_batch(model, batch, clips, hashes, max_tokens=settings.max_tokens)
+            rows = _ask_batch(model, batch, clips, hashes, settings)
+            # Where the clips are on this machine is of no use elsewhere, and names its user.
+            part = [row | _cut_folder({key: row[key] for key in _PATHS & row.keys()}, folder + os.sep) for row in rows]
             append_json_lines(path, part)
             answered |= {row["id"]: row for row in part}
             meter.advance(len(batch), note=f"{sum('error' in row for row in answered.values())} without an answer")
@@ -235,19 +257,20 @@ def _ask_batch(
     questions: Sequence[VideoQuestion],
     clips: Mapping[str, Path],
     hashes: _ClipHashes,
-    *,
-    max_tokens: int,
+    settings: VideoEvaluationSettings,
 ) -> list[dict[str, Any]]:
     rows = [_write_row(question, clips) | {"sha256": hashes.get(question)} for question in questions]
     requests = [
-        (row["id"], ClipRequest(clips[row["id"]], text, tuple(row["options"])))
+        (row["id"], ClipRequest(clips[row["id"]], text, tuple(row["options"]), settings.likelihood))
         for row in rows
         if "error" not in row
         for text in row["texts"]
     ]
     # One clip that is damaged, or too long, must not end an evaluation.
     answers = run_in_halves(
-        lambda part: model.ask_all([request for _, request in part], max_tokens=max_tokens), requests, errors=UserError
+        lambda part: model.ask_all([request for _, request in part], max_tokens=settings.max_tokens),
+        requests,
+        errors=UserError,
     )
     by_id: dict[str, list[ClipAnswer | UserError]] = {}
     for (id, _), answer in zip(requests, answers, strict=True):
@@ -260,9 +283,20 @@ def _describe(answers: Sequence[ClipAnswer | UserError]) -> dict[str, Any]:
     if errors:
         return {"error": errors[0]}
     texts = [answer for answer in answers if not isinstance(answer, UserError)]
+    probabilities = list(texts[0].probabilities)
     return {
         # Models of images speak of an image, which the official evaluation mends for all.
         "predictions": [answer.text.replace("In the image", "In the video").strip() for answer in texts],
         "finished": [answer.finished for answer in texts],
+        **({"probabilities": probabilities} if probabilities else {}),
         "seen": dict(texts[0].seen),
     }
+
+
+def _cut_folder(value: Any, folder: str) -> Any:
+    """Return a value of JSON whose texts are without the path of a folder."""
+    if isinstance(value, str):
+        return value.replace(folder, "")
+    if isinstance(value, list):
+        return [_cut_folder(entry, folder) for entry in value]
+    return {name: _cut_folder(entry, folder) for name, entry in value.items()} if isinstance(value, dict) else value

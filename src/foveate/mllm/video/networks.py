@@ -20,7 +20,7 @@ from foveate.core.hub import Checkpoint, fetch, loading
 from foveate.language.tokenizer import wrap_transformers
 from foveate.mllm.video.adapter import Network, render_frame, wrap_native
 from foveate.mllm.video.prompts import frame_of_template
-from foveate.multimodal.folder import load_model
+from foveate.multimodal.folder import hash_model, load_model
 from foveate.multimodal.foreign import load_foreign
 from foveate.multimodal.opening import find_native_folder
 from foveate.vision.hf.processors import processor_settings
@@ -72,6 +72,12 @@ def open_network(
     tokenizer, template = _read_tokenizer(checkpoint)
     preprocess = _read_preprocess(checkpoint, config)
     return wrap_llava(model, name=str(source), preprocess=preprocess, tokenizer=tokenizer, template=template)
+
+
+def hash_weights(source: str | Path, *, revision: str | None = None) -> str:
+    """Hash the weights of what `open_network` opens."""
+    folder = find_native_folder(source)
+    return fetch(str(source), revision=revision, field="model").digest() if folder is None else hash_model(folder)[:16]
 
 
 def wrap_llava(

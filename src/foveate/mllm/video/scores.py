@@ -44,6 +44,9 @@ _COLUMNS = [
     Column(key="strict", title="Strict", what="missing and unreadable answers are wrong", role="ours"),
     Column(key="official", title="Official", what="as the published evaluators count", role="baseline"),
 ]
+_LIKELIHOOD = Column(
+    key="likelihood", title="Likelihood", what="the likeliest letter; missing ones are wrong", role="ours"
+)
 _ASPECT_TITLES = dict(zip(VCGBENCH_ASPECTS, ("correctness", "detail", "context", "time", "consistency"), strict=True))
 # What a strict judge would say of an answer that is not there.
 _WRONG = "{'pred': 'no', 'score': 0}"
@@ -179,7 +182,7 @@ def summarize(
     choices, judged = [row for row in rows if row["options"]], [row for row in rows if row["aspects"]]
     table, unparsed, failed, further = [], 0, 0, {}
     for name, part in _split_kinds(choices):
-        table.append(_score_choices(part, _join(question_set.title, name), seed))
+        table.append(_score_choices(part, _join(question_set.title, name), seed, recipe.get("likelihood", False)))
     unparsed += sum("error" not in row and _read_letter(row) is None for row in choices)
     if replies is not None:
         for aspect in dict.fromkeys(aspect for row in judged for aspect in row["aspects"]):
@@ -198,7 +201,7 @@ def summarize(
         question_set=recipe["question_set"],
         model=recipe["model"],
         how=recipe["how"],
-        columns=_COLUMNS,
+        columns=[*_COLUMNS, *([_LIKELIHOOD] if any(_LIKELIHOOD.key in row.values for row in table) else [])],
         table=table,
         questions=len(rows),
         clips=len({row["clip"] for row in rows}),
@@ -242,7 +245,12 @@ def _read_letter(row: AnswerRow) -> int | None:
     return parse_letter(row["predictions"][0], row["options"])
 
 
-def _score_choices(rows: Sequence[AnswerRow], title: str, seed: int) -> Row:
+def _read_likeliest(row: AnswerRow) -> int | None:
+    probabilities = row.get("probabilities")
+    return probabilities.index(max(probabilities)) if probabilities else None
+
+
+def _score_choices(rows: Sequence[AnswerRow], title: str, seed: int, by_likelihood: bool) -> Row:
     def read_hit(row: AnswerRow, read: Callable[[AnswerRow], int | None]) -> bool:
         # A right option of None, of a row without one, is not hit by an answer that names none.
         return row["correct"] is not None and read(row) == row["correct"]
@@ -252,6 +260,8 @@ def _score_choices(rows: Sequence[AnswerRow], title: str, seed: int) -> Row:
     official = [float(read_hit(row, lambda row: parse_letter_official(row["predictions"][0]))) for row in answered]
     chance = sum(1 / len(row["options"]) for row in rows) / len(rows)
     values = {"strict": _average(rows, strict, seed), "official": _average(answered, official, seed)}
+    if by_likelihood:
+        values[_LIKELIHOOD.key] = _average(rows, [float(read_hit(row, _read_likeliest)) for row in rows], seed)
     return Row(question=title, data="accuracy", chance=chance, n=len(rows), values=values)
 
 
