@@ -30,8 +30,8 @@ MIN_SPEEDUP = 5.0
 QUESTIONS = ("What happens first?", "And what color is the car that comes next?")
 
 
-def build_network(*, width: int, layers: int, side: int) -> Network:
-    """Build a LLaVA-NeXT of random weights with 24 x 24 tokens a frame."""
+def build_network(*, width: int, layers: int, side: int, grid: int = 24) -> Network:
+    """Build a LLaVA-NeXT of random weights with `grid` x `grid` tokens a frame."""
     import transformers as t
 
     names = ["<s>", "</s>", "<pad>", "<image>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -48,7 +48,7 @@ def build_network(*, width: int, layers: int, side: int) -> Network:
         num_hidden_layers=3,
         num_attention_heads=2,
         image_size=side,
-        patch_size=side // 24,
+        patch_size=side // grid,
     )
     text = t.LlamaConfig(
         hidden_size=width,
