@@ -133,10 +133,10 @@ class ClipReader:
             # To the end, also where the function left frames out: damage may stand there.
             for _ in frames:
                 pass
-            if self._source.damage and not self._allow_damaged:
-                raise _refuse_damage(self._source, len(times))
             if self._is_counted and times != self._times:
                 raise self._refuse_unsteady(times)
+            if self._source.damage and not self._allow_damaged:
+                raise _refuse_damage(self._source, len(times))
             before, self._times, self._is_counted = self.indices, times, True
             self.sample(self._num_frames)
             if not self.indices:
