@@ -218,6 +218,7 @@ def test_slow_frames_are_chosen_by_what_they_show(network: Network) -> None:
 
     class Brightness:
         def encode_images(self, images: Any) -> Any:
+            images = list(images)
             sizes.update(image.size for image in images)
             return np.array([[np.asarray(image).mean(), 50.0] for image in images], dtype=np.float32)
 
