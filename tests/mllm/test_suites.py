@@ -230,12 +230,15 @@ def test_scenes_are_scored_by_kind(collection: Path, tmp_path: Path) -> None:
                      images=("test-02",), answers=("no",)),
         conversation("count/two answers/seen/1", "How many?", "three", images=("test-03",)),
         conversation("riddle", "What?", "left", images=("test-03",)),
+        conversation("set-test-0-000001", "Both?", "yes", images=("test-02",), source="image-sets: compare: both"),
     )  # fmt: skip
 
     def answer(sizes: list[tuple[int, int]], text: str, regions: Sequence[Any]) -> Reply | str:
         if not sizes:
             assert "<" not in text
             return "no"
+        if text == "Both?":
+            return "Yes."
         if "Where" in text:
             return Reply("[1, 2, 3, 4]", (PixelBox(40, 41, 31, 30),))  # corners in any order
         return {"What i": "The red disc", "Is the": "No.", "How ma": "3", "What?": "right"}[text[:6]]
@@ -244,12 +247,12 @@ def test_scenes_are_scored_by_kind(collection: Path, tmp_path: Path) -> None:
     result = evaluate(model, "scenes", collection, run=tmp_path / "run")
     scores = {row.question: row.values["image"].value for row in result.table}
     kinds = ["name", "name, open, unseen names", "where", "where, open", "is there", "is there, two answers", "count"]
-    kinds.append("count, two answers")
+    kinds += ["count, two answers", "compare", "compare, open"]
     expected = {f"Generated scenes: {name}": 1 for name in kinds}
-    assert scores == expected | {"Generated scenes": 0.8, "Generated scenes: other": 0}
-    two_answers = {name for name in scores if "is there" in name or "count" in name}
+    assert scores == expected | {"Generated scenes": pytest.approx(5 / 6), "Generated scenes: other": 0}
+    two_answers = {name for name in scores if any(kind in name for kind in ("is there", "count", "compare"))}
     assert {row.question for row in result.table if row.chance == 0.5} == two_answers
-    assert value(result, "no_image") == 0.2
+    assert value(result, "no_image") == pytest.approx(1 / 6)
     # The region of another image is at the same place of it.
     sizes, _, (region,) = next(
         request for request in model.requests if request[2] and request[0] != model.requests[0][0]

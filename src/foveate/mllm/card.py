@@ -111,7 +111,8 @@ def _failures(evaluation: SuiteResult | None) -> str:
 
 def _slice(question: str) -> str:
     """Return the part of the suite that a row is about: what follows its title."""
-    return question.partition(": ")[2]
+    title, _, part = question.partition(": ")
+    return part or title.partition(", ")[2]
 
 
 def _table(evaluation: SuiteResult | None) -> str:
@@ -119,7 +120,8 @@ def _table(evaluation: SuiteResult | None) -> str:
         return "Not evaluated; `foveate mllm evaluate` writes the table.\n"
     rows = []
     for row in evaluation.table:
-        cells = [_slice(row.question) or "all"]
+        part = _slice(row.question)
+        cells = [f"all, {part}" if part and ": " not in row.question else part or "all"]
         for column in evaluation.columns:
             value = row.values.get(column.key)
             interval = "" if value is None or value.low is None else f" ({value.low:.3f} to {value.high:.3f})"

@@ -20,6 +20,7 @@ KINDS = (
     *("name", "where", "is there", "color", "count", "position", "compare", "which image", "episode"),
     *("refer", "relation", "ground", "ground all", "detect"),
 )
+_SETS = "image-sets: "
 _YES_NO = {"yes": True, "no": False}
 
 
@@ -31,6 +32,10 @@ def read(path: Path, split: str) -> SuiteData:
 def _make(conversation: Conversation) -> SuiteQuestion:
     question = make_question(_last_question(conversation))
     kind, *more = (part.replace("-", " ").replace("_", " ") for part in conversation.id.split("/"))
+    if kind not in KINDS and conversation.source.startswith(_SETS):
+        # Ids of image sets are keys of images: their source says the kind, as in "image-sets: compare: more".
+        kind = conversation.source.removeprefix(_SETS).partition(":")[0]
+        more = ["two answers" if len(conversation.choices) == 2 else "open", "seen", conversation.id]
     kind = kind if kind in KINDS else "where" if question.boxes else "other"
     two_answers, unseen = more[:1] == ["two answers"], more[1:2] == ["unseen"]
     part = ", ".join([kind, *more[:1], *(["unseen names"] if unseen else [])]) if len(more) > 2 else kind
