@@ -330,7 +330,7 @@ def test_options_and_boxes_of_the_shipped_model(foveate: Any, tmp_path: Path) ->
     ended = foveate("ask", images[0], "Is there a star?", "--option", "yes", "--option", "no", "--json").json
     assert sum(ended["probabilities"]) == pytest.approx(1)
     assert ended["text"] == ended["options"][ended["probabilities"].index(max(ended["probabilities"]))]
-    shown = foveate("ask", *images, "Where is the star?", "--image-out", tmp_path / "out.png", "--ground")
+    shown = foveate("ask", *images, "Where is the baseball cap?", "--image-out", tmp_path / "out.png", "--ground")
     assert shown.code == 0, shown.err
     assert (tmp_path / "out-1.png").is_file()
     assert (tmp_path / "out-2.png").is_file()
@@ -342,11 +342,13 @@ def test_boxes_of_an_answer_are_a_coco_file(foveate: Any, tmp_path: Path) -> Non
     image, out = tmp_path / "scene.png", tmp_path / "annotations" / "boxes.json"
     draw_scene(seed=0, split="test", index=0).image.save(image)
     out.parent.mkdir()
-    ended = foveate("ask", image, "What is in the image?", "--ground", "--coco-out", out, "--json").json
+    ended = foveate("ask", image, "Where is the baseball cap?", "--ground", "--coco-out", out, "--json").json
     content = json.loads(out.read_text(encoding="utf-8"))
     assert len(content["annotations"]) == len(ended["boxes"]) > 0
     names = {category["id"]: category["name"] for category in content["categories"]}
-    assert [names[each["category_id"]] for each in content["annotations"]] == ended["phrases"]
+    assert [names[each["category_id"]] for each in content["annotations"]] == [
+        phrase or "(no phrase)" for phrase in ended["phrases"]
+    ]
     for each, (x1, y1, x2, y2) in zip(content["annotations"], ended["boxes"], strict=True):
         assert each["bbox"] == [x1, y1, x2 - x1, y2 - y1]
     assert content["info"]["unboxed"] == ended["unboxed"]

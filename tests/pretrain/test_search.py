@@ -27,6 +27,7 @@ from foveate.pretrain.searching.query import Query, embed_query
 from foveate.pretrain.searching.search import Index, search
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
+from foveate.records.scenes.clip_files import write_frames
 from foveate.records.writer import CollectionWriter
 from foveate.vision.localizer.folder import save_model
 from naming import raises_naming
@@ -296,6 +297,9 @@ def test_the_example_of_the_docs_runs(folder: Path, tmp_path: Path, monkeypatch:
     (copy / "runs" / "tour" / "cloc-seed0").mkdir(parents=True)
     (copy / "model").rename(copy / "runs" / "tour" / "cloc-seed0" / "model")
     Image.open(io.BytesIO(image_of(folder, "train-01"))).convert("RGB").save(copy / "holiday.jpg")
+    # The example reads from 1:20 to 2:00.
+    frames = (np.full((48, 64, 3), 4 * number, np.uint8) for number in range(60))
+    write_frames(frames, copy / "street.mp4", frame_rate=0.5)
     monkeypatch.chdir(copy)
     names: dict[str, Any] = {"pixels": torch.zeros(2, 3, 224, 224)}  # of the example of adapters
     for block in blocks:

@@ -196,7 +196,9 @@ def test_kinds_are_the_modules() -> None:
             "studies",
             "study",
             "tour",
+            "video_ask",
             "video_evaluate",
+            "video_find",
             *KINDS,
         ]
     )

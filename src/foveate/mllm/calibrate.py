@@ -11,16 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import Field
-
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically, write_text_atomically
 from foveate.core.model_folder import CARD, CONFIG, METRICS
-from foveate.core.recipes import Settings
 from foveate.metrics.separation import separate
 from foveate.mllm.card import put_box_scores
 from foveate.mllm.results import BoxScoreResult
+from foveate.mllm.suite_settings import CalibrateSettings
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import MIN_BOX_SCORE, load_model
 from foveate.multimodal.opening import SHIPPED
@@ -31,13 +29,6 @@ from foveate.vision.precision import choose_device
 
 # An answer begins with its box; a sentence with one is not much longer.
 _MAX_TOKENS = 16
-
-
-class CalibrateSettings(Settings):
-    """Which images the threshold is measured on."""
-
-    split: str = Field("validation", description="split of the collection; one that the model was not trained on")
-    limit: int = Field(200, ge=1, description="maximum number of images; of each a phrase that it shows, and one not")
 
 
 class PhrasePair(NamedTuple):

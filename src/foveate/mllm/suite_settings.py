@@ -19,3 +19,10 @@ class SuiteSettings(Settings):
     )
     judge_key_env: str = Field("", description="environment variable that holds the judge's key (ferret-bench)")
     seed: int = Field(0, ge=0, description="of the drawn questions, the other images and the intervals")
+
+
+class CalibrateSettings(Settings):
+    """Which images the threshold is measured on."""
+
+    split: str = Field("validation", description="split of the collection; one that the model was not trained on")
+    limit: int = Field(200, ge=1, description="maximum number of images; of each a phrase that it shows, and one not")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # What test and docs build from a recipe that this verb runs.
 RECIPE = "foveate.mllm.recipe:MllmRecipe"
-MODEL = "foveate.mllm.train:build_recipe_model"
+MODEL = "foveate.mllm.stages:build_recipe_model"
 
 _TILING = (
     "rule",
@@ -410,7 +410,7 @@ def _score_lines(result: SuiteResult) -> list[str]:
 @command.command("calibrate", cls=FieldsCommand, short_help="Measure when a model answers 'not found'.")
 @click.argument("model")
 @path_option("--collection", "Collection folder with named regions.", required=True)
-@fields("foveate.mllm.calibrate:CalibrateSettings", "split", "limit")
+@fields("foveate.mllm.suite_settings:CalibrateSettings", "split", "limit")
 @common()
 def calibrate(
     model: str, collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None, device: str | None
@@ -425,8 +425,8 @@ def calibrate(
       foveate mllm calibrate runs/mllm-mini/model --collection questions
     """
     from foveate.core.recipes import validate
-    from foveate.mllm.calibrate import CalibrateSettings
     from foveate.mllm.calibrate import calibrate as calibrate_model
+    from foveate.mllm.suite_settings import CalibrateSettings
     from foveate.records.collection import Collection
 
     checked = validate(CalibrateSettings, settings, where="foveate mllm calibrate")

@@ -13,7 +13,6 @@ import click
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import (
     common,
-    device_option,
     finish,
     json_option,
     path_option,
@@ -121,12 +120,12 @@ def ask(
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
 @path_option("--selector", "Model folder with words, such as a CLOC model, by which slow frames are chosen.")
 @run_option("none", "Folder for a page with frames and answers")
-@quiet_option
-@device_option
-def chat(model: str, clip: Path, max_tokens: int, run: Path | None, **viewing_options: Any) -> None:
+@common(seed=False)
+def chat(model: str, clip: Path, max_tokens: int, run: Path | None, as_json: bool, **viewing_options: Any) -> None:
     """Answer each line of the input as a question about CLIP, until it ends.
 
     The clip is encoded and read once; every further question costs its own text. A question does not see earlier ones.
+    With --json all questions and answers are printed at the end.
 
     \b
     Example:
@@ -137,7 +136,7 @@ def chat(model: str, clip: Path, max_tokens: int, run: Path | None, **viewing_op
     viewing = _watch(model, clip, [], max_tokens=max_tokens, **viewing_options)
     for line in describe_viewing(viewing):
         click.echo(line, err=True)
-    exchanges = []
+    exchanges: list[VideoExchange] = []
     while True:
         try:
             question = input("> " if sys.stdin.isatty() else "").strip()
@@ -145,11 +144,12 @@ def chat(model: str, clip: Path, max_tokens: int, run: Path | None, **viewing_op
             break
         try:
             if question:
-                exchanges.append(_ask(viewing, question, (), max_tokens, silent=False))
+                exchanges.append(_ask(viewing, question, (), max_tokens, silent=as_json))
         except UserError as problem:
             # One question that does not fit ends no conversation.
             click.echo(str(problem), err=True)
-    finish({}, [], save_viewing(viewing, exchanges, run)[1], as_json=False)
+    result, paths = save_viewing(viewing, exchanges, run)
+    finish(result, [], paths, as_json=as_json)
 
 
 @command.command("frames", short_help="Show which frames of a clip would be read.")
