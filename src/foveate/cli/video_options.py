@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from foveate.cli.options import path_option
+
 if TYPE_CHECKING:
     from foveate.mllm.video.strategies import Strategy
 
@@ -47,6 +49,14 @@ def fitting_options(function: F) -> F:
         click.option("--prompt", default="", metavar="NAME|FILE", help="Wording: video, plain or a file."),
     ]
     return _add(options, function)
+
+
+def viewing_options(function: F) -> F:
+    """Add all options that say how a model watches a clip; the command takes them as keywords and passes them on."""
+    selector = path_option(
+        "--selector", "Model folder with words, such as a CLOC model, by which slow frames are chosen."
+    )
+    return strategy_options(span_options(fitting_options(selector(function))))
 
 
 def _add(options: list[Callable[[Any], Any]], function: F) -> F:

@@ -27,6 +27,7 @@ from foveate.cli.video_options import (
     fitting_options,
     span_options,
     strategy_options,
+    viewing_options,
 )
 from foveate.cli.video_page import (
     collect_warnings,
@@ -63,11 +64,8 @@ def command() -> None:
 @click.argument("clip", type=click.Path(path_type=Path))
 @click.argument("questions", nargs=-1, required=True)
 @click.option("--option", "options", multiple=True, help="Answer to choose from, by its letter. At least two.")
-@strategy_options
-@span_options
-@fitting_options
+@viewing_options
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
-@path_option("--selector", "Model folder with words, such as a CLOC model, by which slow frames are chosen.")
 @run_option("none", "Folder for a page with frames and answers")
 @common(seed=False)
 def ask(
@@ -78,7 +76,7 @@ def ask(
     max_tokens: int,
     run: Path | None,
     as_json: bool,
-    **viewing_options: Any,
+    **watching: Any,
 ) -> None:
     """Answer QUESTIONS about CLIP, then list what MODEL saw of it.
 
@@ -101,7 +99,7 @@ def ask(
         # Before a model is opened, which takes seconds.
         check_choices(options)
     requests = [(question, options) for question in questions]
-    viewing = _watch(model, clip, requests, max_tokens=max_tokens, **viewing_options)
+    viewing = _watch(model, clip, requests, max_tokens=max_tokens, **watching)
     exchanges = []
     for question in questions:
         if len(questions) > 1 and not as_json:
@@ -114,14 +112,11 @@ def ask(
 @command.command("chat", short_help="Ask about a clip, question after question.")
 @click.argument("model")
 @click.argument("clip", type=click.Path(path_type=Path))
-@strategy_options
-@span_options
-@fitting_options
+@viewing_options
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
-@path_option("--selector", "Model folder with words, such as a CLOC model, by which slow frames are chosen.")
 @run_option("none", "Folder for a page with frames and answers")
 @common(seed=False)
-def chat(model: str, clip: Path, max_tokens: int, run: Path | None, as_json: bool, **viewing_options: Any) -> None:
+def chat(model: str, clip: Path, max_tokens: int, run: Path | None, as_json: bool, **watching: Any) -> None:
     """Answer each line of the input as a question about CLIP, until it ends.
 
     The clip is encoded and read once; every further question costs its own text. A question does not see earlier ones.
@@ -133,7 +128,7 @@ def chat(model: str, clip: Path, max_tokens: int, run: Path | None, as_json: boo
     """
     from foveate.core.errors import UserError
 
-    viewing = _watch(model, clip, [], max_tokens=max_tokens, **viewing_options)
+    viewing = _watch(model, clip, [], max_tokens=max_tokens, **watching)
     for line in describe_viewing(viewing):
         click.echo(line, err=True)
     exchanges: list[VideoExchange] = []
