@@ -27,7 +27,7 @@ from foveate.records.scenes.parallel import draw_in_processes
 from foveate.records.scenes.questions import ask_scene
 from foveate.records.scenes.region_questions import ask_regions
 from foveate.records.scenes.scene import VISIBLE, Scene, draw_scene
-from foveate.records.scenes.scene_collection import LICENSE, SceneRow, make_scene_row
+from foveate.records.scenes.scene_collection import LICENSE, SceneRow, make_scene_row, write_scene_row
 from foveate.records.writer import CollectionWriter
 
 _SOURCE = "scenes: "
@@ -115,16 +115,7 @@ def build_questions(
                 continue
             # With its image: of what a stopped command has written, none is without its questions.
             rows = [conversation_row(conversation) for conversation in drawn.conversations]
-            writer.add(
-                row.key,
-                row.data,
-                captions=row.captions,
-                regions=row.regions,
-                labels=row.labels,
-                group=row.key,
-                split=row.split,
-                extra={**row.extra, KIND: rows},
-            )
+            write_scene_row(writer, row, **{KIND: rows})
     add_conversations(target, conversations)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,16 +131,7 @@ def build_scenes(
             if writer.known_sha256(make_scene_key(seed=seed, split=split, index=index)) is None
         ]
         for row in track(_draw_rows(positions, seed, size, workers), description="scenes", total=len(positions)):
-            writer.add(
-                row.key,
-                row.data,
-                captions=row.captions,
-                regions=row.regions,
-                labels=row.labels,
-                group=row.key,
-                split=row.split,
-                extra=row.extra,
-            )
+            write_scene_row(writer, row)
 
 
 def _draw_row(position: tuple[str, int], *, seed: int, size: int) -> SceneRow:
@@ -181,3 +172,17 @@ def build_tour_collection(
     if singles:
         build_clipart(target)
         build_emoji(target)
+
+
+def write_scene_row(writer: CollectionWriter, row: SceneRow, **extra: Sequence[Mapping[str, Any]]) -> None:
+    """Write a scene, with further rows of annotations by their kind."""
+    writer.add(
+        row.key,
+        row.data,
+        captions=row.captions,
+        regions=row.regions,
+        labels=row.labels,
+        group=row.key,
+        split=row.split,
+        extra={**row.extra, **extra},
+    )
