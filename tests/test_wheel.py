@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from foveate.caption.vesl.nanodet_network import SHA256
 from foveate.core.files import sha256_file
+from foveate.vision.detectors.nanodet_network import SHA256
 
 ROOT = Path(__file__).resolve().parents[1]
 

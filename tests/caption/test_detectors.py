@@ -1,4 +1,4 @@
-"""Detectors: the padded square as a property, tiny models in the real formats, and the oracle."""
+"""Detectors: tiny models in the real formats, and the oracle."""
 
 from __future__ import annotations
 
@@ -9,19 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image
 from skimage import data
 
 import tiny
-from foveate.caption.vesl.detection import (
-    DetectorInput,
-    boxes_in_image,
-    detector_names,
-    find_detector,
-    padded_square,
-)
+from foveate.caption.vesl.detection import DetectorInput, detector_names, find_detector
 from foveate.caption.vesl.detectors.annotations import AnnotationDetector, AnnotationSettings, word_overlap
 from foveate.caption.vesl.detectors.cloc import ClocDetector, ClocSettings
 from foveate.caption.vesl.detectors.nanodet import NanoDetDetector, NanoDetSettings
@@ -31,59 +23,13 @@ from foveate.core.errors import UserError
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import intersection_over_union
 from foveate.records.collection import Collection
-from foveate.records.geometry import Letterbox, original_to_padded_square
 from foveate.vision.localizer.folder import save_model
 from foveate.vision.registry import seeded
 from naming import raises_naming
 
-SIDES = st.integers(1, 3000)
-UNIT = st.floats(0, 1)
-
 
 def detector_input(row: int, image: Image.Image, key: str = "p") -> DetectorInput:
     return DetectorInput(row, key, image, image.width, image.height)
-
-
-@given(SIDES, SIDES, st.lists(st.tuples(UNIT, UNIT, UNIT, UNIT), max_size=8))
-def test_boxes_go_to_the_padded_square_and_back(width: int, height: int, corners: list[tuple[float, ...]]) -> None:
-    boxes = np.array([(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in corners]).reshape(-1, 4)
-    inside, valid = boxes_in_image(original_to_padded_square(boxes, width, height), width=width, height=height)
-    sides = (boxes[:, 2:] - boxes[:, :2]) * (width, height)
-    assert valid[(sides >= 1.001).all(axis=1)].all()
-    assert not valid[(sides <= 0.999).any(axis=1)].any()
-    np.testing.assert_allclose(inside, boxes[valid], atol=1e-9)
-
-
-@given(SIDES, SIDES, st.lists(st.tuples(*[st.floats(-2, 3)] * 4), min_size=1, max_size=8))
-def test_remaining_boxes_lie_in_the_image(width: int, height: int, corners: list[tuple[float, ...]]) -> None:
-    inside, valid = boxes_in_image(np.array(corners), width=width, height=height)
-    assert len(inside) == valid.sum()
-    assert (inside >= 0).all()
-    assert (inside <= 1).all()
-    assert ((inside[:, 2:] - inside[:, :2]) * (width, height) >= 0.999).all()
-
-
-def test_boxes_with_nan_or_infinity_are_dropped() -> None:
-    boxes = np.array([(0, 0, np.nan, 1), (0, 0, 0.5, 0.5), (np.inf, 0, 1, 1)])
-    inside, valid = boxes_in_image(boxes, width=10, height=10)
-    assert valid.tolist() == [False, True, False]
-    assert len(inside) == 1
-
-
-@pytest.mark.parametrize(("width", "height"), [(300, 100), (100, 300), (257, 256), (40, 40)])
-def test_pixels_and_boxes_use_the_same_square(width: int, height: int) -> None:
-    """A drawn rectangle lies in the square where its box says; in the centered letterbox of trainings it does not."""
-    image = Image.new("RGB", (width, height))
-    box = np.array([0.25, 0.5, 0.75, 1.0])
-    x1, y1, x2, y2 = box * (width, height, width, height)
-    ImageDraw.Draw(image).rectangle((x1, y1, x2 - 1, y2 - 1), fill=(255, 0, 0))
-    side = 200
-    red = np.asarray(padded_square(image, side))[..., 0] > 127
-    ys, xs = red.nonzero()
-    drawn = np.array((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)) / side
-    np.testing.assert_allclose(drawn, original_to_padded_square(box[None], width, height)[0], atol=2 / side)
-    if width != height and abs(width - height) > 10:
-        assert np.abs(drawn - Letterbox(width, height, side).to_input(box[None])[0]).max() > 0.05
 
 
 def clip_tokenizer(length: int) -> Any:

@@ -1,10 +1,7 @@
-"""Detector interface, and the padded square that detectors see (steps 3 and 4 of VESL).
+"""Detector interface (steps 3 and 4 of VESL).
 
 A detector gets images and, for each, some phrases; it returns boxes, each with a phrase and a score. A new detector is
 one new module of `foveate.caption.vesl.detectors` with a `DETECTOR`; its name is the module's.
-
-Detectors pad an image on the right and below, training pads on all sides (`foveate.records.geometry.Letterbox`). That
-the two differ is why a region is stored in [0, 1] of the original image only.
 """
 
 from __future__ import annotations
@@ -14,18 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.core.plugins import load_plugin, module_names
 from foveate.core.recipes import Settings
-from foveate.records.boxes import as_boxes
 from foveate.records.collection import Collection
-from foveate.records.geometry import padded_square_to_original
 
 DETECTORS = "foveate.caption.vesl.detectors"
-# A box thinner than this on the image, after clipping, shows nothing that could be learned.
-MIN_SIDE_PX = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +53,7 @@ class Detections:
         scores_K: confidence in [0, 1].
         phrase_K: index of each box's phrase in the image's list.
         similarity_K: cosine of box and phrase, where the detector has embeddings.
-        thin: boxes dropped because a side was below `MIN_SIDE_PX`.
+        thin: boxes dropped because a side was below `padded_square.MIN_SIDE_PX`.
     """
 
     boxes_K4: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
@@ -120,46 +113,3 @@ def find_detector(name: str) -> DetectorKind:
         UserError: the name is unknown; the error has the nearest match.
     """
     return load_plugin(DETECTORS, name, "DETECTOR", label="detector")
-
-
-def padded_square(
-    image: Image.Image,
-    side: int,
-    *,
-    fill: tuple[int, int, int] = (0, 0, 0),
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
-) -> Image.Image:
-    """Paste an image into the upper left of a square and resize the square.
-
-    Args:
-        side: of the result in pixels.
-        fill: color of the padding, right and below.
-    """
-    # Pad first: resizing first would round width and height separately, so the scale would differ between the axes.
-    square = Image.new("RGB", (max(image.size),) * 2, fill)
-    square.paste(image.convert("RGB"))
-    return square.resize((side, side), resample)
-
-
-def boxes_in_image(
-    boxes_K4: ArrayLike, *, width: int, height: int, min_side_px: float = MIN_SIDE_PX
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Map boxes in [0, 1] of the padded square to [0, 1] of the image, and drop unusable ones.
-
-    Boxes are clipped at the image's edges; those with a NaN, and those thinner than `min_side_px` pixels of the
-    original, are dropped.
-
-    Args:
-        width, height: of the original image in pixels.
-
-    Returns:
-        The remaining boxes [J, 4], and which of the K they are [K].
-    """
-    boxes = as_boxes(boxes_K4)
-    finite_K: NDArray[np.bool_] = np.asarray(np.isfinite(boxes).all(axis=1))
-    inside_K4 = padded_square_to_original(np.where(finite_K[:, None], boxes, 0.0), width, height)
-    sides_K2 = (inside_K4[:, 2:] - inside_K4[:, :2]) * (width, height)
-    # The tolerance keeps a side of exactly one pixel, whatever the last bit of the quotient is.
-    wide_K2: NDArray[np.bool_] = sides_K2 >= min_side_px - 1e-9 * max(width, height)
-    valid_K = np.logical_and(finite_K, wide_K2.all(axis=1))
-    return inside_K4[valid_K], valid_K

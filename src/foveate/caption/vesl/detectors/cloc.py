@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from foveate.caption.vesl.detection import MIN_SIDE_PX, Detections, Detector, DetectorInput, DetectorKind
+from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind
 from foveate.caption.vesl.similarity import RegionScorer
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
+from foveate.vision.detectors.padded_square import MIN_SIDE_PX
 from foveate.vision.localizer.inference import find
 
 

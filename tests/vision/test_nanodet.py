@@ -9,10 +9,10 @@ from PIL import Image
 from skimage import data
 from torch import Tensor
 
-from foveate.caption.vesl import nanodet_network
-from foveate.caption.vesl.nanodet_network import SIDE, STRIDES, NanoDet, decode_boxes, load_nanodet
 from foveate.core.errors import UserError
 from foveate.records.boxes import intersection_over_union
+from foveate.vision.detectors import nanodet_network
+from foveate.vision.detectors.nanodet_network import SIDE, STRIDES, NanoDet, decode_boxes, load_nanodet
 from naming import raises_naming
 
 PERSON, MOTORCYCLE, CUP, CAT = 0, 3, 41, 15
