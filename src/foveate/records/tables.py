@@ -110,6 +110,14 @@ INDEX = _schema(
 )
 # What a captioner adds: key of its request, how its response was parsed, and how the caption was made (JSON).
 _CAPTIONER_COLUMNS = {"request": _TEXT, "status": _TEXT, "flags": _TEXT, "score": pa.float32(), "details": _TEXT}
+_OBSERVATION_COLUMNS = {
+    **dict.fromkeys(("id", "deployment", "event", "level", "kind", "taxon", "taxon_id"), _TEXT),
+    "count": pa.int32(),
+    **dict.fromkeys(("x1", "y1", "x2", "y2"), pa.float64()),
+    **dict.fromkeys(("method", "classifier", "classified_at"), _TEXT),
+    "probability": pa.float64(),
+    **dict.fromkeys(("event_start", "event_end", "extra"), _TEXT),
+}
 SCHEMAS: dict[str, pa.Schema] = {
     "captions": _schema(key=_TEXT, caption_id=_TEXT, kind=_TEXT, text=_TEXT, **_PROVENANCE, **_CAPTIONER_COLUMNS),
     "caption_errors": _schema(
@@ -170,6 +178,40 @@ SCHEMAS: dict[str, pa.Schema] = {
         choices=pa.list_(_TEXT),
         **_PROVENANCE,
     ),
+    # Images of a camera-trap survey, and what was seen on them; see `foveate.records.survey.types`. -1: no number.
+    "media": _schema(
+        key=_TEXT,
+        row_id=_TEXT,
+        deployment=_TEXT,
+        sequence=_TEXT,
+        frame_number=pa.int32(),
+        time=_TEXT,
+        file=_TEXT,
+        extra=_TEXT,
+        **_PROVENANCE,
+    ),
+    "observations": _schema(key=_TEXT, row_id=_TEXT, **_OBSERVATION_COLUMNS, **_PROVENANCE),
+}
+# Tables about the whole data set whose columns are fixed, so that one whose values are all missing has types, too.
+DATASET_SCHEMAS: dict[str, pa.Schema] = {
+    "deployments": _schema(
+        id=_TEXT,
+        place=_TEXT,
+        latitude=pa.float64(),
+        longitude=pa.float64(),
+        start=_TEXT,
+        end=_TEXT,
+        utc_offset=_TEXT,
+        clock_shift=pa.int64(),
+        timestamp_issues=pa.bool_(),
+        uncertainty=pa.float64(),
+        habitat=_TEXT,
+        extra=_TEXT,
+        source=_TEXT,
+        created=_TEXT,
+    ),
+    "event_observations": _schema(**_OBSERVATION_COLUMNS, source=_TEXT, created=_TEXT),
+    "survey": _schema(format=_TEXT, descriptor=_TEXT, source=_TEXT, created=_TEXT),
 }
 QUARANTINE = _schema(
     key=_TEXT, subject=_TEXT, position=pa.int32(), reason=_TEXT, detail=_TEXT, source=_TEXT, created=_TEXT
@@ -205,12 +247,13 @@ def id_column(kind: str) -> str:
 
 def to_table(kind: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:
     """Convert rows to an Arrow table, with the fixed columns of a known kind or else those of the rows."""
-    if kind in SCHEMAS:
-        schema = SCHEMAS[kind]
+    schema = SCHEMAS.get(kind) or DATASET_SCHEMAS.get(kind)
+    if schema is not None:
         unknown = sorted({name for row in rows for name in row} - set(schema.names))
         if unknown:
+            folder = "annotations" if kind in SCHEMAS else "dataset"
             raise UserError(
-                f"annotations/{kind}: unknown column {unknown[0]!r}; expected one of {', '.join(schema.names)}"
+                f"{folder}/{kind}: unknown column {unknown[0]!r}; expected one of {', '.join(schema.names)}"
             )
         return pa.Table.from_pylist([_with_defaults(schema, row) for row in rows], schema=schema)
     names = list(dict.fromkeys(name for row in rows for name in row))

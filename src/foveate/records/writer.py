@@ -133,6 +133,30 @@ def add_dataset_rows(
     return len(new)
 
 
+def replace_dataset_rows(
+    collection: Path, kind: str, rows: Sequence[Mapping[str, object]], *, by: str, source: str, created: str
+) -> int:
+    """Add rows to a table about the whole data set, each in place of the one with its value of the column `by`.
+
+    Otherwise as `add_dataset_rows`. Returns how many rows are new or changed.
+
+    Raises:
+        UserError: a text cannot be stored.
+    """
+    path = layout.dataset_table_path(collection, tables.check_kind(kind))
+    merged = {row[by]: row for row in (tables.read_table(path).to_pylist() if path.is_file() else [])}
+    changed = 0
+    for row in rows:
+        checked = check_row(kind, {**row, "source": source})
+        known = merged.get(checked[by])
+        if known is None or _content_key(known) != _content_key(checked):
+            merged[checked[by]] = {**checked, "created": created}
+            changed += 1
+    if changed:
+        tables.write_table(path, tables.to_table(kind, list(merged.values())))
+    return changed
+
+
 def _content_key(row: Mapping[str, object]) -> str:
     return json.dumps({name: row[name] for name in sorted(row) if name != "created"})
 
@@ -462,6 +486,10 @@ class CollectionWriter:
     def add_dataset_rows(self, kind: str, rows: Sequence[Mapping[str, object]]) -> int:
         """Add rows to a table about the whole data set; see the function `add_dataset_rows`."""
         return add_dataset_rows(self.path, kind, rows, source=self.source, created=self._created)
+
+    def replace_dataset_rows(self, kind: str, rows: Sequence[Mapping[str, object]], *, by: str) -> int:
+        """Add rows to a table about the whole data set in place of equal ones; see `replace_dataset_rows`."""
+        return replace_dataset_rows(self.path, kind, rows, by=by, source=self.source, created=self._created)
 
     def remove(self, keys: Iterable[str], *, reason: str | Mapping[str, str], purge: bool = False) -> int:
         """Remove images for good; return how many were newly removed.

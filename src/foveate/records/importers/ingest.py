@@ -188,7 +188,8 @@ def _add_prepared(writer: CollectionWriter, prepared: _Prepared) -> None:
     _quarantine_problems(writer, sample, sidecar.problems)
     writer.summary.regions_clipped += sidecar.clipped
     writer.summary.texts_cleaned += sidecar.cleaned
-    writer.summary.without_text += not sidecar.captions and not sidecar.regions
+    # Images of a camera-trap survey come with observations, not with texts.
+    writer.summary.without_text += not sidecar.captions and not sidecar.regions and "media" not in sample.extra
     writer.add(
         sample.key,
         prepared.data,
@@ -197,6 +198,7 @@ def _add_prepared(writer: CollectionWriter, prepared: _Prepared) -> None:
         labels=sidecar.labels,
         group=sidecar.group or sample.group,
         split=sidecar.split,
+        context=sample.context,
         extra=_extra_rows(sample, sidecar),
         examined=prepared.examined,
         source=sample.source,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict, get_args
 
 from foveate.records.importers.settings import Grouping
-from foveate.records.record import Caption, Region
+from foveate.records.record import Caption, Context, Region
 
 GROUPINGS: tuple[str, ...] = get_args(Grouping)
 
@@ -68,6 +68,7 @@ class Sample:
         region_rows, caption_rows: a table and one row per entry of the fields "regions" and "captions"; rows of the
             imported entries are stored with their `position` among these.
         location: the image's own file, if it has one.
+        context: where and when it was taken.
     """
 
     key: str
@@ -86,6 +87,7 @@ class Sample:
     region_rows: tuple[str, list[Mapping[str, object]]] | None = None
     caption_rows: tuple[str, list[Mapping[str, object]]] | None = None
     location: Path | None = None
+    context: Context | None = None
 
 
 @dataclass(slots=True)
