@@ -1,0 +1,225 @@
+"""What of a camera-trap image an encoder sees: the animal's box with a margin, or the whole frame; info strips cut off.
+
+Training and prediction build their views here, so that a model sees new cards as it saw the old ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from pydantic import Field
+
+from foveate.core.recipes import Settings
+from foveate.records.boxes import Box, areas, as_boxes
+from foveate.records.collection import Collection
+from foveate.records.geometry import View
+from foveate.records.images import BadImage, decode
+
+# Frames of a camera that are compared for its strips: by day and by night, so that a dark sky is no strip.
+_FRAMES_OF_A_CAMERA = 12
+_MIN_FRAMES = 3
+_STRIP_SIDE = 256  # rows and columns that frames are reduced to for the comparison
+_MAX_STRIP = 0.15  # of the height, on each side: more is scenery
+# Between lines of text a strip has rows of its plain color, so that rows full of text are short gaps.
+_MAX_GAP = 0.03
+_LEVELS = 14  # of 255 by which a plain color may vary: JPEG noise beside letters
+_PLAIN_SHARE = 0.45
+
+
+class ViewSettings(Settings):
+    """The part of an image that is recognized."""
+
+    view: Literal["crop", "whole"] = Field(
+        "crop", description="crop: the best box of an image with a margin, the whole image where it has none; or whole"
+    )
+    margin: float = Field(0.1, ge=0, le=2, description="added to each side of a box, in its longer side")
+    min_box_score: float = Field(0.2, ge=0, le=1, description="minimum score of a detector's box that is cropped")
+    strips: Literal["keep", "crop"] = Field(
+        "keep",
+        description="info strips with date and camera name: keep (official), or crop what all frames of a camera share",
+    )
+    strip_px: tuple[int, ...] = Field(
+        (), max_length=2, description="height of the strips at top and bottom in pixels, instead of finding them"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Strips:
+    """Info strips of a camera, as shares of the image's height."""
+
+    top: float = 0.0
+    bottom: float = 0.0
+
+    @property
+    def content(self) -> Box:
+        """The part of the image between the strips."""
+        return Box(0.0, self.top, 1.0, 1.0 - self.bottom)
+
+
+def choose_box(boxes_R4: ArrayLike, scores_R: ArrayLike, *, min_score: float) -> NDArray[np.float64] | None:
+    """Choose the box of highest score, of equal ones the largest; None where no score reaches `min_score`.
+
+    One box an image: its label belongs to the image, and animals of one frame are nearly always of one kind.
+    """
+    boxes, scores = as_boxes(boxes_R4), np.asarray(scores_R, dtype=np.float64)
+    eligible = np.flatnonzero(scores >= min_score)
+    if not len(eligible):
+        return None
+    order = np.lexsort((-areas(boxes[eligible]), -scores[eligible]))
+    return boxes[eligible[order[0]]]
+
+
+def crop_view(box_4: ArrayLike | None, *, width: int, height: int, margin: float, strips: Strips | None = None) -> View:
+    """Return the view of a box with its margin, or of the whole image, without strips.
+
+    Args:
+        box_4: x1, y1, x2, y2 in [0, 1] of the image; None for the whole image.
+        width, height: in pixels: a margin is equally wide on all sides.
+        margin: of the box's longer side.
+    """
+    x1, y1, x2, y2 = (0.0, 0.0, 1.0, 1.0) if box_4 is None else np.asarray(box_4, dtype=np.float64).tolist()
+    if box_4 is not None:
+        pad = margin * max((x2 - x1) * width, (y2 - y1) * height)
+        x1, y1, x2, y2 = x1 - pad / width, y1 - pad / height, x2 + pad / width, y2 + pad / height
+    content = (strips or Strips()).content
+    cropped = (max(x1, 0.0), max(y1, content.y1), min(x2, 1.0), min(y2, content.y2))
+    if cropped == (0.0, 0.0, 1.0, 1.0):
+        return View()
+    # A box within a strip alone, a false alarm of the detector on its text, or one without any area.
+    usable = cropped[0] < cropped[2] and cropped[1] < cropped[3]
+    return View(crop=Box(*cropped) if usable else content)
+
+
+def find_strips(frames_FHW: NDArray[np.uint8]) -> Strips:
+    """Find rows at top and bottom that have one plain color in all frames but for text.
+
+    Args:
+        frames_FHW: gray frames of one camera, reduced to a common size; fewer than 3 show no strip.
+    """
+    if len(frames_FHW) < _MIN_FRAMES:
+        return Strips()
+    median_FH = np.median(frames_FHW, axis=2)
+    plain_FH = (np.abs(frames_FHW - median_FH[:, :, None]) <= _LEVELS).mean(axis=2) >= _PLAIN_SHARE
+    # The same color in every frame: a dark or a white sky is plain as well, but not by day and by night.
+    same_H = np.ptp(median_FH, axis=0) <= 2 * _LEVELS
+    plain_H = plain_FH.all(axis=0) & same_H
+    return Strips(_strip_height(plain_H), _strip_height(plain_H[::-1]))
+
+
+def _strip_height(plain_H: NDArray[np.bool_]) -> float:
+    """Share of the rows, from the first on, that belong to a strip; 0 if what is plain goes on into the scene."""
+    rows = len(plain_H)
+    plain = np.flatnonzero(plain_H)
+    max_gap = max(2, round(_MAX_GAP * rows))
+    height = 0
+    for row in plain.tolist():
+        if row - height > max_gap:
+            break
+        height = row + 1
+    return height / rows if height <= _MAX_STRIP * rows else 0.0
+
+
+def camera_strips(images: Iterable[bytes]) -> Strips:
+    """Find the strips of a camera from the bytes of some of its images; unreadable ones are skipped."""
+    frames = []
+    for data in images:
+        try:
+            image = decode(data, longest_side=2 * _STRIP_SIDE)
+        except BadImage:
+            continue
+        frames.append(np.asarray(image.convert("L").resize((_STRIP_SIDE, _STRIP_SIDE), Image.Resampling.BOX)))
+    return find_strips(np.stack(frames)) if frames else Strips()
+
+
+class Views:
+    """Views of the images of a collection.
+
+    Args:
+        boxes: row -> x1, y1, x2, y2 in [0, 1], instead of the collection's regions; exact ones, or a detector's.
+
+    Attributes:
+        cropped: number of rows that show a box.
+        strips: group (camera) -> its strips, where they are cut off.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        rows: Sequence[int] | NDArray[np.int64],
+        settings: ViewSettings,
+        *,
+        boxes: Mapping[int, NDArray[np.float64]] | None = None,
+    ) -> None:
+        self._widths, self._heights = collection.index["width"], collection.index["height"]
+        self._groups, self._settings = collection.groups, settings
+        row_list = [int(row) for row in rows]
+        self._boxes: Mapping[int, NDArray[np.float64]] = {}
+        if settings.view == "crop":
+            self._boxes = collection_boxes(collection, row_list, settings) if boxes is None else boxes
+        self.cropped = sum(row in self._boxes for row in row_list)
+        self.strips: dict[str, Strips] = {}
+        if settings.strips == "crop" and not settings.strip_px:
+            for group, members in _group_rows(self._groups, row_list).items():
+                # Spread over the card: its first frames may all be of one night.
+                chosen = np.unique(np.linspace(0, len(members) - 1, _FRAMES_OF_A_CAMERA).round().astype(int))
+                self.strips[group] = camera_strips(_readable(collection, [members[index] for index in chosen]))
+
+    def __getitem__(self, row: int) -> View:
+        width, height = int(self._widths[row]), int(self._heights[row])
+        return crop_view(
+            self._boxes.get(row),
+            width=width,
+            height=height,
+            margin=self._settings.margin,
+            strips=self._strips_of(row, height),
+        )
+
+    def view_of(self, row: int, view: int) -> View:
+        """Return the view of a row, as `foveate.vision.feature_cache.FeatureCache` asks for it."""
+        return self[row]
+
+    def box(self, row: int) -> NDArray[np.float64] | None:
+        """Return the box that a row's view shows; None for the whole image."""
+        return self._boxes.get(row)
+
+    def _strips_of(self, row: int, height: int) -> Strips | None:
+        if self._settings.strip_px:
+            top, bottom = (*self._settings.strip_px, 0)[:2]
+            return Strips(min(top / height, 0.45), min(bottom / height, 0.45))
+        return self.strips.get(self._groups[row])
+
+
+def collection_boxes(
+    collection: Collection, rows: Iterable[int], settings: ViewSettings
+) -> dict[int, NDArray[np.float64]]:
+    """Choose the box of each row among the regions of the collection; rows without one are left out."""
+    regions = collection.grouped("regions")
+    scores, corners = regions.array("score"), collection.region_boxes
+    boxes = {}
+    for row in rows:
+        start, end = regions.bounds(row)
+        if start < end:
+            box = choose_box(corners[start:end], scores[start:end], min_score=settings.min_box_score)
+            if box is not None:
+                boxes[row] = box
+    return boxes
+
+
+def _group_rows(groups: NDArray[np.object_], rows: Iterable[int]) -> dict[str, list[int]]:
+    members: dict[str, list[int]] = {}
+    for row in rows:
+        members.setdefault(groups[row], []).append(row)
+    return members
+
+
+def _readable(collection: Collection, rows: Iterable[int]) -> Iterable[bytes]:
+    for row in rows:
+        try:
+            yield collection.image_bytes(row)
+        except BadImage:
+            continue

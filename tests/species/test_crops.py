@@ -1,0 +1,85 @@
+"""Crops of animals and info strips: one function for training and prediction."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from foveate.records.geometry import View
+from foveate.species.crops import Strips, ViewSettings, camera_strips, choose_box, crop_view, find_strips
+
+UNIT = st.floats(0, 1)
+
+
+@given(UNIT, UNIT, UNIT, UNIT, st.floats(0, 1), st.floats(0, 0.15), st.floats(0, 0.15))
+def test_a_crop_holds_its_box_and_no_strip(
+    a: float, b: float, c: float, d: float, margin: float, top: float, bottom: float
+) -> None:
+    box = np.array([min(a, c), min(b, d), max(a, c), max(b, d)])
+    crop = crop_view(box, width=400, height=300, margin=margin, strips=Strips(top, bottom)).crop
+    if crop is None or box[0] == box[2] or box[1] == box[3] or box[3] <= top or box[1] >= 1 - bottom:
+        return
+    assert 0 <= crop.x1 <= box[0]
+    assert box[2] <= crop.x2 <= 1
+    assert top <= crop.y1 <= max(box[1], top)
+    assert min(box[3], 1 - bottom) <= crop.y2 <= 1 - bottom
+
+
+def test_margins_are_equally_wide_in_pixels() -> None:
+    crop = crop_view([0.4, 0.4, 0.6, 0.5], width=1000, height=500, margin=0.1).crop
+    assert crop is not None
+    np.testing.assert_allclose(crop.to_array(), [0.38, 0.36, 0.62, 0.54])
+    assert crop_view(None, width=10, height=10, margin=0.1) == View()
+
+
+def test_the_best_box_is_cropped() -> None:
+    boxes = [[0, 0, 0.1, 0.1], [0.2, 0.2, 0.8, 0.8], [0, 0, 1, 1]]
+    assert choose_box(boxes, [0.9, 0.9, 0.3], min_score=0.2) is not None
+    np.testing.assert_array_equal(choose_box(boxes, [0.9, 0.9, 0.3], min_score=0.2), boxes[1])  # type: ignore[arg-type]
+    assert choose_box(boxes, [0.1, 0.1, 0.1], min_score=0.2) is None
+    assert choose_box(np.zeros((0, 4)), [], min_score=0.0) is None
+
+
+def draw_frame(seed: int, *, strip: int, night: bool, side: tuple[int, int] = (320, 240)) -> Image.Image:
+    generator = np.random.default_rng(seed)
+    level = 20 if night else 150
+    pixels = generator.normal(level, 12, (side[1], side[0], 3)).clip(0, 255).astype(np.uint8)
+    pixels[:80] = 0 if night else 255  # a sky without any detail
+    image = Image.fromarray(pixels)
+    if strip:
+        draw = ImageDraw.Draw(image)
+        draw.rectangle((0, side[1] - strip, side[0], side[1]), fill=(0, 0, 0))
+        draw.text(
+            (4, side[1] - strip + 3), f"2026-06-{seed:02d} 12:{seed:02d}:00  CAM-3  {seed}C", fill=(255, 255, 255)
+        )
+    return image
+
+
+def encode(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("strip", [0, 18, 30])
+def test_strips_of_a_camera_are_found(strip: int) -> None:
+    frames = [encode(draw_frame(seed, strip=strip, night=seed % 2 == 0)) for seed in range(6)]
+    strips = camera_strips([*frames, b"no image"])
+    assert strips.top == 0
+    assert strips.bottom == pytest.approx(strip / 240, abs=0.012)
+
+
+def test_too_few_frames_show_no_strip() -> None:
+    assert find_strips(np.zeros((2, 64, 64), np.uint8)) == Strips()
+    # All dark: what is plain goes on into the scene.
+    assert find_strips(np.zeros((8, 64, 64), np.uint8)) == Strips()
+
+
+def test_pixels_of_strips_may_be_given() -> None:
+    settings = ViewSettings(strips="crop", strip_px=(0, 24))
+    assert settings.strip_px == (0, 24)
