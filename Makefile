@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FLOWER := .venv-flower
+SPECIES_ORACLES := .venv-species-oracles
 RUN ?= runs/tour
 
-.PHONY: install install-dev tour test test-slow test-flower lint types docs constraints clean
+.PHONY: install install-dev tour test test-slow test-flower test-species-oracles lint types docs constraints clean
 .DEFAULT_GOAL := tour
 
 $(VENV)/.made:
@@ -36,6 +37,14 @@ $(FLOWER)/.installed: $(VENV)/.installed-dev pyproject.toml
 	$(FLOWER)/bin/python -m pip install -q -e '.[flower]'
 	@touch $@
 
+# PyKEEN and megadetector-utils bring some 50 packages that nothing else here needs.
+$(SPECIES_ORACLES)/.installed: $(VENV)/.installed-dev requirements/oracles-species.txt
+	$(BIN)/python -m venv $(SPECIES_ORACLES)
+	$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
+	  > "$$($(SPECIES_ORACLES)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/rest.pth"
+	$(SPECIES_ORACLES)/bin/python -m pip install -q -r requirements/oracles-species.txt
+	@touch $@
+
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
@@ -48,10 +57,15 @@ test: install-dev
 test-slow: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 	$(MAKE) test-flower
+	$(MAKE) test-species-oracles
 
 # Fast and slow: where Flower is missing, all of them are skipped.
 test-flower: $(FLOWER)/.installed
 	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest tests/federated/test_flower*.py
+
+# Where a library is missing (trap-schema before Python 3.12), its tests are skipped by name.
+test-species-oracles: $(SPECIES_ORACLES)/.installed
+	OMP_NUM_THREADS=1 $(SPECIES_ORACLES)/bin/python -m pytest tests/*/test_*_oracles.py
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -65,4 +79,4 @@ docs: $(VENV)/.installed
 	$(BIN)/zensical build --clean
 
 clean:
-	rm -rf $(VENV) $(FLOWER) dist build site
+	rm -rf $(VENV) $(FLOWER) $(SPECIES_ORACLES) dist build site
