@@ -244,8 +244,11 @@ class Loader:
         return self._load(self.dataset, self.rows, self.lengths, row, epoch, failures)
 
     def _batch(self, step: int) -> _Batch:
-        share = len(self.draws(step)) if self.token_batches else self.batch_size // self.world_size
-        return _Batch(step, share, _PARTS * max(self.workers, 1))
+        return _Batch(step, self.count_share(step), _PARTS * max(self.workers, 1))
+
+    def count_share(self, step: int) -> int:
+        """Return how many samples this rank loads in a step; a subclass may have batches of other sizes."""
+        return len(self.draws(step)) if self.token_batches else self.batch_size // self.world_size
 
     def _make(self, batch: _Batch, start: int, stop: int) -> None:
         for index, draw in enumerate(self.draws(batch.step)[start:stop].tolist(), start):
