@@ -208,6 +208,24 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
                 tokens_BLD, pooled_BP = self.run(self.normalized(features))
         return ImageFeatures(tokens_BLD, grid, self.proj(pooled_BP))
 
+    @property
+    def _has_new_projection(self) -> bool:
+        return self.fresh_parts is None or "proj" in self.fresh_parts
+
+    @property
+    def vector_width(self) -> int:
+        """Width of the network's own pooled vector, or of the joint embedding where that was trained with it."""
+        return self.pooled_width if self._has_new_projection else self.embed_dim
+
+    def image_vectors(self, features: Tensor) -> Tensor:
+        """See `ImageEncoder.image_vectors`."""
+        if not self._has_new_projection:
+            return super().image_vectors(features)
+        if features.dim() == 4 and not self.frozen:
+            return self.run(self.normalized(features))[1]
+        rows_BF = features if features.dim() == 2 else self.frozen_features(features)
+        return as_computed(rows_BF[:, -self.pooled_width :]).float()
+
     def _grid_of(self, pixels_B3HW: Tensor) -> tuple[int, int]:
         height, width = pixels_B3HW.shape[-2:]
         if height % self.patch or width % self.patch:

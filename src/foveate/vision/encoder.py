@@ -110,6 +110,19 @@ class ImageEncoder(nn.Module, ABC):
     def forward(self, features: Tensor) -> ImageFeatures:
         """Turn frozen features, or pixels where nothing is frozen, into tokens and the joint embedding."""
 
+    @property
+    def vector_width(self) -> int:
+        """Width of `image_vectors`."""
+        return self.embed_dim
+
+    def image_vectors(self, features: Tensor) -> Tensor:
+        """Return the vector of each image [B, vector_width] for a classifier: no untrained layer stands before it.
+
+        Args:
+            features: those of `forward`.
+        """
+        return self.forward(features).pooled
+
     def hidden_features(
         self, pixels_B3HW: Tensor, *, layer: int = -2, norm: bool = False, prefix: bool = False
     ) -> ImageFeatures:

@@ -192,6 +192,16 @@ class Lite0Encoder(ImageEncoder):
         tokens_BLD = layer_norm(x_BLD, self.final_ln)
         return ImageFeatures(tokens_BLD, self.grid, self.proj(self._pooled(tokens_BLD)))
 
+    @property
+    def vector_width(self) -> int:
+        """Channels of both maps of the frozen network."""
+        return STRIDE_16_CHANNELS + STRIDE_32_CHANNELS
+
+    def image_vectors(self, features: Tensor) -> Tensor:
+        """Return the means of both maps over positions: the layers behind them start untrained."""
+        packed = features if features.dim() == 2 else self.frozen_features(features)
+        return torch.cat([part.flatten(1, 2).float().mean(1) for part in unpack_maps(packed, self.grid)], dim=1)
+
     def hidden_features(
         self, pixels_B3HW: Tensor, *, layer: int = -2, norm: bool = False, prefix: bool = False
     ) -> ImageFeatures:
