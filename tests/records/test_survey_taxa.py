@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
-from foveate.records.survey.taxa import Taxa, find_cycle, normalize_name
+from foveate.records.survey.taxa import RANKS, Taxa, find_cycle, load_builtin_taxa, normalize_name
 from naming import raises_naming
 
 ROWS = [
@@ -81,3 +81,30 @@ def test_a_cycle_is_reported_exactly_where_following_parents_never_ends(parents:
     cycle = find_cycle(np.array(parents))
     assert bool(cycle) == (not all(ends(i) for i in range(8)))
     assert all(parents[a] == b for a, b in zip(cycle, [*cycle[1:], *cycle[:1]], strict=True))
+
+
+def test_the_shipped_table_is_a_tree_with_ranks_in_order() -> None:
+    taxa = load_builtin_taxa()
+    assert 200 < len(taxa) <= 300
+    assert (taxa.parents < 0).sum() == 1
+    for i in range(len(taxa)):
+        ranks = [RANKS.index(taxa.ranks[j]) for j in taxa.lineage(i)]
+        assert ranks == sorted(set(ranks), reverse=True)
+        assert taxa.find(taxa.names[i]) == i, f"{taxa.names[i]} is a homonym or synonym"
+    puma = taxa.lineage(taxa.index("9696"))
+    assert [taxa.names[i] for i in puma] == [
+        *("Puma concolor", "Puma", "Felidae", "Carnivora", "Mammalia", "Chordata", "Metazoa")
+    ]
+
+
+# Labels of the real frames that tests read, and of the Camtrap DP example.
+@pytest.mark.parametrize(
+    "name",
+    """Ardea cinerea|Bos taurus|Canis familiaris|Corvus brachyrhynchos|Didelphis virginiana|Gallus gallus domesticus|
+    Leopardus pardalis|Loxodonta africana|Mephitis mephitis|Sciurus niger|Urocyon cinereoargenteus|Ursus americanus|
+    Anas platyrhynchos|Anas strepera|Martes foina|Mustela putorius|Rattus norvegicus|Vulpes vulpes|Ardea|Aves""".split(
+        "|"
+    ),
+)
+def test_the_shipped_table_has_the_animals_of_real_frames(name: str) -> None:
+    assert load_builtin_taxa().find(name, kingdom="Animalia") >= 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import functools
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.paths import DATA
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species", "subspecies")
 """Ranks from general to specific; a taxon may have another one, which is never rolled up to."""
@@ -171,6 +174,16 @@ class Taxa:
             }
             for i in range(len(self))
         ]
+
+
+@functools.cache
+def load_builtin_taxa() -> Taxa:
+    """Return the shipped table: about 120 species of camera traps with their ancestors, ids of NCBI Taxonomy.
+
+    Some lineages have no class, since NCBI has none of turtles.
+    """
+    with (DATA / "taxa.csv").open(encoding="utf-8", newline="") as file:
+        return Taxa.from_rows(csv.DictReader(file))
 
 
 def find_cycle(parents: NDArray[np.int64]) -> list[int]:
