@@ -20,6 +20,7 @@ from foveate.records.record import Region
 
 PSEUDO = "vesl:"
 LABELED = "mllm:"
+DETECTED = "detector:"
 # Names for everything except pseudo-labels, and for everything.
 OWN, ALL = "own", "all"
 # The field of every settings model that selects regions, with the help of --region-source.
@@ -41,9 +42,14 @@ def model_label_source(model: str) -> str:
     return f"{LABELED}{model}"
 
 
+def detector_source(detector: str) -> str:
+    """Return the value of the column `source` for boxes that a detector proposed without words."""
+    return f"{DETECTED}{detector}"
+
+
 def is_pseudo_label(source: str) -> bool:
     """Whether regions of this source are pseudo-labels of a detector or a multimodal model."""
-    return source.startswith((PSEUDO, LABELED))
+    return source.startswith((PSEUDO, LABELED, DETECTED))
 
 
 def select_region_rows(

@@ -1,0 +1,190 @@
+"""Offline boxes for images that have none: NanoDet-g proposes, rows are written in parts, a killed run goes on.
+
+NanoDet-g was trained on COCO and is no MegaDetector: on 87 real frames with an animal it boxed 83 with a score above
+0.2, the default here, and called a jaguar a giraffe. So only its boxes are used, never its class names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.core.progress import say, track
+from foveate.records.annotate import PartWriter, matching_parts, write_results
+from foveate.records.appender import AnnotationAppender
+from foveate.records.boxes import Box
+from foveate.records.collection import Collection
+from foveate.records.images import BadImage, decode
+from foveate.records.record import Region
+from foveate.records.region_sources import detector_source
+from foveate.records.rows import region_row
+from foveate.records.tables import Provenance
+from foveate.species.settings import BoxSettings
+from foveate.training.stopping import StopRequest
+from foveate.vision.detectors.nanodet import NanoDetProposer, Proposals, ProposalSettings
+
+NOTICE = (
+    "boxes by NanoDet-g, a detector of everyday objects, not a MegaDetector: it misses animals and boxes stones; "
+    "import MegaDetector's results where you have them (foveate collect --results)"
+)
+# NanoDet knows no kinds of animals, and its names of objects are wrong on camera-trap images.
+CATEGORY = "object"
+_SOURCE = detector_source("nanodet")
+_BATCH = 16
+_IMAGES_PER_PART, _SECONDS_PER_PART = 512, 30.0
+_DECODE_SCALE = 2  # of the network's side: enough for a good reduction, several times faster than decoding whole
+
+
+@dataclass(frozen=True, slots=True)
+class BoxedImage:
+    """Boxes of one image, or why it has none."""
+
+    key: str
+    status: str
+    proposals: Proposals | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BoxesResult:
+    """Counts of `add_boxes` over all its calls.
+
+    Attributes:
+        images: of the collection. skipped: those with boxes of another source.
+        status: "ok", "no_boxes" or "decode_error" -> images.
+        stopped: by a signal; the same call resumes.
+    """
+
+    images: int
+    skipped: int
+    status: dict[str, int]
+    boxes: int
+    seconds: float
+    stopped: bool
+
+
+def add_boxes(
+    path: Path, settings: BoxSettings, *, device: str | None = None, workers: int | None = None
+) -> BoxesResult:
+    """Add NanoDet's boxes to the regions of a collection; the same call again resumes.
+
+    Args:
+        workers: threads that decode images; by default one a core.
+
+    Raises:
+        UserError: another process writes the collection.
+    """
+    start = time.monotonic()
+    proposer = NanoDetProposer(
+        ProposalSettings(threshold=settings.threshold, max_boxes=settings.max_boxes), device=device
+    )
+    # Not `every_image`: it selects images and changes no box.
+    recipe = {"threshold": settings.threshold, "max_boxes": settings.max_boxes, "version": proposer.version}
+    recipe_hash = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    status: Counter[str] = Counter()
+    with AnnotationAppender(path, purpose="proposing boxes") as appender, Collection.open(path) as collection:
+        completed: set[str] = set()
+        boxes = 0
+        known = {"source": _SOURCE, "recipe_hash": recipe_hash}
+        for part in matching_parts(path, "region_status", ["key", "status", "regions"], where=known):
+            for row in part.to_pylist():
+                completed.add(row["key"])
+                status[row["status"]] += 1
+                boxes += row["regions"]
+        imported = set() if settings.every_image else _rows_with_boxes(collection)
+        pending = [row for row, key in enumerate(collection.keys) if key not in completed and row not in imported]
+        if completed:
+            say(f"resumed: {len(completed):,} of {len(collection):,} images have their boxes")
+
+        def count(images: Sequence[BoxedImage], seconds: float) -> None:
+            nonlocal boxes
+            status.update(image.status for image in images)
+            boxes += sum(len(image.proposals.boxes_K4) for image in images if image.proposals)
+
+        writer = PartWriter(
+            appender,
+            Provenance(_SOURCE, "nanodet-g", recipe_hash),
+            _split_rows,
+            max_results=_IMAGES_PER_PART,
+            max_seconds=_SECONDS_PER_PART,
+            on_part=count,
+        )
+        with StopRequest() as stop:
+            write_results(_propose(collection, pending, proposer, workers, stop), writer)
+        return BoxesResult(
+            images=len(collection),
+            skipped=len(imported),
+            status=dict(status),
+            boxes=boxes,
+            seconds=round(time.monotonic() - start, 2),
+            stopped=stop.signal_name is not None,
+        )
+
+
+def _rows_with_boxes(collection: Collection) -> set[int]:
+    """Rows that have a box of another source than this detector."""
+    regions = collection.grouped("regions")
+    other = np.array([source != _SOURCE for source in regions.table["source"].to_pylist()], dtype=bool)
+    return set(regions.row_numbers[other].tolist()) if len(other) else set()
+
+
+def _propose(
+    collection: Collection, rows: Sequence[int], proposer: NanoDetProposer, workers: int | None, stop: StopRequest
+) -> Iterator[BoxedImage]:
+    widths, heights = collection.index["width"], collection.index["height"]
+
+    def load(row: int) -> NDArray[np.uint8] | str:
+        try:
+            image = decode(collection.image_bytes(row), longest_side=_DECODE_SCALE * proposer.input_px)
+        except BadImage as problem:
+            return str(problem)
+        return proposer.to_square(image)
+
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        for start in track(range(0, len(rows), _BATCH), description=f"boxes, {_BATCH} images at a time"):
+            batch = rows[start : start + _BATCH]
+            squares = list(pool.map(load, batch))
+            usable = [(row, square) for row, square in zip(batch, squares, strict=True) if not isinstance(square, str)]
+            proposals = iter(
+                proposer.propose(
+                    [square for _, square in usable], [(int(widths[row]), int(heights[row])) for row, _ in usable]
+                )
+                if usable
+                else ()
+            )
+            for row, square in zip(batch, squares, strict=True):
+                key = collection.keys[row]
+                if isinstance(square, str):
+                    yield BoxedImage(key, "decode_error", detail=square)
+                    continue
+                of_image = next(proposals)
+                yield BoxedImage(key, "ok" if len(of_image.boxes_K4) else "no_boxes", of_image)
+            if stop.signal_name:
+                return
+
+
+def _split_rows(images: Sequence[BoxedImage]) -> dict[str, list[dict[str, object]]]:
+    regions: list[dict[str, object]] = []
+    statuses: list[dict[str, object]] = []
+    for image in images:
+        boxes = () if image.proposals is None else zip(image.proposals.boxes_K4, image.proposals.scores_K, strict=True)
+        rows = [
+            region_row(image.key, Region(Box.from_array(box), CATEGORY, float(score), label=CATEGORY, source=_SOURCE))
+            for box, score in boxes
+        ]
+        regions += rows
+        thin = image.proposals.thin if image.proposals else 0
+        row: dict[str, object] = {"key": image.key, "status": image.status, "kind": "", "phrases": 0}
+        statuses.append({**row, "regions": len(rows), "thin": thin, "detail": image.detail, "source": _SOURCE})
+    # Statuses last: a kill between the tables repeats images whose regions are there, and equal rows are skipped.
+    return {"regions": regions, "region_status": statuses}
