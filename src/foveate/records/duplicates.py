@@ -23,6 +23,7 @@ from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
 from foveate.records.perceptual_hash import hamming, near_pairs
 from foveate.records.purge import PurgeSummary
+from foveate.records.survey.survey import has_survey
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
 
@@ -34,6 +35,10 @@ GRID = 16
 MEAN_DIFFERENCE = 4.0
 BLOCK_DIFFERENCE = 10.0
 SHAPE_TOLERANCE = 0.04
+SURVEY_REFUSAL = (
+    "near-duplicates of a camera-trap survey must not be removed: the images of a burst are evidence, and those that "
+    "look alike often differ in the animal; splits by camera already keep them together"
+)
 _BLOCK = 2
 
 
@@ -150,12 +155,14 @@ def remove_duplicates(
         purge: also delete the bytes of removed images.
 
     Raises:
-        UserError: another process writes the collection.
+        UserError: another process writes the collection, or it is a camera-trap survey.
     """
     path = layout.check_collection(Path(path))
     with CollectionWriter(path) as writer:
         # Opened under the lock, so that the groups are still true when images are removed.
         with Collection.open(path) as collection:
+            if has_survey(collection):
+                raise UserError(f"{path}: {SURVEY_REFUSAL}")
             groups = find_duplicates(collection, distance=distance, workers=workers)
             carried = 0
             if carry_captions and groups:

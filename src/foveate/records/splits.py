@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from foveate.core.seeds import uniform
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.perceptual_hash import near_pairs
+from foveate.records.survey.survey import Survey, has_survey
 
 # Images whose 64-bit hashes differ in at most this number of bits count as near-duplicates. Of clip-art drawings up to
 # 32 pairs each at 2, 4, 6 and 8 bits were inspected: up to 6 bits nearly all were one drawing, recolored or redrawn; at
@@ -41,6 +42,7 @@ class SplitSummary:
         largest: images in the largest component.
         near_duplicates: images that have at least one near-duplicate.
         divided: components whose images were imported with different splits, which they keep.
+        cameras: of a camera-trap survey, number of cameras by split.
     """
 
     images: dict[str, int]
@@ -48,6 +50,7 @@ class SplitSummary:
     largest: int
     near_duplicates: int
     divided: int
+    cameras: dict[str, int] = field(default_factory=dict)
 
 
 def assign_splits(
@@ -59,6 +62,9 @@ def assign_splits(
     keep_imported: bool = True,
 ) -> SplitSummary:
     """Write splits.parquet of a collection.
+
+    A camera-trap survey is split by camera, so that events stay whole, too. Its images of one background are all near
+    one another; across cameras only equal files are linked, since dark frames of two cameras are no copies.
 
     Args:
         fractions: split -> fraction of the components, with the sum 1. Components are drawn independently, so small
@@ -76,13 +82,16 @@ def assign_splits(
         raise UserError(f"distance must be 0 to 16 bits (got {distance})")
     path = layout.check_collection(Path(path))
     with FolderLock(path, purpose="assigning splits"), Collection.open(path) as collection:
-        hashes = collection.index["perceptual_hash"]
-        pairs = near_pairs(hashes, distance=distance)
-        components = find_components(collection.groups, np.concatenate([pairs, link_conversations(collection)]))
-        imported = collection.index["split"] if keep_imported else np.full(len(collection), "", dtype=object)
-        names = np.where(collection.groups == "", collection.index["key"], collection.groups)
+        is_survey = has_survey(collection)
+        # Deployments may have been corrected since the import, which stored the group of that day.
+        groups = Survey.open(collection).camera_N if is_survey else collection.groups
+        index = collection.index
+        pairs = _link_equal(index["sha256"]) if is_survey else near_pairs(index["perceptual_hash"], distance=distance)
+        components = find_components(groups, np.concatenate([pairs, link_conversations(collection)]))
+        imported = index["split"] if keep_imported else np.full(len(collection), "", dtype=object)
+        names = np.where(groups == "", index["key"], groups)
         splits, divided = draw_splits(components, names, imported, fractions=fractions, seed=seed)
-        columns = {"key": collection.index["key"], "split": splits, "group": collection.groups}
+        columns = {"key": index["key"], "split": splits, "group": groups}
         tables.write_table(path / layout.SPLITS_FILE, pa.table(columns, schema=tables.SPLITS))
     sizes = np.bincount(components)
     return SplitSummary(
@@ -91,7 +100,20 @@ def assign_splits(
         largest=int(sizes.max(initial=0)),
         near_duplicates=len(np.unique(pairs)),
         divided=divided,
+        cameras=_count_cameras(groups, splits) if is_survey else {},
     )
+
+
+def _count_cameras(cameras_N: np.ndarray, splits_N: np.ndarray) -> dict[str, int]:
+    pairs = {(split, camera) for split, camera in zip(splits_N.tolist(), cameras_N.tolist(), strict=True)}
+    return dict(sorted(Counter(split for split, _ in pairs).items()))
+
+
+def _link_equal(hashes_N: np.ndarray) -> np.ndarray:
+    """Return pairs of rows (P, 2) that connect all images with equal hashes."""
+    order = np.argsort(hashes_N.astype(str), kind="stable")
+    equal = hashes_N[order][1:] == hashes_N[order][:-1]
+    return np.stack([order[:-1][equal], order[1:][equal]], axis=1).astype(np.int64)
 
 
 def link_conversations(collection: Collection) -> np.ndarray:

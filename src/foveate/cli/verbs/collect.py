@@ -171,6 +171,10 @@ def command(
             takers = [other.name for other in load_formats().values() if option in other.options]
             why = importer.refusals.get(option, f"it is for {', '.join(takers)}")
             raise UserError(f"{_flag(option)} has no effect on the format {importer.name!r}: {why}")
+    if resolved.dedupe and importer.survey:
+        from foveate.records.duplicates import SURVEY_REFUSAL
+
+        raise UserError(f"--dedupe: {SURVEY_REFUSAL}")
     if seed is not None and resolved.split is None:
         raise UserError("--seed has no effect with --split none: it is the seed of the splits")
     summary = importer.run(source, to, name=resolved.name, license=resolved.license, workers=workers, **options)
@@ -190,6 +194,10 @@ def command(
         result |= {"splits": assigned.images, "divided": assigned.divided}
         split_counts = ", ".join(f"{name} {count}" for name, count in assigned.images.items())
         lines.append(f"splits: {split_counts or 'none, there are no images'}")
+        if assigned.cameras:
+            result["cameras"] = assigned.cameras
+            cameras = ", ".join(f"{name} {count}" for name, count in assigned.cameras.items())
+            lines.append(f"split by camera: {cameras}")
         if assigned.divided:
             lines.append(f"{assigned.divided} groups of near-duplicates were given several splits and keep them")
     finish(result, lines, {"collection": to}, as_json=as_json)

@@ -21,6 +21,7 @@ class Format:
         options: keywords that `run` takes besides `SharedOptions`, of the fields of `settings.FormatOptions`.
         refusals: keyword -> why this format does not take it, for the error.
         fallback: chosen only where no other format is recognized.
+        survey: images come from camera traps; near-duplicates stay.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Format:
     options: tuple[str, ...] = ()
     refusals: Mapping[str, str] = field(default_factory=dict)
     fallback: bool = False
+    survey: bool = False
 
 
 def load_formats() -> dict[str, Format]:

@@ -1,0 +1,349 @@
+"""A survey of a collection in columns: deployments, hours, places, events and labels of its images.
+
+Nothing is guessed: an image without a time has no hour, one without coordinates no place, one without a reviewed
+observation no label. What is masked is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from foveate.core.errors import UserError, choose
+from foveate.records import tables
+from foveate.records.collection import Collection
+from foveate.records.survey.events import GAP_SECONDS, Events, group_events
+from foveate.records.survey.hours import (
+    Times,
+    TimeStatus,
+    days_of_year,
+    hours_of_day,
+    local_clock,
+    months,
+    parse_offset,
+    parse_times,
+)
+from foveate.records.survey.types import Deployment
+
+LabelSource = Literal["human", "machine", "all"]
+_NO_LABEL = ("unknown", "unclassified", "")
+_SETUP = '"cameraSetupType"'  # in `extra`: a person who sets up the camera is no observation of the survey
+
+
+def has_survey(collection: Collection) -> bool:
+    """Whether images of the collection are those of a camera-trap survey."""
+    return collection.table("media").num_rows > 0
+
+
+class Survey:
+    """The survey of a collection; open it with `Survey.open`.
+
+    Arrays have one entry per row of the collection, in its order.
+
+    Args:
+        keys: image keys.
+        deployments: in the order of their table; behind them those that only images name, without any field.
+        num_listed: number of deployments in the table.
+        deployment_N: index into `deployments`; -1 for images of no deployment.
+        media: columns deployment, sequence, frame_number, time, file and extra per image.
+    """
+
+    def __init__(
+        self, collection: Collection, deployments: tuple[Deployment, ...], num_listed: int, media: pa.Table
+    ) -> None:
+        self.collection = collection
+        self.keys = collection.keys
+        self.deployments, self.num_listed = deployments, num_listed
+        self.media = media
+        ids = pa.array([deployment.id for deployment in deployments], pa.string())
+        self.deployment_N = tables.positions(media["deployment"], among=ids)
+
+    @classmethod
+    def open(cls, collection: Collection | str | Path) -> Survey:
+        """Open the survey of a collection.
+
+        Raises:
+            UserError: the collection has none, or a deployment states no usable offset.
+        """
+        collection = collection if isinstance(collection, Collection) else Collection.open(collection)
+        media = collection.table("media")
+        if not media.num_rows:
+            raise UserError(
+                f"collection {collection.name!r} has no camera-trap survey (annotations/media is empty); collect it "
+                "again with --deployments, or from a survey's format"
+            )
+        keys = pa.array(collection.keys, pa.string())
+        latest_N = np.full(len(keys), -1, np.int64)
+        latest_N[tables.positions(media["key"], among=keys)] = np.arange(len(media))  # the last row of an image holds
+        aligned = media.drop_columns(["key"]).take(pa.array(latest_N, mask=latest_N < 0))
+        columns = {
+            name: aligned[name].fill_null(fill).combine_chunks()
+            for name, fill in (
+                ("deployment", ""),
+                ("sequence", ""),
+                ("frame_number", -1),
+                ("time", ""),
+                ("file", ""),
+                ("extra", ""),
+            )
+        }
+        listed = [Deployment.from_row(row) for row in collection.dataset_table("deployments").to_pylist()]
+        named = columns["deployment"].unique().to_pylist()
+        unlisted = sorted({name for name in named if name} - {deployment.id for deployment in listed})
+        deployments = (*listed, *map(Deployment, unlisted))
+        return cls(collection, deployments, len(listed), pa.table(columns))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __repr__(self) -> str:
+        return f"Survey({self.collection.name!r}, {len(self)} images of {len(self.deployments)} deployments)"
+
+    @property
+    def times(self) -> pa.ChunkedArray:
+        """Times of images as written, "" where there is none."""
+        return self.media["time"]
+
+    @cached_property
+    def parsed_times(self) -> Times:
+        """The times of images, parsed but neither shifted nor masked."""
+        return parse_times(self.times)
+
+    @cached_property
+    def camera_N(self) -> NDArray[np.object_]:
+        """Name of the camera of each image: the place of its deployment, or else the deployment.
+
+        Images of no deployment have their group in the collection.
+        """
+        names = np.array([*(deployment.camera for deployment in self.deployments), ""], dtype=object)
+        camera_N = names[self.deployment_N]
+        outside_N = self.deployment_N < 0
+        camera_N[outside_N] = self.collection.groups[outside_N]
+        return camera_N
+
+    @cached_property
+    def places_N2(self) -> NDArray[np.float64]:
+        """Latitude and longitude of each image in degrees; NaN where unknown."""
+        degrees = [(entry.latitude, entry.longitude) for entry in self.deployments]
+        places = np.array([*degrees, (None, None)], dtype=np.float64).reshape(-1, 2)
+        # A latitude alone is no place.
+        places[np.isnan(places).any(axis=1)] = np.nan
+        return places[self.deployment_N]
+
+    @cached_property
+    def place_offset_D(self) -> NDArray[np.float64]:
+        """Seconds east of UTC that the user states for each deployment; NaN where none is stated."""
+        return np.array(
+            [
+                parse_offset(entry.utc_offset, where=f"utc_offset of deployment {entry.id!r}")
+                if entry.utc_offset
+                else np.nan
+                for entry in self.deployments
+            ],
+            dtype=np.float64,
+        )
+
+    def _per_image(self, values_D: NDArray, missing: object) -> NDArray:
+        # The index -1 of images without a deployment reads the value behind the last one.
+        return np.append(values_D, np.array([missing], values_D.dtype))[self.deployment_N]
+
+    @cached_property
+    def shift_N(self) -> NDArray[np.int64]:
+        """Seconds added to the clock of each image."""
+        return self._per_image(np.array([entry.clock_shift for entry in self.deployments], np.int64), 0)
+
+    @cached_property
+    def has_issues_N(self) -> NDArray[np.bool_]:
+        """Whether the clock of an image's deployment is not trusted (`timestamp_issues`)."""
+        return self._per_image(np.array([entry.timestamp_issues for entry in self.deployments], np.bool_), False)
+
+    @cached_property
+    def is_unplaced_utc_N(self) -> NDArray[np.bool_]:
+        """Whether a time ends in Z while its deployment starts in another offset, and the user states none.
+
+        Such a table was converted to UTC by a program: the hour that is written is not that of the place.
+        """
+        starts = parse_times([entry.start for entry in self.deployments])
+        local_D = ~np.isnan(starts.offset_N) & ~starts.is_utc_N & (starts.offset_N != 0)
+        return self.parsed_times.is_utc_N & self._per_image(local_D & np.isnan(self.place_offset_D), False)
+
+    @cached_property
+    def clock_N(self) -> NDArray[np.float64]:
+        """Seconds of the local clock of each image since 1970; NaN where unknown or masked."""
+        clock_N = local_clock(
+            self.parsed_times, shift_N=self.shift_N, place_offset_N=self._per_image(self.place_offset_D, np.nan)
+        )
+        return np.where(self.has_issues_N | self.is_unplaced_utc_N, np.nan, clock_N)
+
+    @cached_property
+    def hour_N(self) -> NDArray[np.float64]:
+        """Hour of the local clock, 0 to 23; NaN where unknown or masked."""
+        return hours_of_day(self.clock_N)
+
+    @cached_property
+    def month_N(self) -> NDArray[np.float64]:
+        """Month, 1 to 12; NaN where unknown or masked."""
+        return months(self.clock_N)
+
+    @cached_property
+    def day_N(self) -> NDArray[np.float64]:
+        """Day of the year, 1 to 366; NaN where unknown or masked."""
+        return days_of_year(self.clock_N)
+
+    def count_missing(self) -> dict[str, int]:
+        """Count images without an hour or place, by reason."""
+        has_time_N = self.parsed_times.status_N == TimeStatus.OK
+        counts = {
+            "no time": ~has_time_N,
+            "timestamp issues": has_time_N & self.has_issues_N,
+            "UTC at a place with another offset": has_time_N & ~self.has_issues_N & self.is_unplaced_utc_N,
+            "no coordinates": np.isnan(self.places_N2[:, 0]),
+        }
+        return {reason: int(mask.sum()) for reason, mask in counts.items() if mask.any()}
+
+    @cached_property
+    def instant_N(self) -> NDArray[np.float64]:
+        """Seconds by which images of one deployment are ordered, also where the hour is masked; NaN without a time.
+
+        Offsets are subtracted, so that the end of daylight saving does not split a burst. Where some images of a
+        deployment have an offset and others none, all are ordered by the clock as written.
+        """
+        times = self.parsed_times
+        stated_N = self._per_image(self.place_offset_D, np.nan)
+        offset_N = np.where(np.isnan(times.offset_N), stated_N, times.offset_N)
+        has_time_N = times.status_N == TimeStatus.OK
+        num = len(self.deployments) + 1
+        zoned = np.bincount(self.deployment_N[has_time_N & ~np.isnan(offset_N)] + 1, minlength=num) > 0
+        zoneless = np.bincount(self.deployment_N[has_time_N & np.isnan(offset_N)] + 1, minlength=num) > 0
+        as_written_N = (zoned & zoneless)[self.deployment_N + 1]
+        return times.wall_N + self.shift_N - np.where(as_written_N | np.isnan(offset_N), 0.0, offset_N)
+
+    @cached_property
+    def sequence_N(self) -> NDArray[np.int64]:
+        """Number of the source's sequence of each image; -1 for none."""
+        texts = self.media["sequence"].combine_chunks()
+        codes = pc.call_function("dictionary_encode", [texts]).indices.to_numpy().astype(np.int64)
+        empty = pc.call_function("equal", [texts, pa.scalar("")]).to_numpy(zero_copy_only=False)
+        return np.where(empty, -1, codes)
+
+    def events(self, *, gap_seconds: float = GAP_SECONDS) -> Events:
+        """Group images into events; see `group_events`.
+
+        Args:
+            gap_seconds: a longer gap begins a new event.
+        """
+        return group_events(
+            self.deployment_N,
+            self.instant_N,
+            sequence_N=self.sequence_N,
+            frame_N=self.media["frame_number"].to_numpy().astype(np.int64),
+            files=self._files,
+            gap_seconds=gap_seconds,
+        )
+
+    @cached_property
+    def _files(self) -> pa.Array:
+        files = self.media["file"].combine_chunks()
+        is_empty = pc.call_function("equal", [files, pa.scalar("")])
+        return pc.call_function("if_else", [is_empty, pa.array(self.keys, pa.string()), files])
+
+    def labels(self, source: LabelSource = "human") -> NDArray[np.object_]:
+        """Return the label of each image: a taxon's id (else its name), "blank", "human", "vehicle", or "" for none.
+
+        Rows about whole events are no labels of their images: an animal leaves some frames of its burst.
+
+        Args:
+            source: "human" takes observations that no machine made; "machine" only those of machines.
+        """
+        return self._label(source)[0]
+
+    def label_counts(self, source: LabelSource = "human") -> dict[str, int]:
+        """Count why images have no label: none seen, several kinds, an animal without a name, setting up a camera."""
+        return self._label(source)[1]
+
+    def _label(self, source: LabelSource) -> tuple[NDArray[np.object_], dict[str, int]]:
+        choose(source, ("human", "machine", "all"), "source of labels")
+        cached = self._labels.get(source)
+        if cached is None:
+            cached = self._labels[source] = _read_labels(self.collection, source)
+        return cached
+
+    @cached_property
+    def _labels(self) -> dict[str, tuple[NDArray[np.object_], dict[str, int]]]:
+        return {}
+
+    def describe(self) -> Mapping[str, int]:
+        """Return counts for a summary: images, deployments, cameras, and those without hour, place or label."""
+        cameras = len(set(self.camera_N.tolist()))
+        counts = {"images": len(self), "deployments": len(self.deployments), "cameras": cameras}
+        return {**counts, **self.count_missing(), **self.label_counts()}
+
+
+def _read_labels(collection: Collection, source: LabelSource) -> tuple[NDArray[np.object_], dict[str, int]]:
+    table = collection.table("observations").select(["key", "level", "kind", "taxon", "taxon_id", "method", "extra"])
+    is_machine = pc.call_function("equal", [table["method"], pa.scalar("machine")])
+    about_image = pc.call_function("not_equal", [table["level"], pa.scalar("event")])
+    setup = pc.call_function("match_substring", [table["extra"]], pc.MatchSubstringOptions(_SETUP))
+    keys = pa.array(collection.keys, pa.string())
+    setup_N = np.zeros(len(keys), np.bool_)
+    setup_N[tables.positions(table["key"].filter(setup), among=keys)] = True
+    keep = pc.call_function("and", [about_image, pc.call_function("invert", [setup])])
+    if source != "all":
+        keep = pc.call_function("and", [keep, pc.call_function("equal", [is_machine, pa.scalar(source == "machine")])])
+    table = table.filter(keep)
+    names = _label_texts(table)
+    is_named = pc.call_function("not_equal", [names, pa.scalar("")])
+    is_unnamed_animal = pc.call_function("equal", [table["kind"], pa.scalar("animal")])
+    is_unnamed_animal = pc.call_function("and_not", [is_unnamed_animal, is_named])
+    unnamed_N = np.zeros(len(keys), np.bool_)
+    unnamed_N[tables.positions(table["key"].filter(is_unnamed_animal), among=keys)] = True
+    encoded = names.filter(is_named).combine_chunks().dictionary_encode()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    codes, rows = encoded.indices.to_numpy(), tables.positions(table["key"].filter(is_named), among=keys)
+    lowest_N = np.full(len(keys), np.iinfo(np.int64).max)
+    highest_N = np.full(len(keys), -1, np.int64)
+    np.minimum.at(lowest_N, rows, codes)
+    np.maximum.at(highest_N, rows, codes)
+    several_N = (highest_N >= 0) & (lowest_N != highest_N)
+    # An unnamed animal beside a named kind is a second kind; setting up a camera never trains.
+    usable_N = (highest_N >= 0) & ~several_N & ~unnamed_N & ~setup_N
+    values = np.array([*encoded.dictionary.to_pylist(), ""], dtype=object)
+    label_N = values[np.where(usable_N, highest_N, len(values) - 1)]
+    counts = {
+        "several kinds in one image": several_N & ~setup_N,
+        "animal without a name": unnamed_N & ~several_N & ~setup_N,
+        "setting up the camera": setup_N,
+        "unlabeled": ~usable_N & ~several_N & ~unnamed_N & ~setup_N,
+    }
+    return label_N, {reason: int(mask.sum()) for reason, mask in counts.items() if mask.any()}
+
+
+def _label_texts(table: pa.Table) -> pa.ChunkedArray:
+    """Return the label of each observation; "" for one that is none.
+
+    A taxon has its id where any row gives the name exactly one id, so that one species is not two labels.
+    """
+    taxa = table.select(["taxon", "taxon_id"]).filter(pc.call_function("not_equal", [table["taxon_id"], pa.scalar("")]))
+    pairs = {(row["taxon"], row["taxon_id"]) for row in taxa.group_by(["taxon", "taxon_id"]).aggregate([]).to_pylist()}
+    num_ids = Counter(name for name, _ in pairs)
+    id_of = {name: taxon_id for name, taxon_id in pairs if name and num_ids[name] == 1}
+    known = pa.array(list(id_of), pa.string())
+    positions = tables.positions(table["taxon"], among=known)
+    unique = pa.array(list(id_of.values()), pa.string()).take(pa.array(positions, mask=positions < 0))
+    own = pc.call_function("if_else", [_is(table["taxon_id"], ""), pa.scalar(None, pa.string()), table["taxon_id"]])
+    taxon = pc.call_function("coalesce", [own, pa.chunked_array([unique]), table["taxon"]])
+    no_label = pc.call_function("is_in", [table["kind"]], pc.SetLookupOptions(value_set=pa.array(_NO_LABEL)))
+    plain = pc.call_function("if_else", [no_label, pa.scalar(""), table["kind"]])
+    return pc.call_function("if_else", [_is(table["kind"], "animal"), taxon, plain])
+
+
+def _is(column: pa.ChunkedArray, value: str) -> pa.ChunkedArray:
+    return pc.call_function("equal", [column, pa.scalar(value)])
