@@ -3,7 +3,8 @@
 They work on the five best classes of one image, written with seven fields: id;class;order;family;genus;species;common
 name. The real maps of taxa and of regions ship with SpeciesNet's weights, not with its code: a user brings them.
 
-Source: google/cameratrapai (Apache-2.0), speciesnet 5.0.6: taxonomy_utils, geofence_utils, ensemble_prediction_combiner.
+Source: google/cameratrapai (Apache-2.0), speciesnet 5.0.6: taxonomy_utils, geofence_utils,
+ensemble_prediction_combiner.
 Restated here; the golden `speciesnet_rules.json` holds 72 of its decisions.
 """
 

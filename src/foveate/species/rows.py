@@ -1,0 +1,158 @@
+"""Rows on their way through the decision stages, and the trace that each stage leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.records.survey.taxa import Taxa
+from foveate.species.classes import Classes
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+ABSTAINED, FAILED = -1, -2
+"""Answers of a row that names nothing: no stage let a taxon through; the image could not be read."""
+DETECTED = ("animal", "human", "vehicle")
+"""Kinds of a detection, as `Detections.kinds_N` counts them; -1 is none."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The best detection of each image.
+
+    Args:
+        kinds_N: index into `DETECTED`, -1 where nothing was detected.
+        scores_N: confidence in [0, 1], 0 where nothing was detected.
+    """
+
+    kinds_N: Integers
+    scores_N: Floats
+
+    def take(self, rows: Any) -> Detections:
+        """Return the detections of some images."""
+        return Detections(self.kinds_N[rows], self.scores_N[rows])
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a stage did to each row.
+
+    Args:
+        stage: name of the stage.
+        notes: the different things that it did.
+        codes_R: index into `notes`.
+        answers_R: the answer after the stage, as in `Rows.answers_R`.
+        scores_R: probability of that answer.
+    """
+
+    stage: str
+    notes: tuple[str, ...]
+    codes_R: Integers
+    answers_R: Integers
+    scores_R: Floats
+
+    def take(self, rows: Any) -> Trace:
+        """Return the trace of some rows."""
+        return replace(self, codes_R=self.codes_R[rows], answers_R=self.answers_R[rows], scores_R=self.scores_R[rows])
+
+
+def concatenate_traces(parts: Sequence[Trace]) -> Trace:
+    """Join the traces that one stage left on blocks of rows."""
+    index: dict[str, int] = {}
+    codes = [np.array([index.setdefault(n, len(index)) for n in part.notes], dtype=np.int64) for part in parts]
+    return Trace(
+        parts[0].stage,
+        tuple(index),
+        np.concatenate([table[part.codes_R] for table, part in zip(codes, parts, strict=True)]),
+        np.concatenate([part.answers_R for part in parts]),
+        np.concatenate([part.scores_R for part in parts]),
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A block of images; after pooling a row is an event.
+
+    Args:
+        classes: a stage may add some after those that are there, so that answers keep their codes.
+        probabilities_RK: each row sums to 1; one of NaN is an image that failed, or has nothing left to choose from.
+        events_R: event of each row; the rows of an event follow one another.
+        places_R2: degrees (latitude, longitude), NaN where unknown.
+        hours_R: local hour in [0, 24), NaN where unknown.
+        days_R: day of the year from 0, NaN where unknown.
+        images_R: position of the image in the call, after pooling that of the image which shows the event best.
+        answers_R: a taxon; or `len(taxa)` + a class that has none; or ABSTAINED, FAILED.
+        scores_R: probability of the answer; of the best class where the row abstains.
+        is_pooled: whether a row is an event.
+        traces: of the stages passed so far.
+    """
+
+    classes: Classes
+    taxa: Taxa
+    probabilities_RK: Floats
+    events_R: Integers
+    places_R2: Floats
+    hours_R: Floats
+    days_R: Floats
+    detections: Detections
+    images_R: Integers
+    answers_R: Integers
+    scores_R: Floats
+    is_pooled: bool = False
+    traces: tuple[Trace, ...] = ()
+
+    def passed(
+        self, stage: str, probabilities_RK: Floats, notes: tuple[str, ...], codes_R: Integers | None = None
+    ) -> Rows:
+        """Return the rows after a stage that changed probabilities: the answer is the best class.
+
+        Args:
+            codes_R: index into `notes`; the first note by default.
+        """
+        answers_R, scores_R = best_answers(probabilities_RK, self.classes, self.taxa)
+        # A row that failed or abstained stays so.
+        answers_R = np.where(self.answers_R < 0, self.answers_R, answers_R)
+        rows = replace(self, probabilities_RK=probabilities_RK, answers_R=answers_R, scores_R=scores_R)
+        return rows.noted(stage, notes, codes_R)
+
+    def noted(self, stage: str, notes: tuple[str, ...], codes_R: Integers | None = None) -> Rows:
+        """Return the rows with one more trace, of their present answers."""
+        codes_R = np.zeros(len(self.answers_R), dtype=np.int64) if codes_R is None else codes_R
+        trace = Trace(stage, notes, codes_R, self.answers_R, self.scores_R)
+        return replace(self, traces=(*self.traces, trace))
+
+
+Stage = Callable[[Rows], Rows]
+
+
+def answer_codes(classes: Classes, taxa: Taxa) -> Integers:
+    """Return the answer [K] that each class stands for: its taxon, else a code of its own above the taxa."""
+    return np.where(classes.taxa_K >= 0, classes.taxa_K, len(taxa) + np.arange(len(classes)))
+
+
+def merge_columns(probabilities_RK: Floats, groups_K: Integers, num_groups: int) -> Floats:
+    """Sum the columns of each group [R, G]; a group without columns is 0.
+
+    Args:
+        groups_K: group of each column, -1 for none.
+    """
+    columns = np.argsort(groups_K, kind="stable")
+    columns = columns[groups_K[columns] >= 0]
+    sums_RG = np.zeros((len(probabilities_RK), num_groups))
+    if len(columns):
+        groups, starts = np.unique(groups_K[columns], return_index=True)
+        sums_RG[:, groups] = np.add.reduceat(probabilities_RK[:, columns], starts, axis=1)
+    return sums_RG
+
+
+def best_answers(probabilities_RK: Floats, classes: Classes, taxa: Taxa) -> tuple[Integers, Floats]:
+    """Return the answer of the best class of each row, and its probability; ABSTAINED for a row of NaN."""
+    # NaN is the maximum of its row for argmax, so that its score is NaN, too.
+    best_R = probabilities_RK.argmax(axis=1)
+    scores_R = np.take_along_axis(probabilities_RK, best_R[:, None], axis=1)[:, 0]
+    valid_R = ~np.isnan(scores_R)
+    return np.where(valid_R, answer_codes(classes, taxa)[best_R], ABSTAINED), np.where(valid_R, scores_R, 0.0)

@@ -1,0 +1,185 @@
+"""Pooling: the images of a burst decide together, because most animals leave some frames empty.
+
+`megadetector` is the smoothing that MegaDetector's users know: frames keep decisions of their own, and rare labels of a
+burst give way to its common ones (`foveate.species.smoothing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from foveate.core.recipes import Settings
+from foveate.records.survey.taxa import Taxa
+from foveate.species.classes import Classes
+from foveate.species.rows import Floats, Integers, Rows, Stage
+from foveate.species.smoothing import SmoothingSettings, smooth
+from foveate.species.stages.species_list import renormalize
+
+ORDER = 40
+FLOOR = 1e-6
+Method = Literal["mean_logprob", "mean_prob", "max_prob", "vote"]
+BlankMode = Literal["max_animal", "as_class"]
+_BLANK = "blank"
+
+
+class StageSettings(Settings):
+    """Options of the pooling."""
+
+    method: Literal["mean_logprob", "mean_prob", "max_prob", "vote", "megadetector", "none"] = Field(
+        "mean_logprob", description="how the images of an event decide together; none: each image by itself"
+    )
+    blank_mode: BlankMode = Field(
+        "max_animal", description="an event is as blank as its least blank image, or blank is a class like others"
+    )
+    weights: Literal["equal", "detection"] = Field(
+        "equal", description="weigh images equally, or by the confidence of their best detection"
+    )
+    smoothing: SmoothingSettings = Field(SmoothingSettings(), description="options of method megadetector")
+
+
+def pool_events(
+    probabilities_TK: Floats,
+    starts_E: Integers,
+    weights_T: Floats,
+    *,
+    method: Method,
+    blank: int | None = None,
+    blank_mode: BlankMode = "as_class",
+) -> Floats:
+    """Pool the images of each event [E, K].
+
+    Args:
+        probabilities_TK: rows of an event follow one another.
+        starts_E: first row of each event.
+        weights_T: weight of each row; those of an event are divided by their sum. All 0 is like all equal.
+        blank: column of the class blank, None where there is none.
+        blank_mode: "max_animal": the event is as blank as its least blank image, and the rest is pooled from what the
+            images say about the rest, weighed by how little blank they are.
+
+    Source: definition of this project; see docs/methods/species-decisions.md.
+    """
+    if blank is None or blank_mode == "as_class":
+        return _pool(probabilities_TK, starts_E, weights_T, method)
+    blanks_T = probabilities_TK[:, blank]
+    blanks_E = np.minimum.reduceat(blanks_T, starts_E)
+    others_TK = np.delete(probabilities_TK, blank, axis=1)
+    # An image that is certainly blank says nothing about animals, and its rest is 0 / 0.
+    rest_T = others_TK.sum(axis=1)
+    certain_T = rest_T <= 0
+    others_TK /= np.where(certain_T, 1.0, rest_T)[:, None]
+    weights_T = np.where(certain_T, 0.0, weights_T * (1 - blanks_T))
+    events_T = np.repeat(np.arange(len(starts_E)), np.diff(starts_E, append=len(probabilities_TK)))
+    speaking_T, pooled_EK = ~certain_T, np.zeros((len(starts_E), probabilities_TK.shape[1] - 1))
+    if speaking_T.any():
+        speaking_E, starts_S = np.unique(events_T[speaking_T], return_index=True)
+        others_SK = others_TK if speaking_T.all() else others_TK[speaking_T]
+        pooled_EK[speaking_E] = _pool(others_SK, starts_S, weights_T[speaking_T], method)
+        silent_E = np.ones(len(starts_E), dtype=bool)
+        silent_E[speaking_E] = False
+        blanks_E = np.where(silent_E, 1.0, blanks_E)
+    else:
+        blanks_E = np.ones(len(starts_E))
+    pooled_EK *= (1 - blanks_E)[:, None]
+    return np.insert(pooled_EK, blank, blanks_E, axis=1)
+
+
+def _pool(probabilities_TK: Floats, starts_E: Integers, weights_T: Floats, method: Method) -> Floats:
+    if method == "max_prob":
+        return renormalize(np.maximum.reduceat(probabilities_TK, starts_E, axis=0))
+    shares_T = _normalize_weights(weights_T, starts_E)
+    if method == "vote":
+        events_T = np.repeat(np.arange(len(starts_E)), np.diff(starts_E, append=len(probabilities_TK)))
+        votes_EK = np.zeros((len(starts_E), probabilities_TK.shape[1]))
+        np.add.at(votes_EK, (events_T, probabilities_TK.argmax(axis=1)), shares_T)
+        return votes_EK
+    if method == "mean_prob":
+        return renormalize(np.add.reduceat(probabilities_TK * shares_T[:, None], starts_E, axis=0))
+    # One image that is certain of a wrong class must not veto the event: the floor bounds what an image can say.
+    logs_TK = np.maximum(probabilities_TK, FLOOR)
+    np.log(logs_TK, out=logs_TK)
+    logs_TK *= shares_T[:, None]
+    logs_EK = np.add.reduceat(logs_TK, starts_E, axis=0)
+    logs_EK -= logs_EK.max(axis=1, keepdims=True)
+    return renormalize(np.exp(logs_EK, out=logs_EK))
+
+
+def _normalize_weights(weights_T: Floats, starts_E: Integers) -> Floats:
+    lengths_E = np.diff(starts_E, append=len(weights_T))
+    sums_T = np.repeat(np.add.reduceat(weights_T, starts_E), lengths_E)
+    equal_T = 1 / np.repeat(lengths_E, lengths_E)
+    return np.divide(weights_T, sums_T, out=equal_T, where=sums_T > 0)
+
+
+def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
+    """See `foveate.species.stages`."""
+    if settings.method == "none":
+        return None
+    if settings.method == "megadetector":
+        return lambda rows: smooth(rows, settings.smoothing)
+    method = settings.method
+
+    def apply(rows: Rows) -> Rows:
+        blank = rows.classes.labels.index(_BLANK) if _BLANK in rows.classes.labels else None
+        events_E, starts_E, lengths_E = np.unique(rows.events_R, return_index=True, return_counts=True)
+        event_R = np.repeat(np.arange(len(events_E)), lengths_E)
+        valid_R = ~np.isnan(rows.probabilities_RK[:, 0])
+        weights_R = rows.detections.scores_N if settings.weights == "detection" else np.ones(len(event_R))
+        pooled_EK = np.full((len(events_E), len(rows.classes)), np.nan)
+        if valid_R.any():
+            valid_E, starts_V = np.unique(event_R[valid_R], return_index=True)
+            probabilities = rows.probabilities_RK if valid_R.all() else rows.probabilities_RK[valid_R]
+            pooled_EK[valid_E] = pool_events(
+                probabilities,
+                starts_V,
+                weights_R[valid_R],
+                method=method,
+                blank=blank,
+                blank_mode=settings.blank_mode,
+            )
+        num_valid_E = np.add.reduceat(valid_R.astype(np.int64), starts_E)
+        notes, codes_E = _describe(settings, num_valid_E, lengths_E)
+        best_E = _select_best(rows.probabilities_RK, pooled_EK, event_R)
+        strongest_E = _select_first(-rows.detections.scores_N, event_R)
+        # An event fails only if all its images failed.
+        answers_E = np.maximum.reduceat(np.minimum(rows.answers_R, 0), starts_E)
+        events = replace(
+            rows,
+            events_R=events_E,
+            places_R2=rows.places_R2[best_E],
+            hours_R=rows.hours_R[best_E],
+            days_R=rows.days_R[best_E],
+            detections=rows.detections.take(strongest_E),
+            images_R=rows.images_R[best_E],
+            answers_R=answers_E,
+            is_pooled=True,
+            traces=tuple(trace.take(best_E) for trace in rows.traces),
+        )
+        return events.passed("pooling", pooled_EK, notes, codes_E)
+
+    return apply
+
+
+def _describe(settings: StageSettings, valid_E: Integers, total_E: Integers) -> tuple[tuple[str, ...], Integers]:
+    pairs, codes_E = np.unique(np.stack([valid_E, total_E], axis=1), axis=0, return_inverse=True)
+    name = f"{settings.method}, {settings.blank_mode}"
+    notes = tuple(f"{name}: {valid} of {total} images" for valid, total in pairs.tolist())
+    return notes, codes_E.reshape(-1)
+
+
+def _select_best(probabilities_RK: Floats, pooled_EK: Floats, event_R: Integers) -> Integers:
+    """Return the row of each event that is surest of the event's best class."""
+    best_R = pooled_EK.argmax(axis=1)[event_R]
+    scores_R = np.take_along_axis(probabilities_RK, best_R[:, None], axis=1)[:, 0]
+    return _select_first(np.where(np.isnan(scores_R), np.inf, -scores_R), event_R)
+
+
+def _select_first(keys_R: NDArray[np.float64], event_R: Integers) -> Integers:
+    """Return the row with the lowest key of each event, the first of equals."""
+    order = np.lexsort((keys_R, event_R))
+    return order[np.unique(event_R[order], return_index=True)[1]]

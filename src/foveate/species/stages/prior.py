@@ -1,0 +1,99 @@
+"""Prior: what the place, the hour and the season make more or less likely. Soft: a floor keeps every class possible.
+
+q_k is proportional to p_k max(prior_k, floor)^strength over animals; a class of which the prior knows nothing keeps
+factor 1, and blank, human, vehicle and unknown are never touched. A species list switches the prior off, because a
+person who writes a list knows more than a map; `within_list` re-ranks what the list lets through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from foveate.core.errors import UserError
+from foveate.core.recipes import Settings
+from foveate.records.survey.taxa import Taxa
+from foveate.species.classes import Classes
+from foveate.species.priors import open_prior
+from foveate.species.rows import Floats, Rows, Stage
+from foveate.species.stages.species_list import StageSettings as ListSettings
+from foveate.species.stages.species_list import renormalize
+
+ORDER = 20
+_PARTS = ("place", "hour", "season")
+
+
+class StageSettings(Settings):
+    """Options of the prior."""
+
+    source: Path | None = Field(
+        None, description="folder of a prior that `species train` wrote, or BirdNET's geomodel (a file .onnx)"
+    )
+    by_place: bool = Field(False, description="weigh classes by the place of the camera")
+    by_hour: bool = Field(False, description="weigh classes by the local hour")
+    by_season: bool = Field(False, description="weigh classes by the day of the year")
+    strength: float = Field(1.0, ge=0, le=10, description="exponent of the prior; 0 changes nothing")
+    floor: float = Field(0.01, ge=0, le=1, description="smallest factor, so that no class becomes impossible")
+    within_list: bool = Field(False, description="use the prior although a species list is in use")
+
+
+def weigh_by_prior(
+    probabilities_RK: Floats, prior_RK: Floats, animals_K: NDArray[np.bool_], *, strength: float, floor: float
+) -> Floats:
+    """Multiply probabilities by a prior and renormalize; a row with nothing left is NaN.
+
+    Args:
+        prior_RK: factors, NaN where the prior knows nothing.
+        animals_K: the classes that the prior acts on.
+    """
+    factors = np.maximum(prior_RK, floor) ** strength
+    factors[np.isnan(factors)] = 1.0
+    factors[:, ~animals_K] = 1.0
+    return renormalize(probabilities_RK * factors)
+
+
+def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
+    """See `foveate.species.stages`."""
+    used = [part for part in _PARTS if getattr(settings, f"by_{part}")]
+    if not used:
+        if settings.source is not None:
+            raise UserError(f"prior: nothing reads {settings.source}; expected --place-prior, --hour-prior or more")
+        return None
+    listing = others.get("species_list")
+    if isinstance(listing, ListSettings) and listing.file is not None and not settings.within_list:
+        return lambda rows: rows.noted("prior", ("off: a species list is in use",))
+    if settings.source is None:
+        raise UserError(f"prior: --{used[0]}-prior needs a prior; expected --prior with a folder or a file .onnx")
+    prior = open_prior(settings.source, classes, taxa, parts=used)
+    subsets = [[part for bit, part in enumerate(_PARTS) if code >> bit & 1] for code in range(2 ** len(_PARTS))]
+    notes = tuple(
+        f"{prior.name} prior of {', '.join(parts)}" if parts else f"{prior.name} prior: nothing known"
+        for parts in subsets
+    )
+
+    def apply(rows: Rows) -> Rows:
+        conditions = [
+            rows.places_R2 if "place" in used else np.full_like(rows.places_R2, np.nan),
+            (rows.hours_R if "hour" in used else np.full_like(rows.hours_R, np.nan))[:, None],
+            (rows.days_R if "season" in used else np.full_like(rows.days_R, np.nan))[:, None],
+        ]
+        # A camera takes thousands of images under few conditions.
+        unique, inverse_R = np.unique(np.hstack(conditions), axis=0, return_inverse=True)
+        prior_UK = prior.factors(unique[:, :2], unique[:, 2], unique[:, 3])
+        known = ~np.isnan(np.stack([unique[:, :2].sum(axis=1), unique[:, 2], unique[:, 3]], axis=1))
+        codes_U = known @ (1 << np.arange(len(_PARTS)))
+        inverse_R = inverse_R.reshape(-1)
+        weighted = weigh_by_prior(
+            rows.probabilities_RK,
+            prior_UK[inverse_R],
+            rows.classes.animals_K,
+            strength=settings.strength,
+            floor=settings.floor,
+        )
+        return rows.passed("prior", weighted, notes, codes_U[inverse_R])
+
+    return apply
