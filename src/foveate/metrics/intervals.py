@@ -1,4 +1,4 @@
-"""Confidence intervals: bootstrap over images for one model, t-intervals over training seeds.
+"""Confidence intervals: bootstrap over images for one model, t-intervals over training seeds, Wilson's for shares.
 
 Regions of one image are not independent, so the bootstrap draws whole images (a cluster bootstrap) and
 takes percentiles. The two kinds answer different questions: another test set, or another training run.
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from foveate.core.errors import UserError
 from foveate.core.results import Value
@@ -176,6 +176,26 @@ def seed_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
         return Interval(mean, None, None, n, level)
     half = float(stdtrit(n - 1, (1 + level) / 2)) * float(checked.std(ddof=1)) / n**0.5
     return Interval(mean, mean - half, mean + half, n, level)
+
+
+def wilson_interval(hits: int, n: int, *, level: float = 0.95) -> Interval | None:
+    """Return a share with Wilson's score interval, which holds for few samples and shares near 0 or 1; None for n = 0.
+
+    Args:
+        hits: out of `n` independent samples.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    _check_level(level)
+    if not 0 <= hits <= n:
+        raise UserError(f"hits: out of range (got {hits} of {n} samples)")
+    if n == 0:
+        return None
+    share, z = hits / n, float(ndtri((1 + level) / 2))
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    # At a share of 0 or 1 one end is exactly that, but for rounding.
+    return Interval(share, 0.0 if hits == 0 else center - half, 1.0 if hits == n else center + half, n, level)
 
 
 def interval_by_slice(

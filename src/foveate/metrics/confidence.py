@@ -1,0 +1,99 @@
+"""Trust in probabilities: calibration error, likelihood, Brier score, and accuracy against coverage."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foveate.core.errors import UserError
+from foveate.metrics.classification import ClassCounts, count_classes
+
+
+class CoveragePoint(NamedTuple):
+    """What remains at one threshold: samples with a confidence of at least `threshold`.
+
+    Attributes:
+        coverage: share of samples that remain.
+        accuracy: of these; NaN if none remains.
+        counts: by class; `support_K` counts all samples, so that recall sinks with coverage.
+    """
+
+    threshold: float
+    coverage: float
+    accuracy: float
+    counts: ClassCounts
+
+
+class CoverageCurve(NamedTuple):
+    """Accuracy against coverage at every threshold that changes them, coverage rising."""
+
+    thresholds_T: NDArray[np.float64]
+    coverage_T: NDArray[np.float64]
+    accuracy_T: NDArray[np.float64]
+
+
+def _checked(confidences_N: ArrayLike, *others: ArrayLike) -> NDArray[np.float64]:
+    confidences = np.asarray(confidences_N, dtype=np.float64)
+    if confidences.ndim != 1 or not len(confidences) or any(len(np.asarray(o)) != len(confidences) for o in others):
+        raise UserError("confidences: expected one for each prediction and truth, and at least one")
+    if not ((confidences >= 0) & (confidences <= 1)).all():
+        raise UserError("confidences: out of range; expected numbers in [0, 1]")
+    return confidences
+
+
+def expected_calibration_error(confidences_N: ArrayLike, correct_N: ArrayLike, *, num_bins: int = 15) -> float:
+    """Return ECE in [0, 1]: the mean distance of confidence and accuracy over bins, weighted by their samples.
+
+    Args:
+        confidences_N: probability of the predicted class.
+        correct_N: whether it is right.
+        num_bins: of equal width; the first is closed, the others are (low, high].
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
+    """
+    confidences = _checked(confidences_N, correct_N)
+    if num_bins < 1:
+        raise UserError(f"num_bins: out of range (got {num_bins}); expected 1 or more")
+    edges = np.linspace(0.0, 1.0, num_bins + 1)
+    bin_N = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, num_bins - 1)
+    gap_N = confidences - np.asarray(correct_N, dtype=np.float64)
+    return float(np.abs(np.bincount(bin_N, weights=gap_N, minlength=num_bins)).sum() / len(confidences))
+
+
+def negative_log_likelihood(probabilities_NK: ArrayLike, truth_N: ArrayLike) -> float:
+    """Return the mean of -log p(true class); inf where it has probability 0."""
+    probabilities, truth = np.asarray(probabilities_NK, dtype=np.float64), np.asarray(truth_N)
+    with np.errstate(divide="ignore"):
+        return float(-np.log(probabilities[np.arange(len(truth)), truth]).mean())
+
+
+def brier_score(probabilities_NK: ArrayLike, truth_N: ArrayLike) -> float:
+    """Return the mean squared distance of the probabilities to the one-hot truth, in [0, 2]."""
+    probabilities, truth = np.asarray(probabilities_NK, dtype=np.float64), np.asarray(truth_N)
+    # |p - e|^2 = |p|^2 - 2 p_true + 1 needs no one-hot table.
+    true_N = probabilities[np.arange(len(truth)), truth]
+    return float((np.square(probabilities).sum(1) - 2 * true_N + 1).mean())
+
+
+def coverage_at(
+    confidences_N: ArrayLike, predictions_N: ArrayLike, truth_N: ArrayLike, *, threshold: float, num_classes: int
+) -> CoveragePoint:
+    """Return coverage, accuracy and counts by class of the samples whose confidence is at least `threshold`."""
+    confidences = _checked(confidences_N, predictions_N, truth_N)
+    remains_N = confidences >= threshold
+    predictions, truth = np.where(remains_N, predictions_N, -1), np.asarray(truth_N)
+    correct = int(((predictions == truth) & remains_N).sum())
+    accuracy = correct / int(remains_N.sum()) if remains_N.any() else float("nan")
+    return CoveragePoint(threshold, float(remains_N.mean()), accuracy, count_classes(predictions, truth, num_classes))
+
+
+def coverage_curve(confidences_N: ArrayLike, correct_N: ArrayLike) -> CoverageCurve:
+    """Return accuracy against coverage at all distinct confidences, the highest threshold first."""
+    confidences = _checked(confidences_N, correct_N)
+    order = np.argsort(-confidences, kind="stable")
+    correct_N = np.cumsum(np.asarray(correct_N, dtype=np.float64)[order])
+    # Equal confidences pass a threshold together, so that only the last of them is a point of the curve.
+    ends = np.flatnonzero(np.append(np.diff(confidences[order]) != 0, True))
+    return CoverageCurve(confidences[order][ends], (ends + 1) / len(confidences), correct_N[ends] / (ends + 1))
