@@ -21,7 +21,7 @@ from foveate.training.stopping import BestEvaluation
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "cosmo"
 RELATIONS = {"image_id": Relation.SPECIES, "id_id": Relation.PARENT}
-RELATIONS |= {"image_location": Relation.PLACE, "image_time": Relation.HOUR}
+RELATIONS |= {"image_location": Relation.LOCATION, "image_time": Relation.TIME}
 
 
 class TinyNetwork(nn.Module):

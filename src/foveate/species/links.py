@@ -6,6 +6,7 @@ encoder, so that images which were never seen have one. Places and hours come fr
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import cast
@@ -23,19 +24,24 @@ from foveate.vision.encoder import ImageEncoder
 class Relation(IntEnum):
     """Relations of the graph: what an image or taxon is linked to."""
 
-    HOUR = 0
+    TIME = 0
     PARENT = 1
-    PLACE = 2
+    LOCATION = 2
     SPECIES = 3
 
 
-def build_score(name: str, dim: int) -> Score:
+def build_score(name: str, dim: int, *, rows: int | None = None) -> Score:
     """Build the score of a name, a module of `foveate.species.scores`.
+
+    Args:
+        rows: of ConvE; other scores have none.
 
     Raises:
         UserError: there is no such score, or it has no such dimension.
     """
-    return cast(Score, load_plugin("foveate.species.scores", name, "SCORE", label="score")(dim))
+    kind = load_plugin("foveate.species.scores", name, "SCORE", label="score")
+    options = {"rows": rows} if rows is not None and "rows" in inspect.signature(kind).parameters else {}
+    return cast(Score, kind(dim, **options))
 
 
 class ImageNetwork(nn.Module):
@@ -112,7 +118,9 @@ class LinkModel(nn.Module):
             return self.entities.weight[self.targets_K]
         if relation is Relation.PARENT:
             return self.entities.weight
-        network, values = (self.places, self.places_NF) if relation is Relation.PLACE else (self.hours, self.hours_NF)
+        network, values = (
+            (self.places, self.places_NF) if relation is Relation.LOCATION else (self.hours, self.hours_NF)
+        )
         if network is None:
             raise UserError(f"relation '{relation.name.lower()}': this model was trained without it")
         return network(values)

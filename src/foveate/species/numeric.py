@@ -86,7 +86,7 @@ def scale_places(places_N2: NDArray[np.float64], kind: PlaceInput, *, reference_
         latitude_N, longitude_N = np.deg2rad(places_N2).T
         x_N, y_N = np.cos(latitude_N) * np.cos(longitude_N), np.cos(latitude_N) * np.sin(longitude_N)
         values = np.stack([x_N, y_N, np.sin(latitude_N)], axis=1)
-    elif kind == "standardized":
+    elif kind == "standardized" and len(places_N2):
         deviation_2 = reference_N2.std(axis=0)
         # All cameras on one parallel: nothing to divide by.
         values = (places_N2 - reference_N2.mean(axis=0)) / np.where(deviation_2 > 0, deviation_2, 1.0)

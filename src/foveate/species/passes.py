@@ -156,8 +156,8 @@ class PassOrder:
 
 def _shuffle(count: int, *parts: object) -> Rows:
     # Raw words of the bit generator stay the same over NumPy versions, `Generator.permutation` need not.
-    words = seeds.generator("links", *parts).bit_generator.random_raw(count)
-    return np.argsort(words, kind="stable").astype(np.int64)
+    draws = seeds.generator("links", *parts).bit_generator.random_raw(count)
+    return np.argsort(draws, kind="stable").astype(np.int64)
 
 
 class FeatureBatches:

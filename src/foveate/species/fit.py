@@ -1,0 +1,181 @@
+"""Fitting a link model: builds the network for the links at hand and runs the house's training loop on them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from foveate.core.errors import UserError
+from foveate.core.progress import say
+from foveate.core.runs import RunFolder
+from foveate.records.images import BadImage
+from foveate.species.link_data import LinkData
+from foveate.species.links import LinkModel, build_score
+from foveate.species.numeric import scale_hours, scale_places
+from foveate.species.passes import FeatureBatches, ImageBatches, PassOrder
+from foveate.species.recipe import GraphSettings, LinkTraining
+from foveate.species.task import LinkTask, class_offsets
+from foveate.training.distributed import world
+from foveate.training.loader import BatchSource
+from foveate.training.loop import TrainingOutcome, train
+from foveate.vision.registry import seeded
+
+_BATCH = 256
+_IMAGE_BATCH = 32  # of pixels
+Rows = NDArray[np.int64]
+
+
+def build_link_model(
+    data: LinkData, settings: GraphSettings, image: Callable[[], nn.Module], *, seed: int
+) -> LinkModel:
+    """Build the untrained model of a set of links; the same seed gives the same initial values.
+
+    Args:
+        image: builds the network of images.
+    """
+    contexts = data.present_contexts
+    places = scale_places(
+        data.candidate_places_P2, settings.place_input, reference_N2=data.places_N2[data.links_of_places()]
+    )
+    with seeded(seed):
+        return LinkModel(
+            image(),
+            num_entities=len(data.entity_taxa),
+            targets=data.targets_K.tolist(),
+            dim=settings.dim,
+            score=build_score(settings.score, settings.dim, rows=settings.conve_rows),
+            places_NF=places if "place" in contexts else None,
+            hours_NF=scale_hours(data.candidate_hours_H, settings.hour_input) if "time" in contexts else None,
+            start=settings.start,
+        )
+
+
+class Inputs(ABC):
+    """Inputs of the image network, by row of the images."""
+
+    @abstractmethod
+    def batches(self, order: PassOrder, *, workers: int) -> BatchSource:
+        """Return the batches of a training."""
+
+    @abstractmethod
+    def apply(self, network: Callable[[Tensor], Tensor], rows: Rows, device: torch.device) -> tuple[Tensor, Rows]:
+        """Return outputs [n, ...] of a network on the CPU, and the rows that could be read."""
+
+
+class FeatureInputs(Inputs):
+    """Features in memory, [N, F] of all images; rows that nobody asks for may be anything."""
+
+    def __init__(self, features_NF: Tensor) -> None:
+        self.features_NF = features_NF
+
+    def batches(self, order: PassOrder, *, workers: int) -> BatchSource:
+        """See `Inputs.batches`; nothing is loaded, so no worker has anything to do."""
+        return FeatureBatches(order, self.features_NF)
+
+    def apply(self, network: Callable[[Tensor], Tensor], rows: Rows, device: torch.device) -> tuple[Tensor, Rows]:
+        """See `Inputs.apply`."""
+        parts = [network(self.features_NF[part].to(device)).cpu() for part in torch.from_numpy(rows).split(_BATCH)]
+        return torch.cat(parts), rows
+
+
+class PixelInputs(Inputs):
+    """Images that are decoded whenever they are needed.
+
+    Args:
+        load: row to uint8 pixels [3, H, W]; raises BadImage. keys: of the images, for errors.
+    """
+
+    def __init__(self, load: Callable[[int], Tensor], keys: Sequence[str]) -> None:
+        self.load, self.keys = load, keys
+
+    def batches(self, order: PassOrder, *, workers: int) -> BatchSource:
+        """See `Inputs.batches`."""
+        return ImageBatches(order, self.load, self.keys, workers=workers)
+
+    def apply(self, network: Callable[[Tensor], Tensor], rows: Rows, device: torch.device) -> tuple[Tensor, Rows]:
+        """See `Inputs.apply`."""
+        outputs, readable = list[Tensor](), list[int]()
+        for start in range(0, len(rows), _IMAGE_BATCH):
+            pixels = []
+            for row in rows[start : start + _IMAGE_BATCH].tolist():
+                try:
+                    pixels.append(self.load(row))
+                except BadImage:
+                    continue
+                readable.append(row)
+            if pixels:
+                outputs.append(network(torch.stack(pixels).to(device)).cpu())
+        if not readable:
+            raise UserError(f"none of {len(rows)} images can be read, first '{self.keys[rows[0]]}'")
+        return torch.cat(outputs), np.array(readable, dtype=np.int64)
+
+
+def order_passes(model: LinkModel, data: LinkData, training: LinkTraining) -> PassOrder:
+    """Return the batches of every epoch of a training."""
+    return PassOrder(
+        data.passes(training),
+        batch_size=training.batch_size,
+        seed=training.seed,
+        drop_last=model.score.drops_last,
+        schedule=training.schedule,
+    )
+
+
+def fit_links(
+    model: LinkModel,
+    data: LinkData,
+    inputs: Inputs,
+    training: LinkTraining,
+    run: RunFolder,
+    *,
+    image_learning_rate: float,
+) -> TrainingOutcome:
+    """Train a link model; the same call again resumes a stopped run. See `foveate.training.loop.train`.
+
+    Raises:
+        UserError: several processes, or too few labeled images.
+    """
+    if world().size > 1:
+        raise UserError(
+            f"species train: runs in one process (got WORLD_SIZE {world().size}); start it without torchrun"
+        )
+    order = order_passes(model, data, training)
+    labels_N, selects = data.labels_N[data.train_rows], len(data.validation_rows) > 0
+    settings = training.resolve(order.steps_per_epoch, selects=selects)
+    offsets_K = None
+    if training.balance == "logit_adjustment":
+        offsets_K = class_offsets(labels_N, len(data.classes), training.tau)
+    steps_per_epoch = order.steps_per_epoch if selects else None
+    if not selects:
+        say("no labeled validation images: the last epoch is taken")
+    task = LinkTask(
+        model,
+        image_rate_scale=image_learning_rate / training.learning_rate,
+        offsets_K=offsets_K,
+        steps_per_epoch=steps_per_epoch,
+        evaluation=lambda: measure(model, data, inputs),
+    )
+    return train(task, inputs.batches(order, workers=settings.workers), settings, run)
+
+
+@torch.no_grad()
+def measure(model: nn.Module, data: LinkData, inputs: Inputs) -> Mapping[str, float]:
+    """Return accuracy and macro-F1 (WILDS: over classes present in the truth) of the validation images."""
+    device = next(model.parameters()).device
+    logits, rows = inputs.apply(model, data.validation_rows, device)
+    predicted_N, truth_N = logits.argmax(dim=1).numpy(), data.labels_N[rows]
+    return {"accuracy": float((predicted_N == truth_N).mean()), "macro_f1": macro_f1_present(predicted_N, truth_N)}
+
+
+def macro_f1_present(predicted_N: Rows, truth_N: Rows) -> float:
+    """Return the mean F1 over the classes that occur in the truth."""
+    size = int(max(predicted_N.max(), truth_N.max())) + 1
+    truth_C, predicted_C = np.bincount(truth_N, minlength=size), np.bincount(predicted_N, minlength=size)
+    right_C = np.bincount(truth_N[predicted_N == truth_N], minlength=size)
+    present = truth_C > 0
+    return float((2 * right_C[present] / (truth_C[present] + predicted_C[present])).mean())

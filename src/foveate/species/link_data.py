@@ -1,0 +1,239 @@
+"""Images, labels, places, hours and parents as arrays: what of a graph is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.core.errors import UserError
+from foveate.records.survey.taxa import Taxa
+from foveate.species.classes import Classes
+from foveate.species.links import Relation
+from foveate.species.passes import LinkRows
+from foveate.species.recipe import CONTEXTS, Context, LinkTraining
+
+Rows = NDArray[np.int64]
+# Coordinates that differ by less than a centimeter are one place, whatever digits they were written with.
+_PLACE_DIGITS = 7
+
+
+def empty_taxa() -> Taxa:
+    """Return taxa of a survey without a taxonomy."""
+    return Taxa(ids=(), names=(), ranks=(), parents=np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class LinkData:
+    """Links of N images and of the taxonomy.
+
+    Attributes:
+        classes, taxa: what the K columns of an answer stand for.
+        labels_N: class of each image, -1 for none.
+        is_train_N: images that links are trained of.
+        is_validation_N: images that select the best epoch.
+        places_N2: degrees, NaN where unknown. hours_N: 0 to 23, NaN where unknown.
+        entity_taxa: taxon of each entity, -1 for a label without one.
+        targets_K: entity of each class.
+        edges_M2: child and parent, as entities.
+        all_candidates: places and hours of all splits compete, not of the training images alone (official).
+        contexts: that are switched on.
+    """
+
+    classes: Classes
+    taxa: Taxa
+    labels_N: Rows
+    is_train_N: NDArray[np.bool_]
+    is_validation_N: NDArray[np.bool_]
+    places_N2: NDArray[np.float64]
+    hours_N: NDArray[np.float64]
+    entity_taxa: Rows
+    targets_K: Rows
+    edges_M2: Rows
+    all_candidates: bool = False
+    contexts: tuple[Context, ...] = field(default=CONTEXTS)
+
+    def __post_init__(self) -> None:
+        wrong_N = ~np.isnan(self.hours_N) & ~((self.hours_N >= 0) & (self.hours_N < 24))
+        if wrong_N.any():
+            raise UserError(f"hours: out of range (got {self.hours_N[wrong_N][0]:g}); expected 0 to 23, NaN for none")
+        latitude_N, longitude_N = self.places_N2.T
+        wrong_N = (np.abs(latitude_N) > 90) | (np.abs(longitude_N) > 180)
+        if wrong_N.any():
+            # The row, not the coordinates: errors end in logs.
+            raise UserError(
+                f"places: image {int(np.flatnonzero(wrong_N)[0])} is out of range; expected latitude in [-90, 90] and "
+                "longitude in [-180, 180], NaN for none"
+            )
+
+    @cached_property
+    def train_rows(self) -> Rows:
+        """Labeled training images, ascending."""
+        return np.flatnonzero(self.is_train_N & (self.labels_N >= 0))
+
+    @cached_property
+    def validation_rows(self) -> Rows:
+        """Labeled validation images, ascending."""
+        return np.flatnonzero(self.is_validation_N & (self.labels_N >= 0))
+
+    def _candidate_rows(self) -> Rows:
+        return np.arange(len(self.labels_N)) if self.all_candidates else self.train_rows
+
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.float64], Rows]:
+        return _first_appearances(np.round(self.places_N2, _PLACE_DIGITS), self._candidate_rows())
+
+    @cached_property
+    def _hours(self) -> tuple[NDArray[np.float64], Rows]:
+        values, hour_N = _first_appearances(np.floor(self.hours_N)[:, None], self._candidate_rows())
+        return values[:, 0], hour_N
+
+    @property
+    def candidate_places_P2(self) -> NDArray[np.float64]:
+        """Distinct places that compete, in order of first appearance."""
+        return self._places[0]
+
+    @property
+    def candidate_hours_H(self) -> NDArray[np.float64]:
+        """Distinct hours that compete, in order of first appearance."""
+        return self._hours[0]
+
+    @property
+    def place_N(self) -> Rows:
+        """Candidate place of each image, -1 where it has none."""
+        return self._places[1]
+
+    @property
+    def hour_N(self) -> Rows:
+        """Candidate hour of each image, -1 where it has none."""
+        return self._hours[1]
+
+    def links_of_places(self) -> Rows:
+        """Return one training image of each distinct place: what places are standardized by."""
+        rows = self.links(Relation.LOCATION).heads_N
+        return rows[np.unique(self.place_N[rows], return_index=True)[1]]
+
+    def links(self, relation: Relation, *, balanced: bool = False, name: str = "") -> LinkRows:
+        """Return the training links of a relation; of images only those with a label."""
+        if relation is Relation.PARENT:
+            return LinkRows(relation, self.edges_M2[:, 0], self.edges_M2[:, 1], name=name)
+        tails_N = {Relation.SPECIES: self.labels_N, Relation.LOCATION: self.place_N, Relation.TIME: self.hour_N}[
+            relation
+        ]
+        rows = self.train_rows[tails_N[self.train_rows] >= 0]
+        return LinkRows(relation, rows, tails_N[rows], balanced, name)
+
+    @cached_property
+    def present_contexts(self) -> tuple[Context, ...]:
+        """Contexts that are switched on and have links."""
+        relations = {"taxonomy": Relation.PARENT, "place": Relation.LOCATION, "time": Relation.TIME}
+        return tuple(name for name in CONTEXTS if name in self.contexts and len(self.links(relations[name]).heads_N))
+
+    def passes(self, training: LinkTraining) -> list[LinkRows]:
+        """Return the passes of an epoch, in order.
+
+        Source: the released code of COSMO, main.py: parents, places, a second species pass where there are place and
+        time but no taxonomy, hours, species.
+        """
+        contexts, species = self.present_contexts, Relation.SPECIES
+        balanced = training.balance == "sampling"
+        passes = []
+        if "taxonomy" in contexts:
+            passes += [self.links(Relation.PARENT, name=str(number)) for number in range(training.taxonomy_passes)]
+        if "place" in contexts:
+            passes.append(self.links(Relation.LOCATION))
+            if "time" in contexts and "taxonomy" not in contexts and training.extra_species_pass:
+                passes.append(self.links(species, balanced=balanced, name="extra"))
+        if "time" in contexts:
+            passes.append(self.links(Relation.TIME))
+        return [*passes, self.links(species, balanced=balanced)]
+
+
+def _first_appearances(values_NC: NDArray[np.float64], rows: Rows) -> tuple[NDArray[np.float64], Rows]:
+    """Return the distinct values of `rows` in order of first appearance, and the index of every row's value."""
+    known = rows[~np.isnan(values_NC[rows]).any(axis=1)]
+    # -0.0 and 0.0 are one place.
+    values_NC = values_NC + 0.0
+    _, first = np.unique(values_NC[known], axis=0, return_index=True)
+    distinct = values_NC[known[np.sort(first)]]
+    indices = {tuple(value): index for index, value in enumerate(distinct.tolist())}
+    return distinct, np.array([indices.get(tuple(value), -1) for value in values_NC.tolist()], dtype=np.int64)
+
+
+def build_entities(classes: Classes, taxa: Taxa) -> tuple[Rows, Rows, Rows]:
+    """Return the taxon of each entity, the entity of each class, and the edges between entities.
+
+    Classes come first, then their ancestors. Only taxa on a walk from a class to its root take part. A class that is an
+    ancestor of another one is one entity in both roles.
+
+    Raises:
+        UserError: two classes have one taxon.
+    """
+    class_taxa = classes.taxa_K[classes.taxa_K >= 0].tolist()
+    if len(set(class_taxa)) < len(class_taxa):
+        taxon = next(index for index in class_taxa if class_taxa.count(index) > 1)
+        labels = [label for label, index in zip(classes.labels, classes.taxa_K.tolist(), strict=True) if index == taxon]
+        raise UserError(f"labels {', '.join(map(repr, labels))} are one taxon ({taxa.names[taxon]}); merge them")
+    ancestors = dict.fromkeys(ancestor for taxon in class_taxa for ancestor in taxa.lineage(taxon))
+    known = set(class_taxa)
+    entity_taxa = [*classes.taxa_K.tolist(), *(taxon for taxon in ancestors if taxon not in known)]
+    entity_of = {taxon: entity for entity, taxon in enumerate(entity_taxa) if taxon >= 0}
+    # In the order of the taxonomy, whatever the order of classes.
+    edges = [
+        (entity_of[child], entity_of[int(taxa.parents[child])])
+        for child in sorted(ancestors)
+        if taxa.parents[child] >= 0
+    ]
+    return (
+        np.array(entity_taxa, dtype=np.int64),
+        np.arange(len(classes), dtype=np.int64),
+        np.array(edges, dtype=np.int64).reshape(-1, 2),
+    )
+
+
+def match_classes(names: Sequence[str], taxa: Taxa) -> Classes:
+    """Return classes of distinct labels, each matched to a taxon by id or by an unambiguous name."""
+    matches = [taxa.index(name) if name in taxa else taxa.find(name) for name in names]
+    return Classes(tuple(names), np.array(matches, dtype=np.int64))
+
+
+def link_arrays(
+    labels: Sequence[str],
+    *,
+    order: Sequence[str] | None = None,
+    taxa: Taxa | None = None,
+    places: NDArray[np.float64] | None = None,
+    hours: NDArray[np.float64] | None = None,
+    contexts: Sequence[Context] = CONTEXTS,
+    validation: NDArray[np.bool_] | None = None,
+    all_candidates: bool = False,
+) -> LinkData:
+    """Return the links of labeled images in arrays; an empty label is none.
+
+    Args:
+        order: all labels in the order of the classes; sorted by default.
+        validation: [N] images that select the best epoch and are not trained on.
+    """
+    taxa = taxa or empty_taxa()
+    count = len(labels)
+    classes = match_classes(sorted(set(labels) - {""}) if order is None else order, taxa)
+    columns = {label: column for column, label in enumerate(classes.labels)}
+    entity_taxa, targets_K, edges_M2 = build_entities(classes, taxa)
+    is_validation_N = np.zeros(count, np.bool_) if validation is None else np.asarray(validation, np.bool_)
+    return LinkData(
+        classes=classes,
+        taxa=taxa,
+        labels_N=np.array([columns.get(label, -1) for label in labels], dtype=np.int64),
+        is_train_N=~is_validation_N,
+        is_validation_N=is_validation_N,
+        places_N2=np.full((count, 2), np.nan) if places is None else np.asarray(places, np.float64),
+        hours_N=np.full(count, np.nan) if hours is None else np.asarray(hours, np.float64),
+        entity_taxa=entity_taxa,
+        targets_K=targets_K,
+        edges_M2=edges_M2,
+        all_candidates=all_candidates,
+        contexts=tuple(contexts),
+    )

@@ -1,0 +1,175 @@
+"""`LinkClassifier`: scikit-learn's conventions, what contexts change, and the invariants of the method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from tests.naming import raises_naming
+
+from foveate.core.errors import UserError
+from foveate.records.survey.taxa import Taxa
+from foveate.species.classifier import LinkClassifier
+from foveate.species.fold import fold_species
+from foveate.species.links import Relation
+
+
+@pytest.mark.slow  # a minute of small trainings
+@parametrize_with_checks(
+    [LinkClassifier(dim=32, epochs=30, image_learning_rate=1e-2, learning_rate=1e-2, random_state=0)]
+)
+def test_conventions_of_scikit_learn(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+FOREST = Taxa(
+    ids=("1", "2", "3", "10", "11", "12", "13"),
+    names=("Mammalia", "Cervidae", "Felidae", "Cervus elaphus", "Capreolus capreolus", "Lynx lynx", "Felis silvestris"),
+    ranks=("class", "family", "family", "species", "species", "species", "species"),
+    parents=np.array([-1, 0, 0, 1, 1, 2, 2]),
+)
+KINDS = (*FOREST.names[3:], "blank")
+
+
+def world(seed: int = 0, *, count: int = 120) -> dict[str, NDArray[Any]]:
+    """Features of five kinds around centers, at four cameras by day and night; every fifth image has no place."""
+    rng = np.random.default_rng(seed)
+    kind_N = rng.integers(len(KINDS), size=count)
+    places_N2 = np.array([[0.0, 10.0], [1, 11], [-2, 12], [3, 9]])[rng.integers(4, size=count)]
+    places_N2[::5] = np.nan
+    hours_N = np.where(kind_N % 2, 22.0, 6.0) + rng.integers(2, size=count)
+    hours_N[::7] = np.nan
+    X = np.eye(len(KINDS))[kind_N] * 3 + rng.normal(size=(count, len(KINDS)))
+    return {"X": X, "y": np.array(KINDS)[kind_N], "places": places_N2, "hours": hours_N}
+
+
+def small(**options: Any) -> LinkClassifier:
+    return LinkClassifier(**{"dim": 24, "epochs": 4, "learning_rate": 1e-2, "image_learning_rate": 1e-2} | options)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> LinkClassifier:
+    return small(random_state=3).fit(**world(), taxa=FOREST)
+
+
+def test_learns_and_predicts_links(fitted: LinkClassifier) -> None:
+    data = world(1)
+    assert fitted.score(data["X"], data["y"]) > 0.8
+    assert fitted.contexts_ == ("taxonomy", "place", "time")
+    assert fitted.predict_links(data["X"], "place").shape == (120, len(fitted.places_)) == (120, 4)
+    assert fitted.predict_links(data["X"], "time").shape == (120, 4)
+    assert sorted(fitted.hours_) == [6, 7, 22, 23]
+    assert fitted.predict_proba(data["X"]).shape == (120, 5)
+    np.testing.assert_allclose(fitted.predict_proba(data["X"]).sum(1), 1, rtol=1e-5)
+    with raises_naming(UserError, "relation", "places", "place"):
+        fitted.predict_links(data["X"], "places")
+
+
+@pytest.mark.parametrize("score", ["distmult", "complex"])
+def test_folded_head_is_the_score(score: str) -> None:
+    data = world()
+    classifier = small(score=score, random_state=0, epochs=1).fit(**data, taxa=FOREST)
+    folded = data["X"] @ classifier.coef_.T + classifier.intercept_
+    np.testing.assert_allclose(folded, classifier.decision_function(data["X"]), rtol=1e-4, atol=1e-5)
+    matrix = fold_species(classifier.model_)
+    assert matrix.shape == (5, 24)
+
+
+def test_conve_trains_and_has_no_folded_head() -> None:
+    data = world()
+    classifier = small(score="conve", dim=60, random_state=0, epochs=1).fit(**data)
+    assert classifier.coef_ is None
+    assert classifier.predict(data["X"]).shape == (120,)
+    with raises_naming(UserError, "dim", "50"):
+        small(score="conve", dim=50).fit(**data)
+
+
+def test_same_seed_same_model_and_the_global_generators_do_not_matter(fitted: LinkClassifier) -> None:
+    torch.manual_seed(11)
+    again = small(random_state=3).fit(**world(), taxa=FOREST)
+    np.testing.assert_array_equal(again.entity_vectors_, fitted.entity_vectors_)
+    assert not np.array_equal(small(random_state=4).fit(**world(), taxa=FOREST).entity_vectors_, fitted.entity_vectors_)
+
+
+def test_parent_scores_are_symmetric_with_distmult_alone(fitted: LinkClassifier) -> None:
+    entities = torch.arange(len(fitted.entities_))
+    scores = fitted.model_(entities, Relation.PARENT)
+    torch.testing.assert_close(scores, scores.T)
+    asymmetric = small(score="complex", random_state=0, epochs=1).fit(**world(), taxa=FOREST)
+    scores = asymmetric.model_(entities, Relation.PARENT)
+    assert (scores - scores.T).abs().max() > 1e-3
+
+
+def test_order_of_candidates_is_the_order_of_scores(fitted: LinkClassifier) -> None:
+    model, x = fitted.model_, torch.randn(3, 5)
+    before = model(x, Relation.LOCATION)
+    order = torch.tensor([2, 0, 3, 1])
+    model.places_NF = model.places_NF[order]
+    permuted = model(x, Relation.LOCATION)
+    species = model(x)
+    model.places_NF = model.places_NF[torch.argsort(order)]
+    torch.testing.assert_close(permuted, before[:, order])
+    # Species scores never look at places.
+    torch.testing.assert_close(model(x), species)
+
+
+def test_an_image_without_a_place_changes_no_other_link() -> None:
+    from foveate.species.link_data import link_arrays
+
+    data = world()
+    labels = data["y"].tolist()
+    whole = link_arrays(labels, places=data["places"], hours=data["hours"], taxa=FOREST)
+    places = data["places"].copy()
+    places[3] = np.nan
+    without = link_arrays(labels, places=places, hours=data["hours"], taxa=FOREST)
+    for relation in (Relation.SPECIES, Relation.TIME, Relation.PARENT):
+        np.testing.assert_array_equal(whole.links(relation).heads_N, without.links(relation).heads_N)
+    others = whole.links(Relation.LOCATION).heads_N != 3
+    np.testing.assert_array_equal(
+        whole.links(Relation.LOCATION).heads_N[others], without.links(Relation.LOCATION).heads_N
+    )
+
+
+def test_places_of_other_splits_are_no_candidates() -> None:
+    data = world()
+    is_test = np.zeros(120, np.bool_)
+    is_test[(data["places"][:, 0] == 3) | np.isnan(data["places"][:, 0])] = True
+    classifier = small(random_state=0, epochs=2).fit(**data, taxa=FOREST, validation=is_test)
+    assert 3 not in classifier.places_[:, 0]
+    assert classifier.model_.places_NF.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "names"),
+    [
+        ("score", "dismult", ("score", "dismult", "distmult")),
+        ("contexts", ("location",), ("contexts",)),
+        ("balance", "smart", ("balance", "smart")),
+        ("epochs", 0, ("epochs", 0)),
+    ],
+)
+def test_wrong_parameters_are_named(field: str, value: Any, names: tuple[Any, ...]) -> None:
+    with raises_naming(UserError, *names):
+        small(**{field: value}).fit(**world())
+
+
+@pytest.mark.parametrize(
+    ("field", "row", "value"), [("hours", 4, 24.0), ("places", 6, (95.0, 0.0)), ("places", 6, (0.0, 181.0))]
+)
+def test_impossible_places_and_hours_are_refused(field: str, row: int, value: Any) -> None:
+    data = world()
+    data[field][row] = value
+    with raises_naming(UserError, field, "expected") as caught:
+        small().fit(**data)
+    # Coordinates in errors would end in logs.
+    assert field == "hours" or str(value[0]) not in str(caught.value)
+
+
+def test_widths_that_would_vanish_are_refused() -> None:
+    data = world()
+    with raises_naming(UserError, "dim", 2):
+        small(dim=2, place_input="sphere").fit(**data)
