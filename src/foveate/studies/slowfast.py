@@ -56,7 +56,11 @@ MEASURES = (
     Measure("evidence_slow", "Evidence among slow frames"),
     Measure("evidence_fast", "Evidence among fast frames"),
     Measure("tokens", "Tokens", control=True),
-    Measure("still_images", "Right answers on test images", control=True),
+    Measure("still_images", "Test images answered", control=True),
+    Measure("still_flash", "Test images: flash seen", control=True),
+    Measure("still_digit", "Test images: digit read", control=True),
+    Measure("still_order", "Test images: which of two is first", control=True),
+    Measure("still_count", "Test images: how many times", control=True),
     Measure("processor_seconds", "Processor seconds of the training", control=True),
 )
 _ROLES: dict[str, Any] = {"slowfast": "reference", "shuffled": "control", "blank": "control"}
@@ -141,7 +145,8 @@ DESIGN = Design(
         (DIRECTION, "direction"),
         (BIKES, "event"),
         (BIKES, "detail"),
-        *((MODEL, measure) for measure in ("digit", "flash", "both", "order", "count", "direction")),
+        *((MODEL, measure) for measure in ("flash", "still_flash", "digit", "still_digit", "both", "order")),
+        *((MODEL, measure) for measure in ("still_order", "count", "still_count", "direction")),
     ],
     # All else is in values.csv: a page has at most 120 lines.
     headline_rows=[

@@ -47,17 +47,18 @@ _BATCH, _RATE, _WARMUP = 16, 2e-3, 0.05
 _SAMPLES_PER_STEP = 2  # drawn anew; each is seen in _BATCH / _SAMPLES_PER_STEP steps
 _EASY = 0.3  # of the steps: one panel, colors of flashes
 _COLLAGE = 0.3  # of the images with several panels: all in one tile
-_TEST_SAMPLES = 200
+_TEST_SAMPLES = 400
 _ANSWER_TOKENS = 4
 _IGNORED = -100
 
 
 class Sample(NamedTuple):
-    """An image in tiles [K, 64, 64, 3], with a question and its answer."""
+    """An image in tiles [K, 64, 64, 3], with a question, its answer, and the measure that it counts for."""
 
     tiles: Sequence[Image.Image]
     question: str
     answer: str
+    measure: str
 
 
 def measure(work: Path, *, clips: int, steps: int, seed: int, device: str | None) -> dict[str, float]:
@@ -67,7 +68,7 @@ def measure(work: Path, *, clips: int, steps: int, seed: int, device: str | None
     if not (folder / CONFIG).is_file():
         train(folder, steps=steps, seed=seed, device=device)
     network = open_network(folder, device=device or "cpu")
-    values = {"processor_seconds": time.process_time() - started, "still_images": score_images(network, seed)}
+    values = {"processor_seconds": time.process_time() - started, **score_images(network, seed)}
     scores: dict[str, dict[str, list[float]]] = {key: {} for key in WATCHED}
     for world, index in itertools.product(WORLDS, range(clips)):
         clip = draw_clip(world, seed=seed, split="test", index=index, things="shapes")
@@ -95,10 +96,8 @@ def watch_clip(
         texts = ask_all([(viewing, item.question.prompt, ()) for item in questions], max_tokens=_ANSWER_TOKENS)
         right = {}
         for item, answer in zip(questions, texts, strict=True):
-            name = _MEASURES.get(item.question.kind, item.question.kind)
-            correct = float(answer.text.lower() == item.question.short.lower())
-            # Of two questions of one kind the mean; "order" is what the first part measures, which of two.
-            right.setdefault(name if item.question.form != "order: next" else "order_next", []).append(correct)
+            # Of two questions of one kind the mean.
+            right.setdefault(name_measure(item), []).append(float(answer.text.lower() == item.question.short.lower()))
         for name, each in right.items():
             scores[key].setdefault(name, []).append(fmean(each))
         if "flash" in right:
@@ -106,6 +105,13 @@ def watch_clip(
         seen = set() if arm.frames == "blank" else list_seen(viewing, order if arm.frames == "shuffled" else None)
         recall = evidence_recall([item.evidence for item in questions], [seen] * len(questions))
         scores[key].setdefault("evidence", []).append(recall)
+
+
+def name_measure(question: ClipQuestion) -> str:
+    """Name the measure that a question counts for; "order" is what the first part measures, which of two."""
+    if question.question.form == "order: next":
+        return "order_next"
+    return _MEASURES.get(question.question.kind, question.question.kind)
 
 
 def _arrange(frames: Sequence[Image.Image], order: Sequence[int], kind: FrameKind) -> list[Image.Image]:
@@ -139,7 +145,7 @@ def draw_sample(split: str, seed: int, index: int, *, easy: bool = False) -> Sam
     images = [Image.fromarray(clip.frame(frame).pixels_HW3) for frame in panels]
     if len(images) > 1 and rng.random() < _COLLAGE:
         images = [_paste_panels(images)]
-    return Sample(images, question.question.prompt, question.question.short)
+    return Sample(images, question.question.prompt, question.question.short, name_measure(question))
 
 
 def _paste_panels(images: Sequence[Image.Image]) -> Image.Image:
@@ -245,14 +251,19 @@ def collate(batch: Sequence[tuple[list[int], list[int], Tensor]], *, device: tor
 
 
 @torch.inference_mode()
-def score_images(network: Network, seed: int) -> float:
-    """Return the share of test images whose answer is right in every token."""
-    right = []
+def score_images(network: Network, seed: int) -> dict[str, float]:
+    """Return the share of test images whose answer is right in every token: of all, and by measure.
+
+    What the model cannot answer about one image says nothing about clips.
+    """
+    right: dict[str, list[bool]] = {}
     for start in range(0, _TEST_SAMPLES, _BATCH):
-        indices = range(start, min(start + _BATCH, _TEST_SAMPLES))
-        batch = [encode_sample(network, draw_sample("test", seed, index)) for index in indices]
-        inputs = collate(batch, device=network.language.device)
-        labels_BL = inputs["labels"][:, 1:]
-        predicted_BL = network.language(**inputs).logits[:, :-1].argmax(-1)
-        right += ((predicted_BL == labels_BL) | (labels_BL == _IGNORED)).all(1).tolist()
-    return fmean(right)
+        samples = [draw_sample("test", seed, index) for index in range(start, min(start + _BATCH, _TEST_SAMPLES))]
+        batch = collate([encode_sample(network, sample) for sample in samples], device=network.language.device)
+        labels_BL = batch["labels"][:, 1:]
+        predicted_BL = network.language(**batch).logits[:, :-1].argmax(-1)
+        correct_B = ((predicted_BL == labels_BL) | (labels_BL == _IGNORED)).all(1).tolist()
+        for sample, correct in zip(samples, correct_B, strict=True):
+            right.setdefault(f"still_{sample.measure}", []).append(correct)
+    everything = [correct for each in right.values() for correct in each]
+    return {"still_images": fmean(everything), **{name: fmean(each) for name, each in right.items()}}
