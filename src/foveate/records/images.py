@@ -65,6 +65,7 @@ _DECODING_ERRORS = (
 )
 _ANIMATED = ("GIF", "WEBP", "PNG")
 _ORIENTATION = 0x0112  # EXIF tag
+_EXIF_DIRECTORY = 0x8769  # EXIF tag
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -207,6 +208,18 @@ def read_image_info(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image
         orientation = 1 if without else image.getexif().get(_ORIENTATION, 1)
         width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
     return ImageInfo(width, height, format_name, image.mode, frames), orientation not in _TRANSPOSES
+
+
+def read_exif(data: bytes, *, max_pixels: int = MAX_PIXELS) -> dict[int, object]:
+    """Read the EXIF tags of an image and of its Exif directory without decoding; {} if there are none.
+
+    Raises:
+        BadImage: as `read_image_info`.
+    """
+    format_name = detect_format(data)
+    with _decoding(format_name):
+        exif = _open_decoder(data, format_name, max_pixels).getexif()
+        return {**exif, **exif.get_ifd(_EXIF_DIRECTORY)}
 
 
 def decode(data: bytes, *, longest_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -101,6 +101,7 @@ BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "e
     "resize_max_pixels",
     "data_group",
     "answers",
+    "deployments",
     "dedupe",
     "split",
     repeat=("label_column",),
@@ -108,6 +109,7 @@ BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "e
         "images": "FOLDER",
         "captions": "FILE",
         "answers": "FILE",
+        "deployments": "FILE",
         "label_from_folder": "FIELD",
         "split": "NAME=FRACTION,...",
         **dict.fromkeys(
@@ -131,9 +133,10 @@ def command(
     SOURCE: a folder with .txt or .json files beside the images, WebDataset tars, COCO, LVIS, Visual Genome, a table
     of paths and texts, a data set of Hugging Face, conversations of LLaVA, Ferret, chat messages or Qwen-VL,
     grounded captions of GRIT or Flickr30k Entities, expressions of RefCOCO, questions of VQA, TextVQA, DocVQA,
-    InfographicVQA or ChartQA, or a built-in collection (clipart, emoji, scenes, questions, referring, image-sets,
-    documents, screens). What cannot be imported is counted and listed in the collection's quarantine table with its
-    reason. Repeated, the command adds only what is new; stopped, it goes on. Near-duplicates stay in one split.
+    InfographicVQA or ChartQA, cards of camera traps, or a built-in collection (clipart, emoji, scenes, questions,
+    referring, image-sets, documents, screens). What cannot be imported is counted and listed in the collection's
+    quarantine table with its reason. Repeated, the command adds only what is new; stopped, it goes on. Near-duplicates
+    stay in one split.
 
     \b
     Example:
@@ -142,6 +145,7 @@ def command(
       foveate collect "shards/{00000..00003}.tar" --to my-images
       foveate collect coco/annotations/instances_val2017.json --to coco
       foveate collect pairs.csv --images photos --to my-images --reference
+      foveate collect cards --deployments deployments.csv --to survey
       foveate collect scenes --to scenes
       foveate collect documents --to documents
     """
@@ -157,7 +161,7 @@ def command(
     if resolved.format == "builtin" or (resolved.format == "auto" and built_in):
         return _build(source, to, settings, workers=workers, seed=seed, as_json=as_json)
     if resolved.format == "auto":
-        importer, evidence = detect_format(source, others=tuple(BUILT_IN))
+        importer, evidence = detect_format(source, others=tuple(BUILT_IN), options=settings)
         say(f"format: {importer.name} ({evidence})")
     else:
         importer = load_formats()[choose(resolved.format, [*load_formats(), "auto", "builtin"], "format")]

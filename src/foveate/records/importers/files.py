@@ -103,3 +103,23 @@ def make_refusal(problem: Problem) -> Callable[[], bytes]:
         raise BadImage(problem.reason, problem.detail)
 
     return refuse
+
+
+def get_suffix(path: Path) -> str:
+    """Return the extension of a file in lower case, without the dot."""
+    return path.suffix[1:].lower()
+
+
+def list_files(source: Path, target: Path) -> tuple[list[Path], int]:
+    """List all files below `source` in the order of their paths; also count hidden ones, which are left out."""
+    # The target may lie inside of the source; its own files are no images to import.
+    inside = target.resolve()
+    files: list[Path] = []
+    hidden = 0
+    for folder, subfolders, names in os.walk(source):
+        subfolders[:] = [
+            sub for sub in subfolders if not sub.startswith(".") and (Path(folder) / sub).resolve() != inside
+        ]
+        hidden += sum(name.startswith(".") for name in names)
+        files.extend(Path(folder) / name for name in names if not name.startswith("."))
+    return sorted(files, key=lambda path: os.fsencode(path.relative_to(source).as_posix())), hidden

@@ -6,7 +6,6 @@ The key of `birds/owl.jpg` is `birds/owl`; its sidecars are `birds/owl.txt` and 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Unpack
@@ -14,7 +13,7 @@ from typing import Unpack
 from foveate.core.errors import UserError
 from foveate.records import layout
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.files import check_file, make_reader, make_refusal
+from foveate.records.importers.files import check_file, get_suffix, list_files, make_reader, make_refusal
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Problem, Sample, SharedOptions
@@ -54,14 +53,14 @@ def import_folder(
         raise UserError(f"{source} is a file; expected a folder of images")
     if (source / layout.DESCRIPTION).is_file():
         raise UserError(f"{source} is a collection already; expected a folder of images")
-    files, ignored = _list_files(source, Path(target))
-    images = [path for path in files if _suffix(path) in IMAGE_SUFFIXES | REFUSED_SUFFIXES]
+    files, ignored = list_files(source, Path(target))
+    images = [path for path in files if get_suffix(path) in IMAGE_SUFFIXES | REFUSED_SUFFIXES]
     if not images:
         allowed = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{source} has no images; expected files that end in {allowed}")
     if label_from_folder is not None:
         _check_label(label_from_folder, source, images)
-    sidecars = {path for path in files if _suffix(path) in ("txt", "json")}
+    sidecars = {path for path in files if get_suffix(path) in ("txt", "json")}
     used = {path.with_suffix(suffix) for path in images for suffix in (".txt", ".json")} & sidecars
     return import_samples(
         target,
@@ -80,25 +79,6 @@ def _check_label(name: str, source: Path, images: list[Path]) -> None:
         raise UserError("--label-from-folder: expected the name of a label field, such as category")
     if all(path.parent == source for path in images):
         raise UserError(f"--label-from-folder: {source} has no subfolders with images")
-
-
-def _suffix(path: Path) -> str:
-    return path.suffix[1:].lower()
-
-
-def _list_files(source: Path, target: Path) -> tuple[list[Path], int]:
-    """List all files below `source` in the order of their paths; also count hidden ones, which are left out."""
-    # The target may lie inside of the source; its own files are no images to import.
-    inside = target.resolve()
-    files: list[Path] = []
-    hidden = 0
-    for folder, subfolders, names in os.walk(source):
-        subfolders[:] = [
-            sub for sub in subfolders if not sub.startswith(".") and (Path(folder) / sub).resolve() != inside
-        ]
-        hidden += sum(name.startswith(".") for name in names)
-        files.extend(Path(folder) / name for name in names if not name.startswith("."))
-    return sorted(files, key=lambda path: os.fsencode(path.relative_to(source).as_posix())), hidden
 
 
 def _samples(

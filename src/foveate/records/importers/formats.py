@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ class Format:
         options: keywords that `run` takes besides `SharedOptions`, of the fields of `settings.FormatOptions`.
         refusals: keyword -> why this format does not take it, for the error.
         fallback: chosen only where no other format is recognized.
+        by_option: an option that only such a source needs: given, it is evidence of this format.
         survey: images come from camera traps; near-duplicates stay.
     """
 
@@ -30,7 +31,12 @@ class Format:
     options: tuple[str, ...] = ()
     refusals: Mapping[str, str] = field(default_factory=dict)
     fallback: bool = False
+    by_option: str = ""
     survey: bool = False
+
+
+def _flag(entry: Format) -> str:
+    return "--" + entry.by_option.replace("_", "-")
 
 
 def load_formats() -> dict[str, Format]:
@@ -39,17 +45,20 @@ def load_formats() -> dict[str, Format]:
     return {entry.name: entry for entry in sorted(formats, key=lambda entry: entry.name)}
 
 
-def detect_format(source: str, *, others: tuple[str, ...] = ()) -> tuple[Format, str]:
+def detect_format(source: str, *, others: tuple[str, ...] = (), options: Collection[str] = ()) -> tuple[Format, str]:
     """Detect the format of a source; return it with the evidence ("3 tars").
 
     Args:
         others: names besides files that the source could have been, for the nearest match.
+        options: names of options that the user gave; see `Format.by_option`.
 
     Raises:
         UserError: the source does not exist, or its format is unknown or ambiguous.
     """
     formats = load_formats()
     matches = {name: evidence for name, entry in formats.items() if (evidence := entry.recognize(source)) is not None}
+    if Path(source).exists():
+        matches |= {name: _flag(entry) for name, entry in formats.items() if entry.by_option in options}
     clear = {name: evidence for name, evidence in matches.items() if not formats[name].fallback} or matches
     if len(clear) > 1:
         candidates = " or ".join(f"{name} ({evidence})" for name, evidence in clear.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
+from foveate.records import layout, tables
 from foveate.records.record import Context
 from foveate.records.survey.types import (
     Deployment,
@@ -14,6 +15,7 @@ from foveate.records.survey.types import (
     media_row,
     observation_row,
 )
+from foveate.records.tables import PROVENANCE_COLUMNS, Provenance
 from foveate.records.writer import CollectionWriter
 
 
@@ -55,3 +57,26 @@ def write_survey(
         text = json.dumps(descriptor, ensure_ascii=False)
         changed += writer.replace_dataset_rows("survey", [{"format": format, "descriptor": text}], by="format")
     return changed
+
+
+def change_deployments(writer: CollectionWriter, deployments: Mapping[str, str]) -> int:
+    """Move images to other deployments by a new row of `media`; return how many were moved.
+
+    Args:
+        deployments: id of the deployment of each image by key; images that are in no survey are left alone.
+    """
+    writer.commit()
+    parts = layout.annotation_parts(writer.path, "media", set(layout.committed_shards(writer.path)))
+    table = tables.read_annotations(parts, "media")
+    keys, current = table["key"].to_pylist(), table["deployment"].to_pylist()
+    last = dict(zip(keys, range(len(keys)), strict=True))
+    removed = set(tables.read_removed(writer.path / layout.REMOVED_FILE)["key"].to_pylist())
+    moved = [
+        row for key, row in last.items() if deployments.get(key, current[row]) != current[row] and key not in removed
+    ]
+    if not moved:
+        return 0
+    names = [column.name for column in tables.SCHEMAS["media"] if column.name not in ("row_id", *PROVENANCE_COLUMNS)]
+    rows = [{**row, "deployment": deployments[row["key"]]} for row in table.take(moved).select(names).to_pylist()]
+    # A move that is taken back has the content of an earlier row, which would count as known.
+    return writer.annotate("media", rows, Provenance(source=writer.source, recipe_hash=f"{len(table):016x}"))
