@@ -1,24 +1,39 @@
-"""Priors of place, hour and season: a prior is a module with `open_prior(path, classes, taxa, parts)`."""
+"""Priors of place, hour and season: a prior is a module with `open_prior(path, classes, taxa, parts)`.
+
+A factor is how much more likely a class is here and now than on average. Those of a fitted prior average to 1 over the
+training images, so that blank, human and vehicle, which no prior touches, neither gain nor lose by it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from foveate.core.model_folder import read_config
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.core.errors import UserError
+from foveate.core.model_folder import WEIGHTS, read_config, read_tensors, write_model_folder
 from foveate.core.plugins import load_plugin
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.rows import Floats
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 KIND, FORMAT = "species-prior", 1
+PARTS = ("place", "hour", "season")
 
 
 class Prior(Protocol):
     """Factors by which place, hour and season make classes more or less likely."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Name of the prior in traces."""
+        ...
 
     def factors(self, places_U2: Floats, hours_U: Floats, days_U: Floats) -> Floats:
         """Return factors [U, K], NaN where the prior knows nothing.
@@ -35,14 +50,80 @@ def open_prior(path: Path, classes: Classes, taxa: Taxa, *, parts: Sequence[str]
     """Open a prior for some classes: a folder that says its kind, or BirdNET's geomodel (a file .onnx).
 
     Args:
-        parts: of "place", "hour" and "season", those that will be used.
+        parts: of `PARTS`, those that will be used.
 
     Raises:
         UserError: there is no such prior, or it knows nothing of a part.
     """
-    name = "birdnet" if path.suffix == ".onnx" else _read_name(path)
+    name = "birdnet" if path.suffix == ".onnx" else read_prior_config(path)["prior"]
     return load_plugin(__name__, name, "open_prior", label="prior")(path, classes, taxa, parts=parts)
 
 
-def _read_name(folder: Path) -> str:
-    return read_config(folder, kind=KIND, formats=(FORMAT,), fields={"prior": str}, label="prior")["prior"]
+def write_prior(
+    folder: Path, name: str, labels: Sequence[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor], note: str
+) -> Path:
+    """Write the folder of a fitted prior.
+
+    Args:
+        name: module of the prior.
+        labels: its classes.
+        note: what the folder tells about the places of training, for its README.
+    """
+    return write_model_folder(
+        folder,
+        kind=KIND,
+        format=FORMAT,
+        config={"prior": name, "labels": list(labels), **config},
+        tensors=tensors,
+        files={"README.md": f"# Prior of species: {name}\n\n{note}\n"},
+    )
+
+
+def read_prior_config(folder: Path) -> dict[str, Any]:
+    """Read the config of a fitted prior.
+
+    Raises:
+        UserError: the folder is no prior.
+    """
+    fields = {"prior": str, "labels": list}
+    return read_config(folder, kind=KIND, formats=(FORMAT,), fields=fields, label="prior")
+
+
+def read_prior_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Read the tensors of a fitted prior.
+
+    Raises:
+        UserError: one of `names` is missing, or the file is damaged.
+    """
+    tensors = read_tensors(folder / WEIGHTS)
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise UserError(f"{folder / WEIGHTS}: tensor '{missing[0]}' is missing; train the prior again")
+    return tensors
+
+
+def check_parts(folder: Path, parts: Sequence[str], known: Sequence[str]) -> None:
+    """Raise UserError if a part is asked of a prior that knows nothing of it."""
+    for part in parts:
+        if part not in known:
+            raise UserError(f"{folder}: this prior knows nothing of the {part}; leave --{part}-prior out")
+
+
+class SelectedPrior:
+    """A fitted prior whose columns are those of a model's classes; NaN for classes that it does not know."""
+
+    def __init__(self, prior: Prior, labels: Sequence[str], classes: Classes) -> None:
+        self.name, self.prior = prior.name, prior
+        position = {label: n for n, label in enumerate(labels)}
+        self.columns_K = np.array([position.get(label, -1) for label in classes.labels])
+
+    def factors(self, places_U2: Floats, hours_U: Floats, days_U: Floats) -> Floats:
+        """See `Prior.factors`."""
+        factors_UL = self.prior.factors(places_U2, hours_U, days_U)
+        return np.where(self.columns_K >= 0, factors_UL[:, self.columns_K], np.nan)
+
+
+def normalize_ratios(ratios_UK: Floats, shares_K: NDArray[np.float64]) -> Floats:
+    """Scale rows so that their mean over the shares of classes is 1; a class without a share is NaN."""
+    ratios_UK = np.where(shares_K > 0, ratios_UK, np.nan)
+    return ratios_UK / np.nansum(ratios_UK * shares_K, axis=1, keepdims=True)

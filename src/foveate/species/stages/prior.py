@@ -71,7 +71,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
     prior = open_prior(settings.source, classes, taxa, parts=used)
     subsets = [[part for bit, part in enumerate(_PARTS) if code >> bit & 1] for code in range(2 ** len(_PARTS))]
     notes = tuple(
-        f"{prior.name} prior of {', '.join(parts)}" if parts else f"{prior.name} prior: nothing known"
+        f"{prior.name} prior: {', '.join(parts)}" if parts else f"{prior.name} prior: nothing known"
         for parts in subsets
     )
 
