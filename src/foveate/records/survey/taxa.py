@@ -33,6 +33,12 @@ def normalize_name(name: str) -> str:
     return " ".join(name.translate(_WITHOUT_PUNCTUATION).lower().split())
 
 
+def fold_name(name: str) -> str:
+    """Return `normalize_name`, with NCBI's names of kingdoms as those of GBIF and Open Tree."""
+    folded = normalize_name(name)
+    return _KINGDOMS.get(folded, folded)
+
+
 @dataclass(frozen=True, eq=False)
 class Taxa:
     """A forest of taxa, each known by its index.
@@ -84,7 +90,7 @@ class Taxa:
     def _by_name(self) -> dict[str, list[int]]:
         indices: dict[str, list[int]] = {}
         for i, (name, synonyms) in enumerate(zip(self.names, self.synonyms, strict=True)):
-            for key in dict.fromkeys(normalize_name(text) for text in (name, *synonyms)):
+            for key in dict.fromkeys(fold_name(text) for text in (name, *synonyms)):
                 indices.setdefault(key, []).append(i)
         return indices
 
@@ -110,11 +116,11 @@ class Taxa:
             rank: Only taxa of this rank, or of an unknown one.
             kingdom: Only taxa of this kingdom, or of an unknown one.
         """
-        indices = self._by_name.get(normalize_name(name), [])
+        indices = self._by_name.get(fold_name(name), [])
         if rank:
             indices = [i for i in indices if self.ranks[i] in ("", rank.lower())]
         if kingdom:
-            indices = [i for i in indices if self._kingdom(i) in ("", _fold_kingdom(kingdom))]
+            indices = [i for i in indices if self._kingdom(i) in ("", fold_name(kingdom))]
         return list(indices)
 
     def find(self, name: str, rank: str | None = None, kingdom: str | None = None) -> int:
@@ -136,7 +142,7 @@ class Taxa:
 
     def _kingdom(self, i: int) -> str:
         index = self.at_rank(i, "kingdom")
-        return _fold_kingdom(self.names[index]) if index >= 0 else ""
+        return fold_name(self.names[index]) if index >= 0 else ""
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, object]]) -> Taxa:
@@ -199,10 +205,6 @@ def find_cycle(parents: NDArray[np.int64]) -> list[int]:
             i = int(parents[i])
         finished[list(chain)] = True
     return []
-
-
-def _fold_kingdom(name: str) -> str:
-    return _KINGDOMS.get(name.lower(), name.lower())
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,120 @@
+"""Match labels to taxa by id, or by name with rank and kingdom; list what is ambiguous or unknown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from foveate.core.errors import nearest
+from foveate.records.survey.taxa import Taxa, fold_name
+from foveate.species.classes import NON_ANIMALS, Classes
+from foveate.species.taxonomy import guess_rank
+
+Status = Literal["id", "name", "synonym", "common name", "no animal", "homonym", "unmatched"]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How a label was matched.
+
+    Args:
+        taxon: index into `Taxa`, -1 for none.
+        note: of a synonym the name in use, of a homonym its taxa, of an unmatched label the nearest name.
+    """
+
+    label: str
+    taxon: int
+    status: Status
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.label!r}: {self.status}{f' ({self.note})' if self.note else ''}"
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """Matches of distinct labels, in their order."""
+
+    matches: tuple[Match, ...]
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Number of labels by status."""
+        return dict(Counter[str](match.status for match in self.matches))
+
+    @property
+    def doubtful(self) -> tuple[Match, ...]:
+        """Matches that a person should look at: all but those by id, and by the name in use."""
+        return tuple(match for match in self.matches if match.status not in ("id", "name", "no animal"))
+
+    @property
+    def merged(self) -> dict[int, tuple[str, ...]]:
+        """Taxa that several labels name, such as a name and its synonym, with these labels."""
+        labels: dict[int, tuple[str, ...]] = {}
+        for match in self.matches:
+            if match.taxon >= 0:
+                labels[match.taxon] = (*labels.get(match.taxon, ()), match.label)
+        return {taxon: names for taxon, names in labels.items() if len(names) > 1}
+
+    def classes(self) -> tuple[Classes, dict[str, int]]:
+        """Return the classes and the class of each label; labels of one taxon are one class, named by the first."""
+        columns: dict[str, int] = {}
+        class_of_taxon: dict[int, int] = {}
+        labels: list[str] = []
+        taxa: list[int] = []
+        for match in self.matches:
+            column = class_of_taxon.get(match.taxon, len(labels)) if match.taxon >= 0 else len(labels)
+            if column == len(labels):
+                labels.append(match.label)
+                taxa.append(match.taxon)
+                class_of_taxon[match.taxon] = column
+            columns[match.label] = column
+        return Classes(tuple(labels), np.array(taxa, dtype=np.int64)), columns
+
+
+def match_labels(labels: Iterable[str], taxa: Taxa, *, kingdom: str = "Animalia") -> Matching:
+    """Match distinct labels to taxa.
+
+    Args:
+        labels: ids, scientific names, or common names; "blank", "human", "vehicle" and "unknown" are no taxa.
+        kingdom: of names; an id needs none.
+    """
+    common: dict[str, list[int]] = {}
+    for i, name in enumerate(taxa.common):
+        if name:
+            common.setdefault(fold_name(name), []).append(i)
+    return Matching(tuple(_match(label, taxa, kingdom, common) for label in dict.fromkeys(labels)))
+
+
+def _match(label: str, taxa: Taxa, kingdom: str, common: dict[str, list[int]]) -> Match:
+    if label in NON_ANIMALS:
+        return Match(label, -1, "no animal")
+    if label in taxa:
+        return Match(label, taxa.index(label), "id")
+    indices = taxa.matches(label, kingdom=kingdom)
+    # Rank tells apart only what is ambiguous: a synonym may have one more word than the name in use.
+    ranked = taxa.matches(label, guess_rank(label), kingdom) if len(indices) > 1 else indices
+    indices = ranked if len(ranked) == 1 else indices
+    by_common = common.get(fold_name(label), [])
+    # A genus is capitalized: "puma" is the English name of one species, "Puma" the genus.
+    is_english = label.islower() and " " not in label
+    if len(by_common) == 1 and (is_english or not indices):
+        return Match(label, by_common[0], "common name", taxa.names[by_common[0]])
+    if len(indices) == 1:
+        name = taxa.names[indices[0]]
+        is_name = fold_name(name) == fold_name(label)
+        return Match(label, indices[0], "name", "") if is_name else Match(label, indices[0], "synonym", f"of {name}")
+    if indices or by_common:
+        described = (f"{taxa.names[i]}, {taxa.ranks[i] or 'no rank'}, id {taxa.ids[i]}" for i in indices or by_common)
+        return Match(label, -1, "homonym", "; ".join(described))
+    others = taxa.matches(label)
+    if others:
+        where = ", ".join(f"id {taxa.ids[i]}" for i in others)
+        return Match(label, -1, "unmatched", f"of another kingdom than {kingdom}: {where}")
+    choices = [name for names in (taxa.names, *taxa.synonyms, taxa.common, taxa.ids) for name in names if name]
+    return Match(label, -1, "unmatched", nearest(label, choices).removeprefix(". "))
