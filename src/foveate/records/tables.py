@@ -110,6 +110,11 @@ INDEX = _schema(
 )
 # What a captioner adds: key of its request, how its response was parsed, and how the caption was made (JSON).
 _CAPTIONER_COLUMNS = {"request": _TEXT, "status": _TEXT, "flags": _TEXT, "score": pa.float32(), "details": _TEXT}
+_MEDIA_COLUMNS = {
+    **dict.fromkeys(("deployment", "sequence"), _TEXT),
+    "frame_number": pa.int32(),
+    **dict.fromkeys(("time", "file", "extra"), _TEXT),
+}
 _OBSERVATION_COLUMNS = {
     **dict.fromkeys(("id", "deployment", "event", "level", "kind", "taxon", "taxon_id"), _TEXT),
     "count": pa.int32(),
@@ -179,17 +184,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         **_PROVENANCE,
     ),
     # Images of a camera-trap survey, and what was seen on them; see `foveate.records.survey.types`. -1: no number.
-    "media": _schema(
-        key=_TEXT,
-        row_id=_TEXT,
-        deployment=_TEXT,
-        sequence=_TEXT,
-        frame_number=pa.int32(),
-        time=_TEXT,
-        file=_TEXT,
-        extra=_TEXT,
-        **_PROVENANCE,
-    ),
+    "media": _schema(key=_TEXT, row_id=_TEXT, **_MEDIA_COLUMNS, **_PROVENANCE),
     "observations": _schema(key=_TEXT, row_id=_TEXT, **_OBSERVATION_COLUMNS, **_PROVENANCE),
 }
 # Tables about the whole data set whose columns are fixed, so that one whose values are all missing has types, too.
@@ -211,6 +206,8 @@ DATASET_SCHEMAS: dict[str, pa.Schema] = {
         created=_TEXT,
     ),
     "event_observations": _schema(**_OBSERVATION_COLUMNS, source=_TEXT, created=_TEXT),
+    "media_without_image": _schema(key=_TEXT, **_MEDIA_COLUMNS, source=_TEXT, created=_TEXT),
+    "observations_without_image": _schema(key=_TEXT, **_OBSERVATION_COLUMNS, source=_TEXT, created=_TEXT),
     "survey": _schema(format=_TEXT, descriptor=_TEXT, source=_TEXT, created=_TEXT),
 }
 QUARANTINE = _schema(

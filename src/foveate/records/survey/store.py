@@ -49,10 +49,8 @@ def write_survey(
         format: name of the importer.
         descriptor: the source's own description, stored as JSON for round trips.
     """
-    changed = writer.replace_dataset_rows("deployments", list(map(deployment_row, deployments)), by="id")
-    changed += writer.replace_dataset_rows(
-        "event_observations", list(map(observation_row, event_observations)), by="id"
-    )
+    changed = writer.replace_dataset_rows("deployments", map(deployment_row, deployments), by="id")
+    changed += writer.replace_dataset_rows("event_observations", map(observation_row, event_observations), by="id")
     if descriptor is not None:
         text = json.dumps(descriptor, ensure_ascii=False)
         changed += writer.replace_dataset_rows("survey", [{"format": format, "descriptor": text}], by="format")
