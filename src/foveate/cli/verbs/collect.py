@@ -133,10 +133,10 @@ def command(
     SOURCE: a folder with .txt or .json files beside the images, WebDataset tars, COCO, LVIS, Visual Genome, a table
     of paths and texts, a data set of Hugging Face, conversations of LLaVA, Ferret, chat messages or Qwen-VL,
     grounded captions of GRIT or Flickr30k Entities, expressions of RefCOCO, questions of VQA, TextVQA, DocVQA,
-    InfographicVQA or ChartQA, cards of camera traps, or a built-in collection (clipart, emoji, scenes, questions,
-    referring, image-sets, documents, screens). What cannot be imported is counted and listed in the collection's
-    quarantine table with its reason. Repeated, the command adds only what is new; stopped, it goes on. Near-duplicates
-    stay in one split.
+    InfographicVQA or ChartQA, cards of camera traps or a Camtrap DP package, or a built-in collection (clipart, emoji,
+    scenes, questions, referring, image-sets, documents, screens). What cannot be imported is counted and listed in the
+    collection's quarantine table with its reason. Repeated, the command adds only what is new; stopped, it goes on.
+    Near-duplicates stay in one split.
 
     \b
     Example:
@@ -146,6 +146,7 @@ def command(
       foveate collect coco/annotations/instances_val2017.json --to coco
       foveate collect pairs.csv --images photos --to my-images --reference
       foveate collect cards --deployments deployments.csv --to survey
+      foveate collect camtrap-dp.zip --images cards --to survey
       foveate collect scenes --to scenes
       foveate collect documents --to documents
     """

@@ -232,7 +232,9 @@ def _read_text(tags: Mapping[int, object], tag: int) -> str:
 
 
 def _recognize(source: str) -> str | None:
-    return f"a folder with {TABLE}" if (Path(source) / TABLE).is_file() else None
+    # A Camtrap DP package has a table of this name, too.
+    packaged = (Path(source) / "datapackage.json").is_file()
+    return f"a folder with {TABLE}" if (Path(source) / TABLE).is_file() and not packaged else None
 
 
 FORMAT = Format(

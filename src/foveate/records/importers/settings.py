@@ -19,8 +19,8 @@ class FormatOptions(Settings):
 
     images: Path | None = Field(
         None,
-        description="folder of the images that a file names (chat, coco, ferret, flickr-entities, grit, llava, "
-        "lvis, qwen-vl, refcoco, table, visual-genome, vqa)",
+        description="folder of the images that a file names (camtrap-dp, chat, coco, ferret, flickr-entities, grit, "
+        "llava, lvis, qwen-vl, refcoco, table, visual-genome, vqa)",
     )
     captions: Path | None = Field(None, description="a COCO captions file (coco, lvis)")
     path_column: str | None = Field(None, description="column with the images' paths (table)")
@@ -40,8 +40,8 @@ class FormatOptions(Settings):
     )
     reference: bool = Field(
         False,
-        description="leave the files where they are and refer to them (cards, chat, coco, ferret, flickr-entities, "
-        "folder, grit, llava, lvis, qwen-vl, refcoco, table, visual-genome, vqa)",
+        description="leave the files where they are and refer to them (camtrap-dp, cards, chat, coco, ferret, "
+        "flickr-entities, folder, grit, llava, lvis, qwen-vl, refcoco, table, visual-genome, vqa)",
     )
     first_line: bool = Field(False, description="only the first line of a .txt is the image's text (folder)")
     label_from_folder: str | None = Field(None, description="label field that gets the folder's name (folder)")
@@ -84,7 +84,7 @@ class CollectSettings(FormatOptions):
     format: str = Field(
         "auto",
         description="format of the source: folder, webdataset, coco, lvis, visual-genome, table, datasets, llava, "
-        "ferret, chat, qwen-vl, grit, refcoco, flickr-entities, vqa, cards or builtin; auto detects it",
+        "ferret, chat, qwen-vl, grit, refcoco, flickr-entities, vqa, cards, camtrap-dp or builtin; auto detects it",
     )
     name: str | None = Field(None, description="name of a new collection; by default that of its folder")
     license: str | None = Field(None, description="license of the images that this command adds, stored with them")

@@ -1,0 +1,434 @@
+"""Export a survey as a Camtrap DP 1.0.2 package, with decisions of a machine where they are given.
+
+The package is read again and checked before it appears under its name. What a Camtrap DP package was imported with
+comes out equal; what another format does not state (title, contributors, design) is asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from foveate.core.errors import UserError
+from foveate.core.export_folder import check_empty_folder, staged_folder
+from foveate.core.recipes import Settings
+from foveate.core.version import __version__
+from foveate.records import tables
+from foveate.records.boxes import Box
+from foveate.records.collection import Collection
+from foveate.records.exporters.survey_rows import MergedObservations, SurveyRows
+from foveate.records.images import SUFFIXES
+from foveate.records.importers.camtrap_dp import BOX_COLUMNS, FILES_TABLE, NAME
+from foveate.records.importers.camtrap_package import DESCRIPTOR, check_written, refuse
+from foveate.records.survey.camtrap_schema import TABLES, URL, columns, is_valid_time
+from foveate.records.survey.coordinates import round_deployments
+from foveate.records.survey.decisions import Decision, format_comment
+from foveate.records.survey.taxa import RANKS
+from foveate.records.survey.types import LEVELS, Deployment, Medium, Observation
+
+
+def _parse_digits(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+CoordinateDigits = Annotated[Literal[1, 2, 3, "recorded", "drop"], BeforeValidator(_parse_digits)]
+SamplingDesign = Literal[
+    "simpleRandom", "systematicRandom", "clusteredRandom", "experimental", "targeted", "opportunistic"
+]
+_PLACE = re.compile(r"latitude|longitude|coordinates|(^|[\",;\t])(lat|lon|lng)[\",;\s]", re.IGNORECASE | re.MULTILINE)
+_LISTED = 5
+
+
+class CamtrapSettings(Settings):
+    """Options of an export to Camtrap DP; title, contributors and design only where the survey has none."""
+
+    coordinate_digits: CoordinateDigits | None = Field(
+        None,
+        description="decimals of coordinates: 1 (about 10 km), 2 (1 km), 3 (100 m), recorded, or drop, which leaves a "
+        "package that validators refuse",
+    )
+    title: str | None = Field(None, description="title of the package; by default the collection's name")
+    contributor: tuple[str, ...] = Field((), description="name of a person or organization; the first is the contact")
+    sampling_design: SamplingDesign = Field("opportunistic", description="how the places of the cameras were chosen")
+    classifier: str = Field(f"Foveate {__version__}", description="name and version of the model that decided")
+
+
+@dataclass(slots=True)
+class CamtrapExport:
+    """Written folder, rows by table, further counts, and sentences for the user."""
+
+    folder: Path
+    rows: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+
+def export_camtrap_dp(
+    collection: Collection,
+    folder: str | Path,
+    *,
+    settings: CamtrapSettings,
+    decisions: Sequence[Decision] | None = None,
+    events: Mapping[str, Sequence[str]] | None = None,
+    created: str | None = None,
+) -> CamtrapExport:
+    """Write the survey of a collection to `folder`, atomically. Images are not copied.
+
+    Args:
+        decisions: replace earlier rows of machines about the same images; images that nobody labels become
+            "unclassified". None writes the survey as it is.
+        events: keys of the images of each event that was pooled; by default the sequences of the survey.
+        created: time stamp of package and decisions (ISO 8601 with offset), by default now.
+
+    Raises:
+        UserError: there is no survey, a required value is missing (file, row and field are named), a decision is
+            about an unknown image or event, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    check_empty_folder(folder)
+    if settings.coordinate_digits is None:
+        raise UserError("coordinate_digits is missing: Camtrap DP publishes places; expected 1, 2, 3, recorded or drop")
+    rows = SurveyRows(collection)
+    created = created or tables.now()
+    merged = MergedObservations(rows, decisions, rows.sequences if events is None else events)
+    export = CamtrapExport(folder)
+    with staged_folder(folder) as stage:
+        writer = _PackageWriter(rows, settings, created, stage, export)
+        writer.write(merged)
+        violations, doubts = check_written(stage)
+        dropped = ("latitude", "longitude", "spatial") if settings.coordinate_digits == "drop" else ()
+        refuse(folder, [entry for entry in violations if entry.field not in dropped], tolerant=False)
+        export.notes += map(str, doubts[:_LISTED])
+    if dropped:
+        export.notes.append("coordinates dropped: Camtrap DP requires them, so validators refuse this package")
+    return export
+
+
+@dataclass
+class _PackageWriter:
+    rows: SurveyRows
+    settings: CamtrapSettings
+    created: str
+    stage: Path
+    export: CamtrapExport
+
+    def __post_init__(self) -> None:
+        self.descriptor = self._read_descriptor()
+        self.taxa: dict[str, dict[str, str]] = {}
+        self.levels: set[str] = set()
+        self.ids: set[str] = set()
+        self.left_out: set[str] = set()
+        # Of each medium that is written; one without a time is not.
+        self.media_ids: dict[str, str] = {}
+
+    def _read_descriptor(self) -> dict[str, Any]:
+        for row in self.rows.collection.dataset_table("survey").to_pylist():
+            if row["format"] == NAME:
+                return json.loads(row["descriptor"])
+        return {}
+
+    def write(self, merged: MergedObservations) -> None:
+        deployments = self._write_deployments()
+        self._write_table("media", self._media_rows())
+        self._write_table("observations", self._observation_rows(merged))
+        self._write_further()
+        descriptor = self._describe(deployments, decided=merged.decisions is not None)
+        text = json.dumps(descriptor, indent=2, ensure_ascii=False, allow_nan=False)
+        (self.stage / DESCRIPTOR).write_text(text + "\n", encoding="utf-8")
+
+    def _write_table(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
+        with (self.stage / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns(name), restval="", extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            count = 0
+            for row in rows:
+                writer.writerow(row)
+                count += 1
+        self.export.rows[name] = count
+
+    def _write_deployments(self) -> list[dict[str, object]]:
+        digits, entries = self.settings.coordinate_digits, list(self.rows.deployments.values())
+        if digits in (1, 2, 3, "drop"):
+            entries = round_deployments(entries, digits=digits, precision=self.descriptor.get("coordinatePrecision"))
+        spans = self._spans()
+        rows = [self._deployment_row(entry, spans.get(entry.id, ("", ""))) for entry in entries]
+        self._write_table("deployments", rows)
+        return rows
+
+    def _spans(self) -> dict[str, tuple[str, str]]:
+        """Return the first and last time of each deployment's images."""
+        members: dict[str, list[int]] = defaultdict(list)
+        for row, name in enumerate(self.rows.media["deployment"].to_pylist()):
+            members[name].append(row)
+        return {name: self._span(rows) for name, rows in members.items()}
+
+    def _span(self, rows: Sequence[int]) -> tuple[str, str]:
+        """Return the first and last time of some media; "" where none has one."""
+        known = [row for row in rows if self.rows.times[row]]
+        if not known:
+            return "", ""
+        clocks = self.rows.clock_N[known]
+        return self.rows.times[known[int(clocks.argmin())]], self.rows.times[known[int(clocks.argmax())]]
+
+    def _deployment_row(self, entry: Deployment, span: tuple[str, str]) -> dict[str, object]:
+        if not (entry.start and entry.end):
+            self.export.counts["deployments whose start or end is that of their images"] += 1
+        named = entry.extra.get("locationName") == entry.place
+        issues = entry.extra.get("timestampIssues") or ("true" if entry.timestamp_issues else "")
+        return {
+            **entry.extra,
+            "deploymentID": entry.id,
+            "locationID": entry.extra.get("locationID") or ("" if named else entry.place),
+            "latitude": "" if entry.latitude is None else entry.latitude,
+            "longitude": "" if entry.longitude is None else entry.longitude,
+            "coordinateUncertainty": "" if entry.uncertainty is None else max(1, round(entry.uncertainty)),
+            "deploymentStart": entry.start or span[0],
+            "deploymentEnd": entry.end or span[1],
+            "timestampIssues": issues,
+            "habitat": entry.habitat,
+        }
+
+    def _media_rows(self) -> Iterator[dict[str, object]]:
+        formats = dict(zip(self.rows.collection.keys, self.rows.collection.index["format"], strict=True))
+        for row, medium in self.rows.read_media():
+            if not self.rows.times[row]:
+                self.export.counts["images without a time, which Camtrap DP has no row for"] += 1
+                continue
+            identity = self.media_ids[medium.key] = medium.extra.get("mediaID") or medium.key
+            format = formats.get(medium.key, "JPEG")
+            extra = dict(medium.extra)
+            if self.settings.coordinate_digits != "recorded" and extra.pop("exifData", None) is not None:
+                self.export.counts["cells of exifData left out, which may hold coordinates"] += 1
+            path = _clean_path(medium, format)
+            yield {
+                "filePublic": "false",
+                "fileName": PurePosixPath(path).name,
+                "fileMediatype": f"image/{format.lower()}",
+                # Of a package, as it was: cells may be empty.
+                **(dict.fromkeys(("fileName",), "") if "mediaID" in extra else {}),
+                **extra,
+                "mediaID": identity,
+                "deploymentID": medium.deployment,
+                "timestamp": self.rows.times[row],
+                "filePath": path,
+            }
+
+    def _observation_rows(self, merged: MergedObservations) -> Iterator[dict[str, object]]:
+        for observation in merged.read():
+            if observation.key and observation.key not in self.media_ids:
+                self.export.counts["observations of images without a time"] += 1
+                continue
+            yield self._note(self._observation_row(observation))
+        for decision in merged.new():
+            rows = [self.rows.find_row(key) for key in merged.members(decision)]
+            start, end = self._span(rows)
+            if start:
+                self.export.counts["decisions written"] += decision.kind != "unclassified"
+                yield self._note(self._decision_row(decision, rows, start, end), decision)
+        skipped = merged.num_skipped
+        self.export.counts["decisions left out: a person reviewed the image or event"] += skipped
+
+    def _note(self, row: dict[str, object], decision: Decision | None = None) -> dict[str, object]:
+        """Note level, id and taxon of a row for the descriptor and for later ids."""
+        self.levels.add(str(row["observationLevel"]))
+        self.ids.add(str(row["observationID"]))
+        name = str(row["scientificName"])
+        if name:
+            taxon = self.taxa.setdefault(name, {})
+            if decision is not None:
+                taxon |= {"taxonID": decision.taxon_id, "taxonRank": decision.rank if decision.rank in RANKS else ""}
+        return row
+
+    def _observation_row(self, observation: Observation) -> dict[str, object]:
+        row = self.rows.keys.get(observation.key, -1)
+        members = [row] if row >= 0 else [self.rows.keys[key] for key in self.rows.sequences.get(observation.event, ())]
+        span = ("", "") if observation.event_start and observation.event_end else self._span(members)
+        shift = self.rows.deployments[observation.deployment].clock_shift if observation.deployment else 0
+        probability = observation.probability
+        # Only of another format: in a package, an empty cell was meant.
+        sequence = self.rows.media["sequence"][row].as_py() if row >= 0 and not self.descriptor else ""
+        return {
+            **observation.extra,
+            **_box_cells(observation.box),
+            "observationID": observation.id,
+            "deploymentID": observation.deployment,
+            "mediaID": self.media_ids.get(observation.key) or observation.extra.get("mediaID", ""),
+            "eventID": observation.event or sequence,
+            "eventStart": _shift(observation.event_start, shift) or span[0],
+            "eventEnd": _shift(observation.event_end, shift) or span[1],
+            "observationLevel": observation.level,
+            "observationType": observation.kind,
+            "scientificName": observation.taxon,
+            "count": "" if observation.count is None else observation.count,
+            "classificationMethod": observation.method,
+            "classifiedBy": observation.classifier,
+            "classificationTimestamp": observation.classified_at,
+            "classificationProbability": "" if probability is None else probability,
+        }
+
+    def _decision_row(self, decision: Decision, rows: Sequence[int], start: str, end: str) -> dict[str, object]:
+        media = self.rows.media
+        processed = decision.kind != "unclassified"
+        identity = decision.event or self.media_ids[decision.key]
+        probability = "" if decision.probability is None else round(decision.probability, 6)
+        return {
+            **_box_cells(decision.box),
+            "observationID": self._new_id(identity),
+            "deploymentID": media["deployment"][rows[0]].as_py(),
+            "mediaID": "" if decision.event else identity,
+            "eventID": decision.event or media["sequence"][rows[0]].as_py(),
+            "eventStart": start,
+            "eventEnd": end,
+            "observationLevel": "event" if decision.event else "media",
+            "observationType": decision.kind,
+            "scientificName": decision.taxon if decision.kind == "animal" else "",
+            "count": "" if decision.count is None else decision.count,
+            "classificationMethod": "machine" if processed else "",
+            "classifiedBy": self.settings.classifier if processed else "",
+            "classificationTimestamp": self.created if processed else "",
+            "classificationProbability": probability if processed else "",
+            "observationComments": format_comment(decision),
+        }
+
+    def _new_id(self, identity: str) -> str:
+        number = 1
+        # Deterministic, so that a repeated export is equal; a free number where a person's row has the id.
+        while (name := f"{identity}-machine-{number}") in self.ids:
+            number += 1
+        return name
+
+    def _write_further(self) -> None:
+        for row in self.rows.collection.dataset_table(FILES_TABLE).to_pylist():
+            content = base64.b64decode(row["content"])
+            if self._keep_further(row["path"], content.decode("utf-8", "replace")):
+                path = self.stage / row["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+
+    def _keep_further(self, name: str, text: str) -> bool:
+        """Whether a further resource stays: one that seems to hold places is left out where places are rounded."""
+        keep = self.settings.coordinate_digits == "recorded" or not _PLACE.search(text)
+        if not keep and name not in self.left_out:
+            self.left_out.add(name)
+            self.export.notes.append(f"{name} left out: it seems to hold coordinates, which are not rounded there")
+        return keep
+
+    def _describe(self, deployments: Sequence[Mapping[str, object]], *, decided: bool) -> dict[str, Any]:
+        source, settings = self.descriptor, self.settings
+        title = settings.title or source.get("title") or self.rows.collection.name
+        people = [
+            {"title": name, "role": "contributor" if number else "contact"}
+            for number, name in enumerate(settings.contributor)
+        ]
+        project = source.get("project") or {
+            "title": title,
+            "samplingDesign": settings.sampling_design,
+            "captureMethod": ["activityDetection"],
+            "individualAnimals": False,
+        }
+        levels = [level for level in LEVELS if level in self.levels]
+        described = {
+            **source,
+            "resources": [*map(_resource, TABLES), *self._further_resources()],
+            "profile": f"{URL}/camtrap-dp-profile.json",
+            "created": self.created,
+            "contributors": people or source.get("contributors") or [],
+            "project": {**project, "observationLevel": levels or [*LEVELS]},
+            "temporal": _temporal(deployments),
+            "taxonomic": self._taxonomic(),
+        }
+        if settings.title or "title" not in source:
+            described["title"] = title
+        if decided:
+            tool = {"title": settings.classifier}
+            described["sources"] = [entry for entry in source.get("sources", ()) if entry != tool] + [tool]
+        if settings.coordinate_digits != "recorded" or "spatial" not in source:
+            described["spatial"] = _spatial(deployments)
+        if isinstance(settings.coordinate_digits, int):
+            described["coordinatePrecision"] = 10.0**-settings.coordinate_digits
+        if settings.coordinate_digits == "drop":
+            described = {
+                key: value for key, value in described.items() if key not in ("spatial", "coordinatePrecision")
+            }
+        return described
+
+    def _further_resources(self) -> list[Mapping[str, Any]]:
+        further = []
+        for resource in self.descriptor.get("resources", ()):
+            paths = resource.get("path") or ()
+            gone = {paths} if isinstance(paths, str) else set(paths)
+            inline = json.dumps(resource.get("data"), ensure_ascii=False)
+            if resource["name"] not in TABLES and not gone & self.left_out:
+                if self._keep_further(resource["name"], inline):
+                    further.append(resource)
+        return further
+
+    def _taxonomic(self) -> list[dict[str, Any]]:
+        # What the source says of a taxon stays, in its order; new names follow.
+        entries = [entry for entry in self.descriptor.get("taxonomic", ()) if entry["scientificName"] in self.taxa]
+        known = {entry["scientificName"] for entry in entries}
+        for name in sorted(set(self.taxa) - known):
+            entries.append({"scientificName": name, **{key: value for key, value in self.taxa[name].items() if value}})
+        return entries
+
+
+def _resource(name: str) -> dict[str, str]:
+    return {
+        "name": name,
+        "path": f"{name}.csv",
+        "profile": "tabular-data-resource",
+        "format": "csv",
+        "mediatype": "text/csv",
+        "encoding": "utf-8",
+        "schema": f"{URL}/{name}-table-schema.json",
+    }
+
+
+def _temporal(deployments: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """Return the dates of the first start and the last end, as written at the place."""
+    starts, ends = ([str(row[name])[:10] for row in deployments] for name in ("deploymentStart", "deploymentEnd"))
+    return {"start": min(starts, default=""), "end": max(ends, default="")}
+
+
+def _spatial(deployments: Sequence[Mapping[str, object]]) -> dict[str, Any]:
+    """Return the GeoJSON box around all deployments, a point where they are at one place."""
+    placed = [row for row in deployments if row["latitude"] != "" and row["longitude"] != ""]
+    if not placed:
+        return {}
+    longitudes, latitudes = ([float(str(row[name])) for row in placed] for name in ("longitude", "latitude"))
+    west, east, south, north = min(longitudes), max(longitudes), min(latitudes), max(latitudes)
+    if (west, south) == (east, north):
+        return {"type": "Point", "coordinates": [west, south]}
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    return {"type": "Polygon", "coordinates": [ring]}
+
+
+def _box_cells(box: Box | None) -> dict[str, object]:
+    if box is None:
+        return {}
+    # Twelve digits: a width as the difference of two corners is 0.19999999999999996 where it was 0.2.
+    values = (box.x1, box.y1, box.width, box.height)
+    return {name: float(f"{value:.12g}") for name, value in zip(BOX_COLUMNS, values, strict=True)}
+
+
+def _shift(text: str, seconds: int) -> str:
+    """Return a time with seconds added, as its text where there are none to add."""
+    if not seconds or not is_valid_time(text):
+        return text
+    return (datetime.fromisoformat(text) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+
+def _clean_path(medium: Medium, format: str) -> str:
+    """Return the path of a medium as the standard allows it: forward slashes, below the package."""
+    path = re.sub(r"^([A-Za-z]:)?[/.~]+", "", medium.file.replace("\\", "/"))
+    return path if path and ".." not in path else f"{medium.key}.{SUFFIXES.get(format, 'jpg')}"

@@ -1,0 +1,204 @@
+"""Read the media and observations of a survey for exporters, also those of images that are not there."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from foveate.core.errors import UserError, nearest
+from foveate.records.collection import Collection
+from foveate.records.survey.camtrap_schema import is_valid_time
+from foveate.records.survey.decisions import Decision
+from foveate.records.survey.hours import Times, parse_offset, parse_times
+from foveate.records.survey.types import Deployment, Medium, Observation
+from foveate.records.tables import positions
+
+_BATCH_ROWS = 10_000
+
+
+class SurveyRows:
+    """Rows of a survey, with those of images that are not in the collection."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection = collection
+        rows = collection.dataset_table("deployments").to_pylist()
+        self.deployments = {row["id"]: Deployment.from_row(row) for row in rows}
+        self.media = self._read_media()
+        if not self.media.num_rows:
+            raise UserError(f"collection {collection.name!r} has no camera-trap survey: no image has a row in 'media'")
+        for name in self.media["deployment"].unique().to_pylist():
+            self.deployments.setdefault(name, Deployment(name))
+
+    def _read_media(self) -> pa.Table:
+        media, columns = self.collection.table("media"), ["key", "deployment", "sequence", "frame_number"]
+        columns += ["time", "file", "extra"]
+        # The last row of an image holds: reversed, it comes first.
+        newest = media.take(pa.array(np.arange(len(media))[::-1]))
+        newest = newest.filter(pa.array(positions(newest["key"], among=newest["key"]) == np.arange(len(newest))))
+        newest = newest.take(pa.array(np.arange(len(newest))[::-1])).select(columns)
+        absent = self.collection.dataset_table("media_without_image")
+        if not absent.num_rows:
+            return newest.combine_chunks()
+        # Also those whose image was imported later.
+        gone = positions(absent["key"], among=newest["key"]) < 0
+        return pa.concat_tables([newest, absent.filter(pa.array(gone)).select(columns)]).combine_chunks()
+
+    @cached_property
+    def keys(self) -> dict[str, int]:
+        """Row of each medium by its key."""
+        return {key: row for row, key in enumerate(self.media["key"].to_pylist())}
+
+    def find_row(self, key: str) -> int:
+        """Return the row of a medium; raise UserError with the nearest if there is none."""
+        if key not in self.keys:
+            raise UserError(f"decision about {key!r}: no image of the survey has this key{nearest(key, self.keys)}")
+        return self.keys[key]
+
+    @cached_property
+    def times(self) -> list[str]:
+        """Time of each medium as ISO 8601, after the shift of its deployment's clock; "" where there is none.
+
+        It has an offset where its text has one, or where the user states that of the deployment.
+        """
+        clocks, offsets = self.clock_N.tolist(), self._offset_N.tolist()
+        texts = zip(self.media["time"].to_pylist(), self.media["deployment"].to_pylist(), clocks, offsets, strict=True)
+        return [
+            text if is_valid_time(text) and not self.deployments[name].clock_shift else format_time(clock, offset)
+            for text, name, clock, offset in texts
+        ]
+
+    @cached_property
+    def clock_N(self) -> np.ndarray:
+        """Seconds of the clock of each medium after its shift; NaN where there is no time."""
+        shifts = {name: entry.clock_shift for name, entry in self.deployments.items()}
+        names = self.media["deployment"].to_pylist()
+        return self._parsed.wall_N + np.array([shifts[name] for name in names], np.float64)
+
+    @cached_property
+    def _parsed(self) -> Times:
+        return parse_times(self.media["time"])
+
+    @cached_property
+    def _offset_N(self) -> np.ndarray:
+        stated = {
+            name: parse_offset(entry.utc_offset, where=f"utc_offset of deployment {name!r}")
+            for name, entry in self.deployments.items()
+            if entry.utc_offset
+        }
+        stated_N = np.array([stated.get(name, np.nan) for name in self.media["deployment"].to_pylist()], np.float64)
+        return np.where(np.isnan(self._parsed.offset_N), stated_N, self._parsed.offset_N)
+
+    def read_media(self) -> Iterator[tuple[int, Medium]]:
+        """Yield each medium with its row."""
+        row = 0
+        for batch in self.media.to_batches(max_chunksize=_BATCH_ROWS):
+            for entry in batch.to_pylist():
+                yield row, Medium.from_row(entry)
+                row += 1
+
+    def read_observations(self) -> Iterator[Observation]:
+        """Yield observations of images, also of absent ones, then those of events."""
+        with_image = self.collection.table("observations")
+        absent = self.collection.dataset_table("observations_without_image")
+        if absent.num_rows:
+            # Rows of absent images that came later are in the first table, too.
+            absent = absent.filter(pa.array(positions(absent["key"], among=self.collection.table("media")["key"]) < 0))
+        for table in (with_image, absent, self.collection.dataset_table("event_observations")):
+            for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+                yield from map(Observation.from_row, batch.to_pylist())
+
+    @cached_property
+    def sequences(self) -> dict[str, list[str]]:
+        """Keys of each sequence of the source."""
+        sequences: dict[str, list[str]] = defaultdict(list)
+        for key, sequence in zip(self.media["key"].to_pylist(), self.media["sequence"].to_pylist(), strict=True):
+            if sequence:
+                sequences[sequence].append(key)
+        return dict(sequences)
+
+
+@dataclass
+class MergedObservations:
+    """A survey's observations, with those of a machine replaced by new decisions.
+
+    A row of a person, of nobody in particular or about setting up the camera is never touched, and its image or event
+    gets no decision beside it.
+
+    Args:
+        decisions: None leaves everything as it is.
+        events: keys of the images of each event that was pooled.
+    """
+
+    rows: SurveyRows
+    decisions: Sequence[Decision] | None
+    events: Mapping[str, Sequence[str]]
+
+    def __post_init__(self) -> None:
+        self.reviewed_keys: set[str] = set()
+        self.reviewed_events: set[str] = set()
+        self.labeled: set[str] = set()
+        self.num_skipped = 0
+        decided = self.decisions or ()
+        for decision in decided:
+            if decision.event and decision.event not in self.events:
+                raise UserError(f"decision about event {decision.event!r}: the survey has no such event")
+            for key in self.members(decision):
+                self.rows.find_row(key)
+        self.decided_keys = {key for decision in decided for key in self.members(decision)}
+        self.decided_events = {decision.event for decision in decided if decision.event}
+        for observation in self.rows.read_observations() if decided else ():
+            if _is_reviewed(observation):
+                (self.reviewed_keys if observation.key else self.reviewed_events).add(
+                    observation.key or observation.event
+                )
+
+    def members(self, decision: Decision) -> Sequence[str]:
+        """Return the keys of the images that a decision is about."""
+        return self.events[decision.event] if decision.event else (decision.key,)
+
+    def read(self) -> Iterator[Observation]:
+        """Yield the observations of the survey that stay."""
+        for observation in self.rows.read_observations():
+            replaced = observation.key in self.decided_keys or (
+                not observation.key and observation.event in self.decided_events
+            )
+            if not replaced or _is_reviewed(observation):
+                self.labeled.add(observation.key)
+                yield observation
+
+    def new(self) -> Iterator[Decision]:
+        """Yield the decisions to write, then one "unclassified" for each image without any row; call after `read`."""
+        for decision in self.decisions or ():
+            reviewed = bool(decision.event) and decision.event in self.reviewed_events
+            if reviewed or not self.reviewed_keys.isdisjoint(self.members(decision)):
+                self.num_skipped += 1
+            else:
+                yield decision
+        if self.decisions is not None:
+            done = self.labeled | self.decided_keys
+            yield from (Decision(key=key, kind="unclassified") for key in self.rows.keys if key not in done)
+
+
+def _is_reviewed(observation: Observation) -> bool:
+    if "cameraSetupType" in observation.extra:
+        return True
+    return observation.method != "machine" and observation.kind != "unclassified"
+
+
+def format_time(clock: float, offset: float) -> str:
+    """Return seconds of a clock as ISO 8601, with the offset in seconds if it is a number; "" for NaN.
+
+    >>> format_time(0.0, 7200.0)
+    '1970-01-01T00:00:00+02:00'
+    """
+    if np.isnan(clock):
+        return ""
+    moment = datetime.fromtimestamp(int(clock), UTC)
+    zone = None if np.isnan(offset) else timezone(timedelta(seconds=offset))
+    return moment.replace(tzinfo=zone).isoformat(timespec="seconds")

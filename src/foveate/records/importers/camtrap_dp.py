@@ -1,0 +1,402 @@
+"""Import a Camtrap DP 1.0.2 package: a folder, its `datapackage.json` or a zip.
+
+Rows of images go to the annotation tables `media` and `observations`, rows about events and everything else to tables
+about the whole data set, so that `foveate.records.exporters.camtrap_dp` writes equal content again. Rows of media
+without an image (missing, unreadable, a video) are stored in `media_without_image` and `observations_without_image`.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Unpack, cast
+
+import numpy as np
+import pyarrow as pa
+
+from foveate.core.errors import UserError
+from foveate.records.boxes import Box
+from foveate.records.import_summary import ImportSummary
+from foveate.records.importers.camtrap_package import DESCRIPTOR, CamtrapPackage, Files, open_package
+from foveate.records.importers.files import make_key
+from foveate.records.importers.formats import Format
+from foveate.records.importers.ingest import check_source, import_samples
+from foveate.records.importers.sample import Sample, SharedOptions
+from foveate.records.layout import check_key
+from foveate.records.record import Region
+from foveate.records.rows import region_row
+from foveate.records.survey.camtrap_checks import to_instants
+from foveate.records.survey.store import make_context, survey_rows, write_survey
+from foveate.records.survey.taxa import RANKS, Taxa
+from foveate.records.survey.types import Deployment, Medium, Observation, media_row, observation_row
+from foveate.records.tables import positions
+from foveate.records.writer import CollectionWriter
+
+NAME = "camtrap-dp"
+WITHOUT_IMAGE = ("media_without_image", "observations_without_image")
+FILES_TABLE = "survey_files"
+_BATCH_ROWS = 1000
+_LISTED = 5
+_TRUE = ("true", "True", "TRUE", "1")
+# Columns that `Deployment` has a field for. Not the location's: it may be an id or a name. Not timestampIssues: an
+# explicit "false" is not the same as no answer.
+_DEPLOYMENT_COLUMNS = (
+    "deploymentID",
+    "latitude",
+    "longitude",
+    "deploymentStart",
+    "deploymentEnd",
+    "coordinateUncertainty",
+    "habitat",
+)
+_OBSERVATION_FIELDS = {
+    "event": "eventID",
+    "level": "observationLevel",
+    "kind": "observationType",
+    "taxon": "scientificName",
+    "method": "classificationMethod",
+    "classifier": "classifiedBy",
+    "classified_at": "classificationTimestamp",
+    "event_start": "eventStart",
+    "event_end": "eventEnd",
+}
+BOX_COLUMNS = ("bboxX", "bboxY", "bboxWidth", "bboxHeight")
+# Written boxes are rounded: x + width may be a little above 1.
+_BOX_TOLERANCE = 1e-3
+
+
+def import_camtrap_dp(
+    source: str | Path,
+    target: str | Path,
+    *,
+    images: str | Path | None = None,
+    reference: bool = False,
+    **shared: Unpack[SharedOptions],
+) -> ImportSummary:
+    """Import the survey of a Camtrap DP package, with those of its images that are there, into `target`.
+
+    An image is grouped by its camera (the location, or else the deployment).
+
+    Args:
+        source: the package's folder, its `datapackage.json`, or a zip.
+        target: collection folder; created if it does not exist.
+        images: folder of images, by `filePath` or `fileName`; by default that of the package.
+        reference: see `foveate.records.importers.folder.import_folder`.
+        shared: see `SharedOptions`.
+
+    Raises:
+        UserError: a file is missing or damaged, or violates the schema (file, row and field are named).
+    """
+    path = check_source(Path(source))
+    if images is not None and not Path(images).is_dir():
+        raise UserError(f"--images: {images} is not a folder")
+    with open_package(path) as package:
+        if reference and images is None and package.files.is_zip:
+            raise UserError(f"--reference has no effect: the images lie inside of {path}")
+        survey = _Survey(package, Files(Path(images)) if images is not None else package.files, images is not None)
+        summary = import_samples(
+            target,
+            survey.samples(),
+            default_source=str(package.descriptor.get("name") or path.stem),
+            total=package.tables["media"].num_rows,
+            reference=reference,
+            further=survey.counts,
+            finish=survey.write_tables,
+            **shared,
+        )
+    summary.notes += survey.notes()
+    return summary
+
+
+@dataclass
+class _Survey:
+    package: CamtrapPackage
+    images: Files
+    by_name: bool
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        tables = self.package.tables
+        media, observations = tables["media"], tables["observations"]
+        self.deployments = {row["deploymentID"]: make_deployment(row) for row in tables["deployments"].to_pylist()}
+        self.taxon_ids = {
+            entry["scientificName"]: str(entry.get("taxonID") or "") for entry in self.package.descriptor["taxonomic"]
+        }
+        self.keys = make_keys(media)
+        levels = observations["observationLevel"].to_numpy()
+        media_ids = _column(observations, "mediaID")
+        # Row of the medium that an observation labels; -1 for rows about events.
+        self.medium_O = np.where(levels == "media", positions(media_ids, among=media["mediaID"]), -1)
+        order = np.argsort(self.medium_O, kind="stable")
+        self.order, self.sorted_media = order, self.medium_O[order]
+        self.sequences = assign_sequences(media, observations, self.medium_O)
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield the sample of every image that is there."""
+        for start, rows, observations in self._batches():
+            for position, row in enumerate(rows):
+                sample = self._find_image(row)
+                if sample is not None:
+                    yield self._fill(sample, row, start + position, observations.get(start + position, []))
+
+    def _batches(self) -> Iterator[tuple[int, list[dict[str, Any]], dict[int, list[dict[str, Any]]]]]:
+        """Yield the first number, the rows and the observations of some media at a time."""
+        media, observations = self.package.tables["media"], self.package.tables["observations"]
+        for start in range(0, media.num_rows, _BATCH_ROWS):
+            rows = media.slice(start, _BATCH_ROWS).to_pylist()
+            first, last = np.searchsorted(self.sorted_media, (start, start + len(rows)))
+            entries = observations.take(pa.array(self.order[first:last])).to_pylist()
+            grouped: dict[int, list[dict[str, Any]]] = {}
+            for number, row in zip(self.sorted_media[first:last].tolist(), entries, strict=True):
+                grouped.setdefault(number, []).append(row)
+            yield start, rows, grouped
+
+    def _find_image(self, row: Mapping[str, Any]) -> Sample | None:
+        if not str(row["fileMediatype"]).startswith("image/"):
+            self.counts["media that are no images (videos, sounds)"] += 1
+            return None
+        path, name = row["filePath"], row.get("fileName") or ""
+        candidates = [] if "://" in path else [path]
+        if self.by_name:
+            candidates += [f"{row['deploymentID']}/{name}", name, PurePosixPath(path).name]
+        for candidate in candidates:
+            if candidate and self.images.has(candidate):
+                return self.images.image_sample(candidate, source=f"media {row['mediaID']}")
+        self.counts["images that are not there: only their rows are stored"] += 1
+        return None
+
+    def _medium(self, row: Mapping[str, Any], number: int) -> Medium:
+        used = ("deploymentID", "timestamp", "filePath")
+        return Medium(
+            key=self.keys[number],
+            deployment=row["deploymentID"],
+            sequence=self.sequences[number],
+            time=row["timestamp"],
+            file=row["filePath"],
+            extra={name: value for name, value in row.items() if value is not None and name not in used},
+        )
+
+    def _fill(self, sample: Sample, row: Mapping[str, Any], number: int, rows: Sequence[Mapping[str, Any]]) -> Sample:
+        medium, deployment = self._medium(row, number), self.deployments[row["deploymentID"]]
+        observations = [make_observation(entry, self.taxon_ids, key=medium.key) for entry in rows]
+        regions = [make_region(observation) for observation in observations]
+        sample.key, sample.group, sample.context = medium.key, deployment.camera, make_context(medium, deployment)
+        sample.extra = survey_rows(medium, observations)
+        boxes = [region_row(medium.key, region) for region in regions if region is not None]
+        if boxes:
+            sample.extra["regions"] = list(boxes)
+        self.counts["observations imported"] += len(observations)
+        return sample
+
+    def write_tables(self, writer: CollectionWriter) -> None:
+        """Write what is about the whole survey, and the rows of media that became no image."""
+        observations = self.package.tables["observations"]
+        events = observations.filter(pa.array(self.medium_O < 0))
+        writer.summary.further["observations of events"] += events.num_rows
+        write_survey(
+            writer,
+            deployments=self.deployments.values(),
+            event_observations=(make_observation(row, self.taxon_ids) for row in _rows(events)),
+            format=NAME,
+            descriptor=self.package.descriptor,
+        )
+        taxa = read_taxa(self.package.descriptor["taxonomic"])
+        writer.replace_dataset_rows("taxa", taxa.to_rows(), by="id")
+        files = [
+            {"path": path, "content": base64.b64encode(content).decode("ascii")}
+            for path, content in self.package.further.items()
+        ]
+        writer.replace_dataset_rows(FILES_TABLE, files, by="path")
+        media_table, observations_table = WITHOUT_IMAGE
+        writer.replace_dataset_rows(media_table, self._rows_without_image(writer), by="key")
+        writer.replace_dataset_rows(observations_table, self._observations_without_image(writer), by="id")
+
+    def _rows_without_image(self, writer: CollectionWriter) -> Iterator[Mapping[str, object]]:
+        for start, rows, _ in self._batches():
+            for number, row in enumerate(rows, start):
+                if writer.known_sha256(self.keys[number]) is None:
+                    yield media_row(self._medium(row, number))
+
+    def _observations_without_image(self, writer: CollectionWriter) -> Iterator[Mapping[str, object]]:
+        for _, _, observations in self._batches():
+            for number, rows in observations.items():
+                if writer.known_sha256(self.keys[number]) is None:
+                    writer.summary.further["observations of images that are not there"] += len(rows)
+                    yield from (
+                        observation_row(make_observation(row, self.taxon_ids, key=self.keys[number])) for row in rows
+                    )
+
+    def notes(self) -> list[str]:
+        """Return a sentence per warning, the first few."""
+        warnings = self.package.warnings
+        further = [f"{len(warnings) - _LISTED} further warnings"] if len(warnings) > _LISTED else []
+        return [*map(str, warnings[:_LISTED]), *further]
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+        yield from batch.to_pylist()
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name in table.column_names:
+        return table[name]
+    return pa.chunked_array([pa.nulls(table.num_rows, pa.large_string())])
+
+
+def make_keys(media: pa.Table) -> list[str]:
+    """Return the key of every medium: its path without extension, or deployment and file name where it is a URL.
+
+    A key that an earlier medium has, or that cannot be one, becomes the deployment and the medium's id.
+    """
+    keys: dict[str, None] = {}
+    columns = (media["mediaID"], media["deploymentID"], media["filePath"], _column(media, "fileName"))
+    for identity, deployment, path, name in zip(*(column.to_pylist() for column in columns), strict=True):
+        key = f"{deployment}/{make_key(name or identity)}" if "://" in path else make_key(path)
+        if key in keys or not _is_key(key):
+            key = f"{deployment}/{identity}".replace("\\", "_")
+        keys[key] = None
+    return list(keys)
+
+
+def _is_key(key: str) -> bool:
+    try:
+        check_key(key)
+    except UserError:
+        return False
+    return True
+
+
+def assign_sequences(media: pa.Table, observations: pa.Table, medium_O: np.ndarray) -> list[str]:
+    """Return the event of every medium, "" for none: that of its observations, else the event that it falls into.
+
+    Args:
+        medium_O: row of the medium of each observation, -1 for rows about events.
+    """
+    sequences = [""] * media.num_rows
+    events = _column(observations, "eventID").to_pylist()
+    for number, event in zip(medium_O.tolist(), events, strict=True):
+        if number >= 0 and event and not sequences[number]:
+            sequences[number] = event
+    about_events = np.flatnonzero(medium_O < 0)
+    if not len(about_events):
+        return sequences
+    instants = to_instants(media["timestamp"])
+    spans = observations.take(pa.array(about_events))
+    starts, ends = to_instants(spans["eventStart"]), to_instants(spans["eventEnd"])
+    deployments = media["deploymentID"].to_numpy()
+    order = np.lexsort((instants, deployments.astype(str)))
+    first = {name: np.flatnonzero(deployments[order] == name) for name in set(spans["deploymentID"].to_pylist())}
+    for row, name, start, end in zip(about_events, spans["deploymentID"].to_pylist(), starts, ends, strict=True):
+        inside = order[first[name]]
+        low = np.searchsorted(instants[inside], start, "left")
+        for number in inside[low : np.searchsorted(instants[inside], end, "right")].tolist():
+            sequences[number] = sequences[number] or events[row] or ""
+    return sequences
+
+
+def make_deployment(row: Mapping[str, Any]) -> Deployment:
+    """Return the deployment of a row; columns without a field of their own are kept in `extra`."""
+    uncertainty = row.get("coordinateUncertainty")
+    return Deployment(
+        id=row["deploymentID"],
+        place=row.get("locationID") or row.get("locationName") or "",
+        latitude=float(row["latitude"]),
+        longitude=float(row["longitude"]),
+        start=row["deploymentStart"],
+        end=row["deploymentEnd"],
+        timestamp_issues=row.get("timestampIssues") in _TRUE,
+        uncertainty=None if uncertainty is None else float(uncertainty),
+        habitat=row.get("habitat") or "",
+        extra={name: value for name, value in row.items() if value is not None and name not in _DEPLOYMENT_COLUMNS},
+    )
+
+
+def make_observation(row: Mapping[str, Any], taxon_ids: Mapping[str, str], *, key: str = "") -> Observation:
+    """Return the observation of a row; columns without a field of their own are kept in `extra`."""
+    box = make_box(row)
+    count, probability, taxon = row.get("count"), row.get("classificationProbability"), row.get("scientificName") or ""
+    used = {*_OBSERVATION_FIELDS.values(), "observationID", "deploymentID", "count", "classificationProbability"}
+    used |= (set() if box is None else set(BOX_COLUMNS)) | ({"mediaID"} if key else set())
+    values = {name: row.get(column) or "" for name, column in _OBSERVATION_FIELDS.items()}
+    return Observation(
+        id=row["observationID"],
+        deployment=row["deploymentID"],
+        key=key,
+        **cast(Any, values),
+        taxon_id=taxon_ids.get(taxon, ""),
+        count=None if count is None else int(float(count)),
+        box=box,
+        probability=None if probability is None else float(probability),
+        extra={name: value for name, value in row.items() if value is not None and name not in used},
+    )
+
+
+def make_box(row: Mapping[str, Any]) -> Box | None:
+    """Return the box of an observation; None if it has none, or one that does not lie in the image."""
+    cells = [row.get(name) for name in BOX_COLUMNS]
+    if any(cell is None for cell in cells):
+        return None
+    x, y, width, height = (float(cell) for cell in cells if cell is not None)
+    if max(x + width, y + height) > 1 + _BOX_TOLERANCE or min(x, y) >= 1:
+        return None
+    return Box(x, y, min(1.0, x + width), min(1.0, y + height))
+
+
+def make_region(observation: Observation) -> Region | None:
+    """Return the region of an observation with a box."""
+    if observation.box is None or observation.kind == "blank":
+        return None
+    name = observation.taxon or observation.kind
+    if observation.method == "machine":
+        score = 1.0 if observation.probability is None else observation.probability
+        return Region(observation.box, name, score, name, source=observation.classifier or "machine")
+    return Region(observation.box, name, label=name)
+
+
+def read_taxa(taxonomic: Sequence[Mapping[str, Any]]) -> Taxa:
+    """Return the taxa of a package's list `taxonomic`, with the higher taxa that its entries name."""
+    # Higher taxa have no id in the standard. Their rank tells them from homonyms of another rank.
+    ids = {
+        (str(entry.get("taxonRank") or ""), str(entry["scientificName"])): str(entry.get("taxonID") or "")
+        for entry in taxonomic
+    }
+    rows: dict[str, dict[str, object]] = {}
+
+    def add(rank: str, name: str, parent: str, common: str = "") -> str:
+        identity = ids.get((rank, name)) or f"{rank or 'taxon'}:{name}"
+        known = rows.get(identity, {})
+        row = {"id": identity, "name": name, "rank": rank, "parent": parent, "common": common}
+        rows[identity] = row | {column: value for column, value in known.items() if value}
+        return identity
+
+    for entry in taxonomic:
+        name, rank, parent = str(entry["scientificName"]), str(entry.get("taxonRank") or ""), ""
+        for higher in RANKS[: RANKS.index(rank) if rank in RANKS else len(RANKS)]:
+            if entry.get(higher):
+                parent = add(higher, str(entry[higher]), parent)
+        names = entry.get("vernacularNames") or {}
+        add(rank, name, parent, str(names.get("eng") or next(iter(names.values()), "")))
+    return Taxa.from_rows(rows.values())
+
+
+def _recognize(source: str) -> str | None:
+    path = Path(source)
+    if path.is_dir():
+        return DESCRIPTOR if (path / DESCRIPTOR).is_file() else None
+    if path.name == DESCRIPTOR and path.is_file():
+        return "a data package"
+    if path.suffix.lower() == ".zip" and path.is_file():
+        try:
+            files = Files(path)
+        except UserError:
+            return None
+        files.close()
+        return f"a zip with {DESCRIPTOR}"
+    return None
+
+
+FORMAT = Format(name=NAME, run=import_camtrap_dp, recognize=_recognize, options=("images", "reference"), survey=True)

@@ -1,0 +1,411 @@
+"""Camtrap DP packages in and out: what is read, what survives a round trip, what an export changes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from made_images import jpeg
+from made_surveys import EXAMPLE, GOLDEN, KEYS, copy_package, import_package, needs_example, read_descriptor, read_rows
+
+from foveate.core.errors import UserError
+from foveate.records.boxes import Box
+from foveate.records.collection import Collection
+from foveate.records.exporters.camtrap_dp import CamtrapExport, CamtrapSettings, export_camtrap_dp
+from foveate.records.importers.camtrap_dp import import_camtrap_dp, make_box, read_taxa
+from foveate.records.importers.camtrap_package import check_written
+from foveate.records.importers.formats import detect_format
+from foveate.records.survey.decisions import Decision
+from foveate.records.survey.survey import Survey
+from foveate.records.writer import CollectionWriter
+from naming import raises_naming
+
+RECORDED = CamtrapSettings(coordinate_digits="recorded")
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    """The golden package with all images but the last two."""
+    folder = tmp_path_factory.mktemp("camtrap")
+    package = copy_package(folder / "package", images=True)
+    (package / "media/dep-C/IMG_0008.JPG").unlink()
+    (package / "media/dep-C/IMG_0009.JPG").write_bytes(jpeg(9)[:200])
+    return import_package(package, folder / "collection")
+
+
+def export(collection: Collection, folder: Path, **options: Any) -> CamtrapExport:
+    options.setdefault("settings", RECORDED)
+    result = export_camtrap_dp(collection, folder, **options)
+    assert check_written(folder)[0] == []
+    return result
+
+
+def assert_equal_content(folder: Path, source: Path) -> None:
+    for name in KEYS:
+        assert read_rows(folder, name) == read_rows(source, name)
+    written, expected = read_descriptor(folder), read_descriptor(source)
+    for descriptor in (written, expected):
+        del descriptor["created"]
+    assert written == expected
+
+
+def test_images_get_their_rows_camera_and_boxes(collection: Collection) -> None:
+    assert len(collection) == 8
+    row = collection.find_row("media/dep-A/IMG_0001")
+    record = collection.record(row)
+    assert record.group == "loc-1"
+    assert record.context is not None
+    assert (record.context.latitude, record.context.longitude) == (50.699, 4.013)
+    assert record.context.time == "2023-05-03T05:44:20+02:00"
+    (region,) = record.regions
+    assert (region.phrase, region.source) == ("Canidae", "foveate-cosmo v0")
+    assert region.score == pytest.approx(0.71)
+    assert (region.box.x1, region.box.y2) == pytest.approx((0.5, 0.64))
+    survey = Survey.open(collection)
+    # A deployment with timestampIssues has no hours; the second visit to loc-1 is the same camera.
+    assert survey.hour_N.tolist()[:4] == [5, 5, 5, 23]
+    assert survey.count_missing()["timestamp issues"] == 3
+    assert set(survey.camera_N) == {"loc-1", "loc-2"}
+
+
+def test_rows_without_an_image_are_counted_and_stored(collection: Collection) -> None:
+    media = collection.dataset_table("media_without_image").to_pylist()
+    assert [row["file"] for row in media] == ["media/dep-C/IMG_0008.JPG", "media/dep-C/IMG_0009.JPG"]
+    assert collection.dataset_table("observations_without_image")["id"].to_pylist() == ["o09", "o10"]
+    assert collection.quarantine()["reason"].to_pylist() == ["truncated"]
+    assert collection.dataset_table("event_observations")["id"].to_pylist() == ["o03"]
+
+
+def test_only_a_persons_rows_about_an_image_are_labels(tmp_path: Path) -> None:
+    package = copy_package(tmp_path / "package", images=True)
+    rows = read_rows(package, "observations")
+    for name in ("o00", "o04", "o07", "o10"):
+        rows[name]["classificationMethod"] = "human"
+    rows["o10"]["cameraSetupType"] = "calibration"
+    write_rows(package, "observations", rows)
+    survey = Survey.open(import_package(package, tmp_path / "collection"))
+    # o03, a person's row about the event of o00 to o02, labels none of its frames and is no second fox.
+    labels = dict(zip(survey.keys, survey.labels(), strict=True))
+    expected = {"dep-A/IMG_0000": "Vulpes vulpes", "dep-A/IMG_0003": "human", "dep-B/IMG_0006": "Meles meles"}
+    assert {key.removeprefix("media/"): label for key, label in labels.items() if label} == expected
+
+
+def test_reading_and_writing_gives_equal_content(collection: Collection, tmp_path: Path) -> None:
+    result = export(collection, tmp_path / "out")
+    assert result.rows == {"deployments": 3, "media": 10, "observations": 11}
+    assert_equal_content(tmp_path / "out", GOLDEN)
+
+
+@needs_example
+def test_the_standards_example_survives_a_round_trip(tmp_path: Path) -> None:
+    collection = import_package(EXAMPLE, tmp_path / "collection")
+    assert (len(collection), collection.dataset_table("event_observations").num_rows) == (0, 36)
+    export(collection, tmp_path / "out")
+    assert_equal_content(tmp_path / "out", EXAMPLE)
+    assert {"name": "individuals"}.items() <= read_descriptor(tmp_path / "out")["resources"][-1].items()
+
+
+CELLS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12).filter(
+    lambda text: text not in ("NA", "NaN", "nan")
+)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    comment=CELLS,
+    habitat=CELLS.map(str.strip).filter(lambda text: text not in ("", "NA", "NaN", "nan")),
+    box=st.lists(st.integers(0, 10**6), min_size=4, max_size=4),
+    probability=st.floats(0, 1),
+    count=st.integers(1, 10**6),
+)
+def test_any_cell_survives_a_round_trip(
+    comment: str, habitat: str, box: list[int], probability: float, count: int, tmp_path_factory: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("cells")
+    x, y = box[0] / 10**6, box[1] / 10**6
+    width, height = max(1e-6, min(box[2] / 10**6, 1 - x)), max(1e-6, min(box[3] / 10**6, 1 - y))
+    cells = {"bboxX": x, "bboxY": y, "bboxWidth": width, "bboxHeight": height, "count": count}
+    cells |= {"classificationProbability": probability, "observationComments": comment}
+    package = copy_package(folder / "package")
+    rows = read_rows(package, "observations")
+    rows["o01"] |= {name: value if isinstance(value, str) else repr(value) for name, value in cells.items()}
+    write_rows(package, "observations", rows)
+    places = read_rows(package, "deployments")
+    places["dep-A"]["habitat"] = habitat
+    write_rows(package, "deployments", places)
+    export(import_package(package, folder / "collection"), folder / "out")
+    assert read_rows(folder / "out", "deployments") == places
+    written = read_rows(folder / "out", "observations")
+    for name, value in cells.items():
+        back = written["o01"].pop(name)
+        assert back == value if isinstance(value, str) else float(back) == pytest.approx(value, abs=1e-11)
+        rows["o01"].pop(name)
+    assert written == rows
+
+
+def write_rows(folder: Path, name: str, rows: dict[str, dict[str, str]]) -> None:
+    import csv
+
+    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(next(iter(rows.values()))))
+        writer.writeheader()
+        writer.writerows(rows.values())
+
+
+@pytest.mark.parametrize("form", ["json", "zip", "nested zip", "csv.gz", "parquet"])
+def test_other_forms_of_a_package_give_the_same_survey(form: str, collection: Collection, tmp_path: Path) -> None:
+    package = copy_package(tmp_path / "package", images=True)
+    source = package
+    if form == "json":
+        source = package / "datapackage.json"
+    elif form.endswith("zip"):
+        source = tmp_path / "package.zip"
+        with zipfile.ZipFile(source, "w") as archive:
+            for path in package.rglob("*"):
+                archive.write(path, ("folder/" if form == "nested zip" else "") + str(path.relative_to(package)))
+    else:
+        descriptor = read_descriptor(package)
+        for resource in descriptor["resources"]:
+            path = package / resource["path"]
+            resource["path"] = f"{resource['name']}.{form}"
+            if form == "parquet":
+                pq.write_table(pa_csv.read_csv(path), package / resource["path"])
+            else:
+                (package / resource["path"]).write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+        (package / "datapackage.json").write_text(json.dumps(descriptor))
+    assert detect_format(str(source))[0].name == "camtrap-dp"
+    read = import_package(source, tmp_path / "collection")
+    assert len(read) == 10
+    columns = ["key", "id", "deployment", "kind", "taxon", "count", "x1", "y2", "probability"]
+    known = {row["id"]: row for row in collection.table("observations").select(columns).to_pylist()}
+    rows = {row["id"]: row for row in read.table("observations").select(columns).to_pylist()}
+    assert len(rows) == 10
+    assert {name: rows[name] for name in known} == known
+
+
+def test_a_zip_cannot_reach_outside(tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text("x\n")
+    source = tmp_path / "package.zip"
+    with zipfile.ZipFile(source, "w") as archive:
+        for path in GOLDEN.iterdir():
+            archive.write(path, f"package/{path.name}")
+        archive.writestr("package/../../evil.jpg", jpeg(1))
+    collection = import_package(source, tmp_path / "collection")
+    assert len(collection) == 0
+    descriptor = read_descriptor(GOLDEN)
+    for path in ("../secret.csv", "/etc/passwd", "https://example.org/media.csv"):
+        descriptor["resources"][1]["path"] = path
+        package = copy_package(tmp_path / path.replace("/", "_"), {"datapackage.json": descriptor})
+        with raises_naming(UserError, path):
+            import_package(package, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "names"),
+    [
+        ("media.csv", b"mediaID,mediaID\n1,1\n", ("media.csv", "mediaID")),
+        ("media.csv", b"", ("media.csv",)),
+        ("media.csv.gz", b"no gzip", ("media.csv.gz",)),
+        ("media.parquet", b"PAR1 no parquet", ("media.parquet",)),
+        ("media.csv", b"mediaID,deploymentID\nm1,dep-A,too much\n", ("media.csv", "row 1", "3")),
+        ("datapackage.json", b"{", ("datapackage.json",)),
+        ("datapackage.json", b"[]", ("datapackage.json",)),
+    ],
+)
+def test_damaged_files_are_named(name: str, content: bytes, names: tuple[str, ...], tmp_path: Path) -> None:
+    package = copy_package(tmp_path / "package")
+    (package / name).write_bytes(content)
+    if name.startswith("media") and name != "media.csv":
+        descriptor = read_descriptor(package)
+        descriptor["resources"][1]["path"] = name
+        (package / "datapackage.json").write_text(json.dumps(descriptor))
+    with raises_naming(UserError, *names):
+        import_package(package, tmp_path / "collection")
+
+
+def test_images_are_found_by_file_name_and_videos_are_counted(tmp_path: Path) -> None:
+    package = copy_package(tmp_path / "package")
+    media = read_rows(package, "media")
+    media["m00"] |= {"filePath": "https://example.org/assets/1/file", "fileName": "IMG 1.JPG"}
+    media["m01"] |= {"filePath": "https://example.org/assets/2/file", "fileName": "IMG 1.JPG"}
+    media["m02"] |= {"fileMediatype": "video/mp4", "filePath": "a.mp4"}
+    write_rows(package, "media", media)
+    (tmp_path / "images/dep-A").mkdir(parents=True)
+    (tmp_path / "images/dep-A/IMG 1.JPG").write_bytes(jpeg(1))
+    summary = import_camtrap_dp(package, tmp_path / "collection", images=tmp_path / "images")
+    # Two media of one file name: the second gets a key of its own, and the same bytes.
+    assert Collection.open(tmp_path / "collection").keys == ["dep-A/IMG 1", "dep-A/m01"]
+    assert summary.further["media that are no images (videos, sounds)"] == 1
+    assert summary.further["images that are not there: only their rows are stored"] == 7
+
+
+def test_further_resources_survive_unless_they_hold_places(tmp_path: Path) -> None:
+    descriptor = read_descriptor(GOLDEN)
+    descriptor["resources"] += [
+        {"name": "individuals", "data": [{"id": 1, "name": "Reinaert"}]},
+        {"name": "stations", "path": "more/stations.csv"},
+    ]
+    package = copy_package(tmp_path / "package", {"datapackage.json": descriptor})
+    (package / "more").mkdir()
+    (package / "more/stations.csv").write_bytes(b"name,lat,lon\nx,50.69912,4.01345\n")
+    collection = import_package(package, tmp_path / "collection")
+    export(collection, tmp_path / "recorded")
+    assert (tmp_path / "recorded/more/stations.csv").read_bytes() == (package / "more/stations.csv").read_bytes()
+    result = export(collection, tmp_path / "rounded", settings=CamtrapSettings(coordinate_digits=2))
+    names = [resource["name"] for resource in read_descriptor(tmp_path / "rounded")["resources"]]
+    assert names == [*KEYS, "individuals"]
+    assert not (tmp_path / "rounded/more").exists()
+    assert any("more/stations.csv" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("digits", [1, 2])
+def test_coordinates_are_never_finer_than_asked(digits: int, collection: Collection, tmp_path: Path) -> None:
+    export(collection, tmp_path / "out", settings=CamtrapSettings.model_validate({"coordinate_digits": str(digits)}))
+    descriptor = read_descriptor(tmp_path / "out")
+    assert descriptor["coordinatePrecision"] == pytest.approx(10**-digits)
+    for row in read_rows(tmp_path / "out", "deployments").values():
+        assert all(len(row[name].partition(".")[2]) <= digits for name in ("latitude", "longitude"))
+        # 187 m at 3 digits of the band of 50 degrees: 187 - 147 + 14697 or 1470.
+        assert row["coordinateUncertainty"] == {1: "14737", 2: "1510"}[digits]
+    texts = [path.read_text() for path in (tmp_path / "out").iterdir()]
+    assert not any("50.699" in text or "4.013" in text for text in texts)
+    with raises_naming(UserError, "coordinatePrecision", "3"):
+        export(collection, tmp_path / "three", settings=CamtrapSettings(coordinate_digits=3))
+
+
+def test_dropped_coordinates_leave_no_place_and_say_so(collection: Collection, tmp_path: Path) -> None:
+    result = export_camtrap_dp(collection, tmp_path / "out", settings=CamtrapSettings(coordinate_digits="drop"))
+    assert {entry.field for entry in check_written(tmp_path / "out")[0]} == {"latitude", "longitude", "spatial"}
+    assert any("validators" in note for note in result.notes)
+    with raises_naming(UserError, "coordinate_digits", "recorded", "drop"):
+        export_camtrap_dp(collection, tmp_path / "none", settings=CamtrapSettings())
+
+
+DECISIONS = [
+    Decision(
+        key="media/dep-A/IMG_0000",
+        taxon="Canis lupus",
+        rank="species",
+        taxon_id="NCBI:9612",
+        probability=0.8123456789,
+        alternatives=(("Vulpes vulpes", 0.15),),
+        source=("temperature", "rollup"),
+        box=Box(0.1, 0.2, 0.4, 0.6),
+    ),
+    Decision(key="media/dep-B/IMG_0004", kind="blank", probability=0.9),
+    Decision(key="media/dep-C/IMG_0008", kind="unknown", probability=0.3),
+    Decision(event="e3", taxon="Meles meles", rank="species", probability=0.97),
+]
+
+
+def test_decisions_replace_machine_rows_and_leave_people_alone(collection: Collection, tmp_path: Path) -> None:
+    moment = "2026-01-02T03:04:05+00:00"
+    options = {"decisions": DECISIONS, "created": moment}
+    result = export(collection, tmp_path / "out", **options)
+    rows, before = read_rows(tmp_path / "out", "observations"), read_rows(GOLDEN, "observations")
+    assert rows["o03"] == before["o03"]  # a person's
+    # o00, o05 and o09 by decisions about images, o06 and o07 by the pooled event.
+    assert before.keys() - rows.keys() == {"o00", "o05", "o06", "o07", "o09"}
+    new = rows["m00-machine-1"]
+    assert (new["scientificName"], new["observationLevel"], new["classificationProbability"]) == (
+        "Canis lupus",
+        "media",
+        "0.812346",
+    )
+    assert (new["bboxWidth"], new["classificationTimestamp"]) == ("0.3", moment)
+    assert json.loads(new["observationComments"]) == {
+        "alternatives": [["Vulpes vulpes", 0.15]],
+        "source": ["temperature", "rollup"],
+    }
+    assert rows["m08-machine-1"]["observationType"] == "unknown"
+    event = rows["e3-machine-1"]
+    assert (event["observationLevel"], event["mediaID"], event["eventID"]) == ("event", "", "e3")
+    assert (event["eventStart"], event["eventEnd"]) == ("2023-05-06T02:00:00+02:00", "2023-05-06T02:00:01+02:00")
+    taxonomic = {entry["scientificName"]: entry for entry in read_descriptor(tmp_path / "out")["taxonomic"]}
+    assert taxonomic["Canis lupus"]["taxonID"] == "NCBI:9612"
+    assert result.counts["decisions written"] == 4
+    # The same decisions again: the same rows, none doubled.
+    again = import_package(tmp_path / "out", tmp_path / "again")
+    export(again, tmp_path / "twice", **options)
+    assert read_rows(tmp_path / "twice", "observations") == rows
+
+
+def test_an_image_that_a_person_reviewed_gets_no_decision(tmp_path: Path) -> None:
+    package = copy_package(tmp_path / "package")
+    rows = read_rows(package, "observations")
+    rows["o00"]["classificationMethod"] = "human"
+    rows["o04"]["cameraSetupType"] = "setup"
+    del rows["o08"]
+    write_rows(package, "observations", rows)
+    collection = import_package(package, tmp_path / "collection")
+    decisions = [*DECISIONS, Decision(key="media/dep-A/IMG_0003", kind="human"), Decision(event="e1", taxon="Canidae")]
+    result = export(collection, tmp_path / "out", decisions=decisions)
+    written = read_rows(tmp_path / "out", "observations")
+    assert {name: written[name] for name in ("o00", "o03", "o04")} == {
+        name: rows[name] for name in ("o00", "o03", "o04")
+    }
+    assert not {"m00-machine-1", "m03-machine-1", "e1-machine-1"} & written.keys()
+    assert result.counts["decisions left out: a person reviewed the image or event"] == 3
+    # Nobody labels the vehicle's image any more: it was not processed.
+    assert written["m07-machine-1"]["observationType"] == "unclassified"
+    assert written["m07-machine-1"]["classificationMethod"] == ""
+
+
+@pytest.mark.parametrize(
+    "decision", [Decision(key="media/dep-A/IMG_000", taxon="Canidae"), Decision(event="e77", taxon="Canidae")]
+)
+def test_decisions_about_nothing_are_refused(decision: Decision, collection: Collection, tmp_path: Path) -> None:
+    with raises_naming(UserError, decision.key or decision.event):
+        export(collection, tmp_path / "out", decisions=[decision])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_survey_of_another_format_asks_for_what_is_missing(tmp_path: Path) -> None:
+    from foveate.records.survey.store import survey_rows, write_survey
+    from foveate.records.survey.types import Deployment, Medium, Observation
+
+    place = Deployment("A", "pond", 50.69912, 4.01345, utc_offset="+02:00", clock_shift=3600)
+    medium = Medium("A/1", "A", time="2021:05:31 08:25:38", file="C:\\cards\\A\\1.JPG")
+    seen = Observation("1", "A", key="A/1", kind="animal", taxon="Lutra lutra", method="human")
+    for name, deployment in (("good", place), ("bad", Deployment("A", "pond", 50.7, 4.0))):
+        with CollectionWriter(tmp_path / name) as writer:
+            writer.add("A/1", jpeg(1), extra=survey_rows(medium, [seen]))
+            write_survey(writer, deployments=[deployment])
+    good, bad = Collection.open(tmp_path / "good"), Collection.open(tmp_path / "bad")
+    options = {"settings": CamtrapSettings(coordinate_digits=2, contributor=("A. Author",))}
+    export(good, tmp_path / "out", **options)
+    (row,) = read_rows(tmp_path / "out", "media").values()
+    # An hour later by the clock's shift, with the offset that the user states.
+    assert (row["timestamp"], row["filePath"]) == ("2021-05-31T09:25:38+02:00", "cards/A/1.JPG")
+    (deployment,) = read_rows(tmp_path / "out", "deployments").values()
+    assert deployment["deploymentStart"] == row["timestamp"]
+    with raises_naming(UserError, "media.csv", "row 1", "timestamp", "offset"):
+        export(bad, tmp_path / "bad-out", settings=CamtrapSettings(coordinate_digits="recorded", contributor=("A",)))
+    with raises_naming(UserError, "datapackage.json", "contributors"):
+        export(good, tmp_path / "anonymous", settings=CamtrapSettings(coordinate_digits=2))
+
+
+def test_boxes_that_do_not_lie_in_the_image_are_none() -> None:
+    cells = dict(zip(("bboxX", "bboxY", "bboxWidth", "bboxHeight"), ("0.5", "0.5", "0.5000001", "0.5"), strict=True))
+    assert make_box(cells) == Box(0.5, 0.5, 1.0, 1.0)
+    assert make_box(cells | {"bboxWidth": "0.7"}) is None
+    assert make_box(cells | {"bboxWidth": None}) is None
+
+
+def test_taxa_are_linked_by_what_the_entries_name() -> None:
+    fox = {"scientificName": "Vulpes vulpes", "taxonRank": "species", "genus": "Vulpes", "family": "Canidae"}
+    family = {"scientificName": "Canidae", "taxonRank": "family", "taxonID": "9608", "order": "Carnivora"}
+    taxa = read_taxa([fox | {"vernacularNames": {"nld": "vos", "eng": "red fox"}}, family])
+    lineage = [taxa.names[index] for index in taxa.lineage(taxa.find("Vulpes vulpes"))]
+    assert lineage == ["Vulpes vulpes", "Vulpes", "Canidae", "Carnivora"]
+    assert taxa.ids[taxa.find("Canidae")] == "9608"
+    assert taxa.common[taxa.find("Vulpes vulpes")] == "red fox"
