@@ -1,0 +1,361 @@
+"""The graph of a survey: which species, parents, places and hours its images are linked to, as readable triples.
+
+A folder of a graph holds `triples.csv`, `taxa.csv`, `matches.csv` (how each label was matched) and `graph.json`, which
+names the survey. Numbers of entities and classes come from the triples alone, so that no cache can contradict them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_json_atomically, write_text_atomically
+from foveate.records.collection import Collection
+from foveate.records.survey.survey import LabelSource, Survey
+from foveate.records.survey.taxa import Taxa
+from foveate.species.classes import Classes
+from foveate.species.matching import Match, Matching, match_labels
+from foveate.species.taxonomy import open_taxa
+from foveate.species.triples import (
+    LOCATION,
+    PARENT,
+    SPECIES,
+    TIME,
+    Triples,
+    format_place,
+    make_table,
+    normalize_id,
+    parse_hour,
+    parse_place,
+    read_triples,
+    write_triples,
+)
+
+TRIPLES, TAXA, MATCHES, GRAPH = "triples.csv", "taxa.csv", "matches.csv", "graph.json"
+_FORMAT = 1
+_MAX_NAMED = 5
+Rows = NDArray[np.int64]
+
+
+class GraphArrays(NamedTuple):
+    """A graph in the order of a collection's rows.
+
+    Attributes:
+        labels_N: class of each image, -1 for none. splits_N: "" for an image outside the graph.
+        places_N2: degrees, NaN where unknown. hours_N: 0 to 23, NaN where unknown.
+        entity_taxa: taxon of each entity, -1 for a label without one.
+        targets_K: entity of each class. edges_M2: child and parent, as entities.
+    """
+
+    labels_N: Rows
+    splits_N: NDArray[np.object_]
+    places_N2: NDArray[np.float64]
+    hours_N: NDArray[np.float64]
+    entity_taxa: Rows
+    targets_K: Rows
+    edges_M2: Rows
+
+
+@dataclass(frozen=True, eq=False)
+class SpeciesGraph:
+    """Triples of a survey with the taxa of their entities.
+
+    Args:
+        survey: hash of what the survey contributes, see `hash_survey`.
+        source: whose labels: "human", "machine" or "all".
+        left_out: reason -> images without a triple of that kind.
+        matching: of the survey's labels to taxa.
+    """
+
+    triples: Triples
+    taxa: Taxa
+    survey: str
+    source: LabelSource = "human"
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    matching: Matching = Matching(())
+
+    @classmethod
+    def from_collection(
+        cls,
+        collection: Collection | str | Path,
+        taxa: Taxa | None = None,
+        *,
+        source: LabelSource = "human",
+        train: Sequence[str] = ("train",),
+        official: bool = False,
+    ) -> SpeciesGraph:
+        """Build the graph of a collection's survey.
+
+        Images without a place or hour have no such triple: nothing is imputed. Labels of one taxon are one class.
+
+        Args:
+            taxa: those of the survey, or the shipped ones, by default.
+            source: whose observations are labels.
+            train: splits whose places and hours are candidates.
+            official: candidates of all splits, places compared as text.
+
+        Raises:
+            UserError: the collection has no survey, no labels, or no split.
+        """
+        survey = Survey.open(collection)
+        taxa = open_taxa(survey.collection) if taxa is None else taxa
+        labels_N, splits_N = survey.labels(source), survey.collection.splits
+        usable_N = (labels_N != "") & (splits_N != "")
+        name = survey.collection.name
+        if not (labels_N != "").any():
+            raise UserError(f"{name}: no image has a label by a {source} observation; import or review some first")
+        if not usable_N.any():
+            raise UserError(f"{name}: no labeled image is in a split; collect it again with --split train=0.8,test=0.2")
+        matching = match_labels(dict.fromkeys(labels_N[usable_N].tolist()), taxa)
+        entity_of = {match.label: _name_entity(match, taxa) for match in matching.matches}
+        table = make_table(
+            [
+                *_parent_rows(matching, taxa),
+                *_image_rows(survey, labels_N, splits_N, np.flatnonzero(usable_N), entity_of),
+            ]
+        )
+        left_out = Counter(survey.label_counts(source)) + Counter(survey.count_missing())
+        left_out["no split"] = int(((labels_N != "") & (splits_N == "")).sum())
+        return cls(
+            triples=Triples.index(table, train=train, official=official),
+            taxa=taxa,
+            survey=hash_survey(survey, source),
+            source=source,
+            left_out=dict(+left_out),
+            matching=matching,
+        )
+
+    @cached_property
+    def entity_taxa(self) -> Rows:
+        """Taxon of each entity, -1 for a label without one."""
+        index = {normalize_id(taxon_id): i for i, taxon_id in enumerate(self.taxa.ids)}
+        return np.array([index.get(entity, -1) for entity in self.triples.entities], dtype=np.int64)
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The classes: named scientifically, by id where two taxa share a name, by label where there is no taxon."""
+        taxa_K = self.entity_taxa[self.triples.targets_K]
+        entities = [self.triples.entities[entity] for entity in self.triples.targets_K.tolist()]
+        names = [self.taxa.names[i] if i >= 0 else entity for i, entity in zip(taxa_K.tolist(), entities, strict=True)]
+        uses = Counter(names)
+        labels = (name if uses[name] == 1 else entity for name, entity in zip(names, entities, strict=True))
+        return Classes(tuple(labels), taxa_K)
+
+    def arrays(self, keys: Sequence[str]) -> GraphArrays:
+        """Return the graph in the order of image keys.
+
+        Raises:
+            UserError: an image of the graph has none of the keys.
+        """
+        rows = {key: row for row, key in enumerate(keys)}
+        table = self.triples.table
+        images = dict.fromkeys(
+            key
+            for key, kind in zip(table["h"].to_pylist(), table["datatype_h"].to_pylist(), strict=True)
+            if kind == "image"
+        )
+        missing = [key for key in images if key not in rows]
+        if missing:
+            named = ", ".join(map(repr, missing[:_MAX_NAMED]))
+            raise UserError(f"{TRIPLES}: {len(missing)} images are not in the collection (got {named})")
+        labels_N, hours_N = np.full(len(keys), -1, dtype=np.int64), np.full(len(keys), np.nan)
+        splits_N, places_N2 = np.full(len(keys), "", dtype=object), np.full((len(keys), 2), np.nan)
+        targets = {self.triples.entities[entity]: k for k, entity in enumerate(self.triples.targets_K.tolist())}
+        numbers = {entity: number for number, entity in enumerate(self.triples.entities)}
+        edges = []
+        for head, relation, tail, split in zip(
+            *(table[name].to_pylist() for name in ("h", "r", "t", "split")), strict=True
+        ):
+            if relation == str(PARENT):
+                edges.append((numbers[normalize_id(head)], numbers[normalize_id(tail)]))
+                continue
+            row = rows[head]
+            if relation == str(SPECIES):
+                labels_N[row], splits_N[row] = targets[normalize_id(tail)], split
+            elif relation == str(LOCATION):
+                places_N2[row] = parse_place(tail)
+            else:
+                hours_N[row] = parse_hour(tail)
+        return GraphArrays(
+            *(labels_N, splits_N, places_N2, hours_N, self.entity_taxa, self.triples.targets_K),
+            edges_M2=np.array(edges, dtype=np.int64).reshape(-1, 2),
+        )
+
+    def describe(self) -> dict[str, int]:
+        """Return counts of triples, classes, entities and candidates."""
+        relations = Counter(self.triples.table["r"].to_pylist())
+        names = {"species": SPECIES, "parent": PARENT, "location": LOCATION, "time": TIME}
+        counts = {f"{name} triples": relations[str(number)] for name, number in names.items()}
+        return counts | {
+            "classes": len(self.triples.targets_K),
+            "entities": len(self.triples.entities),
+            "candidate places": len(self.triples.places_P2),
+            "candidate hours": len(self.triples.hours_H),
+        }
+
+    def check(self, collection: Collection | str | Path) -> None:
+        """Raise UserError if a collection's survey is not the one that the graph was built from."""
+        survey = Survey.open(collection)
+        if hash_survey(survey, self.source) != self.survey:
+            raise UserError(
+                f"graph: built from another survey than {survey.collection.name!r}, or its images, labels, splits, "
+                "places or clocks changed since; run `foveate species build` again"
+            )
+
+    def save(self, folder: str | Path, *, collection: str | Path | None = None) -> None:
+        """Write the graph; the folder must be empty, or hold a graph, which is replaced.
+
+        Args:
+            collection: path that `open_collection` opens again.
+        """
+        folder = Path(folder)
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / GRAPH).exists()):
+            raise UserError(f"{folder}: exists and holds no graph; choose an empty folder with --to")
+        folder.mkdir(parents=True, exist_ok=True)
+        # Last: a folder with graph.json is whole.
+        (folder / GRAPH).unlink(missing_ok=True)
+        write_triples(folder / TRIPLES, self.triples.table)
+        _write_rows(folder / TAXA, self.taxa.to_rows(), ("id", "name", "rank", "parent", "common", "synonyms"))
+        _write_rows(
+            folder / MATCHES,
+            (
+                {
+                    "label": match.label,
+                    "status": match.status,
+                    "id": self.taxa.ids[match.taxon] if match.taxon >= 0 else "",
+                    "name": self.taxa.names[match.taxon] if match.taxon >= 0 else "",
+                    "note": match.note,
+                }
+                for match in self.matching.matches
+            ),
+            ("label", "status", "id", "name", "note"),
+        )
+        content = {"format": _FORMAT, "survey": self.survey, "source": self.source, "left_out": dict(self.left_out)}
+        # Relative, so that survey and graph can be moved to another disk together.
+        where = None if collection is None else Path(os.path.relpath(Path(collection).resolve(), folder.resolve()))
+        content |= {"collection": where and where.as_posix(), "counts": self.describe()}
+        write_json_atomically(folder / GRAPH, content)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, train: Sequence[str] = ("train",), official: bool = False) -> SpeciesGraph:
+        """Open a folder of a graph; see `from_collection` for `train` and `official`.
+
+        Raises:
+            UserError: the folder holds no graph, or a file of it is damaged.
+        """
+        folder = Path(folder)
+        content = _read_description(folder)
+        with (folder / TAXA).open(encoding="utf-8", newline="") as file:
+            taxa = Taxa.from_rows(csv.DictReader(file))
+        with (folder / MATCHES).open(encoding="utf-8", newline="") as file:
+            matches = tuple(
+                Match(row["label"], taxa.index(row["id"]) if row["id"] else -1, row["status"], row["note"])  # type: ignore[arg-type]
+                for row in csv.DictReader(file)
+            )
+        return cls(
+            triples=Triples.index(read_triples(folder / TRIPLES), train=train, official=official),
+            taxa=taxa,
+            survey=content["survey"],
+            source=content["source"],
+            left_out=content["left_out"],
+            matching=Matching(matches),
+        )
+
+
+def is_graph(folder: str | Path) -> bool:
+    """Whether a folder holds a graph."""
+    return (Path(folder) / GRAPH).is_file() and (Path(folder) / TRIPLES).is_file()
+
+
+def open_collection(folder: str | Path) -> Collection:
+    """Open the collection that a folder's graph was built from."""
+    where = _read_description(Path(folder)).get("collection")
+    if not where:
+        raise UserError(f"{Path(folder) / GRAPH}: names no collection; build the graph again")
+    return Collection.open(Path(folder) / where)
+
+
+def build_graph(
+    collection: str | Path, folder: str | Path, *, taxonomy: str | Path | None = None, source: LabelSource = "human"
+) -> SpeciesGraph:
+    """Build the graph of a collection's survey and write it; the same call again replaces it.
+
+    Args:
+        taxonomy: table with columns taxon and parent, or seven-field labels as .txt; that of the survey, or the shipped
+            one, by default.
+    """
+    with Collection.open(collection) as opened:
+        graph = SpeciesGraph.from_collection(opened, open_taxa(opened, taxonomy), source=source)
+    graph.save(folder, collection=collection)
+    return graph
+
+
+def hash_survey(survey: Survey, source: LabelSource = "human") -> str:
+    """Return a hash of what a graph takes from a survey: keys, labels, splits, places and clocks of its images."""
+    digest = hashlib.sha256()
+    texts = zip(survey.keys, survey.labels(source).tolist(), survey.collection.splits.tolist(), strict=True)
+    for row in texts:
+        digest.update("\x1f".join(row).encode() + b"\x1e")
+    # Every NaN has one bit pattern here, whatever computed it.
+    for values in (survey.places_N2, survey.clock_N):
+        digest.update(np.where(np.isnan(values), np.nan, values).astype("<f8").tobytes())
+    return digest.hexdigest()
+
+
+def _name_entity(match: Match, taxa: Taxa) -> str:
+    return normalize_id(taxa.ids[match.taxon]) if match.taxon >= 0 else match.label
+
+
+def _parent_rows(matching: Matching, taxa: Taxa) -> list[tuple[object, ...]]:
+    """Return the edges between classes and roots, in the order of the taxonomy; see `taxonomy.prune_edges`."""
+    walks = {taxon for match in matching.matches if match.taxon >= 0 for taxon in taxa.lineage(match.taxon)}
+    ids = [normalize_id(taxon_id) for taxon_id in taxa.ids]
+    edges = ((i, int(taxa.parents[i])) for i in sorted(walks))
+    return [(ids[child], "id", PARENT, ids[parent], "id", "train") for child, parent in edges if parent >= 0]
+
+
+def _image_rows(
+    survey: Survey,
+    labels_N: NDArray[np.object_],
+    splits_N: NDArray[np.object_],
+    rows: Rows,
+    entity_of: Mapping[str, str],
+) -> Iterable[tuple[object, ...]]:
+    keys, clock_N, places_N2 = survey.keys, survey.clock_N, survey.places_N2
+    for row in rows.tolist():
+        yield keys[row], "image", SPECIES, entity_of[labels_N[row]], "id", splits_N[row]
+    for row in rows[~np.isnan(clock_N[rows])].tolist():
+        time = str(np.datetime64(int(np.floor(clock_N[row])), "s")).replace("T", " ")
+        yield keys[row], "image", TIME, time, "time", splits_N[row]
+    for row in rows[~np.isnan(places_N2[rows, 0])].tolist():
+        yield keys[row], "image", LOCATION, format_place(*places_N2[row].tolist()), "location", splits_N[row]
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    if not is_graph(folder):
+        raise UserError(f"{folder}: no graph ({GRAPH} or {TRIPLES} is missing); make one with `foveate species build`")
+    content = read_json(folder / GRAPH)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        got = content.get("format") if isinstance(content, dict) else content
+        raise UserError(f"{folder / GRAPH}: unknown format (got {got!r}); expected {_FORMAT}")
+    return content
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text_atomically(path, text.getvalue())

@@ -1,0 +1,234 @@
+"""Triples of a species graph: the readable table, and the numbers that entities, targets and candidates get from it.
+
+Columns are those of the released code of COSMO. Entities are numbered by first appearance, heads before tails. Labels
+of images index the target list, labels of taxa index the entities: two spaces that must not be mixed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+from numpy.typing import NDArray
+
+from foveate.core.errors import UserError, nearest
+from foveate.core.files import atomic_file
+
+Rows = NDArray[np.int64]
+COLUMNS = ("h", "datatype_h", "r", "t", "datatype_t", "split")
+TIME, PARENT, LOCATION, SPECIES = range(4)
+# Relation: datatypes of head and tail.
+_DATATYPES = {
+    TIME: ("image", "time"),
+    PARENT: ("id", "id"),
+    LOCATION: ("image", "location"),
+    SPECIES: ("image", "id"),
+}
+# Coordinates that differ by less than a centimeter are one place, whatever digits they were written with.
+PLACE_DIGITS = 7
+_HOUR = re.compile(r"^\d{4}-\d\d-\d\d[ T](\d\d):\d\d")
+
+
+class Links(NamedTuple):
+    """Triples of one relation and split.
+
+    Attributes:
+        heads: keys of images, or ids of taxa. labels: index of the tail among the candidates, -1 where it is none.
+    """
+
+    heads: list[str]
+    labels: Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Triples:
+    """A table of triples with its numbering.
+
+    Attributes:
+        table: text columns COLUMNS.
+        entities: ids in order of their numbers.
+        targets_K: entity of each class, in order of the classes, over all splits.
+        places_P2: candidate latitudes and longitudes. hours_H: candidate hours.
+    """
+
+    table: pa.Table
+    entities: tuple[str, ...]
+    targets_K: Rows
+    places_P2: NDArray[np.float64]
+    hours_H: NDArray[np.float64]
+    _tails: NDArray[np.int64]
+
+    @classmethod
+    def index(cls, table: pa.Table, *, train: Sequence[str] = ("train",), official: bool = False) -> Triples:
+        """Number the entities and candidates of a table.
+
+        Args:
+            table: text columns COLUMNS.
+            train: splits whose places and hours are candidates.
+            official: as the released code, places and hours of all splits are candidates, and places are compared as
+                text: "[10. 20.]" and "[10.0 20.0]" are two.
+
+        Raises:
+            UserError: a row is no triple of the four relations.
+        """
+        _check(table)
+        heads, tails = _normalized(table, "h"), _normalized(table, "t")
+        is_id = [_equals(table[f"datatype_{side}"], "id") for side in "ht"]
+        # Scanned row by row, the head first: interleaved, and without what is no entity.
+        scanned = np.stack([heads.to_numpy(zero_copy_only=False), tails.to_numpy(zero_copy_only=False)], axis=1)
+        entities = pa.array(scanned[np.stack(is_id, axis=1)], pa.string()).unique()
+        relation_N = table["r"].cast(pa.int64()).to_numpy()
+        is_candidate_N = np.isin(table["split"].to_numpy(), train) | official
+        labels_N = np.full(len(table), -1, dtype=np.int64)
+
+        parents, species = relation_N == PARENT, relation_N == SPECIES
+        labels_N[parents] = _positions(tails.filter(pa.array(parents)), entities)
+        targets = tails.filter(pa.array(species)).unique()
+        labels_N[species] = _positions(tails.filter(pa.array(species)), targets)
+
+        located, timed = np.flatnonzero(relation_N == LOCATION), np.flatnonzero(relation_N == TIME)
+        texts = table["t"].take(pa.array(located)).to_pylist()
+        places = [parse_place(text) for text in texts]
+        keys = texts if official else [tuple(round(degree, PLACE_DIGITS) + 0.0 for degree in place) for place in places]
+        first, labels_N[located] = _number(keys, is_candidate_N[located])
+        hours = [parse_hour(text) for text in table["t"].take(pa.array(timed)).to_pylist()]
+        first_hours, labels_N[timed] = _number(hours, is_candidate_N[timed])
+        return cls(
+            table=table,
+            entities=tuple(entities.to_pylist()),
+            targets_K=_positions(targets, entities),
+            places_P2=np.array([places[i] for i in first], dtype=np.float64).reshape(-1, 2),
+            hours_H=np.array([hours[i] for i in first_hours], dtype=np.float64),
+            _tails=labels_N,
+        )
+
+    def links(self, relation: int, split: str) -> Links:
+        """Return the triples of a relation and split, in the order of the table."""
+        mask = pc.call_function("and", [_compare(self.table["r"], str(relation)), _compare(self.table["split"], split)])
+        heads = pa.chunked_array([_normalized(self.table, "h")]).filter(mask).to_pylist()
+        return Links(heads, self._tails[mask.to_numpy()])
+
+
+def make_table(rows: Iterable[Sequence[object]]) -> pa.Table:
+    """Return the table of rows in the order of COLUMNS."""
+    columns = [[str(cell) for cell in column] for column in zip(*rows, strict=True)] or [[] for _ in COLUMNS]
+    return pa.table(dict(zip(COLUMNS, (pa.array(column, pa.string()) for column in columns), strict=True)))
+
+
+def write_triples(path: Path, table: pa.Table) -> None:
+    """Write a table of triples as CSV, whole or not at all."""
+    with atomic_file(path) as file:
+        pa_csv.write_csv(table, file, pa_csv.WriteOptions(quoting_style="needed"))
+
+
+def read_triples(path: Path) -> pa.Table:
+    """Read a table of triples; cells are text, so that "NA" is a name.
+
+    Raises:
+        UserError: the file cannot be read, or has other columns.
+    """
+    try:
+        table = pa_csv.read_csv(
+            path,
+            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa_csv.ConvertOptions(
+                column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as triples: {str(error).splitlines()[0][:200]}") from error
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        hint = nearest(missing[0], table.column_names)
+        raise UserError(f"{path}: no column {', '.join(missing)} (got {', '.join(table.column_names)}){hint}")
+    return table.select(COLUMNS)
+
+
+def normalize_id(text: str) -> str:
+    """Return a whole number without sign of a float ("9696.0" is "9696"), other ids as they are.
+
+    Source: OSU-NLP-Group/COSMO, main.py, where ids are numbers; pandas writes those of a column with gaps as floats.
+    """
+    return text.partition(".")[0] if re.fullmatch(r"\d+\.0*", text) else text
+
+
+def format_place(latitude: float, longitude: float) -> str:
+    """Return a place as the released code writes it."""
+    return f"[{latitude!r} {longitude!r}]"
+
+
+def parse_place(text: str) -> tuple[float, float]:
+    """Read latitude and longitude of a place.
+
+    Raises:
+        UserError: the text is no place of degrees in range; it is not repeated, since errors end in logs.
+    """
+    try:
+        latitude, longitude = (float(part) for part in text.strip("[] ").replace(",", " ").split())
+    except ValueError:
+        raise UserError("triples: a location is not of the form [latitude longitude]") from None
+    if not (abs(latitude) <= 90 and abs(longitude) <= 180):
+        raise UserError("triples: a location is out of range; expected latitude in [-90, 90], longitude in [-180, 180]")
+    return latitude, longitude
+
+
+def parse_hour(text: str) -> float:
+    """Read the clock hour of a time "YYYY-MM-DD HH:MM:SS".
+
+    Raises:
+        UserError: the text is no such time.
+    """
+    match = _HOUR.match(text)
+    if not match or int(match[1]) > 23:
+        raise UserError(f"triples: time {text!r} is not of the form YYYY-MM-DD HH:MM:SS")
+    return float(match[1])
+
+
+def _check(table: pa.Table) -> None:
+    for r, datatype_h, datatype_t in zip(*(_unique(table, ("r", "datatype_h", "datatype_t"))), strict=True):
+        if not r.isdecimal() or _DATATYPES.get(int(r)) != (datatype_h, datatype_t):
+            expected = "; ".join(f"{name}: {head} to {tail}" for name, (head, tail) in _DATATYPES.items())
+            raise UserError(f"triples: r {r!r} links {datatype_h!r} to {datatype_t!r}; expected {expected}")
+
+
+def _unique(table: pa.Table, names: Sequence[str]) -> list[list[str]]:
+    distinct = table.select(names).group_by(list(names)).aggregate([])
+    return [distinct[name].to_pylist() for name in names]
+
+
+def _normalized(table: pa.Table, side: str) -> pa.Array:
+    encoded = table[side].combine_chunks().dictionary_encode()
+    is_id = pa.array(_equals(table[f"datatype_{side}"], "id"))
+    ids = pa.array([normalize_id(text) for text in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
+    # Only ids: an image may be called "12.0".
+    return pc.call_function("if_else", [is_id, ids, table[side].combine_chunks()])
+
+
+def _compare(column: pa.ChunkedArray, value: str) -> pa.ChunkedArray:
+    return pc.call_function("equal", [column, pa.scalar(value)])
+
+
+def _equals(column: pa.ChunkedArray, value: str) -> NDArray[np.bool_]:
+    return _compare(column, value).to_numpy()
+
+
+def _positions(values: pa.Array, among: pa.Array) -> Rows:
+    indices = pc.call_function("index_in", [values], pc.SetLookupOptions(value_set=among))
+    return indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _number(values: Sequence[object], is_candidate_N: NDArray[np.bool_]) -> tuple[list[int], Rows]:
+    """Number distinct values of candidate rows by first appearance; return these rows, and each row's number or -1."""
+    numbers: dict[object, int] = {}
+    first = []
+    for row in np.flatnonzero(is_candidate_N).tolist():
+        if numbers.setdefault(values[row], len(numbers)) == len(first):
+            first.append(row)
+    return first, np.array([numbers.get(value, -1) for value in values], dtype=np.int64)
