@@ -188,6 +188,7 @@ import json, resource, sys, time
 from pathlib import Path
 import numpy as np, pyarrow as pa
 from foveate.records import layout, tables
+from foveate.records.survey.checks import check_survey
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.store import write_survey
 from foveate.records.survey.types import Deployment
@@ -210,8 +211,11 @@ tables.write_table(layout.annotation_path(folder, "observations", 0), pa.table(s
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
 survey = Survey.open(folder)
 events, labels, hours = survey.events(), survey.labels(), survey.hour_N
+checked = time.perf_counter()
+findings = check_survey(survey).findings
+times = {"check": time.perf_counter() - checked, "findings": len(findings)}
 seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": seconds, "megabytes": peak / 1024, "before": before / 1024, "events": len(events),
+print(json.dumps({"seconds": seconds, "megabytes": peak / 1024, "before": before / 1024, "events": len(events), **times,
       "labels": len(set(labels.tolist())), "hours": int(np.isfinite(hours).sum())}))
 """
 

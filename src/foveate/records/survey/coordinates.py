@@ -101,8 +101,8 @@ def round_deployments(
             rounded.append(entry)
             continue
         options = {"uncertainty": entry.uncertainty, "precision": precision}
-        place = round_place(entry.latitude, entry.longitude, digits=digits, rule=rule, **options)
-        values = {"latitude": place.latitude, "longitude": place.longitude, "uncertainty": place.uncertainty}
+        result = round_place(entry.latitude, entry.longitude, digits=digits, rule=rule, **options)
+        values = {"latitude": result.latitude, "longitude": result.longitude, "uncertainty": result.uncertainty}
         rounded.append(replace(entry, **values))
     return rounded
 

@@ -48,12 +48,14 @@ class Times:
         offset_N: float64 seconds east of UTC; NaN where the text has none.
         is_utc_N: the text ends in Z.
         status_N: `TimeStatus` of each text.
+        midnight_N: float64 seconds of the beginning of the day, also of a date alone; NaN where there is no date.
     """
 
     wall_N: NDArray[np.float64]
     offset_N: NDArray[np.float64]
     is_utc_N: NDArray[np.bool_]
     status_N: NDArray[np.int8]
+    midnight_N: NDArray[np.float64]
 
 
 def parse_times(texts: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> Times:
@@ -66,19 +68,19 @@ def parse_times(texts: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> Tim
     column = column.cast(pa.string()).fill_null("")
     groups = pc.call_function("extract_regex", [column], pc.ExtractRegexOptions(_PATTERN))
     matched_N = groups.is_valid().to_numpy(zero_copy_only=False)
-    numbers = {
-        name: _numbers(groups.field(name))
+    parts = {
+        name: _to_integers(groups.field(name))
         for name in ("year", "month", "day", "hour", "minute", "second", "zone_hour", "zone_minute")
     }
     clock_N = matched_N & _filled(groups.field("clock"))
-    days_N, exists_N = _days(numbers["year"], numbers["month"], numbers["day"])
-    in_day_N = (numbers["hour"] < 24) & (numbers["minute"] < 60) & (numbers["second"] < 60)
+    days_N, exists_N = _days(parts["year"], parts["month"], parts["day"])
+    in_day_N = (parts["hour"] < 24) & (parts["minute"] < 60) & (parts["second"] < 60)
     sign_N = np.where(_equals(groups.field("sign"), "-"), -1.0, 1.0)
-    offset_N = sign_N * (numbers["zone_hour"] * 3600 + numbers["zone_minute"] * 60)
-    zone_exists_N = (np.abs(offset_N) <= _MAX_OFFSET) & (numbers["zone_minute"] < 60)
+    offset_N = sign_N * (parts["zone_hour"] * 3600 + parts["zone_minute"] * 60)
+    zone_exists_N = (np.abs(offset_N) <= _MAX_OFFSET) & (parts["zone_minute"] < 60)
     has_zone_N = matched_N & _filled(groups.field("zone"))
     usable_N = clock_N & exists_N & in_day_N & zone_exists_N
-    wall_N = days_N * DAY + numbers["hour"] * 3600.0 + numbers["minute"] * 60 + numbers["second"]
+    wall_N = days_N * DAY + parts["hour"] * 3600.0 + parts["minute"] * 60 + parts["second"]
     wall_N += _fraction(groups.field("fraction"))
     status_N = np.full(len(column), TimeStatus.UNREADABLE, np.int8)
     status_N[matched_N] = TimeStatus.IMPOSSIBLE
@@ -91,10 +93,11 @@ def parse_times(texts: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> Tim
         np.where(usable_N & has_zone_N, offset_N, np.nan),
         usable_N & (_equals(groups.field("zone"), "Z") | _equals(groups.field("zone"), "z")),
         status_N,
+        np.where(matched_N & exists_N, days_N * DAY, np.nan),
     )
 
 
-def _numbers(texts: pa.Array) -> NDArray[np.int64]:
+def _to_integers(texts: pa.Array) -> NDArray[np.int64]:
     """Convert matched digits to int64; texts that are null or empty become 0."""
     filled = pc.call_function("if_else", [pc.call_function("equal", [texts, pa.scalar("")]), pa.scalar("0"), texts])
     return filled.fill_null("0").cast(pa.int64()).to_numpy(zero_copy_only=False)

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError, choose
 from foveate.records import tables
 from foveate.records.collection import Collection
+from foveate.records.survey.clocks import find_clock_faults
 from foveate.records.survey.events import GAP_SECONDS, Events, group_events
 from foveate.records.survey.hours import (
+    DAY,
     Times,
     TimeStatus,
     days_of_year,
@@ -53,7 +55,7 @@ class Survey:
         deployments: in the order of their table; behind them those that only images name, without any field.
         num_listed: number of deployments in the table.
         deployment_N: index into `deployments`; -1 for images of no deployment.
-        media: columns deployment, sequence, frame_number, time, file and extra per image.
+        media: columns deployment, sequence, frame_number, time, file, extra and created per image.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Survey:
                 ("time", ""),
                 ("file", ""),
                 ("extra", ""),
+                ("created", ""),
             )
         }
         listed = [Deployment.from_row(row) for row in collection.dataset_table("deployments").to_pylist()]
@@ -176,12 +179,36 @@ class Survey:
         return self.parsed_times.is_utc_N & self._per_image(local_D & np.isnan(self.place_offset_D), False)
 
     @cached_property
+    def unmasked_clock_N(self) -> NDArray[np.float64]:
+        """Seconds of the local clock of each image since 1970, shifted, faults included; NaN where unknown."""
+        place_offset_N = self._per_image(self.place_offset_D, np.nan)
+        return local_clock(self.parsed_times, shift_N=self.shift_N, place_offset_N=place_offset_N)
+
+    @cached_property
+    def bounds_D2(self) -> NDArray[np.float64]:
+        """Start and end of each deployment in seconds of its clock; the end of the day for a date alone; else NaN."""
+        starts = parse_times([entry.start for entry in self.deployments])
+        ends = parse_times([entry.end for entry in self.deployments])
+        start_D = np.where(starts.status_N == TimeStatus.OK, starts.wall_N, starts.midnight_N)
+        end_D = np.where(ends.status_N == TimeStatus.OK, ends.wall_N, ends.midnight_N + DAY)
+        return np.stack([start_D, end_D], axis=1)
+
+    @cached_property
+    def clock_faults(self) -> dict[str, NDArray[np.bool_]]:
+        """Images by fault of their clock; see `foveate.records.survey.clocks`."""
+        return find_clock_faults(
+            self.unmasked_clock_N,
+            self.deployment_N,
+            bounds_D2=self.bounds_D2,
+            imported_N=parse_times(self.media["created"]).wall_N,
+            files=self._files,
+        )
+
+    @cached_property
     def clock_N(self) -> NDArray[np.float64]:
         """Seconds of the local clock of each image since 1970; NaN where unknown or masked."""
-        clock_N = local_clock(
-            self.parsed_times, shift_N=self.shift_N, place_offset_N=self._per_image(self.place_offset_D, np.nan)
-        )
-        return np.where(self.has_issues_N | self.is_unplaced_utc_N, np.nan, clock_N)
+        masked_N = np.logical_or.reduce([self.has_issues_N, self.is_unplaced_utc_N, *self.clock_faults.values()])
+        return np.where(masked_N, np.nan, self.unmasked_clock_N)
 
     @cached_property
     def hour_N(self) -> NDArray[np.float64]:
@@ -200,14 +227,18 @@ class Survey:
 
     def count_missing(self) -> dict[str, int]:
         """Count images without an hour or place, by reason."""
-        has_time_N = self.parsed_times.status_N == TimeStatus.OK
-        counts = {
-            "no time": ~has_time_N,
-            "timestamp issues": has_time_N & self.has_issues_N,
-            "UTC at a place with another offset": has_time_N & ~self.has_issues_N & self.is_unplaced_utc_N,
-            "no coordinates": np.isnan(self.places_N2[:, 0]),
+        masks = {
+            "no time": self.parsed_times.status_N != TimeStatus.OK,
+            "timestamp issues": self.has_issues_N,
+            "UTC at a place with another offset": self.is_unplaced_utc_N,
+            **{f"clock: {fault}": mask_N for fault, mask_N in self.clock_faults.items()},
         }
-        return {reason: int(mask.sum()) for reason, mask in counts.items() if mask.any()}
+        counts, counted_N = {}, np.zeros(len(self), np.bool_)
+        for reason, mask_N in masks.items():
+            counts[reason] = int((mask_N & ~counted_N).sum())
+            counted_N |= mask_N
+        counts["no coordinates"] = int(np.isnan(self.places_N2[:, 0]).sum())
+        return {reason: count for reason, count in counts.items() if count}
 
     @cached_property
     def instant_N(self) -> NDArray[np.float64]:
@@ -338,8 +369,10 @@ def _label_texts(table: pa.Table) -> pa.ChunkedArray:
     known = pa.array(list(id_of), pa.string())
     positions = tables.positions(table["taxon"], among=known)
     unique = pa.array(list(id_of.values()), pa.string()).take(pa.array(positions, mask=positions < 0))
-    own = pc.call_function("if_else", [_is(table["taxon_id"], ""), pa.scalar(None, pa.string()), table["taxon_id"]])
-    taxon = pc.call_function("coalesce", [own, pa.chunked_array([unique]), table["taxon"]])
+    taxon_id = pc.call_function(
+        "if_else", [_is(table["taxon_id"], ""), pa.scalar(None, pa.string()), table["taxon_id"]]
+    )
+    taxon = pc.call_function("coalesce", [taxon_id, pa.chunked_array([unique]), table["taxon"]])
     no_label = pc.call_function("is_in", [table["kind"]], pc.SetLookupOptions(value_set=pa.array(_NO_LABEL)))
     plain = pc.call_function("if_else", [no_label, pa.scalar(""), table["kind"]])
     return pc.call_function("if_else", [_is(table["kind"], "animal"), taxon, plain])

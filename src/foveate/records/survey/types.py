@@ -58,9 +58,9 @@ class Deployment:
     def from_row(cls, row: Mapping[str, Any]) -> Self:
         """Return the deployment of a row of the dataset table `deployments`."""
         texts = {name: row[name] for name in ("id", "place", "start", "end", "utc_offset", "habitat")}
-        numbers = {name: row[name] for name in ("latitude", "longitude", "uncertainty")}
+        degrees = {name: row[name] for name in ("latitude", "longitude", "uncertainty")}
         flags = {"clock_shift": row["clock_shift"], "timestamp_issues": row["timestamp_issues"]}
-        return cls(**texts, **numbers, **flags, extra=_decode(row["extra"]))
+        return cls(**texts, **degrees, **flags, extra=_decode(row["extra"]))
 
 
 @dataclass(frozen=True, slots=True)
