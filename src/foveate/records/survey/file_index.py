@@ -1,0 +1,102 @@
+"""Match the paths of a results file or a table with the images of a survey.
+
+Tools write paths relative to other folders than ours, with back-slashes, or absolute. A path belongs to the image with
+which it shares the most folders from its end; what fits several images equally well belongs to none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+_ABSOLUTE = re.compile(r"^(?:[A-Za-z]:)?[/\\]+")
+
+
+def is_absolute(path: str) -> bool:
+    """Whether a path begins with a drive or a slash, of any system."""
+    return _ABSOLUTE.match(path.strip()) is not None
+
+
+def normalize_path(path: str) -> str:
+    """Return a path with forward slashes, without drive, leading slashes and "./".
+
+    >>> normalize_path("C:\\\\cards\\\\A\\\\IMG_1.JPG"), normalize_path("./A/IMG_1.JPG")
+    ('cards/A/IMG_1.JPG', 'A/IMG_1.JPG')
+    """
+    relative = _ABSOLUTE.sub("", path.strip()).replace("\\", "/")
+    return "/".join(part for part in relative.split("/") if part not in ("", "."))
+
+
+class FileIndex:
+    """Images of a survey by their paths.
+
+    Args:
+        files: path of each image as its source spells it, "" where unknown.
+        keys: of each image: a path without extension.
+
+    >>> index = FileIndex(["A/IMG_1.JPG", "B/IMG_1.JPG"], ["A/IMG_1", "B/IMG_1"])
+    >>> index.find_all(["C:\\\\cards\\\\A\\\\IMG_1.JPG", "IMG_1.JPG", "D/IMG_9.JPG"])
+    ([0, -1, -1], ['IMG_1.JPG'])
+    """
+
+    def __init__(self, files: Sequence[str], keys: Sequence[str]) -> None:
+        self._rows: dict[str, int] = {key: row for row, key in enumerate(keys)}
+        self._rows |= {normalize_path(file): row for row, file in enumerate(files) if file}
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+
+    def find_all(self, paths: Sequence[str]) -> tuple[list[int], list[str]]:
+        """Return the row of the image of each path (-1: none), and the paths that fit several images equally well.
+
+        Of two paths that fit one image the one with more folders in common has it; of equals none.
+        """
+        matches = [self._find(normalize_path(path)) for path in paths]
+        best: dict[int, list[int]] = {}
+        for position, (row, depth) in enumerate(matches):
+            if row >= 0:
+                rivals = best.setdefault(row, [position])
+                if rivals[0] == position:
+                    continue
+                deepest = matches[rivals[0]][1]
+                if depth == deepest:
+                    rivals.append(position)
+                elif depth > deepest:
+                    best[row] = [position]
+        winners = {rivals[0] for rivals in best.values() if len(rivals) == 1}
+        ambiguous = [paths[position] for rivals in best.values() if len(rivals) > 1 for position in rivals]
+        ambiguous += [path for path, (row, _) in zip(paths, matches, strict=True) if row == _AMBIGUOUS]
+        rows = [row if position in winners else -1 for position, (row, _) in enumerate(matches)]
+        return rows, ambiguous
+
+    def _find(self, path: str) -> tuple[int, int]:
+        """Return the row of a normalized path, and how well it fits."""
+        parts = path.split("/")
+        for start in range(len(parts)):
+            tail = "/".join(parts[start:])
+            row = self._rows.get(tail, self._rows.get(_drop_suffix(tail), -1))
+            if row >= 0:
+                # A path that fits as a whole comes before one that is as long without its first folders.
+                return row, 2 * (len(parts) - start) + (start == 0)
+        # The path may begin in a folder below ours.
+        if not self._by_name:
+            for name in self._rows:
+                self._by_name[name.rsplit("/", 1)[-1]].append(name)
+        rows = {
+            self._rows[name]
+            for tail in {path, _drop_suffix(path)}
+            for name in self._by_name.get(tail.rsplit("/", 1)[-1], ())
+            if name.endswith(f"/{tail}")
+        }
+        if len(rows) > 1:
+            return _AMBIGUOUS, 0
+        return (rows.pop(), 2 * len(parts)) if rows else (-1, 0)
+
+
+_AMBIGUOUS = -2
+
+
+def _drop_suffix(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    stem = PurePosixPath(name).stem
+    return f"{folder}/{stem}" if folder else stem
