@@ -102,6 +102,7 @@ BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "e
     "data_group",
     "answers",
     "deployments",
+    "results",
     "dedupe",
     "split",
     repeat=("label_column",),
@@ -110,6 +111,7 @@ BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "e
         "captions": "FILE",
         "answers": "FILE",
         "deployments": "FILE",
+        "results": "FILE",
         "label_from_folder": "FIELD",
         "split": "NAME=FRACTION,...",
         **dict.fromkeys(
@@ -133,10 +135,10 @@ def command(
     SOURCE: a folder with .txt or .json files beside the images, WebDataset tars, COCO, LVIS, Visual Genome, a table
     of paths and texts, a data set of Hugging Face, conversations of LLaVA, Ferret, chat messages or Qwen-VL,
     grounded captions of GRIT or Flickr30k Entities, expressions of RefCOCO, questions of VQA, TextVQA, DocVQA,
-    InfographicVQA or ChartQA, cards of camera traps or a Camtrap DP package, or a built-in collection (clipart, emoji,
-    scenes, questions, referring, image-sets, documents, screens). What cannot be imported is counted and listed in the
-    collection's quarantine table with its reason. Repeated, the command adds only what is new; stopped, it goes on.
-    Near-duplicates stay in one split.
+    InfographicVQA or ChartQA, a survey of camera traps (cards, Camtrap DP, COCO Camera Traps, iWildCam-WILDS), or a
+    built-in collection (clipart, emoji, scenes, questions, referring, image-sets, documents, screens). What cannot be
+    imported is counted and listed in the collection's quarantine table with its reason. Repeated, the command adds only
+    what is new; stopped, it goes on. Near-duplicates stay in one split.
 
     \b
     Example:
@@ -147,12 +149,14 @@ def command(
       foveate collect pairs.csv --images photos --to my-images --reference
       foveate collect cards --deployments deployments.csv --to survey
       foveate collect camtrap-dp.zip --images cards --to survey
+      foveate collect traps.json --deployments cameras.csv --results megadetector.json --to survey
       foveate collect scenes --to scenes
       foveate collect documents --to documents
     """
     from foveate.core.recipes import validate
     from foveate.records import layout
     from foveate.records.importers.formats import detect_format, load_formats
+    from foveate.records.importers.results import add_results, read_results
     from foveate.records.importers.settings import CollectSettings, FormatOptions
     from foveate.records.splits import assign_splits, check_fractions
 
@@ -180,8 +184,13 @@ def command(
         from foveate.records.duplicates import SURVEY_REFUSAL
 
         raise UserError(f"--dedupe: {SURVEY_REFUSAL}")
+    if resolved.results is not None and not importer.survey:
+        surveys = ", ".join(other.name for other in load_formats().values() if other.survey)
+        raise UserError(f"--results has no effect on the format {importer.name!r}: it is for surveys ({surveys})")
     if seed is not None and resolved.split is None:
         raise UserError("--seed has no effect with --split none: it is the seed of the splits")
+    # Read before the images: a file that cannot be used must not cost an import of hours.
+    detections = None if resolved.results is None else read_results(resolved.results)
     summary = importer.run(source, to, name=resolved.name, license=resolved.license, workers=workers, **options)
     result: dict[str, Any] = {"format": importer.name, **summary.as_dict()}
     lines = [f"format: {importer.name}", *summary.lines()]
@@ -193,6 +202,10 @@ def command(
         outcome = remove_duplicates(to, workers=workers or 2)
         result |= {"duplicate_groups": len(outcome.groups), "duplicates_removed": outcome.removed}
         lines.append(f"near-duplicates: {outcome.removed} taken out, {len(outcome.groups)} groups; one of each stays")
+    if resolved.results is not None:
+        added = add_results(to, resolved.results, detections)
+        result["results"] = added.as_dict()
+        lines += added.lines()
     # After duplicates are gone: splits are drawn for what stays.
     if resolved.split is not None:
         assigned = assign_splits(to, fractions=resolved.split, seed=seed or 0)

@@ -14,6 +14,7 @@ from typing import Unpack
 
 from foveate.core.errors import UserError, nearest
 from foveate.records.import_summary import ImportSummary
+from foveate.records.importers.coco_camera_traps import is_camera_traps
 from foveate.records.importers.coco_file import CocoFile, CocoImage, fill_sample, read_coco
 from foveate.records.importers.files import file_sample, locate_file, make_key
 from foveate.records.importers.formats import Format
@@ -167,7 +168,8 @@ def _recognize(source: str) -> str | None:
         return None
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    if any(field in head for field in (b'"conversations"', b'"messages"', b'"questions"', b'"dataset_name"')):
+    others = (b'"conversations"', b'"messages"', b'"questions"', b'"dataset_name"', b'"detections"')
+    if any(field in head for field in others) or is_camera_traps(head):
         return None
     return "annotations of images in JSON" if b'"images"' in head or b'"annotations"' in head else None
 

@@ -21,7 +21,8 @@ class Format:
         options: keywords that `run` takes besides `SharedOptions`, of the fields of `settings.FormatOptions`.
         refusals: keyword -> why this format does not take it, for the error.
         fallback: chosen only where no other format is recognized.
-        by_option: an option that only such a source needs: given, it is evidence of this format.
+        by_option: an option that only such a source needs: given, it is evidence of this format
+            unless a recognized one takes it, too.
         survey: images come from camera traps; near-duplicates stay.
     """
 
@@ -58,7 +59,12 @@ def detect_format(source: str, *, others: tuple[str, ...] = (), options: Collect
     formats = load_formats()
     matches = {name: evidence for name, entry in formats.items() if (evidence := entry.recognize(source)) is not None}
     if Path(source).exists():
-        matches |= {name: _flag(entry) for name, entry in formats.items() if entry.by_option in options}
+        taken = {option for name in matches for option in formats[name].options}
+        matches |= {
+            name: _flag(entry)
+            for name, entry in formats.items()
+            if entry.by_option in options and entry.by_option not in taken
+        }
     clear = {name: evidence for name, evidence in matches.items() if not formats[name].fallback} or matches
     if len(clear) > 1:
         candidates = " or ".join(f"{name} ({evidence})" for name, evidence in clear.items())

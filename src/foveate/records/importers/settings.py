@@ -19,8 +19,8 @@ class FormatOptions(Settings):
 
     images: Path | None = Field(
         None,
-        description="folder of the images that a file names (camtrap-dp, chat, coco, ferret, flickr-entities, grit, "
-        "llava, lvis, qwen-vl, refcoco, table, visual-genome, vqa)",
+        description="folder of the images that a file names (camtrap-dp, chat, coco, coco-camera-traps, ferret, "
+        "flickr-entities, grit, llava, lvis, qwen-vl, refcoco, table, visual-genome, vqa, wilds)",
     )
     captions: Path | None = Field(None, description="a COCO captions file (coco, lvis)")
     path_column: str | None = Field(None, description="column with the images' paths (table)")
@@ -40,8 +40,9 @@ class FormatOptions(Settings):
     )
     reference: bool = Field(
         False,
-        description="leave the files where they are and refer to them (camtrap-dp, cards, chat, coco, ferret, "
-        "flickr-entities, folder, grit, llava, lvis, qwen-vl, refcoco, table, visual-genome, vqa)",
+        description="leave the files where they are and refer to them (camtrap-dp, cards, chat, coco, "
+        "coco-camera-traps, ferret, flickr-entities, folder, grit, llava, lvis, qwen-vl, refcoco, table, "
+        "visual-genome, vqa, wilds)",
     )
     first_line: bool = Field(False, description="only the first line of a .txt is the image's text (folder)")
     label_from_folder: str | None = Field(None, description="label field that gets the folder's name (folder)")
@@ -66,7 +67,9 @@ class FormatOptions(Settings):
     )
     answers: Path | None = Field(None, description="VQA's file of annotations (vqa)")
     deployments: Path | None = Field(
-        None, description="table of a camera-trap survey: a row per camera folder, Camtrap DP's columns (cards)"
+        None,
+        description="table of a camera-trap survey: a row per camera folder or location, Camtrap DP's columns "
+        "(cards, coco-camera-traps, wilds)",
     )
 
 
@@ -84,10 +87,14 @@ class CollectSettings(FormatOptions):
     format: str = Field(
         "auto",
         description="format of the source: folder, webdataset, coco, lvis, visual-genome, table, datasets, llava, "
-        "ferret, chat, qwen-vl, grit, refcoco, flickr-entities, vqa, cards, camtrap-dp or builtin; auto detects it",
+        "ferret, chat, qwen-vl, grit, refcoco, flickr-entities, vqa, cards, camtrap-dp, coco-camera-traps, wilds or "
+        "builtin; auto detects it",
     )
     name: str | None = Field(None, description="name of a new collection; by default that of its folder")
     license: str | None = Field(None, description="license of the images that this command adds, stored with them")
+    results: Path | None = Field(
+        None, description="results of MegaDetector (to 1.6) or SpeciesNet (JSON) for the images of a camera-trap survey"
+    )
     dedupe: bool = Field(False, description="then remove all but one of each group of near-duplicates")
     split: Annotated[dict[str, float] | None, BeforeValidator(_parse_fractions)] = Field(
         {"train": 0.8, "validation": 0.1, "test": 0.1}, description="fractions of the splits; none for no splits"

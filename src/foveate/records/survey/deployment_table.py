@@ -40,9 +40,9 @@ class DeploymentTable:
 def read_deployments(path: str | Path) -> DeploymentTable:
     """Read a table of deployments: CSV with comma, semicolon or tab.
 
-    Only `deploymentID` is required. `folder` is the camera's folder, by default the id. `clock_shift` is added to every
-    time: seconds, or hours and minutes as in -1:00. `utc_offset` states the offset of the place. Further columns are
-    stored with the deployment.
+    Only `deploymentID` is required; COCO Camera Traps call it `location`. `folder` is the camera's folder, by default
+    the id. `clock_shift` is added to every time: seconds, or hours and minutes as in -1:00. `utc_offset` states the
+    offset of the place. Further columns are stored with the deployment.
 
     Raises:
         UserError: the table cannot be read; a column is misspelled; a cell, an id or a folder is impossible (file, row
@@ -103,6 +103,8 @@ def _match_columns(header: list[str], path: Path) -> list[str]:
     """Return the header with known names in their spelling; case, blanks and underscores do not matter."""
     folded = {_fold(name): name for name in (*CAMTRAP_COLUMNS, *OUR_COLUMNS)}
     names = [folded.get(_fold(name), name) for name in header]
+    if "deploymentID" not in names:
+        names = ["deploymentID" if _fold(name) == "location" else name for name in names]
     if doubled := [name for number, name in enumerate(names) if name in names[:number]]:
         raise UserError(f"{path}: column {doubled[0]!r} occurs twice")
     missing = [name for name in folded.values() if name not in names]
