@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically, write_text_atomically
+from foveate.records import tables
 from foveate.records.collection import Collection
 from foveate.records.survey.survey import LabelSource, Survey
 from foveate.records.survey.taxa import Taxa
@@ -37,8 +39,8 @@ from foveate.species.triples import (
     format_place,
     make_table,
     normalize_id,
-    parse_hour,
-    parse_place,
+    parse_hours,
+    parse_places,
     read_triples,
     write_triples,
 )
@@ -159,35 +161,25 @@ class SpeciesGraph:
         Raises:
             UserError: an image of the graph has none of the keys.
         """
-        rows = {key: row for row, key in enumerate(keys)}
-        table = self.triples.table
-        images = dict.fromkeys(
-            key
-            for key, kind in zip(table["h"].to_pylist(), table["datatype_h"].to_pylist(), strict=True)
-            if kind == "image"
-        )
-        missing = [key for key in images if key not in rows]
-        if missing:
-            named = ", ".join(map(repr, missing[:_MAX_NAMED]))
-            raise UserError(f"{TRIPLES}: {len(missing)} images are not in the collection (got {named})")
         labels_N, hours_N = np.full(len(keys), -1, dtype=np.int64), np.full(len(keys), np.nan)
         splits_N, places_N2 = np.full(len(keys), "", dtype=object), np.full((len(keys), 2), np.nan)
-        targets = {self.triples.entities[entity]: k for k, entity in enumerate(self.triples.targets_K.tolist())}
-        numbers = {entity: number for number, entity in enumerate(self.triples.entities)}
-        edges = []
-        for head, relation, tail, split in zip(
-            *(table[name].to_pylist() for name in ("h", "r", "t", "split")), strict=True
-        ):
-            if relation == str(PARENT):
-                edges.append((numbers[normalize_id(head)], numbers[normalize_id(tail)]))
-                continue
-            row = rows[head]
-            if relation == str(SPECIES):
-                labels_N[row], splits_N[row] = targets[normalize_id(tail)], split
-            elif relation == str(LOCATION):
-                places_N2[row] = parse_place(tail)
+        known = pa.array(keys, pa.string())
+        for relation in (SPECIES, LOCATION, TIME):
+            table = self.triples.table.take(pa.array(self.triples.rows_of(relation)))
+            rows = tables.positions(table["h"], among=known)
+            if (rows < 0).any():
+                missing = table["h"].filter(pa.array(rows < 0)).unique().to_pylist()
+                named = ", ".join(map(repr, missing[:_MAX_NAMED]))
+                raise UserError(f"{TRIPLES}: {len(missing)} images are not in the collection (got {named})")
+            if relation == SPECIES:
+                labels_N[rows], splits_N[rows] = self.triples.links(SPECIES).labels, table["split"].to_pylist()
+            elif relation == LOCATION:
+                places_N2[rows] = parse_places(table["t"])
             else:
-                hours_N[row] = parse_hour(tail)
+                hours_N[rows] = parse_hours(table["t"])
+        index = {entity: i for i, entity in enumerate(self.triples.entities)}
+        parents = self.triples.links(PARENT)
+        edges = [(index[child], parent) for child, parent in zip(parents.heads, parents.labels.tolist(), strict=True)]
         return GraphArrays(
             *(labels_N, splits_N, places_N2, hours_N, self.entity_taxa, self.triples.targets_K),
             edges_M2=np.array(edges, dtype=np.int64).reshape(-1, 2),

@@ -33,7 +33,7 @@ _DATATYPES = {
 }
 # Coordinates that differ by less than a centimeter are one place, whatever digits they were written with.
 PLACE_DIGITS = 7
-_HOUR = re.compile(r"^\d{4}-\d\d-\d\d[ T](\d\d):\d\d")
+_TIME = r"^\d{4}-\d\d-\d\d[ T]([01]\d|2[0-3]):\d\d"
 
 
 class Links(NamedTuple):
@@ -93,27 +93,33 @@ class Triples:
         targets = tails.filter(pa.array(species)).unique()
         labels_N[species] = _positions(tails.filter(pa.array(species)), targets)
 
-        located, timed = np.flatnonzero(relation_N == LOCATION), np.flatnonzero(relation_N == TIME)
-        texts = table["t"].take(pa.array(located)).to_pylist()
-        places = [parse_place(text) for text in texts]
-        keys = texts if official else [tuple(round(degree, PLACE_DIGITS) + 0.0 for degree in place) for place in places]
+        located, timed = relation_N == LOCATION, relation_N == TIME
+        texts = table["t"].filter(pa.array(located))
+        places_L2 = parse_places(texts)
+        # -0.0 and 0.0 are one place.
+        keys = texts.to_pylist() if official else list(map(tuple, (np.round(places_L2, PLACE_DIGITS) + 0.0).tolist()))
         first, labels_N[located] = _number(keys, is_candidate_N[located])
-        hours = [parse_hour(text) for text in table["t"].take(pa.array(timed)).to_pylist()]
-        first_hours, labels_N[timed] = _number(hours, is_candidate_N[timed])
+        hours_T = parse_hours(table["t"].filter(pa.array(timed)))
+        first_hours, labels_N[timed] = _number(hours_T.tolist(), is_candidate_N[timed])
         return cls(
             table=table,
             entities=tuple(entities.to_pylist()),
             targets_K=_positions(targets, entities),
-            places_P2=np.array([places[i] for i in first], dtype=np.float64).reshape(-1, 2),
-            hours_H=np.array([hours[i] for i in first_hours], dtype=np.float64),
+            places_P2=places_L2[first],
+            hours_H=hours_T[first_hours],
             _tails=labels_N,
         )
 
-    def links(self, relation: int, split: str) -> Links:
-        """Return the triples of a relation and split, in the order of the table."""
-        mask = pc.call_function("and", [_compare(self.table["r"], str(relation)), _compare(self.table["split"], split)])
-        heads = pa.chunked_array([_normalized(self.table, "h")]).filter(mask).to_pylist()
-        return Links(heads, self._tails[mask.to_numpy()])
+    def links(self, relation: int, split: str | None = None) -> Links:
+        """Return the triples of a relation and split (None: of all), in the order of the table."""
+        rows = self.rows_of(relation)
+        if split is not None:
+            rows = rows[_equals(self.table["split"].take(pa.array(rows)), split)]
+        return Links(_normalized(self.table.take(pa.array(rows)), "h").to_pylist(), self._tails[rows])
+
+    def rows_of(self, relation: int) -> Rows:
+        """Return the rows of the table with a relation."""
+        return np.flatnonzero(_equals(self.table["r"], str(relation)))
 
 
 def make_table(rows: Iterable[Sequence[object]]) -> pa.Table:
@@ -164,31 +170,37 @@ def format_place(latitude: float, longitude: float) -> str:
     return f"[{latitude!r} {longitude!r}]"
 
 
-def parse_place(text: str) -> tuple[float, float]:
-    """Read latitude and longitude of a place.
+def parse_places(texts: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Read latitudes and longitudes [N, 2] of places.
 
     Raises:
-        UserError: the text is no place of degrees in range; it is not repeated, since errors end in logs.
+        UserError: a text is no place of degrees in range; it is not repeated, since errors end in logs.
     """
+    encoded = texts.combine_chunks().dictionary_encode()
     try:
-        latitude, longitude = (float(part) for part in text.strip("[] ").replace(",", " ").split())
+        pairs = [
+            tuple(map(float, text.strip("[] ").replace(",", " ").split())) for text in encoded.dictionary.to_pylist()
+        ]
+        places = np.array(pairs, dtype=np.float64).reshape(len(pairs), 2)
     except ValueError:
         raise UserError("triples: a location is not of the form [latitude longitude]") from None
-    if not (abs(latitude) <= 90 and abs(longitude) <= 180):
+    if not (np.abs(places) <= (90, 180)).all():
         raise UserError("triples: a location is out of range; expected latitude in [-90, 90], longitude in [-180, 180]")
-    return latitude, longitude
+    return places[encoded.indices.to_numpy()]
 
 
-def parse_hour(text: str) -> float:
-    """Read the clock hour of a time "YYYY-MM-DD HH:MM:SS".
+def parse_hours(texts: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Read the clock hours [N] of times "YYYY-MM-DD HH:MM:SS".
 
     Raises:
-        UserError: the text is no such time.
+        UserError: a text is no such time.
     """
-    match = _HOUR.match(text)
-    if not match or int(match[1]) > 23:
+    is_time = pc.call_function("match_substring_regex", [texts], pc.MatchSubstringOptions(_TIME)).to_numpy()
+    if not is_time.all():
+        text = texts[int(np.argmin(is_time))].as_py()
         raise UserError(f"triples: time {text!r} is not of the form YYYY-MM-DD HH:MM:SS")
-    return float(match[1])
+    hours = pc.call_function("utf8_slice_codeunits", [texts], pc.SliceOptions(start=11, stop=13))
+    return hours.cast(pa.float64()).to_numpy()
 
 
 def _check(table: pa.Table) -> None:
@@ -226,9 +238,9 @@ def _positions(values: pa.Array, among: pa.Array) -> Rows:
 
 def _number(values: Sequence[object], is_candidate_N: NDArray[np.bool_]) -> tuple[list[int], Rows]:
     """Number distinct values of candidate rows by first appearance; return these rows, and each row's number or -1."""
-    numbers: dict[object, int] = {}
+    index: dict[object, int] = {}
     first = []
     for row in np.flatnonzero(is_candidate_N).tolist():
-        if numbers.setdefault(values[row], len(numbers)) == len(first):
+        if index.setdefault(values[row], len(index)) == len(first):
             first.append(row)
-    return first, np.array([numbers.get(value, -1) for value in values], dtype=np.int64)
+    return first, np.array([index.get(value, -1) for value in values], dtype=np.int64)
