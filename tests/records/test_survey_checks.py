@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from made_images import jpeg
 
+from foveate.cli.verbs.species import check
 from foveate.core.errors import UserError
 from foveate.records.survey.checks import MEANINGS, CheckResult, check_survey, measure_km
 from foveate.records.survey.clocks import find_clock_faults, find_set_back
@@ -232,6 +235,23 @@ def test_single_checks_and_unknown_ones(survey: Survey) -> None:
     assert {entry.code for entry in check_survey(survey, only=["equal ids"]).findings} == {"equal ids"}
     with raises_naming(UserError, "no tine", "no time"):
         check_survey(survey, only=["no tine"])
+
+
+def test_the_command_prints_findings_and_json(survey: Survey) -> None:
+    arguments = [str(survey.collection.path), "--only", "set back", "--only", "no time", "--max-listed", "2"]
+    text = CliRunner().invoke(check, arguments, catch_exceptions=False).output
+    assert "set back" in text
+    assert "stuck clock" not in text
+    assert "and 1 more" in text
+    result = json.loads(CliRunner().invoke(check, [*arguments, "--json"], catch_exceptions=False).stdout)
+    assert [finding["code"] for finding in result["findings"]] == ["no time"] * 3 + ["set back"]
+    assert result["findings"][3]["repair"] == MEANINGS["set back"][1]
+
+
+def test_the_page_explains_every_check() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "surveys.md").read_text(encoding="utf-8")
+    missing = [code for code, texts in MEANINGS.items() if f"| `{code}` | {texts[0]} | {texts[1]} |" not in page]
+    assert not missing
 
 
 def test_distances() -> None:

@@ -7,6 +7,13 @@ from pydantic import Field
 from foveate.core.recipes import Settings
 
 
+class CheckSettings(Settings):
+    """`foveate species check COLLECTION`."""
+
+    only: tuple[str, ...] = Field((), description="only this check, by its name as printed; may be repeated")
+    max_listed: int = Field(10, ge=1, description="findings of a check that are listed; further ones are counted")
+
+
 class BoxSettings(Settings):
     """`foveate species boxes COLLECTION`."""
 

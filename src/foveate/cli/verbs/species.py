@@ -21,8 +21,34 @@ def command() -> None:
     \b
     Example:
       foveate collect cards --to survey
+      foveate species check survey
       foveate species boxes survey
     """
+
+
+@command.command("check", cls=FieldsCommand, short_help="List what is doubtful in a survey, before any training.")
+@click.argument("collection", type=click.Path(path_type=Path))
+@fields(f"{_SETTINGS}:CheckSettings", "only", "max_listed", repeat=("only",), metavars={"only": "CHECK"})
+@common(device=False, seed=False)
+def check(collection: Path, settings: dict[str, Any], as_json: bool) -> None:
+    """List what is doubtful in the survey COLLECTION: clocks, deployments, places, names, copied files, bursts.
+
+    Each finding says what it means and how to repair it. Nothing is changed: images with a doubtful clock have no hour,
+    and the table of deployments is yours to correct.
+
+    \b
+    Example:
+      foveate species check survey
+      foveate species check survey --only "set back" --json
+    """
+    from foveate.core.recipes import validate
+    from foveate.records.survey.checks import check_survey
+    from foveate.records.survey.survey import Survey
+    from foveate.species.settings import CheckSettings
+
+    checked = validate(CheckSettings, settings, where="foveate species check")
+    result = check_survey(Survey.open(collection), only=checked.only)
+    finish(result.as_dict(), result.lines(max_per_code=checked.max_listed), {"collection": collection}, as_json=as_json)
 
 
 @command.command("boxes", cls=FieldsCommand, short_help="Propose boxes offline, where none were imported.")
