@@ -30,7 +30,7 @@ from benchmarks.common import Ratio, compare, publish, ratio
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.decide import Decisions, Stages, decide, prepare_stages
-from foveate.species.priors.histogram import fit_histogram
+from foveate.species.priors.histogram import fit_prior
 from foveate.species.smoothing import SmoothingSettings, smooth_labels
 
 AIM = 5.0
@@ -151,7 +151,7 @@ def prepare_all(
     places = rng.uniform((-30, -120), (60, 120), (_CAMERAS, 2))[camera_N]
     hours = rng.uniform(0, 24, events[-1] + 1)[events]
     labels = rng.integers(len(classes) - 2, size=20_000)
-    fit_histogram(labels, classes, places=places[:20_000], hours=hours[:20_000]).save(folder / "prior")
+    fit_prior(labels, classes, places=places[:20_000], hours=hours[:20_000]).save(folder / "prior")
     (folder / "list.txt").write_text("\n".join(classes.labels[: len(classes) // 2]))
     settings = {
         "temperature": {"temperature": 1.5},

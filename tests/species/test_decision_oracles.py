@@ -14,7 +14,7 @@ from decision_cases import grow_taxa, make_classes
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.smoothing import SmoothingSettings, smooth_labels
-from foveate.species.speciesnet_rules import ANIMAL, BLANK
+from foveate.species.speciesnet_rules import ANIMAL, BLANK, HUMAN, VEHICLE
 from foveate.species.stages.rules import make_labels
 from foveate.species.stages.species_list import restrict_classes
 
@@ -34,13 +34,15 @@ NAMES = {
 @pytest.fixture(scope="module")
 def survey() -> tuple[Classes, Taxa]:
     taxa = grow_taxa(12, np.random.default_rng(5))
-    return make_classes(taxa, ranks=("species", "genus", "family", "order"), more=("animal", "blank")), taxa
+    return make_classes(
+        taxa, ranks=("species", "genus", "family", "order"), more=("animal", "blank", "human", "vehicle")
+    ), taxa
 
 
 def describe(classes: Classes, taxa: Taxa) -> dict[str, str]:
     labels = make_labels(taxa)
     texts = [labels[taxon] if taxon >= 0 else "" for taxon in classes.taxa_K]
-    special = {"animal": ANIMAL, "blank": BLANK}
+    special = {"animal": ANIMAL, "blank": BLANK, "human": HUMAN, "vehicle": VEHICLE}
     return {str(k): special.get(label) or texts[k] for k, label in enumerate(classes.labels)}
 
 
@@ -105,7 +107,7 @@ def test_restriction(survey: tuple[Classes, Taxa], walk_down: bool, tmp_path: Pa
     taxonomy.write_text("\n".join([*make_labels(taxa), ANIMAL, BLANK]))
     results = tmp_path / "results.json"
     results.write_text(json.dumps(write_results(classes, taxa, iter([(k, 0.9, 0.9) for k in range(len(classes))]))))
-    labels = make_labels(taxa)
+    labels, num_taxa = make_labels(taxa), int((classes.taxa_K >= 0).sum())
     changed = 0
     for trial in range(12):
         names = [taxa.names[i] for i in rng.choice(len(taxa), size=1 + trial % 4, replace=False)]
@@ -119,7 +121,9 @@ def test_restriction(survey: tuple[Classes, Taxa], walk_down: bool, tmp_path: Pa
         categories = [image["detections"][0]["classifications"][0][0] for image in restricted["images"]]
         theirs = [described[category].split(";")[1:6] for category in categories]
         targets = restrict_classes(names, classes, taxa, walk_down=walk_down, where="list")
-        ours = [(labels[i] if i >= 0 else ANIMAL).split(";")[1:6] for i in targets]
+        described = describe(classes, taxa)
+        texts = [labels[i] if i >= 0 else ANIMAL if k < num_taxa else described[str(k)] for k, i in enumerate(targets)]
+        ours = [text.split(";")[1:6] for text in texts]
         assert ours == theirs, names
         changed += int((targets != classes.taxa_K).sum())
     assert changed > 50

@@ -15,15 +15,16 @@ from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.decide import Stages, decide, prepare_stages
 from foveate.species.priors import open_prior
-from foveate.species.priors.histogram import HistogramPrior, compare_counts, fit_histogram, load_histogram
+from foveate.species.priors.histogram import HistogramPrior, compare_counts, load_histogram
+from foveate.species.priors.histogram import fit_prior as fit_histogram
 from foveate.species.priors.learned import (
     LearnedSettings,
     draw_conditions,
     encode_conditions,
-    fit_learned,
     load_learned,
     presence_loss,
 )
+from foveate.species.priors.learned import fit_prior as fit_learned
 from naming import raises_naming
 
 LABELS = ("fox", "lynx", "rare", "never", "blank")

@@ -125,8 +125,9 @@ def smooth_labels(
         & (counts.class_P != top_P)
         & (counts.count_P < counts.top_count_P)
         & (counts.count_P <= settings.max_rare)
-        # Nor does a taxon become the one above it, or an animal that is no more than an animal anything.
+        # Nor does a taxon become the one above it; and what is no taxon neither gives way nor takes over.
         & (levels_K[counts.class_P] > 0)
+        & (levels_K[top_P] > 0)
         & ~is_below_KK[counts.class_P, top_P]
     )
     labels_M = np.where(changes_P, top_P, counts.class_P)[counts.pair_T]
@@ -183,6 +184,8 @@ def _describe_classes(
     lineages = [taxa.lineage(int(taxon)) for taxon in classes.taxa_K]
     ranks = [next((taxa.ranks[i] for i in lineage if taxa.ranks[i] in _LEVELS), "") for lineage in lineages]
     levels_K = np.array([_LEVELS.get(rank, 0) for rank in ranks], dtype=np.int64)
+    # SpeciesNet writes a person as Homo sapiens: the library overwrites a rare one. A vehicle is no taxon to it.
+    levels_K[[label == "human" for label in classes.labels]] = _LEVELS["species"]
     family_K, genus_K = (
         np.array([taxa.at_rank(int(taxon), rank) for taxon in classes.taxa_K], dtype=np.int64)
         for rank in ("family", "genus")

@@ -1,5 +1,8 @@
 """Priors of place, hour and season: a prior is a module with `open_prior(path, classes, taxa, parts)`.
 
+One that is fitted to a survey has `fit_prior(labels_N, classes, places=, hours=, days=)`, too, whose result is saved by
+`save(folder)`.
+
 A factor is how much more likely a class is here and now than on average. Those of a fitted prior average to 1 over the
 training images, so that blank, human and vehicle, which no prior touches, neither gain nor lose by it.
 """
@@ -16,12 +19,16 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError
 from foveate.core.model_folder import WEIGHTS, read_config, read_tensors, write_model_folder
 from foveate.core.plugins import load_plugin
+from foveate.records.survey.events import GAP_SECONDS
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.rows import Floats
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from foveate.records.survey.survey import Survey
+    from foveate.species.link_data import LinkData
 
 KIND, FORMAT = "species-prior", 1
 PARTS = ("place", "hour", "season")
@@ -57,6 +64,30 @@ def open_prior(path: Path, classes: Classes, taxa: Taxa, *, parts: Sequence[str]
     """
     name = "birdnet" if path.suffix == ".onnx" else read_prior_config(path)["prior"]
     return load_plugin(__name__, name, "open_prior", label="prior")(path, classes, taxa, parts=parts)
+
+
+def fit_survey_prior(
+    folder: Path, kind: str, data: LinkData, survey: Survey, *, gap_seconds: float = GAP_SECONDS
+) -> Path | None:
+    """Fit a prior to the training images of a survey and write it; None where no place, hour or day is known.
+
+    An event counts each of its classes once: bursts repeat what one animal did.
+
+    Args:
+        kind: module of the prior, "histogram" or "learned".
+        data: labels and places of the images of `survey`.
+    """
+    rows = data.train_rows
+    rows = rows[data.classes.animals_K[data.labels_N[rows]]]
+    codes = survey.events(gap_seconds=gap_seconds).event_N[rows] * len(data.classes) + data.labels_N[rows]
+    rows = rows[np.unique(codes, return_index=True)[1]]
+    # Days of a survey count from 1.
+    places_N2, hours_N, days_N = data.places_N2[rows], survey.hour_N[rows], survey.day_N[rows] - 1
+    needed = [places_N2[:, 0]] if kind == "learned" else [places_N2[:, 0], hours_N, days_N]
+    if all(np.isnan(column).all() for column in needed):
+        return None
+    fit = load_plugin(__name__, kind, "fit_prior", label="prior")
+    return fit(data.labels_N[rows], data.classes, places=places_N2, hours=hours_N, days=days_N).save(folder)
 
 
 def write_prior(

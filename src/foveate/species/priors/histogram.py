@@ -130,14 +130,13 @@ def compare_counts(weights_UC: Floats, counts_CL: Floats, condition_images: floa
     return normalize_ratios((near_UL / share_U1 + class_images) / (total_L + class_images), shares_L)
 
 
-def fit_histogram(
+def fit_prior(
     labels_N: ArrayLike,
     classes: Classes,
     *,
     places: ArrayLike | None = None,
     hours: ArrayLike | None = None,
     days: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
     settings: HistogramSettings | None = None,
 ) -> HistogramPrior:
     """Count the classes of training images by place, hour and season.
@@ -147,49 +146,46 @@ def fit_histogram(
         places: degrees [N, 2] (latitude, longitude), NaN where unknown.
         hours: local hour [N] in [0, 24), NaN where unknown.
         days: day of the year [N] from 0, NaN where unknown.
-        weights: of each image; 1 over the images of its event counts every event once.
 
     Raises:
         UserError: no image has a label and a condition.
     """
     settings = settings or HistogramSettings()
     labels = np.asarray(labels_N, dtype=np.int64)
-    weights_N = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
-    weights_N = np.where((labels >= 0) & classes.animals_K[labels], weights_N, 0.0)
+    rows = np.flatnonzero((labels >= 0) & classes.animals_K[labels])
+    labels, count = labels[rows], len(classes)
     tables: dict[str, Any] = {}
     if hours is not None:
-        tables["hours_HL"] = _count(np.asarray(hours) % 24, labels, weights_N, _HOURS, len(classes))
+        tables["hours_HL"] = _count(np.asarray(hours)[rows] % 24, labels, _HOURS, count)
     if days is not None:
-        tables["seasons_SL"] = _count(np.asarray(days) * _SEASONS / _DAYS, labels, weights_N, _SEASONS, len(classes))
+        tables["seasons_SL"] = _count(np.asarray(days)[rows] * _SEASONS / _DAYS, labels, _SEASONS, count)
     if places is not None:
-        tables |= _fit_places(np.asarray(places, dtype=np.float64), labels, weights_N, len(classes), settings)
+        tables |= _fit_places(np.asarray(places, dtype=np.float64)[rows], labels, count, settings)
     tables = {name: table for name, table in tables.items() if table is not None}
     if not tables:
         raise UserError("prior: no training image has both an animal's label and a place, hour or day")
     return HistogramPrior(classes.labels, settings, **tables)
 
 
-def _count(
-    bins_N: NDArray[Any], labels_N: NDArray[np.int64], weights_N: Floats, num_bins: int, num_classes: int
-) -> Floats | None:
-    rows = np.flatnonzero((weights_N > 0) & ~np.isnan(bins_N))
+def _count(bins_N: NDArray[Any], labels_N: NDArray[np.int64], num_bins: int, num_classes: int) -> Floats | None:
+    rows = np.flatnonzero(~np.isnan(bins_N))
     if not len(rows):
         return None
     table = np.zeros((num_bins, num_classes))
-    np.add.at(table, (np.floor(bins_N[rows]).astype(np.int64) % num_bins, labels_N[rows]), weights_N[rows])
+    np.add.at(table, (np.floor(bins_N[rows]).astype(np.int64) % num_bins, labels_N[rows]), 1.0)
     return table
 
 
 def _fit_places(
-    places_N2: Floats, labels_N: NDArray[np.int64], weights_N: Floats, num_classes: int, settings: HistogramSettings
+    places_N2: Floats, labels_N: NDArray[np.int64], num_classes: int, settings: HistogramSettings
 ) -> dict[str, Any]:
-    rows = np.flatnonzero((weights_N > 0) & ~np.isnan(places_N2).any(axis=1))
+    rows = np.flatnonzero(~np.isnan(places_N2).any(axis=1))
     if not len(rows):
         return {}
     size = settings.cell_degrees
     corners, cell_N = np.unique(np.floor(places_N2[rows] / size), axis=0, return_inverse=True)
     counts_CL = np.zeros((len(corners), num_classes))
-    np.add.at(counts_CL, (cell_N.reshape(-1), labels_N[rows]), weights_N[rows])
+    np.add.at(counts_CL, (cell_N.reshape(-1), labels_N[rows]), 1.0)
     cells_C2 = (corners + 0.5) * size
     bandwidth, class_images = _select_smoothing(cells_C2, counts_CL, settings.place_images)
     return {"cells_C2": cells_C2, "counts_CL": counts_CL, "bandwidth_km": bandwidth, "class_images": class_images}

@@ -147,11 +147,12 @@ class LearnedPrior:
         return write_prior(folder, self.name, self.labels, config, tensors, _NOTE)
 
 
-def fit_learned(
+def fit_prior(
     labels_N: ArrayLike,
     classes: Classes,
     *,
-    places: ArrayLike,
+    places: ArrayLike | None = None,
+    hours: ArrayLike | None = None,
     days: ArrayLike | None = None,
     settings: LearnedSettings | None = None,
 ) -> LearnedPrior:
@@ -160,13 +161,15 @@ def fit_learned(
     Args:
         labels_N: class of each image, -1 for none.
         places: degrees [N, 2] (latitude, longitude), NaN where unknown.
+        hours: not read; the network knows nothing of hours.
         days: day of the year [N] from 0; an image without one gets a random day in each epoch.
 
     Raises:
         UserError: no image has both.
     """
     settings = settings or LearnedSettings()
-    labels, places_N2 = np.asarray(labels_N, dtype=np.int64), np.asarray(places, dtype=np.float64)
+    labels = np.asarray(labels_N, dtype=np.int64)
+    places_N2 = np.full((len(labels), 2), np.nan) if places is None else np.asarray(places, dtype=np.float64)
     days_N = np.full(len(labels), np.nan) if days is None else np.asarray(days, dtype=np.float64)
     rows = np.flatnonzero((labels >= 0) & classes.animals_K[labels] & ~np.isnan(places_N2).any(axis=1))
     if not len(rows):
