@@ -97,23 +97,25 @@ def put_in_cell(rng: np.random.Generator, layer: Layer, cell: tuple[int, int], *
     return layer.at(round(left), round(top))
 
 
-def _window(layer: Layer, size: int, dx: int = 0, dy: int = 0) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Return (rows, columns) of the image and of the layer where they overlap."""
+def _window(
+    layer: Layer, shape: tuple[int, ...], dx: int = 0, dy: int = 0
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Return (rows, columns) of the image (height, width, ...) and of the layer where they overlap."""
     height, width = layer.rgba_hw4.shape[:2]
     left, top = layer.left + dx, layer.top + dy
-    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + width, size), min(top + height, size)
+    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + width, shape[1]), min(top + height, shape[0])
     x2, y2 = max(x1, x2), max(y1, y2)
     return (slice(y1, y2), slice(x1, x2)), (slice(y1 - top, y2 - top), slice(x1 - left, x2 - left))
 
 
 def paste(canvas_HW3: Floats, owners_HW: NDArray[np.int8], layer: Layer, number: int) -> None:
     """Paste a layer in place; `owners_HW` has the number of the top layer at each pixel (-1: ground)."""
-    size = canvas_HW3.shape[0]
+    shape = canvas_HW3.shape
     if layer.shadow:
-        offset = max(1, size // 90)
-        target, source = _window(layer, size, offset, offset)
+        offset = max(1, shape[0] // 90)
+        target, source = _window(layer, shape, offset, offset)
         canvas_HW3[target] *= 1 - np.float32(layer.shadow) * layer.rgba_hw4[source][..., 3:]
-    target, source = _window(layer, size)
+    target, source = _window(layer, shape)
     part = layer.rgba_hw4[source]
     if not part.size:
         return
@@ -142,7 +144,10 @@ def apply_finish(canvas_HW3: Floats, finish: Finish) -> Image.Image:
     levels = np.random.default_rng(finish.noise_seed).integers(-127, 128, canvas_HW3.shape[:2], np.int8)
     grain = levels * np.float32(np.sqrt(3) / 127)  # uniform with variance 1: much faster to draw than a normal
     center = np.float32(127.5)
-    values = (canvas_HW3 - center) * np.float32(finish.contrast) + (center + np.float32(finish.brightness))
+    # In place: new arrays of this size cost more than the arithmetic.
+    values = canvas_HW3 - center
+    values *= np.float32(finish.contrast)
+    values += center + np.float32(finish.brightness)
     values += (np.float32(finish.noise) * grain)[..., None]
-    image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    image = Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
     return image.filter(ImageFilter.BoxBlur(finish.blur)) if finish.blur else image

@@ -39,7 +39,7 @@ def _mix(weight: Floats, low: Floats, high: Floats) -> Floats:
     return low + weight[..., None] * (high - low)
 
 
-def _field(rng: np.random.Generator, size: int, cells: int) -> Floats:
+def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> Floats:
     """Draw smooth noise in 0..1: random values on a coarse grid, enlarged."""
     coarse = Image.fromarray(rng.random((cells, cells), np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 1)
@@ -67,7 +67,7 @@ def checkers(rng: np.random.Generator, size: int) -> Floats:
 
 
 def noise(rng: np.random.Generator, size: int) -> Floats:
-    weight = 0.6 * _field(rng, size, 5) + 0.4 * _field(rng, size, int(rng.integers(12, 40)))
+    weight = 0.6 * smooth_noise(rng, size, 5) + 0.4 * smooth_noise(rng, size, int(rng.integers(12, 40)))
     return _mix(weight, *palette(rng, 2))
 
 
@@ -75,7 +75,7 @@ def blobs(rng: np.random.Generator, size: int) -> Floats:
     colors = palette(rng, 3)
     cells = int(rng.integers(4, 9))
     # Steep, so that noise above .55 becomes a patch with a narrow edge.
-    first, second = ((40 * (_field(rng, size, cells) - 0.55)).clip(0, 1) for _ in range(2))
+    first, second = ((40 * (smooth_noise(rng, size, cells) - 0.55)).clip(0, 1) for _ in range(2))
     return _mix(second, _mix(first, colors[0], colors[1]), colors[2])
 
 
