@@ -62,6 +62,12 @@ def _screens(target: Path, workers: int, seed: int) -> None:
     build_screens(target, train=2000, validation=200, test=400, seed=seed, workers=workers)
 
 
+def _traps(target: Path, workers: int, seed: int) -> None:
+    from foveate.records.traps import build_traps
+
+    build_traps(target, train=4000, validation=500, test=1500, seed=seed, workers=workers)
+
+
 # Drawn from a seed and by several processes; the others are shipped as they are.
 DRAWN: dict[str, Callable[[Path, int, int], None]] = {
     "scenes": _scenes,
@@ -70,6 +76,7 @@ DRAWN: dict[str, Callable[[Path, int, int], None]] = {
     "image-sets": _image_sets,
     "documents": _documents,
     "screens": _screens,
+    "traps": _traps,
 }
 BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "emoji": _emoji, **DRAWN}
 
@@ -136,9 +143,9 @@ def command(
     of paths and texts, a data set of Hugging Face, conversations of LLaVA, Ferret, chat messages or Qwen-VL,
     grounded captions of GRIT or Flickr30k Entities, expressions of RefCOCO, questions of VQA, TextVQA, DocVQA,
     InfographicVQA or ChartQA, a survey of camera traps (cards, Camtrap DP, COCO Camera Traps, iWildCam-WILDS), or a
-    built-in collection (clipart, emoji, scenes, questions, referring, image-sets, documents, screens). What cannot be
-    imported is counted and listed in the collection's quarantine table with its reason. Repeated, the command adds only
-    what is new; stopped, it goes on. Near-duplicates stay in one split.
+    built-in collection (clipart, emoji, scenes, questions, referring, image-sets, documents, screens, traps). What
+    cannot be imported is counted and listed in the collection's quarantine table with its reason. Repeated, the command
+    adds only what is new; stopped, it goes on. Near-duplicates stay in one split.
 
     \b
     Example:

@@ -124,8 +124,8 @@ def render_alone(cutout: Cutout, *, size: int) -> Image.Image:
     return ground
 
 
-def jpeg(image: Image.Image) -> bytes:
+def jpeg(image: Image.Image, *, exif: bytes = b"") -> bytes:
     """Encode as JPEG of quality 90, deterministic for one version of Pillow."""
     target = io.BytesIO()
-    image.save(target, "JPEG", quality=90)
+    image.save(target, "JPEG", quality=90, exif=exif)
     return target.getvalue()

@@ -19,7 +19,7 @@ from foveate.records.scenes.compose import Finish, Layer, apply_finish, make_lay
 from foveate.records.scenes.drawn_grounds import smooth_noise
 from foveate.records.traps.kinds import load_drawings, shows_head
 from foveate.records.traps.landscape import Landscape, compute_depth, draw_landscape
-from foveate.records.traps.world import Event, Frame, TrapSettings, World, is_night, load_world
+from foveate.records.traps.world import Frame, TrapSettings, World, is_night, load_world
 
 Floats = NDArray[np.floating]
 
@@ -37,7 +37,7 @@ class TrapImage:
 
     Args:
         boxes: of the visible pixels of each animal; without one the image is empty.
-        visible: share of each animal that is not hidden or outside of the image.
+        visible: share of each animal that is not hidden, outside of the image, or where strips are.
         drawing: emoji that the animals were drawn from; "" if empty. unseen: whether no training image has it.
         blurred: by motion.
     """
@@ -108,11 +108,13 @@ def render_frame(world: World, frame: Frame) -> TrapImage:
     while True:
         canvas_HW3 = view.pixels_HW3.astype(np.float32)
         owners_HW = _compose(canvas_HW3, view, animals, sway)
-        owners_HW[_strip_rows(frame, settings.height)] = -1
-        sizes = [int((owners_HW == number).sum()) for number in range(len(animals))]
-        visible = [size / max(1, animal.layer.solid_hw.sum()) for size, animal in zip(sizes, animals, strict=True)]
-        least = _MIN_PIXELS * owners_HW.size
-        seen = [size >= least and share >= _MIN_VISIBLE for size, share in zip(sizes, visible, strict=True)]
+        visible_HW = owners_HW.copy()
+        # Which animals are there does not depend on whether there are strips.
+        visible_HW[_strip_rows(frame, settings.height)] = -1
+        sizes = [int((visible_HW == number).sum()) for number in range(len(animals))]
+        shares = [size / max(1, animal.layer.solid_hw.sum()) for size, animal in zip(sizes, animals, strict=True)]
+        min_pixels = _MIN_PIXELS * owners_HW.size
+        seen = [size >= min_pixels and share >= _MIN_VISIBLE for size, share in zip(sizes, shares, strict=True)]
         if all(seen):
             break
         animals = [animal for animal, keep in zip(animals, seen, strict=True) if keep]
@@ -132,12 +134,13 @@ def render_frame(world: World, frame: Frame) -> TrapImage:
     if settings.strips:
         strip = draw_strip(world, frame)
         image.paste(strip, (0, 0 if camera.strip == "top" else settings.height - strip.height))
+        owners_HW = visible_HW
     bounds = [mask_bounds(owners_HW == number) for number in range(len(animals))]
     return TrapImage(
         image,
         frame,
         tuple(Box.from_pixels(PixelBox(*each), settings.width, settings.height) for each in bounds if each),
-        tuple(round(share, 4) for share in visible),
+        tuple(round(share, 4) for share in shares),
         drawing.id if drawing and animals else "",
         unseen=bool(drawing and animals and event.drawing == 0),
         night=weather.night,
@@ -146,37 +149,36 @@ def render_frame(world: World, frame: Frame) -> TrapImage:
     )
 
 
-def _place_animals(
-    world: World, frame: Frame, view: Landscape, drawing: Cutout, blurred: bool
-) -> Iterator[_Animal]:
+def _place_animals(world: World, frame: Frame, view: Landscape, drawing: Cutout, blurred: bool) -> Iterator[_Animal]:
     """Yield the animals of an image, from far to near; the same ones in all images of a burst, on their way."""
     event, height, width = frame.event, world.settings.height, world.settings.width
     if not event.present[0] <= frame.position < event.present[1]:
         return
     assert event.kind is not None
-    rng = generator("trap animal", world.seed, event.id)
+    herd = generator("trap animal", world.seed, event.id)
     head = shows_head(drawing)
     count = 1
-    if event.kind.max_group > 1 and not head and rng.random() < 0.3:
-        count = int(rng.integers(2, event.kind.max_group + 1))
-    direction, speed = rng.choice((-1, 1)), float(rng.exponential(0.05)) * width
-    x, nearness = float(rng.uniform(0.15, 0.85)) * width, float(rng.uniform(0.2, 0.95))
+    if event.kind.max_group > 1 and not head and herd.random() < 0.3:
+        count = int(herd.integers(2, event.kind.max_group + 1))
+    direction, speed = herd.choice((-1, 1)), float(herd.exponential(0.05)) * width
+    x, nearness = float(herd.uniform(0.15, 0.85)) * width, float(herd.uniform(0.2, 0.95))
     animals = []
     for number in range(count):
-        own = generator("trap animal", world.seed, event.id, number)
+        rng = generator("trap animal", world.seed, event.id, number)
         if head:
-            longest = float(own.uniform(0.3, 0.5)) * height * (1 if event.kind.length > 0.7 else 0.75)
-            feet = height * (1 - STRIP_SHARE) + float(own.uniform(-0.1, 0.2)) * longest
+            longest = float(rng.uniform(0.3, 0.5)) * height * (1 if event.kind.length > 0.7 else 0.75)
+            feet = height * (1 - STRIP_SHARE) + float(rng.uniform(-0.1, 0.2)) * longest
         else:
-            near = min(max(nearness + (float(own.normal(0, 0.08)) if number else 0), 0.15), 0.97)
+            near = min(max(nearness + (float(rng.normal(0, 0.08)) if number else 0), 0.15), 0.97)
             feet = view.horizon + near * (height * (1 - STRIP_SHARE) - view.horizon)
             # By the power .45 of their length: otherwise mice would be specks and elephants walls.
             longest = 0.75 * event.kind.length**0.45 * (feet - view.horizon) / event.camera.height**0.5
             low, high = (share * height for share in _LONGEST)
             longest = min(max(longest, low), high)
         shift = (frame.position - (event.camera.burst - 1) / 2) * speed * direction
-        left = x + (number * float(own.choice((-1, 1))) * longest * float(own.uniform(0.6, 1.1)) if number else 0)
-        turn = float(own.normal(0, 4)) + float(generator("trap step", event.id, number, frame.position).normal(0, 2))
+        aside = float(rng.choice((-1, 1)) * rng.uniform(0.6, 1.1)) * longest if number else 0.0
+        step = generator("trap step", world.seed, event.id, number, frame.position)
+        turn = float(rng.normal(0, 4) + step.normal(0, 2))
         # A generator that is drawn anew for each image: coat and softness stay those of the first.
         coat = generator("trap coat", world.seed, event.id, number)
         layer = make_layer(coat, drawing.image(), longest=longest, flip=bool(direction > 0), turn=turn)
@@ -184,7 +186,7 @@ def _place_animals(
         if blurred:
             layer = _blur_motion(layer, 2 + round(longest * float(coat.uniform(0.04, 0.14))))
         tall, wide = layer.rgba_hw4.shape[:2]
-        animals.append(_Animal(layer.at(round(left + shift - wide / 2), round(feet - tall)), feet))
+        animals.append(_Animal(layer.at(round(x + aside + shift - wide / 2), round(feet - tall)), feet))
     yield from sorted(animals, key=lambda animal: animal.feet)
 
 
@@ -248,9 +250,7 @@ def _ellipse(width: int, height: int) -> Floats:
     return (1.1 - across**2 - down[:, None] ** 2).clip(0, 1)
 
 
-def _light(
-    canvas_HW3: Floats, view: Landscape, weather: _Weather, depth_HW: Floats, frame: Frame, seed: int
-) -> None:
+def _light(canvas_HW3: Floats, view: Landscape, weather: _Weather, depth_HW: Floats, frame: Frame, seed: int) -> None:
     """Light the scene by the sun or by the camera's infra-red lamp, and fill the air with fog, in place."""
     camera = frame.event.camera
     if weather.night:
@@ -271,7 +271,7 @@ def _light(
 
 
 def _strip_rows(frame: Frame, height: int) -> slice:
-    """Return the rows of the info strip: hidden from animals with and without a strip, so that boxes agree."""
+    """Return the rows of the info strip."""
     rows = round(STRIP_SHARE * height)
     return slice(0, rows) if frame.event.camera.strip == "top" else slice(height - rows, height)
 
@@ -289,7 +289,7 @@ def draw_strip(world: World, frame: Frame) -> Image.Image:
     strip = Image.new("RGB", (settings.width, rows.stop - rows.start), (8, 8, 8))
     pen = ImageDraw.Draw(strip)
     font = _load_font(max(8, round(0.68 * strip.height)))
-    temperature = round(measure_temperature(frame))
+    temperature = round(_compute_temperature(frame, world.seed))
     degrees = f"{round(temperature * 1.8 + 32)}°F" if camera.fahrenheit else f"{temperature}°C"
     day = time.strftime("%m-%d-%Y" if camera.fahrenheit else "%Y-%m-%d")
     middle = strip.height / 2
@@ -300,8 +300,8 @@ def draw_strip(world: World, frame: Frame) -> Image.Image:
     return strip
 
 
-def measure_temperature(frame: Frame) -> float:
+def _compute_temperature(frame: Frame, seed: int) -> float:
     """Return the temperature of an event in degrees Celsius, by latitude and hour."""
     event = frame.event
-    noise = generator("trap temperature", event.id).normal(0, 3)
+    noise = generator("trap temperature", seed, event.id).normal(0, 3)
     return 30 - 0.42 * abs(event.camera.latitude) + 6 * math.sin((event.time.hour - 9) * math.pi / 12) + float(noise)

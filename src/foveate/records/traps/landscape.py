@@ -136,9 +136,7 @@ def _load_detail(name: str) -> Floats:
     return gray / gray.mean()
 
 
-def _draw_terrain(
-    rng: np.random.Generator, habitat: str, colors: Floats, horizon: float, canvas_HW3: Floats
-) -> None:
+def _draw_terrain(rng: np.random.Generator, habitat: str, colors: Floats, horizon: float, canvas_HW3: Floats) -> None:
     """Draw the ground in perspective, in place: a texture that is seen from the height of the camera."""
     height, width = canvas_HW3.shape[:2]
     patches = 0.5 * smooth_noise(rng, _TEXTURE, 5) + 0.5 * smooth_noise(rng, _TEXTURE, 24)
@@ -161,9 +159,9 @@ def _draw_terrain(
     u, v = (_mirror(values) for values in (across, along))
     # Far texels are smaller than a pixel: their mean color instead of a few of them.
     far_R1 = (1 - 1 / scale_R1**0.8)[..., None]
-    picked = fine[v, u] * (1 - far_R1) + (0.6 * ground[v, u] + 0.4 * ground.mean((0, 1))) * far_R1
+    pixels = fine[v, u] * (1 - far_R1) + (0.6 * ground[v, u] + 0.4 * ground.mean((0, 1))) * far_R1
     haze_R11 = (0.35 * ((scale_R1 - 3) / 20).clip(0, 1))[..., None]
-    canvas_HW3[first:] = picked * (1 - haze_R11) + colors[4] * haze_R11
+    canvas_HW3[first:] = pixels * (1 - haze_R11) + colors[4] * haze_R11
 
 
 def _mirror(positions: Floats) -> NDArray[np.int64]:
@@ -202,7 +200,9 @@ def _draw_thing(
     elif name == "rock":
         angles = np.linspace(0, 2 * np.pi, 11)[:-1]
         reach = 0.22 * unit * rng.uniform(0.6, 1.2, 10)
-        corners = [(x + 1.5 * r * np.cos(a), base - 0.2 * unit + r * np.sin(a)) for r, a in zip(reach, angles, strict=True)]
+        corners = [
+            (x + 1.5 * r * np.cos(a), base - 0.2 * unit + r * np.sin(a)) for r, a in zip(reach, angles, strict=True)
+        ]
         pen.polygon([(float(u), float(v)) for u, v in corners], 255)
         dark, light = 35 + 0.35 * colors[0], 90 + 0.4 * colors[1]
     elif name == "conifer":
@@ -215,16 +215,16 @@ def _draw_thing(
     else:
         radius = unit * (0.16 if name == "bush" else 0.3) * float(rng.uniform(0.8, 1.4))
         middle = base - (0.7 * radius if name == "bush" else unit * rng.uniform(0.9, 1.3))
+        for dx, dy, share in zip(rng.normal(0, 0.9, 9), rng.normal(0, 0.3, 9), rng.uniform(0.3, 0.6, 9), strict=True):
+            r, u = float(share * radius), float(x + dx * radius)
+            v = float(min(middle + dy * radius, base - 0.3 * radius))
+            pen.ellipse((u - r * 1.3, v - r, u + r * 1.3, v + r), 255)
+        # A ragged outline: a smooth one looks like a balloon.
+        ragged = _noise(rng, width, height, max(20, int(6 * height / max(radius, 4)))) > 0.35
+        mask = Image.fromarray(np.asarray(mask) * ragged.astype(np.uint8))
         if name == "tree":
             half = 0.025 * unit
-            pen.rectangle((x - half, middle, x + half, base), 255)
-        for dx, dy, share in zip(rng.normal(0, 0.9, 9), rng.normal(0, 0.3, 9), rng.uniform(0.3, 0.6, 9), strict=True):
-            r, u, v = float(share * radius), float(x + dx * radius), float(min(middle + dy * radius, base - 0.3 * radius))
-            pen.ellipse((u - r * 1.3, v - r, u + r * 1.3, v + r), 255)
-        if name == "bush":
-            # A ragged outline: a smooth one looks like a balloon.
-            ragged = _noise(rng, width, height, max(20, int(6 * height / max(radius, 4)))) > 0.35
-            mask = Image.fromarray(np.asarray(mask) * ragged.astype(np.uint8))
+            ImageDraw.Draw(mask).rectangle((x - half, middle, x + half, base), 255)
     # Far things pale in the haze.
     haze = np.float32(0.45 * max(0.0, 1 - 4 * nearness))
     return _make_layer(rng, mask, dark * (1 - haze) + colors[4] * haze, light * (1 - haze) + colors[4] * haze)

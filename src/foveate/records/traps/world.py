@@ -53,14 +53,19 @@ class TrapSettings(Settings):
     strips: bool = Field(True, description="Whether images have an info strip.")
     clock_faults: tuple[tuple[str, float], ...] = Field((), description="Cameras and the hours they are ahead.")
     misfiled: tuple[tuple[str, str], ...] = Field(
-        (), description="Cameras and the one in whose folder the second half of their images lies."
+        (), description="Cameras and another one, of their split, in whose folder their later images lie."
     )
 
     @model_validator(mode="after")
     def _check_cameras(self) -> Self:
-        names = {make_camera_name(split, number) for split in SPLITS for number in range(self.count_cameras(split))}
-        for camera in [camera for camera, _ in self.clock_faults] + [camera for pair in self.misfiled for camera in pair]:
-            choose(camera, sorted(names), "camera")
+        cameras = [(split, number) for split in SPLITS for number in range(self.count_cameras(split))]
+        splits = {make_camera_name(split, number): split for split, number in cameras}
+        for camera in [name for name, _ in self.clock_faults] + [name for pair in self.misfiled for name in pair]:
+            choose(camera, sorted(splits), "camera")
+        for camera, other in self.misfiled:
+            # Splits are by folder: images of a test camera would be training images.
+            if splits[camera] != splits[other]:
+                raise UserError(f"misfiled: {camera} and {other} are of two splits; expected cameras of one")
         return self
 
     def count_cameras(self, split: str) -> int:
@@ -312,8 +317,10 @@ def _draw_activity(rng: np.random.Generator, activity: str) -> NDArray[np.float6
 def _assign_homes(rng: np.random.Generator, regions: int) -> NDArray[np.int64]:
     """Return the home region of each species: relatives in turn, so that few of a family share one."""
     homes_K, counts = np.zeros(len(KINDS), np.int64), np.zeros(regions)
-    for family in dict.fromkeys(kind.family for kind in KINDS):
-        members = [position for position, kind in enumerate(KINDS) if kind.family == family]
+    taxa = load_taxa()
+    families_K = [taxa.at_rank(taxa.index(kind.taxon_id), "family") for kind in KINDS]
+    for family in dict.fromkeys(families_K):
+        members = [position for position, other in enumerate(families_K) if other == family]
         # The emptiest regions first, so that all have about as many species.
         order = np.argsort(counts + 0.9 * rng.random(regions))
         for turn, position in enumerate(members):
@@ -322,9 +329,7 @@ def _assign_homes(rng: np.random.Generator, regions: int) -> NDArray[np.int64]:
     return homes_K
 
 
-def _draw_camera(
-    rng: np.random.Generator, split: str, number: int, regions: int, habitats: list[list[str]]
-) -> Camera:
+def _draw_camera(rng: np.random.Generator, split: str, number: int, regions: int, habitats: list[list[str]]) -> Camera:
     region = number % regions
     latitude, longitude = np.array(_REGIONS[region]) + rng.normal(0, 1.2, 2)
     height = float(rng.uniform(0.4, 1.1))
