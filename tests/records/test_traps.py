@@ -15,6 +15,7 @@ from scipy.stats import chi2_contingency
 from foveate.core.errors import UserError
 from foveate.records.builtin.single_objects import jpeg
 from foveate.records.collection import Collection
+from foveate.records.importers.cards import import_cards
 from foveate.records.scenes.compose import Finish, Layer, apply_finish, paste
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.taxa import Taxa
@@ -263,6 +264,14 @@ def test_cards_are_numbered_by_the_clock(tmp_path: Path) -> None:
         assert times[folder][-1] >= start
     assert times.keys() == deployments.keys()
     assert all(clock == sorted(clock) for clock in times.values())
+    import_cards(tmp_path / "cards", tmp_path / "survey")
+    with Collection.open(tmp_path / "survey") as collection:
+        opened = Survey.open(collection)
+        assert len(opened.keys) == 24
+        assert not np.isnan(opened.hour_N).any()
+        assert not np.isnan(opened.places_N2).any()
+        bursts = {frame.event.id for frame in _events(load_world(SMALL, 0), "test", 24)}
+        assert len(opened.events()) == len(bursts)
     with raises_naming(UserError, "cards", "not empty"):
         write_cards(tmp_path / "cards", count=1)
 
