@@ -1,19 +1,24 @@
-"""Draw a sheet of the generated camera-trap survey: day, dusk, infra-red night, fog, blur, occlusion, empty images.
+"""Draw a sheet of the generated camera-trap survey, or measure its shares and speed for the method's page.
 
 python tools/draw_traps.py docs/images/traps.webp
+python tools/draw_traps.py --measure
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
+from foveate.records.builtin.single_objects import jpeg
 from foveate.records.traps import TrapImage, TrapSettings, draw_trap_image
 
-COLUMNS, NUM_IMAGES, SEED = 6, 600, 1
+COLUMNS, NUM_IMAGES, NUM_MEASURED, SEED = 6, 600, 1000, 1
 COLOR = "#edae49"
 ROWS: tuple[tuple[str, Callable[[TrapImage], bool]], ...] = (
     ("day", lambda drawn: bool(drawn.boxes) and not drawn.night and not drawn.foggy and not drawn.blurred),
@@ -51,5 +56,37 @@ def main(path: Path) -> None:
     )
 
 
+def measure() -> None:
+    """Print shares of training images of two seeds as rows of a table, and images drawn and encoded a CPU second."""
+    settings = TrapSettings()
+    drawn: list[TrapImage] = []
+    for seed in (0, 1):
+        drawn += [draw_trap_image(settings, seed=seed, split="train", index=index) for index in range(NUM_MEASURED)]
+    animals = [each for each in drawn if each.boxes]
+    sides = [max(box.width * settings.width, box.height * settings.height) for each in animals for box in each.boxes]
+    bursts: dict[object, list[bool]] = defaultdict(list)
+    for position, each in enumerate(drawn):
+        bursts[position // NUM_MEASURED, each.frame.event.id].append(bool(each.boxes))
+    with_animal = [seen for seen in bursts.values() if any(seen)]
+    rows = {
+        "images without an animal": np.mean([not each.boxes for each in drawn]),
+        "infra-red images": np.mean([each.night for each in drawn]),
+        "images in fog": np.mean([each.foggy for each in drawn]),
+        "bursts with an animal that miss it in some image": np.mean([not all(seen) for seen in with_animal]),
+        "images with an animal: several": np.mean([len(each.boxes) > 1 for each in animals]),
+        "images with an animal: blurred by motion": np.mean([each.blurred for each in animals]),
+        "images with an animal: more than a tenth of it hidden": np.mean([each.visible[0] < 0.9 for each in animals]),
+    }
+    for name, share in rows.items():
+        print(f"| {name} | {100 * share:.0f} % |")
+    low, middle, high = np.quantile(sides, (0.05, 0.5, 0.95))
+    print(f"| longer side of a box, median (5 to 95 %) | {middle:.0f} ({low:.0f} to {high:.0f}) pixels |")
+    # Again, now that landscapes are drawn and emoji are decoded.
+    start = time.process_time()
+    for index in range(NUM_MEASURED):
+        jpeg(draw_trap_image(settings, seed=1, split="train", index=index).image)
+    print(f"{NUM_MEASURED / (time.process_time() - start):.0f} images a CPU second")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    measure() if sys.argv[1:] == ["--measure"] else main(Path(sys.argv[1]))
