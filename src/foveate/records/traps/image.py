@@ -120,7 +120,7 @@ def render_frame(world: World, frame: Frame) -> TrapImage:
         animals = [animal for animal, keep in zip(animals, seen, strict=True) if keep]
     depth_HW = view.depth_HW.copy() if animals else view.depth_HW
     for number, animal in enumerate(animals):
-        near = compute_depth(np.float32(animal.feet), view.horizon, settings.height)
+        near = compute_depth(animal.feet, view.horizon, settings.height)
         depth_HW[owners_HW == number] = near
     _light(canvas_HW3, view, weather, depth_HW, frame, world.seed)
     finish = Finish(

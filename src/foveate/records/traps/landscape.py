@@ -86,7 +86,7 @@ def draw_landscape(seed: int, camera: Camera, width: int, height: int) -> Landsc
         # What stands near is as near at its top as at its foot.
         owners_HW.fill(0)
         paste(canvas_HW3, owners_HW, thing.layer, 1)
-        depth_HW[owners_HW == 1] = compute_depth(np.float32(thing.base), horizon, height)
+        depth_HW[owners_HW == 1] = compute_depth(thing.base, horizon, height)
     lamp_HW = 1.1 - 0.5 * np.linspace(-1, 1, width, dtype=np.float32) ** 2 + 0.3 * (_noise(rng, width, height, 4) - 0.5)
     return Landscape(
         canvas_HW3.clip(0, 255).astype(np.uint8),
@@ -98,9 +98,9 @@ def draw_landscape(seed: int, camera: Camera, width: int, height: int) -> Landsc
     )
 
 
-def compute_depth(rows: Floats, horizon: float, height: int) -> Floats:
+def compute_depth(rows: Floats | float, horizon: float, height: int) -> Floats:
     """Return how far the ground at a row is: 0 at the lower edge to 1 at the horizon and above it."""
-    return np.float32(1) - ((rows - np.float32(horizon)) / np.float32(height - horizon)).clip(0, 1)
+    return 1 - ((np.asarray(rows, np.float32) - np.float32(horizon)) / np.float32(height - horizon)).clip(0, 1)
 
 
 def _noise(rng: np.random.Generator, width: int, height: int, cells: int) -> Floats:

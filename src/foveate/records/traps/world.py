@@ -293,8 +293,8 @@ def is_night(time: datetime, latitude: float) -> bool:
     return abs(time.hour + time.minute / 60 - 12) > half_day
 
 
-def _normalize(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return values / values.sum()
+def _normalize(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    return np.asarray(values / values.sum(), np.float64)
 
 
 def _curve(center: float, concentration: float) -> NDArray[np.float64]:
