@@ -6,7 +6,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.preprocessing import StandardScaler
 
-from foveate.adapt.linear_probe import solve_head
+from foveate.training.linear_probe import solve_head
 from foveate.adapt.load_backbone import load_backbone
 
 DRAWS, PER_CLASS, TESTED, SIDE = 8, 10, 700, 64

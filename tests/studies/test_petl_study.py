@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.adapt.linear_probe import solve_head
 from foveate.adapt.registry import method_names
 from foveate.core.experiment_grid import Cell, CellStore
 from foveate.core.seeds import integer
@@ -19,6 +18,7 @@ from foveate.records.geometry import View
 from foveate.studies import petl, petl_rotation, petl_trainings, petl_worlds
 from foveate.studies.petl_measures import alike, all_pairs, bootstrap, together
 from foveate.studies.study import row_values, summary
+from foveate.training.linear_probe import solve_head
 
 SMALL = petl.Scale(
     source_per_class=8,

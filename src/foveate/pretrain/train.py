@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +30,11 @@ from foveate.training import checkpoint
 from foveate.training.distributed import World, barrier, start
 from foveate.training.loader import Loader, MixtureLoader, Source
 from foveate.training.loop import WITHOUT_INFLUENCE, TrainingOutcome, train
+from foveate.vision.feature_cache import choose_cache_folder
 from foveate.vision.feature_store import Share
 from foveate.vision.localizer.folder import save_model
 from foveate.vision.localizer.model import LocalizingModel, empty_copy
 
-CACHE = "cache"
 VALIDATION = "validation"
 
 # Fields that may change when a run is resumed: they have no influence on the weights.
@@ -133,7 +132,7 @@ def pretrain(
             start_from(model, model.recipe.initial, run=run.path if here.is_main else None)
         # A copy for the end: FSDP takes the model itself apart, and files it was built from may be gone by then.
         final = empty_copy(model)
-        cache = _cache_folder(collection, run)
+        cache = choose_cache_folder(collection, run.path)
         datasets = _build_datasets(recipe, collection, model, run, here, cache=cache)
         loader = _build_loader(recipe, datasets, here)
         images, skipped = (
@@ -199,7 +198,7 @@ def _build_datasets(
                 "collections must differ"
             )
         names.add(other.name)
-        folder = _cache_folder(other, run)
+        folder = choose_cache_folder(other, run.path)
         others.append(
             build_dataset(recipe, other, model, device=here.device, cache=folder, share=share, collates=False)
         )
@@ -226,14 +225,6 @@ def _build_loader(recipe: PretrainRecipe, datasets: list[PretrainDataset], here:
         Source(data.collection.name, data, data.rows, weight) for data, weight in zip(datasets, weights, strict=True)
     ]
     return MixtureLoader(sources, **options)
-
-
-def _cache_folder(collection: Collection, run: RunFolder) -> Path:
-    """Return the cache folder of the collection, which all runs share; the run's where it cannot be written."""
-    if os.access(collection.path, os.W_OK):
-        return collection.path / CACHE
-    say(f"{collection.path} is read-only: frozen features are cached in {run.path / CACHE}")
-    return run.path / CACHE
 
 
 def _validation(

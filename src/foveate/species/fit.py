@@ -14,6 +14,7 @@ from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.core.runs import RunFolder
 from foveate.records.images import BadImage
+from foveate.species.baselines import ConcatBaseline, LinearBaseline
 from foveate.species.link_data import LinkData
 from foveate.species.links import LinkModel, build_score
 from foveate.species.numeric import scale_hours, scale_places
@@ -28,6 +29,7 @@ from foveate.vision.registry import seeded
 _BATCH = 256
 _IMAGE_BATCH = 32  # of pixels
 Rows = NDArray[np.int64]
+SpeciesNetwork = LinkModel | LinearBaseline | ConcatBaseline
 
 
 def build_link_model(
@@ -115,19 +117,19 @@ class PixelInputs(Inputs):
         return torch.cat(outputs), np.array(readable, dtype=np.int64)
 
 
-def order_passes(model: LinkModel, data: LinkData, training: LinkTraining) -> PassOrder:
+def order_passes(model: SpeciesNetwork, data: LinkData, training: LinkTraining) -> PassOrder:
     """Return the batches of every epoch of a training."""
     return PassOrder(
         data.passes(training),
         batch_size=training.batch_size,
         seed=training.seed,
-        drop_last=model.score.drops_last,
+        drop_last=model.drops_last,
         schedule=training.schedule,
     )
 
 
 def fit_links(
-    model: LinkModel,
+    model: SpeciesNetwork,
     data: LinkData,
     inputs: Inputs,
     training: LinkTraining,

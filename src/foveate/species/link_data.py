@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.core.errors import UserError
+from foveate.core.errors import UserError, choose
+from foveate.records.survey.survey import Survey
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.links import Relation
@@ -78,6 +80,24 @@ class LinkData:
     def validation_rows(self) -> Rows:
         """Labeled validation images, ascending."""
         return np.flatnonzero(self.is_validation_N & (self.labels_N >= 0))
+
+    def count_images(self) -> Rows:
+        """Return the number of training images of each class."""
+        return np.bincount(self.labels_N[self.train_rows], minlength=len(self.classes))
+
+    def describe(self) -> dict[str, str]:
+        """Return hashes of everything that numbers mean: classes, taxonomy, labels, places and hours."""
+        parts = {
+            "classes": [*self.classes.labels, *(str(taxon) for taxon in self.classes.taxa_K)],
+            "taxonomy": [f"{row}" for row in self.taxa.to_rows()],
+            "labels": [self.labels_N.tobytes().hex(), self.is_train_N.tobytes().hex()],
+            "places": [self.places_N2.tobytes().hex()],
+            "hours": [self.hours_N.tobytes().hex()],
+            "contexts": list(self.contexts),
+        }
+        return {
+            name: hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest() for name, texts in parts.items()
+        }
 
     def _candidate_rows(self) -> Rows:
         return np.arange(len(self.labels_N)) if self.all_candidates else self.train_rows
@@ -237,3 +257,38 @@ def link_arrays(
         all_candidates=all_candidates,
         contexts=tuple(contexts),
     )
+
+
+def link_survey(
+    survey: Survey,
+    taxa: Taxa,
+    *,
+    train: Sequence[str] = ("train",),
+    validation: str = "validation",
+    contexts: Sequence[Context] = CONTEXTS,
+    all_candidates: bool = False,
+) -> LinkData:
+    """Return the links of a survey's images; labels are those of people.
+
+    Raises:
+        UserError: an unknown split, or no training image has a label.
+    """
+    splits_N = np.asarray(survey.collection.splits, dtype=object)
+    known = sorted(set(splits_N.tolist()) - {""})
+    for name in train:
+        choose(name, known, f"split of {survey.collection.name}")
+    data = link_arrays(
+        survey.labels("human").tolist(),
+        taxa=taxa,
+        places=survey.places_N2,
+        hours=survey.hour_N,
+        contexts=contexts,
+        all_candidates=all_candidates,
+    )
+    data = replace(data, is_train_N=np.isin(splits_N, list(train)), is_validation_N=splits_N == validation)
+    if not len(data.train_rows):
+        raise UserError(
+            f"{survey.collection.name}: no image of the split {' or '.join(train)} has a label by a person; review "
+            "some images first, or import labels"
+        )
+    return data

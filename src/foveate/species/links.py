@@ -108,6 +108,11 @@ class LinkModel(nn.Module):
         self.register_buffer("hours_NF", hours_NF, persistent=False)
         self.register_buffer("targets_K", torch.as_tensor(targets, dtype=torch.int64), persistent=False)
 
+    @property
+    def drops_last(self) -> bool:
+        """See `Score`."""
+        return self.score.drops_last
+
     def tails(self, relation: Relation) -> Tensor:
         """Return the vectors [N, D] of all candidates of a relation, with gradient.
 

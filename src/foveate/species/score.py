@@ -13,9 +13,11 @@ class Score(nn.Module, ABC):
     """A score s(h, r, o) = query(h, r) . o, so that all candidates of a batch are one matrix product.
 
     Attributes:
+        is_linear: in the head, so that it folds.
         drops_last: whether training leaves out the last, smaller batch of a pass.
     """
 
+    is_linear = True
     drops_last = False
 
     def __init__(self, dim: int) -> None:

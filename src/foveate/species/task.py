@@ -13,9 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from foveate.species.links import LinkModel, Relation
+from foveate.species.links import Relation
 from foveate.training.optimizer import ParameterRule
 from foveate.training.settings import TrainingSettings
 from foveate.training.task import Batch, Losses, Report, Task
@@ -57,6 +57,7 @@ class LinkTask(Task):
     """Losses of a link model; see `foveate.training.task.Task`.
 
     Args:
+        model: a `LinkModel`, or a baseline, which has species alone.
         image_rate_scale: learning rate of the image network, its linear layer included, over the recipe's.
         offsets_K: added to species scores in training; see `class_offsets`.
         steps_per_epoch: an evaluation follows every so many steps; None: none.
@@ -69,7 +70,7 @@ class LinkTask(Task):
 
     def __init__(
         self,
-        model: LinkModel,
+        model: nn.Module,
         *,
         image_rate_scale: float = 1.0,
         offsets_K: Tensor | None = None,

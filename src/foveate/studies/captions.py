@@ -233,11 +233,11 @@ class CaptionsStudy(GridStudy):
         )
 
     def measure(self, cell: Cell) -> dict[str, float]:
-        from foveate.pretrain.train import CACHE
         from foveate.records.collection import Collection as Opened
         from foveate.studies.captions_data import open_shuffled
         from foveate.studies.captions_measures import measure
         from foveate.studies.trainings import train_cell
+        from foveate.vision.feature_cache import CACHE
 
         path = self.collection_path(cell.condition)
         collection = open_shuffled(path, seed=cell.seed) if VARIANTS[cell.variant][1] else Opened.open(path)

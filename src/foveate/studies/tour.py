@@ -27,7 +27,7 @@ from foveate.pretrain.metrics_table import merge_tables
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.samples import sample_rows, write_samples
 from foveate.pretrain.settings import EvaluateSettings
-from foveate.pretrain.train import CACHE, VALIDATION, PretrainRun, build_dataset, build_model, pretrain
+from foveate.pretrain.train import VALIDATION, PretrainRun, build_dataset, build_model, pretrain
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_tour_collection
 from foveate.studies.questions import (
@@ -45,6 +45,7 @@ from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibrat
 from foveate.studies.tour_captions import ENCODER, sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
 from foveate.studies.tour_video import tour_video
+from foveate.vision.feature_cache import CACHE
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.model import LocalizingModel

@@ -36,9 +36,10 @@ from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
 from foveate.metrics.captions import assertion_metrics
 from foveate.pretrain.recipe import PretrainRecipe
-from foveate.pretrain.train import CACHE, pretrain
+from foveate.pretrain.train import pretrain
 from foveate.records.collection import Collection
 from foveate.records.images import decode, save_thumbnail
+from foveate.vision.feature_cache import CACHE
 from foveate.vision.localizer.folder import load_model
 
 ENCODER = "tour-clip"

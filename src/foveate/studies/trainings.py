@@ -15,8 +15,9 @@ from foveate.core.recipes import load
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.train import train_mllm
 from foveate.pretrain.recipe import PretrainRecipe
-from foveate.pretrain.train import CACHE, build_dataset, build_model, pretrain
+from foveate.pretrain.train import build_dataset, build_model, pretrain
 from foveate.records.collection import Collection
+from foveate.vision.feature_cache import CACHE
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.model import LocalizingModel
 

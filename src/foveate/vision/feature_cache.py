@@ -7,6 +7,7 @@ preprocessing and how images are unpacked: a new image costs its own features on
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.core.errors import UserError
+from foveate.core.progress import say
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.images import DECODING_VERSION, BadImage, decode
@@ -26,11 +28,20 @@ from foveate.vision.parallel_map import map_on_cores
 from foveate.vision.preprocess import place_image, read_image
 from foveate.vision.tiling import OVERVIEW, TilePlan
 
+CACHE = "cache"
 PART = 256  # entries of a file: what a killed process has to compute again at most
 _BATCH, _BATCH_OF_A_CORE = 64, 16
 ViewOf = Callable[[int, int], View]
 # Pixels of an entry and the width and height of its image, or why it has none.
 Rendered = tuple[Tensor, tuple[int, int]] | str
+
+
+def choose_cache_folder(collection: Collection, run_path: Path) -> Path:
+    """Return the cache folder of the collection, which all runs share; the run's where it cannot be written."""
+    if os.access(collection.path, os.W_OK):
+        return collection.path / CACHE
+    say(f"{collection.path} is read-only: frozen features are cached in {run_path / CACHE}")
+    return run_path / CACHE
 
 
 class FeatureCache:

@@ -28,6 +28,7 @@ class ConvE(Score):
         UserError: the dimension does not divide into rows, or the image is smaller than the kernel.
     """
 
+    is_linear = False
     # Batch statistics of one or two images would be noise; the released code drops such batches, too.
     drops_last = True
 

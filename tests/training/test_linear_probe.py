@@ -9,9 +9,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from foveate.adapt.linear_probe import CANDIDATES, DEFAULT_C, solve_head
 from foveate.adapt.recipe import MIN_STEPS, AdaptTraining
 from foveate.core.errors import UserError
+from foveate.training.linear_probe import CANDIDATES, DEFAULT_C, solve_head
 from naming import raises_naming
 
 

@@ -1,0 +1,429 @@
+"""`foveate species train`: a survey, its taxonomy and an encoder in; a model folder and result.json out."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.core.errors import UserError, choose, nearest
+from foveate.core.progress import say
+from foveate.core.recipes import dump
+from foveate.core.runs import RunFolder
+from foveate.core.version import code_revision
+from foveate.records.collection import Collection
+from foveate.records.survey.survey import Survey
+from foveate.species.baselines import LinearBaseline
+from foveate.species.crops import Views
+from foveate.species.fit import (
+    FeatureInputs,
+    Inputs,
+    PixelInputs,
+    SpeciesNetwork,
+    build_link_model,
+    fit_links,
+    measure,
+    order_passes,
+)
+from foveate.species.folder import (
+    SpeciesInfo,
+    SpeciesModel,
+    build_concat,
+    check_locations,
+    concat_inputs,
+    open_species,
+    save_species,
+    summarize_reference,
+)
+from foveate.species.link_data import LinkData, link_survey
+from foveate.species.links import ImageNetwork, Relation
+from foveate.species.recipe import SpeciesRecipe
+from foveate.species.results import ClassResult, PassResult, SpeciesTrainResult
+from foveate.species.task import chance_loss
+from foveate.species.taxonomy import open_taxa
+from foveate.training.distributed import start
+from foveate.training.linear_probe import solve_head
+from foveate.training.loop import TrainingOutcome
+from foveate.vision.encoder import ImageEncoder
+from foveate.vision.feature_cache import FeatureCache, choose_cache_folder
+from foveate.vision.image_vectors import VectorEncoder
+from foveate.vision.preprocess import read_image
+from foveate.vision.registry import build_image_encoder, seeded
+
+# Fields that a resumed run may change: they decide nothing about the result.
+_FREE = ("training.log_every", "training.checkpoint_every", "training.workers")
+_LOGGED = 5  # rows of the log that a pass's last loss is the mean of
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class SpeciesRun:
+    """Outcome of `train_species`; `model` is None where the run was stopped."""
+
+    run: RunFolder
+    result: SpeciesTrainResult
+    model: SpeciesModel | None
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Where the inputs of images come from, and what was seen of them."""
+
+    inputs: Inputs
+    width: int
+    encoder: ImageEncoder | None
+    fingerprint: str
+    cropped: int
+    strips: str
+    unreadable: Mapping[str, str]
+
+
+def train_species(
+    source: Path,
+    run_path: Path,
+    recipe: SpeciesRecipe,
+    *,
+    taxonomy: Path | None = None,
+    include_locations: bool = False,
+    device: str | None = None,
+    command: list[str] | None = None,
+) -> SpeciesRun:
+    """Train a model on a survey; the same call again resumes a stopped run, bit for bit on a processor.
+
+    Args:
+        source: collection with a camera-trap survey.
+        run_path: run folder; the model is in its folder `model`.
+        taxonomy: table with columns taxon and parent; that of the survey, or the shipped one, by default.
+        include_locations: write coordinates of cameras into the model folder.
+        command: command line, for the page.
+
+    Raises:
+        UserError: recipe, survey and taxonomy do not fit, or the run folder holds another run.
+    """
+    check_locations(recipe.method, include_locations)
+    with Collection.open(source) as collection, start(device or "auto") as here:
+        survey = Survey.open(collection)
+        data = link_survey(
+            survey,
+            open_taxa(collection, taxonomy),
+            train=recipe.data.train,
+            validation=recipe.data.validation,
+            contexts=recipe.graph.contexts if recipe.method == "cosmo" else (),
+            all_candidates=recipe.graph.candidates == "all",
+        )
+        run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
+        _check_graph(run, data)
+        sources = _open_inputs(recipe, collection, data, run, here.device)
+        data = _without(data, sources.unreadable, collection.keys)
+        network, sources = _build(recipe, data, sources)
+        if recipe.method == "linear_probe":
+            outcome = _solve(network, data, sources, recipe)
+        else:
+            outcome = fit_links(
+                network, data, sources.inputs, recipe.training, run, image_learning_rate=recipe.image_learning_rate
+            )
+        network.to(here.device).eval()
+        finished = outcome.status == "finished"
+        metrics = dict(measure(network, data, sources.inputs)) if finished and len(data.validation_rows) else {}
+        result = _describe(recipe, data, survey, sources, network, outcome, run, metrics, command)
+        model = None
+        if finished:
+            info = _inform(recipe, data, sources, result)
+            folder = save_species(run.path / MODEL, network, info, include_locations=include_locations, metrics=metrics)
+            model = open_species(folder)
+        run.write_result(result.to_json())
+    return SpeciesRun(run, result, model)
+
+
+def _check_graph(run: RunFolder, data: LinkData) -> None:
+    """Raise UserError if the run folder was begun with another graph; its checkpoints number other classes."""
+    path, identity = run.path / "graph.json", data.describe()
+    if path.exists() and (saved := json.loads(path.read_text(encoding="utf-8"))) != identity:
+        fields = [name for name in identity if saved.get(name) != identity[name]]
+        raise UserError(
+            f"{run.path}: begun with another graph ({', '.join(fields)} differ); choose another folder with --run"
+        )
+    run.write_result(identity, "graph.json")
+
+
+def _open_inputs(
+    recipe: SpeciesRecipe, collection: Collection, data: LinkData, run: RunFolder, device: torch.device
+) -> _Sources:
+    rows = np.sort(np.concatenate([data.train_rows, data.validation_rows]))
+    if recipe.data.features is not None:
+        features_NF, missing = read_features(Path(recipe.data.features), collection.keys, rows)
+        reasons = dict.fromkeys((collection.keys[row] for row in missing.tolist()), "no features in the file")
+        return _Sources(FeatureInputs(features_NF), features_NF.shape[1], None, "", 0, "keep", reasons)
+    encoder = build_image_encoder(recipe.encoder, seed=recipe.training.seed)
+    views = Views(collection, rows, recipe.view)
+    num_found = sum(strips.top > 0 or strips.bottom > 0 for strips in views.strips.values())
+    strips = recipe.view.strips if not views.strips else f"crop, found on {num_found} of {len(views.strips)} cameras"
+    if recipe.view.strips == "crop" and recipe.view.strip_px:
+        strips = f"crop, {recipe.view.strip_px} pixels"
+    if recipe.train_encoder:
+        if encoder.fingerprint():
+            raise UserError(
+                f"encoder '{recipe.encoder.get('kind')}': its network is frozen, so it cannot be trained (got "
+                "train_encoder: true); set frozen: false or choose another kind, such as timm"
+            )
+
+        def load(row: int) -> Tensor:
+            return read_image(collection, row, encoder.preprocess, views[row])[0]
+
+        inputs: Inputs = PixelInputs(load, collection.keys)
+        return _Sources(inputs, encoder.vector_width, encoder, "", views.cropped, strips, {})
+    frozen = VectorEncoder(encoder).to(device)
+    cache = FeatureCache(
+        frozen,
+        collection,
+        rows,
+        folder=choose_cache_folder(collection, run.path),
+        views=1,
+        view_of=views.view_of,
+        device=device,
+    )
+    cache.fill()
+    features_NF = torch.zeros(len(collection), frozen.vector_width)
+    for row in rows.tolist():
+        features_NF[row] = cache.features(row, 0)
+    unreadable = {collection.keys[row]: reason for row, reason in cache.bad.items()}
+    fingerprint = frozen.fingerprint()
+    return _Sources(
+        FeatureInputs(features_NF), frozen.vector_width, encoder, fingerprint, views.cropped, strips, unreadable
+    )
+
+
+def read_features(path: Path, keys: Sequence[str], rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
+    """Read vectors by key from an npz file or a Parquet table with `key` and `vector`.
+
+    Returns:
+        Features [N, F] in the order of `keys`, zeros where there are none, and those of `rows` that have none.
+
+    Raises:
+        UserError: the file is no such table, a key comes twice, vectors differ in length or are not finite, or no image
+            has one.
+    """
+    names, vectors = _read_npz(path) if path.suffix.lower() == ".npz" else _read_parquet(path)
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise UserError(f"{path}: key {repeated[0]!r} comes more than once; expected one vector for each image")
+    wrong_M = ~np.isfinite(vectors).all(axis=1)
+    if wrong_M.any():
+        raise UserError(f"{path}: the vector of key {names[int(np.flatnonzero(wrong_M)[0])]!r} is not finite")
+    positions = {name: position for position, name in enumerate(names)}
+    index_N = np.array([positions.get(key, -1) for key in keys], dtype=np.int64)
+    missing = rows[index_N[rows] < 0]
+    if len(missing) == len(rows):
+        raise UserError(
+            f"{path}: no key is a labeled image of the collection (got {names[:1]}); expected keys such as "
+            f"{keys[int(rows[0])]!r}{nearest(names[0], keys) if names else ''}"
+        )
+    features = np.zeros((len(keys), vectors.shape[1]), dtype=np.float32)
+    features[index_N >= 0] = vectors[index_N[index_N >= 0]]
+    return torch.from_numpy(features), missing
+
+
+def _read_npz(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    try:
+        # No pickle: loading one can run code.
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("key", "vector") if name in file.files}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{path}: not an npz file of plain arrays") from error
+    for name in ("key", "vector"):
+        if name not in arrays:
+            raise UserError(f"{path}: array '{name}' is missing; expected key [N] and vector [N, F]")
+    vectors = arrays["vector"]
+    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or len(vectors) != len(arrays["key"]):
+        raise UserError(
+            f"{path}: array 'vector' is {vectors.dtype} {list(vectors.shape)}; expected numbers "
+            f"[{len(arrays['key'])}, F]"
+        )
+    return arrays["key"].astype(str).tolist(), vectors.astype(np.float32)
+
+
+def _read_parquet(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a Parquet table ({' '.join(str(error).split())[:100]})") from error
+    for name in ("key", "vector"):
+        choose(name, table.column_names, f"{path}: column")
+    names = [str(value) for value in table["key"].to_pylist()]
+    lists = table["vector"].to_pylist()
+    widths = {len(value) if isinstance(value, list) else -1 for value in lists}
+    if len(widths) != 1 or widths == {-1}:
+        raise UserError(f"{path}: column 'vector' has lists of different lengths (got {sorted(widths)}); expected one")
+    return names, np.array(lists, dtype=np.float32)
+
+
+def _without(data: LinkData, unreadable: Mapping[str, str], keys: Sequence[str]) -> LinkData:
+    """Leave out images that have no input."""
+    if not unreadable:
+        return data
+    key, reason = next(iter(unreadable.items()))
+    say(f"{len(unreadable)} images are left out, for example {key}: {reason}")
+    labels_N = data.labels_N.copy()
+    labels_N[[keys.index(key) for key in unreadable]] = -1
+    return replace(data, labels_N=labels_N)
+
+
+def _build(recipe: SpeciesRecipe, data: LinkData, sources: _Sources) -> tuple[SpeciesNetwork, _Sources]:
+    """Build the untrained network of the recipe's method, and the inputs that it takes."""
+    encoder = sources.encoder if recipe.train_encoder else None
+    num_classes, seed = len(data.classes), recipe.training.seed
+    if recipe.method == "cosmo":
+        dim = recipe.graph.dim
+        return build_link_model(
+            data, recipe.graph, lambda: ImageNetwork(sources.width, dim, encoder), seed=seed
+        ), sources
+    if recipe.method in ("erm", "linear_probe"):
+        if recipe.method == "linear_probe" and recipe.train_encoder:
+            raise UserError("method 'linear_probe' is solved on features (got train_encoder: true); set it to false")
+        with seeded(seed):
+            return LinearBaseline(ImageNetwork(sources.width, num_classes, encoder)), sources
+    if recipe.train_encoder:
+        raise UserError("method 'mlp_concat' trains on features here (got train_encoder: true); set it to false")
+    assert isinstance(sources.inputs, FeatureInputs), "features are in memory"
+    rows = np.concatenate([data.train_rows, data.validation_rows])
+    reference = summarize_reference(data.places_N2[data.train_rows])
+    inputs = concat_inputs(
+        sources.inputs.features_NF[rows], recipe.graph, data.places_N2[rows], data.hours_N[rows], reference=reference
+    )
+    joined = torch.zeros(len(data.labels_N), inputs.shape[1])
+    joined[rows] = inputs
+    with seeded(seed):
+        network = build_concat(ImageNetwork(sources.width, recipe.graph.dim), recipe.graph, num_classes)
+    return network, replace(sources, inputs=FeatureInputs(joined))
+
+
+def _solve(network: SpeciesNetwork, data: LinkData, sources: _Sources, recipe: SpeciesRecipe) -> TrainingOutcome:
+    assert isinstance(sources.inputs, FeatureInputs), "features are in memory"
+    features = sources.inputs.features_NF[data.train_rows].numpy()
+    labels = data.labels_N[data.train_rows]
+    present = np.unique(labels)
+    if len(present) < len(data.classes):
+        missing = next(label for column, label in enumerate(data.classes.labels) if column not in set(present.tolist()))
+        raise UserError(f"class {missing!r} has no training image; a head cannot be solved for it")
+    head = solve_head(features, labels, num_classes=len(data.classes), seed=recipe.training.seed)
+    head.copy_to(network.image.fc)
+    return TrainingOutcome("finished", 0, 0.0, model=network, ema=None)
+
+
+def _describe(
+    recipe: SpeciesRecipe,
+    data: LinkData,
+    survey: Survey,
+    sources: _Sources,
+    network: SpeciesNetwork,
+    outcome: TrainingOutcome,
+    run: RunFolder,
+    metrics: Mapping[str, float],
+    command: list[str] | None,
+) -> SpeciesTrainResult:
+    images_K = data.count_images()
+    passes, epoch = [], None
+    if recipe.method != "linear_probe":
+        order = order_passes(network, data, recipe.training)
+        steps = order.count_steps()
+        rows = run.read_metrics()
+        passes = [_describe_pass(Relation[name.upper()], count, data, rows) for name, count in steps.items()]
+        step = outcome.best.step or outcome.step
+        epoch = step // order.steps_per_epoch
+    return SpeciesTrainResult(
+        title=f"{recipe.method} on {survey.collection.name}",
+        status=outcome.status,
+        method=recipe.method,
+        recipe=recipe.model_dump(mode="json"),
+        command=command or "",
+        data=survey.collection.name,
+        contexts=list(data.present_contexts),
+        classes=[
+            ClassResult(label=label, taxon=data.taxa.names[taxon] if taxon >= 0 else "", images=int(count))
+            for label, taxon, count in zip(data.classes.labels, data.classes.taxa_K.tolist(), images_K, strict=True)
+        ],
+        images=len(data.train_rows),
+        validation_images=len(data.validation_rows),
+        cameras=len(set(survey.camera_N[data.train_rows].tolist())),
+        left_out={**survey.label_counts(), **survey.count_missing()},
+        passes=passes,
+        cropped=sources.cropped,
+        strips=sources.strips,
+        epoch=epoch,
+        steps=outcome.step,
+        seconds=round(outcome.seconds, 1),
+        curves="metrics.jsonl" if outcome.step else "",
+        selection=dict(metrics),
+        bad_samples={**sources.unreadable, **outcome.bad_samples},
+        revision=code_revision(),
+        model=f"{MODEL}/" if outcome.status == "finished" else "",
+    )
+
+
+def _describe_pass(relation: Relation, steps: int, data: LinkData, rows: Sequence[Mapping[str, Any]]) -> PassResult:
+    name = relation.name.lower()
+    losses = [row[f"loss_{name}"] for row in rows if row.get(f"loss_{name}") is not None][-_LOGGED:]
+    candidates = {
+        Relation.TIME: len(data.candidate_hours_H),
+        Relation.LOCATION: len(data.candidate_places_P2),
+        Relation.PARENT: len(data.entity_taxa),
+        Relation.SPECIES: len(data.classes),
+    }[relation]
+    is_binary = relation in (Relation.TIME, Relation.LOCATION)
+    return PassResult(
+        relation=name,
+        links=len(data.links(relation).heads_N),
+        candidates=candidates,
+        steps=steps,
+        loss=float(np.mean(losses)) if losses else None,
+        chance=chance_loss(candidates) if is_binary else None,
+    )
+
+
+def _inform(recipe: SpeciesRecipe, data: LinkData, sources: _Sources, result: SpeciesTrainResult) -> SpeciesInfo:
+    has_places, has_hours = "place" in data.present_contexts, "time" in data.present_contexts
+    is_concat = recipe.method == "mlp_concat"
+    return SpeciesInfo(
+        method=recipe.method,
+        classes=data.classes,
+        taxa=data.taxa,
+        entity_taxa=data.entity_taxa,
+        targets_K=data.targets_K,
+        graph=recipe.graph,
+        view=recipe.view,
+        encoder=None if sources.encoder is None else recipe.encoder,
+        fingerprint=sources.fingerprint,
+        preprocess=None if sources.encoder is None else sources.encoder.preprocess.to_dict(),
+        images_K=data.count_images(),
+        hours=data.candidate_hours_H if has_hours else np.zeros(0),
+        places_P2=data.candidate_places_P2 if has_places or is_concat else np.zeros((0, 2)),
+        reference_R2=_reference(recipe, data) if has_places or is_concat else np.zeros((0, 2)),
+        provenance={
+            "data": result.data,
+            "images": result.images,
+            "contexts": result.contexts,
+            "steps": result.steps,
+            "seed": recipe.training.seed,
+            "revision": result.revision,
+        },
+    )
+
+
+def _reference(recipe: SpeciesRecipe, data: LinkData) -> NDArray[np.float64]:
+    rows = data.train_rows if recipe.method == "mlp_concat" else data.links_of_places()
+    return summarize_reference(data.places_N2[rows])
