@@ -9,13 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from tests.naming import raises_naming
 
 from foveate.core.errors import UserError
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classifier import LinkClassifier
 from foveate.species.fold import fold_species
 from foveate.species.links import Relation
+from naming import raises_naming
 
 
 @pytest.mark.slow  # a minute of small trainings

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.core.runs import RunFolder
+from foveate.metrics.classification import count_classes
 from foveate.records.images import BadImage
 from foveate.species.baselines import ConcatBaseline, LinearBaseline
 from foveate.species.link_data import LinkData
@@ -171,13 +172,5 @@ def measure(model: nn.Module, data: LinkData, inputs: Inputs) -> Mapping[str, fl
     device = next(model.parameters()).device
     logits, rows = inputs.apply(model, data.validation_rows, device)
     predicted_N, truth_N = logits.argmax(dim=1).numpy(), data.labels_N[rows]
-    return {"accuracy": float((predicted_N == truth_N).mean()), "macro_f1": macro_f1_present(predicted_N, truth_N)}
-
-
-def macro_f1_present(predicted_N: Rows, truth_N: Rows) -> float:
-    """Return the mean F1 over the classes that occur in the truth."""
-    size = int(max(predicted_N.max(), truth_N.max())) + 1
-    truth_C, predicted_C = np.bincount(truth_N, minlength=size), np.bincount(predicted_N, minlength=size)
-    right_C = np.bincount(truth_N[predicted_N == truth_N], minlength=size)
-    present = truth_C > 0
-    return float((2 * right_C[present] / (truth_C[present] + predicted_C[present])).mean())
+    counts = count_classes(predicted_N, truth_N, len(data.classes))
+    return {"accuracy": float((predicted_N == truth_N).mean()), "macro_f1": counts.macro_f1("present")}

@@ -166,12 +166,7 @@ def check_locations(method: str, include_locations: bool) -> None:
 
 
 def _fold(network: nn.Module) -> LinearHead | None:
-    if isinstance(network, LinearBaseline):
-        fc = network.image.fc
-        return LinearHead(fc.weight.detach(), fc.bias.detach())
-    if isinstance(network, LinkModel) and network.score.is_linear:
-        return fold_head(network)
-    return None
+    return fold_head(network) if isinstance(network, LinkModel) and network.score.is_linear else None
 
 
 def _taxon_id(taxa: Taxa, index: int) -> str:
@@ -395,8 +390,11 @@ def open_species(folder: str | Path) -> SpeciesModel:
         info = replace(info, places_P2=tensors[_DEGREES].numpy(), reference_R2=tensors[_REFERENCE].numpy())
         if isinstance(network, LinkModel):
             network.places_NF = tensors[_PLACES]
-    is_folded = f"{_HEAD}weight" in expected
-    head = LinearHead(tensors[f"{_HEAD}weight"], tensors[f"{_HEAD}bias"]) if is_folded else None
+    head = None
+    if isinstance(network, LinearBaseline):
+        head = LinearHead(network.image.fc.weight.detach(), network.image.fc.bias.detach())
+    elif f"{_HEAD}weight" in expected:
+        head = LinearHead(tensors[f"{_HEAD}weight"], tensors[f"{_HEAD}bias"])
     return SpeciesModel(path, info, network, head)
 
 
@@ -467,14 +465,13 @@ def _build_network(info: SpeciesInfo, config: Mapping[str, Any]) -> nn.Module:
 def _list_tensors(network: nn.Module, info: SpeciesInfo, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return every tensor that a folder must hold, with its shape."""
     tensors = dict(network.state_dict())
-    is_link_model = isinstance(network, LinkModel)
-    if isinstance(network, LinearBaseline) or (isinstance(network, LinkModel) and network.score.is_linear):
+    if isinstance(network, LinkModel) and network.score.is_linear:
         num_classes = len(info.classes)
         tensors |= {f"{_HEAD}weight": torch.empty(num_classes, config["features"])}
         tensors |= {f"{_HEAD}bias": torch.empty(num_classes)}
     if config["num_places"]:
         tensors |= {_DEGREES: torch.empty(config["num_places"], 2), _REFERENCE: torch.empty(2, 2)}
-        if is_link_model:
+        if isinstance(network, LinkModel):
             tensors[_PLACES] = network.places_NF
     return tensors
 

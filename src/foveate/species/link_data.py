@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError, choose
+from foveate.core.progress import say
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.links import Relation
+from foveate.species.matching import match_labels
 from foveate.species.passes import LinkRows
 from foveate.species.recipe import CONTEXTS, Context, LinkTraining
 
@@ -214,12 +216,6 @@ def build_entities(classes: Classes, taxa: Taxa) -> tuple[Rows, Rows, Rows]:
     )
 
 
-def match_classes(names: Sequence[str], taxa: Taxa) -> Classes:
-    """Return classes of distinct labels, each matched to a taxon by id or by an unambiguous name."""
-    matches = [taxa.index(name) if name in taxa else taxa.find(name) for name in names]
-    return Classes(tuple(names), np.array(matches, dtype=np.int64))
-
-
 def link_arrays(
     labels: Sequence[str],
     *,
@@ -239,7 +235,8 @@ def link_arrays(
     """
     taxa = taxa or empty_taxa()
     count = len(labels)
-    classes = match_classes(sorted(set(labels) - {""}) if order is None else order, taxa)
+    names = sorted(set(labels) - {""}) if order is None else order
+    classes = Classes(tuple(names), np.array([match.taxon for match in match_labels(names, taxa).matches], np.int64))
     columns = {label: column for column, label in enumerate(classes.labels)}
     entity_taxa, targets_K, edges_M2 = build_entities(classes, taxa)
     is_validation_N = np.zeros(count, np.bool_) if validation is None else np.asarray(validation, np.bool_)
@@ -277,8 +274,14 @@ def link_survey(
     known = sorted(set(splits_N.tolist()) - {""})
     for name in train:
         choose(name, known, f"split of {survey.collection.name}")
+    labels = survey.labels("human").tolist()
+    matching = match_labels(sorted(set(labels) - {""}), taxa)
+    for match in matching.doubtful:
+        say(f"label {match}")
+    # A name and its synonym are one class.
+    merged = {label: names[0] for names in matching.merged.values() for label in names}
     data = link_arrays(
-        survey.labels("human").tolist(),
+        [merged.get(label, label) for label in labels],
         taxa=taxa,
         places=survey.places_N2,
         hours=survey.hour_N,

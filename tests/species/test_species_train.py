@@ -1,0 +1,288 @@
+"""Training on a survey: run folder, resuming, baselines, inputs of every kind, and the model folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from training_survey import KINDS, PLACES, build_survey, write_features
+
+from foveate.core.errors import UserError
+from foveate.core.recipes import validate
+from foveate.records.survey.survey import Survey
+from foveate.species.folder import open_species
+from foveate.species.recipe import SpeciesRecipe
+from foveate.species.train import SpeciesRun, read_features, train_species
+from foveate.training.stopping import StopRequest
+from naming import raises_naming
+
+SMALL: dict[str, Any] = {
+    "graph": {"dim": 24},
+    "training": {"epochs": 3, "batch_size": 8, "learning_rate": 0.01, "image_learning_rate": 0.01, "log_every": 1},
+    "view": {"view": "whole"},
+}
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory: pytest.TempPathFactory) -> Survey:
+    return build_survey(tmp_path_factory.mktemp("survey") / "survey")
+
+
+@pytest.fixture(scope="module")
+def features(survey: Survey, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, NDArray[Any]]]:
+    path = tmp_path_factory.mktemp("features") / "features.npz"
+    return path, write_features(path, survey)
+
+
+def recipe(**fields: Any) -> SpeciesRecipe:
+    return validate(SpeciesRecipe, {**SMALL, **fields}, where="test")
+
+
+@pytest.fixture(scope="module")
+def trained(survey: Survey, features: Any, tmp_path_factory: pytest.TempPathFactory) -> SpeciesRun:
+    run = tmp_path_factory.mktemp("run") / "run"
+    return train_species(survey.collection.path, run, recipe(data={"features": str(features[0])}))
+
+
+def test_result_and_model_say_what_was_trained(trained: SpeciesRun, features: Any) -> None:
+    result, model = trained.result, trained.model
+    assert model is not None
+    assert json.loads((trained.run.path / "result.json").read_text())["kind"] == "species_train"
+    assert result.contexts == ["taxonomy", "place", "time"]
+    assert (result.images, result.validation_images, result.cameras) == (28, 14, 2)
+    assert {entry.relation: entry.candidates for entry in result.passes}["location"] == 2
+    assert all(entry.chance is not None for entry in result.passes if entry.relation in ("location", "time"))
+    assert set(result.selection) == {"accuracy", "macro_f1"}
+    assert result.left_out["unlabeled"] == 8
+    assert sorted(model.classes.labels) == sorted(KINDS)
+    animals = [label for label in model.classes.labels if label != "blank"]
+    assert [model.taxa.names[taxon] for taxon in model.classes.taxa_K.tolist() if taxon >= 0] == animals
+    vectors = features[1]["vector"]
+    predicted = [model.classes.labels[column] for column in model.probabilities(vectors).argmax(axis=1)]
+    truth = [KINDS[number % 4] for number in range(len(vectors))]
+    assert np.mean(np.array(predicted) == truth) > 0.7
+
+
+def test_folder_opens_to_the_same_scores(trained: SpeciesRun, features: Any) -> None:
+    model = trained.model
+    assert model is not None
+    vectors = torch.from_numpy(features[1]["vector"]).float()
+    again = open_species(model.folder)
+    np.testing.assert_allclose(again.logits(vectors), model.network(vectors).numpy(), rtol=1e-4, atol=1e-5)
+    assert again.sha256 == model.sha256
+    assert again.predict_links(vectors, "time").shape == (64, len(again.hours))
+    assert again.entity_vectors.shape == (len(again.info.entity_taxa), 24)
+
+
+def test_no_coordinate_and_no_camera_leaves_the_folder(trained: SpeciesRun, survey: Survey, features: Any) -> None:
+    assert trained.model is not None
+    files = {path.name: path.read_bytes() for path in trained.model.folder.iterdir()}
+    # Results are shown to others as well.
+    files["result.json"] = (trained.run.path / "result.json").read_bytes()
+    for name, content in files.items():
+        for camera, degrees in PLACES.items():
+            assert f"{camera}-1".encode() not in content, name
+            assert str(degrees[0]).encode() not in content, name
+    tensors = load_file(trained.model.folder / "model.safetensors")
+    assert not [name for name in tensors if "place" in name or "degrees" in name]
+    with raises_naming(UserError, "include-locations"):
+        trained.model.predict_links(features[1]["vector"], "place")
+
+
+def test_locations_on_demand(survey: Survey, features: Any, tmp_path: Path) -> None:
+    chosen = recipe(data={"features": str(features[0])}, graph={"dim": 24, "place_input": "sphere"})
+    run = train_species(survey.collection.path, tmp_path / "run", chosen, include_locations=True)
+    assert run.model is not None
+    np.testing.assert_allclose(run.model.places_P2, [PLACES["oak"], PLACES["creek"]])
+    assert run.model.predict_links(features[1]["vector"], "place").shape == (64, 2)
+
+
+def test_a_stopped_run_ends_with_the_same_weights(
+    trained: SpeciesRun, survey: Survey, features: Any, tmp_path: Path
+) -> None:
+    chosen = recipe(data={"features": str(features[0])})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopRequest, "__init__", _stopping)
+        stopped = train_species(survey.collection.path, tmp_path / "run", chosen)
+    assert stopped.model is None
+    assert stopped.result.status == "stopped"
+    resumed = train_species(survey.collection.path, tmp_path / "run", chosen)
+    assert resumed.model is not None
+    assert trained.model is not None
+    whole, parts = (load_file(run.folder / "model.safetensors") for run in (trained.model, resumed.model))
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
+
+
+def _stopping(self: StopRequest) -> None:
+    self.signal_name = "SIGTERM"
+
+
+def test_another_graph_in_the_same_run_is_refused(
+    trained: SpeciesRun, survey: Survey, features: Any, tmp_path: Path
+) -> None:
+    chosen = recipe(data={"features": str(features[0])})
+    taxonomy = tmp_path / "taxa.csv"
+    taxonomy.write_text("taxon,parent\nAnimalia,\n" + "".join(f"{kind},Animalia\n" for kind in KINDS[:3]))
+    with raises_naming(UserError, "taxonomy", "--run"):
+        train_species(survey.collection.path, trained.run.path, chosen, taxonomy=taxonomy)
+
+
+@pytest.mark.parametrize("method", ["erm", "linear_probe", "mlp_concat"])
+def test_baselines(method: str, survey: Survey, features: Any, tmp_path: Path) -> None:
+    # A single layer without a product of vectors behind it: it needs larger steps.
+    training = {**SMALL["training"], "image_learning_rate": 0.1}
+    chosen = recipe(method=method, data={"features": str(features[0])}, training=training)
+    run = train_species(survey.collection.path, tmp_path / "run", chosen, include_locations=method == "mlp_concat")
+    assert run.result.contexts == []
+    model, vectors = run.model, features[1]["vector"]
+    assert model is not None
+    contexts = {"places_N2": survey.places_N2, "hours_N": survey.hour_N}
+    if method != "mlp_concat":
+        with raises_naming(UserError, method, "features alone"):
+            model.probabilities(vectors, **contexts)
+        contexts = {}
+    probabilities = model.probabilities(vectors, **contexts)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    truth = [model.classes.index(KINDS[number % 4]) for number in range(64)]
+    assert (probabilities.argmax(1) == truth).mean() > 0.7
+
+
+def test_mlp_concat_needs_its_places(survey: Survey, features: Any, tmp_path: Path) -> None:
+    chosen = recipe(method="mlp_concat", data={"features": str(features[0])})
+    with raises_naming(UserError, "mlp_concat", "--include-locations"):
+        train_species(survey.collection.path, tmp_path / "run", chosen)
+    assert not (tmp_path / "run").exists()
+
+
+TINY = {"kind": "timm", "model": "test_resnet", "embed_dim": 4, "image_size": 32, "geometry": "stretch"}
+
+
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_encoders_frozen_and_trained(train_encoder: bool, survey: Survey, tmp_path: Path) -> None:
+    training = {**SMALL["training"], "epochs": 1, "workers": 0}
+    chosen = recipe(encoder=TINY, train_encoder=train_encoder, training=training)
+    run = train_species(survey.collection.path, tmp_path / "run", chosen)
+    model = run.model
+    assert model is not None
+    encoder = model.load_encoder()
+    pixels = torch.randint(0, 255, (3, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        vectors = encoder.image_vectors(encoder.frozen_features(pixels))
+    assert model.probabilities(vectors).shape == (3, 4)
+    names = load_file(model.folder / "model.safetensors").keys()
+    assert train_encoder == any(name.startswith("image.encoder.") for name in names)
+    if not train_encoder:
+        config = json.loads((model.folder / "config.json").read_text())
+        config["encoder"]["model"] = "test_resnet"
+        config["fingerprint"] = "0000-32px-vectors"
+        (model.folder / "config.json").write_text(json.dumps(config))
+        with raises_naming(UserError, "config.json", "0000-32px-vectors"):
+            open_species(model.folder).load_encoder()
+
+
+def test_a_frozen_network_cannot_be_trained(survey: Survey, tmp_path: Path) -> None:
+    with raises_naming(UserError, "lite0", "train_encoder"):
+        train_species(survey.collection.path, tmp_path / "run", recipe(train_encoder=True))
+
+
+def _break_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["entities.weight"] = tensors["entities.weight"][:2].clone()
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _drop_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["head.bias"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _edit(name: str, field: str, value: Any) -> Any:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        content[field] = value
+        (folder / name).write_text(json.dumps(content))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "names"),
+    [
+        (_break_tensor, ("entities.weight", "model.safetensors")),
+        (_drop_tensor, ("head.bias", "model.safetensors")),
+        (_edit("config.json", "kind", "adapter"), ("config.json", "kind")),
+        (_edit("config.json", "format", 99), ("config.json", "99")),
+        (_edit("config.json", "targets", [0, 1, 2, 99]), ("config.json", "targets")),
+        (_edit("config.json", "entities", ["no such taxon"]), ("config.json", "no such taxon")),
+        (_edit("config.json", "features", 10**9), ("model.safetensors", "10")),
+        (_edit("config.json", "classes", [{"label": "a"}]), ("config.json", "taxon")),
+        (_edit("taxa.json", "taxa", 3), ("config.json",)),
+        (lambda folder: (folder / "taxa.json").unlink(), ("taxa.json",)),
+    ],
+)
+def test_damaged_folders_are_refused(damage: Any, names: tuple[str, ...], trained: SpeciesRun, tmp_path: Path) -> None:
+    assert trained.model is not None
+    folder = Path(shutil.copytree(trained.model.folder, tmp_path / "model"))
+    damage(folder)
+    with raises_naming(UserError, *names):
+        open_species(folder)
+
+
+def test_features_of_another_width_or_not_finite(trained: SpeciesRun) -> None:
+    assert trained.model is not None
+    with raises_naming(UserError, "features", 6):
+        trained.model.probabilities(np.zeros((2, 5)))
+    with raises_naming(UserError, "row 1"):
+        trained.model.probabilities(np.array([[0.0] * 6, [np.nan] * 6]))
+    with raises_naming(UserError, "features", trained.model.folder):
+        trained.model.load_encoder()
+
+
+def test_files_of_features(survey: Survey, tmp_path: Path) -> None:
+    keys, rows = list(survey.keys), np.arange(4)
+    arrays = {"key": np.array([*keys[:3], "other"]), "vector": np.arange(8.0).reshape(4, 2)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    table = pa.table({"key": arrays["key"].tolist(), "vector": arrays["vector"].tolist()})
+    pq.write_table(table, tmp_path / "a.parquet")
+    for name in ("a.npz", "a.parquet"):
+        features, missing = read_features(tmp_path / name, keys, rows)
+        assert features[1].tolist() == [2.0, 3.0]
+        assert missing.tolist() == [3]
+    np.savez(tmp_path / "twice.npz", key=np.array([keys[0], keys[0]]), vector=np.zeros((2, 2)))
+    np.savez(tmp_path / "none.npz", key=np.array(["x"]), vector=np.zeros((1, 2)))
+    np.savez(tmp_path / "nan.npz", key=np.array(keys[:1]), vector=np.full((1, 2), np.nan))
+    np.savez(tmp_path / "shape.npz", key=np.array(keys[:1]), vector=np.zeros(2))
+    np.savez(tmp_path / "names.npz", keys=np.array(keys[:1]))
+    (tmp_path / "text.npz").write_text("no archive")
+    pq.write_table(pa.table({"key": keys[:2], "vector": [[1.0], [1.0, 2.0]]}), tmp_path / "ragged.parquet")
+    pq.write_table(pa.table({"key": keys[:2], "vectors": [[1.0], [2.0]]}), tmp_path / "column.parquet")
+    for name, part in {
+        "twice.npz": keys[0],
+        "none.npz": "'x'",
+        "nan.npz": keys[0],
+        "shape.npz": "vector",
+        "names.npz": "'key'",
+        "text.npz": "npz",
+        "missing.npz": "no such file",
+        "ragged.parquet": "vector",
+        "column.parquet": "vector",
+    }.items():
+        with raises_naming(UserError, name, part):
+            read_features(tmp_path / name, keys, rows)
+
+
+def test_a_survey_without_labels_is_refused(survey: Survey, tmp_path: Path) -> None:
+    chosen = recipe(data={"train": ["tran"]})
+    with raises_naming(UserError, "tran", "train"):
+        train_species(survey.collection.path, tmp_path / "run", chosen)
