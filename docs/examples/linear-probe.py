@@ -6,8 +6,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.preprocessing import StandardScaler
 
-from foveate.training.linear_probe import solve_head
 from foveate.adapt.load_backbone import load_backbone
+from foveate.training.linear_probe import solve_head
 
 DRAWS, PER_CLASS, TESTED, SIDE = 8, 10, 700, 64
 

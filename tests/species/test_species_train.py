@@ -20,6 +20,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.records.survey.survey import Survey
 from foveate.species.folder import open_species
+from foveate.species.graph import build_graph
 from foveate.species.recipe import SpeciesRecipe
 from foveate.species.train import SpeciesRun, read_features, train_species
 from foveate.training.stopping import StopRequest
@@ -104,6 +105,20 @@ def test_locations_on_demand(survey: Survey, features: Any, tmp_path: Path) -> N
     assert run.model is not None
     np.testing.assert_allclose(run.model.places_P2, [PLACES["oak"], PLACES["creek"]])
     assert run.model.predict_links(features[1]["vector"], "place").shape == (64, 2)
+
+
+def test_a_graph_on_disk_trains_to_the_same_weights(
+    trained: SpeciesRun, survey: Survey, features: Any, tmp_path: Path
+) -> None:
+    build_graph(survey.collection.path, tmp_path / "graph")
+    chosen = recipe(data={"features": str(features[0])})
+    run = train_species(tmp_path / "graph", tmp_path / "run", chosen)
+    assert run.model is not None
+    assert trained.model is not None
+    whole, parts = (load_file(folder / "model.safetensors") for folder in (trained.model.folder, run.model.folder))
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    with raises_naming(UserError, "taxonomy", "x.csv"):
+        train_species(tmp_path / "graph", tmp_path / "run", chosen, taxonomy=Path("x.csv"))
 
 
 def test_a_stopped_run_ends_with_the_same_weights(

@@ -29,7 +29,7 @@ def build_survey(folder: Path, *, images: int = 64) -> Survey:
         for number in range(images):
             deployment = deployments[number * len(deployments) // images]
             kind = number % len(KINDS)
-            medium = Medium(f"{number:03}", deployment.id, time=f"2024-05-{1 + number % 28:02}T{number % 24:02}:10:00")
+            medium = Medium(f"{number:03}", deployment.id, time=f"2024-05-{1 + number % 16:02}T{number % 24:02}:10:00")
             seen = Observation(
                 f"o{number}",
                 deployment.id,

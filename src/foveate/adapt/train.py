@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.data import augment_images, load_images
 from foveate.adapt.folder import find_adapter_folder, read_adapter_config, read_head, save_adapter
-from foveate.training.linear_probe import SolvedHead, solve_head
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.parameter_summary import group_names
@@ -44,6 +43,7 @@ from foveate.training.classification import (
     training_loader,
 )
 from foveate.training.distributed import barrier, start
+from foveate.training.linear_probe import SolvedHead, solve_head
 from foveate.training.loop import TrainingOutcome
 from foveate.training.optimizer import ParameterRule
 

@@ -5,16 +5,19 @@ The third one, the linear probe, is solved: `foveate.training.linear_probe`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from foveate.species.links import ImageNetwork, Relation
+from foveate.species.links import ImageNetwork, LinkModel, Relation
 from foveate.species.numeric import NumericMLP, Start
 
 
 class LinearBaseline(nn.Module):
     """Empirical risk minimization: encoder and linear head under cross-entropy, all of it at the encoder's rate."""
 
+    image: Any
     drops_last = False
 
     def __init__(self, image: ImageNetwork) -> None:
@@ -33,6 +36,7 @@ class ConcatBaseline(nn.Module):
     than the features. Source: the released code of COSMO, model_st.py and run_kge_model_baseline.py.
     """
 
+    image: Any
     drops_last = False
 
     def __init__(
@@ -55,3 +59,6 @@ class ConcatBaseline(nn.Module):
         x, places, hours = inputs.split([features, *self.widths], dim=1)
         joined = torch.cat([self.image(x), self.hours(hours), self.places(places)], dim=1)
         return self.classifier(self.act(self.mlp(self.layer_norm(joined))))
+
+
+SpeciesNetwork = LinkModel | LinearBaseline | ConcatBaseline

@@ -15,7 +15,7 @@ from foveate.core.progress import say
 from foveate.core.runs import RunFolder
 from foveate.metrics.classification import count_classes
 from foveate.records.images import BadImage
-from foveate.species.baselines import ConcatBaseline, LinearBaseline
+from foveate.species.baselines import SpeciesNetwork
 from foveate.species.link_data import LinkData
 from foveate.species.links import LinkModel, build_score
 from foveate.species.numeric import scale_hours, scale_places
@@ -30,7 +30,6 @@ from foveate.vision.registry import seeded
 _BATCH = 256
 _IMAGE_BATCH = 32  # of pixels
 Rows = NDArray[np.int64]
-SpeciesNetwork = LinkModel | LinearBaseline | ConcatBaseline
 
 
 def build_link_model(

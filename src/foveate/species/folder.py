@@ -34,7 +34,7 @@ from foveate.core.model_folder import (
 )
 from foveate.core.recipes import validate
 from foveate.records.survey.taxa import Taxa
-from foveate.species.baselines import ConcatBaseline, LinearBaseline
+from foveate.species.baselines import ConcatBaseline, LinearBaseline, SpeciesNetwork
 from foveate.species.classes import Classes
 from foveate.species.crops import ViewSettings
 from foveate.species.fold import LinearHead, fold_head
@@ -98,7 +98,7 @@ class SpeciesInfo:
 
 def save_species(
     folder: Path,
-    network: nn.Module,
+    network: SpeciesNetwork,
     info: SpeciesInfo,
     *,
     include_locations: bool = False,
@@ -165,7 +165,7 @@ def check_locations(method: str, include_locations: bool) -> None:
         )
 
 
-def _fold(network: nn.Module) -> LinearHead | None:
+def _fold(network: SpeciesNetwork) -> LinearHead | None:
     return fold_head(network) if isinstance(network, LinkModel) and network.score.is_linear else None
 
 
@@ -204,8 +204,9 @@ class SpeciesModel:
         head: the folded linear head, None where the model has none.
     """
 
-    def __init__(self, folder: Path, info: SpeciesInfo, network: nn.Module, head: LinearHead | None) -> None:
-        self.folder, self.info, self.network, self.head = folder, info, network.eval().requires_grad_(False), head
+    def __init__(self, folder: Path, info: SpeciesInfo, network: SpeciesNetwork, head: LinearHead | None) -> None:
+        self.folder, self.info, self.head = folder, info, head
+        self.network: SpeciesNetwork = network.eval().requires_grad_(False)
 
     @cached_property
     def sha256(self) -> str:
@@ -243,7 +244,7 @@ class SpeciesModel:
                 f"{self.folder}: trained on features that came from a file, so it reads no images; expected features "
                 "of the same encoder"
             )
-        if isinstance(encoder := getattr(self.network.image, "encoder", None), ImageEncoder):
+        if isinstance(encoder := self.network.image.encoder, ImageEncoder):
             return encoder.to(device)
         encoder = VectorEncoder(build_image_encoder(self.info.encoder))
         if comparable(encoder.fingerprint()) != comparable(self.info.fingerprint):
@@ -438,7 +439,7 @@ def _read_info(path: Path, config: Mapping[str, Any]) -> SpeciesInfo:
     )
 
 
-def _build_network(info: SpeciesInfo, config: Mapping[str, Any]) -> nn.Module:
+def _build_network(info: SpeciesInfo, config: Mapping[str, Any]) -> SpeciesNetwork:
     """Build the network that a folder describes, untrained."""
     graph, features, num_classes = info.graph, config["features"], len(info.classes)
     is_linear = info.method in ("erm", "linear_probe")
@@ -462,7 +463,7 @@ def _build_network(info: SpeciesInfo, config: Mapping[str, Any]) -> nn.Module:
     )
 
 
-def _list_tensors(network: nn.Module, info: SpeciesInfo, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def _list_tensors(network: SpeciesNetwork, info: SpeciesInfo, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return every tensor that a folder must hold, with its shape."""
     tensors = dict(network.state_dict())
     if isinstance(network, LinkModel) and network.score.is_linear:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError, choose
-from foveate.core.progress import say
-from foveate.records.survey.survey import Survey
+from foveate.records.collection import Collection
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
+from foveate.species.graph import SpeciesGraph
 from foveate.species.links import Relation
 from foveate.species.matching import match_labels
 from foveate.species.passes import LinkRows
@@ -256,42 +256,42 @@ def link_arrays(
     )
 
 
-def link_survey(
-    survey: Survey,
-    taxa: Taxa,
+def link_graph(
+    graph: SpeciesGraph,
+    collection: Collection,
     *,
     train: Sequence[str] = ("train",),
     validation: str = "validation",
     contexts: Sequence[Context] = CONTEXTS,
     all_candidates: bool = False,
 ) -> LinkData:
-    """Return the links of a survey's images; labels are those of people.
+    """Return the links of a graph, by row of the collection that it was built from.
 
     Raises:
-        UserError: an unknown split, or no training image has a label.
+        UserError: the collection changed since, an unknown split, or no training image has a label.
     """
-    splits_N = np.asarray(survey.collection.splits, dtype=object)
-    known = sorted(set(splits_N.tolist()) - {""})
+    graph.check(collection)
+    known = sorted(set(collection.splits.tolist()) - {""})
     for name in train:
-        choose(name, known, f"split of {survey.collection.name}")
-    labels = survey.labels("human").tolist()
-    matching = match_labels(sorted(set(labels) - {""}), taxa)
-    for match in matching.doubtful:
-        say(f"label {match}")
-    # A name and its synonym are one class.
-    merged = {label: names[0] for names in matching.merged.values() for label in names}
-    data = link_arrays(
-        [merged.get(label, label) for label in labels],
-        taxa=taxa,
-        places=survey.places_N2,
-        hours=survey.hour_N,
-        contexts=contexts,
+        choose(name, known, f"split of {collection.name}")
+    arrays = graph.arrays(collection.keys)
+    data = LinkData(
+        classes=graph.classes,
+        taxa=graph.taxa,
+        labels_N=arrays.labels_N,
+        is_train_N=np.isin(arrays.splits_N, list(train)),
+        is_validation_N=arrays.splits_N == validation,
+        places_N2=arrays.places_N2,
+        hours_N=arrays.hours_N,
+        entity_taxa=arrays.entity_taxa,
+        targets_K=arrays.targets_K,
+        edges_M2=arrays.edges_M2,
         all_candidates=all_candidates,
+        contexts=tuple(contexts),
     )
-    data = replace(data, is_train_N=np.isin(splits_N, list(train)), is_validation_N=splits_N == validation)
     if not len(data.train_rows):
         raise UserError(
-            f"{survey.collection.name}: no image of the split {' or '.join(train)} has a label by a person; review "
-            "some images first, or import labels"
+            f"{collection.name}: no image of the split {' or '.join(train)} has a label; review some images first, or "
+            "import labels"
         )
     return data

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,8 @@ class LinkModel(nn.Module):
         hours_NF: scaled hours that compete as tails.
         start: see `NumericMLP.initialize`.
     """
+
+    image: Any  # an `ImageNetwork`, or any module that ends with a linear layer `fc`
 
     def __init__(
         self,

@@ -24,13 +24,12 @@ from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.records.collection import Collection
 from foveate.records.survey.survey import Survey
-from foveate.species.baselines import LinearBaseline
+from foveate.species.baselines import LinearBaseline, SpeciesNetwork
 from foveate.species.crops import Views
 from foveate.species.fit import (
     FeatureInputs,
     Inputs,
     PixelInputs,
-    SpeciesNetwork,
     build_link_model,
     fit_links,
     measure,
@@ -46,7 +45,8 @@ from foveate.species.folder import (
     save_species,
     summarize_reference,
 )
-from foveate.species.link_data import LinkData, link_survey
+from foveate.species.graph import SpeciesGraph, is_graph, open_collection
+from foveate.species.link_data import LinkData, link_graph
 from foveate.species.links import ImageNetwork, Relation
 from foveate.species.recipe import SpeciesRecipe
 from foveate.species.results import ClassResult, PassResult, SpeciesTrainResult
@@ -102,9 +102,10 @@ def train_species(
     """Train a model on a survey; the same call again resumes a stopped run, bit for bit on a processor.
 
     Args:
-        source: collection with a camera-trap survey.
+        source: folder of a graph, or a collection with a camera-trap survey.
         run_path: run folder; the model is in its folder `model`.
-        taxonomy: table with columns taxon and parent; that of the survey, or the shipped one, by default.
+        taxonomy: of a collection: table with columns taxon and parent; that of the survey, or the shipped one, by
+            default.
         include_locations: write coordinates of cameras into the model folder.
         command: command line, for the page.
 
@@ -112,11 +113,17 @@ def train_species(
         UserError: recipe, survey and taxonomy do not fit, or the run folder holds another run.
     """
     check_locations(recipe.method, include_locations)
-    with Collection.open(source) as collection, start(device or "auto") as here:
-        survey = Survey.open(collection)
-        data = link_survey(
-            survey,
-            open_taxa(collection, taxonomy),
+    with _open_source(source) as collection, start(device or "auto") as here:
+        if is_graph(source):
+            if taxonomy is not None:
+                raise UserError(f"taxonomy {taxonomy} has no effect: {source} is a graph, which has its taxa")
+            graph = SpeciesGraph.open(source, train=recipe.data.train)
+        else:
+            taxa = open_taxa(collection, taxonomy)
+            graph = SpeciesGraph.from_collection(collection, taxa, train=recipe.data.train)
+        data = link_graph(
+            graph,
+            collection,
             train=recipe.data.train,
             validation=recipe.data.validation,
             contexts=recipe.graph.contexts if recipe.method == "cosmo" else (),
@@ -136,7 +143,7 @@ def train_species(
         network.to(here.device).eval()
         finished = outcome.status == "finished"
         metrics = dict(measure(network, data, sources.inputs)) if finished and len(data.validation_rows) else {}
-        result = _describe(recipe, data, survey, sources, network, outcome, run, metrics, command)
+        result = _describe(recipe, data, collection, graph, sources, network, outcome, run, metrics, command)
         model = None
         if finished:
             info = _inform(recipe, data, sources, result)
@@ -144,6 +151,10 @@ def train_species(
             model = open_species(folder)
         run.write_result(result.to_json())
     return SpeciesRun(run, result, model)
+
+
+def _open_source(source: Path) -> Collection:
+    return open_collection(source) if is_graph(source) else Collection.open(source)
 
 
 def _check_graph(run: RunFolder, data: LinkData) -> None:
@@ -328,7 +339,8 @@ def _solve(network: SpeciesNetwork, data: LinkData, sources: _Sources, recipe: S
 def _describe(
     recipe: SpeciesRecipe,
     data: LinkData,
-    survey: Survey,
+    collection: Collection,
+    graph: SpeciesGraph,
     sources: _Sources,
     network: SpeciesNetwork,
     outcome: TrainingOutcome,
@@ -346,12 +358,12 @@ def _describe(
         step = outcome.best.step or outcome.step
         epoch = step // order.steps_per_epoch
     return SpeciesTrainResult(
-        title=f"{recipe.method} on {survey.collection.name}",
+        title=f"{recipe.method} on {collection.name}",
         status=outcome.status,
         method=recipe.method,
         recipe=recipe.model_dump(mode="json"),
         command=command or "",
-        data=survey.collection.name,
+        data=collection.name,
         contexts=list(data.present_contexts),
         classes=[
             ClassResult(label=label, taxon=data.taxa.names[taxon] if taxon >= 0 else "", images=int(count))
@@ -359,8 +371,8 @@ def _describe(
         ],
         images=len(data.train_rows),
         validation_images=len(data.validation_rows),
-        cameras=len(set(survey.camera_N[data.train_rows].tolist())),
-        left_out={**survey.label_counts(), **survey.count_missing()},
+        cameras=len(set(Survey.open(collection).camera_N[data.train_rows].tolist())),
+        left_out=dict(graph.left_out),
         passes=passes,
         cropped=sources.cropped,
         strips=sources.strips,
