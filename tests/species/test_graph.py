@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from foveate.cli.verbs.species import command
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.survey.store import survey_rows, write_survey
@@ -28,7 +31,7 @@ DEPLOYMENTS = [
 ]
 # Key: deployment, time, split, labels.
 IMAGES = {
-    "1": ("a", "2024-05-02 23:30:00", "train", ["animal:Vulpes vulpes"]),
+    "1": ("a", "2024-05-01 23:30:00", "train", ["animal:Vulpes vulpes"]),
     "2": ("a", "2024-05-02 10:00:00", "train", ["animal:Felis concolor"]),
     "3": ("b", "2024-05-02 10:00:00", "train", ["blank"]),
     "4": ("c", "2024-05-02 03:00:00", "test", ["animal:Puma concolor"]),
@@ -83,8 +86,8 @@ def test_images_are_linked_to_what_is_known_of_them(survey: Path) -> None:
         ("4", "9696", "test"),
         ("5", "Fictus novus", "test"),
     ]
-    # Shifted by an hour into the next day; the clock of b is not trusted; no place for c.
-    times = [("1", "2024-05-03 00:30:00"), ("2", "2024-05-02 11:00:00"), ("4", "2024-05-02 03:00:00")]
+    # Shifted by an hour into the next day. The clock of b is not trusted; no place for c.
+    times = [("1", "2024-05-02 00:30:00"), ("2", "2024-05-02 11:00:00"), ("4", "2024-05-02 03:00:00")]
     assert [row[:2] for row in rows_of(graph, TIME)] == times
     assert [row[:2] for row in rows_of(graph, LOCATION)] == [
         *(("1", "[51.5 4.0]"), ("2", "[51.5 4.0]"), ("3", "[-0.0 36.25]"))
@@ -148,7 +151,7 @@ def change(key: str, **fields: object) -> dict[str, tuple[str, str, str, list[st
     [
         change("1", labels=["blank"]),
         change("4", split="train"),
-        change("2", time="2024-05-02 12:00:00"),
+        change("2", time="2024-05-02 09:00:00"),
         change("3", deployment="c"),
         {key: row for key, row in IMAGES.items() if key != "7"},
     ],
@@ -180,7 +183,7 @@ def test_a_user_s_taxonomy_is_used_and_edited_triples_are_read(tmp_path: Path, s
 
 
 def blank(split: str, labels: Iterable[str]) -> dict[str, tuple[str, str, str, list[str]]]:
-    return {"1": ("a", "2024-05-02 23:30:00", split, list(labels))}
+    return {"1": ("a", "2024-05-01 23:30:00", split, list(labels))}
 
 
 def test_what_cannot_be_a_graph_is_named(tmp_path: Path, survey: Path) -> None:
@@ -203,3 +206,14 @@ def test_what_cannot_be_a_graph_is_named(tmp_path: Path, survey: Path) -> None:
 def test_a_collection_is_not_needed_to_read_triples(folder: Path, survey: Path) -> None:
     with Collection.open(survey) as collection:
         assert open_collection(folder).name == collection.name
+
+
+def test_the_verb_lists_what_to_look_at(tmp_path: Path, survey: Path) -> None:
+    called = ["build", str(survey), "--to", str(tmp_path / "graph")]
+    output = CliRunner().invoke(command, called, catch_exceptions=False).output
+    assert "Felis concolor" in output
+    assert "several kinds in one image: 1" in output
+    assert "51.5" not in output
+    result = json.loads(CliRunner().invoke(command, [*called, "--json"], catch_exceptions=False).output)
+    assert result["matches"] == {"name": 2, "no animal": 1, "synonym": 1, "unmatched": 1}
+    assert Path(result["paths"]["triples"]).is_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from foveate.core.recipes import Settings
@@ -20,3 +22,14 @@ class BoxSettings(Settings):
     threshold: float = Field(0.2, ge=0, lt=1, description="minimum score of a box, strict")
     max_boxes: int = Field(20, ge=1, description="boxes of an image that are kept, the best ones")
     every_image: bool = Field(False, description="also images that have boxes of another source")
+
+
+class BuildSettings(Settings):
+    """`foveate species build COLLECTION`."""
+
+    taxonomy: str | None = Field(
+        None,
+        description="table with columns taxon and parent, or SpeciesNet's seven-field labels as .txt; the survey's own "
+        "list, or the shipped table, if unset",
+    )
+    labels: Literal["human", "machine", "all"] = Field("human", description="whose observations are labels")
