@@ -45,7 +45,9 @@ CoordinateDigits = Annotated[Literal[1, 2, 3, "recorded", "drop"], BeforeValidat
 SamplingDesign = Literal[
     "simpleRandom", "systematicRandom", "clusteredRandom", "experimental", "targeted", "opportunistic"
 ]
-_PLACE = re.compile(r"latitude|longitude|coordinates|(^|[\",;\t])(lat|lon|lng)[\",;\s]", re.IGNORECASE | re.MULTILINE)
+_COORDINATES = re.compile(
+    r"latitude|longitude|coordinates|(^|[\",;\t])(lat|lon|lng)[\",;\s]", re.IGNORECASE | re.MULTILINE
+)
 _LISTED = 5
 
 
@@ -317,7 +319,7 @@ class _PackageWriter:
 
     def _keep_further(self, name: str, text: str) -> bool:
         """Whether a further resource stays: one that seems to hold places is left out where places are rounded."""
-        keep = self.settings.coordinate_digits == "recorded" or not _PLACE.search(text)
+        keep = self.settings.coordinate_digits == "recorded" or not _COORDINATES.search(text)
         if not keep and name not in self.left_out:
             self.left_out.add(name)
             self.export.notes.append(f"{name} left out: it seems to hold coordinates, which are not rounded there")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.files import atomic_file
 from foveate.records.collection import Collection
 from foveate.records.survey.camtrap_schema import is_valid_time
 from foveate.records.survey.decisions import Decision
 from foveate.records.survey.hours import Times, parse_offset, parse_times
+from foveate.records.survey.taxa import Taxa
 from foveate.records.survey.types import Deployment, Medium, Observation
 from foveate.records.tables import positions
 
@@ -202,3 +208,67 @@ def format_time(clock: float, offset: float) -> str:
     moment = datetime.fromtimestamp(int(clock), UTC)
     zone = None if np.isnan(offset) else timezone(timedelta(seconds=offset))
     return moment.replace(tzinfo=zone).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLabel:
+    """One line of a flat table: what a person or a machine says about one image.
+
+    Args:
+        row: of the medium in `SurveyRows.media`.
+        sequence: event or burst; "" for none.
+        source: what each stage did, or "human", "machine" or "" for an imported row.
+    """
+
+    row: int
+    sequence: str
+    kind: str
+    taxon: str
+    taxon_id: str
+    rank: str
+    probability: float | None
+    source: str
+    classifier: str
+    count: int | None
+
+
+def list_image_labels(merged: MergedObservations, *, taxa: Taxa | None, classifier: str) -> Iterator[ImageLabel]:
+    """Yield what is known of each image, in the order of the survey's rows and then of the decisions.
+
+    A decision about an event is one about each of its images. Imported rows about events are left out: an animal leaves
+    some frames of its burst.
+
+    Args:
+        taxa: for the ranks of imported rows; by default the collection's.
+        classifier: name and version of the model that decided.
+    """
+    rows = merged.rows
+    taxa = taxa or Taxa.from_rows(rows.collection.dataset_table("taxa").to_pylist())
+    sequences = rows.media["sequence"].to_pylist()
+    for entry in merged.read():
+        row = rows.keys.get(entry.key, -1)
+        if row >= 0:
+            index = taxa.index(entry.taxon_id) if entry.taxon_id in taxa else taxa.find(entry.taxon)
+            rank = taxa.ranks[index] if entry.taxon and index >= 0 else ""
+            event = entry.event or sequences[row]
+            taxon = (entry.kind, entry.taxon, entry.taxon_id, rank)
+            yield ImageLabel(row, event, *taxon, entry.probability, entry.method, entry.classifier, entry.count)
+    for decision in merged.new():
+        processed = classifier if decision.kind != "unclassified" else ""
+        for key in merged.members(decision):
+            row = rows.find_row(key)
+            taxon = (decision.kind, decision.taxon, decision.taxon_id, decision.rank)
+            source, event = ";".join(decision.source), decision.event or sequences[row]
+            yield ImageLabel(row, event, *taxon, decision.probability, source, processed, decision.count)
+
+
+@contextmanager
+def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[csv.DictWriter[str]]:
+    """Open a CSV file that appears whole at a clean exit; its header is written."""
+    with atomic_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        yield writer
+        text.flush()
+        text.detach()

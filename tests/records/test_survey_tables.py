@@ -1,0 +1,100 @@
+"""Flat tables of a survey: our CSV, and the image table of Wildlife Insights."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from made_surveys import copy_package, import_package
+
+from foveate.core.errors import UserError
+from foveate.records.collection import Collection
+from foveate.records.exporters.observations_csv import COLUMNS, export_observations_csv
+from foveate.records.exporters.wildlife_insights import export_wildlife_insights
+from foveate.records.survey.decisions import Decision
+from foveate.records.survey.taxa import Taxa
+from naming import raises_naming
+
+FOX = "5a5a5a5a-0000-4000-8000-000000000001"
+TAXA = Taxa.from_rows(
+    [
+        {"id": "c", "name": "Mammalia", "rank": "class"},
+        {"id": "f", "name": "Canidae", "rank": "family", "parent": "c"},
+        {"id": FOX, "name": "Vulpes vulpes", "rank": "species", "parent": "f", "common": "red fox"},
+    ]
+)
+DECISIONS = [
+    Decision(
+        event="e1", taxon="Vulpes vulpes", taxon_id=FOX, rank="species", probability=0.9, source=("pool", "rollup")
+    ),
+    Decision(key="media/dep-B/IMG_0004", kind="blank", probability=0.75),
+    Decision(key="media/dep-C/IMG_0007", kind="unknown", probability=0.3, source=("abstain",)),
+]
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    folder = tmp_path_factory.mktemp("tables")
+    package = copy_package(folder / "package")
+    # Without the row of a person, which the pooled decision would not touch.
+    observations = package / "observations.csv"
+    lines = [line for line in observations.read_text().splitlines() if not line.startswith("o03,")]
+    observations.write_text("\n".join(lines) + "\n")
+    return import_package(package, folder / "collection")
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_flat_table_has_a_line_for_each_image_and_taxon(collection: Collection, tmp_path: Path) -> None:
+    assert export_observations_csv(collection, tmp_path / "before.csv") == 10
+    before = {row["file"].rpartition("_")[2]: row for row in read(tmp_path / "before.csv")}
+    assert list(before["0000.JPG"]) == list(COLUMNS)
+    assert list(before["0000.JPG"].values()) == [
+        "media/dep-A/IMG_0000.JPG",
+        "e1",
+        "dep-A",
+        "2023-05-03T05:44:19+02:00",
+        "Vulpes vulpes",
+        "species",
+        "0.93",
+        "machine",
+    ]
+    export_observations_csv(collection, tmp_path / "after.csv", decisions=DECISIONS, taxa=TAXA)
+    after = {row["file"].rpartition("_")[2]: row for row in read(tmp_path / "after.csv")}
+    # A pooled decision is one about each image of its event; the rest stays.
+    assert [after[f"000{n}.JPG"]["taxon"] for n in (0, 1, 2, 4, 5, 7)] == [
+        *["Vulpes vulpes"] * 3,
+        "blank",
+        "Meles meles",
+        "unknown",
+    ]
+    assert (after["0002.JPG"]["score"], after["0002.JPG"]["source"]) == ("0.9", "pool;rollup")
+
+
+def test_the_table_of_wildlife_insights_names_taxa_by_rank(collection: Collection, tmp_path: Path) -> None:
+    options = {"project": "p", "classifier": "model 1", "decisions": DECISIONS, "taxa": TAXA}
+    count = export_wildlife_insights(collection, tmp_path / "images.csv", **options)
+    rows = read(tmp_path / "images.csv")
+    assert len(rows) == count
+    by_name = {row["location"].rpartition("_")[2]: row for row in rows}
+    fox = by_name["0001.JPG"]
+    assert [fox[name] for name in ("wi_taxon_id", "class", "family", "genus", "species", "common_name")] == [
+        FOX,
+        "Mammalia",
+        "Canidae",
+        "Vulpes",
+        "vulpes",
+        "red fox",
+    ]
+    assert (fox["timestamp"], fox["uncertainty"], fox["number_of_objects"]) == ("2023-05-03 05:44:20", "0.1", "1")
+    assert (by_name["0004.JPG"]["number_of_objects"], by_name["0004.JPG"]["common_name"]) == ("0", "Blank")
+    # A name that the taxonomy lacks is not placed; abstentions are not written.
+    assert by_name["0005.JPG"]["species"] == ""
+    assert by_name["0005.JPG"]["number_of_objects"] == "2"
+    assert "0007.JPG" not in by_name
+    with raises_naming(UserError, "project"):
+        export_wildlife_insights(collection, tmp_path / "none.csv", project=" ", classifier="m")
