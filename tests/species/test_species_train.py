@@ -21,6 +21,8 @@ from foveate.core.recipes import validate
 from foveate.records.survey.survey import Survey
 from foveate.species.folder import open_species
 from foveate.species.graph import build_graph
+from foveate.species.priors import PRIOR
+from foveate.species.priors.histogram import load_histogram
 from foveate.species.recipe import SpeciesRecipe
 from foveate.species.train import SpeciesRun, read_features, train_species
 from foveate.training.stopping import StopRequest
@@ -97,6 +99,17 @@ def test_no_coordinate_and_no_camera_leaves_the_folder(trained: SpeciesRun, surv
     assert not [name for name in tensors if "place" in name or "degrees" in name]
     with raises_naming(UserError, "include-locations"):
         trained.model.predict_links(features[1]["vector"], "place")
+
+
+def test_a_prior_lies_beside_the_model(trained: SpeciesRun) -> None:
+    prior = load_histogram(trained.run.path / PRIOR)
+    assert prior.parts == ["place", "hour", "season"]
+    assert prior.cells_C2 is not None
+    assert prior.cells_C2.tolist() == [[51.25, 4.75]], "both training cameras stand in one cell"
+    assert prior.counts_CL is not None
+    assert prior.counts_CL.sum() == 24, "28 labels, of which 4 are blank, each an event of its own"
+    assert trained.model is not None
+    assert not list(trained.model.folder.rglob("*prior*"))
 
 
 def test_locations_on_demand(survey: Survey, features: Any, tmp_path: Path) -> None:

@@ -136,6 +136,9 @@ class SpeciesRecipe(Settings):
     view: ViewSettings = ViewSettings()
     data: SpeciesData = SpeciesData()
     training: LinkTraining = LinkTraining()
+    prior: Literal["histogram", "learned", "none"] = Field(
+        "histogram", description="prior of place, hour and season that is fitted beside the model"
+    )
 
     @property
     def image_learning_rate(self) -> float:

@@ -48,6 +48,7 @@ from foveate.species.folder import (
 from foveate.species.graph import SpeciesGraph, is_graph, open_collection
 from foveate.species.link_data import LinkData, link_graph
 from foveate.species.links import ImageNetwork, Relation
+from foveate.species.priors import PRIOR, fit_survey_prior
 from foveate.species.recipe import SpeciesRecipe
 from foveate.species.results import ClassResult, PassResult, SpeciesTrainResult
 from foveate.species.task import chance_loss
@@ -103,7 +104,7 @@ def train_species(
 
     Args:
         source: folder of a graph, or a collection with a camera-trap survey.
-        run_path: run folder; the model is in its folder `model`.
+        run_path: run folder; the model is in its folder `model`, its prior of place, hour and season in `prior`.
         taxonomy: of a collection: table with columns taxon and parent; that of the survey, or the shipped one, by
             default.
         include_locations: write coordinates of cameras into the model folder.
@@ -149,6 +150,9 @@ def train_species(
             info = _inform(recipe, data, sources, result)
             folder = save_species(run.path / MODEL, network, info, include_locations=include_locations, metrics=metrics)
             model = open_species(folder)
+            if recipe.prior != "none":
+                # Beside the model and not in it: a model that is passed on must not carry where its cameras stood.
+                fit_survey_prior(run.path / PRIOR, recipe.prior, data, Survey.open(collection))
         run.write_result(result.to_json())
     return SpeciesRun(run, result, model)
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 KIND, FORMAT = "species-prior", 1
 PARTS = ("place", "hour", "season")
+PRIOR = "prior"
+"""Folder of a run that holds the prior of its survey, beside the model."""
 
 
 class Prior(Protocol):
@@ -75,14 +77,14 @@ def fit_survey_prior(
 
     Args:
         kind: module of the prior, "histogram" or "learned".
-        data: labels and places of the images of `survey`.
+        data: labels of the images of `survey`.
     """
     rows = data.train_rows
     rows = rows[data.classes.animals_K[data.labels_N[rows]]]
     codes = survey.events(gap_seconds=gap_seconds).event_N[rows] * len(data.classes) + data.labels_N[rows]
     rows = rows[np.unique(codes, return_index=True)[1]]
     # Days of a survey count from 1.
-    places_N2, hours_N, days_N = data.places_N2[rows], survey.hour_N[rows], survey.day_N[rows] - 1
+    places_N2, hours_N, days_N = survey.places_N2[rows], survey.hour_N[rows], survey.day_N[rows] - 1
     needed = [places_N2[:, 0]] if kind == "learned" else [places_N2[:, 0], hours_N, days_N]
     if all(np.isnan(column).all() for column in needed):
         return None

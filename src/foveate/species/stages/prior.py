@@ -18,13 +18,12 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
-from foveate.species.priors import open_prior
+from foveate.species.priors import PARTS, open_prior
 from foveate.species.rows import Floats, Rows, Stage
 from foveate.species.stages.species_list import StageSettings as ListSettings
 from foveate.species.stages.species_list import renormalize
 
 ORDER = 20
-_PARTS = ("place", "hour", "season")
 
 
 class StageSettings(Settings):
@@ -58,7 +57,7 @@ def weigh_by_prior(
 
 def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
     """See `foveate.species.stages`."""
-    used = [part for part in _PARTS if getattr(settings, f"by_{part}")]
+    used = [part for part in PARTS if getattr(settings, f"by_{part}")]
     if not used:
         if settings.source is not None:
             raise UserError(f"prior: nothing reads {settings.source}; expected --place-prior, --hour-prior or more")
@@ -69,7 +68,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
     if settings.source is None:
         raise UserError(f"prior: --{used[0]}-prior needs a prior; expected --prior with a folder or a file .onnx")
     prior = open_prior(settings.source, classes, taxa, parts=used)
-    subsets = [[part for bit, part in enumerate(_PARTS) if code >> bit & 1] for code in range(2 ** len(_PARTS))]
+    subsets = [[part for bit, part in enumerate(PARTS) if code >> bit & 1] for code in range(2 ** len(PARTS))]
     notes = tuple(
         f"{prior.name} prior: {', '.join(parts)}" if parts else f"{prior.name} prior: nothing known"
         for parts in subsets
@@ -85,7 +84,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         unique, inverse_R = np.unique(np.hstack(conditions), axis=0, return_inverse=True)
         prior_UK = prior.factors(unique[:, :2], unique[:, 2], unique[:, 3])
         known = ~np.isnan(np.stack([unique[:, :2].sum(axis=1), unique[:, 2], unique[:, 3]], axis=1))
-        codes_U = known @ (1 << np.arange(len(_PARTS)))
+        codes_U = known @ (1 << np.arange(len(PARTS)))
         inverse_R = inverse_R.reshape(-1)
         weighted = weigh_by_prior(
             rows.probabilities_RK,
