@@ -29,6 +29,8 @@ DEPLOYMENTS = [
     Deployment("b", "hill", -0.0, 36.25, timestamp_issues=True),
     Deployment("c", "", None, None),
 ]
+# Labels of foxes are ids, which only some taxonomies have.
+IDS = {"Vulpes vulpes": "9627"}
 # Key: deployment, time, split, labels.
 IMAGES = {
     "1": ("a", "2024-05-01 23:30:00", "train", ["animal:Vulpes vulpes"]),
@@ -52,7 +54,13 @@ def build(folder: Path, images: dict[str, tuple[str, str, str, list[str]]]) -> P
     with CollectionWriter(folder, source="test") as writer:
         for number, (key, (deployment, time, split, labels)) in enumerate(images.items()):
             observations = [
-                Observation(f"{key}-{n}", deployment, key, kind=kind, taxon=taxon, method="human")  # type: ignore[arg-type]
+                Observation(
+                    *(f"{key}-{n}", deployment, key),
+                    kind=kind,  # type: ignore[arg-type]
+                    taxon=taxon,
+                    taxon_id=IDS.get(taxon, ""),
+                    method="human",
+                )
                 for n, (kind, _, taxon) in enumerate(text.partition(":") for text in labels)
             ]
             rows = survey_rows(Medium(key, deployment, time=time), observations)
@@ -97,6 +105,8 @@ def test_images_are_linked_to_what_is_known_of_them(survey: Path) -> None:
     assert [row[:2] for row in rows_of(graph, PARENT)] == [
         (taxa.ids[i], taxa.ids[taxa.parents[i]]) for i in sorted(walks) if taxa.parents[i] >= 0
     ]
+    without_root = SpeciesGraph.from_collection(survey, prune="inat")
+    assert rows_of(without_root, PARENT) == [row for row in rows_of(graph, PARENT) if row[1] != "33208"]
     assert graph.classes.labels == ("Vulpes vulpes", "Puma concolor", "blank", "Fictus novus")
     assert graph.classes.taxa_K.tolist() == [taxa.index("9627"), taxa.index("9696"), -1, -1]
     assert graph.left_out == {
@@ -215,5 +225,5 @@ def test_the_verb_lists_what_to_look_at(tmp_path: Path, survey: Path) -> None:
     assert "several kinds in one image: 1" in output
     assert "51.5" not in output
     result = json.loads(CliRunner().invoke(command, [*called, "--json"], catch_exceptions=False).output)
-    assert result["matches"] == {"name": 2, "no animal": 1, "synonym": 1, "unmatched": 1}
+    assert result["matches"] == {"id": 1, "name": 1, "no animal": 1, "synonym": 1, "unmatched": 1}
     assert Path(result["paths"]["triples"]).is_file()

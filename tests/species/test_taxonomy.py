@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from foveate.core.errors import UserError
@@ -167,10 +166,4 @@ def test_labels_are_matched_by_id_then_by_name() -> None:
     assert "r" in by_label["Bison"].note
     assert "kingdom" in by_label["Quercus"].note
     assert "Felis concolor" in by_label["Felis concolour"].note
-    assert matching.merged == {taxa.index("9696"): ("9696", "puma")}
     assert {match.label for match in matching.doubtful} == set(labels) - {"blank", "9696", "Puma"}
-    classes, columns = matching.classes()
-    assert columns["puma"] == columns["9696"]
-    assert classes.labels == ("blank", "9696", *labels[2:3], *labels[4:9])
-    assert classes.taxa_K[columns["blank"]] == classes.taxa_K[columns["Bison"]] == -1
-    np.testing.assert_array_equal(classes.animals_K, [False] + [True] * 7)

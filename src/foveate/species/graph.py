@@ -28,8 +28,8 @@ from foveate.records.collection import Collection
 from foveate.records.survey.survey import LabelSource, Survey
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
-from foveate.species.matching import Match, Matching, match_labels
-from foveate.species.taxonomy import open_taxa
+from foveate.species.matching import Match, Matching, match_labels, read_names
+from foveate.species.taxonomy import PruneMode, open_taxa, prune_edges
 from foveate.species.triples import (
     LOCATION,
     PARENT,
@@ -97,6 +97,7 @@ class SpeciesGraph:
         source: LabelSource = "human",
         train: Sequence[str] = ("train",),
         official: bool = False,
+        prune: PruneMode = "full",
     ) -> SpeciesGraph:
         """Build the graph of a collection's survey.
 
@@ -107,6 +108,7 @@ class SpeciesGraph:
             source: whose observations are labels.
             train: splits whose places and hours are candidates.
             official: candidates of all splits, places compared as text.
+            prune: which edges of the taxonomy stay, see `taxonomy.prune_edges`.
 
         Raises:
             UserError: the collection has no survey, no labels, or no split.
@@ -120,11 +122,11 @@ class SpeciesGraph:
             raise UserError(f"{name}: no image has a label by a {source} observation; import or review some first")
         if not usable_N.any():
             raise UserError(f"{name}: no labeled image is in a split; collect it again with --split train=0.8,test=0.2")
-        matching = match_labels(dict.fromkeys(labels_N[usable_N].tolist()), taxa)
+        matching = match_labels(labels_N[usable_N].tolist(), taxa, names=read_names(survey.collection))
         entity_of = {match.label: _name_entity(match, taxa) for match in matching.matches}
         table = make_table(
             [
-                *_parent_rows(matching, taxa),
+                *_parent_rows(matching, taxa, prune),
                 *_image_rows(survey, labels_N, splits_N, np.flatnonzero(usable_N), entity_of),
             ]
         )
@@ -310,12 +312,12 @@ def _name_entity(match: Match, taxa: Taxa) -> str:
     return normalize_id(taxa.ids[match.taxon]) if match.taxon >= 0 else match.label
 
 
-def _parent_rows(matching: Matching, taxa: Taxa) -> list[tuple[object, ...]]:
-    """Return the edges between classes and roots, in the order of the taxonomy; see `taxonomy.prune_edges`."""
-    walks = {taxon for match in matching.matches if match.taxon >= 0 for taxon in taxa.lineage(match.taxon)}
+def _parent_rows(matching: Matching, taxa: Taxa, prune: PruneMode) -> list[tuple[object, ...]]:
     ids = [normalize_id(taxon_id) for taxon_id in taxa.ids]
-    edges = ((i, int(taxa.parents[i])) for i in sorted(walks))
-    return [(ids[child], "id", PARENT, ids[parent], "id", "train") for child, parent in edges if parent >= 0]
+    parents = [ids[parent] if parent >= 0 else None for parent in taxa.parents.tolist()]
+    labels = [ids[match.taxon] for match in matching.matches if match.taxon >= 0]
+    edges = prune_edges(zip(ids, parents, strict=True), labels, prune)
+    return [(child, "id", PARENT, parent, "id", "train") for child, parent in edges]
 
 
 def _image_rows(

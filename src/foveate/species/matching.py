@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-import numpy as np
-
 from foveate.core.errors import nearest
+from foveate.records.collection import Collection
 from foveate.records.survey.taxa import Taxa, fold_name
-from foveate.species.classes import NON_ANIMALS, Classes
+from foveate.species.classes import NON_ANIMALS
 from foveate.species.taxonomy import guess_rank
 
 Status = Literal["id", "name", "synonym", "common name", "no animal", "homonym", "unmatched"]
@@ -52,43 +51,39 @@ class Matching:
         """Matches that a person should look at: all but those by id, and by the name in use."""
         return tuple(match for match in self.matches if match.status not in ("id", "name", "no animal"))
 
-    @property
-    def merged(self) -> dict[int, tuple[str, ...]]:
-        """Taxa that several labels name, such as a name and its synonym, with these labels."""
-        labels: dict[int, tuple[str, ...]] = {}
-        for match in self.matches:
-            if match.taxon >= 0:
-                labels[match.taxon] = (*labels.get(match.taxon, ()), match.label)
-        return {taxon: names for taxon, names in labels.items() if len(names) > 1}
 
-    def classes(self) -> tuple[Classes, dict[str, int]]:
-        """Return the classes and the class of each label; labels of one taxon are one class, named by the first."""
-        columns: dict[str, int] = {}
-        class_of_taxon: dict[int, int] = {}
-        labels: list[str] = []
-        taxa: list[int] = []
-        for match in self.matches:
-            column = class_of_taxon.get(match.taxon, len(labels)) if match.taxon >= 0 else len(labels)
-            if column == len(labels):
-                labels.append(match.label)
-                taxa.append(match.taxon)
-                class_of_taxon[match.taxon] = column
-            columns[match.label] = column
-        return Classes(tuple(labels), np.array(taxa, dtype=np.int64)), columns
-
-
-def match_labels(labels: Iterable[str], taxa: Taxa, *, kingdom: str = "Animalia") -> Matching:
+def match_labels(
+    labels: Iterable[str], taxa: Taxa, *, names: Mapping[str, str] | None = None, kingdom: str = "Animalia"
+) -> Matching:
     """Match distinct labels to taxa.
 
     Args:
         labels: ids, scientific names, or common names; "blank", "human", "vehicle" and "unknown" are no taxa.
+        names: scientific name of labels that are ids of another taxonomy, see `read_names`.
         kingdom: of names; an id needs none.
     """
+    names = names or {}
     common: dict[str, list[int]] = {}
     for i, name in enumerate(taxa.common):
         if name:
             common.setdefault(fold_name(name), []).append(i)
-    return Matching(tuple(_match(label, taxa, kingdom, common) for label in dict.fromkeys(labels)))
+    matches = []
+    for label in dict.fromkeys(labels):
+        match = _match(label, taxa, kingdom, common)
+        if match.taxon < 0 and match.status != "no animal" and label in names:
+            match = replace(_match(names[label], taxa, kingdom, common), label=label)
+        matches.append(match)
+    return Matching(tuple(matches))
+
+
+def read_names(collection: Collection) -> dict[str, str]:
+    """Return the scientific name of each taxon id of a survey's observations; none where they give an id two names."""
+    table = collection.table("observations").select(["taxon", "taxon_id"])
+    names: dict[str, set[str]] = {}
+    for row in table.group_by(["taxon", "taxon_id"]).aggregate([]).to_pylist():
+        if row["taxon"] and row["taxon_id"]:
+            names.setdefault(row["taxon_id"], set()).add(row["taxon"])
+    return {taxon_id: next(iter(texts)) for taxon_id, texts in names.items() if len(texts) == 1}
 
 
 def _match(label: str, taxa: Taxa, kingdom: str, common: dict[str, list[int]]) -> Match:
