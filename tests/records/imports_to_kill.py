@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from foveate.core import progress
+from foveate.records.importers.cards import import_cards
 from foveate.records.importers.folder import import_folder
 from foveate.records.importers.llava import import_llava
 from foveate.records.removal import remove_images
@@ -28,6 +29,11 @@ def take_both(packed: str, referenced: str, target: str, shard: int) -> None:
 def take_conversations(source: str, target: str, shard: int) -> None:
     """A file of LLaVA's conversations, and its images."""
     import_llava(source, target, coordinates="0-1", name="c", workers=2, images_per_shard=shard, created=STAMP)
+
+
+def take_cards(source: str, target: str, shard: int) -> None:
+    """The cards of camera traps, with the table of deployments that is among them."""
+    import_cards(source, target, name="c", workers=2, images_per_shard=shard, created=STAMP)
 
 
 def remove(target: str, keys: list[str]) -> None:

@@ -19,6 +19,7 @@ from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.importers.cards import find_deployment, import_cards, read_time
 from foveate.records.importers.formats import detect_format
+from foveate.records.record import Context
 from foveate.records.survey.deployment_table import parse_shift, read_deployments
 from foveate.records.survey.survey import Survey
 from naming import raises_naming
@@ -106,12 +107,16 @@ def test_repeating_adds_nothing_and_corrections_hold(cards: Path, tmp_path: Path
     assert {path: path.read_bytes() for path in target.rglob("*.*")} == before
     # Back to the first table at the end: what is taken back must hold as well.
     for row, shift in (({"deploymentID": "d2"}, "-1:00"), ({}, ""), ({"deploymentID": "d2"}, "90")):
-        corrected = [{**ROWS[0], **row, "clock_shift": shift}, *({**other, "clock_shift": ""} for other in ROWS[1:])]
+        latitude = "51.5" if not row else "50.5"
+        corrected = [{**ROWS[0], **row, "clock_shift": shift, "latitude": latitude}]
+        corrected += [{**other, "clock_shift": ""} for other in ROWS[1:]]
         summary = import_cards(cards, target, deployments=write_table(table, corrected))
         assert summary.further["images moved to another deployment"] == 2
         survey = Survey.open(target)
         deployment = survey.deployments[survey.deployment_N[1]]
         assert (deployment.id, deployment.clock_shift) == (row.get("deploymentID", "d1"), parse_shift(shift or "0"))
+        context = survey.collection.read_context(1)
+        assert context == Context(float(latitude), 4.0, survey.times[1].as_py(), "creek")
         assert survey.hour_N[1] == (7 if shift == "-1:00" else 8)
         assert len(survey) == 4
 
@@ -188,6 +193,14 @@ def test_the_longest_folder_wins(folder: str, expected: str | None) -> None:
 def test_times_of_exif(tags: dict[int, object], time: str) -> None:
     assert read_time(photo(1, tags=tags)) == time
     assert read_time(photo(1, tags=tags)[:200]) in (time, "")
+
+
+def test_damaged_exif_is_no_time_and_no_crash() -> None:
+    data = photo(1, tags={0x9003: TIME, 0x9011: "+02:00"}, t306=TIME)
+    start = data.index(b"Exif")
+    for position in range(start, start + 200):
+        for value in (0, 0xFF):
+            read_time(data[:position] + bytes([value]) + data[position + 1 :])
 
 
 def test_an_offset_of_a_changed_file_is_not_the_cameras() -> None:

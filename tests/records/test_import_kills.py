@@ -12,6 +12,7 @@ from made_images import write_folder
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversations
 from foveate.records.images import decode
+from foveate.records.survey.survey import Survey
 from killing import Server, kill_at_random
 
 
@@ -111,3 +112,19 @@ def test_killed_imports_of_conversations(server: Server, tmp_path: Path) -> None
     assert _contents(target) == expected
     with Collection.open(target) as collection:
         assert len(Conversations(collection)) == 62
+
+
+@pytest.mark.slow
+def test_a_death_at_each_step_of_an_import_of_cards_changes_nothing(server: Server, tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", 8)
+    (source / "deployments.csv").write_text("deploymentID,latitude,longitude\npart00,1,2\npart01,,\n")
+    steps = server.start("take_cards", source, tmp_path / "whole", 3).finish()
+    expected = _contents(tmp_path / "whole")
+    for die_at in range(1, steps + 1):
+        target = tmp_path / f"died-{die_at}"
+        assert server.start("take_cards", source, target, 3, die_at=die_at, moment="after").end() == 9
+        server.start("take_cards", source, target, 3).finish()
+        assert _contents(target) == expected
+    survey = Survey.open(tmp_path / "whole")
+    assert len(survey) == 8
+    assert survey.num_listed == 2

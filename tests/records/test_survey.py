@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,27 @@ def test_labels_come_from_reviewed_rows_about_images(labeled: Survey) -> None:
     assert {key for key, label in machine.items() if label} == {"machine"}
     with raises_naming(UserError, "robot", "machine"):
         labeled.labels("robot")  # type: ignore[arg-type]
+
+
+def test_rows_about_events_label_their_sequence_and_no_image(tmp_path: Path) -> None:
+    media = [Medium(f"{deployment}/{n}", deployment, f"e{n // 2}") for deployment in "ab" for n in range(6)]
+    rows = [
+        Observation("1", "a", event="e0", level="event", kind="animal", taxon="Lepus", method="human"),
+        Observation("2", "a", event="e1", level="event", kind="animal", taxon="Lepus", method="machine"),
+        Observation("3", "a", event="e2", level="event", kind="animal", taxon="Lepus"),
+        Observation("4", "a", event="e2", level="event", kind="vehicle"),
+        Observation("5", "b", event="", level="event", kind="blank"),
+        Observation("6", "b", event="e9", level="event", kind="blank"),
+    ]
+    own = {"a/1": observe("a/1", "blank"), "b/5": [replace(rows[0], id="7", deployment="b", key="b/5", event="e2")]}
+    build(tmp_path / "c", media, (), own)
+    with CollectionWriter(tmp_path / "c") as writer:
+        write_survey(writer, event_observations=rows)
+    survey = Survey.open(tmp_path / "c")
+    assert survey.labels().tolist() == ["", "blank", *[""] * 10]
+    assert survey.event_labels().tolist() == ["Lepus", "Lepus", *[""] * 8, "Lepus", "Lepus"]
+    assert survey.label_counts() == {"labeled only by their event": 3, "unlabeled": 8}
+    assert survey.event_labels("machine").tolist() == ["", "", "Lepus", "Lepus", *[""] * 8]
 
 
 def test_a_mixed_clock_orders_by_what_is_written(tmp_path: Path) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
 from foveate.records.survey.coordinates import round_deployments, round_place
 from foveate.records.survey.events import group_events
-from foveate.records.survey.hours import hours_of_day, local_clock, months, parse_offset, parse_times
+from foveate.records.survey.hours import days_of_year, hours_of_day, local_clock, months, parse_offset, parse_times
 from foveate.records.survey.types import Deployment
 from naming import raises_naming
 
@@ -116,6 +119,71 @@ def test_offsets_of_places(text: str, seconds: int) -> None:
 def test_offsets_that_are_none_are_refused(text: str) -> None:
     with raises_naming(UserError, "row 3", text, "+02:00"):
         parse_offset(text, where="row 3: utc_offset")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)), min_size=1, max_size=8), st.data())
+def test_times_equal_those_of_python(times: list[datetime], data: st.DataObject) -> None:
+    zones = data.draw(st.lists(st.none() | st.integers(-840, 840), min_size=len(times), max_size=len(times)))
+    zoned = [
+        time if minutes is None else time.replace(tzinfo=timezone(timedelta(minutes=minutes)))
+        for time, minutes in zip(times, zones, strict=True)
+    ]
+    parsed = parse_times([time.isoformat(sep=" ") for time in zoned])
+    epoch = datetime(1970, 1, 1)
+    np.testing.assert_allclose(parsed.wall_N, [(time - epoch).total_seconds() for time in times], rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(parsed.offset_N, [np.nan if zone is None else zone * 60 for zone in zones])
+    np.testing.assert_array_equal(hours_of_day(parsed.wall_N), [time.hour for time in times])
+    np.testing.assert_array_equal(months(parsed.wall_N), [time.month for time in times])
+    np.testing.assert_array_equal(days_of_year(parsed.wall_N), [time.timetuple().tm_yday for time in times])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text(max_size=30) | st.from_regex(r"\d{1,5}[-:]\d{1,3}[-:]\d{1,3} \d{1,3}:\d{1,3}(:\d{1,3})?", fullmatch=True)
+)
+def test_any_text_is_a_time_or_has_a_reason(text: str) -> None:
+    times = parse_times([text])
+    assert (times.status_N[0] == 0) == np.isfinite(times.wall_N[0])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(-1, 2), st.none() | st.integers(0, 300), st.integers(-1, 1), st.integers(0, 3)),
+        min_size=1,
+        max_size=25,
+    ),
+    st.sampled_from([0, 30, 60]),
+)
+def test_events_equal_those_of_a_loop(rows: list[tuple[int, int | None, int, int]], gap: int) -> None:
+    deployment, instants, sequence, frame = zip(*rows, strict=True)
+    instant = [np.nan if value is None else float(value) for value in instants]
+    files = [f"{number:02}" for number in range(len(rows))]
+    columns = (np.array(values) for values in (deployment, instant, sequence, frame))
+    deployment_N, instant_N, sequence_N, frame_N = columns
+    options = {"sequence_N": sequence_N, "frame_N": frame_N, "files": pa.array(files), "gap_seconds": gap}
+    events = group_events(deployment_N, instant_N, **options)
+    order = sorted(
+        range(len(rows)), key=lambda row: (deployment[row], np.nan_to_num(instant[row], nan=np.inf), frame[row], row)
+    )
+    expected: list[list[int]] = []
+    in_sequence: dict[tuple[int, int], list[int]] = {}
+    last: int | None = None
+    for row in order:
+        if sequence[row] >= 0:
+            name = (deployment[row], sequence[row])
+            if name not in in_sequence:
+                expected.append(in_sequence.setdefault(name, []))
+            in_sequence[name].append(row)
+            continue
+        joins = last is not None and deployment[last] == deployment[row] and instant[row] - instant[last] <= gap
+        if joins:
+            next(event for event in expected if last in event).append(row)
+        else:
+            expected.append([row])
+        last = row
+    assert [events.rows(event).tolist() for event in range(len(events))] == expected
 
 
 def test_times_that_are_none_have_a_reason() -> None:

@@ -22,7 +22,7 @@ from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Sample, SharedOptions
 from foveate.records.survey.deployment_table import DeploymentTable, read_deployments
-from foveate.records.survey.store import change_deployments, make_context, survey_rows, write_survey
+from foveate.records.survey.store import make_context, survey_rows, update_images, write_survey
 from foveate.records.survey.types import Deployment, Medium
 from foveate.records.writer import CollectionWriter
 
@@ -159,7 +159,7 @@ class _Cards:
     def finish(self, writer: CollectionWriter) -> None:
         """Write the deployments, and move images whose folder got another deployment since they were imported."""
         write_survey(writer, deployments=self.table.deployments, format=NAME)
-        moved = change_deployments(writer, self.key_deployments)
+        moved = update_images(writer, self.key_deployments, self.table.deployments)
         further = writer.summary.further
         # Of images that could not be imported, the reason is another one.
         timeless = sum(writer.known_sha256(key) is not None for key in self.timeless)

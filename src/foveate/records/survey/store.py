@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
+import pyarrow as pa
+
 from foveate.records import layout, tables
 from foveate.records.record import Context
+from foveate.records.rows import context_row
 from foveate.records.survey.types import (
     Deployment,
     Medium,
@@ -57,24 +60,50 @@ def write_survey(
     return changed
 
 
-def change_deployments(writer: CollectionWriter, deployments: Mapping[str, str]) -> int:
-    """Move images to other deployments by a new row of `media`; return how many were moved.
+def update_images(writer: CollectionWriter, deployment_of: Mapping[str, str], deployments: Iterable[Deployment]) -> int:
+    """Move images to other deployments and give them the places of corrected ones; return how many were moved.
+
+    Both by a new row, of `media` and of `context`.
 
     Args:
-        deployments: id of the deployment of each image by key; images that are in no survey are left alone.
+        deployment_of: id of the deployment of each image by key; images that are in no survey are left alone.
+        deployments: with the coordinates of today.
     """
     writer.commit()
-    parts = layout.annotation_parts(writer.path, "media", set(layout.committed_shards(writer.path)))
-    table = tables.read_annotations(parts, "media")
-    keys, current = table["key"].to_pylist(), table["deployment"].to_pylist()
-    last = dict(zip(keys, range(len(keys)), strict=True))
+    media, last = _read_last(writer, "media")
+    current = media["deployment"].to_pylist()
+    moved = [row for key, row in last.items() if deployment_of.get(key, current[row]) != current[row]]
+    rows = [{**row, "deployment": deployment_of[row["key"]]} for row in _take(media, moved, "media")]
+    _annotate(writer, "media", rows, num_before=len(media))
+    known = {deployment.id: deployment for deployment in deployments}
+    contexts, last = _read_last(writer, "context")
+    columns = ("key", "latitude", "longitude", "time", "place")
+    values = list(zip(*(contexts[name].to_pylist() for name in columns), strict=True))
+    changed = []
+    for key, row in last.items():
+        if key in deployment_of:
+            medium = Medium(key, deployment_of[key], time=values[row][3])
+            new = context_row(key, make_context(medium, known.get(medium.deployment)))
+            changed += [new] if tuple(new[name] for name in columns) != values[row] else []
+    _annotate(writer, "context", changed, num_before=len(contexts))
+    return len(moved)
+
+
+def _read_last(writer: CollectionWriter, kind: str) -> tuple[pa.Table, dict[str, int]]:
+    """Read an annotation table, and the last row of each image that was not removed."""
+    parts = layout.annotation_parts(writer.path, kind, set(layout.committed_shards(writer.path)))
+    table = tables.read_annotations(parts, kind)
     removed = set(tables.read_removed(writer.path / layout.REMOVED_FILE)["key"].to_pylist())
-    moved = [
-        row for key, row in last.items() if deployments.get(key, current[row]) != current[row] and key not in removed
-    ]
-    if not moved:
-        return 0
-    names = [column.name for column in tables.SCHEMAS["media"] if column.name not in ("row_id", *PROVENANCE_COLUMNS)]
-    rows = [{**row, "deployment": deployments[row["key"]]} for row in table.take(moved).select(names).to_pylist()]
-    # A move that is taken back has the content of an earlier row, which would count as known.
-    return writer.annotate("media", rows, Provenance(source=writer.source, recipe_hash=f"{len(table):016x}"))
+    last = {key: row for row, key in enumerate(table["key"].to_pylist()) if key not in removed}
+    return table, last
+
+
+def _take(table: pa.Table, rows: list[int], kind: str) -> list[dict[str, object]]:
+    names = [column.name for column in tables.SCHEMAS[kind] if column.name not in ("row_id", *PROVENANCE_COLUMNS)]
+    return table.take(pa.array(rows, pa.int64())).select(names).to_pylist()
+
+
+def _annotate(writer: CollectionWriter, kind: str, rows: list[dict[str, object]], *, num_before: int) -> None:
+    if rows:
+        # A correction that is taken back has the content of an earlier row, which would count as known.
+        writer.annotate(kind, rows, Provenance(source=writer.source, recipe_hash=f"{num_before:016x}"))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,8 @@ from foveate.records.survey.hours import (
 from foveate.records.survey.types import Deployment
 
 LabelSource = Literal["human", "machine", "all"]
+_SOURCES: tuple[str, ...] = get_args(LabelSource)
+_EVENT_COLUMNS = ["deployment", "event", "kind", "taxon", "taxon_id", "method", "extra"]
 _NO_LABEL = ("unknown", "unclassified", "")
 _SETUP = '"cameraSetupType"'  # in `extra`: a person who sets up the camera is no observation of the survey
 
@@ -296,16 +298,50 @@ class Survey:
         """
         return self._label(source)[0]
 
+    def event_labels(self, source: LabelSource = "human") -> NDArray[np.object_]:
+        """Return what rows about whole events say of each image's event, "" for nothing or several kinds.
+
+        An event row belongs to the images of its deployment whose sequence has its event's id. The frame itself may be
+        empty.
+
+        Args:
+            source: see `labels`.
+        """
+        choose(source, _SOURCES, "source of labels")
+        table = self.collection.dataset_table("event_observations")
+        about_event = self.collection.table("observations")
+        about_event = about_event.filter(_is(about_event["level"], "event"))
+        tables_of_events = [part.select(_EVENT_COLUMNS) for part in (table, about_event) if part.num_rows]
+        if not tables_of_events:
+            return np.full(len(self), "", dtype=object)
+        joined = pa.concat_tables(tables_of_events, promote_options="permissive")
+        joined = joined.filter(pc.call_function("not_equal", [joined["event"], pa.scalar("")]))
+        events = _join_names(joined["deployment"], joined["event"])
+        names = events.unique()
+        label_E, _ = _reduce_labels(joined, tables.positions(events, among=names), len(names), source)
+        sequences = _join_names(self.media["deployment"], self.media["sequence"])
+        return np.append(label_E, "")[tables.positions(sequences, among=names)]
+
     def label_counts(self, source: LabelSource = "human") -> dict[str, int]:
-        """Count why images have no label: none seen, several kinds, an animal without a name, setting up a camera."""
+        """Count why images have no label.
+
+        Several kinds, an animal without a name, setting up the camera, an observation of the event alone, or none.
+        """
         return self._label(source)[1]
 
     def _label(self, source: LabelSource) -> tuple[NDArray[np.object_], dict[str, int]]:
-        choose(source, ("human", "machine", "all"), "source of labels")
-        cached = self._labels.get(source)
-        if cached is None:
-            cached = self._labels[source] = _read_labels(self.collection, source)
-        return cached
+        choose(source, _SOURCES, "source of labels")
+        if source not in self._labels:
+            table = self.collection.table("observations")
+            table = table.filter(pc.call_function("not_equal", [table["level"], pa.scalar("event")]))
+            rows = tables.positions(table["key"], among=pa.array(self.keys, pa.string()))
+            label_N, masks = _reduce_labels(table, rows, len(self), source)
+            unlabeled_N = (label_N == "") & ~np.logical_or.reduce(list(masks.values()))
+            masks["labeled only by their event"] = unlabeled_N & (self.event_labels(source) != "")
+            masks["unlabeled"] = unlabeled_N & ~masks["labeled only by their event"]
+            counts = {reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()}
+            self._labels[source] = label_N, counts
+        return self._labels[source]
 
     @cached_property
     def _labels(self) -> dict[str, tuple[NDArray[np.object_], dict[str, int]]]:
@@ -318,43 +354,49 @@ class Survey:
         return {**counts, **self.count_missing(), **self.label_counts()}
 
 
-def _read_labels(collection: Collection, source: LabelSource) -> tuple[NDArray[np.object_], dict[str, int]]:
-    table = collection.table("observations").select(["key", "level", "kind", "taxon", "taxon_id", "method", "extra"])
-    is_machine = pc.call_function("equal", [table["method"], pa.scalar("machine")])
-    about_image = pc.call_function("not_equal", [table["level"], pa.scalar("event")])
-    setup = pc.call_function("match_substring", [table["extra"]], pc.MatchSubstringOptions(_SETUP))
-    keys = pa.array(collection.keys, pa.string())
-    setup_N = np.zeros(len(keys), np.bool_)
-    setup_N[tables.positions(table["key"].filter(setup), among=keys)] = True
-    keep = pc.call_function("and", [about_image, pc.call_function("invert", [setup])])
+def _join_names(deployments: pa.ChunkedArray, names: pa.ChunkedArray) -> pa.ChunkedArray:
+    # A character that no id has: rows are cleaned of control characters.
+    return pc.call_function("binary_join_element_wise", [deployments, names, pa.scalar("\x1f")])
+
+
+def _reduce_labels(
+    table: pa.Table, rows_O: NDArray[np.int64], count: int, source: LabelSource
+) -> tuple[NDArray[np.object_], dict[str, NDArray[np.bool_]]]:
+    """Reduce observations to one label for each of `count` images or events, and masks of why others have none.
+
+    Args:
+        rows_O: image or event of each observation.
+    """
+    setup_O = pc.call_function("match_substring", [table["extra"]], pc.MatchSubstringOptions(_SETUP)).to_numpy()
+    keep_O = ~setup_O
     if source != "all":
-        keep = pc.call_function("and", [keep, pc.call_function("equal", [is_machine, pa.scalar(source == "machine")])])
-    table = table.filter(keep)
+        keep_O &= _is(table["method"], "machine").to_numpy() == (source == "machine")
     names = _label_texts(table)
-    is_named = pc.call_function("not_equal", [names, pa.scalar("")])
-    is_unnamed_animal = pc.call_function("equal", [table["kind"], pa.scalar("animal")])
-    is_unnamed_animal = pc.call_function("and_not", [is_unnamed_animal, is_named])
-    unnamed_N = np.zeros(len(keys), np.bool_)
-    unnamed_N[tables.positions(table["key"].filter(is_unnamed_animal), among=keys)] = True
-    encoded = names.filter(is_named).combine_chunks().dictionary_encode()
-    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    codes, rows = encoded.indices.to_numpy(), tables.positions(table["key"].filter(is_named), among=keys)
-    lowest_N = np.full(len(keys), np.iinfo(np.int64).max)
-    highest_N = np.full(len(keys), -1, np.int64)
-    np.minimum.at(lowest_N, rows, codes)
-    np.maximum.at(highest_N, rows, codes)
-    several_N = (highest_N >= 0) & (lowest_N != highest_N)
+    is_named_O = ~_is(names, "").to_numpy()
+    is_animal_O = _is(table["kind"], "animal").to_numpy()
+    setup = _mark(rows_O[setup_O], count)
+    unnamed = _mark(rows_O[keep_O & is_animal_O & ~is_named_O], count)
+    encoded = pc.call_function("dictionary_encode", [names.combine_chunks()])
+    codes, rows = encoded.indices.to_numpy()[keep_O & is_named_O], rows_O[keep_O & is_named_O]
+    lowest, highest = np.full(count, np.iinfo(np.int64).max), np.full(count, -1, np.int64)
+    np.minimum.at(lowest, rows, codes)
+    np.maximum.at(highest, rows, codes)
+    several = (highest >= 0) & (lowest != highest) & ~setup
     # An unnamed animal beside a named kind is a second kind; setting up a camera never trains.
-    usable_N = (highest_N >= 0) & ~several_N & ~unnamed_N & ~setup_N
+    usable = (highest >= 0) & ~several & ~unnamed & ~setup
     values = np.array([*encoded.dictionary.to_pylist(), ""], dtype=object)
-    label_N = values[np.where(usable_N, highest_N, len(values) - 1)]
-    counts = {
-        "several kinds in one image": several_N & ~setup_N,
-        "animal without a name": unnamed_N & ~several_N & ~setup_N,
-        "setting up the camera": setup_N,
-        "unlabeled": ~usable_N & ~several_N & ~unnamed_N & ~setup_N,
+    masks = {
+        "several kinds in one image": several,
+        "animal without a name": unnamed & ~several & ~setup,
+        "setting up the camera": setup,
     }
-    return label_N, {reason: int(mask.sum()) for reason, mask in counts.items() if mask.any()}
+    return values[np.where(usable, highest, len(values) - 1)], masks
+
+
+def _mark(rows: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+    mask = np.zeros(count, np.bool_)
+    mask[rows] = True
+    return mask
 
 
 def _label_texts(table: pa.Table) -> pa.ChunkedArray:
