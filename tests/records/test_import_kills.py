@@ -116,7 +116,7 @@ def test_killed_imports_of_conversations(server: Server, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_death_at_each_step_of_an_import_of_cards_changes_nothing(server: Server, tmp_path: Path) -> None:
-    source = write_folder(tmp_path / "source", 8)
+    source = write_folder(tmp_path / "source", 4)
     (source / "deployments.csv").write_text("deploymentID,latitude,longitude\npart00,1,2\npart01,,\n")
     steps = server.start("take_cards", source, tmp_path / "whole", 3).finish()
     expected = _contents(tmp_path / "whole")
@@ -126,5 +126,5 @@ def test_a_death_at_each_step_of_an_import_of_cards_changes_nothing(server: Serv
         server.start("take_cards", source, target, 3).finish()
         assert _contents(target) == expected
     survey = Survey.open(tmp_path / "whole")
-    assert len(survey) == 8
+    assert len(survey) == 4
     assert survey.num_listed == 2

@@ -73,7 +73,7 @@ def update_images(writer: CollectionWriter, deployment_of: Mapping[str, str], de
     media, last = _read_last(writer, "media")
     current = media["deployment"].to_pylist()
     moved = [row for key, row in last.items() if deployment_of.get(key, current[row]) != current[row]]
-    rows = [{**row, "deployment": deployment_of[row["key"]]} for row in _take(media, moved, "media")]
+    rows = [{**row, "deployment": deployment_of[str(row["key"])]} for row in _take(media, moved, "media")]
     _annotate(writer, "media", rows, num_before=len(media))
     known = {deployment.id: deployment for deployment in deployments}
     contexts, last = _read_last(writer, "context")
