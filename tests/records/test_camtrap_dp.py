@@ -25,6 +25,7 @@ from foveate.records.importers.camtrap_package import check_written
 from foveate.records.importers.formats import detect_format
 from foveate.records.survey.decisions import Decision
 from foveate.records.survey.survey import Survey
+from foveate.records.survey.taxa import Taxa
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming
 
@@ -267,6 +268,28 @@ def test_further_resources_survive_unless_they_hold_places(tmp_path: Path) -> No
     assert any("more/stations.csv" in note for note in result.notes)
 
 
+def test_one_large_resource_and_one_damaged_image_do_not_end_an_import(tmp_path: Path) -> None:
+    descriptor = read_descriptor(GOLDEN)
+    descriptor["resources"] += [{"name": "raw", "path": "raw.bin"}]
+    package = copy_package(tmp_path / "package", {"datapackage.json": descriptor}, images=True)
+    (package / "raw.bin").write_bytes(bytes(2**24 + 1))
+    source = tmp_path / "package.zip"
+    with zipfile.ZipFile(source, "w") as archive:
+        for path in package.rglob("*"):
+            archive.write(path, path.relative_to(package))
+    data = bytearray(source.read_bytes())
+    pixels = (package / "media/dep-A/IMG_0001.JPG").read_bytes()
+    data[data.index(pixels) + len(pixels) // 2] ^= 255
+    source.write_bytes(data)
+    summary = import_camtrap_dp(source, tmp_path / "collection")
+    assert any("raw.bin" in note for note in summary.notes)
+    collection = Collection.open(tmp_path / "collection")
+    assert (len(collection), collection.quarantine()["reason"].to_pylist()) == (9, ["unreadable"])
+    assert collection.dataset_table("media_without_image")["key"].to_pylist() == ["media/dep-A/IMG_0001"]
+    export(collection, tmp_path / "out")
+    assert [entry["name"] for entry in read_descriptor(tmp_path / "out")["resources"]] == [*KEYS]
+
+
 @pytest.mark.parametrize("digits", [1, 2])
 def test_coordinates_are_never_finer_than_asked(digits: int, collection: Collection, tmp_path: Path) -> None:
     export(collection, tmp_path / "out", settings=CamtrapSettings.model_validate({"coordinate_digits": str(digits)}))
@@ -375,17 +398,33 @@ def test_a_survey_of_another_format_asks_for_what_is_missing(tmp_path: Path) -> 
 
     place = Deployment("A", "pond", 50.69912, 4.01345, utc_offset="+02:00", clock_shift=3600)
     medium = Medium("A/1", "A", time="2021:05:31 08:25:38", file="C:\\cards\\A\\1.JPG")
+    # Two rows of one id, as formats have that number the rows of each image.
     seen = Observation("1", "A", key="A/1", kind="animal", taxon="Lutra lutra", method="human")
+    taxa = [
+        {"id": "genus:Lutra", "name": "Lutra", "rank": "genus", "parent": ""},
+        {"id": "9657", "name": "Lutra lutra", "rank": "species", "parent": "genus:Lutra", "common": "Eurasian otter"},
+    ]
     for name, deployment in (("good", place), ("bad", Deployment("A", "pond", 50.7, 4.0))):
         with CollectionWriter(tmp_path / name) as writer:
-            writer.add("A/1", jpeg(1), extra=survey_rows(medium, [seen]))
+            writer.add("A/1", jpeg(1), extra=survey_rows(medium, [seen, seen]))
             write_survey(writer, deployments=[deployment])
+            writer.replace_dataset_rows("taxa", Taxa.from_rows(taxa).to_rows(), by="id")
     good, bad = Collection.open(tmp_path / "good"), Collection.open(tmp_path / "bad")
     options = {"settings": CamtrapSettings(coordinate_digits=2, contributor=("A. Author",))}
     export(good, tmp_path / "out", **options)
     (row,) = read_rows(tmp_path / "out", "media").values()
     # An hour later by the clock's shift, with the offset that the user states.
     assert (row["timestamp"], row["filePath"]) == ("2021-05-31T09:25:38+02:00", "cards/A/1.JPG")
+    assert list(read_rows(tmp_path / "out", "observations")) == ["1", "1-row-1"]
+    assert read_descriptor(tmp_path / "out")["taxonomic"] == [
+        {
+            "scientificName": "Lutra lutra",
+            "taxonID": "9657",
+            "taxonRank": "species",
+            "genus": "Lutra",
+            "vernacularNames": {"eng": "Eurasian otter"},
+        }
+    ]
     (deployment,) = read_rows(tmp_path / "out", "deployments").values()
     assert deployment["deploymentStart"] == row["timestamp"]
     with raises_naming(UserError, "media.csv", "row 1", "timestamp", "offset"):

@@ -33,7 +33,7 @@ from foveate.records.importers.camtrap_package import DESCRIPTOR, check_written,
 from foveate.records.survey.camtrap_schema import TABLES, URL, columns, is_valid_time
 from foveate.records.survey.coordinates import round_deployments
 from foveate.records.survey.decisions import Decision, format_comment
-from foveate.records.survey.taxa import RANKS
+from foveate.records.survey.taxa import RANKS, Taxa
 from foveate.records.survey.types import LEVELS, Deployment, Medium, Observation
 
 
@@ -82,6 +82,7 @@ def export_camtrap_dp(
     settings: CamtrapSettings,
     decisions: Sequence[Decision] | None = None,
     events: Mapping[str, Sequence[str]] | None = None,
+    taxa: Taxa | None = None,
     created: str | None = None,
 ) -> CamtrapExport:
     """Write the survey of a collection to `folder`, atomically. Images are not copied.
@@ -90,6 +91,7 @@ def export_camtrap_dp(
         decisions: replace earlier rows of machines about the same images; images that nobody labels become
             "unclassified". None writes the survey as it is.
         events: keys of the images of each event that was pooled; by default the sequences of the survey.
+        taxa: what `taxonomic` says of new names; by default the collection's.
         created: time stamp of package and decisions (ISO 8601 with offset), by default now.
 
     Raises:
@@ -105,7 +107,8 @@ def export_camtrap_dp(
     merged = MergedObservations(rows, decisions, rows.sequences if events is None else events)
     export = CamtrapExport(folder)
     with staged_folder(folder) as stage:
-        writer = _PackageWriter(rows, settings, created, stage, export)
+        known = taxa or Taxa.from_rows(collection.dataset_table("taxa").to_pylist())
+        writer = _PackageWriter(rows, settings, known, created, stage, export)
         writer.write(merged)
         violations, doubts = check_written(stage)
         dropped = ("latitude", "longitude", "spatial") if settings.coordinate_digits == "drop" else ()
@@ -120,6 +123,7 @@ def export_camtrap_dp(
 class _PackageWriter:
     rows: SurveyRows
     settings: CamtrapSettings
+    taxonomy: Taxa
     created: str
     stage: Path
     export: CamtrapExport
@@ -130,6 +134,7 @@ class _PackageWriter:
         self.levels: set[str] = set()
         self.ids: set[str] = set()
         self.left_out: set[str] = set()
+        self.files = {row["path"] for row in self.rows.collection.dataset_table(FILES_TABLE).to_pylist()}
         # Of each medium that is written; one without a time is not.
         self.media_ids: dict[str, str] = {}
 
@@ -255,14 +260,15 @@ class _PackageWriter:
         row = self.rows.keys.get(observation.key, -1)
         members = [row] if row >= 0 else [self.rows.keys[key] for key in self.rows.sequences.get(observation.event, ())]
         span = ("", "") if observation.event_start and observation.event_end else self._span(members)
-        shift = self.rows.deployments[observation.deployment].clock_shift if observation.deployment else 0
+        deployment = self.rows.deployments.get(observation.deployment)
+        shift = 0 if deployment is None else deployment.clock_shift
         probability = observation.probability
         # Only of another format: in a package, an empty cell was meant.
         sequence = self.rows.media["sequence"][row].as_py() if row >= 0 and not self.descriptor else ""
         return {
             **observation.extra,
             **_box_cells(observation.box),
-            "observationID": observation.id,
+            "observationID": self._find_id(observation),
             "deploymentID": observation.deployment,
             "mediaID": self.media_ids.get(observation.key) or observation.extra.get("mediaID", ""),
             "eventID": observation.event or sequence,
@@ -285,7 +291,7 @@ class _PackageWriter:
         probability = "" if decision.probability is None else round(decision.probability, 6)
         return {
             **_box_cells(decision.box),
-            "observationID": self._new_id(identity),
+            "observationID": self._new_id(identity, "machine"),
             "deploymentID": media["deployment"][rows[0]].as_py(),
             "mediaID": "" if decision.event else identity,
             "eventID": decision.event or media["sequence"][rows[0]].as_py(),
@@ -302,10 +308,16 @@ class _PackageWriter:
             "observationComments": format_comment(decision),
         }
 
-    def _new_id(self, identity: str) -> str:
+    def _find_id(self, observation: Observation) -> str:
+        """Return the id of a row; other formats may have none, or number the rows of each image."""
+        if observation.id and observation.id not in self.ids:
+            return observation.id
+        return self._new_id(observation.id or observation.key or observation.event, "row")
+
+    def _new_id(self, identity: str, kind: str) -> str:
         number = 1
-        # Deterministic, so that a repeated export is equal; a free number where a person's row has the id.
-        while (name := f"{identity}-machine-{number}") in self.ids:
+        # Deterministic, so that a repeated export is equal; a free number where another row has the id.
+        while (name := f"{identity}-{kind}-{number}") in self.ids:
             number += 1
         return name
 
@@ -368,9 +380,9 @@ class _PackageWriter:
         further = []
         for resource in self.descriptor.get("resources", ()):
             paths = resource.get("path") or ()
-            gone = {paths} if isinstance(paths, str) else set(paths)
+            local = {path for path in ({paths} if isinstance(paths, str) else paths) if "://" not in path}
             inline = json.dumps(resource.get("data"), ensure_ascii=False)
-            if resource["name"] not in TABLES and not gone & self.left_out:
+            if resource["name"] not in TABLES and local <= self.files - self.left_out:
                 if self._keep_further(resource["name"], inline):
                     further.append(resource)
         return further
@@ -380,8 +392,23 @@ class _PackageWriter:
         entries = [entry for entry in self.descriptor.get("taxonomic", ()) if entry["scientificName"] in self.taxa]
         known = {entry["scientificName"] for entry in entries}
         for name in sorted(set(self.taxa) - known):
-            entries.append({"scientificName": name, **{key: value for key, value in self.taxa[name].items() if value}})
+            cells = {**self._look_up(name), **{key: value for key, value in self.taxa[name].items() if value}}
+            entries.append({"scientificName": name, **cells})
         return entries
+
+    def _look_up(self, name: str) -> dict[str, Any]:
+        """Return what the taxonomy knows of a name, in the fields of the standard."""
+        taxonomy = self.taxonomy
+        index = taxonomy.find(name)
+        if index < 0:
+            return {}
+        ranks = {taxonomy.ranks[i]: taxonomy.names[i] for i in taxonomy.lineage(index)[1:]}
+        rank, identity, common = taxonomy.ranks[index], taxonomy.ids[index], taxonomy.common[index]
+        entry: dict[str, Any] = {"taxonID": "" if identity.startswith(f"{rank}:") else identity}
+        entry |= {"taxonRank": rank if rank in RANKS else ""}
+        entry |= {higher: ranks[higher] for higher in RANKS[:6] if higher in ranks}
+        entry |= {"vernacularNames": {"eng": common} if common else {}}
+        return {key: value for key, value in entry.items() if value}
 
 
 def _resource(name: str) -> dict[str, str]:

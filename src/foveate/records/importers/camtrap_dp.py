@@ -108,6 +108,8 @@ def import_camtrap_dp(
             **shared,
         )
     summary.notes += survey.notes()
+    if summary.imported + summary.existing == 0:
+        summary.notes.append("no image was found; set --images to the folder of filePath or fileName")
     return summary
 
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from foveate.core.errors import UserError, nearest
+from foveate.records.images import BadImage
 from foveate.records.importers.files import check_file, file_sample, locate_file, make_key
 from foveate.records.importers.json_files import read_annotations
 from foveate.records.importers.sample import MAX_BYTES, Problem, Sample
@@ -121,8 +122,12 @@ class Files:
 
         def load() -> bytes:
             # One byte more than allowed, so that the size is noticed without trusting the zip's directory.
-            with self.open(normal, max_bytes=MAX_BYTES) as file:
-                return file.read(MAX_BYTES + 1)
+            try:
+                with self.open(normal, max_bytes=MAX_BYTES) as file:
+                    return file.read(MAX_BYTES + 1)
+            except UserError as error:
+                # One damaged member does not end the import.
+                raise BadImage("unreadable", str(error)) from error
 
         return Sample(key=make_key(normal), source=source, load=load)
 
@@ -165,7 +170,8 @@ def _read(files: Files) -> CamtrapPackage:
     problems += check_tables(descriptor, tables)
     refuse(files.path, problems)
     doubts = list(find_doubts(tables, _file_names(descriptor)))
-    return CamtrapPackage(files, descriptor, tables, problems + doubts, _read_further(files, descriptor))
+    further, too_large = _read_further(files, descriptor)
+    return CamtrapPackage(files, descriptor, tables, [*problems, *doubts, *too_large], further)
 
 
 def read_descriptor(files: Files) -> tuple[dict[str, Any], list[Violation]]:
@@ -285,12 +291,19 @@ def _as_text(cells: pa.ChunkedArray) -> pa.ChunkedArray:
     return cells.cast(pa.large_string())
 
 
-def _read_further(files: Files, descriptor: Mapping[str, Any]) -> dict[str, bytes]:
-    further = {}
+def _read_further(files: Files, descriptor: Mapping[str, Any]) -> tuple[dict[str, bytes], list[Violation]]:
+    """Read the files of further resources; return them, and those that are too large to be stored."""
+    further, too_large = {}, []
     for resource in descriptor["resources"]:
         paths = resource.get("path") or ()
-        for path in [paths] if isinstance(paths, str) else paths:
-            if resource["name"] not in TABLES and "://" not in str(path):
-                with files.open(str(path), max_bytes=_MAX_FURTHER_BYTES) as file:
-                    further[str(path)] = file.read()
-    return further
+        for path in map(str, [paths] if isinstance(paths, str) else paths):
+            if resource["name"] in TABLES or "://" in path:
+                continue
+            with files.open(path, max_bytes=MAX_TABLE_BYTES) as file:
+                content = file.read(_MAX_FURTHER_BYTES + 1)
+            if len(content) <= _MAX_FURTHER_BYTES:
+                further[path] = content
+            else:
+                problem = f"has more than {_MAX_FURTHER_BYTES:,} bytes and is not stored"
+                too_large.append(Violation(files.descriptor, 0, f"resources: {path}", problem, tolerated=True))
+    return further, too_large
