@@ -46,7 +46,12 @@ class TrapSettings(Settings):
     regions: int = Field(4, ge=1, le=len(_REGIONS), description="Regions that the cameras stand in.")
     overlap: float = Field(0.1, ge=0, le=1, description="0: a species is in one region only. 1: in all alike.")
     tail: float = Field(1.0, ge=0, le=3, description="Abundance falls with this power of the rank. 0: all alike.")
-    empty: float = Field(0.4, ge=0.2, le=0.95, description="Share of images without an animal.")
+    empty: float = Field(
+        0.4,
+        ge=0.2,
+        le=0.95,
+        description="Share of images without an animal, at least 0.2: bursts that an animal leaves have some.",
+    )
     by_place: bool = Field(True, description="Whether species depend on the region, habitat and camera.")
     by_hour: bool = Field(True, description="Whether species have their hours.")
     shuffled_taxonomy: bool = Field(False, description="Whether species are permuted among the genera.")
