@@ -17,6 +17,7 @@ from foveate.records.builtin.single_objects import jpeg
 from foveate.records.collection import Collection
 from foveate.records.importers.cards import import_cards
 from foveate.records.scenes.compose import Finish, Layer, apply_finish, paste
+from foveate.records.survey.checks import check_survey
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.taxa import Taxa
 from foveate.records.survey.types import Deployment, Observation
@@ -227,11 +228,10 @@ def test_a_collection_has_the_survey(survey: Path) -> None:
             assert labels[observation.key] in (observation.taxon_id, observation.taxon, "blank")
         unseen = {key for key, row in truth.items() if row["slice"] == UNSEEN_DRAWING}
         assert {by_key[key].split for key in unseen} == {"test"}
-        assert {deployment.id for deployment in deployments} == {
-            camera.name for split in ("train", "test") for camera in load_world(SMALL, 1).cameras[split]
-        }
+        assert {deployment.id for deployment in deployments} == splits["train"] | splits["test"]
         assert not np.isnan(opened.hour_N).any()
         assert not np.isnan(opened.places_N2).any()
+        assert not check_survey(opened).as_dict()["findings"]
         (row,) = collection.dataset_table("survey").to_pylist()
         descriptor = json.loads(row["descriptor"])
         assert TrapSettings(**{name: value for name, value in descriptor.items() if name != "seed"}) == SMALL

@@ -70,7 +70,8 @@ def draw_trap_row(settings: TrapSettings, *, seed: int, split: str, index: int) 
     time = world.recorded_time(frame)
     # A second card in the folder of a mis-filed camera: as on a computer, equal names do not meet.
     card = "100TRAPS" if camera is event.camera else "101TRAPS"
-    file = f"{camera.name}/{card}/IMG_{event.number * event.camera.burst + frame.position + 1:04d}.JPG"
+    # By the clock, since the order of files is that of time on a card: event numbers are not.
+    file = f"{camera.name}/{card}/{time:%Y%m%d%H%M%S}-{event.number:05d}-{frame.position + 1}.JPG"
     medium = Medium(
         key,
         camera.name,
@@ -177,7 +178,7 @@ def build_traps(
             for index in range(count)
             if writer.known_sha256(make_trap_key(seed=seed, split=split, index=index)) is None
         ]
-        deployments = [make_deployment(camera) for split in SPLITS if counts[split] for camera in world.cameras[split]]
+        deployments = [make_deployment(camera) for camera in _list_cameras(world, counts)]
         write_survey(writer, deployments=deployments, format=SOURCE, descriptor=descriptor)
         writer.replace_dataset_rows("taxa", world.taxa.to_rows(), by="id")
         draw = functools.partial(_draw_position, settings=settings, seed=seed)
@@ -193,6 +194,17 @@ def build_traps(
                 context=make_context(row.medium, row.deployment),
                 extra=row.extra,
             )
+
+
+def _list_cameras(world: World, counts: Mapping[str, int]) -> list[Camera]:
+    """List the cameras that have one of the first `counts` images of each split, by name."""
+    cameras: dict[str, Camera] = {}
+    for split, count in counts.items():
+        # A cycle has all cameras of its split.
+        for index in range(min(count, world.cycle_length(split))):
+            event = world.locate(split, index).event
+            cameras |= {camera.name: camera for camera in (event.camera, world.recorded_deployment(event))}
+    return [cameras[name] for name in sorted(cameras)]
 
 
 def _draw_position(position: tuple[str, int], *, settings: TrapSettings, seed: int) -> TrapRow:

@@ -215,11 +215,15 @@ class World:
         if index < 0:
             raise UserError(f"index: below 0 (got {index})")
         cycle = self._cycles[split]
-        turn, offset = divmod(index, int(cycle.ends[-1]))
+        turn, offset = divmod(index, self.cycle_length(split))
         slot = int(np.searchsorted(cycle.ends, offset, side="right"))
         camera = self.cameras[split][cycle.cameras[slot]]
         start = int(cycle.ends[slot]) - camera.burst
         return Frame(self.draw_event(camera, turn * camera.weight + cycle.turns[slot]), offset - start)
+
+    def cycle_length(self, split: str) -> int:
+        """Return the number of images of a cycle; see `locate`."""
+        return int(self._cycles[split].ends[-1])
 
     def _plan_cycle(self, split: str) -> _Cycle:
         cameras = self.cameras[split]
