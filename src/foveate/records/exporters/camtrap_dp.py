@@ -114,6 +114,7 @@ def export_camtrap_dp(
         dropped = ("latitude", "longitude", "spatial") if settings.coordinate_digits == "drop" else ()
         refuse(folder, [entry for entry in violations if entry.field not in dropped], tolerant=False)
         export.notes += map(str, doubts[:_LISTED])
+    export.counts = +export.counts
     if dropped:
         export.notes.append("coordinates dropped: Camtrap DP requires them, so validators refuse this package")
     return export
