@@ -12,6 +12,7 @@ import pytest
 from made_cameras import FILES, make_survey
 
 from foveate.core.errors import UserError
+from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.exporters.megadetector import ResultsInfo, export_megadetector
@@ -217,6 +218,25 @@ def test_results_again_change_nothing_and_new_ones_replace(survey: Path, tmp_pat
     assert {key: rows for key, rows in changed.items() if key != "dep-A/IMG_0000"} == {
         key: rows for key, rows in first.items() if key != "dep-A/IMG_0000"
     }
+
+
+def test_a_killed_addition_is_repeated_and_goes_on(survey: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, tables = AnnotationAppender.append, []
+
+    def stop(self: AnnotationAppender, kind: str, *arguments: Any) -> int:
+        tables.append(kind)
+        if len(tables) == 2:
+            raise KeyboardInterrupt
+        return append(self, kind, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AnnotationAppender, "append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            add_results(survey, FORMATS / "megadetector_1.6.json")
+    add_results(survey, FORMATS / "megadetector_1.6.json")
+    with Collection.open(survey) as collection:
+        assert collection.table("regions").num_rows == 4
+        assert collection.table("observations").num_rows == 7
 
 
 def test_old_speciesnet_gives_boxes_the_class_of_the_image(survey: Path) -> None:

@@ -40,7 +40,7 @@ from foveate.records.survey.file_index import FileIndex
 from foveate.records.survey.types import Observation, ObservationKind, observation_row
 from foveate.records.tables import Provenance
 
-_IMAGES_PER_PART = 20_000
+_IMAGES_PER_PART = 5_000  # some 100 MB of rows in memory
 
 
 def read_results(path: str | Path) -> DetectionResults:
