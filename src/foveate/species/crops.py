@@ -166,8 +166,8 @@ class Views:
         if settings.strips == "crop" and not settings.strip_px:
             for group, members in _group_rows(self._groups, row_list).items():
                 # Spread over the card: its first frames may all be of one night.
-                chosen = np.unique(np.linspace(0, len(members) - 1, _FRAMES_OF_A_CAMERA).round().astype(int))
-                self.strips[group] = camera_strips(_readable(collection, [members[index] for index in chosen]))
+                sample = np.unique(np.linspace(0, len(members) - 1, _FRAMES_OF_A_CAMERA).round().astype(int))
+                self.strips[group] = camera_strips(_readable(collection, [members[index] for index in sample]))
 
     def __getitem__(self, row: int) -> View:
         width, height = int(self._widths[row]), int(self._heights[row])

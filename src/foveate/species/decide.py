@@ -122,7 +122,11 @@ class Decisions:
         return pa.array(texts, type=pa.string()).take(pa.array(codes % len(texts)))
 
     def _format_alternatives(self) -> pa.Array:
-        labels = pa.array([json.dumps(label, ensure_ascii=False) for label in self.classes.labels], type=pa.string())
+        names = [
+            self.taxa.names[taxon] if taxon >= 0 else label
+            for label, taxon in zip(self.classes.labels, self.classes.taxa_K.tolist(), strict=True)
+        ]
+        labels = pa.array([json.dumps(name, ensure_ascii=False) for name in names], type=pa.string())
         columns = []
         for column, scores in zip(self.alternatives_RA.T, self.alternative_scores_RA.T, strict=True):
             columns.append(_join_texts("[", labels.take(pa.array(column)), ",", _format(scores), "]"))

@@ -1,10 +1,15 @@
-"""Result of `species train`, declared once; loads no torch. The page of `foveate.report.pages.species` reads it."""
+"""Results of `foveate species`, declared once; loads no torch.
+
+The wing writes these models as result.json; the pages of `foveate.report.pages` read the same ones. Places are rounded
+before they get here, and left out unless asked for.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from foveate.core.results import ResultModel, RunResult
+from foveate.core.results import BoxValues, Evaluation, Histogram, ResultModel, RunResult, Value
+from foveate.species.hints import ClockHint, PlaceHint, RepeatedBox
 
 
 class PassResult(ResultModel):
@@ -67,3 +72,244 @@ class SpeciesTrainResult(RunResult):
     bad_samples: dict[str, str] = {}
     revision: str = ""
     model: str = ""
+
+
+class TaxonRow(ResultModel):
+    """How often a taxon was decided on, and when.
+
+    Attributes:
+        decisions: events or images. hours: decisions at each hour of the clock, 24 counts.
+    """
+
+    name: str
+    rank: str = ""
+    kind: str = "animal"
+    decisions: int = 0
+    score: float = 0.0
+    hours: list[int] = []
+
+
+class ClassRow(ResultModel):
+    """Precision and recall of a class on labeled images, by the model's best class without any stage.
+
+    Attributes:
+        support: labeled images of it. predicted: images that were given it. precision: with Wilson's interval.
+        train_images: that it was trained on, where the model says so.
+    """
+
+    label: str
+    name: str = ""
+    support: int
+    predicted: int
+    precision: Value | None = None
+    recall: float | None = None
+    train_images: int | None = None
+
+
+class CameraRow(ResultModel):
+    """One camera: images, decisions, accuracy where it has labels, and its rounded place."""
+
+    camera: str
+    images: int
+    events: int
+    failed: int = 0
+    labeled: int = 0
+    accuracy: float | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    top: str = ""
+
+
+class HourRow(ResultModel):
+    """Labeled images of four hours of the clock."""
+
+    hours: str
+    labeled: int
+    accuracy: float | None = None
+
+
+class StageRow(ResultModel):
+    """Decisions after a stage, against the truth.
+
+    Attributes:
+        named: decisions that name something. right: whose name is the truth or an ancestor of it.
+        exact: whose name is the truth itself. total: decisions with one truth.
+    """
+
+    stage: str
+    total: int
+    named: int
+    right: int
+    exact: int
+
+
+class Confusion(ResultModel):
+    """Images of a class that got another one, and the taxon that both belong to."""
+
+    truth: str
+    answer: str
+    images: int
+    common: str = ""
+    rank: str = ""
+
+
+class Coverage(ResultModel):
+    """Precision against coverage as the threshold rises; coverage and precision in [0, 1]."""
+
+    thresholds: list[float] = []
+    coverage: list[float] = []
+    precision: list[float] = []
+
+
+class SampleImage(ResultModel):
+    """An image of the page with its box and what was decided about its event."""
+
+    image: str
+    file: str
+    camera: str = ""
+    box: BoxValues | None = None
+    answer: str
+    rank: str = ""
+    score: float | None = None
+    truth: str = ""
+    right: bool | None = None
+    alternatives: list[tuple[str, float]] = []
+    steps: list[str] = []
+
+
+class Finding(ResultModel):
+    """What a check found doubtful about the survey."""
+
+    subject: str
+    text: str
+    count: int = 0
+
+
+class SpeciesResult(RunResult):
+    """One results folder as a page.
+
+    Attributes:
+        events: whether decisions are about events; else about images.
+        counts: kind of decision -> number. ranks: rank of the decided taxon -> number.
+        labels: labeled images in the evaluation; unknown_labels: label -> images of classes that the model lacks.
+        settings: of the stages.
+    """
+
+    kind: str = "species"
+    model: str = ""
+    collection: str = ""
+    view: str = ""
+    split: str | None = None
+    images: int = 0
+    failed: int = 0
+    cropped: int = 0
+    cameras: int = 0
+    events: bool = False
+    decisions: int = 0
+    counts: dict[str, int] = {}
+    ranks: dict[str, int] = {}
+    taxa: list[TaxonRow] = []
+    score_histogram: Histogram | None = None
+    per_camera: list[CameraRow] = []
+    coordinate_digits: int | None = None
+    samples: list[SampleImage] = []
+    failures: dict[str, int] = {}
+    findings: list[Finding] = []
+    clocks: list[ClockHint] = []
+    places: list[PlaceHint] = []
+    repeated: list[RepeatedBox] = []
+    settings: dict[str, Any] = {}
+    # Only where images are labeled.
+    labels: int = 0
+    unknown_labels: dict[str, int] = {}
+    left_out: dict[str, int] = {}
+    evaluation: Evaluation | None = None
+    classes: list[ClassRow] = []
+    per_hour: list[HourRow] = []
+    coverage: Coverage | None = None
+    confusions: list[Confusion] = []
+    stages: list[StageRow] = []
+    notes: list[str] = []
+
+
+class ReviewImage(ResultModel):
+    """A thumbnail of an event, and the box that was looked at."""
+
+    image: str
+    box: BoxValues | None = None
+
+
+class ReviewEntry(ResultModel):
+    """One event that is worth a look: what was decided, why to look, and its first images."""
+
+    event: str
+    file: str
+    deployment: str = ""
+    time: str = ""
+    answer: str
+    rank: str = ""
+    score: float
+    alternatives: list[tuple[str, float]] = []
+    reasons: list[str] = []
+    num_images: int = 1
+    images: list[ReviewImage] = []
+
+
+class SpeciesReviewResult(RunResult):
+    """A contact sheet: events in the order of what a look would change.
+
+    Attributes:
+        decisions: that could be looked at. table: the CSV to fill in. sheet: the PNG, "" without a readable image.
+    """
+
+    kind: str = "species_review"
+    decisions: int = 0
+    events: list[ReviewEntry] = []
+    table: str = ""
+    sheet: str = ""
+
+
+class NearTaxon(ResultModel):
+    """A taxon that the graph holds for alike; `relation` is what both belong to."""
+
+    name: str
+    cosine: float
+    relation: str = ""
+
+
+class NearImage(ResultModel):
+    """A training image near an explained one."""
+
+    image: str
+    key: str
+    camera: str = ""
+    label: str = ""
+    cosine: float
+
+
+class SpeciesExplanation(RunResult):
+    """What is behind the answer for one image.
+
+    Attributes:
+        classes: best classes of this image with their probabilities, before any stage.
+        best_image: file of the image that stands for the event, where it is another one.
+        taxa: classes whose vectors are nearest to that of the best class.
+        images: nearest training images.
+    """
+
+    kind: str = "species_explain"
+    image: str
+    file: str
+    camera: str = ""
+    time: str = ""
+    event: str = ""
+    num_images: int = 1
+    box: BoxValues | None = None
+    answer: str
+    rank: str = ""
+    score: float
+    classes: list[tuple[str, float]] = []
+    steps: list[str] = []
+    best_image: str = ""
+    taxa: list[NearTaxon] = []
+    images: list[NearImage] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -33,3 +34,53 @@ class BuildSettings(Settings):
         "list, or the shipped table, if unset",
     )
     labels: Literal["human", "machine", "all"] = Field("human", description="whose observations are labels")
+
+
+class PredictSettings(Settings):
+    """`foveate species predict MODEL SOURCE`."""
+
+    deployments: Path | None = Field(None, description="table of deployments of a folder of cards")
+    results: Path | None = Field(None, description="boxes for the images: a file of MegaDetector or SpeciesNet")
+    detect: bool = Field(False, description="propose boxes where images have none, as foveate species boxes does")
+    split: str | None = Field(None, description="only images of this split")
+    batch: int = Field(16, ge=1, le=1024, description="images of a pass through the encoder")
+
+
+class DecideSettings(Settings):
+    """What a decision needs beside its stages."""
+
+    gap_seconds: float = Field(60.0, gt=0, description="a longer gap between two images begins a new event")
+
+
+class PageSettings(Settings):
+    """What the page of predictions shows."""
+
+    coordinate_digits: int | None = Field(
+        None, ge=1, le=3, description="decimals of the places on the map; no place is on the page by default"
+    )
+    samples: int = Field(24, ge=0, le=500, description="number of images on the page")
+
+
+class ReviewSettings(Settings):
+    """`foveate species review RESULTS`."""
+
+    max_events: int = Field(300, ge=1, le=5000, description="events on the contact sheet and in the table")
+    corrections: Path | None = Field(
+        None, description="table or Camtrap DP package with a person's answers, read instead of writing a sheet"
+    )
+    column: str | None = Field(None, description="column of the corrections that holds the answers")
+
+
+class ExportSettings(Settings):
+    """`foveate species export RESULTS`."""
+
+    format: Literal["camtrap-dp", "megadetector", "wildlife-insights", "csv"] = Field(
+        description="camtrap-dp, megadetector (Timelapse), wildlife-insights, or csv: one flat table"
+    )
+    coordinate_digits: str | None = Field(
+        None, description="of camtrap-dp: decimals of coordinates, 1 (10 km), 2 (1 km), 3 (100 m), recorded or drop"
+    )
+    title: str | None = Field(None, description="of camtrap-dp: title of the package")
+    contributor: tuple[str, ...] = Field((), description="of camtrap-dp: name of a person or organization")
+    sampling_design: str | None = Field(None, description="of camtrap-dp: how the places of the cameras were chosen")
+    project: str | None = Field(None, description="of wildlife-insights: id of the project")

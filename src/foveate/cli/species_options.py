@@ -1,0 +1,122 @@
+"""Options of the verbs of `foveate species` that several of them have: the decision stages, the page, the prior."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.cli.fields import fields
+from foveate.cli.options import F
+
+if TYPE_CHECKING:
+    from foveate.core.recipes import Settings
+    from foveate.species.evaluate import Truth
+    from foveate.species.predictions import Predictions
+    from foveate.species.results import SpeciesResult
+
+SETTINGS = "foveate.species.settings"
+
+
+def stage_options(function: F) -> F:
+    """Add the options of the decision stages; the command gets them as `stages`, and `decide` what goes beside them."""
+    stages: Callable[[F], F] = fields(
+        "foveate.species.decide:Stages",
+        ("temperature.temperature", "--temperature"),
+        ("prior.source", "--prior"),
+        ("prior.by_place", "--place-prior"),
+        ("prior.by_hour", "--hour-prior"),
+        ("prior.by_season", "--season-prior"),
+        ("prior.strength", "--prior-strength"),
+        ("prior.floor", "--prior-floor"),
+        ("prior.within_list", "--prior-within-list"),
+        ("species_list.file", "--list"),
+        ("species_list.mode", "--list-mode"),
+        ("species_list.walk_down", "--walk-down"),
+        ("pooling.method", "--pooling"),
+        ("pooling.blank_mode", "--blank-mode"),
+        ("pooling.weights", "--pooling-weights"),
+        ("rollup.enabled", "--roll-up"),
+        ("rollup.ranks", "--ranks"),
+        ("threshold.threshold", "--threshold"),
+        ("rules.rules", "--rules"),
+        ("rules.taxonomy", "--rules-taxonomy"),
+        ("rules.geofence", "--geofence"),
+        ("rules.country", "--country"),
+        ("rules.state", "--state"),
+        into="stages",
+        metavars={"prior.source": "FOLDER|FILE", "species_list.file": "FILE"},
+    )
+    return stages(fields(f"{SETTINGS}:DecideSettings", "gap_seconds", into="decision")(function))
+
+
+page_options = fields(f"{SETTINGS}:PageSettings", "coordinate_digits", "samples", into="page")
+
+
+def build_stages(values: Mapping[str, Any], model: Path | None) -> Settings:
+    """Check the options of the stages; a prior that is asked for without a folder is the one beside the model.
+
+    Args:
+        model: folder of the model, None where it is not known.
+    """
+    from foveate.core.recipes import validate
+    from foveate.species.decide import Stages
+    from foveate.species.priors import PRIOR
+
+    prior = dict(values.get("prior", {}))
+    uses_prior = any(prior.get(f"by_{part}") for part in ("place", "hour", "season"))
+    if uses_prior and prior.get("source") is None and model is not None:
+        folder = model.parent / PRIOR
+        if folder.is_dir():
+            prior["source"] = folder
+    return validate(Stages, {**values, **({"prior": prior} if prior else {})}, where="foveate species")
+
+
+def decide_and_render(
+    predictions: Predictions,
+    stages: Mapping[str, Any],
+    decision: Mapping[str, Any],
+    page: Mapping[str, Any],
+    *,
+    truth: Truth | None = None,
+    train_counts: Mapping[str, int] | None = None,
+) -> tuple[SpeciesResult, Path]:
+    """Decide about a results folder, write its result.json and render its page."""
+    from foveate.core.files import write_json_atomically
+    from foveate.core.recipes import validate
+    from foveate.report import render
+    from foveate.species.decide_results import decide_results
+    from foveate.species.settings import DecideSettings, PageSettings
+    from foveate.species.summary import summarize
+
+    where = "foveate species"
+    settings = build_stages(stages, Path(predictions.config["model"]["path"]))
+    gap = validate(DecideSettings, dict(decision), where=where).gap_seconds
+    decide_results(predictions, settings, gap_seconds=gap)
+    look = validate(PageSettings, dict(page), where=where)
+    result = summarize(
+        predictions,
+        predictions.folder,
+        truth=truth,
+        train_counts=train_counts,
+        digits=look.coordinate_digits,
+        samples=look.samples,
+        command=["foveate", *sys.argv[1:]],
+    )
+    write_json_atomically(predictions.folder / "result.json", result.to_json())
+    return result, render(predictions.folder)
+
+
+def describe_result(result: SpeciesResult) -> list[str]:
+    """Format what was decided for the terminal."""
+    unit = "events" if result.events else "images"
+    counts = ", ".join(f"{name} {count:,}" for name, count in result.counts.items())
+    lines = [f"{result.decisions:,} {unit}: {counts}"]
+    animals = [row for row in result.taxa if row.kind == "animal"]
+    for row in animals[:10]:
+        rank = f" ({row.rank})" if row.rank and row.rank != "species" else ""
+        lines.append(f"  {row.decisions:6,}  {row.name}{rank}, mean probability {row.score:.2f}")
+    if len(animals) > 10:
+        lines.append(f"  and {len(animals) - 10} more taxa, see the page")
+    return lines

@@ -1,0 +1,183 @@
+"""Add a person's answers to the survey of a results folder: of our review table, Timelapse, or a Camtrap DP package.
+
+They become observations of the survey with the method "human", so that the next training learns from them. Rows of
+other people are never touched; an earlier answer of the same file gives way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from foveate.core.errors import UserError
+from foveate.records import tables
+from foveate.records.annotate import remove_rows
+from foveate.records.appender import AnnotationAppender
+from foveate.records.importers.corrections import Correction
+from foveate.records.survey.detections import get_kind
+from foveate.records.survey.file_index import FileIndex
+from foveate.records.survey.survey import Survey
+from foveate.records.survey.taxa import Taxa
+from foveate.records.survey.types import Observation, observation_row
+from foveate.records.tables import Provenance
+from foveate.species.predictions import Predictions
+
+SOURCE = "review"
+_CONFIRMED = ("ok", "yes", "right", "correct")
+
+
+@dataclass(slots=True)
+class CorrectionsSummary:
+    """Counts of `apply_corrections`.
+
+    Attributes:
+        images: with a new answer. blank: of them empty. replaced: earlier answers of the same file.
+        unmatched: corrections of files that are not in the survey.
+        also_labeled: images that another person labeled differently: both rows stay.
+        new_names: names that are no taxon of the model -> images.
+    """
+
+    images: int = 0
+    blank: int = 0
+    replaced: int = 0
+    unmatched: list[str] = field(default_factory=list)
+    also_labeled: int = 0
+    new_names: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Format the counts for people."""
+        lines = [f"{self.images:,} images have an answer of a person now, {self.blank:,} of them: blank"]
+        if self.replaced:
+            lines.append(f"{self.replaced:,} earlier answers of this file were replaced")
+        if self.unmatched:
+            lines.append(f"{len(self.unmatched):,} files are not in the survey, first {self.unmatched[0]!r}")
+        if self.also_labeled:
+            lines.append(
+                f"{self.also_labeled:,} images have another person's label, too; images with two train nothing"
+            )
+        for name, count in self.new_names.items():
+            lines.append(
+                f"{name!r} is no taxon of the model ({count:,} images); the next training learns it as a class"
+            )
+        return lines
+
+
+def apply_corrections(predictions: Predictions, corrections: Sequence[Correction], path: Path) -> CorrectionsSummary:
+    """Add the answers to the survey of a results folder as observations of a person.
+
+    An answer about an event of our review table belongs to the image that was shown first, since an animal leaves some
+    frames of its burst; "blank" belongs to all of its images.
+
+    Raises:
+        UserError: the collection is no survey, or no correction fits any of its images.
+    """
+    survey = predictions.survey
+    summary = CorrectionsSummary()
+    answers = _resolve(predictions, survey, corrections, summary)
+    if not answers:
+        raise UserError(f"{path}: no correction fits an image of {predictions.collection.path}, or all are known")
+    collection, taxa = predictions.collection, predictions.taxa
+    others = survey.labels()
+    rows = []
+    unknown = Counter[str]()
+    for key, entries in answers.items():
+        row = collection.find_row(key)
+        observations = [
+            _observe(key, number, survey, row, entry, taxa) for number, entry in enumerate(entries.values())
+        ]
+        unknown.update(entry.taxon for entry in observations if entry.kind == "animal" and not entry.taxon_id)
+        summary.images += 1
+        summary.blank += observations[0].kind == "blank"
+        names = {name for entry in observations for name in (entry.taxon_id, entry.taxon, entry.kind) if name}
+        summary.also_labeled += bool(others[row]) and others[row] not in names
+        rows += [observation_row(entry) for entry in observations]
+    summary.new_names = {name: count for name, count in unknown.items() if name}
+    summary.replaced = _remove_earlier(collection.path, set(answers))
+    with AnnotationAppender(collection.path, purpose="adding corrections") as appender:
+        appender.append("observations", rows, Provenance(source=f"{SOURCE}:{path.name}"))
+    return summary
+
+
+def _resolve(
+    predictions: Predictions, survey: Survey, corrections: Sequence[Correction], summary: CorrectionsSummary
+) -> dict[str, dict[str, Correction]]:
+    """Return the answers about each image by their label; of one label the last."""
+    collection = predictions.collection
+    keys = set(collection.keys)
+    # A row of a package that the survey was imported with is no new answer.
+    known = set(collection.table("observations")["id"].to_pylist())
+    corrections = [correction for correction in corrections if not correction.id or correction.id not in known]
+    members, decided = {}, {}
+    if any(correction.event or _confirms(correction.label) for correction in corrections):
+        for row in predictions.decisions.to_pylist():
+            members[row["event"]] = row["keys"]
+            decided |= dict.fromkeys(row["keys"], row["name"] if row["kind"] == "animal" else row["kind"])
+    index = FileIndex(survey.media["file"].to_pylist(), survey.keys)
+    rows, _ = index.find_all([correction.file for correction in corrections])
+    answers: dict[str, dict[str, Correction]] = {}
+    for correction, row in zip(corrections, rows, strict=True):
+        key = correction.key if correction.key in keys else survey.keys[row] if row >= 0 else ""
+        if not key:
+            summary.unmatched.append(correction.file or correction.key)
+            continue
+        label = correction.label
+        if _confirms(label):
+            label = decided.get(key, "")
+            if label in ("", "unknown", "unclassified"):
+                raise UserError(f"{correction.where}: {correction.label!r} confirms no answer; expected a name")
+        is_blank_event = correction.event in members and bool(correction.event) and get_kind(label) == "blank"
+        for member in members[correction.event] if is_blank_event else (key,):
+            answers.setdefault(member, {})[label] = replace(correction, label=label)
+    return answers
+
+
+def _confirms(label: str) -> bool:
+    return label.strip().lower() in _CONFIRMED
+
+
+def _observe(key: str, number: int, survey: Survey, row: int, correction: Correction, taxa: Taxa) -> Observation:
+    label = correction.label
+    kind = get_kind(label)
+    taxon, taxon_id = "", ""
+    if kind == "animal" and label.lower() != "animal":
+        index = taxa.index(label) if label in taxa else taxa.find(label)
+        if index < 0:
+            matches = [i for i, name in enumerate(taxa.common) if name and name.lower() == label.lower()]
+            index = matches[0] if len(matches) == 1 else -1
+        taxon, taxon_id = (taxa.names[index], taxa.ids[index]) if index >= 0 else (label, "")
+    deployment = int(survey.deployment_N[row])
+    return Observation(
+        id=hashlib.blake2b(f"{SOURCE}|{key}|{number}".encode(), digest_size=8).hexdigest(),
+        deployment=survey.deployments[deployment].id if deployment >= 0 else "",
+        key=key,
+        kind=kind,
+        taxon=taxon,
+        taxon_id=taxon_id,
+        count=correction.count,
+        method="human",
+        classifier=correction.person,
+        classified_at=correction.time or tables.now(),
+    )
+
+
+def _remove_earlier(path: Path, keys: set[str]) -> int:
+    """Remove earlier answers about these images; only rows of a review are ever removed."""
+
+    def select(part: pa.Table) -> NDArray[np.bool_]:
+        columns: Mapping[str, list[str]] = {name: part[name].to_pylist() for name in ("key", "source")}
+        return np.array(
+            [
+                source.startswith(f"{SOURCE}:") and key in keys
+                for key, source in zip(columns["key"], columns["source"], strict=True)
+            ],
+            dtype=bool,
+        )
+
+    return remove_rows(path, "observations", select, purpose="replacing corrections")

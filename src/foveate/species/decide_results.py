@@ -1,0 +1,180 @@
+"""Decide about a results folder: its probabilities, the survey's events, places and hours, and the stages."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from foveate.core.files import write_json_atomically
+from foveate.core.recipes import Settings
+from foveate.records import tables
+from foveate.records.boxes import Box
+from foveate.records.survey.decisions import Decision
+from foveate.records.survey.detections import get_kind
+from foveate.records.survey.events import GAP_SECONDS, Events
+from foveate.records.survey.survey import Survey, has_survey
+from foveate.records.survey.types import ObservationKind
+from foveate.species.classes import NON_ANIMALS
+from foveate.species.decide import Decisions, decide, prepare_stages
+from foveate.species.predictions import DECIDE, DECISIONS, Predictions
+from foveate.species.rows import ABSTAINED, DETECTED, FAILED, Detections
+
+
+def decide_results(predictions: Predictions, stages: Settings, *, gap_seconds: float = GAP_SECONDS) -> pa.Table:
+    """Decide about all images of a results folder; write and return the table of decisions.
+
+    Args:
+        stages: a `foveate.species.decide.Stages`.
+        gap_seconds: a longer gap between two images begins a new event.
+
+    Raises:
+        UserError: a file or name of the settings is wrong, or the collection of the folder has gone.
+    """
+    prepared = prepare_stages(stages, predictions.classes, predictions.taxa)
+    survey = open_survey(predictions)
+    events = None if survey is None else survey.events(gap_seconds=gap_seconds)
+    context: dict[str, Any] = {}
+    if survey is not None and events is not None:
+        # Days of the stages count from 0, those of a survey from 1.
+        rows = predictions.rows
+        context = {"events": events.event_N[rows], "places": survey.places_N2[rows]}
+        context |= {"hours": survey.hour_N[rows], "days": survey.day_N[rows] - 1}
+    decisions = decide(
+        predictions.probabilities_NK,
+        predictions.classes,
+        predictions.taxa,
+        prepared,
+        detections=best_detections(predictions),
+        **context,
+    )
+    table = _to_table(predictions, decisions, survey, events)
+    tables.write_table(predictions.folder / DECISIONS, table)
+    settings = {"stages": stages.model_dump(mode="json"), "gap_seconds": gap_seconds, "events": decisions.is_pooled}
+    write_json_atomically(predictions.folder / DECIDE, {**settings, "created": tables.now()})
+    return table
+
+
+def open_survey(predictions: Predictions) -> Survey | None:
+    """Return the survey of a results folder, None where its collection is none."""
+    return predictions.survey if has_survey(predictions.collection) else None
+
+
+def best_detections(predictions: Predictions) -> Detections | None:
+    """Return the best detection of each image; None where no image has a box: nothing was detected at all then."""
+    boxes = predictions.boxes
+    if not boxes.num_rows:
+        return None
+    rows_B = tables.positions(boxes["key"], among=pa.array(predictions.collection_keys, pa.string()))
+    scores_B = boxes["score"].to_numpy()
+    # An object of NanoDet and a species of a local detector are animals.
+    kinds = [get_kind(label) for label in boxes["label"].to_pylist()]
+    kinds_B = np.array([DETECTED.index(kind) if kind in DETECTED else -1 for kind in kinds], dtype=np.int64)
+    count = len(predictions.collection_keys)
+    kinds_N, scores_N = np.full(count, -1, dtype=np.int64), np.zeros(count)
+    # Of equal scores the first one counts: written last.
+    order = np.lexsort((-np.arange(len(rows_B)), scores_B))
+    kinds_N[rows_B[order]], scores_N[rows_B[order]] = kinds_B[order], scores_B[order]
+    return Detections(kinds_N, scores_N)
+
+
+def name_events(survey: Survey, events: Events) -> list[str]:
+    """Return an id of each event: the source's sequence, or deployment and number."""
+    sequences = survey.media["sequence"].to_pylist()
+    ids = [deployment.id for deployment in survey.deployments]
+    first = events.order_N[events.starts[:-1]].tolist()
+    owners = {(sequences[row], int(survey.deployment_N[row])) for row in first if sequences[row]}
+    shared = {name for name, uses in Counter(name for name, _ in owners).items() if uses > 1}
+    names, counts = [], Counter[str]()
+    for row in first:
+        sequence, index = sequences[row], int(survey.deployment_N[row])
+        deployment = ids[index] if index >= 0 else ""
+        counts[deployment] += 1
+        if sequence:
+            names.append(f"{deployment}:{sequence}" if sequence in shared else sequence)
+        else:
+            names.append(f"{deployment}:{counts[deployment]:05d}")
+    return names
+
+
+def _to_table(predictions: Predictions, decisions: Decisions, survey: Survey | None, events: Events | None) -> pa.Table:
+    keys = predictions.collection_keys
+    images = predictions.images
+    best = decisions.images_R.tolist()
+    members: list[list[str]] = [[] for _ in range(len(decisions))]
+    order_N = np.arange(len(keys))
+    if events is not None:
+        # First image of an event first.
+        order_N = np.argsort(np.argsort(events.order_N)[predictions.rows], kind="stable")
+    for row in order_N.tolist():
+        members[int(decisions.decisions_N[row])].append(keys[row])
+    event_ids = [""] * len(decisions)
+    if decisions.is_pooled and survey is not None and events is not None:
+        names = name_events(survey, events)
+        event_ids = [names[int(events.event_N[predictions.rows[row]])] for row in best]
+    columns: dict[str, Any] = {
+        "event": pa.array(event_ids, pa.string()),
+        "key": pa.array([keys[row] for row in best], pa.string()),
+        "keys": pa.array(members, pa.list_(pa.string())),
+    }
+    columns |= {name: images[name].take(pa.array(best)) for name in ("file", "deployment", "camera", "time")}
+    answered = decisions.to_columns()
+    kinds = pa.array([_kind(decisions, int(code)) for code in decisions.answers_R.tolist()], pa.string())
+    return pa.table({**columns, "kind": kinds, **answered})
+
+
+def _kind(decisions: Decisions, answer: int) -> ObservationKind:
+    if answer == FAILED:
+        return "unclassified"
+    if answer == ABSTAINED:
+        return "unknown"
+    if answer < len(decisions.taxa):
+        return "animal"
+    label = decisions.classes.labels[answer - len(decisions.taxa)]
+    return get_kind(label) if label in NON_ANIMALS else "animal"
+
+
+def read_decisions(predictions: Predictions) -> tuple[list[Decision], dict[str, list[str]]]:
+    """Return the decisions as exporters take them, and the keys of the images of each event."""
+    boxes = _used_boxes(predictions)
+    decisions, members = [], {}
+    for row in predictions.decisions.to_pylist():
+        is_taxon = row["kind"] == "animal" and bool(row["taxon"])
+        is_label = row["kind"] == "animal" and not row["taxon"] and row["name"] != "animal"
+        members |= {row["event"]: row["keys"]} if row["event"] else {}
+        decisions.append(
+            Decision(
+                key="" if row["event"] else row["key"],
+                event=row["event"],
+                kind=row["kind"],
+                taxon=row["name"] if is_taxon or is_label else "",
+                taxon_id=row["taxon"],
+                rank=row["rank"],
+                probability=None if row["kind"] in ("unknown", "unclassified") else row["score"],
+                alternatives=tuple((name, float(score)) for name, score in json.loads(row["alternatives"])),
+                source=tuple(f"{step['stage']}: {step['did']}" for step in json.loads(row["source"])),
+                box=None if row["event"] or row["kind"] == "blank" else boxes.get(row["key"]),
+            )
+        )
+    return decisions, members
+
+
+def _used_boxes(predictions: Predictions) -> dict[str, Box]:
+    """Boxes by the key of the image that was cropped to them."""
+    rows = predictions.boxes.filter(predictions.boxes["used"]).to_pylist()
+    return {row["key"]: Box(row["x1"], row["y1"], row["x2"], row["y2"]) for row in rows}
+
+
+def image_decisions(predictions: Predictions, keys: Sequence[str]) -> NDArray[np.int64]:
+    """Return the row of the decision about each image."""
+    members = predictions.decisions["keys"].combine_chunks()
+    owners = np.repeat(np.arange(len(members)), np.diff(members.offsets.to_numpy()))
+    positions = tables.positions(pa.chunked_array([members.values]), among=pa.array(keys, pa.string()))
+    rows = np.full(len(keys), -1, dtype=np.int64)
+    rows[positions[positions >= 0]] = owners[positions >= 0]
+    return rows

@@ -1,0 +1,309 @@
+"""Predict species on cards, surveys and collections: probabilities in parts, so that a killed run goes on.
+
+A folder of cards is collected by reference first, into the results folder: from there on it is a survey like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from foveate.core.errors import UserError
+from foveate.core.files import FolderLock
+from foveate.core.progress import say, track
+from foveate.records import layout, tables
+from foveate.records.collection import Collection
+from foveate.records.geometry import View
+from foveate.records.images import BadImage
+from foveate.records.survey.survey import Survey, has_survey
+from foveate.species.crops import Views
+from foveate.species.predictions import (
+    BOXES,
+    FAILED,
+    IMAGES,
+    OK,
+    SURVEY,
+    ScorePart,
+    check_folder,
+    describe_images,
+    has_part,
+    read_part,
+    remove_parts,
+    write_classes,
+    write_config,
+    write_part,
+)
+from foveate.species.settings import PredictSettings
+from foveate.training.stopping import StopRequest
+from foveate.vision.parallel_map import map_on_cores
+from foveate.vision.precision import choose_device
+from foveate.vision.preprocess import read_image
+
+if TYPE_CHECKING:
+    from foveate.species.folder import SpeciesModel
+
+# A part is what a killed run has to compute again at most.
+_IMAGES_PER_PART = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResult:
+    """Counts of `predict` over all its calls.
+
+    Attributes:
+        images: readable or not. computed: by this call. failed: that cannot be read.
+        cropped: that show a box instead of the whole frame.
+        stopped: by a signal; the same call resumes.
+    """
+
+    images: int
+    computed: int
+    failed: int
+    cropped: int
+    view: str
+    seconds: float
+    stopped: bool
+
+
+def predict(
+    model: SpeciesModel,
+    source: Path,
+    folder: Path,
+    settings: PredictSettings,
+    *,
+    device: str | None = None,
+    workers: int | None = None,
+) -> PredictResult:
+    """Write the probabilities of all images of a source into a results folder; the same call again resumes.
+
+    Args:
+        source: a collection, or what `foveate collect` reads: a folder of cards, a Camtrap DP package, ...
+        workers: threads that decode and compute on a processor; by default one a core.
+
+    Raises:
+        UserError: the source has no images, or the folder holds results of another model, source or view.
+    """
+    start = time.monotonic()
+    failed = (0, 0)
+    check_folder(folder)
+    with FolderLock(folder, purpose="predicting species"), StopRequest() as stop:
+        collection_path = prepare_collection(source, folder, settings, workers=workers, device=device)
+        with Collection.open(collection_path) as collection:
+            inside = collection_path.resolve().is_relative_to(folder.resolve())
+            rows = collection.rows(settings.split)
+            views = Views(collection, rows, model.view)
+            write_config(
+                folder,
+                {
+                    # Relative where it lies inside, so that the folder can be moved as a whole.
+                    "collection": SURVEY if inside else str(collection_path.resolve()),
+                    "split": settings.split,
+                    "model": {"path": str(model.folder), "sha256": model.sha256},
+                    "view": model.view.model_dump(mode="json"),
+                    "images_per_part": _IMAGES_PER_PART,
+                    "created": tables.now(),
+                },
+            )
+            write_classes(folder, model.classes, model.taxa)
+            computed = _compute_parts(model, collection, rows, views, folder, settings, device, workers, stop)
+            if not stop.signal_name:
+                failed = _write_tables(collection, rows, views, folder)
+    return PredictResult(
+        images=len(rows) + failed[1],
+        computed=computed,
+        failed=sum(failed),
+        cropped=views.cropped,
+        view=model.view.view,
+        seconds=round(time.monotonic() - start, 2),
+        stopped=stop.signal_name is not None,
+    )
+
+
+def prepare_collection(
+    source: Path, folder: Path, settings: PredictSettings, *, workers: int | None, device: str | None
+) -> Path:
+    """Return the collection of a source: itself, or one by reference in the results folder; add boxes if asked to.
+
+    Raises:
+        UserError: the source is neither a collection nor anything that `foveate collect` reads.
+    """
+    path = source
+    if not (source / layout.DESCRIPTION).is_file():
+        from foveate.records.importers.formats import detect_format
+
+        path = folder / SURVEY
+        importer, evidence = detect_format(str(source))
+        say(f"format: {importer.name} ({evidence})")
+        options: dict[str, Any] = {"reference": True} if "reference" in importer.options else {}
+        if settings.deployments is not None:
+            if "deployments" not in importer.options:
+                raise UserError(f"--deployments has no effect on the format {importer.name!r} of {source}")
+            options["deployments"] = settings.deployments
+        summary = importer.run(str(source), path, name=source.name, license=None, workers=workers, **options)
+        for line in summary.lines():
+            say(line)
+    elif settings.deployments is not None:
+        raise UserError(f"--deployments: {source} is a collection, which has its deployments already")
+    if settings.results is not None:
+        from foveate.records.importers.results import add_results
+
+        for line in add_results(path, settings.results).lines():
+            say(line)
+    if settings.detect:
+        from foveate.species.boxes import NOTICE, add_boxes
+        from foveate.species.settings import BoxSettings
+
+        say(NOTICE)
+        add_boxes(path, BoxSettings(), device=device, workers=workers)
+    return path
+
+
+def _compute_parts(
+    model: SpeciesModel,
+    collection: Collection,
+    rows_N: NDArray[np.int64],
+    views: Views,
+    folder: Path,
+    settings: PredictSettings,
+    device_name: str | None,
+    workers: int | None,
+    stop: StopRequest,
+) -> int:
+    """Compute the parts that are missing; return the number of images in them."""
+    if not len(rows_N):
+        raise UserError(f"{collection.path}: no image to predict; see foveate inspect {collection.path}")
+    sha256 = collection.index["sha256"]
+    row_list = rows_N.tolist()
+    parts = [row_list[first : first + _IMAGES_PER_PART] for first in range(0, len(row_list), _IMAGES_PER_PART)]
+    hashes = [_hash_rows([(collection.keys[row], sha256[row], views[row]) for row in part]) for part in parts]
+    missing = [number for number, digest in enumerate(hashes) if not has_part(folder, number, digest)]
+    remove_parts(folder, first=len(parts))
+    if 0 < len(missing) < len(parts):
+        say(f"resumed: {sum(len(part) for part in parts) - sum(len(parts[n]) for n in missing):,} images are done")
+    if not missing:
+        return 0
+    (folder / IMAGES).unlink(missing_ok=True)  # written again once all parts are there
+    device = choose_device(device_name or "auto")
+    compute = _make_compute(model, collection, views, device)
+    computed = 0
+    with _threads(workers, device):
+        for number in track(missing, description=f"predicting, {_IMAGES_PER_PART} images at a time"):
+            rows = parts[number]
+            batches = [rows[first : first + settings.batch] for first in range(0, len(rows), settings.batch)]
+            results = map_on_cores(compute, batches, device=device)
+            failures = {rows.index(row): reason for _, reasons in results for row, reason in reasons.items()}
+            probabilities = np.concatenate([probabilities for probabilities, _ in results])
+            write_part(folder, number, ScorePart(hashes[number], probabilities, failures))
+            computed += len(rows)
+            if stop.signal_name:
+                break
+    return computed
+
+
+class _threads:
+    """Set the number of torch's threads, which `map_on_cores` takes for that of cores."""
+
+    def __init__(self, workers: int | None, device: torch.device) -> None:
+        self._workers = workers if device.type == "cpu" else None
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        if self._workers is not None:
+            torch.set_num_threads(min(self._workers, os.cpu_count() or 1))
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_num_threads(self._before)
+
+
+def _hash_rows(rows: Sequence[tuple[str, str, View]]) -> str:
+    text = "\0".join(f"{key}\1{sha256}\1{view!r}" for key, sha256, view in rows)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _make_compute(
+    model: SpeciesModel, collection: Collection, views: Views, device: torch.device
+) -> Callable[[Sequence[int]], tuple[NDArray[np.float32], dict[int, str]]]:
+    """Return the function from rows to their probabilities and the reasons of those that failed."""
+    encoder = model.load_encoder(device)
+    preprocess = encoder.preprocess
+    # MLP-concat alone reads place and hour of an image; of COSMO they are supervision.
+    survey = Survey.open(collection) if model.info.method == "mlp_concat" else None
+
+    def compute(rows: Sequence[int]) -> tuple[NDArray[np.float32], dict[int, str]]:
+        probabilities = np.full((len(rows), len(model.classes)), np.nan, dtype=np.float32)
+        pixels, readable, failures = [], [], {}
+        for position, row in enumerate(rows):
+            if survey is not None and np.isnan([*survey.places_N2[row], survey.hour_N[row]]).any():
+                failures[row] = "no place or hour: the model reads both"
+                continue
+            try:
+                pixels.append(read_image(collection, row, preprocess, views[row])[0])
+                readable.append(position)
+            except BadImage as problem:
+                failures[row] = f"{problem.reason}: {problem}"
+        if readable:
+            with torch.inference_mode():
+                batch = encoder.frozen_features(torch.stack(pixels).to(device))
+                vectors = encoder.image_vectors(batch).float().cpu().numpy()
+            context: dict[str, Any] = {}
+            if survey is not None:
+                used = [rows[position] for position in readable]
+                context = {"places_N2": survey.places_N2[used], "hours_N": survey.hour_N[used]}
+            probabilities[readable] = model.probabilities(vectors, **context)
+        return probabilities, failures
+
+    return compute
+
+
+def _write_tables(collection: Collection, rows_N: NDArray[np.int64], views: Views, folder: Path) -> tuple[int, int]:
+    """Write the tables of images and boxes; return how many images failed, and how many files are none."""
+    count = len(rows_N)
+    failures: dict[int, str] = {}
+    for number in range(-(-count // _IMAGES_PER_PART)):
+        part = read_part(folder, number)
+        failures |= {number * _IMAGES_PER_PART + row: reason for row, reason in part.failures.items()}
+    survey = Survey.open(collection) if has_survey(collection) else None
+    keys = [collection.keys[row] for row in rows_N.tolist()]
+    columns: dict[str, list[Any]] = {"key": keys, **describe_images(collection, rows_N, survey)}
+    columns["status"] = [FAILED if row in failures else OK for row in range(count)]
+    columns["failure"] = [failures.get(row, "") for row in range(count)]
+    columns["scored"] = [True] * count
+    columns["cropped"] = [views.box(row) is not None for row in rows_N.tolist()]
+    known, bad = set(collection.keys), 0
+    for row in collection.quarantine().to_pylist():
+        # A file that was refused when it was collected is no row of the collection, and must not vanish.
+        if row["subject"] == "image" and row["key"] not in known:
+            texts = {"key": row["key"], "file": row["key"], "status": FAILED}
+            texts["failure"] = f"{row['reason']}: {row['detail']}"
+            for name, values in columns.items():
+                values.append(False if name in ("scored", "cropped") else texts.get(name, ""))
+            known.add(row["key"])
+            bad += 1
+    # Boxes first: the table of images says that the folder is complete.
+    tables.write_table(folder / BOXES, _boxes_table(collection, rows_N, views))
+    tables.write_table(folder / IMAGES, pa.table(columns))
+    return len(failures), bad
+
+
+def _boxes_table(collection: Collection, rows_N: NDArray[np.int64], views: Views) -> pa.Table:
+    regions = collection.grouped("regions")
+    selected = np.flatnonzero(np.isin(regions.row_numbers, rows_N))
+    rows = regions.row_numbers[selected].tolist()
+    corners = collection.region_boxes[selected].astype(np.float64)
+    cropped = [views.box(row) for row in rows]
+    used = [box is not None and bool(np.array_equal(box, corner)) for box, corner in zip(cropped, corners, strict=True)]
+    columns: dict[str, Any] = {"key": pa.array([collection.keys[row] for row in rows], pa.string())}
+    columns |= {name: corners[:, index] for index, name in enumerate(("x1", "y1", "x2", "y2"))}
+    columns |= {"score": regions.array("score")[selected].astype(np.float64)}
+    columns |= {name: regions.table[name].take(pa.array(selected)) for name in ("label", "source")}
+    return pa.table({**columns, "used": pa.array(used, pa.bool_())})

@@ -1,0 +1,288 @@
+"""Results folder of `foveate species predict`: probabilities of each image, its boxes, and what was decided from them.
+
+    predict.json          model, collection, view: what the probabilities depend on
+    scores/00000.safetensors ...   probabilities, 256 images a part, in the order of the collection
+    images.parquet        key, file, deployment, sequence, time, status and failure of each image
+    detections.parquet    boxes
+    classes.json, taxa.parquet     what the columns of the scores stand for
+    decisions.parquet     one row an event or image, written by `decide`
+
+No file here has coordinates: `decide` reads places from the collection.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from foveate.core.errors import UserError, nearest
+from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically
+from foveate.core.model_folder import read_config
+from foveate.core.version import __version__
+from foveate.records import layout, tables
+from foveate.records.collection import Collection
+from foveate.records.survey.survey import Survey
+from foveate.records.survey.taxa import Taxa
+from foveate.species.classes import Classes
+
+KIND, FORMAT = "species-results", 1
+CONFIG, CLASSES, TAXA, IMAGES, BOXES, DECISIONS = (
+    "predict.json",
+    "classes.json",
+    "taxa.parquet",
+    "images.parquet",
+    "detections.parquet",
+    "decisions.parquet",
+)
+DECIDE = "decide.json"  # the settings of the decisions
+_SCORES = "scores"
+SURVEY = "survey"  # cards, collected by reference
+_BEFORE = ("writer.lock", SURVEY)
+OK, FAILED = "ok", "failed"
+
+
+@dataclass(frozen=True)
+class ScorePart:
+    """Probabilities of consecutive images.
+
+    Attributes:
+        rows_hash: of keys, bytes and views of the images: a part of other images is computed again.
+        probabilities_NK: NaN where an image failed.
+        failures: position in the part -> reason.
+    """
+
+    rows_hash: str
+    probabilities_NK: NDArray[np.float32]
+    failures: dict[int, str]
+
+
+def write_part(folder: Path, number: int, part: ScorePart) -> None:
+    """Write a part whole or not at all."""
+    failures = json.dumps({str(row): reason for row, reason in part.failures.items()})
+    data = save({"probabilities": part.probabilities_NK}, metadata={"rows": part.rows_hash, "failures": failures})
+    path = _part_path(folder, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomically(path, data)
+
+
+def has_part(folder: Path, number: int, rows_hash: str) -> bool:
+    """Whether a part was computed for exactly these images."""
+    path = _part_path(folder, number)
+    if not path.is_file():
+        return False
+    with safe_open(path, "np") as file:
+        return (file.metadata() or {}).get("rows") == rows_hash
+
+
+def read_part(folder: Path, number: int) -> ScorePart:
+    """Read a part.
+
+    Raises:
+        UserError: the part is missing or damaged.
+    """
+    path = _part_path(folder, number)
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            failures = {int(row): reason for row, reason in json.loads(metadata.get("failures", "{}")).items()}
+            return ScorePart(metadata.get("rows", ""), file.get_tensor("probabilities"), failures)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: missing or damaged; run foveate species predict again") from error
+
+
+def remove_parts(folder: Path, *, first: int) -> None:
+    """Remove parts behind the last one, of a collection that had more images."""
+    for path in sorted((folder / _SCORES).glob("*.safetensors")):
+        if path.stem.isdecimal() and int(path.stem) >= first:
+            path.unlink()
+
+
+def _part_path(folder: Path, number: int) -> Path:
+    return folder / _SCORES / f"{number:05d}.safetensors"
+
+
+def write_classes(folder: Path, classes: Classes, taxa: Taxa) -> None:
+    """Write what the columns of the scores stand for."""
+    ids = [taxa.ids[taxon] if taxon >= 0 else "" for taxon in classes.taxa_K.tolist()]
+    write_json_atomically(folder / CLASSES, {"labels": list(classes.labels), "taxa": ids})
+    columns = ("id", "name", "rank", "parent", "common", "synonyms")
+    rows = taxa.to_rows()
+    table = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in columns})
+    tables.write_table(folder / TAXA, table)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError for a folder that is neither new nor one of results."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; --out must be a directory")
+    # Besides the lock, and the cards that a killed run collected into it.
+    foreign = [entry.name for entry in folder.iterdir() if entry.name not in _BEFORE] if folder.is_dir() else []
+    if foreign and not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: not empty and no results folder (it has {foreign[0]!r}); choose another with --out")
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write `predict.json`, or check that the folder's one is of the same model and view.
+
+    Raises:
+        UserError: the folder holds results of another model, collection or view.
+    """
+    path = folder / CONFIG
+    if path.is_file():
+        present = read_json(path)
+        for name in ("kind", "collection", "split", "model", "view"):
+            expected = KIND if name == "kind" else config[name]
+            if present.get(name) != expected:
+                raise UserError(f"{path}: holds results of another {name}; choose another folder with --out")
+        return
+    write_json_atomically(path, {"kind": KIND, "format": FORMAT, "foveate": __version__, **config})
+
+
+class Predictions:
+    """A results folder, opened.
+
+    Attributes:
+        config: content of `predict.json`.
+        classes, taxa: what the K columns stand for.
+        images: table of all images; behind those with scores come files that are no readable image.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder, self.config = folder, config
+        self.taxa = Taxa.from_rows(tables.read_table(folder / TAXA).to_pylist())
+        content = read_json(folder / CLASSES)
+        taxa_K = [self.taxa.index(taxon) if taxon else -1 for taxon in content["taxa"]]
+        self.classes = Classes(tuple(content["labels"]), np.array(taxa_K, dtype=np.int64))
+        self.images = tables.read_table(folder / IMAGES)
+
+    @classmethod
+    def open(cls, folder: Path) -> Predictions:
+        """Open a results folder.
+
+        Raises:
+            UserError: the folder is none, or `predict` has not finished.
+        """
+        fields = {"collection": str, "model": dict, "images_per_part": int}
+        config = read_config(
+            folder, kind=KIND, formats=(FORMAT,), fields=fields, label="species results", config_name=CONFIG
+        )
+        if not (folder / IMAGES).is_file():
+            raise UserError(f"{folder}: predictions are not finished; run the same foveate species predict to resume")
+        return cls(folder, config)
+
+    @cached_property
+    def probabilities_NK(self) -> NDArray[np.float32]:
+        """Probabilities of the images of the collection; NaN where an image failed."""
+        num_parts = -(-len(self.collection_keys) // self.config["images_per_part"])
+        parts = [read_part(self.folder, number).probabilities_NK for number in range(num_parts)]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+
+    @cached_property
+    def collection_keys(self) -> list[str]:
+        """Keys of the images that have scores, in their order."""
+        return self.images.filter(self.images["scored"])["key"].to_pylist()
+
+    @cached_property
+    def collection(self) -> Collection:
+        """The collection that was predicted.
+
+        Raises:
+            UserError: it was moved, or has other images now.
+        """
+        path = Path(self.config["collection"])
+        path = path if path.is_absolute() else self.folder / path
+        if not (path / layout.DESCRIPTION).is_file():
+            raise UserError(f"{self.folder / CONFIG}: the collection is not at {path} any more; move it back")
+        return Collection.open(path)
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Rows of the images in the collection, in the order of the scores.
+
+        Raises:
+            UserError: the collection lacks an image that was predicted.
+        """
+        keys = pa.array(self.collection.keys, pa.string())
+        rows = tables.positions(pa.array(self.collection_keys, pa.string()), among=keys)
+        if (rows < 0).any():
+            key = self.collection_keys[int(np.flatnonzero(rows < 0)[0])]
+            raise UserError(
+                f"{self.folder}: image {key!r} is not in {self.collection.path} any more; run foveate species predict "
+                "again"
+            )
+        return rows
+
+    @cached_property
+    def survey(self) -> Survey:
+        """The survey of the collection.
+
+        Raises:
+            UserError: the collection is none.
+        """
+        return Survey.open(self.collection)
+
+    @cached_property
+    def boxes(self) -> pa.Table:
+        """Boxes: key, x1, y1, x2, y2, score, label, source, and whether the image was cropped to it."""
+        return tables.read_table(self.folder / BOXES)
+
+    def find_image(self, name: str) -> int:
+        """Return the row of an image in the scores by its key, its file, or the end of its file's path.
+
+        Raises:
+            UserError: no image, or more than one, has that name.
+        """
+        files = self.images["file"].to_pylist()[: len(self.collection_keys)]
+        path = name.replace("\\", "/").removeprefix("./")
+        for names in (self.collection_keys, files):
+            matches = [row for row, other in enumerate(names) if other == path]
+            if len(matches) == 1:
+                return matches[0]
+        # The path as the shell knows it, which begins with the folder of the cards; else the end of the file's path.
+        matches = [row for row, file in enumerate(files) if file and f"/{path}".endswith(f"/{file}")]
+        matches = matches or [row for row, file in enumerate(files) if f"/{file}".endswith(f"/{path}")]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise UserError(
+                f"{name!r} fits {len(matches)} images, such as {files[matches[0]]!r}; give more of the path"
+            )
+        raise UserError(f"{self.folder}: no image {name!r}{nearest(name, [*self.collection_keys, *files])}")
+
+    @cached_property
+    def decisions(self) -> pa.Table:
+        """The table of decisions.
+
+        Raises:
+            UserError: nothing was decided yet.
+        """
+        path = self.folder / DECISIONS
+        if not path.is_file():
+            raise UserError(f"{self.folder}: nothing is decided; run foveate species decide {self.folder}")
+        return tables.read_table(path)
+
+    @cached_property
+    def decision_settings(self) -> dict[str, Any]:
+        """Settings of the stages that decided."""
+        return read_json(self.folder / DECIDE)
+
+
+def describe_images(collection: Collection, rows: NDArray[np.int64], survey: Survey | None) -> dict[str, list[str]]:
+    """Return file, deployment, camera, sequence and time of each image, "" where a collection is no survey."""
+    keys = [collection.keys[row] for row in rows.tolist()]
+    names = ("file", "deployment", "sequence", "time")
+    if survey is None:
+        groups = collection.groups[rows].tolist()
+        return {"file": keys, "camera": groups, **{name: [""] * len(keys) for name in names[1:]}}
+    columns = {name: survey.media[name].take(pa.array(rows)).to_pylist() for name in names}
+    files = [file or key for file, key in zip(columns["file"], keys, strict=True)]
+    return {**columns, "file": files, "camera": survey.camera_N[rows].tolist()}

@@ -1,0 +1,205 @@
+"""Review: which events a person should look at first, as a contact sheet and a table to fill in.
+
+An event is worth a look by what the look can change: the probability that its answer is not the last word, one over the
+number of events with that answer (the only ocelot of a survey decides whether there are ocelots), and how sure the
+detector is of an animal where the answer is blank.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from foveate.core.files import write_bytes_atomically, write_json_atomically, write_text_atomically
+from foveate.records import tables
+from foveate.records.images import BadImage, save_thumbnail
+from foveate.species.decide_results import best_detections
+from foveate.species.predictions import Predictions
+from foveate.species.results import ReviewEntry, ReviewImage, SpeciesReviewResult
+from foveate.species.rows import DETECTED
+
+SHEET, TABLE = "sheet.png", "review.csv"
+_MAX_FRAMES = 4  # of an event on the sheet
+_SIDE = 420
+_COLUMNS, _TILE, _LABEL = 6, 260, 40  # of the sheet, in pixels
+_BLANK_DETECTION = 0.5  # from this confidence on a detector contradicts "blank"
+COLUMNS = (
+    "event", "key", "file", "images", "deployment", "time", "answer", "rank", "score", "alternatives", "priority",
+    "reason", "correction", "remark",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewEvent:
+    """A decision that is worth a look.
+
+    Attributes:
+        row: in the table of decisions.
+        priority: what a look can change, higher is more.
+        reasons: why, in words.
+    """
+
+    row: int
+    priority: float
+    reasons: tuple[str, ...]
+
+
+def rank_events(predictions: Predictions) -> list[ReviewEvent]:
+    """Order decisions by what a look would change, the most first; those without a readable image are left out."""
+    decisions = predictions.decisions.to_pylist()
+    detections = best_detections(predictions)
+    rows = tables.positions(predictions.decisions["key"], among=predictions.images["key"])
+    uses = Counter(row["name"] for row in decisions if row["kind"] == "animal")
+    events = []
+    for index, row in enumerate(decisions):
+        if row["kind"] == "unclassified":
+            continue
+        alternatives = json.loads(row["alternatives"])
+        # What the answer leaves open: of "Felidae 0.9" still the species, of which the best has less.
+        best = alternatives[0][1] if alternatives else 0.0
+        open_share = 1 - min(row["score"], best) if alternatives else 1.0
+        reasons = []
+        if row["kind"] == "unknown":
+            reasons.append("no answer")
+        elif row["rank"] not in ("species", "subspecies", "") and row["kind"] == "animal":
+            reasons.append(f"only to {row['rank']}")
+        elif open_share > 0.2:
+            reasons.append(f"unsure: {row['score']:.2f}")
+        priority = open_share
+        if row["kind"] == "animal" and uses[row["name"]] <= 3:
+            priority += 1 / uses[row["name"]]
+            reasons.append(f"one of {uses[row['name']]} with this answer" if uses[row["name"]] > 1 else "the only one")
+        if detections is not None and row["kind"] == "blank":
+            image = int(rows[index])
+            kind, score = int(detections.kinds_N[image]), float(detections.scores_N[image])
+            if kind >= 0 and score >= _BLANK_DETECTION:
+                priority += score
+                reasons.append(f"blank, but the detector has an {DETECTED[kind]} of {score:.2f}")
+        events.append(ReviewEvent(index, round(priority, 4), tuple(reasons)))
+    return sorted(events, key=lambda event: (-event.priority, event.row))
+
+
+def write_review(
+    predictions: Predictions, folder: Path, *, max_events: int, command: Sequence[str] = ()
+) -> SpeciesReviewResult:
+    """Write result.json with thumbnails for the page, the contact sheet as PNG, and the table to fill in.
+
+    Args:
+        folder: created if it does not exist. A table that a person filled in is not overwritten.
+    """
+    decisions = predictions.decisions.to_pylist()
+    ranked = rank_events(predictions)
+    events = ranked[:max_events]
+    folder.mkdir(parents=True, exist_ok=True)
+    table = _free_path(folder / TABLE)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    boxes = {row["key"]: row for row in predictions.boxes.to_pylist() if row["used"]}
+    entries, frames = [], []
+    for event in events:
+        row = decisions[event.row]
+        best = json.loads(row["alternatives"])[:3]
+        line = {name: row[name] for name in ("event", "key", "file", "deployment", "time", "rank")}
+        line |= {"images": len(row["keys"]), "answer": row["name"], "score": f"{row['score']:.4f}"}
+        line |= {"alternatives": "; ".join(f"{name} {score:.2f}" for name, score in best)}
+        line |= {"priority": f"{event.priority:.4f}", "reason": "; ".join(event.reasons)}
+        writer.writerow({**line, "correction": "", "remark": ""})
+        images = _save_frames(predictions, row, boxes, folder)
+        frames.append([(folder / image.image, image.box) for image in images])
+        entries.append(
+            ReviewEntry(
+                event=row["event"] or row["key"],
+                file=row["file"],
+                deployment=row["deployment"],
+                time=row["time"],
+                answer=row["name"],
+                rank=row["rank"],
+                score=row["score"],
+                alternatives=[(name, score) for name, score in best],
+                reasons=list(event.reasons),
+                num_images=len(row["keys"]),
+                images=images,
+            )
+        )
+    write_text_atomically(table, buffer.getvalue())
+    if any(frames):
+        write_bytes_atomically(folder / SHEET, _draw_sheet(entries, frames))
+    result = SpeciesReviewResult(
+        command=list(command),
+        decisions=len(ranked),
+        events=entries,
+        table=table.name,
+        sheet=SHEET if any(frames) else "",
+    )
+    write_json_atomically(folder / "result.json", result.to_json())
+    return result
+
+
+def _free_path(path: Path) -> Path:
+    """The path itself, or with a number where a table with corrections is in the way."""
+    number = 1
+    target = path
+    while target.is_file():
+        with target.open(encoding="utf-8-sig", newline="") as file:
+            if not any((row.get("correction") or "").strip() for row in csv.DictReader(file)):
+                break
+        number += 1
+        target = path.with_stem(f"{path.stem}-{number}")
+    return target
+
+
+def _save_frames(
+    predictions: Predictions, row: Mapping[str, Any], boxes: Mapping[str, Mapping[str, Any]], folder: Path
+) -> list[ReviewImage]:
+    """Write thumbnails of an event, the image that shows it best first."""
+    keys = [row["key"], *(key for key in row["keys"] if key != row["key"])][:_MAX_FRAMES]
+    frames = []
+    for key in keys:
+        image_row = predictions.collection.find_row(key)
+        path = f"images/{image_row:06d}.webp"
+        try:
+            save_thumbnail(predictions.collection.image_bytes(image_row), folder / path, longest_side=_SIDE)
+        except BadImage:
+            continue
+        box = boxes.get(key)
+        corners = None if box is None else (box["x1"], box["y1"], box["x2"], box["y2"])
+        frames.append(ReviewImage(image=path, box=corners))
+    return frames
+
+
+def _draw_sheet(entries: Sequence[ReviewEntry], frames: Sequence[Sequence[tuple[Path, Any]]]) -> bytes:
+    """Draw the first image of each event with its box and answer, as PNG."""
+    columns = min(_COLUMNS, len(entries))
+    rows = -(-len(entries) // columns)
+    sheet = Image.new("RGB", (columns * _TILE, rows * (_TILE + _LABEL)), (250, 249, 246))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
+    for number, (entry, images) in enumerate(zip(entries, frames, strict=True)):
+        left, top = number % columns * _TILE, number // columns * (_TILE + _LABEL)
+        for path, box in images[:1]:
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+            image.thumbnail((_TILE - 8, _TILE - 8))
+            x, y = left + (_TILE - image.width) // 2, top + (_TILE - image.height) // 2
+            sheet.paste(image, (x, y))
+            if box is not None:
+                corners = [x + box[0] * image.width, y + box[1] * image.height]
+                corners += [x + box[2] * image.width, y + box[3] * image.height]
+                pen.rectangle(corners, outline=(0, 0, 0), width=4)
+                pen.rectangle(corners, outline=(255, 140, 30), width=2)
+        for line, text in enumerate((f"{number + 1}. {entry.answer} {entry.score:.2f}", "; ".join(entry.reasons))):
+            shortened = text
+            while shortened and font.getlength(shortened) > _TILE - 12:
+                shortened = shortened[:-2]
+            pen.text((left + 6, top + _TILE + 18 * line), shortened, font=font, fill=(40, 36, 30))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,175 @@
+"""From a survey to a reviewed table through the command line: each verb on one small generated survey."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from foveate.cli.main import cli
+from foveate.core.errors import UserError
+from foveate.records.collection import Collection
+from foveate.records.survey.survey import Survey
+from foveate.records.traps import TrapSettings, build_traps, write_cards
+from foveate.species.evaluate import judge, match_label
+from foveate.species.predictions import Predictions, read_part
+from naming import raises_naming
+
+SETTINGS = TrapSettings(
+    width=160, height=120, train_cameras=3, validation_cameras=1, test_cameras=2, regions=2, tail=0.3
+)
+
+
+def run(*arguments: object, code: int = 0) -> dict[str, Any]:
+    result = CliRunner().invoke(cli, [*map(str, arguments), "--json", "--quiet"], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def first_image(folder: Path) -> Path:
+    return min((folder / "cards").rglob("*.JPG"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A survey, cards of other cameras with a damaged file, a model, and its predictions of the cards."""
+    folder = tmp_path_factory.mktemp("species")
+    build_traps(folder / "survey", train=36, validation=3, test=9, seed=3, settings=SETTINGS)
+    write_cards(folder / "cards", count=9, seed=3, settings=SETTINGS)
+    first_image(folder).with_name("IMG_0999.JPG").write_bytes(b"\xff\xd8\xff no image")
+    model = ("graph.dim=16", "training.epochs=2", "encoder.kind=lite0", "encoder.image_size=64")
+    run("species", "train", folder / "survey", "--run", folder / "run", "--device", "cpu", *model)
+    arguments = ("--deployments", folder / "cards" / "deployments.csv", "--detect", "--device", "cpu", "--workers", 1)
+    run("species", "predict", folder / "run/model", folder / "cards", "--out", folder / "results", *arguments)
+    return folder
+
+
+def test_every_image_has_a_row_and_a_damaged_one_its_failure(folder: Path) -> None:
+    predictions = Predictions.open(folder / "results")
+    assert len(predictions.collection_keys) == 9
+    failed = predictions.images.filter(predictions.images["scored"].to_numpy() == 0).to_pylist()
+    assert [row["status"] for row in failed] == ["failed"]
+    assert "IMG_0999" in failed[0]["key"]
+    np.testing.assert_allclose(predictions.probabilities_NK.sum(axis=1), 1, atol=1e-5)
+    members = [key for keys in predictions.decisions["keys"].to_pylist() for key in keys]
+    assert sorted(members) == sorted(predictions.collection_keys)
+    # Places stay in the survey.
+    degrees = [str(value)[:7] for value in predictions.survey.places_N2[0]]
+    for path in (folder / "results").glob("*.*"):
+        assert not any(text.encode() in path.read_bytes() for text in degrees), path
+
+
+def test_predicting_again_computes_nothing_and_a_lost_part_alone(folder: Path) -> None:
+    arguments = ("species", "predict", folder / "run/model", folder / "cards", "--out", folder / "results")
+    before = read_part(folder / "results", 0)
+    assert run(*arguments)["computed"] == 0
+    (folder / "results/scores/00000.safetensors").unlink()
+    assert run(*arguments)["computed"] == 9
+    np.testing.assert_allclose(read_part(folder / "results", 0).probabilities_NK, before.probabilities_NK, atol=1e-5)
+    with raises_naming(UserError, "predict.json", "--out"):
+        run("species", "predict", folder / "run/model", folder / "survey", "--out", folder / "results")
+    with raises_naming(UserError, "run", "--out"):
+        run("species", "predict", folder / "run/model", folder / "cards", "--out", folder / "run")
+
+
+def test_stages_decide_again_without_images(folder: Path, tmp_path: Path) -> None:
+    names = tmp_path / "list.csv"
+    names.write_text("latin\nCarnivora\n", encoding="utf-8")
+    run("species", "decide", folder / "results", "--list", names, "--threshold", 0, "--no-roll-up", "--pooling", "none")
+    predictions = Predictions.open(folder / "results")
+    assert predictions.decisions.num_rows == 9
+    taxa = predictions.taxa
+    for row in predictions.decisions.to_pylist():
+        if row["taxon"]:
+            assert "Carnivora" in [taxa.names[i] for i in taxa.lineage(taxa.index(row["taxon"]))]
+    run("species", "decide", folder / "results", "--place-prior", "--hour-prior")
+    steps = json.loads(Predictions.open(folder / "results").decisions["source"][0].as_py())
+    assert "prior" in [step["stage"] for step in steps]
+    run("species", "decide", folder / "results")
+    assert Predictions.open(folder / "results").decisions.num_rows < 9
+
+
+def test_evaluation_counts_what_the_labels_say(folder: Path) -> None:
+    result = run("species", "evaluate", folder / "run/model", folder / "survey", "--out", folder / "evaluation")
+    predictions = Predictions.open(folder / "evaluation")
+    with Collection.open(folder / "survey") as collection:
+        labels = Survey.open(collection).labels()[predictions.rows]
+    columns = np.array([match_label(label, predictions.classes, predictions.taxa) for label in labels])
+    known = columns >= 0
+    accuracy = (predictions.probabilities_NK[known].argmax(axis=1) == columns[known]).mean()
+    assert result["evaluation"]["table"][0]["values"]["model"]["value"] == pytest.approx(accuracy)
+    assert result["labels"] == known.sum()
+    assert [row["stage"] for row in result["stages"]] == ["classifier", "pooling", "rollup", "threshold"]
+    assert all(row["exact"] <= row["right"] <= row["named"] <= row["total"] for row in result["stages"])
+    assert (folder / "evaluation/report.html").is_file()
+
+
+def test_an_ancestor_is_right_and_a_sibling_is_not(folder: Path) -> None:
+    taxa = Predictions.open(folder / "results").taxa
+    label = next(i for i, rank in enumerate(taxa.ranks) if rank == "species")
+    family = taxa.at_rank(label, "order")
+    assert judge(taxa.names[label], taxa.ids[label], taxa) == (True, True)
+    assert judge(taxa.names[family], taxa.ids[label], taxa) == (True, False)
+    assert judge("animal", taxa.ids[label], taxa) == (True, False)
+    assert judge("blank", taxa.ids[label], taxa) == (False, False)
+    assert judge("animal", "blank", taxa) == (False, False)
+
+
+def test_an_image_is_explained(folder: Path) -> None:
+    name = first_image(folder)
+    result = run("species", "explain", folder / "results", name, "--training", folder / "survey", "--device", "cpu")
+    assert [step.split(":")[0] for step in result["steps"]] == ["classifier", "pooling", "rollup", "threshold"]
+    cosines = [image["cosine"] for image in result["images"]]
+    assert cosines == sorted(cosines, reverse=True)
+    assert all(image["camera"].startswith("train-") for image in result["images"])
+    with raises_naming(UserError, "IMG_000X"):
+        run("species", "explain", folder / "results", name.with_name("IMG_000X.JPG"))
+
+
+def test_a_review_comes_back_as_labels_of_a_person(folder: Path) -> None:
+    paths = run("species", "review", folder / "results")["paths"]
+    with Path(paths["table"]).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    priorities = [float(row["priority"]) for row in rows]
+    assert priorities == sorted(priorities, reverse=True)
+    rows[0]["correction"], rows[1]["correction"] = "Vulpes vulpes", "blank"
+    with Path(paths["table"]).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    # A table that somebody filled in stays.
+    assert run("species", "review", folder / "results")["paths"]["table"] != paths["table"]
+    arguments = ("species", "review", folder / "results", "--corrections", paths["table"])
+    result = run(*arguments)
+    assert result["images"] == 1 + int(rows[1]["images"])
+    assert run(*arguments)["replaced"] == result["images"]
+    survey = Predictions.open(folder / "results").survey
+    labels = dict(zip(survey.keys, survey.labels().tolist(), strict=True))
+    assert labels[rows[0]["key"]] in ("9627", "Vulpes vulpes")
+    assert labels[rows[1]["key"]] == "blank"
+
+
+@pytest.mark.parametrize("kind", ["csv", "wildlife-insights"])
+def test_tables_have_a_line_for_each_image_and_no_place(folder: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "table.csv"
+    run("species", "export", folder / "results", "--to", kind, "--path", path, "--project", "p1")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    assert not any("latitude" in name or "longitude" in name for name in rows[0])
+
+
+def test_decisions_are_exported(folder: Path, tmp_path: Path) -> None:
+    run("species", "export", folder / "results", "--to", "megadetector", "--path", tmp_path / "md.json")
+    content = json.loads((tmp_path / "md.json").read_text("utf-8"))
+    failed = first_image(folder).with_name("IMG_0999").relative_to(folder / "cards").as_posix()
+    assert len(content["images"]) == 10
+    assert [image["file"] for image in content["images"] if image.get("failure")] == [failed]
+    assert "latitude" not in (tmp_path / "md.json").read_text("utf-8")
+    with raises_naming(UserError, "coordinate_digits"):
+        run("species", "export", folder / "results", "--to", "camtrap-dp", "--path", tmp_path / "package")
