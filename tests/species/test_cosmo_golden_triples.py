@@ -73,6 +73,7 @@ def test_a_table_is_read_back(tmp_path: Path) -> None:
     write_triples(tmp_path / "triples.csv", make_table(rows))
     table = read_triples(tmp_path / "triples.csv")
     assert table.equals(make_table(rows))
+    assert (tmp_path / "triples.csv").read_text().splitlines()[2] == "9.0,image,3,9.0,id,train"
     triples = Triples.index(table)
     assert triples.entities == ("NA", "9", "")
     assert triples.links(SPECIES, "train").heads[1] == "9.0"

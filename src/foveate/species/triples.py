@@ -6,6 +6,8 @@ of images index the target list, labels of taxa index the entities: two spaces t
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ _DATATYPES = {
 }
 # Coordinates that differ by less than a centimeter are one place, whatever digits they were written with.
 PLACE_DIGITS = 7
+_ROWS_PER_BATCH = 65_536
 _TIME = r"^\d{4}-\d\d-\d\d[ T]([01]\d|2[0-3]):\d\d"
 
 
@@ -130,8 +133,15 @@ def make_table(rows: Iterable[Sequence[object]]) -> pa.Table:
 
 def write_triples(path: Path, table: pa.Table) -> None:
     """Write a table of triples as CSV, whole or not at all."""
+    # pyarrow would quote every text; people read this table.
     with atomic_file(path) as file:
-        pa_csv.write_csv(table, file, pa_csv.WriteOptions(quoting_style="needed"))
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for batch in table.select(COLUMNS).to_batches(max_chunksize=_ROWS_PER_BATCH):
+            writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        # Flushes, and leaves the file open for its atomic end.
+        text.detach()
 
 
 def read_triples(path: Path) -> pa.Table:
