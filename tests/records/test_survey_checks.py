@@ -76,19 +76,27 @@ def set_back(files: list[str], clock: list[float]) -> bool:
     return bool(find_set_back(np.array(clock), zeros, pa.array(files), num_deployments=1)[0])
 
 
+STEADY = [600.0 * n for n in range(12)]
+
+
+def count_files(first: int, folder: str = "100RECNX") -> list[str]:
+    return [f"{folder}/IMG_{first + n}" for n in range(12)]
+
+
 @pytest.mark.parametrize(
     ("files", "clock", "expected"),
     [
-        (["I_8", "I_9", "I_10"], [0, 100, 200], False),
-        (["I_8", "I_9", "I_10"], [0, 7200, 3600], True),
-        (["I_8", "I_9", "I_10"], [0, 3600, 3570], False),  # files of a burst
-        (["a/I_9999", "b/I_0001", "b/I_0002"], [0, 100, 200], False),
-        (["I_0001", "I_0002", "I_9998", "I_9999"], [900, 1000, 0, 100], False),  # numbers began again
-        (["I_0001", "I_0002", "I_0003", "I_0004"], [900, 1000, 0, 100], True),  # reset by new batteries
-        (["I_1", "I_2", "I_3"], [5e6, np.nan, 0], True),
-        (["1/b07", "1/a93", "1/77f1"], [0, 300, 600], False),  # hashes
-        ([f"I_{7 * n % 40}" for n in range(40)], [300.0 * n for n in range(40)], False),  # named in another order
-        (["100RECNX/I_1", "101RECNX/I_1"], [7200, 0], True),
+        (count_files(1), STEADY, False),
+        (count_files(1), [*STEADY[:6], *(time - 3600 for time in STEADY[6:])], True),
+        (count_files(1), [*STEADY[6:], *STEADY[:6]], True),  # reset by new batteries
+        (count_files(1)[:4], [7200, 9000, 0, 600], False),  # too few to tell names in another order from a clock
+        (count_files(1), [*STEADY[:6], STEADY[6] - 630, *STEADY[7:]], False),  # files of a burst
+        (count_files(1), [*STEADY[:6], np.nan, *(time - 7200 for time in STEADY[7:])], True),
+        (["I_0001", "I_0002", *(f"I_{n}" for n in range(9988, 10000))], [90000, 91000, *STEADY, 0][:14], False),
+        ([f"{n * 7919 % 65536:04x}-{n}" for n in range(12)], STEADY[::-1], False),  # hashes
+        ([f"IMG_{7 * n % 40}" for n in range(40)], [300.0 * n for n in range(40)], False),  # named in another order
+        (count_files(1) + count_files(1, "101RECNX"), [*(9e4 + time for time in STEADY), *STEADY], True),
+        (count_files(1) + count_files(1, "101RECNX"), [*STEADY, *(9e4 + time for time in STEADY)], False),
         ([], [], False),
     ],
 )
@@ -112,7 +120,7 @@ def build(folder: Path) -> Survey:
         Deployment("empty"),
     ]
     media = [Medium(f"good/{n}", "good", time=f"2024-05-02 10:00:{n:02}") for n in range(3)]
-    media += [Medium(f"back/{n}", "moved", time=f"2024-05-0{4 - n} 10:00:00") for n in range(2)]
+    media += [Medium(f"back/{n:02}", "moved", time=f"2024-05-{(n + 6) % 12 + 1:02} 10:00:00") for n in range(12)]
     media += [Medium("utc", "utc", time="2024-05-02T08:00:00Z")]
     media += [
         Medium("mixed/1", "mixed", time="2024-05-02T08:00:00Z"),
@@ -133,7 +141,7 @@ def build(folder: Path) -> Survey:
         "good/0": ["Lepus europaeus"],
         "good/1": ["Lepus europeus"],
         "good/2": ["Lepus europaeus", "Vulpes vulpes"],
-        "back/0": [""],
+        "back/00": [""],
     }
     with CollectionWriter(folder) as writer:
         for number, medium in enumerate(media):
@@ -162,7 +170,7 @@ EXPECTED = {
     ("no time", "", 1),
     ("impossible time", "null", 1),
     ("factory date", "factory", 1),
-    ("set back", "moved", 2),
+    ("set back", "moved", 12),
     ("stuck clock", "Good", 20),
     ("timestamp issues", "issues", 1),
     ("UTC at a place with another offset", "utc", 1),
@@ -214,7 +222,7 @@ def test_faults_mask_hours_and_are_counted(survey: Survey, result: CheckResult) 
     known = {key for key, hour in hours.items() if not np.isnan(hour)}
     stuck = {key for key in hours if key.startswith("stuck")}
     assert known == {"good/0", "good/1", "good/2", "mixed/1", "mixed/2", "long/1", "long/2", *stuck}
-    assert result.counts["clock: set back"] == 2
+    assert result.counts["clock: set back"] == 12
     assert result.counts["clock: factory date"] == 1
     assert result.as_dict()["findings"][0]["repair"]  # type: ignore[index]
 

@@ -15,8 +15,9 @@ FIRST_YEAR = 2000  # of digital camera traps
 # New batteries reset many clocks to January 1, 0:00, in these years also where no deployment tells.
 _FACTORY_YEARS = (1970, 1980, 2000)
 _BACKWARDS = 60.0  # seconds: within a burst, files may be written in another order than taken
-# File names of more jumps are not in the order of capture (hashes, names given later): they tell nothing of the clock.
-_MAX_JUMPS, _MAX_JUMP_FRACTION = 3, 0.02
+# Of the gaps between events at most one in ten may run backwards: where files are named in another order than taken,
+# every second one does, and of a few events nobody can tell.
+_MIN_GAPS_PER_JUMP = 10
 _LAST_NUMBER, _FIRST_NUMBER = 9990, 10  # cameras count files from 1 to 9999 and begin again
 _NUMBERED = r"^(?P<name>.*?)(?P<number>\d{1,9})?[^0-9/]*$"
 
@@ -92,8 +93,9 @@ def find_set_back(
     same = (deployment[1:] == deployment[:-1]) & (code[1:] == code[:-1]) & (number[1:] >= 0) & (number[:-1] >= 0)
     jumps = same & (clock[1:] < clock[:-1] - _BACKWARDS)
     num_jumps = np.bincount(deployment[1:][jumps], minlength=num_deployments)
-    num_pairs = np.bincount(deployment[1:][same], minlength=num_deployments)
-    is_ordered = num_jumps <= np.maximum(_MAX_JUMPS, _MAX_JUMP_FRACTION * num_pairs)
+    gaps = same & (np.abs(np.diff(clock)) > _BACKWARDS)
+    num_gaps = np.bincount(deployment[1:][gaps], minlength=num_deployments)
+    is_ordered = num_jumps * _MIN_GAPS_PER_JUMP <= num_gaps
     # A folder that begins at 0001 again and ends at 9999 has its newest files first.
     starts = np.flatnonzero(np.concatenate([[True], deployment[1:] != deployment[:-1]]))
     ends = np.concatenate([starts[1:], [len(rows)]]) - 1
