@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +155,53 @@ def test_a_review_comes_back_as_labels_of_a_person(folder: Path) -> None:
     labels = dict(zip(survey.keys, survey.labels().tolist(), strict=True))
     assert labels[rows[0]["key"]] in ("9627", "Vulpes vulpes")
     assert labels[rows[1]["key"]] == "blank"
+
+
+def test_the_graph_ranks_the_hours_of_deployments(folder: Path) -> None:
+    result = run("species", "check", folder / "survey", "--model", folder / "run/model", "--device", "cpu")
+    assert result["clocks"]
+    assert {hint["deployment"][:5] for hint in result["clocks"]} <= {"train", "valid", "test-"}
+    assert all(0 <= hint["shifted_rank"] <= hint["rank"] <= 1 for hint in result["clocks"])
+    # The model was written without the places of its cameras.
+    assert result["places"] == []
+
+
+KILL = """
+import sys
+from pathlib import Path
+import os, signal
+from foveate.species import predict as module
+from foveate.species.folder import open_species
+from foveate.species.settings import PredictSettings
+
+module._IMAGES_PER_PART = 2
+write, parts = module.write_part, []
+
+def write_and_die(*arguments):
+    write(*arguments)
+    parts.append(arguments)
+    if len(parts) == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+module.write_part = write_and_die
+model, source, folder = map(Path, sys.argv[1:4])
+module.predict(open_species(model), source, folder, PredictSettings(), device="cpu", workers=1)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_prediction_goes_on(folder: Path, tmp_path: Path) -> None:
+    def predict(target: Path, die_at: int) -> int:
+        arguments = [folder / "run/model", folder / "survey", target, die_at]
+        return subprocess.run([sys.executable, "-c", KILL, *map(str, arguments)], check=False).returncode
+
+    assert predict(tmp_path / "whole", 0) == 0
+    assert [predict(tmp_path / "killed", die_at) for die_at in (3, 1, 5)] == [-signal.SIGKILL] * 3
+    assert not (tmp_path / "killed/images.parquet").exists()
+    assert predict(tmp_path / "killed", 0) == 0
+    whole, killed = Predictions.open(tmp_path / "whole"), Predictions.open(tmp_path / "killed")
+    assert killed.images.equals(whole.images)
+    np.testing.assert_array_equal(killed.probabilities_NK, whole.probabilities_NK)
 
 
 @pytest.mark.parametrize("kind", ["csv", "wildlife-insights"])

@@ -22,6 +22,7 @@ from foveate.records.survey.survey import Survey, has_survey
 from foveate.species.crops import Views
 from foveate.species.decide_results import image_decisions
 from foveate.species.evaluate import name_class
+from foveate.species.hints import ClockHint, PlaceHint, find_clock_hints, find_place_hints
 from foveate.species.predictions import Predictions
 from foveate.species.results import NearImage, NearTaxon, SpeciesExplanation
 from foveate.species.summary import format_step, name_label
@@ -131,18 +132,7 @@ def near_images(
     with Collection.open(training) as collection:
         rows = _training_rows(collection)
         training_views = Views(collection, rows, model.view)
-        cache = FeatureCache(
-            encoder,
-            collection,
-            rows,
-            folder=choose_cache_folder(collection, folder),
-            views=1,
-            view_of=training_views.view_of,
-            device=device,
-        )
-        cache.fill()
-        readable = [int(other) for other in rows if int(other) not in cache.bad]
-        vectors_ND = torch.stack([cache.features(other, 0) for other in readable]).double().numpy()
+        readable, vectors_ND = cached_vectors(encoder, collection, rows, training_views, folder, device)
         cosine_N = cosines(vector_D, vectors_ND)
         survey = Survey.open(collection) if has_survey(collection) else None
         labels = survey.labels() if survey is not None else np.full(len(collection), "", dtype=object)
@@ -165,6 +155,71 @@ def near_images(
             if len(near) == _NUM_IMAGES:
                 break
     return near
+
+
+def cached_vectors(
+    encoder: VectorEncoder,
+    collection: Collection,
+    rows: NDArray[np.int64],
+    views: Views,
+    folder: Path,
+    device: torch.device,
+) -> tuple[list[int], NDArray[np.float64]]:
+    """Return the readable rows and their vectors [n, F], from the cache that trainings fill.
+
+    Args:
+        folder: for the cache of a collection that cannot be written.
+    """
+    cache = FeatureCache(
+        encoder,
+        collection,
+        rows,
+        folder=choose_cache_folder(collection, folder),
+        views=1,
+        view_of=views.view_of,
+        device=device,
+    )
+    cache.fill()
+    readable = [int(row) for row in rows if int(row) not in cache.bad]
+    if not readable:
+        raise UserError(f"{collection.path}: no image can be read")
+    return readable, torch.stack([cache.features(row, 0) for row in readable]).double().numpy()
+
+
+def hint_survey(
+    model: SpeciesModel, path: Path, *, device: str | None = None
+) -> tuple[list[ClockHint], list[PlaceHint]]:
+    """Rank the recorded hours, and the places where the model knows them, of a survey by the graph.
+
+    Raises:
+        UserError: the collection is no survey, or the model has neither relation.
+    """
+    target = choose_device(device or "auto")
+    with Collection.open(path) as collection:
+        survey = Survey.open(collection)
+        rows = np.arange(len(collection))
+        views = Views(collection, rows, model.view)
+        readable, vectors_ND = cached_vectors(
+            VectorEncoder(model.load_encoder(target)), collection, rows, views, path, target
+        )
+        deployments = [survey.deployments[index].id if index >= 0 else "" for index in survey.deployment_N[readable]]
+        clocks, places = [], []
+        if len(model.hours):
+            scores_NH = model.predict_links(vectors_ND, "time")
+            clocks = find_clock_hints(scores_NH, model.hours, survey.hour_N[readable], deployments)
+        if len(model.places_P2):
+            index = {tuple(place): column for column, place in enumerate(np.round(model.places_P2, 7).tolist())}
+            recorded = np.round(survey.places_N2, 7).tolist()
+            cameras = ["" for _ in index]
+            for row, place in enumerate(recorded):
+                if tuple(place) in index:
+                    cameras[index[tuple(place)]] = survey.camera_N[row]
+            columns = [index.get(tuple(recorded[row]), -1) for row in readable]
+            scores_NP = model.predict_links(vectors_ND, "place")
+            places = find_place_hints(scores_NP, columns, cameras, deployments)
+    if not len(model.hours) and not len(model.places_P2):
+        raise UserError(f"{model.folder}: trained without hours, and written without places; it gives no hints")
+    return clocks, places
 
 
 def _training_rows(collection: Collection) -> NDArray[np.int64]:

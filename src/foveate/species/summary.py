@@ -13,6 +13,7 @@ import numpy as np
 from foveate.core.results import Histogram
 from foveate.records import tables
 from foveate.records.images import BadImage, save_thumbnail
+from foveate.records.survey.checks import check_survey
 from foveate.records.survey.survey import Survey
 from foveate.species.decide_results import open_survey
 from foveate.species.evaluate import (
@@ -28,7 +29,7 @@ from foveate.species.evaluate import (
 )
 from foveate.species.hints import RepeatedBox, find_repeated_boxes
 from foveate.species.predictions import FAILED, Predictions
-from foveate.species.results import CameraRow, SampleImage, SpeciesResult, TaxonRow
+from foveate.species.results import CameraRow, Finding, SampleImage, SpeciesResult, TaxonRow
 
 _IMAGES = "images"
 _NUM_SAMPLES = 24
@@ -100,6 +101,7 @@ def summarize(
         samples=_draw_samples(predictions, decisions, truths, folder, samples, labeled=truth is not None),
         failures=dict(failures.most_common()),
         repeated=find_stones(predictions, survey),
+        findings=[] if survey is None else list_findings(survey),
         settings=predictions.decision_settings,
         **labeled,
     )
@@ -177,6 +179,14 @@ def _list_cameras(
             )
         )
     return rows
+
+
+def list_findings(survey: Survey) -> list[Finding]:
+    """Return what `species check` finds doubtful, as the page shows it."""
+    return [
+        Finding(subject=entry.subject, text=entry.detail or entry.meaning, count=entry.count)
+        for entry in check_survey(survey).findings
+    ]
 
 
 def find_stones(predictions: Predictions, survey: Survey | None) -> list[RepeatedBox]:

@@ -80,8 +80,9 @@ def demo_frames(folder: Path | None, to: Path | None, as_json: bool) -> None:
 @command.command("check", cls=FieldsCommand, short_help="List what is doubtful in a survey, before any training.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields(f"{SETTINGS}:CheckSettings", "only", "max_listed", repeat=("only",), metavars={"only": "CHECK"})
-@common(device=False, seed=False)
-def check(collection: Path, settings: dict[str, Any], as_json: bool) -> None:
+@path_option("--model", "Model folder: also ranks hours, and places that it knows, by what the images show.")
+@common(seed=False)
+def check(collection: Path, settings: dict[str, Any], model: Path | None, as_json: bool, device: str | None) -> None:
     """List what is doubtful in the survey COLLECTION: clocks, deployments, places, names, copied files, bursts.
 
     Each finding says what it means and how to repair it. Nothing is changed: images with a doubtful clock have no hour,
@@ -91,6 +92,7 @@ def check(collection: Path, settings: dict[str, Any], as_json: bool) -> None:
     Example:
       foveate species check survey
       foveate species check survey --only "set back" --json
+      foveate species check survey --model runs/species/model
     """
     from foveate.core.recipes import validate
     from foveate.records.survey.checks import check_survey
@@ -99,7 +101,21 @@ def check(collection: Path, settings: dict[str, Any], as_json: bool) -> None:
 
     checked = validate(CheckSettings, settings, where="foveate species check")
     result = check_survey(Survey.open(collection), only=checked.only)
-    finish(result.as_dict(), result.lines(max_per_code=checked.max_listed), {"collection": collection}, as_json=as_json)
+    content, lines = result.as_dict(), result.lines(max_per_code=checked.max_listed)
+    if model is not None:
+        from foveate.species.explain import hint_survey
+        from foveate.species.folder import open_species
+
+        clocks, places = hint_survey(open_species(model), collection, device=device)
+        content |= {"clocks": [hint.to_json() for hint in clocks], "places": [hint.to_json() for hint in places]}
+        lines += ["", "hints of the model, the least plausible first; 0.5 is chance, nothing was changed"]
+        for clock in clocks[: checked.max_listed]:
+            shift = f", best with the clock at {clock.shift_hours:+d} h ({clock.shifted_rank:.2f})"
+            lines.append(f"  hours of {clock.deployment}: rank {clock.rank:.2f}{shift if clock.shift_hours else ''}")
+        for place in places[: checked.max_listed]:
+            other = f", likelier {place.likelier} on {place.share:.0%} of the images" if place.likelier else ""
+            lines.append(f"  place of {place.deployment}: rank {place.rank:.2f}{other}")
+    finish(content, lines, {"collection": collection}, as_json=as_json)
 
 
 @command.command("boxes", cls=FieldsCommand, short_help="Propose boxes offline, where none were imported.")

@@ -48,6 +48,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     facts += [("Labeled images", numbers.count(r.labels))] if r.labels else []
     species = sum(row.rank in ("species", "subspecies") for row in r.taxa)
     title = r.title or (f"{species} species at {r.cameras} cameras" if species else f"{r.images:,} images")
+    title = f"{r.labels:,} labeled images of {r.cameras} cameras" if r.evaluation else title
     context = {
         "r": r,
         "unit": unit,
