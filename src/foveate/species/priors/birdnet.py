@@ -9,6 +9,7 @@ Source: BirdNET geomodel 3.0 (Kahl et al., MIT); package birdnet 1.3.1, geo/mode
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,12 @@ def open_prior(path: Path, classes: Classes, taxa: Taxa, *, parts: Sequence[str]
     except ImportError:
         raise UserError(f"{path}: needs onnxruntime; expected pip install 'foveate[onnx]'") from None
     names = read_labels(find_labels(path))
+    # One class for each fault, without a common one below Exception.
+    faults = vars(importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")).values()
+    kinds = tuple(kind for kind in faults if isinstance(kind, type) and issubclass(kind, Exception))
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has an exception class of its own for each fault
+    except kinds as error:
         raise UserError(f"{path}: onnxruntime cannot open it ({' '.join(str(error).split())[:200]})") from error
     _check_signature(path, session, len(names))
     position = {normalize_name(name): n for n, name in enumerate(names)}
