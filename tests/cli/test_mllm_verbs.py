@@ -288,9 +288,9 @@ def test_regions_keep_the_order_of_their_options_and_are_converted_to_pixels(
 
 
 def test_a_phrase_is_located_by_a_multimodal_model(foveate: Any, tmp_path: Path) -> None:
-    image, scene = tmp_path / "image.png", draw_scene(seed=7, split="validation", index=0)
+    image, scene = tmp_path / "image.png", draw_scene(seed=7, split="validation", index=3)
     scene.image.save(image)
-    phrase = scene.regions[0].phrase
+    phrase = scene.regions[1].phrase
     ended = foveate("locate", "mini", image, phrase, "--run", tmp_path / "run", "--json")
     assert ended.json["question"] == f"Where is the {phrase}?"
     (box,) = ended.json["boxes"]
