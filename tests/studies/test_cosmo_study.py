@@ -1,0 +1,113 @@
+"""The study `cosmo`: worlds keep their parts apart, claims can fail, and every part runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from foveate.records.traps.kinds import KINDS
+
+from foveate.report import render
+from foveate.studies import cosmo, cosmo_measures
+from foveate.studies.cosmo_worlds import EXACT, TrapWorld, list_frames, open_world
+from foveate.studies.published import write_published
+from foveate.studies.runner import run_study
+from foveate.studies.study import judge
+
+# Few cameras: each has a landscape of its own, which takes longest.
+FEW_CAMERAS = cosmo.SETTINGS[cosmo.TRAPS].model_copy(update={"train_cameras": 4, "test_cameras": 2})
+TINY = cosmo.Scale(train=60, held_out=20, test=24, dim=8, passes=3, seeds=1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> TrapWorld:
+    folder = tmp_path_factory.mktemp("world")
+    return open_world(folder, FEW_CAMERAS, 0, views=[EXACT], train=60, held_out=20, test=24)
+
+
+def test_claims_name_rows_of_their_condition_and_measures() -> None:
+    measures = {measure.key for measure in cosmo.MEASURES}
+    rows = {row.key: row for row in cosmo.ROWS}
+    assert len(rows) == len(cosmo.ROWS)
+    assert len({claim.text for claim in cosmo.CLAIMS}) == len(cosmo.CLAIMS)
+    for claim in cosmo.CLAIMS:
+        assert {rows[claim.better].trained_as, rows[claim.worse].trained_as} <= set(cosmo.VARIANTS[claim.condition])
+        assert {claim.measure, claim.worse_measure or claim.measure} <= measures, claim.text
+    texts = {claim.text for claim in cosmo.CLAIMS}
+    for paper in cosmo.PAPER_CLAIMS:
+        assert paper.untestable or {paper.claim, paper.control} <= texts
+    assert cosmo.FULL.seeds >= 5
+
+
+def test_what_must_hold_fails_where_everything_is_alike() -> None:
+    values = {
+        (condition.key, row.key): {seed: {m.key: 0.3 + 0.001 * seed for m in cosmo.MEASURES} for seed in range(5)}
+        for condition in cosmo.CONDITIONS
+        for row in cosmo.ROWS
+    }
+    for claim in cosmo.CLAIMS:
+        judged = judge(claim, values)
+        assert judged is not None
+        assert judged["verdict"] == ("shown" if claim.margin < 0 else "not shown"), claim.text
+
+
+def test_parts_of_a_world_share_no_event_and_tests_no_camera(world: TrapWorld) -> None:
+    train, held_out = (set(map(tuple, part.places_N2.tolist())) for part in (world.train, world.held_out))
+    test = set(map(tuple, world.test.places_N2.tolist()))
+    assert not test & (train | held_out)
+    assert held_out & train
+    frames = list_frames(world.world, "train", 80)
+    last = frames[59].event.id
+    assert len(world.held_out) <= 20 - sum(frame.event.id == last for frame in frames[60:])
+    assert not world.train.unseen_N.any()
+    assert world.test.unseen_N.any()
+    shuffled = [world.shuffled_taxa.parents[world.shuffled_taxa.index(kind.taxon_id)] for kind in KINDS]
+    right = [world.taxa.parents[world.taxa.index(kind.taxon_id)] for kind in KINDS]
+    assert np.mean(np.array(shuffled) == right) < 0.3
+
+
+def test_a_world_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: TrapWorld) -> None:
+    from foveate.studies import cosmo_worlds
+
+    sizes = {"train": 4, "held_out": 2, "test": 2}
+    first = open_world(tmp_path, FEW_CAMERAS, 0, views=[EXACT], **sizes)
+    monkeypatch.setattr(cosmo_worlds, "_encode", lambda *arguments: pytest.fail("encoded again"))
+    second = open_world(tmp_path, FEW_CAMERAS, 0, views=[EXACT], **sizes)
+    np.testing.assert_array_equal(first.train.features_VNF, second.train.features_VNF)
+    # bfloat16 sums depend on the batch: near, not equal.
+    np.testing.assert_allclose(first.train.features_VNF, world.train.features_VNF[:, : len(first.train)], atol=0.05)
+
+
+def test_lists_and_decisions_count_what_is_right(world: TrapWorld) -> None:
+    right_NK = np.eye(len(KINDS))[world.test.kinds_N]
+    assert cosmo_measures._decide_by_lists(world, world.test, right_NK)["accuracy"] > 0.8
+    assert cosmo_measures._decide_by_lists(world, world.test, right_NK[::-1])["accuracy"] < 0.8
+    order_P = cosmo_measures._derange(9, np.random.default_rng(0))
+    assert sorted(order_P.tolist()) == list(range(9))
+    assert (order_P != np.arange(9)).all()
+    ranks = {f"camera {n}": 0.2 for n in range(8)}
+    scored = cosmo_measures._score_hints(ranks, dict.fromkeys(ranks, 0.9), "1h", 0)
+    assert scored == {"hints/auc_1h": 1, "hints/precision_1h": 1}
+
+
+def test_hints_are_measured_at_cameras_with_enough_images(world: TrapWorld) -> None:
+    values = cosmo_measures.measure_hints(world, dim=8, passes=3, seed=0)
+    assert {"hints/auc_1h", "hints/precision_1h"} <= set(values)
+    assert all(0 <= value <= 1 for value in values.values())
+
+
+@pytest.mark.slow
+def test_all_parts_run_and_make_a_page(tmp_path: Path) -> None:
+    command = ["foveate", "study", "cosmo"]
+    result: dict[str, Any] = run_study("cosmo", tmp_path / "study", scale=TINY, command=command)
+    entries = {(entry["condition"], entry["row"]) for entry in result["table"]}
+    assert entries == {
+        (condition, row.key)
+        for condition, variants in cosmo.VARIANTS.items()
+        for row in cosmo.ROWS
+        if row.trained_as in variants and not (condition == cosmo.BARE and not row.key.startswith("whole"))
+    }
+    assert "Prior of place" in render(tmp_path / "study").read_text(encoding="utf-8")
+    write_published(result, tmp_path / "data")
