@@ -56,11 +56,11 @@ MEASURES = (
     Measure("evidence_slow", "Evidence among slow frames"),
     Measure("evidence_fast", "Evidence among fast frames"),
     Measure("tokens", "Tokens", control=True),
-    Measure("still_images", "Test images answered", control=True),
-    Measure("still_flash", "Test images: flash seen", control=True),
-    Measure("still_digit", "Test images: digit read", control=True),
-    Measure("still_order", "Test images: which of two is first", control=True),
-    Measure("still_count", "Test images: how many times", control=True),
+    Measure("still_images", "Right answers on test images", control=True),
+    Measure("still_flash", "Right answers on test images: flash", control=True),
+    Measure("still_digit", "Right answers on test images: digit", control=True),
+    Measure("still_order", "Right answers on test images: order of two", control=True),
+    Measure("still_count", "Right answers on test images: count", control=True),
     Measure("processor_seconds", "Processor seconds of the training", control=True),
 )
 _ROLES: dict[str, Any] = {"slowfast": "reference", "shuffled": "control", "blank": "control"}
