@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foveate.records.traps.kinds import KINDS
 
+from foveate.records.traps.kinds import KINDS
 from foveate.report import render
 from foveate.studies import cosmo, cosmo_measures
 from foveate.studies.cosmo_worlds import EXACT, TrapWorld, list_frames, open_world
