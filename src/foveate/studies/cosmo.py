@@ -227,7 +227,7 @@ class Scale:
     seeds: int
 
 
-FULL = Scale(train=900, held_out=450, test=450, dim=128, passes=36, seeds=5)
+FULL = Scale(train=400, held_out=200, test=300, dim=128, passes=36, seeds=5)
 QUICK = Scale(train=240, held_out=80, test=80, dim=32, passes=6, seeds=2)
 _MEASURED = {
     CONTEXTS: measure_contexts,
