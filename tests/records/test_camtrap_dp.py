@@ -19,13 +19,19 @@ from made_surveys import EXAMPLE, GOLDEN, KEYS, copy_package, import_package, ne
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.exporters.camtrap_dp import CamtrapExport, CamtrapSettings, export_camtrap_dp
+from foveate.records.exporters.camtrap_dp import (
+    CamtrapExport,
+    CamtrapSettings,
+    _complete_time,
+    export_camtrap_dp,
+)
 from foveate.records.importers.camtrap_dp import import_camtrap_dp, make_box, read_taxa
 from foveate.records.importers.camtrap_package import check_written
 from foveate.records.importers.formats import detect_format
 from foveate.records.survey.decisions import Decision
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.taxa import Taxa
+from foveate.records.survey.types import Deployment
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming
 
@@ -394,7 +400,7 @@ def test_decisions_about_nothing_are_refused(decision: Decision, collection: Col
 
 def test_a_survey_of_another_format_asks_for_what_is_missing(tmp_path: Path) -> None:
     from foveate.records.survey.store import survey_rows, write_survey
-    from foveate.records.survey.types import Deployment, Medium, Observation
+    from foveate.records.survey.types import Medium, Observation
 
     place = Deployment("A", "pond", 50.69912, 4.01345, utc_offset="+02:00", clock_shift=3600)
     medium = Medium("A/1", "A", time="2021:05:31 08:25:38", file="C:\\cards\\A\\1.JPG")
@@ -427,10 +433,24 @@ def test_a_survey_of_another_format_asks_for_what_is_missing(tmp_path: Path) -> 
     ]
     (deployment,) = read_rows(tmp_path / "out", "deployments").values()
     assert deployment["deploymentStart"] == row["timestamp"]
-    with raises_naming(UserError, "media.csv", "row 1", "timestamp", "offset"):
+    with raises_naming(UserError, "media.csv", "row 1", "timestamp", "utc_offset"):
         export(bad, tmp_path / "bad-out", settings=CamtrapSettings(coordinate_digits="recorded", contributor=("A",)))
-    with raises_naming(UserError, "datapackage.json", "contributors"):
+    with raises_naming(UserError, "datapackage.json", "contributors", "--contributor"):
         export(good, tmp_path / "anonymous", settings=CamtrapSettings(coordinate_digits=2))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        ("2021-05-01", "2021-06-01", ("2021-05-01T00:00:00-03:30", "2021-06-01T23:59:59-03:30")),
+        ("2021-05-01T08:00:00", "2021-06-01 09:30", ("2021-05-01T08:00:00-03:30", "2021-06-01T09:30:00-03:30")),
+        ("2021-05-01T08:00:00+02:00", "someday", ("2021-05-01T08:00:00+02:00", "someday")),
+    ],
+)
+def test_the_stated_offset_completes_start_and_end(start: str, end: str, expected: tuple[str, str]) -> None:
+    deployment = Deployment("A", utc_offset="-03:30")
+    assert (_complete_time(start, deployment, second=0), _complete_time(end, deployment, second=86399)) == expected
+    assert _complete_time(start, Deployment("A"), second=0) == start
 
 
 def test_boxes_that_do_not_lie_in_the_image_are_none() -> None:

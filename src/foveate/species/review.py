@@ -176,30 +176,38 @@ def _save_frames(
     return frames
 
 
+def _open_tile(path: Path) -> Image.Image:
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    image.thumbnail((_TILE - 8, _TILE - 8))
+    return image
+
+
 def _draw_sheet(entries: Sequence[ReviewEntry], frames: Sequence[Sequence[tuple[Path, Any]]]) -> bytes:
     """Draw the first image of each event with its box and answer, as PNG."""
     columns = min(_COLUMNS, len(entries))
     rows = -(-len(entries) // columns)
-    sheet = Image.new("RGB", (columns * _TILE, rows * (_TILE + _LABEL)), (250, 249, 246))
+    tiles = [[_open_tile(path) for path, _ in images[:1]] for images in frames]
+    # Images of cameras are wide: square tiles would leave a third of the sheet empty.
+    height = max((tile.height for images in tiles for tile in images), default=0) + 8
+    sheet = Image.new("RGB", (columns * _TILE, rows * (height + _LABEL)), (250, 249, 246))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     for number, (entry, images) in enumerate(zip(entries, frames, strict=True)):
-        left, top = number % columns * _TILE, number // columns * (_TILE + _LABEL)
-        for path, box in images[:1]:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
-            image.thumbnail((_TILE - 8, _TILE - 8))
-            x, y = left + (_TILE - image.width) // 2, top + (_TILE - image.height) // 2
+        left, top = number % columns * _TILE, number // columns * (height + _LABEL)
+        for (_, box), image in zip(images, tiles[number], strict=False):
+            x, y = left + (_TILE - image.width) // 2, top + (height - image.height) // 2
             sheet.paste(image, (x, y))
             if box is not None:
                 corners = [x + box[0] * image.width, y + box[1] * image.height]
                 corners += [x + box[2] * image.width, y + box[3] * image.height]
-                pen.rectangle(corners, outline=(0, 0, 0), width=4)
+                # Dark around the line and not inside: boxes of a few pixels must stay visible.
+                pen.rectangle([corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1], outline=(0, 0, 0))
                 pen.rectangle(corners, outline=(255, 140, 30), width=2)
         for line, text in enumerate((f"{number + 1}. {entry.answer} {entry.score:.2f}", "; ".join(entry.reasons))):
             shortened = text
             while shortened and font.getlength(shortened) > _TILE - 12:
                 shortened = shortened[:-2]
-            pen.text((left + 6, top + _TILE + 18 * line), shortened, font=font, fill=(40, 36, 30))
+            pen.text((left + 6, top + height + 18 * line), shortened, font=font, fill=(40, 36, 30))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -34,6 +34,7 @@ from foveate.species.results import CameraRow, Finding, SampleImage, SpeciesResu
 _IMAGES = "images"
 _NUM_SAMPLES = 24
 _ALTERNATIVES = 3
+_STAGE_NAMES = {"classifier": "model", "rollup": "roll-up"}
 
 
 def summarize(
@@ -256,8 +257,9 @@ def _draw_samples(
 
 def format_step(step: Mapping[str, Any]) -> str:
     """Format what a stage did to a decision, for people."""
-    answer = step["answer"] or "nothing"
-    return f"{step['stage']}: {step['did']} → {answer} {step['score']:.2f}"
+    stage, answer = step["stage"], step["answer"] or "nothing"
+    name = _STAGE_NAMES.get(stage, stage.replace("_", " "))
+    return f"{name}: {step['did']} → {answer} {step['score']:.2f}"
 
 
 def name_label(predictions: Predictions, label: str) -> str:

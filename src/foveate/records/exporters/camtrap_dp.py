@@ -12,11 +12,12 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field
 
 from foveate.core.errors import UserError
@@ -26,13 +27,15 @@ from foveate.core.version import __version__
 from foveate.records import tables
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.exporters.survey_rows import MergedObservations, SurveyRows
+from foveate.records.exporters.survey_rows import MergedObservations, SurveyRows, format_time
 from foveate.records.images import SUFFIXES
 from foveate.records.importers.camtrap_dp import BOX_COLUMNS, FILES_TABLE, NAME
 from foveate.records.importers.camtrap_package import DESCRIPTOR, check_written, refuse
+from foveate.records.survey.camtrap_checks import Violation
 from foveate.records.survey.camtrap_schema import TABLES, URL, columns, is_valid_time
 from foveate.records.survey.coordinates import round_deployments
 from foveate.records.survey.decisions import Decision, format_comment
+from foveate.records.survey.hours import TimeStatus, parse_offset, parse_times
 from foveate.records.survey.taxa import RANKS, Taxa
 from foveate.records.survey.types import LEVELS, Deployment, Medium, Observation
 
@@ -49,6 +52,11 @@ _COORDINATES = re.compile(
     r"latitude|longitude|coordinates|(^|[\",;\t])(lat|lon|lng)[\",;\s]", re.IGNORECASE | re.MULTILINE
 )
 _LISTED = 5
+_LAST_SECOND = 24 * 3600 - 1  # of a day
+_OFFSET = "state utc_offset of each deployment, such as +02:00, in deployments.csv and collect or predict again"
+_REPAIRS = {"contributors": "name a person or organization with --contributor"} | dict.fromkeys(
+    ("deploymentStart", "deploymentEnd", "timestamp", "eventStart", "eventEnd"), _OFFSET
+)
 
 
 class CamtrapSettings(Settings):
@@ -112,7 +120,7 @@ def export_camtrap_dp(
         writer.write(merged)
         violations, doubts = check_written(stage)
         dropped = ("latitude", "longitude", "spatial") if settings.coordinate_digits == "drop" else ()
-        refuse(folder, [entry for entry in violations if entry.field not in dropped], tolerant=False)
+        refuse(folder, _group_rows(entry for entry in violations if entry.field not in dropped), advice=_REPAIRS)
         export.notes += map(str, doubts[:_LISTED])
     export.counts = +export.counts
     if dropped:
@@ -200,8 +208,8 @@ class _PackageWriter:
             "latitude": "" if entry.latitude is None else entry.latitude,
             "longitude": "" if entry.longitude is None else entry.longitude,
             "coordinateUncertainty": "" if entry.uncertainty is None else max(1, round(entry.uncertainty)),
-            "deploymentStart": entry.start or span[0],
-            "deploymentEnd": entry.end or span[1],
+            "deploymentStart": _complete_time(entry.start, entry, second=0) or span[0],
+            "deploymentEnd": _complete_time(entry.end, entry, second=_LAST_SECOND) or span[1],
             "timestampIssues": issues,
             "habitat": entry.habitat,
         }
@@ -449,6 +457,26 @@ def _box_cells(box: Box | None) -> dict[str, object]:
     # Twelve digits: a width as the difference of two corners is 0.19999999999999996 where it was 0.2.
     values = (box.x1, box.y1, box.width, box.height)
     return {name: float(f"{value:.12g}") for name, value in zip(BOX_COLUMNS, values, strict=True)}
+
+
+def _group_rows(violations: Iterable[Violation]) -> list[Violation]:
+    """Keep the first violation of each column, with the number of further rows."""
+    columns: dict[tuple[str, str], list[Violation]] = defaultdict(list)
+    for violation in violations:
+        columns[violation.file, violation.field].append(violation)
+    return [replace(rows[0], others=sum(1 + row.others for row in rows) - 1) for rows in columns.values()]
+
+
+def _complete_time(text: str, deployment: Deployment, *, second: int) -> str:
+    """Return a start or end with the stated offset from UTC; a date alone gets this second of the day."""
+    if is_valid_time(text) or not deployment.utc_offset:
+        return text
+    times = parse_times([text])
+    if times.status_N[0] not in (TimeStatus.OK, TimeStatus.DATE_ONLY):
+        return text
+    stated = parse_offset(deployment.utc_offset, where=f"utc_offset of deployment {deployment.id!r}")
+    wall = times.wall_N[0] if times.status_N[0] == TimeStatus.OK else times.midnight_N[0] + second
+    return format_time(float(wall), stated if np.isnan(times.offset_N[0]) else float(times.offset_N[0]))
 
 
 def _shift(text: str, seconds: int) -> str:

@@ -216,12 +216,18 @@ def _parse_descriptor(file: BinaryIO, files: Files) -> dict[str, Any]:
         raise UserError(f"{files.path}: {files.descriptor} cannot be read as JSON ({str(error)[:120]})") from error
 
 
-def refuse(where: Path, problems: Sequence[Violation], *, tolerant: bool = True) -> None:
-    """Raise UserError with the first violations; `tolerant` lets those pass that reading tolerates."""
-    errors = [problem for problem in problems if not (tolerant and problem.tolerated)]
+def refuse(where: Path, problems: Sequence[Violation], *, advice: Mapping[str, str] | None = None) -> None:
+    """Raise UserError with the first violations.
+
+    Args:
+        advice: field -> repair, for what was written; None lets those pass that reading tolerates.
+    """
+    errors = [problem for problem in problems if advice is not None or not problem.tolerated]
     if errors:
         further = f"; and {len(errors) - _LISTED} more" if len(errors) > _LISTED else ""
-        raise UserError(f"{where}: " + "; ".join(map(str, errors[:_LISTED])) + further)
+        repairs = dict.fromkeys(advice[error.field] for error in errors if error.field in advice) if advice else ()
+        text = "; ".join([*map(str, errors[:_LISTED])]) + further
+        raise UserError(f"{where}: {text}{''.join(f'. Please {repair}' for repair in repairs)}")
 
 
 def _read_resource(files: Files, resource: Mapping[str, Any]) -> pa.Table:

@@ -63,7 +63,8 @@ def import_cards(
         raise UserError(f"{source} is a file; expected a folder with a folder per camera")
     if (source / layout.DESCRIPTION).is_file():
         raise UserError(f"{source} is a collection already; expected a folder with a folder per camera")
-    table = read_deployments(source / TABLE if deployments is None else deployments)
+    table_path = source / TABLE if deployments is None else Path(deployments)
+    table = read_deployments(table_path)
     files, hidden = list_files(source, Path(target))
     images = [path for path in files if get_suffix(path) in IMAGE_SUFFIXES | REFUSED_SUFFIXES]
     if not images:
@@ -76,7 +77,7 @@ def import_cards(
         cards.samples(images),
         default_source=source.resolve().name,
         total=len(images),
-        ignored_files=hidden + len(files) - len(images) - videos,
+        ignored_files=hidden + len(files) - len(images) - videos - (table_path in files),
         reference=reference,
         further=Counter({"videos, which are not read": videos}),
         finish=cards.finish,

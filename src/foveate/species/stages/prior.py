@@ -66,7 +66,10 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
     if isinstance(listing, ListSettings) and listing.file is not None and not settings.within_list:
         return lambda rows: rows.noted("prior", ("off: a species list is in use",))
     if settings.source is None:
-        raise UserError(f"prior: --{used[0]}-prior needs a prior; expected --prior with a folder or a file .onnx")
+        raise UserError(
+            f"prior: --{used[0]}-prior needs a prior, and none lies beside the model; expected --prior with the folder "
+            "that `foveate species train` wrote, or with BirdNET's file .onnx"
+        )
     prior = open_prior(settings.source, classes, taxa, parts=used)
     subsets = [[part for bit, part in enumerate(PARTS) if code >> bit & 1] for code in range(2 ** len(PARTS))]
     notes = tuple(
