@@ -4,6 +4,8 @@ foveate collect questions --to questions
 foveate mllm train mllm-mini --collection questions --run runs/mini
 foveate mllm evaluate runs/mini/model --suite scenes --data questions --run runs/mini-scenes
 python tools/ship_model.py runs/mini runs/mini-scenes mini
+
+The same with `foveate collect referring --to referring` and `foveate mllm train ferret-on-mini` makes `mini-ferret`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from foveate.mllm.card import model_card
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import MllmResult, SuiteResult
 
-MAX_BYTES = 9_000_000
+MAX_BYTES = 10_000_000
 
 
 def ship(run: Path, evaluation: Path, name: str) -> Path:

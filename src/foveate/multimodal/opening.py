@@ -15,7 +15,7 @@ from foveate.multimodal.folder import KIND, load_model
 from foveate.multimodal.foreign import ForeignMllm, open_foreign
 from foveate.vision.precision import choose_device
 
-SHIPPED = ("mini",)
+SHIPPED = ("mini", "mini-ferret")
 
 
 def find_folder(source: str | Path) -> Path:
@@ -42,8 +42,8 @@ def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm
     """Open a multimodal model that answers questions about images.
 
     Args:
-        source: "mini" (shipped with the package), a model folder of `foveate mllm train`, or a folder or hub id of an
-            image-text-to-text model of transformers.
+        source: "mini" or "mini-ferret" (shipped with the package), a model folder of `foveate mllm train`, or a folder
+            or hub id of an image-text-to-text model of transformers.
         device: such as "cpu" or "cuda"; by default the fastest there is.
 
     Raises:
