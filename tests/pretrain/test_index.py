@@ -18,7 +18,7 @@ from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.searching import index as module
 from foveate.pretrain.searching import merge
 from foveate.pretrain.searching.index import build_index
-from foveate.pretrain.searching.index_folder import Description, fingerprint, read_rows
+from foveate.pretrain.searching.index_folder import Description, read_rows
 from foveate.pretrain.searching.search import Index
 from foveate.pretrain.train import build_model
 from foveate.records import layout, tables
@@ -27,6 +27,8 @@ from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
 from foveate.vision.localizer.candidates import coarse_boxes
 from foveate.vision.localizer.folder import load_model, save_model
+from foveate.vision.localizer.sources import ModelSource
+from foveate.vision.localizer.sources import fingerprint_folder as fingerprint
 from naming import raises_naming
 
 
@@ -118,7 +120,7 @@ def test_repeated_it_does_nothing(model: Path, shapes: Path, tmp_path: Path, mon
     out = tmp_path / "index"
     build_index(model, shapes, out)
     before = contents(out)
-    monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("the model is not needed"))
+    monkeypatch.setattr(ModelSource, "load", lambda *_, **__: pytest.fail("the model is not needed"))
     _, plan = build_index(model, shapes, out)
     assert not len(plan.todo)
     assert contents(out) == before

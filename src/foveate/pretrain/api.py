@@ -22,9 +22,9 @@ from foveate.pretrain.searching.search import search as search_in
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, ImageInput, decode, encode_input, is_single_image
-from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.localizer.sources import open_localizer
 from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
 
 
@@ -212,17 +212,21 @@ class SearchIndex:
         return hits
 
 
-def open_model(folder: str | os.PathLike[str], *, device: str | None = None) -> Model:
-    """Open a model folder.
+def open_model(name: str | os.PathLike[str], *, device: str | None = None) -> Model:
+    """Open a trained model.
+
+    Args:
+        name: a folder of Foveate, open_clip or transformers (CLIP, SigLIP), `OWNER/NAME` of the hub, or
+            `open_clip:ARCH/PRETRAINED`.
 
     Raises:
-        UserError: when it is not a model folder, or a weight is missing, unexpected or of another shape.
+        UserError: when there is no such model, or a weight is missing, unexpected or of another shape.
 
     Example:
         >>> open_model(model_folder).encode_text(["a red disc", "a blue square"]).shape
         (2, 32)
     """
-    return Model(load_model(Path(folder), device=device))
+    return Model(open_localizer(os.fspath(name), device=device))
 
 
 def open_index(

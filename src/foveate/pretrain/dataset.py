@@ -6,6 +6,7 @@ Every draw is a pure function of (seed, epoch, key), so that workers and resumed
 from __future__ import annotations
 
 import functools
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,14 @@ from foveate.vision.encoder import ImageEncoder, TextEncoder
 from foveate.vision.feature_cache import FeatureCache
 from foveate.vision.feature_store import Share
 from foveate.vision.preprocess import move_boxes, read_image
+
+
+def describe_no_regions(collection: Path, split: str) -> str:
+    """Say what a training without regions leaves out, and which command makes them."""
+    return (
+        f"no image of split '{split}' has a region, so no place will be learned: locate and search by box would only "
+        f"guess; `foveate regions {shlex.quote(str(collection))}` makes regions from the captions"
+    )
 
 
 def draw_regions(count: int, max_regions: int, *, seed: int, epoch: int, key: str) -> np.ndarray:
@@ -182,15 +191,22 @@ class PretrainDataset:
         texts = self.image_texts.list_possible(self.rows)
         if not self.with_regions:
             return texts
+        regions = self.collection.grouped("regions").table
+        phrases = regions["phrase"].filter(pa.array(self._drawn_regions()))
+        return pa.chunked_array([*texts.chunks, *pa.chunked_array(phrases).chunks], pa.string())
+
+    def _drawn_regions(self) -> NDArray[np.bool_]:
+        """Mark the rows of the grouped table of regions that training draws from."""
         # A mask over row numbers: no join of all phrases with keys.
         in_split = np.zeros(len(self.collection), dtype=bool)
         in_split[self.rows] = True
-        regions = self.collection.grouped("regions")
-        usable_R = in_split[regions.row_numbers]
-        if self._usable_R is not None:
-            usable_R &= self._usable_R
-        phrases = regions.table["phrase"].filter(pa.array(usable_R))
-        return pa.chunked_array([*texts.chunks, *pa.chunked_array(phrases).chunks], pa.string())
+        usable_R = in_split[self.collection.grouped("regions").row_numbers]
+        return usable_R if self._usable_R is None else usable_R & self._usable_R
+
+    @property
+    def num_regions(self) -> int:
+        """Number of regions that training draws from; 0 for a model without a region module."""
+        return int(self._drawn_regions().sum()) if self.with_regions else 0
 
     def _view(self, row: int, view: int, seed: int) -> View:
         width, height = (int(self.collection.index[name][row]) for name in ("width", "height"))

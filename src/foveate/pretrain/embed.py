@@ -153,7 +153,7 @@ def embed_collection(
             time of a pass.
         cache: folder where the frozen features of the images are kept, for the next model with the same frozen part.
     """
-    rules = [rule for rule in rules if rule != "head" or model.prompter is not None]
+    rules = [rule for rule in rules if rule != "head" or (model.prompter is not None and model.localizes)]
     return _embed(model, collection, rows, regions=True, crops=crops, rules=rules, cache=cache)
 
 
@@ -195,7 +195,8 @@ def _embed(
                 boxes_R4 = find(model, tokens, placements, texts_RE, index_R, rule=rule)
                 located[rule].append(_to_original(boxes_R4, placements, index_R))
             if crops:
-                crop.append(_encode_crops(model, collection, batch_rows, batch))
+                boxes = [(batch_rows[index], region.box) for index, region in batch]
+                crop.append(encode_crops(model, collection, boxes))
         all_regions += [region for _, region in batch]
         owner += [len(good_rows) + index for index, _ in batch]
         good_rows += batch_rows
@@ -264,30 +265,38 @@ def _to_original(boxes_R4: np.ndarray, placements: Sequence[Placement], index_R:
     )
 
 
-def _encode_crops(
-    model: LocalizingModel, collection: Collection, rows: list[int], batch: list[tuple[int, Region]]
-) -> np.ndarray:
+def encode_crops(
+    model: LocalizingModel, collection: Collection, boxes: Sequence[tuple[int, Box]]
+) -> NDArray[np.float32]:
+    """Embed boxes as images of their own: unit-length vectors [R, E], one pass of the image encoder each.
+
+    Args:
+        boxes: row of the image and box in [0, 1] of it.
+
+    Raises:
+        BadImage: an image cannot be read.
+    """
     preprocess = model.image_encoder.preprocess
 
-    def render(index: int, region: Region) -> Tensor:
+    def render(row: int, box: Box) -> Tensor:
         try:
-            return read_image(collection, rows[index], preprocess, View(crop=region.box))[0]
+            return read_image(collection, row, preprocess, View(crop=box))[0]
         except BadImage:
             # The box is thinner than a pixel of the model input: three pixels of the decoded image are visible.
-            sides = [float(collection.index[name][rows[index]]) for name in ("width", "height")]
+            sides = [float(collection.index[name][row]) for name in ("width", "height")]
             min_side = 3 * max(sides) / (DECODE_FACTOR * preprocess.long_side)
-            wider = _widen(region.box, min_side / sides[0], min_side / sides[1])
-            return read_image(collection, rows[index], preprocess, View(crop=wider))[0]
+            wider = widen(box, min_side / sides[0], min_side / sides[1])
+            return read_image(collection, row, preprocess, View(crop=wider))[0]
 
     @torch.inference_mode()
     def encode(start: int) -> Tensor:
-        pixels = [render(*pair) for pair in batch[start : start + _CROP_BATCH]]
+        pixels = [render(*pair) for pair in boxes[start : start + _CROP_BATCH]]
         return model.encode_image(torch.stack(pixels)).cpu()
 
-    return torch.cat(map_on_cores(encode, range(0, len(batch), _CROP_BATCH), device=model.device)).numpy()
+    return torch.cat(map_on_cores(encode, range(0, len(boxes), _CROP_BATCH), device=model.device)).numpy()
 
 
-def _widen(box: Box, width: float, height: float) -> Box:
+def widen(box: Box, width: float, height: float) -> Box:
     """Widen a box about its center to sides of at least `width` and `height` (fractions of the image)."""
     low, high = np.split(box.to_array(), 2)
     sides = np.minimum(np.maximum(high - low, (width, height)), 1.0)

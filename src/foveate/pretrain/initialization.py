@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.core.files import read_json, write_json_atomically
+from foveate.core.files import write_json_atomically
 from foveate.core.hub import Checkpoint, fetch
 from foveate.core.progress import say
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.vision.backbones import on_meta
-from foveate.vision.hf.loading import KIND_OF_TYPE
 from foveate.vision.localizer.folder import KIND as OURS
 from foveate.vision.localizer.folder import WEIGHTS, with_tokenizer
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.settings import LocalizerSettings
+from foveate.vision.localizer.sources import OPEN_CLIP, detect_kind, joint_width, open_clip_width, split_open_clip
 from foveate.vision.registry import tower_options
 
 REQUIRED = "required"
@@ -35,6 +35,7 @@ TABLE = "initial.json"
 _STAND_IN = {"kind": "open_clip", "model": "ViT-B-16"}
 _STAND_IN_WIDTH = 512
 _TOWERS = ("image_encoder", "text_encoder")
+_REGION_MODULES = ("prompter.", "roi.")
 
 
 def resolve_initial(recipe: PretrainRecipe) -> PretrainRecipe:
@@ -55,7 +56,7 @@ def resolve_initial(recipe: PretrainRecipe) -> PretrainRecipe:
         if not on_meta():
             raise UserError(
                 "field initial: required; expected initial=FOLDER with a model folder of Foveate, open_clip or "
-                "transformers, or initial=OWNER/NAME on the hub"
+                "transformers, initial=OWNER/NAME on the hub, or initial=open_clip:ARCH/PRETRAINED"
             )
         changes: dict[str, Any] = {name: _STAND_IN for name in waiting}
         return recipe.model_copy(update={"embed_dim": recipe.embed_dim or _STAND_IN_WIDTH, "initial": None, **changes})
@@ -66,10 +67,18 @@ def resolve_initial(recipe: PretrainRecipe) -> PretrainRecipe:
         options = {key: value for key, value in getattr(recipe, name).items() if key != "kind"}
         if options.get("source", start) == start:
             options = pinned | options
-        checkpoint = _fetch(options.get("source") or start, options)
+        source = options.get("source") or start
+        if source.startswith(OPEN_CLIP):
+            model, pretrained = split_open_clip(source)
+            options = {key: value for key, value in options.items() if key != "source"}
+            changes[name] = {"kind": "open_clip", "model": model, "pretrained": pretrained, **options}
+            if name == "image_encoder" and recipe.embed_dim == 0:
+                changes["embed_dim"] = open_clip_width(model)
+            continue
+        checkpoint = _fetch(source, options)
         changes[name] = _tower(checkpoint, name, options)
         if name == "image_encoder" and recipe.embed_dim == 0:
-            changes["embed_dim"] = _embed_dim(checkpoint, changes[name]["kind"])
+            changes["embed_dim"] = joint_width(checkpoint, changes[name]["kind"])
     return recipe.model_copy(update=changes)
 
 
@@ -79,34 +88,6 @@ def _pin(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fetch(source: str, options: Mapping[str, Any]) -> Checkpoint:
     return fetch(source, field="initial", **_pin(options))
-
-
-def detect_kind(checkpoint: Checkpoint) -> str:
-    """Return the kind of encoder that reads a folder: "localizing-encoder" for Foveate's, else one of vision.
-
-    Raises:
-        UserError: when no encoder does.
-    """
-    folder = checkpoint.folder
-    if (folder / "open_clip_config.json").is_file():
-        return "open_clip"
-    inner = folder / "model"
-    if not (folder / "config.json").is_file():
-        hint = f". Did you mean '{inner}'?" if (inner / "config.json").is_file() else ""
-        raise UserError(f"initial '{checkpoint.name}': not a model folder: it has no config.json{hint}")
-    config = checkpoint.config()
-    if config.get("kind") == OURS:
-        return OURS
-    kind = KIND_OF_TYPE.get(str(config.get("model_type")))
-    if kind is not None:
-        return kind
-    # timm's folders name no model_type, but an architecture.
-    if "architecture" in config:
-        return "timm"
-    raise UserError(
-        f"initial '{checkpoint.name}': model_type '{config.get('model_type')}' has no encoder; expected "
-        f"{', '.join(sorted(KIND_OF_TYPE))}, or a folder of open_clip, timm or Foveate"
-    )
 
 
 def _tower(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,28 +126,6 @@ def _foveate_tower(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]
     return tower
 
 
-def _embed_dim(checkpoint: Checkpoint, kind: str) -> int:
-    """Return the width of a checkpoint's joint embedding."""
-    folder = str(checkpoint.folder)
-    if detect_kind(checkpoint) == OURS:
-        return int(checkpoint.config()["recipe"]["embed_dim"])
-    if kind == "open_clip":
-        path = checkpoint.folder / "open_clip_config.json"
-        config = read_json(path)
-        if not isinstance(config, dict) or "embed_dim" not in config.get("model_cfg", {}):
-            raise UserError(f"{path}: field model_cfg.embed_dim is missing; expected a configuration of open_clip")
-        return int(config["model_cfg"]["embed_dim"])
-    if kind == "clip":
-        from transformers import AutoConfig
-
-        return int(AutoConfig.from_pretrained(folder).projection_dim)
-    if kind == "siglip":
-        from transformers import SiglipVisionConfig
-
-        return int(SiglipVisionConfig.from_pretrained(folder).hidden_size)
-    raise UserError(f"embed_dim: '{checkpoint.name}' has no joint embedding to take it from; set a width above 0")
-
-
 def start_from(model: LocalizingModel, initial: str, *, run: Path | None = None) -> dict[str, Any]:
     """Load a model folder of Foveate into `model`, or list the towers that were built with their weights.
 
@@ -174,19 +133,26 @@ def start_from(model: LocalizingModel, initial: str, *, run: Path | None = None)
         model: of the resolved recipe. initial: of the recipe. run: run folder, where the table is written.
 
     Returns:
-        `initial`, `counts` by status, and `tensors`: name -> "loaded", "fresh" or "unexpected".
+        `initial`, `counts` by status, `localizes` (whether it brings a region module that learned places), and
+        `tensors`: name -> "loaded", "fresh" or "unexpected".
 
     Raises:
         UserError: when a tensor of a tower is missing, or any tensor has another shape.
     """
     towers = [getattr(model.recipe, name) for name in _TOWERS]
-    checkpoint = _fetch(initial, next((tower for tower in towers if tower.get("source") == initial), {}))
-    if detect_kind(checkpoint) == OURS:
+    checkpoint = None
+    if not initial.startswith(OPEN_CLIP):
+        checkpoint = _fetch(initial, next((tower for tower in towers if tower.get("source") == initial), {}))
+    if checkpoint is not None and detect_kind(checkpoint) == OURS:
         tensors = _load_foveate(model, checkpoint)
     else:
         tensors = {name: _status(model, name) for name in model.state_dict()}
     counts = dict(Counter(tensors.values()))
-    result = {"initial": initial, "commit": checkpoint.commit, "counts": counts, "tensors": tensors}
+    commit = None if checkpoint is None else checkpoint.commit
+    localizes = any(name.startswith(_REGION_MODULES) and status == "loaded" for name, status in tensors.items())
+    if checkpoint is not None and localizes:
+        localizes = bool(checkpoint.config().get("localizes", True))
+    result = {"initial": initial, "commit": commit, "counts": counts, "localizes": localizes, "tensors": tensors}
     if run is not None:
         write_json_atomically(run / TABLE, result)
         parts = [f"{counts.get('loaded', 0)} tensors loaded"]

@@ -147,7 +147,7 @@ def _check_phrase(phrase: str) -> None:
 
 
 def _list_rules(model: LocalizingModel) -> tuple[str, ...]:
-    return LOCATE_RULES if model.prompter is not None else LOCATE_RULES[1:]
+    return LOCATE_RULES if model.prompter is not None and model.localizes else LOCATE_RULES[1:]
 
 
 def _choose_rule(model: LocalizingModel, rule: str | None) -> str:
@@ -174,6 +174,8 @@ def _locate_encoded(
     boxes |= {name: box[0] for name, box in baseline_boxes(1, seed=seed).items()}
     scores = {name: _cosine(model, tokens, placement.to_input(box[None], min_visible=0)[0], text_1E, index)
               for name, box in boxes.items()}  # fmt: skip
+    # A box without area is no answer, whichever rule is the better one on other images.
+    rule = rule if scores[rule] is not None else LOCATE_RULES[1]
     return PhraseBoxes(
         phrase=phrase,
         rule=rule,

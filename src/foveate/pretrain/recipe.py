@@ -83,7 +83,9 @@ class PretrainRecipe(LocalizerSettings):
 
     config_version: Literal[1] = 1
     initial: str | None = Field(
-        None, description="start from this: a model folder, a CLIP's folder or OWNER/NAME; 'required' = must be given"
+        None,
+        description="start from this: a model folder, a CLIP's folder, OWNER/NAME or open_clip:ARCH/PRETRAINED; "
+        "'required' = must be given",
     )
     data: DataSettings = DataSettings()
     training: TrainingSettings

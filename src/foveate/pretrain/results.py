@@ -58,6 +58,7 @@ class PretrainResult(RunResult):
 
     Attributes:
         images: with a text of a usable kind, all trained on. images_without_text: the other images of the split.
+        regions: that training drew from. localizes: whether the model learned places, from them or before.
         curves: the log of the run, or its rows. bad_samples: key -> reason of images that could not be used.
         evaluation: on the split given to `pretrain`, of a finished run. metrics: of the best validation, where the
             recipe has `training.evaluate_every`.
@@ -69,6 +70,8 @@ class PretrainResult(RunResult):
     collection: str = ""
     images: int = 0
     images_without_text: int = 0
+    regions: int | None = None
+    localizes: bool | None = None
     texts: DrawnTexts = DrawnTexts()
     steps: int | None = None
     seconds: float | dict[str, float] | None = None
@@ -83,13 +86,18 @@ class PretrainResult(RunResult):
 
 
 class LocateResult(LocatedPhrase, RunResult):
-    """`foveate locate`; `file` is the user's image, `width` and `height` its pixels after EXIF rotation."""
+    """`foveate locate`; `file` is the user's image, `width` and `height` its pixels after EXIF rotation.
+
+    Attributes:
+        localizes: whether the model learned places; False means that boxes were compared by pooled tokens.
+    """
 
     kind: Literal["locate"] = "locate"
     model: str = ""
     file: str = ""
     width: int | None = None
     height: int | None = None
+    localizes: bool = True
 
 
 class LocatedFrame(ResultModel):
@@ -140,6 +148,7 @@ class IndexResult(RunResult):
 
     Attributes:
         embedded: images embedded by this run (to embed, in a dry run). dropped: images that the collection removed.
+        crops: boxes among them that took a pass of the encoder each. folder: files of a plain folder of images.
         megabytes_new: size of the new vectors. counts: of images, regions and unreadable images in the index.
     """
 
@@ -151,9 +160,11 @@ class IndexResult(RunResult):
     precision: str
     dry_run: bool = False
     embedded: int
+    crops: int = 0
     dropped: int
     megabytes_new: float
     counts: dict[str, int]
+    folder: dict[str, Any] | None = None
 
 
 class ExportResult(RunResult):

@@ -17,7 +17,7 @@ from foveate.core.progress import say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
-from foveate.pretrain.dataset import PretrainDataset, count_texts
+from foveate.pretrain.dataset import PretrainDataset, count_texts, describe_no_regions
 from foveate.pretrain.embed import cache_features, embed_collection
 from foveate.pretrain.evaluate import Validation, choose_locate_rule, evaluate
 from foveate.pretrain.initialization import resolve_initial, start_from
@@ -128,12 +128,19 @@ def pretrain(
             run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
         barrier()  # the other ranks read what rank 0 has written to the run folder
         assert isinstance(model.recipe, PretrainRecipe)
+        localizes = False
         if model.recipe.initial is not None:
-            start_from(model, model.recipe.initial, run=run.path if here.is_main else None)
+            table = start_from(model, model.recipe.initial, run=run.path if here.is_main else None)
+            localizes = table["localizes"]
         # A copy for the end: FSDP takes the model itself apart, and files it was built from may be gone by then.
         final = empty_copy(model)
         cache = choose_cache_folder(collection, run.path)
         datasets = _build_datasets(recipe, collection, model, run, here, cache=cache)
+        regions = sum(data.num_regions for data in datasets)
+        # The Prompter of a run without any region stays random: what it says of a box would be noise.
+        final.localizes = final.localizes and (regions > 0 or localizes)
+        if recipe.regions.method != "none" and not regions and here.is_main:
+            say(describe_no_regions(collection.path, recipe.data.split))
         loader = _build_loader(recipe, datasets, here)
         images, skipped = (
             sum(counts) for counts in zip(*((len(data.rows), data.skipped) for data in datasets), strict=True)
@@ -158,6 +165,8 @@ def pretrain(
             collection=" + ".join(data.collection.name for data in datasets),
             images=images,
             images_without_text=skipped,
+            regions=regions,
+            localizes=final.localizes,
             texts=count_texts(datasets, loader, steps=outcome.step, seed=recipe.training.seed),
             steps=outcome.step,
             seconds=round(outcome.seconds, 1),
@@ -279,7 +288,9 @@ def _evaluate(
     # Frozen weights take the kernels that a loaded model uses, so its metrics can be reproduced bit for bit.
     model.requires_grad_(False)
     validation = recipe.data.validation_split
-    if model.prompter is not None and _has_split(collection, validation):  # other models have one rule only
+    if not model.localizes:
+        model.locate_rule = "candidates"
+    elif model.prompter is not None and _has_split(collection, validation):  # other models have one rule only
         embeddings = embed_collection(model, collection, collection.rows(validation), cache=cache)
         model.locate_rule = choose_locate_rule(embeddings)
     if split is None:
@@ -305,6 +316,7 @@ def _save(
         "license": " + ".join(dict.fromkeys(data.collection.license for data in datasets)),
         "split": recipe.data.split,
         "images": sum(len(data.rows) for data in datasets),
+        "regions": sum(data.num_regions for data in datasets),
         "command": command,
         "revision": code_revision(),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from foveate.cli.options import common, dry_run_option, finish, path_option, wor
 
 
 @click.command("index", cls=FieldsCommand, short_help="Make a collection searchable.")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("collection", type=click.Path(path_type=Path))
-@path_option("--out", "The index folder; COLLECTION-index by default.")
+@click.argument("model")
+@click.argument("target", type=click.Path(path_type=Path))
+@path_option("--out", "The index folder; TARGET-index by default.")
 @fields(
     "foveate.pretrain.searching.settings:IndexSettings",
     "regions",
@@ -28,8 +30,8 @@ from foveate.cli.options import common, dry_run_option, finish, path_option, wor
 @workers_option
 @common(seed=False)
 def command(
-    model: Path,
-    collection: Path,
+    model: str,
+    target: Path,
     out: Path | None,
     settings: dict[str, Any],
     dry_run: bool,
@@ -37,47 +39,66 @@ def command(
     as_json: bool,
     device: str | None,
 ) -> None:
-    """Embed the images and regions of COLLECTION with MODEL into an index folder for `foveate search`.
+    """Embed the images and regions of TARGET with MODEL into an index folder for `foveate search`.
 
-    Stopped and repeated, it goes on. Repeated later, it adds images that are new and drops those that were removed.
+    MODEL: a trained one as it is, `open_clip:ARCH/PRETRAINED`, `OWNER/NAME` of the hub or a folder (CLIP, SigLIP), or a
+    model folder of Foveate. TARGET: a collection, or any folder of images, which stay where they are. Stopped and
+    repeated, it goes on. Repeated later, it adds images that are new and drops those that are gone.
 
     \b
     Example:
+      foveate index open_clip:ViT-B-32/laion2b_s34b_b79k my-folder
       foveate index runs/tour/cloc-seed0/model my-images --out my-index
     """
     from foveate.pretrain.results import IndexResult
     from foveate.pretrain.searching.index import build_index
 
-    # Beside the collection, not in it: an index can be deleted and made again, and a collection may be read-only.
-    out = out or collection.parent / f"{collection.resolve().name}-index"
-    index, plan = build_index(
-        model,
-        collection,
-        out,
-        device=device,
-        workers=workers or 2,
-        dry_run=dry_run,
-        **settings,
-    )
+    # Beside the images, not among them: an index can be deleted and made again, and a folder may be read-only.
+    out = out or target.parent / f"{target.resolve().name}-index"
+    index, plan = build_index(model, target, out, device=device, workers=workers or 2, dry_run=dry_run, **settings)
     result = IndexResult(
-        model=str(model),
-        collection=str(collection),
+        model=model,
+        collection=str(target),
         regions=index.regions,
         region_sources=list(index.region_sources),
         precision=index.precision,
         dry_run=dry_run,
         embedded=len(plan.todo),
+        crops=plan.crops,
         dropped=plan.dropped,
         megabytes_new=round(plan.new_bytes / 1e6, 2),
         counts=index.counts,
+        folder=None if plan.folder is None else asdict(plan.folder),
     ).to_json()
+    lines = [] if plan.folder is None else [f"{target}: {plan.folder.format_line()}"]
     if dry_run:
-        finish(result, [plan.format_line(), "dry run: nothing was written"], {}, as_json=as_json)
+        lines += [plan.format_line(), *filter(None, [plan.price_crops()]), "dry run: nothing was written"]
+        finish(result, lines, {}, as_json=as_json)
         return
     counts = index.counts
-    lines = [f"{counts['images']:,} images and {counts['regions']:,} regions can be searched"]
+    lines.append(f"{counts['images']:,} images and {counts['regions']:,} regions can be searched")
     paths = {"index": out}
+    if plan.folder is not None and plan.folder.unreadable:
+        paths["left out"] = out / "collection" / "quarantine.parquet"
     if counts["unreadable"]:
         lines.append(f"{counts['unreadable']:,} images could not be embedded: see quarantine")
         paths["quarantine"] = out / "quarantine.parquet"
+    if index.crops:
+        lines += _training_lines(model, target, is_folder=plan.folder is not None)
     finish(result, lines, paths, as_json=as_json)
+
+
+def _training_lines(model: str, target: Path, *, is_folder: bool) -> list[str]:
+    """Name the commands that train a CLOC, which embeds boxes in the image's own pass, from a model without places."""
+    collection = target
+    lines = ["this model never learned places: a box costs a pass of the encoder. These commands train a CLOC from it:"]
+    if is_folder:
+        collection = Path(f"{target.resolve().name}-collection")
+        lines.append(f"  foveate collect {shlex.quote(str(target))} --to {shlex.quote(str(collection))} --reference")
+    name = shlex.quote(str(collection))
+    start = shlex.quote(f"initial={model if Path(model).exists() else model.partition('@')[0]}")
+    return [
+        *lines,
+        f"  foveate regions {name}",
+        f"  foveate pretrain cloc-from-clip {start} --collection {name}",
+    ]

@@ -54,10 +54,12 @@ def command(
     from foveate.pretrain.results import LocateResult
     from foveate.records.images import save_thumbnail
     from foveate.report import render
-    from foveate.vision.localizer.folder import load_model
+    from foveate.vision.localizer.model import LEARN_PLACES
+    from foveate.vision.localizer.sources import open_localizer
 
     data = read_image(image)
-    located = locate(load_model(model, device=device), data, phrase, seed=seed or 0, **settings)
+    network = open_localizer(model, device=device)
+    located = locate(network, data, phrase, seed=seed or 0, **settings)
     # Created only now: a mistake in the phrase or the image leaves no folder.
     folder = RunFolder.create(run or Path("runs/locate"))
     save_thumbnail(data, folder.path / "images" / "image.webp")
@@ -72,10 +74,13 @@ def command(
             "scores": located.scores,
             "width": located.width,
             "height": located.height,
+            "localizes": network.localizes,
         }
     ).to_json()
     folder.write_result(result)
     lines = [_line(name, located) for name in located.boxes]
+    if not network.localizes:
+        lines.append(f"this model never learned places: boxes are compared by pooled tokens, a guess; {LEARN_PLACES}")
     finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
 
 

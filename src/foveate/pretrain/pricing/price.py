@@ -10,11 +10,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from foveate.core.errors import UserError
 from foveate.core.progress import duration
 from foveate.core.recipes import validate
+from foveate.pretrain.dataset import describe_no_regions
 from foveate.pretrain.pricing import costs
 from foveate.pretrain.pricing.costs import ModelCost
 from foveate.pretrain.recipe import PretrainRecipe
@@ -147,9 +149,11 @@ def price(
     }
     if facts:
         result["kinds_missing"] = facts["kinds_missing"]
-        result |= {"images": facts["images"], "images_with_text": facts["with_text"]}
+        result |= {"images": facts["images"], "images_with_text": facts["with_text"], "regions": facts["regions"]}
         result["epochs"] = round(result["samples"] / max(facts["with_text"], 1), 2)
     result["warnings"] = warnings(recipe, cost, layout, capacity=capacity, result=result)
+    if facts and not facts["regions"] and recipe.regions.method != "none":
+        result["warnings"].insert(0, describe_no_regions(facts["path"], recipe.data.split))
     return result
 
 
@@ -211,14 +215,19 @@ def check_collection(recipe: PretrainRecipe, collection: Collection) -> dict[str
             f"collection {collection.path}: no image of split '{recipe.data.split}' has a text of the kinds "
             f"{', '.join(kinds)} (field data.captions); it has {', '.join(sorted(existing)) or 'no texts'}"
         )
-    if recipe.data.region_sources is not None and recipe.regions.method != "none":
-        select_region_rows(collection.table("regions"), recipe.data.region_sources, where="field data.region_sources")
+    regions = 0
+    if recipe.regions.method != "none":
+        grouped, where = collection.grouped("regions"), "field data.region_sources"
+        drawn_R = select_region_rows(grouped.table, recipe.data.region_sources, where=where)
+        regions = int((drawn_R & np.isin(grouped.row_numbers, rows)).sum())
     lengths = collection.index["length"][rows]
     return {
         "images": len(rows),
         "with_text": with_text,
         "image_bytes": float(lengths.mean()),
         "kinds_missing": sorted(set(kinds) - set(existing)),
+        "regions": regions,
+        "path": collection.path,
     }
 
 

@@ -7,8 +7,10 @@ the collection has since removed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,9 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.core.files import FolderLock, read_json
+from foveate.core.files import FolderLock
 from foveate.core.progress import say, track
 from foveate.core.recipes import validate
+from foveate.pretrain.embed import encode_crops
 from foveate.pretrain.searching.index_folder import (
     BUILDING,
     DESCRIPTION,
@@ -36,35 +39,43 @@ from foveate.pretrain.searching.index_folder import (
     UNREADABLE,
     Description,
     MovablePath,
-    fingerprint,
     new_vectors,
     read_rows,
     sweep,
 )
 from foveate.pretrain.searching.merge import merge_parts
 from foveate.pretrain.searching.settings import IndexSettings
+from foveate.records import layout
+from foveate.records.boxes import Box
 from foveate.records.collection import Collection
+from foveate.records.folder_collection import FolderChanges, refer_to_folder
 from foveate.records.geometry import Placement
 from foveate.records.images import BadImage
 from foveate.records.record import Region
 from foveate.records.region_sources import OWN, SelectedRegions, is_pseudo_label
 from foveate.records.tables import write_table
 from foveate.vision.localizer.candidates import coarse_boxes
-from foveate.vision.localizer.folder import CONFIG, load_model
 from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.localizer.sources import ModelSource, find_model
 from foveate.vision.preprocess import move_boxes, read_image
 
 WITH_REGIONS = ("auto", "boxes", "both")
 _OPTIONS = {"regions": "--regions", "region_sources": "--region-source", "precision": "--precision"}
 # A part takes seconds, so a kill costs little; its files are still large enough to write at full speed.
 PART = 128
+# Of a plain folder of images, inside the index.
+COLLECTION = "collection"
 _BATCH = 32
 _PART_ROWS = pa.schema([*ROWS, pa.field("reason", pa.string())])
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The work of a run: images to embed (`todo`), indexed and dropped ones, new rows and bytes, a note on regions."""
+    """The work of a run: images to embed (`todo`), indexed and dropped ones, new rows and bytes, notes.
+
+    Attributes:
+        crops: boxes that are embedded as images of their own. folder: counts of a plain folder of images.
+    """
 
     todo: NDArray[np.int64]
     indexed: int
@@ -72,6 +83,8 @@ class Plan:
     new_regions: int
     new_bytes: int
     left_out: str = ""
+    crops: int = 0
+    folder: FolderChanges | None = None
 
     def format_line(self) -> str:
         """Describe the work in one line."""
@@ -81,11 +94,21 @@ class Plan:
         )
         return f"{text}; {self.left_out}" if self.left_out else text
 
+    def price_crops(self) -> str:
+        """Say what boxes cost with a model that never learned places; "" where there are none."""
+        passes = 1 + self.crops / max(1, len(self.todo))
+        text = f"this model never learned places, so {self.crops:,} boxes are embedded as crops: {passes:.1f} passes of"
+        return f"{text} the image encoder for each image instead of one" if self.crops else ""
 
-def select_boxes(regions: Sequence[Region], rule: str) -> tuple[Sequence[Region], bool]:
-    """Return the regions that a rule embeds, and whether the grid of coarse boxes is embedded too."""
+
+def select_boxes(regions: Sequence[Region], rule: str, *, crops: bool = False) -> tuple[Sequence[Region], bool]:
+    """Return the regions that a rule embeds, and whether the grid of coarse boxes is embedded too.
+
+    Args:
+        crops: each box costs a pass of the encoder, so `auto` has no grid.
+    """
     selected = regions if rule in WITH_REGIONS else ()
-    return selected, rule in ("grid", "both") or (rule == "auto" and not regions)
+    return selected, rule in ("grid", "both") or (rule == "auto" and not regions and not crops)
 
 
 def hash_content(collection: Collection, regions: SelectedRegions, row: int, rule: str) -> str:
@@ -98,7 +121,7 @@ def hash_content(collection: Collection, regions: SelectedRegions, row: int, rul
 
 
 def build_index(
-    model_folder: Path,
+    model: str | Path,
     collection_folder: Path,
     out: Path,
     *,
@@ -113,8 +136,10 @@ def build_index(
     """Build the index `out`, or bring it up to date with its collection.
 
     Args:
-        regions: "auto" (an image's regions, or the grid where it has none), "boxes", "grid", "both" or "none". By
-            default that of the existing index, "auto" for a new one.
+        model: see `foveate.vision.localizer.sources.find_model`.
+        collection_folder: a collection, or a plain folder of images; `out` then has a collection that refers to them.
+        regions: "auto" (an image's regions, or the grid where it has none and the model learned places), "boxes",
+            "grid", "both" or "none". By default that of the existing index, "auto" for a new one.
         region_sources: sources of the regions, as in `foveate.records.region_sources`. By default those of the existing
             index; for a new one all but a detector's.
         precision: "float32" or "float16" of the stored vectors. By default that of the existing index, else
@@ -128,33 +153,43 @@ def build_index(
     """
     content = {"regions": regions, "region_sources": region_sources or None, "precision": precision, "retry": retry}
     settings = validate(IndexSettings, content, where="foveate index")
-    collection = Collection.open(collection_folder)
-    mark = fingerprint(model_folder)
-    options = settings.model_dump(include=set(_OPTIONS))
-    target = _target_description(model_folder, mark, collection, out, options)
-    if settings.region_sources and target.regions not in WITH_REGIONS:
-        raise UserError(
-            f"--region-source has no effect with --regions {target.regions}, which embeds no regions of the data"
-        )
-    source_regions = SelectedRegions(collection, target.region_sources)
-    if dry_run:
-        contents = _contents(collection, source_regions, target.regions)
-        return target, _plan(collection, source_regions, contents, target, out, retry=retry)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; expected a folder for --out")
-    with FolderLock(out, purpose="foveate index"):
-        # Read again under the lock: another process may have written in between.
-        target = _target_description(model_folder, mark, collection, out, options)
-        sweep(out, target)
+    source = find_model(model)
+    options = settings.model_dump(include=set(_OPTIONS))
+    with contextlib.ExitStack() as stack:
+        changes = None
+        if is_plain_folder(collection_folder):
+            _check_new(out)
+            images, collection_folder = collection_folder, out / COLLECTION
+            if dry_run:
+                # What a run would do with the folder is known only after reading it; nothing of that is kept.
+                collection_folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / COLLECTION
+            else:
+                stack.enter_context(FolderLock(out, purpose="foveate index"))
+            changes = refer_to_folder(images, collection_folder, workers=workers)
+        collection = Collection.open(collection_folder)
+        # Before the lock, so that a mistake leaves no folder.
+        target, source_regions = _describe_target(source, collection, out, options)
+        if not dry_run and changes is None:
+            stack.enter_context(FolderLock(out, purpose="foveate index"))
+            # Read again under the lock: another process may have written in between.
+            target, source_regions = _describe_target(source, collection, out, options)
+        if not dry_run:
+            sweep(out, target)
         contents = _contents(collection, source_regions, target.regions)
-        plan = _plan(collection, source_regions, contents, target, out, retry=retry)
+        plan = replace(_plan(collection, source_regions, contents, target, out, retry=retry), folder=changes)
+        if dry_run:
+            return target, plan
         _check_room(out, plan)
         say(plan.format_line())
+        if plan.crops:
+            say(plan.price_crops())
         if len(plan.todo) or plan.dropped or not target.finished:
             replace(target, finished=False).write(out)
             if len(plan.todo):
-                model = load_model(model_folder, device=device)
-                _embed_parts(model, collection, source_regions, target, out, plan.todo, workers=workers)
+                network = source.load(device=device)
+                _embed_parts(network, collection, source_regions, target, out, plan.todo, workers=workers)
             target = merge_parts(target, out, contents=contents)
         else:
             target.write(out)  # the folders of the model or the collection may be new
@@ -163,13 +198,38 @@ def build_index(
     return target, plan
 
 
+def is_plain_folder(path: Path) -> bool:
+    """Tell whether a path is a folder, but no collection."""
+    return path.is_dir() and not (path / layout.DESCRIPTION).is_file()
+
+
+def _describe_target(
+    source: ModelSource, collection: Collection, out: Path, options: Mapping[str, Any]
+) -> tuple[Description, SelectedRegions]:
+    """Return the description of the index that a run writes, and the regions that it embeds."""
+    target = _target_description(source, collection, out, options)
+    if options["region_sources"] and target.regions not in WITH_REGIONS:
+        raise UserError(
+            f"--region-source has no effect with --regions {target.regions}, which embeds no regions of the data"
+        )
+    return target, SelectedRegions(collection, target.region_sources)
+
+
+def _check_new(out: Path) -> None:
+    """Raise UserError if `out` is neither an index, nor empty, nor what a killed first run leaves."""
+    leftovers = {out / "writer.lock", out / COLLECTION, *out.glob(f".{DESCRIPTION}.*.tmp")}
+    if (out / DESCRIPTION).is_file() or not out.is_dir() or leftovers.issuperset(out.iterdir()):
+        return
+    raise UserError(f"{out}: is neither empty nor an index; give another folder with --out")
+
+
 def _target_description(
-    model_folder: Path, mark: str, collection: Collection, out: Path, options: Mapping[str, Any]
+    source: ModelSource, collection: Collection, out: Path, options: Mapping[str, Any]
 ) -> Description:
     """Return the existing index's description, checked against the options, or that of a new index."""
     if (out / DESCRIPTION).is_file():
         existing = Description.read(out)
-        if existing.fingerprint != mark:
+        if existing.fingerprint != source.fingerprint():
             raise UserError(
                 f"{out}: was made with another model ({existing.model.path}); give another folder with --out"
             )
@@ -184,26 +244,21 @@ def _target_description(
                 option = _OPTIONS[name]
                 text = f" {option} ".join(current) if isinstance(current, tuple) else current
                 raise UserError(f"{out}: was made with {option} {text}; leave {option} out, or give another --out")
-        return replace(
-            existing, model=MovablePath.of(model_folder, out), collection=MovablePath.of(collection.path, out)
-        )
-    # A first run that is killed before it writes index.json leaves its lock and a temporary file.
-    leftovers = {out / "writer.lock", *out.glob(f".{DESCRIPTION}.*.tmp")}
-    if out.is_dir() and not leftovers.issuperset(out.iterdir()):
-        raise UserError(f"{out}: is neither empty nor an index; give another folder with --out")
-    # Only what the embeddings' shape needs; the model itself is opened when there is something to embed.
-    recipe = read_json(model_folder / CONFIG)["recipe"]
-    return Description(
-        model=MovablePath.of(model_folder, out),
-        fingerprint=mark,
-        embed_dim=int(recipe["embed_dim"]),
-        method=str(recipe["regions"]["method"]),
+        return existing.at(source, collection.path, out)
+    _check_new(out)
+    description = Description(
+        model=MovablePath("", ""),
+        fingerprint=source.fingerprint(),
+        embed_dim=source.embed_dim,
+        method=source.method,
+        crops=not source.localizes,
         collection=MovablePath.of(collection.path, out),
         collection_name=collection.name,
         regions=options["regions"] or "auto",
         region_sources=options["region_sources"] or (OWN,),
         precision=options["precision"] or "float32",
     )
+    return description.at(source, collection.path, out)
 
 
 def _contents(collection: Collection, source_regions: SelectedRegions, rule: str) -> dict[str, str]:
@@ -245,12 +300,13 @@ def _plan(
     grid = len(coarse_boxes())
     new_regions = 0
     for row in todo.tolist() if target.regions != "none" else ():
-        boxes, with_grid = select_boxes(source_regions.read(row), target.regions)
+        boxes, with_grid = select_boxes(source_regions.read(row), target.regions, crops=target.crops)
         new_regions += len(boxes) + grid * with_grid
     size = target.embed_dim * target.dtype.itemsize
     new_bytes = (new_regions + len(todo)) * size
     left_out = source_regions.describe_left_out() if target.regions in WITH_REGIONS else ""
-    return Plan(todo, len(collection) - len(todo), dropped, new_regions, new_bytes, left_out)
+    crops = new_regions if target.crops else 0
+    return Plan(todo, len(collection) - len(todo), dropped, new_regions, new_bytes, left_out, crops)
 
 
 def _known(pairs: Any, contents: Mapping[str, str]) -> dict[str, str]:
@@ -285,7 +341,7 @@ def _embed_parts(
     with ThreadPoolExecutor(workers) as pool:
         for start in track(starts, description=f"images, parts of {PART}"):
             rows = todo[start : start + PART]
-            table, vectors = _embed(model, collection, source_regions, rows, target.regions, pool, dtype=target.dtype)
+            table, vectors = _embed(model, collection, source_regions, rows, target, pool)
             # The table last: with it the part is complete, and a killed run has it whole or not at all.
             for kind, parts in vectors.items():
                 path, count = folder / f"{number:05d}-{kind}.npy", sum(map(len, parts))
@@ -302,13 +358,11 @@ def _embed(
     collection: Collection,
     source_regions: SelectedRegions,
     rows: NDArray[np.int64],
-    rule: str,
+    target: Description,
     pool: ThreadPoolExecutor,
-    *,
-    dtype: np.dtype[Any],
 ) -> tuple[pa.Table, dict[str, list[NDArray[np.floating]]]]:
     """Embed one part; return its rows (images, regions and unreadable images) and the vectors of each kind."""
-    preprocess = model.image_encoder.preprocess
+    preprocess, rule, dtype = model.image_encoder.preprocess, target.regions, target.dtype
     rows_of_part: list[dict[str, Any]] = []
     vectors: dict[str, list[NDArray[np.floating]]] = {IMAGE: [], REGION: []}
 
@@ -329,13 +383,22 @@ def _embed(
             image_BE = unit(model.encode_image(tokens))
             boxes, region_rows, owner = [np.zeros((0, 4), np.float32)], [], []
             for index, (row, (_, placement)) in enumerate(good):
-                inside, described = _embedded_regions(collection.keys[row], source_regions.read(row), placement, rule)
+                view = None if target.crops else placement
+                inside, described = _embedded_regions(collection.keys[row], source_regions.read(row), view, rule)
                 boxes.append(inside)
                 region_rows += described
                 owner += [index] * len(inside)
-            flat = torch.from_numpy(np.concatenate(boxes)).to(model.device)
-            owner_R = torch.tensor(owner, dtype=torch.int64, device=model.device)
-            z_RE = unit(model.encode_regions(tokens, flat, owner_R)) if owner else np.zeros((0, image_BE.shape[1]))
+            boxes_R4 = np.concatenate(boxes)
+            z_RE = np.zeros((0, image_BE.shape[1]))
+            if owner and target.crops:
+                pairs_R = [
+                    (good[index][0], Box.from_array(box, clipped=True))
+                    for index, box in zip(owner, boxes_R4, strict=True)
+                ]
+                z_RE = encode_crops(model, collection, pairs_R).astype(np.float64)
+            elif owner:
+                owner_R = torch.tensor(owner, dtype=torch.int64, device=model.device)
+                z_RE = unit(model.encode_regions(tokens, torch.from_numpy(boxes_R4).to(model.device), owner_R))
             usable_B, usable_R = _finite(image_BE), _finite(z_RE)
             bad |= {
                 row: "its embedding is not finite" for (row, _), fine in zip(good, usable_B, strict=True) if not fine
@@ -367,16 +430,23 @@ def _embed(
 
 
 def _embedded_regions(
-    key: str, regions: Sequence[Region], placement: Placement, rule: str
+    key: str, regions: Sequence[Region], placement: Placement | None, rule: str
 ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
-    """Return the boxes [R, 4] of the model input to embed, and their rows; those out of view are left out."""
+    """Return the boxes [R, 4] of the model input to embed, and their rows; those out of view are left out.
+
+    Args:
+        placement: of the image in the model input; None for crops, whose boxes are those of the image.
+    """
     if rule == "none":
         return np.zeros((0, 4), np.float32), []
-    selected, with_grid = select_boxes(regions, rule)
+    selected, with_grid = select_boxes(regions, rule, crops=placement is None)
     boxes, rows = [np.zeros((0, 4), np.float32)], []
     if selected:
         boxes_R4 = np.stack([region.box.to_array() for region in selected])
-        moved_K4, visible_R = move_boxes(placement, boxes_R4, min_visible=0)
+        if placement is None:
+            moved_K4, visible_R = boxes_R4, np.ones(len(boxes_R4), bool)
+        else:
+            moved_K4, visible_R = move_boxes(placement, boxes_R4, min_visible=0)
         boxes.append(moved_K4)
         rows += [
             _row(
@@ -389,9 +459,10 @@ def _embedded_regions(
             if visible
         ]
     if with_grid:
-        grid_C4 = coarse_boxes(placement.letterbox.content_box.to_array())
+        grid_C4 = coarse_boxes(None if placement is None else placement.letterbox.content_box.to_array())
         boxes.append(grid_C4)
-        rows += [_row(key, box, "", "grid") for box in placement.to_original(grid_C4)]
+        original_C4 = grid_C4 if placement is None else placement.to_original(grid_C4)
+        rows += [_row(key, box, "", "grid") for box in original_C4]
     return np.concatenate(boxes), rows
 
 

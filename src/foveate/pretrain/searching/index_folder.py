@@ -12,13 +12,11 @@ it, never in between.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tokenize
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,10 +26,11 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from foveate.core.errors import UserError
-from foveate.core.files import atomic_file, read_json, sha256_file, write_json_atomically
+from foveate.core.files import atomic_file, read_json, write_json_atomically
+from foveate.core.model_folder import CONFIG
 from foveate.records.region_sources import ALL, OWN
 from foveate.records.tables import read_table
-from foveate.vision.localizer.folder import CONFIG, PREPROCESS, WEIGHTS
+from foveate.vision.localizer.sources import OPEN_CLIP_CONFIG, ModelSource
 
 KIND, FORMAT = "index", 1
 DESCRIPTION, QUARANTINE, BUILDING = "index.json", "quarantine.parquet", "building"
@@ -64,12 +63,13 @@ class MovablePath:
     def of(cls, target: Path, folder: Path) -> MovablePath:
         return cls(str(target.resolve()), os.path.relpath(target.resolve(), folder.resolve()))
 
-    def resolve(self, folder: Path, marker: str) -> Path:
-        """Return the absolute path, or the relative one if only there the file `marker` exists."""
+    def resolve(self, folder: Path, *markers: str) -> Path:
+        """Return the absolute path, or the relative one if only there one of the files `markers` exists."""
         # Index, model and collection are often copied together to another machine.
         moved = (folder / self.relative).resolve()
         full = Path(self.path)
-        return moved if not (full / marker).is_file() and (moved / marker).is_file() else full
+        is_here, was_moved = (any((path / marker).is_file() for marker in markers) for path in (full, moved))
+        return moved if not is_here and was_moved else full
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,10 @@ class Description:
     """The content of index.json.
 
     Attributes:
-        fingerprint: of the model, see `fingerprint`. embed_dim: length E of the vectors.
+        model: folder of the model. source: name of one that is no folder of the user's, such as OWNER/NAME@COMMIT; the
+            path of `model` then repeats it. fingerprint: see `ModelSource`. embed_dim: length E of the vectors.
         regions: which boxes are embedded. precision: "float32" or "float16", of the stored vectors.
+        crops: whether boxes were embedded as images of their own, for a model that never learned places.
         region_sources: sources of the regions that are embedded, as in `foveate.records.region_sources`.
         finished: False while a run is under way or after one was stopped.
         counts: of images, regions and unreadable images. next_number: of the next segment.
@@ -122,10 +124,22 @@ class Description:
     regions: str
     precision: str
     region_sources: tuple[str, ...] = (OWN,)
+    source: str = ""
+    crops: bool = False
     finished: bool = False
     counts: dict[str, int] = field(default_factory=lambda: {"images": 0, "regions": 0, "unreadable": 0})
     next_number: int = 0
     segments: tuple[Segment, ...] = ()
+
+    def at(self, source: ModelSource, collection: Path, folder: Path) -> Description:
+        """Return a copy that refers to the model and the collection where they are now."""
+        model = MovablePath(source.name, "") if not source.is_local else MovablePath.of(Path(source.name), folder)
+        name = "" if source.is_local else source.name
+        return replace(self, model=model, source=name, collection=MovablePath.of(collection, folder))
+
+    def model_name(self, folder: Path) -> str | Path:
+        """Return what `find_model` finds the model by."""
+        return self.source or self.model.resolve(folder, CONFIG, OPEN_CLIP_CONFIG)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -151,8 +165,8 @@ class Description:
         if value.get("format") != FORMAT:
             raise UserError(f"{path}: format {value.get('format')}, this version reads {FORMAT}")
         try:
-            # Indexes without this field embedded the regions of all sources.
-            complete = {"region_sources": [ALL], **value}
+            # Indexes without these fields embedded the regions of all sources, from the tokens of a folder's model.
+            complete = {"region_sources": [ALL], "source": "", "crops": False, **value}
             fields: dict[str, Any] = {name: complete[name] for name in cls.__dataclass_fields__}
             description = TypeAdapter(cls).validate_python(fields)
         except KeyError as error:
@@ -217,27 +231,3 @@ def sweep(folder: Path, description: Description) -> None:
     for parent in (folder, folder / BUILDING):
         for path in parent.glob(".*.tmp") if parent.is_dir() else ():
             path.unlink()
-
-
-def fingerprint(folder: Path) -> str:
-    """Return a hash of what a model's embeddings depend on: architecture, preprocessing, weights.
-
-    The card, the metrics and the locate rule are left out: they change no embedding. Weights that come with a package
-    are part of the encoder's kind.
-
-    Raises:
-        UserError: when `folder` is not a model folder.
-    """
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: not a model folder: {CONFIG} is missing")
-    config = read_json(folder / CONFIG)
-    recipe = config.get("recipe") if isinstance(config, dict) else None
-    if not isinstance(recipe, dict):
-        raise UserError(f"{folder / CONFIG}: field 'recipe' is missing")
-    architecture = {name: value for name, value in recipe.items() if name not in ("data", "training")}
-    try:
-        files = [sha256_file(folder / name) for name in (PREPROCESS, WEIGHTS)]
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no such file; the model folder is not complete") from error
-    content = json.dumps([architecture, *files], sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

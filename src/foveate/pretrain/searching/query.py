@@ -13,9 +13,11 @@ from foveate.core.errors import UserError, choose
 from foveate.pretrain.locate import EncodedImage, encode_image_bytes
 from foveate.pretrain.searching.index import unit
 from foveate.records.boxes import Box, PixelBox
+from foveate.records.geometry import View
+from foveate.records.images import BadImage
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.preprocess import move_boxes
+from foveate.vision.preprocess import move_boxes, render_file
 
 PARTS = ("text", "image", "box", "negative")
 
@@ -107,6 +109,20 @@ def embed_boxes(model: LocalizingModel, encoded: EncodedImage, boxes: list[Box])
 
 
 @torch.inference_mode()
+def embed_crop(model: LocalizingModel, image: bytes, box: Box) -> NDArray[np.float64]:
+    """Embed a box as an image of its own, for a model that never learned places; return its vector [1, E].
+
+    Raises:
+        UserError: the box shows less than a pixel of the image.
+    """
+    try:
+        pixels, _ = render_file(image, model.image_encoder.preprocess, View(crop=box))
+    except BadImage as problem:
+        raise UserError(f"{box}: nothing of the image is left ({problem}); expected a larger box") from problem
+    return unit(model.encode_image(pixels[None]))
+
+
+@torch.inference_mode()
 def embed_query(model: LocalizingModel, query: Query) -> tuple[NDArray[np.float64], Box | None]:
     """Return the unit-length vector [E] of a query, and its box in [0, 1] of its image.
 
@@ -126,7 +142,8 @@ def embed_query(model: LocalizingModel, query: Query) -> tuple[NDArray[np.float6
         encoded = encode_image_bytes(model, query.image)
         if query.box is not None:
             box = to_fractions(query.box, encoded.width, encoded.height)
-            vectors["box"] = embed_boxes(model, encoded, [box])[0]
+            embedded = embed_boxes(model, encoded, [box]) if model.localizes else embed_crop(model, query.image, box)
+            vectors["box"] = embedded[0]
         else:
             vectors["image"] = unit(model.encode_image(encoded.tokens))[0]
     total = sum(

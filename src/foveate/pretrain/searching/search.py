@@ -22,7 +22,6 @@ from foveate.pretrain.searching.index_folder import (
     REGION,
     Description,
     Segment,
-    fingerprint,
     read_rows,
 )
 from foveate.pretrain.searching.nearest import nearest
@@ -33,8 +32,8 @@ from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 from foveate.records.layout import DESCRIPTION as COLLECTION_FILE
 from foveate.records.tables import positions
-from foveate.vision.localizer.folder import CONFIG, load_model
 from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.localizer.sources import find_model
 
 KINDS_OF = {"images": (IMAGE,), "regions": (REGION,), "both": KINDS}
 
@@ -111,12 +110,13 @@ class Index:
         Raises:
             UserError: when it is missing, or is another model.
         """
-        path = Path(folder) if folder else self.description.model.resolve(self.folder, CONFIG)
-        if not (path / CONFIG).is_file():
-            raise UserError(f"{self.folder}: its model is not at {path}; give its folder with --model")
-        if fingerprint(path) != self.description.fingerprint:
-            raise UserError(f"{self.folder}: was made with another model than {path}; build the index again with it")
-        return load_model(path, device=device)
+        name = str(folder or self.description.model_name(self.folder))
+        if not self.description.source and not Path(name).is_dir():
+            raise UserError(f"{self.folder}: its model is not at {name}; give its folder with --model")
+        source = find_model(name)
+        if source.fingerprint() != self.description.fingerprint:
+            raise UserError(f"{self.folder}: was made with another model than {name}; build the index again with it")
+        return source.load(device=device)
 
     def nearest(
         self,

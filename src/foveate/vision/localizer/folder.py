@@ -27,7 +27,7 @@ from foveate.core.model_folder import (
 )
 from foveate.core.recipes import validate
 from foveate.vision.localizer.card import model_card
-from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.localizer.model import LEARN_PLACES, LocalizingModel
 from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.precision import choose_device
 from foveate.vision.preprocess import check_preprocess
@@ -47,6 +47,9 @@ words_1E = model.encode_text(["a red boat"])
 
 `foveate locate FOLDER IMAGE "a red boat"` finds a phrase in an image; `foveate export FOLDER --to open_clip` and
 the other targets write it for other libraries."""
+
+_WITHOUT_PLACES = f"""**It never learned places**: no image of its training had a region, so its Prompter and its box
+head are untrained. Boxes are compared by pooled tokens, as in a CLIP. {LEARN_PLACES[0].upper()}{LEARN_PLACES[1:]}."""
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -74,13 +77,19 @@ def save_model(
         metrics=metrics or {},
         provenance=provenance or {},
         loading=_LOADING,
+        notes="" if model.localizes or recipe["regions"]["method"] == "none" else _WITHOUT_PLACES,
     )
     tokenizer = {f"{TOKENIZER}/{name}": content for name, content in model.text_encoder.tokenizer_files().items()}
     return write_model_folder(
         folder,
         kind=KIND,
         format=FORMAT,
-        config={"locate_rule": model.locate_rule, "provenance": provenance or {}, "recipe": recipe},
+        config={
+            "locate_rule": model.locate_rule,
+            "localizes": model.localizes,
+            "provenance": provenance or {},
+            "recipe": recipe,
+        },
         tensors=weights,
         files={PREPROCESS: model.image_encoder.preprocess.to_dict(), METRICS: metrics or {}, **tokenizer, CARD: card},
     )
@@ -123,6 +132,8 @@ def load_model(folder: Path, *, device: str | None = None) -> LocalizingModel:
     # `check_tensors` has compared names and shapes already, with errors that name the file.
     model.load_state_dict(weights, strict=False)
     model.locate_rule = config["locate_rule"]
+    # Folders without this field are of releases that did not record it.
+    model.localizes = bool(config.get("localizes", model.localizes))
     return model.to(choose_device(device or "auto")).eval().requires_grad_(False)
 
 

@@ -23,6 +23,9 @@ from foveate.vision.roi import RoiPooler, roi_pool
 
 Module = TypeVar("Module", bound=nn.Module)
 
+# What a model that never learned places needs.
+LEARN_PLACES = "`foveate regions COLLECTION` makes regions, and `foveate pretrain` learns places from them"
+
 # Largest intermediate result [prompts, tokens, width] outside training, in elements: 64 MB in float32.
 _NUMBERS_AT_A_TIME = 2**24
 
@@ -82,6 +85,7 @@ class LocalizingModel(nn.Module):
         log_scale: logarithm of 1 / temperature, shape (1,). region_log_scale: the same or one of its own.
         bias: of the sigmoid losses, shape (1,); region_bias: one of its own beside a temperature of its own.
         locate_rule: "head" or "candidates": the rule that was better on the validation split, if there was one.
+        localizes: whether it learned places; False for a CLIP, and where a Prompter was trained without any region.
     """
 
     def __init__(self, recipe: LocalizerSettings) -> None:
@@ -106,6 +110,7 @@ class LocalizingModel(nn.Module):
         self.bias = nn.Parameter(torch.full((1,), bias)) if shared else None
         self.region_bias = nn.Parameter(torch.full((1,), bias)) if sigmoid_regions and own_scale else None
         self.locate_rule = "head" if method == "prompter" else "candidates"
+        self.localizes = method != "none"
 
     def _start(self) -> tuple[float, float]:
         """Choose 1 / temperature and bias to start from: the recipe's, those of trained towers, or the papers'."""
@@ -175,17 +180,17 @@ class LocalizingModel(nn.Module):
     def encode_regions(self, features: ImageFeatures, boxes_R4: Tensor, image_index_R: Tensor) -> Tensor:
         """Embed boxes in [0, 1] of the model input, unnormalized: [R, E].
 
-        Without a region module (CLIP) the tokens under the box are pooled by RoI-Align and projected as a whole
-        image's are, the common zero-shot baseline.
+        Without a region module that learned places the tokens under the box are pooled by RoI-Align and projected as
+        a whole image's are, the common zero-shot baseline.
 
         Args:
             boxes_R4: corners; x1 < x2, y1 < y2. image_index_R: row of `features` that each box belongs to.
         """
-        if self.prompter is not None:
+        if self.prompter is not None and self.localizes:
             prepared = self.prompter.prepare(features.tokens, features.grid)
             parts = self._in_parts(features, boxes_R4, image_index_R)
             return torch.cat([self.prompter.boxes(prepared, *part).embedding_RE for part in parts])
-        if self.roi is not None:
+        if self.roi is not None and self.localizes:
             return self.roi(features.tokens, features.grid, boxes_R4, image_index_R)
         return self.image_encoder.project(roi_pool(features.tokens, features.grid, boxes_R4, image_index_R))
 
@@ -203,6 +208,8 @@ class LocalizingModel(nn.Module):
                 f"this model was trained with regions.method '{self.recipe.regions.method}': "
                 "only 'prompter' can answer where a phrase is"
             )
+        if not self.localizes:
+            raise UserError(f"this model was trained without any region: its box head is untrained; {LEARN_PLACES}")
         prepared = self.prompter.prepare(features.tokens, features.grid)
         parts = self._in_parts(features, texts_RE, image_index_R)
         boxes = [self.box_head(self.prompter.phrases(prepared, *part)) for part in parts]
