@@ -167,6 +167,15 @@ def test_nanodet_detects_and_the_model_names(model: Path) -> None:
     assert not len(strict.detect(photographs(), PHRASES)[2].boxes_K4)
 
 
+def test_without_a_model_class_names_choose_the_phrase() -> None:
+    detector = NanoDetDetector(NanoDetSettings(), "cpu")
+    woman, nothing = detector.detect(photographs()[2:] * 2, [["a red boat", "a person"], ["a red boat"]])
+    assert intersection_over_union(woman.boxes_K4[:1], np.array([[12, 12, 296, 412]]) / 416)[0] > 0.95
+    assert set(woman.phrase_K.tolist()) == {1}
+    assert not len(nothing.boxes_K4)
+    assert "class names" in detector.model
+
+
 def test_the_oracle_returns_annotated_boxes(tiny_collection: Path) -> None:
     with Collection.open(tiny_collection) as collection:
         detector = AnnotationDetector(AnnotationSettings(), collection)

@@ -63,7 +63,6 @@ def test_an_unknown_recipe_is_a_wrong_argument(foveate: Run, tiny_collection: Pa
     ("options", "sentence"),
     [
         (("--detector", "nanodot"), "unknown detector 'nanodot': .*Did you mean 'nanodet'"),
-        ((), r"detector 'nanodet' \(--model, --set\): field 'model': field required: model folder of"),
         (("--set", "treshold=0.1"), "unknown field 'treshold'.*Did you mean 'threshold'"),
         (("--set", "threshold"), "override 'threshold': expected name.of.field=value"),
         (("--model", "none", "--captions", "dsc"), "kinds dsc .*alt, title"),

@@ -84,11 +84,12 @@ ON_PADDING, A_LINE = (0.3, 0.1, 0.6, 0.12), (0.4, 0.5, 0.4, 0.9)
 def test_an_answer_without_area_has_no_score(
     box: tuple[float, ...], model: LocalizingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wholly on the padding of a flat image, or a line: shown as it is, never NaN in a result."""
+    """Wholly on the padding of a flat image, or a line: shown as it is, never NaN, and never the answer."""
     answer_at(model, monkeypatch, box)
     found = locate(model, image((200, 50)), "a red disc")
     assert found.scores["head"] is None
     assert found.scores["candidates"] is not None
+    assert found.rule == "candidates"
 
 
 @pytest.mark.parametrize("method", ["none", "roi"])

@@ -63,7 +63,7 @@ class RegionRunSettings(Settings):
         description="detector to use: nanodet (photographs), owlv2, cloc, or annotations (an oracle: boxes that exist)",
     )
     model: str | None = Field(
-        None, description="the detector's model: a folder, or for owlv2 also OWNER/NAME on the hub"
+        None, description="the detector's model: a folder, OWNER/NAME on the hub, or a name of open_clip for nanodet"
     )
     options: tuple[str, ...] = Field((), description="further option of the detector")
     split: str | None = Field(None, description="only images of this split")

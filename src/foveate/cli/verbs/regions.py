@@ -59,6 +59,7 @@ def command(
 
     \b
     Example:
+      foveate regions my-images --captions alt
       foveate regions my-images --model runs/tour/cloc-seed0/model
       foveate regions my-images --detector owlv2 --model google/owlv2-large-patch14-ensemble --recipe paper
     """
@@ -66,6 +67,7 @@ def command(
     from foveate.caption.vesl.gallery import build_gallery
     from foveate.caption.vesl.run import estimate_labeling, label_regions
     from foveate.caption.vesl.work import RegionLabelSettings, RegionRunSettings
+    from foveate.core.progress import say
     from foveate.core.recipes import parse_overrides, validate
     from foveate.core.runs import RunFolder
     from foveate.report import render
@@ -76,6 +78,11 @@ def command(
     content = parse_overrides(options.options) | ({} if options.model is None else {"model": options.model})
     where = f"detector '{options.detector}' (--model, --set)"
     detector_settings = validate(find_detector(options.detector).settings, content, where=where)
+    if options.detector == "nanodet" and "model" not in content:
+        say(
+            "no --model: the shipped NanoDet-g finds boxes, and the names of its 80 classes choose their phrases; "
+            "--model open_clip:ARCH/PRETRAINED or a model folder names more"
+        )
     run_options: dict[str, Any] = {
         "detector": options.detector,
         "detector_settings": detector_settings,

@@ -1,7 +1,6 @@
-"""Class-agnostic boxes of NanoDet-g: where something is, not what.
+"""Boxes of NanoDet-g: where something is, and the nearest of COCO's 80 classes.
 
-The network knows COCO's 80 classes, and its boxes are good beyond them (docs/methods/vesl.md), so its class names are
-not used: a box's score is its best class's.
+The network's boxes are good beyond these classes (docs/methods/vesl.md), so a box's score is its best class's.
 """
 
 from __future__ import annotations
@@ -22,6 +21,18 @@ from foveate.vision.detectors.nanodet_network import SHA256, SIDE, load_nanodet
 from foveate.vision.detectors.padded_square import boxes_in_image, padded_square
 from foveate.vision.precision import choose_device
 
+# Of COCO, in the order of the network's outputs.
+CLASS_NAMES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+
 
 class ProposalSettings(Settings):
     """Limits of the boxes."""
@@ -38,12 +49,13 @@ class Proposals:
 
     Attributes:
         boxes_K4: x1, y1, x2, y2 in [0, 1] of the image.
-        scores_K: confidence in [0, 1].
+        scores_K: confidence in [0, 1]. classes_K: the best class of each, an index into `CLASS_NAMES`.
         thin: boxes dropped because a side was below `padded_square.MIN_SIDE_PX`.
     """
 
     boxes_K4: NDArray[np.float64]
     scores_K: NDArray[np.float64]
+    classes_K: NDArray[np.int64]
     thin: int
 
 
@@ -80,7 +92,7 @@ class NanoDetProposer:
         for scores_AC, boxes_A4, (width, height) in zip(scores_BAC, boxes_BA4, sizes, strict=True):
             # The best class's score serves as objectness; NMS runs over all classes together, for one thing that two
             # classes claim is still one region.
-            score_A = scores_AC.amax(dim=-1)
+            score_A, class_A = scores_AC.max(dim=-1)
             confident_A = score_A > self.settings.threshold
             score_K, boxes_K4 = score_A[confident_A], boxes_A4[confident_A]
             best = nms(boxes_K4, score_K, self.settings.overlap)[: self.settings.max_boxes]
@@ -90,5 +102,6 @@ class NanoDetProposer:
                 inside_K4 = inside_K4 * np.array((width, height) * 2) / max(width, height)
             boxes_J4, valid_K = boxes_in_image(inside_K4, width=width, height=height)
             scores_J = score_K[best].double().cpu().numpy()[valid_K]
-            proposals.append(Proposals(boxes_J4, scores_J, int((~valid_K).sum())))
+            classes_J = class_A[confident_A][best].cpu().numpy()[valid_K]
+            proposals.append(Proposals(boxes_J4, scores_J, classes_J, int((~valid_K).sum())))
         return proposals
