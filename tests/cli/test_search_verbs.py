@@ -104,7 +104,8 @@ def test_mistakes(foveate: Run, index: Path, image: Path, place: Path, tmp_path:
     for words, sentence in (
         ((other, place / "shapes", "--out", index), "was made with another model"),
         ((place / "model", place / "shapes", "--out", index, "--regions", "grid"), "was made with --regions auto"),
-        ((place / "model", place / "model"), "no collection"),
+        ((place / "model", place / "model"), "no images"),
+        ((place / "model", place / "none"), "none"),
         ((place / "shapes", place / "shapes", "--out", "x"), "config.json"),
     ):
         assert sentence in foveate("index", *words).sentence

@@ -218,3 +218,4 @@ def test_a_folder_without_images(served: Hub, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with raises_naming(UserError, tmp_path / "empty"):
         build_index(served.repositories["a/clip"], tmp_path / "empty", tmp_path / "index")
+    assert not (tmp_path / "index").exists()

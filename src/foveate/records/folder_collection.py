@@ -46,6 +46,12 @@ class FolderChanges:
         return ", ".join(parts)
 
 
+def check_images(folder: Path, target: Path) -> None:
+    """Raise UserError if no file below a folder is named like an image."""
+    if not _list_images(folder, target):
+        raise UserError(f"{folder}: has no images; expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+
+
 def refer_to_folder(folder: Path, target: Path, *, workers: int | None = None) -> FolderChanges:
     """Make or update the collection `target` that refers to the images of `folder`; return what changed.
 

@@ -48,7 +48,7 @@ from foveate.pretrain.searching.settings import IndexSettings
 from foveate.records import layout
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.folder_collection import FolderChanges, refer_to_folder
+from foveate.records.folder_collection import FolderChanges, check_images, refer_to_folder
 from foveate.records.geometry import Placement
 from foveate.records.images import BadImage
 from foveate.records.record import Region
@@ -160,7 +160,9 @@ def build_index(
     with contextlib.ExitStack() as stack:
         changes = None
         if is_plain_folder(collection_folder):
+            # Before the lock, so that a mistake leaves no folder.
             _check_new(out)
+            check_images(collection_folder, out)
             images, collection_folder = collection_folder, out / COLLECTION
             if dry_run:
                 # What a run would do with the folder is known only after reading it; nothing of that is kept.
@@ -169,7 +171,6 @@ def build_index(
                 stack.enter_context(FolderLock(out, purpose="foveate index"))
             changes = refer_to_folder(images, collection_folder, workers=workers)
         collection = Collection.open(collection_folder)
-        # Before the lock, so that a mistake leaves no folder.
         target, source_regions = _describe_target(source, collection, out, options)
         if not dry_run and changes is None:
             stack.enter_context(FolderLock(out, purpose="foveate index"))
