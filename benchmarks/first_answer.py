@@ -13,6 +13,7 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -79,7 +80,8 @@ def write_model(folder: Path) -> Path:
 @torch.inference_mode()
 def search_with_faiss(folder: Path, images: Path) -> list[str]:
     """Do the same as a script of open_clip and faiss does, in batches of 32."""
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    opened: Any = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    model, _, preprocess = opened
     model.eval()
     paths = sorted(images.glob("*.jpg"))
     parts = []

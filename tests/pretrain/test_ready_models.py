@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -82,7 +83,8 @@ def embed_with_library(name: str, folder: Path, files: list[Path]) -> tuple[torc
     opened = [Image.open(file).convert("RGB") for file in files]
     with torch.no_grad():
         if name == "open":
-            model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+            created: Any = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+            model, _, preprocess = created
             model.eval()
             pixels = torch.stack([preprocess(image) for image in opened])
             tokens = open_clip.get_tokenizer("ViT-B-16", context_length=16)(TEXTS)
@@ -92,7 +94,7 @@ def embed_with_library(name: str, folder: Path, files: list[Path]) -> tuple[torc
         model = AutoModel.from_pretrained(folder).eval()
         processor = (CLIPImageProcessor if name == "clip" else SiglipImageProcessor).from_pretrained(folder)
         length = model.config.text_config.max_position_embeddings
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         tokens = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         output = model(input_ids=tokens["input_ids"], **processor(opened, return_tensors="pt"))
     return output.image_embeds, output.text_embeds

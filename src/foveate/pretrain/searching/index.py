@@ -445,7 +445,7 @@ def _embedded_regions(
     if selected:
         boxes_R4 = np.stack([region.box.to_array() for region in selected])
         if placement is None:
-            moved_K4, visible_R = boxes_R4, np.ones(len(boxes_R4), bool)
+            moved_K4, visible_R = boxes_R4.astype(np.float32), np.ones(len(boxes_R4), bool)
         else:
             moved_K4, visible_R = move_boxes(placement, boxes_R4, min_visible=0)
         boxes.append(moved_K4)
