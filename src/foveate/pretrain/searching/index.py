@@ -382,7 +382,9 @@ def _embed(
             pixels = torch.stack([image[0] for _, image in good]).to(model.device)
             tokens = model.encode_image_tokens(pixels)
             image_BE = unit(model.encode_image(tokens))
-            boxes, region_rows, owner = [np.zeros((0, 4), np.float32)], [], []
+            boxes: list[NDArray[Any]] = [np.zeros((0, 4), np.float32)]
+            region_rows: list[dict[str, Any]] = []
+            owner: list[int] = []
             for index, (row, (_, placement)) in enumerate(good):
                 view = None if target.crops else placement
                 inside, described = _embedded_regions(collection.keys[row], source_regions.read(row), view, rule)
@@ -432,7 +434,7 @@ def _embed(
 
 def _embedded_regions(
     key: str, regions: Sequence[Region], placement: Placement | None, rule: str
-) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
+) -> tuple[NDArray[Any], list[dict[str, Any]]]:
     """Return the boxes [R, 4] of the model input to embed, and their rows; those out of view are left out.
 
     Args:
@@ -441,11 +443,12 @@ def _embedded_regions(
     if rule == "none":
         return np.zeros((0, 4), np.float32), []
     selected, with_grid = select_boxes(regions, rule, crops=placement is None)
-    boxes, rows = [np.zeros((0, 4), np.float32)], []
+    boxes: list[NDArray[Any]] = [np.zeros((0, 4), np.float32)]
+    rows: list[dict[str, Any]] = []
     if selected:
         boxes_R4 = np.stack([region.box.to_array() for region in selected])
         if placement is None:
-            moved_K4, visible_R = boxes_R4.astype(np.float32), np.ones(len(boxes_R4), bool)
+            moved_K4, visible_R = boxes_R4, np.ones(len(boxes_R4), bool)
         else:
             moved_K4, visible_R = move_boxes(placement, boxes_R4, min_visible=0)
         boxes.append(moved_K4)
