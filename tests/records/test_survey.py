@@ -17,10 +17,11 @@ from made_images import jpeg
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.duplicates import remove_duplicates
+from foveate.records.exporters.survey_rows import SurveyRows
 from foveate.records.splits import assign_splits
 from foveate.records.survey.store import survey_rows, write_survey
 from foveate.records.survey.survey import Survey, has_survey
-from foveate.records.survey.types import Deployment, Medium, Observation
+from foveate.records.survey.types import Deployment, Medium, Observation, observation_row
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming
@@ -147,6 +148,45 @@ def test_labels_come_from_reviewed_rows_about_images(labeled: Survey) -> None:
     assert {key for key, label in machine.items() if label} == {"machine"}
     with raises_naming(UserError, "robot", "machine"):
         labeled.labels("robot")  # type: ignore[arg-type]
+
+
+def test_machines_label_what_is_certain_and_no_person_saw(tmp_path: Path) -> None:
+    machine = {"method": "machine"}
+    rows = {
+        "sure": observe("sure", "animal:Lepus", **machine, probability=0.9),
+        "unsure": observe("unsure", "animal:Lepus", **machine, probability=0.2),
+        "empty": observe("empty", "blank", **machine),
+        "seen": [*observe("seen", "animal:Lepus", **machine, probability=0.9), *observe("seen-", "blank")],
+        "no idea": [*observe("no idea", "animal:Lepus", **machine, probability=0.9), *observe("x", "unknown")],
+    }
+    rows = {key: [replace(entry, key=key) for entry in entries] for key, entries in rows.items()}
+    survey = build(tmp_path / "c", [Medium(key, "d") for key in rows], (), rows)
+    assert survey.labels("machine").tolist() == ["Lepus", "Lepus", "blank", "Lepus", "Lepus"]
+    assert survey.labels("machine", min_probability=0.5).tolist() == ["Lepus", "", "blank", "Lepus", "Lepus"]
+    assert survey.labels("all", min_probability=0.5).tolist() == ["Lepus", "", "blank", "blank", ""]
+    assert survey.label_counts("all", min_probability=0.5) == {"nothing that could be named": 1, "unlabeled": 1}
+    with raises_naming(UserError, "min_probability", "1.5"):
+        survey.labels("machine", min_probability=1.5)
+
+
+def test_the_last_row_of_an_id_and_the_answer_of_a_review_hold(tmp_path: Path) -> None:
+    rows = {key: observe(key, "animal:Lepus", "animal:Vulpes vulpes") for key in "ab"}
+    rows["c"] = observe("", "animal:Lepus", "animal:Lepus")
+    rows = {key: [replace(entry, key=key) for entry in entries] for key, entries in rows.items()}
+    build(tmp_path / "c", [Medium(key, "d") for key in rows], (), rows)
+    with CollectionWriter(tmp_path / "c", created="2099-01-01T00:00:00+00:00") as writer:
+        corrected = observation_row(replace(rows["a"][0], taxon="Vulpes vulpes"))
+        writer.annotate("observations", [corrected], Provenance(source="import"))
+        answer = observation_row(Observation("new", "d", "b", kind="blank", method="human"))
+        writer.annotate("observations", [answer], Provenance(source="review:answers.csv"))
+    survey = Survey.open(tmp_path / "c")
+    assert survey.labels().tolist() == ["Vulpes vulpes", "blank", "Lepus"]
+    exported = SurveyRows(survey.collection).read_observations()
+    assert sorted((entry.key, entry.taxon) for entry in exported) == [
+        *[("a", "Vulpes vulpes")] * 2,
+        ("b", ""),
+        *[("c", "Lepus")] * 2,
+    ]
 
 
 def test_rows_about_events_label_their_sequence_and_no_image(tmp_path: Path) -> None:

@@ -23,13 +23,13 @@ from foveate.records.appender import AnnotationAppender
 from foveate.records.importers.corrections import Correction
 from foveate.records.survey.detections import get_kind
 from foveate.records.survey.file_index import FileIndex
+from foveate.records.survey.observations import REVIEW_SOURCE
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.taxa import Taxa
 from foveate.records.survey.types import Observation, observation_row
 from foveate.records.tables import Provenance
 from foveate.species.predictions import Predictions
 
-SOURCE = "review"
 _CONFIRMED = ("ok", "yes", "right", "correct")
 
 
@@ -40,7 +40,7 @@ class CorrectionsSummary:
     Attributes:
         images: with a new answer. blank: of them empty. replaced: earlier answers of the same file.
         unmatched: corrections of files that are not in the survey.
-        also_labeled: images that another person labeled differently: both rows stay.
+        also_labeled: images that a person had labeled differently: the answer holds, the earlier row stays on disk.
         new_names: names that are no taxon of the model -> images.
     """
 
@@ -59,9 +59,7 @@ class CorrectionsSummary:
         if self.unmatched:
             lines.append(f"{len(self.unmatched):,} files are not in the survey, first {self.unmatched[0]!r}")
         if self.also_labeled:
-            lines.append(
-                f"{self.also_labeled:,} images have another person's label, too; images with two train nothing"
-            )
+            lines.append(f"{self.also_labeled:,} images had another label of a person, which the answer replaces")
         for name, count in self.new_names.items():
             lines.append(
                 f"{name!r} is no taxon of the model ({count:,} images); the next training learns it as a class"
@@ -101,7 +99,7 @@ def apply_corrections(predictions: Predictions, corrections: Sequence[Correction
     summary.new_names = {name: count for name, count in unknown.items() if name}
     summary.replaced = _remove_earlier(collection.path, set(answers))
     with AnnotationAppender(collection.path, purpose="adding corrections") as appender:
-        appender.append("observations", rows, Provenance(source=f"{SOURCE}:{path.name}"))
+        appender.append("observations", rows, Provenance(source=f"{REVIEW_SOURCE}{path.name}"))
     return summary
 
 
@@ -154,7 +152,7 @@ def _observe(key: str, number: int, survey: Survey, row: int, correction: Correc
         taxon, taxon_id = (taxa.names[index], taxa.ids[index]) if index >= 0 else (label, "")
     deployment = int(survey.deployment_N[row])
     return Observation(
-        id=hashlib.blake2b(f"{SOURCE}|{key}|{number}".encode(), digest_size=8).hexdigest(),
+        id=hashlib.blake2b(f"{REVIEW_SOURCE}|{key}|{number}".encode(), digest_size=8).hexdigest(),
         deployment=survey.deployments[deployment].id if deployment >= 0 else "",
         key=key,
         kind=kind,
@@ -174,7 +172,7 @@ def _remove_earlier(path: Path, keys: set[str]) -> int:
         columns: Mapping[str, list[str]] = {name: part[name].to_pylist() for name in ("key", "source")}
         return np.array(
             [
-                source.startswith(f"{SOURCE}:") and key in keys
+                source.startswith(REVIEW_SOURCE) and key in keys
                 for key, source in zip(columns["key"], columns["source"], strict=True)
             ],
             dtype=bool,

@@ -76,7 +76,7 @@ class SpeciesGraph:
 
     Args:
         survey: hash of what the survey contributes, see `hash_survey`.
-        source: whose labels: "human", "machine" or "all".
+        source, min_probability: whose labels, see `Survey.labels`.
         left_out: reason -> images without a triple of that kind.
         matching: of the survey's labels to taxa.
     """
@@ -85,6 +85,7 @@ class SpeciesGraph:
     taxa: Taxa
     survey: str
     source: LabelSource = "human"
+    min_probability: float = 0.0
     left_out: Mapping[str, int] = field(default_factory=dict)
     matching: Matching = Matching(())
 
@@ -95,6 +96,7 @@ class SpeciesGraph:
         taxa: Taxa | None = None,
         *,
         source: LabelSource = "human",
+        min_probability: float = 0.0,
         train: Sequence[str] = ("train",),
         official: bool = False,
         prune: PruneMode = "full",
@@ -105,7 +107,7 @@ class SpeciesGraph:
 
         Args:
             taxa: those of the survey, or the shipped ones, by default.
-            source: whose observations are labels.
+            source, min_probability: whose observations are labels, see `Survey.labels`.
             train: splits whose places and hours are candidates.
             official: candidates of all splits, places compared as text.
             prune: which edges of the taxonomy stay, see `taxonomy.prune_edges`.
@@ -115,7 +117,7 @@ class SpeciesGraph:
         """
         survey = Survey.open(collection)
         taxa = open_taxa(survey.collection) if taxa is None else taxa
-        labels_N, splits_N = survey.labels(source), survey.collection.splits
+        labels_N, splits_N = survey.labels(source, min_probability=min_probability), survey.collection.splits
         usable_N = (labels_N != "") & (splits_N != "")
         name = survey.collection.name
         if not (labels_N != "").any():
@@ -130,13 +132,15 @@ class SpeciesGraph:
                 *_image_rows(survey, labels_N, splits_N, np.flatnonzero(usable_N), entity_of),
             ]
         )
-        left_out = Counter(survey.label_counts(source)) + Counter(survey.count_missing())
+        left_out = Counter(survey.label_counts(source, min_probability=min_probability))
+        left_out += Counter(survey.count_missing())
         left_out["no split"] = int(((labels_N != "") & (splits_N == "")).sum())
         return cls(
             triples=Triples.index(table, train=train, official=official),
             taxa=taxa,
-            survey=hash_survey(survey, source),
+            survey=hash_survey(survey, source, min_probability),
             source=source,
+            min_probability=min_probability,
             left_out=dict(+left_out),
             matching=matching,
         )
@@ -202,7 +206,7 @@ class SpeciesGraph:
     def check(self, collection: Collection | str | Path) -> None:
         """Raise UserError if a collection's survey is not the one that the graph was built from."""
         survey = Survey.open(collection)
-        if hash_survey(survey, self.source) != self.survey:
+        if hash_survey(survey, self.source, self.min_probability) != self.survey:
             raise UserError(
                 f"graph: built from another survey than {survey.collection.name!r}, or its images, labels, splits, "
                 "places or clocks changed since; run `foveate species build` again"
@@ -237,6 +241,7 @@ class SpeciesGraph:
             ("label", "status", "id", "name", "note"),
         )
         content = {"format": _FORMAT, "survey": self.survey, "source": self.source, "left_out": dict(self.left_out)}
+        content["min_probability"] = self.min_probability
         # Relative, so that survey and graph can be moved to another disk together.
         where = None if collection is None else Path(os.path.relpath(Path(collection).resolve(), folder.resolve()))
         content |= {"collection": where and where.as_posix(), "counts": self.describe()}
@@ -263,6 +268,7 @@ class SpeciesGraph:
             taxa=taxa,
             survey=content["survey"],
             source=content["source"],
+            min_probability=content.get("min_probability", 0.0),
             left_out=content["left_out"],
             matching=Matching(matches),
         )
@@ -282,24 +288,32 @@ def open_collection(folder: str | Path) -> Collection:
 
 
 def build_graph(
-    collection: str | Path, folder: str | Path, *, taxonomy: str | Path | None = None, source: LabelSource = "human"
+    collection: str | Path,
+    folder: str | Path,
+    *,
+    taxonomy: str | Path | None = None,
+    source: LabelSource = "human",
+    min_probability: float = 0.0,
 ) -> SpeciesGraph:
     """Build the graph of a collection's survey and write it; the same call again replaces it.
 
     Args:
         taxonomy: table with columns taxon and parent, or seven-field labels as .txt; that of the survey, or the shipped
             one, by default.
+        source, min_probability: whose observations are labels, see `Survey.labels`.
     """
     with Collection.open(collection) as opened:
-        graph = SpeciesGraph.from_collection(opened, open_taxa(opened, taxonomy), source=source)
+        taxa = open_taxa(opened, taxonomy)
+        graph = SpeciesGraph.from_collection(opened, taxa, source=source, min_probability=min_probability)
     graph.save(folder, collection=collection)
     return graph
 
 
-def hash_survey(survey: Survey, source: LabelSource = "human") -> str:
+def hash_survey(survey: Survey, source: LabelSource = "human", min_probability: float = 0.0) -> str:
     """Return a hash of what a graph takes from a survey: keys, labels, splits, places and clocks of its images."""
     digest = hashlib.sha256()
-    texts = zip(survey.keys, survey.labels(source).tolist(), survey.collection.splits.tolist(), strict=True)
+    labels_N = survey.labels(source, min_probability=min_probability)
+    texts = zip(survey.keys, labels_N.tolist(), survey.collection.splits.tolist(), strict=True)
     for row in texts:
         digest.update("\x1f".join(row).encode() + b"\x1e")
     # Every NaN has one bit pattern here, whatever computed it.

@@ -33,7 +33,10 @@ class BuildSettings(Settings):
         description="table with columns taxon and parent, or SpeciesNet's seven-field labels as .txt; the survey's own "
         "list, or the shipped table, if unset",
     )
-    labels: Literal["human", "machine", "all"] = Field("human", description="whose observations are labels")
+    labels: Literal["human", "machine", "all"] = Field(
+        "human", description="whose observations are labels; all: a machine's where no person looked at the image"
+    )
+    min_probability: float = Field(0.0, ge=0, le=1, description="of a machine's observations that are labels")
 
 
 class PredictSettings(Settings):

@@ -156,7 +156,7 @@ def boxes(collection: Path, settings: dict[str, Any], workers: int | None, as_js
 @command.command("build", cls=FieldsCommand, short_help="Build the graph of a survey as readable triples.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @click.option("--to", required=True, type=click.Path(path_type=Path), help="Folder of the graph.")
-@fields(f"{SETTINGS}:BuildSettings", "taxonomy", "labels", metavars={"taxonomy": "FILE"})
+@fields(f"{SETTINGS}:BuildSettings", "taxonomy", "labels", "min_probability", metavars={"taxonomy": "FILE"})
 @common(device=False, seed=False)
 def build(collection: Path, to: Path, settings: dict[str, Any], as_json: bool) -> None:
     """Build the graph of the survey COLLECTION: which species, parents, places and hours its images are linked to.
@@ -174,7 +174,9 @@ def build(collection: Path, to: Path, settings: dict[str, Any], as_json: bool) -
     from foveate.species.settings import BuildSettings
 
     checked = validate(BuildSettings, settings, where="foveate species build")
-    graph = build_graph(collection, to, taxonomy=checked.taxonomy, source=checked.labels)
+    graph = build_graph(
+        collection, to, taxonomy=checked.taxonomy, source=checked.labels, min_probability=checked.min_probability
+    )
     counts, doubtful = graph.describe(), [str(match) for match in graph.matching.doubtful]
     lines = [", ".join(f"{name} {number:,}" for name, number in counts.items())]
     lines += [f"left out: {reason}: {number:,} images" for reason, number in graph.left_out.items()]

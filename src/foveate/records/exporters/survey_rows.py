@@ -21,6 +21,7 @@ from foveate.records.collection import Collection
 from foveate.records.survey.camtrap_schema import is_valid_time
 from foveate.records.survey.decisions import Decision
 from foveate.records.survey.hours import Times, parse_offset, parse_times
+from foveate.records.survey.observations import select_current
 from foveate.records.survey.taxa import Taxa
 from foveate.records.survey.types import Deployment, Medium, Observation
 from foveate.records.tables import positions
@@ -110,7 +111,7 @@ class SurveyRows:
 
     def read_observations(self) -> Iterator[Observation]:
         """Yield observations of images, also of absent ones, then those of events."""
-        with_image = self.collection.table("observations")
+        with_image = select_current(self.collection.table("observations"))
         absent = self.collection.dataset_table("observations_without_image")
         if absent.num_rows:
             # Rows of absent images that came later are in the first table, too.

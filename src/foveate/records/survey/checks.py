@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import choose
 from foveate.records.survey.hours import TimeStatus
+from foveate.records.survey.observations import SEPARATOR, join_names
 from foveate.records.survey.survey import Survey
 
 MAX_EXAMPLES = 5
@@ -336,12 +337,15 @@ def _check_files(survey: Survey) -> Iterator[Finding]:
 
 
 def _check_observations(survey: Survey) -> Iterator[Finding]:
-    table = survey.collection.table("observations").select(["key", "id", "kind", "taxon"])
-    counts = table["id"].value_counts()
-    repeated = counts.filter(pc.call_function("greater", [counts.field("counts"), pa.scalar(1)]))
-    for entry in repeated.to_pylist()[:_MAX_NAMES]:
-        if entry["values"]:
-            yield Finding("equal ids", entry["values"], entry["counts"])
+    rows = survey.collection.table("observations")
+    # Of one import: a row that came later with the id corrects the first.
+    imported = join_names(rows["id"], rows["created"]).value_counts()
+    repeated = imported.filter(pc.call_function("greater", [imported.field("counts"), pa.scalar(1)]))
+    names = Counter({entry["values"].partition(SEPARATOR)[0]: entry["counts"] for entry in repeated.to_pylist()})
+    del names[""]
+    for name in list(names)[:_MAX_NAMES]:
+        yield Finding("equal ids", name, names[name])
+    table = survey.observations
     taxa = Counter({entry["values"]: entry["counts"] for entry in table["taxon"].value_counts().to_pylist()})
     del taxa[""]
     for first, second in _similar(taxa, cutoff=0.9):

@@ -33,11 +33,12 @@ from foveate.records.survey.hours import (
     parse_offset,
     parse_times,
 )
+from foveate.records.survey.observations import join_names, select_current
 from foveate.records.survey.types import Deployment
 
 LabelSource = Literal["human", "machine", "all"]
 _SOURCES: tuple[str, ...] = get_args(LabelSource)
-_EVENT_COLUMNS = ["deployment", "event", "kind", "taxon", "taxon_id", "method", "extra"]
+_EVENT_COLUMNS = ["deployment", "event", "kind", "taxon", "taxon_id", "method", "probability", "extra"]
 _NO_LABEL = ("unknown", "unclassified", "")
 _SETUP = '"cameraSetupType"'  # in `extra`: a person who sets up the camera is no observation of the survey
 
@@ -288,63 +289,82 @@ class Survey:
         is_empty = pc.call_function("equal", [files, pa.scalar("")])
         return pc.call_function("if_else", [is_empty, pa.array(self.keys, pa.string()), files])
 
-    def labels(self, source: LabelSource = "human") -> NDArray[np.object_]:
+    @cached_property
+    def observations(self) -> pa.Table:
+        """Rows of `observations` that hold, see `foveate.records.survey.observations.select_current`."""
+        return select_current(self.collection.table("observations"))
+
+    def labels(self, source: LabelSource = "human", *, min_probability: float = 0.0) -> NDArray[np.object_]:
         """Return the label of each image: a taxon's id (else its name), "blank", "human", "vehicle", or "" for none.
 
         Rows about whole events are no labels of their images: an animal leaves some frames of its burst.
 
         Args:
-            source: "human" takes observations that no machine made; "machine" only those of machines.
-        """
-        return self._label(source)[0]
+            source: "human" takes observations that no machine made; "machine" only those of machines; "all" those of
+                machines where no person looked at the image.
+            min_probability: of machines, in [0, 1]: less certain rows are left out. Rows that state none stay, such as
+                those of a detector about an empty image.
 
-    def event_labels(self, source: LabelSource = "human") -> NDArray[np.object_]:
+        Raises:
+            UserError: the source or probability is impossible.
+        """
+        return self._label(source, min_probability)[0]
+
+    def event_labels(self, source: LabelSource = "human", *, min_probability: float = 0.0) -> NDArray[np.object_]:
         """Return what rows about whole events say of each image's event, "" for nothing or several kinds.
 
         An event row belongs to the images of its deployment whose sequence has its event's id. The frame itself may be
         empty.
 
         Args:
-            source: see `labels`.
+            source, min_probability: see `labels`.
         """
         choose(source, _SOURCES, "source of labels")
         table = self.collection.dataset_table("event_observations")
-        about_event = self.collection.table("observations")
+        about_event = self.observations
         about_event = about_event.filter(_is(about_event["level"], "event"))
         tables_of_events = [part.select(_EVENT_COLUMNS) for part in (table, about_event) if part.num_rows]
         if not tables_of_events:
             return np.full(len(self), "", dtype=object)
         joined = pa.concat_tables(tables_of_events, promote_options="permissive")
         joined = joined.filter(pc.call_function("not_equal", [joined["event"], pa.scalar("")]))
-        events = _join_names(joined["deployment"], joined["event"])
+        events = join_names(joined["deployment"], joined["event"])
         names = events.unique()
-        label_E, _ = _reduce_labels(joined, tables.positions(events, among=names), len(names), source)
-        sequences = _join_names(self.media["deployment"], self.media["sequence"])
+        rows = tables.positions(events, among=names)
+        label_E, _ = _reduce_labels(joined, rows, len(names), source, min_probability)
+        sequences = join_names(self.media["deployment"], self.media["sequence"])
         return np.append(label_E, "")[tables.positions(sequences, among=names)]
 
-    def label_counts(self, source: LabelSource = "human") -> dict[str, int]:
+    def label_counts(self, source: LabelSource = "human", *, min_probability: float = 0.0) -> dict[str, int]:
         """Count why images have no label.
 
-        Several kinds, an animal without a name, setting up the camera, an observation of the event alone, or none.
+        Several kinds, an animal without a name, setting up the camera, an observation of the event alone, nothing that
+        could be named, or no observation.
         """
-        return self._label(source)[1]
+        return self._label(source, min_probability)[1]
 
-    def _label(self, source: LabelSource) -> tuple[NDArray[np.object_], dict[str, int]]:
+    def _label(self, source: LabelSource, min_probability: float) -> tuple[NDArray[np.object_], dict[str, int]]:
         choose(source, _SOURCES, "source of labels")
-        if source not in self._labels:
-            table = self.collection.table("observations")
+        if not 0 <= min_probability <= 1:
+            raise UserError(f"min_probability: out of range (got {min_probability}); expected 0 to 1")
+        if (source, min_probability) not in self._labels:
+            table = self.observations
             table = table.filter(pc.call_function("not_equal", [table["level"], pa.scalar("event")]))
             rows = tables.positions(table["key"], among=pa.array(self.keys, pa.string()))
-            label_N, masks = _reduce_labels(table, rows, len(self), source)
+            label_N, masks = _reduce_labels(table, rows, len(self), source, min_probability)
             unlabeled_N = (label_N == "") & ~np.logical_or.reduce(list(masks.values()))
-            masks["labeled only by their event"] = unlabeled_N & (self.event_labels(source) != "")
-            masks["unlabeled"] = unlabeled_N & ~masks["labeled only by their event"]
+            by_event_N = self.event_labels(source, min_probability=min_probability) != ""
+            masks["labeled only by their event"] = unlabeled_N & by_event_N
+            unlabeled_N &= ~by_event_N
+            observed_N = _mark(rows[_chosen(table, rows, len(self), source, min_probability)], len(self))
+            masks["nothing that could be named"] = unlabeled_N & observed_N
+            masks["unlabeled"] = unlabeled_N & ~observed_N
             counts = {reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()}
-            self._labels[source] = label_N, counts
-        return self._labels[source]
+            self._labels[source, min_probability] = label_N, counts
+        return self._labels[source, min_probability]
 
     @cached_property
-    def _labels(self) -> dict[str, tuple[NDArray[np.object_], dict[str, int]]]:
+    def _labels(self) -> dict[tuple[str, float], tuple[NDArray[np.object_], dict[str, int]]]:
         return {}
 
     def describe(self) -> Mapping[str, int]:
@@ -354,13 +374,21 @@ class Survey:
         return {**counts, **self.count_missing(), **self.label_counts()}
 
 
-def _join_names(deployments: pa.ChunkedArray, names: pa.ChunkedArray) -> pa.ChunkedArray:
-    # A character that no id has: rows are cleaned of control characters.
-    return pc.call_function("binary_join_element_wise", [deployments, names, pa.scalar("\x1f")])
+def _chosen(
+    table: pa.Table, rows_O: NDArray[np.int64], count: int, source: LabelSource, min_probability: float
+) -> NDArray[np.bool_]:
+    """Return which observations are of the source and certain enough; rows are those of `_reduce_labels`."""
+    is_machine_O = _is(table["method"], "machine").to_numpy()
+    probability_O = table["probability"].cast(pa.float64()).to_numpy()  # NaN where none is stated
+    is_certain_O = ~is_machine_O | ~(probability_O < min_probability)
+    if source == "all":
+        looked_at = _mark(rows_O[~is_machine_O & ~_is(table["kind"], "unclassified").to_numpy()], count)
+        return is_certain_O & ~(is_machine_O & looked_at[rows_O])
+    return is_certain_O & (is_machine_O == (source == "machine"))
 
 
 def _reduce_labels(
-    table: pa.Table, rows_O: NDArray[np.int64], count: int, source: LabelSource
+    table: pa.Table, rows_O: NDArray[np.int64], count: int, source: LabelSource, min_probability: float
 ) -> tuple[NDArray[np.object_], dict[str, NDArray[np.bool_]]]:
     """Reduce observations to one label for each of `count` images or events, and masks of why others have none.
 
@@ -368,9 +396,7 @@ def _reduce_labels(
         rows_O: image or event of each observation.
     """
     setup_O = pc.call_function("match_substring", [table["extra"]], pc.MatchSubstringOptions(_SETUP)).to_numpy()
-    keep_O = ~setup_O
-    if source != "all":
-        keep_O &= _is(table["method"], "machine").to_numpy() == (source == "machine")
+    keep_O = ~setup_O & _chosen(table, rows_O, count, source, min_probability)
     names = _label_texts(table)
     is_named_O = ~_is(names, "").to_numpy()
     is_animal_O = _is(table["kind"], "animal").to_numpy()
