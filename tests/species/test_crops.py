@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from foveate.records.geometry import View
+from foveate.records.traps.survey_collection import draw_trap_row
+from foveate.records.traps.world import TrapSettings, load_world
 from foveate.species.crops import Strips, ViewSettings, camera_strips, choose_box, crop_view, find_strips
 
+_BESIDE = Path(__file__).parents[3] / "shared" / "assets" / "camera-traps"
+MICA = sorted((Path(os.environ.get("FOVEATE_CAMERA_TRAPS", _BESIDE)) / "frames").glob("mica-*"))
 UNIT = st.floats(0, 1)
 
 
@@ -72,6 +79,38 @@ def test_strips_of_a_camera_are_found(strip: int) -> None:
     strips = camera_strips([*frames, b"no image"])
     assert strips.top == 0
     assert strips.bottom == pytest.approx(strip / 240, abs=0.012)
+
+
+@functools.cache
+def draw_cameras(*, strips: bool) -> dict[tuple[str, str], list[bytes]]:
+    """Images of generated cameras, up to 12 of each, by name and the side of their strip."""
+    settings = TrapSettings(train_cameras=12, validation_cameras=1, test_cameras=1, strips=strips)
+    world, cameras = load_world(settings, 1), dict[tuple[str, str], list[bytes]]()
+    for index in range(100):
+        camera = world.locate("train", index).event.camera
+        images = cameras.setdefault((camera.name, camera.strip), [])
+        if len(images) < 12:
+            images.append(draw_trap_row(settings, seed=1, split="train", index=index).data)
+    return {camera: images for camera, images in cameras.items() if len(images) >= 3}
+
+
+@pytest.mark.parametrize("strips", [True, False])
+def test_strips_of_generated_cameras_are_exact(strips: bool) -> None:
+    cameras = draw_cameras(strips=strips)
+    assert {side for _, side in cameras} == {"top", "bottom"}
+    for (name, side), images in cameras.items():
+        top, bottom = (18, 0) if side == "top" else (0, 18)
+        expected = (top, bottom) if strips else (0, 0)
+        for count in range(3, len(images) + 1, 3):
+            result = camera_strips(images[:count])
+            assert (round(result.top * 240), round(result.bottom * 240)) == expected, (name, count)
+
+
+@pytest.mark.skipif(not MICA, reason="no camera-traps/frames: name its parent with FOVEATE_CAMERA_TRAPS")
+def test_strips_of_a_real_burst_at_night() -> None:
+    result = camera_strips(path.read_bytes() for path in MICA)
+    # 450 rows; the scene above the water is as dark as the strips.
+    assert (round(result.top * 450), round(result.bottom * 450)) == (10, 10)
 
 
 def test_too_few_frames_show_no_strip() -> None:

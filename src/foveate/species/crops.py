@@ -23,12 +23,15 @@ from foveate.records.images import BadImage, decode
 # Frames of a camera that are compared for its strips: by day and by night, so that a dark sky is no strip.
 _FRAMES_OF_A_CAMERA = 12
 _MIN_FRAMES = 3
-_STRIP_SIDE = 256  # rows and columns that frames are reduced to for the comparison
+_LONGEST_SIDE = 512  # of the frames that are compared: letters of a strip stay apart from its color
 _MAX_STRIP = 0.15  # of the height, on each side: more is scenery
-# Between lines of text a strip has rows of its plain color, so that rows full of text are short gaps.
-_MAX_GAP = 0.03
-_LEVELS = 14  # of 255 by which a plain color may vary: JPEG noise beside letters
-_PLAIN_SHARE = 0.45
+# Rows full of text between rows of the strip's color.
+_MAX_GAP = 0.04
+# Of 255, by which the color of a strip varies. The noise of a JPEG is larger beside letters, that of a dark scene
+# everywhere, which tells the two apart.
+_LEVELS = 4
+_MIN_EDGE_SHARE, _MIN_ROW_SHARE = 0.6, 0.25  # of a row that has the strip's color: at the image's edge, within a strip
+_TEXT_CONTRAST, _MIN_TEXT = 64, 0.01  # a black sky has no letters
 
 
 class ViewSettings(Settings):
@@ -96,43 +99,50 @@ def crop_view(box_4: ArrayLike | None, *, width: int, height: int, margin: float
 
 
 def find_strips(frames_FHW: NDArray[np.uint8]) -> Strips:
-    """Find rows at top and bottom that have one plain color in all frames but for text.
+    """Find rows at top and bottom that have one color in all frames but for text, and text in each.
 
     Args:
-        frames_FHW: gray frames of one camera, reduced to a common size; fewer than 3 show no strip.
+        frames_FHW: gray frames of one camera, of a common size; fewer than 3 show no strip.
     """
     if len(frames_FHW) < _MIN_FRAMES:
         return Strips()
-    median_FH = np.median(frames_FHW, axis=2)
-    plain_FH = (np.abs(frames_FHW - median_FH[:, :, None]) <= _LEVELS).mean(axis=2) >= _PLAIN_SHARE
-    # The same color in every frame: a dark or a white sky is plain as well, but not by day and by night.
-    same_H = np.ptp(median_FH, axis=0) <= 2 * _LEVELS
-    plain_H = plain_FH.all(axis=0) & same_H
-    return Strips(_strip_height(plain_H), _strip_height(plain_H[::-1]))
+    return Strips(_strip_height(frames_FHW), _strip_height(frames_FHW[:, ::-1]))
 
 
-def _strip_height(plain_H: NDArray[np.bool_]) -> float:
-    """Share of the rows, from the first on, that belong to a strip; 0 if what is plain goes on into the scene."""
-    rows = len(plain_H)
-    plain = np.flatnonzero(plain_H)
-    max_gap = max(2, round(_MAX_GAP * rows))
-    height = 0
-    for row in plain.tolist():
-        if row - height > max_gap:
+def _strip_height(frames_FHW: NDArray[np.uint8]) -> float:
+    """Share of the rows, from the first on, that belong to a strip; 0 if the scene may be as plain."""
+    height = frames_FHW.shape[1]
+    max_rows, max_gap = int(_MAX_STRIP * height), max(2, round(_MAX_GAP * height))
+    # Some rows more than a strip may have: what is plain beyond is a dark or white sky.
+    outer_FHW = frames_FHW[:, : max_rows + max_gap].astype(np.float32)
+    distance_FHW = np.abs(outer_FHW - np.median(outer_FHW[:, 0]))
+    # The least of all frames: where a night is as dark as the strip, a day is not.
+    if (distance_FHW[:, 0] <= 2 * _LEVELS).mean(axis=1).min() < _MIN_EDGE_SHARE:
+        return 0.0
+    share_H = (distance_FHW <= _LEVELS).mean(axis=2).min(axis=0)
+    rows = 0
+    for row in np.flatnonzero(share_H >= _MIN_ROW_SHARE).tolist():
+        if row - rows > max_gap:
             break
-        height = row + 1
-    return height / rows if height <= _MAX_STRIP * rows else 0.0
+        rows = row + 1
+    # A strip ends at once, between its lower margin and the scene; a dark sky fades behind branches.
+    if not 0 < rows <= max_rows or share_H[rows - 1] < _MIN_EDGE_SHARE:
+        return 0.0
+    text_F = (distance_FHW[:, :rows] >= _TEXT_CONTRAST).mean(axis=(1, 2))
+    return rows / height if text_F.min() >= _MIN_TEXT else 0.0
 
 
 def camera_strips(images: Iterable[bytes]) -> Strips:
     """Find the strips of a camera from the bytes of some of its images; unreadable ones are skipped."""
-    frames = []
+    frames: list[NDArray[np.uint8]] = []
     for data in images:
         try:
-            image = decode(data, longest_side=2 * _STRIP_SIDE)
+            image = decode(data, longest_side=_LONGEST_SIDE).convert("L")
         except BadImage:
             continue
-        frames.append(np.asarray(image.convert("L").resize((_STRIP_SIDE, _STRIP_SIDE), Image.Resampling.BOX)))
+        if frames and image.size != frames[0].shape[::-1]:
+            image = image.resize(frames[0].shape[::-1], Image.Resampling.BOX)
+        frames.append(np.asarray(image))
     return find_strips(np.stack(frames)) if frames else Strips()
 
 
