@@ -13,6 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("rows", "megabytes"), [(2_000, 300), pytest.param(200_000, 1_000, marks=pytest.mark.slow)])
 def test_memory_of_large_tables(rows: int, megabytes: int, tmp_path: Path) -> None:
     # In a process of its own: the peak of this one has other tests in it.

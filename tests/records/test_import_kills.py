@@ -115,6 +115,27 @@ def test_killed_imports_of_conversations(server: Server, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_kills_of_an_import_of_cards_at_random_change_nothing(server: Server, tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", 60)
+    (source / "deployments.csv").write_text("deploymentID,latitude,longitude\npart00,1,2\npart01,,\n")
+    took = server.seconds("take_cards", source, tmp_path / "whole", 7)
+    expected = _contents(tmp_path / "whole")
+    target, attempt = tmp_path / "killed-0", 0
+
+    def check(dead: bool) -> None:
+        nonlocal target, attempt
+        attempt += 1
+        if not dead:
+            assert _contents(target) == expected
+            target = tmp_path / f"killed-{attempt}"
+
+    kill_at_random(lambda: server.start("take_cards", source, target, 7), kills=20, longest=took, seed=4, after=check)
+    server.start("take_cards", source, target, 7).finish()
+    assert _contents(target) == expected
+    assert len(Survey.open(target)) == 60
+
+
+@pytest.mark.slow
 def test_a_death_at_each_step_of_an_import_of_cards_changes_nothing(server: Server, tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", 4)
     (source / "deployments.csv").write_text("deploymentID,latitude,longitude\npart00,1,2\npart01,,\n")
