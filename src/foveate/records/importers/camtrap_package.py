@@ -169,7 +169,7 @@ def _read(files: Files) -> CamtrapPackage:
     tables = {name: _read_resource(files, resource) for name, resource in _table_resources(descriptor).items()}
     problems += check_tables(descriptor, tables)
     refuse(files.path, problems)
-    doubts = list(find_doubts(tables, _file_names(descriptor)))
+    doubts = [*_find_typed_utc(descriptor, tables), *find_doubts(tables, _file_names(descriptor))]
     further, too_large = _read_further(files, descriptor)
     return CamtrapPackage(files, descriptor, tables, [*problems, *doubts, *too_large], further)
 
@@ -295,6 +295,16 @@ def _as_text(cells: pa.ChunkedArray) -> pa.ChunkedArray:
         layout = "%Y-%m-%dT%H:%M:%S" + ("Z" if kind.tz == "UTC" else "%z" if kind.tz else "")
         return pc.call_function("strftime", [utc], pc.StrftimeOptions(layout)).cast(pa.large_string())
     return cells.cast(pa.large_string())
+
+
+def _find_typed_utc(descriptor: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> Iterator[Violation]:
+    """Yield a doubt where times of images were typed in UTC, which hides the hour at the place."""
+    name = _file_names(descriptor)["media"]
+    times = tables["media"]["timestamp"]
+    in_utc = pc.call_function("ends_with", [times.drop_null()], pc.MatchSubstringOptions("Z"))
+    if ".parquet" in name and len(in_utc) and pc.call_function("all", [in_utc]).as_py():
+        problem = "is typed in UTC: hours are those of UTC, not of the places; write the table with offsets, as text"
+        yield Violation(name, 0, "timestamp", problem, tolerated=True)
 
 
 def _read_further(files: Files, descriptor: Mapping[str, Any]) -> tuple[dict[str, bytes], list[Violation]]:
