@@ -98,7 +98,7 @@ def export_camtrap_dp(
     Args:
         decisions: replace earlier rows of machines about the same images; images that nobody labels become
             "unclassified". None writes the survey as it is.
-        events: keys of the images of each event that was pooled; by default the sequences of the survey.
+        events: keys of the images of each event that was pooled; by default the survey's sequences.
         taxa: what `taxonomic` says of new names; by default the collection's.
         created: time stamp of package and decisions (ISO 8601 with offset), by default now.
 
@@ -112,7 +112,7 @@ def export_camtrap_dp(
         raise UserError("coordinate_digits is missing: Camtrap DP publishes places; expected 1, 2, 3, recorded or drop")
     rows = SurveyRows(collection)
     created = created or tables.now()
-    merged = MergedObservations(rows, decisions, rows.sequences if events is None else events)
+    merged = MergedObservations(rows, decisions, events)
     export = CamtrapExport(folder)
     with staged_folder(folder) as stage:
         known = taxa or Taxa.from_rows(collection.dataset_table("taxa").to_pylist())
@@ -148,10 +148,9 @@ class _PackageWriter:
         self.media_ids: dict[str, str] = {}
 
     def _read_descriptor(self) -> dict[str, Any]:
-        for row in self.rows.collection.dataset_table("survey").to_pylist():
-            if row["format"] == NAME:
-                return json.loads(row["descriptor"])
-        return {}
+        rows = self.rows.collection.dataset_table("survey").to_pylist()
+        descriptors = [json.loads(row["descriptor"]) for row in rows if row["format"] == NAME]
+        return merge_descriptors(descriptors) if descriptors else {}
 
     def write(self, merged: MergedObservations) -> None:
         deployments = self._write_deployments()
@@ -267,20 +266,21 @@ class _PackageWriter:
 
     def _observation_row(self, observation: Observation) -> dict[str, object]:
         row = self.rows.keys.get(observation.key, -1)
-        members = [row] if row >= 0 else [self.rows.keys[key] for key in self.rows.sequences.get(observation.event, ())]
+        sequence = self.rows.sequences.get((observation.deployment, observation.event), ())
+        members = [row] if row >= 0 else [self.rows.keys[key] for key in sequence]
         span = ("", "") if observation.event_start and observation.event_end else self._span(members)
         deployment = self.rows.deployments.get(observation.deployment)
         shift = 0 if deployment is None else deployment.clock_shift
         probability = observation.probability
         # Only of another format: in a package, an empty cell was meant.
-        sequence = self.rows.media["sequence"][row].as_py() if row >= 0 and not self.descriptor else ""
+        event = self.rows.media["sequence"][row].as_py() if row >= 0 and not self.descriptor else ""
         return {
             **observation.extra,
             **_box_cells(observation.box),
             "observationID": self._find_id(observation),
             "deploymentID": observation.deployment,
             "mediaID": self.media_ids.get(observation.key) or observation.extra.get("mediaID", ""),
-            "eventID": observation.event or sequence,
+            "eventID": observation.event or event,
             "eventStart": _shift(observation.event_start, shift) or span[0],
             "eventEnd": _shift(observation.event_end, shift) or span[1],
             "observationLevel": observation.level,
@@ -418,6 +418,23 @@ class _PackageWriter:
         entry |= {higher: ranks[higher] for higher in RANKS[:6] if higher in ranks}
         entry |= {"vernacularNames": {"eng": common} if common else {}}
         return {key: value for key, value in entry.items() if value}
+
+
+def merge_descriptors(descriptors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the descriptor of several packages in one: the first's, with what the others list and it does not."""
+    merged = dict(descriptors[0])
+    for name, by in (("contributors", "title"), ("taxonomic", "scientificName"), ("resources", "name")):
+        for descriptor in descriptors[1:]:
+            known = {entry[by] for entry in merged.get(name) or ()}
+            merged[name] = [
+                *(merged.get(name) or ()),
+                *(entry for entry in descriptor.get(name) or () if entry[by] not in known),
+            ]
+    precisions = {descriptor.get("coordinatePrecision") for descriptor in descriptors}
+    if len(precisions) > 1:
+        # Of some of the places: subtracting its share of the uncertainty would be wrong for the others.
+        merged.pop("coordinatePrecision", None)
+    return merged
 
 
 def _resource(name: str) -> dict[str, str]:

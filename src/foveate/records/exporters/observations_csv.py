@@ -34,7 +34,7 @@ def export_observations_csv(
         UserError: there is no survey, or a decision is about an unknown image or event.
     """
     rows = SurveyRows(collection)
-    merged = MergedObservations(rows, decisions, rows.sequences if events is None else events)
+    merged = MergedObservations(rows, decisions, events)
     files, deployments = (rows.media[name].to_pylist() for name in ("file", "deployment"))
     keys, count = list(rows.keys), 0
     with csv_rows(Path(path), COLUMNS) as writer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,12 +121,13 @@ class SurveyRows:
                 yield from map(Observation.from_row, batch.to_pylist())
 
     @cached_property
-    def sequences(self) -> dict[str, list[str]]:
-        """Keys of each sequence of the source."""
-        sequences: dict[str, list[str]] = defaultdict(list)
-        for key, sequence in zip(self.media["key"].to_pylist(), self.media["sequence"].to_pylist(), strict=True):
+    def sequences(self) -> dict[tuple[str, str], list[str]]:
+        """Keys of each sequence of the source by deployment and id: cameras may count from 1."""
+        sequences: dict[tuple[str, str], list[str]] = defaultdict(list)
+        columns = (self.media[name].to_pylist() for name in ("key", "deployment", "sequence"))
+        for key, deployment, sequence in zip(*columns, strict=True):
             if sequence:
-                sequences[sequence].append(key)
+                sequences[deployment, sequence].append(key)
         return dict(sequences)
 
 
@@ -139,41 +140,52 @@ class MergedObservations:
 
     Args:
         decisions: None leaves everything as it is.
-        events: keys of the images of each event that was pooled.
+        events: keys of the images of each event that was pooled; by default the sequences whose id one deployment has.
     """
 
     rows: SurveyRows
     decisions: Sequence[Decision] | None
-    events: Mapping[str, Sequence[str]]
+    events: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
+        if self.events is None:
+            deployments = Counter(sequence for _, sequence in self.rows.sequences)
+            self.events = {
+                sequence: keys for (_, sequence), keys in self.rows.sequences.items() if deployments[sequence] == 1
+            }
         self.reviewed_keys: set[str] = set()
-        self.reviewed_events: set[str] = set()
+        self.reviewed_events: set[tuple[str, str]] = set()
         self.labeled: set[str] = set()
         self.num_skipped = 0
         decided = self.decisions or ()
         for decision in decided:
-            if decision.event and decision.event not in self.events:
+            if decision.event and not self.events.get(decision.event):
                 raise UserError(f"decision about event {decision.event!r}: the survey has no such event")
             for key in self.members(decision):
                 self.rows.find_row(key)
         self.decided_keys = {key for decision in decided for key in self.members(decision)}
-        self.decided_events = {decision.event for decision in decided if decision.event}
+        self.decided_events = {self._event(decision) for decision in decided if decision.event}
         for observation in self.rows.read_observations() if decided else ():
             if _is_reviewed(observation):
-                (self.reviewed_keys if observation.key else self.reviewed_events).add(
-                    observation.key or observation.event
-                )
+                if observation.key:
+                    self.reviewed_keys.add(observation.key)
+                else:
+                    self.reviewed_events.add((observation.deployment, observation.event))
+
+    def _event(self, decision: Decision) -> tuple[str, str]:
+        """Return deployment and id of the event that a decision is about."""
+        row = self.rows.find_row(self.members(decision)[0])
+        return self.rows.media["deployment"][row].as_py(), decision.event
 
     def members(self, decision: Decision) -> Sequence[str]:
         """Return the keys of the images that a decision is about."""
-        return self.events[decision.event] if decision.event else (decision.key,)
+        return (self.events or {})[decision.event] if decision.event else (decision.key,)
 
     def read(self) -> Iterator[Observation]:
         """Yield the observations of the survey that stay."""
         for observation in self.rows.read_observations():
             replaced = observation.key in self.decided_keys or (
-                not observation.key and observation.event in self.decided_events
+                not observation.key and (observation.deployment, observation.event) in self.decided_events
             )
             if not replaced or _is_reviewed(observation):
                 self.labeled.add(observation.key)
@@ -182,7 +194,7 @@ class MergedObservations:
     def new(self) -> Iterator[Decision]:
         """Yield the decisions to write, then one "unclassified" for each image without any row; call after `read`."""
         for decision in self.decisions or ():
-            reviewed = bool(decision.event) and decision.event in self.reviewed_events
+            reviewed = bool(decision.event) and self._event(decision) in self.reviewed_events
             if reviewed or not self.reviewed_keys.isdisjoint(self.members(decision)):
                 self.num_skipped += 1
             else:

@@ -85,7 +85,7 @@ def export_wildlife_insights(
     if not project.strip():
         raise UserError("project: Wildlife Insights needs the id of a project (got '')")
     rows = SurveyRows(collection)
-    merged = MergedObservations(rows, decisions, rows.sequences if events is None else events)
+    merged = MergedObservations(rows, decisions, events)
     known = taxa or Taxa.from_rows(collection.dataset_table("taxa").to_pylist())
     columns = {name: rows.media[name].to_pylist() for name in ("key", "file", "deployment")}
     count = 0
