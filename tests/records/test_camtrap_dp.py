@@ -25,13 +25,14 @@ from foveate.records.exporters.camtrap_dp import (
     _complete_time,
     export_camtrap_dp,
 )
-from foveate.records.importers.camtrap_dp import import_camtrap_dp, make_box, read_taxa
-from foveate.records.importers.camtrap_package import check_written
+from foveate.records.importers.camtrap_dp import BOX_COLUMNS, NOT_THERE, import_camtrap_dp, make_box, read_taxa
+from foveate.records.importers.camtrap_package import check_written, open_package
 from foveate.records.importers.formats import detect_format
 from foveate.records.survey.decisions import Decision
+from foveate.records.survey.store import survey_rows, write_survey
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.taxa import Taxa
-from foveate.records.survey.types import Deployment
+from foveate.records.survey.types import Deployment, Medium, Observation
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming
 
@@ -197,6 +198,9 @@ def test_other_forms_of_a_package_give_the_same_survey(form: str, collection: Co
     rows = {row["id"]: row for row in read.table("observations").select(columns).to_pylist()}
     assert len(rows) == 10
     assert {name: rows[name] for name in known} == known
+    with open_package(source) as opened:
+        # Typed times have lost the offset of the place.
+        assert any("UTC" in entry.problem for entry in opened.warnings) == (form == "parquet")
 
 
 def test_a_zip_cannot_reach_outside(tmp_path: Path) -> None:
@@ -252,7 +256,7 @@ def test_images_are_found_by_file_name_and_videos_are_counted(tmp_path: Path) ->
     # Two media of one file name: the second gets a key of its own, and the same bytes.
     assert Collection.open(tmp_path / "collection").keys == ["dep-A/IMG 1", "dep-A/m01"]
     assert summary.further["media that are no images (videos, sounds)"] == 1
-    assert summary.further["images that are not there: only their rows are stored"] == 7
+    assert summary.further[NOT_THERE] == 7
 
 
 def test_further_resources_survive_unless_they_hold_places(tmp_path: Path) -> None:
@@ -453,7 +457,47 @@ def test_the_stated_offset_completes_start_and_end(start: str, end: str, expecte
     assert _complete_time(start, Deployment("A"), second=0) == start
 
 
+def test_a_second_package_leaves_the_first_ones_description(tmp_path: Path) -> None:
+    descriptor = read_descriptor(GOLDEN)
+    people = [{"title": "Second", "role": "contact"}, *descriptor["contributors"]]
+    other = descriptor | {"name": "second", "title": "Other", "contributors": people, "coordinatePrecision": 0.1}
+    other["taxonomic"] = [{"scientificName": "Lynx lynx"}]
+    target = tmp_path / "both"
+    for package in (GOLDEN, copy_package(tmp_path / "second", {"datapackage.json": other})):
+        both = import_package(package, target)
+    assert len(both.dataset_table("survey")) == 2
+    export_camtrap_dp(both, tmp_path / "out", settings=CamtrapSettings(coordinate_digits="recorded"))
+    written = read_descriptor(tmp_path / "out")
+    assert written["title"] == descriptor["title"]
+    assert [entry["title"] for entry in written["contributors"]] == [
+        *(entry["title"] for entry in descriptor["contributors"]),
+        "Second",
+    ]
+    assert "coordinatePrecision" not in written
+
+
+def test_equal_sequence_ids_of_two_deployments_are_two_events(tmp_path: Path) -> None:
+    with CollectionWriter(tmp_path / "c", source="cct") as writer:
+        for number, name in enumerate(("a", "b")):
+            medium = Medium(f"{name}/1", name, "1", time=f"2024-05-0{number + 1}T10:00:00+00:00", file=f"{name}/1.jpg")
+            writer.add(medium.key, jpeg(number), extra=survey_rows(medium))
+        deployments = [Deployment(name, name, 50.0, 4.0) for name in ("a", "b")]
+        seen = Observation("1", "a", event="1", level="event", kind="animal", taxon="Lepus", method="human")
+        write_survey(writer, deployments=deployments, event_observations=[seen])
+    options = CamtrapSettings(coordinate_digits="recorded", contributor=("A",))
+    collection = Collection.open(tmp_path / "c")
+    pooled = Decision(event="b/1", kind="blank", probability=0.9)
+    export_camtrap_dp(collection, tmp_path / "out", settings=options, decisions=[pooled], events={"b/1": ["b/1"]})
+    rows = read_rows(tmp_path / "out", "observations").values()
+    spans = {(row["observationType"], row["eventStart"][:10], row["eventEnd"][:10]) for row in rows}
+    assert ("animal", "2024-05-01", "2024-05-01") in spans
+    assert ("blank", "2024-05-02", "2024-05-02") in spans
+    with raises_naming(UserError, "event '1'"):
+        export_camtrap_dp(collection, tmp_path / "no", settings=options, decisions=[Decision(event="1")])
+
+
 def test_boxes_that_do_not_lie_in_the_image_are_none() -> None:
+    assert make_box(dict.fromkeys(BOX_COLUMNS, "1e-6") | {"bboxY": "1"}) is None
     cells = dict(zip(("bboxX", "bboxY", "bboxWidth", "bboxHeight"), ("0.5", "0.5", "0.5000001", "0.5"), strict=True))
     assert make_box(cells) == Box(0.5, 0.5, 1.0, 1.0)
     assert make_box(cells | {"bboxWidth": "0.7"}) is None

@@ -26,6 +26,7 @@ from foveate.records.importers.coco_camera_traps import (
 )
 from foveate.records.importers.formats import detect_format
 from foveate.records.importers.wilds import import_wilds
+from foveate.records.survey.store import MOVED
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.types import Deployment, Observation
 from naming import raises_naming
@@ -236,6 +237,28 @@ def make_wilds(folder: Path, metadata: str = WILDS) -> Path:
     )
     write(folder / "metadata.csv", metadata)
     return folder
+
+
+def test_an_image_whose_place_was_corrected_moves(tmp_path: Path) -> None:
+    def write_traps(location: str) -> Path:
+        images = [{"id": name, "file_name": f"{name}.jpg", "location": location} for name in "ab"]
+        labels = [{"id": "1", "image_id": "a", "category_id": 1}, {"id": "2", "image_id": "b", "category_id": 2}]
+        categories = [{"id": 1, "name": "start"}, {"id": 2, "name": "misfire"}]
+        return write(tmp_path / "t.json", {"images": images, "annotations": labels, "categories": categories})
+
+    places = write(tmp_path / "places.csv", "location,latitude,longitude\nold,1,2\nnew,3,4\n")
+    for number, name in enumerate("ab"):
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(number))
+    moves = []
+    for location in ("old", "old", "new"):
+        summary = import_coco_camera_traps(write_traps(location), tmp_path / "c", deployments=places)
+        moves.append(summary.further[MOVED])
+    survey = Survey.open(tmp_path / "c")
+    assert moves == [0, 0, 2]
+    np.testing.assert_array_equal(survey.places_N2, [[3, 4], [3, 4]])
+    assert survey.collection.table("context")["latitude"].to_pylist()[-2:] == [3, 3]
+    # iWildCam's labels that are no kinds.
+    assert survey.label_counts() == {"setting up the camera": 1, "nothing that could be named": 1}
 
 
 def test_wilds_has_its_splits_cameras_and_classes(tmp_path: Path) -> None:

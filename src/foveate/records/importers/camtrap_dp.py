@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from foveate.core.errors import UserError
-from foveate.records.boxes import Box
+from foveate.records.boxes import Box, find_box_problem
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.camtrap_package import DESCRIPTOR, CamtrapPackage, Files, open_package
 from foveate.records.importers.files import make_key
@@ -29,7 +29,7 @@ from foveate.records.layout import check_key
 from foveate.records.record import Region
 from foveate.records.rows import region_row
 from foveate.records.survey.camtrap_checks import to_instants
-from foveate.records.survey.store import make_context, survey_rows, write_survey
+from foveate.records.survey.store import MOVED, make_context, survey_rows, update_images, write_survey
 from foveate.records.survey.taxa import RANKS, Taxa
 from foveate.records.survey.types import Deployment, Medium, Observation, media_row, observation_row
 from foveate.records.tables import positions
@@ -38,6 +38,8 @@ from foveate.records.writer import CollectionWriter
 NAME = "camtrap-dp"
 WITHOUT_IMAGE = ("media_without_image", "observations_without_image")
 FILES_TABLE = "survey_files"
+NOT_THERE = "images that are not there: their rows are stored"
+AT_ADDRESS = "images at addresses, which are not downloaded: their rows are stored"
 _BATCH_ROWS = 1000
 _LISTED = 5
 _TRUE = ("true", "True", "TRUE", "1")
@@ -109,7 +111,10 @@ def import_camtrap_dp(
         )
     summary.notes += survey.notes()
     if summary.imported + summary.existing == 0:
-        summary.notes.append("no image was found; set --images to the folder of filePath or fileName")
+        summary.notes.append(
+            "no image was found: the collection has the rows of the package, and an export writes them again. To "
+            "import images, put them where filePath says, or set --images to a folder that has them by name"
+        )
     return summary
 
 
@@ -167,7 +172,7 @@ class _Survey:
         for candidate in candidates:
             if candidate and self.images.has(candidate):
                 return self.images.image_sample(candidate, source=f"media {row['mediaID']}")
-        self.counts["images that are not there: only their rows are stored"] += 1
+        self.counts[AT_ADDRESS if "://" in path else NOT_THERE] += 1
         return None
 
     def _medium(self, row: Mapping[str, Any], number: int) -> Medium:
@@ -205,6 +210,10 @@ class _Survey:
             format=NAME,
             descriptor=self.package.descriptor,
         )
+        deployments = self.package.tables["media"]["deploymentID"].to_pylist()
+        moved = update_images(writer, dict(zip(self.keys, deployments, strict=True)), self.deployments.values())
+        if moved:
+            writer.summary.further[MOVED] += moved
         taxa = read_taxa(self.package.descriptor["taxonomic"])
         writer.replace_dataset_rows("taxa", taxa.to_rows(), by="id")
         files = [
@@ -338,14 +347,16 @@ def make_observation(row: Mapping[str, Any], taxon_ids: Mapping[str, str], *, ke
 
 
 def make_box(row: Mapping[str, Any]) -> Box | None:
-    """Return the box of an observation; None if it has none, or one that does not lie in the image."""
+    """Return the box of an observation; None if it has none, or one without any area in the image."""
     cells = [row.get(name) for name in BOX_COLUMNS]
     if any(cell is None for cell in cells):
         return None
     x, y, width, height = (float(cell) for cell in cells if cell is not None)
-    if max(x + width, y + height) > 1 + _BOX_TOLERANCE or min(x, y) >= 1:
+    if max(x + width, y + height) > 1 + _BOX_TOLERANCE:
         return None
-    return Box(x, y, min(1.0, x + width), min(1.0, y + height))
+    corners = (x, y, min(1.0, x + width), min(1.0, y + height))
+    # A box that begins at the edge, or whose size is lost in that of its corner, has no area.
+    return None if find_box_problem(*corners) else Box(*corners)
 
 
 def make_region(observation: Observation) -> Region | None:

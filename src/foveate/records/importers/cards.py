@@ -22,7 +22,7 @@ from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Sample, SharedOptions
 from foveate.records.survey.deployment_table import DeploymentTable, read_deployments
-from foveate.records.survey.store import make_context, survey_rows, update_images, write_survey
+from foveate.records.survey.store import MOVED, make_context, survey_rows, update_images, write_survey
 from foveate.records.survey.types import Deployment, Medium
 from foveate.records.writer import CollectionWriter
 
@@ -165,7 +165,7 @@ class _Cards:
         # Of images that could not be imported, the reason is another one.
         timeless = sum(writer.known_sha256(key) is not None for key in self.timeless)
         further["images without a time in EXIF: they have no hour"] += timeless
-        further["images moved to another deployment"] += moved
+        further[MOVED] += moved
         further["images of folders that are in no row of the deployments"] += sum(self.unlisted.values())
         writer.summary.further = +further
 

@@ -28,7 +28,7 @@ from foveate.records.survey.deployment_table import read_deployments
 from foveate.records.survey.detections import get_kind
 from foveate.records.survey.file_index import normalize_path
 from foveate.records.survey.hours import TimeStatus, parse_times
-from foveate.records.survey.store import make_context, survey_rows, write_survey
+from foveate.records.survey.store import MOVED, make_context, survey_rows, update_images, write_survey
 from foveate.records.survey.types import Deployment, Medium, Observation, ObservationKind
 from foveate.records.writer import CollectionWriter
 
@@ -37,11 +37,12 @@ _HEAD_BYTES = 65536
 # Plain COCO has none of these; ids that are texts are those of camera traps, too.
 _MARKS = re.compile(rb'"(seq_id|seq_num_frames|frame_num|sequence_level_annotation)"|"(location|image_id)"\s*:\s*"')
 _EMPTY = 0
+_SETUP = ("start", "end", "setup")  # a person puts up the camera or takes it down
 _NAMES: Mapping[ObservationKind, tuple[str, ...]] = {
     "human": ("human", "person", "people", "homo sapiens"),
     "vehicle": ("vehicle", "car", "truck", "bus", "motorcycle", "bicycle", "atv"),
-    # Setting up the camera, or nothing that anybody could name.
-    "unknown": ("start", "end", "misfire", "setup", "unknown", "unidentified", "unidentifiable"),
+    # A misfire shows what triggered the camera as little as an animal that nobody could name.
+    "unknown": ("misfire", "unknown", "unidentified", "unidentifiable", *_SETUP),
 }
 
 UNLABELED = "images without an annotation: unlabeled, not empty"
@@ -66,6 +67,11 @@ def classify_name(name: str, category: int | None = None) -> tuple[ObservationKi
     kind = next((kind for kind, names in _NAMES.items() if text.lower() in names), get_kind(text))
     kind = "blank" if category == _EMPTY else kind
     return kind, text[:1].upper() + text[1:] if kind == "animal" and text.lower() != "animal" else ""
+
+
+def describe_setup(name: str) -> dict[str, str]:
+    """Return the field of an observation by which a category of setting up the camera is told from others."""
+    return {"cameraSetupType": "setup"} if name.strip().lower() in _SETUP else {}
 
 
 def import_coco_camera_traps(
@@ -124,6 +130,9 @@ def import_survey_file(
         write_survey(
             writer, deployments=deployments, event_observations=events, format=format, descriptor=read.descriptor
         )
+        keys = {image.medium.key: image.medium.deployment for image in read.images}
+        writer.summary.further[MOVED] += update_images(writer, keys, deployments)
+        writer.summary.further = +writer.summary.further
 
     return import_samples(
         target,
@@ -331,6 +340,7 @@ def _add_annotation(
     is_of_burst = entry.get("sequence_level_annotation") in (True, 1)
     count = entry.get("count")
     common: dict[str, Any] = {"deployment": medium.deployment, "kind": kind, "taxon": taxon, "method": "human"}
+    common["extra"] = describe_setup(name)
     if is_of_burst:
         # Every frame of a burst repeats the annotation: one row for the event and its species.
         event = medium.sequence or image_id

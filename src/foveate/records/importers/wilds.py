@@ -16,6 +16,7 @@ from foveate.records.importers.coco_camera_traps import (
     SurveyImage,
     classify_name,
     count_bad_times,
+    describe_setup,
     import_survey_file,
     make_deployments,
 )
@@ -97,7 +98,8 @@ def read_wilds(path: Path) -> SurveyFile:
         frame_number = int(frame) if frame.isdecimal() else None
         medium = Medium(make_key(normalize_path(file)), location, sequence, frame_number, time, file)
         kind, taxon = classify_name(classes[y])
-        observation = Observation(file, location, medium.key, sequence, kind=kind, taxon=taxon, method="human")
+        about = {"kind": kind, "taxon": taxon, "method": "human", "extra": describe_setup(classes[y])}
+        observation = Observation(file, location, medium.key, sequence, **about)
         read.images.append(SurveyImage(file, medium, [observation], split=_SPLITS.get(split, split)))
     read.further[BAD_TIMES] += count_bad_times(read.images)
     return read

@@ -21,6 +21,8 @@ from foveate.records.survey.types import (
 from foveate.records.tables import PROVENANCE_COLUMNS, Provenance
 from foveate.records.writer import CollectionWriter
 
+MOVED = "images moved to another deployment"
+
 
 def survey_rows(medium: Medium, observations: Iterable[Observation] = ()) -> dict[str, list[Mapping[str, object]]]:
     """Return the rows of one image by annotation table, for `Sample.extra` or `CollectionWriter.add(extra=...)`."""
@@ -56,7 +58,8 @@ def write_survey(
     changed += writer.replace_dataset_rows("event_observations", map(observation_row, event_observations), by="id")
     if descriptor is not None:
         text = json.dumps(descriptor, ensure_ascii=False)
-        changed += writer.replace_dataset_rows("survey", [{"format": format, "descriptor": text}], by="format")
+        # By source: a second package of the same format has its own title, people and taxa.
+        changed += writer.replace_dataset_rows("survey", [{"format": format, "descriptor": text}], by="source")
     return changed
 
 

@@ -81,6 +81,12 @@ class Survey:
         collection = collection if isinstance(collection, Collection) else Collection.open(collection)
         media = collection.table("media")
         if not media.num_rows:
+            absent = collection.dataset_table("media_without_image").num_rows
+            if absent:
+                raise UserError(
+                    f"collection {collection.name!r} has the rows of {absent:,} images, but none of the images; "
+                    "collect the package again with --images and the folder that has them"
+                )
             raise UserError(
                 f"collection {collection.name!r} has no camera-trap survey (annotations/media is empty); collect it "
                 "again with --deployments, or from a survey's format"
