@@ -240,8 +240,8 @@ class SpeciesGraph:
             ),
             ("label", "status", "id", "name", "note"),
         )
-        content = {"format": _FORMAT, "survey": self.survey, "source": self.source, "left_out": dict(self.left_out)}
-        content["min_probability"] = self.min_probability
+        content: dict[str, Any] = {"format": _FORMAT, "survey": self.survey, "left_out": dict(self.left_out)}
+        content |= {"source": self.source, "min_probability": self.min_probability}
         # Relative, so that survey and graph can be moved to another disk together.
         where = None if collection is None else Path(os.path.relpath(Path(collection).resolve(), folder.resolve()))
         content |= {"collection": where and where.as_posix(), "counts": self.describe()}
