@@ -261,6 +261,12 @@ def test_an_image_whose_place_was_corrected_moves(tmp_path: Path) -> None:
     assert survey.label_counts() == {"setting up the camera": 1, "nothing that could be named": 1}
 
 
+def test_a_misspelled_keyword_of_an_importer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="'max_pixel'.*'max_pixels'"):
+        import_wilds(make_wilds(tmp_path / "w"), tmp_path / "c", max_pixel=10)  # type: ignore[call-arg]
+    assert not (tmp_path / "c").exists()
+
+
 def test_wilds_has_its_splits_cameras_and_classes(tmp_path: Path) -> None:
     folder = make_wilds(tmp_path / "iwildcam_v2.0")
     assert detect_format(str(folder))[0].name == "wilds"

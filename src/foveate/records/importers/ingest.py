@@ -80,8 +80,12 @@ def import_samples(
 
     Raises:
         UserError: the target is not a collection, or another process writes it.
+        TypeError: a keyword is none of `SharedOptions`.
     """
     choose(group_by, GROUPINGS, "grouping")
+    # A misspelled keyword of any importer ends here, and would have no effect.
+    for keyword in shared.keys() - SharedOptions.__annotations__.keys():
+        raise TypeError(f"import: unknown keyword {keyword!r}{nearest(keyword, SharedOptions.__annotations__)}")
     workers = shared.get("workers") or default_workers()
     max_pixels = shared.get("max_pixels", MAX_PIXELS)
     with CollectionWriter(
