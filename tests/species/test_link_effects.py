@@ -11,7 +11,7 @@ from torch import nn
 
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classifier import LinkClassifier
-from foveate.species.link_data import LinkData, build_entities, link_arrays
+from foveate.species.link_data import LinkData, link_arrays
 from foveate.species.links import ImageNetwork, LinkModel, Relation
 from foveate.species.numeric import scale_hours, scale_places
 from foveate.species.passes import FeatureBatches, PassOrder
@@ -149,11 +149,11 @@ def test_a_class_that_is_an_ancestor_is_one_entity() -> None:
     ids = ("root", "genus", "species")
     taxa = Taxa(ids=ids, names=ids, ranks=("", "genus", "species"), parents=np.array([-1, 0, 1]))
     data = link_arrays(["species", "genus", "blank"], taxa=taxa)
-    entity_taxa, targets_K, edges_M2 = build_entities(data.classes, taxa)
     assert data.classes.labels == ("blank", "genus", "species")
-    assert entity_taxa.tolist() == [-1, 1, 2, 0]
-    assert targets_K.tolist() == [0, 1, 2]
-    assert sorted(map(tuple, edges_M2.tolist())) == [(1, 3), (2, 1)]
+    # By first appearance, as in the table of a graph: parents before classes.
+    assert data.entity_taxa.tolist() == [1, 0, 2, -1]
+    assert data.targets_K.tolist() == [3, 0, 2]
+    assert data.entity_taxa[data.edges_M2].tolist() == [[1, 0], [2, 1]]
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ def test_siblings_come_closer_with_the_right_taxonomy_than_with_a_shuffled_one()
         for name, order in (("right", np.arange(len(kinds))), ("shuffled", rng.permutation(len(kinds)))):
             classifier = LinkClassifier(taxonomy_passes=10, dim=64, epochs=8, random_state=seed)
             classifier.fit(X, y, taxa=forest(order))
-            rows = [classifier.classes_.tolist().index(kind) for kind in kinds]
+            rows = classifier.class_entities_[[classifier.classes_.tolist().index(kind) for kind in kinds]]
             vectors = torch.nn.functional.normalize(torch.from_numpy(classifier.entity_vectors_[rows]), dim=1)
             cosines = (vectors @ vectors.T).numpy()
             pairs = (siblings[:, None] == siblings) & ~np.eye(len(kinds), dtype=bool)

@@ -48,7 +48,7 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: labels, sorted. n_features_in_: as in scikit-learn.
         coef_, intercept_: the folded linear head [K, F] and [K]; None with "conve".
-        entity_vectors_: [E, D]; the first K are the classes, then their ancestors.
+        entity_vectors_: [E, D] of classes and their ancestors. class_entities_: row of each class.
         entities_: their taxa as indices of `taxa_`, -1 for a label without one.
         places_, hours_: candidates of `predict_links`, in the order of its columns.
         contexts_: contexts that had links. n_iter_: epochs. taxa_: as passed to `fit`.
@@ -161,7 +161,7 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
         self.model_ = model.eval()
         self.n_iter_ = outcome.step // order_passes(model, data, training).steps_per_epoch
         self.contexts_, self.taxa_ = data.present_contexts, data.taxa
-        self.entities_ = data.entity_taxa
+        self.entities_, self.class_entities_ = data.entity_taxa, data.targets_K
         self.entity_vectors_ = model.entities.weight.detach().numpy().copy()
         self.places_, self.hours_ = data.candidate_places_P2, data.candidate_hours_H
         self.coef_, self.intercept_ = None, None

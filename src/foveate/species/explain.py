@@ -99,7 +99,7 @@ def near_taxa(model: SpeciesModel, column: int, *, count: int = _NUM_TAXA) -> li
     """
     if model.info.method != "cosmo":
         return []
-    vectors_KD = model.entity_vectors[: len(model.classes)].astype(np.float64)
+    vectors_KD = model.entity_vectors[model.info.targets_K].astype(np.float64)
     cosine_K = cosines(vectors_KD[column], vectors_KD)
     cosine_K[column] = -np.inf
     taxa, taxon = model.taxa, int(model.classes.taxa_K[column])

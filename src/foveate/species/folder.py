@@ -328,7 +328,7 @@ class SpeciesModel:
 
     @property
     def entity_vectors(self) -> NDArray[np.float32]:
-        """The entity table [E, D]; classes come first, `info.entity_taxa` has the taxon of each row.
+        """The entity table [E, D]; class k is row `info.targets_K[k]`, and `info.entity_taxa` has the taxon of each row.
 
         Raises:
             UserError: the model is a baseline without entities.

@@ -57,17 +57,12 @@ class GraphArrays(NamedTuple):
     Attributes:
         labels_N: class of each image, -1 for none. splits_N: "" for an image outside the graph.
         places_N2: degrees, NaN where unknown. hours_N: 0 to 23, NaN where unknown.
-        entity_taxa: taxon of each entity, -1 for a label without one.
-        targets_K: entity of each class. edges_M2: child and parent, as entities.
     """
 
     labels_N: Rows
     splits_N: NDArray[np.object_]
     places_N2: NDArray[np.float64]
     hours_N: NDArray[np.float64]
-    entity_taxa: Rows
-    targets_K: Rows
-    edges_M2: Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +140,23 @@ class SpeciesGraph:
             matching=matching,
         )
 
+    @classmethod
+    def from_labels(cls, labels: Sequence[str], taxa: Taxa) -> SpeciesGraph:
+        """Build the graph of distinct labels and their ancestors, without an image.
+
+        Raises:
+            UserError: two labels are one taxon.
+        """
+        matching = match_labels(labels, taxa)
+        entities = [_name_entity(match, taxa) for match in matching.matches]
+        uses = Counter(normalize_id(entity) for entity in entities)
+        if len(uses) < len(entities):
+            entity = next(name for name, count in uses.items() if count > 1)
+            same = [label for label, name in zip(labels, entities, strict=True) if normalize_id(name) == entity]
+            raise UserError(f"labels {', '.join(map(repr, same))} are one taxon ({entity}); merge them")
+        heads = [("", "image", SPECIES, entity, "id", "train") for entity in entities]
+        return cls(Triples.index(make_table([*_parent_rows(matching, taxa, "full"), *heads])), taxa, survey="")
+
     @cached_property
     def entity_taxa(self) -> Rows:
         """Taxon of each entity, -1 for a label without one."""
@@ -160,6 +172,13 @@ class SpeciesGraph:
         uses = Counter(names)
         labels = (name if uses[name] == 1 else entity for name, entity in zip(names, entities, strict=True))
         return Classes(tuple(labels), taxa_K)
+
+    @cached_property
+    def edges_M2(self) -> Rows:
+        """Child and parent of each edge of the taxonomy, as entities."""
+        index = {entity: i for i, entity in enumerate(self.triples.entities)}
+        parents = self.triples.links(PARENT)
+        return np.array([*zip(map(index.get, parents.heads), parents.labels, strict=True)], np.int64).reshape(-1, 2)
 
     def arrays(self, keys: Sequence[str]) -> GraphArrays:
         """Return the graph in the order of image keys.
@@ -183,13 +202,7 @@ class SpeciesGraph:
                 places_N2[rows] = parse_places(table["t"])
             else:
                 hours_N[rows] = parse_hours(table["t"])
-        index = {entity: i for i, entity in enumerate(self.triples.entities)}
-        parents = self.triples.links(PARENT)
-        edges = [(index[child], parent) for child, parent in zip(parents.heads, parents.labels.tolist(), strict=True)]
-        return GraphArrays(
-            *(labels_N, splits_N, places_N2, hours_N, self.entity_taxa, self.triples.targets_K),
-            edges_M2=np.array(edges, dtype=np.int64).reshape(-1, 2),
-        )
+        return GraphArrays(labels_N, splits_N, places_N2, hours_N)
 
     def describe(self) -> dict[str, int]:
         """Return counts of triples, classes, entities and candidates."""

@@ -16,13 +16,11 @@ from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.graph import SpeciesGraph
 from foveate.species.links import Relation
-from foveate.species.matching import match_labels
 from foveate.species.passes import LinkRows
 from foveate.species.recipe import CONTEXTS, Context, LinkTraining
+from foveate.species.triples import PLACE_DIGITS
 
 Rows = NDArray[np.int64]
-# Coordinates that differ by less than a centimeter are one place, whatever digits they were written with.
-_PLACE_DIGITS = 7
 
 
 def empty_taxa() -> Taxa:
@@ -106,7 +104,7 @@ class LinkData:
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.float64], Rows]:
-        return _first_appearances(np.round(self.places_N2, _PLACE_DIGITS), self._candidate_rows())
+        return _first_appearances(np.round(self.places_N2, PLACE_DIGITS), self._candidate_rows())
 
     @cached_property
     def _hours(self) -> tuple[NDArray[np.float64], Rows]:
@@ -185,37 +183,6 @@ def _first_appearances(values_NC: NDArray[np.float64], rows: Rows) -> tuple[NDAr
     return distinct, np.array([indices.get(tuple(value), -1) for value in values_NC.tolist()], dtype=np.int64)
 
 
-def build_entities(classes: Classes, taxa: Taxa) -> tuple[Rows, Rows, Rows]:
-    """Return the taxon of each entity, the entity of each class, and the edges between entities.
-
-    Classes come first, then their ancestors. Only taxa on a walk from a class to its root take part. A class that is an
-    ancestor of another one is one entity in both roles.
-
-    Raises:
-        UserError: two classes have one taxon.
-    """
-    class_taxa = classes.taxa_K[classes.taxa_K >= 0].tolist()
-    if len(set(class_taxa)) < len(class_taxa):
-        taxon = next(index for index in class_taxa if class_taxa.count(index) > 1)
-        labels = [label for label, index in zip(classes.labels, classes.taxa_K.tolist(), strict=True) if index == taxon]
-        raise UserError(f"labels {', '.join(map(repr, labels))} are one taxon ({taxa.names[taxon]}); merge them")
-    ancestors = dict.fromkeys(ancestor for taxon in class_taxa for ancestor in taxa.lineage(taxon))
-    known = set(class_taxa)
-    entity_taxa = [*classes.taxa_K.tolist(), *(taxon for taxon in ancestors if taxon not in known)]
-    entity_of = {taxon: entity for entity, taxon in enumerate(entity_taxa) if taxon >= 0}
-    # In the order of the taxonomy, whatever the order of classes.
-    edges = [
-        (entity_of[child], entity_of[int(taxa.parents[child])])
-        for child in sorted(ancestors)
-        if taxa.parents[child] >= 0
-    ]
-    return (
-        np.array(entity_taxa, dtype=np.int64),
-        np.arange(len(classes), dtype=np.int64),
-        np.array(edges, dtype=np.int64).reshape(-1, 2),
-    )
-
-
 def link_arrays(
     labels: Sequence[str],
     *,
@@ -232,13 +199,17 @@ def link_arrays(
     Args:
         order: all labels in the order of the classes; sorted by default.
         validation: [N] images that select the best epoch and are not trained on.
+
+    Raises:
+        UserError: two labels are one taxon.
     """
     taxa = taxa or empty_taxa()
     count = len(labels)
     names = sorted(set(labels) - {""}) if order is None else order
-    classes = Classes(tuple(names), np.array([match.taxon for match in match_labels(names, taxa).matches], np.int64))
+    graph = SpeciesGraph.from_labels(names, taxa)
+    targets_K = graph.triples.targets_K
+    classes = Classes(tuple(names), graph.entity_taxa[targets_K])
     columns = {label: column for column, label in enumerate(classes.labels)}
-    entity_taxa, targets_K, edges_M2 = build_entities(classes, taxa)
     is_validation_N = np.zeros(count, np.bool_) if validation is None else np.asarray(validation, np.bool_)
     return LinkData(
         classes=classes,
@@ -248,9 +219,9 @@ def link_arrays(
         is_validation_N=is_validation_N,
         places_N2=np.full((count, 2), np.nan) if places is None else np.asarray(places, np.float64),
         hours_N=np.full(count, np.nan) if hours is None else np.asarray(hours, np.float64),
-        entity_taxa=entity_taxa,
+        entity_taxa=graph.entity_taxa,
         targets_K=targets_K,
-        edges_M2=edges_M2,
+        edges_M2=graph.edges_M2,
         all_candidates=all_candidates,
         contexts=tuple(contexts),
     )
@@ -283,9 +254,9 @@ def link_graph(
         is_validation_N=arrays.splits_N == validation,
         places_N2=arrays.places_N2,
         hours_N=arrays.hours_N,
-        entity_taxa=arrays.entity_taxa,
-        targets_K=arrays.targets_K,
-        edges_M2=arrays.edges_M2,
+        entity_taxa=graph.entity_taxa,
+        targets_K=graph.triples.targets_K,
+        edges_M2=graph.edges_M2,
         all_candidates=all_candidates,
         contexts=tuple(contexts),
     )
