@@ -19,7 +19,7 @@ from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.survey.survey import Survey
 from foveate.records.traps import TrapSettings, build_traps, write_cards
-from foveate.species.evaluate import judge, match_label
+from foveate.species.evaluate import judge, match_truth
 from foveate.species.predictions import Predictions, read_part
 from naming import raises_naming
 
@@ -102,7 +102,8 @@ def test_evaluation_counts_what_the_labels_say(folder: Path) -> None:
     predictions = Predictions.open(folder / "evaluation")
     with Collection.open(folder / "survey") as collection:
         labels = Survey.open(collection).labels()[predictions.rows]
-    columns = np.array([match_label(label, predictions.classes, predictions.taxa) for label in labels])
+    matches = match_truth(sorted(set(labels) - {""}), predictions.classes, predictions.taxa)
+    columns = np.array([matches[label][0] if label else -1 for label in labels])
     known = columns >= 0
     accuracy = (predictions.probabilities_NK[known].argmax(axis=1) == columns[known]).mean()
     assert result["evaluation"]["table"][0]["values"]["model"]["value"] == pytest.approx(accuracy)
@@ -121,6 +122,17 @@ def test_an_ancestor_is_right_and_a_sibling_is_not(folder: Path) -> None:
     assert judge("animal", taxa.ids[label], taxa) == (True, False)
     assert judge("blank", taxa.ids[label], taxa) == (False, False)
     assert judge("animal", "blank", taxa) == (False, False)
+
+
+def test_labels_that_are_ids_of_another_taxonomy_match_by_their_names(folder: Path) -> None:
+    predictions = Predictions.open(folder / "results")
+    column = int(np.flatnonzero(predictions.classes.taxa_K >= 0)[0])
+    taxon = int(predictions.classes.taxa_K[column])
+    ids = {"other:7": predictions.taxa.names[taxon]}
+    matches = match_truth(["other:7", "other:8", "blank"], predictions.classes, predictions.taxa, names=ids)
+    assert matches["other:7"] == (column, predictions.taxa.ids[taxon])
+    assert matches["other:8"] == (-1, "other:8")
+    assert matches["blank"] == (predictions.classes.index("blank"), "blank")
 
 
 def test_an_image_is_explained(folder: Path) -> None:

@@ -24,6 +24,7 @@ from foveate.metrics.taxonomy import ClassTree
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import NON_ANIMALS, Classes
 from foveate.species.decide_results import image_decisions, open_survey
+from foveate.species.matching import match_labels, read_names
 from foveate.species.predictions import Predictions
 from foveate.species.results import ClassRow, Confusion, Coverage, HourRow, StageRow
 
@@ -40,7 +41,7 @@ class Truth:
 
     Attributes:
         classes_N: class of each image; -1 without a usable label.
-        names_N: its label as the survey has it, "" for none.
+        names_N: its label, as the id of a taxon of the model where it is one; "" for none.
         unknown: label -> images, of labels that are no class of the model.
         left_out: reason -> images without a usable label.
     """
@@ -69,23 +70,33 @@ def read_truth(predictions: Predictions, *, label_field: str | None = None) -> T
         left_out = survey.label_counts() if predictions.config["split"] is None else {}
     else:
         raise UserError(f"{predictions.collection.path}: no survey; name the label field with --label-field")
-    codes = {label: match_label(label, predictions.classes, predictions.taxa) for label in set(labels.tolist())}
-    classes_N = np.array([codes[label] if label else -1 for label in labels.tolist()], dtype=np.int64)
-    unknown = Counter(label for label in labels.tolist() if label and codes[label] < 0)
+    names = read_names(predictions.collection)
+    distinct = sorted(set(labels.tolist()) - {""})
+    matches = match_truth(distinct, predictions.classes, predictions.taxa, names=names)
+    classes_N = np.array([matches[label][0] if label else -1 for label in labels.tolist()], dtype=np.int64)
+    unknown = Counter(names.get(label, label) for label in labels.tolist() if label and matches[label][0] < 0)
     if not (classes_N >= 0).any():
         raise UserError(
             f"{predictions.collection.path}: no image has a label that the model knows; nothing can be evaluated"
         )
-    return Truth(classes_N, labels, dict(unknown.most_common()), left_out)
+    resolved = [matches[label][1] if label else "" for label in labels.tolist()]
+    return Truth(classes_N, np.array(resolved, dtype=object), dict(unknown.most_common()), left_out)
 
 
-def match_label(label: str, classes: Classes, taxa: Taxa) -> int:
-    """Return the class of a label by itself, its taxon's id or its only taxon of that name; -1 for none."""
-    if label in classes.labels:
-        return classes.labels.index(label)
-    taxon = taxa.index(label) if label in taxa else taxa.find(label)
-    matches = np.flatnonzero(classes.taxa_K == taxon) if taxon >= 0 else []
-    return int(matches[0]) if len(matches) else -1
+def match_truth(
+    labels: Sequence[str], classes: Classes, taxa: Taxa, *, names: Mapping[str, str] | None = None
+) -> dict[str, tuple[int, str]]:
+    """Match labels as a graph does: label -> class (-1 for none), and the id of its taxon or else the label.
+
+    Args:
+        names: scientific name of labels that are ids of another taxonomy, see `matching.read_names`.
+    """
+    class_of = {taxon: column for column, taxon in reversed(list(enumerate(classes.taxa_K.tolist()))) if taxon >= 0}
+    result = {}
+    for match in match_labels(labels, taxa, names=names).matches:
+        column = classes.labels.index(match.label) if match.label in classes.labels else class_of.get(match.taxon, -1)
+        result[match.label] = column, taxa.ids[match.taxon] if match.taxon >= 0 else match.label
+    return result
 
 
 def evaluate_classes(
