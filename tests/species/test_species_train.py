@@ -20,7 +20,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.records.survey.survey import Survey
 from foveate.species.folder import open_species
-from foveate.species.graph import build_graph
+from foveate.species.graph import SpeciesGraph, build_graph
 from foveate.species.priors import PRIOR
 from foveate.species.priors.histogram import load_histogram
 from foveate.species.recipe import SpeciesRecipe
@@ -308,6 +308,24 @@ def test_files_of_features(survey: Survey, tmp_path: Path) -> None:
     }.items():
         with raises_naming(UserError, name, part):
             read_features(tmp_path / name, keys, rows)
+
+
+def test_classes_of_the_test_images_alone(survey: Survey, features: Any, tmp_path: Path) -> None:
+    labels = survey.labels()
+    labels[(labels == "Lynx lynx") & (survey.collection.splits == "train")] = ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Survey, "labels", lambda self, source="human": labels)
+        graph = SpeciesGraph.from_collection(survey.collection)
+        assert graph.untrained_classes() == ["Lynx lynx"]
+        chosen = recipe(method="linear_probe", data={"features": str(features[0])})
+        model = train_species(survey.collection.path, tmp_path / "run", chosen).model
+        assert model is not None
+        column = model.classes.index("Lynx lynx")
+        assert model.info.images_K[column] == 0
+        assert not model.probabilities(features[1]["vector"])[:, column].any()
+        labels[labels != "blank"] = ""
+        with raises_naming(UserError, "survey", "blank"):
+            train_species(survey.collection.path, tmp_path / "other", chosen)
 
 
 def test_a_survey_without_labels_is_refused(survey: Survey, tmp_path: Path) -> None:

@@ -138,6 +138,12 @@ def evaluate_classes(
             tail = Value(value=counts.mean_recall(is_tail_K))
             text = f"classes of at most {TAIL_IMAGES} training images"
             rows.append(Row(question="Mean accuracy of rare classes", data=text, values={"model": tail}))
+        untrained_K = np.array([not train_counts.get(label, 0) for label in classes.labels]) & (counts.support_K > 0)
+        if untrained_K.any():
+            notes.append(
+                f"{int(counts.support_K[untrained_K].sum())} images are of {int(untrained_K.sum())} classes without a "
+                "training image, which the model cannot know; they count as errors"
+            )
     heights = ClassTree(classes.taxa_K, predictions.taxa.parents).lca_heights_of_errors(answers_N, truth_N)
     if heights.num_errors > heights.num_excluded:
         text = "errors between two animals"

@@ -74,6 +74,13 @@ class SpeciesGraph:
         source, min_probability: whose labels, see `Survey.labels`.
         left_out: reason -> images without a triple of that kind.
         matching: of the survey's labels to taxa.
+
+    >>> from foveate.records.survey.taxa import load_builtin_taxa
+    >>> graph = SpeciesGraph.from_labels(["Lynx lynx", "Vulpes vulpes", "blank"], load_builtin_taxa())
+    >>> graph.classes.labels
+    ('Lynx lynx', 'Vulpes vulpes', 'blank')
+    >>> [graph.taxa.names[taxon] for taxon in graph.entity_taxa[graph.edges_M2[-1]]]
+    ['Vulpes vulpes', 'Vulpes']
     """
 
     triples: Triples
@@ -179,6 +186,11 @@ class SpeciesGraph:
         index = {entity: i for i, entity in enumerate(self.triples.entities)}
         parents = self.triples.links(PARENT)
         return np.array([*zip(map(index.get, parents.heads), parents.labels, strict=True)], np.int64).reshape(-1, 2)
+
+    def untrained_classes(self, train: Sequence[str] = ("train",)) -> list[str]:
+        """Return the labels of classes that have no image in the splits of the training."""
+        labels = np.concatenate([self.triples.links(SPECIES, split).labels for split in train])
+        return [label for column, label in enumerate(self.classes.labels) if column not in set(labels.tolist())]
 
     def arrays(self, keys: Sequence[str]) -> GraphArrays:
         """Return the graph in the order of image keys.

@@ -90,7 +90,7 @@ class LinkData:
         parts = {
             "classes": [*self.classes.labels, *(str(taxon) for taxon in self.classes.taxa_K)],
             "taxonomy": [f"{row}" for row in self.taxa.to_rows()],
-            "labels": [self.labels_N.tobytes().hex(), self.is_train_N.tobytes().hex()],
+            "labels": [array.tobytes().hex() for array in (self.labels_N, self.is_train_N, self.is_validation_N)],
             "places": [self.places_N2.tobytes().hex()],
             "hours": [self.hours_N.tobytes().hex()],
             "contexts": list(self.contexts),
@@ -239,7 +239,7 @@ def link_graph(
     """Return the links of a graph, by row of the collection that it was built from.
 
     Raises:
-        UserError: the collection changed since, an unknown split, or no training image has a label.
+        UserError: the collection changed since, an unknown split, or training images with fewer than two labels.
     """
     graph.check(collection)
     known = sorted(set(collection.splits.tolist()) - {""})
@@ -260,9 +260,17 @@ def link_graph(
         all_candidates=all_candidates,
         contexts=tuple(contexts),
     )
-    if not len(data.train_rows):
-        raise UserError(
-            f"{collection.name}: no image of the split {' or '.join(train)} has a label; review some images first, or "
-            "import labels"
-        )
+    check_classes(data, f"images of the split {' or '.join(train)} in {collection.name}")
     return data
+
+
+def check_classes(data: LinkData, images: str) -> None:
+    """Raise UserError unless two classes have a training image.
+
+    Args:
+        images: what the training images are, for the error.
+    """
+    present = np.flatnonzero(data.count_images()).tolist()
+    if len(present) < 2:
+        labels = ", ".join(repr(data.classes.labels[column]) for column in present) or "none"
+        raise UserError(f"labels of {images}: expected two classes (got {labels}); review some images first")

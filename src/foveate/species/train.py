@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.progress import say
@@ -46,7 +46,7 @@ from foveate.species.folder import (
     summarize_reference,
 )
 from foveate.species.graph import SpeciesGraph, is_graph, open_collection
-from foveate.species.link_data import LinkData, link_graph
+from foveate.species.link_data import LinkData, check_classes, link_graph
 from foveate.species.links import ImageNetwork, Relation
 from foveate.species.priors import PRIOR, fit_survey_prior
 from foveate.species.recipe import SpeciesRecipe
@@ -64,6 +64,7 @@ from foveate.vision.registry import build_image_encoder, seeded
 
 # Fields that a resumed run may change: they decide nothing about the result.
 _FREE = ("training.log_every", "training.checkpoint_every", "training.workers")
+_NEVER = -1e4  # score of a class whose probability is 0 in single precision
 _LOGGED = 5  # rows of the log that a pass's last loss is the mean of
 MODEL = "model"
 
@@ -294,8 +295,10 @@ def _without(data: LinkData, unreadable: Mapping[str, str], keys: Sequence[str])
     key, reason = next(iter(unreadable.items()))
     say(f"{len(unreadable)} images are left out, for example {key}: {reason}")
     labels_N = data.labels_N.copy()
-    labels_N[[keys.index(key) for key in unreadable]] = -1
-    return replace(data, labels_N=labels_N)
+    labels_N[[row for row, key in enumerate(keys) if key in unreadable]] = -1
+    data = replace(data, labels_N=labels_N)
+    check_classes(data, "images that can be read")
+    return data
 
 
 def _build(recipe: SpeciesRecipe, data: LinkData, sources: _Sources) -> tuple[SpeciesNetwork, _Sources]:
@@ -330,13 +333,14 @@ def _build(recipe: SpeciesRecipe, data: LinkData, sources: _Sources) -> tuple[Sp
 def _solve(network: SpeciesNetwork, data: LinkData, sources: _Sources, recipe: SpeciesRecipe) -> TrainingOutcome:
     assert isinstance(sources.inputs, FeatureInputs), "features are in memory"
     features = sources.inputs.features_NF[data.train_rows].numpy()
-    labels = data.labels_N[data.train_rows]
-    present = np.unique(labels)
-    if len(present) < len(data.classes):
-        missing = next(label for column, label in enumerate(data.classes.labels) if column not in set(present.tolist()))
-        raise UserError(f"class {missing!r} has no training image; a head cannot be solved for it")
-    head = solve_head(features, labels, num_classes=len(data.classes), seed=recipe.training.seed)
-    head.copy_to(network.image.fc)
+    present, labels_N = np.unique(data.labels_N[data.train_rows], return_inverse=True)
+    solved, fc = nn.Linear(features.shape[1], len(present)), network.image.fc
+    solve_head(features, labels_N, num_classes=len(present), seed=recipe.training.seed).copy_to(solved)
+    with torch.no_grad():
+        # A class of the test images alone is no answer of a solved head; training would push its score down as well.
+        fc.weight.zero_()
+        fc.bias.fill_(_NEVER)
+        fc.weight[present], fc.bias[present] = solved.weight, solved.bias
     return TrainingOutcome("finished", 0, 0.0, model=network, ema=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -180,11 +181,19 @@ def build(collection: Path, to: Path, settings: dict[str, Any], as_json: bool) -
     counts, doubtful = graph.describe(), [str(match) for match in graph.matching.doubtful]
     lines = [", ".join(f"{name} {number:,}" for name, number in counts.items())]
     lines += [f"left out: {reason}: {number:,} images" for reason, number in graph.left_out.items()]
+    untrained = graph.untrained_classes()
+    if untrained:
+        lines.append(f"{len(untrained)} classes have no image in the split train: {_list_labels(untrained)}")
     lines += [f"label {text}" for text in doubtful[:_MAX_LISTED]]
     if len(doubtful) > _MAX_LISTED:
         lines.append(f"{len(doubtful) - _MAX_LISTED} more labels to look at are in {to / MATCHES}")
     result = {"counts": counts, "left_out": dict(graph.left_out), "matches": graph.matching.counts}
-    finish({**result, "doubtful": doubtful}, lines, {"triples": to / TRIPLES, "matches": to / MATCHES}, as_json=as_json)
+    finish(
+        {**result, "untrained": untrained, "doubtful": doubtful},
+        lines,
+        {"triples": to / TRIPLES, "matches": to / MATCHES},
+        as_json=as_json,
+    )
 
 
 @command.command("train", cls=FieldsCommand, short_help="Train a model on a graph or a survey.")
@@ -259,6 +268,9 @@ def train(
     scores = ", ".join(f"{name} {value:.3f}" for name, value in result.selection.items() if value is not None)
     lines += [f"validation ({result.validation_images:,} images): {scores}"] if scores else []
     lines += [f"  {count:,} images left out: {reason}" for reason, count in result.left_out.items()]
+    untrained = [entry.label for entry in result.classes if not entry.images]
+    if untrained:
+        lines.append(f"  {len(untrained)} classes have no training image: {_list_labels(untrained)}")
     paths |= {"model": outcome.model.folder, "report": render(outcome.run.path)}
     finish(result.to_json(), lines, paths, as_json=as_json)
 
@@ -526,3 +538,8 @@ def export(results: Path, path: Path | None, settings: dict[str, Any], as_json: 
     target = path or results / f"{checked.format}{suffix}"
     counts, lines = export_predictions(Predictions.open(results), target, checked)
     finish(counts, lines, {checked.format: target}, as_json=as_json)
+
+
+def _list_labels(labels: Sequence[str]) -> str:
+    rest = len(labels) - _MAX_LISTED
+    return ", ".join(labels[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")

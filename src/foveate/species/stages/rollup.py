@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from foveate.core.errors import choose
 from foveate.core.recipes import Settings
 from foveate.records.survey.taxa import RANKS, Taxa
 from foveate.species.classes import Classes
@@ -29,6 +30,14 @@ class StageSettings(Settings):
 
     enabled: bool = Field(True, description="answer with a higher taxon where no class is likely enough")
     ranks: tuple[str, ...] = Field(RANKS[::-1], description="ranks that an answer may have, from specific to general")
+
+    @field_validator("ranks")
+    @classmethod
+    def _check_ranks(cls, ranks: tuple[str, ...]) -> tuple[str, ...]:
+        for rank in ranks:
+            choose(rank, RANKS, "rank")
+        # The first rank that passes is the answer, in whatever order they were given.
+        return tuple(rank for rank in RANKS[::-1] if rank in ranks)
 
 
 @dataclass(frozen=True, eq=False)
