@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks.common import Ratio, compare, publish, ratio
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
-from foveate.species.decide import Decisions, Stages, decide, prepare_stages
+from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.priors.histogram import fit_prior
 from foveate.species.smoothing import SmoothingSettings, smooth_labels
 

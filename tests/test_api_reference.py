@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import foveate
@@ -35,6 +36,7 @@ def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     adapted.info["default"] = {"classes": ["a", "b", "c"], "backbone": network.settings}
     foveate.save_adapter(adapted, folder / "run" / "adapter")
     build_index(folder / "model", tiny_collection, folder / "index")
+    save_species_model(folder / "species")
     with Collection.open(tiny_collection) as collection:
         (folder / "image.png").write_bytes(collection.image_bytes(0))
     return {name: getattr(foveate, name) for name in NAMES} | {
@@ -42,8 +44,39 @@ def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         "model_folder": folder / "model",
         "adapter_run": folder / "run",
         "index_folder": folder / "index",
+        "species_folder": folder / "species",
         "image_file": folder / "image.png",
     }
+
+
+def save_species_model(folder: Path) -> None:
+    """Write an untrained model of two species on features of width 4."""
+    from foveate.species.fit import build_link_model
+    from foveate.species.folder import SpeciesInfo, save_species
+    from foveate.species.link_data import link_arrays
+    from foveate.species.links import ImageNetwork
+    from foveate.species.recipe import SpeciesRecipe
+
+    data, recipe = link_arrays(["deer", "fox"]), SpeciesRecipe()
+    network = build_link_model(data, recipe.graph, lambda: ImageNetwork(4, recipe.graph.dim), seed=0)
+    info = SpeciesInfo(
+        method="cosmo",
+        classes=data.classes,
+        taxa=data.taxa,
+        entity_taxa=data.entity_taxa,
+        targets_K=data.targets_K,
+        graph=recipe.graph,
+        view=recipe.view,
+        encoder=None,
+        fingerprint="",
+        preprocess=None,
+        images_K=data.count_images(),
+        hours=np.zeros(0),
+        places_P2=np.zeros((0, 2)),
+        reference_R2=np.zeros((0, 2)),
+        provenance={},
+    )
+    save_species(folder, network, info)
 
 
 @pytest.mark.parametrize("name", NAMES)

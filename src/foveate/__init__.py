@@ -22,6 +22,7 @@ _LAZY = {
     "FederatedKMeans": "foveate.federated.estimators",
     "FederatedNeighborEmbedding": "foveate.federated.embedding.estimator",
     "Hit": "foveate.pretrain.searching.search",
+    "LinkClassifier": "foveate.species.classifier",
     "Location": "foveate.pretrain.api",
     "Mask": "foveate.records.shapes",
     "Mllm": "foveate.multimodal.ask",
@@ -35,16 +36,19 @@ _LAZY = {
     "RegionSampler": "foveate.vision.regions.sampler",
     "SearchIndex": "foveate.pretrain.api",
     "SlowFast": "foveate.mllm.video.strategies.slowfast",
+    "SpeciesGraph": "foveate.species.graph",
     "Stroke": "foveate.records.shapes",
     "UserError": "foveate.core.errors",
     "adapt": "foveate.adapt",  # the package, which can be called
     "aggregate_frames": "foveate.mllm.video.aggregate",
     "choose_frames": "foveate.vision.video.choosing",
+    "decide": "foveate.species.decisions",
     "load_adapter": "foveate.adapt.folder",
     "open_adapter": "foveate.adapt.predictor",
     "open_index": "foveate.pretrain.api",
     "open_mllm": "foveate.multimodal.opening",
     "open_model": "foveate.pretrain.api",
+    "open_species": "foveate.species.folder",
     "parse_boxes": "foveate.records.box_phrases",
     "parse_how": "foveate.mllm.video.grammar",
     "plan_video": "foveate.mllm.video.plan",
@@ -80,6 +84,10 @@ if TYPE_CHECKING:
     from foveate.records.collection import Collection
     from foveate.records.record import Record, Region
     from foveate.records.shapes import Mask, Point, Stroke
+    from foveate.species.classifier import LinkClassifier
+    from foveate.species.decisions import decide
+    from foveate.species.folder import open_species
+    from foveate.species.graph import SpeciesGraph
     from foveate.vision.regions.sampler import RegionSampler
     from foveate.vision.video.choosing import choose_frames
     from foveate.vision.video.reading import ClipReader, read_clip
@@ -97,6 +105,7 @@ __all__ = [
     "FederatedKMeans",
     "FederatedNeighborEmbedding",
     "Hit",
+    "LinkClassifier",
     "Location",
     "Mask",
     "Mllm",
@@ -110,17 +119,20 @@ __all__ = [
     "RegionSampler",
     "SearchIndex",
     "SlowFast",
+    "SpeciesGraph",
     "Stroke",
     "UserError",
     "__version__",
     "adapt",
     "aggregate_frames",
     "choose_frames",
+    "decide",
     "load_adapter",
     "open_adapter",
     "open_index",
     "open_mllm",
     "open_model",
+    "open_species",
     "parse_boxes",
     "parse_how",
     "plan_video",

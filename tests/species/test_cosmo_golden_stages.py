@@ -11,7 +11,7 @@ import pytest
 
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
-from foveate.species.decide import Decisions, Stages, decide, prepare_stages
+from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.rows import ABSTAINED
 from foveate.species.stages.pooling import pool_events
 from foveate.species.stages.prior import weigh_by_prior

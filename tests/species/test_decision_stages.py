@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
 from foveate.records.survey.taxa import Taxa
-from foveate.species import decide as decide_module
+from foveate.species import decisions as decisions_module
 from foveate.species.classes import Classes
-from foveate.species.decide import Decisions, Stages, decide, prepare_stages
+from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.rows import Detections
 from foveate.species.stages.pooling import pool_events
 from foveate.species.stages.prior import weigh_by_prior
@@ -131,7 +131,7 @@ def test_decisions_do_not_depend_on_blocks_or_order(
     p[7] = np.nan
     events = rng.integers(-1, 12, 60)
     whole = run(p, classes, taxa, {}, events=events)
-    monkeypatch.setattr(decide_module, "_ROWS_PER_BLOCK", 8)
+    monkeypatch.setattr(decisions_module, "_ROWS_PER_BLOCK", 8)
     parts = run(p, classes, taxa, {}, events=events)
     assert whole.to_columns() == parts.to_columns()
     order = rng.permutation(60)

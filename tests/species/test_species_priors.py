@@ -13,7 +13,7 @@ from foveate.core.errors import UserError
 from foveate.core.model_folder import CONFIG, WEIGHTS
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
-from foveate.species.decide import Stages, decide, prepare_stages
+from foveate.species.decisions import Stages, decide, prepare_stages
 from foveate.species.priors import open_prior
 from foveate.species.priors.histogram import HistogramPrior, compare_counts, load_histogram
 from foveate.species.priors.histogram import fit_prior as fit_histogram

@@ -22,7 +22,7 @@ SETTINGS = "foveate.species.settings"
 def stage_options(function: F) -> F:
     """Add the options of the decision stages; the command gets them as `stages`, and `decide` what goes beside them."""
     stages: Callable[[F], F] = fields(
-        "foveate.species.decide:Stages",
+        "foveate.species.decisions:Stages",
         ("temperature.temperature", "--temperature"),
         ("prior.source", "--prior"),
         ("prior.by_place", "--place-prior"),
@@ -61,7 +61,7 @@ def build_stages(values: Mapping[str, Any], model: Path | None) -> Settings:
         model: folder of the model, None where it is not known.
     """
     from foveate.core.recipes import validate
-    from foveate.species.decide import Stages
+    from foveate.species.decisions import Stages
     from foveate.species.priors import PRIOR
 
     prior = dict(values.get("prior", {}))

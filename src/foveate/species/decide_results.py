@@ -21,7 +21,7 @@ from foveate.records.survey.events import GAP_SECONDS, Events
 from foveate.records.survey.survey import Survey, has_survey
 from foveate.records.survey.types import ObservationKind
 from foveate.species.classes import NON_ANIMALS
-from foveate.species.decide import Decisions, decide, prepare_stages
+from foveate.species.decisions import Decisions, decide, prepare_stages
 from foveate.species.predictions import DECIDE, DECISIONS, Predictions
 from foveate.species.rows import ABSTAINED, DETECTED, FAILED, Detections
 
@@ -30,7 +30,7 @@ def decide_results(predictions: Predictions, stages: Settings, *, gap_seconds: f
     """Decide about all images of a results folder; write and return the table of decisions.
 
     Args:
-        stages: a `foveate.species.decide.Stages`.
+        stages: a `foveate.species.decisions.Stages`.
         gap_seconds: a longer gap between two images begins a new event.
 
     Raises:

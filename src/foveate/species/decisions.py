@@ -192,6 +192,14 @@ def decide(
 
     Raises:
         UserError: shapes disagree, or a probability is negative or infinite.
+
+    >>> names = ("Felidae", "Leopardus pardalis", "Leopardus wiedii")
+    >>> taxa = Taxa(ids=names, names=names, ranks=("family", "species", "species"), parents=np.array([-1, 0, 0]))
+    >>> classes = Classes(("ocelot", "margay", "blank"), np.array([1, 2, -1]))
+    >>> stages = prepare_stages(Stages(threshold={"threshold": 0.8}), classes, taxa)
+    >>> decisions = decide([[0.5, 0.4, 0.1], [0.3, 0.1, 0.6]], classes, taxa, stages, events=[0, 0])
+    >>> decisions.names().to_pylist()
+    ['Felidae']
     """
     matrix = np.asarray(probabilities_NK)
     if matrix.ndim != 2 or matrix.shape[1] != len(classes):

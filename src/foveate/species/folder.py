@@ -186,7 +186,7 @@ foveate species predict THIS-FOLDER CARDS --out results
 ```
 
 ```python
-from foveate.species.folder import open_species
+from foveate import open_species
 
 model = open_species("THIS-FOLDER")
 probabilities = model.probabilities(features)
@@ -328,7 +328,7 @@ class SpeciesModel:
 
     @property
     def entity_vectors(self) -> NDArray[np.float32]:
-        """The entity table [E, D]; class k is row `info.targets_K[k]`, and `info.entity_taxa` has the taxon of each row.
+        """The entity table [E, D]: class k is row `info.targets_K[k]`, the taxon of each row is in `info.entity_taxa`.
 
         Raises:
             UserError: the model is a baseline without entities.
@@ -375,6 +375,12 @@ def open_species(folder: str | Path) -> SpeciesModel:
 
     Raises:
         UserError: no such folder, another kind or format, or a damaged file.
+
+    >>> model = open_species(species_folder)
+    >>> model.classes.labels
+    ('deer', 'fox')
+    >>> model.probabilities([[0.0, 1.0, 2.0, 3.0]]).shape
+    (1, 2)
     """
     path = Path(folder)
     config = read_config(path, kind=KIND, formats=[FORMAT], fields=_FIELDS)

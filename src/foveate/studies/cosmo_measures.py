@@ -23,7 +23,7 @@ from foveate.records.traps.kinds import KINDS
 from foveate.species.baselines import ConcatBaseline
 from foveate.species.classes import Classes
 from foveate.species.classifier import LinkClassifier
-from foveate.species.decide import Decisions, Stages, decide, prepare_stages
+from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.fit import build_link_model
 from foveate.species.folder import concat_inputs
 from foveate.species.hints import find_clock_hints, normalized_ranks
