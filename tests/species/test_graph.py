@@ -140,10 +140,10 @@ def test_a_graph_is_read_back_in_the_order_of_the_collection(survey: Path, folde
     assert arrays.splits_N.tolist() == ["train"] * 3 + ["test"] * 2 + [""] * 3
     np.testing.assert_array_equal(arrays.hours_N, [0, 11, np.nan, 3, *[np.nan] * 4])
     np.testing.assert_array_equal(arrays.places_N2[:4], [[51.5, 4], [51.5, 4], [0, 36.25], [np.nan, np.nan]])
-    assert arrays.entity_taxa[arrays.targets_K].tolist() == opened.classes.taxa_K.tolist()
+    assert opened.entity_taxa[opened.triples.targets_K].tolist() == opened.classes.taxa_K.tolist()
     taxa = opened.taxa
-    for child, parent in arrays.edges_M2.tolist():
-        assert taxa.parents[arrays.entity_taxa[child]] == arrays.entity_taxa[parent]
+    for child, parent in opened.entity_taxa[opened.edges_M2].tolist():
+        assert taxa.parents[child] == parent
     with raises_naming(UserError, "'5'", "triples.csv"):
         opened.arrays(["1", "2", "3", "4"])
     # No coordinates outside the triples.
