@@ -16,16 +16,16 @@ from foveate.core.runs import RunFolder
 from foveate.metrics.classification import count_classes
 from foveate.records.images import BadImage
 from foveate.species.baselines import SpeciesNetwork
-from foveate.species.link_data import LinkData
-from foveate.species.links import LinkModel, build_score
+from foveate.species.link_data import LinkData, link_arrays
+from foveate.species.links import ImageNetwork, LinkModel, build_score
 from foveate.species.numeric import scale_hours, scale_places
 from foveate.species.passes import FeatureBatches, ImageBatches, PassOrder
-from foveate.species.recipe import GraphSettings, LinkTraining
+from foveate.species.recipe import GraphSettings, LinkTraining, SpeciesRecipe
 from foveate.species.task import LinkTask, class_offsets
 from foveate.training.distributed import world
 from foveate.training.loader import BatchSource
 from foveate.training.loop import TrainingOutcome, train
-from foveate.vision.registry import seeded
+from foveate.vision.registry import build_image_encoder, seeded
 
 _BATCH = 256
 _IMAGE_BATCH = 32  # of pixels
@@ -55,6 +55,21 @@ def build_link_model(
             hours_NF=scale_hours(data.candidate_hours_H, settings.hour_input) if "time" in contexts else None,
             start=settings.start,
         )
+
+
+def build_recipe_model(recipe: SpeciesRecipe) -> LinkModel:
+    """Build the untrained networks of a recipe before any data, for two classes, a place and an hour."""
+    data = link_arrays(["", "human", "vehicle"], places=np.zeros((3, 2)), hours=np.zeros(3))
+    settings = dict(recipe.encoder)
+    if settings["kind"] == "timm" and "source" in settings:
+        # The part of a name before its tag is the architecture, which needs no download.
+        settings |= {"model": settings.pop("source").partition(".")[0]}
+
+    def build_image() -> nn.Module:
+        encoder = build_image_encoder(settings)
+        return ImageNetwork(encoder.vector_width, recipe.graph.dim, encoder)
+
+    return build_link_model(data, recipe.graph, build_image, seed=recipe.training.seed)
 
 
 class Inputs(ABC):

@@ -123,6 +123,7 @@ class SpeciesData(Settings):
 class SpeciesRecipe(Settings):
     """Everything that decides one run of `foveate species train`."""
 
+    config_version: Literal[1] = 1
     method: Literal["cosmo", "erm", "linear_probe", "mlp_concat"] = Field(
         "cosmo",
         description="cosmo, or a baseline: erm = linear head, linear_probe = solved instead of trained, "

@@ -28,6 +28,8 @@ from foveate.cli.species_options import (
     stage_options,
 )
 
+RECIPE = "foveate.species.recipe:SpeciesRecipe"
+MODEL = "foveate.species.fit:build_recipe_model"
 _MAX_LISTED = 20
 _RESULTS = click.argument("results", type=click.Path(path_type=Path))
 _MODEL = click.argument("model", type=click.Path(path_type=Path))
@@ -199,10 +201,11 @@ def build(collection: Path, to: Path, settings: dict[str, Any], as_json: bool) -
 @command.command("train", cls=FieldsCommand, short_help="Train a model on a graph or a survey.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1)
+@click.option("--recipe", metavar="NAME|FILE", help="Shipped recipe or YAML file that options and OVERRIDES change.")
 @path_option("--taxonomy", "Of a collection: table with columns taxon and parent.")
 @click.option("--include-locations", is_flag=True, help="Write coordinates of cameras into the model folder.")
 @fields(
-    "foveate.species.recipe:SpeciesRecipe",
+    RECIPE,
     "method",
     "train_encoder",
     "graph.score",
@@ -222,6 +225,7 @@ def build(collection: Path, to: Path, settings: dict[str, Any], as_json: bool) -
 def train(
     source: Path,
     overrides: tuple[str, ...],
+    recipe: str | None,
     taxonomy: Path | None,
     include_locations: bool,
     settings: dict[str, Any],
@@ -239,20 +243,23 @@ def train(
     Example:
       foveate species train graph --contexts taxonomy,place,time --run runs/species
       foveate species train survey --method erm --view whole --run runs/erm
+      foveate species train graph --recipe cosmo-iwildcam --run runs/paper
     """
-    from foveate.core.recipes import apply_overrides, validate
+    from foveate.core.recipes import apply_overrides, format_overrides, read, validate
     from foveate.report import render
     from foveate.species.recipe import SpeciesRecipe
     from foveate.species.train import train_species
 
     if seed is not None:
         settings.setdefault("training", {})["seed"] = seed
-    apply_overrides(settings, overrides)
-    recipe = validate(SpeciesRecipe, settings, where="foveate species train")
+    content = settings if recipe is None else read(recipe, format_overrides(settings))
+    apply_overrides(content, overrides)
+    where = "foveate species train" if recipe is None else f"recipe '{recipe}'"
+    resolved = validate(SpeciesRecipe, content, where=where)
     outcome = train_species(
         source,
         run or Path("runs/species"),
-        recipe,
+        resolved,
         taxonomy=taxonomy,
         include_locations=include_locations,
         device=device,
