@@ -1,0 +1,25 @@
+"""The training that `test_species_kills.py` kills."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foveate.core.recipes import validate
+from foveate.species.recipe import SpeciesRecipe
+from foveate.species.train import train_species
+
+TRAINING = {
+    "epochs": 3,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "image_learning_rate": 0.01,
+    "log_every": 1,
+    "checkpoint_every": 3,
+}
+
+
+def species_train(survey: str, features: str, run: str) -> None:
+    """Three epochs over all links, with a checkpoint after every third step."""
+    fields = {"graph": {"dim": 24}, "view": {"view": "whole"}, "data": {"features": features}, "training": TRAINING}
+    outcome = train_species(Path(survey), Path(run), validate(SpeciesRecipe, fields, where="test"), device="cpu")
+    assert outcome.model is not None
