@@ -145,8 +145,7 @@ DESIGN = Design(
         (DIRECTION, "direction"),
         (BIKES, "event"),
         (BIKES, "detail"),
-        *((MODEL, measure) for measure in ("flash", "still_flash", "digit", "still_digit", "both", "order")),
-        *((MODEL, measure) for measure in ("still_order", "count", "still_count", "direction")),
+        *((MODEL, measure) for measure in ("flash", "still_flash", "digit", "still_digit")),
     ],
     # All else is in values.csv: a page has at most 120 lines.
     headline_rows=[
