@@ -60,7 +60,7 @@ def sources(decisions: Decisions) -> list[list[dict[str, Any]]]:
     return [json.loads(text) for text in decisions.to_columns()["source"].to_pylist()]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=seeds, method=st.sampled_from(METHODS), blank_mode=st.sampled_from(["max_animal", "as_class"]))
 def test_pooling_ignores_the_order_of_frames(seed: int, method: Any, blank_mode: Any) -> None:
     rng = np.random.default_rng(seed)
@@ -76,7 +76,7 @@ def test_pooling_ignores_the_order_of_frames(seed: int, method: Any, blank_mode:
         np.testing.assert_allclose(single, p[:1], atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=seeds)
 def test_a_list_moves_only_unlisted_animals(tree: tuple[Classes, Taxa], tmp_path_factory: Any, seed: int) -> None:
     classes, taxa = tree
@@ -95,7 +95,7 @@ def test_a_list_moves_only_unlisted_animals(tree: tuple[Classes, Taxa], tmp_path
     np.testing.assert_allclose(result[:, listed], p[:, listed] / p[:, listed].sum(axis=1, keepdims=True))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=seeds)
 def test_rollup_sums(tree: tuple[Classes, Taxa], seed: int) -> None:
     classes, taxa = tree

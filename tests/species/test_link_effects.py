@@ -138,9 +138,9 @@ def test_offsets_of_classes_are_log_frequencies() -> None:
 
 def test_logit_adjustment_favors_rare_classes() -> None:
     rng = np.random.default_rng(0)
-    y = np.where(np.arange(200) < 190, "often", "rare")
-    X = rng.normal(size=(200, 4)) + (y == "rare")[:, None]
-    options = {"dim": 16, "epochs": 10, "learning_rate": 1e-2, "image_learning_rate": 1e-2, "random_state": 0}
+    y = np.where(np.arange(100) < 90, "often", "rare")
+    X = rng.normal(size=(100, 4)) + (y == "rare")[:, None]
+    options = {"dim": 16, "epochs": 5, "learning_rate": 1e-2, "image_learning_rate": 1e-2, "random_state": 0}
     plain, adjusted = (LinkClassifier(balance=balance, **options).fit(X, y) for balance in ("none", "logit_adjustment"))
     assert (adjusted.predict(X) == "rare").sum() > (plain.predict(X) == "rare").sum()
 

@@ -314,7 +314,7 @@ def test_classes_of_the_test_images_alone(survey: Survey, features: Any, tmp_pat
     labels = survey.labels()
     labels[(labels == "Lynx lynx") & (survey.collection.splits == "train")] = ""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Survey, "labels", lambda self, source="human": labels)
+        patch.setattr(Survey, "labels", lambda self, *arguments, **options: labels)
         graph = SpeciesGraph.from_collection(survey.collection)
         assert graph.untrained_classes() == ["Lynx lynx"]
         chosen = recipe(method="linear_probe", data={"features": str(features[0])})
