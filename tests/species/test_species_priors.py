@@ -15,6 +15,7 @@ from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.decisions import Stages, decide, prepare_stages
 from foveate.species.priors import open_prior
+from foveate.species.priors.birdnet import BirdNETPrior, find_labels, read_labels
 from foveate.species.priors.histogram import HistogramPrior, compare_counts, load_histogram
 from foveate.species.priors.histogram import fit_prior as fit_histogram
 from foveate.species.priors.learned import (
@@ -215,3 +216,33 @@ def test_bad_priors(histogram: HistogramPrior, tmp_path: Path) -> None:
         fit_histogram([4, -1], CLASSES, hours=[1.0, 2.0])
     with raises_naming(UserError, "label"):
         fit_learned([4, -1], CLASSES, places=[NORTH, SOUTH])
+
+
+class Weeks:
+    """A session whose scores are the week and the latitude, as onnxruntime would return them."""
+
+    def get_inputs(self) -> list[Any]:
+        return [type("Input", (), {"name": "input"})]
+
+    def run(self, outputs: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        places, weeks = inputs["input"][:, :2], inputs["input"][:, 2]
+        return [np.stack([weeks / 48, np.clip(places[:, 0] / 90, 0, 1)], axis=1)]
+
+
+def test_birdnet_scores_the_week_or_the_best_of_the_year() -> None:
+    prior = BirdNETPrior(Weeks(), np.array([0, 1, -1]))
+    places = np.array([(45.0, 0.0), (45.0, 0.0), (np.nan, 0.0)])
+    factors = prior.factors(places, UNKNOWN, np.array([182.9, np.nan, 0.0]))
+    # Day 182 is the end of June, week 24 of 48; without a day the last week is the best.
+    np.testing.assert_allclose(factors[0], [1.0, 1.0, np.nan], rtol=1e-6)
+    np.testing.assert_allclose(factors[1], [1.0, 0.5, np.nan], rtol=1e-6)
+    assert np.isnan(factors[2]).all()
+
+
+def test_birdnet_labels_of_both_versions(tmp_path: Path) -> None:
+    (tmp_path / "geo_Labels.txt").write_text("a\tVulpes vulpes\tRed Fox\nLynx lynx_Lynx\n")
+    assert find_labels(tmp_path / "geo_FP16.onnx") == tmp_path / "geo_Labels.txt"
+    assert read_labels(tmp_path / "geo_Labels.txt") == ["Vulpes vulpes", "Lynx lynx"]
+    (tmp_path / "geo_Labels.txt").write_text("")
+    with raises_naming(UserError, "geo_Labels.txt"):
+        read_labels(tmp_path / "geo_Labels.txt")

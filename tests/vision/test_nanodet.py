@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.records.boxes import intersection_over_union
 from foveate.vision.detectors import nanodet_network
+from foveate.vision.detectors.nanodet import NanoDetProposer, ProposalSettings
 from foveate.vision.detectors.nanodet_network import SIDE, STRIDES, NanoDet, decode_boxes, load_nanodet
 from naming import raises_naming
 
@@ -82,3 +83,18 @@ def test_batching_does_not_change_detections() -> None:
         batched, single = network(pixels), network(pixels[1:])
     torch.testing.assert_close(batched[0][1:], single[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(batched[1][1:], single[1], rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_proposals_are_shares_of_the_image(fit: str) -> None:
+    pixels = data.chelsea()  # 451 x 300
+    proposer = NanoDetProposer(ProposalSettings.model_validate({"fit": fit}), device="cpu")
+    image = Image.fromarray(pixels)
+    (proposals,) = proposer.propose([proposer.to_square(image)], [image.size])
+    assert proposals.scores_K.tolist() == sorted(proposals.scores_K, reverse=True)
+    assert proposals.scores_K[0] > 0.3
+    assert proposals.boxes_K4.min() >= 0
+    assert proposals.boxes_K4.max() <= 1
+    assert intersection_over_union(proposals.boxes_K4[:1], np.array([[0.0, 0.0, 1.0, 1.0]]))[0] > 0.8
+    few = NanoDetProposer(ProposalSettings(threshold=0.0, max_boxes=2), device="cpu")
+    assert len(few.propose([few.to_square(image)], [image.size])[0].boxes_K4) == 2
