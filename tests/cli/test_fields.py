@@ -29,13 +29,14 @@ class Example(Settings):
     limit: int | None = Field(None, ge=1, description="at most so many")
     retry: bool = Field(False, description="try again")
     cache: bool = Field(True, description="keep no cache")
+    detect: bool | None = Field(None, description="detect; by default where nothing is known")
     training: Training = Training()
     split: dict[str, float] = Field({"train": 0.8, "test": 0.2}, description="fractions")
     prompts: tuple[str, ...] = Field(("a {}",), description="prompts of a class")
     shots: tuple[Annotated[int, Field(ge=2)], ...] = Field((), description="images of a class")
 
 
-NAMES = ("rate", "kinds", "mode", "limit", "retry", "cache", "training.epochs", "split")
+NAMES = ("rate", "kinds", "mode", "limit", "retry", "cache", "detect", "training.epochs", "split")
 
 
 @click.command("example", cls=FieldsCommand)
@@ -65,6 +66,12 @@ def test_only_what_was_given_is_passed_on() -> None:
         "training": {"epochs": 7},
     }
     assert Example(**run("--called", "x", *given)).training.epochs == 7
+
+
+def test_a_switch_without_a_default_has_three_states() -> None:
+    assert run("--called", "x", "--detect") == {"name": "x", "detect": True}
+    assert run("--called", "x", "--no-detect") == {"name": "x", "detect": False}
+    assert Example(**run("--called", "x")).detect is None
 
 
 def test_repeated_options_reach_the_command_as_a_tuple_that_may_hold_commas() -> None:

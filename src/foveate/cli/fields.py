@@ -110,7 +110,11 @@ class FieldOption(click.Option):
             # The recipe is not read yet; a default of the model may not be the recipe's.
             settings |= {"help": f"{settings['help']} The recipe's by default.", "required": False}
             default = default if annotation is bool else None
-        if annotation is bool:
+        if annotation is bool and default is None and not of_recipe:
+            # Three states: on, off, and what the field says of neither.
+            flags = tuple(f"{flag}/--no-{flag.removeprefix('--')}" for flag in flags)
+            settings |= {"is_flag": True, "required": False, "default": None}
+        elif annotation is bool:
             # A switch that is on by default can only be turned off.
             flags = tuple(f"--no-{flag.removeprefix('--')}" for flag in flags) if default else flags
             settings |= {"is_flag": True, "flag_value": not default, "required": False, "default": default}
