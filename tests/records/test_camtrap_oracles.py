@@ -14,11 +14,14 @@ from made_surveys import FORMATS, GOLDEN, copy_package, import_package, read_row
 
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
+from foveate.records.collection import Collection
 from foveate.records.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
 from foveate.records.exporters.wildlife_insights import export_wildlife_insights
 from foveate.records.importers.camtrap_package import check_written
+from foveate.records.importers.cards import import_cards
 from foveate.records.survey.camtrap_schema import KEYS, REFERENCES, TABLES
 from foveate.records.survey.decisions import Decision
+from foveate.records.traps import TrapSettings, write_cards
 
 frictionless = pytest.importorskip("frictionless")
 
@@ -57,6 +60,19 @@ def frictionless_errors(folder: Path) -> list[str]:
 def test_frictionless_accepts_what_we_write(written: Path) -> None:
     assert frictionless_errors(GOLDEN) == []
     assert frictionless_errors(written) == []
+
+
+def test_frictionless_accepts_decisions_about_cards(tmp_path: Path) -> None:
+    settings = TrapSettings(width=160, height=120, train_cameras=1, validation_cameras=1, test_cameras=1, regions=1)
+    write_cards(tmp_path / "cards", count=4, seed=1, settings=settings)
+    import_cards(tmp_path / "cards", tmp_path / "collection")
+    options = CamtrapSettings(coordinate_digits=2, contributor=("A. Person",), utc_offset=("+02:00",))
+    with Collection.open(tmp_path / "collection") as collection:
+        decisions = [
+            Decision(key=key, taxon="Vulpes vulpes", rank="species", probability=0.9) for key in collection.keys
+        ]
+        export_camtrap_dp(collection, tmp_path / "out", settings=options, decisions=decisions)
+    assert frictionless_errors(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("case", MALFORMED, ids=lambda case: case["id"])

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from foveate.core.errors import UserError
+from foveate.core.errors import UserError, nearest
 from foveate.core.export_folder import check_empty_folder, staged_folder
 from foveate.core.recipes import Settings
 from foveate.core.version import __version__
@@ -53,7 +53,7 @@ _COORDINATES = re.compile(
 )
 _LISTED = 5
 _LAST_SECOND = 24 * 3600 - 1  # of a day
-_OFFSET = "state utc_offset of each deployment, such as +02:00, in deployments.csv and collect or predict again"
+_OFFSET = "state the offset from UTC, such as --utc-offset +02:00, or utc_offset in deployments.csv and collect again"
 _REPAIRS = {"contributors": "name a person or organization with --contributor"} | dict.fromkeys(
     ("deploymentStart", "deploymentEnd", "timestamp", "eventStart", "eventEnd"), _OFFSET
 )
@@ -70,6 +70,9 @@ class CamtrapSettings(Settings):
     title: str | None = Field(None, description="title of the package; by default the collection's name")
     contributor: tuple[str, ...] = Field((), description="name of a person or organization; the first is the contact")
     sampling_design: SamplingDesign = Field("opportunistic", description="how the places of the cameras were chosen")
+    utc_offset: tuple[str, ...] = Field(
+        (), description="offset from UTC of times without one: +02:00 for all deployments, or DEPLOYMENT=+02:00"
+    )
     classifier: str = Field(f"Foveate {__version__}", description="name and version of the model that decided")
 
 
@@ -111,6 +114,7 @@ def export_camtrap_dp(
     if settings.coordinate_digits is None:
         raise UserError("coordinate_digits is missing: Camtrap DP publishes places; expected 1, 2, 3, recorded or drop")
     rows = SurveyRows(collection)
+    rows.deployments = state_offsets(rows.deployments, settings.utc_offset)
     created = created or tables.now()
     merged = MergedObservations(rows, decisions, events)
     export = CamtrapExport(folder)
@@ -126,6 +130,31 @@ def export_camtrap_dp(
     if dropped:
         export.notes.append("coordinates dropped: Camtrap DP requires them, so validators refuse this package")
     return export
+
+
+def state_offsets(deployments: Mapping[str, Deployment], offsets: Sequence[str]) -> dict[str, Deployment]:
+    """Return the deployments with an offset from UTC where they state none.
+
+    Args:
+        offsets: "+02:00" for all, or "DEPLOYMENT=+02:00", which goes before it.
+
+    Raises:
+        UserError: a text is no offset, or no deployment has that name.
+    """
+    general, named = "", {}
+    for text in offsets:
+        name, _, offset = text.rpartition("=")
+        parse_offset(offset, where="utc_offset")
+        if not name:
+            general = offset
+        elif name in deployments:
+            named[name] = offset
+        else:
+            raise UserError(f"utc_offset: no deployment {name!r}{nearest(name, deployments)}")
+    return {
+        name: replace(entry, utc_offset=entry.utc_offset or named.get(name, general))
+        for name, entry in deployments.items()
+    }
 
 
 @dataclass
