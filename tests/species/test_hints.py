@@ -45,6 +45,17 @@ def test_a_wrong_clock_is_the_first_hint(fault: int) -> None:
     assert few == []
 
 
+def test_a_fault_of_three_hours_comes_before_a_camera_that_the_graph_does_not_know() -> None:
+    hours = RNG.normal(12, 4.0, 120) % 24
+    scores = -np.abs((np.arange(24)[None] - np.floor(hours)[:, None] + 12) % 24 - 12)
+    deployments = np.repeat(["right", "late", "unknown"], 40)
+    scores[deployments == "unknown"] = RNG.normal(0, 1, (40, 24))
+    recorded = np.where(deployments == "late", (hours + 3) % 24, hours)
+    hints = find_clock_hints(scores, np.arange(24), recorded, deployments.tolist())
+    assert (hints[0].deployment, hints[0].shift_hours) == ("late", -3)
+    assert hints[0].rank < next(hint.rank for hint in hints if hint.deployment == "unknown")
+
+
 def test_a_misfiled_folder_names_the_likelier_camera() -> None:
     cameras = ["north", "south", "east"]
     true_place = np.repeat([0, 1, 1], 20)

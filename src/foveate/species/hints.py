@@ -90,7 +90,9 @@ def normalized_ranks(scores_NC: ArrayLike, columns_N: ArrayLike) -> NDArray[np.f
 def find_clock_hints(
     scores_NH: ArrayLike, hours_H: ArrayLike, hours_N: ArrayLike, deployments_N: Sequence[str]
 ) -> list[ClockHint]:
-    """Rank the recorded hours of each deployment, the least plausible first.
+    """Rank the recorded hours of each deployment, those first whose rank a moved clock would improve most.
+
+    The rank alone hides a fault of an hour or three: neighboring hours are nearly as plausible as the true one.
 
     Args:
         scores_NH: of the candidate hours by the graph.
@@ -130,7 +132,7 @@ def find_clock_hints(
                 implausible=unshifted > CHANCE,
             )
         )
-    return sorted(hints, key=lambda hint: (-hint.rank, hint.deployment))
+    return sorted(hints, key=lambda hint: (hint.shifted_rank - hint.rank, hint.deployment))
 
 
 def find_place_hints(
