@@ -1,0 +1,54 @@
+"""The page of predictions: doubts, map and hours; in a real browser, wide and on a phone, light and dark."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import made_run
+import numpy as np
+import pytest
+from browser import NEEDED, browse, framed, probe
+from made_species import species
+from PIL import Image
+
+from foveate.report import render
+
+
+def write_page(folder: Path) -> Path:
+    return render(made_run.write_run(folder, species(folder)))
+
+
+def test_doubts_and_rounded_places_are_on_the_page(tmp_path: Path) -> None:
+    page = write_page(tmp_path / "run").read_text(encoding="utf-8")
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL)]
+    assert ["creek-1", "80", "0.31", "0.12", "+3", "h"] in rows
+    assert ["hill-1", "(implausible)", "60", "0.58", "0.41", "+12", "h"] in rows
+    assert ["oak-1", "(implausible)", "100", "0.70", "creek", "80%"] in rows
+    assert len(re.findall(r"<circle[^>]*><title>[^<]*: \d+ images", page)) == 3, "cameras of one rounded place"
+    assert "Map of 3 cameras, places rounded" in page
+
+
+@pytest.mark.parametrize(("scheme", "dark"), [(1, False), (0, True)], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+class TestInABrowser:
+    pytestmark = NEEDED
+
+    def test_the_page_fits_and_follows_the_color_scheme(
+        self, tmp_path: Path, width: int, scheme: int, dark: bool
+    ) -> None:
+        page = write_page(tmp_path / "run")
+        seen = probe(tmp_path, page, width=width)
+        assert seen.scroll <= width, seen.outside
+        assert (seen.outside, seen.loaded, seen.cut) == ([], [], [])
+        labels = [label for label, *_ in seen.charts]
+        assert sum("Map of 3 cameras" in label for label in labels) == 1
+        assert sum("events" in label for label in labels) == 4, "hours of four taxa"
+        shot = tmp_path / "shot.png"
+        frame = framed(page, page.name, width=width, height=6_000)
+        light = f"--blink-settings=preferredColorScheme={scheme}"
+        browse(tmp_path, frame, f"--window-size={max(800, width)},6000", light, f"--screenshot={shot}")
+        with Image.open(shot) as opened:
+            pixels = np.asarray(opened.convert("L")).astype(int)[:, :width]
+        assert (np.median(pixels) < 100) == dark
+        assert len(np.unique(pixels)) > 60, "text is drawn"
