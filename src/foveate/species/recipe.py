@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from foveate.core.errors import UserError, choose
 from foveate.core.plugins import module_names
@@ -15,6 +15,7 @@ from foveate.training.settings import TrainingSettings
 
 Context = Literal["taxonomy", "place", "time"]
 CONTEXTS: tuple[Context, ...] = ("taxonomy", "place", "time")
+_ENCODER = {"kind": "lite0", "image_size": 224}
 METHODS = ("cosmo", "erm", "linear_probe", "mlp_concat")
 
 
@@ -129,9 +130,7 @@ class SpeciesRecipe(Settings):
         description="cosmo, or a baseline: erm = linear head, linear_probe = solved instead of trained, "
         "mlp_concat = place and hour as inputs",
     )
-    encoder: dict[str, Any] = Field(
-        {"kind": "lite0", "image_size": 224}, description="`kind` and the fields of that encoder"
-    )
+    encoder: dict[str, Any] = Field(_ENCODER, description="`kind` and the fields of that encoder")
     train_encoder: bool = Field(False, description="train the encoder as well (official), instead of cached features")
     graph: GraphSettings = GraphSettings()
     view: ViewSettings = ViewSettings()
@@ -140,6 +139,12 @@ class SpeciesRecipe(Settings):
     prior: Literal["histogram", "learned", "none"] = Field(
         "histogram", description="prior of place, hour and season that is fitted beside the model"
     )
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _keep_kind(cls, value: Any) -> Any:
+        """Fields without a kind, such as encoder.image_size=64 alone, are those of the default encoder."""
+        return {**_ENCODER, **value} if isinstance(value, dict) and "kind" not in value else value
 
     @property
     def image_learning_rate(self) -> float:
