@@ -17,10 +17,16 @@ from click.testing import CliRunner
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
+from foveate.records.importers.corrections import Correction
 from foveate.records.survey.survey import Survey
 from foveate.records.traps import TrapSettings, build_traps, write_cards
+from foveate.species.corrections import apply_corrections
 from foveate.species.evaluate import judge, match_truth
+from foveate.species.folder import open_species
+from foveate.species.predict import _needs_boxes, predict
 from foveate.species.predictions import Predictions, read_part
+from foveate.species.review import rank_events
+from foveate.species.settings import PredictSettings
 from naming import raises_naming
 
 SETTINGS = TrapSettings(
@@ -32,6 +38,11 @@ def run(*arguments: object, code: int = 0) -> dict[str, Any]:
     result = CliRunner().invoke(cli, [*map(str, arguments), "--json", "--quiet"], catch_exceptions=False)
     assert result.exit_code == code, result.output
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def first_image(folder: Path) -> Path:
@@ -47,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first_image(folder).with_name("IMG_0999.JPG").write_bytes(b"\xff\xd8\xff no image")
     model = ("graph.dim=16", "training.epochs=2", "encoder.kind=lite0", "encoder.image_size=64")
     run("species", "train", folder / "survey", "--run", folder / "run", "--device", "cpu", *model)
-    arguments = ("--deployments", folder / "cards" / "deployments.csv", "--detect", "--device", "cpu", "--workers", 1)
+    arguments = ("--deployments", folder / "cards" / "deployments.csv", "--device", "cpu", "--workers", 1)
     run("species", "predict", folder / "run/model", folder / "cards", "--out", folder / "results", *arguments)
     return folder
 
@@ -59,12 +70,41 @@ def test_every_image_has_a_row_and_a_damaged_one_its_failure(folder: Path) -> No
     assert [row["status"] for row in failed] == ["failed"]
     assert "IMG_0999" in failed[0]["key"]
     np.testing.assert_allclose(predictions.probabilities_NK.sum(axis=1), 1, atol=1e-5)
+    assert predictions.hour_scores_NH is not None
+    assert predictions.hour_scores_NH.shape == (9, len(predictions.config["hours"]))
+    assert np.isfinite(predictions.hour_scores_NH).all()
     members = [key for keys in predictions.decisions["keys"].to_pylist() for key in keys]
     assert sorted(members) == sorted(predictions.collection_keys)
     # Places stay in the survey.
     degrees = [str(value)[:7] for value in predictions.survey.places_N2[0]]
     for path in (folder / "results").glob("*.*"):
         assert not any(text.encode() in path.read_bytes() for text in degrees), path
+
+
+def test_a_model_of_crops_gets_boxes_where_no_image_has_one(folder: Path, tmp_path: Path) -> None:
+    boxes = Predictions.open(folder / "results").boxes
+    assert set(boxes["source"].to_pylist()) == {"detector:nanodet"}
+    result = run("species", "predict", folder / "run/model", folder / "cards", "--out", folder / "results")
+    assert result["boxed"] == len(set(boxes["key"].to_pylist())) > 0
+    assert 0 < result["cropped"] <= result["boxed"]
+    model, prepared = open_species(folder / "run/model"), folder / "results/survey"
+    assert _needs_boxes(model, prepared, PredictSettings())
+    assert not _needs_boxes(model, prepared, PredictSettings(detect=False))
+    # The survey has boxes of another source: its images without one stay whole.
+    assert not _needs_boxes(model, folder / "survey", PredictSettings())
+    with raises_naming(UserError, "--features", "run/model"):
+        predict(model, folder / "cards", tmp_path, PredictSettings(features=folder / "cards/deployments.csv"))
+
+
+def test_cards_are_collected_and_built_by_commands(folder: Path, tmp_path: Path) -> None:
+    table = folder / "cards" / "deployments.csv"
+    run("collect", folder / "cards", "--deployments", table, "--to", tmp_path / "survey")
+    with Collection.open(tmp_path / "survey") as collection:
+        assert sorted(collection.keys) == sorted(Predictions.open(folder / "results").collection_keys)
+    result = run("species", "build", folder / "survey", "--to", tmp_path / "graph")
+    rows = read_csv(tmp_path / "graph/triples.csv")
+    assert {row["datatype_h"] for row in rows} >= {"image", "id"}
+    assert result["counts"]
 
 
 def test_predicting_again_computes_nothing_and_a_lost_part_alone(folder: Path) -> None:
@@ -94,7 +134,10 @@ def test_stages_decide_again_without_images(folder: Path, tmp_path: Path) -> Non
     steps = json.loads(Predictions.open(folder / "results").decisions["source"][0].as_py())
     assert "prior" in [step["stage"] for step in steps]
     run("species", "decide", folder / "results")
-    assert Predictions.open(folder / "results").decisions.num_rows < 9
+    decisions = Predictions.open(folder / "results").decisions
+    assert decisions.num_rows < 9
+    run("species", "decide", folder / "results")
+    assert Predictions.open(folder / "results").decisions.equals(decisions)
 
 
 def test_evaluation_counts_what_the_labels_say(folder: Path) -> None:
@@ -138,7 +181,7 @@ def test_labels_that_are_ids_of_another_taxonomy_match_by_their_names(folder: Pa
 def test_an_image_is_explained(folder: Path) -> None:
     name = first_image(folder)
     result = run("species", "explain", folder / "results", name, "--training", folder / "survey", "--device", "cpu")
-    assert [step.split(":")[0] for step in result["steps"]] == ["classifier", "pooling", "rollup", "threshold"]
+    assert [step.split(":")[0] for step in result["steps"]] == ["model", "pooling", "roll-up", "threshold"]
     cosines = [image["cosine"] for image in result["images"]]
     assert cosines == sorted(cosines, reverse=True)
     assert all(image["camera"].startswith("train-") for image in result["images"])
@@ -148,8 +191,11 @@ def test_an_image_is_explained(folder: Path) -> None:
 
 def test_a_review_comes_back_as_labels_of_a_person(folder: Path) -> None:
     paths = run("species", "review", folder / "results")["paths"]
-    with Path(paths["table"]).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(Path(paths["table"]))
+    predictions = Predictions.open(folder / "results")
+    assert [float(row["priority"]) for row in rows] == [event.priority for event in rank_events(predictions)]
+    with raises_naming(UserError, "answers.csv"):
+        apply_corrections(predictions, [Correction("answers.csv:2", "blank", file="none.jpg")], Path("answers.csv"))
     priorities = [float(row["priority"]) for row in rows]
     assert priorities == sorted(priorities, reverse=True)
     rows[0]["correction"], rows[1]["correction"] = "Vulpes vulpes", "blank"
@@ -203,14 +249,14 @@ module.predict(open_species(model), source, folder, PredictSettings(), device="c
 
 @pytest.mark.slow
 def test_a_killed_prediction_goes_on(folder: Path, tmp_path: Path) -> None:
-    def predict(target: Path, die_at: int) -> int:
+    def predict_until(target: Path, die_at: int) -> int:
         arguments = [folder / "run/model", folder / "survey", target, die_at]
         return subprocess.run([sys.executable, "-c", KILL, *map(str, arguments)], check=False).returncode
 
-    assert predict(tmp_path / "whole", 0) == 0
-    assert [predict(tmp_path / "killed", die_at) for die_at in (3, 1, 5)] == [-signal.SIGKILL] * 3
+    assert predict_until(tmp_path / "whole", 0) == 0
+    assert [predict_until(tmp_path / "killed", die_at) for die_at in (3, 1, 5)] == [-signal.SIGKILL] * 3
     assert not (tmp_path / "killed/images.parquet").exists()
-    assert predict(tmp_path / "killed", 0) == 0
+    assert predict_until(tmp_path / "killed", 0) == 0
     whole, killed = Predictions.open(tmp_path / "whole"), Predictions.open(tmp_path / "killed")
     assert killed.images.equals(whole.images)
     np.testing.assert_array_equal(killed.probabilities_NK, whole.probabilities_NK)
@@ -233,5 +279,18 @@ def test_decisions_are_exported(folder: Path, tmp_path: Path) -> None:
     assert len(content["images"]) == 10
     assert [image["file"] for image in content["images"] if image.get("failure")] == [failed]
     assert "latitude" not in (tmp_path / "md.json").read_text("utf-8")
+    package = ("species", "export", folder / "results", "--to", "camtrap-dp", "--path", tmp_path / "package")
     with raises_naming(UserError, "coordinate_digits"):
-        run("species", "export", folder / "results", "--to", "camtrap-dp", "--path", tmp_path / "package")
+        run(*package)
+    stated = (*package, "--coordinate-digits", 2, "--contributor", "A. Person")
+    with raises_naming(UserError, "timestamp", "--utc-offset"):
+        run(*stated)
+    with raises_naming(UserError, "utc_offset", "nowhere"):
+        run(*stated, "--utc-offset", "nowhere=+02:00")
+    result = run(*stated, "--utc-offset", "+02:00")
+    assert result["rows"]["media"] == 9
+    times = [row["timestamp"] for row in read_csv(tmp_path / "package/media.csv")]
+    assert all(time.endswith("+02:00") for time in times)
+    descriptor = json.loads((tmp_path / "package/datapackage.json").read_text("utf-8"))
+    named = {row["scientificName"] for row in read_csv(tmp_path / "package/observations.csv")} - {""}
+    assert {taxon["scientificName"] for taxon in descriptor["taxonomic"]} >= named

@@ -39,7 +39,7 @@ NOTICE = (
 )
 # NanoDet knows no kinds of animals, and its names of objects are wrong on camera-trap images.
 CATEGORY = "object"
-_SOURCE = detector_source("nanodet")
+SOURCE = detector_source("nanodet")
 _BATCH = 16
 _IMAGES_PER_PART, _SECONDS_PER_PART = 512, 30.0
 _DECODE_SCALE = 2  # of the network's side: enough for a good reduction, several times faster than decoding whole
@@ -95,7 +95,7 @@ def add_boxes(
     with AnnotationAppender(path, purpose="proposing boxes") as appender, Collection.open(path) as collection:
         completed: set[str] = set()
         boxes = 0
-        known = {"source": _SOURCE, "recipe_hash": recipe_hash}
+        known = {"source": SOURCE, "recipe_hash": recipe_hash}
         for part in matching_parts(path, "region_status", ["key", "status", "regions"], where=known):
             for row in part.to_pylist():
                 completed.add(row["key"])
@@ -113,7 +113,7 @@ def add_boxes(
 
         writer = PartWriter(
             appender,
-            Provenance(_SOURCE, "nanodet-g", recipe_hash),
+            Provenance(SOURCE, "nanodet-g", recipe_hash),
             _split_rows,
             max_results=_IMAGES_PER_PART,
             max_seconds=_SECONDS_PER_PART,
@@ -134,7 +134,7 @@ def add_boxes(
 def _rows_with_boxes(collection: Collection) -> set[int]:
     """Rows that have a box of another source than this detector."""
     regions = collection.grouped("regions")
-    other = np.array([source != _SOURCE for source in regions.table["source"].to_pylist()], dtype=bool)
+    other = np.array([source != SOURCE for source in regions.table["source"].to_pylist()], dtype=bool)
     return set(regions.row_numbers[other].tolist()) if len(other) else set()
 
 
@@ -179,12 +179,12 @@ def _split_rows(images: Sequence[BoxedImage]) -> dict[str, list[dict[str, object
     for image in images:
         boxes = () if image.proposals is None else zip(image.proposals.boxes_K4, image.proposals.scores_K, strict=True)
         rows = [
-            region_row(image.key, Region(Box.from_array(box), CATEGORY, float(score), label=CATEGORY, source=_SOURCE))
+            region_row(image.key, Region(Box.from_array(box), CATEGORY, float(score), label=CATEGORY, source=SOURCE))
             for box, score in boxes
         ]
         regions += rows
         thin = image.proposals.thin if image.proposals else 0
         row: dict[str, object] = {"key": image.key, "status": image.status, "kind": "", "phrases": 0}
-        statuses.append({**row, "regions": len(rows), "thin": thin, "detail": image.detail, "source": _SOURCE})
+        statuses.append({**row, "regions": len(rows), "thin": thin, "detail": image.detail, "source": SOURCE})
     # Statuses last: a kill between the tables repeats images whose regions are there, and equal rows are skipped.
     return {"regions": regions, "region_status": statuses}

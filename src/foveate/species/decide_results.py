@@ -103,29 +103,29 @@ def name_events(survey: Survey, events: Events) -> list[str]:
 
 
 def _to_table(predictions: Predictions, decisions: Decisions, survey: Survey | None, events: Events | None) -> pa.Table:
-    keys = predictions.collection_keys
+    keys = pa.array(predictions.collection_keys, pa.string())
     images = predictions.images
-    best = decisions.images_R.tolist()
-    members: list[list[str]] = [[] for _ in range(len(decisions))]
+    best_R = decisions.images_R
     order_N = np.arange(len(keys))
     if events is not None:
         # First image of an event first.
         order_N = np.argsort(np.argsort(events.order_N)[predictions.rows], kind="stable")
-    for row in order_N.tolist():
-        members[int(decisions.decisions_N[row])].append(keys[row])
-    event_ids = [""] * len(decisions)
+    members_N = order_N[np.argsort(decisions.decisions_N[order_N], kind="stable")]
+    counts_R = np.bincount(decisions.decisions_N, minlength=len(decisions))
+    offsets = pa.array(np.concatenate([[0], counts_R.cumsum()]).astype(np.int32))
+    event_ids = pa.repeat(pa.scalar("", pa.string()), len(decisions))
     if decisions.is_pooled and survey is not None and events is not None:
-        names = name_events(survey, events)
-        event_ids = [names[int(events.event_N[predictions.rows[row]])] for row in best]
+        names = pa.array(name_events(survey, events), pa.string())
+        event_ids = names.take(pa.array(events.event_N[predictions.rows[best_R]]))
     columns: dict[str, Any] = {
-        "event": pa.array(event_ids, pa.string()),
-        "key": pa.array([keys[row] for row in best], pa.string()),
-        "keys": pa.array(members, pa.list_(pa.string())),
+        "event": event_ids,
+        "key": keys.take(pa.array(best_R)),
+        "keys": pa.ListArray.from_arrays(offsets, keys.take(pa.array(members_N))),
     }
-    columns |= {name: images[name].take(pa.array(best)) for name in ("file", "deployment", "camera", "time")}
-    answered = decisions.to_columns()
-    kinds = pa.array([_kind(decisions, int(code)) for code in decisions.answers_R.tolist()], pa.string())
-    return pa.table({**columns, "kind": kinds, **answered})
+    columns |= {name: images[name].take(pa.array(best_R)) for name in ("file", "deployment", "camera", "time")}
+    codes, code_R = np.unique(decisions.answers_R, return_inverse=True)
+    kinds = pa.array([_kind(decisions, code) for code in codes.tolist()], pa.string()).take(pa.array(code_R))
+    return pa.table({**columns, "kind": kinds, **decisions.to_columns()})
 
 
 def _kind(decisions: Decisions, answer: int) -> ObservationKind:

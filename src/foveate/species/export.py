@@ -48,10 +48,12 @@ def export_predictions(
     if settings.format == "camtrap-dp":
         from foveate.records.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
 
-        names = ("coordinate_digits", "title", "contributor", "sampling_design")
+        names = ("coordinate_digits", "title", "contributor", "sampling_design", "utc_offset")
         values = {name: value for name in names if (value := getattr(settings, name)) not in (None, ())}
         options = validate(CamtrapSettings, {**values, "classifier": classifier}, where="foveate species export")
-        package = export_camtrap_dp(predictions.collection, path, settings=options, decisions=decisions, events=events)
+        package = export_camtrap_dp(
+            predictions.collection, path, settings=options, decisions=decisions, events=events, taxa=predictions.taxa
+        )
         rows = ", ".join(f"{count:,} {table}" for table, count in package.rows.items())
         return {"rows": package.rows, **package.counts}, [rows, *package.notes]
     if settings.format == "wildlife-insights":

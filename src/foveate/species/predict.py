@@ -19,14 +19,15 @@ import torch
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
-from foveate.core.files import FolderLock
+from foveate.core.files import FolderLock, sha256_file
 from foveate.core.progress import say, track
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import BadImage
 from foveate.records.survey.survey import Survey, has_survey
-from foveate.species.crops import Views
+from foveate.species.boxes import NOTICE, SOURCE, add_boxes
+from foveate.species.crops import Views, ViewSettings
 from foveate.species.predictions import (
     BOXES,
     FAILED,
@@ -43,7 +44,7 @@ from foveate.species.predictions import (
     write_config,
     write_part,
 )
-from foveate.species.settings import PredictSettings
+from foveate.species.settings import BoxSettings, PredictSettings
 from foveate.training.stopping import StopRequest
 from foveate.vision.parallel_map import map_on_cores
 from foveate.vision.precision import choose_device
@@ -62,7 +63,7 @@ class PredictResult:
 
     Attributes:
         images: readable or not. computed: by this call. failed: that cannot be read.
-        cropped: that show a box instead of the whole frame.
+        cropped: that show a box instead of the whole frame. boxed: that NanoDet proposed a box for.
         stopped: by a signal; the same call resumes.
     """
 
@@ -70,6 +71,7 @@ class PredictResult:
     computed: int
     failed: int
     cropped: int
+    boxed: int
     view: str
     seconds: float
     stopped: bool
@@ -91,17 +93,29 @@ def predict(
         workers: threads that decode and compute on a processor; by default one a core.
 
     Raises:
-        UserError: the source has no images, or the folder holds results of another model, source or view.
+        UserError: the source has no images, the model reads features and none are given, or the folder holds results
+            of another model, source or view.
     """
     start = time.monotonic()
     failed = (0, 0)
     check_folder(folder)
+    _check_input(model, source, settings)
     with FolderLock(folder, purpose="predicting species"), StopRequest() as stop:
-        collection_path = prepare_collection(source, folder, settings, workers=workers, device=device)
+        collection_path = prepare_collection(source, folder, settings, workers=workers)
+        boxed = 0
+        if _needs_boxes(model, collection_path, settings):
+            say(NOTICE)
+            proposed = add_boxes(collection_path, BoxSettings(), device=device, workers=workers)
+            boxed = proposed.status.get("ok", 0)
+            if proposed.stopped:
+                seconds = round(time.monotonic() - start, 2)
+                return PredictResult(proposed.images, 0, 0, 0, boxed, model.view.view, seconds, stopped=True)
         with Collection.open(collection_path) as collection:
             inside = collection_path.resolve().is_relative_to(folder.resolve())
             rows = collection.rows(settings.split)
-            views = Views(collection, rows, model.view)
+            # Features are of whatever view they were computed from.
+            view = model.view if settings.features is None else ViewSettings(view="whole")
+            views = Views(collection, rows, view)
             write_config(
                 folder,
                 {
@@ -109,7 +123,9 @@ def predict(
                     "collection": SURVEY if inside else str(collection_path.resolve()),
                     "split": settings.split,
                     "model": {"path": str(model.folder), "sha256": model.sha256},
-                    "view": model.view.model_dump(mode="json"),
+                    "view": view.model_dump(mode="json"),
+                    "features": None if settings.features is None else sha256_file(settings.features),
+                    "hours": model.hours.tolist(),
                     "images_per_part": _IMAGES_PER_PART,
                     "created": tables.now(),
                 },
@@ -123,16 +139,42 @@ def predict(
         computed=computed,
         failed=sum(failed),
         cropped=views.cropped,
-        view=model.view.view,
+        boxed=boxed,
+        view=view.view,
         seconds=round(time.monotonic() - start, 2),
         stopped=stop.signal_name is not None,
     )
 
 
-def prepare_collection(
-    source: Path, folder: Path, settings: PredictSettings, *, workers: int | None, device: str | None
-) -> Path:
-    """Return the collection of a source: itself, or one by reference in the results folder; add boxes if asked to.
+def _check_input(model: SpeciesModel, source: Path, settings: PredictSettings) -> None:
+    """Raise UserError if the model reads features and none are given, or the other way round."""
+    if settings.features is not None and not settings.features.is_file():
+        raise UserError(f"--features {settings.features}: no such file; expected npz or Parquet")
+    if model.encoder_settings is None and settings.features is None:
+        raise UserError(
+            f"{model.folder}: trained on features that came from a file; give those of {source} with --features"
+        )
+    if model.encoder_settings is not None and settings.features is not None:
+        raise UserError(f"--features has no effect: {model.folder} was trained on images; expected none")
+
+
+def _needs_boxes(model: SpeciesModel, path: Path, settings: PredictSettings) -> bool:
+    """Whether boxes are proposed: as the user says, else where a model of crops would see whole frames alone.
+
+    Images without a box beside others with one are blank to the detector that was imported, and stay so.
+    """
+    if settings.detect is not None or settings.features is not None:
+        return bool(settings.detect)
+    # Folders written before the count was noted are of crops, too.
+    if model.view.view != "crop" or model.info.provenance.get("cropped") == 0:
+        return False
+    with Collection.open(path) as collection:
+        sources = set(collection.table("regions")["source"].unique().to_pylist())
+    return sources <= {SOURCE}
+
+
+def prepare_collection(source: Path, folder: Path, settings: PredictSettings, *, workers: int | None) -> Path:
+    """Return the collection of a source: itself, or one by reference in the results folder; add boxes of a file.
 
     Raises:
         UserError: the source is neither a collection nor anything that `foveate collect` reads.
@@ -159,12 +201,6 @@ def prepare_collection(
 
         for line in add_results(path, settings.results).lines():
             say(line)
-    if settings.detect:
-        from foveate.species.boxes import NOTICE, add_boxes
-        from foveate.species.settings import BoxSettings
-
-        say(NOTICE)
-        add_boxes(path, BoxSettings(), device=device, workers=workers)
     return path
 
 
@@ -194,16 +230,21 @@ def _compute_parts(
         return 0
     (folder / IMAGES).unlink(missing_ok=True)  # written again once all parts are there
     device = choose_device(device_name or "auto")
-    compute = _make_compute(model, collection, views, device)
+    if settings.features is None:
+        read = _pixel_reader(model, collection, views, device)
+    else:
+        read = _feature_reader(settings.features, collection, rows_N)
+    compute = _make_compute(model, collection, read)
     computed = 0
     with _threads(workers, device):
         for number in track(missing, description=f"predicting, {_IMAGES_PER_PART} images at a time"):
             rows = parts[number]
             batches = [rows[first : first + settings.batch] for first in range(0, len(rows), settings.batch)]
             results = map_on_cores(compute, batches, device=device)
-            failures = {rows.index(row): reason for _, reasons in results for row, reason in reasons.items()}
-            probabilities = np.concatenate([probabilities for probabilities, _ in results])
-            write_part(folder, number, ScorePart(hashes[number], probabilities, failures))
+            failures = {rows.index(row): reason for *_, reasons in results for row, reason in reasons.items()}
+            probabilities = np.concatenate([probabilities for probabilities, *_ in results])
+            hours = np.concatenate([hours for _, hours, _ in results]) if len(model.hours) else None
+            write_part(folder, number, ScorePart(hashes[number], probabilities, failures, hours))
             computed += len(rows)
             if stop.signal_name:
                 break
@@ -230,37 +271,67 @@ def _hash_rows(rows: Sequence[tuple[str, str, View]]) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _make_compute(
-    model: SpeciesModel, collection: Collection, views: Views, device: torch.device
-) -> Callable[[Sequence[int]], tuple[NDArray[np.float32], dict[int, str]]]:
-    """Return the function from rows to their probabilities and the reasons of those that failed."""
+# Vectors of the rows that can be read, in their order, and why others cannot.
+_Reader = Callable[[Sequence[int]], tuple[NDArray[np.float32], dict[int, str]]]
+
+
+def _pixel_reader(model: SpeciesModel, collection: Collection, views: Views, device: torch.device) -> _Reader:
     encoder = model.load_encoder(device)
-    preprocess = encoder.preprocess
+
+    def read(rows: Sequence[int]) -> tuple[NDArray[np.float32], dict[int, str]]:
+        pixels, failures = [], {}
+        for row in rows:
+            try:
+                pixels.append(read_image(collection, row, encoder.preprocess, views[row])[0])
+            except BadImage as problem:
+                failures[row] = f"{problem.reason}: {problem}"
+        if not pixels:
+            return np.zeros((0, 0), np.float32), failures
+        with torch.inference_mode():
+            batch = encoder.frozen_features(torch.stack(pixels).to(device))
+            return encoder.image_vectors(batch).float().cpu().numpy(), failures
+
+    return read
+
+
+def _feature_reader(path: Path, collection: Collection, rows_N: NDArray[np.int64]) -> _Reader:
+    from foveate.species.train import read_features
+
+    features_NF, missing = read_features(path, collection.keys, rows_N)
+    features, lacking = features_NF.numpy(), set(missing.tolist())
+
+    def read(rows: Sequence[int]) -> tuple[NDArray[np.float32], dict[int, str]]:
+        failures = {row: "no features in the file" for row in rows if row in lacking}
+        return features[[row for row in rows if row not in failures]], failures
+
+    return read
+
+
+def _make_compute(
+    model: SpeciesModel, collection: Collection, read: _Reader
+) -> Callable[[Sequence[int]], tuple[NDArray[np.float32], NDArray[np.float32], dict[int, str]]]:
+    """Return the function from rows to probabilities, scores of the model's hours, and the reasons of failed rows."""
     # MLP-concat alone reads place and hour of an image; of COSMO they are supervision.
     survey = Survey.open(collection) if model.info.method == "mlp_concat" else None
 
-    def compute(rows: Sequence[int]) -> tuple[NDArray[np.float32], dict[int, str]]:
+    def compute(rows: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[int, str]]:
         probabilities = np.full((len(rows), len(model.classes)), np.nan, dtype=np.float32)
-        pixels, readable, failures = [], [], {}
-        for position, row in enumerate(rows):
-            if survey is not None and np.isnan([*survey.places_N2[row], survey.hour_N[row]]).any():
-                failures[row] = "no place or hour: the model reads both"
-                continue
-            try:
-                pixels.append(read_image(collection, row, preprocess, views[row])[0])
-                readable.append(position)
-            except BadImage as problem:
-                failures[row] = f"{problem.reason}: {problem}"
+        hours = np.full((len(rows), len(model.hours)), np.nan, dtype=np.float32)
+        lacking = set()
+        if survey is not None:
+            lacking = {row for row in rows if np.isnan([*survey.places_N2[row], survey.hour_N[row]]).any()}
+        vectors, failures = read([row for row in rows if row not in lacking])
+        failures |= dict.fromkeys(lacking, "no place or hour: the model reads both")
+        readable = [position for position, row in enumerate(rows) if row not in failures]
         if readable:
-            with torch.inference_mode():
-                batch = encoder.frozen_features(torch.stack(pixels).to(device))
-                vectors = encoder.image_vectors(batch).float().cpu().numpy()
             context: dict[str, Any] = {}
             if survey is not None:
                 used = [rows[position] for position in readable]
                 context = {"places_N2": survey.places_N2[used], "hours_N": survey.hour_N[used]}
             probabilities[readable] = model.probabilities(vectors, **context)
-        return probabilities, failures
+            if len(model.hours):
+                hours[readable] = model.predict_links(vectors, "time")
+        return probabilities, hours, failures
 
     return compute
 
@@ -298,12 +369,14 @@ def _write_tables(collection: Collection, rows_N: NDArray[np.int64], views: View
 def _boxes_table(collection: Collection, rows_N: NDArray[np.int64], views: Views) -> pa.Table:
     regions = collection.grouped("regions")
     selected = np.flatnonzero(np.isin(regions.row_numbers, rows_N))
-    rows = regions.row_numbers[selected].tolist()
+    rows = regions.row_numbers[selected]
     corners = collection.region_boxes[selected].astype(np.float64)
-    cropped = [views.box(row) for row in rows]
-    used = [box is not None and bool(np.array_equal(box, corner)) for box, corner in zip(cropped, corners, strict=True)]
-    columns: dict[str, Any] = {"key": pa.array([collection.keys[row] for row in rows], pa.string())}
+    cropped_B4 = np.full((len(rows), 4), np.nan)
+    for index, row in enumerate(rows.tolist()):
+        if (box := views.box(row)) is not None:
+            cropped_B4[index] = box
+    columns: dict[str, Any] = {"key": pa.array(collection.keys, pa.string()).take(pa.array(rows))}
     columns |= {name: corners[:, index] for index, name in enumerate(("x1", "y1", "x2", "y2"))}
     columns |= {"score": regions.array("score")[selected].astype(np.float64)}
     columns |= {name: regions.table[name].take(pa.array(selected)) for name in ("label", "source")}
-    return pa.table({**columns, "used": pa.array(used, pa.bool_())})
+    return pa.table({**columns, "used": (cropped_B4 == corners).all(axis=1)})

@@ -13,6 +13,7 @@ No file here has coordinates: `decide` reads places from the collection.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,17 +59,22 @@ class ScorePart:
         rows_hash: of keys, bytes and views of the images: a part of other images is computed again.
         probabilities_NK: NaN where an image failed.
         failures: position in the part -> reason.
+        hour_scores_NH: of the model's hours by the graph; None where it has none.
     """
 
     rows_hash: str
     probabilities_NK: NDArray[np.float32]
     failures: dict[int, str]
+    hour_scores_NH: NDArray[np.float32] | None = None
 
 
 def write_part(folder: Path, number: int, part: ScorePart) -> None:
     """Write a part whole or not at all."""
     failures = json.dumps({str(row): reason for row, reason in part.failures.items()})
-    data = save({"probabilities": part.probabilities_NK}, metadata={"rows": part.rows_hash, "failures": failures})
+    tensors = {"probabilities": part.probabilities_NK}
+    if part.hour_scores_NH is not None:
+        tensors["hours"] = part.hour_scores_NH
+    data = save(tensors, metadata={"rows": part.rows_hash, "failures": failures})
     path = _part_path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(path, data)
@@ -94,7 +100,8 @@ def read_part(folder: Path, number: int) -> ScorePart:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
             failures = {int(row): reason for row, reason in json.loads(metadata.get("failures", "{}")).items()}
-            return ScorePart(metadata.get("rows", ""), file.get_tensor("probabilities"), failures)
+            hours = file.get_tensor("hours") if "hours" in file.keys() else None  # noqa: SIM118 (no mapping)
+            return ScorePart(metadata.get("rows", ""), file.get_tensor("probabilities"), failures, hours)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: missing or damaged; run foveate species predict again") from error
 
@@ -139,7 +146,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     path = folder / CONFIG
     if path.is_file():
         present = read_json(path)
-        for name in ("kind", "collection", "split", "model", "view"):
+        for name in ("kind", "collection", "split", "model", "view", "features"):
             expected = KIND if name == "kind" else config[name]
             if present.get(name) != expected:
                 raise UserError(f"{path}: holds results of another {name}; choose another folder with --out")
@@ -182,9 +189,26 @@ class Predictions:
     @cached_property
     def probabilities_NK(self) -> NDArray[np.float32]:
         """Probabilities of the images of the collection; NaN where an image failed."""
-        num_parts = -(-len(self.collection_keys) // self.config["images_per_part"])
-        parts = [read_part(self.folder, number).probabilities_NK for number in range(num_parts)]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+        # Filled in place: joined parts would be in memory twice.
+        probabilities_NK = np.empty((len(self.collection_keys), len(self.classes)), np.float32)
+        for rows, part in self._parts():
+            probabilities_NK[rows] = part.probabilities_NK
+        return probabilities_NK
+
+    @cached_property
+    def hour_scores_NH(self) -> NDArray[np.float32] | None:
+        """Scores of the model's hours (`config["hours"]`) by the graph, NaN where an image failed; None without."""
+        hours = self.config.get("hours", [])
+        scores_NH = np.full((len(self.collection_keys), len(hours)), np.nan, np.float32)
+        for rows, part in self._parts():
+            if part.hour_scores_NH is not None:
+                scores_NH[rows] = part.hour_scores_NH
+        return scores_NH if hours else None
+
+    def _parts(self) -> Iterator[tuple[slice, ScorePart]]:
+        size = self.config["images_per_part"]
+        for number in range(-(-len(self.collection_keys) // size)):
+            yield slice(number * size, (number + 1) * size), read_part(self.folder, number)
 
     @cached_property
     def collection_keys(self) -> list[str]:

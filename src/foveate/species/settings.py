@@ -44,7 +44,14 @@ class PredictSettings(Settings):
 
     deployments: Path | None = Field(None, description="table of deployments of a folder of cards")
     results: Path | None = Field(None, description="boxes for the images: a file of MegaDetector or SpeciesNet")
-    detect: bool = Field(False, description="propose boxes where images have none, as foveate species boxes does")
+    detect: bool | None = Field(
+        None,
+        description="propose boxes where images have none, as foveate species boxes does; by default for a model of "
+        "crops where no image has a box",
+    )
+    features: Path | None = Field(
+        None, description="npz or Parquet with columns key and vector, of a model that was trained on such features"
+    )
     split: str | None = Field(None, description="only images of this split")
     batch: int = Field(16, ge=1, le=1024, description="images of a pass through the encoder")
 
@@ -86,4 +93,9 @@ class ExportSettings(Settings):
     title: str | None = Field(None, description="of camtrap-dp: title of the package")
     contributor: tuple[str, ...] = Field((), description="of camtrap-dp: name of a person or organization")
     sampling_design: str | None = Field(None, description="of camtrap-dp: how the places of the cameras were chosen")
+    utc_offset: tuple[str, ...] = Field(
+        (),
+        description="of camtrap-dp: offset from UTC of times without one, +02:00 for all deployments or "
+        "DEPLOYMENT=+02:00",
+    )
     project: str | None = Field(None, description="of wildlife-insights: id of the project")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from foveate.core.results import Histogram
 from foveate.records import tables
@@ -27,13 +28,14 @@ from foveate.species.evaluate import (
     find_confusions,
     judge,
 )
-from foveate.species.hints import RepeatedBox, find_repeated_boxes
+from foveate.species.hints import ClockHint, RepeatedBox, find_clock_hints, find_repeated_boxes
 from foveate.species.predictions import FAILED, Predictions
 from foveate.species.results import CameraRow, Finding, SampleImage, SpeciesResult, TaxonRow
 
 _IMAGES = "images"
 _NUM_SAMPLES = 24
 _ALTERNATIVES = 3
+_MAX_CLOCKS = 12  # on the page: further deployments are those whose clock is the least doubtful
 _STAGE_NAMES = {"classifier": "model", "rollup": "roll-up"}
 
 
@@ -101,6 +103,7 @@ def summarize(
         coordinate_digits=digits,
         samples=_draw_samples(predictions, decisions, truths, folder, samples, labeled=truth is not None),
         failures=dict(failures.most_common()),
+        clocks=rank_clocks(predictions, survey)[:_MAX_CLOCKS],
         repeated=find_stones(predictions, survey),
         findings=[] if survey is None else list_findings(survey),
         settings=predictions.decision_settings,
@@ -188,6 +191,17 @@ def list_findings(survey: Survey) -> list[Finding]:
         Finding(subject=entry.subject, text=entry.detail or entry.meaning, count=entry.count)
         for entry in check_survey(survey).findings
     ]
+
+
+def rank_clocks(predictions: Predictions, survey: Survey | None) -> list[ClockHint]:
+    """Rank the recorded hours of each deployment by the graph; none where the model has no hours."""
+    scores_NH = predictions.hour_scores_NH
+    if survey is None or scores_NH is None:
+        return []
+    readable_N = np.flatnonzero(~np.isnan(scores_NH).any(axis=1))
+    rows = predictions.rows[readable_N]
+    names = predictions.images["deployment"].take(pa.array(readable_N)).to_pylist()
+    return find_clock_hints(scores_NH[readable_N], predictions.config["hours"], survey.hour_N[rows], names)
 
 
 def find_stones(predictions: Predictions, survey: Survey | None) -> list[RepeatedBox]:

@@ -242,7 +242,7 @@ def read_features(path: Path, keys: Sequence[str], rows: NDArray[np.int64]) -> t
     missing = rows[index_N[rows] < 0]
     if len(missing) == len(rows):
         raise UserError(
-            f"{path}: no key is a labeled image of the collection (got {names[:1]}); expected keys such as "
+            f"{path}: no key is an image of the collection (got {names[:1]}); expected keys such as "
             f"{keys[int(rows[0])]!r}{nearest(names[0], keys) if names else ''}"
         )
     features = np.zeros((len(keys), vectors.shape[1]), dtype=np.float32)
@@ -436,6 +436,7 @@ def _inform(recipe: SpeciesRecipe, data: LinkData, sources: _Sources, result: Sp
         provenance={
             "data": result.data,
             "images": result.images,
+            "cropped": result.cropped,
             "contexts": result.contexts,
             "steps": result.steps,
             "seed": recipe.training.seed,

@@ -111,7 +111,7 @@ def check(collection: Path, settings: dict[str, Any], model: Path | None, as_jso
 
         clocks, places = hint_survey(open_species(model), collection, device=device)
         content |= {"clocks": [hint.to_json() for hint in clocks], "places": [hint.to_json() for hint in places]}
-        lines += ["", "hints of the model, the least plausible first; 0.5 is chance, nothing was changed"]
+        lines += ["", "hints of the model, the most doubtful first; 0.5 is chance, nothing was changed"]
         for clock in clocks[: checked.max_listed]:
             shift = f", best with the clock at {clock.shift_hours:+d} h ({clock.shifted_rank:.2f})"
             lines.append(f"  hours of {clock.deployment}: rank {clock.rank:.2f}{shift if clock.shift_hours else ''}")
@@ -286,7 +286,7 @@ def train(
 @_MODEL
 @click.argument("source", type=click.Path(path_type=Path))
 @path_option("--out", "Results folder; new, or one of the same model and source.", required=True)
-@fields(f"{SETTINGS}:PredictSettings", "deployments", "results", "detect", "split", "batch")
+@fields(f"{SETTINGS}:PredictSettings", "deployments", "results", "detect", "features", "split", "batch")
 @stage_options
 @page_options
 @workers_option
@@ -312,7 +312,7 @@ def predict(
     \b
     Example:
       foveate species predict runs/species/model cards-2 --out results
-      foveate species predict runs/species/model cards-2 --detect --list my-species.csv --place-prior --out results
+      foveate species predict runs/species/model cards-2 --list my-species.csv --place-prior --out results
     """
     from foveate.core.progress import say
     from foveate.core.recipes import validate
@@ -330,11 +330,12 @@ def predict(
         raise KeyboardInterrupt
     if counts.view == "crop" and not counts.cropped:
         say(
-            "the model was trained on crops of animals, and no image has a box: give --results with MegaDetector's "
-            "file, or --detect"
+            "the model was trained on crops of animals, and no image has a box that is sure enough: whole frames were "
+            "recognized; give --results with MegaDetector's file"
         )
     result, report = decide_and_render(Predictions.open(out), stages, decision, page)
     lines = [f"{counts.images:,} images, {counts.computed:,} of them now; {counts.failed:,} cannot be read"]
+    lines += [f"{counts.boxed:,} got boxes from NanoDet-g"] if counts.boxed else []
     lines += [f"{counts.cropped:,} were cropped to a box"] if counts.view == "crop" else []
     lines += describe_result(result)
     finish({**asdict(counts), "counts": result.counts}, lines, {"results": out, "report": report}, as_json=as_json)
@@ -373,7 +374,7 @@ def decide(
 @click.option("--split", default="test", show_default=True, help="Images of this split; all = every labeled image.")
 @click.option("--label-field", default=None, metavar="NAME", help="Label field of a collection that is no survey.")
 @path_option("--out", "Results folder; runs/species-evaluate by default.")
-@fields(f"{SETTINGS}:PredictSettings", "detect", "batch")
+@fields(f"{SETTINGS}:PredictSettings", "detect", "features", "batch")
 @stage_options
 @page_options
 @workers_option
@@ -519,8 +520,9 @@ def review(results: Path, out: Path | None, settings: dict[str, Any], as_json: b
     "title",
     "contributor",
     "sampling_design",
+    "utc_offset",
     "project",
-    repeat=("contributor",),
+    repeat=("contributor", "utc_offset"),
     metavars={"coordinate_digits": "1|2|3|recorded|drop"},
 )
 @json_option

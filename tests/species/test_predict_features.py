@@ -1,0 +1,64 @@
+"""Models that were trained on features of a file predict from one; MLP-concat reads place and hour as well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_survey import build_survey, write_features
+
+from foveate.core.errors import UserError
+from foveate.core.recipes import validate
+from foveate.records.survey.survey import Survey
+from foveate.species.folder import SpeciesModel
+from foveate.species.predict import predict
+from foveate.species.predictions import Predictions
+from foveate.species.recipe import SpeciesRecipe
+from foveate.species.settings import PredictSettings
+from foveate.species.train import train_species
+from naming import raises_naming
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory: pytest.TempPathFactory) -> Survey:
+    return build_survey(tmp_path_factory.mktemp("survey") / "survey", images=32)
+
+
+def train(survey: Survey, features: Path, run: Path, method: str) -> SpeciesModel:
+    values = {"method": method, "data": {"features": str(features)}, "training": {"epochs": 1}, "graph": {"dim": 8}}
+    recipe = validate(SpeciesRecipe, {**values, "prior": "none"}, where="test")
+    outcome = train_species(survey.collection.path, run, recipe, include_locations=method == "mlp_concat", device="cpu")
+    assert outcome.model is not None
+    return outcome.model
+
+
+@pytest.mark.parametrize("method", ["erm", "mlp_concat"])
+def test_features_of_a_file_are_predicted(survey: Survey, tmp_path: Path, method: str) -> None:
+    path = tmp_path / "features.npz"
+    arrays = write_features(path, survey)
+    model = train(survey, path, tmp_path / "run", method)
+    # The first image has none.
+    np.savez(path, key=arrays["key"][1:], vector=arrays["vector"][1:])
+    result = predict(model, survey.collection.path, tmp_path / "results", PredictSettings(features=path, batch=5))
+    assert (result.images, result.failed, result.cropped, result.boxed) == (32, 1, 0, 0)
+    predictions = Predictions.open(tmp_path / "results")
+    context = {"places_N2": survey.places_N2[1:], "hours_N": survey.hour_N[1:]} if method == "mlp_concat" else {}
+    expected = model.probabilities(arrays["vector"][1:], **context)
+    np.testing.assert_allclose(predictions.probabilities_NK[1:], expected, atol=1e-6)
+    assert np.isnan(predictions.probabilities_NK[0]).all()
+    assert predictions.images["failure"].to_pylist()[:2] == ["no features in the file", ""]
+    with raises_naming(UserError, "run/model", "--features"):
+        predict(model, survey.collection.path, tmp_path / "others", PredictSettings())
+    with raises_naming(UserError, "nothing.npz"):
+        predict(model, survey.collection.path, tmp_path / "others", PredictSettings(features=tmp_path / "nothing.npz"))
+    write_features(path, survey, seed=2)
+    with raises_naming(UserError, "predict.json", "features"):
+        predict(model, survey.collection.path, tmp_path / "results", PredictSettings(features=path))
+
+
+def test_fields_of_the_encoder_keep_its_default_kind() -> None:
+    recipe = validate(SpeciesRecipe, {"encoder": {"image_size": 64}}, where="test")
+    assert recipe.encoder == {"kind": "lite0", "image_size": 64}
+    other = validate(SpeciesRecipe, {"encoder": {"kind": "timm"}}, where="test")
+    assert other.encoder == {"kind": "timm"}, "sizes of the default encoder are not those of another"
