@@ -25,7 +25,14 @@ from foveate.records.exporters.camtrap_dp import (
     _complete_time,
     export_camtrap_dp,
 )
-from foveate.records.importers.camtrap_dp import BOX_COLUMNS, NOT_THERE, import_camtrap_dp, make_box, read_taxa
+from foveate.records.importers.camtrap_dp import (
+    BOX_COLUMNS,
+    NOT_THERE,
+    import_camtrap_dp,
+    make_box,
+    make_deployment,
+    read_taxa,
+)
 from foveate.records.importers.camtrap_package import check_written, open_package
 from foveate.records.importers.formats import detect_format
 from foveate.records.survey.decisions import Decision
@@ -474,6 +481,16 @@ def test_a_second_package_leaves_the_first_ones_description(tmp_path: Path) -> N
         "Second",
     ]
     assert "coordinatePrecision" not in written
+
+
+def test_a_package_may_state_offsets_and_shifts_of_clocks() -> None:
+    row = next(iter(read_rows(GOLDEN, "deployments").values()))
+    deployment = make_deployment({**row, "utc_offset": "+02:00", "clock_shift": "-1:00"})
+    assert (deployment.utc_offset, deployment.clock_shift) == ("+02:00", -3600)
+    assert not {"utc_offset", "clock_shift"} & deployment.extra.keys()
+    for name, value in (("utc_offset", "Europe/Paris"), ("clock_shift", "an hour")):
+        with raises_naming(UserError, row["deploymentID"], name, value):
+            make_deployment({**row, name: value})
 
 
 def test_equal_sequence_ids_of_two_deployments_are_two_events(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ from foveate.records.layout import check_key
 from foveate.records.record import Region
 from foveate.records.rows import region_row
 from foveate.records.survey.camtrap_checks import to_instants
+from foveate.records.survey.deployment_table import parse_shift
+from foveate.records.survey.hours import parse_offset
 from foveate.records.survey.store import MOVED, make_context, survey_rows, update_images, write_survey
 from foveate.records.survey.taxa import RANKS, Taxa
 from foveate.records.survey.types import Deployment, Medium, Observation, media_row, observation_row
@@ -312,6 +314,17 @@ def assign_sequences(media: pa.Table, observations: pa.Table, medium_O: np.ndarr
 def make_deployment(row: Mapping[str, Any]) -> Deployment:
     """Return the deployment of a row; columns without a field of their own are kept in `extra`."""
     uncertainty = row.get("coordinateUncertainty")
+    where = f"deployments, {row['deploymentID']!r}"
+    # Columns of our own table, which a user adds where times end in Z or a clock was wrong.
+    offset, shift = row.get("utc_offset") or "", row.get("clock_shift") or "0"
+    if offset:
+        parse_offset(offset, where=f"{where}, utc_offset")
+    try:
+        clock_shift = parse_shift(shift)
+    except ValueError as error:
+        expected = "expected seconds, or hours and minutes as -1:00"
+        raise UserError(f"{where}, clock_shift: wrong value (got {shift[:40]!r}); {expected}") from error
+    used = (*_DEPLOYMENT_COLUMNS, "utc_offset", "clock_shift")
     return Deployment(
         id=row["deploymentID"],
         place=row.get("locationID") or row.get("locationName") or "",
@@ -319,10 +332,12 @@ def make_deployment(row: Mapping[str, Any]) -> Deployment:
         longitude=float(row["longitude"]),
         start=row["deploymentStart"],
         end=row["deploymentEnd"],
+        utc_offset=offset,
+        clock_shift=clock_shift,
         timestamp_issues=row.get("timestampIssues") in _TRUE,
         uncertainty=None if uncertainty is None else float(uncertainty),
         habitat=row.get("habitat") or "",
-        extra={name: value for name, value in row.items() if value is not None and name not in _DEPLOYMENT_COLUMNS},
+        extra={name: value for name, value in row.items() if value is not None and name not in used},
     )
 
 

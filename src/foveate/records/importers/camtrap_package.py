@@ -303,7 +303,7 @@ def _find_typed_utc(descriptor: Mapping[str, Any], tables: Mapping[str, pa.Table
     times = tables["media"]["timestamp"]
     in_utc = pc.call_function("ends_with", [times.drop_null()], pc.MatchSubstringOptions("Z"))
     if ".parquet" in name and len(in_utc) and pc.call_function("all", [in_utc]).as_py():
-        problem = "is typed in UTC: hours are those of UTC, not of the places; write the table with offsets, as text"
+        problem = "is typed in UTC: hours are those of UTC, not of the places; state utc_offset per deployment"
         yield Violation(name, 0, "timestamp", problem, tolerated=True)
 
 

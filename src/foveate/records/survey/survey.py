@@ -362,7 +362,7 @@ class Survey:
             by_event_N = self.event_labels(source, min_probability=min_probability) != ""
             masks["labeled only by their event"] = unlabeled_N & by_event_N
             unlabeled_N &= ~by_event_N
-            observed_N = _mark(rows[_chosen(table, rows, len(self), source, min_probability)], len(self))
+            observed_N = _mark(rows[_select_source(table, rows, len(self), source, min_probability)], len(self))
             masks["nothing that could be named"] = unlabeled_N & observed_N
             masks["unlabeled"] = unlabeled_N & ~observed_N
             counts = {reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()}
@@ -380,7 +380,7 @@ class Survey:
         return {**counts, **self.count_missing(), **self.label_counts()}
 
 
-def _chosen(
+def _select_source(
     table: pa.Table, rows_O: NDArray[np.int64], count: int, source: LabelSource, min_probability: float
 ) -> NDArray[np.bool_]:
     """Return which observations are of the source and certain enough; rows are those of `_reduce_labels`."""
@@ -402,7 +402,7 @@ def _reduce_labels(
         rows_O: image or event of each observation.
     """
     setup_O = pc.call_function("match_substring", [table["extra"]], pc.MatchSubstringOptions(_SETUP)).to_numpy()
-    keep_O = ~setup_O & _chosen(table, rows_O, count, source, min_probability)
+    keep_O = ~setup_O & _select_source(table, rows_O, count, source, min_probability)
     names = _label_texts(table)
     is_named_O = ~_is(names, "").to_numpy()
     is_animal_O = _is(table["kind"], "animal").to_numpy()
