@@ -6,6 +6,7 @@ it is opened again. The exception is a purge: images and rows that it deletes ma
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import threading
@@ -82,6 +83,15 @@ class Collection:
 
     def __iter__(self) -> Iterator[Record]:
         return (self.record(row) for row in range(len(self)))
+
+    def __getitem__(self, key: str) -> Record:
+        """Return the record of a key; raise UserError with the nearest key if it is unknown."""
+        if not isinstance(key, str):
+            raise UserError(f"collection[{key!r}]: expected the key of an image; records by row are `record(row)`")
+        return self.record(self.find_row(key))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._rows_by_key
 
     def __enter__(self) -> Self:
         return self
@@ -291,7 +301,14 @@ class Collection:
             split=self.splits[row],
             group=self.groups[row],
             context=self.read_context(row),
+            path=self.image_path(row),
+            read=functools.partial(self.image_bytes, row),
         )
+
+    def image_path(self, row: int) -> str:
+        """Return the absolute path of the file that an image refers to; "" where the collection holds a copy."""
+        path = str(self._byte_ranges["path"][row])
+        return str((self.path / path).resolve()) if path else ""
 
     def label_values(self, field: str) -> np.ndarray:
         """Return the value of one label field per row (objects of type str), "" for images without it.

@@ -6,10 +6,15 @@ rotation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from PIL import Image
+
+from foveate.core.errors import UserError
 from foveate.records.boxes import Box
+from foveate.records.images import decode
 
 # Groups of the training mixture that a conversation may belong to.
 Group = Literal[
@@ -78,12 +83,14 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image of a collection, without its bytes.
+    """One image of a collection; its bytes are read by `open`.
 
     Args:
         width, height: pixels after EXIF rotation.
         split: "" if none is assigned.
         group: images of one group stay in one split (a location, a concept, a photographer).
+        path: of the file, absolute, where the collection refers to it; "" where it holds a copy.
+        read: returns the bytes; set by the collection.
 
     Example:
         >>> record = Record("harbor/1", 640, 480, regions=(Region(Box(0.1, 0.2, 0.5, 0.6), "a red boat"),))
@@ -100,3 +107,17 @@ class Record:
     split: str = ""
     group: str = ""
     context: Context | None = None
+    # Where an image lies is no annotation: copies of a collection are equal.
+    path: str = field(default="", compare=False)
+    read: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+
+    def open(self) -> Image.Image:
+        """Decode the image: RGB, upright, in full size.
+
+        Raises:
+            BadImage: the file is missing, changed or damaged.
+            UserError: the record does not come from a collection.
+        """
+        if self.read is None:
+            raise UserError(f"record {self.key!r}: has no image; expected a record of an opened collection")
+        return decode(self.read())
