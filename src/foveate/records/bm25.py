@@ -1,0 +1,157 @@
+"""BM25 over short texts: an inverted index as one Parquet table, in NumPy.
+
+Source: Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond (2009), equations 3.15 and 3.16;
+the inverse document frequency is Lucene's, which is never negative.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from foveate.core.errors import UserError
+from foveate.records.tables import read_table, write_table
+
+K1, B = 1.2, 0.75
+TABLE = pa.schema([("term", pa.string()), ("rows", pa.list_(pa.int32())), ("counts", pa.list_(pa.int32()))])
+# Letters of one case after a change of case, or digits: "IMG_0231" -> IMG, 0231; "redBoat2" -> red, Boat, 2.
+# \u3040 to \u9fff and Hangul are written without spaces: each character is a term.
+_TERMS = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d+|[A-Z]+(?![a-z])|[A-Z]?(?:(?![\u3040-\u9fff\uac00-\ud7af])[^\W\d_A-Z])+|[^\W\d_]"
+)
+# A hash in a file name must not match words that happen to be spelled with the letters a to f, such as "bed".
+_HASH = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{8,}\b", re.IGNORECASE)
+_STOP = frozenset("a an and are as at be by for from in into is it its of on or that the this to was were with".split())
+
+
+def split_terms(text: str) -> list[str]:
+    """Split a text or file name into lower-case terms: camelCase, digits and underscores are cut, plurals dropped.
+
+    Example:
+        >>> split_terms("IMG_0231 twoRedBoats")
+        ['img', '0231', 'two', 'red', 'boat']
+    """
+    cut = _HASH.sub(" ", unicodedata.normalize("NFKC", text))
+    terms = [_singular(term.casefold()) for term in _TERMS.findall(cut)]
+    return [term for term in terms if term not in _STOP] or terms
+
+
+def _singular(term: str) -> str:
+    """Drop the ending of an English plural.
+
+    Source: Harman, How Effective Is Suffixing? (1991), the S stemmer.
+    """
+    if len(term) < 4 or not term.endswith("s") or term.endswith(("ss", "us", "is")):
+        return term
+    if term.endswith("ies") and not term.endswith(("eies", "aies")):
+        return f"{term[:-3]}y"
+    # "boxes", "dishes", "churches": the e belongs to the ending.
+    return term[:-2] if term.endswith(("xes", "shes", "ches", "sses")) else term[:-1]
+
+
+class TextIndex:
+    """An inverted index of numbered documents.
+
+    Attributes:
+        table: one row per term, sorted: its documents, ascending, and how often each has it.
+        num_documents: N, also of those without a term.
+    """
+
+    def __init__(self, table: pa.Table, num_documents: int) -> None:
+        self.table, self.num_documents = table, num_documents
+
+    @classmethod
+    def build(cls, documents: Iterable[Sequence[str]]) -> TextIndex:
+        """Build the index of documents, each of which is a list of texts."""
+        postings: dict[str, tuple[list[int], list[int]]] = {}
+        number = 0
+        for row, texts in enumerate(documents):
+            number += 1
+            for term, count in Counter(term for text in texts for term in split_terms(text)).items():
+                rows, counts = postings.setdefault(term, ([], []))
+                rows.append(row)
+                counts.append(count)
+        terms = sorted(postings)
+        columns = [terms, [postings[term][0] for term in terms], [postings[term][1] for term in terms]]
+        table = pa.table(
+            [pa.array(column, type=field.type) for column, field in zip(columns, TABLE, strict=True)], TABLE
+        )
+        return cls(table, number)
+
+    @classmethod
+    def read(cls, path: Path, num_documents: int) -> TextIndex:
+        """Read an index from disk.
+
+        Raises:
+            UserError: the file is missing, damaged, or names documents beyond `num_documents`.
+        """
+        table = read_table(path).combine_chunks()
+        if not table.schema.equals(TABLE):
+            raise UserError(f"{path}: columns differ from those of a text index; build the index again")
+        index = cls(table, num_documents)
+        rows, counts = index._postings
+        if len(rows) != len(counts) or (len(rows) and not (0 <= rows.min() and rows.max() < num_documents)):
+            raise UserError(f"{path}: names images that the index does not have; build the index again")
+        return index
+
+    def write(self, path: Path) -> None:
+        """Write the index atomically; equal documents give equal bytes."""
+        write_table(path, self.table)
+
+    @cached_property
+    def _postings(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        rows, counts = (_values(self.table[name]) for name in ("rows", "counts"))
+        return rows, counts
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        lengths = [] if not len(self.table) else self.table["rows"].combine_chunks().value_lengths().to_numpy()
+        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {term: number for number, term in enumerate(self.table["term"].to_pylist())}
+
+    @cached_property
+    def _norms_N(self) -> NDArray[np.float64]:
+        """K1 * (1 - B + B * length / mean length) of each document."""
+        rows, counts = self._postings
+        lengths = np.bincount(rows, weights=counts, minlength=self.num_documents)
+        return K1 * (1 - B + B * lengths / max(lengths.mean(), 1e-12)) if self.num_documents else lengths
+
+    def idf(self, term: str) -> float:
+        """Return the inverse document frequency of a term, highest for one that no document has."""
+        number = self._numbers.get(term)
+        documents = 0 if number is None else int(self._starts[number + 1] - self._starts[number])
+        return float(np.log1p((self.num_documents - documents + 0.5) / (documents + 0.5)))
+
+    def score(self, text: str) -> NDArray[np.float64]:
+        """Return the BM25 scores [N] of a query, as shares of the score of a document that is full of its terms.
+
+        In [0, 1): 0 without a common term. Terms that no document has count in the whole, so that "red unicorn" does
+        not match everything red completely.
+        """
+        scores_N = np.zeros(self.num_documents)
+        terms = list(dict.fromkeys(split_terms(text)))
+        whole = sum(self.idf(term) for term in terms) * (K1 + 1)
+        rows, counts = self._postings
+        for term in terms:
+            number = self._numbers.get(term)
+            if number is not None:
+                span = slice(self._starts[number], self._starts[number + 1])
+                count = counts[span].astype(np.float64)
+                scores_N[rows[span]] += self.idf(term) * count * (K1 + 1) / (count + self._norms_N[rows[span]])
+        return scores_N / whole if whole > 0 else scores_N
+
+
+def _values(column: pa.ChunkedArray) -> NDArray[np.int32]:
+    chunks = [chunk.flatten().to_numpy() for chunk in column.chunks]
+    return np.concatenate([np.zeros(0, np.int32), *chunks])

@@ -1,0 +1,80 @@
+"""BM25: terms of texts and file names, scores against the formula, damaged files."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate.core.errors import UserError
+from foveate.records.bm25 import K1, B, TextIndex, split_terms
+from foveate.records.tables import write_table
+from naming import raises_naming
+
+DOCUMENTS = [["IMG_0231", "a red boat"], ["redHouse2"], ["red red boats", "boat"], [], ["赤い丸"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("IMG_0231.JPG", ["img", "0231", "jpg"]),
+        ("twoRedBoats", ["two", "red", "boat"]),
+        ("HTMLParser2x", ["html", "parser", "2", "x"]),
+        ("holiday-2019/The beach", ["holiday", "2019", "beach"]),
+        ("boxes dishes flies glass bus", ["box", "dish", "fly", "glass", "bus"]),
+        ("Straße naïve", ["strasse", "naïve"]),
+        ("赤い丸 ok", ["赤", "い", "丸", "ok"]),
+        ("clipart-7c4bad1e3a6f", ["clipart"]),
+        ("of the", ["of", "the"]),
+        ("", []),
+    ],
+)
+def test_terms(text: str, terms: list[str]) -> None:
+    assert split_terms(text) == terms
+
+
+def test_scores_are_those_of_the_formula() -> None:
+    terms = [[term for text in texts for term in split_terms(text)] for texts in DOCUMENTS]
+    mean = np.mean([len(row) for row in terms])
+    query = ["red", "boat", "unicorn"]
+    idf = {}
+    for term in query:
+        count = sum(term in row for row in terms)
+        idf[term] = math.log(1 + (len(terms) - count + 0.5) / (count + 0.5))
+    expected = [
+        sum(idf[t] * row.count(t) * (K1 + 1) / (row.count(t) + K1 * (1 - B + B * len(row) / mean)) for t in query)
+        for row in terms
+    ]
+    scores = TextIndex.build(DOCUMENTS).score("red boats, unicorn")
+    np.testing.assert_allclose(scores, np.array(expected) / (sum(idf.values()) * (K1 + 1)))
+    assert np.argmax(scores) == 2
+    assert not TextIndex.build(DOCUMENTS).score("unicorn").any()
+
+
+@given(st.lists(st.lists(st.text(max_size=12), max_size=3), max_size=6), st.text(max_size=12))
+def test_scores_are_shares(documents: list[list[str]], query: str) -> None:
+    scores = TextIndex.build(documents).score(query)
+    assert scores.shape == (len(documents),)
+    assert ((scores >= 0) & (scores < 1)).all()
+
+
+def test_written_and_read(tmp_path: Path) -> None:
+    index = TextIndex.build(DOCUMENTS)
+    index.write(tmp_path / "a.parquet")
+    index.write(tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    read = TextIndex.read(tmp_path / "a.parquet", len(DOCUMENTS))
+    np.testing.assert_array_equal(read.score("red boat"), index.score("red boat"))
+    with raises_naming(UserError, tmp_path / "a.parquet"):
+        TextIndex.read(tmp_path / "a.parquet", 2)
+    write_table(tmp_path / "c.parquet", pa.table({"term": ["a"]}))
+    with raises_naming(UserError, tmp_path / "c.parquet"):
+        TextIndex.read(tmp_path / "c.parquet", 2)
+    (tmp_path / "d.parquet").write_bytes(b"PAR1")
+    with raises_naming(UserError, tmp_path / "d.parquet"):
+        TextIndex.read(tmp_path / "d.parquet", 2)
