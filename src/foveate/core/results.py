@@ -143,7 +143,13 @@ class Query(ResultModel):
 
 
 class Hit(ResultModel):
-    """One search result, an "image" or a "region"; `right` is None where the truth is unknown."""
+    """One search result.
+
+    Attributes:
+        kind: "images" or "regions". right: None where the truth is unknown.
+        path: of the image file; "" where the collection holds a copy.
+        z: standard deviations above random queries. text: BM25 share of the query's words.
+    """
 
     image: str
     kind: str = ""
@@ -154,6 +160,9 @@ class Hit(ResultModel):
     key: str = ""
     phrase: str = ""
     problem: str = ""
+    path: str = ""
+    z: float | None = None
+    text: float | None = None
 
 
 class Search(ResultModel):

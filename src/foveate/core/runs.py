@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,6 +111,21 @@ class RunFolder:
             UserError: the run has no result yet.
         """
         return read_json(self.path / name)
+
+
+def make_free_folder(parent: Path, text: str) -> Path:
+    """Create the folder `parent`/WORDS-OF-TEXT, or with -2, -3 and so on if it exists; return its path."""
+    name = "-".join(re.findall(r"[^\W_]+", text.casefold()))[:40].strip("-") or "unnamed"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
+    except OSError as error:
+        raise UserError(f"{parent}: cannot create a folder in it ({error.strerror})") from error
+    raise AssertionError("unreachable: the numbers never end")
 
 
 def check_run_path(path: Path | None) -> None:

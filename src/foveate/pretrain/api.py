@@ -19,6 +19,7 @@ from foveate.pretrain.searching.index import unit
 from foveate.pretrain.searching.query import Query, check_box, embed_boxes, to_fractions
 from foveate.pretrain.searching.search import Hit, Index
 from foveate.pretrain.searching.search import search as search_in
+from foveate.pretrain.searching.settings import TEXT_WEIGHT
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, ImageInput, decode, encode_input, is_single_image
@@ -191,6 +192,7 @@ class SearchIndex:
         kind: str = "both",
         per_image: int = 1,
         backend: str = "exact",
+        text_weight: float = TEXT_WEIGHT,
     ) -> list[Hit]:
         """Search by a text, an image, a box in an image, or a weighted sum of them; return the best hits first.
 
@@ -200,6 +202,7 @@ class SearchIndex:
             weights: of the parts "text", "image", "box" and "negative"; 1 by default.
             kind: "images", "regions" or "both". per_image: maximum of hits from one image.
             backend: "exact", or "faiss" with the extra of that name.
+            text_weight: of the text's words in captions and file names; 0 ignores them.
 
         Raises:
             UserError: an empty query, an unreadable image, a box outside it, bare numbers instead of a box.
@@ -207,7 +210,14 @@ class SearchIndex:
         data = None if image is None else encode_input(image)
         query = Query(text=text, image=data, box=box, negative=negative, weights=weights or {})
         hits, _ = search_in(
-            self.index, query, self.model.network, count=count, kind=kind, per_image=per_image, backend=backend
+            self.index,
+            query,
+            self.model.network,
+            count=count,
+            kind=kind,
+            per_image=per_image,
+            backend=backend,
+            text_weight=text_weight,
         )
         return hits
 
@@ -246,7 +256,7 @@ def open_index(
 
     Example:
         >>> [hit.kind for hit in open_index(index_folder).search("a red disc", count=2, kind="images")]
-        ['image', 'image']
+        ['images', 'images']
     """
     index = Index.open(Path(folder), collection=None if collection is None else Path(collection))
     return SearchIndex(index, Model(index.open_model(None if model is None else Path(model), device=device)))
@@ -264,6 +274,7 @@ def search(
     kind: str = "both",
     per_image: int = 1,
     backend: str = "exact",
+    text_weight: float = TEXT_WEIGHT,
 ) -> list[Hit]:
     """Search an index folder once, see `SearchIndex.search`; for many queries open it once with `open_index`.
 
@@ -281,4 +292,5 @@ def search(
         kind=kind,
         per_image=per_image,
         backend=backend,
+        text_weight=text_weight,
     )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +16,11 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish, path_option, run_option
 
 if TYPE_CHECKING:
-    from foveate.pretrain.searching.search import Hit
+    from foveate.pretrain.searching.query import Query
+    from foveate.pretrain.searching.search import Hit, Index
     from foveate.pretrain.searching.settings import SearchSettings
     from foveate.records.boxes import Box, PixelBox
+    from foveate.vision.localizer.model import LocalizingModel
 
 
 @click.command("search", cls=FieldsCommand, short_help="Find images and regions in an index.")
@@ -30,13 +36,15 @@ if TYPE_CHECKING:
     "count",
     "kind",
     "per_image",
+    "text_weight",
     "backend",
     repeat=("weights",),
     metavars={"box": "X1,Y1,X2,Y2", "weights": "PART=NUMBER"},
 )
 @path_option("--model", "Path of the model; by default the path stored in the index.")
 @path_option("--collection", "Path of the collection; by default the path stored in the index.")
-@run_option("runs/search", "Folder for the page")
+@click.option("--interactive", is_flag=True, help="Keep the model and answer one text a line from standard input.")
+@run_option("runs/search/WORDS-OF-THE-QUERY", "Folder for the page")
 @common(seed=False)
 def command(
     index: Path,
@@ -44,53 +52,117 @@ def command(
     settings: dict[str, Any],
     model: Path | None,
     collection: Path | None,
+    interactive: bool,
     run: Path | None,
     as_json: bool,
     device: str | None,
 ) -> None:
     """Find what in INDEX is nearest to TEXT, an image, a box in an image, or their sum; print and show it.
 
+    Scores of images and regions are calibrated against random queries, and the words of TEXT are also looked for in
+    captions and file names. Each query has a page of its own.
+
     \b
     Example:
       foveate search my-index "a red boat"
+      foveate search my-index --interactive
       foveate search my-index --image holiday.jpg --box 0.1,0.2,0.5,0.6 --negative "a person"
     """
     from foveate.core.recipes import validate
-    from foveate.core.runs import RunFolder
     from foveate.pretrain.locate import read_image
     from foveate.pretrain.searching.query import Query
-    from foveate.pretrain.searching.search import Index, search
-    from foveate.pretrain.searching.search_result import write_search
     from foveate.pretrain.searching.settings import SearchSettings
-    from foveate.report import render
 
     resolved = validate(SearchSettings, settings, where="foveate search")
-    query = Query(
-        text=text,
-        image=None if resolved.image is None else read_image(resolved.image),
-        box=_box(resolved),
-        negative=resolved.negative,
-        weights=resolved.weights,
-    )
+    if interactive and (resolved.image or run):
+        raise click.UsageError("--interactive reads texts: --image and --run have no effect")
+    query = None
+    if text is not None or not interactive:
+        query = Query(
+            text=text,
+            image=None if resolved.image is None else read_image(resolved.image),
+            box=_box(resolved),
+            negative=resolved.negative,
+            weights=resolved.weights,
+        )
     # The query is checked by now: a mistake in it must not wait for the model to load.
+    from foveate.pretrain.searching.search import Index
+
     opened = Index.open(index, collection=collection)
     encoder = opened.open_model(model, device=device)
-    hits, query_box = search(
-        opened,
-        query,
-        encoder,
-        count=resolved.count,
-        kind=resolved.kind,
-        per_image=resolved.per_image,
-        backend=resolved.backend,
-    )
-    # Created only now: a query that finds nothing leaves no folder, and the last page stays.
-    folder = RunFolder.create(run or Path("runs/search"), command=["foveate", *sys.argv[1:]])
+    if interactive:
+        _answer_lines(opened, encoder, resolved, text, as_json=as_json)
+        return
+    assert query is not None
+    _answer(opened, encoder, query, resolved, run, as_json=as_json)
+
+
+def _answer(
+    index: Index, encoder: LocalizingModel, query: Query, settings: SearchSettings, run: Path | None, *, as_json: bool
+) -> None:
+    """Search once, write the page, and print the hits."""
+    from foveate.core.runs import RunFolder, make_free_folder
+    from foveate.pretrain.searching.search import search
+    from foveate.pretrain.searching.search_result import write_search
+    from foveate.report import render
+
+    hits, query_box = search(index, query, encoder, **_hit_options(settings))
+    # Created only now: a query that finds nothing leaves no folder.
+    path = run or make_free_folder(Path("runs/search"), query.text or (settings.image or Path("image")).stem)
+    folder = RunFolder.create(path, command=["foveate", *sys.argv[1:]])
     result = write_search(
-        folder, opened, query, hits, box=query_box, query_file=resolved.image, backend=resolved.backend
+        folder, index, query, hits, box=query_box, query_file=settings.image, backend=settings.backend
     )
     lines = [_line(rank, hit) for rank, hit in enumerate(hits, start=1)]
     finish(result.to_json(), lines, {"report": render(folder.path)}, as_json=as_json)
+
+
+def _answer_lines(
+    index: Index, encoder: LocalizingModel, settings: SearchSettings, text: str | None, *, as_json: bool
+) -> None:
+    """Answer one text after the other from standard input, with the model and the index kept in memory."""
+    from foveate.core.errors import UserError
+    from foveate.pretrain.searching.query import Query
+    from foveate.pretrain.searching.search import search
+
+    terminal = sys.stdin.isatty()
+    texts = itertools.chain([] if text is None else [text], sys.stdin)
+    if terminal:
+        click.echo(f"{len(index):,} vectors. One query a line; an empty line or Ctrl-D ends.", err=True)
+    for line in texts:
+        query_text = line.strip()
+        if not query_text:
+            if terminal:
+                return
+            continue
+        try:
+            query = Query(text=query_text, negative=settings.negative, weights=settings.weights)
+            start = time.perf_counter()
+            hits, _ = search(index, query, encoder, **_hit_options(settings))
+        except UserError as problem:
+            # One bad query must not cost the loaded model.
+            click.echo(f"error: {problem}", err=True)
+            continue
+        seconds = time.perf_counter() - start
+        if as_json:
+            click.echo(
+                json.dumps({"query": query_text, "seconds": round(seconds, 4), "hits": [_to_json(h) for h in hits]})
+            )
+            continue
+        for rank, hit in enumerate(hits, start=1):
+            click.echo(_line(rank, hit))
+        click.echo(f"{query_text}: {len(hits)} hits in {1000 * seconds:.0f} ms")
+
+
+def _hit_options(settings: SearchSettings) -> dict[str, Any]:
+    from foveate.pretrain.searching.settings import HitSettings
+
+    return settings.model_dump(include=set(HitSettings.model_fields))
+
+
+def _to_json(hit: Hit) -> dict[str, Any]:
+    content = dataclasses.asdict(hit)
+    return content | {"box": None if hit.box is None else hit.box.to_array().tolist()}
 
 
 def _box(settings: SearchSettings) -> Box | PixelBox | None:
@@ -103,7 +175,8 @@ def _box(settings: SearchSettings) -> Box | PixelBox | None:
 
 
 def _line(rank: int, hit: Hit) -> str:
-    """Format one hit: rank, cosine, key, box and text."""
+    """Format one hit: rank, cosine, z, file (or key of a copy), box and text."""
     box = "" if hit.box is None else "  box " + " ".join(f"{value:.3f}" for value in hit.box.to_array())
     text = hit.phrase or hit.caption
-    return f"{rank:>3}  {hit.score:+.3f}  {hit.key}{box}" + (f"  {text[:60]}" if text else "")
+    z = "" if hit.z is None else f"  z {hit.z:+.1f}"
+    return f"{rank:>3}  {hit.score:+.3f}{z}  {hit.path or hit.key}{box}" + (f"  {text[:60]}" if text else "")

@@ -29,11 +29,13 @@ from foveate.core.files import FolderLock
 from foveate.core.progress import say, track
 from foveate.core.recipes import validate
 from foveate.pretrain.embed import encode_crops
+from foveate.pretrain.searching.calibration import draw_texts, measure_spreads
 from foveate.pretrain.searching.index_folder import (
     BUILDING,
     DESCRIPTION,
     IMAGE,
     QUARANTINE,
+    RANDOM_TEXTS,
     REGION,
     ROWS,
     UNREADABLE,
@@ -43,7 +45,7 @@ from foveate.pretrain.searching.index_folder import (
     read_rows,
     sweep,
 )
-from foveate.pretrain.searching.merge import merge_parts
+from foveate.pretrain.searching.merge import merge_parts, write_texts
 from foveate.pretrain.searching.settings import IndexSettings
 from foveate.records import layout
 from foveate.records.boxes import Box
@@ -55,6 +57,7 @@ from foveate.records.record import Region
 from foveate.records.region_sources import OWN, SelectedRegions, is_pseudo_label
 from foveate.records.tables import write_table
 from foveate.vision.localizer.candidates import coarse_boxes
+from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.sources import ModelSource, find_model
 from foveate.vision.preprocess import move_boxes, read_image
@@ -186,14 +189,21 @@ def build_index(
         say(plan.format_line())
         if plan.crops:
             say(plan.price_crops())
-        if len(plan.todo) or plan.dropped or not target.finished:
+        outdated = bool(len(plan.todo) or plan.dropped or not target.finished)
+        if outdated or not target.spreads:
             replace(target, finished=False).write(out)
-            if len(plan.todo):
+            missing = not (out / RANDOM_TEXTS).is_file()
+            if len(plan.todo) or missing:
                 network = source.load(device=device)
+                if missing:
+                    write_random_texts(network, out)
                 _embed_parts(network, collection, source_regions, target, out, plan.todo, workers=workers)
-            target = merge_parts(target, out, contents=contents)
-        else:
-            target.write(out)  # the folders of the model or the collection may be new
+            target = merge_parts(target, out, contents=contents) if outdated else target
+            target = replace(target, spreads=measure_spreads(out, target))
+        # Also without new images: captions, or the folders of the model or the collection, may be new.
+        target = replace(target, texts=write_texts(target, out, collection))
+        target.write(out)
+        sweep(out, target)
         # Only after index.json lists the segments made from the parts.
         shutil.rmtree(out / BUILDING, ignore_errors=True)
     return target, plan
@@ -323,6 +333,13 @@ def _check_room(out: Path, plan: Plan) -> None:
             f"{out}: the run needs about {2 * plan.new_bytes / 1e9:,.1f} GB of disk ({free / 1e9:,.1f} GB are free); "
             "--regions boxes or none, or --precision float16, needs less"
         )
+
+
+def write_random_texts(model: LocalizingModel, out: Path) -> None:
+    """Embed the random words that scores are calibrated against."""
+    vectors = unit(embed_phrases(model, draw_texts())).astype(np.float32)
+    with new_vectors(out / RANDOM_TEXTS, rows=len(vectors), width=vectors.shape[1], dtype=vectors.dtype) as handle:
+        handle.write(vectors.tobytes())
 
 
 def _embed_parts(

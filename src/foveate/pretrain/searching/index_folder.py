@@ -3,6 +3,8 @@
     index.json               model, collection, settings, counts, segments
     embeddings/NAME.npy      unit-length vectors [rows, E] of one kind
     rows/NAME.parquet        what each of these rows is: key, kind, box, phrase
+    texts-HASH.parquet       inverted index of captions and file names, one document for each row of an image
+    random-texts.npy         embeddings of random words, for the calibration in index.json
     quarantine.parquet       images that could not be embedded, and why
     building/                parts of a run that has not finished
 
@@ -34,6 +36,7 @@ from foveate.vision.localizer.sources import OPEN_CLIP_CONFIG, ModelSource
 
 KIND, FORMAT = "index", 1
 DESCRIPTION, QUARANTINE, BUILDING = "index.json", "quarantine.parquet", "building"
+TEXTS, RANDOM_TEXTS = "texts-{}.parquet", "random-texts.npy"
 IMAGE, REGION = "image", "region"
 KINDS = (IMAGE, REGION)
 PRECISIONS: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
@@ -113,6 +116,8 @@ class Description:
         region_sources: sources of the regions that are embedded, as in `foveate.records.region_sources`.
         finished: False while a run is under way or after one was stopped.
         counts: of images, regions and unreadable images. next_number: of the next segment.
+        spreads: of cosines with random queries, see `foveate.pretrain.searching.calibration`. texts: file name of the
+            inverted index. Indexes of old releases have neither.
     """
 
     model: MovablePath
@@ -130,6 +135,8 @@ class Description:
     counts: dict[str, int] = field(default_factory=lambda: {"images": 0, "regions": 0, "unreadable": 0})
     next_number: int = 0
     segments: tuple[Segment, ...] = ()
+    spreads: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    texts: str = ""
 
     def at(self, source: ModelSource, collection: Path, folder: Path) -> Description:
         """Return a copy that refers to the model and the collection where they are now."""
@@ -165,8 +172,10 @@ class Description:
         if value.get("format") != FORMAT:
             raise UserError(f"{path}: format {value.get('format')}, this version reads {FORMAT}")
         try:
-            # Indexes without these fields embedded the regions of all sources, from the tokens of a folder's model.
-            complete = {"region_sources": [ALL], "source": "", "crops": False, **value}
+            # Indexes without these fields embedded the regions of all sources, from the tokens of a folder's model, and
+            # were searched by cosines alone.
+            old = {"region_sources": [ALL], "source": "", "crops": False, "spreads": {}, "texts": ""}
+            complete = {**old, **value}
             fields: dict[str, Any] = {name: complete[name] for name in cls.__dataclass_fields__}
             description = TypeAdapter(cls).validate_python(fields)
         except KeyError as error:
@@ -179,7 +188,8 @@ class Description:
         if description.precision not in PRECISIONS or unknown_kind:
             raise UserError(f"{path}: fields 'precision' or 'segments' have values that this version does not know")
         # A crafted index must not make the program read or delete files elsewhere.
-        if any(Path(segment.name).name != segment.name for segment in description.segments):
+        names = [segment.name for segment in description.segments]
+        if any(Path(name).name != name for name in (*names, description.texts)):
             raise UserError(f"{path}: a segment's name points outside the folder")
         return description
 
@@ -228,6 +238,9 @@ def sweep(folder: Path, description: Description) -> None:
         for path in (folder / inner).glob("*") if (folder / inner).is_dir() else ():
             if path not in listed and path.is_file():
                 path.unlink()
+    for path in folder.glob(TEXTS.format("*")):
+        if path.name != description.texts:
+            path.unlink()
     for parent in (folder, folder / BUILDING):
         for path in parent.glob(".*.tmp") if parent.is_dir() else ():
             path.unlink()

@@ -1,7 +1,9 @@
-"""The last step of a build: merge parts and old segments into the segments of the new state."""
+"""The last steps of a build: merge parts and old segments into new ones, and add what is derived from them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +20,17 @@ from foveate.pretrain.searching.index_folder import (
     QUARANTINE,
     REGION,
     ROWS,
+    TEXTS,
     UNREADABLE,
     Description,
     Segment,
     new_vectors,
     read_rows,
     read_vectors,
-    sweep,
 )
-from foveate.records.tables import read_table, write_table
+from foveate.records.bm25 import TextIndex
+from foveate.records.collection import Collection
+from foveate.records.tables import positions, read_table, write_table
 
 # Rows of one segment: with 512 numbers each in float32, half a gigabyte.
 SEGMENT_ROWS = 2**18
@@ -46,7 +50,7 @@ class _Source:
 
 
 def merge_parts(target: Description, out: Path, *, contents: Mapping[str, str]) -> Description:
-    """Write the segments of an index's new state, then index.json; return its new description.
+    """Write the segments of an index's new state and return its description, which makes them valid once written.
 
     Args:
         contents: key -> content hash of every image of the collection; rows of others are dropped.
@@ -75,10 +79,24 @@ def merge_parts(target: Description, out: Path, *, contents: Mapping[str, str]) 
     _write_quarantine(out, unreadable, contents, indexed)
     counts = {f"{kind}s": sum(segment.rows for segment in segments if segment.kind == kind) for kind in KINDS}
     counts["unreadable"] = read_table(out / QUARANTINE).num_rows if (out / QUARANTINE).is_file() else 0
-    new = replace(target, finished=True, counts=counts, next_number=number, segments=tuple(segments))
-    new.write(out)
-    sweep(out, new)
-    return new
+    return replace(target, finished=True, counts=counts, next_number=number, segments=tuple(segments))
+
+
+def write_texts(description: Description, out: Path, collection: Collection) -> str:
+    """Write the inverted index of the texts of an index's images: keys and captions; return its file name."""
+    segments = [segment for segment in description.segments if segment.kind == IMAGE]
+    keys = read_rows([segment.rows_path(out) for segment in segments])["key"]
+    documents = []
+    for key, row in zip(keys.to_pylist(), positions(keys, among=pa.array(collection.keys, pa.string())), strict=True):
+        # Removed images keep their rows until the next merge, and a row has a document.
+        captions = collection.read_captions(int(row)) if row >= 0 else ()
+        documents.append([key, *(caption.text for caption in captions)])
+    content = json.dumps(documents).encode()
+    # Named by its content, so that the old one stays valid until index.json names the new one.
+    name = TEXTS.format(hashlib.blake2b(content, digest_size=8).hexdigest())
+    if not (out / name).is_file():
+        TextIndex.build(documents).write(out / name)
+    return name
 
 
 def _is_current(table: pa.Table, contents: Mapping[str, str], indexed: set[str]) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -108,6 +109,18 @@ def embed_boxes(model: LocalizingModel, encoded: EncodedImage, boxes: list[Box])
     return unit(model.encode_regions(encoded.tokens, inside, owner_R))
 
 
+class EmbeddedQuery(NamedTuple):
+    """A query as a unit-length vector [E].
+
+    Attributes:
+        box: of the query, in [0, 1] of its image. terms: part of the query -> its factor in the vector.
+    """
+
+    vector_E: NDArray[np.float64]
+    box: Box | None
+    terms: dict[str, float]
+
+
 @torch.inference_mode()
 def embed_crop(model: LocalizingModel, image: bytes, box: Box) -> NDArray[np.float64]:
     """Embed a box as an image of its own, for a model that never learned places; return its vector [1, E].
@@ -123,8 +136,8 @@ def embed_crop(model: LocalizingModel, image: bytes, box: Box) -> NDArray[np.flo
 
 
 @torch.inference_mode()
-def embed_query(model: LocalizingModel, query: Query) -> tuple[NDArray[np.float64], Box | None]:
-    """Return the unit-length vector [E] of a query, and its box in [0, 1] of its image.
+def embed_query(model: LocalizingModel, query: Query) -> EmbeddedQuery:
+    """Embed a query.
 
     Each part is embedded and scaled to unit length; the vector is the weighted sum of the parts, `negative`
     subtracted, scaled to unit length again.
@@ -146,12 +159,10 @@ def embed_query(model: LocalizingModel, query: Query) -> tuple[NDArray[np.float6
             vectors["box"] = embedded[0]
         else:
             vectors["image"] = unit(model.encode_image(encoded.tokens))[0]
-    total = sum(
-        (-1 if name == "negative" else 1) * query.weights.get(name, 1.0) * vector for name, vector in vectors.items()
-    )
-    vector_E = np.asarray(total, dtype=np.float64)
+    factors = {name: (-1 if name == "negative" else 1) * query.weights.get(name, 1.0) for name in vectors}
+    vector_E = np.asarray(sum(factors[name] * vector for name, vector in vectors.items()), dtype=np.float64)
     length = float(np.linalg.norm(vector_E))
     # Below this the direction is rounding noise of the unit vectors.
     if not length > 1e-6:
         raise UserError("The parts of the query cancel out: nothing is left to search for")
-    return vector_E / length, box
+    return EmbeddedQuery(vector_E / length, box, {name: factor / length for name, factor in factors.items()})

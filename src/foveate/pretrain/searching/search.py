@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
+from foveate.pretrain.searching.calibration import combine_spreads
 from foveate.pretrain.searching.faiss_backend import nearest_by_faiss, open_faiss
 from foveate.pretrain.searching.index_folder import (
     DESCRIPTION,
@@ -24,9 +26,10 @@ from foveate.pretrain.searching.index_folder import (
     Segment,
     read_rows,
 )
-from foveate.pretrain.searching.nearest import nearest
+from foveate.pretrain.searching.nearest import nearest, rank_rows
 from foveate.pretrain.searching.query import Query, embed_query
-from foveate.pretrain.searching.settings import HitSettings
+from foveate.pretrain.searching.settings import TEXT_WEIGHT, HitSettings
+from foveate.records.bm25 import TextIndex
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
@@ -36,6 +39,8 @@ from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.sources import find_model
 
 KINDS_OF = {"images": (IMAGE,), "regions": (REGION,), "both": KINDS}
+# Images with matching words that are scored besides the nearest ones; each of them has up to 38 boxes of the grid.
+_MIN_MATCHES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +48,12 @@ class Hit:
     """One search result.
 
     Attributes:
-        key: of the image in the collection. kind: "image" or "region".
+        key: of the image in the collection. kind: "images" or "regions", as in `kind` of a search.
         score: cosine with the query, in [-1, 1]. box: of a region, in [0, 1] of the image.
         phrase: of the region; "" for an image and for a box of the grid. caption: the image's first text.
+        path: of the image file; "" where the collection holds a copy, see `Record.open`.
+        z: standard deviations by which the cosine is above that of random queries; None without a calibration.
+        text: BM25 share in [0, 1) of the query's words in the image's captions and file name.
 
     Example:
         >>> hit = open_index(index_folder).search("a red disc", count=1)[0]
@@ -59,6 +67,9 @@ class Hit:
     box: Box | None
     phrase: str
     caption: str
+    path: str = ""
+    z: float | None = None
+    text: float = 0.0
 
 
 class Index:
@@ -66,7 +77,8 @@ class Index:
 
     def __init__(self, folder: Path, description: Description, collection: Collection) -> None:
         self.folder, self.description, self.collection = folder, description, collection
-        self._by_kind: dict[str, _KindRows] = {}
+        self._by_kind: dict[str, KindRows] = {}
+        self._owners: dict[str, NDArray[np.int64]] = {}
 
     @classmethod
     def open(cls, folder: str | Path, *, collection: str | Path | None = None) -> Index:
@@ -126,53 +138,114 @@ class Index:
         kind: str = "both",
         per_image: int = 1,
         backend: str = "exact",
+        terms: Mapping[str, float] | None = None,
+        text: str = "",
+        text_weight: float = TEXT_WEIGHT,
     ) -> list[Hit]:
         """Return the hits nearest to a vector, best first; equal scores in the order of the index, images first.
 
         Args:
             kind: "images", "regions" or "both". per_image: maximum of hits from one image.
             backend: "exact", or "faiss" (approximate from `faiss_backend.LISTS_FROM` rows on).
+            terms: parts that the vector is the sum of, see `EmbeddedQuery`. With them scores are calibrated: hits are
+                ordered by z, not by the cosine.
+            text: words to look for in captions and file names. text_weight: z of a complete match.
         """
-        content = {"count": count, "kind": kind, "per_image": per_image, "backend": backend}
+        content = {"count": count, "kind": kind, "per_image": per_image, "backend": backend, "text_weight": text_weight}
         validate(HitSettings, content, where="search")
         query = np.asarray(vector_E, dtype=np.float64)
         if query.shape != (self.description.embed_dim,) or not np.isfinite(query).all() or not query.any():
             raise UserError(f"query vector: expected {self.description.embed_dim} finite numbers, not all of them 0")
         # Unit length makes inner products cosines; the stored vectors already are.
         query = query / np.linalg.norm(query)
-        candidates: list[tuple[float, int, int, str]] = []
+        spreads = combine_spreads(self.description.spreads, terms) if terms else {}
+        texts_N = self._match(text) if text and text_weight > 0 and spreads else np.zeros(0)
+        # Images without a common word are ordered by their cosine alone, so the best of them are among the nearest.
+        matches = _best(texts_N, max(2 * count, _MIN_MATCHES))
+        candidates: dict[tuple[int, int], float] = {}
         for order, name in enumerate(KINDS_OF[kind]):
-            kind_rows = self._rows_of(name)
+            kind_rows = self.rows_of(name)
             if kind_rows.available:
                 rows = kind_rows.search(query, count=count, per_image=per_image, backend=backend)
-                # Negative scores: an ascending sort puts the best first and keeps the order of equal ones.
-                candidates += [(-score, order, row, key) for score, row, key in rows]
+                candidates |= {(order, row): score for score, row, _ in rows}
+                if len(matches):
+                    candidates |= {
+                        (order, row): score for score, row in kind_rows.score(query, self._owned(name, matches))
+                    }
         if not candidates:
             counts = self.description.counts
             raise UserError(
                 f"{self.folder}: no {kind if kind != 'both' else 'rows'} of the index are still in the collection "
                 f"({counts['images']} images, {counts['regions']} regions)"
             )
+        ranked = []
+        for (order, row), cosine in candidates.items():
+            name = KINDS_OF[kind][order]
+            z = spreads[name].standardize(cosine) if spreads else None
+            match = float(texts_N[self._owner(name)[row]]) if len(texts_N) else 0.0
+            # Negative scores: an ascending sort puts the best first and keeps the order of equal ones.
+            ranked.append((-cosine if z is None else -(z + text_weight * match), order, row, cosine, z, match))
         per_key: Counter[str] = Counter()
-        hits = []
-        for score, order, row, key in sorted(candidates):
-            if per_key[key] < per_image and len(hits) < count:
-                per_key[key] += 1
-                hits.append(self._hit(KINDS_OF[kind][order], row, -score))
+        hits: list[Hit] = []
+        for _, order, row, cosine, z, match in sorted(ranked):
+            if len(hits) == count:
+                break
+            hit = self._hit(KINDS_OF[kind][order], row, cosine, z, match)
+            per_key[hit.key] += 1
+            if per_key[hit.key] <= per_image:
+                hits.append(hit)
         return hits
 
-    def _rows_of(self, kind: str) -> _KindRows:
+    @cached_property
+    def _texts(self) -> TextIndex | None:
+        """The inverted index; None for an index of a release that wrote none."""
+        name = self.description.texts
+        return TextIndex.read(self.folder / name, self.description.counts["images"]) if name else None
+
+    def _match(self, text: str) -> NDArray[np.float64]:
+        """Return the BM25 share [N] of each image of the index; 0 for those that the collection has removed."""
+        if self._texts is None:
+            return np.zeros(0)
+        scores_N = self._texts.score(text)
+        scores_N[self.rows_of(IMAGE).removed] = 0
+        return scores_N
+
+    def _owner(self, kind: str) -> NDArray[np.int64]:
+        """Return the number of the image of each row of a kind, -1 where it has none."""
+        if kind not in self._owners:
+            keys = self.rows_of(IMAGE).rows["key"]
+            own = self.rows_of(kind).rows["key"]
+            self._owners[kind] = np.arange(len(keys)) if kind == IMAGE else positions(own, among=keys)
+        return self._owners[kind]
+
+    def _owned(self, kind: str, images: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of a kind that belong to numbered images, ascending."""
+        marks = np.zeros(self.description.counts["images"] + 1, dtype=bool)
+        marks[images] = True  # the last one is for rows without an image, whose owner is -1
+        return np.flatnonzero(marks[self._owner(kind)])
+
+    def rows_of(self, kind: str) -> KindRows:
         if kind not in self._by_kind:
             segments = [segment for segment in self.description.segments if segment.kind == kind]
-            self._by_kind[kind] = _KindRows(self.folder, segments, self.collection)
+            self._by_kind[kind] = KindRows(self.folder, segments, self.collection)
         return self._by_kind[kind]
 
-    def _hit(self, kind: str, row: int, score: float) -> Hit:
-        columns = self._rows_of(kind).rows.slice(row, 1).to_pylist()[0]
-        captions = self.collection.read_captions(self.collection.find_row(columns["key"]))
+    def _hit(self, kind: str, row: int, score: float, z: float | None, text: float) -> Hit:
+        columns = self.rows_of(kind).rows.slice(row, 1).to_pylist()[0]
+        position = self.collection.find_row(columns["key"])
+        captions = self.collection.read_captions(position)
         corners = [columns[name] for name in ("x1", "y1", "x2", "y2")]
-        box = None if kind == IMAGE else Box.from_array(corners, clipped=True)
-        return Hit(columns["key"], kind, score, box, columns["phrase"] or "", captions[0].text if captions else "")
+        return Hit(
+            key=columns["key"],
+            kind=f"{kind}s",
+            score=score,
+            box=None if kind == IMAGE else Box.from_array(corners, clipped=True),
+            phrase=columns["phrase"] or "",
+            caption=captions[0].text if captions else "",
+            path=self.collection.image_path(position),
+            z=z,
+            text=text,
+        )
 
     def image_bytes(self, hit: Hit) -> bytes | BadImage:
         """Return the image of a hit, or the reason why it cannot be read any more."""
@@ -182,7 +255,7 @@ class Index:
             return problem
 
 
-class _KindRows:
+class KindRows:
     """All rows of one kind: their vectors, their table, and which of them the collection has since removed."""
 
     def __init__(self, folder: Path, segments: list[Segment], collection: Collection) -> None:
@@ -209,6 +282,14 @@ class _KindRows:
     @cached_property
     def _faiss(self) -> Any:
         return open_faiss(self.vectors, self.segments, self.folder)
+
+    def score(self, query_E: NDArray[np.float64], rows: NDArray[np.int64]) -> list[tuple[float, int]]:
+        """Return (cosine, row) of rows that the collection has not removed."""
+        present = np.setdiff1d(rows, self.removed, assume_unique=True)
+        if not len(present):
+            return []
+        scores, order = rank_rows(self.vectors, query_E, present, count=len(present))
+        return list(zip(scores.tolist(), order.tolist(), strict=True))
 
     def search(
         self, query_E: NDArray[np.float64], *, count: int, per_image: int, backend: str
@@ -238,6 +319,12 @@ class _KindRows:
             request = min(8 * request, self.available)
 
 
+def _best(scores_N: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Return the positions of the highest scores above 0, equal ones by position."""
+    rows = np.flatnonzero(scores_N > 0)
+    return rows[np.argsort(-scores_N[rows], kind="stable")[:count]]
+
+
 def search(
     index: Index,
     query: Query,
@@ -247,7 +334,18 @@ def search(
     kind: str = "both",
     per_image: int = 1,
     backend: str = "exact",
+    text_weight: float = TEXT_WEIGHT,
 ) -> tuple[list[Hit], Box | None]:
     """Return the hits of a query, and the query's box in [0, 1] of its image. See `Query` and `Index.nearest`."""
-    vector_E, box = embed_query(model, query)
-    return index.nearest(vector_E, count=count, kind=kind, per_image=per_image, backend=backend), box
+    vector_E, box, terms = embed_query(model, query)
+    hits = index.nearest(
+        vector_E,
+        count=count,
+        kind=kind,
+        per_image=per_image,
+        backend=backend,
+        terms=terms,
+        text=query.text or "",
+        text_weight=text_weight,
+    )
+    return hits, box

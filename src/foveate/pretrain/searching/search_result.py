@@ -58,6 +58,9 @@ def write_search(
                     "phrase": hit.phrase,
                     "caption": hit.caption,
                     "problem": problem,
+                    "path": hit.path,
+                    "z": None if hit.z is None else round(hit.z, 3),
+                    "text": round(hit.text, 4),
                 }
             )
         )

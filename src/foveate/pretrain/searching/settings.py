@@ -32,12 +32,23 @@ class IndexSettings(Settings):
     retry: bool = Field(False, description="retry images that could not be read before")
 
 
+# Chosen by benchmarks/search_quality.py, see docs/verbs/search.md.
+TEXT_WEIGHT = 4.0
+
+
 class HitSettings(Settings):
     """Settings of a search: the hits to return."""
 
     count: int = Field(20, ge=1, description="maximum number of hits")
     kind: Literal["images", "regions", "both"] = Field("both", description="kinds of results")
     per_image: int = Field(1, ge=1, description="maximum number of hits from one image")
+    text_weight: float = Field(
+        TEXT_WEIGHT,
+        ge=0,
+        le=100,
+        description="weight of the query's words in captions and file names, in standard deviations of the cosine; 0 "
+        "ignores captions and names",
+    )
     backend: Literal["exact", "faiss"] = Field(
         "exact", description="search exactly, or with faiss (extra), which is approximate for large indexes"
     )

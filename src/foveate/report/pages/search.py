@@ -31,8 +31,14 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
             "model": r.model,
             "command": command_text(r.command),
             "overlay": Overlay,
+            "file_uri": file_uri,
         },
     )
+
+
+def file_uri(path: str) -> str:
+    """Return the link to a file of this machine; "" unless the path is absolute."""
+    return Path(path).as_uri() if Path(path).is_absolute() else ""
 
 
 def _query_parts(query: Query) -> str:

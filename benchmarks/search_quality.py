@@ -1,0 +1,257 @@
+"""How good are the first five hits: rules that rank images, regions and texts, on built-in collections.
+
+    python -m benchmarks.search_quality --model runs/tour/cloc-seed0/model --out bench
+
+20 plain and 15 harder queries to emoji, clip art and scenes. A hit is right if its names or its category are those that
+the query means; both are stored with the images and never given to the rules, except that names are also captions. So
+three sets of captions are searched: as they are, missing for half of the images, and of other images. The score of a
+query is the share of right hits among the first five, or among as many as there are right images.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.core.progress import track
+from foveate.core.seeds import generator
+from foveate.pretrain.searching.index_folder import IMAGE, REGION
+from foveate.pretrain.searching.search import Index
+from foveate.records.bm25 import TextIndex
+from foveate.records.builtin import load_cutouts
+from foveate.records.collection import Collection
+from foveate.records.writer import CollectionWriter
+
+FIRST = 5
+Scores = NDArray[np.float64]
+# query -> words of names, patterns of "category/subcategory"
+PLAIN: dict[str, tuple[str, str]] = {
+    "a boat": ("boat sailboat ship canoe speedboat ferry yacht", "boating|transport-water"),
+    "a car": ("car automobile taxi racecar cab", "transportation/vehicles"),
+    "a dog": ("dog poodle puppy", "mammals/dogs"),
+    "a cat": ("cat kitten", "housecats|cat-face"),
+    "a bird": (
+        "bird parrot eagle duck owl penguin swan chicken rooster dove flamingo peacock chick",
+        "animal-bird|animals/birds",
+    ),
+    "a fish": ("fish blowfish shark tuna", "animals/fish"),
+    "a flower": ("flower rose tulip sunflower blossom hibiscus daisy bouquet", "plant-flower|plants/flowers"),
+    "a tree": ("tree palm", "plants/trees"),
+    "a house": ("house home cottage", "buildings/homes"),
+    "an apple": ("apple", ""),
+    "a book": ("book books notebook", "education/books"),
+    "a clock": ("clock watch", "signs_and_symbols/clocks"),
+    "a hat": ("hat cap helmet", "clothing/hats"),
+    "a heart": ("heart hearts", "Emotion/heart|valentines"),
+    "a computer": ("computer laptop desktop pc monitor", "computer/hardware"),
+    "a telephone": ("phone telephone", "office/telephone|Objects/phone"),
+    "a guitar": ("guitar banjo", ""),
+    "a star": ("star stars", ""),
+    "a cup of coffee": ("coffee hot_beverage teacup tea mug cup", ""),
+    "a woman": ("woman women girl lady princess mother", ""),
+}
+HARDER: dict[str, tuple[str, str]] = {
+    "something to eat": ("", "food-|food/(?!beverages)|food$"),
+    "something to drink": ("", "Drink/drink|food/beverages"),
+    "a wild animal": (
+        "lion tiger elephant bear wolf leopard gorilla zebra giraffe rhinoceros hippopotamus crocodile fox",
+        "big_cats|mammals/bears",
+    ),
+    "an insect": ("", "animal-bug|animals/bugs"),
+    "things to wear": ("", "clothing"),
+    "playing music": ("", "musical-instrument|recreation/music|Objects/music"),
+    "doing sports": ("", "sport"),
+    "bad weather": ("rain thunder lightning tornado storm snow cloud umbrella fog cyclone", "weather(?!.*sun)"),
+    "the flag of a country": ("flag", "signs_and_symbols/flags(?!/semaphore)"),
+    "tools for repairs": ("", "Objects/tool|^tools"),
+    "something that flies": (
+        "airplane helicopter bird eagle bee butterfly balloon parachute rocket plane",
+        "transport-air|animal-bird|animals/birds",
+    ),
+    "a happy face": ("smiling smile grinning happy laughing joy", "face-smiling|people/smilies"),
+    "somebody at work": (
+        "worker cook farmer teacher judge mechanic scientist doctor firefighter policeman officer",
+        "person-role",
+    ),
+    "fruit from the garden": ("", "food-fruit|food/fruit"),
+    "writing a letter": ("letter envelope pen pencil paper memo mailbox", "Objects/(writing|mail|book-paper)"),
+}
+CAMERA = "IMG_{:04d}"
+
+
+@dataclass(frozen=True)
+class Data:
+    """A collection with what its images are called; `names_N` and `groups_N` belong to the judge alone."""
+
+    name: str
+    keys: list[str]
+    names_N: list[str]
+    groups_N: list[list[str]]
+    captions_N: list[list[str]]
+
+    def judge(self, words: str, pattern: str) -> NDArray[np.bool_]:
+        """Mark the images [N] that a query means."""
+        named = re.compile(rf"\b({'|'.join(words.split())})\b", re.IGNORECASE) if words else None
+        grouped = re.compile(pattern) if pattern else None
+        return np.array(
+            [
+                bool(named and named.search(names)) or bool(grouped and any(map(grouped.search, groups)))
+                for names, groups in zip(self.names_N, self.groups_N, strict=True)
+            ]
+        )
+
+
+def read_data(name: str, collection: Collection, keys: Sequence[str]) -> Data:
+    """Read names, categories and captions of the images that an index has."""
+    cutouts = {cutout.id: cutout for cutout in load_cutouts()}
+    names, groups, captions = [], [], []
+    scenes = collection.grouped("scenes") if name == "scenes" else None
+    for key in keys:
+        row = collection.find_row(key)
+        texts = [caption.text for caption in collection.read_captions(row) if caption.kind in CAPTIONS]
+        captions.append(texts)
+        if scenes is None:
+            labels = collection.read_labels(row)
+            names.append(" ".join([*texts, labels.get("concept", "")]))
+            groups.append([f"{labels['category']}/{labels['subcategory']}"])
+        else:
+            start, _ = scenes.bounds(row)
+            visible = [thing for thing in json.loads(scenes.texts("objects", start, start + 1)[0]) if thing["box"]]
+            names.append(" ".join(thing["phrase"] for thing in visible))
+            things = [cutouts[thing["cutout"]] for thing in visible if thing["cutout"] in cutouts]
+            groups.append([f"{thing.category}/{thing.subcategory}" for thing in things])
+    return Data(name, list(keys), names, groups, captions)
+
+
+# "alt" of scenes names some of the things; the other captions of scenes name everything exactly, which nobody has.
+CAPTIONS = ("title", "keywords", "description", "alt")
+
+
+def copy_part(tour: Collection, name: str, target: Path, *, count: int) -> None:
+    """Copy images of the tour's collection with the captions that a user could have; nothing of the judge's."""
+    of_source = tour.rows(where={"source": name})
+    # Scenes of training have been seen with exact captions; singles have no such half.
+    of_source = of_source[tour.splits[of_source] == "test"] if name == "scenes" else of_source
+    rows = np.sort(generator("search quality", name).permutation(of_source)[:count])
+    with CollectionWriter(target, name=name, license=tour.license, source=name) as writer:
+        for row in track(rows.tolist(), description=f"copying {name}"):
+            captions = [caption for caption in tour.read_captions(row) if caption.kind in CAPTIONS]
+            writer.add(tour.keys[row], tour.image_bytes(row), captions=captions)
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """Cosines of queries [Q, N] with images and with the best box of each image."""
+
+    images_QN: Scores
+    regions_QN: Scores
+
+
+def measure(index: Index, vectors_QE: Scores) -> tuple[list[str], Cosines]:
+    """Score every image of an index, and its best region."""
+    rows = {kind: index.rows_of(kind) for kind in (IMAGE, REGION)}
+    keys = rows[IMAGE].rows["key"].to_pylist()
+    cosines = {kind: vectors_QE @ np.concatenate(rows[kind].vectors).T for kind in rows}
+    position = {key: number for number, key in enumerate(keys)}
+    owner_R = np.array([position[key] for key in rows[REGION].rows["key"].to_pylist()])
+    best_QN = np.full(cosines[IMAGE].shape, -1.0)
+    for query, scores_R in enumerate(cosines[REGION]):
+        np.maximum.at(best_QN[query], owner_R, scores_R)
+    return keys, Cosines(cosines[IMAGE], best_QN)
+
+
+def standardize(scores_QN: Scores, random_QN: Scores) -> Scores:
+    """Return standard deviations above the scores of random queries."""
+    return (scores_QN - random_QN.mean()) / random_QN.std()
+
+
+def center(scores_QN: Scores, random_QN: Scores) -> Scores:
+    """Subtract what each image scores with random queries on average."""
+    return scores_QN - random_QN.mean(axis=0)
+
+
+def reciprocal_ranks(scores_QN: Scores) -> Scores:
+    """Return 1 / (60 + rank); 0 for images without a score.
+
+    Source: Cormack, Clarke and Buettcher, Reciprocal Rank Fusion (2009).
+    """
+    order_QN = np.argsort(np.argsort(-scores_QN, axis=1, kind="stable"), axis=1, kind="stable")
+    return np.where(scores_QN > 0, 1 / (61 + order_QN), 0)
+
+
+def rank_rules(query: Cosines, random: Cosines, text_QN: Scores) -> dict[str, Scores]:
+    """Return the scores of every rule; higher is better."""
+    images, regions = query.images_QN, query.regions_QN
+    z_images, z_regions = standardize(images, random.images_QN), standardize(regions, random.regions_QN)
+    c_images, c_regions = (
+        standardize(center(scores, base), center(base, base))
+        for scores, base in ((images, random.images_QN), (regions, random.regions_QN))
+    )
+    rules = {
+        "images": images,
+        "regions": regions,
+        "both, cosines": np.maximum(images, regions),
+        "both, z": np.maximum(z_images, z_regions),
+        "both, mean z": (z_images + z_regions) / 2,
+        "images, centered": c_images,
+        "both, centered z": np.maximum(c_images, c_regions),
+        "both, mean centered z": (c_images + c_regions) / 2,
+        "text": text_QN,
+    }
+    for dense, z in (("images", z_images), ("both, mean z", rules["both, mean z"])):
+        rules[f"{dense} + text, ranks"] = reciprocal_ranks(z + 100) + reciprocal_ranks(text_QN)
+        for weight in (1, 2, 4, 8):
+            rules[f"{dense} + {weight} text"] = z + weight * text_QN
+    return rules
+
+
+def score_first(scores_N: Scores, right_N: NDArray[np.bool_]) -> float:
+    """Return the share of right images among the first five, or among as many as there are."""
+    first = np.argsort(-scores_N, kind="stable")[: min(FIRST, int(right_N.sum()))]
+    return float(right_N[first].mean())
+
+
+def hide_captions(data: Data, how: str) -> list[list[str]]:
+    """Return what a text index has of each image: captions "as they are", "half" of them, or "wrong" ones."""
+    rng = generator("search quality captions", data.name)
+    camera = [CAMERA.format(number) for number in range(len(data.keys))]
+    if how == "half":
+        hidden = rng.random(len(camera)) < 0.5
+        return [
+            [name] if hide else [name, *texts]
+            for name, texts, hide in zip(camera, data.captions_N, hidden, strict=True)
+        ]
+    order = rng.permutation(len(camera)) if how == "wrong" else np.arange(len(camera))
+    return [[name, *data.captions_N[row]] for name, row in zip(camera, order.tolist(), strict=True)]
+
+
+HIDDEN = ("as they are", "half", "wrong")
+SETS = {"plain": PLAIN, "harder": HARDER}
+# query set, captions, images or shuffled images, rule -> score of each query
+Table = dict[tuple[str, str, str, str], list[float]]
+
+
+def evaluate(data: Data, queries: Cosines, random: Cosines) -> Table:
+    """Score every rule with every query that an image answers."""
+    table: Table = {}
+    texts = [*PLAIN, *HARDER]
+    order = generator("search quality shuffled", data.name).permutation(len(data.keys))
+    shuffled = [Cosines(scores.images_QN[:, order], scores.regions_QN[:, order]) for scores in (queries, random)]
+    for captions in HIDDEN:
+        index = TextIndex.build(hide_captions(data, captions))
+        text_QN = np.stack([index.score(text) for text in texts])
+        for images, (query, base) in (("images", (queries, random)), ("shuffled images", shuffled)):
+            for rule, scores_QN in rank_rules(query, base, text_QN).items():
+                for name, judged in SETS.items():
+                    for text, (words, pattern) in judged.items():
+                        right_N = data.judge(words, pattern)
+                        if right_N.any():
+                            score = score_first(scores_QN[texts.index(text)], right_N)
+                            table.setdefault((name, captions, images, rule), []).append(score)
+    return table
