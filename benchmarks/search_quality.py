@@ -1,6 +1,6 @@
 """How good are the first five hits: rules that rank images, regions and texts, on built-in collections.
 
-    python -m benchmarks.search_quality --model runs/tour/cloc-seed0/model --out bench
+    foveate tour && python -m benchmarks.search_quality --out bench
 
 20 plain and 15 harder queries to emoji, clip art and scenes. A hit is right if its names or its category are those that
 the query means; both are stored with the images and never given to the rules, except that names are also captions. So
@@ -10,23 +10,31 @@ query is the share of right hits among the first five, or among as many as there
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common import machine
+from foveate.core.files import write_json_atomically
 from foveate.core.progress import track
 from foveate.core.seeds import generator
+from foveate.pretrain.searching.calibration import draw_texts
+from foveate.pretrain.searching.index import build_index, unit
 from foveate.pretrain.searching.index_folder import IMAGE, REGION
 from foveate.pretrain.searching.search import Index
 from foveate.records.bm25 import TextIndex
 from foveate.records.builtin import load_cutouts
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
+from foveate.vision.localizer.folder import load_model
+from foveate.vision.localizer.inference import embed_phrases
 
 FIRST = 5
 Scores = NDArray[np.float64]
@@ -255,3 +263,65 @@ def evaluate(data: Data, queries: Cosines, random: Cosines) -> Table:
                             score = score_first(scores_QN[texts.index(text)], right_N)
                             table.setdefault((name, captions, images, rule), []).append(score)
     return table
+
+
+def interval(scores: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean and its 95 % interval over resampled queries."""
+    values = np.asarray(scores)
+    draws = generator("search quality interval").integers(0, len(values), (2000, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
+
+
+def print_table(table: Table, *, base: str) -> list[dict[str, Any]]:
+    """Print mean scores by rule, and their differences from the rule `base` on the same queries; return the rows."""
+    rows = []
+    for (name, captions, images, rule), scores in table.items():
+        mean, low, high = interval(scores)
+        pairs = np.subtract(scores, table[name, captions, images, base])
+        gain, gain_low, gain_high = interval(pairs)
+        row = {"queries": name, "captions": captions, "images": images, "rule": rule, "n": len(scores)}
+        rows.append(row | {"score": [mean, low, high], "gain": [gain, gain_low, gain_high]})
+        print(
+            f"{name:7} {captions:11} {images:15} {rule:28} n {len(scores):3}  {mean:.2f} ({low:.2f} to {high:.2f})  "
+            f"{gain:+.2f} ({gain_low:+.2f} to {gain_high:+.2f})"
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tour", type=Path, default=Path("runs/tour"), help="run folder of `foveate tour`")
+    parser.add_argument("--model", default="cloc-seed0", help="model of the tour")
+    parser.add_argument(
+        "--sources", nargs="+", choices=["emoji", "clipart", "scenes"], default=["emoji", "clipart", "scenes"]
+    )
+    parser.add_argument("--images", type=int, default=800, help="images of each source")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/search-quality"), help="folder for collections and indexes"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    options = parser.parse_args()
+    tour = Collection.open(options.tour / "collection")
+    folder = options.tour / options.model / "model"
+    model = load_model(folder)
+    queries_QE, random_QE = (unit(embed_phrases(model, texts)) for texts in ([*PLAIN, *HARDER], draw_texts()))
+    total: Table = {}
+    for name in options.sources:
+        target = options.work / f"{name}-{options.images}"
+        copy_part(tour, name, target, count=options.images)
+        out = options.work / f"{name}-{options.images}-{options.model}"
+        # The grid, since nearly nobody has boxes.
+        build_index(folder, target, out, regions="grid")
+        index = Index.open(out)
+        keys, queries = measure(index, queries_QE)
+        _, random = measure(index, random_QE)
+        for key, scores in evaluate(read_data(name, tour, keys), queries, random).items():
+            total.setdefault(key, []).extend(scores)
+    rows = print_table(total, base="both, cosines")
+    content = {"machine": machine(), "images": options.images, "sources": options.sources, "rows": rows}
+    write_json_atomically(options.out / "search-quality.json", content)
+
+
+if __name__ == "__main__":
+    main()

@@ -53,9 +53,11 @@ def test_index_and_search(foveate: Run, place: Path, tmp_path: Path) -> None:
     found = foveate("search", "mine", "a red disc", "--count", "4")
     assert found.code == 0, found.err
     assert len(re.findall(r"^ +\d+  [+-]\d\.\d{3}  \S+", found.out, re.MULTILINE)) == 4
-    page = (tmp_path / "runs" / "search" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "runs" / "search" / "a-red-disc" / "report.html").read_text(encoding="utf-8")
     assert page.count("<figure") == 4
     assert 'src="http' not in page
+    assert foveate("search", "mine", "A red disc!", "--count", "1").code == 0
+    assert (tmp_path / "runs" / "search" / "a-red-disc-2" / "report.html").is_file()
 
 
 def test_a_box_in_an_image(foveate: Run, index: Path, image: Path) -> None:
@@ -68,7 +70,7 @@ def test_a_box_in_an_image(foveate: Run, index: Path, image: Path) -> None:
     width, height = (int(collection.index[name][row]) for name in ("width", "height"))
     by_pixel = foveate(*arguments, "--box", f"0,0,{width / 2},{height}", "--pixels").json
     assert by_pixel["results"] == by_fraction["results"]
-    stored = json.loads((Path("runs") / "search" / "result.json").read_text(encoding="utf-8"))
+    stored = json.loads((Path("runs") / "search" / "a-disc-2" / "result.json").read_text(encoding="utf-8"))
     assert stored["results"] == by_pixel["results"]
 
 
@@ -80,7 +82,7 @@ def test_an_image_that_has_gone_bad_is_said(foveate: Run, place: Path, tmp_path:
     found = foveate("search", "mine", "a red disc", "--count", "2", "--json")
     assert found.code == 0, found.err
     assert all("is missing" in hit["problem"] for hit in found.json["results"]["hits"])
-    assert "is missing" in (tmp_path / "runs" / "search" / "report.html").read_text(encoding="utf-8")
+    assert "is missing" in (tmp_path / "runs" / "search" / "a-red-disc" / "report.html").read_text(encoding="utf-8")
 
 
 def test_mistakes(foveate: Run, index: Path, image: Path, place: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from foveate import Box, Hit, PixelBox, UserError
 from foveate.pretrain.api import Location, Model
 from foveate.pretrain.searching import faiss_backend
 from foveate.pretrain.searching.index import build_index
-from foveate.pretrain.searching.index_folder import Description
+from foveate.pretrain.searching.index_folder import RANDOM_TEXTS, Description
 from foveate.pretrain.searching.query import Query, embed_query
 from foveate.pretrain.searching.search import Index, search
 from foveate.pretrain.train import build_model
+from foveate.records.bm25 import TextIndex
 from foveate.records.collection import Collection
 from foveate.records.scenes.clip_files import write_frames
 from foveate.records.writer import CollectionWriter
@@ -58,7 +60,7 @@ def image_of(folder: Path, key: str) -> bytes:
 def test_an_image_finds_itself(folder: Path, index: foveate.SearchIndex) -> None:
     for key in ("train-00", "test-05"):
         best = index.search(image=image_of(folder, key), kind="images", count=3)[0]
-        assert (best.key, best.kind, best.box) == (key, "image", None)
+        assert (best.key, best.kind, best.box) == (key, "images", None)
         assert best.score == pytest.approx(1, abs=1e-5)
         assert best.caption
 
@@ -70,7 +72,7 @@ def test_a_box_finds_itself(folder: Path, index: foveate.SearchIndex) -> None:
     width, height = (int(collection.index[name][row]) for name in ("width", "height"))
     for box in (region.box, region.box.to_pixels(width, height)):
         best = index.search(image=collection.image_bytes(row), box=box, kind="regions", count=1)[0]
-        assert (best.key, best.phrase, best.kind) == ("test-02", region.phrase, "region")
+        assert (best.key, best.phrase, best.kind) == ("test-02", region.phrase, "regions")
         assert best.score == pytest.approx(1, abs=1e-4)
         assert best.box is not None
         np.testing.assert_allclose(best.box.to_array(), region.box.to_array(), atol=1e-6)
@@ -78,13 +80,62 @@ def test_a_box_finds_itself(folder: Path, index: foveate.SearchIndex) -> None:
 
 def test_hits_are_ordered_by_their_cosines(index: foveate.SearchIndex) -> None:
     vector = index.model.encode_text(["a red disc"])[0].astype(np.float64)
-    hits = index.search("a red disc", count=1000, kind="regions", per_image=1000)
+    hits = index.search("a red disc", count=1000, kind="regions", per_image=1000, text_weight=0)
     assert len(hits) == index.index.description.counts["regions"]
     scores = [hit.score for hit in hits]
     assert scores == sorted(scores, reverse=True)
     segment = next(segment for segment in index.index.description.segments if segment.kind == "region")
     vectors = segment.embeddings(index.index.folder).astype(np.float64)
     assert scores[0] == pytest.approx((vectors @ vector).max() / np.linalg.norm(vector), abs=1e-6)
+
+
+def test_kinds_are_calibrated_against_random_words(index: foveate.SearchIndex) -> None:
+    random = np.load(index.index.folder / RANDOM_TEXTS).astype(np.float64)
+    opened = index.index
+    for part, kind in (("image", "images"), ("region", "regions")):
+        rows = opened.rows_of(part)
+        keys = np.array(rows.rows["key"].to_pylist())
+        cosines = random @ np.concatenate(rows.vectors).astype(np.float64).T
+        best = np.stack([cosines[:, keys == key].max(axis=1) for key in np.unique(keys)])
+        assert opened.description.spreads["text"][part] == pytest.approx((best.mean(), best.std()), abs=2e-6)
+        for hit in index.search("a red disc", kind=kind, count=5, text_weight=0):
+            assert hit.z == pytest.approx((hit.score - best.mean()) / best.std(), abs=1e-3)
+    both = index.search("a red disc", count=32, text_weight=0)
+    assert [hit.z for hit in both] == sorted((hit.z for hit in both), reverse=True)  # type: ignore[type-var]
+    assert all(hit.z is None for hit in opened.nearest(random[0]))
+
+
+def test_words_of_captions_and_keys_lift_their_images(index: foveate.SearchIndex) -> None:
+    collection = index.index.collection
+    text = "zebra train-07"
+    assert index.search(text, text_weight=0) != index.search(text)
+    best = index.search(text, kind="images", text_weight=100)[0]
+    # "train" is in many keys; the number is in few.
+    assert "07" in best.key
+    assert 0 < best.text < 1
+    hits = index.search("a red disc", count=32, kind="images", text_weight=2.5)
+    scores = {hit.key: hit.z + 2.5 * hit.text for hit in hits if hit.z is not None}
+    assert list(scores) == sorted(scores, key=lambda key: -scores[key])
+    documents = [
+        [key, *(c.text for c in collection[key].captions)]
+        for key in index.index.rows_of("image").rows["key"].to_pylist()
+    ]
+    expected = TextIndex.build(documents).score("a red disc")
+    keys = index.index.rows_of("image").rows["key"].to_pylist()
+    assert {hit.key: hit.text for hit in hits} == pytest.approx(dict(zip(keys, expected.tolist(), strict=True)))
+
+
+def test_an_index_of_an_old_release_is_searched_by_cosines(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    described = replace(Description.read(copy / "my-index"), spreads={}, texts="")
+    described.write(copy / "my-index")
+    hits = foveate.open_index(copy / "my-index").search("a red disc")
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert {hit.z for hit in hits} == {None}
+    build_index(copy / "model", copy / "my-images", copy / "my-index")
+    assert foveate.open_index(copy / "my-index").search("a red disc") == foveate.open_index(folder / "my-index").search(
+        "a red disc"
+    )
 
 
 def test_max_hits_per_image(index: foveate.SearchIndex) -> None:
@@ -104,10 +155,13 @@ def test_the_sum_is_the_weighted_sum_of_unit_vectors(folder: Path, index: foveat
     image = index.model.encode_images([data])[0].astype(np.float64)
     query = Query(text="a red disc", image=data, negative="blue", weights={"text": 2, "negative": 0.5})
     expected = 2 * text + image - 0.5 * negative
-    vector, box = embed_query(network, query)
+    vector, box, terms = embed_query(network, query)
     assert box is None
     np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-6)
     assert query.parts == ["text", "image", "negative"]
+    np.testing.assert_allclose(
+        [terms[part] for part in query.parts], np.array([2, 1, -0.5]) / np.linalg.norm(expected), atol=1e-6
+    )
     box_query = Query(image=data, box=Box(0.1, 0.1, 0.6, 0.9))
     assert box_query.parts == ["box"]
     z = index.model.encode_regions(data, [Box(0.1, 0.1, 0.6, 0.9)])[0]

@@ -13,7 +13,6 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.core.progress import track
-from foveate.pretrain.evaluate import baseline_boxes
 from foveate.pretrain.searching.settings import LOCATE_RULES
 from foveate.records.geometry import Placement, View
 from foveate.records.images import BadImage, check, decode
@@ -161,6 +160,9 @@ def _choose_rule(model: LocalizingModel, rule: str | None) -> str:
 def _locate_encoded(
     model: LocalizingModel, encoded: EncodedImage, phrase: str, text_1E: torch.Tensor, *, rule: str, seed: int
 ) -> PhraseBoxes:
+    # A search reads images with this module; evaluation would bring SciPy along.
+    from foveate.pretrain.evaluate import baseline_boxes
+
     tokens, placement = encoded.tokens, encoded.placement
     index = torch.zeros(1, dtype=torch.int64, device=model.device)
     inside = {

@@ -36,6 +36,7 @@ _IMAGES = 2000
 _BLOCK = 32  # queries at a time: 10 MB of cosines for 2,000 images with a grid
 # Below this the vectors are all alike, and noise would be divided by nearly nothing.
 _MIN_STD = 1e-6
+_PART_OF = {"negative": "text"}
 # A part of a query (text, image, box) -> a kind of rows (image, region) -> mean and standard deviation
 Spreads = Mapping[str, Mapping[str, tuple[float, float]]]
 
@@ -60,7 +61,7 @@ def draw_texts() -> list[str]:
 
 
 def combine_spreads(spreads: Spreads, terms: Mapping[str, float]) -> dict[str, Spread]:
-    """Return the spread of each kind's cosines with a weighted sum of random parts; {} where one was not measured.
+    """Return the spread of each kind's cosines with a weighted sum of random parts, of the kinds that were measured.
 
     Parts are taken as independent: means add, and so do variances.
 
@@ -69,14 +70,12 @@ def combine_spreads(spreads: Spreads, terms: Mapping[str, float]) -> dict[str, S
     """
     by_kind = {}
     for kind in KINDS:
-        mean = variance = 0.0
-        for part, factor in terms.items():
-            spread = spreads.get("text" if part == "negative" else part, {}).get(kind)
-            if spread is None:
-                return {}
-            mean += factor * spread[0]
-            variance += (factor * spread[1]) ** 2
-        by_kind[kind] = Spread(mean, max(variance**0.5, _MIN_STD))
+        parts = [(factor, spreads.get(_PART_OF.get(part, part), {}).get(kind)) for part, factor in terms.items()]
+        known = [(factor, *spread) for factor, spread in parts if spread is not None]
+        if len(known) == len(parts):
+            mean = sum(factor * mean for factor, mean, _ in known)
+            variance = sum((factor * std) ** 2 for factor, _, std in known)
+            by_kind[kind] = Spread(mean, max(variance**0.5, _MIN_STD))
     return by_kind
 
 

@@ -178,6 +178,8 @@ class Index:
                 f"{self.folder}: no {kind if kind != 'both' else 'rows'} of the index are still in the collection "
                 f"({counts['images']} images, {counts['regions']} regions)"
             )
+        if any(KINDS_OF[kind][order] not in spreads for order, _ in candidates):
+            spreads, texts_N = {}, np.zeros(0)
         ranked = []
         for (order, row), cosine in candidates.items():
             name = KINDS_OF[kind][order]
