@@ -212,10 +212,10 @@ def rank_rules(query: Cosines, random: Cosines, text_QN: Scores) -> dict[str, Sc
         "both, mean centered z": (c_images + c_regions) / 2,
         "text": text_QN,
     }
-    for dense, z in (("images", z_images), ("both, mean z", rules["both, mean z"])):
-        rules[f"{dense} + text, ranks"] = reciprocal_ranks(z + 100) + reciprocal_ranks(text_QN)
-        for weight in (1, 2, 4, 8):
-            rules[f"{dense} + {weight} text"] = z + weight * text_QN
+    z = rules["both, z"]
+    rules["both, z + text, ranks"] = reciprocal_ranks(z - z.min() + 1) + reciprocal_ranks(text_QN)
+    for weight in (1, 2, 4, 8):
+        rules[f"both, z + {weight} text"] = z + weight * text_QN
     return rules
 
 
@@ -249,19 +249,19 @@ def evaluate(data: Data, queries: Cosines, random: Cosines) -> Table:
     """Score every rule with every query that an image answers."""
     table: Table = {}
     texts = [*PLAIN, *HARDER]
+    right_QN = np.stack([data.judge(*meant) for judged in SETS.values() for meant in judged.values()])
     order = generator("search quality shuffled", data.name).permutation(len(data.keys))
     shuffled = [Cosines(scores.images_QN[:, order], scores.regions_QN[:, order]) for scores in (queries, random)]
     for captions in HIDDEN:
         index = TextIndex.build(hide_captions(data, captions))
         text_QN = np.stack([index.score(text) for text in texts])
-        for images, (query, base) in (("images", (queries, random)), ("shuffled images", shuffled)):
-            for rule, scores_QN in rank_rules(query, base, text_QN).items():
-                for name, judged in SETS.items():
-                    for text, (words, pattern) in judged.items():
-                        right_N = data.judge(words, pattern)
-                        if right_N.any():
-                            score = score_first(scores_QN[texts.index(text)], right_N)
-                            table.setdefault((name, captions, images, rule), []).append(score)
+        for images, (cosines, base) in (("images", (queries, random)), ("shuffled images", shuffled)):
+            for rule, scores_QN in rank_rules(cosines, base, text_QN).items():
+                for query, text in enumerate(texts):
+                    if right_QN[query].any():
+                        score = score_first(scores_QN[query], right_QN[query])
+                        name = "plain" if text in PLAIN else "harder"
+                        table.setdefault((name, captions, images, rule), []).append(score)
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -114,6 +115,42 @@ def test_mistakes(foveate: Run, index: Path, image: Path, place: Path, tmp_path:
     wrong = foveate("index", place / "model", place / "shapes", "--regions", "box")
     assert wrong.code == 2
     assert "Did you mean 'boxes'" in wrong.err
+
+
+def test_interactive_answers_line_by_line(foveate: Run, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "a red disc\n\n" + "blue\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    ended = foveate("search", index, "green", "--interactive", "--json", "--count", "2", "--kind", "images")
+    answers = [json.loads(line) for line in ended.out.splitlines()]
+    assert [answer["query"] for answer in answers] == ["green", "a red disc", "blue"]
+    assert all(len(answer["hits"]) == 2 for answer in answers)
+    assert {hit["kind"] for answer in answers for hit in answer["hits"]} == {"images"}
+    assert not Path("runs").exists()
+    monkeypatch.setattr("sys.stdin", io.StringIO("red\nblue\n"))
+    # The negative text cancels the first query out; the second is still answered.
+    ended = foveate("search", index, "--interactive", "--negative", "red", "--count", "1")
+    assert "cancel out" in ended.err
+    assert re.search(r"^blue: 1 hits in \d+ ms$", ended.out, re.MULTILINE)
+    assert foveate("search", index, "--interactive", "--run", "x").code == 2
+
+
+def test_paths_of_referenced_files(foveate: Run, place: Path, tmp_path: Path) -> None:
+    images = tmp_path / "photos"
+    images.mkdir()
+    for number in range(3):
+        tiny.draw([], size=(40 + number, 30), seed=number).save(images / f"redBoat{number}.png")
+    assert foveate("collect", images, "--to", "mine", "--reference", "--quiet").code == 0
+    assert foveate("index", place / "model", "mine", "--regions", "none", "--quiet").code == 0
+    ended = foveate("search", "mine-index", "red boat 2", "--json")
+    best = ended.json["results"]["hits"][0]
+    assert best["path"] == str(images / "redBoat2.png")
+    assert best["text"] > 0.4
+    page = Path(ended.json["paths"]["report"]).read_text(encoding="utf-8")
+    assert (images / "redBoat2.png").as_uri() in page
+    record = Collection.open("mine")[best["key"]]
+    assert record.path == best["path"]
+    assert record.open().size == (42, 30)
+    assert str(images / "redBoat2.png") in foveate("search", "mine-index", "red boat 2").out
 
 
 def test_hostile_words(foveate: Run, index: Path) -> None:

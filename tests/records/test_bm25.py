@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
@@ -56,6 +56,7 @@ def test_scores_are_those_of_the_formula() -> None:
     assert not TextIndex.build(DOCUMENTS).score("unicorn").any()
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(st.text(max_size=12), max_size=3), max_size=6), st.text(max_size=12))
 def test_scores_are_shares(documents: list[list[str]], query: str) -> None:
     scores = TextIndex.build(documents).score(query)

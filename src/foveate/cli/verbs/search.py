@@ -74,8 +74,8 @@ def command(
     from foveate.pretrain.searching.settings import SearchSettings
 
     resolved = validate(SearchSettings, settings, where="foveate search")
-    if interactive and (resolved.image or run):
-        raise click.UsageError("--interactive reads texts: --image and --run have no effect")
+    if interactive and (resolved.image or resolved.box or run):
+        raise click.UsageError("--interactive reads texts: --image, --box and --run have no effect")
     query = None
     if text is not None or not interactive:
         query = Query(

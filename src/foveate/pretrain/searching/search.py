@@ -190,12 +190,11 @@ class Index:
         per_key: Counter[str] = Counter()
         hits: list[Hit] = []
         for _, order, row, cosine, z, match in sorted(ranked):
-            if len(hits) == count:
-                break
-            hit = self._hit(KINDS_OF[kind][order], row, cosine, z, match)
-            per_key[hit.key] += 1
-            if per_key[hit.key] <= per_image:
-                hits.append(hit)
+            name = KINDS_OF[kind][order]
+            key = self.rows_of(name).rows["key"][row].as_py()
+            if len(hits) < count and per_key[key] < per_image:
+                per_key[key] += 1
+                hits.append(self._hit(name, row, cosine, z, match))
         return hits
 
     @cached_property
