@@ -309,7 +309,8 @@ def main() -> None:
     total: Table = {}
     for name in options.sources:
         target = options.work / f"{name}-{options.images}"
-        copy_part(tour, name, target, count=options.images)
+        if not target.exists():
+            copy_part(tour, name, target, count=options.images)
         out = options.work / f"{name}-{options.images}-{options.model}"
         # The grid, since nearly nobody has boxes.
         build_index(folder, target, out, regions="grid")
