@@ -103,14 +103,14 @@ class Data:
     groups_N: list[list[str]]
     captions_N: list[list[str]]
 
-    def judge(self, words: str, pattern: str) -> NDArray[np.bool_]:
+    def judge(self, names: str, pattern: str) -> NDArray[np.bool_]:
         """Mark the images [N] that a query means."""
-        named = re.compile(rf"\b({'|'.join(words.split())})\b", re.IGNORECASE) if words else None
+        named = re.compile(rf"\b({'|'.join(names.split())})\b", re.IGNORECASE) if names else None
         grouped = re.compile(pattern) if pattern else None
         return np.array(
             [
-                bool(named and named.search(names)) or bool(grouped and any(map(grouped.search, groups)))
-                for names, groups in zip(self.names_N, self.groups_N, strict=True)
+                bool(named and named.search(text)) or bool(grouped and any(map(grouped.search, groups)))
+                for text, groups in zip(self.names_N, self.groups_N, strict=True)
             ]
         )
 
@@ -240,7 +240,6 @@ def hide_captions(data: Data, how: str) -> list[list[str]]:
 
 
 HIDDEN = ("as they are", "half", "wrong")
-SETS = {"plain": PLAIN, "harder": HARDER}
 # query set, captions, images or shuffled images, rule -> score of each query
 Table = dict[tuple[str, str, str, str], list[float]]
 
@@ -249,7 +248,7 @@ def evaluate(data: Data, queries: Cosines, random: Cosines) -> Table:
     """Score every rule with every query that an image answers."""
     table: Table = {}
     texts = [*PLAIN, *HARDER]
-    right_QN = np.stack([data.judge(*meant) for judged in SETS.values() for meant in judged.values()])
+    right_QN = np.stack([data.judge(*patterns) for patterns in (PLAIN | HARDER).values()])
     order = generator("search quality shuffled", data.name).permutation(len(data.keys))
     shuffled = [Cosines(scores.images_QN[:, order], scores.regions_QN[:, order]) for scores in (queries, random)]
     for captions in HIDDEN:

@@ -89,9 +89,9 @@ def measure_spreads(folder: Path, description: Description) -> dict[str, dict[st
     if not images.num_rows:
         return {}
     # Evenly spaced, so that the result does not depend on how the run was interrupted.
-    chosen = np.unique(np.linspace(0, images.num_rows - 1, min(_IMAGES, images.num_rows)).astype(np.int64))
-    image_NE = images.take(chosen)
-    owner = positions(regions.keys, among=images.keys.take(pa.array(chosen)))
+    sample = np.unique(np.linspace(0, images.num_rows - 1, min(_IMAGES, images.num_rows)).astype(np.int64))
+    image_NE = images.take(sample)
+    owner = positions(regions.keys, among=images.keys.take(pa.array(sample)))
     rows = np.flatnonzero(owner >= 0)
     # Regions of one image side by side, for the best of each.
     rows = rows[np.argsort(owner[rows], kind="stable")]
@@ -99,19 +99,19 @@ def measure_spreads(folder: Path, description: Description) -> dict[str, dict[st
     texts = read_vectors(folder / RANDOM_TEXTS).astype(np.float32)
     if texts.shape[1] != description.embed_dim:
         raise UserError(f"{folder / RANDOM_TEXTS}: has width {texts.shape[1]}; expected {description.embed_dim}")
-    some = np.unique(np.linspace(0, len(chosen) - 1, _QUERIES).astype(np.int64))
+    some = np.unique(np.linspace(0, len(sample) - 1, _QUERIES).astype(np.int64))
     boxes = np.unique(np.linspace(0, max(0, len(rows) - 1), _QUERIES).astype(np.int64))[: len(rows)]
     queries = {"text": (texts, None), "image": (image_NE[some], some), "box": (region_RE[boxes], owner_R[boxes])}
     return {
         part: {
             kind: spread
             for kind, spread in (
-                (IMAGE, _spread(vectors, own, image_NE, None)),
-                (REGION, _spread(vectors, own, region_RE, owner_R)),
+                (IMAGE, _spread(vectors, image_Q, image_NE, None)),
+                (REGION, _spread(vectors, image_Q, region_RE, owner_R)),
             )
             if spread is not None
         }
-        for part, (vectors, own) in queries.items()
+        for part, (vectors, image_Q) in queries.items()
     }
 
 
@@ -142,7 +142,7 @@ def _load(folder: Path, description: Description, kind: str) -> _Rows:
 
 def _spread(
     queries_QE: NDArray[np.float32],
-    own_Q: NDArray[np.int64] | None,
+    image_Q: NDArray[np.int64] | None,
     vectors_RE: NDArray[np.float32],
     owner_R: NDArray[np.int64] | None,
 ) -> tuple[float, float] | None:
@@ -159,7 +159,7 @@ def _spread(
     cosines = []
     for start in range(0, len(queries_QE), _BLOCK):
         best_QN = np.maximum.reduceat(queries_QE[start : start + _BLOCK] @ vectors_RE.T, starts, axis=1)
-        others = np.ones(best_QN.shape, bool) if own_Q is None else images != own_Q[start : start + _BLOCK, None]
+        others = np.ones(best_QN.shape, bool) if image_Q is None else images != image_Q[start : start + _BLOCK, None]
         cosines.append(best_QN[others].astype(np.float64))
     joined = np.concatenate(cosines)
     if not len(joined):

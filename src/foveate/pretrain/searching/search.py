@@ -215,8 +215,8 @@ class Index:
         """Return the number of the image of each row of a kind, -1 where it has none."""
         if kind not in self._owners:
             keys = self.rows_of(IMAGE).rows["key"]
-            own = self.rows_of(kind).rows["key"]
-            self._owners[kind] = np.arange(len(keys)) if kind == IMAGE else positions(own, among=keys)
+            row_keys = self.rows_of(kind).rows["key"]
+            self._owners[kind] = np.arange(len(keys)) if kind == IMAGE else positions(row_keys, among=keys)
         return self._owners[kind]
 
     def _owned(self, kind: str, images: NDArray[np.int64]) -> NDArray[np.int64]:
