@@ -264,7 +264,7 @@ def evaluate(data: Data, queries: Cosines, random: Cosines) -> Table:
     return table
 
 
-def interval(scores: Sequence[float]) -> tuple[float, float, float]:
+def interval(scores: Sequence[float] | NDArray[Any]) -> tuple[float, float, float]:
     """Return the mean and its 95 % interval over resampled queries."""
     values = np.asarray(scores)
     draws = generator("search quality interval").integers(0, len(values), (2000, len(values)))

@@ -8,6 +8,7 @@ import torch
 
 from foveate.core import progress
 from foveate.pretrain.searching import index, merge
+from foveate.vision.localizer.sources import ModelSource
 
 progress.configure(quiet=True)
 
@@ -15,8 +16,8 @@ progress.configure(quiet=True)
 def prepare(model: str) -> None:
     """Opens the model once for all calls: it only reads, and takes longer than all the rest."""
     torch.set_num_threads(1)
-    opened = index.load_model(Path(model))
-    index.load_model = lambda folder, *, device=None: opened  # pyrefly: ignore[bad-assignment]
+    opened = ModelSource.load(index.find_model(model))
+    ModelSource.load = lambda self, *, device=None: opened  # pyrefly: ignore[bad-assignment]
 
 
 def make(model: str, collection: str, out: str, part: int = 3) -> None:

@@ -124,8 +124,9 @@ class TextIndex:
     def _norms_N(self) -> NDArray[np.float64]:
         """K1 * (1 - B + B * length / mean length) of each document."""
         rows, counts = self._postings
-        lengths = np.bincount(rows, weights=counts, minlength=self.num_documents)
-        return K1 * (1 - B + B * lengths / max(lengths.mean(), 1e-12)) if self.num_documents else lengths
+        lengths = np.bincount(rows, weights=counts, minlength=self.num_documents).astype(np.float64)
+        mean = float(lengths.mean()) if self.num_documents else 0.0
+        return K1 * (1 - B + B * lengths / max(mean, 1e-12))
 
     def idf(self, term: str) -> float:
         """Return the inverse document frequency of a term, highest for one that no document has."""
