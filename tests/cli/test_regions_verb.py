@@ -53,6 +53,12 @@ def test_the_oracle_is_named(foveate: Run, shapes: Path, tmp_path: Path) -> None
     assert "This detector is an oracle" in (tmp_path / "runs" / "regions" / "report.html").read_text("utf-8")
 
 
+def test_without_a_model_the_shipped_detector_is_named(foveate: Run, tiny_collection: Path) -> None:
+    dry = foveate("regions", tiny_collection, "--captions", "alt", "--dry-run")
+    assert dry.code == 0, dry.err
+    assert "NanoDet-g" in dry.err
+
+
 def test_an_unknown_recipe_is_a_wrong_argument(foveate: Run, tiny_collection: Path) -> None:
     ended = foveate("regions", tiny_collection, "--model", "none", "--recipe", "papr")
     assert ended.code == 2

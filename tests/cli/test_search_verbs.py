@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import tiny
 from conftest import Run
@@ -59,6 +60,26 @@ def test_index_and_search(foveate: Run, place: Path, tmp_path: Path) -> None:
     assert 'src="http' not in page
     assert foveate("search", "mine", "A red disc!", "--count", "1").code == 0
     assert (tmp_path / "runs" / "search" / "a-red-disc-2" / "report.html").is_file()
+
+
+def test_a_plain_folder_and_a_ready_model(foveate: Run, tmp_path: Path) -> None:
+    from vision.foreign import save_open_clip
+
+    save_open_clip(tmp_path / "clip")
+    (tmp_path / "photos").mkdir()
+    for name in ("red", "green"):
+        Image.new("RGB", (40, 30), name).save(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "photos" / "cut.png").write_bytes((tmp_path / "photos" / "red.png").read_bytes()[:60])
+    indexed = foveate("index", "clip", "photos")
+    assert indexed.code == 0, indexed.err
+    assert "photos: 2 images by reference, 2 new, 1 unreadable" in indexed.out
+    collect, regions, pretrain = (line.split() for line in indexed.out.splitlines() if line.startswith("  foveate"))
+    assert collect[1:] == ["collect", "photos", "--to", "photos-collection", "--reference"]
+    assert regions[1:] == ["regions", "photos-collection"]
+    assert pretrain[1:] == ["pretrain", "cloc-from-clip", "initial=clip", "--collection", "photos-collection"]
+    assert foveate("search", "photos-index", "red", "--count", "1").code == 0
+    located = foveate("locate", "clip", "photos/red.png", "a red field")
+    assert "never learned places" in located.out
 
 
 def test_a_box_in_an_image(foveate: Run, index: Path, image: Path) -> None:
