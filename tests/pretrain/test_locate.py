@@ -65,6 +65,7 @@ def test_a_large_image_keeps_its_size(model: LocalizingModel) -> None:
 
 def test_rules(model: LocalizingModel, monkeypatch: pytest.MonkeyPatch) -> None:
     data = image((64, 48))
+    answer_at(model, monkeypatch, (0.2, 0.3, 0.6, 0.7))
     for rule in ("head", "candidates"):
         found = locate(model, data, "a red disc", rule=rule)
         assert isinstance(found, PhraseBoxes)

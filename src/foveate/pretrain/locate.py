@@ -105,7 +105,8 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
     Both use one pass over the image.
 
     Args:
-        rule: "head" or "candidates"; by default the model's better one on its validation split.
+        rule: "head" or "candidates"; by default the model's better one on its validation split. Where the head's box
+            has no area, the answer is that of the candidates.
         seed: of the random baseline box.
 
     Raises:
