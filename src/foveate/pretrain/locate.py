@@ -105,18 +105,18 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
     Both use one pass over the image.
 
     Args:
-        rule: "head" or "candidates"; by default the model's better one on its validation split. Where the head's box
-            has no area, the answer is that of the candidates.
+        rule: "head" or "candidates"; by default the model's better one on its validation split, or the candidates where
+            the head's box has no area.
         seed: of the random baseline box.
 
     Raises:
         UserError: for an empty phrase, an unreadable image, or a rule the model does not have.
     """
     _check_phrase(phrase)
-    rule = _choose_rule(model, rule)
+    is_default, rule = rule is None, _choose_rule(model, rule)
     encoded = encode_image_bytes(model, image)
     text_1E = embed_phrases(model, [phrase]).to(model.device)
-    return _locate_encoded(model, encoded, phrase, text_1E, rule=rule, seed=seed)
+    return _locate_encoded(model, encoded, phrase, text_1E, rule=rule, is_default=is_default, seed=seed)
 
 
 @torch.inference_mode()
@@ -129,7 +129,7 @@ def locate_frames(
         UserError: for an empty phrase, or a rule the model does not have.
     """
     _check_phrase(phrase)
-    rule = _choose_rule(model, rule)
+    is_default, rule = rule is None, _choose_rule(model, rule)
     text_1E = embed_phrases(model, [phrase]).to(model.device)
     preprocess = model.image_encoder.preprocess
     located = []
@@ -137,7 +137,7 @@ def locate_frames(
         placement = place_image(preprocess, frame.size, View())
         tokens = model.encode_image_tokens(render_image(preprocess, frame, placement)[None])
         encoded = EncodedImage(tokens, placement, *frame.size)
-        located.append(_locate_encoded(model, encoded, phrase, text_1E, rule=rule, seed=seed))
+        located.append(_locate_encoded(model, encoded, phrase, text_1E, rule=rule, is_default=is_default, seed=seed))
     return located
 
 
@@ -159,7 +159,14 @@ def _choose_rule(model: LocalizingModel, rule: str | None) -> str:
 
 
 def _locate_encoded(
-    model: LocalizingModel, encoded: EncodedImage, phrase: str, text_1E: torch.Tensor, *, rule: str, seed: int
+    model: LocalizingModel,
+    encoded: EncodedImage,
+    phrase: str,
+    text_1E: torch.Tensor,
+    *,
+    rule: str,
+    is_default: bool,
+    seed: int,
 ) -> PhraseBoxes:
     # A search reads images with this module; evaluation would bring SciPy along.
     from foveate.pretrain.evaluate import baseline_boxes
@@ -178,7 +185,8 @@ def _locate_encoded(
     scores = {name: _cosine(model, tokens, placement.to_input(box[None], min_visible=0)[0], text_1E, index)
               for name, box in boxes.items()}  # fmt: skip
     # A box without area is no answer, whichever rule is the better one on other images.
-    rule = rule if scores[rule] is not None else LOCATE_RULES[1]
+    if is_default and scores[rule] is None:
+        rule = LOCATE_RULES[1]
     return PhraseBoxes(
         phrase=phrase,
         rule=rule,

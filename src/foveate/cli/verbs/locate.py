@@ -79,6 +79,8 @@ def command(
     ).to_json()
     folder.write_result(result)
     lines = [_line(name, located) for name in located.boxes]
+    if located.scores[located.rule] is None:
+        lines.append(f"not found: the box of {located.rule} has no area")
     if not network.localizes:
         lines.append(f"this model never learned places: boxes are compared by pooled tokens, a guess; {LEARN_PLACES}")
     finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
@@ -126,4 +128,5 @@ def _line(name: str, located: PhraseBoxes) -> str:
     sides = (located.width, located.height) * 2
     pixels = " ".join(f"{value * side:.0f}" for value, side in zip(box, sides, strict=True))
     cosine = "no area" if score is None else f"cosine {score:+.3f}"
-    return f"{name:<10}  {fractions}  px {pixels}  {cosine}{'  <- selected' if name == located.rule else ''}"
+    mark = "  <- selected" if name == located.rule and score is not None else ""
+    return f"{name:<10}  {fractions}  px {pixels}  {cosine}{mark}"
