@@ -18,6 +18,7 @@ from foveate.core.results import (
     TextTable,
     Value,
 )
+from foveate.species.results import CameraRow, StageRow, TaxonRow
 
 
 class StudyCondition(ResultModel):
@@ -312,6 +313,46 @@ class TourVideo(ResultModel):
     center_iou: float
 
 
+class TourStep(ResultModel):
+    """What a stage did to the shown event, and the answer after it."""
+
+    stage: str
+    did: str
+    answer: str
+    score: float
+
+
+class TourSpecies(ResultModel):
+    """The tour's camera traps.
+
+    Attributes:
+        image, box, file, truth: of the shown image. event_images: of its event. listed: species on the list.
+        animals: images at unseen cameras with an animal. model, prior, shuffled: share of them with the right species
+            by the model alone, with the prior of place, and with priors of shuffled places.
+        stages: all events after each stage. cameras: with places rounded to `digits`. taxa: decided ones, with hours.
+    """
+
+    train_images: int
+    train_cameras: int
+    test_images: int
+    classes: int
+    image: str
+    box: BoxValues | None = None
+    file: str
+    truth: str
+    event_images: int
+    listed: int
+    steps: list[TourStep]
+    animals: int
+    model: float
+    prior: float
+    shuffled: float
+    stages: list[StageRow]
+    cameras: list[CameraRow]
+    taxa: list[TaxonRow]
+    digits: int
+
+
 class TourResult(RunResult):
     """result.json of the tour."""
 
@@ -336,6 +377,7 @@ class TourResult(RunResult):
     captions: dict[str, Any] = {}
     calibration: dict[str, Any] = {}
     federated: dict[str, Any] = {}
+    species: TourSpecies | None = None
     default: str = "head"
     commands: list[Command] = []
     limits: list[str] = []

@@ -1,4 +1,4 @@
-"""The tour: CLIP and CLOC on the same images and budget, a clip, questions, captions, calibration, federation."""
+"""The tour: CLIP and CLOC on the same images and budget, clip, questions, captions, calibration, federation, traps."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ from foveate.studies.tour_ask import RECIPE, tour_ask
 from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
 from foveate.studies.tour_captions import ENCODER, sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
+from foveate.studies.tour_species import FULL, SHORT, tour_species
 from foveate.studies.tour_video import tour_video
 from foveate.vision.feature_cache import CACHE
 from foveate.vision.lite0 import Lite0Encoder
@@ -129,7 +130,7 @@ def tour(
     seeds, steps, test_scenes = settings.seeds, settings.steps, settings.test_scenes
     clock = Clock()
     run = RunFolder.create(run_path, command=command)
-    say("1 of 9: build the collection of built-in images")
+    say("1 of 10: build the collection of built-in images")
     build_tour_collection(
         run.path / "collection",
         train_scenes=settings.scenes,
@@ -148,22 +149,22 @@ def tour(
         tables.append(answers.table)
         first = first or answers
     assert first is not None
-    say("4 of 9: search and locate")
+    say("4 of 10: search and locate")
     result = _result(collection, run, first, tables, seed, seeds, command)
     clock.lap("questions")
-    say("5 of 9: find a thing in a clip")
+    say("5 of 10: find a thing in a clip")
     result["video"] = tour_video(run, first.models["cloc"], seed=seed)
     clock.lap("video")
-    say("6 of 9: ask the shipped model, train one for half a minute")
+    say("6 of 10: ask the shipped model, train one for half a minute")
     result["ask"] = tour_ask(collection, run, seed=seed, device=device, steps=steps)
     clock.lap("ask")
     locator = first.trained["cloc"].model_folder
     assert locator is not None
-    say("7 of 9: captions: the shipped model writes five kinds of text, an encoder is trained on some")
+    say("7 of 10: captions: the shipped model writes five kinds of text, an encoder is trained on some")
     sizes = sizes_of(settings.scenes, steps)
     result["captions"] = tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes)
     clock.lap("captions")
-    say("8 of 9: calibration: fine-tune a network on half of its classes, bring the others back")
+    say("8 of 10: calibration: fine-tune a network on half of its classes, bring the others back")
     encoder = first.models["cloc"].image_encoder
     assert isinstance(encoder, Lite0Encoder), "of the tour's recipes"
     result["calibration"] = tour_calibration(
@@ -176,12 +177,15 @@ def tour(
         epochs=short_epochs(steps),
     )
     clock.lap("calibration")
-    say("9 of 9: federated: cluster and map emoji of eight clients")
+    say("9 of 10: federated: cluster and map emoji of eight clients")
     emoji_features = run.path / FOLDER / "features.npz"
     result["federated"] = tour_federated(
         collection, run, features=emoji_features, seed=seed, rounds=None if steps is None else FEW_ROUNDS
     )
     clock.lap("federated")
+    say("10 of 10: camera traps: recognize animals at cameras that no training image is from")
+    result["species"] = tour_species(run, seed=seed, device=device, size=FULL if steps is None else SHORT)
+    clock.lap("species")
     result["seconds"] = clock.total()
     result["memory_gb"] = round(peak_gigabytes(), 2)
     # Checked against its declaration before it is written: a page never meets a field that it cannot read.
@@ -213,7 +217,7 @@ def _train_and_evaluate(
 ) -> Answers:
     models, embedded, trained, tables = {}, {}, {}, []
     for number, (name, recipe) in enumerate(RECIPES.items(), start=2):
-        say(f"{number} of 9: {TITLES[name][0]}, seed {seed}")
+        say(f"{number} of 10: {TITLES[name][0]}, seed {seed}")
         overrides = [f"training.seed={seed}"]
         if steps is not None:
             overrides += [f"training.steps={steps}", f"training.warmup_steps={min(50, steps // 10)}"]

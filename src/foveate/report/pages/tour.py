@@ -13,7 +13,8 @@ from foveate.report.charts import stacked_bar
 from foveate.report.federated import TourFederated, federated_section
 from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
-from foveate.studies.results import Command, TourResult, TourVideo
+from foveate.report.species import STAGES, draw_hours, draw_map
+from foveate.studies.results import Command, TourResult, TourSpecies, TourVideo
 
 LIMITS = [
     "This is a small model, trained for minutes on a processor, to show the whole way. It is no match for "
@@ -40,6 +41,10 @@ COMMANDS = [
     Command(what="Find a phrase in one image", command='foveate locate my-model photo.jpg "a red kite"'),
     Command(
         what="Find when and where a clip shows a phrase", command='foveate video find my-model clip.mp4 "a red kite"'
+    ),
+    Command(
+        what="Name the animals on camera-trap cards",
+        command="foveate species predict my-species-model cards --out results",
     ),
 ]
 
@@ -126,6 +131,18 @@ def video_section(video: TourVideo) -> dict[str, Any]:
     return {"r": video, "frames": frames, "chart": charts.plot(title, chart)}
 
 
+def species_section(species: TourSpecies) -> dict[str, Any]:
+    """Build the tour's camera traps: one image through every stage, the map and the hours."""
+    return {
+        "r": species,
+        "overlays": [] if species.box is None else [Overlay(species.box, "default")],
+        "steps": [(STAGES.get(step.stage, step.stage), step) for step in species.steps],
+        "stages": [(STAGES.get(row.stage, row.stage), row) for row in species.stages],
+        "map": draw_map(species.cameras),
+        "hours": draw_hours(species.taxa, "events", count=2),
+    }
+
+
 def rules_of(answers: list[Any], default: str) -> list[str]:
     """List all rules that answered, the default first."""
     names = {name for answer in answers for name in answer.boxes}
@@ -165,6 +182,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "marks": MARKS,
         "calibration": calibration_section(r.calibration) if r.calibration else None,
         "federated": federated_section(parse_result(TourFederated, r.federated)) if r.federated else None,
+        "species": species_section(r.species) if r.species else None,
         "models": list(r.models.values()),
         "charts": parts.curves(runs),
         "stack": stacked_bar(dict(stages), title="Time"),
