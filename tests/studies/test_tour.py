@@ -211,6 +211,10 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     assert sum(client["images"] for client in federated["clients"]) == federated["images"] > 1000
     assert all((run / one["image"]).is_file() for group in federated["examples"] for one in group["images"])
     assert result["seconds"]["federated"] < 20
+    species = result["species"]
+    assert [step["stage"] for step in species["steps"]][-1] == "threshold"
+    assert (run / species["image"]).is_file()
+    assert result["seconds"]["species"] < 60
     assert json.loads((run / "result.json").read_text())["table"] == result["table"]
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<html" in page
