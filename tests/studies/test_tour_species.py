@@ -19,7 +19,7 @@ from foveate.species.evaluate import Truth
 from foveate.studies.results import TourSpecies
 from foveate.studies.tour_species import LIST, WORLD, SurveySize, compare_priors, tour_species
 
-TINY = SurveySize(train=48, test=24, epochs=1)
+TINY = SurveySize(train=72, test=24, epochs=1)
 
 
 def test_the_prior_of_true_places_gains_and_its_control_does_not() -> None:
@@ -56,12 +56,13 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TourSpecies]
 
 def test_one_image_passes_every_stage(result: tuple[Path, TourSpecies]) -> None:
     path, species = result
-    names = ["classifier", "temperature", "prior", "species_list", "pooling", "rollup", "threshold"]
-    assert [step.stage for step in species.steps] == names
+    stages = ["classifier", "temperature", "prior", "species_list", "pooling", "rollup", "threshold"]
+    assert species.listed
+    assert [step.stage for step in species.steps] == stages
     assert all(0 <= step.score <= 1 for step in species.steps)
     assert species.truth != "blank"
     assert (path / species.image).is_file()
-    assert len((path / LIST).read_text().split("\n")) == species.listed + 1
+    assert len((path / LIST).read_text().splitlines()) == species.listed
     assert 0 < species.animals < species.test_images == TINY.test
 
 

@@ -151,12 +151,13 @@ def show_image(
     rows = predictions.rows[positions]
     classes, taxa = predictions.classes, predictions.taxa
     names = _list_species(decision["camera"], classes, seed)
-    write_text_atomically(folder / LIST, "\n".join(names) + "\n")
+    write_text_atomically(folder / LIST, "".join(f"{name}\n" for name in names))
     stages = Stages(
         temperature={"temperature": TEMPERATURE},
         # A list switches the prior off by itself; here both are shown.
         prior={**prior, "within_list": True},
-        species_list={"file": folder / LIST},
+        # A very small survey may have trained none of the species that pass here.
+        species_list={"file": folder / LIST if names else None},
         threshold={"threshold": THRESHOLD},
     )
     decisions = decide(
