@@ -19,7 +19,7 @@ from foveate.species.evaluate import Truth
 from foveate.studies.results import TourSpecies
 from foveate.studies.tour_species import LIST, WORLD, SurveySize, compare_priors, tour_species
 
-TINY = SurveySize(train=72, test=24, epochs=1)
+TINY = SurveySize(train=60, test=24, epochs=1)
 
 
 def test_the_prior_of_true_places_gains_and_its_control_does_not() -> None:

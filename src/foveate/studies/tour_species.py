@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from foveate.records.images import save_thumbnail
 from foveate.records.survey.survey import Survey
 from foveate.records.traps import TrapSettings, build_traps, load_world
 from foveate.records.traps.kinds import KINDS
-from foveate.species.classes import Classes
 from foveate.species.decide import Stages, decide, prepare_stages
 from foveate.species.decide_results import decide_results
 from foveate.species.evaluate import Truth, judge, match_label, read_truth
@@ -150,7 +149,8 @@ def show_image(
     positions = [predictions.collection_keys.index(key) for key in decision["keys"]]
     rows = predictions.rows[positions]
     classes, taxa = predictions.classes, predictions.taxa
-    names = _list_species(decision["camera"], classes, seed)
+    known = {taxa.ids[taxon] for taxon in classes.taxa_K.tolist() if taxon >= 0}
+    names = _list_species(decision["camera"], known, seed)
     write_text_atomically(folder / LIST, "".join(f"{name}\n" for name in names))
     stages = Stages(
         temperature={"temperature": TEMPERATURE},
@@ -209,12 +209,16 @@ def _choose_event(predictions: Predictions, truth: Truth) -> dict[str, Any]:
     return max(rated, key=lambda entry: entry[:3])[3]
 
 
-def _list_species(camera: str, classes: Classes, seed: int) -> list[str]:
-    """List the species that pass a camera, as a person would who knows its surroundings."""
+def _list_species(camera: str, known: Set[str], seed: int) -> list[str]:
+    """List the species that pass a camera, as a person would who knows its surroundings.
+
+    Args:
+        known: ids of the taxa of the model; other names would be refused.
+    """
     world = load_world(WORLD, seed)
     shares_K = world.shares_at(world.find_camera(camera))
     return [
         kind.taxon
         for kind, share in zip(KINDS, shares_K.tolist(), strict=True)
-        if share >= _LIST_SHARE and kind.taxon_id in classes.labels
+        if share >= _LIST_SHARE and kind.taxon_id in known
     ]
