@@ -13,6 +13,7 @@ import pytest
 from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.records.traps import load_world
+from foveate.report import render
 from foveate.report.pages.tour import species_section
 from foveate.species.classes import Classes
 from foveate.species.evaluate import Truth
@@ -75,3 +76,11 @@ def test_places_on_the_map_are_rounded(result: tuple[Path, TourSpecies]) -> None
     section = species_section(result[1])
     assert str(section["map"]).count("<circle") == len(result[1].cameras)
     assert [name for name, _ in section["steps"]][-1] == "Threshold"
+
+
+def test_the_page_shows_stages_and_the_control(result: tuple[Path, TourSpecies]) -> None:
+    path, species = result
+    content = {"kind": "tour", "collection": {"name": "tour"}, "species": species.to_json()}
+    (path / "result.json").write_text(json.dumps(content))
+    page = render(path).read_text(encoding="utf-8")
+    assert all(text in page for text in (species.truth, "Species list", "dealt out at random", species.file))
