@@ -12,6 +12,7 @@ import pytest
 
 from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
+from foveate.records.survey.taxa import Taxa
 from foveate.records.traps import load_world
 from foveate.report import render
 from foveate.report.pages.tour import species_section
@@ -37,7 +38,7 @@ def test_the_prior_of_true_places_gains_and_its_control_does_not() -> None:
     )
     predictions: Any = SimpleNamespace(
         classes=classes,
-        taxa=SimpleNamespace(),
+        taxa=Taxa.from_rows([{"id": str(n), "name": name, "rank": "species"} for n, name in enumerate(classes.labels)]),
         probabilities_NK=np.full((len(labels), 2), 0.5),
         rows=np.arange(len(labels)),
         collection=SimpleNamespace(rows=lambda split: np.arange(len(labels))),

@@ -19,9 +19,9 @@ from foveate.records.images import save_thumbnail
 from foveate.records.survey.survey import Survey
 from foveate.records.traps import TrapSettings, build_traps, load_world
 from foveate.records.traps.kinds import KINDS
-from foveate.species.decide import Stages, decide, prepare_stages
 from foveate.species.decide_results import decide_results
-from foveate.species.evaluate import Truth, judge, match_label, read_truth
+from foveate.species.decisions import Stages, decide, prepare_stages
+from foveate.species.evaluate import Truth, judge, match_truth, read_truth
 from foveate.species.folder import open_species
 from foveate.species.predict import predict
 from foveate.species.predictions import Predictions
@@ -127,8 +127,8 @@ def _read_training(
 ) -> tuple[NDArray[np.int64], NDArray[np.object_], NDArray[np.float64]]:
     """Return class, camera and place of the animal of each training event: the images of a burst are one visit."""
     classes, labels = predictions.classes, survey.labels()
-    codes = {label: match_label(label, classes, predictions.taxa) if label else -1 for label in set(labels.tolist())}
-    labels_N = np.array([codes[label] for label in labels.tolist()], np.int64)
+    matches = match_truth(sorted(set(labels.tolist()) - {""}), classes, predictions.taxa)
+    labels_N = np.array([matches[label][0] if label else -1 for label in labels.tolist()], np.int64)
     rows = predictions.collection.rows("train")
     rows = rows[(labels_N[rows] >= 0) & classes.animals_K[labels_N[rows]]]
     rows = rows[np.unique(survey.events().event_N[rows], return_index=True)[1]]
