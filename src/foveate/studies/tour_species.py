@@ -69,7 +69,7 @@ def tour_species(run: RunFolder, *, seed: int, device: str | None = None, size: 
     predict(model, path, run.path / RESULTS, PredictSettings(split="test"), device=device)
     predictions = Predictions.open(run.path / RESULTS)
     prior = {"source": trained.run.path / PRIOR, "by_place": True, "by_hour": True}
-    decide_results(predictions, Stages(prior=prior))
+    decide_results(predictions, Stages.model_validate({"prior": prior}))
     truth = read_truth(predictions)
     summary = summarize(predictions, predictions.folder, truth=truth, digits=DIGITS, samples=0)
     survey = predictions.survey
@@ -152,13 +152,15 @@ def show_image(
     known = {taxa.ids[taxon] for taxon in classes.taxa_K.tolist() if taxon >= 0}
     names = _list_species(decision["camera"], known, seed)
     write_text_atomically(folder / LIST, "".join(f"{name}\n" for name in names))
-    stages = Stages(
-        temperature={"temperature": TEMPERATURE},
-        # A list switches the prior off by itself; here both are shown.
-        prior={**prior, "within_list": True},
-        # A very small survey may have trained none of the species that pass here.
-        species_list={"file": folder / LIST if names else None},
-        threshold={"threshold": THRESHOLD},
+    stages = Stages.model_validate(
+        {
+            "temperature": {"temperature": TEMPERATURE},
+            # A list switches the prior off by itself; here both are shown.
+            "prior": {**prior, "within_list": True},
+            # A very small survey may have trained none of the species that pass here.
+            "species_list": {"file": folder / LIST if names else None},
+            "threshold": {"threshold": THRESHOLD},
+        }
     )
     decisions = decide(
         predictions.probabilities_NK[positions],
