@@ -24,11 +24,9 @@ from foveate.records.survey.taxa import Taxa
 from foveate.species.fit import FeatureInputs, build_link_model, fit_links, order_passes
 from foveate.species.fold import fold_head
 from foveate.species.link_data import link_arrays
-from foveate.species.links import ImageNetwork, Relation
+from foveate.species.links import RELATIONS, ImageNetwork, Relation
 from foveate.species.recipe import CONTEXTS, Context, GraphSettings, LinkTraining
 from foveate.training.distributed import start
-
-RELATIONS = {"species": Relation.SPECIES, "place": Relation.LOCATION, "time": Relation.TIME}
 
 
 class LinkClassifier(ClassifierMixin, BaseEstimator):

@@ -38,7 +38,7 @@ from foveate.species.baselines import ConcatBaseline, LinearBaseline, SpeciesNet
 from foveate.species.classes import Classes
 from foveate.species.crops import ViewSettings
 from foveate.species.fold import LinearHead, fold_head
-from foveate.species.links import ImageNetwork, LinkModel, Relation, build_score
+from foveate.species.links import RELATIONS, ImageNetwork, LinkModel, Relation, build_score
 from foveate.species.numeric import HOUR_WIDTHS, PLACE_WIDTHS, scale_hours, scale_places
 from foveate.species.recipe import METHODS, GraphSettings
 from foveate.vision.encoder import ImageEncoder
@@ -47,7 +47,6 @@ from foveate.vision.registry import build_image_encoder
 
 KIND, FORMAT = "species", 1
 TAXA = "taxa.json"
-RELATIONS = {"species": Relation.SPECIES, "place": Relation.LOCATION, "time": Relation.TIME}
 # Tensors that are no parameters of the network.
 _HEAD, _DEGREES, _REFERENCE, _PLACES = "head.", "degrees", "reference", "places_NF"
 _BATCH = 4096

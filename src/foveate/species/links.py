@@ -30,6 +30,10 @@ class Relation(IntEnum):
     SPECIES = 3
 
 
+RELATIONS = {"species": Relation.SPECIES, "place": Relation.LOCATION, "time": Relation.TIME}
+"""Relations of an image, by the name that users know."""
+
+
 def build_score(name: str, dim: int, *, rows: int | None = None) -> Score:
     """Build the score of a name, a module of `foveate.species.scores`.
 
