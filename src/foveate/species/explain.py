@@ -26,6 +26,7 @@ from foveate.species.hints import ClockHint, PlaceHint, find_clock_hints, find_p
 from foveate.species.predictions import Predictions
 from foveate.species.results import NearImage, NearTaxon, SpeciesExplanation
 from foveate.species.summary import format_step, name_label
+from foveate.species.triples import PLACE_DIGITS
 from foveate.vision.feature_cache import FeatureCache, choose_cache_folder
 from foveate.vision.image_vectors import VectorEncoder
 from foveate.vision.precision import choose_device
@@ -208,12 +209,13 @@ def hint_survey(
             scores_NH = model.predict_links(vectors_ND, "time")
             clocks = find_clock_hints(scores_NH, model.hours, survey.hour_N[readable], deployments)
         if len(model.places_P2):
-            index = {tuple(place): column for column, place in enumerate(np.round(model.places_P2, 7).tolist())}
-            recorded = np.round(survey.places_N2, 7).tolist()
+            candidates = np.round(model.places_P2, PLACE_DIGITS).tolist()
+            index = {tuple(degrees): column for column, degrees in enumerate(candidates)}
+            recorded = np.round(survey.places_N2, PLACE_DIGITS).tolist()
             cameras = ["" for _ in index]
-            for row, place in enumerate(recorded):
-                if tuple(place) in index:
-                    cameras[index[tuple(place)]] = survey.camera_N[row]
+            for row, degrees in enumerate(recorded):
+                if tuple(degrees) in index:
+                    cameras[index[tuple(degrees)]] = survey.camera_N[row]
             columns = [index.get(tuple(recorded[row]), -1) for row in readable]
             scores_NP = model.predict_links(vectors_ND, "place")
             places = find_place_hints(scores_NP, columns, cameras, deployments)
