@@ -117,7 +117,7 @@ class TextIndex:
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
     @cached_property
-    def _numbers(self) -> dict[str, int]:
+    def _positions(self) -> dict[str, int]:
         return {term: number for number, term in enumerate(self.table["term"].to_pylist())}
 
     @cached_property
@@ -130,7 +130,7 @@ class TextIndex:
 
     def idf(self, term: str) -> float:
         """Return the inverse document frequency of a term, highest for one that no document has."""
-        number = self._numbers.get(term)
+        number = self._positions.get(term)
         documents = 0 if number is None else int(self._starts[number + 1] - self._starts[number])
         return float(np.log1p((self.num_documents - documents + 0.5) / (documents + 0.5)))
 
@@ -145,7 +145,7 @@ class TextIndex:
         whole = sum(self.idf(term) for term in terms) * (K1 + 1)
         rows, counts = self._postings
         for term in terms:
-            number = self._numbers.get(term)
+            number = self._positions.get(term)
             if number is not None:
                 span = slice(self._starts[number], self._starts[number + 1])
                 count = counts[span].astype(np.float64)
