@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import shlex
 import tomllib
@@ -45,8 +46,8 @@ def foveate_arguments(line: str) -> list[str] | None:
     for place, word in enumerate(words):
         program = word == "foveate" or word.endswith("/foveate")
         if program and (place == 0 or words[place - 1] in ("-m", "--", "&&") or "=" in words[place - 1]):
-            arguments = words[place + 1 :]
-            return arguments[: arguments.index("&&")] if "&&" in arguments else arguments
+            # What stands behind "&&" or a pipe belongs to another program.
+            return list(itertools.takewhile(lambda argument: argument not in ("&&", "|"), words[place + 1 :]))
     return None
 
 

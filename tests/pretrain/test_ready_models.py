@@ -125,7 +125,7 @@ def test_a_plain_folder_is_searched_by_a_model_as_it_is(
         scores = {hit.key: hit.score for hit in opened.search(text)}
         assert [scores[key] for key in SQUARES] == pytest.approx(expected, abs=2e-5)
     hits = opened.search(image=files[2])
-    assert (hits[0].key, hits[0].kind) == ("deep/blue", "image")
+    assert (hits[0].key, hits[0].kind) == ("deep/blue", "images")
     assert hits[0].score == pytest.approx(1, abs=1e-5)
     assert next(hit for hit in hits if hit.key == "wide").caption == "a wide red field"
 
