@@ -16,6 +16,7 @@ from foveate.species.predict import predict
 from foveate.species.predictions import Predictions
 from foveate.species.recipe import SpeciesRecipe
 from foveate.species.settings import PredictSettings
+from foveate.species.summary import rank_links
 from foveate.species.train import train_species
 from naming import raises_naming
 
@@ -28,7 +29,7 @@ def survey(tmp_path_factory: pytest.TempPathFactory) -> Survey:
 def train(survey: Survey, features: Path, run: Path, method: str) -> SpeciesModel:
     values = {"method": method, "data": {"features": str(features)}, "training": {"epochs": 1}, "graph": {"dim": 8}}
     recipe = validate(SpeciesRecipe, {**values, "prior": "none"}, where="test")
-    outcome = train_species(survey.collection.path, run, recipe, include_locations=method == "mlp_concat", device="cpu")
+    outcome = train_species(survey.collection.path, run, recipe, include_locations=method != "erm", device="cpu")
     assert outcome.model is not None
     return outcome.model
 
@@ -55,6 +56,22 @@ def test_features_of_a_file_are_predicted(survey: Survey, tmp_path: Path, method
     write_features(path, survey, seed=2)
     with raises_naming(UserError, "predict.json", "features"):
         predict(model, survey.collection.path, tmp_path / "results", PredictSettings(features=path))
+
+
+def test_doubtful_clocks_and_places_are_those_of_the_graph(tmp_path: Path) -> None:
+    survey = build_survey(tmp_path / "survey", images=64)
+    arrays = write_features(tmp_path / "features.npz", survey)
+    model = train(survey, tmp_path / "features.npz", tmp_path / "run", "cosmo")
+    settings = PredictSettings(features=tmp_path / "features.npz")
+    predict(model, survey.collection.path, tmp_path / "results", settings)
+    predictions = Predictions.open(tmp_path / "results")
+    np.testing.assert_allclose(predictions.links("places"), model.predict_links(arrays["vector"], "place"), atol=1e-5)
+    clocks, places = rank_links(predictions, predictions.survey)
+    assert len(clocks) == 4
+    # Cameras of the training alone are candidates.
+    assert {hint.deployment for hint in places} == {"oak-1", "creek-1"}
+    assert {hint.likelier for hint in places} <= {"", "oak", "creek"}
+    assert not any(str(value) in (tmp_path / "results/predict.json").read_text() for value in survey.places_N2[0])
 
 
 def test_fields_of_the_encoder_keep_its_default_kind() -> None:

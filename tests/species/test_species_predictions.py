@@ -70,9 +70,11 @@ def test_every_image_has_a_row_and_a_damaged_one_its_failure(folder: Path) -> No
     assert [row["status"] for row in failed] == ["failed"]
     assert "IMG_0999" in failed[0]["key"]
     np.testing.assert_allclose(predictions.probabilities_NK.sum(axis=1), 1, atol=1e-5)
-    assert predictions.hour_scores_NH is not None
-    assert predictions.hour_scores_NH.shape == (9, len(predictions.config["hours"]))
-    assert np.isfinite(predictions.hour_scores_NH).all()
+    hours_NH = predictions.links("hours")
+    assert hours_NH is not None
+    assert hours_NH.shape == (9, len(predictions.config["hours"]))
+    assert np.isfinite(hours_NH).all()
+    assert predictions.links("places") is None, "the model was written without places"
     members = [key for keys in predictions.decisions["keys"].to_pylist() for key in keys]
     assert sorted(members) == sorted(predictions.collection_keys)
     # Places stay in the survey.

@@ -22,11 +22,10 @@ from foveate.records.survey.survey import Survey, has_survey
 from foveate.species.crops import Views
 from foveate.species.decide_results import image_decisions
 from foveate.species.evaluate import name_class
-from foveate.species.hints import ClockHint, PlaceHint, find_clock_hints, find_place_hints
+from foveate.species.hints import ClockHint, PlaceHint, find_clock_hints, find_place_hints, match_places
 from foveate.species.predictions import Predictions
 from foveate.species.results import NearImage, NearTaxon, SpeciesExplanation
 from foveate.species.summary import format_step, name_label
-from foveate.species.triples import PLACE_DIGITS
 from foveate.vision.feature_cache import FeatureCache, choose_cache_folder
 from foveate.vision.image_vectors import VectorEncoder
 from foveate.vision.precision import choose_device
@@ -209,16 +208,9 @@ def hint_survey(
             scores_NH = model.predict_links(vectors_ND, "time")
             clocks = find_clock_hints(scores_NH, model.hours, survey.hour_N[readable], deployments)
         if len(model.places_P2):
-            candidates = np.round(model.places_P2, PLACE_DIGITS).tolist()
-            index = {tuple(degrees): column for column, degrees in enumerate(candidates)}
-            recorded = np.round(survey.places_N2, PLACE_DIGITS).tolist()
-            cameras = ["" for _ in index]
-            for row, degrees in enumerate(recorded):
-                if tuple(degrees) in index:
-                    cameras[index[tuple(degrees)]] = survey.camera_N[row]
-            columns = [index.get(tuple(recorded[row]), -1) for row in readable]
+            columns_N, cameras = match_places(model.places_P2, survey.places_N2, survey.camera_N)
             scores_NP = model.predict_links(vectors_ND, "place")
-            places = find_place_hints(scores_NP, columns, cameras, deployments)
+            places = find_place_hints(scores_NP, columns_N[readable], cameras, deployments)
     if not len(model.hours) and not len(model.places_P2):
         raise UserError(f"{model.folder}: trained without hours, and written without places; it gives no hints")
     return clocks, places

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from foveate.core.results import ResultModel
 from foveate.records.boxes import as_boxes, pairwise_iou
+from foveate.species.triples import PLACE_DIGITS
 
 # Fewer images of a deployment say nothing about its clock.
 MIN_IMAGES = 10
@@ -133,6 +134,24 @@ def find_clock_hints(
             )
         )
     return sorted(hints, key=lambda hint: (hint.shifted_rank - hint.rank, hint.deployment))
+
+
+def match_places(
+    candidates_P2: NDArray[np.float64], places_N2: NDArray[np.float64], cameras_N: NDArray[np.object_]
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the candidate of each image's place, -1 for none, and the name of the camera at each candidate.
+
+    Args:
+        candidates_P2, places_N2: degrees, NaN where unknown.
+    """
+    index = {tuple(place): column for column, place in enumerate(np.round(candidates_P2, PLACE_DIGITS).tolist())}
+    columns_N = np.array(
+        [index.get(tuple(place), -1) for place in np.round(places_N2, PLACE_DIGITS).tolist()], dtype=np.int64
+    )
+    cameras = [""] * len(index)
+    for row in np.flatnonzero(columns_N >= 0).tolist():
+        cameras[columns_N[row]] = cameras_N[row]
+    return columns_N, cameras
 
 
 def find_place_hints(

@@ -28,6 +28,7 @@ from foveate.records.images import BadImage
 from foveate.records.survey.survey import Survey, has_survey
 from foveate.species.boxes import NOTICE, SOURCE, add_boxes
 from foveate.species.crops import Views, ViewSettings
+from foveate.species.hints import match_places
 from foveate.species.predictions import (
     BOXES,
     FAILED,
@@ -116,6 +117,7 @@ def predict(
             # Features are of whatever view they were computed from.
             view = model.view if settings.features is None else ViewSettings(view="whole")
             views = Views(collection, rows, view)
+            place_columns_N, cameras = _match_places(model, collection)
             write_config(
                 folder,
                 {
@@ -126,12 +128,15 @@ def predict(
                     "view": view.model_dump(mode="json"),
                     "features": None if settings.features is None else sha256_file(settings.features),
                     "hours": model.hours.tolist(),
+                    "places": cameras,
                     "images_per_part": _IMAGES_PER_PART,
                     "created": tables.now(),
                 },
             )
             write_classes(folder, model.classes, model.taxa)
-            computed = _compute_parts(model, collection, rows, views, folder, settings, device, workers, stop)
+            computed = _compute_parts(
+                model, collection, rows, views, place_columns_N, folder, settings, device, workers, stop
+            )
             if not stop.signal_name:
                 failed = _write_tables(collection, rows, views, folder)
     return PredictResult(
@@ -209,6 +214,7 @@ def _compute_parts(
     collection: Collection,
     rows_N: NDArray[np.int64],
     views: Views,
+    place_columns_N: NDArray[np.int64] | None,
     folder: Path,
     settings: PredictSettings,
     device_name: str | None,
@@ -234,7 +240,7 @@ def _compute_parts(
         read = _pixel_reader(model, collection, views, device)
     else:
         read = _feature_reader(settings.features, collection, rows_N)
-    compute = _make_compute(model, collection, read)
+    compute = _make_compute(model, collection, read, place_columns_N)
     computed = 0
     with _threads(workers, device):
         for number in track(missing, description=f"predicting, {_IMAGES_PER_PART} images at a time"):
@@ -243,8 +249,9 @@ def _compute_parts(
             results = map_on_cores(compute, batches, device=device)
             failures = {rows.index(row): reason for *_, reasons in results for row, reason in reasons.items()}
             probabilities = np.concatenate([probabilities for probabilities, *_ in results])
-            hours = np.concatenate([hours for _, hours, _ in results]) if len(model.hours) else None
-            write_part(folder, number, ScorePart(hashes[number], probabilities, failures, hours))
+            names = results[0][1]
+            links = {name: np.concatenate([links[name] for _, links, _ in results]) for name in names}
+            write_part(folder, number, ScorePart(hashes[number], probabilities, failures, links))
             computed += len(rows)
             if stop.signal_name:
                 break
@@ -307,16 +314,33 @@ def _feature_reader(path: Path, collection: Collection, rows_N: NDArray[np.int64
     return read
 
 
+def _match_places(model: SpeciesModel, collection: Collection) -> tuple[NDArray[np.int64] | None, list[str]]:
+    """Return the model's place of each image and its cameras' names; none where no image is at any of its places."""
+    if model.info.method != "cosmo" or not len(model.places_P2) or not has_survey(collection):
+        return None, []
+    survey = Survey.open(collection)
+    columns_N, cameras = match_places(model.places_P2, survey.places_N2, survey.camera_N)
+    return (columns_N, cameras) if (columns_N >= 0).any() else (None, [])
+
+
 def _make_compute(
-    model: SpeciesModel, collection: Collection, read: _Reader
-) -> Callable[[Sequence[int]], tuple[NDArray[np.float32], NDArray[np.float32], dict[int, str]]]:
-    """Return the function from rows to probabilities, scores of the model's hours, and the reasons of failed rows."""
+    model: SpeciesModel, collection: Collection, read: _Reader, place_columns_N: NDArray[np.int64] | None
+) -> Callable[[Sequence[int]], tuple[NDArray[np.float32], dict[str, NDArray[Any]], dict[int, str]]]:
+    """Return the function from rows to probabilities, scores of links, and the reasons of failed rows."""
     # MLP-concat alone reads place and hour of an image; of COSMO they are supervision.
     survey = Survey.open(collection) if model.info.method == "mlp_concat" else None
 
-    def compute(rows: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[int, str]]:
+    candidates = {"hours": ("time", len(model.hours))} if len(model.hours) else {}
+    if place_columns_N is not None:
+        candidates["places"] = ("place", len(model.places_P2))
+
+    def compute(rows: Sequence[int]) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]], dict[int, str]]:
         probabilities = np.full((len(rows), len(model.classes)), np.nan, dtype=np.float32)
-        hours = np.full((len(rows), len(model.hours)), np.nan, dtype=np.float32)
+        links: dict[str, NDArray[Any]] = {
+            name: np.full((len(rows), count), np.nan, dtype=np.float32) for name, (_, count) in candidates.items()
+        }
+        if place_columns_N is not None:
+            links["place_columns"] = place_columns_N[list(rows)]
         lacking = set()
         if survey is not None:
             lacking = {row for row in rows if np.isnan([*survey.places_N2[row], survey.hour_N[row]]).any()}
@@ -329,9 +353,9 @@ def _make_compute(
                 used = [rows[position] for position in readable]
                 context = {"places_N2": survey.places_N2[used], "hours_N": survey.hour_N[used]}
             probabilities[readable] = model.probabilities(vectors, **context)
-            if len(model.hours):
-                hours[readable] = model.predict_links(vectors, "time")
-        return probabilities, hours, failures
+            for name, (relation, _) in candidates.items():
+                links[name][readable] = model.predict_links(vectors, relation)
+        return probabilities, links, failures
 
     return compute
 

@@ -13,8 +13,8 @@ No file here has coordinates: `decide` reads places from the collection.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,22 +59,22 @@ class ScorePart:
         rows_hash: of keys, bytes and views of the images: a part of other images is computed again.
         probabilities_NK: NaN where an image failed.
         failures: position in the part -> reason.
-        hour_scores_NH: of the model's hours by the graph; None where it has none.
+        links: scores of the model's candidates by the graph, "hours" [N, H] and "places" [N, P], and "place_columns"
+            [N], the candidate that is the image's place, -1 for none; without those that the model has not.
     """
 
     rows_hash: str
     probabilities_NK: NDArray[np.float32]
     failures: dict[int, str]
-    hour_scores_NH: NDArray[np.float32] | None = None
+    links: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def write_part(folder: Path, number: int, part: ScorePart) -> None:
     """Write a part whole or not at all."""
     failures = json.dumps({str(row): reason for row, reason in part.failures.items()})
-    tensors = {"probabilities": part.probabilities_NK}
-    if part.hour_scores_NH is not None:
-        tensors["hours"] = part.hour_scores_NH
-    data = save(tensors, metadata={"rows": part.rows_hash, "failures": failures})
+    data = save(
+        {"probabilities": part.probabilities_NK, **part.links}, metadata={"rows": part.rows_hash, "failures": failures}
+    )
     path = _part_path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(path, data)
@@ -100,8 +100,8 @@ def read_part(folder: Path, number: int) -> ScorePart:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
             failures = {int(row): reason for row, reason in json.loads(metadata.get("failures", "{}")).items()}
-            hours = file.get_tensor("hours") if "hours" in file.keys() else None  # noqa: SIM118 (no mapping)
-            return ScorePart(metadata.get("rows", ""), file.get_tensor("probabilities"), failures, hours)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return ScorePart(metadata.get("rows", ""), tensors.pop("probabilities"), failures, tensors)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: missing or damaged; run foveate species predict again") from error
 
@@ -195,15 +195,11 @@ class Predictions:
             probabilities_NK[rows] = part.probabilities_NK
         return probabilities_NK
 
-    @cached_property
-    def hour_scores_NH(self) -> NDArray[np.float32] | None:
-        """Scores of the model's hours (`config["hours"]`) by the graph, NaN where an image failed; None without."""
-        hours = self.config.get("hours", [])
-        scores_NH = np.full((len(self.collection_keys), len(hours)), np.nan, np.float32)
-        for rows, part in self._parts():
-            if part.hour_scores_NH is not None:
-                scores_NH[rows] = part.hour_scores_NH
-        return scores_NH if hours else None
+    def links(self, name: str) -> NDArray[Any] | None:
+        """Return an array of `ScorePart.links` of all images; None where not every part has it."""
+        parts = [part.links.get(name) for _, part in self._parts()]
+        present = [part for part in parts if part is not None]
+        return np.concatenate(present) if present and len(present) == len(parts) else None
 
     def _parts(self) -> Iterator[tuple[slice, ScorePart]]:
         size = self.config["images_per_part"]

@@ -28,14 +28,21 @@ from foveate.species.evaluate import (
     find_confusions,
     judge,
 )
-from foveate.species.hints import ClockHint, RepeatedBox, find_clock_hints, find_repeated_boxes
+from foveate.species.hints import (
+    ClockHint,
+    PlaceHint,
+    RepeatedBox,
+    find_clock_hints,
+    find_place_hints,
+    find_repeated_boxes,
+)
 from foveate.species.predictions import FAILED, Predictions
 from foveate.species.results import CameraRow, Finding, SampleImage, SpeciesResult, TaxonRow
 
 _IMAGES = "images"
 _NUM_SAMPLES = 24
 _ALTERNATIVES = 3
-_MAX_CLOCKS = 12  # on the page: further deployments are those whose clock is the least doubtful
+_MAX_HINTS = 12  # on the page: further deployments are the least doubtful
 _STAGE_NAMES = {"classifier": "model", "rollup": "roll-up"}
 
 
@@ -80,6 +87,7 @@ def summarize(
             "stages": evaluate_stages(predictions, truth),
             "notes": notes,
         }
+    clocks, places = rank_links(predictions, survey)
     scores = [row["score"] for row in decisions if row["kind"] not in ("unknown", "unclassified")]
     counts, edges = np.histogram(scores, bins=20, range=(0, 1))
     return SpeciesResult(
@@ -103,7 +111,8 @@ def summarize(
         coordinate_digits=digits,
         samples=_draw_samples(predictions, decisions, truths, folder, samples, labeled=truth is not None),
         failures=dict(failures.most_common()),
-        clocks=rank_clocks(predictions, survey)[:_MAX_CLOCKS],
+        clocks=clocks[:_MAX_HINTS],
+        places=places[:_MAX_HINTS],
         repeated=find_stones(predictions, survey),
         findings=[] if survey is None else list_findings(survey),
         settings=predictions.decision_settings,
@@ -193,15 +202,20 @@ def list_findings(survey: Survey) -> list[Finding]:
     ]
 
 
-def rank_clocks(predictions: Predictions, survey: Survey | None) -> list[ClockHint]:
-    """Rank the recorded hours of each deployment by the graph; none where the model has no hours."""
-    scores_NH = predictions.hour_scores_NH
-    if survey is None or scores_NH is None:
-        return []
-    readable_N = np.flatnonzero(~np.isnan(scores_NH).any(axis=1))
-    rows = predictions.rows[readable_N]
+def rank_links(predictions: Predictions, survey: Survey | None) -> tuple[list[ClockHint], list[PlaceHint]]:
+    """Rank the recorded hours and places of each deployment by the graph; none where the model has no such links."""
+    if survey is None:
+        return [], []
+    hours_NH, places_NP, columns_N = map(predictions.links, ("hours", "places", "place_columns"))
+    readable_N = np.flatnonzero(~np.isnan(predictions.probabilities_NK[:, 0]))
     names = predictions.images["deployment"].take(pa.array(readable_N)).to_pylist()
-    return find_clock_hints(scores_NH[readable_N], predictions.config["hours"], survey.hour_N[rows], names)
+    clocks, places = [], []
+    if hours_NH is not None:
+        hours_N = survey.hour_N[predictions.rows[readable_N]]
+        clocks = find_clock_hints(hours_NH[readable_N], predictions.config["hours"], hours_N, names)
+    if places_NP is not None and columns_N is not None:
+        places = find_place_hints(places_NP[readable_N], columns_N[readable_N], predictions.config["places"], names)
+    return clocks, places
 
 
 def find_stones(predictions: Predictions, survey: Survey | None) -> list[RepeatedBox]:
