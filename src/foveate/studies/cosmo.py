@@ -65,6 +65,7 @@ MEASURES = (
     Measure("first_place_loss", "Loss of places before training", control=True),
     Measure("first_low", "Most that a sane start has", control=True),
     Measure("first_high", "Least that the official start has", control=True),
+    Measure("temperature", "Temperature", control=True),
     Measure("coverage", "Answered"),
     Measure("precision", "Right among answers"),
     Measure("species_share", "Answers at the rank of species"),

@@ -31,6 +31,7 @@ from foveate.species.link_data import link_arrays
 from foveate.species.links import ImageNetwork, Relation
 from foveate.species.priors.histogram import fit_prior
 from foveate.species.recipe import Context, GraphSettings
+from foveate.species.stages.temperature import scale_temperature
 from foveate.studies.cosmo_worlds import EXACT, TrapImages, TrapWorld
 from foveate.training.linear_probe import solve_head
 from foveate.vision.registry import seeded
@@ -39,6 +40,7 @@ LABELS = np.array([kind.taxon_id for kind in KINDS])
 RARE_COUNTS = (3, 10, 30)
 NUM_RARE = 8
 CLOCK_FAULTS = (1, 3, 12)  # hours
+TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 LIST_SHARE = 0.002  # of a region's events: a person knows the species that pass
 BATCH = 16
 _BASELINE_RATE = 1e-3
@@ -177,17 +179,19 @@ def measure_rare(world: TrapWorld, *, dim: int, passes: int, seed: int) -> dict[
 
 
 def measure_decisions(world: TrapWorld, *, dim: int, passes: int, seed: int) -> dict[str, float]:
-    """Decide by each stage on the probabilities of one model, the graph without contexts."""
+    """Decide by each stage on the probabilities of one model, the graph without contexts, as sure as it may be."""
     trained = _fit(world, ARMS["none"], dim=dim, passes=passes, seed=seed)
     test = world.test.select(~world.test.unseen_N)
     probabilities_NK = trained.probabilities(test)
     taxa_K = np.array([world.taxa.index(label) for label in LABELS])
     classes = Classes(tuple(LABELS.tolist()), taxa_K)
     train = world.train
-    values = {}
+    temperature = _fit_temperature(trained.probabilities(world.held_out), world.held_out.kinds_N)
+    values = {"plain/temperature": temperature}
 
     def run(key: str, options: Mapping[str, Any], **inputs: Any) -> None:
-        settings = {"pooling": {"method": "none"}, "rollup": {"enabled": False}, "threshold": {"threshold": 0}}
+        settings: dict[str, Any] = {"pooling": {"method": "none"}, "rollup": {"enabled": False}}
+        settings |= {"threshold": {"threshold": 0}, "temperature": {"temperature": temperature}}
         stages = prepare_stages(Stages(**{**settings, **options}), classes, world.taxa)
         decisions = decide(probabilities_NK, classes, world.taxa, stages, **inputs)
         values.update({f"{key}/{name}": value for name, value in _score_decisions(decisions, test, taxa_K).items()})
@@ -462,6 +466,19 @@ def _score_decisions(decisions: Decisions, images: TrapImages, taxa_K: NDArray[n
     if answered.any():
         values["precision"] = float(right[answered].mean())
     return values
+
+
+def _fit_temperature(probabilities_NK: NDArray[np.float64], truth_N: NDArray[np.int64]) -> float:
+    """Return the temperature of least negative log-likelihood on held-out images.
+
+    A model that is too sure leaves a prior nothing to decide.
+    """
+    known = probabilities_NK[np.arange(len(truth_N)), truth_N] > 0
+    losses = []
+    for temperature in TEMPERATURES:
+        scaled = scale_temperature(probabilities_NK[known], temperature)
+        losses.append(-np.log(scaled[np.arange(len(scaled)), truth_N[known]]).mean())
+    return TEMPERATURES[int(np.argmin(losses))]
 
 
 def _decide_by_lists(world: TrapWorld, test: TrapImages, probabilities_NK: NDArray[np.float64]) -> dict[str, float]:
