@@ -386,7 +386,7 @@ def _measure_arm(
         if "taxonomy" in arm.contexts:
             values["siblings"] = _sibling_cosine(trained.classifier, world.taxa)
         if "place" in arm.contexts:
-            values |= _first_losses(world, arm, dim=dim, seed=seed)
+            values |= _first_losses(world, arm, view, dim=dim, seed=seed)
     return values
 
 
@@ -412,7 +412,7 @@ def _measure_links(world: TrapWorld, classifier: LinkClassifier, view: str) -> d
     return values
 
 
-def _first_losses(world: TrapWorld, arm: Arm, *, dim: int, seed: int) -> dict[str, float]:
+def _first_losses(world: TrapWorld, arm: Arm, view: str, *, dim: int, seed: int) -> dict[str, float]:
     """Return the loss of places before the first step, and what a start must stay below or exceed."""
     train = world.train
     labels = LABELS[train.kinds_N].tolist()
@@ -421,7 +421,7 @@ def _first_losses(world: TrapWorld, arm: Arm, *, dim: int, seed: int) -> dict[st
         contexts=arm.contexts, validation=None,
     )  # fmt: skip
     raw: dict[str, Any] = {"start": "official", "place_input": "raw", "hour_input": "raw"} if arm.official else {}
-    features_NF = world.features(train, EXACT)
+    features_NF = world.features(train, view)
     settings = GraphSettings(dim=dim, contexts=arm.contexts, **raw)
     model = build_link_model(data, settings, lambda: ImageNetwork(features_NF.shape[1], dim), seed=seed).eval()
     rows = np.arange(min(BATCH, len(train)))
