@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import resource
 import sys
 import time
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from made_surveys import GOLDEN, import_package, read_rows
 
+from foveate.core.devices import peak_gigabytes
 from foveate.records.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
 
 
@@ -50,7 +50,8 @@ def main() -> None:
     imported = time.process_time()
     result = export_camtrap_dp(collection, folder / "out", settings=CamtrapSettings(coordinate_digits="recorded"))
     exported = time.process_time()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss, which begins with that of the process that started this one.
+    peak = peak_gigabytes() * 1024
     print(json.dumps({"rows": result.rows, "mb": peak, "import_s": imported - began, "export_s": exported - imported}))
 
 
