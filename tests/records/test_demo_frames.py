@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from made_surveys import CAMERA_TRAPS
 
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
@@ -14,7 +15,7 @@ from foveate.records.survey.demo_frames import describe_sets, import_demo_frames
 from foveate.records.survey.survey import Survey
 from naming import raises_naming
 
-FRAMES = Path("/work/shared/assets/camera-traps/frames")
+FRAMES = CAMERA_TRAPS / "frames"
 needs_frames = pytest.mark.skipif(not FRAMES.is_dir(), reason="real camera-trap images are absent (shared/assets)")
 
 

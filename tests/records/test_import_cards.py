@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from made_images import encoded, noise
+from made_surveys import CAMERA_TRAPS
 from PIL import Image
 
 from foveate.cli.verbs.collect import command
@@ -24,7 +25,6 @@ from foveate.records.survey.deployment_table import parse_shift, read_deployment
 from foveate.records.survey.survey import Survey
 from naming import raises_naming
 
-ASSETS = Path("/work/shared/assets/camera-traps")
 TIME = "2021:05:31 08:25:38"
 
 
@@ -271,15 +271,15 @@ def test_no_folder_of_the_table(cards: Path, tmp_path: Path) -> None:
         import_cards(cards, tmp_path / "c", deployments=table)
 
 
-@pytest.mark.skipif(not ASSETS.is_dir(), reason="camera-traps: the real frames are not on this machine")
+@pytest.mark.skipif(not CAMERA_TRAPS.is_dir(), reason="camera-traps: the real frames are not on this machine")
 def test_real_cards(tmp_path: Path) -> None:
-    frames = sorted((ASSETS / "frames").glob("mica-*.JPG"))
+    frames = sorted((CAMERA_TRAPS / "frames").glob("mica-*.JPG"))
     cards = tmp_path / "cards"
     (cards / "heron" / "100RECNX").mkdir(parents=True)
     (cards / "hostile").mkdir()
     for path in frames:
         shutil.copy(path, cards / "heron" / "100RECNX")
-    for path in (ASSETS / "hostile").iterdir():
+    for path in (CAMERA_TRAPS / "hostile").iterdir():
         shutil.copy(path, cards / "hostile")
     table = write_table(tmp_path / "d.csv", [{"deploymentID": "heron"}, {"deploymentID": "hostile"}])
     summary = import_cards(cards, tmp_path / "c", deployments=table)
