@@ -13,10 +13,24 @@ from made_species import species
 from PIL import Image
 
 from foveate.report import render
+from foveate.report.species import draw_map
+from foveate.species.results import CameraRow
 
 
 def write_page(folder: Path) -> Path:
     return render(made_run.write_run(folder, species(folder)))
+
+
+def test_a_map_ends_at_the_poles_and_at_the_date_line() -> None:
+    rows = [
+        CameraRow(camera=str(number), images=3, events=1, latitude=latitude, longitude=longitude)
+        for number, (latitude, longitude) in enumerate([(89.0, -110.5), (-80.0, 133.5)])
+    ]
+    degrees = [float(text) for text in re.findall(r">(-?[\d.]+)°<", str(draw_map(rows)))]
+    assert -180 in degrees
+    assert min(degrees) == -180
+    assert max(degrees) <= 180
+    assert 90 in degrees
 
 
 def test_doubts_and_rounded_places_are_on_the_page(tmp_path: Path) -> None:

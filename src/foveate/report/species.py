@@ -36,6 +36,12 @@ def draw_hours(taxa: Sequence[TaxonRow], unit: str, *, count: int = _MAX_HOUR_CH
     return charts
 
 
+def _degree_ticks(degrees: Sequence[float], *, limit: int) -> list[float]:
+    """Return ticks around degrees of latitude or longitude; there are none beyond the poles or the date line."""
+    ticks = nice_ticks(min(degrees), max(degrees), num_ticks=4)
+    return sorted({min(max(tick, -limit), limit) for tick in ticks})
+
+
 def draw_map(cameras: Sequence[CameraRow], *, width: int = 560, height: int = 380) -> Markup | None:
     """Draw cameras at their rounded places, dots by the number of images; None where no place is in the result."""
     placed = [row for row in cameras if row.latitude is not None and row.longitude is not None]
@@ -43,8 +49,7 @@ def draw_map(cameras: Sequence[CameraRow], *, width: int = 560, height: int = 38
         return None
     latitudes = [row.latitude for row in placed if row.latitude is not None]
     longitudes = [row.longitude for row in placed if row.longitude is not None]
-    x_ticks = nice_ticks(min(longitudes), max(longitudes), num_ticks=4)
-    y_ticks = nice_ticks(min(latitudes), max(latitudes), num_ticks=4)
+    x_ticks, y_ticks = _degree_ticks(longitudes, limit=180), _degree_ticks(latitudes, limit=90)
     left, right, top, bottom = 56, width - 20, 16, height - 36
     x_of, y_of = Scale(x_ticks[0], x_ticks[-1], left, right), Scale(y_ticks[0], y_ticks[-1], bottom, top)
     parts = [
