@@ -26,7 +26,7 @@ from foveate.species.classifier import LinkClassifier
 from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.fit import build_link_model
 from foveate.species.folder import concat_inputs
-from foveate.species.hints import find_clock_hints, normalized_ranks
+from foveate.species.hints import find_clock_hints, match_places, normalized_ranks
 from foveate.species.link_data import link_arrays
 from foveate.species.links import ImageNetwork, Relation
 from foveate.species.priors.histogram import fit_prior
@@ -233,8 +233,7 @@ def measure_hints(world: TrapWorld, *, dim: int, passes: int, seed: int) -> dict
         values |= _score_hints(right, wrong, f"{hours}h", seed)
     held_out = world.held_out
     scores_NP = classifier.predict_links(world.features(held_out, EXACT), "place")
-    place_of = {tuple(place): number for number, place in enumerate(np.round(classifier.places_, 7).tolist())}
-    columns_N = np.array([place_of.get(tuple(place), -1) for place in np.round(held_out.places_N2, 7).tolist()])
+    columns_N, _ = match_places(classifier.places_, held_out.places_N2, held_out.cameras_N.astype(object))
     rng = seeds.generator("study cosmo folders", seed)
     others_P = _derange(len(classifier.places_), rng)
     right = _mean_ranks(scores_NP, columns_N, held_out.cameras_N)
@@ -413,7 +412,10 @@ def _measure_links(world: TrapWorld, classifier: LinkClassifier, view: str) -> d
 
 
 def _first_losses(world: TrapWorld, arm: Arm, view: str, *, dim: int, seed: int) -> dict[str, float]:
-    """Return the loss of places before the first step, and what a start must stay below or exceed."""
+    """Return the loss of places before the first step, and what a start must stay below or exceed, as logarithms.
+
+    The official start's losses differ by factors from world to world.
+    """
     train = world.train
     labels = LABELS[train.kinds_N].tolist()
     data = link_arrays(
@@ -429,7 +431,7 @@ def _first_losses(world: TrapWorld, arm: Arm, view: str, *, dim: int, seed: int)
         logits_BP = model(torch.from_numpy(features_NF[rows]), Relation.LOCATION)
     target_BP = F.one_hot(torch.from_numpy(data.place_N[rows]), logits_BP.shape[1]).float()
     loss = float(F.binary_cross_entropy_with_logits(logits_BP, target_BP))
-    return {"first_place_loss": loss, "first_low": 1.0, "first_high": 100.0}
+    return {"first_place_loss": float(np.log10(loss)), "first_low": 0.0, "first_high": 2.0}
 
 
 def _sibling_cosine(classifier: LinkClassifier, taxa: Taxa) -> float:
