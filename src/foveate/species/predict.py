@@ -28,6 +28,7 @@ from foveate.records.images import BadImage
 from foveate.records.survey.survey import Survey, has_survey
 from foveate.species.boxes import NOTICE, SOURCE, add_boxes
 from foveate.species.crops import Views, ViewSettings
+from foveate.species.feature_files import read_features
 from foveate.species.hints import match_places
 from foveate.species.predictions import (
     BOXES,
@@ -302,8 +303,6 @@ def _pixel_reader(model: SpeciesModel, collection: Collection, views: Views, dev
 
 
 def _feature_reader(path: Path, collection: Collection, rows_N: NDArray[np.int64]) -> _Reader:
-    from foveate.species.train import read_features
-
     features_NF, missing = read_features(path, collection.keys, rows_N)
     features, lacking = features_NF.numpy(), set(missing.tolist())
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import zipfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foveate.core.errors import UserError, choose, nearest
+from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
@@ -26,6 +22,7 @@ from foveate.records.collection import Collection
 from foveate.records.survey.survey import Survey
 from foveate.species.baselines import LinearBaseline, SpeciesNetwork
 from foveate.species.crops import Views
+from foveate.species.feature_files import read_features
 from foveate.species.fit import (
     FeatureInputs,
     Inputs,
@@ -218,74 +215,6 @@ def _open_inputs(
     return _Sources(
         FeatureInputs(features_NF), frozen.vector_width, encoder, fingerprint, views.cropped, strips, unreadable
     )
-
-
-def read_features(path: Path, keys: Sequence[str], rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
-    """Read vectors by key from an npz file or a Parquet table with `key` and `vector`.
-
-    Returns:
-        Features [N, F] in the order of `keys`, zeros where there are none, and those of `rows` that have none.
-
-    Raises:
-        UserError: the file is no such table, a key comes twice, vectors differ in length or are not finite, or no image
-            has one.
-    """
-    names, vectors = _read_npz(path) if path.suffix.lower() == ".npz" else _read_parquet(path)
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise UserError(f"{path}: key {repeated[0]!r} comes more than once; expected one vector for each image")
-    wrong_M = ~np.isfinite(vectors).all(axis=1)
-    if wrong_M.any():
-        raise UserError(f"{path}: the vector of key {names[int(np.flatnonzero(wrong_M)[0])]!r} is not finite")
-    positions = {name: position for position, name in enumerate(names)}
-    index_N = np.array([positions.get(key, -1) for key in keys], dtype=np.int64)
-    missing = rows[index_N[rows] < 0]
-    if len(missing) == len(rows):
-        raise UserError(
-            f"{path}: no key is an image of the collection (got {names[:1]}); expected keys such as "
-            f"{keys[int(rows[0])]!r}{nearest(names[0], keys) if names else ''}"
-        )
-    features = np.zeros((len(keys), vectors.shape[1]), dtype=np.float32)
-    features[index_N >= 0] = vectors[index_N[index_N >= 0]]
-    return torch.from_numpy(features), missing
-
-
-def _read_npz(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    try:
-        # No pickle: loading one can run code.
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("key", "vector") if name in file.files}
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path}: not an npz file of plain arrays") from error
-    for name in ("key", "vector"):
-        if name not in arrays:
-            raise UserError(f"{path}: array '{name}' is missing; expected key [N] and vector [N, F]")
-    vectors = arrays["vector"]
-    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or len(vectors) != len(arrays["key"]):
-        raise UserError(
-            f"{path}: array 'vector' is {vectors.dtype} {list(vectors.shape)}; expected numbers "
-            f"[{len(arrays['key'])}, F]"
-        )
-    return arrays["key"].astype(str).tolist(), vectors.astype(np.float32)
-
-
-def _read_parquet(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet table ({' '.join(str(error).split())[:100]})") from error
-    for name in ("key", "vector"):
-        choose(name, table.column_names, f"{path}: column")
-    names = [str(value) for value in table["key"].to_pylist()]
-    lists = table["vector"].to_pylist()
-    widths = {len(value) if isinstance(value, list) else -1 for value in lists}
-    if len(widths) != 1 or widths == {-1}:
-        raise UserError(f"{path}: column 'vector' has lists of different lengths (got {sorted(widths)}); expected one")
-    return names, np.array(lists, dtype=np.float32)
 
 
 def _without(data: LinkData, unreadable: Mapping[str, str], keys: Sequence[str]) -> LinkData:
