@@ -333,3 +333,14 @@ def test_a_survey_without_labels_is_refused(survey: Survey, tmp_path: Path) -> N
     chosen = recipe(data={"train": ["tran"]})
     with raises_naming(UserError, "tran", "train"):
         train_species(survey.collection.path, tmp_path / "run", chosen)
+
+
+def test_a_validation_split_that_is_unknown_or_trained_on(survey: Survey, features: Any, tmp_path: Path) -> None:
+    options, run = {"features": str(features[0])}, tmp_path / "run"
+    known = sorted({*survey.collection.splits} - {""})
+    for name, parts in {f"{known[-1]}x": ("unknown", f"'{known[-1]}'"), "train": ("trained on",)}.items():
+        with raises_naming(UserError, "data.validation", f"'{name}'", *parts):
+            train_species(survey.collection.path, run, recipe(data={**options, "validation": name}))
+    assert not run.exists()
+    chosen = recipe(method="linear_probe", data={**options, "validation": ""})
+    assert train_species(survey.collection.path, run, chosen).result.validation_images == 0

@@ -17,7 +17,7 @@ from foveate.species.classes import Classes
 from foveate.species.graph import SpeciesGraph
 from foveate.species.links import Relation
 from foveate.species.passes import LinkRows
-from foveate.species.recipe import CONTEXTS, Context, LinkTraining
+from foveate.species.recipe import CONTEXTS, Context, LinkTraining, SpeciesData
 from foveate.species.triples import PLACE_DIGITS
 
 Rows = NDArray[np.int64]
@@ -239,12 +239,20 @@ def link_graph(
     """Return the links of a graph, by row of the collection that it was built from.
 
     Raises:
-        UserError: the collection changed since, an unknown split, or training images with fewer than two labels.
+        UserError: the collection changed since, an unknown split, a validation split that is trained on, or training
+            images with fewer than two labels.
     """
     graph.check(collection)
     known = sorted(set(collection.splits.tolist()) - {""})
     for name in train:
         choose(name, known, f"split of {collection.name}")
+    # A collection need not have the split of the default: the last epoch is taken then.
+    if validation not in ("", SpeciesData().validation):
+        choose(validation, known, f"data.validation, a split of {collection.name},")
+    if validation in train:
+        raise UserError(
+            f"data.validation: '{validation}' is trained on as well; expected another split, or '' for none"
+        )
     arrays = graph.arrays(collection.keys)
     data = LinkData(
         classes=graph.classes,

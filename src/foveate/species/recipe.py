@@ -115,7 +115,7 @@ class SpeciesData(Settings):
     """Images to train, select and test on."""
 
     train: tuple[str, ...] = Field(("train",), min_length=1, description="splits that are trained on")
-    validation: str = Field("validation", description="split that selects the best epoch")
+    validation: str = Field("validation", description="split that selects the best epoch; '' = none, the last is taken")
     features: str | None = Field(
         None, description="npz or Parquet with columns key and vector, instead of an encoder's features"
     )
