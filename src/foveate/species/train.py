@@ -150,7 +150,8 @@ def train_species(
             model = open_species(folder)
             if recipe.prior != "none":
                 # Beside the model and not in it: a model that is passed on must not carry where its cameras stood.
-                fit_survey_prior(run.path / PRIOR, recipe.prior, data, Survey.open(collection))
+                if fit_survey_prior(run.path / PRIOR, recipe.prior, data, Survey.open(collection)) is None:
+                    say(f"no prior: no training image has what the {recipe.prior} prior reads (place, hour or day)")
         run.write_result(result.to_json())
     return SpeciesRun(run, result, model)
 
