@@ -189,8 +189,8 @@ class SpeciesGraph:
 
     def untrained_classes(self, train: Sequence[str] = ("train",)) -> list[str]:
         """Return the labels of classes that have no image in the splits of the training."""
-        labels = np.concatenate([self.triples.links(SPECIES, split).labels for split in train])
-        return [label for column, label in enumerate(self.classes.labels) if column not in set(labels.tolist())]
+        trained = {column for split in train for column in self.triples.links(SPECIES, split).labels.tolist()}
+        return [label for column, label in enumerate(self.classes.labels) if column not in trained]
 
     def arrays(self, keys: Sequence[str]) -> GraphArrays:
         """Return the graph in the order of image keys.

@@ -144,9 +144,9 @@ def match_places(
     Args:
         candidates_P2, places_N2: degrees, NaN where unknown.
     """
-    index = {tuple(place): column for column, place in enumerate(np.round(candidates_P2, PLACE_DIGITS).tolist())}
+    index = {tuple(degrees): column for column, degrees in enumerate(np.round(candidates_P2, PLACE_DIGITS).tolist())}
     columns_N = np.array(
-        [index.get(tuple(place), -1) for place in np.round(places_N2, PLACE_DIGITS).tolist()], dtype=np.int64
+        [index.get(tuple(degrees), -1) for degrees in np.round(places_N2, PLACE_DIGITS).tolist()], dtype=np.int64
     )
     cameras = [""] * len(index)
     for row in np.flatnonzero(columns_N >= 0).tolist():
