@@ -50,6 +50,13 @@ def golden() -> dict[str, Any]:
     return json.loads((FORMATS / "cct.json").read_text())
 
 
+def test_a_category_that_is_no_number_is_named(tmp_path: Path) -> None:
+    content = golden()
+    content["annotations"][1]["category_id"] = [1]
+    with raises_naming(UserError, "annotations[1]", "category_id", "[1]"):
+        read_camera_traps(write(tmp_path / "cct.json", content))
+
+
 @pytest.mark.parametrize("case", MALFORMED, ids=lambda case: case["id"])
 def test_malformed_files_get_the_verdict_of_the_golden(case: dict[str, Any], tmp_path: Path) -> None:
     path = write(tmp_path / "cct.json", case["content"])

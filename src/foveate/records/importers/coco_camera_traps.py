@@ -272,7 +272,8 @@ def read_camera_traps(path: Path) -> SurveyFile:
         if image_id not in by_id:
             raise UserError(f"{where} ({number}).image_id: no image has the id {image_id!r}{nearest(image_id, by_id)}")
         category = entry.get("category_id")
-        if category not in categories:
+        # Of JSON anything may come, also a list, which no dict can look up.
+        if not isinstance(category, int | float) or category not in categories:
             raise UserError(f"{where} ({number}).category_id: no category has the id {category!r}")
         _add_annotation(entry, number, categories[category], by_id[image_id], image_id, read)
         labeled.add(image_id)
