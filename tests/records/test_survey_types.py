@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from made_images import jpeg
 
+from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.survey.store import make_context, survey_rows, write_survey
-from foveate.records.survey.types import Deployment, Medium, Observation
+from foveate.records.survey.types import Deployment, Medium, Observation, media_row, observation_row
 from foveate.records.writer import CollectionWriter
+from naming import raises_naming
 
 DEPLOYMENTS = [
     Deployment("d1", "creek", 51.5, -0.25, "2024-01-01", "2024-02-01", "+01:00", -3600, True, 30.0, "fen", {"a": "ä"}),
@@ -45,6 +47,14 @@ def test_every_field_is_read_back(collection: Collection) -> None:
     assert media[0] == Medium("a/1", "d1", "b7", 0, "2024:01:01 00:00:00", "A\\1.JPG", {"x": "1"})
     assert collection.read_context(0) == make_context(media[0], DEPLOYMENTS[0])
     assert collection.dataset_table("survey").to_pylist()[0]["descriptor"] == '{"n": "ö"}'
+
+
+def test_integers_that_no_column_holds_are_named() -> None:
+    with raises_naming(UserError, "'o1'", "'a/1'", "count", 2**31):
+        observation_row(Observation("o1", deployment="d", key="a/1", count=2**31))
+    with raises_naming(UserError, "'a/1'", "frame number", 10**12):
+        media_row(Medium("a/1", "d", frame_number=10**12))
+    assert observation_row(Observation("o1", deployment="d", key="a/1", count=2**31 - 1))["count"] == 2**31 - 1
 
 
 def test_a_corrected_deployment_takes_the_place_of_the_old_row(tmp_path: Path) -> None:

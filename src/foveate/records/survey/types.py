@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
+from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 
 Level = Literal["media", "event"]
@@ -18,6 +19,7 @@ ObservationKind = Literal["animal", "human", "vehicle", "blank", "unknown", "unc
 KINDS: tuple[str, ...] = get_args(ObservationKind)
 # Integer columns have no nulls (`foveate.records.tables`), and 0 is a frame number and, elsewhere, a count.
 _NONE = -1
+_MAX_INTEGER = 2**31 - 1  # of the integer columns
 _CORNERS = ("x1", "y1", "x2", "y2")
 
 
@@ -143,7 +145,7 @@ def deployment_row(deployment: Deployment) -> dict[str, object]:
 def media_row(medium: Medium) -> dict[str, object]:
     """Return the row of an image for the annotation table `media`, without row id and provenance."""
     row: dict[str, object] = {name: getattr(medium, name) for name in ("key", "deployment", "sequence", "time", "file")}
-    frame_number = _NONE if medium.frame_number is None else medium.frame_number
+    frame_number = _store_integer(medium.frame_number, f"image {medium.key!r}: frame number")
     return {**row, "frame_number": frame_number, "extra": _encode(medium.extra)}
 
 
@@ -152,6 +154,9 @@ def observation_row(observation: Observation) -> dict[str, object]:
 
     One with a key belongs to the annotation table `observations`, others to the dataset table `event_observations`,
     which has no column `key`.
+
+    Raises:
+        UserError: the count is beyond what a column holds.
     """
     left_out = ("key", "count", "box", "extra")
     row: dict[str, object] = {
@@ -159,8 +164,15 @@ def observation_row(observation: Observation) -> dict[str, object]:
     }
     box = observation.box
     row |= {corner: None if box is None else getattr(box, corner) for corner in _CORNERS}
-    row |= {"count": _NONE if observation.count is None else observation.count, "extra": _encode(observation.extra)}
+    where = f"observation {observation.id!r} of {observation.key or observation.event!r}: count"
+    row |= {"count": _store_integer(observation.count, where), "extra": _encode(observation.extra)}
     return {"key": observation.key, **row} if observation.key else row
+
+
+def _store_integer(value: int | None, where: str) -> int:
+    if value is not None and value > _MAX_INTEGER:
+        raise UserError(f"{where}: out of range (got {value}); expected at most {_MAX_INTEGER}")
+    return _NONE if value is None else value
 
 
 def _integer(value: int) -> int | None:
