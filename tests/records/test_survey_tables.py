@@ -11,6 +11,7 @@ from made_surveys import copy_package, import_package
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.exporters.observations_csv import COLUMNS, export_observations_csv
+from foveate.records.exporters.survey_rows import MergedObservations, SurveyRows, list_image_labels
 from foveate.records.exporters.wildlife_insights import export_wildlife_insights
 from foveate.records.survey.decisions import Decision
 from foveate.records.survey.taxa import Taxa
@@ -77,9 +78,11 @@ def test_the_flat_table_has_a_line_for_each_image_and_taxon(collection: Collecti
 
 def test_the_table_of_wildlife_insights_names_taxa_by_rank(collection: Collection, tmp_path: Path) -> None:
     options = {"project": "p", "classifier": "model 1", "decisions": DECISIONS, "taxa": TAXA}
-    count = export_wildlife_insights(collection, tmp_path / "images.csv", **options)
+    export = export_wildlife_insights(collection, tmp_path / "images.csv", **options)
     rows = read(tmp_path / "images.csv")
-    assert len(rows) == count
+    assert len(rows) == export.lines
+    labels = list_image_labels(MergedObservations(SurveyRows(collection), DECISIONS), taxa=TAXA, classifier="m")
+    assert export.left_out.total() == sum(1 for _ in labels) - len(rows) > 0
     by_name = {row["location"].rpartition("_")[2]: row for row in rows}
     fox = by_name["0001.JPG"]
     assert [fox[name] for name in ("wi_taxon_id", "class", "family", "genus", "species", "common_name")] == [

@@ -61,7 +61,7 @@ def export_predictions(
 
         if settings.project is None:
             raise UserError("--project is missing: Wildlife Insights needs the id of a project")
-        count = export_wildlife_insights(
+        written = export_wildlife_insights(
             predictions.collection,
             path,
             project=settings.project,
@@ -70,7 +70,8 @@ def export_predictions(
             events=events,
             taxa=predictions.taxa,
         )
-        return {"lines": count}, [f"{count:,} lines"]
+        lines = [f"{count:,} labels left out: {reason}" for reason, count in written.left_out.items()]
+        return {"lines": written.lines, "left_out": dict(written.left_out)}, [f"{written.lines:,} lines", *lines]
     from foveate.records.exporters.observations_csv import export_observations_csv
 
     count = export_observations_csv(

@@ -6,7 +6,9 @@ Projects, cameras and deployments are made on the site; this table refers to the
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from foveate.core.errors import UserError
@@ -57,6 +59,14 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UNIDENTIFIED = ("unknown", "unclassified")
 
 
+@dataclass(slots=True)
+class WildlifeInsightsExport:
+    """Lines that were written, and labels that were left out by reason."""
+
+    lines: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
 def export_wildlife_insights(
     collection: Collection,
     path: str | Path,
@@ -66,8 +76,8 @@ def export_wildlife_insights(
     decisions: Sequence[Decision] | None = None,
     events: Mapping[str, Sequence[str]] | None = None,
     taxa: Taxa | None = None,
-) -> int:
-    """Write the labels of a survey's images for Wildlife Insights, atomically; return the number of lines.
+) -> WildlifeInsightsExport:
+    """Write the labels of a survey's images for Wildlife Insights, atomically.
 
     Images without an identification (unknown, unclassified) and images without a time are left out: the site
     identifies the former itself, and refuses the latter. `number_of_objects` is 0 for a blank, else the count or 1;
@@ -88,12 +98,13 @@ def export_wildlife_insights(
     merged = MergedObservations(rows, decisions, events)
     known = taxa or Taxa.from_rows(collection.dataset_table("taxa").to_pylist())
     columns = {name: rows.media[name].to_pylist() for name in ("key", "file", "deployment")}
-    count = 0
+    export = WildlifeInsightsExport()
     with csv_rows(Path(path), COLUMNS) as writer:
         for label in list_image_labels(merged, taxa=known, classifier=classifier):
             # The clock at the place, without its offset.
             time = format_time(float(rows.clock_N[label.row]), float("nan")).replace("T", " ")
             if label.kind in _UNIDENTIFIED or not time:
+                export.left_out["no identification" if label.kind in _UNIDENTIFIED else "no time"] += 1
                 continue
             key, file, deployment = (columns[name][label.row] for name in ("key", "file", "deployment"))
             location = (file or key).replace("\\", "/")
@@ -111,8 +122,8 @@ def export_wildlife_insights(
                     "number_of_objects": 0 if label.kind == "blank" else label.count or 1,
                 }
             )
-            count += 1
-    return count
+            export.lines += 1
+    return export
 
 
 def _name_taxon(label: ImageLabel, taxa: Taxa) -> dict[str, str]:
