@@ -22,11 +22,12 @@ from foveate.records.survey.survey import Survey
 from foveate.records.traps import TrapSettings, build_traps, write_cards
 from foveate.species.corrections import apply_corrections
 from foveate.species.evaluate import judge, match_truth
+from foveate.species.export import export_predictions
 from foveate.species.folder import open_species
 from foveate.species.predict import _needs_boxes, predict
 from foveate.species.predictions import Predictions, read_part
 from foveate.species.review import rank_events
-from foveate.species.settings import PredictSettings
+from foveate.species.settings import ExportSettings, PredictSettings
 from naming import raises_naming
 
 SETTINGS = TrapSettings(
@@ -196,6 +197,8 @@ def test_a_review_comes_back_as_labels_of_a_person(folder: Path) -> None:
     rows = read_csv(Path(paths["table"]))
     predictions = Predictions.open(folder / "results")
     assert [float(row["priority"]) for row in rows] == [event.priority for event in rank_events(predictions)]
+    with raises_naming(UserError, "column", "--corrections"):
+        run("species", "review", folder / "results", "--column", "species")
     with raises_naming(UserError, "answers.csv"):
         apply_corrections(predictions, [Correction("answers.csv:2", "blank", file="none.jpg")], Path("answers.csv"))
     priorities = [float(row["priority"]) for row in rows]
@@ -265,8 +268,14 @@ def test_a_killed_prediction_goes_on(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "wildlife-insights"])
-def test_tables_have_a_line_for_each_image_and_no_place(folder: Path, tmp_path: Path, kind: str) -> None:
+def test_tables_have_a_line_for_each_image_and_no_place(
+    folder: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "table.csv"
+    settings = ExportSettings(format=kind, project="p1", title="t")  # type: ignore[arg-type]
+    export_predictions(Predictions.open(folder / "results"), path, settings)
+    idle = {line.partition(" ")[0] for line in capsys.readouterr().err.splitlines()}
+    assert idle == ({"--title"} if kind == "wildlife-insights" else {"--title", "--project"})
     run("species", "export", folder / "results", "--to", kind, "--path", path, "--project", "p1")
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

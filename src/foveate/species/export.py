@@ -8,6 +8,7 @@ from typing import Any
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
+from foveate.core.progress import say
 from foveate.core.recipes import validate
 from foveate.core.version import __version__
 from foveate.records.boxes import Box
@@ -19,6 +20,10 @@ from foveate.species.predictions import DECIDE, FAILED, Predictions
 from foveate.species.settings import ExportSettings
 
 _RANKS = ("class", "order", "family", "genus", "species")
+_OPTIONS_OF = {
+    "camtrap-dp": ("coordinate_digits", "title", "contributor", "sampling_design", "utc_offset"),
+    "wildlife-insights": ("project",),
+}
 _MIN_BLANK = 0.5  # without boxes: from this probability on an image of an animal's event is one of its empty frames
 
 
@@ -36,6 +41,10 @@ def export_predictions(
     Raises:
         UserError: nothing is decided yet, or the format needs what the survey does not state.
     """
+    for format, names in _OPTIONS_OF.items():
+        for name in names if format != settings.format else ():
+            if getattr(settings, name) not in (None, ()):
+                say(f"--{name.replace('_', '-')} has no effect with --to {settings.format}, only with {format}")
     decisions, events = read_decisions(predictions)
     classifier = name_classifier(predictions)
     if settings.format == "megadetector":
@@ -48,8 +57,9 @@ def export_predictions(
     if settings.format == "camtrap-dp":
         from foveate.records.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
 
-        names = ("coordinate_digits", "title", "contributor", "sampling_design", "utc_offset")
-        values = {name: value for name in names if (value := getattr(settings, name)) not in (None, ())}
+        values = {
+            name: value for name in _OPTIONS_OF["camtrap-dp"] if (value := getattr(settings, name)) not in (None, ())
+        }
         options = validate(CamtrapSettings, {**values, "classifier": classifier}, where="foveate species export")
         package = export_camtrap_dp(
             predictions.collection, path, settings=options, decisions=decisions, events=events, taxa=predictions.taxa

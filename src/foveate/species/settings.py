@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from foveate.core.recipes import Settings
 
@@ -79,6 +79,14 @@ class ReviewSettings(Settings):
         None, description="table or Camtrap DP package with a person's answers, read instead of writing a sheet"
     )
     column: str | None = Field(None, description="column of the corrections that holds the answers")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.column is not None and self.corrections is None:
+            raise ValueError(
+                f"column: no effect without corrections (got {self.column!r}); expected --corrections FILE"
+            )
+        return self
 
 
 class ExportSettings(Settings):
