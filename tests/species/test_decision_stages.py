@@ -256,3 +256,24 @@ def test_other_bad_input(cats: tuple[Classes, Taxa], tmp_path: Path) -> None:
     empty = run(np.ones((0, 7)), classes, taxa, {})
     assert len(empty) == 0
     assert empty.to_columns()["source"].to_pylist() == []
+
+
+@pytest.mark.parametrize(
+    ("stages", "parts"),
+    [
+        ({"rules": {"country": "KEN"}}, ("country KEN", "--rules")),
+        ({"rules": {"rules": "speciesnet", "state": "CA"}}, ("state CA", "--country")),
+        ({"species_list": {"walk_down": True}}, ("walk down", "--list")),
+        ({"prior": {"strength": 2}}, ("strength 2", "--place-prior")),
+        ({"pooling": {"method": "none", "weights": "detection"}}, ("weights detection", "--pooling")),
+    ],
+)
+def test_options_without_effect_are_said(
+    cats: tuple[Classes, Taxa], capsys: pytest.CaptureFixture[str], stages: dict[str, Any], parts: tuple[str, str]
+) -> None:
+    prepare_stages(Stages(), *cats)
+    assert not capsys.readouterr().err
+    prepare_stages(Stages.model_validate(stages), *cats)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert all(part in lines[0] for part in (*parts, "has no effect"))

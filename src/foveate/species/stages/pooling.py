@@ -20,6 +20,7 @@ from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.rows import Floats, Integers, Rows, Stage
 from foveate.species.smoothing import SmoothingSettings, smooth
+from foveate.species.stages import warn_idle
 from foveate.species.stages.species_list import renormalize
 
 ORDER = 40
@@ -138,6 +139,10 @@ def _normalize_weights(weights_T: Floats, starts_E: Integers) -> Floats:
 
 def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
     """See `foveate.species.stages`."""
+    if settings.method in ("none", "megadetector"):
+        warn_idle(settings, "blank_mode", "weights", needs="a --pooling that joins the images of an event")
+    if settings.method != "megadetector":
+        warn_idle(settings, "smoothing", needs="--pooling megadetector")
     if settings.method == "none":
         return None
     if settings.method == "megadetector":

@@ -20,6 +20,7 @@ from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.priors import PARTS, open_prior
 from foveate.species.rows import Floats, Rows, Stage
+from foveate.species.stages import warn_idle
 from foveate.species.stages.species_list import StageSettings as ListSettings
 from foveate.species.stages.species_list import renormalize
 
@@ -61,6 +62,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
     if not used:
         if settings.source is not None:
             raise UserError(f"prior: nothing reads {settings.source}; expected --place-prior, --hour-prior or more")
+        warn_idle(settings, "strength", "floor", "within_list", needs="--place-prior, --hour-prior or --season-prior")
         return None
     listing = others.get("species_list")
     if isinstance(listing, ListSettings) and listing.file is not None and not settings.within_list:

@@ -17,6 +17,7 @@ from foveate.species import speciesnet_rules
 from foveate.species.classes import Classes
 from foveate.species.rows import ABSTAINED, DETECTED, Rows, Stage, answer_codes
 from foveate.species.speciesnet_rules import NUM_CLASSES, SpeciesNetRules
+from foveate.species.stages import warn_idle
 from foveate.species.stages.species_list import ANIMAL
 from foveate.species.stages.species_list import StageSettings as ListSettings
 
@@ -60,9 +61,12 @@ def make_labels(taxa: Taxa) -> list[str]:
 def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
     """See `foveate.species.stages`."""
     if settings.rules == "none":
+        warn_idle(settings, "taxonomy", "geofence", "country", "state", needs="--rules speciesnet")
         return None
     if settings.country and settings.geofence is None:
         raise UserError("country: no map of regions; expected --geofence with SpeciesNet's JSON file")
+    if not settings.country:
+        warn_idle(settings, "geofence", "state", needs="--country")
     labels = make_labels(taxa)
     # A key that two taxa share is that of the higher one: subspecies have none of their own.
     map_of_taxa = {";".join(label.split(";")[1:6]): label for label in reversed(labels)}

@@ -21,6 +21,7 @@ from foveate.core.recipes import Settings
 from foveate.records.survey.taxa import Taxa, normalize_name
 from foveate.species.classes import Classes
 from foveate.species.rows import Floats, Integers, Rows, Stage, merge_columns
+from foveate.species.stages import warn_idle
 
 ORDER = 30
 _COLUMNS = ("latin", "scientificname", "scientific_name", "taxon", "species", "name")
@@ -176,7 +177,10 @@ def add_targets(targets_K: Integers, classes: Classes, taxa: Taxa) -> tuple[Clas
 def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
     """See `foveate.species.stages`."""
     if settings.file is None:
+        warn_idle(settings, "mode", "walk_down", needs="--list")
         return None
+    if settings.mode != "restrict":
+        warn_idle(settings, "walk_down", needs="--list-mode restrict")
     names, where = read_list(settings.file), str(settings.file)
     if settings.mode == "restrict":
         targets_K = restrict_classes(names, classes, taxa, walk_down=settings.walk_down, where=where)
