@@ -188,6 +188,13 @@ def test_baselines(method: str, survey: Survey, features: Any, tmp_path: Path) -
 
 def test_mlp_concat_needs_its_places(survey: Survey, features: Any, tmp_path: Path) -> None:
     chosen = recipe(method="mlp_concat", data={"features": str(features[0])})
+    places_N2 = survey.places_N2.copy()
+    row = int(np.flatnonzero((survey.collection.splits == "train") & (survey.labels() != ""))[3])
+    places_N2[row] = np.nan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Survey, "places_N2", places_N2)
+        with raises_naming(UserError, "mlp_concat", "1 of", survey.keys[row]):
+            train_species(survey.collection.path, tmp_path / "lacking", chosen, include_locations=True)
     with raises_naming(UserError, "mlp_concat", "--include-locations"):
         train_species(survey.collection.path, tmp_path / "run", chosen)
     assert not (tmp_path / "run").exists()

@@ -132,7 +132,7 @@ def train_species(
         _check_graph(run, data)
         sources = _open_inputs(recipe, collection, data, run, here.device)
         data = _without(data, sources.unreadable, collection.keys)
-        network, sources = _build(recipe, data, sources)
+        network, sources = _build(recipe, data, sources, collection.keys)
         if recipe.method == "linear_probe":
             outcome = _solve(network, data, sources, recipe)
         else:
@@ -231,7 +231,9 @@ def _without(data: LinkData, unreadable: Mapping[str, str], keys: Sequence[str])
     return data
 
 
-def _build(recipe: SpeciesRecipe, data: LinkData, sources: _Sources) -> tuple[SpeciesNetwork, _Sources]:
+def _build(
+    recipe: SpeciesRecipe, data: LinkData, sources: _Sources, keys: Sequence[str]
+) -> tuple[SpeciesNetwork, _Sources]:
     """Build the untrained network of the recipe's method, and the inputs that it takes."""
     encoder = sources.encoder if recipe.train_encoder else None
     num_classes, seed = len(data.classes), recipe.training.seed
@@ -249,6 +251,12 @@ def _build(recipe: SpeciesRecipe, data: LinkData, sources: _Sources) -> tuple[Sp
         raise UserError("method 'mlp_concat' trains on features here (got train_encoder: true); set it to false")
     assert isinstance(sources.inputs, FeatureInputs), "features are in memory"
     rows = np.concatenate([data.train_rows, data.validation_rows])
+    lacking = rows[np.isnan(data.places_N2[rows]).any(axis=1) | np.isnan(data.hours_N[rows])]
+    if len(lacking):
+        raise UserError(
+            f"method 'mlp_concat' reads place and hour of every image; {len(lacking)} of {len(rows)} lack one, first "
+            f"'{keys[lacking[0]]}'"
+        )
     reference = summarize_reference(data.places_N2[data.train_rows])
     inputs = concat_inputs(
         sources.inputs.features_NF[rows], recipe.graph, data.places_N2[rows], data.hours_N[rows], reference=reference
