@@ -1,0 +1,71 @@
+"""One question to an open index of 100,000 vectors: how long an answer takes once the model is in memory.
+
+    foveate tour && python -m benchmarks.warm_question --out bench
+
+Images with a text each are indexed with the grid, 39 vectors an image. A question is a text: it is embedded, compared
+with every vector, looked up in the texts, and answered with 20 hits, captions and paths included. Every question is
+another one, so that no embedding of a text is reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from threadpoolctl import threadpool_limits
+
+import foveate
+from benchmarks.common import compare, publish
+from benchmarks.first_answer import write_images
+from foveate.pretrain.searching.index import build_index
+from foveate.records.builtin.families import load_concepts
+
+AIM_MS = 20.0
+QUESTIONS = 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=Path("runs/tour/cloc-seed0/model"))
+    parser.add_argument("--images", type=int, default=2565)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    names = load_concepts()
+    with tempfile.TemporaryDirectory() as name, threadpool_limits(options.threads):
+        root = Path(name)
+        images = write_images(root / "images", options.images)
+        for number in range(options.images):
+            (images / f"{number:04d}.txt").write_text(f"a {names[number % len(names)]} beside the road")
+        build_index(options.model, images, root / "index", regions="grid", workers=1)
+        index = foveate.open_index(root / "index")
+        rounds = iter(range(1, 1 + options.repeats))
+
+        def ask(prefix: str) -> None:
+            for concept in names[:QUESTIONS]:
+                assert len(index.search(f"{prefix} {concept}")) == 20
+
+        # The first questions open the rows and the texts of the index; `--interactive` pays for it once.
+        ask("the")
+        timings = compare(
+            {
+                "question": lambda: ask(f"photograph {next(rounds)} of a"),
+                "embedding its text": lambda: [
+                    index.model.encode_text([f"drawing of a {c}"]) for c in names[:QUESTIONS]
+                ],
+            },
+            repeats=options.repeats,
+            warmup=0,
+        )
+        vectors = len(index.index)
+    extra = {"vectors": vectors, "aim_ms": AIM_MS, "ms": 1000 * timings["question"].median / QUESTIONS}
+    publish("warm_question", timings, out=options.out, items=QUESTIONS, unit="questions", extra=extra)
+    print(f"{vectors:,} vectors: {extra['ms']:.1f} ms a question (aim: {AIM_MS:.0f})")
+
+
+if __name__ == "__main__":
+    main()
