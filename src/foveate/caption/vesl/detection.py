@@ -92,6 +92,7 @@ class DetectorKind:
         reads_pixels: whether images must be decoded for it.
         oracle: it returns boxes that the collection holds already. Never a default; every row and table names it.
         note: one line for lists and docs.
+        without_model: what a run says where its `model` is not given.
     """
 
     settings: type[Settings]
@@ -99,6 +100,7 @@ class DetectorKind:
     reads_pixels: bool = True
     oracle: bool = False
     note: str = ""
+    without_model: str = ""
 
 
 def detector_names() -> list[str]:

@@ -77,12 +77,10 @@ def command(
     # Only the detector knows its own fields; --model is one of them that nearly all have.
     content = parse_overrides(options.options) | ({} if options.model is None else {"model": options.model})
     where = f"detector '{options.detector}' (--model, --set)"
-    detector_settings = validate(find_detector(options.detector).settings, content, where=where)
-    if options.detector == "nanodet" and "model" not in content:
-        say(
-            "no --model: the shipped NanoDet-g finds boxes, and the names of its 80 classes choose their phrases; "
-            "--model open_clip:ARCH/PRETRAINED or a model folder names more"
-        )
+    kind = find_detector(options.detector)
+    detector_settings = validate(kind.settings, content, where=where)
+    if kind.without_model and content.get("model") is None:
+        say(f"no --model: {kind.without_model}")
     run_options: dict[str, Any] = {
         "detector": options.detector,
         "detector_settings": detector_settings,

@@ -101,5 +101,9 @@ def open_detector(settings: NanoDetSettings, collection: Collection, device: str
 
 
 DETECTOR = DetectorKind(
-    settings=NanoDetSettings, open=open_detector, note="offline, for photographs: class-agnostic boxes of NanoDet-g"
+    settings=NanoDetSettings,
+    open=open_detector,
+    note="offline, for photographs: class-agnostic boxes of NanoDet-g",
+    without_model="the shipped NanoDet-g finds boxes, and the names of its 80 classes choose their phrases; "
+    "--model open_clip:ARCH/PRETRAINED or a model folder names more",
 )
