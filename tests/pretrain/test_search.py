@@ -125,17 +125,22 @@ def test_words_of_captions_and_keys_lift_their_images(index: foveate.SearchIndex
     assert {hit.key: hit.text for hit in hits} == pytest.approx(dict(zip(keys, expected.tolist(), strict=True)))
 
 
-def test_an_index_of_an_old_release_is_searched_by_cosines(folder: Path, tmp_path: Path) -> None:
+def test_an_index_of_an_old_release_is_searched_by_cosines_and_says_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     described = replace(Description.read(copy / "my-index"), spreads={}, texts="")
     described.write(copy / "my-index")
     hits = foveate.open_index(copy / "my-index").search("a red disc")
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert {hit.z for hit in hits} == {None}
+    assert "repeat `foveate index`" in capsys.readouterr().err
     build_index(copy / "model", copy / "my-images", copy / "my-index")
+    capsys.readouterr()
     assert foveate.open_index(copy / "my-index").search("a red disc") == foveate.open_index(folder / "my-index").search(
         "a red disc"
     )
+    assert "earlier release" not in capsys.readouterr().err
 
 
 def test_max_hits_per_image(index: foveate.SearchIndex) -> None:

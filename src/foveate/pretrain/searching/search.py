@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
+from foveate.core.progress import say
 from foveate.core.recipes import validate
 from foveate.pretrain.searching.calibration import combine_spreads
 from foveate.pretrain.searching.faiss_backend import nearest_by_faiss, open_faiss
@@ -103,6 +104,11 @@ class Index:
             raise UserError(
                 f"{path}: is the collection '{opened.name}'; expected '{description.collection_name}', which was "
                 "indexed"
+            )
+        if not description.spreads:
+            say(
+                f"{folder}: an index of an earlier release: hits are ordered by their cosines, captions and file names "
+                "are not searched; repeat `foveate index`, which embeds no image again"
             )
         return cls(folder, description, opened)
 
