@@ -48,9 +48,9 @@ class Spread:
     mean: float
     std: float
 
-    def standardize(self, cosine: float) -> float:
-        """Return the standard deviations by which a cosine is above chance."""
-        return (cosine - self.mean) / self.std
+    def standardize(self, cosine_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the standard deviations by which cosines are above chance."""
+        return (cosine_N - self.mean) / self.std
 
 
 def draw_texts() -> list[str]:

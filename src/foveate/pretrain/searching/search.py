@@ -184,23 +184,28 @@ class Index:
                 f"{self.folder}: no {kind if kind != 'both' else 'rows'} of the index are still in the collection "
                 f"({counts['images']} images, {counts['regions']} regions)"
             )
-        if any(KINDS_OF[kind][order] not in spreads for order, _ in candidates):
-            spreads, texts_N = {}, np.zeros(0)
-        ranked = []
-        for (order, row), cosine in candidates.items():
-            name = KINDS_OF[kind][order]
-            z = spreads[name].standardize(cosine) if spreads else None
-            match = float(texts_N[self._owner(name)[row]]) if len(texts_N) else 0.0
-            # Negative scores: an ascending sort puts the best first and keeps the order of equal ones.
-            ranked.append((-cosine if z is None else -(z + text_weight * match), order, row, cosine, z, match))
+        # Up to 39 rows of each matching image: arrays, since a loop in Python would take longer than the search.
+        order_C, row_C = np.array(list(candidates), dtype=np.int64).T
+        cosine_C = np.array(list(candidates.values()))
+        z_C, text_C = np.zeros(len(cosine_C)), np.zeros(len(cosine_C))
+        calibrated = all(KINDS_OF[kind][order] in spreads for order in np.unique(order_C))
+        for order in np.unique(order_C) if calibrated else ():
+            name, of_kind = KINDS_OF[kind][order], order_C == order
+            z_C[of_kind] = spreads[name].standardize(cosine_C[of_kind])
+            if len(texts_N):
+                text_C[of_kind] = texts_N[self._owner(name)[row_C[of_kind]]]
+        score_C = z_C + text_weight * text_C if calibrated else cosine_C
         per_key: Counter[str] = Counter()
         hits: list[Hit] = []
-        for _, order, row, cosine, z, match in sorted(ranked):
-            name = KINDS_OF[kind][order]
+        for index in np.lexsort((row_C, order_C, -score_C)):
+            name, row = KINDS_OF[kind][order_C[index]], int(row_C[index])
             key = self.rows_of(name).rows["key"][row].as_py()
-            if len(hits) < count and per_key[key] < per_image:
+            if per_key[key] < per_image:
                 per_key[key] += 1
-                hits.append(self._hit(name, row, cosine, z, match))
+                z = float(z_C[index]) if calibrated else None
+                hits.append(self._hit(name, row, float(cosine_C[index]), z, float(text_C[index])))
+            if len(hits) == count:
+                break
         return hits
 
     @cached_property
