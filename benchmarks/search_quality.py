@@ -90,6 +90,26 @@ HARDER: dict[str, tuple[str, str]] = {
     "fruit from the garden": ("", "food-fruit|food/fruit"),
     "writing a letter": ("letter envelope pen pencil paper memo mailbox", "Objects/(writing|mail|book-paper)"),
 }
+# Nothing answers these.
+NONSENSE = (
+    "asdfgh qwerty",
+    "zxcv bnm",
+    "qqq www eee",
+    "lorem ipsum dolor",
+    "xkcd plugh xyzzy",
+    "fnord",
+    "wug blicket dax",
+    "jjjj",
+    "1234567",
+    "hgfdsa poiuyt",
+    "mnbvcx",
+    "blorp zint",
+    "the of and",
+    "kjsdhf kjsdhf",
+    "tttt rrrr",
+    "vlurxtrznbnaxl",
+)
+FLOORS = (0.5, 0.75, 0.9, 0.95)
 CAMERA = "IMG_{:04d}"
 
 
@@ -264,6 +284,21 @@ def evaluate(data: Data, queries: Cosines, random: Cosines) -> Table:
     return table
 
 
+def rank_first_hits(data: Data, queries: Cosines, random: Cosines) -> dict[str, list[float]]:
+    """Return the share of random words whose best z is at least a query's, by what the query's first hit is."""
+    best_QN, random_QN = (
+        rank_rules(cosines, random, np.zeros_like(cosines.images_QN))["both, z"] for cosines in (queries, random)
+    )
+    share_Q = (random_QN.max(axis=1)[:, None] >= best_QN.max(axis=1)).mean(axis=0)
+    shares: dict[str, list[float]] = {"right": [], "wrong": [], "nonsense": []}
+    patterns = [*(PLAIN | HARDER).values(), *(None for _ in NONSENSE)]
+    for share, first, pattern in zip(share_Q.tolist(), best_QN.argmax(axis=1), patterns, strict=True):
+        right_N = None if pattern is None else data.judge(*pattern)
+        if right_N is None or right_N.any():
+            shares["nonsense" if right_N is None else "right" if right_N[first] else "wrong"].append(share)
+    return shares
+
+
 def interval(scores: Sequence[float] | NDArray[Any]) -> tuple[float, float, float]:
     """Return the mean and its 95 % interval over resampled queries."""
     values = np.asarray(scores)
@@ -304,8 +339,11 @@ def main() -> None:
     tour = Collection.open(options.tour / "collection")
     folder = options.tour / options.model / "model"
     model = load_model(folder)
-    queries_QE, random_QE = (unit(embed_phrases(model, texts)) for texts in ([*PLAIN, *HARDER], draw_texts()))
+    queries_QE, random_QE = (
+        unit(embed_phrases(model, texts)) for texts in ([*PLAIN, *HARDER, *NONSENSE], draw_texts())
+    )
     total: Table = {}
+    shares: dict[str, list[float]] = {"right": [], "wrong": [], "nonsense": []}
     for name in options.sources:
         target = options.work / f"{name}-{options.images}"
         if not target.exists():
@@ -316,10 +354,25 @@ def main() -> None:
         index = Index.open(out)
         keys, queries = measure(index, queries_QE)
         _, random = measure(index, random_QE)
-        for key, scores in evaluate(read_data(name, tour, keys), queries, random).items():
+        data = read_data(name, tour, keys)
+        for outcome, values in rank_first_hits(data, queries, random).items():
+            shares[outcome] += values
+        count = len(PLAIN) + len(HARDER)
+        answerable = Cosines(queries.images_QN[:count], queries.regions_QN[:count])
+        for key, scores in evaluate(data, answerable, random).items():
             total.setdefault(key, []).extend(scores)
     rows = print_table(total, base="both, cosines")
-    content = {"machine": machine(), "images": options.images, "sources": options.sources, "rows": rows}
+    for floor in FLOORS:
+        below = {outcome: sum(share > floor for share in values) for outcome, values in shares.items()}
+        listed = ", ".join(f"{count} of {len(shares[outcome])} {outcome}" for outcome, count in below.items())
+        print(f"first hits that more than {floor:.0%} of random words reach: {listed}")
+    content = {
+        "machine": machine(),
+        "images": options.images,
+        "sources": options.sources,
+        "rows": rows,
+        "random_words_that_reach_the_first_hit": shares,
+    }
     write_json_atomically(options.out / "search-quality.json", content)
 
 
