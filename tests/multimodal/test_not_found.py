@@ -10,7 +10,7 @@ from test_multimodal_model import loaded
 from test_referring import load as load_hybrid
 
 from foveate.multimodal.answer_writer import AnswerWriter, PointedBox
-from foveate.multimodal.answers import Answer
+from foveate.multimodal.answers import Answer, write_corners
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import prepare_questions
@@ -69,6 +69,21 @@ def test_digits_behind_a_box_that_is_not_found_are_left_out() -> None:
     answer = AnswerWriter(hybrid, visual, [pending]).answer(0)
     assert len(answer.boxes) == len(answer.digits) == 1
     assert answer.text.startswith("not found. [")
+
+
+@pytest.mark.parametrize("cut", range(1, 10))
+def test_digits_that_are_not_complete_are_left_out(cut: int) -> None:
+    """A stream meets each of these beginnings, and so does an answer that `max_tokens` ends."""
+    hybrid, _ = load_hybrid(box_head=True, phrase_maps=True)
+    visual, (pending,) = prepare_questions(hybrid, [(IMAGE, "What is it?")])
+    digits = hybrid.tokenizer.encode("[100, 100, 400, 500]")
+    assert len(digits) > 9
+    pending.answer = [hybrid.prompts.region_id, *digits[:cut]]
+    pending.boxes = [PointedBox(0, LEFT, 1.0)]
+    answer = AnswerWriter(hybrid, visual, [pending]).answer(0, ground=True)
+    assert answer.text == write_corners(answer.boxes[0])
+    assert answer.unboxed == ()
+    assert answer.digits == (None,)
 
 
 @pytest.fixture(scope="module")

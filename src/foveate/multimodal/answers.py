@@ -14,7 +14,8 @@ from foveate.records.box_text import parse_regions
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import REGION
 
-_DIGITS = re.compile(r"\s*\[[^\[\]]*\]")
+# Digits that a limit cuts, or that a stream has read in part, have no bracket at the end.
+_DIGITS = re.compile(r"\s*\[[^\[\]]*(?:\]|$)")
 
 
 @dataclass(frozen=True, slots=True)
