@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -184,6 +185,16 @@ def test_building_leaves_logging_alone(caplog: pytest.LogCaptureFixture) -> None
     assert logging.getLogger().handlers == handlers
     assert not caplog.records
     assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_a_price_of_trained_weights_does_not_warn_of_each_tensor(tmp_path: Path) -> None:
+    image, text = towers(pool_type="avg")
+    export_open_clip(image, text, log_scale=2.5, folder=tmp_path)
+    with torch.device("meta"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tower = OpenClipImageEncoder(model=f"local-dir:{tmp_path}")
+    assert next(tower.parameters()).is_meta
+    assert not [warning for warning in caught if "meta parameter" in str(warning.message)]
 
 
 def test_threads_load_one_tokenizer_and_leave_logging_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -191,7 +192,10 @@ def quiet() -> Iterator[None]:
         handlers = list(root.handlers)
         logging.disable(logging.ERROR)
         try:
-            yield
+            with warnings.catch_warnings():
+                # A price needs shapes alone; torch warns once for each tensor that is not copied to the meta device.
+                warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+                yield
         finally:
             logging.disable(level)
             root.handlers[:] = handlers
