@@ -1,7 +1,7 @@
 """Priors of place, hour and season: a prior is a module with `open_prior(path, classes, taxa, parts)`.
 
-One that is fitted to a survey has `fit_prior(labels_N, classes, places=, hours=, days=)`, too, whose result is saved by
-`save(folder)`.
+One that is fitted to a survey has `fit_prior(labels_N, classes, places=, hours=, days=)`, too, with the arguments of
+`select_animals`; its result is saved by `save(folder)`.
 
 A factor is how much more likely a class is here and now than on average. Those of a fitted prior average to 1 over the
 training images, so that blank, human and vehicle, which no prior touches, neither gain nor lose by it.
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from foveate.core.errors import UserError
 from foveate.core.model_folder import WEIGHTS, read_config, read_tensors, write_model_folder
@@ -90,6 +90,41 @@ def fit_survey_prior(
         return None
     fit = load_plugin(__name__, kind, "fit_prior", label="prior")
     return fit(data.labels_N[rows], data.classes, places=places_N2, hours=hours_N, days=days_N).save(folder)
+
+
+class AnimalImages(NamedTuple):
+    """Images of animals that a prior is fitted to; places, hours and days are NaN where unknown."""
+
+    labels_N: NDArray[np.int64]
+    places_N2: Floats
+    hours_N: Floats
+    days_N: Floats
+
+
+def select_animals(
+    labels_N: ArrayLike,
+    classes: Classes,
+    *,
+    places: ArrayLike | None = None,
+    hours: ArrayLike | None = None,
+    days: ArrayLike | None = None,
+) -> AnimalImages:
+    """Select the training images with an animal's label.
+
+    Args:
+        labels_N: class of each image, -1 for none; classes that are no animals are left out.
+        places: degrees [N, 2] (latitude, longitude), NaN where unknown.
+        hours: local hour [N] in [0, 24), NaN where unknown.
+        days: day of the year [N] from 0, NaN where unknown.
+    """
+    labels = np.asarray(labels_N, dtype=np.int64)
+    rows = np.flatnonzero((labels >= 0) & classes.animals_K[labels])
+    places_N2 = np.full((len(labels), 2), np.nan) if places is None else np.asarray(places, dtype=np.float64)
+    hours_N, days_N = (
+        np.full(len(labels), np.nan) if column is None else np.asarray(column, dtype=np.float64)
+        for column in (hours, days)
+    )
+    return AnimalImages(labels[rows], places_N2[rows], hours_N[rows], days_N[rows])
 
 
 def write_prior(

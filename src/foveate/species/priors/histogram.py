@@ -27,6 +27,7 @@ from foveate.species.priors import (
     normalize_ratios,
     read_prior_config,
     read_prior_tensors,
+    select_animals,
     write_prior,
 )
 from foveate.species.rows import Floats
@@ -139,28 +140,18 @@ def fit_prior(
     days: ArrayLike | None = None,
     settings: HistogramSettings | None = None,
 ) -> HistogramPrior:
-    """Count the classes of training images by place, hour and season.
-
-    Args:
-        labels_N: class of each image, -1 for none; classes that are no animals are left out.
-        places: degrees [N, 2] (latitude, longitude), NaN where unknown.
-        hours: local hour [N] in [0, 24), NaN where unknown.
-        days: day of the year [N] from 0, NaN where unknown.
+    """Count the classes of training images by place, hour and season; arguments are those of `select_animals`.
 
     Raises:
         UserError: no image has a label and a condition.
     """
     settings = settings or HistogramSettings()
-    labels = np.asarray(labels_N, dtype=np.int64)
-    rows = np.flatnonzero((labels >= 0) & classes.animals_K[labels])
-    labels, count = labels[rows], len(classes)
-    tables: dict[str, Any] = {}
-    if hours is not None:
-        tables["hours_HL"] = _count(np.asarray(hours)[rows] % 24, labels, _HOURS, count)
-    if days is not None:
-        tables["seasons_SL"] = _count(np.asarray(days)[rows] * _SEASONS / _DAYS, labels, _SEASONS, count)
-    if places is not None:
-        tables |= _fit_places(np.asarray(places, dtype=np.float64)[rows], labels, count, settings)
+    images, count = select_animals(labels_N, classes, places=places, hours=hours, days=days), len(classes)
+    tables: dict[str, Any] = {
+        "hours_HL": _count(images.hours_N % 24, images.labels_N, _HOURS, count),
+        "seasons_SL": _count(images.days_N * _SEASONS / _DAYS, images.labels_N, _SEASONS, count),
+        **_fit_places(images.places_N2, images.labels_N, count, settings),
+    }
     tables = {name: table for name, table in tables.items() if table is not None}
     if not tables:
         raise UserError("prior: no training image has both an animal's label and a place, hour or day")

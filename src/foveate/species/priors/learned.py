@@ -35,6 +35,7 @@ from foveate.species.priors import (
     normalize_ratios,
     read_prior_config,
     read_prior_tensors,
+    select_animals,
     write_prior,
 )
 from foveate.species.rows import Floats
@@ -156,25 +157,19 @@ def fit_prior(
     days: ArrayLike | None = None,
     settings: LearnedSettings | None = None,
 ) -> LearnedPrior:
-    """Train the network on images with an animal's label and a place.
+    """Train the network on images with an animal's label and a place; arguments are those of `select_animals`.
 
-    Args:
-        labels_N: class of each image, -1 for none.
-        places: degrees [N, 2] (latitude, longitude), NaN where unknown.
-        hours: not read; the network knows nothing of hours.
-        days: day of the year [N] from 0; an image without one gets a random day in each epoch.
+    Hours are not read, and an image without a day gets a random one in each epoch.
 
     Raises:
         UserError: no image has both.
     """
     settings = settings or LearnedSettings()
-    labels = np.asarray(labels_N, dtype=np.int64)
-    places_N2 = np.full((len(labels), 2), np.nan) if places is None else np.asarray(places, dtype=np.float64)
-    days_N = np.full(len(labels), np.nan) if days is None else np.asarray(days, dtype=np.float64)
-    rows = np.flatnonzero((labels >= 0) & classes.animals_K[labels] & ~np.isnan(places_N2).any(axis=1))
+    images = select_animals(labels_N, classes, places=places, days=days)
+    rows = np.flatnonzero(~np.isnan(images.places_N2).any(axis=1))
     if not len(rows):
         raise UserError("prior: no training image has both an animal's label and a place")
-    labels, places_N2, days_N = labels[rows], places_N2[rows], days_N[rows]
+    labels, places_N2, days_N = images.labels_N[rows], images.places_N2[rows], images.days_N[rows]
     generator = torch.Generator().manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     with torch.random.fork_rng(devices=[]):
