@@ -91,6 +91,12 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 
 _TEXT = pa.string()
 _PROVENANCE = dict.fromkeys(PROVENANCE_COLUMNS, _TEXT)
+_ORIGIN = {"source": _TEXT, "created": _TEXT}  # of a row about the whole data set
+
+
+def _annotation(**columns: pa.DataType) -> pa.Schema:
+    return _schema(key=_TEXT, row_id=_TEXT, **columns, **_PROVENANCE)
+
 
 INDEX = _schema(
     key=_TEXT,
@@ -125,9 +131,7 @@ _OBSERVATION_COLUMNS = {
 }
 SCHEMAS: dict[str, pa.Schema] = {
     "captions": _schema(key=_TEXT, caption_id=_TEXT, kind=_TEXT, text=_TEXT, **_PROVENANCE, **_CAPTIONER_COLUMNS),
-    "caption_errors": _schema(
-        key=_TEXT,
-        row_id=_TEXT,
+    "caption_errors": _annotation(
         request=_TEXT,
         kind=_TEXT,
         error=_TEXT,
@@ -135,7 +139,6 @@ SCHEMAS: dict[str, pa.Schema] = {
         raw=_TEXT,
         attempts=pa.int32(),
         details=_TEXT,
-        **_PROVENANCE,
     ),
     "regions": _schema(
         key=_TEXT,
@@ -151,41 +154,32 @@ SCHEMAS: dict[str, pa.Schema] = {
         **_PROVENANCE,
         details=_TEXT,
     ),
-    "region_status": _schema(
-        key=_TEXT,
-        row_id=_TEXT,
+    "region_status": _annotation(
         status=_TEXT,
         kind=_TEXT,
         phrases=pa.int32(),
         regions=pa.int32(),
         thin=pa.int32(),
         detail=_TEXT,
-        **_PROVENANCE,
     ),
-    "labels": _schema(key=_TEXT, row_id=_TEXT, field=_TEXT, value=_TEXT, **_PROVENANCE),
-    "context": _schema(
-        key=_TEXT,
-        row_id=_TEXT,
+    "labels": _annotation(field=_TEXT, value=_TEXT),
+    "context": _annotation(
         latitude=pa.float64(),
         longitude=pa.float64(),
         time=_TEXT,
         place=_TEXT,
-        **_PROVENANCE,
     ),
-    "conversations": _schema(
-        key=_TEXT,
-        row_id=_TEXT,
+    "conversations": _annotation(
         id=_TEXT,
         images=pa.list_(_TEXT),
         turns=pa.list_(pa.struct({"role": _TEXT, "text": _TEXT, "regions": _TEXT})),
         group=_TEXT,
         answers=pa.list_(_TEXT),
         choices=pa.list_(_TEXT),
-        **_PROVENANCE,
     ),
     # Images of a camera-trap survey, and what was seen on them; see `foveate.records.survey.types`. -1: no number.
-    "media": _schema(key=_TEXT, row_id=_TEXT, **_MEDIA_COLUMNS, **_PROVENANCE),
-    "observations": _schema(key=_TEXT, row_id=_TEXT, **_OBSERVATION_COLUMNS, **_PROVENANCE),
+    "media": _annotation(**_MEDIA_COLUMNS),
+    "observations": _annotation(**_OBSERVATION_COLUMNS),
 }
 # Tables about the whole data set whose columns are fixed, so that one whose values are all missing has types, too.
 DATASET_SCHEMAS: dict[str, pa.Schema] = {
@@ -202,13 +196,12 @@ DATASET_SCHEMAS: dict[str, pa.Schema] = {
         uncertainty=pa.float64(),
         habitat=_TEXT,
         extra=_TEXT,
-        source=_TEXT,
-        created=_TEXT,
+        **_ORIGIN,
     ),
-    "event_observations": _schema(**_OBSERVATION_COLUMNS, source=_TEXT, created=_TEXT),
-    "media_without_image": _schema(key=_TEXT, **_MEDIA_COLUMNS, source=_TEXT, created=_TEXT),
-    "observations_without_image": _schema(key=_TEXT, **_OBSERVATION_COLUMNS, source=_TEXT, created=_TEXT),
-    "survey": _schema(format=_TEXT, descriptor=_TEXT, source=_TEXT, created=_TEXT),
+    "event_observations": _schema(**_OBSERVATION_COLUMNS, **_ORIGIN),
+    "media_without_image": _schema(key=_TEXT, **_MEDIA_COLUMNS, **_ORIGIN),
+    "observations_without_image": _schema(key=_TEXT, **_OBSERVATION_COLUMNS, **_ORIGIN),
+    "survey": _schema(format=_TEXT, descriptor=_TEXT, **_ORIGIN),
 }
 QUARANTINE = _schema(
     key=_TEXT, subject=_TEXT, position=pa.int32(), reason=_TEXT, detail=_TEXT, source=_TEXT, created=_TEXT
