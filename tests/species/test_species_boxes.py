@@ -53,3 +53,19 @@ def test_boxes_are_added_where_none_were_imported(collection: Path, monkeypatch:
     assert (again.status, again.boxes) == (result.status, result.boxes)
     more = add_boxes(collection, BoxSettings(every_image=True), device="cpu", workers=1)
     assert sum(more.status.values()) == 3
+
+
+def test_another_threshold_replaces_boxes(collection: Path) -> None:
+    def read_scores() -> list[float]:
+        with Collection.open(collection) as opened:
+            assert [region.source for region in opened.read_regions(opened.find_row("known"))] == ["cards"]
+            return sorted(region.score for region in opened.read_regions(opened.find_row("cat")))
+
+    add_boxes(collection, BoxSettings(threshold=0.05), device="cpu", workers=1)
+    many = read_scores()
+    result = add_boxes(collection, BoxSettings(threshold=0.5), device="cpu", workers=1)
+    few = read_scores()
+    assert few == [score for score in many if score > 0.5]
+    assert 0 < len(few) == result.boxes < len(many)
+    assert add_boxes(collection, BoxSettings(threshold=0.05), device="cpu", workers=1).boxes == len(many)
+    assert read_scores() == many

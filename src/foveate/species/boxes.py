@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from foveate.core.progress import say, track
-from foveate.records.annotate import PartWriter, matching_parts, write_results
+from foveate.records.annotate import PartWriter, matching_parts, remove_rows, write_results
 from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
@@ -78,6 +79,8 @@ def add_boxes(
 ) -> BoxesResult:
     """Add NanoDet's boxes to the regions of a collection; the same call again resumes.
 
+    Boxes that it proposed with another threshold or number are removed first.
+
     Args:
         workers: threads that decode images; by default one a core.
 
@@ -92,6 +95,7 @@ def add_boxes(
     recipe = {"threshold": settings.threshold, "max_boxes": settings.max_boxes, "version": proposer.version}
     recipe_hash = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     status: Counter[str] = Counter()
+    _remove_earlier(path, recipe_hash)
     with AnnotationAppender(path, purpose="proposing boxes") as appender, Collection.open(path) as collection:
         completed: set[str] = set()
         boxes = 0
@@ -129,6 +133,17 @@ def add_boxes(
             seconds=round(time.monotonic() - start, 2),
             stopped=stop.signal_name is not None,
         )
+
+
+def _remove_earlier(path: Path, recipe_hash: str) -> None:
+    """Remove this detector's rows of other settings: beside new ones an image would have each box twice."""
+
+    def select(part: pa.Table) -> NDArray[np.bool_]:
+        columns = zip(part["source"].to_pylist(), part["recipe_hash"].to_pylist(), strict=True)
+        return np.array([source == SOURCE and digest != recipe_hash for source, digest in columns], dtype=bool)
+
+    for table in ("regions", "region_status"):
+        remove_rows(path, table, select, purpose="replacing boxes")
 
 
 def _rows_with_boxes(collection: Collection) -> set[int]:
