@@ -114,7 +114,12 @@ def test_predicting_again_computes_nothing_and_a_lost_part_alone(folder: Path) -
     arguments = ("species", "predict", folder / "run/model", folder / "cards", "--out", folder / "results")
     before = read_part(folder / "results", 0)
     assert run(*arguments)["computed"] == 0
-    (folder / "results/scores/00000.safetensors").unlink()
+    part = folder / "results/scores/00000.safetensors"
+    part.write_bytes(part.read_bytes()[:-5])
+    with raises_naming(UserError, part, "again"):
+        read_part(folder / "results", 0)
+    assert run(*arguments)["computed"] == 9
+    part.unlink()
     assert run(*arguments)["computed"] == 9
     np.testing.assert_allclose(read_part(folder / "results", 0).probabilities_NK, before.probabilities_NK, atol=1e-5)
     with raises_naming(UserError, "predict.json", "--out"):

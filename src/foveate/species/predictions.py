@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from foveate.core.errors import UserError, nearest
@@ -85,8 +85,11 @@ def has_part(folder: Path, number: int, rows_hash: str) -> bool:
     path = _part_path(folder, number)
     if not path.is_file():
         return False
-    with safe_open(path, "np") as file:
-        return (file.metadata() or {}).get("rows") == rows_hash
+    try:
+        with safe_open(path, "np") as file:
+            return (file.metadata() or {}).get("rows") == rows_hash
+    except (SafetensorError, OSError):
+        return False  # damaged: it is computed again
 
 
 def read_part(folder: Path, number: int) -> ScorePart:
@@ -102,7 +105,7 @@ def read_part(folder: Path, number: int) -> ScorePart:
             failures = {int(row): reason for row, reason in json.loads(metadata.get("failures", "{}")).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return ScorePart(metadata.get("rows", ""), tensors.pop("probabilities"), failures, tensors)
-    except (OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: missing or damaged; run foveate species predict again") from error
 
 
