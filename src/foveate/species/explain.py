@@ -194,6 +194,8 @@ def hint_survey(
     Raises:
         UserError: the collection is no survey, or the model has neither relation.
     """
+    if not len(model.hours) and not len(model.places_P2):
+        raise UserError(f"{model.folder}: trained without hours, and written without places; it gives no hints")
     target = choose_device(device or "auto")
     with Collection.open(path) as collection:
         survey = Survey.open(collection)
@@ -211,8 +213,6 @@ def hint_survey(
             columns_N, cameras = match_places(model.places_P2, survey.places_N2, survey.camera_N)
             scores_NP = model.predict_links(vectors_ND, "place")
             places = find_place_hints(scores_NP, columns_N[readable], cameras, deployments)
-    if not len(model.hours) and not len(model.places_P2):
-        raise UserError(f"{model.folder}: trained without hours, and written without places; it gives no hints")
     return clocks, places
 
 
