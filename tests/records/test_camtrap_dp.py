@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
@@ -31,6 +32,7 @@ from foveate.records.importers.camtrap_dp import (
     import_camtrap_dp,
     make_box,
     make_deployment,
+    make_keys,
     read_taxa,
 )
 from foveate.records.importers.camtrap_package import check_written, open_package
@@ -89,6 +91,12 @@ def test_images_get_their_rows_camera_and_boxes(collection: Collection) -> None:
     assert survey.hour_N.tolist()[:4] == [5, 5, 5, 23]
     assert survey.count_missing()["timestamp issues"] == 3
     assert set(survey.camera_N) == {"loc-1", "loc-2"}
+
+
+def test_media_of_one_name_get_a_key_each() -> None:
+    paths = ["dep1/m2.jpg", "dep1/m2.png", "dep1/m2.gif"]
+    media = pa.table({"mediaID": ["m1", "m2", "m2"], "deploymentID": ["dep1"] * 3, "filePath": paths})
+    assert make_keys(media) == ["dep1/m2", "dep1/m2-2", "dep1/m2-3"]
 
 
 def test_rows_without_an_image_are_counted_and_stored(collection: Collection) -> None:

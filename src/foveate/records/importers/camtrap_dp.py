@@ -263,14 +263,18 @@ def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
 def make_keys(media: pa.Table) -> list[str]:
     """Return the key of every medium: its path without extension, or deployment and file name where it is a URL.
 
-    A key that an earlier medium has, or that cannot be one, becomes the deployment and the medium's id.
+    A key that an earlier medium has, or that cannot be one, becomes the deployment and the medium's id, with a number
+    where an earlier medium has that, too.
     """
     keys: dict[str, None] = {}
     columns = (media["mediaID"], media["deploymentID"], media["filePath"], _column(media, "fileName"))
     for identity, deployment, path, name in zip(*(column.to_pylist() for column in columns), strict=True):
         key = f"{deployment}/{make_key(name or identity)}" if "://" in path else make_key(path)
         if key in keys or not _is_key(key):
-            key = f"{deployment}/{identity}".replace("\\", "_")
+            key = base = f"{deployment}/{identity}".replace("\\", "_")
+            number = 2
+            while key in keys:
+                key, number = f"{base}-{number}", number + 1
         keys[key] = None
     return list(keys)
 
