@@ -51,3 +51,19 @@ def test_an_answer_takes_the_place_of_an_older_label(predictions: Any, tmp_path:
 def test_answers_about_other_images_are_refused(predictions: Any, tmp_path: Path) -> None:
     with raises_naming(UserError, tmp_path / "answers.csv"):
         apply_corrections(predictions, [Correction("line 2", "blank", file="z.png")], tmp_path / "answers.csv")
+
+
+def test_an_image_has_an_answer_for_each_kind(predictions: Any, tmp_path: Path) -> None:
+    answers = [
+        Correction("line 2", "Vulpes vulpes", file="a.png", count=2),
+        Correction("line 3", "human", file="a.png", count=1),
+        Correction("line 4", "blank", file="b.png"),
+    ]
+    summary = apply_corrections(predictions, answers, tmp_path / "answers.csv")
+    assert (summary.images, summary.blank, summary.unmatched) == (2, 1, [])
+    rows = Collection.open(predictions.collection.path).table("observations").to_pylist()
+    assert [(row["key"], row["taxon"] or row["kind"], row["count"]) for row in rows[2:]] == [
+        ("a", "Vulpes vulpes", 2),
+        ("a", "human", 1),
+        ("b", "blank", -1),
+    ]

@@ -118,9 +118,12 @@ def _resolve(
             members[row["event"]] = row["keys"]
             decided |= dict.fromkeys(row["keys"], row["name"] if row["kind"] == "animal" else row["kind"])
     index = FileIndex(survey.media["file"].to_pylist(), survey.keys)
-    rows, _ = index.find_all([correction.file for correction in corrections])
+    # Each file once: an image with two kinds has two rows, and two paths of one image would be rivals.
+    files = list(dict.fromkeys(correction.file for correction in corrections))
+    row_of = dict(zip(files, index.find_all(files)[0], strict=True))
     answers: dict[str, dict[str, Correction]] = {}
-    for correction, row in zip(corrections, rows, strict=True):
+    for correction in corrections:
+        row = row_of[correction.file]
         key = correction.key if correction.key in keys else survey.keys[row] if row >= 0 else ""
         if not key:
             summary.unmatched.append(correction.file or correction.key)
