@@ -72,6 +72,15 @@ def list_variants(field: dict[str, Any]) -> list[tuple[str | None, bool]]:
     return [(value, True) for value in good] + [(value, False) for value in bad]
 
 
+@pytest.mark.parametrize("column", ["latitude", "longitude"])
+@pytest.mark.parametrize("cell", ["504.4437", "504.4437 N"])
+def test_wrong_coordinates_are_not_repeated(column: str, cell: str) -> None:
+    (violation,) = check_table("deployments", make_table("deployments", [(column, cell)]), file="deployments.csv")
+    assert violation.field == column
+    assert "expected" in violation.problem
+    assert "504" not in str(violation)
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_columns_are_those_of_the_published_schema(name: str) -> None:
     schema = SCHEMAS[name]

@@ -210,10 +210,10 @@ def test_results_need_a_format_of_surveys(survey_folder: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "text", "names"),
     [
-        ("cameras.csv", "location,latitude\na,95\n", ["row 2", "latitude", "95"]),
+        ("cameras.csv", "location,latitude\na,95\n", ["row 2", "latitude", "out of range"]),
         ("cameras.csv", "location,latitude\nloc-7,5\n", ["loc-7", "loc-1", "loc-2"]),
-        ("gps.json", '{"loc-1": {"latitude": 5}}', ["'loc-1'.longitude", "None"]),
-        ("gps.json", '{"loc-1": {"latitude": -91, "longitude": 4}}', ["'loc-1'.latitude", "-91"]),
+        ("gps.json", '{"loc-1": {"latitude": 5}}', ["'loc-1'.longitude", "missing"]),
+        ("gps.json", '{"loc-1": {"latitude": -91, "longitude": 4}}', ["'loc-1'.latitude", "-90 to 90"]),
     ],
 )
 def test_tables_of_locations_are_checked(name: str, text: str, names: list[str], tmp_path: Path) -> None:

@@ -219,9 +219,9 @@ def test_an_offset_of_a_changed_file_is_not_the_cameras() -> None:
         ([{"deploymentID": "NA", "habitat": "fen"}], ["row 2", "deploymentID"]),
         ([{"deploymentID": "a"}, {"deploymentID": "a"}], ["row 3", "row 2", "'a'"]),
         ([{"deploymentID": "a", "folder": "x/"}, {"deploymentID": "b", "folder": ".\\x"}], ["row 3", "folder", "'x'"]),
-        ([{"deploymentID": "a", "latitude": "104.5", "longitude": "4"}], ["row 2", "latitude", "104.5", "swapped"]),
-        ([{"deploymentID": "a", "latitude": "51,5"}], ["row 2", "latitude", "'51,5'"]),
-        ([{"deploymentID": "a", "longitude": "inf"}], ["row 2", "longitude", "'inf'"]),
+        ([{"deploymentID": "a", "latitude": "104.5", "longitude": "4"}], ["row 2", "latitude", "swapped"]),
+        ([{"deploymentID": "a", "latitude": "51,5"}], ["row 2", "latitude", "not a number", "51.496"]),
+        ([{"deploymentID": "a", "longitude": "inf"}], ["row 2", "longitude", "not a number"]),
         ([{"deploymentID": "a", "deploymentStart": "31/05/2021"}], ["row 2", "deploymentStart", "'31/05/2021'"]),
         ([{"deploymentID": "a", "clock_shift": "an hour"}], ["row 2", "clock_shift", "'an hour'", "-1:00"]),
         ([{"deploymentID": "a", "utc_offset": "CET"}], ["row 2", "utc_offset", "'CET'", "+02:00"]),
@@ -233,6 +233,16 @@ def test_an_offset_of_a_changed_file_is_not_the_cameras() -> None:
 def test_wrong_tables_of_deployments(rows: list[dict[str, str]], names: list[str], tmp_path: Path) -> None:
     with raises_naming(UserError, str(tmp_path / "deployments.csv"), *names):
         read_deployments(write_table(tmp_path / "deployments.csv", rows))
+
+
+@pytest.mark.parametrize("column", ["latitude", "longitude"])
+@pytest.mark.parametrize("cell", ["504.4437", "504.4437 N", "504,4437"])
+def test_wrong_coordinates_are_not_repeated(column: str, cell: str, tmp_path: Path) -> None:
+    rows = [{"deploymentID": "a", "latitude": "1.2345", "longitude": "1.2345", column: cell}]
+    with pytest.raises(UserError) as caught:
+        read_deployments(write_table(tmp_path / "deployments.csv", rows))
+    assert f"row 2, {column}: " in str(caught.value)
+    assert not any(digits in str(caught.value) for digits in ("504", "4437", "2345"))
 
 
 def test_tables_of_spreadsheets_are_read(tmp_path: Path) -> None:

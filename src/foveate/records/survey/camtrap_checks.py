@@ -122,7 +122,8 @@ def _find_problems(name: str, column: str, values: pa.Array) -> dict[str, tuple[
             _adapter(name, column).validate_python(values[start : start + _BATCH_VALUES].to_pylist())
         except ValidationError as error:
             for problem in error.errors(include_url=False):
-                problems[problem["input"]] = describe_problem(dict(problem)), problem["type"] == "tolerated"
+                text = describe_problem(dict(problem), repeats_value=column not in ("latitude", "longitude"))
+                problems[problem["input"]] = text, problem["type"] == "tolerated"
     return problems
 
 
@@ -151,8 +152,12 @@ class _Lister:
             yield Violation(self.file, row + 1, self.column, text, identity, tolerated, others)
 
 
-def describe_problem(problem: Mapping[str, Any]) -> str:
-    """Return what is wrong with a value and what is expected, from an error of pydantic."""
+def describe_problem(problem: Mapping[str, Any], *, repeats_value: bool = True) -> str:
+    """Return what is wrong with a value and what is expected, from an error of pydantic.
+
+    Args:
+        repeats_value: False for coordinates: problems end in logs, where these must not be.
+    """
     value = problem["input"]
     if problem["type"] == "missing" or value is None:
         return "is missing"
@@ -160,7 +165,7 @@ def describe_problem(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "literal_error":
         allowed = [part.strip("'") for part in re.split(", | or ", problem["ctx"]["expected"])]
         text = f"one of {', '.join(allowed)}{nearest(str(value), allowed)}"
-    got = "" if isinstance(value, Mapping | list) else f" (got {value!r:.60})"
+    got = "" if not repeats_value or isinstance(value, Mapping | list) else f" (got {value!r:.60})"
     return f"is wrong{got}; expected {text[0].lower()}{text[1:]}"
 
 
@@ -180,7 +185,8 @@ def check_package(descriptor: object, *, file: str) -> Iterator[Violation]:
         for problem in error.errors():
             field = ".".join(map(str, problem["loc"])) or "datapackage"
             tolerated = problem["type"] == "tolerated"
-            yield Violation(file, 0, field, describe_problem(dict(problem)), tolerated=tolerated)
+            text = describe_problem(dict(problem), repeats_value=not field.startswith("spatial"))
+            yield Violation(file, 0, field, text, tolerated=tolerated)
     resources = descriptor.get("resources") if isinstance(descriptor, Mapping) else None
     names = [entry.get("name") for entry in resources or () if isinstance(entry, Mapping)]
     for name in TABLES:

@@ -128,7 +128,9 @@ def _read_row(row: Mapping[str, str], where: str, *, decimal_comma: bool) -> Dep
         try:
             return convert(text) if text else None
         except ValueError as error:
-            raise UserError(f"{where}, {column}: {text[:40]!r}; expected {expected}") from error
+            # Errors end in logs, where coordinates must not be.
+            problem = "not a number" if column in ("latitude", "longitude") else repr(text[:40])
+            raise UserError(f"{where}, {column}: {problem}; expected {expected}") from error
 
     def number(text: str) -> float:
         value = float(text.replace(",", ".") if decimal_comma else text)
@@ -143,9 +145,9 @@ def _read_row(row: Mapping[str, str], where: str, *, decimal_comma: bool) -> Dep
     if latitude is not None and abs(latitude) > 90:
         swapped = longitude is not None and abs(longitude) <= 90
         hint = "; latitude and longitude may be swapped" if swapped else ""
-        raise UserError(f"{where}, latitude: {latitude:g}; expected -90 to 90{hint}")
+        raise UserError(f"{where}, latitude: out of range; expected -90 to 90{hint}")
     if longitude is not None and abs(longitude) > 180:
-        raise UserError(f"{where}, longitude: {longitude:g}; expected -180 to 180")
+        raise UserError(f"{where}, longitude: out of range; expected -180 to 180")
     uncertainty = read("coordinateUncertainty", number, "meters of at least 1")
     if uncertainty is not None and uncertainty < 1:
         raise UserError(f"{where}, coordinateUncertainty: {uncertainty:g}; expected meters of at least 1")
