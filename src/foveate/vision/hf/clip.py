@@ -30,6 +30,13 @@ class TransformersClipImageEncoder(TransformersImageEncoder):
     Options = ProjectedImageOptions
     prefix_tokens = 1
 
+    @staticmethod
+    def read_joint_width(folder: str) -> int:
+        """See `TransformersImageEncoder.read_joint_width`."""
+        from transformers import AutoConfig
+
+        return int(AutoConfig.from_pretrained(folder).projection_dim)
+
     def __init__(self, **fields: Any) -> None:
         from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 

@@ -28,6 +28,14 @@ class SiglipImageEncoder(TransformersImageEncoder):
     """
 
     Options = ProjectedImageOptions
+    trained_geometry = "stretch"
+
+    @staticmethod
+    def read_joint_width(folder: str) -> int:
+        """See `TransformersImageEncoder.read_joint_width`."""
+        from transformers import SiglipVisionConfig
+
+        return int(SiglipVisionConfig.from_pretrained(folder).hidden_size)
 
     def __init__(self, **fields: Any) -> None:
         from transformers import SiglipVisionConfig, SiglipVisionModel

@@ -28,11 +28,18 @@ class TransformersImageEncoder(BackboneImageEncoder):
     Attributes:
         prefix_tokens: class and register tokens in front of the patches. final_norm: attribute of the trunk.
         interpolates_on_request: whether position embeddings fit other sizes only when the call says so.
+        trained_geometry: how the library brings whole images into the input.
     """
 
     prefix_tokens: int = 0
+    trained_geometry: ClassVar[str] = "center_crop"
     final_norm: ClassVar[str] = "post_layernorm"
     interpolates_on_request: ClassVar[bool] = True
+
+    @staticmethod
+    def read_joint_width(folder: str) -> int | None:
+        """Return the width of a folder's joint embedding; None for a model without one."""
+        return None
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from foveate.vision.localizer.folder import KIND, load_model
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.settings import LocalizerSettings, RegionSettings
 from foveate.vision.precision import choose_device
-from foveate.vision.registry import tower_options
+from foveate.vision.registry import find_encoder, tower_options
 
 OPEN_CLIP = "open_clip:"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -279,14 +279,10 @@ def joint_width(checkpoint: Checkpoint, kind: str) -> int:
         if not isinstance(config, dict) or "embed_dim" not in config.get("model_cfg", {}):
             raise UserError(f"{path}: field model_cfg.embed_dim is missing; expected a configuration of open_clip")
         return int(config["model_cfg"]["embed_dim"])
-    if kind == "clip":
-        from transformers import AutoConfig
-
-        return int(AutoConfig.from_pretrained(folder).projection_dim)
-    if kind == "siglip":
-        from transformers import SiglipVisionConfig
-
-        return int(SiglipVisionConfig.from_pretrained(folder).hidden_size)
+    read_width = getattr(find_encoder(kind, "IMAGE_ENCODER"), "read_joint_width", None)
+    width = None if read_width is None else read_width(folder)
+    if width is not None:
+        return int(width)
     raise UserError(f"embed_dim: '{checkpoint.name}' has no joint embedding to take it from; set a width above 0")
 
 
@@ -295,4 +291,4 @@ def _geometry(checkpoint: Checkpoint, kind: str) -> str:
     if kind == "open_clip":
         settings = read_json(checkpoint.folder / OPEN_CLIP_CONFIG).get("preprocess_cfg") or {}
         return _GEOMETRIES.get(str(settings.get("resize_mode")), "center_crop")
-    return "stretch" if kind == "siglip" else "center_crop"
+    return str(getattr(find_encoder(kind, "IMAGE_ENCODER"), "trained_geometry", "center_crop"))
