@@ -73,7 +73,8 @@ TOWER = "cloc"
 _CHANGES = {
     "token": Variant("region token", "a token with the region's vector, box head; the reference of the questions"),
     "coordinates": Variant(
-        "coordinates", "regions as coordinates in digits alone, box head", model={"regions": "text"}
+        "coordinates", "regions and boxes as coordinates in digits alone",
+        model={"regions": "text", "box_head": False}, instruction={"box_weight": 0.0},
     ),
     "both": Variant(
         "both", "coordinates and token, as in Ferret; boxes by the head, and in digits behind it",
