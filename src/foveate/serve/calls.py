@@ -1,0 +1,220 @@
+"""What served models take and give: checked values, without HTTP and without torch.
+
+`bodies.py` turns a request's JSON into a call and a reply into JSON; an adapter turns calls into replies. Neither knows
+the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from foveate.records.boxes import Box, PixelBox
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Endpoint = Literal["chat", "embeddings", "locate", "search", "classify"]
+
+
+class Refused(Exception):
+    """A call that gets an error instead of a reply.
+
+    Attributes:
+        status: of HTTP. code, param: of OpenAI's error object. retry_after: seconds, with 429 and 503.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class ServedImage:
+    """One image of a call.
+
+    Attributes:
+        data: encoded bytes as the client sent them; they have been decoded once, within the limits of the server.
+        width, height: in pixels, after the EXIF rotation.
+    """
+
+    data: bytes
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTurn:
+    """What one side said: text with `<image>` where each of its images stands."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    images: tuple[ServedImage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCall:
+    """One answer of a conversation.
+
+    Attributes:
+        max_tokens: None = the server's limit. stop: texts that end the answer and are not part of it.
+        regions: boxes of `<1>`, `<2>` in the last turn, in pixels of its last image.
+        caption: the request's own field `foveate` for captions: format, alt, length.
+        is_json: the reply must be a JSON object.
+    """
+
+    turns: tuple[ChatTurn, ...]
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    regions: tuple[PixelBox, ...] = ()
+    caption: Mapping[str, Any] | None = None
+    is_json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatBox:
+    """A box that an answer names: in pixels of its image, the number of that image, phrase and score."""
+
+    box: PixelBox
+    image: int
+    phrase: str = ""
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """A whole answer; the pieces of its stream, joined, are `text`."""
+
+    text: str
+    finished: bool
+    num_prompt_tokens: int
+    num_tokens: int
+    boxes: tuple[ChatBox, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsCall:
+    """Texts, or images, or boxes of one image; exactly one of them is there."""
+
+    texts: tuple[str, ...] = ()
+    images: tuple[ServedImage, ...] = ()
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbeddingsReply:
+    """Vectors [N, E] of unit length, in the order of the call, and the tokens that were read."""
+
+    vectors: NDArray[np.float32]
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LocateCall:
+    """Phrases to find in one image."""
+
+    image: ServedImage
+    phrases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A phrase with its box in [0, 1], None where there is none, and the score of the match in [-1, 1]."""
+
+    phrase: str
+    box: Box | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchCall:
+    """A question to an index: words, an image, a box in it, words that hits should be unlike."""
+
+    text: str | None = None
+    image: ServedImage | None = None
+    box: Box | None = None
+    negative: str | None = None
+    count: int = 20
+    kind: Literal["both", "images", "regions"] = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyCall:
+    """One image to classify, with the number of classes to return."""
+
+    image: ServedImage
+    count: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """A class with its probability and, where the model is calibrated, the probability after calibration."""
+
+    name: str
+    probability: float
+    calibrated: float | None = None
+
+
+Call = ChatCall | EmbeddingsCall | LocateCall | SearchCall | ClassifyCall
+"""`ChatCall` -> `ChatReply`, `EmbeddingsCall` -> `EmbeddingsReply`, `LocateCall` -> tuple of `Located`, `SearchCall` ->
+tuple of `foveate.pretrain.searching.search.Hit`, `ClassifyCall` -> tuple of `Classified`."""
+
+
+class Listener(Protocol):
+    """Who waits for the rows of a batch while they are written; called from the model's thread."""
+
+    def push(self, row: int, piece: str) -> None:
+        """Take the next piece of a row's text."""
+        ...
+
+    def end(self, row: int, reply: ChatReply | Exception) -> None:
+        """Take a row's reply as soon as the row ends, before its batch does."""
+        ...
+
+    def is_gone(self, row: int) -> bool:
+        """Return whether nobody waits for the row any more, so that it stops at the next token."""
+        ...
+
+
+class Adapter(Protocol):
+    """A model or an index behind the server; used by one thread at a time.
+
+    Attributes:
+        name: under which it is served. kind: multimodal, localizer, classifier or index.
+        endpoints: what it answers.
+        num_bytes: of its weights in memory.
+    """
+
+    name: str
+    kind: str
+    endpoints: frozenset[Endpoint]
+    num_bytes: int
+
+    def check(self, call: Call) -> None:
+        """Raise `Refused` for a call that this model can never answer, such as one with too many images."""
+        ...
+
+    def group(self, call: Call) -> Hashable:
+        """Return what is equal in calls that may share a batch."""
+        ...
+
+    def answer(self, calls: Sequence[Call]) -> list[Any]:
+        """Answer a batch of one group, no `ChatCall` among them: replies, or the exception of a call alone."""
+        ...
+
+    def write(self, calls: Sequence[ChatCall], listener: Listener) -> None:
+        """Write the answers of a batch of one group; each row ends once, with a reply or an exception."""
+        ...
