@@ -7,7 +7,7 @@ FLOWER := .venv-flower
 SPECIES_ORACLES := .venv-species-oracles
 RUN ?= runs/tour
 
-.PHONY: install install-dev tour test test-slow test-flower test-species-oracles lint types docs constraints clean
+.PHONY: install install-dev tour test test-slow test-flower test-species-oracles bench lint types docs constraints clean
 .DEFAULT_GOAL := tour
 
 $(VENV)/.made:
@@ -66,6 +66,10 @@ test-flower: $(FLOWER)/.installed
 # Where a library is missing (trap-schema before Python 3.12), its tests are skipped by name.
 test-species-oracles: $(SPECIES_ORACLES)/.installed
 	OMP_NUM_THREADS=1 $(SPECIES_ORACLES)/bin/python -m pytest tests/*/test_*_oracles.py
+
+# In the environment that has the most peers; a peer that is missing is named.
+bench: $(SPECIES_ORACLES)/.installed
+	$(SPECIES_ORACLES)/bin/python -m benchmarks --out runs/bench --docs docs/performance.md
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -1,14 +1,17 @@
-"""What the benchmarks share: order, medians, ratios."""
+"""What the benchmarks share: order, medians, ratios, and the page of all of them."""
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from benchmarks.__main__ import execute, find_ratio, write_page
 from benchmarks.captioning import best_seconds
-from benchmarks.common import Timing, compare, machine, publish, ratio
+from benchmarks.common import Ratio, Timing, compare, machine, publish, ratio
+from benchmarks.runs import RUNS, Line
 
 
 def test_order_alternates_and_warmup_does_not_count() -> None:
@@ -53,3 +56,56 @@ def test_the_best_schedule_takes_the_next_free_place() -> None:
     assert best_seconds([1.0, 1.0, 1.0], 1) == 3.0
     assert best_seconds([3.0, 1.0, 1.0], 2) == 3.0
     assert best_seconds([1.0, 1.0, 3.0], 2) == 4.0, "the last one is the longest: a place waits for it"
+
+
+def save_ratio(folder: Path, line: Line, value: float) -> None:
+    path = folder / f"{line.file.replace('*', '1')}.json"
+    content = json.loads(path.read_text()) if path.is_file() else {"ratios": {}, "machine": {"commit": "abc1234"}}
+    content["ratios"][line.ratio] = Ratio(value, value / 2, value * 2, 5).as_json()
+    path.write_text(json.dumps(content))
+
+
+def test_the_page_of_all_has_the_slowest_comparison_first(tmp_path: Path) -> None:
+    lines = [line for run in RUNS for line in run.lines]
+    for number, line in enumerate(lines):
+        save_ratio(tmp_path, line, 3.0 - 2.5 * number / len(lines))
+    page = write_page(tmp_path)
+    against, limits = page.split("## How far the limit is")
+    values = [float(row.split("|")[3].strip(" *")) for row in against.splitlines() if row.endswith("| abc1234 |")]
+    assert len(values) == sum(not line.is_limit for line in lines)
+    assert values == sorted(values)
+    assert values[0] < 1, "the numbers above hold a comparison that is lost"
+    assert f"{sum(value < 1 for value in values)} of them below 1" in against
+    assert limits.count("abc1234") == sum(line.is_limit for line in lines)
+    assert "Not measured" not in page
+
+
+def test_the_page_names_what_was_not_measured_and_refuses_unknown_ratios(tmp_path: Path) -> None:
+    run = next(run for run in RUNS if run.module == "tiles")
+    save_ratio(tmp_path, run.lines[0], 2.0)
+    page = write_page(tmp_path)
+    assert "Not measured" in page
+    assert "calibration" in page
+    with pytest.raises(KeyError, match="other"):
+        find_ratio(tmp_path, replace(run.lines[0], ratio="other"))
+
+
+def test_every_benchmark_of_the_page_is_a_module() -> None:
+    root = Path(__file__).resolve().parents[1] / "benchmarks"
+    assert all((root / f"{run.module}.py").is_file() for run in RUNS)
+    assert len({run.module for run in RUNS}) == len(RUNS)
+
+
+def test_a_benchmark_that_fails_is_named_and_one_that_ended_is_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = replace(RUNS[0], module="caption_server", arguments=("--no-such-option",), needs=())
+    assert not execute(wrong, tmp_path, 1)
+    assert "caption_server: failed with status 2" in capsys.readouterr().out
+    assert "--no-such-option" in (tmp_path / "caption_server.log").read_text()
+    ended = replace(wrong, needs=("no_such_peer",))
+    assert execute(ended, tmp_path, 1)
+    assert "no_such_peer is not installed" in capsys.readouterr().out
+    state = {"commit": machine()["commit"], "arguments": ["--no-such-option"]}
+    (tmp_path / "caption_server.done.json").write_text(json.dumps(state))
+    assert execute(wrong, tmp_path, 1)

