@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from foveate.records.boxes import Box, PixelBox
 
@@ -176,6 +176,10 @@ tuple of `foveate.pretrain.searching.search.Hit`, `ClassifyCall` -> tuple of `Cl
 class Listener(Protocol):
     """Who waits for the rows of a batch while they are written; called from the model's thread."""
 
+    def is_streamed(self, row: int) -> bool:
+        """Return whether the row's pieces are read; its reply is in any case."""
+        ...
+
     def push(self, row: int, piece: str) -> None:
         """Take the next piece of a row's text."""
         ...
@@ -220,6 +224,7 @@ class Adapter(Protocol):
         ...
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """What an adapter of an index can do besides: give thumbnails of its images."""
 
