@@ -4,66 +4,91 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.importers.corrections import Correction
+from foveate.records.importers.corrections import Correction, read_corrections
 from foveate.records.survey.store import survey_rows
 from foveate.records.survey.survey import Survey
-from foveate.records.survey.taxa import load_builtin_taxa
 from foveate.records.survey.types import Medium, Observation
 from foveate.records.writer import CollectionWriter
-from foveate.species.corrections import CorrectionsSummary, apply_corrections
+from foveate.species.corrections import CorrectionsSummary, ReviewTarget, apply_corrections, open_target
 from naming import raises_naming
 
 HARE = "Lepus europaeus"
 
 
 @pytest.fixture
-def predictions(tmp_path: Path) -> Any:
-    """What `apply_corrections` needs of a results folder: a survey of two images that a person called hares."""
+def target(tmp_path: Path) -> ReviewTarget:
+    """A survey of two images that a person called hares; nothing was predicted."""
     with CollectionWriter(tmp_path / "c", source="cards", created="2024-01-01T00:00:00+00:00") as writer:
         for number, key in enumerate("ab"):
             buffer = io.BytesIO()
             Image.new("RGB", (64, 64), (90 * number, 0, 0)).save(buffer, "PNG")
             seen = Observation("1", "d", key, kind="animal", taxon=HARE, method="human")
             writer.add(key, buffer.getvalue(), extra=survey_rows(Medium(key, "d", file=f"{key}.png"), [seen]))
-    collection = Collection.open(tmp_path / "c")
-    survey = Survey.open(collection)
-    return SimpleNamespace(collection=collection, survey=survey, taxa=load_builtin_taxa(), decisions=pa.table({}))
+    return open_target(tmp_path / "c")
 
 
-def test_an_answer_takes_the_place_of_an_older_label(predictions: Any, tmp_path: Path) -> None:
+def test_an_answer_takes_the_place_of_an_older_label(target: ReviewTarget, tmp_path: Path) -> None:
     answers = [Correction("answers.csv, line 2", "blank", file="a.png"), Correction("line 3", "blank", file="z.png")]
-    summary = apply_corrections(predictions, answers, tmp_path / "answers.csv")
+    summary = apply_corrections(target, answers, tmp_path / "answers.csv")
     assert summary == CorrectionsSummary(images=1, blank=1, unmatched=["z.png"], also_labeled=1)
-    path = predictions.collection.path
+    path = target.survey.collection.path
     assert Survey.open(path).labels().tolist() == ["blank", HARE]
     assert len(Collection.open(path).table("observations")) == 3
 
 
-def test_answers_about_other_images_are_refused(predictions: Any, tmp_path: Path) -> None:
+def test_answers_about_other_images_are_refused(target: ReviewTarget, tmp_path: Path) -> None:
     with raises_naming(UserError, tmp_path / "answers.csv"):
-        apply_corrections(predictions, [Correction("line 2", "blank", file="z.png")], tmp_path / "answers.csv")
+        apply_corrections(target, [Correction("line 2", "blank", file="z.png")], tmp_path / "answers.csv")
 
 
-def test_an_image_has_an_answer_for_each_kind(predictions: Any, tmp_path: Path) -> None:
+def test_an_image_has_an_answer_for_each_kind(target: ReviewTarget, tmp_path: Path) -> None:
     answers = [
         Correction("line 2", "Vulpes vulpes", file="a.png", count=2),
         Correction("line 3", "human", file="a.png", count=1),
         Correction("line 4", "blank", file="b.png"),
     ]
-    summary = apply_corrections(predictions, answers, tmp_path / "answers.csv")
+    summary = apply_corrections(target, answers, tmp_path / "answers.csv")
     assert (summary.images, summary.blank, summary.unmatched) == (2, 1, [])
-    rows = Collection.open(predictions.collection.path).table("observations").to_pylist()
+    rows = Collection.open(target.survey.collection.path).table("observations").to_pylist()
     assert [(row["key"], row["taxon"] or row["kind"], row["count"]) for row in rows[2:]] == [
         ("a", "Vulpes vulpes", 2),
         ("a", "human", 1),
         ("b", "blank", -1),
     ]
+
+
+TABLES = {
+    "TimelapseData.csv": "File;RelativePath;Species;Count\na.png;100TRAPS;red fox;2\nb.png;100TRAPS;;0\n",
+    "own.csv": "filename,species\nb.png,Vulpes vulpes\na.png,blank\n",
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("TimelapseData.csv", ["9627", ""]), ("own.csv", ["blank", "9627"])])
+def test_a_first_survey_is_labeled_from_a_table(name: str, expected: list[str], tmp_path: Path) -> None:
+    with CollectionWriter(tmp_path / "c", source="cards", created="2024-01-01T00:00:00+00:00") as writer:
+        for number, key in enumerate("ab"):
+            buffer = io.BytesIO()
+            Image.new("RGB", (64, 64), (90 * number, 0, 0)).save(buffer, "PNG")
+            writer.add(key, buffer.getvalue(), extra=survey_rows(Medium(key, "d", file=f"{key}.png"), []))
+    (tmp_path / name).write_text(TABLES[name])
+    for _ in range(2):  # the same table again replaces its answers
+        arguments = ["species", "review", str(tmp_path / "c"), "--corrections", str(tmp_path / name)]
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 0, result.output
+        assert Survey.open(tmp_path / "c").labels().tolist() == expected
+
+
+def test_a_survey_without_predictions_confirms_nothing(target: ReviewTarget, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("file,correction\na.png,ok\n")
+    with raises_naming(UserError, "own.csv, line 2", "ok"):
+        apply_corrections(target, read_corrections(tmp_path / "own.csv"), tmp_path / "own.csv")
+    with raises_naming(UserError, "--corrections"):
+        CliRunner().invoke(cli, ["species", "review", str(target.survey.collection.path)], catch_exceptions=False)

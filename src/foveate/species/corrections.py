@@ -1,7 +1,8 @@
-"""Add a person's answers to the survey of a results folder: of our review table, Timelapse, or a Camtrap DP package.
+"""Add a person's answers to a survey: of our review table, a table of one's own, Timelapse, or a Camtrap DP package.
 
 They become observations of the survey with the method "human", so that the next training learns from them. Rows of
-other people are never touched; an earlier answer of the same file gives way.
+other people are never touched; an earlier answer of the same file gives way. A results folder says in addition what a
+confirmation ("ok") confirms and which images an event has; a survey alone is enough for all other answers.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
-from foveate.records import tables
+from foveate.records import layout, tables
 from foveate.records.annotate import remove_rows
 from foveate.records.appender import AnnotationAppender
+from foveate.records.collection import Collection
 from foveate.records.importers.corrections import Correction
 from foveate.records.survey.detections import get_kind
 from foveate.records.survey.file_index import FileIndex
@@ -28,7 +30,8 @@ from foveate.records.survey.survey import Survey
 from foveate.records.survey.taxa import Taxa
 from foveate.records.survey.types import Observation, observation_row
 from foveate.records.tables import Provenance
-from foveate.species.predictions import Predictions
+from foveate.species.predictions import DECISIONS, Predictions
+from foveate.species.taxonomy import open_taxa
 
 _CONFIRMED = ("ok", "yes", "right", "correct")
 
@@ -41,7 +44,7 @@ class CorrectionsSummary:
         images: with a new answer. blank: of them empty. replaced: earlier answers of the same file.
         unmatched: corrections of files that are not in the survey.
         also_labeled: images that a person had labeled differently: the answer holds, the earlier row stays on disk.
-        new_names: names that are no taxon of the model -> images.
+        new_names: names that are no known taxon -> images.
     """
 
     images: int = 0
@@ -61,27 +64,57 @@ class CorrectionsSummary:
         if self.also_labeled:
             lines.append(f"{self.also_labeled:,} images had another label of a person, which the answer replaces")
         for name, count in self.new_names.items():
-            lines.append(
-                f"{name!r} is no taxon of the model ({count:,} images); the next training learns it as a class"
-            )
+            lines.append(f"{name!r} is no known taxon ({count:,} images); the next training learns it as a class")
         return lines
 
 
-def apply_corrections(predictions: Predictions, corrections: Sequence[Correction], path: Path) -> CorrectionsSummary:
-    """Add the answers to the survey of a results folder as observations of a person.
+@dataclass(frozen=True)
+class ReviewTarget:
+    """Where answers go.
+
+    Attributes:
+        survey: gets the answers.
+        taxa: names are looked up in it.
+        decisions: table of a results folder; None where nothing was predicted.
+    """
+
+    survey: Survey
+    taxa: Taxa
+    decisions: pa.Table | None = None
+
+
+def open_target(folder: Path) -> ReviewTarget:
+    """Open a results folder, or a survey whose images were never predicted.
+
+    Raises:
+        UserError: the folder is neither.
+    """
+    if (folder / layout.DESCRIPTION).is_file():
+        collection = Collection.open(folder)
+        return ReviewTarget(Survey.open(collection), open_taxa(collection, None))
+    predictions = Predictions.open(folder)
+    is_decided = (folder / DECISIONS).is_file()
+    return ReviewTarget(predictions.survey, predictions.taxa, predictions.decisions if is_decided else None)
+
+
+def apply_corrections(target: ReviewTarget, corrections: Sequence[Correction], path: Path) -> CorrectionsSummary:
+    """Add the answers to a survey as observations of a person.
 
     An answer about an event of our review table belongs to the image that was shown first, since an animal leaves some
     frames of its burst; "blank" belongs to all of its images.
 
+    Args:
+        path: file of the answers; the source of the rows.
+
     Raises:
-        UserError: the collection is no survey, or no correction fits any of its images.
+        UserError: no correction fits any image of the survey, or one confirms what nothing answered.
     """
-    survey = predictions.survey
+    survey, taxa = target.survey, target.taxa
+    collection = survey.collection
     summary = CorrectionsSummary()
-    answers = _resolve(predictions, survey, corrections, summary)
+    answers = _resolve(target, corrections, summary)
     if not answers:
-        raise UserError(f"{path}: no correction fits an image of {predictions.collection.path}, or all are known")
-    collection, taxa = predictions.collection, predictions.taxa
+        raise UserError(f"{path}: no correction fits an image of {collection.path}, or all are known")
     others = survey.labels()
     rows = []
     unknown = Counter[str]()
@@ -104,17 +137,17 @@ def apply_corrections(predictions: Predictions, corrections: Sequence[Correction
 
 
 def _resolve(
-    predictions: Predictions, survey: Survey, corrections: Sequence[Correction], summary: CorrectionsSummary
+    target: ReviewTarget, corrections: Sequence[Correction], summary: CorrectionsSummary
 ) -> dict[str, dict[str, Correction]]:
     """Return the answers about each image by their label; of one label the last."""
-    collection = predictions.collection
-    keys = set(collection.keys)
+    survey = target.survey
+    keys = set(survey.keys)
     # A row of a package that the survey was imported with is no new answer.
-    known = set(collection.table("observations")["id"].to_pylist())
+    known = set(survey.collection.table("observations")["id"].to_pylist())
     corrections = [correction for correction in corrections if not correction.id or correction.id not in known]
     members, decided = {}, {}
-    if any(correction.event or _confirms(correction.label) for correction in corrections):
-        for row in predictions.decisions.to_pylist():
+    if target.decisions is not None and any(entry.event or _confirms(entry.label) for entry in corrections):
+        for row in target.decisions.to_pylist():
             members[row["event"]] = row["keys"]
             decided |= dict.fromkeys(row["keys"], row["name"] if row["kind"] == "animal" else row["kind"])
     index = FileIndex(survey.media["file"].to_pylist(), survey.keys)
