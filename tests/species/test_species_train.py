@@ -167,12 +167,15 @@ def test_another_graph_in_the_same_run_is_refused(
 
 
 @pytest.mark.parametrize("method", ["erm", "linear_probe", "mlp_concat"])
-def test_baselines(method: str, survey: Survey, features: Any, tmp_path: Path) -> None:
+def test_baselines(
+    method: str, survey: Survey, features: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # A single layer without a product of vectors behind it: it needs larger steps.
     training = {**SMALL["training"], "image_learning_rate": 0.1}
     chosen = recipe(method=method, data={"features": str(features[0])}, training=training)
     run = train_species(survey.collection.path, tmp_path / "run", chosen, include_locations=method == "mlp_concat")
     assert run.result.contexts == []
+    assert ("graph.dim has no effect" in capsys.readouterr().err) == (method != "mlp_concat")
     model, vectors = run.model, features[1]["vector"]
     assert model is not None
     contexts = {"places_N2": survey.places_N2, "hours_N": survey.hour_N}
@@ -184,6 +187,32 @@ def test_baselines(method: str, survey: Survey, features: Any, tmp_path: Path) -
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
     truth = [model.classes.index(KINDS[number % 4]) for number in range(64)]
     assert (probabilities.argmax(1) == truth).mean() > 0.7
+
+
+@pytest.mark.parametrize(
+    ("fields", "idle"),
+    [
+        ({}, set()),
+        ({"graph": {"score": "conve", "conve_rows": 4}, "training": {"taxonomy_passes": 3}}, set()),
+        ({"graph": {"conve_rows": 4}, "training": {"tau": 2}}, {"graph.conve_rows", "training.tau"}),
+        ({"graph": {"contexts": ["place", "time"]}, "training": {"extra_species_pass": False}}, set()),
+        ({"training": {"extra_species_pass": False}}, {"training.extra_species_pass"}),
+        (
+            {"graph": {"contexts": ["taxonomy"], "hour_input": "raw", "start": "official"}},
+            {"graph.hour_input", "graph.start"},
+        ),
+        ({"method": "mlp_concat", "graph": {"dim": 8, "hour_input": "raw", "score": "complex"}}, {"graph.score"}),
+        ({"method": "erm", "graph": {"dim": 8}, "training": {"epochs": 3, "balance": "sampling"}}, {"graph.dim"}),
+        (
+            {"method": "linear_probe", "training": {"epochs": 3, "patience": 2}},
+            {"training.epochs", "training.patience"},
+        ),
+        ({"data": {"features": "f.npz"}, "view": {"view": "whole"}}, {"view"}),
+        ({"data": {"validation": ""}, "training": {"monitor": "accuracy"}}, {"training.monitor"}),
+    ],
+)
+def test_fields_without_effect_are_named(fields: dict[str, Any], idle: set[str]) -> None:
+    assert set(SpeciesRecipe.model_validate(fields).idle_fields()) == idle
 
 
 def test_mlp_concat_needs_its_places(survey: Survey, features: Any, tmp_path: Path) -> None:

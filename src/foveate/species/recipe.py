@@ -17,6 +17,12 @@ Context = Literal["taxonomy", "place", "time"]
 CONTEXTS: tuple[Context, ...] = ("taxonomy", "place", "time")
 _ENCODER = {"kind": "lite0", "image_size": 224}
 METHODS = ("cosmo", "erm", "linear_probe", "mlp_concat")
+# Fields of several passes an epoch, and of a training that takes steps.
+_OF_PASSES = "training.taxonomy_passes training.extra_species_pass"
+_OF_STEPS = (
+    "training.epochs training.batch_size training.image_learning_rate training.balance training.tau training.monitor "
+    "training.patience training.precision"
+)
 
 
 class GraphSettings(Settings):
@@ -154,8 +160,48 @@ class SpeciesRecipe(Settings):
         # 3e-5 keeps trained weights near what they know; a new layer on features knows nothing yet.
         return 3e-5 if self.train_encoder else 1e-3
 
+    def idle_fields(self) -> dict[str, str]:
+        """Return the fields that are not at their defaults and have no effect, with what makes them idle."""
+        graph, training, method = self.graph, self.training, f"method '{self.method}'"
+        is_cosmo, is_linear, contexts = (
+            self.method == "cosmo",
+            self.method in ("erm", "linear_probe"),
+            {*graph.contexts},
+        )
+        named = f"graph.contexts {', '.join(graph.contexts) or 'none'}"
+        rules: list[tuple[bool, str, str]] = [
+            (not is_cosmo, method, "graph.score graph.contexts training.schedule graph.conve_rows " + _OF_PASSES),
+            (graph.score != "conve", "another score", "graph.conve_rows"),
+            (is_linear, method, "graph.dim graph.start graph.place_input graph.hour_input graph.candidates"),
+            # Encoder and linear layer learn at the rate of images, and nothing else is there.
+            (is_linear, method, "training.learning_rate"),
+            (self.method == "linear_probe", method, _OF_STEPS),
+            (is_cosmo and "taxonomy" not in contexts, named, "training.taxonomy_passes"),
+            (is_cosmo and contexts != {"place", "time"}, named, "training.extra_species_pass"),
+            (is_cosmo and "place" not in contexts, named, "graph.place_input"),
+            (is_cosmo and "time" not in contexts, named, "graph.hour_input"),
+            (is_cosmo and not contexts & {"place", "time"}, named, "graph.start graph.candidates"),
+            (training.balance != "logit_adjustment", "another balance", "training.tau"),
+            (not self.data.validation, "no data.validation", "training.monitor training.patience"),
+            (self.data.features is not None, "data.features", "encoder view"),
+        ]
+        idle: dict[str, str] = {}
+        default = SpeciesRecipe()
+        for is_idle, reason, names in rules:
+            for name in names.split() if is_idle else ():
+                if _read(self, name) != _read(default, name):
+                    idle.setdefault(name, reason)
+        return idle
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.data.features is not None and self.train_encoder:
             raise UserError("data.features: an encoder that is trained needs images (got train_encoder: true)")
         return self
+
+
+def _read(recipe: Settings, name: str) -> Any:
+    value: Any = recipe
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

@@ -112,6 +112,8 @@ def train_species(
         UserError: recipe, survey and taxonomy do not fit, or the run folder holds another run.
     """
     check_locations(recipe.method, include_locations)
+    for name, reason in recipe.idle_fields().items():
+        say(f"{name} has no effect with {reason}")
     with _open_source(source) as collection, start(device or "auto") as here:
         if is_graph(source):
             if taxonomy is not None:
