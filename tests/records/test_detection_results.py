@@ -21,6 +21,7 @@ from foveate.records.survey.detections import ClassLabel, DetectedImage, Detecti
 from foveate.records.survey.file_index import FileIndex
 from foveate.records.survey.types import Observation
 from naming import raises_naming
+from timelapse import list_timelapse_faults
 
 FORMATS = Path(__file__).parent.parent / "goldens" / "cosmo" / "formats"
 MALFORMED = [
@@ -288,26 +289,6 @@ def test_paths_below_a_folder_find_their_image() -> None:
 INFO = ResultsInfo(detector="nanodet", classifier="cosmo", detected_at="2024-01-10 12:00:00")
 
 
-def refuse_like_timelapse(content: dict[str, Any]) -> list[str]:
-    """Reasons why Timelapse 2.5 would refuse or spoil a file: its import rules, restated from its source."""
-    reasons = []
-    boxes = list(content["detection_categories"].values())
-    classes: dict[str, str] = content.get("classification_categories", {})
-    if classes and classes[min(classes)] in boxes:
-        reasons.append("made by AddaxAI outside of Timelapse")
-    if len(set(boxes)) < len(boxes) or len(set(classes.values())) < len(classes):
-        reasons.append("names occur twice")
-    for part, field in (
-        ("detector", "typical_detection_threshold"),
-        ("classifier", "typical_classification_threshold"),
-    ):
-        if part in content["info"] and not isinstance(content["info"].get(f"{part}_metadata", {}).get(field), float):
-            reasons.append(f"{field} assumed")
-    if any(text.count(";") != 6 for text in content.get("classification_category_descriptions", {}).values()):
-        reasons.append("description without seven fields")
-    return reasons
-
-
 def export(path: Path, images: list[DetectedImage], info: ResultsInfo = INFO) -> dict[str, Any]:
     export_megadetector(path, images, info)
     return json.loads(path.read_text(encoding="utf-8"))
@@ -317,7 +298,7 @@ def export(path: Path, images: list[DetectedImage], info: ResultsInfo = INFO) ->
 def test_reading_and_writing_again_gives_equal_rows(name: str, tmp_path: Path) -> None:
     images = read_results(FORMATS / f"{name}.json").images
     content = export(tmp_path / "again.json", images)
-    assert not refuse_like_timelapse(content)
+    assert not list_timelapse_faults(content)
     again = read_results(tmp_path / "again.json")
     assert not +again.repairs
     if name == "megadetector_1.6":  # its descriptions have six fields, which CamTrapTools does not read
@@ -383,7 +364,7 @@ def test_no_class_repeats_the_box_and_names_are_unique(tmp_path: Path) -> None:
         DetectedImage("b.jpg", (Detection("cow", 0.5, box),)),
     ]
     content = export(tmp_path / "r.json", images)
-    assert not refuse_like_timelapse(content)
+    assert not list_timelapse_faults(content)
     names = content["classification_categories"]
     assert [names[number] for number, _ in content["images"][0]["detections"][0]["classifications"]] == [
         "Fox",
@@ -393,6 +374,37 @@ def test_no_class_repeats_the_box_and_names_are_unique(tmp_path: Path) -> None:
     assert content["detection_categories"]["4"] == "cow (box)"
     assert isinstance(content["images"][0]["detections"][0]["conf"], float)
     assert export_megadetector(tmp_path / "s.json", images, INFO).left_out == 3
+
+
+def test_the_rules_of_timelapse_catch_what_breaks_one(tmp_path: Path) -> None:
+    fox = ClassLabel("red fox", FOX)
+    box = Detection("animal", 0.8, Box(0.1, 0.1, 0.4, 0.4), ((fox, 0.7),))
+    content = export(tmp_path / "r.json", [DetectedImage("A/a.JPG", (box,)), DetectedImage("A/b.JPG", failure="cut")])
+    assert not list_timelapse_faults(content)
+    image = content["images"][0]
+    detection = image["detections"][0]
+    breaks: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (content["classification_categories"], {"0": "animal"}),
+        (content["detection_categories"], {"4": "Animal"}),
+        (content["detection_categories"], {"0": "empty"}),
+        (content["info"], {"detector_metadata": {"typical_detection_threshold": 0.2}}),
+        (content["info"], {"classifier_metadata": {}}),
+        (content["classification_category_descriptions"], {"0": "vulpes vulpes"}),
+        (image, {"file": "../a.JPG"}),
+        (image, {"file": "A/a.png"}),
+        (image, {"detections": None}),
+        (detection, {"conf": 1}),
+        (detection, {"conf": 0.02}),
+        (detection, {"bbox": [0.8, 0.1, 0.4, 0.1]}),
+        (detection, {"classifications": [[0, 0.7]]}),
+        (detection, {"classifications": [["0", 0.2], ["0", 0.7]]}),
+    ]
+    for record, change in breaks:
+        before = dict(record)
+        record |= change
+        assert list_timelapse_faults(content), change
+        record.clear()
+        record |= before
 
 
 def test_a_class_of_the_image_gets_a_box_only_where_there_is_none(tmp_path: Path) -> None:
