@@ -46,7 +46,7 @@ def decide_results(predictions: Predictions, stages: Settings, *, gap_seconds: f
         context = {"events": events.event_N[rows], "places": survey.places_N2[rows]}
         context |= {"hours": survey.hour_N[rows], "days": survey.day_N[rows] - 1}
     decisions = decide(
-        predictions.probabilities_NK,
+        predictions.stored_probabilities,
         predictions.classes,
         predictions.taxa,
         prepared,

@@ -33,6 +33,7 @@ from foveate.species.rows import (
     Integers,
     Rows,
     Stage,
+    StoredRows,
     Trace,
     concatenate_traces,
 )
@@ -163,7 +164,7 @@ def _format(scores_R: Floats) -> pa.Array:
 
 
 def decide(
-    probabilities_NK: ArrayLike,
+    probabilities_NK: ArrayLike | StoredRows,
     classes: Classes,
     taxa: Taxa,
     stages: Sequence[Stage],
@@ -178,7 +179,8 @@ def decide(
     """Decide what is on each image, or in each event.
 
     Args:
-        probabilities_NK: of each class; a row with NaN is an image that failed. Rows are divided by their sums.
+        probabilities_NK: of each class, in memory or on disk; a row with NaN is an image that failed. Rows are divided
+            by their sums.
         stages: of `prepare_stages`.
         events: number [N] of the event of each image, -1 for an event of its own; each image by default.
         places: degrees [N, 2] (latitude, longitude), NaN where unknown.
@@ -201,10 +203,10 @@ def decide(
     >>> decisions.names().to_pylist()
     ['Felidae']
     """
-    matrix = np.asarray(probabilities_NK)
-    if matrix.ndim != 2 or matrix.shape[1] != len(classes):
+    matrix = probabilities_NK if isinstance(probabilities_NK, StoredRows) else np.asarray(probabilities_NK)
+    if len(matrix.shape) != 2 or matrix.shape[1] != len(classes):
         raise UserError(f"probabilities: expected a column for each of {len(classes)} classes (got {matrix.shape})")
-    count = len(matrix)
+    count = matrix.shape[0]
     events_N = number_events(_column(events, count, "events", fill=-1).astype(np.int64))
     places_N2 = _column(places, count, "places", width=2)
     hours_N, days_N = _column(hours, count, "hours"), _column(days, count, "days")

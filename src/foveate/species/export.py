@@ -111,7 +111,7 @@ def _list_images(predictions: Predictions) -> Iterator[DetectedImage]:
     for box in predictions.boxes.to_pylist():
         boxes.setdefault(box["key"], []).append(box)
     labels = predictions.classes.labels
-    blank = labels.index("blank") if "blank" in labels else None
+    blank_N = predictions.class_probabilities(labels.index("blank")) if "blank" in labels and not boxes else None
     for number, row in enumerate(predictions.images.to_pylist()):
         if row["status"] == FAILED:
             yield DetectedImage(row["file"], failure=row["failure"])
@@ -122,7 +122,7 @@ def _list_images(predictions: Predictions) -> Iterator[DetectedImage]:
         prediction = None
         # A frame without a box, of a survey with boxes, is one that the animal had left.
         if not boxes and scored is not None:
-            is_blank = blank is not None and predictions.probabilities_NK[number, blank] > _MIN_BLANK
+            is_blank = blank_N is not None and blank_N[number] > _MIN_BLANK
             prediction = None if is_blank else Prediction(*scored)
         yield DetectedImage(row["file"], tuple(detections), prediction=prediction, time=row["time"])
 

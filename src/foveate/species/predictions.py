@@ -34,6 +34,7 @@ from foveate.records.collection import Collection
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
+from foveate.species.rows import StoredRows
 
 KIND, FORMAT = "species-results", 1
 CONFIG, CLASSES, TAXA, IMAGES, BOXES, DECISIONS = (
@@ -197,6 +198,19 @@ class Predictions:
         for rows, part in self._parts():
             probabilities_NK[rows] = part.probabilities_NK
         return probabilities_NK
+
+    @cached_property
+    def stored_probabilities(self) -> StoredRows:
+        """The same on disk, for what needs some images at a time."""
+        shape = (len(self.collection_keys), len(self.classes))
+        return StoredRows(
+            lambda number: read_part(self.folder, number).probabilities_NK, shape, self.config["images_per_part"]
+        )
+
+    def class_probabilities(self, column: int) -> NDArray[np.float32]:
+        """Return the probabilities [N] of one class; NaN where an image failed."""
+        columns = [part.probabilities_NK[:, column].copy() for _, part in self._parts()]
+        return np.concatenate([np.empty(0, np.float32), *columns])
 
     def links(self, name: str) -> NDArray[Any] | None:
         """Return an array of `ScorePart.links` of all images; None where not every part has it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 ABSTAINED, FAILED = -1, -2
 """Answers of a row that names nothing: no stage let a taxon through; the image could not be read."""
+_CACHED_PARTS = 32
 DETECTED = ("animal", "human", "vehicle")
 """Kinds of a detection, as `Detections.kinds_N` counts them; -1 is none."""
 
@@ -127,6 +129,28 @@ class Rows:
 
 
 Stage = Callable[[Rows], Rows]
+
+
+class StoredRows:
+    """Probabilities [N, K] on disk, of which only some parts are in memory.
+
+    Args:
+        read: returns the probabilities of a part by its number.
+        rows_per_part: of all parts but the last.
+    """
+
+    def __init__(self, read: Callable[[int], NDArray[Any]], shape: tuple[int, int], rows_per_part: int) -> None:
+        # Events follow the order of the images, so that a block needs a few parts, and the next one the last of them.
+        self._read = lru_cache(_CACHED_PARTS)(read)
+        self.shape, self._rows_per_part = shape, rows_per_part
+
+    def __getitem__(self, rows_R: Integers) -> NDArray[Any]:
+        values_RK = np.empty((len(rows_R), self.shape[1]), dtype=np.float32)
+        parts_R, offsets_R = np.divmod(rows_R, self._rows_per_part)
+        for part in np.unique(parts_R).tolist():
+            is_inside_R = parts_R == part
+            values_RK[is_inside_R] = self._read(part)[offsets_R[is_inside_R]]
+        return values_RK
 
 
 def answer_codes(classes: Classes, taxa: Taxa) -> Integers:

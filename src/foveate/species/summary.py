@@ -207,7 +207,7 @@ def rank_links(predictions: Predictions, survey: Survey | None) -> tuple[list[Cl
     if survey is None:
         return [], []
     hours_NH, places_NP, columns_N = map(predictions.links, ("hours", "places", "place_columns"))
-    readable_N = np.flatnonzero(~np.isnan(predictions.probabilities_NK[:, 0]))
+    readable_N = np.flatnonzero(~np.isnan(predictions.class_probabilities(0)))
     names = predictions.images["deployment"].take(pa.array(readable_N)).to_pylist()
     clocks, places = [], []
     if hours_NH is not None:
