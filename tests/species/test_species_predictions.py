@@ -20,7 +20,7 @@ from foveate.records.collection import Collection
 from foveate.records.importers.corrections import Correction
 from foveate.records.survey.survey import Survey
 from foveate.records.traps import TrapSettings, build_traps, write_cards
-from foveate.species.corrections import apply_corrections
+from foveate.species.corrections import apply_corrections, open_target
 from foveate.species.evaluate import judge, match_truth
 from foveate.species.export import export_predictions
 from foveate.species.folder import open_species
@@ -29,6 +29,7 @@ from foveate.species.predictions import Predictions, read_part
 from foveate.species.review import rank_events
 from foveate.species.settings import ExportSettings, PredictSettings
 from naming import raises_naming
+from timelapse import list_timelapse_faults
 
 SETTINGS = TrapSettings(
     width=160, height=120, train_cameras=3, validation_cameras=1, test_cameras=2, regions=2, tail=0.3
@@ -71,6 +72,9 @@ def test_every_image_has_a_row_and_a_damaged_one_its_failure(folder: Path) -> No
     assert [row["status"] for row in failed] == ["failed"]
     assert "IMG_0999" in failed[0]["key"]
     np.testing.assert_allclose(predictions.probabilities_NK.sum(axis=1), 1, atol=1e-5)
+    backwards = np.arange(9)[::-1]
+    np.testing.assert_array_equal(predictions.stored_probabilities[backwards], predictions.probabilities_NK[::-1])
+    np.testing.assert_array_equal(predictions.class_probabilities(1), predictions.probabilities_NK[:, 1])
     hours_NH = predictions.links("hours")
     assert hours_NH is not None
     assert hours_NH.shape == (9, len(predictions.config["hours"]))
@@ -205,7 +209,8 @@ def test_a_review_comes_back_as_labels_of_a_person(folder: Path) -> None:
     with raises_naming(UserError, "column", "--corrections"):
         run("species", "review", folder / "results", "--column", "species")
     with raises_naming(UserError, "answers.csv"):
-        apply_corrections(predictions, [Correction("answers.csv:2", "blank", file="none.jpg")], Path("answers.csv"))
+        answers = [Correction("answers.csv:2", "blank", file="none.jpg")]
+        apply_corrections(open_target(folder / "results"), answers, Path("answers.csv"))
     priorities = [float(row["priority"]) for row in rows]
     assert priorities == sorted(priorities, reverse=True)
     rows[0]["correction"], rows[1]["correction"] = "Vulpes vulpes", "blank"
@@ -291,6 +296,7 @@ def test_tables_have_a_line_for_each_image_and_no_place(
 def test_decisions_are_exported(folder: Path, tmp_path: Path) -> None:
     run("species", "export", folder / "results", "--to", "megadetector", "--path", tmp_path / "md.json")
     content = json.loads((tmp_path / "md.json").read_text("utf-8"))
+    assert not list_timelapse_faults(content)
     failed = first_image(folder).with_name("IMG_0999").relative_to(folder / "cards").as_posix()
     assert len(content["images"]) == 10
     assert [image["file"] for image in content["images"] if image.get("failure")] == [failed]
