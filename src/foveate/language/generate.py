@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +52,18 @@ class Completion:
     finished: bool
     num_prompt_tokens: int
     score: float
+
+
+class RowObserver(Protocol):
+    """Who watches rows while they are generated together."""
+
+    def step(self, row: int, token: int) -> bool:
+        """Take the next token of a row, also the one that ends it; return whether the row may go on."""
+        ...
+
+    def end(self, row: int, completion: Completion) -> None:
+        """Take the completion of a row as soon as the row has ended, before the others have."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,7 @@ def generate(
     sentence_ends: Collection[int] = (),
     decode: Callable[[Sequence[int]], str] | None = None,
     embed: EmbedTokens | None = None,
+    observer: RowObserver | None = None,
     batch: int = BATCH,
 ) -> list[Completion]:
     """Generate one completion per prompt, in the same order.
@@ -138,6 +151,7 @@ def generate(
         decode: of the tokenizer, so that sentences are compared by their text; by their tokens by default.
         embed: instead of the embedding table, for models whose tokens have embeddings of their own place (a region's);
             called after each step with the rows' numbers among the prompts, those that end with this token included.
+        observer: watches the rows, by their numbers among the prompts, and may end them.
         batch: maximum number of rows generated together.
 
     Raises:
@@ -161,6 +175,7 @@ def generate(
             sentence_ends=frozenset(sentence_ends),
             decode=decode,
             embed=None if embed is None else _number_rows(embed, indices),
+            observer=None if observer is None else _NumberedObserver(observer, indices),
         ):
             pass
         completions.update(zip(indices, rows.completions(), strict=True))
@@ -268,6 +283,20 @@ def _number_rows(embed: EmbedTokens, indices: Sequence[int]) -> EmbedTokens:
     return lambda rows, tokens, states_BD: embed([indices[row] for row in rows], tokens, states_BD)
 
 
+@dataclass(frozen=True)
+class _NumberedObserver:
+    """Lets an observer see the numbers of the prompts instead of those of the rows of a batch."""
+
+    observer: RowObserver
+    indices: Sequence[int]
+
+    def step(self, row: int, token: int) -> bool:
+        return self.observer.step(self.indices[row], token)
+
+    def end(self, row: int, completion: Completion) -> None:
+        self.observer.end(self.indices[row], completion)
+
+
 class TextStream:
     """Turn tokens into pieces of text; together the pieces are the decoded whole.
 
@@ -319,6 +348,7 @@ class _Rows:
         sentence_ends: frozenset[int] = frozenset(),
         decode: Callable[[Sequence[int]], str] | None = None,
         embed: EmbedTokens | None = None,
+        observer: RowObserver | None = None,
         cache: Any = None,
     ) -> Iterator[list[tuple[int, int]]]:
         """Generate until all rows have ended; yield (row, token) of the rows of each step.
@@ -351,11 +381,13 @@ class _Rows:
             else:
                 embeddings_BTD = embed(active, tokens, states_BD)[:, None]
             yield list(zip(active, tokens, strict=True))
-            left = [
-                row
-                for row, (index, token) in enumerate(zip(active, tokens, strict=True))
-                if self._goes_on(index, token, stop, sentence_ends, decode)
-            ]
+            left = []
+            for row, (index, token) in enumerate(zip(active, tokens, strict=True)):
+                may_go_on = observer is None or observer.step(index, token)
+                if self._goes_on(index, token, stop, sentence_ends, decode) and may_go_on:
+                    left.append(row)
+                elif observer is not None:
+                    observer.end(index, self._complete(index))
             if not left:
                 return
             if len(left) < len(active):
@@ -401,10 +433,13 @@ class _Rows:
         return not self.finished[index] and len(ids) < self.limits[index]
 
     def completions(self) -> list[Completion]:
-        return [
-            Completion(tuple(ids[:-1] if finished else ids), finished, length, score / len(ids))
-            for ids, finished, length, score in zip(self.ids, self.finished, self.lengths, self.scores, strict=True)
-        ]
+        return [self._complete(index) for index in range(len(self.ids))]
+
+    def _complete(self, index: int) -> Completion:
+        ids, finished = self.ids[index], self.finished[index]
+        return Completion(
+            tuple(ids[:-1] if finished else ids), finished, self.lengths[index], self.scores[index] / len(ids)
+        )
 
 
 def until_repeated(

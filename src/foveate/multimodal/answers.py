@@ -152,6 +152,18 @@ def write_corners(box: PixelBox) -> str:
     return f"[{', '.join(str(round(edge)) for edge in (box.x1, box.y1, box.x2, box.y2))}]"
 
 
+def certain_text(text: str) -> str:
+    """Return what a text that is being written will keep: nothing of a box or of a character that it ends within.
+
+    >>> certain_text("The cat [12, 4")
+    'The cat'
+    """
+    opened = text.rfind("[")
+    # Behind its end a box of 0..999 is written anew, in pixels.
+    text = text[:opened] if opened > text.rfind("]") else text
+    return text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
+
+
 def with_placeholders(answer: Answer) -> str:
     """Return the text of an answer with `<region>` for each box, as a conversation stores it."""
     text = answer.text

@@ -9,23 +9,54 @@ questions of its batch.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
-from foveate.language.generate import GenerationSettings, generate, read_prefix, stream
+from foveate.language.generate import Completion, GenerationSettings, generate, read_prefix, stream
 from foveate.multimodal.answer_writer import AnswerWriter, limit_tokens
-from foveate.multimodal.answers import Answer
+from foveate.multimodal.answers import Answer, certain_text
 from foveate.multimodal.assemble import SamplePlan
 from foveate.multimodal.chat import Chat
 from foveate.multimodal.choose import OptionRow, check_options, score_options, to_probabilities
 from foveate.multimodal.folder import LoadedModel
-from foveate.multimodal.prepare import Question, check_length, prepare_questions
+from foveate.multimodal.prepare import Dialog, Question, check_length, prepare_dialogs, prepare_questions
 from foveate.multimodal.questions import ask_where
 from foveate.records.images import ImageInput
 from foveate.records.shapes import Shape
 
 BATCH = 32
+
+
+class AnswerObserver(Protocol):
+    """Who watches answers while they are written together."""
+
+    def step(self, number: int, read: Callable[[], Answer]) -> bool:
+        """Note that an answer has a token more; return whether it may go on.
+
+        Args:
+            read: returns the answer as it is now; what `certain_text` leaves of its text will not change.
+        """
+        ...
+
+    def end(self, number: int, answer: Answer) -> None:
+        """Take an answer as soon as it has ended, before the others have."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """See `foveate.language.generate.RowObserver`."""
+
+    writer: AnswerWriter
+    observer: AnswerObserver
+    complete: Callable[[int, Completion], Answer]
+
+    def step(self, row: int, token: int) -> bool:
+        return self.observer.step(row, lambda: self.writer.answer(row))
+
+    def end(self, row: int, completion: Completion) -> None:
+        self.observer.end(row, self.complete(row, completion))
 
 
 class Mllm:
@@ -104,26 +135,60 @@ class Mllm:
         for start in range(0, len(questions), batch):
             part = questions[start : start + batch]
             writer = AnswerWriter(self.loaded, *prepare_questions(self.loaded, part, ground=ground))
-            shared = writer.shares_images
-            prefix = read_prefix(self.loaded.model.language_model, writer.images(0)) if shared else None
-            completions = generate(
-                self.loaded.model.language_model,
-                writer.prompts(images=not shared),
-                prefix=prefix,
-                stop=[self.loaded.prompts.chat.end],
-                settings=limit_tokens(max_tokens) if generation is None else generation[start : start + batch],
-                suppress=writer.suppressed,
-                sentence_ends=self._sentence_ends() if ends_repeats else (),
-                decode=self.loaded.tokenizer.decode,
-                embed=writer.embed,
-                batch=batch,
-            )
-            for number, completion in enumerate(completions):
-                question = writer.pending[number]
-                question.answer, question.finished = list(completion.ids), completion.finished
-                answer = writer.answer(number, ground=ground)
-                answers.append(replace(answer, num_prompt_tokens=completion.num_prompt_tokens, score=completion.score))
+            settings = limit_tokens(max_tokens) if generation is None else generation[start : start + batch]
+            answers += self._generate(writer, settings, ground=ground, ends_repeats=ends_repeats)
         return answers
+
+    def answer_dialogs(
+        self,
+        dialogs: Sequence[Dialog],
+        *,
+        generation: Sequence[GenerationSettings],
+        ends_repeats: bool = False,
+        observer: AnswerObserver | None = None,
+    ) -> list[Answer]:
+        """Answer the last turns of conversations in one batch, and let somebody watch the answers while they come.
+
+        Args:
+            observer: takes each answer as it ends. Others: see `ask_all`.
+
+        Raises:
+            UserError: as `ask`.
+        """
+        writer = AnswerWriter(self.loaded, *prepare_dialogs(self.loaded, dialogs))
+        return self._generate(writer, generation, ends_repeats=ends_repeats, observer=observer)
+
+    def _generate(
+        self,
+        writer: AnswerWriter,
+        settings: GenerationSettings | Sequence[GenerationSettings],
+        *,
+        ground: bool = False,
+        ends_repeats: bool = False,
+        observer: AnswerObserver | None = None,
+    ) -> list[Answer]:
+        shared = writer.shares_images
+
+        def complete(number: int, completion: Completion) -> Answer:
+            question = writer.pending[number]
+            question.answer, question.finished = list(completion.ids), completion.finished
+            answer = writer.answer(number, ground=ground)
+            return replace(answer, num_prompt_tokens=completion.num_prompt_tokens, score=completion.score)
+
+        completions = generate(
+            self.loaded.model.language_model,
+            writer.prompts(images=not shared),
+            prefix=read_prefix(self.loaded.model.language_model, writer.images(0)) if shared else None,
+            stop=[self.loaded.prompts.chat.end],
+            settings=settings,
+            suppress=writer.suppressed,
+            sentence_ends=self._sentence_ends() if ends_repeats else (),
+            decode=self.loaded.tokenizer.decode,
+            embed=writer.embed,
+            observer=None if observer is None else _Watch(writer, observer, complete),
+            batch=len(writer.pending),
+        )
+        return [complete(number, completion) for number, completion in enumerate(completions)]
 
     def _sentence_ends(self) -> list[int]:
         ids = self.loaded.tokenizer.encode(".")
@@ -152,9 +217,8 @@ class Mllm:
             embed=writer.embed,
         )
         for _ in pieces:
-            text = writer.answer(0).text
-            # A piece that ends inside a character of several bytes waits for the rest.
-            if text.startswith(written) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            text = certain_text(writer.answer(0).text)
+            if text.startswith(written):
                 yield text[len(written) :]
                 written = text
         writer.pending[0].finished = len(writer.pending[0].answer) < len(writer.written)

@@ -39,6 +39,18 @@ class Question(NamedTuple):
     regions: Sequence[Shape] = ()
 
 
+class Dialog(NamedTuple):
+    """Images and the turns of a conversation about them, of which the last is a question.
+
+    Attributes:
+        images: in the order of the placeholders in the turns. regions: of the last turn, by their numbers.
+    """
+
+    images: Sequence[ImageInput]
+    turns: Sequence[Turn]
+    regions: Sequence[Shape] = ()
+
+
 def request_boxes(loaded: LoadedModel, text: str, *, ground: bool) -> str:
     """Ask for boxes in words, where the names of an answer are not located afterwards."""
     return f"{text} {GROUNDING_REQUEST}" if ground and not loaded.name_ids else text
@@ -52,28 +64,33 @@ def prepare_questions(
     Raises:
         UserError: one of them cannot be asked; see `foveate.multimodal.ask.Mllm.ask`.
     """
-    full_questions = [Question(*question) for question in questions]
-    lists = [list_images(question.images) for question in full_questions]
+    dialogs = []
+    for question in (Question(*question) for question in questions):
+        images, text = list_images(question.images), request_boxes(loaded, question.text, ground=ground)
+        dialogs.append(Dialog(images, ask_turns(text, question.regions, images=len(images)), question.regions))
+    return prepare_dialogs(loaded, dialogs)
+
+
+def prepare_dialogs(loaded: LoadedModel, dialogs: Sequence[Dialog]) -> tuple[Visual, list[PendingAnswer]]:
+    """Encode the images of conversations and tokenize their turns; see `prepare_questions`."""
     # An image that several questions are about is encoded once, unless it is split in some only.
     distinct: dict[tuple[int, bool], int] = {}
     unique: list[tuple[ImageInput, bool]] = []
     keys: list[list[tuple[int, bool]]] = []
-    for images in lists:
-        _check_number(loaded.model, images)
-        split = len(images) <= loaded.model.assembly.max_split_images
+    for dialog in dialogs:
+        _check_number(loaded.model, dialog.images)
+        split = len(dialog.images) <= loaded.model.assembly.max_split_images
         # By identity: arrays and Pillow images have no hash.
-        keys.append([(id(image), split) for image in images])
-        for image, key in zip(images, keys[-1], strict=True):
+        keys.append([(id(image), split) for image in dialog.images])
+        for image, key in zip(dialog.images, keys[-1], strict=True):
             if key not in distinct:
                 distinct[key] = len(unique)
                 unique.append((image, split))
     visual, seen = _encode(loaded.model, unique)
     pending: list[PendingAnswer] = []
-    for question, of_question in zip(full_questions, keys, strict=True):
-        text = request_boxes(loaded, question.text, ground=ground)
-        turns = ask_turns(text, question.regions, images=len(of_question))
-        images = [seen[distinct[key]] for key in of_question]
-        pending.append(prepare_turns(loaded, turns, images, numbered=question.regions))
+    for dialog, of_dialog in zip(dialogs, keys, strict=True):
+        images = [seen[distinct[key]] for key in of_dialog]
+        pending.append(prepare_turns(loaded, dialog.turns, images, numbered=dialog.regions))
     return visual, pending
 
 
