@@ -35,7 +35,7 @@ from foveate.mllm.video.strategies.ts import ThumbnailSampling
 from foveate.mllm.video.viewing import Viewing
 from foveate.mllm.video.watch import ask_all, count_text, watch
 from foveate.vision.preprocess import Preprocess
-from foveate.vision.video.sources import ImageList
+from foveate.vision.video.sources.images import ImageList
 from naming import raises_naming
 
 HOW = SlowFast(slow=3, fast=(2, 2))

@@ -32,7 +32,7 @@ from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder
 from foveate.mllm.video.questions import VideoQuestion, find_clips, hash_questions, load_set
 from foveate.mllm.video.scores import ANSWERS, VideoScores, read_recipe, refuse_missing, summarize
-from foveate.vision.video.sources import load_decoder
+from foveate.vision.video.sources.video_file import load_decoder
 
 _NO_CLIP = "no such clip"
 # Fields of a row that name files.

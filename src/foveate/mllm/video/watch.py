@@ -30,7 +30,7 @@ from foveate.vision.preprocess import Preprocess, squash
 from foveate.vision.tiling import Grid
 from foveate.vision.video.choosing import choose_frames
 from foveate.vision.video.reading import ClipReader
-from foveate.vision.video.sources import ClipInput
+from foveate.vision.video.sources.opening import ClipInput
 
 # Tokens of a question for which `fit` leaves room where it is not known yet.
 _QUESTION_TOKENS = 64

@@ -1,35 +1,16 @@
-"""What a clip is read from: a video file, an animated image, a folder of images, images in memory.
-
-Each source predicts the times of its frames without decoding, and decodes them in one pass.
-"""
+"""Clips of video files, read by PyAV in one thread, with every sign of damage noted."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from foveate.core.errors import UserError
-from foveate.records.images import (
-    MAX_PIXELS,
-    SUFFIXES,
-    BadImage,
-    ImageInput,
-    check,
-    decode,
-    detect_format,
-    encode_input,
-    iterate_frames,
-    read_image_info,
-    to_rgb,
-)
-
-ClipInput = str | os.PathLike[str] | bytes | Sequence[ImageInput] | np.ndarray
-"""A clip of the Python API: a video file, GIF, WebP or folder of images; images; or uint8 pixels [T, H, W, 3]."""
+from foveate.records.images import MAX_PIXELS, to_rgb
+from foveate.vision.video.sources.source import BadClip, Frame
 
 _INSTALL = "pip install 'foveate[video]'"
 # Formats of FFmpeg that hold one clip. Playlists and scripts (HLS, DASH, concat) are left out: they name other files
@@ -48,79 +29,6 @@ _TRANSPOSES = {
 _MAX_FAILURES = 100
 
 
-class BadClip(UserError):
-    """A clip that cannot be read; `reason` is a short code that is counted, the message one sentence.
-
-    Attributes:
-        num_decoded: how many of its frames can be decoded.
-    """
-
-    def __init__(self, reason: str, sentence: str, *, num_decoded: int = 0) -> None:
-        super().__init__(sentence)
-        self.reason = reason
-        self.num_decoded = num_decoded
-
-
-class Frame(NamedTuple):
-    """Seconds at which a frame begins, and its upright RGB pixels; None where nobody looks at it."""
-
-    time: float
-    image: Image.Image | None
-
-
-class Source(Protocol):
-    """A clip before it is decoded.
-
-    Attributes:
-        name: for errors.
-        damage: a sentence for each damaged part that the last pass met, with the number of the frame before it.
-        header_frames: how many frames the header promises; 0 where it does not say.
-    """
-
-    name: str
-    damage: list[str]
-    header_frames: int
-
-    def predict_times(self) -> list[float]:
-        """Return the seconds of each frame as the file's structure has them, without decoding."""
-        ...
-
-    def decode(self, indices: Container[int]) -> Iterator[Frame]:
-        """Decode all frames in order; those of `indices` with pixels."""
-        ...
-
-
-def open_source(clip: ClipInput, *, frame_rate: float | None = None) -> Source:
-    """Open a clip, recognized by its content; see `foveate.vision.video.reading.read_clip`.
-
-    Raises:
-        BadClip: it cannot be opened, or is no clip.
-        UserError: PyAV is needed and missing.
-    """
-    is_path = isinstance(clip, str | os.PathLike)
-    if (is_path and Path(clip).is_dir()) or not (is_path or isinstance(clip, bytes)):
-        return _open_images(clip, 1.0 if frame_rate is None else frame_rate)
-    if frame_rate is not None:
-        raise UserError(
-            f"frame_rate: is for folders and lists of images (got {frame_rate}); this clip has its own times"
-        )
-    if isinstance(clip, bytes):
-        return AnimatedImage("clip", clip)
-    path = Path(clip)
-    if not path.is_file():
-        problem = "a pipe, socket or device" if path.exists() else "no such file"
-        raise BadClip("unreadable", f"{path}: {problem}; expected a video file or a folder of images")
-    with path.open("rb") as handle:
-        start = handle.read(512)
-    if not start:
-        raise BadClip("empty file", f"{path}: the file has 0 bytes; expected a video")
-    try:
-        detect_format(start)
-    except BadImage:
-        return VideoFile(path)
-    return AnimatedImage(str(path), encode_input(path))
-
-
 def load_decoder(path: Path) -> Any:
     """Import PyAV to read a video file; raise UserError where it is missing."""
     try:
@@ -128,90 +36,6 @@ def load_decoder(path: Path) -> Any:
     except ImportError as error:
         raise UserError(f"{path}: reading videos needs PyAV: run {_INSTALL}") from error
     return av
-
-
-def _open_images(clip: Any, frame_rate: float) -> ImageList:
-    if not 0 < frame_rate < float("inf"):
-        raise UserError(f"frame_rate: expected images per second above 0 (got {frame_rate})")
-    if isinstance(clip, str | os.PathLike):
-        return ImageList(str(clip), _list_images(Path(clip)), frame_rate=frame_rate)
-    return ImageList("clip", list(clip), frame_rate=frame_rate)
-
-
-def _list_images(folder: Path) -> list[Path]:
-    """List the images of a folder, names sorted as strings as in the official code; hidden files are left out."""
-    suffixes = {*SUFFIXES.values(), "jpeg", "tiff"}
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
-    images = [folder / name for name in names if name.rpartition(".")[2].lower() in suffixes]
-    if not images:
-        raise BadClip("empty folder", f"{folder}: no images; expected files such as 0001.jpg or 0001.png")
-    return images
-
-
-class ImageList:
-    """Images in memory or in files, `frame_rate` of them per second."""
-
-    def __init__(self, name: str, images: Sequence[Any], *, frame_rate: float) -> None:
-        self.name, self.images, self.frame_rate = name, images, frame_rate
-        self.damage: list[str] = []
-        self.header_frames = 0
-
-    def predict_times(self) -> list[float]:
-        return [index / self.frame_rate for index in range(len(self.images))]
-
-    def decode(self, indices: Container[int]) -> Iterator[Frame]:
-        self.damage = []
-        num_decoded = 0
-        for index, item in enumerate(self.images):
-            image = None
-            try:
-                if isinstance(item, Image.Image) or _is_rgb(item):
-                    # Pixels in memory cannot be broken: no detour over an encoded file.
-                    image = to_rgb(Image.fromarray(item) if isinstance(item, np.ndarray) else item)
-                else:
-                    data = encode_input(item)
-                    image = decode(data) if num_decoded in indices else None
-                    if image is None:
-                        check(data)
-            except UserError as error:
-                name = item.name if isinstance(item, Path) else f"image {index}"
-                self.damage.append(f"{name}: {error}")
-                continue
-            yield Frame(index / self.frame_rate, image if num_decoded in indices else None)
-            num_decoded += 1
-
-
-def _is_rgb(item: object) -> bool:
-    """Whether it is an array of uint8 [H, W, 3 or 4] with pixels; `encode_input` names what is wrong with others."""
-    if not isinstance(item, np.ndarray) or item.dtype != np.uint8 or item.ndim != 3:
-        return False
-    return item.shape[2] in (3, 4) and item.size > 0
-
-
-class AnimatedImage:
-    """A GIF, WebP or PNG with several frames; a still image is a clip of one frame."""
-
-    def __init__(self, name: str, data: bytes) -> None:
-        self.name, self.data = name, data
-        self.damage: list[str] = []
-        try:
-            self.header_frames = read_image_info(data)[0].frames
-        except BadImage as error:
-            raise BadClip(error.reason, f"{name}: {error}") from error
-
-    def predict_times(self) -> list[float]:
-        # Only decoding tells how long each frame is shown; 100 ms is the usual time.
-        return [index / 10 for index in range(self.header_frames)]
-
-    def decode(self, indices: Container[int]) -> Iterator[Frame]:
-        self.damage = []
-        num_decoded = 0
-        try:
-            for time, image in iterate_frames(self.data, indices=indices):
-                yield Frame(time, image)
-                num_decoded += 1
-        except BadImage as error:
-            self.damage.append(f"after frame {num_decoded}: {error}")
 
 
 class VideoFile:
