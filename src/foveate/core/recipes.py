@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -193,12 +193,13 @@ def validate(model: type[S], content: dict[str, Any], *, where: str) -> S:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problems = "; and ".join(_describe_problem(model, dict(problem)) for problem in error.errors())
+        problems = "; and ".join(describe_problem(model, dict(problem)) for problem in error.errors())
         problems = problems.replace("?; and ", "? And ")  # after a nearest match, which is a sentence of its own
         raise UserError(f"{where}: {problems}") from None
 
 
-def _describe_problem(model: type[BaseModel], problem: dict[str, Any]) -> str:
+def describe_problem(model: type[BaseModel], problem: dict[str, Any]) -> str:
+    """Describe one of a `ValidationError`'s problems: the field, what is expected, and the nearest match."""
     location = [str(part) for part in problem["loc"]]
     field = ".".join(location)
     if problem["type"] == "extra_forbidden":
@@ -233,8 +234,11 @@ def _find_model(model: type[BaseModel], location: Sequence[str]) -> type[BaseMod
     """Find the pydantic model that holds a field; pydantic puts the tags of discriminated unions into locations."""
     candidates: list[type[BaseModel]] = [model]
     for part in location:
-        tagged = [c for c in candidates if "kind" in c.model_fields and part in _literals(c)]
-        if tagged:
+        if part.isdigit():  # an item of a list
+            continue
+        tagged = [candidate for candidate in candidates if part in _literals(candidate)]
+        # A tag may equal the name of a field of its own model: it is read once.
+        if tagged and len(candidates) > 1:
             candidates = tagged
             continue
         candidates = [
@@ -246,8 +250,10 @@ def _find_model(model: type[BaseModel], location: Sequence[str]) -> type[BaseMod
     return candidates[0] if candidates else None
 
 
-def _literals(model: type[BaseModel]) -> tuple[Any, ...]:
-    return get_args(model.model_fields["kind"].annotation)
+def _literals(model: type[BaseModel]) -> list[Any]:
+    """List the tags of a model in discriminated unions."""
+    tags = [model.model_fields[name].annotation for name in ("kind", "type") if name in model.model_fields]
+    return [value for annotation in tags if get_origin(annotation) is Literal for value in get_args(annotation)]
 
 
 def _list_models(annotation: Any) -> list[type[BaseModel]]:

@@ -1,0 +1,136 @@
+"""Replies and errors as JSON: OpenAI's objects where it has them, chunks of a stream among them."""
+
+from __future__ import annotations
+
+import base64
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, astuple
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.records.boxes import normalize_box
+from foveate.serve.calls import ChatBox, ChatReply, Classified, Located, Refused, ServedImage
+
+if TYPE_CHECKING:
+    from foveate.pretrain.searching.search import Hit
+
+_MAX_MESSAGE_LETTERS = 600
+_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def error_body(refusal: Refused) -> dict[str, Any]:
+    """Return OpenAI's error object."""
+    kind = _KINDS.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error")
+    # Messages quote what a client sent, which may be long, or no Unicode.
+    message = str(refusal)[:_MAX_MESSAGE_LETTERS].encode(errors="replace").decode()
+    return {"error": {"message": message, "type": kind, "param": refusal.param, "code": refusal.code}}
+
+
+class ChatWriter:
+    """Write one answer as OpenAI's object, or as the chunks of its stream.
+
+    Args:
+        images: of the call, by which boxes in pixels become fractions.
+    """
+
+    def __init__(self, model: str, images: Sequence[ServedImage], *, include_usage: bool = False) -> None:
+        self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+        self.model, self.images, self.include_usage = model, images, include_usage
+
+    def completion(self, reply: ChatReply) -> dict[str, Any]:
+        """Return a whole answer."""
+        message = {"role": "assistant", "content": reply.text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(reply)}
+        return self._object("chat.completion", [choice], usage=_usage(reply), foveate=self._boxes(reply))
+
+    def start(self) -> dict[str, Any]:
+        """Return the first chunk, without text."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """Return a chunk with text."""
+        return self._chunk({"content": text})
+
+    def end(self, reply: ChatReply) -> list[dict[str, Any]]:
+        """Return the last chunks: the reason and the boxes, and the usage where the client wants it."""
+        chunks = [self._chunk({}, _finish_reason(reply)) | {"foveate": self._boxes(reply)}]
+        if self.include_usage:
+            chunks.append(self._object("chat.completion.chunk", [], usage=_usage(reply)))
+        return chunks
+
+    def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return self._object("chat.completion.chunk", [choice], **({"usage": None} if self.include_usage else {}))
+
+    def _object(self, kind: str, choices: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {**head, "choices": choices, **fields}
+
+    def _boxes(self, reply: ChatReply) -> dict[str, Any]:
+        return {"boxes": [_chat_box(box, self.images[box.image]) for box in reply.boxes]}
+
+
+def _finish_reason(reply: ChatReply) -> str:
+    return "stop" if reply.finished else "length"
+
+
+def _usage(reply: ChatReply) -> dict[str, int]:
+    total = reply.num_prompt_tokens + reply.num_tokens
+    return {"prompt_tokens": reply.num_prompt_tokens, "completion_tokens": reply.num_tokens, "total_tokens": total}
+
+
+def _chat_box(box: ChatBox, image: ServedImage) -> dict[str, Any]:
+    # A model may write corners in any order, and beyond the image.
+    corners = [min(max(value, 0.0), 1.0) for value in normalize_box(box.box, image.width, image.height)]
+    return {"box": corners, "image": box.image, "phrase": box.phrase, "score": box.score}
+
+
+def embeddings_body(model: str, vectors_NE: NDArray[np.float32], num_tokens: int, encoding: str) -> dict[str, Any]:
+    """Return vectors as OpenAI's list; base64 holds float32 in little-endian order."""
+    rows = np.ascontiguousarray(vectors_NE, dtype="<f4")
+    values = rows.tolist() if encoding == "float" else [base64.b64encode(row.tobytes()).decode() for row in rows]
+    data = [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(values)]
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    return {"object": "list", "data": data, "model": model, "usage": usage}
+
+
+def located_body(model: str, image: ServedImage, boxes: Sequence[Located]) -> dict[str, Any]:
+    """Return phrases with their boxes, as fractions and in pixels of the image."""
+    data = [
+        {
+            "phrase": located.phrase,
+            "box": astuple(located.box) if located.box else None,
+            "pixels": astuple(located.box.to_pixels(image.width, image.height)) if located.box else None,
+            "score": located.score,
+        }
+        for located in boxes
+    ]
+    return {"object": "list", "data": data, "model": model, "width": image.width, "height": image.height}
+
+
+def hits_body(model: str, hits: Sequence[Hit]) -> dict[str, Any]:
+    """Return hits of an index without their paths on the server, with the address of each image."""
+    data = [
+        {
+            "key": hit.key,
+            "kind": hit.kind,
+            "score": hit.score,
+            "z": hit.z,
+            "box": astuple(hit.box) if hit.box else None,
+            "phrase": hit.phrase,
+            "caption": hit.caption,
+            "image": f"/images/{quote(hit.key)}?model={quote(model, safe='')}",
+        }
+        for hit in hits
+    ]
+    return {"object": "list", "data": data, "model": model}
+
+
+def classes_body(model: str, classes: Sequence[Classified]) -> dict[str, Any]:
+    """Return classes with their probabilities, the most probable first."""
+    return {"object": "list", "data": [asdict(item) for item in classes], "model": model}
