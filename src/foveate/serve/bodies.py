@@ -132,6 +132,11 @@ class ChatBody(_Body):
     frequency_penalty: Annotated[float | None, _neutral(0, 0.0, expected="0")] = None
     presence_penalty: Annotated[float | None, _neutral(0, 0.0, expected="0")] = None
 
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the number of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
 
 class EmbeddingsBody(_Body):
     """`POST /v1/embeddings`: texts in `input`, or data URLs in `images`, or `boxes` of one image."""
@@ -203,6 +208,14 @@ def image_urls(body: Body) -> list[str]:
     if isinstance(body, EmbeddingsBody):
         return body.images
     return [body.image] if body.image is not None else []
+
+
+def without_images(body: Body) -> dict[str, Any]:
+    """Return a request for the log, without the images in it."""
+    content = body.model_dump(exclude={"image", "images"}, exclude_defaults=True)
+    for message in content.get("messages", ()):
+        message["content"] = [part for part in message["content"] if part["type"] == "text"]
+    return content
 
 
 def make_call(body: Body, images: Sequence[ServedImage]) -> Call:
