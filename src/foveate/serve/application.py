@@ -66,7 +66,7 @@ class Application:
         if settings.page:
             # Read once: no path of a request ever opens a file.
             folder = files("foveate.serve") / "page"
-            self.page = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+            self.page = {file.name: file.read_bytes() for file in folder.iterdir()} if folder.is_dir() else {}
             routes += [Route("/", self._page_file), Route("/page/{name}", self._page_file)]
         self.paths = [route.path for route in routes]
         handlers = {Refused: _refuse, HTTPException: self._refuse_path, Exception: _fail}

@@ -87,7 +87,8 @@ def _usage(reply: ChatReply) -> dict[str, int]:
 def _chat_box(box: ChatBox, image: ServedImage) -> dict[str, Any]:
     # A model may write corners in any order, and beyond the image.
     corners = [min(max(value, 0.0), 1.0) for value in normalize_box(box.box, image.width, image.height)]
-    return {"box": corners, "image": box.image, "phrase": box.phrase, "score": box.score}
+    pixels = [value * side for value, side in zip(corners, (image.width, image.height) * 2, strict=True)]
+    return {"box": corners, "pixels": pixels, "image": box.image, "phrase": box.phrase, "score": box.score}
 
 
 def embeddings_body(model: str, vectors_NE: NDArray[np.float32], num_tokens: int, encoding: str) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""A model without weights behind the server: what it writes is plain from the call, so that tests can expect it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from foveate.pretrain.searching.search import Hit
+from foveate.records.boxes import Box, PixelBox
+from foveate.serve.application import Application
+from foveate.serve.calls import (
+    ChatBox,
+    ChatCall,
+    ChatReply,
+    Classified,
+    ClassifyCall,
+    EmbeddingsCall,
+    EmbeddingsReply,
+    Listener,
+    LocateCall,
+    Located,
+    Refused,
+    SearchCall,
+)
+from foveate.serve.settings import ServeSettings
+
+
+class FakeAdapter:
+    """Answers "word0 word1 ..." with a word a token; "broken" in the last turn raises, "slow" takes 20 ms a token."""
+
+    kind, num_bytes = "multimodal", 0
+    endpoints = frozenset({"chat", "embeddings", "locate", "search", "classify"})
+
+    def __init__(self, name: str = "fake", *, endpoints: Sequence[Any] = ()) -> None:
+        self.name, self.num_written = name, 0
+        self.endpoints = frozenset(endpoints) or self.endpoints
+        self.pause = threading.Event()
+
+    def check(self, call: Any) -> None:
+        if isinstance(call, ChatCall) and sum(len(turn.images) for turn in call.turns) > 4:
+            raise Refused("messages: at most 4 images", param="messages")
+
+    def group(self, call: Any) -> Any:
+        return None
+
+    def answer(self, calls: Sequence[Any]) -> list[Any]:
+        return [self._answer(call) for call in calls]
+
+    def _answer(self, call: Any) -> Any:
+        if isinstance(call, EmbeddingsCall):
+            count = len(call.texts or call.boxes or call.images)
+            vectors = np.arange(1, 4 * count + 1, dtype=np.float32).reshape(count, 4)
+            return EmbeddingsReply(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), num_tokens=count)
+        if isinstance(call, LocateCall):
+            return tuple(Located(phrase, Box(0.1, 0.2, 0.5, 0.6), 0.5) for phrase in call.phrases)
+        if isinstance(call, ClassifyCall):
+            return (Classified("cat", 0.75, 0.5), Classified("dog", 0.25, 0.5))[: call.count]
+        assert isinstance(call, SearchCall)
+        return (Hit("a b/c", "regions", 0.5, Box(0.1, 0.2, 0.5, 0.6), "red", "a red disc", path="/secret/a.png"),)
+
+    def write(self, calls: Sequence[ChatCall], listener: Listener) -> None:
+        rows = {row: 0 for row in range(len(calls))}
+        texts = [""] * len(calls)
+        while rows:
+            for row in list(rows):
+                call, last = calls[row], calls[row].turns[-1]
+                if "broken" in last.text:
+                    raise LookupError("a secret of the model")
+                if "slow" in last.text:
+                    time.sleep(0.02)
+                count = call.max_tokens or 5
+                if rows[row] == count or listener.is_gone(row):
+                    del rows[row]
+                    boxes = (ChatBox(PixelBox(2, 0, 10, 5), 0, "disc", 0.5),) if last.images else ()
+                    listener.end(row, ChatReply(texts[row], count == 5, len(last.text), count, boxes))
+                    continue
+                piece = f"word{rows[row]} "
+                texts[row] += piece
+                rows[row] += 1
+                self.num_written += 1
+                listener.push(row, piece)
+
+    def thumbnail(self, key: str) -> bytes:
+        if key != "a b/c":
+            raise Refused(f"image: '{key}' is not in the index", status=404)
+        return b"RIFF"
+
+
+@contextlib.contextmanager
+def serving(*adapters: FakeAdapter, key: str = "", http: str = "h11", **settings: Any) -> Iterator[str]:
+    """Serve adapters on a free port, in a thread; yields the address."""
+    application = Application(adapters or (FakeAdapter(),), ServeSettings(**settings), key=key)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(application, http=http, log_config=None))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield "http://{}:{}".format(*listener.getsockname())
+    finally:
+        server.should_exit = True
+        thread.join(20)
