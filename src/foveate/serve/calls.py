@@ -6,7 +6,7 @@ the other.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -233,36 +233,4 @@ class ImageSource(Protocol):
 
         Called from any thread.
         """
-        ...
-
-
-class Worker(Protocol):
-    """An adapter behind a bounded queue and a thread: what `app.py` gives its calls to, from the event loop.
-
-    Attributes:
-        num_waiting: calls that are queued or in a batch. max_waiting: beyond which calls are refused (503).
-    """
-
-    adapter: Adapter
-    num_waiting: int
-    max_waiting: int
-
-    async def answer(self, call: Call) -> Any:
-        """Return the reply of a call; for a `ChatCall` once it is whole. Cancelling it takes the call back.
-
-        Raises:
-            Refused: by `check`, by a full queue or a worker that drains, or by the model; 500 where the model fails.
-        """
-        ...
-
-    def write(self, call: ChatCall) -> AsyncGenerator[str | ChatReply, None]:
-        """Yield the pieces of an answer as they are written, then its `ChatReply`; closing it early stops the row.
-
-        Raises:
-            Refused: as `answer`, at the first piece where that is before the model begins.
-        """
-        ...
-
-    async def close(self, *, grace_seconds: float) -> None:
-        """Take no more calls, let those at work end within the grace time, stop the others, and end the thread."""
         ...

@@ -68,7 +68,7 @@ class _Row:
 
 
 class ModelWorker:
-    """See `foveate.serve.calls.Worker`. Use it within one event loop.
+    """An adapter behind a bounded queue and a thread. Use it within one event loop.
 
     Args:
         max_batch: maximum number of calls that are answered together.

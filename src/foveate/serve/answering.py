@@ -1,0 +1,212 @@
+"""From a request to a call, and from a reply to JSON or a stream, for every endpoint that a model answers."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from foveate.core.errors import nearest
+from foveate.serve import bodies, replies
+from foveate.serve.calls import Adapter, ChatCall, ChatReply, Endpoint, Refused
+from foveate.serve.guard import Receive
+from foveate.serve.media import ImageDecoder
+from foveate.serve.metrics import Metrics
+from foveate.serve.settings import ServeSettings
+from foveate.serve.work import ModelWorker
+
+T = TypeVar("T")
+# Larger bodies and replies are read and written in a thread: 24 MB take as long as many requests.
+_MAX_LOOP_BYTES = 64 * 1024
+_MAX_LOOP_VALUES = 16 * 1024
+ENDPOINTS: dict[str, tuple[Endpoint, type[bodies.Body], str]] = {
+    "/v1/chat/completions": ("chat", bodies.ChatBody, "messages"),
+    "/v1/embeddings": ("embeddings", bodies.EmbeddingsBody, "images"),
+    "/v1/locate": ("locate", bodies.LocateBody, "image"),
+    "/v1/search": ("search", bodies.SearchBody, "image"),
+    "/v1/classify": ("classify", bodies.ClassifyBody, "image"),
+}
+# Of a client that has gone: nobody reads it but the log. As nginx counts them.
+_GONE = 499
+
+
+class Answerer:
+    """Answer calls by the workers of all models."""
+
+    def __init__(self, adapters: Sequence[Adapter], settings: ServeSettings, metrics: Metrics) -> None:
+        self.adapters = {adapter.name: adapter for adapter in adapters}
+        self.settings, self.metrics, self.is_closing = settings, metrics, False
+        self.workers: dict[str, ModelWorker] = {}
+        self.decoder = ImageDecoder(max_pixels=settings.max_pixels)
+
+    def start(self) -> None:
+        """Start the threads of the models; within the event loop that serves."""
+        if not self.workers:
+            for name, adapter in self.adapters.items():
+                self.workers[name] = ModelWorker(
+                    adapter, max_batch=self.settings.batch, max_waiting=self.settings.queue
+                )
+
+    async def close(self) -> None:
+        """Take no more calls, and let those at work end within the grace time."""
+        self.is_closing = True
+        grace = self.settings.grace_seconds
+        await asyncio.gather(*(worker.close(grace_seconds=grace) for worker in self.workers.values()))
+        self.decoder.close()
+
+    async def answer(self, request: Request) -> Response:
+        """Answer a POST to one of `ENDPOINTS`."""
+        self.start()  # some servers run no lifespan
+        endpoint, model, param = ENDPOINTS[request.scope["path"]]
+        data = await _read_body(request.receive, self.settings.max_body_bytes)
+        read = functools.partial(bodies.parse_body, model, data)
+        body = read() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(read)
+        record = request.scope["foveate"]
+        worker = self._find_worker(body.model, endpoint)
+        record["model"] = body.model
+        images = await self.decoder.read(bodies.image_urls(body), param=param)
+        call = bodies.make_call(body, images)
+        if self.settings.log_content:
+            record["request"] = bodies.without_images(body)
+        if isinstance(body, bodies.ChatBody) and isinstance(call, ChatCall):
+            writer = replies.ChatWriter(body.model, images, include_usage=body.includes_usage)
+            if body.stream:
+                return await self._stream(request, writer, worker.write(call))
+            reply = await self._while_connected(worker.answer(call), request.receive)
+            self._count(record, reply)
+            return to_json(writer.completion(reply))
+        reply = await self._while_connected(worker.answer(call), request.receive)
+        if isinstance(body, bodies.EmbeddingsBody):
+            record["prompt_tokens"] = reply.num_tokens
+            write = functools.partial(
+                replies.embeddings_body, body.model, reply.vectors, reply.num_tokens, body.encoding_format
+            )
+            is_small = reply.vectors.size <= _MAX_LOOP_VALUES
+            return to_json(write()) if is_small else await self.in_thread(lambda: to_json(write()))
+        if isinstance(body, bodies.LocateBody):
+            return to_json(replies.located_body(body.model, images[0], reply))
+        write_rows = replies.hits_body if isinstance(body, bodies.SearchBody) else replies.classes_body
+        return to_json(write_rows(body.model, reply))
+
+    async def _stream(
+        self,
+        request: Request,
+        writer: replies.ChatWriter,
+        pieces: AsyncGenerator[str | ChatReply, None],
+    ) -> Response:
+        record = request.scope["foveate"]
+        deadline = asyncio.get_running_loop().time() + self.settings.timeout_seconds
+        # A refusal before the first piece still gets its status: the head of the reply waits for it.
+        first = await self._while_connected(anext(pieces), request.receive)
+        seconds = time.perf_counter() - record["start"]
+        self.metrics.observe("foveate_first_piece_seconds", seconds, model=writer.model)
+        record["first_piece_seconds"] = round(seconds, 4)
+
+        async def events() -> AsyncIterator[bytes]:
+            yield _event(writer.start())
+            piece = first
+            try:
+                while isinstance(piece, str):
+                    yield _event(writer.piece(piece))
+                    async with asyncio.timeout_at(deadline):
+                        piece = await anext(pieces)
+                self._count(record, piece)
+                for chunk in writer.end(piece):
+                    yield _event(chunk)
+                yield b"data: [DONE]\n\n"
+            except Refused as refusal:
+                record["status"] = refusal.status
+                yield _event(replies.error_body(refusal))
+            except TimeoutError:
+                record["status"] = 504
+                yield _event(replies.error_body(self._late()))
+            finally:
+                await pieces.aclose()
+
+        # nginx would hold the pieces back until its buffer is full.
+        return StreamingResponse(events(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    async def _while_connected(self, work: Awaitable[T], receive: Receive) -> T:
+        """Wait for a reply no longer than the client does, or the server's limit."""
+
+        async def leave() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        async def wait() -> T:
+            return await work
+
+        reply, gone = asyncio.create_task(wait()), asyncio.create_task(leave())
+        try:
+            await asyncio.wait(
+                {reply, gone}, timeout=self.settings.timeout_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if reply.done():
+                return reply.result()
+            raise Refused("the client has gone", status=_GONE) if gone.done() else self._late()
+        finally:
+            reply.cancel()
+            gone.cancel()
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run what would hold up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.decoder.pool, work)
+
+    def _late(self) -> Refused:
+        seconds = self.settings.timeout_seconds
+        return Refused(f"the reply took longer than {seconds:g} s; see --timeout-seconds", status=504, code="timeout")
+
+    def _find_worker(self, name: str, endpoint: Endpoint) -> ModelWorker:
+        adapter = self.find_adapter(name)
+        if endpoint not in adapter.endpoints:
+            able = [other.name for other in self.adapters.values() if endpoint in other.endpoints]
+            raise Refused(
+                f"model: '{name}' ({adapter.kind}) does not answer {endpoint}; expected {', '.join(able) or 'no model'}"
+                f", or for '{name}': {', '.join(sorted(adapter.endpoints))}",
+                code="unsupported_endpoint",
+                param="model",
+            )
+        return self.workers[name]
+
+    def find_adapter(self, name: str) -> Adapter:
+        """Return the model or index of a name; raise `Refused` (404) if it is not served."""
+        if name not in self.adapters:
+            message = f"model: '{name[:80]}' is not served; expected {', '.join(self.adapters)}"
+            message += nearest(name[:80], self.adapters)
+            raise Refused(message, status=404, code="model_not_found", param="model")
+        return self.adapters[name]
+
+    def _count(self, record: dict[str, Any], reply: ChatReply) -> None:
+        record["prompt_tokens"], record["completion_tokens"] = reply.num_prompt_tokens, reply.num_tokens
+        if self.settings.log_content:
+            record["reply"] = reply.text
+
+
+async def _read_body(receive: Receive, max_bytes: int) -> bytes:
+    """Read a body whose declared length has been checked; another server may let it be longer."""
+    parts, length = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused("the client has gone", status=_GONE)
+        parts.append(message.get("body", b""))
+        length += len(parts[-1])
+        if length > max_bytes:
+            raise Refused(f"body: at most {max_bytes:,} bytes", status=413, code="too_large")
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def to_json(content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    # In ASCII: a text may hold a lone surrogate, which UTF-8 cannot. No NaN, which JSON has not.
+    return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
+
+
+def _event(content: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content, allow_nan=False).encode() + b"\n\n"
