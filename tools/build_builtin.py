@@ -299,12 +299,16 @@ def main() -> None:
     files = {"clipart.parquet": write_table(arguments.to / "clipart.parquet", rows)}
     rows = emoji_rows({"noto": google, "twemoji": twitter})
     files["emoji.parquet"] = write_table(arguments.to / "emoji.parquet", rows)
+    path = arguments.to / "manifest.json"
+    # Weights are trained, not built here; their entries stay.
+    weights = json.loads(path.read_text(encoding="utf-8"))["weights"] if path.is_file() else {}
     manifest = {
         "files": files,
+        "weights": weights,
         "packages": PACKAGES,
         "made_with": {"pillow": PIL.__version__, "pyarrow": pa.__version__},
     }
-    (arguments.to / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for name, entry in files.items():
         print(f"{name}: {entry['rows']} rows, {entry['bytes'] / 1e6:.2f} MB")
 

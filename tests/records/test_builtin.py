@@ -39,6 +39,10 @@ def test_shipped_files_are_those_of_the_manifest_and_small() -> None:
         assert hashlib.sha256(data).hexdigest() == entry["sha256"]
         assert len(tables.rows(name.split(".")[0])) == entry["rows"]
     assert {path.name for path in tables.DATA.glob("*.parquet")} == set(manifest["files"])
+    weights = {str(path.relative_to(tables.DATA)): path for path in tables.DATA.rglob("*.safetensors")}
+    assert set(weights) == set(manifest["weights"])
+    for name, path in weights.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == manifest["weights"][name]["sha256"], name
     assert sum(path.stat().st_size for path in tables.DATA.iterdir() if path.suffix != ".safetensors") < 11e6
     for notice in ("NOTICE-clipart.md", "NOTICE-emoji.md", "LICENSE-Apache-2.0.txt", "LICENSE-CC-BY-4.0.txt"):
         assert (tables.DATA / notice).stat().st_size > 500

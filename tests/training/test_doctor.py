@@ -110,3 +110,15 @@ def test_extras_name_what_is_missing() -> None:
     found = doctor.extras("foveate")
     assert "pytest" in found["dev"]
     assert doctor.extras("no-such-package") == {}
+
+
+def test_the_command_installs_the_versions_of_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements = [
+        "numpy>=1.26",
+        "flwr<1.44,>=1.42; extra == 'flower'",
+        "av>=15; extra == 'video'",
+        "av>=15; extra == 'dev'",
+    ]
+    monkeypatch.setattr("importlib.metadata.requires", lambda package: requirements)
+    assert doctor.install_command(["av"], "video").endswith("-m pip install 'av>=15'")
+    assert "'flwr<1.44,>=1.42' in an environment of its own" in doctor.install_command(["flwr"], "flower")

@@ -62,11 +62,11 @@ def _builtin_data() -> list[dict[str, Any]]:
     folder = DATA
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     files = []
-    for name, expected in manifest["files"].items():
+    for name, expected in (manifest["files"] | manifest["weights"]).items():
         exists = (folder / name).is_file()
         ok = exists and sha256_file(folder / name) == expected["sha256"]
         reason = "" if ok else "differs from the released one: reinstall foveate" if exists else "missing"
-        files.append({"name": f"built-in data {name}", "ok": ok, "reason": reason})
+        files.append({"name": f"shipped {name}", "ok": ok, "reason": reason})
     return files
 
 
@@ -266,7 +266,8 @@ def format_report(result: dict[str, Any]) -> list[str]:
     lines += [f"{file['name']}: {'ok' if file['ok'] else file['reason']}" for file in result.get("files", [])]
     for extra, libraries in result.get("extras", {}).items():
         missing = [name for name, version in libraries.items() if version is None]
-        lines.append(f"extra {extra}: " + ("installed" if not missing else f"missing {', '.join(missing)}"))
+        command = f"{', '.join(missing)} missing; {doctor.install_command(missing, extra)}"
+        lines.append(f"extra {extra}: {command if missing else 'installed'}")
     if "rates" in result:
         lines += _format_rates(result)
     lines += [f"remark: {sentence}" for sentence in result.get("remarks", [])]

@@ -9,7 +9,9 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +30,8 @@ _LIBRARIES = (
 )  # fmt: skip
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 _OPEN_SHARDS = 256
+# Flower pins an older protobuf than the rest wants.
+_SEPARATE_EXTRAS = ("flower",)
 
 
 def cores() -> int:
@@ -97,6 +101,15 @@ def extras(package: str = "foveate") -> dict[str, dict[str, str | None]]:
         if extra and name and name[0] != package:
             installed.setdefault(extra[1], {})[name[0]] = _version(name[0])
     return installed
+
+
+def install_command(libraries: Sequence[str], extra: str, package: str = "foveate") -> str:
+    """Return the command that installs libraries of an extra in the versions that the package asks for."""
+    specs = [requirement.partition(";")[0].strip() for requirement in importlib.metadata.requires(package) or []]
+    # Not by the extra's name: pip would look for the package itself, which may be on no index.
+    missing = [spec for spec in dict.fromkeys(specs) if re.split(r"[^\w.-]", spec)[0] in libraries]
+    separate = " in an environment of its own" if extra in _SEPARATE_EXTRAS else ""
+    return f"{shlex.quote(sys.executable)} -m pip install {shlex.join(missing)}{separate}"
 
 
 @dataclass(frozen=True)
