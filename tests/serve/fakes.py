@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import uvicorn
 
 from foveate.pretrain.searching.search import Hit
 from foveate.records.boxes import Box, PixelBox
@@ -29,6 +27,7 @@ from foveate.serve.calls import (
     Refused,
     SearchCall,
 )
+from foveate.serve.run import Server, listen
 from foveate.serve.settings import ServeSettings
 
 
@@ -94,17 +93,17 @@ class FakeAdapter:
 
 
 @contextlib.contextmanager
-def serving(*adapters: FakeAdapter, key: str = "", http: str = "h11", **settings: Any) -> Iterator[str]:
+def serving(*adapters: FakeAdapter, key: str = "", parser: str = "h11", **settings: Any) -> Iterator[str]:
     """Serve adapters on a free port, in a thread; yields the address."""
     application = Application(adapters or (FakeAdapter(),), ServeSettings(**settings), key=key)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(application, http=http, log_config=None))
+    listener, started = listen("127.0.0.1", 0), threading.Event()
+    server = Server(application, parser=parser, started=started.set)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    assert started.wait(20)
     try:
         yield "http://{}:{}".format(*listener.getsockname())
     finally:
         server.should_exit = True
         thread.join(20)
+        assert not thread.is_alive()

@@ -1,0 +1,216 @@
+"""Where requests begin and end, and how slow they may be: a layer below uvicorn's parsers, the same for both.
+
+It takes the bytes of one request at a time, so that no parser ever sees a second request hidden in the first, and
+nothing that the layer and the parser could read differently: folded headers, two lengths, chunks with a length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from foveate.serve.calls import Refused
+from foveate.serve.guard import LOG, find_header, read_length
+from foveate.serve.replies import error_body
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.h11_impl import H11Protocol as Parser
+else:
+    Parser = object
+
+HEAD_SECONDS = 10.0
+BODY_SECONDS = 30.0
+MIN_BYTES_PER_SECOND = 1000
+MAX_HEAD_BYTES = 32 * 1024
+_SLOW_START_SECONDS = 3.0
+# A connection that is closed while its client still sends is reset, and the client never reads why.
+_LINGER_SECONDS = 2.0
+_REQUEST_LINE = re.compile(rb"[A-Z]{1,20} [\x21-\x7e]+ HTTP/1\.[01]")
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*)")
+_PHRASES = {400: "Bad Request", 408: "Request Timeout", 429: "Too Many Requests", 431: "Header Fields Too Large"}
+
+
+def split_head(head: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """Split a request's head into its first line and its headers.
+
+    Args:
+        head: without the empty line that ends it.
+
+    Raises:
+        Refused: a line that parsers may read differently, or not exactly one Host.
+    """
+    first, *lines = head.split(b"\r\n")
+    if not _REQUEST_LINE.fullmatch(first) or first.startswith(b"CONNECT "):
+        raise Refused("request line: expected METHOD PATH HTTP/1.1", code="invalid_request_line")
+    headers = []
+    for line in lines:
+        # A line that begins with a space would continue the one before: such a value is read in two ways.
+        match = _HEADER.fullmatch(line)
+        if match is None:
+            raise Refused(f"header {line[:40]!r}: expected 'name: value' in one line", code="invalid_header")
+        headers.append((match[1].lower(), match[2]))
+    if find_header(headers, b"host") is None:
+        raise Refused("host: required", code="invalid_header")
+    return first, headers
+
+
+class _Transport:
+    """A transport that reads on for a moment when it is closed while its client still sends."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: FramingProtocol) -> None:
+        self._transport, self._protocol = transport, protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._protocol.is_ending or self._transport.is_closing()
+
+    def close(self) -> None:
+        if not self._protocol.has_rest or self._transport.is_closing():
+            self._transport.close()
+        elif not self._protocol.is_ending:
+            self._protocol.is_ending = True
+            self._transport.resume_reading()
+            self._transport.write_eof()
+            self._protocol.loop.call_later(_LINGER_SECONDS, self._transport.close)
+
+
+class FramingProtocol(Parser):
+    """Deadlines, limits and framing before one of uvicorn's protocols, which a subclass names as its second base.
+
+    Attributes:
+        clients: open connections by client address, shared by all connections of a server.
+        is_ending: the reply has been sent, and what still comes is dropped. has_rest: more is expected to come.
+    """
+
+    max_connections = 32
+    max_body_bytes = 2**20
+    clients: Counter[str] = Counter()
+    is_ending = has_rest = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
+        self._buffer, self._left, self._timer = bytearray(), 0, None
+        self._address = str((transport.get_extra_info("peername") or ("",))[0])
+        self.clients[self._address] += 1
+        if self.clients[self._address] > self.max_connections:
+            message = f"at most {self.max_connections} connections of one client; see --max-connections"
+            self._refuse(Refused(message, status=429, code="too_many_connections"))
+        else:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._expire)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        self.clients[self._address] -= 1
+        if not self.clients[self._address]:
+            del self.clients[self._address]
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.is_ending:
+            return
+        self._buffer += data
+        self._feed()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # Not at once: the parser is in the middle of ending this request.
+        self.loop.call_soon(self._feed)
+
+    def _feed(self) -> None:
+        """Hand the parser what belongs to the current request; the next one waits until this one is answered."""
+        while self._buffer and not self.is_ending and not self.transport.is_closing():
+            if self._left:
+                part = bytes(self._buffer[: self._left])
+                del self._buffer[: self._left]
+                self._left -= len(part)
+                self.has_rest = self._left > 0
+                if not self._left:
+                    self._stop_timer()
+                super().data_received(part)
+            elif self.has_rest:  # of a body that is refused
+                self._buffer.clear()
+            elif self.cycle is not None and not self.cycle.response_complete:
+                if len(self._buffer) > MAX_HEAD_BYTES:
+                    self.transport.close()
+                return
+            elif not self._read_head():
+                return
+
+    def _read_head(self) -> bool:
+        """Check a request's head and hand it over; return whether it was complete."""
+        while self._buffer.startswith(b"\r\n"):
+            del self._buffer[:2]
+        end = self._buffer.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
+        if end < 0:
+            self._unset_keepalive_if_required()
+            if len(self._buffer) >= MAX_HEAD_BYTES:
+                self._refuse(Refused(f"headers: at most {MAX_HEAD_BYTES:,} bytes", status=431, code="too_large"))
+            elif self._buffer and self._timer is None:
+                self._timer = self.loop.call_later(HEAD_SECONDS, self._expire)
+            return False
+        self._stop_timer()
+        head = bytes(self._buffer[:end])
+        del self._buffer[: end + 4]
+        try:
+            first, headers = split_head(head)
+            self._left = self._read_length(headers)
+        except Refused as refusal:
+            self._refuse(refusal)
+            return False
+        if self._left:
+            self.has_rest, self._start = True, time.monotonic()
+            self._length, self._timer = self._left, self.loop.call_later(_SLOW_START_SECONDS, self._check_speed)
+        # No other protocol is spoken here, and httptools would stop to read.
+        lines = [name + b": " + value for name, value in headers if name != b"upgrade"]
+        super().data_received(b"\r\n".join([first, *lines, b"", b""]))
+        return True
+
+    def _read_length(self, headers: list[tuple[bytes, bytes]]) -> int:
+        try:
+            return read_length(headers, max_bytes=self.max_body_bytes, is_required=False)
+        except Refused as refusal:
+            if refusal.status not in (411, 413):
+                raise
+            # The application refuses it, in its order of checks; nothing of the body reaches the parser, and nothing
+            # that it would stumble over itself.
+            plain = {b"content-length": b"9" * 15, b"transfer-encoding": b"chunked"}
+            headers[:] = [(name, plain.get(name, value)) for name, value in headers]
+            self.has_rest = True
+            return 0
+
+    def _check_speed(self) -> None:
+        seconds, received = time.monotonic() - self._start, self._length - self._left
+        if seconds >= BODY_SECONDS or received < MIN_BYTES_PER_SECOND * (seconds - _SLOW_START_SECONDS / 2):
+            self._expire()
+        else:
+            self._timer = self.loop.call_later(1.0, self._check_speed)
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._refuse(Refused("the request came too slowly", status=408, code="too_slow"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, refusal: Refused) -> None:
+        """Answer without the application, and end the connection."""
+        self._stop_timer()
+        LOG.info(json.dumps({"status": refusal.status, "code": refusal.code}))
+        body = json.dumps(error_body(refusal)).encode()
+        lines = [f"HTTP/1.1 {refusal.status} {_PHRASES[refusal.status]}", "content-type: application/json"]
+        lines += [f"content-length: {len(body)}", "connection: close"] + ["retry-after: 1"] * (refusal.status == 429)
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        self.has_rest = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            # The application waits for a body that does not come.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()

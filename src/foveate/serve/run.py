@@ -1,0 +1,146 @@
+"""Listening, the port file, signals and draining: `foveate serve` from the socket to the end of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from foveate.core.errors import UserError
+from foveate.core.files import write_text_atomically
+from foveate.serve.application import Application
+from foveate.serve.framing import FramingProtocol
+from foveate.serve.guard import LOG
+from foveate.serve.settings import ServeSettings
+
+# After the models have ended: for the last pieces to reach their clients.
+_FLUSH_SECONDS = 5
+
+
+def make_protocol(settings: ServeSettings, *, parser: str = "auto") -> type[Any]:
+    """Return the class of connections: limits and framing before one of uvicorn's parsers.
+
+    Args:
+        parser: "h11", "httptools", or "auto": httptools where it is installed.
+    """
+    if parser == "auto":
+        parser = "httptools" if importlib.util.find_spec("httptools") else "h11"
+    if parser == "httptools":
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Parser
+    else:
+        from uvicorn.protocols.http.h11_impl import H11Protocol as Parser
+    limits = {"max_connections": settings.max_connections, "max_body_bytes": settings.max_body_bytes}
+    return type("Protocol", (FramingProtocol, Parser), {"clients": Counter[str](), **limits})
+
+
+class Server(uvicorn.Server):
+    """uvicorn that drains on the first SIGTERM or SIGINT and ends at once on the second.
+
+    Args:
+        started: called once connections are taken.
+    """
+
+    def __init__(self, application: Application, *, parser: str = "auto", started: Callable[[], None]) -> None:
+        protocol = make_protocol(application.settings, parser=parser)
+        super().__init__(
+            uvicorn.Config(
+                application,
+                http=protocol,
+                loop="asyncio",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                # A guest could name any address as its own.
+                proxy_headers=False,
+                timeout_graceful_shutdown=_FLUSH_SECONDS,
+            )
+        )
+        self.application, self._on_started = application, started
+        self._drain: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        if self.started:
+            self._on_started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Answer what is at work, and refuse the rest with 503; a second signal ends the process."""
+        if self._loop is None:
+            self.should_exit = True
+        elif self._drain is None:
+            self._loop.call_soon_threadsafe(self.drain)
+        else:
+            # A model in the middle of a step would be waited for: nothing here is left half written.
+            self.end()
+            os._exit(128 + sig)
+
+    def drain(self) -> None:
+        """Let the calls at work end within the grace time, then stop."""
+
+        async def close() -> None:
+            await self.application.answerer.close()
+            self.should_exit = True
+
+        self._drain = self._drain or asyncio.get_running_loop().create_task(close())
+
+    def end(self) -> None:
+        """Remove the port file: nobody listens there any more."""
+        if self.application.settings.port_file is not None:
+            with contextlib.suppress(OSError):
+                self.application.settings.port_file.unlink()
+
+
+def serve(application: Application, *, ready: Callable[[int], None], parser: str = "auto") -> None:
+    """Serve until a signal.
+
+    Args:
+        ready: called with the port once connections are taken; the port file is written before.
+
+    Raises:
+        UserError: the address cannot be listened on.
+    """
+    settings = application.settings
+    listener = listen(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    handler = logging.StreamHandler(sys.stderr)
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+
+    def started() -> None:
+        if settings.port_file is not None:
+            write_text_atomically(settings.port_file, f"{port}\n")
+        ready(port)
+
+    server = Server(application, parser=parser, started=started)
+    try:
+        server.run([listener])
+    finally:
+        server.end()
+        LOG.removeHandler(handler)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a socket that listens on a host's first address.
+
+    Raises:
+        UserError: there is no such address here, or the port is taken.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: cannot be listened on ({error.strerror or error})") from None

@@ -1,0 +1,286 @@
+"""Bad input and bad guests: each gets one sentence and its status, from both parsers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from fakes import FakeAdapter, serving
+from test_application import data_url, user
+
+from foveate.serve import framing
+
+KEY = "k\u00e9y"
+IMAGE = {"type": "image_url", "image_url": {"url": data_url()}}
+
+
+@pytest.fixture(scope="module", params=["h11", "httptools"])
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "httptools":
+        pytest.importorskip("httptools")
+    settings = {"parser": request.param, "allow_host": ("foveate.example",), "allow_origin": ("https://a.example",)}
+    with serving(FakeAdapter(), **settings, max_body_mb=0.01) as address:
+        yield address
+
+
+def send(address: str, data: bytes, *, seconds: float = 5) -> bytes:
+    """Send bytes and read until the server closes the connection, or for some seconds."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=seconds) as connection:
+        connection.sendall(data)
+        parts = []
+        try:
+            while part := connection.recv(65536):
+                parts.append(part)
+        except TimeoutError:
+            parts.append(b"<open>")
+    return b"".join(parts)
+
+
+def post(path: str, body: bytes = b"{}", *headers: str, host: str = "127.0.0.1") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", f"Host: {host}", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def status_of(reply: bytes) -> int:
+    return int(reply.split(b" ", 2)[1])
+
+
+def error_of(reply: bytes) -> dict[str, Any]:
+    return json.loads(reply.partition(b"\r\n\r\n")[2])["error"]
+
+
+HIDDEN = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+CHUNK = b"0\r\n\r\n" + HIDDEN
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (post("/v1/locate", CHUNK, "Content-Length: 5", "Transfer-Encoding: chunked"), 400),
+        (post("/v1/locate", CHUNK, "Transfer-Encoding: chunked"), 411),
+        (post("/v1/locate", CHUNK, "Transfer-Encoding: xchunked"), 411),
+        (post("/v1/locate", HIDDEN, "Content-Length: 2", "Content-Length: 0"), 400),
+        (post("/v1/locate", HIDDEN, "Content-Length: 0", "Content-Length: 0"), 400),
+        (post("/v1/locate", HIDDEN, "Content-Length: 2, 0"), 400),
+        (post("/v1/locate", HIDDEN, "Content-Length: +2"), 400),
+        (post("/v1/locate", HIDDEN, "Content-Length: 0x2"), 400),
+        (post("/v1/locate", HIDDEN, "Content-Length : 2"), 400),
+        (post("/v1/locate", HIDDEN, "X: a", " Content-Length: 2"), 400),
+        (post("/v1/locate", HIDDEN, "X: a\nContent-Length: 2"), 400),
+        (post("/v1/locate", HIDDEN, "X: a\rContent-Length: 2"), 400),
+        (post("/v1/locate", HIDDEN, "X: a\0"), 400),
+        (post("/v1/locate", HIDDEN, "Host: 127.0.0.1", "Content-Length: 0"), 400),
+        (post("/v1/locate", b"x" * 20_000, "Content-Length: 20000"), 413),
+        (post("/v1/locate", b"", "Content-Length: " + "9" * 5000), 413),
+        (b"GET /health HTTP/1.1\r\n\r\n" + HIDDEN, 400),
+        (b"GET /health HTTP/2.0\r\nHost: 127.0.0.1\r\n\r\n", 400),
+        (b"CONNECT 127.0.0.1:80 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
+        (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 431),
+        (b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"a: b\r\n" * 9000 + b"\r\n", 431),
+    ],
+)
+def test_a_hidden_request_is_never_answered(address: str, request_bytes: bytes, status: int) -> None:
+    reply = send(address, request_bytes)
+    assert status_of(reply) == status, reply
+    assert reply.count(b"HTTP/1.1 ") == 1
+    assert not reply.endswith(b"<open>")
+    assert error_of(reply)["message"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "attacker.example"}, 421),
+        ({"Host": "127.0.0.1.attacker.example"}, 421),
+        ({"Host": "[::1]:80"}, 200),
+        ({"Host": "LOCALHOST.:1234"}, 200),
+        ({"Host": "foveate.example"}, 200),
+        ({"Origin": "https://attacker.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "localhost:80", "Origin": "http://localhost:81"}, 403),
+        ({"Host": "localhost:80", "Origin": "http://localhost:80"}, 200),
+        ({"Origin": "https://a.example"}, 200),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content-Type": "application/json; charset=utf-8"}, 200),
+        ({"Content-Encoding": "gzip"}, 415),
+    ],
+)
+def test_pages_of_strangers_reach_no_model(address: str, headers: dict[str, str], status: int) -> None:
+    content = json.dumps({"model": "fake", "messages": user("hi")})
+    headers = {"Content-Type": "application/json", **headers}
+    reply = httpx2.post(f"{address}/v1/chat/completions", content=content, headers=headers)
+    assert reply.status_code == status, reply.text
+    allowed = reply.headers.get("access-control-allow-origin")
+    assert allowed == ("https://a.example" if "a.example" in headers.get("Origin", "") else None) or status != 200
+
+
+def test_a_page_that_is_allowed_may_ask_first(address: str) -> None:
+    ask = {"Access-Control-Request-Method": "POST"}
+    reply = httpx2.options(f"{address}/v1/locate", headers={**ask, "Origin": "https://a.example"})
+    assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (204, "https://a.example")
+    assert httpx2.options(f"{address}/v1/locate", headers={**ask, "Origin": "https://b.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (b"{", ("JSON",)),
+        (b"[" * 9_000, ("JSON", "recursion")),
+        (b'"\\ud800"', ("JSON",)),
+        (b"[]", ("object",)),
+        (b'{"model": NaN}', ("model",)),
+        ({}, ("model", "messages")),
+        ({"messages": []}, ("messages",)),
+        ({"messages": user(7)}, ("messages.0.content.0",)),
+        ({"messages": [{"role": "usr", "content": "hi"}]}, ("messages.0.role", "usr", "Did you mean 'user'")),
+        ({"messages": [{"role": "assistant", "content": "hi"}]}, ("messages", "assistant")),
+        ({"messages": [{"role": "system", "content": [IMAGE]}]}, ("messages.0.content", "system")),
+        ({"temprature": 1}, ("temprature", "Did you mean 'temperature'")),
+        ({"temperature": 3}, ("temperature", "3")),
+        ({"temperature": "1"}, ("temperature",)),
+        ({"max_tokens": 0}, ("max_tokens",)),
+        ({"seed": 2**63}, ("seed",)),
+        ({"n": 2}, ("n", "2", "expected 1")),
+        ({"frequency_penalty": 0.5}, ("frequency_penalty", "expected 0")),
+        ({"tools": []}, ("tools",)),
+        ({"response_format": {"type": "json_schema"}}, ("response_format", "json_object")),
+        ({"stop": ""}, ("stop",)),
+        ({"model": "fakes"}, ("fakes", "Did you mean 'fake'")),
+        ({"messages": user("see <image>")}, ("messages.0.content", "<image>")),
+        ({"foveate": {"boxes": [[0, 0, 1, 1]]}}, ("foveate.boxes",)),
+        ({"foveate": {"boxes": [[0, 0, 1, 2]]}}, ("foveate.boxes", "[0, 1]")),
+        ({"foveate": {"boxes": [[0, 0, 1]]}}, ("foveate.boxes",)),
+        ({"messages": user(*[IMAGE] * 5)}, ("4 images",)),
+    ],
+)  # fmt: skip
+def test_wrong_requests_are_named(address: str, body: Any, names: tuple[str, ...]) -> None:
+    if isinstance(body, dict):
+        full = {"model": "fake", "messages": user("hi")}
+        body = json.dumps((full | body) if body else {}).encode()
+    reply = httpx2.post(f"{address}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    error = reply.json()["error"]
+    assert reply.status_code == (404 if "fakes" in names else 400), reply.text
+    assert error["type"] in ("invalid_request_error", "not_found_error")
+    for name in names:
+        assert name in error["message"]
+    assert "Traceback" not in reply.text
+
+
+def cut(url: str) -> str:
+    return url[: len(url) // 2 // 4 * 4]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "http://127.0.0.1/a.png",
+        "https://example.org/a.png",
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "blob:null/1",
+        "data:text/html;base64,AAAA",
+        "data:image/png,AAAA",
+        "data:image/png;base64,A",
+        "data:image/png;base64,AAAA AAAA",
+        "data:image/png;base64,\u00e9AAA",
+        "data:image/png;base64,",
+        "data:image/svg+xml;base64,PHN2Zy8+",
+        cut(data_url()),
+        data_url((6000, 5000)),
+    ],
+)
+def test_images_that_are_none(address: str, image: str) -> None:
+    if len(image) > 10_000:
+        # The header alone decides: the pixels are not even there.
+        image = image[:1000]
+    reply = httpx2.post(f"{address}/v1/classify", json={"model": "fake", "image": image})
+    assert reply.status_code == 400, reply.text
+    error = reply.json()["error"]
+    assert error["param"] == "image"
+    assert error["code"].startswith("invalid_")
+    if "6000" in error["message"]:
+        assert "25,000,000" in error["message"]
+
+
+def test_other_paths_and_methods(address: str) -> None:
+    for path, method, status, name in (
+        ("/v1/model", "GET", 404, "Did you mean '/v1/models'"),
+        ("/health/", "GET", 404, "/health"),
+        ("/v1/locate", "GET", 405, "POST"),
+        ("/v1/models", "DELETE", 405, "GET"),
+        ("/v1/models/nobody", "GET", 404, "nobody"),
+        ("/page/..%2fapplication.py", "GET", 404, "/page"),
+        ("/images/x?model=fake", "GET", 404, "x"),
+    ):
+        reply = httpx2.request(method, f"{address}{path}")
+        assert reply.status_code == status, (path, reply.text)
+        assert name in reply.json()["error"]["message"]
+    assert httpx2.get(f"{address}/v1/locate").headers["allow"] == "POST"
+
+
+def test_the_key_guards_all_but_health_and_the_page() -> None:
+    with serving(key=KEY) as address:
+        for path, status in (("/health", 200), ("/page/none.js", 404), ("/v1/models", 401), ("/metrics", 401)):
+            assert httpx2.get(f"{address}{path}").status_code == status
+        for value, status in ((KEY, 401), (f"Basic {KEY}", 401), (f"Bearer {KEY}x", 401), (f"bearer {KEY}", 200)):
+            reply = httpx2.get(f"{address}/ready", headers={b"authorization": value.encode()})
+            assert reply.status_code == status
+            assert KEY not in reply.text
+            assert reply.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
+        # Refused before the body has come.
+        assert status_of(send(address, post("/v1/locate", b"", "Content-Length: 1000"))) == 401
+
+
+def test_slow_guests_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(framing, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(framing, "_SLOW_START_SECONDS", 0.3)
+    with serving(max_connections=40) as address:
+        host, port = address.removeprefix("http://").split(":")
+        silent = [socket.create_connection((host, int(port))) for _ in range(30)]
+        half = send(address, b"GET /health HTTP/1.1\r\nHost: ")
+        body = send(address, post("/v1/locate", b"{", "Content-Length: 100"))
+        assert (status_of(half), status_of(body)) == (408, 408)
+        assert b"408" in silent[0].recv(1000)
+        for connection in silent:
+            connection.close()
+        assert httpx2.get(f"{address}/health").status_code == 200
+
+
+def test_a_client_has_a_number_of_connections() -> None:
+    with serving(max_connections=3) as address:
+        host, port = address.removeprefix("http://").split(":")
+        connections = [socket.create_connection((host, int(port))) for _ in range(3)]
+        reply = send(address, HIDDEN)
+        assert status_of(reply) == 429
+        assert b"retry-after" in reply
+        for connection in connections:
+            connection.close()
+        deadline = time.monotonic() + 5
+        while status_of(send(address, HIDDEN.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))) != 200:
+            assert time.monotonic() < deadline
+
+
+def test_requests_in_one_packet_are_answered_in_order(address: str) -> None:
+    body = json.dumps({"model": "fake", "messages": user("hi"), "max_tokens": 3}).encode()
+    chat = post("/v1/chat/completions", body, f"Content-Length: {len(body)}")
+    last = HIDDEN.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    reply = send(address, chat + b"\r\n" + HIDDEN + chat + last)
+    assert reply.count(b"HTTP/1.1 200 OK") == 4
+    assert reply.index(b"word2") < reply.index(b'"ok"') < reply.rindex(b"word2") < reply.rindex(b'"ok"')
+    assert (
+        status_of(
+            send(address, post("/v1/locate", b"{}", "Content-Length: 2", "Upgrade: h2c", "Connection: close, upgrade"))
+        )
+        == 400
+    )
+    assert send(address, post("/v1/locate", b"", "Content-Length: 9", "Expect: 100-continue"), seconds=0.5).startswith(
+        b"HTTP/1.1 100"
+    )
