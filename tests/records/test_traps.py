@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from foveate.records.survey.checks import check_survey
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.taxa import Taxa
 from foveate.records.survey.types import Deployment, Observation
-from foveate.records.traps import TrapSettings, World, build_traps, draw_trap_image, write_cards
+from foveate.records.traps import TrapSettings, World, build_traps, draw_trap_image, photographs, write_cards
 from foveate.records.traps import image as trap_image
 from foveate.records.traps.image import render_frame
 from foveate.records.traps.kinds import KINDS, load_drawings, load_taxa
@@ -53,6 +54,27 @@ def test_every_species_has_a_lineage_and_two_drawings() -> None:
         assert min(taxa.at_rank(index, rank) for rank in ("genus", "family", "order", "phylum", "kingdom")) >= 0
         styles = {cutout.style for cutout in load_drawings()[kind.taxon_id]}
         assert styles == {"noto", "twemoji"}
+
+
+STAMPS = Path(os.environ.get("FOVEATE_TUXPAINT", photographs.INSTALLED))
+
+
+@pytest.mark.skipif(not STAMPS.is_dir(), reason="no tuxpaint-stamps-default: name its folder with FOVEATE_TUXPAINT")
+def test_photographs_are_further_drawings() -> None:
+    world = load_world(SMALL.model_copy(update={"photographs": str(STAMPS)}), 1)
+    emoji, all_drawings = load_drawings(), load_drawings(str(STAMPS))
+    further = {kind.name: len(all_drawings[kind.taxon_id]) - len(emoji[kind.taxon_id]) for kind in KINDS}
+    assert (sum(further.values()), further["tiger"], further["eagle owl"]) == (42, 2, 0)
+    assert all(all_drawings[taxon][: len(drawings)] == drawings for taxon, drawings in emoji.items())
+    drawn = [render_frame(world, frame) for frame in _events(world, "train", 60)]
+    names = {image.drawing for image in drawn if image.boxes}
+    assert any(name.startswith("tuxpaint/") for name in names)
+    assert any(not name.startswith("tuxpaint/") for name in names)
+
+
+def test_photographs_that_are_missing_are_named(tmp_path: Path) -> None:
+    with raises_naming(UserError, "photographs", "apes/gorilla.png", str(photographs.INSTALLED)):
+        load_drawings(str(tmp_path))
 
 
 def test_an_image_is_a_pure_function_of_its_position() -> None:

@@ -38,7 +38,7 @@ class TrapImage:
     Args:
         boxes: of the visible pixels of each animal; without one the image is empty.
         visible: share of each animal that is not hidden, outside of the image, or where strips are.
-        drawing: emoji that the animals were drawn from; "" if empty. unseen: whether no training image has it.
+        drawing: emoji or photograph of the animals; "" if empty. unseen: whether no training image has it.
         blurred: by motion.
     """
 
@@ -101,7 +101,8 @@ def render_frame(world: World, frame: Frame) -> TrapImage:
     weather = _Weather.draw(generator("trap weather", world.seed, event.id), frame)
     look = generator("trap look", world.seed, event.id)
     blurred = bool(look.random() < (0.3 if weather.night else 0.12))
-    drawing = load_drawings()[event.kind.taxon_id][event.drawing] if event.kind else None
+    drawings = load_drawings(world.settings.photographs)
+    drawing = drawings[event.kind.taxon_id][event.drawing] if event.kind else None
     animals = list(_place_animals(world, frame, view, drawing, blurred)) if drawing else []
     rng = generator("trap frame", world.seed, event.id, frame.position)
     sway = int(rng.integers(-2, 3))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 from foveate.core.seeds import uniform
 from foveate.records.builtin.cutouts import Cutout, load_cutouts
 from foveate.records.survey.taxa import Taxa, load_builtin_taxa
+from foveate.records.traps.photographs import load_photographs
 
 HABITATS = ("forest", "savanna", "steppe", "wetland", "mountain")
 ACTIVITIES = ("day", "night", "twilight", "any")
@@ -113,13 +115,20 @@ def load_taxa() -> Taxa:
 def shows_head(drawing: Cutout) -> bool:
     """Whether a drawing shows a head alone."""
     # "Giraffe face" is the name of an emoji with neck and body.
+    if drawing.style == "photograph":
+        return False
     face = drawing.name.endswith(" face") and drawing.name != "giraffe face"
     return face or drawing.name in _HEADS or (drawing.style == "twemoji" and drawing.name in _TWEMOJI_HEADS)
 
 
 @functools.cache
-def load_drawings() -> dict[str, tuple[Cutout, ...]]:
-    """Return {taxon id: drawings of it}, at least two; the first is held out for test cameras."""
+def load_drawings(photographs: str = "") -> dict[str, tuple[Cutout, ...]]:
+    """Return {taxon id: drawings of it}, at least two; the first is held out for test cameras.
+
+    Args:
+        photographs: folder of tuxpaint-stamps-default, whose photographs follow the emoji; "" for none.
+    """
+    further = load_photographs(Path(photographs)) if photographs else {}
     by_name: dict[str, list[Cutout]] = {}
     for cutout in load_cutouts():
         if cutout.source == "emoji":
@@ -128,5 +137,6 @@ def load_drawings() -> dict[str, tuple[Cutout, ...]]:
     for kind in KINDS:
         cutouts = [cutout for name in kind.emoji for cutout in by_name[name]]
         # By its name, not by the seed: models that saw different worlds share what none of them saw.
-        drawings[kind.taxon_id] = tuple(sorted(cutouts, key=lambda cutout: uniform("trap drawing", cutout.id)))
+        ordered = sorted(cutouts, key=lambda cutout: uniform("trap drawing", cutout.id))
+        drawings[kind.taxon_id] = (*ordered, *further.get(kind.name, ()))
     return drawings

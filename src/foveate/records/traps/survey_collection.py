@@ -31,6 +31,7 @@ LICENSE = (
     "generated from Noto Emoji (Apache-2.0), Twemoji (CC-BY-4.0: Twitter, Inc. and other contributors) and samples of "
     "scikit-image (public domain)"
 )
+_PHOTOGRAPHS = "; photographs of tuxpaint-stamps-default (GPL-2)"
 SOURCE = "traps"
 UNSEEN_DRAWING, SEEN_DRAWING = "unseen drawing", "seen drawing"
 _MAKE, _MODEL, _DATE_TIME, _EXIF, _DATE_TIME_ORIGINAL = 0x010F, 0x0110, 0x0132, 0x8769, 0x9003
@@ -170,7 +171,8 @@ def build_traps(
     settings = settings or TrapSettings()
     world = load_world(settings, seed)
     descriptor = {"seed": seed, **settings.model_dump(mode="json")}
-    with CollectionWriter(target, license=LICENSE, source=SOURCE) as writer:
+    license = LICENSE + (_PHOTOGRAPHS if settings.photographs else "")
+    with CollectionWriter(target, license=license, source=SOURCE) as writer:
         _check_descriptor(target, descriptor)
         positions = [
             (split, index)
@@ -217,7 +219,8 @@ def _check_descriptor(target: Path, descriptor: Mapping[str, object]) -> None:
     rows = tables.read_table(path).to_pylist() if path.is_file() else []
     for row in rows:
         if row["format"] == SOURCE:
-            stored = json.loads(row["descriptor"])
+            # A survey from before a setting was there has its default.
+            stored = {**TrapSettings().model_dump(mode="json"), **json.loads(row["descriptor"])}
             for name, value in json.loads(json.dumps(descriptor)).items():
                 if stored.get(name) != value:
                     raise UserError(

@@ -61,6 +61,10 @@ class TrapSettings(Settings):
         (), description="Cameras and another one, of their split, in whose folder their later images lie."
     )
 
+    photographs: str = Field(
+        "", description="Folder `stamps` of tuxpaint-stamps-default: its photographs are further drawings."
+    )
+
     @model_validator(mode="after")
     def _check_cameras(self) -> Self:
         cameras = [(split, number) for split in SPLITS for number in range(self.count_cameras(split))]
@@ -252,7 +256,7 @@ class World:
         # By the golden ratio: events of a camera fall on different days as long as there are days.
         day = int((number * 0.6180339887 + camera.longitude) % 1 * camera.days)
         time = camera.start + timedelta(days=day, hours=hour, seconds=int(minute * 3600))
-        drawings = len(load_drawings()[kind.taxon_id]) if kind else 2
+        drawings = len(load_drawings(self.settings.photographs)[kind.taxon_id]) if kind else 2
         held_out = camera.split == "test" and unseen < UNSEEN_DRAWING_SHARE
         drawing = 0 if held_out else 1 + int(drawing_draw * (drawings - 1))
         return Event(camera, number, kind, drawing, time, _draw_presence(rng, camera.burst))
