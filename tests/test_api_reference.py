@@ -52,9 +52,10 @@ def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def save_species_model(folder: Path) -> None:
     """Write an untrained model of two species on features of width 4."""
     from foveate.species.fit import build_link_model
-    from foveate.species.folder import SpeciesInfo, save_species
+    from foveate.species.folder import save_species
     from foveate.species.link_data import link_arrays
     from foveate.species.links import ImageNetwork
+    from foveate.species.model import SpeciesInfo
     from foveate.species.recipe import SpeciesRecipe
 
     data, recipe = link_arrays(["deer", "fox"]), SpeciesRecipe()

@@ -11,7 +11,7 @@ from training_survey import build_survey, write_features
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.records.survey.survey import Survey
-from foveate.species.folder import SpeciesModel
+from foveate.species.model import SpeciesModel
 from foveate.species.predict import predict
 from foveate.species.predictions import Predictions
 from foveate.species.recipe import SpeciesRecipe

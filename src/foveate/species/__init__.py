@@ -15,7 +15,7 @@ from typing import Any
 _LAZY = {
     "LinkClassifier": "foveate.species.classifier",
     "SpeciesGraph": "foveate.species.graph",
-    "SpeciesModel": "foveate.species.folder",
+    "SpeciesModel": "foveate.species.model",
     "SpeciesRecipe": "foveate.species.recipe",
     "Stages": "foveate.species.decisions",
     "decide": "foveate.species.decisions",

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from foveate.core.errors import UserError
 from foveate.species.links import ImageNetwork, LinkModel, Relation
-from foveate.species.numeric import NumericMLP, Start
+from foveate.species.numeric import HOUR_WIDTHS, PLACE_WIDTHS, NumericMLP, Start, scale_hours, scale_places
+from foveate.species.recipe import GraphSettings
 
 
 class LinearBaseline(nn.Module):
@@ -62,3 +66,42 @@ class ConcatBaseline(nn.Module):
 
 
 SpeciesNetwork = LinkModel | LinearBaseline | ConcatBaseline
+
+
+def build_concat(image: nn.Module, graph: GraphSettings, num_classes: int) -> ConcatBaseline:
+    """Build MLP-concat with the widths of the graph's settings."""
+    return ConcatBaseline(
+        image,
+        num_classes=num_classes,
+        dim=graph.dim,
+        place_width=PLACE_WIDTHS[graph.place_input],
+        hour_width=HOUR_WIDTHS[graph.hour_input],
+        start=graph.start,
+    )
+
+
+def concat_inputs(
+    features: Tensor,
+    graph: GraphSettings,
+    places_N2: ArrayLike | None,
+    hours_N: ArrayLike | None,
+    *,
+    reference: NDArray[np.float64],
+) -> Tensor:
+    """Put features, scaled places and scaled hours side by side: inputs of `ConcatBaseline`.
+
+    Raises:
+        UserError: shapes differ, or a place or hour is unknown; nothing is imputed.
+    """
+    places, hours = np.asarray(places_N2, np.float64), np.asarray(hours_N, np.float64)
+    if places.shape != (len(features), 2) or hours.shape != (len(features),):
+        raise UserError(
+            f"places and hours: wrong shapes (got {list(places.shape)} and {list(hours.shape)}); expected "
+            f"[{len(features)}, 2] and [{len(features)}]"
+        )
+    missing_N = np.isnan(places).any(axis=1) | np.isnan(hours)
+    if missing_N.any():
+        row = int(np.flatnonzero(missing_N)[0])
+        raise UserError(f"image {row} has no place or no hour; method 'mlp_concat' needs both of every image")
+    scaled = scale_places(places, graph.place_input, reference_N2=reference)
+    return torch.cat([features, scaled, scale_hours(hours, graph.hour_input)], dim=1)

@@ -32,7 +32,7 @@ from foveate.vision.precision import choose_device
 from foveate.vision.preprocess import read_image
 
 if TYPE_CHECKING:
-    from foveate.species.folder import SpeciesModel
+    from foveate.species.model import SpeciesModel
 
 _NUM_CLASSES, _NUM_TAXA, _NUM_IMAGES = 6, 8, 8
 

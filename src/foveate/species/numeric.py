@@ -108,3 +108,9 @@ def scale_hours(hours_N: NDArray[np.float64], kind: HourInput) -> Tensor:
     else:
         values = (hours_N / 12 - 1 if kind == "scaled" else hours_N)[:, None]
     return torch.from_numpy(values.astype(np.float32))
+
+
+def summarize_reference(places_R2: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return two points of the same mean and deviation as `places_R2`: enough to standardize by, and no place."""
+    mean_2, deviation_2 = places_R2.mean(axis=0), places_R2.std(axis=0)
+    return np.stack([mean_2 - deviation_2, mean_2 + deviation_2])

@@ -53,7 +53,7 @@ from foveate.vision.precision import choose_device
 from foveate.vision.preprocess import read_image
 
 if TYPE_CHECKING:
-    from foveate.species.folder import SpeciesModel
+    from foveate.species.model import SpeciesModel
 
 # A part is what a killed run has to compute again at most.
 _IMAGES_PER_PART = 256

@@ -20,7 +20,7 @@ from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.records.collection import Collection
 from foveate.records.survey.survey import Survey
-from foveate.species.baselines import LinearBaseline, SpeciesNetwork
+from foveate.species.baselines import LinearBaseline, SpeciesNetwork, build_concat, concat_inputs
 from foveate.species.crops import Views
 from foveate.species.feature_files import read_features
 from foveate.species.fit import (
@@ -32,19 +32,12 @@ from foveate.species.fit import (
     measure,
     order_passes,
 )
-from foveate.species.folder import (
-    SpeciesInfo,
-    SpeciesModel,
-    build_concat,
-    check_locations,
-    concat_inputs,
-    open_species,
-    save_species,
-    summarize_reference,
-)
+from foveate.species.folder import check_locations, open_species, save_species
 from foveate.species.graph import SpeciesGraph, is_graph, open_collection
 from foveate.species.link_data import LinkData, check_classes, link_graph
 from foveate.species.links import ImageNetwork, Relation
+from foveate.species.model import SpeciesInfo, SpeciesModel
+from foveate.species.numeric import summarize_reference
 from foveate.species.priors import PRIOR, fit_survey_prior
 from foveate.species.recipe import SpeciesRecipe
 from foveate.species.results import ClassResult, PassResult, SpeciesTrainResult

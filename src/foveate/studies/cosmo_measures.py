@@ -20,12 +20,11 @@ from foveate.metrics.classification import count_classes
 from foveate.metrics.taxonomy import ClassTree
 from foveate.records.survey.taxa import Taxa
 from foveate.records.traps.kinds import KINDS
-from foveate.species.baselines import ConcatBaseline
+from foveate.species.baselines import ConcatBaseline, concat_inputs
 from foveate.species.classes import Classes
 from foveate.species.classifier import LinkClassifier
 from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.fit import build_link_model
-from foveate.species.folder import concat_inputs
 from foveate.species.hints import find_clock_hints, match_places, normalized_ranks
 from foveate.species.link_data import link_arrays
 from foveate.species.links import ImageNetwork, Relation
