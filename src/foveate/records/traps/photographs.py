@@ -59,7 +59,7 @@ def load_photographs(folder: Path) -> dict[str, tuple[Cutout, ...]]:
     Raises:
         UserError: the folder is not there, or lacks a photograph that can be read.
     """
-    photographs = {}
+    photographs: dict[str, tuple[Cutout, ...]] = {}
     for line in _FILES.strip().splitlines():
         kind, _, files = line.partition(": ")
         photographs[kind] = tuple(_read(folder / "animals" / f"{file}.png", file) for file in files.split(", "))
