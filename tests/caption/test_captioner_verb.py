@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,32 +139,6 @@ def test_shuffled_images_are_other_images_with_the_own_alt_text(scenes: Path) ->
     images = [{request.image for request in asked[shuffled].values()} for shuffled in (False, True)]
     assert images[0] == images[1]
     assert len(images[0]) == len(np.unique(rows))
-
-
-def test_a_port_file_in_a_missing_folder_is_refused_before_a_model_is_opened(tmp_path: Path) -> None:
-    ended = CliRunner().invoke(cli, ["captioner", "serve", "mini", "--port-file", str(tmp_path / "missing" / "port")])
-    assert ended.exit_code != 0
-    assert "--port-file" in f"{ended.output}{ended.exception}"
-
-
-def test_serve_answers_until_it_is_told_to_stop(folder: Path, tmp_path: Path) -> None:
-    port_file = tmp_path / "port"
-    command = [sys.executable, "-m", "foveate", "captioner", "serve", str(folder), "--port", "0"]
-    process = subprocess.Popen([*command, "--port-file", str(port_file), "--json"], stdout=subprocess.PIPE, text=True)
-    try:
-        for _ in range(1800):
-            if port_file.is_file() and port_file.read_text().strip():
-                break
-            assert process.poll() is None
-            time.sleep(0.1)
-        port = int(port_file.read_text())
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20) as answer:
-            assert json.load(answer)["status"] == "ok"
-    finally:
-        os.kill(process.pid, signal.SIGTERM)
-        output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert json.loads(output.splitlines()[0])["address"] == f"http://127.0.0.1:{port}/v1"
 
 
 def test_the_backend_captions_a_collection_through_the_verb(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from processes import environment
 
 from foveate.caption.audit_settings import AuditSettings
 from foveate.caption.captioner import CaptionRunSettings
-from foveate.caption.captioner_settings import EvaluationSettings, ServerSettings
+from foveate.caption.captioner_settings import EvaluationSettings
 from foveate.caption.shares import MixSettings, parse_weights
 from foveate.caption.vesl.work import RegionRunSettings
 from foveate.cli.fields import Fields
@@ -56,7 +56,6 @@ from verbs import sub_verbs
         (SearchSettings, {"box": "0,0,30,30"}, ("--box", "0,0,30,30", "--pixels")),
         (SearchSettings, {"pixels": True}, ("--pixels", "--box")),
         (SearchSettings, {"weights": ("text=much",)}, ("weights.text", "much")),
-        (ServerSettings, {"port": 65536}, ("port", "65536")),
     ],
 )
 def test_a_value_out_of_bounds_is_named(model: type[Settings], values: dict[str, Any], names: tuple[str, ...]) -> None:

@@ -32,7 +32,6 @@ _LONG = (
     ("foveate.pretrain.export", "export"),
     ("foveate.pretrain.evaluate", "evaluate"),
     ("foveate.caption.evaluate", "evaluate_model"),
-    ("foveate.caption.server", "serve"),
 )
 _WORDS = (
     "c",

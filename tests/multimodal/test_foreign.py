@@ -139,7 +139,9 @@ def test_regions_are_written_as_coordinates_and_it_says_so(
 ) -> None:
     model = open_foreign(str(folders[family]))
     asked: list[str] = []
-    monkeypatch.setattr(model, "answer_turns", lambda _, turns, __: asked.append(turns[-1][1]) or (Answer(""), ""))
+    monkeypatch.setattr(
+        model, "answer_turns", lambda _, turns, __, **___: asked.append(turns[-1][1]) or (Answer(""), "")
+    )
     with pytest.warns(UserWarning, match="coordinates"):
         model.ask(draw(40, 50), "what is <1>, and again <1>", regions=[PixelBox(4, 10, 20, 30)])
     assert asked == [f"what is {text}, and again {text}"]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.adapt.classifier import Classifier, open_classifier
 from foveate.adapt.export import open_adapted
@@ -143,6 +143,7 @@ class Predictor:
         classes: names, in the order of the logits.
         preprocess: how images become pixels.
         gamma: of the calibration; None where there is none.
+        network: the module behind it; None where only its logits are known.
 
     Example:
         >>> predictor = open_adapter(adapter_run)
@@ -160,8 +161,9 @@ class Predictor:
         name: str = "",
         device: torch.device | str = "cpu",
         gamma: Gamma | None = None,
+        network: nn.Module | None = None,
     ) -> None:
-        self._logits, self._name, self._device = logits, name, device
+        self._logits, self._name, self._device, self.network = logits, name, device, network
         self.classes, self.preprocess, self.gamma = tuple(classes), preprocess, gamma
 
     def __repr__(self) -> str:
@@ -278,13 +280,14 @@ def open_adapter(
         raise UserError(f"gamma: expected a finite number, without a calibration (got {gamma})")
     here = choose_device(device or "auto")
     logits: Callable[[Tensor], Tensor]
+    module: nn.Module
     folded = None
     if (find_adapter_folder(path) / CONFIG).is_file():
         adapted, network, info = open_adapted(path, backbone=backbone)
         classes = info.get("classes")
         if not classes:
             raise UserError(f"{path}: the adapter does not say which classes its head has; expected info.classes")
-        adapted.to(here).eval()
+        module = adapted.to(here).eval()
         preprocess, logits = network.preprocess, lambda pixels: adapted(network.normalize(pixels))
     else:
         if backbone is not None:
@@ -295,6 +298,7 @@ def open_adapter(
                 "config.json and model.safetensors"
             )
         classifier: Classifier = open_classifier(path, device=str(here))
+        module = classifier
         classes, logits = classifier.names, classifier
         if classifier.preprocess is None:
             raise UserError(f"{path}: this classifier takes arrays of floating-point values, not images")
@@ -302,7 +306,7 @@ def open_adapter(
         if (path / FOLDED).is_file():
             folded = _read_folded(path / FOLDED, num_classes=len(classes))
     in_use = _choose_gamma(path, classes, gamma, None if calibration is None else Path(calibration), folded)
-    return Predictor(logits, classes, preprocess, name=str(path), device=here, gamma=in_use)
+    return Predictor(logits, classes, preprocess, name=str(path), device=here, gamma=in_use, network=module)
 
 
 def _read_folded(path: Path, *, num_classes: int) -> Gamma:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -56,6 +57,22 @@ class Answer:
     rejected: tuple[float, ...] = field(default=(), compare=False)
     # The last bits of a logit depend on the padding of the batch.
     score: float = field(default=0.0, compare=False)
+
+
+class AnswerObserver(Protocol):
+    """Who watches answers while they are written together."""
+
+    def step(self, number: int, read: Callable[[], Answer]) -> bool:
+        """Note that an answer has a token more; return whether it may go on.
+
+        Args:
+            read: returns the answer as it is now; what `certain_text` leaves of its text will not change.
+        """
+        ...
+
+    def end(self, number: int, answer: Answer) -> None:
+        """Take an answer as soon as it has ended, before the others have."""
+        ...
 
 
 def open_box(corners: Sequence[float]) -> list[float]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from foveate.language.generate import Completion, GenerationSettings, generate, read_prefix, stream
 from foveate.multimodal.answer_writer import AnswerWriter, limit_tokens
-from foveate.multimodal.answers import Answer, certain_text
+from foveate.multimodal.answers import Answer, AnswerObserver, certain_text
 from foveate.multimodal.assemble import SamplePlan
 from foveate.multimodal.chat import Chat
 from foveate.multimodal.choose import OptionRow, check_options, score_options, to_probabilities
@@ -26,22 +26,6 @@ from foveate.records.images import ImageInput
 from foveate.records.shapes import Shape
 
 BATCH = 32
-
-
-class AnswerObserver(Protocol):
-    """Who watches answers while they are written together."""
-
-    def step(self, number: int, read: Callable[[], Answer]) -> bool:
-        """Note that an answer has a token more; return whether it may go on.
-
-        Args:
-            read: returns the answer as it is now; what `certain_text` leaves of its text will not change.
-        """
-        ...
-
-    def end(self, number: int, answer: Answer) -> None:
-        """Take an answer as soon as it has ended, before the others have."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -11,27 +11,30 @@ import contextlib
 import functools
 import re
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
+from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
-from foveate.language.generate import find_context
-from foveate.multimodal.answers import Answer, pair_phrases
+from foveate.language.generate import GenerationSettings, draw_token, find_context
+from foveate.multimodal.answer_writer import limit_tokens
+from foveate.multimodal.answers import Answer, AnswerObserver, pair_phrases
 from foveate.multimodal.choose import check_options, to_probabilities
-from foveate.multimodal.prepare import Question
+from foveate.multimodal.prepare import Dialog, Question
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions
 from foveate.records.boxes import PixelBox
-from foveate.records.conversations import IMAGE, REGION, Conversation, find_shape_problem, locate_regions
+from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, find_shape_problem, locate_regions
 from foveate.records.images import BadImage, ImageInput, decode, encode_input, is_single_image
 from foveate.records.importers.coordinates import CoordinateFrame, fit_shape, list_values
-from foveate.records.region_prompts import GROUNDING_REQUEST, name_regions
+from foveate.records.region_prompts import GROUNDING_REQUEST
 from foveate.records.shapes import Shape
 
 # Qwen2-VL and Qwen3-VL write 0 to 1000, Qwen2.5-VL pixels of the image as it sees it (QwenLM/Qwen3-VL, threads 676, 866
@@ -94,7 +97,7 @@ class ForeignMllm:
         """
         read = _read_images(images)
         text = self._write_regions(read, _check_question(question, ground=ground), regions)
-        answer = self.answer_turns(read, [("user", text)], max_tokens)[0]
+        answer = self.answer_turns(read, [("user", text)], limit_tokens(max_tokens), room=max_tokens)[0]
         return answer if ground else replace(answer, unboxed=())
 
     def ask_all(
@@ -150,23 +153,61 @@ class ForeignMllm:
 
     def _write_regions(self, images: Sequence[Image.Image], text: str, regions: Sequence[Shape]) -> str:
         """Write regions into a question as coordinates in the unit of the family's boxes; warn that they are text."""
-        text, regions = name_regions(text, regions)
-        if not regions:
-            return text
-        unit = "pixels" if self.unit == "none" else self.unit
-        warnings.warn(
-            f"{self.name}: has no tokens for regions; their coordinates ({unit}) are written into the question",
-            stacklevel=3,
-        )
         turns = ask_turns(text, regions, images=len(images))
+        written = self._write_turns(images, turns, numbered=regions)[-1][1]
+        # In a conversation the images stand in the first question alone.
+        return written if IMAGE in text else written.replace(IMAGE, "").lstrip()
+
+    def _write_turns(
+        self, images: Sequence[Image.Image], turns: Sequence[Turn], *, numbered: Sequence[Shape]
+    ) -> list[tuple[str, str]]:
+        """Return roles and texts of turns, their regions written as coordinates in the unit of the family's boxes.
+
+        Args:
+            numbered: the regions of the question, which get a warning that they are text.
+        """
+        if not any(turn.regions for turn in turns):
+            return [(turn.role, turn.text) for turn in turns]
+        unit = "pixels" if self.unit == "none" else self.unit
+        if numbered:
+            warnings.warn(
+                f"{self.name}: has no tokens for regions; their coordinates ({unit}) are written into the question",
+                stacklevel=4,
+            )
         conversation = Conversation("question", tuple(map(str, range(len(images)))), tuple(turns))
-        check_regions(conversation, [image.size for image in images])
-        inputs = self._inputs(list(images), [("user", text.replace(REGION, ""))]) if unit == "resized-pixels" else {}
-        pieces = text.split(REGION)
-        for number, (shape, image) in enumerate(zip(regions, locate_regions(conversation)[0], strict=True)):
-            frame = self._frame(images[image], inputs, unit=unit, number=image)
-            pieces[number] += _write_values(list_values(frame.from_pixels(shape)), unit)
-        return "".join(pieces)
+        check_regions(conversation, [image.size for image in images], numbered)
+        bare = [(turn.role, turn.text.replace(REGION, "")) for turn in turns]
+        inputs = self._inputs(list(images), bare) if unit == "resized-pixels" else {}
+        written = []
+        for turn, owners in zip(turns, locate_regions(conversation), strict=True):
+            pieces = turn.text.split(REGION)
+            for number, (shape, image) in enumerate(zip(turn.regions, owners, strict=True)):
+                frame = self._frame(images[image], inputs, unit=unit, number=image)
+                pieces[number] += _write_values(list_values(frame.from_pixels(shape)), unit)
+            written.append((turn.role, "".join(pieces)))
+        return written
+
+    def answer_dialogs(
+        self,
+        dialogs: Sequence[Dialog],
+        *,
+        generation: Sequence[GenerationSettings],
+        observer: AnswerObserver | None = None,
+    ) -> list[Answer]:
+        """Answer the last turns of conversations, one after another; see `Mllm.answer_dialogs`.
+
+        What a batch of images looks like differs from family to family, and so does what padding changes.
+        """
+        answers = []
+        for number, (dialog, settings) in enumerate(zip(dialogs, generation, strict=True)):
+            images = _read_images(dialog.images)
+            turns = self._write_turns(images, dialog.turns, numbered=dialog.regions)
+            step = None if observer is None else functools.partial(observer.step, number)
+            answer = replace(self.answer_turns(images, turns, settings, step=step)[0], unboxed=())
+            answers.append(answer)
+            if observer is not None:
+                observer.end(number, answer)
+        return answers
 
     def stream(
         self,
@@ -191,19 +232,49 @@ class ForeignMllm:
 
     @torch.inference_mode()
     def answer_turns(
-        self, images: list[Image.Image], turns: list[tuple[str, str]], max_tokens: int
+        self,
+        images: list[Image.Image],
+        turns: list[tuple[str, str]],
+        settings: GenerationSettings,
+        *,
+        room: int = 1,
+        step: Callable[[Callable[[], Answer]], bool] | None = None,
     ) -> tuple[Answer, str]:
-        """Answer the last of turns (role, text); return the answer, and its text as the model wrote it."""
+        """Answer the last of turns (role, text); return the answer, and its text as the model wrote it.
+
+        Args:
+            room: tokens that must fit behind the turns; where fewer than the settings allow do, the answer ends there.
+            step: called after each token with what reads the answer so far; returns whether it may go on.
+        """
         inputs = self._inputs(images, turns)
         length = inputs["input_ids"].shape[1]
-        self._check_context(length, max_tokens)
+        limit = find_context(self.model)
+        self._check_context(length, room)
+
+        def read(ids_T: Tensor) -> tuple[Answer, str]:
+            return self._read(ids_T, images, inputs)
+
+        def stop(ids_1T: Tensor, scores: Any, **_: Any) -> Tensor:
+            stops = step is not None and not step(lambda: read(ids_1T[0, length:])[0])
+            return torch.full((1,), stops, dtype=torch.bool, device=ids_1T.device)
+
         # Many checkpoints sample by default; the same question must get the same answer.
-        ids = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)[0, length:]
-        written = text = self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        ids_1T = self.model.generate(
+            **inputs,
+            max_new_tokens=min(settings.max_new_tokens, settings.max_new_tokens if limit is None else limit - length),
+            do_sample=False,
+            logits_processor=[_Sampler(settings)] if settings.temperature > 0 else None,
+            stopping_criteria=None if step is None else [stop],
+        )
+        answer, written = read(ids_1T[0, length:])
+        return replace(answer, num_prompt_tokens=length), written
+
+    def _read(self, ids_T: Tensor, images: Sequence[Image.Image], inputs: Any) -> tuple[Answer, str]:
+        """Read the answer of generated tokens; return it, and its text as the model wrote it."""
+        written = text = self.processor.tokenizer.decode(ids_T, skip_special_tokens=True).strip()
         boxes: tuple[PixelBox, ...] = ()
         if len(images) == 1 and self.unit != "none":
             text, boxes = read_boxes(text, self._frame(images[0], inputs, unit=self.unit))
-        ends = _end_ids(self.model)
         phrases, unboxed = pair_phrases(_BOX.sub("[0, 0, 0, 0]", written) if boxes else text)
         answer = Answer(
             text=text,
@@ -211,8 +282,8 @@ class ForeignMllm:
             images=(0,) * len(boxes),
             phrases=phrases if len(phrases) == len(boxes) else ("",) * len(boxes),
             unboxed=unboxed,
-            tokens=len(ids),
-            finished=bool(len(ids)) and int(ids[-1]) in ends,
+            tokens=len(ids_T),
+            finished=bool(len(ids_T)) and int(ids_T[-1]) in _end_ids(self.model),
         )
         return answer, written
 
@@ -228,9 +299,20 @@ class ForeignMllm:
     def _inputs(self, images: list[Image.Image], turns: list[tuple[str, str]]) -> Any:
         """Prepare images and turns as the checkpoint's processor does."""
         messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
-        messages[0]["content"] = _place_images(turns[0][1], len(images))
+        questions = [number for number, (role, _) in enumerate(turns) if role == "user"]
+        texts = [turns[number][1] for number in questions]
+        if not any(IMAGE in text for text in texts):
+            texts[0] = IMAGE * len(images) + texts[0]
+        if (count := sum(text.count(IMAGE) for text in texts)) != len(images):
+            raise UserError(f"question: has {count} {IMAGE} (got {len(images)} images); expected one for each image")
+        for number, text in zip(questions, texts, strict=True):
+            messages[number]["content"] = _place_images(text)
         is_question = turns[-1][0] == "user"
-        prompt = self.processor.apply_chat_template(messages, add_generation_prompt=is_question, tokenize=False)
+        try:
+            prompt = self.processor.apply_chat_template(messages, add_generation_prompt=is_question, tokenize=False)
+        except TemplateError as error:
+            # Of families that take no system turn, for example.
+            raise UserError(f"{self.name}: its chat template refuses these turns ({error})") from error
         with loading(self.name, kind="the question"):
             inputs = self.processor(images=images or None, text=prompt, return_tensors="pt")
         device, dtype = self.model.device, self.model.dtype
@@ -265,7 +347,7 @@ class ForeignChat:
         """Answer the next question; earlier ones and their answers are in front of it."""
         text = self.model._write_regions(self.images, _check_question(question, ground=ground), regions)
         turns = [*self.turns, ("user", text)]
-        answer, written = self.model.answer_turns(self.images, turns, max_tokens)
+        answer, written = self.model.answer_turns(self.images, turns, limit_tokens(max_tokens), room=max_tokens)
         # As it was written: in pixels the model would read its boxes in a unit that is not its own.
         self.turns = [*turns, ("assistant", written)]
         return answer if ground else replace(answer, unboxed=())
@@ -413,17 +495,26 @@ def _write_values(values: Sequence[float], unit: str) -> str:
     return f"[{', '.join(f'{value:.{digits}f}' for value in values)}]"
 
 
-def _place_images(text: str, count: int) -> list[dict[str, str]]:
-    """Return the parts of the first question, an image for each placeholder, or all in front where it has none."""
-    if IMAGE not in text:
-        text = IMAGE * count + text
-    if text.count(IMAGE) != count:
-        raise UserError(f"question: has {text.count(IMAGE)} {IMAGE} (got {count} images); expected one for each image")
+def _place_images(text: str) -> list[dict[str, str]]:
+    """Return the parts of a question, an image for each placeholder."""
     parts: list[dict[str, str]] = []
     for number, piece in enumerate(text.split(IMAGE)):
         parts += [{"type": "image"}] if number else []
         parts += [{"type": "text", "text": piece.strip()}] if piece.strip() else []
     return parts
+
+
+class _Sampler:
+    """Makes greedy decoding draw tokens as `foveate.language.generate` does, from the seed of the row alone."""
+
+    def __init__(self, settings: GenerationSettings) -> None:
+        self.settings, self.draws = settings, seeds.generator("generate", settings.seed)
+
+    def __call__(self, ids_1T: Tensor, logits_1V: Tensor) -> Tensor:
+        logits_V = logits_1V[0].double().cpu().numpy()
+        settings = self.settings
+        token = draw_token(logits_V, self.draws.random(), temperature=settings.temperature, top_p=settings.top_p)
+        return torch.full_like(logits_1V, -torch.inf).index_fill(1, torch.tensor([token], device=logits_1V.device), 0.0)
 
 
 def _end_ids(model: Any) -> set[int]:

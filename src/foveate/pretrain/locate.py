@@ -112,11 +112,23 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
     Raises:
         UserError: for an empty phrase, an unreadable image, or a rule the model does not have.
     """
-    _check_phrase(phrase)
+    return locate_phrases(model, image, [phrase], rule=rule, seed=seed)[0]
+
+
+@torch.inference_mode()
+def locate_phrases(
+    model: LocalizingModel, image: bytes, phrases: Sequence[str], *, rule: str | None = None, seed: int = 0
+) -> list[PhraseBoxes]:
+    """Locate phrases in one image, which is encoded once; see `locate`."""
+    for phrase in phrases:
+        _check_phrase(phrase)
     is_default, rule = rule is None, _choose_rule(model, rule)
     encoded = encode_image_bytes(model, image)
-    text_1E = embed_phrases(model, [phrase]).to(model.device)
-    return _locate_encoded(model, encoded, phrase, text_1E, rule=rule, is_default=is_default, seed=seed)
+    texts_RE = embed_phrases(model, phrases).to(model.device)
+    return [
+        _locate_encoded(model, encoded, phrase, text_E[None], rule=rule, is_default=is_default, seed=seed)
+        for phrase, text_E in zip(phrases, texts_RE, strict=True)
+    ]
 
 
 @torch.inference_mode()

@@ -94,15 +94,8 @@ class MllmCaptioner:
         # Equal bytes become one object, which the model encodes once for all formats.
         images = {request.image: request.image for request in requests}
         answers = self._mllm.ask_all(
-            [(images[request.image], self._write_question(request)) for request in requests],
-            generation=[
-                GenerationSettings(
-                    max_new_tokens=min(request.max_tokens, _MAX_NEW_TOKENS),
-                    temperature=request.temperature,
-                    seed=request.seed % 2**63,  # of this image and format, as over HTTP
-                )
-                for request in requests
-            ],
+            [(images[request.image], self.write_question(request)) for request in requests],
+            generation=[limit_generation(request) for request in requests],
             # Small decoders fall into loops.
             ends_repeats=True,
             batch=self.batch,
@@ -110,10 +103,7 @@ class MllmCaptioner:
         latency = 1000 * (time.monotonic() - began)
         return [
             CaptionResponse(
-                # A model that got a prompt may have written the object itself.
-                answer.text
-                if not self.reads_requests and (answer.finished or "{" in answer.text)
-                else format_caption(answer.text, finished=answer.finished),
+                self.read_answer(answer.text, finished=answer.finished),
                 latency_ms=latency,
                 tokens_in=answer.num_prompt_tokens,
                 tokens_out=answer.tokens,
@@ -123,7 +113,15 @@ class MllmCaptioner:
             for answer in answers
         ]
 
-    def _write_question(self, request: CaptionRequest) -> str:
+    def read_answer(self, text: str, *, finished: bool) -> str:
+        """Return the caption as the JSON object that prompts ask for."""
+        # A model that got a prompt may have written the object itself.
+        if not self.reads_requests and (finished or "{" in text):
+            return text
+        return format_caption(text, finished=finished)
+
+    def write_question(self, request: CaptionRequest) -> str:
+        """Return the question that asks this model for a caption."""
         if not self.reads_requests:
             # It quotes an AltText, which may hold anything.
             return mute_placeholders(request.prompt)
@@ -131,6 +129,15 @@ class MllmCaptioner:
         kind = "dsc" if request.kind == "afc" and not request.alt else request.kind
         length = requested_length(USUAL_LENGTHS[kind] if request.length is None else request.length, request.prompt_id)
         return caption_request(kind, length=length, alt=request.alt)
+
+
+def limit_generation(request: CaptionRequest) -> GenerationSettings:
+    """Return how the caption of a request is generated."""
+    return GenerationSettings(
+        max_new_tokens=min(request.max_tokens, _MAX_NEW_TOKENS),
+        temperature=request.temperature,
+        seed=request.seed % 2**63,  # of this image and format, as over HTTP
+    )
 
 
 def _describe_problem(error: Exception) -> CaptionResponse:

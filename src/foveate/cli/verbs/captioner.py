@@ -1,4 +1,4 @@
-"""`foveate captioner prepare|evaluate|serve`: captions to train on, and captions by a multimodal model."""
+"""`foveate captioner prepare|evaluate`: captions to train on, and captions by a multimodal model."""
 
 from __future__ import annotations
 
@@ -11,26 +11,22 @@ import click
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import (
     common,
-    device_option,
     dry_run_option,
     finish,
-    json_option,
     path_option,
-    quiet_option,
     run_option,
 )
 
 
-@click.group("captioner", short_help="Prepare captions to train on; evaluate or serve a model.")
+@click.group("captioner", short_help="Prepare captions to train on; evaluate a model.")
 def command() -> None:
-    """Train, evaluate and serve multimodal models that write short, descriptive, dense and AltText-fused captions.
+    """Train and evaluate multimodal models that write short, descriptive, dense and AltText-fused captions.
 
     \b
     Example:
       foveate captioner prepare --collection my-images
       foveate mllm train captioner --collection my-images
       foveate captioner evaluate runs/mllm-captioner/model --collection my-images
-      foveate captioner serve runs/mllm-captioner/model
     """
 
 
@@ -115,47 +111,6 @@ def evaluate(
         command=["foveate", *sys.argv[1:]],
     ).to_json()
     finish(result, _table_lines(result["evaluation"]), {"run": run, "report": render(run)}, as_json=as_json)
-
-
-@command.command("serve", cls=FieldsCommand, short_help="Serve a captioner to OpenAI clients.")
-@click.argument("model")
-@fields("foveate.caption.captioner_settings:ServerSettings", "host", "port", "name", "batch", "port_file")
-# Not a field: settings are stored and printed, a key must never be.
-@click.option("--key", envvar="FOVEATE_API_KEY", default="", help="Key that clients must send; FOVEATE_API_KEY.")
-@device_option
-@json_option
-@quiet_option
-def serve(model: str, settings: dict[str, Any], key: str, device: str | None, as_json: bool) -> None:
-    """Answer POST /v1/chat/completions like OpenAI's API, until Ctrl-C. Images come as data URLs.
-
-    MODEL is mini (shipped), a folder of `foveate mllm train`, or a folder or hub id of transformers.
-
-    \b
-    Example:
-      foveate captioner serve runs/mllm-captioner/model --port 8009
-    """
-    from foveate.caption.backends.foveate import FoveateSettings, open_captioner
-    from foveate.caption.captioner_settings import ServerSettings
-    from foveate.caption.server import serve as run_server
-    from foveate.core.errors import UserError
-    from foveate.core.recipes import validate
-
-    server = validate(ServerSettings, settings, where="foveate captioner serve")
-    if server.port_file is not None and not server.port_file.parent.is_dir():
-        # Before a model is opened, which takes seconds.
-        raise UserError(
-            f"--port-file: there is no folder {server.port_file.parent}; expected a file in one that exists"
-        )
-    captioner = open_captioner(FoveateSettings(model=model, device=device, batch=server.batch))
-
-    def ready(listening_port: int) -> None:
-        address = f"http://{server.host}:{listening_port}/v1"
-        lines = [f"model {server.name}, revision {captioner.revision}", f"listening on {address}; Ctrl-C stops"]
-        finish({"address": address, "model": server.name, "revision": captioner.revision}, lines, {}, as_json=as_json)
-        # A pipe is block-buffered: whoever waits for this line would wait until the server ends.
-        sys.stdout.flush()
-
-    run_server(captioner, server, key=key, ready=ready)
 
 
 def _table_lines(evaluation: dict[str, Any] | None) -> list[str]:

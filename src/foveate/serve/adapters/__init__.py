@@ -1,0 +1,93 @@
+"""Adapters by kind: what a folder holds, behind the server.
+
+A kind is a module with `matches(folder)` and `open_adapter(folder, ...)`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from foveate.core.errors import UserError
+from foveate.core.files import read_json
+from foveate.core.model_folder import CONFIG
+from foveate.core.plugins import load_module, module_names
+from foveate.serve.calls import Adapter
+
+# A folder of transformers may be a classifier or a CLIP, and any other is an image-text-to-text model.
+_LAST = "multimodal"
+_INNER = ("model", "adapter", "index")
+
+
+def open_served(
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    device: str | None = None,
+    precision: str = "auto",
+    max_tokens: int = 1024,
+) -> Adapter:
+    """Open a model folder or an index for the server.
+
+    Args:
+        folder: of `foveate mllm train`, `pretrain`, `adapt train` or `index`, or of transformers; or mini, mini-ferret.
+        name: under which it is served; the folder's by default.
+        precision: bfloat16, float32, or auto: as the model is opened elsewhere.
+        max_tokens: longest answer of a model that writes.
+
+    Raises:
+        UserError: there is no such folder, it holds nothing that can be served, or it is damaged.
+    """
+    module, path = load_module(__name__, find_kind(folder), label="kind"), _find_folder(folder)
+    adapter: Adapter = module.open_adapter(
+        path, name=name or path.resolve().name, device=device, precision=precision, max_tokens=max_tokens
+    )
+    return adapter
+
+
+def find_kind(folder: str | Path) -> str:
+    """Return the kind of what a folder holds, without opening it: the name of the module that serves it.
+
+    Raises:
+        UserError: there is no such folder, or it holds nothing that can be served.
+    """
+    path = _find_folder(folder)
+    if not path.is_dir():
+        raise UserError(f"{folder}: there is no such folder; expected a model folder or an index")
+    names = sorted(module_names(__name__), key=lambda name: (name == _LAST, name))
+    for name in names:
+        if load_module(__name__, name, label="kind").matches(path):
+            return name
+    inner = [path / name for name in _INNER if (path / name).is_dir()]
+    near = f". Did you mean '{inner[0]}'?" if inner else ""
+    config = read_folder_config(path)
+    kind = f"kind {config['kind']!r}" if "kind" in config else "no kind of its own" if config else f"no {CONFIG}"
+    raise UserError(f"{path}: holds nothing that can be served (got {kind}); expected {', '.join(names)}{near}")
+
+
+def _find_folder(folder: str | Path) -> Path:
+    from foveate.multimodal.opening import find_folder
+
+    return find_folder(folder)
+
+
+def read_folder_config(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a folder; empty where there is none, or it is no object."""
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    return config if isinstance(config, dict) else {}
+
+
+def use_precision(precision: str, network: Any) -> AbstractContextManager[Any]:
+    """Return a context in which a network computes in a precision."""
+    import torch
+
+    if precision != "bfloat16":
+        return contextlib.nullcontext()
+    return torch.autocast(next(network.parameters()).device.type, dtype=torch.bfloat16)
+
+
+def count_bytes(network: Any) -> int:
+    """Return the bytes of a network's weights in memory."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())

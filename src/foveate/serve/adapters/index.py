@@ -1,0 +1,79 @@
+"""Indexes: search, thumbnails of their images, and embeddings by the model that they were made with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.core.errors import UserError
+from foveate.pretrain.api import SearchIndex, open_index
+from foveate.pretrain.searching.index_folder import DESCRIPTION
+from foveate.pretrain.searching.query import Query
+from foveate.pretrain.searching.search import Hit, Index
+from foveate.pretrain.searching.search import search as search_in
+from foveate.records import layout
+from foveate.records.images import BadImage, make_thumbnail
+from foveate.serve.adapters import use_precision
+from foveate.serve.adapters.localizer import LocalizerAdapter
+from foveate.serve.calls import Call, Endpoint, Refused, SearchCall
+
+
+class IndexAdapter(LocalizerAdapter):
+    """See `foveate.serve.calls.Adapter` and `ImageSource`."""
+
+    kind = "index"
+    endpoints: frozenset[Endpoint] = frozenset({"embeddings", "locate", "search"})
+
+    def __init__(self, opened: SearchIndex, *, name: str, precision: str = "auto") -> None:
+        super().__init__(opened.model, name=name, precision=precision)
+        self._index, self._lock = opened.index, threading.Lock()
+        self._stamp = self._read_stamp()
+
+    def answer(self, calls: Sequence[Call]) -> list[Any]:
+        """Search call by call; else as a localizer."""
+        searches = [call for call in calls if isinstance(call, SearchCall)]
+        return [self._search(call) for call in searches] if searches else super().answer(calls)
+
+    def thumbnail(self, key: str) -> bytes:
+        """Return an image as WebP, encoded again.
+
+        Raises:
+            Refused: 404 for a key that is not in the index or removed, or an image that cannot be read any more.
+        """
+        collection = self._current().collection
+        try:
+            return make_thumbnail(collection.image_bytes(collection.find_row(key)))
+        except (UserError, BadImage):
+            # Neither the nearest key nor the reason: both tell of images and files that were not asked for.
+            raise Refused(f"{self.name}: has no image {key[:80]!r}", status=404, code="image_not_found") from None
+
+    def _search(self, call: SearchCall) -> tuple[Hit, ...]:
+        image = None if call.image is None else call.image.data
+        query = Query(text=call.text, image=image, box=call.box, negative=call.negative)
+        with use_precision(self.precision, self.model.network):
+            hits, _ = search_in(self._current(), query, self.model.network, count=call.count, kind=call.kind)
+        return tuple(hits)
+
+    def _current(self) -> Index:
+        """Return the index as it is now: images that were removed since it was opened stay removed."""
+        with self._lock:
+            if (stamp := self._read_stamp()) != self._stamp:
+                self._index = Index.open(self._index.folder, collection=self._index.collection.path)
+                self._stamp = stamp
+            return self._index
+
+    def _read_stamp(self) -> tuple[float, ...]:
+        files = (self._index.collection.path / layout.REMOVED_FILE, self._index.folder / DESCRIPTION)
+        return tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
+
+
+def matches(folder: Path) -> bool:
+    """Return whether a folder is an index of `foveate index`."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def open_adapter(folder: Path, *, name: str, device: str | None, precision: str, max_tokens: int) -> IndexAdapter:
+    """Open an index with its model and collection."""
+    return IndexAdapter(open_index(folder, device=device), name=name, precision=precision)

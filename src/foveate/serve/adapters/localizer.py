@@ -1,0 +1,80 @@
+"""Image-text models: embeddings of texts, images and boxes, and the boxes of phrases."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate.pretrain.api import Model, open_model
+from foveate.pretrain.locate import locate_phrases
+from foveate.records.boxes import Box
+from foveate.serve.adapters import count_bytes, read_folder_config, use_precision
+from foveate.serve.calls import Call, EmbeddingsCall, EmbeddingsReply, Endpoint, LocateCall, Located
+from foveate.vision.hf.loading import KIND_OF_TYPE
+from foveate.vision.localizer.folder import KIND
+from foveate.vision.localizer.sources import OPEN_CLIP_CONFIG
+
+
+class LocalizerAdapter:
+    """See `foveate.serve.calls.Adapter`."""
+
+    kind = "localizer"
+    endpoints: frozenset[Endpoint] = frozenset({"embeddings", "locate"})
+
+    def __init__(self, model: Model, *, name: str, precision: str = "auto") -> None:
+        self.model, self.name, self.precision = model, name, precision
+        self.num_bytes = count_bytes(model.network)
+
+    def check(self, call: Call) -> None:
+        """Any call can be answered that `bodies` lets pass."""
+
+    def group(self, call: Call) -> Hashable:
+        """Return which of texts, images and boxes are embedded."""
+        return (bool(call.texts), bool(call.boxes)) if isinstance(call, EmbeddingsCall) else None
+
+    def answer(self, calls: Sequence[Call]) -> list[Any]:
+        """Embed what a batch of calls holds together, or locate phrases call by call."""
+        with use_precision(self.precision, self.model.network):
+            embeddings = [call for call in calls if isinstance(call, EmbeddingsCall)]
+            return self._embed(embeddings) if embeddings else [self._locate(call) for call in calls]
+
+    def _embed(self, calls: Sequence[EmbeddingsCall]) -> list[EmbeddingsReply]:
+        if calls[0].boxes:
+            parts = [self.model.encode_regions(call.images[0].data, call.boxes) for call in calls]
+            return [EmbeddingsReply(part) for part in parts]
+        if calls[0].texts:
+            vectors = self.model.encode_text([text for call in calls for text in call.texts])
+        else:
+            vectors = self.model.encode_images(image.data for call in calls for image in call.images)
+        ends = accumulate((len(call.texts or call.images) for call in calls), initial=0)
+        return [EmbeddingsReply(vectors[start:end]) for start, end in pairwise(ends)]
+
+    def _locate(self, call: Call) -> tuple[Located, ...]:
+        assert isinstance(call, LocateCall), call
+        located = locate_phrases(self.model.network, call.image.data, call.phrases)
+        return tuple(Located(each.phrase, _box_or_none(each.box), each.scores[each.rule]) for each in located)
+
+    def write(self, calls: Any, listener: Any) -> None:
+        """Not offered: an image-text model writes nothing."""
+        raise NotImplementedError
+
+
+def _box_or_none(corners: Sequence[float]) -> Box | None:
+    x1, y1, x2, y2 = np.clip(corners, 0, 1).tolist()
+    return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def matches(folder: Path) -> bool:
+    """Return whether a folder holds an image-text model of Foveate, open_clip or transformers."""
+    config = read_folder_config(folder)
+    is_foreign = "kind" not in config and str(config.get("model_type")) in KIND_OF_TYPE
+    return config.get("kind") == KIND or is_foreign or (folder / OPEN_CLIP_CONFIG).is_file()
+
+
+def open_adapter(folder: Path, *, name: str, device: str | None, precision: str, max_tokens: int) -> LocalizerAdapter:
+    """Open the model of a folder."""
+    return LocalizerAdapter(open_model(folder, device=device), name=name, precision=precision)

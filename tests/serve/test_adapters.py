@@ -1,0 +1,160 @@
+"""Image-text models, classifiers and indexes behind the server: the numbers of the same calls in the process."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import foveate
+import tiny
+from foveate.core.files import write_json_atomically
+from foveate.pretrain.searching.index import build_index
+from foveate.pretrain.train import build_model
+from foveate.records.boxes import Box
+from foveate.records.collection import Collection
+from foveate.records.removal import remove_images
+from foveate.serve.adapters import find_kind, open_served
+from foveate.serve.adapters.classifier import ClassifierAdapter
+from foveate.serve.adapters.index import IndexAdapter
+from foveate.serve.adapters.localizer import LocalizerAdapter
+from foveate.serve.calls import ClassifyCall, EmbeddingsCall, ImageSource, LocateCall, Refused, SearchCall, ServedImage
+from foveate.vision.localizer.folder import save_model
+from naming import raises_naming
+
+BOXES = (Box(0.1, 0.1, 0.6, 0.7), Box(0.0, 0.0, 1.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def root(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model, collection and index side by side."""
+    root = tmp_path_factory.mktemp("served")
+    shutil.copytree(tiny_collection, root / "images")
+    save_model(build_model(tiny.recipe()).eval(), root / "model")
+    build_index(root / "model", root / "images", root / "index")
+    return root
+
+
+@pytest.fixture(scope="module")
+def images(root: Path) -> list[ServedImage]:
+    with Collection.open(root / "images") as collection:
+        sizes = zip(collection.index["width"], collection.index["height"], strict=True)
+        return [
+            ServedImage(collection.image_bytes(row), int(width), int(height))
+            for row, (width, height) in enumerate(sizes)
+        ][:3]
+
+
+def test_embeddings_are_those_of_the_model(root: Path, images: list[ServedImage]) -> None:
+    served, model = open_served(root / "model", device="cpu"), foveate.open_model(root / "model", device="cpu")
+    assert isinstance(served, LocalizerAdapter)
+    assert (served.kind, served.name) == ("localizer", "model")
+    assert served.num_bytes == sum(4 * parameter.numel() for parameter in model.network.parameters())
+    texts = [EmbeddingsCall(texts=("a red disc", "a dog")), EmbeddingsCall(texts=("a blue square",))]
+    pixels = [EmbeddingsCall(images=(images[0],)), EmbeddingsCall(images=tuple(images[1:]))]
+    boxes = [EmbeddingsCall(images=(image,), boxes=BOXES) for image in images]
+    assert len({served.group(calls[0]) for calls in (texts, pixels, boxes)}) == 3
+    replies = [reply.vectors for calls in (texts, pixels, boxes) for reply in served.answer(calls)]
+    expected = [
+        *(model.encode_text(call.texts) for call in texts),
+        *(model.encode_images([image.data for image in call.images]) for call in pixels),
+        *(model.encode_regions(image.data, BOXES) for image in images),
+    ]
+    for vectors, others in zip(replies, expected, strict=True):
+        np.testing.assert_allclose(vectors, others, atol=1e-6)
+
+
+def test_phrases_are_located_as_in_the_process(root: Path, images: list[ServedImage]) -> None:
+    served, model = open_served(root / "model", device="cpu"), foveate.open_model(root / "model", device="cpu")
+    (reply,) = served.answer([LocateCall(images[0], ("a red disc", "a dog"))])
+    for located in reply:
+        expected = model.locate(images[0].data, located.phrase)
+        assert located.score == pytest.approx(expected.score, abs=1e-6)
+        assert located.box is not None
+        assert expected.box is not None
+        np.testing.assert_allclose(located.box.to_array(), expected.box.to_array(), atol=1e-5)
+
+
+def test_hits_are_those_of_a_search_and_removed_images_stay_removed(root: Path, images: list[ServedImage]) -> None:
+    served, index = open_served(root / "index", device="cpu"), foveate.open_index(root / "index", device="cpu")
+    assert isinstance(served, IndexAdapter)
+    assert isinstance(served, ImageSource)
+    calls = [
+        SearchCall(text="a red disc", negative="a dog", count=3),
+        SearchCall(image=images[1], box=BOXES[0], count=2, kind="regions"),
+    ]
+    replies = served.answer(calls)
+    assert list(replies[0]) == index.search("a red disc", negative="a dog", count=3)
+    assert list(replies[1]) == index.search(image=images[1].data, box=BOXES[0], count=2, kind="regions")
+    (vectors,) = served.answer([EmbeddingsCall(texts=("a dog",))])
+    np.testing.assert_allclose(vectors.vectors, index.model.encode_text(["a dog"]), atol=1e-6)
+    key = replies[0][0].key
+    with Image.open(io.BytesIO(served.thumbnail(key))) as thumbnail:
+        assert (thumbnail.format, max(thumbnail.size) <= 448) == ("WEBP", True)
+    for other in ("../../etc/passwd", "", "train-99"):
+        with pytest.raises(Refused) as refusal:
+            served.thumbnail(other)
+        assert refusal.value.status == 404
+    remove_images(root / "images", [key])
+    with pytest.raises(Refused):
+        served.thumbnail(key)
+    assert key not in {hit.key for hit in served.answer([SearchCall(text="a red disc", count=100)])[0]}
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import timm
+    from timm.models._hub import save_for_hf
+
+    folder = tmp_path_factory.mktemp("served") / "classifier"
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 4}
+    model = timm.create_model("vit_tiny_patch16_224", **arguments)
+    names = {"label_names": ["cat", "dog", "elk", "fox"]}
+    save_for_hf(model, str(folder), model_args=arguments, model_config=names, safe_serialization=True)
+    return folder
+
+
+def test_classes_are_those_of_the_predictor(classifier: Path, images: list[ServedImage]) -> None:
+    served, predictor = open_served(classifier, device="cpu"), foveate.open_adapter(classifier, device="cpu")
+    assert isinstance(served, ClassifierAdapter)
+    replies = served.answer([ClassifyCall(image, count) for image, count in zip(images, (5, 2, 4), strict=True)])
+    answers = predictor.predict([image.data for image in images])
+    assert [len(reply) for reply in replies] == [4, 2, 4]
+    for row, reply in enumerate(replies):
+        assert reply[0].name == answers.labels[row]
+        assert all(each.calibrated is None for each in reply)
+        probabilities = dict(zip(answers.classes, answers.probabilities[row], strict=True))
+        for each in reply:
+            assert each.probability == pytest.approx(probabilities[each.name], abs=1e-6)
+
+
+def test_a_calibrated_classifier_orders_by_what_it_is_calibrated_to(
+    classifier: Path, images: list[ServedImage], tmp_path: Path
+) -> None:
+    shutil.copytree(classifier, tmp_path / "calibrated")
+    write_json_atomically(tmp_path / "calibrated" / "calibration.json", {"gamma": 9.0, "absent": [2]})
+    served = open_served(tmp_path / "calibrated", device="cpu")
+    predictor = foveate.open_adapter(tmp_path / "calibrated", device="cpu")
+    (reply,) = served.answer([ClassifyCall(images[0], 4)])
+    expected = predictor.predict([images[0].data]).calibrated_probabilities
+    assert expected is not None
+    assert [each.calibrated for each in reply] == pytest.approx(sorted(expected[0], reverse=True), abs=1e-6)
+    assert [each.probability for each in reply] != [each.calibrated for each in reply]
+
+
+def test_a_folder_says_what_is_wrong_with_it(root: Path, classifier: Path, tmp_path: Path) -> None:
+    assert [find_kind(path) for path in (root / "model", root / "index", classifier, "mini")] == [
+        "localizer", "index", "classifier", "multimodal",
+    ]  # fmt: skip
+    with raises_naming(foveate.UserError, tmp_path / "nowhere", "no such folder"):
+        open_served(tmp_path / "nowhere")
+    with raises_naming(foveate.UserError, root, "model", root / "model"):
+        open_served(root)
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "initial"}))
+    with raises_naming(foveate.UserError, tmp_path, "initial", "multimodal"):
+        open_served(tmp_path)
