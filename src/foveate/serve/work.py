@@ -167,7 +167,7 @@ class ModelWorker:
             elif left:
                 for row, reply in zip(left, self.adapter.answer([row.call for row in left]), strict=True):
                     row.end(reply)
-        except Exception as error:
+        except (MemoryError, RuntimeError) as error:  # torch's OutOfMemoryError is one
             if _is_out_of_memory(error) and "torch" in sys.modules:
                 # Only then can the halves use the memory that the failed batch has left reserved.
                 sys.modules["torch"].cuda.empty_cache()
