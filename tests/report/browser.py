@@ -19,6 +19,7 @@ NEEDED = [
 ]
 PROBE = """<script>
 addEventListener("load", () => {
+  const height = document.querySelector("footer").getBoundingClientRect().bottom;
   for (const one of document.querySelectorAll("details")) one.open = true;
   const wide = document.documentElement.clientWidth;
   const inside = (e) => { for (let p = e.parentElement; p; p = p.parentElement) {
@@ -33,7 +34,7 @@ addEventListener("load", () => {
   const cut = charts.flatMap((chart) => [...chart.querySelectorAll("text")]
     .filter((t) => box(t).right > box(chart).right + 1 || box(t).left < box(chart).left - 1 ||
       box(t).top < box(chart).top - 1 || box(t).bottom > box(chart).bottom + 1).map((t) => t.textContent));
-  parent.postMessage(JSON.stringify({wide, scroll: document.documentElement.scrollWidth,
+  parent.postMessage(JSON.stringify({wide, height, scroll: document.documentElement.scrollWidth,
     outside: outside.slice(0, 5), loaded, cut,
     charts: charts.map((c) => [c.getAttribute("aria-label"), box(c).width, box(c).height])}), "*");
 });
@@ -49,12 +50,13 @@ class Seen:
     """What a page was found to be.
 
     Attributes:
-        wide, scroll: pixels of the window, and of what can be scrolled to.
+        wide, scroll: pixels of the window, and of what can be scrolled to. height: of the page while it is folded.
         outside: elements beyond the right edge. loaded: addresses. cut: labels that leave their chart.
         charts: their descriptions, widths and heights.
     """
 
     wide: int
+    height: float
     scroll: int
     outside: list[str]
     loaded: list[str]

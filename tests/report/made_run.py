@@ -149,9 +149,11 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
                 **({"box": pool[i][1][0][1]} if boxed else {}),
                 "caption": NOISY[int(i) % len(NOISY)],
                 "score": float(0.9 - 0.1 * rank),
-                "right": bool(random.random() < 0.6),
+                "right": right,
+                "related": not right and rank % 2 == 0,
             }
             for rank, i in enumerate(picked)
+            for right in [bool(random.random() < 0.6)]
         ]
 
     searches = []

@@ -14,7 +14,9 @@ import made_run
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.report import render
+from foveate.report import numbers, render
+from foveate.report.page import unbroken
+from foveate.report.pages.tour import summarize
 from foveate.report.render import kinds
 from naming import raises_naming
 
@@ -115,7 +117,7 @@ def test_tour_page_says_what_matters(tour_html: str) -> None:
         "commit 0123456789ab",
         "seed 0",
         "1.5 million trained parameters",
-        "foveate locate my-model photo.jpg",
+        "foveate locate runs/mine/model photo.jpg",
     ):
         assert piece in text, piece
 
@@ -129,10 +131,58 @@ def test_right_and_wrong_answers_are_counted_and_marked(tour: tuple[Path, dict[s
         chosen = [a["right"] == a["chosen"] for a in result["choose"] if a["slice"] == slice_]
         assert f"{sum(chosen)} of {len(chosen)} right" in text
     missed = sum(a["iou"]["head"] < 0.5 for a in result["locate"])
-    assert len(re.findall(r"</svg>missed</span>", tour_html)) == missed
-    hits = [hit["right"] for s in result["searches"] for found in s["results"].values() for hit in found]
-    assert tour_html.count('aria-label="wrong"') == hits.count(False)
-    assert tour_html.count('aria-label="right"') == hits.count(True)
+    every_answer = tour_html.split("<summary>Where is …?")[1].split("</details>")[0]
+    assert len(re.findall(r"</svg>missed</span>", every_answer)) == missed
+    hits = [
+        (hit["right"], hit["related"]) for s in result["searches"] for found in s["results"].values() for hit in found
+    ]
+    every_search = tour_html.split("<summary>Everything that was searched")[1].split("</details>")[0]
+    assert every_search.count('aria-label="the very one"') == hits.count((True, False)) > 0
+    assert every_search.count('aria-label="the right kind"') == hits.count((False, True)) > 0
+    assert every_search.count('aria-label="wrong"') == hits.count((False, False)) > 0
+
+
+def test_the_page_asks_before_it_tells_what_was_trained(tour_html: str) -> None:
+    order = ["yours", "search", "trained", "cost", "limits"]
+    places = [tour_html.index(f'aria-labelledby="{name}"') for name in order]
+    assert places == sorted(places)
+    section = tour_html[places[1] : places[2]]
+    assert section.index('class="legend"') < section.index('class="row'), "the key stands before the symbols"
+    # What is visible are the first queries, whatever was found.
+    visible = section.split("<details")[0]
+    assert [text for text in ("a red kite in the sky", "boats") if f"“{text}”" in visible] == [
+        "a red kite in the sky",
+        "boats",
+    ]
+    assert visible.count("<li") == 4 * 6
+
+
+def test_a_tour_in_five_lines_and_in_progress(tour: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    result = copy.deepcopy(tour[1])
+    tally = {"model": "cloc", "n": 40, "right": 15, "related": 6, "chance_right": 0.05, "chance_related": 0.075}
+    lines = summarize({**result, "search_tallies": [tally, {**tally, "model": "clip", "right": 16}]})
+    assert lines == [
+        "search: 21 of 40 first results are the very one (15) or the right kind (6) "
+        "(images drawn at random: 5. CLIP baseline: 22)",
+        lines[1],
+        "all parts: 5 min 46 s, 2.7 GB of memory",
+    ]
+    assert lines[1].startswith("boxes: 46% ")
+    assert "CLOC, shuffled boxes: 9%" in lines[1]
+    page = render(made_run.write_run(tmp_path, {"kind": "tour", "running": True, "seconds": {"ask": 9.0}}))
+    text = Reader(page.read_text("utf-8")).text
+    assert "is being trained now" in text
+    assert "What was trained just now" not in text
+
+
+def test_long_commands_wrap_and_no_zero_is_negative() -> None:
+    assert unbroken("foveate ask <a> --image-out where.png\nb") == (
+        "<span>foveate</span> <span>ask</span> <span>&lt;a&gt;</span> <span>--image-out</span> <span>where.png</span>\n"
+        "<span>b</span>"
+    )
+    assert [numbers.decimal(value) for value in (-0.001, -0.5, 0.25, None)] == ["0.00", "−0.50", "0.25", "–"]
+    assert [numbers.signed(value, 1) for value in (-0.01, -0.5, 0.25, None)] == ["+0.0", "−0.5", "+0.2", ""]
+    assert numbers.short(-0.0) == "0"
 
 
 def test_hostile_text_is_inert(tour: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -145,7 +195,8 @@ def test_hostile_text_is_inert(tour: tuple[Path, dict[str, Any]], tmp_path: Path
             region["phrase"] = hostile
     for answer in [*result["locate"], *result["choose"]]:
         answer.update(phrase=hostile, slice=hostile, data=hostile)
-    for search in result["searches"]:
+    result["plain_searches"] = copy.deepcopy(result["searches"][:2])
+    for search in [*result["searches"], *result["plain_searches"]]:
         search.update(data=hostile, note=hostile)
         search["query"]["text"] = hostile
         for found in search["results"].values():
@@ -215,6 +266,8 @@ def test_small_pages_say_their_content(tmp_path: Path) -> None:
         for kind in KINDS
     }
     assert "truncated image 3 a/<b>.jpg" in texts["inspect"]
+    assert texts["inspect"].index("As the model sees them") < texts["inspect"].index("What is in it")
+    assert "Images 12,842 Texts 19,420 Regions 16,861" in texts["inspect"]
     assert "<b>A boat</b> in Kiel" in texts["caption"]
     assert "ended early: the server is away" in texts["caption"].lower()
     assert "code fence 7" in texts["caption"]

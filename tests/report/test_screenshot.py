@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 from browser import NEEDED, browse, probe
 from PIL import Image
+from test_tour_ask_page import asked
+from test_tour_calibration_page import calibration
+from test_tour_captions_page import captions
+from test_tour_federated_page import federated
+from test_tour_video_page import video
 
 from foveate.report import render
 
@@ -27,6 +32,16 @@ def test_no_sideways_scrolling_on_a_phone_and_nothing_is_loaded(tmp_path: Path, 
     seen = probe(tmp_path, made(tmp_path, kind), width=390)
     assert seen.wide == 390
     assert seen.scroll <= 390, seen.outside
+    assert (seen.outside, seen.loaded, seen.cut) == ([], [], [])
+
+
+def test_a_whole_tour_is_short_while_it_is_folded(tmp_path: Path) -> None:
+    result = made_run.tour_result(tmp_path)
+    image = result["collection"]["examples"][0]["image"]
+    sections = {"ask": asked, "captions": captions, "video": video, "calibration": calibration, "federated": federated}
+    result |= {name: make(image) for name, make in sections.items()}
+    seen = probe(tmp_path, render(made_run.write_run(tmp_path, result)), width=1280)
+    assert 2000 < seen.height <= 9000
     assert (seen.outside, seen.loaded, seen.cut) == ([], [], [])
 
 

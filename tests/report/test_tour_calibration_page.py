@@ -41,6 +41,7 @@ def test_calibration_is_on_the_page(tmp_path: Path) -> None:
     assert section.count('class="is-wrong"') == 1
     assert section.count('<svg class="chart"') == 2
     assert 'href="#calibration"' in page
+    assert 'class="figure"' not in section, "the calibrated row is missing"
 
 
 def test_without_a_calibration_nothing_is_said(tmp_path: Path) -> None:

@@ -22,14 +22,24 @@ def captions(image: str) -> dict[str, Any]:
     values = [{"title": "AltText only", "value": 0.2}, {"title": "half AltText, half short captions", "value": 0.3}]
     encoder = {"measure": "searches", "images": 40, "trained_on": 1200, "captioned": 700, "steps": 120}
     encoder["values"] = values
-    return {"model": "m", "definition": "d", "examples": examples, "formats": [numbers], "encoder": encoder}
+    return {"model": "m", "definition": "d", "examples": examples, "formats": [numbers], "encoder": encoder} | {
+        "assertions": {"n": 30, "held": 24, "held_by_another_scene": 7}
+    }
 
 
 def test_captions_are_on_the_page(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
     image = result["collection"]["examples"][0]["image"]
     page = render(made_run.write_run(tmp_path, {**result, "captions": captions(image)})).read_text(encoding="utf-8")
-    for said in ("five kinds of text", "text of DSC+", "red boat of the pseudo-label", "mark-contradicted", "1 more"):
+    for said in (
+        "Captions in four formats",
+        "text of DSC+",
+        "red boat of the pseudo-label",
+        "mark-contradicted",
+        "3 more, the formats",
+        "24 of 30",
+        "judged by another scene’s truth: 7",
+    ):
         assert said in page
     for said in ("half AltText, half short captions", "30.0%", "1,200 training scenes", 'href="#captions"'):
         assert said in page
@@ -37,7 +47,7 @@ def test_captions_are_on_the_page(tmp_path: Path) -> None:
 
 def test_without_captions_nothing_is_said(tmp_path: Path) -> None:
     page = render(made_run.write_run(tmp_path, made_run.tour_result(tmp_path))).read_text(encoding="utf-8")
-    assert "five kinds of text" not in page
+    assert "Captions in four formats" not in page
 
 
 def test_unusable_captions_and_an_untrained_captioner_are_named(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def test_the_federated_part_is_on_the_page(tmp_path: Path) -> None:
     assert 'href="#federated"' in page
     section = page.split('id="federated"', 1)[1].split("</section>", 1)[0]
     assert section.count('<svg class="map"') == 6
-    for said in ("By kind", "By client", "By group", "Groups match &lt;little&gt;.", "Food &amp; &lt;b&gt;Drink",
+    for said in ("Images by kind", "44%", "Federated averaging: 44%",
+                 "By client", "By group", "Groups match &lt;little&gt;.", "Food &amp; &lt;b&gt;Drink",
                  "has images of one kind", "50% Objects", "images of 1 client ", "0.287", "82.3 MB",
                  "a surrogate fails (2 times)",
                  "97.0 kB from all of them", "measured on 279 images"):  # fmt: skip

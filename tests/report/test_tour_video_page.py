@@ -33,10 +33,10 @@ def test_a_clip_stands_on_the_page_with_truth_and_control(tmp_path: Path) -> Non
     section = section[: section.index("</section>")]
     assert "red &lt;b&gt;kite&lt;/b&gt;" in section
     assert "<b>kite" not in section
-    assert re.search(r"<b>66\.7\s?%</b>", section)
-    assert re.search(r"4\.1\s?% for the box of “whale”", section)
-    assert "<b>2 of 2</b> frames" in section
-    assert "from 0.5 to 1.5 s; 1.0 would by chance" in section
+    assert "overlaps the true one by 67%; that of “whale”, which is not in the clip, by 4%" in section
+    assert re.search(r'class="figure">2 of 2</p><p><span>frames with the highest cosine', section)
+    assert "by chance: 1.0" in section
+    assert "in sight from 0.5 to 1.5 s" in section
     assert section.count("<figure>") == 2
     assert section.count("box-truth") == 1
     assert section.count("out of sight") == 1

@@ -21,10 +21,13 @@ from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.report.words import in_short
 from foveate.studies.questions import (
+    PLAIN_QUERIES,
     Album,
+    PlainQuery,
     box_searches,
     choice_questions,
     image_searches,
+    plain_searches,
     where_questions,
     word_searches,
 )
@@ -159,6 +162,33 @@ def test_questions_are_drawn_by_the_seed_and_show_existing_images(
     json.dumps(asked)
 
 
+def test_plain_queries_are_judged_by_names_and_categories() -> None:
+    boat, food = PLAIN_QUERIES[:2]
+    assert (boat.text, food.text) == ("a boat", "something to eat")
+    assert boat.judge(frozenset({"red", "boat"}), ["person-sport"]) == (True, False)
+    assert boat.judge(frozenset({"steamboat"}), ["transport-ground"]) == (False, True)
+    assert boat.judge(frozenset({"kiwi"}), ["food-fruit"]) == (False, False)
+    assert food.judge(frozenset(), ["food/fruit"]) == food.judge(frozenset(), ["food-sweet"]) == (True, False)
+    assert food.judge(frozenset(), ["food/beverages/alcohol"]) == (False, True)
+    # A scene is the very thing if one of its things is.
+    assert food.judge(frozenset(), ["tool", "food"]) == (True, False)
+    assert food.judge(frozenset(), ["foodless"]) == (False, False)
+
+
+def test_plain_searches_count_their_results_beside_chance(album: tuple[Album, dict[str, Any]], tmp_path: Path) -> None:
+    shown, models = album
+    words, _ = shown.contents[0]
+    common = PlainQuery("a thing", words, (), ())
+    (search,), tallies = plain_searches(shown, models, [common])
+    assert set(search["results"]) == {"clip", "cloc"}
+    right = [common.judge(*content)[0] for content in shown.contents]
+    for tally in tallies:
+        hits = search["results"][tally["model"]]
+        assert (tally["n"], tally["right"]) == (len(hits), sum(hit["right"] for hit in hits))
+        assert tally["chance_right"] == pytest.approx(np.mean(right))
+        assert all((tmp_path / hit["image"]).is_file() for hit in hits)
+
+
 def test_where_and_which(album: tuple[Album, dict[str, Any]]) -> None:
     shown, _ = album
     places = where_questions(shown, "cloc", part="seen", count=4)
@@ -184,6 +214,8 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     assert result["kind"] == "tour"
     assert set(result["models"]) == {"clip", "cloc"}
     assert len(result["searches"]) == 12
+    assert len(result["plain_searches"]) == 8
+    assert [tally["n"] for tally in result["search_tallies"]] == [40, 40]
     assert len(result["locate"]) == 12
     data = {found["data"] for found in result["table"]}
     parts = {"scenes, seen concepts", "scenes, unseen concepts", "scenes, unseen kinds"}
@@ -220,6 +252,8 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     assert "<html" in page
     assert "Fine-tuned on half of the classes" in page
     assert 'id="ask"' in page
+    assert "is being trained now" not in page
+    assert "the shipped model's answers are on" in done.stderr
     assert "Eight clients, one map" in page
     for image in {question["image"] for question in result["locate"]}:
         assert (run / image).is_file()

@@ -146,7 +146,8 @@ class Hit(ResultModel):
     """One search result.
 
     Attributes:
-        kind: "images" or "regions". right: None where the truth is unknown.
+        kind: "images" or "regions". right: the very thing; None where the truth is unknown.
+        related: not the very thing, but of its kind.
         path: of the image file; "" where the collection holds a copy.
         z: standard deviations above random queries. text: BM25 share of the query's words.
     """
@@ -157,6 +158,7 @@ class Hit(ResultModel):
     caption: str = ""
     score: float | None = None
     right: bool | None = None
+    related: bool = False
     key: str = ""
     phrase: str = ""
     problem: str = ""

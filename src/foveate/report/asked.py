@@ -83,5 +83,5 @@ def asked_section(ask: TourAsk) -> dict[str, Any]:
         "r": ask,
         "scenes": [_card(scene, scene.questions) for scene in ask.scenes],
         "tallies": [tally_text(tally) for tally in ask.tallies if tally.n],
-        "chart": curve(ask.training),
+        "chart": curve(ask.training) if ask.training else None,
     }

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from foveate.adapt.results import CalibrateResult
 from foveate.core.results import ResultModel
 from foveate.report.charts import Series, line_chart, plot
+from foveate.report.numbers import signed as signed
 from foveate.report.tradeoff import Mark, tradeoff_chart
 
 COLUMNS = (
@@ -21,11 +22,6 @@ COLUMNS = (
 NCM = (("Y/Y", "nearest class mean of the features, without the head"), ("U/U", "the same among absent classes"))
 CURVE_TITLES = {"before": "pre-trained", "after": "fine-tuned"}
 VERDICTS = {"level": "the level is off", "damaged": "features damaged", "nothing": "nothing to repair", "unknown": ""}
-
-
-def signed(value: float | None) -> str:
-    """Format `+4.30` with a true minus sign; "" for None."""
-    return "" if value is None else f"{value:+.2f}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:

@@ -60,11 +60,19 @@ class EncoderNumbers(ResultModel):
     values: list[EncoderValue]
 
 
+class AssertionTotals(ResultModel):
+    """How many of `n` assertions the scene supports, and how many another scene does: the control."""
+
+    n: int
+    held: int
+    held_by_another_scene: int
+
+
 class TourCaptions(ResultModel):
     """The tour's captions.
 
     Attributes:
-        reads_requests: the model was trained on caption requests.
+        reads_requests: the model was trained on caption requests. assertions: of the model's own captions.
     """
 
     model: str
@@ -72,4 +80,5 @@ class TourCaptions(ResultModel):
     definition: str
     examples: list[CaptionedImage]
     formats: list[FormatNumbers]
+    assertions: AssertionTotals | None = None
     encoder: EncoderNumbers

@@ -25,6 +25,20 @@ def rounded_percent(value: float | None) -> str:
     return percent(value, digits=1 if small else 0)
 
 
+def decimal(value: float | None, digits: int = 2) -> str:
+    """Format a number with a true minus sign and without a negative zero, None as a dash."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """Format `+4.30` with a true minus sign; "" for None."""
+    text = decimal(value, digits)
+    return "" if value is None else text if text.startswith("−") else f"+{text}"
+
+
 def measure(value: float | None, *, unit: str = "fraction", digits: int = 1) -> str:
     """Format a table value: fractions as percentages, everything else as a number with its unit."""
     if unit == "fraction" or value is None or not math.isfinite(value):
@@ -59,7 +73,7 @@ def short(value: float) -> str:
     """Format an axis label: at most four significant digits, thousands as k."""
     if value != 0 and abs(value) >= 10_000:
         return f"{value / 1000:g}k"
-    return f"{value:.4g}"
+    return f"{value + 0.0:.4g}"  # + 0.0 makes a zero of a negative one
 
 
 def size_words(count: int) -> str:

@@ -46,6 +46,8 @@ def environment() -> Environment:
         percent=numbers.percent,
         rounded=numbers.rounded_percent,
         measure=numbers.measure,
+        decimal=numbers.decimal,
+        signed=numbers.signed,
         duration=numbers.duration,
         millions=numbers.millions,
         source=words.source,
@@ -55,6 +57,7 @@ def environment() -> Environment:
         slice_name=words.slice_name,
         stage=words.stage,
         plain=words.plain,
+        unbroken=unbroken,
     )
     functions: dict[str, Any] = {
         "interval": numbers.interval,
@@ -64,6 +67,12 @@ def environment() -> Environment:
     }
     env.globals.update(functions)
     return env
+
+
+def unbroken(text: str) -> Markup:
+    """Keep every word of a command in one line: browsers break lines behind a hyphen, also in `--option`."""
+    lines = [[Markup("<span>{}</span>").format(word) for word in line.split(" ")] for line in text.split("\n")]
+    return Markup("\n").join(Markup(" ").join(spans) for spans in lines)
 
 
 def _source_hash(text: str) -> str:

@@ -39,6 +39,7 @@ def simple_page(title: str, *, eyebrow: str, **blocks: Any) -> Page:
         "default": "head",
         "which": [],
         "samples": [],
+        "samples_first": False,
         "samples_title": "As the model sees them",
         "samples_note": "Records after preprocessing: cropped, scaled and padded, with their boxes moved along.",
         "quarantine": None,
@@ -50,5 +51,7 @@ def simple_page(title: str, *, eyebrow: str, **blocks: Any) -> Page:
     # An empty quarantine is a result, too: nothing was refused.
     empty_but_shown = ["quarantine"] if context["quarantine"] is not None else []
     visible = [entry for key, entry in SECTIONS.items() if context[key] or key in empty_but_shown]
+    if context["samples_first"]:
+        visible.sort(key=lambda section: section != SECTIONS["samples"])
     context.update(eyebrow=eyebrow, sections=visible, overlay=Overlay)
     return Page("simple.html.j2", title, context)

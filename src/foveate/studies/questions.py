@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,66 @@ from foveate.pretrain.evaluate import baseline_boxes
 from foveate.records.boxes import intersection_over_union
 from foveate.records.collection import Collection
 from foveate.records.images import save_thumbnail
+from foveate.records.text import split_words
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 
 NUM_HITS = 5
+
+
+@dataclass(frozen=True)
+class PlainQuery:
+    """A query as a person types it, with what makes a result the very thing or of the right kind.
+
+    Attributes:
+        names: words of titles and keywords. exact, kinds: subcategories with all below them ("food/fruit" is below
+            "food", "food-fruit" below "food-"). besides: subcategories that are only of the right kind.
+    """
+
+    text: str
+    names: frozenset[str]
+    exact: tuple[str, ...]
+    kinds: tuple[str, ...]
+    besides: tuple[str, ...] = ()
+
+    def judge(self, terms: frozenset[str], subcategories: Sequence[str]) -> tuple[bool, bool]:
+        """Return whether an image with these terms and subcategories is the very thing, else of the right kind."""
+        exact = [name for name in subcategories if _is_below(name, self.exact) and not _is_below(name, self.besides)]
+        right = bool(self.names & terms or exact)
+        return right, not right and any(_is_below(name, self.kinds) for name in subcategories)
+
+
+def _is_below(subcategory: str, prefixes: Sequence[str]) -> bool:
+    return any(
+        subcategory == prefix or subcategory.startswith(prefix if prefix.endswith("-") else f"{prefix}/")
+        for prefix in prefixes
+    )
+
+
+def _query(text: str, names: str, exact: str, kinds: str, besides: str = "") -> PlainQuery:
+    return PlainQuery(
+        text, frozenset(names.split()), tuple(exact.split()), tuple(kinds.split()), tuple(besides.split())
+    )
+
+
+# The texts were written before any of them was run; the page opens with the first.
+PLAIN_QUERIES = (
+    _query(
+        "a boat",
+        "boat boats rowboat sailboat motorboat speedboat ship ferry yacht canoe kayak",
+        "",
+        "transportation transport-",
+    ),
+    _query(
+        "something to eat", "food meal", "food food-", "drink dishware food/beverages animal-marine", "food/beverages"
+    ),
+    _query("a bird", "bird birds", "animals/birds animal-bird", "animals animal- cat-face monkey-face"),
+    _query("a flower", "flower flowers blossom", "plants/flowers plant-flower", "plants plant-"),
+    _query("a happy face", "happy smile smiling grinning laughing", "face-smiling", "face- people/smilies emotion"),
+    _query("something to wear", "clothes clothing", "clothing people/clothing", "people person-"),
+    _query("a musical instrument", "instrument", "musical-instrument", "recreation/music music sound"),
+    _query("a car", "car cars automobile taxi cab", "", "transportation transport-"),
+)
 
 
 class Album:
@@ -30,6 +88,44 @@ class Album:
         self.collection, self.run, self.embedded, self.seed = collection, run, embedded, seed
         self.any = next(iter(embedded.values()))
         self.sources: NDArray[Any] = collection.label_values("source")[self.any.rows]
+
+    @cached_property
+    def subcategory_of(self) -> dict[str, str]:
+        """Map concept to subcategory, as the single drawings of the collection have it."""
+        concepts, subcategories = (self._labels(name) for name in ("concept", "subcategory"))
+        return {str(concept): str(name) for concept, name in zip(concepts, subcategories, strict=True) if concept}
+
+    @cached_property
+    def subcategories(self) -> NDArray[Any]:
+        """Subcategory of each evaluated image; "" of a scene."""
+        return self._labels("subcategory")[self.any.rows]
+
+    def _labels(self, field: str) -> NDArray[Any]:
+        """Return the values of a label field for all rows, "" where the collection has no such field."""
+        if field not in self.collection.table("labels")["field"].to_pylist():
+            return np.full(len(self.collection), "", dtype=object)
+        return self.collection.label_values(field)
+
+    @cached_property
+    def contents(self) -> list[tuple[frozenset[str], list[str]]]:
+        """Words and subcategories of each evaluated image: its title and keywords, and those of what a scene shows."""
+        regions: dict[int, list[int]] = {}
+        for index, position in enumerate(self.any.image_R.tolist()):
+            regions.setdefault(position, []).append(index)
+        contents = []
+        for position, row in enumerate(self.any.rows.tolist()):
+            texts, names = [], []
+            if subcategory := str(self.subcategories[position] or ""):
+                captions = self.collection.read_captions(row)
+                texts = [caption.text for caption in captions if caption.kind in ("title", "keywords")]
+                names = [subcategory]
+            else:
+                # By the regions: the AltText of a scene is noise on purpose.
+                regions_of_image = [self.any.regions[index] for index in regions.get(position, [])]
+                texts = [region.phrase for region in regions_of_image]
+                names = [self.subcategory_of.get(region.label or "", "") for region in regions_of_image]
+            contents.append((frozenset(word for text in texts for word in split_words(text)), names))
+        return contents
 
     def image(self, position: int) -> str:
         """Save the thumbnail of an evaluated image; return its path relative to the run folder."""
@@ -55,8 +151,52 @@ def _best(scores_N: NDArray[np.floating[Any]], places: NDArray[np.int64]) -> lis
     return [(int(places[index]), float(scores_N[index])) for index in order]
 
 
+def plain_searches(
+    album: Album, models: dict[str, LocalizingModel], queries: Sequence[PlainQuery] = PLAIN_QUERIES
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Search all held-out images by plain queries; return the searches, and how many results of each model are right.
+
+    The control is an image drawn at random: as many would be right in a search that reads nothing.
+    """
+    searches: list[dict[str, Any]] = []
+    everything = np.arange(len(album.any.rows))
+    verdicts = [[query.judge(*content) for content in album.contents] for query in queries]
+    vectors = {name: normalize(embed_phrases(model, [query.text for query in queries]).numpy())
+               for name, model in models.items()}  # fmt: skip
+    for number, query in enumerate(queries):
+        results = {}
+        for name in models:
+            results[name] = [
+                {
+                    "image": album.image(position),
+                    "caption": album.caption(position),
+                    "score": score,
+                    "right": verdicts[number][position][0],
+                    "related": verdicts[number][position][1],
+                }
+                for position, score in _best(album.embedded[name].image_NE @ vectors[name][number], everything)
+            ]
+        searches.append({"query": {"kind": "text", "text": query.text}, "data": "held out", "results": results})
+    tallies = [
+        {
+            "model": name,
+            "n": len(hits),
+            "right": sum(hit["right"] for hit in hits),
+            "related": sum(hit["related"] for hit in hits),
+            "chance_right": float(np.mean([[right for right, _ in row] for row in verdicts])),
+            "chance_related": float(np.mean([[related for _, related in row] for row in verdicts])),
+        }
+        for name in models
+        for hits in [[hit for search in searches for hit in search["results"][name]]]
+    ]
+    return searches, tallies
+
+
 def word_searches(album: Album, models: dict[str, LocalizingModel], *, source: str, count: int) -> list[dict[str, Any]]:
-    """Search held-out images of a source by their own texts; right are images with that text."""
+    """Search held-out images of a source by their own texts; right are images with that text.
+
+    Of the right kind are images of the same subcategory.
+    """
     places = np.flatnonzero(album.sources == source)
     searches = []
     for position in album.draw(places, count, f"words {source}"):
@@ -71,6 +211,8 @@ def word_searches(album: Album, models: dict[str, LocalizingModel], *, source: s
                     "caption": album.caption(other),
                     "score": score,
                     "right": album.caption(other) == text,
+                    "related": album.caption(other) != text
+                    and bool(album.subcategories[other] == album.subcategories[position]),
                 }
                 for other, score in hits
             ]
@@ -94,6 +236,10 @@ def image_searches(album: Album, names: Sequence[str], *, source: str, field: st
                     "caption": album.caption(other),
                     "score": score,
                     "right": bool(labels[other] == labels[position]),
+                    "related": bool(
+                        labels[other] != labels[position]
+                        and album.subcategories[other] == album.subcategories[position]
+                    ),
                 }
                 for other, score in _best(image_NE[others] @ image_NE[position], others)
             ]
@@ -111,6 +257,7 @@ def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -
     # A concept that occurs once has no right answer among the other boxes.
     often = set(values[counts > 1])
     slice_R = np.array([region.slice for region in seen.regions], dtype=object)
+    kind_R = [album.subcategory_of.get(region.label or "", "") for region in seen.regions]
     candidates = np.array([i for i, region in enumerate(seen.regions) if region.label in often and slice_R[i] == part])
     if not len(candidates):
         return []
@@ -127,6 +274,7 @@ def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -
                     "caption": seen.regions[other].phrase,
                     "score": score,
                     "right": bool(label_R[other] == label_R[index]),
+                    "related": bool(label_R[other] != label_R[index] and kind_R[other] == kind_R[index] != ""),
                 }
                 for other, score in _best(unit_RE[others] @ unit_RE[index], others)
             ]

@@ -272,7 +272,7 @@ class TourAsk(ResultModel):
     description: str = ""
     scenes: list[AskedScene]
     tallies: list[AskedTally]
-    training: LearningCurve
+    training: LearningCurve | None = None
 
 
 class TourFrame(ResultModel):
@@ -353,8 +353,23 @@ class TourSpecies(ResultModel):
     digits: int
 
 
+class SearchTally(ResultModel):
+    """How many of `n` results of plain queries are the very thing (`right`), or of the right kind (`related`).
+
+    Attributes:
+        chance_right, chance_related: shares of all images searched that are, the mean over the queries.
+    """
+
+    model: str
+    n: int
+    right: int
+    related: int
+    chance_right: float
+    chance_related: float
+
+
 class TourResult(RunResult):
-    """result.json of the tour."""
+    """result.json of the tour; while it is `running`, what the shipped model answered."""
 
     title: str = "The Foveate tour"
     seed: int | None = None
@@ -364,11 +379,14 @@ class TourResult(RunResult):
     machine: Machine = Machine()
     version: str = ""
     commit: str | None = None
-    collection: TourCollection
+    running: bool = False
+    collection: TourCollection | None = None
     curves: dict[str, list[dict[str, Any]]] = {}
     models: dict[str, TourModel] = {}
     columns: list[Column] = []
     table: list[Row] = []
+    plain_searches: list[Search] = []
+    search_tallies: list[SearchTally] = []
     searches: list[Search] = []
     locate: list[LocatedPhrase] = []
     choose: list[BoxChoice] = []

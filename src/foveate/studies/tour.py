@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,13 @@ from foveate.studies.questions import (
     box_searches,
     choice_questions,
     image_searches,
+    plain_searches,
     where_questions,
     word_searches,
 )
 from foveate.studies.results import TourResult
 from foveate.studies.settings import TourSettings
-from foveate.studies.tour_ask import RECIPE, tour_ask
+from foveate.studies.tour_ask import RECIPE, ask_shipped, train_briefly
 from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
 from foveate.studies.tour_captions import ENCODER, sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
@@ -111,14 +112,17 @@ def tour(
     seed: int = 0,
     device: str | None = None,
     command: list[str] | None = None,
+    on_first_answers: Callable[[Path], object] = lambda path: None,
 ) -> Path:
-    """Build the collection, run all parts and write result.json; return the run folder.
+    """Ask the shipped model, build the collection, run all parts and write result.json; return the run folder.
 
     Repeated with the same arguments, it resumes.
 
     Args:
         settings: numbers of trainings, scenes and steps.
         seed: of the first training of each model; the others have `seed` + 1, ...
+        on_first_answers: called with the run folder once result.json has what the shipped model answers, before
+            anything is trained. A finished tour that is repeated keeps its result until the end.
 
     Raises:
         UserError: a recipe of the tour is missing; before anything is written.
@@ -130,7 +134,14 @@ def tour(
     seeds, steps, test_scenes = settings.seeds, settings.steps, settings.test_scenes
     clock = Clock()
     run = RunFolder.create(run_path, command=command)
-    say("1 of 10: build the collection of built-in images")
+    say("1 of 11: ask the shipped model")
+    ask = ask_shipped(run, device=device)
+    clock.lap("ask")
+    if not (run.path / "result.json").is_file():
+        first_answers = {**_about(seed, seeds, command), "running": True, "ask": ask, "seconds": clock.total()}
+        run.write_result(parse_result(TourResult, first_answers).to_json())
+        on_first_answers(run.path)
+    say("2 of 11: build the collection of built-in images")
     build_tour_collection(
         run.path / "collection",
         train_scenes=settings.scenes,
@@ -149,22 +160,22 @@ def tour(
         tables.append(answers.table)
         first = first or answers
     assert first is not None
-    say("4 of 10: search and locate")
+    say("5 of 11: search and locate")
     result = _result(collection, run, first, tables, seed, seeds, command)
     clock.lap("questions")
-    say("5 of 10: find a thing in a clip")
+    say("6 of 11: find a thing in a clip")
     result["video"] = tour_video(run, first.models["cloc"], seed=seed)
     clock.lap("video")
-    say("6 of 10: ask the shipped model, train one for half a minute")
-    result["ask"] = tour_ask(collection, run, seed=seed, device=device, steps=steps)
-    clock.lap("ask")
+    say("7 of 11: train a multimodal model for half a minute")
+    result["ask"] = {**ask, "training": train_briefly(collection, run, seed=seed, device=device, steps=steps)}
+    clock.lap("mllm")
     locator = first.trained["cloc"].model_folder
     assert locator is not None
-    say("7 of 10: captions: the shipped model writes five kinds of text, an encoder is trained on some")
+    say("8 of 11: captions: the shipped model writes five kinds of text, an encoder is trained on some")
     sizes = sizes_of(settings.scenes, steps)
     result["captions"] = tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes)
     clock.lap("captions")
-    say("8 of 10: calibration: fine-tune a network on half of its classes, bring the others back")
+    say("9 of 11: calibration: fine-tune a network on half of its classes, bring the others back")
     encoder = first.models["cloc"].image_encoder
     assert isinstance(encoder, Lite0Encoder), "of the tour's recipes"
     result["calibration"] = tour_calibration(
@@ -177,13 +188,13 @@ def tour(
         epochs=short_epochs(steps),
     )
     clock.lap("calibration")
-    say("9 of 10: federated: cluster and map emoji of eight clients")
+    say("10 of 11: federated: cluster and map emoji of eight clients")
     emoji_features = run.path / FOLDER / "features.npz"
     result["federated"] = tour_federated(
         collection, run, features=emoji_features, seed=seed, rounds=None if steps is None else FEW_ROUNDS
     )
     clock.lap("federated")
-    say("10 of 10: camera traps: recognize animals at cameras that no training image is from")
+    say("11 of 11: camera traps: recognize animals at cameras that no training image is from")
     result["species"] = tour_species(run, seed=seed, device=device, size=FULL if steps is None else SHORT)
     clock.lap("species")
     result["seconds"] = clock.total()
@@ -216,8 +227,8 @@ def _train_and_evaluate(
     collection: Collection, run: RunFolder, seed: int, steps: int | None, device: str | None, clock: Clock
 ) -> Answers:
     models, embedded, trained, tables = {}, {}, {}, []
-    for number, (name, recipe) in enumerate(RECIPES.items(), start=2):
-        say(f"{number} of 10: {TITLES[name][0]}, seed {seed}")
+    for number, (name, recipe) in enumerate(RECIPES.items(), start=3):
+        say(f"{number} of 11: {TITLES[name][0]}, seed {seed}")
         overrides = [f"training.seed={seed}"]
         if steps is not None:
             overrides += [f"training.steps={steps}", f"training.warmup_steps={min(50, steps // 10)}"]
@@ -306,6 +317,26 @@ def _commit() -> str | None:
     return process.stdout.strip()
 
 
+def _about(seed: int, seeds: int, command: list[str] | None) -> dict[str, Any]:
+    """Return what a result says about its run."""
+    import torch
+
+    return {
+        "kind": "tour",
+        "seed": seed,
+        "seeds": list(range(seed, seed + seeds)),
+        "interval": "95 % intervals, bootstrap over images" if seeds == 1 else f"95 % t-intervals over {seeds} seeds",
+        "machine": {
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "version": __version__,
+        "commit": _commit(),
+        "command": command or [sys.argv[0]],
+    }
+
+
 def _result(
     collection: Collection,
     run: RunFolder,
@@ -315,8 +346,6 @@ def _result(
     seeds: int,
     command: list[str] | None,
 ) -> dict[str, Any]:
-    import torch
-
     album = Album(collection, run.path, answers.embedded, seed)
     names = list(answers.models)
     sources = collection.label_values("source")
@@ -335,19 +364,9 @@ def _result(
         sample_rows(collection, count=count, seed=seed, split="train", where={"source": source})
         for source, count in (("clipart", 8), ("emoji", 4), ("scenes", 8))
     ]
+    plain, search_tallies = plain_searches(album, answers.models)
     return {
-        "kind": "tour",
-        "seed": seed,
-        "seeds": list(range(seed, seed + seeds)),
-        "interval": "95 % intervals, bootstrap over images" if seeds == 1 else f"95 % t-intervals over {seeds} seeds",
-        "machine": {
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "version": __version__,
-        "commit": _commit(),
-        "command": command or [sys.argv[0]],
+        **_about(seed, seeds, command),
         "collection": {
             "name": collection.name,
             "images": {str(item): int((sources == item).sum()) for item in sorted(set(sources))},
@@ -372,6 +391,8 @@ def _result(
         },
         "columns": COLUMNS,
         "table": tour_table(table),
+        "plain_searches": plain,
+        "search_tallies": search_tallies,
         "searches": searches,
         "locate": [question for part in PARTS for question in where_questions(album, "cloc", part=part, count=4)],
         "choose": [question for part in PARTS for question in choice_questions(album, "cloc", part=part, count=4)],

@@ -37,15 +37,8 @@ NUM_MEASURED = 128  # held-out scenes of the curve: more would take as long as t
 EVALUATE_EVERY = 26
 
 
-def tour_ask(
-    collection: Collection, run: RunFolder, *, seed: int, device: str | None = None, steps: int | None = None
-) -> dict[str, Any]:
-    """Ask the shipped model about the first test scenes, train one for half a minute; return the result for the page.
-
-    Args:
-        collection: of the tour; its scenes are trained on.
-        steps: of the training; the recipe's by default.
-    """
+def ask_shipped(run: RunFolder, *, device: str | None = None) -> dict[str, Any]:
+    """Ask the shipped model about the first test scenes; return the result for the page, without a training."""
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
     model = open_mllm(MODEL, device=device)
@@ -62,11 +55,7 @@ def tour_ask(
     finally:
         data.close()
     return TourAsk(
-        model=MODEL,
-        description=model.describe(),
-        scenes=scenes,
-        tallies=_tally(data.questions, rows),
-        training=_train(collection, folder / "training", seed=seed, device=device, steps=steps),
+        model=MODEL, description=model.describe(), scenes=scenes, tallies=_tally(data.questions, rows)
     ).to_json()
 
 
@@ -151,7 +140,15 @@ def _tally(questions: Sequence[SuiteQuestion], rows: Mapping[str, Any]) -> list[
     return tallies
 
 
-def _train(collection: Collection, folder: Path, *, seed: int, device: str | None, steps: int | None) -> LearningCurve:
+def train_briefly(
+    collection: Collection, run: RunFolder, *, seed: int, device: str | None = None, steps: int | None = None
+) -> dict[str, Any]:
+    """Train such a model for half a minute on the tour's scenes; return its curve for the page.
+
+    Args:
+        steps: of the training; the recipe's by default.
+    """
+    folder = run.path / FOLDER / "training"
     recipe = load(MllmRecipe, RECIPE)
     (stage,) = recipe.stages
     steps = min(steps or stage.training.steps, stage.training.steps)
@@ -181,4 +178,4 @@ def _train(collection: Collection, folder: Path, *, seed: int, device: str | Non
             for row in points
             if row.get("eval_nearest") is not None
         ],
-    )
+    ).to_json()

@@ -101,7 +101,7 @@ def tour_captions(
     captioner = open_captioner(FoveateSettings(device=device))
     assert isinstance(captioner, MllmCaptioner), "the shipped model is a folder of ours"
     rows = _scenes(collection, "test", sizes.num_examples, seed)
-    examples, counts = _examples(captioner, collection, rows, run.path, locator, device)
+    examples, counts, assertions = _examples(captioner, collection, rows, run.path, locator, device)
     encoder = _encoders(captioner, collection, run, seed=seed, device=device, sizes=sizes)
     return {
         "model": captioner.model,
@@ -109,6 +109,7 @@ def tour_captions(
         "definition": DEFINITION,
         "examples": examples,
         "formats": counts,
+        "assertions": assertions,
         "encoder": encoder,
     }
 
@@ -142,8 +143,11 @@ def _examples(
     run: Path,
     locator: Path,
     device: str | None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return images with all texts judged by the truth and pseudo-labeled regions, and means per format."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]:
+    """Return images with all texts judged by the truth and pseudo-labeled regions, means per format, and totals.
+
+    The totals are over the model's own captions, with their control: the same assertions judged by another scene.
+    """
     captions, unusable = _write_captions(captioner, collection, rows, CAPTION_KINDS)
     labeled = _regions(
         collection, {row: captions_of_row.get("dsc", "") for row, captions_of_row in captions.items()}, locator, device
@@ -151,8 +155,10 @@ def _examples(
     truths = SceneTruths(collection)
     examples, verdicts = [], {kind: list[list[str]]() for kind in ("alt", *CAPTION_KINDS)}
     lengths: dict[str, list[int]] = {kind: [] for kind in verdicts}
+    totals = {"n": 0, "held": 0, "held_by_another_scene": 0}
     for number, row in enumerate(rows.tolist()):
         truth = truths.get(row)
+        other_truth = truths.get(int(rows[(number + 1) % len(rows)])) if len(rows) > 1 else None
         alt = next((caption.text for caption in collection.read_captions(row) if caption.kind == "alt"), "")
         texts = {"alt": alt, **captions.get(row, {})}
         texts_of_image = []
@@ -160,6 +166,10 @@ def _examples(
             assertions = split(texts[kind])
             judged = judge_assertions(assertions, truth) if truth else []
             verdicts[kind].append(judged)
+            if kind != "alt" and truth and other_truth:
+                totals["n"] += len(judged)
+                totals["held"] += judged.count("supported")
+                totals["held_by_another_scene"] += judge_assertions(assertions, other_truth).count("supported")
             lengths[kind].append(count_clip_tokens(texts[kind]))
             marked = [{"text": a, "verdict": v} for a, v in zip(assertions, judged, strict=True)]
             texts_of_image.append(
@@ -178,7 +188,7 @@ def _examples(
             metrics = assertion_metrics(judged)
             count |= {"tokens": float(np.mean(lengths[kind])), "ana": metrics["ana"], "held": metrics["accuracy_micro"]}
         counts.append(count)
-    return examples, counts
+    return examples, counts, totals
 
 
 def _regions(

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
 from foveate.core.runs import RunFolder
-from foveate.core.seeds import generator
+from foveate.core.seeds import generator, uniform
 from foveate.records.images import save_thumbnail
 from foveate.records.survey.survey import Survey
 from foveate.records.traps import TrapSettings, build_traps, load_world
 from foveate.records.traps.kinds import KINDS
 from foveate.species.decide_results import decide_results
 from foveate.species.decisions import Stages, decide, prepare_stages
-from foveate.species.evaluate import Truth, judge, match_truth, read_truth
+from foveate.species.evaluate import Truth, match_truth, read_truth
 from foveate.species.folder import open_species
 from foveate.species.predict import predict
 from foveate.species.predictions import Predictions
@@ -144,8 +144,8 @@ def show_image(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Take the event of one image through every stage; it is one that the stages turned from wrong to right."""
-    decision = _choose_event(predictions, truth)
+    """Take the event of one image through every stage; it is drawn by the seed among those with an animal."""
+    decision = _draw_event(predictions, truth, seed)
     positions = [predictions.collection_keys.index(key) for key in decision["keys"]]
     rows = predictions.rows[positions]
     classes, taxa = predictions.classes, predictions.taxa
@@ -195,20 +195,18 @@ def _event_label(truth: Truth, positions: list[int]) -> str:
     return next((label for label in labels if label not in ("", "blank")), labels[0])
 
 
-def _choose_event(predictions: Predictions, truth: Truth) -> dict[str, Any]:
-    """Return the decision that the stages helped most: wrong before, right after, named as exactly as possible."""
+def _draw_event(predictions: Predictions, truth: Truth, seed: int) -> dict[str, Any]:
+    """Draw the decision of an event with an animal: whatever was answered, right or wrong."""
     index = {key: position for position, key in enumerate(predictions.collection_keys)}
-    rated = []
-    for decision in predictions.decisions.to_pylist():
-        label = _event_label(truth, [index[key] for key in decision["keys"]])
-        if label == "blank":
-            continue
-        before = json.loads(decision["source"])[0]["answer"]
-        right = [judge(answer, label, predictions.taxa) for answer in (before, decision["name"])]
-        rated.append((right[1][1] - right[0][1], right[1][0] - right[0][0], len(decision["keys"]), decision))
-    if not rated:
+    animals = [
+        decision
+        for decision in predictions.decisions.to_pylist()
+        if _event_label(truth, [index[key] for key in decision["keys"]]) != "blank"
+    ]
+    if not animals:
         raise UserError(f"{predictions.folder}: no event has an animal; use more images")
-    return max(rated, key=lambda entry: entry[:3])[3]
+    # By a number of each event: the draw does not depend on the order of decisions.
+    return min(animals, key=lambda decision: uniform("tour species event", seed, decision["keys"][0]))
 
 
 def _list_species(camera: str, known: Set[str], seed: int) -> list[str]:

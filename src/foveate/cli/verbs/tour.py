@@ -19,10 +19,11 @@ _RUN = Path("runs/tour")
 @fields("foveate.studies.settings:TourSettings", "seeds", "scenes", "test_scenes", "steps")
 @common()
 def command(run: Path | None, settings: dict[str, Any], as_json: bool, seed: int | None, device: str | None) -> None:
-    """Build a collection of real clip art, emoji and generated scenes, train CLIP and CLOC on it, and ask both.
+    """Ask the shipped model, build a collection of real and generated images, train CLIP and CLOC on it, and ask both.
 
-    Real images and scenes, seen and unseen concepts are reported apart. Ends with the path of one HTML page.
-    Nothing is downloaded. Stopped and repeated, it goes on where it was.
+    Real images and scenes, seen and unseen concepts are reported apart. Ends with the path of one HTML page, which
+    opens within a minute with what the shipped model answers. Nothing is downloaded. Stopped and
+    repeated, it goes on where it was.
 
     \b
     Example:
@@ -30,8 +31,10 @@ def command(run: Path | None, settings: dict[str, Any], as_json: bool, seed: int
       foveate tour --seeds 3 --run runs/tour-3-seeds
     """
     from foveate.core.files import read_json
+    from foveate.core.progress import say
     from foveate.core.recipes import validate
     from foveate.report import render
+    from foveate.report.pages.tour import summarize
     from foveate.studies.settings import TourSettings
     from foveate.studies.tour import tour
 
@@ -41,13 +44,7 @@ def command(run: Path | None, settings: dict[str, Any], as_json: bool, seed: int
         seed=seed or 0,
         device=device,
         command=["foveate", *sys.argv[1:]],
+        on_first_answers=lambda path: say(f"the shipped model's answers are on {render(path)}; the rest follows"),
     )
     result = read_json(folder / "result.json")
-    lines = [
-        f"{row['question']}, {row['data']}: "
-        + ", ".join(f"{key} {value['value']:.3f}" for key, value in row["values"].items())
-        for row in result["table"]
-    ]
-    lines.append(f"{result['seconds']['total']:.0f} s in all, {result['memory_gb']:.1f} GB of memory")
-    paths = {"collection": folder / "collection", "model": folder / f"cloc-seed{seed or 0}" / "model"}
-    finish(result, lines, {**paths, "report": render(folder)}, as_json=as_json)
+    finish(result, summarize(result), {"report": render(folder)}, as_json=as_json)

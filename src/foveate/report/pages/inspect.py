@@ -1,4 +1,4 @@
-"""The page of a collection: counts, sizes, text lengths, quarantine, and records after preprocessing."""
+"""The page of a collection: records after preprocessing first, then counts, sizes, text lengths and quarantine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from foveate.core.errors import UserError
 from foveate.core.results import Example, Histogram, ResultModel, parse_result
 from foveate.report import words
 from foveate.report.charts import histogram, plot
+from foveate.report.numbers import count
 from foveate.report.page import Page, command_text
 from foveate.report.pages.tour import example_groups
 from foveate.report.simple import simple_page
@@ -48,6 +49,8 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     return simple_page(
         r.title or str(r.summary.get("name", "A collection")),
         eyebrow="Inspection",
+        facts=_facts(r.summary),
+        samples_first=True,
         summary=r.summary,
         charts=charts,
         charts_title="Distributions",
@@ -55,3 +58,12 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         quarantine=r.quarantine,
         command=command_text(r.command),
     )
+
+
+def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the totals that stand above the images; all other counts are below them."""
+    totals = {"Images": summary.get("images")}
+    for title, key in (("Texts", "texts"), ("Regions", "regions")):
+        part = summary.get(key)
+        totals[title] = part.get("count") if isinstance(part, Mapping) else part
+    return [(title, count(value)) for title, value in totals.items() if isinstance(value, int)]
