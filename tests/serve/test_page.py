@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 from page_server import PAGE, FakeServer, serve
@@ -422,6 +426,65 @@ class TestBrowser:
             controls = re.findall(r"- (?:button|textbox|combobox|radio|checkbox|spinbutton|img|region)(?: \[.*\])?:?$",
                                   page.locator("body").aria_snapshot(), re.MULTILINE)  # fmt: skip
             assert controls == [], "each control has a name"
+
+    def test_mini_answers_in_the_playground(self, browser: Any, tmp_path: Path) -> None:
+        """With FOVEATE_WRITE_IMAGES=1 its screenshots become those of docs and README."""
+        with serving(tmp_path, "mini") as server, opened(browser, server) as page:
+            page.set_default_timeout(120_000)
+            take_example(page)
+            page.get_by_role("button", name="Ask", exact=True).click()
+            article = done(page.get_by_role("article").first)
+            assert article.locator(".chips button").count() == 1, article.inner_text()
+            draw(page, (0.28, 0.65), (0.52, 0.89))
+            assert page.get_by_role("textbox", name="Question").input_value() == "What is <1>?"
+            page.get_by_role("button", name="Ask", exact=True).click()
+            article = done(page.get_by_role("article").first)
+            assert article.locator(".answer-text").inner_text() == "satellite antenna"
+            page.get_by_role("radio", name="Where is").check(force=True)
+            page.get_by_role("textbox", name="Phrase").fill("keyboard; bar of soap; shamrock; zebra")
+            page.get_by_role("button", name="Find", exact=True).click()
+            article = done(page.get_by_role("article").first)
+            assert article.get_by_role("listitem").count() == 3
+            assert "Not found: zebra" in article.inner_text()
+            frame, box = (
+                page.locator(name).bounding_box() for name in ("#layer", "#layer .answer:has-text('keyboard')")
+            )
+            corners = [(box["x"] - frame["x"]) / frame["width"], (box["y"] - frame["y"]) / frame["height"]]
+            corners += [corners[0] + box["width"] / frame["width"], corners[1] + box["height"] / frame["height"]]
+            assert corners == pytest.approx([0.0, 0.40, 0.346, 0.63], abs=0.06), "where the scene has its keyboard"
+            page.mouse.move(0, 0)
+            write_screenshot(page, "serve.webp", tmp_path)
+            page.set_viewport_size({"width": 900, "height": 640})
+            write_screenshot(page, "jobs/serve.webp", tmp_path, width=450)
+
+
+@contextmanager
+def serving(folder: Path, *models: str) -> Iterator[FakeServer]:
+    """Run `foveate serve` on a free port until the end."""
+    port_file = folder / "port"
+    command = [sys.executable, "-m", "foveate", "serve", *models, "--port", "0", "--port-file", str(port_file)]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 300
+        while not port_file.exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, "the server listens"
+            time.sleep(0.1)
+        try:
+            yield FakeServer(url=f"http://127.0.0.1:{port_file.read_text().strip()}/")
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def write_screenshot(page: Any, name: str, folder: Path, *, width: int | None = None) -> None:
+    """Write a screenshot, into the docs where FOVEATE_WRITE_IMAGES asks for it."""
+    root = Path(__file__).parents[2] / "docs" / "images" if os.environ.get("FOVEATE_WRITE_IMAGES") else folder
+    with Image.open(io.BytesIO(page.screenshot())) as image:
+        size = (width, round(image.height * width / image.width)) if width else image.size
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(path, quality=88, method=6)
+    assert path.stat().st_size < 90_000
 
 
 MEASURE = """() => {

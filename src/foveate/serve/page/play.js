@@ -4,8 +4,9 @@ import { access, readData, request } from "./server.js";
 import { asCurl, asPython, shorten } from "./snippets.js";
 import { TASKS } from "./tasks.js";
 
-const state = { models: [], task: "chat", image: null, turns: [], abort: null };
+const state = { models: [], task: "chat", image: null, turns: [], asked: "", abort: null };
 const say = (text) => { by("status").textContent = text; };
+const isNew = () => [state.asked, ""].includes(by("text").value.trim());
 const endpoints = (id) => state.models.find((model) => model.id === id)?.foveate?.endpoints ?? ["chat"];
 
 // ---- an answer ----
@@ -80,8 +81,8 @@ async function takeImage(blob, name, box) {
 function nameBox(number) {
   const text = by("text"), name = `<${number}>`;
   if (state.task === "search") by("with").value = number;
-  if (state.task === "chat" && text.value.trim()) text.setRangeText(name, text.selectionStart, text.selectionEnd, "end");
-  else if (state.task === "chat") text.value = `What is ${name}?`;
+  if (state.task === "chat" && isNew()) text.value = `What is ${name}?`;
+  else if (state.task === "chat") text.setRangeText(name, text.selectionStart, text.selectionEnd, "end");
   if (!text.hidden) text.focus();
 }
 
@@ -96,7 +97,7 @@ const layer = new BoxLayer(by("layer"), by("boxes"), {
   choose: takeBox,
   draw(number) {
     if (state.task === "search") by("with").value = number;
-    if (state.task === "chat" && !by("text").value.trim()) by("text").value = `What is <${number}>?`;
+    if (state.task === "chat" && isNew()) by("text").value = `What is <${number}>?`;
   },
   change() {
     const { value } = by("with"), number = layer.selected + 1;
@@ -153,13 +154,16 @@ async function send() {
   if (state.abort || !model) return;
   if (!text && !task.free) { by("text").focus(); return; }
   const entry = addEntry(text || (task.silent ? task.title : `${task.title}: ${by("with").selectedOptions[0].textContent}`)), start = performance.now();
+  const from = document.activeElement;
   const running = (abort) => {
-    const focused = [by("send"), by("stop"), by("text"), document.body].includes(document.activeElement);
+    const left = [from, by("stop"), document.body].includes(document.activeElement);
     state.abort = abort;
     by("send").hidden = Boolean(abort);
     by("stop").hidden = !abort;
-    if (focused) by(abort ? "stop" : task.silent ? "send" : "text").focus();
+    // Not always to the text: on a phone its keyboard would cover the answer.
+    if (left) (abort ? by("stop") : from.matches("textarea, .pill") ? from : by("send")).focus();
   };
+  state.asked = text;
   running(new AbortController());
   say("Working");
   let note;

@@ -4,6 +4,7 @@ import { readData, readEvents, readImage, request } from "./server.js";
 
 const phrases = (text) => text.split(";").map((phrase) => phrase.trim()).filter(Boolean);
 const named = (text) => [...new Set([...text.matchAll(/<(\d+)>/g)].map((match) => Number(match[1])))];
+// Four digits are finer than a pixel, and readable in a request.
 const round = (sides) => sides.map((side) => Number(side.toFixed(4)));
 const need = (state) => { if (!state.image) throw new Error("Choose an image first."); return state.image; };
 const bar = (name, value, text) => make("li", {}, make("span", {}, name), make("meter", { min: 0, max: 1, value, "aria-label": name }), make("span", { className: "value" }, text));
@@ -44,20 +45,7 @@ export const TASKS = {
       const asked = [...content.slice(0, -1), { type: "text", text: text.replace(/<\d+>/g, "it") }];
       state.turns = [...turns, { role: "user", content: asked }, { role: "assistant", content: answer.textContent }];
       entry.boxes(boxes.map(({ box, phrase, score }) => ({ label: phrase, score, sides: box })));
-      return { spoken: answer.textContent, note: usage && `${usage.completion_tokens} tokens${reason === "length" ? ", cut off there" : ""}` };
-    },
-  },
-  locate: {
-    title: "Where is", label: "Phrase", verb: "Find", sample: "red boat",
-    hint: "One phrase or several; like this.",
-    async run({ state }, text, entry, signal) {
-      const body = { model: by("model").value, image: need(state), phrases: phrases(text) };
-      entry.sent("v1/locate", body);
-      const rows = await readData("v1/locate", body, signal);
-      entry.boxes(rows.filter(({ box }) => box).map(({ phrase, box, score }) => ({ label: phrase, sides: box, score })));
-      const missing = rows.filter(({ box }) => !box).map(({ phrase }) => phrase);
-      if (missing.length) entry.body.append(make("p", {}, `Not found: ${missing.join("; ")}`));
-      return { spoken: `${rows.length - missing.length} of ${rows.length} found` };
+      return { spoken: answer.textContent, note: usage && `${usage.completion_tokens} token${usage.completion_tokens === 1 ? "" : "s"}${reason === "length" ? ", cut off there" : ""}` };
     },
   },
   search: {
@@ -83,6 +71,19 @@ export const TASKS = {
         button.addEventListener("click", () => takeImage(blob, hit.key, hit.box));
       }));
       return { spoken: `${hits.length} hits`, note: hits.some(({ z }) => z != null) && "z: standard deviations above chance" };
+    },
+  },
+  locate: {
+    title: "Where is", label: "Phrase", verb: "Find", sample: "red boat",
+    hint: "One phrase or several; like this.",
+    async run({ state }, text, entry, signal) {
+      const body = { model: by("model").value, image: need(state), phrases: phrases(text) };
+      entry.sent("v1/locate", body);
+      const rows = await readData("v1/locate", body, signal);
+      entry.boxes(rows.filter(({ box }) => box).map(({ phrase, box, score }) => ({ label: phrase, sides: box, score })));
+      const missing = rows.filter(({ box }) => !box).map(({ phrase }) => phrase);
+      if (missing.length) entry.body.append(make("p", {}, `Not found: ${missing.join("; ")}`));
+      return { spoken: `${rows.length - missing.length} of ${rows.length} found` };
     },
   },
   classify: {
