@@ -8,6 +8,7 @@ from foveate.records.scenes.clip_questions import ClipQuestion, ask_clip
 from foveate.records.scenes.clips import SceneClip, SceneFrame, draw_clip
 from foveate.records.scenes.counting import draw_counting_scene
 from foveate.records.scenes.image_sets import ImageSet, draw_image_set
+from foveate.records.scenes.photo_folder import PhotoFolder, add_truth, write_photo_folder
 from foveate.records.scenes.questions import ask_scene
 from foveate.records.scenes.scene import Scene, SceneObject, draw_scene
 from foveate.records.scenes.scene_collection import build_scenes, build_tour_collection
@@ -15,11 +16,13 @@ from foveate.records.scenes.scene_collection import build_scenes, build_tour_col
 __all__ = [
     "ClipQuestion",
     "ImageSet",
+    "PhotoFolder",
     "Question",
     "Scene",
     "SceneClip",
     "SceneFrame",
     "SceneObject",
+    "add_truth",
     "ask_clip",
     "ask_scene",
     "build_scenes",
@@ -29,4 +32,5 @@ __all__ = [
     "draw_image_set",
     "draw_scene",
     "write_frames",
+    "write_photo_folder",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.core.errors import choose
+from foveate.core.errors import UserError, choose, nearest
 from foveate.records.builtin import concepts, holdout, phrases, tables
 from foveate.records.builtin.cutouts import Cutout, load_cutouts
 from foveate.records.text import split_words
@@ -30,6 +30,22 @@ class Pool:
         concept = family[rng.integers(len(family))]
         return concept[rng.integers(len(concept))]
 
+    def restrict(self, names: frozenset[str]) -> Pool:
+        """Return the pool of the cut-outs with these names.
+
+        Raises:
+            UserError: a name that no cut-out has, with the nearest one.
+        """
+        known = {cutout.name for family in self.families for concept in family for cutout in concept}
+        for name in sorted(names - known):
+            raise UserError(f"names: no such thing (got {name!r}){nearest(name, known)}")
+        named = [
+            [tuple(cutout for cutout in concept if cutout.name in names) for concept in family]
+            for family in self.families
+        ]
+        families = (tuple(concept for concept in family if concept) for family in named)
+        return Pool(tuple(family for family in families if family))
+
 
 def is_cut_out(cutout: Cutout) -> bool:
     """Whether an image has an outline and is wide enough to be recognized at a small size."""
@@ -50,6 +66,12 @@ def load_pool(slice_name: str) -> Pool:
         if cutout.slice == slice_name and holdout.assign_split(cutout.id) == split and is_cut_out(cutout):
             families[cutout.family][cutout.concept].append(cutout)
     return Pool(tuple(tuple(tuple(c) for c in family.values()) for _, family in sorted(families.items())))
+
+
+@functools.cache
+def load_named_pool(names: frozenset[str]) -> Pool:
+    """Load the pool of "seen" cut-outs with these names; see `Pool.restrict`."""
+    return load_pool(concepts.SEEN).restrict(names)
 
 
 @functools.cache

@@ -27,6 +27,7 @@ from foveate.records.scenes.relations import Relation, relate
 from foveate.records.text import split_words
 
 UNSEEN_SHARE = 0.18  # of the objects of a test scene, and as many of unseen kinds
+_MAX_THINGS = 5  # of different families in a scene
 VISIBLE = 0.5  # objects with a smaller visible fraction are left out of the regions
 _LONGEST = (0.18, 0.52)  # longest side of an object, as a fraction of the scene
 _SMALL = (0.02, 0.06)  # of a small object
@@ -100,7 +101,9 @@ class Plan:
     min_side: float = _MIN_LABELED
 
 
-def draw_scene(*, seed: int, split: str, index: int, size: int = 224, small: bool = False) -> Scene:
+def draw_scene(
+    *, seed: int, split: str, index: int, size: int = 224, small: bool = False, names: frozenset[str] | None = None
+) -> Scene:
     """Draw scene number `index` of a split.
 
     Training and validation scenes have seen concepts on training grounds; test scenes have concepts of all three slices
@@ -111,29 +114,37 @@ def draw_scene(*, seed: int, split: str, index: int, size: int = 224, small: boo
         split: "train", "validation" or "test".
         size: side in pixels, at least 96.
         small: most things have 2 to 6 % of the side, which needs at least 448 pixels. Other scenes are unchanged.
+        names: of the things that may be placed, all of them seen ones; None = all.
 
     Raises:
-        UserError: the split is unknown, or the size is below 96, or 448 for small things.
+        UserError: the split or a name is unknown, fewer than ten families have these names, or the size is below 96,
+            or 448 for small things.
     """
     choose(split, pools.SPLITS, "split")
     smallest = 448 if small else 96
     if size < smallest:
         kind = "scenes with small things" if small else "scenes"
         raise UserError(f"size: {kind} must be at least {smallest} pixels wide (got {size})")
+    pool = None if names is None else pools.load_named_pool(names)
+    # A scene has up to five things of different families, none of which its ground shows.
+    if pool is not None and len(pool.families) < 2 * _MAX_THINGS:
+        raise UserError(f"names: too few families (got {len(pool.families)}); expected at least {2 * _MAX_THINGS}")
     for attempt in range(100):
         # A stream of its own, so that scenes without small things stay as they are.
         rng = generator("small scene" if small else "scene", seed, split, index, attempt)
-        scene = render(plan_scene(rng, split=split, size=size, small=small), rng)
+        scene = render(plan_scene(rng, split=split, size=size, small=small, pool=pool), rng)
         if scene.regions:
             return scene
     raise AssertionError("a hundred scenes without a visible object")
 
 
-def plan_scene(rng: np.random.Generator, *, split: str, size: int, small: bool = False) -> Plan:
+def plan_scene(
+    rng: np.random.Generator, *, split: str, size: int, small: bool = False, pool: pools.Pool | None = None
+) -> Plan:
     """Choose the ground, the objects and their positions; see `draw_scene`."""
     ground = draw_ground(rng, size=size, held_out=split == "test")
     members: list[tuple[Layer, Cutout | None, str]] = []
-    things = _choose_things(rng, split, ground)
+    things = _choose_things(rng, split, ground, pool)
     named = frozenset(singular(word) for cutout in things for word in split_words(cutout.name, style="letters"))
     for cutout in things:
         longest = _SMALL if small and rng.random() < _SMALL_SHARE else _LONGEST
@@ -161,16 +172,19 @@ def plan_scene(rng: np.random.Generator, *, split: str, size: int, small: bool =
     )
 
 
-def _choose_things(rng: np.random.Generator, split: str, ground: Ground) -> list[Cutout]:
+def _choose_things(rng: np.random.Generator, split: str, ground: Ground, pool: pools.Pool | None) -> list[Cutout]:
     """Choose two to five named cut-outs of different families; sometimes one of them twice."""
-    count, things = int(rng.integers(2, 6)), []
+    count, things = int(rng.integers(2, _MAX_THINGS + 1)), []
     while len(things) < count:
-        slice_name = draw_slice(rng) if split == "test" else SEEN
-        cutout = pools.load_pool(slice_name).draw(rng)
+        if pool is None:
+            slice_name = draw_slice(rng) if split == "test" else SEEN
+            cutout = pools.load_pool(slice_name).draw(rng)
+        else:
+            cutout = pool.draw(rng)
         on_ground = {singular(word) for word in split_words(cutout.name, style="letters")} & ground.shows
         if not on_ground and all(cutout.family != other.family for other in things):
             things.append(cutout)
-    if count < 5 and rng.random() < _REPEATED:
+    if count < _MAX_THINGS and rng.random() < _REPEATED:
         things.append(things[rng.integers(count)])
     return things
 
