@@ -114,6 +114,8 @@ REGION_FIELDS = (
     "region_fusion",
 )
 TUNING_FIELDS = ("tuning", "lora")
+# Of `model.tower`: what is read of it, not what it is.
+_LAYER_FIELDS = ("layer", "norm")
 
 
 class MllmRecipe(Settings):
@@ -130,6 +132,11 @@ class MllmRecipe(Settings):
         description="start from this model, mini (shipped) or a model folder without a region encoder, and give it "
         "one: `model` then decides regions and the tuning of a language model with a source, by default lora where the "
         "folder's is frozen; all else is the folder's",
+    )
+    tower_weights: str | None = Field(
+        default=None,
+        description="take the image tower with its trained weights from this model folder of foveate pretrain; "
+        "`model.tower` is then that of the folder, and may add `layer` and `norm`",
     )
     model: MultimodalSettings
     vocabulary: int = Field(
@@ -170,6 +177,36 @@ class MllmRecipe(Settings):
         path = source if source in SHIPPED else str(Path(source).expanduser().resolve())
         return {**content, field: path, "model": model}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_tower(cls, content: Any) -> Any:
+        """Fill in `model.tower` from the folder of `tower_weights`."""
+        if not isinstance(content, Mapping) or not isinstance(content.get("tower_weights"), str):
+            return content
+        if content.get("initial") or content.get("add_regions"):
+            return content  # refused below: the model to start from has a tower
+        from foveate.vision.localizer.folder import read_image_tower  # loads torch, which a recipe alone does not need
+
+        folder = Path(content["tower_weights"]).expanduser()
+        try:
+            tower = read_image_tower(folder)
+        except UserError as error:
+            raise UserError(f"field 'tower_weights': {error}") from error
+        model = content.get("model") or {}
+        recipe_model = model.model_dump(mode="json") if isinstance(model, Settings) else model
+        if not isinstance(recipe_model, Mapping):
+            return content
+        described = recipe_model.get("tower") or {}
+        _check_agreement(
+            {name: value for name, value in described.items() if name not in _LAYER_FIELDS},
+            tower,
+            str(folder),
+            "model.tower.",
+            "tower_weights",
+        )
+        tower |= {name: described[name] for name in _LAYER_FIELDS if name in described}
+        return {**content, "tower_weights": str(folder.resolve()), "model": {**recipe_model, "tower": tower}}
+
     @model_validator(mode="after")
     def _consistent(self) -> MllmRecipe:
         names = [stage.name for stage in self.stages]
@@ -181,6 +218,8 @@ class MllmRecipe(Settings):
             raise ValueError("model.box_head: needs model.regions 'tokens' or 'hybrid' (got 'text')")
         if self.initial and self.add_regions:
             raise ValueError(f"initial: add_regions names the model to start from (got '{self.initial}'); expected one")
+        if self.tower_weights and self.start:
+            raise ValueError(f"tower_weights: the model to start from has a tower (got initial '{self.start}')")
         # Not merely set: a saved recipe lists all fields, most with their defaults.
         changed = self.vocabulary != type(self).model_fields["vocabulary"].default
         if changed and (self.start or isinstance(self.model.language, SourceSettings)):
@@ -238,18 +277,22 @@ def _with_regions(model: Mapping[str, Any], recipe_model: Mapping[str, Any], sou
 
 
 def _check_agreement(
-    recipe_model: Mapping[str, Any], model: Mapping[str, Any], initial: str, prefix: str = "model."
+    recipe_model: Mapping[str, Any],
+    model: Mapping[str, Any],
+    source: str,
+    prefix: str = "model.",
+    origin: str = "initial",
 ) -> None:
     """Raise UserError for the first field of a recipe's model that is not as in the model it starts from."""
     for name, value in recipe_model.items():
         field, expected = f"{prefix}{name}", model.get(name)
         if name not in model:
-            raise UserError(f"field '{field}': the model of initial '{initial}' has none{nearest(name, model)}")
+            raise UserError(f"field '{field}': the model of {origin} '{source}' has none{nearest(name, model)}")
         if isinstance(value, Mapping) and isinstance(expected, Mapping):
-            _check_agreement(value, expected, initial, f"{field}.")
+            _check_agreement(value, expected, source, f"{field}.", origin)
         elif (list(value) if isinstance(value, tuple) else value) != expected:
             raise UserError(
-                f"field '{field}': not that of initial '{initial}' (got {value!r}); expected {expected!r}, or no model"
+                f"field '{field}': not that of {origin} '{source}' (got {value!r}); expected {expected!r}, or no model"
             )
 
 

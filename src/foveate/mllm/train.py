@@ -23,6 +23,7 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import (
     read_json,
+    sha256_file,
     write_bytes_atomically,
     write_json_atomically,
 )
@@ -69,10 +70,13 @@ from foveate.training.loader import Loader
 from foveate.training.loop import WITHOUT_INFLUENCE, train
 from foveate.vision.dual import DualConnector
 from foveate.vision.feature_cache import FeatureCache
+from foveate.vision.hidden_layer import HiddenLayerEncoder
+from foveate.vision.localizer.folder import load_image_tower
 from foveate.vision.preprocess import check_preprocess
 
 _FREE = tuple(f"stages.training.{name}" for name in WITHOUT_INFLUENCE)
 LANGUAGE, INITIAL, COLLECTION = "language.json", "initial.json", "collection.json"
+TOWER = "tower.json"
 STAGE, STAGE_WEIGHTS = "stage.json", "weights.safetensors"
 Measure = Callable[["MllmTraining"], Mapping[str, float]]
 
@@ -177,6 +181,8 @@ class MllmTraining:
             self.enter(recipe.stages[0])
         else:
             self.model = self._build(recipe.stage_model(recipe.stages[0]))
+            if recipe.tower_weights:
+                self._load_tower(Path(recipe.tower_weights))
 
     def _load_initial(self, folder: Path) -> MultimodalModel:
         """Build the model of a folder with its weights, the same in every session of a run."""
@@ -188,6 +194,13 @@ class MllmTraining:
         settings, _ = read_settings(folder)
         load_weights(model, folder / WEIGHTS, added=partial(_is_added, settings) if self.recipe.add_regions else None)
         return model
+
+    def _load_tower(self, folder: Path) -> None:
+        """Load the image tower of a model folder of `foveate pretrain`, the same in every session of a run."""
+        identity = {"source": str(folder), "sha256": sha256_file(folder / WEIGHTS)}
+        check_unchanged(self.run, TOWER, "image tower", identity)
+        tower = self.model.tower
+        load_image_tower(tower.encoder if isinstance(tower, HiddenLayerEncoder) else tower, folder)
 
     def _open_source(self) -> LanguageModel | None:
         """Open the language model that the recipe names, the same in every session of a run."""
@@ -430,6 +443,8 @@ class MllmTraining:
         }
         if self.recipe.start:
             provenance["initial"] = {"source": self.recipe.start, "sha256": self.initial_sha256}
+        if self.recipe.tower_weights:
+            provenance["tower"] = read_json(self.run.path / TOWER)
         return save_model(
             self.run.path / "model",
             settings=self.recipe.model,

@@ -27,7 +27,7 @@ from foveate.core.model_folder import (
 )
 from foveate.core.recipes import validate
 from foveate.vision.localizer.card import model_card
-from foveate.vision.localizer.model import LEARN_PLACES, LocalizingModel
+from foveate.vision.localizer.model import LEARN_PLACES, LocalizingModel, towers
 from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.precision import choose_device
 from foveate.vision.preprocess import check_preprocess
@@ -36,6 +36,7 @@ from foveate.vision.registry import tower_options
 KIND = "localizing-encoder"
 FORMAT = 1
 TOKENIZER = "tokenizer"
+_TOWER = "image_encoder."
 # Parts of the recipe that say how the model was trained, not what it is: they are kept as they are.
 _TRAINED_AS = ("config_version", "initial", "data", "training", "parameter_rules")
 _LOADING = """```python
@@ -135,6 +136,36 @@ def load_model(folder: Path, *, device: str | None = None) -> LocalizingModel:
     # Folders without this field are of releases that did not record it.
     model.localizes = bool(config.get("localizes", model.localizes))
     return model.to(choose_device(device or "auto")).eval().requires_grad_(False)
+
+
+def read_image_tower(folder: Path) -> dict[str, Any]:
+    """Return the settings that the image tower of a model folder is built from, for `build_image_encoder`.
+
+    Raises:
+        UserError: the folder is no model folder of `foveate pretrain`.
+    """
+    config = read_config(folder, kind=KIND, formats=(FORMAT,), fields={"recipe": dict}, label="model")
+    _, built_from = _split_recipe(config["recipe"])
+    return towers(validate(LocalizerSettings, built_from, where=str(folder / CONFIG)), "image_encoder")
+
+
+def load_image_tower(encoder: nn.Module, folder: Path) -> None:
+    """Load the image tower of a model folder into an encoder that was built from `read_image_tower`, strictly.
+
+    The projection to the joint space is left out where the encoder has none.
+
+    Raises:
+        UserError: a weight is missing or of another shape.
+    """
+    weights = {
+        name.removeprefix(_TOWER): weight
+        for name, weight in read_tensors(folder / WEIGHTS).items()
+        if name.startswith(_TOWER)
+    }
+    expected = encoder.state_dict()
+    weights = {name: weight for name, weight in weights.items() if name in expected or not name.startswith("proj.")}
+    check_tensors(weights, expected, folder / WEIGHTS)
+    encoder.load_state_dict({name: weight.float() for name, weight in weights.items()})
 
 
 def _split_recipe(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
