@@ -60,7 +60,8 @@ class RegionRunSettings(Settings):
 
     detector: str = Field(
         "nanodet",
-        description="detector to use: nanodet (photographs), owlv2, cloc, or annotations (an oracle: boxes that exist)",
+        description="detector to use: nanodet (photographs), mllm, owlv2, cloc, or annotations (an oracle: boxes that "
+        "exist)",
     )
     model: str | None = Field(
         None, description="the detector's model: a folder, OWNER/NAME on the hub, or a name of open_clip for nanodet"
