@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import torch
 from PIL import Image
 
 from foveate.core.errors import UserError
+from foveate.language.generate import GenerationSettings
 from foveate.multimodal.answers import Answer
 from foveate.multimodal.choose import to_probabilities
 from foveate.multimodal.foreign import ForeignMllm, open_foreign, read_boxes
 from foveate.multimodal.opening import open_mllm
+from foveate.multimodal.prepare import Dialog
 from foveate.records.boxes import PixelBox
+from foveate.records.conversations import Turn
 from foveate.records.importers.coordinates import CoordinateFrame
 from multimodal.foreign_models import BUILDERS, MARKS, save
 from naming import raises_naming
@@ -53,6 +57,44 @@ def test_answers_are_those_of_the_class_itself(family: str, count: int, folders:
     assert "".join(ours.stream(images, QUESTION, max_tokens=6)) == answer.text
     placed = "<image>\n" * count + QUESTION
     assert ours.ask_all([(images, placed), (images, QUESTION, ())], max_tokens=6) == [answer, answer]
+
+
+class Observer:
+    """Notes how often a row is seen, and its answer; stops rows after a number of tokens."""
+
+    def __init__(self, stops: dict[int, int]) -> None:
+        self.stops, self.steps, self.answers = stops, dict[int, int](), dict[int, Answer]()
+
+    def step(self, number: int, read: Any) -> bool:
+        assert number not in self.answers
+        self.steps[number] = self.steps.get(number, 0) + 1
+        assert read().tokens == self.steps[number]
+        return self.steps[number] != self.stops.get(number)
+
+    def end(self, number: int, answer: Answer) -> None:
+        self.answers[number] = answer
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_a_batch_has_the_answers_of_its_rows(family: str, folders: dict[str, Path]) -> None:
+    ours = open_foreign(str(folders[family]))
+    images = [draw(50, 40), draw(30, 60, seed=1), draw(48, 48, seed=2)]
+    dialogs = [
+        Dialog(images[:1], [Turn("user", f"<image>\n{QUESTION}")]),
+        Dialog(images[1:], [Turn("user", "<image> red <image> disc")]),
+        Dialog([], [Turn("user", "red disc")]),
+        Dialog(images[1:2], [Turn("user", "<image> red"), Turn("assistant", "yes"), Turn("user", f"{QUESTION} two")]),
+        Dialog([], [Turn("user", "what is the red disc in the image")]),
+    ]
+    settings = [GenerationSettings(max_new_tokens=5 + row, temperature=row % 2, seed=row) for row in range(5)]
+    observer = Observer({3: 2})
+    answers = ours.answer_dialogs(dialogs, generation=settings, observer=observer)
+    assert observer.answers == dict(enumerate(answers))
+    assert (observer.steps[3], answers[3].tokens, answers[3].finished) == (2, 2, False)
+    for row, (dialog, setting) in enumerate(zip(dialogs, settings, strict=True)):
+        (alone,) = ours.answer_dialogs([dialog], generation=[setting], observer=Observer({0: 2} if row == 3 else {}))
+        assert alone == answers[row]
+    assert answers[0] == replace(ours.ask(images[0], QUESTION, max_tokens=5), unboxed=())
 
 
 @pytest.mark.parametrize("family", BUILDERS)

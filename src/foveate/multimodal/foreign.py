@@ -11,8 +11,9 @@ import contextlib
 import functools
 import re
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,6 +52,10 @@ UNITS = {
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 # Lists, and Qwen2-VL's two points.
 _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]|\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)")
+
+
+_Row = tuple[list[Image.Image], list[tuple[str, str]]]
+"""Images, and turns (role, text) about them."""
 
 
 class ForeignMllm:
@@ -194,20 +199,26 @@ class ForeignMllm:
         generation: Sequence[GenerationSettings],
         observer: AnswerObserver | None = None,
     ) -> list[Answer]:
-        """Answer the last turns of conversations, one after another; see `Mllm.answer_dialogs`.
+        """Answer the last turns of conversations; see `Mllm.answer_dialogs`.
 
-        What a batch of images looks like differs from family to family, and so does what padding changes.
+        Families of `UNITS` answer in one batch. Any other answers one after another: what a batch of its images looks
+        like, and what padding changes, is not known.
         """
-        answers = []
-        for number, (dialog, settings) in enumerate(zip(dialogs, generation, strict=True)):
+        rows: list[_Row] = []
+        for dialog in dialogs:
             images = _read_images(dialog.images)
-            turns = self._write_turns(images, dialog.turns, numbered=dialog.regions)
-            step = None if observer is None else functools.partial(observer.step, number)
-            answer = replace(self.answer_turns(images, turns, settings, step=step)[0], unboxed=())
-            answers.append(answer)
-            if observer is not None:
-                observer.end(number, answer)
-        return answers
+            rows.append((images, self._write_turns(images, dialog.turns, numbered=dialog.regions)))
+        is_batched = self.model.config.model_type in UNITS
+        parts: dict[int, list[int]] = {}
+        for number, (images, _) in enumerate(rows):
+            # A processor takes images for all rows of a batch, or for none.
+            parts.setdefault(bool(images) if is_batched else number, []).append(number)
+        answers: dict[int, Answer] = {}
+        for part in parts.values():
+            settings = [generation[number] for number in part]
+            results = self._answer_rows([rows[number] for number in part], settings, observer=observer, numbers=part)
+            answers |= {number: answer for number, (answer, _) in zip(part, results, strict=True)}
+        return [replace(answers[number], unboxed=()) for number in range(len(rows))]
 
     def stream(
         self,
@@ -230,51 +241,72 @@ class ForeignMllm:
         """Start a conversation about images."""
         return ForeignChat(self, images)
 
-    @torch.inference_mode()
     def answer_turns(
-        self,
-        images: list[Image.Image],
-        turns: list[tuple[str, str]],
-        settings: GenerationSettings,
-        *,
-        room: int = 1,
-        step: Callable[[Callable[[], Answer]], bool] | None = None,
+        self, images: list[Image.Image], turns: list[tuple[str, str]], settings: GenerationSettings, *, room: int = 1
     ) -> tuple[Answer, str]:
         """Answer the last of turns (role, text); return the answer, and its text as the model wrote it.
 
         Args:
             room: tokens that must fit behind the turns; where fewer than the settings allow do, the answer ends there.
-            step: called after each token with what reads the answer so far; returns whether it may go on.
         """
-        inputs = self._inputs(images, turns)
-        length = inputs["input_ids"].shape[1]
-        limit = find_context(self.model)
-        self._check_context(length, room)
+        return self._answer_rows([(images, turns)], [settings], room=room)[0]
 
-        def read(ids_T: Tensor) -> tuple[Answer, str]:
-            return self._read(ids_T, images, inputs)
+    @torch.inference_mode()
+    def _answer_rows(
+        self,
+        rows: Sequence[_Row],
+        settings: Sequence[GenerationSettings],
+        *,
+        room: int = 1,
+        observer: AnswerObserver | None = None,
+        numbers: Sequence[int] = (),
+    ) -> list[tuple[Answer, str]]:
+        """Answer rows in one batch; see `answer_turns`. The observer knows them by their numbers."""
+        inputs = self._batch_inputs(rows)
+        length, lengths = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(dim=1).tolist()
+        for each in lengths:
+            self._check_context(each, room)
+        context = find_context(self.model)
+        rooms = [1 << 30 if context is None else context - each for each in lengths]
+        limits = [min(row.max_new_tokens, room) for row, room in zip(settings, rooms, strict=True)]
+        first_images = list(accumulate((len(images) for images, _ in rows), initial=0))
+        results, ends = dict[int, tuple[Answer, str]](), _end_ids(self.model)
 
-        def stop(ids_1T: Tensor, scores: Any, **_: Any) -> Tensor:
-            stops = step is not None and not step(lambda: read(ids_1T[0, length:])[0])
-            return torch.full((1,), stops, dtype=torch.bool, device=ids_1T.device)
+        def read(row: int, ids_T: Tensor) -> tuple[Answer, str]:
+            answer, written = self._read(ids_T, rows[row][0], inputs, first_image=first_images[row])
+            return replace(answer, num_prompt_tokens=lengths[row]), written
 
-        # Many checkpoints sample by default; the same question must get the same answer.
-        ids_1T = self.model.generate(
+        def step(row: int, ids_T: Tensor) -> bool:
+            may_go_on = observer is None or observer.step(numbers[row], lambda: read(row, ids_T)[0])
+            if may_go_on and len(ids_T) < limits[row] and int(ids_T[-1]) not in ends:
+                return True
+            results[row] = read(row, ids_T)
+            if observer is not None:
+                observer.end(numbers[row], replace(results[row][0], unboxed=()))
+            return False
+
+        def stop(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
+            stops = [row in results or not step(row, ids_T[length:]) for row, ids_T in enumerate(ids_BT)]
+            return torch.tensor(stops, device=ids_BT.device)
+
+        self.model.generate(
             **inputs,
-            max_new_tokens=min(settings.max_new_tokens, settings.max_new_tokens if limit is None else limit - length),
+            max_new_tokens=max(limits),
+            # Many checkpoints sample by default; the same question must get the same answer.
             do_sample=False,
-            logits_processor=[_Sampler(settings)] if settings.temperature > 0 else None,
-            stopping_criteria=None if step is None else [stop],
+            logits_processor=[_Sampler(settings)] if any(row.temperature > 0 for row in settings) else None,
+            stopping_criteria=[stop],
         )
-        answer, written = read(ids_1T[0, length:])
-        return replace(answer, num_prompt_tokens=length), written
+        return [results[row] for row in range(len(rows))]
 
-    def _read(self, ids_T: Tensor, images: Sequence[Image.Image], inputs: Any) -> tuple[Answer, str]:
+    def _read(
+        self, ids_T: Tensor, images: Sequence[Image.Image], inputs: Any, *, first_image: int
+    ) -> tuple[Answer, str]:
         """Read the answer of generated tokens; return it, and its text as the model wrote it."""
         written = text = self.processor.tokenizer.decode(ids_T, skip_special_tokens=True).strip()
         boxes: tuple[PixelBox, ...] = ()
         if len(images) == 1 and self.unit != "none":
-            text, boxes = read_boxes(text, self._frame(images[0], inputs, unit=self.unit))
+            text, boxes = read_boxes(text, self._frame(images[0], inputs, unit=self.unit, number=first_image))
         phrases, unboxed = pair_phrases(_BOX.sub("[0, 0, 0, 0]", written) if boxes else text)
         answer = Answer(
             text=text,
@@ -298,23 +330,20 @@ class ForeignMllm:
 
     def _inputs(self, images: list[Image.Image], turns: list[tuple[str, str]]) -> Any:
         """Prepare images and turns as the checkpoint's processor does."""
-        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
-        questions = [number for number, (role, _) in enumerate(turns) if role == "user"]
-        texts = [turns[number][1] for number in questions]
-        if not any(IMAGE in text for text in texts):
-            texts[0] = IMAGE * len(images) + texts[0]
-        if (count := sum(text.count(IMAGE) for text in texts)) != len(images):
-            raise UserError(f"question: has {count} {IMAGE} (got {len(images)} images); expected one for each image")
-        for number, text in zip(questions, texts, strict=True):
-            messages[number]["content"] = _place_images(text)
-        is_question = turns[-1][0] == "user"
-        try:
-            prompt = self.processor.apply_chat_template(messages, add_generation_prompt=is_question, tokenize=False)
-        except TemplateError as error:
-            # Of families that take no system turn, for example.
-            raise UserError(f"{self.name}: its chat template refuses these turns ({error})") from error
+        return self._batch_inputs([(images, turns)])
+
+    def _batch_inputs(self, rows: Sequence[_Row]) -> Any:
+        """Prepare rows as the checkpoint's processor does, padded on the left, where no answer goes on."""
+        prompts = [self._write_prompt(turns, len(images)) for images, turns in rows]
+        images: Any = [images for images, _ in rows] if len(rows) > 1 else rows[0][0]
+        padding = {"padding": True, "padding_side": "left"} if len(rows) > 1 else {}
         with loading(self.name, kind="the question"):
-            inputs = self.processor(images=images or None, text=prompt, return_tensors="pt")
+            inputs = self.processor(
+                images=images if rows[0][0] else None,
+                text=prompts if len(rows) > 1 else prompts[0],
+                return_tensors="pt",
+                **padding,
+            )
         device, dtype = self.model.device, self.model.dtype
         moved = {}
         for name, value in inputs.items():
@@ -322,6 +351,24 @@ class ForeignMllm:
             is_pixels = isinstance(value, Tensor) and value.is_floating_point()
             moved[name] = value.to(device, dtype) if is_pixels else value.to(device)
         return moved
+
+    def _write_prompt(self, turns: list[tuple[str, str]], num_images: int) -> str:
+        """Write turns in the chat template, images where their placeholders stand or in front of the first question."""
+        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+        questions = [number for number, (role, _) in enumerate(turns) if role == "user"]
+        texts = [turns[number][1] for number in questions]
+        if not any(IMAGE in text for text in texts):
+            texts[0] = IMAGE * num_images + texts[0]
+        if (count := sum(text.count(IMAGE) for text in texts)) != num_images:
+            raise UserError(f"question: has {count} {IMAGE} (got {num_images} images); expected one for each image")
+        for number, text in zip(questions, texts, strict=True):
+            messages[number]["content"] = _place_images(text)
+        is_question = turns[-1][0] == "user"
+        try:
+            return self.processor.apply_chat_template(messages, add_generation_prompt=is_question, tokenize=False)
+        except TemplateError as error:
+            # Of families that take no system turn, for example.
+            raise UserError(f"{self.name}: its chat template refuses these turns ({error})") from error
 
     def _frame(self, image: Image.Image, inputs: Any, *, unit: str, number: int = 0) -> CoordinateFrame:
         """Return what coordinates are relative to in one image, the `number`-th of the inputs."""
@@ -505,16 +552,21 @@ def _place_images(text: str) -> list[dict[str, str]]:
 
 
 class _Sampler:
-    """Makes greedy decoding draw tokens as `foveate.language.generate` does, from the seed of the row alone."""
+    """Makes greedy decoding draw tokens as `foveate.language.generate` does, each row from its own seed."""
 
-    def __init__(self, settings: GenerationSettings) -> None:
-        self.settings, self.draws = settings, seeds.generator("generate", settings.seed)
+    def __init__(self, settings: Sequence[GenerationSettings]) -> None:
+        self.settings = settings
+        self.draws = [seeds.generator("generate", row.seed) for row in settings]
 
-    def __call__(self, ids_1T: Tensor, logits_1V: Tensor) -> Tensor:
-        logits_V = logits_1V[0].double().cpu().numpy()
-        settings = self.settings
-        token = draw_token(logits_V, self.draws.random(), temperature=settings.temperature, top_p=settings.top_p)
-        return torch.full_like(logits_1V, -torch.inf).index_fill(1, torch.tensor([token], device=logits_1V.device), 0.0)
+    def __call__(self, ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        drawn_BV = logits_BV.clone()
+        for row, (settings, draws) in enumerate(zip(self.settings, self.draws, strict=True)):
+            if settings.temperature > 0:
+                logits_V = logits_BV[row].double().cpu().numpy()
+                token = draw_token(logits_V, draws.random(), temperature=settings.temperature, top_p=settings.top_p)
+                drawn_BV[row] = -torch.inf
+                drawn_BV[row, token] = 0.0
+        return drawn_BV
 
 
 def _end_ids(model: Any) -> set[int]:

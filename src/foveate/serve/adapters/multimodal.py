@@ -26,7 +26,7 @@ from foveate.serve.dialogs import cut_text, hold_back, list_boxes, read_dialog
 
 
 class MultimodalAdapter:
-    """See `foveate.serve.calls.Adapter`. Models of transformers answer the calls of a batch one after another."""
+    """See `foveate.serve.calls.Adapter`; what of a batch models of transformers share, `ForeignMllm` says."""
 
     kind = "multimodal"
     endpoints: frozenset[Endpoint] = frozenset({"chat", "locate"})
