@@ -209,4 +209,26 @@ RUNS = (
         ("--images", "32", "--width", "1024", "--repeats", "3"),
         (Line("species predict", "decoding the same files", "species_predict", "decode / predict", is_limit=True),),
     ),
+    Run(
+        "serve_requests",
+        ("--requests", "200", "--memory-requests", "3000", "--repeats", "5"),
+        (
+            Line("the server's work for a request", "a FastAPI copy of the route", "serve-requests",
+                 "fastapi over foveate, JSON"),
+            Line("the server's work for a stream of 32 tokens", "a FastAPI copy of the route", "serve-requests",
+                 "fastapi over foveate, stream"),
+        ),
+        needs=("fastapi",),
+    ),
+    Run(
+        "serve_models",
+        ("--repeats", "5"),
+        (
+            Line("16 answers to 16 clients at once", "one client after the other", "serve-clients",
+                 "one after the other over 16 at once"),
+            Line("8 answers over HTTP", "the same in the process", "serve-batch", "in the process over HTTP",
+                 is_limit=True),
+        ),
+        needs=("uvicorn",),
+    ),
 )  # fmt: skip
