@@ -55,7 +55,7 @@ def test_an_empty_file_is_refused() -> None:
         (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "not an image"),
         (b"\n  <html>", "not an image"),
         (b'{"error": "gone"}', "not an image"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "vector graphic"),
         (b"%PDF-1.7 ", "format not allowed"),
         (b"\0" * 100, "format not allowed"),
     ],

@@ -17,18 +17,26 @@ from foveate.records.writer import CollectionWriter
 from naming import raises_naming
 
 
-@pytest.mark.parametrize("how", ["folder", "webdataset"])
-def test_duplicate_keys_are_quarantined_and_the_first_stays(tmp_path: Path, how: str) -> None:
-    if how == "folder":
-        import_folder(folder_of_files(tmp_path, {"p.jpeg": jpeg(1), "p.jpg": jpeg(2)}), tmp_path / "c")
-        expected = ["image: duplicate key"]
-    else:
-        members = [("p.jpg", jpeg(1)), ("p.png", encoded(noise(2), "PNG")), ("q.jpg", jpeg(3)), ("p.jpg", jpeg(4))]
-        import_webdataset(tar_of(tmp_path / "s.tar", members), tmp_path / "c")
-        expected = ["member: duplicate member", "image: duplicate key"]
+def test_a_duplicate_key_of_a_tar_is_quarantined_and_the_first_stays(tmp_path: Path) -> None:
+    members = [("p.jpg", jpeg(1)), ("p.png", encoded(noise(2), "PNG")), ("q.jpg", jpeg(3)), ("p.jpg", jpeg(4))]
+    import_webdataset(tar_of(tmp_path / "s.tar", members), tmp_path / "c")
     collection = Collection.open(tmp_path / "c")
     assert collection.image_bytes(collection.find_row("p")) == jpeg(1)
-    assert reasons(tmp_path / "c") == {"p": expected}
+    assert reasons(tmp_path / "c") == {"p": ["member: duplicate member", "image: duplicate key"]}
+
+
+def test_files_of_one_stem_are_images_of_their_own_whose_keys_stay(tmp_path: Path) -> None:
+    source = folder_of_files(tmp_path, {"p.png": encoded(noise(2), "PNG"), "p.txt": "both"})
+    import_folder(source, tmp_path / "c")
+    (source / "p.jpg").write_bytes(jpeg(1))
+    (source / "p.jpg.png").write_bytes(encoded(noise(3), "PNG"))
+    for _ in range(2):
+        import_folder(source, tmp_path / "c")
+        collection = Collection.open(tmp_path / "c")
+        names = {key: collection.image_bytes(row) for row, key in enumerate(collection.keys)}
+        assert names == {"p": encoded(noise(2), "PNG"), "p.jpg": jpeg(1), "p.jpg.png": encoded(noise(3), "PNG")}
+        assert [caption.text for row in range(2) for caption in collection.read_captions(row)] == ["both"] * 2
+    assert reasons(tmp_path / "c") == {}
 
 
 def test_links_pipes_and_hidden_files_in_a_folder(tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def test_regions_in_every_form_and_every_kind_of_bad_box(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("sidecar", "reason"),
     [
-        ({"p.txt": b"caf\xe9"}, "sidecar: not UTF-8"),
-        ({"p.json": b'{"caption": "caf\xe9"}'}, "sidecar: not UTF-8"),
+        ({"p.txt": "кошка".encode("cp1251")}, "sidecar: unknown encoding"),
+        ({"p.json": '{"caption": "猫の写真"}'.encode("shift-jis")}, "sidecar: unknown encoding"),
         ({"p.json": b'{"caption": "cut'}, "sidecar: malformed JSON"),
         ({"p.json": b""}, "sidecar: malformed JSON"),
         ({"p.json": b"[1, 2]"}, "sidecar: malformed JSON"),

@@ -23,6 +23,8 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.files import read_json
 from foveate.records import layout, tables
 from foveate.records.boxes import Box
+from foveate.records.file_stamps import KIND as FILES
+from foveate.records.file_stamps import find_outdated
 from foveate.records.images import BadImage
 from foveate.records.record import Caption, Context, Record, Region
 from foveate.records.reference import read_reference
@@ -218,7 +220,9 @@ class Collection:
             return self._descriptors[shard], True
 
     def table(self, kind: str) -> pa.Table:
-        """Read the annotation table `kind`: all parts in the order of writing, without rows of removed images.
+        """Read the annotation table `kind`: all parts in the order of writing, without rows that do not hold.
+
+        Left out are rows of removed images, and rows whose file has changed since (`foveate collect --update`).
 
         A known kind without rows gives an empty table; an unknown one raises UserError.
         """
@@ -231,8 +235,16 @@ class Collection:
                 if table.num_rows:
                     present, total = tables.count_images(table, among=self._table["key"])
                     table = table.filter(pa.array(present == total)).combine_chunks()
+                if kind in self._outdated:
+                    outdated = tables.positions(table[tables.id_column(kind)], among=self._outdated[kind]) >= 0
+                    table = table.filter(pa.array(~outdated)).combine_chunks()
                 self._tables[kind] = table
             return self._tables[kind]
+
+    @cached_property
+    def _outdated(self) -> dict[str, pa.Array]:
+        """Ids of rows by kind that were imported with an earlier version of an image's files."""
+        return find_outdated(self._snapshot.annotations.get(FILES, []))
 
     def dataset_table(self, kind: str) -> pa.Table:
         """Return a table about the whole data set, such as `coco_categories`; empty if there is none."""

@@ -7,6 +7,7 @@ global settings decide. The size is checked before any pixel is decoded.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -28,6 +29,7 @@ from PIL import (
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    features,
 )
 
 from foveate.core.errors import UserError
@@ -38,7 +40,19 @@ from foveate.records.perceptual_hash import perceptual_hash
 # pixels than before: caches of features depend on it.
 DECODING_VERSION = 2
 MAX_PIXELS = 80_000_000  # 240 MB as RGB; more is a decompression bomb or a scan that should be tiled
-SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+# What is decoded at all (805 MB as RGB): an import may be allowed more than MAX_PIXELS, for phones of 100 and 200
+# megapixels, and what it took must be readable wherever it is used.
+MAX_DECODED_PIXELS = 2**28
+SUFFIXES = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+    "AVIF": "avif",
+    "HEIF": "heic",
+}
 _DECODERS = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -47,6 +61,20 @@ _DECODERS = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
+# ISO base media files: the brand says what is in them.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
+# First bytes -> name and remedy of formats that are not read.
+_OTHER_FORMATS = (
+    (b"\xff\x0a", "JPEG XL", "convert it: djxl FILE FILE.png"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL", "convert it: djxl FILE FILE.png"),
+    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000", "convert it: opj_decompress -i FILE -o FILE.png"),
+    (b"8BPS", "a Photoshop document", "export it as PNG"),
+    (b"\x00\x00\x01\x00", "a Windows icon", "export it as PNG"),
+    (b"%PDF", "a PDF", "render its pages: pdftoppm -png FILE PAGE"),
+    (b"%!PS", "PostScript", "render it: gs -sDEVICE=png16m -o FILE.png FILE"),
+    (b"PK\x03\x04", "a ZIP archive", "unpack it"),
+)
 # What Pillow's decoders raise on damaged data, found by fuzzing: cutting files and flipping bytes of each format.
 _DECODING_ERRORS = (
     OSError,
@@ -63,7 +91,9 @@ _DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
-_ANIMATED = ("GIF", "WEBP", "PNG")
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+# Their decoders rotate an image themselves when it is opened or loaded, and report the rotated size.
+_UPRIGHT = ("TIFF", "HEIF")
 _ORIENTATION = 0x0112  # EXIF tag
 _EXIF_DIRECTORY = 0x8769  # EXIF tag
 _TRANSPOSES = {
@@ -117,7 +147,7 @@ class Examined:
 
 
 def detect_format(data: bytes) -> str:
-    """Return JPEG, PNG, WEBP, GIF, BMP or TIFF by the first bytes; raise BadImage for anything else."""
+    """Return JPEG, PNG, WEBP, GIF, BMP, TIFF, HEIF or AVIF by the first bytes; raise BadImage for anything else."""
     if not data:
         raise BadImage("empty file", "the image has 0 bytes")
     if data[:3] == b"\xff\xd8\xff":
@@ -132,11 +162,50 @@ def detect_format(data: bytes) -> str:
         return "BMP"
     if data[:4] in (b"II*\x00", b"MM\x00*"):
         return "TIFF"
+    if data[4:8] == b"ftyp":
+        return _detect_brand(data)
+    for magic, name, remedy in _OTHER_FORMATS:
+        if data.startswith(magic):
+            raise BadImage("format not allowed", f"the file is {name}, which is not read; {remedy}")
     # Broken downloads are often error pages: worth a reason of their own.
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<?xml", b"<svg", b"<!doctype svg", b"<!--")) and b"<svg" in data[:4096].lower():
+        raise BadImage(
+            "vector graphic", "the file is SVG, which has no pixels; render it: rsvg-convert -o FILE.png FILE"
+        )
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg", b"{", b"<")):
         raise BadImage("not an image", "the file is text such as HTML, XML or JSON")
-    raise BadImage("format not allowed", f"unknown image format; expected {', '.join(_DECODERS)}")
+    raise BadImage("format not allowed", f"unknown image format; expected {', '.join(SUFFIXES)}")
+
+
+def _detect_brand(data: bytes) -> str:
+    """Return HEIF or AVIF by the brands of an ISO base media file; raise BadImage for others, such as videos."""
+    end = min(len(data), int.from_bytes(data[:4], "big"), 256)
+    brands = [data[8:12], *(data[start : start + 4] for start in range(16, end, 4))]
+    if any(brand in _AVIF_BRANDS for brand in brands):
+        return "AVIF"
+    if any(brand in _HEIF_BRANDS for brand in brands):
+        return "HEIF"
+    name = brands[0].decode("latin-1").strip()
+    raise BadImage("format not allowed", f"the file is a video or camera file ({name!r:.12}); extract an image from it")
+
+
+@functools.cache
+def _find_decoder(format_name: str) -> Any:
+    """Return the class that opens images of a format; raise BadImage if a library for it is missing."""
+    if format_name == "AVIF" and features.check("avif"):
+        from PIL import AvifImagePlugin
+
+        return AvifImagePlugin.AvifImageFile
+    if format_name == "HEIF":
+        with contextlib.suppress(ImportError):
+            from pillow_heif import HeifImageFile
+
+            return HeifImageFile
+    if format_name in ("AVIF", "HEIF"):
+        name = "AVIF" if format_name == "AVIF" else "HEIC or HEIF"
+        raise BadImage("format needs an extra", f"the file is {name}; to read it: pip install 'foveate[heif]'")
+    return _DECODERS[format_name]
 
 
 def is_single_image(images: object) -> bool:
@@ -193,7 +262,7 @@ def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     return _open_whole(data, longest_side=_EXAMINED_SIDE, max_pixels=max_pixels)[1]
 
 
-def read_image_info(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[ImageInfo, bool]:
+def read_image_info(data: bytes, *, max_pixels: int = MAX_DECODED_PIXELS) -> tuple[ImageInfo, bool]:
     """Read image info from the header without decoding; also return whether the pixels are stored upright.
 
     Raises:
@@ -204,13 +273,13 @@ def read_image_info(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image
         image = _open_decoder(data, format_name, max_pixels)
         frames = getattr(image, "n_frames", 1) if format_name in _ANIMATED else 1
         # Pillow decodes a whole PNG in search of its EXIF, which may come last.
-        without = format_name == "TIFF" or (format_name == "PNG" and not any(name in data for name in _PNG_EXIF))
+        without = format_name in _UPRIGHT or (format_name == "PNG" and not any(name in data for name in _PNG_EXIF))
         orientation = 1 if without else image.getexif().get(_ORIENTATION, 1)
         width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
     return ImageInfo(width, height, format_name, image.mode, frames), orientation not in _TRANSPOSES
 
 
-def read_exif(data: bytes, *, max_pixels: int = MAX_PIXELS) -> dict[int, object]:
+def read_exif(data: bytes, *, max_pixels: int = MAX_DECODED_PIXELS) -> dict[int, object]:
     """Read the EXIF tags of an image and of its Exif directory without decoding; {} if there are none.
 
     Raises:
@@ -222,7 +291,7 @@ def read_exif(data: bytes, *, max_pixels: int = MAX_PIXELS) -> dict[int, object]
         return {**exif, **exif.get_ifd(_EXIF_DIRECTORY)}
 
 
-def decode(data: bytes, *, longest_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(data: bytes, *, longest_side: int | None = None, max_pixels: int = MAX_DECODED_PIXELS) -> Image.Image:
     """Decode an image to RGB, rotated by its EXIF orientation; of an animation the first frame.
 
     Transparent pixels become white, 16-bit gray is scaled to 8 bits, color profiles are ignored.
@@ -238,7 +307,9 @@ def decode(data: bytes, *, longest_side: int | None = None, max_pixels: int = MA
     return _open_whole(data, longest_side=longest_side, max_pixels=max_pixels)[0]
 
 
-def decode_fraction(data: bytes, *, min_side: int, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, tuple[int, int]]:
+def decode_fraction(
+    data: bytes, *, min_side: int, max_pixels: int = MAX_DECODED_PIXELS
+) -> tuple[Image.Image, tuple[int, int]]:
     """Decode an image like `decode`, for a caller that resizes it once: nothing is resized here.
 
     A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 (rounded up) whose longer side still has `min_side`
@@ -268,8 +339,7 @@ def _open_whole(
         image = _open_decoder(data, format_name, max_pixels)
         mode = image.mode
         frames = getattr(image, "n_frames", 1) if format_name in _ANIMATED else 1
-        # Pillow rotates TIFF itself on load, and reports the rotated size.
-        orientation = 1 if format_name == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+        orientation = 1 if format_name in _UPRIGHT else image.getexif().get(_ORIENTATION, 1)
         width, height = image.size
         upright_size = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
         draft_side = longest_side if draft_side is None else draft_side
@@ -285,7 +355,7 @@ def _open_whole(
 
 
 def iterate_frames(
-    data: bytes, *, indices: Container[int], max_pixels: int = MAX_PIXELS
+    data: bytes, *, indices: Container[int], max_pixels: int = MAX_DECODED_PIXELS
 ) -> Iterator[tuple[float, Image.Image | None]]:
     """Decode the frames of an image in order; yield the seconds at which each begins, and its pixels in RGB.
 
@@ -308,7 +378,7 @@ def iterate_frames(
             milliseconds = float(image.info.get("duration") or 100)
             frame = None
             if index in indices:
-                orientation = 1 if format_name == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+                orientation = 1 if format_name in _UPRIGHT else image.getexif().get(_ORIENTATION, 1)
                 frame = to_rgb(image, orientation)
                 # The decoder draws the next frame into the same image.
                 frame = frame.copy() if frame is image else frame
@@ -320,7 +390,7 @@ def _open_decoder(data: bytes, format_name: str, max_pixels: int) -> Image.Image
     if format_name == "WEBP":
         # Pillow's WebP decoder allocates the whole canvas when it opens a file, so the header is checked before.
         _check_size(*_webp_size(data), max_pixels)
-    image = _DECODERS[format_name](io.BytesIO(data))
+    image = _find_decoder(format_name)(io.BytesIO(data))
     _check_size(*image.size, max_pixels)
     return image
 
@@ -346,7 +416,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise BadImage(
             "too many pixels",
-            f"the header says {width} x {height} pixels; expected at most {max_pixels:,} in all",
+            f"the header says {width} x {height} pixels; expected at most {max_pixels:,} in all (--max-pixels)",
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+_MAX_KINDS = 8  # of ignored files in one line
+
 
 @dataclass(slots=True)
 class ImportSummary:
@@ -12,6 +14,10 @@ class ImportSummary:
 
     Args:
         quarantined: findings of this run by "subject: reason", including those that an earlier run recorded.
+        texts_changed, files_replaced: images of which sidecars, or the bytes, differ from an earlier import.
+        gone: keys of images whose files are gone from the source.
+        updated: whether changes were taken.
+        ignored: kind -> number of files that are not used.
         further: counts that only some formats have, by description.
         notes: sentences for the user.
     """
@@ -27,6 +33,11 @@ class ImportSummary:
     animated: int = 0
     without_text: int = 0
     ignored_files: int = 0
+    texts_changed: int = 0
+    files_replaced: int = 0
+    gone: list[str] = field(default_factory=list)
+    updated: bool = False
+    ignored: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
     further: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
@@ -55,6 +66,11 @@ class ImportSummary:
             "animated": self.animated,
             "without_text": self.without_text,
             "ignored_files": self.ignored_files,
+            "ignored": dict(sorted(self.ignored.items())),
+            "texts_changed": self.texts_changed,
+            "files_replaced": self.files_replaced,
+            "gone": self.gone,
+            "updated": self.updated,
             "quarantined": dict(sorted(self.quarantined.items())),
             "further": dict(sorted(self.further.items())),
             "notes": list(self.notes),
@@ -72,10 +88,30 @@ class ImportSummary:
             (self.texts_cleaned, "texts with control characters removed"),
             (self.animated, "animated images, of which the first frame is used"),
             (self.without_text, "images without any text"),
-            (self.ignored_files, "other files ignored"),
+            (self.ignored_files, f"other files ignored{self._format_ignored()}"),
+            (self.texts_changed if self.updated else 0, "images with changed texts, which were taken"),
+            (self.files_replaced if self.updated else 0, "images with other bytes, which were taken"),
         ]
         rows = [(count, what) for number, (count, what) in enumerate(counts) if count or number == 0]
         rows += sorted((count, what) for what, count in self.further.items())
         rows += [(count, f"quarantined: {what}") for what, count in sorted(self.quarantined.items())]
         width = max(len(f"{count:,}") for count, _ in rows)
-        return [f"{count:>{width},} {what}" for count, what in rows] + self.notes
+        return [f"{count:>{width},} {what}" for count, what in rows] + self._format_changes() + self.notes
+
+    def _format_ignored(self) -> str:
+        """Format the kinds of ignored files, the most frequent first; "" if they are not known."""
+        kinds = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
+        more = ", ..." if len(kinds) > _MAX_KINDS else ""
+        return f" ({', '.join(f'{kind} {count:,}' for kind, count in kinds[:_MAX_KINDS])}{more})" if kinds else ""
+
+    def _format_changes(self) -> list[str]:
+        """Return the line on changes that the run left as they are, if there are any."""
+        counts = (
+            (0 if self.updated else self.texts_changed, "text changed", "texts changed"),
+            (0 if self.updated else self.files_replaced, "file replaced", "files replaced"),
+            (len(self.gone), "gone", "gone"),
+        )
+        parts = [f"{count:,} {singular if count == 1 else plural}" for count, singular, plural in counts if count]
+        if not parts:
+            return []
+        return [", ".join(parts) + ("" if self.updated else ": --update takes changes and lists what is gone")]

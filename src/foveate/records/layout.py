@@ -88,6 +88,11 @@ def added_number(path: Path) -> int:
     return int(path.stem.removeprefix("added-"))
 
 
+def is_added(path: Path) -> bool:
+    """Whether a part of an annotation table was added to images that existed."""
+    return _ADDED.fullmatch(path.name) is not None
+
+
 def next_added_path(collection: Path, kind: str) -> Path:
     """Return an unused path for annotations that are added to existing images."""
     folder = collection / "annotations" / kind

@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import tarfile
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from foveate.records.images import SUFFIXES
 from foveate.records.layout import member_name
@@ -18,6 +22,17 @@ def append_member(tar: tarfile.TarFile, key: str, format: str, data: bytes) -> i
     # tarfile does not tell where a member starts: count back from its padded end.
     blocks = -(-len(data) // tarfile.BLOCKSIZE)
     return tar.offset - blocks * tarfile.BLOCKSIZE
+
+
+def pad_member(end: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where the member behind one begins whose bytes end at `end`."""
+    return -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def write_end(file: BinaryIO) -> None:
+    """Write what tarfile writes at the end: two empty blocks, and zeros up to a whole record."""
+    size = file.tell() + 2 * tarfile.BLOCKSIZE
+    file.write(bytes(-(-size // tarfile.RECORDSIZE) * tarfile.RECORDSIZE - file.tell()))
 
 
 def abandon(tar: tarfile.TarFile) -> None:

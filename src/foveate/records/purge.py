@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +22,10 @@ import pyarrow as pa
 from foveate.core.errors import UserError
 from foveate.core.files import commit_atomically, fsync_path, name_in_errors
 from foveate.records import layout, tables
-from foveate.records.packing import append_member
+from foveate.records.packing import pad_member, write_end
 from foveate.records.state import read_committed
+
+_NOT_PURGED = "nothing of it is purged, since its other images could not be kept"
 
 
 @dataclass(slots=True)
@@ -50,21 +52,23 @@ class PurgeSummary:
         return self.packed + self.referenced
 
 
-def purge_images(collection: Path, keys: set[str], *, dry_run: bool = False) -> PurgeSummary:
-    """Delete removed images from shards, tables and cache. The caller holds the writer's lock.
+def purge_images(collection: Path, keys: set[str], *, dry_run: bool = False, keep_until_last: str = "") -> PurgeSummary:
+    """Delete images from shards, tables and cache. The caller holds the writer's lock.
 
     Args:
         dry_run: only count.
+        keep_until_last: annotation table that loses its rows after all else, as the note of what is not finished
+            where there are no tombstones.
 
     Raises:
         UserError: a shard that must be rewritten is missing or damaged; parts before it stay purged.
     """
     summary = PurgeSummary()
     removed_keys = pa.array(sorted(keys), pa.string())
-    for kind in layout.annotation_kinds(collection):
-        parts = layout.annotation_parts(collection, kind, set(layout.committed_shards(collection)))
-        for path in parts:
-            summary.rows[kind] += _drop_rows(path, removed_keys, dry_run=dry_run)
+    kinds = layout.annotation_kinds(collection)
+    for kind in kinds:
+        if kind != keep_until_last:
+            _drop_rows_of_kind(collection, kind, removed_keys, summary, dry_run=dry_run)
     splits = collection / layout.SPLITS_FILE
     if splits.is_file():
         summary.rows["splits"] += _drop_rows(splits, removed_keys, dry_run=dry_run)
@@ -76,9 +80,19 @@ def purge_images(collection: Path, keys: set[str], *, dry_run: bool = False) -> 
         summary.cache_cleared = bool(entries)
         for entry in entries if not dry_run else ():
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    next_tar = read_committed(collection).next_number
     for number in layout.committed_shards(collection):
-        _purge_part(collection, number, removed_keys, summary, dry_run=dry_run)
+        next_tar += _purge_part(collection, number, removed_keys, summary, next_tar=next_tar, dry_run=dry_run)
+    if keep_until_last in kinds:
+        _drop_rows_of_kind(collection, keep_until_last, removed_keys, summary, dry_run=dry_run)
     return summary
+
+
+def _drop_rows_of_kind(collection: Path, kind: str, keys: pa.Array, summary: PurgeSummary, *, dry_run: bool) -> None:
+    for path in layout.annotation_parts(collection, kind, set(layout.committed_shards(collection))):
+        count = _drop_rows(path, keys, dry_run=dry_run)
+        if count:
+            summary.rows[kind] += count
 
 
 def _drop_rows(path: Path, keys: pa.Array, *, dry_run: bool) -> int:
@@ -92,12 +106,15 @@ def _drop_rows(path: Path, keys: pa.Array, *, dry_run: bool) -> int:
     return int(gone.sum())
 
 
-def _purge_part(collection: Path, number: int, keys: pa.Array, summary: PurgeSummary, *, dry_run: bool) -> None:
+def _purge_part(
+    collection: Path, number: int, keys: pa.Array, summary: PurgeSummary, *, next_tar: int, dry_run: bool
+) -> bool:
+    """Rewrite an index part and its tars without the images `keys`; return whether `next_tar` was used."""
     part_path = layout.index_path(collection, number)
     part = tables.read_index(part_path)
     gone = tables.positions(part["key"], among=keys) >= 0
     if not gone.any():
-        return
+        return False
     packed = part["path"].to_numpy() == ""
     summary.packed += int((gone & packed).sum())
     summary.referenced += int((gone & ~packed).sum())
@@ -105,37 +122,34 @@ def _purge_part(collection: Path, number: int, keys: pa.Array, summary: PurgeSum
     rewritten = bool((gone & packed).any())
     summary.shards += rewritten
     if dry_run:
-        return
-    remaining = part.filter(pa.array(~gone)).combine_chunks()
+        return False
     old_tars = np.unique(part["shard"].to_numpy()[packed]).tolist() if rewritten else []
-    if rewritten:
-        remaining = _repack(collection, remaining)
+    remaining = (_repack(collection, part, gone, next_tar) if rewritten else part).filter(pa.array(~gone))
     # Old numbers are noted and never used again: an open reader must not find other images under them.
     highest = max([tables.highest_tar(part), *old_tars, *remaining["shard"].to_pylist()])
-    tables.write_table(part_path, tables.with_highest_tar(remaining, highest))
+    tables.write_table(part_path, tables.with_highest_tar(remaining.combine_chunks(), highest))
     for tar in old_tars:
         layout.tar_path(collection, tar).unlink(missing_ok=True)
     if old_tars:
         fsync_path(collection / "images")
+    return rewritten
 
 
-def _repack(collection: Path, part: pa.Table) -> pa.Table:
-    """Write the packed images of an index part to a new tar; return the part that refers to it."""
+def _repack(collection: Path, part: pa.Table, gone: np.ndarray, number: int) -> pa.Table:
+    """Write the packed images of an index part that stay to the tar `number`; return the part that refers to it."""
     shards, offsets = part["shard"].to_numpy().copy(), part["offset"].to_numpy().copy()
+    lengths = part["length"].to_numpy()
     packed = np.flatnonzero(part["path"].to_numpy() == "")
-    if not len(packed):
+    if gone[packed].all():
         return part
-    number = read_committed(collection).next_number
     final = layout.tar_path(collection, number)
     temporary = final.with_name(f".{final.name}.tmp")
-    keys, lengths = part["key"].to_pylist(), part["length"].to_pylist()
-    formats = part["format"].to_pylist()
     try:
-        with name_in_errors(temporary), tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            for row in packed.tolist():
-                source = layout.tar_path(collection, int(shards[row]))
-                data = _read_image(source, int(offsets[row]), lengths[row])
-                offsets[row] = append_member(tar, keys[row], formats[row], data)
+        with name_in_errors(temporary), temporary.open("wb") as target:
+            for tar in np.unique(shards[packed]).tolist():
+                rows = packed[shards[packed] == tar]
+                _copy_members(layout.tar_path(collection, tar), target, rows[~gone[rows]], rows, offsets, lengths)
+            write_end(target)
         commit_atomically(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
@@ -145,14 +159,30 @@ def _repack(collection: Path, part: pa.Table) -> pa.Table:
     return part
 
 
-def _read_image(tar: Path, offset: int, length: int) -> bytes:
+def _copy_members(
+    tar: Path, target: BinaryIO, staying: np.ndarray, rows: np.ndarray, offsets: np.ndarray, lengths: np.ndarray
+) -> None:
+    """Copy the members of the rows `staying` with their headers, and set their `offsets` in the target.
+
+    Args:
+        rows: of all images that the tar has.
+    """
+    rows = rows[np.argsort(offsets[rows])]
+    ends = pad_member(offsets[rows] + lengths[rows])
+    # Members follow one another: the headers of one begin where the one before ends.
+    starts = np.concatenate([[0], ends[:-1]])
+    copied = np.isin(rows, staying)
+    with _open_tar(tar) as source:
+        for row, start, end in zip(rows[copied].tolist(), starts[copied].tolist(), ends[copied].tolist(), strict=True):
+            data = os.pread(source.fileno(), end - start, start)
+            if len(data) != end - start:
+                raise UserError(f"{tar} is truncated: {_NOT_PURGED}")
+            offsets[row] += target.tell() - start
+            target.write(data)
+
+
+def _open_tar(tar: Path) -> BinaryIO:
     try:
-        with tar.open("rb") as file:
-            data = os.pread(file.fileno(), length, offset)
+        return tar.open("rb")
     except FileNotFoundError as error:
-        raise UserError(
-            f"{tar} is missing: nothing of it is purged, since its other images could not be kept"
-        ) from error
-    if len(data) != length:
-        raise UserError(f"{tar} is truncated: nothing of it is purged, since its other images could not be kept")
-    return data
+        raise UserError(f"{tar} is missing: {_NOT_PURGED}") from error

@@ -12,6 +12,27 @@ from foveate.records.rows import storable
 
 # Without detail and time: repeating an import must not repeat its findings.
 _IDENTITY = ("key", "subject", "position", "reason", "source")
+# What to do about a finding, added to its detail: (subject, reason) -> one clause.
+_COPY_AGAIN = "copy or download the file again"
+REMEDIES = {
+    ("image", "empty file"): _COPY_AGAIN,
+    ("image", "truncated"): _COPY_AGAIN,
+    ("image", "damaged"): f"{_COPY_AGAIN}, or save it again with a program that opens it",
+    ("image", "not an image"): f"{_COPY_AGAIN}: it is often the error page of a server",
+    ("image", "pixel type not allowed"): "save it with 8 or 16 bits a channel",
+    ("image", "too many bytes"): "save it smaller, or as tiles",
+    ("image", "unreadable"): "check its permissions and the disk",
+    ("image", "no regular file"): "remove it, or give it another name",
+    ("image", "link leaves the folder"): "copy the image to the folder",
+    ("sidecar", "link leaves the folder"): "copy the text to the folder",
+    ("image", "unusable key"): "rename the file",
+    ("image", "duplicate key"): "rename one of the two, or use another collection",
+    ("image", "no image"): "copy its image there, or delete the rest",
+    ("sidecar", "malformed JSON"): "correct the file, then collect with --update",
+    ("sidecar", "unreadable"): "check its permissions and the disk",
+    ("region", "box outside the image"): "check its unit and format, then collect with --update",
+    ("region", "box inverted"): "corners are x1, y1, x2, y2: check the format",
+}
 
 
 class Quarantine:
@@ -30,12 +51,13 @@ class Quarantine:
         self, key: str, reason: str, detail: str, *, source: str, subject: str, position: int, created: str
     ) -> bool:
         """Add a finding; return False if an equal one (apart from detail and time) exists."""
+        remedy = REMEDIES.get((subject, reason))
         row: dict[str, object] = {
             "key": storable(key),
             "subject": subject,
             "position": position,
             "reason": reason,
-            "detail": storable(detail),
+            "detail": storable(f"{detail}; {remedy}" if remedy else detail),
             "source": storable(source),
             "created": created,
         }

@@ -177,6 +177,15 @@ SCHEMAS: dict[str, pa.Schema] = {
         answers=pa.list_(_TEXT),
         choices=pa.list_(_TEXT),
     ),
+    # Versions of the files that images were imported from; see `foveate.records.file_stamps`.
+    "files": _annotation(
+        folder=_TEXT,
+        file=_TEXT,
+        stamp=_TEXT,
+        mtime_ns=pa.int64(),
+        version=pa.int32(),
+        rows=pa.list_(_TEXT),
+    ),
     # Images of a camera-trap survey, and what was seen on them; see `foveate.records.survey.types`. -1: no number.
     "media": _annotation(**_MEDIA_COLUMNS),
     "observations": _annotation(**_OBSERVATION_COLUMNS),

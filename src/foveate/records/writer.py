@@ -25,6 +25,8 @@ from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, commit_atomically, name_in_errors, read_json, write_json_atomically
 from foveate.records import layout, tables
 from foveate.records.collection import check_description, check_writable
+from foveate.records.file_stamps import KIND as FILES
+from foveate.records.file_stamps import FileStamp, list_ids
 from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine
 from foveate.records.import_summary import ImportSummary
 from foveate.records.packing import abandon, append_member
@@ -247,6 +249,7 @@ class CollectionWriter:
         self._tar: tarfile.TarFile | None = None
         self._index: list[dict[str, object]] = []
         self._annotations: dict[str, list[dict[str, object]]] = {}
+        self._revisions: dict[str, list[dict[str, object]]] = {}
 
     def __enter__(self) -> Self:
         refuse_foreign_folder(self.path)
@@ -305,6 +308,10 @@ class CollectionWriter:
         """Return the SHA-256 of the image with this key (committed or pending), or None."""
         return self._known.get(key)
 
+    def is_removed(self, key: str) -> bool:
+        """Whether an image of this key was removed earlier."""
+        return key in self._removed
+
     def accepts(self, key: str, sha256: str) -> bool:
         """Whether `add` would take this image if it is readable: its key is new and it was not removed earlier."""
         return not self._was_removed(key, sha256) and key not in self._known and key not in self._seen
@@ -329,6 +336,7 @@ class CollectionWriter:
         source: str | None = None,
         examined: Examined | None = None,
         location: Path | None = None,
+        stamp: FileStamp | None = None,
     ) -> bool:
         """Add one image with its annotations; return whether it was added.
 
@@ -341,6 +349,7 @@ class CollectionWriter:
             examined: the result of `examine` for the same bytes, which saves a second decoding.
             location: the image stays in this file, of which `data` are the bytes, and only the index refers to it. For
                 an existing image whose file moved, the index is updated.
+            stamp: the files of the image and its annotations, by which a later import sees whether they changed.
 
         Raises:
             UserError: a key, text, box or path cannot be stored.
@@ -389,8 +398,11 @@ class CollectionWriter:
             }
         )
         provenance = Provenance(source=self.source, created=self._created)
-        for kind, kind_rows in rows.items():
-            self._annotations.setdefault(kind, []).extend(finish_rows(kind, kind_rows, provenance))
+        finished = {kind: finish_rows(kind, kind_rows, provenance) for kind, kind_rows in rows.items()}
+        if stamp is not None:
+            finished[FILES] = finish_rows(FILES, [stamp.to_row(key, list_ids(finished))], provenance)
+        for kind, kind_rows in finished.items():
+            self._annotations.setdefault(kind, []).extend(kind_rows)
         self.summary.imported += 1
         self.summary.captions_imported += len(rows.get("captions", ()))
         self.summary.regions_imported += len(rows.get("regions", ()))
@@ -399,6 +411,64 @@ class CollectionWriter:
         if full or (self._tar is not None and self._tar.offset >= self._bytes_per_shard):
             self.commit()
         return True
+
+    def skip(self, key: str) -> None:
+        """Count an image as existing whose files did not change."""
+        self._seen.add(key)
+        self.summary.existing += 1
+
+    def revise(
+        self,
+        key: str,
+        stamp: FileStamp,
+        *,
+        version: int,
+        rows: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
+        ids: Sequence[str] = (),
+    ) -> None:
+        """Queue a newer version of the files of an image; `commit` writes it.
+
+        Args:
+            version: number of the version, one more than the last.
+            rows: its annotation rows by kind, checked; rows that only earlier versions had become outdated.
+            ids: instead of `rows`: those of the last version.
+        """
+        provenance = Provenance(source=self.source, created=self._created)
+        finished = {kind: finish_rows(kind, of_kind, provenance) for kind, of_kind in (rows or {}).items()}
+        row = stamp.to_row(key, ids if rows is None else list_ids(finished), version=version)
+        finished[FILES] = finish_rows(FILES, [row], provenance)
+        for kind, of_kind in finished.items():
+            self._revisions.setdefault(kind, []).extend(of_kind)
+        if len(self._revisions[FILES]) >= _ROWS_PER_CHUNK:
+            self._write_revisions()
+
+    def _write_revisions(self) -> None:
+        # The rows of `files` come last: without them the next run writes this version again, and rows that exist are
+        # not added twice.
+        kinds = sorted(self._revisions.keys() - {FILES})
+        for kind in kinds:
+            self._append_new(kind, self._revisions[kind])
+        if self._revisions:
+            # No version exists twice, so these need no comparison with all that there are.
+            table = tables.to_table(FILES, self._revisions[FILES])
+            tables.write_table(layout.next_added_path(self.path, FILES), table)
+        self._revisions = {}
+
+    def forget(self, keys: Iterable[str]) -> int:
+        """Delete images without a tombstone, so that they can be imported again; return how many there were.
+
+        After a kill in the middle the table `files` still has them, and the next call finishes.
+        """
+        self.commit()
+        keys = set(keys)
+        purge_images(self.path, keys, keep_until_last=FILES)
+        count = len(keys & self._known.keys())
+        for key in keys:
+            self._known.pop(key, None)
+            self._referenced.pop(key, None)
+            self._seen.discard(key)
+        self._shard = read_committed(self.path).next_number
+        return count
 
     def _is_new(self, key: str, sha256: str, origin: str) -> bool:
         if key in self._seen:
@@ -464,6 +534,7 @@ class CollectionWriter:
             self._parts += 1
         self._index = []
         self._annotations = {}
+        self._write_revisions()
         if self._moved:
             move_references(self.path, self._moved)
             self._moved = {}
@@ -502,7 +573,10 @@ class CollectionWriter:
                     raise UserError(f"annotations/{kind}: row {number}: no image has the key {key!r}")
         if not provenance.created:
             provenance = Provenance(provenance.source, provenance.model, provenance.recipe_hash, self._created)
-        finished = finish_rows(kind, [check_row(kind, row) for row in rows], provenance)
+        return self._append_new(kind, finish_rows(kind, [check_row(kind, row) for row in rows], provenance))
+
+    def _append_new(self, kind: str, finished: Sequence[Mapping[str, object]]) -> int:
+        """Write the rows that do not exist to a new part; return how many there are."""
         column = tables.id_column(kind)
         parts = layout.annotation_parts(self.path, kind, set(layout.committed_shards(self.path)))
         existing = {value for part in parts for value in tables.read_annotations([part], kind)[column].to_pylist()}

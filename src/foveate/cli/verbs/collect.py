@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import click
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish, path_option, workers_option
 from foveate.core.errors import UserError, choose
+from foveate.core.files import write_text_atomically
 from foveate.core.progress import say
 
 
@@ -78,6 +80,7 @@ DRAWN: dict[str, Callable[[Path, int, int], None]] = {
     "screens": _screens,
     "traps": _traps,
 }
+GONE = "gone.txt"  # in a collection: keys of images whose files are gone
 BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "emoji": _emoji, **DRAWN}
 
 
@@ -103,6 +106,8 @@ BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "e
     "reference",
     "first_line",
     "label_from_folder",
+    "update",
+    "max_pixels",
     "coordinates",
     "resize_min_pixels",
     "resize_max_pixels",
@@ -145,11 +150,13 @@ def command(
     InfographicVQA or ChartQA, a survey of camera traps (cards, Camtrap DP, COCO Camera Traps, iWildCam-WILDS), or a
     built-in collection (clipart, emoji, scenes, questions, referring, image-sets, documents, screens, traps). What
     cannot be imported is counted and listed in the collection's quarantine table with its reason. Repeated, the command
-    adds only what is new; stopped, it goes on. Near-duplicates stay in one split.
+    adds only what is new and counts what changed, which --update takes; stopped, it goes on. Near-duplicates stay in
+    one split.
 
     \b
     Example:
       foveate collect my-folder --to my-images
+      foveate collect my-folder --to my-images --update
       foveate collect trees --label-from-folder category --to trees-collection
       foveate collect "shards/{00000..00003}.tar" --to my-images
       foveate collect coco/annotations/instances_val2017.json --to coco
@@ -198,11 +205,17 @@ def command(
         raise UserError("--seed has no effect with --split none: it is the seed of the splits")
     # Read before the images: a file that cannot be used must not cost an import of hours.
     detections = None if resolved.results is None else read_results(resolved.results)
-    summary = importer.run(source, to, name=resolved.name, license=resolved.license, workers=workers, **options)
+    shared: dict[str, Any] = {**options, "max_pixels": resolved.max_pixels}
+    summary = importer.run(source, to, name=resolved.name, license=resolved.license, workers=workers, **shared)
     result: dict[str, Any] = {"format": importer.name, **summary.as_dict()}
     lines = [f"format: {importer.name}", *summary.lines()]
     if summary.quarantined:
         lines.append(f"each finding with its reason: {to / layout.QUARANTINE_FILE}, shown by foveate inspect")
+    if summary.updated and summary.gone:
+        # A removal is for good, and a folder may be incomplete for a day: the user decides.
+        listed = to / GONE
+        write_text_atomically(listed, "".join(f"{key}\n" for key in summary.gone))
+        lines.append(f"to remove what is gone: foveate remove {shlex.quote(str(to))} --from {shlex.quote(str(listed))}")
     if resolved.dedupe:
         from foveate.records.duplicates import remove_duplicates
 

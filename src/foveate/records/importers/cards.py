@@ -17,7 +17,7 @@ from foveate.core.errors import UserError, nearest
 from foveate.records import layout
 from foveate.records.images import BadImage, read_exif
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.files import check_file, get_suffix, list_files, make_reader, make_refusal
+from foveate.records.importers.files import check_file, count_kinds, get_suffix, list_files, make_reader, make_refusal
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Sample, SharedOptions
@@ -72,12 +72,14 @@ def import_cards(
     cards = _Cards(source, table)
     cards.match_folders(images)
     videos = sum(get_suffix(path) in _VIDEO_SUFFIXES for path in files)
+    used = IMAGE_SUFFIXES | REFUSED_SUFFIXES | set(_VIDEO_SUFFIXES)
+    others = (get_suffix(path) for path in files if get_suffix(path) not in used and path != table_path)
     summary = import_samples(
         target,
         cards.samples(images),
         default_source=source.resolve().name,
         total=len(images),
-        ignored_files=hidden + len(files) - len(images) - videos - (table_path in files),
+        ignored=count_kinds(others, hidden=hidden),
         reference=reference,
         further=Counter({"videos, which are not read": videos}),
         finish=cards.finish,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from foveate.records.images import BadImage
@@ -110,16 +111,34 @@ def get_suffix(path: Path) -> str:
     return path.suffix[1:].lower()
 
 
-def list_files(source: Path, target: Path) -> tuple[list[Path], int]:
-    """List all files below `source` in the order of their paths; also count hidden ones, which are left out."""
+def count_kinds(suffixes: Iterable[str], *, hidden: int) -> Counter[str]:
+    """Count files by kind (".md", "no extension", "hidden") from their extensions."""
+    kinds = Counter(f".{suffix}" if suffix else "no extension" for suffix in suffixes)
+    return kinds + Counter({"hidden": hidden})
+
+
+def list_names(source: Path, target: Path) -> tuple[list[str], int]:
+    """List the paths below `source` of all its files in order; also count hidden ones, which are left out."""
     # The target may lie inside of the source; its own files are no images to import.
     inside = target.resolve()
-    files: list[Path] = []
+    base = os.path.join(source, "")
+    names: list[str] = []
     hidden = 0
-    for folder, subfolders, names in os.walk(source):
+    # As texts: with pathlib listing a folder takes longer than comparing its files with those of an earlier import.
+    for folder, subfolders, files in os.walk(source):
         subfolders[:] = [
-            sub for sub in subfolders if not sub.startswith(".") and (Path(folder) / sub).resolve() != inside
+            sub
+            for sub in subfolders
+            if not sub.startswith(".") and (sub != inside.name or Path(folder, sub).resolve() != inside)
         ]
-        hidden += sum(name.startswith(".") for name in names)
-        files.extend(Path(folder) / name for name in names if not name.startswith("."))
-    return sorted(files, key=lambda path: os.fsencode(path.relative_to(source).as_posix())), hidden
+        prefix = os.path.join(folder, "")[len(base) :]
+        visible = [file for file in files if not file.startswith(".")]
+        hidden += len(files) - len(visible)
+        names.extend(prefix + file for file in visible)
+    return sorted(names, key=os.fsencode), hidden
+
+
+def list_files(source: Path, target: Path) -> tuple[list[Path], int]:
+    """List all files below `source` in the order of their paths; also count hidden ones, which are left out."""
+    names, hidden = list_names(source, target)
+    return [source / name for name in names], hidden

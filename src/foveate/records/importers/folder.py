@@ -1,7 +1,8 @@
-"""Import a folder of images, each with optional `.txt` and `.json` sidecars.
+"""Import a folder of images, each with optional sidecars, and import it again when its files have changed.
 
-The key of `birds/owl.jpg` is `birds/owl`; its sidecars are `birds/owl.txt` and `birds/owl.json` (see
-`foveate.records.importers.sidecar` for their content). Images without sidecars are imported, too.
+The key of `birds/owl.jpg` is `birds/owl`, or `birds/owl.jpg` where another image has that key; see
+`foveate.records.importers.folder_files` for the names of its sidecars and `foveate.records.importers.sidecar` for their
+content. Images without sidecars are imported, too.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from typing import Unpack
 from foveate.core.errors import UserError
 from foveate.records import layout
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.files import check_file, get_suffix, list_files, make_reader, make_refusal
+from foveate.records.importers.files import check_file, make_reader, make_refusal
+from foveate.records.importers.folder_files import ClassNames, FolderFiles, pair_files
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
-from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Problem, Sample, SharedOptions
+from foveate.records.importers.sample import IMAGE_SUFFIXES, Problem, Sample, SharedOptions
+from foveate.records.importers.versions import FolderVersions
+from foveate.records.writer import CollectionWriter
 
 
 def import_folder(
@@ -27,12 +31,18 @@ def import_folder(
     reference: bool = False,
     first_line: bool = False,
     label_from_folder: str | None = None,
+    update: bool = False,
+    mirror: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
     """Import all images below the folder `source` into the collection `target`, in the order of their paths.
 
-    Importing again adds only what is new. Symbolic links that lead out of `source`, pipes and devices are quarantined.
-    Hidden files, and files that are neither images nor their sidecars, are ignored and counted.
+    Importing again adds only what is new, and reads only files whose length or time differ from the earlier import.
+    Changes of imported files are counted, and with `update` taken: changed sidecars give newer rows, and a file with
+    other bytes is a new image of the same key, without the annotations of the old one.
+
+    Symbolic links that lead out of `source`, pipes and devices are quarantined. Hidden files, and files that are
+    neither images nor their sidecars, are ignored and counted.
 
     Args:
         source: folder with images, at any depth.
@@ -42,6 +52,8 @@ def import_folder(
         first_line: use only the first line of a `.txt`, for files with translations or notes below.
         label_from_folder: name of a label field for the folder name, for sources with a folder per class (a JSON
             label of the same name takes precedence).
+        update: take changed sidecars and replaced images.
+        mirror: also delete images whose files are gone, without a tombstone: the collection is derived from the folder.
         shared: see `SharedOptions`.
 
     Raises:
@@ -53,58 +65,78 @@ def import_folder(
         raise UserError(f"{source} is a file; expected a folder of images")
     if (source / layout.DESCRIPTION).is_file():
         raise UserError(f"{source} is a collection already; expected a folder of images")
-    files, ignored = list_files(source, Path(target))
-    images = [path for path in files if get_suffix(path) in IMAGE_SUFFIXES | REFUSED_SUFFIXES]
-    if not images:
+    files = pair_files(source, Path(target))
+    if not files.images:
         allowed = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{source} has no images; expected files that end in {allowed}")
     if label_from_folder is not None:
-        _check_label(label_from_folder, source, images)
-    sidecars = {path for path in files if get_suffix(path) in ("txt", "json")}
-    used = {path.with_suffix(suffix) for path in images for suffix in (".txt", ".json")} & sidecars
+        _check_label(label_from_folder, source, files)
+    versions = FolderVersions(source, take=update)
+
+    def finish(writer: CollectionWriter) -> None:
+        summary = writer.summary
+        summary.updated = update
+        summary.gone = versions.list_gone(writer, (image.name for image in files.images))
+        if mirror:
+            writer.forget(summary.gone)
+
     return import_samples(
         target,
-        _samples(source, images, used, first_line=first_line, label=label_from_folder),
+        _samples(source, files, versions, first_line=first_line, label=label_from_folder),
         default_source=source.resolve().name,
-        total=len(images),
-        ignored_files=ignored + len(files) - len(images) - len(used),
+        total=len(files.images),
+        ignored=files.ignored,
         group_by=group_by,
         reference=reference,
+        versions=versions,
+        finish=finish,
         **shared,
     )
 
 
-def _check_label(name: str, source: Path, images: list[Path]) -> None:
+def _check_label(name: str, source: Path, files: FolderFiles) -> None:
     if not name.strip():
         raise UserError("--label-from-folder: expected the name of a label field, such as category")
-    if all(path.parent == source for path in images):
+    if all("/" not in image.name for image in files.images):
         raise UserError(f"--label-from-folder: {source} has no subfolders with images")
 
 
 def _samples(
-    source: Path, images: list[Path], sidecars: set[Path], *, first_line: bool, label: str | None
+    source: Path, files: FolderFiles, versions: FolderVersions, *, first_line: bool, label: str | None
 ) -> Iterator[Sample]:
     root = source.resolve()
-    for path in images:
-        relative = path.relative_to(source)
-        key = relative.with_suffix("").as_posix()
-        sample = Sample(key=key, source=relative.as_posix(), load=make_reader(path), location=path)
-        if label is not None and relative.parent.name:
-            sample.labels = {label: relative.parent.name}
-        problem = check_file(path, root)
-        if problem is not None:
-            sample.load = make_refusal(problem)
-        for suffix, field in ((".txt", "text"), (".json", "json")):
-            sidecar = path.with_suffix(suffix)
-            if sidecar not in sidecars:
-                continue
-            problem = check_file(sidecar, root)
-            if problem is None:
+    base = str(source)
+    classes = ClassNames(source, files.class_files)
+    keys = versions.assign_keys([image.name for image in files.images])
+    for image in files.images:
+        sample = Sample(key=keys[image.name], source=image.name, load=None)
+        names = classes.find(image.texts[0]) if image.texts else ()
+        versions.compare(sample, [f"{base}/{name}" for name in image.all], (first_line, label, *names))
+        if not sample.unchanged:
+            path = source / image.name
+            _prepare_sample(sample, path, root, label=label)
+            sample.class_names = names
+            for name in [*image.texts, *image.objects]:
+                is_text = name in image.texts
+                sidecar = source / name
+                problem = check_file(sidecar, root)
+                if problem is not None:
+                    sample.problems.append(Problem("sidecar", problem.reason, f"{sidecar.suffix}: {problem.detail}"))
+                    continue
                 read = make_reader(sidecar)
-                setattr(sample, field, _read_first_line(read) if field == "text" and first_line else read)
-            else:
-                sample.problems.append(Problem("sidecar", problem.reason, f"{suffix}: {problem.detail}"))
+                readers = sample.texts if is_text else sample.objects
+                readers.append(_read_first_line(read) if is_text and first_line else read)
         yield sample
+
+
+def _prepare_sample(sample: Sample, path: Path, root: Path, *, label: str | None) -> None:
+    sample.load, sample.location = make_reader(path), path
+    folder = sample.source.rpartition("/")[0].rpartition("/")[2]
+    if label is not None and folder:
+        sample.labels = {label: folder}
+    problem = check_file(path, root)
+    if problem is not None:
+        sample.load = make_refusal(problem)
 
 
 def _read_first_line(read: Callable[[], bytes]) -> Callable[[], bytes]:
@@ -119,6 +151,6 @@ FORMAT = Format(
     name="folder",
     run=import_folder,
     recognize=_recognize,
-    options=("group_by", "reference", "first_line", "label_from_folder"),
+    options=("group_by", "reference", "first_line", "label_from_folder", "update"),
     fallback=True,
 )

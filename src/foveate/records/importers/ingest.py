@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.progress import track
 from foveate.records import layout
-from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine
+from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine, read_image_info
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import get_folder
 from foveate.records.importers.sample import GROUPINGS, MAX_BYTES, Problem, Sample, SharedOptions, Sidecar
 from foveate.records.importers.sidecar import read_sidecars
+from foveate.records.importers.versions import FolderVersions
+from foveate.records.rows import image_rows
 from foveate.records.writer import BYTES_PER_SHARD, IMAGES_PER_SHARD, CollectionWriter
 
 # Sides of a shrunk image are rounded to whole pixels, so the two ratios differ slightly.
@@ -57,10 +59,11 @@ def import_samples(
     default_source: str,
     total: int | None = None,
     show_progress: bool = True,
-    ignored_files: int = 0,
+    ignored: Counter[str] | None = None,
     group_by: str = "none",
     reference: bool = False,
     further: Counter[str] | None = None,
+    versions: FolderVersions | None = None,
     finish: Callable[[CollectionWriter], None] | None = None,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
@@ -71,10 +74,11 @@ def import_samples(
         samples: consumed lazily.
         default_source: provenance if `shared` has no `source_name`.
         total: number of samples, for the progress.
-        ignored_files: files of the source that are not used.
+        ignored: kind -> number of files of the source that are not used.
         group_by: "folder" puts images whose keys have the same folder into one group.
         reference: leave the files where they are and only refer to them.
         further: counts that the importer makes while it yields samples, for the summary.
+        versions: compares the source with an earlier import of it.
         finish: called with the writer after the last sample.
         shared: see `SharedOptions`.
 
@@ -98,10 +102,16 @@ def import_samples(
         max_pixels=max_pixels,
         created=shared.get("created"),
     ) as writer:
-        writer.summary.ignored_files = ignored_files
+        writer.summary.ignored = ignored or Counter()
+        writer.summary.ignored_files = writer.summary.ignored.total()
+        if versions is not None:
+            versions.begin(writer)
         tracked = track(samples, description="importing images", total=total) if show_progress else samples
         adjusted = (_apply_options(sample, group_by=group_by, reference=reference) for sample in tracked)
-        add_samples(writer, adjusted, workers=workers, max_pixels=max_pixels)
+        add_samples(writer, adjusted, workers=workers, max_pixels=max_pixels, versions=versions)
+        if versions is not None and versions.take:
+            writer.forget(sample.key for sample in versions.replaced)
+            add_samples(writer, versions.replaced, workers=workers, max_pixels=max_pixels)
         writer.summary.further.update(+(further or Counter()))
         if finish is not None:
             finish(writer)
@@ -116,33 +126,50 @@ def _apply_options(sample: Sample, *, group_by: str, reference: bool) -> Sample:
     return sample
 
 
-def add_samples(writer: CollectionWriter, samples: Iterable[Sample], *, workers: int, max_pixels: int) -> None:
+def add_samples(
+    writer: CollectionWriter,
+    samples: Iterable[Sample],
+    *,
+    workers: int,
+    max_pixels: int,
+    versions: FolderVersions | None = None,
+) -> None:
     """Add all samples in their order; `workers` threads read and examine images a few ahead."""
     for prepared in _prepare_ahead(writer, samples, workers=workers, max_pixels=max_pixels):
-        _add_prepared(writer, prepared)
+        _add_prepared(writer, prepared, versions)
 
 
 def _prepare_ahead(
     writer: CollectionWriter, samples: Iterable[Sample], *, workers: int, max_pixels: int
 ) -> Iterator[_Prepared]:
     # Oldest first, whichever thread is faster: samples are added in the order of the source.
-    pending: deque[Future[_Prepared]] = deque()
+    pending: deque[Future[_Prepared] | _Prepared] = deque()
     with ThreadPoolExecutor(max_workers=workers) as pool:
         try:
             for sample in samples:
-                pending.append(pool.submit(_prepare, writer, sample, max_pixels))
-                if len(pending) >= workers * _PENDING_PER_WORKER:
-                    yield pending.popleft().result()
+                if sample.unchanged:
+                    # Handing a sample to a thread costs more than there is to do for it.
+                    pending.append(_Prepared(sample))
+                else:
+                    pending.append(pool.submit(_prepare, writer, sample, max_pixels))
+                while pending and (isinstance(pending[0], _Prepared) or len(pending) >= workers * _PENDING_PER_WORKER):
+                    yield _wait(pending.popleft())
             while pending:
-                yield pending.popleft().result()
+                yield _wait(pending.popleft())
         finally:
-            for future in pending:
-                future.cancel()
+            for task in pending:
+                if isinstance(task, Future):
+                    task.cancel()
+
+
+def _wait(task: Future[_Prepared] | _Prepared) -> _Prepared:
+    return task.result() if isinstance(task, Future) else task
 
 
 def _prepare(writer: CollectionWriter, sample: Sample, max_pixels: int) -> _Prepared:
     prepared = _Prepared(sample)
-    if sample.load is None:
+    # A removed image stays out whatever its bytes are.
+    if sample.load is None or sample.unchanged or writer.is_removed(sample.key):
         return prepared
     try:
         prepared.data = sample.load()
@@ -158,8 +185,11 @@ def _prepare(writer: CollectionWriter, sample: Sample, max_pixels: int) -> _Prep
     return prepared
 
 
-def _add_prepared(writer: CollectionWriter, prepared: _Prepared) -> None:
+def _add_prepared(writer: CollectionWriter, prepared: _Prepared, versions: FolderVersions | None) -> None:
     sample = prepared.sample
+    if sample.unchanged:
+        writer.skip(sample.key)
+        return
     # Findings before the image: if the image fills its shard, the commit must include them.
     _quarantine_problems(writer, sample, sample.problems)
     writer.summary.ignored_files += sample.ignored
@@ -171,7 +201,7 @@ def _add_prepared(writer: CollectionWriter, prepared: _Prepared) -> None:
         _quarantine_problems(writer, sample, [Problem("image", "unusable key", str(error))])
         return
     if sample.load is None:
-        status = read_sidecars(None, sample.json, size=None, fields=sample.fields).status
+        status = read_sidecars((), sample.objects, size=None, fields=sample.fields).status
         if status and status != "success":
             problem = Problem("image", "download failed", f"the JSON sidecar says status {status!r}")
         else:
@@ -183,31 +213,58 @@ def _add_prepared(writer: CollectionWriter, prepared: _Prepared) -> None:
         return
     location = None if sample.location is None else sample.location.resolve()
     if prepared.examined is None or not writer.accepts(sample.key, prepared.examined.sha256):
+        if versions is not None and prepared.examined is not None and versions.note_replaced(writer, sample):
+            return
         # Existing, removed or a duplicate: sidecars of the first were read already, those of others are refused.
         writer.add(sample.key, prepared.data, examined=prepared.examined, source=sample.source, location=location)
+        if versions is not None and prepared.data and versions.find(sample) is not None:
+            info = read_image_info(prepared.data)[0]
+            sidecar = _read_annotations(writer, sample, (info.width, info.height))
+            versions.revise(writer, sample, image_rows(sample.key, **_list_annotations(sample, sidecar)))
         return
     info = prepared.examined.info
-    size = _find_box_size(writer, sample, (info.width, info.height))
-    sidecar = read_sidecars(sample.text, sample.json, size=size, fields=sample.fields, labels=sample.labels)
-    _quarantine_problems(writer, sample, sidecar.problems)
+    sidecar = _read_annotations(writer, sample, (info.width, info.height))
     writer.summary.regions_clipped += sidecar.clipped
     writer.summary.texts_cleaned += sidecar.cleaned
+    writer.summary.further.update(+sidecar.further)
     # Images of a camera-trap survey come with observations, not with texts.
     writer.summary.without_text += not sidecar.captions and not sidecar.regions and "media" not in sample.extra
     writer.add(
         sample.key,
         prepared.data,
-        captions=sidecar.captions,
-        regions=sidecar.regions,
-        labels=sidecar.labels,
+        **_list_annotations(sample, sidecar),
         group=sidecar.group or sample.group,
         split=sidecar.split,
-        context=sample.context,
-        extra=_extra_rows(sample, sidecar),
         examined=prepared.examined,
         source=sample.source,
         location=location,
+        stamp=sample.stamp,
     )
+
+
+def _read_annotations(writer: CollectionWriter, sample: Sample, image_size: tuple[int, int]) -> Sidecar:
+    """Read the sidecars of a sample; their problems go to the quarantine."""
+    sidecar = read_sidecars(
+        sample.texts,
+        sample.objects,
+        size=_find_box_size(writer, sample, image_size),
+        fields=sample.fields,
+        labels=sample.labels,
+        class_names=sample.class_names,
+    )
+    _quarantine_problems(writer, sample, sidecar.problems)
+    return sidecar
+
+
+def _list_annotations(sample: Sample, sidecar: Sidecar) -> dict[str, Any]:
+    """Return the annotations of an image as keywords of `CollectionWriter.add` and `image_rows`."""
+    return {
+        "captions": sidecar.captions,
+        "regions": sidecar.regions,
+        "labels": sidecar.labels,
+        "context": sample.context or sidecar.context,
+        "extra": _extra_rows(sample, sidecar),
+    }
 
 
 def _extra_rows(sample: Sample, sidecar: Sidecar) -> dict[str, list[Mapping[str, object]]]:

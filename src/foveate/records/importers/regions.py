@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,14 +20,28 @@ FIELDS = ("box", "phrase", "format", "unit", "score", "label", "slice", "source"
 CLIP_TOLERANCE = 0.05
 
 
-def read_region(raw: object, *, position: int, width: int, height: int) -> tuple[Region, bool] | Problem:
+def are_fractions(regions: Sequence[object]) -> bool:
+    """Whether boxes without a unit must be fractions of the image: none of their numbers is above 1.
+
+    In pixels no such box would have more than one pixel. 1.05 is allowed, as boxes may reach out of the image.
+    """
+    boxes = [raw["box"] for raw in regions if isinstance(raw, Mapping) and "box" in raw and raw.get("unit") is None]
+    values = [value for box in boxes if isinstance(box, list) for value in box]
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(numbers) == len(values) > 0 and all(-CLIP_TOLERANCE <= value <= 1 + CLIP_TOLERANCE for value in numbers)
+
+
+def read_region(
+    raw: object, *, position: int, width: int, height: int, unit: str = "pixel"
+) -> tuple[Region, bool] | Problem:
     """Parse one entry of "regions"; return the region and whether its box was clipped, or the problem.
 
     Args:
         raw: an object with `box` (four numbers), `phrase` and/or `label`, `format` ("xyxy", the default, or "xywh"),
-            `unit` ("pixel", the default, or "normalized"), `score` in [0, 1], `slice`, `source`.
+            `unit` ("pixel" or "normalized"), `score` in [0, 1], `slice`, `source`.
         position: number of the entry, for the problem.
         width, height: of the image after EXIF rotation, in pixels.
+        unit: of a box that states none.
     """
     try:
         if not isinstance(raw, Mapping):
@@ -38,7 +52,7 @@ def read_region(raw: object, *, position: int, width: int, height: int) -> tuple
             raise UserError(f"field 'score': {score:g} is not in [0, 1]")
         if not texts["phrase"].strip() and not texts["label"].strip():
             raise UserError(f"neither field 'phrase' nor 'label' has text{_hint(raw, 'phrase')}")
-        corners = _corners(raw, width=width, height=height)
+        corners = _corners(raw, width=width, height=height, unit=unit)
     except UserError as error:
         return Problem("region", "malformed region", str(error), position)
     texts["phrase"] = texts["phrase"] if texts["phrase"].strip() else texts["label"]
@@ -51,7 +65,7 @@ def read_region(raw: object, *, position: int, width: int, height: int) -> tuple
     return Region(box, texts["phrase"], score, texts["label"], texts["slice"], texts["source"]), clipped
 
 
-def _corners(raw: Mapping[str, object], *, width: int, height: int) -> tuple[float, float, float, float]:
+def _corners(raw: Mapping[str, object], *, width: int, height: int, unit: str) -> tuple[float, float, float, float]:
     if "box" not in raw:
         raise UserError(f"field 'box' is missing{_hint(raw, 'box')}")
     box = raw["box"]
@@ -60,7 +74,7 @@ def _corners(raw: Mapping[str, object], *, width: int, height: int) -> tuple[flo
     x1, y1, x2, y2 = (_number(value, "box") for value in box)
     if choose(_text(raw, "format") or "xyxy", FORMATS, "box format") == "xywh":
         x2, y2 = x1 + x2, y1 + y2
-    if choose(_text(raw, "unit") or "pixel", UNITS, "box unit") == "pixel":
+    if choose(_text(raw, "unit") or unit, UNITS, "box unit") == "pixel":
         x1, y1, x2, y2 = x1 / width, y1 / height, x2 / width, y2 / height
     return x1, y1, x2, y2
 

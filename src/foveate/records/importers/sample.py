@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, get_args
 
+from foveate.records.file_stamps import FileStamp
 from foveate.records.importers.settings import Grouping
 from foveate.records.record import Caption, Context, Region
 
@@ -35,9 +37,9 @@ class SharedOptions(TypedDict, total=False):
 
 
 # Files with these extensions are read as images; their first bytes decide the format.
-IMAGE_SUFFIXES = frozenset("jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff".split())
+IMAGE_SUFFIXES = frozenset("jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff avif heic heif".split())
 # Image formats that are not supported: quarantined with a reason rather than ignored.
-REFUSED_SUFFIXES = frozenset("avif heic heif svg jp2 jxl psd ico tga ppm pgm pbm eps".split())
+REFUSED_SUFFIXES = frozenset("svg jp2 jxl psd ico tga ppm pgm pbm eps".split())
 MAX_BYTES = 256 * 2**20  # of one image or sidecar
 
 
@@ -58,7 +60,8 @@ class Sample:
     Args:
         source: origin, for the quarantine.
         load: returns the bytes of the image, possibly in another thread; None if there is no image.
-        text, json: read the sidecars.
+        texts, objects: read the text and JSON sidecars.
+        class_names: of the classes of YOLO text files.
         labels: known without a sidecar; those of the JSON file take precedence.
         ignored: number of files of the sample that are not used.
         only_problems: there is no sample, only problems at this point of the source.
@@ -69,13 +72,16 @@ class Sample:
             imported entries are stored with their `position` among these.
         location: the image's own file, if it has one.
         context: where and when it was taken.
+        stamp: its files, where an import of the same folder can be repeated.
+        unchanged: its files are those of an earlier import; nothing is read.
     """
 
     key: str
     source: str
     load: Callable[[], bytes] | None
-    text: Callable[[], bytes] | None = None
-    json: Callable[[], bytes] | None = None
+    texts: list[Callable[[], bytes]] = field(default_factory=list)
+    objects: list[Callable[[], bytes]] = field(default_factory=list)
+    class_names: Sequence[str] = ()
     group: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -88,6 +94,8 @@ class Sample:
     caption_rows: tuple[str, list[Mapping[str, object]]] | None = None
     location: Path | None = None
     context: Context | None = None
+    stamp: FileStamp | None = None
+    unchanged: bool = False
 
 
 @dataclass(slots=True)
@@ -96,6 +104,7 @@ class Sidecar:
 
     Args:
         caption_indices, region_indices: position of each caption and region among those in the file.
+        further: counts by description, for the summary.
     """
 
     captions: list[Caption] = field(default_factory=list)
@@ -111,3 +120,5 @@ class Sidecar:
     cleaned: int = 0
     caption_indices: list[int] = field(default_factory=list)
     region_indices: list[int] = field(default_factory=list)
+    context: Context | None = None
+    further: Counter[str] = field(default_factory=Counter)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from foveate.core.recipes import Settings, parse_pairs
+from foveate.records.images import MAX_DECODED_PIXELS, MAX_PIXELS
 from foveate.records.record import Group
 
 Grouping = Literal["none", "folder"]
@@ -46,6 +47,11 @@ class FormatOptions(Settings):
     )
     first_line: bool = Field(False, description="only the first line of a .txt is the image's text (folder)")
     label_from_folder: str | None = Field(None, description="label field that gets the folder's name (folder)")
+    update: bool = Field(
+        False,
+        description="take changed texts and replaced images of an earlier import, and list images whose files are gone "
+        "(folder)",
+    )
     coordinates: Coordinates | None = Field(
         None,
         description="unit of the boxes of a file of conversations, required if it has any (grit: 0-1 if left out); "
@@ -92,6 +98,12 @@ class CollectSettings(FormatOptions):
     )
     name: str | None = Field(None, description="name of a new collection; by default that of its folder")
     license: str | None = Field(None, description="license of the images that this command adds, stored with them")
+    max_pixels: int = Field(
+        MAX_PIXELS,
+        ge=1,
+        le=MAX_DECODED_PIXELS,
+        description="images with more pixels by their header are quarantined; phones make up to 200000000",
+    )
     results: Path | None = Field(
         None, description="results of MegaDetector (to 1.6) or SpeciesNet (JSON) for the images of a camera-trap survey"
     )

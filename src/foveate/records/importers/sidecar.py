@@ -1,76 +1,111 @@
-"""Read sidecar files: the text and the JSON object next to an image.
+"""Read sidecar files: the texts and JSON objects next to an image.
 
-Text (`.txt`): the whole file is one caption. JSON (`.json`): an object with, all optional,
+Text (`.txt`): the whole file is one caption, or boxes where it has the lines of a YOLO text file. JSON (`.json`): a
+list of captions and regions, or an object with, all optional,
 
 - `caption`, `captions` or `alt`: a text, or a list of texts or of objects `{"text", "kind", "source"}`;
 - `regions`: a list, see `foveate.records.importers.regions.read_region`;
-- `labels`: an object of field to value; `group`, `split`, `url`: texts.
+- `labels`: an object of field to value; `group`, `split`, `url`: texts;
+- of Google Takeout `description`, `photoTakenTime`, `geoData`.
 
 Other fields, of which img2dataset writes many, are ignored.
 """
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 
 from foveate.core.errors import UserError
-from foveate.records.importers.regions import read_region
+from foveate.records.importers.encodings import decode_text
+from foveate.records.importers.regions import are_fractions, read_region
 from foveate.records.importers.sample import Problem, Sidecar
-from foveate.records.record import Caption, Region
+from foveate.records.importers.yolo import parse_yolo
+from foveate.records.record import Caption, Context, Region
 from foveate.records.rows import clean_text, has_control_characters
+
+Reader = Callable[[], bytes]
+# With the semicolon: browsers also undo "&copy" without one, but "black&not white" is no entity.
+_ENTITY = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,30}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
 
 
 def read_sidecars(
-    text: Callable[[], bytes] | None,
-    json_file: Callable[[], bytes] | None,
+    texts: Sequence[Reader],
+    objects: Sequence[Reader],
     *,
     size: tuple[int, int] | None,
     fields: Mapping[str, object] | None = None,
     labels: Mapping[str, str] | None = None,
+    class_names: Sequence[str] = (),
 ) -> Sidecar:
-    """Read both sidecars of an image; unusable parts become problems, the rest is used.
+    """Read the sidecars of an image; unusable parts become problems, the rest is used.
 
     Args:
+        texts, objects: read the text files and the JSON files.
         size: (width, height) for boxes in pixels; None leaves regions out.
         fields: content of the JSON sidecar, which is then not read.
         labels: known without a sidecar; those of the JSON take precedence.
+        class_names: of the classes of YOLO text files.
     """
     sidecar = Sidecar()
-    content = None if text is None else _decode(text, "text", sidecar)
-    fields = fields or ({} if json_file is None else _read_object(json_file, sidecar))
+    contents = [_decode(read, "text", sidecar) for read in texts]
+    parsed = [fields] if fields else [_read_object(read, sidecar) for read in objects]
     captions: list[Caption] = []
-    for name in ("caption", "captions", "alt"):
-        captions.extend(_parse_captions(fields.get(name), name, sidecar))
-    # img2dataset writes the caption into both files.
-    if content is not None and content.strip() not in {caption.text.strip() for caption in captions}:
-        captions.insert(0, Caption(content))
-    _add_captions(captions, sidecar)
-    for name in ("group", "split", "url", "status", "key"):
-        value = fields.get(name)
-        # Strings as in img2dataset; numbers, which some writers use for `key`, would not name the image elsewhere.
-        if isinstance(value, str) and _is_storable(value):
-            setattr(sidecar, name, clean_text(value))
+    for content in parsed:
+        for name in ("caption", "captions", "alt"):
+            captions.extend(_parse_captions(content.get(name), name, sidecar))
+        if "photoTakenTime" in content:
+            _add_takeout(content, captions, sidecar)
+        for name in ("group", "split", "url", "status", "key"):
+            value = content.get(name)
+            # Strings as in img2dataset; numbers, which some writers use for `key`, would not name the image elsewhere.
+            if isinstance(value, str) and _is_storable(value):
+                setattr(sidecar, name, clean_text(value))
+    boxes: list[object] = []
+    written: list[Caption] = []
+    for content in contents:
+        if content is None:
+            continue
+        labeled = parse_yolo(content, class_names)
+        if labeled is not None:
+            boxes.extend(labeled)
+            sidecar.further["text files of YOLO, whose lines are boxes and no captions"] += 1
+            if labeled and not class_names:
+                sidecar.further["text files of YOLO without names: add classes.txt or data.yaml"] += 1
+        # img2dataset writes the caption into both files.
+        elif content.strip() not in {caption.text.strip() for caption in captions}:
+            written.append(Caption(content))
+    _add_captions([*written, *captions], sidecar)
     _add_labels(labels, sidecar)
-    _add_labels(fields.get("labels"), sidecar)
-    if size is not None:
-        _add_regions(fields.get("regions"), size, sidecar)
+    for content in parsed:
+        _add_labels(content.get("labels"), sidecar)
+        if size is not None:
+            _add_regions(content.get("regions"), size, sidecar)
+    if size is not None and boxes:
+        _add_regions(boxes, size, sidecar)
     return sidecar
 
 
-def _decode(read: Callable[[], bytes], what: str, sidecar: Sidecar) -> str | None:
+def _decode(read: Reader, what: str, sidecar: Sidecar) -> str | None:
     try:
-        return read().decode("utf-8-sig")
+        text, encoding = decode_text(read())
     except UnicodeDecodeError as error:
-        detail = f"the {what} sidecar is not UTF-8: {error.reason} at byte {error.start}"
-        sidecar.problems.append(Problem("sidecar", "not UTF-8", detail))
+        detail = f"the {what} sidecar is in no encoding that can be recognized ({error.reason}); save it as UTF-8"
+        sidecar.problems.append(Problem("sidecar", "unknown encoding", detail))
     except OSError as error:
         detail = f"the {what} sidecar cannot be read: {error.strerror or error}"
         sidecar.problems.append(Problem("sidecar", "unreadable", detail))
+    else:
+        if encoding != "utf-8":
+            sidecar.further[f"sidecars read as {encoding}"] += 1
+        return text
     return None
 
 
-def _read_object(read: Callable[[], bytes], sidecar: Sidecar) -> Mapping[str, object]:
+def _read_object(read: Reader, sidecar: Sidecar) -> Mapping[str, object]:
     content = _decode(read, "JSON", sidecar)
     if content is None:
         return {}
@@ -80,11 +115,34 @@ def _read_object(read: Callable[[], bytes], sidecar: Sidecar) -> Mapping[str, ob
         detail = f"the JSON sidecar cannot be read: {str(error)[:120]}"
         sidecar.problems.append(Problem("sidecar", "malformed JSON", detail))
         return {}
+    if isinstance(value, list) and all(isinstance(entry, str | dict) for entry in value):
+        regions = [entry for entry in value if isinstance(entry, dict) and "box" in entry]
+        return {"captions": [entry for entry in value if entry not in regions], "regions": regions}
     if not isinstance(value, dict):
-        detail = f"the JSON sidecar must be an object, not a {type(value).__name__}"
+        detail = f"the JSON sidecar must be an object, or a list of texts and regions (got {type(value).__name__})"
         sidecar.problems.append(Problem("sidecar", "malformed JSON", detail))
         return {}
     return value
+
+
+def _add_takeout(content: Mapping[str, object], captions: list[Caption], sidecar: Sidecar) -> None:
+    """Take the description, time and place of a file of Google Takeout."""
+    description = content.get("description")
+    if isinstance(description, str) and description.strip():
+        captions.append(Caption(description, "description"))
+    places = [content.get("geoData"), content.get("geoDataExif")]
+    degrees = [(place.get("latitude"), place.get("longitude")) for place in places if isinstance(place, Mapping)]
+    # Takeout writes 0, 0 where it knows no place.
+    known = [pair for pair in degrees if all(isinstance(value, int | float) for value in pair) and any(pair)]
+    latitude, longitude = known[0] if known else (None, None)
+    taken = content.get("photoTakenTime")
+    seconds = taken.get("timestamp") if isinstance(taken, Mapping) else None
+    try:
+        time = datetime.fromtimestamp(int(str(seconds)), UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        time = ""
+    if known or time:
+        sidecar.context = Context(latitude, longitude, time)
 
 
 def _parse_captions(value: object, name: str, sidecar: Sidecar) -> list[Caption]:
@@ -109,7 +167,7 @@ def _add_captions(captions: list[Caption], sidecar: Sidecar) -> None:
             detail = "the caption has half a surrogate pair, which is not valid Unicode"
             sidecar.problems.append(Problem("caption", "not Unicode", detail, position))
             continue
-        cleaned = clean_text(caption.text)
+        cleaned = _undo_entities(clean_text(caption.text), sidecar)
         if not cleaned or (cleaned, caption.kind) in seen:
             continue
         seen.add((cleaned, caption.kind))
@@ -141,8 +199,11 @@ def _add_regions(value: object, size: tuple[int, int], sidecar: Sidecar) -> None
         detail = "field 'regions' must be a list of objects"
         sidecar.problems.append(Problem("region", "malformed region", detail))
         return
+    unit = "normalized" if are_fractions(value) else "pixel"
+    if unit == "normalized":
+        sidecar.further["images whose boxes were taken as fractions: no unit, and no corner above 1"] += 1
     for position, raw in enumerate(value):
-        outcome = read_region(raw, position=position, width=size[0], height=size[1])
+        outcome = read_region(raw, position=position, width=size[0], height=size[1], unit=unit)
         if isinstance(outcome, Problem):
             sidecar.problems.append(outcome)
             continue
@@ -154,13 +215,24 @@ def _add_regions(value: object, size: tuple[int, int], sidecar: Sidecar) -> None
             continue
         sidecar.cleaned += any(map(has_control_characters, texts))
         sidecar.clipped += clipped
-        sidecar.regions.append(_clean(region))
+        sidecar.regions.append(_clean(region, sidecar))
         sidecar.region_indices.append(position)
 
 
-def _clean(region: Region) -> Region:
+def _clean(region: Region, sidecar: Sidecar) -> Region:
     texts = map(clean_text, (region.label, region.slice, region.source))
-    return Region(region.box, clean_text(region.phrase), region.score, *texts)
+    return Region(region.box, _undo_entities(clean_text(region.phrase), sidecar), region.score, *texts)
+
+
+def _undo_entities(text: str, sidecar: Sidecar) -> str:
+    """Undo HTML entities, also those that were escaped twice ("&amp;quot;")."""
+    plain = text
+    for _ in range(2):
+        plain = _ENTITY.sub(lambda entity: html.unescape(entity[0]), plain)
+    # An entity may stand for a control character.
+    plain = plain if plain == text or not _is_storable(plain) else clean_text(plain)
+    sidecar.further["texts with HTML entities, which were undone"] += plain != text
+    return plain
 
 
 def _is_storable(text: str) -> bool:

@@ -124,14 +124,17 @@ def _samples(shard: Path) -> Iterator[Sample]:
 def _add_member(sample: Sample, suffix: str, name: str, data: bytes) -> bool:
     """Add a member to its sample; return False if its kind is not used."""
     if suffix in IMAGE_SUFFIXES | REFUSED_SUFFIXES:
-        slot = "load"
+        if sample.load is None:
+            sample.load = lambda: data
+            return True
     elif suffix in ("txt", "json"):
-        slot = {"txt": "text", "json": "json"}[suffix]
+        readers = sample.texts if suffix == "txt" else sample.objects
+        if not readers:
+            readers.append(lambda: data)
+            return True
     else:
         return False
-    if getattr(sample, slot) is None:
-        setattr(sample, slot, lambda: data)
-    elif len(sample.problems) < _MAX_DUPLICATES:
+    if len(sample.problems) < _MAX_DUPLICATES:
         detail = f"{name!r} is the second member of this kind in its sample; the first is kept"
         sample.problems.append(Problem("member", "duplicate member", detail, len(sample.problems)))
     return True
@@ -139,10 +142,10 @@ def _add_member(sample: Sample, suffix: str, name: str, data: bytes) -> bool:
 
 def _use_json_key(sample: Sample) -> Sample:
     """Return the sample with the key of its JSON, if the key of the tar is its escaped form."""
-    if "%" not in sample.key or sample.json is None:
+    if "%" not in sample.key or not sample.objects:
         return sample
     try:
-        fields = json.loads(sample.json())
+        fields = json.loads(sample.objects[0]())
     except (ValueError, RecursionError):
         return sample
     key = fields.get("key") if isinstance(fields, dict) else None

@@ -1,0 +1,162 @@
+"""Recognize files that did not change since an import, and list what an import added for each.
+
+The table `files` of a collection has a row per version of an image's files: a stamp of their names, lengths and times,
+and the ids of the annotation rows that were imported with them. The last row of an image holds; rows that only earlier
+versions had are outdated, and `Collection.table` leaves them out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from foveate.records import layout, tables
+from foveate.records.reference import CLOCK_SLACK_NS
+
+KIND = "files"
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """The files of one image at one moment.
+
+    Args:
+        folder: hash of the imported folder's path.
+        file: path of the image below it.
+        stamp: hash of names, lengths and times of the image and its sidecars; "" if one cannot be read.
+        mtime_ns: the newest of these times.
+    """
+
+    folder: str
+    file: str
+    stamp: str
+    mtime_ns: int
+
+    def to_row(self, key: str, ids: Iterable[str], *, version: int = 0) -> dict[str, object]:
+        """Return the row of the table `files`; `ids` name annotation rows as "captions/0123456789abcdef"."""
+        content = {"folder": self.folder, "file": self.file, "stamp": self.stamp, "mtime_ns": self.mtime_ns}
+        return {"key": key, **content, "version": version, "rows": sorted(ids)}
+
+
+@dataclass(frozen=True, slots=True)
+class StampedImage:
+    """The last version of an image's files in a collection; `settled`: no write can have kept its time."""
+
+    stamp: FileStamp
+    version: int
+    settled: bool
+
+
+def hash_text(*parts: object) -> str:
+    """Return 16 hexadecimal digits that differ for different parts."""
+    text = "\0".join(map(str, parts))
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def stamp_files(folder: str, file: str, paths: Iterable[str | Path], *options: object) -> FileStamp:
+    """Stamp an image and its sidecars.
+
+    Args:
+        folder: see `FileStamp`.
+        file: path of the image below the folder.
+        paths: the image and its sidecars.
+        options: what else decides which rows an import makes of them.
+    """
+    parts: list[object] = [file, *options]
+    newest = 0
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return FileStamp(folder, file, "", 0)
+        parts += [os.path.basename(path), status.st_size, status.st_mtime_ns]
+        newest = max(newest, status.st_mtime_ns)
+    return FileStamp(folder, file, hash_text(*parts), newest)
+
+
+def list_ids(rows: Mapping[str, Iterable[Mapping[str, object]]]) -> list[str]:
+    """Return "kind/id" of finished annotation rows by kind."""
+    return [f"{kind}/{row[tables.id_column(kind)]}" for kind, of_kind in rows.items() for row in of_kind]
+
+
+class FileStamps:
+    """The last version of each image's files in a collection."""
+
+    def __init__(self, collection: Path) -> None:
+        parts = layout.annotation_parts(collection, KIND, set(layout.committed_shards(collection)))
+        self._table = tables.read_annotations(parts, KIND)
+        self._last = {key: row for row, key in enumerate(self._table["key"].to_pylist())}
+        names = ("folder", "file", "stamp", "mtime_ns", "version", "created")
+        self._columns = {name: self._table[name].to_pylist() for name in names}
+        self._created_ns = {text: _to_ns(text) for text in set(self._columns["created"])}
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._last)
+
+    def get(self, key: str) -> StampedImage | None:
+        """Return the last version of an image's files; None if no import of a folder added it."""
+        row = self._last.get(key)
+        if row is None:
+            return None
+        folder, file, stamp, mtime_ns, version, created = (column[row] for column in self._columns.values())
+        # A file written within a tick of the clock after it was read could have the same time, as in Git's index.
+        settled = bool(stamp) and mtime_ns < self._created_ns[created] - CLOCK_SLACK_NS
+        return StampedImage(FileStamp(folder, file, stamp, mtime_ns), version, settled)
+
+    def ids(self, key: str) -> list[str]:
+        """Return the ids of the annotation rows of the last version, as "kind/id"."""
+        return self._table["rows"][self._last[key]].as_py() or []
+
+    def keys_by_file(self, folder: str) -> dict[str, str]:
+        """Return path below a folder -> key of its images."""
+        folders, files = self._columns["folder"], self._columns["file"]
+        return {files[row]: key for key, row in self._last.items() if folders[row] == folder}
+
+    def list_gone(self, folder: str, present: Container[str]) -> list[str]:
+        """Return the keys of a folder's images whose files are not `present`."""
+        return [key for file, key in self.keys_by_file(folder).items() if file not in present]
+
+
+def find_outdated(parts: Iterable[Path]) -> dict[str, pa.Array]:
+    """Return kind -> ids of annotation rows that only earlier versions of an image's files had.
+
+    Args:
+        parts: of the table `files`, in the order of writing.
+    """
+    paths = list(parts)
+    # Newer versions are only written to parts of their own: without one nothing is outdated.
+    added = [path for path in paths if layout.is_added(path)]
+    if not added:
+        return {}
+    changed = pc.call_function("unique", [tables.read_annotations(added, KIND)["key"].combine_chunks()])
+    table = tables.read_annotations(paths, KIND).select(["key", "rows"])
+    table = table.filter(pa.array(np.asarray(tables.positions(table["key"], among=changed) >= 0)))
+    all_ids: dict[str, set[str]] = {}
+    last: dict[str, set[str]] = {}
+    for key, ids in zip(table["key"].to_pylist(), table["rows"].to_pylist(), strict=True):
+        last[key] = set(ids or ())
+        all_ids.setdefault(key, set()).update(last[key])
+    outdated: dict[str, list[str]] = {}
+    for key, ids in all_ids.items():
+        for name in ids - last[key]:
+            kind, _, row_id = name.partition("/")
+            outdated.setdefault(kind, []).append(row_id)
+    return {kind: pa.array(sorted(ids), pa.string()) for kind, ids in outdated.items()}
+
+
+def _to_ns(text: str) -> int:
+    try:
+        return int(datetime.fromisoformat(text).timestamp()) * 10**9
+    except ValueError:
+        return 0

@@ -1,0 +1,54 @@
+"""Read YOLO text files: a line per box with the number of its class, its center and its size as fractions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+# Boxes may reach out of the image a little; see `foveate.records.importers.regions`.
+_MAX_FRACTION = 1.05
+
+
+def parse_yolo(text: str, class_names: Sequence[str]) -> list[dict[str, object]] | None:
+    """Return the boxes of a YOLO text file as entries of "regions"; None if the text is something else.
+
+    Lines are `class x y width height`, with a score behind it in a detector's output, or `class x1 y1 x2 y2 x3 y3 ...`,
+    the outline of a segment, whose box is returned.
+
+    Args:
+        class_names: name by number of the class; without them phrases are "class 7".
+    """
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return None
+    boxes = []
+    for words in lines:
+        values = _parse_numbers(words)
+        if values is None:
+            return None
+        if len(values) >= 6 and len(values) % 2 == 0:
+            across, down = values[::2], values[1::2]
+            box = [min(across), min(down), max(across), max(down)]
+        elif len(values) in (4, 5):
+            x, y, width, height = values[:4]
+            box = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+        else:
+            return None
+        score = values[4] if len(values) == 5 else 1.0
+        number = int(words[0])
+        name = class_names[number] if number < len(class_names) and class_names[number].strip() else f"class {number}"
+        boxes.append({"box": box, "unit": "normalized", "phrase": name, "label": name, "score": score})
+    return boxes
+
+
+def _parse_numbers(words: Sequence[str]) -> list[float] | None:
+    """Return the numbers of a line behind its class; None if they cannot be those of a box."""
+    if not words[0].isascii() or not words[0].isdigit() or len(words[0]) > 6:
+        return None
+    try:
+        values = [float(word) for word in words[1:]]
+    except ValueError:
+        return None
+    # A caption of numbers, such as "1984 2 4 6 8", is none.
+    fits = all(math.isfinite(value) and 0 <= value <= _MAX_FRACTION for value in values)
+    return values if fits else None
