@@ -391,7 +391,8 @@ def _open_decoder(data: bytes, format_name: str, max_pixels: int) -> Image.Image
         # Pillow's WebP decoder allocates the whole canvas when it opens a file, so the header is checked before.
         _check_size(*_webp_size(data), max_pixels)
     image = _find_decoder(format_name)(io.BytesIO(data))
-    _check_size(*image.size, max_pixels)
+    width, height = image.size
+    _check_size(width, height, max_pixels)
     return image
 
 

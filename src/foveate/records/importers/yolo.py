@@ -21,7 +21,7 @@ def parse_yolo(text: str, class_names: Sequence[str]) -> list[dict[str, object]]
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if not lines:
         return None
-    boxes = []
+    boxes: list[dict[str, object]] = []
     for words in lines:
         values = _parse_numbers(words)
         if values is None:
