@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from foveate.pretrain.searching.search import Hit
 from foveate.records.boxes import Box, PixelBox
 from foveate.serve.application import Application
 from foveate.serve.calls import (
@@ -27,12 +28,15 @@ from foveate.serve.calls import (
     Refused,
     SearchCall,
 )
-from foveate.serve.run import Server, listen
+from foveate.serve.run import Server, listen, serve
 from foveate.serve.settings import ServeSettings
 
 
 class FakeAdapter:
-    """Answers "word0 word1 ..." with a word a token; "broken" in the last turn raises, "slow" takes 20 ms a token."""
+    """Answers "word0 word1 ..." with a word a token.
+
+    In the last turn "broken" raises, "breaks" raises after two words, and "slow" takes 20 ms a token.
+    """
 
     kind, num_bytes = "multimodal", 0
     endpoints = frozenset({"chat", "embeddings", "locate", "search", "classify"})
@@ -40,7 +44,6 @@ class FakeAdapter:
     def __init__(self, name: str = "fake", *, endpoints: Sequence[Any] = ()) -> None:
         self.name, self.num_written = name, 0
         self.endpoints = frozenset(endpoints) or self.endpoints
-        self.pause = threading.Event()
 
     def check(self, call: Any) -> None:
         if isinstance(call, ChatCall) and sum(len(turn.images) for turn in call.turns) > 4:
@@ -62,6 +65,8 @@ class FakeAdapter:
         if isinstance(call, ClassifyCall):
             return (Classified("cat", 0.75, 0.5), Classified("dog", 0.25, 0.5))[: call.count]
         assert isinstance(call, SearchCall)
+        from foveate.pretrain.searching.search import Hit  # loads torch
+
         return (Hit("a b/c", "regions", 0.5, Box(0.1, 0.2, 0.5, 0.6), "red", "a red disc", path="/secret/a.png"),)
 
     def write(self, calls: Sequence[ChatCall], listener: Listener) -> None:
@@ -70,7 +75,7 @@ class FakeAdapter:
         while rows:
             for row in list(rows):
                 call, last = calls[row], calls[row].turns[-1]
-                if "broken" in last.text:
+                if "broken" in last.text or ("breaks" in last.text and rows[row] == 2):
                     raise LookupError("a secret of the model")
                 if "slow" in last.text:
                     time.sleep(0.02)
@@ -92,9 +97,15 @@ class FakeAdapter:
         return b"RIFF"
 
 
+class Address(str):
+    """The address of a server that runs in this process."""
+
+    server: Server
+
+
 @contextlib.contextmanager
-def serving(*adapters: FakeAdapter, key: str = "", parser: str = "h11", **settings: Any) -> Iterator[str]:
-    """Serve adapters on a free port, in a thread; yields the address."""
+def serving(*adapters: FakeAdapter, key: str = "", parser: str = "h11", **settings: Any) -> Iterator[Address]:
+    """Serve adapters on a free port, in a thread."""
     application = Application(adapters or (FakeAdapter(),), ServeSettings(**settings), key=key)
     listener, started = listen("127.0.0.1", 0), threading.Event()
     server = Server(application, parser=parser, started=started.set)
@@ -102,8 +113,18 @@ def serving(*adapters: FakeAdapter, key: str = "", parser: str = "h11", **settin
     thread.start()
     assert started.wait(20)
     try:
-        yield "http://{}:{}".format(*listener.getsockname())
+        address = Address("http://{}:{}".format(*listener.getsockname()))
+        address.server = server
+        yield address
     finally:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+if __name__ == "__main__":
+    # A server of its own process, for tests that send signals; the port comes as the first line.
+    serve(
+        Application([FakeAdapter()], ServeSettings(port=0, **json.loads(sys.argv[1]))),
+        ready=lambda port: print(port, flush=True),
+    )

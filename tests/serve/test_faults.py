@@ -1,0 +1,262 @@
+"""What goes wrong behind the routes: models that fail, queues that are full, clients that go, ends of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from fakes import Address, FakeAdapter, serving
+from prometheus_client.parser import text_string_to_metric_families
+from test_application import WORDS, data_url, user
+
+from foveate.serve.application import Application
+from foveate.serve.settings import ServeSettings
+
+CHAT = "/v1/chat/completions"
+
+
+def chat(text: str, **fields: Any) -> dict[str, Any]:
+    return {"model": "fake", "messages": user(text), **fields}
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def worker_of(address: Address) -> Any:
+    return address.server.application.answerer.workers["fake"]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[Address]:
+    with serving(timeout_seconds=2, queue=2, batch=1) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address: Address) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+
+def test_a_model_that_raises_tells_no_secret(address: Address, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(**chat("broken"))
+    assert "secret" not in str(caught.value)
+    with pytest.raises(openai.InternalServerError):
+        client.chat.completions.create(**chat("broken", stream=True))
+    words: list[str] = []
+    stream = client.chat.completions.create(**chat("breaks", stream=True))
+    with pytest.raises(openai.APIError) as caught:
+        words.extend(chunk.choices[0].delta.content for chunk in stream)
+    assert "".join(words) == "word0 word1 "
+    assert "secret" not in str(caught.value)
+    assert client.chat.completions.create(**chat("hi")).choices[0].message.content == WORDS
+
+
+def test_openai_raises_its_error_classes(address: Address, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**chat("hi", temperature=9))
+    assert (caught.value.param, caught.value.code) == ("temperature", "invalid_value")
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(**(chat("hi") | {"model": "gpt"}))
+    with pytest.raises(openai.BadRequestError):
+        client.embeddings.create(model="fake", input="a", dimensions=8)
+    with serving(key="secret") as guarded, pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{guarded}/v1", api_key="wrong").models.list()
+
+
+def test_a_late_reply_ends(address: Address, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(**chat("slow", max_tokens=1000))
+    assert caught.value.status_code == 504
+    with pytest.raises(openai.APIError, match="timeout-seconds"):
+        list(client.chat.completions.create(**chat("slow", max_tokens=1000, stream=True)))
+    wait_until(lambda: worker_of(address).num_waiting == 0)
+
+
+def test_a_full_queue_says_when_to_come_back(address: Address, client: openai.OpenAI) -> None:
+    streams = [client.chat.completions.create(**chat("slow", max_tokens=60, stream=True)) for _ in range(1)]
+    second = threading.Thread(target=lambda: httpx2.post(f"{address}{CHAT}", json=chat("hi")))
+    second.start()
+    wait_until(lambda: worker_of(address).num_waiting == 2)
+    reply = httpx2.post(f"{address}{CHAT}", json=chat("hi"))
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+    assert httpx2.get(f"{address}/ready").status_code == 503
+    assert httpx2.get(f"{address}/health").status_code == 200
+    streams[0].close()
+    second.join(10)
+    assert httpx2.get(f"{address}/ready").status_code == 200
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_client_that_goes_stops_its_row(is_streamed: bool) -> None:
+    adapter = FakeAdapter()
+    with serving(adapter) as address:
+        body = json.dumps(chat("slow", max_tokens=1000, stream=is_streamed)).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection = socket.create_connection(address.removeprefix("http://").split(":"))
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: adapter.num_written > 3)
+        connection.close()
+        wait_until(lambda: worker_of(address).num_waiting == 0, 2)
+        count = adapter.num_written
+        time.sleep(0.1)
+        assert adapter.num_written <= count + 2
+
+
+def test_prometheus_reads_the_metrics(address: Address, client: openai.OpenAI) -> None:
+    before = read_metrics(address)
+    client.chat.completions.create(**chat("hi", max_tokens=3))
+    list(client.chat.completions.create(**chat("hi", max_tokens=3, stream=True)))
+    httpx2.get(f"{address}/nothing/here")
+    after = read_metrics(address)
+
+    def grown(name: str, **labels: str) -> float:
+        key = (name, tuple(sorted(labels.items())))
+        return after[key] - before.get(key, 0)
+
+    assert grown("foveate_requests_total", path=CHAT, status="200") == 2
+    assert grown("foveate_requests_total", path="other", status="404") == 1
+    assert grown("foveate_tokens_total", model="fake", kind="completion") == 6
+    assert grown("foveate_request_seconds_count", path=CHAT) == 2
+    assert grown("foveate_request_seconds_bucket", path=CHAT, le="+Inf") == 2
+    assert grown("foveate_first_piece_seconds_count", model="fake") == 1
+    assert after["foveate_waiting", (("model", "fake"),)] == 0
+
+
+def read_metrics(address: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    families = text_string_to_metric_families(httpx2.get(f"{address}/metrics").text)
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize("log_content", [False, True])
+def test_a_line_of_log_has_no_content(caplog: pytest.LogCaptureFixture, log_content: bool) -> None:
+    caplog.set_level(logging.INFO, "foveate.serve")
+    with serving(key="a-key", log_content=log_content) as address:
+        image = {"type": "image_url", "image_url": {"url": data_url()}}
+        headers = {"Authorization": "Bearer a-key"}
+        body = chat("a prompt") | {"messages": user(image, "a prompt")}
+        reply = httpx2.post(f"{address}{CHAT}?key=in-an-address", json=body, headers=headers)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "foveate.serve"]
+    record = json.loads(line)
+    assert record["id"] == reply.headers["x-request-id"]
+    assert (record["path"], record["status"], record["completion_tokens"]) == (CHAT, 200, 5)
+    for text in ("a-key", "in-an-address", data_url()[-40:]):
+        assert text not in line
+    assert ("a prompt" in line, "word1" in line) == (log_content, log_content)
+
+
+def test_other_servers_may_run_it() -> None:
+    """No lifespan, another transport, a body without a length that is too long."""
+    application = Application([FakeAdapter()], ServeSettings(max_body_mb=0.2, allow_host=("testserver",)))
+
+    async def main() -> list[int]:
+        transport = httpx2.ASGITransport(application)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://testserver") as client:
+            # Parsed in a thread.
+            replies = [await client.post(CHAT, json=chat("x" * 100_000)), await client.get("/ready")]
+            replies.append(
+                await client.post(CHAT, content=b"x" * 300_000, headers={"content-type": "application/json"})
+            )
+        await application.answerer.close()
+        return [reply.status_code for reply in replies]
+
+    assert asyncio.run(main()) == [200, 200, 413]
+
+
+def test_a_server_that_drains_ends_its_streams() -> None:
+    with serving() as address:
+        words: list[list[str]] = []
+
+        def read() -> None:
+            client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+            stream = client.chat.completions.create(**chat("slow", max_tokens=30, stream=True))
+            words.append([chunk.choices[0].delta.content for chunk in stream if chunk.choices[0].delta.content])
+
+        threads = [threading.Thread(target=read) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: worker_of(address).num_waiting == 3)
+        address.server.handle_exit(signal.SIGTERM, None)
+        wait_until(lambda: httpx2.get(f"{address}/ready").status_code == 503)
+        reply = httpx2.post(f"{address}{CHAT}", json=chat("hi"))
+        assert reply.status_code == 503
+        assert "retry-after" in reply.headers
+        for thread in threads:
+            thread.join(20)
+        assert [len(row) for row in words] == [30] * 3
+        wait_until(lambda: address.server.should_exit)
+
+
+def start(**settings: Any) -> tuple[subprocess.Popen[str], int]:
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests.parents[1] / "src"), str(tests)])
+    command = [sys.executable, str(tests / "fakes.py"), json.dumps(settings)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert process.stdout is not None
+    return process, int(process.stdout.readline())
+
+
+@pytest.mark.slow
+def test_signals(tmp_path: Path) -> None:
+    port_file = tmp_path / "port"
+    for signals, status in (([signal.SIGTERM], 0), ([signal.SIGINT], 0), ([signal.SIGTERM] * 2, 128 + signal.SIGTERM)):
+        process, port = start(port_file=str(port_file))
+        assert int(port_file.read_text()) == port
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        streams = [client.chat.completions.create(**chat("slow", max_tokens=20, stream=True)) for _ in range(8)]
+        begin = time.monotonic()
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.05)
+        if status == 0:
+            assert all(sum(bool(chunk.choices[0].delta.content) for chunk in stream) == 20 for stream in streams)
+        assert process.wait(20) == status
+        assert status == 0 or time.monotonic() - begin < 2
+        assert not port_file.exists()
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_killed_clients_leave_nothing_behind() -> None:
+    process, port = start()
+    code = (
+        "import openai; client = openai.OpenAI(base_url='http://127.0.0.1:%d/v1', api_key='none')\n"
+        "for chunk in client.chat.completions.create(model='fake', max_tokens=100000, stream=True,\n"
+        "    messages=[{'role': 'user', 'content': 'slow'}]): print('.', flush=True)"
+    )
+    clients = [
+        subprocess.Popen([sys.executable, "-c", code % port], stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    for client in clients:
+        assert client.stdout is not None
+        client.stdout.readline()
+        client.kill()
+        client.wait()
+    wait_until(lambda: 'foveate_waiting{model="fake"} 0\n' in httpx2.get(f"http://127.0.0.1:{port}/metrics").text)
+    process.terminate()
+    assert process.wait(20) == 0
