@@ -124,7 +124,7 @@ def serving(*adapters: FakeAdapter, key: str = "", parser: str = "h11", **settin
 
 if __name__ == "__main__":
     # A server of its own process, for tests that send signals; the port comes as the first line.
-    serve(
-        Application([FakeAdapter()], ServeSettings(port=0, **json.loads(sys.argv[1]))),
-        ready=lambda port: print(port, flush=True),
-    )
+    options = {"parser": "auto", "port": 0, **json.loads(sys.argv[1])}
+    parser = options.pop("parser")
+    application = Application([FakeAdapter()], ServeSettings(**options))
+    serve(application, parser=parser, ready=lambda port: print(port, flush=True))

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from foveate.core.errors import nearest
-from foveate.serve import bodies, replies
+from foveate.serve import bodies, parsing, replies
 from foveate.serve.calls import Adapter, ChatCall, ChatReply, Endpoint, Refused
 from foveate.serve.guard import Receive
 from foveate.serve.media import ImageDecoder
@@ -65,15 +65,15 @@ class Answerer:
         self.start()  # some servers run no lifespan
         endpoint, model, param = ENDPOINTS[request.scope["path"]]
         data = await _read_body(request.receive, self.settings.max_body_bytes)
-        read = functools.partial(bodies.parse_body, model, data)
+        read = functools.partial(parsing.parse_body, model, data)
         body = read() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(read)
         record = request.scope["foveate"]
         worker = self._find_worker(body.model, endpoint)
         record["model"] = body.model
-        images = await self.decoder.read(bodies.image_urls(body), param=param)
-        call = bodies.make_call(body, images)
+        images = await self.decoder.read(parsing.image_urls(body), param=param)
+        call = parsing.make_call(body, images)
         if self.settings.log_content:
-            record["request"] = bodies.without_images(body)
+            record["request"] = parsing.without_images(body)
         if isinstance(body, bodies.ChatBody) and isinstance(call, ChatCall):
             writer = replies.ChatWriter(body.model, images, include_usage=body.includes_usage)
             if body.stream:

@@ -19,7 +19,9 @@ class ServeSettings(Settings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 = any free port")
     port_file: Path | None = Field(None, description="file that holds the port while the server listens")
     batch: int = Field(8, ge=1, le=4096, description="maximum number of calls that a model answers together")
-    queue: int = Field(64, ge=1, le=65536, description="maximum number of calls that wait for a model; more get 429")
+    queue: int = Field(
+        64, ge=1, le=65536, description="maximum number of calls at work or waiting for a model; more get 503"
+    )
     max_body_mb: float = Field(24, gt=0, le=1024, description="maximum size of a request in MB")
     max_pixels: int = Field(25_000_000, ge=1, le=80_000_000, description="maximum width times height of an image")
     max_tokens: int = Field(1024, ge=1, le=1_000_000, description="maximum and default length of an answer in tokens")

@@ -1,0 +1,132 @@
+"""From a request's JSON to the call that a model answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from foveate.core.recipes import describe_problem
+from foveate.records.boxes import Box, find_box_problem
+from foveate.serve.bodies import Body, ChatBody, ClassifyBody, EmbeddingsBody, ImagePart, LocateBody, TextPart
+from foveate.serve.calls import (
+    Call,
+    ChatCall,
+    ChatTurn,
+    ClassifyCall,
+    EmbeddingsCall,
+    LocateCall,
+    Refused,
+    SearchCall,
+    ServedImage,
+)
+
+IMAGE_MARK = "<image>"
+_MAX_PROBLEMS = 3
+_MAX_PARAM_LETTERS = 100
+B = TypeVar("B", bound=Body)
+
+
+def parse_body(model: type[B], data: bytes) -> B:
+    """Read a request's JSON.
+
+    Raises:
+        Refused: it is no JSON, or a field is wrong or unknown; `param` is the first of them.
+    """
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        raise Refused(f"body: expected JSON (got {first['ctx']['error']})", code="invalid_json") from None
+    sentences = [describe_problem(model, dict(problem)) for problem in problems[:_MAX_PROBLEMS]]
+    more = [f"{len(problems) - _MAX_PROBLEMS} more problems"] if len(problems) > _MAX_PROBLEMS else []
+    param = ".".join(str(part) for part in first["loc"])[:_MAX_PARAM_LETTERS] or None
+    raise Refused("; and ".join([*sentences, *more]), param=param, code="invalid_value")
+
+
+def image_urls(body: Body) -> list[str]:
+    """List the data URLs of a request, in its order."""
+    if isinstance(body, ChatBody):
+        parts = [part for message in body.messages for part in message.content]
+        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+    if isinstance(body, EmbeddingsBody):
+        return body.images
+    return [body.image] if body.image is not None else []
+
+
+def without_images(body: Body) -> dict[str, Any]:
+    """Return a request for the log, without the images in it."""
+    content = body.model_dump(exclude={"image", "images"}, exclude_defaults=True)
+    for message in content.get("messages", ()):
+        message["content"] = [part for part in message["content"] if part["type"] == "text"]
+    return content
+
+
+def make_call(body: Body, images: Sequence[ServedImage]) -> Call:
+    """Turn a request and its decoded images into a call.
+
+    Raises:
+        Refused: fields that contradict each other, or a box that is none.
+    """
+    if isinstance(body, ChatBody):
+        return _make_chat_call(body, images)
+    if isinstance(body, LocateBody):
+        return LocateCall(images[0], tuple(body.phrases))
+    if isinstance(body, ClassifyBody):
+        return ClassifyCall(images[0], body.count)
+    if isinstance(body, EmbeddingsBody):
+        if bool(body.input) == bool(images):
+            raise Refused("input: expected texts here, or data URLs in 'images', and not both", param="input")
+        if body.boxes and len(images) != 1:
+            raise Refused(f"boxes: expected one image (got {len(images)})", param="boxes")
+        return EmbeddingsCall(tuple(body.input), tuple(images), _read_boxes(body.boxes, "boxes"))
+    if body.text is None and not images:
+        raise Refused("text: expected 'text', 'image' or both", param="text")
+    if body.box is not None and not images:
+        raise Refused("box: expected the 'image' that it is a part of", param="box")
+    box = _read_boxes([body.box], "box")[0] if body.box is not None else None
+    return SearchCall(body.text, next(iter(images), None), box, body.negative, body.count, body.kind)
+
+
+def _make_chat_call(body: ChatBody, images: Sequence[ServedImage]) -> ChatCall:
+    iterator, turns = iter(images), []
+    for number, message in enumerate(body.messages):
+        param, parts, turn_images = f"messages.{number}.content", [], []
+        for part in message.content:
+            if isinstance(part, TextPart):
+                if IMAGE_MARK in part.text:
+                    raise Refused(f"{param}: '{IMAGE_MARK}' stands for an image; send it as a part", param=param)
+                parts.append(part.text)
+            elif message.role != "user":
+                raise Refused(f"{param}: only messages of the user have images (got {message.role})", param=param)
+            else:
+                parts.append(IMAGE_MARK)
+                turn_images.append(next(iterator))
+        role = "system" if message.role == "developer" else message.role
+        turns.append(ChatTurn(role, "\n".join(parts), tuple(turn_images)))
+    if turns[-1].role != "user":
+        raise Refused(f"messages: the last one must be the user's (got {turns[-1].role})", param="messages")
+    boxes, last = _read_boxes(body.foveate.boxes, "foveate.boxes"), next(reversed(images), None)
+    if boxes and last is None:
+        raise Refused("foveate.boxes: there is no image that they are parts of", param="foveate.boxes")
+    return ChatCall(
+        tuple(turns),
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        temperature=body.temperature or 0.0,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        seed=body.seed or 0,
+        stop=tuple(body.stop or ()),
+        regions=tuple(box.to_pixels(last.width, last.height) for box in boxes) if last else (),
+        caption=body.foveate.caption(),
+        is_json=body.response_format is not None and body.response_format.type == "json_object",
+    )
+
+
+def _read_boxes(boxes: Sequence[Sequence[float]], param: str) -> tuple[Box, ...]:
+    for number, corners in enumerate(boxes):
+        if (problem := find_box_problem(*corners)) is not None:
+            raise Refused(f"{param}: box {number} {corners}: {problem}", param=param, code="invalid_box")
+    return tuple(Box(*corners) for corners in boxes)
