@@ -1,0 +1,92 @@
+"""`foveate serve`: any model folder or index behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import common, dry_run_option, finish
+
+
+@click.command("serve", cls=FieldsCommand, short_help="Serve models and indexes to OpenAI clients, with a page.")
+@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...")
+@fields(
+    "foveate.serve.settings:ServeSettings",
+    "name",
+    "host",
+    "port",
+    "port_file",
+    "batch",
+    "queue",
+    "max_body_mb",
+    "max_pixels",
+    "max_tokens",
+    "max_connections",
+    "timeout_seconds",
+    "grace_seconds",
+    "api_key_env",
+    "without_key",
+    "allow_host",
+    "allow_origin",
+    "page",
+    "log_content",
+    "precision",
+    repeat=("name", "allow_host", "allow_origin"),
+    metavars={"name": "NAME", "allow_host": "NAME", "allow_origin": "URL", "api_key_env": "NAME"},
+)
+@dry_run_option("Print what would be served and its size, and open no model and no socket.")
+@common(seed=False)
+def command(
+    folders: tuple[str, ...], settings: dict[str, Any], dry_run: bool, device: str | None, as_json: bool
+) -> None:
+    """Serve each FOLDER until Ctrl-C: chat, embeddings, locate, search and classify, as far as its model can.
+
+    FOLDER is a model folder of `foveate mllm train`, `pretrain` or `adapt train`, an index, mini, or a folder of
+    transformers. Images come as data URLs; nothing is ever fetched. A page to play with it is at /.
+
+    \b
+    Example:
+      foveate serve runs/tour/cloc/model runs/tour/index
+      foveate serve mini --port 0 --port-file port.txt
+    """
+    from foveate.core.errors import UserError
+    from foveate.core.recipes import validate
+    from foveate.serve.opening import check_extra, open_adapters, plan, read_key
+    from foveate.serve.settings import ServeSettings
+
+    checked = validate(ServeSettings, {**settings, **({"device": device} if device else {})}, where="foveate serve")
+    # Before a model is opened, which takes seconds.
+    check_extra()
+    key = read_key(checked)
+    if checked.port_file is not None and not checked.port_file.parent.is_dir():
+        raise UserError(
+            f"--port-file: there is no folder {checked.port_file.parent}; expected a file in one that exists"
+        )
+    models = plan(folders, checked)
+    if dry_run:
+        lines = [
+            f"{model['name']}: {model['kind']}, {model['bytes'] / 1e6:,.1f} MB, {model['folder']}" for model in models
+        ]
+        finish({"models": models}, lines, {}, as_json=as_json)
+        return
+    from foveate.serve.application import Application
+    from foveate.serve.run import serve
+
+    application = Application(open_adapters(folders, checked), checked, key=key)
+
+    def ready(port: int) -> None:
+        host = f"[{checked.host}]" if ":" in checked.host else checked.host
+        address = f"http://{host}:{port}"
+        lines = [
+            f"{adapter.name}: {adapter.kind}, {', '.join(sorted(adapter.endpoints))}, {adapter.num_bytes / 1e6:,.1f} MB"
+            for adapter in application.answerer.adapters.values()
+        ]
+        lines += [f"listening on {address}/v1; Ctrl-C stops", *([f"page: {address}/"] if checked.page else [])]
+        finish({"address": address, "port": port, "models": models}, lines, {}, as_json=as_json)
+        # A pipe is block-buffered: whoever waits for this line would wait until the server ends.
+        sys.stdout.flush()
+
+    serve(application, ready=ready)
