@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -213,11 +214,20 @@ def start(**settings: Any) -> tuple[subprocess.Popen[str], int]:
     tests = Path(__file__).parent
     path = os.pathsep.join([str(tests.parents[1] / "src"), str(tests)])
     command = [sys.executable, str(tests / "fakes.py"), json.dumps(settings)]
+    # A pipe that nobody reads would fill with lines of log, and stop the server.
+    log = tempfile.NamedTemporaryFile("w+", suffix=".log")
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+        command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "PYTHONPATH": path}
     )
+    process.stderr = log  # type: ignore[assignment]
     assert process.stdout is not None
     return process, int(process.stdout.readline())
+
+
+def read_log(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    process.stderr.seek(0)
+    return process.stderr.read()
 
 
 @pytest.mark.slow
@@ -237,8 +247,7 @@ def test_signals(tmp_path: Path) -> None:
         assert process.wait(20) == status
         assert status == 0 or time.monotonic() - begin < 2
         assert not port_file.exists()
-        assert process.stderr is not None
-        assert "Traceback" not in process.stderr.read()
+        assert "Traceback" not in read_log(process)
 
 
 @pytest.mark.slow

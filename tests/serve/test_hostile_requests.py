@@ -13,7 +13,7 @@ import httpx2
 import psutil
 import pytest
 from test_application import data_url, user
-from test_faults import start
+from test_faults import read_log, start
 
 IMAGE = data_url()
 REQUESTS: dict[str, dict[str, Any]] = {
@@ -145,8 +145,8 @@ def test_hostile_requests(seed: int, parser: str) -> None:
         assert server.num_threads() < 20
     finally:
         process.terminate()
-        _, errors = process.communicate(timeout=40)
-    assert process.returncode == 0
+    assert process.wait(40) == 0
+    errors = read_log(process)
     assert "Traceback" not in errors, errors[errors.index("Traceback") :][:3000]
 
 
