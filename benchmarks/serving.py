@@ -194,7 +194,7 @@ def _serve_fastapi(port_file: Path) -> None:
     from fastapi import FastAPI, Request  # pyrefly: ignore[missing-import]
     from fastapi.responses import StreamingResponse  # pyrefly: ignore[missing-import]
 
-    from foveate.serve import bodies, replies
+    from foveate.serve import bodies, parsing, replies
     from foveate.serve.media import ImageDecoder
     from foveate.serve.run import listen
     from foveate.serve.settings import ServeSettings
@@ -206,8 +206,8 @@ def _serve_fastapi(port_file: Path) -> None:
     async def chat(body: Any, request: Any) -> Any:
         if not workers:
             workers.append(ModelWorker(InstantAdapter(), max_waiting=1024))
-        images = await decoder.read(bodies.image_urls(body), param="messages")
-        call = bodies.make_call(body, images)
+        images = await decoder.read(parsing.image_urls(body), param="messages")
+        call = parsing.make_call(body, images)
         assert isinstance(call, ChatCall)
         writer = replies.ChatWriter(body.model, images, include_usage=body.includes_usage)
         if not body.stream:
