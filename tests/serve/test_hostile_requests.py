@@ -13,7 +13,7 @@ import httpx2
 import psutil
 import pytest
 from test_application import data_url, user
-from test_faults import read_log, start
+from test_serve_faults import read_log, start
 
 IMAGE = data_url()
 REQUESTS: dict[str, dict[str, Any]] = {
