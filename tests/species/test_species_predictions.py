@@ -297,7 +297,7 @@ def test_decisions_are_exported(folder: Path, tmp_path: Path) -> None:
     run("species", "export", folder / "results", "--to", "megadetector", "--path", tmp_path / "md.json")
     content = json.loads((tmp_path / "md.json").read_text("utf-8"))
     assert not list_timelapse_faults(content)
-    failed = first_image(folder).with_name("IMG_0999").relative_to(folder / "cards").as_posix()
+    failed = first_image(folder).with_name("IMG_0999.JPG").relative_to(folder / "cards").as_posix()
     assert len(content["images"]) == 10
     assert [image["file"] for image in content["images"] if image.get("failure")] == [failed]
     assert "latitude" not in (tmp_path / "md.json").read_text("utf-8")

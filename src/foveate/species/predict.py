@@ -377,7 +377,9 @@ def _write_tables(collection: Collection, rows_N: NDArray[np.int64], views: View
     for row in collection.quarantine().to_pylist():
         # A file that was refused when it was collected is no row of the collection, and must not vanish.
         if row["subject"] == "image" and row["key"] not in known:
-            texts = {"key": row["key"], "file": row["key"], "status": FAILED}
+            # The source ends with the file's path; other programs look it up by name and suffix.
+            start = row["source"].rfind(row["key"])
+            texts = {"key": row["key"], "file": row["source"][start:] if start >= 0 else row["key"], "status": FAILED}
             texts["failure"] = f"{row['reason']}: {row['detail']}"
             for name, values in columns.items():
                 values.append(False if name in ("scored", "cropped") else texts.get(name, ""))
