@@ -285,9 +285,13 @@ def _draw_samples(
 
 def format_step(step: Mapping[str, Any]) -> str:
     """Format what a stage did to a decision, for people."""
-    stage, answer = step["stage"], step["answer"] or "nothing"
-    name = _STAGE_NAMES.get(stage, stage.replace("_", " "))
-    return f"{name}: {step['did']} → {answer} {step['score']:.2f}"
+    answer = step["answer"] or "nothing"
+    return f"{name_stage(step['stage'])}: {step['did']} → {answer} {step['score']:.2f}"
+
+
+def name_stage(stage: str) -> str:
+    """Return the name of a stage for people."""
+    return _STAGE_NAMES.get(stage, stage.replace("_", " "))
 
 
 def name_label(predictions: Predictions, label: str) -> str:

@@ -405,6 +405,7 @@ def evaluate(
     from foveate.species.predict import predict as run_predict
     from foveate.species.predictions import Predictions
     from foveate.species.settings import PredictSettings
+    from foveate.species.summary import name_stage
 
     where = "foveate species evaluate"
     checked = validate(PredictSettings, {**settings, "split": None if split == "all" else split}, where=where)
@@ -426,7 +427,7 @@ def evaluate(
             lines.append(f"  {value.value:.3f}{span}  {row.question}, {row.data}")
     for stage in result.stages:
         named, right = stage.named / max(1, stage.total), stage.right / max(1, stage.named)
-        lines.append(f"  after {stage.stage}: {named:.3f} named, {right:.3f} of them right")
+        lines.append(f"  after {name_stage(stage.stage)}: {named:.3f} named, {right:.3f} of them right")
     if result.unknown_labels:
         lines.append(f"left out: {sum(result.unknown_labels.values()):,} images of classes that the model lacks")
     finish(result.to_json(), lines, {"results": target, "report": report}, as_json=as_json)
