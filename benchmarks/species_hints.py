@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def draw_names(names: list[str], fault: str, seed: int, draw: int) -> list[str]:
     return order[: max(2, round(_SHARE * len(names)))].tolist()
 
 
-def write_deployments(path: Path, rows: list[Deployment]) -> None:
+def write_deployments(path: Path, rows: Sequence[Deployment]) -> None:
     """Replace the table of deployments, as a repeated `foveate collect` does."""
     with CollectionWriter(path) as writer:
         write_survey(writer, deployments=rows)
