@@ -1,7 +1,8 @@
 """Text encoder on a frozen MiniLM sentence encoder: cached sentence vectors, then a small trainable projection.
 
 Sentence vectors as the model's authors define them (Sentence-BERT, arXiv 1908.10084; all-MiniLM-L6-v2): mean over the
-real tokens of the last hidden state, unit length. `transformers` is imported when vectors are first made.
+real tokens of the last hidden state, unit length. The installed weights are run by `foveate.vision.bert`; other folders
+need `transformers`, which is imported when vectors are first computed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from foveate.core.errors import UserError, choose
 from foveate.core.files import sha256_folder
 from foveate.core.hub import Checkpoint, fetch
+from foveate.vision.bert import Bert, BertTokenizer
 from foveate.vision.encoder import TextEncoder
 from foveate.vision.parallel_map import map_on_cores
 from foveate.vision.precision import PRECISIONS, precision_of
@@ -85,18 +87,27 @@ class SentenceEncoder:
         max_tokens: int = 256,
         precision: str = "float32",
     ) -> None:
+        checkpoint = checkpoint_of(model, revision=revision, offline=offline)
+        checkpoint.weights()
+        if model == "package":
+            self.model: Any = Bert(checkpoint.folder)
+            self._tokenize: Any = BertTokenizer(checkpoint.folder, max_tokens=max_tokens)
+            self.width: int = self.model.width
+        else:
+            self._open_with_transformers(model, checkpoint, max_tokens)
+        self.model.eval().requires_grad_(False).to(precision_of(precision, torch.device("cpu")))
+
+    def _open_with_transformers(self, model: str, checkpoint: Checkpoint, max_tokens: int) -> None:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
-        checkpoint = checkpoint_of(model, revision=revision, offline=offline)
-        checkpoint.weights()
         source = str(checkpoint.folder)
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source)
             # Never a pickle, which may run code.
-            self.model: Any = AutoModel.from_pretrained(source, use_safetensors=True)
+            network = AutoModel.from_pretrained(source, use_safetensors=True)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
@@ -105,9 +116,12 @@ class SentenceEncoder:
         finally:
             if bars:
                 logging.enable_progress_bar()
-        self.model.eval().requires_grad_(False).to(precision_of(precision, torch.device("cpu")))
-        self.width: int = self.model.config.hidden_size
-        self.max_tokens = max_tokens
+
+        def tokenize(texts: Sequence[str], device: torch.device) -> Any:
+            options = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
+            return tokenizer(list(texts), **options).to(device)
+
+        self.model, self._tokenize, self.width = network, tokenize, network.config.hidden_size
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Encode texts as unit vectors [len(texts), width], float32, on the CPU, in the same order."""
@@ -124,15 +138,13 @@ class SentenceEncoder:
         return vectors_BW
 
     def _tokens(self, texts: Sequence[str], rows: Sequence[int]) -> Any:
-        selected = [texts[row] for row in rows]
-        return self.tokenizer(
-            selected, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        ).to(self.model.device)
+        return self._tokenize([texts[row] for row in rows], self.model.device)
 
     @torch.no_grad()
     def _vectors(self, batch: Any) -> Tensor:
-        hidden_BLW = self.model(**batch).last_hidden_state.float()
-        return mean_of_real_tokens(hidden_BLW, batch["attention_mask"]).cpu()
+        output = self.model(**batch)
+        hidden_BLW = output if isinstance(output, Tensor) else output.last_hidden_state
+        return mean_of_real_tokens(hidden_BLW.float(), batch["attention_mask"]).cpu()
 
 
 def mean_of_real_tokens(hidden_BLW: Tensor, attention_mask_BL: Tensor) -> Tensor:
