@@ -157,10 +157,25 @@ def check_header(path: Path, config: Mapping[str, Any], build: Callable[[], Any]
         UserError: the file is missing, damaged, or of another architecture.
     """
     import torch
+    from torch.overrides import TorchFunctionMode
+
+    class WithoutValues(TorchFunctionMode):
+        """Skip initial values: the meta device has none, but torch imports its compiler, 1 s, to draw them there."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if getattr(func, "__module__", "") == "torch.nn.init" or func in (
+                torch.Tensor.normal_,
+                torch.Tensor.uniform_,
+            ):
+                return args[0] if args else kwargs["tensor"]
+            if func is torch.randn:
+                return torch.empty(*args, **{name: value for name, value in kwargs.items() if name != "generator"})
+            return func(*args, **kwargs)
 
     shapes = read_shapes(path)
     _check_layer_counts(config, len(shapes), where)
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutValues():
         expected = build().state_dict()
     check_tensors({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, expected, path)
 

@@ -71,9 +71,12 @@ def unpack_maps(packed_BF: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tenso
 
 def bilinear_matrix(grid: tuple[int, int]) -> Tensor:
     """Build the matrix [rows x columns, rows / 2 x columns / 2] that doubles a flattened map bilinearly."""
-    # Read off from the unit maps, so that it is exactly what `interpolate` does, edges included.
     rows, columns = grid
     coarse = (rows // 2) * (columns // 2)
+    if torch.empty(0).device.type == "meta":
+        # Only the shape counts there, and torch imports sympy and its compiler, 1.5 s, to interpolate on this device.
+        return torch.empty(rows * columns, coarse)
+    # Read off from the unit maps, so that it is exactly what `interpolate` does, edges included.
     units = torch.eye(coarse).view(1, coarse, rows // 2, columns // 2)
     return F.interpolate(units, size=grid, mode="bilinear", align_corners=False).view(coarse, -1).T.contiguous()
 
