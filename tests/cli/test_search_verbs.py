@@ -176,4 +176,30 @@ def test_paths_of_referenced_files(foveate: Run, place: Path, tmp_path: Path) ->
 
 def test_hostile_words(foveate: Run, index: Path) -> None:
     for words in ("<script>alert(1)</script>", "🔴 赤い丸", "x" * 20_000, "{{ 7*7 }}"):
-        assert foveate("search", index, words, "--count", "1").code == 0
+        assert foveate("search", index, words, "--count", "1").code in (0, 3)
+
+
+def test_not_found(foveate: Run, index: Path, image: Path, place: Path, tmp_path: Path) -> None:
+    mine = Path(shutil.copytree(index, tmp_path / "mine"))
+    content = json.loads((mine / "index.json").read_text())
+
+    def set_floor(z: float, letters_cosine: float) -> None:
+        floor = content["floor"] | {"z": {"both": z}, "letters_cosine": letters_cosine}
+        (mine / "index.json").write_text(json.dumps(content | {"floor": floor}))
+
+    set_floor(-99, 2)
+    ended = foveate("search", mine, "лодка", "--count", "1")
+    assert (ended.code, "not found" in ended.out) == (0, False), ended.err
+    set_floor(99, 2)
+    ended = foveate("search", mine, "a red disc", "--count", "2")
+    assert (ended.code, ended.out.startswith("not found: ")) == (3, True)
+    assert "floor 99.00" in ended.out
+    # A script that the text tower never saw: the words are named, and the nearest are printed all the same.
+    set_floor(-99, -2)
+    ended = foveate("search", mine, "лодка", "--count", "2", "--json")
+    assert (ended.code, ended.json["found"], ended.json["unknown_words"]) == (3, False, ["лодка"])
+    assert ended.json["floor"]["letters_above"] == content["floor"]["letters_above"]
+    assert len(ended.json["results"]["hits"]) == 2
+    assert "Not found" in Path(ended.json["paths"]["report"]).read_text(encoding="utf-8")
+    ended = foveate("locate", place / "model", image, "zzkq", "--json")
+    assert ended.code == (0 if ended.json["found"] else 3)

@@ -14,6 +14,8 @@ from foveate.core import progress
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+# Exit status of a command that searched and found nothing: neither a mistake (1) nor wrong arguments (2).
+NOT_FOUND = 3
 
 
 def _quieten(context: click.Context, parameter: click.Parameter, value: bool) -> bool:

@@ -17,7 +17,7 @@ from foveate.pretrain.locate import encode_image_bytes
 from foveate.pretrain.locate import locate as locate_in
 from foveate.pretrain.searching.index import unit
 from foveate.pretrain.searching.query import Query, check_box, embed_boxes, to_fractions
-from foveate.pretrain.searching.search import Hit, Index
+from foveate.pretrain.searching.search import Hit, Index, Verdict
 from foveate.pretrain.searching.search import search as search_in
 from foveate.pretrain.searching.settings import TEXT_WEIGHT
 from foveate.records.boxes import Box, PixelBox
@@ -39,6 +39,8 @@ class Location:
         score: cosine of the box's embedding with the phrase's, in [-1, 1].
         boxes, scores: of every rule, and of the center box and a random box as baselines.
         width, height: of the image in pixels, after its EXIF rotation; `box.to_pixels(width, height)` uses them.
+        found: False where the phrase matches no candidate box better than random names do. floor: their cosine.
+        unknown_words: of the phrase, that the text tower cannot tell from random letters.
 
     Example:
         >>> location = open_model(model_folder).locate(image_file, "a red disc")
@@ -54,6 +56,9 @@ class Location:
     scores: Mapping[str, float | None]
     width: int
     height: int
+    found: bool = True
+    floor: float | None = None
+    unknown_words: tuple[str, ...] = ()
 
 
 class Model:
@@ -134,7 +139,7 @@ class Model:
         return embed_boxes(self.network, encoded, inside).astype(np.float32)
 
     def locate(self, image: ImageInput, phrase: str, *, rule: str | None = None, seed: int = 0) -> Location:
-        """Locate a phrase in an image. There is a box for every phrase, so compare the scores.
+        """Locate a phrase in an image. There is a box for every phrase, also where it is not `found`.
 
         Args:
             rule: "head" or "candidates"; the model's better one by default. seed: of the random baseline box.
@@ -150,6 +155,9 @@ class Model:
             scores=located.scores,
             width=located.width,
             height=located.height,
+            found=located.found,
+            floor=located.floor,
+            unknown_words=located.unknown_words,
         )
 
 
@@ -220,6 +228,19 @@ class SearchIndex:
             text_weight=text_weight,
         )
         return hits
+
+    def judge(self, text: str, hits: Sequence[Hit], *, kind: str = "both", text_weight: float = TEXT_WEIGHT) -> Verdict:
+        """Judge whether the hits of a text are better than those of texts without a meaning.
+
+        Args:
+            kind, text_weight: those of the search.
+
+        Example:
+            >>> index = open_index(index_folder)
+            >>> index.judge("a red disc", index.search("a red disc")).unknown_words
+            ()
+        """
+        return self.index.judge(Query(text=text), hits, self.model.network, kind=kind, text_weight=text_weight)
 
 
 def open_model(name: str | os.PathLike[str], *, device: str | None = None) -> Model:

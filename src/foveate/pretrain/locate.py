@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.core.progress import track
+from foveate.pretrain.searching.calibration import draw_texts
+from foveate.pretrain.searching.floor import draw_letters, judge_words, mean_direction, split_query
 from foveate.pretrain.searching.settings import LOCATE_RULES
 from foveate.records.geometry import Placement, View
 from foveate.records.images import BadImage, check, decode
@@ -20,6 +22,10 @@ from foveate.vision.encoder import ImageFeatures
 from foveate.vision.localizer.inference import candidate_scores, embed_phrases, find
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
+
+# Share of random names that score above the floor of an image, see docs/verbs/locate.md.
+NAMES_ABOVE = 0.25
+_NAMES, _LETTERS = 32, 16
 
 
 def read_image(path: Path) -> bytes:
@@ -71,6 +77,8 @@ class PhraseBoxes:
         rule: the one that `box` comes from. boxes: of every rule, and a center and a random box as baselines.
         scores: cosine of each box's embedding with the phrase's, in [-1, 1]; None for a box without area.
         width, height: of the image in pixels, after its EXIF rotation.
+        floor: cosine of the best candidate below which the phrase is not in the image; None where it was not measured.
+        is_unknown, unknown_words: whether the text tower cannot tell the phrase, and which words of it, from letters.
     """
 
     phrase: str
@@ -79,6 +87,15 @@ class PhraseBoxes:
     scores: dict[str, float | None]
     width: int
     height: int
+    floor: float | None = None
+    is_unknown: bool = False
+    unknown_words: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> bool:
+        """Whether a candidate box matches the phrase better than it matches most of random names."""
+        best = self.scores["candidates"]
+        return not self.is_unknown and (self.floor is None or (best is not None and best > self.floor))
 
     @property
     def box(self) -> list[float]:
@@ -112,23 +129,58 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
     Raises:
         UserError: for an empty phrase, an unreadable image, or a rule the model does not have.
     """
-    return locate_phrases(model, image, [phrase], rule=rule, seed=seed)[0]
+    _check_phrase(phrase)
+    is_default, rule = rule is None, _choose_rule(model, rule)
+    encoded = encode_image_bytes(model, image)
+    (located,) = _locate_all(model, encoded, [phrase], rule=rule, is_default=is_default, seed=seed)
+    floor, is_unknown, unknown = _measure_floor(model, encoded, phrase)
+    return replace(located, floor=floor, is_unknown=is_unknown, unknown_words=unknown)
 
 
 @torch.inference_mode()
 def locate_phrases(
     model: LocalizingModel, image: bytes, phrases: Sequence[str], *, rule: str | None = None, seed: int = 0
 ) -> list[PhraseBoxes]:
-    """Locate phrases in one image, which is encoded once; see `locate`."""
+    """Locate phrases in one image, which is encoded once; see `locate`. No floor is measured."""
     for phrase in phrases:
         _check_phrase(phrase)
     is_default, rule = rule is None, _choose_rule(model, rule)
     encoded = encode_image_bytes(model, image)
+    return _locate_all(model, encoded, phrases, rule=rule, is_default=is_default, seed=seed)
+
+
+def _locate_all(
+    model: LocalizingModel, encoded: EncodedImage, phrases: Sequence[str], *, rule: str, is_default: bool, seed: int
+) -> list[PhraseBoxes]:
     texts_RE = embed_phrases(model, phrases).to(model.device)
     return [
         _locate_encoded(model, encoded, phrase, text_E[None], rule=rule, is_default=is_default, seed=seed)
         for phrase, text_E in zip(phrases, texts_RE, strict=True)
     ]
+
+
+def draw_names() -> list[str]:
+    """Draw the random names that the floor of an image is measured with."""
+    texts = draw_texts()
+    return texts[:: len(texts) // _NAMES]
+
+
+def _measure_floor(model: LocalizingModel, encoded: EncodedImage, phrase: str) -> tuple[float, bool, tuple[str, ...]]:
+    """Return the cosine that most random names do not reach in an image, and what of a phrase is unknown.
+
+    See `foveate.pretrain.searching.floor.judge_words`.
+    """
+    names, letters = draw_names(), draw_letters()[:_LETTERS]
+    texts_TE = embed_phrases(model, [*names, *letters])
+    index = torch.zeros(len(names), dtype=torch.int64, device=model.device)
+    names_NE = texts_TE[: len(names)]
+    scores_NC = candidate_scores(model, encoded.tokens, [encoded.placement], names_NE.to(model.device), index)[1]
+    unit_TE = torch.nn.functional.normalize(texts_TE.double(), dim=-1).numpy()
+    direction_E = mean_direction(unit_TE[len(names) :])
+    single_NE = unit_TE[[row for row, name in enumerate(names) if name.isalpha()]]
+    max_cosine = float((single_NE @ direction_E).max())
+    is_unknown, unknown = judge_words(phrase, split_query(phrase), model, direction_E, max_cosine)
+    return float(np.quantile(scores_NC.max(axis=1), 1 - NAMES_ABOVE)), is_unknown, unknown
 
 
 @torch.inference_mode()

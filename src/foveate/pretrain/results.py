@@ -90,6 +90,8 @@ class LocateResult(LocatedPhrase, RunResult):
 
     Attributes:
         localizes: whether the model learned places; False means that boxes were compared by pooled tokens.
+        found: False where no candidate box matches the phrase better than most random names match one.
+        floor: the cosine that random names reach. unknown_words: of the phrase.
     """
 
     kind: Literal["locate"] = "locate"
@@ -98,6 +100,9 @@ class LocateResult(LocatedPhrase, RunResult):
     width: int | None = None
     height: int | None = None
     localizes: bool = True
+    found: bool = True
+    floor: float | None = None
+    unknown_words: list[str] = []
 
 
 class LocatedFrame(ResultModel):
@@ -132,7 +137,12 @@ class VideoFindResult(RunResult):
 
 
 class SearchResult(Search, RunResult):
-    """`foveate search`; `searched` counts the images and regions of the index, `file` is the query's image."""
+    """`foveate search`; `searched` counts the images and regions of the index, `file` is the query's image.
+
+    Attributes:
+        found: False where the hits are no better than those of texts without a meaning; reason: why.
+        floor: the score that a hit must exceed, and what was measured of it. unknown_words: of the query.
+    """
 
     kind: Literal["search"] = "search"
     model: str = ""
@@ -141,6 +151,10 @@ class SearchResult(Search, RunResult):
     searched: dict[str, int] = {}
     backend: str = ""
     file: str | None = None
+    found: bool = True
+    reason: str = ""
+    floor: dict[str, float] = {}
+    unknown_words: list[str] = []
 
 
 class IndexResult(RunResult):
@@ -150,6 +164,7 @@ class IndexResult(RunResult):
         embedded: images embedded by this run (to embed, in a dry run). dropped: images that the collection removed.
         crops: boxes among them that took a pass of the encoder each. folder: files of a plain folder of images.
         megabytes_new: size of the new vectors. counts: of images, regions and unreadable images in the index.
+        floor: below which a search finds nothing, see `foveate.pretrain.searching.index_folder.Floor`.
     """
 
     kind: Literal["index"] = "index"
@@ -165,6 +180,7 @@ class IndexResult(RunResult):
     megabytes_new: float
     counts: dict[str, int]
     folder: dict[str, Any] | None = None
+    floor: dict[str, Any] | None = None
 
 
 class ExportResult(RunResult):

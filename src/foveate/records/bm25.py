@@ -29,7 +29,9 @@ _TERMS = re.compile(
 )
 # A hash in a file name must not match words that happen to be spelled with the letters a to f, such as "bed".
 _HASH = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{8,}\b", re.IGNORECASE)
-_STOP = frozenset("a an and are as at be by for from in into is it its of on or that the this to was were with".split())
+STOP_WORDS = frozenset(
+    "a an and are as at be by for from in into is it its of on or that the this to was were with".split()
+)
 
 
 def split_terms(text: str) -> list[str]:
@@ -41,7 +43,7 @@ def split_terms(text: str) -> list[str]:
     """
     cut = _HASH.sub(" ", unicodedata.normalize("NFKC", text))
     terms = [_singular(term.casefold()) for term in _TERMS.findall(cut)]
-    return [term for term in terms if term not in _STOP] or terms
+    return [term for term in terms if term not in STOP_WORDS] or terms
 
 
 def _singular(term: str) -> str:
@@ -133,6 +135,10 @@ class TextIndex:
         number = self._positions.get(term)
         documents = 0 if number is None else int(self._starts[number + 1] - self._starts[number])
         return float(np.log1p((self.num_documents - documents + 0.5) / (documents + 0.5)))
+
+    def knows(self, text: str) -> bool:
+        """Tell whether each term of a text is in a document."""
+        return all(term in self._positions for term in split_terms(text))
 
     def score(self, text: str) -> NDArray[np.float64]:
         """Return the BM25 scores [N] of a query, as shares of the score of a document that is full of its terms.

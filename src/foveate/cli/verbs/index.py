@@ -69,6 +69,7 @@ def command(
         megabytes_new=round(plan.new_bytes / 1e6, 2),
         counts=index.counts,
         folder=None if plan.folder is None else asdict(plan.folder),
+        floor=None if index.floor is None else asdict(index.floor),
     ).to_json()
     lines = [] if plan.folder is None else [f"{target}: {plan.folder.format_line()}"]
     if dry_run:
@@ -77,6 +78,11 @@ def command(
         return
     counts = index.counts
     lines.append(f"{counts['images']:,} images and {counts['regions']:,} regions can be searched")
+    if index.floor is not None:
+        lines.append(
+            f"not found below {index.floor.z['both']:.2f}, measured on this index: {index.floor.letters_above:.0%} of "
+            f"random letters score more, {index.floor.names_below:.0%} of random names less"
+        )
     paths = {"index": out}
     if plan.folder is not None and plan.folder.unreadable:
         paths["left out"] = out / "collection" / "quarantine.parquet"

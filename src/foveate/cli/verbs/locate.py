@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, run_option
+from foveate.cli.options import NOT_FOUND, common, finish, run_option
 
 if TYPE_CHECKING:
     from foveate.pretrain.locate import PhraseBoxes
@@ -35,7 +36,8 @@ def command(
 
     `head` is the box of the grounding head; `candidates` the best of several hundred boxes that the Prompter embeds
     after one pass over the image. A center box and a random box are baselines: a box that does not beat them is no
-    answer. A multimodal MODEL, such as mini, is asked where the phrase is, and has no rules.
+    answer. A multimodal MODEL, such as mini, is asked where the phrase is, and has no rules. Exit status 3 where PHRASE
+    is not found: the boxes are printed all the same.
 
     \b
     Example:
@@ -75,15 +77,31 @@ def command(
             "width": located.width,
             "height": located.height,
             "localizes": network.localizes,
+            "found": located.found,
+            "floor": located.floor,
+            "unknown_words": list(located.unknown_words),
         }
     ).to_json()
     folder.write_result(result)
     lines = [_line(name, located) for name in located.boxes]
     if located.scores[located.rule] is None:
         lines.append(f"not found: the box of {located.rule} has no area")
+    elif not located.found:
+        lines.append(f"not found: {_explain(located)}")
+    if located.unknown_words:
+        lines.append(f"unknown to the text tower: {', '.join(repr(word[:40]) for word in located.unknown_words)}")
     if not network.localizes:
         lines.append(f"this model never learned places: boxes are compared by pooled tokens, a guess; {LEARN_PLACES}")
     finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
+    if not located.found or located.scores[located.rule] is None:
+        sys.exit(NOT_FOUND)
+
+
+def _explain(located: PhraseBoxes) -> str:
+    best = located.scores["candidates"]
+    if located.is_unknown or best is None or located.floor is None:
+        return "the phrase is like random letters to the text tower"
+    return f"the best cosine of a box is {best:.3f}, which random names reach, too (floor {located.floor:.3f})"
 
 
 def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_json: bool, device: str | None) -> None:
@@ -119,6 +137,8 @@ def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_
     paths = write_page(run or Path("runs/locate"), (image,), result)
     printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description"})
     finish(printed, lines, paths, as_json=as_json)
+    if not answer.boxes and answer.rejected:
+        sys.exit(NOT_FOUND)
 
 
 def _line(name: str, located: PhraseBoxes) -> str:

@@ -7,17 +7,18 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, path_option, run_option
+from foveate.cli.options import NOT_FOUND, common, finish, path_option, run_option
 
 if TYPE_CHECKING:
     from foveate.pretrain.searching.query import Query
-    from foveate.pretrain.searching.search import Hit, Index
+    from foveate.pretrain.searching.search import Hit, Index, Verdict
     from foveate.pretrain.searching.settings import SearchSettings
     from foveate.records.boxes import Box, PixelBox
     from foveate.vision.localizer.model import LocalizingModel
@@ -60,7 +61,8 @@ def command(
     """Find what in INDEX is nearest to TEXT, an image, a box in an image, or their sum; print and show it.
 
     Scores of images and regions are calibrated against random queries, and the words of TEXT are also looked for in
-    captions and file names. Each query has a page of its own.
+    captions and file names. Each query has a page of its own. Exit status 3 where TEXT is not found: the nearest are
+    printed all the same.
 
     \b
     Example:
@@ -110,11 +112,21 @@ def _answer(
     # Created only now: a query that finds nothing leaves no folder.
     path = run or make_free_folder(Path("runs/search"), query.text or (settings.image or Path("image")).stem)
     folder = RunFolder.create(path, command=["foveate", *sys.argv[1:]])
+    verdict = _judge(index, query, hits, encoder, settings)
     result = write_search(
-        folder, index, query, hits, box=query_box, query_file=settings.image, backend=settings.backend
+        folder,
+        index,
+        query,
+        hits,
+        box=query_box,
+        query_file=settings.image,
+        backend=settings.backend,
+        verdict=verdict,
     )
-    lines = [_line(rank, hit) for rank, hit in enumerate(hits, start=1)]
+    lines = _describe_verdict(verdict) + [_line(rank, hit) for rank, hit in enumerate(hits, start=1)]
     finish(result.to_json(), lines, {"report": render(folder.path)}, as_json=as_json)
+    if not verdict.found:
+        sys.exit(NOT_FOUND)
 
 
 def _answer_lines(
@@ -139,6 +151,7 @@ def _answer_lines(
             query = Query(text=query_text, negative=settings.negative, weights=settings.weights)
             start = time.perf_counter()
             hits, _ = search(index, query, encoder, **_hit_options(settings))
+            verdict = _judge(index, query, hits, encoder, settings)
         except UserError as problem:
             # One bad query must not cost the loaded model.
             click.echo(f"error: {problem}", err=True)
@@ -146,12 +159,34 @@ def _answer_lines(
         seconds = time.perf_counter() - start
         if as_json:
             click.echo(
-                json.dumps({"query": query_text, "seconds": round(seconds, 4), "hits": [_to_json(h) for h in hits]})
+                json.dumps(
+                    {
+                        "query": query_text,
+                        "seconds": round(seconds, 4),
+                        "hits": [_to_json(h) for h in hits],
+                        **dataclasses.asdict(verdict),
+                    }
+                )
             )
             continue
+        for line in _describe_verdict(verdict):
+            click.echo(line)
         for rank, hit in enumerate(hits, start=1):
             click.echo(_line(rank, hit))
         click.echo(f"{query_text}: {len(hits)} hits in {1000 * seconds:.0f} ms")
+
+
+def _judge(
+    index: Index, query: Query, hits: Sequence[Hit], encoder: LocalizingModel, settings: SearchSettings
+) -> Verdict:
+    return index.judge(query, hits, encoder, kind=settings.kind, text_weight=settings.text_weight)
+
+
+def _describe_verdict(verdict: Verdict) -> list[str]:
+    """Say that nothing was found, and name the words that the text tower does not know."""
+    lines = [] if verdict.found else [f"not found: {verdict.reason}; the nearest:"]
+    names = ", ".join(repr(word[:40]) for word in verdict.unknown_words)
+    return [*lines, *([f"unknown to the text tower: {names}"] if names else [])]
 
 
 def _hit_options(settings: SearchSettings) -> dict[str, Any]:
@@ -175,8 +210,10 @@ def _box(settings: SearchSettings) -> Box | PixelBox | None:
 
 
 def _line(rank: int, hit: Hit) -> str:
-    """Format one hit: rank, cosine, z, file (or key of a copy), box and text."""
+    """Format one hit: rank, cosine, z, share of the words in its texts, file (or key of a copy), box and text."""
     box = "" if hit.box is None else "  box " + " ".join(f"{value:.3f}" for value in hit.box.to_array())
     text = hit.phrase or hit.caption
     z = "" if hit.z is None else f"  z {hit.z:+.1f}"
+    # Without it the order of hits would look wrong.
+    z += f"  words {hit.text:.2f}" if hit.text else ""
     return f"{rank:>3}  {hit.score:+.3f}{z}  {hit.path or hit.key}{box}" + (f"  {text[:60]}" if text else "")

@@ -30,11 +30,13 @@ from foveate.core.progress import say, track
 from foveate.core.recipes import validate
 from foveate.pretrain.embed import encode_crops
 from foveate.pretrain.searching.calibration import draw_texts, measure_spreads
+from foveate.pretrain.searching.floor import draw_letters, measure_floor
 from foveate.pretrain.searching.index_folder import (
     BUILDING,
     DESCRIPTION,
     IMAGE,
     QUARANTINE,
+    RANDOM_LETTERS,
     RANDOM_TEXTS,
     REGION,
     ROWS,
@@ -190,9 +192,9 @@ def build_index(
         if plan.crops:
             say(plan.price_crops())
         outdated = bool(len(plan.todo) or plan.dropped or not target.finished)
-        if outdated or not target.spreads:
+        if outdated or not target.spreads or target.floor is None:
             replace(target, finished=False).write(out)
-            missing = not (out / RANDOM_TEXTS).is_file()
+            missing = not all((out / name).is_file() for name in (RANDOM_TEXTS, RANDOM_LETTERS))
             if len(plan.todo) or missing:
                 network = source.load(device=device)
                 if missing:
@@ -200,6 +202,7 @@ def build_index(
                 _embed_parts(network, collection, source_regions, target, out, plan.todo, workers=workers)
             target = merge_parts(target, out, contents=contents) if outdated else target
             target = replace(target, spreads=measure_spreads(out, target))
+            target = replace(target, floor=measure_floor(out, target))
         # Also without new images: captions, or the folders of the model or the collection, may be new.
         target = replace(target, texts=write_texts(target, out, collection))
         target.write(out)
@@ -336,10 +339,11 @@ def _check_room(out: Path, plan: Plan) -> None:
 
 
 def write_random_texts(model: LocalizingModel, out: Path) -> None:
-    """Embed the random words that scores are calibrated against."""
-    vectors = unit(embed_phrases(model, draw_texts())).astype(np.float32)
-    with new_vectors(out / RANDOM_TEXTS, rows=len(vectors), width=vectors.shape[1], dtype=vectors.dtype) as handle:
-        handle.write(vectors.tobytes())
+    """Embed the random names that scores are calibrated against, and the random letters of the floor."""
+    for name, texts in ((RANDOM_TEXTS, draw_texts()), (RANDOM_LETTERS, draw_letters())):
+        vectors = unit(embed_phrases(model, texts)).astype(np.float32)
+        with new_vectors(out / name, rows=len(vectors), width=vectors.shape[1], dtype=vectors.dtype) as handle:
+            handle.write(vectors.tobytes())
 
 
 def _embed_parts(

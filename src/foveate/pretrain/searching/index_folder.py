@@ -5,6 +5,7 @@
     rows/NAME.parquet        what each of these rows is: key, kind, box, phrase
     texts-HASH.parquet       inverted index of captions and file names, one document for each row of an image
     random-texts.npy         embeddings of random words, for the calibration in index.json
+    random-letters.npy       embeddings of random letters, for the floor in index.json
     quarantine.parquet       images that could not be embedded, and why
     building/                parts of a run that has not finished
 
@@ -36,7 +37,7 @@ from foveate.vision.localizer.sources import OPEN_CLIP_CONFIG, ModelSource
 
 KIND, FORMAT = "index", 1
 DESCRIPTION, QUARANTINE, BUILDING = "index.json", "quarantine.parquet", "building"
-TEXTS, RANDOM_TEXTS = "texts-{}.parquet", "random-texts.npy"
+TEXTS, RANDOM_TEXTS, RANDOM_LETTERS = "texts-{}.parquet", "random-texts.npy", "random-letters.npy"
 IMAGE, REGION = "image", "region"
 KINDS = (IMAGE, REGION)
 PRECISIONS: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
@@ -104,6 +105,24 @@ class Segment:
         return array
 
 
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What texts without a meaning score in an index; see `foveate.pretrain.searching.floor`.
+
+    Attributes:
+        z: kind of a search ("images", "regions", "both") -> the score below which nothing is found.
+        letters_above: share of random letters above the floor. names_below: share of random names below it.
+        letters_cosine: cosine with the mean of random letters above which a word is unknown to the text tower.
+        names_unknown: share of random names above that cosine.
+    """
+
+    z: dict[str, float]
+    letters_above: float
+    names_below: float
+    letters_cosine: float
+    names_unknown: float
+
+
 @dataclass(frozen=True)
 class Description:
     """The content of index.json.
@@ -117,7 +136,7 @@ class Description:
         finished: False while a run is under way or after one was stopped.
         counts: of images, regions and unreadable images. next_number: of the next segment.
         spreads: of cosines with random queries, see `foveate.pretrain.searching.calibration`. texts: file name of the
-            inverted index. Indexes of old releases have neither.
+            inverted index. floor: below which nothing is found. Indexes of old releases have none of them.
     """
 
     model: MovablePath
@@ -137,6 +156,7 @@ class Description:
     segments: tuple[Segment, ...] = ()
     spreads: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     texts: str = ""
+    floor: Floor | None = None
 
     def at(self, source: ModelSource, collection: Path, folder: Path) -> Description:
         """Return a copy that refers to the model and the collection where they are now."""
@@ -174,7 +194,7 @@ class Description:
         try:
             # Indexes without these fields embedded the regions of all sources, from the tokens of a folder's model, and
             # were searched by cosines alone.
-            old = {"region_sources": [ALL], "source": "", "crops": False, "spreads": {}, "texts": ""}
+            old = {"region_sources": [ALL], "source": "", "crops": False, "spreads": {}, "texts": "", "floor": None}
             complete = {**old, **value}
             fields: dict[str, Any] = {name: complete[name] for name in cls.__dataclass_fields__}
             description = TypeAdapter(cls).validate_python(fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +18,15 @@ from foveate.core.progress import say
 from foveate.core.recipes import validate
 from foveate.pretrain.searching.calibration import combine_spreads
 from foveate.pretrain.searching.faiss_backend import nearest_by_faiss, open_faiss
+from foveate.pretrain.searching.floor import KINDS_OF, judge_words, mean_direction, split_query
 from foveate.pretrain.searching.index_folder import (
     DESCRIPTION,
     IMAGE,
-    KINDS,
-    REGION,
+    RANDOM_LETTERS,
     Description,
     Segment,
     read_rows,
+    read_vectors,
 )
 from foveate.pretrain.searching.nearest import nearest, rank_rows
 from foveate.pretrain.searching.query import Query, embed_query
@@ -39,7 +40,7 @@ from foveate.records.tables import positions
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.sources import find_model
 
-KINDS_OF = {"images": (IMAGE,), "regions": (REGION,), "both": KINDS}
+UNKNOWN = "the text is like random letters to the text tower"
 # Images with matching words that are scored besides the nearest ones; each of them has up to 38 boxes of the grid.
 _MIN_MATCHES = 64
 
@@ -71,6 +72,24 @@ class Hit:
     path: str = ""
     z: float | None = None
     text: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a search found something.
+
+    Attributes:
+        found: False where the hits are no better than those of texts without a meaning.
+        reason: why nothing was found; "" otherwise.
+        floor: the score, z + text weight * text, that a hit must exceed; None where there is none: for images and
+            sums, and in indexes of old releases.
+        unknown_words: of the query, that the text tower cannot tell from random letters, and no caption has.
+    """
+
+    found: bool
+    reason: str = ""
+    floor: float | None = None
+    unknown_words: tuple[str, ...] = ()
 
 
 class Index:
@@ -207,6 +226,41 @@ class Index:
             if len(hits) == count:
                 break
         return hits
+
+    def judge(
+        self,
+        query: Query,
+        hits: Sequence[Hit],
+        model: LocalizingModel,
+        *,
+        kind: str = "both",
+        text_weight: float = TEXT_WEIGHT,
+    ) -> Verdict:
+        """Judge whether the hits of a text are better than those of texts without a meaning.
+
+        Args:
+            kind, text_weight: those of the search.
+        """
+        floor = self.description.floor
+        if floor is None or query.text is None or query.parts != ["text"] or kind not in floor.z:
+            return Verdict(True)
+        words = split_query(query.text)
+        # What captions have can be found, whatever the text tower makes of it.
+        strange = [word for word in words if self._texts is None or not self._texts.knows(word)]
+        is_unknown, unknown = (
+            judge_words(query.text, strange, model, self._letters_E, floor.letters_cosine) if strange else (False, ())
+        )
+        best = max((hit.z or 0.0) + text_weight * hit.text for hit in hits)
+        reason = ""
+        if is_unknown and len(strange) == len(words):
+            reason = UNKNOWN
+        elif best <= floor.z[kind]:
+            reason = f"the best score is {best:.2f}, which random letters reach, too (floor {floor.z[kind]:.2f})"
+        return Verdict(not reason, reason, floor.z[kind], unknown)
+
+    @cached_property
+    def _letters_E(self) -> NDArray[np.float64]:
+        return mean_direction(read_vectors(self.folder / RANDOM_LETTERS))
 
     @cached_property
     def _texts(self) -> TextIndex | None:

@@ -12,7 +12,7 @@ from foveate.core.results import Query as QueryResult
 from foveate.core.runs import RunFolder
 from foveate.pretrain.results import SearchResult
 from foveate.pretrain.searching.query import Query
-from foveate.pretrain.searching.search import Hit, Index
+from foveate.pretrain.searching.search import Hit, Index, Verdict
 from foveate.records.boxes import Box
 from foveate.records.images import BadImage, save_thumbnail
 
@@ -28,6 +28,7 @@ def write_search(
     box: Box | None,
     query_file: Path | None,
     backend: str,
+    verdict: Verdict,
 ) -> SearchResult:
     """Write the images and result.json of one search; return the result.
 
@@ -83,9 +84,22 @@ def write_search(
             }
         ),
         results={"hits": hit_results},
+        note="" if verdict.found else f"Not found: {verdict.reason}. The nearest are shown.",
+        found=verdict.found,
+        reason=verdict.reason,
+        floor=describe_floor(index, verdict),
+        unknown_words=list(verdict.unknown_words),
     )
     folder.write_result(result.to_json())
     return result
+
+
+def describe_floor(index: Index, verdict: Verdict) -> dict[str, float]:
+    """Return the floor of a search with the shares of meaningless texts above it and of names below it."""
+    floor = index.description.floor
+    if floor is None or verdict.floor is None:
+        return {}
+    return {"score": verdict.floor, "letters_above": floor.letters_above, "names_below": floor.names_below}
 
 
 def _save_image(index: Index, hit: Hit, path: Path) -> tuple[str, str]:
