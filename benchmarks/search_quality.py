@@ -26,15 +26,19 @@ from foveate.core.files import write_json_atomically
 from foveate.core.progress import track
 from foveate.core.seeds import generator
 from foveate.pretrain.searching.calibration import draw_texts
+from foveate.pretrain.searching.floor import find_unknown_words, mean_direction, score_texts, split_query
 from foveate.pretrain.searching.index import build_index, unit
-from foveate.pretrain.searching.index_folder import IMAGE, REGION
-from foveate.pretrain.searching.search import Index
+from foveate.pretrain.searching.index_folder import IMAGE, RANDOM_LETTERS, REGION, read_vectors
+from foveate.pretrain.searching.query import Query
+from foveate.pretrain.searching.search import UNKNOWN, Index, search
+from foveate.pretrain.searching.settings import TEXT_WEIGHT
 from foveate.records.bm25 import TextIndex
 from foveate.records.builtin import load_cutouts
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.inference import embed_phrases
+from foveate.vision.localizer.model import LocalizingModel
 
 FIRST = 5
 Scores = NDArray[np.float64]
@@ -109,7 +113,20 @@ NONSENSE = (
     "tttt rrrr",
     "vlurxtrznbnaxl",
 )
-FLOORS = (0.5, 0.75, 0.9, 0.95)
+# Words that the tour has no image of, most of which a person knows; half of them are rare.
+RARE = (
+    "platypus okapi axolotl narwhal lynx badger hedgehog wolverine cormorant Lisbon Nairobi Kyoto Einstein Shakespeare "
+    "Toyota selfie hashtag latte cappuccino tiramisu gnocchi kimchi hummus zucchini aubergine persimmon mangosteen "
+    "carburetor oscilloscope sextant harpsichord glockenspiel bassoon ukulele wedding graduation birthday barbecue "
+    "sunset drizzle avalanche volcano stalactite skyscraper cathedral mosque aqueduct trampoline kayak gondola "
+    "dandelion rhododendron eucalyptus lichen grandmother bridesmaid plumber chessboard stethoscope bulldozer"
+).split()
+# A boat, a dog and the like in scripts that English text towers have hardly seen.
+SCRIPTS = (
+    "собака лодка красная 犬 小狗 红色的船 كلب قارب أحمر สุนัข เรือ σκύλος βάρκα कुत्ता नाव 개 빨간배 כלב սիրտ ძაღლი".split()
+)
+# Shares of random letters that score above a floor.
+FALSE_ALARMS = (0.75, 0.5, 0.25, 0.1)
 CAMERA = "IMG_{:04d}"
 
 
@@ -284,19 +301,76 @@ def evaluate(data: Data, queries: Cosines, random: Cosines) -> Table:
     return table
 
 
-def rank_first_hits(data: Data, queries: Cosines, random: Cosines) -> dict[str, list[float]]:
-    """Return the share of random words whose best z is at least a query's, by what the query's first hit is."""
-    best_QN, random_QN = (
-        rank_rules(cosines, random, np.zeros_like(cosines.images_QN))["both, z"] for cosines in (queries, random)
-    )
-    share_Q = (random_QN.max(axis=1)[:, None] >= best_QN.max(axis=1)).mean(axis=0)
-    shares: dict[str, list[float]] = {"right": [], "wrong": [], "nonsense": []}
-    patterns = [*(PLAIN | HARDER).values(), *(None for _ in NONSENSE)]
-    for share, first, pattern in zip(share_Q.tolist(), best_QN.argmax(axis=1), patterns, strict=True):
-        right_N = None if pattern is None else data.judge(*pattern)
-        if right_N is None or right_N.any():
-            shares["nonsense" if right_N is None else "right" if right_N[first] else "wrong"].append(share)
-    return shares
+def draw_strings(count: int) -> list[str]:
+    """Draw random letters that no floor was measured with."""
+    rng = generator("search quality letters")
+    return ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(4, 11))) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query to an index: what it is, its best score, and whether its words are unknown."""
+
+    group: str
+    text_weight: float
+    score: float
+    is_unknown: bool
+    floors: dict[float, float]
+
+
+def ask(index: Index, model: LocalizingModel, data: Data) -> list[Asked]:
+    """Ask for things, nonsense and other scripts, with and without the words of captions."""
+    vectors = read_vectors(index.folder / RANDOM_LETTERS)
+    best_Q = score_texts(index.folder, index.description, vectors)["both"]
+    floors = {share: float(np.quantile(best_Q, 1 - share)) for share in FALSE_ALARMS}
+    groups = {"nonsense": NONSENSE, "random letters": draw_strings(24), "other scripts": SCRIPTS}
+    queries = [(text, "", patterns) for text, patterns in (PLAIN | HARDER).items()]
+    queries += [(text, group, None) for group, texts in groups.items() for text in texts]
+    asked = []
+    for text, group, patterns in queries:
+        right_N = None if patterns is None else data.judge(*patterns)
+        for weight in (0.0, TEXT_WEIGHT):
+            query = Query(text=text)
+            hits, _ = search(index, query, model, count=FIRST, text_weight=weight)
+            verdict = index.judge(query, hits, model, text_weight=weight)
+            if right_N is not None:
+                is_right = right_N[data.keys.index(hits[0].key)]
+                group = "right" if is_right else "wrong" if right_N.any() else "absent"
+            score = max((hit.z or 0) + weight * hit.text for hit in hits)
+            is_unknown = verdict.reason == UNKNOWN
+            asked.append(Asked(group, weight, score, is_unknown, floors))
+    return asked
+
+
+def print_floors(asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    """Print how many first hits each floor refuses, by what they are; return the rows."""
+    rows = []
+    for weight in (0.0, TEXT_WEIGHT):
+        for share in (*FALSE_ALARMS, None):
+            counts: dict[str, tuple[int, int]] = {}
+            for query in (query for query in asked if query.text_weight == weight):
+                is_refused = query.is_unknown or (share is not None and query.score <= query.floors[share])
+                refused, total = counts.get(query.group, (0, 0))
+                counts[query.group] = (refused + is_refused, total + 1)
+            rows.append({"text_weight": weight, "letters_above": share, "refused": counts})
+            name = "unknown words alone" if share is None else f"floor that {share:.0%} of random letters pass"
+            listed = ", ".join(f"{refused} of {total} {group}" for group, (refused, total) in counts.items())
+            print(f"text weight {weight:g}, {name}: refused {listed}")
+    return rows
+
+
+def list_unknown(index: Index, model: LocalizingModel) -> dict[str, list[str]]:
+    """List the words of each group that the text tower does not know."""
+    assert index.description.floor is not None
+    letters_E = mean_direction(read_vectors(index.folder / RANDOM_LETTERS))
+    cosine = index.description.floor.letters_cosine
+    groups = {
+        "rare": RARE,
+        "nonsense": [word for text in NONSENSE for word in split_query(text)],
+        "letters": draw_strings(48),
+        "scripts": SCRIPTS,
+    }
+    return {group: find_unknown_words(texts, model, letters_E, cosine) for group, texts in groups.items()}
 
 
 def interval(scores: Sequence[float] | NDArray[Any]) -> tuple[float, float, float]:
@@ -330,6 +404,7 @@ def main() -> None:
     parser.add_argument(
         "--sources", nargs="+", choices=["emoji", "clipart", "scenes"], default=["emoji", "clipart", "scenes"]
     )
+    parser.add_argument("--floor", action="store_true", help="measure when nothing is found, alone")
     parser.add_argument("--images", type=int, default=800, help="images of each source")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/search-quality"), help="folder for collections and indexes"
@@ -339,11 +414,9 @@ def main() -> None:
     tour = Collection.open(options.tour / "collection")
     folder = options.tour / options.model / "model"
     model = load_model(folder)
-    queries_QE, random_QE = (
-        unit(embed_phrases(model, texts)) for texts in ([*PLAIN, *HARDER, *NONSENSE], draw_texts())
-    )
+    queries_QE, random_QE = (unit(embed_phrases(model, texts)) for texts in ([*PLAIN, *HARDER], draw_texts()))
     total: Table = {}
-    shares: dict[str, list[float]] = {"right": [], "wrong": [], "nonsense": []}
+    asked: list[Asked] = []
     for name in options.sources:
         target = options.work / f"{name}-{options.images}"
         if not target.exists():
@@ -352,26 +425,26 @@ def main() -> None:
         # The grid, since nearly nobody has boxes.
         build_index(folder, target, out, regions="grid")
         index = Index.open(out)
+        keys = index.rows_of(IMAGE).rows["key"].to_pylist()
+        data = read_data(name, tour, keys)
+        asked += ask(index, model, data)
+        if options.floor:
+            continue
         keys, queries = measure(index, queries_QE)
         _, random = measure(index, random_QE)
-        data = read_data(name, tour, keys)
-        for outcome, values in rank_first_hits(data, queries, random).items():
-            shares[outcome] += values
-        count = len(PLAIN) + len(HARDER)
-        answerable = Cosines(queries.images_QN[:count], queries.regions_QN[:count])
-        for key, scores in evaluate(data, answerable, random).items():
+        for key, scores in evaluate(data, queries, random).items():
             total.setdefault(key, []).extend(scores)
     rows = print_table(total, base="both, cosines")
-    for floor in FLOORS:
-        below = {outcome: sum(share > floor for share in values) for outcome, values in shares.items()}
-        listed = ", ".join(f"{count} of {len(shares[outcome])} {outcome}" for outcome, count in below.items())
-        print(f"first hits that more than {floor:.0%} of random words reach: {listed}")
+    refusals = print_floors(asked)
+    unknown = list_unknown(index, model)
+    print(f"unknown to the text tower: {unknown}")
     content = {
         "machine": machine(),
         "images": options.images,
         "sources": options.sources,
         "rows": rows,
-        "random_words_that_reach_the_first_hit": shares,
+        "refusals": refusals,
+        "unknown_words": unknown,
     }
     write_json_atomically(options.out / "search-quality.json", content)
 

@@ -3,8 +3,8 @@
     foveate tour && python -m benchmarks.warm_question --out bench
 
 Images with a text each are indexed with the grid, 39 vectors an image. A question is a text: it is embedded, compared
-with every vector, looked up in the texts, and answered with 20 hits, captions and paths included. Every question is
-another one, so that no embedding of a text is reused.
+with every vector, looked up in the texts, answered with 20 hits, captions and paths included, and judged. Every
+question is another one, so that no embedding of a text is reused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ def main() -> None:
 
         def ask(prefix: str) -> None:
             for concept in names[:QUESTIONS]:
-                assert len(index.search(f"{prefix} {concept}")) == 20
+                text = f"{prefix} {concept}"
+                hits = index.search(text)
+                assert len(hits) == 20
+                index.judge(text, hits)
 
         # The first questions open the rows and the texts of the index; `--interactive` pays for it once.
         ask("the")
