@@ -216,6 +216,46 @@ def test_models_that_are_none(name: str, naming: tuple[str, ...], served: Hub, i
     assert not (tmp_path / "index").exists()
 
 
+def test_a_hub_out_of_reach(served: Hub, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    with raises_naming(UserError, "a/elsewhere", "http://127.0.0.1:9", "hf download a/elsewhere --local-dir"):
+        build_index("a/elsewhere", images, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_files_that_change_while_they_are_indexed(
+    served: Hub, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deleted file is quarantined; a replaced one has the vector of its new content after a second run."""
+    from foveate.pretrain.searching import index as index_module
+
+    read_image, out = index_module.read_image, tmp_path / "index"
+
+    def read_and_change(*arguments: Any) -> Any:
+        monkeypatch.setattr(index_module, "read_image", read_image)
+        (images / "red.png").unlink()
+        Image.new("RGB", (SIZE, SIZE), (9, 90, 200)).save(images / "green.png")
+        return read_image(*arguments)
+
+    monkeypatch.setattr(index_module, "read_image", read_and_change)
+    described, _ = build_index(served.repositories["a/clip"], images, out, workers=1)
+    assert described.counts["images"] + described.counts["unreadable"] == 4
+    assert described.counts["unreadable"] >= 1
+    described, plan = build_index(served.repositories["a/clip"], images, out)
+    assert plan.folder is not None
+    assert (plan.folder.gone, plan.folder.changed) == (1, 1)
+    assert described.counts == {"images": 3, "regions": 0, "unreadable": 0}
+    build_index(served.repositories["a/clip"], images, tmp_path / "fresh")
+    scores = [
+        {hit.key: hit.score for hit in foveate.open_index(folder).search("a dog")}
+        for folder in (out, tmp_path / "fresh")
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
 def test_a_folder_without_images(served: Hub, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with raises_naming(UserError, tmp_path / "empty"):
