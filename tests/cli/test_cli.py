@@ -29,6 +29,18 @@ def test_no_verb_wrong_verb_and_version(foveate: Run) -> None:
     assert foveate("pretrain", "--no-such-option").code == 2
 
 
+def test_completion_lists_values_without_torch() -> None:
+    code = (
+        "import sys; from foveate.cli.main import main\ntry: main([])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    question = {"_FOVEATE_COMPLETE": "bash_complete", "COMP_WORDS": "foveate search index --kind ", "COMP_CWORD": "4"}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=environment() | question, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["plain,images", "plain,regions", "plain,both"]
+
+
 @pytest.mark.parametrize("verb", ["embed", "features"])
 def test_a_mistake_names_the_command_once(foveate: Run, verb: str) -> None:
     given = ("digits", "--split", "even", "--clients", "2", "--clusters", "3", "--set", "local_epohcs=3", "--dry-run")
@@ -146,13 +158,14 @@ def test_pretrain_evaluate_and_locate(foveate: Run, recipe_file: Path, tiny_coll
 
     Path("image.png").write_bytes(tiny.image_bytes(tiny.draw([], size=(300, 100), seed=1)))
     found = foveate("locate", "run/model", "image.png", "a red disc", "--device", "cpu", "--json")
-    assert found.code == 0, found.err
+    # An untrained model may find it or not.
+    assert found.code == (0 if found.json["found"] else 3), found.err
     assert set(found.json["boxes"]) == {"head", "candidates", "center", "random"}
     assert (found.json["width"], found.json["height"]) == (300, 100)
     assert found.json["default"] == saved["locate_rule"]
     assert Path(found.json["paths"]["report"]).is_file()
     words = foveate("locate", "run/model", "image.png", "a red disc", "--rule", "candidates", "--device", "cpu")
-    assert words.code == 0
+    assert words.code == found.code
     (answer,) = (line for line in words.out.splitlines() if line.endswith("<- selected"))
     assert answer.startswith("candidates ")
     assert "px 75 25 225 75" in words.out, "the center box in pixels of the image"
