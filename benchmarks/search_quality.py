@@ -417,6 +417,7 @@ def main() -> None:
     queries_QE, random_QE = (unit(embed_phrases(model, texts)) for texts in ([*PLAIN, *HARDER], draw_texts()))
     total: Table = {}
     asked: list[Asked] = []
+    unknown: dict[str, list[str]] = {}
     for name in options.sources:
         target = options.work / f"{name}-{options.images}"
         if not target.exists():
@@ -428,6 +429,7 @@ def main() -> None:
         keys = index.rows_of(IMAGE).rows["key"].to_pylist()
         data = read_data(name, tour, keys)
         asked += ask(index, model, data)
+        unknown = list_unknown(index, model)
         if options.floor:
             continue
         keys, queries = measure(index, queries_QE)
@@ -436,7 +438,6 @@ def main() -> None:
             total.setdefault(key, []).extend(scores)
     rows = print_table(total, base="both, cosines")
     refusals = print_floors(asked)
-    unknown = list_unknown(index, model)
     print(f"unknown to the text tower: {unknown}")
     content = {
         "machine": machine(),

@@ -105,7 +105,7 @@ class SentenceEncoder:
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer: Any = AutoTokenizer.from_pretrained(source)
             # Never a pickle, which may run code.
             network = AutoModel.from_pretrained(source, use_safetensors=True)
         except (OSError, ValueError) as error:
