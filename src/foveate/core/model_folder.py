@@ -157,9 +157,8 @@ def check_header(path: Path, config: Mapping[str, Any], build: Callable[[], Any]
         UserError: the file is missing, damaged, or of another architecture.
     """
     import torch
-    from torch.overrides import TorchFunctionMode
 
-    class WithoutValues(TorchFunctionMode):
+    class WithoutValues(torch.overrides.TorchFunctionMode):
         """Skip initial values: the meta device has none, but torch imports its compiler, 1 s, to draw them there."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
