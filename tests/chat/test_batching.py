@@ -35,6 +35,28 @@ def test_calls_are_batched_by_what_they_have_in_common() -> None:
     asyncio.run(run())
 
 
+def test_a_canceled_call_leaves_the_queue_at_once() -> None:
+    async def run() -> None:
+        batcher: DynamicBatcher[int, int] = DynamicBatcher(
+            lambda batch: [10 * number for number in batch], max_batch=3, max_wait_seconds=0.2
+        )
+        calls = [asyncio.create_task(batcher.submit(7)) for _ in range(2)]
+        for call in calls:
+            await asyncio.sleep(0.01)
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert not batcher._waiting
+        assert await batcher.submit(7) == 70
+        # Nothing waits behind calls that were canceled while a batch was gathered.
+        last = asyncio.create_task(batcher.submit(8))
+        await asyncio.sleep(0.01)
+        last.cancel()
+        assert await batcher.submit(9) == 90
+        await batcher.close()
+
+    asyncio.run(run())
+
+
 def test_an_exception_among_the_results_is_raised_by_its_own_call() -> None:
     async def run() -> None:
         batcher: DynamicBatcher[int, int] = DynamicBatcher(

@@ -202,6 +202,7 @@ def test_texts_are_held_back_until_they_are_certain() -> None:
         (ask("x", max_tokens=41), ("41", "40")),
         (ask("x", IMAGES[0], is_json=True), ("response_format",)),
         (ask(" "), ("question", "empty")),
+        (ask("x" * 33_000), ("33,000", "32,768")),
         (ask("<image> is <image>", IMAGES[0]), ("2 <image>",)),
         (ask("What is <1>?", IMAGES[0]), ("<1>",)),
         (ChatCall((ChatTurn("user", "a"), ChatTurn("user", "b"))), ("alternate",)),

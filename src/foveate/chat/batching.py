@@ -45,7 +45,8 @@ def run_in_halves(
     ]
 
 
-@dataclass(slots=True)
+# Equal calls are different ones, and to compare what they hold takes time.
+@dataclass(slots=True, eq=False)
 class _Call(Generic[Q, A]):
     request: Q
     future: asyncio.Future[A]
@@ -87,9 +88,16 @@ class DynamicBatcher(Generic[Q, A]):
             # Not in the constructor, which may run before there is an event loop.
             self._task = asyncio.create_task(self._run())
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Call(request, future, time.monotonic()))
+        call = _Call(request, future, time.monotonic())
+        self._waiting.append(call)
         self._arrived.set()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # What it holds, such as images, must not stay until the next batch.
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(call)
+            raise
 
     async def close(self) -> None:
         """Answer the calls that wait, and end the thread."""
@@ -135,6 +143,8 @@ class DynamicBatcher(Generic[Q, A]):
             if left > 0 and not self._closing:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._full(), left)
+                if not self._waiting:  # all were canceled
+                    continue
             group = self._group_by(self._waiting[0].request)
             batch, others = list[_Call[Q, A]](), deque[_Call[Q, A]]()
             for call in self._waiting:
@@ -147,7 +157,7 @@ class DynamicBatcher(Generic[Q, A]):
 
     async def _full(self) -> None:
         """Return once requests like the oldest one fill a batch, or the batcher is closed."""
-        while not self._closing:
+        while self._waiting and not self._closing:
             group = self._group_by(self._waiting[0].request)
             if sum(self._group_by(call.request) == group for call in self._waiting) >= self._max_batch:
                 return

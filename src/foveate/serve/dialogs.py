@@ -34,7 +34,8 @@ def hold_back(text: str, stop: Sequence[str]) -> str:
     >>> hold_back("one th", ("three",))
     'one '
     """
-    lengths = [size for each in stop for size in range(1, len(each)) if text.endswith(each[:size])]
+    sizes = ((each, size) for each in stop for size in range(1, min(len(each), len(text) + 1)))
+    lengths = [size for each, size in sizes if text.endswith(each[:size])]
     return text[: len(text) - max(lengths, default=0)]
 
 

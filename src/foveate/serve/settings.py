@@ -38,7 +38,7 @@ class ServeSettings(Settings):
     log_content: bool = Field(False, description="log prompts and answers; never images or keys")
     device: str = Field("auto", description="cpu, cuda, cuda:1 or mps; by default CUDA if available")
     precision: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="number format of the weights; by default the fastest of the device"
+        "auto", description="number format of computing; auto: as the model is opened in Python"
     )
 
     @field_validator("allow_origin")

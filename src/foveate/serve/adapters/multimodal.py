@@ -11,7 +11,7 @@ from foveate.caption.backends.foveate import MllmCaptioner, limit_generation
 from foveate.caption.captioner import CaptionRequest
 from foveate.caption.chat_requests import read_request
 from foveate.core.errors import UserError
-from foveate.language.generate import GenerationSettings
+from foveate.language.generate import GenerationSettings, find_context
 from foveate.multimodal.answers import Answer, certain_text
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.foreign import ForeignMllm
@@ -23,6 +23,9 @@ from foveate.records.conversations import IMAGE
 from foveate.serve.adapters import count_bytes, use_precision
 from foveate.serve.calls import Call, ChatCall, ChatReply, Endpoint, Listener, LocateCall, Located, Refused
 from foveate.serve.dialogs import cut_text, hold_back, list_boxes, read_dialog
+
+# More than any vocabulary packs into a token, but for blanks.
+_LETTERS_PER_TOKEN = 32
 
 
 class MultimodalAdapter:
@@ -44,6 +47,8 @@ class MultimodalAdapter:
         self.precision, self.max_tokens = precision, max_tokens
         self._network: Any = model.loaded.model if isinstance(model, Mllm) else model.model
         self.max_images = model.loaded.model.settings.max_images if isinstance(model, Mllm) else None
+        positions = self._network.max_positions if isinstance(model, Mllm) else find_context(self._network)
+        self._max_letters = _LETTERS_PER_TOKEN * (positions or 1 << 20)
         self.num_bytes = count_bytes(self._network)
 
     def check(self, call: Call) -> None:
@@ -57,6 +62,10 @@ class MultimodalAdapter:
         if call.max_tokens is not None and call.max_tokens > self.max_tokens:
             text = f"max_tokens: too many (got {call.max_tokens}); expected at most {self.max_tokens}"
             raise Refused(text, param="max_tokens", code="too_many_tokens")
+        # Before anything reads them: what can never fit must not hold up others.
+        if (num_letters := sum(len(turn.text) for turn in call.turns)) > self._max_letters:
+            text = f"messages: {num_letters:,} letters; {self.name} takes at most {self._max_letters:,}"
+            raise Refused(text, param="messages", code="context_length_exceeded")
         try:
             request = self._read_caption(call)
             if request is None:
