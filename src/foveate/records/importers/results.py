@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +52,7 @@ def read_results(path: str | Path) -> DetectionResults:
         UserError: the file is neither, or a record contradicts itself; the error names record and field.
     """
     path = Path(path)
-    content = read_annotations(path)
+    content = read_annotations(path, _share_labels)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object with 'images' or 'predictions' (got {type(content).__name__})")
     if "predictions" in content:
@@ -61,6 +63,20 @@ def read_results(path: str | Path) -> DetectionResults:
         hint = nearest("predictions", map(str, content)) or nearest("images", map(str, content))
         raise UserError(f"{path}: has neither 'images' (MegaDetector) nor 'predictions' (SpeciesNet){hint}")
     return megadetector.parse_results(content, path)
+
+
+def _share_labels(entry: dict[str, Any]) -> dict[str, Any]:
+    """Keep one copy of each label: the file repeats them for every image, and they are most of its text."""
+    for name in ("prediction", "class", "label"):
+        if type(entry.get(name)) is str:
+            entry[name] = sys.intern(entry[name])
+    if type(classes := entry.get("classes")) is list:
+        entry["classes"] = [sys.intern(label) if type(label) is str else label for label in classes]
+    if type(pairs := entry.get("classifications")) is list:
+        for pair in pairs:
+            if type(pair) is list and pair and type(pair[0]) is str:
+                pair[0] = sys.intern(pair[0])
+    return entry
 
 
 @dataclass(slots=True)
