@@ -47,4 +47,5 @@ def command(run: Path | None, settings: dict[str, Any], as_json: bool, seed: int
         on_first_answers=lambda path: say(f"the shipped model's answers are on {render(path)}; the rest follows"),
     )
     result = read_json(folder / "result.json")
-    finish(result, summarize(result), {"report": render(folder)}, as_json=as_json)
+    serve = f"play with it: foveate serve {folder / f'cloc-seed{seed or 0}' / 'model'} mini"
+    finish(result, [*summarize(result), serve], {"report": render(folder)}, as_json=as_json)

@@ -48,6 +48,10 @@ COMMANDS = [
         command='foveate ask photo.jpg "Where is the apple?" --image-out where.png',
     ),
     Command(
+        what="Play in the browser with what this tour trained, and call it from Python",
+        command="foveate serve runs/tour/cloc-seed0/model mini",
+    ),
+    Command(
         what="Import images with their texts, and look at what you have",
         command="foveate collect my-folder --to my-images\nfoveate inspect my-images",
     ),
@@ -67,7 +71,7 @@ COMMANDS = [
         command="foveate species predict my-species-model cards --out results",
     ),
 ]
-NUM_VISIBLE_COMMANDS = 3
+NUM_VISIBLE_COMMANDS = 4
 NUM_VISIBLE_QUERIES = 3  # plain ones; one image and one box follow
 OURS = "cloc"
 

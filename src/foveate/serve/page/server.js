@@ -4,12 +4,14 @@ export const access = { key: "" }; // in memory alone, so that no key outlives t
 
 export async function request(path, body, signal) {
   const headers = { ...(body && { "Content-Type": "application/json" }), ...(access.key && { Authorization: `Bearer ${access.key}` }) };
+  const text = body && JSON.stringify(body), size = Math.round((text?.length ?? 0) / 2 ** 20);
   let reply;
   try {
-    reply = await fetch(path, { method: body ? "POST" : "GET", headers, signal, body: body && JSON.stringify(body) });
+    reply = await fetch(path, { method: body ? "POST" : "GET", headers, signal, body: text });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer. Is it still running?");
+    // A body above the limit is refused unread: the connection may end before the browser reads why.
+    throw new Error(`The server does not answer${size > 16 ? ` a request of ${size} MB; see --max-body-mb.` : ". Is it still running?"}`);
   }
   if (reply.ok) return reply;
   if (reply.status === 401) dispatchEvent(new Event("locked"));

@@ -75,7 +75,7 @@ export const TASKS = {
   },
   locate: {
     title: "Where is", label: "Phrase", verb: "Find", sample: "red boat",
-    hint: "One phrase or several; like this.",
+    hint: "Several phrases: a semicolon between them.",
     async run({ state }, text, entry, signal) {
       const body = { model: by("model").value, image: need(state), phrases: phrases(text) };
       entry.sent("v1/locate", body);
@@ -98,7 +98,7 @@ export const TASKS = {
   },
   embeddings: {
     title: "Compare", label: "Names", verb: "Compare", sample: "cat; dog; boat",
-    hint: "Names; like this. The nearest to the selected box, or to the image.",
+    hint: "Names, a semicolon between them: which is nearest to the selected box, or to the image?",
     async run({ layer, state }, text, entry, signal) {
       const model = by("model").value, names = phrases(text), box = layer.boxes[layer.selected];
       const bodies = [{ model, input: names }, { model, images: [need(state)], ...(box && { boxes: [round(box.sides)] }) }];
