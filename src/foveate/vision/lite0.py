@@ -129,7 +129,8 @@ class Lite0Encoder(ImageEncoder):
         self.coarse_in = nn.Linear(STRIDE_32_CHANNELS, width, bias=False)
         self.register_buffer("upsampling_LC", bilinear_matrix(self.grid), persistent=False)
         if self.position == "learned":
-            self.position_LD = nn.Parameter(0.02 * torch.randn(side * side, width))
+            # The same numbers as 0.02 * randn, and `check_header` can skip them.
+            self.position_LD = nn.Parameter(nn.init.normal_(torch.empty(side * side, width), std=0.02))
         elif self.position == "sincos":
             self.register_buffer("position_LD", encode_points(patch_centers(self.grid), width=width))
         # By default 64 numbers a head, as in ViTs.
