@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ from PIL import Image
 from foveate.cli.main import main
 from foveate.core.errors import explain_os_error
 from foveate.records.collection import Collection
+from foveate.records.record import Caption
+from foveate.records.tables import Provenance
+from foveate.records.writer import CollectionWriter
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -114,3 +118,38 @@ def test_an_error_of_the_program_is_no_sentence() -> None:
     assert explain_os_error(OSError(errno.EBADF, "bad descriptor")) is None
     assert explain_os_error(OSError("words only")) is None
     assert explain_os_error(OSError(errno.ENOSPC, "x", "/no/such/place/at all")) is not None
+
+
+def _png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (number, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_captions_of_a_model_are_taken_out_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "c"
+    with CollectionWriter(target) as writer:
+        for number in range(3):
+            writer.add(str(number), _png(number), captions=[Caption("by a person")])
+        writer.commit()
+        for model in ("good", "bad"):
+            rows = [{"key": str(n), "kind": "ssc", "text": f"{model} {n}", "request": f"{model}{n}"} for n in range(2)]
+            writer.annotate("captions", rows, Provenance(model=model))
+        writer.annotate("caption_errors", [{"key": "2", "request": "x", "kind": "ssc"}], Provenance(model="bad"))
+    for dry_run in (["--dry-run"], []):
+        main(["remove", str(target), "--captions-of", "bad", "--json", "--quiet", *dry_run])
+        result = json.loads(capsys.readouterr().out)
+        assert (result["rows"], result["images"]) == ({"captions": 2, "caption_errors": 1}, 2)
+    with Collection.open(target) as collection:
+        texts = collection.table("captions")["text"].to_pylist()
+        assert texts == ["by a person"] * 3 + ["good 0", "good 1"]
+        assert collection.table("caption_errors").num_rows == 0
+    for arguments, names in (
+        (["--captions-of", "godo"], ["godo", "good"]),
+        (["--captions-of", "good", "--copies"], ["--copies"]),
+        (["--captions-of", "good", "0"], ["KEY"]),
+    ):
+        with pytest.raises(SystemExit):
+            main(["remove", str(target), *arguments, "--quiet"])
+        error = capsys.readouterr().err
+        assert all(name in error for name in names), error

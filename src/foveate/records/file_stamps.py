@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -61,25 +61,25 @@ def hash_text(*parts: object) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def stamp_files(folder: str, file: str, paths: Iterable[str | Path], *options: object) -> FileStamp:
+def stamp_files(folder: str, source: str, names: Sequence[str], *options: object) -> FileStamp:
     """Stamp an image and its sidecars.
 
     Args:
         folder: see `FileStamp`.
-        file: path of the image below the folder.
-        paths: the image and its sidecars.
+        source: path of the folder.
+        names: paths below it of the image and its sidecars, the image first.
         options: what else decides which rows an import makes of them.
     """
-    parts: list[object] = [file, *options]
+    parts: list[object] = [*options]
     newest = 0
-    for path in paths:
+    for name in names:
         try:
-            status = os.stat(path)
+            status = os.stat(f"{source}/{name}")
         except OSError:
-            return FileStamp(folder, file, "", 0)
-        parts += [os.path.basename(path), status.st_size, status.st_mtime_ns]
+            return FileStamp(folder, names[0], "", 0)
+        parts += [name, status.st_size, status.st_mtime_ns]
         newest = max(newest, status.st_mtime_ns)
-    return FileStamp(folder, file, hash_text(*parts), newest)
+    return FileStamp(folder, names[0], hash_text(*parts), newest)
 
 
 def list_ids(rows: Mapping[str, Iterable[Mapping[str, object]]]) -> list[str]:
@@ -109,10 +109,21 @@ class FileStamps:
         row = self._last.get(key)
         if row is None:
             return None
-        folder, file, stamp, mtime_ns, version, created = (column[row] for column in self._columns.values())
+        columns = self._columns
+        folder, file, stamp = columns["folder"][row], columns["file"][row], columns["stamp"][row]
+        mtime_ns, version, created = columns["mtime_ns"][row], columns["version"][row], columns["created"][row]
         # A file written within a tick of the clock after it was read could have the same time, as in Git's index.
         settled = bool(stamp) and mtime_ns < self._created_ns[created] - CLOCK_SLACK_NS
         return StampedImage(FileStamp(folder, file, stamp, mtime_ns), version, settled)
+
+    def is_unchanged(self, key: str, stamp: FileStamp) -> bool:
+        """Whether a stamp is that of the last version, and no write can have kept its time."""
+        row = self._last.get(key)
+        # Most images of a repeated import end here.
+        if row is None or self._columns["stamp"][row] != stamp.stamp:
+            return False
+        recorded = self.get(key)
+        return recorded is not None and recorded.settled and recorded.stamp == stamp
 
     def ids(self, key: str) -> list[str]:
         """Return the ids of the annotation rows of the last version, as "kind/id"."""

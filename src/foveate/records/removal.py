@@ -38,11 +38,18 @@ class RemovalSettings(Settings):
     keep_bytes: bool = Field(False, description="only hide the images: bytes and rows stay in the folder")
     purge: bool = Field(False, description="delete bytes and rows from the folder, too; this is the default")
     copies: bool = Field(False, description="also remove images with the same bytes under other keys")
+    captions_of: str | None = Field(
+        None, description="instead of images: the captions of this model, so that they can be written again"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> RemovalSettings:
         if self.keep_bytes and self.purge:
             raise ValueError("--keep-bytes and --purge exclude each other; choose one")
+        others = sorted(self.model_fields_set - {"captions_of"})
+        if self.captions_of is not None and others:
+            option = {"keys_file": "from"}.get(others[0], others[0]).replace("_", "-")
+            raise ValueError(f"--{option} has no effect with --captions-of, which removes no images")
         return self
 
 

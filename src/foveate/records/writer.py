@@ -413,9 +413,12 @@ class CollectionWriter:
         return True
 
     def skip(self, key: str) -> None:
-        """Count an image as existing whose files did not change."""
+        """Count an image whose files did not change as existing, or as removed earlier."""
         self._seen.add(key)
-        self.summary.existing += 1
+        if key in self._removed:
+            self.summary.removed_earlier += 1
+        else:
+            self.summary.existing += 1
 
     def revise(
         self,

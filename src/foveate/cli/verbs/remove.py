@@ -23,8 +23,9 @@ from foveate.core.errors import UserError
     "keep_bytes",
     "purge",
     "copies",
+    "captions_of",
     repeat=("where",),
-    metavars={"where": "FIELD=VALUE"},
+    metavars={"where": "FIELD=VALUE", "captions_of": "MODEL"},
 )
 @dry_run_option("Print what would be done; change nothing.")
 @json_option
@@ -40,11 +41,19 @@ def command(collection: Path, keys: tuple[str, ...], settings: dict[str, Any], d
       foveate remove my-images birds/owl birds/crow --reason "asked for by the photographer"
       foveate remove my-images --from keys.txt --dry-run
       foveate remove my-images --where site=A --keep-bytes
+      foveate remove my-images --captions-of smollm2-mini
     """
     from foveate.core.recipes import validate
     from foveate.records.removal import RemovalSettings, read_keys, remove_images
 
     resolved = validate(RemovalSettings, settings, where="foveate remove")
+    if resolved.captions_of is not None:
+        from foveate.records.caption_removal import remove_captions
+
+        if keys:
+            raise UserError(f"KEY has no effect with --captions-of, which removes no images (got {keys[0]!r})")
+        removal = remove_captions(collection, resolved.captions_of, dry_run=dry_run)
+        return finish(removal.as_dict(), removal.lines(), {"collection": collection}, as_json=as_json)
     listed = read_keys(resolved.keys_file) if resolved.keys_file is not None else []
     # An empty list is a mistake upstream, for example a query without a result; with other keys it would go unnoticed.
     if resolved.keys_file is not None and not listed:

@@ -105,13 +105,12 @@ def _samples(
     source: Path, files: FolderFiles, versions: FolderVersions, *, first_line: bool, label: str | None
 ) -> Iterator[Sample]:
     root = source.resolve()
-    base = str(source)
     classes = ClassNames(source, files.class_files)
     keys = versions.assign_keys([image.name for image in files.images])
     for image in files.images:
         sample = Sample(key=keys[image.name], source=image.name, load=None)
         names = classes.find(image.texts[0]) if image.texts else ()
-        versions.compare(sample, [f"{base}/{name}" for name in image.all], (first_line, label, *names))
+        versions.compare(sample, image.all, (first_line, label, *names))
         if not sample.unchanged:
             path = source / image.name
             _prepare_sample(sample, path, root, label=label)

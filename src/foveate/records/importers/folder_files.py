@@ -57,7 +57,7 @@ class FolderFiles:
 def pair_files(source: Path, target: Path) -> FolderFiles:
     """List the images below `source` with their sidecars; a collection `target` inside of it is left out."""
     names, hidden = list_names(source, target)
-    suffixes = [os.path.splitext(name)[1][1:].lower() for name in names]
+    suffixes = [_split_suffix(name) for name in names]
     # "trip/cat" and "trip/cat.jpg" -> the sidecars of that name
     texts: dict[str, list[str]] = {}
     objects: dict[str, list[str]] = {}
@@ -66,9 +66,13 @@ def pair_files(source: Path, target: Path) -> FolderFiles:
             sidecars = texts if suffix == "txt" else objects
             sidecars.setdefault(name[: -len(suffix) - 1], []).append(name)
     endings = IMAGE_SUFFIXES | REFUSED_SUFFIXES
-    images = [ImageFiles(name) for name, suffix in zip(names, suffixes, strict=True) if suffix in endings]
-    for image in images:
-        stem = os.path.splitext(image.name)[0]
+    images = []
+    for name, suffix in zip(names, suffixes, strict=True):
+        if suffix not in endings:
+            continue
+        image = ImageFiles(name)
+        images.append(image)
+        stem = name[: -len(suffix) - 1]
         image.texts = [*texts.get(stem, ()), *texts.get(image.name, ())]
         image.objects = [*objects.get(stem, ()), *objects.get(image.name, ())]
         label = _to_yolo_label(stem)
@@ -77,13 +81,20 @@ def pair_files(source: Path, target: Path) -> FolderFiles:
         if objects and not image.objects:
             image.objects = [name for base in _list_takeout_names(image.name) for name in objects.get(base, ())][:1]
     class_files: dict[str, str] = {}
-    for name in names:
-        folder, file = os.path.split(name)
-        if file.lower() in _CLASS_FILES:
-            class_files.setdefault(folder, name)
+    for name, suffix in zip(names, suffixes, strict=True):
+        if suffix in ("txt", "yaml", "names"):
+            folder, _, file = name.rpartition("/")
+            if file.lower() in _CLASS_FILES:
+                class_files.setdefault(folder, name)
     used = {name for image in images for name in image.all} | set(class_files.values())
     unused = (suffix for name, suffix in zip(names, suffixes, strict=True) if name not in used)
     return FolderFiles(images, count_kinds(unused, hidden=hidden), class_files)
+
+
+def _split_suffix(name: str) -> str:
+    """Return the extension of a path in lower case, without the dot; `os.path.splitext` takes four times as long."""
+    _, dot, suffix = name.rpartition(".")
+    return suffix.lower() if dot and "/" not in suffix else ""
 
 
 def _to_yolo_label(stem: str) -> str | None:

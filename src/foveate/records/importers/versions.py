@@ -35,6 +35,10 @@ class FolderVersions:
         """Hash of the folder's path: a collection that is passed on does not tell where its images were."""
         return hash_text(self.source.resolve())
 
+    @cached_property
+    def _path(self) -> str:
+        return str(self.source)
+
     def begin(self, writer: CollectionWriter) -> None:
         """Read what is recorded; finish what a killed run left."""
         self._stamps = FileStamps(writer.path)
@@ -63,12 +67,10 @@ class FolderVersions:
                 used.add(key)
         return keys
 
-    def compare(self, sample: Sample, paths: Sequence[str], options: Sequence[object]) -> None:
+    def compare(self, sample: Sample, names: Sequence[str], options: Sequence[object]) -> None:
         """Stamp the files of a sample, and mark it as unchanged if an import recorded the same."""
-        stamp = stamp_files(self.folder, sample.source, paths, *options)
-        sample.stamp = stamp
-        recorded = self.stamps.get(sample.key)
-        sample.unchanged = recorded is not None and recorded.settled and recorded.stamp == stamp
+        sample.stamp = stamp_files(self.folder, self._path, names, *options)
+        sample.unchanged = self.stamps.is_unchanged(sample.key, sample.stamp)
 
     def find(self, sample: Sample) -> StampedImage | None:
         """Return what is recorded of the file of a sample; None if its key belongs to another file or none."""
