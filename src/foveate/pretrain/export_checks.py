@@ -50,7 +50,8 @@ def open_clip_towers(job: Job, library: str) -> tuple[OpenClipImageEncoder, Open
     also = "`--to transformers`, " if kinds == ["clip"] * 2 else ""
     raise UserError(
         f"{job.source}: encoders '{kinds[0]}' and '{kinds[1]}' are not an architecture of {library}; possible targets: "
-        f"{also}`--to onnx` (image tower and regions) and `--to embeddings`"
+        f"{also}`--to onnx` (both towers and regions, with a script that embeds images and texts without torch) and "
+        "`--to embeddings`"
     )
 
 

@@ -223,8 +223,13 @@ class MiniLMEncoder(TextEncoder):
         commit = None if self.model == "package" else self._open_checkpoint().commit
         return {} if commit is None else {"revision": commit}
 
-    def frozen_features(self, texts: Sequence[str]) -> Tensor:
-        """Compute unit sentence vectors [B, sentence_width], float32, on the CPU."""
+    def set_precision(self, precision: str) -> None:
+        """Compute sentence vectors in another precision from now on; the network is loaded anew."""
+        self.precision = choose(precision, PRECISIONS, "precision of 'minilm'")
+        self._frozen.clear()
+
+    def sentence_encoder(self) -> SentenceEncoder:
+        """Return the frozen network, loaded at first use."""
         if not self._frozen:
             encoder = SentenceEncoder(
                 self.model,
@@ -238,7 +243,11 @@ class MiniLMEncoder(TextEncoder):
                     f"text.sentence_width: the model '{self.model}' has {encoder.width} (got {self.feature_shape[0]})"
                 )
             self._frozen.append(encoder)
-        return self._frozen[0](texts)
+        return self._frozen[0]
+
+    def frozen_features(self, texts: Sequence[str]) -> Tensor:
+        """Compute unit sentence vectors [B, sentence_width], float32, on the CPU."""
+        return self.sentence_encoder()(texts)
 
     def forward(self, features: Tensor) -> Tensor:
         """Project sentence vectors [B, sentence_width] to joint embeddings [B, E], not normalized."""

@@ -1,7 +1,8 @@
-"""ONNX graphs: the image tower, and with a Prompter embedding boxes and locating phrases, without torch.
+"""ONNX graphs: both towers, and with a Prompter embedding boxes and locating phrases, without torch.
 
-`image.onnx`: pixels to embedding and tokens. `regions.onnx`: tokens and boxes to embeddings. `phrases.onnx`: tokens and
-text embeddings to boxes. The sizes of batches are free. Written with PyTorch's `torch.export`-based exporter.
+`image.onnx`: pixels to embedding and tokens. `text.onnx`: token ids to embeddings. `regions.onnx`: tokens and boxes to
+embeddings. `phrases.onnx`: tokens and text embeddings to boxes. The sizes of batches are free. `embed.py` embeds images
+and texts with these files. Written with PyTorch's `torch.export`-based exporter.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from torch import Tensor, nn
 from foveate.core.errors import UserError
 from foveate.core.files import write_json_atomically
 from foveate.pretrain.export import ExportReport, Job
-from foveate.pretrain.export_checks import format_differences, largest_difference, probe_pixels, write_card
+from foveate.pretrain.export_checks import TEXTS, format_differences, largest_difference, probe_pixels, write_card
 from foveate.pretrain.onnx_graphs import ImageGraph, PhraseGraph, RegionGraph
+from foveate.pretrain.onnx_text import SCRIPT, TEXT, TOKENIZER, TextGraph, encode, find_tokenizer, write_script
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localizer.folder import CARD, PREPROCESS
+from foveate.vision.minilm import MiniLMEncoder
 
 IMAGE, REGIONS, PHRASES = "image.onnx", "regions.onnx", "phrases.onnx"
 # The lowest that PyTorch's exporter targets without conversion, for old runtimes.
@@ -59,9 +62,30 @@ texts = np.zeros((1, EMBED), dtype=np.float32)  # before normalization
 boxes = phrases.run(None, {"tokens": tokens, "texts": texts, "image": image})[0]
 ```
 
-The text tower is not in these files: texts are embedded by Foveate. `phrases.onnx` takes what
+`phrases.onnx` takes the output `text` of `text.onnx`, which is what
 `foveate.vision.localizer.folder.load_model(FOLDER).embed_texts(TEXTS)` gives, or, of a collection's texts, `embedding`
 times `norm` in the tables of `foveate export MODEL --to embeddings`.
+"""
+_TEXTS = """## Images and texts
+
+`python embed.py photo.jpg "a red boat"` prints the cosine of an image with each text; it needs onnxruntime, numpy,
+Pillow and tokenizers alone. In Python:
+
+```python
+import runpy
+
+embed = runpy.run_path("this folder/embed.py")
+vectors = embed["embed_texts"](["a red boat"])  # unit vectors; embed["embed_image"](path) of an image
+```
+
+`text.onnx` also gives `text`, the embedding before normalization, which `phrases.onnx` takes.
+"""
+_NO_TEXTS = """## Texts
+
+The text tower is not in these files: `tokenizers` cannot express its tokenizer. Texts are embedded by Foveate.
+"""
+_TEXT_PRECISION = """The frozen sentence encoder is in the graph in float32. Where Foveate runs it in bfloat16 ("auto",
+on processors that have it), its embeddings differ from the graph's by at most {difference:.3g}, measured here.
 """
 _NO_REGIONS = {
     "none": "",
@@ -90,7 +114,8 @@ def check(job: Job) -> list[str]:
             "graph; use `--to embeddings`"
         )
     regions = [REGIONS, PHRASES] if job.model.prompter is not None else []
-    return [IMAGE, *regions, PREPROCESS, CARD]
+    texts = [TEXT, TOKENIZER, SCRIPT] if find_tokenizer(job.model.text_encoder) is not None else []
+    return [IMAGE, *texts, *regions, PREPROCESS, CARD]
 
 
 @torch.inference_mode(False)
@@ -114,6 +139,9 @@ def export(job: Job) -> ExportReport:
     notes: list[str] = []
     if isinstance(encoder, Lite0Encoder):
         notes.append(_FROZEN.format(difference=largest_difference(as_is_BE, embedding_BE)))
+    text_differences, note = _texts(job)
+    differences |= text_differences
+    notes.append(note)
     if model.prompter is not None and model.box_head is not None:
         differences |= _regions(job, tokens_BLD)
         notes.append(_REGIONS.replace("EMBED", str(model.recipe.embed_dim)))
@@ -125,9 +153,45 @@ def export(job: Job) -> ExportReport:
         job,
         library="onnx",
         loading=_LOADING.format(size=encoder.preprocess.side, fill=fill),
-        notes=[*notes, format_differences(differences, texts=0)],
+        notes=[*notes, format_differences(differences, texts=len(TEXTS) if text_differences else 0)],
     )
     return ExportReport(differences)
+
+
+def _texts(job: Job) -> tuple[dict[str, float], str]:
+    """Write the text tower, its tokenizer and the script; return differences and the card's section."""
+    model, encoder = job.model, job.model.text_encoder
+    with torch.no_grad():
+        as_is_TE = F.normalize(model.embed_texts(list(TEXTS)), dim=-1)
+    if isinstance(encoder, MiniLMEncoder):
+        encoder.set_precision("float32")  # the graph's
+    tokenizer = find_tokenizer(encoder)
+    if tokenizer is None:
+        return {}, _NO_TEXTS
+    with torch.no_grad():
+        text_TE = model.embed_texts(list(TEXTS))
+    embedding_TE = F.normalize(text_TE, dim=-1)
+    ids_TL, mask_TL = encode(tokenizer, TEXTS)
+    longest = encoder.max_tokens if isinstance(encoder, MiniLMEncoder) else None
+    graph, axes = TextGraph(encoder).eval(), {"ids": "batch", "mask": "batch"}
+    # Not "embedding", the name of a node inside: the exporter would write a graph with that name twice.
+    _write(graph, (ids_TL, mask_TL), axes, ["text_embedding", "text"], job.folder / TEXT, max_length=longest)
+    tokenizer.save(str(job.folder / TOKENIZER))
+    write_script(job.folder / SCRIPT, model.image_encoder.preprocess)
+    theirs = _run(job.folder / TEXT, ids=ids_TL, mask=mask_TL)
+    # One text alone has another length, and another size of the batch, than the graph was traced with.
+    first_ids_1L, first_mask_1L = encode(tokenizer, TEXTS[:1])
+    first = _run(job.folder / TEXT, ids=first_ids_1L, mask=first_mask_1L)
+    differences = {
+        "text embeddings (unit length)": max(
+            largest_difference(embedding_TE, theirs[0]), largest_difference(embedding_TE[:1], first[0])
+        ),
+        "text embeddings before normalization": largest_difference(text_TE, theirs[1]),
+    }
+    note = _TEXTS
+    if isinstance(encoder, MiniLMEncoder):
+        note += "\n" + _TEXT_PRECISION.format(difference=largest_difference(as_is_TE, embedding_TE))
+    return differences, note
 
 
 def _regions(job: Job, tokens_BLD: Tensor) -> dict[str, float]:
@@ -175,15 +239,23 @@ def _add_row(rows: Tensor) -> Tensor:
 
 
 def _write(
-    graph: nn.Module, inputs: tuple[Tensor, ...], first_axes: dict[str, str], outputs: list[str], path: Path
+    graph: nn.Module,
+    inputs: tuple[Tensor, ...],
+    first_axes: dict[str, str],
+    outputs: list[str],
+    path: Path,
+    *,
+    max_length: int | None = None,
 ) -> None:
     """Write a graph with dynamic first axes; weights above the 2 GB of a protobuf go to a file of their own.
 
     Args:
         first_axes: name of the first axis of each input of `graph`, in its order; equal names are equal sizes.
+        max_length: of the second axis, which is dynamic as well, then.
     """
     graph.requires_grad_(False)
     axes = {axis: torch.export.Dim(axis, min=1) for axis in first_axes.values()}
+    second_axis = {} if max_length is None else {1: torch.export.Dim("length", min=2, max=max_length)}
     large = sum(weight.numel() * weight.element_size() for weight in graph.state_dict().values()) > _LARGEST_FILE
     with _quiet():
         torch.onnx.export(
@@ -192,7 +264,7 @@ def _write(
             str(path),
             input_names=list(first_axes),
             output_names=outputs,
-            dynamic_shapes={name: {0: axes[axis]} for name, axis in first_axes.items()},
+            dynamic_shapes={name: {0: axes[axis], **second_axis} for name, axis in first_axes.items()},
             opset_version=OPSET,
             dynamo=True,
             external_data=large,
@@ -205,7 +277,8 @@ def _run(path: Path, **inputs: Tensor) -> list[Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    outputs: Any = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    # A graph has no input that it does not read, such as the mask of a causal text tower.
+    outputs: Any = session.run(None, {node.name: inputs[node.name].numpy() for node in session.get_inputs()})
     return [torch.from_numpy(np.asarray(output)) for output in outputs]
 
 

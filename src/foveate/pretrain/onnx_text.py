@@ -1,0 +1,181 @@
+"""The text tower as a graph, its tokenizer as a file, and a script that embeds images and texts without torch.
+
+`text.onnx`: token ids and mask to embeddings. `tokenizer.json`: for the library `tokenizers`, with padding and cut.
+`embed.py`: needs onnxruntime, numpy, Pillow and tokenizers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from foveate.vision.backbones import BackboneTextEncoder
+from foveate.vision.encoder import TextEncoder
+from foveate.vision.minilm import MiniLMEncoder, mean_of_real_tokens
+from foveate.vision.open_clip.towers import OpenClipTextEncoder
+from foveate.vision.preprocess import DRAFT_PIXELS, Preprocess
+
+TEXT, TOKENIZER, SCRIPT = "text.onnx", "tokenizer.json", "embed.py"
+
+
+class TextGraph(nn.Module):
+    """Token ids [T, L] and mask [T, L] to unit-length embeddings [T, E] and the same before normalization.
+
+    Towers whose embedding stands at the end token do not read the mask.
+    """
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        # minilm keeps its frozen network outside of the module, so that checkpoints do not store it.
+        self.frozen = encoder.sentence_encoder().model.float() if isinstance(encoder, MiniLMEncoder) else None
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        encoder = self.encoder
+        if self.frozen is not None:
+            hidden_TLW = self.frozen(input_ids=ids, attention_mask=mask).last_hidden_state
+            texts = encoder(mean_of_real_tokens(hidden_TLW, mask))
+        elif isinstance(encoder, BackboneTextEncoder):
+            texts = encoder.proj(encoder.run(ids))
+        else:
+            texts = encoder(ids)
+        return F.normalize(texts, dim=-1), texts
+
+
+def find_tokenizer(encoder: TextEncoder) -> Tokenizer | None:
+    """Convert the tokenizer of a text encoder, with its padding and cut; None where `tokenizers` cannot express it."""
+    if isinstance(encoder, MiniLMEncoder):
+        tokenizer = _copy(encoder.sentence_encoder().tokenizer)
+        if tokenizer is not None:
+            tokenizer.enable_truncation(encoder.max_tokens)
+            _pad(tokenizer, encoder.sentence_encoder().tokenizer, length=None)
+        return tokenizer
+    length = encoder.context_length
+    if isinstance(encoder, OpenClipTextEncoder):
+        from open_clip.tokenizer import SimpleTokenizer
+
+        if type(encoder.tokenizer) is not SimpleTokenizer or length is None:
+            return None
+        from foveate.vision.open_clip.to_transformers import clip_tokenizer
+
+        tokenizer = _copy(clip_tokenizer(length))
+        if tokenizer is not None:
+            tokenizer.enable_truncation(length)
+            tokenizer.enable_padding(length=length, pad_id=0)
+        return tokenizer
+    if isinstance(encoder, BackboneTextEncoder) and length is not None:
+        tokenizer = _copy(encoder.tokenizer)
+        if tokenizer is not None:
+            tokenizer.enable_truncation(length)
+            _pad(tokenizer, encoder.tokenizer, length=length)
+        return tokenizer
+    return None
+
+
+def _copy(tokenizer: Any) -> Tokenizer | None:
+    """Copy the fast tokenizer inside one of transformers, so that the encoder's keeps its own settings."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else Tokenizer.from_str(backend.to_str())
+
+
+def _pad(tokenizer: Tokenizer, source: Any, *, length: int | None) -> None:
+    side = source.padding_side
+    tokenizer.enable_padding(length=length, pad_id=source.pad_token_id or 0, pad_token=source.pad_token, direction=side)
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return token ids and mask [T, L], int64, as the script does."""
+    rows = tokenizer.encode_batch(list(texts))
+    return torch.tensor([row.ids for row in rows]), torch.tensor([row.attention_mask for row in rows])
+
+
+def write_script(path: Path, preprocess: Preprocess) -> None:
+    """Write the script for the geometry of a model input."""
+    text = _SCRIPT.replace("FIT", _FIT[preprocess.geometry].strip()).replace("DRAFT_PIXELS", str(DRAFT_PIXELS))
+    path.write_text(text, encoding="utf-8")
+
+
+_SCRIPT = '''"""Embed images and texts: `python embed.py photo.jpg "a red boat"` prints the cosine of each text.
+
+Needs onnxruntime, numpy, Pillow and tokenizers; gives the vectors of Foveate.
+"""
+import json, math, sys
+from pathlib import Path
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer
+
+HERE = Path(__file__).resolve().parent
+PREPROCESS = json.loads((HERE / "preprocess.json").read_text())
+SIDE, FILL = PREPROCESS["size"], tuple(PREPROCESS["fill"])
+RESAMPLE = Image.Resampling[PREPROCESS["interpolation"].upper()]
+
+def run(graph, **inputs):
+    session = onnxruntime.InferenceSession(str(HERE / graph), providers=["CPUExecutionProvider"])
+    return session.run(None, {node.name: inputs[node.name] for node in session.get_inputs()})
+
+def read_pixels(path):  # uint8 [1, 3, SIDE, SIDE]
+    image = Image.open(path)
+    FIT
+    return np.asarray(image).transpose(2, 0, 1)[None]
+
+def upright(image):  # RGB on white
+    layers = ImageOps.exif_transpose(image).convert("RGBA")
+    image = Image.new("RGB", layers.size, "white")
+    image.paste(layers, mask=layers.getchannel("A"))
+    return image
+
+def embed_image(path):  # unit vector [1, E]
+    return run("image.onnx", pixels=read_pixels(path))[0]
+
+def embed_texts(texts):  # unit vectors [T, E]
+    rows = Tokenizer.from_file(str(HERE / "tokenizer.json")).encode_batch(list(texts))
+    ids, mask = [row.ids for row in rows], [row.attention_mask for row in rows]
+    return run("text.onnx", ids=np.array(ids, np.int64), mask=np.array(mask, np.int64))[0]
+
+if __name__ == "__main__":
+    for text, cosine in zip(sys.argv[2:], embed_texts(sys.argv[2:]) @ embed_image(sys.argv[1])[0]):
+        print(f"{cosine:+.3f} {text}")
+'''
+# A JPEG is decoded at a fraction, as Foveate does: `step` is how much smaller it is than the whole image.
+_FIT = {
+    "letterbox": """
+    width, height = image.size
+    scale = min(1.0, math.ceil(DRAFT_PIXELS * SIDE) / max(width, height))
+    image.draft(None, (max(1, round(width * scale)), max(1, round(height * scale))))
+    if image.getexif().get(274, 1) > 4:
+        width, height = height, width
+    image = upright(image)
+    step = round(max(width, height) / max(image.size))
+    size, corner = (SIDE, height * SIDE // width), (0, SIDE * (width - height) // (2 * width))
+    if height > width:
+        size, corner = (width * SIDE // height, SIDE), (SIDE * (height - width) // (2 * height), 0)
+    content = image.resize(size, RESAMPLE, box=(0, 0, width / step, height / step), reducing_gap=3.0)
+    image = Image.new("RGB", (SIDE, SIDE), FILL)
+    image.paste(content, corner)
+""",
+    "center_crop": """
+    width, height = image.size
+    scale = min(1.0, math.ceil(DRAFT_PIXELS * SIDE * max(width, height) / min(width, height)) / max(width, height))
+    image.draft(None, (max(1, round(width * scale)), max(1, round(height * scale))))
+    if image.getexif().get(274, 1) > 4:
+        width, height = height, width
+    image = upright(image)
+    step, crop = round(max(width, height) / max(image.size)), min(width, height)
+    left, top = (width - crop) // 2, (height - crop) // 2
+    box = (left / step, top / step, (left + crop) / step, (top + crop) / step)
+    image, box = (image.crop(box), None) if step == 1 else (image, box)
+    image = image.resize((SIDE, SIDE), RESAMPLE, box=box, reducing_gap=3.0)
+""",
+    "stretch": """
+    image = upright(image)
+    image = image.resize((SIDE, image.height), RESAMPLE).resize((SIDE, SIDE), RESAMPLE)
+""",
+}
