@@ -39,7 +39,8 @@ class TextGraph(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         encoder = self.encoder
         if self.frozen is not None:
-            hidden_TLW = self.frozen(input_ids=ids, attention_mask=mask).last_hidden_state
+            output = self.frozen(input_ids=ids, attention_mask=mask)
+            hidden_TLW = output if isinstance(output, Tensor) else output.last_hidden_state
             texts = encoder(mean_of_real_tokens(hidden_TLW, mask))
         elif isinstance(encoder, BackboneTextEncoder):
             texts = encoder.proj(encoder.run(ids))
@@ -51,10 +52,13 @@ class TextGraph(nn.Module):
 def find_tokenizer(encoder: TextEncoder) -> Tokenizer | None:
     """Convert the tokenizer of a text encoder, with its padding and cut; None where `tokenizers` cannot express it."""
     if isinstance(encoder, MiniLMEncoder):
-        tokenizer = _copy(encoder.sentence_encoder().tokenizer)
+        source = encoder.sentence_encoder().tokenizer
+        if isinstance(source, Tokenizer):
+            return Tokenizer.from_str(source.to_str())
+        tokenizer = _copy(source)
         if tokenizer is not None:
             tokenizer.enable_truncation(encoder.max_tokens)
-            _pad(tokenizer, encoder.sentence_encoder().tokenizer, length=None)
+            _pad(tokenizer, source, length=None)
         return tokenizer
     length = encoder.context_length
     if isinstance(encoder, OpenClipTextEncoder):

@@ -40,8 +40,9 @@ class Bert(nn.Module):
         tables = [self._weight(f"embeddings.{name}_embeddings.weight") for name in ("word", "token_type", "position")]
         x_BLW = F.embedding(input_ids, tables[0]) + tables[1][0] + tables[2][: input_ids.shape[1]]
         x_BLW = self._norm(x_BLW, "embeddings")
-        # Without a mask where nothing is padded: the faster kernel.
-        mask_B11L = None if bool(attention_mask.all()) else attention_mask.bool()[:, None, None, :]
+        # Without a mask where nothing is padded: the faster kernel. A graph must hold for both.
+        whole = not torch.compiler.is_compiling() and bool(attention_mask.all())
+        mask_B11L = None if whole else attention_mask.bool()[:, None, None, :]
         for layer in range(self.layers):
             name = f"encoder.layer.{layer}"
             query, key, value = (
@@ -74,12 +75,12 @@ class BertTokenizer:
     def __init__(self, folder: Path, *, max_tokens: int) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(max_tokens)
-        self._tokenizer.enable_padding()
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.enable_truncation(max_tokens)
+        self.tokenizer.enable_padding()
 
     def __call__(self, texts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        encodings = self._tokenizer.encode_batch(list(texts))
+        encodings = self.tokenizer.encode_batch(list(texts))
         return {
             "input_ids": torch.tensor([encoding.ids for encoding in encodings], device=device),
             "attention_mask": torch.tensor([encoding.attention_mask for encoding in encodings], device=device),

@@ -92,6 +92,7 @@ class SentenceEncoder:
         if model == "package":
             self.model: Any = Bert(checkpoint.folder)
             self._tokenize: Any = BertTokenizer(checkpoint.folder, max_tokens=max_tokens)
+            self.tokenizer: Any = self._tokenize.tokenizer
             self.width: int = self.model.width
         else:
             self._open_with_transformers(model, checkpoint, max_tokens)
@@ -122,6 +123,7 @@ class SentenceEncoder:
             return tokenizer(list(texts), **options).to(device)
 
         self.model, self._tokenize, self.width = network, tokenize, network.config.hidden_size
+        self.tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Encode texts as unit vectors [len(texts), width], float32, on the CPU, in the same order."""
