@@ -14,8 +14,8 @@ import importlib.util
 import json
 import socket
 import sys
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -145,15 +145,18 @@ def time_first_pieces(folder: Path, repeats: int, out: Path) -> None:
     port = _free_port()
     peer = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--port", str(port), "--device", "cpu"]
     missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
-    for number in range(repeats):
-        with run_server([*_serve(folder), "--batch", "16"]) as server:
-            measure("foveate", server.port, folder.name)
-        if not missing:
-            with run_server([*peer, "--force-model", str(folder)], port=port):
-                time.sleep(1)
-                measure("transformers", port, str(folder))
-        elif not number:
+    with ExitStack() as stack:
+        ours = stack.enter_context(run_server([*_serve(folder), "--batch", "16"]))
+        servers = [("foveate", ours.port, folder.name)]
+        if missing:
             print(f"{', '.join(missing)} is not installed: transformers serve is left out")
+        else:
+            theirs = stack.enter_context(run_server([*peer, "--force-model", str(folder)], port=port))
+            servers.append(("transformers", theirs.port, str(folder)))
+        for number in range(repeats):
+            # An idle server takes no time of the other.
+            for name, at, model in servers if number % 2 == 0 else reversed(servers):
+                measure(name, at, model)
     timings = {name: Timing(tuple(seconds), tuple(seconds)) for name, seconds in rounds.items()}
     ratios: dict[str, Ratio] = {
         f"transformers over foveate, {clients} clients": ratio(timings, f"foveate, {clients}", peer_name)
