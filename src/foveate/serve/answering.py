@@ -58,10 +58,11 @@ class Answerer:
         self.is_closing = True
         grace = self.settings.grace_seconds
         await asyncio.gather(*(worker.close(grace_seconds=grace) for worker in self.workers.values()))
-        self.decoder.close()
 
     async def answer(self, request: Request) -> Response:
         """Answer a POST to one of `ENDPOINTS`."""
+        if self.is_closing:
+            raise Refused("the server is stopping", status=503, code="stopping", retry_after=5)
         self.start()  # some servers run no lifespan
         endpoint, model, param = ENDPOINTS[request.scope["path"]]
         data = await _read_body(request.receive, self.settings.max_body_bytes)

@@ -63,6 +63,8 @@ class Application:
         yield
         if not self.answerer.is_closing:
             await self.answerer.close()
+        # Only now: requests that came before may still have had images to decode.
+        self.answerer.decoder.close()
 
     async def _health(self, request: Request) -> Response:
         return to_json({"status": "ok"})

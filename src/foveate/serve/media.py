@@ -68,4 +68,4 @@ class ImageDecoder:
 
     def close(self) -> None:
         """End the threads once they are idle."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.pool.shutdown(wait=False)

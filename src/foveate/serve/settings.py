@@ -34,7 +34,7 @@ class ServeSettings(Settings):
     without_key: bool = Field(False, description="listen beyond this machine although clients need no key")
     allow_host: tuple[str, ...] = Field((), description="name under which clients reach the server")
     allow_origin: tuple[str, ...] = Field((), description="address of a web page that may use the server")
-    page: bool = Field(True, description="serve the playground at /")
+    page: bool = Field(True, description="the playground at /")
     log_content: bool = Field(False, description="log prompts and answers; never images or keys")
     device: str = Field("auto", description="cpu, cuda, cuda:1 or mps; by default CUDA if available")
     precision: Literal["auto", "bfloat16", "float32"] = Field(
