@@ -8,8 +8,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import numpy as np
 
 from foveate.records.boxes import Box, PixelBox
@@ -30,6 +32,9 @@ from foveate.serve.calls import (
 )
 from foveate.serve.run import Server, listen, serve
 from foveate.serve.settings import ServeSettings
+
+# A busy machine may take longer than the 5 s of a client by default.
+HTTP = httpx2.Client(timeout=60)
 
 
 class FakeAdapter:
@@ -65,9 +70,9 @@ class FakeAdapter:
         if isinstance(call, ClassifyCall):
             return (Classified("cat", 0.75, 0.5), Classified("dog", 0.25, 0.5))[: call.count]
         assert isinstance(call, SearchCall)
-        from foveate.pretrain.searching.search import Hit  # loads torch
-
-        return (Hit("a b/c", "regions", 0.5, Box(0.1, 0.2, 0.5, 0.6), "red", "a red disc", path="/secret/a.png"),)
+        # What `hits_body` reads of a hit, whose module loads torch.
+        hit = {"key": "a b/c", "kind": "regions", "score": 0.5, "z": None, "phrase": "red", "caption": "a red disc"}
+        return (SimpleNamespace(**hit, box=Box(0.1, 0.2, 0.5, 0.6), path="/secret/a.png"),)
 
     def write(self, calls: Sequence[ChatCall], listener: Listener) -> None:
         rows = {row: 0 for row in range(len(calls))}

@@ -7,11 +7,10 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-import httpx2
 import numpy as np
 import openai
 import pytest
-from fakes import FakeAdapter, serving
+from fakes import HTTP, FakeAdapter, serving
 from PIL import Image
 
 WORDS = "word0 word1 word2 word3 word4 "
@@ -82,7 +81,7 @@ def test_openai_reads_embeddings_in_both_encodings(client: openai.OpenAI) -> Non
 
 def test_the_other_endpoints(address: str) -> None:
     def post(path: str, **body: Any) -> Any:
-        reply = httpx2.post(f"{address}{path}", json={"model": "fake", **body})
+        reply = HTTP.post(f"{address}{path}", json={"model": "fake", **body})
         assert reply.status_code == 200, reply.text
         return reply.json()
 
@@ -96,8 +95,8 @@ def test_the_other_endpoints(address: str) -> None:
     hit = post("/v1/search", text="red", negative="blue")["data"][0]
     assert "secret" not in str(hit)
     assert hit["box"] == [0.1, 0.2, 0.5, 0.6]
-    thumbnail = httpx2.get(f"{address}{hit['image']}")
+    thumbnail = HTTP.get(f"{address}{hit['image']}")
     assert (thumbnail.content, thumbnail.headers["content-type"]) == (b"RIFF", "image/webp")
-    assert httpx2.get(f"{address}/images/..%2f..%2fetc%2fpasswd").status_code == 404
-    assert httpx2.get(f"{address}/health").json() == {"status": "ok"}
-    assert httpx2.get(f"{address}/ready").json()["status"] == "ready"
+    assert HTTP.get(f"{address}/images/..%2f..%2fetc%2fpasswd").status_code == 404
+    assert HTTP.get(f"{address}/health").json() == {"status": "ok"}
+    assert HTTP.get(f"{address}/ready").json()["status"] == "ready"

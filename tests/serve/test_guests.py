@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx2
 import pytest
-from fakes import FakeAdapter, serving
+from fakes import HTTP, FakeAdapter, serving
 from test_application import data_url, user
 
 from foveate.serve import framing
@@ -116,7 +115,7 @@ def test_a_hidden_request_is_never_answered(address: str, request_bytes: bytes, 
 def test_pages_of_strangers_reach_no_model(address: str, headers: dict[str, str], status: int) -> None:
     content = json.dumps({"model": "fake", "messages": user("hi")})
     headers = {"Content-Type": "application/json", **headers}
-    reply = httpx2.post(f"{address}/v1/chat/completions", content=content, headers=headers)
+    reply = HTTP.post(f"{address}/v1/chat/completions", content=content, headers=headers)
     assert reply.status_code == status, reply.text
     allowed = reply.headers.get("access-control-allow-origin")
     assert allowed == ("https://a.example" if "a.example" in headers.get("Origin", "") else None) or status != 200
@@ -124,9 +123,9 @@ def test_pages_of_strangers_reach_no_model(address: str, headers: dict[str, str]
 
 def test_a_page_that_is_allowed_may_ask_first(address: str) -> None:
     ask = {"Access-Control-Request-Method": "POST"}
-    reply = httpx2.options(f"{address}/v1/locate", headers={**ask, "Origin": "https://a.example"})
+    reply = HTTP.options(f"{address}/v1/locate", headers={**ask, "Origin": "https://a.example"})
     assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (204, "https://a.example")
-    assert httpx2.options(f"{address}/v1/locate", headers={**ask, "Origin": "https://b.example"}).status_code == 403
+    assert HTTP.options(f"{address}/v1/locate", headers={**ask, "Origin": "https://b.example"}).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,7 @@ def test_wrong_requests_are_named(address: str, body: Any, names: tuple[str, ...
     if isinstance(body, dict):
         full = {"model": "fake", "messages": user("hi")}
         body = json.dumps((full | body) if body else {}).encode()
-    reply = httpx2.post(f"{address}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    reply = HTTP.post(f"{address}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     error = reply.json()["error"]
     assert reply.status_code == (404 if "fakes" in names else 400), reply.text
     assert error["type"] in ("invalid_request_error", "not_found_error")
@@ -201,7 +200,7 @@ def test_images_that_are_none(address: str, image: str) -> None:
     if len(image) > 10_000:
         # The header alone decides: the pixels are not even there.
         image = image[:1000]
-    reply = httpx2.post(f"{address}/v1/classify", json={"model": "fake", "image": image})
+    reply = HTTP.post(f"{address}/v1/classify", json={"model": "fake", "image": image})
     assert reply.status_code == 400, reply.text
     error = reply.json()["error"]
     assert error["param"] == "image"
@@ -220,18 +219,18 @@ def test_other_paths_and_methods(address: str) -> None:
         ("/page/..%2fapplication.py", "GET", 404, "/page"),
         ("/images/x?model=fake", "GET", 404, "x"),
     ):
-        reply = httpx2.request(method, f"{address}{path}")
+        reply = HTTP.request(method, f"{address}{path}")
         assert reply.status_code == status, (path, reply.text)
         assert name in reply.json()["error"]["message"]
-    assert httpx2.get(f"{address}/v1/locate").headers["allow"] == "POST"
+    assert HTTP.get(f"{address}/v1/locate").headers["allow"] == "POST"
 
 
 def test_the_key_guards_all_but_health_and_the_page() -> None:
     with serving(key=KEY) as address:
         for path, status in (("/health", 200), ("/page/none.js", 404), ("/v1/models", 401), ("/metrics", 401)):
-            assert httpx2.get(f"{address}{path}").status_code == status
+            assert HTTP.get(f"{address}{path}").status_code == status
         for value, status in ((KEY, 401), (f"Basic {KEY}", 401), (f"Bearer {KEY}x", 401), (f"bearer {KEY}", 200)):
-            reply = httpx2.get(f"{address}/ready", headers={b"authorization": value.encode()})
+            reply = HTTP.get(f"{address}/ready", headers={b"authorization": value.encode()})
             assert reply.status_code == status
             assert KEY not in reply.text
             assert reply.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
@@ -251,7 +250,7 @@ def test_slow_guests_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
         assert b"408" in silent[0].recv(1000)
         for connection in silent:
             connection.close()
-        assert httpx2.get(f"{address}/health").status_code == 200
+        assert HTTP.get(f"{address}/health").status_code == 200
 
 
 def test_a_client_has_a_number_of_connections() -> None:

@@ -9,9 +9,9 @@ import socket
 import time
 from typing import Any
 
-import httpx2
 import psutil
 import pytest
+from fakes import HTTP
 from test_application import data_url, user
 from test_serve_faults import read_log, start
 
@@ -139,7 +139,7 @@ def test_hostile_requests(seed: int, parser: str) -> None:
         assert {200, 400, 403, 404, 405, 411, 415, 421} <= statuses
         assert server.memory_info().rss < memory + 100e6
         deadline = time.monotonic() + 20
-        while 'foveate_waiting{model="fake"} 0\n' not in httpx2.get(f"http://127.0.0.1:{port}/metrics").text:
+        while 'foveate_waiting{model="fake"} 0\n' not in HTTP.get(f"http://127.0.0.1:{port}/metrics").text:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert server.num_threads() < 20
@@ -159,7 +159,7 @@ def test_half_open_connections() -> None:
             connections.append(socket.create_connection(("127.0.0.1", port)))
             connections[-1].sendall(b"" if number % 2 else b"POST /v1/locate HTTP/1.1\r\nHost: a\r\nContent-Le")
         begin = time.monotonic()
-        assert httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        assert HTTP.get(f"http://127.0.0.1:{port}/health").status_code == 200
         assert time.monotonic() - begin < 2
         for connection in connections:
             connection.settimeout(30)

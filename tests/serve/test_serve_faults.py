@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from fakes import Address, FakeAdapter, serving
+from fakes import HTTP, Address, FakeAdapter, serving
 from prometheus_client.parser import text_string_to_metric_families
 from test_application import WORDS, data_url, user
 
@@ -94,16 +94,16 @@ def test_a_late_reply_ends(address: Address, client: openai.OpenAI) -> None:
 
 def test_a_full_queue_says_when_to_come_back(address: Address, client: openai.OpenAI) -> None:
     streams = [client.chat.completions.create(**chat("slow", max_tokens=60, stream=True)) for _ in range(1)]
-    second = threading.Thread(target=lambda: httpx2.post(f"{address}{CHAT}", json=chat("hi")))
+    second = threading.Thread(target=lambda: HTTP.post(f"{address}{CHAT}", json=chat("hi")))
     second.start()
     wait_until(lambda: worker_of(address).num_waiting == 2)
-    reply = httpx2.post(f"{address}{CHAT}", json=chat("hi"))
+    reply = HTTP.post(f"{address}{CHAT}", json=chat("hi"))
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
-    assert httpx2.get(f"{address}/ready").status_code == 503
-    assert httpx2.get(f"{address}/health").status_code == 200
+    assert HTTP.get(f"{address}/ready").status_code == 503
+    assert HTTP.get(f"{address}/health").status_code == 200
     streams[0].close()
     second.join(10)
-    assert httpx2.get(f"{address}/ready").status_code == 200
+    assert HTTP.get(f"{address}/ready").status_code == 200
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
@@ -126,7 +126,7 @@ def test_prometheus_reads_the_metrics(address: Address, client: openai.OpenAI) -
     before = read_metrics(address)
     client.chat.completions.create(**chat("hi", max_tokens=3))
     list(client.chat.completions.create(**chat("hi", max_tokens=3, stream=True)))
-    httpx2.get(f"{address}/nothing/here")
+    HTTP.get(f"{address}/nothing/here")
     after = read_metrics(address)
 
     def grown(name: str, **labels: str) -> float:
@@ -143,7 +143,7 @@ def test_prometheus_reads_the_metrics(address: Address, client: openai.OpenAI) -
 
 
 def read_metrics(address: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    families = text_string_to_metric_families(httpx2.get(f"{address}/metrics").text)
+    families = text_string_to_metric_families(HTTP.get(f"{address}/metrics").text)
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in families
@@ -158,7 +158,7 @@ def test_a_line_of_log_has_no_content(caplog: pytest.LogCaptureFixture, log_cont
         image = {"type": "image_url", "image_url": {"url": data_url()}}
         headers = {"Authorization": "Bearer a-key"}
         body = chat("a prompt") | {"messages": user(image, "a prompt")}
-        reply = httpx2.post(f"{address}{CHAT}?key=in-an-address", json=body, headers=headers)
+        reply = HTTP.post(f"{address}{CHAT}?key=in-an-address", json=body, headers=headers)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "foveate.serve"]
     record = json.loads(line)
     assert record["id"] == reply.headers["x-request-id"]
@@ -200,8 +200,8 @@ def test_a_server_that_drains_ends_its_streams() -> None:
             thread.start()
         wait_until(lambda: worker_of(address).num_waiting == 3)
         address.server.handle_exit(signal.SIGTERM, None)
-        wait_until(lambda: httpx2.get(f"{address}/ready").status_code == 503)
-        reply = httpx2.post(f"{address}{CHAT}", json=chat("hi"))
+        wait_until(lambda: HTTP.get(f"{address}/ready").status_code == 503)
+        reply = HTTP.post(f"{address}{CHAT}", json=chat("hi"))
         assert reply.status_code == 503
         assert "retry-after" in reply.headers
         for thread in threads:
@@ -266,6 +266,6 @@ def test_killed_clients_leave_nothing_behind() -> None:
         client.stdout.readline()
         client.kill()
         client.wait()
-    wait_until(lambda: 'foveate_waiting{model="fake"} 0\n' in httpx2.get(f"http://127.0.0.1:{port}/metrics").text)
+    wait_until(lambda: 'foveate_waiting{model="fake"} 0\n' in HTTP.get(f"http://127.0.0.1:{port}/metrics").text)
     process.terminate()
     assert process.wait(20) == 0
