@@ -115,9 +115,11 @@ def time_regions(server: Server, folder: Path, repeats: int, out: Path) -> None:
     fields = {"model": folder.name, "boxes": [box.to_array().tolist() for box in boxes], "encoding_format": "base64"}
     urls = [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images]
     bodies = [json.dumps({**fields, "images": [url]}) for url in urls]
-    client, vectors = Client(server.port), dict[str, np.ndarray]()
+    vectors: dict[str, np.ndarray] = {}
 
     def over_http() -> None:
+        # Anew in each round: the server lets go of connections that idle for seconds.
+        client = Client(server.port)
         replies = [json.loads(client.post("/v1/embeddings", body.encode())) for body in bodies]
         data = [base64.b64decode(row["embedding"]) for reply in replies for row in reply["data"]]
         vectors["HTTP"] = np.frombuffer(b"".join(data), dtype="<f4").reshape(len(data), -1)
@@ -151,7 +153,7 @@ def time_first_pieces(folder: Path, repeats: int, out: Path) -> None:
         if missing:
             print(f"{', '.join(missing)} is not installed: transformers serve is left out")
         else:
-            theirs = stack.enter_context(run_server([*peer, "--force-model", str(folder)], port=port))
+            theirs = stack.enter_context(run_server([*peer, str(folder)], port=port))
             servers.append(("transformers", theirs.port, str(folder)))
         for number in range(repeats):
             # An idle server takes no time of the other.
