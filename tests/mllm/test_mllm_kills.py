@@ -108,6 +108,7 @@ def run_kills(kind: str, collection: Path, folder: Path, total: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("kind", ["plain", "ferret"])
 def test_fifty_kills_of_three_stages_change_nothing(kind: str, asked_collection: Path, tmp_path: Path) -> None:
     # A process of its own: forking one with threads of other tests could hang.
