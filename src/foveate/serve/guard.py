@@ -145,9 +145,9 @@ class Guard:
         if name not in self.hosts and name != (scope.get("server") or ("",))[0]:
             raise Refused(f"host: '{name[:80]}' is not served here; see --allow-host", status=421, code="wrong_host")
         if origin is not None and not self._is_own(origin, host) and not self._is_allowed(origin):
-            shown = origin[:80].decode("latin-1")
+            page = origin[:80].decode("latin-1")
             raise Refused(
-                f"origin: pages of '{shown}' may not use this server; see --allow-origin",
+                f"origin: pages of '{page}' may not use this server; see --allow-origin",
                 status=403,
                 code="wrong_origin",
             )
