@@ -39,3 +39,13 @@ def take_cards(source: str, target: str, shard: int) -> None:
 def remove(target: str, keys: list[str]) -> None:
     """Takes images out for good."""
     remove_images(target, keys, reason="asked for")
+
+
+def update(source: str, target: str) -> None:
+    """A folder whose files changed, once more."""
+    import_folder(source, target, name="c", workers=2, update=True)
+
+
+def mirror(source: str, target: str) -> None:
+    """The same for a collection that is derived from its folder."""
+    import_folder(source, target, name="c", workers=2, update=True, mirror=True)

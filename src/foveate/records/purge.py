@@ -38,6 +38,7 @@ class PurgeSummary:
         shards: rewritten shards.
         rows: deleted rows by table.
         cache_cleared: whether cached features were deleted.
+        next_tar: a number that no part or tar has or had, after the purge.
     """
 
     packed: int = 0
@@ -46,19 +47,23 @@ class PurgeSummary:
     shards: int = 0
     rows: Counter[str] = field(default_factory=Counter)
     cache_cleared: bool = False
+    next_tar: int = 0
 
     @property
     def images(self) -> int:
         return self.packed + self.referenced
 
 
-def purge_images(collection: Path, keys: set[str], *, dry_run: bool = False, keep_until_last: str = "") -> PurgeSummary:
+def purge_images(
+    collection: Path, keys: set[str], *, dry_run: bool = False, keep_until_last: str = "", next_tar: int | None = None
+) -> PurgeSummary:
     """Delete images from shards, tables and cache. The caller holds the writer's lock.
 
     Args:
         dry_run: only count.
         keep_until_last: annotation table that loses its rows after all else, as the note of what is not finished
             where there are no tombstones.
+        next_tar: see `Committed.next_number`, if the caller knows it; else the whole index is read for it.
 
     Raises:
         UserError: a shard that must be rewritten is missing or damaged; parts before it stay purged.
@@ -80,9 +85,10 @@ def purge_images(collection: Path, keys: set[str], *, dry_run: bool = False, kee
         summary.cache_cleared = bool(entries)
         for entry in entries if not dry_run else ():
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    next_tar = read_committed(collection).next_number
+    next_tar = read_committed(collection).next_number if next_tar is None else next_tar
     for number in layout.committed_shards(collection):
         next_tar += _purge_part(collection, number, removed_keys, summary, next_tar=next_tar, dry_run=dry_run)
+    summary.next_tar = next_tar
     if keep_until_last in kinds:
         _drop_rows_of_kind(collection, keep_until_last, removed_keys, summary, dry_run=dry_run)
     return summary

@@ -464,13 +464,12 @@ class CollectionWriter:
         """
         self.commit()
         keys = set(keys)
-        purge_images(self.path, keys, keep_until_last=FILES)
+        self._shard = purge_images(self.path, keys, keep_until_last=FILES, next_tar=self._shard).next_tar
         count = len(keys & self._known.keys())
         for key in keys:
             self._known.pop(key, None)
             self._referenced.pop(key, None)
             self._seen.discard(key)
-        self._shard = read_committed(self.path).next_number
         return count
 
     def _is_new(self, key: str, sha256: str, origin: str) -> bool:
