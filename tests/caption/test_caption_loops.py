@@ -6,6 +6,7 @@ import pytest
 from made_scenes import scenes
 
 from foveate.caption.evaluate import is_looping
+from foveate.caption.response_parser import parse_caption, serialize
 from foveate.caption.targets.sources.scenes import write_formats
 from foveate.records.text import split_sentences
 
@@ -33,3 +34,18 @@ def test_a_repeated_sentence_is_a_loop() -> None:
 )
 def test_words_count_within_a_sentence(text: str, looping: bool) -> None:
     assert is_looping(text) == looping
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("a cat cat cat cat cat", "error:repeated"),
+        ("The, the; THE the. the dog", "error:repeated"),
+        ("A photo.<script>alert(1)</script>", "error:markup"),
+        ("<svg onload=x>", "error:markup"),
+        ("a very very very very old boat", "ok"),
+        ("the letters a < b and the word script", "ok"),
+    ],
+)
+def test_words_without_end_and_code_are_no_captions(text: str, status: str) -> None:
+    assert parse_caption(serialize(text)).status == status

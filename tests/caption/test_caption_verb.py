@@ -151,7 +151,7 @@ def test_a_run_of_failures_alone_is_no_success(tmp_path: Path, capsys: pytest.Ca
     with ChatServer(lambda number, body: fails(400, "no images here")) as server:
         arguments = ["caption", collection, "--format", "ssc", "--model", "m", "--endpoint", server.url]
         code, out, err = run(capsys, *arguments, "--run", tmp_path / "r", "--quiet")
-        assert code == 1
+        assert code == 3
         assert out.splitlines()[-1] == f"report: {tmp_path}/r/report.html"
         assert "http_400 4" in err
         assert len(err.splitlines()) == 1

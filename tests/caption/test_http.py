@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from captioned import ask, image_bytes, make, rows, texts
+from PIL import Image
 
 from chat_server import ChatServer, Say, fails, good, image_of, prompt_of, says
 from foveate.caption.backends.http import HttpCaptioner
@@ -40,6 +42,31 @@ def test_requests_have_the_image_and_the_schema_of_the_format() -> None:
     assert prompt_of(body) == "Write."
     assert body["response_format"]["json_schema"]["name"] == "shorten"
     assert body["response_format"]["json_schema"]["schema"]["required"] == ["caption"]
+
+
+@pytest.mark.parametrize("media_type", ["image/png", "image/jpeg"])
+def test_an_image_that_a_server_refuses_is_sent_once_more_as_a_jpeg(media_type: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, media_type.partition("/")[2])
+    request = CaptionRequest("p", "ssc", "ssc-1", "Write.", buffer.getvalue(), media_type, "", 50, 0.2, 7)
+
+    async def run(server: ChatServer) -> CaptionResponse:
+        captioner = HttpCaptioner(ChatSettings(endpoint=(server.url,), model="m"))
+        try:
+            return await captioner.caption(request)
+        finally:
+            await captioner.close()
+
+    def behave(number: int, body: dict[str, Any]) -> Say:
+        refused = media_type == "image/jpeg" or "image/png" in image_of(body)
+        return fails(400, "unsupported image format") if refused else says(good(body))
+
+    with ChatServer(behave) as server:
+        response = asyncio.run(run(server))
+    sent = [image_of(body).partition(";")[0] for body in server.requests]
+    assert sent[-1] == "data:image/jpeg"
+    assert sent.count("data:image/jpeg") == (len(sent) if media_type == "image/jpeg" else 1)
+    assert response.error == ("http_400" if media_type == "image/jpeg" else "")
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

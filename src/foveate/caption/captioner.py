@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
 from pydantic import Field
 
 from foveate.core.plugins import load_plugin, module_names
@@ -24,7 +25,9 @@ from foveate.records.images import decode, read_image_info
 
 BACKENDS = "foveate.caption.backends"
 # Formats and pixel types that every server reads in the same way; all others are encoded again.
-_MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+JPEG = "image/jpeg"
+# Not WebP, which llama.cpp's server refuses.
+_MEDIA_TYPES = {"JPEG": JPEG, "PNG": "image/png"}
 _PLAIN_MODES = ("L", "RGB")
 _QUALITY = 92
 
@@ -163,7 +166,7 @@ class PreparedImage:
 def prepare_image(data: bytes, *, longest_side: int) -> PreparedImage:
     """Make an image readable for every captioner: upright, one frame, opaque, not too large.
 
-    The bytes stay as they are where they are a JPEG, PNG or WebP of one frame, upright, without transparency or
+    The bytes stay as they are where they are a JPEG or PNG of one frame, upright, without transparency or
     palette, and at most `longest_side` pixels a side. Else the image is decoded, shrunk (never enlarged) and written as
     a JPEG.
 
@@ -176,6 +179,15 @@ def prepare_image(data: bytes, *, longest_side: int) -> PreparedImage:
     if usable and max(info.width, info.height) <= longest_side:
         return PreparedImage(data, _MEDIA_TYPES[info.format], info.width, info.height)
     image = decode(data, longest_side=longest_side)
+    return PreparedImage(_save_jpeg(image), JPEG, image.width, image.height)
+
+
+def encode_jpeg(data: bytes) -> bytes:
+    """Write an image that `prepare_image` made as a JPEG."""
+    return _save_jpeg(decode(data))
+
+
+def _save_jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY)
-    return PreparedImage(buffer.getvalue(), "image/jpeg", image.width, image.height)
+    return buffer.getvalue()

@@ -33,6 +33,10 @@ _REFUSAL = re.compile(
     )\b""",
     re.IGNORECASE | re.VERBOSE,
 )
+# A model that has lost its way says one word without end; five in a row are in no caption that a person would write.
+_REPEATED = re.compile(r"\b(\w+)(?:\W+\1\b){4,}", re.IGNORECASE)
+# Code instead of a sentence: no image is described by the tags of a page.
+_MARKUP = re.compile(r"</?(?:script|style|iframe|html|body|head|svg|object|embed)\b|javascript:", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class ParsedCaption:
     """A caption, or the reason why there is none.
 
     `status` is "ok", "repaired" (then `flags` say what was wrong) or "error:<kind>" with the kinds empty, schema,
-    truncated, refused and unparseable; errors have no caption and no flags.
+    truncated, refused, repeated, markup and unparseable; errors have no caption and no flags.
     """
 
     status: str
@@ -150,6 +154,10 @@ def _normalize(caption: object) -> tuple[str, bool]:
         raise _ParseError("empty")
     if _REFUSAL.match(collapsed):
         raise _ParseError("refused")
+    if _REPEATED.search(collapsed):
+        raise _ParseError("repeated")
+    if _MARKUP.search(collapsed):
+        raise _ParseError("markup")
     return collapsed, collapsed != caption.strip()
 
 

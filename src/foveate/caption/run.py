@@ -25,7 +25,7 @@ from foveate.caption.pending_requests import CaptionSettings, PendingRequests, R
 from foveate.caption.requests import ERROR, SKIPPED, CaptionResult, caption_row, error_row
 from foveate.caption.results import CaptionRunResult, Cost, RequestTally
 from foveate.caption.summary import collect_examples, save_example_images, summarize_captions
-from foveate.core.errors import UserError
+from foveate.core.errors import NothingSucceededError, UserError
 from foveate.core.progress import Meter
 from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder
@@ -183,7 +183,9 @@ def _find_total_failure(result: CaptionRunResult) -> UserError | None:
     for tally in tallies:
         reasons.update(tally.errors)
     listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-    return UserError(f"{result.model}: all {num_requests:,} requests failed ({listed}); no caption was written")
+    return NothingSucceededError(
+        f"{result.model}: all {num_requests:,} requests failed ({listed}); no caption was written"
+    )
 
 
 def plan(

@@ -54,7 +54,10 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and end the process: 0 done, 1 a user's mistake, 2 wrong arguments, 130 stopped."""
+    """Run the command line and end the process with its status.
+
+    0 done, 1 a user's mistake, 2 wrong arguments, 3 no part of a run succeeded, 130 stopped.
+    """
     try:
         # Not standalone: click would end Ctrl-C with status 1, as if the user had made a mistake.
         cli.main(args=arguments, prog_name="foveate", standalone_mode=False)
@@ -74,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as problem:
         # Settings say which command they belong to: "foveate federated embed: unknown field ...".
         print(f"foveate: {str(problem).removeprefix('foveate ')}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(problem.exit_code)
     except OSError as problem:
         problem.filename = problem.filename or _name_standard_output(problem)
         refused = explain_os_error(problem)

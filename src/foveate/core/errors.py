@@ -67,6 +67,15 @@ class UserError(ValueError):
         UserError
     """
 
+    # Of the command line.
+    exit_code = 1
+
+
+class NothingSucceededError(UserError):
+    """No part of a run succeeded: a script must not take that for success, nor for a mistake in its options."""
+
+    exit_code = 3
+
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return `". Did you mean 'x'?"` with the choice nearest to `word`, or "" if none is near: the end of an error."""

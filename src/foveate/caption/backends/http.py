@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse
+import dataclasses
+
+from foveate.caption.captioner import JPEG, Backend, CaptionRequest, CaptionResponse, encode_jpeg
 from foveate.caption.prompts import response_schema
 from foveate.chat.client import ChatClient, ChatSettings
 from foveate.chat.protocol import ChatImage, ChatMessage, ChatRequest, ResponseSchema
@@ -28,15 +30,19 @@ class HttpCaptioner:
         purpose = request.prompt_id.rpartition("-")[0]
         # Prompts about texts alone have no image.
         images = (ChatImage(request.image, request.media_type),) if request.image else ()
-        response = await self.client.complete(
-            ChatRequest(
-                (ChatMessage(request.prompt, images),),
-                request.max_tokens,
-                request.temperature,
-                request.seed,
-                ResponseSchema(purpose, response_schema(purpose)),
-            )
+        chat_request = ChatRequest(
+            (ChatMessage(request.prompt, images),),
+            request.max_tokens,
+            request.temperature,
+            request.seed,
+            ResponseSchema(purpose, response_schema(purpose)),
         )
+        response = await self.client.complete(chat_request)
+        if response.error == "http_400" and images and request.media_type != JPEG:
+            # llama.cpp refuses WebP, others PNG with 16 bits: every server that takes images reads JPEG.
+            as_jpeg = ChatMessage(request.prompt, (ChatImage(encode_jpeg(request.image), JPEG),))
+            second = await self.client.complete(dataclasses.replace(chat_request, messages=(as_jpeg,)))
+            response = dataclasses.replace(second, attempts=response.attempts + second.attempts)
         return CaptionResponse(
             text=response.text,
             error=response.error,

@@ -22,6 +22,8 @@ REASONS = {
     "truncated": "the response ends before its caption does; more tokens may help",
     "schema": "JSON, but not the requested object",
     "unparseable": "neither JSON nor a plain sentence",
+    "repeated": "one word five times in a row",
+    "markup": "tags of a web page or script instead of a sentence",
     "empty": "a response without a caption",
     "timeout": "no response in time, twice",
     "connection": "the server could not be reached",
