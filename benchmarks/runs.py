@@ -175,7 +175,7 @@ RUNS = (
         ("--parts", "peft", "merged", "--repeats", "3"),
         (
             Line("a step of LoRA, ViT-Ti/16", "PEFT", "adapt-peft", "lora"),
-            Line("a merged LoRA model", "the network alone", "adapt-merged", "lora", is_limit=True),
+            Line("a merged LoRA model", "the network alone", "adapt-merged", "lora, merged", is_limit=True),
         ),
         needs=("peft",),
     ),
