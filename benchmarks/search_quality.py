@@ -11,6 +11,7 @@ query is the share of right hits among the first five, or among as many as there
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -113,6 +114,73 @@ NONSENSE = (
     "tttt rrrr",
     "vlurxtrznbnaxl",
 )
+# Queries that no floor was chosen with, written before any of them was searched.
+HELD: dict[str, tuple[str, str]] = {
+    "a banana": ("banana", ""),
+    "a bicycle": ("bicycle bike cyclist", ""),
+    "a horse": ("horse pony", ""),
+    "a key": ("key keys", ""),
+    "scissors": ("scissors", ""),
+    "a train": ("train locomotive", ""),
+    "a rabbit": ("rabbit bunny hare", ""),
+    "a pizza": ("pizza", ""),
+    "a crown": ("crown", ""),
+    "a bell": ("bell bells", ""),
+    "a snake": ("snake cobra", ""),
+    "a ball": ("ball football basketball baseball volleyball", ""),
+    "a chair": ("chair armchair", ""),
+    "a bottle": ("bottle", ""),
+    "a mushroom": ("mushroom", ""),
+    "a candle": ("candle candles", ""),
+    "a turtle": ("turtle tortoise", ""),
+    "a truck": ("truck lorry pickup", ""),
+    "a camera": ("camera", ""),
+    "a butterfly": ("butterfly", ""),
+}
+ABSENT: dict[str, tuple[str, str]] = {
+    "a washing machine": ("washing laundry", ""),
+    "a vacuum cleaner": ("vacuum", ""),
+    "a toaster": ("toaster", ""),
+    "a lawn mower": ("mower", ""),
+    "a hair dryer": ("dryer", ""),
+    "a bunk bed": ("bunk", ""),
+    "a hammock": ("hammock", ""),
+    "an escalator": ("escalator", ""),
+    "a dishwasher": ("dishwasher", ""),
+    "a sewing machine": ("sewing", ""),
+    "a wheelbarrow": ("wheelbarrow", ""),
+    "a fire hydrant": ("hydrant", ""),
+    "a beach towel": ("towel", ""),
+    "a car park": ("parking", ""),
+    "a bus stop": ("busstop bus_stop", ""),
+    "a bowl of porridge": ("porridge oatmeal", ""),
+    "a jigsaw": ("jigsaw puzzle", ""),
+    "an ironing board": ("ironing", ""),
+    "a doormat": ("doormat", ""),
+    "a filing cabinet": ("cabinet", ""),
+}
+OTHER_NONSENSE = (
+    "sdlfkj",
+    "wertz uiop",
+    "bnmlkj hgf",
+    "aaaa bbbb",
+    "foo bar baz",
+    "grumpf",
+    "snorble",
+    "quix plon",
+    "dolor sit amet",
+    "plmokn",
+    "xyxyxy",
+    "rtyu vbnm",
+    "gloopish farn",
+    "zzzz",
+    "987 654",
+    "ghjkl",
+    "brillig slithy",
+    "frumious",
+    "mnop qrst",
+    "hjkl yuio",
+)
 # Words that the tour has no image of, most of which a person knows; half of them are rare.
 RARE = (
     "platypus okapi axolotl narwhal lynx badger hedgehog wolverine cormorant Lisbon Nairobi Kyoto Einstein Shakespeare "
@@ -125,8 +193,9 @@ RARE = (
 SCRIPTS = (
     "собака лодка красная 犬 小狗 红色的船 كلب قارب أحمر สุนัข เรือ σκύλος βάρκα कुत्ता नाव 개 빨간배 כלב սիրտ ძაღლი".split()
 )
+TUNED, UNTUNED = "tuned on", "not tuned on"
 # Shares of random letters that score above a floor.
-FALSE_ALARMS = (0.75, 0.5, 0.25, 0.1)
+FALSE_ALARMS = (0.9, 0.75, 0.5, 0.25, 0.1)
 CAMERA = "IMG_{:04d}"
 
 
@@ -309,8 +378,14 @@ def draw_strings(count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Asked:
-    """A query to an index: what it is, its best score, and whether its words are unknown."""
+    """A query to an index: what it is, its best score, and whether its words are unknown.
 
+    Attributes:
+        set: "tuned on" or "not tuned on". group: what the first hit is, or what the query is.
+    """
+
+    text: str
+    set: str
     group: str
     text_weight: float
     score: float
@@ -324,10 +399,12 @@ def ask(index: Index, model: LocalizingModel, data: Data) -> list[Asked]:
     best_Q = score_texts(index.folder, index.description, vectors)["both"]
     floors = {share: float(np.quantile(best_Q, 1 - share)) for share in FALSE_ALARMS}
     groups = {"nonsense": NONSENSE, "random letters": draw_strings(24), "other scripts": SCRIPTS}
-    queries = [(text, "", patterns) for text, patterns in (PLAIN | HARDER).items()]
-    queries += [(text, group, None) for group, texts in groups.items() for text in texts]
+    queries = [(text, TUNED, "", patterns) for text, patterns in (PLAIN | HARDER).items()]
+    queries += [(text, TUNED, group, None) for group, texts in groups.items() for text in texts]
+    queries += [(text, UNTUNED, "", patterns) for text, patterns in (HELD | ABSENT).items()]
+    queries += [(text, UNTUNED, "nonsense", None) for text in OTHER_NONSENSE]
     asked = []
-    for text, group, patterns in queries:
+    for text, query_set, group, patterns in queries:
         right_N = None if patterns is None else data.judge(*patterns)
         for weight in (0.0, TEXT_WEIGHT):
             query = Query(text=text)
@@ -338,24 +415,33 @@ def ask(index: Index, model: LocalizingModel, data: Data) -> list[Asked]:
                 group = "right" if is_right else "wrong" if right_N.any() else "absent"
             score = max((hit.z or 0) + weight * hit.text for hit in hits)
             is_unknown = verdict.reason == UNKNOWN
-            asked.append(Asked(group, weight, score, is_unknown, floors))
+            asked.append(Asked(text, query_set, group, weight, score, is_unknown, floors))
     return asked
 
 
 def print_floors(asked: Sequence[Asked]) -> list[dict[str, Any]]:
     """Print how many first hits each floor refuses, by what they are; return the rows."""
     rows = []
-    for weight in (0.0, TEXT_WEIGHT):
-        for share in (*FALSE_ALARMS, None):
-            counts: dict[str, tuple[int, int]] = {}
-            for query in (query for query in asked if query.text_weight == weight):
-                is_refused = query.is_unknown or (share is not None and query.score <= query.floors[share])
-                refused, total = counts.get(query.group, (0, 0))
-                counts[query.group] = (refused + is_refused, total + 1)
-            rows.append({"text_weight": weight, "letters_above": share, "refused": counts})
-            name = "unknown words alone" if share is None else f"floor that {share:.0%} of random letters pass"
-            listed = ", ".join(f"{refused} of {total} {group}" for group, (refused, total) in counts.items())
-            print(f"text weight {weight:g}, {name}: refused {listed}")
+    for query_set, weight, share in itertools.product((TUNED, UNTUNED), (0.0, TEXT_WEIGHT), (*FALSE_ALARMS, None)):
+        counts: dict[str, tuple[int, int]] = {}
+        right = []
+        for query in (query for query in asked if (query.set, query.text_weight) == (query_set, weight)):
+            is_refused = query.is_unknown or (share is not None and query.score <= query.floors[share])
+            refused, total = counts.get(query.group, (0, 0))
+            counts[query.group] = (refused + is_refused, total + 1)
+            right += [query.text] if is_refused and query.group == "right" else []
+        rows.append(
+            {
+                "queries": query_set,
+                "text_weight": weight,
+                "letters_above": share,
+                "refused": counts,
+                "right_refused": right,
+            }
+        )
+        name = "unknown words alone" if share is None else f"floor that {share:.0%} of random letters pass"
+        listed = ", ".join(f"{refused} of {total} {group}" for group, (refused, total) in counts.items())
+        print(f"{query_set}, text weight {weight:g}, {name}: refused {listed}; right: {right}")
     return rows
 
 
