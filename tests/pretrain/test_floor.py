@@ -25,6 +25,8 @@ from foveate.pretrain.searching.search import UNKNOWN
 from foveate.pretrain.train import build_model
 from foveate.records.builtin.families import load_concepts
 from foveate.vision.localizer.folder import save_model
+from foveate.vision.localizer.inference import embed_phrases
+from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.minilm import MiniLMEncoder
 
 
@@ -130,6 +132,21 @@ def test_minilm_knows_words_and_no_letters(monkeypatch: pytest.MonkeyPatch) -> N
     assert not set(unknown) & set(everyday)
     assert len(set(unknown) & set(letters)) >= 6
     assert set(foreign) <= set(unknown)
+
+
+def test_a_verdict_embeds_nothing_after_its_search(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[str]] = []
+
+    def embed(model: LocalizingModel, texts: Sequence[str]) -> torch.Tensor:
+        batches.append(list(texts))
+        return embed_phrases(model, texts)
+
+    opened = foveate.open_index(index)
+    monkeypatch.setattr(module, "embed_phrases", embed)
+    opened.judge("a wug blicket", opened.search("a wug blicket"))
+    assert batches == [["a wug blicket", "wug", "blicket"]]
+    opened.judge("the blicket", opened.search("the blicket"))
+    assert batches[1:] == [["the blicket"]]
 
 
 def test_locate_finds_nothing_below_the_floor_of_the_image(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from foveate.core.seeds import generator
@@ -37,6 +38,7 @@ _STRINGS, _NAMES = 64, 64
 # are taken for unknown.
 FALSE_ALARMS, NAMES_UNKNOWN = 0.5, 0.05
 _GARBLED = 8  # texts that a word of another script is compared with
+_CACHED = 4096
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
@@ -103,32 +105,60 @@ def split_query(text: str) -> list[str]:
     return [word for word in dict.fromkeys(words) if word not in STOP_WORDS]
 
 
+class TextCache:
+    """Embeddings of the latest texts: a verdict embeds no text again that its search has embedded."""
+
+    def __init__(self) -> None:
+        self._vectors: dict[str, torch.Tensor] = {}
+
+    def embed(self, model: LocalizingModel, texts: Sequence[str]) -> torch.Tensor:
+        """Return unnormalized joint embeddings [T, E]; those that are not cached are computed in one batch."""
+        vectors = self._vectors if len(self._vectors) < _CACHED else {}
+        missing = [text for text in dict.fromkeys(texts) if text not in vectors]
+        if missing:
+            vectors.update(zip(missing, embed_phrases(model, missing), strict=True))
+        self._vectors = vectors
+        return torch.stack([vectors[text] for text in texts])
+
+
 def judge_words(
-    text: str, words: Sequence[str], model: LocalizingModel, letters_E: NDArray[np.floating], max_cosine: float
+    text: str,
+    words: Sequence[str],
+    model: LocalizingModel,
+    letters_E: NDArray[np.floating],
+    max_cosine: float,
+    *,
+    cache: TextCache | None = None,
 ) -> tuple[bool, tuple[str, ...]]:
     """Tell whether a text, or each word of it, is unknown to the text tower; return the unknown words, too.
 
     Args:
-        words: of the text, see `split_query`. letters_E, max_cosine: see `find_unknown_words`.
+        words: of the text, see `split_query`. letters_E, max_cosine, cache: see `find_unknown_words`.
     """
-    unknown = find_unknown_words([*words, text], model, letters_E, max_cosine)
+    unknown = find_unknown_words([*words, text], model, letters_E, max_cosine, cache=cache)
     unknown_words = tuple(word for word in words if word in unknown)
     return text in unknown or (bool(words) and len(unknown_words) == len(words)), unknown_words
 
 
 def find_unknown_words(
-    words: Sequence[str], model: LocalizingModel, letters_E: NDArray[np.floating], max_cosine: float
+    words: Sequence[str],
+    model: LocalizingModel,
+    letters_E: NDArray[np.floating],
+    max_cosine: float,
+    *,
+    cache: TextCache | None = None,
 ) -> list[str]:
     """List the words that the text tower embeds as it embeds random letters, or the same letters of another script.
 
     Args:
         letters_E: mean direction of the embeddings of `draw_letters`. max_cosine: see `Floor.letters_cosine`.
+        cache: of texts that were embedded before.
     """
     if not words:
         return []
+    texts = list_compared(words)
     foreign = {word: garbled for word in words if (garbled := _garble(word))}
-    texts = [*words, *(text for garbled in foreign.values() for text in garbled)]
-    vectors = embed_phrases(model, texts).double().numpy()
+    vectors = (cache or TextCache()).embed(model, texts).double().numpy()
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     by_text = dict(zip(texts, vectors, strict=True))
     return [
@@ -140,6 +170,11 @@ def find_unknown_words(
         )
         > max_cosine
     ]
+
+
+def list_compared(words: Sequence[str]) -> list[str]:
+    """List the texts that `find_unknown_words` embeds: the words, and those of other scripts with letters shuffled."""
+    return list(dict.fromkeys([*words, *(text for word in words for text in _garble(word))]))
 
 
 def _garble(word: str) -> list[str]:

@@ -136,11 +136,14 @@ def embed_crop(model: LocalizingModel, image: bytes, box: Box) -> NDArray[np.flo
 
 
 @torch.inference_mode()
-def embed_query(model: LocalizingModel, query: Query) -> EmbeddedQuery:
+def embed_query(model: LocalizingModel, query: Query, *, text_E: torch.Tensor | None = None) -> EmbeddedQuery:
     """Embed a query.
 
     Each part is embedded and scaled to unit length; the vector is the weighted sum of the parts, `negative`
     subtracted, scaled to unit length again.
+
+    Args:
+        text_E: embedding of the query's text, where it is known.
 
     Raises:
         UserError: an unreadable image, a box outside it, parts that cancel out.
@@ -150,7 +153,8 @@ def embed_query(model: LocalizingModel, query: Query) -> EmbeddedQuery:
     for name in ("text", "negative"):
         text = getattr(query, name)
         if text is not None:
-            vectors[name] = unit(embed_phrases(model, [text]))[0]
+            known = text_E if name == "text" else None
+            vectors[name] = unit(embed_phrases(model, [text]) if known is None else known[None])[0]
     if query.image is not None:
         encoded = encode_image_bytes(model, query.image)
         if query.box is not None:

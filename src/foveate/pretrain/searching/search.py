@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
@@ -18,7 +19,14 @@ from foveate.core.progress import say
 from foveate.core.recipes import validate
 from foveate.pretrain.searching.calibration import combine_spreads
 from foveate.pretrain.searching.faiss_backend import nearest_by_faiss, open_faiss
-from foveate.pretrain.searching.floor import KINDS_OF, judge_words, mean_direction, split_query
+from foveate.pretrain.searching.floor import (
+    KINDS_OF,
+    TextCache,
+    judge_words,
+    list_compared,
+    mean_direction,
+    split_query,
+)
 from foveate.pretrain.searching.index_folder import (
     DESCRIPTION,
     IMAGE,
@@ -99,6 +107,7 @@ class Index:
         self.folder, self.description, self.collection = folder, description, collection
         self._by_kind: dict[str, KindRows] = {}
         self._owners: dict[str, NDArray[np.int64]] = {}
+        self._cache = TextCache()
 
     @classmethod
     def open(cls, folder: str | Path, *, collection: str | Path | None = None) -> Index:
@@ -244,12 +253,12 @@ class Index:
         floor = self.description.floor
         if floor is None or query.text is None or query.parts != ["text"] or kind not in floor.z:
             return Verdict(True)
-        words = split_query(query.text)
-        # What captions have can be found, whatever the text tower makes of it.
-        strange = [word for word in words if self._texts is None or not self._texts.knows(word)]
-        is_unknown, unknown = (
-            judge_words(query.text, strange, model, self._letters_E, floor.letters_cosine) if strange else (False, ())
-        )
+        words, strange = split_query(query.text), self._list_uncaptioned(query.text)
+        is_unknown, unknown = False, ()
+        if strange:
+            is_unknown, unknown = judge_words(
+                query.text, strange, model, self._letters_E, floor.letters_cosine, cache=self._cache
+            )
         best = max((hit.z or 0.0) + text_weight * hit.text for hit in hits)
         reason = ""
         if is_unknown and len(strange) == len(words):
@@ -257,6 +266,18 @@ class Index:
         elif best <= floor.z[kind]:
             reason = f"the best score is {best:.2f}, which random letters reach, too (floor {floor.z[kind]:.2f})"
         return Verdict(not reason, reason, floor.z[kind], unknown)
+
+    def embed_text(self, query: Query, model: LocalizingModel) -> torch.Tensor | None:
+        """Embed the text of a query with what `judge` compares it with, in one batch; None without a text."""
+        if query.text is None:
+            return None
+        judged = self.description.floor is not None and query.parts == ["text"]
+        words = self._list_uncaptioned(query.text) if judged else []
+        return self._cache.embed(model, list_compared([query.text, *words]) if words else [query.text])[0]
+
+    def _list_uncaptioned(self, text: str) -> list[str]:
+        """List the words that no caption has: what captions have can be found, whatever the text tower knows."""
+        return [word for word in split_query(text) if self._texts is None or not self._texts.knows(word)]
 
     @cached_property
     def _letters_E(self) -> NDArray[np.float64]:
@@ -403,7 +424,7 @@ def search(
     text_weight: float = TEXT_WEIGHT,
 ) -> tuple[list[Hit], Box | None]:
     """Return the hits of a query, and the query's box in [0, 1] of its image. See `Query` and `Index.nearest`."""
-    vector_E, box, terms = embed_query(model, query)
+    vector_E, box, terms = embed_query(model, query, text_E=index.embed_text(query, model))
     hits = index.nearest(
         vector_E,
         count=count,
