@@ -27,7 +27,14 @@ from foveate.core.files import write_json_atomically
 from foveate.core.progress import track
 from foveate.core.seeds import generator
 from foveate.pretrain.searching.calibration import draw_texts
-from foveate.pretrain.searching.floor import find_unknown_words, mean_direction, score_texts, split_query
+from foveate.pretrain.searching.floor import (
+    TextCache,
+    find_unknown_words,
+    list_compared,
+    mean_direction,
+    score_texts,
+    split_query,
+)
 from foveate.pretrain.searching.index import build_index, unit
 from foveate.pretrain.searching.index_folder import IMAGE, RANDOM_LETTERS, REGION, read_vectors
 from foveate.pretrain.searching.query import Query
@@ -393,7 +400,7 @@ class Asked:
     floors: dict[float, float]
 
 
-def ask(index: Index, model: LocalizingModel, data: Data) -> list[Asked]:
+def ask(index: Index, model: LocalizingModel, data: Data, cache: TextCache) -> list[Asked]:
     """Ask for things, nonsense and other scripts, with and without the words of captions."""
     vectors = read_vectors(index.folder / RANDOM_LETTERS)
     best_Q = score_texts(index.folder, index.description, vectors)["both"]
@@ -403,6 +410,9 @@ def ask(index: Index, model: LocalizingModel, data: Data) -> list[Asked]:
     queries += [(text, TUNED, group, None) for group, texts in groups.items() for text in texts]
     queries += [(text, UNTUNED, "", patterns) for text, patterns in (HELD | ABSENT).items()]
     queries += [(text, UNTUNED, "nonsense", None) for text in OTHER_NONSENSE]
+    index.text_cache = cache
+    # In one batch, since a text takes longer than a search.
+    cache.embed(model, list_compared([part for text, *_ in queries for part in (text, *split_query(text))]))
     asked = []
     for text, query_set, group, patterns in queries:
         right_N = None if patterns is None else data.judge(*patterns)
@@ -503,6 +513,7 @@ def main() -> None:
     queries_QE, random_QE = (unit(embed_phrases(model, texts)) for texts in ([*PLAIN, *HARDER], draw_texts()))
     total: Table = {}
     asked: list[Asked] = []
+    cache = TextCache()
     unknown: dict[str, list[str]] = {}
     for name in options.sources:
         target = options.work / f"{name}-{options.images}"
@@ -514,7 +525,7 @@ def main() -> None:
         index = Index.open(out)
         keys = index.rows_of(IMAGE).rows["key"].to_pylist()
         data = read_data(name, tour, keys)
-        asked += ask(index, model, data)
+        asked += ask(index, model, data, cache)
         unknown = list_unknown(index, model)
         if options.floor:
             continue

@@ -107,7 +107,7 @@ class Index:
         self.folder, self.description, self.collection = folder, description, collection
         self._by_kind: dict[str, KindRows] = {}
         self._owners: dict[str, NDArray[np.int64]] = {}
-        self._cache = TextCache()
+        self.text_cache = TextCache()
 
     @classmethod
     def open(cls, folder: str | Path, *, collection: str | Path | None = None) -> Index:
@@ -257,7 +257,7 @@ class Index:
         is_unknown, unknown = False, ()
         if strange:
             is_unknown, unknown = judge_words(
-                query.text, strange, model, self._letters_E, floor.letters_cosine, cache=self._cache
+                query.text, strange, model, self._letters_E, floor.letters_cosine, cache=self.text_cache
             )
         best = max((hit.z or 0.0) + text_weight * hit.text for hit in hits)
         reason = ""
@@ -273,7 +273,7 @@ class Index:
             return None
         judged = self.description.floor is not None and query.parts == ["text"]
         words = self._list_uncaptioned(query.text) if judged else []
-        return self._cache.embed(model, list_compared([query.text, *words]) if words else [query.text])[0]
+        return self.text_cache.embed(model, list_compared([query.text, *words]) if words else [query.text])[0]
 
     def _list_uncaptioned(self, text: str) -> list[str]:
         """List the words that no caption has: what captions have can be found, whatever the text tower knows."""
