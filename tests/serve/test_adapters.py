@@ -89,11 +89,13 @@ def test_hits_are_those_of_a_search_and_removed_images_stay_removed(root: Path, 
         SearchCall(image=images[1], box=BOXES[0], count=2, kind="regions"),
     ]
     replies = served.answer(calls)
-    assert list(replies[0]) == index.search("a red disc", negative="a dog", count=3)
-    assert list(replies[1]) == index.search(image=images[1].data, box=BOXES[0], count=2, kind="regions")
+    assert list(replies[0].hits) == index.search("a red disc", negative="a dog", count=3)
+    assert list(replies[1].hits) == index.search(image=images[1].data, box=BOXES[0], count=2, kind="regions")
     (vectors,) = served.answer([EmbeddingsCall(texts=("a dog",))])
     np.testing.assert_allclose(vectors.vectors, index.model.encode_text(["a dog"]), atol=1e-6)
-    key = replies[0][0].key
+    (reply,) = served.answer([SearchCall(text="a wug", count=3)])
+    assert reply.verdict == index.judge("a wug", index.search("a wug", count=3))
+    key = replies[0].hits[0].key
     with Image.open(io.BytesIO(served.thumbnail(key))) as thumbnail:
         assert (thumbnail.format, max(thumbnail.size) <= 448) == ("WEBP", True)
     for other in ("../../etc/passwd", "", "train-99"):
@@ -103,7 +105,7 @@ def test_hits_are_those_of_a_search_and_removed_images_stay_removed(root: Path, 
     remove_images(root / "images", [key])
     with pytest.raises(Refused):
         served.thumbnail(key)
-    assert key not in {hit.key for hit in served.answer([SearchCall(text="a red disc", count=100)])[0]}
+    assert key not in {hit.key for hit in served.answer([SearchCall(text="a red disc", count=100)])[0].hits}
 
 
 @pytest.fixture(scope="module")

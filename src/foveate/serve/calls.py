@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from foveate.pretrain.searching.search import Hit, Verdict
+
 Endpoint = Literal["chat", "embeddings", "locate", "search", "classify"]
 
 
@@ -152,6 +154,14 @@ class SearchCall:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchReply:
+    """The hits of a question, best first, and whether they are better than those of texts without a meaning."""
+
+    hits: tuple[Hit, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
 class ClassifyCall:
     """One image to classify, with the number of classes to return."""
 
@@ -170,7 +180,7 @@ class Classified:
 
 Call = ChatCall | EmbeddingsCall | LocateCall | SearchCall | ClassifyCall
 """`ChatCall` -> `ChatReply`, `EmbeddingsCall` -> `EmbeddingsReply`, `LocateCall` -> tuple of `Located`, `SearchCall` ->
-tuple of `foveate.pretrain.searching.search.Hit`, `ClassifyCall` -> tuple of `Classified`."""
+`SearchReply`, `ClassifyCall` -> tuple of `Classified`."""
 
 
 class Listener(Protocol):

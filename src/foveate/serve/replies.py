@@ -7,17 +7,14 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, astuple
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.records.boxes import normalize_box
-from foveate.serve.calls import ChatBox, ChatReply, Classified, Located, Refused, ServedImage
-
-if TYPE_CHECKING:
-    from foveate.pretrain.searching.search import Hit
+from foveate.serve.calls import ChatBox, ChatReply, Classified, Located, Refused, SearchReply, ServedImage
 
 _MAX_MESSAGE_LETTERS = 600
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -114,8 +111,8 @@ def located_body(model: str, image: ServedImage, boxes: Sequence[Located]) -> di
     return {"object": "list", "data": data, "model": model, "width": image.width, "height": image.height}
 
 
-def hits_body(model: str, hits: Sequence[Hit]) -> dict[str, Any]:
-    """Return hits of an index without their paths on the server, with the address of each image."""
+def hits_body(model: str, reply: SearchReply) -> dict[str, Any]:
+    """Return hits of an index without their paths on the server, with the address of each image, and the verdict."""
     data = [
         {
             "key": hit.key,
@@ -127,9 +124,10 @@ def hits_body(model: str, hits: Sequence[Hit]) -> dict[str, Any]:
             "caption": hit.caption,
             "image": f"/images/{quote(hit.key)}?model={quote(model, safe='')}",
         }
-        for hit in hits
+        for hit in reply.hits
     ]
-    return {"object": "list", "data": data, "model": model}
+    verdict = {name: getattr(reply.verdict, name) for name in ("found", "reason", "unknown_words")}
+    return {"object": "list", "data": data, "model": model, **verdict}
 
 
 def classes_body(model: str, classes: Sequence[Classified]) -> dict[str, Any]:

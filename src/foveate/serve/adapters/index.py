@@ -11,13 +11,13 @@ from foveate.core.errors import UserError
 from foveate.pretrain.api import SearchIndex, open_index
 from foveate.pretrain.searching.index_folder import DESCRIPTION
 from foveate.pretrain.searching.query import Query
-from foveate.pretrain.searching.search import Hit, Index
+from foveate.pretrain.searching.search import Index
 from foveate.pretrain.searching.search import search as search_in
 from foveate.records import layout
 from foveate.records.images import BadImage, make_thumbnail
 from foveate.serve.adapters import use_precision
 from foveate.serve.adapters.localizer import LocalizerAdapter
-from foveate.serve.calls import Call, Endpoint, Refused, SearchCall
+from foveate.serve.calls import Call, Endpoint, Refused, SearchCall, SearchReply
 
 
 class IndexAdapter(LocalizerAdapter):
@@ -49,12 +49,13 @@ class IndexAdapter(LocalizerAdapter):
             # Neither the nearest key nor the reason: both tell of images and files that were not asked for.
             raise Refused(f"{self.name}: has no image {key[:80]!r}", status=404, code="image_not_found") from None
 
-    def _search(self, call: SearchCall) -> tuple[Hit, ...]:
+    def _search(self, call: SearchCall) -> SearchReply:
         image = None if call.image is None else call.image.data
         query = Query(text=call.text, image=image, box=call.box, negative=call.negative)
-        with use_precision(self.precision, self.model.network):
-            hits, _ = search_in(self._current(), query, self.model.network, count=call.count, kind=call.kind)
-        return tuple(hits)
+        index, network = self._current(), self.model.network
+        with use_precision(self.precision, network):
+            hits, _ = search_in(index, query, network, count=call.count, kind=call.kind)
+            return SearchReply(tuple(hits), index.judge(query, hits, network, kind=call.kind))
 
     def _current(self) -> Index:
         """Return the index as it is now: images that were removed since it was opened stay removed."""
