@@ -38,7 +38,7 @@ def index(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return root / "index"
 
 
-def test_half_of_random_letters_score_above_the_floor(index: Path) -> None:
+def test_a_share_of_random_letters_scores_above_the_floor(index: Path) -> None:
     description = Description.read(index)
     floor = description.floor
     assert floor is not None
