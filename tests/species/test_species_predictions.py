@@ -7,10 +7,13 @@ import json
 import signal
 import subprocess
 import sys
+from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
@@ -28,6 +31,7 @@ from foveate.species.predict import _needs_boxes, predict
 from foveate.species.predictions import Predictions, read_part
 from foveate.species.review import rank_events
 from foveate.species.settings import ExportSettings, PredictSettings
+from foveate.species.summary import summarize
 from naming import raises_naming
 from timelapse import list_timelapse_faults
 
@@ -150,6 +154,72 @@ def test_stages_decide_again_without_images(folder: Path, tmp_path: Path) -> Non
     assert decisions.num_rows < 9
     run("species", "decide", folder / "results")
     assert Predictions.open(folder / "results").decisions.equals(decisions)
+
+
+def draw_decisions(predictions: Predictions, count: int) -> list[dict[str, Any]]:
+    """Draw rows of decisions about the images: equal scores, names of several ranks, cameras of their images."""
+    rng = np.random.default_rng(0)
+    images = predictions.images.filter(predictions.images["scored"]).to_pylist()
+    answers = [("Felis", "genus", "animal"), ("Felis catus", "species", "animal"), ("thing", "", "animal")]
+    answers += [("blank", "", "blank"), ("unknown", "", "unknown"), ("", "", "unclassified")]
+    rows = []
+    for number in range(count):
+        image, (name, rank, kind) = images[rng.integers(len(images))], answers[rng.integers(len(answers))]
+        row = {"key": image["key"], "keys": [image["key"]], "file": image["file"], "camera": image["camera"]}
+        row |= {"name": name, "rank": rank, "kind": kind, "score": float(rng.integers(21)) / 20}
+        rows.append(row | {"event": str(number), "alternatives": '[["Felis", 0.5]]', "source": "[]"})
+    return rows
+
+
+def test_the_page_counts_what_the_rows_say(folder: Path, tmp_path: Path) -> None:
+    predictions = Predictions.open(folder / "results")
+    rows = draw_decisions(predictions, 60)
+    predictions.__dict__["decisions"] = pa.Table.from_pylist(rows)
+    result = summarize(predictions, tmp_path, digits=1, samples=17)
+
+    assert result.counts == Counter(row["kind"] for row in rows)
+    animals = [row for row in rows if row["kind"] == "animal"]
+    assert result.ranks == Counter(row["rank"] or "class of the model" for row in animals)
+    scores = [row["score"] for row in rows if row["kind"] not in ("unknown", "unclassified")]
+    assert result.score_histogram is not None
+    assert result.score_histogram.counts == np.histogram(scores, bins=20, range=(0, 1))[0].tolist()
+
+    keys, survey = predictions.collection_keys, predictions.survey
+    hour = {key: survey.hour_N[row] for key, row in zip(keys, predictions.rows.tolist(), strict=True)}
+    taxa: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        taxa.setdefault(row["name"] or "unclassified", []).append(row)
+    assert [row.name for row in result.taxa] == sorted(taxa, key=lambda name: (-len(taxa[name]), name))
+    for taxon in result.taxa:
+        members = taxa[taxon.name]
+        assert (taxon.decisions, taxon.rank, taxon.kind) == (len(members), members[0]["rank"], members[0]["kind"])
+        assert taxon.score == round(float(np.mean([row["score"] for row in members])), 4)
+        hours = Counter(int(hour[row["key"]]) for row in members)
+        assert taxon.hours == [hours[number] for number in range(24)]
+
+    place = {row["key"]: survey.places_N2[at] for row, at in zip(predictions.images.to_pylist(), predictions.rows)}
+    cameras = {row["key"]: row["camera"] for row in predictions.images.to_pylist()}
+    assert [row.camera for row in result.per_camera] == sorted(set(cameras.values()) - {""})
+    for camera in result.per_camera:
+        members = [row for row in rows if row["camera"] == camera.camera]
+        names = Counter(row["name"] for row in members if row["kind"] == "animal")
+        assert (camera.images, camera.events) == (list(cameras.values()).count(camera.camera), len(members))
+        assert camera.top == (names.most_common(1)[0][0] if names else "")
+        degrees = next(place[key] for key in keys if cameras[key] == camera.camera)
+        assert (camera.latitude, camera.longitude) == tuple(round(float(value), 1) for value in degrees)
+
+    # In turn over the names, the surest of each first; of equal scores the first row.
+    queues: dict[str, list[int]] = {}
+    for index in sorted(range(len(rows)), key=lambda index: -rows[index]["score"]):
+        if rows[index]["kind"] != "unclassified":
+            queues.setdefault(rows[index]["name"], []).append(index)
+    turns = [index for turn in zip_longest(*queues.values()) for index in turn if index is not None][:17]
+    assert [sample.image for sample in result.samples] == [f"images/{index:06d}.webp" for index in turns]
+    assert [sample.answer for sample in result.samples] == [rows[index]["name"] for index in turns]
+    boxes = {row["key"]: row for row in predictions.boxes.to_pylist() if row["used"]}
+    for sample, index in zip(result.samples, turns, strict=True):
+        box = boxes.get(rows[index]["key"])
+        assert sample.box == (box and tuple(box[name] for name in ("x1", "y1", "x2", "y2")))
 
 
 def test_evaluation_counts_what_the_labels_say(folder: Path) -> None:

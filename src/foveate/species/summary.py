@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from foveate.core.results import Histogram
 from foveate.records import tables
@@ -64,14 +67,10 @@ def summarize(
         samples: number of images on the page.
     """
     survey = open_survey(predictions)
-    decisions = predictions.decisions.to_pylist()
-    images = predictions.images
-    failures = Counter(
-        reason.split(":")[0]
-        for reason, status in zip(*_columns(images, "failure", "status"), strict=True)
-        if status == FAILED
-    )
-    truths = [""] * len(decisions) if truth is None else decision_truths(predictions, truth)
+    decisions, images = predictions.decisions, predictions.images
+    failed = images.filter(_is_in(images["status"], FAILED))
+    failures = Counter(reason.split(":")[0] for reason in failed["failure"].to_pylist())
+    truths = None if truth is None else decision_truths(predictions, truth)
     labeled: dict[str, Any] = {}
     if truth is not None:
         evaluation, classes, notes = evaluate_classes(predictions, truth, train_counts=train_counts)
@@ -88,8 +87,9 @@ def summarize(
             "notes": notes,
         }
     clocks, places = rank_links(predictions, survey)
-    scores = [row["score"] for row in decisions if row["kind"] not in ("unknown", "unclassified")]
+    scores = decisions["score"].to_numpy()[~_is_in(decisions["kind"], "unknown", "unclassified")]
     counts, edges = np.histogram(scores, bins=20, range=(0, 1))
+    ranks = _count_values(decisions["rank"].filter(_is_in(decisions["kind"], "animal")))
     return SpeciesResult(
         title="",
         command=list(command),
@@ -98,18 +98,18 @@ def summarize(
         view=predictions.config["view"]["view"],
         split=predictions.config["split"],
         images=images.num_rows,
-        failed=sum(failures.values()),
-        cropped=sum(images["cropped"].to_pylist()),
-        cameras=len({camera for camera in images["camera"].to_pylist() if camera}),
+        failed=failed.num_rows,
+        cropped=int(images["cropped"].to_numpy().sum()),
+        cameras=len(_count_values(images["camera"]).keys() - {""}),
         events=predictions.decision_settings["events"],
-        decisions=len(decisions),
-        counts=dict(Counter(row["kind"] for row in decisions).most_common()),
-        ranks=dict(Counter(row["rank"] or "class of the model" for row in decisions if row["kind"] == "animal")),
-        taxa=_count_taxa(predictions, decisions, survey),
-        score_histogram=Histogram(edges=edges.tolist(), counts=counts.tolist()) if scores else None,
-        per_camera=_list_cameras(predictions, decisions, survey, truth, digits),
+        decisions=decisions.num_rows,
+        counts=dict(_count_values(decisions["kind"]).most_common()),
+        ranks={rank or "class of the model": count for rank, count in ranks.items()},
+        taxa=_count_taxa(predictions, survey),
+        score_histogram=Histogram(edges=edges.tolist(), counts=counts.tolist()) if len(scores) else None,
+        per_camera=_list_cameras(predictions, survey, truth, digits),
         coordinate_digits=digits,
-        samples=_draw_samples(predictions, decisions, truths, folder, samples, labeled=truth is not None),
+        samples=_draw_samples(predictions, truths, folder, samples),
         failures=dict(failures.most_common()),
         clocks=clocks[:_MAX_HINTS],
         places=places[:_MAX_HINTS],
@@ -120,29 +120,44 @@ def summarize(
     )
 
 
-def _columns(table: Any, *names: str) -> list[list[Any]]:
-    return [table[name].to_pylist() for name in names]
+def _is_in(column: pa.ChunkedArray, *values: str) -> NDArray[np.bool_]:
+    options = pc.SetLookupOptions(value_set=pa.array(values, pa.string()))
+    return pc.call_function("is_in", [column], options).to_numpy()
 
 
-def _count_taxa(
-    predictions: Predictions, decisions: Sequence[Mapping[str, Any]], survey: Survey | None
-) -> list[TaxonRow]:
-    rows = tables.positions(predictions.decisions["key"], among=predictions.images["key"])
-    hours = np.full(len(decisions), np.nan) if survey is None else survey.hour_N[predictions.rows[rows]]
-    members: dict[tuple[str, str, str], list[int]] = {}
-    for index, row in enumerate(decisions):
-        name = row["name"] if row["kind"] != "unclassified" else "unclassified"
-        members.setdefault((name, row["rank"], row["kind"]), []).append(index)
+def _count_values(column: pa.ChunkedArray) -> Counter[str]:
+    """Count values, in the order of their first appearance."""
+    counts = pc.call_function("value_counts", [column])
+    return Counter(dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)))
+
+
+def _group(**columns: pa.ChunkedArray | pa.Array) -> Iterator[tuple[tuple[str, ...], NDArray[np.int64]]]:
+    """Yield distinct values of columns in the order of their first appearance, with the rows that have them."""
+    table = pa.table({**columns, "row": np.arange(len(next(iter(columns.values()))))})
+    # One thread keeps the rows of a group in order. Groups are not: new keys of a batch are numbered by their hash.
+    groups = table.group_by(list(columns), use_threads=False).aggregate([("row", "list"), ("row", "min")])
+    groups = groups.sort_by("row_min")
+    for *values, rows in zip(*(groups[name] for name in (*columns, "row_list")), strict=True):
+        yield tuple(value.as_py() for value in values), rows.values.to_numpy()
+
+
+def _count_taxa(predictions: Predictions, survey: Survey | None) -> list[TaxonRow]:
+    decisions = predictions.decisions
+    rows = tables.positions(decisions["key"], among=predictions.images["key"])
+    hours = np.full(len(rows), np.nan) if survey is None else survey.hour_N[predictions.rows[rows]]
+    scores = decisions["score"].to_numpy()
+    is_unclassified = pa.array(_is_in(decisions["kind"], "unclassified"))
+    names = pc.call_function("if_else", [is_unclassified, "unclassified", decisions["name"]])
     taxa = []
-    for (name, rank, kind), indices in members.items():
-        known = hours[indices][~np.isnan(hours[indices])].astype(np.int64)
+    for (name, rank, kind), members in _group(name=names, rank=decisions["rank"], kind=decisions["kind"]):
+        known = hours[members][~np.isnan(hours[members])].astype(np.int64)
         taxa.append(
             TaxonRow(
                 name=name,
                 rank=rank,
                 kind=kind,
-                decisions=len(indices),
-                score=round(float(np.mean([decisions[index]["score"] for index in indices])), 4),
+                decisions=len(members),
+                score=round(float(scores[members].mean()), 4),
                 hours=np.bincount(known, minlength=24).tolist() if len(known) else [],
             )
         )
@@ -150,31 +165,27 @@ def _count_taxa(
 
 
 def _list_cameras(
-    predictions: Predictions,
-    decisions: Sequence[Mapping[str, Any]],
-    survey: Survey | None,
-    truth: Truth | None,
-    digits: int | None,
+    predictions: Predictions, survey: Survey | None, truth: Truth | None, digits: int | None
 ) -> list[CameraRow]:
-    images = predictions.images
-    totals = Counter(camera for camera in images["camera"].to_pylist() if camera)
-    failed = Counter(
-        camera for camera, status in zip(*_columns(images, "camera", "status"), strict=True) if status == FAILED
-    )
-    events = Counter(row["camera"] for row in decisions)
+    images, decisions = predictions.images, predictions.decisions
+    totals, events = _count_values(images["camera"]), _count_values(decisions["camera"])
+    failed = _count_values(images["camera"].filter(_is_in(images["status"], FAILED)))
     tops: dict[str, Counter[str]] = {}
-    for row in decisions:
-        if row["kind"] == "animal":
-            tops.setdefault(row["camera"], Counter())[row["name"]] += 1
+    animals = decisions.filter(_is_in(decisions["kind"], "animal"))
+    for (camera, name), members in _group(camera=animals["camera"], name=animals["name"]):
+        tops.setdefault(camera, Counter())[name] = len(members)
     accuracies = {} if truth is None else camera_accuracies(predictions, truth)
     places: dict[str, tuple[float, float]] = {}
     if survey is not None and digits is not None:
-        for row, camera in zip(predictions.rows.tolist(), images["camera"].to_pylist(), strict=False):
-            latitude, longitude = survey.places_N2[row].tolist()
-            if camera not in places and not np.isnan(latitude):
-                places[camera] = round(latitude, digits), round(longitude, digits)
+        places_N2 = survey.places_N2[predictions.rows]
+        known_N = np.flatnonzero(~np.isnan(places_N2[:, 0]))
+        for (camera,), members in _group(camera=images["camera"].take(pa.array(known_N))):
+            latitude, longitude = places_N2[known_N[members[0]]].tolist()
+            places[camera] = round(latitude, digits), round(longitude, digits)
     rows = []
     for camera, count in sorted(totals.items()):
+        if not camera:
+            continue
         labels, accuracy = accuracies.get(camera, (0, None))
         latitude, longitude = places.get(camera, (None, None))
         top = tops.get(camera, Counter()).most_common(1)
@@ -236,35 +247,28 @@ def find_stones(predictions: Predictions, survey: Survey | None) -> list[Repeate
 
 
 def _draw_samples(
-    predictions: Predictions,
-    decisions: Sequence[Mapping[str, Any]],
-    truths: Sequence[str],
-    folder: Path,
-    count: int,
-    *,
-    labeled: bool,
+    predictions: Predictions, truths: Sequence[str] | None, folder: Path, count: int
 ) -> list[SampleImage]:
     """Write thumbnails of decisions in turn over the decided names, surest first, so that rare ones are shown."""
-    by_name: dict[str, list[int]] = {}
-    order = sorted(range(len(decisions)), key=lambda index: -decisions[index]["score"])
-    for index in order:
-        if decisions[index]["kind"] != "unclassified":
-            by_name.setdefault(decisions[index]["name"], []).append(index)
-    picked: list[int] = []
-    while len(picked) < count and any(by_name.values()):
-        picked += [members.pop(0) for members in by_name.values() if members]
-    boxes = {row["key"]: row for row in predictions.boxes.to_pylist() if row["used"]}
+    decisions, boxes = predictions.decisions, predictions.boxes
+    order = np.argsort(-decisions["score"].to_numpy(), kind="stable")
+    order = order[~_is_in(decisions["kind"], "unclassified")[order]]
+    groups = [order[members[:count]] for _, members in _group(name=decisions["name"].take(pa.array(order)))]
+    picked = [int(row) for turn in zip_longest(*groups) for row in turn if row is not None][:count]
+    rows = decisions.take(pa.array(picked, pa.int64())).to_pylist()
+    is_drawn = _is_in(boxes["key"], *(row["key"] for row in rows))
+    box_of_key = {row["key"]: row for row in boxes.filter(pa.array(is_drawn)).to_pylist() if row["used"]}
     samples = []
-    for index in picked[:count]:
-        row = decisions[index]
+    for index, row in zip(picked, rows, strict=True):
         path = f"{_IMAGES}/{index:06d}.webp"
+        label = truths[index] if truths else ""
         try:
             data = predictions.collection.image_bytes(predictions.collection.find_row(row["key"]))
             save_thumbnail(data, folder / path)
         except BadImage:
             continue
-        right = judge(row["name"], truths[index], predictions.taxa)[0] if truths[index] else None
-        box = boxes.get(row["key"])
+        right = judge(row["name"], label, predictions.taxa)[0] if label else None
+        box = box_of_key.get(row["key"])
         samples.append(
             SampleImage(
                 image=path,
@@ -274,7 +278,7 @@ def _draw_samples(
                 answer=row["name"],
                 rank=row["rank"],
                 score=None if row["kind"] == "unknown" else row["score"],
-                truth=name_label(predictions, truths[index]) if labeled else "",
+                truth=name_label(predictions, label) if label else "",
                 right=None if row["kind"] == "unknown" else right,
                 alternatives=[(name, score) for name, score in json.loads(row["alternatives"])[:_ALTERNATIVES]],
                 steps=[format_step(step) for step in json.loads(row["source"])],
