@@ -197,7 +197,7 @@ def test_the_page_counts_what_the_rows_say(folder: Path, tmp_path: Path) -> None
         hours = Counter(int(hour[row["key"]]) for row in members)
         assert taxon.hours == [hours[number] for number in range(24)]
 
-    place = {row["key"]: survey.places_N2[at] for row, at in zip(predictions.images.to_pylist(), predictions.rows)}
+    place = dict(zip(keys, survey.places_N2[predictions.rows], strict=True))
     cameras = {row["key"]: row["camera"] for row in predictions.images.to_pylist()}
     assert [row.camera for row in result.per_camera] == sorted(set(cameras.values()) - {""})
     for camera in result.per_camera:

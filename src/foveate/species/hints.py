@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from foveate.core.results import ResultModel
 from foveate.records.boxes import as_boxes, pairwise_iou
+from foveate.species.rows import StoredRows
 from foveate.species.triples import PLACE_DIGITS
 
 # Fewer images of a deployment say nothing about its clock.
@@ -155,25 +157,25 @@ def match_places(
 
 
 def find_place_hints(
-    scores_NP: ArrayLike, places_N: ArrayLike, cameras_P: Sequence[str], deployments_N: Sequence[str]
+    scores_NP: NDArray[Any] | StoredRows, places_N: ArrayLike, cameras_P: Sequence[str], deployments_N: Sequence[str]
 ) -> list[PlaceHint]:
     """Rank the recorded places of each deployment, the least plausible first.
 
     Args:
-        scores_NP: of the candidate places by the graph.
+        scores_NP: of the candidate places by the graph, read a deployment at a time.
         places_N: candidate that each image was recorded at, -1 where unknown.
         cameras_P: name of the camera at each candidate; names, for coordinates stay out of reports.
     """
-    scores, places_N = np.asarray(scores_NP, dtype=np.float64), np.asarray(places_N, dtype=np.int64)
-    ranks_N = normalized_ranks(scores, places_N)
+    places_N = np.asarray(places_N, dtype=np.int64)
     hints = []
-    for deployment, rows in _group(deployments_N, ~np.isnan(ranks_N)):
-        if len(rows) < MIN_IMAGES:
+    for deployment, rows in _group(deployments_N, places_N >= 0):
+        if len(rows) < MIN_IMAGES or scores_NP.shape[1] < 2:
             continue
-        own_R1 = np.take_along_axis(scores[rows], places_N[rows][:, None], axis=1)
-        shares_P = (scores[rows] > own_R1).mean(axis=0)
+        scores_RP = np.asarray(scores_NP[rows], dtype=np.float64)
+        own_R1 = np.take_along_axis(scores_RP, places_N[rows][:, None], axis=1)
+        shares_P = (scores_RP > own_R1).mean(axis=0)
         best = int(shares_P.argmax())
-        rank = float(ranks_N[rows].mean())
+        rank = float(normalized_ranks(scores_RP, places_N[rows]).mean())
         hints.append(
             PlaceHint(
                 deployment=deployment,

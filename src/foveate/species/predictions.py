@@ -13,7 +13,7 @@ No file here has coordinates: `decide` reads places from the collection.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -202,10 +202,16 @@ class Predictions:
     @cached_property
     def stored_probabilities(self) -> StoredRows:
         """The same on disk, for what needs some images at a time."""
-        shape = (len(self.collection_keys), len(self.classes))
-        return StoredRows(
-            lambda number: read_part(self.folder, number).probabilities_NK, shape, self.config["images_per_part"]
-        )
+        return self._store(lambda part: part.probabilities_NK, len(self.classes))
+
+    def stored_places(self) -> StoredRows:
+        """Return the scores [N, P] of the candidate places on disk; `links("place_columns")` says if there are any."""
+        columns = read_part(self.folder, 0).links["places"].shape[1]
+        return self._store(lambda part: part.links["places"], columns)
+
+    def _store(self, select: Callable[[ScorePart], NDArray[Any]], columns: int) -> StoredRows:
+        shape = (len(self.collection_keys), columns)
+        return StoredRows(lambda number: select(read_part(self.folder, number)), shape, self.config["images_per_part"])
 
     def class_probabilities(self, column: int) -> NDArray[np.float32]:
         """Return the probabilities [N] of one class; NaN where an image failed."""

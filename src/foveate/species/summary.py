@@ -217,15 +217,16 @@ def rank_links(predictions: Predictions, survey: Survey | None) -> tuple[list[Cl
     """Rank the recorded hours and places of each deployment by the graph; none where the model has no such links."""
     if survey is None:
         return [], []
-    hours_NH, places_NP, columns_N = map(predictions.links, ("hours", "places", "place_columns"))
-    readable_N = np.flatnonzero(~np.isnan(predictions.class_probabilities(0)))
-    names = predictions.images["deployment"].take(pa.array(readable_N)).to_pylist()
+    hours_NH, columns_N = map(predictions.links, ("hours", "place_columns"))
+    is_readable_N = ~np.isnan(predictions.class_probabilities(0))
+    names = predictions.images["deployment"].to_pylist()[: len(is_readable_N)]
     clocks, places = [], []
     if hours_NH is not None:
-        hours_N = survey.hour_N[predictions.rows[readable_N]]
-        clocks = find_clock_hints(hours_NH[readable_N], predictions.config["hours"], hours_N, names)
-    if places_NP is not None and columns_N is not None:
-        places = find_place_hints(places_NP[readable_N], columns_N[readable_N], predictions.config["places"], names)
+        hours_N = np.where(is_readable_N, survey.hour_N[predictions.rows], np.nan)
+        clocks = find_clock_hints(hours_NH, predictions.config["hours"], hours_N, names)
+    if columns_N is not None:
+        columns_N = np.where(is_readable_N, columns_N, -1)
+        places = find_place_hints(predictions.stored_places(), columns_N, predictions.config["places"], names)
     return clocks, places
 
 
