@@ -43,6 +43,12 @@ def test_doubts_and_rounded_places_are_on_the_page(tmp_path: Path) -> None:
     assert "Map of 3 cameras, places rounded" in page
 
 
+def test_names_of_species_alone_are_italic(tmp_path: Path) -> None:
+    page = write_page(tmp_path / "run").read_text(encoding="utf-8")
+    assert set(re.findall(r"<i>([^<]+)</i>", page)) == {"Vulpes vulpes", "Lynx lynx", "Cervus elaphus"}
+    assert len(re.findall(">Felidae[ <]", page)) >= 2, "upright in the table and at its image"
+
+
 @pytest.mark.parametrize(("scheme", "dark"), [(1, False), (0, True)], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
 class TestInABrowser:

@@ -192,6 +192,7 @@ def histogram(
     left, right, top, bottom = 52, width - 14, 14, height - 40
     y_ticks = nice_ticks(0.0, max(1.0, *counts), num_ticks=4)
     y_of = Scale(0.0, y_ticks[-1], bottom, top)
+    y_ticks = [tick for tick in y_ticks if tick == y_ticks[-1] or tick % 1 == 0]  # there is no half count
     x_of = Scale(0, len(counts), left, right)
     total = sum(counts)
     parts = [

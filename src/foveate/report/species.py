@@ -31,7 +31,8 @@ def draw_hours(taxa: Sequence[TaxonRow], unit: str, *, count: int = _MAX_HOUR_CH
     """
     charts = []
     for row in [row for row in taxa if row.kind == "animal" and len(row.hours) == 24 and sum(row.hours)][:count]:
-        title = f"{row.name}, {sum(row.hours):,} {unit}"
+        known = sum(row.hours)
+        title = f"{row.name}, {known:,} {unit if known > 1 else unit.removesuffix('s')}"
         charts.append(plot(title, histogram(list(range(25)), row.hours, title=title, unit="hour of the clock")))
     return charts
 

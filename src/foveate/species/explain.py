@@ -1,4 +1,4 @@
-"""Explain one image: what each stage changed, which taxa the graph holds for alike, and which training images are near.
+"""Explain one image: what each stage changed, and the nearest taxa and training images.
 
 Nearness is no reason: the nearest images are those whose vectors point the same way, whatever the model looked at.
 """

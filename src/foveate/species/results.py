@@ -270,7 +270,7 @@ class SpeciesReviewResult(RunResult):
 
 
 class NearTaxon(ResultModel):
-    """A taxon that the graph holds for alike; `relation` is what both belong to."""
+    """A near taxon in the graph; `relation` is what both belong to."""
 
     name: str
     cosine: float

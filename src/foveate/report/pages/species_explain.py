@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,5 +17,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of an explanation (`SpeciesExplanation`)."""
     r = parse_result(SpeciesExplanation, result)
     overlays = [] if r.box is None else [Overlay(r.box, "default")]
-    context = {"r": r, "overlays": overlays, "command": command_text(r.command)}
+    # EXIF separates the date with colons, too.
+    time = re.sub(r"^(\d{4}):(\d\d):", r"\1-\2-", r.time)
+    context = {"r": r, "time": time, "overlays": overlays, "command": command_text(r.command)}
     return Page("species_explain.html.j2", f"{r.answer}: {r.file}", context)
