@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,37 @@ def test_scenes_with_known_errors(scenes: Path, tmp_path: Path) -> None:
     coverage = [metrics_of(result, kind)["entities"]["own_image_coverage"]["value"] for kind in ("ssc", "dsc", "afc")]
     assert coverage == sorted(coverage)
     json.dumps(result, allow_nan=False)
+
+
+def test_each_captioner_gets_a_verdict(scenes: Path, tmp_path: Path) -> None:
+    result = run(scenes, tmp_path, seed=1)
+    assert [(verdict["kind"], verdict["model"], verdict["data"]) for verdict in result["verdicts"]] == [
+        (kind, "scene-oracle-hallucinations-0.2", "scenes") for kind in KINDS
+    ]
+    for verdict in result["verdicts"]:
+        metrics = metrics_of(result, verdict["kind"])
+        assert (verdict["captions"], verdict["assertions"]) == (100, metrics["assertions"]["n_assertions"])
+        assert (verdict["holds"], verdict["low"]) == (metrics["accuracy"]["value"], metrics["accuracy"]["low"])
+        assert verdict["control"] == metrics["shuffled"]["accuracy"]["value"] < verdict["holds"]
+        assert json.loads(verdict["settings"])["seed"] == 1
+        assert verdict["judge"].startswith(result["judges"]["scenes"]["definition"])
+
+
+def test_captioners_of_one_format_are_distinguished(scenes: Path, tmp_path: Path) -> None:
+    """Half of the captions come from a captioner that describes other images."""
+    path = Path(shutil.copytree(scenes, tmp_path / "two"))
+    collection = Collection.open(path)
+    texts = {row["key"]: row["text"] for row in collection.table("captions").to_pylist() if row["kind"] == "dsc"}
+    keys = list(texts)
+    moved = zip(keys[:60], keys[60:], strict=True)
+    rows = [{"key": key, "kind": "dsc", "text": texts[other], "request": f"{key} other"} for key, other in moved]
+    with AnnotationAppender(path, purpose="test") as appender:
+        appender.append("captions", rows, Provenance("captioner", "mixed-up", created="2100-01-01T00:00:00+00:00"))
+    good, bad = sorted(run(path, tmp_path / "run", formats=("dsc",))["verdicts"], key=lambda verdict: -verdict["holds"])
+    assert (good["captions"], bad["captions"]) == (60, 60)
+    assert (bad["model"], good["model"]) == ("mixed-up", "scene-oracle-hallucinations-0.2")
+    assert good["holds"] > 0.7
+    assert bad["holds"] == pytest.approx(bad["control"], abs=0.1)
 
 
 def test_control_has_the_same_richness_and_holds_less(scenes: Path, tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from conftest import Run
+from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
+from foveate.records.tables import Provenance
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +78,30 @@ def test_a_model_folder_judges_real_images(foveate: Run, tiny_collection: Path, 
     ended = foveate("audit", tiny_collection, "--judge", trained / "model", "--run", "judged")
     assert ended.code == 0, ended.err
     assert "Judged by the image-text model model (" in ended.out
+
+
+def test_verdicts_lead_regions_and_mix(foveate: Run, scenes: Path, tmp_path: Path) -> None:
+    """Captions of a captioner that describes other images come after alt-texts, unless they are asked for."""
+    path = Path(shutil.copytree(scenes, tmp_path / "captioned"))
+    with AnnotationAppender(path, purpose="test") as appender:
+        rows = [
+            {"key": key, "kind": "dsc", "text": "There is a purple zeppelin.", "request": key}
+            for key in Collection.open(path).keys
+        ]
+        appender.append("captions", rows, Provenance("captioner", "blind"))
+    labeling = ("regions", path, "--detector", "annotations", "--dry-run")
+    assert "captions: dsc 24" in foveate(*labeling).out
+    ended = foveate("audit", path, "--formats", "dsc")
+    assert ended.code == 0, ended.err
+    assert "dsc by blind: 0.000 (0.000 to 0.000) of 24 assertions hold on scenes, 0.000 with shuffled" in ended.out
+    dry = foveate(*labeling)
+    assert "captions: alt 24" in dry.out
+    assert "dsc by blind" in dry.err
+    assert "--captions" in dry.err
+    overridden = foveate(*labeling, "--captions", "dsc,alt")
+    assert "captions: dsc 24" in overridden.out
+    assert "blind" not in overridden.err
+    mixing = ("mix", path, "--json", "--quiet", "--weights")
+    assert "dsc by blind" in foveate(*mixing, "alt=1,dsc=1").json["wrong_captioners"][0]
+    assert foveate(*mixing, "alt=1").json["wrong_captioners"] == []
+    assert "dsc by blind" in foveate("mix", path, "--weights", "alt=1,dsc=1").out

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from foveate.caption.audit_metrics import (
     MetricSettings,
     build_table,
     compute_metrics,
+    measure_accuracy,
     shuffled_order,
 )
 from foveate.caption.audit_results import (
@@ -43,9 +45,11 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import say, track
 from foveate.core.results import Column
+from foveate.records.caption_verdicts import CaptionVerdict
 from foveate.records.collection import Collection
 from foveate.records.current_captions import select_current
 from foveate.records.images import BadImage, save_thumbnail
+from foveate.records.tables import now
 from foveate.training.image_texts import ALT, ImageTexts, TextRule
 from foveate.training.mixture import FORMATS, MixtureSampler
 
@@ -110,6 +114,7 @@ def audit(
     groups = {SCENES: [row for row in rows if truths.get(row)], IMAGES: [row for row in rows if not truths.get(row)]}
     groups = {name: members for name, members in groups.items() if members}
     captions: dict[str, dict[str, JudgedCaptions]] = {}
+    verdicts: list[CaptionVerdict] = []
     definitions: dict[str, str] = {}
     for name, members in groups.items():
         judges = _open_judges(name, members, collection, truths, method, model, settings, run)
@@ -117,6 +122,8 @@ def audit(
         if judges.compared is not None:
             definitions[MODEL_ON_SCENES] = f"Compared with the ground truth. {judges.compared.definition}"
         captions[name] = _judge_captions(collection, texts, members, formats, method, settings, judges, extract)
+        definition = f"{judges.definition} Assertions: {method.splitter_name}."
+        verdicts += judge_captioners(name, captions[name], texts, members, settings, judge=definition)
     metrics = {
         name: [compute_metrics(judged, metric_settings, alt=by_format.get(ALT)) for judged in by_format.values()]
         for name, by_format in captions.items()
@@ -142,6 +149,7 @@ def audit(
         metrics=metrics,
         columns=[Column(key=kind, title=format_title(kind), what=", ".join(models[kind])) for kind in formats],
         table=build_table(metrics),
+        verdicts=verdicts,
         gallery=_build_gallery(collection, run, groups, captions, settings.gallery),
     )
 
@@ -255,7 +263,7 @@ def _judge_captions(
 ) -> dict[str, JudgedCaptions]:
     """Split and judge the captions of each format, and judge them once more as captions of other images."""
     # One order for all formats: their controls are judged on the same pairs of images.
-    order = shuffled_order(len(rows), seeds.generator("shuffled captions", settings.seed))
+    order = _draw_control(rows, settings)
     by_format = {}
     for kind in formats:
         captions = JudgedCaptions(kind, [texts.read_row(row)[kind][0] for row in rows], [])
@@ -274,6 +282,60 @@ def _judge_captions(
             captions.model_shuffled = None if others is None else judges.compared.judge(rows, others)
         by_format[kind] = captions
     return by_format
+
+
+def _draw_control(rows: Sequence[int], settings: AuditSettings) -> list[int]:
+    return shuffled_order(len(rows), seeds.generator("shuffled captions", settings.seed)).tolist()
+
+
+def judge_captioners(
+    data: str,
+    captions: Mapping[str, JudgedCaptions],
+    texts: ImageTexts,
+    rows: Sequence[int],
+    settings: AuditSettings,
+    *,
+    judge: str,
+) -> list[CaptionVerdict]:
+    """Measure the share of assertions that hold of each captioner and format; without a judge there is none.
+
+    Args:
+        data: "scenes" or "images".
+        captions: judged captions of each format, in the order of `rows`.
+        judge: meaning of the verdicts.
+    """
+    order = _draw_control(rows, settings)
+    writers = [texts.read_captioners(row) for row in rows]
+    created, described = now(), settings.model_dump_json(exclude={"formats", "gallery"})
+    verdicts = []
+    for kind, judged in captions.items():
+        for model in sorted({of_row.get(kind, "") for of_row in writers} - {""}):
+            by_model = [of_row.get(kind) == model for of_row in writers]
+            true = measure_accuracy(list(compress(judged.verdicts or [], by_model)), settings.seed)
+            if true["accuracy"] is None:
+                continue
+            # The control's captions are those of the images in `order`, so the captioner is theirs.
+            shuffled = list(compress(judged.shuffled or [], (by_model[index] for index in order)))
+            control = measure_accuracy(shuffled, settings.seed)["accuracy"] or dict.fromkeys(("value", "low", "high"))
+            verdicts.append(
+                CaptionVerdict(
+                    kind=kind,
+                    model=model,
+                    data=data,
+                    captions=sum(by_model),
+                    assertions=true["assertions"]["n_assertions"],
+                    holds=true["accuracy"]["value"],
+                    low=true["accuracy"]["low"],
+                    high=true["accuracy"]["high"],
+                    control=control["value"],
+                    control_low=control["low"],
+                    control_high=control["high"],
+                    judge=judge,
+                    settings=described,
+                    created=created,
+                )
+            )
+    return verdicts
 
 
 def _split_by_rules(rows: Sequence[int], captions: Sequence[str]) -> list[list[str]]:

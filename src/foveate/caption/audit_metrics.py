@@ -99,9 +99,9 @@ def compute_metrics(
         metrics["other"] = {"mean_tokens": interval_to_json(bootstrap_interval(lengths, seed=settings.seed))}
         metrics["other"] |= _truncation(lengths, settings.context)
     if captions.verdicts is not None:
-        metrics |= _accuracy(captions.verdicts, settings.seed)
+        metrics |= measure_accuracy(captions.verdicts, settings.seed)
         if captions.shuffled is not None:
-            metrics["shuffled"] = _accuracy(captions.shuffled, settings.seed)
+            metrics["shuffled"] = measure_accuracy(captions.shuffled, settings.seed)
         if captions.model_verdicts is not None:
             metrics["judge"] = _agreement(captions.verdicts, captions.model_verdicts, settings.seed)
             if captions.shuffled is not None and captions.model_shuffled is not None:
@@ -122,7 +122,7 @@ def _truncation(lengths: Sequence[int], context: int) -> dict[str, float]:
     return {"share_above_context": share_above(lengths, context), "tokens_lost": float(lost / max(1, sum(lengths)))}
 
 
-def _accuracy(verdicts: Sequence[Sequence[str]], seed: int) -> dict[str, Any]:
+def measure_accuracy(verdicts: Sequence[Sequence[str]], seed: int) -> dict[str, Any]:
     """Shares of each verdict over all assertions, with intervals."""
     flat = [verdict for of_caption in verdicts for verdict in of_caption]
     # Assertions of one caption are not independent: the bootstrap draws whole images.

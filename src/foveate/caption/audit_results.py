@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from foveate.core.results import Column, ResultModel, Row, RunResult
+from foveate.records.caption_verdicts import CaptionVerdict
 
 
 class AuditAssertion(ResultModel):
@@ -66,6 +67,7 @@ class AuditResult(RunResult):
         splitter, tagger: names of what split assertions and found entities.
         judges: kind of data -> definition of its verdicts.
         metrics: kind of data -> metrics of each format, see `foveate.caption.audit_metrics.compute_metrics`.
+        verdicts: on each captioner and format, as the verb stores them in the collection.
     """
 
     kind: Literal["audit"] = "audit"
@@ -82,4 +84,5 @@ class AuditResult(RunResult):
     columns: list[Column] = []
     table: list[Row] = []
     interval: str = "95 % intervals, bootstrap over images"
+    verdicts: list[CaptionVerdict] = []
     gallery: list[AuditImage] = []

@@ -121,6 +121,7 @@ class MixResult(RunResult):
         missing: where the weight of formats goes that an image lacks.
         context: tokens that the text tower reads, None where unknown.
         left_out_in_first_epoch: images whose draw fell on a format that they lack.
+        wrong_captioners: verdicts of an audit by which captions of the mixture are no better than shuffled ones.
         override: the mixture as an override of `foveate pretrain`.
     """
 
@@ -135,4 +136,5 @@ class MixResult(RunResult):
     context: int | None = None
     left_out_in_first_epoch: int = 0
     formats: list[FormatShare] = []
+    wrong_captioners: list[str] = []
     override: str = ""

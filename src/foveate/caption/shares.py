@@ -20,6 +20,7 @@ from foveate.core.errors import UserError
 from foveate.core.progress import track
 from foveate.core.recipes import Settings, parse_pairs
 from foveate.metrics.captions import normalize_counts
+from foveate.records.caption_verdicts import find_wrong_captioners
 from foveate.records.collection import Collection
 from foveate.records.current_captions import PreferredModels
 from foveate.training.image_texts import ImageTexts, TextRule
@@ -142,6 +143,7 @@ def measure_shares(
     expected = texts.compute_expected_shares(rows.tolist())
     first_epoch = normalize_counts(drawn)
     total = sum(sampler.weights.values())
+    used = [kind for kind, weight in sampler.weights.items() if weight > 0]
     return MixResult(
         collection=collection.name,
         split=split,
@@ -164,6 +166,7 @@ def measure_shares(
             )
             for kind in texts.kinds
         ],
+        wrong_captioners=[verdict.describe() for verdict in find_wrong_captioners(collection, used)],
         override=f"data.captions={format_weights(sampler.weights)}",
     )
 

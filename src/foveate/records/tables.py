@@ -207,6 +207,13 @@ DATASET_SCHEMAS: dict[str, pa.Schema] = {
         extra=_TEXT,
         **_ORIGIN,
     ),
+    # See `foveate.records.caption_verdicts`.
+    "caption_verdicts": _schema(
+        **dict.fromkeys(("kind", "model", "data"), _TEXT),
+        **dict.fromkeys(("captions", "assertions"), pa.int64()),
+        **dict.fromkeys(("holds", "low", "high", "control", "control_low", "control_high"), pa.float64()),
+        **dict.fromkeys(("judge", "settings", "created"), _TEXT),
+    ),
     "event_observations": _schema(**_OBSERVATION_COLUMNS, **_ORIGIN),
     "media_without_image": _schema(key=_TEXT, **_MEDIA_COLUMNS, **_ORIGIN),
     "observations_without_image": _schema(key=_TEXT, **_OBSERVATION_COLUMNS, **_ORIGIN),

@@ -186,6 +186,17 @@ class ImageTexts:
                 texts_of_kind[ALT] = texts_of_kind[lender]
         return {kind: texts for kind, texts in texts_of_kind.items() if kind in self.kinds}
 
+    def read_captioners(self, row: int) -> dict[str, str]:
+        """Read who wrote the first text of each kind; texts that no captioner wrote are left out."""
+        captions = self.collection.grouped("captions")
+        start, end = captions.bounds(row)
+        columns = (captions.texts(name, start, end) for name in ("kind", "model", "request"))
+        captioners: dict[str, str] = {}
+        for usable, kind, model, request in zip(self.usable[start:end].tolist(), *columns, strict=True):
+            if usable:
+                captioners.setdefault(kind, model if request else "")
+        return {kind: model for kind, model in captioners.items() if model}
+
     def draw(self, row: int, *, seed: int, epoch: int) -> Drawn | None:
         """Draw the text of an epoch."""
         return self.rule.draw(self.read_row(row), seed=seed, epoch=epoch, key=self.collection.keys[row])

@@ -153,6 +153,11 @@ def plan_labeling(
     captions, extractor = CaptionSource(collection, settings), open_extractor(settings.phrases)
     opened = kind.open(detector_settings, collection, device)
     recipe = build_recipe(settings, extractor, opened, detector_settings)
+    if captions.wrong:
+        # Of other captions come other rows.
+        recipe["wrong_captioners"] = sorted({f"{verdict.kind} {verdict.model}" for verdict in captions.wrong})
+        for verdict in captions.wrong:
+            say(f"alt-texts come first, for captions are wrong (--captions overrides): {verdict.describe()}")
     if settings.shuffle_phrases:
         recipe["seed"] = seed  # of the control only: elsewhere the seed changes no row, and must not change the hash
     partners = shuffle_partners(rows, seed) if settings.shuffle_phrases else {}

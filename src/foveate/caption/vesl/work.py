@@ -22,6 +22,7 @@ from foveate.core import seeds
 from foveate.core.errors import UserError, nearest
 from foveate.core.recipes import Settings
 from foveate.records.annotate import matching_parts
+from foveate.records.caption_verdicts import find_wrong_captioners
 from foveate.records.collection import Collection
 from foveate.records.current_captions import PreferredModels, load_current_captions
 from foveate.records.tables import GroupedTable
@@ -107,6 +108,10 @@ class ImageCaptions:
 class CaptionSource:
     """Current captions of a collection by row.
 
+    Attributes:
+        wrong: verdicts by which captions of a kind and model come after all others; none where `settings.captions` was
+            set by the user.
+
     Raises:
         UserError: the collection has no caption of any of the kinds in `settings.captions`.
     """
@@ -121,17 +126,22 @@ class CaptionSource:
                 f"collection '{collection.name}': no caption of the kinds {', '.join(self.kinds)} (it has: "
                 f"{', '.join(available) or 'none'}){hint}"
             )
+        is_default = "captions" not in settings.model_fields_set
+        self.wrong = find_wrong_captioners(collection, self.kinds) if is_default and "alt" in available else []
+        self._wrong = {(verdict.kind, verdict.model) for verdict in self.wrong}
         self._grouped = GroupedTable(captions, pa.chunked_array([pa.array(collection.keys, pa.string())]))
 
     def get(self, row: int) -> ImageCaptions:
         """Return the captions of the first kind in `settings.captions` that the image has."""
         bounds = self._grouped.bounds(row)
-        by_kind: dict[str, list[str]] = {}
-        for kind, text in zip(self._grouped.texts("kind", *bounds), self._grouped.texts("text", *bounds), strict=True):
+        by_kind: dict[tuple[bool, str], list[str]] = {}
+        columns = (self._grouped.texts(name, *bounds) for name in ("kind", "model", "text"))
+        for kind, model, text in zip(*columns, strict=True):
             if text.strip():
-                by_kind.setdefault(kind, []).append(text)
-        kind = next((kind for kind in self.kinds if kind in by_kind), "")
-        return ImageCaptions(kind, tuple(by_kind.get(kind, ())))
+                by_kind.setdefault(((kind, model) in self._wrong, kind), []).append(text)
+        ordered = [(is_wrong, kind) for is_wrong in (False, True) for kind in self.kinds]
+        first = next((key for key in ordered if key in by_kind), (False, ""))
+        return ImageCaptions(first[1], tuple(by_kind.get(first, ())))
 
 
 @dataclass(slots=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish, run_option
 from foveate.cli.tables import measured
+
+if TYPE_CHECKING:
+    from foveate.records.caption_verdicts import CaptionVerdict
 
 
 @click.command("audit", cls=FieldsCommand, short_help="Measure length, detail and accuracy of captions.")
@@ -63,8 +67,10 @@ def command(
     from foveate.caption.audit import AuditMethod, audit
     from foveate.caption.audit_settings import AuditSettings, JudgeSettings
     from foveate.core.errors import UserError
+    from foveate.core.progress import say
     from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
+    from foveate.records.caption_verdicts import save_verdicts
     from foveate.records.collection import Collection
     from foveate.report import render
 
@@ -82,19 +88,25 @@ def command(
         method = llm_method(opened, judge.endpoint, judge.endpoint_model)
     folder = RunFolder.create(run or Path("runs/audit"), command=["foveate", *sys.argv[1:]])
     try:
-        result = audit(opened, folder.path, resolved, method, device=device).to_json()
+        audited = audit(opened, folder.path, resolved, method, device=device)
     except UserError:
         # A refused audit leaves no folder behind; one with the files of an earlier run stays as it was.
         folder.discard()
         raise
+    result = audited.to_json()
     result["command"] = ["foveate", *sys.argv[1:]]
     folder.write_result(result)
+    try:
+        save_verdicts(opened.path, audited.verdicts)
+    except (UserError, OSError) as error:
+        # The audit may have taken hours, and its numbers are in the run folder.
+        say(f"the verdicts were not stored in the collection: {error}")
     paths = {"result": folder.path / "result.json", "report": render(folder.path)}
     # The gallery is on the page; as text it would bury the numbers.
-    finish({**result, "gallery": []}, _lines(result), paths, as_json=as_json)
+    finish({**result, "gallery": []}, _lines(result, audited.verdicts), paths, as_json=as_json)
 
 
-def _lines(result: dict[str, Any]) -> list[str]:
+def _lines(result: dict[str, Any], verdicts: Sequence[CaptionVerdict]) -> list[str]:
     sample = result["sample"]
     of = ", ".join(f"{count} {name}" for name, count in sample["of"].items())
     lines = [f"{sample['images']} images with all formats ({of}), {sample['without_all_formats']} without", ""]
@@ -102,4 +114,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
     lines += [f"{name}: {judge['definition']}" for name, judge in result["judges"].items()]
     for kind, models in result["models"].items():
         lines += [f"{kind}: written by {model} ({count} captions)" for model, count in models.items()]
+    lines += [
+        f"{verdict.describe()}{': no more than by chance, regions prefers alt-texts' if verdict.is_wrong else ''}"
+        for verdict in verdicts
+    ]
     return [*lines, f"assertions: split by {result['splitter']}; entities by {result['tagger']}"]

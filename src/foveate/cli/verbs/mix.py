@@ -104,5 +104,6 @@ def _lines(result: dict[str, Any], preset: str | None) -> list[str]:
     for row in result["formats"]:
         if row["weight"] and not row["images"]:
             lines.append(f"no image has {row['format']}: its weight goes to the others (write it: foveate caption)")
+    lines += [f"captions that hold no more often than by chance: {verdict}" for verdict in result["wrong_captioners"]]
     again = f" (or data.mixture={preset})" if preset else ""
     return [*lines, f"foveate pretrain RECIPE '{result['override']}'{again}"]
