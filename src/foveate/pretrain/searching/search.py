@@ -253,7 +253,7 @@ class Index:
         floor = self.description.floor
         if floor is None or query.text is None or query.parts != ["text"] or kind not in floor.z:
             return Verdict(True)
-        words, strange = split_query(query.text), self._list_uncaptioned(query.text)
+        strange = self._list_uncaptioned(query.text)
         is_unknown, unknown = False, ()
         if strange:
             is_unknown, unknown = judge_words(
@@ -261,7 +261,7 @@ class Index:
             )
         best = max((hit.z or 0.0) + text_weight * hit.text for hit in hits)
         reason = ""
-        if is_unknown and len(strange) == len(words):
+        if is_unknown and len(strange) == len(split_query(query.text)):
             reason = UNKNOWN
         elif best <= floor.z[kind]:
             reason = f"the best score is {best:.2f}, which random letters reach, too (floor {floor.z[kind]:.2f})"
@@ -272,8 +272,8 @@ class Index:
         if query.text is None:
             return None
         judged = self.description.floor is not None and query.parts == ["text"]
-        words = self._list_uncaptioned(query.text) if judged else []
-        return self.text_cache.embed(model, list_compared([query.text, *words]) if words else [query.text])[0]
+        strange = self._list_uncaptioned(query.text) if judged else []
+        return self.text_cache.embed(model, list_compared([query.text, *strange]) if strange else [query.text])[0]
 
     def _list_uncaptioned(self, text: str) -> list[str]:
         """List the words that no caption has: what captions have can be found, whatever the text tower knows."""
