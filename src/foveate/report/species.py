@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
@@ -20,6 +21,11 @@ STAGES = {
     "threshold": "Threshold",
 }
 _MAX_HOUR_CHARTS = 6
+
+
+def format_time(time: str) -> str:
+    """Write the date of a recorded time with dashes; EXIF separates it with colons, too."""
+    return re.sub(r"^(\d{4}):(\d\d):", r"\1-\2-", time)
 
 
 def draw_hours(taxa: Sequence[TaxonRow], unit: str, *, count: int = _MAX_HOUR_CHARTS) -> list[Markup]:

@@ -10,6 +10,7 @@ from foveate.core.results import parse_result
 from foveate.report import numbers
 from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
+from foveate.report.species import format_time
 from foveate.species.results import SpeciesReviewResult
 
 
@@ -21,4 +22,5 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         (event, [(image, [] if image.box is None else [Overlay(image.box, "default")]) for image in event.images])
         for event in r.events
     ]
-    return Page("species_review.html.j2", title, {"r": r, "events": events, "command": command_text(r.command)})
+    context = {"r": r, "events": events, "format_time": format_time, "command": command_text(r.command)}
+    return Page("species_review.html.j2", title, context)
