@@ -44,6 +44,11 @@ def test_names_without_a_region_are_refused(question: str, count: int, named: st
         name_regions(question, [Point(1, 1)] * count)
 
 
+def test_a_region_without_a_name_is_refused_with_an_example() -> None:
+    with raises_naming(UserError, "What is in this box?", "'What is <1>?'"):
+        name_regions("What is in this box?", [Point(1, 1)])
+
+
 def test_placeholders_of_training_stay() -> None:
     assert name_regions("Is <region> big?", [Point(1, 1)]) == ("Is <region> big?", (Point(1, 1),))
     assert name_regions("Is 1 < 2 > 0?", []) == ("Is 1 < 2 > 0?", ())

@@ -51,7 +51,8 @@ def name_regions(question: str, regions: Sequence[Shape]) -> tuple[str, tuple[Sh
     for number in range(1, len(regions) + 1):
         if number not in references:
             raise UserError(
-                f"region {number}: the question does not name it (got {question[:80]!r}); expected <{number}>"
+                f"region {number}: the question does not name it (got {question[:80]!r}); expected <{number}> in it, "
+                f"such as 'What is <{number}>?'"
             )
     return _NAME.sub(REGION, question), tuple(regions[number - 1] for number in references)
 
