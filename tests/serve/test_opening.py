@@ -75,6 +75,15 @@ def test_a_dry_run_opens_nothing(tmp_path: Path) -> None:
     assert run("mini", "--port", "70000").exit_code == 2
 
 
+def test_what_is_opened_is_printed_before_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise UserError("opened")
+
+    monkeypatch.setattr("foveate.serve.opening.open_adapters", fail)
+    assert "opening mini" in run("mini").output
+    assert run("mini", "--json").output == ""
+
+
 @pytest.mark.slow
 def test_a_model_from_the_command_line(tmp_path: Path) -> None:
     port_file = tmp_path / "port"

@@ -68,10 +68,15 @@ def command(
     models = plan(folders, checked)
     if dry_run:
         lines = [
-            f"{model['name']}: {model['kind']}, {model['bytes'] / 1e6:,.1f} MB, {model['folder']}" for model in models
+            f"{model['name']}: {model['kind']}, {model['bytes'] / 1e6:,.1f} MB on disk, {model['folder']}"
+            for model in models
         ]
         finish({"models": models}, lines, {}, as_json=as_json)
         return
+    if not as_json:
+        # Torch and the models take seconds, on a busy machine a minute, in which nothing listens.
+        click.echo(f"opening {', '.join(model['name'] for model in models)}")
+        sys.stdout.flush()
     from foveate.serve.application import Application
     from foveate.serve.run import serve
 
