@@ -137,7 +137,10 @@ def test_missing_rows_are_counted_and_the_groups_name_the_rows_of_the_source(tmp
 def test_dry_run_names_points_and_other_columns(tmp_path: Path) -> None:
     path = csv(tmp_path, "bmi,age,ward\n" + "".join(f"{n}.5,{n % 3},{'ab'[n % 2]}\n" for n in range(12)))
     plan = call(path, "--client", "ward", "--clusters", "2", "--columns", "bmi", "--dry-run")
-    assert plan["columns"] == ["points: bmi", "no points: age (whole numbers), ward (text)"]
+    assert plan["columns"] == ["points: bmi", "not points: age (whole numbers), ward (text)"]
+    arguments = [path, "--client", "ward", "--clusters", "2", "--columns", "bmi", "--run", tmp_path / "r"]
+    done = CliRunner().invoke(cli, ["federated", "cluster", *map(str, arguments)])
+    assert "not points: age (whole numbers), ward (text)" in done.output
 
 
 def test_draws_and_least_sizes_are_options(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ class Clients:
         if self.aside:
             aside = [f"{name} ({reason})" for name, reason in self.aside.items()]
             more = f" and {len(aside) - 20} more" if len(aside) > 20 else ""
-            lines.append(f"no points: {', '.join(aside[:20])}{more}")
+            lines.append(f"not points: {', '.join(aside[:20])}{more}")
         return lines
 
     def sizes(self) -> dict[str, int]:

@@ -159,7 +159,7 @@ def embed(
         "model": target / "model",
         "report": render(target),
     }
-    finish(_brief(result), _embed_lines(result), paths, as_json=as_json)
+    finish(_brief(result), _embed_lines(result) + gathered.column_lines()[1:], paths, as_json=as_json)
 
 
 def _brief(result: dict[str, Any]) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def cluster(
         "report": render(target),
     }
     brief = {name: value for name, value in result.items() if name != "map"}
-    finish(brief, _cluster_lines(result), paths, as_json=as_json)
+    finish(brief, _cluster_lines(result) + gathered.column_lines()[1:], paths, as_json=as_json)
 
 
 def _cluster_lines(result: dict[str, Any]) -> list[str]:
@@ -327,7 +327,7 @@ def features(
         "report": render(target),
     }
     brief = {name: value for name, value in result.items() if name != "map"}
-    finish(brief, _features_lines(result), paths, as_json=as_json)
+    finish(brief, _features_lines(result) + gathered.column_lines()[1:], paths, as_json=as_json)
 
 
 def _features_lines(result: dict[str, Any]) -> list[str]:
