@@ -324,7 +324,7 @@ def test_the_diagnosis_names_damage_and_health() -> None:
     assert diagnose(Outputs(logits), labels, groups, before=Outputs(logits)).verdict == "nothing"
     alone = diagnose(Outputs(made()[0]), made()[1], groups)
     assert alone.verdict == "level"
-    assert "needs the pre-trained model's logits" in alone.sentence
+    assert "needs the pre-trained model's logits: --before): the level of the absent classes is" in alone.sentence
     chosen = np.isin(labels, SEEN)
     unknown = diagnose(Outputs(logits[chosen]), labels[chosen], groups, gammas={"ALG": 1.0})
     assert unknown.verdict == "unknown"

@@ -190,7 +190,7 @@ def _verdict(rows: list[CalibrateRow], curve: Curve | None, estimates: dict[str,
     level = star.gamma or 0.0
     direction = "too low" if level > 0 else "too high"
     if before is None:
-        features = f"U/U is {now:.1f} %; whether the features suffered needs the pre-trained model's logits too"
+        features = f"U/U is {now:.1f} % (whether the features suffered needs the pre-trained model's logits: --before)"
     else:
         was = before.accuracies["U/U"] or 0.0
         judged = (
