@@ -363,6 +363,11 @@ def test_tables_have_a_line_for_each_image_and_no_place(
     assert not any("latitude" in name or "longitude" in name for name in rows[0])
 
 
+def test_the_flat_table_is_named_for_what_it_holds(folder: Path) -> None:
+    paths = run("species", "export", folder / "results", "--to", "csv")["paths"]
+    assert paths == {"csv": str(folder / "results" / "decisions.csv")}
+
+
 def test_decisions_are_exported(folder: Path, tmp_path: Path) -> None:
     run("species", "export", folder / "results", "--to", "megadetector", "--path", tmp_path / "md.json")
     content = json.loads((tmp_path / "md.json").read_text("utf-8"))

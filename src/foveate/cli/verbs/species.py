@@ -522,7 +522,7 @@ def review(results: Path, out: Path | None, settings: dict[str, Any], as_json: b
 
 @command.command("export", cls=FieldsCommand, short_help="Write decisions in a format of others.")
 @_RESULTS
-@path_option("--path", "File or folder to write; RESULTS/FORMAT by default.")
+@path_option("--path", "File or folder to write; in RESULTS by default.")
 @fields(
     f"{SETTINGS}:ExportSettings",
     ("format", "--to"),
@@ -553,8 +553,8 @@ def export(results: Path, path: Path | None, settings: dict[str, Any], as_json: 
     from foveate.species.settings import ExportSettings
 
     checked = validate(ExportSettings, settings, where="foveate species export")
-    suffix = {"camtrap-dp": "", "megadetector": ".json"}.get(checked.format, ".csv")
-    target = path or results / f"{checked.format}{suffix}"
+    name = {"camtrap-dp": "camtrap-dp", "megadetector": "megadetector.json", "csv": "decisions.csv"}.get(checked.format)
+    target = path or results / (name or f"{checked.format}.csv")
     counts, lines = export_predictions(Predictions.open(results), target, checked)
     finish(counts, lines, {checked.format: target}, as_json=as_json)
 
