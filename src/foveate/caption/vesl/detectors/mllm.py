@@ -58,18 +58,18 @@ class MllmDetector(Detector):
         # "a key" and "the key" are one question: each thing gets one box, with the phrase that names it first.
         first = [_first_of_question(queries) for queries in phrases]
         questions = [
-            Question(image.pixels, text) for image, numbers in zip(images, first, strict=True) for text in numbers
+            Question(image.pixels, text) for image, positions in zip(images, first, strict=True) for text in positions
         ]
         # Where names are tokens, the question itself makes the model point; others must be asked for boxes.
         ground = not self._asked.loaded.name_ids
         answers = iter(self._asked.ask_all(questions, ground=ground, batch=self.settings.batch))
         return [
-            self._to_detections(image, {number: next(answers) for number in numbers.values()})
-            for image, numbers in zip(images, first, strict=True)
+            self._to_detections(image, {number: next(answers) for number in positions.values()})
+            for image, positions in zip(images, first, strict=True)
         ]
 
     def _to_detections(self, image: DetectorInput, answers: Mapping[int, Answer]) -> Detections:
-        """Return the boxes of the answers by the numbers of their phrases."""
+        """Return the boxes of the answers by the positions of their phrases."""
         with_box = {number: answer for number, answer in answers.items() if answer.boxes}
         boxes_K4 = np.array([_corners(answer) for answer in with_box.values()]).reshape(-1, 4)
         boxes_K4 = (boxes_K4 / (*image.pixels.size, *image.pixels.size)).clip(0, 1)
@@ -88,10 +88,10 @@ class MllmDetector(Detector):
 
 def _first_of_question(phrases: Sequence[str]) -> dict[str, int]:
     """Map each question to the number of the first phrase that it asks for."""
-    numbers: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for number, phrase in enumerate(phrases):
-        numbers.setdefault(ask_where(phrase), number)
-    return numbers
+        positions.setdefault(ask_where(phrase), number)
+    return positions
 
 
 def _corners(answer: Answer) -> tuple[float, float, float, float]:
