@@ -28,7 +28,7 @@ class Example(Settings):
     steps: int = Field(5, ge=1, description="steps")
     limit: int | None = Field(None, ge=1, description="at most so many")
     retry: bool = Field(False, description="try again")
-    cache: bool = Field(True, description="keep no cache")
+    cache: bool = Field(True, description="a cache", json_schema_extra={"off": "keep no cache"})
     detect: bool | None = Field(None, description="detect; by default where nothing is known")
     training: Training = Training()
     split: dict[str, float] = Field({"train": 0.8, "test": 0.2}, description="fractions")
@@ -125,7 +125,7 @@ def test_help_shows_description_default_and_bounds() -> None:
         "pcv: a share. [default: 0.5; 0<x<=1]",
         "--kinds A,B,... Kinds, best first. [default: a,b]",
         "--mode [fast|exact] How. [default: fast]",
-        "--no-cache",
+        "--no-cache Keep no cache.",
         "--epochs INTEGER RANGE Passes over the images. [default: 50; x>=1]",
         "--split TEXT Fractions. [default: train=0.8,test=0.2]",
         "--limit COUNT At most so many. [x>=1]",

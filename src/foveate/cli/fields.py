@@ -115,8 +115,10 @@ class FieldOption(click.Option):
             flags = tuple(f"{flag}/--no-{flag.removeprefix('--')}" for flag in flags)
             settings |= {"is_flag": True, "required": False, "default": None}
         elif annotation is bool:
-            # A switch that is on by default can only be turned off.
-            flags = tuple(f"--no-{flag.removeprefix('--')}" for flag in flags) if default else flags
+            if default:
+                # A switch that is on by default can only be turned off.
+                flags = tuple(f"--no-{flag.removeprefix('--')}" for flag in flags)
+                settings["help"] = _sentence(find_off_description(field)) or settings["help"]
             settings |= {"is_flag": True, "flag_value": not default, "required": False, "default": default}
         elif repeat:
             inner = typing.get_args(annotation)[0]
@@ -228,6 +230,12 @@ def find_field(model: Any, path: str) -> FieldInfo:
     if last not in model.model_fields:
         raise LookupError(f"{model.__name__} has no field '{last}'")
     return model.model_fields[last]
+
+
+def find_off_description(field: FieldInfo) -> str | None:
+    """Return what turning a switch off does: `json_schema_extra={"off": "serve no page"}`."""
+    extra = field.json_schema_extra
+    return str(extra["off"]) if isinstance(extra, dict) and "off" in extra else None
 
 
 def bounds_of(field: FieldInfo) -> _Bounds:

@@ -65,7 +65,11 @@ class TilingOptions(Settings):
     tile: int = Field(672, ge=1, le=4096, description="side of a view in pixels")
     min_tiles: int = Field(4, ge=1, le=144, description="smallest number of tiles (eq1, internvl)")
     max_tiles: int = Field(9, ge=1, le=144, description="largest number of tiles (eq1, internvl, cohere2)")
-    upscale: bool = Field(True, description="whether images smaller than their grid are enlarged (eq1, static)")
+    upscale: bool = Field(
+        True,
+        description="whether images smaller than their grid are enlarged (eq1, static)",
+        json_schema_extra={"off": "leave images smaller than their grid as they are (eq1, static)"},
+    )
     grids: tuple[Annotated[Grid, BeforeValidator(parse_grid)], ...] = Field(
         (), description="grids to choose from as ROWSxCOLUMNS, the first wins ties (llava); the one grid (static)"
     )

@@ -28,7 +28,11 @@ _CLASS = "class of the model"
 class StageSettings(Settings):
     """Options of the roll-up."""
 
-    enabled: bool = Field(True, description="answer with a higher taxon where no class is likely enough")
+    enabled: bool = Field(
+        True,
+        description="answer with a higher taxon where no class is likely enough",
+        json_schema_extra={"off": "answer with a class of the model, however unlikely, never with a higher taxon"},
+    )
     ranks: tuple[str, ...] = Field(RANKS[::-1], description="ranks that an answer may have, from specific to general")
 
     @field_validator("ranks")
