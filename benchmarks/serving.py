@@ -138,6 +138,8 @@ class Client:
             if piece := (choices[0].get("delta") or {}).get("content"):
                 first = first or time.perf_counter() - began
                 pieces.append(piece)
+        if not pieces:
+            raise SystemExit("an answer without text has no first piece; expected a model that writes")
         return "".join(pieces), first
 
 
