@@ -53,7 +53,7 @@ def images(root: Path) -> list[ServedImage]:
 def test_embeddings_are_those_of_the_model(root: Path, images: list[ServedImage]) -> None:
     served, model = open_served(root / "model", device="cpu"), foveate.open_model(root / "model", device="cpu")
     assert isinstance(served, LocalizerAdapter)
-    assert (served.kind, served.name) == ("localizer", "model")
+    assert (served.kind, served.name) == ("localizer", root.name), "a folder `model` has the name of its run"
     assert served.num_bytes == sum(4 * parameter.numel() for parameter in model.network.parameters())
     texts = [EmbeddingsCall(texts=("a red disc", "a dog")), EmbeddingsCall(texts=("a blue square",))]
     pixels = [EmbeddingsCall(images=(images[0],)), EmbeddingsCall(images=tuple(images[1:]))]

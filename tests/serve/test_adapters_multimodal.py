@@ -16,15 +16,16 @@ from foveate.caption.backends.foveate import FoveateSettings, open_captioner
 from foveate.caption.captioner import CaptionRequest
 from foveate.caption.chat_requests import read_request
 from foveate.caption.prompts import find_prompt
-from foveate.multimodal.answers import certain_text
+from foveate.multimodal.answers import Answer, certain_text
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.foreign import ForeignMllm
 from foveate.multimodal.opening import open_mllm
+from foveate.multimodal.questions import ask_where, find_phrase
 from foveate.records.boxes import PixelBox
 from foveate.serve.adapters import open_served
 from foveate.serve.adapters.multimodal import MultimodalAdapter
 from foveate.serve.calls import ChatCall, ChatReply, ChatTurn, LocateCall, Refused, ServedImage
-from foveate.serve.dialogs import cut_text, hold_back, read_dialog
+from foveate.serve.dialogs import cut_text, hold_back, list_boxes, read_dialog
 from multimodal.foreign_models import save
 from naming import raises_naming
 
@@ -152,6 +153,16 @@ def test_a_conversation_is_answered_as_within_the_process() -> None:
         turns.append(ChatTurn("user", question, () if number else (IMAGES[0],)))
         assert write(served, ChatCall(tuple(turns), max_tokens=40)).replies[0].text == answer.text
         turns.append(ChatTurn("assistant", answer.text))
+
+
+def test_boxes_have_the_phrase_of_the_answer_or_of_the_question() -> None:
+    box = PixelBox(4, 5, 30, 40)
+    named = Answer("a cat [4, 5, 30, 40]", boxes=(box,), images=(0,), phrases=("a cat",))
+    assert [each.phrase for each in list_boxes(named, named.text, phrase="dog")] == ["a cat"]
+    bare = replace(named, phrases=("",))
+    for question, phrase in {"<image>\nWhere is the red disc?": "red disc", "what is it?": "", "": ""}.items():
+        assert [each.phrase for each in list_boxes(bare, bare.text, phrase=find_phrase(question))] == [phrase]
+    assert find_phrase(ask_where("a boat")) == "boat"
 
 
 def test_boxes_of_earlier_answers_are_regions_again() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +67,34 @@ def test_openai_reads_an_answer_and_its_stream(client: openai.OpenAI) -> None:
     assert chunks[-1].usage == reply.usage
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert chunks[-2].foveate["boxes"] == [box]
+
+
+# Chunks with text and at the end as servers send them, recorded by their users; without the values.
+# vLLM 0.15: https://github.com/vllm-project/vllm/issues/35705
+# llama.cpp b9554: https://github.com/openai-php/client/issues/780
+PEERS = {
+    "vllm": ({"id", "object", "created", "model", "choices"}, {"index", "delta", "logprobs", "finish_reason"}),
+    "llama.cpp": (
+        {"choices", "created", "id", "model", "system_fingerprint", "object", "timings"},
+        {"finish_reason", "index", "delta"},
+    ),
+}
+
+
+def test_chunks_have_the_fields_that_other_servers_share(address: str) -> None:
+    body = {"model": "fake", "messages": user("hi"), "stream": True}
+    lines = HTTP.post(f"{address}/v1/chat/completions", json=body).text.split("\n\n")
+    assert (lines[-2:], lines[0][:6]) == (["data: [DONE]", ""], "data: ")
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+    heads, choices = (set.intersection(*fields) for fields in zip(*PEERS.values(), strict=True))
+    for chunk in chunks:
+        assert chunk.keys() >= heads
+        assert chunk["object"] == "chat.completion.chunk"
+        assert chunk["choices"][0].keys() >= choices
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert [chunk["choices"][0]["delta"].keys() for chunk in chunks[1:-1]] == [{"content"}] * 5
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * 6 + ["stop"]
+    assert chunks[-1]["choices"][0]["delta"] == {}
 
 
 def test_openai_reads_embeddings_in_both_encodings(client: openai.OpenAI) -> None:

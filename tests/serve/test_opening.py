@@ -21,10 +21,11 @@ from naming import raises_naming
 
 
 def test_names_are_those_of_folders() -> None:
-    assert name_folders(["runs/a/model", "mini/"], ServeSettings()) == ["model", "mini"]
+    folders = ["runs/a/model", "mini/", "runs/a/index"]
+    assert name_folders(folders, ServeSettings()) == ["a", "mini", "index"]
     assert name_folders(["a/model", "b/model"], ServeSettings(name=("a", "b"))) == ["a", "b"]
-    with raises_naming(UserError, "model", "--name"):
-        name_folders(["a/model", "b/model"], ServeSettings())
+    with raises_naming(UserError, "x/a/model", "y/a", "--name"):
+        name_folders(["x/a/model", "b/model", "y/a"], ServeSettings())
     with raises_naming(UserError, "--name", 2, 1):
         name_folders(["a", "b"], ServeSettings(name=("a",)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from foveate.core.errors import UserError
@@ -9,6 +10,8 @@ from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, fin
 from foveate.records.region_prompts import name_regions
 from foveate.records.rows import clean_text
 from foveate.records.shapes import Shape, describe_shape
+
+_WHERE = re.compile(r"where (?:is|are) (?:the |an? )?([^?]+?)\s*\??", re.IGNORECASE)
 
 
 def ask_where(phrase: str) -> str:
@@ -19,6 +22,16 @@ def ask_where(phrase: str) -> str:
     if parts[0].casefold() in ("a", "an", "the") and len(parts) > 1:
         parts = parts[1:]
     return f"Where is the {' '.join(parts)}?"
+
+
+def find_phrase(question: str) -> str:
+    """Return the phrase of a question as `ask_where` writes it, "" for any other.
+
+    >>> find_phrase("Where is the red boat?")
+    'red boat'
+    """
+    match = _WHERE.fullmatch(clean_text(question.replace(IMAGE, "")).strip())
+    return match[1] if match else ""
 
 
 def ask_turns(question: str, regions: Sequence[Shape], *, images: int) -> list[Turn]:

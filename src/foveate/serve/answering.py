@@ -19,7 +19,7 @@ from foveate.serve.guard import Receive
 from foveate.serve.media import ImageDecoder
 from foveate.serve.metrics import Metrics
 from foveate.serve.settings import ServeSettings
-from foveate.serve.work import ModelWorker
+from foveate.serve.work import ModelWorker, refuse_late
 
 T = TypeVar("T")
 # Larger bodies and replies are read and written in a thread: 24 MB take as long as many requests.
@@ -65,10 +65,10 @@ class Answerer:
             raise Refused("the server is stopping", status=503, code="stopping", retry_after=5)
         self.start()  # some servers run no lifespan
         endpoint, model, param = ENDPOINTS[request.scope["path"]]
+        record = request.scope["foveate"]
         data = await _read_body(request.receive, self.settings.max_body_bytes)
         read = functools.partial(parsing.parse_body, model, data)
         body = read() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(read)
-        record = request.scope["foveate"]
         worker = self._find_worker(body.model, endpoint)
         record["model"] = body.model
         images = await self.decoder.read(parsing.image_urls(body), param=param)
@@ -78,7 +78,8 @@ class Answerer:
         if isinstance(body, bodies.ChatBody) and isinstance(call, ChatCall):
             writer = replies.ChatWriter(body.model, images, include_usage=body.includes_usage)
             if body.stream:
-                return await self._stream(request, writer, worker.write(call))
+                pieces = worker.write(call, timeout_seconds=self.settings.timeout_seconds)
+                return await self._stream(request, writer, pieces)
             reply = await self._while_connected(worker.answer(call), request.receive)
             self._count(record, reply)
             return to_json(writer.completion(reply))
@@ -102,7 +103,6 @@ class Answerer:
         pieces: AsyncGenerator[str | ChatReply, None],
     ) -> Response:
         record = request.scope["foveate"]
-        deadline = asyncio.get_running_loop().time() + self.settings.timeout_seconds
         # A refusal before the first piece still gets its status: the head of the reply waits for it.
         first = await self._while_connected(anext(pieces), request.receive)
         seconds = time.perf_counter() - record["start"]
@@ -111,12 +111,13 @@ class Answerer:
 
         async def events() -> AsyncIterator[bytes]:
             yield _event(writer.start())
+            # Chunks differ in their text only.
+            head, tail = _event(writer.piece("")).rsplit(b'""', 1)
             piece = first
             try:
                 while isinstance(piece, str):
-                    yield _event(writer.piece(piece))
-                    async with asyncio.timeout_at(deadline):
-                        piece = await anext(pieces)
+                    yield head + json.dumps(piece).encode() + tail
+                    piece = await anext(pieces)
                 self._count(record, piece)
                 for chunk in writer.end(piece):
                     yield _event(chunk)
@@ -124,9 +125,6 @@ class Answerer:
             except Refused as refusal:
                 record["status"] = refusal.status
                 yield _event(replies.error_body(refusal))
-            except TimeoutError:
-                record["status"] = 504
-                yield _event(replies.error_body(self._late()))
             finally:
                 await pieces.aclose()
 
@@ -150,7 +148,11 @@ class Answerer:
             )
             if reply.done():
                 return reply.result()
-            raise Refused("the client has gone", status=_GONE) if gone.done() else self._late()
+            raise (
+                Refused("the client has gone", status=_GONE)
+                if gone.done()
+                else refuse_late(self.settings.timeout_seconds)
+            )
         finally:
             reply.cancel()
             gone.cancel()
@@ -158,10 +160,6 @@ class Answerer:
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run what would hold up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.decoder.pool, work)
-
-    def _late(self) -> Refused:
-        seconds = self.settings.timeout_seconds
-        return Refused(f"the reply took longer than {seconds:g} s; see --timeout-seconds", status=504, code="timeout")
 
     def _find_worker(self, name: str, endpoint: Endpoint) -> ModelWorker:
         adapter = self.find_adapter(name)

@@ -78,14 +78,18 @@ def _read_answer(turn: ChatTurn, images: Sequence[ServedImage]) -> Turn:
     return Turn("assistant", _CORNERS.sub(replace, text).strip(), tuple(regions))
 
 
-def list_boxes(answer: Answer, text: str) -> tuple[ChatBox, ...]:
-    """Return the boxes of an answer whose corners stand in the text that is left of it."""
+def list_boxes(answer: Answer, text: str, *, phrase: str = "") -> tuple[ChatBox, ...]:
+    """Return the boxes of an answer whose corners stand in the text that is left of it.
+
+    Args:
+        phrase: of the question, for boxes that the answer has no phrase for.
+    """
     boxes, start = list[ChatBox](), 0
     scores = answer.box_scores if len(answer.box_scores) == len(answer.boxes) else (None,) * len(answer.boxes)
-    for box, image, phrase, score in zip(answer.boxes, answer.images, answer.phrases, scores, strict=True):
+    for box, image, name, score in zip(answer.boxes, answer.images, answer.phrases, scores, strict=True):
         position = text.find(write_corners(box), start)
         if position < 0:
             break
-        boxes.append(ChatBox(box, image, phrase, score))
+        boxes.append(ChatBox(box, image, name or phrase, score))
         start = position + 1
     return tuple(boxes)

@@ -75,8 +75,11 @@ def read_length(headers: Headers, *, max_bytes: int, is_required: bool) -> int:
     if not length.isdigit():
         raise Refused(f"content-length: expected digits (got {length[:20]!r})", code="invalid_header")
     if len(length) > 18 or int(length) > max_bytes:
+        size = f"{int(length):,}" if len(length) <= 18 else f"a number of {len(length)} digits"
         raise Refused(
-            f"content-length: at most {max_bytes:,} bytes (got {length[:18].decode()})", status=413, code="too_large"
+            f"content-length: too large (got {size}); expected at most {max_bytes:,} bytes",
+            status=413,
+            code="too_large",
         )
     return int(length)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError
+from foveate.serve.adapters import name_folder
 from foveate.serve.calls import Adapter
 from foveate.serve.settings import ServeSettings
 
@@ -46,10 +46,13 @@ def name_folders(folders: Sequence[str], settings: ServeSettings) -> list[str]:
     """
     if settings.name and len(settings.name) != len(folders):
         raise UserError(f"--name: expected one for each of {len(folders)} folders (got {len(settings.name)})")
-    names = list(settings.name) or [Path(folder).resolve().name for folder in folders]
+    names = list(settings.name) or [name_folder(folder) for folder in folders]
     for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two folders would be served as '{name}'; expected --name for each")
+        equal = [folder for folder, other in zip(folders, names, strict=True) if other == name]
+        if len(equal) > 1:
+            raise UserError(
+                f"{' and '.join(equal)}: would be served under one name (got '{name}'); expected --name for each"
+            )
     return names
 
 

@@ -14,7 +14,10 @@ from foveate.core.recipes import Settings
 class ServeSettings(Settings):
     """What is served, to whom, and within which limits."""
 
-    name: tuple[str, ...] = Field((), description="names of the models in requests; by default those of their folders")
+    name: tuple[str, ...] = Field(
+        (),
+        description="names of the models in requests; by default those of their folders, of a folder `model` its run",
+    )
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; by default this machine only")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 = any free port")
     port_file: Path | None = Field(None, description="file that holds the port while the server listens")
@@ -34,7 +37,7 @@ class ServeSettings(Settings):
     without_key: bool = Field(False, description="listen beyond this machine although clients need no key")
     allow_host: tuple[str, ...] = Field((), description="name under which clients reach the server")
     allow_origin: tuple[str, ...] = Field((), description="address of a web page that may use the server")
-    page: bool = Field(True, description="the playground at /")
+    page: bool = Field(True, description="the playground at /", json_schema_extra={"off": "serve no page at /"})
     log_content: bool = Field(False, description="log prompts and answers; never images or keys")
     device: str = Field("auto", description="cpu, cuda, cuda:1 or mps; by default CUDA if available")
     precision: Literal["auto", "bfloat16", "float32"] = Field(

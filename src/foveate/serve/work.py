@@ -101,18 +101,30 @@ class ModelWorker:
         finally:
             self._give_up(row)
 
-    async def write(self, call: ChatCall) -> AsyncGenerator[str | ChatReply, None]:
+    async def write(
+        self, call: ChatCall, *, timeout_seconds: float | None = None
+    ) -> AsyncGenerator[str | ChatReply, None]:
         """Yield the pieces of an answer as they are written, then its `ChatReply`; closing it early stops the row.
 
+        Args:
+            timeout_seconds: after which an unfinished answer ends.
+
         Raises:
-            Refused: as `answer`, at the first piece where that is before the model begins.
+            Refused: as `answer`, at the first piece where that is before the model begins; 504 for an answer too late.
         """
         row = self._submit(call, is_streamed=True)
+        # One timer for the whole answer instead of a timeout around each piece.
+        timer = None
+        if timeout_seconds is not None:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(timeout_seconds, row.settle, refuse_late(timeout_seconds))
         try:
             while (piece := await row.pieces.get()) is not None:
                 yield piece
             yield await row.reply
         finally:
+            if timer is not None:
+                timer.cancel()
             self._give_up(row)
 
     async def close(self, *, grace_seconds: float = float("inf")) -> None:
@@ -193,6 +205,11 @@ class _Rows:
 
     def is_gone(self, row: int) -> bool:
         return self.rows[row].is_gone
+
+
+def refuse_late(seconds: float) -> Refused:
+    """Return the refusal of a reply that has taken too long."""
+    return Refused(f"the reply took longer than {seconds:g} s; see --timeout-seconds", status=504, code="timeout")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -18,7 +18,8 @@ from foveate.serve.calls import Adapter
 
 # A folder of transformers may be a classifier or a CLIP, and any other is an image-text-to-text model.
 _LAST = "multimodal"
-_INNER = ("model", "adapter", "index")
+MODEL = "model"
+_INNER = (MODEL, "adapter", "index")
 
 
 def open_served(
@@ -33,7 +34,7 @@ def open_served(
 
     Args:
         folder: of `foveate mllm train`, `pretrain`, `adapt train` or `index`, or of transformers; or mini, mini-ferret.
-        name: under which it is served; the folder's by default.
+        name: under which it is served; `name_folder` by default.
         precision: bfloat16, float32, or auto: as the model is opened elsewhere.
         max_tokens: longest answer of a model that writes.
 
@@ -42,9 +43,15 @@ def open_served(
     """
     module, path = load_module(__name__, find_kind(folder), label="kind"), _find_folder(folder)
     adapter: Adapter = module.open_adapter(
-        path, name=name or path.resolve().name, device=device, precision=precision, max_tokens=max_tokens
+        path, name=name or name_folder(path), device=device, precision=precision, max_tokens=max_tokens
     )
     return adapter
+
+
+def name_folder(folder: str | Path) -> str:
+    """Return the name of a folder; of a run's folder `model` that of the run."""
+    path = Path(folder).resolve()
+    return (path.parent.name if path.name == MODEL else "") or path.name
 
 
 def find_kind(folder: str | Path) -> str:

@@ -17,7 +17,7 @@ from foveate.multimodal.ask import Mllm
 from foveate.multimodal.foreign import ForeignMllm
 from foveate.multimodal.opening import find_native_folder, is_multimodal, open_mllm
 from foveate.multimodal.prepare import Dialog
-from foveate.multimodal.questions import ask_turns, ask_where
+from foveate.multimodal.questions import ask_turns, ask_where, find_phrase
 from foveate.records.boxes import Box
 from foveate.records.conversations import IMAGE
 from foveate.serve.adapters import count_bytes, use_precision
@@ -166,9 +166,9 @@ class _Rows:
             text = self.captioner.read_answer(text, finished=answer.finished)
         text, is_cut = cut_text(text, self.calls[number].stop)
         self._push(number, text)
-        reply = ChatReply(
-            text, answer.finished or is_cut, answer.num_prompt_tokens, answer.tokens, list_boxes(answer, text)
-        )
+        phrase = find_phrase(self.calls[number].turns[-1].text)
+        boxes = list_boxes(answer, text, phrase=phrase)
+        reply = ChatReply(text, answer.finished or is_cut, answer.num_prompt_tokens, answer.tokens, boxes)
         self.listener.end(number, reply)
 
     def _push(self, number: int, text: str) -> None:
