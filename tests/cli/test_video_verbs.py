@@ -20,7 +20,7 @@ from foveate.mllm.video.judging import REPLIES
 from foveate.mllm.video.results import VideoAskResult
 from foveate.mllm.video.scores import ANSWERS
 from foveate.pretrain.train import build_model
-from foveate.report.pages.video_ask import list_budget
+from foveate.report.pages.video_ask import list_budget, list_evidence
 from foveate.vision.localizer.folder import save_model
 from naming import raises_naming
 
@@ -97,6 +97,25 @@ def test_a_clip_answers_questions_and_leaves_a_page(foveate: Any, clip: Path, tm
     assert exchange["text"] == "AB"[exchange["probabilities"].index(max(exchange["probabilities"]))] + (
         ". red" if exchange["probabilities"][0] >= exchange["probabilities"][1] else ". blue"
     )
+
+
+def test_evidence_is_printed_and_drawn(foveate: Any, clip: Path, tmp_path: Path) -> None:
+    strategy = ["--frames", 4, "--slow", 2, "--fast", "1x1", "--option", "red", "--option", "blue", "--device", "cpu"]
+    run = tmp_path / "run"
+    printed = foveate("video", "ask", "mini", clip, "which color?", *strategy, "--evidence", "--run", run).out
+    stored = VideoAskResult.model_validate_json((run / "result.json").read_text())
+    (exchange,) = stored.exchanges
+    assert len(exchange.drops) == len(exchange.control) == len(stored.frames) == 4
+    best = max(range(4), key=lambda row: exchange.drops[row])
+    first = printed.split("evidence: ")[1].splitlines()[1].split()
+    assert first[1:3] == ["frame", str(stored.frames[best].index)]
+    bars = list_evidence(1, exchange)
+    assert max(max(bar["width"], bar["control_width"]) for bar in bars) == pytest.approx(100)
+    page = (run / "report.html").read_text()
+    assert page.count('class="drops"') == 4
+    assert all(f"{drop:+.3f}" in page for drop in exchange.drops)
+    refused = foveate("video", "ask", "mini", clip, "which?", "--how", "mean", "--evidence", "--device", "cpu").sentence
+    assert "slowfast" in refused
 
 
 def test_questions_of_a_chat_are_answered_as_alone(foveate: Any, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from foveate.core.runs import RunFolder
+    from foveate.mllm.video.occlusion import Occlusion
     from foveate.mllm.video.results import ShownFrame, VideoExchange
     from foveate.mllm.video.strategies import Strategy
     from foveate.mllm.video.viewing import SeenFrame, Viewing
 
 # Longest side in pixels: a page holds fifty of them in its own file.
 _SIDE = 320
+# Frames of an answer's evidence that are printed; the page has all.
+_PRINTED = 3
 
 
 def describe_viewing(viewing: Viewing) -> list[str]:
@@ -35,6 +38,19 @@ def describe_viewing(viewing: Viewing) -> list[str]:
         f"tokens: {record['video_tokens']:,} ({paths}){share}",
         *(f"fitted: {change}" for change in record["fitted"]),
         *describe_warnings(record["warnings"]),
+    ]
+
+
+def describe_occlusion(viewing: Viewing, occlusion: Occlusion) -> list[str]:
+    """List the frames without which an answer loses most of its log-likelihood."""
+    from foveate.vision.video.sampling import format_time
+
+    record, drops = viewing.record, occlusion.drops
+    best = sorted(range(len(drops)), key=lambda row: (-drops[row], row))[:_PRINTED]
+    return ["evidence: log-likelihood that the answer loses without a frame"] + [
+        f"  {format_time(record['times'][row]):>8}  frame {record['indices'][row]:>6}  {drops[row]:+.3f}"
+        + (f"  (shuffled question {occlusion.control[row]:+.3f})" if occlusion.control else "")
+        for row in best
     ]
 
 

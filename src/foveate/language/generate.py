@@ -278,6 +278,25 @@ def predict(model: Any, prompt_LD: Tensor, *, prefix: Prefix | None = None) -> T
     return logits_BV[0].float().log_softmax(dim=-1)
 
 
+@torch.inference_mode()
+def score_tokens(model: Any, prompts_BLD: Tensor, ids: Sequence[int]) -> Tensor:
+    """Return the log-probabilities [B, T] of the tokens of one text behind prompts of one length, in one pass.
+
+    Raises:
+        UserError: they are longer than the context.
+    """
+    _count_room(model, prompts_BLD.shape[1] + len(ids) - 1)
+    device = _weight(model).device
+    ids_T = torch.tensor(list(ids), device=device)
+    read_BTD = model.get_input_embeddings()(ids_T[:-1]).expand(len(prompts_BLD), -1, -1)
+    whole_BLD = torch.cat([prompts_BLD.to(_weight(model)), read_BTD], dim=1)
+    positions_BL = torch.arange(whole_BLD.shape[1], device=device).expand(len(prompts_BLD), -1)
+    keep = {"logits_to_keep": len(ids)} if "logits_to_keep" in _list_arguments(type(model)) else {}
+    logits_BTV = model(inputs_embeds=whole_BLD, position_ids=positions_BL, use_cache=False, **keep).logits
+    logs_BTV = logits_BTV[:, -len(ids) :].float().log_softmax(dim=-1)
+    return logs_BTV.gather(2, ids_T.expand(len(prompts_BLD), -1)[..., None])[..., 0]
+
+
 def _number_rows(embed: EmbedTokens, indices: Sequence[int]) -> EmbedTokens:
     """Let `embed` see the numbers of the prompts instead of those of the rows of a batch."""
     return lambda rows, tokens, states_BD: embed([indices[row] for row in rows], tokens, states_BD)

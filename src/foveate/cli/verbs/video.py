@@ -32,6 +32,7 @@ from foveate.cli.video_options import (
 from foveate.cli.video_page import (
     collect_warnings,
     describe_how,
+    describe_occlusion,
     describe_viewing,
     describe_warnings,
     save_frame,
@@ -43,7 +44,7 @@ from foveate.cli.video_page import (
 if TYPE_CHECKING:
     from foveate.mllm.video.results import VideoExchange
     from foveate.mllm.video.scores import VideoScores
-    from foveate.mllm.video.viewing import Viewing
+    from foveate.mllm.video.viewing import VideoAnswer, VideoChoice, Viewing
 
 
 @click.group("video", short_help="Ask image models about video, without training.")
@@ -66,6 +67,7 @@ def command() -> None:
 @click.option("--option", "options", multiple=True, help="Answer to choose from, by its letter. At least two.")
 @viewing_options
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
+@click.option("--evidence", is_flag=True, help="Measure how much each answer depends on each frame; takes minutes.")
 @run_option("none", "Folder for a page with frames and answers")
 @common(seed=False)
 def ask(
@@ -74,6 +76,7 @@ def ask(
     questions: tuple[str, ...],
     options: tuple[str, ...],
     max_tokens: int,
+    evidence: bool,
     run: Path | None,
     as_json: bool,
     **watching: Any,
@@ -89,6 +92,7 @@ def ask(
       foveate video ask mini street.mp4 "What is in the image?" --frames 24
       foveate video ask llava-hf/llava-v1.6-vicuna-7b-hf street.mp4 "What happens after the taxi?" --from 1:20 --to 2:00
       foveate video ask mini street.mp4 "Which color is it?" --option red --option green --frames 24
+      foveate video ask mini street.mp4 "Which color is it?" --frames 24 --evidence --run runs/street
     """
     if options:
         from foveate.mllm.video.prompts import check_choices
@@ -100,11 +104,16 @@ def ask(
         check_choices(options)
     requests = [(question, options) for question in questions]
     viewing = _watch(model, clip, requests, max_tokens=max_tokens, **watching)
+    if evidence:
+        from foveate.mllm.video.occlusion import group_rows
+
+        # A strategy whose frames cannot be left out is refused before it answers.
+        group_rows(viewing.layout)
     exchanges = []
     for question in questions:
         if len(questions) > 1 and not as_json:
             click.echo(f"> {question}")
-        exchanges.append(_ask(viewing, question, options, max_tokens, silent=as_json))
+        exchanges.append(_ask(viewing, question, options, max_tokens, silent=as_json, evidence=evidence))
     result, paths = save_viewing(viewing, exchanges, run)
     finish(result, [] if as_json else describe_viewing(viewing), paths, as_json=as_json)
 
@@ -509,30 +518,43 @@ def _open_selector(folder: Path | None, device: str | None) -> Any:
     return open_model(folder, device=device)
 
 
-def _ask(viewing: Viewing, question: str, options: tuple[str, ...], max_tokens: int, *, silent: bool) -> VideoExchange:
+def _ask(
+    viewing: Viewing,
+    question: str,
+    options: tuple[str, ...],
+    max_tokens: int,
+    *,
+    silent: bool,
+    evidence: bool = False,
+) -> VideoExchange:
     """Ask a question, print its answer as it comes, and note both."""
     from foveate.mllm.video.results import VideoExchange
 
     start = time.perf_counter()
+    answer: VideoAnswer | VideoChoice
     if options:
-        choice = viewing.choose(question, options)
+        answer = choice = viewing.choose(question, options)
         text = f"{choice.letter}. {options[choice.index]}"
         if not silent:
             click.echo(text)
             for option, share in zip(options, choice.probabilities, strict=True):
                 click.echo(f"  {share:.3f}  {option}")
         details = {"options": list(options), "probabilities": list(choice.probabilities), "mass": choice.mass}
-        return VideoExchange(question=question, text=text, seconds=round(time.perf_counter() - start, 3), **details)
-    answer = print_stream(viewing.stream(question, max_tokens=max_tokens), silent=silent)
-    if not answer.text:
-        click.echo("(nothing: the model ended its answer at once)", err=True)
-    return VideoExchange(
-        question=question,
-        text=answer.text,
-        tokens=answer.tokens,
-        finished=answer.finished,
-        seconds=round(time.perf_counter() - start, 3),
-    )
+    else:
+        answer = written = print_stream(viewing.stream(question, max_tokens=max_tokens), silent=silent)
+        if not written.text:
+            click.echo("(nothing: the model ended its answer at once)", err=True)
+        text, details = written.text, {"tokens": written.tokens, "finished": written.finished}
+    seconds = round(time.perf_counter() - start, 3)
+    if evidence and text:
+        from foveate.mllm.video.occlusion import measure_occlusion
+
+        occlusion = measure_occlusion(viewing, question, answer, options)
+        details |= {"drops": list(occlusion.drops), "control": list(occlusion.control)}
+        if not silent:
+            for line in describe_occlusion(viewing, occlusion):
+                click.echo(line)
+    return VideoExchange(question=question, text=text, seconds=seconds, **details)
 
 
 def _score_lines(result: VideoScores) -> list[str]:

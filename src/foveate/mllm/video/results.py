@@ -22,12 +22,16 @@ class VideoExchange(ResultModel):
     Attributes:
         options: to choose from, with their probabilities; `text` is then the letter and the likeliest option.
         mass: probability that the model continues with a letter at all.
+        drops, control: occlusion of each frame, in nats, and that behind the shuffled question; empty where it was
+            not measured.
     """
 
     question: str
     options: list[str] = []
     probabilities: list[float] = []
     mass: float | None = None
+    drops: list[float] = []
+    control: list[float] = []
     text: str
     tokens: int = 0
     finished: bool = True

@@ -218,7 +218,10 @@ def summarize(
 
 
 def _recall_evidence(rows: Sequence[AnswerRow]) -> dict[str, float | None]:
-    """Return the share of questions whose evidence was among all frames that were seen, and among the slow ones."""
+    """Return the share of questions whose evidence was among the frames, and the accuracy of choices with and without.
+
+    Where both accuracies are alike, answers do not come from the evidence.
+    """
     known = [row for row in rows if row["evidence"] and "error" not in row]
     if not known:
         return {}
@@ -228,7 +231,19 @@ def _recall_evidence(rows: Sequence[AnswerRow]) -> dict[str, float | None]:
     return {
         "evidence among the frames": evidence_recall(evidence, frames),
         "evidence among the slow frames": evidence_recall(evidence, slow),
+        **_compare_accuracy(known, frames),
     }
+
+
+def _compare_accuracy(rows: Sequence[AnswerRow], frames: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Return the strict accuracy of multiple choices whose evidence was among the frames, and of those where not."""
+    hits: dict[bool, list[bool]] = {}
+    for row, indices in zip(rows, frames, strict=True):
+        if row["options"]:
+            is_seen = evidence_recall([row["evidence"]], [indices]) == 1
+            hits.setdefault(is_seen, []).append(_is_hit(row, _read_letter))
+    names = {True: "accuracy with the evidence among the frames", False: "accuracy without it"}
+    return {name: sum(hits[is_seen]) / len(hits[is_seen]) for is_seen, name in names.items() if is_seen in hits}
 
 
 def _join(title: str, part: str) -> str:
@@ -250,18 +265,19 @@ def _read_likeliest(row: AnswerRow) -> int | None:
     return probabilities.index(max(probabilities)) if probabilities else None
 
 
-def _score_choices(rows: Sequence[AnswerRow], title: str, seed: int, by_likelihood: bool) -> Row:
-    def read_hit(row: AnswerRow, read: Callable[[AnswerRow], int | None]) -> bool:
-        # A right option of None, of a row without one, is not hit by an answer that names none.
-        return row["correct"] is not None and read(row) == row["correct"]
+def _is_hit(row: AnswerRow, read: Callable[[AnswerRow], int | None]) -> bool:
+    # A right option of None, of a row without one, is not hit by an answer that names none.
+    return row["correct"] is not None and read(row) == row["correct"]
 
+
+def _score_choices(rows: Sequence[AnswerRow], title: str, seed: int, by_likelihood: bool) -> Row:
     answered = [row for row in rows if "error" not in row]
-    strict = [float("error" not in row and read_hit(row, _read_letter)) for row in rows]
-    official = [float(read_hit(row, lambda row: parse_letter_official(row["predictions"][0]))) for row in answered]
+    strict = [float("error" not in row and _is_hit(row, _read_letter)) for row in rows]
+    official = [float(_is_hit(row, lambda row: parse_letter_official(row["predictions"][0]))) for row in answered]
     chance = sum(1 / len(row["options"]) for row in rows) / len(rows)
     values = {"strict": _average(rows, strict, seed), "official": _average(answered, official, seed)}
     if by_likelihood:
-        values[_LIKELIHOOD.key] = _average(rows, [float(read_hit(row, _read_likeliest)) for row in rows], seed)
+        values[_LIKELIHOOD.key] = _average(rows, [float(_is_hit(row, _read_likeliest)) for row in rows], seed)
     return Row(question=title, data="accuracy", chance=chance, n=len(rows), values=values)
 
 

@@ -54,6 +54,7 @@ class VideoAnswer:
         score: mean log-probability of the generated tokens.
         seen: record of what the model saw, ready for JSON.
         probabilities: of the letter of each option, where they were scored too.
+        ids: generated tokens, without the one that ends the answer.
     """
 
     text: str
@@ -63,6 +64,7 @@ class VideoAnswer:
     score: float
     seen: Mapping[str, Any]
     probabilities: tuple[float, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,19 @@ class Viewing:
 
     def score_letters(self, question: str, options: Sequence[str]) -> tuple[list[str], tuple[float, ...], float]:
         """Return letters, their probabilities and their mass; see `VideoChoice`. Equal options are allowed."""
+        letters, ids, endings = self.encode_letters(question, options)
+        prefix = self._read(ids, max(map(len, endings)))
+        logs = self._score(ids, endings, prefix)
+        probabilities = to_probabilities(logs, per_token=False)
+        mass = float(torch.stack([log_T.double().sum() for log_T in logs]).exp().sum())
+        return letters, probabilities, min(mass, 1.0)
+
+    def encode_letters(self, question: str, options: Sequence[str]) -> tuple[list[str], PromptIds, list[list[int]]]:
+        """Encode the letters of options, the prompt in front of them, and each letter behind it.
+
+        Raises:
+            UserError: as `choose`; equal options are allowed.
+        """
         letters = list_letters(options)
         choices = check_choices(options, distinct=False)
         prompt = self.prompts.choose.fill(self.network.frame, check_question(question), choices)
@@ -209,13 +224,9 @@ class Viewing:
         while len({tuple(side.after[: shared + 1]) for side in sides}) == 1:
             shared += 1
         ids = PromptIds(sides[0].before, sides[0].after[:shared])
-        longest = max(len(side.after) for side in sides) - shared
-        self._check(ids, longest)
-        prefix = self._read(ids, longest)
-        logs = self._score(ids, [side.after[shared:] for side in sides], prefix)
-        probabilities = to_probabilities(logs, per_token=False)
-        mass = float(torch.stack([log_T.double().sum() for log_T in logs]).exp().sum())
-        return letters, probabilities, min(mass, 1.0)
+        endings = [side.after[shared:] for side in sides]
+        self._check(ids, max(map(len, endings)))
+        return letters, ids, endings
 
     def close(self) -> None:
         """Let go of what was read; the next question reads the clip again."""
@@ -300,6 +311,7 @@ class Viewing:
             finished=completion.finished,
             score=completion.score,
             seen=self.record,
+            ids=completion.ids,
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import parse_result
-from foveate.mllm.video.results import ShownFrame, VideoAskResult
+from foveate.mllm.video.results import ShownFrame, VideoAskResult, VideoExchange
 from foveate.report import numbers
 from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
@@ -22,6 +22,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     r = parse_result(VideoAskResult, result)
     num_slow, times = sum(frame.is_slow for frame in r.frames), [frame.time for frame in r.frames]
     span = f", {format_time(times[0])} to {format_time(times[-1])}" if times else ""
+    evidence = [bars for number, each in enumerate(r.exchanges, 1) if (bars := list_evidence(number, each))]
     facts = [
         ("Model", r.model),
         ("Clip", Path(r.clip).name),
@@ -35,7 +36,10 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "facts": [(name, value) for name, value in facts if value],
         "exchanges": r.exchanges,
         "budget": list_budget(r),
-        "frames": [_frame_card(frame, r) for frame in r.frames],
+        "frames": [
+            _frame_card(frame, r) | {"evidence": [bars[row] for bars in evidence]} for row, frame in enumerate(r.frames)
+        ],
+        "has_evidence": bool(evidence),
         "grids": [f"{path}: {rows} × {columns} tokens of each frame" for path, (rows, columns) in r.grids.items()],
         "warnings": r.warnings,
         "command": command_text(r.command),
@@ -50,6 +54,26 @@ def list_budget(r: VideoAskResult) -> list[tuple[str, int, float, str]]:
         parts.append(("free for text and answer", max(0, r.limit - sum(r.tokens.values())), "bfree"))
     total = sum(count for _, count, _ in parts)
     return [(name, count, 100 * count / total, style) for name, count, style in parts if count]
+
+
+def list_evidence(number: int, exchange: VideoExchange) -> list[dict[str, Any]]:
+    """List the bars under each frame of a question: drop and control, in percent of the largest of both."""
+    largest = max(map(abs, [*exchange.drops, *exchange.control]), default=0) or 1
+    control: list[float | None] = [*exchange.control] or [None] * len(exchange.drops)
+
+    def measure(value: float) -> float:
+        return 100 * abs(value) / largest
+
+    return [
+        {
+            "number": number,
+            "drop": drop,
+            "width": measure(drop),
+            "control": other,
+            "control_width": None if other is None else measure(other),
+        }
+        for drop, other in zip(exchange.drops, control, strict=True)
+    ]
 
 
 def _frame_card(frame: ShownFrame, r: VideoAskResult) -> dict[str, Any]:
