@@ -166,6 +166,15 @@ RUNS = (
               f"later over watched again{_TIME}"),),
     ),
     Run(
+        "video_evaluate",
+        ("--questions", "100"),
+        tuple(
+            Line(f"questions about clips, {per_clip}", "one after the other", f"video-evaluate-{count}",
+                 "processor time")
+            for count, per_clip in ((1, "8 together"), (2, "two a clip, 8 together"))
+        ),
+    ),
+    Run(
         "calibration",
         ("--timed", "2", "--compare-samples", "500", "--repeats", "3"),
         (Line("the exact S/U curve, 50,000 x 1,000", "a grid over gamma", "calibration", "exact over whole grid"),),
