@@ -532,6 +532,7 @@ def _ask(
 
     start = time.perf_counter()
     answer: VideoAnswer | VideoChoice
+    details: dict[str, Any] = {}
     if options:
         answer = choice = viewing.choose(question, options)
         text = f"{choice.letter}. {options[choice.index]}"
@@ -539,18 +540,19 @@ def _ask(
             click.echo(text)
             for option, share in zip(options, choice.probabilities, strict=True):
                 click.echo(f"  {share:.3f}  {option}")
-        details = {"options": list(options), "probabilities": list(choice.probabilities), "mass": choice.mass}
+        details.update(options=list(options), probabilities=list(choice.probabilities), mass=choice.mass)
     else:
         answer = written = print_stream(viewing.stream(question, max_tokens=max_tokens), silent=silent)
         if not written.text:
             click.echo("(nothing: the model ended its answer at once)", err=True)
-        text, details = written.text, {"tokens": written.tokens, "finished": written.finished}
+        text = written.text
+        details.update(tokens=written.tokens, finished=written.finished)
     seconds = round(time.perf_counter() - start, 3)
     if evidence and text:
         from foveate.mllm.video.occlusion import measure_occlusion
 
         occlusion = measure_occlusion(viewing, question, answer, options)
-        details |= {"drops": list(occlusion.drops), "control": list(occlusion.control)}
+        details.update(drops=list(occlusion.drops), control=list(occlusion.control))
         if not silent:
             for line in describe_occlusion(viewing, occlusion):
                 click.echo(line)
