@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "training"))
 @pytest.fixture(autouse=True)
 def _progress_speaks_again() -> Iterator[None]:
     """`--quiet` holds for a process, and many commands are tested in one."""
+    # Before the test, too: a fixture of the module may have run a command with --quiet for its first test.
+    progress.configure(quiet=False)
     yield
     progress.configure(quiet=False)
 
