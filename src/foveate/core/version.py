@@ -6,7 +6,7 @@ import subprocess
 
 from foveate.core.paths import CHECKOUT
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def code_revision() -> str:
