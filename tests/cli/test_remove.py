@@ -13,6 +13,7 @@ from PIL import Image
 
 from foveate.cli.main import main
 from foveate.core.errors import explain_os_error
+from foveate.records.caption_removal import remove_captions
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.tables import Provenance
@@ -136,6 +137,7 @@ def test_captions_of_a_model_are_taken_out_and_nothing_else(tmp_path: Path, caps
             rows = [{"key": str(n), "kind": "ssc", "text": f"{model} {n}", "request": f"{model}{n}"} for n in range(2)]
             writer.annotate("captions", rows, Provenance(model=model))
         writer.annotate("caption_errors", [{"key": "2", "request": "x", "kind": "ssc"}], Provenance(model="bad"))
+    assert "would be deleted: rows of captions 2" in remove_captions(target, "bad", dry_run=True).lines()[0]
     for dry_run in (["--dry-run"], []):
         main(["remove", str(target), "--captions-of", "bad", "--json", "--quiet", *dry_run])
         result = json.loads(capsys.readouterr().out)
