@@ -126,3 +126,27 @@ def test_a_failing_request_fails_no_other() -> None:
     assert run_in_halves(run_batch, [], errors=ValueError) == []
     with pytest.raises(ValueError, match="8 requests"):
         run_in_halves(run_batch, range(8), errors=KeyError)
+
+
+def test_the_time_to_wait_may_depend_on_who_is_expected() -> None:
+    batches: list[int] = []
+
+    def count(batch: Sequence[int]) -> list[int]:
+        batches.append(len(batch))
+        return list(batch)
+
+    async def run() -> None:
+        is_expected = False
+        batcher: DynamicBatcher[int, int] = DynamicBatcher(
+            count, max_batch=2, max_wait_seconds=lambda: 60.0 if is_expected else 0.0
+        )
+        await asyncio.wait_for(batcher.submit(1), 10)
+        is_expected = True
+        first = asyncio.create_task(batcher.submit(2))
+        await asyncio.sleep(0.05)
+        assert not first.done()
+        await asyncio.wait_for(asyncio.gather(first, batcher.submit(3)), 10)
+        await batcher.close()
+
+    asyncio.run(run())
+    assert batches == [1, 2]

@@ -61,7 +61,8 @@ class DynamicBatcher(Generic[Q, A]):
             call alone; an exception that `run_batch` raises, by all calls of the batch.
         max_batch: maximum of requests in a batch.
         group_by: requests with equal values may share a batch; all may by default.
-        max_wait_seconds: how long the first request of a batch that is not full waits for others.
+        max_wait_seconds: how long the first request of a batch that is not full waits for others; a function is asked
+            when the batch could begin.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class DynamicBatcher(Generic[Q, A]):
         *,
         max_batch: int,
         group_by: Callable[[Q], Hashable] = lambda request: None,
-        max_wait_seconds: float = 0.02,
+        max_wait_seconds: float | Callable[[], float] = 0.02,
     ) -> None:
         self._run_batch, self._max_batch, self._group_by = run_batch, max_batch, group_by
         self._max_wait = max_wait_seconds
@@ -139,7 +140,8 @@ class DynamicBatcher(Generic[Q, A]):
                 self._arrived.clear()
                 await self._arrived.wait()
             # From the arrival on: those who came while the last batch ran have waited already.
-            left = self._waiting[0].arrived + self._max_wait - time.monotonic()
+            max_wait = self._max_wait() if callable(self._max_wait) else self._max_wait
+            left = self._waiting[0].arrived + max_wait - time.monotonic()
             if left > 0 and not self._closing:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._full(), left)

@@ -43,6 +43,7 @@ class Answerer:
         self.adapters = {adapter.name: adapter for adapter in adapters}
         self.settings, self.metrics, self.is_closing = settings, metrics, False
         self.workers: dict[str, ModelWorker] = {}
+        self._num_reading = 0
         self.decoder = ImageDecoder(max_pixels=settings.max_pixels)
 
     def start(self) -> None:
@@ -50,7 +51,10 @@ class Answerer:
         if not self.workers:
             for name, adapter in self.adapters.items():
                 self.workers[name] = ModelWorker(
-                    adapter, max_batch=self.settings.batch, max_waiting=self.settings.queue
+                    adapter,
+                    max_batch=self.settings.batch,
+                    max_waiting=self.settings.queue,
+                    is_reading=lambda: self._num_reading > 0,
                 )
 
     async def close(self) -> None:
@@ -66,13 +70,17 @@ class Answerer:
         self.start()  # some servers run no lifespan
         endpoint, model, param = ENDPOINTS[request.scope["path"]]
         record = request.scope["foveate"]
-        data = await _read_body(request.receive, self.settings.max_body_bytes)
-        read = functools.partial(parsing.parse_body, model, data)
-        body = read() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(read)
-        worker = self._find_worker(body.model, endpoint)
-        record["model"] = body.model
-        images = await self.decoder.read(parsing.image_urls(body), param=param)
-        call = parsing.make_call(body, images)
+        self._num_reading += 1
+        try:
+            data = await _read_body(request.receive, self.settings.max_body_bytes)
+            read = functools.partial(parsing.parse_body, model, data)
+            body = read() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(read)
+            worker = self._find_worker(body.model, endpoint)
+            record["model"] = body.model
+            images = await self.decoder.read(parsing.image_urls(body), param=param)
+            call = parsing.make_call(body, images)
+        finally:
+            self._num_reading -= 1
         if self.settings.log_content:
             record["request"] = parsing.without_images(body)
         if isinstance(body, bodies.ChatBody) and isinstance(call, ChatCall):
