@@ -141,7 +141,7 @@ def test_a_full_queue_refuses() -> None:
 
 @pytest.mark.parametrize("adapter", [FakeAdapter(max_rows=1), FakeAdapter(max_rows=2), FakeAdapter()])
 def test_a_failing_batch_is_halved_and_no_piece_is_sent_twice(
-    adapter: FakeAdapter, capsys: pytest.CaptureFixture[str]
+    adapter: FakeAdapter, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(worker: ModelWorker) -> None:
         async def collect(row: int, name: str) -> list[Any]:
@@ -160,7 +160,7 @@ def test_a_failing_batch_is_halved_and_no_piece_is_sent_twice(
 
     run(adapter, scenario)
     assert len(adapter.batches) > 1
-    assert "LookupError" in capsys.readouterr().err
+    assert "LookupError" in caplog.text
 
 
 def test_too_little_memory_for_a_single_row_is_an_error_to_try_again() -> None:

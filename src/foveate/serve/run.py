@@ -21,6 +21,7 @@ from foveate.core.files import write_text_atomically
 from foveate.serve.application import Application
 from foveate.serve.framing import FramingProtocol
 from foveate.serve.guard import LOG
+from foveate.serve.log import LogWriter
 from foveate.serve.settings import ServeSettings
 
 # After the models have ended: for the last pieces to reach their clients.
@@ -116,8 +117,9 @@ def serve(application: Application, *, ready: Callable[[int], None], parser: str
     settings = application.settings
     listener = listen(settings.host, settings.port)
     port = listener.getsockname()[1]
-    handler = logging.StreamHandler(sys.stderr)
-    LOG.addHandler(handler)
+    handler, logs = LogWriter(sys.stderr), (LOG, logging.getLogger("uvicorn.error"))
+    for log in logs:
+        log.addHandler(handler)
     LOG.setLevel(logging.INFO)
 
     def started() -> None:
@@ -130,7 +132,9 @@ def serve(application: Application, *, ready: Callable[[int], None], parser: str
         server.run([listener])
     finally:
         server.end()
-        LOG.removeHandler(handler)
+        for log in logs:
+            log.removeHandler(handler)
+        handler.close()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -7,18 +7,19 @@ leave the queue, or stop at the next token.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from typing import Any
 
 from foveate.chat.batching import DynamicBatcher, run_in_halves
 from foveate.core.errors import UserError
-from foveate.core.progress import say
 from foveate.serve.calls import Adapter, Call, ChatCall, ChatReply, Refused
 
 # Clients that start together share a batch, though their images are decoded one after another. A client alone would
 # only lose time: 10 ms are a fifth of a request for 100 regions.
 _GATHER_SECONDS, _ALONE_SECONDS = 0.01, 0.001
+_LOG = logging.getLogger("foveate.serve")
 
 
 class _Row:
@@ -236,5 +237,5 @@ def _describe(error: Exception) -> Refused:
         return Refused(str(error), code="invalid_value")
     if _is_out_of_memory(error):
         return Refused("the model has too little memory for this call", status=503, code="out_of_memory", retry_after=5)
-    say(f"a call failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+    _LOG.warning(f"a call failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
     return Refused("the model failed on this call", status=500)
