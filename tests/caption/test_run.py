@@ -208,7 +208,8 @@ BAD = {
     '{"caption": "\\u0001\\u0002"}': "empty",
     '{"caption": "\\ud800"}': "schema",
     "{'a'}": "unparseable",
-    json.dumps({"caption": "word " * 300}): "too_long",
+    json.dumps({"caption": " ".join(f"word{number}" for number in range(300))}): "too_long",
+    json.dumps({"caption": "word " * 300}): "repeated",
 }
 
 

@@ -25,7 +25,8 @@ BAD_IMAGES = {
     "empty": ("jpg", b"", "empty file"),
     "bomb": ("png", png_header(30_000, 30_000), "too many pixels"),
     "html": ("jpg", b"<!DOCTYPE html><html>moved</html>", "not an image"),
-    "heic": ("heic", b"\0\0\0\x18ftypheic" + bytes(50), "format not allowed"),
+    # The extra is pillow-heif, which `dev` does not install.
+    "heic": ("heic", b"\0\0\0\x18ftypheic" + bytes(50), "format needs an extra"),
     "ppm": ("jpg", encoded(noise(2), "PPM"), "format not allowed"),
     "garbage": ("jpg", bytes(range(256)), "format not allowed"),
 }
@@ -64,8 +65,8 @@ def test_bad_images_are_quarantined_and_unusual_ones_taken(tmp_path: Path, how: 
     counted = Counter(f"image: {reason}" for _, _, reason in BAD_IMAGES.values())
     assert summary.quarantined == counted
     told = "\n".join(summary.lines())
-    assert "2 quarantined: image: format not allowed" not in told
-    assert "3 quarantined: image: format not allowed" in told
+    assert "1 quarantined: image: format not allowed" not in told
+    assert "2 quarantined: image: format not allowed" in told
 
 
 @pytest.mark.parametrize("how", ["folder", "webdataset"])
