@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.common import Ratio, Timing, compare, publish, ratio
 from benchmarks.serving import Client, Server, ask_at_once, chat_body, encode_image, run_server
 from foveate.records.boxes import Box
+from foveate.serve.adapters import name_folder
 
 _QUESTIONS = ("Describe the image.", "What is in the image?", "Where is the red disc?", "Is there a dog?")
 _TOKENS = 64
@@ -61,7 +62,7 @@ def _serve(folder: object) -> list[str]:
 def _bodies(model: str, count: int, **fields: Any) -> list[bytes]:
     return [
         chat_body(
-            Path(model).name,
+            name_folder(Path(model)),
             _QUESTIONS[number % len(_QUESTIONS)],
             image=encode_image(320, 240, seed=number),
             max_tokens=_TOKENS,
@@ -112,7 +113,8 @@ def time_regions(server: Server, folder: Path, repeats: int, out: Path) -> None:
     corners = np.sort(np.random.default_rng(0).random((_BOXES, 2, 2)), axis=1).reshape(_BOXES, 4) * 0.9
     boxes = [Box(x1, y1, x2 + 0.05, y2 + 0.05) for x1, y1, x2, y2 in corners.tolist()]
     images = [encode_image(320, 240, seed=number) for number in range(_REGION_REQUESTS)]
-    fields = {"model": folder.name, "boxes": [box.to_array().tolist() for box in boxes], "encoding_format": "base64"}
+    corners_K4 = [box.to_array().tolist() for box in boxes]
+    fields = {"model": name_folder(folder), "boxes": corners_K4, "encoding_format": "base64"}
     urls = [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images]
     bodies = [json.dumps({**fields, "images": [url]}) for url in urls]
     vectors: dict[str, np.ndarray] = {}
@@ -151,7 +153,7 @@ def time_first_pieces(folder: Path, repeats: int, out: Path) -> None:
     missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
     with ExitStack() as stack:
         ours = stack.enter_context(run_server([*_serve(folder), "--batch", "16"]))
-        servers = [("foveate", ours.port, folder.name)]
+        servers = [("foveate", ours.port, name_folder(folder))]
         if missing:
             print(f"{', '.join(missing)} is not installed: transformers serve is left out")
         else:
