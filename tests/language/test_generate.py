@@ -15,18 +15,15 @@ from torch import Tensor
 
 import tiny_models
 from foveate.core.errors import UserError
+from foveate.language.decoding import TextStream, draw_token, select_nucleus, until_repeated
 from foveate.language.generate import (
     Completion,
     GenerationSettings,
-    TextStream,
-    draw_token,
     extend,
     generate,
     predict,
     read_prefix,
-    select_nucleus,
     stream,
-    until_repeated,
 )
 from foveate.language.open import LanguageModel
 from foveate.records.conversations import Turn
