@@ -18,7 +18,7 @@ from starlette.routing import Route
 from foveate.core.errors import nearest
 from foveate.serve import replies
 from foveate.serve.answering import ENDPOINTS, Answerer, to_json
-from foveate.serve.calls import Adapter, Refused
+from foveate.serve.calls import Adapter, ImageSource, Refused
 from foveate.serve.guard import Guard, Receive, Scope, Send
 from foveate.serve.metrics import Labels, Metrics
 from foveate.serve.settings import ServeSettings
@@ -97,12 +97,12 @@ class Application:
 
     async def _image(self, request: Request) -> Response:
         name = request.query_params.get("model")
-        indexes = [adapter for adapter in self.answerer.adapters.values() if hasattr(adapter, "thumbnail")]
-        adapter: Any = self.answerer.find_adapter(name) if name else next(iter(indexes), None)
-        if adapter not in indexes:
+        adapters = [self.answerer.find_adapter(name)] if name else self.answerer.adapters.values()
+        source = next((adapter for adapter in adapters if isinstance(adapter, ImageSource)), None)
+        if source is None:
             raise Refused("model: expected the name of an index", status=404, param="model")
         key = request.path_params["key"]
-        return Response(await self.answerer.in_thread(lambda: adapter.thumbnail(key)), media_type="image/webp")
+        return Response(await self.answerer.in_thread(lambda: source.thumbnail(key)), media_type="image/webp")
 
     async def _page_file(self, request: Request) -> Response:
         name = request.path_params.get("name", "index.html")

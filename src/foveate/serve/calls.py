@@ -229,6 +229,11 @@ class Adapter(Protocol):
         """Answer a batch of one group, no `ChatCall` among them: replies, or the exception of a call alone."""
         ...
 
+
+@runtime_checkable
+class ChatAdapter(Adapter, Protocol):
+    """An adapter that also chats."""
+
     def write(self, calls: Sequence[ChatCall], listener: Listener) -> None:
         """Write the answers of a batch of one group; each row ends once, with a reply or an exception."""
         ...

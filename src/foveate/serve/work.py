@@ -14,7 +14,7 @@ from typing import Any
 
 from foveate.chat.batching import DynamicBatcher, run_in_halves
 from foveate.core.errors import UserError
-from foveate.serve.calls import Adapter, Call, ChatCall, ChatReply, Refused
+from foveate.serve.calls import Adapter, Call, ChatAdapter, ChatCall, ChatReply, Refused
 
 # Clients that start together share a batch, though their images are decoded one after another. A client alone would
 # only lose time: 10 ms are a fifth of a request for 100 regions.
@@ -188,6 +188,7 @@ class ModelWorker:
             row.begin()
         try:
             if chats:
+                assert isinstance(self.adapter, ChatAdapter), "calls go to an endpoint of their model"
                 self.adapter.write(chats, _Rows(left))
             elif left:
                 for row, reply in zip(left, self.adapter.answer([row.call for row in left]), strict=True):

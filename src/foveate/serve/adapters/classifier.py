@@ -55,10 +55,6 @@ class ClassifierAdapter:
             )
         return replies
 
-    def write(self, calls: Any, listener: Any) -> None:
-        """Not offered: a classifier writes nothing."""
-        raise NotImplementedError
-
 
 def matches(folder: Path) -> bool:
     """Return whether a folder holds an adapter with its head, the run that tuned one, or a classifier."""

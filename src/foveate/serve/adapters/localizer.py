@@ -58,10 +58,6 @@ class LocalizerAdapter:
         located = locate_phrases(self.model.network, call.image.data, call.phrases)
         return tuple(Located(each.phrase, _box_or_none(each.box), each.scores[each.rule]) for each in located)
 
-    def write(self, calls: Any, listener: Any) -> None:
-        """Not offered: an image-text model writes nothing."""
-        raise NotImplementedError
-
 
 def _box_or_none(corners: Sequence[float]) -> Box | None:
     x1, y1, x2, y2 = np.clip(corners, 0, 1).tolist()

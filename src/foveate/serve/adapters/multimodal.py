@@ -29,7 +29,7 @@ _LETTERS_PER_TOKEN = 32
 
 
 class MultimodalAdapter:
-    """See `foveate.serve.calls.Adapter`; what of a batch models of transformers share, `ForeignMllm` says."""
+    """See `foveate.serve.calls.ChatAdapter`; what of a batch models of transformers share, `ForeignMllm` says."""
 
     kind = "multimodal"
     endpoints: frozenset[Endpoint] = frozenset({"chat", "locate"})
