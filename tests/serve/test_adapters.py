@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import shutil
@@ -15,6 +16,7 @@ import foveate
 import tiny
 from foveate.core.files import write_json_atomically
 from foveate.pretrain.searching.index import build_index
+from foveate.pretrain.searching.index_folder import DESCRIPTION
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
@@ -23,7 +25,18 @@ from foveate.serve.adapters import find_kind, open_served
 from foveate.serve.adapters.classifier import ClassifierAdapter
 from foveate.serve.adapters.index import IndexAdapter
 from foveate.serve.adapters.localizer import LocalizerAdapter
-from foveate.serve.calls import ClassifyCall, EmbeddingsCall, ImageSource, LocateCall, Refused, SearchCall, ServedImage
+from foveate.serve.calls import (
+    Adapter,
+    Call,
+    ClassifyCall,
+    EmbeddingsCall,
+    ImageSource,
+    LocateCall,
+    Refused,
+    SearchCall,
+    ServedImage,
+)
+from foveate.serve.work import ModelWorker
 from foveate.vision.localizer.folder import save_model
 from naming import raises_naming
 
@@ -108,6 +121,49 @@ def test_hits_are_those_of_a_search_and_removed_images_stay_removed(root: Path, 
     assert key not in {hit.key for hit in served.answer([SearchCall(text="a red disc", count=100)])[0].hits}
 
 
+def refuse(served: Adapter, call: Call) -> Refused:
+    """Return the error that a client gets."""
+
+    async def answer() -> None:
+        worker = ModelWorker(served)
+        try:
+            await worker.answer(call)
+        finally:
+            await worker.close()
+
+    with pytest.raises(Refused) as refusal:
+        asyncio.run(answer())
+    return refusal.value
+
+
+def test_errors_of_an_index_name_no_folder(root: Path, images: list[ServedImage], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(root, tmp_path / "home"))
+    served = IndexAdapter(foveate.open_index(copy / "index", collection=copy / "images", device="cpu"), name="pets")
+    damaged = ServedImage(b"GIF89a", 8, 8)
+    calls = [
+        EmbeddingsCall(images=(damaged,)),
+        EmbeddingsCall(images=(damaged,), boxes=BOXES),
+        LocateCall(damaged, ("a dog",)),
+        LocateCall(images[0], (" ",)),
+        SearchCall(text=" "),
+        SearchCall(image=damaged),
+        SearchCall(image=damaged, box=BOXES[0]),
+        SearchCall(text="a dog", negative="a dog"),
+    ]
+    errors = [refuse(served, call) for call in calls]
+    with Collection.open(copy / "images") as collection:
+        keys = list(collection.keys)
+    remove_images(copy / "images", keys)
+    empty = refuse(served, SearchCall(text="a dog"))
+    assert str(empty).startswith("pets: ")
+    (copy / "index" / DESCRIPTION).write_text("{}")
+    changed = refuse(served, SearchCall(text="a dog"))
+    with pytest.raises(Refused) as thumbnail:
+        served.thumbnail(keys[0])
+    assert [error.status for error in (*errors, empty, changed, thumbnail.value)] == [400] * 9 + [503] * 2
+    assert not [text for text in map(str, (*errors, empty, changed, thumbnail.value)) if str(tmp_path) in text]
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import timm
@@ -133,6 +189,11 @@ def test_classes_are_those_of_the_predictor(classifier: Path, images: list[Serve
         probabilities = dict(zip(answers.classes, answers.probabilities[row], strict=True))
         for each in reply:
             assert each.probability == pytest.approx(probabilities[each.name], abs=1e-6)
+
+
+def test_errors_of_a_classifier_name_no_folder(classifier: Path) -> None:
+    error = refuse(open_served(classifier, device="cpu"), ClassifyCall(ServedImage(b"GIF89a", 8, 8)))
+    assert (error.status, str(classifier.parent) in str(error)) == (400, False)
 
 
 def test_a_calibrated_classifier_orders_by_what_it_is_calibrated_to(

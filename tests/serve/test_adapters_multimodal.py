@@ -16,6 +16,7 @@ from foveate.caption.backends.foveate import FoveateSettings, open_captioner
 from foveate.caption.captioner import CaptionRequest
 from foveate.caption.chat_requests import read_request
 from foveate.caption.prompts import find_prompt
+from foveate.core.errors import UserError
 from foveate.multimodal.answers import Answer, certain_text
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.foreign import ForeignMllm
@@ -330,3 +331,10 @@ def test_images_of_a_conversation_stand_in_their_own_turns(
     one = (turns[0], replace(turns[1], text="a disc [32, 12, 64, 24]"), ChatTurn("user", "is it big"))
     write(foreign, ChatCall(one, max_tokens=1))
     assert "a disc [500, 250, 1000, 500]" in prompts[-1]
+
+
+def test_errors_of_a_model_of_transformers_name_no_folder(foreign: MultimodalAdapter) -> None:
+    with pytest.raises(UserError) as too_long:
+        write(foreign, ask("dog " * 2000, IMAGES[0]))
+    assert "qwen;" in str(too_long.value)
+    assert "/" not in str(too_long.value)

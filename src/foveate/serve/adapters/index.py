@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from foveate.records.images import BadImage, make_thumbnail
 from foveate.serve.adapters import use_precision
 from foveate.serve.adapters.localizer import LocalizerAdapter
 from foveate.serve.calls import Call, Endpoint, Refused, SearchCall, SearchReply
+
+_LOG = logging.getLogger("foveate.serve")
 
 
 class IndexAdapter(LocalizerAdapter):
@@ -54,15 +57,31 @@ class IndexAdapter(LocalizerAdapter):
         query = Query(text=call.text, image=image, box=call.box, negative=call.negative)
         index, network = self._current(), self.model.network
         with use_precision(self.precision, network):
-            hits, _ = search_in(index, query, network, count=call.count, kind=call.kind)
+            try:
+                hits, _ = search_in(index, query, network, count=call.count, kind=call.kind)
+            except UserError as error:
+                # An index and a collection name themselves by their folders, which are nothing for clients.
+                text = str(error)
+                for folder in (index.folder, index.collection.path):
+                    text = text.replace(str(folder), self.name)
+                raise UserError(text) from error
             return SearchReply(tuple(hits), index.judge(query, hits, network, kind=call.kind))
 
     def _current(self) -> Index:
-        """Return the index as it is now: images that were removed since it was opened stay removed."""
+        """Return the index as it is now: images that were removed since it was opened stay removed.
+
+        Raises:
+            Refused: 503 while it cannot be opened again; the reason is for the log.
+        """
         with self._lock:
-            if (stamp := self._read_stamp()) != self._stamp:
-                self._index = Index.open(self._index.folder, collection=self._index.collection.path)
-                self._stamp = stamp
+            try:
+                if (stamp := self._read_stamp()) != self._stamp:
+                    self._index = Index.open(self._index.folder, collection=self._index.collection.path)
+                    self._stamp = stamp
+            except (UserError, OSError) as error:
+                _LOG.warning(f"{self.name}: has changed and cannot be opened again: {error}")
+                text = f"{self.name}: has changed and cannot be opened again"
+                raise Refused(text, status=503, code="index_unreadable", retry_after=5) from error
             return self._index
 
     def _read_stamp(self) -> tuple[float, ...]:

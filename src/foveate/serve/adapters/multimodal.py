@@ -198,4 +198,7 @@ def open_adapter(folder: Path, *, name: str, device: str | None, precision: str,
     """Open the model of a folder; one of Foveate also answers requests for captions."""
     model, native = open_mllm(folder, device=device), find_native_folder(folder)
     captioner = MllmCaptioner(model, native) if isinstance(model, Mllm) and native is not None else None
+    if isinstance(model, ForeignMllm):
+        # Its errors begin with it, and a folder of the server is nothing for clients.
+        model.name = name
     return MultimodalAdapter(model, name=name, captioner=captioner, precision=precision, max_tokens=max_tokens)
