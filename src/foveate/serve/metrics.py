@@ -13,7 +13,6 @@ _HELP = {
     "foveate_first_piece_seconds": "Seconds from a request's head to the first piece of a streamed answer.",
     "foveate_tokens_total": "Tokens that were read (prompt) and written (completion).",
     "foveate_waiting": "Calls that wait for a model.",
-    "foveate_running": "Calls that a model is answering.",
 }
 Labels = tuple[tuple[str, str], ...]
 
