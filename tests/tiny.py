@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,19 @@ def recipe(**changes: Any) -> PretrainRecipe:
 def write_recipe(path: Path, **changes: Any) -> Path:
     path.write_text(yaml.safe_dump(merged(RECIPE, changes), sort_keys=False), encoding="utf-8")
     return path
+
+
+def make_index(root: Path, collection: Path) -> Path:
+    """Write `model`, a copy of the collection `my-images`, and `my-index` of them into `root`; return it."""
+    # Most of those who draw a collection need no torch.
+    from foveate.pretrain.searching.index import build_index
+    from foveate.pretrain.train import build_model
+    from foveate.vision.localizer.folder import save_model
+
+    shutil.copytree(collection, root / "my-images")
+    save_model(build_model(recipe()).eval(), root / "model")
+    build_index(root / "model", root / "my-images", root / "my-index")
+    return root
 
 
 def damage(collection: Path, key: str) -> None:

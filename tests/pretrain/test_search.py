@@ -40,11 +40,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 @pytest.fixture(scope="module")
 def folder(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model, collection and index side by side."""
-    root = tmp_path_factory.mktemp("search")
-    shutil.copytree(tiny_collection, root / "my-images")
-    save_model(build_model(tiny.recipe()).eval(), root / "model")
-    build_index(root / "model", root / "my-images", root / "my-index")
-    return root
+    return tiny.make_index(tmp_path_factory.mktemp("search"), tiny_collection)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,7 @@ from PIL import Image
 import foveate
 import tiny
 from foveate.core.files import write_json_atomically
-from foveate.pretrain.searching.index import build_index
 from foveate.pretrain.searching.index_folder import DESCRIPTION
-from foveate.pretrain.train import build_model
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.removal import remove_images
@@ -37,7 +35,6 @@ from foveate.serve.calls import (
     ServedImage,
 )
 from foveate.serve.work import ModelWorker
-from foveate.vision.localizer.folder import save_model
 from naming import raises_naming
 
 BOXES = (Box(0.1, 0.1, 0.6, 0.7), Box(0.0, 0.0, 1.0, 1.0))
@@ -46,16 +43,12 @@ BOXES = (Box(0.1, 0.1, 0.6, 0.7), Box(0.0, 0.0, 1.0, 1.0))
 @pytest.fixture(scope="module")
 def root(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model, collection and index side by side."""
-    root = tmp_path_factory.mktemp("served")
-    shutil.copytree(tiny_collection, root / "images")
-    save_model(build_model(tiny.recipe()).eval(), root / "model")
-    build_index(root / "model", root / "images", root / "index")
-    return root
+    return tiny.make_index(tmp_path_factory.mktemp("served"), tiny_collection)
 
 
 @pytest.fixture(scope="module")
 def images(root: Path) -> list[ServedImage]:
-    with Collection.open(root / "images") as collection:
+    with Collection.open(root / "my-images") as collection:
         sizes = zip(collection.index["width"], collection.index["height"], strict=True)
         return [
             ServedImage(collection.image_bytes(row), int(width), int(height))
@@ -94,7 +87,7 @@ def test_phrases_are_located_as_in_the_process(root: Path, images: list[ServedIm
 
 
 def test_hits_are_those_of_a_search_and_removed_images_stay_removed(root: Path, images: list[ServedImage]) -> None:
-    served, index = open_served(root / "index", device="cpu"), foveate.open_index(root / "index", device="cpu")
+    served, index = open_served(root / "my-index", device="cpu"), foveate.open_index(root / "my-index", device="cpu")
     assert isinstance(served, IndexAdapter)
     assert isinstance(served, ImageSource)
     calls = [
@@ -115,7 +108,7 @@ def test_hits_are_those_of_a_search_and_removed_images_stay_removed(root: Path, 
         with pytest.raises(Refused) as refusal:
             served.thumbnail(other)
         assert refusal.value.status == 404
-    remove_images(root / "images", [key])
+    remove_images(root / "my-images", [key])
     with pytest.raises(Refused):
         served.thumbnail(key)
     assert key not in {hit.key for hit in served.answer([SearchCall(text="a red disc", count=100)])[0].hits}
@@ -138,7 +131,9 @@ def refuse(served: Adapter, call: Call) -> Refused:
 
 def test_errors_of_an_index_name_no_folder(root: Path, images: list[ServedImage], tmp_path: Path) -> None:
     copy = Path(shutil.copytree(root, tmp_path / "home"))
-    served = IndexAdapter(foveate.open_index(copy / "index", collection=copy / "images", device="cpu"), name="pets")
+    served = IndexAdapter(
+        foveate.open_index(copy / "my-index", collection=copy / "my-images", device="cpu"), name="pets"
+    )
     damaged = ServedImage(b"GIF89a", 8, 8)
     calls = [
         EmbeddingsCall(images=(damaged,)),
@@ -151,12 +146,12 @@ def test_errors_of_an_index_name_no_folder(root: Path, images: list[ServedImage]
         SearchCall(text="a dog", negative="a dog"),
     ]
     errors = [refuse(served, call) for call in calls]
-    with Collection.open(copy / "images") as collection:
+    with Collection.open(copy / "my-images") as collection:
         keys = list(collection.keys)
-    remove_images(copy / "images", keys)
+    remove_images(copy / "my-images", keys)
     empty = refuse(served, SearchCall(text="a dog"))
     assert str(empty).startswith("pets: ")
-    (copy / "index" / DESCRIPTION).write_text("{}")
+    (copy / "my-index" / DESCRIPTION).write_text("{}")
     changed = refuse(served, SearchCall(text="a dog"))
     with pytest.raises(Refused) as thumbnail:
         served.thumbnail(keys[0])
@@ -211,7 +206,7 @@ def test_a_calibrated_classifier_orders_by_what_it_is_calibrated_to(
 
 
 def test_a_folder_says_what_is_wrong_with_it(root: Path, classifier: Path, tmp_path: Path) -> None:
-    assert [find_kind(path) for path in (root / "model", root / "index", classifier, "mini")] == [
+    assert [find_kind(path) for path in (root / "model", root / "my-index", classifier, "mini")] == [
         "localizer", "index", "classifier", "multimodal",
     ]  # fmt: skip
     with raises_naming(foveate.UserError, tmp_path / "nowhere", "no such folder"):
