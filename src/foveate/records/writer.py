@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
-import json
 import tarfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, commit_atomically, name_in_errors, read_json, write_json_atomically
 from foveate.records import layout, tables
 from foveate.records.collection import check_description, check_writable
+from foveate.records.dataset_rows import ROWS_PER_CHUNK, add_dataset_rows, replace_dataset_rows
 from foveate.records.file_stamps import KIND as FILES
 from foveate.records.file_stamps import FileStamp, list_ids
 from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine
@@ -48,7 +45,6 @@ from foveate.records.tables import Provenance
 # Shards of at most 512 MiB: large enough for sequential reading, small enough to copy and to rewrite in a purge.
 IMAGES_PER_SHARD = 1000
 BYTES_PER_SHARD = 512 * 2**20
-_ROWS_PER_CHUNK = 10_000  # as dictionaries 200,000 rows take half a gigabyte, as a table a twentieth
 
 
 def refuse_foreign_folder(path: Path) -> None:
@@ -116,79 +112,6 @@ def update_description(
     if updated != description:  # a run that adds nothing leaves the file, and its time, as they are
         write_json_atomically(path / layout.DESCRIPTION, updated)
     return updated
-
-
-def add_dataset_rows(
-    collection: Path, kind: str, rows: Sequence[Mapping[str, object]], *, source: str, created: str
-) -> int:
-    """Add rows to a table about the whole data set, such as COCO's categories; return how many were new.
-
-    No removal of images touches these tables. The caller holds the writer's lock. All rows of a table have the same
-    columns; `source` and `created` are added. Rows that exist already are skipped.
-
-    Raises:
-        UserError: a text cannot be stored.
-    """
-    path = layout.dataset_table_path(collection, tables.check_kind(kind))
-    existing = tables.read_table(path).to_pylist() if path.is_file() else []
-    known = {_content_key(row) for row in existing}
-    checked = [check_row(kind, {**row, "source": source}) for row in rows]
-    new = {_content_key(row): {**row, "created": created} for row in checked if _content_key(row) not in known}
-    if new:
-        tables.write_table(path, tables.to_table(kind, [*existing, *new.values()]))
-    return len(new)
-
-
-def replace_dataset_rows(
-    collection: Path, kind: str, rows: Iterable[Mapping[str, object]], *, by: str, source: str, created: str
-) -> int:
-    """Add rows to a table about the whole data set, each in place of the one with its value of the column `by`.
-
-    Otherwise as `add_dataset_rows`. Of rows with one value of `by` the first holds. Returns how many rows are new or
-    changed.
-
-    Raises:
-        UserError: a text cannot be stored.
-    """
-    path = layout.dataset_table_path(collection, tables.check_kind(kind))
-    stream, chunks = iter(rows), []
-    while chunk := list(itertools.islice(stream, _ROWS_PER_CHUNK)):
-        checked = [{**check_row(kind, {**row, "source": source}), "created": created} for row in chunk]
-        chunks.append(tables.to_table(kind, checked))
-    if not chunks:
-        return 0
-    new = pa.concat_tables(chunks, promote_options="permissive").combine_chunks()
-    new = new.filter(pa.array(tables.positions(new[by], among=new[by]) == np.arange(len(new))))
-    existing = tables.read_table(path) if path.is_file() else new.slice(0, 0)
-    known = tables.positions(new[by], among=existing[by])
-    equal = _equal_rows(new, existing, known)
-    if equal.all():
-        return 0
-    order = np.arange(len(existing))
-    # A changed row takes the position of the one that it replaces.
-    changed = np.flatnonzero(~equal & (known >= 0))
-    order[known[changed]] = len(existing) + changed
-    order = np.concatenate([order, len(existing) + np.flatnonzero(known < 0)])
-    tables.write_table(path, pa.concat_tables([existing, new], promote_options="permissive").take(pa.array(order)))
-    return int((~equal).sum())
-
-
-def _equal_rows(new: pa.Table, existing: pa.Table, known: np.ndarray) -> np.ndarray:
-    """Return which rows of `new` are equal, but for `created`, to the row `known` of `existing` (-1: there is none)."""
-    equal = known >= 0
-    before = existing.take(pa.array(known, mask=~equal))
-    for name in new.column_names:
-        if name not in before.column_names:
-            return np.zeros(len(new), dtype=bool)
-        if name != "created":
-            same = pc.call_function("equal", [new[name], before[name]]).fill_null(False)
-            both_null = pc.call_function("and", [new[name].is_null(), before[name].is_null()])
-            equal &= pc.call_function("or", [same, both_null]).to_numpy()
-    return equal
-
-
-def _content_key(row: Mapping[str, object]) -> str:
-    return json.dumps({name: row[name] for name in sorted(row) if name != "created"})
 
 
 class CollectionWriter:
@@ -442,7 +365,7 @@ class CollectionWriter:
         finished[FILES] = finish_rows(FILES, [row], provenance)
         for kind, of_kind in finished.items():
             self._revisions.setdefault(kind, []).extend(of_kind)
-        if len(self._revisions[FILES]) >= _ROWS_PER_CHUNK:
+        if len(self._revisions[FILES]) >= ROWS_PER_CHUNK:
             self._write_revisions()
 
     def _write_revisions(self) -> None:
