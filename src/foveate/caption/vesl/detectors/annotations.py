@@ -78,14 +78,9 @@ class AnnotationDetector(Detector):
         return Detections(boxes_K4[keep_K], score_K[keep_K], best_K[keep_K])
 
 
-def open_detector(settings: AnnotationSettings, collection: Collection, device: str | None) -> AnnotationDetector:
-    """Open the oracle over a collection's annotations."""
-    return AnnotationDetector(settings, collection)
-
-
 DETECTOR = DetectorKind(
     settings=AnnotationSettings,
-    open=open_detector,
+    open=lambda settings, collection, _: AnnotationDetector(settings, collection),
     reads_pixels=False,
     oracle=True,
     note="oracle: boxes that are there already, with the caption's phrases",

@@ -17,7 +17,6 @@ from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, 
 from foveate.caption.vesl.similarity import RegionScorer
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
-from foveate.records.collection import Collection
 from foveate.vision.detectors.padded_square import MIN_SIDE_PX
 from foveate.vision.localizer.inference import find
 
@@ -86,9 +85,8 @@ class ClocDetector(Detector):
         return results
 
 
-def open_detector(settings: ClocSettings, collection: Collection, device: str | None) -> ClocDetector:
-    """Open a model folder as detector."""
-    return ClocDetector(settings, device)
-
-
-DETECTOR = DetectorKind(settings=ClocSettings, open=open_detector, note="self-labeling by a model of our own")
+DETECTOR = DetectorKind(
+    settings=ClocSettings,
+    open=lambda settings, _, device: ClocDetector(settings, device),
+    note="self-labeling by a model of our own",
+)

@@ -20,7 +20,6 @@ from foveate.multimodal.folder import hash_model
 from foveate.multimodal.opening import find_native_folder, open_mllm
 from foveate.multimodal.prepare import Question
 from foveate.multimodal.questions import ask_where
-from foveate.records.collection import Collection
 from foveate.vision.detectors.padded_square import MIN_SIDE_PX
 
 
@@ -99,13 +98,8 @@ def _corners(answer: Answer) -> tuple[float, float, float, float]:
     return box.x1, box.y1, box.x2, box.y2
 
 
-def open_detector(settings: MllmSettings, collection: Collection, device: str | None) -> MllmDetector:
-    """Open the model that is asked."""
-    return MllmDetector(settings, device)
-
-
 DETECTOR = DetectorKind(
     settings=MllmSettings,
-    open=open_detector,
+    open=lambda settings, _, device: MllmDetector(settings, device),
     note="asks a multimodal model, such as the shipped mini, where each phrase is",
 )

@@ -17,7 +17,6 @@ from pydantic import Field
 
 from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind
 from foveate.caption.vesl.similarity import RegionScorer
-from foveate.records.collection import Collection
 from foveate.vision.detectors.nanodet import CLASS_NAMES, NanoDetProposer, Proposals, ProposalSettings
 from foveate.vision.minilm import PACKAGE_SHA256, SentenceEncoder
 
@@ -95,14 +94,9 @@ class NanoDetDetector(Detector):
         return np.asarray(vectors[: len(names)] @ vectors[len(names) :].T)
 
 
-def open_detector(settings: NanoDetSettings, collection: Collection, device: str | None) -> NanoDetDetector:
-    """Open the shipped weights and what chooses phrases."""
-    return NanoDetDetector(settings, device)
-
-
 DETECTOR = DetectorKind(
     settings=NanoDetSettings,
-    open=open_detector,
+    open=lambda settings, _, device: NanoDetDetector(settings, device),
     note="offline, for photographs: class-agnostic boxes of NanoDet-g",
     without_model="the shipped NanoDet-g finds boxes, and the names of its 80 classes choose their phrases; "
     "--model open_clip:ARCH/PRETRAINED or a model folder names more",

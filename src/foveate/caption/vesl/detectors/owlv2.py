@@ -18,7 +18,6 @@ from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, 
 from foveate.core.errors import UserError
 from foveate.core.hub import check_loaded, fetch, loading
 from foveate.core.recipes import Settings
-from foveate.records.collection import Collection
 from foveate.vision.detectors.padded_square import boxes_in_image
 from foveate.vision.precision import choose_device
 
@@ -161,9 +160,8 @@ class Owlv2Detector(Detector):
         ]
 
 
-def open_detector(settings: Owlv2Settings, collection: Collection, device: str | None) -> Owlv2Detector:
-    """Open an OWLv2 checkpoint as detector."""
-    return Owlv2Detector(settings, device)
-
-
-DETECTOR = DetectorKind(settings=Owlv2Settings, open=open_detector, note="the paper's: OWLv2 through transformers")
+DETECTOR = DetectorKind(
+    settings=Owlv2Settings,
+    open=lambda settings, _, device: Owlv2Detector(settings, device),
+    note="the paper's: OWLv2 through transformers",
+)
