@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
+import shlex
+import subprocess
+import sys
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -83,11 +87,35 @@ def test_refcoco(tmp_path: Path, write: Any) -> None:
     assert again.further["conversations already in the collection"] == 2
 
 
-def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
-    path = tmp_path / "refs(unc).p"
-    path.write_bytes(pickle.dumps([{"ref_id": 1}]))
-    with raises_naming(UserError, path, "pickle", "python -c", "json.dump", "refs(unc).json"):
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("malicious", [False, True])
+def test_a_pickle_is_refused_with_a_command_that_converts_it_and_runs_nothing(tmp_path: Path, malicious: bool) -> None:
+    path, target = tmp_path / "refs(unc).p", tmp_path / "attacked"
+    content = [{"ref_id": 1, "sentences": [{"sent": "the dog's é", "sent_id": 2**40}]}]
+    path.write_bytes(pickle.dumps([Malicious(target)] if malicious else content, protocol=2))
+    with raises_naming(UserError, path, "pickle", "python -c") as caught:
         run("refcoco", path, tmp_path / "c")
+    code = shlex.split(str(caught.value).partition("python -c ")[2])[0]
+    result = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
+    converted = path.with_suffix(".json")
+    if malicious:
+        assert "TypeError" in result.stderr
+        assert not converted.exists()
+        assert not target.exists()
+        pickle.loads(path.read_bytes())  # noqa: S301
+        assert target.exists(), "the file attacks whoever loads it"
+    else:
+        assert json.loads(converted.read_text()) == content
+
+
+def test_references_without_instances_are_refused(tmp_path: Path) -> None:
     with raises_naming(UserError, "instances.json"):
         run("refcoco", write_json(tmp_path / "refs.json", [{"ref_id": 1, "sentences": []}]), tmp_path / "c")
     assert not (tmp_path / "c").exists()

@@ -62,11 +62,14 @@ def read_expressions(path: Path) -> list[Expression]:
         UserError: it is a pickle, damaged, or of another layout, or `instances.json` is missing.
     """
     if path.suffix.lower() in _PICKLES:
-        converted = path.with_suffix(".json")
-        code = f"import json, pickle; json.dump(pickle.load(open({path.name!r}, 'rb')), open({converted.name!r}, 'w'))"
+        # A subclass without `find_class` loads lists, objects, texts and numbers, and raises TypeError at all else.
+        code = (
+            "import json, pickle; Plain = type('Plain', (pickle.Unpickler,), {'find_class': None}); "
+            f"json.dump(Plain(open({str(path)!r}, 'rb')).load(), open({str(path.with_suffix('.json'))!r}, 'w'))"
+        )
         raise UserError(
-            f"{path} is a pickle, which may run any program when it is opened; expected JSON. Where you trust the "
-            f"file, convert it: python -c {shlex.quote(code)}"
+            f"{path} is a pickle, which can run any code when it is loaded; expected JSON. Convert it without running "
+            f"code of the file (a TypeError means that it has some; do not load it then): python -c {shlex.quote(code)}"
         )
     content = read_annotations(path)
     if isinstance(content, list):
