@@ -41,7 +41,7 @@ _STRINGS, _NAMES = 64, 64
 FALSE_ALARMS, NAMES_UNKNOWN = 0.75, 0.05
 _GARBLED = 8  # texts that a word of another script is compared with
 _CACHED = 4096
-_WORDS = re.compile(r"[^\W\d_]{2,}")
+_WORD = re.compile(r"[^\W\d_]{2,}")
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
@@ -101,7 +101,7 @@ def split_query(text: str) -> list[str]:
         >>> split_query("the 3 Asdfgh of a boat")
         ['asdfgh', 'boat']
     """
-    words = [word.casefold() for word in _WORDS.findall(unicodedata.normalize("NFKC", text))]
+    words = [word.casefold() for word in _WORD.findall(unicodedata.normalize("NFKC", text))]
     # One character of these is a word.
     words += _WIDE.findall(text) if len(text.strip()) == 1 else []
     return [word for word in dict.fromkeys(words) if word not in STOP_WORDS]

@@ -148,6 +148,6 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
         return ()
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
-        numbers = [number for number in names if isinstance(number, int) and 0 <= number <= _MAX_CLASS]
-        names = [names.get(number, "") for number in range(1 + max(numbers, default=-1))]
+        indices = [number for number in names if isinstance(number, int) and 0 <= number <= _MAX_CLASS]
+        names = [names.get(number, "") for number in range(1 + max(indices, default=-1))]
     return tuple(str(name).strip() for name in names) if isinstance(names, list) else ()

@@ -59,11 +59,11 @@ def detect_format(source: str, *, others: tuple[str, ...] = (), options: Collect
     formats = load_formats()
     matches = {name: evidence for name, entry in formats.items() if (evidence := entry.recognize(source)) is not None}
     if Path(source).exists():
-        taken = {option for name in matches for option in formats[name].options}
+        recognized_options = {option for name in matches for option in formats[name].options}
         matches |= {
             name: _flag(entry)
             for name, entry in formats.items()
-            if entry.by_option in options and entry.by_option not in taken
+            if entry.by_option in options and entry.by_option not in recognized_options
         }
     clear = {name: evidence for name, evidence in matches.items() if not formats[name].fallback} or matches
     if len(clear) > 1:

@@ -26,9 +26,9 @@ def are_fractions(regions: Sequence[object]) -> bool:
     In pixels no such box would have more than one pixel. 1.05 is allowed, as boxes may reach out of the image.
     """
     boxes = [raw["box"] for raw in regions if isinstance(raw, Mapping) and "box" in raw and raw.get("unit") is None]
-    values = [value for box in boxes if isinstance(box, list) for value in box]
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    return len(numbers) == len(values) > 0 and all(-CLIP_TOLERANCE <= value <= 1 + CLIP_TOLERANCE for value in numbers)
+    entries = [value for box in boxes if isinstance(box, list) for value in box]
+    values = [value for value in entries if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(values) == len(entries) > 0 and all(-CLIP_TOLERANCE <= value <= 1 + CLIP_TOLERANCE for value in values)
 
 
 def read_region(

@@ -130,13 +130,15 @@ def _add_takeout(content: Mapping[str, object], captions: list[Caption], sidecar
     description = content.get("description")
     if isinstance(description, str) and description.strip():
         captions.append(Caption(description, "description"))
-    places = [content.get("geoData"), content.get("geoDataExif")]
-    degrees = [(place.get("latitude"), place.get("longitude")) for place in places if isinstance(place, Mapping)]
+    locations = [content.get("geoData"), content.get("geoDataExif")]
+    degrees = [
+        (location.get("latitude"), location.get("longitude")) for location in locations if isinstance(location, Mapping)
+    ]
     # Takeout writes 0, 0 where it knows no place.
     known = [pair for pair in degrees if all(isinstance(value, int | float) for value in pair) and any(pair)]
     latitude, longitude = known[0] if known else (None, None)
-    taken = content.get("photoTakenTime")
-    seconds = taken.get("timestamp") if isinstance(taken, Mapping) else None
+    photo_time = content.get("photoTakenTime")
+    seconds = photo_time.get("timestamp") if isinstance(photo_time, Mapping) else None
     try:
         time = datetime.fromtimestamp(int(str(seconds)), UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):

@@ -22,8 +22,8 @@ def parse_yolo(text: str, class_names: Sequence[str]) -> list[dict[str, object]]
     if not lines:
         return None
     boxes: list[dict[str, object]] = []
-    for words in lines:
-        values = _parse_numbers(words)
+    for fields in lines:
+        values = _parse_numbers(fields)
         if values is None:
             return None
         if len(values) >= 6 and len(values) % 2 == 0:
@@ -35,18 +35,18 @@ def parse_yolo(text: str, class_names: Sequence[str]) -> list[dict[str, object]]
         else:
             return None
         score = values[4] if len(values) == 5 else 1.0
-        number = int(words[0])
+        number = int(fields[0])
         name = class_names[number] if number < len(class_names) and class_names[number].strip() else f"class {number}"
         boxes.append({"box": box, "unit": "normalized", "phrase": name, "label": name, "score": score})
     return boxes
 
 
-def _parse_numbers(words: Sequence[str]) -> list[float] | None:
+def _parse_numbers(fields: Sequence[str]) -> list[float] | None:
     """Return the numbers of a line behind its class; None if they cannot be those of a box."""
-    if not words[0].isascii() or not words[0].isdigit() or len(words[0]) > 6:
+    if not fields[0].isascii() or not fields[0].isdigit() or len(fields[0]) > 6:
         return None
     try:
-        values = [float(word) for word in words[1:]]
+        values = [float(field) for field in fields[1:]]
     except ValueError:
         return None
     # A caption of numbers, such as "1984 2 4 6 8", is none.
