@@ -74,7 +74,7 @@ def read_sidecars(
             boxes.extend(labeled)
             sidecar.further["text files of YOLO, whose lines are boxes and no captions"] += 1
             if labeled and not class_names:
-                sidecar.further["text files of YOLO without names: add classes.txt or data.yaml"] += 1
+                sidecar.further["text files of YOLO without class names (no readable classes.txt or data.yaml)"] += 1
         # img2dataset writes the caption into both files.
         elif content.strip() not in {caption.text.strip() for caption in captions}:
             written.append(Caption(content))
