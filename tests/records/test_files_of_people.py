@@ -17,7 +17,9 @@ from foveate.records import images
 from foveate.records.collection import Collection
 from foveate.records.importers.encodings import decode_text
 from foveate.records.importers.folder import import_folder
+from foveate.records.importers.sidecar import read_sidecars
 from foveate.records.importers.yolo import parse_yolo
+from foveate.records.record import Context
 
 UMLAUTS = "Schöne Grüße aus Zürich, d'été à Besançon"
 ENTITIES = "a &amp;quot;boat&amp;quot; &amp; &#99;at; R&D &notin it"
@@ -68,6 +70,18 @@ def test_sidecars_by_the_names_that_people_and_programs_give_them(tmp_path: Path
     ]
     assert summary.ignored == {".md": 1, ".mp4": 1, "no extension": 1}
     assert "3 other files ignored (.md 1, .mp4 1, no extension 1)" in summary.lines()
+
+
+@pytest.mark.parametrize("latitude", [float("nan"), 90.5, 10**400, True, "47.4", None])
+def test_a_takeout_location_that_is_no_degrees_is_left_out(latitude: object) -> None:
+    location = {"latitude": latitude, "longitude": 8.5}
+    content = {"photoTakenTime": {"timestamp": "1700000000"}, "geoData": location}
+    context = read_sidecars([], [json.dumps(content).encode], size=None).context
+    assert context == Context(time="2023-11-14T22:13:20+00:00")
+    content["geoDataExif"] = {"latitude": -90, "longitude": 8.5}
+    context = read_sidecars([], [json.dumps(content).encode], size=None).context
+    assert context is not None
+    assert (context.latitude, context.longitude) == (-90.0, 8.5)
 
 
 @pytest.mark.parametrize(

@@ -130,21 +130,31 @@ def _add_takeout(content: Mapping[str, object], captions: list[Caption], sidecar
     description = content.get("description")
     if isinstance(description, str) and description.strip():
         captions.append(Caption(description, "description"))
-    locations = [content.get("geoData"), content.get("geoDataExif")]
-    degrees = [
-        (location.get("latitude"), location.get("longitude")) for location in locations if isinstance(location, Mapping)
-    ]
-    # Takeout writes 0, 0 where it knows no place.
-    known = [pair for pair in degrees if all(isinstance(value, int | float) for value in pair) and any(pair)]
-    latitude, longitude = known[0] if known else (None, None)
+    locations = (_read_degrees(content.get(name)) for name in ("geoData", "geoDataExif"))
+    latitude, longitude = next(filter(None, locations), (None, None))
     photo_time = content.get("photoTakenTime")
     seconds = photo_time.get("timestamp") if isinstance(photo_time, Mapping) else None
     try:
         time = datetime.fromtimestamp(int(str(seconds)), UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):
         time = ""
-    if known or time:
+    if latitude is not None or time:
         sidecar.context = Context(latitude, longitude, time)
+
+
+def _read_degrees(location: object) -> tuple[float, float] | None:
+    """Return (latitude, longitude) of a location of Takeout; None if they are no degrees."""
+    if not isinstance(location, Mapping):
+        return None
+    degrees: list[float] = []
+    for name, limit in (("latitude", 90), ("longitude", 180)):
+        value = location.get(name)
+        # A JSON integer can be too large for a float, so compare first; NaN is in no interval.
+        if not isinstance(value, int | float) or isinstance(value, bool) or not -limit <= value <= limit:
+            return None
+        degrees.append(float(value))
+    # Takeout writes 0, 0 where it knows no location.
+    return (degrees[0], degrees[1]) if any(degrees) else None
 
 
 def _parse_captions(value: object, name: str, sidecar: Sidecar) -> list[Caption]:
