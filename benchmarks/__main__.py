@@ -117,8 +117,8 @@ def write_page(out: Path) -> str:
         "How fast Foveate is beside others, all measured in one command on one machine:\n",
         "```bash\nmake bench   # goes on where it was stopped; python -m benchmarks --help\n```\n",
         f"A ratio is the other's time over ours: above 1, Foveate is faster. {len(peers)} comparisons, "
-        f"{slower} of them below 1, which stand first. Medians of paired rounds with the 95 % interval, one thread of "
-        f"{facts['processor']}. Sizes are chosen so that two cores finish in minutes; the linked pages of the methods "
+        f"{slower} of them below 1,\nwhich stand first. Medians of paired rounds with the 95 % interval, one thread of "
+        f"{facts['processor']}. Sizes are\nchosen so that two cores finish in minutes; the linked pages of the methods "
         "have other sizes.\n",
         _table(peers, "against"),
         "## How far the limit is\n\nOur share of what no program that does the same work can beat, such as decoding.\n",
