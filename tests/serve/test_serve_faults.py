@@ -26,6 +26,7 @@ from test_application import WORDS, data_url, user
 
 from foveate.serve.application import Application
 from foveate.serve.settings import ServeSettings
+from naming import raises_naming
 
 CHAT = "/v1/chat/completions"
 
@@ -184,6 +185,18 @@ def test_other_servers_may_run_it() -> None:
         return [reply.status_code for reply in replies]
 
     assert asyncio.run(main()) == [200, 200, 413]
+
+
+def test_a_second_event_loop_is_an_error_and_no_call_that_never_ends() -> None:
+    application = Application([FakeAdapter()], ServeSettings())
+
+    async def start() -> None:
+        application.answerer.start()
+        application.answerer.start()
+
+    asyncio.run(start())
+    with raises_naming(RuntimeError, "event loop"):
+        asyncio.run(start())
 
 
 def test_a_server_that_drains_ends_its_streams() -> None:

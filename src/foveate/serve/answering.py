@@ -44,10 +44,16 @@ class Answerer:
         self.settings, self.metrics, self.is_closing = settings, metrics, False
         self.workers: dict[str, ModelWorker] = {}
         self._num_reading = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.decoder = ImageDecoder(max_pixels=settings.max_pixels)
 
     def start(self) -> None:
-        """Start the threads of the models; within the event loop that serves."""
+        """Start the threads of the models; within the event loop that serves, which is always the same."""
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        # A call of another loop would wait for a batch that nothing wakes.
+        if loop is not self._loop:
+            raise RuntimeError("an application serves in one event loop; expected another application for this one")
         if not self.workers:
             for name, adapter in self.adapters.items():
                 self.workers[name] = ModelWorker(
