@@ -133,8 +133,7 @@ class Application:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    headers = {} if error.retry_after is None else {"Retry-After": str(max(1, round(error.retry_after)))}
-    return to_json(replies.error_body(error), error.status, headers)
+    return to_json(replies.error_body(error), error.status, replies.error_headers(error))
 
 
 async def _fail(request: Request, error: Exception) -> Response:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.serve.calls import Refused
 from foveate.serve.guard import LOG, find_header, read_length
-from foveate.serve.replies import error_body
+from foveate.serve.replies import error_body, error_headers
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol as Parser
@@ -100,7 +100,7 @@ class FramingProtocol(Parser):
         self.clients[self._address] += 1
         if self.clients[self._address] > self.max_connections:
             message = f"at most {self.max_connections} connections of one client; see --max-connections"
-            self._refuse(Refused(message, status=429, code="too_many_connections"))
+            self._refuse(Refused(message, status=429, code="too_many_connections", retry_after=1))
         else:
             self._timer = self.loop.call_later(HEAD_SECONDS, self._expire)
 
@@ -206,7 +206,8 @@ class FramingProtocol(Parser):
         LOG.info(json.dumps({"status": refusal.status, "code": refusal.code}))
         body = json.dumps(error_body(refusal)).encode()
         lines = [f"HTTP/1.1 {refusal.status} {_PHRASES[refusal.status]}", "content-type: application/json"]
-        lines += [f"content-length: {len(body)}", "connection: close"] + ["retry-after: 1"] * (refusal.status == 429)
+        lines += [f"content-length: {len(body)}", "connection: close"]
+        lines += [f"{name}: {value}" for name, value in error_headers(refusal).items()]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.has_rest = True
         if self.cycle is not None and not self.cycle.response_complete:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from foveate.serve.calls import Refused
-from foveate.serve.replies import error_body
+from foveate.serve.replies import error_body, error_headers
 from foveate.serve.settings import ServeSettings
 
 LOG = logging.getLogger("foveate.serve")
@@ -206,11 +206,8 @@ class Guard:
 
 async def send_refusal(send: Send, refusal: Refused, *, close: bool = False) -> None:
     """Send OpenAI's error object. close: the body is not read, so the connection cannot go on."""
-    headers = [(b"connection", b"close")] * close
-    if refusal.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if refusal.retry_after is not None:
-        headers.append((b"retry-after", str(max(1, round(refusal.retry_after))).encode()))
+    headers = [(name.encode(), value.encode()) for name, value in error_headers(refusal).items()]
+    headers += [(b"connection", b"close")] * close
     await _send(send, refusal.status, json.dumps(error_body(refusal)).encode(), headers)
 
 

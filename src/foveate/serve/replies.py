@@ -28,6 +28,14 @@ def error_body(refusal: Refused) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": refusal.param, "code": refusal.code}}
 
 
+def error_headers(refusal: Refused) -> dict[str, str]:
+    """Return the headers of an error's reply: when to come back, and how to send a key."""
+    headers = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}
+    if refusal.retry_after is not None:
+        headers["retry-after"] = str(max(1, round(refusal.retry_after)))
+    return headers
+
+
 class ChatWriter:
     """Write one answer as OpenAI's object, or as the chunks of its stream.
 
