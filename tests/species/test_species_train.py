@@ -329,7 +329,18 @@ def test_files_of_features(survey: Survey, tmp_path: Path) -> None:
     np.savez(tmp_path / "nan.npz", key=np.array(keys[:1]), vector=np.full((1, 2), np.nan))
     np.savez(tmp_path / "shape.npz", key=np.array(keys[:1]), vector=np.zeros(2))
     np.savez(tmp_path / "names.npz", keys=np.array(keys[:1]))
+    np.savez(tmp_path / "scalar.npz", key=np.array(keys[0]), vector=np.zeros((1, 2)))
+    with (tmp_path / "single.npz").open("wb") as file:
+        np.save(file, np.zeros((1, 2)))
+    np.savez_compressed(
+        tmp_path / "damaged.npz", key=np.array(keys[:1]), vector=np.random.default_rng(0).random((1, 999))
+    )
+    damaged = bytearray((tmp_path / "damaged.npz").read_bytes())
+    damaged[2000:2100] = b"\xff" * 100
+    (tmp_path / "damaged.npz").write_bytes(damaged)
     (tmp_path / "text.npz").write_text("no archive")
+    pq.write_table(pa.table({"key": keys[:1], "vector": [["x", "y"]]}), tmp_path / "strings.parquet")
+    pq.write_table(pa.table({"key": keys[:1], "vector": [[[1.0], [2.0]]]}), tmp_path / "nested.parquet")
     pq.write_table(pa.table({"key": keys[:2], "vector": [[1.0], [1.0, 2.0]]}), tmp_path / "ragged.parquet")
     pq.write_table(pa.table({"key": keys[:2], "vectors": [[1.0], [2.0]]}), tmp_path / "column.parquet")
     for name, part in {
@@ -338,10 +349,15 @@ def test_files_of_features(survey: Survey, tmp_path: Path) -> None:
         "nan.npz": keys[0],
         "shape.npz": "vector",
         "names.npz": "'key'",
+        "scalar.npz": "'key'",
+        "single.npz": "npz",
+        "damaged.npz": "npz",
         "text.npz": "npz",
         "missing.npz": "no such file",
         "ragged.parquet": "vector",
         "column.parquet": "vector",
+        "strings.parquet": "string",
+        "nested.parquet": "list<",
     }.items():
         with raises_naming(UserError, name, part):
             read_features(tmp_path / name, keys, rows)

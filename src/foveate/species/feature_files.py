@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,21 +52,23 @@ def _read_npz(path: Path) -> tuple[list[str], NDArray[np.float32]]:
     try:
         # No pickle: loading one can run code.
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("key", "vector") if name in file.files}
+            arrays = {name: file[name] for name in ("key", "vector") if name in file}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    # TypeError: a single array (.npy) by the name of an archive.
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError, TypeError) as error:
         raise UserError(f"{path}: not an npz file of plain arrays") from error
     for name in ("key", "vector"):
         if name not in arrays:
             raise UserError(f"{path}: array '{name}' is missing; expected key [N] and vector [N, F]")
-    vectors = arrays["vector"]
-    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or len(vectors) != len(arrays["key"]):
+    keys, vectors = arrays["key"], arrays["vector"]
+    if keys.ndim != 1:
+        raise UserError(f"{path}: array 'key' is {list(keys.shape)}; expected [N]")
+    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or len(vectors) != len(keys):
         raise UserError(
-            f"{path}: array 'vector' is {vectors.dtype} {list(vectors.shape)}; expected numbers "
-            f"[{len(arrays['key'])}, F]"
+            f"{path}: array 'vector' is {vectors.dtype} {list(vectors.shape)}; expected numbers [{len(keys)}, F]"
         )
-    return arrays["key"].astype(str).tolist(), vectors.astype(np.float32)
+    return keys.astype(str).tolist(), vectors.astype(np.float32)
 
 
 def _read_parquet(path: Path) -> tuple[list[str], NDArray[np.float32]]:
@@ -77,6 +80,10 @@ def _read_parquet(path: Path) -> tuple[list[str], NDArray[np.float32]]:
         raise UserError(f"{path}: not a Parquet table ({' '.join(str(error).split())[:100]})") from error
     for name in ("key", "vector"):
         choose(name, table.column_names, f"{path}: column")
+    kind = table.schema.field("vector").type
+    value = getattr(kind, "value_type", None)
+    if value is None or not (pa.types.is_floating(value) or pa.types.is_integer(value)):
+        raise UserError(f"{path}: column 'vector' is {kind}; expected lists of numbers")
     names = [str(value) for value in table["key"].to_pylist()]
     lists = table["vector"].to_pylist()
     widths = {len(value) if isinstance(value, list) else -1 for value in lists}
