@@ -27,6 +27,7 @@ from foveate.records.importers.conversation_file import (
     run_importer,
 )
 from foveate.records.importers.formats import Format
+from foveate.records.importers.json_files import is_number
 from foveate.records.masks import decode_counts
 from foveate.records.shapes import Mask, Shape
 
@@ -58,7 +59,7 @@ def _make_shape(boxes: object, masks: object, turn: int, position: int, role: st
     if mask is not None and role == "user":
         return _read_mask(mask)
     box = _get_nested(boxes, turn, position)
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
         raise MalformedEntryError(
             f"field 'box_x1y1x2y2': no box of four numbers for <bbox_location{position}> of turn {turn}"
         )
@@ -68,10 +69,6 @@ def _make_shape(boxes: object, masks: object, turn: int, position: int, role: st
 def _get_nested(nested: object, turn: int, position: int) -> object:
     row = nested[turn] if isinstance(nested, list) and turn < len(nested) else None
     return row[position] if isinstance(row, list) and position < len(row) else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def _read_mask(mask: object) -> Mask:

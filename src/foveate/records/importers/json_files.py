@@ -51,6 +51,11 @@ def get_list(content: object, name: str, path: Path) -> list[Any]:
     return content[name]
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number that a float holds: JSON's integers have any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
+
+
 def get_integer(entry: Mapping[str, Any], name: str) -> int | None:
     """Return a 64-bit integer from a field, or None."""
     value = entry.get(name)

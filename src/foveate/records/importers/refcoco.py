@@ -27,7 +27,7 @@ from foveate.records.importers.conversation_file import (
 )
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source
-from foveate.records.importers.json_files import get_list, get_stated_size, read_annotations
+from foveate.records.importers.json_files import get_list, get_stated_size, is_number, read_annotations
 from foveate.records.importers.sample import SharedOptions
 
 _PICKLES = frozenset((".p", ".pkl", ".pickle"))
@@ -144,7 +144,7 @@ def _read_references(references: list[object], path: Path) -> list[Expression]:
 def _make(
     id: str, name: object, size: tuple[int, int] | None, phrase: object, box: object, *, dataset: str, split: str = ""
 ) -> Expression:
-    sides = box if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) else None
+    sides = box if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) else None
     problem = (
         f"{id}: no file name of its image"
         if not isinstance(name, str) or not name
@@ -161,10 +161,6 @@ def _make(
     name = name if isinstance(name, str) else ""
     names = tuple(dict.fromkeys((name, name.rpartition("/")[2]))) if name else ()
     return Expression(id, names, size, phrase if isinstance(phrase, str) else "", corners, dataset, split, problem)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def import_refcoco(

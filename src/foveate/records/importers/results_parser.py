@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from foveate.core.errors import UserError, nearest
 from foveate.records.boxes import EDGE_ROUNDING, Box
+from foveate.records.importers.json_files import is_number
 from foveate.records.survey.detections import ClassLabel, ScoredLabel
 from foveate.records.survey.file_index import is_absolute, normalize_path
 
@@ -97,7 +97,7 @@ class ResultsParser:
 
     def parse_box(self, value: object, where: str) -> Box | None:
         """Return the box `[x, y, width, height]` in fractions, clipped to the image; None if nothing is left of it."""
-        if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
+        if not isinstance(value, list) or len(value) != 4 or not all(map(is_number, value)):
             raise self.error(where, f"expected [x, y, width, height] (got {value!r:.60})")
         x, y, width, height = map(float, value)
         if width < 0 or height < 0:
@@ -111,7 +111,3 @@ class ResultsParser:
             return None
         self.repairs[CLIPPED] += max(-x, -y, corners[2] - 1, corners[3] - 1) > EDGE_ROUNDING
         return Box(*clipped)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
