@@ -25,6 +25,7 @@ from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.flickr_entities import place_regions, read_boxes, read_sentences
 from foveate.records.importers.formats import detect_format, load_formats
 from foveate.records.importers.refcoco import read_expressions
+from foveate.records.importers.visual_genome import _read_box
 from naming import raises_naming
 
 XYWH = [BOX[0], BOX[1], BOX[2] - BOX[0], BOX[3] - BOX[1]]
@@ -85,6 +86,11 @@ def test_refcoco(tmp_path: Path, write: Any) -> None:
     assert (first.dataset, first.size) == ("refcoco+" if write is write_refcoco else "refcoco", (WIDTH, HEIGHT))
     again, _ = run("refcoco", source, tmp_path / "c")
     assert again.further["conversations already in the collection"] == 2
+
+
+@pytest.mark.parametrize("x", [float("nan"), 10**400, True])
+def test_a_box_of_visual_genome_that_is_no_numbers_is_none(x: object) -> None:
+    assert _read_box({"x": x, "y": 1, "w": 5, "h": 5}) is None
 
 
 class Malicious:

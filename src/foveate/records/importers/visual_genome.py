@@ -25,6 +25,7 @@ from foveate.records.importers.json_files import (
     find_image_folder,
     get_integer,
     get_stated_size,
+    is_number,
     make_finding,
     read_annotations,
 )
@@ -169,7 +170,7 @@ def _ask_relation(relation: object, id: str) -> list[Turn]:
 
 def _read_box(entry: object) -> PixelBox | None:
     sides = [entry.get(name) for name in ("x", "y", "w", "h")] if isinstance(entry, Mapping) else []
-    usable = [float(side) for side in sides if isinstance(side, int | float) and not isinstance(side, bool)]
+    usable = [float(side) for side in sides if isinstance(side, int | float) and is_number(side)]
     if len(usable) != 4 or max(map(abs, usable)) >= 2**31:
         return None
     x, y, width, height = usable
