@@ -23,7 +23,7 @@ from benchmarks.search_quality import NONSENSE
 from foveate.core.files import write_json_atomically
 from foveate.core.progress import track
 from foveate.core.seeds import generator
-from foveate.pretrain.locate import draw_names, encode_image_bytes
+from foveate.pretrain.locate import draw_names, encode_image
 from foveate.records.collection import Collection
 from foveate.records.images import decode
 from foveate.vision.localizer.folder import load_model
@@ -37,7 +37,7 @@ SHARES = (0.05, 0.1, 0.25, 0.5)
 @torch.inference_mode()
 def score_best(model: LocalizingModel, image: bytes, texts: Sequence[str]) -> NDArray[np.float32]:
     """Return the cosine of each text [T] with its best candidate box."""
-    encoded = encode_image_bytes(model, image)
+    encoded = encode_image(model, image)
     vectors = embed_phrases(model, texts).to(model.device)
     index = torch.zeros(len(texts), dtype=torch.int64, device=model.device)
     return candidate_scores(model, encoded.tokens, [encoded.placement], vectors, index)[1].max(axis=1)

@@ -35,7 +35,7 @@ _START_SECONDS = 900
 class InstantAdapter:
     """Writes 32 pieces at once: what is left of a request is the server's own work."""
 
-    name, kind, num_bytes = "instant", "multimodal", 0
+    name, kind, num_bytes, decode_side = "instant", "multimodal", 0, None
     endpoints: frozenset[Endpoint] = frozenset({"chat"})
 
     def check(self, call: Call) -> None:

@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain.locate import encode_image_bytes, locate
+from foveate.pretrain.locate import encode_image, locate
 from foveate.pretrain.pricing.price import price
 from foveate.pretrain.searching.index import build_index
 from foveate.pretrain.train import PretrainRun, pretrain
@@ -63,7 +63,7 @@ def test_boxes_are_compared_by_pooled_tokens(run: PretrainRun, images: Path, tmp
     model = load_model(run.model_folder)
     assert model.prompter is not None
     data = Collection.open(images).image_bytes(0)
-    encoded = encode_image_bytes(model, data)
+    encoded = encode_image(model, data)
     boxes, owner = torch.tensor([[0.1, 0.2, 0.7, 0.9]]), torch.zeros(1, dtype=torch.int64)
     pooled = roi_pool(encoded.tokens.tokens, encoded.tokens.grid, boxes, owner)
     expected = model.image_encoder.project(pooled)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import foveate
+import foveate.records.images
 import tiny
 from foveate.core.files import write_json_atomically
 from foveate.pretrain.searching.index_folder import DESCRIPTION
@@ -34,6 +37,7 @@ from foveate.serve.calls import (
     SearchCall,
     ServedImage,
 )
+from foveate.serve.media import ImageDecoder
 from foveate.serve.work import ModelWorker
 from naming import raises_naming
 
@@ -73,6 +77,33 @@ def test_embeddings_are_those_of_the_model(root: Path, images: list[ServedImage]
     ]
     for vectors, others in zip(replies, expected, strict=True):
         np.testing.assert_allclose(vectors, others, atol=1e-6)
+
+
+def test_the_only_image_of_a_request_is_decoded_once(
+    root: Path, images: list[ServedImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pixels are handed on; several images of a request are decoded again, which keeps them out of the queue."""
+    served, model = open_served(root / "model", device="cpu"), foveate.open_model(root / "model", device="cpu")
+    expected = model.encode_regions(images[0].data, BOXES)
+    decoded, decode = list[bytes](), foveate.records.images._open_whole
+
+    def count(data: bytes, **options: Any) -> Any:
+        decoded.append(data)
+        return decode(data, **options)
+
+    monkeypatch.setattr("foveate.records.images._open_whole", count)
+    decoder = ImageDecoder(max_pixels=10**6)
+    urls = [f"data:image/png;base64,{base64.b64encode(image.data).decode()}" for image in images]
+    (image,) = asyncio.run(decoder.read(urls[:1], param="images", longest_side=served.decode_side))
+    assert (image, len(decoded)) == (images[0], 1)
+    (vectors,) = served.answer([EmbeddingsCall(images=(image,), boxes=BOXES)])
+    assert np.array_equal(vectors.vectors, expected)
+    served.answer([EmbeddingsCall(images=(image,))])
+    served.answer([LocateCall(image, ("a red disc",))])
+    assert len(decoded) == 1
+    several = asyncio.run(decoder.read(urls, param="images", longest_side=served.decode_side))
+    decoder.close()
+    assert [each.source for each in several] == [each.data for each in images]
 
 
 def test_phrases_are_located_as_in_the_process(root: Path, images: list[ServedImage]) -> None:

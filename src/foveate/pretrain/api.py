@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.pretrain.embed import BATCH
-from foveate.pretrain.locate import encode_image_bytes
+from foveate.pretrain.locate import encode_image, find_decode_side
 from foveate.pretrain.locate import locate as locate_in
 from foveate.pretrain.searching.index import unit
 from foveate.pretrain.searching.query import Query, check_box, embed_boxes, to_fractions
@@ -22,11 +22,11 @@ from foveate.pretrain.searching.search import search as search_in
 from foveate.pretrain.searching.settings import TEXT_WEIGHT
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View
-from foveate.records.images import BadImage, ImageInput, decode, encode_input, is_single_image
+from foveate.records.images import BadImage, DecodedImage, ImageInput, decode, encode_input, is_single_image
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.sources import open_localizer
-from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
+from foveate.vision.preprocess import place_image, render_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Model:
         """Length E of every embedding."""
         return self.network.recipe.embed_dim
 
-    def encode_images(self, images: Iterable[ImageInput]) -> NDArray[np.float32]:
+    def encode_images(self, images: Iterable[ImageInput | DecodedImage]) -> NDArray[np.float32]:
         """Return unit-length embeddings [N, E] of images (paths, bytes or Pillow images).
 
         Raises:
@@ -103,11 +103,13 @@ class Model:
                 batch = []
         return np.concatenate([*parts, self._encode(batch)] if batch else parts)
 
-    def _pixels(self, image: ImageInput, number: int) -> torch.Tensor:
+    def _pixels(self, image: ImageInput | DecodedImage, number: int) -> torch.Tensor:
         preprocess = self.network.image_encoder.preprocess
-        data = encode_input(image)
         try:
-            decoded = decode(data, longest_side=DECODE_FACTOR * preprocess.long_side)
+            if isinstance(image, DecodedImage):
+                decoded = image.image
+            else:
+                decoded = decode(encode_input(image), longest_side=find_decode_side(self.network))
         except BadImage as problem:
             name = image if isinstance(image, str | os.PathLike) else f"image {number}"
             raise UserError(f"{name}: cannot be read: {problem}") from problem
@@ -123,7 +125,7 @@ class Model:
             raise UserError("texts: expected a list (got a single text); write [text]")
         return unit(embed_phrases(self.network, list(texts))).astype(np.float32)
 
-    def encode_regions(self, image: ImageInput, boxes: Sequence[Box | PixelBox]) -> NDArray[np.float32]:
+    def encode_regions(self, image: ImageInput | DecodedImage, boxes: Sequence[Box | PixelBox]) -> NDArray[np.float32]:
         """Return unit-length embeddings [R, E] of boxes of one image; the image is encoded once.
 
         Raises:
@@ -134,7 +136,7 @@ class Model:
         checked = [check_box(box) for box in boxes]
         if not checked:
             return np.zeros((0, self.embed_dim), np.float32)
-        encoded = encode_image_bytes(self.network, encode_input(image))
+        encoded = encode_image(self.network, image if isinstance(image, DecodedImage) else encode_input(image))
         inside = [to_fractions(box, encoded.width, encoded.height) for box in checked]
         return embed_boxes(self.network, encoded, inside).astype(np.float32)
 

@@ -17,7 +17,7 @@ from foveate.pretrain.searching.calibration import draw_texts
 from foveate.pretrain.searching.floor import draw_letters, judge_words, mean_direction, split_query
 from foveate.pretrain.searching.settings import LOCATE_RULES
 from foveate.records.geometry import Placement, View
-from foveate.records.images import BadImage, check, decode
+from foveate.records.images import MAX_PIXELS, BadImage, DecodedImage, decode_with_info
 from foveate.vision.encoder import ImageFeatures
 from foveate.vision.localizer.inference import candidate_scores, embed_phrases, find
 from foveate.vision.localizer.model import LocalizingModel
@@ -50,23 +50,30 @@ class EncodedImage:
     height: int
 
 
+def find_decode_side(model: LocalizingModel) -> int:
+    """Return the longest side in pixels at which a model's images are decoded: more is lost at its input."""
+    return DECODE_FACTOR * model.image_encoder.preprocess.long_side
+
+
 @torch.inference_mode()
-def encode_image_bytes(model: LocalizingModel, data: bytes) -> EncodedImage:
-    """Decode and encode one image.
+def encode_image(model: LocalizingModel, image: bytes | DecodedImage) -> EncodedImage:
+    """Encode one image.
+
+    Args:
+        image: bytes of a file, or what was decoded at `find_decode_side`.
 
     Raises:
         UserError: with the reason, when it cannot be read.
     """
     preprocess = model.image_encoder.preprocess
     try:
-        info = check(data)
-        # A JPEG is decoded at reduced size where that loses nothing at the model input.
-        image = decode(data, longest_side=DECODE_FACTOR * preprocess.long_side)
+        if isinstance(image, bytes):
+            image = decode_with_info(image, longest_side=find_decode_side(model), max_pixels=MAX_PIXELS)
     except BadImage as problem:
         raise UserError(f"the image cannot be read: {problem}") from problem
-    placement = place_image(preprocess, image.size, View())
-    tokens = model.encode_image_tokens(render_image(preprocess, image, placement)[None])
-    return EncodedImage(tokens, placement, info.width, info.height)
+    placement = place_image(preprocess, image.image.size, View())
+    tokens = model.encode_image_tokens(render_image(preprocess, image.image, placement)[None])
+    return EncodedImage(tokens, placement, image.info.width, image.info.height)
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
     """
     _check_phrase(phrase)
     is_default, rule = rule is None, _choose_rule(model, rule)
-    encoded = encode_image_bytes(model, image)
+    encoded = encode_image(model, image)
     (located,) = _locate_all(model, encoded, [phrase], rule=rule, is_default=is_default, seed=seed)
     floor, is_unknown, unknown = _measure_floor(model, encoded, phrase)
     return replace(located, floor=floor, is_unknown=is_unknown, unknown_words=unknown)
@@ -139,13 +146,18 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
 
 @torch.inference_mode()
 def locate_phrases(
-    model: LocalizingModel, image: bytes, phrases: Sequence[str], *, rule: str | None = None, seed: int = 0
+    model: LocalizingModel,
+    image: bytes | DecodedImage,
+    phrases: Sequence[str],
+    *,
+    rule: str | None = None,
+    seed: int = 0,
 ) -> list[PhraseBoxes]:
     """Locate phrases in one image, which is encoded once; see `locate`. No floor is measured."""
     for phrase in phrases:
         _check_phrase(phrase)
     is_default, rule = rule is None, _choose_rule(model, rule)
-    encoded = encode_image_bytes(model, image)
+    encoded = encode_image(model, image)
     return _locate_all(model, encoded, phrases, rule=rule, is_default=is_default, seed=seed)
 
 

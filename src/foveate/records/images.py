@@ -146,6 +146,14 @@ class Examined:
     perceptual_hash: int
 
 
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """Upright RGB pixels, which may have been shrunk, and the info of the whole image."""
+
+    image: Image.Image
+    info: ImageInfo
+
+
 def detect_format(data: bytes) -> str:
     """Return JPEG, PNG, WEBP, GIF, BMP, TIFF, HEIF or AVIF by the first bytes; raise BadImage for anything else."""
     if not data:
@@ -302,9 +310,16 @@ def decode(data: bytes, *, longest_side: int | None = None, max_pixels: int = MA
     Raises:
         BadImage: as `check`.
     """
+    return decode_with_info(data, longest_side=longest_side, max_pixels=max_pixels).image
+
+
+def decode_with_info(
+    data: bytes, *, longest_side: int | None = None, max_pixels: int = MAX_DECODED_PIXELS
+) -> DecodedImage:
+    """Decode an image like `decode`, and return its info too: `check` and `decode` in one decoding."""
     if longest_side is not None and longest_side < 1:
         raise UserError(f"longest_side must be at least 1 (got {longest_side})")
-    return _open_whole(data, longest_side=longest_side, max_pixels=max_pixels)[0]
+    return DecodedImage(*_open_whole(data, longest_side=longest_side, max_pixels=max_pixels))
 
 
 def decode_fraction(

@@ -24,7 +24,8 @@ from foveate.serve.work import ModelWorker, refuse_late
 T = TypeVar("T")
 # Larger bodies and replies are read and written in a thread: 24 MB take as long as many requests.
 _MAX_LOOP_BYTES = 64 * 1024
-_MAX_LOOP_VALUES = 16 * 1024
+# Numbers are written one by one, and base64 in one go for each vector.
+_MAX_LOOP_VALUES = {"float": 4 * 1024, "base64": 256 * 1024}
 ENDPOINTS: dict[str, tuple[Endpoint, type[bodies.Body], str]] = {
     "/v1/chat/completions": ("chat", bodies.ChatBody, "messages"),
     "/v1/embeddings": ("embeddings", bodies.EmbeddingsBody, "images"),
@@ -83,8 +84,10 @@ class Answerer:
             body = read() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(read)
             worker = self._find_worker(body.model, endpoint)
             record["model"] = body.model
-            images = await self.decoder.read(parsing.image_urls(body), param=param)
-            call = parsing.make_call(body, images)
+            side = worker.adapter.decode_side
+            images = await self.decoder.read(parsing.image_urls(body), param=param, longest_side=side)
+            make = functools.partial(parsing.make_call, body, images)
+            call = make() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(make)
         finally:
             self._num_reading -= 1
         if self.settings.log_content:
@@ -103,7 +106,7 @@ class Answerer:
             write = functools.partial(
                 replies.embeddings_body, body.model, reply.vectors, reply.num_tokens, body.encoding_format
             )
-            is_small = reply.vectors.size <= _MAX_LOOP_VALUES
+            is_small = reply.vectors.size <= _MAX_LOOP_VALUES[body.encoding_format]
             return to_json(write()) if is_small else await self.in_thread(lambda: to_json(write()))
         if isinstance(body, bodies.LocateBody):
             return to_json(replies.located_body(body.model, images[0], reply))

@@ -7,10 +7,11 @@ the other.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from foveate.records.boxes import Box, PixelBox
+from foveate.records.images import DecodedImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,11 +49,19 @@ class ServedImage:
     Attributes:
         data: encoded bytes as the client sent them; they have been decoded once, within the limits of the server.
         width, height: in pixels, after the EXIF rotation.
+        decoded: pixels at the adapter's `decode_side`, for the only image of a call; of several they would fill the
+            memory.
     """
 
     data: bytes
     width: int
     height: int
+    decoded: DecodedImage | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def source(self) -> bytes | DecodedImage:
+        """The pixels where they are there, else the bytes."""
+        return self.data if self.decoded is None else self.decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +219,14 @@ class Adapter(Protocol):
         name: under which it is served. kind: multimodal, localizer, classifier or index.
         endpoints: what it answers.
         num_bytes: of its weights in memory.
+        decode_side: longest side in pixels at which images are decoded for it; None where it decodes them itself.
     """
 
     name: str
     kind: str
     endpoints: frozenset[Endpoint]
     num_bytes: int
+    decode_side: int | None
 
     def check(self, call: Call) -> None:
         """Raise `Refused` for a call that this model can never answer, such as one with too many images."""

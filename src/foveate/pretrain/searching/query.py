@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError, choose
-from foveate.pretrain.locate import EncodedImage, encode_image_bytes
+from foveate.pretrain.locate import EncodedImage, encode_image
 from foveate.pretrain.searching.index import unit
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.geometry import View
@@ -156,7 +156,7 @@ def embed_query(model: LocalizingModel, query: Query, *, text_E: torch.Tensor | 
             known = text_E if name == "text" else None
             vectors[name] = unit(embed_phrases(model, [text]) if known is None else known[None])[0]
     if query.image is not None:
-        encoded = encode_image_bytes(model, query.image)
+        encoded = encode_image(model, query.image)
         if query.box is not None:
             box = to_fractions(query.box, encoded.width, encoded.height)
             embedded = embed_boxes(model, encoded, [box]) if model.localizes else embed_crop(model, query.image, box)

@@ -18,6 +18,7 @@ class ClassifierAdapter:
     """See `foveate.serve.calls.Adapter`."""
 
     kind = "classifier"
+    decode_side = None
     endpoints: frozenset[Endpoint] = frozenset({"classify"})
 
     def __init__(self, predictor: Predictor, *, name: str, precision: str = "auto") -> None:

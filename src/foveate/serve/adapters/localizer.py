@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from foveate.pretrain.api import Model, open_model
-from foveate.pretrain.locate import locate_phrases
+from foveate.pretrain.locate import find_decode_side, locate_phrases
 from foveate.records.boxes import Box
 from foveate.serve.adapters import count_bytes, read_folder_config, use_precision
 from foveate.serve.calls import Call, EmbeddingsCall, EmbeddingsReply, Endpoint, LocateCall, Located
@@ -27,7 +27,7 @@ class LocalizerAdapter:
 
     def __init__(self, model: Model, *, name: str, precision: str = "auto") -> None:
         self.model, self.name, self.precision = model, name, precision
-        self.num_bytes = count_bytes(model.network)
+        self.num_bytes, self.decode_side = count_bytes(model.network), find_decode_side(model.network)
 
     def check(self, call: Call) -> None:
         """Any call can be answered that `bodies` lets pass."""
@@ -44,18 +44,18 @@ class LocalizerAdapter:
 
     def _embed(self, calls: Sequence[EmbeddingsCall]) -> list[EmbeddingsReply]:
         if calls[0].boxes:
-            parts = [self.model.encode_regions(call.images[0].data, call.boxes) for call in calls]
+            parts = [self.model.encode_regions(call.images[0].source, call.boxes) for call in calls]
             return [EmbeddingsReply(part) for part in parts]
         if calls[0].texts:
             vectors = self.model.encode_text([text for call in calls for text in call.texts])
         else:
-            vectors = self.model.encode_images(image.data for call in calls for image in call.images)
+            vectors = self.model.encode_images(image.source for call in calls for image in call.images)
         ends = accumulate((len(call.texts or call.images) for call in calls), initial=0)
         return [EmbeddingsReply(vectors[start:end]) for start, end in pairwise(ends)]
 
     def _locate(self, call: Call) -> tuple[Located, ...]:
         assert isinstance(call, LocateCall), call
-        located = locate_phrases(self.model.network, call.image.data, call.phrases)
+        located = locate_phrases(self.model.network, call.image.source, call.phrases)
         return tuple(Located(each.phrase, _box_or_none(each.box), each.scores[each.rule]) for each in located)
 
 

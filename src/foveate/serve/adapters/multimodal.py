@@ -32,6 +32,7 @@ class MultimodalAdapter:
     """See `foveate.serve.calls.ChatAdapter`; what of a batch models of transformers share, `ForeignMllm` says."""
 
     kind = "multimodal"
+    decode_side = None
     endpoints: frozenset[Endpoint] = frozenset({"chat", "locate"})
 
     def __init__(
