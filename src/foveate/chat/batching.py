@@ -84,6 +84,10 @@ class DynamicBatcher(Generic[Q, A]):
 
     async def submit(self, request: Q) -> A:
         """Return the result of one request, from the next batch that takes it."""
+        return await self.enqueue(request)
+
+    def enqueue(self, request: Q) -> asyncio.Future[A]:
+        """Return the future of one request's result; canceling it takes the request out of the queue."""
         assert not self._closing, "the batcher is closed"
         if self._task is None:
             # Not in the constructor, which may run before there is an event loop.
@@ -92,13 +96,13 @@ class DynamicBatcher(Generic[Q, A]):
         call = _Call(request, future, time.monotonic())
         self._waiting.append(call)
         self._arrived.set()
-        try:
-            return await future
-        except asyncio.CancelledError:
-            # What it holds, such as images, must not stay until the next batch.
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(call)
-            raise
+        future.add_done_callback(lambda future: self._leave(call) if future.cancelled() else None)
+        return future
+
+    def _leave(self, call: _Call[Q, A]) -> None:
+        # What it holds, such as images, must not stay until the next batch.
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(call)
 
     async def close(self) -> None:
         """Answer the calls that wait, and end the thread."""
@@ -142,11 +146,13 @@ class DynamicBatcher(Generic[Q, A]):
             # From the arrival on: those who came while the last batch ran have waited already.
             max_wait = self._max_wait() if callable(self._max_wait) else self._max_wait
             left = self._waiting[0].arrived + max_wait - time.monotonic()
-            if left > 0 and not self._closing:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._full(), left)
-                if not self._waiting:  # all were canceled
-                    continue
+            if left > 0 and not self._closing and not self._is_full():
+                # No `wait_for`, which makes a task of its own for each wait.
+                self._arrived.clear()
+                timer = asyncio.get_running_loop().call_later(left, self._arrived.set)
+                await self._arrived.wait()
+                timer.cancel()
+                continue
             group = self._group_by(self._waiting[0].request)
             batch, others = list[_Call[Q, A]](), deque[_Call[Q, A]]()
             for call in self._waiting:
@@ -157,11 +163,7 @@ class DynamicBatcher(Generic[Q, A]):
             if batch:
                 return batch
 
-    async def _full(self) -> None:
-        """Return once requests like the oldest one fill a batch, or the batcher is closed."""
-        while self._waiting and not self._closing:
-            group = self._group_by(self._waiting[0].request)
-            if sum(self._group_by(call.request) == group for call in self._waiting) >= self._max_batch:
-                return
-            self._arrived.clear()
-            await self._arrived.wait()
+    def _is_full(self) -> bool:
+        """Return whether requests like the oldest one fill a batch."""
+        group = self._group_by(self._waiting[0].request)
+        return sum(self._group_by(call.request) == group for call in self._waiting) >= self._max_batch
