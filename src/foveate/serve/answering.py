@@ -26,6 +26,8 @@ T = TypeVar("T")
 _MAX_LOOP_BYTES = 64 * 1024
 # Numbers are written one by one, and base64 in one go for each vector.
 _MAX_LOOP_VALUES = {"float": 4 * 1024, "base64": 256 * 1024}
+# In ASCII: a text may hold a lone surrogate, which UTF-8 cannot. No NaN, which JSON has not.
+_ENCODER = json.JSONEncoder(allow_nan=False)
 ENDPOINTS: dict[str, tuple[Endpoint, type[bodies.Body], str]] = {
     "/v1/chat/completions": ("chat", bodies.ChatBody, "messages"),
     "/v1/embeddings": ("embeddings", bodies.EmbeddingsBody, "images"),
@@ -33,6 +35,8 @@ ENDPOINTS: dict[str, tuple[Endpoint, type[bodies.Body], str]] = {
     "/v1/search": ("search", bodies.SearchBody, "image"),
     "/v1/classify": ("classify", bodies.ClassifyBody, "image"),
 }
+# A client that goes earlier is noticed then.
+_WATCH_SECONDS = 0.05
 # Of a client that has gone: nobody reads it but the log. As nginx counts them.
 _GONE = 499
 
@@ -151,28 +155,32 @@ class Answerer:
     async def _while_connected(self, work: Awaitable[T], receive: Receive) -> T:
         """Wait for a reply no longer than the client does, or the server's limit."""
 
-        async def leave() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
+        loop, task, limit = asyncio.get_running_loop(), asyncio.current_task(), self.settings.timeout_seconds
+        begin, refusal, watching = loop.time(), list[Refused](), list[asyncio.Task[None]]()
 
-        async def wait() -> T:
-            return await work
+        async def watch() -> None:
+            try:
+                async with asyncio.timeout_at(begin + limit):
+                    while (await receive())["type"] != "http.disconnect":
+                        pass
+                refusal.append(Refused("the client has gone", status=_GONE))
+            except TimeoutError:
+                refusal.append(refuse_late(limit))
+            assert task is not None, "called by a task"
+            task.cancel()
 
-        reply, gone = asyncio.create_task(wait()), asyncio.create_task(leave())
+        # One timer instead of tasks and futures around the work: most replies come before.
+        timer = loop.call_later(min(_WATCH_SECONDS, limit), lambda: watching.append(loop.create_task(watch())))
         try:
-            await asyncio.wait(
-                {reply, gone}, timeout=self.settings.timeout_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            if reply.done():
-                return reply.result()
-            raise (
-                Refused("the client has gone", status=_GONE)
-                if gone.done()
-                else refuse_late(self.settings.timeout_seconds)
-            )
+            return await work
+        except asyncio.CancelledError:
+            if not refusal or task is None or task.uncancel() > 0:
+                raise
+            raise refusal[0] from None
         finally:
-            reply.cancel()
-            gone.cancel()
+            timer.cancel()
+            for each in watching:
+                each.cancel()
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run what would hold up the event loop."""
@@ -220,9 +228,8 @@ async def _read_body(receive: Receive, max_bytes: int) -> bytes:
 
 
 def to_json(content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    # In ASCII: a text may hold a lone surrogate, which UTF-8 cannot. No NaN, which JSON has not.
-    return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
+    return Response(_ENCODER.encode(content), status, headers, "application/json")
 
 
 def _event(content: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(content, allow_nan=False).encode() + b"\n\n"
+    return b"data: " + _ENCODER.encode(content).encode() + b"\n\n"

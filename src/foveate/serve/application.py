@@ -35,13 +35,14 @@ class Application:
         self.settings, self.created, self.metrics = settings, int(time.time()), Metrics()
         self.answerer = Answerer(adapters, settings, self.metrics)
         routes = [
+            # First: they are compared with a path one after the other.
+            *(Route(path, self.answerer.answer, methods=["POST"]) for path in ENDPOINTS),
             Route("/health", self._health),
             Route("/ready", self._ready),
             Route("/metrics", self._metrics),
             Route("/v1/models", self._list_models),
             Route("/v1/models/{name:path}", self._describe_model),
             Route("/images/{key:path}", self._image),
-            *(Route(path, self.answerer.answer, methods=["POST"]) for path in ENDPOINTS),
         ]
         if settings.page:
             # Read once: no path of a request ever opens a file.

@@ -106,7 +106,7 @@ class ChatBody(_Body):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[list[Stop] | None, BeforeValidator(_as_list)] = Field(None, max_length=16)
     response_format: ResponseFormat | None = None
-    foveate: Extras = Extras()
+    foveate: Extras = Field(default_factory=Extras)  # pydantic would copy a default deeply for each request
     user: str | None = None
     n: Annotated[int | None, _neutral(1, expected="1")] = None
     logprobs: Annotated[bool | None, _neutral(False, expected="false")] = None

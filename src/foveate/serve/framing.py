@@ -14,7 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from foveate.serve.calls import Refused
-from foveate.serve.guard import LOG, find_header, read_length
+from foveate.serve.guard import LOG, read_headers, read_length
 from foveate.serve.replies import error_body, error_headers
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def split_head(head: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         if match is None:
             raise Refused(f"header {line[:40]!r}: expected 'name: value' in one line", code="invalid_header")
         headers.append((match[1].lower(), match[2]))
-    if find_header(headers, b"host") is None:
+    if b"host" not in read_headers(headers):
         raise Refused("host: required", code="invalid_header")
     return first, headers
 
@@ -119,8 +119,9 @@ class FramingProtocol(Parser):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # Not at once: the parser is in the middle of ending this request.
-        self.loop.call_soon(self._feed)
+        if self._buffer:
+            # Not at once: the parser is in the middle of ending this request.
+            self.loop.call_soon(self._feed)
 
     def _feed(self) -> None:
         """Hand the parser what belongs to the current request; the next one waits until this one is answered."""
@@ -163,7 +164,7 @@ class FramingProtocol(Parser):
         except Refused as refusal:
             self._refuse(refusal)
             return False
-        if self._left:
+        if self._left > len(self._buffer):
             self.has_rest, self._start = True, time.monotonic()
             self._length, self._timer = self._left, self.loop.call_later(_SLOW_START_SECONDS, self._check_speed)
         # No other protocol is spoken here, and httptools would stop to read.
@@ -173,7 +174,7 @@ class FramingProtocol(Parser):
 
     def _read_length(self, headers: list[tuple[bytes, bytes]]) -> int:
         try:
-            return read_length(headers, max_bytes=self.max_body_bytes, is_required=False)
+            return read_length(dict(headers), max_bytes=self.max_body_bytes, is_required=False)
         except Refused as refusal:
             if refusal.status not in (411, 413):
                 raise

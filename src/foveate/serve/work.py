@@ -87,7 +87,7 @@ class ModelWorker:
         is_reading: Callable[[], bool] = lambda: True,
     ) -> None:
         self.adapter, self.max_waiting = adapter, max_waiting
-        self._rows: dict[_Row, asyncio.Task[None]] = {}
+        self._rows: dict[_Row, asyncio.Future[None]] = {}
         self._is_closing, self._is_reading = False, is_reading
         self._batcher: DynamicBatcher[_Row, None] = DynamicBatcher(
             self._run,
@@ -158,15 +158,15 @@ class ModelWorker:
             text = f"{self.adapter.name}: {self.num_waiting} calls are waiting already; try again later"
             raise Refused(text, status=503, code="queue_full", retry_after=1)
         row = _Row(call, (type(call), self.adapter.group(call)), is_streamed=is_streamed)
-        self._rows[row] = task = asyncio.create_task(self._batcher.submit(row))
-        task.add_done_callback(lambda task: self._forget(row, task))
+        self._rows[row] = future = self._batcher.enqueue(row)
+        future.add_done_callback(lambda future: self._forget(row, future))
         return row
 
     def _give_up(self, row: _Row) -> None:
         """Let a row leave the queue, or stop at the next token, that has no reply yet."""
         row.is_gone = True
-        if not row.has_ended and (task := self._rows.get(row)) is not None:
-            task.cancel()
+        if not row.has_ended and (future := self._rows.get(row)) is not None:
+            future.cancel()
 
     def _find_wait(self) -> float:
         """Return the seconds for which a batch that could begin waits for others."""
@@ -175,9 +175,9 @@ class ModelWorker:
         is_chat = any(isinstance(row.call, ChatCall) and not row.is_started for row in self._rows)
         return _ALONE_SECONDS if is_chat else 0.0
 
-    def _forget(self, row: _Row, task: asyncio.Task[None]) -> None:
+    def _forget(self, row: _Row, future: asyncio.Future[None]) -> None:
         del self._rows[row]
-        error = None if task.cancelled() else task.exception()
+        error = None if future.cancelled() else future.exception()
         # Of a row that has ended this changes nothing.
         row.settle(error if isinstance(error, Exception) else Refused("the call was given up", status=503))
 
