@@ -35,7 +35,8 @@ _START_SECONDS = 900
 class InstantAdapter:
     """Writes 32 pieces at once: what is left of a request is the server's own work."""
 
-    name, kind, num_bytes, decode_side = "instant", "multimodal", 0, None
+    name, kind, num_bytes = "instant", "multimodal", 0
+    decode_side: int | None = None
     endpoints: frozenset[Endpoint] = frozenset({"chat"})
 
     def check(self, call: Call) -> None:

@@ -44,7 +44,8 @@ class FakeAdapter:
     In the last turn "broken" raises, "breaks" raises after two words, and "slow" takes 20 ms a token.
     """
 
-    kind, num_bytes, decode_side = "multimodal", 0, None
+    kind, num_bytes = "multimodal", 0
+    decode_side: int | None = None
     endpoints = frozenset({"chat", "embeddings", "locate", "search", "classify"})
 
     def __init__(self, name: str = "fake", *, endpoints: Sequence[Any] = ()) -> None:

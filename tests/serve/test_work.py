@@ -20,7 +20,8 @@ class FakeAdapter:
     """Writes the digits up to a call's `max_tokens`; texts of calls say what goes wrong."""
 
     name, kind, endpoints = "fake", "multimodal", frozenset({"chat", "classify"})
-    num_bytes, decode_side = 0, None
+    num_bytes = 0
+    decode_side: int | None = None
 
     def __init__(self, *, max_rows: int = 100) -> None:
         self.max_rows, self.batches, self.num_steps = max_rows, list[list[str]](), 0

@@ -18,7 +18,7 @@ class ClassifierAdapter:
     """See `foveate.serve.calls.Adapter`."""
 
     kind = "classifier"
-    decode_side = None
+    decode_side: int | None = None
     endpoints: frozenset[Endpoint] = frozenset({"classify"})
 
     def __init__(self, predictor: Predictor, *, name: str, precision: str = "auto") -> None:

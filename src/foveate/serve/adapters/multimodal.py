@@ -32,7 +32,7 @@ class MultimodalAdapter:
     """See `foveate.serve.calls.ChatAdapter`; what of a batch models of transformers share, `ForeignMllm` says."""
 
     kind = "multimodal"
-    decode_side = None
+    decode_side: int | None = None
     endpoints: frozenset[Endpoint] = frozenset({"chat", "locate"})
 
     def __init__(
