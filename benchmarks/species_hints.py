@@ -107,7 +107,7 @@ def plant_folders(model: SpeciesModel, path: Path, seed: int) -> float:
 
         def move(row: Deployment, others: dict[str, str] = others) -> Deployment:
             other = by_id[others.get(row.id, row.id)]
-            return replace(row, place=other.place, latitude=other.latitude, longitude=other.longitude)
+            return replace(row, location=other.location, latitude=other.latitude, longitude=other.longitude)
 
         write_deployments(path, list(map(move, original)))
         _, places = hint_survey(model, path, device="cpu")

@@ -159,7 +159,7 @@ def test_pretrain_evaluate_and_locate(foveate: Run, recipe_file: Path, tiny_coll
     Path("image.png").write_bytes(tiny.image_bytes(tiny.draw([], size=(300, 100), seed=1)))
     found = foveate("locate", "run/model", "image.png", "a red disc", "--device", "cpu", "--json")
     # An untrained model may find it or not.
-    assert found.code == (0 if found.json["found"] else 3), found.err
+    assert found.code == (0 if found.json["has_match"] else 3), found.err
     assert set(found.json["boxes"]) == {"head", "candidates", "center", "random"}
     assert (found.json["width"], found.json["height"]) == (300, 100)
     assert found.json["default"] == saved["locate_rule"]

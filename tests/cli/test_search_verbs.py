@@ -197,9 +197,9 @@ def test_not_found(foveate: Run, index: Path, image: Path, place: Path, tmp_path
     # A script that the text tower never saw: the words are named, and the nearest are printed all the same.
     set_floor(-99, -2)
     ended = foveate("search", mine, "лодка", "--count", "2", "--json")
-    assert (ended.code, ended.json["found"], ended.json["unknown_words"]) == (3, False, ["лодка"])
+    assert (ended.code, ended.json["has_match"], ended.json["unknown_words"]) == (3, False, ["лодка"])
     assert ended.json["floor"]["letters_above"] == content["floor"]["letters_above"]
     assert len(ended.json["results"]["hits"]) == 2
     assert "Not found" in Path(ended.json["paths"]["report"]).read_text(encoding="utf-8")
     ended = foveate("locate", place / "model", image, "zzkq", "--json")
-    assert ended.code == (0 if ended.json["found"] else 3)
+    assert ended.code == (0 if ended.json["has_match"] else 3)

@@ -122,7 +122,7 @@ def geometry(trial: Trial) -> str:
         square = original_to_padded_square(raw[:1], width, height)
         assert np.allclose(padded_square_to_original(square, width, height), raw[:1], atol=1e-6)
         view = View(crop=crop, flip=random.random() < 0.5)
-        placement = view.place(width, height, size)
+        placement = view.fit(width, height, size)
         moved, kept = placement.to_input(raw)
         finite = moved[np.isfinite(moved).all(1)]
         assert ((finite >= 0) & (finite <= 1)).all(), finite

@@ -54,7 +54,7 @@ def images(trial: Trial) -> str:
     image, size = decode_fraction(data, min_side=random.choice((1, 16, 300)))
     assert size == (info.width, info.height)
     view = View(crop=Box(0.1, 0.2, 0.9, 0.8) if random.random() < 0.5 else None, flip=random.random() < 0.5)
-    square = view.place(*size, random.choice((1, 16, 33))).render(image)
+    square = view.fit(*size, random.choice((1, 16, 33))).render(image)
     assert square.width == square.height
     return "read"
 

@@ -118,7 +118,7 @@ def test_images_stand_at_their_placeholders() -> None:
         Turn("assistant", "a red disc"),
     )
     assert not images_lead(turns)
-    placement = View().place(64, 64, 64, stretch=True)
+    placement = View().fit(64, 64, 64, stretch=True)
     layout = [(0, [20, 21]), (1, [22])]
     written = prompts.write_conversation(
         Conversation("a", ("x", "y"), turns), [placement] * 2, images=image_slots(layout, 4)

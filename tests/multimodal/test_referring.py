@@ -231,7 +231,7 @@ def test_a_mean_region_of_tiles_is_as_long_as_tokens() -> None:
 
 def test_points_follow_the_placement() -> None:
     for flip in (False, True):
-        placement = View(flip=flip).place(150, 100, 64)
+        placement = View(flip=flip).fit(150, 100, 64)
         drawn = place_points(PixelBox(0, 0, 15, 10), placement, 200)
         (box,), _ = placement.to_input(np.array([[0, 0, 0.1, 0.1]]))
         assert (drawn.points_N2 >= box[:2] - 1e-6).all()
@@ -265,7 +265,7 @@ def test_with_hybrid_regions_and_a_head_a_box_stands_in_front_of_its_digits() ->
     tokenizer, region = loaded.tokenizer, loaded.prompts.region_id
     box = PixelBox(15, 10, 60, 50)
     turns = Turn("user", "What is this?"), Turn("assistant", "a red disc at <region>.", (box,))
-    placement = View().place(150, 100, (64, 64))
+    placement = View().fit(150, 100, (64, 64))
     written = loaded.prompts.write_conversation(Conversation("1", ("a",), turns), [placement])
     ids = written.tokens.ids
     at = ids.index(region)

@@ -78,7 +78,7 @@ def main() -> None:
     before = resident_megabytes()
     dataset = build_dataset(settings, collection, model, device=torch.device("cpu"), cache=Path("never-used"))
     opened = resident_megabytes()
-    placement = View().place(64, 64, 64)
+    placement = View().fit(64, 64, 64)
     dataset._image = lambda *arguments: (torch.zeros(3, 64, 64, dtype=torch.uint8), placement)
     random = np.random.default_rng(1)
     for _ in range(20):

@@ -64,16 +64,16 @@ def test_a_verdict_is_of_texts_alone_and_words_of_captions_count(index: Path) ->
         inner.description, floor=replace(inner.description.floor, z={"both": 1e9}, letters_cosine=-2.0)
     )
     verdict = opened.judge(text, hits)
-    assert (verdict.found, verdict.floor) == (False, 1e9)
+    assert (verdict.has_match, verdict.floor) == (False, 1e9)
     # Every word is in a caption.
     assert verdict.unknown_words == ()
     nonsense = opened.judge("zzkq лодка", opened.search("zzkq лодка"))
     assert (nonsense.reason, nonsense.unknown_words) == (UNKNOWN, ("zzkq", "лодка"))
     image = inner.image_bytes(hits[0])
     assert isinstance(image, bytes)
-    assert inner.judge(Query(text=text, image=image), hits, opened.model.network).found
+    assert inner.judge(Query(text=text, image=image), hits, opened.model.network).has_match
     inner.description = replace(inner.description, floor=None)
-    assert opened.judge("zzkq", hits).found
+    assert opened.judge("zzkq", hits).has_match
 
 
 def test_an_index_without_a_floor_is_completed_without_embedding_images(index: Path, tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_locate_finds_nothing_below_the_floor_of_the_image(index: Path, monkeypa
     assert located.floor is not None
     assert -1 <= located.floor <= 1
     monkeypatch.setattr(locate_module, "_measure_floor", lambda *_: (2.0, False, ()))
-    assert not opened.model.locate(data, "a red disc").found
+    assert not opened.model.locate(data, "a red disc").has_match
     monkeypatch.setattr(locate_module, "_measure_floor", lambda *_: (-2.0, True, ()))
-    assert not opened.model.locate(data, "a red disc").found
+    assert not opened.model.locate(data, "a red disc").has_match
     monkeypatch.setattr(locate_module, "_measure_floor", lambda *_: (-2.0, False, ("disc",)))
-    assert opened.model.locate(data, "a red disc").found
+    assert opened.model.locate(data, "a red disc").has_match

@@ -43,7 +43,7 @@ def test_boxes_map_back_to_the_original(
     size: tuple[int, int], model: LocalizingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     truth = np.array([[0.25, 0.1, 0.5, 0.8]])
-    placement = View().place(*size, model.image_encoder.preprocess.size)
+    placement = View().fit(*size, model.image_encoder.preprocess.size)
     inside, _ = placement.to_input(truth)
     answer_at(model, monkeypatch, inside[0].tolist())
     found = locate(model, image(size), "a red disc")

@@ -30,7 +30,7 @@ def test_documents_are_stored_with_words_and_conversations(tmp_path: Path) -> No
         assert record.labels["letter_height"] == str(document.letter_height)
         words = [row for row in collection.table("words").to_pylist() if row["key"] == record.key]
         assert [(row["text"], row["x1"], row["letter_height"]) for row in words] == [
-            (word.text, word.box.x1, word.letter_height) for word in document.words
+            (word.text, word.box.x1, word.letter_height) for word in document.word_boxes
         ]
 
 

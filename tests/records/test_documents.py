@@ -58,7 +58,7 @@ def test_letters_have_the_requested_height(documents: dict[str, list[Document]])
     for height in (6, 11, 18):
         document = draw_document(seed=1, split="train", index=1, letter_height=height)
         assert document.letter_height == height
-        assert min(word.letter_height for word in document.words) >= height
+        assert min(word.letter_height for word in document.word_boxes) >= height
         assert measure_letters(document.font, find_font_size(document.font, height)) <= height + 1
     heights = {document.letter_height for document in documents["train"]}
     assert len(heights) > 4
@@ -67,7 +67,7 @@ def test_letters_have_the_requested_height(documents: dict[str, list[Document]])
 def test_words_are_inside_and_do_not_cover_one_another(documents: dict[str, list[Document]]) -> None:
     for document in (d for group in documents.values() for d in group):
         width, height = document.image.size
-        boxes = np.array([(w.box.x1, w.box.y1, w.box.x2, w.box.y2) for w in document.words])
+        boxes = np.array([(w.box.x1, w.box.y1, w.box.x2, w.box.y2) for w in document.word_boxes])
         assert (boxes[:, :2] >= 0).all()
         assert (boxes[:, 2:] <= (width, height)).all(), (document.kind, document.layout)
         if document.kind in ("page", "table", "receipt"):
@@ -100,7 +100,7 @@ def test_tests_have_layouts_and_words_of_their_own(documents: dict[str, list[Doc
     layouts = {split: {(d.kind, d.layout) for d in group} for split, group in documents.items()}
     for number, split in enumerate(("train", "test")):
         assert layouts[split] == {(kind, layout) for kind in KINDS for layout in LAYOUTS[kind][number]}
-    words = {split: {w.text.lower() for d in group for w in d.words} for split, group in documents.items()}
+    words = {split: {w.text.lower() for d in group for w in d.word_boxes} for split, group in documents.items()}
     nouns = {held_out: set(lexicon.list_nouns(held_out=held_out)) for held_out in (False, True)}
     assert not words["train"] & nouns[True]
     assert not words["test"] & (nouns[False] - set(" ".join(lexicon.PLACES).lower().split()))
@@ -110,7 +110,7 @@ def test_tests_have_layouts_and_words_of_their_own(documents: dict[str, list[Doc
 def test_documents_are_functions_of_their_numbers() -> None:
     first, again = (draw_document(seed=2, split="train", index=8) for _ in range(2))
     assert first.image.tobytes() == again.image.tobytes()
-    assert first.words == again.words
+    assert first.word_boxes == again.word_boxes
     assert first.image.tobytes() != draw_document(seed=3, split="train", index=8).image.tobytes()
 
 
@@ -131,7 +131,7 @@ def test_answers_follow_from_contents(asked: dict[str, list[tuple[Document, Ques
             (region,) = question.regions
             inside = [
                 w.text
-                for w in document.words
+                for w in document.word_boxes
                 if region.x1 <= w.box.x1 and w.box.x2 <= region.x2 and region.y1 <= w.box.y1 and w.box.y2 <= region.y2
             ]
             assert question.short == " ".join(inside)

@@ -55,7 +55,7 @@ def test_a_turned_image_is_turned_before_it_is_measured() -> None:
 @pytest.mark.parametrize("size", [(1203, 901), (900, 675), (677, 1201)])
 def test_the_fraction_renders_to_the_same_pixels(size: tuple[int, int], flip: bool, crop: Box | None) -> None:
     data = photograph(*size)
-    placement = View(crop=crop, flip=flip).place(*size, 64)
+    placement = View(crop=crop, flip=flip).fit(*size, 64)
     whole = np.asarray(placement.render(decode(data))).astype(int)
     part, _ = decode_fraction(data, min_side=256)
     assert part.size != size
@@ -66,7 +66,7 @@ def test_the_fraction_renders_to_the_same_pixels(size: tuple[int, int], flip: bo
 
 
 def test_an_image_of_another_size_is_refused() -> None:
-    placement = View().place(400, 300, 64)
+    placement = View().fit(400, 300, 64)
     with raises_naming(UserError, "399", "300"):
         placement.render(Image.new("RGB", (399, 300)))
     with raises_naming(UserError, "min_side"):

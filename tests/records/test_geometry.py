@@ -50,7 +50,7 @@ def test_letterbox_there_and_back(width: int, height: int, size: int, boxes: np.
 @given(sides, sides, sizes, box_arrays(), st.booleans())
 def test_a_view_without_crop_there_and_back(width: int, height: int, size: int, boxes: np.ndarray, flip: bool) -> None:
     assume(fits(width, height, size))
-    placement = View(flip=flip).place(width, height, size)
+    placement = View(flip=flip).fit(width, height, size)
     moved, kept = placement.to_input(boxes)
     assert kept.all()
     np.testing.assert_allclose(placement.to_original(moved), boxes, atol=1e-6)
@@ -64,7 +64,7 @@ def test_a_cropped_view_returns_the_visible_part(
     crop[2:] = np.maximum(crop[2:], crop[:2] + 0.25).clip(max=1)
     crop[:2] = np.minimum(crop[:2], crop[2:] - 0.25)
     assume(fits(int(width * (crop[2] - crop[0])), int(height * (crop[3] - crop[1])), 224))
-    placement = View(Box.from_array(crop), flip).place(width, height, 224)
+    placement = View(Box.from_array(crop), flip).fit(width, height, 224)
     moved, kept = placement.to_input(boxes, min_visible=0.5)
     window = np.array(placement.crop_px) / np.array((width, height) * 2)
     visible = boxes.clip(np.tile(window[:2], 2), np.tile(window[2:], 2))
@@ -94,7 +94,7 @@ def test_a_drawn_rectangle_is_found_where_its_box_says(
     image = Image.new("RGB", size, (0, 255, 0))
     ImageDraw.Draw(image).rectangle((x1, y1, x2 - 1, y2 - 1), fill=(255, 0, 0))
     view = View(Box(*crop) if crop else None, flip)
-    placement = view.place(width, height, 224)
+    placement = view.fit(width, height, 224)
     box = np.array([[x1 / width, y1 / height, x2 / width, y2 / height]])
     moved, kept = placement.to_input(box, min_visible=0.2)
     assume(kept.all())
@@ -113,7 +113,7 @@ def test_a_drawn_rectangle_is_found_where_its_box_says(
 
 
 def test_flip_mirrors() -> None:
-    moved, kept = View(flip=True).place(100, 100, 50).to_input([[0.1, 0.2, 0.3, 0.4]])
+    moved, kept = View(flip=True).fit(100, 100, 50).to_input([[0.1, 0.2, 0.3, 0.4]])
     np.testing.assert_allclose(moved, [[0.7, 0.2, 0.9, 0.4]])
     assert kept.tolist() == [True]
 
@@ -125,7 +125,7 @@ def test_flip_keeps_the_uneven_padding_in_place() -> None:
 
 
 def test_crop_loses_and_clips_boxes() -> None:
-    placement = View(Box(0, 0, 0.5, 1)).place(200, 100, 100)
+    placement = View(Box(0, 0, 0.5, 1)).fit(200, 100, 100)
     boxes = [[0.0, 0.0, 0.25, 0.5], [0.4, 0.0, 0.9, 1.0], [0.25, 0.0, 0.75, 1.0], [0.6, 0.0, 0.9, 1.0]]
     np.testing.assert_allclose(placement.visible_fraction(boxes), [1, 0.2, 0.5, 0])
     moved, kept = placement.to_input(boxes)
@@ -138,16 +138,16 @@ def test_crop_loses_and_clips_boxes() -> None:
 
 
 def test_center_crop_leaves_no_padding() -> None:
-    placement = View.center_crop(301, 200).place(301, 200, 96)
+    placement = View.center_crop(301, 200).fit(301, 200, 96)
     assert placement.crop_px == (50, 0, 250, 200)
     assert placement.letterbox.pad == (0, 0, 0, 0)
 
 
 def test_tiny_crops_show_at_least_a_pixel() -> None:
     view = View(Box(0.999, 0.999, 1, 1))
-    assert view.place(10, 10, 32).crop_px == (9, 9, 10, 10)
+    assert view.fit(10, 10, 32).crop_px == (9, 9, 10, 10)
     with raises_naming(UserError, "too narrow"):
-        View(Box(0, 0, 1, 0.001)).place(1000, 1000, 224)
+        View(Box(0, 0, 1, 0.001)).fit(1000, 1000, 224)
 
 
 def test_render_uses_the_same_resizing_as_pillow() -> None:

@@ -80,7 +80,7 @@ def test_states_are_seen(screens: dict[str, list[Screen]]) -> None:
 def test_texts_are_written_once(screens: dict[str, list[Screen]]) -> None:
     for screen in (s for group in screens.values() for s in group):
         lines = defaultdict(list)
-        for word in screen.words:
+        for word in screen.word_boxes:
             lines[word.line].append(word.text)
         written = [" ".join(line) for line in lines.values()]
         for widget in screen.widgets:
@@ -92,7 +92,7 @@ def test_tests_have_layouts_and_words_of_their_own(screens: dict[str, list[Scree
     for number, split in enumerate(("train", "test")):
         layouts = {(s.kind, s.layout) for s in screens[split]}
         assert layouts == {(kind, layout) for kind in KINDS for layout in LAYOUTS[kind][number]}
-    words = {split: {word.text.lower() for s in group for word in s.words} for split, group in screens.items()}
+    words = {split: {word.text.lower() for s in group for word in s.word_boxes} for split, group in screens.items()}
     assert not words["train"] & set(lexicon.list_nouns(held_out=True))
     assert not words["test"] & set(lexicon.list_nouns(held_out=False))
 

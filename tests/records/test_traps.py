@@ -228,7 +228,7 @@ def test_a_collection_has_the_survey(survey: Path) -> None:
         splits: dict[str, set[str]] = defaultdict(set)
         for record in records:
             splits[record.split].add(record.group)
-            assert record.group == record.context.place
+            assert record.group == record.context.location
         assert not splits["train"] & splits["test"]
         opened = Survey.open(collection)
         labels = dict(zip(opened.keys, opened.labels(), strict=True))

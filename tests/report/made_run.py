@@ -137,7 +137,7 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
                 "boxes": [box for _, box in shapes],
                 "scores": scores,
                 "right": 0,
-                "chosen": int(np.argmax(scores)),
+                "predicted": int(np.argmax(scores)),
             }
         )
 

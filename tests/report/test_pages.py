@@ -128,8 +128,8 @@ def test_right_and_wrong_answers_are_counted_and_marked(tour: tuple[Path, dict[s
     for slice_ in ("seen", "unseen"):
         overlaps = [a["iou"]["head"] for a in result["locate"] if a["slice"] == slice_]
         assert f"{sum(v >= 0.5 for v in overlaps)} of {len(overlaps)} found" in text
-        chosen = [a["right"] == a["chosen"] for a in result["choose"] if a["slice"] == slice_]
-        assert f"{sum(chosen)} of {len(chosen)} right" in text
+        correct = [a["right"] == a["predicted"] for a in result["choose"] if a["slice"] == slice_]
+        assert f"{sum(correct)} of {len(correct)} right" in text
     missed = sum(a["iou"]["head"] < 0.5 for a in result["locate"])
     every_answer = tour_html.split("<summary>Where is …?")[1].split("</details>")[0]
     assert len(re.findall(r"</svg>missed</span>", every_answer)) == missed

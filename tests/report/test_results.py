@@ -8,7 +8,8 @@ import pytest
 
 from foveate.caption.results import RequestTally
 from foveate.core.errors import UserError
-from foveate.core.results import Example, Histogram, Region, Value, parse_result
+from foveate.core.results import BoxChoice, Example, Histogram, Region, Value, parse_result
+from foveate.pretrain.results import LocateResult
 from foveate.report.pages.inspect import InspectResult
 from naming import raises_naming
 
@@ -27,6 +28,12 @@ def test_unknown_fields_are_ignored_and_results_are_immutable() -> None:
     value = parse_result(Value, {"value": 0.5, "added_by_a_newer_version": 1})
     with raises_naming(ValueError, "value", "frozen"):
         value.value = 1.0  # type: ignore[misc]
+
+
+def test_fields_of_earlier_runs_are_read_by_their_old_names() -> None:
+    choice = {"image": "a", "phrase": "b", "boxes": [(0, 0, 1, 1)], "scores": [1.0], "right": 0, "chosen": 0}
+    assert parse_result(BoxChoice, choice).to_json()["predicted"] == 0
+    assert not LocateResult.model_validate({"image": "a", "phrase": "b", "boxes": {}, "found": False}).has_match
 
 
 @pytest.mark.parametrize("box", [(0.5, 0, 0.1, 1), (0, 0, float("nan"), 1), (0, 0, 1)])

@@ -75,7 +75,7 @@ class FakeAdapter:
         # What `hits_body` reads of a hit, whose module loads torch.
         hit = {"key": "a b/c", "kind": "regions", "score": 0.5, "z": None, "phrase": "red", "caption": "a red disc"}
         hits = (SimpleNamespace(**hit, box=Box(0.1, 0.2, 0.5, 0.6), path="/secret/a.png"),)
-        return SearchReply(hits, SimpleNamespace(found=False, reason="too low", unknown_words=("wug",)))
+        return SearchReply(hits, SimpleNamespace(has_match=False, reason="too low", unknown_words=("wug",)))
 
     def write(self, calls: Sequence[ChatCall], listener: Listener) -> None:
         rows = {row: 0 for row in range(len(calls))}

@@ -122,7 +122,7 @@ def test_the_other_endpoints(address: str) -> None:
     classes = post("/v1/classify", image=data_url(), count=1)
     assert classes["data"] == [{"name": "cat", "probability": 0.75, "calibrated": 0.5}]
     searched = post("/v1/search", text="red", negative="blue")
-    assert (searched["found"], searched["reason"], searched["unknown_words"]) == (False, "too low", ["wug"])
+    assert (searched["has_match"], searched["reason"], searched["unknown_words"]) == (False, "too low", ["wug"])
     hit = searched["data"][0]
     assert "secret" not in str(hit)
     assert hit["box"] == [0.1, 0.2, 0.5, 0.6]

@@ -44,8 +44,8 @@ def build_survey(folder: Path, *, images: int = 64) -> Survey:
             writer.add(
                 medium.key,
                 buffer.getvalue(),
-                split=SPLITS[deployment.place],
-                group=deployment.place,
+                split=SPLITS[deployment.location],
+                group=deployment.location,
                 context=make_context(medium, deployment),
                 extra=survey_rows(medium, [] if number % 8 == 7 else [seen]),
             )

@@ -104,7 +104,7 @@ def image_loader(folder: Path, keys: list[str], preprocess: Preprocess) -> Calla
         side = (preprocess.side, preprocess.side)
         image = decode((folder / keys[row]).read_bytes())
         # Squashed as well: a random crop keeps no aspect ratio that the whole image does not keep.
-        box = None if view.crop is None else view.place(*image.size, side, stretch=True).crop_px
+        box = None if view.crop is None else view.fit(*image.size, side, stretch=True).crop_px
         image = image.resize(side, Image.Resampling.BICUBIC, box=box)
         return preprocess.pixels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image)
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from foveate.core.errors import UserError
 
@@ -191,7 +191,7 @@ class LocatedPhrase(ResultModel):
 
 
 class BoxChoice(ResultModel):
-    """Scores of all boxes of an image for one phrase; `right` and `chosen` are indices into `boxes`."""
+    """Scores of all boxes of an image for one phrase; `right` and `predicted` are indices into `boxes`."""
 
     image: str
     phrase: str
@@ -200,7 +200,7 @@ class BoxChoice(ResultModel):
     boxes: list[BoxValues] = Field(min_length=1)
     scores: list[float]
     right: int
-    chosen: int
+    predicted: int = Field(validation_alias=AliasChoices("predicted", "chosen"))  # older runs have "chosen"
 
 
 class Machine(ResultModel):

@@ -26,7 +26,7 @@ from foveate.records.boxes import PixelBox, raster_key
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, add_conversations
 from foveate.records.questions import pick
-from foveate.records.region_sources import OWN, RegionSources, SelectedRegions
+from foveate.records.region_sources import OWN_SOURCES, RegionSources, SelectedRegions
 
 GROUP = "dense-regions"
 DETECT_PROMPTS = (
@@ -45,7 +45,7 @@ class DenseSettings(Settings):
     """What `foveate mllm prepare-dense` writes."""
 
     split: str = Field("train", description="split whose images are asked about")
-    sources: RegionSources = (OWN,)
+    sources: RegionSources = (OWN_SOURCES,)
     names: Literal["phrase", "label"] = Field("phrase", description="column of the regions that names them")
     objects: int = Field(10, ge=1, le=100, description="most numbered regions of a question")
     max_detected: int = Field(40, ge=1, le=300, description="most things of an image whose answer lists all of them")
@@ -96,7 +96,7 @@ def prepare_dense(path: Path, settings: DenseSettings, *, seed: int = 0) -> Dens
 def _write_all(
     collection: Collection, settings: DenseSettings, *, seed: int, counts: dict[str, Counter[str]]
 ) -> Iterator[Conversation]:
-    selected = SelectedRegions(collection, settings.sources or (OWN,), where="--region-source")
+    selected = SelectedRegions(collection, settings.sources or (OWN_SOURCES,), where="--region-source")
     index = collection.index
     for row in track(collection.rows(settings.split).tolist(), description="dense regions, images"):
         key, size = collection.keys[row], (int(index["width"][row]), int(index["height"][row]))

@@ -29,7 +29,7 @@ from foveate.records.boxes import Box, PixelBox, raster_key
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, conversation_row
 from foveate.records.images import BadImage, decode
-from foveate.records.region_sources import OWN, RegionSources, SelectedRegions, model_label_source
+from foveate.records.region_sources import OWN_SOURCES, RegionSources, SelectedRegions, model_label_source
 from foveate.records.shapes import Shape
 from foveate.records.tables import Provenance
 from foveate.training.stopping import StopRequest
@@ -47,7 +47,7 @@ class LabelSettings(Settings):
     )
     split: str | None = Field(None, description="only images of this split")
     limit: int | None = Field(None, ge=1, description="only this many images, the first ones")
-    sources: RegionSources = (OWN,)
+    sources: RegionSources = (OWN_SOURCES,)
     objects: int = Field(10, ge=1, le=100, description="most numbered regions of a question")
     max_tokens: int = Field(512, ge=1, le=8192, description="longest answer")
     batch_size: int = Field(8, ge=1, le=1024, description="images asked about together")
@@ -212,7 +212,7 @@ def _label_images(
 ) -> Iterator[_Labeled]:
     selected = None
     if settings.labels == "conversations":
-        selected = SelectedRegions(collection, settings.sources or (OWN,), where="--region-source")
+        selected = SelectedRegions(collection, settings.sources or (OWN_SOURCES,), where="--region-source")
     for start in range(0, len(pending), settings.batch_size):
         if stop.signal_name is not None:
             return

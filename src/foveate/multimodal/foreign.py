@@ -217,7 +217,7 @@ class ForeignMllm:
         answers: dict[int, Answer] = {}
         for part in parts.values():
             settings = [generation[number] for number in part]
-            results = self._answer_rows([rows[number] for number in part], settings, observer=observer, numbers=part)
+            results = self._answer_rows([rows[number] for number in part], settings, observer=observer, row_ids=part)
             answers |= {number: answer for number, (answer, _) in zip(part, results, strict=True)}
         return [replace(answers[number], unboxed=()) for number in range(len(rows))]
 
@@ -260,9 +260,9 @@ class ForeignMllm:
         *,
         room: int = 1,
         observer: AnswerObserver | None = None,
-        numbers: Sequence[int] = (),
+        row_ids: Sequence[int] = (),
     ) -> list[tuple[Answer, str]]:
-        """Answer rows in one batch; see `answer_turns`. The observer knows them by their numbers."""
+        """Answer rows in one batch; see `answer_turns`. The observer knows them by `row_ids`."""
         inputs = self._batch_inputs(rows)
         length, lengths = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(dim=1).tolist()
         for each in lengths:
@@ -278,12 +278,12 @@ class ForeignMllm:
             return replace(answer, num_prompt_tokens=lengths[row]), written
 
         def step(row: int, ids_T: Tensor) -> bool:
-            may_go_on = observer is None or observer.step(numbers[row], lambda: read(row, ids_T)[0])
+            may_go_on = observer is None or observer.step(row_ids[row], lambda: read(row, ids_T)[0])
             if may_go_on and len(ids_T) < limits[row] and int(ids_T[-1]) not in ends:
                 return True
             results[row] = read(row, ids_T)
             if observer is not None:
-                observer.end(numbers[row], replace(results[row][0], unboxed=()))
+                observer.end(row_ids[row], replace(results[row][0], unboxed=()))
             return False
 
         def stop(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:

@@ -36,7 +36,7 @@ class CoordinateFrame:
         if frame == "canvas":
             height, width = (plan.tile, plan.tile) if _is_whole(plan) else plan.canvas
         # Stretched: every shape of image fits, and nothing but the size is read.
-        return cls(View().place(width, height, plan.tile, stretch=True), plan if frame == "canvas" else None)
+        return cls(View().fit(width, height, plan.tile, stretch=True), plan if frame == "canvas" else None)
 
     def move(self, shape: Shape) -> Shape:
         """Map a shape of the image to this frame, both in pixels; all but points become their box.

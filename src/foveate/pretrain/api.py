@@ -39,7 +39,7 @@ class Location:
         score: cosine of the box's embedding with the phrase's, in [-1, 1].
         boxes, scores: of every rule, and of the center box and a random box as baselines.
         width, height: of the image in pixels, after its EXIF rotation; `box.to_pixels(width, height)` uses them.
-        found: False where the phrase matches no candidate box better than random names do. floor: their cosine.
+        has_match: False where the phrase matches no candidate box better than random names do. floor: their cosine.
         unknown_words: of the phrase, that the text tower cannot tell from random letters.
 
     Example:
@@ -56,7 +56,7 @@ class Location:
     scores: Mapping[str, float | None]
     width: int
     height: int
-    found: bool = True
+    has_match: bool = True
     floor: float | None = None
     unknown_words: tuple[str, ...] = ()
 
@@ -141,7 +141,7 @@ class Model:
         return embed_boxes(self.network, encoded, inside).astype(np.float32)
 
     def locate(self, image: ImageInput, phrase: str, *, rule: str | None = None, seed: int = 0) -> Location:
-        """Locate a phrase in an image. There is a box for every phrase, also where it is not `found`.
+        """Locate a phrase in an image. There is a box for every phrase, also where it does not match (`has_match`).
 
         Args:
             rule: "head" or "candidates"; the model's better one by default. seed: of the random baseline box.
@@ -157,7 +157,7 @@ class Model:
             scores=located.scores,
             width=located.width,
             height=located.height,
-            found=located.found,
+            has_match=located.has_match,
             floor=located.floor,
             unknown_words=located.unknown_words,
         )

@@ -21,7 +21,7 @@ from foveate.core.recipes import Settings, validate
 from foveate.pretrain.results import ExportResult
 from foveate.records.collection import Collection
 from foveate.records.layout import DESCRIPTION
-from foveate.records.region_sources import OWN, RegionSources, SelectedRegions
+from foveate.records.region_sources import OWN_SOURCES, RegionSources, SelectedRegions
 
 if TYPE_CHECKING:
     from foveate.vision.localizer.model import LocalizingModel
@@ -58,7 +58,7 @@ class Job:
     folder: Path
     collection: Collection | None = None
     split: str | None = None
-    region_sources: tuple[str, ...] = (OWN,)
+    region_sources: tuple[str, ...] = (OWN_SOURCES,)
     format: str = "parquet"
 
 
@@ -115,7 +115,7 @@ def export(
     source = Path(source)
     content = {"to": to, "collection": collection, "split": split, "region_sources": region_sources, "format": format}
     settings = validate(ExportSettings, content, where="foveate export")
-    sources = settings.region_sources or (OWN,)
+    sources = settings.region_sources or (OWN_SOURCES,)
     if (source / DESCRIPTION).is_file():
         targets = collection_targets()
         choose(to, targets, f"target of the collection {source}")

@@ -99,7 +99,7 @@ class PhraseBoxes:
     unknown_words: tuple[str, ...] = ()
 
     @property
-    def found(self) -> bool:
+    def has_match(self) -> bool:
         """Whether a candidate box matches the phrase better than it matches most of random names."""
         best = self.scores["candidates"]
         return not self.is_unknown and (self.floor is None or (best is not None and best > self.floor))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import AliasChoices, Field
+
 from foveate.core.results import (
     BoxChoice,
     BoxValues,
@@ -90,7 +92,7 @@ class LocateResult(LocatedPhrase, RunResult):
 
     Attributes:
         localizes: whether the model learned places; False means that boxes were compared by pooled tokens.
-        found: False where no candidate box matches the phrase better than most random names match one.
+        has_match: False where no candidate box matches the phrase better than most random names match one.
         floor: the cosine that random names reach. unknown_words: of the phrase.
     """
 
@@ -100,7 +102,7 @@ class LocateResult(LocatedPhrase, RunResult):
     width: int | None = None
     height: int | None = None
     localizes: bool = True
-    found: bool = True
+    has_match: bool = Field(True, validation_alias=AliasChoices("has_match", "found"))
     floor: float | None = None
     unknown_words: list[str] = []
 
@@ -140,7 +142,7 @@ class SearchResult(Search, RunResult):
     """`foveate search`; `searched` counts the images and regions of the index, `file` is the query's image.
 
     Attributes:
-        found: False where the hits are no better than those of texts without a meaning; reason: why.
+        has_match: False where the hits are no better than those of texts without a meaning; reason: why.
         floor: the score that a hit must exceed, and what was measured of it. unknown_words: of the query.
     """
 
@@ -151,7 +153,7 @@ class SearchResult(Search, RunResult):
     searched: dict[str, int] = {}
     backend: str = ""
     file: str | None = None
-    found: bool = True
+    has_match: bool = Field(True, validation_alias=AliasChoices("has_match", "found"))
     reason: str = ""
     floor: dict[str, float] = {}
     unknown_words: list[str] = []

@@ -179,8 +179,8 @@ class View:
         left, top = (width - crop_width) // 2, (height - crop_height) // 2
         return cls(crop=Box.from_pixels(PixelBox(left, top, left + crop_width, top + crop_height), width, height))
 
-    def place(self, width: int, height: int, size: InputSize, *, stretch: bool = False) -> Placement:
-        """Place this view of an image of `width` by `height` pixels in an input of `size`.
+    def fit(self, width: int, height: int, size: InputSize, *, stretch: bool = False) -> Placement:
+        """Fit this view of an image of `width` by `height` pixels into an input of `size`.
 
         Args:
             stretch: fill the input whatever the aspect, instead of padding it.
@@ -206,7 +206,7 @@ class View:
         resample: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> Image.Image:
         """Render the RGB model input that shows this view; see `Placement.render`."""
-        return self.place(image.width, image.height, size).render(image, fill, resample=resample)
+        return self.fit(image.width, image.height, size).render(image, fill, resample=resample)
 
 
 def _whole_pixels(low: float, high: float, limit: int) -> tuple[int, int]:

@@ -73,12 +73,12 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Place and time of an image: degrees (WGS 84) and an ISO 8601 time; None or "" where unknown."""
+    """Location and time of an image: degrees (WGS 84), a name, an ISO 8601 time; None or "" where unknown."""
 
     latitude: float | None = None
     longitude: float | None = None
     time: str = ""
-    place: str = ""
+    location: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ PSEUDO = "vesl:"
 LABELED = "mllm:"
 DETECTED = "detector:"
 # Names for everything except pseudo-labels, and for everything.
-OWN, ALL = "own", "all"
+OWN_SOURCES, ALL_SOURCES = "own", "all"
 # The field of every settings model that selects regions, with the help of --region-source.
 RegionSources = Annotated[
     tuple[str, ...] | None,
@@ -78,12 +78,12 @@ def select_region_rows(
     names = {source for source, _ in there}
     selected_rows = np.zeros(regions.num_rows, dtype=bool)
     for name in sources:
-        if name in (OWN, ALL):
-            selected = [source for source in names if name == ALL or not is_pseudo_label(source)]
+        if name in (OWN_SOURCES, ALL_SOURCES):
+            selected = [source for source in names if name == ALL_SOURCES or not is_pseudo_label(source)]
             selected_rows |= np.isin(regions["source"].to_numpy().astype(str), selected)
             continue
         if name not in names and name not in single:
-            allowed = [OWN, ALL, *sorted(names | set(single))]
+            allowed = [OWN_SOURCES, ALL_SOURCES, *sorted(names | set(single))]
             raise UserError(
                 f"{where}: no region has the source '{name}'; expected one of {', '.join(allowed)}"
                 f"{nearest(name, allowed)}"
@@ -100,7 +100,7 @@ class SelectedRegions:
     """The regions of a collection that have one of the sources; see `select_region_rows`."""
 
     def __init__(
-        self, collection: Collection, sources: Sequence[str] = (OWN,), *, where: str = "--region-source"
+        self, collection: Collection, sources: Sequence[str] = (OWN_SOURCES,), *, where: str = "--region-source"
     ) -> None:
         self._collection, self._grouped = collection, collection.grouped("regions")
         self._mask_R = select_region_rows(self._grouped.table, sources, where=where)

@@ -72,7 +72,7 @@ def row_image_keys(kind: str, row: Mapping[str, object]) -> list[object]:
 
 def context_row(key: str, context: Context) -> dict[str, object]:
     degrees = {"latitude": context.latitude, "longitude": context.longitude}
-    return {"key": key, **degrees, "time": context.time, "place": context.place}
+    return {"key": key, **degrees, "time": context.time, "place": context.location}
 
 
 def image_rows(

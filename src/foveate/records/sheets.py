@@ -67,9 +67,9 @@ class Word:
     line: int
 
 
-def enclose(words: Sequence[Word]) -> PixelBox:
+def enclose(word_boxes: Sequence[Word]) -> PixelBox:
     """Return the box around words."""
-    boxes = [word.box for word in words]
+    boxes = [word.box for word in word_boxes]
     return PixelBox(
         min(box.x1 for box in boxes),
         min(box.y1 for box in boxes),
@@ -91,7 +91,7 @@ class Sheet:
         self.image = Image.new("RGB", (width, height), paper)
         self.pen = ImageDraw.Draw(self.image)
         self.font, self.size, self.paper, self.ink = font, size, paper, ink
-        self.words: list[Word] = []
+        self.word_boxes: list[Word] = []
         self.lines = 0
 
     @property
@@ -125,7 +125,7 @@ class Sheet:
         size = round(self.size * scale)
         font = load_font(self.font, size, bold=bold)
         x -= {"left": 0.0, "center": 0.5, "right": 1.0}[align] * font.getlength(text)
-        words = []
+        word_boxes = []
         position = 0
         for part in text.split():
             position = text.index(part, position)
@@ -134,11 +134,11 @@ class Sheet:
             self.pen.text(corner, part, font=font, fill=color or self.ink, anchor="ls")
             box = self._measure_ink(part, font, corner)
             letters = measure_letters(self.font, size, bold=bold)
-            words.append(Word(part, box, letters, self.lines))
+            word_boxes.append(Word(part, box, letters, self.lines))
             position += len(part)
         self.lines += 1
-        self.words += words
-        return tuple(words)
+        self.word_boxes += word_boxes
+        return tuple(word_boxes)
 
     @staticmethod
     def _measure_ink(text: str, font: Font, corner: tuple[int, int]) -> PixelBox:

@@ -258,13 +258,13 @@ def _rank(rule: str) -> int:
 def choice_card(answer: BoxChoice) -> dict[str, Any]:
     """Prepare a 'which of these boxes' answer: overlays, and scores as shares of their range."""
     size = len(answer.boxes)
-    if len(answer.scores) != size or not (0 <= answer.right < size and 0 <= answer.chosen < size):
+    if len(answer.scores) != size or not (0 <= answer.right < size and 0 <= answer.predicted < size):
         raise UserError(f"result.json, 'choose', '{answer.phrase}': scores or numbers do not match its {size} boxes")
     low, high = min(answer.scores), max(answer.scores)
     span = (high - low) or 1.0  # all scores may be equal
     boxes = []
     for number, (box, score) in enumerate(zip(answer.boxes, answer.scores, strict=True)):
-        style = "chosen" if number == answer.chosen else "right" if number == answer.right else "other"
+        style = "chosen" if number == answer.predicted else "right" if number == answer.right else "other"
         boxes.append(
             {
                 "number": number + 1,
@@ -274,10 +274,10 @@ def choice_card(answer: BoxChoice) -> dict[str, Any]:
                 # The worst box still has a visible bar.
                 "share": 0.04 + 0.96 * (score - low) / span,
                 "right": number == answer.right,
-                "chosen": number == answer.chosen,
+                "chosen": number == answer.predicted,
             }
         )
-    return {"answer": answer, "boxes": boxes, "right": answer.right == answer.chosen}
+    return {"answer": answer, "boxes": boxes, "right": answer.right == answer.predicted}
 
 
 def count_right(searches: Sequence[Search]) -> list[tuple[str, str, int, int]]:

@@ -134,7 +134,7 @@ def hits_body(model: str, reply: SearchReply) -> dict[str, Any]:
         }
         for hit in reply.hits
     ]
-    verdict = {name: getattr(reply.verdict, name) for name in ("found", "reason", "unknown_words")}
+    verdict = {name: getattr(reply.verdict, name) for name in ("has_match", "reason", "unknown_words")}
     return {"object": "list", "data": data, "model": model, **verdict}
 
 

@@ -347,7 +347,7 @@ def choice_questions(album: Album, name: str, *, part: str, count: int) -> list[
                 "boxes": [_round_box(seen.boxes_R4[other]) for other in same],
                 "scores": [round(float(score), 4) for score in scores],
                 "right": int(np.flatnonzero(same == index)[0]),
-                "chosen": int(scores.argmax()),
+                "predicted": int(scores.argmax()),
             }
         )
     return questions

@@ -162,7 +162,7 @@ def place_image(preprocess: Preprocess, image_size: tuple[int, int], view: View)
     width, height = image_size
     if preprocess.geometry == "center_crop" and view.crop is None:
         view = View(crop=View.center_crop(width, height, preprocess.size).crop, flip=view.flip)
-    return view.place(width, height, preprocess.size, stretch=preprocess.geometry == "stretch")
+    return view.fit(width, height, preprocess.size, stretch=preprocess.geometry == "stretch")
 
 
 def squash(image: Image.Image, size: InputSize) -> Image.Image:
@@ -173,7 +173,7 @@ def squash(image: Image.Image, size: InputSize) -> Image.Image:
 
     Source: SlowFast-LLaVA (arXiv 2407.15841), `process_images` of the official code with Pillow before 13.
     """
-    return View().place(*image.size, size, stretch=True).render(image, resample=Image.Resampling.BICUBIC)
+    return View().fit(*image.size, size, stretch=True).render(image, resample=Image.Resampling.BICUBIC)
 
 
 def render_image(preprocess: Preprocess, image: Image.Image, placement: Placement) -> Tensor:

@@ -77,7 +77,7 @@ def command(
             "width": located.width,
             "height": located.height,
             "localizes": network.localizes,
-            "found": located.found,
+            "has_match": located.has_match,
             "floor": located.floor,
             "unknown_words": list(located.unknown_words),
         }
@@ -86,14 +86,14 @@ def command(
     lines = [_line(name, located) for name in located.boxes]
     if located.scores[located.rule] is None:
         lines.append(f"not found: the box of {located.rule} has no area")
-    elif not located.found:
+    elif not located.has_match:
         lines.append(f"not found: {_explain(located)}")
     if located.unknown_words:
         lines.append(f"unknown to the text tower: {', '.join(repr(word[:40]) for word in located.unknown_words)}")
     if not network.localizes:
         lines.append(f"this model never learned places: boxes are compared by pooled tokens, a guess; {LEARN_PLACES}")
     finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
-    if not located.found or located.scores[located.rule] is None:
+    if not located.has_match or located.scores[located.rule] is None:
         sys.exit(NOT_FOUND)
 
 

@@ -125,7 +125,7 @@ def _answer(
     )
     lines = _describe_verdict(verdict) + [_line(rank, hit) for rank, hit in enumerate(hits, start=1)]
     finish(result.to_json(), lines, {"report": render(folder.path)}, as_json=as_json)
-    if not verdict.found:
+    if not verdict.has_match:
         sys.exit(NOT_FOUND)
 
 
@@ -184,7 +184,7 @@ def _judge(
 
 def _describe_verdict(verdict: Verdict) -> list[str]:
     """Say that nothing was found, and name the words that the text tower does not know."""
-    lines = [] if verdict.found else [f"not found: {verdict.reason}; the nearest:"]
+    lines = [] if verdict.has_match else [f"not found: {verdict.reason}; the nearest:"]
     names = ", ".join(repr(word[:40]) for word in verdict.unknown_words)
     return [*lines, *([f"unknown to the text tower: {names}"] if names else [])]
 

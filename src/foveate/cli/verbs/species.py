@@ -109,15 +109,15 @@ def check(collection: Path, settings: dict[str, Any], model: Path | None, as_jso
         from foveate.species.explain import hint_survey
         from foveate.species.folder import open_species
 
-        clocks, places = hint_survey(open_species(model), collection, device=device)
-        content |= {"clocks": [hint.to_json() for hint in clocks], "places": [hint.to_json() for hint in places]}
+        clocks, locations = hint_survey(open_species(model), collection, device=device)
+        content |= {"clocks": [hint.to_json() for hint in clocks], "places": [hint.to_json() for hint in locations]}
         lines += ["", "hints of the model, the most doubtful first; 0.5 is chance, nothing was changed"]
         for clock in clocks[: checked.max_listed]:
             shift = f", best with the clock at {clock.shift_hours:+d} h ({clock.shifted_rank:.2f})"
             lines.append(f"  hours of {clock.deployment}: rank {clock.rank:.2f}{shift if clock.shift_hours else ''}")
-        for place in places[: checked.max_listed]:
-            other = f", likelier {place.likelier} on {place.share:.0%} of the images" if place.likelier else ""
-            lines.append(f"  place of {place.deployment}: rank {place.rank:.2f}{other}")
+        for hint in locations[: checked.max_listed]:
+            other = f", likelier {hint.likelier} on {hint.share:.0%} of the images" if hint.likelier else ""
+            lines.append(f"  place of {hint.deployment}: rank {hint.rank:.2f}{other}")
     finish(content, lines, {"collection": collection}, as_json=as_json)
 
 

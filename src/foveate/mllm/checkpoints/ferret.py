@@ -79,7 +79,7 @@ class FerretCheckpoint:
             if list(ids).count(id) != count:
                 raise UserError(f"prompt: token {id} stands {list(ids).count(id)} times (got {count} {name})")
         visual = model.see(pixels_V3HW)
-        placement = View().place(size[1], size[0], model.tower.preprocess.side, stretch=True)
+        placement = View().fit(size[1], size[0], model.tower.preprocess.side, stretch=True)
         assert model.region_reader is not None
         points = [place_points(shape, placement, model.region_reader.encoder.num_points) for shape in regions]
         # The sampler reads points; boxes are only their bounds.

@@ -101,10 +101,10 @@ def split_query(text: str) -> list[str]:
         >>> split_query("the 3 Asdfgh of a boat")
         ['asdfgh', 'boat']
     """
-    words = [word.casefold() for word in _WORD.findall(unicodedata.normalize("NFKC", text))]
+    query_words = [word.casefold() for word in _WORD.findall(unicodedata.normalize("NFKC", text))]
     # One character of these is a word.
-    words += _WIDE.findall(text) if len(text.strip()) == 1 else []
-    return [word for word in dict.fromkeys(words) if word not in STOP_WORDS]
+    query_words += _WIDE.findall(text) if len(text.strip()) == 1 else []
+    return [word for word in dict.fromkeys(query_words) if word not in STOP_WORDS]
 
 
 class TextCache:
@@ -125,7 +125,7 @@ class TextCache:
 
 def judge_words(
     text: str,
-    words: Sequence[str],
+    query_words: Sequence[str],
     model: LocalizingModel,
     letters_E: NDArray[np.floating],
     max_cosine: float,
@@ -135,15 +135,15 @@ def judge_words(
     """Tell whether a text, or each word of it, is unknown to the text tower; return the unknown words, too.
 
     Args:
-        words: of the text, see `split_query`. letters_E, max_cosine, cache: see `find_unknown_words`.
+        query_words: of the text, see `split_query`. letters_E, max_cosine, cache: see `find_unknown_words`.
     """
-    unknown = find_unknown_words([*words, text], model, letters_E, max_cosine, cache=cache)
-    unknown_words = tuple(word for word in words if word in unknown)
-    return text in unknown or (bool(words) and len(unknown_words) == len(words)), unknown_words
+    unknown = find_unknown_words([*query_words, text], model, letters_E, max_cosine, cache=cache)
+    unknown_words = tuple(word for word in query_words if word in unknown)
+    return text in unknown or (bool(query_words) and len(unknown_words) == len(query_words)), unknown_words
 
 
 def find_unknown_words(
-    words: Sequence[str],
+    query_words: Sequence[str],
     model: LocalizingModel,
     letters_E: NDArray[np.floating],
     max_cosine: float,
@@ -156,16 +156,16 @@ def find_unknown_words(
         letters_E: mean direction of the embeddings of `draw_letters`. max_cosine: see `Floor.letters_cosine`.
         cache: of texts that were embedded before.
     """
-    if not words:
+    if not query_words:
         return []
-    texts = list_compared(words)
-    foreign = {word: garbled for word in words if (garbled := _garble(word))}
+    texts = list_compared(query_words)
+    foreign = {word: garbled for word in query_words if (garbled := _garble(word))}
     vectors = (cache or TextCache()).embed(model, texts).double().numpy()
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     by_text = dict(zip(texts, vectors, strict=True))
     return [
         word
-        for word in words
+        for word in query_words
         if float(
             by_text[word]
             @ (mean_direction(np.stack([by_text[text] for text in foreign[word]])) if word in foreign else letters_E)
@@ -174,9 +174,9 @@ def find_unknown_words(
     ]
 
 
-def list_compared(words: Sequence[str]) -> list[str]:
+def list_compared(query_words: Sequence[str]) -> list[str]:
     """List the texts that `find_unknown_words` embeds: the words, and those of other scripts with letters shuffled."""
-    return list(dict.fromkeys([*words, *(text for word in words for text in _garble(word))]))
+    return list(dict.fromkeys([*query_words, *(text for word in query_words for text in _garble(word))]))
 
 
 def _garble(word: str) -> list[str]:

@@ -56,7 +56,7 @@ from foveate.records.folder_collection import FolderChanges, check_images, refer
 from foveate.records.geometry import Placement
 from foveate.records.images import BadImage
 from foveate.records.record import Region
-from foveate.records.region_sources import OWN, SelectedRegions, is_pseudo_label
+from foveate.records.region_sources import OWN_SOURCES, SelectedRegions, is_pseudo_label
 from foveate.records.tables import write_table
 from foveate.vision.localizer.candidates import coarse_boxes
 from foveate.vision.localizer.inference import embed_phrases
@@ -269,7 +269,7 @@ def _target_description(
         collection=MovablePath.of(collection.path, out),
         collection_name=collection.name,
         regions=options["regions"] or "auto",
-        region_sources=options["region_sources"] or (OWN,),
+        region_sources=options["region_sources"] or (OWN_SOURCES,),
         precision=options["precision"] or "float32",
     )
     return description.at(source, collection.path, out)

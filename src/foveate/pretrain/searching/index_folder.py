@@ -31,7 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 from foveate.core.errors import UserError
 from foveate.core.files import atomic_file, read_json, write_json_atomically
 from foveate.core.model_folder import CONFIG
-from foveate.records.region_sources import ALL, OWN
+from foveate.records.region_sources import ALL_SOURCES, OWN_SOURCES
 from foveate.records.tables import read_table
 from foveate.vision.localizer.sources import OPEN_CLIP_CONFIG, ModelSource
 
@@ -147,7 +147,7 @@ class Description:
     collection_name: str
     regions: str
     precision: str
-    region_sources: tuple[str, ...] = (OWN,)
+    region_sources: tuple[str, ...] = (OWN_SOURCES,)
     source: str = ""
     crops: bool = False
     finished: bool = False
@@ -194,7 +194,14 @@ class Description:
         try:
             # Indexes without these fields embedded the regions of all sources, from the tokens of a folder's model, and
             # were searched by cosines alone.
-            old = {"region_sources": [ALL], "source": "", "crops": False, "spreads": {}, "texts": "", "floor": None}
+            old = {
+                "region_sources": [ALL_SOURCES],
+                "source": "",
+                "crops": False,
+                "spreads": {},
+                "texts": "",
+                "floor": None,
+            }
             complete = {**old, **value}
             fields: dict[str, Any] = {name: complete[name] for name in cls.__dataclass_fields__}
             description = TypeAdapter(cls).validate_python(fields)

@@ -87,14 +87,14 @@ class Verdict:
     """Whether a search found something.
 
     Attributes:
-        found: False where the hits are no better than those of texts without a meaning.
+        has_match: False where the hits are no better than those of texts without a meaning.
         reason: why nothing was found; "" otherwise.
         floor: the score, z + text weight * text, that a hit must exceed; None where there is none: for images and
             sums, and in indexes of old releases.
         unknown_words: of the query, that the text tower cannot tell from random letters, and no caption has.
     """
 
-    found: bool
+    has_match: bool
     reason: str = ""
     floor: float | None = None
     unknown_words: tuple[str, ...] = ()

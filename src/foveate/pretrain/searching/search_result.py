@@ -84,8 +84,8 @@ def write_search(
             }
         ),
         results={"hits": hit_results},
-        note="" if verdict.found else f"Not found: {verdict.reason}. The nearest are shown.",
-        found=verdict.found,
+        note="" if verdict.has_match else f"Not found: {verdict.reason}. The nearest are shown.",
+        has_match=verdict.has_match,
         reason=verdict.reason,
         floor=describe_floor(index, verdict),
         unknown_words=list(verdict.unknown_words),

@@ -72,7 +72,7 @@ class Document:
         kind: one of KINDS.
         layout: one of LAYOUTS[kind].
         letter_height: of capitals of ordinary text, in pixels.
-        words: everything written, in the order of drawing.
+        word_boxes: everything written, in the order of drawing.
     """
 
     image: Image.Image
@@ -81,13 +81,13 @@ class Document:
     font: str
     letter_height: int
     content: Content
-    words: tuple[Word, ...]
+    word_boxes: tuple[Word, ...]
 
     @property
     def transcript(self) -> str:
         """The text of the document, line by line."""
         lines: dict[int, list[str]] = {}
-        for word in self.words:
+        for word in self.word_boxes:
             lines.setdefault(word.line, []).append(word.text)
         return "\n".join(" ".join(line) for line in lines.values())
 
@@ -131,7 +131,7 @@ def draw_document(
     layout = pick(rng, LAYOUTS[kind][held_out])
     content = _DRAWERS[kind](rng, sheet, layout, held_out)
     image = sheet.finish(rng, noise=float(rng.uniform(0, 5)))
-    return Document(image, kind, layout, font, letters, content, tuple(sheet.words))
+    return Document(image, kind, layout, font, letters, content, tuple(sheet.word_boxes))
 
 
 def _draw_page(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: bool) -> Text:
@@ -155,13 +155,13 @@ def _draw_page(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: bo
     for column in range(columns):
         left, base = margin + column * (room + gap), y + 1.2 * sheet.leading
         while base < height - margin:
-            words = _fill_line(rng, sheet, nouns, room)
+            sentence = _fill_line(rng, sheet, nouns, room)
             if layout == "justified":
-                free = room - sheet.measure(" ".join(words))
-                _write_spread(sheet, left, base, words, free)
+                free = room - sheet.measure(" ".join(sentence))
+                _write_spread(sheet, left, base, sentence, free)
             else:
-                sheet.write(left, base, " ".join(words))
-            lines.append(" ".join(words))
+                sheet.write(left, base, " ".join(sentence))
+            lines.append(" ".join(sentence))
             base += sheet.leading
     return Text(title, tuple(lines))
 
@@ -176,10 +176,10 @@ def _fill_line(rng: np.random.Generator, sheet: Sheet, nouns: tuple[str, ...], r
     return sentence
 
 
-def _write_spread(sheet: Sheet, left: float, base: float, words: list[str], free: float) -> None:
-    """Write words over the whole width, as one line."""
-    line, gap = sheet.lines, sheet.measure(" ") + free / max(1, len(words) - 1)
-    for word in words:
+def _write_spread(sheet: Sheet, left: float, base: float, sentence: list[str], free: float) -> None:
+    """Write a sentence over the whole width, as one line."""
+    line, gap = sheet.lines, sheet.measure(" ") + free / max(1, len(sentence) - 1)
+    for word in sentence:
         sheet.lines = line
         sheet.write(left, base, word)
         left += sheet.measure(word) + gap

@@ -68,7 +68,7 @@ def draw_asked_document(position: Position, *, seed: int, size: int) -> list[Ask
         jpeg(document.image),
         captions=(Caption(document.transcript, "text", "documents"),),
         labels={**labels, "letter_height": str(document.letter_height)},
-        extra={"words": [word_row(word) for word in document.words]},
+        extra={"words": [word_row(word) for word in document.word_boxes]},
         conversations=make_conversations(questions, key=key, group="text-rich", source="documents"),
     )
     return [image]

@@ -143,7 +143,7 @@ class _Asker(QuestionWriter):
         super().__init__(FORMS, rng, held_out=held_out)
         self.document = document
         self.lines: dict[int, list[Word]] = {}
-        for word in document.words:
+        for word in document.word_boxes:
             self.lines.setdefault(word.line, []).append(word)
 
     def ask_texts(self, count: int) -> None:
@@ -151,12 +151,12 @@ class _Asker(QuestionWriter):
         lines = list(self.lines.values())
         parts = [self._draw_part(lines) for _ in range(2 * count)]
         times = Counter(" ".join(word.text for word in line) for line in lines)
-        words = Counter(word.text for word in self.document.words)
+        word_counts = Counter(word.text for word in self.document.word_boxes)
         for number, part in enumerate(parts):
             text, region = " ".join(word.text for word in part), (enclose(part),)
             if number < count:
                 self.ask("read", text, regions=region, text=text)
-            elif times[text] <= 1 and (len(part) > 1 or words[text] == 1):
+            elif times[text] <= 1 and (len(part) > 1 or word_counts[text] == 1):
                 self.ask("find", "<region>", regions=region, text=text)
 
     def _draw_part(self, lines: Sequence[list[Word]]) -> list[Word]:
@@ -165,9 +165,9 @@ class _Asker(QuestionWriter):
 
     def ask_page(self, content: Text) -> None:
         self.ask("title", content.title, text=content.title)
-        words = Counter(word.text for word in self.document.words)
+        word_counts = Counter(word.text for word in self.document.word_boxes)
         pairs = [(a, b) for line in content.lines for a, b in zip(line.split(), line.split()[1:], strict=False)]
-        pairs = [(a, b) for a, b in pairs if words[a] == 1]
+        pairs = [(a, b) for a, b in pairs if word_counts[a] == 1]
         if pairs:
             first, following = pairs[int(self.rng.integers(len(pairs)))]
             self.ask("next word", following, text=first)

@@ -227,12 +227,12 @@ class _PackageWriter:
     def _deployment_row(self, entry: Deployment, span: tuple[str, str]) -> dict[str, object]:
         if not (entry.start and entry.end):
             self.export.counts["deployments whose start or end is that of their images"] += 1
-        named = entry.extra.get("locationName") == entry.place
+        named = entry.extra.get("locationName") == entry.location
         issues = entry.extra.get("timestampIssues") or ("true" if entry.timestamp_issues else "")
         return {
             **entry.extra,
             "deploymentID": entry.id,
-            "locationID": entry.extra.get("locationID") or ("" if named else entry.place),
+            "locationID": entry.extra.get("locationID") or ("" if named else entry.location),
             "latitude": "" if entry.latitude is None else entry.latitude,
             "longitude": "" if entry.longitude is None else entry.longitude,
             "coordinateUncertainty": "" if entry.uncertainty is None else max(1, round(entry.uncertainty)),

@@ -26,7 +26,7 @@ from foveate.records.exporters.coco_ids import Categories, IdAllocator, ImageNam
 from foveate.records.images import BadImage
 from foveate.records.importers.coco_file import CROWD
 from foveate.records.record import Region
-from foveate.records.region_sources import OWN, SelectedRegions
+from foveate.records.region_sources import OWN_SOURCES, SelectedRegions
 
 NO_PHRASE = "(no phrase)"
 """Category of a box that no phrase belongs to."""
@@ -48,7 +48,7 @@ def export_coco(
     folder: str | Path,
     *,
     rows: Iterable[int] | None = None,
-    region_sources: Sequence[str] = (OWN,),
+    region_sources: Sequence[str] = (OWN_SOURCES,),
 ) -> CocoExport:
     """Write a collection to `folder` in the format of COCO, atomically. Images keep their bytes.
 

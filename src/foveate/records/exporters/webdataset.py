@@ -21,7 +21,7 @@ from foveate.records.collection import Collection
 from foveate.records.images import SUFFIXES
 from foveate.records.layout import member_name
 from foveate.records.record import Record
-from foveate.records.region_sources import OWN, SelectedRegions
+from foveate.records.region_sources import OWN_SOURCES, SelectedRegions
 
 
 def export_webdataset(
@@ -29,7 +29,7 @@ def export_webdataset(
     target: str | Path,
     *,
     rows: Iterable[int] | None = None,
-    region_sources: Sequence[str] = (OWN,),
+    region_sources: Sequence[str] = (OWN_SOURCES,),
     images_per_shard: int = 1000,
 ) -> list[Path]:
     """Write a collection to `target`/00000.tar, ...; return the tars. Images keep their bytes.

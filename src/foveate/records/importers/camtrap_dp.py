@@ -331,7 +331,7 @@ def make_deployment(row: Mapping[str, Any]) -> Deployment:
     used = (*_DEPLOYMENT_COLUMNS, "utc_offset", "clock_shift")
     return Deployment(
         id=row["deploymentID"],
-        place=row.get("locationID") or row.get("locationName") or "",
+        location=row.get("locationID") or row.get("locationName") or "",
         latitude=float(row["latitude"]),
         longitude=float(row["longitude"]),
         start=row["deploymentStart"],

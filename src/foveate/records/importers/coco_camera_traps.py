@@ -233,7 +233,7 @@ def make_deployments(read: SurveyFile, table: str | Path | None) -> dict[str, De
             f"{table}: no row has a location of the images (got {', '.join(list(listed)[:5])}); "
             f"expected {', '.join(names[:5])}{hint}"
         )
-    deployments = {name: listed.get(name) or Deployment(name, place=name) for name in names}
+    deployments = {name: listed.get(name) or Deployment(name, location=name) for name in names}
     read.further[NO_PLACE] += sum(deployment.latitude is None for deployment in deployments.values())
     return deployments
 

@@ -74,7 +74,7 @@ class Screen:
         layout: one of LAYOUTS[kind].
         letter_height: of capitals of ordinary text, in pixels.
         root: the widget tree; its root is of type "screen".
-        words: everything written.
+        word_boxes: everything written.
     """
 
     image: Image.Image
@@ -83,7 +83,7 @@ class Screen:
     font: str
     letter_height: int
     root: Widget
-    words: tuple[Word, ...]
+    word_boxes: tuple[Word, ...]
 
     @property
     def widgets(self) -> tuple[Widget, ...]:
@@ -130,7 +130,7 @@ def draw_screen(
     _DRAWERS[kind](builder)
     root = Widget("screen", builder.title, PixelBox(0.0, 0.0, float(width), float(size)), "", tuple(builder.widgets))
     image = sheet.finish(rng, noise=float(rng.uniform(0, 2)))
-    return Screen(image, kind, builder.layout, font, letters, root, tuple(sheet.words))
+    return Screen(image, kind, builder.layout, font, letters, root, tuple(sheet.word_boxes))
 
 
 @functools.cache
@@ -186,8 +186,8 @@ class _Builder:
         time = f"{int(self.rng.integers(0, 24))}:{int(self.rng.integers(0, 60)):02d}"
         self.sheet.write(self.width - self.margin, 1.2 * self.unit, time, align="right", scale=0.8)
         self.title = self.next_label((self.width - 2 * self.margin) / 1.3)
-        words = self.sheet.write(self.margin, 3.0 * self.unit, self.title, bold=True, scale=1.3)
-        self.widgets.append(Widget("title", self.title, enclose(words)))
+        title = self.sheet.write(self.margin, 3.0 * self.unit, self.title, bold=True, scale=1.3)
+        self.widgets.append(Widget("title", self.title, enclose(title)))
         self.y = 3.8 * self.unit
         self.sheet.pen.line((0, self.y, self.width, self.y), fill=self.rule)
 

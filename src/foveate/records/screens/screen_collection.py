@@ -80,7 +80,7 @@ def draw_asked_screen(position: Position, *, seed: int, size: int) -> list[Asked
         labels={**labels, "letter_height": str(screen.letter_height)},
         extra={
             "screens": [{"tree": json.dumps(screen.root.to_dict())}],
-            "words": [word_row(word) for word in screen.words],
+            "words": [word_row(word) for word in screen.word_boxes],
         },
         conversations=make_conversations(questions, key=key, group="text-rich", source="screens"),
     )

@@ -263,7 +263,7 @@ def _check_deployments(survey: Survey) -> Iterator[Finding]:
     images = np.bincount(survey.deployment_N + 1, minlength=len(survey.deployments) + 1)[1:]
     for index in np.flatnonzero(images[: survey.num_listed] == 0).tolist():
         yield Finding("deployment without images", survey.deployments[index].id, 0)
-    places = {entry.place for entry in survey.deployments if entry.place}
+    places = {entry.location for entry in survey.deployments if entry.location}
     for names in (places, {entry.id for entry in survey.deployments}):
         for first, second in _similar(names, cutoff=1.0):
             yield Finding("similar names", first, 2, f"and {second!r}")

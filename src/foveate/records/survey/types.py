@@ -28,7 +28,7 @@ class Deployment:
     """A camera at one place for one period.
 
     Args:
-        place: name of the location; deployments of one place share a camera for splits.
+        location: its name; deployments of one location share a camera for splits.
         latitude, longitude: degrees (WGS 84); None where unknown.
         start, end: as written.
         utc_offset: the offset of the place as the user states it, such as "+02:00"; "" where not stated.
@@ -39,7 +39,7 @@ class Deployment:
     """
 
     id: str
-    place: str = ""
+    location: str = ""
     latitude: float | None = None
     longitude: float | None = None
     start: str = ""
@@ -53,16 +53,17 @@ class Deployment:
 
     @property
     def camera(self) -> str:
-        """Name by which images are split: the place, or else the deployment."""
-        return self.place or self.id
+        """Name by which images are split: the location, or else the deployment."""
+        return self.location or self.id
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
         """Return the deployment of a row of the dataset table `deployments`."""
-        texts = {name: row[name] for name in ("id", "place", "start", "end", "utc_offset", "habitat")}
+        texts = {name: row[name] for name in ("id", "start", "end", "utc_offset", "habitat")}
         degrees = {name: row[name] for name in ("latitude", "longitude", "uncertainty")}
         flags = {"clock_shift": row["clock_shift"], "timestamp_issues": row["timestamp_issues"]}
-        return cls(**texts, **degrees, **flags, extra=_decode(row["extra"]))
+        # The column keeps the name that it had in 0.1.0.
+        return cls(location=row["place"], **texts, **degrees, **flags, extra=_decode(row["extra"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,11 @@ class Observation:
 
 def deployment_row(deployment: Deployment) -> dict[str, object]:
     """Return the row of a deployment for the dataset table `deployments`."""
-    names = [name for name in Deployment.__slots__ if name != "extra"]
-    return {**{name: getattr(deployment, name) for name in names}, "extra": _encode(deployment.extra)}
+    columns = {name: name for name in Deployment.__slots__ if name != "extra"} | {"location": "place"}
+    return {
+        **{column: getattr(deployment, name) for name, column in columns.items()},
+        "extra": _encode(deployment.extra),
+    }
 
 
 def media_row(medium: Medium) -> dict[str, object]:

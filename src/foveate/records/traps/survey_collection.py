@@ -124,7 +124,7 @@ def make_deployment(camera: Camera) -> Deployment:
     """Return the deployment of a camera as its owner notes it, true even where the camera's clock is wrong."""
     return Deployment(
         camera.name,
-        place=camera.name,
+        location=camera.name,
         latitude=camera.latitude,
         longitude=camera.longitude,
         start=camera.start.isoformat(),
@@ -277,6 +277,6 @@ def _format_deployments(world: World, names: Sequence[str]) -> str:
     writer.writerow(columns)
     for name in names:
         deployment = make_deployment(world.find_camera(name))
-        fields = ("id", "place", "latitude", "longitude", "start", "end", "habitat")
+        fields = ("id", "location", "latitude", "longitude", "start", "end", "habitat")
         writer.writerow([getattr(deployment, field) for field in fields])
     return text.getvalue()
