@@ -215,6 +215,7 @@ def _class_in_folder(adapted: AdaptedModel, source: str, revision: str | None) -
         return type(adapted.model), ""
     config = transformers.AutoConfig.from_pretrained(str(checkpoint.folder))
     with torch.device("meta"):
+        # Names alone are read: on the meta device the largest CLIP takes no memory.
         modules = {name for name, _ in kind(config).named_modules()}
     known = [name for name, _ in adapted.model.named_modules() if name]
     prefixes: list[str] = [name.removesuffix(known[0]) for name in sorted(modules) if name.endswith(known[0])]
@@ -229,6 +230,7 @@ def _lora(adapted: AdaptedModel, base: Base) -> tuple[dict[str, Tensor], dict[st
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     blocks, targets = find_targets(adapted.backbone, adapter.settings)
     for block in blocks:
+        # One B holds the rows of q, k and v below one another, over one A; PEFT has a pair for each module.
         pair = adapter.pair(block.number)
         for module, rows in zip(block.qkv, pair.b.weight.chunk(len(block.qkv)), strict=True):
             pairs.setdefault(_peft_name(adapted, module), []).append((pair.a.weight, rows))

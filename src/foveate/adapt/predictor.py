@@ -87,6 +87,7 @@ class ImagePredictions:
     def probabilities(self) -> NDArray[np.float64]:
         """Probabilities [N, K] without calibration."""
         folded = self.gamma is not None and self.gamma.folded
+        # A folded gamma is in the bias already: without it are the answers before calibration.
         logits = self.gamma.shift(self.logits, -1.0) if folded and self.gamma else self.logits.astype(np.float64)
         return softmax(logits)
 

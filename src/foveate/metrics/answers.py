@@ -51,10 +51,12 @@ def parse_letter(answer: str, candidates: Sequence[str] | int) -> int | None:
     if not 1 <= count <= len(_LETTERS):
         raise UserError(f"candidates: cannot be lettered (got {count}); expected 1 to {len(_LETTERS)}")
     letters = _LETTERS[:count]
+    # Judged by form before text: "B" may also be the text of a candidate.
     leading = _LEADING_LETTER.match(answer)
     if leading and leading[1].lower() in letters:
         return letters.index(leading[1].lower())
     normalized = _normalize_text(answer)
+    # Equal, not contained: "A man is running" names "run" only to a reader who guesses.
     matches = [index for index, text in enumerate(texts) if _normalize_text(text) == normalized]
     if len(matches) == 1:
         return matches[0]
@@ -156,6 +158,7 @@ def parse_verdict(reply: str, *, score_only: bool = False) -> Verdict | None:
     """
     text = _FENCE_END.sub("", _FENCE_START.sub("", reply.strip())).strip()
     try:
+        # Judges answer in Python's spelling with single quotes, which JSON refuses; a literal runs no code.
         value = ast.literal_eval(text[:-1] if text.endswith("}.") else text)
     except _NO_LITERAL:
         return None
@@ -168,12 +171,14 @@ def parse_verdict(reply: str, *, score_only: bool = False) -> Verdict | None:
 
 
 def _read_score(value: Any) -> float | None:
+    # bool is an int: True would be a score of 1.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         score = float(value)
     except (ValueError, OverflowError):
         return None
+    # NaN fails both comparisons.
     return score if 0 <= score <= 5 else None
 
 
@@ -262,6 +267,7 @@ def score_verdicts_official(replies: Sequence[str | None], *, score_only: bool =
         except (TypeError, ValueError):
             return None
         try:
+            # Before `pred` is read: a reply without one still counts in the mean score there.
             total += int(value["score"])
             prediction = "" if score_only else value["pred"].lower()
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError, IndexError):

@@ -155,6 +155,7 @@ def style(captions: Sequence[str]) -> dict[str, Any]:
     tokens = [caption.casefold().split() for caption in captions]
     openings = Counter(" ".join(caption[:3]) for caption in tokens)
     opening, times = openings.most_common(1)[0]
+    # Pairs within a caption: the seam between two captions is nobody's word choice.
     pairs = [pair for caption in tokens for pair in zip(caption[:-1], caption[1:], strict=True)]
     return {
         "opening": opening,

@@ -111,6 +111,7 @@ class ClassCounts(NamedTuple):
         Source: p-lambda/wilds, wilds/common/metrics/all_metrics.py; scikit-learn's f1_score.
         """
         choose(definition, MACRO_F1, "definition of macro-F1")
+        # Papers mean different ones by one name: absent classes count 0 here, and are left out below.
         if definition == "all":
             return float(np.nan_to_num(self.f1_K).mean())
         present_K = self.support_K > 0

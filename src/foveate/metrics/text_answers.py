@@ -36,6 +36,7 @@ _RESTORED["somebody'd"] = "somebodyd"
 _DIGITS = {
     word: str(index) for index, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
+# VQA's evaluator has it in its table of numbers.
 _DIGITS["none"] = "0"
 _ARTICLES = frozenset(("a", "an", "the"))
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -51,6 +52,7 @@ def edit_distance(first: str, second: str) -> int:
     """
     if len(first) < len(second):
         first, second = second, first
+    # One row of the table: texts of pages would need their product in memory.
     row = list(range(len(second) + 1))
     for i, left in enumerate(first, 1):
         diagonal, row[0] = row[0], i
@@ -114,6 +116,7 @@ def _strip_vqa_punctuation(text: str) -> str:
     stripped = text
     for mark in _PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
+        # Looked for in the whole text and not at the mark: one "a, b" removes every comma.
         stripped = stripped.replace(mark, "" if joined or beside_space else " ")
     # The evaluator passes a flag where the number of replacements belongs: 32, the value of re.UNICODE.
     return _PERIOD.sub("", stripped, count=32)
@@ -147,6 +150,7 @@ def vqa_accuracy(answer: str, references: Sequence[str], *, rule: Literal["vqa",
     if rule == "vqa" and len(set(people)) == 1:
         normalize = _join_lines
     answer, normalized = normalize(answer), [normalize(text) for text in people]
+    # `total - match`: the matches that are left when one of the ten people is left out.
     matches = [text == answer for text in normalized]
     total = sum(matches)
     return float(np.mean([min(1.0, (total - match) / 3) for match in matches]))
@@ -184,6 +188,7 @@ def _read_number(text: str) -> float | None:
         value = float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:
         return None
+    # "inf" and "nan" parse as numbers.
     return value if math.isfinite(value) else None
 
 

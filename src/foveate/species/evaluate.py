@@ -67,6 +67,7 @@ def read_truth(predictions: Predictions, *, label_field: str | None = None) -> T
         left_out: dict[str, int] = {}
     elif survey is not None:
         labels = survey.labels()[predictions.rows]
+        # The survey counts all of its images: beside a split the counts would mislead.
         left_out = survey.label_counts() if predictions.config["split"] is None else {}
     else:
         raise UserError(f"{predictions.collection.path}: no survey; name the label field with --label-field")
@@ -91,6 +92,7 @@ def match_truth(
     Args:
         names: scientific name of labels that are ids of another taxonomy, see `matching.read_names`.
     """
+    # Reversed: of two classes of one taxon the first counts.
     class_of = {taxon: column for column, taxon in reversed(list(enumerate(classes.taxa_K.tolist()))) if taxon >= 0}
     result = {}
     for match in match_labels(labels, taxa, names=names).matches:
@@ -154,6 +156,7 @@ def evaluate_classes(
     calibration = {
         "Calibration error (ECE, 15 bins)": (expected_calibration_error(confidences_N, correct_N), "fraction"),
         "Brier score": (brier_score(probabilities, truth_N), "score"),
+        # One certain error makes it infinite, and JSON has no number for that.
         "Negative log-likelihood": (min(negative_log_likelihood(probabilities, truth_N), 99.0), "nats"),
     }
     rows += [
@@ -306,6 +309,7 @@ def evaluate_stages(predictions: Predictions, truth: Truth) -> list[StageRow]:
         for step in json.loads(source):
             counts = rows.setdefault(step["stage"], [0, 0, 0, 0])
             counts[0] += 1
+            # Abstentions name nothing: they are neither right nor wrong.
             if step["answer"] in ("", "unknown"):
                 continue
             right, exact = judge(step["answer"], label, predictions.taxa)

@@ -156,6 +156,7 @@ class SpeciesGraph:
         """
         matching = match_labels(labels, taxa)
         entities = [_name_entity(match, taxa) for match in matching.matches]
+        # Two columns of one taxon would compete for the same images, and their targets would be one row of the table.
         uses = Counter(normalize_id(entity) for entity in entities)
         if len(uses) < len(entities):
             entity = next(name for name, count in uses.items() if count > 1)
@@ -167,6 +168,7 @@ class SpeciesGraph:
     @cached_property
     def entity_taxa(self) -> Rows:
         """Taxon of each entity, -1 for a label without one."""
+        # Ids are compared as COSMO's code writes them, "12.0" as "12": spreadsheets and pandas add the decimals.
         index = {normalize_id(taxon_id): i for i, taxon_id in enumerate(self.taxa.ids)}
         return np.array([index.get(entity, -1) for entity in self.triples.entities], dtype=np.int64)
 
@@ -205,6 +207,7 @@ class SpeciesGraph:
             table = self.triples.table.take(pa.array(self.triples.rows_of(relation)))
             rows = tables.positions(table["h"], among=known)
             if (rows < 0).any():
+                # A graph that silently lost images would train on fewer links than its counts say.
                 missing = table["h"].filter(pa.array(rows < 0)).unique().to_pylist()
                 named = ", ".join(map(repr, missing[:_MAX_NAMED]))
                 raise UserError(f"{TRIPLES}: {len(missing)} images are not in the collection (got {named})")

@@ -104,6 +104,7 @@ class LinkData:
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.float64], Rows]:
+        # COSMO's code compares places as text, where 10. and 10.0 are two candidates with one vector.
         return _first_appearances(np.round(self.places_N2, PLACE_DIGITS), self._candidate_rows())
 
     @cached_property
@@ -134,6 +135,7 @@ class LinkData:
     def links_of_places(self) -> Rows:
         """Return one training image of each distinct place: what places are standardized by."""
         rows = self.links(Relation.LOCATION).heads_N
+        # One row a place: a camera with ten thousand images would else decide mean and spread.
         return rows[np.unique(self.place_N[rows], return_index=True)[1]]
 
     def links(self, relation: Relation, *, balanced: bool = False, name: str = "") -> LinkRows:
@@ -166,6 +168,7 @@ class LinkData:
         if "place" in contexts:
             passes.append(self.links(Relation.LOCATION))
             if "time" in contexts and "taxonomy" not in contexts and training.extra_species_pass:
+                # Without it, species would get one pass in three.
                 passes.append(self.links(species, balanced=balanced, name="extra"))
         if "time" in contexts:
             passes.append(self.links(Relation.TIME))

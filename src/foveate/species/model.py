@@ -114,6 +114,8 @@ class SpeciesModel:
             )
         if isinstance(encoder := self.network.image.encoder, ImageEncoder):
             return encoder.to(device)
+        # A frozen encoder is not in the folder: only its fingerprint says that the head meets the features it was
+        # fitted to.
         encoder = VectorEncoder(build_image_encoder(self.info.encoder))
         if comparable(encoder.fingerprint()) != comparable(self.info.fingerprint):
             raise UserError(
@@ -143,6 +145,7 @@ class SpeciesModel:
         if reads_context:
             features = concat_inputs(features, self.info.graph, places_N2, hours_N, reference=self.info.reference_R2)
         if self.head is not None:
+            # DistMult with a fixed relation is linear in the image: w_species * E[k] folded into one matrix.
             return self.head.logits(features).numpy()
         parts = [self._score(part, Relation.SPECIES) for part in features.split(_BATCH)]
         return torch.cat(parts).numpy()

@@ -203,6 +203,7 @@ def _open_inputs(
         device=device,
     )
     cache.fill()
+    # By row of the collection, as links name images; rows without a link are never read.
     features_NF = torch.zeros(len(collection), frozen.vector_width)
     for row in rows.tolist():
         features_NF[row] = cache.features(row, 0)

@@ -29,6 +29,8 @@ def merge_tiles(tiles_NLC: Tensor, plan: TilePlan, grid: tuple[int, int]) -> Ten
     Args:
         tiles_NLC: of the tiles alone, in the order of their plan. grid: rows and columns of a tile's tokens.
     """
+    # [tile row, tile column, y, x, C] -> [C, tile row, y, tile column, x]: a line of the map runs through all tiles
+    # of a row.
     map_C = tiles_NLC.unflatten(1, grid).unflatten(0, plan.grid).permute(4, 0, 2, 1, 3)
     return map_C.flatten(3, 4).flatten(1, 2)
 
@@ -46,6 +48,7 @@ def resize_overview(
     """
     choose(interpolation, ("nearest", "bilinear"), "interpolation")
     sides, cells = np.array(plan.canvas[::-1]), np.array(size[::-1])
+    # Rows and columns map independently, so one diagonal of cell centers carries both.
     diagonal_K2 = (np.arange(max(size))[:, None] + 0.5) / cells * sides
     seen_K2 = image_to_canvas(canvas_to_image(diagonal_K2, plan), plan, overview=True) / plan.tile
     rows_YH, columns_XW = (
@@ -149,6 +152,7 @@ def move_to_canvas(regions: RegionBatch, plan: TilePlan) -> RegionBatch:
     whole = plan.views == (OVERVIEW,)
     corners_22 = np.array([(0, 0), plan.size[::-1]])
     canvas = (plan.tile, plan.tile) if whole else plan.canvas[::-1]
+    # Scale and offset of each axis: two corners determine them.
     low_2, high_2 = torch.from_numpy(image_to_canvas(corners_22, plan, overview=whole) / np.array(canvas))
     points_RN2 = low_2 + regions.points_RN2 * (high_2 - low_2)
     boxes_R4 = low_2.repeat(2) + regions.boxes_R4 * (high_2 - low_2).repeat(2)

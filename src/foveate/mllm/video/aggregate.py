@@ -108,6 +108,7 @@ class FrameAggregator:
             self._rows_LD = tokens_ND.new_empty(self.layout.num_tokens, tokens_ND.shape[1])
         pooled: dict[Pool, Tensor] = {}
         for write in self._writes[self._num_added]:
+            # Blocks may share a pool, and a frame that repeats is pooled once.
             if write.pool not in pooled:
                 pooled[write.pool] = pool_tokens(tokens_ND, write.pool)
             rows_KD = pooled[write.pool]
@@ -166,6 +167,7 @@ def _plan_writes(layout: Layout) -> list[list[_Write]]:
     start = 0
     for number, (block, rows) in enumerate(zip(layout.blocks, layout.block_rows, strict=True)):
         ranges = block.bin_ranges()
+        # A clip of fewer frames than slow ones repeats some: an image may come several times in a block.
         each = rows // len(block.images) if block.images else 0
         for position, image in enumerate(block.images):
             if ranges:

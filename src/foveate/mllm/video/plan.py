@@ -113,6 +113,7 @@ def plan_video(
             raise UserError(f"{name}: too small (got {value}); expected a number above 0")
     shape = model if isinstance(model, ModelShape) else read_shape(model)
     strategy = parse_how(how) if isinstance(how, str) else how
+    # A clip of unknown length is priced as if it had all frames that the strategy asks for.
     room = Room(total or strategy.frames, shape.image_tokens, text_tokens, shape.limit)
     frames = min(strategy.frames, room.frames)
     layout = strategy.layout(frames, shape.image_tokens)
@@ -180,6 +181,7 @@ def read_shape(source: str | Path) -> ModelShape:
     stretched = copy.deepcopy(text)
     stretch_positions(stretched, None)
     mode, counts, languages = FakeTensorMode(), list[dict[str, int]](), list[Any]()
+    # Layers of a stack cost the same: networks of one and two layers give the constant and the slope for any number.
     tower_flops: list[float] = []
     for layers in (1, 2):
         few = copy.deepcopy(config)
@@ -260,4 +262,5 @@ def _create_counter(
 def _count_cache(config: Any) -> int:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    # 2: keys and values; their heads are fewer than the queries' in grouped attention.
     return 2 * config.num_hidden_layers * heads * head

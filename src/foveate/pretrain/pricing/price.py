@@ -265,6 +265,7 @@ def flops_per_image(recipe: PretrainRecipe, cost: ModelCost, *, once: bool = Tru
         once: False for a plain Prompter, a sequence for each prompt, with phrases at full length.
     """
     regions = _regions(recipe)
+    # Phrases are batched at their own length: padded to the context they would cost seven times as much.
     phrase = cost.text.at_length(min(PHRASE_TOKENS, cost.text.length)) if once else cost.text
     parts = {
         "image tower": cost.image.forward,
@@ -283,7 +284,9 @@ def flops_per_image(recipe: PretrainRecipe, cost: ModelCost, *, once: bool = Tru
             once=once,
         )
     elif recipe.regions.method == "roi":
+        # A multiply-add is 2 FLOPs.
         parts["prompter"] = regions * 2.0 * cost.image.width * recipe.embed_dim
+    # Twice the forward: gradients of inputs and of weights. The towers know which of theirs are frozen.
     backward = cost.image.backward + cost.text.backward + regions * phrase.backward + 2 * parts["prompter"]
     forward = sum(parts.values())
     return {**parts, "forward": forward, "total": forward + backward}
@@ -322,6 +325,7 @@ def memory_per_device(recipe: PretrainRecipe, cost: ModelCost, layout: Layout) -
         )
     loss_shape = _loss_shape(recipe)
     with_regions = recipe.regions.method != "none"
+    # Of the whole batch, not of a part: accumulation caches embeddings, and the loss sees all of them at once.
     size = {"images": loss_shape["images"], "regions": loss_shape["regions"], "processes": layout.devices}
     state = state_bytes(
         float(sum(cost.parameters.values())),

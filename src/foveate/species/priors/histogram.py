@@ -126,7 +126,10 @@ def compare_counts(weights_UC: Floats, counts_CL: Floats, condition_images: floa
     total_L = counts_CL.sum(axis=0)
     total = max(total_L.sum(), 1e-12)
     shares_L = total_L / total
+    # Far from every bin the kernel is 0: the imagined images alone are left, spread like all images, so that each
+    # ratio is 1.
     near_UL = weights_UC @ counts_CL + condition_images * shares_L
+    # P(c): how much was photographed near this condition at all; without it busy places would favor every class.
     share_U1 = near_UL.sum(axis=1, keepdims=True) / total
     return normalize_ratios((near_UL / share_U1 + class_images) / (total_L + class_images), shares_L)
 
@@ -174,6 +177,7 @@ def _fit_places(
     if not len(rows):
         return {}
     size = settings.cell_degrees
+    # Rounded before anything is stored: the folder never holds where a camera stands.
     corners, cell_N = np.unique(np.floor(places_N2[rows] / size), axis=0, return_inverse=True)
     counts_CL = np.zeros((len(corners), num_classes))
     np.add.at(counts_CL, (cell_N.reshape(-1), labels_N[rows]), 1.0)
@@ -191,8 +195,10 @@ def _select_smoothing(cells_C2: Floats, counts_CL: Floats, place_images: float) 
     best = (-np.inf, _BANDWIDTHS_KM[0], _CLASS_IMAGES)
     for bandwidth, strength in itertools.product(_BANDWIDTHS_KM, _STRENGTHS):
         weights_CC = _weigh_places(cells_C2, cells_C2, bandwidth)
+        # Leave one cell out: a cell that predicts itself always prefers the narrowest kernel.
         np.fill_diagonal(weights_CC, 0.0)
         ratios = compare_counts(weights_CC, counts_CL, place_images, strength)
+        # A class without images has log(0) and count 0: 1 keeps its term at 0.
         expected = np.where(shares_L > 0, ratios * shares_L, 1.0)
         # On ties the narrower and weaker smoothing, the first, stays.
         best = max(best, (float((counts_CL * np.log(expected)).sum()), bandwidth, strength), key=lambda entry: entry[0])
@@ -203,8 +209,10 @@ def _weigh_places(places_U2: Floats, cells_C2: Floats, bandwidth_km: float) -> F
     """Return a Gaussian of the great-circle distance [U, C]; 0 where a place is unknown."""
     latitude_U, longitude_U = np.radians(places_U2.T)
     latitude_C, longitude_C = np.radians(cells_C2.T)
+    # Haversine: the law of cosines loses all digits at distances of a camera grid.
     half_UC = np.sin((latitude_U[:, None] - latitude_C) / 2) ** 2
     half_UC += np.cos(latitude_U)[:, None] * np.cos(latitude_C) * np.sin((longitude_U[:, None] - longitude_C) / 2) ** 2
+    # Rounding may push the sine of antipodes above 1, where arcsin is NaN.
     distance_UC = 2 * _EARTH_KM * np.arcsin(np.sqrt(np.clip(half_UC, 0, 1)))
     return np.nan_to_num(np.exp(-0.5 * (distance_UC / bandwidth_km) ** 2))
 

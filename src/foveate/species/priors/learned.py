@@ -180,6 +180,7 @@ def fit_prior(
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, settings.decay)
         for _ in range(settings.epochs):
             for batch in _draw_batches(labels, settings, rng):
+                # Drawn anew each epoch, so that an unknown day becomes no preferred one.
                 dates = np.where(np.isnan(days_N[batch]), rng.random(len(batch)) * _DAYS, days_N[batch])
                 here = encode_conditions(torch.from_numpy(places_N2[batch]).float(), torch.from_numpy(dates).float())
                 elsewhere = encode_conditions(*draw_conditions(len(batch), generator))

@@ -81,6 +81,7 @@ def prepare_regions(
                 raise UserError(f"region <{len(points) + 1}>: {str(error).removeprefix('region ')}") from error
             box = enclosing_box(shape)
             assert box is not None, "an empty shape has no points"
+            # (width, height) twice: the tuple is repeated, not multiplied.
             corners_4 = np.array([box.x1, box.y1, box.x2, box.y2]) / (np.array(size[::-1] * 2))
             points.append(points_N2)
             counts.append(distinct)
@@ -145,6 +146,7 @@ def sample_cells(cells_LC: Tensor, sizes_B2: Tensor, points_RN2: Tensor, map_R: 
     last_R12 = (sizes_B2.flip(1)[map_R] - 1)[:, None]
     at_RN2 = points_RN2.to(exact_LC.dtype) * last_R12
     low_RN2 = torch.minimum(at_RN2.long().clamp(min=0), last_R12)
+    # A point on the last cell has no neighbor beyond it: it is its own, with share 0.
     high_RN2 = torch.minimum(low_RN2 + 1, last_R12)
     share_RN2 = at_RN2 - low_RN2
     (x0, y0), (x1, y1), (right, down) = (pair.unbind(-1) for pair in (low_RN2, high_RN2, share_RN2))
