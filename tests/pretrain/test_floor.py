@@ -156,9 +156,9 @@ def test_locate_finds_nothing_below_the_floor_of_the_image(index: Path, monkeypa
     located = opened.model.locate(data, "a red disc")
     assert located.floor is not None
     assert -1 <= located.floor <= 1
-    monkeypatch.setattr(locate_module, "_measure_floor", lambda *_: (2.0, False, ()))
+    monkeypatch.setattr(locate_module, "_measure_floor", lambda *_: (2.0, [(False, ())]))
     assert not opened.model.locate(data, "a red disc").has_match
-    monkeypatch.setattr(locate_module, "_measure_floor", lambda *_: (-2.0, True, ()))
+    monkeypatch.setattr(locate_module, "_measure_floor", lambda *_: (-2.0, [(True, ())]))
     assert not opened.model.locate(data, "a red disc").has_match
-    monkeypatch.setattr(locate_module, "_measure_floor", lambda *_: (-2.0, False, ("disc",)))
+    monkeypatch.setattr(locate_module, "_measure_floor", lambda *_: (-2.0, [(False, ("disc",))]))
     assert opened.model.locate(data, "a red disc").has_match

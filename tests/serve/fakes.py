@@ -68,14 +68,18 @@ class FakeAdapter:
             vectors = np.arange(1, 4 * count + 1, dtype=np.float32).reshape(count, 4)
             return EmbeddingsReply(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), num_tokens=count)
         if isinstance(call, LocateCall):
-            return tuple(Located(phrase, Box(0.1, 0.2, 0.5, 0.6), 0.5) for phrase in call.phrases)
+            box = Box(0.1, 0.2, 0.5, 0.6)
+            return tuple(Located(phrase, box, 0.5, self._judge()) for phrase in call.phrases)
         if isinstance(call, ClassifyCall):
             return (Classified("cat", 0.75, 0.5), Classified("dog", 0.25, 0.5))[: call.count]
         assert isinstance(call, SearchCall)
         # What `hits_body` reads of a hit, whose module loads torch.
         hit = {"key": "a b/c", "kind": "regions", "score": 0.5, "z": None, "phrase": "red", "caption": "a red disc"}
         hits = (SimpleNamespace(**hit, box=Box(0.1, 0.2, 0.5, 0.6), path="/secret/a.png"),)
-        return SearchReply(hits, SimpleNamespace(has_match=False, reason="too low", unknown_words=("wug",)))
+        return SearchReply(hits, self._judge("wug"), {"score": 0.7})
+
+    def _judge(self, *words: str) -> SimpleNamespace:
+        return SimpleNamespace(has_match=False, reason="too low", floor=0.7, unknown_words=words)
 
     def write(self, calls: Sequence[ChatCall], listener: Listener) -> None:
         rows = {row: 0 for row in range(len(calls))}

@@ -94,7 +94,8 @@ class FakeServer:
         if path == "chat/completions":
             return StreamingResponse(self.stream(request), media_type="text/event-stream")
         await asyncio.sleep(self.seconds)
-        return JSONResponse({"object": "list", "data": REPLIES[path](body)})
+        content = {"object": "list", "data": REPLIES[path](body)}
+        return JSONResponse(content | (verdict(body.get("text") or "") if path == "search" else {}))
 
     async def stream(self, request: Request) -> AsyncIterator[str]:
         words = self.text.split(" ")
@@ -121,10 +122,15 @@ def hit(number: int) -> dict[str, Any]:
     return head | {"phrase": "", "caption": f"a boat {number}", "image": f"/images/img{number}?model=my-index"}
 
 
+def verdict(text: str) -> dict[str, Any]:
+    words = [word for word in text.split() if word in ("wug", "blicket")]
+    reason = "the text is like random letters" if words else ""
+    return {"has_match": not reason, "reason": reason, "unknown_words": words}
+
+
 REPLIES: dict[str, Any] = {
     "locate": lambda body: [
-        {"phrase": phrase, "box": None if phrase == "zebra" else [0.2, 0.3, 0.6, 0.7], "score": 0.31}
-        for phrase in body["phrases"]
+        {"phrase": phrase, "box": [0.2, 0.3, 0.6, 0.7], "score": 0.31, **verdict(phrase)} for phrase in body["phrases"]
     ],
     "search": lambda body: [hit(number) for number in range(3)],
     "classify": lambda body: [

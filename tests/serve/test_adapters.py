@@ -7,16 +7,19 @@ import base64
 import io
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 import foveate
 import foveate.records.images
 import tiny
+from foveate.cli.options import NOT_FOUND
 from foveate.core.files import write_json_atomically
 from foveate.pretrain.searching.index_folder import DESCRIPTION
 from foveate.records.boxes import Box
@@ -38,6 +41,7 @@ from foveate.serve.calls import (
     ServedImage,
 )
 from foveate.serve.media import ImageDecoder
+from foveate.serve.replies import hits_body, located_body
 from foveate.serve.work import ModelWorker
 from naming import raises_naming
 
@@ -115,6 +119,43 @@ def test_phrases_are_located_as_in_the_process(root: Path, images: list[ServedIm
         assert located.box is not None
         assert expected.box is not None
         np.testing.assert_allclose(located.box.to_array(), expected.box.to_array(), atol=1e-5)
+
+
+VERDICT = ("has_match", "reason", "floor", "unknown_words")
+
+
+def run_json(name: str, *arguments: object) -> tuple[dict[str, Any], bool]:
+    """Run a command with --json; return what it prints, and whether its exit status is that of "not found"."""
+    command = import_module(f"foveate.cli.verbs.{name}").command
+    result = CliRunner().invoke(command, [*map(str, arguments), "--device", "cpu", "--json"])
+    assert result.exit_code in (0, NOT_FOUND), result.output
+    return json.loads(result.stdout), result.exit_code == NOT_FOUND
+
+
+def test_verdicts_are_those_of_the_commands(root: Path, images: list[ServedImage], tmp_path: Path) -> None:
+    served, file = open_served(root / "my-index", device="cpu"), tmp_path / "image.webp"
+    file.write_bytes(images[0].data)
+    verdicts = set()
+    phrases = ("a red disc", "a wug asdfgh")
+    (reply,) = served.answer([LocateCall(images[0], phrases)])
+    for row in located_body("my-index", images[0], reply)["data"]:
+        printed, not_found = run_json("locate", root / "model", file, row["phrase"], "--run", tmp_path / "run")
+        assert {name: row[name] for name in VERDICT} == {
+            **{name: printed[name] for name in VERDICT}, "floor": pytest.approx(printed["floor"], abs=1e-5),
+            "unknown_words": tuple(printed["unknown_words"]),
+        }  # fmt: skip
+        assert row["score"] == row["scores"][printed["default"]]
+        assert row["scores"] == pytest.approx(printed["scores"], abs=1e-5)
+        assert row["has_match"] is not not_found
+        verdicts.add(row["has_match"])
+    for text, more in (("a wug", ()), ("a red disc", ("--negative", "a dog"))):
+        (search,) = served.answer([SearchCall(text=text, negative=more[1] if more else None, count=3)])
+        printed, not_found = run_json("search", root / "my-index", text, *more, "--count", 3, "--run", tmp_path / "run")
+        body = json.loads(json.dumps(hits_body("my-index", search)))
+        assert {name: body[name] for name in VERDICT} == {name: printed[name] for name in VERDICT}
+        assert body["has_match"] is not not_found
+        verdicts.add(body["has_match"])
+    assert verdicts == {True, False}
 
 
 def test_hits_are_those_of_a_search_and_removed_images_stay_removed(root: Path, images: list[ServedImage]) -> None:

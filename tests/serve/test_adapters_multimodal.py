@@ -283,6 +283,19 @@ def test_phrases_are_located_by_questions(adapter: MultimodalAdapter, folder: Pa
                 )
 
 
+@pytest.mark.parametrize("floor", [None, 1e9])
+def test_a_phrase_below_the_floor_of_the_model_is_not_found(folder: Path, floor: float | None) -> None:
+    model = open_mllm(folder, device="cpu")
+    assert isinstance(model, Mllm)
+    model.loaded = replace(model.loaded, min_box_score=floor)
+    ((located,),) = MultimodalAdapter(model, name="tiny").answer([LocateCall(IMAGES[0], ("dog",))])
+    answer = model.locate(IMAGES[0].data, "dog")
+    assert (located.verdict.has_match, located.verdict.floor) == (bool(answer.boxes), floor)
+    if not answer.boxes:
+        assert located.box is None
+        assert located.verdict.reason == f"no box: {answer.text}"
+
+
 def test_models_of_transformers_stream_draw_and_stop(foreign: MultimodalAdapter) -> None:
     assert isinstance(foreign.model, ForeignMllm)
     assert (foreign.name, foreign.captioner) == ("qwen", None)

@@ -14,7 +14,7 @@ from PIL import Image
 from foveate.core.errors import UserError
 from foveate.core.progress import track
 from foveate.pretrain.searching.calibration import draw_texts
-from foveate.pretrain.searching.floor import draw_letters, judge_words, mean_direction, split_query
+from foveate.pretrain.searching.floor import TextCache, draw_letters, judge_words, mean_direction, split_query
 from foveate.pretrain.searching.settings import LOCATE_RULES
 from foveate.records.geometry import Placement, View
 from foveate.records.images import MAX_PIXELS, BadImage, DecodedImage, decode_with_info
@@ -105,6 +105,16 @@ class PhraseBoxes:
         return not self.is_unknown and (self.floor is None or (best is not None and best > self.floor))
 
     @property
+    def reason(self) -> str:
+        """Why the phrase is not found; "" otherwise."""
+        best = self.scores["candidates"]
+        if self.has_match:
+            return ""
+        if self.is_unknown or best is None or self.floor is None:
+            return "the phrase is like random letters to the text tower"
+        return f"the best cosine of a box is {best:.3f}, which random names reach, too (floor {self.floor:.3f})"
+
+    @property
     def box(self) -> list[float]:
         """The box of the selected rule."""
         return self.boxes[self.rule]
@@ -122,7 +132,6 @@ class PhraseBoxes:
         return (x1 * self.width, y1 * self.height, x2 * self.width, y2 * self.height)
 
 
-@torch.inference_mode()
 def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | None = None, seed: int = 0) -> PhraseBoxes:
     """Locate a phrase in an image by the grounding head and by the best of many candidate boxes.
 
@@ -136,12 +145,8 @@ def locate(model: LocalizingModel, image: bytes, phrase: str, *, rule: str | Non
     Raises:
         UserError: for an empty phrase, an unreadable image, or a rule the model does not have.
     """
-    _check_phrase(phrase)
-    is_default, rule = rule is None, _choose_rule(model, rule)
-    encoded = encode_image(model, image)
-    (located,) = _locate_all(model, encoded, [phrase], rule=rule, is_default=is_default, seed=seed)
-    floor, is_unknown, unknown = _measure_floor(model, encoded, phrase)
-    return replace(located, floor=floor, is_unknown=is_unknown, unknown_words=unknown)
+    (located,) = locate_phrases(model, image, [phrase], rule=rule, seed=seed)
+    return located
 
 
 @torch.inference_mode()
@@ -152,13 +157,23 @@ def locate_phrases(
     *,
     rule: str | None = None,
     seed: int = 0,
+    cache: TextCache | None = None,
 ) -> list[PhraseBoxes]:
-    """Locate phrases in one image, which is encoded once; see `locate`. No floor is measured."""
+    """Locate phrases in one image, which is encoded once, and whose floor is measured once; see `locate`.
+
+    Args:
+        cache: of texts that the model has embedded before.
+    """
     for phrase in phrases:
         _check_phrase(phrase)
     is_default, rule = rule is None, _choose_rule(model, rule)
     encoded = encode_image(model, image)
-    return _locate_all(model, encoded, phrases, rule=rule, is_default=is_default, seed=seed)
+    located = _locate_all(model, encoded, phrases, rule=rule, is_default=is_default, seed=seed)
+    floor, judgments = _measure_floor(model, encoded, phrases, cache or TextCache())
+    return [
+        replace(each, floor=floor, is_unknown=is_unknown, unknown_words=unknown)
+        for each, (is_unknown, unknown) in zip(located, judgments, strict=True)
+    ]
 
 
 def _locate_all(
@@ -177,13 +192,15 @@ def draw_names() -> list[str]:
     return texts[:: len(texts) // _NAMES]
 
 
-def _measure_floor(model: LocalizingModel, encoded: EncodedImage, phrase: str) -> tuple[float, bool, tuple[str, ...]]:
-    """Return the cosine that most random names do not reach in an image, and what of a phrase is unknown.
+def _measure_floor(
+    model: LocalizingModel, encoded: EncodedImage, phrases: Sequence[str], cache: TextCache
+) -> tuple[float, list[tuple[bool, tuple[str, ...]]]]:
+    """Return the cosine that most random names do not reach in an image, and what of each phrase is unknown.
 
     See `foveate.pretrain.searching.floor.judge_words`.
     """
     names, letters = draw_names(), draw_letters()[:_LETTERS]
-    texts_TE = embed_phrases(model, [*names, *letters])
+    texts_TE = cache.embed(model, [*names, *letters])
     index = torch.zeros(len(names), dtype=torch.int64, device=model.device)
     names_NE = texts_TE[: len(names)]
     scores_NC = candidate_scores(model, encoded.tokens, [encoded.placement], names_NE.to(model.device), index)[1]
@@ -191,8 +208,10 @@ def _measure_floor(model: LocalizingModel, encoded: EncodedImage, phrase: str) -
     direction_E = mean_direction(unit_TE[len(names) :])
     single_NE = unit_TE[[row for row, name in enumerate(names) if name.isalpha()]]
     max_cosine = float((single_NE @ direction_E).max())
-    is_unknown, unknown = judge_words(phrase, split_query(phrase), model, direction_E, max_cosine)
-    return float(np.quantile(scores_NC.max(axis=1), 1 - NAMES_ABOVE)), is_unknown, unknown
+    floor = float(np.quantile(scores_NC.max(axis=1), 1 - NAMES_ABOVE))
+    return floor, [
+        judge_words(phrase, split_query(phrase), model, direction_E, max_cosine, cache=cache) for phrase in phrases
+    ]
 
 
 @torch.inference_mode()

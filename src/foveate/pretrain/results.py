@@ -92,7 +92,7 @@ class LocateResult(LocatedPhrase, RunResult):
 
     Attributes:
         localizes: whether the model learned places; False means that boxes were compared by pooled tokens.
-        has_match: False where no candidate box matches the phrase better than most random names match one.
+        has_match: False where no candidate box matches the phrase better than most random names match one; reason: why.
         floor: the cosine that random names reach. unknown_words: of the phrase.
     """
 
@@ -103,6 +103,7 @@ class LocateResult(LocatedPhrase, RunResult):
     height: int | None = None
     localizes: bool = True
     has_match: bool = Field(True, validation_alias=AliasChoices("has_match", "found"))
+    reason: str = ""
     floor: float | None = None
     unknown_words: list[str] = []
 

@@ -143,11 +143,18 @@ class LocateCall:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A phrase with its box in [0, 1], None where there is none, and the score of the match in [-1, 1]."""
+    """A phrase with its box in [0, 1], None where there is none, and the score of its best match.
+
+    Attributes:
+        verdict: whether the match is better than a meaningless one.
+        scores: of every rule of a localizer, that of the verdict ("candidates") among them.
+    """
 
     phrase: str
     box: Box | None
     score: float | None
+    verdict: Verdict
+    scores: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +171,15 @@ class SearchCall:
 
 @dataclass(frozen=True, slots=True)
 class SearchReply:
-    """The hits of a question, best first, and whether they are better than those of texts without a meaning."""
+    """The hits of a question, best first, and whether they are better than those of texts without a meaning.
+
+    Attributes:
+        floor: the score that a hit must exceed, and what was measured of it; {} where there is none.
+    """
 
     hits: tuple[Hit, ...]
     verdict: Verdict
+    floor: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

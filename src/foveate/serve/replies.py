@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, astuple
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from foveate.records.boxes import normalize_box
 from foveate.serve.calls import ChatBox, ChatReply, Classified, Located, Refused, SearchReply, ServedImage
+
+if TYPE_CHECKING:
+    from foveate.pretrain.searching.search import Verdict
 
 _MAX_MESSAGE_LETTERS = 600
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -106,13 +109,15 @@ def embeddings_body(model: str, vectors_NE: NDArray[np.float32], num_tokens: int
 
 
 def located_body(model: str, image: ServedImage, boxes: Sequence[Located]) -> dict[str, Any]:
-    """Return phrases with their boxes, as fractions and in pixels of the image."""
+    """Return phrases with their boxes, as fractions and in pixels of the image, and their verdicts."""
     data = [
         {
             "phrase": located.phrase,
             "box": astuple(located.box) if located.box else None,
             "pixels": astuple(located.box.to_pixels(image.width, image.height)) if located.box else None,
             "score": located.score,
+            "scores": located.scores,
+            **_verdict(located.verdict),
         }
         for located in boxes
     ]
@@ -134,8 +139,11 @@ def hits_body(model: str, reply: SearchReply) -> dict[str, Any]:
         }
         for hit in reply.hits
     ]
-    verdict = {name: getattr(reply.verdict, name) for name in ("has_match", "reason", "unknown_words")}
-    return {"object": "list", "data": data, "model": model, **verdict}
+    return {"object": "list", "data": data, "model": model, **_verdict(reply.verdict), "floor": reply.floor}
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {name: getattr(verdict, name) for name in ("has_match", "reason", "floor", "unknown_words")}
 
 
 def classes_body(model: str, classes: Sequence[Classified]) -> dict[str, Any]:

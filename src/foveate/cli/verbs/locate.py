@@ -78,6 +78,7 @@ def command(
             "height": located.height,
             "localizes": network.localizes,
             "has_match": located.has_match,
+            "reason": located.reason,
             "floor": located.floor,
             "unknown_words": list(located.unknown_words),
         }
@@ -87,7 +88,7 @@ def command(
     if located.scores[located.rule] is None:
         lines.append(f"not found: the box of {located.rule} has no area")
     elif not located.has_match:
-        lines.append(f"not found: {_explain(located)}")
+        lines.append(f"not found: {located.reason}")
     if located.unknown_words:
         lines.append(f"unknown to the text tower: {', '.join(repr(word[:40]) for word in located.unknown_words)}")
     if not network.localizes:
@@ -95,13 +96,6 @@ def command(
     finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
     if not located.has_match or located.scores[located.rule] is None:
         sys.exit(NOT_FOUND)
-
-
-def _explain(located: PhraseBoxes) -> str:
-    best = located.scores["candidates"]
-    if located.is_unknown or best is None or located.floor is None:
-        return "the phrase is like random letters to the text tower"
-    return f"the best cosine of a box is {best:.3f}, which random names reach, too (floor {located.floor:.3f})"
 
 
 def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_json: bool, device: str | None) -> None:

@@ -14,6 +14,7 @@ from foveate.pretrain.searching.index_folder import DESCRIPTION
 from foveate.pretrain.searching.query import Query
 from foveate.pretrain.searching.search import Index
 from foveate.pretrain.searching.search import search as search_in
+from foveate.pretrain.searching.search_result import describe_floor
 from foveate.records import layout
 from foveate.records.images import BadImage, make_thumbnail
 from foveate.serve.adapters import use_precision
@@ -65,7 +66,8 @@ class IndexAdapter(LocalizerAdapter):
                 for folder in (index.folder, index.collection.path):
                     text = text.replace(str(folder), self.name)
                 raise UserError(text) from error
-            return SearchReply(tuple(hits), index.judge(query, hits, network, kind=call.kind))
+            verdict = index.judge(query, hits, network, kind=call.kind)
+            return SearchReply(tuple(hits), verdict, describe_floor(index, verdict))
 
     def _current(self) -> Index:
         """Return the index as it is now: images that were removed since it was opened stay removed.

@@ -11,6 +11,8 @@ import numpy as np
 
 from foveate.pretrain.api import Model, open_model
 from foveate.pretrain.locate import find_decode_side, locate_phrases
+from foveate.pretrain.searching.floor import TextCache
+from foveate.pretrain.searching.search import Verdict
 from foveate.records.boxes import Box
 from foveate.serve.adapters import count_bytes, read_folder_config, use_precision
 from foveate.serve.calls import Call, EmbeddingsCall, EmbeddingsReply, Endpoint, LocateCall, Located
@@ -28,6 +30,8 @@ class LocalizerAdapter:
     def __init__(self, model: Model, *, name: str, precision: str = "auto") -> None:
         self.model, self.name, self.precision = model, name, precision
         self.num_bytes, self.decode_side = count_bytes(model.network), find_decode_side(model.network)
+        # The random names of a floor are the same for every image.
+        self._texts = TextCache()
 
     def check(self, call: Call) -> None:
         """Any call can be answered that `bodies` lets pass."""
@@ -55,8 +59,17 @@ class LocalizerAdapter:
 
     def _locate(self, call: Call) -> tuple[Located, ...]:
         assert isinstance(call, LocateCall), call
-        located = locate_phrases(self.model.network, call.image.source, call.phrases)
-        return tuple(Located(each.phrase, _box_or_none(each.box), each.scores[each.rule]) for each in located)
+        located = locate_phrases(self.model.network, call.image.source, call.phrases, cache=self._texts)
+        return tuple(
+            Located(
+                each.phrase,
+                _box_or_none(each.box),
+                each.scores[each.rule],
+                Verdict(each.has_match, each.reason, each.floor, each.unknown_words),
+                each.scores,
+            )
+            for each in located
+        )
 
 
 def _box_or_none(corners: Sequence[float]) -> Box | None:

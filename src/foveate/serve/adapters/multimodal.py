@@ -18,6 +18,7 @@ from foveate.multimodal.foreign import ForeignMllm
 from foveate.multimodal.opening import find_native_folder, is_multimodal, open_mllm
 from foveate.multimodal.prepare import Dialog
 from foveate.multimodal.questions import ask_turns, ask_where, find_phrase
+from foveate.pretrain.searching.search import Verdict
 from foveate.records.boxes import Box
 from foveate.records.conversations import IMAGE
 from foveate.serve.adapters import count_bytes, use_precision
@@ -90,7 +91,11 @@ class MultimodalAdapter:
         ground = not (isinstance(self.model, Mllm) and self.model.loaded.name_ids)
         with use_precision(self.precision, self._network):
             answers = iter(self.model.ask_all(pairs, ground=ground))
-        return [tuple(_read_location(phrase, next(answers), call) for phrase in call.phrases) for call in requests]
+        floor = self.model.loaded.min_box_score if isinstance(self.model, Mllm) else None
+        return [
+            tuple(_read_location(phrase, next(answers), call, floor=floor) for phrase in call.phrases)
+            for call in requests
+        ]
 
     def write(self, calls: Sequence[ChatCall], listener: Listener) -> None:
         """Write answers together, or captions together."""
@@ -183,11 +188,14 @@ def _ask_for_caption(question: str, image: bytes) -> Dialog:
     return Dialog([image], ask_turns(question, (), images=1))
 
 
-def _read_location(phrase: str, answer: Answer, call: LocateCall) -> Located:
+def _read_location(phrase: str, answer: Answer, call: LocateCall, *, floor: float | None) -> Located:
     if not answer.boxes:
-        return Located(phrase, None, None)
+        score = next(iter(answer.rejected), None)
+        reason = f"no box: {answer.text}" if score is None else f"its best match scores {score:.2f}"
+        return Located(phrase, None, score, Verdict(False, reason, floor))
     score = answer.box_scores[0] if answer.box_scores else None
-    return Located(phrase, Box.from_pixels(answer.boxes[0], call.image.width, call.image.height), score)
+    box = Box.from_pixels(answer.boxes[0], call.image.width, call.image.height)
+    return Located(phrase, box, score, Verdict(True, floor=floor))
 
 
 def matches(folder: Path) -> bool:

@@ -41,4 +41,5 @@ export async function* readEvents(reply) {
 // An <img> sends no key, so that images of an index are fetched first.
 export const readImage = async (address) => (await request(address.replace(/^\//, ""))).blob();
 
-export const readData = async (path, body, signal) => (await (await request(path, body, signal)).json()).data;
+export const readReply = async (path, body, signal) => (await request(path, body, signal)).json();
+export const readData = async (path, body, signal) => (await readReply(path, body, signal)).data;

@@ -1,6 +1,6 @@
 // What can be done: each task has its labels, a request and a way to show the reply.
 import { by, make, place } from "./boxes.js";
-import { readData, readEvents, readImage, request } from "./server.js";
+import { readData, readEvents, readImage, readReply, request } from "./server.js";
 
 const phrases = (text) => text.split(";").map((phrase) => phrase.trim()).filter(Boolean);
 const named = (text) => [...new Set([...text.matchAll(/<(\d+)>/g)].map((match) => Number(match[1])))];
@@ -8,6 +8,12 @@ const named = (text) => [...new Set([...text.matchAll(/<(\d+)>/g)].map((match) =
 const round = (sides) => sides.map((side) => Number(side.toFixed(4)));
 const need = (state) => { if (!state.image) throw new Error("Choose an image first."); return state.image; };
 const bar = (name, value, text) => make("li", {}, make("span", {}, name), make("meter", { min: 0, max: 1, value, "aria-label": name }), make("span", { className: "value" }, text));
+// That nothing was found, and why; words that the text tower does not know.
+function showVerdict(entry, verdicts, end = ".") {
+  const missing = verdicts.filter(({ has_match: hasMatch }) => !hasMatch), words = [...new Set(verdicts.flatMap((each) => each.unknown_words ?? []))];
+  entry.body.append(...missing.map(({ phrase, reason }) => make("p", {}, make("b", {}, "Not found"), `${[phrase && `: ${phrase}`, reason && `: ${reason}`].filter(Boolean).join("")}${end}`)));
+  if (words.length) entry.body.append(make("p", {}, `Unknown to the text tower: ${words.map((word) => `“${word}”`).join(", ")}.`));
+}
 
 export const TASKS = {
   chat: {
@@ -58,7 +64,8 @@ export const TASKS = {
       if (Number(source)) body.box = round(layer.boxes[Number(source) - 1].sides);
       if (by("negative").value.trim()) body.negative = by("negative").value.trim();
       entry.sent("v1/search", body);
-      const hits = await readData("v1/search", body, signal);
+      const reply = await readReply("v1/search", body, signal), hits = reply.data;
+      showVerdict(entry, [reply], ". The nearest:");
       const list = make("ol", { className: "hits" });
       entry.body.append(list);
       await Promise.all(hits.map(async (hit) => {
@@ -70,7 +77,7 @@ export const TASKS = {
         if (hit.box) place(button.appendChild(make("span", { className: "box" })), hit.box);
         button.addEventListener("click", () => takeImage(blob, hit.key, hit.box));
       }));
-      return { spoken: `${hits.length} hits`, note: hits.some(({ z }) => z != null) && "z: standard deviations above chance" };
+      return { spoken: reply.has_match ? `${hits.length} hits` : `Not found; the nearest ${hits.length}`, note: hits.some(({ z }) => z != null) && "z: standard deviations above chance" };
     },
   },
   locate: {
@@ -80,10 +87,10 @@ export const TASKS = {
       const body = { model: by("model").value, image: need(state), phrases: phrases(text) };
       entry.sent("v1/locate", body);
       const rows = await readData("v1/locate", body, signal);
-      entry.boxes(rows.filter(({ box }) => box).map(({ phrase, box, score }) => ({ label: phrase, sides: box, score })));
-      const missing = rows.filter(({ box }) => !box).map(({ phrase }) => phrase);
-      if (missing.length) entry.body.append(make("p", {}, `Not found: ${missing.join("; ")}`));
-      return { spoken: `${rows.length - missing.length} of ${rows.length} found` };
+      const hits = rows.filter(({ box, has_match: hasMatch }) => box && hasMatch);
+      entry.boxes(hits.map(({ phrase, box, score }) => ({ label: phrase, sides: box, score })));
+      showVerdict(entry, rows);
+      return { spoken: `${hits.length} of ${rows.length} found` };
     },
   },
   classify: {
