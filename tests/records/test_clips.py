@@ -278,8 +278,8 @@ def read_images(path: Path) -> NDArray[np.uint8]:
 def test_frames_come_back_from_files(tmp_path: Path) -> None:
     clip = draw("still", num_frames=20)
     frames_THW3 = pixels(clip)
-    for name in ("clip.webp", "clip.gif", "folder"):
-        write_frames((frame.pixels_HW3 for frame in clip), tmp_path / name)
+    for path in (tmp_path / "clip.webp", str(tmp_path / "clip.gif"), tmp_path / "folder"):
+        write_frames((frame.pixels_HW3 for frame in clip), path)
     np.testing.assert_array_equal(read_images(tmp_path / "clip.webp"), frames_THW3)
     gif = read_images(tmp_path / "clip.gif")
     assert gif.shape == frames_THW3.shape

@@ -26,7 +26,7 @@ _ENCODERS = {
 SUFFIXES = (".gif", ".webp", *_ENCODERS, "")
 
 
-def write_frames(frames: Iterable[NDArray[np.uint8]], path: Path, *, frame_rate: float = 8.0) -> None:
+def write_frames(frames: Iterable[NDArray[np.uint8]], path: str | Path, *, frame_rate: float = 8.0) -> None:
     """Write frames (height, width, 3) to a file by its suffix, or to a new folder if it has none.
 
     `.mp4` is H.264 and loses details; `.mkv` (FFV1), `.webp` and a folder of PNG keep every pixel; `.gif` keeps 256
@@ -40,6 +40,7 @@ def write_frames(frames: Iterable[NDArray[np.uint8]], path: Path, *, frame_rate:
         UserError: an unknown suffix, no frames, frames of two shapes, a folder that exists, odd sides for `.mp4`, a
             frame rate that is not above 0, or PyAV is missing.
     """
+    path = Path(path)
     suffix = choose(path.suffix.lower(), SUFFIXES, "suffix of a clip")
     check_frame_rate(frame_rate)
     iterator = iter(frames)
