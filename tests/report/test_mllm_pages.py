@@ -86,6 +86,11 @@ RESULTS: dict[str, dict[str, Any]] = {
         "clips": 9, "published": [6415], "missing": 2, "reasons": [f"no such clip '{LONG}' (question <b>7</b>)"],
         "unfinished": 3, "unparsed": 1, "failed": 1, "judge": "judge-7", "judge_dates": ["2026-11-26", "2026-11-27"],
         "judge_prompts": "0123456789ab", "further": {"accuracy of readable replies": 0.61},
+        "samples": [
+            {"question": f"What color is the {LONG}?", "clip": "order-0", "prediction": prediction, "is_right": is_right,
+             "evidence": [[2, 3, 5], [22]], "frames": [0, 3, 10, 25], "slow": slow, "num_frames": 32}
+            for prediction, is_right, slow in (("<b>red</b>", True, [3]), ("", False, []), ("?", None, [3]))
+        ],
         "columns": [{"key": "strict", "title": "Strict", "role": "ours"}, {"key": "official", "title": "Official"}],
         "table": [
             {"question": "MSVD-QA", "data": "accuracy", "n": 80,
@@ -158,6 +163,19 @@ def test_scores_of_videos_bear_their_judge_and_what_is_missing(tmp_path: Path) -
     assert "question &lt;b&gt;7&lt;/b&gt;" in page
     assert "bootstrap over clips" in page
     assert all(part in page for part in ("60.0", "62.5", "3.1", "6,415"))
+
+
+def test_evidence_of_a_video_is_marked_as_read_or_not(tmp_path: Path) -> None:
+    page = write_run(tmp_path, "video_evaluate").read_text()
+    assert "&lt;b&gt;red&lt;/b&gt;" in page
+    # Frames 2 and 3, and frame 5, of 32: one group in two runs, of which frame 3 was read; the other group was not.
+    for style in ("left:6.25%;width:6.25%", "left:15.62%;width:3.12%"):
+        assert page.count(f'<i class="band" style="{style}"></i>') == 3
+    assert page.count('<i class="band unseen" style="left:68.75%;width:3.12%"></i>') == 3
+    assert page.count('<b class="slow" style="left:10.94%"></b>') == 2
+    assert page.count("Evidence: 1 of 2 among the frames that were read, 1 among the slow ones. <b>Not all") == 2
+    assert page.count('class="verdict yes"') == page.count('class="verdict no"') == 1
+    assert 'id="evidence"' not in write_run(tmp_path, "mllm_evaluate").read_text()
 
 
 @pytest.mark.parametrize("kind", sorted(RESULTS))

@@ -19,7 +19,7 @@ from foveate.mllm.video.scores import VideoScores
 class Reply:
     text: str
     finished: bool = True
-    seen: dict[str, Any] = field(default_factory=lambda: {"indices": [0, 4, 8], "slow": [1]})
+    seen: dict[str, Any] = field(default_factory=lambda: {"indices": [0, 4, 8], "slow": [1], "num_decoded": 9})
     probabilities: tuple[float, ...] = ()
 
 

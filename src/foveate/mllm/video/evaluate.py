@@ -31,7 +31,9 @@ from foveate.core.progress import Meter, say
 from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder
 from foveate.mllm.video.questions import VideoQuestion, find_clips, hash_questions, load_set
-from foveate.mllm.video.scores import ANSWERS, VideoScores, read_recipe, refuse_missing, summarize
+from foveate.mllm.video.results import VideoScores
+from foveate.mllm.video.score_table import summarize
+from foveate.mllm.video.scores import ANSWERS, read_recipe, refuse_missing
 from foveate.vision.video.sources.video_file import load_decoder
 
 _NO_CLIP = "no such clip"

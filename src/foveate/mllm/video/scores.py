@@ -1,34 +1,17 @@
-"""Scores of a run over a question set: strict and official side by side, from the run folder alone.
-
-Strict: every question counts, and what is missing or cannot be read is wrong. Official: what the published evaluators
-print, slips included, over the answers that they would get to see.
-"""
+"""Scores of a run over a question set, from the run folder alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from foveate.chat.judge import Judge, JudgeReply
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, read_json_lines
-from foveate.core.results import Column, Evaluation, Row, RunResult, Value
 from foveate.core.runs import RunFolder
 from foveate.core.yaml_text import read_yaml
-from foveate.metrics.answers import (
-    VCGBENCH_ASPECTS,
-    evidence_recall,
-    parse_letter,
-    parse_letter_official,
-    parse_verdict,
-    score_verdicts,
-    score_verdicts_official,
-    vcgbench_mean,
-)
-from foveate.metrics.intervals import bootstrap_interval
 from foveate.mllm.video.judging import (
-    OPEN,
     PROMPTS,
     REPLIES,
     JudgePrompt,
@@ -37,53 +20,10 @@ from foveate.mllm.video.judging import (
     hash_prompts,
     read_prompts,
 )
-from foveate.mllm.video.questions import load_set
+from foveate.mllm.video.results import VideoScores
+from foveate.mllm.video.score_table import AnswerRow, list_reasons, summarize
 
 ANSWERS = "answers.jsonl"
-_COLUMNS = [
-    Column(key="strict", title="Strict", what="missing and unreadable answers are wrong", role="ours"),
-    Column(key="official", title="Official", what="as the published evaluators count", role="baseline"),
-]
-_LIKELIHOOD = Column(
-    key="likelihood", title="Likelihood", what="the likeliest letter; missing ones are wrong", role="ours"
-)
-_ASPECT_TITLES = dict(zip(VCGBENCH_ASPECTS, ("correctness", "detail", "context", "time", "consistency"), strict=True))
-# What a strict judge would say of an answer that is not there.
-_WRONG = "{'pred': 'no', 'score': 0}"
-AnswerRow = Mapping[str, Any]
-
-
-class VideoScores(Evaluation, RunResult):
-    """Scores of `foveate video evaluate` and `score`.
-
-    Attributes:
-        questions: all of them, about `clips` clips. missing: without an answer, for `reasons`, the first five of these.
-        published: numbers of questions of the set's published lists.
-        unfinished: answers that were cut at the token limit.
-        unparsed: choices and replies of the judge that cannot be read. failed: requests that the judge did not answer.
-        unjudged: questions that wait for a judge.
-        judge_dates: first and last. judge_prompts: start of their SHA-256, "" for ours.
-        further: shares of readable replies and truncated scores, for comparison; how often the evidence was seen.
-    """
-
-    kind: Literal["video_evaluate"] = "video_evaluate"
-    question_set: str = ""
-    model: str = ""
-    how: str = ""
-    questions: int
-    clips: int
-    published: list[int] = []
-    missing: int = 0
-    reasons: list[str] = []
-    unfinished: int = 0
-    unparsed: int = 0
-    failed: int = 0
-    unjudged: int = 0
-    judge: str = ""
-    judge_dates: list[str] = []
-    judge_prompts: str = ""
-    further: dict[str, float | None] = {}
-    interval: str = "95 % intervals, bootstrap over clips"
 
 
 def score(
@@ -148,15 +88,6 @@ def refuse_missing(rows: Sequence[AnswerRow], *, where: str) -> None:
         )
 
 
-def list_reasons(rows: Sequence[AnswerRow]) -> list[str]:
-    """List the first five reasons of questions without an answer, each with its first question."""
-    first: dict[str, str] = {}
-    for row in rows:
-        if "error" in row:
-            first.setdefault(row["error"], row["id"])
-    return [f"{error} (question {id})" for error, id in first.items()][:5]
-
-
 def judge_answers(
     rows: Sequence[AnswerRow], judge: Judge, prompts: Mapping[str, JudgePrompt], path: Path
 ) -> dict[tuple[str, str], JudgeReply]:
@@ -168,180 +99,3 @@ def judge_answers(
         for aspect in row["aspects"]
     ]
     return collect_replies(judge, tasks, path)
-
-
-def summarize(
-    rows: Sequence[AnswerRow],
-    recipe: Mapping[str, Any],
-    *,
-    replies: Mapping[tuple[str, str], JudgeReply] | None = None,
-) -> VideoScores:
-    """Compute the table of a set from its rows and a judge's replies; without replies, of its choices alone."""
-    question_set = load_set(recipe["question_set"])
-    seed = recipe.get("seed", 0)
-    choices, judged = [row for row in rows if row["options"]], [row for row in rows if row["aspects"]]
-    table, unparsed, failed, further = [], 0, 0, {}
-    for name, part in _split_kinds(choices):
-        table.append(_score_choices(part, _join(question_set.title, name), seed, recipe.get("likelihood", False)))
-    unparsed += sum("error" not in row and _read_letter(row) is None for row in choices)
-    if replies is not None:
-        for aspect in dict.fromkeys(aspect for row in judged for aspect in row["aspects"]):
-            part = [row for row in judged if aspect in row["aspects"]]
-            lines, scores = _score_judged(part, aspect, replies, question_set.title, seed)
-            table += lines
-            unparsed, failed = unparsed + scores.unparsed, failed + scores.failed
-            label = _ASPECT_TITLES.get(aspect, "")
-            further[_join("accuracy of readable replies", label)] = scores.parsed_accuracy
-            further[_join("mean score without decimals", label)] = scores.mean_truncated_score
-        table += _score_mean(table, question_set.title)
-    further |= _recall_evidence(rows)
-    dates = sorted({reply.date for reply in (replies or {}).values()})
-    return VideoScores(
-        title=question_set.title,
-        question_set=recipe["question_set"],
-        model=recipe["model"],
-        how=recipe["how"],
-        columns=[*_COLUMNS, *([_LIKELIHOOD] if any(_LIKELIHOOD.key in row.values for row in table) else [])],
-        table=table,
-        questions=len(rows),
-        clips=len({row["clip"] for row in rows}),
-        published=list(question_set.published),
-        missing=sum("error" in row for row in rows),
-        reasons=list_reasons(rows),
-        unfinished=sum(not all(row["finished"]) for row in rows if "error" not in row),
-        unparsed=unparsed,
-        failed=failed,
-        unjudged=len(judged) if replies is None else 0,
-        judge_dates=[dates[0], dates[-1]] if dates else [],
-        further={name: value for name, value in further.items() if value is not None},
-    )
-
-
-def _recall_evidence(rows: Sequence[AnswerRow]) -> dict[str, float | None]:
-    """Return the share of questions whose evidence was among the frames, and the accuracy of choices with and without.
-
-    Where both accuracies are alike, answers do not come from the evidence.
-    """
-    known = [row for row in rows if row["evidence"] and "error" not in row]
-    if not known:
-        return {}
-    evidence = [row["evidence"] for row in known]
-    frames = [row["seen"]["indices"] for row in known]
-    slow = [[row["seen"]["indices"][position] for position in row["seen"]["slow"]] for row in known]
-    return {
-        "evidence among the frames": evidence_recall(evidence, frames),
-        "evidence among the slow frames": evidence_recall(evidence, slow),
-        **_compare_accuracy(known, frames),
-    }
-
-
-def _compare_accuracy(rows: Sequence[AnswerRow], frames: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Return the strict accuracy of multiple choices whose evidence was among the frames, and of those where not."""
-    hits: dict[bool, list[bool]] = {}
-    for row, indices in zip(rows, frames, strict=True):
-        if row["options"]:
-            is_seen = evidence_recall([row["evidence"]], [indices]) == 1
-            hits.setdefault(is_seen, []).append(_is_hit(row, _read_letter))
-    names = {True: "accuracy with the evidence among the frames", False: "accuracy without it"}
-    return {name: sum(hits[is_seen]) / len(hits[is_seen]) for is_seen, name in names.items() if is_seen in hits}
-
-
-def _join(title: str, part: str) -> str:
-    return f"{title}: {part}" if part else title
-
-
-def _split_kinds(rows: Sequence[AnswerRow]) -> list[tuple[str, Sequence[AnswerRow]]]:
-    kinds = sorted({row["kind"] for row in rows} - {""})
-    parts = [(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds] if len(kinds) > 1 else []
-    return ([("", rows)] if rows else []) + parts
-
-
-def _read_letter(row: AnswerRow) -> int | None:
-    return parse_letter(row["predictions"][0], row["options"])
-
-
-def _read_likeliest(row: AnswerRow) -> int | None:
-    probabilities = row.get("probabilities")
-    return probabilities.index(max(probabilities)) if probabilities else None
-
-
-def _is_hit(row: AnswerRow, read: Callable[[AnswerRow], int | None]) -> bool:
-    # A right option of None, of a row without one, is not hit by an answer that names none.
-    return row["correct"] is not None and read(row) == row["correct"]
-
-
-def _score_choices(rows: Sequence[AnswerRow], title: str, seed: int, by_likelihood: bool) -> Row:
-    answered = [row for row in rows if "error" not in row]
-    strict = [float("error" not in row and _is_hit(row, _read_letter)) for row in rows]
-    official = [float(_is_hit(row, lambda row: parse_letter_official(row["predictions"][0]))) for row in answered]
-    chance = sum(1 / len(row["options"]) for row in rows) / len(rows)
-    values = {"strict": _average(rows, strict, seed), "official": _average(answered, official, seed)}
-    if by_likelihood:
-        values[_LIKELIHOOD.key] = _average(rows, [float(_is_hit(row, _read_likeliest)) for row in rows], seed)
-    return Row(question=title, data="accuracy", chance=chance, n=len(rows), values=values)
-
-
-def _average(rows: Sequence[AnswerRow], values: Sequence[float], seed: int) -> Value | None:
-    """Average values; questions about one clip are not independent, so whole clips are drawn."""
-    if not values:
-        return None
-    return bootstrap_interval(values, seed=seed, groups_N=[row["clip"] for row in rows]).to_value()
-
-
-def _share(yes: int, no: int) -> Value | None:
-    return Value(value=yes / (yes + no), n=yes + no) if yes + no else None
-
-
-def _score_judged(
-    rows: Sequence[AnswerRow],
-    aspect: str,
-    replies: Mapping[tuple[str, str], JudgeReply],
-    title: str,
-    seed: int,
-) -> tuple[list[Row], Any]:
-    """Return the rows of one aspect, and its strict scores with all counts."""
-    score_only = aspect != OPEN
-    answered = [row for row in rows if "error" not in row]
-
-    def read_reply(row: AnswerRow) -> str | None:
-        reply = replies[row["id"], aspect]
-        return None if reply.error else reply.text
-
-    strict_replies = [_WRONG if "error" in row else read_reply(row) for row in rows]
-    scores = score_verdicts(strict_replies, score_only=score_only)
-    official = score_verdicts_official([read_reply(row) for row in answered], score_only=score_only)
-    verdicts = [None if reply is None else parse_verdict(reply, score_only=score_only) for reply in strict_replies]
-    lines = []
-    if not score_only:
-        hits = [float(verdict is not None and verdict.yes is True) for verdict in verdicts]
-        for name, part in _split_kinds(rows):
-            ids = {row["id"] for row in part}
-            selected = [hit for row, hit in zip(rows, hits, strict=True) if row["id"] in ids]
-            judged = score_verdicts_official([read_reply(row) for row in part if "error" not in row])
-            values = {
-                "strict": _average(part, selected, seed),
-                "official": None if judged is None else _share(judged.yes, judged.no),
-            }
-            lines.append(Row(question=_join(title, name), data="accuracy", n=len(part), values=values))
-    pairs = [(row, verdict.score) for row, verdict in zip(rows, verdicts, strict=True) if verdict is not None]
-    values = {
-        "strict": _average([row for row, _ in pairs], [value for _, value in pairs], seed),
-        "official": None if official is None else Value(value=official.mean_score, n=official.num_scored),
-    }
-    data = f"mean score, {_ASPECT_TITLES[aspect]}" if score_only else "mean score"
-    lines.append(Row(question=title, data=data, n=len(rows), unit="of 5", values=values))
-    return lines, scores
-
-
-def _score_mean(table: Sequence[Row], title: str) -> list[Row]:
-    """Return the row of VCGBench's mean of five, where all five are there."""
-    by_data = {row.data: row.values for row in table}
-    names = {aspect: f"mean score, {_ASPECT_TITLES[aspect]}" for aspect in VCGBENCH_ASPECTS}
-    if not all(name in by_data for name in names.values()):
-        return []
-    values: dict[str, Value | None] = {}
-    for column in _COLUMNS:
-        cells = {aspect: by_data[name].get(column.key) for aspect, name in names.items()}
-        known = {aspect: cell.value for aspect, cell in cells.items() if cell is not None}
-        values[column.key] = Value(value=vcgbench_mean(known)) if len(known) == len(names) else None
-    return [Row(question=title, data="mean of the five scores", unit="of 5", values=values)]
