@@ -87,8 +87,9 @@ RESULTS: dict[str, dict[str, Any]] = {
         "unfinished": 3, "unparsed": 1, "failed": 1, "judge": "judge-7", "judge_dates": ["2026-11-26", "2026-11-27"],
         "judge_prompts": "0123456789ab", "further": {"accuracy of readable replies": 0.61},
         "samples": [
-            {"question": f"What color is the {LONG}?", "clip": "order-0", "prediction": prediction, "is_right": is_right,
-             "evidence": [[2, 3, 5], [22]], "frames": [0, 3, 10, 25], "slow": slow, "num_frames": 32}
+            {"question": f"What color is the {LONG}?", "clip": "order-0", "prediction": prediction,
+             "is_right": is_right, "evidence": [[2, 3, 5], [22]], "frames": [0, 3, 10, 25], "slow": slow,
+             "num_frames": 32}
             for prediction, is_right, slow in (("<b>red</b>", True, [3]), ("", False, []), ("?", None, [3]))
         ],
         "columns": [{"key": "strict", "title": "Strict", "role": "ours"}, {"key": "official", "title": "Official"}],

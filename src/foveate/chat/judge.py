@@ -1,19 +1,25 @@
-"""A model behind a server that judges answers; each reply bears the judge's name and the date."""
+"""A model behind a server that judges answers; each reply bears the judge's name and the date, and can be stored."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from foveate.chat.client import ChatClient, ChatSettings
 from foveate.chat.protocol import ChatRequest, ChatResponse
 from foveate.core.errors import UserError
+from foveate.core.files import append_json_lines, repair_json_lines
+from foveate.core.progress import Meter
 from foveate.core.recipes import validate
 
 _MAX_REPLY_LETTERS = 2000
+# A kill costs the replies of one such part.
+_REQUESTS_PER_PART = 64
 
 
 @dataclass(frozen=True)
@@ -71,3 +77,43 @@ class ServerJudge:
             return list(await asyncio.gather(*(client.complete(request) for request in requests)))
         finally:
             await client.close()
+
+
+JudgeTask = tuple[str, str, ChatRequest]
+"""Question id, aspect, and what the judge is asked."""
+
+
+def collect_replies(judge: Judge, tasks: Sequence[JudgeTask], path: Path) -> dict[tuple[str, str], JudgeReply]:
+    """Return the judge's replies by question and aspect: stored ones, and new ones, which are added to the file.
+
+    A reply is asked for again if its request has changed, or if there was none (a timeout, an error of the server). A
+    refusal is final, and so is a reply that is no verdict: the same request would get the same again.
+
+    Raises:
+        UserError: no request of this judge can succeed. Replies up to there are stored.
+    """
+    stored: dict[tuple[str, str, str], JudgeReply] = {}
+    for row in repair_json_lines(path):
+        reply = JudgeReply(row["judge"], row["date"], row["text"], row["error"])
+        if reply.judge == judge.name and reply.error in ("", "refused"):
+            stored[row["id"], row["aspect"], row["request"]] = reply
+    keys = [(id, aspect, _hash_request(request)) for id, aspect, request in tasks]
+    pending = [(key, task[2]) for key, task in zip(keys, tasks, strict=True) if key not in stored]
+    with Meter("judged", len(tasks)) as meter:
+        meter.advance(len(tasks) - len(pending))
+        for start in range(0, len(pending), _REQUESTS_PER_PART):
+            part = pending[start : start + _REQUESTS_PER_PART]
+            replies = judge.ask([request for _, request in part])
+            rows = [
+                {"id": id, "aspect": aspect, "request": request, **asdict(reply)}
+                for ((id, aspect, request), _), reply in zip(part, replies, strict=True)
+            ]
+            append_json_lines(path, rows)
+            stored |= {key: reply for (key, _), reply in zip(part, replies, strict=True)}
+            meter.advance(len(part))
+    return {key[:2]: stored[key] for key in keys}
+
+
+def _hash_request(request: ChatRequest) -> str:
+    text = "\0".join(message.text for message in request.messages)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

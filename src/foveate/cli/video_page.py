@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from foveate.core.runs import RunFolder
+    from foveate.mllm.video.answers import SeenFrame
     from foveate.mllm.video.occlusion import Occlusion
     from foveate.mllm.video.results import ShownFrame, VideoExchange
     from foveate.mllm.video.strategies import Strategy
-    from foveate.mllm.video.viewing import SeenFrame, Viewing
+    from foveate.mllm.video.viewing import Viewing
 
 # Longest side in pixels: a page holds fifty of them in its own file.
 _SIDE = 320

@@ -22,6 +22,7 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.language.decoding import TextStream, draw_token, until_repeated
+from foveate.language.positions import find_context
 
 BATCH = 32
 EmbedTokens = Callable[[Sequence[int], Sequence[int], Tensor], Tensor]
@@ -444,18 +445,6 @@ def cache_argument(model: Any) -> str:
 def _list_arguments(model_class: type) -> frozenset[str]:
     """List the arguments of a model's forward pass; reading them costs as much as a layer of a small model."""
     return frozenset(inspect.signature(model_class.forward).parameters)
-
-
-def find_context(model: Any) -> int | None:
-    """Return the number of positions that a model can read; None where its configuration sets no limit."""
-    return count_positions(model.config.get_text_config())
-
-
-def count_positions(config: Any) -> int | None:
-    """Return the number of positions that the text config of a model allows; None where it sets no limit."""
-    limit, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
-    # Of all kinds of RoPE, dynamic NTK alone leaves the length of training in the config and stretches it itself.
-    return int(limit * rope["factor"]) if limit is not None and rope.get("rope_type") == "dynamic" else limit
 
 
 def _count_room(model: Any, length: int) -> int:

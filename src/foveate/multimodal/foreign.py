@@ -26,7 +26,8 @@ from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
 from foveate.language.decoding import draw_token
-from foveate.language.generate import GenerationSettings, find_context
+from foveate.language.generate import GenerationSettings
+from foveate.language.positions import find_context
 from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, pair_phrases
 from foveate.multimodal.choose import check_options, to_probabilities

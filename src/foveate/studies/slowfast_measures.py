@@ -23,12 +23,12 @@ from foveate.metrics.answers import evidence_recall
 from foveate.mllm.video.aggregate import FrameAggregator, aggregate_frames
 from foveate.mllm.video.layout import Layout
 from foveate.mllm.video.strategies import SlowStrategy, Strategy
-from foveate.mllm.video.watch import assemble_images
 from foveate.records.scenes.clip_questions import ClipQuestion, ask_clip
 from foveate.records.scenes.clips import SceneClip, Track, draw_clip, draw_plate
 from foveate.studies.slowfast_arms import DIRECTION, ORDER, Arm
 from foveate.vision.preprocess import Preprocess, squash
 from foveate.vision.video.choosing import choose_frames
+from foveate.vision.video.collages import assemble_images
 from foveate.vision.video.reading import read_clip
 from foveate.vision.video.sampling import sample
 
@@ -166,10 +166,10 @@ class Source:
                 tokens_NCD = self.patches_TNCD[sampled[image.frames[0]]]
                 tokens_NCD = tokens_NCD if whole else tokens_NCD[:, members]
             else:
-                collages, only = [], Layout(layout.image_tokens, (image,), ())
+                collages = []
                 for member in members:
                     frames = [Image.fromarray(self.frames_CTHW3[member, index]) for index in sampled]
-                    collages.append(np.array(next(assemble_images(only, frames, _PIXELS))))
+                    collages.append(np.array(next(assemble_images([image], frames, _PIXELS))))
                 tokens_NCD = cut_patches(np.stack(collages)).transpose(0, 1)
             aggregator.add(tokens_NCD.flatten(1))
         return aggregator.finish().unflatten(1, (len(members), _DEPTH)).numpy()

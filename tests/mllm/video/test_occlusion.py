@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError
 from foveate.language.generate import predict, score_tokens
+from foveate.mllm.video.answers import VideoAnswer
 from foveate.mllm.video.grammar import parse_how
 from foveate.mllm.video.networks import Network
 from foveate.mllm.video.occlusion import group_rows, measure_occlusion, shuffle_words
@@ -22,7 +23,6 @@ from foveate.mllm.video.splice import encode_prompt, splice
 from foveate.mllm.video.strategies import Strategy
 from foveate.mllm.video.strategies.interleaved import Interleaved
 from foveate.mllm.video.strategies.slowfast import SlowFast
-from foveate.mllm.video.viewing import VideoAnswer
 from foveate.mllm.video.watch import watch
 from naming import raises_naming
 

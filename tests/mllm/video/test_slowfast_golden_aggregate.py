@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foveate.mllm.video.aggregate import aggregate_frames
 from foveate.mllm.video.grammar import parse_aggregation
-from foveate.mllm.video.layout import slow_positions
+from foveate.vision.video.sampling import slow_positions
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "slowfast"
 ARRAYS = json.loads((GOLDENS / "aggregate.json").read_text())["cases"]

@@ -14,10 +14,10 @@ from PIL import Image
 from foveate.core.errors import UserError
 from foveate.mllm.video.aggregate import FrameAggregator, aggregate_frames
 from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.layout import TowerImage, float_linspace
 from foveate.mllm.video.strategies import strategy_kinds
-from foveate.mllm.video.watch import assemble_images
 from foveate.vision.preprocess import Preprocess, squash
+from foveate.vision.video.collages import TowerImage, assemble_images
+from foveate.vision.video.sampling import float_linspace
 from naming import raises_naming
 
 
@@ -105,7 +105,7 @@ def test_collages_hold_their_frames_row_by_row() -> None:
         return pixels_HW3[6::12, 6::12, 0].tolist()
 
     layout = parse_how("grid", tiles="1x2").layout(5, 16)
-    whole, *tiles = map(np.asarray, assemble_images(layout, frames, preprocess))
+    whole, *tiles = map(np.asarray, assemble_images(layout.images, frames, preprocess))
     assert reds(whole) == [[0, 40], [80, 120], [160, 255]]
     assert [reds(tile) for tile in tiles] == [[[0, 0], [80, 80], [160, 160]], [[40, 40], [120, 120], [255, 255]]]
 
@@ -141,7 +141,7 @@ def test_images_from_frames_one_by_one_are_those_from_all_at_once(
     rng = np.random.default_rng(num_frames)
     frames = [Image.fromarray(rng.integers(0, 256, (20, 50, 3), dtype=np.uint8)) for _ in range(num_frames)]
     layout = parse_how(kind, **options).layout(num_frames, 16)
-    images = list(assemble_images(layout, iter(frames), preprocess))
+    images = list(assemble_images(layout.images, iter(frames), preprocess))
     assert len(images) == len(layout.images)
     for image, plan in zip(images, layout.images, strict=True):
         assert np.array_equal(image, _paste_all(plan, frames, preprocess))

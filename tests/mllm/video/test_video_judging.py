@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from video_to_kill import Reply, run_evaluation, write_questions
 
 from chat_server import ChatServer, Say, fails, says
-from foveate.chat.judge import JudgeReply
+from foveate.chat.judge import JudgeReply, collect_replies
 from foveate.chat.protocol import ChatRequest
 from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
 from foveate.core.results import Row
 from foveate.mllm.video.evaluate import ClipRequest, VideoEvaluationSettings, evaluate
-from foveate.mllm.video.judging import PROMPTS, REPLIES, JudgePrompt, JudgeSettings, collect_replies
+from foveate.mllm.video.judging import PROMPTS, REPLIES, JudgePrompt, JudgeSettings
 from foveate.mllm.video.scores import ANSWERS, VideoScores, score
 from naming import raises_naming
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
+from foveate.language.pieces import Piece, encode_pieces, list_start_ids
 from foveate.language.tokenizer import wrap_transformers
 from foveate.mllm.video import prompts
 from foveate.mllm.video.prompts import (
@@ -20,14 +21,12 @@ from foveate.mllm.video.prompts import (
     PLAIN,
     VIDEO,
     ChatFrame,
-    Piece,
     Prompt,
     PromptTemplate,
     find_prompts,
     recognize,
     write_options,
 )
-from foveate.mllm.video.splice import encode_pieces, list_start_ids
 from naming import raises_naming
 
 GOLDENS = tiny_llavas.GOLDENS

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
 from foveate.core.plugins import module_names
-from foveate.mllm.video.questions import VideoQuestion, find_clips, load_set, read_rows
+from foveate.mllm.video.questions import VideoQuestion, load_set, read_rows
+from foveate.vision.video.sources import search
 from naming import raises_naming
 
 OPTIONS = ("run", "sit", "eat", "sing", "sleep")
@@ -45,6 +46,10 @@ def touch(folder: Path, *names: str) -> None:
 
 def read(name: str, path: Path) -> list[VideoQuestion]:
     return load_set(name).read(path)
+
+
+def find_clips(folder: Path, questions: Sequence[VideoQuestion]) -> dict[str, Path]:
+    return search.find_clips(folder, {question.id: question.clip for question in questions})
 
 
 NEXT = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4"

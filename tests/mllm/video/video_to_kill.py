@@ -12,7 +12,7 @@ from typing import Any
 
 from foveate.core.errors import UserError
 from foveate.mllm.video.evaluate import ClipRequest, VideoEvaluationSettings, evaluate
-from foveate.mllm.video.scores import VideoScores
+from foveate.mllm.video.results import VideoScores
 
 
 @dataclass

@@ -42,9 +42,9 @@ from foveate.cli.video_page import (
 )
 
 if TYPE_CHECKING:
-    from foveate.mllm.video.results import VideoExchange
-    from foveate.mllm.video.scores import VideoScores
-    from foveate.mllm.video.viewing import VideoAnswer, VideoChoice, Viewing
+    from foveate.mllm.video.answers import VideoAnswer, VideoChoice
+    from foveate.mllm.video.results import VideoExchange, VideoScores
+    from foveate.mllm.video.viewing import Viewing
 
 
 @click.group("video", short_help="Ask image models about video, without training.")
@@ -185,9 +185,9 @@ def frames(
       foveate video frames street.mp4 --choose query --selector runs/tour/cloc-seed0/model --query "a red boat"
     """
     from foveate.core.runs import RunFolder
+    from foveate.mllm.video.answers import SeenFrame
     from foveate.mllm.video.results import VideoAskResult
-    from foveate.mllm.video.viewing import SeenFrame
-    from foveate.mllm.video.watch import check_choice, choose_slow
+    from foveate.mllm.video.slow_frames import check_choice, choose_slow
     from foveate.report import render
     from foveate.vision.video.reading import ClipReader
     from foveate.vision.video.sampling import format_time

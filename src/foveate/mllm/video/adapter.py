@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.language.generate import find_context
+from foveate.language.positions import find_context
 from foveate.language.tokenizer import BackendTokenizer
 from foveate.mllm.video.prompts import ChatFrame, frame_of_chat
 from foveate.multimodal.folder import LoadedModel
@@ -20,6 +21,9 @@ from foveate.records.geometry import View
 from foveate.vision.canvas import render_input
 from foveate.vision.preprocess import Preprocess, place_image
 from foveate.vision.tiling import ImageSize, plan_tiles
+
+# Images of one pass of the tower; memory does not grow with the clip.
+_TOWER_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,12 @@ class Network:
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Return the pixels [T, 3, H, W] of rendered frames, for `encode`."""
         return torch.stack([self.preprocess.pixels(image) for image in images])
+
+    def encode_images(self, images: Iterable[Image.Image]) -> Iterator[Tensor]:
+        """Yield the tokens [B, N, D] of images as they come, a few at a time."""
+        rendered = map(self.render, images)
+        while batch := list(itertools.islice(rendered, _TOWER_BATCH)):
+            yield self.encode(self.pixels(batch))
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int]) -> Tensor:

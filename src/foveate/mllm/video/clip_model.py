@@ -11,9 +11,10 @@ from foveate.chat.batching import run_in_halves
 from foveate.core.errors import UserError
 from foveate.core.files import sha256_file
 from foveate.mllm.video.adapter import Network
+from foveate.mllm.video.answers import VideoAnswer
 from foveate.mllm.video.evaluate import ClipRequest
 from foveate.mllm.video.strategies import Strategy
-from foveate.mllm.video.viewing import VideoAnswer, Viewing
+from foveate.mllm.video.viewing import Viewing
 from foveate.mllm.video.watch import ask_all, count_text, watch
 
 _TEXT_STEP = 32

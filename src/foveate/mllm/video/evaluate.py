@@ -22,23 +22,26 @@ from foveate.core.errors import UserError
 from foveate.core.files import (
     FolderLock,
     append_json_lines,
-    repair_json_lines,
-    sha256_file,
-    sha256_folder,
     write_text_atomically,
 )
 from foveate.core.progress import Meter, say
 from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder
-from foveate.mllm.video.questions import VideoQuestion, find_clips, hash_questions, load_set
+from foveate.mllm.video.answer_rows import (
+    PATHS,
+    ClipAnswer,
+    ClipHashes,
+    cut_folder,
+    describe_answers,
+    read_answered,
+    write_row,
+)
+from foveate.mllm.video.questions import VideoQuestion, hash_questions, load_set
 from foveate.mllm.video.results import VideoScores
 from foveate.mllm.video.score_table import summarize
 from foveate.mllm.video.scores import ANSWERS, read_recipe, refuse_missing
+from foveate.vision.video.sources.search import find_clips
 from foveate.vision.video.sources.video_file import load_decoder
-
-_NO_CLIP = "no such clip"
-# Fields of a row that name files.
-_PATHS = {"error", "seen"}
 
 
 class VideoEvaluationSettings(Settings):
@@ -66,26 +69,6 @@ class ClipRequest(NamedTuple):
     text: str
     options: tuple[str, ...] = ()
     likelihood: bool = False
-
-
-class ClipAnswer(Protocol):
-    """Answer about a clip: its text, whether it came to an end, and what was seen, ready for JSON.
-
-    Attributes:
-        probabilities: of the letter of each option, if they were requested and fit behind the question.
-    """
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def finished(self) -> bool: ...
-
-    @property
-    def seen(self) -> Mapping[str, Any]: ...
-
-    @property
-    def probabilities(self) -> Sequence[float]: ...
 
 
 class ClipModel(Protocol):
@@ -130,7 +113,7 @@ def evaluate(
         **{"model": name, "weights": weights, "how": how},
         **{"questions": len(selected), "sha256": hash_questions(selected)},
     }
-    clips = find_clips(Path(videos), selected)
+    clips = find_clips(Path(videos), {question.id: question.clip for question in selected})
     for clip in clips.values():
         if clip.suffix.lower() not in (".gif", ".webp") and clip.is_file():
             # Before any row: one without an answer is asked again only if its clip has changed.
@@ -139,7 +122,7 @@ def evaluate(
     folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity))
     try:
         if not settings.allow_missing:
-            refuse_missing([_write_row(question, clips) for question in selected], where=str(videos))
+            refuse_missing([write_row(question, clips) for question in selected], where=str(videos))
     except UserError:
         folder.discard()
         raise
@@ -160,40 +143,6 @@ def _sort_by_clip(questions: Sequence[VideoQuestion]) -> list[VideoQuestion]:
     return sorted(questions, key=lambda question: position[question.clip])
 
 
-def _write_row(question: VideoQuestion, clips: Mapping[str, Path]) -> dict[str, Any]:
-    """Return what a row says of its question; with an error where it cannot be asked."""
-    row: dict[str, Any] = {
-        "id": question.id,
-        "clip": question.clip[0] if question.clip else "",
-        "texts": list(question.texts),
-        "options": list(question.options),
-        "correct": question.correct,
-        "answer": question.answer,
-        "kind": question.kind,
-        "evidence": [list(group) for group in question.evidence],
-        "aspects": list(question.aspects),
-    }
-    problem = question.problem or ("" if question.id in clips else f"{_NO_CLIP} '{row['clip']}'")
-    return row | {"error": problem} if problem else row
-
-
-class _ClipHashes:
-    """SHA-256 of clips, each read once in a session."""
-
-    def __init__(self, clips: Mapping[str, Path]) -> None:
-        self._clips = clips
-        self._hashes: dict[Path, str] = {}
-
-    def get(self, question: VideoQuestion) -> str:
-        """Return the hash of a question's clip, "" where there is none."""
-        path = self._clips.get(question.id)
-        if path is None:
-            return ""
-        if path not in self._hashes:
-            self._hashes[path] = sha256_folder(path) if path.is_dir() else sha256_file(path)
-        return self._hashes[path]
-
-
 def _ask_all(
     model: ClipModel,
     questions: Sequence[VideoQuestion],
@@ -204,8 +153,8 @@ def _ask_all(
     folder: str,
 ) -> list[dict[str, Any]]:
     """Ask what has no row yet, and return the rows of all questions in their order."""
-    hashes = _ClipHashes(clips)
-    answered = _read_answered(questions, hashes, path)
+    hashes = ClipHashes(clips)
+    answered = read_answered(questions, hashes, path)
     # Batches are cut from all questions, not from those that are left: their padding moves the last bits of answers,
     # so that a batch is asked again as a whole if a kill took some of its rows.
     starts = range(0, len(questions), settings.batch_size)
@@ -219,7 +168,7 @@ def _ask_all(
         for batch in pending:
             rows = _ask_batch(model, batch, clips, hashes, settings)
             # Where the clips are on this machine is of no use elsewhere, and names its user.
-            part = [row | _cut_folder({key: row[key] for key in _PATHS & row.keys()}, folder + os.sep) for row in rows]
+            part = [row | cut_folder({key: row[key] for key in PATHS & row.keys()}, folder + os.sep) for row in rows]
             append_json_lines(path, part)
             answered |= {row["id"]: row for row in part}
             meter.advance(len(batch), note=f"{sum('error' in row for row in answered.values())} without an answer")
@@ -229,39 +178,14 @@ def _ask_all(
     return rows
 
 
-def _read_answered(questions: Sequence[VideoQuestion], hashes: _ClipHashes, path: Path) -> dict[str, dict[str, Any]]:
-    """Return the rows of earlier sessions by question; those without an answer are left out if their clip has changed.
-
-    Raises:
-        UserError: a clip was replaced since questions about it were answered.
-    """
-    rows = {row["id"]: row for row in repair_json_lines(path)}
-    answered, replaced = {}, []
-    for question in questions:
-        row = rows.get(question.id)
-        if row is None:
-            continue
-        if row["sha256"] == hashes.get(question):
-            answered[question.id] = row
-        elif "error" not in row:
-            replaced.append(f"'{row['clip']}'")
-    if replaced:
-        listed = ", ".join(list(dict.fromkeys(replaced))[:5])
-        raise UserError(
-            f"{path}: clip {listed} is not the one of {len(replaced)} stored answers (another SHA-256); put the old "
-            "clip back, or choose another folder with --run"
-        )
-    return answered
-
-
 def _ask_batch(
     model: ClipModel,
     questions: Sequence[VideoQuestion],
     clips: Mapping[str, Path],
-    hashes: _ClipHashes,
+    hashes: ClipHashes,
     settings: VideoEvaluationSettings,
 ) -> list[dict[str, Any]]:
-    rows = [_write_row(question, clips) | {"sha256": hashes.get(question)} for question in questions]
+    rows = [write_row(question, clips) | {"sha256": hashes.get(question)} for question in questions]
     requests = [
         (row["id"], ClipRequest(clips[row["id"]], text, tuple(row["options"]), settings.likelihood))
         for row in rows
@@ -277,28 +201,4 @@ def _ask_batch(
     by_id: dict[str, list[ClipAnswer | UserError]] = {}
     for (id, _), answer in zip(requests, answers, strict=True):
         by_id.setdefault(id, []).append(answer)
-    return [row | _describe(by_id[row["id"]]) if row["id"] in by_id else row for row in rows]
-
-
-def _describe(answers: Sequence[ClipAnswer | UserError]) -> dict[str, Any]:
-    errors = [str(answer) for answer in answers if isinstance(answer, UserError)]
-    if errors:
-        return {"error": errors[0]}
-    texts = [answer for answer in answers if not isinstance(answer, UserError)]
-    probabilities = list(texts[0].probabilities)
-    return {
-        # Models of images speak of an image, which the official evaluation mends for all.
-        "predictions": [answer.text.replace("In the image", "In the video").strip() for answer in texts],
-        "finished": [answer.finished for answer in texts],
-        **({"probabilities": probabilities} if probabilities else {}),
-        "seen": dict(texts[0].seen),
-    }
-
-
-def _cut_folder(value: Any, folder: str) -> Any:
-    """Return a value of JSON whose texts are without the path of a folder."""
-    if isinstance(value, str):
-        return value.replace(folder, "")
-    if isinstance(value, list):
-        return [_cut_folder(entry, folder) for entry in value]
-    return {name: _cut_folder(entry, folder) for name, entry in value.items()} if isinstance(value, dict) else value
+    return [row | describe_answers(by_id[row["id"]]) if row["id"] in by_id else row for row in rows]

@@ -10,17 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from foveate.chat.judge import Judge, JudgeReply, ServerJudge
+from foveate.chat.judge import ServerJudge
 from foveate.chat.protocol import ChatMessage, ChatRequest
 from foveate.core.errors import UserError
-from foveate.core.files import append_json_lines, repair_json_lines
-from foveate.core.progress import Meter
 from foveate.core.recipes import Settings
 from foveate.core.yaml_text import read_yaml
 from foveate.metrics.answers import VCGBENCH_ASPECTS
@@ -28,8 +25,6 @@ from foveate.metrics.answers import VCGBENCH_ASPECTS
 REPLIES = "judge.jsonl"
 OPEN = ""
 _MAX_TOKENS = 1024
-# A kill costs the replies of one such part.
-_REQUESTS_PER_PART = 64
 _SLOT = re.compile(r"\{(question2?|answer|prediction2?)\}")
 
 
@@ -131,43 +126,3 @@ def hash_prompts(prompts: Mapping[str, JudgePrompt]) -> str:
     if prompts == PROMPTS:
         return ""
     return hashlib.sha256(repr(sorted(prompts.items())).encode()).hexdigest()[:12]
-
-
-JudgeTask = tuple[str, str, ChatRequest]
-"""Question id, aspect, and what the judge is asked."""
-
-
-def collect_replies(judge: Judge, tasks: Sequence[JudgeTask], path: Path) -> dict[tuple[str, str], JudgeReply]:
-    """Return the judge's replies by question and aspect: stored ones, and new ones, which are added to the file.
-
-    A reply is asked for again if its request has changed, or if there was none (a timeout, an error of the server). A
-    refusal is final, and so is a reply that is no verdict: the same request would get the same again.
-
-    Raises:
-        UserError: no request of this judge can succeed. Replies up to there are stored.
-    """
-    stored: dict[tuple[str, str, str], JudgeReply] = {}
-    for row in repair_json_lines(path):
-        reply = JudgeReply(row["judge"], row["date"], row["text"], row["error"])
-        if reply.judge == judge.name and reply.error in ("", "refused"):
-            stored[row["id"], row["aspect"], row["request"]] = reply
-    keys = [(id, aspect, _hash_request(request)) for id, aspect, request in tasks]
-    pending = [(key, task[2]) for key, task in zip(keys, tasks, strict=True) if key not in stored]
-    with Meter("judged", len(tasks)) as meter:
-        meter.advance(len(tasks) - len(pending))
-        for start in range(0, len(pending), _REQUESTS_PER_PART):
-            part = pending[start : start + _REQUESTS_PER_PART]
-            replies = judge.ask([request for _, request in part])
-            rows = [
-                {"id": id, "aspect": aspect, "request": request, **asdict(reply)}
-                for ((id, aspect, request), _), reply in zip(part, replies, strict=True)
-            ]
-            append_json_lines(path, rows)
-            stored |= {key: reply for (key, _), reply in zip(part, replies, strict=True)}
-            meter.advance(len(part))
-    return {key[:2]: stored[key] for key in keys}
-
-
-def _hash_request(request: ChatRequest) -> str:
-    text = "\0".join(message.text for message in request.messages)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -7,16 +7,13 @@ them. No torch is loaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from foveate.core.errors import UserError
 from foveate.vision.tiling import Grid
+from foveate.vision.video.collages import TowerImage
 
 Operator = Literal[
     "concat",
@@ -108,26 +105,6 @@ def operator_pool(operator: Operator) -> tuple[Pool, int]:
     return pools[operator]
 
 
-class TowerImage(NamedTuple):
-    """An image that the vision tower encodes: a frame, or a collage of frames or a tile of one.
-
-    Attributes:
-        frames: indices of the sampled frames, row by row.
-        cells: rows and columns of the collage.
-        tile: row and column of the tile. tiles: rows and columns of tiles into which the collage is cut.
-    """
-
-    frames: tuple[int, ...]
-    cells: Grid = Grid(1, 1)
-    tile: Grid = Grid(0, 0)
-    tiles: Grid = Grid(1, 1)
-
-    @property
-    def is_frame(self) -> bool:
-        """Whether it is one whole frame."""
-        return self.cells == self.tiles == (1, 1)
-
-
 class Block(NamedTuple):
     """Consecutive rows of the result.
 
@@ -192,33 +169,3 @@ class Layout:
         for block, rows in zip(self.blocks, self.block_rows, strict=True):
             counts[block.path] = counts.get(block.path, 0) + rows
         return counts
-
-
-def frame_images(frames: Sequence[int]) -> tuple[TowerImage, ...]:
-    """List single frames as images, each once and in the order of time."""
-    return tuple(TowerImage((frame,)) for frame in sorted(set(frames)))
-
-
-def float_linspace(end: int, steps: int) -> NDArray[np.float32]:
-    """Return `torch.linspace(0, end, steps)` of the CPU, bit by bit.
-
-    Official indices are truncations and roundings of it, so its last bits matter: it counts up from the start and,
-    from the middle on, down from the end, with fused multiply-adds. Products of two float32 are exact in float64.
-    """
-    if steps == 1:
-        return np.zeros(1, np.float32)
-    step = float(np.float32(end) / np.float32(steps - 1))
-    index = np.arange(steps, dtype=np.float64)
-    return np.where(index < steps // 2, step * index, end - step * (steps - 1 - index)).astype(np.float32)
-
-
-def slow_positions(num_frames: int, num_slow: int) -> tuple[int, ...]:
-    """Choose the slow frames evenly, the first one first; frames repeat where there are fewer.
-
-    Source: `prepare_slowfast` of the official code, on the CPU.
-
-    >>> slow_positions(50, 10)
-    (0, 5, 10, 15, 20, 25, 30, 35, 40, 45)
-    """
-    # Truncated float32, not floor(k T / S): 622 of the 38,400 pairs of T <= 300 and S <= 128 differ.
-    return tuple(float_linspace(num_frames, num_slow + 1)[:-1].astype(int).tolist())

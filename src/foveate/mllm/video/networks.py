@@ -17,6 +17,7 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.hub import Checkpoint, fetch, loading
+from foveate.language.positions import scale_rope
 from foveate.language.tokenizer import wrap_transformers
 from foveate.mllm.video.adapter import Network, render_frame, wrap_native
 from foveate.mllm.video.prompts import frame_of_template
@@ -43,7 +44,7 @@ _PIXELS = {
     "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 # The length that LLaVA 1.5 and 1.6 were trained with, which the paper doubles (SlowFast-LLaVA, Section 4.1).
-_STRETCHED = 4096
+_DOUBLED = 4096
 
 
 def open_network(
@@ -128,22 +129,12 @@ def stretch_positions(config: Any, factor: float | None) -> None:
     """Set dynamic NTK scaling of RoPE in a text config; see `open_network` for the factor.
 
     Source: SlowFast-LLaVA (arXiv 2407.15841), Section 4.1.
-
-    Raises:
-        UserError: the factor is below 1, or positions of the model are no plain RoPE.
     """
-    if factor is not None and factor < 1:
-        raise UserError(f"rope_factor: too small (got {factor}); expected at least 1")
-    rope = getattr(config, "rope_parameters", None) or {}
-    is_plain = rope.get("rope_type") == "default"
     if factor is None:
-        factor = 2.0 if is_plain and getattr(config, "max_position_embeddings", None) == _STRETCHED else 1.0
-    if factor == 1:
-        return
-    if not is_plain:
-        kind = rope.get("rope_type", "none")
-        raise UserError(f"rope_factor: needs positions of plain RoPE (got {factor} with '{kind}'); leave it out")
-    config.rope_parameters = {**rope, "rope_type": "dynamic", "factor": float(factor)}
+        rope = getattr(config, "rope_parameters", None) or {}
+        is_doubled = getattr(config, "max_position_embeddings", None) == _DOUBLED
+        factor = 2 if is_doubled and rope.get("rope_type") == "default" else 1
+    scale_rope(config, factor)
 
 
 def find_grid(config: Any) -> tuple[int, int]:

@@ -17,9 +17,10 @@ from torch import Tensor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.language.generate import score_tokens
+from foveate.mllm.video.answers import VideoAnswer, VideoChoice
 from foveate.mllm.video.layout import Layout
 from foveate.mllm.video.splice import PromptIds, splice
-from foveate.mllm.video.viewing import VideoAnswer, VideoChoice, Viewing
+from foveate.mllm.video.viewing import Viewing
 
 _BATCH = 8
 

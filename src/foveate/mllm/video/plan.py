@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from foveate.core.errors import UserError
 from foveate.core.hub import fetch, loading
-from foveate.language.generate import count_positions
+from foveate.language.positions import count_positions
 from foveate.mllm.video.adapter import wrap_native
 from foveate.mllm.video.grammar import parse_how
 from foveate.mllm.video.networks import find_grid, read_config, stretch_positions

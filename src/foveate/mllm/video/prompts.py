@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from foveate.core.errors import UserError
 from foveate.language.chat import Chat
+from foveate.language.pieces import Piece
 from foveate.records.rows import clean_text
 
 # Of each official template, filled with `_PROBE`.
@@ -30,13 +31,6 @@ _PROBE = ("What is the person doing?", ("cooking", "reading a book", "running", 
 _SLOT = re.compile(r"(\{video\}|\{question\}|\{options\}|\{answer\})")
 # Private characters, which no chat template looks at: where the text of a turn is filled in.
 _TEXT = "\ue000\ue001"
-
-
-class Piece(NamedTuple):
-    """A piece of a prompt: marks of the model in it are tokens, unless a user wrote it."""
-
-    text: str
-    is_user: bool = False
 
 
 class Prompt(NamedTuple):

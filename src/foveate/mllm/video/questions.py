@@ -9,8 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from typing import Any
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json
 from foveate.core.plugins import load_plugin
-from foveate.records.importers.sample import IMAGE_SUFFIXES
 
-CLIP_SUFFIXES = frozenset("3gp avi flv gif m4v mkv mov mp4 mpeg mpg ogv ts webm webp wmv".split())
 _NUM_OPTIONS = 5
 
 
@@ -211,56 +208,6 @@ def read_open(
 
 def _parse_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() else None
-
-
-def find_clips(folder: Path, questions: Iterable[VideoQuestion]) -> dict[str, Path]:
-    """Find the clips of questions below a folder, however nested: question id -> video file, or folder of images.
-
-    Questions without a clip are not among the keys.
-
-    Raises:
-        UserError: no such folder, or several clips of one name.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected the videos of the question set")
-    by_path, by_stem = _index_clips(folder)
-    clips = {}
-    for question in questions:
-        for name in question.clip:
-            # A path is no mere name: another folder may hold another clip of this name.
-            matches = by_path.get(name) or ([] if "/" in name else by_stem.get(name, []))
-            if len(matches) > 1:
-                listed = ", ".join(sorted(str(match.relative_to(folder)) for match in matches)[:3])
-                raise UserError(f"{folder}: {len(matches)} clips are called '{name}' ({listed}); expected one")
-            if matches:
-                clips[question.id] = matches[0]
-                break
-    return clips
-
-
-def _index_clips(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    by_path: dict[str, list[Path]] = {}
-    by_stem: dict[str, list[Path]] = {}
-    visited = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        # Links to a folder above would go round forever.
-        real = os.path.realpath(parent)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        clips = [Path(parent, file) for file in files if _suffix(file) in CLIP_SUFFIXES]
-        if not clips and parent != str(folder) and any(_suffix(file) in IMAGE_SUFFIXES for file in files):
-            by_path.setdefault(Path(parent).relative_to(folder).as_posix(), []).append(Path(parent))
-            by_stem.setdefault(Path(parent).name, []).append(Path(parent))
-        for clip in clips:
-            by_path.setdefault(clip.relative_to(folder).with_suffix("").as_posix(), []).append(clip)
-            by_stem.setdefault(clip.stem, []).append(clip)
-    return by_path, by_stem
-
-
-def _suffix(name: str) -> str:
-    return name.rpartition(".")[2].lower()
 
 
 def hash_questions(questions: Sequence[VideoQuestion]) -> str:

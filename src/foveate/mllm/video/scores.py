@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.chat.judge import Judge, JudgeReply
+from foveate.chat.judge import Judge, JudgeReply, collect_replies
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, read_json_lines
 from foveate.core.runs import RunFolder
@@ -16,7 +16,6 @@ from foveate.mllm.video.judging import (
     REPLIES,
     JudgePrompt,
     JudgeSettings,
-    collect_replies,
     hash_prompts,
     read_prompts,
 )

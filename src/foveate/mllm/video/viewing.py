@@ -10,20 +10,21 @@ Source: SlowFast-LLaVA (arXiv 2407.15841).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.generate import Completion, GenerationSettings, Prefix, predict, read_prefix, stream
+from foveate.language.pieces import Piece
+from foveate.language.positions import find_rope_factor
+from foveate.mllm.video.answers import SeenFrame, VideoAnswer, VideoChoice
 from foveate.mllm.video.layout import Layout
 from foveate.mllm.video.networks import Network
-from foveate.mllm.video.prompts import Piece, Prompts, check_choices, check_question, list_letters
+from foveate.mllm.video.prompts import Prompts, check_choices, check_question, list_letters
 from foveate.mllm.video.splice import PromptIds, Room, check_room, encode_prompt, splice
 from foveate.mllm.video.strategies import Strategy
 from foveate.multimodal.choose import to_probabilities
@@ -31,56 +32,6 @@ from foveate.vision.video.reading import ClipReader
 
 MAX_TOKENS = 128
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class SeenFrame:
-    """A frame that the answer saw: its index in the file, its time in seconds, and whether it is a slow one."""
-
-    index: int
-    time: float
-    is_slow: bool
-    image: Image.Image
-
-
-@dataclass(frozen=True)
-class VideoAnswer:
-    """An answer about a video.
-
-    Attributes:
-        text: behind the start of an answer that the prompt has.
-        num_prompt_tokens: positions that were read: text and video. tokens: generated ones.
-        finished: False if it was cut at `max_tokens`.
-        score: mean log-probability of the generated tokens.
-        seen: record of what the model saw, ready for JSON.
-        probabilities: of the letter of each option, where they were scored too.
-        ids: generated tokens, without the one that ends the answer.
-    """
-
-    text: str
-    num_prompt_tokens: int
-    tokens: int
-    finished: bool
-    score: float
-    seen: Mapping[str, Any]
-    probabilities: tuple[float, ...] = ()
-    ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class VideoChoice:
-    """A choice among options.
-
-    Attributes:
-        letter: of the likeliest option, "A" for the first. index: its number.
-        probabilities: of each letter, among the letters.
-        mass: probability that the model continues with one of the letters at all.
-    """
-
-    letter: str
-    index: int
-    probabilities: tuple[float, ...]
-    mass: float
 
 
 class Viewing:
@@ -280,8 +231,7 @@ class Viewing:
     def _grows(self, length: int) -> bool:
         """Return whether dynamic NTK scaling turns keys of a sequence of this length otherwise than shorter ones."""
         config = self.network.language.config.get_text_config()
-        rope = getattr(config, "rope_parameters", None) or {}
-        return rope.get("rope_type") == "dynamic" and length > config.max_position_embeddings
+        return find_rope_factor(config) > 1 and length > config.max_position_embeddings
 
     def _warn(self, text: str) -> None:
         if not self._warned:

@@ -5,49 +5,31 @@ Source: SlowFast-LLaVA (arXiv 2407.15841).
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
-from typing import Any, Protocol
 
-import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.language.generate import BATCH, generate
 from foveate.mllm.video.aggregate import FrameAggregator
+from foveate.mllm.video.answers import VideoAnswer
 from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.layout import Layout, TowerImage
+from foveate.mllm.video.layout import Layout
 from foveate.mllm.video.networks import Network, open_network
 from foveate.mllm.video.prompts import Prompts, find_prompts
+from foveate.mllm.video.slow_frames import Selector, check_choice, choose_slow
 from foveate.mllm.video.splice import Room, check_room, encode_prompt, fit_strategy, splice
-from foveate.mllm.video.strategies import SlowStrategy, Strategy
+from foveate.mllm.video.strategies import Strategy
 from foveate.mllm.video.strategies.slowfast import SlowFast
-from foveate.mllm.video.viewing import MAX_TOKENS, VideoAnswer, Viewing, answer_settings
-from foveate.vision.preprocess import Preprocess, squash
-from foveate.vision.tiling import Grid
-from foveate.vision.video.choosing import choose_frames
+from foveate.mllm.video.viewing import MAX_TOKENS, Viewing, answer_settings
+from foveate.vision.video.collages import assemble_images
 from foveate.vision.video.reading import ClipReader
 from foveate.vision.video.sources.opening import ClipInput
 
 # Tokens of a question for which `fit` leaves room where it is not known yet.
 _QUESTION_TOKENS = 64
-# Images of one pass of the tower; memory does not grow with the clip.
-_TOWER_BATCH = 8
-
-
-class Selector(Protocol):
-    """An encoder of images and texts in one space, by which frames are chosen."""
-
-    def encode_images(self, images: Iterable[Image.Image]) -> NDArray[Any]:
-        """Embed images: [T, D]."""
-        ...
-
-    def encode_text(self, texts: Sequence[str]) -> NDArray[Any]:
-        """Embed texts: [N, D]."""
-        ...
 
 
 def watch(
@@ -147,65 +129,6 @@ def count_text(
     return max(sum(map(len, encode_prompt(network, each))) for each in filled) + unknown + max_tokens
 
 
-def check_choice(how: Strategy, *, selector: Selector | None, query: str | None) -> bool:
-    """Return whether slow frames are chosen by what they show, and not spread evenly.
-
-    Raises:
-        UserError: the rule needs a selector or a query that is missing, or has no use for it.
-    """
-    rule = how.choose if isinstance(how, SlowStrategy) else "even"
-    if query and rule != "query":
-        raise UserError(f"query: no effect with choose '{rule}'; expected choose 'query'")
-    if rule == "query" and (selector is None or not query):
-        raise UserError("choose: 'query' needs a selector with words and a query; expected --selector and a question")
-    if selector is not None and rule == "even":
-        raise UserError(
-            "selector: no effect with frames that are spread evenly; expected choose cover, change or query"
-        )
-    return rule != "even"
-
-
-def choose_slow(
-    how: Strategy,
-    frames: Iterable[Image.Image],
-    *,
-    network: Network | None = None,
-    selector: Selector | None = None,
-    query: str | None = None,
-) -> list[int] | None:
-    """Choose slow frames by what they show; None where they are spread evenly, or there are none.
-
-    Args:
-        network: its tokens stand for frames where there is no selector.
-
-    Raises:
-        UserError: as `check_choice`, or there is nothing by which frames are compared.
-    """
-    if not check_choice(how, selector=selector, query=query) or not isinstance(how, SlowStrategy):
-        return None
-    if selector is not None:
-        vectors_TD = selector.encode_images(frames)
-    elif network is not None:
-        vectors_TD = _mean_tokens(network, frames)
-    else:
-        raise UserError(f"choose: '{how.choose}' compares frames by a model; expected --selector")
-    query_D = selector.encode_text([query])[0] if how.choose == "query" and selector and query else None
-    return choose_frames(vectors_TD, how.slow, how.choose, query_D=query_D)
-
-
-def _mean_tokens(network: Network, frames: Iterable[Image.Image]) -> NDArray[Any]:
-    """Return the mean tokens [T, D] of frames; they are encoded once more, as all tokens at once would fill memory."""
-    batches = _encode_batches(network, frames)
-    return torch.cat([tokens_BND.float().mean(dim=1).cpu() for tokens_BND in batches]).numpy()
-
-
-def _encode_batches(network: Network, images: Iterable[Image.Image]) -> Iterator[Tensor]:
-    """Yield the tokens [B, N, D] of images as they come, a few at a time."""
-    rendered = map(network.render, images)
-    while batch := list(itertools.islice(rendered, _TOWER_BATCH)):
-        yield network.encode(network.pixels(batch))
-
-
 def ask_all(
     questions: Sequence[tuple[Viewing, str, Sequence[str]]], *, max_tokens: int = MAX_TOKENS, batch: int = BATCH
 ) -> list[VideoAnswer]:
@@ -240,59 +163,10 @@ def ask_all(
 def encode_layout(network: Network, layout: Layout, frames: Iterable[Image.Image]) -> Tensor:
     """Encode the images of a layout as their frames come, and aggregate them to [L, D]."""
     aggregator = FrameAggregator(layout)
-    for tokens_BND in _encode_batches(network, assemble_images(layout, frames, network.preprocess)):
+    for tokens_BND in network.encode_images(assemble_images(layout.images, frames, network.preprocess)):
         for tokens_ND in tokens_BND:
             aggregator.add(tokens_ND)
     return aggregator.finish()
-
-
-def assemble_images(layout: Layout, frames: Iterable[Image.Image], preprocess: Preprocess) -> Iterator[Image.Image]:
-    """Yield the images that a tower reads: frames, and collages of frames (empty cells are white) or tiles of one.
-
-    Each comes as soon as its last frame has. Of frames in collages what was pasted is held, and nothing else.
-
-    Args:
-        frames: all that were sampled, in order.
-    """
-    complete: dict[int, list[int]] = {}
-    collages: dict[int, dict[TowerImage, None]] = {}
-    for position, image in enumerate(layout.images):
-        complete.setdefault(max(image.frames), []).append(position)
-        for frame in () if image.is_frame else image.frames:
-            # Tiles share one collage.
-            collages.setdefault(frame, {})[image._replace(tile=Grid(0, 0))] = None
-    canvases: dict[TowerImage, Image.Image] = {}
-    ready: dict[int, Image.Image] = {}
-    next_position = 0
-    for number, frame in enumerate(frames):
-        for collage in collages.get(number, ()):
-            if collage not in canvases:
-                size = (preprocess.width * collage.tiles.columns, preprocess.height * collage.tiles.rows)
-                canvases[collage] = Image.new("RGB", size, "white")
-            _paste(canvases[collage], collage, number, frame)
-        for position in complete.get(number, ()):
-            image = layout.images[position]
-            ready[position] = frame if image.is_frame else canvases[image._replace(tile=Grid(0, 0))]
-        while next_position in ready:
-            image, source = layout.images[next_position], ready.pop(next_position)
-            yield source if image.is_frame else _crop_tile(source, image.tile, preprocess)
-            next_position += 1
-
-
-def _paste(canvas: Image.Image, collage: TowerImage, number: int, frame: Image.Image) -> None:
-    """Paste a frame into its cells of a collage."""
-    rows, columns = collage.cells
-    for cell, index in enumerate(collage.frames):
-        if index == number:
-            row, column = divmod(cell, columns)
-            left, right = (canvas.width * each // columns for each in (column, column + 1))
-            top, bottom = (canvas.height * each // rows for each in (row, row + 1))
-            canvas.paste(squash(frame, (bottom - top, right - left)), (left, top))
-
-
-def _crop_tile(canvas: Image.Image, tile: Grid, preprocess: Preprocess) -> Image.Image:
-    top, left = tile.rows * preprocess.height, tile.columns * preprocess.width
-    return canvas.crop((left, top, left + preprocess.width, top + preprocess.height))
 
 
 def _find_prompts(network: Network, source: str | None) -> Prompts:

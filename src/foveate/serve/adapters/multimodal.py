@@ -11,7 +11,8 @@ from foveate.caption.backends.foveate import MllmCaptioner, limit_generation
 from foveate.caption.captioner import CaptionRequest
 from foveate.caption.chat_requests import read_request
 from foveate.core.errors import UserError
-from foveate.language.generate import GenerationSettings, find_context
+from foveate.language.generate import GenerationSettings
+from foveate.language.positions import find_context
 from foveate.multimodal.answers import Answer, certain_text
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.foreign import ForeignMllm

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foveate.core.errors import UserError, choose
 
@@ -137,3 +138,28 @@ def format_time(seconds: float) -> str:
     minutes, rest = divmod(tenths, 600)
     head = f"{minutes // 60}:{minutes % 60:02d}" if minutes >= 60 else f"{minutes}"
     return f"{sign}{head}:{rest // 10:02d}.{rest % 10}"
+
+
+def float_linspace(end: int, steps: int) -> NDArray[np.float32]:
+    """Return `torch.linspace(0, end, steps)` of the CPU, bit by bit.
+
+    Official indices are truncations and roundings of it, so its last bits matter: it counts up from the start and,
+    from the middle on, down from the end, with fused multiply-adds. Products of two float32 are exact in float64.
+    """
+    if steps == 1:
+        return np.zeros(1, np.float32)
+    step = float(np.float32(end) / np.float32(steps - 1))
+    index = np.arange(steps, dtype=np.float64)
+    return np.where(index < steps // 2, step * index, end - step * (steps - 1 - index)).astype(np.float32)
+
+
+def slow_positions(num_frames: int, num_slow: int) -> tuple[int, ...]:
+    """Choose the slow frames evenly, the first one first; frames repeat where there are fewer.
+
+    Source: `prepare_slowfast` of the official code, on the CPU.
+
+    >>> slow_positions(50, 10)
+    (0, 5, 10, 15, 20, 25, 30, 35, 40, 45)
+    """
+    # Truncated float32, not floor(k T / S): 622 of the 38,400 pairs of T <= 300 and S <= 128 differ.
+    return tuple(float_linspace(num_frames, num_slow + 1)[:-1].astype(int).tolist())

@@ -16,12 +16,12 @@ from typing import Any
 from foveate.core.errors import UserError, nearest
 from foveate.core.json_fields import get_field, read_lines
 from foveate.mllm.video.questions import (
-    CLIP_SUFFIXES,
     QuestionSet,
     VideoQuestion,
     make_choice,
     make_question,
 )
+from foveate.vision.video.sources.search import CLIP_SUFFIXES
 
 _FIELDS = ("id", "video", "question", "answer", "options", "type", "evidence")
 

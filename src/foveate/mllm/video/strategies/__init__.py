@@ -11,20 +11,11 @@ from pydantic import BeforeValidator, Field
 from foveate.core.errors import UserError
 from foveate.core.plugins import load_plugin, module_names
 from foveate.core.recipes import Settings, validate
-from foveate.mllm.video.layout import (
-    Block,
-    Layout,
-    Operator,
-    Pool,
-    Reduction,
-    TowerImage,
-    frame_images,
-    grid_side,
-    operator_pool,
-    slow_positions,
-)
+from foveate.mllm.video.layout import Block, Layout, Operator, Pool, Reduction, grid_side, operator_pool
 from foveate.vision.tiling import Grid, parse_grid
 from foveate.vision.video.choosing import ChoiceRule
+from foveate.vision.video.collages import TowerImage, frame_images
+from foveate.vision.video.sampling import slow_positions
 
 MAX_FRAMES = 100_000
 MAX_SIDE = 1024

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from foveate.mllm.video.layout import Layout, Reduction, frame_images
+from foveate.mllm.video.layout import Layout, Reduction
 from foveate.mllm.video.strategies import MAX_FRAMES, FastGrid, Strategy, fast_warnings, frames_block, grid_pool
+from foveate.vision.video.collages import frame_images
 
 
 class Fast(Strategy):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from foveate.mllm.video.layout import Block, Layout, TowerImage
+from foveate.mllm.video.layout import Block, Layout
 from foveate.mllm.video.strategies import FastGrid, Strategy
 from foveate.vision.tiling import Grid
+from foveate.vision.video.collages import TowerImage
 
 
 class ImageGrid(Strategy):

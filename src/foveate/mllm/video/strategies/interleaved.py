@@ -8,8 +8,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.layout import Layout, Reduction, frame_images, operator_pool
+from foveate.mllm.video.layout import Layout, Reduction, operator_pool
 from foveate.mllm.video.strategies import FastGrid, SlowStrategy, fast_warnings, frames_block, grid_pool
+from foveate.vision.video.collages import frame_images
 
 
 class Interleaved(SlowStrategy):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from foveate.mllm.video.layout import Layout, frame_images
+from foveate.mllm.video.layout import Layout
 from foveate.mllm.video.strategies import MAX_FRAMES, SlowStrategy
+from foveate.vision.video.collages import frame_images
 
 
 class Slow(SlowStrategy):

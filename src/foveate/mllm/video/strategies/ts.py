@@ -8,9 +8,11 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from foveate.mllm.video.layout import Block, Layout, Pool, TowerImage, float_linspace, frame_images
+from foveate.mllm.video.layout import Block, Layout, Pool
 from foveate.mllm.video.strategies import Strategy
 from foveate.vision.tiling import Grid
+from foveate.vision.video.collages import TowerImage, frame_images
+from foveate.vision.video.sampling import float_linspace
 
 
 class ThumbnailSampling(Strategy):
