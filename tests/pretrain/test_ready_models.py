@@ -226,6 +226,23 @@ def test_a_hub_out_of_reach(served: Hub, images: Path, tmp_path: Path, monkeypat
     assert not (tmp_path / "index").exists()
 
 
+def test_weights_that_cannot_be_opened_stop_a_run_before_it_writes(
+    served: Hub, images: Path, tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    cut = Path(shutil.copytree(served.repositories["a/clip"], tmp_path / "cut"))
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for model, naming in (("open_clip:Tiny-4/noise", ("Tiny-4", "noise")), (cut, (cut,))):
+        for target in (images, tiny_collection):
+            with raises_naming(UserError, *naming):
+                build_index(model, target, tmp_path / "index")
+            assert not (tmp_path / "index").exists()
+
+
 def test_files_that_change_while_they_are_indexed(
     served: Hub, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,12 +162,16 @@ def build_index(
         raise UserError(f"{out}: is a file; expected a folder for --out")
     source = find_model(model)
     options = settings.model_dump(include=set(_OPTIONS))
+    # Of a first run before all else: a model out of reach must not cost the import of all images, nor leave a folder.
+    is_first = not dry_run and not (out / DESCRIPTION).is_file()
+    network: LocalizingModel | None = None
     with contextlib.ExitStack() as stack:
         changes = None
         if is_plain_folder(collection_folder):
             # Before the lock, so that a mistake leaves no folder.
             _check_new(out)
             check_images(collection_folder, out)
+            network = source.load(device=device) if is_first else None
             images, collection_folder = collection_folder, out / COLLECTION
             if dry_run:
                 # What a run would do with the folder is known only after reading it; nothing of that is kept.
@@ -178,6 +182,7 @@ def build_index(
         collection = Collection.open(collection_folder)
         target, source_regions = _describe_target(source, collection, out, options)
         if not dry_run and changes is None:
+            network = source.load(device=device) if is_first else None
             stack.enter_context(FolderLock(out, purpose="foveate index"))
             # Read again under the lock: another process may have written in between.
             target, source_regions = _describe_target(source, collection, out, options)
@@ -196,7 +201,7 @@ def build_index(
             replace(target, finished=False).write(out)
             missing = not all((out / name).is_file() for name in (RANDOM_TEXTS, RANDOM_LETTERS))
             if len(plan.todo) or missing:
-                network = source.load(device=device)
+                network = network or source.load(device=device)
                 if missing:
                     write_random_texts(network, out)
                 _embed_parts(network, collection, source_regions, target, out, plan.todo, workers=workers)
