@@ -61,7 +61,7 @@ def main() -> None:
 
 def write_images(folder: Path, count: int) -> Path:
     """Write JPEGs of the size of a small photograph, with smooth content."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(count):
         pixels = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)

@@ -1,16 +1,20 @@
-"""How good are the first five hits: rules that rank images, regions and texts, on built-in collections.
+"""How good are the first five hits: rules that rank images, regions and texts, on built-in images and two real folders.
 
     foveate tour && python -m benchmarks.search_quality --out bench
+    foveate tour && python -m benchmarks.search_quality --sources stamps photographs --packages FOLDER --out bench
 
-20 plain and 15 harder queries to emoji, clip art and scenes. A hit is right if its names or its category are those that
-the query means; both are stored with the images and never given to the rules, except that names are also captions. So
-three sets of captions are searched: as they are, missing for half of the images, and of other images. The score of a
-query is the share of right hits among the first five, or among as many as there are right images.
+20 plain and 15 harder queries to emoji, clip art and scenes, and as many of their own to two folders of Debian packages
+(see benchmarks/search_folders.py; skipped by name where they are not). A hit is right if its names or its category are
+those that the query means; both are stored with the images and never given to the rules, except that names are also
+captions. So three sets of captions are searched: as they are, missing for half of the images, and of other images; and
+"as installed" is `foveate search` itself with all texts and file names. The score of a query is the share of right hits
+among the first five, or among as many as there are right images. A contact sheet shows them.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import re
@@ -21,8 +25,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageOps
 
 from benchmarks.common import machine
+from benchmarks.search_folders import FOLDER_QUERIES, Queries, find_folder, read_texts
 from foveate.core.files import write_json_atomically
 from foveate.core.progress import track
 from foveate.core.seeds import generator
@@ -216,6 +222,11 @@ class Data:
     groups_N: list[list[str]]
     captions_N: list[list[str]]
 
+    @property
+    def queries(self) -> tuple[Queries, Queries]:
+        """Plain and harder queries, each with what the judge takes for right."""
+        return FOLDER_QUERIES.get(self.name, (PLAIN, HARDER))
+
     def judge(self, names: str, pattern: str) -> NDArray[np.bool_]:
         """Mark the images [N] that a query means."""
         named = re.compile(rf"\b({'|'.join(names.split())})\b", re.IGNORECASE) if names else None
@@ -231,6 +242,10 @@ class Data:
 def read_data(name: str, collection: Collection, keys: Sequence[str]) -> Data:
     """Read names, categories and captions of the images that an index has."""
     cutouts = {cutout.id: cutout for cutout in load_cutouts()}
+    if name in FOLDER_QUERIES:
+        texts_N = [read_texts(name, collection, key) for key in keys]
+        names_N, captions_N = [text for text, _ in texts_N], [captions for _, captions in texts_N]
+        return Data(name, list(keys), names_N, [[key] for key in keys], captions_N)
     names, groups, captions = [], [], []
     scenes = collection.grouped("scenes") if name == "scenes" else None
     for key in keys:
@@ -353,15 +368,21 @@ def hide_captions(data: Data, how: str) -> list[list[str]]:
 
 
 HIDDEN = ("as they are", "half", "wrong")
-# query set, captions, images or shuffled images, rule -> score of each query
-Table = dict[tuple[str, str, str, str], list[float]]
+# collection, query set, captions, images or shuffled images, rule -> score of each query
+Table = dict[tuple[str, str, str, str, str], list[float]]
+
+
+def name_collection(data: Data) -> str:
+    """Name the row of a table: the built-in sources share one."""
+    return data.name if data.name in FOLDER_QUERIES else "built-in"
 
 
 def evaluate(data: Data, queries: Cosines, random: Cosines) -> Table:
     """Score every rule with every query that an image answers."""
     table: Table = {}
-    texts = [*PLAIN, *HARDER]
-    right_QN = np.stack([data.judge(*patterns) for patterns in (PLAIN | HARDER).values()])
+    plain, harder = data.queries
+    texts = [*plain, *harder]
+    right_QN = np.stack([data.judge(*patterns) for patterns in (plain | harder).values()])
     order = generator("search quality shuffled", data.name).permutation(len(data.keys))
     shuffled = [Cosines(scores.images_QN[:, order], scores.regions_QN[:, order]) for scores in (queries, random)]
     for captions in HIDDEN:
@@ -372,9 +393,62 @@ def evaluate(data: Data, queries: Cosines, random: Cosines) -> Table:
                 for query, text in enumerate(texts):
                     if right_QN[query].any():
                         score = score_first(scores_QN[query], right_QN[query])
-                        name = "plain" if text in PLAIN else "harder"
-                        table.setdefault((name, captions, images, rule), []).append(score)
+                        name = "plain" if text in plain else "harder"
+                        row = (name_collection(data), name, captions, images, rule)
+                        table.setdefault(row, []).append(score)
     return table
+
+
+def search_as_installed(index: Index, model: LocalizingModel, data: Data, cache: TextCache) -> tuple[Table, Sheet]:
+    """Ask `search` itself, with the texts and file names that the index has, and as it was before its calibration.
+
+    Returns:
+        Scores, and the first five keys of each query with whether they are right.
+    """
+    table: Table = {}
+    sheet: Sheet = {}
+    index.text_cache = cache
+    for name, queries in zip(("plain", "harder"), data.queries, strict=True):
+        for text, patterns in queries.items():
+            right = {key for key, is_right in zip(data.keys, data.judge(*patterns), strict=True) if is_right}
+            if not right:
+                continue
+            hits, _ = search(index, Query(text=text), model, count=FIRST)
+            vector_E = unit(embed_phrases(model, [text]))[0]
+            answers = {"foveate search": hits, "both, cosines": index.nearest(vector_E, count=FIRST)}
+            for rule, found in answers.items():
+                marks = [hit.key in right for hit in found[: min(FIRST, len(right))]]
+                row = (name_collection(data), name, "as installed", "images", rule)
+                table.setdefault(row, []).append(float(np.mean(marks)))
+            verdict = index.judge(Query(text=text), hits, model)
+            title = f"{text} ({len(right)})" + ("" if verdict.found else ", not found")
+            sheet[title] = [(hit.key, hit.key in right) for hit in hits]
+    return table, sheet
+
+
+# query and number of right images -> keys of the first hits, and whether they are right
+Sheet = dict[str, list[tuple[str, bool]]]
+
+
+def draw_sheet(sheet: Sheet, collection: Collection, path: Path) -> None:
+    """Draw a contact sheet: a row for each query, green frames around right hits, red ones around wrong ones."""
+    side, label, pad = 96, 190, 5
+    width, height = label + FIRST * side, side
+    page = Image.new("RGB", (2 * width, height * ((len(sheet) + 1) // 2)), "white")
+    pen = ImageDraw.Draw(page)
+    for number, (title, hits) in enumerate(sheet.items()):
+        left, top = width * (number % 2), height * (number // 2)
+        pen.multiline_text((left + pad, top + 30), title.replace(" (", "\n("), fill="black")
+        for column, (key, is_right) in enumerate(hits):
+            image = Image.open(io.BytesIO(collection.image_bytes(collection.find_row(key)))).convert("RGBA")
+            tile = ImageOps.contain(image, (side - 2 * pad, side - 2 * pad))
+            at = (left + label + column * side, top)
+            pen.rectangle((*at, at[0] + side - 1, at[1] + side - 1), fill="#2a9d3f" if is_right else "#d03030")
+            corner = (at[0] + (side - tile.width) // 2, at[1] + (side - tile.height) // 2)
+            page.paste("white", (*corner, corner[0] + tile.width, corner[1] + tile.height))
+            page.paste(tile, corner, tile)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.save(path)
 
 
 def draw_strings(count: int) -> list[str]:
@@ -480,15 +554,16 @@ def interval(scores: Sequence[float] | NDArray[Any]) -> tuple[float, float, floa
 def print_table(table: Table, *, base: str) -> list[dict[str, Any]]:
     """Print mean scores by rule, and their differences from the rule `base` on the same queries; return the rows."""
     rows = []
-    for (name, captions, images, rule), scores in table.items():
+    for (collection, name, captions, images, rule), scores in table.items():
         mean, low, high = interval(scores)
-        pairs = np.subtract(scores, table[name, captions, images, base])
+        pairs = np.subtract(scores, table[collection, name, captions, images, base])
         gain, gain_low, gain_high = interval(pairs)
-        row = {"queries": name, "captions": captions, "images": images, "rule": rule, "n": len(scores)}
+        row = {"collection": collection, "queries": name, "captions": captions, "images": images, "rule": rule}
+        row |= {"n": len(scores)}
         rows.append(row | {"score": [mean, low, high], "gain": [gain, gain_low, gain_high]})
         print(
-            f"{name:7} {captions:11} {images:15} {rule:28} n {len(scores):3}  {mean:.2f} ({low:.2f} to {high:.2f})  "
-            f"{gain:+.2f} ({gain_low:+.2f} to {gain_high:+.2f})"
+            f"{collection:11} {name:7} {captions:12} {images:15} {rule:28} n {len(scores):3}  "
+            f"{mean:.2f} ({low:.2f} to {high:.2f})  {gain:+.2f} ({gain_low:+.2f} to {gain_high:+.2f})"
         )
     return rows
 
@@ -497,9 +572,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tour", type=Path, default=Path("runs/tour"), help="run folder of `foveate tour`")
     parser.add_argument("--model", default="cloc-seed0", help="model of the tour")
-    parser.add_argument(
-        "--sources", nargs="+", choices=["emoji", "clipart", "scenes"], default=["emoji", "clipart", "scenes"]
-    )
+    sources = ["emoji", "clipart", "scenes", *FOLDER_QUERIES]
+    parser.add_argument("--sources", nargs="+", choices=sources, default=sources)
+    parser.add_argument("--packages", type=Path, default=Path("/"), help="folder of installed or unpacked packages")
     parser.add_argument("--floor", action="store_true", help="measure when nothing is found, alone")
     parser.add_argument("--images", type=int, default=800, help="images of each source")
     parser.add_argument(
@@ -510,28 +585,36 @@ def main() -> None:
     tour = Collection.open(options.tour / "collection")
     folder = options.tour / options.model / "model"
     model = load_model(folder)
-    queries_QE, random_QE = (unit(embed_phrases(model, texts)) for texts in ([*PLAIN, *HARDER], draw_texts()))
+    random_QE = unit(embed_phrases(model, draw_texts()))
     total: Table = {}
     asked: list[Asked] = []
     cache = TextCache()
     unknown: dict[str, list[str]] = {}
     for name in options.sources:
-        target = options.work / f"{name}-{options.images}"
+        images = find_folder(name, options.packages, options.work) if name in FOLDER_QUERIES else None
+        if name in FOLDER_QUERIES and images is None:
+            print(f"{name}: skipped, their package is not below {options.packages}")
+            continue
+        target = images or options.work / f"{name}-{options.images}"
         if not target.exists():
             copy_part(tour, name, target, count=options.images)
-        out = options.work / f"{name}-{options.images}-{options.model}"
+        out = options.work / f"{name if images else target.name}-{options.model}"
         # The grid, since nearly nobody has boxes.
         build_index(folder, target, out, regions="grid")
         index = Index.open(out)
         keys = index.rows_of(IMAGE).rows["key"].to_pylist()
-        data = read_data(name, tour, keys)
-        asked += ask(index, model, data, cache)
-        unknown = list_unknown(index, model)
+        data = read_data(name, index.collection if images else tour, keys)
+        if images is None:
+            asked += ask(index, model, data, cache)
+            unknown = list_unknown(index, model)
         if options.floor:
             continue
+        queries_QE = unit(embed_phrases(model, [text for queries in data.queries for text in queries]))
         keys, queries = measure(index, queries_QE)
         _, random = measure(index, random_QE)
-        for key, scores in evaluate(data, queries, random).items():
+        installed, sheet = search_as_installed(index, model, data, cache)
+        draw_sheet(sheet, index.collection, options.out / f"search-quality-{name}.webp")
+        for key, scores in [*evaluate(data, queries, random).items(), *installed.items()]:
             total.setdefault(key, []).extend(scores)
     rows = print_table(total, base="both, cosines")
     refusals = print_floors(asked)

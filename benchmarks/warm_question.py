@@ -37,14 +37,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2565)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, help="folder that keeps images and index for the next run")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     names = load_concepts()
     with tempfile.TemporaryDirectory() as name, threadpool_limits(options.threads):
-        root = Path(name)
-        images = write_images(root / "images", options.images)
-        for number in range(options.images):
-            (images / f"{number:04d}.txt").write_text(f"a {names[number % len(names)]} beside the road")
+        root = options.work or Path(name)
+        images = root / "images"
+        if not images.is_dir():
+            write_images(images, options.images)
+            for number in range(options.images):
+                (images / f"{number:04d}.txt").write_text(f"a {names[number % len(names)]} beside the road")
         build_index(options.model, images, root / "index", regions="grid", workers=1)
         index = foveate.open_index(root / "index")
         rounds = iter(range(1, 1 + options.repeats))

@@ -160,6 +160,7 @@ def test_paths_of_referenced_files(foveate: Run, place: Path, tmp_path: Path) ->
     images.mkdir()
     for number in range(3):
         tiny.draw([], size=(40 + number, 30), seed=number).save(images / f"redBoat{number}.png")
+    (images / "redBoat1.txt").write_text("A boat.\nde=Ein Boot.\n")
     assert foveate("collect", images, "--to", "mine", "--reference", "--quiet").code == 0
     assert foveate("index", place / "model", "mine", "--regions", "none", "--quiet").code == 0
     ended = foveate("search", "mine-index", "red boat 2", "--json")
@@ -171,7 +172,7 @@ def test_paths_of_referenced_files(foveate: Run, place: Path, tmp_path: Path) ->
     record = Collection.open("mine")[best["key"]]
     assert record.path == best["path"]
     assert record.open().size == (42, 30)
-    assert str(images / "redBoat2.png") in foveate("search", "mine-index", "red boat 2").out
+    assert f"{images / 'redBoat1.png'}  A boat. de=Ein Boot.\n" in foveate("search", "mine-index", "red boat 1").out
 
 
 def test_hostile_words(foveate: Run, index: Path) -> None:

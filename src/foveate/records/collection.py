@@ -320,7 +320,12 @@ class Collection:
     def image_path(self, row: int) -> str:
         """Return the absolute path of the file that an image refers to; "" where the collection holds a copy."""
         path = str(self._byte_ranges["path"][row])
-        return str((self.path / path).resolve()) if path else ""
+        return os.path.normpath(os.path.join(self._root, path)) if path else ""
+
+    @cached_property
+    def _root(self) -> str:
+        # Once, since links of the file system are slow to follow.
+        return str(self.path.resolve())
 
     def label_values(self, field: str) -> np.ndarray:
         """Return the value of one label field per row (objects of type str), "" for images without it.

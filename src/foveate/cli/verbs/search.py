@@ -212,7 +212,8 @@ def _box(settings: SearchSettings) -> Box | PixelBox | None:
 def _line(rank: int, hit: Hit) -> str:
     """Format one hit: rank, cosine, z, share of the words in its texts, file (or key of a copy), box and text."""
     box = "" if hit.box is None else "  box " + " ".join(f"{value:.3f}" for value in hit.box.to_array())
-    text = hit.phrase or hit.caption
+    # A text beside an image can have many lines, of which one hit must not take more than its own.
+    text = " ".join((hit.phrase or hit.caption).split())
     z = "" if hit.z is None else f"  z {hit.z:+.1f}"
     # Without it the order of hits would look wrong.
     z += f"  words {hit.text:.2f}" if hit.text else ""
