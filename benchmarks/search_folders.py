@@ -2,7 +2,8 @@
 
 Stamps: 962 cut-outs of the Debian package tuxpaint-stamps-default, with texts in up to 70 languages. Photographs: 267
 of gcompris-qt-data, of animals, tools, buildings and power stations. Both are GPL: read where they are installed or
-unpacked (`dpkg -x PACKAGE.deb FOLDER`), never shipped. The queries were written before any of them was searched.
+unpacked (`dpkg -x PACKAGE.deb FOLDER`), never shipped. The queries were written before any of them was searched; what
+is right was corrected for four of them after a look at the hits ("The letter X" is no answer to "writing a letter").
 """
 
 from __future__ import annotations
@@ -67,16 +68,16 @@ STAMPS_HARDER: Queries = {
     "money from Europe": ("", "money/euro|euro_"),
     "tools for repairs": ("", "household/tools/(?!cementmixer)"),
     "something that flies": (
-        "airplane helicopter bee butterfly balloon kite rocket plane",
+        "airplane helicopter bee butterfly fly hoverfly hornet dragonfly ladybug balloon kite rocket plane",
         "vehicles/flight|animals/birds/(?!.*(ostrich|pengu|pengwin|tux|nandou|hen$|rooster|chicken|turkey))|f22",
     ),
-    "a happy face": ("smiling smile grinning happy laughing", "faces/(happy|excited)"),
+    "a happy face": ("smiling smile grinning laughing", "faces/(happy|excited)"),
     "somebody at work": (
         "worker cook farmer teacher judge mechanic scientist doctor firefighter fireman policeman chemist nurse",
         "woman_police",
     ),
     "fruit from the garden": ("", "food/fruit"),
-    "writing a letter": ("letter envelope pen pencil biro mailbox", "ballpoint|post_box|highlighter"),
+    "writing a letter": ("envelope pen pencil biro mailbox", "ballpoint|post_box|highlighter"),
 }
 PHOTOGRAPHS_PLAIN: Queries = {
     "a fish": ("fish", "^fishes/"),
@@ -126,7 +127,7 @@ PHOTOGRAPHS_HARDER: Queries = {
     "a building in India": ("taj", "^india/|IndiaGate|kutubMinar|tajMahal|monuments/victoriaMemorial"),
     "a high tower": ("tower minar", "burj|empireState|TourEiffel"),
     "things for the kitchen": ("knife pan plate spoon cup", "buffetset"),
-    "a statue of a person": ("statue rushmore redeemer", "lincolnMemorial"),
+    "a statue of a person": ("statue rushmore redeemer", "lincolnMemorial|statueofLiberty"),
     "a painting": ("", "Gogh|Tanguy|Eglise_dAuvers"),
 }
 FOLDER_QUERIES = {

@@ -342,6 +342,7 @@ def rank_rules(query: Cosines, random: Cosines, text_QN: Scores) -> dict[str, Sc
     }
     z = rules["both, z"]
     rules["both, z + text, ranks"] = reciprocal_ranks(z - z.min() + 1) + reciprocal_ranks(text_QN)
+    rules["images, z + 4 text"] = z_images + 4 * text_QN
     for weight in (1, 2, 4, 8):
         rules[f"both, z + {weight} text"] = z + weight * text_QN
     return rules
