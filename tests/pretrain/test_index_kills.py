@@ -150,12 +150,9 @@ def test_a_death_at_each_step_changes_no_byte(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("is_update", [False, True])
 @pytest.mark.usefixtures("opened_once")
-def test_a_death_at_each_step_of_a_plain_folder(
-    is_update: bool, moment: str, server: Server, model: Path, tmp_path: Path
-) -> None:
+def test_a_death_at_each_step_of_a_plain_folder(is_update: bool, server: Server, model: Path, tmp_path: Path) -> None:
     images, before = write_images(tmp_path / "images"), tmp_path / "before"
     if is_update:
         server.start("make", model, images, before).finish()
@@ -168,7 +165,7 @@ def test_a_death_at_each_step_of_a_plain_folder(
     assert steps > 20
     for die_at in range(1, steps + 1):
         out = Path(shutil.copytree(before, tmp_path / f"died-{die_at}"))
-        assert server.start("make", model, images, out, die_at=die_at, moment=moment).end() == 9
+        assert server.start("make", model, images, out, die_at=die_at, moment="before").end() == 9
         check_between(out)
         server.start("make", model, images, out).finish()
         assert state(out) == expected

@@ -175,7 +175,7 @@ def advice(scheme: str | None, pretrained: str | None, error: Exception) -> str:
     if scheme == "hf-hub" or pretrained is not None:
         return (
             "its files are neither cached nor within reach; download them on a machine with a network, copy the "
-            f"folder here and name it as 'local-dir:FOLDER' ({reason})"
+            f"folder here and give its path, or 'local-dir:FOLDER' where an encoder's model is named ({reason})"
         )
     return f"these settings make no model ({reason})"
 
