@@ -417,12 +417,12 @@ def search_as_installed(index: Index, model: LocalizingModel, data: Data, cache:
             hits, _ = search(index, Query(text=text), model, count=FIRST)
             vector_E = unit(embed_phrases(model, [text]))[0]
             answers = {"foveate search": hits, "both, cosines": index.nearest(vector_E, count=FIRST)}
-            for rule, found in answers.items():
-                marks = [hit.key in right for hit in found[: min(FIRST, len(right))]]
+            for rule, nearest_hits in answers.items():
+                marks = [hit.key in right for hit in nearest_hits[: min(FIRST, len(right))]]
                 row = (name_collection(data), name, "as installed", "images", rule)
                 table.setdefault(row, []).append(float(np.mean(marks)))
             verdict = index.judge(Query(text=text), hits, model)
-            title = f"{text} ({len(right)})" + ("" if verdict.found else ", not found")
+            title = f"{text} ({len(right)})" + ("" if verdict.has_match else ", not found")
             sheet[title] = [(hit.key, hit.key in right) for hit in hits]
     return table, sheet
 
