@@ -220,7 +220,7 @@ RUNS = (
     ),
     Run(
         "serve_requests",
-        ("--requests", "200", "--memory-requests", "3000", "--repeats", "5"),
+        ("--requests", "200", "--memory-requests", "10000", "--repeats", "5"),
         (
             Line("the server's work for a request", "a FastAPI copy of the route", "serve-requests",
                  "fastapi over foveate, JSON"),
