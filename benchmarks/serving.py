@@ -16,6 +16,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -213,7 +214,8 @@ def _serve_fastapi(port_file: Path) -> None:
         images = await decoder.read(parsing.image_urls(body), param="messages")
         call = parsing.make_call(body, images)
         assert isinstance(call, ChatCall)
-        writer = replies.ChatWriter(body.model, images, include_usage=body.includes_usage)
+        options = {"request_id": uuid.uuid4().hex, "include_usage": body.includes_usage}
+        writer = replies.ChatWriter(body.model, images, **options)
         if not body.stream:
             return writer.completion(await workers[0].answer(call))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -283,3 +285,37 @@ def test_requests_in_one_packet_are_answered_in_order(address: str) -> None:
     assert send(address, post("/v1/locate", b"", "Content-Length: 9", "Expect: 100-continue"), seconds=0.5).startswith(
         b"HTTP/1.1 100"
     )
+
+
+def test_what_is_written_in_one_turn_is_sent_together() -> None:
+    class Recorder(asyncio.Transport):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sent: list[object] = []
+            self.is_closed = False
+
+        def write(self, data: Any) -> None:
+            self.sent.append(data if len(data) < 10 else len(data))
+
+        def is_closing(self) -> bool:
+            return self.is_closed
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    async def write() -> list[object]:
+        recorder = Recorder()
+        protocol: Any = SimpleNamespace(loop=asyncio.get_running_loop(), has_rest=False, is_ending=False)
+        transport = framing.GatheringTransport(recorder, protocol)
+        transport.write(b"head ")
+        transport.write(b"body")
+        assert recorder.sent == []
+        await asyncio.sleep(0)
+        transport.write(b"x" * 40_000)  # what holds so much does not wait
+        transport.write(b"last")
+        transport.close()
+        transport.write(b"late")
+        await asyncio.sleep(0)
+        return recorder.sent
+
+    assert asyncio.run(write()) == [b"head body", 40_000, b"last"]

@@ -97,7 +97,7 @@ class Answerer:
         if self.settings.log_content:
             record["request"] = parsing.without_images(body)
         if isinstance(body, bodies.ChatBody) and isinstance(call, ChatCall):
-            writer = replies.ChatWriter(body.model, images, include_usage=body.includes_usage)
+            writer = replies.ChatWriter(body.model, images, request_id=record["id"], include_usage=body.includes_usage)
             if body.stream:
                 pieces = worker.write(call, timeout_seconds=self.settings.timeout_seconds)
                 return await self._stream(request, writer, pieces)

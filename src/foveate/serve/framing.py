@@ -7,6 +7,7 @@ nothing that the layer and the parser could read differently: folded headers, tw
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -27,6 +28,7 @@ BODY_SECONDS = 30.0
 MIN_BYTES_PER_SECOND = 1000
 MAX_HEAD_BYTES = 32 * 1024
 _SLOW_START_SECONDS = 3.0
+_MAX_GATHERED_BYTES = 32 * 1024
 # A connection that is closed while its client still sends is reset, and the client never reads why.
 _LINGER_SECONDS = 2.0
 _REQUEST_LINE = re.compile(rb"[A-Z]{1,20} [\x21-\x7e]+ HTTP/1\.[01]")
@@ -58,25 +60,46 @@ def split_head(head: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     return first, headers
 
 
-class _Transport:
-    """A transport that reads on for a moment when it is closed while its client still sends."""
+class GatheringTransport:
+    """A transport that reads on for a moment when it is closed while its client still sends.
+
+    What is written in one turn of the event loop, such as a reply's head and its body, is sent together.
+    """
 
     def __init__(self, transport: asyncio.Transport, protocol: FramingProtocol) -> None:
         self._transport, self._protocol = transport, protocol
+        self._parts, self._num_bytes = list[bytes](), 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._protocol.loop.call_soon(self._flush)
+        self._parts.append(data)
+        self._num_bytes += len(data)
+        # The transport tells the application to wait, once it holds so much.
+        if self._num_bytes > _MAX_GATHERED_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._parts and not self._transport.is_closing():
+            self._transport.write(b"".join(self._parts))
+        self._parts, self._num_bytes = [], 0
 
     def is_closing(self) -> bool:
         return self._protocol.is_ending or self._transport.is_closing()
 
     def close(self) -> None:
+        self._flush()
         if not self._protocol.has_rest or self._transport.is_closing():
             self._transport.close()
         elif not self._protocol.is_ending:
             self._protocol.is_ending = True
             self._transport.resume_reading()
-            self._transport.write_eof()
+            # A client that has gone already cannot be told.
+            with contextlib.suppress(OSError):
+                self._transport.write_eof()
             self._protocol.loop.call_later(_LINGER_SECONDS, self._transport.close)
 
 
@@ -94,7 +117,7 @@ class FramingProtocol(Parser):
     is_ending = has_rest = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
+        super().connection_made(GatheringTransport(transport, self))  # type: ignore[arg-type]
         self._buffer, self._left, self._timer = bytearray(), 0, None
         self._address = str((transport.get_extra_info("peername") or ("",))[0])
         self.clients[self._address] += 1

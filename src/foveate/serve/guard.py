@@ -9,8 +9,8 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import os
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -25,15 +25,22 @@ _SINGLE = frozenset((b"host", b"origin", b"authorization", b"content-length", b"
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 # Bodies of several requests at once: a limit of each alone would not bound the memory.
 _BODIES_AT_ONCE = 8
-_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 _PAGE_POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob: "
     b"data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+]
+# The last two are about documents with scripts and links.
+_PAGE_HEADERS = [
+    *_HEADERS[:2],
+    (b"content-security-policy", _PAGE_POLICY),
+    (b"cache-control", b"no-cache"),
+    (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-opener-policy", b"same-origin"),
 ]
 
@@ -117,7 +124,12 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        record: dict[str, Any] = {"id": uuid.uuid4().hex, "method": scope["method"], "path": scope["path"], "status": 0}
+        record: dict[str, Any] = {
+            "id": os.urandom(16).hex(),
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": 0,
+        }
         start, length = time.perf_counter(), 0
         record["start"] = start
         scope["foveate"] = record
@@ -196,8 +208,7 @@ class Guard:
     def _reply_headers(self, scope: Scope, request_id: str) -> list[tuple[bytes, bytes]]:
         path = scope["path"]
         is_page = path == "/" or path.startswith(PAGE_PATH)
-        headers = [*_HEADERS, (b"content-security-policy", _PAGE_POLICY if is_page else _POLICY)]
-        headers += [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-cache" if is_page else b"no-store")]
+        headers = [*(_PAGE_HEADERS if is_page else _HEADERS), (b"x-request-id", request_id.encode())]
         if not self.settings.allow_origin:
             return headers
         origin = dict(scope["headers"]).get(b"origin", b"")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Any
@@ -43,11 +42,13 @@ class ChatWriter:
     """Write one answer as OpenAI's object, or as the chunks of its stream.
 
     Args:
-        images: of the call, by which boxes in pixels become fractions.
+        images: of the call, by which boxes in pixels become fractions. request_id: as in the log.
     """
 
-    def __init__(self, model: str, images: Sequence[ServedImage], *, include_usage: bool = False) -> None:
-        self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    def __init__(
+        self, model: str, images: Sequence[ServedImage], *, request_id: str, include_usage: bool = False
+    ) -> None:
+        self.id, self.created = f"chatcmpl-{request_id}", int(time.time())
         self.model, self.images, self.include_usage = model, images, include_usage
 
     def completion(self, reply: ChatReply) -> dict[str, Any]:

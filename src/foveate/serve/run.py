@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import logging
 import os
@@ -128,6 +129,9 @@ def serve(application: Application, *, ready: Callable[[int], None], parser: str
         ready(port)
 
     server = Server(application, parser=parser, started=started)
+    # Models and modules live as long as the process: to look through them for garbage would hold up all streams.
+    gc.collect()
+    gc.freeze()
     try:
         server.run([listener])
     finally:
