@@ -235,6 +235,10 @@ RUNS = (
         (
             Line("16 answers to 16 clients at once", "one client after the other", "serve-clients",
                  "one after the other over 16 at once"),
+            Line("the first piece of an answer", "transformers serve", "serve-first-piece",
+                 "transformers over foveate, 1 clients"),
+            Line("the first piece of 16 answers at once", "transformers serve", "serve-first-piece",
+                 "transformers over foveate, 16 clients"),
             Line("8 answers over HTTP", "the same in the process", "serve-batch", "in the process over HTTP",
                  is_limit=True),
         ),

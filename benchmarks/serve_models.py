@@ -1,9 +1,9 @@
 """What serving adds to a model, and what batching gives: `python -m benchmarks.serve_models --out DIR`.
 
 On a multimodal folder: 8 questions over HTTP against `ask_all` in the process, 16 clients at once against one after the
-other. With `--localizer FOLDER`, 10,000 boxes embedded over HTTP against the same in the process. With `--foreign
-FOLDER`, a model of transformers: the time to the first piece of an answer, beside `transformers serve` on the same
-folder where its packages are installed.
+other. With `--localizer FOLDER`, 10,000 boxes embedded over HTTP against the same in the process. On a model of
+transformers, a random one without `--foreign FOLDER`: the time to the first piece of an answer, beside `transformers
+serve` on the same folder where its packages are installed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common import Ratio, Timing, compare, publish, ratio
+from benchmarks.random_vlm import write_random_vlm
 from benchmarks.serving import Client, Server, ask_at_once, chat_body, encode_image, run_server
 from foveate.records.boxes import Box
 from foveate.serve.adapters import name_folder
@@ -35,7 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini", help="multimodal folder")
     parser.add_argument("--localizer", type=Path, help="folder of an image-text model")
-    parser.add_argument("--foreign", type=Path, help="folder of an image-text-to-text model of transformers")
+    parser.add_argument(
+        "--foreign", type=Path, help="folder of an image-text-to-text model of transformers; a random one"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -48,10 +52,9 @@ def main() -> None:
     else:
         with run_server(_serve(given.localizer)) as server:
             time_regions(server, given.localizer, given.repeats, given.out)
-    if given.foreign is None:
-        print("--foreign is not given: the time to the first piece is left out")
-    else:
-        time_first_pieces(given.foreign, given.repeats, given.out)
+    with TemporaryDirectory() as folder:
+        foreign = given.foreign or write_random_vlm(Path(folder) / "random-llava")
+        time_first_pieces(foreign, given.repeats, given.out)
 
 
 def _serve(folder: object) -> list[str]:
@@ -148,26 +151,25 @@ def time_first_pieces(folder: Path, repeats: int, out: Path) -> None:
             replies = ask_at_once(port, [body] * clients, clients=clients, streamed=True)
             rounds.setdefault(f"{name}, {clients}", []).append(float(np.median([first for _, first in replies])))
 
+    if missing := [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]:
+        print(f"{', '.join(missing)} is not installed: the time to the first piece is left out")
+        return
     port = _free_port()
     peer = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--port", str(port), "--device", "cpu"]
-    missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
     with ExitStack() as stack:
         ours = stack.enter_context(run_server([*_serve(folder), "--batch", "16"]))
-        servers = [("foveate", ours.port, name_folder(folder))]
-        if missing:
-            print(f"{', '.join(missing)} is not installed: transformers serve is left out")
-        else:
-            theirs = stack.enter_context(run_server([*peer, str(folder)], port=port))
-            servers.append(("transformers", theirs.port, str(folder)))
+        theirs = stack.enter_context(run_server([*peer, str(folder)], port=port))
+        servers = [("foveate", ours.port, name_folder(folder)), ("transformers", theirs.port, str(folder))]
         for number in range(repeats):
             # An idle server takes no time of the other.
             for name, at, model in servers if number % 2 == 0 else reversed(servers):
                 measure(name, at, model)
     timings = {name: Timing(tuple(seconds), tuple(seconds)) for name, seconds in rounds.items()}
     ratios: dict[str, Ratio] = {
-        f"transformers over foveate, {clients} clients": ratio(timings, f"foveate, {clients}", peer_name)
+        f"transformers over foveate, {clients} clients": ratio(
+            timings, f"foveate, {clients}", f"transformers, {clients}"
+        )
         for clients in (1, 16)
-        if (peer_name := f"transformers, {clients}") in timings
     }
     publish("serve-first-piece", timings, out=out, ratios=ratios)
 
