@@ -44,7 +44,7 @@ def write_random_vlm(folder: Path) -> Path:
     with torch.no_grad():
         # Logits of special tokens are 0, and of two words with opposite weights one is far above: the end is never
         # drawn, which a server would answer with no text at all.
-        weight = model.get_output_embeddings().weight
+        weight: Any = model.get_output_embeddings().weight
         weight.zero_()
         weight[len(_SPECIAL) :: 2] = torch.randn_like(weight[len(_SPECIAL) :: 2]) * 2
         weight[len(_SPECIAL) + 1 :: 2] = -weight[len(_SPECIAL) :: 2]
