@@ -233,6 +233,9 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     assert (run / video["file"]).is_file()
     assert sum((run / frame["image"]).is_file() for frame in video["frames"] if frame["image"]) == 8
     assert result["seconds"]["video"] < 60
+    adaptation = result["adaptation"]
+    assert [row["key"] for row in adaptation["rows"]] == ["linear", "lora", "full"]
+    assert result["seconds"]["adaptation"] < 40
     calibration = result["calibration"]
     assert calibration["trained"]["classes"] == len(calibration["classes"]["seen"] + calibration["classes"]["absent"])
     assert calibration["samples"] > 300

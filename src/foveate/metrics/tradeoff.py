@@ -228,11 +228,13 @@ def select_on_grid(curve: Curve, gammas: ArrayLike, *, threshold: float | None =
     hits = (
         curve.all_hits[intervals]
         if threshold is None
+        # -1 hits, below any count: no gamma whose absent classes fall short can win.
         else np.where(curve.absent()[intervals] >= threshold, curve.all_hits[intervals], -1)
     )
     if hits.max() < 0:
         return None
     best = np.flatnonzero(hits == hits.max())
+    # The official loop keeps the last of equal gammas, the largest.
     index = int(intervals[best[-1]])
     return Choice(
         gamma=float(grid[best[-1]]),

@@ -145,6 +145,7 @@ def write_referring(objects: Sequence[tuple[str, PixelBox]], rng: np.random.Gene
 
 def write_detection(objects: Sequence[tuple[str, PixelBox]], rng: np.random.Generator) -> tuple[Turn, Turn]:
     """Write a question for everything, and names with boxes in raster order."""
+    # An order that the image shows: a random one could not be learned, and would cost loss at every name.
     ordered = sorted(objects, key=lambda pair: raster_key(pair[1]))
     listed = ", ".join(f"{name} {REGION}" for name, _ in ordered)
     boxes = tuple(box for _, box in ordered)

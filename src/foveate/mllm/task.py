@@ -116,6 +116,7 @@ class MllmTask(Task):
 
     def count_targets(self, batch: Batch) -> dict[str, float]:
         """Count learned tokens, named regions and boxes of answers."""
+        # Nothing comes before the first token that could predict it.
         tokens = float(batch["learned_BT"][:, 1:].sum())
         named = float(len(batch["name_N"]))
         is_box = (batch["ids_BT"] == self.model.region_id) & batch["learned_BT"]

@@ -63,6 +63,7 @@ STAGES = {
     "ask": "ask the shipped model",
     "mllm": "train a multimodal model briefly",
     "captions": "write captions and try them",
+    "adaptation": "tune CLOC for a new question",
     "calibration": "calibrate a fine-tuned model",
     "federated": "cluster and map eight clients",
     "species": "recognize animals at unseen cameras",

@@ -172,6 +172,7 @@ def find_place_hints(
         if len(rows) < MIN_IMAGES or scores_NP.shape[1] < 2:
             continue
         scores_RP = np.asarray(scores_NP[rows], dtype=np.float64)
+        # Compared within an image: scores of two images have different scales.
         own_R1 = np.take_along_axis(scores_RP, places_N[rows][:, None], axis=1)
         shares_P = (scores_RP > own_R1).mean(axis=0)
         best = int(shares_P.argmax())
@@ -217,10 +218,12 @@ def find_repeated_boxes(
     days = np.asarray(days_B, dtype=np.float64)
     repeated = []
     for camera, rows in _group(cameras_B, ~np.isnan(days)):
+        # The surest box opens a spot; at a root or a stone they hardly move from day to day.
         left = rows[np.argsort(-scores[rows], kind="stable")]
         while len(left) >= settings.min_images:
             near = pairwise_iou(boxes[left[:1]], boxes[left])[0] >= settings.min_iou
             members, left = left[near], left[~near] if near.any() else left[1:]
+            # Images, not boxes: a detector may draw one stone twice.
             images = list(dict.fromkeys(keys_B[row] for row in members.tolist()))
             num_days = len(np.unique(np.floor(days[members])))
             if len(images) >= settings.min_images and num_days >= settings.min_days:

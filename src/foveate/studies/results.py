@@ -353,6 +353,36 @@ class TourSpecies(ResultModel):
     digits: int
 
 
+class AdaptedRow(ResultModel):
+    """One way of adapting: parameters that it trains below the head, and its accuracy on held-out images."""
+
+    key: str
+    title: str
+    trained: int
+    accuracy: Value
+    seconds: float
+
+
+class AdaptedExample(ResultModel):
+    """A held-out image with its class and the answer of each way of adapting, by key."""
+
+    image: str
+    title: str
+    label: str
+    answers: dict[str, str]
+
+
+class TourAdaptation(ResultModel):
+    """The tour's adaptation; `backbone` counts the trainable parameters of the image encoder."""
+
+    classes: list[str]
+    train_images: int
+    test_images: int
+    backbone: int
+    rows: list[AdaptedRow]
+    examples: list[AdaptedExample]
+
+
 class SearchTally(ResultModel):
     """How many of `n` results of plain queries are the very thing (`right`), or of the right kind (`related`).
 
@@ -393,6 +423,7 @@ class TourResult(RunResult):
     ask: TourAsk | None = None
     video: TourVideo | None = None
     captions: dict[str, Any] = {}
+    adaptation: TourAdaptation | None = None
     calibration: dict[str, Any] = {}
     federated: dict[str, Any] = {}
     species: TourSpecies | None = None

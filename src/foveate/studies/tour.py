@@ -1,4 +1,4 @@
-"""The tour: CLIP and CLOC on the same images and budget, clip, questions, captions, calibration, federation, traps."""
+"""The tour: CLIP and CLOC on the same images and budget, clip, questions, captions, and what follows from them."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ from foveate.studies.questions import (
 )
 from foveate.studies.results import TourResult
 from foveate.studies.settings import TourSettings
+from foveate.studies.tour_adaptation import tour_adaptation
 from foveate.studies.tour_ask import RECIPE, ask_shipped, train_briefly
 from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
 from foveate.studies.tour_captions import ENCODER, sizes_of, tour_captions
@@ -134,14 +135,14 @@ def tour(
     seeds, steps, test_scenes = settings.seeds, settings.steps, settings.test_scenes
     clock = Clock()
     run = RunFolder.create(run_path, command=command)
-    say("1 of 11: ask the shipped model")
+    say("1 of 12: ask the shipped model")
     ask = ask_shipped(run, device=device)
     clock.lap("ask")
     if not (run.path / "result.json").is_file():
         first_answers = {**_about(seed, seeds, command), "running": True, "ask": ask, "seconds": clock.total()}
         run.write_result(parse_result(TourResult, first_answers).to_json())
         on_first_answers(run.path)
-    say("2 of 11: build the collection of built-in images")
+    say("2 of 12: build the collection of built-in images")
     build_tour_collection(
         run.path / "collection",
         train_scenes=settings.scenes,
@@ -160,22 +161,27 @@ def tour(
         tables.append(answers.table)
         first = first or answers
     assert first is not None
-    say("5 of 11: search and locate")
+    say("5 of 12: search and locate")
     result = _result(collection, run, first, tables, seed, seeds, command)
     clock.lap("questions")
-    say("6 of 11: find a thing in a clip")
+    say("6 of 12: find a thing in a clip")
     result["video"] = tour_video(run, first.models["cloc"], seed=seed)
     clock.lap("video")
-    say("7 of 11: train a multimodal model for half a minute")
+    say("7 of 12: train a multimodal model for half a minute")
     result["ask"] = {**ask, "training": train_briefly(collection, run, seed=seed, device=device, steps=steps)}
     clock.lap("mllm")
     locator = first.trained["cloc"].model_folder
     assert locator is not None
-    say("8 of 11: captions: the shipped model writes five kinds of text, an encoder is trained on some")
+    say("8 of 12: captions: the shipped model writes five kinds of text, an encoder is trained on some")
     sizes = sizes_of(settings.scenes, steps)
     result["captions"] = tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes)
     clock.lap("captions")
-    say("9 of 11: calibration: fine-tune a network on half of its classes, bring the others back")
+    say("9 of 12: adaptation: tune CLOC for a new question by LoRA and in full")
+    result["adaptation"] = tour_adaptation(
+        collection, run, model=first.models["cloc"], cache=collection.path / CACHE, seed=seed
+    )
+    clock.lap("adaptation")
+    say("10 of 12: calibration: fine-tune a network on half of its classes, bring the others back")
     encoder = first.models["cloc"].image_encoder
     assert isinstance(encoder, Lite0Encoder), "of the tour's recipes"
     result["calibration"] = tour_calibration(
@@ -188,13 +194,13 @@ def tour(
         epochs=short_epochs(steps),
     )
     clock.lap("calibration")
-    say("10 of 11: federated: cluster and map emoji of eight clients")
+    say("11 of 12: federated: cluster and map emoji of eight clients")
     emoji_features = run.path / FOLDER / "features.npz"
     result["federated"] = tour_federated(
         collection, run, features=emoji_features, seed=seed, rounds=None if steps is None else FEW_ROUNDS
     )
     clock.lap("federated")
-    say("11 of 11: camera traps: recognize animals at cameras that no training image is from")
+    say("12 of 12: camera traps: recognize animals at cameras that no training image is from")
     result["species"] = tour_species(run, seed=seed, device=device, size=FULL if steps is None else SHORT)
     clock.lap("species")
     result["seconds"] = clock.total()
@@ -228,7 +234,7 @@ def _train_and_evaluate(
 ) -> Answers:
     models, embedded, trained, tables = {}, {}, {}, []
     for number, (name, recipe) in enumerate(RECIPES.items(), start=3):
-        say(f"{number} of 11: {TITLES[name][0]}, seed {seed}")
+        say(f"{number} of 12: {TITLES[name][0]}, seed {seed}")
         overrides = [f"training.seed={seed}"]
         if steps is not None:
             overrides += [f"training.steps={steps}", f"training.warmup_steps={min(50, steps // 10)}"]

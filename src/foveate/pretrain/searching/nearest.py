@@ -117,6 +117,7 @@ def _candidates(
     scored, next_tightening = 0, 0
     for first, scores_BQ in _scores(parts, queries_QE, narrow=narrow):
         if len(excluded):
+            # Sorted, so that a block looks up its own part and not the whole list.
             inside = excluded[np.searchsorted(excluded, first) : np.searchsorted(excluded, first + len(scores_BQ))]
             scores_BQ[inside - first] = -np.inf
         candidates.add(first, scores_BQ)

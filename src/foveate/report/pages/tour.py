@@ -14,6 +14,7 @@ from foveate.core.results import Example, Search, parse_result
 from foveate.report import asked, calibration, charts, numbers, parts, words
 from foveate.report.captions import MARKS, TourCaptions
 from foveate.report.charts import stacked_bar
+from foveate.report.compared import Point, cost_chart
 from foveate.report.federated import TourFederated, federated_section
 from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
@@ -22,6 +23,7 @@ from foveate.studies.results import (
     AskedTally,
     Command,
     SearchTally,
+    TourAdaptation,
     TourCollection,
     TourResult,
     TourSpecies,
@@ -164,6 +166,21 @@ def species_stat(species: TourSpecies) -> Stat:
     )
 
 
+def adaptation_stat(r: TourAdaptation) -> Stat | None:
+    """Return the accuracy of LoRA; the controls are a head on the untouched encoder, full tuning, and guessing."""
+    rows = {row.key: row for row in r.rows}
+    lora = rows.pop("lora", None)
+    if lora is None:
+        return None
+    others = [f"{row.title}: {numbers.rounded_percent(row.accuracy.value)}" for row in rows.values()]
+    return Stat(
+        numbers.rounded_percent(lora.accuracy.value),
+        f"of {r.test_images} held-out drawings get the right style; LoRA trained "
+        f"{numbers.rounded_percent(lora.trained / r.backbone)} of the encoder’s parameters",
+        ". ".join([*others, f"guessing: {numbers.rounded_percent(1 / len(r.classes))}"]),
+    )
+
+
 def calibration_stat(r: calibration.TourCalibration) -> Stat | None:
     """Return accuracy on the classes that fine-tuning left out; the control is the same model without gamma."""
     rows = {row.key: row.accuracies for row in r.rows}
@@ -251,6 +268,32 @@ def visible_searches(r: TourResult) -> list[Search]:
 
 def hits_of_ours(search: Search) -> list[Any]:
     return search.results.get(OURS) or next(iter(search.results.values()), [])
+
+
+def adaptation_section(r: TourAdaptation) -> dict[str, Any]:
+    """Build the tour's adaptation: accuracy over trained parameters, the table, and images with all answers."""
+    titles = {row.key: row.title for row in r.rows}
+    points = [
+        Point(
+            row.title,
+            row.trained,
+            100 * row.accuracy.value,
+            not any(
+                other.accuracy.value >= row.accuracy.value
+                and other.trained < row.trained
+                or other.accuracy.value > row.accuracy.value
+                and other.trained <= row.trained
+                for other in r.rows
+            ),
+        )
+        for row in r.rows
+    ]
+    title = "Accuracy in percent over trained parameters"
+    chart = cost_chart(points, title=title, x_label="parameters trained below the head")
+    examples = [
+        (e, [(titles[key], answer, answer == e.label) for key, answer in e.answers.items()]) for e in r.examples
+    ]
+    return {"r": r, "stat": adaptation_stat(r), "chart": charts.plot(title, chart), "examples": examples}
 
 
 def calibration_section(result: dict[str, Any]) -> dict[str, Any]:
@@ -366,6 +409,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "captions": captions,
         "captions_stat": captions_stat(captions) if captions else None,
         "marks": MARKS,
+        "adaptation": adaptation_section(r.adaptation) if r.adaptation else None,
         "calibration": calibration_section(r.calibration) if r.calibration else None,
         "federated": federated_section(federated) if federated else None,
         "federated_stat": federated_stat(federated) if federated else None,
