@@ -210,7 +210,7 @@ def test_the_overview_is_made_from_the_published_files(tmp_path: Path) -> None:
     assert made == (STUDIES / "index.md").read_text(encoding="utf-8"), "run: foveate study all --so-far"
     page = render(tmp_path).read_text(encoding="utf-8")
     assert "not testable here" in page
-    assert "Few parameters lose less under a shift" in page
+    assert "Methods with few parameters lose less under a shift" in page
 
 
 def test_study_all_so_far_writes_the_docs_page_and_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,7 @@ PAPER_CLAIMS = (
         control="Control: the same gamma on classes drawn at random gains less",
     ),
     PaperClaim(
-        "The curve lies outside that of a linear probe",
+        "The seen-unseen curve lies outside that of a linear probe",
         claim="The curve lies outside the linear probe's",
     ),
     PaperClaim(

@@ -160,7 +160,7 @@ PAPER_CLAIMS = (
         control="Control: phrases of other regions in training teach nothing",
     ),
     PaperClaim(
-        "It is better than CLIP on crops, too",
+        "CLOC is better than CLIP on crops, too",
         claim="Boxes in training beat cutting each box out for CLIP",
         control="Control: phrases of other regions in training teach nothing",
     ),

@@ -146,7 +146,7 @@ PAPER_CLAIMS = (
         control="Control: the largest client alone knows less",
     ),
     PaperClaim(
-        "It beats k-FED",
+        "One exchange beats k-FED",
         claim="consensus is better than k-FED",
         control="Control: the largest client alone knows less",
     ),

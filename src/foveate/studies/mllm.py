@@ -245,7 +245,7 @@ PAPER_CLAIMS = (
         control=_BOXES_IMAGE,
     ),
     PaperClaim(
-        f"... general questions are not ({PAPER})",
+        f"Without refer-and-ground data general questions are not lost ({PAPER})",
         claim="... and questions with two answers are not, within .05",
         control=_TWO_IMAGE,
     ),
@@ -253,6 +253,31 @@ PAPER_CLAIMS = (
         "CLOC encoders make multimodal language models better at referring (arXiv 2410.02746)",
         claim="A CLOC tower names more than a CLIP tower",
         control=_NAMES_IMAGE,
+    ),
+    PaperClaim(f"Text-rich data bring reading ({PAPER})", claim="Without text-rich data reading is lost"),
+    PaperClaim(
+        f"A stage of text-rich images before the instruction helps reading ({PAPER})",
+        claim="A reading stage helps reading",
+        control=_PAGES_IMAGE,
+    ),
+    PaperClaim(
+        f"Sparse experts beat dense layers of as many active parameters ({PAPER})",
+        claim="Sparse layers of as many active parameters name more than dense ones",
+        control=_NAMES_IMAGE,
+    ),
+    PaperClaim(
+        f"Examples in the prompt teach (few-shot, {PAPER})",
+        claim="Few-shot answers come from the labels",
+    ),
+    PaperClaim(
+        "Dense captions suit multimodal language models best (arXiv 2410.02740)",
+        claim="DSC+ beats AltText, questions with two answers",
+        control=_TWO_IMAGE,
+    ),
+    PaperClaim(
+        f"Video without training, and screens of phones: scores on their benchmarks ({PAPER})",
+        untestable="need weights of 1 to 30 billion parameters and the benchmarks; `foveate video evaluate` and "
+        "`foveate mllm evaluate` run them",
     ),
     PaperClaim(
         f"Shares of data groups (w) have an optimum between ({PAPER})",

@@ -125,12 +125,12 @@ PAPER_CLAIMS = (
         control="Control: with shuffled labels lora learns less",
     ),
     PaperClaim(
-        "With few labels they beat full fine-tuning",
+        "With few labels, methods with few parameters beat full fine-tuning",
         claim="Few parameters beat full fine-tuning",
         control="Control: full fine-tuning, too",
     ),
     PaperClaim(
-        "Their accuracies lie within about 1 % of each other",
+        "The accuracies of methods lie within about 1 % of each other",
         claim="The methods lie close: their standard deviation is below 0.03",
     ),
     PaperClaim(
@@ -148,15 +148,15 @@ PAPER_CLAIMS = (
         claim="Halfway, full fine-tuning gains under the shift",
     ),
     PaperClaim(
-        "They help methods with few parameters, too",
+        "Half-way weights help methods with few parameters, too",
         claim="Halfway, few parameters gain under the shift",
     ),
     PaperClaim(
-        "Few parameters lose less under a shift than full fine-tuning",
+        "Methods with few parameters lose less under a shift than full fine-tuning",
         claim="Few parameters lose less under the shift than full fine-tuning",
     ),
     PaperClaim(
-        "Half-way, full fine-tuning is above few parameters",
+        "Half-way, full fine-tuning is above methods with few parameters",
         claim="Halfway, full fine-tuning is above few parameters under the shift",
     ),
     PaperClaim(

@@ -124,6 +124,15 @@ PAPER_CLAIMS = (
     PaperClaim(f"Slow frames alone lose to both paths ({PAPER}, ablations)", claim=_SINGLE[0], control=_SHUFFLED),
     PaperClaim(f"Fast frames alone lose to both paths ({PAPER}, ablations)", claim=_SINGLE[1], control=_SHUFFLED),
     PaperClaim(
+        f"Slow and fast frames beat one image that is a grid of frames, IG-VLM ({PAPER})",
+        claim="Slow and fast frames answer both more often than grid (IG-VLM)",
+        control=_SHUFFLED,
+    ),
+    PaperClaim(
+        f"An image model without training is level with fine-tuned video models ({PAPER})",
+        untestable="needs fine-tuned models of 7 billion parameters and their benchmarks",
+    ),
+    PaperClaim(
         f"Accuracies on question sets ({PAPER})",
         untestable="need weights of 7 billion parameters, the videos and a judge; `foveate video evaluate` runs them",
     ),

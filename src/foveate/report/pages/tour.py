@@ -177,7 +177,7 @@ def adaptation_stat(r: TourAdaptation) -> Stat | None:
         numbers.rounded_percent(lora.accuracy.value),
         f"of {r.test_images} held-out drawings get the right style; LoRA trained "
         f"{numbers.rounded_percent(lora.trained / r.backbone)} of the encoder’s parameters",
-        ". ".join([*others, f"guessing: {numbers.rounded_percent(1 / len(r.classes))}"]),
+        ". ".join([*others, f"Guessing: {numbers.rounded_percent(1 / len(r.classes))}"]),
     )
 
 
