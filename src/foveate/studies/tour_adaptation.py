@@ -99,7 +99,7 @@ def _open_images(
     encoder = model.image_encoder
     rows = collection.rows(where={"source": "emoji"})
     stored = FeatureCache(
-        encoder, collection, rows, folder=cache, views=1, view_of=lambda *_: View(), device=encoder.proj.weight.device
+        encoder, collection, rows, folder=cache, views=1, view_of=lambda *_: View(), device=model.device
     )
     stored.fill()
     values = collection.label_values(FIELD)
