@@ -298,3 +298,35 @@ def test_smollm2_batches_and_prefixes_are_those_of_transformers(smollm2: Languag
     whole = [torch.cat([system, prompt]) for prompt in prompts]
     behind = generate(smollm2.model, prompts, stop=STOP, settings=GREEDY, prefix=read_prefix(smollm2.model, system))
     assert [completion.ids for completion in behind] == transformers_tokens(smollm2, whole, 20)
+
+
+@pytest.mark.parametrize("right", [0, 1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drafts_change_no_answer(family: str, right: int) -> None:
+    """Guesses of which the first `right` are what the model writes, and that run over the end of the answer."""
+    language_model = tiny_models.tiny(family)
+    model, (prompt, second, *_) = language_model.model, prompts_of(language_model)
+    (whole,) = generate(model, [prompt], stop=STOP, settings=GREEDY)
+    written: list[int] = []
+    lengths: list[int] = []
+
+    def embed(rows: Sequence[int], tokens: Sequence[int], states_BD: Tensor) -> Tensor:
+        written.extend(tokens)
+        return language_model.embed(list(tokens))
+
+    def draft(row: int) -> tuple[list[int], Tensor]:
+        following = [*whole.ids, 2, 7, 7, 7][len(written) :][:3]
+        tokens = [token if number < right else token + 1 for number, token in enumerate(following)]
+        lengths.append(len(tokens))
+        return tokens, language_model.embed(tokens)
+
+    completion, prefix = extend(model, prompt, stop=STOP, settings=GREEDY, embed=embed, draft=draft)
+    assert (completion.ids, completion.finished) == (whole.ids, whole.finished)
+    assert completion.score == pytest.approx(whole.score, abs=1e-4)
+    # Each pass writes the drafts that hold and one token more.
+    assert len(lengths) <= 1 + len(whole.ids) // (right + 1)
+    read = [*whole.ids, *([2] if whole.finished else [])]
+    assert prefix.length == prefix.cache.get_seq_length() == len(prompt) + len(read) - 1
+    goes_on, _ = extend(model, torch.cat([language_model.embed(read[-1:]), second]), stop=STOP, prefix=prefix)
+    (expected,) = generate(model, [torch.cat([prompt, language_model.embed(read), second])], stop=STOP)
+    assert goes_on.ids == expected.ids

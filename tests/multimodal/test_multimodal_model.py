@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.chat import Chat
-from foveate.language.generate import read_prefix
+from foveate.language.generate import _Rows, read_prefix
+from foveate.language.llama_forward import LlamaForward
 from foveate.language.packing import SLOT, PackedTexts, Tokens, pack_texts
 from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
 from foveate.multimodal.answer_writer import AnswerWriter, PointedBox
@@ -446,3 +448,35 @@ def test_questions_about_one_image_read_it_once_and_answer_as_alone(monkeypatch:
         assert (answer.text, answer.tokens, answer.finished) == (expected.text, expected.tokens, expected.finished)
         assert answer.num_prompt_tokens == expected.num_prompt_tokens
         assert answer.score == pytest.approx(expected.score, abs=1e-4)
+
+
+def test_a_list_of_boxes_is_read_in_fewer_passes_and_stays_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = Mllm(loaded()), np.random.default_rng(3).integers(0, 256, (50, 64, 3), dtype=np.uint8)
+    region, end, encode = model.loaded.prompts.region_id, model.loaded.prompts.chat.end, model.loaded.tokenizer.encode
+    names = ["red disc", "blue disc", "red square", "blue square", "red disc"]
+    script = [id for name in names for id in (*encode(f" {name} "), region, *encode(","))] + [end]
+    choose, states, lengths = _Rows._choose, LlamaForward.states, list[int]()
+
+    def choose_next(rows: _Rows, active: Sequence[int], logits_BV: torch.Tensor) -> list[int]:
+        scripted_BV = torch.full_like(logits_BV, -torch.inf)
+        scripted_BV[0, script[len(rows.ids[0])]] = 0.0
+        return choose(rows, active, scripted_BV)
+
+    def read(forward: LlamaForward, embeddings_BTD: torch.Tensor, *arguments: Any, **others: Any) -> torch.Tensor:
+        lengths.append(embeddings_BTD.shape[1])
+        return states(forward, embeddings_BTD, *arguments, **others)
+
+    monkeypatch.setattr(_Rows, "_choose", choose_next)
+    monkeypatch.setattr(LlamaForward, "states", read)
+    drafted = model.ask(image, "What is there?", max_tokens=200)
+    num_passes = len(lengths)
+    monkeypatch.setattr(AnswerWriter, "draft", lambda writer, row: ([], writer.loaded.model.embeddings_VE[:0]))
+    alone = model.ask(image, "What is there?", max_tokens=200)
+    assert len(lengths) - num_passes == len(script)
+    assert num_passes <= len(script) - 2 * (len(names) - 2), "a comma and more of each further thing"
+    assert drafted.text == alone.text
+    assert len(drafted.boxes) == len(names)
+    for box, expected in zip(drafted.boxes, alone.boxes, strict=True):
+        assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx(
+            (expected.x1, expected.y1, expected.x2, expected.y2), abs=1e-2
+        )

@@ -22,11 +22,14 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.language.decoding import TextStream, draw_token, until_repeated
+from foveate.language.llama_forward import LlamaForward
 from foveate.language.positions import find_context
 
 BATCH = 32
 EmbedTokens = Callable[[Sequence[int], Sequence[int], Tensor], Tensor]
 """Embeds the tokens just written: (rows [B], tokens [B], last hidden states [B, D]) -> embeddings [B, D]."""
+DraftTokens = Callable[[int], tuple[Sequence[int], Tensor]]
+"""Guesses how a row goes on behind the token just embedded: row -> K tokens and their embeddings [K, D]."""
 
 
 class GenerationSettings(Settings):
@@ -86,9 +89,7 @@ class Prefix:
     @property
     def can_rewind(self) -> bool:
         """Whether `lend` can cut the cache back; layers with a sliding window or a state have let go of the past."""
-        from transformers.cache_utils import DynamicLayer
-
-        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        return _can_crop(self.cache)
 
     @contextmanager
     def lend(self) -> Iterator[Any]:
@@ -99,12 +100,7 @@ class Prefix:
         try:
             yield self.cache
         finally:
-            # Layer by layer: an interrupted pass has reached some of them only.
-            for layer in self.cache.layers:
-                added = int(layer.get_seq_length()) - self.length
-                if added > 0:
-                    # transformers 5.24 takes the number to remove, negative; 5.0 either.
-                    layer.crop(-added)
+            _crop(self.cache, self.length)
 
 
 @torch.inference_mode()
@@ -121,7 +117,7 @@ def read_prefix(model: Any, embeddings_LD: Tensor, *, prefix: Prefix | None = No
     _count_room(model, length)
     cache = prefix.copy(1) if prefix else _new_cache(model)
     positions_BT = torch.arange(length - len(embeddings_LD), length, device=_weight(model).device)[None]
-    _forward(model, embeddings_LD[None], cache, positions_BT=positions_BT, mask_BL=None)
+    _reader(model, cache)(embeddings_LD[None], positions_BT)
     return Prefix(cache, length)
 
 
@@ -136,6 +132,7 @@ def generate(
     sentence_ends: Collection[int] = (),
     decode: Callable[[Sequence[int]], str] | None = None,
     embed: EmbedTokens | None = None,
+    draft: DraftTokens | None = None,
     observer: RowObserver | None = None,
     batch: int = BATCH,
 ) -> list[Completion]:
@@ -150,6 +147,8 @@ def generate(
         decode: of the tokenizer, so that sentences are compared by their text; by their tokens by default.
         embed: instead of the embedding table, for models whose tokens have embeddings of their own place (a region's);
             called after each step with the rows' numbers among the prompts, those that end with this token included.
+        draft: guesses tokens of a greedy row that is generated alone. They are read in one pass; those that the model
+            would have written stay, so that the answer is the same.
         observer: watches the rows, by their numbers among the prompts, and may end them.
         batch: maximum number of rows generated together.
 
@@ -174,6 +173,7 @@ def generate(
             sentence_ends=frozenset(sentence_ends),
             decode=decode,
             embed=None if embed is None else _number_rows(embed, indices),
+            draft=None if draft is None else lambda row, indices=indices: draft(indices[row]),
             observer=None if observer is None else _NumberedObserver(observer, indices),
         ):
             pass
@@ -190,6 +190,7 @@ def extend(
     prefix: Prefix | None = None,
     suppress: Collection[int] = (),
     embed: EmbedTokens | None = None,
+    draft: DraftTokens | None = None,
 ) -> tuple[Completion, Prefix]:
     """Generate one completion; return it and all that was read by then, so that a conversation reads nothing twice.
 
@@ -204,7 +205,7 @@ def extend(
     """
     rows = _Rows([prompt_LD], _expand_settings(settings, 1), model, prefix)
     cache = prefix.cache if prefix else _new_cache(model)
-    for _ in rows.steps(model, stop=frozenset(stop), suppress=suppress, embed=embed, cache=cache):
+    for _ in rows.steps(model, stop=frozenset(stop), suppress=suppress, embed=embed, draft=draft, cache=cache):
         pass
     (completion,) = rows.completions()
     return completion, Prefix(cache, rows.lengths[0] + len(rows.ids[0]) - 1)
@@ -220,6 +221,7 @@ def stream(
     prefix: Prefix | None = None,
     suppress: Collection[int] = (),
     embed: EmbedTokens | None = None,
+    draft: DraftTokens | None = None,
     in_place: bool = False,
 ) -> Generator[str, None, Completion]:
     """Generate one completion and yield its text in pieces, none of which ends within a character; return it.
@@ -233,22 +235,21 @@ def stream(
     """
     rows = _Rows([prompt_LD], _expand_settings(settings, 1), model, prefix)
     lent = prefix.lend() if prefix is not None and in_place else nullcontext()
-    return _stream_pieces(rows, model, lent, decode=decode, stop=frozenset(stop), suppress=suppress, embed=embed)
+    steps = functools.partial(rows.steps, model, stop=frozenset(stop), suppress=suppress, embed=embed, draft=draft)
+    return _stream_pieces(rows, steps, lent, decode=decode, stop=stop)
 
 
 def _stream_pieces(
     rows: _Rows,
-    model: Any,
+    steps: Callable[..., Iterator[list[tuple[int, int]]]],
     lent: AbstractContextManager[Any],
     *,
     decode: Callable[[Sequence[int]], str],
-    stop: frozenset[int],
-    suppress: Collection[int],
-    embed: EmbedTokens | None,
+    stop: Collection[int],
 ) -> Generator[str, None, Completion]:
     text = TextStream(decode)
     with lent as cache:
-        for events in rows.steps(model, stop=stop, suppress=suppress, embed=embed, cache=cache):
+        for events in steps(cache=cache):
             piece = text.push(events[0][1]) if events[0][1] not in stop else ""
             if piece:
                 yield piece
@@ -273,8 +274,8 @@ def predict(model: Any, prompt_LD: Tensor, *, prefix: Prefix | None = None) -> T
     _count_room(model, start + len(prompt_LD))
     positions_BT = torch.arange(start, start + len(prompt_LD), device=prompt_LD.device)[None]
     with prefix.lend() if prefix else nullcontext(_new_cache(model)) as cache:
-        logits_BV, _ = _forward(model, prompt_LD[None], cache, positions_BT=positions_BT, mask_BL=None)
-    return logits_BV[0].float().log_softmax(dim=-1)
+        logits_BKV, _ = _reader(model, cache)(prompt_LD[None], positions_BT)
+    return logits_BKV[0, 0].float().log_softmax(dim=-1)
 
 
 @torch.inference_mode()
@@ -342,6 +343,7 @@ class _Rows:
         sentence_ends: frozenset[int] = frozenset(),
         decode: Callable[[Sequence[int]], str] | None = None,
         embed: EmbedTokens | None = None,
+        draft: DraftTokens | None = None,
         observer: RowObserver | None = None,
         cache: Any = None,
     ) -> Iterator[list[tuple[int, int]]]:
@@ -354,34 +356,38 @@ class _Rows:
         table = model.get_input_embeddings()
         if cache is None:
             cache = self.prefix.copy(len(self.ids)) if self.prefix else _new_cache(model)
+        read = _reader(model, cache, with_states=embed is not None)
         ragged = not bool(mask_BL.all())
         positions_BT = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings_BTD.shape[1] :]
         suppressed = torch.tensor(list(suppress), dtype=torch.int64, device=embeddings_BTD.device)
-        active = list(range(len(self.ids)))
+        active, drafted = list(range(len(self.ids))), list[int]()
         while True:
-            logits_BV, states_BD = _forward(
-                model,
-                embeddings_BTD,
-                cache,
-                positions_BT=positions_BT,
-                mask_BL=mask_BL if ragged else None,
-                with_states=embed is not None,
+            logits_BKV, states_BKD = read(
+                embeddings_BTD, positions_BT, mask_BL if ragged else None, last=1 + len(drafted)
             )
             if len(suppressed):
-                logits_BV = logits_BV.index_fill(1, suppressed, -torch.inf)
-            tokens = self._choose(active, logits_BV)
-            if embed is None or states_BD is None:
-                embeddings_BTD = table(torch.tensor(tokens, device=embeddings_BTD.device))[:, None]
-            else:
-                embeddings_BTD = embed(active, tokens, states_BD)[:, None]
-            yield list(zip(active, tokens, strict=True))
-            left = []
-            for row, (index, token) in enumerate(zip(active, tokens, strict=True)):
-                may_go_on = observer is None or observer.step(index, token)
-                if self._goes_on(index, token, stop, sentence_ends, decode) and may_go_on:
-                    left.append(row)
-                elif observer is not None:
-                    observer.end(index, self._complete(index))
+                logits_BKV = logits_BKV.index_fill(2, suppressed, -torch.inf)
+            left, accepted = list[int](), 0
+            for accepted in range(1 + len(drafted)):
+                tokens = self._choose(active, logits_BKV[:, accepted])
+                if embed is None or states_BKD is None:
+                    embeddings_BTD = table(torch.tensor(tokens, device=embeddings_BTD.device))[:, None]
+                else:
+                    embeddings_BTD = embed(active, tokens, states_BKD[:, accepted])[:, None]
+                yield list(zip(active, tokens, strict=True))
+                left = []
+                for row, (index, token) in enumerate(zip(active, tokens, strict=True)):
+                    may_go_on = observer is None or observer.step(index, token)
+                    if self._goes_on(index, token, stop, sentence_ends, decode) and may_go_on:
+                        left.append(row)
+                    elif observer is not None:
+                        observer.end(index, self._complete(index))
+                # What was read behind a token that was not written does not hold.
+                if not left or tokens != drafted[accepted : accepted + 1]:
+                    break
+            rejected = len(drafted) - accepted
+            if rejected:
+                _crop(cache, cache.get_seq_length() - rejected)
             if not left:
                 return
             if len(left) < len(active):
@@ -390,9 +396,21 @@ class _Rows:
                 cache.batch_select_indices(selection)
                 mask_BL, positions_BT = mask_BL[selection], positions_BT[selection]
                 active, embeddings_BTD = [active[row] for row in left], embeddings_BTD[selection]
-            positions_BT = positions_BT[:, -1:] + 1
+            positions_BT = positions_BT[:, -1:] + 1 - rejected
             if ragged:
                 mask_BL = torch.cat([mask_BL, mask_BL.new_ones((len(active), 1))], dim=1)
+            drafted = []
+            if draft is not None and self._may_draft(active, cache, ragged=ragged):
+                tokens, drafts_KD = draft(active[0])
+                # The last token of an answer is not read.
+                drafted = list(tokens[: self.limits[active[0]] - len(self.ids[active[0]]) - 1])
+                embeddings_BTD = torch.cat([embeddings_BTD, drafts_KD[None, : len(drafted)]], dim=1)
+                positions_BT = positions_BT + torch.arange(1 + len(drafted), device=positions_BT.device)
+
+    def _may_draft(self, active: Sequence[int], cache: Any, *, ragged: bool) -> bool:
+        """Return whether one row is left whose tokens are the likeliest, and whose cache can be cut back."""
+        is_greedy = len(active) == 1 and self.settings[active[0]].temperature == 0
+        return is_greedy and not ragged and _can_crop(cache)
 
     def _choose(self, active: Sequence[int], logits_BV: Tensor) -> list[int]:
         logs_BV = logits_BV.float().log_softmax(dim=-1)
@@ -462,24 +480,49 @@ def _count_room(model: Any, length: int) -> int:
     return context - length
 
 
-def _forward(
-    model: Any,
-    embeddings_BTD: Tensor,
-    cache: Any,
-    *,
-    positions_BT: Tensor,
-    mask_BL: Tensor | None,
-    with_states: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Read a part of the sequence into the cache; return logits [B, V] and states [B, D] of its last position."""
-    arguments = {cache_argument(model): cache, "use_cache": True, "output_hidden_states": with_states}
-    if "logits_to_keep" in _list_arguments(type(model)):
-        # The head is a third of a small model's work, and only the last position is needed.
-        arguments["logits_to_keep"] = 1
-    output = model(
-        inputs_embeds=embeddings_BTD.to(_weight(model)), position_ids=positions_BT, attention_mask=mask_BL, **arguments
-    )
-    return output.logits[:, -1], output.hidden_states[-1][:, -1] if with_states else None
+class _Read(Protocol):
+    """Reads a part of the sequence into the cache; see `_reader`."""
+
+    def __call__(
+        self, embeddings_BTD: Tensor, positions_BT: Tensor, mask_BL: Tensor | None = None, *, last: int = 1
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+
+def _reader(model: Any, cache: Any, *, with_states: bool = False) -> _Read:
+    """Return what reads embeddings into the cache and gives logits [B, K, V] and states [B, K, D] of the last K."""
+    llama = LlamaForward.of(model, cache)
+
+    def read(
+        embeddings_BTD: Tensor, positions_BT: Tensor, mask_BL: Tensor | None = None, *, last: int = 1
+    ) -> tuple[Tensor, Tensor | None]:
+        embeddings_BTD = embeddings_BTD.to(_weight(model))
+        if llama is not None:
+            states_BKD = llama.states(embeddings_BTD, cache, positions_BT=positions_BT, mask_BL=mask_BL)[:, -last:]
+            return llama.logits(states_BKD), states_BKD
+        arguments = {cache_argument(model): cache, "use_cache": True, "output_hidden_states": with_states}
+        if "logits_to_keep" in _list_arguments(type(model)):
+            # The head is a third of a small model's work, and only the last positions are needed.
+            arguments["logits_to_keep"] = last
+        output = model(inputs_embeds=embeddings_BTD, position_ids=positions_BT, attention_mask=mask_BL, **arguments)
+        return output.logits[:, -last:], output.hidden_states[-1][:, -last:] if with_states else None
+
+    return read
+
+
+def _can_crop(cache: Any) -> bool:
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def _crop(cache: Any, length: int) -> None:
+    """Cut a cache back to its first positions."""
+    # Layer by layer: an interrupted pass has reached some of them only.
+    for layer in cache.layers:
+        added = int(layer.get_seq_length()) - length
+        if added > 0:
+            # transformers 5.24 takes the number to remove, negative; 5.0 either.
+            layer.crop(-added)
 
 
 def _weight(model: Any) -> Tensor:

@@ -33,6 +33,9 @@ from foveate.multimodal.views import ViewLayout, Visual
 from foveate.records.boxes import PixelBox
 from foveate.vision.tiling import TilePlan
 
+# A draft costs little more than the token in front of it as long as the weights are what takes time to read.
+MAX_DRAFT = 8
+
 
 class EncodedImage(NamedTuple):
     """One encoded image: numbers of its views, the frame of its coordinates, and its plan where it has tiles."""
@@ -87,6 +90,8 @@ class AnswerWriter:
     def __init__(self, loaded: LoadedModel, visual: Visual, pending: Sequence[PendingAnswer]) -> None:
         self.loaded, self.visual, self.pending = loaded, visual, pending
         self.written: list[Tensor] = []
+        # Of tokens behind the same views, boxes left out: an answer repeats its marks and names.
+        self._embedded: dict[tuple[tuple[int, ...], int], Tensor] = {}
         prompts, special = loaded.prompts, loaded.tokenizer.special
         # Answers hold text, regions and the end; nothing else may be written.
         self.suppressed = [id for id in special.values() if id not in (prompts.chat.end, prompts.region_id)]
@@ -132,21 +137,53 @@ class AnswerWriter:
     @torch.inference_mode()
     def embed(self, rows: Sequence[int], tokens: Sequence[int], states_BE: Tensor) -> Tensor:
         """Note tokens and decode the boxes that answers point at; return the embeddings [B, E] of the tokens."""
-        model, end, region_id = self.loaded.model, self.loaded.prompts.chat.end, self.loaded.prompts.region_id
-        ids_B1 = torch.tensor(tokens, device=states_BE.device)[:, None]
-        embedded_BE = model.embed(ids_B1, self.visual, self._views(rows))[:, 0]
+        end, region_id = self.loaded.prompts.chat.end, self.loaded.prompts.region_id
+        vectors: dict[int, Tensor] = {}
         for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            question = self.pending[row]
             # Without an image there is nothing to point at; the token stays in the text.
-            if token == region_id and question.views and model.box_head is not None:
-                question.boxes.append(self._point(question, states_BE[number]))
-                regions = self._regions([question.boxes[-1][:2]])
-                ids_11 = ids_B1[number : number + 1]
-                embedded_BE[number] = model.embed(ids_11, self.visual, self._views([row]), regions)[0, 0]
+            if token == region_id and self.pending[row].views and self.loaded.model.box_head is not None:
+                vector_E = self._embed_box(row, states_BE[number])
+                if vector_E is not None:
+                    vectors[number] = vector_E
+        others = [number for number in range(len(rows)) if number not in vectors]
+        texts = self._embed_text([rows[number] for number in others], [tokens[number] for number in others])
+        vectors |= zip(others, texts, strict=True)
+        embedded_BE = torch.stack([vectors[number] for number in range(len(rows))])
+        for row, token in zip(rows, tokens, strict=True):
             if token != end:
-                question.answer.append(token)
+                self.pending[row].answer.append(token)
         self.written.append(embedded_BE)
         return embedded_BE
+
+    def draft(self, row: int) -> tuple[list[int], Tensor]:
+        """Guess that an entry of a list goes on as the one before it did, up to its box; see `language.generate`."""
+        answer, region_id = self.pending[row].answer, self.loaded.prompts.region_id
+        boxes = [position for position, token in enumerate(answer) if token == region_id]
+        tokens: list[int] = []
+        if len(boxes) > 1:
+            length = len(answer) - 1 - boxes[-1]
+            tokens = answer[boxes[-2] + 1 + length : boxes[-1]][:MAX_DRAFT]
+        table_VE = self.loaded.model.embeddings_VE
+        return tokens, torch.stack(self._embed_text([row] * len(tokens), tokens)) if tokens else table_VE[:0]
+
+    def _embed_text(self, rows: Sequence[int], tokens: Sequence[int]) -> list[Tensor]:
+        """Embed tokens [E] behind the images of their rows, each once."""
+        keys = [(tuple(self.pending[row].views), token) for row, token in zip(rows, tokens, strict=True)]
+        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._embedded}
+        if new:
+            ids_N1 = torch.tensor([[token] for _, token in new], device=self.visual.full_VLE.device)
+            embedded_NE = self.loaded.model.embed(ids_N1, self.visual, self._views(list(new.values())))[:, 0]
+            self._embedded |= zip(new, embedded_NE, strict=True)
+        return [self._embedded[key] for key in keys]
+
+    def _embed_box(self, row: int, state_E: Tensor) -> Tensor | None:
+        """Decode and note the box that a region token points at; return its embedding [E], None where it has none."""
+        question = self.pending[row]
+        question.boxes.append(self._point(question, state_E))
+        regions = self._regions([question.boxes[-1][:2]])
+        views_1K = self._views([row])
+        vectors_1E = self.loaded.model.embed_regions(self.visual, views_1K, torch.zeros_like(views_1K[:, 0]), regions)
+        return None if vectors_1E is None else vectors_1E[0].to(self.loaded.model.embeddings_VE.dtype)
 
     def _point(self, question: PendingAnswer, state_E: Tensor) -> PointedBox:
         """Decode what the region token that comes next points at."""

@@ -169,6 +169,7 @@ class Mllm:
             sentence_ends=self._sentence_ends() if ends_repeats else (),
             decode=self.loaded.tokenizer.decode,
             embed=writer.embed,
+            draft=writer.draft,
             observer=None if observer is None else _Watch(writer, observer, complete),
             batch=len(writer.pending),
         )
@@ -199,6 +200,7 @@ class Mllm:
             settings=limit_tokens(max_tokens),
             suppress=writer.suppressed,
             embed=writer.embed,
+            draft=writer.draft,
         )
         for _ in pieces:
             text = certain_text(writer.answer(0).text)

@@ -68,6 +68,7 @@ class Chat:
             suppress=writer.suppressed,
             prefix=prefix,
             embed=writer.embed,
+            draft=writer.draft,
         )
         pending.finished = completion.finished
         answer = writer.answer(0, ground=ground)

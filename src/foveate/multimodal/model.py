@@ -23,7 +23,7 @@ from foveate.language.lora import is_lora
 from foveate.language.packing import SLOT, PackedTexts, attention_and_positions
 from foveate.language.sparse import pop_router_losses
 from foveate.multimodal.assemble import AssemblyOptions, SamplePlan, plan_sample
-from foveate.multimodal.phrase_maps import BoxHead, PhraseMaps, PhraseMatch, box_weights
+from foveate.multimodal.phrase_maps import BoxHead, PhraseMaps, PhraseMatch, box_weights, select_views
 from foveate.multimodal.referring import RegionPrompts, RegionReader
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.multimodal.views import ViewLayout, Visual, find_images_before
@@ -201,7 +201,7 @@ class MultimodalModel(nn.Module):
     def region_means(self, visual: Visual, boxes_R4: Tensor, view_R: Tensor) -> Tensor:
         """Return the mean [R, E] of the patches that each box covers, weighted by how much of them."""
         weights_RL = box_weights(boxes_R4, self.grid).to(visual.full_VLE.dtype)
-        return torch.einsum("rl,rle->re", weights_RL, visual.full_VLE[view_R])
+        return torch.einsum("rl,rle->re", weights_RL, select_views(visual.full_VLE, view_R))
 
     def name_logits(self, means_RE: Tensor, names_NE: Tensor) -> Tensor:
         """Return the logits [R, N] of names for regions: similarity with the names' embeddings."""
@@ -271,9 +271,27 @@ class MultimodalModel(nn.Module):
             is_slot_BT1 = (ids_BT == SLOT)[..., None]
             embedded_BTE = embedded_BTE.masked_scatter(is_slot_BT1, tokens_NTE.to(embedded_BTE.dtype))
         is_region = ids_BT == self.region_id
-        if self.settings.regions == "text" or regions is None:
+        vectors_RE = self.embed_regions(visual, views_BK, is_region.nonzero()[:, 0], regions, layout)
+        if vectors_RE is None:
             return embedded_BTE
-        row_R = is_region.nonzero()[:, 0]
+        # The mask's positions are filled row by row, the order of `RegionPrompts`.
+        return embedded_BTE.masked_scatter(is_region[..., None], vectors_RE.to(embedded_BTE.dtype))
+
+    def embed_regions(
+        self,
+        visual: Visual,
+        views_BK: Tensor,
+        row_R: Tensor,
+        regions: RegionPrompts | None,
+        layout: ViewLayout | None = None,
+    ) -> Tensor | None:
+        """Return the embeddings [R, E] that overwrite the tokens of regions; None where tokens keep theirs.
+
+        Args:
+            row_R: row of each region. Others: see `embed`.
+        """
+        if self.settings.regions == "text" or regions is None:
+            return None
         if self.region_reader is not None:
             image_BK = torch.arange(views_BK.shape[1], device=row_R.device).expand_as(views_BK)
             image_BK = image_BK if layout is None else layout.image_BK
@@ -281,17 +299,15 @@ class MultimodalModel(nn.Module):
         elif len(regions.boxes_R4):
             vectors_RE = self.region_means(visual, regions.boxes_R4, views_BK[row_R, regions.image_R])
         else:
-            return embedded_BTE
-        vectors_RE = self.visual_gain * vectors_RE + self.region_E
-        # The mask's positions are filled row by row, the order of `RegionPrompts`.
-        return embedded_BTE.masked_scatter(is_region[..., None], vectors_RE.to(embedded_BTE.dtype))
+            return None
+        return self.visual_gain * vectors_RE + self.region_E
 
     def _maps(self, embedded_BTE: Tensor, visual: Visual, views_BK: Tensor) -> Tensor:
         """Return the similarity maps [B, K, T, L] of tokens in each image."""
         # The alignment loss alone decides what a patch means: the maps give it no gradient.
         full_VLE = visual.full_VLE.detach()
         direction_BTE = F.normalize(embedded_BTE.detach() - self.center_E, dim=-1)
-        full_BKLE = full_VLE[views_BK.clamp(min=0)]
+        full_BKLE = select_views(full_VLE, views_BK.clamp(min=0).flatten()).unflatten(0, views_BK.shape)
         return torch.einsum("bte,bkle->bktl", direction_BTE.to(full_BKLE.dtype), full_BKLE)
 
     def hidden_states(
@@ -401,11 +417,7 @@ class MultimodalModel(nn.Module):
             visual: of all views. views_K: views to look in. phrase_E: of `point`.
         """
         assert self.box_head is not None
-        phrases_KE = phrase_E.expand(len(views_K), -1)
-        scores_K = self.box_head.score(visual.full_VLE, phrases_KE, views_K)
-        best = int(scores_K.argmax())
-        box_4 = self.box_head(visual.full_VLE, phrase_E[None], views_K[best : best + 1])[0]
-        return PhraseMatch(best, box_4, float(scores_K[best]))
+        return self.box_head.match_best(visual.full_VLE, phrase_E, views_K)
 
 
 def _check_assembly(assembly: AssemblyOptions, tower: ImageEncoder, connector: Connector) -> None:

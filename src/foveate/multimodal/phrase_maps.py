@@ -35,7 +35,12 @@ def box_weights(boxes_R4: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def similarity(full_VLE: Tensor, phrases_NE: Tensor, view_N: Tensor) -> Tensor:
     """Return the similarity map [N, L] of each phrase with the patches of its view."""
-    return torch.einsum("nle,ne->nl", full_VLE[view_N], F.normalize(phrases_NE, dim=-1))
+    return torch.einsum("nle,ne->nl", select_views(full_VLE, view_N), F.normalize(phrases_NE, dim=-1))
+
+
+def select_views(full_VLE: Tensor, view_N: Tensor) -> Tensor:
+    """Return the patches [N, L, E] of views by number; of a single one without a copy, which costs as much as a map."""
+    return full_VLE[int(view_N)][None] if len(view_N) == 1 else full_VLE[view_N]
 
 
 class PhraseMatch(NamedTuple):
@@ -130,6 +135,15 @@ class BoxHead(nn.Module):
         with torch.autocast(full_VLE.device.type, enabled=False):
             return self._decode(full_VLE, self._match(full_VLE, phrases_NE, view_N), view_N)
 
+    def match_best(self, full_VLE: Tensor, phrase_E: Tensor, views_K: Tensor) -> PhraseMatch:
+        """Return the best match of a phrase in views, and its box there, from one map of each."""
+        with torch.autocast(full_VLE.device.type, enabled=False):
+            map_KL = self._match(full_VLE, phrase_E.expand(len(views_K), -1), views_K)
+            scores_K = map_KL.amax(dim=1)
+            best = int(scores_K.argmax())
+            box_4 = self._decode(full_VLE, map_KL[best : best + 1], views_K[best : best + 1])[0]
+        return PhraseMatch(best, box_4, float(scores_K[best]))
+
     def score(self, full_VLE: Tensor, phrases_NE: Tensor, view_N: Tensor) -> Tensor:
         """Return how well each phrase matches the patch of its view that it matches best [N], in float32."""
         with torch.autocast(full_VLE.device.type, enabled=False):
@@ -143,7 +157,7 @@ class BoxHead(nn.Module):
         """Return the boxes [N, 4] of maps [N, L]."""
         weights_NL = (self.sharpness.float() * map_NL).softmax(dim=1)
         center_N2 = weights_NL @ self.centers_L2.float()
-        seen_NE = torch.einsum("nl,nle->ne", weights_NL, full_VLE[view_N].float())
+        seen_NE = torch.einsum("nl,nle->ne", weights_NL, select_views(full_VLE, view_N).float())
         # The softmax says where, the similarity how far: both are read.
         relative_NL = map_NL - map_NL.mean(dim=1, keepdim=True)
         planes_N2HW = torch.stack([relative_NL, weights_NL * 10], dim=1).unflatten(2, self.grid)
