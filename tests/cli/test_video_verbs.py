@@ -180,6 +180,16 @@ def test_a_plan_counts_before_weights_are_read(foveate: Any, clip: Path) -> None
     assert foveate("video", "plan", "mini", clip, "--allow-damaged", "--json").json["frames"] == 5
 
 
+def test_positions_of_a_model_of_ours_are_not_stretched(foveate: Any, clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text('{"video": "clip", "question": "what?", "answer": "a"}')
+    files = ("--set", "own", "--questions", tmp_path / "questions.jsonl", "--videos", tmp_path)
+    for verb in (("ask", "mini", clip, "what?"), ("plan", "mini", clip), ("evaluate", "mini", *files)):
+        refused = foveate("video", *verb, "--rope-factor", 2)
+        assert (refused.code, "rope_factor" in refused.sentence) == (1, True), verb
+        assert foveate("video", *verb, "--rope-factor", 0.5).code == 2
+    assert foveate("video", "plan", "mini", clip, "--rope-factor", 1, "--json").json["limit"] == 1024
+
+
 def test_options_without_effect_are_refused(foveate: Any, clip: Path, tmp_path: Path) -> None:
     options = ["--option", "red", "--option", "blue"]
     assert "--max-tokens" in foveate("video", "ask", "mini", clip, "which?", *options, "--max-tokens", 3).err

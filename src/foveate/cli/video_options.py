@@ -42,11 +42,19 @@ def span_options(function: F) -> F:
     return _add(options, function)
 
 
+rope_option = click.option(
+    "--rope-factor",
+    type=click.FloatRange(1),
+    help="Stretch positions by dynamic NTK scaling; by default 2 where the context is 4,096, else 1 (as trained).",
+)
+
+
 def fitting_options(function: F) -> F:
-    """Add --fit and --prompt."""
+    """Add --fit, --prompt and --rope-factor."""
     options = [
         click.option("--fit", is_flag=True, help="Shrink the strategy where the clip does not fit the context."),
         click.option("--prompt", default="", metavar="NAME|FILE", help="Wording: video, plain or a file."),
+        rope_option,
     ]
     return _add(options, function)
 

@@ -134,3 +134,13 @@ def test_the_description_names_all_that_decides_what_is_seen(network: Network, t
         descriptions.add(ClipWatcher(network, parse_how(HOW), **options).description)
         descriptions.add(ClipWatcher(network, parse_how(HOW, frames=9), **options).description)
     assert len(descriptions) == 6
+
+
+def test_stretched_positions_are_part_of_the_record(tmp_path: Path) -> None:
+    folder = tiny_llavas.save("llava", tmp_path)
+    stretched = open_network(folder, device="cpu", rope_factor=1.5)
+    assert (stretched.limit, stretched.rope_factor) == (768, 1.5)
+    assert "rope_factor=1.5" in ClipWatcher(stretched, parse_how(HOW)).description
+    record = watch(stretched, tiny_llavas.frames(4), how=parse_how(HOW)).record
+    assert (record["limit"], record["rope_factor"]) == (768, 1.5)
+    assert "rope" not in ClipWatcher(open_network(folder, device="cpu"), parse_how(HOW)).description

@@ -56,6 +56,7 @@ def test_every_family_is_planned_as_it_is_watched(family: str, tmp_path: Path) -
     plan = plan_video(tmp_path, how=SlowFast(slow=3, fast=(2, 2)), total=12)
     assert plan.tokens == {"slow": 24, "fast": 48}
     assert sum(plan.parameters.values()) == sum(parameter.numel() for parameter in model.parameters())
+    assert (plan.limit, plan_video(tmp_path, how=SlowFast(slow=3), rope_factor=3).limit) == (512, 1536)
 
 
 def test_the_shipped_model_is_planned() -> None:
@@ -66,6 +67,8 @@ def test_the_shipped_model_is_planned() -> None:
     assert plan.images == 9
     assert plan.limit == 1024
     assert all(value > 0 for value in plan.flops.values())
+    with raises_naming(UserError, "rope_factor", "2.0"):
+        plan_video("mini", rope_factor=2.0)
 
 
 def test_numbers_out_of_range() -> None:

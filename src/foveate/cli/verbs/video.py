@@ -25,6 +25,7 @@ from foveate.cli.video_options import (
     allow_damaged_option,
     build_how,
     fitting_options,
+    rope_option,
     span_options,
     strategy_options,
     viewing_options,
@@ -229,6 +230,7 @@ def frames(
 )
 @strategy_options
 @span_options
+@rope_option
 @json_option
 @quiet_option
 def plan(
@@ -236,6 +238,7 @@ def plan(
     clip: Path | None,
     seconds: float | None,
     text_tokens: int | None,
+    rope_factor: float | None,
     how: str,
     start: str | None,
     end: str | None,
@@ -266,7 +269,12 @@ def plan(
         total, seconds = read.num_decoded, (read.seconds[1] - read.seconds[0]) or None
     with collect_warnings() as texts:
         planned = plan_video(
-            model, how=build_how(how, strategy), total=total, seconds=seconds, text_tokens=text_tokens or TEXT_TOKENS
+            model,
+            how=build_how(how, strategy),
+            total=total,
+            seconds=seconds,
+            text_tokens=text_tokens or TEXT_TOKENS,
+            rope_factor=rope_factor,
         )
     # Those of the strategy are among its fields.
     texts = [text for text in texts if text not in planned.warnings]
@@ -385,6 +393,7 @@ def evaluate(
     how: str,
     fit: bool,
     prompt: str,
+    rope_factor: float | None,
     allow_damaged: bool,
     run: Path | None,
     as_json: bool,
@@ -411,7 +420,7 @@ def evaluate(
     strategy = build_how(how, strategy_options)
     target = run or Path("runs") / f"video-evaluate-{checked.question_set}"
     with collect_warnings() as texts:
-        network = open_network(model, device=device)
+        network = open_network(model, device=device, rope_factor=rope_factor)
         watcher = ClipWatcher(network, strategy, fit=fit, prompt=prompt, allow_damaged=allow_damaged)
         result = evaluate_set(
             watcher,
@@ -470,6 +479,7 @@ def _watch(
     allow_damaged: bool,
     fit: bool,
     prompt: str,
+    rope_factor: float | None,
     selector: Path | None,
     device: str | None,
     **strategy: Any,
@@ -489,7 +499,7 @@ def _watch(
         # Before a model is opened, which takes seconds.
         raise UserError(f"{clip}: no such file or folder")
     with collect_warnings() as texts:
-        network = open_network(model, device=device)
+        network = open_network(model, device=device, rope_factor=rope_factor)
         viewing = watch(
             network,
             clip,

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.language.positions import find_context
+from foveate.language.positions import find_context, find_rope_factor
 from foveate.language.tokenizer import BackendTokenizer
 from foveate.mllm.video.prompts import ChatFrame, frame_of_chat
 from foveate.multimodal.folder import LoadedModel
@@ -58,6 +58,11 @@ class Network:
     def limit(self) -> int | None:
         """Positions that the language model can read, its answer included; None where it states none."""
         return find_context(self.language)
+
+    @property
+    def rope_factor(self) -> float:
+        """Factor by which the positions of training are stretched; 1 = not."""
+        return find_rope_factor(self.language.config.get_text_config())
 
     @property
     def width(self) -> int:

@@ -45,6 +45,8 @@ class ClipWatcher:
     def description(self) -> str:
         """All that decides what is seen, for the recipe of a run."""
         fields = {**self.how.model_dump(mode="json"), **self.options}
+        if self.network.rope_factor != 1:
+            fields["rope_factor"] = self.network.rope_factor
         prompt = Path(str(self.options.get("prompt", "")))
         if prompt.is_file():
             fields["prompt"] = f"{prompt.name} {sha256_file(prompt)[:12]}"

@@ -63,8 +63,7 @@ def open_network(
     """
     folder, torch_device = find_native_folder(source), choose_device(device or "auto")
     if folder is not None:
-        if rope_factor not in (None, 1):
-            raise UserError(f"rope_factor: not for models of foveate mllm train (got {rope_factor}); leave it out")
+        refuse_factor(rope_factor)
         return wrap_native(load_model(folder, device=torch_device), name=str(source))
     checkpoint = fetch(str(source), revision=revision, field="model")
     config = read_config(checkpoint)
@@ -135,6 +134,12 @@ def stretch_positions(config: Any, factor: float | None) -> None:
         is_doubled = getattr(config, "max_position_embeddings", None) == _DOUBLED
         factor = 2 if is_doubled and rope.get("rope_type") == "default" else 1
     scale_rope(config, factor)
+
+
+def refuse_factor(factor: float | None) -> None:
+    """Raise UserError for a factor that stretches the positions of a model of ours."""
+    if factor not in (None, 1):
+        raise UserError(f"rope_factor: not for models of foveate mllm train (got {factor}); leave it out")
 
 
 def find_grid(config: Any) -> tuple[int, int]:

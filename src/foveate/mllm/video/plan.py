@@ -21,7 +21,7 @@ from foveate.core.hub import fetch, loading
 from foveate.language.positions import count_positions
 from foveate.mllm.video.adapter import wrap_native
 from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.networks import find_grid, read_config, stretch_positions
+from foveate.mllm.video.networks import find_grid, read_config, refuse_factor, stretch_positions
 from foveate.mllm.video.splice import Room, list_fitting
 from foveate.mllm.video.strategies import Strategy
 from foveate.mllm.video.strategies.slowfast import SlowFast
@@ -92,6 +92,7 @@ def plan_video(
     total: int | None = None,
     seconds: float | None = None,
     text_tokens: int = TEXT_TOKENS,
+    rope_factor: float | None = None,
 ) -> VideoPlan:
     """Plan a video without reading weights or frames.
 
@@ -100,6 +101,7 @@ def plan_video(
         total: decoded frames of the clip; by default as many as the strategy samples.
         seconds: length of the clip.
         text_tokens: of prompt, question and answer.
+        rope_factor: as of `open_network`, where the model is no shape.
 
     Raises:
         UserError: the model is of no family that watches, or a number is out of range.
@@ -111,7 +113,7 @@ def plan_video(
     for name, value in (("total", total), ("seconds", seconds), ("text_tokens", text_tokens)):
         if value is not None and value <= 0:
             raise UserError(f"{name}: too small (got {value}); expected a number above 0")
-    shape = model if isinstance(model, ModelShape) else read_shape(model)
+    shape = model if isinstance(model, ModelShape) else read_shape(model, rope_factor=rope_factor)
     strategy = parse_how(how) if isinstance(how, str) else how
     # A clip of unknown length is priced as if it had all frames that the strategy asks for.
     room = Room(total or strategy.frames, shape.image_tokens, text_tokens, shape.limit)
@@ -168,10 +170,11 @@ def format_plan(plan: VideoPlan) -> list[str]:
     ]
 
 
-def read_shape(source: str | Path) -> ModelShape:
-    """Read the shape of a model from its config; see `open_network` for what opens."""
+def read_shape(source: str | Path, *, rope_factor: float | None = None) -> ModelShape:
+    """Read the shape of a model from its config; see `open_network` for what opens, and for the factor."""
     folder = find_native_folder(source)
     if folder is not None:
+        refuse_factor(rope_factor)
         return _read_native(folder, str(source))
     from transformers import AutoModelForImageTextToText
 
@@ -179,7 +182,7 @@ def read_shape(source: str | Path) -> ModelShape:
     config = read_config(checkpoint)
     vision, text, (rows, columns) = config.vision_config, config.get_text_config(), find_grid(config)
     stretched = copy.deepcopy(text)
-    stretch_positions(stretched, None)
+    stretch_positions(stretched, rope_factor)
     mode, counts, languages = FakeTensorMode(), list[dict[str, int]](), list[Any]()
     # Layers of a stack cost the same: networks of one and two layers give the constant and the slope for any number.
     tower_flops: list[float] = []

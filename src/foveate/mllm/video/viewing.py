@@ -20,7 +20,6 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.generate import Completion, GenerationSettings, Prefix, predict, read_prefix, stream
 from foveate.language.pieces import Piece
-from foveate.language.positions import find_rope_factor
 from foveate.mllm.video.answers import SeenFrame, VideoAnswer, VideoChoice
 from foveate.mllm.video.layout import Layout
 from foveate.mllm.video.networks import Network
@@ -200,6 +199,7 @@ class Viewing:
             "tokens": self.layout.count_tokens(),
             "video_tokens": len(self.video_LD),
             "limit": self.network.limit,
+            "rope_factor": self.network.rope_factor,
             "warnings": [*self.clip.warnings, *self.layout.warnings],
         }
 
@@ -231,7 +231,7 @@ class Viewing:
     def _grows(self, length: int) -> bool:
         """Return whether dynamic NTK scaling turns keys of a sequence of this length otherwise than shorter ones."""
         config = self.network.language.config.get_text_config()
-        return find_rope_factor(config) > 1 and length > config.max_position_embeddings
+        return self.network.rope_factor > 1 and length > config.max_position_embeddings
 
     def _warn(self, text: str) -> None:
         if not self._warned:
