@@ -18,7 +18,8 @@ from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json
 from foveate.core.plugins import load_plugin
 
-_NUM_OPTIONS = 5
+FIVE_OPTIONS = ("a0", "a1", "a2", "a3", "a4")
+"""Columns of the options of NExT-QA, IntentQA and IG-VLM's lists."""
 
 
 @dataclass(frozen=True)
@@ -114,61 +115,22 @@ def find_column(rows: Sequence[Mapping[str, Any]], *names: str, path: Path) -> s
     raise UserError(f"{path}: no column {expected} (got {', '.join(columns)}){nearest(names[0], columns)}")
 
 
-def read_choices(
-    path: Path, *, name_clip: Callable[[str], tuple[str, ...]] = lambda video: (video,)
-) -> list[VideoQuestion]:
-    """Read multiple choices with the options a0 to a4, as NExT-QA and IntentQA publish them or as IG-VLM lists them.
-
-    The published lists have the number of the right option and count questions by video; those of IG-VLM have its
-    text, or its number too.
-    """
-    rows = read_rows(path)
-    video = find_column(rows, "video_name", "video", "video_id", path=path)
-    kind, id = find_column(rows, "question_type", "type", path=path), find_column(rows, "question_id", "qid", path=path)
-    answer = find_column(rows, "answer_number", "answer", path=path)
-    options = [find_column(rows, f"a{index}", path=path) for index in range(_NUM_OPTIONS)]
-    by_number = answer == "answer_number" or id == "qid"
-    return [
-        make_choice(
-            id=f"{row[video]}_{row[id]}" if id == "qid" else row[id],
-            clip=name_clip(row[video]),
-            text=row.get("question", ""),
-            options=[row[option] for option in options],
-            correct=_parse_number(row[answer]) if by_number else row[answer],
-            kind=row[kind],
-        )
-        for row in rows
-    ]
-
-
-def make_choice(
-    *,
-    id: str,
-    clip: tuple[str, ...],
-    text: str,
-    options: Sequence[str],
-    correct: int | str | None,
-    kind: str = "",
-    evidence: tuple[tuple[int, ...], ...] = (),
-) -> VideoQuestion:
+def make_choice(options: Sequence[str], correct: int | str | None, **fields: Any) -> VideoQuestion:
     """Make a multiple choice; its right option is a number or a text.
 
     Of two equal options the first is right, as in the official lists.
     """
     if isinstance(correct, str):
         correct = options.index(correct) if correct in options else None
-    known = correct is not None and 0 <= correct < len(options)
+    if correct is not None and not 0 <= correct < len(options):
+        correct = None
     return make_question(
-        id=id,
-        clip=clip,
-        texts=(text,),
-        answer=options[correct] if known and correct is not None else "",
+        answer="" if correct is None else options[correct],
         options=tuple(options),
-        correct=correct if known else None,
-        kind=kind,
-        evidence=evidence,
+        correct=correct,
         aspects=(),
-        problem="" if known else "its answer is none of its options",
+        problem="its answer is none of its options" if correct is None else "",
+        **fields,
     )
 
 
@@ -184,26 +146,56 @@ def make_question(**fields: Any) -> VideoQuestion:
     return question
 
 
-def read_open(
-    path: Path,
-    *,
-    name_clip: Callable[[Mapping[str, str]], tuple[str, ...]],
-    name_kind: Callable[[str], str] = lambda kind: kind,
-) -> list[VideoQuestion]:
-    """Read open questions of a table of IG-VLM: question, answer, question_id and question_type."""
-    rows = read_rows(path)
-    for name in ("video_name", "question", "answer", "question_id"):
-        find_column(rows, name, path=path)
-    return [
-        make_question(
-            id=row["question_id"],
-            clip=name_clip(row),
-            texts=(row["question"],),
-            answer=row["answer"],
-            kind=name_kind(row.get("question_type", "")),
-        )
-        for row in rows
-    ]
+@dataclass(frozen=True)
+class Columns:
+    """Under which names a published table has the fields of its questions; of several the first that it has counts.
+
+    The defaults are those of IG-VLM's lists.
+
+    Attributes:
+        texts: the question; two names where a row has two wordings of it.
+        kind: may be absent. options: of a multiple choice, in their order.
+        by_number: the answer of a multiple choice is the number of its option, not its text.
+    """
+
+    id: tuple[str, ...] = ("question_id",)
+    video: tuple[str, ...] = ("video_name",)
+    texts: tuple[str, ...] = ("question",)
+    answer: tuple[str, ...] = ("answer",)
+    kind: tuple[str, ...] = ("question_type",)
+    options: tuple[str, ...] = ()
+    by_number: bool = False
+
+    def read(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        path: Path,
+        *,
+        name_clip: Callable[[str], tuple[str, ...]] = lambda video: (video,),
+        name_kind: Callable[[str], str] = lambda kind: kind,
+        aspects: tuple[str, ...] = ("",),
+    ) -> list[VideoQuestion]:
+        """Make a question of each row; raise UserError with the file where a column is missing."""
+        id, video, answer = (find_column(rows, *names, path=path) for names in (self.id, self.video, self.answer))
+        for name in (*self.texts, *self.options):
+            find_column(rows, name, path=path)
+        kind = next((name for name in self.kind if name in rows[0]), "")
+
+        def make(row: Mapping[str, Any]) -> VideoQuestion:
+            # JSON has numbers too, and rows without a field.
+            fields = {name: str(row.get(name, "")) for name in (id, video, answer, kind, *self.texts, *self.options)}
+            shared: dict[str, Any] = {
+                "id": fields[id],
+                "clip": name_clip(fields[video]),
+                "texts": tuple(fields[name] for name in self.texts),
+                "kind": name_kind(fields[kind]),
+            }
+            if not self.options:
+                return make_question(answer=fields[answer], aspects=aspects, **shared)
+            correct = _parse_number(fields[answer]) if self.by_number else fields[answer]
+            return make_choice([fields[name] for name in self.options], correct, **shared)
+
+        return [make(row) for row in rows]
 
 
 def _parse_number(text: str) -> int | None:

@@ -5,16 +5,18 @@ The same clip is called v_1QIUV7WYKXg in one place and 1QIUV7WYKXg in another; b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from foveate.core.errors import UserError
 from foveate.mllm.video.questions import (
+    Columns,
     QuestionSet,
     VideoQuestion,
     find_column,
     make_question,
     read_entries,
-    read_open,
+    read_rows,
 )
 
 _KINDS = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
@@ -23,32 +25,22 @@ _KINDS = ("motion", "spatial", "temporal", "yes/no", "color", "object", "locatio
 def read(path: Path) -> list[VideoQuestion]:
     """Read the questions; one that the file of answers lacks is a row that is missing, and so is the reverse."""
     if path.suffix != ".json":
-        return read_open(path, name_clip=lambda row: name_clip(row["video_name"]), name_kind=_name_kind)
+        return Columns().read(read_rows(path), path, name_clip=name_clip, name_kind=_name_kind)
     answers_path = path.with_name(f"{path.stem.removesuffix('_q')}_a.json")
     if not path.stem.endswith("_q") or not answers_path.is_file():
         raise UserError(f"{path}: expected a file such as test_q.json with its answers, test_a.json, beside it")
     entries, answers = read_entries(path), read_entries(answers_path)
-    for name in ("video_name", "question", "question_id"):
-        find_column(entries, name, path=path)
     for name in ("answer", "question_id"):
         find_column(answers, name, path=answers_path)
     by_id = {str(answer.get("question_id", "")): answer for answer in answers}
-    questions = []
-    for entry in entries:
-        id = str(entry.get("question_id", ""))
-        answer = by_id.pop(id, {})
-        questions.append(
-            make_question(
-                id=id,
-                clip=name_clip(str(entry.get("video_name", ""))),
-                texts=(str(entry.get("question", "")),),
-                answer=str(answer.get("answer", "")),
-                kind=_name_kind(str(answer.get("type", ""))),
-                problem="" if answer else f"{answers_path.name} has no answer",
-            )
-        )
-    problem = f"{path.name} has no such question"
-    return questions + [make_question(id=id, clip=(), texts=("",), answer="", problem=problem) for id in by_id]
+    ids = [str(entry.get("question_id", "")) for entry in entries]
+    rows = [{"answer": "", "type": ""} | by_id.get(id, {}) | entry for id, entry in zip(ids, entries, strict=True)]
+    questions = Columns(kind=("type",)).read(rows, path, name_clip=name_clip, name_kind=_name_kind)
+    missing = f"{answers_path.name} has no answer"
+    unasked = f"{path.name} has no such question"
+    return [each if each.id in by_id else replace(each, problem=missing) for each in questions] + [
+        make_question(id=id, clip=(), texts=("",), answer="", problem=unasked) for id in by_id if id not in ids
+    ]
 
 
 def _name_kind(number: str) -> str:

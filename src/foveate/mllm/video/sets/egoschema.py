@@ -6,62 +6,45 @@ is missing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from foveate.core.errors import UserError
 from foveate.core.json_fields import read_table
 from foveate.mllm.video.questions import (
+    FIVE_OPTIONS,
+    Columns,
     QuestionSet,
     VideoQuestion,
     find_column,
-    make_choice,
-    make_question,
     read_entries,
     read_rows,
 )
 
 _ANSWERS = "subset_answers.json"
+# A question is named by its clip, which is its own.
+_LISTED = Columns(("video_name",), kind=(), options=FIVE_OPTIONS)
+_PUBLISHED = Columns(
+    ("q_uid",), ("q_uid",), kind=(), options=tuple(f"option {index}" for index in range(5)), by_number=True
+)
 
 
 def read(path: Path) -> list[VideoQuestion]:
-    """Read the questions that have an answer; a question is named by its clip, which is its own."""
+    """Read the questions that have an answer."""
     if path.suffix == ".csv":
-        return _read_table(path)
+        return _LISTED.read(read_rows(path), path)
     answers_path = path.with_name(_ANSWERS)
     if not answers_path.is_file():
         raise UserError(f"{answers_path}: no such file; it holds the answers of {path.name}")
     answers, entries = read_table(answers_path), read_entries(path)
-    for name in ("q_uid", "question", *(f"option {index}" for index in range(5))):
+    for name in ("q_uid", *_PUBLISHED.texts, *_PUBLISHED.options):
         find_column(entries, name, path=path)
     by_id = {str(entry.get("q_uid", "")): entry for entry in entries}
-    questions = []
-    for id, answer in answers.items():
-        entry = by_id.get(id)
-        if entry is None:
-            missing = f"{path.name} has no such question"
-            questions.append(make_question(id=id, clip=(id,), texts=("",), answer="", aspects=(), problem=missing))
-            continue
-        options = [str(entry.get(f"option {index}", "")) for index in range(5)]
-        number = answer if isinstance(answer, int) and not isinstance(answer, bool) else None
-        text = str(entry.get("question", ""))
-        questions.append(make_choice(id=id, clip=(id,), text=text, options=options, correct=number))
-    return questions
-
-
-def _read_table(path: Path) -> list[VideoQuestion]:
-    rows = read_rows(path)
-    for name in ("video_name", "question", "answer", *(f"a{index}" for index in range(5))):
-        find_column(rows, name, path=path)
-    return [
-        make_choice(
-            id=row["video_name"],
-            clip=(row["video_name"],),
-            text=row["question"],
-            options=[row[f"a{index}"] for index in range(5)],
-            correct=row["answer"],
-        )
-        for row in rows
-    ]
+    empty = dict.fromkeys([*_PUBLISHED.texts, *_PUBLISHED.options], "")
+    rows = [by_id.get(id, empty) | {"q_uid": id, "answer": answer} for id, answer in answers.items()]
+    questions = _PUBLISHED.read(rows, path) if rows else []
+    problem = f"{path.name} has no such question"
+    return [each if each.id in by_id else replace(each, problem=problem) for each in questions]
 
 
 SET = QuestionSet("EgoSchema, subset", read, published=(500,))

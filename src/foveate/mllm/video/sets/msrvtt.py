@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foveate.mllm.video.questions import QuestionSet, VideoQuestion, read_open
-from foveate.mllm.video.sets.msvd import read_numbered
+from foveate.mllm.video.questions import Columns, QuestionSet, VideoQuestion, read_entries, read_rows
+from foveate.mllm.video.sets.msvd import PUBLISHED
 
 
 def read(path: Path) -> list[VideoQuestion]:
     """Read the questions; published scores are mostly of test, those of SlowFast-LLaVA of val."""
     if path.suffix != ".json":
-        return read_open(path, name_clip=lambda row: (row["video_name"],))
-    return read_numbered(path, lambda number: (f"video{number}",))
+        return Columns().read(read_rows(path), path)
+    return PUBLISHED.read(read_entries(path), path, name_clip=lambda number: (f"video{number}",))
 
 
 SET = QuestionSet("MSRVTT-QA", read, published=(12278, 72821))

@@ -6,49 +6,31 @@ are mostly of test (13,157 questions), those of SlowFast-LLaVA of val: other que
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.questions import (
-    QuestionSet,
-    VideoQuestion,
-    find_column,
-    make_question,
-    read_entries,
-    read_open,
-)
+from foveate.mllm.video.questions import Columns, QuestionSet, VideoQuestion, read_entries, read_rows
 
 _MAPPING = "youtube_mapping.txt"
+PUBLISHED = Columns(("id",), ("video_id",), kind=("category_id",))
+"""Of the JSON of MSVD-QA and MSRVTT-QA."""
 
 
 def read(path: Path) -> list[VideoQuestion]:
     """Read the questions; clips are looked for by both names."""
     if path.suffix != ".json":
-        return read_open(path, name_clip=lambda row: (row["video_name"], f"vid{row.get('video_id', '')}"))
+        rows = read_rows(path)
+        return [
+            replace(each, clip=(*each.clip, f"vid{row.get('video_id', '')}"))
+            for each, row in zip(Columns().read(rows, path), rows, strict=True)
+        ]
     names = _read_mapping(path.with_name(_MAPPING))
 
     def name_clip(number: str) -> tuple[str, ...]:
         return tuple(name for name in (names.get(f"vid{number}", ""), f"vid{number}") if name)
 
-    return read_numbered(path, name_clip)
-
-
-def read_numbered(path: Path, name_clip: Callable[[str], tuple[str, ...]]) -> list[VideoQuestion]:
-    """Read questions of MSVD-QA's and MSRVTT-QA's JSON: id, video_id, question, answer."""
-    entries = read_entries(path)
-    for name in ("id", "video_id", "question", "answer"):
-        find_column(entries, name, path=path)
-    return [
-        make_question(
-            id=str(entry.get("id", "")),
-            clip=name_clip(str(entry.get("video_id", ""))),
-            texts=(str(entry.get("question", "")),),
-            answer=str(entry.get("answer", "")),
-            kind=str(entry.get("category_id", "")),
-        )
-        for entry in entries
-    ]
+    return PUBLISHED.read(read_entries(path), path, name_clip=name_clip)
 
 
 def _read_mapping(path: Path) -> dict[str, str]:

@@ -54,7 +54,7 @@ def _read_line(entry: dict[str, Any], where: str, number: int) -> VideoQuestion:
     options = [str(option) for option in get_field(entry, "options", list, where=where)]
     if len(options) < 2:
         raise UserError(f"{where}: field 'options': expected at least two (got {len(options)})")
-    return make_choice(id=id, clip=clip, text=text, options=options, correct=answer, kind=kind, evidence=evidence)
+    return make_choice(options, answer, id=id, clip=clip, texts=(text,), kind=kind, evidence=evidence)
 
 
 def _read_evidence(value: Any, where: str) -> tuple[tuple[int, ...], ...]:

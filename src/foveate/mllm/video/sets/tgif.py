@@ -8,30 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foveate.mllm.video.questions import QuestionSet, VideoQuestion, find_column, make_question, read_rows
+from foveate.mllm.video.questions import Columns, QuestionSet, VideoQuestion, read_rows
+
+_COLUMNS = Columns(("vid_id", "video_id"), ("gif_name", "video_name"), kind=("type", "question_type"))
+_KINDS = {"0": "object", "1": "number", "2": "color", "3": "location"}
 
 
 def read(path: Path) -> list[VideoQuestion]:
     """Read the questions of GIFs, or of these as videos."""
-    rows = read_rows(path)
-    clip, id = (
-        find_column(rows, "gif_name", "video_name", path=path),
-        find_column(rows, "vid_id", "video_id", path=path),
-    )
-    kind = find_column(rows, "type", "question_type", path=path)
-    for name in ("question", "answer"):
-        find_column(rows, name, path=path)
-    return [
-        make_question(
-            id=row[id],
-            clip=(row[clip],),
-            texts=(row["question"],),
-            answer=row["answer"],
-            kind=_KINDS.get(row[kind], ""),
-        )
-        for row in rows
-    ]
+    return _COLUMNS.read(read_rows(path), path, name_kind=lambda number: _KINDS.get(number, ""))
 
 
-_KINDS = {"0": "object", "1": "number", "2": "color", "3": "location"}
 SET = QuestionSet("TGIF-FrameQA", read, published=(13691,))

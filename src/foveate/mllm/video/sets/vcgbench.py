@@ -7,18 +7,13 @@ the generic answers, time of the temporal ones, and how consistent the answers t
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.questions import (
-    QuestionSet,
-    VideoQuestion,
-    find_column,
-    make_question,
-    read_entries,
-    read_rows,
-)
+from foveate.mllm.video.questions import Columns, QuestionSet, VideoQuestion, find_column, read_entries, read_rows
 from foveate.mllm.video.sets.activitynet import name_clip
 
 _ASPECTS = {"generic": ("CI", "DO", "CU"), "temporal": ("TU",), "consistency": ("CO",)}
@@ -32,52 +27,40 @@ def read(path: Path) -> list[VideoQuestion]:
 
 
 def _read_part(folder: Path, part: str) -> list[VideoQuestion]:
-    published = folder / f"{part}_qa.json"
-    if published.is_file():
-        entries = read_entries(published)
-        texts = ("Q1", "Q2") if part == "consistency" else ("Q",)
-        for name in ("video_name", "A", *texts):
-            find_column(entries, name, path=published)
-        rows = [({name: str(entry.get(name, "")) for name in entries[0]}, texts, "A") for entry in entries]
+    is_pair, source = part == "consistency", folder / f"{part}_qa.json"
+    if source.is_file():
+        rows: Sequence[Mapping[str, Any]] = read_entries(source)
+        # The JSON has no ids.
+        columns = Columns(("video_name",), texts=("Q1", "Q2") if is_pair else ("Q",), answer=("A",))
     else:
-        rows = [(row, *names) for row, *names in _read_tables(folder, part)]
-    # The JSON has no ids, and those of the tables are unique in their part alone.
+        source, rows = _read_tables(folder, part)
+        columns = Columns(texts=("question", "other question") if is_pair else ("question",))
+    # Those of the tables are unique in their part alone.
     return [
-        make_question(
-            id=f"{part}/{number}",
-            clip=name_clip(row["video_name"]),
-            texts=tuple(row[name] for name in texts),
-            answer=row[answer],
-            kind=part,
-            aspects=_ASPECTS[part],
-        )
-        for number, (row, texts, answer) in enumerate(rows)
+        replace(each, id=f"{part}/{number}", kind=part)
+        for number, each in enumerate(columns.read(rows, source, name_clip=name_clip, aspects=_ASPECTS[part]))
     ]
 
 
-def _read_tables(folder: Path, part: str) -> list[tuple[Any, ...]]:
+def _read_tables(folder: Path, part: str) -> tuple[Path, list[dict[str, str]]]:
+    """Return the first table of a part, and its rows; of a pair with the second wording."""
     names = (
         [f"Consistency_QA{number}.csv" for number in (1, 2)] if part == "consistency" else [f"{part.title()}_QA.csv"]
     )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder}: no {part}_qa.json and no {missing[0]}; expected one of them")
-    tables = [read_rows(folder / name) for name in names]
-    for name, rows in zip(names, tables, strict=True):
-        for column in ("video_name", "question", "question_id", "answer"):
-            find_column(rows, column, path=folder / name)
-    first = tables[0]
-    if part != "consistency":
-        return [(row, ("question",), "answer") for row in first]
-    ids = [[row["question_id"] for row in rows] for rows in tables]
-    if ids[0] != ids[1]:
-        raise UserError(
-            f"{folder / names[1]}: other question_ids than {names[0]}; expected the same ones in their order"
-        )
-    return [
-        (row | {"other question": other["question"]}, ("question", "other question"), "answer")
-        for row, other in zip(*tables, strict=True)
-    ]
+    rows, *others = [read_rows(folder / name) for name in names]
+    for other in others:
+        for name, table in zip(names, (rows, other), strict=True):
+            for column in ("question", "question_id"):
+                find_column(table, column, path=folder / name)
+        if [row["question_id"] for row in rows] != [row["question_id"] for row in other]:
+            raise UserError(
+                f"{folder / names[1]}: other question_ids than {names[0]}; expected the same ones in their order"
+            )
+        rows = [row | {"other question": second["question"]} for row, second in zip(rows, other, strict=True)]
+    return folder / names[0], rows
 
 
 SET = QuestionSet("VCGBench", read, published=(2994,))
