@@ -7,6 +7,7 @@ with an addition counts as 2 FLOPs; norms, activations and softmax are left out,
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -155,6 +156,36 @@ def count_forward(call: Callable[[], object]) -> float:
     with FlopCounterMode(display=False, custom_mapping=_FUSED_ATTENTION) as counter, torch.no_grad():
         call()
     return float(counter.get_total_flops())
+
+
+def build_flop_counter(
+    languages: Sequence[Any], mode: FakeTensorMode, config: Any, dtype: torch.dtype
+) -> Callable[[int], float]:
+    """Return a function from positions to the FLOPs of reading them, at full depth.
+
+    Args:
+        languages: language models of one and of two layers, under the mode of `make_fake`.
+        config: of the whole model. dtype: of its weights.
+    """
+
+    def count(length: int) -> float:
+        def read(model: Any) -> None:
+            embeddings_1LD = torch.empty(1, length, config.hidden_size, dtype=dtype)
+            model(inputs_embeds=embeddings_1LD, use_cache=False, logits_to_keep=1)
+
+        with mode:
+            flops = [count_forward(functools.partial(read, model)) for model in languages]
+        return extend_layers(flops, config.num_hidden_layers)
+
+    return count
+
+
+def count_cache_values(config: Any) -> int:
+    """Count the keys and values that a language model caches for a position."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    # 2: keys and values; their heads are fewer than the queries' in grouped attention.
+    return 2 * config.num_hidden_layers * heads * head
 
 
 def _count_costs(call: Callable[[int], Sequence[Tensor]], batch: int) -> tuple[float, float, float, float]:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
+from foveate.language.chat_frame import ChatFrame
 from foveate.language.pieces import Piece, encode_pieces, list_start_ids
 from foveate.language.tokenizer import wrap_transformers
 from foveate.mllm.video import prompts
@@ -20,7 +21,6 @@ from foveate.mllm.video.prompts import (
     FINGERPRINTS,
     PLAIN,
     VIDEO,
-    ChatFrame,
     Prompt,
     PromptTemplate,
     find_prompts,

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.core.errors import UserError
+from foveate.language.chat_frame import ChatFrame, frame_of_chat
 from foveate.language.positions import find_context, find_rope_factor
 from foveate.language.tokenizer import BackendTokenizer
-from foveate.mllm.video.prompts import ChatFrame, frame_of_chat
 from foveate.multimodal.folder import LoadedModel
 from foveate.records.geometry import View
 from foveate.vision.canvas import render_input

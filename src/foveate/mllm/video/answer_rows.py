@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from foveate.core.errors import UserError
 from foveate.core.files import repair_json_lines, sha256_file, sha256_folder
-from foveate.mllm.video.questions import VideoQuestion
+from foveate.records.video_questions import VideoQuestion
 
 _NO_CLIP = "no such clip"
 # Fields of a row that name files.

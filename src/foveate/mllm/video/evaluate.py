@@ -36,11 +36,11 @@ from foveate.mllm.video.answer_rows import (
     read_answered,
     write_row,
 )
-from foveate.mllm.video.questions import VideoQuestion, hash_questions, load_set
 from foveate.mllm.video.results import VideoScores
 from foveate.mllm.video.score_table import summarize
 from foveate.mllm.video.scores import ANSWERS, read_recipe, refuse_missing
-from foveate.vision.video.sources.search import find_clips
+from foveate.records.clip_search import find_clips
+from foveate.records.video_questions import VideoQuestion, hash_questions, load_set
 from foveate.vision.video.sources.video_file import load_decoder
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.hub import Checkpoint, fetch, loading
+from foveate.language.chat_frame import frame_of_template
 from foveate.language.positions import scale_rope
 from foveate.language.tokenizer import wrap_transformers
 from foveate.mllm.video.adapter import Network, render_frame, wrap_native
-from foveate.mllm.video.prompts import frame_of_template
 from foveate.multimodal.folder import hash_model, load_model
 from foveate.multimodal.foreign import load_foreign
 from foveate.multimodal.opening import find_native_folder

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,15 @@ from foveate.mllm.video.strategies import Strategy
 from foveate.mllm.video.strategies.slowfast import SlowFast
 from foveate.multimodal.folder import load_model
 from foveate.multimodal.opening import find_native_folder
-from foveate.training.costs import count_forward, count_parameters, extend_layers, make_fake, shorten_config
+from foveate.training.costs import (
+    build_flop_counter,
+    count_cache_values,
+    count_forward,
+    count_parameters,
+    extend_layers,
+    make_fake,
+    shorten_config,
+)
 
 # The paper's 3,680 tokens leave as many of LLaVA's 4,096.
 TEXT_TOKENS = 416
@@ -212,8 +220,8 @@ def read_shape(source: str | Path, *, rope_factor: float | None = None) -> Model
             part: round(extend_layers([each[part] for each in counts], count)) for part, count in layers.items()
         },
         tower_flops=extend_layers(tower_flops, layers["tower"]),
-        count_language=_create_counter(languages, mode, text, torch.float16),
-        cache_values=_count_cache(text),
+        count_language=build_flop_counter(languages, mode, text, torch.float16),
+        cache_values=count_cache_values(text),
         bytes=torch.float16.itemsize,
     )
 
@@ -239,31 +247,7 @@ def _read_native(folder: Path, name: str) -> ModelShape:
         width=network.width,
         parameters={part: count_parameters(module) for part, module in parts.items()},
         tower_flops=tower_flops,
-        count_language=_create_counter(languages, mode, config, torch.float32),
-        cache_values=_count_cache(config),
+        count_language=build_flop_counter(languages, mode, config, torch.float32),
+        cache_values=count_cache_values(config),
         bytes=torch.float32.itemsize,
     )
-
-
-def _create_counter(
-    languages: Sequence[Any], mode: FakeTensorMode, config: Any, dtype: torch.dtype
-) -> Callable[[int], float]:
-    """Return a function from positions to FLOPs, counted in models of one and two layers."""
-
-    def count(length: int) -> float:
-        def read(model: Any) -> None:
-            embeddings_1LD = torch.empty(1, length, config.hidden_size, dtype=dtype)
-            model(inputs_embeds=embeddings_1LD, use_cache=False, logits_to_keep=1)
-
-        with mode:
-            flops = [count_forward(functools.partial(read, model)) for model in languages]
-        return extend_layers(flops, config.num_hidden_layers)
-
-    return count
-
-
-def _count_cache(config: Any) -> int:
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    # 2: keys and values; their heads are fewer than the queries' in grouped attention.
-    return 2 * config.num_hidden_layers * heads * head

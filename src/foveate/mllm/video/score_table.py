@@ -23,8 +23,8 @@ from foveate.metrics.answers import (
 )
 from foveate.metrics.intervals import bootstrap_interval
 from foveate.mllm.video.judging import OPEN
-from foveate.mllm.video.questions import load_set
 from foveate.mllm.video.results import EvidenceSample, VideoScores
+from foveate.records.video_questions import load_set
 
 _COLUMNS = [
     Column(key="strict", title="Strict", what="missing and unreadable answers are wrong", role="ours"),

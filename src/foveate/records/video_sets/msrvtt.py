@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foveate.mllm.video.questions import Columns, QuestionSet, VideoQuestion, read_entries, read_rows
-from foveate.mllm.video.sets.msvd import PUBLISHED
+from foveate.records.video_questions import Columns, QuestionSet, VideoQuestion, read_entries, read_rows
+from foveate.records.video_sets.msvd import PUBLISHED
 
 
 def read(path: Path) -> list[VideoQuestion]:

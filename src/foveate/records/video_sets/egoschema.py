@@ -11,7 +11,7 @@ from pathlib import Path
 
 from foveate.core.errors import UserError
 from foveate.core.json_fields import read_table
-from foveate.mllm.video.questions import (
+from foveate.records.video_questions import (
     FIVE_OPTIONS,
     Columns,
     QuestionSet,

@@ -15,13 +15,13 @@ from typing import Any
 
 from foveate.core.errors import UserError, nearest
 from foveate.core.json_fields import get_field, read_lines
-from foveate.mllm.video.questions import (
+from foveate.records.clip_search import CLIP_SUFFIXES
+from foveate.records.video_questions import (
     QuestionSet,
     VideoQuestion,
     make_choice,
     make_question,
 )
-from foveate.vision.video.sources.search import CLIP_SUFFIXES
 
 _FIELDS = ("id", "video", "question", "answer", "options", "type", "evidence")
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.questions import (
+from foveate.records.video_questions import (
     Columns,
     QuestionSet,
     VideoQuestion,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foveate.mllm.video.questions import QuestionSet
-from foveate.mllm.video.sets.nextqa import read
+from foveate.records.video_questions import QuestionSet
+from foveate.records.video_sets.nextqa import read
 
 SET = QuestionSet("IntentQA", read, published=(2044, 2134))

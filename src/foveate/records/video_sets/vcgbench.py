@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.questions import Columns, QuestionSet, VideoQuestion, find_column, read_entries, read_rows
-from foveate.mllm.video.sets.activitynet import name_clip
+from foveate.records.video_questions import Columns, QuestionSet, VideoQuestion, find_column, read_entries, read_rows
+from foveate.records.video_sets.activitynet import name_clip
 
 _ASPECTS = {"generic": ("CI", "DO", "CU"), "temporal": ("TU",), "consistency": ("CO",)}
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.questions import Columns, QuestionSet, VideoQuestion, read_entries, read_rows
+from foveate.records.video_questions import Columns, QuestionSet, VideoQuestion, read_entries, read_rows
 
 _MAPPING = "youtube_mapping.txt"
 PUBLISHED = Columns(("id",), ("video_id",), kind=("category_id",))

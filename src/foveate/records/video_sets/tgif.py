@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foveate.mllm.video.questions import Columns, QuestionSet, VideoQuestion, read_rows
+from foveate.records.video_questions import Columns, QuestionSet, VideoQuestion, read_rows
 
 _COLUMNS = Columns(("vid_id", "video_id"), ("gif_name", "video_name"), kind=("type", "question_type"))
 _KINDS = {"0": "object", "1": "number", "2": "color", "3": "location"}

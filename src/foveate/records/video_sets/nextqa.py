@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from foveate.core.json_fields import read_table
-from foveate.mllm.video.questions import FIVE_OPTIONS, Columns, QuestionSet, VideoQuestion, read_rows
+from foveate.records.video_questions import FIVE_OPTIONS, Columns, QuestionSet, VideoQuestion, read_rows
 
 _MAP = "map_vid_vidorID.json"
 _PUBLISHED = Columns(("qid",), ("video", "video_id"), kind=("type",), options=FIVE_OPTIONS, by_number=True)
