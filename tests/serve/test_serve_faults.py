@@ -13,7 +13,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fakes import HTTP, Address, FakeAdapter, serving
 from prometheus_client.parser import text_string_to_metric_families
 from test_application import WORDS, data_url, user
 
+from foveate.core.errors import UserError
 from foveate.serve.application import Application
 from foveate.serve.settings import ServeSettings
 from naming import raises_naming
@@ -70,6 +72,108 @@ def test_a_model_that_raises_tells_no_secret(address: Address, client: openai.Op
     assert "".join(words) == "word0 word1 "
     assert "secret" not in str(caught.value)
     assert client.chat.completions.create(**chat("hi")).choices[0].message.content == WORDS
+
+
+class FailingAdapter(FakeAdapter):
+    """Raises an error for texts "huge", and for more calls at once than `max_calls`; "wait" waits for the gate."""
+
+    def __init__(self, error: Callable[[], Exception], *, max_calls: int = 100) -> None:
+        super().__init__()
+        self.error, self.max_calls, self.sizes = error, max_calls, list[int]()
+        self.gate = threading.Event()
+
+    def answer(self, calls: Sequence[Any]) -> list[Any]:
+        self._check([text for call in calls for text in call.texts], len(calls))
+        return super().answer(calls)
+
+    def write(self, calls: Sequence[Any], listener: Any) -> None:
+        self._check([call.turns[-1].text for call in calls], len(calls))
+        super().write(calls, listener)
+
+    def _check(self, texts: Sequence[str], num_calls: int) -> None:
+        self.sizes.append(num_calls)
+        assert "wait" not in texts or self.gate.wait(20)
+        if num_calls > self.max_calls or "huge" in texts:
+            raise self.error()
+
+
+def raise_torch_error() -> Exception:
+    torch = pytest.importorskip("torch")
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.19 GiB, process 4242")
+
+
+OUT_OF_MEMORY = (
+    MemoryError,
+    raise_torch_error,
+    lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 4242 bytes"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_call_without_memory_fails_alone_and_the_server_lives(error: Callable[[], Exception]) -> None:
+    adapter = FailingAdapter(error)
+    with serving(adapter) as address:
+        texts = ["hi", "huge", "hi", "hi"]
+        replies = post_together(address, adapter, [(CHAT, chat(text)) for text in texts])
+        assert [reply.status_code for reply in replies] == [200, 503, 200, 200]
+        assert max(adapter.sizes) > 1, "they shared a batch"
+        refusal = replies[1].json()["error"]
+        assert (refusal["code"], replies[1].headers["retry-after"]) == ("out_of_memory", "5")
+        assert not any(word in refusal["message"] for word in ("4242", "\n", "Error"))
+        stream = HTTP.post(f"{address}{CHAT}", json=chat("huge", stream=True))
+        assert (stream.status_code, stream.json()["error"]) == (503, refusal)
+        body = {"model": "fake", "input": ["a", "huge"]}
+        assert HTTP.post(f"{address}/v1/embeddings", json=body).json()["error"] == refusal
+        assert HTTP.post(f"{address}{CHAT}", json=chat("hi")).status_code == 200
+
+
+def test_a_batch_without_memory_is_split() -> None:
+    # "wait" goes alone, then each call of a batch fails with the others.
+    adapter = FailingAdapter(MemoryError, max_calls=1)
+    with serving(adapter) as address:
+        chats = [(CHAT, chat("hi", stream=bool(number % 2))) for number in range(4)]
+        embeddings = [("/v1/embeddings", {"model": "fake", "input": ["a"]})] * 4
+        replies = post_together(address, adapter, [*chats, *embeddings])
+        assert [reply.status_code for reply in replies] == [200] * 8
+        assert max(adapter.sizes) > 1
+        assert HTTP.get(f"{address}/ready").status_code == 200
+
+
+def post_together(
+    address: Address, adapter: FailingAdapter, requests: Sequence[tuple[str, dict[str, Any]]]
+) -> list[httpx2.Response]:
+    """Send requests while another one holds the model, so that they share a batch."""
+    with ThreadPoolExecutor(len(requests) + 1) as pool:
+        jobs = [pool.submit(HTTP.post, f"{address}{CHAT}", json=chat("wait"))]
+        wait_until(lambda: adapter.sizes)
+        jobs += [pool.submit(HTTP.post, f"{address}{path}", json=body) for path, body in requests]
+        wait_until(lambda: worker_of(address).num_waiting == len(jobs))
+        adapter.gate.set()
+        return [job.result() for job in jobs[1:]]
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("/srv/secret/config.json: field 'kind': unknown", 500),
+        ("model:/srv/secret: no such folder", 500),
+        ("the model is not at '~/secret'; give its folder", 500),
+        ("C:\\secret\\index: damaged", 500),
+        ("\\\\host\\secret: damaged", 500),
+        ("box (1/2, 3 / 4): outside of the image; see https://secret.example/boxes </s>", 400),
+    ],
+)
+def test_no_reply_names_a_path_of_the_server(text: str, status: int, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(FailingAdapter(lambda: UserError(text))) as address:
+        requests = [(CHAT, chat("huge")), (CHAT, chat("huge", stream=True))]
+        requests.append(("/v1/embeddings", {"model": "fake", "input": ["huge"]}))
+        for path, body in requests:
+            reply = HTTP.post(f"{address}{path}", json=body)
+            assert reply.status_code == status
+            assert (text in reply.json()["error"]["message"]) == (status == 400)
+            assert ("secret" in reply.text) == (status == 400)
+    # Who runs the server reads it in the log.
+    assert (text in caplog.text) == (status == 500)
 
 
 def test_openai_raises_its_error_classes(address: Address, client: openai.OpenAI) -> None:

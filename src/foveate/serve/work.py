@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from foveate.serve.calls import Adapter, Call, ChatAdapter, ChatCall, ChatReply,
 # Clients that start together share a batch, though their images are decoded one after another. A client alone would
 # only lose time: an answer takes so long that a moment is nothing, but 1 ms is a twentieth of 100 regions.
 _GATHER_SECONDS, _ALONE_SECONDS = 0.01, 0.001
+# Paths from the root, of the home or of a drive; not 1/2, </s> or https://host.
+_PATH = re.compile(r"(?<![\w<,/.])(?:~?/[\w.]|[A-Za-z]:[\\/]|\\\\\w)")
 _LOG = logging.getLogger("foveate.serve")
 
 
@@ -233,15 +236,20 @@ def refuse_late(seconds: float) -> Refused:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # By name: torch is not loaded before a model is.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    # By name: torch is not loaded before a model is. Its allocator for the CPU raises a plain RuntimeError.
+    is_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or is_allocator
 
 
 def _describe(error: Exception) -> Refused:
-    """Return what the client may read of an error; of a model that failed only that."""
+    """Return what the client may read of an error; of a model that failed only that.
+
+    A `UserError` with a path is about a file of this server, which no client can mend, or about a client's text that
+    looks like one: it is for the log.
+    """
     if isinstance(error, Refused):
         return error
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) and not _PATH.search(str(error)):
         return Refused(str(error), code="invalid_value")
     if _is_out_of_memory(error):
         return Refused("the model has too little memory for this call", status=503, code="out_of_memory", retry_after=5)
