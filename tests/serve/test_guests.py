@@ -269,6 +269,24 @@ def test_a_client_has_a_number_of_connections() -> None:
             assert time.monotonic() < deadline
 
 
+def test_all_clients_together_have_a_number_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(max_all_connections=3) as address:
+        host, port = address.removeprefix("http://").split(":")
+        connections = [socket.create_connection((host, int(port))) for _ in range(3)]
+        reply = send(address, HIDDEN)
+        assert (status_of(reply), error_of(reply)["code"]) == (503, "too_many_connections")
+        assert b"retry-after" in reply
+        assert not reply.endswith(b"<open>")
+        monkeypatch.setattr(framing, "_MAX_REFUSED", 0)  # a flood gets no answer
+        with pytest.raises(ConnectionResetError):
+            send(address, HIDDEN)
+        for connection in connections:
+            connection.close()
+        deadline = time.monotonic() + 5
+        while HTTP.get(f"{address}/health", headers={"Connection": "close"}).status_code != 200:
+            assert time.monotonic() < deadline
+
+
 def test_requests_in_one_packet_are_answered_in_order(address: str) -> None:
     body = json.dumps({"model": "fake", "messages": user("hi"), "max_tokens": 3}).encode()
     chat = post("/v1/chat/completions", body, f"Content-Length: {len(body)}")
@@ -285,6 +303,16 @@ def test_requests_in_one_packet_are_answered_in_order(address: str) -> None:
     assert send(address, post("/v1/locate", b"", "Content-Length: 9", "Expect: 100-continue"), seconds=0.5).startswith(
         b"HTTP/1.1 100"
     )
+
+
+def test_no_piece_waits_for_the_last_one_to_be_acknowledged() -> None:
+    with serving() as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))):
+            while not (connections := list(address.server.server_state.connections)):
+                time.sleep(0.01)
+            served = connections[0].transport.get_extra_info("socket")
+            assert served.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_what_is_written_in_one_turn_is_sent_together() -> None:

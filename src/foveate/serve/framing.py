@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -28,12 +29,14 @@ BODY_SECONDS = 30.0
 MIN_BYTES_PER_SECOND = 1000
 MAX_HEAD_BYTES = 32 * 1024
 _SLOW_START_SECONDS = 3.0
+_MAX_REFUSED = 128
 _MAX_GATHERED_BYTES = 32 * 1024
 # A connection that is closed while its client still sends is reset, and the client never reads why.
 _LINGER_SECONDS = 2.0
 _REQUEST_LINE = re.compile(rb"[A-Z]{1,20} [\x21-\x7e]+ HTTP/1\.[01]")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*)")
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 429: "Too Many Requests", 431: "Header Fields Too Large"}
+_PHRASES[503] = "Service Unavailable"
 
 
 def split_head(head: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
@@ -111,12 +114,17 @@ class FramingProtocol(Parser):
         is_ending: the reply has been sent, and what still comes is dropped. has_rest: more is expected to come.
     """
 
-    max_connections = 32
+    max_connections, max_all_connections = 32, 1024
     max_body_bytes = 2**20
     clients: Counter[str] = Counter()
     is_ending = has_rest = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if (connection := transport.get_extra_info("socket")) is not None:
+            # asyncio does it only for sockets that were made with the number of TCP. Without it a piece of a stream
+            # waits for the client to acknowledge the last one, up to 40 ms.
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(GatheringTransport(transport, self))  # type: ignore[arg-type]
         self._buffer, self._left, self._timer = bytearray(), 0, None
         self._address = str((transport.get_extra_info("peername") or ("",))[0])
@@ -124,6 +132,12 @@ class FramingProtocol(Parser):
         if self.clients[self._address] > self.max_connections:
             message = f"at most {self.max_connections} connections of one client; see --max-connections"
             self._refuse(Refused(message, status=429, code="too_many_connections", retry_after=1))
+        elif (num_open := self.clients.total()) > self.max_all_connections + _MAX_REFUSED:
+            # Of a flood those that are being refused must not take all files of the process.
+            transport.abort()
+        elif num_open > self.max_all_connections:
+            message = f"at most {self.max_all_connections} connections at once; see --max-all-connections"
+            self._refuse(Refused(message, status=503, code="too_many_connections", retry_after=1))
         else:
             self._timer = self.loop.call_later(HEAD_SECONDS, self._expire)
 

@@ -25,6 +25,8 @@ from foveate.serve.guard import LOG
 from foveate.serve.log import LogWriter
 from foveate.serve.settings import ServeSettings
 
+# Of the process itself, and connections that are refused while they are open.
+_SPARE_FILES = 256
 # After the models have ended: for the last pieces to reach their clients.
 _FLUSH_SECONDS = 5
 
@@ -41,7 +43,7 @@ def make_protocol(settings: ServeSettings, *, parser: str = "auto") -> type[Any]
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Parser
     else:
         from uvicorn.protocols.http.h11_impl import H11Protocol as Parser
-    limits = {"max_connections": settings.max_connections, "max_body_bytes": settings.max_body_bytes}
+    limits = {name: getattr(settings, name) for name in ("max_connections", "max_all_connections", "max_body_bytes")}
     return type("Protocol", (FramingProtocol, Parser), {"clients": Counter[str](), **limits})
 
 
@@ -129,6 +131,7 @@ def serve(application: Application, *, ready: Callable[[int], None], parser: str
         ready(port)
 
     server = Server(application, parser=parser, started=started)
+    raise_file_limit(settings.max_all_connections + _SPARE_FILES)
     # Models and modules live as long as the process: to look through them for garbage would hold up all streams.
     gc.collect()
     gc.freeze()
@@ -139,6 +142,18 @@ def serve(application: Application, *, ready: Callable[[int], None], parser: str
         for log in logs:
             log.removeHandler(handler)
         handler.close()
+
+
+def raise_file_limit(num_files: int) -> None:
+    """Raise the soft limit of open files, as far as the hard one allows: many systems set it to 1,024."""
+    # Windows has neither the module nor the limit.
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
+        if soft != resource.RLIM_INFINITY and soft < limit:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -29,7 +29,10 @@ class ServeSettings(Settings):
     max_pixels: int = Field(25_000_000, ge=1, le=80_000_000, description="maximum width times height of an image")
     max_tokens: int = Field(1024, ge=1, le=1_000_000, description="maximum and default length of an answer in tokens")
     max_connections: int = Field(
-        32, ge=1, le=65536, description="maximum number of open connections of one client address"
+        32, ge=1, le=65536, description="maximum number of open connections of one client address; more get 429"
+    )
+    max_all_connections: int = Field(
+        1024, ge=1, le=65536, description="maximum number of open connections of all clients; more get 503"
     )
     timeout_seconds: float = Field(120, gt=0, le=86400, description="seconds after which an unfinished reply ends")
     grace_seconds: float = Field(30, ge=0, le=86400, description="seconds that replies have to end after SIGTERM")

@@ -25,6 +25,7 @@ from foveate.cli.options import common, dry_run_option, finish
     "max_pixels",
     "max_tokens",
     "max_connections",
+    "max_all_connections",
     "timeout_seconds",
     "grace_seconds",
     "api_key_env",
