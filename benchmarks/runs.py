@@ -70,6 +70,16 @@ RUNS = (
         needs=("faiss",),
     ),
     Run(
+        "warm_question",
+        ("--repeats", "7"),
+        (
+            Line(
+                "a warm question to 100,000 vectors, with its verdict", "embedding its text alone", "warm_question",
+                "question over embedding its text", is_limit=True,
+            ),
+        ),
+    ),
+    Run(
         "loader",
         ("--workers", "1", "--counts", "256", "--large", "64", "--repeats", "5"),
         (

@@ -20,7 +20,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import foveate
-from benchmarks.common import compare, publish
+from benchmarks.common import compare, publish, ratio
 from benchmarks.first_answer import write_images
 from foveate.core.seeds import generator
 from foveate.pretrain.searching.index import build_index
@@ -80,18 +80,18 @@ def main() -> None:
             warmup=0,
         )
         vectors = len(index.index)
-    question = timings["question"]
+    # Of the processor: on a busy machine, the clock measures the others.
     ms = {
-        "wall": 1000 * question.median / QUESTIONS,
-        "processor": 1000 * float(np.median(question.processor)) / QUESTIONS,
-        "new words, wall": 1000 * timings["question in new words"].median / QUESTIONS,
+        name: [1000 * float(value) / QUESTIONS for value in np.percentile(timing.processor, [50, 25, 75])]
+        for name, timing in timings.items()
     }
-    extra = {"vectors": vectors, "aim_ms": AIM_MS, "ms": ms}
-    publish("warm_question", timings, out=options.out, items=QUESTIONS, unit="questions", extra=extra)
-    print(
-        f"{vectors:,} vectors: {ms['wall']:.1f} ms a question, {ms['processor']:.1f} ms of the processor "
-        f"(aim: {AIM_MS:.0f}); in new words {ms['new words, wall']:.1f} ms"
-    )
+    wall = 1000 * timings["question"].median / QUESTIONS
+    extra = {"vectors": vectors, "aim_ms": AIM_MS, "ms_of_the_processor": ms, "ms_by_the_clock": wall}
+    limit = {"question over embedding its text": ratio(timings, "question", "embedding its text", processor=True)}
+    publish("warm_question", timings, out=options.out, ratios=limit, items=QUESTIONS, unit="questions", extra=extra)
+    for name, (median, low, high) in ms.items():
+        print(f"{name}: {median:.1f} ms of the processor ({low:.1f} to {high:.1f})")
+    print(f"{vectors:,} vectors: {wall:.1f} ms a question by the clock (aim: {AIM_MS:.0f} ms of the processor)")
 
 
 if __name__ == "__main__":
