@@ -422,11 +422,12 @@ def search_as_installed(index: Index, model: LocalizingModel, data: Data, cache:
                 row = (name_collection(data), name, "as installed", "images", rule)
                 table.setdefault(row, []).append(float(np.mean(marks)))
             verdict = index.judge(Query(text=text), hits, model)
-            title = f"{text} ({len(right)})" + ("" if verdict.has_match else ", not found")
+            title = f"{text} ({len(right)})" + ("" if verdict.has_match else NOT_FOUND)
             sheet[title] = [(hit.key, hit.key in right) for hit in hits]
     return table, sheet
 
 
+NOT_FOUND = ", not found"
 # query and number of right images -> keys of the first hits, and whether they are right
 Sheet = dict[str, list[tuple[str, bool]]]
 
@@ -615,6 +616,10 @@ def main() -> None:
         _, random = measure(index, random_QE)
         installed, sheet = search_as_installed(index, model, data, cache)
         draw_sheet(sheet, index.collection, options.out / f"search-quality-{name}.webp")
+        for group, is_right in (("right", True), ("wrong", False)):
+            first = [title for title, hits in sheet.items() if hits[0][1] == is_right]
+            refused = [title for title in first if title.endswith(NOT_FOUND)]
+            print(f"{name}: not found, {len(refused)} of {len(first)} whose first hit is {group}: {refused}")
         for key, scores in [*evaluate(data, queries, random).items(), *installed.items()]:
             total.setdefault(key, []).extend(scores)
     rows = print_table(total, base="both, cosines")
