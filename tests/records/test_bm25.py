@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
-from foveate.records.bm25 import K1, B, TextIndex, split_terms
+from foveate.records.bm25 import K1, B, TextIndex, split_document, split_terms
 from foveate.records.tables import write_table
 from naming import raises_naming
 
@@ -38,8 +38,18 @@ def test_terms(text: str, terms: list[str]) -> None:
     assert split_terms(text) == terms
 
 
+def test_words_of_names_are_terms_joined_and_apart() -> None:
+    assert split_document("tools/screwDriver1 sail_boats, IMG_0231") == [
+        *("tool", "screw", "driver", "1", "sail", "boat", "img", "0231"),
+        *("screwdriver", "sailboat"),
+    ]
+    index = TextIndex.build([["screwDriver1"], ["a screw and a driver"], ["sail-boats"]])
+    assert np.flatnonzero(index.score("a screwdriver")).tolist() == [0]
+    assert np.flatnonzero(index.score("sailboats")).tolist() == [2]
+
+
 def test_scores_are_those_of_the_formula() -> None:
-    terms = [[term for text in texts for term in split_terms(text)] for texts in DOCUMENTS]
+    terms = [[term for text in texts for term in split_document(text)] for texts in DOCUMENTS]
     mean = np.mean([len(row) for row in terms])
     query = ["red", "boat", "unicorn"]
     idf = {}

@@ -6,6 +6,7 @@ the inverse document frequency is Lucene's, which is never negative.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -29,6 +30,7 @@ _TERMS = re.compile(
 )
 # A hash in a file name must not match words that happen to be spelled with the letters a to f, such as "bed".
 _HASH = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{8,}\b", re.IGNORECASE)
+_NAMES = re.compile(r"[\w-]+")
 STOP_WORDS = frozenset(
     "a an and are as at be by for from in into is it its of on or that the this to was were with".split()
 )
@@ -44,6 +46,22 @@ def split_terms(text: str) -> list[str]:
     cut = _HASH.sub(" ", unicodedata.normalize("NFKC", text))
     terms = [_singular(term.casefold()) for term in _TERMS.findall(cut)]
     return [term for term in terms if term not in STOP_WORDS] or terms
+
+
+def split_document(text: str) -> list[str]:
+    """Split a text of a document: its terms, and neighboring words of a name as one word, too.
+
+    Example:
+        >>> split_document("a red_screwDriver2")
+        ['red', 'screw', 'driver', '2', 'redscrew', 'screwdriver']
+    """
+    # Names have words without a space between them that a query writes as one, such as "screwdriver".
+    cut = _HASH.sub(" ", unicodedata.normalize("NFKC", text))
+    joined = []
+    for name in _NAMES.findall(cut):
+        words = [word.casefold() for word in _TERMS.findall(name) if len(word) > 1 and word.isalpha()]
+        joined += [_singular(first + second) for first, second in itertools.pairwise(words)]
+    return [*split_terms(text), *joined]
 
 
 def _singular(term: str) -> str:
@@ -72,12 +90,12 @@ class TextIndex:
 
     @classmethod
     def build(cls, documents: Iterable[Sequence[str]]) -> TextIndex:
-        """Build the index of documents, each of which is a list of texts."""
+        """Build the index of documents, each of which is a list of texts; see `split_document`."""
         postings: dict[str, tuple[list[int], list[int]]] = {}
         number = 0
         for row, texts in enumerate(documents):
             number += 1
-            for term, count in Counter(term for text in texts for term in split_terms(text)).items():
+            for term, count in Counter(term for text in texts for term in split_document(text)).items():
                 rows, counts = postings.setdefault(term, ([], []))
                 rows.append(row)
                 counts.append(count)

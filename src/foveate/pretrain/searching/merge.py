@@ -35,6 +35,8 @@ from foveate.records.tables import positions, read_table, write_table
 # Rows of one segment: with 512 numbers each in float32, half a gigabyte.
 SEGMENT_ROWS = 2**18
 _COPY_ROWS = 2**14
+# Raised whenever texts are split into other terms, so that the next run writes the texts of an older index again.
+_TERMS_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ def write_texts(description: Description, out: Path, collection: Collection) -> 
         # Removed images keep their rows until the next merge, and a row has a document.
         captions = collection.read_captions(int(row)) if row >= 0 else ()
         documents.append([key, *(caption.text for caption in captions)])
-    content = json.dumps(documents).encode()
+    content = json.dumps([_TERMS_VERSION, documents]).encode()
     # Named by its content, so that the old one stays valid until index.json names the new one.
     name = TEXTS.format(hashlib.blake2b(content, digest_size=8).hexdigest())
     if not (out / name).is_file():
