@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from foveate.core import progress
-from foveate.pretrain.searching import index, merge
+from foveate.pretrain.searching import calibration, floor, index, merge
+from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.sources import ModelSource
 
 progress.configure(quiet=True)
@@ -17,6 +18,7 @@ def prepare(model: str) -> None:
     """Opens the model once for all calls: it only reads, and takes longer than all the rest."""
     torch.set_num_threads(1)
     opened = ModelSource.load(index.find_model(model))
+    embed_phrases(opened, ["opens the text tower, which waits for its first text"])
     ModelSource.load = lambda self, *, device=None: opened  # pyrefly: ignore[bad-assignment]
 
 
@@ -24,4 +26,8 @@ def make(model: str, collection: str, out: str, part: int = 3) -> None:
     """An index in parts of so many images and segments of 25 rows."""
     torch.set_num_threads(1)
     index.PART, merge.SEGMENT_ROWS = part, 25
+    # Embedding random texts takes longer than all the rest, and no kill cares how many they are.
+    names, letters = calibration.draw_texts()[::8], floor.draw_letters()[::8]
+    index.draw_texts = floor.draw_texts = lambda: names
+    index.draw_letters = lambda: letters
     index.build_index(Path(model), Path(collection), Path(out))
