@@ -16,6 +16,7 @@ from benchmarks.common import Timing, publish, ratio
 from benchmarks.serving import ask_at_once, chat_body, encode_image, run_server
 
 _MODEL = "instant"
+_MEMORY_CLIENTS = 16
 
 
 def main() -> None:
@@ -40,10 +41,11 @@ def main() -> None:
         servers = {
             name: stack.enter_context(run_server([sys.executable, "-m", "benchmarks.serving", name])) for name in names
         }
-        # What the first requests import and compile does not count, nor do those of the memory's beginning.
+        # What the first requests import and compile does not count. With as many clients as at the end: each connection
+        # takes memory as long as it is open.
         for server in servers.values():
             for body in bodies.values():
-                ask_at_once(server.port, [body] * 40, clients=given.clients)
+                ask_at_once(server.port, [body] * 40, clients=_MEMORY_CLIENTS)
         started = servers["foveate"].resident_bytes()
         for number in range(given.repeats):
             for name in names if number % 2 == 0 else reversed(names):
@@ -52,9 +54,7 @@ def main() -> None:
                     ask_at_once(servers[name].port, [body] * given.requests, clients=given.clients)
                     spent = (servers[name].processor_seconds() - before) / given.requests
                     rounds.setdefault(f"{name}, {kind}", []).append((spent, spent))
-        ask_at_once(
-            servers["foveate"].port, [body for body in bodies.values()] * (given.memory_requests // 3), clients=16
-        )
+        ask_at_once(servers["foveate"].port, [*bodies.values()] * (given.memory_requests // 3), clients=_MEMORY_CLIENTS)
         grown = servers["foveate"].resident_bytes()
     timings = {name: Timing(*map(tuple, zip(*pairs, strict=True))) for name, pairs in rounds.items()}  # type: ignore[misc]
     ratios = {

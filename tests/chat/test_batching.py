@@ -138,15 +138,19 @@ def test_the_time_to_wait_may_depend_on_who_is_expected() -> None:
     async def run() -> None:
         is_expected = False
         batcher: DynamicBatcher[int, int] = DynamicBatcher(
-            count, max_batch=2, max_wait_seconds=lambda: 60.0 if is_expected else 0.0
+            count, max_batch=3, max_wait_seconds=lambda: 60.0 if is_expected else 0.0
         )
         await asyncio.wait_for(batcher.submit(1), 10)
         is_expected = True
         first = asyncio.create_task(batcher.submit(2))
         await asyncio.sleep(0.05)
+        # Asked once for a batch: at times nobody is expected, and the next one comes all the same.
+        is_expected = False
+        second = asyncio.create_task(batcher.submit(3))
+        await asyncio.sleep(0.05)
         assert not first.done()
-        await asyncio.wait_for(asyncio.gather(first, batcher.submit(3)), 10)
+        await asyncio.wait_for(asyncio.gather(first, second, batcher.submit(4)), 10)
         await batcher.close()
 
     asyncio.run(run())
-    assert batches == [1, 2]
+    assert batches == [1, 3]

@@ -137,15 +137,18 @@ class DynamicBatcher(Generic[Q, A]):
 
     async def _next_batch(self) -> list[_Call[Q, A]]:
         """Wait for the next batch: the oldest request and those like it; empty when closed."""
+        oldest, deadline = None, 0.0
         while True:
             while not self._waiting:
                 if self._closing:
                     return []
                 self._arrived.clear()
                 await self._arrived.wait()
-            # From the arrival on: those who came while the last batch ran have waited already.
-            max_wait = self._max_wait() if callable(self._max_wait) else self._max_wait
-            left = self._waiting[0].arrived + max_wait - time.monotonic()
+            if self._waiting[0] is not oldest:
+                oldest = self._waiting[0]
+                # From the arrival on: those who came while the last batch ran have waited already.
+                deadline = oldest.arrived + (self._max_wait() if callable(self._max_wait) else self._max_wait)
+            left = deadline - time.monotonic()
             if left > 0 and not self._closing and not self._is_full():
                 # No `wait_for`, which makes a task of its own for each wait.
                 self._arrived.clear()
