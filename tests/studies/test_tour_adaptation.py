@@ -67,9 +67,9 @@ def test_each_way_is_trained_on_the_same_few_images(result: dict[str, Any]) -> N
 
 def test_the_section_says_what_lora_is_compared_with(result: dict[str, Any]) -> None:
     section = adaptation_section(parse_result(TourAdaptation, result))
-    assert "Linear head alone" in section["stat"].control
+    assert "Linear head" in section["stat"].control
     assert "Guessing: 50%" in section["stat"].control
     wrong = {**result, "examples": [{**result["examples"][0], "answers": {"linear": "neither"}}]}
     assert adaptation_section(parse_result(TourAdaptation, wrong))["examples"][0][1] == [
-        ("Linear head alone", "neither", False)
+        ("Linear head", "neither", False)
     ]

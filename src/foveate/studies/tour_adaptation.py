@@ -39,7 +39,7 @@ NUM_EXAMPLES = 6
 # LoRA starts at zero and takes a larger rate than weights that are trained already. Of two rates each, three times
 # apart, both gave the same to one in a hundred drawings.
 METHODS = {"lora": ({"method": "lora", "targets": ["image_encoder.*"]}, 3e-3), "full": ({"method": "full"}, 1e-3)}
-TITLES = {"linear": "Linear head alone", "lora": "LoRA", "full": "All weights"}
+TITLES = {"linear": "Linear head", "lora": "LoRA", "full": "All weights"}
 
 
 def tour_adaptation(
