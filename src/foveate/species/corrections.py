@@ -168,6 +168,7 @@ def _resolve(
                 raise UserError(f"{correction.where}: {correction.label!r} confirms no answer; expected a name")
         is_blank_event = correction.event in members and bool(correction.event) and get_kind(label) == "blank"
         for member in members[correction.event] if is_blank_event else (key,):
+            # By label: two species on one image are two answers, the same one twice is a correction of it.
             answers.setdefault(member, {})[label] = replace(correction, label=label)
     return answers
 
@@ -188,6 +189,7 @@ def _observe(key: str, number: int, survey: Survey, row: int, correction: Correc
         taxon, taxon_id = (taxa.names[index], taxa.ids[index]) if index >= 0 else (label, "")
     deployment = int(survey.deployment_N[row])
     return Observation(
+        # A pure function of the answer: a package that was exported is recognized when it comes back (`_resolve`).
         id=hashlib.blake2b(f"{REVIEW_SOURCE}|{key}|{number}".encode(), digest_size=8).hexdigest(),
         deployment=survey.deployments[deployment].id if deployment >= 0 else "",
         key=key,

@@ -85,6 +85,7 @@ def normalized_ranks(scores_NC: ArrayLike, columns_N: ArrayLike) -> NDArray[np.f
         return np.full(len(scores), np.nan)
     own_N1 = np.take_along_axis(scores, np.maximum(columns_N, 0)[:, None], axis=1)
     above_N = (scores > own_N1).sum(axis=1)
+    # Without itself: a row of equal scores then has the rank of chance.
     equal_N = (scores == own_N1).sum(axis=1) - 1
     ranks_N = (above_N + equal_N / 2) / (scores.shape[1] - 1)
     return np.where(columns_N < 0, np.nan, ranks_N)
@@ -119,6 +120,7 @@ def find_clock_hints(
             columns_R = column_of_hour[(hours_R + shift) % _HOURS]
             # An hour that no training image has cannot be ranked; a shift mostly into such hours is no candidate.
             if (columns_R >= 0).mean() >= 0.5:
+                # The mean over images: one animal at a strange hour is no fault of the clock.
                 means_S[index] = np.nanmean(normalized_ranks(scores[rows], columns_R))
         unshifted = float(means_S[11])
         if not np.isfinite(unshifted):

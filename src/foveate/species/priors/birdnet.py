@@ -84,8 +84,10 @@ class BirdNETPrior:
         dated = np.flatnonzero(known_U & ~np.isnan(weeks_U))
         result[dated] = self._run(places_U2[dated], np.clip(weeks_U[dated], 1, _WEEKS))
         for row in np.flatnonzero(known_U & np.isnan(weeks_U)):
+            # A resident of any season counts: the date is unknown, not average.
             year = self._run(np.repeat(places_U2[row : row + 1], _WEEKS, axis=0), np.arange(1.0, _WEEKS + 1))
             result[row] = year.max(axis=0)
+        # Relative to the likeliest class: the geomodel's scores are of occurrence, and at a poor place all are low.
         highest_U1 = np.nanmax(np.nan_to_num(result, nan=0.0), axis=1, keepdims=True, initial=1e-12)
         return result / highest_U1
 

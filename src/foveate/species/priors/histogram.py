@@ -220,6 +220,7 @@ def _weigh_places(places_U2: Floats, cells_C2: Floats, bandwidth_km: float) -> F
 def _weigh_circle(positions_U: Floats, num_bins: int, width: float) -> Floats:
     """Return a Gaussian of the distance [U, bins] around the circle to the middle of each bin; sums to 1."""
     distance = np.abs(positions_U[:, None] - np.arange(num_bins) - 0.5)
+    # Around midnight and the turn of the year: the shorter way counts.
     weights = np.nan_to_num(np.exp(-0.5 * (np.minimum(distance, num_bins - distance) / width) ** 2))
     return weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
 

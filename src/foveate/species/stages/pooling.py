@@ -75,6 +75,7 @@ def pool_events(
     silent_T = rest_T <= _NOTHING
     weights_T = np.where(silent_T, 0.0, weights_T * (1 - blanks_T))
     blanks_E = np.minimum.reduceat(blanks_T, starts_E)
+    # Rounding may leave the least blank of them a little below 1.
     blanks_E[np.logical_and.reduceat(silent_T, starts_E)] = 1.0
     pooled_EK = _pool(probabilities_TK, starts_E, weights_T, np.where(silent_T, np.inf, rest_T), method, blank)
     pooled_EK *= (1 - blanks_E)[:, None]
@@ -102,6 +103,7 @@ def _pool(
         votes_TK = probabilities_TK
         if left_out is not None:
             votes_TK = probabilities_TK.copy()
+            # Below every probability: no frame can vote for it.
             votes_TK[:, left_out] = -1.0
         events_T = np.repeat(np.arange(num_events), np.diff(bounds))
         pooled_EK = np.zeros((num_events, probabilities_TK.shape[1]))
@@ -119,6 +121,7 @@ def _pool(
     logs_EK = _sum_rows(logs_TK, shares_T, bounds)
     if left_out is not None:
         logs_EK[:, left_out] = -np.inf
+    # A long burst sums to logarithms whose exponentials are all 0.
     logs_EK -= logs_EK.max(axis=1, keepdims=True)
     return renormalize(np.exp(logs_EK, out=logs_EK))
 

@@ -89,6 +89,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         unique, inverse_R = np.unique(np.hstack(conditions), axis=0, return_inverse=True)
         prior_UK = prior.factors(unique[:, :2], unique[:, 2], unique[:, 3])
         known = ~np.isnan(np.stack([unique[:, :2].sum(axis=1), unique[:, 2], unique[:, 3]], axis=1))
+        # A bit for each part that is known: the number of the note.
         codes_U = known @ (1 << np.arange(len(PARTS)))
         inverse_R = inverse_R.reshape(-1)
         weighted = weigh_by_prior(

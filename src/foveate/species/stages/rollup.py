@@ -127,6 +127,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         answers_R[animal_R], scores_R[animal_R], ranks_R[animal_R] = roll_up(
             rows.probabilities_RK[animal_R], groups, threshold=threshold
         )
+        # An abstention keeps the probability of its best class, by which reviews are ordered.
         scores_R = np.where(answers_R < 0, top_R, scores_R)
         answers_R = np.where(rows.answers_R < 0, rows.answers_R, answers_R)
         notes = (
