@@ -79,6 +79,7 @@ class PhraseMaps(nn.Module):
         map_N1HW = maps_BKTL.reshape(-1, 1, *self.grid)
         # By maxima: in a mean a small thing would vanish among the patches around it.
         pooled_NS = F.adaptive_max_pool2d(map_N1HW, self.side).flatten(1)
+        # The maximum says whether the thing is there at all, wherever it is.
         features_NF = torch.cat([pooled_NS, pooled_NS.amax(dim=1, keepdim=True)], dim=1)
         hidden_BKTE = F.silu(self.hidden(features_NF)).view(batch, images, length, -1)
         total_BTE = hidden_BKTE.new_zeros(batch, length, hidden_BKTE.shape[-1])
@@ -160,6 +161,7 @@ class BoxHead(nn.Module):
         seen_NE = torch.einsum("nl,nle->ne", weights_NL, select_views(full_VLE, view_N).float())
         # The softmax says where, the similarity how far: both are read.
         relative_NL = map_NL - map_NL.mean(dim=1, keepdim=True)
+        # Shares of some 200 cells are small numbers: times 10 they are nearer the range of the similarities.
         planes_N2HW = torch.stack([relative_NL, weights_NL * 10], dim=1).unflatten(2, self.grid)
         local_NF = F.silu(_apply_in_float32(self.conv, planes_N2HW)).flatten(1)
         x = F.silu(_apply_in_float32(self.fc1, torch.cat([local_NF, seen_NE], dim=1)))

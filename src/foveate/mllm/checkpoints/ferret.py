@@ -90,6 +90,7 @@ class FerretCheckpoint:
         text_TE = model.language_model.get_input_embeddings()(text_ids)
         if points:
             prompts = RegionPrompts.create(boxes, points).to(pixels_V3HW.device)
+            # views_1K * 0: all views are of image 0, and all regions of row 0.
             vectors_RE = model.region_reader.read_prompts(visual.tower_VLD, views_1K, views_1K * 0, row_R, prompts)
             text_TE[text_ids == model.region_id] = vectors_RE.to(text_TE.dtype)
         image_TE = visual.tokens_VTE[0]
@@ -188,6 +189,7 @@ def read_ferret_parts(source: str | Path, *, tower: str | Path | None = None) ->
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Take the tensors of a part out; names lose the prefix."""
     names = [name for name in tensors if name == prefix or name.startswith(f"{prefix}.")]
+    # Releases are in 16 bits; our parts are built in float32, and loading is strict.
     return {name[len(prefix) + 1 :]: tensors.pop(name).float() for name in names}
 
 

@@ -40,6 +40,7 @@ def export(job: Job) -> ExportReport:
     width = loaded.model.width
     model.load_state_dict(read_weights(loaded, trunk) | {"model.image_newline": torch.zeros(width)})
     theirs, reopened = write_export(job, model, LlavaNextProcessor(images, **processor_options(loaded, fields)))
+    # Twice as wide as high, so that there are tiles behind the overview.
     noise = torch.randint(0, 256, (3, side, 2 * side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     inputs = reopened.image_processor(noise, return_tensors="pt")
     with torch.no_grad():
