@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from foveate.report.charts import Scale, histogram, nice_ticks, plot
+from foveate.report.charts import Scale, histogram, nice_ticks, plot, svg_text, tick_below
 from foveate.species.results import CameraRow, TaxonRow
 
 STAGES = {
@@ -49,7 +49,7 @@ def _degree_ticks(degrees: Sequence[float], *, limit: int) -> list[float]:
     return sorted({min(max(tick, -limit), limit) for tick in ticks})
 
 
-def draw_map(cameras: Sequence[CameraRow], *, width: int = 560, height: int = 380) -> Markup | None:
+def draw_map(cameras: Sequence[CameraRow], *, width: int = 440, height: int = 330) -> Markup | None:
     """Draw cameras at their rounded places, dots by the number of images; None where no place is in the result."""
     placed = [row for row in cameras if row.latitude is not None and row.longitude is not None]
     if not placed:
@@ -65,10 +65,10 @@ def draw_map(cameras: Sequence[CameraRow], *, width: int = 560, height: int = 38
     ]
     for tick in x_ticks:
         parts.append(f'<line class="rule" x1="{x_of(tick):.1f}" x2="{x_of(tick):.1f}" y1="{top}" y2="{bottom}"/>')
-        parts.append(f'<text x="{x_of(tick):.1f}" y="{bottom + 22}" text-anchor="middle">{tick:g}°</text>')
+        parts.append(tick_below(x_of(tick), bottom + 20, f"{tick:g}°", width=width))
     for tick in y_ticks:
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:g}°</text>')
+        parts.append(svg_text(left - 8, y_of(tick) + 4, f"{tick:g}°", anchor="end"))
     max_images = max(row.images for row in placed)
     # Cameras of one rounded place are drawn around it, the largest first, so that none hides another.
     shared: dict[tuple[float | None, float | None], int] = {}
