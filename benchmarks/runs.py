@@ -236,6 +236,8 @@ RUNS = (
                  "fastapi over foveate, JSON"),
             Line("the server's work for a stream of 32 tokens", "a FastAPI copy of the route", "serve-requests",
                  "fastapi over foveate, stream"),
+            Line("the server's work for a request", "uvicorn that does nothing with it", "serve-requests",
+                 "uvicorn over foveate, JSON", is_limit=True),
         ),
         needs=("fastapi",),
     ),

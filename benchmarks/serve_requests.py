@@ -1,7 +1,8 @@
 """What a request costs the server itself: `python -m benchmarks.serve_requests --out DIR`.
 
 The model answers at once with 32 tokens; the processor time is that of the server's process, by the system's own count.
-Beside it a FastAPI copy of the route, where fastapi is installed. Memory is compared after many requests and after 100.
+Beside it a FastAPI copy of the route, where fastapi is installed, and uvicorn alone, which does nothing with a request.
+Memory is compared after many requests and after 120.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def main() -> None:
         "stream": chat_body(_MODEL, "What is this?", stream=True),
         f"{len(image) / 1000:.0f} kB image": chat_body(_MODEL, "What is this?", image=image),
     }
-    names = ["foveate", *(["fastapi"] if importlib.util.find_spec("fastapi") else [])]
-    if len(names) == 1:
+    names = ["foveate", "uvicorn", *(["fastapi"] if importlib.util.find_spec("fastapi") else [])]
+    if "fastapi" not in names:
         print("fastapi is not installed: its copy of the route is left out")
     rounds: dict[str, list[tuple[float, float]]] = {}
     with ExitStack() as stack:
@@ -50,6 +51,8 @@ def main() -> None:
         for number in range(given.repeats):
             for name in names if number % 2 == 0 else reversed(names):
                 for kind, body in bodies.items():
+                    if name == "uvicorn" and kind != "JSON":
+                        continue
                     before = servers[name].processor_seconds()
                     ask_at_once(servers[name].port, [body] * given.requests, clients=given.clients)
                     spent = (servers[name].processor_seconds() - before) / given.requests
@@ -62,6 +65,7 @@ def main() -> None:
         for kind in bodies
         if "fastapi" in names
     }
+    ratios["uvicorn over foveate, JSON"] = ratio(timings, "foveate, JSON", "uvicorn, JSON")
     memory = {"after_120_bytes": started, f"after_{given.memory_requests}_bytes": grown, "ratio": grown / started}
     print(f"memory after {given.memory_requests:,} more requests: {grown / started:.3f} of that after 120")
     publish("serve-requests", timings, out=given.out, ratios=ratios, items=1, unit="requests", extra={"memory": memory})

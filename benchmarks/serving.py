@@ -1,6 +1,7 @@
 """Servers of benchmarks: started as a process, asked over plain connections, and measured by what the system counts.
 
-`python -m benchmarks.serving NAME --port-file FILE` serves `foveate` or `fastapi` with a model that answers at once.
+`python -m benchmarks.serving NAME --port-file FILE` serves `foveate` or `fastapi` with a model that answers at once,
+or `uvicorn` without one.
 """
 
 from __future__ import annotations
@@ -236,9 +237,31 @@ def _serve_fastapi(port_file: Path) -> None:
     uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning")).run([listener])
 
 
+def _serve_uvicorn(port_file: Path) -> None:
+    """Serve by uvicorn alone, which reads a body and writes a reply of the same length: no server here needs less."""
+    import uvicorn
+
+    from foveate.serve.run import listen
+
+    content = b" " * 500
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"500")]
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    listener = listen("127.0.0.1", 0)
+    port_file.write_text(f"{listener.getsockname()[1]}\n")
+    config = uvicorn.Config(answer, access_log=False, log_level="warning", lifespan="off")
+    uvicorn.Server(config).run([listener])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["foveate", "fastapi"])
+    parser.add_argument("name", choices=["foveate", "fastapi", "uvicorn"])
     parser.add_argument("--port-file", type=Path, required=True)
     options = parser.parse_args()
-    {"foveate": _serve_foveate, "fastapi": _serve_fastapi}[options.name](options.port_file)
+    servers = {"foveate": _serve_foveate, "fastapi": _serve_fastapi, "uvicorn": _serve_uvicorn}
+    servers[options.name](options.port_file)
