@@ -165,6 +165,25 @@ def test_what_a_refusal_advises_leaves_room_for_the_question(foveate: Any, clip:
     assert foveate("video", "ask", "mini", clip, "what?", *whole, "--slow", advised[1]).code == 0
 
 
+def test_a_refusal_counts_the_question_and_the_answer_that_is_wanted(foveate: Any, clip: Path) -> None:
+    small = ["--slow", 1, "--fast", "1x1", "--device", "cpu"]
+    refused = foveate("video", "ask", "mini", clip, "what?", *small, "--max-tokens", 2000)
+    counts = re.search(r"(\d+) tokens of video and ([\d,]+) of", refused.sentence)
+    assert counts
+    assert 2000 < int(counts[2].replace(",", "")) < 2040
+    # An answer with options is a letter: 128 tokens need not be free.
+    options = ["--option", "red", "--option", "blue"]
+    assert foveate("video", "ask", "mini", clip, "w " * 900, *small, *options).code == 0
+    assert foveate("video", "ask", "mini", clip, "w " * 900, *small).code == 1
+
+
+def test_a_run_folder_that_is_a_file_is_refused_before_work(foveate: Any, clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    for verb in (["ask", "none", clip, "q"], ["chat", "none", clip], ["frames", clip], ["find", "none", clip, "q"]):
+        ended = foveate("video", *verb, "--run", tmp_path / "file")
+        assert (ended.code, "file" in ended.sentence, "none" in ended.sentence, ended.out) == (1, True, False, ""), verb
+
+
 def test_a_plan_counts_before_weights_are_read(foveate: Any, clip: Path) -> None:
     planned = foveate("video", "plan", "mini", clip, "--slow", 2, "--fast", "1x1", "--json").json
     assert planned["frames"] == 6

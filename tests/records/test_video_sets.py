@@ -234,6 +234,15 @@ def test_own_questions(tmp_path: Path) -> None:
             read("own", path)
 
 
+@pytest.mark.parametrize("evidence", [[3], [[]], [[-1]], [[1.5]], [[True]], "3", [["3"]]])
+def test_evidence_is_groups_of_frames(tmp_path: Path, evidence: Any) -> None:
+    line = {"video": "a", "question": "q", "answer": "a", "evidence": evidence}
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(line))
+    with raises_naming(UserError, path, "line 1", "evidence"):
+        read("own", path)
+
+
 def test_clips_are_files_or_folders_of_images(tmp_path: Path) -> None:
     touch(tmp_path, "deep/er/a.MP4", "frames/b/0001.jpg", "frames/b/0002.jpg", "c.txt", "d.gif")
     os.symlink(tmp_path / "deep", tmp_path / "deep/er/round")

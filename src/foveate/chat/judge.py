@@ -68,8 +68,15 @@ class ServerJudge:
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
         return [
             JudgeReply(self.name, date, response.text[:_MAX_REPLY_LETTERS], response.error)
-            for response in asyncio.run(self._complete(requests))
+            for response in self._send(requests)
         ]
+
+    def _send(self, requests: Sequence[ChatRequest]) -> list[ChatResponse]:
+        try:
+            return asyncio.run(self._complete(requests))
+        except UserError as error:
+            # The client's option has another name here.
+            raise UserError(str(error).replace("--endpoint", "--judge")) from error
 
     async def _complete(self, requests: Sequence[ChatRequest]) -> list[ChatResponse]:
         client = ChatClient(self.settings)

@@ -54,7 +54,7 @@ def parse_grid(value: Any) -> Any:
         return value
     rows, cross, columns = value.partition("x")
     if not (cross and rows.strip().isdecimal() and columns.strip().isdecimal() and int(rows) and int(columns)):
-        raise ValueError(f"not a grid (got '{value}'); expected ROWSxCOLUMNS such as 2x3")
+        raise ValueError("not a grid; expected ROWSxCOLUMNS such as 2x3")
     return int(rows), int(columns)
 
 

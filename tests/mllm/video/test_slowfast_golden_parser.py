@@ -89,8 +89,14 @@ def test_names_of_strategies_and_options() -> None:
     assert parse_how(EXAMPLE, slow=4, frames=20) == SlowFast(slow=4, frames=20)
     with raises_naming(UserError, "slwo", "slow"):
         parse_how("slowfast", slwo=3)
-    with raises_naming(UserError, "fast", "4y4"):
+    with raises_naming(UserError, "fast", "4y4") as caught:
         parse_how("slowfast", fast="4y4")
+    assert str(caught.value).count("4y4") == 1
+    with raises_naming(UserError, "slow_pool", "3x3", "1x1, 1x2, 2x2"):
+        parse_how("slowfast", slow_pool="3x3")
+    for text in ("slowfast-slow_0frms_concat-fast_4x4", "slowfast-slow_4frms_concat-fast_0x0"):
+        with raises_naming(UserError, text, "--slow 0", "--fast none"):
+            parse_how(text)
     with raises_naming(UserError, "slow"):
         parse_how("slowfast", slow=0, fast="none")
 

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from foveate.mllm.video.results import VideoExchange, VideoScores
     from foveate.mllm.video.viewing import Viewing
 
+# Of an answer with options: a letter, which a few tokenizers split.
+_LETTER_TOKENS = 4
+
 
 @click.group("video", short_help="Ask image models about video, without training.")
 def command() -> None:
@@ -104,7 +107,7 @@ def ask(
         # Before a model is opened, which takes seconds.
         check_choices(options)
     requests = [(question, options) for question in questions]
-    viewing = _watch(model, clip, requests, max_tokens=max_tokens, **watching)
+    viewing = _watch(model, clip, requests, max_tokens=max_tokens, run=run, **watching)
     if evidence:
         from foveate.mllm.video.occlusion import group_rows
 
@@ -138,7 +141,7 @@ def chat(model: str, clip: Path, max_tokens: int, run: Path | None, as_json: boo
     """
     from foveate.core.errors import UserError
 
-    viewing = _watch(model, clip, [], max_tokens=max_tokens, **watching)
+    viewing = _watch(model, clip, [], max_tokens=max_tokens, run=run, **watching)
     for line in describe_viewing(viewing):
         click.echo(line, err=True)
     exchanges: list[VideoExchange] = []
@@ -185,7 +188,7 @@ def frames(
       foveate video frames street.mp4 --frames 24 --slow 4 --from 1:20 --to 2:00
       foveate video frames street.mp4 --choose query --selector runs/tour/cloc-seed0/model --query "a red boat"
     """
-    from foveate.core.runs import RunFolder
+    from foveate.core.runs import RunFolder, check_run_path
     from foveate.mllm.video.answers import SeenFrame
     from foveate.mllm.video.results import VideoAskResult
     from foveate.mllm.video.slow_frames import check_choice, choose_slow
@@ -193,6 +196,7 @@ def frames(
     from foveate.vision.video.reading import ClipReader
     from foveate.vision.video.sampling import format_time
 
+    check_run_path(run)
     strategy_settings, span = build_how(how, strategy), Span.parse(start, end)
     encoder = _open_selector(selector, device)
     reader = ClipReader(clip, strategy_settings.frames, start=span.start, end=span.end, allow_damaged=allow_damaged)
@@ -315,7 +319,7 @@ def find(
       foveate video find runs/tour/cloc-seed0/model street.mp4 "a red boat"
     """
     from foveate.core.errors import UserError
-    from foveate.core.runs import RunFolder
+    from foveate.core.runs import RunFolder, check_run_path
     from foveate.pretrain.locate import locate_frames
     from foveate.pretrain.results import LocatedFrame, VideoFindResult
     from foveate.report import render
@@ -323,6 +327,7 @@ def find(
     from foveate.vision.video.reading import read_clip
     from foveate.vision.video.sampling import format_time
 
+    check_run_path(run)
     span = Span.parse(start, end)
     if not localizer.is_dir():
         raise UserError(
@@ -473,6 +478,7 @@ def _watch(
     requests: Sequence[tuple[str, Sequence[str]]],
     *,
     max_tokens: int,
+    run: Path | None,
     how: str,
     start: str | None,
     end: str | None,
@@ -486,9 +492,11 @@ def _watch(
 ) -> Viewing:
     """Show a clip to a model as the options of `ask` and `chat` say; `requests` are questions with their options."""
     from foveate.core.errors import UserError
+    from foveate.core.runs import check_run_path
     from foveate.mllm.video.networks import open_network
     from foveate.mllm.video.watch import count_text, watch
 
+    check_run_path(run)
     settings, span = build_how(how, strategy), Span.parse(start, end)
     by_question = getattr(settings, "choose", "even") == "query"
     if by_question and len(requests) != 1:
@@ -500,6 +508,12 @@ def _watch(
         raise UserError(f"{clip}: no such file or folder")
     with collect_warnings() as texts:
         network = open_network(model, device=device, rope_factor=rope_factor)
+        # Of a chat no question is known: each is checked when it is asked.
+        text_tokens = None
+        if fit or requests:
+            has_options = any(options for _, options in requests)
+            answer_tokens = _LETTER_TOKENS if has_options else max_tokens
+            text_tokens = count_text(network, requests, prompt=prompt or None, max_tokens=answer_tokens)
         viewing = watch(
             network,
             clip,
@@ -509,7 +523,7 @@ def _watch(
             selector=_open_selector(selector, device),
             query=requests[0][0] if by_question else None,
             fit=fit,
-            text_tokens=count_text(network, requests, prompt=prompt or None, max_tokens=max_tokens) if fit else None,
+            text_tokens=text_tokens,
             prompt=prompt or None,
             allow_damaged=allow_damaged,
         )

@@ -104,6 +104,8 @@ def _explain(text: str, match: re.Match[str] | None) -> str:
     likely = re.sub(r"_fast_", "-fast_", text.strip().lower())
     if _STRICT.fullmatch(likely):
         hint = f". Did you mean '{likely}'?"
+    elif (compatible := _COMPATIBLE.fullmatch(text)) and not all(int(compatible[group]) for group in (1, 3, 4)):
+        hint = "; for no slow frames pass slow=0 (--slow 0), for no fast path fast=None (--fast none)"
     else:
         hint = nearest(text, [*strategy_kinds(), *OPERATORS, EXAMPLE])
     return f"how: not a strategy (got '{text:.100}'); expected {EXAMPLE} or one of {', '.join(strategy_kinds())}{hint}"

@@ -59,9 +59,15 @@ def _read_line(entry: dict[str, Any], where: str, number: int) -> VideoQuestion:
 
 def _read_evidence(value: Any, where: str) -> tuple[tuple[int, ...], ...]:
     groups = value if isinstance(value, list) else [None]
-    if not all(isinstance(group, list) and group and all(type(frame) is int for frame in group) for group in groups):
-        raise UserError(f"{where}: field 'evidence': expected groups of frames, [[3], [7, 8]] (got {value!r:.60})")
+    if not all(isinstance(group, list) and group and all(map(_is_frame, group)) for group in groups):
+        expected = "expected groups of frames counted from 0, [[3], [7, 8]]"
+        raise UserError(f"{where}: field 'evidence': {expected} (got {value!r:.60})")
     return tuple(tuple(group) for group in groups)
+
+
+def _is_frame(value: Any) -> bool:
+    # bool is an int, too.
+    return type(value) is int and value >= 0
 
 
 SET = QuestionSet("Own questions", read)

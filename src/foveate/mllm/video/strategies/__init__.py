@@ -24,6 +24,8 @@ _STRIDES = {"1x1": "concat", "1x2": "spatial_1d_max_pool", "2x2": "spatial_2d_ma
 
 def _parse_operator(value: Any) -> Any:
     """Turn a stride "1x2" (rows x columns) into the operator that has it; the rest is left to pydantic."""
+    if isinstance(value, str) and value[:1].isdigit() and value not in _STRIDES:
+        raise ValueError(f"unknown stride; expected one of {', '.join(_STRIDES)}, or an operator such as concat")
     return _STRIDES.get(value, value) if isinstance(value, str) else value
 
 
