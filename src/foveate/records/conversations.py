@@ -11,10 +11,11 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -236,15 +237,32 @@ def decode_shape(stored: Mapping[str, object]) -> Shape:
     try:
         ((name, value),) = stored.items()
         return _DECODERS[name](value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"region {str(stored)[:80]}: expected one field of {', '.join(_DECODERS)}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"region {str(stored)[:80]}: expected one field of {', '.join(_DECODERS)}, of numbers"
+        ) from error
 
 
-_DECODERS = {
-    "point": lambda value: Point(*value),
-    "box": lambda value: PixelBox(*value),
-    "stroke": lambda value: Stroke(tuple(Point(*point) for point in value)),
-    "mask": lambda value: Mask(tuple(value["size"]), tuple(value["counts"])),
+def _check_numbers(values: Iterable[object], kind: type = Real) -> tuple[Any, ...]:
+    """Return numbers as they are; raise TypeError or OverflowError for what is none, or too large for a float."""
+    numbers = tuple(values)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, kind):
+            raise TypeError("not a number")
+        float(number)
+    return numbers
+
+
+def _decode_mask(value: Mapping[str, Any]) -> Mask:
+    height, width = _check_numbers(value["size"], Integral)
+    return Mask((height, width), _check_numbers(value["counts"], Integral))
+
+
+_DECODERS: dict[str, Callable[[Any], Shape]] = {
+    "point": lambda value: Point(*_check_numbers(value)),
+    "box": lambda value: PixelBox(*_check_numbers(value)),
+    "stroke": lambda value: Stroke(tuple(Point(*_check_numbers(point)) for point in value)),
+    "mask": _decode_mask,
 }
 
 
@@ -290,8 +308,10 @@ def _read_shapes(text: str | None) -> tuple[Shape, ...]:
         return ()
     try:
         stored = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"regions {text[:80]!r} of a conversation are not JSON") from error
+    if not isinstance(stored, list):
+        raise UserError(f"regions {text[:80]!r} of a conversation: not a list; expected one of shapes")
     return tuple(map(decode_shape, stored))
 
 

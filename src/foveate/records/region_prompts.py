@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,16 +101,15 @@ def read_stroke(path: Path) -> Stroke:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); expected a list of [x, y]") from error
     stored = content if isinstance(content, dict) else {"stroke": content}
     try:
         shape = decode_shape(stored)
         values = [value for point in shape.points for value in (point.x, point.y)]  # type: ignore[union-attr]
-        is_finite = bool(np.isfinite(np.array(values, dtype=np.float64)).all())
-    except (UserError, AttributeError, TypeError, ValueError) as error:
+    except (UserError, AttributeError) as error:
         raise UserError(f"{path}: no stroke (got {str(content)[:60]}); expected a list of [x, y]") from error
-    if not values or not is_finite:
+    if not values or not all(map(math.isfinite, values)):
         raise UserError(f"{path}: {'a coordinate is not finite' if values else 'no points'}; expected a list of [x, y]")
     return shape  # type: ignore[return-value]
 
