@@ -6,13 +6,16 @@ foveate mllm evaluate runs/mini/model --suite scenes --data questions --run runs
 python tools/ship_model.py runs/mini runs/mini-scenes mini
 
 The same with `foveate collect referring --to referring` and `foveate mllm train ferret-on-mini` makes `mini-ferret`.
+The forms of requests alone: `python tools/ship_model.py --requests`.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
+from foveate.caption.chat_format import USUAL_LENGTHS, caption_request, writes_captions
 from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
 from foveate.core.model_folder import CARD, CONFIG, METRICS
 from foveate.core.paths import DATA
@@ -21,6 +24,10 @@ from foveate.core.results import parse_result
 from foveate.mllm.card import model_card
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import MllmResult, SuiteResult
+from foveate.multimodal.opening import SHIPPED
+from foveate.multimodal.request_forms import REQUESTS
+from foveate.records.questions import list_endings
+from foveate.records.scenes import question_forms, region_forms
 
 MAX_BYTES = 10_000_000
 
@@ -39,11 +46,30 @@ def ship(run: Path, evaluation: Path, name: str) -> Path:
     write_text_atomically(target / CARD, card)
     metrics = trained.box_scores.to_metrics() if trained.box_scores else {}
     write_json_atomically(target / METRICS, {"scenes": [row.to_json() for row in measured.table], **metrics})
+    write_json_atomically(target / REQUESTS, list_requests(config))
     size = sum(path.stat().st_size for path in target.iterdir())
     if size > MAX_BYTES:
         raise SystemExit(f"{target}: {size:,} bytes; expected at most {MAX_BYTES:,}")
     return target
 
 
+def list_requests(config: dict[str, Any]) -> dict[str, list[str]]:
+    """List the forms of requests that a shipped model was trained on, from its config.json."""
+    if config["provenance"]["collection"] == "referring":
+        forms = region_forms.list_patterns()
+    else:
+        forms = [text for form in question_forms.FORMS.values() for text in (*form.training, *form.held_out)]
+    if writes_captions(config):
+        forms += [caption_request(kind, length=USUAL_LENGTHS[kind]) for kind in ("ssc", "dsc", "dsc_plus")]
+        forms += ["Write a short caption, {range} tokens.", "Write a caption, {range} tokens."]
+        forms += ["Write a dense caption, {range} tokens."]
+        forms += ["Write a caption with the facts of the text, {range} tokens. Text: {text}"]
+    return {"forms": forms, "endings": list_endings()}
+
+
 if __name__ == "__main__":
-    print(ship(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
+    if sys.argv[1:] == ["--requests"]:
+        for name in SHIPPED:
+            write_json_atomically(DATA / name / REQUESTS, list_requests(read_json(DATA / name / CONFIG)))
+    else:
+        print(ship(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))

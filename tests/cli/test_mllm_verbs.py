@@ -322,6 +322,22 @@ def test_a_run_folder_that_is_a_file_is_refused_before_a_model_is_opened(
     assert "--run" in refused.err
 
 
+def test_the_shipped_model_names_the_request_nearest_to_a_question_that_it_cannot_know(
+    foveate: Any, tmp_path: Path
+) -> None:
+    image = tmp_path / "image.png"
+    draw_scene(seed=0, split="test", index=1).image.save(image)
+    unknown = foveate("ask", image, "What is in the image?")
+    assert unknown.code == 0
+    assert "mini" in unknown.err
+    request = "Write a short caption, 8 to 11 tokens."
+    assert request in unknown.err
+    ended = foveate("ask", image, request, "--json")
+    assert ended.json["nearest_requests"] == []
+    assert request not in ended.err
+    assert len(ended.json["text"].split()) > 3
+
+
 def test_options_and_boxes_of_the_shipped_model(foveate: Any, tmp_path: Path) -> None:
     """The likelier option comes first with its share; of several images each is drawn."""
     images = [tmp_path / "first.png", tmp_path / "second.png"]

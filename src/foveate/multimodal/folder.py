@@ -44,6 +44,7 @@ from foveate.language.vocabulary import read_tokenizer
 from foveate.multimodal.build import build_model, open_source
 from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.prompts import PromptWriter, create_prompts
+from foveate.multimodal.request_forms import RequestForms, read_request_forms
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.conversations import REGION
 from foveate.vision.preprocess import check_preprocess
@@ -66,6 +67,7 @@ class LoadedModel:
         tokenizer: of its language model.
         provenance: how it was trained.
         min_box_score: a phrase that no patch matches so well counts as not shown; None = every phrase gets a box.
+        requests: forms of requests that it was trained on; None where the folder names none.
     """
 
     model: MultimodalModel
@@ -73,6 +75,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     provenance: dict[str, Any]
     min_box_score: float | None = None
+    requests: RequestForms | None = None
 
     @property
     def name_ids(self) -> frozenset[int]:
@@ -156,7 +159,8 @@ def load_model(folder: Path, *, device: torch.device | None = None) -> LoadedMod
     load_weights(model, folder / WEIGHTS)
     model.to(device or torch.device("cpu")).eval().requires_grad_(False)
     prompts = create_prompts(chat, settings)
-    return LoadedModel(model, prompts, chat.tokenizer, config["provenance"], config.get(MIN_BOX_SCORE))
+    requests = read_request_forms(folder)
+    return LoadedModel(model, prompts, chat.tokenizer, config["provenance"], config.get(MIN_BOX_SCORE), requests)
 
 
 def read_settings(folder: Path) -> tuple[MultimodalSettings, dict[str, Any]]:

@@ -22,6 +22,7 @@ class Exchange(ResultModel):
         regions: of the question, in the order of its text. boxes: of the answer.
         phrases: of each box, "" where no text belongs to it. unboxed: phrases without a box, with --ground.
         box_scores: how well each box matches, of models with a box head. rejected: scores of what was not found.
+        nearest_requests: forms nearest to a question that has none of those that the model was trained on.
         options: answers to choose from, with their probabilities; `text` is the likeliest.
     """
 
@@ -35,6 +36,7 @@ class Exchange(ResultModel):
     unboxed: list[str] = []
     box_scores: list[float] = []
     rejected: list[float] = []
+    nearest_requests: list[str] = []
     options: list[str] = []
     probabilities: list[float] = []
     tokens: int

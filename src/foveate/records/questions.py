@@ -59,6 +59,11 @@ SENTENCE_SHARE = 0.25
 Way = Literal["drawn", "short", "sentence"]
 
 
+def list_endings() -> list[str]:
+    """List what may stand behind a question to say in which form its answer shall be."""
+    return sorted({ending.strip() for group in (*_ALONE, *_SENTENCE) for ending in group if ending})
+
+
 def pick(rng: np.random.Generator, texts: Sequence[str]) -> str:
     """Draw one of several texts."""
     return texts[int(rng.integers(len(texts)))]

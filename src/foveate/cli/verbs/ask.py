@@ -13,7 +13,7 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish, print_stream, run_option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from foveate.multimodal.answers import Answer
     from foveate.multimodal.ask_settings import Unit
@@ -137,7 +137,10 @@ def command(
     loaded = time.perf_counter()
     if chat:
         conversation = model.chat(images)
-        exchanges = _chat(conversation, question, shapes, checked.max_tokens, ground=ground, num_images=len(images))
+        exchanges = _chat(
+            conversation, question, shapes, checked.max_tokens, ground=ground, num_images=len(images),
+            find_nearest=lambda text: find_nearest_requests(model, text, name=checked.model),
+        )  # fmt: skip
         if run is not None:
             result = make_result(model, checked.model, loaded - start, exchanges)
             finish({}, [], write_page(run, images, result), as_json=False)
@@ -156,7 +159,10 @@ def command(
         if ground and not as_json:
             click.echo(answer.text)
     exchange = make_exchange(question, shapes, answer, time.perf_counter() - loaded, num_images=len(images))
-    exchange = exchange.model_copy(update={"options": list(options), "probabilities": list(shares)})
+    nearest = find_nearest_requests(model, question, name=checked.model, silent=as_json)
+    exchange = exchange.model_copy(
+        update={"options": list(options), "probabilities": list(shares), "nearest_requests": nearest}
+    )
     result = make_result(model, checked.model, loaded - start, [exchange])
     paths = _write_images(image_out, images, answer) if image_out else {}
     if coco_out:
@@ -267,6 +273,16 @@ def make_exchange(
     )
 
 
+def find_nearest_requests(model: Any, question: str, *, name: str, silent: bool = False) -> list[str]:
+    """Return the requests nearest to a question that the model was not trained for, and tell the user on stderr."""
+    loaded = getattr(model, "loaded", None)
+    nearest = loaded.requests.find_nearest(question) if loaded is not None and loaded.requests else []
+    if nearest and not silent:
+        quoted = " or ".join(f'"{form}"' for form in nearest)
+        click.echo(f"note: {name} was not trained on such a question and may miss it; nearest: {quoted}", err=True)
+    return nearest
+
+
 def make_result(model: Any, name: str, seconds_to_open: float, exchanges: list[Exchange]) -> AskResult:
     from foveate.multimodal.results import AskResult
 
@@ -301,7 +317,14 @@ def write_page(path: Path, images: tuple[Path, ...], result: AskResult) -> dict[
 
 
 def _chat(
-    chat: Any, question: str, regions: Sequence[Shape], max_tokens: int, *, ground: bool, num_images: int
+    chat: Any,
+    question: str,
+    regions: Sequence[Shape],
+    max_tokens: int,
+    *,
+    ground: bool,
+    num_images: int,
+    find_nearest: Callable[[str], list[str]],
 ) -> list[Exchange]:
     """Answer the first question, then each line of the input, until it ends; return all exchanges."""
     from foveate.core.errors import UserError
@@ -313,7 +336,8 @@ def _chat(
         answer = chat.ask(text, regions=regions, ground=ground, max_tokens=max_tokens)
         click.echo(answer.text)
         new_images = 0 if exchanges else num_images
-        exchanges.append(make_exchange(text, regions, answer, time.perf_counter() - start, num_images=new_images))
+        exchange = make_exchange(text, regions, answer, time.perf_counter() - start, num_images=new_images)
+        exchanges.append(exchange.model_copy(update={"nearest_requests": find_nearest(text)}))
 
     ask(question, regions)
     while True:

@@ -160,3 +160,8 @@ _PATTERNS: dict[str, tuple[tuple[str, ...], str | Mapping[str, str]]] = {
     ),
 }
 FORMS = {name: make_form(name, patterns, sentence) for name, (patterns, sentence) in _PATTERNS.items()}
+
+
+def list_patterns() -> list[str]:
+    """List the patterns of all questions about regions; see `expand`."""
+    return [pattern for patterns, _ in _PATTERNS.values() for pattern in patterns]

@@ -1,0 +1,95 @@
+"""The forms of requests that a model was trained on: a small model answers any other one as if it were one of them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from foveate.core.errors import UserError
+from foveate.core.files import read_json
+from foveate.records.conversations import IMAGE, REGION
+from foveate.records.rows import clean_text
+from foveate.records.scenes.region_forms import expand
+
+REQUESTS = "requests.json"
+_FIELD = re.compile(r"\{(\w+)\}")
+_REGION_NAME = re.compile(r"<\d{1,4}>")
+# Fields such as {is_x} stand for a verb, others for any words.
+_VERB = re.compile(r"(is|are)_", re.IGNORECASE)
+
+
+class RequestForms(NamedTuple):
+    """Forms of requests with fields, such as "Where is the {x}?".
+
+    Attributes:
+        forms: patterns in the grammar of `records.scenes.region_forms`. endings: what may stand behind them.
+    """
+
+    forms: tuple[str, ...]
+    endings: tuple[str, ...] = ()
+
+    def find_nearest(self, question: str) -> list[str]:
+        """Return the forms nearest to a question, one without a field first; none if the question has one of them."""
+        text = _normalize(question)
+        for ending in map(_normalize, self.endings):
+            if text.endswith(f" {ending}"):
+                text = _normalize(text.removesuffix(ending))
+        readings = [reading for form in self.forms for reading in expand(form)]
+        if re.fullmatch("|".join(map(_to_pattern, readings)), text):
+            return []
+        num_regions = text.count(REGION)
+        same = [reading for reading in readings if reading.count(REGION) == num_regions] or readings
+        # Of the image as a whole: what somebody asks who does not know yet what it shows.
+        whole = [reading for reading in same if not num_regions and not _FIELD.search(reading)]
+        nearest = [max(part, key=lambda form: _compare(form, text)) for part in (whole, same) if part]
+        return list(dict.fromkeys(map(_display, nearest)))
+
+
+def read_request_forms(folder: Path) -> RequestForms | None:
+    """Read the forms of a model folder; None where it names none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / REQUESTS
+    if not path.is_file():
+        return None
+    stored = read_json(path)
+    parts = [stored.get(name) if isinstance(stored, dict) else None for name in RequestForms._fields]
+    if not all(isinstance(part, list) and all(isinstance(text, str) for text in part) for part in parts):
+        raise UserError(f"{path}: no forms of requests (got {str(stored)[:60]}); expected lists 'forms' and 'endings'")
+    return RequestForms(*map(tuple, parts))
+
+
+def _normalize(text: str) -> str:
+    plain = clean_text(_REGION_NAME.sub(REGION, text).replace(IMAGE, " ")).casefold()
+    return " ".join(plain.split()).rstrip(" .?!")
+
+
+def _to_pattern(form: str) -> str:
+    """Return the regular expression of a form: a field stands for any words, or for a verb."""
+    # Split at a group, every second part is the name of a field.
+    parts = _FIELD.split(form.rstrip(".?!"))
+    texts = [re.escape(part.casefold()) for part in parts[::2]]
+    values = ["(is|are)" if _VERB.match(field) else ".+?" for field in parts[1::2]]
+    return "".join(text + value for text, value in zip(texts, [*values, ""], strict=True))
+
+
+def _compare(form: str, text: str) -> float:
+    # A field counts as a word that does not match.
+    words = _normalize(_FIELD.sub("...", form)).split()
+    return difflib.SequenceMatcher(None, words, text.split()).ratio()
+
+
+def _display(form: str) -> str:
+    """Return a form as a person would write it: "{Is_x} the {x} red?" as "Is the ... red?"."""
+
+    def replace(match: re.Match[str]) -> str:
+        verb = _VERB.match(match[1])
+        return verb[1] if verb else "..."
+
+    for number in range(1, form.count(REGION) + 1):
+        form = form.replace(REGION, f"<{number}>", 1)
+    return _FIELD.sub(replace, form)
