@@ -57,10 +57,17 @@ def read_request_forms(folder: Path) -> RequestForms | None:
     if not path.is_file():
         return None
     stored = read_json(path)
-    parts = [stored.get(name) if isinstance(stored, dict) else None for name in RequestForms._fields]
-    if not all(isinstance(part, list) and all(isinstance(text, str) for text in part) for part in parts):
-        raise UserError(f"{path}: no forms of requests (got {str(stored)[:60]}); expected lists 'forms' and 'endings'")
-    return RequestForms(*map(tuple, parts))
+    try:
+        return RequestForms(*(_check_texts(stored[name]) for name in RequestForms._fields))
+    except (KeyError, TypeError, IndexError) as error:
+        got = str(stored)[:60]
+        raise UserError(f"{path}: no forms of requests (got {got}); expected lists 'forms' and 'endings'") from error
+
+
+def _check_texts(texts: object) -> tuple[str, ...]:
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("not a list of texts")
+    return tuple(texts)
 
 
 def _normalize(text: str) -> str:
@@ -79,8 +86,8 @@ def _to_pattern(form: str) -> str:
 
 def _compare(form: str, text: str) -> float:
     # A field counts as a word that does not match.
-    words = _normalize(_FIELD.sub("...", form)).split()
-    return difflib.SequenceMatcher(None, words, text.split()).ratio()
+    parts = _normalize(_FIELD.sub("...", form)).split()
+    return difflib.SequenceMatcher(None, parts, text.split()).ratio()
 
 
 def _display(form: str) -> str:
