@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from PIL import Image
 
 import tiny
 from conftest import Run
+from foveate.core.recipes import load
+from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.vision.localizer.folder import save_model
@@ -73,10 +76,14 @@ def test_a_plain_folder_and_a_ready_model(foveate: Run, tmp_path: Path) -> None:
     indexed = foveate("index", "clip", "photos")
     assert indexed.code == 0, indexed.err
     assert "photos: 2 images by reference, 2 new, 1 unreadable" in indexed.out
-    collect, regions, pretrain = (line.split() for line in indexed.out.splitlines() if line.startswith("  foveate"))
+    collect, regions, pretrain = (
+        shlex.split(line) for line in indexed.out.splitlines() if line.startswith("  foveate")
+    )
     assert collect[1:] == ["collect", "photos", "--to", "photos-collection", "--reference"]
     assert regions[1:] == ["regions", "photos-collection"]
-    assert pretrain[1:] == ["pretrain", "cloc-from-clip", "initial=clip", "--collection", "photos-collection"]
+    assert pretrain[1:6] == ["pretrain", "cloc-from-clip", "initial=clip", "--collection", "photos-collection"]
+    recipe = load(PretrainRecipe, "cloc-from-clip", pretrain[6:])
+    assert (recipe.training.batch_size, recipe.data.captions) == (1, {"alt": 1.0})
     assert foveate("search", "photos-index", "red", "--count", "1").code == 0
     located = foveate("locate", "clip", "photos/red.png", "a red field")
     assert "never learned places" in located.out

@@ -90,11 +90,11 @@ def command(
         lines.append(f"{counts['unreadable']:,} images could not be embedded: see quarantine")
         paths["quarantine"] = out / "quarantine.parquet"
     if index.crops:
-        lines += _training_lines(model, target, is_folder=plan.folder is not None)
+        lines += _training_lines(model, target, images=counts["images"], is_folder=plan.folder is not None)
     finish(result, lines, paths, as_json=as_json)
 
 
-def _training_lines(model: str, target: Path, *, is_folder: bool) -> list[str]:
+def _training_lines(model: str, target: Path, *, images: int, is_folder: bool) -> list[str]:
     """Name the commands that train a CLOC, which embeds boxes in the image's own pass, from a model without places."""
     collection = target
     lines = ["this model never learned places: a box costs a pass of the encoder. These commands train a CLOC from it:"]
@@ -103,8 +103,13 @@ def _training_lines(model: str, target: Path, *, is_folder: bool) -> list[str]:
         lines.append(f"  foveate collect {shlex.quote(str(target))} --to {shlex.quote(str(collection))} --reference")
     name = shlex.quote(str(collection))
     start = shlex.quote(f"initial={model if Path(model).exists() else model.partition('@')[0]}")
+    # The recipe's own numbers are those of a cluster: 100,000 steps of 32,768 images. A batch of more images than the
+    # training split would have some of them twice.
+    batch = min(64, max(1, images // 2))
+    steps = f"training.steps=2000 training.batch_size={batch} training.warmup_steps=100"
+    captions = ' "data.captions={alt: 1.0}"' if is_folder else ""
     return [
         *lines,
         f"  foveate regions {name}",
-        f"  foveate pretrain cloc-from-clip {start} --collection {name}",
+        f"  foveate pretrain cloc-from-clip {start} --collection {name} {steps}{captions}",
     ]
