@@ -44,7 +44,7 @@ class FakeAdapter:
     In the last turn "broken" raises, "breaks" raises after two words, and "slow" takes 20 ms a token.
     """
 
-    kind, num_bytes = "multimodal", 0
+    kind, num_bytes, answers_clips = "multimodal", 0, False
     decode_side: int | None = None
     endpoints = frozenset({"chat", "embeddings", "locate", "search", "classify"})
 

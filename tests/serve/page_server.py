@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import threading
@@ -23,8 +24,8 @@ import foveate.serve
 
 PAGE = Path(foveate.serve.__file__).parent / "page"
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 MODELS = {
     "mini": ("multimodal", ["chat", "locate"]),
@@ -74,7 +75,7 @@ class FakeServer:
 
     async def models(self, request: Request) -> Response:
         rows = [
-            {"id": name, "object": "model", "foveate": {"kind": kind, "endpoints": endpoints}}
+            {"id": name, "object": "model", "foveate": {"kind": kind, "endpoints": endpoints, "clips": name == "mini"}}
             for name, (kind, endpoints) in MODELS.items()
         ]
         return self.refuse(request) or JSONResponse({"object": "list", "data": rows})
@@ -92,19 +93,19 @@ class FakeServer:
         if refusal := self.refuse(request):
             return refusal
         if path == "chat/completions":
-            return StreamingResponse(self.stream(request), media_type="text/event-stream")
+            return StreamingResponse(self.stream("video_url" in str(body)), media_type="text/event-stream")
         await asyncio.sleep(self.seconds)
         content = {"object": "list", "data": REPLIES[path](body)}
         return JSONResponse(content | (verdict(body.get("text") or "") if path == "search" else {}))
 
-    async def stream(self, request: Request) -> AsyncIterator[str]:
+    async def stream(self, has_clip: bool) -> AsyncIterator[str]:
         words = self.text.split(" ")
         try:
             for number, word in enumerate(words):
                 yield event({"choices": [{"index": 0, "delta": {"content": word if number == 0 else f" {word}"}}]})
                 await asyncio.sleep(self.seconds)
             last = {"index": 0, "delta": {}, "finish_reason": "stop"}
-            yield event({"choices": [last], "foveate": {"boxes": self.boxes}})
+            yield event({"choices": [last], "foveate": {"boxes": self.boxes, **({"clip": clip()} if has_clip else {})}})
             yield event({"choices": [], "usage": {"completion_tokens": len(words)}})
             yield "data: [DONE]\n\n"
         except asyncio.CancelledError:
@@ -114,6 +115,14 @@ class FakeServer:
 
 def event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"
+
+
+def clip() -> dict[str, Any]:
+    data = io.BytesIO()
+    Image.new("RGB", (160, 120), (90, 140, 90)).save(data, "WEBP")
+    image = f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+    frames = [{"index": 3 * row, "time": 1.5 * row, "is_slow": row % 3 == 0, "image": image} for row in range(12)]
+    return {"how": "slowfast", "num_decoded": 36, "fitted": ["fast 4x4 -> 2x2"], "warnings": [], "frames": frames}
 
 
 def hit(number: int) -> dict[str, Any]:

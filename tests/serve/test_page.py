@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import os
 import re
@@ -21,6 +22,8 @@ from PIL import Image
 
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 from page_server import PAGE, FakeServer, serve
+
+from video_files import moving_square, write_clip
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCRIPTS = ("boxes.js", "play.js", "server.js", "snippets.js", "tasks.js")
@@ -144,6 +147,19 @@ def draw(page: Any, start: tuple[float, float], end: tuple[float, float]) -> Non
     page.mouse.down()
     page.mouse.move(*points[1], steps=5)
     page.mouse.up()
+
+
+def animate(file_format: str, num_frames: int) -> bytes:
+    """Encode frames of the example with a view that moves."""
+    with Image.open(PAGE / "example.jpg") as example:
+        frames = [example.crop((8 * index, 200, 8 * index + 160, 320)) for index in range(num_frames)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, file_format, save_all=True, append_images=frames[1:], duration=250)
+    return buffer.getvalue()
+
+
+def choose(page: Any, name: str, kind: str, data: bytes) -> None:
+    page.locator("#file").set_input_files({"name": name, "mimeType": kind, "buffer": data})
 
 
 def ask(page: Any, question: str) -> Any:
@@ -360,6 +376,64 @@ class TestBrowser:
             page.get_by_role("article", name="notes.txt").get_by_text("cannot show").wait_for()
             assert page.get_by_role("img", name="two.jpg").count() == 1
 
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.parametrize("size", SIZES)
+    def test_a_clip_is_asked_about_and_its_sampled_frames_are_shown(
+        self, browser: Any, server: FakeServer, tmp_path: Path, size: str, scheme: str
+    ) -> None:
+        moving, still = animate("WEBP", 4), animate("GIF", 1)
+        with opened(browser, server, size=size, color_scheme=scheme, bypass_csp=True) as page:
+            choose(page, "moving.webp", "image/webp", moving)
+            page.get_by_text("moving.webp, 160 × 120, a clip").wait_for()
+            article = done(ask(page, "What happens?"))
+            content = server.requests[-1][1]["messages"][0]["content"]
+            assert [part["type"] for part in content] == ["video_url", "text"]
+            assert base64.b64decode(content[0]["video_url"]["url"].split(",")[1]) == moving
+            assert server.requests[-1][1]["foveate"] == {"frame_images": True}
+            assert "12 of 36 frames, 4 slow (slowfast); fast 4x4 -> 2x2" in article.inner_text()
+            frames = article.get_by_role("list", name="Sampled frames").get_by_role("listitem")
+            assert [text for text in frames.all_inner_texts() if "slow" in text] == [
+                "0.00 s slow", "4.50 s slow", "9.00 s slow", "13.5 s slow"
+            ]  # fmt: skip
+            assert frames.get_by_role("img", name="Frame at 1.50 s").count() == 1
+            page.screenshot(path=tmp_path / "page.png", full_page=True)
+            seen = page.evaluate(MEASURE)
+            assert (seen["scroll"], seen["outside"], seen["faint"], seen["small"]) == (SIZES[size][0], [], [], [])
+            choose(page, "still.gif", "image/gif", still)
+            page.get_by_text("still.gif, 160 × 120").wait_for()
+            done(ask(page, "What is it?"))
+            assert server.requests[-1][1]["messages"][0]["content"][0]["type"] == "image_url"
+            assert "foveate" not in server.requests[-1][1]
+
+    def test_a_moving_image_is_an_image_for_models_without_clips_and_a_video_is_none(
+        self, browser: Any, server: FakeServer, tmp_path: Path
+    ) -> None:
+        video = b"no frames"
+        if importlib.util.find_spec("av"):
+            options = {"codec": "libvpx", "pixel_format": "yuv420p"}
+            video = write_clip(tmp_path / "clip.webm", moving_square(10), **options).read_bytes()
+        with opened(browser, server) as page:
+            page.get_by_role("combobox", name="Model").select_option("cloc")
+            choose(page, "moving.webp", "image/webp", animate("WEBP", 4))
+            page.get_by_text("moving.webp, 160 × 120, a clip").wait_for()
+            page.get_by_role("textbox", name="Phrase").fill("red boat")
+            page.get_by_role("button", name="Find", exact=True).click()
+            done(page.get_by_role("article").first)
+            assert server.requests[-1][1]["image"].startswith("data:image/webp")
+            choose(page, "clip.webm", "video/webm", video)
+            page.get_by_text("clip.webm, a clip").wait_for()
+            assert page.locator("#video").is_visible()
+            assert not page.locator("#layer").is_visible()
+            page.get_by_role("button", name="Find", exact=True).click()
+            assert "a clip can only be asked about" in done(page.get_by_role("article").first).inner_text()
+            page.get_by_role("combobox", name="Model").select_option("mini")
+            page.get_by_role("radio", name="Ask").check(force=True)
+            done(ask(page, "What happens?"))
+            assert server.requests[-1][1]["messages"][0]["content"][0]["type"] == "video_url"
+            choose(page, "still.gif", "image/gif", animate("GIF", 1))
+            page.get_by_role("img", name="still.gif").wait_for()
+            assert not page.locator("#video").is_visible()
+
     def test_a_conversation_goes_on_with_one_image(self, browser: Any, server: FakeServer) -> None:
         with opened(browser, server) as page:
             take_example(page)
@@ -447,6 +521,18 @@ class TestBrowser:
             controls = re.findall(r"- (?:button|textbox|combobox|radio|checkbox|spinbutton|img|region)(?: \[.*\])?:?$",
                                   page.locator("body").aria_snapshot(), re.MULTILINE)  # fmt: skip
             assert controls == [], "each control has a name"
+
+    @pytest.mark.parametrize("size", ["desktop", "phone"])
+    def test_mini_reads_a_clip_in_the_playground(self, browser: Any, tmp_path: Path, size: str) -> None:
+        with serving(tmp_path, "mini") as server, opened(browser, server, size=size) as page:
+            page.set_default_timeout(120_000)
+            choose(page, "pan.webp", "image/webp", animate("WEBP", 24))
+            article = done(ask(page, "What is in the image?"))
+            page.screenshot(path=tmp_path / "page.png", full_page=True)
+            frames = article.get_by_role("list", name="Sampled frames").get_by_role("listitem")
+            assert frames.count() == 24, article.inner_text()
+            assert len([text for text in frames.all_inner_texts() if "slow" in text]) == 10
+            assert article.locator(".answer-text").inner_text()
 
     def test_mini_answers_in_the_playground(self, browser: Any, tmp_path: Path) -> None:
         """With FOVEATE_WRITE_IMAGES=1 its screenshots become those of docs and README."""

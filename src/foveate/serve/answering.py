@@ -90,7 +90,10 @@ class Answerer:
             record["model"] = body.model
             side = worker.adapter.decode_side
             images = await self.decoder.read(parsing.image_urls(body), param=param, longest_side=side)
-            make = functools.partial(parsing.make_call, body, images)
+            clips = await self.decoder.read_clips(
+                parsing.clip_urls(body), param=param, max_frames=self.settings.max_clip_frames
+            )
+            make = functools.partial(parsing.make_call, body, images, clips)
             call = make() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(make)
         finally:
             self._num_reading -= 1

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from foveate.core.errors import nearest
 from foveate.serve import replies
 from foveate.serve.answering import ENDPOINTS, Answerer, to_json
-from foveate.serve.calls import Adapter, ImageSource, Refused
+from foveate.serve.calls import Adapter, ChatAdapter, ImageSource, Refused
 from foveate.serve.guard import Guard, Receive, Scope, Send
 from foveate.serve.metrics import Labels, Metrics
 from foveate.serve.settings import ServeSettings
@@ -93,6 +93,7 @@ class Application:
 
     def _model_body(self, adapter: Adapter) -> dict[str, Any]:
         about = {"kind": adapter.kind, "endpoints": sorted(adapter.endpoints), "bytes": adapter.num_bytes}
+        about |= {"clips": adapter.answers_clips} if isinstance(adapter, ChatAdapter) else {}
         head = {"id": adapter.name, "object": "model", "created": self.created, "owned_by": "foveate"}
         return head | {"foveate": about}
 

@@ -55,7 +55,16 @@ class ImagePart(_Body):
     image_url: ImageAddress
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class ClipAddress(_Body):
+    url: str
+
+
+class ClipPart(_Body):
+    type: Literal["video_url"]
+    video_url: ClipAddress
+
+
+Part = Annotated[TextPart | ImagePart | ClipPart, Field(discriminator="type")]
 
 
 class Message(_Body):
@@ -80,9 +89,14 @@ class ResponseFormat(_Body):
 
 
 class Extras(_Body):
-    """The request's field `foveate`: boxes of `<1>`, `<2>` in the last message, and how a captioner writes."""
+    """The request's field `foveate`: boxes of `<1>`, `<2>` in the last message, and how a captioner writes.
+
+    Attributes:
+        frame_images: return thumbnails of the frames that were seen of a clip.
+    """
 
     boxes: list[Corners] = []
+    frame_images: bool = False
     format: str | None = None
     alt: str | None = None
     length: int | None = None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foveate.pretrain.searching.search import Hit, Verdict
+    from foveate.vision.video.sources.source import Source
 
 Endpoint = Literal["chat", "embeddings", "locate", "search", "classify"]
 
@@ -66,11 +67,16 @@ class ServedImage:
 
 @dataclass(frozen=True, slots=True)
 class ChatTurn:
-    """What one side said: text with `<image>` where each of its images stands."""
+    """What one side said: text with `<image>` where each of its images stands, and clips.
+
+    Attributes:
+        clips: opened, their headers within the limits of the server; frames are decoded when they are answered.
+    """
 
     role: Literal["system", "user", "assistant"]
     text: str
     images: tuple[ServedImage, ...] = ()
+    clips: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class ChatCall:
         regions: boxes of `<1>`, `<2>` in the last turn, in pixels of its last image.
         caption: the request's own field `foveate` for captions: format, alt, length.
         is_json: the reply must be a JSON object.
+        frame_images: the reply has thumbnails of the frames of a clip.
     """
 
     turns: tuple[ChatTurn, ...]
@@ -93,6 +100,12 @@ class ChatCall:
     regions: tuple[PixelBox, ...] = ()
     caption: Mapping[str, Any] | None = None
     is_json: bool = False
+    frame_images: bool = False
+
+    @property
+    def has_clips(self) -> bool:
+        """Whether a turn has a clip."""
+        return any(turn.clips for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +120,14 @@ class ChatBox:
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """A whole answer; the pieces of its stream, joined, are `text`."""
+    """A whole answer; the pieces of its stream, joined, are `text`. `clip` has the frames that it saw of a clip."""
 
     text: str
     finished: bool
     num_prompt_tokens: int
     num_tokens: int
     boxes: tuple[ChatBox, ...] = ()
+    clip: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +269,9 @@ class Adapter(Protocol):
 
 @runtime_checkable
 class ChatAdapter(Adapter, Protocol):
-    """An adapter that also chats."""
+    """An adapter that also chats; `answers_clips` says whether about clips, too."""
+
+    answers_clips: bool
 
     def write(self, calls: Sequence[ChatCall], listener: Listener) -> None:
         """Write the answers of a batch of one group; each row ends once, with a reply or an exception."""

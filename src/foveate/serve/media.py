@@ -1,4 +1,4 @@
-"""Data URLs to checked images, in a few threads: nothing is fetched, no path is opened, no header is believed."""
+"""Data URLs to checked images and clips, in a few threads; nothing is fetched, no path opened, no header believed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from foveate.core.errors import UserError
 from foveate.records.images import BadImage, check, decode_with_info
 from foveate.serve.calls import Refused, ServedImage
+from foveate.vision.video.sources.opening import open_source
+from foveate.vision.video.sources.source import Source
 
 # Each decodes one image at a time: with them the memory that pixels take is bounded.
 _MAX_THREADS = 4
-_HEAD = re.compile(r"data:(?:image/[a-z0-9.+-]{1,40})?(?:;[a-z0-9=.+-]{1,40}){0,3};base64,", re.IGNORECASE)
+# Sound has samples, too: 40 s of 48 kHz.
+_MAX_SAMPLES = 2_000_000
+_SAMPLES = re.compile(rb"(?:stsz|stz2).{8}(.{4})|trun.{4}(.{4})", re.DOTALL)
+_HEAD = re.compile(r"data:(?:(?:image|video)/[a-z0-9.+-]{1,40})?(?:;[a-z0-9=.+-]{1,40}){0,3};base64,", re.IGNORECASE)
 
 
 def read_data_url(url: str, *, max_pixels: int, name: str, param: str, longest_side: int | None = None) -> ServedImage:
@@ -29,25 +35,78 @@ def read_data_url(url: str, *, max_pixels: int, name: str, param: str, longest_s
     Raises:
         Refused: it is another address, no base64, or an image that is damaged or has too many pixels by its header.
     """
-    match = _HEAD.match(url)
-    if match is None:
-        raise Refused(
-            f"{name}: nothing is fetched (got '{url[:24]}'); expected data:image/png;base64,...",
-            param=param,
-            code="invalid_image_url",
-        )
+    data = _read_base64(url, name=name, param=param, expected="data:image/png;base64,...", kind="image")
     try:
-        data = base64.b64decode(memoryview(url.encode("ascii"))[match.end() :], validate=True)
         if longest_side is None:
             info, decoded = check(data, max_pixels=max_pixels), None
         else:
             decoded = decode_with_info(data, longest_side=longest_side, max_pixels=max_pixels)
             info = decoded.info
-    except (binascii.Error, UnicodeEncodeError):
-        raise Refused(f"{name}: the data URL is not base64", param=param, code="invalid_base64") from None
     except BadImage as problem:
         raise Refused(f"{name}: {problem}", param=param, code="invalid_image") from None
     return ServedImage(data, info.width, info.height, decoded)
+
+
+def read_clip_url(url: str, *, max_pixels: int, max_frames: int, name: str, param: str) -> Source:
+    """Open the clip of a data URL, and judge its header; its frames are not decoded.
+
+    Args:
+        max_pixels: of a frame. name, param: see `read_data_url`.
+
+    Raises:
+        Refused: it is another address, no base64, no clip, or its frames are too many or too large.
+    """
+    data = _read_base64(url, name=name, param=param, expected="data:video/mp4;base64,...", kind="video")
+    try:
+        _check_container(data)
+        source = open_source(data)
+        width, height = source.size
+        if width * height > max_pixels:
+            raise UserError(f"clip: frames of {width} x {height} pixels; expected at most {max_pixels:,}")
+        # A header may promise fewer frames than there are packets, whose number the size of the request limits.
+        count = source.header_frames
+        count = count if count > max_frames else max(count, len(source.predict_times()))
+        if count > max_frames:
+            raise UserError(f"clip: {count:,} frames; expected at most {max_frames:,}")
+    except UserError as problem:
+        raise Refused(f"{name}: {problem}", param=param, code="invalid_video") from None
+    return source
+
+
+def _check_container(data: bytes) -> None:
+    """Raise UserError for what FFmpeg shall not see: rare containers, and an MP4 whose index would fill the memory.
+
+    FFmpeg writes an MP4's index out when it opens the file: two kB of file become gigabytes, where all samples have
+    one size.
+    """
+    if data and data[4:8] != b"ftyp":
+        is_webp = data[:4] + data[8:12] == b"RIFFWEBP"
+        if not (is_webp or data.startswith((b"GIF8", b"\x89PNG", b"\x1a\x45\xdf\xa3"))):
+            raise UserError(f"clip: not a video (got {data[:8]!r}); expected MP4, WebM, GIF, WebP or PNG")
+        return
+    start, boxes = 0, list[bytes]()
+    while start < len(data):
+        size, kind = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8]
+        # Behind a broken size, or one in the long form, everything is searched.
+        is_broken = not 8 <= size <= len(data) - start
+        end = len(data) if is_broken else start + size
+        boxes += [data[start:end]] if is_broken or kind != b"mdat" else []
+        start = end
+    index = b"".join(boxes)
+    num_samples = sum(int.from_bytes(match[1] or match[2]) for match in _SAMPLES.finditer(index))
+    if num_samples > _MAX_SAMPLES or b"cmov" in index:
+        raise UserError(f"clip: its index has {num_samples:,} samples or is packed; expected at most {_MAX_SAMPLES:,}")
+
+
+def _read_base64(url: str, *, name: str, param: str, expected: str, kind: str) -> bytes:
+    match = _HEAD.match(url)
+    if match is None:
+        text = f"{name}: nothing is fetched (got '{url[:24]}'); expected {expected}"
+        raise Refused(text, param=param, code=f"invalid_{kind}_url")
+    try:
+        return base64.b64decode(memoryview(url.encode("ascii"))[match.end() :], validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise Refused(f"{name}: the data URL is not base64", param=param, code="invalid_base64") from None
 
 
 class ImageDecoder:
@@ -80,6 +139,15 @@ class ImageDecoder:
             )
             images.append(await loop.run_in_executor(self.pool, read))
         return images
+
+    async def read_clips(self, urls: Sequence[str], *, param: str, max_frames: int) -> list[Source]:
+        """Open the clips of a request, in their order; see `read_clip_url`."""
+        loop, clips = asyncio.get_running_loop(), []
+        options = {"max_pixels": self.max_pixels, "max_frames": max_frames, "name": f"{param}: video_url"}
+        for url in urls:
+            read = functools.partial(read_clip_url, url, param=param, **options)
+            clips.append(await loop.run_in_executor(self.pool, read))
+        return clips
 
     def close(self) -> None:
         """End the threads once they are idle."""

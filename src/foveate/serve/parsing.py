@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from foveate.core.recipes import describe_problem
 from foveate.records.boxes import Box, find_box_problem
-from foveate.serve.bodies import Body, ChatBody, ClassifyBody, EmbeddingsBody, ImagePart, LocateBody, TextPart
+from foveate.serve.bodies import Body, ChatBody, ClassifyBody, ClipPart, EmbeddingsBody, ImagePart, LocateBody, TextPart
 from foveate.serve.calls import (
     Call,
     ChatCall,
@@ -21,6 +21,7 @@ from foveate.serve.calls import (
     SearchCall,
     ServedImage,
 )
+from foveate.vision.video.sources.source import Source
 
 IMAGE_MARK = "<image>"
 _MAX_PROBLEMS = 3
@@ -57,6 +58,12 @@ def image_urls(body: Body) -> list[str]:
     return [body.image] if body.image is not None else []
 
 
+def clip_urls(body: Body) -> list[str]:
+    """List the data URLs of the clips of a request, in its order."""
+    parts = [part for message in body.messages for part in message.content] if isinstance(body, ChatBody) else []
+    return [part.video_url.url for part in parts if isinstance(part, ClipPart)]
+
+
 def without_images(body: Body) -> dict[str, Any]:
     """Return a request for the log, without the images in it."""
     content = body.model_dump(exclude={"image", "images"}, exclude_defaults=True)
@@ -65,14 +72,14 @@ def without_images(body: Body) -> dict[str, Any]:
     return content
 
 
-def make_call(body: Body, images: Sequence[ServedImage]) -> Call:
-    """Turn a request and its decoded images into a call.
+def make_call(body: Body, images: Sequence[ServedImage], clips: Sequence[Source] = ()) -> Call:
+    """Turn a request, its decoded images and its clips into a call.
 
     Raises:
         Refused: fields that contradict each other, or a box that is none.
     """
     if isinstance(body, ChatBody):
-        return _make_chat_call(body, images)
+        return _make_chat_call(body, images, clips)
     if isinstance(body, LocateBody):
         return LocateCall(images[0], tuple(body.phrases))
     if isinstance(body, ClassifyBody):
@@ -91,10 +98,10 @@ def make_call(body: Body, images: Sequence[ServedImage]) -> Call:
     return SearchCall(body.text, next(iter(images), None), box, body.negative, body.count, body.kind)
 
 
-def _make_chat_call(body: ChatBody, images: Sequence[ServedImage]) -> ChatCall:
-    iterator, turns = iter(images), []
+def _make_chat_call(body: ChatBody, images: Sequence[ServedImage], clips: Sequence[Source]) -> ChatCall:
+    iterator, clip_iterator, turns = iter(images), iter(clips), []
     for number, message in enumerate(body.messages):
-        param, parts, turn_images = f"messages.{number}.content", [], []
+        param, parts, turn_images, turn_clips = f"messages.{number}.content", [], [], []
         for part in message.content:
             if isinstance(part, TextPart):
                 if IMAGE_MARK in part.text:
@@ -102,11 +109,13 @@ def _make_chat_call(body: ChatBody, images: Sequence[ServedImage]) -> ChatCall:
                 parts.append(part.text)
             elif message.role != "user":
                 raise Refused(f"{param}: only messages of the user have images (got {message.role})", param=param)
+            elif isinstance(part, ClipPart):
+                turn_clips.append(next(clip_iterator))
             else:
                 parts.append(IMAGE_MARK)
                 turn_images.append(next(iterator))
         role = "system" if message.role == "developer" else message.role
-        turns.append(ChatTurn(role, "\n".join(parts), tuple(turn_images)))
+        turns.append(ChatTurn(role, "\n".join(parts), tuple(turn_images), tuple(turn_clips)))
     if turns[-1].role != "user":
         raise Refused(f"messages: the last one must be the user's (got {turns[-1].role})", param="messages")
     boxes, last = _read_boxes(body.foveate.boxes, "foveate.boxes"), next(reversed(images), None)
@@ -122,6 +131,7 @@ def _make_chat_call(body: ChatBody, images: Sequence[ServedImage]) -> ChatCall:
         regions=tuple(box.to_pixels(last.width, last.height) for box in boxes) if last else (),
         caption=body.foveate.caption(),
         is_json=body.response_format is not None and body.response_format.type == "json_object",
+        frame_images=body.foveate.frame_images,
     )
 
 

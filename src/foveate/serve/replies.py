@@ -55,7 +55,7 @@ class ChatWriter:
         """Return a whole answer."""
         message = {"role": "assistant", "content": reply.text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(reply)}
-        return self._object("chat.completion", [choice], usage=_usage(reply), foveate=self._boxes(reply))
+        return self._object("chat.completion", [choice], usage=_usage(reply), foveate=self._extras(reply))
 
     def start(self) -> dict[str, Any]:
         """Return the first chunk, without text."""
@@ -66,8 +66,8 @@ class ChatWriter:
         return self._chunk({"content": text})
 
     def end(self, reply: ChatReply) -> list[dict[str, Any]]:
-        """Return the last chunks: the reason and the boxes, and the usage where the client wants it."""
-        chunks = [self._chunk({}, _finish_reason(reply)) | {"foveate": self._boxes(reply)}]
+        """Return the last chunks: the reason, the boxes and the frames, and the usage where the client wants it."""
+        chunks = [self._chunk({}, _finish_reason(reply)) | {"foveate": self._extras(reply)}]
         if self.include_usage:
             chunks.append(self._object("chat.completion.chunk", [], usage=_usage(reply)))
         return chunks
@@ -80,8 +80,9 @@ class ChatWriter:
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
         return {**head, "choices": choices, **fields}
 
-    def _boxes(self, reply: ChatReply) -> dict[str, Any]:
-        return {"boxes": [_chat_box(box, self.images[box.image]) for box in reply.boxes]}
+    def _extras(self, reply: ChatReply) -> dict[str, Any]:
+        clip = {} if reply.clip is None else {"clip": reply.clip}
+        return {"boxes": [_chat_box(box, self.images[box.image]) for box in reply.boxes], **clip}
 
 
 def _finish_reason(reply: ChatReply) -> str:

@@ -26,7 +26,10 @@ class ServeSettings(Settings):
         64, ge=1, le=65536, description="maximum number of calls at work or waiting for a model; more get 503"
     )
     max_body_mb: float = Field(24, gt=0, le=1024, description="maximum size of a request in MB")
-    max_pixels: int = Field(25_000_000, ge=1, le=80_000_000, description="maximum width times height of an image")
+    max_pixels: int = Field(
+        25_000_000, ge=1, le=80_000_000, description="maximum width times height of images and frames"
+    )
+    max_clip_frames: int = Field(3000, ge=1, le=100_000, description="maximum number of frames of a clip")
     max_tokens: int = Field(1024, ge=1, le=1_000_000, description="maximum and default length of an answer in tokens")
     max_connections: int = Field(
         32, ge=1, le=65536, description="maximum number of open connections of one client address; more get 429"

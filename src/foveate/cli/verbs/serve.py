@@ -23,6 +23,7 @@ from foveate.cli.options import common, dry_run_option, finish
     "queue",
     "max_body_mb",
     "max_pixels",
+    "max_clip_frames",
     "max_tokens",
     "max_connections",
     "max_all_connections",

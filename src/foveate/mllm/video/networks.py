@@ -69,9 +69,18 @@ def open_network(
     config = read_config(checkpoint)
     stretch_positions(config.get_text_config(), rope_factor)
     model = load_foreign(checkpoint, device=torch_device, config=config)
+    return wrap_foreign(model, checkpoint, name=str(source))
+
+
+def wrap_foreign(model: Any, checkpoint: Checkpoint, *, name: str) -> Network:
+    """Wrap a model of transformers with the tokenizer and the rule of pixels of its checkpoint.
+
+    Raises:
+        UserError: it is of none of `FAMILIES`.
+    """
+    preprocess = _read_preprocess(checkpoint, read_config(checkpoint))
     tokenizer, template = _read_tokenizer(checkpoint)
-    preprocess = _read_preprocess(checkpoint, config)
-    return wrap_llava(model, name=str(source), preprocess=preprocess, tokenizer=tokenizer, template=template)
+    return wrap_llava(model, name=name, preprocess=preprocess, tokenizer=tokenizer, template=template)
 
 
 def hash_weights(source: str | Path, *, revision: str | None = None) -> str:

@@ -13,6 +13,7 @@ from foveate.caption.chat_requests import read_request
 from foveate.core.errors import UserError
 from foveate.language.generate import GenerationSettings
 from foveate.language.positions import find_context
+from foveate.mllm.video.adapter import Network
 from foveate.multimodal.answers import Answer, certain_text
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.foreign import ForeignMllm
@@ -24,6 +25,7 @@ from foveate.records.boxes import Box
 from foveate.records.conversations import IMAGE
 from foveate.serve.adapters import count_bytes, use_precision
 from foveate.serve.calls import Call, ChatCall, ChatReply, Endpoint, Listener, LocateCall, Located, Refused
+from foveate.serve.clips import ClipWriter, wrap_model
 from foveate.serve.dialogs import cut_text, hold_back, list_boxes, read_dialog
 
 # More than any vocabulary packs into a token, but for blanks.
@@ -43,10 +45,13 @@ class MultimodalAdapter:
         *,
         name: str,
         captioner: MllmCaptioner | None = None,
+        network: Network | UserError | None = None,
         precision: str = "auto",
         max_tokens: int = 1024,
     ) -> None:
         self.model, self.name, self.captioner = model, name, captioner
+        network = network or UserError(f"{name}: was opened for images alone")
+        self.clips, self.answers_clips = ClipWriter(network, max_tokens=max_tokens), isinstance(network, Network)
         self.precision, self.max_tokens = precision, max_tokens
         self._network: Any = model.loaded.model if isinstance(model, Mllm) else model.model
         self.max_images = model.loaded.model.settings.max_images if isinstance(model, Mllm) else None
@@ -69,6 +74,9 @@ class MultimodalAdapter:
         if (num_letters := sum(len(turn.text) for turn in call.turns)) > self._max_letters:
             text = f"messages: {num_letters:,} letters; {self.name} takes at most {self._max_letters:,}"
             raise Refused(text, param="messages", code="context_length_exceeded")
+        if call.has_clips:
+            self.clips.check(call)
+            return
         try:
             request = self._read_caption(call)
             if request is None:
@@ -81,7 +89,9 @@ class MultimodalAdapter:
             raise Refused(text, param="response_format", code="unsupported_value")
 
     def group(self, call: Call) -> Hashable:
-        """Return whether a caption is asked for, which ends before it repeats itself."""
+        """Return whether a clip is asked about, or a caption is asked for, which ends before it repeats itself."""
+        if isinstance(call, ChatCall) and call.has_clips:
+            return "clip"
         return isinstance(call, ChatCall) and self.captioner is not None and self._read_caption(call) is not None
 
     def answer(self, calls: Sequence[Call]) -> list[Any]:
@@ -99,7 +109,12 @@ class MultimodalAdapter:
         ]
 
     def write(self, calls: Sequence[ChatCall], listener: Listener) -> None:
-        """Write answers together, or captions together."""
+        """Write answers together, captions together, or answers about clips one after another."""
+        if calls[0].has_clips:
+            with use_precision(self.precision, self._network):
+                for number, call in enumerate(calls):
+                    self.clips.write(number, call, listener)
+            return
         # Equal bytes become one object, which the model encodes once.
         images = {image.data: image.data for call in calls for turn in call.turns for image in turn.images}
         requests = [self._read_caption(call) for call in calls]
@@ -211,4 +226,7 @@ def open_adapter(folder: Path, *, name: str, device: str | None, precision: str,
     if isinstance(model, ForeignMllm):
         # Its errors begin with it, and a folder of the server is nothing for clients.
         model.name = name
-    return MultimodalAdapter(model, name=name, captioner=captioner, precision=precision, max_tokens=max_tokens)
+    network = wrap_model(model, folder, name=name)
+    return MultimodalAdapter(
+        model, name=name, captioner=captioner, network=network, precision=precision, max_tokens=max_tokens
+    )

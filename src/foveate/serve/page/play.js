@@ -4,9 +4,10 @@ import { access, readData, request } from "./server.js";
 import { asCurl, asPython, shorten } from "./snippets.js";
 import { TASKS } from "./tasks.js";
 
-const state = { models: [], task: "chat", image: null, turns: [], asked: "", abort: null };
+const state = { models: [], task: "chat", image: null, clip: null, turns: [], asked: "", abort: null };
 const say = (text) => { by("status").textContent = text; };
 const isNew = () => [state.asked, ""].includes(by("text").value.trim());
+const answersClips = () => Boolean(state.models.find((model) => model.id === by("model").value)?.foveate?.clips);
 const endpoints = (id) => state.models.find((model) => model.id === id)?.foveate?.endpoints ?? ["chat"];
 
 // ---- an answer ----
@@ -38,6 +39,13 @@ function addEntry(title) {
         chips.append(make("li", {}, chip));
       }
     },
+    // Sampled frames of a clip, as the model saw them.
+    frames({ how, frames, num_decoded: total, fitted, warnings }) {
+      const slow = frames.filter((frame) => frame.is_slow).length, seconds = (time) => `${time.toFixed(time < 10 ? 2 : 1)} s`;
+      body.append(make("p", { className: "note" }, [`${frames.length} of ${total} frames, ${slow} slow (${how})`, ...fitted, ...warnings].join("; ")));
+      body.append(make("ol", { className: "hits frames", "aria-label": "Sampled frames" }, ...frames.map(({ image, time, is_slow: isSlow }) => make("li", { className: isSlow ? "slow" : "" },
+        make("img", { src: image, alt: `Frame at ${seconds(time)}` }), make("span", { className: "note" }, seconds(time), ...(isSlow ? [make("b", {}, " slow")] : []))))));
+    },
     problem(text) { body.append(make("p", { className: "problem" }, text)); },
     end(text) { note.textContent = text; article.setAttribute("aria-busy", "false"); },
   };
@@ -56,26 +64,43 @@ async function copyText(text) {
 
 // ---- image and boxes ----
 
+const readUrl = (blob) => new Promise((resolve) => {
+  const reader = new FileReader();
+  reader.addEventListener("load", () => resolve(reader.result));
+  reader.readAsDataURL(blob);
+});
+
+// An image with several frames: it is a clip for models that answer clips, and its first frame for others.
+async function isAnimated(blob) {
+  const text = new TextDecoder("latin1").decode(await blob.arrayBuffer());
+  return text.startsWith("GIF8") ? text.split("\x21\xf9\x04").length > 2 : /^(RIFF.{4}WEBP.{0,40}ANIM|\x89PNG.{0,60}acTL)/s.test(text);
+}
+
 async function takeImage(blob, name, box) {
-  const reader = new FileReader(), image = new Image();
-  await new Promise((resolve) => { reader.addEventListener("load", resolve); reader.readAsDataURL(blob); });
-  image.src = reader.result;
-  try { await image.decode(); } catch {
+  const url = await readUrl(blob), image = new Image(), isVideo = blob.type.startsWith("video/"), isClip = isVideo || await isAnimated(blob);
+  image.src = isVideo ? "" : url;
+  try { if (!isVideo) await image.decode(); } catch {
     const entry = addEntry(name);
-    entry.problem("This browser cannot show the file; expected an image such as JPEG, PNG or WebP.");
+    entry.problem("This browser cannot show the file; expected an image such as JPEG, PNG or WebP, or a clip.");
     entry.end("");
     return;
   }
   const { naturalWidth: width, naturalHeight: height } = image;
-  Object.assign(state, { image: reader.result, turns: [] });
-  Object.assign(by("image"), { src: reader.result, alt: name });
-  by("stage").style.setProperty("--ratio", width / height);
+  Object.assign(state, { image: isVideo ? null : url, clip: isClip ? url : null, turns: [] });
+  URL.revokeObjectURL(by("video").src);
+  if (isVideo) by("video").src = URL.createObjectURL(blob);
+  else { by("video").removeAttribute("src"); Object.assign(by("image"), { src: url, alt: name }); }
+  by("video").setAttribute("aria-label", name);
+  by("image").hidden = isVideo;
+  by("video").hidden = !isVideo;
+  by("stage").style.setProperty("--ratio", isVideo ? 16 / 9 : width / height);
   by("drop").hidden = true;
   by("stage").hidden = by("tools").hidden = false;
-  by("size").textContent = `${name}, ${width} × ${height}`;
+  by("layer").hidden = by("add").hidden = by("keys").hidden = isVideo;
+  by("size").textContent = [name, !isVideo && `${width} × ${height}`, isClip && "a clip"].filter(Boolean).join(", ");
   layer.open(width, height);
   if (box) layer.add(box);
-  say(`Image ${name}`);
+  say(`${isClip ? "Clip" : "Image"} ${name}`);
 }
 
 function nameBox(number) {
@@ -168,7 +193,7 @@ async function send() {
   say("Working");
   let note;
   try {
-    const reply = await task.run({ layer, state, takeImage }, text, entry, state.abort.signal);
+    const reply = await task.run({ layer, state, takeImage, clip: state.clip && (answersClips() || !state.image) ? state.clip : null }, text, entry, state.abort.signal);
     note = reply.note;
     say(reply.spoken);
   } catch (error) {

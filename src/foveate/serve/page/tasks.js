@@ -6,7 +6,7 @@ const phrases = (text) => text.split(";").map((phrase) => phrase.trim()).filter(
 const named = (text) => [...new Set([...text.matchAll(/<(\d+)>/g)].map((match) => Number(match[1])))];
 // Four digits are finer than a pixel, and readable in a request.
 const round = (sides) => sides.map((side) => Number(side.toFixed(4)));
-const need = (state) => { if (!state.image) throw new Error("Choose an image first."); return state.image; };
+const need = (state) => { if (!state.image) throw new Error(state.clip ? "This is for images; a clip can only be asked about." : "Choose an image first."); return state.image; };
 const bar = (name, value, text) => make("li", {}, make("span", {}, name), make("meter", { min: 0, max: 1, value, "aria-label": name }), make("span", { className: "value" }, text));
 // That nothing was found, and why; words that the text tower does not know.
 function showVerdict(entry, verdicts, end = ".") {
@@ -19,21 +19,23 @@ export const TASKS = {
   chat: {
     title: "Ask", label: "Question", verb: "Ask", sample: "Where is the red boat?",
     hint: "Click a box to name it: <1>.",
-    async run({ layer, state }, text, entry, signal) {
+    async run({ layer, state, clip: source }, text, entry, signal) {
       // Only boxes that the question names are sent, numbered in the order in which it names them.
       const numbers = named(text).filter((number) => number <= layer.boxes.length);
       const question = text.replace(/<(\d+)>/g, (name, number) => (numbers.includes(Number(number)) ? `<${numbers.indexOf(Number(number)) + 1}>` : name));
-      const turns = by("follow").checked ? state.turns : [];
+      const turns = by("follow").checked && !source ? state.turns : [];
       const content = [{ type: "text", text: question }];
-      if (state.image && !turns.length) content.unshift({ type: "image_url", image_url: { url: state.image } });
+      if (source) content.unshift({ type: "video_url", video_url: { url: source } });
+      else if (state.image && !turns.length) content.unshift({ type: "image_url", image_url: { url: state.image } });
       const body = { model: by("model").value, messages: [...turns, { role: "user", content }], stream: true, stream_options: { include_usage: true } };
       if (by("tokens").value) body.max_tokens = Number(by("tokens").value);
       if (Number(by("temperature").value)) body.temperature = Number(by("temperature").value);
-      if (numbers.length) body.foveate = { boxes: numbers.map((number) => round(layer.boxes[number - 1].sides)) };
+      if (source) body.foveate = { frame_images: true };
+      if (numbers.length) body.foveate = { ...body.foveate, boxes: numbers.map((number) => round(layer.boxes[number - 1].sides)) };
       entry.sent("v1/chat/completions", body);
       const answer = make("p", { className: "answer-text" });
       entry.body.append(answer);
-      let usage, reason, boxes = [];
+      let usage, reason, clip, boxes = [];
       try {
         for await (const event of readEvents(await request("v1/chat/completions", body, signal))) {
           for (const { delta, finish_reason } of event.choices ?? []) {
@@ -43,6 +45,7 @@ export const TASKS = {
           answer.classList.toggle("long", answer.textContent.length > 120);
           usage = event.usage ?? usage;
           boxes = event.foveate?.boxes ?? boxes;
+          clip = event.foveate?.clip ?? clip;
         }
       } finally {
         if (!answer.textContent) answer.remove();
@@ -50,6 +53,7 @@ export const TASKS = {
       // Numbers of boxes mean those of the last question alone.
       const asked = [...content.slice(0, -1), { type: "text", text: text.replace(/<\d+>/g, "it") }];
       state.turns = [...turns, { role: "user", content: asked }, { role: "assistant", content: answer.textContent }];
+      if (clip) entry.frames(clip);
       entry.boxes(boxes.map(({ box, phrase, score }) => ({ label: phrase, score, sides: box })));
       return { spoken: answer.textContent, note: usage && `${usage.completion_tokens} token${usage.completion_tokens === 1 ? "" : "s"}${reason === "length" ? ", cut off there" : ""}` };
     },

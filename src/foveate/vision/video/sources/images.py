@@ -54,7 +54,7 @@ class ImageList:
     def __init__(self, name: str, images: Sequence[Any], *, frame_rate: float) -> None:
         self.name, self.images, self.frame_rate = name, images, frame_rate
         self.damage: list[str] = []
-        self.header_frames = 0
+        self.header_frames, self.size = 0, (0, 0)
 
     def predict_times(self) -> list[float]:
         return [index / self.frame_rate for index in range(len(self.images))]
@@ -95,7 +95,8 @@ class AnimatedImage:
         self.name, self.data = name, data
         self.damage: list[str] = []
         try:
-            self.header_frames = read_image_info(data)[0].frames
+            info = read_image_info(data)[0]
+            self.header_frames, self.size = info.frames, (info.width, info.height)
         except BadImage as error:
             raise BadClip(error.reason, f"{name}: {error}") from error
 

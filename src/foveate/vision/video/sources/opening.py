@@ -14,8 +14,9 @@ from foveate.vision.video.sources.images import AnimatedImage, open_images
 from foveate.vision.video.sources.source import BadClip, Source
 from foveate.vision.video.sources.video_file import VideoFile
 
-ClipInput = str | os.PathLike[str] | bytes | Sequence[ImageInput] | np.ndarray
-"""A clip of the Python API: a video file, GIF, WebP or folder of images; images; or uint8 pixels [T, H, W, 3]."""
+ClipInput = str | os.PathLike[str] | bytes | Sequence[ImageInput] | np.ndarray | Source
+"""A clip of the Python API: a video file, GIF, WebP or folder of images; images; uint8 pixels [T, H, W, 3]; the bytes
+of a file; or a source that `open_source` opened."""
 
 
 def open_source(clip: ClipInput, *, frame_rate: float | None = None) -> Source:
@@ -25,6 +26,8 @@ def open_source(clip: ClipInput, *, frame_rate: float | None = None) -> Source:
         BadClip: it cannot be opened, or is no clip.
         UserError: PyAV is needed and missing.
     """
+    if isinstance(clip, Source):
+        return clip
     is_path = isinstance(clip, str | os.PathLike)
     if (is_path and Path(clip).is_dir()) or not (is_path or isinstance(clip, bytes)):
         return open_images(clip, 1.0 if frame_rate is None else frame_rate)
@@ -33,7 +36,9 @@ def open_source(clip: ClipInput, *, frame_rate: float | None = None) -> Source:
             f"frame_rate: is for folders and lists of images (got {frame_rate}); this clip has its own times"
         )
     if isinstance(clip, bytes):
-        return AnimatedImage("clip", clip)
+        if not clip:
+            raise BadClip("empty file", "clip: 0 bytes; expected a video")
+        return AnimatedImage("clip", clip) if _is_image(clip) else VideoFile(clip)
     path = Path(clip)
     if not path.is_file():
         problem = "a pipe, socket or device" if path.exists() else "no such file"
@@ -42,8 +47,12 @@ def open_source(clip: ClipInput, *, frame_rate: float | None = None) -> Source:
         start = handle.read(512)
     if not start:
         raise BadClip("empty file", f"{path}: the file has 0 bytes; expected a video")
+    return AnimatedImage(str(path), encode_input(path)) if _is_image(start) else VideoFile(path)
+
+
+def _is_image(start: bytes) -> bool:
     try:
         detect_format(start)
     except BadImage:
-        return VideoFile(path)
-    return AnimatedImage(str(path), encode_input(path))
+        return False
+    return True

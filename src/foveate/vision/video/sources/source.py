@@ -6,7 +6,7 @@ Each source predicts the times of its frames without decoding, and decodes them 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -33,6 +33,7 @@ class Frame(NamedTuple):
     image: Image.Image | None
 
 
+@runtime_checkable
 class Source(Protocol):
     """A clip before it is decoded.
 
@@ -40,11 +41,13 @@ class Source(Protocol):
         name: for errors.
         damage: a sentence for each damaged part that the last pass met, with the number of the frame before it.
         header_frames: how many frames the header promises; 0 where it does not say.
+        size: width and height of a frame by the header; (0, 0) where there is none, as of a list of images.
     """
 
     name: str
     damage: list[str]
     header_frames: int
+    size: tuple[int, int]
 
     def predict_times(self) -> list[float]:
         """Return the seconds of each frame as the file's structure has them, without decoding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ _TRANSPOSES = {
 _MAX_FAILURES = 100
 
 
-def load_decoder(path: Path) -> Any:
+def load_decoder(path: Path | str) -> Any:
     """Import PyAV to read a video file; raise UserError where it is missing."""
     try:
         import av
@@ -39,24 +40,29 @@ def load_decoder(path: Path) -> Any:
 
 
 class VideoFile:
-    """A video file, read by PyAV."""
+    """A video file, or its bytes, read by PyAV."""
 
-    def __init__(self, path: Path) -> None:
-        self._av = load_decoder(path)
-        self.path, self.name = path, str(path)
+    def __init__(self, source: Path | bytes) -> None:
+        self.source, self.name = source, "clip" if isinstance(source, bytes) else str(source)
+        self._av = load_decoder(self.name)
         self.damage: list[str] = []
-        self.header_frames = 0
+        self.header_frames, self.size = 0, (0, 0)
         with self._open() as container:
-            self.header_frames = max(0, self._find_stream(container).frames)
+            stream = self._find_stream(container)
+            self.header_frames = max(0, stream.frames)
+            self.size = (stream.codec_context.width, stream.codec_context.height)
 
     def _open(self) -> Any:
-        # The prefix keeps a name such as "concat:a|b" a name; the protocol list holds for what a file refers to.
-        options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
+        # The prefix keeps a name such as "concat:a|b" a name; the protocol list holds for what a file refers to, and of
+        # bytes it allows nothing.
+        is_file = isinstance(self.source, Path)
+        options = {"protocol_whitelist": "file" if is_file else "none", "format_whitelist": _CONTAINERS}
         try:
-            return self._av.open(f"file:{self.path}", options=options, metadata_errors="replace")
+            file = f"file:{self.source}" if isinstance(self.source, Path) else io.BytesIO(self.source)
+            return self._av.open(file, options=options, metadata_errors="replace")
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
             # Of a truncated MP4 the index is missing, which usually stands at its end.
-            sentence = f"{self.path}: not a video, or one that is cut off ({_describe(error)})"
+            sentence = f"{self.name}: not a video, or one that is cut off ({_describe(error)})"
             raise BadClip("not a video", sentence) from error
 
     def _find_stream(self, container: Any) -> Any:
@@ -65,15 +71,15 @@ class VideoFile:
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not streams:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
-            raise BadClip("no video", f"{self.path}: no video stream (got {kinds}); expected a video")
+            raise BadClip("no video", f"{self.name}: no video stream (got {kinds}); expected a video")
         best = container.streams.best("video")
         stream = best if best in streams else streams[0]
         context = stream.codec_context
         if context is None:
-            raise BadClip("unknown codec", f"{self.path}: FFmpeg has no decoder for its video stream")
+            raise BadClip("unknown codec", f"{self.name}: FFmpeg has no decoder for its video stream")
         if context.width * context.height > MAX_PIXELS:
             size = f"{context.width} x {context.height}"
-            raise BadClip("too many pixels", f"{self.path}: frames of {size} pixels; expected at most {MAX_PIXELS:,}")
+            raise BadClip("too many pixels", f"{self.name}: frames of {size} pixels; expected at most {MAX_PIXELS:,}")
         # Decoders that work on several frames at once lose reports of damage: of 40 clips with one damaged part, 3
         # passed as whole with 2 threads.
         context.thread_count = 1
@@ -115,7 +121,7 @@ class VideoFile:
             # The index of an MP4 lists every frame; headers of other files are guesses, or 0.
             if "mp4" in container.format.name and num_packets < self.header_frames:
                 self.damage.append(f"after frame {num_decoded}: {self.header_frames - num_packets} frames are cut off")
-            if missing := _count_missing_bytes(self.path):
+            if missing := _count_missing_bytes(self.source):
                 self.damage.append(f"after frame {num_decoded}: {missing:,} bytes are cut off")
 
     def _demux(self, container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
@@ -157,24 +163,27 @@ class _Clock:
         )
 
 
-def _count_missing_bytes(path: Path) -> int:
+def _count_missing_bytes(source: Path | bytes) -> int:
     """Return how many bytes a WebM, Matroska or AVI file lacks; FFmpeg takes its end for that of the clip.
 
     Source: RFC 8794 (sizes of EBML elements), RFC 9559 (Matroska), Microsoft's RIFF.
     """
-    with path.open("rb") as handle:
-        start = handle.read(4096)
+    if isinstance(source, bytes):
+        start, size = source[:4096], len(source)
+    else:
+        with source.open("rb") as handle:
+            start, size = handle.read(4096), source.stat().st_size
     end = 0
     if start[:4] == b"RIFF":
         end = 8 + int.from_bytes(start[4:8], "little")
     elif start[:4] == b"\x1a\x45\xdf\xa3" and (segment := start.find(b"\x18\x53\x80\x67")) >= 0:
-        size = start[segment + 4 : segment + 12]
-        length = 9 - size[0].bit_length() if size and size[0] else 9
-        value = int.from_bytes(size[:length], "big") & ((1 << 7 * length) - 1)
+        field = start[segment + 4 : segment + 12]
+        length = 9 - field[0].bit_length() if field and field[0] else 9
+        value = int.from_bytes(field[:length], "big") & ((1 << 7 * length) - 1)
         # All ones: a live recording, whose size nobody knows.
-        if length <= len(size) and value != (1 << 7 * length) - 1:
+        if length <= len(field) and value != (1 << 7 * length) - 1:
             end = segment + 4 + length + value
-    return max(0, end - path.stat().st_size)
+    return max(0, end - size)
 
 
 def _describe(error: Exception) -> str:
