@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fuzz_values import as_json, damaged, mutated, odd_number, odd_text
+from fuzz_values import as_json, damaged, odd_number, odd_text
+from fuzz_values import mutated as mutate
 from PIL import Image
 
 from foveate.core.errors import UserError
@@ -47,6 +48,14 @@ def check(shape: Shape) -> None:
         converted = CoordinateFrame(unit, WIDTH, HEIGHT).to_pixels(shape)
         assert type(converted) is type(shape)
     assert decode_shape(json.loads(json.dumps(encode_shape(shape)))) == shape
+
+
+def mutated(random: Random, value: Any) -> Any:
+    """Change parts of a JSON structure."""
+    # What is nested by chance as deep as Python calls functions cannot be copied.
+    with contextlib.suppress(RecursionError):
+        return mutate(random, value)
+    return value
 
 
 def read_text(random: Random, folder: Path) -> Shape:
