@@ -15,21 +15,24 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from benchmarks.common import Timing, compare, publish, ratio
 from foveate.core.files import write_json_atomically
 from foveate.language.generate import _Rows
+from foveate.language.llama_forward import LlamaForward
 from foveate.language.packing import Tokens, pack_texts
 from foveate.mllm.dense import DETECT_PROMPTS
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
+from foveate.multimodal.prepare import prepare_questions
 from foveate.multimodal.questions import ask_where
 from foveate.records.boxes import PixelBox
 from foveate.records.scenes import draw_scene
@@ -146,7 +149,8 @@ def regions(out: Path, model: Mllm, file: Path, *, count: int, repeats: int) -> 
 def dense(out: Path, model: Mllm, file: Path, phrases: Sequence[str], *, repeats: int) -> None:
     """One answer that lists things with their boxes, against a question for the box of each of them.
 
-    Answers are scripted: their length must not depend on what a model knows about an image.
+    Answers are scripted: their length must not depend on what a model knows about an image. `products` is what is left
+    where all but the image and the products of the decoder's weights costs nothing.
     """
     tokenizer, prompts = model.loaded.tokenizer, model.loaded.prompts
     one = [prompts.region_id, prompts.chat.end]
@@ -169,9 +173,44 @@ def dense(out: Path, model: Mllm, file: Path, phrases: Sequence[str], *, repeats
         with _scripted([one] * len(questions)):
             assert all(answer.boxes for answer in model.ask_all(questions))
 
-    timings = compare({"dense": detect, "one each": ask_each, "one each, one call": ask_together}, repeats=repeats)
-    ratios = _ratios(timings, "dense", "one each") | _ratios(timings, "dense", "one each, one call")
+    lengths = _list_passes(detect)
+    weights = [module.weight for module in model.loaded.model.language_model.modules() if isinstance(module, nn.Linear)]
+    rows = {
+        (weight.shape[1], length): torch.randn(length, weight.shape[1]).T for weight in weights for length in lengths
+    }
+    print(f"{len(lengths)} passes of {min(lengths)} to {max(lengths)} positions")
+
+    @torch.inference_mode()
+    def compute_products() -> None:
+        prepare_questions(model.loaded, [(file, DETECT_PROMPTS[0])])
+        for length in lengths:
+            for weight in weights:
+                torch.mm(weight, rows[weight.shape[1], length])
+
+    timings = compare(
+        {"dense": detect, "one each": ask_each, "one each, one call": ask_together, "products": compute_products},
+        repeats=repeats,
+    )
+    ratios = {}
+    for peer in ("one each", "one each, one call", "products"):
+        ratios |= _ratios(timings, "dense", peer)
     publish(f"ask-dense-{len(phrases)}", timings, out=out, ratios=ratios)
+
+
+def _list_passes(ask: Callable[[], None]) -> list[int]:
+    """Return the positions of each pass of the decoder."""
+    lengths, states = list[int](), LlamaForward.states
+
+    def note(forward: LlamaForward, embeddings_BTD: torch.Tensor, *arguments: Any, **others: Any) -> torch.Tensor:
+        lengths.append(embeddings_BTD.shape[1])
+        return states(forward, embeddings_BTD, *arguments, **others)
+
+    LlamaForward.states = note  # type: ignore[method-assign]
+    try:
+        ask()
+    finally:
+        LlamaForward.states = states  # type: ignore[method-assign]
+    return lengths
 
 
 @contextlib.contextmanager

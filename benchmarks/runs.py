@@ -147,6 +147,10 @@ RUNS = (
             Line("a second question", "asking anew", "ask-second-1", f"kept over anew{_TIME}"),
             Line("20 regions of an image", "asking each anew", "ask-regions-20", f"together over anew{_TIME}"),
             Line("10 things detected", "a question for each", "ask-dense-10", f"dense over one each{_TIME}"),
+            Line(
+                "10 things detected", "the image and the products of the decoder's weights", "ask-dense-10",
+                f"dense over products{_TIME}", is_limit=True,
+            ),
         ),
     ),
     Run(
