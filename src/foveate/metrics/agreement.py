@@ -83,6 +83,7 @@ def confident_regions(logits_MNK: ArrayLike, labels_N: ArrayLike, *, num_samples
     if not 1 <= num_samples <= logits.shape[1]:
         raise UserError(f"num_samples: expected 1 to {logits.shape[1]}, the number of samples (got {num_samples})")
     confidence = softmax(logits).max(axis=2)
+    # Stable: of equal confidences the first samples, for every model the same.
     order = np.argsort(-confidence if right else confidence, axis=1, kind="stable")[:, :num_samples]
     selected = np.zeros(logits.shape[:2], dtype=bool)
     np.put_along_axis(selected, order, True, axis=1)

@@ -57,8 +57,10 @@ def expected_calibration_error(confidences_N: ArrayLike, correct_N: ArrayLike, *
     if num_bins < 1:
         raise UserError(f"num_bins: out of range (got {num_bins}); expected 1 or more")
     edges = np.linspace(0.0, 1.0, num_bins + 1)
+    # side="left" closes bins above; the clip puts a confidence of 0 into the first.
     bin_N = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, num_bins - 1)
     gap_N = confidences - np.asarray(correct_N, dtype=np.float64)
+    # n_b |conf - acc| is the absolute sum of the gaps in a bin: no bin is divided by its size, empty ones count 0.
     return float(np.abs(np.bincount(bin_N, weights=gap_N, minlength=num_bins)).sum() / len(confidences))
 
 

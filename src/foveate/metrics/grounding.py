@@ -86,6 +86,7 @@ def size_slices(
     """
     if not 0 <= small_below <= large_from:
         raise UserError(f"size limits: not ascending from 0 (got {small_below} and {large_from})")
+    # Shares of the image and not pixels, as COCO has them: images are of any size here.
     return np.array(SIZE_NAMES)[np.digitize(areas(boxes_R4), (small_below, large_from))]
 
 

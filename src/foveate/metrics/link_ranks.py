@@ -73,6 +73,7 @@ def link_ranks(
     rows = np.arange(len(targets))
     true_N1 = scores[rows, targets][:, None]
     candidates_NC = candidates_NC.copy()
+    # The filter lists all true candidates, so the target, too; without it there would be nothing to rank.
     candidates_NC[rows, targets] = True
     better_N = ((scores > true_N1 + tie) & candidates_NC).sum(1)
     not_worse_N = ((scores >= true_N1 - tie) & candidates_NC).sum(1)

@@ -95,4 +95,5 @@ def category_scores(raw: Mapping[str, Raw]) -> CategoryScores:
 
 def _mean(values: list[float | None]) -> float | None:
     present = [value for value in values if value is not None]
+    # All or nothing: a mean without the hard benchmark would look like progress.
     return sum(present) / len(present) if len(present) == len(values) else None

@@ -50,6 +50,7 @@ class ClassTree:
         self.heights_T = np.full(len(self.parents_T), NO_HEIGHT, dtype=np.int64)
         for taxon in self.taxa_K[self.taxa_K >= 0].tolist():
             for height, ancestor in enumerate(self.lineage(taxon)):
+                # Lineages differ in length: a taxon's height is that of its deepest class.
                 self.heights_T[ancestor] = max(self.heights_T[ancestor], height)
 
     def lineage(self, taxon: int) -> list[int]:
@@ -84,6 +85,7 @@ class ClassTree:
         """
         predictions, truth = np.asarray(predictions_N), np.asarray(truth_N)
         wrong_N = (predictions != truth) & (predictions >= 0)
+        # Walks are in Python: errors are many, pairs of classes few.
         pairs, counts = np.unique(np.stack([predictions[wrong_N], truth[wrong_N]]), axis=1, return_counts=True)
         heights = np.array([self.lca_height(int(a), int(b)) for a, b in self.taxa_K[pairs].T], dtype=np.int64)
         num_errors, excluded = int(counts.sum()), heights == NO_HEIGHT

@@ -204,6 +204,8 @@ def _fit(size: ImageSize, canvas: ImageSize, options: TilingOptions, *, fit: str
     elif options.rule == "llava":
         resized = _fit_llava(size, canvas)
     elif height * canvas_width >= width * canvas_height:
+        # Half up in whole numbers: `round` goes to even, and a quotient of floats may lie on the wrong side of a
+        # half.
         resized = ImageSize(canvas_height, max(1, (2 * width * canvas_height + height) // (2 * height)))
     else:
         resized = ImageSize(max(1, (2 * height * canvas_width + width) // (2 * width)), canvas_width)
@@ -235,6 +237,8 @@ def _choose_eq1(size: ImageSize, options: TilingOptions) -> Grid:
     height, width = size
     area = height * width
 
+    # In float64 a third of all square images from 40 to 2015 pixels get another grid: several leave exactly no
+    # padding.
     # With m = min(rows x width, columns x height), the scale of a grid is m x tile / area and its padding, in tiles,
     # is rows x columns - m^2 / area: multiplied by the area, both are integers.
     def rank(grid: Grid) -> tuple[int, ...]:
@@ -277,6 +281,7 @@ def _choose_idefics3(size: ImageSize, options: TilingOptions) -> Grid:
     aspect = width / height
     if width >= height:
         width, height = options.longest_side, int(options.longest_side / aspect)
+        # Even, and cut instead of rounded, as the released processor does it: other sizes are other grids.
         height += height % 2
     else:
         height, width = options.longest_side, int(options.longest_side * aspect)
@@ -299,6 +304,7 @@ def _choose_internvl(size: ImageSize, options: TilingOptions) -> Grid:
     best, best_gap = Grid(1, 1), math.inf
     for grid in _list_grids(options.min_tiles, options.max_tiles):
         gap = abs(aspect - grid.columns / grid.rows)
+        # 1 x 1 and 2 x 2 have the same aspect to the last bit; the pixels of the image decide.
         half = 0.5 * options.tile**2 * grid.rows * grid.columns
         if gap < best_gap or (gap == best_gap and size.width * size.height > half):
             best, best_gap = grid, gap
