@@ -59,8 +59,8 @@ def split_document(text: str) -> list[str]:
     cut = _HASH.sub(" ", unicodedata.normalize("NFKC", text))
     joined = []
     for name in _NAMES.findall(cut):
-        words = [word.casefold() for word in _TERMS.findall(name) if len(word) > 1 and word.isalpha()]
-        joined += [_singular(first + second) for first, second in itertools.pairwise(words)]
+        terms = [term.casefold() for term in _TERMS.findall(name) if len(term) > 1 and term.isalpha()]
+        joined += [_singular(first + second) for first, second in itertools.pairwise(terms)]
     return [*split_terms(text), *joined]
 
 
