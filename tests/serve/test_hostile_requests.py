@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import random
@@ -16,11 +17,18 @@ from test_application import data_url, user
 from test_serve_faults import read_log, start
 
 IMAGE = data_url()
+# Two frames of one pixel, as small as a GIF can be: letters of the base64 are changed below.
+_FRAME = b"\x2c" + bytes(4) + b"\1\0\1\0\0" + b"\2\2\x44\1\0"
+CLIP = "data:image/gif;base64," + base64.b64encode(b"GIF89a\1\0\1\0\x80\0\0" + bytes(6) + 2 * _FRAME + b"\x3b").decode()
 REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {
         "messages": [
             {"role": "system", "content": "Be brief."},
-            *user({"type": "image_url", "image_url": {"url": IMAGE}}, "what is <1>?"),
+            *user(
+                {"type": "image_url", "image_url": {"url": IMAGE}},
+                {"type": "video_url", "video_url": {"url": CLIP}},
+                "what is <1>?",
+            ),
         ],
         "foveate": {"boxes": [[0, 0, 1, 1]]},
         "stream": True,

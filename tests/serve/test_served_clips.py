@@ -149,6 +149,29 @@ def test_video_files_are_judged_by_their_headers(tmp_path: Path) -> None:
             read(url_of(data, "video/mp4"), **limits)
 
 
+@pytest.mark.slow
+def test_clips_with_changed_bytes_are_refused_or_decoded(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="the extra 'video' is not installed")
+    vp8 = {"codec": "libvpx"}
+    files = [write_clip(tmp_path / f"clip.{kind}", moving_square(12), **(vp8 if kind == "webm" else {}))
+             for kind in ("mp4", "webm")]  # fmt: skip
+    seeds = [animate(), animate(file_format="WEBP"), *(file.read_bytes() for file in files)]
+    generator, refusals = np.random.default_rng(0), list[Refused]()
+    for number in range(2000):
+        data = bytearray(seeds[number % len(seeds)])
+        for _ in range(generator.choice([1, 2, 5, 20])):
+            # Most headers stand in the first bytes.
+            data[generator.integers(min(len(data), generator.choice([64, 1200, 10**6])))] = generator.integers(256)
+        try:
+            clip = read(url_of(bytes(data), "video/mp4"))
+        except Refused as refusal:
+            refusals.append(refusal)
+            continue
+        assert sum(1 for _ in clip.decode(range(50))) <= 50
+    assert 200 < len(refusals) < 1800
+    assert {(refusal.status, "\n" in str(refusal)) for refusal in refusals} == {(400, False)}
+
+
 def test_a_damaged_clip_is_refused_when_it_is_read(adapter: MultimodalAdapter) -> None:
     data = animate()
     # Behind the last image's header of 10 bytes and its palette of 4 colors stand its pixels.

@@ -63,10 +63,7 @@ class ClipWriter:
         elif call.regions or call.caption is not None:
             param, problem = "foveate", "foveate: boxes and captions are of images (got a clip)"
         elif call.temperature > 0:
-            param, problem = (
-                "temperature",
-                "temperature: answers about clips are the likeliest ones; expected 0",
-            )
+            param, problem = "temperature", "temperature: answers about clips are greedy; expected 0"
         elif call.is_json:
             param, problem = "response_format", "response_format: JSON is certain for captions of images only"
         if problem:
