@@ -245,12 +245,12 @@ def decode_shape(stored: Mapping[str, object]) -> Shape:
 
 def _check_numbers(values: Iterable[object], kind: type = Real) -> tuple[Any, ...]:
     """Return numbers as they are; raise TypeError or OverflowError for what is none, or too large for a float."""
-    numbers = tuple(values)
-    for number in numbers:
+    entries = tuple(values)
+    for number in entries:
         if isinstance(number, bool) or not isinstance(number, kind):
             raise TypeError("not a number")
         float(number)
-    return numbers
+    return entries
 
 
 def _decode_mask(value: Mapping[str, Any]) -> Mask:
