@@ -22,6 +22,7 @@ class FakeAdapter:
     name, kind, endpoints = "fake", "multimodal", frozenset({"chat", "classify"})
     num_bytes = 0
     decode_side: int | None = None
+    answers_clips = False
 
     def __init__(self, *, max_rows: int = 100) -> None:
         self.max_rows, self.batches, self.num_steps = max_rows, list[list[str]](), 0
