@@ -79,6 +79,11 @@ def test_other_models_are_left_to_transformers() -> None:
     hook = model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *_: None)
     assert LlamaForward.of(model, cache) is None
     hook.remove()
+    for part in (model, model.model, model.model.layers[0].mlp):
+        part.forward = part.forward  # as libraries that place layers on devices do
+        assert LlamaForward.of(model, cache) is None
+        del part.forward
+    assert LlamaForward.of(model, cache) is not None
     model.model.layers[1].mlp.up_proj = nn.Sequential(model.model.layers[1].mlp.up_proj)
     assert LlamaForward.of(model, cache) is None
     assert LlamaForward.of(build_llama().to(torch.bfloat16), cache) is None

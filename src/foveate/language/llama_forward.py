@@ -79,6 +79,7 @@ class LlamaForward:
         config = model.config
         if (
             type(model) is not LlamaForCausalLM
+            or _is_changed(model)
             or model.training
             or (config._attn_implementation, config.hidden_act) != ("sdpa", "silu")
             or model.lm_head.weight.dtype != torch.float32
@@ -140,9 +141,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _take(parent: nn.Module, name: str, kind: type[nn.Module]) -> Any:
     """Return a part of a module; raise _Unsupported where it was replaced, wrapped or hooked."""
     part = parent._modules.get(name)
-    if part is None or type(part) is not kind or part._forward_hooks or part._forward_pre_hooks:
+    if part is None or type(part) is not kind or _is_changed(part):
         raise _Unsupported(name)
     return part
+
+
+def _is_changed(part: nn.Module) -> bool:
+    """Return whether a call of a module does more than its class says: by hooks, or by a `forward` of its own."""
+    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__)
 
 
 def _take_linear(parent: nn.Module, name: str) -> _Linear:
