@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _LARGE = (".safetensors", ".bin")
 
@@ -42,6 +44,21 @@ class Hub:
     def environment(self, home: Path) -> dict[str, str]:
         """Variables of a process that knows this hub only, and keeps what it downloads under `home`."""
         return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+
+
+@contextmanager
+def serving_this_process(hub: Hub, cache: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Lets `huggingface_hub` of this process know this hub only, with a cache of its own; gives the patch."""
+    from huggingface_hub import constants
+
+    with pytest.MonkeyPatch.context() as patch, serving(hub):
+        patch.setenv("NO_PROXY", "*")
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield patch
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from adapt.local_hub import COMMIT, Hub, serving
+from adapt.local_hub import COMMIT, Hub, serving_this_process
 from foveate.core.errors import UserError
 from foveate.multimodal.foreign import open_foreign
 from foveate.multimodal.opening import open_mllm
@@ -18,18 +18,10 @@ from naming import raises_naming
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """The hub of this process, with an empty cache."""
-    from huggingface_hub import constants
-
     root = tmp_path_factory.mktemp("hub")
     folders = {f"a/{family}": save(family, root / family) for family in BUILDERS}
     hub = Hub({**folders, "a/cut": folders["a/llava"], "a/gated": folders["a/llava"]}, cut={"a/cut"}, gated={"a/gated"})
-    with pytest.MonkeyPatch.context() as patch, serving(hub):
-        patch.setenv("NO_PROXY", "*")
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_CACHE", str(root / "cache"))
-        patch.setattr(constants, "ENDPOINT", hub.endpoint)
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with serving_this_process(hub, root / "cache"):
         yield hub
 
 

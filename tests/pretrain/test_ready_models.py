@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import foveate
-from adapt.local_hub import COMMIT, Hub, serving
+from adapt.local_hub import COMMIT, Hub, serving_this_process
 from foveate.core.errors import UserError
 from foveate.core.recipes import load
 from foveate.pretrain.initialization import resolve_initial
@@ -46,18 +46,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Hub:
 @pytest.fixture(scope="module")
 def served(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """The hub of this process, with an empty cache; open_clip names an architecture whose weights lie on it."""
-    from huggingface_hub import constants
-
     home = tmp_path_factory.mktemp("hub")
     config = json.loads((hub.repositories["a/open"] / "open_clip_config.json").read_text())["model_cfg"]
     (home / "Tiny-4.json").write_text(json.dumps(config))
-    with pytest.MonkeyPatch.context() as patch, serving(hub):
-        patch.setenv("NO_PROXY", "*")
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_CACHE", str(home / "cache"))
-        patch.setattr(constants, "ENDPOINT", hub.endpoint)
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with serving_this_process(hub, home / "cache") as patch:
         patch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny-4", config)
         patch.setitem(open_clip.pretrained._PRETRAINED, "Tiny-4", {"noise": {"url": "", "hf_hub": "a/open/"}})
         yield hub
