@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
+from foveate.core.plugins import module_names
+
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = sorted(path.stem for path in (ROOT / "src/foveate/cli/verbs").glob("*.py") if path.stem != "__init__")
+VERBS = module_names("foveate.cli.verbs")
 
 
 def module_of(verb: str) -> Any:

@@ -13,7 +13,7 @@ from PIL import Image
 
 import tiny
 from chat_server import ChatServer, says
-from foveate.cli.video_options import Span
+from foveate.cli.verbs.video.options import Span
 from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
 from foveate.mllm.video.judging import REPLIES

@@ -14,7 +14,7 @@ from foveate.core.version import __version__
 
 
 class Verbs(click.Group):
-    """Find verbs by the names of the modules of `foveate.cli.verbs`: a new verb is a new module.
+    """Find verbs by the names of the modules of `foveate.cli.verbs`: a new verb is a new module, or a folder of them.
 
     Modules of verbs import their wings inside of the command, so that `foveate --help`, which imports all of them for a
     line each, loads no wing and no torch.
