@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from made_images import jpeg
 
-from foveate.cli.verbs.species import check
+from foveate.cli.verbs.species.check import command
 from foveate.core.errors import UserError
 from foveate.records.survey.checks import MEANINGS, CheckResult, check_survey, measure_km
 from foveate.records.survey.clocks import find_clock_faults, find_set_back
@@ -247,11 +247,11 @@ def test_single_checks_and_unknown_ones(survey: Survey) -> None:
 
 def test_the_command_prints_findings_and_json(survey: Survey) -> None:
     arguments = [str(survey.collection.path), "--only", "set back", "--only", "no time", "--max-listed", "2"]
-    text = CliRunner().invoke(check, arguments, catch_exceptions=False).output
+    text = CliRunner().invoke(command, arguments, catch_exceptions=False).output
     assert "set back" in text
     assert "stuck clock" not in text
     assert "and 1 more" in text
-    result = json.loads(CliRunner().invoke(check, [*arguments, "--json"], catch_exceptions=False).stdout)
+    result = json.loads(CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False).stdout)
     assert [finding["code"] for finding in result["findings"]] == ["no time"] * 3 + ["set back"]
     assert result["findings"][3]["repair"] == MEANINGS["set back"][1]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from foveate.cli.fields import fields
 from foveate.cli.options import F
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from foveate.species.results import SpeciesResult
 
 SETTINGS = "foveate.species.settings"
+# Labels in one line of the terminal; all of them are in the written files.
+MAX_LISTED = 20
+RESULTS_ARGUMENT = click.argument("results", type=click.Path(path_type=Path))
+MODEL_ARGUMENT = click.argument("model", type=click.Path(path_type=Path))
 
 
 def stage_options(function: F) -> F:
@@ -120,3 +126,9 @@ def describe_result(result: SpeciesResult) -> list[str]:
     if len(animals) > 10:
         lines.append(f"  and {len(animals) - 10} more taxa, see the page")
     return lines
+
+
+def list_labels(labels: Sequence[str]) -> str:
+    """Join the first labels, and say how many more there are."""
+    rest = len(labels) - MAX_LISTED
+    return ", ".join(labels[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
