@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.common import machine
-from benchmarks.search_quality import NONSENSE
+from benchmarks.search_queries import NONSENSE
 from foveate.core.files import write_json_atomically
 from foveate.core.progress import track
 from foveate.core.seeds import generator

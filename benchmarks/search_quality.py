@@ -3,12 +3,13 @@
     foveate tour && python -m benchmarks.search_quality --out bench
     foveate tour && python -m benchmarks.search_quality --sources stamps photographs --packages FOLDER --out bench
 
-20 plain and 15 harder queries to emoji, clip art and scenes, and as many of their own to two folders of Debian packages
-(see benchmarks/search_folders.py; skipped by name where they are not). A hit is right if its names or its category are
-those that the query means; both are stored with the images and never given to the rules, except that names are also
-captions. So three sets of captions are searched: as they are, missing for half of the images, and of other images; and
-"as installed" is `foveate search` itself with all texts and file names. The score of a query is the share of right hits
-among the first five, or among as many as there are right images. A contact sheet shows them.
+20 plain and 15 harder queries (search_queries.csv) to emoji, clip art and scenes, and as many of their own to two
+folders of Debian packages (see benchmarks/search_folders.py; skipped by name where they are not). A hit is right if its
+names or its category are those that the query means; both are stored with the images and never given to the rules,
+except that names are also captions. So three sets of captions are searched: as they are, missing for half of the
+images, and of other images; and "as installed" is `foveate search` itself with all texts and file names. The score of a
+query is the share of right hits among the first five, or among as many as there are right images. A contact sheet shows
+them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from benchmarks.common import machine
-from benchmarks.search_folders import FOLDER_QUERIES, Queries, find_folder, read_texts
+from benchmarks.search_folders import find_folder, read_texts
+from benchmarks.search_queries import (
+    ABSENT,
+    FOLDER_QUERIES,
+    HARDER,
+    HELD_OUT,
+    NONSENSE,
+    OTHER_NONSENSE,
+    PLAIN,
+    RARE,
+    SCRIPTS,
+    Queries,
+)
 from foveate.core.files import write_json_atomically
 from foveate.core.progress import track
 from foveate.core.seeds import generator
@@ -56,156 +69,6 @@ from foveate.vision.localizer.model import LocalizingModel
 
 FIRST = 5
 Scores = NDArray[np.float64]
-# query -> words of names, patterns of "category/subcategory"
-PLAIN: dict[str, tuple[str, str]] = {
-    "a boat": ("boat sailboat ship canoe speedboat ferry yacht", "boating|transport-water"),
-    "a car": ("car automobile taxi racecar cab", "transportation/vehicles"),
-    "a dog": ("dog poodle puppy", "mammals/dogs"),
-    "a cat": ("cat kitten", "housecats|cat-face"),
-    "a bird": (
-        "bird parrot eagle duck owl penguin swan chicken rooster dove flamingo peacock chick",
-        "animal-bird|animals/birds",
-    ),
-    "a fish": ("fish blowfish shark tuna", "animals/fish"),
-    "a flower": ("flower rose tulip sunflower blossom hibiscus daisy bouquet", "plant-flower|plants/flowers"),
-    "a tree": ("tree palm", "plants/trees"),
-    "a house": ("house home cottage", "buildings/homes"),
-    "an apple": ("apple", ""),
-    "a book": ("book books notebook", "education/books"),
-    "a clock": ("clock watch", "signs_and_symbols/clocks"),
-    "a hat": ("hat cap helmet", "clothing/hats"),
-    "a heart": ("heart hearts", "Emotion/heart|valentines"),
-    "a computer": ("computer laptop desktop pc monitor", "computer/hardware"),
-    "a telephone": ("phone telephone", "office/telephone|Objects/phone"),
-    "a guitar": ("guitar banjo", ""),
-    "a star": ("star stars", ""),
-    "a cup of coffee": ("coffee hot_beverage teacup tea mug cup", ""),
-    "a woman": ("woman women girl lady princess mother", ""),
-}
-HARDER: dict[str, tuple[str, str]] = {
-    "something to eat": ("", "food-|food/(?!beverages)|food$"),
-    "something to drink": ("", "Drink/drink|food/beverages"),
-    "a wild animal": (
-        "lion tiger elephant bear wolf leopard gorilla zebra giraffe rhinoceros hippopotamus crocodile fox",
-        "big_cats|mammals/bears",
-    ),
-    "an insect": ("", "animal-bug|animals/bugs"),
-    "things to wear": ("", "clothing"),
-    "playing music": ("", "musical-instrument|recreation/music|Objects/music"),
-    "doing sports": ("", "sport"),
-    "bad weather": ("rain thunder lightning tornado storm snow cloud umbrella fog cyclone", "weather(?!.*sun)"),
-    "the flag of a country": ("flag", "signs_and_symbols/flags(?!/semaphore)"),
-    "tools for repairs": ("", "Objects/tool|^tools"),
-    "something that flies": (
-        "airplane helicopter bird eagle bee butterfly balloon parachute rocket plane",
-        "transport-air|animal-bird|animals/birds",
-    ),
-    "a happy face": ("smiling smile grinning happy laughing joy", "face-smiling|people/smilies"),
-    "somebody at work": (
-        "worker cook farmer teacher judge mechanic scientist doctor firefighter policeman officer",
-        "person-role",
-    ),
-    "fruit from the garden": ("", "food-fruit|food/fruit"),
-    "writing a letter": ("letter envelope pen pencil paper memo mailbox", "Objects/(writing|mail|book-paper)"),
-}
-# Nothing answers these.
-NONSENSE = (
-    "asdfgh qwerty",
-    "zxcv bnm",
-    "qqq www eee",
-    "lorem ipsum dolor",
-    "xkcd plugh xyzzy",
-    "fnord",
-    "wug blicket dax",
-    "jjjj",
-    "1234567",
-    "hgfdsa poiuyt",
-    "mnbvcx",
-    "blorp zint",
-    "the of and",
-    "kjsdhf kjsdhf",
-    "tttt rrrr",
-    "vlurxtrznbnaxl",
-)
-# Queries that no floor was chosen with, written before any of them was searched.
-HELD: dict[str, tuple[str, str]] = {
-    "a banana": ("banana", ""),
-    "a bicycle": ("bicycle bike cyclist", ""),
-    "a horse": ("horse pony", ""),
-    "a key": ("key keys", ""),
-    "scissors": ("scissors", ""),
-    "a train": ("train locomotive", ""),
-    "a rabbit": ("rabbit bunny hare", ""),
-    "a pizza": ("pizza", ""),
-    "a crown": ("crown", ""),
-    "a bell": ("bell bells", ""),
-    "a snake": ("snake cobra", ""),
-    "a ball": ("ball football basketball baseball volleyball", ""),
-    "a chair": ("chair armchair", ""),
-    "a bottle": ("bottle", ""),
-    "a mushroom": ("mushroom", ""),
-    "a candle": ("candle candles", ""),
-    "a turtle": ("turtle tortoise", ""),
-    "a truck": ("truck lorry pickup", ""),
-    "a camera": ("camera", ""),
-    "a butterfly": ("butterfly", ""),
-}
-ABSENT: dict[str, tuple[str, str]] = {
-    "a washing machine": ("washing laundry", ""),
-    "a vacuum cleaner": ("vacuum", ""),
-    "a toaster": ("toaster", ""),
-    "a lawn mower": ("mower", ""),
-    "a hair dryer": ("dryer", ""),
-    "a bunk bed": ("bunk", ""),
-    "a hammock": ("hammock", ""),
-    "an escalator": ("escalator", ""),
-    "a dishwasher": ("dishwasher", ""),
-    "a sewing machine": ("sewing", ""),
-    "a wheelbarrow": ("wheelbarrow", ""),
-    "a fire hydrant": ("hydrant", ""),
-    "a beach towel": ("towel", ""),
-    "a car park": ("parking", ""),
-    "a bus stop": ("busstop bus_stop", ""),
-    "a bowl of porridge": ("porridge oatmeal", ""),
-    "a jigsaw": ("jigsaw puzzle", ""),
-    "an ironing board": ("ironing", ""),
-    "a doormat": ("doormat", ""),
-    "a filing cabinet": ("cabinet", ""),
-}
-OTHER_NONSENSE = (
-    "sdlfkj",
-    "wertz uiop",
-    "bnmlkj hgf",
-    "aaaa bbbb",
-    "foo bar baz",
-    "grumpf",
-    "snorble",
-    "quix plon",
-    "dolor sit amet",
-    "plmokn",
-    "xyxyxy",
-    "rtyu vbnm",
-    "gloopish farn",
-    "zzzz",
-    "987 654",
-    "ghjkl",
-    "brillig slithy",
-    "frumious",
-    "mnop qrst",
-    "hjkl yuio",
-)
-# Words that the tour has no image of, most of which a person knows; half of them are rare.
-RARE = (
-    "platypus okapi axolotl narwhal lynx badger hedgehog wolverine cormorant Lisbon Nairobi Kyoto Einstein Shakespeare "
-    "Toyota selfie hashtag latte cappuccino tiramisu gnocchi kimchi hummus zucchini aubergine persimmon mangosteen "
-    "carburetor oscilloscope sextant harpsichord glockenspiel bassoon ukulele wedding graduation birthday barbecue "
-    "sunset drizzle avalanche volcano stalactite skyscraper cathedral mosque aqueduct trampoline kayak gondola "
-    "dandelion rhododendron eucalyptus lichen grandmother bridesmaid plumber chessboard stethoscope bulldozer"
-).split()
-# A boat, a dog and the like in scripts that English text towers have hardly seen.
-SCRIPTS = (
-    "собака лодка красная 犬 小狗 红色的船 كلب قارب أحمر สุนัข เรือ σκύλος βάρκα कुत्ता नाव 개 빨간배 כלב սիրտ ძაღლი".split()
-)
 TUNED, UNTUNED = "tuned on", "not tuned on"
 # Shares of random letters that score above a floor.
 FALSE_ALARMS = (0.9, 0.75, 0.5, 0.25, 0.1)
@@ -484,7 +347,7 @@ def ask(index: Index, model: LocalizingModel, data: Data, cache: TextCache) -> l
     groups = {"nonsense": NONSENSE, "random letters": draw_strings(24), "other scripts": SCRIPTS}
     queries = [(text, TUNED, "", patterns) for text, patterns in (PLAIN | HARDER).items()]
     queries += [(text, TUNED, group, None) for group, texts in groups.items() for text in texts]
-    queries += [(text, UNTUNED, "", patterns) for text, patterns in (HELD | ABSENT).items()]
+    queries += [(text, UNTUNED, "", patterns) for text, patterns in (HELD_OUT | ABSENT).items()]
     queries += [(text, UNTUNED, "nonsense", None) for text in OTHER_NONSENSE]
     index.text_cache = cache
     # In one batch, since a text takes longer than a search.
