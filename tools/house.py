@@ -32,6 +32,8 @@ BRITISH = re.compile(
     r"|(?:normal|local|organ|initial|optim|quant|token|summar|recogn|serial|general|standard|regular|visual|minim|maxim)is(?:e|ed|es|er|ers|ing|ation)\b)\w*",
     re.IGNORECASE,
 )
+# Lower-case words without a mark between them: a sentence has a capital, a comma or a full stop.
+WORD_LIST = re.compile(r"\s*(?:[a-z-]+\s+){5,}[a-z-]*\s*")
 FLOORS = {
     **dict.fromkeys(("core", "records", "metrics", "chat"), 0.0),
     **dict.fromkeys(("vision", "language", "training"), 1.0),
@@ -73,6 +75,15 @@ def assigned_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
 def is_banned(name: str) -> bool:
     """Whether a name is outside the field's vocabulary (docs: CONTRIBUTING, words)."""
     return name.strip("_").lower() in BANNED or bool(BOUNDS.search(name.strip("_")))
+
+
+def is_word_list(literal: str) -> bool:
+    """Whether a string literal is data rather than prose: one word, a pattern, or words of a dictionary.
+
+    Dictionaries list both spellings, since texts of users have both.
+    """
+    content = literal.strip("rbfu\"'")
+    return len(content.split()) < 2 or bool(WORD_LIST.fullmatch(content))
 
 
 def imports_of(tree: ast.AST, module: str, modules: set[str]) -> Iterator[tuple[str, int, list[str]]]:
@@ -147,9 +158,10 @@ def measure(src: Path) -> dict[str, object]:
         room.files += 1
         room.lines += count
         room.file_lengths.append(count)
-        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
         room.comments += sum(token.type == tokenize.COMMENT for token in tokens)
-        room.british.update(word.lower() for word in BRITISH.findall(text))
+        prose = (token.string for token in tokens if token.type != tokenize.STRING or not is_word_list(token.string))
+        room.british.update(word.lower() for line in prose for word in BRITISH.findall(line))
         for name, line in assigned_names(tree):
             if is_banned(name):
                 room.names[f"{relative}:{line} {name}"] += 1
@@ -171,7 +183,10 @@ def measure(src: Path) -> dict[str, object]:
             private += [
                 f"{relative}:{line} {target}.{name}" for name in names if name.startswith("_") and name != "__version__"
             ]
-    importers = Counter(target for targets in graph.values() for target in targets)
+    # A package that imports its own modules lists them, as `cli.verbs.video` its commands: that is no user of one.
+    importers = Counter(
+        target for module, targets in graph.items() for target in targets if target.rpartition(".")[0] != module
+    )
     for path in paths:
         count = path.read_text(encoding="utf-8").count("\n")
         if count < SMALL and path.name != "__init__.py" and importers[name_of[path]] == 1:
