@@ -53,12 +53,14 @@ class BoxScores:
     Args:
         first_N: k = 1. mean_N: the mean of all boxes of the answer. best_N: any of them ("upper bound").
         misses: "" for a hit at k = 1, else one of `MISSES`.
+        first_ious_N: IoU of the box of k = 1; 0 without a box.
     """
 
     first_N: NDArray[np.bool_]
     mean_N: NDArray[np.bool_]
     best_N: NDArray[np.bool_]
     misses: tuple[str, ...]
+    first_ious_N: NDArray[np.float64]
 
     def summarize(self, groups: Sequence[Hashable] | None = None) -> dict[Hashable, dict[str, float]]:
         """Return the shares of hits by group, a data set or split; without groups, under ""."""
@@ -112,13 +114,14 @@ def score_boxes(
             phrase = fold_phrase(phrases[row])
             span = range(firsts_N[row], firsts_N[row] + counts[row])
             firsts_N[row] = next((i for i in span if fold_phrase(parsed.phrases[i]) == phrase), firsts_N[row])
-    first_N = np.zeros(len(true), bool)
-    first_N[has_box] = ious_B[firsts_N[has_box]] >= IOU_THRESHOLD
+    first_ious_N = np.zeros(len(true))
+    first_ious_N[has_box] = ious_B[firsts_N[has_box]]
+    first_N = first_ious_N >= IOU_THRESHOLD
     is_best_N = best_N >= IOU_THRESHOLD
     misses = [""] * len(true)
     for row in np.flatnonzero(~first_N).tolist():
         misses[row] = _explain_miss(parsed, row, bool(has_box[row]), bool(is_best_N[row]))
-    return BoxScores(first_N, mean_N, is_best_N, tuple(misses))
+    return BoxScores(first_N, mean_N, is_best_N, tuple(misses), first_ious_N)
 
 
 def _explain_miss(parsed: AnswerBoxes, row: int, has_box: bool, elsewhere: bool) -> str:
