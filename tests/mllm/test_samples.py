@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -109,6 +110,25 @@ def test_mixtures_that_the_data_cannot_meet_are_refused(
         training.loader(training.recipe.stages[0], training.samples(training.recipe.stages[0], features=False))
 
 
+def test_multipliers_repeat_the_samples_of_a_group(mixed: Path, tmp_path: Path) -> None:
+    def count(run: str, **stage: Any) -> Counter[str]:
+        training = prepare(collection, tmp_path / run, max_conversations=2, **stage)
+        samples = training.samples(training.recipe.stages[0], features=False)
+        rows = training.loader(training.recipe.stages[0], samples).rows
+        return Counter(samples.sets[row].conversations[0].group for row in rows.tolist())
+
+    with Collection.open(mixed) as collection:
+        whole = count("whole", multipliers={"text": 1})
+        counts = count("run", multipliers={"text": 3, "refer-ground": 0.2, "multi-image": 0})
+        assert counts["text"] == 3 * whole["text"]
+        assert counts["refer-ground"] == math.ceil(0.2 * whole["refer-ground"])
+        assert counts["general"] == whole["general"]
+        assert "multi-image" not in counts
+        assert "multi-image" in whole
+        with raises_naming(UserError, "multipliers", "math"):
+            count("none", multipliers={"math": 2})
+
+
 def test_a_small_group_that_is_passed_often_is_warned_of(mixed: Path, tmp_path: Path) -> None:
     mixture = {"alpha": {"general": 1, "refer-ground": 1, **ZERO}, "w": (0.1, 0.8, 0.1)}
     training_settings = {**INSTRUCTION["training"], "steps": 100}
@@ -123,6 +143,10 @@ def test_settings_of_samples_that_contradict_each_other_are_refused() -> None:
     for changes, named in (
         ({"mixture": {}, "groups": ["text"]}, ("mixture", "groups")),
         ({"mixture": {}, "texts": False, "alignment_weight": 1}, ("mixture", "texts")),
+        ({"mixture": {}, "multipliers": {"text": 2}}, ("multipliers", "mixture")),
+        ({"multipliers": {"text": 2}, "texts": False, "alignment_weight": 1}, ("multipliers", "texts")),
+        ({"multipliers": {"text": -1}}, ("multipliers", "text")),
+        ({"multipliers": {"txt": 2}}, ("txt", "text")),
         ({"tokens": {"max_tokens": 9, "multiple": 3}, "training": {**INSTRUCTION["training"], "accumulate": 2}},
          ("tokens.multiple", "accumulate")),
     ):  # fmt: skip

@@ -61,7 +61,7 @@ def group_by_images(
 def select_sets(sets: Sequence[ImageSet], stage: StageSettings) -> list[ImageSet]:
     """Return all sets with the conversations of a stage's groups.
 
-    With a mixture a set has conversations of one group only, so that shares of samples are shares of groups.
+    With a mixture or multipliers a set has conversations of one group only: shares of samples are those of groups.
     Conversations without images stand together as many as a sample may have.
     """
     selected: list[ImageSet] = []
@@ -73,7 +73,7 @@ def select_sets(sets: Sequence[ImageSet], stage: StageSettings) -> list[ImageSet
             others = tuple(talk for talk in images.conversations if talk.group not in stage.groups)
         for conversation in images.conversations:
             if not stage.groups or conversation.group in stage.groups:
-                by_group[conversation.group if stage.mixture else ""].append(conversation)
+                by_group[conversation.group if stage.is_by_group else ""].append(conversation)
         if images.rows:
             # An image without conversations stays, for the alignment of its regions.
             parts = list(by_group.values()) or [[]]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from foveate.core.errors import UserError
+from foveate.core.errors import UserError, nearest
 from foveate.mllm.image_sets import ImageSet, plan_rows
 from foveate.mllm.recipe import StageSettings
 from foveate.mllm.samples import MllmSamples
@@ -19,18 +20,18 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.training.distributed import World
 from foveate.training.loader import Loader, MixtureLoader, Source
-from foveate.training.mixture_groups import check_groups, plan_groups, weigh_sources
+from foveate.training.mixture_groups import check_groups, multiply_rows, plan_groups, weigh_sources
 from foveate.vision.feature_cache import FeatureCache, TileCache
 
 
 def open_loader(stage: StageSettings, samples: MllmSamples, *, seed: int, here: World) -> Loader:
-    """Return the loader of a stage's samples: in the order of epochs, or by the shares of its mixture.
+    """Return the loader of a stage's samples: epochs, with multipliers if there are any, or shares of a mixture.
 
     Args:
         seed: of the order and the draws.
 
     Raises:
-        UserError: the data cannot meet the mixture, or a sample is longer than a batch of tokens.
+        UserError: the data cannot meet the mixture or a multiplier, or a sample is longer than a batch of tokens.
     """
     settings = stage.training
     parts = settings.accumulate * here.size
@@ -48,11 +49,13 @@ def open_loader(stage: StageSettings, samples: MllmSamples, *, seed: int, here: 
         "world_size": here.size,
         "tokens": stage.tokens,
     }
-    if stage.mixture is None:
+    if not stage.is_by_group:
         return Loader(samples, rows=samples.rows, lengths=lengths, **options)
     rows: dict[str, list[int]] = defaultdict(list)
     for row in samples.rows.tolist():
         rows[samples.sets[row].conversations[0].group].append(row)
+    if stage.mixture is None:
+        return Loader(samples, rows=_multiply(rows, stage, seed=seed), lengths=lengths, **options)
     sizes = {group: len(of_group) for group, of_group in rows.items()}
     check_groups(stage.mixture, sizes, batch_size=settings.batch_size)
     groups = {group: [Source(group, samples, of_group, lengths=lengths)] for group, of_group in rows.items()}
@@ -61,6 +64,21 @@ def open_loader(stage: StageSettings, samples: MllmSamples, *, seed: int, here: 
     num_samples = round(settings.steps * loader.mean_batch_size())
     plan_groups(stage.mixture, sizes, samples=num_samples, batch_size=settings.batch_size)
     return loader
+
+
+def _multiply(rows: Mapping[str, Sequence[int]], stage: StageSettings, *, seed: int) -> NDArray[np.int64]:
+    """Repeat the rows of each group by its multiplier."""
+    unmet = [group for group, multiplier in stage.multipliers.items() if multiplier and not rows.get(group)]
+    if unmet:
+        raise UserError(
+            f"stage '{stage.name}', multipliers: no samples of group '{unmet[0]}' (got {', '.join(rows) or 'none'})"
+            f"{nearest(unmet[0], rows)}"
+        )
+    parts = [
+        multiply_rows(of_group, stage.multipliers.get(group, 1), seed=seed, name=group)
+        for group, of_group in rows.items()
+    ]
+    return np.concatenate(parts)
 
 
 def cache_features(

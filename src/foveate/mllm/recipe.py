@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,11 @@ class StageSettings(Settings):
     )
     mixture: GroupMixture | None = Field(
         default=None, description="share of each group in the samples; unset = as often as the collection has them"
+    )
+    multipliers: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={},
+        description="how often an epoch has the samples of a group: 3 = three times, 0.2 = a fifth of them, drawn "
+        "once, 0 = not at all; 1 for groups that are not named",
     )
     tokens: TokenBatching | None = Field(
         default=None, description="batches of up to so many tokens, of samples of similar length; unset = batch_size"
@@ -87,6 +92,11 @@ class StageSettings(Settings):
                 )
             if not self.texts:
                 raise ValueError(f"stage '{self.name}': mixture has no effect without texts")
+        for group in self.multipliers:
+            choose(group, GROUPS, "conversation group")
+        if self.multipliers and (self.mixture is not None or not self.texts):
+            other = "mixture, which has shares instead" if self.texts else "texts false"
+            raise ValueError(f"stage '{self.name}': multipliers have no effect with {other}; expected one of them")
         if self.tokens is not None and self.tokens.multiple % self.training.accumulate:
             raise ValueError(
                 f"stage '{self.name}': tokens.multiple must be a multiple of training.accumulate (got "
@@ -100,7 +110,14 @@ class StageSettings(Settings):
         """Return whether conversations of a group are trained in this stage."""
         if not self.texts or (self.groups and group not in self.groups and not self.replay):
             return False
-        return self.mixture is None or self.mixture.shares().get(group, 0) > 0
+        if self.mixture is not None:
+            return self.mixture.shares().get(group, 0) > 0
+        return self.multipliers.get(group, 1) > 0
+
+    @property
+    def is_by_group(self) -> bool:
+        """Return whether groups are counted, so that a sample has conversations of one of them only."""
+        return self.mixture is not None or bool(self.multipliers)
 
 
 # Of `model`: what a training that adds regions to a model decides; tuning is of its language model.
