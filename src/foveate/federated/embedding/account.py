@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from foveate.federated.embedding.grids import max_change
 from foveate.federated.embedding.options import FEDNE, EmbeddingOptions, first_surrogate_round, is_refreshed
+from foveate.federated.embedding.state import MapState
 from foveate.federated.privacy import DELTA, cost_row, gaussian_cost
 from foveate.federated.results import PrivacyCost
-
-if TYPE_CHECKING:
-    from foveate.federated.embedding.job import MapState
 
 
 def account(options: EmbeddingOptions, state: MapState, *, delta: float = DELTA) -> list[PrivacyCost]:
