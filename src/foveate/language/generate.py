@@ -116,6 +116,7 @@ def read_prefix(model: Any, embeddings_LD: Tensor, *, prefix: Prefix | None = No
     length = len(embeddings_LD) + (prefix.length if prefix else 0)
     _count_room(model, length)
     cache = prefix.copy(1) if prefix else _new_cache(model)
+    # Positions go on where the prefix ended: its keys are rotated by theirs already.
     positions_BT = torch.arange(length - len(embeddings_LD), length, device=_weight(model).device)[None]
     _reader(model, cache)(embeddings_LD[None], positions_BT)
     return Prefix(cache, length)
@@ -156,6 +157,7 @@ def generate(
         UserError: a prompt is longer than the context; nothing is cut.
     """
     settings_of_rows = _expand_settings(settings, len(prompts))
+    # All prompts before the first batch: one that is too long stops the call at once, not behind the answers to others.
     for prompt in prompts:
         _count_room(model, len(prompt) + (prefix.length if prefix else 0))
     # Prompts of similar length together: less padding.
@@ -233,6 +235,7 @@ def stream(
     Raises:
         UserError: the prompt is longer than the context; at once, not when the first piece is due.
     """
+    # Made here and not within the generator, whose body first runs when a piece is asked for.
     rows = _Rows([prompt_LD], _expand_settings(settings, 1), model, prefix)
     lent = prefix.lend() if prefix is not None and in_place else nullcontext()
     steps = functools.partial(rows.steps, model, stop=frozenset(stop), suppress=suppress, embed=embed, draft=draft)
@@ -275,6 +278,7 @@ def predict(model: Any, prompt_LD: Tensor, *, prefix: Prefix | None = None) -> T
     positions_BT = torch.arange(start, start + len(prompt_LD), device=prompt_LD.device)[None]
     with prefix.lend() if prefix else nullcontext(_new_cache(model)) as cache:
         logits_BKV, _ = _reader(model, cache)(prompt_LD[None], positions_BT)
+    # In float32: in bfloat16 most log-probabilities near the largest are equal.
     return logits_BKV[0, 0].float().log_softmax(dim=-1)
 
 
@@ -288,11 +292,14 @@ def score_tokens(model: Any, prompts_BLD: Tensor, ids: Sequence[int]) -> Tensor:
     _count_room(model, prompts_BLD.shape[1] + len(ids) - 1)
     device = _weight(model).device
     ids_T = torch.tensor(list(ids), device=device)
+    # The last token is predicted and never read.
     read_BTD = model.get_input_embeddings()(ids_T[:-1]).expand(len(prompts_BLD), -1, -1)
     whole_BLD = torch.cat([prompts_BLD.to(_weight(model)), read_BTD], dim=1)
     positions_BL = torch.arange(whole_BLD.shape[1], device=device).expand(len(prompts_BLD), -1)
     keep = {"logits_to_keep": len(ids)} if "logits_to_keep" in _list_arguments(type(model)) else {}
     logits_BTV = model(inputs_embeds=whole_BLD, position_ids=positions_BL, use_cache=False, **keep).logits
+    # Behind the last token of the prompt, and behind each token of the text but the last. A model without
+    # `logits_to_keep` returns those of the whole prompt, too.
     logs_BTV = logits_BTV[:, -len(ids) :].float().log_softmax(dim=-1)
     return logs_BTV.gather(2, ids_T.expand(len(prompts_BLD), -1)[..., None])[..., 0]
 
@@ -357,7 +364,10 @@ class _Rows:
         if cache is None:
             cache = self.prefix.copy(len(self.ids)) if self.prefix else _new_cache(model)
         read = _reader(model, cache, with_states=embed is not None)
+        # Rows of one length need no mask, and without one attention takes its causal kernels.
         ragged = not bool(mask_BL.all())
+        # Positions count what is read and not the padding, so that a row has those that it has alone. Padding itself
+        # gets 0, which the mask hides.
         positions_BT = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings_BTD.shape[1] :]
         suppressed = torch.tensor(list(suppress), dtype=torch.int64, device=embeddings_BTD.device)
         active, drafted = list(range(len(self.ids))), list[int]()
@@ -366,8 +376,11 @@ class _Rows:
                 embeddings_BTD, positions_BT, mask_BL if ragged else None, last=1 + len(drafted)
             )
             if len(suppressed):
+                # Before the softmax: a score is the probability among the tokens that may be written.
                 logits_BKV = logits_BKV.index_fill(2, suppressed, -torch.inf)
             left, accepted = list[int](), 0
+            # The first logits stand behind the last written token, the others behind each guess: every guess that the
+            # model would have written itself saves a pass.
             for accepted in range(1 + len(drafted)):
                 tokens = self._choose(active, logits_BKV[:, accepted])
                 if embed is None or states_BKD is None:
@@ -396,6 +409,7 @@ class _Rows:
                 cache.batch_select_indices(selection)
                 mask_BL, positions_BT = mask_BL[selection], positions_BT[selection]
                 active, embeddings_BTD = [active[row] for row in left], embeddings_BTD[selection]
+            # Rejected guesses had positions, too: the next token follows the last one that holds.
             positions_BT = positions_BT[:, -1:] + 1 - rejected
             if ragged:
                 mask_BL = torch.cat([mask_BL, mask_BL.new_ones((len(active), 1))], dim=1)
@@ -449,6 +463,7 @@ class _Rows:
 
     def _complete(self, index: int) -> Completion:
         ids, finished = self.ids[index], self.finished[index]
+        # The score counts the stop token: to end there was a choice of the model as well.
         return Completion(
             tuple(ids[:-1] if finished else ids), finished, self.lengths[index], self.scores[index] / len(ids)
         )
@@ -471,6 +486,7 @@ def _count_room(model: Any, length: int) -> int:
     if length < 1:
         raise UserError("prompt: it is empty; expected at least 1 token")
     if context is None:
+        # The config states no limit: `max_new_tokens` alone ends the answer.
         return 1 << 30
     if length >= context:
         raise UserError(
@@ -512,6 +528,7 @@ def _reader(model: Any, cache: Any, *, with_states: bool = False) -> _Read:
 def _can_crop(cache: Any) -> bool:
     from transformers.cache_utils import DynamicLayer
 
+    # By the exact type: subclasses, such as a sliding window, have dropped keys that cutting back would need.
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
@@ -532,6 +549,7 @@ def _weight(model: Any) -> Tensor:
 def _new_cache(model: Any) -> Any:
     from transformers import DynamicCache
 
+    # With the config each layer gets the kind of cache that it needs, such as a sliding window.
     return DynamicCache(config=model.config)
 
 
