@@ -48,6 +48,8 @@ CoordinateDigits = Annotated[Literal[1, 2, 3, "recorded", "drop"], BeforeValidat
 SamplingDesign = Literal[
     "simpleRandom", "systematicRandom", "clusteredRandom", "experimental", "targeted", "opportunistic"
 ]
+# Names under which tables and JSON of others hold places. Wide on purpose: a false hit costs a resource of the package,
+# a miss publishes where an animal or a camera is.
 _COORDINATES = re.compile(
     r"latitude|longitude|coordinates|(^|[\",;\t])(lat|lon|lng)[\",;\s]", re.IGNORECASE | re.MULTILINE
 )
@@ -126,6 +128,7 @@ def export_camtrap_dp(
         dropped = ("latitude", "longitude", "spatial") if settings.coordinate_digits == "drop" else ()
         refuse(folder, _group_rows(entry for entry in violations if entry.field not in dropped), advice=_REPAIRS)
         export.notes += map(str, doubts[:_LISTED])
+    # Unary plus drops what was counted 0 times.
     export.counts = +export.counts
     if dropped:
         export.notes.append("coordinates dropped: Camtrap DP requires them, so validators refuse this package")
@@ -143,6 +146,7 @@ def state_offsets(deployments: Mapping[str, Deployment], offsets: Sequence[str])
     """
     general, named = "", {}
     for text in offsets:
+        # From the right: an id may hold "=" itself, an offset never does.
         name, _, offset = text.rpartition("=")
         parse_offset(offset, where="utc_offset")
         if not name:
@@ -221,6 +225,7 @@ class _PackageWriter:
         known = [row for row in rows if self.rows.times[row]]
         if not known:
             return "", ""
+        # By the clock and not by the text: times with different offsets do not sort as texts.
         clocks = self.rows.clock_N[known]
         return self.rows.times[known[int(clocks.argmin())]], self.rows.times[known[int(clocks.argmax())]]
 
@@ -235,6 +240,7 @@ class _PackageWriter:
             "locationID": entry.extra.get("locationID") or ("" if named else entry.location),
             "latitude": "" if entry.latitude is None else entry.latitude,
             "longitude": "" if entry.longitude is None else entry.longitude,
+            # The standard takes whole meters from 1 on.
             "coordinateUncertainty": "" if entry.uncertainty is None else max(1, round(entry.uncertainty)),
             "deploymentStart": _complete_time(entry.start, entry, second=0) or span[0],
             "deploymentEnd": _complete_time(entry.end, entry, second=_LAST_SECOND) or span[1],
@@ -276,6 +282,7 @@ class _PackageWriter:
         for decision in merged.new():
             rows = [self.rows.find_row(key) for key in merged.members(decision)]
             start, end = self._span(rows)
+            # Images without a time have no row of media, and so none of observations.
             if start:
                 self.export.counts["decisions written"] += decision.kind != "unclassified"
                 yield self._note(self._decision_row(decision, rows, start, end), decision)

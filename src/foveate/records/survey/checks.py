@@ -200,6 +200,7 @@ def _by_deployment(
     """Yield one finding per deployment that has images of the mask."""
     rows = np.flatnonzero(mask_N)
     order = rows[np.argsort(survey.deployment_N[rows], kind="stable")]
+    # -2 is no index: the first group begins at 0 also where it is that of no deployment, -1.
     starts = np.flatnonzero(np.diff(survey.deployment_N[order], prepend=-2))
     for part in np.split(order, starts[1:]) if len(order) else []:
         index = int(survey.deployment_N[part[0]])
@@ -250,6 +251,7 @@ def _check_clocks(survey: Survey) -> Iterator[Finding]:
     for fault, mask_N in survey.clock_faults.items():
         yield from _by_deployment(survey, fault, mask_N, describe)
     known = np.flatnonzero(~np.isnan(clock_N))
+    # Per deployment: two cameras may well take an image in the same second.
     pairs = np.stack([survey.deployment_N[known].astype(np.float64), clock_N[known]], axis=1)
     _, inverse, counts = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
     stuck_N = np.zeros(len(survey), np.bool_)
@@ -281,6 +283,7 @@ def _check_places(survey: Survey) -> Iterator[Finding]:
         else:
             placed[entry.camera].append((entry.latitude, entry.longitude))
     for name, coordinates in placed.items():
+        # From the first of them: enough to see that they differ, and linear in their number.
         distances = measure_km(np.array(coordinates), np.array(coordinates[:1]))
         if distances.max() > _NEAR_KM:
             yield Finding("place with several coordinates", name, len(coordinates), f"{distances.max():.0f} km apart")
@@ -298,6 +301,7 @@ def _check_far(placed: dict[str, list[tuple[float, float]]]) -> Iterator[Finding
         center = np.median(np.delete(places_P2, index, axis=0), axis=0, keepdims=True)
         others = np.median(measure_km(np.delete(places_P2, index, axis=0), center))
         distance = float(measure_km(places_P2[index : index + 1], center)[0])
+        # Beside the survey's own extent: one over a continent has places 500 km apart.
         if distance < max(_FAR_KM, 20 * float(others)):
             continue
         latitude, longitude = places_P2[index]
@@ -309,6 +313,7 @@ def _check_far(placed: dict[str, list[tuple[float, float]]]) -> Iterator[Finding
         # No coordinates in the text: what `check` prints is often sent to others.
         detail = f"{distance:,.0f} km from the middle of the survey"
         for hint, (first, second) in repairs.items():
+            # A longitude beyond 90 degrees is no latitude, so the two were not swapped.
             if abs(first) <= 90 and measure_km(np.array([[first, second]]), center)[0] < distance / 10:
                 detail += f"; {hint}"
         yield Finding("far from the others", name, len(placed[name]), detail)
@@ -319,6 +324,7 @@ def measure_km(places_P2: NDArray[np.float64], center_12: NDArray[np.float64]) -
     first, second = np.radians(places_P2), np.radians(center_12)
     half = np.sin((first - second) / 2) ** 2
     chord = half[:, 0] + np.cos(first[:, 0]) * np.cos(second[:, 0]) * half[:, 1]
+    # Mean radius of the Earth in km. Rounding leaves [0, 1] at antipodes, where arcsin would give NaN.
     return 2 * 6371.0 * np.arcsin(np.sqrt(np.clip(chord, 0, 1)))
 
 
@@ -342,6 +348,7 @@ def _check_observations(survey: Survey) -> Iterator[Finding]:
     imported = join_names(rows["id"], rows["created"]).value_counts()
     repeated = imported.filter(pc.call_function("greater", [imported.field("counts"), pa.scalar(1)]))
     names = Counter({entry["values"].partition(SEPARATOR)[0]: entry["counts"] for entry in repeated.to_pylist()})
+    # Rows without an id do not repeat each other.
     del names[""]
     for name in list(names)[:_MAX_NAMES]:
         yield Finding("equal ids", name, names[name])
@@ -372,6 +379,7 @@ def _similar(names: Iterable[str], *, cutoff: float) -> Iterator[tuple[str, str]
         return
     parts: dict[str, list[str]] = defaultdict(list)
     for name in singles:
+        # A set, because first and last part are the same in a name of one word.
         for part in {name.split()[0].casefold(), name.split()[-1].casefold()}:
             parts[part].append(name)
     pairs = {
@@ -389,6 +397,7 @@ def _check_bursts(survey: Survey) -> Iterator[Finding]:
     sizes = np.diff(events.starts)
     instants = survey.instant_N[events.order_N]
     spans = instants[events.starts[1:] - 1] - instants[events.starts[:-1]] if len(events) else np.zeros(0)
+    # Spans of events without a time are NaN: not long, and no reason for NumPy's warning.
     with np.errstate(invalid="ignore"):
         long = np.flatnonzero((sizes > _MAX_EVENT_IMAGES) | (spans > _MAX_EVENT_SECONDS))
     for event in long.tolist():

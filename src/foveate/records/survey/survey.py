@@ -94,6 +94,7 @@ class Survey:
         keys = pa.array(collection.keys, pa.string())
         latest_N = np.full(len(keys), -1, np.int64)
         latest_N[tables.positions(media["key"], among=keys)] = np.arange(len(media))  # the last row of an image holds
+        # An index that is null gives null cells: those of images without a row, which are filled below.
         aligned = media.drop_columns(["key"]).take(pa.array(latest_N, mask=latest_N < 0))
         columns = {
             name: aligned[name].fill_null(fill).combine_chunks()
@@ -135,6 +136,7 @@ class Survey:
 
         Images of no deployment have their group in the collection.
         """
+        # The index -1 of images of no deployment reads the empty name at the end.
         names = np.array([*(deployment.camera for deployment in self.deployments), ""], dtype=object)
         camera_N = names[self.deployment_N]
         outside_N = self.deployment_N < 0
@@ -244,6 +246,7 @@ class Survey:
         }
         counts, counted_N = {}, np.zeros(len(self), np.bool_)
         for reason, mask_N in masks.items():
+            # An image counts once, under its first reason, so that the counts sum to the images without an hour.
             counts[reason] = int((mask_N & ~counted_N).sum())
             counted_N |= mask_N
         counts["no coordinates"] = int(np.isnan(self.places_N2[:, 0]).sum())
@@ -261,6 +264,7 @@ class Survey:
         offset_N = np.where(np.isnan(times.offset_N), stated_N, times.offset_N)
         has_time_N = times.status_N == TimeStatus.OK
         num = len(self.deployments) + 1
+        # + 1: images of no deployment have the index -1, and a bin of their own.
         zoned = np.bincount(self.deployment_N[has_time_N & ~np.isnan(offset_N)] + 1, minlength=num) > 0
         zoneless = np.bincount(self.deployment_N[has_time_N & np.isnan(offset_N)] + 1, minlength=num) > 0
         as_written_N = (zoned & zoneless)[self.deployment_N + 1]
@@ -386,6 +390,7 @@ def _select_source(
     """Return which observations are of the source and certain enough; rows are those of `_reduce_labels`."""
     is_machine_O = _is(table["method"], "machine").to_numpy()
     probability_O = table["probability"].cast(pa.float64()).to_numpy()  # NaN where none is stated
+    # Negated, and not >=: a comparison with NaN is false, and rows that state no probability stay.
     is_certain_O = ~is_machine_O | ~(probability_O < min_probability)
     if source == "all":
         looked_at = _mark(rows_O[~is_machine_O & ~_is(table["kind"], "unclassified").to_numpy()], count)
@@ -410,12 +415,15 @@ def _reduce_labels(
     unnamed = _mark(rows_O[keep_O & is_animal_O & ~is_named_O], count)
     encoded = pc.call_function("dictionary_encode", [names.combine_chunks()])
     codes, rows = encoded.indices.to_numpy()[keep_O & is_named_O], rows_O[keep_O & is_named_O]
+    # One kind is in an image where the smallest and the largest code of its names are equal; nothing is sorted or
+    # grouped.
     lowest, highest = np.full(count, np.iinfo(np.int64).max), np.full(count, -1, np.int64)
     np.minimum.at(lowest, rows, codes)
     np.maximum.at(highest, rows, codes)
     several = (highest >= 0) & (lowest != highest) & ~setup
     # An unnamed animal beside a named kind is a second kind; setting up a camera never trains.
     usable = (highest >= 0) & ~several & ~unnamed & ~setup
+    # The last value is the empty label, for all that have no usable one.
     values = np.array([*encoded.dictionary.to_pylist(), ""], dtype=object)
     masks = {
         "several kinds in one image": several,
@@ -446,6 +454,7 @@ def _label_texts(table: pa.Table) -> pa.ChunkedArray:
     taxon_id = pc.call_function(
         "if_else", [_is(table["taxon_id"], ""), pa.scalar(None, pa.string()), table["taxon_id"]]
     )
+    # The row's own id, else the only id that others give its name, else the name.
     taxon = pc.call_function("coalesce", [taxon_id, pa.chunked_array([unique]), table["taxon"]])
     no_label = pc.call_function("is_in", [table["kind"]], pc.SetLookupOptions(value_set=pa.array(_NO_LABEL)))
     plain = pc.call_function("if_else", [no_label, pa.scalar(""), table["kind"]])
