@@ -150,6 +150,7 @@ def fold_prefix(model: MultimodalModel, weights: dict[str, Tensor], *, weight: s
     Raises:
         UserError: vectors that differ from token to token or image to image, or a vector without a bias to take it.
     """
+    # gain (W x + b) + v = (gain W) x + (gain b + v): what is exported needs no layer of its own for either.
     gain = model.visual_gain.detach()
     weights[weight] = weights[weight] * gain
     if bias is not None:
@@ -314,12 +315,14 @@ def measure_differences(job: Job, theirs: Any, pixels: Callable[[Any], dict[str,
     count = visual.tokens_VTE.shape[1]
     ids = [loaded.tokenizer.special[IMAGE]] * count + tokens.ids
     ids_1L = torch.tensor([ids])
+    # Of the text alone: the model computes no logits of visual tokens.
     logits = theirs(input_ids=ids_1L, attention_mask=torch.ones_like(ids_1L), **inputs).logits[:, count:]
     texts = pack_texts([[tokens]], pad=loaded.tokenizer.pad)
     expected = model.logits(model.hidden_states(visual, torch.zeros(1, 1, dtype=torch.long), texts))
     flat = inputs["pixel_values"].flatten(0, -4)
     return {
         "pixels": _largest(flat[0], preprocess.normalize(ours_3HW)),
+        # The class has rows for added special tokens behind the model's vocabulary.
         "logits": _largest(logits[..., : expected.shape[-1]], expected),
     }
 

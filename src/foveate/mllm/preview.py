@@ -157,6 +157,7 @@ def read_counts(texts: PackedTexts, row: int, *, visual: int) -> tuple[Tensor, N
     """
     alone = texts.select(torch.tensor([row]))
     mask_LL = attention_and_positions(alone, torch.tensor([visual]), visual)[0][0]
+    # Texts are numbered from 1. 0 marks visual tokens, and the padding, which nothing reads.
     text_L = torch.cat([torch.zeros(visual, dtype=torch.long), alone.text_BT[0]])
     counts = []
     for number in range(1, int(text_L.max()) + 1 if len(text_L) else 1):
@@ -205,6 +206,7 @@ def _describe_sample(training: MllmTraining, batch: StageBatch, row: int, folder
     sample, texts = batch.samples[row], batch.texts
     visual = batch.visual[row]
     counts_N3, kind_LL = read_counts(texts, row, visual=visual)
+    # The tokens of regions stand in the order of the sample's regions, over all of its conversations.
     region_id, region_numbers = training.prompts.region_id, iter(range(1, len(sample["regions"]) + 1))
     conversations = []
     for number, conversation in enumerate(sample["conversations"], 1):

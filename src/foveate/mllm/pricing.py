@@ -175,6 +175,7 @@ def _price(
         peak = device.tflops if settings.precision == "bf16" else device.wide_tflops
         seconds = settings.batch_size * flops["total"] / devices / (peak * 1e12 * mfu)
         named = {name: part.parameters for name, part in parts.items()}
+        # Each stage overwrites the last: the numbers are those of the model that comes out.
         result |= {"parameters": sum(named.values()), "parameters_by_part": named, "view_tokens": view_tokens}
         result["parameters_active"] = sum(part.active for part in parts.values())
         result["stages"].append(

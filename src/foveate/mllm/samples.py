@@ -54,6 +54,7 @@ class NameTable(NamedTuple):
     @classmethod
     def create(cls, names: Sequence[str], prompts: PromptWriter) -> NameTable:
         """Tokenize names as they stand within a sentence."""
+        # With the blank: a tokenizer of byte pairs has other tokens for a word that begins a text.
         ids = [prompts.tokenizer.encode(f" {name}") for name in names]
         width = max(map(len, ids), default=0)
         ids_NW, weight_NW = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width)
@@ -144,6 +145,7 @@ class MllmSamples:
         regions: list[tuple[int, NDArray[np.float64]]] = []
         points: list[RegionPoints] = []
         left_out: list[BadSample] = []
+        # Drawn anew in each epoch, without replacement: in the course of a training every conversation has its turn.
         for number in rng.permutation(len(conversations)):
             if len(drawn) == self.max_conversations:
                 break

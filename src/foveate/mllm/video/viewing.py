@@ -154,6 +154,7 @@ class Viewing:
         logs = self._score(ids, endings, prefix)
         probabilities = to_probabilities(logs, per_token=False)
         mass = float(torch.stack([log_T.double().sum() for log_T in logs]).exp().sum())
+        # A sum of rounded probabilities may pass 1 in its last bits.
         return letters, probabilities, min(mass, 1.0)
 
     def encode_letters(self, question: str, options: Sequence[str]) -> tuple[list[str], PromptIds, list[list[int]]]:
@@ -246,6 +247,8 @@ class Viewing:
             whole = splice(self.network, after, self.video_LD) if prefix is None else self.network.embed(after.after)
             return predict(self.network.language, whole, prefix=prefix)
 
+        # Every answer begins behind the same prompt: that pass is made once. The others are one by one, because a
+        # letter is one or two tokens, and a batch would need a copy of the prefix for each row.
         first_V = read(())
         return [
             torch.stack([(read(answer[:end]) if end else first_V)[id] for end, id in enumerate(answer)])
