@@ -162,6 +162,7 @@ class Mllm:
         completions = generate(
             self.loaded.model.language_model,
             writer.prompts(images=not shared),
+            # Questions about the same images read them once, and not once each.
             prefix=read_prefix(self.loaded.model.language_model, writer.images(0)) if shared else None,
             stop=[self.loaded.prompts.chat.end],
             settings=settings,
@@ -204,9 +205,12 @@ class Mllm:
         )
         for _ in pieces:
             text = certain_text(writer.answer(0).text)
+            # What was yielded cannot be taken back: a text that changed before its end waits until it continues that
+            # again.
             if text.startswith(written):
                 yield text[len(written) :]
                 written = text
+        # The stop token is written and no part of the answer.
         writer.pending[0].finished = len(writer.pending[0].answer) < len(writer.written)
         answer = writer.answer(0)
         yield answer.text[len(written) :]

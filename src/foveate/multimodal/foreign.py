@@ -566,6 +566,7 @@ class _Sampler:
             if settings.temperature > 0:
                 logits_V = logits_BV[row].double().cpu().numpy()
                 token = draw_token(logits_V, draws.random(), temperature=settings.temperature, top_p=settings.top_p)
+                # The drawn token alone stays possible, so that the greedy search of transformers takes it.
                 drawn_BV[row] = -torch.inf
                 drawn_BV[row, token] = 0.0
         return drawn_BV
