@@ -101,12 +101,14 @@ def near_taxa(model: SpeciesModel, column: int, *, count: int = _NUM_TAXA) -> li
         return []
     vectors_KD = model.entity_vectors[model.info.targets_K].astype(np.float64)
     cosine_K = cosines(vectors_KD[column], vectors_KD)
+    # The class is nearest to itself.
     cosine_K[column] = -np.inf
     taxa, taxon = model.taxa, int(model.classes.taxa_K[column])
     near = []
     for other in np.argsort(-cosine_K, kind="stable")[: min(count, len(cosine_K) - 1)].tolist():
         other_taxon = int(model.classes.taxa_K[other])
         shared = set(taxa.lineage(taxon)) if taxon >= 0 else set()
+        # A lineage runs upwards: the first shared taxon is the lowest.
         common = next((t for t in taxa.lineage(other_taxon) if t in shared), -1) if other_taxon >= 0 else -1
         label = taxa.names[other_taxon] if other_taxon >= 0 else model.classes.labels[other]
         relation = f"same {taxa.ranks[common] or 'group'}: {taxa.names[common]}" if common >= 0 else ""

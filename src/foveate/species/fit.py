@@ -41,6 +41,7 @@ def build_link_model(
         image: builds the network of images.
     """
     contexts = data.present_contexts
+    # Standardized by training places alone: those of test images must not move the scale.
     places = scale_places(
         data.candidate_places_P2, settings.place_input, reference_N2=data.places_N2[data.links_of_places()]
     )
@@ -59,6 +60,7 @@ def build_link_model(
 
 def build_recipe_model(recipe: SpeciesRecipe) -> LinkModel:
     """Build the untrained networks of a recipe before any data, for two classes, a place and an hour."""
+    # The empty label is an image without one; two classes are the fewest that a model has.
     data = link_arrays(["", "human", "vehicle"], places=np.zeros((3, 2)), hours=np.zeros(3))
     settings = dict(recipe.encoder)
     if settings["kind"] == "timm" and "source" in settings:
@@ -167,6 +169,7 @@ def fit_links(
     offsets_K = None
     if training.balance == "logit_adjustment":
         offsets_K = class_offsets(labels_N, len(data.classes), training.tau)
+    # Without validation images nothing selects an epoch, so that evaluating each would be work for nothing.
     steps_per_epoch = order.steps_per_epoch if selects else None
     if not selects:
         say("no labeled validation images: the last epoch is taken")

@@ -89,6 +89,8 @@ def save_species(
     head = _fold(network)
     if head is not None:
         tensors |= {f"{_HEAD}weight": head.weight_KF, f"{_HEAD}bias": head.bias_K}
+    # A fingerprint names frozen weights that can be loaded again; a trained encoder has none, and its weights are
+    # stored, with an architecture that builds it without a download.
     if not info.fingerprint and info.encoder is not None:
         encoder = network.image.encoder
         assert isinstance(encoder, ImageEncoder), "a trained encoder is part of the network"
@@ -211,6 +213,7 @@ def _read_info(path: Path, config: Mapping[str, Any]) -> SpeciesInfo:
         hours = np.array(config["hours"], dtype=np.float64)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{where}: classes, entities, images or hours are damaged ({error})") from error
+    # A damaged index would otherwise read the row of another taxon without an error.
     is_entity = (targets_K >= 0) & (targets_K < len(indices["entities"]))
     if not len(labels) == len(targets_K) == len(images_K) or not is_entity.all():
         raise UserError(f"{where}: classes, targets and images do not fit each other (got {len(labels)} classes)")

@@ -136,6 +136,7 @@ class SpeciesGraph:
         )
         left_out = Counter(survey.label_counts(source, min_probability=min_probability))
         left_out += Counter(survey.count_missing())
+        # Labeled images alone: one without a label is counted for that already.
         left_out["no split"] = int(((labels_N != "") & (splits_N == "")).sum())
         return cls(
             triples=Triples.index(table, train=train, official=official),

@@ -109,6 +109,7 @@ class LinkData:
 
     @cached_property
     def _hours(self) -> tuple[NDArray[np.float64], Rows]:
+        # Whole hours compete, as in COSMO: 24 candidates at most, however exact the clocks are.
         values, hour_N = _first_appearances(np.floor(self.hours_N)[:, None], self._candidate_rows())
         return values[:, 0], hour_N
 
@@ -177,10 +178,12 @@ class LinkData:
 
 def _first_appearances(values_NC: NDArray[np.float64], rows: Rows) -> tuple[NDArray[np.float64], Rows]:
     """Return the distinct values of `rows` in order of first appearance, and the index of every row's value."""
+    # NaN is not equal to itself: each unknown value would become a candidate of its own.
     known = rows[~np.isnan(values_NC[rows]).any(axis=1)]
     # -0.0 and 0.0 are one place.
     values_NC = values_NC + 0.0
     _, first = np.unique(values_NC[known], axis=0, return_index=True)
+    # `np.unique` sorts by value; candidates are numbered in the order in which images name them.
     distinct = values_NC[known[np.sort(first)]]
     indices = {tuple(value): index for index, value in enumerate(distinct.tolist())}
     return distinct, np.array([indices.get(tuple(value), -1) for value in values_NC.tolist()], dtype=np.int64)

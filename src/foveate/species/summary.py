@@ -69,6 +69,7 @@ def summarize(
     survey = open_survey(predictions)
     decisions, images = predictions.decisions, predictions.images
     failed = images.filter(_is_in(images["status"], FAILED))
+    # What follows the colon differs from file to file: counted with it, every failure would be a kind of its own.
     failures = Counter(reason.split(":")[0] for reason in failed["failure"].to_pylist())
     truths = None if truth is None else decision_truths(predictions, truth)
     labeled: dict[str, Any] = {}
@@ -87,6 +88,7 @@ def summarize(
             "notes": notes,
         }
     clocks, places = rank_links(predictions, survey)
+    # What was not decided has no score that belongs into a histogram of decisions.
     scores = decisions["score"].to_numpy()[~_is_in(decisions["kind"], "unknown", "unclassified")]
     counts, edges = np.histogram(scores, bins=20, range=(0, 1))
     ranks = _count_values(decisions["rank"].filter(_is_in(decisions["kind"], "animal")))
@@ -175,6 +177,7 @@ def _list_cameras(
     for (camera, name), members in _group(camera=animals["camera"], name=animals["name"]):
         tops.setdefault(camera, Counter())[name] = len(members)
     accuracies = {} if truth is None else camera_accuracies(predictions, truth)
+    # Rounded here and not by the page: result.json lies beside it and is often sent along.
     places: dict[str, tuple[float, float]] = {}
     if survey is not None and digits is not None:
         places_N2 = survey.places_N2[predictions.rows]

@@ -104,6 +104,7 @@ def train_species(
     Raises:
         UserError: recipe, survey and taxonomy do not fit, or the run folder holds another run.
     """
+    # Before the collection is opened: a refusal after hours of training would lose them.
     check_locations(recipe.method, include_locations)
     for name, reason in recipe.idle_fields().items():
         say(f"{name} has no effect with {reason}")
@@ -257,6 +258,7 @@ def _build(
     inputs = concat_inputs(
         sources.inputs.features_NF[rows], recipe.graph, data.places_N2[rows], data.hours_N[rows], reference=reference
     )
+    # By row of the collection, as links name images.
     joined = torch.zeros(len(data.labels_N), inputs.shape[1])
     joined[rows] = inputs
     with seeded(seed):
@@ -297,6 +299,7 @@ def _describe(
         steps = order.count_steps()
         rows = run.read_metrics()
         passes = [_describe_pass(Relation[name.upper()], count, data, rows) for name, count in steps.items()]
+        # The model is that of the best evaluation, where there was one, and not of the last step.
         step = outcome.best.step or outcome.step
         epoch = step // order.steps_per_epoch
     return SpeciesTrainResult(

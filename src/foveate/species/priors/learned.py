@@ -41,6 +41,7 @@ from foveate.species.priors import (
 from foveate.species.rows import Floats
 
 _DAYS = 366
+# Added to probabilities before their logarithm, as geo_prior does: one that is exactly 0 would make the loss infinite.
 _FLOOR = 1e-5
 _NUM_BLOCKS = 4
 # Days over which a factor is averaged where the day is unknown.
@@ -103,6 +104,7 @@ def presence_loss(present_BL: Tensor, random_BL: Tensor, labels_B: Tensor) -> Te
     """Return the loss of probabilities at the places of images and at as many random places."""
     losses_BL = -torch.log(1 - present_BL + _FLOOR)
     true_B1 = labels_B[:, None]
+    # Times the number of classes: one presence stands against the assumed absence of all others.
     positive_B1 = -torch.log(present_BL.gather(1, true_B1) + _FLOOR) * present_BL.shape[1]
     return losses_BL.scatter(1, true_B1, positive_B1).mean() - torch.log(1 - random_BL + _FLOOR).mean()
 
@@ -110,6 +112,7 @@ def presence_loss(present_BL: Tensor, random_BL: Tensor, labels_B: Tensor) -> Te
 def draw_conditions(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw places [count, 2], uniform on the sphere, and days of the year."""
     uniform = torch.rand(count, 3, generator=generator)
+    # The sine of the latitude is uniform on a sphere; latitudes themselves would crowd at the poles.
     latitude = torch.rad2deg(torch.asin(2 * uniform[:, 0] - 1))
     return torch.stack([latitude, 360 * uniform[:, 1] - 180], dim=1), uniform[:, 2] * _DAYS
 
@@ -190,6 +193,7 @@ def fit_prior(
                 optimizer.step()
             scheduler.step()
     shares_L = np.bincount(labels, minlength=len(classes)) / len(labels)
+    # The means come from the trained network, which the prior puts into evaluation mode: dropout would blur them.
     prior = LearnedPrior(classes.labels, network, np.ones(len(classes)), shares_L)
     prior.means_L = _mean_scores(prior, places_N2, days_N)
     return prior
@@ -204,6 +208,8 @@ def _mean_scores(prior: LearnedPrior, places_N2: Floats, days_N: Floats) -> Floa
 def _draw_batches(labels_N: np.ndarray, settings: LearnedSettings, rng: np.random.Generator) -> list[np.ndarray]:
     """Draw at most `max_images` images of each class, in batches."""
     order = rng.permutation(len(labels_N))
+    # Stable, so that images of a class stay in the random order: the first `max_images` are a draw of their own each
+    # epoch.
     order = order[np.argsort(labels_N[order], kind="stable")]
     starts = np.searchsorted(labels_N[order], labels_N[order])
     selected = rng.permutation(order[np.arange(len(order)) - starts < settings.max_images])

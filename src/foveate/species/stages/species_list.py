@@ -25,6 +25,7 @@ from foveate.species.stages import warn_idle
 
 ORDER = 30
 _COLUMNS = ("latin", "scientificname", "scientific_name", "taxon", "species", "name")
+# A sum of masked float32 probabilities this small is rounding, and dividing by it would make an answer out of noise.
 _NOTHING_LEFT = 1e-12
 ANIMAL = "animal"
 """Label of an animal of which nothing more is known."""
@@ -158,6 +159,7 @@ def _describe_unmatched(names: list[str], choices: Iterable[str]) -> str:
 def add_targets(targets_K: Integers, classes: Classes, taxa: Taxa) -> tuple[Classes, Integers]:
     """Add a class for each target that no class stands for; return the column [K] that each class goes to."""
     labels, taxa_of = list(classes.labels), classes.taxa_K.tolist()
+    # Reversed, so that of several classes of one taxon the first stays in the dictionary.
     columns = {taxon: k for k, taxon in reversed(list(enumerate(taxa_of))) if taxon >= 0}
     if ANIMAL in labels:
         columns[-1] = labels.index(ANIMAL)
@@ -191,6 +193,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
 
     def apply(rows: Rows) -> Rows:
         masked = renormalize(np.where(admitted_K, rows.probabilities_RK, 0.0))
+        # A row is NaN as a whole or not at all.
         nothing_R = np.isnan(masked[:, 0]) & (rows.answers_R >= 0)
         return rows.passed("species_list", masked, notes, nothing_R.astype(np.int64))
 
