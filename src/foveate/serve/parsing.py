@@ -43,7 +43,9 @@ def parse_body(model: type[B], data: bytes) -> B:
     if first["type"] == "json_invalid":
         raise Refused(f"body: expected JSON (got {first['ctx']['error']})", code="invalid_json") from None
     sentences = [describe_problem(model, dict(problem)) for problem in problems[:_MAX_PROBLEMS]]
+    # A body of a thousand wrong parts must not be answered with a thousand sentences.
     more = [f"{len(problems) - _MAX_PROBLEMS} more problems"] if len(problems) > _MAX_PROBLEMS else []
+    # The path may hold a key of the request, which is as long as its sender likes.
     param = ".".join(str(part) for part in first["loc"])[:_MAX_PARAM_LETTERS] or None
     raise Refused("; and ".join([*sentences, *more]), param=param, code="invalid_value")
 
@@ -103,6 +105,7 @@ def _make_chat_call(body: ChatBody, images: Sequence[ServedImage], clips: Sequen
     for number, message in enumerate(body.messages):
         param, parts, turn_images, turn_clips = f"messages.{number}.content", [], [], []
         for part in message.content:
+            # A mark in a text would count as an image that nobody sent.
             if isinstance(part, TextPart):
                 if IMAGE_MARK in part.text:
                     raise Refused(f"{param}: '{IMAGE_MARK}' stands for an image; send it as a part", param=param)
@@ -114,6 +117,7 @@ def _make_chat_call(body: ChatBody, images: Sequence[ServedImage], clips: Sequen
             else:
                 parts.append(IMAGE_MARK)
                 turn_images.append(next(iterator))
+        # OpenAI renamed the role; both mean the same to a chat template.
         role = "system" if message.role == "developer" else message.role
         turns.append(ChatTurn(role, "\n".join(parts), tuple(turn_images), tuple(turn_clips)))
     if turns[-1].role != "user":
@@ -123,6 +127,7 @@ def _make_chat_call(body: ChatBody, images: Sequence[ServedImage], clips: Sequen
         raise Refused("foveate.boxes: there is no image that they are parts of", param="foveate.boxes")
     return ChatCall(
         tuple(turns),
+        # OpenAI's newer name goes before the older one, which clients still send.
         max_tokens=body.max_completion_tokens or body.max_tokens,
         temperature=body.temperature or 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
