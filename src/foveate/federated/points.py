@@ -182,7 +182,9 @@ class Points:
 def find_huge(points_ND: NDArray[np.floating], limit: float = MAX_COORDINATE) -> tuple[int, int] | None:
     """Row and column of the first value that is infinite, or beyond a limit where its square may be."""
     # Looked for before any work: one such value ends a run in its last step, when distances become infinite.
+    # In parts: absolute values and mask of all points at once would take as much memory again.
     for start in range(0, len(points_ND), 4096):
+        # Negated, so that NaN counts as huge.
         huge = ~(np.abs(points_ND[start : start + 4096]) <= limit)
         if huge.any():
             row, column = np.argwhere(huge)[0]
@@ -196,6 +198,7 @@ def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
         return np.isnan(values)
     if values.dtype.kind != "O":
         return np.zeros(len(values), dtype=bool)
+    # NaN is the only number that differs from itself; `math.isnan` would fail for texts.
     return np.array([value is None or (isinstance(value, float) and value != value) for value in values], dtype=bool)
 
 

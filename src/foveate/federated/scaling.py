@@ -44,6 +44,7 @@ class Scaling:
 
     @classmethod
     def _of_moments(cls, mean_D: Floats, variance_D: Floats) -> Scaling:
+        # A constant column has no deviation to divide by.
         return cls(mean_D, np.where(variance_D > 0, np.sqrt(variance_D), 1.0))
 
     def apply(self, points_ND: Floats) -> Floats:
@@ -114,6 +115,7 @@ def ask_scaling(
         excluded[client] = f"its data have {width} features; those of most clients have {usual}"
     mean_D = _total(answers, "sums")
     request = moments_request(min_count, winsorize=winsorize, center_D=mean_D)
+    # Only those whose sums are in the mean: squares of others would be about a center that is not theirs.
     result = transport.ask(dict.fromkeys(answers, request), moments_rule("squares", usual), min_clients=min_clients)
     excluded |= result.excluded
     return Scaling._of_moments(mean_D, _total(result.answers, "squares"))
@@ -141,6 +143,7 @@ def moments_rule(name: str, width: int | None = None) -> MessageRule:
     Args:
         name: "sums" or "squares". width: number of columns, where it is known.
     """
+    # No sum of squares is negative: such an answer is damaged or false.
     low = 0.0 if name == "squares" else None
     return MessageRule(MOMENTS, {name: ArrayRule("float64", (width,), low=low)}, {"points": int})
 
@@ -175,6 +178,7 @@ def winsorize(points_ND: Floats, reach: float) -> Floats:
     """
     low_D, high_D = np.percentile(points_ND, (5, 95), axis=0)
     width_D = high_D - low_D
+    # Infinite bounds clip nothing.
     wide_D = np.where(width_D > 0, reach * width_D, np.inf)
     return np.clip(points_ND, low_D - wide_D, high_D + wide_D)
 
@@ -190,6 +194,7 @@ def scale_points(points_ND: Floats, request: Message) -> Floats:
     offset_D, scale_D = request.array("offset"), request.array("scale")
     if offset_D.shape != points_ND.shape[1:] or scale_D.shape != points_ND.shape[1:]:
         raise UserError(f"the data have {points_ND.shape[1]} features; the scale has {len(offset_D)}")
+    # A scale of a hostile server may overflow; `as_points` refuses what comes out, with the row.
     with np.errstate(all="ignore"):
         return as_points((points_ND - offset_D) / scale_D)
 
