@@ -98,6 +98,7 @@ def extras(package: str = "foveate") -> dict[str, dict[str, str | None]]:
     for requirement in requirements:
         extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)['\"]", requirement)
         name = re.match(r"[\w.-]+", requirement)
+        # An extra that lists other extras of the package names the package itself.
         if extra and name and name[0] != package:
             installed.setdefault(extra[1], {})[name[0]] = _version(name[0])
     return installed
@@ -168,7 +169,9 @@ def measure(
             data[row] = collection.image_bytes(row)
         except BadImage as problem:
             unreadable[collection.keys[row]] = str(problem)
+    # A clock that is too coarse for a small collection must not divide by 0.
     reading = max(time.perf_counter() - began, 1e-9)
+    # Decoded once before it is timed: a broken image would fail, and lazy imports would be measured with the first.
     good = []
     for row in data:
         try:

@@ -75,6 +75,7 @@ class TextRule:
             return self._uniform(texts, seed, epoch, key)
         if self.combine == "fuse" and texts.get("afc"):
             return Drawn("afc", _one_of(texts["afc"], "text", seed, epoch, key))
+        # Of the kinds that the image has; where the weight of a missing one goes is the mixture's own rule.
         kind = self.mixture.draw(list(texts), seed=seed, epoch=epoch, key=key)
         if kind is None:
             return None

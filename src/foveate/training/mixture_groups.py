@@ -78,6 +78,7 @@ def normalize_weights(weights: Mapping[str, float], *, what: str = "weight") -> 
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not math.isfinite(weight) or weight < 0:
             raise UserError(f"{what} of '{name}': not a weight (got {weight!r}); expected a number >= 0")
+    # Exactly rounded, so that the sum does not depend on the order of the groups.
     total = math.fsum(weights.values())
     if not total > 0:
         raise UserError(f"{what}: all are 0 (got {', '.join(weights) or 'none'}); expected at least one above 0")
