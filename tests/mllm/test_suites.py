@@ -132,8 +132,8 @@ def test_any_conversations_are_scored_exactly_or_by_their_box(collection: Path, 
 def test_every_suite_is_a_plugin() -> None:
     names = module_names("foveate.mllm.suites")
     expected = (
-        "ai2d chartqa conversations docvqa ferret_bench flickr infovqa lvis_refer pope refcoco scenes scienceqa "
-        "self_check textvqa vqa"
+        "ai2d chartqa conversations docvqa ferret_bench ferret_ui flickr infovqa lvis_refer pope refcoco scenes "
+        "scienceqa self_check textvqa vqa"
     )
     assert names == expected.split()
     assert all(load_suite(name).title for name in names)
