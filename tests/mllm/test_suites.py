@@ -30,6 +30,7 @@ class Reply:
     text: str
     boxes: Sequence[PixelBox] = ()
     finished: bool = True
+    digits: Sequence[PixelBox | None] = ()
 
 
 class Table:
@@ -216,6 +217,28 @@ def test_pope_reports_f1_by_kind_of_negatives(tmp_path: Path) -> None:
     assert result.further["image"] == scores | {f"corrected {name}": share for name, share in scores.items()}
     assert result.further["no image"]["yes_share"] == 1
     assert result.table[0].chance == 0.5
+
+
+def test_digits_of_boxes_are_scored_beside_the_boxes(collection: Path, tmp_path: Path) -> None:
+    here, there = PixelBox(4, 4, 24, 24), PixelBox(30, 30, 40, 40)
+    for number in range(3):
+        add(collection, conversation(f"ground/open/seen/{number}", f"Where {number}?", "<region>",
+                                     images=(f"test-0{number}",), boxes=(here,)))  # fmt: skip
+    add(collection, conversation("count/open/seen/1", "How many?", "three", images=("test-03",)))
+    digits = {"0": (here,), "1": (there,), "2": (None,)}
+
+    def answer(sizes: list[tuple[int, int]], text: str, regions: Sequence[Any]) -> Reply | str:
+        return Reply("[4, 4, 24, 24]", (here,), digits=digits[text[6]]) if sizes and "Where" in text else "3"
+
+    result = evaluate(Table(answer), "scenes", collection, run=tmp_path / "run")
+    assert value(result, "image") == 1
+    assert result.further["image"] == {
+        "boxes by their digits: ground": pytest.approx(1 / 3),
+        "boxes by their digits: ground, open": pytest.approx(1 / 3),
+    }
+    # Nothing is added to the results of models that write either.
+    result = evaluate(Table(lambda *_: "3"), "scenes", collection, run=tmp_path / "without")
+    assert not result.further["image"]
 
 
 def test_scenes_are_scored_by_kind(collection: Path, tmp_path: Path) -> None:

@@ -251,8 +251,14 @@ def _choose(
 
 
 def _describe(answer: ModelAnswer) -> dict[str, Any]:
-    boxes = [[box.x1, box.y1, box.x2, box.y2] for box in answer.boxes]
-    return {"answer": answer.text, "boxes": boxes, "finished": answer.finished}
+    row = {"answer": answer.text, "boxes": [_list_corners(box) for box in answer.boxes], "finished": answer.finished}
+    # Only models with a box head and digits have both.
+    digits = [box and _list_corners(box) for box in getattr(answer, "digits", ())]
+    return row | ({"digits": digits} if digits else {})
+
+
+def _list_corners(box: PixelBox) -> list[float]:
+    return [box.x1, box.y1, box.x2, box.y2]
 
 
 def _write_request(

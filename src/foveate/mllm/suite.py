@@ -28,12 +28,18 @@ LETTER_ANSWER = "Answer with the option's letter from the given choices directly
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """A `ModelAnswer` from a row; `judged` is what a judge replied."""
+    """A `ModelAnswer` from a row.
+
+    Attributes:
+        judged: what a judge replied.
+        digits: what the digits behind each box say, of models that write both; see `Answer.digits`.
+    """
 
     text: str
     boxes: tuple[PixelBox, ...] = ()
     finished: bool = True
     judged: Mapping[str, Any] | None = None
+    digits: tuple[PixelBox | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ _SAMPLES = 24
 
 def _restore(row: dict[str, Any]) -> StoredAnswer:
     boxes = tuple(PixelBox(*corners) for corners in row["boxes"])
-    return StoredAnswer(row["answer"], boxes, row["finished"], row.get("judged"))
+    digits = tuple(PixelBox(*corners) if corners else None for corners in row.get("digits", ()))
+    return StoredAnswer(row["answer"], boxes, row["finished"], row.get("judged"), digits)
 
 
 def summarize(

@@ -7,12 +7,22 @@ for. Where several boxes are asked for, the score is the share of them that one 
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from foveate.metrics.grounding import IOU_THRESHOLD
 from foveate.metrics.text_answers import normalize_vqa, parse_yes_no
-from foveate.mllm.suite import ModelAnswer, Suite, SuiteData, SuiteQuestion, collect_questions, make_question
+from foveate.mllm.suite import (
+    ModelAnswer,
+    StoredAnswer,
+    Suite,
+    SuiteData,
+    SuiteQuestion,
+    collect_questions,
+    make_question,
+)
 from foveate.records.boxes import PixelBox, pairwise_iou
 from foveate.records.conversations import Conversation
 
@@ -77,4 +87,19 @@ def _corners(box: PixelBox) -> list[float]:
     return [x1, y1, x2, y2]
 
 
-SUITE = Suite("Generated scenes", "accuracy", read, score)
+def summarize(answered: Sequence[tuple[SuiteQuestion, StoredAnswer]]) -> dict[str, float | None]:
+    """Score the digits of boxes in place of the boxes, by part, of models that write both."""
+    if not any(answer.digits for _, answer in answered):
+        return {}
+    scores: dict[str, list[float]] = defaultdict(list)
+    for question, answer in answered:
+        if question.boxes:
+            digits = tuple(box for box in answer.digits if box is not None)
+            # Without digits an answer misses, whatever its boxes.
+            hit = score(question, replace(answer, boxes=digits))
+            for part in question.slices:
+                scores[f"boxes by their digits: {part}"].append(hit)
+    return {name: sum(hits) / len(hits) for name, hits in sorted(scores.items())}
+
+
+SUITE = Suite("Generated scenes", "accuracy", read, score, summarize=summarize)
