@@ -24,14 +24,15 @@ from foveate.language.tokenizer import BackendTokenizer, place_placeholders
 
 _ARCHITECTURES = ("llama",)
 _PRE_TOKENIZERS = ("smollm",)
-_CONTROL = 3  # of tokenizer.ggml.token_type
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+"""Values of tokenizer.ggml.token_type; llama.cpp finds tokens of the last two in a text before it merges bytes."""
 _LARGEST = 1 << 24  # of any size in a configuration
-_TOP = {
+TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_IN_LAYER = {
+LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -122,12 +123,17 @@ def _join_halves(values_OI: NDArray[np.float32], heads: int) -> NDArray[np.float
     return np.ascontiguousarray(halves).reshape(rows, columns)
 
 
+def interleave_halves(values: Tensor, heads: int) -> Tensor:
+    """Interleave the halves of each head of a query or key projection, as llama.cpp stores them."""
+    return values.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
 def _rename(name: str) -> str:
     """Return the name in transformers; an unknown name stays as it is and is surplus then."""
     match = _LAYER.fullmatch(name)
-    if match is not None and match[2] in _IN_LAYER:
-        return f"model.layers.{match[1]}.{_IN_LAYER[match[2]]}.weight"
-    return _TOP.get(name, name)
+    if match is not None and match[2] in LAYER_NAMES:
+        return f"model.layers.{match[1]}.{LAYER_NAMES[match[2]]}.weight"
+    return TOP_NAMES.get(name, name)
 
 
 def read_tokenizer(file: GGUFFile) -> BackendTokenizer:
@@ -153,7 +159,7 @@ def read_tokenizer(file: GGUFFile) -> BackendTokenizer:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     backend.decoder = decoders.ByteLevel()
-    control = {tokens[id]: id for id in np.flatnonzero(kinds == _CONTROL).tolist()}
+    control = {tokens[id]: id for id in np.flatnonzero(kinds == CONTROL).tolist()}
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     end = _token_id(file, "eos")
     if end is None:

@@ -1,7 +1,7 @@
-"""`foveate mllm export`: write a model folder as one that transformers or PEFT opens.
+"""`foveate mllm export`: write a model folder as one that transformers, llama.cpp or PEFT opens.
 
-What transformers' classes do not compute is refused by its field. The exported class is loaded again and compared with
-the model: pixels, token ids, logits.
+What the other program does not compute is refused by its field. A class of transformers is loaded again and compared
+with the model: pixels, token ids, logits.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def export_mllm(source: str, *, to: str, out: Path | None = None) -> tuple[Path,
 
     Args:
         source: a model folder of `foveate mllm train`.
-        to: llava, llava-next, idefics3 or peft.
+        to: llava, llava-next, idefics3, llama-cpp or peft.
         out: a folder that does not exist or is empty; SOURCE-TARGET by default.
 
     Raises:
@@ -207,19 +207,24 @@ def copy_tokenizer(loaded: LoadedModel, added: Sequence[str] = ()) -> Any:
     )
 
 
+def chat_marks(loaded: LoadedModel) -> tuple[str, str, str]:
+    """Return Jinja literals: role -> text before a turn, role -> text behind it, and the blank in front of a text."""
+    template = loaded.prompts.chat.template
+    before, after = (
+        f"{{{', '.join(f'{json.dumps(role)}: {json.dumps(texts[role])}' for role in _ROLES)}}}"
+        for texts in (template.headers, template.ends)
+    )
+    return before, after, "' '" if template.blank else "''"
+
+
 def chat_template(loaded: LoadedModel) -> str:
     """Return a Jinja template that writes conversations as they were trained.
 
     Images that begin the first question stand in front of all turns, others where they are (`prompts.images_lead`).
     """
-    template = loaded.prompts.chat.template
-    before, after = (
-        ", ".join(f"{json.dumps(role)}: {json.dumps(texts[role])}" for role in _ROLES)
-        for texts in (template.headers, template.ends)
-    )
-    blank = "' '" if template.blank else "''"
+    before, after, blank = chat_marks(loaded)
     return (
-        f"{{%- set before = {{{before}}} -%}}{{%- set after = {{{after}}} -%}}"
+        f"{{%- set before = {before} -%}}{{%- set after = {after} -%}}"
         "{%- set seen = namespace(text=false, lead=true, content='') -%}"
         "{%- for message in messages if message.role != 'system' -%}"
         "{%- if message.content is string -%}{%- set seen.text = true -%}{%- else -%}"

@@ -440,17 +440,17 @@ def calibrate(
     finish({"kind": "box-scores", **result.to_json()}, lines, {"model": Path(model)}, as_json=as_json)
 
 
-@command.command("export", short_help="Write a model for transformers or PEFT.")
+@command.command("export", short_help="Write a model for transformers, llama.cpp or PEFT.")
 @click.argument("model")
-@click.option("--to", required=True, metavar="TARGET", help="Format: llava, llava-next, idefics3 or peft.")
+@click.option("--to", required=True, metavar="TARGET", help="Format: llava, llava-next, idefics3, llama-cpp or peft.")
 @path_option("--out", "New folder; MODEL-TARGET by default.")
 @json_option
 @quiet_option
 def export(model: str, to: str, out: Path | None, as_json: bool) -> None:
-    """Write MODEL as a folder that transformers, or PEFT, opens.
+    """Write MODEL as a folder that transformers, llama.cpp or PEFT opens.
 
-    The folder is opened with that library and compared with MODEL. What the target does not compute is refused by its
-    field.
+    A folder for transformers is opened with it and compared with MODEL. What the target does not compute is refused by
+    its field.
 
     \b
     Example:
