@@ -43,6 +43,7 @@ def encode_coordinate(value: float, side: int, *, rounding: Rounding = "exact") 
     """
     if side < 1 or not math.isfinite(value):
         raise UserError(f"coordinate {value} of {side} pixels: expected a finite number and at least 1 pixel")
+    # The right edge of a box is at `side`, and its bin would be 1000.
     value = min(max(value, 0), side - 1)
     if rounding == "official":
         return int(value * (NUM_BINS / side))
@@ -151,6 +152,7 @@ def parse_regions(text: str, *, width: int, height: int, decoding: Decoding = "b
         if problem:
             problems.append(f"{match[0][:60]}: {problem}")
             continue
+        # Models write 1000 for the right edge, which no bin has.
         bins = [min(int(value), NUM_BINS - 1) for value in values]
         if len(bins) == 4:
             (x1, x2), (y1, y2) = sorted(bins[::2]), sorted(bins[1::2])
@@ -185,6 +187,7 @@ def find_phrase(between: str, previous: str | None) -> str:
     """
     tail = _PHRASE_END.split(between)[-1]
     phrase = strip_phrase(tail)
+    # Only where no sentence ended in between, so that "a man [...] and [...]" is one phrase with two boxes.
     return previous if not phrase and previous is not None and tail == between else phrase
 
 

@@ -101,6 +101,7 @@ class Box:
 
     def __post_init__(self) -> None:
         for name in ("x1", "y1", "x2", "y2"):
+            # By the exact type: a NumPy float is a float, too, but is written otherwise in texts.
             if type(value := getattr(self, name)) is not float:
                 object.__setattr__(self, name, _as_float(value))
         problem = find_box_problem(self.x1, self.y1, self.x2, self.y2)
@@ -316,6 +317,7 @@ def _ratio(intersection: Floats, union: Floats) -> NDArray[np.float64]:
 def _overlap(a: Floats, b: Floats) -> NDArray[np.float64]:
     """Return the areas of intersection of boxes [..., 4] that broadcast: [...]."""
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    # Clipped before the product: two negative sides would make a positive area of boxes that do not meet.
     return sides.clip(min=0).prod(-1)
 
 

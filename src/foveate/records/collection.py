@@ -138,6 +138,7 @@ class Collection:
         assigned = self._snapshot.splits
         if assigned is None:
             return imported
+        # By key: splits.parquet may have been written before images were added or removed.
         rows = tables.positions(self._table["key"], among=assigned["key"])
         result = imported.copy()
         result[rows >= 0] = assigned[column].to_numpy()[rows[rows >= 0]]
@@ -206,6 +207,7 @@ class Collection:
         if descriptor is not None:
             return descriptor, True
         with self._lock:
+            # Asked again under the lock: two threads may have missed it at the same time.
             if shard not in self._descriptors:
                 path = layout.tar_path(self.path, shard)
                 try:
@@ -233,6 +235,8 @@ class Collection:
                 parts = self._snapshot.annotations.get(kind, [])
                 table = tables.read_annotations(parts, kind)
                 if table.num_rows:
+                    # A row may name several images, such as a conversation; it holds as long as none of them was
+                    # removed.
                     present, total = tables.count_images(table, among=self._table["key"])
                     table = table.filter(pa.array(present == total)).combine_chunks()
                 if kind in self._outdated:
@@ -363,6 +367,7 @@ class Collection:
             mask &= self.splits == split
         for field, values in (where or {}).items():
             accepted = [values] if isinstance(values, str) else list(values)
+            # As fixed-width texts: `isin` sorts them in C, where objects would be compared one by one.
             mask &= np.isin(self.label_values(field).astype(str), accepted)
         return np.flatnonzero(mask)
 
@@ -402,5 +407,6 @@ def check_writable(path: Path, description: Mapping[str, object]) -> None:
 
 
 def _close_all(descriptors: dict[int, int]) -> None:
+    # One by one out of the dictionary: a second call, by `close` or the finalizer, finds no descriptor twice.
     while descriptors:
         os.close(descriptors.popitem()[1])

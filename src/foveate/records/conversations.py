@@ -124,6 +124,7 @@ def find_turn_problem(turns: Sequence[Turn], *, answered: bool = True) -> Findin
     """
     if not turns:
         return Finding("no turns", "expected a user turn and an assistant turn")
+    # From here on questions have even numbers and answers odd ones.
     dialog = turns[1:] if turns[0].role == "system" else turns
     for number, turn in enumerate(dialog):
         if turn.role not in ROLES:
@@ -249,6 +250,7 @@ def _check_numbers(values: Iterable[object], kind: type = Real) -> tuple[Any, ..
     for number in entries:
         if isinstance(number, bool) or not isinstance(number, kind):
             raise TypeError("not a number")
+        # An integer of a JSON file may be beyond the range of floats, where arithmetic would fail later.
         float(number)
     return entries
 
@@ -342,6 +344,7 @@ class Conversations(Sequence[Conversation]):
             collection.rows(split)  # refuses an unknown split
             keys = [collection.keys[row] for row in collection.rows(split)]
             present, total = tables.count_images(self._table, among=pa.array(keys, pa.string()))
+            # A conversation whose images lie in two splits is in neither: one of them was trained on.
             mask_N &= (present == total) & ((total > 0) | (split == "train"))
         self.rows = np.flatnonzero(mask_N)
         self.groups = self.groups[self.rows]
@@ -386,6 +389,7 @@ def add_conversations(
     path = layout.check_collection(Path(path))
     created = created or tables.now()
     summary = ConversationSummary()
+    # Before the lock: nothing that is read here changes by adding conversations.
     with Collection.open(path) as collection:
         index = collection.index
         sides = zip(index["width"].tolist(), index["height"].tolist(), strict=True)

@@ -195,6 +195,7 @@ def remove_images(
         return summary
     with CollectionWriter(path) as writer:
         summary, to_remove = _plan(path, keys, where, copies=copies, purge=purge)
+        # Hidden first: a kill before the purge leaves nothing visible that had to go.
         writer.remove(to_remove, reason=reason, purge=purge)
         if purge:
             summary.purged = writer.purge()
@@ -220,6 +221,7 @@ def _plan(
                 keys = []  # an earlier removal of these was stopped after it had deleted their labels; finish it
     if not keys and not where:
         raise UserError("no images selected: pass keys, --from FILE or --where FIELD=VALUE")
+    # With images that were removed earlier: the same call again finishes what a kill interrupted.
     all_sha256 = {**committed.removed, **committed.known}
     sha256 = {check_removable(key, all_sha256, name) for key in keys}
     equal = [

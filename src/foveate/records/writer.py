@@ -54,6 +54,7 @@ def refuse_foreign_folder(path: Path) -> None:
     if not path.is_dir() or (path / layout.DESCRIPTION).is_file():
         return
     others = [entry.name for entry in path.iterdir()]
+    # A lock and temporary files are what a killed first run leaves, and the next one goes on there.
     others = sorted(name for name in others if name != layout.LOCK_FILE and not name.endswith(".tmp"))
     if others:
         raise UserError(
@@ -176,6 +177,7 @@ class CollectionWriter:
 
     def __enter__(self) -> Self:
         refuse_foreign_folder(self.path)
+        # Without `with`: the lock is held until the collection's own block ends, and is let go if it never begins.
         self._lock.__enter__()
         try:
             self._prepare()
@@ -281,6 +283,7 @@ class CollectionWriter:
         origin = self.source if source is None else source
         sha256 = examined.sha256 if examined else hashlib.sha256(data).hexdigest()
         if not self._is_new(key, sha256, origin):
+            # The bytes are the same, so only the path can be new.
             if location is not None and self._known.get(key) == sha256:
                 self._update_reference(key, location, len(data))
             return False
@@ -306,6 +309,7 @@ class CollectionWriter:
             {
                 "key": key,
                 "shard": self._shard,
+                # -1 marks an image that stays in its own file.
                 "offset": -1 if reference.path else self._append(key, examined.info.format, data),
                 "length": len(data),
                 "width": examined.info.width,
@@ -330,6 +334,8 @@ class CollectionWriter:
         self.summary.captions_imported += len(rows.get("captions", ()))
         self.summary.regions_imported += len(rows.get("regions", ()))
         self.summary.animated += examined.info.frames > 1
+        # Counted in images and bytes alone, never in time: a resumed import cuts its shards where an undisturbed one
+        # does.
         full = len(self._index) >= self._images_per_shard
         if full or (self._tar is not None and self._tar.offset >= self._bytes_per_shard):
             self.commit()
@@ -386,6 +392,7 @@ class CollectionWriter:
         After a kill in the middle the table `files` still has them, and the next call finishes.
         """
         self.commit()
+        # Rows of `files` go last: as long as they are there, the next call knows that an image was being forgotten.
         keys = set(keys)
         self._shard = purge_images(self.path, keys, keep_until_last=FILES, next_tar=self._shard).next_tar
         count = len(keys & self._known.keys())
@@ -442,6 +449,7 @@ class CollectionWriter:
         if self._tar is not None:
             tar, self._tar = self._tar, None
             with name_in_errors(self._temporary_tar()):
+                # Closing writes the end of the archive, which may find the disk full.
                 try:
                     tar.close()
                 except OSError:
@@ -502,6 +510,7 @@ class CollectionWriter:
 
     def _append_new(self, kind: str, finished: Sequence[Mapping[str, object]]) -> int:
         """Write the rows that do not exist to a new part; return how many there are."""
+        # Ids are hashes of the rows: what a killed run has written is found again, and not added twice.
         column = tables.id_column(kind)
         parts = layout.annotation_parts(self.path, kind, set(layout.committed_shards(self.path)))
         existing = {value for part in parts for value in tables.read_annotations([part], kind)[column].to_pylist()}
@@ -552,6 +561,7 @@ class CollectionWriter:
         return summary
 
     def _write_description(self) -> None:
+        # Removed images stay known until a purge, so that they are not imported again.
         counts = {"images": len(self._known.keys() - self._removed.keys()), "shards": self._parts}
         entry = {"source": self.source, "license": self._license or "unknown"}
         self.description = update_description(self.path, self.description, counts=counts, entry=entry)

@@ -116,6 +116,7 @@ def draw_document(
     rng = generator("document", seed, split, index, kind)
     held_out = split == "test"
     low, high = (round(letters * size / 448) for letters in _LETTERS)
+    # Drawn also where the height is given: what follows is then the same as without it.
     letters = int(rng.integers(low, high + 1))
     if letter_height is not None:
         if not 4 <= letter_height <= size // 16:
@@ -317,8 +318,10 @@ def _draw_receipt(rng: np.random.Generator, sheet: Sheet, layout: str, held_out:
     sheet.write(width / 2, y, shop, align="center", bold=True, scale=1.3)
     sheet.write(width / 2, y + sheet.leading, date, align="center")
     y += 2.6 * sheet.leading
+    # Three lines are left for the total and the gaps around it.
     num_rows = max(2, int((height - margin - y) // sheet.leading) - 3)
     num_items = min(int(rng.integers(2, 13)), num_rows)
+    # Whole cents: sums of decimal fractions would not end at two decimals.
     cents = [int(price) for price in rng.integers(50, 10_000, num_items)]
     room = width - 2 * margin - sheet.measure("1000.00") - 2 * sheet.size
     nouns = [noun for noun in lexicon.list_nouns(held_out=held_out) if sheet.measure(noun) <= room]

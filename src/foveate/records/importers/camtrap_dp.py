@@ -139,6 +139,7 @@ class _Survey:
         media_ids = _column(observations, "mediaID")
         # Row of the medium that an observation labels; -1 for rows about events.
         self.medium_O = np.where(levels == "media", positions(media_ids, among=media["mediaID"]), -1)
+        # Sorted once, so that the observations of some media are one slice.
         order = np.argsort(self.medium_O, kind="stable")
         self.order, self.sorted_media = order, self.medium_O[order]
         self.sequences = assign_sequences(media, observations, self.medium_O)
@@ -305,12 +306,14 @@ def assign_sequences(media: pa.Table, observations: pa.Table, medium_O: np.ndarr
     spans = observations.take(pa.array(about_events))
     starts, ends = to_instants(spans["eventStart"]), to_instants(spans["eventEnd"])
     deployments = media["deploymentID"].to_numpy()
+    # By deployment, then by time: an event is a range that two binary searches find.
     order = np.lexsort((instants, deployments.astype(str)))
     first = {name: np.flatnonzero(deployments[order] == name) for name in set(spans["deploymentID"].to_pylist())}
     for row, name, start, end in zip(about_events, spans["deploymentID"].to_pylist(), starts, ends, strict=True):
         inside = order[first[name]]
         low = np.searchsorted(instants[inside], start, "left")
         for number in inside[low : np.searchsorted(instants[inside], end, "right")].tolist():
+            # The event that a medium's own observations name goes before one that it only falls into.
             sequences[number] = sequences[number] or events[row] or ""
     return sequences
 
@@ -358,6 +361,7 @@ def make_observation(row: Mapping[str, Any], taxon_ids: Mapping[str, str], *, ke
         key=key,
         **cast(Any, values),
         taxon_id=taxon_ids.get(taxon, ""),
+        # A table that went through pandas has 2.0.
         count=None if count is None else int(float(count)),
         box=box,
         probability=None if probability is None else float(probability),
@@ -371,6 +375,7 @@ def make_box(row: Mapping[str, Any]) -> Box | None:
     if any(cell is None for cell in cells):
         return None
     x, y, width, height = (float(cell) for cell in cells if cell is not None)
+    # More than rounding: numbers in another unit, which clipping would hide.
     if max(x + width, y + height) > 1 + _BOX_TOLERANCE:
         return None
     corners = (x, y, min(1.0, x + width), min(1.0, y + height))
@@ -402,11 +407,13 @@ def read_taxa(taxonomic: Sequence[Mapping[str, Any]]) -> Taxa:
         identity = ids.get((rank, name)) or f"{rank or 'taxon'}:{name}"
         known = rows.get(identity, {})
         row = {"id": identity, "name": name, "rank": rank, "parent": parent, "common": common}
+        # What was said first stays; a later entry fills in what was missing.
         rows[identity] = row | {column: value for column, value in known.items() if value}
         return identity
 
     for entry in taxonomic:
         name, rank, parent = str(entry["scientificName"]), str(entry.get("taxonRank") or ""), ""
+        # From the kingdom down: each is the parent of the next.
         for higher in RANKS[: RANKS.index(rank) if rank in RANKS else len(RANKS)]:
             if entry.get(higher):
                 parent = add(higher, str(entry[higher]), parent)

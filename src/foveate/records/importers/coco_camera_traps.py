@@ -185,6 +185,7 @@ def _make_samples(read: SurveyFile, root: Path, *, source: str) -> Iterator[Samp
         if not sample.only_problems:
             medium, deployment = image.medium, read.deployments.get(image.medium.deployment)
             sample.key = medium.key
+            # Splits are drawn by group: no camera may be trained on and tested.
             sample.group = deployment.camera if deployment else medium.key.rpartition("/")[0]
             sample.context = make_context(medium, deployment)
             sample.extra = survey_rows(medium, image.observations)
@@ -227,6 +228,7 @@ def make_deployments(read: SurveyFile, table: str | Path | None) -> dict[str, De
     """
     listed = {} if table is None else read_locations(table)
     names = list(dict.fromkeys(image.medium.deployment for image in read.images if image.medium.deployment))
+    # One common name is enough, since a table may list the cameras of many years; without any, it is another survey's.
     if listed and not listed.keys() & set(names):
         hint = nearest(names[0], listed) if names else ""
         raise UserError(
@@ -394,6 +396,7 @@ def _recognize(source: str) -> str | None:
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
     with path.open("rb") as file:
+        # Files of millions of images are gigabytes; their first entries show what they are.
         head = file.read(_HEAD_BYTES)
     is_coco = b'"images"' in head or b'"annotations"' in head
     return "annotations of camera traps in JSON" if is_coco and is_camera_traps(head) else None

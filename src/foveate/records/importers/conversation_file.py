@@ -229,6 +229,7 @@ def import_conversations(
     boxes = _first_boxes(drafts, root, frame) if coordinates not in (None, "none") else []
     if coordinates is None:
         _refuse_unknown_unit(drafts, path)
+    # Before anything is imported: in a wrong unit every box would be at a wrong place.
     notes = check_unit(boxes, frame.unit, source=path)
     importing = _ImageImport(root, path.name)
     source = shared.get("source_name") or path.stem
@@ -313,6 +314,7 @@ class _ImageImport:
                         detail = f"key {sample.key!r} belongs to another image of the file"
                         sample.problems, sample.only_problems = [Problem("image", "duplicate key", detail)], True
         if sample.load is not None:
+            # Hashed while the import reads it: reading every image once more would take as long again.
             sample.load = self._noting_hash(sample.key, sample.load)
         return sample
 
@@ -390,6 +392,7 @@ def _finish(
     images = tuple(keys.get(image, "") for image in draft.images)
     has_regions = any(turn.regions for turn in draft.turns)
     by_content = "refer-ground" if has_regions else draft.group or "general"
+    # Images decide before regions: the mixture divides its samples by their number first.
     by_content = "text" if not images else "multi-image" if len(images) > 1 else by_content
     conversation = Conversation(draft.id, images, tuple(draft.turns), group or by_content, source, tuple(draft.answers))
     if draft.finding is not None:
@@ -407,6 +410,8 @@ def _finish(
             width, height = sizes[images[min(index, len(images) - 1)]]
             if draft.stated is not None and frame.unit == "pixels":
                 across, down = width / draft.stated[0], height / draft.stated[1]
+                # A resized copy is scaled alike on both sides; anything else is another image, or a crop, where the
+                # boxes would be off.
                 if abs(across - down) > SIZE_TOLERANCE * max(across, down):
                     stated = f"{draft.stated[0]} x {draft.stated[1]}"
                     detail = f"regions are for {stated} pixels, but the image has {width} x {height}"

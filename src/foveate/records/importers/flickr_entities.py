@@ -130,6 +130,7 @@ def read_boxes(path: Path) -> tuple[tuple[int, int], dict[str, list[PixelBox]]]:
             bounds = thing.find("bndbox")
             if bounds is not None:
                 box = PixelBox(*(int(bounds.findtext(edge, "")) for edge in ("xmin", "ymin", "xmax", "ymax")))
+                # One box may belong to several entities, and an entity may have several boxes.
                 for name in thing.findall("name"):
                     boxes.setdefault(name.text or "", []).append(box)
     except (ElementTree.ParseError, ValueError) as error:
@@ -183,6 +184,7 @@ def _draft(sentence: EntitySentence) -> Draft:
         return Draft(sentence.id, finding=Finding("malformed entry" if sentence.problem else "no boxes", problem))
     spans = [(phrase.end, box) for phrase in sentence.phrases for box in phrase.boxes]
     text, boxes = place_regions(sentence.text, spans)
+    # By the id of the sentence: a repeated import asks the same.
     prompt = PROMPTS[int(seeds.uniform("flickr-entities", sentence.id) * len(PROMPTS))]
     turns = [Turn("user", f"{IMAGE}\n{prompt}"), Turn("assistant", text, boxes)]
     return Draft(sentence.id, [FileImage((sentence.image,))], turns, stated=sentence.size)
@@ -190,6 +192,7 @@ def _draft(sentence: EntitySentence) -> Draft:
 
 def place_regions(text: str, spans: Iterable[tuple[int, PixelBox]]) -> tuple[str, tuple[PixelBox, ...]]:
     """Put `<region>` behind positions of a text; return it with the boxes in its order."""
+    # Stable: several boxes of a phrase stay in the order of the file.
     ordered = sorted(spans, key=lambda span: span[0])
     pieces, start = [], 0
     for end, _ in ordered:

@@ -205,6 +205,7 @@ def check_references(tables: Mapping[str, pa.Table], files: Mapping[str, str]) -
             cells = table[column]
             known = pc.call_function("is_in", [cells], pc.SetLookupOptions(value_set=targets))
             rows = _indices(pc.call_function("and_not", [cells.is_valid(), known]))
+            # For a hint alone: comparing with all ids of a large survey would take minutes.
             near = targets[:1000].to_pylist()
             problems = {
                 value: f"names no row of {files[other]} (got {value!r}){nearest(value, near)}"
@@ -223,6 +224,7 @@ def find_doubts(tables: Mapping[str, pa.Table], files: Mapping[str, str]) -> Ite
     rows = positions(table["deploymentID"], among=deployments["deploymentID"])
     opened, closed = (to_instants(deployments[column])[rows] for column in ("deploymentStart", "deploymentEnd"))
     kind = table["observationType"]
+    # A comparison with NaN is false: a time that is missing or has no offset raises no doubt.
     doubts = {
         ("eventEnd", "is before eventStart"): ends < starts,
         ("eventStart", "is outside of its deployment"): (starts < opened) | (ends > closed),
