@@ -198,6 +198,7 @@ def build_index(
             say(plan.price_crops())
         outdated = bool(len(plan.todo) or plan.dropped or not target.finished)
         if outdated or not target.spreads or target.floor is None:
+            # Written before any work: after a kill, the next run knows that parts may wait to be merged.
             replace(target, finished=False).write(out)
             missing = not all((out / name).is_file() for name in (RANDOM_TEXTS, RANDOM_LETTERS))
             if len(plan.todo) or missing:
@@ -306,6 +307,7 @@ def _plan(
         if segment.kind == IMAGE:
             table = read_rows([segment.rows_path(out)])
             pairs = zip(table["key"].to_pylist(), table["content"].to_pylist(), strict=True)
+            # An image whose regions changed is dropped and embedded anew: its rows describe what is no longer there.
             current = {key: content for key, content in pairs if contents.get(key) == content}
             dropped += table.num_rows - len(current)
             done |= current
@@ -428,6 +430,7 @@ def _embed(
             elif owner:
                 owner_R = torch.tensor(owner, dtype=torch.int64, device=model.device)
                 z_RE = unit(model.encode_regions(tokens, torch.from_numpy(boxes_R4).to(model.device), owner_R))
+            # A vector with NaN has no cosine, and sorts before or after all others, as the backend pleases.
             usable_B, usable_R = _finite(image_BE), _finite(z_RE)
             bad |= {
                 row: "its embedding is not finite" for (row, _), fine in zip(good, usable_B, strict=True) if not fine
@@ -507,6 +510,7 @@ def _finite(vectors_NE: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def unit(vectors: Tensor) -> NDArray[np.float64]:
     """Scale vectors to unit length in float64; NaN where a vector is zero or not finite."""
+    # In float64, so that a stored vector has its length to the last bit of float32.
     wide = vectors.detach().cpu().double()
     length = wide.norm(dim=-1, keepdim=True)
     return torch.where(length > 0, F.normalize(wide, dim=-1), torch.nan).numpy()

@@ -200,6 +200,8 @@ class Index:
         # Images without a common word are ordered by their cosine alone, so the best of them are among the nearest.
         matches = _best(texts_N, max(2 * count, _MIN_MATCHES))
         candidates: dict[tuple[int, int], float] = {}
+        # The nearest rows, and those of images with matching words, which may be far from the query: the sum of both
+        # decides.
         for order, name in enumerate(KINDS_OF[kind]):
             kind_rows = self.rows_of(name)
             if kind_rows.available:
@@ -219,6 +221,7 @@ class Index:
         order_C, row_C = np.array(list(candidates), dtype=np.int64).T
         cosine_C = np.array(list(candidates.values()))
         z_C, text_C = np.zeros(len(cosine_C)), np.zeros(len(cosine_C))
+        # All kinds or none: a z of images and a cosine of regions have no common order.
         calibrated = all(KINDS_OF[kind][order] in spreads for order in np.unique(order_C))
         for order in np.unique(order_C) if calibrated else ():
             name, of_kind = KINDS_OF[kind][order], order_C == order
@@ -228,6 +231,7 @@ class Index:
         score_C = z_C + text_weight * text_C if calibrated else cosine_C
         per_key: Counter[str] = Counter()
         hits: list[Hit] = []
+        # The last key is the first to sort by; ties fall to images before regions, and then to the order of the index.
         for index in np.lexsort((row_C, order_C, -score_C)):
             name, row = KINDS_OF[kind][order_C[index]], int(row_C[index])
             key = self.rows_of(name).rows["key"][row].as_py()
