@@ -127,6 +127,7 @@ def caption_rows(
     config = RequestConfig(settings, captioner.name, captioner.model, captioner.revision)
     sources = rows
     if shuffled:
+        # The label of the stream keeps its old word: another one would draw another order.
         order = seeds.generator("shuffled pictures", seed).permutation(len(rows))
         sources = np.empty_like(rows)
         sources[order] = rows[np.roll(order, 1)]  # one circle: no image keeps its own
@@ -140,6 +141,7 @@ def caption_rows(
         ]
     free = asyncio.Semaphore(max(1, captioner.concurrency))
 
+    # All formats of an image follow one another, so a few images in memory are enough to decode each once.
     @functools.lru_cache(maxsize=2 * captioner.concurrency)
     def read_image(row: int) -> Any:
         return prepare_image(collection.image_bytes(row), longest_side=settings.longest_side)
@@ -186,6 +188,7 @@ def caption_rows(
 def judge_captions(collection: Collection, captions: Sequence[WrittenCaption]) -> list[JudgedCaption]:
     """Compare each caption with its format's contract, and with the scene's ground truth if there is one."""
     truths, judged = SceneTruths(collection), []
+    # The same alt-text is compared with the captions of all formats.
     extract = functools.cache(open_extractor(PhraseSettings()))
     for caption in captions:
         filtered = apply_length_filter(caption.kind, caption.text) if caption.parses else None
@@ -277,7 +280,10 @@ def _ratio(part: Sequence[int], whole: Sequence[int], seed: int) -> Interval:
     """Ratio of two sums, with an interval that draws images."""
     part_N, whole_N = (np.asarray(values, dtype=np.float64) for values in (part, whole))
     return bootstrap_statistic(
-        lambda rows: float(part_N[rows].sum() / max(whole_N[rows].sum(), 1)), rows=len(part_N), seed=seed
+        # A draw may hold no assertion at all: its ratio is 0, not a division by 0.
+        lambda rows: float(part_N[rows].sum() / max(whole_N[rows].sum(), 1)),
+        rows=len(part_N),
+        seed=seed,
     )
 
 
