@@ -105,6 +105,7 @@ def export_peft(adapted: AdaptedModel, folder: str | Path, *, backbone: Mapping[
     where = {"module": base.head} if base.head else {"file": HEAD_WEIGHTS}
     write_json_atomically(path / HEAD_CONFIG, {**describe_head(adapted.head), **where, "names": names})
     write_text_atomically(path / CARD, _card(adapted, base, names))
+    # Last, because PEFT takes a folder with this file for an adapter: a killed export is none.
     write_peft_config(path, config)
     return path
 
@@ -280,6 +281,7 @@ def _norms(adapted: AdaptedModel, base: Base) -> tuple[dict[str, Tensor], dict[s
     tensors: dict[str, Tensor] = {}
     for key, value in tuned.items():
         owner, _, attribute = key.rpartition(".")
+        # PEFT's LN tuning wraps the layer, and keeps its copy of the parameters under this name.
         tensors[f"{owner}.ln_tuning_layers.{attribute}"] = value
     return tensors, {"target_modules": exact_pattern(owners)}
 
@@ -382,6 +384,7 @@ def add_peft(adapted: AdaptedModel, folder: str | Path, *, name: str = "default"
                 pair.a.weight.zero_()
                 pair.b.weight.zero_()
                 pair.a.weight[: len(a)].copy_(a)
+                # All pairs have one factor here; another one of PEFT goes into B, which the output is linear in.
                 pair.b.weight[:, : len(a)].copy_(b * (factors[key] / factor))
     except BaseException:
         adapted.remove(name, use=before)
