@@ -307,6 +307,7 @@ class CalibrationStudy(GridStudy):
             answers[key] = whole
             outputs[key] = Outputs(tested.logits, tested.features, (whole.features, whole.labels))
         gammas, feasible = {}, None
+        # The controls `probe`, `hot` and `oracle` are no cases, and need no estimate of gamma.
         if case is not None:
             gammas, feasible = self._gammas(world, answers["after"], groups, settings, run, seed=cell.seed)
         result = diagnose(outputs["after"], world.test.labels_N, groups, before=outputs["before"], gammas=gammas)
@@ -402,6 +403,7 @@ def _case_line(case: Case, cells: list[dict[str, float]]) -> list[str]:
         return f"{interval['value']:+.3f} ({interval['low']:+.3f} to {interval['high']:+.3f})"
 
     num_classes = CLASSES[case.world]
+    # A split without a feasible gamma has no PCV, which lowered nothing.
     lowered = [sum(cell.get(f"{row}/yy", 1.0) < cell["after/yy"] for cell in cells) for row in GAMMA_TITLES]
     default, _ = choose_method(case.seen, num_classes - case.seen, ("alg", "best_gap"))
     titles = {condition.key: condition.title for condition in CONDITIONS}

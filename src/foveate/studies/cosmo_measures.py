@@ -155,6 +155,7 @@ def measure_views(world: TrapWorld, *, dim: int, passes: int, seed: int) -> dict
 def measure_rare(world: TrapWorld, *, dim: int, passes: int, seed: int) -> dict[str, float]:
     """Leave 3, 10 or 30 training images of some species, and train without, with and with a shuffled taxonomy."""
     counts_K = np.bincount(world.train.kinds_N, minlength=len(KINDS))
+    # The most frequent species: these have images to take away, and enough to test on.
     rare = np.argsort(-counts_K, kind="stable")[:NUM_RARE]
     values = {}
     for count in RARE_COUNTS:
@@ -297,6 +298,8 @@ def _fit_graph(
     rng = seeds.generator("study cosmo shuffled", seed)
     orders = {name: rng.permutation(len(train)) if name in arm.shuffled else slice(None) for name in ("place", "time")}
     contexts_with_images = sum(name in arm.contexts for name in ("place", "time"))
+    # An epoch has a pass over the images for the species and one for each context of images: fewer epochs, so that
+    # every arm takes as many steps of the image network.
     divisor = 1 + contexts_with_images if arm.equal else 3
     inputs = {"start": "official", "place_input": "raw", "hour_input": "raw"} if arm.official else {}
     return LinkClassifier(
@@ -305,6 +308,7 @@ def _fit_graph(
         epochs=max(1, passes // divisor),
         batch_size=BATCH,
         taxonomy_passes=arm.passes,
+        # Else arms with place and time would see the species more often than the others.
         extra_species_pass=False,
         balance="logit_adjustment" if arm.balanced else "none",
         patience=None,
@@ -404,6 +408,7 @@ def _measure_links(world: TrapWorld, classifier: LinkClassifier, view: str) -> d
         known = target_NT.any(1)
         logits_NT = torch.from_numpy(classifier.predict_links(world.features(held_out, view)[known], name)).double()
         loss = F.binary_cross_entropy_with_logits(logits_NT, torch.from_numpy(target_NT[known]).double())
+        # The least loss of a reader that knows nothing: the entropy of one right tail among all candidates.
         share = 1 / len(tails_TF)
         values[f"{name}_loss"] = float(loss)
         values[f"{name}_chance"] = float(-share * np.log(share) - (1 - share) * np.log1p(-share))
@@ -498,6 +503,7 @@ def _mean_ranks(
     scores_NP: NDArray[Any], columns_N: NDArray[np.int64], cameras_N: NDArray[np.int64]
 ) -> dict[str, float]:
     ranks_N = normalized_ranks(scores_NP, columns_N)
+    # A mean over fewer images than 5 says little of a camera.
     cameras = [camera for camera in np.unique(cameras_N) if np.isfinite(ranks_N[cameras_N == camera]).sum() >= 5]
     return {f"camera {camera}": float(np.nanmean(ranks_N[cameras_N == camera])) for camera in cameras}
 

@@ -142,11 +142,13 @@ class Album:
 
     def draw(self, places: NDArray[np.int64], count: int, what: str) -> list[int]:
         """Draw `count` positions by the seed; examples are never picked by hand."""
+        # The label of the stream stays as it is: another one would draw other examples.
         order = seeds.generator("shown", self.seed, what).permutation(len(places))
         return [int(places[index]) for index in order[:count]]
 
 
 def _best(scores_N: NDArray[np.floating[Any]], places: NDArray[np.int64]) -> list[tuple[int, float]]:
+    # Stable: equal scores keep the order of the collection.
     order = np.argsort(-scores_N, kind="stable")[:NUM_HITS]
     return [(int(places[index]), float(scores_N[index])) for index in order]
 
@@ -263,6 +265,7 @@ def box_searches(album: Album, names: Sequence[str], *, part: str, count: int) -
         return []
     searches = []
     for index in album.draw(candidates, count, f"box {part}"):
+        # Boxes of the same image share its ground, and would be found by that.
         others = np.flatnonzero(seen.image_R != seen.image_R[index])
         results = {}
         for name in names:

@@ -40,6 +40,7 @@ _SIDE, _ODD_SIDE, _NUM_FRAMES = 64, 56, 32
 _PIXELS = Preprocess(size=_SIDE, mean=(0.0,) * 3, std=(1.0,) * 3)
 _GRAY = 128
 # Of the clip that says times and places: gray levels of a frame and of a pixel.
+# 32 frames of 8 levels, and 64 pixels of 4, fill the 256 levels of a channel.
 _PER_FRAME, _PER_PIXEL = 8, 4
 
 
@@ -143,6 +144,7 @@ class Source:
         readings: dict[int, Reading] = {}
         for indices, members in groups.items():
             layout = how.layout(len(sampled), self.patches_TNCD.shape[1], slow_indices=indices)
+            # The last clip says positions, and is pooled as its neighbors are.
             rows_LCD = self._aggregate(layout, [*members, -1], sampled)
             positions_L3 = rows_LCD[:, -1].reshape(-1, PATCH * PATCH, 3).mean(1) / (_PER_FRAME, *[_PER_PIXEL] * 2)
             for column, number in enumerate(members):
@@ -268,6 +270,7 @@ def _plate_templates(color: str) -> Floats:
 def _normalize(rows: Floats) -> Floats:
     """Give rows a mean of 0 and a length of 1: what is pooled with a plain ground keeps its pattern."""
     centered = rows - rows.mean(-1, keepdims=True)
+    # A plain patch has no pattern, and a length of 0.
     return centered / (np.linalg.norm(centered, axis=-1, keepdims=True) + 1e-6)
 
 
@@ -291,6 +294,7 @@ def read_digit_by_distance(rows_LD: Floats, color: str) -> int:
 def find_color(track: Track) -> Floats:
     """Return the mean color of a thing; of a plate, of its ground alone."""
     if track.kind == "plate":
+        # The digit stands in the middle, so that a corner is ground.
         return track.layer.rgba_hw4[0, 0, :3]
     return track.layer.rgba_hw4[..., :3].sum((0, 1)) / track.layer.rgba_hw4[..., 3].sum()
 
@@ -318,6 +322,7 @@ def find_direction(reading: Reading, color_3: Floats) -> str | None:
     if not weights_L.any():
         return None
     centered_L3 = reading.positions_L3 - np.average(reading.positions_L3, axis=0, weights=weights_L)
+    # The covariance of time with row and column: its sign is the direction.
     down, right = (centered_L3[:, :1] * centered_L3[:, 1:] * weights_L[:, None]).sum(0) / weights_L.sum()
     # Rounding leaves traces where nothing moves.
     if max(abs(down), abs(right)) < 1e-6:

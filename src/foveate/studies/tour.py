@@ -152,6 +152,7 @@ def tour(
     )
     collection = Collection.open(run.path / "collection")
     clock.lap("collection")
+    # Before the trainings: else the first of them would be charged on the page for what all of them use.
     _cache_features(collection, seed)
     clock.lap("features")
 
@@ -159,6 +160,7 @@ def tour(
     for number in range(seeds):
         answers = _train_and_evaluate(collection, run, seed + number, steps, device, clock)
         tables.append(answers.table)
+        # Examples are those of the first seed; the table is over all of them.
         first = first or answers
     assert first is not None
     say("5 of 12: search and locate")
@@ -243,6 +245,7 @@ def _train_and_evaluate(
             collection,
             run.path / f"{name}-seed{seed}",
             device=device,
+            # Evaluated below instead, where the embeddings serve the page's questions, too.
             evaluate_split=None,
         )
         folder = trained[name].model_folder
