@@ -106,6 +106,7 @@ def test_another_schema_is_refused() -> None:
 
 
 def test_a_rule_accepts_what_obeys() -> None:
+    # `check` raises MessageError for anything that the rule does not allow; the next test has what it refuses.
     RULE.check(good())
     RULE.check(good(inertia=1))
     RULE.check(Message("query.centroids", 0, {n: a for n, a in good().arrays.items() if n != "radius"}, good().values))

@@ -67,7 +67,10 @@ def test_a_numbered_server_and_a_long_name(tmp_path: Path) -> None:
     long = ".".join(["ward"] * 16)
     for address in ("10.0.0.5", long):
         keys.make_server_keys(tmp_path / address, address)
+        # Raises for a certificate that the address is not in, such as a name that was cut.
         keys.check_server(tmp_path / address, address, "127.0.0.1")
+        with raises_naming(UserError, "other.example.org"):
+            keys.check_server(tmp_path / address, "other.example.org", "127.0.0.1")
 
 
 @pytest.mark.parametrize(

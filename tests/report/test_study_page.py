@@ -100,4 +100,5 @@ def test_the_page_fits_a_phone(tmp_path: Path) -> None:
 def test_the_page_takes_the_sizes_of_every_study(name: str) -> None:
     module = importlib.import_module(f"foveate.studies.{name}")
     kind = TypeAdapter(StudyResult.model_fields["scale"].annotation)
-    kind.validate_python(json.loads(json.dumps(asdict(module.FULL))))
+    sizes = json.loads(json.dumps(asdict(module.FULL)))
+    assert kind.validate_python(sizes) == sizes, "none is left out or changed on the way to the page"
