@@ -30,6 +30,9 @@ from foveate.records.questions import list_endings
 from foveate.records.scenes import question_forms, region_forms
 
 MAX_BYTES = 10_000_000
+# Not a wording of its training, but regions are named as well with it (`tools/compare_wordings.py`), so that a warning
+# would mislead.
+REFERRING_MORE = ["What is <region>?"]
 
 
 def ship(run: Path, evaluation: Path, name: str) -> Path:
@@ -54,9 +57,9 @@ def ship(run: Path, evaluation: Path, name: str) -> Path:
 
 
 def list_requests(config: dict[str, Any]) -> dict[str, list[str]]:
-    """List the forms of requests that a shipped model was trained on, from its config.json."""
+    """List the forms of requests that a shipped model was trained on or measured with, from its config.json."""
     if config["provenance"]["collection"] == "referring":
-        forms = region_forms.list_patterns()
+        forms = region_forms.list_patterns() + REFERRING_MORE
     else:
         forms = [text for form in question_forms.FORMS.values() for text in (*form.training, *form.held_out)]
     if writes_captions(config):

@@ -64,6 +64,14 @@ def test_questions_of_training_are_known_to_the_model_that_ships() -> None:
                 assert requests.find_nearest(question.prompt) == [], question.prompt
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_usual_question_for_a_name_is_known_to_models_that_ship(name: str) -> None:
+    requests = read_request_forms(DATA / name)
+    assert requests is not None
+    assert requests.find_nearest("What is <1>?") == []
+    assert requests.find_nearest("What is <1> doing?") != []
+
+
 def test_the_forms_that_ship_are_those_of_the_data() -> None:
     path = Path(__file__).parents[2] / "tools/ship_model.py"
     spec = importlib.util.spec_from_file_location("ship_model", path)

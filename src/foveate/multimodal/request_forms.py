@@ -1,4 +1,7 @@
-"""The forms of requests that a model was trained on: a small model answers any other one as if it were one of them."""
+"""The forms of requests that a model was trained on or measured with.
+
+A small model answers any other one as if it were one of them.
+"""
 
 from __future__ import annotations
 
