@@ -41,6 +41,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     >>> log_ticks(240, 1_500), log_ticks(40, 3e5)
     ([200.0, 500.0, 1000.0, 2000.0], [10.0, 100.0, 1000.0, 10000.0, 100000.0, 1000000.0])
     """
+    # 1e-9: an end that is a power of ten up to rounding needs no further one.
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     if math.log10(high / low) >= 2:
         every = math.ceil((last - first) / 6)
@@ -136,6 +137,7 @@ class _Names:
 
 def matrix_chart(names: Sequence[str], matrix: Sequence[Sequence[float]], *, title: str) -> Markup:
     """Draw shares in [0, 1] as cells, darker where lower, so that differences stand out; numbers are percent."""
+    # 7: mean width of a letter in pixels; an SVG cannot measure its text.
     cell, side = 34, 9 + 7 * max(len(name) for name in names)
     width, height = side + cell * len(names) + 4, side + cell * len(names) + 4
     # Without the diagonal, which is always 1 and would use up a part of the shades.
@@ -156,6 +158,7 @@ def matrix_chart(names: Sequence[str], matrix: Sequence[Sequence[float]], *, tit
         for column, other in enumerate(names):
             value = matrix[number][column]
             x, y = side + cell * column, side + cell * number
+            # From .12 on: the highest share is still told from the empty diagonal.
             strength = 0.0 if column == number else 0.12 + 0.6 * (high - value) / ((high - low) or 1.0)
             cell_title = escape(f"{name}, {other}: {100 * value:.1f}%")
             parts.append(

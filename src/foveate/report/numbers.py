@@ -30,6 +30,7 @@ def decimal(value: float | None, digits: int = 2) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     text = f"{value:.{digits}f}"
+    # A small negative number rounds to -0.00.
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 

@@ -135,6 +135,7 @@ def highlights(groups: Sequence[TableGroup], *, max_highlights: int = 3) -> list
     cards = []
     for group in groups:
         line = group.lines[0]
+        # The first screen compares shares; other units have no scale in common.
         if line.unit != "fraction":
             continue
         ours = [c for c in line.cells if c.ours and c.value is not None]

@@ -16,6 +16,7 @@ COLORS = 10  # classes g0 to g9 of the style sheet; all further groups share the
 def ranked(groups: Sequence[str]) -> dict[str, str]:
     """Map groups to styles: the most frequent ones, in order of their names, get a color each."""
     counts = Counter(groups)
+    # The largest groups get a color, but by the order of their names: a legend is read by name.
     colored = sorted(sorted(counts, key=lambda group: (-counts[group], group))[:COLORS], key=natural)
     styles = {name: f"g{number}" for number, name in enumerate(colored)}
     return styles | {name: "rest" for name in sorted(counts, key=natural) if name not in styles}
@@ -46,6 +47,7 @@ def scatter(
     if not places:
         return Markup("")
     xs, ys = [float(point[0]) for point in places], [float(point[1]) for point in places]
+    # One scale for both axes: otherwise a distance would depend on its direction.
     reach = max(max(xs) - min(xs), max(ys) - min(ys)) or 1.0
     middle = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
     x_of = Scale(middle[0] - reach / 2, middle[0] + reach / 2, 10, size - 10)
@@ -59,6 +61,7 @@ def scatter(
     members: dict[str, list[int]] = {}
     for number, group in enumerate(groups):
         members.setdefault(group, []).append(number)
+    # Gray groups first, so that they lie under the colored ones.
     for group in sorted(members, key=lambda name: (styles[name] != "rest", natural(name))):
         # A line of length 0 with round ends is a dot: one path for a group instead of thousands of circles.
         drawn = "".join(f"M{x_of(xs[index]):.1f} {y_of(ys[index]):.1f}h0" for index in members[group])

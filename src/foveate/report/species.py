@@ -78,6 +78,7 @@ def draw_map(cameras: Sequence[CameraRow], *, width: int = 440, height: int = 33
         number = shared.setdefault((row.latitude, row.longitude), 0)
         shared[row.latitude, row.longitude] += 1
         shift_x, shift_y = (0, 12, -12, 0, 0)[number % 5], (0, 0, 0, 12, -12)[number % 5]
+        # The area of a dot, not its radius, says how many images there are.
         radius = 3.5 + 7 * (row.images / max_images) ** 0.5
         x = min(max(x_of(row.longitude) + shift_x, left + radius), right - radius)
         y = min(max(y_of(row.latitude) + shift_y, top + radius), bottom - radius)

@@ -63,6 +63,7 @@ def tradeoff_chart(
         parts.append(svg_text(at + 24, 18, line.name, anchor="start", style="name"))
         at += 46 + 6.8 * len(line.name)
     placed: list[tuple[float, float]] = []
+    # From the top down: a name whose height is taken moves down first, away from those that stand.
     for mark in sorted(marks, key=lambda mark: -mark.y):
         x, y = x_of(mark.x), y_of(mark.y)
         parts.append(f'<circle class="dot s{mark.style}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
