@@ -59,6 +59,7 @@ class ModelSource:
         if self.settings is None:
             assert self.folder is not None
             return fingerprint_folder(self.folder)
+        # Not where weights came from but which they are decides, and `weights` says that.
         towers = [
             {key: value for key, value in tower.items() if key not in ("source", "revision", "offline", "pretrained")}
             for tower in (self.settings.image_encoder, self.settings.text_encoder)

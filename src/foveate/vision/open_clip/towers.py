@@ -204,6 +204,7 @@ class OpenClipImageEncoder(ImageEncoder):
         if not hasattr(self.visual, "trunk"):
             return pooled_RD @ self.visual.proj
         trunk = self.visual.trunk
+        # A set of one token: attention has nothing to weigh, as over an image of equal tokens.
         if trunk.attn_pool is not None:
             pooled_RD = trunk.attn_pool(pooled_RD.unsqueeze(1))
         return self.visual.head(trunk.head(pooled_RD))

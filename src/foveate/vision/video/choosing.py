@@ -93,9 +93,11 @@ def _choose_like(vectors_TD: NDArray[np.float64], num_frames: int, query_D: NDAr
     if query_D.shape != vectors_TD.shape[1:] or not np.isfinite(query_D).all():
         raise UserError(f"query: shape {list(query_D.shape)}; expected [{vectors_TD.shape[1]}] as the frames' vectors")
     norms_T = np.linalg.norm(vectors_TD, axis=1) * np.linalg.norm(query_D)
+    # A frame whose vector is 0 is like nothing, and comes last.
     scores_T = np.divide(vectors_TD @ query_D, norms_T, out=np.full(total, -1.0), where=norms_T > 0)
     order = np.argsort(-scores_T, kind="stable").tolist()
     selected: list[int] = []
+    # The gap shrinks until enough frames fit; at 0 any do.
     for between in range(-(-total // (4 * num_frames)), -1, -1):
         for index in order:
             if len(selected) < num_frames and all(abs(index - other) > between for other in selected):

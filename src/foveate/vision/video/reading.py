@@ -93,6 +93,7 @@ class ClipReader:
         self._source = open_source(clip, frame_rate=frame_rate)
         self._rule: SampleRule = rule
         self._fps, self._start, self._end, self._allow_damaged = fps, start, end, allow_damaged
+        # Where a file promises no times, its first frame is read, and the pass counts the others.
         self._times: Sequence[float] = self._source.predict_times() or [0.0]
         self._is_counted = False
         self._size = (0, 0)
