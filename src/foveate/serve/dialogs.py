@@ -70,6 +70,7 @@ def _read_answer(turn: ChatTurn, images: Sequence[ServedImage]) -> Turn:
 
     def replace(match: re.Match[str]) -> str:
         box = PixelBox(*(float(edge) for edge in match.groups()))
+        # With several images nothing says which one the corners are in.
         if len(images) != 1 or find_shape_problem(box, width=images[0].width, height=images[0].height):
             return match[0]
         regions.append(box)
@@ -88,6 +89,7 @@ def list_boxes(answer: Answer, text: str, *, phrase: str = "") -> tuple[ChatBox,
     scores = answer.box_scores if len(answer.box_scores) == len(answer.boxes) else (None,) * len(answer.boxes)
     for box, image, name, score in zip(answer.boxes, answer.images, answer.phrases, scores, strict=True):
         position = text.find(write_corners(box), start)
+        # The text was cut at a stop: of what follows nothing was sent.
         if position < 0:
             break
         boxes.append(ChatBox(box, image, name or phrase, score))

@@ -174,6 +174,7 @@ class FramingProtocol(Parser):
             elif self.has_rest:  # of a body that is refused
                 self._buffer.clear()
             elif self.cycle is not None and not self.cycle.response_complete:
+                # A client that sends on without reading replies must not fill the memory.
                 if len(self._buffer) > MAX_HEAD_BYTES:
                     self.transport.close()
                 return

@@ -101,6 +101,7 @@ def read_length(headers: Mapping[bytes, bytes], *, max_bytes: int, is_required: 
 def split_host(value: str) -> str:
     """Return the name or address in a Host header, without its port."""
     name = value.rpartition(":")[0] if not value.endswith("]") and ":" in value else value
+    # A name may end in the dot of the root zone, and is the same.
     return name.strip("[]").rstrip(".").lower()
 
 
