@@ -47,6 +47,7 @@ def group_by_images(
     grouped: dict[tuple[int, ...], list[Conversation]] = defaultdict(list)
     alone: list[ImageSet] = []
     for conversation in conversations:
+        # -1 is in no split: a conversation with such an image is left out.
         of_images = tuple(row_of.get(key, -1) for key in conversation.images)
         if not rows.issuperset(of_images):
             continue

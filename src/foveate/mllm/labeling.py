@@ -299,6 +299,7 @@ def _read_conversations(key: str, questions: Sequence[Ask], answers: Sequence[An
 def _write_names(answer: Any, regions: Sequence[Shape]) -> Turn | None:
     """Return the answer if it names each region by its number, else None."""
     listed = [int(number) for number in _NUMBERED.findall(answer.text)]
+    # Split at the numbers: the text before the first, then number and name in turn.
     names = [part.strip() for part in _NUMBERED.split(answer.text)[2::2]]
     if listed != list(range(1, len(regions) + 1)) or not all(names):
         return None

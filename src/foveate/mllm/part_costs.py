@@ -186,6 +186,7 @@ def _count_layers(
     costs: list[ModuleCost] = []
     for few in (1, 2):
         with torch.device("meta"):
+            # In training mode: what dropout saves for the backward pass counts, too.
             model = build(few).train()
         sizes.append(count_parameters(model))
         mode = FakeTensorMode()

@@ -303,6 +303,7 @@ class MllmTraining:
 
     def loader_seed(self, stage: StageSettings) -> int:
         """Return the seed of the order and the draws of a stage."""
+        # By the name of the stage: two stages of one seed would draw the same order.
         return seeds.integer("stage", stage.training.seed, stage.name) % 2**31
 
     def samples(self, stage: StageSettings, *, features: bool = True) -> MllmSamples:
@@ -350,6 +351,7 @@ class MllmTraining:
         started = time.process_time()
         outcome = train(task, loader, settings, curve)
         processor_seconds = time.process_time() - started
+        # In all processes, since sharded weights are gathered together; one of them writes.
         gathered = checkpoint.gather_weights(task, ema=outcome.ema)
         result = StageResult(
             name=stage.name,
