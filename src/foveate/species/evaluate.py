@@ -246,6 +246,7 @@ def camera_accuracies(predictions: Predictions, truth: Truth) -> dict[str, tuple
 
 def _correct(predictions: Predictions, truth: Truth) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     usable_N = (truth.classes_N >= 0) & ~np.isnan(predictions.probabilities_NK).any(axis=1)
+    # `argmax` would take a NaN for the highest; rows that failed are no usable ones.
     answers_N = np.nan_to_num(predictions.probabilities_NK, nan=-1.0).argmax(axis=1)
     return answers_N == truth.classes_N, usable_N
 

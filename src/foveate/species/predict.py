@@ -228,6 +228,7 @@ def _compute_parts(
     sha256 = collection.index["sha256"]
     row_list = rows_N.tolist()
     parts = [row_list[first : first + _IMAGES_PER_PART] for first in range(0, len(row_list), _IMAGES_PER_PART)]
+    # With the view: an image whose box has changed is predicted anew.
     hashes = [_hash_rows([(collection.keys[row], sha256[row], views[row]) for row in part]) for part in parts]
     missing = [number for number, digest in enumerate(hashes) if not has_part(folder, number, digest)]
     remove_parts(folder, first=len(parts))
@@ -404,4 +405,5 @@ def _boxes_table(collection: Collection, rows_N: NDArray[np.int64], views: Views
     columns |= {name: corners[:, index] for index, name in enumerate(("x1", "y1", "x2", "y2"))}
     columns |= {"score": regions.array("score")[selected].astype(np.float64)}
     columns |= {name: regions.table[name].take(pa.array(selected)) for name in ("label", "source")}
+    # NaN, of images without a crop, equals no corner.
     return pa.table({**columns, "used": (cropped_B4 == corners).all(axis=1)})

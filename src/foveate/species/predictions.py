@@ -215,6 +215,7 @@ class Predictions:
 
     def class_probabilities(self, column: int) -> NDArray[np.float32]:
         """Return the probabilities [N] of one class; NaN where an image failed."""
+        # Copied: a view of one column would hold its whole part in memory.
         columns = [part.probabilities_NK[:, column].copy() for _, part in self._parts()]
         return np.concatenate([np.empty(0, np.float32), *columns])
 
