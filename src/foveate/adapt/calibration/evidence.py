@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,19 +162,7 @@ def from_model(
     runs = _read_pseudo_runs(pseudo, after.names, model)
     images = _open_images(after, data, (data.train_split, data.test_split))
     train_rows, test_rows = images.rows(data.train_split), images.rows(data.test_split)
-    tuning = train_rows[groups.of_class[images.labels_N[train_rows]] == SEEN]
-    # A class that was never fine-tuned on is absent in truth; taken for seen, it would distort the gap.
-    missing = np.setdiff1d(groups.seen, images.labels_N[tuning])
-    if len(missing):
-        raise UserError(
-            f"{len(missing)} seen classes have no image in the split '{data.train_split}', first "
-            f"'{after.names[missing[0]]}'; name only the classes that the fine-tuning data covered"
-        )
-    notes = []
-    for split in (data.train_split, data.test_split):
-        unlabeled = int(((images.splits == split) & (images.labels_N < 0)).sum())
-        if unlabeled:
-            notes.append(f"{unlabeled} images of the split '{split}' have no label '{data.field}' and were left out")
+    tuning = _select_tuning(images, train_rows, groups, data)
     # gamma comes from seen classes alone; the others, where the split has them, serve the nearest class mean.
     train = predict_classifier(after, images, train_rows, description="training split")
     test = predict_classifier(after, images, test_rows, description="test split")
@@ -196,12 +184,6 @@ def from_model(
             earlier_oracle = _class_mean_data(predict_classifier(earlier, images, train.rows), groups)
         outputs["before"] = Outputs(first.logits, first.features, earlier_oracle)
         write_logits(run.path / "before.npz", logits=first.logits, labels=first.labels, class_names=names)
-    for predictions, split in ((train, data.train_split), (test, data.test_split)):
-        if predictions.unreadable:
-            example = next(iter(predictions.unreadable.values()))
-            notes.append(
-                f"{len(predictions.unreadable)} images of the split '{split}' cannot be read, such as: {example}"
-            )
     if makes_runs:
         assert earlier is not None
         runs = make_pseudo_runs(
@@ -227,8 +209,41 @@ def from_model(
         labels=test.labels,
         before=outputs.get("before"),
         head=heads,
-        notes=notes,
+        notes=_note_left_out(images, data, {data.train_split: train, data.test_split: test}),
     )
+
+
+def _select_tuning(
+    images: LabeledImages, train_rows: NDArray[np.int64], groups: ClassGroups, data: ModelData
+) -> NDArray[np.int64]:
+    """Return the rows of the training split that are of seen classes; raise UserError for a seen class without any."""
+    tuning = train_rows[groups.of_class[images.labels_N[train_rows]] == SEEN]
+    # A class that was never fine-tuned on is absent in truth; taken for seen, it would distort the gap.
+    missing = np.setdiff1d(groups.seen, images.labels_N[tuning])
+    if len(missing):
+        raise UserError(
+            f"{len(missing)} seen classes have no image in the split '{data.train_split}', first "
+            f"'{images.classes[missing[0]]}'; name only the classes that the fine-tuning data covered"
+        )
+    return tuning
+
+
+def _note_left_out(images: LabeledImages, data: ModelData, predictions: Mapping[str, Predictions]) -> list[str]:
+    """Return a sentence for each split with images without a label, and for each with unreadable ones.
+
+    Args:
+        predictions: by split.
+    """
+    notes = []
+    for split in predictions:
+        unlabeled = int(((images.splits == split) & (images.labels_N < 0)).sum())
+        if unlabeled:
+            notes.append(f"{unlabeled} images of the split '{split}' have no label '{data.field}' and were left out")
+    for split, of_split in predictions.items():
+        if of_split.unreadable:
+            example = next(iter(of_split.unreadable.values()))
+            notes.append(f"{len(of_split.unreadable)} images of the split '{split}' cannot be read, such as: {example}")
+    return notes
 
 
 def plan(
