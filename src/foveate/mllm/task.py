@@ -163,6 +163,7 @@ class MllmTask(Task):
     def _align(self, visual: Visual, batch: Batch) -> tuple[Tensor, Tensor]:
         """Softmax over all names of the similarity of a region's mean with the names' embeddings."""
         if not len(batch["name_N"]):
+            # Not a constant, so every weight still gets a gradient in all processes.
             zero = visual.full_VLE.sum() * 0.0
             return zero, zero.detach()
         means_NE = self.model.view_regions(visual, batch["name_boxes_N4"], batch["name_view_N"])
@@ -196,6 +197,7 @@ class MllmTask(Task):
         boxes_N4 = self.model.locate(
             visual,
             view_N,
+            # The state before a region token predicts both it and its box.
             states_NE=states_BTE[row_N, at_N - 1],
             ids_NT=texts.ids_BT[row_N],
             read_NT=readable_tokens(texts, row_N, at_N, self.model.region_id),

@@ -309,6 +309,7 @@ class Placement:
         box = None
         if step > 1:
             x1, y1, x2, y2 = self.crop_px
+            # A JPEG may be decoded at a fraction of its size; the box of Pillow's resize takes parts of pixels.
             box = (x1 / step, y1 / step, x2 / step, y2 / step)
         elif self.crop_px != (0, 0, self.width, self.height):
             content = content.crop(self.crop_px)

@@ -131,6 +131,7 @@ def _score(
         for start in range(0, len(group), batch):
             part = group[start : start + batch]
             prompts = [splice(viewing.network, prompt, _drop_rows(viewing.video_LD, left_out[row])) for row in part]
+            # Drops are small differences of large sums.
             sums_B = score_tokens(viewing.network.language, torch.stack(prompts), ids).double().sum(dim=1)
             for number, total in zip(part, sums_B.tolist(), strict=True):
                 scores[number] = total

@@ -152,6 +152,8 @@ def _shrink_grid(grid: tuple[int, int]) -> list[tuple[int, int]]:
 
 def _find_largest(how: Strategy, name: str, values: Sequence[Any], room: Room) -> Any:
     """Return the first of smaller and smaller values with which a strategy fits, None where none does."""
+    # `holds` turns from False to True along smaller values; a binary search lays out the video a few times rather than
+    # once a value.
     index = bisect_left(values, True, key=lambda value: room.holds(how.model_copy(update={name: value})))
     return values[index] if index < len(values) else None
 

@@ -284,4 +284,5 @@ def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[csv.DictWriter[str]
         writer.writeheader()
         yield writer
         text.flush()
+        # Closing the wrapper would close the file before it is renamed.
         text.detach()
