@@ -225,10 +225,15 @@ def test_digits_of_boxes_are_scored_beside_the_boxes(collection: Path, tmp_path:
         add(collection, conversation(f"ground/open/seen/{number}", f"Where {number}?", "<region>",
                                      images=(f"test-0{number}",), boxes=(here,)))  # fmt: skip
     add(collection, conversation("count/open/seen/1", "How many?", "three", images=("test-03",)))
+    # Scored by its word.
+    add(collection, conversation("ground/two answers/seen/1", "Is it?", "Yes, at <region>.", images=("test-03",),
+                                 boxes=(here,), answers=("yes",)))  # fmt: skip
     digits = {"0": (here,), "1": (there,), "2": (None,)}
 
     def answer(sizes: list[tuple[int, int]], text: str, regions: Sequence[Any]) -> Reply | str:
-        return Reply("[4, 4, 24, 24]", (here,), digits=digits[text[6]]) if sizes and "Where" in text else "3"
+        if not sizes or "Where" not in text:
+            return "yes" if text == "Is it?" else "3"
+        return Reply("[4, 4, 24, 24]", (here,), digits=digits[text[6]])
 
     result = evaluate(Table(answer), "scenes", collection, run=tmp_path / "run")
     assert value(result, "image") == 1

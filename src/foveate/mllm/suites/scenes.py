@@ -93,7 +93,8 @@ def summarize(answered: Sequence[tuple[SuiteQuestion, StoredAnswer]]) -> dict[st
         return {}
     scores: dict[str, list[float]] = defaultdict(list)
     for question, answer in answered:
-        if question.boxes:
+        # Yes and no are scored by their word, whatever box stands behind them.
+        if question.boxes and question.references[0].casefold() not in _YES_NO:
             digits = tuple(box for box in answer.digits if box is not None)
             # Without digits an answer misses, whatever its boxes.
             hit = score(question, replace(answer, boxes=digits))
