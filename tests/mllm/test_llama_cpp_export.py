@@ -7,6 +7,7 @@ import io
 import json
 import os
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.questions import ask_turns
 from foveate.records.conversations import Conversation
 from foveate.records.geometry import View
-from foveate.vision.preprocess import place_image
+from foveate.vision.preprocess import Preprocess, place_image
 from mllm.export_models import CLIP, SIGLIP, build, draw, save
 from naming import raises_naming
 from vision.foreign import SIZE, save_clip, save_siglip
@@ -196,9 +197,18 @@ def test_notes_name_what_llama_cpp_does_otherwise(sources: dict[str, str], tmp_p
     assert folder.name == "model-llama-cpp"
     assert result["files"] == ["README.md", "mmproj.gguf", "model.gguf"]
     assert any("class token" in note for note in result["notes"])
-    stretched = llama_cpp.export(Job(build({**HIDDEN, "source": sources["siglip"]}, "mlp"), tmp_path))
-    assert len(stretched.notes) == 1
-    assert "stretch" in stretched.notes[0]
+
+
+def test_notes_are_those_of_the_preprocessing() -> None:
+    preprocess = Preprocess(32, (0.5,) * 3, (0.5,) * 3, interpolation="bicubic", fill=(122, 116, 104))
+    assert not llama_cpp.list_notes(preprocess, class_token=False)
+    (note,) = llama_cpp.list_notes(replace(preprocess, geometry="stretch"), class_token=False)
+    assert "trained with stretch." in note
+    (note,) = llama_cpp.list_notes(replace(preprocess, fill=(0, 0, 0)), class_token=False)
+    assert "letterbox on (0, 0, 0)" in note
+    (note,) = llama_cpp.list_notes(replace(preprocess, interpolation="bilinear"), class_token=False)
+    assert "bilinear" in note
+    assert "32 x 32" in note
 
 
 def test_what_llama_cpp_does_not_compute_is_refused(sources: dict[str, str], tmp_path: Path) -> None:

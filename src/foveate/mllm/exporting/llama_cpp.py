@@ -80,17 +80,23 @@ def export(job: Job) -> ExportReport:
     projector = _projector_tensors(weights, layers, trunk.config)
     write_gguf(job.folder / PROJECTOR, tower, projector)
     return ExportReport(
-        _LOADING, notes=_list_notes(loaded.model.tower.preprocess, class_token="v.class_embd" in projector)
+        _LOADING, notes=list_notes(loaded.model.tower.preprocess, class_token="v.class_embd" in projector)
     )
 
 
-def _list_notes(preprocess: Preprocess, *, class_token: bool) -> list[str]:
+def list_notes(preprocess: Preprocess, *, class_token: bool) -> list[str]:
+    """List what llama.cpp does otherwise with images than a model that was trained with `preprocess`."""
     notes = [_CLASS_TOKEN] if class_token else []
     if preprocess.geometry != "letterbox" or preprocess.fill != _FILL:
         fill = f" on {preprocess.fill}" if preprocess.geometry == "letterbox" else ""
         notes.append(
             f"llama.cpp pads an image that is not square with {_FILL}; this model was trained with "
-            f"{preprocess.geometry}{fill}. Make images square before, or answers may differ."
+            f"{preprocess.geometry}{fill}. Make images square before, or answers differ."
+        )
+    if preprocess.interpolation != "bicubic":
+        notes.append(
+            f"llama.cpp resizes images with a bicubic filter; this model was trained with a {preprocess.interpolation} "
+            f"one. Resize images to {preprocess.side} x {preprocess.side} pixels before, or answers may differ."
         )
     return notes
 
