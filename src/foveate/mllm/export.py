@@ -271,6 +271,12 @@ def _rename_tower(path: Path) -> None:
     write_bytes_atomically(path, save(tensors, metadata={"format": "pt"}))
 
 
+def silent_ids(loaded: LoadedModel) -> list[int]:
+    """List the tokens that no answer has: as in `foveate.multimodal.ask`, special ones but its end."""
+    tokenizer, region = loaded.tokenizer, loaded.prompts.region_id
+    return sorted(id for id in tokenizer.special.values() if id not in (tokenizer.end, region))
+
+
 def write_export(job: Job, model: Any, processor: Any, suppressed: Sequence[int] = ()) -> tuple[Any, Any]:
     """Write model and processor, and open them again.
 
@@ -279,12 +285,10 @@ def write_export(job: Job, model: Any, processor: Any, suppressed: Sequence[int]
     """
     from transformers import AutoProcessor
 
-    tokenizer, prompts = job.loaded.tokenizer, job.loaded.prompts
+    tokenizer = job.loaded.tokenizer
     generation = model.generation_config
     generation.eos_token_id, generation.pad_token_id = tokenizer.end, tokenizer.pad
-    # As in `foveate.multimodal.ask`: no answer has a special token but its end.
-    silent = [id for id in tokenizer.special.values() if id not in (tokenizer.end, prompts.region_id)]
-    generation.suppress_tokens = sorted([*silent, *suppressed])
+    generation.suppress_tokens = sorted([*silent_ids(job.loaded), *suppressed])
     with quiet():
         model.save_pretrained(str(job.folder))
         _rename_tower(job.folder / WEIGHTS)

@@ -22,7 +22,7 @@ from foveate.language.llama_gguf import (
     USER_DEFINED,
     interleave_halves,
 )
-from foveate.mllm.export import ExportReport, Job, chat_marks
+from foveate.mllm.export import ExportReport, Job, chat_marks, silent_ids
 from foveate.mllm.exporting.llava import read_parts, read_weights
 from foveate.multimodal.folder import LoadedModel
 from foveate.vision.preprocess import GEOMETRIES, Preprocess
@@ -152,6 +152,7 @@ def _vocabulary(loaded: LoadedModel) -> dict[str, Value]:
         "tokenizer.ggml.eot_token_id": tokenizer.end,
         "tokenizer.ggml.padding_token_id": tokenizer.pad,
         "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.suppress_tokens": silent_ids(loaded),
         "tokenizer.chat_template": write_template(loaded),
     }
 
