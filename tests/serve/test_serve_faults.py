@@ -380,7 +380,7 @@ def test_killed_clients_leave_nothing_behind() -> None:
     ]
     for client in clients:
         assert client.stdout is not None
-        client.stdout.readline()
+        assert client.stdout.readline() == ".\n", "a client that never got a token proves nothing"
         client.kill()
         client.wait()
     wait_until(lambda: 'foveate_waiting{model="fake"} 0\n' in HTTP.get(f"http://127.0.0.1:{port}/metrics").text)
