@@ -202,14 +202,14 @@ def _decoder_tensors(loaded: LoadedModel, weights: dict[str, Tensor]) -> dict[st
     heads = heads if config.model_type == "llama" else {}
     tensors = {}
     for name, value in weights.items():
-        prefix, _, own = name.partition("language_model.")
-        match = _LAYER.fullmatch(own)
+        prefix, _, local_name = name.partition("language_model.")
+        match = _LAYER.fullmatch(local_name)
         if prefix not in ("model.", "lm_head.weight"):
             continue
         if match is None:
-            tensors[top[own or name]] = value
+            tensors[top[local_name or name]] = value
         elif match[3] == "bias" and config.model_type == "llama":
-            raise UserError(f"language: llama.cpp has no place for {own}; expected a decoder without biases")
+            raise UserError(f"language: llama.cpp has no place for {local_name}; expected a decoder without biases")
         else:
             new = inner[match[2]]
             value = interleave_halves(value, heads[new]) if new in heads else value
@@ -252,13 +252,13 @@ def _tower_fields(loaded: LoadedModel, config: Any, layers: int) -> dict[str, Va
 def _projector_tensors(weights: dict[str, Tensor], layers: int, config: Any) -> dict[str, Tensor]:
     tensors = {}
     for name, value in weights.items():
-        own = name.partition("vision_tower.")[2].removeprefix("vision_model.")
-        stem, _, kind = own.rpartition(".")
-        match = _BLOCK.fullmatch(own)
+        local_name = name.partition("vision_tower.")[2].removeprefix("vision_model.")
+        stem, _, kind = local_name.rpartition(".")
+        match = _BLOCK.fullmatch(local_name)
         if match is not None and int(match[1]) < layers:
             tensors[f"v.blk.{match[1]}.{_BLOCK_NAMES[match[2]]}.{match[3]}"] = value
-        elif own in _TOWER_NAMES:
-            tensors[_TOWER_NAMES[own]] = value
+        elif local_name in _TOWER_NAMES:
+            tensors[_TOWER_NAMES[local_name]] = value
         elif stem in _TOWER_NAMES:
             tensors[f"{_TOWER_NAMES[stem]}.{kind}"] = value
     for number, name in ((0, "linear_1"), (2, "linear_2")):

@@ -19,6 +19,7 @@ import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,10 @@ def _ask_screen(key: str, size: tuple[int, int], tree: Mapping[str, Any]) -> Ite
     elements = list(_walk(tree))[1:]
     counts = Counter((element["type"], element["text"]) for element in elements)
     texts = Counter(element["text"].casefold() for element in elements)
-    asked = iter(range(3 * len(elements)))
+    counter = count()
 
     def make(task: str, text: str, label: str, **shapes: Any) -> SuiteQuestion:
-        return _make(f"{key}/{task}/{next(asked)}", key, text, task, label, "", size=size, **shapes)
+        return _make(f"{key}/{task}/{next(counter)}", key, text, task, label, "", size=size, **shapes)
 
     for element in elements:
         kind, text, box = element["type"], element["text"], PixelBox(*element["box"])
