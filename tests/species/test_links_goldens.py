@@ -166,10 +166,8 @@ def test_training_steps(run: str, optimizer: str) -> None:
         if any(name.startswith(f"after{number:02}.") for name in arrays):
             for name in names:
                 value, expected = state[rename(name)].numpy(), arrays[f"after{number:02}.{name}"]
-                if optimizer == "adam":
-                    np.testing.assert_array_equal(value, expected, err_msg=f"step {number}, {name}")
-                else:
-                    np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-10, err_msg=f"{number}, {name}")
+                # The tolerance of the goldens: equal in all bits on some processors, in all but the last on others.
+                np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-10, err_msg=f"step {number}, {name}")
 
 
 def test_steps_that_each_parameter_took() -> None:
