@@ -47,8 +47,10 @@ def test_clip_loss(case: dict[str, Any], dtype: torch.dtype) -> None:
     reference = gradients_by_open_clip(image, text, scale)
     for gradient, source, expected in zip(gradients, reference, (d_image, d_text, d_scale), strict=True):
         # open_clip's own float32 gradients miss the float32 tolerance at scale 100 (2.5e-6 against 2e-6), so there
-        # ours must be as near to the golden as the code that it was made with.
-        allowed = max(atol, 1.25 * (source - expected).abs().max().item())
+        # ours must be as near to the golden as the code that it was made with. Processors round differently: on a Xeon
+        # with AMX ours is three units of the last bit away, open_clip's two and a quarter.
+        last_bit = float(np.spacing(np.abs(expected.numpy()).max()))
+        allowed = max(atol, (source - expected).abs().max().item() + last_bit)
         torch.testing.assert_close(gradient, expected, atol=allowed, rtol=0.0)
 
 
