@@ -41,7 +41,7 @@ def command(collection: Path, keys: tuple[str, ...], settings: dict[str, Any], d
       foveate remove my-images birds/owl birds/crow --reason "asked for by the photographer"
       foveate remove my-images --from keys.txt --dry-run
       foveate remove my-images --where site=A --keep-bytes
-      foveate remove my-images --captions-of smollm2-mini
+      foveate remove my-images --captions-of mini
     """
     from foveate.core.recipes import validate
     from foveate.records.removal import RemovalSettings, read_keys, remove_images
