@@ -11,7 +11,6 @@ import click
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import F, common, finish
 from foveate.core.errors import UserError
-from foveate.core.recipes import validate
 
 _FILE = click.Path(path_type=Path)
 _OPTIONS = "foveate.federated.flower.options"
@@ -50,6 +49,7 @@ def server(
       foveate federated server --folder federation --address server.example.org --make-keys
       foveate federated server --folder federation --address server.example.org
     """
+    from foveate.core.recipes import validate
     from foveate.federated.flower import commands, keys, steps
     from foveate.federated.flower.options import ServerOptions
 
@@ -115,6 +115,7 @@ def client(
       foveate federated client --folder north --client 0 --make-keys
       foveate federated client --folder north --client 0 --server server.example.org --data points.npz --min-count 10
     """
+    from foveate.core.recipes import validate
     from foveate.federated.flower import commands, keys, steps
     from foveate.federated.flower.options import NodeOptions
 

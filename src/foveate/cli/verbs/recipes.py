@@ -9,11 +9,12 @@ import click
 from foveate.cli.options import finish, json_option
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
-from foveate.core.recipes import read_recipe_text, recipe_names, recipe_path
 
 
 def _about(name: str) -> str:
     """Return the second comment line of a recipe: what it is for (the first is the command that runs it)."""
+    from foveate.core.recipes import recipe_path
+
     comments = [
         line[1:].strip() for line in recipe_path(name).read_text(encoding="utf-8").splitlines() if line.startswith("#")
     ]
@@ -38,6 +39,8 @@ def command(name: str | None, target: Path | None, as_json: bool) -> None:
       foveate recipes cloc-vit-b16
       foveate recipes tour --to my-recipe.yaml
     """
+    from foveate.core.recipes import read_recipe_text, recipe_names, recipe_path
+
     if name is None:
         if target is not None:
             raise UserError("--to: name the recipe to copy, for example foveate recipes tour --to my.yaml")
