@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -278,8 +279,9 @@ def test_all_clients_together_have_a_number_of_connections(monkeypatch: pytest.M
         assert b"retry-after" in reply
         assert not reply.endswith(b"<open>")
         monkeypatch.setattr(framing, "_MAX_REFUSED", 0)  # a flood gets no answer
-        with pytest.raises(ConnectionResetError):
-            send(address, HIDDEN)
+        # The end is a reset only if the request arrives before it; in either case nothing is answered.
+        with contextlib.suppress(ConnectionError):
+            assert send(address, HIDDEN) == b""
         for connection in connections:
             connection.close()
         deadline = time.monotonic() + 5
