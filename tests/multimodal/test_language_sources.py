@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from foveate.multimodal.ask import Mllm
 from foveate.multimodal.build import build_model, open_source
 from foveate.multimodal.folder import LoadedModel, load_model, save_model
 from foveate.multimodal.model import MultimodalModel
+from foveate.multimodal.names import NameTable
 from foveate.multimodal.prepare import Question
 from foveate.multimodal.prompts import PromptWriter
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
@@ -64,12 +66,13 @@ def build(made: MultimodalSettings) -> tuple[LoadedModel, LanguageModel]:
     return LoadedModel(model.eval().requires_grad_(False), prompts, language.tokenizer, {}), language
 
 
-def save(folder: Path, one: LoadedModel, language: LanguageModel) -> Path:
+def save(folder: Path, one: LoadedModel, language: LanguageModel, names: Sequence[str] = ()) -> Path:
     return save_model(
         folder,
         settings=one.model.settings,
         weights=one.model.state_dict(),
         language=language,
+        names=names,
         preprocess=one.model.tower.preprocess.to_dict(),
         card="card",
     )
@@ -189,11 +192,77 @@ def test_names_are_compared_around_their_center(tmp_path: Path) -> None:
     tiny_models.save(tmp_path)
     model = build(settings(tmp_path))[0].model
     names_NE = torch.randn(5, model.width, generator=torch.Generator().manual_seed(0)) + 9
-    model.set_center(names_NE.mean(dim=0))
+    model.set_names(names_NE)
     assert torch.equal(model.view_position_TE, names_NE.mean(dim=0).expand_as(model.view_position_TE))
     logits = model.name_logits(names_NE - names_NE.mean(dim=0), names_NE)
     assert logits.argmax(dim=1).tolist() == list(range(5))
     assert float(logits.fill_diagonal_(0).mean()) < 0
+
+
+NAMES = ["red disc", "banjo", "face with tears", "otter", "cup"]
+
+
+def with_words(folder: Path, **changes: Any) -> MultimodalSettings:
+    return settings(folder, **changes).model_copy(update={"visual_words": True})
+
+
+def test_visual_words_are_mixtures_of_the_embeddings_of_names(tmp_path: Path) -> None:
+    tiny_models.save(tmp_path)
+    model = build(with_words(tmp_path))[0].model
+    names_NE = torch.randn(5, model.width, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float() + 9
+    model.set_names(names_NE)
+    around_NE = names_NE - names_NE.mean(dim=0)
+    model.name_scale.fill_(0.7)
+    vectors_BE = torch.randn(3, model.width, generator=torch.Generator().manual_seed(1))
+    # One at a time, by the definition.
+    for vector_E, word_E in zip(vectors_BE, model.read_words(vectors_BE), strict=True):
+        scores = [0.7 * float(vector_E @ name_E / name_E.norm()) for name_E in around_NE]
+        shares = np.exp(scores) / np.exp(scores).sum()
+        expected_E = sum(share * name_E for share, name_E in zip(shares, around_NE, strict=True))
+        torch.testing.assert_close(word_E, expected_E.to(word_E.dtype), atol=1e-5, rtol=1e-4)
+    # What is clearly one name is read as its embedding, what is like none as the mean of all, which is the center.
+    torch.testing.assert_close(model.read_words(100 * around_NE), around_NE)
+    torch.testing.assert_close(
+        model.read_words(torch.zeros(1, model.width)), torch.zeros(1, model.width), atol=1e-5, rtol=0
+    )
+
+
+def test_answers_do_not_change_what_visual_words_see(tmp_path: Path) -> None:
+    tiny_models.save(tmp_path)
+    one = build(with_words(tmp_path))[0]
+    model = one.model
+    model.set_names(NameTable.create(NAMES, one.tokenizer).embeddings(model.embeddings_VE.float()))
+    model.require_gradients()
+    visual = model.see(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    model.view_tokens(visual, torch.zeros(1, 1, dtype=torch.long)).square().sum().backward()
+    assert all(parameter.grad is None for parameter in model.connector.parameters())
+    # Positions are learned beside them.
+    assert model.view_position_TE.grad is not None
+
+
+def test_a_folder_with_visual_words_knows_its_names(tmp_path: Path) -> None:
+    tiny_models.save(tmp_path / "source")
+    one, language = build(with_words(tmp_path / "source"))
+    one.model.set_names(NameTable.create(NAMES, one.tokenizer).embeddings(one.model.embeddings_VE.float()))
+    expected = Mllm(one).ask_all(QUESTIONS, max_tokens=6)
+    folder = save(tmp_path / "model", one, language, names=NAMES)
+    loaded = load_model(folder)
+    torch.testing.assert_close(loaded.model.words_NE, one.model.words_NE)
+    assert Mllm(loaded).ask_all(QUESTIONS, max_tokens=6) == expected
+    # Other names are other words, so that a folder without its own is refused.
+    for content in (None, "[]", "[1]", '{"a": "b"}'):
+        (folder / "names.json").unlink(missing_ok=True)
+        if content is not None:
+            (folder / "names.json").write_text(content, encoding="utf-8")
+        with raises_naming(UserError, folder / "names.json", "names"):
+            load_model(folder)
+
+
+@pytest.mark.parametrize("language", [{"source": "x", "tuning": "full"}, {"model_type": "llama", "hidden_size": 32}])
+def test_visual_words_need_embeddings_that_stay(language: dict[str, Any]) -> None:
+    content = {**settings("x").model_dump(), "language": language, "visual_words": True}
+    with raises_naming(UserError, "visual_words", "lora or frozen"):
+        validate(MultimodalSettings, content, where="test")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ is looked up in it afterwards. Visual tokens are never cut; a conversation that 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from foveate.language.packing import Tokens, pack_texts
 from foveate.mllm.image_sets import ImageSet, find_usable_sets, read_sizes
 from foveate.multimodal.assemble import plan_sample
 from foveate.multimodal.frames import CoordinateFrame, move_regions
+from foveate.multimodal.names import NameTable
 from foveate.multimodal.prompts import PromptWriter, Written, image_slots
 from foveate.multimodal.referring import RegionPoints, RegionPrompts
 from foveate.multimodal.settings import MultimodalSettings
@@ -37,35 +38,6 @@ from foveate.vision.canvas import boxes_in_view
 from foveate.vision.feature_cache import FeatureCache, TileCache
 from foveate.vision.preprocess import Preprocess, place_image
 from foveate.vision.tiling import OVERVIEW
-
-
-class NameTable(NamedTuple):
-    """Names of regions as token ids, for embedding alignment.
-
-    Attributes:
-        index: name -> number.
-        ids_NW: token ids of each name. weight_NW: 1 / number of its tokens, 0 for padding.
-    """
-
-    index: Mapping[str, int]
-    ids_NW: Tensor
-    weight_NW: Tensor
-
-    @classmethod
-    def create(cls, names: Sequence[str], prompts: PromptWriter) -> NameTable:
-        """Tokenize names as they stand within a sentence."""
-        # With the blank: a tokenizer of byte pairs has other tokens for a word that begins a text.
-        ids = [prompts.tokenizer.encode(f" {name}") for name in names]
-        width = max(map(len, ids), default=0)
-        ids_NW, weight_NW = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width)
-        for row, tokens in enumerate(ids):
-            ids_NW[row, : len(tokens)] = torch.tensor(tokens)
-            weight_NW[row, : len(tokens)] = 1 / len(tokens)
-        return cls({name: number for number, name in enumerate(names)}, ids_NW, weight_NW)
-
-    def embeddings(self, table_VE: Tensor) -> Tensor:
-        """Return the mean embedding [N, E] of each name."""
-        return torch.einsum("nw,nwe->ne", self.weight_NW.to(table_VE.dtype), table_VE[self.ids_NW])
 
 
 class _Views(NamedTuple):

@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from foveate.core.errors import UserError
 from foveate.language.packing import SLOT, PackedTexts
 from foveate.mllm.recipe import StageSettings
-from foveate.mllm.samples import NameTable
 from foveate.multimodal.model import MultimodalModel
+from foveate.multimodal.names import NameTable
 from foveate.multimodal.referring import RegionPrompts
 from foveate.multimodal.views import ViewLayout, Visual
 from foveate.training.optimizer import ParameterRule

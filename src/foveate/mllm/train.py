@@ -43,7 +43,7 @@ from foveate.mllm.loading import cache_features, open_loader
 from foveate.mllm.preparation import check_unchanged, hash_collection, read_sets, write_vocabulary
 from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.results import BoxScoreResult, MllmResult, StageResult
-from foveate.mllm.samples import MllmSamples, NameTable
+from foveate.mllm.samples import MllmSamples
 from foveate.mllm.stages import resize_weights
 from foveate.mllm.task import MllmTask
 from foveate.multimodal.ask import Mllm
@@ -60,6 +60,7 @@ from foveate.multimodal.folder import (
     stored_state,
 )
 from foveate.multimodal.model import MultimodalModel
+from foveate.multimodal.names import NameTable
 from foveate.multimodal.opening import find_folder
 from foveate.multimodal.prompts import create_prompts
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
@@ -172,7 +173,7 @@ class MllmTraining:
         self.language = self._open_source()
         chat = self.language.chat if self.language else Chat(read_tokenizer(run.path / TOKENIZER), "words")
         self.prompts = create_prompts(chat, recipe.model)
-        self.names = NameTable.create(read_json(run.path / NAMES), self.prompts)
+        self.names = NameTable.create(read_json(run.path / NAMES), self.prompts.tokenizer)
         self.initial_sha256 = ""
         self.box_scores: BoxScoreResult | None = None
         self._features: FeatureCache | None = None
@@ -224,7 +225,7 @@ class MllmTraining:
         model = build_model(settings, language_model=self.language.model, region_id=region_id, seed=seed)
         if self.names.index:
             with torch.no_grad():
-                model.set_center(self.names.embeddings(model.embeddings_VE.float()).mean(dim=0))
+                model.set_names(self.names.embeddings(model.embeddings_VE.float()))
         return model
 
     def enter(self, stage: StageSettings) -> None:

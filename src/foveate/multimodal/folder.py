@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.core.files import sha256_file
+from foveate.core.files import read_json, sha256_file
 from foveate.core.model_folder import (
     CARD,
     CONFIG,
@@ -43,6 +43,7 @@ from foveate.language.tokenizer import Tokenizer
 from foveate.language.vocabulary import read_tokenizer
 from foveate.multimodal.build import build_model, open_source
 from foveate.multimodal.model import MultimodalModel
+from foveate.multimodal.names import NameTable
 from foveate.multimodal.prompts import PromptWriter, create_prompts
 from foveate.multimodal.request_forms import RequestForms, read_request_forms
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
@@ -157,10 +158,23 @@ def load_model(folder: Path, *, device: torch.device | None = None) -> LoadedMod
     model = build()
     check_preprocess(folder / PREPROCESS, model.tower.preprocess)
     load_weights(model, folder / WEIGHTS)
+    if settings.visual_words:
+        names = NameTable.create(_read_names(folder), chat.tokenizer)
+        model.set_words(names.embeddings(model.embeddings_VE.float()))
     model.to(device or torch.device("cpu")).eval().requires_grad_(False)
     prompts = create_prompts(chat, settings)
     requests = read_request_forms(folder)
     return LoadedModel(model, prompts, chat.tokenizer, config["provenance"], config.get(MIN_BOX_SCORE), requests)
+
+
+def _read_names(folder: Path) -> list[str]:
+    """Read the names of a folder whose model mixes their embeddings."""
+    path = folder / NAMES
+    names = read_json(path) if path.is_file() else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        got = "no such file" if names is None else "something else"
+        raise UserError(f"{path}: visual words need a list of names (got {got}); the model folder is incomplete")
+    return names
 
 
 def read_settings(folder: Path) -> tuple[MultimodalSettings, dict[str, Any]]:

@@ -84,6 +84,9 @@ class MultimodalModel(nn.Module):
         # Trained embeddings share a large component, which would make all names alike; see `set_center`.
         self.register_buffer("center_E", torch.zeros(width), persistent=source is not None)
         self.center_E: Tensor
+        # Around the center; not stored, since the vocabulary and the names of the folder say it.
+        self.register_buffer("words_NE", torch.zeros(0, width), persistent=False)
+        self.words_NE: Tensor
         if settings.regions != "text":
             self.region_E = nn.Parameter(torch.zeros(width))
         self.region_reader = (
@@ -102,15 +105,21 @@ class MultimodalModel(nn.Module):
                 nn.init.zeros_(parameter)
 
     @torch.no_grad()
-    def set_center(self, center_E: Tensor) -> None:
-        """Set the mean of the names' embeddings: alignment compares what lies around it, and visual tokens start there.
+    def set_names(self, names_NE: Tensor) -> None:
+        """Set the names: alignment compares around the mean of their embeddings, where visual tokens start.
 
         Args:
-            center_E: mean embedding of the names.
+            names_NE: mean embedding of the tokens of each name.
         """
         for name in ("center_E", "view_position_TE", "region_E"):
             if hasattr(self, name):
-                getattr(self, name).copy_(center_E)
+                getattr(self, name).copy_(names_NE.mean(dim=0))
+        self.set_words(names_NE)
+
+    def set_words(self, names_NE: Tensor) -> None:
+        """Set the names whose embeddings visual words mix, where the settings have visual words."""
+        if self.settings.visual_words:
+            self.words_NE = names_NE - self.center_E
 
     def require_gradients(self) -> None:
         """Let everything be trained but the frozen weights of a language model from elsewhere."""
@@ -232,7 +241,7 @@ class MultimodalModel(nn.Module):
     def view_tokens(self, visual: Visual, views_BK: Tensor, layout: ViewLayout | None = None) -> Tensor:
         """Return the visual tokens [B, K, T, E] of the views of rows, as the language model reads them."""
         # Rows with fewer views read view 0 behind their last one, and it is masked out.
-        tokens_BKTE = self.visual_gain * visual.tokens_VTE[views_BK.clamp(min=0)]
+        tokens_BKTE = self._to_embeddings(visual.tokens_VTE)[views_BK.clamp(min=0)]
         if self.settings.visual_positions:
             image_BK = torch.arange(views_BK.shape[1], device=views_BK.device) if layout is None else layout.image_BK
             tokens_BKTE = tokens_BKTE + self.view_position_TE + self.image_index_KE[image_BK][..., None, :]
@@ -300,7 +309,26 @@ class MultimodalModel(nn.Module):
             vectors_RE = self.region_means(visual, regions.boxes_R4, views_BK[row_R, regions.image_R])
         else:
             return None
-        return self.visual_gain * vectors_RE + self.region_E
+        return self._to_embeddings(vectors_RE) + self.region_E
+
+    def _to_embeddings(self, vectors: Tensor) -> Tensor:
+        """Return what the language model reads of vectors [..., E] in the space of names, around their center."""
+        if not self.settings.visual_words:
+            return self.visual_gain * vectors
+        # As for the maps, the alignment loss alone decides what is seen: answers of a large language model would undo
+        # it within a few hundred steps.
+        return self.read_words(vectors.detach())
+
+    def read_words(self, vectors: Tensor) -> Tensor:
+        """Mix the embeddings of the names that vectors [..., E] resemble, by the softmax of alignment.
+
+        A mean of embeddings lies where the language model has seen text; other vectors it would have to learn to read.
+        Source: AlignVLM (arXiv 2502.01341), equation 2, whose softmax is over the vocabulary.
+        """
+        # In float32: half precision would round away the names between which a softmax decides.
+        with torch.autocast(vectors.device.type, enabled=False):
+            similarities = vectors.float() @ F.normalize(self.words_NE, dim=-1).T
+            return (self.name_scale.detach().float() * similarities).softmax(dim=-1) @ self.words_NE
 
     def _maps(self, embedded_BTE: Tensor, visual: Visual, views_BK: Tensor) -> Tensor:
         """Return the similarity maps [B, K, T, L] of tokens in each image."""

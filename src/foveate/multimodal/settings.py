@@ -102,6 +102,11 @@ class MultimodalSettings(Settings):
         description="boxes of answers from a head on the phrase's map, not in digits; with regions hybrid in front of "
         "the digits (not in the paper)",
     )
+    visual_words: bool = Field(
+        default=False,
+        description="visual tokens and regions are read as mixtures of the embeddings of names, by how alike alignment "
+        "finds them (after AlignVLM, with names for its vocabulary); with a `source`, not tuned in full",
+    )
     max_images: int = Field(default=8, ge=1, description="most images of one question")
     visual_positions: bool = Field(
         default=True,
@@ -112,6 +117,11 @@ class MultimodalSettings(Settings):
     def _check_parts(self) -> MultimodalSettings:
         if self.experts is not None and isinstance(self.language, SourceSettings):
             raise ValueError("experts: need a new language model (got one with a source); expected a model_type")
+        if self.visual_words and (not isinstance(self.language, SourceSettings) or self.language.tuning == "full"):
+            got = self.language.tuning if isinstance(self.language, SourceSettings) else "a new language model"
+            raise ValueError(
+                f"visual_words: embeddings must stay as they are (got {got}); expected tuning lora or frozen"
+            )
         if self.regions == "text" and self.region_encoder is not None:
             raise ValueError("region_encoder: no effect with regions 'text'; expected regions tokens or hybrid")
         if self.region_encoder is not None and "num_points" in self.region_encoder:

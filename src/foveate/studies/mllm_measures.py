@@ -23,9 +23,9 @@ from foveate.records.boxes import PixelBox, intersection_over_union
 from foveate.records.collection import Collection
 
 if TYPE_CHECKING:
-    from foveate.mllm.samples import NameTable
     from foveate.mllm.train import Trained
     from foveate.multimodal.model import MultimodalModel
+    from foveate.multimodal.names import NameTable
     from foveate.multimodal.prompts import PromptWriter
     from foveate.training.settings import TrainingSettings
 
@@ -112,10 +112,10 @@ def nearest_names(model: Mllm, collection: Collection, recipe: MllmRecipe, names
     Returns:
         nearest, another_image/nearest.
     """
-    from foveate.mllm.samples import NameTable
+    from foveate.multimodal.names import NameTable
 
     loaded = model.loaded
-    names = NameTable.create(read_json(names_path), loaded.prompts)
+    names = NameTable.create(read_json(names_path), loaded.tokenizer)
     rows = np.sort(collection.rows("test"))
     return score_nearest_names(loaded.model, loaded.prompts, names, collection, recipe.stages[-1].training, rows)
 
