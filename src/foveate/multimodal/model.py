@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from foveate.core.errors import UserError
 from foveate.language.lora import is_lora
-from foveate.language.packing import SLOT, PackedTexts, attention_and_positions
+from foveate.language.packing import SLOT, PackedTexts, attention_and_positions, quick_backward
 from foveate.language.sparse import pop_router_losses
 from foveate.multimodal.assemble import AssemblyOptions, SamplePlan, plan_sample
 from foveate.multimodal.phrase_maps import BoxHead, PhraseMaps, PhraseMatch, box_weights, select_views
@@ -394,13 +394,14 @@ class MultimodalModel(nn.Module):
         width = prefix_BPE.shape[1]
         lengths_B = self.prefix_lengths(views_BK, layout)
         mask_BLL, position_BL = attention_and_positions(texts, lengths_B, width)
-        output = self.language_model.base_model(
-            inputs_embeds=torch.cat([prefix_BPE.to(text_BTE.dtype), text_BTE], dim=1),
-            # With four dimensions transformers takes a mask as it is; of two it would make a causal one.
-            attention_mask=mask_BLL[:, None],
-            position_ids=position_BL,
-            use_cache=False,
-        )
+        with quick_backward(position_BL):
+            output = self.language_model.base_model(
+                inputs_embeds=torch.cat([prefix_BPE.to(text_BTE.dtype), text_BTE], dim=1),
+                # With four dimensions transformers takes a mask as it is; of two it would make a causal one.
+                attention_mask=mask_BLL[:, None],
+                position_ids=position_BL,
+                use_cache=False,
+            )
         return output.last_hidden_state[:, width:]
 
     def pop_router_losses(self) -> dict[str, Tensor]:
