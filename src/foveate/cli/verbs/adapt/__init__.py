@@ -1,0 +1,24 @@
+"""`foveate adapt ...`: tune a vision model with few parameters, compare the methods, use and convert what was tuned."""
+
+from __future__ import annotations
+
+import click
+
+from foveate.cli.verbs.adapt import compare, import_peft, merge, predict, train, wise
+
+
+@click.group("adapt", short_help="Fine-tune a vision model with few parameters.")
+def command() -> None:
+    """Adapt a trained vision network to classes of images: sixteen methods, or named parts of the network.
+
+    \b
+    Example:
+      foveate adapt train --backbone my-vit --data my-images --field category --method lora
+      foveate adapt predict runs/adapt-lora photos --to answers.csv
+      foveate adapt merge runs/adapt-lora --to merged
+      foveate adapt compare --backbone my-vit --tasks mine=my-images:category --methods all
+    """
+
+
+for module in (train, predict, merge, import_peft, compare, wise):
+    command.add_command(module.command)

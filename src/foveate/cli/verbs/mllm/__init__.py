@@ -1,0 +1,39 @@
+"""`foveate mllm ...`: plan images; train, evaluate and export multimodal models; fetch a language model."""
+
+from __future__ import annotations
+
+import click
+
+from foveate.cli.verbs.mllm import (
+    calibrate,
+    evaluate,
+    export,
+    fetch,
+    import_model,
+    label,
+    plan,
+    prepare_dense,
+    preview,
+    train,
+)
+
+# What test and docs build from a recipe that this verb runs.
+RECIPE = "foveate.mllm.recipe:MllmRecipe"
+MODEL = "foveate.mllm.stages:build_recipe_model"
+
+
+@click.group("mllm", short_help="Plan and build multimodal language models.")
+def command() -> None:
+    """Plan and build models that read images and text.
+
+    \b
+    Example:
+      foveate mllm plan scan.png receipt.jpg
+      foveate mllm preview mllm-mini --collection questions
+      foveate mllm train mllm-mini --collection questions
+      foveate mllm fetch smollm2
+    """
+
+
+for module in (plan, train, preview, prepare_dense, label, evaluate, calibrate, export, import_model, fetch):
+    command.add_command(module.command)
