@@ -323,7 +323,7 @@ class MultimodalModel(nn.Module):
         """Mix the embeddings of the names that vectors [..., E] resemble, by the softmax of alignment.
 
         A mean of embeddings lies where the language model has seen text; other vectors it would have to learn to read.
-        Source: AlignVLM (arXiv 2502.01341), equation 2, whose softmax is over the vocabulary.
+        Source: the connector of AlignVLM (arXiv 2502.01341), whose softmax is over the vocabulary.
         """
         # In float32: half precision would round away the names between which a softmax decides.
         with torch.autocast(vectors.device.type, enabled=False):
