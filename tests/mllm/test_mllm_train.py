@@ -211,6 +211,17 @@ def test_alignment_leaves_lora_alone_and_finds_names_around_their_mean(
     assert not any(bool(value.any()) for name, value in state.items() if ".lora_B." in name)
 
 
+def test_visual_words_need_names(asked_collection: Path, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    # What a collection without named regions leaves there.
+    (tmp_path / "run" / "names.json").write_text("[]", encoding="utf-8")
+    with (
+        Collection.open(asked_collection) as collection,
+        raises_naming(UserError, "model.visual_words", collection.name, "named regions"),
+    ):
+        prepare_training(make_source_recipe(source), collection, tmp_path / "run")
+
+
 def test_a_run_goes_on_with_its_language_model_alone(asked_collection: Path, source: Path, tmp_path: Path) -> None:
     recipe = make_source_recipe(source)
     with Collection.open(asked_collection) as collection:

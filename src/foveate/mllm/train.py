@@ -223,6 +223,11 @@ class MllmTraining:
             return build_model(settings, vocabulary=tokenizer.size, region_id=region_id, seed=seed)
         assert self.language is not None
         model = build_model(settings, language_model=self.language.model, region_id=region_id, seed=seed)
+        if settings.visual_words and not self.names.index:
+            raise UserError(
+                f"field model.visual_words: no region of collection {self.collection.name} has a name (got none to mix); "
+                "expected named regions, or visual_words false"
+            )
         if self.names.index:
             with torch.no_grad():
                 model.set_names(self.names.embeddings(model.embeddings_VE.float()))

@@ -81,7 +81,7 @@ class MultimodalModel(nn.Module):
             self.image_index_KE = nn.Parameter(torch.zeros(settings.max_images, width))
         # The scale of alignment: similarity of a region with names, as logits.
         self.name_scale = nn.Parameter(torch.ones(1))
-        # Trained embeddings share a large component, which would make all names alike; see `set_center`.
+        # Trained embeddings share a large component, which would make all names alike; see `set_names`.
         self.register_buffer("center_E", torch.zeros(width), persistent=source is not None)
         self.center_E: Tensor
         # Around the center; not stored, since the vocabulary and the names of the folder say it.
