@@ -225,7 +225,7 @@ class MllmTraining:
         model = build_model(settings, language_model=self.language.model, region_id=region_id, seed=seed)
         if settings.visual_words and not self.names.index:
             raise UserError(
-                f"field model.visual_words: no region of collection {self.collection.name} has a name (got none to mix); "
+                f"field model.visual_words: collection {self.collection.name} names no region (got none to mix); "
                 "expected named regions, or visual_words false"
             )
         if self.names.index:

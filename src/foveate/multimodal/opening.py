@@ -15,7 +15,7 @@ from foveate.multimodal.folder import KIND, load_model
 from foveate.multimodal.foreign import ForeignMllm, open_foreign
 from foveate.vision.precision import choose_device
 
-SHIPPED = ("mini", "mini-ferret")
+SHIPPED = ("mini", "mini-ferret", "smollm2-mini")
 
 
 def find_folder(source: str | Path) -> Path:
@@ -42,8 +42,9 @@ def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm
     """Open a multimodal model that answers questions about images.
 
     Args:
-        source: "mini" or "mini-ferret" (shipped with the package), a model folder of `foveate mllm train`, or a folder
-            or hub id of an image-text-to-text model of transformers.
+        source: "mini", "mini-ferret" or "smollm2-mini" (shipped with the package, the last without its language model,
+            see `foveate mllm fetch`), a model folder of `foveate mllm train`, or a folder or hub id of an
+            image-text-to-text model of transformers.
         device: such as "cpu" or "cuda"; by default the fastest there is.
 
     Raises:
