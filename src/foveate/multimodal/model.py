@@ -241,7 +241,7 @@ class MultimodalModel(nn.Module):
     def view_tokens(self, visual: Visual, views_BK: Tensor, layout: ViewLayout | None = None) -> Tensor:
         """Return the visual tokens [B, K, T, E] of the views of rows, as the language model reads them."""
         # Rows with fewer views read view 0 behind their last one, and it is masked out.
-        tokens_BKTE = self._to_embeddings(visual.tokens_VTE)[views_BK.clamp(min=0)]
+        tokens_BKTE = self._to_embeddings(visual.tokens_VTE[views_BK.clamp(min=0)])
         if self.settings.visual_positions:
             image_BK = torch.arange(views_BK.shape[1], device=views_BK.device) if layout is None else layout.image_BK
             tokens_BKTE = tokens_BKTE + self.view_position_TE + self.image_index_KE[image_BK][..., None, :]
