@@ -21,7 +21,7 @@ from foveate.language.open import LanguageModel
 from foveate.language.packing import Tokens, pack_texts
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.build import build_model, open_source
-from foveate.multimodal.folder import LoadedModel, load_model, save_model
+from foveate.multimodal.folder import LoadedModel, hash_model, load_model, save_model
 from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.names import NameTable
 from foveate.multimodal.prepare import Question
@@ -249,7 +249,10 @@ def test_a_folder_with_visual_words_knows_its_names(tmp_path: Path) -> None:
     loaded = load_model(folder)
     torch.testing.assert_close(loaded.model.words_NE, one.model.words_NE)
     assert Mllm(loaded).ask_all(QUESTIONS, max_tokens=6) == expected
-    # Other names are other words, so that a folder without its own is refused.
+    # Other names are other words: they change the folder's hash, and a folder without its own is refused.
+    before = hash_model(folder)
+    (folder / "names.json").write_text(json.dumps(NAMES[::-1]), encoding="utf-8")
+    assert hash_model(folder) != before
     for content in (None, "[]", "[1]", '{"a": "b"}'):
         (folder / "names.json").unlink(missing_ok=True)
         if content is not None:

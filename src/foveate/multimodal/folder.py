@@ -196,7 +196,9 @@ def read_settings(folder: Path) -> tuple[MultimodalSettings, dict[str, Any]]:
 
 def hash_model(folder: Path) -> str:
     """Hash what decides the answers of a model folder: config, weights and tokenizer, not card and metrics."""
-    files = [folder / name for name in (CONFIG, WEIGHTS, TOKENIZER) if (folder / name).is_file()]
+    # Names are read as words by a model with visual words; of any other they decide no answer.
+    deciding = (CONFIG, WEIGHTS, TOKENIZER, *([NAMES] if read_settings(folder)[0].visual_words else []))
+    files = [folder / name for name in deciding if (folder / name).is_file()]
     return hashlib.sha256("".join(f"{sha256_file(file)}  {file.name}\n" for file in files).encode()).hexdigest()
 
 
