@@ -191,7 +191,9 @@ def write_tiny_recipe(path: Path) -> Path:
     return path
 
 
-TINY = mllm.Scale(train=12, test=6, processor_seconds=1, timed_steps=1, questions=9, tower_steps=2, seeds=1)
+TINY = mllm_trainings.TrainingScale(
+    train=12, test=6, processor_seconds=1, timed_steps=1, questions=9, tower_steps=2, seeds=1
+)
 
 
 def run_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *variants: str) -> dict[str, Any]:

@@ -242,7 +242,7 @@ class Scale:
         train_sizes, test_sizes: scenes with small things, at each size.
         classifier_steps, probe_steps: of the trainings on frozen features: region encoders, vectors.
         boxes: sent through digits, of each side.
-        train, test, processor_seconds, timed_steps, questions, tower_steps: see the study `mllm`.
+        train, test, processor_seconds, timed_steps, questions, tower_steps: see `TrainingScale`.
     """
 
     train_regions: int

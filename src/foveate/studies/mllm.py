@@ -6,12 +6,11 @@ Variants of one condition share images, questions and the processor time of a tr
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foveate.core.experiment_grid import Cell
-from foveate.studies.mllm_trainings import ALIGNMENT, INSTRUCTION, READING, TEXT, TrainedStudy, Variant
+from foveate.studies.mllm_trainings import ALIGNMENT, INSTRUCTION, READING, TEXT, TrainedStudy, TrainingScale, Variant
 from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row
 
 SCENES, PAGES, EPISODES, SCREENS = "scenes", "pages", "episodes", "screens"
@@ -279,10 +278,6 @@ PAPER_CLAIMS = (
         untestable="need weights of 1 to 30 billion parameters and the benchmarks; `foveate video evaluate` and "
         "`foveate mllm evaluate` run them",
     ),
-    PaperClaim(
-        f"Shares of data groups (w) have an optimum between ({PAPER})",
-        untestable="recipes do not set shares of groups yet: groups are left out here, not weighted",
-    ),
 )
 DESIGN = Design(
     name="mllm",
@@ -315,28 +310,7 @@ DESIGN = Design(
 )
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Size of the study; part of the identity of its cells.
-
-    Attributes:
-        train, test: images of each condition.
-        processor_seconds: of a training.
-        timed_steps: of each stage and variant, from which their numbers of steps are set.
-        questions: asked at most, each with its image, none and another one.
-        tower_steps: of the trainings of the towers CLOC and CLIP.
-    """
-
-    train: int
-    test: int
-    processor_seconds: int
-    timed_steps: int
-    questions: int
-    tower_steps: int
-    seeds: int
-
-
-FULL = Scale(
+FULL = TrainingScale(
     train=1200,
     test=200,
     processor_seconds=45,
@@ -345,7 +319,7 @@ FULL = Scale(
     tower_steps=150,
     seeds=5,
 )
-QUICK = Scale(
+QUICK = TrainingScale(
     train=250,
     test=40,
     processor_seconds=6,

@@ -97,6 +97,27 @@ def choose_steps(variant: Variant, seconds: Mapping[str, float], processor_secon
     return {name: max(1, round(share * processor_seconds / seconds[name])) for name, share in variant.stages.items()}
 
 
+@dataclass(frozen=True)
+class TrainingScale:
+    """Size of a study of trainings; part of the identity of its cells.
+
+    Attributes:
+        train, test: images of each condition.
+        processor_seconds: of a training.
+        timed_steps: of each stage and variant, from which their numbers of steps are set.
+        questions: asked at most, each with its image, none and another one.
+        tower_steps: of the trainings of the towers CLOC and CLIP; 0 in a study without them.
+    """
+
+    train: int
+    test: int
+    processor_seconds: int
+    timed_steps: int
+    questions: int
+    tower_steps: int
+    seeds: int
+
+
 class TrainedStudy(GridStudy):
     """A study whose cells train and ask multimodal models.
 
