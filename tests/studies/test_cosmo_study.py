@@ -82,5 +82,5 @@ def test_all_parts_run_and_make_a_page(tmp_path: Path) -> None:
         for row in cosmo.ROWS
         if row.trained_as in variants and not (condition == cosmo.BARE and not row.key.startswith("whole"))
     }
-    assert "Prior of place" in render(tmp_path / "study").read_text(encoding="utf-8")
+    assert "The prior of place raises accuracy" in render(tmp_path / "study").read_text(encoding="utf-8")
     write_published(result, tmp_path / "data")

@@ -172,7 +172,9 @@ def measure_rare(world: TrapWorld, *, dim: int, passes: int, seed: int) -> dict[
             seen = ~world.test.unseen_N
             correct_N = predicted_N == world.test.kinds_N
             is_rare = np.isin(world.test.kinds_N, rare)
-            values[f"{key}/rare_{count}"] = float(correct_N[seen & is_rare].mean())
+            # A small test may show none of them: no number then, as for any measure that a cell does not have.
+            if (seen & is_rare).any():
+                values[f"{key}/rare_{count}"] = float(correct_N[seen & is_rare].mean())
             values[f"{key}/all_{count}"] = float(correct_N[seen].mean())
             values |= _lca_height(world, predicted_N, f"{key}/lca_{count}")
     return values

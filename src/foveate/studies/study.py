@@ -131,11 +131,14 @@ def row_values(
         for row in rows:
             if row.trained_as != cell.variant:
                 continue
-            by_row.setdefault((cell.condition, row.key), {})[cell.seed] = {
+            measured = {
                 name.removeprefix(row.prefix): value
                 for name, value in values.items()
                 if name.startswith(row.prefix) and (row.prefix or "/" not in name)
             }
+            # A cell has not the measures of every row that reads it: some are asked in one condition alone.
+            if measured:
+                by_row.setdefault((cell.condition, row.key), {})[cell.seed] = measured
     return by_row
 
 
