@@ -16,8 +16,8 @@ class AskSettings(Settings):
 
     model: str = Field(
         default="mini",
-        description="mini (shipped), a model folder of foveate mllm train, or a folder or hub id of an "
-        "image-text-to-text model of transformers",
+        description="a shipped model (mini, mini-ferret or smollm2-mini), a model folder of foveate mllm train, or a "
+        "folder or hub id of an image-text-to-text model of transformers",
     )
     max_tokens: int = Field(default=64, ge=1, le=4096, description="longest answer in tokens")
     unit: Unit = Field(
