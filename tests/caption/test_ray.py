@@ -12,6 +12,7 @@ from captioned import ALL, make, rows, texts
 
 from chat_server import ChatServer, Say, fails, good, says
 from foveate.caption.executors.local import executor_names, find_executor
+from foveate.caption.executors.ray import _import_ray
 from foveate.caption.pending_requests import CaptionSettings
 from foveate.caption.run import CaptionRun, caption
 from foveate.chat.client import ChatSettings
@@ -68,6 +69,9 @@ def test_what_ends_a_run_in_a_worker_ends_it_here(tmp_path: Path) -> None:
         done = ask(make(tmp_path / "c", 4), server.url, "ray")
     assert "HTTP 401" in str(done.failure)
     assert not rows(tmp_path / "c")
+    ray = _import_ray()
+    with pytest.raises(ray.exceptions.RaySystemError, match="not been started"):
+        ray.put("a late call starts no cluster")
 
 
 @pytest.mark.parametrize("address", ["", "ray://10.0.0.1:10001"])

@@ -71,6 +71,9 @@ async def stream_results(
 def _import_ray() -> Any:
     # Ray tells its maker about every use if it is not told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A reader that a stop leaves behind may call Ray once more. Ray would start a second cluster for it, whose
+    # processes end with the reader's thread, and 60 seconds later end this process.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         import ray
         import ray.data
