@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -128,134 +128,196 @@ def _train(
     resume: bool,
 ) -> TrainingOutcome:
     """Wrap, build the optimizer, find the checkpoint to start from, and take the steps."""
-    here = world()
-    precision = torch.bfloat16 if settings.precision == "bf16" else None
-    folder, base = run.path / "checkpoints", identity["frozen_hash"]
-    # Averages start from whole weights, so they are made before FSDP2 shards them.
-    ema = ExponentialAverage(task, decay=settings.ema_decay) if settings.ema_decay is not None else None
-    if settings.parallel == "fsdp" and here.size == 1:
-        say("parallel 'fsdp' has no effect with one process")
-    model = wrap(task, parallel=settings.parallel)
-    if ema is not None:
-        ema.shard_like(task)
-    optimizer = build_optimizer(task, table=table, settings=settings)
-    # After wrapping: FSDP2 has replaced the parameters by its shards.
-    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
-
-    outcome = TrainingOutcome("finished", step=0, seconds=0.0, model=model, ema=ema)
-    lock = FolderLock(folder, purpose="training") if here.is_main else contextlib.nullcontext()
+    session = _Session(task, loader, settings, run, table=table, identity=identity)
+    outcome, here = session.outcome, session.here
+    lock = FolderLock(session.folder, purpose="training") if here.is_main else contextlib.nullcontext()
     with lock, StopRequest() as stop:
-        state = _find_state(folder, run, settings=settings, identity=identity, resume=resume)
-        if state["step"]:
-            checkpoint.load(folder / state["checkpoint"], module=task, optimizer=optimizer, ema=ema, base=base)
-        outcome.step, outcome.seconds = state["step"], state["seconds"]
-        outcome.best = best = BestEvaluation(**state["best"])
-        outcome.stopped_early = best.is_exhausted(settings)
+        session.start(resume=resume)
         stop_step = outcome.step if outcome.stopped_early else settings.steps
-        # Counts of earlier sessions; this session's are added to them.
-        earlier_seconds, earlier_bad_draws = state["seconds"], state["bad_draws"]
-        started = logged = time.monotonic()
-        saved_step, logged_drawn = outcome.step, loader.drawn
-        report: dict[str, Any] = {}
-
         # Closed at any exit, so that no loader thread outlives the loop.
         batches = loader.batches(outcome.step, stop_step)
         with contextlib.closing(batches):
             for step in _track_steps(outcome.step, stop_step, here):
-                # A function of the step, set anew each time: nothing to store, nothing to resume.
-                learning_rate = settings.learning_rate * task.learning_rate_factor(step, settings=settings)
-                set_learning_rate(optimizer, learning_rate=learning_rate)
-                with _seeded_step("step", settings.seed, step, here):
-                    batch = task.prepare_batch(next(batches), here.device)
-                    losses, report_now = forward_and_backward(
-                        model, task, batch, parts=settings.accumulate, precision=precision
-                    )
-                gradient_norm = _clip_gradients(trained, max_norm=settings.gradient_clip_norm)
-
-                # One collective for both questions, and before the step: weights never take in a gradient that is not
-                # finite, and no rank stops while another waits for it in an all-reduce.
-                finite = math.isfinite(losses["loss"].item()) and math.isfinite(gradient_norm)
-                stopping, broken = any_rank(stop.signal_name is not None, not finite)
-                if broken:
-                    raise TrainingError(_describe_divergence(step + 1, losses, gradient_norm, report, run))
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory for the next forward pass
-                if ema is not None:
-                    ema.update(task, step=step)
-                outcome.step = step + 1
-                outcome.seconds = earlier_seconds + time.monotonic() - started
-                last = outcome.step == settings.steps
-
-                improved = False
-                evaluating = task.should_evaluate(outcome.step, settings=settings)
-                if step == 0 or outcome.step % settings.log_every == 0 or last or evaluating:
-                    # Numbers leave the device here alone: `item` waits for it, in every step it would cost.
-                    report = mean_over_ranks(_to_floats(losses) | _to_floats(report_now))
-                    elapsed = time.monotonic() - logged
-                    # Counted, as batches of tokens have fewer samples than `batch_size`; ranks draw equally many.
-                    rate = (loader.drawn - logged_drawn) * loader.world_size / max(elapsed, 1e-9)
-                    logged_drawn = loader.drawn
-                    outcome.last_row = {
-                        "step": outcome.step,
-                        # JSON has no NaN; a share over no samples is null.
-                        **{name: value if math.isfinite(value) else None for name, value in report.items()},
-                        "learning_rate": learning_rate,
-                        "gradient_norm": gradient_norm,
-                        "seconds": round(outcome.seconds, 3),
-                        "samples_per_second": round(rate, 2),
-                    }
-                    if evaluating:
-                        metrics = _evaluate(model, task, ema, outcome.step, settings, here)
-                        outcome.last_row |= {f"eval_{name}": value for name, value in metrics.items()}
-                        if settings.monitor is not None:
-                            improved = best.update(
-                                _read_monitor(metrics, settings), step=outcome.step, settings=settings
-                            )
-                            outcome.stopped_early = best.is_exhausted(settings)
-                    if here.is_main:
-                        run.append_metrics(outcome.last_row)
-                    logged = time.monotonic()  # an evaluation is no part of the rate of samples
-
-                outcome.bad_draws = earlier_bad_draws + loader.bad_draws
+                taken = session.take_step(step, batches, stop)
+                improved = session.log(taken)
+                last = outcome.step == settings.steps or outcome.stopped_early
                 # An improvement is saved at once: the best weights and the state that names them are one checkpoint.
-                last = last or outcome.stopped_early
-                if stopping or last or improved or outcome.step % settings.checkpoint_every == 0:
-                    # Summed over ranks here only: in every step it would be one more collective.
-                    outcome.bad_draws = earlier_bad_draws + int(all_sum(loader.bad_draws))
-                    if here.is_main:
-                        if run.metrics_path.exists():  # before the checkpoint: its rows must not get lost
-                            fsync_path(run.metrics_path)
-                    checkpoint.save(
-                        folder,
-                        module=task,
-                        optimizer=optimizer,
-                        ema=ema,
-                        keep=settings.keep_checkpoints,
-                        base=base,
-                        best_step=best.step,
-                        state={
-                            "step": outcome.step,
-                            "seconds": outcome.seconds,
-                            "bad_draws": outcome.bad_draws,
-                            "best": asdict(best),
-                            "settings": settings.model_dump(mode="json"),
-                            "identity": identity,
-                        },
-                    )
-                    saved_step = outcome.step
-                if stopping and not last:  # a signal in the last step stops nothing
+                if taken.stopping or last or improved or outcome.step % settings.checkpoint_every == 0:
+                    session.save()
+                if taken.stopping and not last:  # a signal in the last step stops nothing
                     outcome.status = "stopped"
-                if stopping or outcome.stopped_early:
+                if taken.stopping or outcome.stopped_early:
                     break
-        assert saved_step == outcome.step, "the last step was not saved"
-        if settings.restore_best and best.step and outcome.status == "finished":
-            checkpoint.load(checkpoint.folder_of_step(folder, best.step), module=task, ema=ema, base=base)
+        assert session.saved_step == outcome.step, "the last step was not saved"
+        best = outcome.best.step
+        if settings.restore_best and best and outcome.status == "finished":
+            session.load(checkpoint.folder_of_step(session.folder, best).name)
         _write_bad_samples(run, loader, here)
         outcome.bad_samples = dict(loader.bad_samples)
         barrier()  # no rank returns, and exports or resumes, before rank 0 has written everything
     if outcome.status == "stopped" and here.is_main:
         say(f"stopped after step {outcome.step}/{settings.steps}; run the same command to resume")
     return outcome
+
+
+class _Step(NamedTuple):
+    """A step that was taken; losses and report are on the device until they are logged.
+
+    stopping: whether a signal has come to any rank.
+    """
+
+    learning_rate: float
+    losses: Mapping[str, Tensor]
+    report: Report
+    gradient_norm: float
+    stopping: bool
+
+
+class _Session:
+    """What the steps of one session of a training share; one that was interrupted has several sessions.
+
+    Attributes:
+        folder: of the checkpoints.
+        saved_step: step of the newest checkpoint.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        loader: BatchSource,
+        settings: TrainingSettings,
+        run: RunFolder,
+        *,
+        table: Sequence[ParameterRow],
+        identity: dict[str, Any],
+    ) -> None:
+        self.task, self.loader, self.settings, self.run, self.identity = task, loader, settings, run, identity
+        self.here, self.folder = world(), run.path / "checkpoints"
+        # Averages start from whole weights, so they are made before FSDP2 shards them.
+        ema = ExponentialAverage(task, decay=settings.ema_decay) if settings.ema_decay is not None else None
+        if settings.parallel == "fsdp" and self.here.size == 1:
+            say("parallel 'fsdp' has no effect with one process")
+        model = wrap(task, parallel=settings.parallel)
+        if ema is not None:
+            ema.shard_like(task)
+        self.optimizer = build_optimizer(task, table=table, settings=settings)
+        # After wrapping: FSDP2 has replaced the parameters by its shards.
+        self.trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+        self.outcome = TrainingOutcome("finished", step=0, seconds=0.0, model=model, ema=ema)
+
+    def start(self, *, resume: bool) -> None:
+        """Load the newest checkpoint, if there is one, and start the clock."""
+        state = _find_state(self.folder, self.run, settings=self.settings, identity=self.identity, resume=resume)
+        if state["step"]:
+            self.load(state["checkpoint"], self.optimizer)
+        outcome = self.outcome
+        outcome.step, outcome.seconds = state["step"], state["seconds"]
+        outcome.best = BestEvaluation(**state["best"])
+        outcome.stopped_early = outcome.best.is_exhausted(self.settings)
+        # Counts of earlier sessions; this session's are added to them.
+        self._earlier_seconds, self._earlier_bad_draws = state["seconds"], state["bad_draws"]
+        self._started = self._logged = time.monotonic()
+        self.saved_step, self._logged_drawn = outcome.step, self.loader.drawn
+        self._report: dict[str, float] = {}
+
+    def load(self, name: str, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Load weights and average of a checkpoint, and the moments of an optimizer, if given."""
+        base = self.identity["frozen_hash"]
+        checkpoint.load(self.folder / name, module=self.task, optimizer=optimizer, ema=self.outcome.ema, base=base)
+
+    def take_step(self, step: int, batches: Iterator[dict[str, Any]], stop: StopRequest) -> _Step:
+        """Take one step.
+
+        Raises:
+            TrainingError: see `train`.
+        """
+        task, settings, here, outcome = self.task, self.settings, self.here, self.outcome
+        # A function of the step, set anew each time: nothing to store, nothing to resume.
+        learning_rate = settings.learning_rate * task.learning_rate_factor(step, settings=settings)
+        set_learning_rate(self.optimizer, learning_rate=learning_rate)
+        precision = torch.bfloat16 if settings.precision == "bf16" else None
+        with _seeded_step("step", settings.seed, step, here):
+            batch = task.prepare_batch(next(batches), here.device)
+            losses, report = forward_and_backward(
+                outcome.model, task, batch, parts=settings.accumulate, precision=precision
+            )
+        gradient_norm = _clip_gradients(self.trained, max_norm=settings.gradient_clip_norm)
+
+        # One collective for both questions, and before the step: weights never take in a gradient that is not
+        # finite, and no rank stops while another waits for it in an all-reduce.
+        finite = math.isfinite(losses["loss"].item()) and math.isfinite(gradient_norm)
+        stopping, broken = any_rank(stop.signal_name is not None, not finite)
+        if broken:
+            raise TrainingError(_describe_divergence(step + 1, losses, gradient_norm, self._report, self.run))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory for the next forward pass
+        if outcome.ema is not None:
+            outcome.ema.update(task, step=step)
+        outcome.step = step + 1
+        outcome.seconds = self._earlier_seconds + time.monotonic() - self._started
+        outcome.bad_draws = self._earlier_bad_draws + self.loader.bad_draws
+        return _Step(learning_rate, losses, report, gradient_norm, stopping)
+
+    def log(self, taken: _Step) -> bool:
+        """Write a row, and evaluate, where the step is due for it; return whether this evaluation is the best."""
+        task, settings, outcome, loader = self.task, self.settings, self.outcome, self.loader
+        evaluating = task.should_evaluate(outcome.step, settings=settings)
+        due = outcome.step == 1 or outcome.step % settings.log_every == 0 or outcome.step == settings.steps
+        if not (due or evaluating):
+            return False
+        # Numbers leave the device here alone: `item` waits for it, in every step it would cost.
+        self._report = mean_over_ranks(_to_floats(taken.losses) | _to_floats(taken.report))
+        elapsed = time.monotonic() - self._logged
+        # Counted, as batches of tokens have fewer samples than `batch_size`; ranks draw equally many.
+        rate = (loader.drawn - self._logged_drawn) * loader.world_size / max(elapsed, 1e-9)
+        self._logged_drawn = loader.drawn
+        outcome.last_row = {
+            "step": outcome.step,
+            # JSON has no NaN; a share over no samples is null.
+            **{name: value if math.isfinite(value) else None for name, value in self._report.items()},
+            "learning_rate": taken.learning_rate,
+            "gradient_norm": taken.gradient_norm,
+            "seconds": round(outcome.seconds, 3),
+            "samples_per_second": round(rate, 2),
+        }
+        improved = False
+        if evaluating:
+            metrics = _evaluate(outcome.model, task, outcome.ema, outcome.step, settings, self.here)
+            outcome.last_row |= {f"eval_{name}": value for name, value in metrics.items()}
+            if settings.monitor is not None:
+                monitored = _read_monitor(metrics, settings)
+                improved = outcome.best.update(monitored, step=outcome.step, settings=settings)
+                outcome.stopped_early = outcome.best.is_exhausted(settings)
+        if self.here.is_main:
+            self.run.append_metrics(outcome.last_row)
+        self._logged = time.monotonic()  # an evaluation is no part of the rate of samples
+        return improved
+
+    def save(self) -> None:
+        """Write a checkpoint of the step that was taken last."""
+        settings, outcome = self.settings, self.outcome
+        # Summed over ranks here only: in every step it would be one more collective.
+        outcome.bad_draws = self._earlier_bad_draws + int(all_sum(self.loader.bad_draws))
+        if self.here.is_main and self.run.metrics_path.exists():
+            fsync_path(self.run.metrics_path)  # before the checkpoint: its rows must not get lost
+        checkpoint.save(
+            self.folder,
+            module=self.task,
+            optimizer=self.optimizer,
+            ema=outcome.ema,
+            keep=settings.keep_checkpoints,
+            base=self.identity["frozen_hash"],
+            best_step=outcome.best.step,
+            state={
+                "step": outcome.step,
+                "seconds": outcome.seconds,
+                "bad_draws": outcome.bad_draws,
+                "best": asdict(outcome.best),
+                "settings": settings.model_dump(mode="json"),
+                "identity": self.identity,
+            },
+        )
+        self.saved_step = outcome.step
 
 
 def _check_evaluation(task: Task, settings: TrainingSettings) -> None:
