@@ -1,6 +1,6 @@
-"""The study `mixture`: what the weights alpha and w of data groups change, at equal processor time.
+"""The study `mixture`: what the weights alpha and w of data groups change, at equal steps.
 
-Trainings, images and questions are those of the study `mllm`; variants differ in the shares of groups alone.
+Model, images and questions are those of the study `mllm`; variants differ in the shares of groups alone.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ PAPER_CLAIMS = (
 DESIGN = Design(
     name="mixture",
     title="Data mixture: alpha and w",
-    question="How many samples should each group of data have, at equal processor time?",
+    question="How many of the samples should each group of data have?",
     reference=REFERENCE,
     conditions=CONDITIONS,
     rows=ROWS,
@@ -126,6 +126,7 @@ DESIGN = Design(
     limits=(
         "Generated images of 40 names and 16 words: their numbers say nothing about photographs of the world.",
         "Less than a minute of training: which share is best may change with more of it.",
+        "Steps are equal, as in the paper; the processor times, which the lengths of answers change, are in the table.",
         "With a mixture all questions of a sample are of one group, so that a share of samples is not one of answers.",
         "No conversation is without an image: w_text is 0 in all variants.",
         "All seeds share images and test questions: the intervals are over trainings.",
@@ -155,14 +156,16 @@ class MixtureStudy(TrainedStudy):
         build_scenes(target, train=self.scale.train, test=self.scale.test)
 
     def prepare(self) -> None:
-        """Draw the images and set the steps of each variant; only what is missing."""
-        self.prepare_trainings([key for key in VARIANTS if key in (self.selected or VARIANTS)])
+        """Draw the images and set the steps, for all variants those of the reference; only what is missing."""
+        # As in the paper, equal steps: of equal models, times that are measured one by one would differ by noise.
+        self.prepare_trainings([key for key in VARIANTS if key in (self.selected or VARIANTS)], steps_of=REFERENCE)
 
     def measure(self, cell: Cell) -> dict[str, float]:
         return self.measure_training(cell)
 
     def further_tables(self) -> list[dict[str, Any]]:
-        return [self.table_of_steps((ALIGNMENT, INSTRUCTION))]
+        note = f"What {self.scale.processor_seconds} processor seconds suffice for in the reference."
+        return [self.table_of_steps((ALIGNMENT, INSTRUCTION)) | {"title": "Steps of all variants", "note": note}]
 
 
 STUDY = MixtureStudy

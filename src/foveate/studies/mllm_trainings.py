@@ -147,8 +147,12 @@ class TrainedStudy(GridStudy):
         without = [f"no-{kind}" for kind in variant.without]
         return self.folder / "-".join((variant.condition, *variant.formats, *without))
 
-    def prepare_trainings(self, variants: Sequence[str]) -> None:
-        """Draw the images, train the towers, and set the steps of variants; only what is missing."""
+    def prepare_trainings(self, variants: Sequence[str], *, steps_of: str = "") -> None:
+        """Draw the images, train the towers, and set the steps of variants; only what is missing.
+
+        Args:
+            steps_of: the variant that is timed for all; by default each is timed.
+        """
         path = self.folder / STEPS
         steps = read_json(path) if path.is_file() else {}
         hours = self.scale.seeds * len(variants) * self.scale.processor_seconds / 3600
@@ -158,9 +162,11 @@ class TrainedStudy(GridStudy):
         for tower in sorted({self.trained[key].tower for key in variants} - {""}):
             self.train_tower(tower, self.folder / "scenes")
         for key in variants:
-            if key not in steps:
-                steps[key] = choose_steps(self.trained[key], self._time_steps(key), self.scale.processor_seconds)
-                write_json_atomically(path, steps)
+            timed = steps_of or key
+            if timed not in steps:
+                steps[timed] = choose_steps(self.trained[timed], self._time_steps(timed), self.scale.processor_seconds)
+            steps[key] = steps[timed]
+            write_json_atomically(path, steps)
 
     def train_tower(self, tower: str, collection_path: Path) -> Path:
         """Train a tower on scenes; return its folder."""
