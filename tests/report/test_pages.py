@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -173,6 +174,18 @@ def test_a_tour_in_five_lines_and_in_progress(tour: tuple[Path, dict[str, Any]],
     text = Reader(page.read_text("utf-8")).text
     assert "is being trained now" in text
     assert "What was trained just now" not in text
+
+
+def test_a_tour_that_was_resumed_does_not_call_its_time_that_of_the_whole(
+    tour: tuple[Path, dict[str, Any]], tour_html: str, tmp_path: Path
+) -> None:
+    result = {**copy.deepcopy(tour[1]), "resumed": True}
+    assert summarize(result)[-1] == "the parts that were left: 5 min 46 s, 2.7 GB of memory"
+    shutil.copytree(tour[0] / "images", tmp_path / "images")
+    text = Reader(render(made_run.write_run(tmp_path, result)).read_text("utf-8")).text
+    assert "for what an earlier session had left" in text
+    assert "from raw images to this page" not in text
+    assert "from raw images to this page" in Reader(tour_html).text
 
 
 def test_long_commands_wrap_and_no_zero_is_negative() -> None:

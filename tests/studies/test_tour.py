@@ -212,6 +212,7 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["kind"] == "tour"
+    assert not result["resumed"]
     assert set(result["models"]) == {"clip", "cloc"}
     assert len(result["searches"]) == 12
     assert len(result["plain_searches"]) == 8

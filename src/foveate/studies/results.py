@@ -399,7 +399,12 @@ class SearchTally(ResultModel):
 
 
 class TourResult(RunResult):
-    """result.json of the tour; while it is `running`, what the shipped model answered."""
+    """result.json of the tour; while it is `running`, what the shipped model answered.
+
+    Attributes:
+        seconds: part -> wall-clock time of this session, and `total`.
+        resumed: whether an earlier session did some of it.
+    """
 
     title: str = "The Foveate tour"
     seed: int | None = None
@@ -410,6 +415,7 @@ class TourResult(RunResult):
     version: str = ""
     commit: str | None = None
     running: bool = False
+    resumed: bool = False
     collection: TourCollection | None = None
     curves: dict[str, list[dict[str, Any]]] = {}
     models: dict[str, TourModel] = {}

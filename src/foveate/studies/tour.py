@@ -134,6 +134,8 @@ def tour(
     settings = settings or TourSettings()
     seeds, steps, test_scenes = settings.seeds, settings.steps, settings.test_scenes
     clock = Clock()
+    # What an earlier session did takes no time in this one, and its own time is not known.
+    resumed = (run_path / "collection").exists()
     run = RunFolder.create(run_path, command=command)
     say("1 of 12: ask the shipped model")
     ask = ask_shipped(run, device=device)
@@ -205,7 +207,7 @@ def tour(
     say("12 of 12: camera traps: recognize animals at cameras that no training image is from")
     result["species"] = tour_species(run, seed=seed, device=device, size=FULL if steps is None else SHORT)
     clock.lap("species")
-    result["seconds"] = clock.total()
+    result |= {"seconds": clock.total(), "resumed": resumed}
     result["memory_gb"] = round(peak_gigabytes(), 2)
     # Checked against its declaration before it is written: a page never meets a field that it cannot read.
     run.write_result(parse_result(TourResult, result).to_json())

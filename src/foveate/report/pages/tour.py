@@ -365,7 +365,8 @@ def summarize(result: Mapping[str, Any]) -> list[str]:
     ]
     lines = [f"{name}: {stat.number} {stat.claim} ({stat.control})" for name, stat in stats if stat]
     memory = f", {r.memory_gb:.1f} GB of memory" if r.memory_gb is not None else ""
-    return [*lines, f"all parts: {numbers.duration(r.seconds.get('total'))}{memory}"]
+    parts_done = "the parts that were left" if r.resumed else "all parts"
+    return [*lines, f"{parts_done}: {numbers.duration(r.seconds.get('total'))}{memory}"]
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
