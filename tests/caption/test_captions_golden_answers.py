@@ -81,6 +81,8 @@ pieces = st.lists(
 @given(st.one_of(pieces, st.text(alphabet=st.characters(), max_size=40)))
 @example('{"caption": "\\ud800"}')
 @example("```" * 5)
+@example('"caption"' * 5)
+@example("<b>a cat</b>")
 def test_nothing_raises(raw: str) -> None:
     found = parse_caption(raw)
     assert found.status in ("ok", "repaired") or found.error in (
@@ -88,6 +90,8 @@ def test_nothing_raises(raw: str) -> None:
         "schema",
         "truncated",
         "refused",
+        "repeated",
+        "markup",
         "unparseable",
     )
     assert (found.caption is None) == bool(found.error)
