@@ -114,22 +114,12 @@ def train(
     task.to(here.device)
     task.train()
     with frozen_in_bf16(task) if settings.frozen_precision == "bf16" else contextlib.nullcontext():
-        return _train(task, loader, settings, run, table=table, identity=identity, resume=resume)
+        return _run(_Session(task, loader, settings, run, table=table, identity=identity), resume=resume)
 
 
-def _train(
-    task: Task,
-    loader: BatchSource,
-    settings: TrainingSettings,
-    run: RunFolder,
-    *,
-    table: Sequence[ParameterRow],
-    identity: dict[str, Any],
-    resume: bool,
-) -> TrainingOutcome:
-    """Wrap, build the optimizer, find the checkpoint to start from, and take the steps."""
-    session = _Session(task, loader, settings, run, table=table, identity=identity)
-    outcome, here = session.outcome, session.here
+def _run(session: _Session, *, resume: bool) -> TrainingOutcome:
+    """Find the checkpoint to start from, and take the steps."""
+    loader, settings, outcome, here = session.loader, session.settings, session.outcome, session.here
     lock = FolderLock(session.folder, purpose="training") if here.is_main else contextlib.nullcontext()
     with lock, StopRequest() as stop:
         session.start(resume=resume)
@@ -152,7 +142,7 @@ def _train(
         best = outcome.best.step
         if settings.restore_best and best and outcome.status == "finished":
             session.load(checkpoint.folder_of_step(session.folder, best).name)
-        _write_bad_samples(run, loader, here)
+        _write_bad_samples(session.run, loader, here)
         outcome.bad_samples = dict(loader.bad_samples)
         barrier()  # no rank returns, and exports or resumes, before rank 0 has written everything
     if outcome.status == "stopped" and here.is_main:
