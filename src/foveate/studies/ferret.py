@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.core.experiment_grid import Cell
 from foveate.records.box_text import Decoding
-from foveate.studies.mllm_trainings import ALIGNMENT, DENSE, INSTRUCTION, TrainedStudy, Variant
+from foveate.studies.mllm_trainings import ALIGNMENT, DENSE, INSTRUCTION, TrainedStudy, TrainingScale, Variant
 from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ DESIGN = Design(
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(TrainingScale):
     """Size of the study; part of the identity of its cells.
 
     Attributes:
@@ -242,7 +242,6 @@ class Scale:
         train_sizes, test_sizes: scenes with small things, at each size.
         classifier_steps, probe_steps: of the trainings on frozen features: region encoders, vectors.
         boxes: sent through digits, of each side.
-        train, test, processor_seconds, timed_steps, questions, tower_steps: see `TrainingScale`.
     """
 
     train_regions: int
@@ -252,13 +251,6 @@ class Scale:
     classifier_steps: int
     probe_steps: int
     boxes: int
-    train: int
-    test: int
-    processor_seconds: int
-    timed_steps: int
-    questions: int
-    tower_steps: int
-    seeds: int
 
 
 FULL = Scale(

@@ -121,7 +121,7 @@ class TrainingScale:
 class TrainedStudy(GridStudy):
     """A study whose cells train and ask multimodal models.
 
-    Its scale has the fields `train`, `test`, `processor_seconds`, `timed_steps`, `questions` and `tower_steps`.
+    Its scale is a `TrainingScale`.
 
     Attributes:
         trained: variants by key.
