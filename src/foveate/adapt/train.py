@@ -189,31 +189,24 @@ def train_adapter(
         # The main rank creates the folder before the others use it.
         barrier()
         adapted.to(here.device)
-        load_sample, prefix, cache = augment_images(images, training.augmentation), None, None
         unreadable: dict[int, str] = {}
-        if training.cache and not training.varies_images:  # a mirrored image has other tokens
-            prefix = FrozenPrefix(adapted)
-            if prefix.kind != "nothing":
-                cache = cache_frozen(prefix, network, images, rows, here.device, unreadable)
-            if cache is None:
-                prefix = None
-            else:
-                load_sample = load_cached(cache, unreadable)
+        prefix, cache = _cache_frozen_parts(adapted, network, images, rows, training, here.device, unreadable)
         cached = "nothing" if prefix is None else prefix.describe()
         if prefix is not None:
             say(f"cached: {cached}")
         probe = None
-        if is_solved(adapted, recipe.method, training, missing=missing, cached=prefix is not None):
-            assert cache is not None
+        solved = is_solved(adapted, recipe.method, training, missing=missing, cached=cache is not None)
+        if solved and cache is not None:
             probe, seconds = solve_cached_head(adapted, cache, images, training)
             bad = {images.keys[row]: reason for row, reason in unreadable.items()}
             outcome = TrainingOutcome("finished", 0, seconds, model=adapted, ema=None, bad_samples=bad)
         else:
+            augmented = augment_images(images, training.augmentation)
             loader = training_loader(
                 images,
                 rows,
                 settings,
-                load=load_sample,
+                load=augmented if cache is None else load_cached(cache, unreadable),
                 mixup=training.mixup,
                 balanced=training.balanced,
                 rank=here.rank,
@@ -231,7 +224,8 @@ def train_adapter(
             if probe is None and not missing:
                 alone = probe = _probe_features(adapted, network, images, rows, training)
             evaluation = _measure_splits(adapted.eval(), recipe, network, images, run.path, alone=alone)
-            if missing:  # what `foveate calibrate` needs to bring these classes back
+            if missing:
+                # What `foveate calibrate` needs to bring these classes back.
                 _write_predictions(adapted, network, images, rows, run.path / "logits-training.npz", "training images")
                 seen = [name for name in images.classes if name not in missing]
                 write_text_atomically(run.path / "seen.txt", "".join(f"{name}\n" for name in seen))
@@ -259,6 +253,25 @@ def train_adapter(
         if here.is_main:
             run.write_result(result.to_json())
     return AdaptRun(run, result, folder, here.is_main)
+
+
+def _cache_frozen_parts(
+    adapted: AdaptedModel,
+    network: LoadedBackbone,
+    images: LabeledImages,
+    rows: Rows,
+    training: AdaptTraining,
+    device: torch.device,
+    unreadable: dict[int, str],
+) -> tuple[FrozenPrefix | None, dict[int, Tensor] | None]:
+    """Return the frozen part in front of what is trained, and its outputs by image; two None where not cached."""
+    if not training.cache or training.varies_images:  # a mirrored image has other tokens
+        return None, None
+    prefix = FrozenPrefix(adapted)
+    if prefix.kind == "nothing":
+        return None, None
+    cache = cache_frozen(prefix, network, images, rows, device, unreadable)
+    return (None, None) if cache is None else (prefix, cache)
 
 
 def cache_frozen(
