@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from foveate.cli.exchanges import find_nearest_requests, make_exchange, make_result, write_page
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish, print_stream, run_option
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from foveate.multimodal.answers import Answer
     from foveate.multimodal.ask_settings import Unit
-    from foveate.multimodal.results import AskResult, Exchange
+    from foveate.multimodal.results import Exchange
     from foveate.records.shapes import Shape
 
 _REGIONS = ("box", "point", "stroke", "mask")
@@ -90,7 +92,6 @@ def command(
       foveate ask holiday.jpg "What is <1> doing beside <2>?" --box 120,40,300,310 --point 420,200
       foveate ask holiday.jpg "Is there a dog?" --option yes --option no
     """
-    from foveate.core.errors import UserError
     from foveate.core.recipes import validate
     from foveate.core.runs import check_run_path
     from foveate.multimodal.ask_settings import AskSettings
@@ -99,69 +100,46 @@ def command(
     from foveate.multimodal.questions import ask_turns
 
     checked = validate(AskSettings, settings, where="foveate ask")
-    for name, value in (
-        ("--json", as_json),
-        ("--image-out", image_out),
-        ("--coco-out", coco_out),
-        ("--option", options),
-    ):
-        if chat and value:
-            raise click.UsageError(f"{name} has no effect with --chat; --run writes a page of the conversation")
-    for name, value in (("--ground", ground), ("--image-out", image_out), ("--coco-out", coco_out)):
-        if options and value:
-            raise click.UsageError(f"{name} has no effect with --option; the options have no boxes")
-    if options and "max_tokens" in settings:
-        raise click.UsageError("--max-tokens has no effect with --option; the options are scored whole")
+    given = {"--json": as_json, "--image-out": image_out, "--coco-out": coco_out, "--option": options}
+    _refuse_useless(given | {"--ground": ground, "--max-tokens": "max_tokens" in settings}, chat=chat)
     if "unit" in settings and not any(regions[name] for name in ("box", "point", "stroke")):
         raise click.UsageError("--unit has no effect without --box, --point or --stroke")
-    if not images:
-        raise UserError('IMAGE: none was passed; write foveate ask IMAGE "QUESTION"')
-    missing = [path for path in images if not path.is_file()]
-    if missing:
-        raise UserError(f"{missing[0]}: no such file")
     check_run_path(run)
+    _check_inputs(images)
     shapes = _read_regions(context.meta["foveate.regions"], regions)
     # Before a model is opened, which takes seconds.
     ask_turns(question, shapes, images=len(images))
     if options:
         check_options(options)
-    if image_out:
-        _find_format(image_out)
-        _check_outputs("--image-out", _name_outputs(image_out, len(images)), images)
-    if coco_out:
-        drawn = tuple(_name_outputs(image_out, len(images))) if image_out else ()
-        _check_outputs("--coco-out", [coco_out], (*images, *drawn))
+    _check_outputs(images, image_out, coco_out)
     shapes = _convert(shapes, checked.unit, question, images)
     start = time.perf_counter()
     model = open_mllm(checked.model, device=device)
     loaded = time.perf_counter()
+    find_nearest = partial(find_nearest_requests, model, name=checked.model, silent=as_json)
     if chat:
-        conversation = model.chat(images)
         exchanges = _chat(
-            conversation, question, shapes, checked.max_tokens, ground=ground, num_images=len(images),
-            find_nearest=lambda text: find_nearest_requests(model, text, name=checked.model),
+            model.chat(images), question, shapes, checked.max_tokens,
+            ground=ground, num_images=len(images), find_nearest=find_nearest,
         )  # fmt: skip
         if run is not None:
             result = make_result(model, checked.model, loaded - start, exchanges)
             finish({}, [], write_page(run, images, result), as_json=False)
         return
+    shares: tuple[float, ...] = ()
     if options:
         answer, shares = _choose(model, images, question, options, shapes)
-    else:
-        # Boxes of --ground are added behind the text, which then cannot be printed as it comes.
-        pieces = None if ground else model.stream(images, question, regions=shapes, max_tokens=checked.max_tokens)
-        shares = ()
-        answer = (
-            model.ask(images, question, regions=shapes, ground=True, max_tokens=checked.max_tokens)
-            if pieces is None
-            else print_stream(pieces, silent=as_json)
-        )
-        if ground and not as_json:
+    elif ground:
+        # Boxes are added behind the text, which thus cannot be printed as it comes.
+        answer = model.ask(images, question, regions=shapes, ground=True, max_tokens=checked.max_tokens)
+        if not as_json:
             click.echo(answer.text)
+    else:
+        pieces = model.stream(images, question, regions=shapes, max_tokens=checked.max_tokens)
+        answer = print_stream(pieces, silent=as_json)
     exchange = make_exchange(question, shapes, answer, time.perf_counter() - loaded, num_images=len(images))
-    nearest = find_nearest_requests(model, question, name=checked.model, silent=as_json)
     exchange = exchange.model_copy(
-        update={"options": list(options), "probabilities": list(shares), "nearest_requests": nearest}
+        update={"options": list(options), "probabilities": list(shares), "nearest_requests": find_nearest(question)}
     )
     result = make_result(model, checked.model, loaded - start, [exchange])
     paths = _write_images(image_out, images, answer) if image_out else {}
@@ -173,6 +151,31 @@ def command(
     lines = [f"{share:.3f}  {option}" for share, option in sorted(zip(shares, options, strict=True), reverse=True)]
     lines = lines or _describe_boxes(answer, images, ground=ground)
     finish(printed, lines, paths, as_json=as_json)
+
+
+def _refuse_useless(given: dict[str, Any], *, chat: bool) -> None:
+    """Raise UsageError if an option was passed that has no effect with another one."""
+    if chat:
+        for name in ("--json", "--image-out", "--coco-out", "--option"):
+            if given[name]:
+                raise click.UsageError(f"{name} has no effect with --chat; --run writes a page of the conversation")
+    if given["--option"]:
+        for name in ("--ground", "--image-out", "--coco-out"):
+            if given[name]:
+                raise click.UsageError(f"{name} has no effect with --option; the options have no boxes")
+        if given["--max-tokens"]:
+            raise click.UsageError("--max-tokens has no effect with --option; the options are scored whole")
+
+
+def _check_inputs(images: tuple[Path, ...]) -> None:
+    """Raise UserError if no image was passed, or one is missing."""
+    from foveate.core.errors import UserError
+
+    if not images:
+        raise UserError('IMAGE: none was passed; write foveate ask IMAGE "QUESTION"')
+    for path in images:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
 
 
 def _choose(
@@ -244,78 +247,6 @@ def _read_size(path: Path) -> tuple[int, int]:
     return info.width, info.height
 
 
-def make_exchange(
-    question: str, regions: Sequence[Shape], answer: Answer, seconds: float, *, num_images: int
-) -> Exchange:
-    """Note a question and its answer; `num_images` are new with this question."""
-    from foveate.multimodal.questions import ask_turns
-    from foveate.multimodal.results import Exchange
-    from foveate.records.conversations import Conversation, locate_regions
-    from foveate.records.shapes import enclosing_box
-
-    names = tuple(map(str, range(num_images)))
-    turns = ask_turns(question, regions, images=num_images)
-    boxes = [enclosing_box(shape) for shape in turns[0].regions]
-    return Exchange(
-        question=question,
-        regions=[(box.x1, box.y1, box.x2, box.y2) for box in boxes if box is not None],
-        region_images=locate_regions(Conversation("question", names, tuple(turns)))[0],
-        text=answer.text,
-        boxes=[(box.x1, box.y1, box.x2, box.y2) for box in answer.boxes],
-        box_images=list(answer.images),
-        phrases=list(answer.phrases),
-        unboxed=list(answer.unboxed),
-        box_scores=[round(score, 4) for score in answer.box_scores],
-        rejected=[round(score, 4) for score in answer.rejected],
-        tokens=answer.tokens,
-        finished=answer.finished,
-        seconds=round(seconds, 3),
-    )
-
-
-def find_nearest_requests(model: Any, question: str, *, name: str, silent: bool = False) -> list[str]:
-    """Return the requests nearest to a question that the model was not trained for, and tell the user on stderr."""
-    loaded = getattr(model, "loaded", None)
-    nearest = loaded.requests.find_nearest(question) if loaded is not None and loaded.requests else []
-    if nearest and not silent:
-        quoted = " or ".join(f'"{form}"' for form in nearest)
-        click.echo(f"note: {name} was not trained on such a question and may miss it; nearest: {quoted}", err=True)
-    return nearest
-
-
-def make_result(model: Any, name: str, seconds_to_open: float, exchanges: list[Exchange]) -> AskResult:
-    from foveate.multimodal.results import AskResult
-
-    return AskResult(
-        title=exchanges[0].question,
-        command=["foveate", *sys.argv[1:]],
-        model=name,
-        description=model.describe(),
-        seconds_to_open=round(seconds_to_open, 3),
-        images=[],
-        exchanges=exchanges,
-    )
-
-
-def write_page(path: Path, images: tuple[Path, ...], result: AskResult) -> dict[str, Path]:
-    """Write images, result and page into a run folder."""
-    from foveate.core.runs import RunFolder
-    from foveate.multimodal.results import AskedImage
-    from foveate.records.images import decode, save_thumbnail
-    from foveate.report import render
-
-    folder = RunFolder.create(path)
-    (folder.path / "images").mkdir(exist_ok=True)
-    thumbnails = []
-    for number, file in enumerate(images):
-        image = decode(file.read_bytes())
-        size, name = (image.height, image.width), f"images/{number:03d}.webp"
-        save_thumbnail(image, folder.path / name, longest_side=1024)
-        thumbnails.append(AskedImage(image=name, name=file.name, size=size))
-    folder.write_result(result.model_copy(update={"images": thumbnails}).to_json())
-    return {"run": folder.path, "report": render(folder.path)}
-
-
 def _chat(
     chat: Any,
     question: str,
@@ -371,7 +302,18 @@ def _name_outputs(path: Path, count: int) -> list[Path]:
     return [path] if count == 1 else [path.with_stem(f"{path.stem}-{number + 1}") for number in range(count)]
 
 
-def _check_outputs(option: str, files: Sequence[Path], images: tuple[Path, ...]) -> None:
+def _check_outputs(images: tuple[Path, ...], image_out: Path | None, coco_out: Path | None) -> None:
+    """Raise UserError if an output is a folder or no kind of image, or would overwrite another file of the command."""
+    drawn: list[Path] = []
+    if image_out:
+        _find_format(image_out)
+        drawn = _name_outputs(image_out, len(images))
+        _check_writable("--image-out", drawn, images)
+    if coco_out:
+        _check_writable("--coco-out", [coco_out], (*images, *drawn))
+
+
+def _check_writable(option: str, files: Sequence[Path], images: tuple[Path, ...]) -> None:
     """Raise UserError if a file that is written is a folder, or would overwrite an image of question or answer."""
     from foveate.core.errors import UserError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,11 @@ from foveate.cli.options import common, finish, path_option, workers_option
 from foveate.core.errors import UserError, choose
 from foveate.core.files import write_text_atomically
 from foveate.core.progress import say
+
+if TYPE_CHECKING:
+    from foveate.records.importers.formats import Format
+    from foveate.records.importers.settings import CollectSettings
+    from foveate.records.splits import SplitSummary
 
 
 def _clipart(target: Path, workers: int, seed: int) -> None:
@@ -169,7 +174,6 @@ def command(
     """
     from foveate.core.recipes import validate
     from foveate.records import layout
-    from foveate.records.importers.formats import detect_format, load_formats
     from foveate.records.importers.results import add_results, read_results
     from foveate.records.importers.settings import CollectSettings, FormatOptions
     from foveate.records.splits import assign_splits, check_fractions
@@ -179,30 +183,13 @@ def command(
     built_in = source in BUILT_IN and not Path(source).exists()
     if resolved.format == "builtin" or (resolved.format == "auto" and built_in):
         return _build(source, to, settings, workers=workers, seed=seed, as_json=as_json)
-    if resolved.format == "auto":
-        importer, evidence = detect_format(source, others=tuple(BUILT_IN), options=settings)
-        say(f"format: {importer.name} ({evidence})")
-    else:
-        importer = load_formats()[choose(resolved.format, [*load_formats(), "auto", "builtin"], "format")]
+    importer = _choose_importer(source, resolved.format, settings)
     # All mistakes are reported before the first image is read: an import may take hours.
     if resolved.split is not None:
         check_fractions(resolved.split)
     # Only what the user gave: a default must neither reach a format that lacks the option nor be refused.
     options = {option: getattr(resolved, option) for option in FormatOptions.model_fields if option in settings}
-    for option in options:
-        if option not in importer.options:
-            takers = [other.name for other in load_formats().values() if option in other.options]
-            why = importer.refusals.get(option, f"it is for {', '.join(takers)}")
-            raise UserError(f"{_flag(option)} has no effect on the format {importer.name!r}: {why}")
-    if resolved.dedupe and importer.survey:
-        from foveate.records.duplicates import SURVEY_REFUSAL
-
-        raise UserError(f"--dedupe: {SURVEY_REFUSAL}")
-    if resolved.results is not None and not importer.survey:
-        surveys = ", ".join(other.name for other in load_formats().values() if other.survey)
-        raise UserError(f"--results has no effect on the format {importer.name!r}: it is for surveys ({surveys})")
-    if seed is not None and resolved.split is None:
-        raise UserError("--seed has no effect with --split none: it is the seed of the splits")
+    _refuse_useless(importer, resolved, options, seed)
     # Read before the images: a file that cannot be used must not cost an import of hours.
     detections = None if resolved.results is None else read_results(resolved.results)
     shared: dict[str, Any] = {**options, "max_pixels": resolved.max_pixels}
@@ -230,15 +217,53 @@ def command(
     if resolved.split is not None:
         assigned = assign_splits(to, fractions=resolved.split, seed=seed or 0)
         result |= {"splits": assigned.images, "divided": assigned.divided}
-        split_counts = ", ".join(f"{name} {count}" for name, count in assigned.images.items())
-        lines.append(f"splits: {split_counts or 'none, there are no images'}")
         if assigned.cameras:
             result["cameras"] = assigned.cameras
-            cameras = ", ".join(f"{name} {count}" for name, count in assigned.cameras.items())
-            lines.append(f"split by camera: {cameras}")
-        if assigned.divided:
-            lines.append(f"{assigned.divided} groups of near-duplicates were given several splits and keep them")
+        lines += _describe_splits(assigned)
     finish(result, lines, {"collection": to}, as_json=as_json)
+
+
+def _choose_importer(source: str, format: str, settings: dict[str, Any]) -> Format:
+    """Return the importer of a format, or of the source's own where it is to be found."""
+    from foveate.records.importers.formats import detect_format, load_formats
+
+    if format != "auto":
+        return load_formats()[choose(format, [*load_formats(), "auto", "builtin"], "format")]
+    importer, evidence = detect_format(source, others=tuple(BUILT_IN), options=settings)
+    say(f"format: {importer.name} ({evidence})")
+    return importer
+
+
+def _refuse_useless(importer: Format, settings: CollectSettings, options: dict[str, Any], seed: int | None) -> None:
+    """Raise UserError if an option would have no effect on a format; `options` are those for some formats only."""
+    from foveate.records.importers.formats import load_formats
+
+    formats = load_formats().values()
+    for option in options:
+        if option not in importer.options:
+            takers = [other.name for other in formats if option in other.options]
+            why = importer.refusals.get(option, f"it is for {', '.join(takers)}")
+            raise UserError(f"{_flag(option)} has no effect on the format {importer.name!r}: {why}")
+    if settings.dedupe and importer.survey:
+        from foveate.records.duplicates import SURVEY_REFUSAL
+
+        raise UserError(f"--dedupe: {SURVEY_REFUSAL}")
+    if settings.results is not None and not importer.survey:
+        surveys = ", ".join(other.name for other in formats if other.survey)
+        raise UserError(f"--results has no effect on the format {importer.name!r}: it is for surveys ({surveys})")
+    if seed is not None and settings.split is None:
+        raise UserError("--seed has no effect with --split none: it is the seed of the splits")
+
+
+def _describe_splits(assigned: SplitSummary) -> list[str]:
+    """Return lines for the images and cameras of each split."""
+    split_counts = ", ".join(f"{name} {count}" for name, count in assigned.images.items())
+    lines = [f"splits: {split_counts or 'none, there are no images'}"]
+    if assigned.cameras:
+        lines.append("split by camera: " + ", ".join(f"{name} {count}" for name, count in assigned.cameras.items()))
+    if assigned.divided:
+        lines.append(f"{assigned.divided} groups of near-duplicates were given several splits and keep them")
+    return lines
 
 
 def _build(

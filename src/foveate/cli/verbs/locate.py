@@ -102,7 +102,7 @@ def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_
     """Ask a multimodal model where a phrase is, and write the page of the question."""
     import time
 
-    from foveate.cli.verbs.ask import make_exchange, make_result, write_page
+    from foveate.cli.exchanges import make_exchange, make_result, write_page
     from foveate.core.errors import UserError
     from foveate.core.runs import check_run_path
     from foveate.multimodal.opening import open_mllm
