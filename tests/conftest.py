@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from foveate.core import progress
+from foveate.core.allocator import keep_freed_memory
 from foveate.core.errors import UserError
 
 # `processes` starts the processes of distributed tests; it lives beside the first tests that needed it.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "training"))
+# As in every command; before a test starts a thread.
+keep_freed_memory()
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import traceback
 
 import click
 
+from foveate.core.allocator import keep_freed_memory
 from foveate.core.errors import STANDARD_OUTPUT, UserError, explain_os_error, nearest
 from foveate.core.version import __version__
 
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     0 done, 1 a user's mistake, 2 wrong arguments, 3 no part of a run succeeded, 130 stopped.
     """
+    keep_freed_memory()
     try:
         # Not standalone: click would end Ctrl-C with status 1, as if the user had made a mistake.
         cli.main(args=arguments, prog_name="foveate", standalone_mode=False)
