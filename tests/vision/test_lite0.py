@@ -119,6 +119,22 @@ def test_head_gives_tokens_and_gradients(options: dict[str, object]) -> None:
     assert relative < 0.05
 
 
+@pytest.mark.parametrize("position", ["learned", "sincos", "none"])
+def test_training_has_the_gradients_of_the_plain_sum(position: str) -> None:
+    with seeded(0):
+        encoder = Lite0Encoder(width=16, embed_dim=8, image_size=64, position=position).double()
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(3, *encoder.feature_shape, generator=generator).half()
+    weights = torch.randn(3, 8, generator=generator, dtype=torch.float64)
+    outcomes = []
+    for training in (True, False):
+        encoder.train(training).zero_grad()
+        pooled = encoder(features).pooled
+        (pooled * weights).sum().backward()
+        outcomes.append([pooled.detach(), *(parameter.grad for parameter in encoder.parameters())])
+    torch.testing.assert_close(outcomes[0], outcomes[1], atol=1e-12, rtol=1e-12)
+
+
 def test_frozen_part_is_neither_saved_nor_trained(coffee: torch.Tensor) -> None:
     encoder = Lite0Encoder(width=16, embed_dim=8)
     encoder.frozen_features(coffee)

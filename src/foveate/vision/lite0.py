@@ -9,10 +9,12 @@ maps, adds them on the fine grid and runs 0 or more transformer layers.
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from foveate.core.errors import UserError, choose
 from foveate.vision.encoder import ImageEncoder, ImageFeatures, check_layer
@@ -79,6 +81,31 @@ def bilinear_matrix(grid: tuple[int, int]) -> Tensor:
     # Read off from the unit maps, so that it is exactly what `interpolate` does, edges included.
     units = torch.eye(coarse).view(1, coarse, rows // 2, columns // 2)
     return F.interpolate(units, size=grid, mode="bilinear", align_corners=False).view(coarse, -1).T.contiguous()
+
+
+class _SumWithPositions(torch.autograd.Function):
+    """`torch.baddbmm(x, upsampling, coarse) + position`, with positions added in place.
+
+    Autograd's own sum would write [B, L, D] once more, and take the gradient of the positions by a reduction over the
+    batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BLD: Tensor, upsampling_BLC: Tensor, coarse_BCD: Tensor, position_LD: Tensor) -> Tensor:
+        ctx.save_for_backward(upsampling_BLC)
+        return torch.baddbmm(x_BLD, upsampling_BLC, coarse_BCD).add_(position_LD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BLD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (upsampling_BLC,) = ctx.saved_tensors
+        grad_coarse = upsampling_BLC.transpose(1, 2) @ grad_BLD if ctx.needs_input_grad[2] else None
+        grad_position = None
+        if ctx.needs_input_grad[3]:
+            # As a product of rank 1: the reduction takes ten times as long.
+            ones_1B = grad_BLD.new_ones(1, len(grad_BLD))
+            grad_position = (ones_1B @ grad_BLD.flatten(1)).view(grad_BLD.shape[1:])
+        return grad_BLD if ctx.needs_input_grad[0] else None, None, grad_coarse, grad_position
 
 
 class Lite0Encoder(ImageEncoder):
@@ -187,10 +214,13 @@ class Lite0Encoder(ImageEncoder):
         # Projection and upsampling are both linear: projecting the coarse map first costs a quarter.
         coarse_BCD = self.coarse_in(coarse).flatten(1, 2)
         # Not len(), which would write the size of the batch into an exported graph.
-        upsampling = self.upsampling_LC.to(x_BLD.dtype).expand(x_BLD.shape[0], -1, -1)
-        x_BLD = torch.baddbmm(x_BLD, upsampling, coarse_BCD)
-        if self.position != "none":
-            x_BLD = self._with_position(x_BLD)
+        upsampling_BLC = self.upsampling_LC.to(x_BLD.dtype).expand(x_BLD.shape[0], -1, -1)
+        if self.position == "none":
+            x_BLD = torch.baddbmm(x_BLD, upsampling_BLC, coarse_BCD)
+        elif self.training:
+            x_BLD = _SumWithPositions.apply(x_BLD, upsampling_BLC, coarse_BCD, self.position_LD.to(x_BLD.dtype))
+        else:
+            x_BLD = torch.baddbmm(x_BLD, upsampling_BLC, coarse_BCD) + self.position_LD.to(x_BLD.dtype)
         for layer in self.layers:
             x_BLD = layer(x_BLD)
         tokens_BLD = layer_norm(x_BLD, self.final_ln)
@@ -227,17 +257,6 @@ class Lite0Encoder(ImageEncoder):
     def project(self, pooled_RD: Tensor) -> Tensor:
         """Project pooled tokens [R, D] to [R, E]."""
         return self.proj(pooled_RD)
-
-    def _with_position(self, x_BLD: Tensor) -> Tensor:
-        """Add positions. In training as a product of rank 1.
-
-        The gradient of a broadcast sum, a reduction over the batch, takes ten times as long as that product.
-        """
-        position_LD = self.position_LD.to(x_BLD.dtype)
-        if not self.training:
-            return x_BLD + position_LD
-        ones_B1 = x_BLD.new_ones(len(x_BLD), 1)
-        return torch.addmm(x_BLD.flatten(1), ones_B1, position_LD.view(1, -1)).view_as(x_BLD)
 
     def _pooled(self, tokens_BLD: Tensor) -> Tensor:
         if self.pool_query_D is None:
