@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
+
+# What the scripts import, 4 s a process: imported once, in a server that each process is a fork of.
+_PRELOADED = ["torch", "torch.distributed.fsdp", "torch.distributed.tensor", "foveate.training.loop"]
+_FORKS = multiprocessing.get_context("forkserver")
 
 
 def environment(rank: int = 0, world_size: int = 1, port: int = 0) -> dict[str, str]:
@@ -36,6 +47,7 @@ def free_port() -> int:
 
 
 def start_processes(script: Path, *arguments: object, world_size: int = 1) -> list[subprocess.Popen[str]]:
+    """Starts new processes, which a test may kill."""
     port = free_port()
     return [
         subprocess.Popen(
@@ -51,12 +63,40 @@ def start_processes(script: Path, *arguments: object, world_size: int = 1) -> li
 
 def run_processes(script: Path, *arguments: object, world_size: int = 1, timeout: float = 120) -> list[str]:
     """Runs `world_size` processes to their end; returns their standard errors. Asserts that all succeed."""
-    processes = start_processes(script, *arguments, world_size=world_size)
-    try:
-        said = [process.communicate(timeout=timeout)[1] for process in processes]
-    finally:
+    # The number of threads is read when the server imports torch.
+    with mock.patch.dict(os.environ, environment()):
+        _FORKS.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()
+    port, deadline = free_port(), time.monotonic() + timeout
+    with ExitStack() as stack:
+        files = [stack.enter_context(tempfile.NamedTemporaryFile("r", suffix=".txt")) for _ in range(world_size)]
+        processes = [
+            _FORKS.Process(
+                target=_run_script,
+                args=(str(script), list(map(str, arguments)), environment(rank, world_size, port), file.name),
+                daemon=True,
+            )
+            for rank, file in enumerate(files)
+        ]
         for process in processes:
-            process.kill()
+            process.start()
+            stack.callback(process.kill)
+        for process in processes:
+            process.join(deadline - time.monotonic())
+        said = [file.read() for file in files]
     for process, text in zip(processes, said, strict=True):
-        assert process.returncode == 0, text
+        assert process.exitcode == 0, text
     return said
+
+
+def _run_script(script: str, arguments: list[str], variables: dict[str, str], errors: str) -> None:
+    """Runs in a fork: what `python script` does in a new process."""
+    os.environ.clear()
+    os.environ.update(variables)
+    for name, target in ((os.devnull, 1), (errors, 2)):
+        descriptor = os.open(name, os.O_WRONLY)
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    sys.argv = [script, *arguments]
+    sys.path[:0] = [str(Path(script).parent), *variables["PYTHONPATH"].split(os.pathsep)]
+    runpy.run_path(script, run_name="__main__")
