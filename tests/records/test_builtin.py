@@ -245,3 +245,15 @@ def test_collections_carry_raw_texts_and_labels(tmp_path: Path, monkeypatch: pyt
         assert record.labels["style"] == row["style"]
         assert record.labels["subcategory"] == row["subcategory"]
         assert record.captions[0].text == families.concept_of_emoji(row)
+
+
+def test_things_within_others_have_all_words_of_a_name_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        "apple": [["apple"], ["red", "apple"]],
+        "pie": [["apple", "pie"]],
+        "tart": [["pie", "tart"]],
+        "blank": [[]],
+    }
+    sets = {thing: frozenset(map(frozenset, lists)) for thing, lists in names.items()}
+    monkeypatch.setattr(concepts, "_names_of_things", lambda: sets)
+    assert concepts._things_within_others() == {"apple", "blank"}

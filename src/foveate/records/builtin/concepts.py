@@ -84,18 +84,31 @@ def _names_of_things() -> dict[str, frozenset[frozenset[str]]]:
     return {thing: frozenset(sets) for thing, sets in names.items()}
 
 
+def _things_within_others() -> set[str]:
+    """Return the things with a name whose words are all in a name of another thing: "apple" is in "apple pie"."""
+    names_by_word: dict[str, list[tuple[str, frozenset[str]]]] = defaultdict(list)
+    for thing, names in _names_of_things().items():
+        for name in names:
+            # A name without own words is within all others, so it is looked for among all of them.
+            for word in (*name, ""):
+                names_by_word[word].append((thing, name))
+    return {
+        thing
+        for thing, names in _names_of_things().items()
+        for name in names
+        # Only names with its rarest word can have all of its words.
+        for other, another in min((names_by_word[word] for word in (*name, "")), key=len)
+        if thing != other and name <= another
+    }
+
+
 @functools.cache
 def _unseen_things() -> frozenset[str]:
     """Return names of the things that are held out of trained families."""
     members: dict[str, set[str]] = defaultdict(set)
     for concept, thing in families.load_things().items():
         members[families.load_families()[concept]].add(thing)
-    within = {
-        thing
-        for thing, names in _names_of_things().items()
-        for other, others in _names_of_things().items()
-        if thing != other and any(name <= another for name in names for another in others)
-    }
+    within = _things_within_others()
     # The trained relative must be an emoji: clip art may be held out for other reasons.
     drawn_twice = {families.load_things()[families.concept_of_emoji(row)] for row in tables.rows("emoji")}
     held_out: set[str] = set()
