@@ -53,6 +53,7 @@ def whole(folder: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     return result, cells(folder), logits
 
 
+@pytest.mark.slow
 def test_a_kill_before_and_after_files_is_mended(server: Server, tmp_path: Path) -> None:
     steps = server.start("run", prepared(tmp_path / "plain")).finish()
     expected = whole(tmp_path / "plain")

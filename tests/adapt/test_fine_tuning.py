@@ -208,6 +208,7 @@ def check_effect(world: GlyphWorld, seed: int, place: Path, *, pseudo_runs: int)
     return now.accuracies["U/U"] - was.accuracies["U/U"]
 
 
+@pytest.mark.slow
 def test_the_effect_on_one_split_of_the_glyph_world(tmp_path: Path) -> None:
     """With one pseudo run instead of three, to take seconds; a split that the slow test has not."""
     check_effect(GlyphWorld(), 23, tmp_path, pseudo_runs=1)

@@ -145,6 +145,7 @@ def test_kills_lose_and_duplicate_nothing(kills: int, server: Server, shapes: Pa
     assert (rows_of(current["path"], "regions"), rows_of(current["path"], "region_status")) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_death_at_each_file_loses_and_duplicates_nothing(
     moment: str, server: Server, shapes: Path, tmp_path: Path

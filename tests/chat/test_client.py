@@ -249,7 +249,7 @@ def test_a_response_to_another_request_counts_as_one_failed_try() -> None:
         def behave(number: int, body: Any) -> Say:
             if number == 0:
                 client.endpoints.record_success()
-            return fails(502) if number < 12 else says(good(body))
+            return fails(502) if number < 7 else says(good(body))
 
         with ChatServer(behave) as server:
             client = ChatClient(ChatSettings(endpoint=(server.url,), attempts=3, **QUICK))
@@ -259,7 +259,7 @@ def test_a_response_to_another_request_counts_as_one_failed_try() -> None:
                 await client.close()
 
     answer = asyncio.run(run())
-    assert (answer.error, answer.attempts) == ("", 13)
+    assert (answer.error, answer.attempts) == ("", 8)
 
 
 @pytest.mark.parametrize(

@@ -270,9 +270,10 @@ def test_a_client_is_warned_before_it_connects(limits: dict, warned: list[str]) 
 
 
 def test_the_warning_comes_before_the_node_starts(
-    programs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    programs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(tmp_path / "points.npz", points=np.zeros((4, 2)))
+    monkeypatch.setattr(processes, "_PATIENCE_SECONDS", 0.5)  # the node's program ends for no signal
 
     class Started(Exception):
         pass
