@@ -9,7 +9,9 @@ import os
 _OPTIONS = {
     -8: 1,  # M_ARENA_MAX: threads share one heap; those of the other arenas are given back at 64 MB
     -1: 1 << 30,  # M_TRIM_THRESHOLD: give the end of the heap back only from 1 GiB on
-    -3: 1 << 30,  # M_MMAP_THRESHOLD: no mapping of its own, which ends with its tensor, below 1 GiB
+    # M_MMAP_THRESHOLD: below 128 MiB no mapping that ends with its tensor. Larger tensors are few, and would leave
+    # holes that nothing else fits.
+    -3: 1 << 27,
     -2: 1 << 26,  # M_TOP_PAD: grow by 64 MiB at a time
 }
 
