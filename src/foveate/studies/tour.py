@@ -168,50 +168,67 @@ def tour(
     say("5 of 12: search and locate")
     result = _result(collection, run, first, tables, seed, seeds, command)
     clock.lap("questions")
-    say("6 of 12: find a thing in a clip")
-    result["video"] = tour_video(run, first.models["cloc"], seed=seed)
-    clock.lap("video")
-    say("7 of 12: train a multimodal model for half a minute")
-    result["ask"] = {**ask, "training": train_briefly(collection, run, seed=seed, device=device, steps=steps)}
-    clock.lap("mllm")
-    locator = first.trained["cloc"].model_folder
-    assert locator is not None
-    say("8 of 12: captions: the shipped model writes five kinds of text, an encoder is trained on some")
-    sizes = sizes_of(settings.scenes, steps)
-    result["captions"] = tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes)
-    clock.lap("captions")
-    say("9 of 12: adaptation: tune CLOC for a new question by LoRA and in full")
-    result["adaptation"] = tour_adaptation(
-        collection, run, model=first.models["cloc"], cache=collection.path / CACHE, seed=seed
-    )
-    clock.lap("adaptation")
-    say("10 of 12: calibration: fine-tune a network on half of its classes, bring the others back")
-    encoder = first.models["cloc"].image_encoder
-    assert isinstance(encoder, Lite0Encoder), "of the tour's recipes"
-    result["calibration"] = tour_calibration(
-        collection,
-        run,
-        encoder=encoder,
-        cache=collection.path / CACHE,
-        seed=seed,
-        device=device,
-        epochs=short_epochs(steps),
-    )
-    clock.lap("calibration")
-    say("11 of 12: federated: cluster and map emoji of eight clients")
-    emoji_features = run.path / FOLDER / "features.npz"
-    result["federated"] = tour_federated(
-        collection, run, features=emoji_features, seed=seed, rounds=None if steps is None else FEW_ROUNDS
-    )
-    clock.lap("federated")
-    say("12 of 12: camera traps: recognize animals at cameras that no training image is from")
-    result["species"] = tour_species(run, seed=seed, device=device, size=FULL if steps is None else SHORT)
-    clock.lap("species")
+    parts = _later_parts(collection, run, first, ask, settings, seed=seed, device=device)
+    for number, (key, (title, show)) in enumerate(parts.items(), start=6):
+        say(f"{number} of 12: {title}")
+        result[key] = show()
+        clock.lap("mllm" if key == "ask" else key)
     result |= {"seconds": clock.total(), "resumed": resumed}
     result["memory_gb"] = round(peak_gigabytes(), 2)
     # Checked against its declaration before it is written: a page never meets a field that it cannot read.
     run.write_result(parse_result(TourResult, result).to_json())
     return run.path
+
+
+def _later_parts(
+    collection: Collection,
+    run: RunFolder,
+    answers: Answers,
+    ask: dict[str, Any],
+    settings: TourSettings,
+    *,
+    seed: int,
+    device: str | None,
+) -> dict[str, tuple[str, Callable[[], Any]]]:
+    """Return what follows from the trained models: {field of the result: (title, function that makes it)}, in order."""
+    steps, cloc, cache = settings.steps, answers.models["cloc"], collection.path / CACHE
+    locator, encoder = answers.trained["cloc"].model_folder, cloc.image_encoder
+    assert locator is not None
+    assert isinstance(encoder, Lite0Encoder), "of the tour's recipes"
+    sizes = sizes_of(settings.scenes, steps)
+    # Computed by the part on calibration, which comes before.
+    emoji_features = run.path / FOLDER / "features.npz"
+    return {
+        "video": ("find a thing in a clip", lambda: tour_video(run, cloc, seed=seed)),
+        "ask": (
+            "train a multimodal model for half a minute",
+            lambda: {**ask, "training": train_briefly(collection, run, seed=seed, device=device, steps=steps)},
+        ),
+        "captions": (
+            "captions: the shipped model writes five kinds of text, an encoder is trained on some",
+            lambda: tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes),
+        ),
+        "adaptation": (
+            "adaptation: tune CLOC for a new question by LoRA and in full",
+            lambda: tour_adaptation(collection, run, model=cloc, cache=cache, seed=seed),
+        ),
+        "calibration": (
+            "calibration: fine-tune a network on half of its classes, bring the others back",
+            lambda: tour_calibration(
+                collection, run, encoder=encoder, cache=cache, seed=seed, device=device, epochs=short_epochs(steps)
+            ),
+        ),
+        "federated": (
+            "federated: cluster and map emoji of eight clients",
+            lambda: tour_federated(
+                collection, run, features=emoji_features, seed=seed, rounds=None if steps is None else FEW_ROUNDS
+            ),
+        ),
+        "species": (
+            "camera traps: recognize animals at cameras that no training image is from",
+            lambda: tour_species(run, seed=seed, device=device, size=FULL if steps is None else SHORT),
+        ),
+    }
 
 
 def _cache_features(collection: Collection, seed: int) -> None:
