@@ -49,6 +49,11 @@ def test_what_is_measured_is_shown(tmp_path: Path) -> None:
     assert "R/Y" in page(tmp_path, classes={"seen": [], "absent": [], "rest": 3})
 
 
+def test_curves_are_named_without_the_accuracy_at_the_largest_gamma(tmp_path: Path) -> None:
+    assert re.findall(r">(seen|absent|all)[ .0-9]*</text>", page(tmp_path)) == ["seen", "absent", "all"]
+    assert "absent  54.9" not in page(tmp_path)
+
+
 def test_gamma_alone_has_no_table_and_no_curve(tmp_path: Path) -> None:
     text = page(tmp_path, rows=[], curves={}, gaps={}, head={}, samples=0)
     assert 'id="numbers"' not in text

@@ -92,6 +92,12 @@ def test_line_chart_places_points_inside_its_axes() -> None:
     assert "a from 10 to 0" in root.get("aria-label", "")
 
 
+def test_a_legend_has_the_last_values_where_they_say_something() -> None:
+    series = [Series("seen", [(0.0, 72.4), (9.0, 0.278)])]
+    assert "seen  0.278</text>" in line_chart(series, title="S/Y (%)")
+    assert "seen</text>" in line_chart(series, title="S/Y (%)", end_values=False)
+
+
 def test_line_chart_of_nothing_is_empty_and_names_are_escaped() -> None:
     assert line_chart([Series("a", [(0.0, math.nan)])], title="loss") == ""
     chart = line_chart([Series("<b>", [(0.0, 1.0), (1.0, 2.0)])], title='"><script>')

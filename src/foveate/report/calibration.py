@@ -68,7 +68,9 @@ def charts(r: CalibrateResult) -> list[Markup]:
         names = (("seen", 1, 0), ("absent", 2, 1), ("all", 3, 2))
         by_gamma = [Series(name, [(point[0], point[index]) for point in after], style) for name, index, style in names]
         title = "Accuracy of the fine-tuned model by gamma: S/Y, U/Y, Y/Y (%)"
-        drawn.append(plot(title, line_chart(by_gamma, title=title, x_label="gamma", from_zero=True, height=330)))
+        # Without end values: the largest gamma is none that anyone would use.
+        chart = line_chart(by_gamma, title=title, x_label="gamma", from_zero=True, height=330, end_values=False)
+        drawn.append(plot(title, chart))
     return drawn
 
 

@@ -84,11 +84,13 @@ def line_chart(
     height: int = 250,
     from_zero: bool = False,
     span: tuple[float, float] | None = None,
+    end_values: bool = True,
 ) -> Markup:
     """Draw lines with axes, round ticks and a legend above; empty where no series has a point.
 
     Args:
         span: part of the x axis that is shaded, such as the time in which something is in sight.
+        end_values: write the last value of each line into the legend; False where the last x is only the end of a grid.
     """
     lines = [Series(s.name, thin(s.points), s.style) for s in series]
     lines = [line for line in lines if line.points]
@@ -126,7 +128,7 @@ def line_chart(
         end = f'cx="{x_of(end_x):.1f}" cy="{y_of(end_y):.1f}" r="3"'
         parts.append(f'<circle class="dot s{line.style}" {end}/>')
         parts.append(f'<line class="series s{line.style}" x1="{at:.0f}" x2="{at + 18:.0f}" y1="14" y2="14"/>')
-        label = f"{line.name}  {end_y:.3g}"
+        label = f"{line.name}  {end_y:.3g}" if end_values else line.name
         parts.append(svg_text(at + 24, 18, label, anchor="start", style="name"))
         # 6.8: mean width of a letter in the legend's font; an SVG cannot measure its text.
         at += 46 + 6.8 * len(label)
