@@ -43,6 +43,43 @@ def test_doubts_and_rounded_places_are_on_the_page(tmp_path: Path) -> None:
     assert "Map of 3 cameras, places rounded" in page
 
 
+def test_hints_say_how_they_are_read(tmp_path: Path) -> None:
+    page = write_page(tmp_path / "run").read_text(encoding="utf-8")
+    assert "What is doubtful" not in page, "right clocks are listed, too"
+    assert "Clocks, as the images suggest them" in page
+    assert "Clocks that are right have a row, too" in page
+
+
+def test_settings_are_those_of_stages_that_change_something(tmp_path: Path) -> None:
+    stages = {
+        "temperature": {"temperature": 1.0},
+        "prior": {"source": None, "by_place": False, "strength": 1.0, "floor": 0.01},
+        "species_list": {"file": None, "mode": "mask", "walk_down": False},
+        "pooling": {"method": "mean_logprob", "weights": "equal"},
+        "rules": {"rules": "none", "taxonomy": None},
+        "rollup": {"enabled": True, "ranks": ["species", "genus"]},
+        "threshold": {"threshold": 0.65},
+    }
+
+    def read_settings(**changes: dict[str, object]) -> list[tuple[str, str]]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        settings = {"stages": {**stages, **changes}, "gap_seconds": 60.0}
+        page = render(made_run.write_run(folder, {**species(folder), "settings": settings})).read_text("utf-8")
+        return re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page.partition('id="settings"')[2])[:-2]
+
+    assert read_settings() == [
+        ("Pooling over the event: method", "mean_logprob"),
+        ("Pooling over the event: weights", "equal"),
+        ("Roll-up: ranks", "species, genus"),
+        ("Threshold", "0.65"),
+        ("Gap between events", "60 s"),
+    ]
+    decided = dict(read_settings(temperature={"temperature": 1.5}, rules={"rules": "speciesnet"}))
+    assert (decided["Temperature"], decided["SpeciesNet&#39;s rules"]) == ("1.5", "speciesnet")
+    assert not {"Roll-up: ranks", "Threshold"} & set(decided), "SpeciesNet's rules replace both"
+    assert dict(read_settings(prior={"by_place": True, "strength": 1.0}))["Prior: by place"] == "yes"
+
+
 def test_names_of_species_alone_are_italic(tmp_path: Path) -> None:
     page = write_page(tmp_path / "run").read_text(encoding="utf-8")
     assert set(re.findall(r"<i>([^<]+)</i>", page)) == {"Vulpes vulpes", "Lynx lynx", "Cervus elaphus"}

@@ -85,15 +85,33 @@ def _score_chart(r: SpeciesResult) -> Markup | None:
     return plot(title, histogram(edges, r.score_histogram.counts, title=title, unit="probability"))
 
 
+def _is_used(stage: str, stages: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a stage with these settings changes anything; see `prepare` of each."""
+    values = stages[stage]
+    by_rules = stages.get("rules", {}).get("rules", "none") != "none"
+    return {
+        "temperature": values.get("temperature") != 1,
+        "prior": any(values.get(f"by_{part}") for part in ("place", "hour", "season")),
+        "species_list": values.get("file") is not None,
+        "pooling": values.get("method") != "none",
+        "rules": by_rules,
+        "rollup": bool(values.get("enabled")) and not by_rules,
+        "threshold": bool(values.get("threshold")) and not by_rules,
+    }.get(stage, True)
+
+
 def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Settings of the stages that are not empty, as names and texts."""
+    """Settings that are not empty of the stages that change something, as names and texts."""
     rows = []
-    for stage, values in settings.get("stages", {}).items():
-        for name, value in values.items():
-            if isinstance(value, dict) or value in (None, "", False, []):
+    stages = settings.get("stages", {})
+    for stage in (name for name in stages if _is_used(name, stages)):
+        title = STAGES.get(stage, stage)
+        for name, value in stages[stage].items():
+            # A switch that is on is said by the other fields of its stage.
+            if isinstance(value, dict) or value in (None, "", False, []) or name == "enabled":
                 continue
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            rows.append((f"{STAGES.get(stage, stage)}: {name.replace('_', ' ')}", text))
+            text = ", ".join(map(str, value)) if isinstance(value, list) else "yes" if value is True else str(value)
+            rows.append((title if name == stage else f"{title}: {name.replace('_', ' ')}", text))
     if "gap_seconds" in settings:
         rows.append(("Gap between events", f"{settings['gap_seconds']:g} s"))
     return rows
