@@ -55,7 +55,7 @@ _COORDINATES = re.compile(
 )
 _LISTED = 5
 _LAST_SECOND = 24 * 3600 - 1  # of a day
-_OFFSET = "state the offset from UTC, such as --utc-offset +02:00, or utc_offset in deployments.csv and collect again"
+_OFFSET = "state the offset from UTC: --utc-offset +02:00, or utc_offset in deployments.csv and collect again"
 _REPAIRS = {"contributors": "name a person or organization with --contributor"} | dict.fromkeys(
     ("deploymentStart", "deploymentEnd", "timestamp", "eventStart", "eventEnd"), _OFFSET
 )

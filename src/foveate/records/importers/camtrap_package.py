@@ -217,7 +217,7 @@ def _parse_descriptor(file: BinaryIO, files: Files) -> dict[str, Any]:
 
 
 def refuse(where: Path, problems: Sequence[Violation], *, advice: Mapping[str, str] | None = None) -> None:
-    """Raise UserError with the first violations.
+    """Raise UserError with the first violations, behind what repairs them.
 
     Args:
         advice: field -> repair, for what was written; None lets those pass that reading tolerates.
@@ -227,7 +227,7 @@ def refuse(where: Path, problems: Sequence[Violation], *, advice: Mapping[str, s
         further = f"; and {len(errors) - _LISTED} more" if len(errors) > _LISTED else ""
         repairs = dict.fromkeys(advice[error.field] for error in errors if error.field in advice) if advice else ()
         text = "; ".join([*map(str, errors[:_LISTED])]) + further
-        raise UserError(f"{where}: {text}{''.join(f'. Please {repair}' for repair in repairs)}")
+        raise UserError(f"{where}: {''.join(f'{repair}. ' for repair in repairs)}{text}")
 
 
 def _read_resource(files: Files, resource: Mapping[str, Any]) -> pa.Table:
