@@ -70,9 +70,13 @@ def command(
         if value is not None:
             span = "" if value.low is None or value.high is None else f" ({value.low:.3f} to {value.high:.3f})"
             lines.append(f"  {value.value:.3f}{span}  {row.question}, {row.data}")
+    if result.stages:
+        unit = "events" if result.events else "images"
+        total = max(stage.total for stage in result.stages)
+        lines.append(f"of {total:,} {unit} with one label (right: the label, or a group that it is in):")
     for stage in result.stages:
         named, right = stage.named / max(1, stage.total), stage.right / max(1, stage.named)
-        lines.append(f"  after {name_stage(stage.stage)}: {named:.3f} named, {right:.3f} of them right")
+        lines.append(f"  after {name_stage(stage.stage)}: {named:.3f} named, {right:.3f} of those right")
     if result.unknown_labels:
         lines.append(f"left out: {sum(result.unknown_labels.values()):,} images of classes that the model lacks")
     finish(result.to_json(), lines, {"results": target, "report": report}, as_json=as_json)
