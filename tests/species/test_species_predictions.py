@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -238,6 +239,15 @@ def test_evaluation_counts_what_the_labels_say(folder: Path) -> None:
     assert (folder / "evaluation/report.html").is_file()
 
 
+def test_evaluation_says_of_what_its_shares_are(folder: Path) -> None:
+    arguments = ["species", "evaluate", folder / "run/model", folder / "survey", "--out", folder / "evaluation"]
+    total = run(*arguments)["stages"][0]["total"]
+    printed = CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False).stdout
+    lines = printed.splitlines()
+    header = lines.index(f"of {total:,} events with one label (right: the label, or a group that it is in):")
+    assert re.fullmatch(r"  after model: \d\.\d{3} named, \d\.\d{3} of those right", lines[header + 1])
+
+
 def test_an_ancestor_is_right_and_a_sibling_is_not(folder: Path) -> None:
     taxa = Predictions.open(folder / "results").taxa
     label = next(i for i, rank in enumerate(taxa.ranks) if rank == "species")
@@ -276,6 +286,10 @@ def test_a_review_comes_back_as_labels_of_a_person(folder: Path) -> None:
     rows = read_csv(Path(paths["table"]))
     predictions = Predictions.open(folder / "results")
     assert [float(row["priority"]) for row in rows] == [event.priority for event in rank_events(predictions)]
+    run("species", "export", folder / "results", "--to", "csv", "--path", folder / "flat.csv")
+    times = {row["file"]: row["datetime"] for row in read_csv(folder / "flat.csv")}
+    assert [row["time"] for row in rows] == [times[row["file"]] for row in rows]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", rows[0]["time"])
     with raises_naming(UserError, "column", "--corrections"):
         run("species", "review", folder / "results", "--column", "species")
     with raises_naming(UserError, "answers.csv"):
@@ -380,8 +394,10 @@ def test_decisions_are_exported(folder: Path, tmp_path: Path) -> None:
     with raises_naming(UserError, "coordinate_digits"):
         run(*package)
     stated = (*package, "--coordinate-digits", 2, "--contributor", "A. Person")
-    with raises_naming(UserError, "timestamp", "--utc-offset"):
+    with raises_naming(UserError, "timestamp", "--utc-offset") as refused:
         run(*stated)
+    # What to do first, then the fields that are wrong.
+    assert str(refused.value).startswith(f"{tmp_path / 'package'}: state the offset from UTC: --utc-offset +02:00, or ")
     with raises_naming(UserError, "utc_offset", "nowhere"):
         run(*stated, "--utc-offset", "nowhere=+02:00")
     result = run(*stated, "--utc-offset", "+02:00")

@@ -24,8 +24,8 @@ _MAX_HOUR_CHARTS = 6
 
 
 def format_time(time: str) -> str:
-    """Write the date of a recorded time with dashes; EXIF separates it with colons, too."""
-    return re.sub(r"^(\d{4}):(\d\d):", r"\1-\2-", time)
+    """Write a time with dashes in its date and a blank behind it; EXIF has colons there, ISO 8601 a T."""
+    return re.sub(r"^(\d{4})[:-](\d\d)[:-](\d\d)T?", r"\1-\2-\3 ", time).replace("  ", " ").rstrip()
 
 
 def draw_hours(taxa: Sequence[TaxonRow], unit: str, *, count: int = _MAX_HOUR_CHARTS) -> list[Markup]:

@@ -20,8 +20,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from foveate.core.files import write_bytes_atomically, write_json_atomically, write_text_atomically
 from foveate.records import tables
+from foveate.records.exporters.survey_rows import SurveyRows
 from foveate.records.images import BadImage, save_thumbnail
-from foveate.species.decide_results import best_detections
+from foveate.species.decide_results import best_detections, open_survey
 from foveate.species.predictions import Predictions
 from foveate.species.results import ReviewEntry, ReviewImage, SpeciesReviewResult
 from foveate.species.rows import DETECTED
@@ -104,9 +105,11 @@ def write_review(
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     boxes = {row["key"]: row for row in predictions.boxes.to_pylist() if row["used"]}
+    times = _read_times(predictions)
     entries, frames = [], []
     for event in events:
         row = decisions[event.row]
+        row = {**row, "time": times.get(row["key"], "")}
         best = json.loads(row["alternatives"])[:3]
         line = {name: row[name] for name in ("event", "key", "file", "deployment", "time", "rank")}
         line |= {"images": len(row["keys"]), "answer": row["name"], "score": f"{row['score']:.4f}"}
@@ -142,6 +145,14 @@ def write_review(
     )
     write_json_atomically(folder / "result.json", result.to_json())
     return result
+
+
+def _read_times(predictions: Predictions) -> dict[str, str]:
+    """Return the time of each image as exports write it: ISO 8601, after the shift of the clock."""
+    if open_survey(predictions) is None:
+        return {}
+    rows = SurveyRows(predictions.collection)
+    return {key: rows.times[row] for key, row in rows.keys.items()}
 
 
 def _free_path(path: Path) -> Path:
