@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,20 @@ def test_dry_run_prices_and_writes_nothing(backbone: Path, data: Path, tmp_path:
     assert said["images"] == 15
     assert said["trained"] == 1536
     assert said["steps"] == 4
+    seconds = said["seconds"]
+    assert seconds["total"] == pytest.approx(sum(seconds[key] for key in ("frozen", "training", "measuring")))
+    assert min(seconds["training"], seconds["measuring"]) > 0
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_tells_the_time(backbone: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ("train", "--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--dry-run")
+    printed = run(*arguments, "--method", "bitfit").output
+    assert re.search(r"about \S+ s.* on this machine: .*training \S+ s.*, measuring .*\(from timed passes", printed)
+    # A solved head has no steps, and L-BFGS is not timed; the probe beside another method is solved, too.
+    assert "the linear probe comes on top" in printed
+    printed = run(*arguments, "--method", "linear").output
+    assert re.search(r"on this machine: frozen parts \S+ s, measuring \S+ s; the linear probe comes on top", printed)
 
 
 @pytest.mark.parametrize(
@@ -258,8 +272,6 @@ def test_dry_run_prices_and_writes_nothing(backbone: Path, data: Path, tmp_path:
 def test_mistakes(backbone: Path, data: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
     done = run("train", "--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--quiet", *arguments)
     assert isinstance(done.exception, UserError), done.output
-    import re
-
     assert re.search(sentence, str(done.exception)), str(done.exception)
 
 

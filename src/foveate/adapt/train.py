@@ -393,6 +393,14 @@ def _write_predictions(
     return predictions
 
 
+def held_out_splits(recipe: AdaptRecipe, images: LabeledImages) -> list[str]:
+    """Return the splits that are measured at the end; none that was trained on."""
+    # `dict.fromkeys`: one split may serve as validation and test, and is measured once.
+    splits = dict.fromkeys((recipe.data.validation, recipe.data.test))
+    # Accuracy on training images is no answer to how good a model is.
+    return [split for split in splits if images.has_split(split) and split not in recipe.data.train]
+
+
 def _measure_splits(
     adapted: AdaptedModel,
     recipe: AdaptRecipe,
@@ -408,11 +416,7 @@ def _measure_splits(
         alone: a head on the features of the network as it came, for the column beside the adapter's.
     """
     table: list[Row] = []
-    # `dict.fromkeys`: one split may serve as validation and test, and is measured once.
-    for split in dict.fromkeys((recipe.data.validation, recipe.data.test)):
-        if not images.has_split(split) or split in recipe.data.train:
-            # Accuracy on training images is no answer to the question of this table.
-            continue
+    for split in held_out_splits(recipe, images):
         path = folder / f"logits-{split}.npz"
         predictions = _write_predictions(adapted, network, images, images.rows(split), path, split)
         labels = predictions.labels
@@ -437,40 +441,3 @@ def _measure_splits(
         what = "logistic regression on the features of the network as it came"
         columns.append(Column(key="features", title="features alone", what=what, role="baseline"))
     return Evaluation(columns=columns, table=table)
-
-
-def estimate_training(recipe: AdaptRecipe, data: str | Path) -> dict[str, Any]:
-    """Return what a run would train, in how many steps, and what is cached; nothing is trained or written."""
-    network = load_backbone(recipe.backbone, seed=recipe.training.seed)
-    images = load_images(data, recipe.data, network.preprocess)
-    rows = select_training_rows(recipe, images)
-    settings = recipe.training.resolve(len(rows))
-    adapted = build_adapted(recipe, network, images, rows)
-    counts = adapted.count_parameters()
-    caching = recipe.training.cache and not recipe.training.varies_images
-    steps = 0 if is_solved(adapted, recipe.method, recipe.training, cached=caching) else settings.steps
-    return {
-        "method": recipe.method["method"],
-        "classes": len(images.classes),
-        "images": len(rows),
-        "steps": steps,
-        "samples": steps * settings.batch_size,
-        **counts._asdict(),
-        "cached": FrozenPrefix(adapted).describe()
-        if caching
-        else "nothing: training.cache is off, or images vary from epoch to epoch",
-        # AdamW holds two float32 moments for each trained parameter.
-        "optimizer_bytes": 8 * (counts.trained + counts.head) if steps else 0,
-    }
-
-
-def format_estimate(estimate: dict[str, Any]) -> Sequence[str]:
-    """Format `estimate_training` as lines of text."""
-    return [
-        f"{estimate['method']}: {estimate['trained']:,} of {estimate['backbone']:,} parameters and a head of "
-        f"{estimate['head']:,}",
-        f"{estimate['images']} training images of {estimate['classes']} classes, "
-        + (f"{estimate['steps']} steps, {estimate['samples']:,} samples" if estimate["steps"] else "solved by L-BFGS"),
-        f"cached: {estimate['cached']}",
-        f"AdamW's moments: {estimate['optimizer_bytes'] / 2**20:.1f} MiB",
-    ]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.adapt.compare.grids import Candidate
 from foveate.adapt.compare.plan import Plan
+from foveate.adapt.estimate import time_call
 from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.recipe import AdaptTraining
@@ -56,17 +55,8 @@ def measure_speed(network: LoadedBackbone, *, device: str = "auto") -> Speed:
         with FlopCounterMode(display=False) as counter:
             backbone.features(pixels)
         # The best of three: other processes can only slow a pass down.
-        seconds = min(_time_call(backbone.features, pixels) for _ in range(3))
+        seconds = min(time_call(lambda: backbone.features(pixels), here.device) for _ in range(3))
     return Speed(seconds / _IMAGES, counter.get_total_flops() / _IMAGES)
-
-
-def _time_call(call: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
-    began = time.monotonic()
-    call(pixels)
-    # CUDA runs asynchronously: without waiting, only the launch of the pass would be timed.
-    if pixels.is_cuda:
-        torch.cuda.synchronize(pixels.device)
-    return time.monotonic() - began
 
 
 def estimate_cost(plan: Plan, trainings: Sequence[PlannedTraining], speed: Speed) -> dict[str, Any]:

@@ -78,9 +78,9 @@ def command(
         training=training,
     )
     if dry_run:
-        from foveate.adapt.train import estimate_training, format_estimate
+        from foveate.adapt.estimate import estimate_training, format_estimate
 
-        estimate = estimate_training(recipe, data)
+        estimate = estimate_training(recipe, data, device=device)
         finish(estimate, format_estimate(estimate), {}, as_json=as_json)
         return
     from foveate.adapt.train import train_adapter
