@@ -41,7 +41,7 @@ def command(
 
     \b
     Example:
-      foveate locate runs/tour/cloc/model holiday.jpg "a red boat"
+      foveate locate runs/tour/cloc-seed0/model holiday.jpg "a red boat"
       foveate locate mini holiday.jpg "a red boat"
     """
     from foveate.multimodal.opening import is_multimodal

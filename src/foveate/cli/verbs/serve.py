@@ -51,7 +51,7 @@ def command(
 
     \b
     Example:
-      foveate serve runs/tour/cloc/model runs/tour/index
+      foveate serve runs/tour/cloc-seed0/model my-index
       foveate serve mini --port 0 --port-file port.txt
     """
     from foveate.core.errors import UserError
