@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 from pathlib import Path
@@ -17,6 +18,7 @@ from foveate.language.packing import PackedTexts
 from foveate.mllm.preview import token_text
 from foveate.mllm.train import prepare_training
 from foveate.multimodal.answers import Answer
+from foveate.multimodal.ask import Mllm
 from foveate.multimodal.ask_settings import AskSettings
 from foveate.multimodal.opening import SHIPPED
 from foveate.multimodal.results import AskResult
@@ -303,9 +305,26 @@ def test_a_phrase_is_located_by_a_multimodal_model(foveate: Any, tmp_path: Path)
     assert absent["boxes"] == []
     (score,) = absent["rejected"]
     assert f"not found: its best match scores {score:.2f}" in foveate("ask", blank, f"Where is the {phrase}?").out
+    assert (absent["has_match"], absent["reason"]) == (False, f"its best match scores {score:.2f}")
+    assert (ended.json["has_match"], ended.json["reason"], ended.code) == (True, "", 0)
     refused = foveate("locate", "mini", image, "a red disc", "--rule", "head")
     assert refused.code == 2
     assert "--rule" in refused.err
+
+
+def test_an_answer_in_words_finds_no_phrase(foveate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, run = tmp_path / "image.png", tmp_path / "run"
+    Image.new("RGB", (80, 60), "red").save(image)
+    monkeypatch.setattr(Mllm, "locate", lambda *_: Answer("<b>no</b>", tokens=1))
+    line = "not found: the model answered '<b>no</b>' and gave no box"
+    told = foveate("locate", "mini", image, "a disc", "--run", run)
+    assert (told.code, told.out.splitlines()[0]) == (3, line)
+    page = html.unescape((run / "report.html").read_text(encoding="utf-8"))
+    assert f"Not found: {line.partition(': ')[2]}." in page
+    told = foveate("locate", "mini", image, "a disc", "--run", run, "--json")
+    assert told.code == 3
+    assert (told.json["has_match"], told.json["reason"]) == (False, line.partition(": ")[2])
+    assert foveate("ask", image, "Where is the disc?").code == 0
 
 
 @pytest.mark.parametrize("verb", ["ask", "locate"])

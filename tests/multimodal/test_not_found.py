@@ -15,6 +15,7 @@ from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import prepare_questions
 from foveate.multimodal.questions import ask_where
+from foveate.records.boxes import PixelBox
 from foveate.records.scenes import draw_scene
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 64, 3), dtype=np.uint8)
@@ -47,6 +48,18 @@ def test_what_is_below_the_threshold_is_not_found() -> None:
     grounded = write(ids, [1.0, 2.0], ground=True, min_box_score=-9.0)
     assert len(grounded.boxes) == 2
     assert grounded.unboxed == ()
+
+
+def test_an_answer_without_a_box_says_why() -> None:
+    box = PixelBox(0, 0, 9, 9)
+    assert Answer("[0, 0, 9, 9] (not found)", boxes=(box,), rejected=(1.0,)).reason == ""
+    assert Answer("not found and not found", rejected=(1.0, 1.254)).reason == "its best match scores 1.25"
+    assert Answer("no").reason == "the model answered 'no' and gave no box"
+    assert Answer("").reason == "the model answered nothing and gave no box"
+    long = Answer("There is\nno red boat " * 20).reason
+    assert long.startswith("the model answered 'There is no red boat ")
+    assert long.endswith(" ...' and gave no box")
+    assert len(long) < 130
 
 
 def test_a_name_that_is_not_found_is_listed_without_a_box() -> None:

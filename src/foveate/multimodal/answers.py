@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +58,21 @@ class Answer:
     rejected: tuple[float, ...] = field(default=(), compare=False)
     # The last bits of a logit depend on the padding of the batch.
     score: float = field(default=0.0, compare=False)
+
+    @property
+    def reason(self) -> str:
+        """Say why the answer to "Where is the X?" counts as not found; "" where it has a box.
+
+        >>> Answer("no").reason
+        "the model answered 'no' and gave no box"
+        """
+        if self.boxes:
+            return ""
+        if self.rejected:
+            return f"its best match scores {max(self.rejected):.2f}"
+        # A model of transformers may have written a paragraph.
+        text = shorten(" ".join(self.text.split()), 80, placeholder=" ...")
+        return f"the model answered {text!r} and gave no box" if text else "the model answered nothing and gave no box"
 
 
 class AnswerObserver(Protocol):

@@ -219,6 +219,8 @@ class Mllm:
     def locate(self, image: ImageInput, phrase: str) -> Answer:
         """Ask where a thing is, in the words of training; the boxes of the answer are where.
 
+        An answer without a box means that it is not found; its `reason` says why.
+
         Raises:
             UserError: as `ask`; or the phrase is empty.
         """

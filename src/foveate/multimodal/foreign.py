@@ -236,7 +236,7 @@ class ForeignMllm:
         return answer
 
     def locate(self, image: ImageInput, phrase: str) -> Answer:
-        """Ask where a thing is; the boxes of the answer are where."""
+        """Ask where a thing is; an answer without a box means that it is not found; its `reason` says why."""
         return self.ask(image, ask_where(phrase), ground=True)
 
     def chat(self, images: Sequence[ImageInput] | ImageInput) -> ForeignChat:

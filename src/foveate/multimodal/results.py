@@ -49,6 +49,7 @@ class AskResult(RunResult):
 
     Attributes:
         description: the model's parts and parameters.
+        has_match: of `foveate locate`: whether the answer has a box. reason: why it has none.
     """
 
     kind: Literal["ask"] = "ask"
@@ -57,3 +58,5 @@ class AskResult(RunResult):
     seconds_to_open: float = 0.0
     images: list[AskedImage]
     exchanges: list[Exchange]
+    has_match: bool | None = None
+    reason: str = ""

@@ -36,8 +36,8 @@ def command(
 
     `head` is the box of the grounding head; `candidates` the best of several hundred boxes that the Prompter embeds
     after one pass over the image. A center box and a random box are baselines: a box that does not beat them is no
-    answer. A multimodal MODEL, such as mini, is asked where the phrase is, and has no rules. Exit status 3 where PHRASE
-    is not found: the boxes are printed all the same.
+    answer. A multimodal MODEL, such as mini, is asked where the phrase is, and has no rules: its answer without a box
+    means not found. Exit status 3 where PHRASE is not found: the boxes of rules are printed all the same.
 
     \b
     Example:
@@ -118,7 +118,8 @@ def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_
     loaded = time.perf_counter()
     answer = opened.locate(image, phrase)
     exchange = make_exchange(question, (), answer, time.perf_counter() - loaded, num_images=1)
-    result = make_result(opened, str(model), loaded - start, [exchange])
+    verdict = {"has_match": bool(answer.boxes), "reason": answer.reason}
+    result = make_result(opened, str(model), loaded - start, [exchange]).model_copy(update=verdict)
     sides = decode(image.read_bytes()).size * 2
     lines = []
     for box in answer.boxes:
@@ -126,12 +127,11 @@ def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_
         edges = zip(("x1", "y1", "x2", "y2"), corners, sides, strict=True)
         fractions = "  ".join(f"{edge} {value / side:.3f}" for edge, value, side in edges)
         lines.append(f"{fractions}  px {' '.join(f'{value:.0f}' for value in corners)}")
-    lines += [f"not found: its best match scores {score:.2f}" for score in answer.rejected]
-    lines = lines or [f"no box: {answer.text}"]
+    lines = lines or [f"not found: {answer.reason}"]
     paths = write_page(run or Path("runs/locate"), (image,), result)
-    printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description"})
+    printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description", *verdict})
     finish(printed, lines, paths, as_json=as_json)
-    if not answer.boxes and answer.rejected:
+    if not answer.boxes:
         sys.exit(NOT_FOUND)
 
 

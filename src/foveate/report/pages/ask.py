@@ -31,6 +31,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         ],
         "has_regions": any(exchange.regions for exchange in r.exchanges),
         "has_boxes": any(exchange.boxes for exchange in r.exchanges),
+        "reason": r.reason,
         "command": command_text(r.command),
     }
     return Page("ask.html.j2", r.exchanges[0].question if r.exchanges else "Ask", context)

@@ -206,9 +206,7 @@ def _ask_for_caption(question: str, image: bytes) -> Dialog:
 
 def _read_location(phrase: str, answer: Answer, call: LocateCall, *, floor: float | None) -> Located:
     if not answer.boxes:
-        score = next(iter(answer.rejected), None)
-        reason = f"no box: {answer.text}" if score is None else f"its best match scores {score:.2f}"
-        return Located(phrase, None, score, Verdict(False, reason, floor))
+        return Located(phrase, None, max(answer.rejected, default=None), Verdict(False, answer.reason, floor))
     score = answer.box_scores[0] if answer.box_scores else None
     box = Box.from_pixels(answer.boxes[0], call.image.width, call.image.height)
     return Located(phrase, box, score, Verdict(True, floor=floor))
