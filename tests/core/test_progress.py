@@ -25,6 +25,16 @@ def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == "counting: 3/3, finished\nletters: 2, finished\ndone\n"
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nothing_is_said_where_nothing_is_to_do(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    assert list(progress.track([], description="scenes")) == []
+    assert list(progress.track(iter(()), description="scenes", total=0)) == []
+    assert capsys.readouterr() == ("", "")
+
+
 def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     progress.configure(quiet=True)
     assert list(progress.track([1, 2], description="counting")) == [1, 2]

@@ -59,10 +59,13 @@ def say(message: str) -> None:
 
 
 def track(items: Iterable[T], *, description: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items` and show progress; `total` defaults to `len(items)` where it has a length."""
+    """Yield `items` and show progress; `total` defaults to `len(items)` where it has a length.
+
+    Nothing is shown where there is nothing to do, as in a run that is resumed after its end.
+    """
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
-    if _quiet:
+    if _quiet or total == 0:
         yield from items
     elif sys.stderr.isatty():
         yield from _bar(items, description, total)
