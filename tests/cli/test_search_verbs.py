@@ -76,6 +76,9 @@ def test_a_plain_folder_and_a_ready_model(foveate: Run, tmp_path: Path) -> None:
     indexed = foveate("index", "clip", "photos")
     assert indexed.code == 0, indexed.err
     assert "photos: 2 images by reference, 2 new, 1 unreadable" in indexed.out
+    content = json.loads((tmp_path / "photos-index" / "index.json").read_text(encoding="utf-8"))["floor"]
+    refused = f"so are {1 - content['letters_above']:.0%} of random letters and {content['names_below']:.0%} of random"
+    assert f"below {content['z']['both']:.2f} are called not found: {refused} names" in indexed.out
     collect, regions, pretrain = (
         shlex.split(line) for line in indexed.out.splitlines() if line.startswith("  foveate")
     )

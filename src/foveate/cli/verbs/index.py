@@ -80,8 +80,8 @@ def command(
     lines.append(f"{counts['images']:,} images and {counts['regions']:,} regions can be searched")
     if index.floor is not None:
         lines.append(
-            f"not found below {index.floor.z['both']:.2f}, measured on this index: {index.floor.letters_above:.0%} of "
-            f"random letters score more, {index.floor.names_below:.0%} of random names less"
+            f"texts that score below {index.floor.z['both']:.2f} are called not found: so are "
+            f"{1 - index.floor.letters_above:.0%} of random letters and {index.floor.names_below:.0%} of random names"
         )
     paths = {"index": out}
     if plan.folder is not None and plan.folder.unreadable:
