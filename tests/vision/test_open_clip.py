@@ -179,6 +179,35 @@ def test_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_p
         OpenClipImageEncoder(model="ViT-B-16", pretrained="openai", cache_dir=str(tmp_path))
 
 
+def test_a_lookup_on_the_hub_is_said_before_it_is_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import open_clip
+    from huggingface_hub import constants
+
+    said: list[str] = []
+
+    def fail(*_: object, **__: object) -> None:
+        said.append(capsys.readouterr().err)
+        raise RuntimeError(f"Failed to find {'the file ' * 29}there. Please check your connection and try again.")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(open_clip, "create_model", fail)
+    for fields, repository in (
+        ({"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}, "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        ({"model": "hf-hub:nobody/nothing"}, "nobody/nothing"),
+    ):
+        with pytest.raises(UserError) as error:
+            OpenClipImageEncoder(**fields, cache_dir=str(tmp_path))
+        assert said.pop() == f"looking for {repository} on {constants.ENDPOINT.removeprefix('https://')}\n"
+        assert "the file there); download them" in str(error.value)
+        assert str(error.value).endswith("such as runs/tour/cloc-seed0/model, which `foveate tour` trains")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with raises_naming(UserError, "local-dir:FOLDER"):
+        OpenClipImageEncoder(model="hf-hub:nobody/nothing", cache_dir=str(tmp_path))
+    assert said == [""]
+
+
 def test_building_leaves_logging_alone(caplog: pytest.LogCaptureFixture) -> None:
     handlers = list(logging.getLogger().handlers)
     towers()

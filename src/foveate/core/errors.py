@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import shorten
 
 # Only what a user can change; any other OSError is a bug of the program and keeps its traceback.
 _PROBLEMS = {
@@ -83,6 +84,27 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     by_folded = {choice.casefold(): choice for choice in choices}
     matches = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
     return f". Did you mean '{by_folded[matches[0]]}'?" if matches else ""
+
+
+def shorten_reason(error: Exception, limit: int = 200) -> str:
+    """Return an error's text in one line, cut behind a sentence or a word; its class where it has no text.
+
+    Args:
+        limit: most characters. A sentence that ends in the first half of them says too little: the next is cut then.
+
+    >>> shorten_reason(ValueError("It broke."))
+    'It broke.'
+    >>> shorten_reason(OSError("The file is missing. Please check your connection."), limit=30)
+    'The file is missing'
+    >>> shorten_reason(OSError("Please check your connection"), limit=20)
+    'Please check ...'
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) <= limit:
+        return text
+    end = text.rfind(". ", 0, limit)
+    # Without its period: the reason stands in parentheses, within a sentence.
+    return text[:end] if end >= limit / 2 else shorten(text, limit, placeholder=" ...")
 
 
 def choose(word: str, choices: Iterable[str], what: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.core.errors import UserError
+from foveate.core.errors import UserError, shorten_reason
 from foveate.core.files import read_json
 from foveate.core.progress import say
 
@@ -149,6 +149,17 @@ def fetch(
     return Checkpoint(source, folder, commit)
 
 
+def say_lookup(source: str, *, cache_dir: str | None = None) -> None:
+    """Say which repository another library is about to look for, unless it is cached or offline mode is on.
+
+    Without a network the hub's client tries again for a minute or two, and says nothing meanwhile.
+    """
+    from huggingface_hub import constants
+
+    if not constants.is_offline_mode() and not _is_cached(source, {"cache_dir": cache_dir}):
+        say(f"looking for {source} on {constants.ENDPOINT.removeprefix('https://')}")
+
+
 def _is_cached(source: str, options: Mapping[str, Any]) -> bool:
     from huggingface_hub import errors, snapshot_download
 
@@ -190,10 +201,9 @@ def _why(error: Exception, source: str, *, revision: str | None, offline: bool) 
         return f"not in the cache, and {hub} is out of reach; {elsewhere}"
     if isinstance(error, OSError) and error.errno is not None:
         return f"its files cannot be kept in {constants.HF_HUB_CACHE} ({error.strerror}); HF_HOME names another place"
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return (
-        f"the download from {hub} broke off ({reason}); run the same command to fetch the files that are missing, or "
-        f"{elsewhere}"
+        f"the download from {hub} broke off ({shorten_reason(error)}); run the same command to fetch the files that "
+        f"are missing, or {elsewhere}"
     )
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from foveate.core.errors import UserError, nearest
-from foveate.core.hub import fetch
+from foveate.core.errors import UserError, nearest, shorten_reason
+from foveate.core.hub import fetch, say_lookup
 from foveate.records.geometry import InputSize
 
 _QUIET = threading.RLock()
@@ -77,6 +77,8 @@ def create_open_clip(
         changes["vision_cfg"] = {**config["vision_cfg"], **(vision or {}), **sizes}
         changes["text_cfg"] = {**config["text_cfg"], **(text or {})}
         changes["embed_dim"] = config["embed_dim"] if embed_dim is None else embed_dim
+    if repository := _find_repository(model, scheme, pretrained):
+        say_lookup(repository, cache_dir=cache_dir)
     try:
         with quiet():
             built = open_clip.create_model(
@@ -98,6 +100,17 @@ def create_open_clip(
     if trained and image_size is not None:
         config["vision_cfg"] = {**config["vision_cfg"], "image_size": image_size}
     return built, config
+
+
+def _find_repository(model: str, scheme: str | None, pretrained: str | None) -> str:
+    """Return the hub repository that open_clip takes the weights from; "" where it asks no hub."""
+    import open_clip
+
+    if scheme is not None:
+        return model.partition(":")[2] if scheme == "hf-hub" else ""
+    # OWNER/NAME/ or OWNER/NAME/FILE; a file of weights has no entry.
+    known: Mapping[str, Any] = {} if pretrained is None else open_clip.get_pretrained_cfg(model, pretrained)
+    return "/".join(str(known.get("hf_hub", "")).split("/")[:2])
 
 
 def named(
@@ -168,14 +181,16 @@ def _tag(pretrained: str | None) -> str:
 
 
 def advice(scheme: str | None, pretrained: str | None, error: Exception) -> str:
-    """Explain what the user can do about an error of open_clip, with its first line."""
-    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    """Explain what the user can do about an error of open_clip, with its reason."""
+    reason = shorten_reason(error, 300)
     if scheme == "local-dir":
         return f"the folder needs open_clip_config.json and a weights file ({reason})"
     if scheme == "hf-hub" or pretrained is not None:
         return (
-            "its files are neither cached nor within reach; download them on a machine with a network, copy the "
-            f"folder here and give its path, or 'local-dir:FOLDER' where an encoder's model is named ({reason})"
+            f"its files are neither cached nor within reach ({reason}); download them on a machine with a network, "
+            "copy the folder here and give its path, or 'local-dir:FOLDER' where an encoder's model is named; without "
+            "a network use a model that is on this machine, such as runs/tour/cloc-seed0/model, which `foveate tour` "
+            "trains"
         )
     return f"these settings make no model ({reason})"
 
