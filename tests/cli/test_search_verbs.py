@@ -214,3 +214,6 @@ def test_not_found(foveate: Run, index: Path, image: Path, place: Path, tmp_path
     assert "Not found" in Path(ended.json["paths"]["report"]).read_text(encoding="utf-8")
     ended = foveate("locate", place / "model", image, "zzkq", "--json")
     assert ended.code == (0 if ended.json["has_match"] else 3)
+    page = Path(ended.json["paths"]["report"]).read_text(encoding="utf-8")
+    assert ("Not found: " in page) == (not ended.json["has_match"])
+    assert "Made by" in page

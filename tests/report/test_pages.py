@@ -296,6 +296,34 @@ def test_small_pages_say_their_content(tmp_path: Path) -> None:
     assert "dsc plus" in texts["regions"]
 
 
+def test_a_search_page_names_files_and_says_first_that_nothing_was_found(tmp_path: Path) -> None:
+    result = made_run.small_results(tmp_path)["search"]
+    (name, hits), *_ = result["results"].items()
+    files = {"key": "trip-a", "path": "/photos/my trip/a <b>.jpg", "z": 1.0}
+    hits = [{**hits[0], **files, "caption": ""}, {**hits[1], **files, "caption": "a boat"}]
+    result |= {
+        "results": {name: hits},
+        "note": "Not found: as random letters. The nearest are shown.",
+        "file": "/elsewhere/query.png",
+        "command": ["foveate", "search", "my index", "--image", "/elsewhere/query.png"],
+    }
+    page = render(made_run.write_run(tmp_path, result)).read_text(encoding="utf-8")
+    reader = Reader(page)
+    assert "What is like this box in query.png? Not found: as random letters." in reader.text
+    assert reader.text.count("Not found") == 1
+    assert "Made by foveate search 'my index' --image /elsewhere/query.png" in reader.text
+    assert "(no text)" not in page
+    link = '<a href="file:///photos/my%20trip/a%20%3Cb%3E.jpg">a &lt;b&gt;.jpg</a>'
+    assert f'<p class="phrase">{link}</p>' in page
+    assert '<p class="phrase">a boat</p>' in page
+    assert page.count(link) == 2
+    assert page.count("/<wbr>photos/<wbr>my trip/") == 2
+    result |= {"query": {**result["query"], "text": "a boat", "box": None}}
+    texts = Reader(render(made_run.write_run(tmp_path, result)).read_text(encoding="utf-8")).text
+    assert "a boat Not found" in texts
+    assert "query.png" in texts
+
+
 def test_locate_without_a_known_truth_claims_none(tmp_path: Path) -> None:
     result = made_run.small_results(tmp_path)["locate"] | {"truth": None, "iou": {}}
     text = Reader(render(made_run.write_run(tmp_path, result)).read_text(encoding="utf-8")).text

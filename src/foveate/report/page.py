@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ def environment() -> Environment:
         stage=words.stage,
         plain=words.plain,
         unbroken=unbroken,
+        breakable=breakable,
     )
     functions: dict[str, Any] = {
         "interval": numbers.interval,
@@ -73,6 +75,11 @@ def unbroken(text: str) -> Markup:
     """Keep every word of a command in one line: browsers break lines behind a hyphen, also in `--option`."""
     lines = [[Markup("<span>{}</span>").format(word) for word in line.split(" ")] for line in text.split("\n")]
     return Markup("\n").join(Markup(" ").join(spans) for spans in lines)
+
+
+def breakable(path: str) -> Markup:
+    """Let a browser break a path behind its slashes, before it breaks a name."""
+    return Markup("<wbr>").join(re.findall(r"[^/\\]*[/\\]|[^/\\]+", path))
 
 
 def _source_hash(text: str) -> str:

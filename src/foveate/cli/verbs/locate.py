@@ -67,6 +67,7 @@ def command(
     save_thumbnail(data, folder.path / "images" / "image.webp")
     result = LocateResult.model_validate(
         {
+            "command": ["foveate", *sys.argv[1:]],
             "model": str(model),
             "file": str(image),
             "image": "images/image.webp",

@@ -111,7 +111,8 @@ def _answer(
     hits, query_box = search(index, query, encoder, **_hit_options(settings))
     # Created only now: a query that finds nothing leaves no folder.
     path = run or make_free_folder(Path("runs/search"), query.text or (settings.image or Path("image")).stem)
-    folder = RunFolder.create(path, command=["foveate", *sys.argv[1:]])
+    command_line = ["foveate", *sys.argv[1:]]
+    folder = RunFolder.create(path, command=command_line)
     verdict = _judge(index, query, hits, encoder, settings)
     result = write_search(
         folder,
@@ -122,6 +123,7 @@ def _answer(
         query_file=settings.image,
         backend=settings.backend,
         verdict=verdict,
+        command=command_line,
     )
     lines = _describe_verdict(verdict) + [_line(rank, hit) for rank, hit in enumerate(hits, start=1)]
     finish(result.to_json(), lines, {"report": render(folder.path)}, as_json=as_json)

@@ -29,6 +29,7 @@ def write_search(
     query_file: Path | None,
     backend: str,
     verdict: Verdict,
+    command: Sequence[str] = (),
 ) -> SearchResult:
     """Write the images and result.json of one search; return the result.
 
@@ -36,6 +37,7 @@ def write_search(
 
     Args:
         box: of the query, in [0, 1] of its image. query_file: the query's image, as the user named it.
+        command: the command line, for the foot of the page.
     """
     images = folder.path / "images"
     if query.image is not None:
@@ -67,6 +69,7 @@ def write_search(
         )
     counts = index.description.counts
     result = SearchResult(
+        command=list(command),
         model=str(index.description.model.path),
         index=str(index.folder),
         collection=index.description.collection_name,

@@ -19,6 +19,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     return simple_page(
         f"Where is “{r.phrase}”?",
         eyebrow="Locate",
+        lead="" if r.has_match or not r.reason else f"Not found: {r.reason}.",
         facts=[("Model", r.model)] if r.model else [],
         single=parts.locate_card(r, "head"),
         command=command_text(r.command),

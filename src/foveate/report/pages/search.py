@@ -20,11 +20,15 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     r = parse_result(SearchResult, result)
     facts = [(f"{name.capitalize()} searched", count(number)) for name, number in r.searched.items() if number]
     facts += [(name, value) for name, value in (("Collection", r.collection), ("Backend", r.backend)) if value]
+    query_file = Path(r.file).name if r.file else ""
+    what = f"this box in {query_file}" if query_file and r.query.box else query_file or "this"
     return Page(
         "search.html.j2",
-        f"Search: {r.query.text}" if r.query.text else "Search results",
+        f"Search: {r.query.text or query_file}" if r.query.text or query_file else "Search results",
         {
             "search": r,
+            "heading": r.query.text or f"What is like {what}?",
+            "query_file": query_file,
             "query_parts": _query_parts(r.query),
             "sum": _weighted_sum(r.query),
             "facts": facts,
@@ -32,8 +36,19 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
             "command": command_text(r.command),
             "overlay": Overlay,
             "file_uri": file_uri,
+            "split_path": split_path,
         },
     )
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """Split a path or key into its folder, "" without one, and the file's name.
+
+    >>> split_path("/photos/2024/a.jpg"), split_path("a.jpg")
+    (('/photos/2024/', 'a.jpg'), ('', 'a.jpg'))
+    """
+    position = max(path.rfind("/"), path.rfind("\\")) + 1
+    return path[:position], path[position:]
 
 
 def file_uri(path: str) -> str:
