@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from sklearn.datasets import load_digits
 
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
+from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol, run
+from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.run import read_options
 from foveate.federated.reporting import projection_axes
+from foveate.federated.rounds import InProcess, Log
 from foveate.federated.sources import gather, split_labels
 from foveate.report import render
 from foveate.report.pages import federated_cluster
@@ -212,3 +216,34 @@ def test_cells_of_the_page() -> None:
     assert federated_cluster._cell("nmi", 0.98765) == "0.988"
     assert federated_cluster._cell("distance", 123.456) == "123"
     assert federated_cluster._cell("purity", None) == "–"
+
+
+@pytest.mark.parametrize("scale", ["none", "standard"])
+def test_a_client_finds_its_groups_by_the_lines_of_the_docs(
+    scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    points = {name: rng.normal(size=(60, 3)) * [1, 5, 100] for name in ("points", "others")}
+    for name, rows in points.items():
+        np.savez(tmp_path / f"{name}.npz", points=rows)
+    monkeypatch.chdir(tmp_path)
+    found = answer("points.npz", "others.npz", "--clusters", 4, "--set", f"scale={scale}", "--run", "run")
+    (tmp_path / "centers.npz").write_bytes(Path(found["paths"]["centers"]).read_bytes())
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "federated-network.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    exec(block, {})
+    groups = pq.read_table(found["paths"]["groups"]).to_pylist()
+    assert np.load("groups.npy").tolist() == [row["group"] for row in groups if row["client"] == "points"]
+
+
+def test_a_server_shows_no_groups_and_how_long_it_took(table: Path, tmp_path: Path) -> None:
+    clients = gather([table], client="hospital")
+    log, options = Log(), read_options(clients, 3, {"min_count": 5, "refine_rounds": 0}, seed=0)
+    members = [Client(number, points, protocol.HANDLERS) for number, points in enumerate(clients.points)]
+    clustered = cluster(InProcess(members, log=log), options)
+    run.write_server_result(tmp_path, clustered, log, dict(enumerate(clients.names)), seconds=62.5)
+    page = render(tmp_path).read_text(encoding="utf-8")
+    assert "1 min 02 s" in page
+    heads = re.findall(r"<th[^>]*>([^<]*)</th>", page)
+    assert "Bytes sent" in heads
+    assert not {"Groups", "Distance"} & set(heads[heads.index("Client") : heads.index("Points of the smallest") + 3])

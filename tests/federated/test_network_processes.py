@@ -170,6 +170,13 @@ def test_a_run_without_a_result_says_so(programs: Path, tmp_path: Path) -> None:
         steps.carry_out(home.parent, {"out": str(tmp_path / "out"), "clients": 2})
 
 
+def test_a_message_in_a_box_is_quoted_whole() -> None:
+    rows = ("│ Check your │", "│ \x1b[1mconnection\x1b[0m and 'address' │")
+    boxed = "\n".join(("Using SuperLink: ours", "╭─ Error ──╮", *rows, "╰──────────╯", ""))
+    assert steps._message(boxed) == "; Flower says: Check your connection and 'address'"
+    assert steps._message("first\nrefused\n") == "; its last line: refused"
+
+
 def test_a_client_is_checked_before_it_starts(programs: Path, tmp_path: Path) -> None:
     (tmp_path / "words.npz").write_text("no arrays")
     port = free_port()

@@ -257,8 +257,14 @@ def _reported_points(clustered: Clustered, client: int) -> int:
     return int(clustered.client_reports.get(client, {}).get("points", 0))
 
 
-def write_server_result(path: Path, clustered: Clustered, log: Log, names: Mapping[int, str]) -> dict[str, Any]:
-    """Write result.json and centers.npz of a server, which sees no points; return the result."""
+def write_server_result(
+    path: Path, clustered: Clustered, log: Log, names: Mapping[int, str], *, seconds: float = 0.0
+) -> dict[str, Any]:
+    """Write result.json and centers.npz of a server, which sees no points; return the result.
+
+    Args:
+        seconds: wall time of the clustering, waiting for clients included; of this session only if it was resumed.
+    """
     sent = log.sent()
     rows = [
         ClusterClient(
@@ -277,6 +283,7 @@ def write_server_result(path: Path, clustered: Clustered, log: Log, names: Mappi
         quality={"distance": float(np.sqrt(inertia / total))} if total else {},
         bytes_up=log.bytes(up=True),
         bytes_down=log.bytes(up=False),
+        seconds=round(seconds, 3),
     )
     # A server has no points to project; the centers' own axes show how they lie.
     axes = projection_axes(clustered.centers)
@@ -286,6 +293,7 @@ def write_server_result(path: Path, clustered: Clustered, log: Log, names: Mappi
         points=sum(row.points for row in rows),
         clients=rows,
         methods=[method],
+        seconds=round(seconds, 3),
         notes=_exclusion_notes(clustered, names),
         map=GroupMap(
             centers=project(clustered.centers, axes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,12 @@ def _connect(grid: Any, settings: RunOptions, *, answers_folder: Path | None = N
 
 def _cluster(grid: Any, settings: RunOptions, options: ClusteringOptions) -> Path:
     # Answers of a clustering are repeatable, so a killed server may continue with those that it has.
-    out = Path(settings.out)
+    out, started = Path(settings.out), time.monotonic()
     link = _connect(grid, settings, answers_folder=out / "answers")
     # How well centers fit is one more partition of the clients' points, which their owners must allow.
     clustered = cluster(link, options, min_clients=settings.min_clients, evaluate=settings.evaluate)
     names = {client: link.name(client) for client in link.clients}
-    write_server_result(out, clustered, link.log, names)
+    write_server_result(out, clustered, link.log, names, seconds=time.monotonic() - started)
     link.forget()  # the clients' data may change before the next run
     say(f"{out}: {len(clustered.centers)} centers of {len(clustered.client_reports)} clients")
     return out

@@ -173,7 +173,7 @@ def register(folder: Path, keys: Sequence[Path]) -> list[str]:
         elif IN_USE.lower() in output.lower():
             say(f"{key} is registered already")
         else:
-            raise UserError(f"{key}: was not registered (exit {status}); does the server run?{_last(output)}")
+            raise UserError(f"{key}: was not registered (exit {status}); does the server run?{_message(output)}")
     return node_ids
 
 
@@ -244,6 +244,14 @@ def _last(output: str) -> str:
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()]
     lines = [line for line in lines if re.search(r"\w", line) and not line.endswith(_FAREWELL)]
     return f"; its last line: {lines[-1]}" if lines else ""
+
+
+def _message(output: str) -> str:
+    """Return the message in Flower's box, whole and without its frame; the last line if there is no box."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
+    rows = [match[1].strip() for match in re.finditer(r"^\s*│(.*)│\s*$", plain, re.MULTILINE)]
+    text = " ".join(row for row in rows if row)
+    return f"; Flower says: {text}" if text else _last(output)
 
 
 def _prepare(folder: Path) -> None:

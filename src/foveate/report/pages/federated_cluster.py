@@ -133,6 +133,9 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "table": measures(r),
         "exchanged": traffic_rows(r.exchanged, KINDS),
         "labeled": r.clients and r.clients[0].classes is not None,
+        # A server over a network sees no points, so it knows no groups of a client, and distances only if it asked.
+        "grouped": any(client.groups for client in r.clients),
+        "measured": any(client.distance is not None for client in r.clients),
         "command": command_text(r.command),
     }
     return Page("federated_cluster.html.j2", f"{r.clusters} groups at {len(r.clients)} clients", context)
