@@ -258,7 +258,7 @@ def _reported_points(clustered: Clustered, client: int) -> int:
 
 
 def write_server_result(
-    path: Path, clustered: Clustered, log: Log, names: Mapping[int, str], *, seconds: float = 0.0
+    path: Path, clustered: Clustered, log: Log, names: Mapping[int, str], *, seconds: float
 ) -> dict[str, Any]:
     """Write result.json and centers.npz of a server, which sees no points; return the result.
 
