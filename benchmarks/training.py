@@ -22,6 +22,7 @@ import torch
 from open_clip.loss import ClipLoss
 
 from benchmarks.common import Ratio, Timing, compare, publish, ratio
+from foveate.core.precision import autocast_dtype
 from foveate.core.recipes import load, validate
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
@@ -140,7 +141,7 @@ def measure_tour(options: argparse.Namespace) -> None:
         recipe = load(PretrainRecipe, recipe_name)
         task = PretrainTask(build_model(recipe)).train().to(device)
         images = recipe.training.batch_size
-        precision = torch.bfloat16 if recipe.training.precision == "bf16" else None
+        precision = autocast_dtype(recipe.training.precision, device)
         steps[name] = our_step(task, cached_batch(task, images), precision, device)
     timings = compare(steps, repeats=options.repeats, warmup=1)
     title = "CLOC step over CLIP step in the tour"

@@ -101,6 +101,16 @@ def test_memory_follows_the_settings(parts: dict[str, PartCost]) -> None:
     assert count_language(LANGUAGE, 68, None, "bf16").cost.saved < 0.9 * parts["language"].cost.saved
 
 
+def test_auto_is_priced_as_the_precision_that_is_faster_there() -> None:
+    def priced(precision: str, hardware: str) -> dict[str, Any]:
+        settings = TrainingSettings.model_validate(TRAINING.model_dump() | {"precision": precision})
+        return price(SHAPE, [stage(training=settings)], hardware=hardware)
+
+    for hardware, same in (("h100-80gb", "bf16"), ("cpu", "fp32"), ("mine=10,24,10", "fp32")):
+        assert priced("auto", hardware) == priced(same, hardware)
+    assert priced("bf16", "h100-80gb") != priced("fp32", "h100-80gb")
+
+
 def test_experts_are_added_to_every_second_layer() -> None:
     dense, sparse = (count_language(LANGUAGE, 32, experts, "fp32") for experts in (None, Experts(num=4)))
     mlp, router = 3 * 48 * 96, 48 * 4

@@ -13,7 +13,6 @@ from processes import run_processes
 from safetensors.torch import load_file
 from torch import nn
 
-from foveate.core.errors import UserError
 from foveate.training import distributed
 from naming import raises_naming
 
@@ -106,15 +105,6 @@ def test_scalar_parameters_are_named_before_sharding() -> None:
     module.log_scale = nn.Parameter(torch.tensor(1.0))
     with raises_naming(AssertionError, "1", "log_scale"):
         distributed.check_shardable(module)
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert distributed.choose_device("auto") == torch.device("cpu")
-    with raises_naming(UserError, "cuda", "PyTorch"):
-        distributed.choose_device("cuda:1")
-    with raises_naming(UserError, "gpu"):
-        distributed.choose_device("gpu")
 
 
 def test_start_without_torchrun_is_one_process_and_ends_clean() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tiny
 from foveate.records.collection import Collection
@@ -22,6 +23,15 @@ GOOD: dict[str, Any] = {
 
 def plan(**changes: Any) -> Plan:
     return Plan(**(GOOD | changes))
+
+
+@pytest.mark.parametrize(("capable", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_the_fast_precision_of_the_machine_is_told(
+    capable: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable}, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert doctor.machine(tmp_path)["auto_precision"] == precision
 
 
 def test_a_good_plan_has_no_problem_and_no_remark() -> None:

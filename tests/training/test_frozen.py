@@ -49,6 +49,12 @@ def test_frozen_parts_are_bf16_while_training_and_exact_afterwards(tmp_path: Pat
     assert torch.equal(gathered["frozen.weight"], original.frozen.weight)
 
 
+def test_frozen_parts_stay_whole_where_auto_is_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    task, _ = run_half(tmp_path, precision="auto")
+    assert set(task.types.values()) == {torch.float32}
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole, _ = run_half(tmp_path / "whole")
     loader = Interrupted(toy_loader(), step=6, number=signal.SIGTERM)

@@ -262,6 +262,20 @@ def test_bf16_trains_fp32_weights(tmp_path: Path, straight: Any) -> None:
     assert outcome.last_row["loss"] == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_is_bf16_on_processors_that_have_it(
+    fast: bool, tmp_path: Path, straight: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fast}, raising=False)
+    _, outcome = sit(tmp_path / "auto", precision="auto")
+    assert "bf16" not in capsys.readouterr().err
+    _, half = sit(tmp_path / "half", precision="bf16")
+    assert ("no instructions for bfloat16" in capsys.readouterr().err) == (not fast)
+    expected = half if fast else straight[2]
+    assert outcome.last_row["loss"] == expected.last_row["loss"]
+    assert half.last_row["loss"] != straight[2].last_row["loss"]
+
+
 def test_average_follows_its_formula_and_can_be_put_in_place(tmp_path: Path) -> None:
     module = nn.Linear(2, 1, bias=False)
     average = ExponentialAverage(module, decay=0.6)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import tiny
-from foveate.core.devices import device_name
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.pretrain.recipe import PretrainRecipe
@@ -17,8 +16,6 @@ from foveate.pretrain.train import build_model
 from foveate.vision.localizer.folder import CONFIG, load_model, save_model
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.settings import LocalizerSettings
-from foveate.vision.precision import choose_device
-from naming import raises_naming
 
 
 def test_a_model_is_built_from_settings_alone() -> None:
@@ -59,20 +56,3 @@ def test_unknown_parts_of_a_folder_are_refused(tmp_path: Path) -> None:
         (folder / CONFIG).write_text(json.dumps({**config, "recipe": recipe}))
         with pytest.raises(UserError, match=said):
             load_model(folder)
-
-
-def test_names_of_devices() -> None:
-    assert device_name("auto", cuda_devices=0, mps=True) == "cpu"
-    assert device_name("auto", cuda_devices=2, mps=False, local_rank=1) == "cuda:1"
-    assert device_name("cuda:0", cuda_devices=2, mps=False, local_rank=1) == "cuda:0"
-    assert device_name("mps", cuda_devices=0, mps=True) == "mps"
-    for name, said in (
-        ("cuda", "'cuda'.*without CUDA"),
-        ("mps", "'mps' is not available"),
-        ("tpu", "unknown device 'tpu'"),
-    ):
-        with pytest.raises(UserError, match=said):
-            device_name(name, cuda_devices=0, mps=False)
-    with raises_naming(UserError, "cuda:2", "2", "cuda:0", "cuda:1"):
-        device_name("cuda:2", cuda_devices=2, mps=False)
-    assert choose_device("cpu") == torch.device("cpu")

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.core.files import commit_atomically, read_json
 from foveate.core.plugins import load_module, module_names
-from foveate.vision.precision import choose_device
 from foveate.vision.preprocess import Preprocess
 
 _FORMATS = "foveate.adapt.checkpoints"

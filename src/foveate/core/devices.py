@@ -1,12 +1,16 @@
-"""Device names from users, and the peak memory of this process. No torch."""
+"""Devices by name, and the peak memory of this process. Loads torch only to choose a device."""
 
 from __future__ import annotations
 
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foveate.core.errors import UserError, choose
+
+if TYPE_CHECKING:
+    import torch
 
 
 def peak_gigabytes() -> float:
@@ -43,3 +47,19 @@ def device_name(device: str = "auto", *, cuda_devices: int, mps: bool, local_ran
     if kind == "mps" and not mps:
         raise UserError("device 'mps' is not available on this machine; expected cpu or auto")
     return kind
+
+
+def choose_device(device: str = "auto", *, local_rank: int = 0) -> torch.device:
+    """Return the device of a name such as "cpu", "cuda:1", "mps"; "auto" is CUDA where there is one.
+
+    Args:
+        local_rank: see `device_name`.
+
+    Raises:
+        UserError: the device does not exist here.
+    """
+    import torch
+
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    return torch.device(device_name(device, cuda_devices=cuda, mps=mps, local_rank=local_rank))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from foveate.core import seeds
+from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically, write_text_atomically
 from foveate.core.model_folder import CARD, CONFIG, METRICS
@@ -25,7 +26,6 @@ from foveate.multimodal.opening import SHIPPED
 from foveate.multimodal.questions import ask_where
 from foveate.records.collection import Collection
 from foveate.records.region_sources import SelectedRegions
-from foveate.vision.precision import choose_device
 
 # An answer begins with its box; a sentence with one is not much longer.
 _MAX_TOKENS = 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -161,18 +161,20 @@ def _price(
     device = parse_hardware(hardware)
     result: dict[str, Any] = {"stages": [], "hardware": {"name": device.name, "gb": device.gigabytes}, "mfu": mfu}
     for stage in stages:
-        settings = stage.training
+        precision = device.trains_in(stage.training.precision)
+        settings = stage.training.model_copy(update={"precision": precision})
+        stage = replace(stage, training=settings)
         if unknown := set(stage.trained) - set(PARTS):
             raise UserError(f"stage '{stage.name}': no part {', '.join(sorted(unknown))}; expected {', '.join(PARTS)}")
         if settings.batch_size % devices:
             raise UserError(f"stage '{stage.name}': {devices} devices do not divide batch_size {settings.batch_size}")
         view_parts, view_tokens = count(stage)
         length = round(stage.views * view_tokens + stage.text_tokens)
-        parts = view_parts | {"language": count_language(language, length, experts, settings.precision)}
+        parts = view_parts | {"language": count_language(language, length, experts, precision)}
         limit = getattr(language, "max_position_embeddings", None)
         flops = step_flops(parts, stage)
         memory = memory_per_device(parts, stage, vocabulary=language.vocab_size, devices=devices)
-        peak = device.tflops if settings.precision == "bf16" else device.wide_tflops
+        peak = device.tflops if precision == "bf16" else device.wide_tflops
         seconds = settings.batch_size * flops["total"] / devices / (peak * 1e12 * mfu)
         named = {name: part.parameters for name, part in parts.items()}
         # Each stage overwrites the last: the numbers are those of the model that comes out.

@@ -28,6 +28,7 @@ from foveate.core.files import (
     write_json_atomically,
 )
 from foveate.core.model_folder import PREPROCESS, WEIGHTS, check_tensors, read_tensors
+from foveate.core.precision import autocast_dtype
 from foveate.core.progress import duration, say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
@@ -290,12 +291,13 @@ class MllmTraining:
         loader = self._loader(stage)
         self.model.require_gradients()
         task = MllmTask(self.model, names=self.names, stage=stage).to(self.here.device).train()
+        dtype = autocast_dtype(settings.precision, self.here.device)
         # Of two batches, as the first pays for what is set up once.
         times = [time.perf_counter()]
         with closing(loader.batches(0, min(2, settings.steps))) as batches:
             for loaded in batches:
                 batch = task.prepare_batch(loaded, self.here.device)
-                with torch.autocast(self.here.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                with torch.autocast(self.here.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
                     losses, _ = task.losses(batch)
                 losses["loss"].backward()
                 task.zero_grad(set_to_none=True)
@@ -466,5 +468,5 @@ class MllmTraining:
             provenance=provenance,
             min_box_score=self.box_scores.min_box_score if self.box_scores else None,
             # What is trained in bf16 is stored in it.
-            dtype=torch.bfloat16 if self.recipe.stages[-1].training.precision == "bf16" else torch.float32,
+            dtype=autocast_dtype(self.recipe.stages[-1].training.precision, self.here.device) or torch.float32,
         )

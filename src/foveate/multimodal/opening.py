@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from foveate.core.devices import choose_device
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json
 from foveate.core.hub import HUB_ID
@@ -13,7 +14,6 @@ from foveate.core.paths import DATA
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import KIND, load_model
 from foveate.multimodal.foreign import ForeignMllm, open_foreign
-from foveate.vision.precision import choose_device
 
 SHIPPED = ("mini", "mini-ferret", "smollm2-mini")
 

@@ -260,6 +260,7 @@ def format_report(result: dict[str, Any]) -> list[str]:
         f"machine: {facts['system']}, {facts['cores']} cores, {facts['memory_bytes'] / 1e9:.1f} GB memory "
         f"({facts['memory_free_bytes'] / 1e9:.1f} free), {facts['disk_free_bytes'] / 1e9:.1f} GB disk free",
         "accelerators: " + (", ".join(device["name"] for device in facts["accelerators"]) or "none"),
+        f"precision auto: {facts['auto_precision']}",
         "versions: " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         f"Hugging Face hub: {'offline (by environment variable)' if facts['hub_offline'] else 'not switched off'}",
     ]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.core.files import write_json_atomically
 from foveate.records.collection import Collection
@@ -28,7 +29,6 @@ from foveate.species.results import NearImage, NearTaxon, SpeciesExplanation
 from foveate.species.summary import format_step, name_label
 from foveate.vision.feature_cache import FeatureCache, choose_cache_folder
 from foveate.vision.image_vectors import VectorEncoder
-from foveate.vision.precision import choose_device
 from foveate.vision.preprocess import read_image
 
 if TYPE_CHECKING:

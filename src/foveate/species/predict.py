@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, sha256_file
 from foveate.core.progress import say, track
@@ -49,7 +50,6 @@ from foveate.species.predictions import (
 from foveate.species.settings import BoxSettings, PredictSettings
 from foveate.training.stopping import StopRequest
 from foveate.vision.parallel_map import map_on_cores
-from foveate.vision.precision import choose_device
 from foveate.vision.preprocess import read_image
 
 if TYPE_CHECKING:

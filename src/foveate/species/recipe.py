@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from foveate.core.errors import UserError, choose
 from foveate.core.plugins import module_names
+from foveate.core.precision import TrainingPrecision
 from foveate.core.recipes import Settings
 from foveate.species.crops import ViewSettings
 from foveate.training.epochs import with_default
@@ -81,7 +82,7 @@ class LinkTraining(Settings):
     patience: int | None = Field(
         5, ge=1, description="epochs without improvement after which training stops; a tie is one (official)"
     )
-    precision: Literal["fp32", "bf16"] = with_default("precision", "fp32")
+    precision: TrainingPrecision = with_default("precision", "fp32")
     seed: int = with_default("seed", 0)
     log_every: int = with_default("log_every", 50)
     checkpoint_every: int = with_default("checkpoint_every", 2000)

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from foveate.core.devices import device_name
+from foveate.core.devices import choose_device
 from foveate.training.task import Task
 
 
@@ -42,17 +42,6 @@ class World:
 
 _current: World | None = None
 _left_groups: list[Any] = []
-
-
-def choose_device(device: str = "auto", *, local_rank: int = 0) -> torch.device:
-    """Return the device of a name such as "cpu", "cuda:1", "mps"; "auto" is CUDA where there is one.
-
-    Raises:
-        UserError: the device does not exist here.
-    """
-    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    mps = torch.backends.mps.is_available()
-    return torch.device(device_name(device, cuda_devices=cuda, mps=mps, local_rank=local_rank))
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from foveate.core.devices import choose_device
+from foveate.core.precision import fast_precision
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 from foveate.training.loader import BadSample, Loader
@@ -40,7 +42,7 @@ def cores() -> int:
 
 
 def machine(folder: Path) -> dict[str, Any]:
-    """Describe the machine: cores, memory, free disk at `folder`, accelerators, versions, hub switched off or not."""
+    """Describe the machine: cores, memory, disk at `folder`, accelerators, fast precision, versions, hub off or not."""
     page = os.sysconf("SC_PAGE_SIZE")
     accelerators = [
         {
@@ -59,6 +61,7 @@ def machine(folder: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version for name in _LIBRARIES if (version := _version(name)) is not None},
         "torch_threads": torch.get_num_threads(),
+        "auto_precision": str(fast_precision(choose_device())).removeprefix("torch."),
         "hub_offline": any(os.environ.get(name, "0").lower() in ("1", "true", "yes", "on") for name in _OFFLINE),
     }
 

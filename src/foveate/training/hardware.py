@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.precision import TrainingPrecision
 from foveate.core.recipes import Settings
 
 # One core of a server at 2.5 GHz with 512-bit fused multiply-add: 2 x 16 x 2.5e9, half of it for narrower machines.
@@ -47,6 +49,12 @@ class Hardware:
     tflops: float
     wide_tflops: float
     gigabytes: float
+
+    def trains_in(self, precision: TrainingPrecision) -> Literal["fp32", "bf16"]:
+        """Return the precision of a training here: "auto" is bf16 where the device multiplies it faster."""
+        if precision == "auto":
+            return "bf16" if self.tflops > self.wide_tflops else "fp32"
+        return precision
 
 
 # From the vendors' data sheets. Foveate does not run on TPUs: the v5p is here to compare with the paper; a float32

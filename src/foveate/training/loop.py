@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.files import FolderLock, fsync_path, read_json, write_json_atomically
+from foveate.core.precision import autocast_dtype, fast_precision
 from foveate.core.progress import say, track
 from foveate.core.runs import RunFolder
 from foveate.training import checkpoint
@@ -113,7 +114,10 @@ def train(
     identity = {"data": loader.describe(), "frozen_hash": checkpoint.frozen_hash(task)}
     task.to(here.device)
     task.train()
-    with frozen_in_bf16(task) if settings.frozen_precision == "bf16" else contextlib.nullcontext():
+    half = autocast_dtype(settings.precision, here.device) is not None
+    if half and here.device.type == "cpu" and here.is_main and fast_precision(here.device) == torch.float32:
+        say("precision bf16: this processor has no instructions for bfloat16; auto or fp32 is many times faster here")
+    with frozen_in_bf16(task) if half and settings.frozen_precision == "bf16" else contextlib.nullcontext():
         return _run(_Session(task, loader, settings, run, table=table, identity=identity), resume=resume)
 
 
@@ -225,7 +229,7 @@ class _Session:
         # A function of the step, set anew each time: nothing to store, nothing to resume.
         learning_rate = settings.learning_rate * task.learning_rate_factor(step, settings=settings)
         set_learning_rate(self.optimizer, learning_rate=learning_rate)
-        precision = torch.bfloat16 if settings.precision == "bf16" else None
+        precision = autocast_dtype(settings.precision, here.device)
         with _seeded_step("step", settings.seed, step, here):
             batch = task.prepare_batch(next(batches), here.device)
             losses, report = forward_and_backward(
@@ -329,7 +333,7 @@ def _evaluate(
 
     Every rank gets the same ones, so that all decide alike whether to save and to stop.
     """
-    precision = torch.bfloat16 if settings.precision == "bf16" else None
+    precision = autocast_dtype(settings.precision, here.device)
     task.eval()
     with (
         torch.no_grad(),

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from foveate.core.precision import TrainingPrecision
 from foveate.core.recipes import Settings
 
 
@@ -42,10 +43,13 @@ class TrainingSettings(Settings):
         default=0.0, ge=0, le=1, description="cosine and wsd: learning rate at the end over the peak"
     )
     gradient_clip_norm: float | None = Field(default=1.0, gt=0, description="maximum global gradient norm")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 = autocast; weights stay fp32")
+    precision: TrainingPrecision = Field(
+        default="fp32",
+        description="bf16 = autocast, weights stay fp32; auto = bf16 where the device multiplies it in hardware",
+    )
     frozen_precision: Literal["fp32", "bf16"] = Field(
         default="fp32",
-        description="of frozen parameters while training; bf16 halves their memory and needs precision bf16",
+        description="of frozen parameters while training; bf16 halves their memory where precision is bf16, too",
     )
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="moving average of the weights over steps")
     seed: int = Field(default=0, ge=0, description="decides order, views, drawn texts and dropout")
@@ -84,7 +88,7 @@ class TrainingSettings(Settings):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than steps ({self.steps})")
         if self.frozen_precision == "bf16" and self.precision == "fp32":
             raise ValueError(
-                "frozen_precision: bf16 needs precision bf16 (got fp32); without autocast the dtypes do not match"
+                "frozen_precision: bf16 needs precision bf16 or auto (got fp32); dtypes do not match without autocast"
             )
         # Not merely set: a saved recipe lists all fields, most with their defaults.
         changed = {

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError, choose
+from foveate.core.precision import PRECISIONS, precision_of
 from foveate.vision.encoder import ImageEncoder, ImageFeatures, TextEncoder
 from foveate.vision.layers import as_computed
-from foveate.vision.precision import PRECISIONS, precision_of
 from foveate.vision.preprocess import Preprocess
 
 PROJECTIONS = ("own", "new")

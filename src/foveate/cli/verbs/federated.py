@@ -139,9 +139,9 @@ def embed(
         lines = [f"{name}: {count} points" for name, count in counts.items()]
         finish(plan, lines + columns, {}, as_json=as_json)
         return
+    from foveate.core.devices import choose_device
     from foveate.federated.embedding.run import run_embedding
     from foveate.report import render
-    from foveate.vision.precision import choose_device
 
     target = run or Path("runs") / "federated-embed"
     result = run_embedding(
@@ -307,8 +307,8 @@ def features(
         planned = plan(gathered, options) | {"columns": gathered.column_lines()}
         _finish_plan(planned, f"an encoder of {planned['weights']:,} weights", as_json=as_json)
         return
+    from foveate.core.devices import choose_device
     from foveate.report import render
-    from foveate.vision.precision import choose_device
 
     target = run or Path("runs") / "federated-features"
     result = run_features(

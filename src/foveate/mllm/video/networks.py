@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.hub import Checkpoint, fetch, loading
@@ -25,7 +26,6 @@ from foveate.multimodal.folder import hash_model, load_model
 from foveate.multimodal.foreign import load_foreign
 from foveate.multimodal.opening import find_native_folder
 from foveate.vision.hf.processors import processor_settings
-from foveate.vision.precision import choose_device
 from foveate.vision.preprocess import Preprocess
 
 FAMILIES: Mapping[str, str] = MappingProxyType(

@@ -16,10 +16,10 @@ from PIL import Image
 from pydantic import Field
 from torchvision.ops import nms
 
+from foveate.core.devices import choose_device
 from foveate.core.recipes import Settings
 from foveate.vision.detectors.nanodet_network import SHA256, SIDE, load_nanodet
 from foveate.vision.detectors.padded_square import boxes_in_image, padded_square
-from foveate.vision.precision import choose_device
 
 # Of COCO, in the order of the network's outputs.
 CLASS_NAMES = (

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from foveate.core.devices import choose_device
 from foveate.core.model_folder import (
     CARD,
     CONFIG,
@@ -29,7 +30,6 @@ from foveate.core.recipes import validate
 from foveate.vision.localizer.card import model_card
 from foveate.vision.localizer.model import LEARN_PLACES, LocalizingModel, towers
 from foveate.vision.localizer.settings import LocalizerSettings
-from foveate.vision.precision import choose_device
 from foveate.vision.preprocess import check_preprocess
 from foveate.vision.registry import tower_options
 

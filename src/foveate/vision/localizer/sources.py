@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foveate.core.devices import choose_device
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json, sha256_file
 from foveate.core.hub import HUB_ID, Checkpoint, fetch
@@ -22,7 +23,6 @@ from foveate.vision.hf.loading import KIND_OF_TYPE
 from foveate.vision.localizer.folder import KIND, load_model
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.settings import LocalizerSettings, RegionSettings
-from foveate.vision.precision import choose_device
 from foveate.vision.registry import find_encoder, tower_options
 
 OPEN_CLIP = "open_clip:"

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind
+from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.core.hub import check_loaded, fetch, loading
 from foveate.core.recipes import Settings
 from foveate.vision.detectors.padded_square import boxes_in_image
-from foveate.vision.precision import choose_device
 
 
 class Owlv2Settings(Settings):

@@ -1,16 +1,20 @@
-"""Device and precision that frozen networks run in."""
+"""The number formats that networks compute in. Loads torch only when called."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Literal
 
-from foveate.core.devices import device_name
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("auto", "bfloat16", "float32")
+TrainingPrecision = Literal["fp32", "bf16", "auto"]
 
 
 def fast_precision(device: torch.device) -> torch.dtype:
     """Return bfloat16 where the device multiplies it in hardware, else float32."""
+    import torch
+
     if device.type == "cuda":
         # Emulated bfloat16 exists on old cards and is slower than float32.
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
@@ -23,14 +27,15 @@ def fast_precision(device: torch.device) -> torch.dtype:
 
 def precision_of(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype of one of `PRECISIONS` on a device."""
+    import torch
+
     return fast_precision(device) if name == "auto" else getattr(torch, name)
 
 
-def choose_device(device: str = "auto") -> torch.device:
-    """Return the device of a name such as "cpu", "cuda:1", "mps"; "auto" is CUDA where there is one.
+def autocast_dtype(precision: TrainingPrecision, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of autocast in a training on a device, None for a training without; "auto" is the faster one."""
+    import torch
 
-    Raises:
-        UserError: when the device does not exist here.
-    """
-    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return torch.device(device_name(device, cuda_devices=cuda, mps=torch.backends.mps.is_available()))
+    if precision == "auto":
+        return torch.bfloat16 if fast_precision(device) == torch.bfloat16 else None
+    return torch.bfloat16 if precision == "bf16" else None
