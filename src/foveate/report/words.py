@@ -53,6 +53,7 @@ SEARCHES = {"text": "by text", "image": "by image", "box": "by a box in an image
 SPLITS = {"train": "training", "test": "testing", "validation": "validation", "val": "validation"}
 STAGES = {
     "collection": "draw the collection",
+    "size": "measure this machine",
     "features": "cache features",
     "clip": "train CLIP",
     "cloc": "train CLOC",

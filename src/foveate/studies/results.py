@@ -19,6 +19,7 @@ from foveate.core.results import (
     Value,
 )
 from foveate.species.results import CameraRow, StageRow, TaxonRow
+from foveate.studies.settings import TourSize
 
 
 class StudyCondition(ResultModel):
@@ -404,6 +405,7 @@ class TourResult(RunResult):
     Attributes:
         seconds: part -> wall-clock time of this session, and `total`.
         resumed: whether an earlier session did some of it.
+        size: of the main part; None in results of versions that knew one size alone.
     """
 
     title: str = "The Foveate tour"
@@ -416,6 +418,7 @@ class TourResult(RunResult):
     commit: str | None = None
     running: bool = False
     resumed: bool = False
+    size: TourSize | None = None
     collection: TourCollection | None = None
     curves: dict[str, list[dict[str, Any]]] = {}
     models: dict[str, TourModel] = {}

@@ -20,13 +20,33 @@ class StudySettings(Settings):
     )
 
 
-class TourSettings(Settings):
-    """The size of a tour."""
+class TourSize(Settings):
+    """The numbers that decide how long the tour's main part takes, and how good it becomes; by default the whole."""
 
-    seeds: int = Field(
-        1, ge=1, le=20, description="number of training runs per model; with 2 or more, intervals are over seeds"
+    image_size: int = Field(
+        224, ge=64, multiple_of=32, description="side in pixels of the images that both models read"
     )
     # Fewer scenes lack concepts, and some questions of the tour would have no image.
     scenes: int = Field(8000, ge=200, description="number of training scenes")
+    steps: int = Field(800, ge=10, description="number of steps of the training of CLIP, and of that of CLOC")
+
+    def describe(self) -> str:
+        """Return the numbers in words."""
+        return f"{self.scenes:,} scenes of {self.image_size} pixels, {self.steps:,} steps"
+
+
+class TourSettings(Settings):
+    """The size of a tour."""
+
+    full: bool = Field(
+        False, description="the whole size, however long it takes here; by default the largest that fits into 8 minutes"
+    )
+    seeds: int = Field(
+        1, ge=1, le=20, description="number of training runs per model; with 2 or more, intervals are over seeds"
+    )
+    image_size: int | None = Field(
+        None, ge=64, multiple_of=32, description="side in pixels of the images; with it, the rest of the size is whole"
+    )
+    scenes: int | None = Field(None, ge=200, description="number of training scenes; with it, the rest is whole")
     test_scenes: int = Field(400, ge=50, description="number of held-out test scenes")
-    steps: int | None = Field(None, ge=10, description="number of steps of each training run; the recipes' by default")
+    steps: int | None = Field(None, ge=10, description="number of steps of each training run, and short later parts")

@@ -40,12 +40,13 @@ from foveate.studies.questions import (
     word_searches,
 )
 from foveate.studies.results import TourResult
-from foveate.studies.settings import TourSettings
+from foveate.studies.settings import TourSettings, TourSize
 from foveate.studies.tour_adaptation import tour_adaptation
 from foveate.studies.tour_ask import RECIPE, ask_shipped, train_briefly
 from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
 from foveate.studies.tour_captions import ENCODER, sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
+from foveate.studies.tour_size import tour_size
 from foveate.studies.tour_species import FULL, SHORT, tour_species
 from foveate.studies.tour_video import tour_video
 from foveate.vision.feature_cache import CACHE
@@ -132,7 +133,7 @@ def tour(
     for recipe in (*RECIPES.values(), ENCODER, RECIPE):
         recipe_path(recipe)
     settings = settings or TourSettings()
-    seeds, steps, test_scenes = settings.seeds, settings.steps, settings.test_scenes
+    seeds, test_scenes = settings.seeds, settings.test_scenes
     clock = Clock()
     # What an earlier session did takes no time in this one, and its own time is not known.
     resumed = (run_path / "collection").exists()
@@ -144,10 +145,12 @@ def tour(
         first_answers = {**_about(seed, seeds, command), "running": True, "ask": ask, "seconds": clock.total()}
         run.write_result(parse_result(TourResult, first_answers).to_json())
         on_first_answers(run.path)
+    size = tour_size(run, settings, device=device)
+    clock.lap("size")
     say("2 of 12: build the collection of built-in images")
     build_tour_collection(
         run.path / "collection",
-        train_scenes=settings.scenes,
+        train_scenes=size.scenes,
         validation_scenes=max(50, test_scenes // 4),
         test_scenes=test_scenes,
         workers=2,
@@ -155,12 +158,12 @@ def tour(
     collection = Collection.open(run.path / "collection")
     clock.lap("collection")
     # Before the trainings: else the first of them would be charged on the page for what all of them use.
-    _cache_features(collection, seed)
+    _cache_features(collection, seed, size)
     clock.lap("features")
 
     tables, first = [], None
     for number in range(seeds):
-        answers = _train_and_evaluate(collection, run, seed + number, steps, device, clock)
+        answers = _train_and_evaluate(collection, run, seed + number, size, device, clock)
         tables.append(answers.table)
         # Examples are those of the first seed; the table is over all of them.
         first = first or answers
@@ -168,7 +171,8 @@ def tour(
     say("5 of 12: search and locate")
     result = _result(collection, run, first, tables, seed, seeds, command)
     clock.lap("questions")
-    parts = _later_parts(collection, run, first, ask, settings, seed=seed, device=device)
+    result["size"] = size.model_dump()
+    parts = _later_parts(collection, run, first, ask, size, short_steps=settings.steps, seed=seed, device=device)
     for number, (key, (title, show)) in enumerate(parts.items(), start=6):
         say(f"{number} of 12: {title}")
         result[key] = show()
@@ -185,24 +189,34 @@ def _later_parts(
     run: RunFolder,
     answers: Answers,
     ask: dict[str, Any],
-    settings: TourSettings,
+    size: TourSize,
     *,
+    short_steps: int | None,
     seed: int,
     device: str | None,
 ) -> dict[str, tuple[str, Callable[[], Any]]]:
-    """Return what follows from the trained models: {field of the result: (title, function that makes it)}, in order."""
-    steps, cloc, cache = settings.steps, answers.models["cloc"], collection.path / CACHE
+    """Return what follows from the trained models: {field of the result: (title, function that makes it)}, in order.
+
+    Args:
+        short_steps: the most steps of each of its trainings, in a tour that is made to be short.
+    """
+    steps, cloc, cache = short_steps, answers.models["cloc"], collection.path / CACHE
     locator, encoder = answers.trained["cloc"].model_folder, cloc.image_encoder
     assert locator is not None
     assert isinstance(encoder, Lite0Encoder), "of the tour's recipes"
-    sizes = sizes_of(settings.scenes, steps)
+    sizes = sizes_of(size.scenes, steps, image_size=size.image_size)
     # Computed by the part on calibration, which comes before.
     emoji_features = run.path / FOLDER / "features.npz"
     return {
         "video": ("find a thing in a clip", lambda: tour_video(run, cloc, seed=seed)),
         "ask": (
             "train a multimodal model for half a minute",
-            lambda: {**ask, "training": train_briefly(collection, run, seed=seed, device=device, steps=steps)},
+            lambda: {
+                **ask,
+                "training": train_briefly(
+                    collection, run, seed=seed, device=device, steps=steps, image_size=size.image_size
+                ),
+            },
         ),
         "captions": (
             "captions: the shipped model writes five kinds of text, an encoder is trained on some",
@@ -231,9 +245,18 @@ def _later_parts(
     }
 
 
-def _cache_features(collection: Collection, seed: int) -> None:
+def _overrides(seed: int, size: TourSize) -> list[str]:
+    return [
+        f"image_encoder.image_size={size.image_size}",
+        f"training.steps={size.steps}",
+        f"training.warmup_steps={min(50, size.steps // 10)}",
+        f"training.seed={seed}",
+    ]
+
+
+def _cache_features(collection: Collection, seed: int, size: TourSize) -> None:
     """Compute the frozen features that all trainings and all evaluations read."""
-    recipe = load(PretrainRecipe, RECIPES["cloc"], [f"training.seed={seed}"])
+    recipe = load(PretrainRecipe, RECIPES["cloc"], _overrides(seed, size))
     model, cache = build_model(recipe), collection.path / CACHE
     build_dataset(recipe, collection, model, device=model.device, cache=cache)
     for split in (VALIDATION, TEST):
@@ -251,16 +274,13 @@ class Answers:
 
 
 def _train_and_evaluate(
-    collection: Collection, run: RunFolder, seed: int, steps: int | None, device: str | None, clock: Clock
+    collection: Collection, run: RunFolder, seed: int, size: TourSize, device: str | None, clock: Clock
 ) -> Answers:
     models, embedded, trained, tables = {}, {}, {}, []
     for number, (name, recipe) in enumerate(RECIPES.items(), start=3):
         say(f"{number} of 12: {TITLES[name][0]}, seed {seed}")
-        overrides = [f"training.seed={seed}"]
-        if steps is not None:
-            overrides += [f"training.steps={steps}", f"training.warmup_steps={min(50, steps // 10)}"]
         trained[name] = pretrain(
-            load(PretrainRecipe, recipe, overrides),
+            load(PretrainRecipe, recipe, _overrides(seed, size)),
             collection,
             run.path / f"{name}-seed{seed}",
             device=device,

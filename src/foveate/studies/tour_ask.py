@@ -141,15 +141,25 @@ def _tally(questions: Sequence[SuiteQuestion], rows: Mapping[str, Any]) -> list[
 
 
 def train_briefly(
-    collection: Collection, run: RunFolder, *, seed: int, device: str | None = None, steps: int | None = None
+    collection: Collection,
+    run: RunFolder,
+    *,
+    seed: int,
+    device: str | None = None,
+    steps: int | None = None,
+    image_size: int = 224,
 ) -> dict[str, Any]:
     """Train such a model for half a minute on the tour's scenes; return its curve for the page.
 
     Args:
         steps: of the training; the recipe's by default.
+        image_size: side of the images, so that the tour's frozen features are read instead of computed once more.
     """
     folder = run.path / FOLDER / "training"
-    recipe = load(MllmRecipe, RECIPE)
+    # Tokens of the connector are squares of 32 pixels, at any size of the image.
+    recipe = load(
+        MllmRecipe, RECIPE, [f"model.tower.image_size={image_size}", f"model.connector.side={image_size // 32}"]
+    )
     (stage,) = recipe.stages
     steps = min(steps or stage.training.steps, stage.training.steps)
     recipe = recipe.with_training(

@@ -53,20 +53,21 @@ VARIANTS = {"alt": "AltText only", "hybrid": "half AltText, half short captions"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of captions, training images and steps."""
+    """Numbers of captions, training images and steps, and the side of the images that both encoders read."""
 
     num_examples: int = NUM_EXAMPLES
     trained_on: int = TRAINED_ON
     steps: int = STEPS
     batch_size: int = BATCH
+    image_size: int = 224
 
 
-def sizes_of(train_scenes: int, steps: int | None) -> Sizes:
+def sizes_of(train_scenes: int, steps: int | None, *, image_size: int = 224) -> Sizes:
     """Return sizes for a number of scenes; with `steps`, all trainings are at most that long."""
     trained_on = min(TRAINED_ON, train_scenes)
     if steps is None:
-        return Sizes(trained_on=trained_on, batch_size=min(BATCH, trained_on))
-    return Sizes(min(NUM_EXAMPLES, 4), trained_on, min(steps, STEPS), min(BATCH, trained_on))
+        return Sizes(trained_on=trained_on, batch_size=min(BATCH, trained_on), image_size=image_size)
+    return Sizes(min(NUM_EXAMPLES, 4), trained_on, min(steps, STEPS), min(BATCH, trained_on), image_size)
 
 
 class WithCaptions(Collection):
@@ -245,6 +246,7 @@ def _encoders(
     for name, weights in variants.items():
         changes = [
             f"data.captions={weights}",
+            f"image_encoder.image_size={sizes.image_size}",
             f"training.steps={sizes.steps}",
             f"training.batch_size={sizes.batch_size}",
         ]

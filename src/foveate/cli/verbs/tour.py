@@ -16,7 +16,7 @@ _RUN = Path("runs/tour")
 
 @click.command("tour", cls=FieldsCommand, short_help="Show everything on built-in images, in minutes.")
 @run_option(str(_RUN))
-@fields("foveate.studies.settings:TourSettings", "seeds", "scenes", "test_scenes", "steps")
+@fields("foveate.studies.settings:TourSettings", "full", "seeds", "image_size", "scenes", "test_scenes", "steps")
 @common()
 def command(run: Path | None, settings: dict[str, Any], as_json: bool, seed: int | None, device: str | None) -> None:
     """Ask the shipped model, build a collection of real and generated images, train CLIP and CLOC on it, and ask both.

@@ -29,6 +29,7 @@ from foveate.studies.results import (
     TourSpecies,
     TourVideo,
 )
+from foveate.studies.settings import TourSize
 
 LIMITS = [
     "This is a small model, trained for minutes on a processor, to show the whole way. It is no match for "
@@ -366,7 +367,8 @@ def summarize(result: Mapping[str, Any]) -> list[str]:
     lines = [f"{name}: {stat.number} {stat.claim} ({stat.control})" for name, stat in stats if stat]
     memory = f", {r.memory_gb:.1f} GB of memory" if r.memory_gb is not None else ""
     parts_done = "the parts that were left" if r.resumed else "all parts"
-    return [*lines, f"{parts_done}: {numbers.duration(r.seconds.get('total'))}{memory}"]
+    size = f"; {r.size.describe()}" if r.size else ""
+    return [*lines, f"{parts_done}: {numbers.duration(r.seconds.get('total'))}{memory}{size}"]
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
@@ -393,6 +395,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "slides": parts.hero_slides(r.locate, collection.examples, r.default),
         "highlights": parts.highlights(groups),
         "total": total,
+        "is_smaller": r.size is not None and r.size != TourSize(),
         "collection_facts": _collection_facts(collection),
         "examples": example_groups(collection.examples),
         "visible_searches": [(search, hits_of_ours(search)) for search in visible_searches(r)],

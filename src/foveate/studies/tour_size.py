@@ -1,0 +1,133 @@
+"""How much of the tour a machine can do in time: its speed is measured, and the largest size that fits is taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from foveate.core.devices import choose_device
+from foveate.core.files import read_json
+from foveate.core.precision import autocast_dtype
+from foveate.core.progress import duration, say
+from foveate.core.recipes import validate
+from foveate.core.runs import RunFolder
+from foveate.records.scenes.scene_collection import draw_scene_row
+from foveate.studies.settings import TourSettings, TourSize
+from foveate.vision.lite0 import Lite0Encoder
+
+FILE = "size.json"
+LIMIT = 460.0  # seconds; the tour may take 480, and the estimate errs by some percent
+FULL = TourSize()
+# Pixels go first: fewer of them shorten features and steps alike. In the same time 500 steps at 128 pixels got .24 of the
+# boxes' names right, 350 steps at 160 pixels .17.
+SIZES = (
+    FULL,
+    TourSize(image_size=192, scenes=8000, steps=600),
+    TourSize(image_size=160, scenes=7000, steps=550),
+    TourSize(image_size=128, scenes=6000, steps=500),
+    TourSize(image_size=96, scenes=4000, steps=350),
+)
+_OTHER_IMAGES = 6164  # drawings of one thing, and held-out scenes
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured seconds of the three works that a tour consists of.
+
+    Attributes:
+        scene: drawing one scene in one process.
+        image: computing the frozen features of one image of 224 pixels.
+        step: forward and backward of the image encoder's trained part on 192 images of 224 pixels.
+    """
+
+    scene: float
+    image: float
+    step: float
+
+
+def tour_size(run: RunFolder, settings: TourSettings, *, device: str | None = None) -> TourSize:
+    """Return the size of a tour: what the settings name; else as the run folder has it, or as this machine can in time.
+
+    It is stored, so that a run that is stopped goes on with the same.
+    """
+    path = run.path / FILE
+    given = {name: value for name in TourSize.model_fields if (value := getattr(settings, name)) is not None}
+    if path.is_file():
+        chosen = validate(TourSize, read_json(path), where=str(path))
+    elif settings.full or settings.seeds > 1 or given:
+        # Whoever names a part of the size, or measures over seeds, wants the whole of the rest.
+        chosen = FULL
+    else:
+        chosen = _choose_by_speed(measure_speed(device))
+    chosen = chosen.model_copy(update=given)
+    run.write_result(chosen.model_dump(), FILE)
+    return chosen
+
+
+def _choose_by_speed(speed: Speed) -> TourSize:
+    chosen = choose_size(speed)
+    if chosen != FULL:
+        full, smaller = (duration(estimate_seconds(speed, size)) for size in (FULL, chosen))
+        say(
+            f"the whole tour would take about {full} on this machine; a smaller one of about {smaller} follows: "
+            f"{chosen.describe()}. For the whole: foveate tour --full --run runs/tour-full"
+        )
+    return chosen
+
+
+def choose_size(speed: Speed, *, limit: float = LIMIT) -> TourSize:
+    """Return the first of `SIZES` whose estimate is within `limit` seconds; the last one if none is."""
+    return next((size for size in SIZES if estimate_seconds(speed, size) <= limit), SIZES[-1])
+
+
+def estimate_seconds(speed: Speed, size: TourSize) -> float:
+    """Estimate the seconds of a whole tour, from sums of its parts on two processors (docs/studies/tour.md)."""
+    pixels = (size.image_size / FULL.image_size) ** 2
+    images = size.scenes + _OTHER_IMAGES
+    collection = 0.8 * size.scenes * speed.scene + 1700 * speed.scene
+    # 1.2: images are decoded, too. A sentence takes as long as half an image, and most images have one of their own.
+    features = images * speed.image * (1.2 * pixels + 0.4)
+    # CLIP and CLOC: what reads pixels is four fifths of a step.
+    training = 5.6 * size.steps * speed.step * (0.8 * pixels + 0.2)
+    # Questions, evaluations and seven later parts.
+    rest = 7600 * (speed.scene + speed.image) * (0.85 + 0.15 * pixels)
+    return collection + features + training + rest
+
+
+def measure_speed(device: str | None = None) -> Speed:
+    """Measure the machine in a few seconds: the best of three of each, as other processes can only slow it down."""
+    draw_scene_row(seed=0, split="train", index=0)  # reads the built-in images, which each process does once
+    scenes = iter(range(1, 100))
+    where = choose_device(device or "auto")
+    encoder = Lite0Encoder().train().to(where)
+    pixels_B3HW = torch.zeros((8, 3, 224, 224), dtype=torch.uint8, device=where)
+    features_BF = torch.zeros((192, *encoder.feature_shape), dtype=encoder.feature_dtype, device=where)
+    dtype = autocast_dtype("auto", where)
+
+    def step() -> None:
+        with torch.autocast(where.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            found = encoder(features_BF)
+            (found.tokens.float().sum() + found.pooled.float().sum()).backward()
+        encoder.zero_grad(set_to_none=True)
+
+    encoder.frozen_features(pixels_B3HW)
+    step()
+    return Speed(
+        scene=_best_of_three(lambda: draw_scene_row(seed=0, split="train", index=next(scenes)), repeats=8),
+        image=_best_of_three(lambda: encoder.frozen_features(pixels_B3HW), repeats=3) / len(pixels_B3HW),
+        step=_best_of_three(step, repeats=1),
+    )
+
+
+def _best_of_three(work: Callable[[], object], *, repeats: int) -> float:
+    """Return the seconds of one call of `work`, in the fastest of three rounds."""
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        for _ in range(repeats):
+            work()
+        seconds.append((time.perf_counter() - started) / repeats)
+    return min(seconds)

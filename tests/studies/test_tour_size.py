@@ -1,0 +1,84 @@
+"""The size of a tour: what a machine can do in time, what the user names, what a stopped run had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from foveate.core.errors import UserError
+from foveate.core.runs import RunFolder
+from foveate.studies import tour_size as sizes
+from foveate.studies.settings import TourSettings, TourSize
+from foveate.studies.tour_size import FULL, SIZES, Speed, choose_size, estimate_seconds, measure_speed, tour_size
+from naming import raises_naming
+
+# Measured on two cores of an AMD EPYC without AVX-512, where the whole tour took 916 s.
+SLOW = Speed(scene=0.0115, image=0.0111, step=0.0895)
+
+
+def times(speed: Speed, factor: float) -> Speed:
+    return Speed(speed.scene * factor, speed.image * factor, speed.step * factor)
+
+
+def test_the_estimate_is_near_what_a_whole_tour_took() -> None:
+    assert estimate_seconds(SLOW, FULL) == pytest.approx(916, rel=0.05)
+
+
+def test_estimates_fall_from_size_to_size_and_scale_with_the_machine() -> None:
+    seconds = [estimate_seconds(SLOW, size) for size in SIZES]
+    assert SIZES[0] == FULL == TourSize()
+    assert seconds == sorted(seconds, reverse=True)
+    assert estimate_seconds(times(SLOW, 0.5), FULL) == pytest.approx(seconds[0] / 2)
+
+
+def test_the_largest_size_in_time_is_chosen() -> None:
+    assert choose_size(times(SLOW, 0.4)) == FULL
+    assert choose_size(times(SLOW, 100)) == SIZES[-1], "the smallest, where none is in time"
+    for factor in (0.4, 0.6, 0.8, 1.0):
+        speed = times(SLOW, factor)
+        chosen = SIZES.index(choose_size(speed))
+        assert all(estimate_seconds(speed, size) > sizes.LIMIT for size in SIZES[:chosen])
+
+
+def test_this_machine_is_measured_in_seconds() -> None:
+    speed = measure_speed("cpu")
+    assert 0 < speed.scene < 5
+    assert 0 < speed.image < 5
+    assert speed.image < speed.step, "192 images, though the smaller part of the network"
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "measure_speed", lambda device: times(SLOW, 100))
+
+
+def test_a_run_keeps_its_size(slow: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder.create(tmp_path)
+    assert tour_size(run, TourSettings()) == SIZES[-1]
+    assert "--full" in capsys.readouterr().err
+    (tmp_path / sizes.FILE).write_text(json.dumps(SIZES[1].model_dump()))
+    assert tour_size(run, TourSettings()) == SIZES[1], "stored, not measured again"
+    assert "--full" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        (TourSettings(full=True), FULL),
+        (TourSettings(seeds=2), FULL),
+        (TourSettings(scenes=300), TourSize(scenes=300)),
+        (TourSettings(steps=20, image_size=64), TourSize(steps=20, image_size=64)),
+    ],
+)
+def test_what_is_named_is_taken_and_the_rest_is_whole(
+    settings: TourSettings, size: TourSize, slow: None, tmp_path: Path
+) -> None:
+    assert tour_size(RunFolder.create(tmp_path), settings) == size
+
+
+def test_a_size_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / sizes.FILE).write_text('{"image_size": 100, "scenes": 300, "steps": 20}')
+    with raises_naming(UserError, tmp_path / sizes.FILE, "image_size", "32"):
+        tour_size(RunFolder.create(tmp_path), TourSettings())
