@@ -35,6 +35,8 @@ HEAVY = {"torch", "torchvision", "open_clip", "transformers", "safetensors.torch
 # Loaded inside a function, when tensors are read or written, or a model of transformers is loaded.
 LAZY = {
     ("hub.py", "transformers.utils"),
+    ("devices.py", "torch"),
+    ("precision.py", "torch"),
     *((name, module) for name in ("model_folder.py", "peft_folder.py") for module in ("safetensors.torch", "torch")),
 }
 # Arrows that a floor does not allow by itself: within the ground floor and the roof.

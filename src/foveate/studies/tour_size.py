@@ -21,8 +21,8 @@ from foveate.vision.lite0 import Lite0Encoder
 FILE = "size.json"
 LIMIT = 460.0  # seconds; the tour may take 480, and the estimate errs by some percent
 FULL = TourSize()
-# Pixels go first: fewer of them shorten features and steps alike. In the same time 500 steps at 128 pixels got .24 of the
-# boxes' names right, 350 steps at 160 pixels .17.
+# Pixels go first: fewer of them shorten features and steps alike. In the same time 500 steps at 128 pixels got .24 of
+# the names of boxes right, 350 steps at 160 pixels .17.
 SIZES = (
     FULL,
     TourSize(image_size=192, scenes=8000, steps=600),
