@@ -63,6 +63,18 @@ def test_a_run_keeps_its_size(slow: None, tmp_path: Path, capsys: pytest.Capture
     assert "--full" not in capsys.readouterr().err
 
 
+def test_the_whole_is_not_put_into_a_smaller_tour(slow: None, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    tour_size(run, TourSettings())
+    with raises_naming(UserError, tmp_path, "96 pixels", "--run"):
+        tour_size(run, TourSettings(full=True))
+
+
+def test_a_collection_without_a_size_is_of_a_whole_tour(slow: None, tmp_path: Path) -> None:
+    (tmp_path / "collection").mkdir()
+    assert tour_size(RunFolder.create(tmp_path), TourSettings()) == FULL
+
+
 @pytest.mark.parametrize(
     ("settings", "size"),
     [

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from foveate.core.devices import choose_device
+from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.precision import autocast_dtype
 from foveate.core.progress import duration, say
@@ -52,13 +53,19 @@ def tour_size(run: RunFolder, settings: TourSettings, *, device: str | None = No
     """Return the size of a tour: what the settings name; else as the run folder has it, or as this machine can in time.
 
     It is stored, so that a run that is stopped goes on with the same.
+
+    Raises:
+        UserError: the run folder has a smaller tour than the whole one that is asked for.
     """
     path = run.path / FILE
     given = {name: value for name in TourSize.model_fields if (value := getattr(settings, name)) is not None}
     if path.is_file():
         chosen = validate(TourSize, read_json(path), where=str(path))
-    elif settings.full or settings.seeds > 1 or given:
-        # Whoever names a part of the size, or measures over seeds, wants the whole of the rest.
+        if settings.full and chosen != FULL:
+            raise UserError(f"{run.path}: holds a smaller tour ({chosen.describe()}); expected another --run")
+    elif settings.full or settings.seeds > 1 or given or (run.path / "collection").exists():
+        # Whoever names a part of the size, or measures over seeds, wants the whole of the rest; and a collection
+        # without a size is that of a version that knew the whole alone.
         chosen = FULL
     else:
         chosen = _choose_by_speed(measure_speed(device))
@@ -107,17 +114,23 @@ def measure_speed(device: str | None = None) -> Speed:
     features_BF = torch.zeros((192, *encoder.feature_shape), dtype=encoder.feature_dtype, device=where)
     dtype = autocast_dtype("auto", where)
 
-    def step() -> None:
+    # Both end with a number on the processor, which waits for a GPU.
+    def encode() -> float:
+        return encoder.frozen_features(pixels_B3HW)[0, 0].item()
+
+    def step() -> float:
+        encoder.zero_grad(set_to_none=True)
         with torch.autocast(where.type, dtype or torch.bfloat16, enabled=dtype is not None):
             found = encoder(features_BF)
             (found.tokens.float().sum() + found.pooled.float().sum()).backward()
-        encoder.zero_grad(set_to_none=True)
+        assert encoder.proj.weight.grad is not None
+        return encoder.proj.weight.grad.sum().item()
 
-    encoder.frozen_features(pixels_B3HW)
+    encode()
     step()
     return Speed(
         scene=_best_of_three(lambda: draw_scene_row(seed=0, split="train", index=next(scenes)), repeats=8),
-        image=_best_of_three(lambda: encoder.frozen_features(pixels_B3HW), repeats=3) / len(pixels_B3HW),
+        image=_best_of_three(encode, repeats=3) / len(pixels_B3HW),
         step=_best_of_three(step, repeats=1),
     )
 
