@@ -29,8 +29,10 @@ SIZES = (
     TourSize(image_size=192, scenes=8000, steps=600),
     TourSize(image_size=160, scenes=7000, steps=550),
     TourSize(image_size=128, scenes=6000, steps=500),
+    TourSize(image_size=128, scenes=5000, steps=400),
     TourSize(image_size=96, scenes=4000, steps=350),
 )
+_SCENES = 12  # that the measurement draws
 _OTHER_IMAGES = 6164  # drawings of one thing, and held-out scenes
 
 
@@ -105,14 +107,16 @@ def estimate_seconds(speed: Speed, size: TourSize) -> float:
 
 
 def measure_speed(device: str | None = None) -> Speed:
-    """Measure the machine in a few seconds: the best of three of each, as other processes can only slow it down."""
-    draw_scene_row(seed=0, split="train", index=0)  # reads the built-in images, which each process does once
-    scenes = iter(range(1, 100))
+    """Measure the machine in a few seconds: the fastest of several calls, as other processes can only slow one down."""
     where = choose_device(device or "auto")
     encoder = Lite0Encoder().train().to(where)
     pixels_B3HW = torch.zeros((8, 3, 224, 224), dtype=torch.uint8, device=where)
     features_BF = torch.zeros((192, *encoder.feature_shape), dtype=encoder.feature_dtype, device=where)
     dtype = autocast_dtype("auto", where)
+
+    def draw() -> None:
+        for index in range(_SCENES):
+            draw_scene_row(seed=0, split="train", index=index)
 
     # Both end with a number on the processor, which waits for a GPU.
     def encode() -> float:
@@ -126,21 +130,18 @@ def measure_speed(device: str | None = None) -> Speed:
         assert encoder.proj.weight.grad is not None
         return encoder.proj.weight.grad.sum().item()
 
-    encode()
-    step()
     return Speed(
-        scene=_best_of_three(lambda: draw_scene_row(seed=0, split="train", index=next(scenes)), repeats=8),
-        image=_best_of_three(encode, repeats=3) / len(pixels_B3HW),
-        step=_best_of_three(step, repeats=1),
+        scene=_best_seconds(draw, calls=4) / _SCENES,
+        image=_best_seconds(encode, calls=12) / len(pixels_B3HW),
+        step=_best_seconds(step, calls=6),
     )
 
 
-def _best_of_three(work: Callable[[], object], *, repeats: int) -> float:
-    """Return the seconds of one call of `work`, in the fastest of three rounds."""
+def _best_seconds(work: Callable[[], object], *, calls: int) -> float:
+    """Return the seconds of the fastest call; the first one loads what each process loads once."""
     seconds = []
-    for _ in range(3):
+    for _ in range(calls):
         started = time.perf_counter()
-        for _ in range(repeats):
-            work()
-        seconds.append((time.perf_counter() - started) / repeats)
+        work()
+        seconds.append(time.perf_counter() - started)
     return min(seconds)
