@@ -96,13 +96,13 @@ def estimate_seconds(speed: Speed, size: TourSize) -> float:
     """Estimate the seconds of a whole tour, from sums of its parts on two processors (docs/studies/tour.md)."""
     pixels = (size.image_size / FULL.image_size) ** 2
     images = size.scenes + _OTHER_IMAGES
-    collection = 0.8 * size.scenes * speed.scene + 1700 * speed.scene
-    # 1.2: images are decoded, too. A sentence takes as long as half an image, and most images have one of their own.
-    features = images * speed.image * (1.2 * pixels + 0.4)
+    collection = (0.7 * size.scenes + 1500) * speed.scene
+    # 1.1: images are decoded, too. A sentence takes a third of an image's time, and most images have one of their own.
+    features = images * speed.image * (1.1 * pixels + 0.38)
     # CLIP and CLOC: what reads pixels is four fifths of a step.
-    training = 5.6 * size.steps * speed.step * (0.8 * pixels + 0.2)
+    training = 5.3 * size.steps * speed.step * (0.8 * pixels + 0.2)
     # Questions, evaluations and seven later parts.
-    rest = 7600 * (speed.scene + speed.image) * (0.85 + 0.15 * pixels)
+    rest = 7000 * (speed.scene + speed.image) * (0.85 + 0.15 * pixels)
     return collection + features + training + rest
 
 
