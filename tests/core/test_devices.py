@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from foveate.core.devices import choose_device, device_name
 from foveate.core.errors import UserError
-from foveate.core.precision import PRECISIONS, autocast_dtype, fast_precision, precision_of
+from foveate.core.precision import PRECISIONS, autocast_dtype, emulates_bf16, fast_precision, precision_of
 from foveate.core.recipes import recipe_names, recipe_path
 from naming import raises_naming
 
@@ -60,6 +62,24 @@ def test_precision_follows_the_processor(
     assert autocast_dtype("auto", CPU) == (torch.bfloat16 if fast == torch.bfloat16 else None)
     assert autocast_dtype("bf16", CPU) == torch.bfloat16
     assert autocast_dtype("fp32", CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "emulates"),
+    [
+        ({"architecture": "x86_64", "avx2": True}, True),
+        ({"architecture": "x86_64", "amx_bf16": True}, False),
+        ({"architecture": "arm"}, False),  # what is fast there was not measured
+        ({}, False),
+    ],
+)
+def test_emulation_is_told_where_it_is_known(
+    capabilities: dict[str, Any], emulates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert emulates_bf16(CPU) == emulates
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not emulates_bf16(CPU)
 
 
 def test_recipes_for_any_machine_leave_the_precision_to_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from foveate.studies import tour_size as sizes
 from foveate.studies.settings import TourSettings, TourSize
-from foveate.studies.tour_size import FULL, SIZES, Speed, choose_size, estimate_seconds, measure_speed, tour_size
+from foveate.studies.tour_size import FULL, SIZES, Speed, choose_size, choose_tour_size, estimate_seconds, measure_speed
 from naming import raises_naming
 
 # Measured on two cores of an AMD EPYC without AVX-512.
@@ -40,7 +41,7 @@ def test_the_largest_size_in_time_is_chosen() -> None:
     for factor in (0.4, 0.6, 0.8, 1.0):
         speed = times(SLOW, factor)
         chosen = SIZES.index(choose_size(speed))
-        assert all(estimate_seconds(speed, size) > sizes.LIMIT for size in SIZES[:chosen])
+        assert all(estimate_seconds(speed, size) > sizes.MAX_SECONDS for size in SIZES[:chosen])
 
 
 def test_this_machine_is_measured_in_seconds() -> None:
@@ -57,23 +58,42 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_keeps_its_size(slow: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder.create(tmp_path)
-    assert tour_size(run, TourSettings()) == SIZES[-1]
+    assert choose_tour_size(run, TourSettings()) == SIZES[-1]
     assert "--full" in capsys.readouterr().err
     (tmp_path / sizes.FILE).write_text(json.dumps(SIZES[1].model_dump()))
-    assert tour_size(run, TourSettings()) == SIZES[1], "stored, not measured again"
+    assert choose_tour_size(run, TourSettings()) == SIZES[1], "stored, not measured again"
     assert "--full" not in capsys.readouterr().err
 
 
-def test_the_whole_is_not_put_into_a_smaller_tour(slow: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {"full": True}),
+        ({}, {"seeds": 3}),
+        ({}, {"steps": 800}),
+        ({"steps": 20}, {}),
+        ({"steps": 20}, {"full": True}),
+        ({"scenes": 300}, {"scenes": 400}),
+    ],
+)
+def test_a_folder_keeps_one_size(first: dict[str, Any], second: dict[str, Any], slow: None, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path)
-    tour_size(run, TourSettings())
-    with raises_naming(UserError, tmp_path, "96 pixels", "--run"):
-        tour_size(run, TourSettings(full=True))
+    size = choose_tour_size(run, TourSettings(**first))
+    with raises_naming(UserError, tmp_path, size.describe(), "--run"):
+        choose_tour_size(run, TourSettings(**second))
+    assert choose_tour_size(run, TourSettings(**first)) == size, "the refused command changed nothing"
+
+
+@pytest.mark.parametrize("settings", [{"full": True}, {"full": True, "steps": 20}, {"scenes": 300}, {}])
+def test_the_same_command_goes_on(settings: dict[str, Any], slow: None, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    size = choose_tour_size(run, TourSettings(**settings))
+    assert choose_tour_size(run, TourSettings(**settings)) == size
 
 
 def test_a_collection_without_a_size_is_of_a_whole_tour(slow: None, tmp_path: Path) -> None:
     (tmp_path / "collection").mkdir()
-    assert tour_size(RunFolder.create(tmp_path), TourSettings()) == FULL
+    assert choose_tour_size(RunFolder.create(tmp_path), TourSettings()) == FULL
 
 
 @pytest.mark.parametrize(
@@ -88,10 +108,10 @@ def test_a_collection_without_a_size_is_of_a_whole_tour(slow: None, tmp_path: Pa
 def test_what_is_named_is_taken_and_the_rest_is_whole(
     settings: TourSettings, size: TourSize, slow: None, tmp_path: Path
 ) -> None:
-    assert tour_size(RunFolder.create(tmp_path), settings) == size
+    assert choose_tour_size(RunFolder.create(tmp_path), settings) == size
 
 
 def test_a_size_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / sizes.FILE).write_text('{"image_size": 100, "scenes": 300, "steps": 20}')
     with raises_naming(UserError, tmp_path / sizes.FILE, "image_size", "32"):
-        tour_size(RunFolder.create(tmp_path), TourSettings())
+        choose_tour_size(RunFolder.create(tmp_path), TourSettings())

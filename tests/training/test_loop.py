@@ -266,7 +266,9 @@ def test_bf16_trains_fp32_weights(tmp_path: Path, straight: Any) -> None:
 def test_auto_is_bf16_on_processors_that_have_it(
     fast: bool, tmp_path: Path, straight: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fast}, raising=False)
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx512_bf16": fast}, raising=False
+    )
     _, outcome = sit(tmp_path / "auto", precision="auto")
     assert "bf16" not in capsys.readouterr().err
     _, half = sit(tmp_path / "half", precision="bf16")

@@ -25,6 +25,15 @@ def fast_precision(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def emulates_bf16(device: torch.device) -> bool:
+    """Return whether a device is known to be an x86 processor without instructions for bfloat16."""
+    import torch
+
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    return torch.cpu.get_capabilities().get("architecture") == "x86_64" and fast_precision(device) == torch.float32
+
+
 def precision_of(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype of one of `PRECISIONS` on a device."""
     import torch

@@ -161,7 +161,7 @@ def _price(
     device = parse_hardware(hardware)
     result: dict[str, Any] = {"stages": [], "hardware": {"name": device.name, "gb": device.gigabytes}, "mfu": mfu}
     for stage in stages:
-        precision = device.trains_in(stage.training.precision)
+        precision = device.resolve_precision(stage.training.precision)
         settings = stage.training.model_copy(update={"precision": precision})
         stage = replace(stage, training=settings)
         if unknown := set(stage.trained) - set(PARTS):

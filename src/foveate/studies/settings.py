@@ -21,32 +21,39 @@ class StudySettings(Settings):
 
 
 class TourSize(Settings):
-    """The numbers that decide how long the tour's main part takes, and how good it becomes; by default the whole."""
+    """The numbers that decide how long the tour's main part takes and how good it is; by default the full size."""
 
     image_size: int = Field(
-        224, ge=64, multiple_of=32, description="side in pixels of the images that both models read"
+        224, ge=64, le=448, multiple_of=32, description="side in pixels of the images that both models read"
     )
     # Fewer scenes lack concepts, and some questions of the tour would have no image.
     scenes: int = Field(8000, ge=200, description="number of training scenes")
     steps: int = Field(800, ge=10, description="number of steps of the training of CLIP, and of that of CLOC")
+    by_speed: bool = Field(False, description="whether it is smaller than full because the machine is slow")
 
     def describe(self) -> str:
         """Return the numbers in words."""
-        return f"{self.scenes:,} scenes of {self.image_size} pixels, {self.steps:,} steps"
+        return f"{self.scenes:,} scenes, read at {self.image_size} pixels, {self.steps:,} steps"
 
 
 class TourSettings(Settings):
     """The size of a tour."""
 
     full: bool = Field(
-        False, description="the whole size, however long it takes here; by default the largest that fits into 8 minutes"
+        False, description="the full size, however long it takes here; by default the largest that fits into 8 minutes"
     )
     seeds: int = Field(
         1, ge=1, le=20, description="number of training runs per model; with 2 or more, intervals are over seeds"
     )
     image_size: int | None = Field(
-        None, ge=64, multiple_of=32, description="side in pixels of the images; with it, the rest of the size is whole"
+        None,
+        ge=64,
+        le=448,
+        multiple_of=32,
+        description="side of the images, a multiple of 32; the rest is full",
     )
-    scenes: int | None = Field(None, ge=200, description="number of training scenes; with it, the rest is whole")
+    scenes: int | None = Field(None, ge=200, description="number of training scenes; the rest of the size is full")
     test_scenes: int = Field(400, ge=50, description="number of held-out test scenes")
-    steps: int | None = Field(None, ge=10, description="number of steps of each training run, and short later parts")
+    steps: int | None = Field(
+        None, ge=10, description="number of steps of each training run; shortens the later parts; the rest is full"
+    )

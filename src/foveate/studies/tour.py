@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.core.devices import peak_gigabytes
+from foveate.core.devices import choose_device, peak_gigabytes
 from foveate.core.errors import UserError
 from foveate.core.paths import PACKAGE
 from foveate.core.progress import say
@@ -46,7 +46,7 @@ from foveate.studies.tour_ask import RECIPE, ask_shipped, train_briefly
 from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
 from foveate.studies.tour_captions import ENCODER, sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
-from foveate.studies.tour_size import tour_size
+from foveate.studies.tour_size import choose_tour_size
 from foveate.studies.tour_species import FULL, SHORT, tour_species
 from foveate.studies.tour_video import tour_video
 from foveate.vision.feature_cache import CACHE
@@ -145,7 +145,7 @@ def tour(
         first_answers = {**_about(seed, seeds, command), "running": True, "ask": ask, "seconds": clock.total()}
         run.write_result(parse_result(TourResult, first_answers).to_json())
         on_first_answers(run.path)
-    size = tour_size(run, settings, device=device)
+    size = choose_tour_size(run, settings, device=device)
     clock.lap("size")
     say("2 of 12: build the collection of built-in images")
     build_tour_collection(
@@ -158,7 +158,7 @@ def tour(
     collection = Collection.open(run.path / "collection")
     clock.lap("collection")
     # Before the trainings: else the first of them would be charged on the page for what all of them use.
-    _cache_features(collection, seed, size)
+    _cache_features(collection, seed, size, device)
     clock.lap("features")
 
     tables, first = [], None
@@ -245,7 +245,7 @@ def _later_parts(
     }
 
 
-def _overrides(seed: int, size: TourSize) -> list[str]:
+def _list_overrides(seed: int, size: TourSize) -> list[str]:
     return [
         f"image_encoder.image_size={size.image_size}",
         f"training.steps={size.steps}",
@@ -254,10 +254,10 @@ def _overrides(seed: int, size: TourSize) -> list[str]:
     ]
 
 
-def _cache_features(collection: Collection, seed: int, size: TourSize) -> None:
+def _cache_features(collection: Collection, seed: int, size: TourSize, device: str | None) -> None:
     """Compute the frozen features that all trainings and all evaluations read."""
-    recipe = load(PretrainRecipe, RECIPES["cloc"], _overrides(seed, size))
-    model, cache = build_model(recipe), collection.path / CACHE
+    recipe = load(PretrainRecipe, RECIPES["cloc"], _list_overrides(seed, size))
+    model, cache = build_model(recipe).to(choose_device(device or "auto")), collection.path / CACHE
     build_dataset(recipe, collection, model, device=model.device, cache=cache)
     for split in (VALIDATION, TEST):
         cache_features(model, collection, collection.rows(split), cache=cache)
@@ -280,7 +280,7 @@ def _train_and_evaluate(
     for number, (name, recipe) in enumerate(RECIPES.items(), start=3):
         say(f"{number} of 12: {TITLES[name][0]}, seed {seed}")
         trained[name] = pretrain(
-            load(PretrainRecipe, recipe, _overrides(seed, size)),
+            load(PretrainRecipe, recipe, _list_overrides(seed, size)),
             collection,
             run.path / f"{name}-seed{seed}",
             device=device,

@@ -20,25 +20,26 @@ from foveate.studies.settings import TourSettings, TourSize
 from foveate.vision.lite0 import Lite0Encoder
 
 FILE = "size.json"
-LIMIT = 455.0  # seconds; the tour may take 480, and the estimate errs by some percent
+MAX_SECONDS = 455.0  # the tour may take 480, and the estimate errs by some percent
 FULL = TourSize()
 # Pixels go first: fewer of them shorten features and steps alike. 500 steps at 128 pixels got .24 of the names of boxes
 # right, 350 steps at 160 pixels, in little less time, .17.
 SIZES = (
     FULL,
-    TourSize(image_size=192, scenes=8000, steps=600),
-    TourSize(image_size=160, scenes=7000, steps=550),
-    TourSize(image_size=128, scenes=6000, steps=500),
-    TourSize(image_size=128, scenes=5000, steps=350),
-    TourSize(image_size=96, scenes=4000, steps=300),
+    TourSize(image_size=192, scenes=8000, steps=600, by_speed=True),
+    TourSize(image_size=160, scenes=7000, steps=550, by_speed=True),
+    TourSize(image_size=128, scenes=6000, steps=500, by_speed=True),
+    TourSize(image_size=128, scenes=5000, steps=350, by_speed=True),
+    TourSize(image_size=96, scenes=4000, steps=300, by_speed=True),
 )
+_NAMED = ("image_size", "scenes", "steps")  # parts of the size that settings can name
 _SCENES = 12  # that the measurement draws
 _OTHER_IMAGES = 6164  # drawings of one thing, and held-out scenes
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured seconds of the three works that a tour consists of.
+    """Measured seconds of the three kinds of work that a tour consists of.
 
     Attributes:
         scene: drawing one scene in one process.
@@ -51,49 +52,51 @@ class Speed:
     step: float
 
 
-def tour_size(run: RunFolder, settings: TourSettings, *, device: str | None = None) -> TourSize:
-    """Return the size of a tour: what the settings name; else as the run folder has it, or as this machine can in time.
+def choose_tour_size(run: RunFolder, settings: TourSettings, *, device: str | None = None) -> TourSize:
+    """Return the size of a tour: as the settings or the run folder have it, else what this machine can do in time.
 
-    It is stored, so that a run that is stopped goes on with the same.
+    It is stored once, so that a run that is stopped goes on with the same.
 
     Raises:
-        UserError: the run folder has a smaller tour than the whole one that is asked for.
+        UserError: the run folder has a tour of another size than the settings name.
     """
     path = run.path / FILE
-    given = {name: value for name in TourSize.model_fields if (value := getattr(settings, name)) is not None}
+    named = {name: value for name in _NAMED if (value := getattr(settings, name)) is not None}
+    # Whoever names a part of the size, or measures over seeds, wants the rest at full size.
+    wanted = FULL.model_copy(update=named) if named or settings.full or settings.seeds > 1 else None
     if path.is_file():
-        chosen = validate(TourSize, read_json(path), where=str(path))
-        if settings.full and chosen != FULL:
-            raise UserError(f"{run.path}: holds a smaller tour ({chosen.describe()}); expected another --run")
-    elif settings.full or settings.seeds > 1 or given or (run.path / "collection").exists():
-        # Whoever names a part of the size, or measures over seeds, wants the whole of the rest; and a collection
-        # without a size is that of a version that knew the whole alone.
-        chosen = FULL
-    else:
-        chosen = _choose_by_speed(measure_speed(device))
-    chosen = chosen.model_copy(update=given)
-    run.write_result(chosen.model_dump(), FILE)
-    return chosen
+        stored = validate(TourSize, read_json(path), where=str(path))
+        if wanted != stored and not (wanted is None and (stored.by_speed or stored == FULL)):
+            asked = f"this command asks for {wanted.describe()}" if wanted else "this command names no size"
+            raise UserError(
+                f"{run.path}: holds a tour of {stored.describe()}, {asked}; repeat its options, or choose another --run"
+            )
+        return stored
+    if wanted is None:
+        # A collection without a size is that of a version that knew the full one alone.
+        wanted = FULL if (run.path / "collection").exists() else _choose_by_speed(measure_speed(device))
+    run.write_result(wanted.model_dump(), FILE)
+    return wanted
 
 
 def _choose_by_speed(speed: Speed) -> TourSize:
-    chosen = choose_size(speed)
-    if chosen != FULL:
-        full, smaller = (duration(estimate_seconds(speed, size)) for size in (FULL, chosen))
+    size = choose_size(speed)
+    if size != FULL:
+        full, smaller = (duration(estimate_seconds(speed, one)) for one in (FULL, size))
         say(
-            f"the whole tour would take about {full} on this machine; a smaller one of about {smaller} follows: "
-            f"{chosen.describe()}. For the whole: foveate tour --full --run runs/tour-full"
+            f"the full tour would take about {full} on this machine; a smaller one of about {smaller} follows: "
+            f"{size.describe()}. For the full size: foveate tour --full --run runs/tour-full"
         )
-    return chosen
+    return size
 
 
-def choose_size(speed: Speed, *, limit: float = LIMIT) -> TourSize:
-    """Return the first of `SIZES` whose estimate is within `limit` seconds; the last one if none is."""
-    return next((size for size in SIZES if estimate_seconds(speed, size) <= limit), SIZES[-1])
+def choose_size(speed: Speed, *, max_seconds: float = MAX_SECONDS) -> TourSize:
+    """Return the first of `SIZES` whose estimate is within `max_seconds`; the last one if none is."""
+    return next((size for size in SIZES if estimate_seconds(speed, size) <= max_seconds), SIZES[-1])
 
 
 def estimate_seconds(speed: Speed, size: TourSize) -> float:
-    """Estimate the seconds of a whole tour, from sums of its parts on two processors (docs/studies/tour.md)."""
+    """Estimate the seconds of a tour; the factors are those of the parts on two cores (docs/studies/tour.md)."""
     pixels = (size.image_size / FULL.image_size) ** 2
     images = size.scenes + _OTHER_IMAGES
     collection = (0.7 * size.scenes + 1500) * speed.scene
@@ -108,11 +111,11 @@ def estimate_seconds(speed: Speed, size: TourSize) -> float:
 
 def measure_speed(device: str | None = None) -> Speed:
     """Measure the machine in a few seconds: the fastest of several calls, as other processes can only slow one down."""
-    where = choose_device(device or "auto")
-    encoder = Lite0Encoder().train().to(where)
-    pixels_B3HW = torch.zeros((8, 3, 224, 224), dtype=torch.uint8, device=where)
-    features_BF = torch.zeros((192, *encoder.feature_shape), dtype=encoder.feature_dtype, device=where)
-    dtype = autocast_dtype("auto", where)
+    used = choose_device(device or "auto")
+    encoder = Lite0Encoder().train().to(used)
+    pixels_B3HW = torch.zeros((8, 3, 224, 224), dtype=torch.uint8, device=used)
+    features_BF = torch.zeros((192, *encoder.feature_shape), dtype=encoder.feature_dtype, device=used)
+    dtype = autocast_dtype("auto", used)
 
     def draw() -> None:
         for index in range(_SCENES):
@@ -124,9 +127,9 @@ def measure_speed(device: str | None = None) -> Speed:
 
     def step() -> float:
         encoder.zero_grad(set_to_none=True)
-        with torch.autocast(where.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            found = encoder(features_BF)
-            (found.tokens.float().sum() + found.pooled.float().sum()).backward()
+        with torch.autocast(used.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            outputs = encoder(features_BF)
+            (outputs.tokens.float().sum() + outputs.pooled.float().sum()).backward()
         assert encoder.proj.weight.grad is not None
         return encoder.proj.weight.grad.sum().item()
 

@@ -232,9 +232,9 @@ def state_bytes(
     # AdaFactor keeps a row and a column of each matrix: about 2 in the square root of its size, and nothing in GB.
     moments = {"adamw": 8, "sgd": 4 if settings.momentum else 0, "adafactor": 0}[settings.optimizer]
     narrow = settings.precision == "bf16"
-    of_frozen = 2 if narrow and settings.frozen_precision == "bf16" else 4
+    frozen_bytes = 2 if narrow and settings.frozen_precision == "bf16" else 4
     return {
-        "weights": (4 * trained + of_frozen * frozen) / share + 2 * 4 * unit,
+        "weights": (4 * trained + frozen_bytes * frozen) / share + 2 * 4 * unit,
         "gradients": 4 * trained / share + 2 * 4 * unit,
         "optimizer": moments * trained / share,
         "average": 4 * trained / share if settings.ema_decay is not None else 0.0,

@@ -50,7 +50,7 @@ class Hardware:
     wide_tflops: float
     gigabytes: float
 
-    def trains_in(self, precision: TrainingPrecision) -> Literal["fp32", "bf16"]:
+    def resolve_precision(self, precision: TrainingPrecision) -> Literal["fp32", "bf16"]:
         """Return the precision of a training here: "auto" is bf16 where the device multiplies it faster."""
         if precision == "auto":
             return "bf16" if self.tflops > self.wide_tflops else "fp32"

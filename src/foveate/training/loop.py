@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.files import FolderLock, fsync_path, read_json, write_json_atomically
-from foveate.core.precision import autocast_dtype, fast_precision
+from foveate.core.precision import autocast_dtype, emulates_bf16
 from foveate.core.progress import say, track
 from foveate.core.runs import RunFolder
 from foveate.training import checkpoint
@@ -114,10 +114,10 @@ def train(
     identity = {"data": loader.describe(), "frozen_hash": checkpoint.frozen_hash(task)}
     task.to(here.device)
     task.train()
-    half = autocast_dtype(settings.precision, here.device) is not None
-    if half and here.device.type == "cpu" and here.is_main and fast_precision(here.device) == torch.float32:
-        say("precision bf16: this processor has no instructions for bfloat16; auto or fp32 is many times faster here")
-    with frozen_in_bf16(task) if half and settings.frozen_precision == "bf16" else contextlib.nullcontext():
+    uses_bf16 = autocast_dtype(settings.precision, here.device) is not None
+    if uses_bf16 and here.is_main and emulates_bf16(here.device):
+        say("precision bf16: this processor has no instructions for bfloat16; auto or fp32 is faster here")
+    with frozen_in_bf16(task) if uses_bf16 and settings.frozen_precision == "bf16" else contextlib.nullcontext():
         return _run(_Session(task, loader, settings, run, table=table, identity=identity), resume=resume)
 
 
@@ -307,7 +307,7 @@ class _Session:
                 "seconds": outcome.seconds,
                 "bad_draws": outcome.bad_draws,
                 "best": asdict(outcome.best),
-                "settings": settings.model_dump(mode="json"),
+                "settings": _settings_here(settings, self.here),
                 "identity": self.identity,
             },
         )
@@ -424,6 +424,12 @@ def _find_state(
     return state
 
 
+def _settings_here(settings: TrainingSettings, here: World) -> dict[str, Any]:
+    """Return the settings as JSON, with the precision that `auto` is on this device."""
+    precision = "fp32" if autocast_dtype(settings.precision, here.device) is None else "bf16"
+    return settings.model_dump(mode="json") | {"precision": precision}
+
+
 def _read_newest(folder: Path, *, settings: TrainingSettings, identity: dict[str, Any], resume: bool) -> dict[str, Any]:
     if not resume:
         checkpoint.remove_all(folder)
@@ -431,7 +437,7 @@ def _read_newest(folder: Path, *, settings: TrainingSettings, identity: dict[str
     if path is None:
         return {"step": 0, "seconds": 0.0, "bad_draws": 0, "best": {}}
     state = checkpoint.read_state(path)
-    saved, now = state["settings"], settings.model_dump(mode="json")
+    saved, now = state["settings"], _settings_here(settings, world())
     for name in _MUST_NOT_CHANGE:
         if saved.get(name) != now[name]:
             raise UserError(

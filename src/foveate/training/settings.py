@@ -49,7 +49,7 @@ class TrainingSettings(Settings):
     )
     frozen_precision: Literal["fp32", "bf16"] = Field(
         default="fp32",
-        description="of frozen parameters while training; bf16 halves their memory where precision is bf16, too",
+        description="of frozen parameters while training; bf16 halves their memory if precision is bf16 as well",
     )
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="moving average of the weights over steps")
     seed: int = Field(default=0, ge=0, description="decides order, views, drawn texts and dropout")

@@ -180,7 +180,7 @@ class Lite0Encoder(ImageEncoder):
             parameter = next(self._frozen[0].parameters()) if self._frozen else None
             if parameter is None or parameter.device != device or parameter.dtype != dtype:
                 network = load_lite0().to(device=device, dtype=dtype)
-                # The fused kernels belong to oneDNN, which on processors refuses bfloat16 without instructions for it.
+                # The fused kernels belong to oneDNN, which refuses bfloat16 on processors with AVX2 alone.
                 fusible = device.type == "cpu" and dtype in (torch.float32, fast_precision(device))
                 self._frozen[:] = [network.fuse() if fusible else network]
             return self._frozen[0]

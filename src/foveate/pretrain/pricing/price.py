@@ -74,7 +74,7 @@ def price(
     content = {"devices": devices, "hardware": hardware, "samples": samples, "mfu": mfu}
     validate(PriceSettings, content, where="price of a run")
     device = parse_hardware(hardware)
-    settings = recipe.training.model_copy(update={"precision": device.trains_in(recipe.training.precision)})
+    settings = recipe.training.model_copy(update={"precision": device.resolve_precision(recipe.training.precision)})
     recipe = recipe.model_copy(update={"training": settings})
     if settings.batch_size % devices:
         divisor = math.gcd(settings.batch_size, 2 ** int(math.log2(devices)))

@@ -29,7 +29,6 @@ from foveate.studies.results import (
     TourSpecies,
     TourVideo,
 )
-from foveate.studies.settings import TourSize
 
 LIMITS = [
     "This is a small model, trained for minutes on a processor, to show the whole way. It is no match for "
@@ -395,7 +394,6 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "slides": parts.hero_slides(r.locate, collection.examples, r.default),
         "highlights": parts.highlights(groups),
         "total": total,
-        "is_smaller": r.size is not None and r.size != TourSize(),
         "collection_facts": _collection_facts(collection),
         "examples": example_groups(collection.examples),
         "visible_searches": [(search, hits_of_ours(search)) for search in visible_searches(r)],
