@@ -55,6 +55,16 @@ def test_frozen_parts_stay_whole_where_auto_is_fp32(tmp_path: Path, monkeypatch:
     assert set(task.types.values()) == {torch.float32}
 
 
+def test_a_run_that_moves_tells_of_its_other_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    run_half(tmp_path, loader=Interrupted(toy_loader(), step=6, number=signal.SIGTERM), precision="auto")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    run_half(tmp_path, precision="auto")
+    assert "resumed with precision fp32 (was bf16 until step" in capsys.readouterr().err
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole, _ = run_half(tmp_path / "whole")
     loader = Interrupted(toy_loader(), step=6, number=signal.SIGTERM)
