@@ -6,10 +6,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 _UNLIMITED = 400  # columns; a narrow terminal breaks the lines itself, and files keep them whole
 
 
@@ -29,6 +25,11 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     Args:
         rows: rows of a result's table as JSON values, see `foveate.core.results.Row`.
     """
+    # Here, as verbs that print tables are imported for their line of help, too.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
     questions: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         questions.setdefault(str(row["question"]), []).append(row)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
 from foveate.core.paths import CHECKOUT
 
 __version__ = "0.2.0"
@@ -13,6 +11,8 @@ def code_revision() -> str:
     """Describe the running code: the release and, in a checkout, its commit ("+" where files were changed since)."""
     if not (CHECKOUT / ".git").exists():
         return f"Foveate {__version__}"
+    import subprocess  # takes some milliseconds, which help can do without
+
     try:
         options = {"capture_output": True, "text": True, "timeout": 10, "check": True}
         commit = subprocess.run(["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"], **options).stdout.strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from foveate.cli.verbs.adapt import compare, import_peft, merge, predict, train, wise
+from foveate.cli.groups import LazyCommands
 
 
 @click.group("adapt", short_help="Fine-tune a vision model with few parameters.")
@@ -20,5 +20,4 @@ def command() -> None:
     """
 
 
-for module in (train, predict, merge, import_peft, compare, wise):
-    command.add_command(module.command)
+command.commands = LazyCommands(__name__, ("train", "predict", "merge", "import-peft", "compare", "wise"))

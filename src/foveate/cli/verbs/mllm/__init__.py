@@ -4,18 +4,7 @@ from __future__ import annotations
 
 import click
 
-from foveate.cli.verbs.mllm import (
-    calibrate,
-    evaluate,
-    export,
-    fetch,
-    import_model,
-    label,
-    plan,
-    prepare_dense,
-    preview,
-    train,
-)
+from foveate.cli.groups import LazyCommands
 
 # What test and docs build from a recipe that this verb runs.
 RECIPE = "foveate.mllm.recipe:MllmRecipe"
@@ -35,5 +24,8 @@ def command() -> None:
     """
 
 
-for module in (plan, train, preview, prepare_dense, label, evaluate, calibrate, export, import_model, fetch):
-    command.add_command(module.command)
+command.commands = LazyCommands(
+    __name__,
+    ("plan", "train", "preview", "prepare-dense", "label", "evaluate", "calibrate", "export", "import", "fetch"),
+    {"import": "import_model"},  # a keyword names no module
+)

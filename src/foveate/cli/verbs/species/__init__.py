@@ -4,22 +4,9 @@ from __future__ import annotations
 
 import click
 
-from foveate.cli.verbs.species import (
-    boxes,
-    build,
-    check,
-    decide,
-    demo_frames,
-    evaluate,
-    explain,
-    export,
-    predict,
-    review,
-    train,
-)
-from foveate.cli.verbs.species.train import RECIPE
+from foveate.cli.groups import LazyCommands
 
-__all__ = ["MODEL", "RECIPE", "command"]
+RECIPE = "foveate.species.recipe:SpeciesRecipe"
 MODEL = "foveate.species.fit:build_recipe_model"
 
 
@@ -39,5 +26,7 @@ def command() -> None:
     """
 
 
-for module in (demo_frames, check, boxes, build, train, predict, decide, evaluate, explain, review, export):
-    command.add_command(module.command)
+command.commands = LazyCommands(
+    __name__,
+    ("demo-frames", "check", "boxes", "build", "train", "predict", "decide", "evaluate", "explain", "review", "export"),
+)

@@ -10,9 +10,8 @@ import click
 
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish, path_option, run_option
+from foveate.cli.verbs.species import RECIPE
 from foveate.cli.verbs.species.options import list_labels
-
-RECIPE = "foveate.species.recipe:SpeciesRecipe"
 
 
 @click.command("train", cls=FieldsCommand, short_help="Train a model on a graph or a survey.")

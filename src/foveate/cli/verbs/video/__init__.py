@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from foveate.cli.verbs.video import ask, chat, evaluate, find, frames, plan, score
+from foveate.cli.groups import LazyCommands
 
 
 @click.group("video", short_help="Ask image models about video, without training.")
@@ -20,5 +20,4 @@ def command() -> None:
     """
 
 
-for module in (ask, chat, frames, plan, find, evaluate, score):
-    command.add_command(module.command)
+command.commands = LazyCommands(__name__, ("ask", "chat", "frames", "plan", "find", "evaluate", "score"))

@@ -1,0 +1,48 @@
+"""Groups of commands import a command when it is asked for, and no other."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import pytest
+
+from foveate.cli.groups import LazyCommands
+from foveate.cli.main import cli
+from verbs import VERBS, module_of
+
+GROUPS = [verb for verb in VERBS if isinstance(getattr(module_of(verb).command, "commands", None), LazyCommands)]
+
+
+def test_commands_are_imported_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = "foveate.cli.verbs.mllm"
+    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    commands = LazyCommands(package, ("plan", "prepare-dense", "import"), {"import": "import_model"})
+    assert list(commands) == ["plan", "prepare-dense", "import"]
+    assert not [name for name in sys.modules if name.startswith(f"{package}.")]
+    assert commands["import"].name == "import"
+    assert [name for name in sys.modules if name.startswith(f"{package}.")] == [f"{package}.import_model"]
+    assert commands["import"] is commands["import"]
+    assert "nothing" not in commands
+    assert len(commands) == 3
+
+
+def test_commands_can_be_added_and_removed() -> None:
+    commands = LazyCommands("foveate.cli.verbs.mllm", ("plan",))
+    commands["mine"] = click.Command("mine")
+    assert list(commands) == ["plan", "mine"]
+    del commands["plan"]
+    assert list(commands) == ["mine"]
+
+
+@pytest.mark.parametrize("verb", GROUPS)
+def test_every_command_of_a_group_has_its_own_name(verb: str) -> None:
+    commands = module_of(verb).command.commands
+    assert {name: command.name for name, command in commands.items()} == {name: name for name in commands}
+
+
+def test_groups_are_lazy() -> None:
+    assert {"adapt", "mllm", "species", "video"} <= set(GROUPS)
+    context = click.Context(cli)
+    assert all(cli.get_command(context, verb) is module_of(verb).command for verb in GROUPS)
