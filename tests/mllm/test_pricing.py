@@ -13,6 +13,7 @@ from foveate.core.errors import UserError
 from foveate.mllm.part_costs import Experts, ModelShape, PartCost, count_language, count_vision
 from foveate.mllm.pricing import StageShape, format_price, memory_per_device, price, price_recipe, step_flops
 from foveate.mllm.stages import build_recipe_model
+from foveate.training.hardware import parse_hardware
 from foveate.training.settings import TrainingSettings
 from foveate.vision.connectors import build_connector
 from naming import raises_naming
@@ -102,13 +103,14 @@ def test_memory_follows_the_settings(parts: dict[str, PartCost]) -> None:
 
 
 def test_auto_is_priced_as_the_precision_that_is_faster_there() -> None:
-    def priced(precision: str, hardware: str) -> dict[str, Any]:
-        settings = TrainingSettings.model_validate(TRAINING.model_dump() | {"precision": precision})
-        return price(SHAPE, [stage(training=settings)], hardware=hardware)
+    resolved = {name: parse_hardware(name).resolve_precision("auto") for name in ("h100-80gb", "cpu", "mine=10,24,10")}
+    assert resolved == {"h100-80gb": "bf16", "cpu": "fp32", "mine=10,24,10": "fp32"}
 
-    for hardware, same in (("h100-80gb", "bf16"), ("cpu", "fp32"), ("mine=10,24,10", "fp32")):
-        assert priced("auto", hardware) == priced(same, hardware)
-    assert priced("bf16", "h100-80gb") != priced("fp32", "h100-80gb")
+    def priced(precision: str) -> dict[str, Any]:
+        settings = TrainingSettings.model_validate(TRAINING.model_dump() | {"precision": precision})
+        return price(SHAPE, [stage(training=settings)], hardware="h100-80gb")
+
+    assert priced("auto") == priced("bf16")
 
 
 def test_experts_are_added_to_every_second_layer() -> None:

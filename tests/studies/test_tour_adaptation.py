@@ -51,7 +51,7 @@ def model() -> LocalizingModel:
 def result(emoji: Collection, model: LocalizingModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("run")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    content = tour_adaptation(emoji, RunFolder.create(folder), model=model, cache=folder / "cache", seed=0, epochs=2)
+    content = tour_adaptation(emoji, RunFolder.create(folder), model=model, cache=folder / "cache", seed=0, epochs=8)
     assert all((value == before[name]).all() for name, value in model.state_dict().items()), "the model stays as it is"
     assert all((folder / example["image"]).is_file() for example in content["examples"])
     return json.loads(json.dumps(content, allow_nan=False))
