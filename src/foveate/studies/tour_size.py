@@ -32,7 +32,7 @@ SIZES = (
     TourSize(image_size=128, scenes=5000, steps=350, by_speed=True),
     TourSize(image_size=96, scenes=4000, steps=300, by_speed=True),
 )
-_NAMED = ("image_size", "scenes", "steps")  # parts of the size that settings can name
+_SIZE_FIELDS = ("image_size", "scenes", "steps")  # parts of the size that settings can name
 _SCENES = 12  # that the measurement draws
 _OTHER_IMAGES = 6164  # drawings of one thing, and held-out scenes
 
@@ -61,22 +61,23 @@ def choose_tour_size(run: RunFolder, settings: TourSettings, *, device: str | No
         UserError: the run folder has a tour of another size than the settings name.
     """
     path = run.path / FILE
-    named = {name: value for name in _NAMED if (value := getattr(settings, name)) is not None}
+    overrides = {name: value for name in _SIZE_FIELDS if (value := getattr(settings, name)) is not None}
     # Whoever names a part of the size, or measures over seeds, wants the rest at full size.
-    wanted = FULL.model_copy(update=named) if named or settings.full or settings.seeds > 1 else None
+    requested = FULL.model_copy(update=overrides) if overrides or settings.full or settings.seeds > 1 else None
     if path.is_file():
         stored = validate(TourSize, read_json(path), where=str(path))
-        if wanted != stored and not (wanted is None and (stored.by_speed or stored == FULL)):
-            asked = f"this command asks for {wanted.describe()}" if wanted else "this command names no size"
+        if requested != stored and not (requested is None and (stored.by_speed or stored == FULL)):
+            request = requested.describe() if requested else "no size"
             raise UserError(
-                f"{run.path}: holds a tour of {stored.describe()}, {asked}; repeat its options, or choose another --run"
+                f"{run.path}: holds a tour of {stored.describe()} (this command asks for {request}); "
+                "repeat its options, or choose another --run"
             )
         return stored
-    if wanted is None:
-        # A collection without a size is that of a version that knew the full one alone.
-        wanted = FULL if (run.path / "collection").exists() else _choose_by_speed(measure_speed(device))
-    run.write_result(wanted.model_dump(), FILE)
-    return wanted
+    # A collection without a size is that of a version that knew the full one alone.
+    before_sizes = (run.path / "collection").exists()
+    size = requested or (FULL if before_sizes else _choose_by_speed(measure_speed(device)))
+    run.write_result(size.model_dump(), FILE)
+    return size
 
 
 def _choose_by_speed(speed: Speed) -> TourSize:
@@ -111,23 +112,23 @@ def estimate_seconds(speed: Speed, size: TourSize) -> float:
 
 def measure_speed(device: str | None = None) -> Speed:
     """Measure the machine in a few seconds: the fastest of several calls, as other processes can only slow one down."""
-    used = choose_device(device or "auto")
-    encoder = Lite0Encoder().train().to(used)
-    pixels_B3HW = torch.zeros((8, 3, 224, 224), dtype=torch.uint8, device=used)
-    features_BF = torch.zeros((192, *encoder.feature_shape), dtype=encoder.feature_dtype, device=used)
-    dtype = autocast_dtype("auto", used)
+    torch_device = choose_device(device or "auto")
+    encoder = Lite0Encoder().train().to(torch_device)
+    pixels_B3HW = torch.zeros((8, 3, 224, 224), dtype=torch.uint8, device=torch_device)
+    features_BF = torch.zeros((192, *encoder.feature_shape), dtype=encoder.feature_dtype, device=torch_device)
+    dtype = autocast_dtype("auto", torch_device)
 
     def draw() -> None:
         for index in range(_SCENES):
             draw_scene_row(seed=0, split="train", index=index)
 
-    # Both end with a number on the processor, which waits for a GPU.
+    # `encode` and `step` return a number, which waits for a GPU to finish.
     def encode() -> float:
         return encoder.frozen_features(pixels_B3HW)[0, 0].item()
 
     def step() -> float:
         encoder.zero_grad(set_to_none=True)
-        with torch.autocast(used.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with torch.autocast(torch_device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             outputs = encoder(features_BF)
             (outputs.tokens.float().sum() + outputs.pooled.float().sum()).backward()
         assert encoder.proj.weight.grad is not None
