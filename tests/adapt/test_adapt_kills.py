@@ -36,9 +36,8 @@ def same(one: Path, other: Path) -> bool:
     )
 
 
-@pytest.mark.parametrize(
-    ("method", "kills"), [("lora", 1), *(pytest.param(one, 12, marks=pytest.mark.slow) for one in METHODS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "kills"), [(one, 12) for one in METHODS])
 def test_a_killed_training_ends_with_the_same_adapter(method: str, kills: int, server: Server, tmp_path: Path) -> None:
     from timm.models._hub import save_for_hf
 

@@ -137,6 +137,7 @@ def tuned(on: Task, method: str, seed: int, folder: Path) -> Fit:
     return fit
 
 
+@pytest.mark.slow
 def test_bitfit_and_lora_beat_linear_on_ten_digits_a_class(tmp_path: Path) -> None:
     accuracy = {name: 100 * tuned(digits(0), name, 0, tmp_path).accuracy for name in ("linear", "bitfit", "lora")}
     assert accuracy["bitfit"] > accuracy["linear"], accuracy

@@ -49,6 +49,7 @@ def copy(whole: Path, folder: Path) -> Path:
     return folder / "c"
 
 
+@pytest.mark.slow
 def test_a_kill_before_and_after_every_file_is_mended(server: Server, chat: ChatServer, tmp_path: Path) -> None:
     whole = make(tmp_path / "whole" / "c", 9)
     plain = copy(whole, tmp_path / "plain")

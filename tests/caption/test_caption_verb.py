@@ -160,7 +160,7 @@ def test_a_run_of_failures_alone_is_no_success(tmp_path: Path, capsys: pytest.Ca
     assert code == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_writes_what_is_in_flight(tmp_path: Path, number: signal.Signals) -> None:
     collection = make(tmp_path / "c", 60)
     with ChatServer(lambda n, body: says(good(body), seconds=0.05)) as server:

@@ -33,6 +33,7 @@ def runs(name: str, alpha: float | None, **options) -> tuple[np.ndarray, np.ndar
     return np.array(errors), np.array(indices)
 
 
+@pytest.mark.slow
 def test_paper_reconstruction_on_an_even_split() -> None:
     errors, indices = runs("s1", None, method="paper_reconstruction")
     central, _ = runs("s1", None, method="central", client_init="random", n_init=1)
@@ -41,19 +42,21 @@ def test_paper_reconstruction_on_an_even_split() -> None:
     assert (indices == 0).sum() >= 4
 
 
+@pytest.mark.slow
 def test_consensus_in_one_shot_from_random_clients() -> None:
     errors, indices = runs("s1", 0.3, client_init="random", n_init=1, refine_rounds=0)
     assert errors.mean() < 0.05
     assert (indices == 0).all()
 
 
-@pytest.mark.parametrize("alpha", [None, 0.3, 0.1])
+@pytest.mark.parametrize("alpha", [None, *(pytest.param(one, marks=pytest.mark.slow) for one in (0.3, 0.1))])
 def test_the_default_finds_s1(alpha: float | None) -> None:
     errors, indices = runs("s1", alpha)
     assert errors.mean() < 0.02
     assert (indices == 0).all()
 
 
+@pytest.mark.slow
 def test_the_default_on_s4_is_near_central_kmeans() -> None:
     errors, _ = runs("s4", 0.3)
     points, _, truth = s_set("s4")
@@ -62,6 +65,7 @@ def test_the_default_on_s4_is_near_central_kmeans() -> None:
     assert center_error(truth, central).mean == pytest.approx(0.10, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_reconstruction_fails_on_unlike_clients() -> None:
     """Negative control: along a Dirichlet split of 0.1 the radius collapses."""
     errors, indices = runs("s1", 0.1, method="paper_reconstruction", on_few_groups="return")
@@ -93,8 +97,8 @@ RANDOM = {"client_init": "random", "n_init": 1}
     ("options", "seeds", "least", "most"),
     [
         ({}, 10, 1.0, 1.0),
-        (RANDOM, 40, 0.7, 1.0),
-        (RANDOM | {"restarts": 0}, 40, 0.7, 1.0),
+        pytest.param(RANDOM, 40, 0.7, 1.0, marks=pytest.mark.slow),
+        pytest.param(RANDOM | {"restarts": 0}, 40, 0.7, 1.0, marks=pytest.mark.slow),
         ({"method": "paper_reconstruction"}, 10, 0.7, 1.0),
         ({"method": "central"} | RANDOM, 10, 0.0, 0.3),
     ],

@@ -113,7 +113,14 @@ def insecure_server(folder: Path) -> list[str]:
     return ["server", "--folder", str(folder), "--address", f"localhost:{free_port()}", "--insecure", "--json"]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_ends_all(programs: Path, tmp_path: Path, number: int, status: int) -> None:
     folder = tmp_path / "server"
     with foveate(programs, *insecure_server(folder)) as process:

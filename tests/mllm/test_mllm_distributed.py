@@ -21,7 +21,8 @@ from naming import raises_naming
 from tiny_mllm import make_recipe
 
 
-@pytest.mark.parametrize("parallel", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
 def test_two_processes_train_all_stages_as_one_does(parallel: str, asked_collection: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(asked_collection, tmp_path / "shapes")
     add_conversations(folder, TEXTS)

@@ -114,7 +114,8 @@ def check_between(out: Path) -> None:
     assert len({hit.key for hit in hits}) == len(hits)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [50])
 def test_kills_change_no_byte(kills: int, server: Server, model: Path, damaged: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     took = server.seconds("make", model, damaged, out)

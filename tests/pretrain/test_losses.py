@@ -212,6 +212,7 @@ def test_clip_loss_has_the_value_and_gradient_of_plain_cross_entropy(row_chunk: 
         losses.clip_loss(image, text, 1.0, row_chunk=0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_clip_loss_in_chunks_bounds_memory() -> None:
     """8,192 images: the whole matrix is 268 MB, and several of it are needed at once; 256 rows are 8 MB."""

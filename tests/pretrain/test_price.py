@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
@@ -24,6 +26,22 @@ from foveate.training.costs import _FUSED_ATTENTION
 from foveate.training.hardware import parse_hardware
 from foveate.vision.prompter import BoxHead, Prompter
 from naming import raises_naming
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted_once() -> Iterator[None]:
+    """Counting a ViT takes seconds, and most tests price the same one."""
+    count, known = costs.model_cost, {}
+
+    def look_up(model: Any, *, units: list[nn.Module], precision: str) -> costs.ModelCost:
+        key = (model.recipe.model_dump_json(include={"image_encoder", "text_encoder", "regions"}), precision)
+        if key not in known:
+            known[key] = count(model, units=units, precision=precision)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "model_cost", look_up)
+        yield
 
 
 def counted(recipe: PretrainRecipe) -> costs.ModelCost:

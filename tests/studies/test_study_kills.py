@@ -57,7 +57,8 @@ def values(folder: Path) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text())["values"] for path in (folder / "cells").glob("*-seed*.json")}
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [50])
 def test_no_finished_training_is_lost_or_done_again(kills: int, server: Server, tmp_path: Path) -> None:
     straight, out = tmp_path / "straight", tmp_path / "study"
     took = server.seconds("counted", straight)

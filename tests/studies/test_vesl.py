@@ -65,6 +65,7 @@ def test_labels_are_compared_with_the_truth(tiny_collection: Path, tmp_path: Pat
     assert found["true"]["label_count"] == pytest.approx(28 / 18, abs=0.2)
 
 
+@pytest.mark.slow
 def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scale = vesl.Scale(
         train_scenes=30,

@@ -63,7 +63,7 @@ def test_two_processes_equal_one_with_a_rank_that_has_no_regions(
     ("first", "second"),
     [
         (("fsdp", 2), ("ddp", 1)),
-        (("ddp", 2), ("fsdp", 2)),
+        pytest.param(("ddp", 2), ("fsdp", 2), marks=pytest.mark.slow),
         pytest.param(("ddp", 1), ("fsdp", 2), marks=pytest.mark.slow),
     ],
     ids=lambda layout: f"{layout[0]}-{layout[1]}",
