@@ -16,8 +16,10 @@ def fast_precision(device: torch.device) -> torch.dtype:
     import torch
 
     if device.type == "cuda":
-        # Emulated bfloat16 exists on old cards and is slower than float32.
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        # PyTorch answers for its current device, which need not be this one.
+        with torch.cuda.device(device):
+            # Emulated bfloat16 exists on old cards and is slower than float32.
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16")):
