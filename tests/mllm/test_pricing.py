@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig
 
 from foveate.core.errors import UserError
+from foveate.core.precision import autocast_dtype
 from foveate.mllm.part_costs import Experts, ModelShape, PartCost, count_language, count_vision
 from foveate.mllm.pricing import StageShape, format_price, memory_per_device, price, price_recipe, step_flops
 from foveate.mllm.stages import build_recipe_model
@@ -104,7 +105,8 @@ def test_memory_follows_the_settings(parts: dict[str, PartCost]) -> None:
 
 def test_auto_is_priced_as_the_precision_that_is_faster_there() -> None:
     resolved = {name: parse_hardware(name).resolve_precision("auto") for name in ("h100-80gb", "cpu", "mine=10,24,10")}
-    assert resolved == {"h100-80gb": "bf16", "cpu": "fp32", "mine=10,24,10": "fp32"}
+    here = "fp32" if autocast_dtype("auto", torch.device("cpu")) is None else "bf16"
+    assert resolved == {"h100-80gb": "bf16", "cpu": here, "mine=10,24,10": "fp32"}
 
     def priced(precision: str) -> dict[str, Any]:
         settings = TrainingSettings.model_validate(TRAINING.model_dump() | {"precision": precision})

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.core.devices import choose_device
+from foveate.core.devices import choose_device, usable_cores
 from foveate.core.precision import fast_precision
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
@@ -36,11 +36,6 @@ _OPEN_SHARDS = 256
 _SEPARATE_EXTRAS = ("flower",)
 
 
-def cores() -> int:
-    """Count the processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def machine(folder: Path) -> dict[str, Any]:
     """Describe the machine: cores, memory, disk at `folder`, accelerators, fast precision, versions, hub off or not."""
     page = os.sysconf("SC_PAGE_SIZE")
@@ -53,7 +48,7 @@ def machine(folder: Path) -> dict[str, Any]:
     ]
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": cores(),
+        "cores": usable_cores(),
         "memory_bytes": page * os.sysconf("SC_PHYS_PAGES"),
         "memory_free_bytes": _memory_available(page),
         "disk_free_bytes": shutil.disk_usage(_existing(folder)).free,

@@ -1,4 +1,4 @@
-"""Peak rates and memory of devices by name, and the settings of a price. No torch."""
+"""Peak rates and memory of devices by name, and the settings of a price. Loads torch only for "cpu"."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from foveate.core.devices import usable_cores
 from foveate.core.errors import UserError, nearest
-from foveate.core.precision import TrainingPrecision
+from foveate.core.precision import TrainingPrecision, fast_precision
 from foveate.core.recipes import Settings
 
 # One core of a server at 2.5 GHz with 512-bit fused multiply-add: 2 x 16 x 2.5e9, half of it for narrower machines.
@@ -43,17 +44,19 @@ class Hardware:
         tflops: peak of bfloat16 products with float32 sums, in 10^12 FLOPs a second, dense.
         wide_tflops: peak of float32 products, in which the losses are computed.
         gigabytes: memory, in 10^9 bytes.
+        auto: what the training precision "auto" is here; by default the one of the higher rate.
     """
 
     name: str
     tflops: float
     wide_tflops: float
     gigabytes: float
+    auto: Literal["fp32", "bf16"] | None = None
 
     def resolve_precision(self, precision: TrainingPrecision) -> Literal["fp32", "bf16"]:
         """Return the precision of a training here: "auto" is bf16 where the device multiplies it faster."""
         if precision == "auto":
-            return "bf16" if self.tflops > self.wide_tflops else "fp32"
+            return self.auto or ("bf16" if self.tflops > self.wide_tflops else "fp32")
         return precision
 
 
@@ -79,9 +82,13 @@ def parse_hardware(text: str) -> Hardware:
     name, equals, values = text.partition("=")
     if not equals:
         if name == "cpu":
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            import torch
+
+            cores, rate = usable_cores(), usable_cores() * _CORE_TFLOPS
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-            return Hardware(f"cpu ({cores} cores)", cores * _CORE_TFLOPS, cores * _CORE_TFLOPS, memory)
+            # Both rates are alike for want of a number; what a training would choose here is known.
+            precision = "bf16" if fast_precision(torch.device("cpu")) == torch.bfloat16 else "fp32"
+            return Hardware(f"cpu ({cores} cores)", rate, rate, memory, precision)
         if name in ACCELERATORS:
             return ACCELERATORS[name]
         names = ["cpu", *ACCELERATORS]
