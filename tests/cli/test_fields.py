@@ -118,6 +118,22 @@ def test_an_unknown_choice_names_the_nearest() -> None:
         assert (done.exit_code, wrong[0] in done.stderr) == (2, True), "one status for every wrong argument"
 
 
+class Sized(Settings):
+    side: int | None = Field(None, ge=32, le=96, multiple_of=32, description="a side")
+
+
+def test_a_number_that_must_be_a_multiple() -> None:
+    @click.command("sized", cls=FieldsCommand)
+    @fields(f"{__name__}:Sized", "side")
+    def sized(settings: dict[str, Any]) -> None:
+        click.echo(repr(settings))
+
+    assert CliRunner().invoke(sized, ["--side", "64"]).output.strip() == "{'side': 64}"
+    for wrong, words in (("50", "50 is not a multiple of 32"), ("128", "32<=x<=96")):
+        done = CliRunner().invoke(sized, ["--side", wrong])
+        assert (done.exit_code, "--side" in done.stderr, words in done.stderr) == (2, True, True)
+
+
 def test_help_shows_description_default_and_bounds() -> None:
     output = " ".join(CliRunner().invoke(example, ["--help"]).output.split())
     for words in (

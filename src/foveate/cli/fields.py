@@ -37,6 +37,7 @@ class _Bounds:
     high: float | None = None
     low_open: bool = False
     high_open: bool = False
+    multiple_of: int | None = None
 
 
 class Fields(click.Option):
@@ -145,6 +146,20 @@ class _List(click.ParamType):
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+class _Multiple(click.IntRange):
+    """A whole number in a range that a number divides."""
+
+    def __init__(self, factor: int, low: float | None, high: float | None) -> None:
+        super().__init__(low, high)  # type: ignore[arg-type]
+        self.factor = factor
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number = super().convert(value, param, ctx)
+        if number % self.factor:
+            self.fail(f"{number} is not a multiple of {self.factor}.", param, ctx)
+        return number
+
+
 class _Choice(click.Choice):
     """A choice whose error names the nearest match."""
 
@@ -239,12 +254,12 @@ def find_off_description(field: FieldInfo) -> str | None:
 
 
 def bounds_of(field: FieldInfo) -> _Bounds:
-    """Read the bounds of a number from a field's constraints (ge, gt, le, lt)."""
+    """Read the bounds of a number from a field's constraints (ge, gt, le, lt, multiple_of)."""
     return _read_bounds(field.metadata)
 
 
 def _read_bounds(rules: Iterable[Any]) -> _Bounds:
-    low = high = None
+    low = high = multiple_of = None
     low_open = high_open = False
     for rule in rules:
         if (value := getattr(rule, "ge", None)) is not None:
@@ -255,7 +270,8 @@ def _read_bounds(rules: Iterable[Any]) -> _Bounds:
             high = value
         if (value := getattr(rule, "lt", None)) is not None:
             high, high_open = value, True
-    return _Bounds(low, high, low_open, high_open)
+        multiple_of = getattr(rule, "multiple_of", multiple_of)
+    return _Bounds(low, high, low_open, high_open, multiple_of)
 
 
 def click_type(annotation: Any, bounds: _Bounds) -> click.ParamType:
@@ -269,6 +285,8 @@ def click_type(annotation: Any, bounds: _Bounds) -> click.ParamType:
     if origin is Literal:
         choices = typing.get_args(annotation)
         return _Choice([str(choice) for choice in choices])
+    if annotation is int and bounds.multiple_of is not None:
+        return _Multiple(bounds.multiple_of, bounds.low, bounds.high)
     if annotation in (int, float):
         kind = click.IntRange if annotation is int else click.FloatRange
         return kind(bounds.low, bounds.high, min_open=bounds.low_open, max_open=bounds.high_open)  # type: ignore[arg-type]
