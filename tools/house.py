@@ -183,7 +183,7 @@ def measure(src: Path) -> dict[str, object]:
             private += [
                 f"{relative}:{line} {target}.{name}" for name in names if name.startswith("_") and name != "__version__"
             ]
-    # A package that imports its own modules lists them, as `cli.verbs.video` its commands: that is no user of one.
+    # A package that imports its own modules lists them: that is no user of one.
     importers = Counter(
         target for module, targets in graph.items() for target in targets if target.rpartition(".")[0] != module
     )
