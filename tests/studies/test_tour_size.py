@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from foveate.core.errors import UserError
+from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
+from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.train import build_model
 from foveate.studies import tour_size as sizes
 from foveate.studies.settings import TourSettings, TourSize
+from foveate.studies.tour import RECIPES, _list_overrides, tour
 from foveate.studies.tour_size import FULL, SIZES, Speed, choose_size, choose_tour_size, estimate_seconds, measure_speed
 from naming import raises_naming
 
@@ -30,7 +35,7 @@ def test_the_estimate_is_near_what_tours_took(size: TourSize, seconds: float) ->
 
 def test_estimates_fall_from_size_to_size_and_scale_with_the_machine() -> None:
     seconds = [estimate_seconds(SLOW, size) for size in SIZES]
-    assert SIZES[0] == FULL == TourSize()
+    assert SIZES[0] == FULL
     assert seconds == sorted(seconds, reverse=True)
     assert estimate_seconds(times(SLOW, 0.5), FULL) == pytest.approx(seconds[0] / 2)
 
@@ -41,6 +46,7 @@ def test_the_largest_size_in_time_is_chosen() -> None:
     for factor in (0.4, 0.6, 0.8, 1.0):
         speed = times(SLOW, factor)
         chosen = SIZES.index(choose_size(speed))
+        assert estimate_seconds(speed, SIZES[chosen]) <= sizes.MAX_SECONDS
         assert all(estimate_seconds(speed, size) > sizes.MAX_SECONDS for size in SIZES[:chosen])
 
 
@@ -74,14 +80,29 @@ def test_a_run_keeps_its_size(slow: None, tmp_path: Path, capsys: pytest.Capture
         ({"steps": 20}, {}),
         ({"steps": 20}, {"full": True}),
         ({"scenes": 300}, {"scenes": 400}),
+        ({"full": True}, {"steps": FULL.steps}),
+        ({}, {"image_size": SIZES[-1].image_size, "scenes": SIZES[-1].scenes, "steps": SIZES[-1].steps}),
     ],
 )
 def test_a_folder_keeps_one_size(first: dict[str, Any], second: dict[str, Any], slow: None, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path)
     size = choose_tour_size(run, TourSettings(**first))
-    with raises_naming(UserError, tmp_path, size.describe(), "--run"):
+    advice = "leave out --full" if size.by_speed or size == FULL else "repeat its options"
+    with raises_naming(UserError, tmp_path, size.describe(), advice, "--run") as caught:
         choose_tour_size(run, TourSettings(**second))
+    held, _, requested = str(caught.value).partition(" (this command asks for ")
+    assert not requested.startswith(f"{size.describe()})"), "both would read alike"
+    assert held.endswith(size.describe())
     assert choose_tour_size(run, TourSettings(**first)) == size, "the refused command changed nothing"
+
+
+def test_another_size_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, command=["foveate", "tour"])
+    run.write_result(FULL.model_dump(), sizes.FILE)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with raises_naming(UserError, tmp_path, FULL.describe(), "--run"):
+        tour(tmp_path, TourSettings(steps=20), command=["foveate", "tour", "--steps", "20"])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("settings", [{"full": True}, {"full": True, "steps": 20}, {"scenes": 300}, {}])
@@ -91,9 +112,19 @@ def test_the_same_command_goes_on(settings: dict[str, Any], slow: None, tmp_path
     assert choose_tour_size(run, TourSettings(**settings)) == size
 
 
-def test_a_collection_without_a_size_is_of_a_whole_tour(slow: None, tmp_path: Path) -> None:
+def test_a_tour_of_a_version_without_sizes_is_refused(slow: None, tmp_path: Path) -> None:
     (tmp_path / "collection").mkdir()
-    assert choose_tour_size(RunFolder.create(tmp_path), TourSettings()) == FULL
+    with raises_naming(UserError, tmp_path, "earlier version", "--run"):
+        choose_tour_size(RunFolder.create(tmp_path), TourSettings())
+
+
+@pytest.mark.parametrize("name", RECIPES.values())
+def test_the_full_size_is_that_of_the_recipes(name: str) -> None:
+    recipe = load(PretrainRecipe, name)
+    full = load(PretrainRecipe, name, _list_overrides(recipe.training.seed, FULL))
+    assert recipe.training == full.training
+    with torch.device("meta"):
+        assert build_model(recipe).image_encoder.preprocess == build_model(full).image_encoder.preprocess
 
 
 @pytest.mark.parametrize(
@@ -102,7 +133,7 @@ def test_a_collection_without_a_size_is_of_a_whole_tour(slow: None, tmp_path: Pa
         (TourSettings(full=True), FULL),
         (TourSettings(seeds=2), FULL),
         (TourSettings(scenes=300), TourSize(scenes=300)),
-        (TourSettings(steps=20, image_size=64), TourSize(steps=20, image_size=64)),
+        (TourSettings(steps=20, image_size=64), TourSize(steps=20, image_size=64, short=True)),
     ],
 )
 def test_what_is_named_is_taken_and_the_rest_is_whole(

@@ -30,10 +30,12 @@ class TourSize(Settings):
     scenes: int = Field(8000, ge=200, description="number of training scenes")
     steps: int = Field(800, ge=10, description="number of steps of the training of CLIP, and of that of CLOC")
     by_speed: bool = Field(False, description="whether it is smaller than full because the machine is slow")
+    short: bool = Field(False, description="whether later parts are shortened, too, as in a tour of named steps")
 
     def describe(self) -> str:
         """Return the numbers in words."""
-        return f"{self.scenes:,} scenes, read at {self.image_size} pixels, {self.steps:,} steps"
+        numbers = f"{self.scenes:,} scenes, read at {self.image_size} pixels, {self.steps:,} steps"
+        return numbers + ", chosen by speed" * self.by_speed + ", short later parts" * self.short
 
 
 class TourSettings(Settings):

@@ -46,7 +46,7 @@ from foveate.studies.tour_ask import RECIPE, ask_shipped, train_briefly
 from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
 from foveate.studies.tour_captions import ENCODER, sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
-from foveate.studies.tour_size import choose_tour_size
+from foveate.studies.tour_size import choose_tour_size, stored_size
 from foveate.studies.tour_species import FULL, SHORT, tour_species
 from foveate.studies.tour_video import tour_video
 from foveate.vision.feature_cache import CACHE
@@ -127,12 +127,14 @@ def tour(
             anything is trained. A finished tour that is repeated keeps its result until the end.
 
     Raises:
-        UserError: a recipe of the tour is missing; before anything is written.
+        UserError: a recipe of the tour is missing, or the folder holds a tour of another size; before anything is
+            written.
     """
     # Fail early: a tree without recipes would else be missed only after minutes, behind the collection of images.
     for recipe in (*RECIPES.values(), ENCODER, RECIPE):
         recipe_path(recipe)
     settings = settings or TourSettings()
+    stored_size(run_path, settings)
     seeds, test_scenes = settings.seeds, settings.test_scenes
     clock = Clock()
     # What an earlier session did takes no time in this one, and its own time is not known.
@@ -172,7 +174,7 @@ def tour(
     result = _result(collection, run, first, tables, seed, seeds, command)
     clock.lap("questions")
     result["size"] = size.model_dump()
-    parts = _later_parts(collection, run, first, ask, size, short_steps=settings.steps, seed=seed, device=device)
+    parts = _later_parts(collection, run, first, ask, size, seed=seed, device=device)
     for number, (key, (title, show)) in enumerate(parts.items(), start=6):
         say(f"{number} of 12: {title}")
         result[key] = show()
@@ -191,16 +193,13 @@ def _later_parts(
     ask: dict[str, Any],
     size: TourSize,
     *,
-    short_steps: int | None,
     seed: int,
     device: str | None,
 ) -> dict[str, tuple[str, Callable[[], Any]]]:
-    """Return what follows from the trained models: {field of the result: (title, function that makes it)}, in order.
-
-    Args:
-        short_steps: the most steps of each of its trainings, in a tour that is made to be short.
-    """
-    steps, cloc, cache = short_steps, answers.models["cloc"], collection.path / CACHE
+    """Return what follows from the trained models: {field of the result: (title, function that makes it)}, in order."""
+    cloc, cache = answers.models["cloc"], collection.path / CACHE
+    # The most steps of each training below, in a tour that is made to be short.
+    steps = size.steps if size.short else None
     locator, encoder = answers.trained["cloc"].model_folder, cloc.image_encoder
     assert locator is not None
     assert isinstance(encoder, Lite0Encoder), "of the tour's recipes"

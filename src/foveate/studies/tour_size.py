@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from foveate.core.devices import choose_device
+from foveate.core.devices import choose_device, usable_cores
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.precision import autocast_dtype
@@ -33,6 +34,7 @@ SIZES = (
     TourSize(image_size=96, scenes=4000, steps=300, by_speed=True),
 )
 _SIZE_FIELDS = ("image_size", "scenes", "steps")  # parts of the size that settings can name
+_SIZE_OPTIONS = "--full, --seeds, --image-size, --scenes and --steps"
 _SCENES = 12  # that the measurement draws
 _OTHER_IMAGES = 6164  # drawings of one thing, and held-out scenes
 
@@ -42,7 +44,7 @@ class Speed:
     """Measured seconds of the three kinds of work that a tour consists of.
 
     Attributes:
-        scene: drawing one scene in one process.
+        scene: drawing one scene in one of two processes.
         image: computing the frozen features of one image of 224 pixels.
         step: forward and backward of the image encoder's trained part on 192 images of 224 pixels.
     """
@@ -52,32 +54,50 @@ class Speed:
     step: float
 
 
+def stored_size(run_path: Path, settings: TourSettings) -> TourSize | None:
+    """Return the size of the tour that a run folder holds, None if it holds none. Writes nothing.
+
+    Raises:
+        UserError: the tour is of another size than the settings name, or of a version that had no sizes.
+    """
+    path, requested = run_path / FILE, _requested_size(settings)
+    if not path.is_file():
+        if (run_path / "collection").exists():
+            raise UserError(f"{run_path}: holds a tour of an earlier version; choose another --run")
+        return None
+    stored = validate(TourSize, read_json(path), where=str(path))
+    is_default = stored.by_speed or stored == FULL
+    if requested == stored or (requested is None and is_default):
+        return stored
+    request = requested.describe() if requested else "no size"
+    advice = f"leave out {_SIZE_OPTIONS}" if is_default else "repeat its options"
+    raise UserError(
+        f"{run_path}: holds a tour of {stored.describe()} (this command asks for {request}); "
+        f"{advice}, or choose another --run"
+    )
+
+
 def choose_tour_size(run: RunFolder, settings: TourSettings, *, device: str | None = None) -> TourSize:
-    """Return the size of a tour: as the settings or the run folder have it, else what this machine can do in time.
+    """Return the size of a tour: as the run folder or the settings have it, else what this machine can do in time.
 
     It is stored once, so that a run that is stopped goes on with the same.
 
     Raises:
-        UserError: the run folder has a tour of another size than the settings name.
+        UserError: see `stored_size`.
     """
-    path = run.path / FILE
+    size = stored_size(run.path, settings)
+    if size is None:
+        size = _requested_size(settings) or _choose_by_speed(measure_speed(device))
+        run.write_result(size.model_dump(), FILE)
+    return size
+
+
+def _requested_size(settings: TourSettings) -> TourSize | None:
     overrides = {name: value for name in _SIZE_FIELDS if (value := getattr(settings, name)) is not None}
     # Whoever names a part of the size, or measures over seeds, wants the rest at full size.
-    requested = FULL.model_copy(update=overrides) if overrides or settings.full or settings.seeds > 1 else None
-    if path.is_file():
-        stored = validate(TourSize, read_json(path), where=str(path))
-        if requested != stored and not (requested is None and (stored.by_speed or stored == FULL)):
-            request = requested.describe() if requested else "no size"
-            raise UserError(
-                f"{run.path}: holds a tour of {stored.describe()} (this command asks for {request}); "
-                "repeat its options, or choose another --run"
-            )
-        return stored
-    # A collection without a size is that of a version that knew the full one alone.
-    before_sizes = (run.path / "collection").exists()
-    size = requested or (FULL if before_sizes else _choose_by_speed(measure_speed(device)))
-    run.write_result(size.model_dump(), FILE)
-    return size
+    if not overrides and not settings.full and settings.seeds == 1:
+        return None
+    return FULL.model_copy(update={**overrides, "short": settings.steps is not None})
 
 
 def _choose_by_speed(speed: Speed) -> TourSize:
@@ -135,7 +155,8 @@ def measure_speed(device: str | None = None) -> Speed:
         return encoder.proj.weight.grad.sum().item()
 
     return Speed(
-        scene=_best_seconds(draw, calls=4) / _SCENES,
+        # The collection is drawn by two processes, which share the core if there is one.
+        scene=_best_seconds(draw, calls=4) / _SCENES * (2 if usable_cores() == 1 else 1),
         image=_best_seconds(encode, calls=12) / len(pixels_B3HW),
         step=_best_seconds(step, calls=6),
     )
