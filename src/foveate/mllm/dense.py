@@ -47,8 +47,10 @@ class DenseSettings(Settings):
     split: str = Field("train", description="split whose images are asked about")
     sources: RegionSources = (OWN_SOURCES,)
     names: Literal["phrase", "label"] = Field("phrase", description="column of the regions that names them")
-    objects: int = Field(10, ge=1, le=100, description="most numbered regions of a question")
-    max_detected: int = Field(40, ge=1, le=300, description="most things of an image whose answer lists all of them")
+    objects: int = Field(10, ge=1, le=100, description="maximum number of regions in a question")
+    max_detected: int = Field(
+        40, ge=1, le=300, description="maximum number of things in an image whose answer lists all of them"
+    )
     box_share: float = Field(0.5, ge=0, le=1, description="share of images whose answer has boxes; others have names")
 
 

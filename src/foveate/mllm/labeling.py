@@ -48,7 +48,7 @@ class LabelSettings(Settings):
     split: str | None = Field(None, description="only images of this split")
     limit: int | None = Field(None, ge=1, description="only this many images, the first ones")
     sources: RegionSources = (OWN_SOURCES,)
-    objects: int = Field(10, ge=1, le=100, description="most numbered regions of a question")
+    objects: int = Field(10, ge=1, le=100, description="maximum number of regions in a question")
     max_tokens: int = Field(512, ge=1, le=8192, description="longest answer")
     batch_size: int = Field(8, ge=1, le=1024, description="images asked about together")
 

@@ -316,6 +316,8 @@ def _check_agreement(
 class MllmPriceSettings(PriceSettings):
     """What a dry run assumes of devices and samples."""
 
-    images: int = Field(1, ge=1, description="images of a mean sample that a dry run assumes, of 480 x 640 pixels each")
+    images: int = Field(
+        1, ge=1, description="images of an average sample that a dry run assumes, of 480 x 640 pixels each"
+    )
     text_tokens: int = Field(30, ge=1, description="tokens of a mean conversation that a dry run assumes")
-    answer_tokens: int = Field(8, ge=1, description="tokens of them that are learned")
+    answer_tokens: int = Field(8, ge=1, description="tokens of them in the loss")

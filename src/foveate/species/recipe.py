@@ -73,7 +73,7 @@ class LinkTraining(Settings):
         True, description="a second species pass with place and time but without taxonomy (official)"
     )
     balance: Literal["none", "sampling", "logit_adjustment"] = Field(
-        "none", description="of classes: as they come, each drawn equally often, or logits adjusted by counts"
+        "none", description="balance of classes: as they come, each drawn equally often, or logits adjusted by counts"
     )
     tau: float = Field(1.0, gt=0, description="strength of logit_adjustment")
     monitor: Literal["macro_f1", "accuracy"] = Field(

@@ -76,7 +76,9 @@ class TilingOptions(Settings):
     longest_side: int = Field(1456, ge=1, le=_MAX_SIDE, description="longer side in pixels before tiling (idefics3)")
     fit: Literal["pad", "stretch"] = Field("pad", description="how an image fills the canvas of its tiles")
     padding: Literal["center", "bottom_right"] = Field("center", description="where padding goes")
-    overview: Literal["after", "before", "none"] = Field("after", description="position of the overview to the tiles")
+    overview: Literal["after", "before", "none"] = Field(
+        "after", description="position of the overview relative to the tiles"
+    )
     overview_fit: Literal["pad", "stretch"] = Field("stretch", description="how an image fills its overview")
     single_overview: bool = Field(False, description="keep the overview where the grid has a single tile")
 

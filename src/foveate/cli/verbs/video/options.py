@@ -21,7 +21,12 @@ _STRATEGY = ("frames", "slow", "slow_pool", "fast", "choose", "sampled")
 def strategy_options(function: F) -> F:
     """Add --how and the fields of a strategy; the command gets them as `how` and `strategy`."""
     options = [
-        click.option("--how", default="slowfast", show_default=True, help="Strategy, or the paper's string."),
+        click.option(
+            "--how",
+            default="slowfast",
+            show_default=True,
+            help="Strategy, or the paper's notation, slowfast-slow_10frms_...",
+        ),
         click.option("--frames", type=click.IntRange(1), help="Frames to sample from the clip; 50 by default."),
         click.option("--slow", type=click.IntRange(0), help="Frames that keep their detail; 10 by default."),
         click.option("--slow-pool", metavar="RxC", help="Pooling of slow frames: 1x1, 1x2 or 2x2; 1x2 by default."),
@@ -61,9 +66,7 @@ def fitting_options(function: F) -> F:
 
 def viewing_options(function: F) -> F:
     """Add all options that say how a model watches a clip; the command takes them as keywords and passes them on."""
-    selector = path_option(
-        "--selector", "Model folder with words, such as a CLOC model, by which slow frames are chosen."
-    )
+    selector = path_option("--selector", "Image-text model, such as a CLOC model, by which slow frames are chosen.")
     return strategy_options(span_options(fitting_options(selector(function))))
 
 

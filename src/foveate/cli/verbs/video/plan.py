@@ -16,9 +16,7 @@ from foveate.cli.verbs.video.page import collect_warnings, shrink
 @click.argument("model")
 @click.argument("clip", type=click.Path(path_type=Path), required=False)
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Length of a clip that is not at hand.")
-@click.option(
-    "--text-tokens", type=click.IntRange(1), help="Tokens of prompt, question and answer; 416 by default, as a paper's."
-)
+@click.option("--text-tokens", type=click.IntRange(1), help="Tokens of prompt, question and answer; 416 by default.")
 @strategy_options
 @span_options
 @rope_option
