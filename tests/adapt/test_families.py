@@ -106,7 +106,7 @@ def test_what_a_network_cannot_carry_is_refused_by_name(name: str) -> None:
             adapt(model, method, classes=CLASSES, modules=modules(name))
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *ARCHITECTURES])
+@pytest.mark.parametrize("name", [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES)])
 @pytest.mark.parametrize("method", ["lora", "linear"])
 def test_one_step_of_training(name: str, method: str) -> None:
     text = next(text for text in carried(name) if text.partition(" ")[0] == method)

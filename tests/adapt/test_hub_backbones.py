@@ -96,6 +96,7 @@ def test_a_backbone_is_downloaded_once_and_pinned_and_opens_without_the_hub(
         assert "fetching" not in output
 
 
+@pytest.mark.slow
 def test_what_fails_is_said_in_one_line_and_nothing_cut_off_is_kept(
     repositories: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -75,7 +75,10 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+QUICK = ("timm-convnext", "timm-swin", "transformers-vit", "transformers-convnext")
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one not in QUICK)) for one in FOLDERS])
 def test_a_folder_is_tuned_and_merged(name: str, tmp_path: Path) -> None:
     FOLDERS[name](tmp_path / "network")
     targets = ["targets=[conv]"] if "convnext" in name else []

@@ -47,7 +47,7 @@ def test_a_full_disk_is_reported_and_the_same_command_resumes(disk: Disk, tmp_pa
     assert len(texts(collection)) == 240
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("number", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)])
 def test_a_refusal_at_any_write_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Each fsync is a moment at which the disk may have refused."""
     whole = make(tmp_path / "whole" / "c", 6)

@@ -172,6 +172,7 @@ def test_a_server_that_stays_away_ends_the_run_after_some_patience(tmp_path: Pat
     assert done.result.to_json()["formats"]["ssc"]["skipped"] == {"stopped before": 4}
 
 
+@pytest.mark.slow
 def test_all_at_once(tmp_path: Path) -> None:
     """429s, 500s, hangs, cuts, closed connections, refusals and prose: each row is accounted for, and a second run with
     a good server mends what can be mended."""

@@ -71,10 +71,9 @@ def test_mistakes(foveate: Run, recipe_file: Path, tiny_collection: Path) -> Non
 
 
 def test_a_dry_run_needs_no_collection(foveate: Run, tmp_path: Path) -> None:
-    told = foveate("pretrain", "cloc-vit-b16", "--dry-run", "--devices", "64", "--hardware", "h100-80gb")
+    told = foveate("pretrain", "tour", "--dry-run", "--devices", "64", "--hardware", "h100-80gb")
     assert told.code == 0, told.err
     assert "device-days" in told.out
-    assert "1.47x" in told.out
     assert foveate("pretrain", "tour", "--dry-run", "--samples", "1920", "--json").json["steps"] == 10
     assert foveate("pretrain", "tour").code == 2
     assert foveate("pretrain", "tour", "--devices", "2", "--collection", "x").code == 2

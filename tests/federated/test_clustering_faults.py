@@ -79,7 +79,7 @@ BAD_ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_ANSWERS)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one == "slow")) for one in BAD_ANSWERS])
 def test_a_broken_client_is_left_out_and_named(name: str) -> None:
     handler, words = BAD_ANSWERS[name]
     parts = split_s_set("s1", alpha=0.3, clients=6, seed=0)

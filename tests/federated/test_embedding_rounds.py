@@ -126,6 +126,7 @@ def test_tiny_and_degenerate_clients_take_part() -> None:
     assert fitted.state.notes["client 3 has 3 points: 2 neighbors instead of 7"] == 1
 
 
+@pytest.mark.slow
 def test_a_map_of_three_dimensions() -> None:
     fitted = fit(dimensions=3, max_axis_points=12, min_r2=-10.0)
     assert fitted.transform(CLIENTS[0]).shape == (40, 3)

@@ -137,6 +137,7 @@ def test_a_signal_ends_all(programs: Path, tmp_path: Path, number: int, status: 
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_by_itself_ends_all(programs: Path, tmp_path: Path) -> None:
     home = tmp_path / "server" / "flower-home"
     home.mkdir(parents=True)

@@ -105,7 +105,8 @@ def test_stages_are_those_that_were_published() -> None:
     assert video.model.max_images == published["mm15_video"]["frames"]
 
 
-@pytest.mark.parametrize("name", ["mm15-1b-moe", pytest.param("mm15-video", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mm15-1b-moe", "mm15-video"])
 def test_a_price_counts_the_views_of_each_stage(name: str) -> None:
     toy = make_toy(name)
     images = 24 if name == "mm15-video" else 1

@@ -159,9 +159,9 @@ def test_what_the_transformers_card_says_works(folder: Path, in_transformers: Pa
     "vision",
     [
         {"mlp_ratio": 3.0},
-        {"pos_embed_type": "sin_cos_2d"},
-        {"norm_kwargs": {"eps": 1e-3}},
-        {"final_ln_after_pool": True},
+        pytest.param({"pos_embed_type": "sin_cos_2d"}, marks=pytest.mark.slow),
+        pytest.param({"norm_kwargs": {"eps": 1e-3}}, marks=pytest.mark.slow),
+        pytest.param({"final_ln_after_pool": True}, marks=pytest.mark.slow),
     ],
 )
 def test_standard_variants(vision: dict[str, Any], tmp_path: Path) -> None:

@@ -176,6 +176,7 @@ def test_the_papers_recipes_have_the_papers_numbers() -> None:
         assert (recipe.regions.method == "none") == name.startswith("clip")
 
 
+@pytest.mark.slow
 def test_the_papers_run_on_the_papers_machine() -> None:
     """About 6 days on 1,024 TPU v5p for L/14. The work without repeated loss matrices takes 1.3 days at an MFU of .4,
     so that the paper's run reached about .09."""

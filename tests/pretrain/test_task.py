@@ -270,6 +270,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_one_without_regions_equal_one_process(case: str, two_ranks: Path) -> None:
     method, filter_name, *_ = case.split("-")

@@ -78,7 +78,7 @@ def test_what_a_run_leaves(straight: PretrainRun) -> None:
     assert "| which phrase names this box: R@1 | seen | cloc |" in card
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
+@pytest.mark.parametrize("stop_after", [3, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 5))])
 def test_resume_equals_uninterrupted(
     stop_after: int, straight: PretrainRun, collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

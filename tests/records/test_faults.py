@@ -153,7 +153,9 @@ def test_a_folder_without_permission_is_said(tmp_path: Path, capsys: pytest.Capt
     assert "permission denied" in said
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, *(pytest.param(one, marks=pytest.mark.slow) for one in (errno.EDQUOT, errno.EIO))]
+)
 def test_a_refusal_at_any_write_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Each fsync is a moment at which the disk may have refused; none of them leaves a half-written collection."""
     source = write_folder(tmp_path / "source", 12)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell
@@ -47,6 +48,7 @@ def test_mnist_needs_its_package_and_identity_keeps_finished_cells() -> None:
         deepfeca.STUDY.find_datasets((Path("x"),))
 
 
+@pytest.mark.slow
 def test_cells_measure_every_row(tmp_path: Path) -> None:
     scale = replace(deepfeca.QUICK, rounds=1, seeds=1, conditions=("digits-some",))
     study = deepfeca.STUDY(tmp_path, scale, {})

@@ -211,6 +211,7 @@ def check_rows(result: dict[str, Any], variants: Sequence[str]) -> dict[str, dic
     return entries
 
 
+@pytest.mark.slow
 def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variants = ("held", "canvas")
     result = run_tiny(tmp_path, monkeypatch, *variants)
@@ -228,6 +229,7 @@ def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
     write_published(result, tmp_path / "data")
 
 
+@pytest.mark.slow
 def test_a_frozen_tower_keeps_the_head_that_it_was_trained_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

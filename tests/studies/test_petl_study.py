@@ -145,6 +145,7 @@ def test_the_rotated_world_is_balanced_and_its_head_is_new(tmp_path: Path) -> No
     assert all(torch.equal(same[name], upright[name]) for name in same if not name.startswith("head."))
 
 
+@pytest.mark.slow
 def test_features_alone_need_no_training_and_no_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(petl_trainings, "prepare_emoji", lambda *_, **__: None)
     study = petl.STUDY(tmp_path, SMALL, {}, selected=("features",))

@@ -82,6 +82,7 @@ def test_no_finished_training_is_lost_or_done_again(kills: int, server: Server, 
     assert values(out) == values(straight)
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_leaves_the_other_takes_over(server: Server, tmp_path: Path) -> None:
     """Two processes on one study, of which one dies: the other ends it, each training finished once."""
     straight = tmp_path / "straight"

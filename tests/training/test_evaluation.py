@@ -226,7 +226,7 @@ def test_a_task_may_evaluate_at_steps_of_its_own(tmp_path: Path) -> None:
     assert task.evaluated == [3, 7]
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_evaluate_as_one(parallel: str, tmp_path: Path) -> None:
     arguments = ("--steps", 5, "--evaluate-every", 2)
     run_processes(SCRIPT, tmp_path / "one", *arguments)

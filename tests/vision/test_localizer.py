@@ -42,8 +42,9 @@ def test_a_folder_keeps_how_it_was_trained(tmp_path: Path) -> None:
     assert again == json.loads((first / CONFIG).read_text())
     assert again["recipe"]["training"]["seed"] == 3
     validate(PretrainRecipe, again["recipe"], where="config")
+    reopened = load_model(tmp_path / "again", device="cpu").state_dict()
     for name, value in opened.state_dict().items():
-        assert torch.equal(value, load_model(tmp_path / "again", device="cpu").state_dict()[name])
+        assert torch.equal(value, reopened[name])
 
 
 def test_unknown_parts_of_a_folder_are_refused(tmp_path: Path) -> None:
