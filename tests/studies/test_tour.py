@@ -213,7 +213,7 @@ def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert result["kind"] == "tour"
     assert not result["resumed"]
-    assert result["size"] == {"image_size": 96, "scenes": 200, "steps": 20, "by_speed": False}
+    assert result["size"] == {"image_size": 96, "scenes": 200, "steps": 20, "by_speed": False, "short": True}
     assert set(result["models"]) == {"clip", "cloc"}
     assert len(result["searches"]) == 12
     assert len(result["plain_searches"]) == 8

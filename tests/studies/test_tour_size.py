@@ -87,12 +87,13 @@ def test_a_run_keeps_its_size(slow: None, tmp_path: Path, capsys: pytest.Capture
 def test_a_folder_keeps_one_size(first: dict[str, Any], second: dict[str, Any], slow: None, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path)
     size = choose_tour_size(run, TourSettings(**first))
-    advice = "leave out --full" if size.by_speed or size == FULL else "repeat its options"
+    advice = "leave out --full" if size.by_speed else "leave out --image-size" if size == FULL else "repeat its options"
     with raises_naming(UserError, tmp_path, size.describe(), advice, "--run") as caught:
         choose_tour_size(run, TourSettings(**second))
     held, _, requested = str(caught.value).partition(" (this command asks for ")
     assert not requested.startswith(f"{size.describe()})"), "both would read alike"
-    assert held.endswith(size.describe())
+    assert held.removesuffix(", chosen by speed").endswith(size.describe())
+    assert held.endswith("chosen by speed") == size.by_speed
     assert choose_tour_size(run, TourSettings(**first)) == size, "the refused command changed nothing"
 
 

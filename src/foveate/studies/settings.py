@@ -35,7 +35,7 @@ class TourSize(Settings):
     def describe(self) -> str:
         """Return the numbers in words."""
         numbers = f"{self.scenes:,} scenes, read at {self.image_size} pixels, {self.steps:,} steps"
-        return numbers + ", chosen by speed" * self.by_speed + ", short later parts" * self.short
+        return numbers + ", short later parts" * self.short
 
 
 class TourSettings(Settings):

@@ -34,7 +34,7 @@ SIZES = (
     TourSize(image_size=96, scenes=4000, steps=300, by_speed=True),
 )
 _SIZE_FIELDS = ("image_size", "scenes", "steps")  # parts of the size that settings can name
-_SIZE_OPTIONS = "--full, --seeds, --image-size, --scenes and --steps"
+_SIZE_OPTIONS = "--image-size, --scenes and --steps"
 _SCENES = 12  # that the measurement draws
 _OTHER_IMAGES = 6164  # drawings of one thing, and held-out scenes
 
@@ -66,13 +66,16 @@ def stored_size(run_path: Path, settings: TourSettings) -> TourSize | None:
             raise UserError(f"{run_path}: holds a tour of an earlier version; choose another --run")
         return None
     stored = validate(TourSize, read_json(path), where=str(path))
-    is_default = stored.by_speed or stored == FULL
-    if requested == stored or (requested is None and is_default):
+    if requested == stored or (requested is None and (stored.by_speed or stored == FULL)):
         return stored
+    origin, advice = "", "repeat its options"
+    if stored.by_speed:
+        origin, advice = ", chosen by speed", f"leave out --full, --seeds, {_SIZE_OPTIONS}"
+    elif stored == FULL:
+        advice = f"leave out {_SIZE_OPTIONS}"
     request = requested.describe() if requested else "no size"
-    advice = f"leave out {_SIZE_OPTIONS}" if is_default else "repeat its options"
     raise UserError(
-        f"{run_path}: holds a tour of {stored.describe()} (this command asks for {request}); "
+        f"{run_path}: holds a tour of {stored.describe()}{origin} (this command asks for {request}); "
         f"{advice}, or choose another --run"
     )
 
