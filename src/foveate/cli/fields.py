@@ -149,8 +149,8 @@ class _List(click.ParamType):
 class _Multiple(click.IntRange):
     """A whole number in a range that a number divides."""
 
-    def __init__(self, factor: int, low: float | None, high: float | None) -> None:
-        super().__init__(low, high)  # type: ignore[arg-type]
+    def __init__(self, factor: int, bounds: _Bounds) -> None:
+        super().__init__(bounds.low, bounds.high, bounds.low_open, bounds.high_open)  # type: ignore[arg-type]
         self.factor = factor
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -286,7 +286,7 @@ def click_type(annotation: Any, bounds: _Bounds) -> click.ParamType:
         choices = typing.get_args(annotation)
         return _Choice([str(choice) for choice in choices])
     if annotation is int and bounds.multiple_of is not None:
-        return _Multiple(bounds.multiple_of, bounds.low, bounds.high)
+        return _Multiple(bounds.multiple_of, bounds)
     if annotation in (int, float):
         kind = click.IntRange if annotation is int else click.FloatRange
         return kind(bounds.low, bounds.high, min_open=bounds.low_open, max_open=bounds.high_open)  # type: ignore[arg-type]
