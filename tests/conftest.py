@@ -21,7 +21,9 @@ keep_freed_memory()
 gc.disable()
 
 
-def pytest_collection_finish() -> None:
+# In the process that hands tests out this hook runs too; it collects nothing itself.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
     """Let cycles be collected again, but for what collection made."""
     gc.freeze()
     gc.enable()

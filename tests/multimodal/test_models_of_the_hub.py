@@ -38,7 +38,9 @@ def test_a_model_of_the_hub_answers_as_its_folder(family: str, hub: Hub) -> None
     assert [request for request in hub.asked if request in downloads] == downloads
 
 
-@pytest.mark.parametrize("name", ["a/cut", "a/gated", "a/absent"])
-def test_a_model_that_cannot_be_downloaded_is_named(name: str, hub: Hub) -> None:
-    with raises_naming(UserError, name):
+@pytest.mark.parametrize(
+    ("name", "why"), [("a/cut", "broke off"), ("a/gated", "accept its terms"), ("a/absent", "no repository")]
+)
+def test_a_model_that_cannot_be_downloaded_is_named(name: str, why: str, hub: Hub) -> None:
+    with raises_naming(UserError, name, why):
         open_mllm(name)

@@ -34,7 +34,7 @@ def counted_once() -> Iterator[None]:
     count, known = costs.model_cost, {}
 
     def look_up(model: Any, *, units: list[nn.Module], precision: str) -> costs.ModelCost:
-        key = (model.recipe.model_dump_json(include={"image_encoder", "text_encoder", "regions"}), precision)
+        key = (model.recipe.model_dump_json(exclude={"training", "data"}), precision)
         if key not in known:
             known[key] = count(model, units=units, precision=precision)
         return known[key]

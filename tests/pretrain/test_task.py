@@ -262,17 +262,29 @@ CASES = (
 )
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes made of all cases."""
-    folder = tmp_path_factory.mktemp("ranks")
-    run_processes(Path(__file__).resolve().parent / "task_ranks.py", folder, *CASES, world_size=2)
+def run_two_ranks(folder: Path, *cases: str) -> Path:
+    """Write what two processes make of the cases."""
+    run_processes(Path(__file__).resolve().parent / "task_ranks.py", folder, *cases, world_size=2)
     return folder
 
 
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes made of all cases but the last."""
+    return run_two_ranks(tmp_path_factory.mktemp("ranks"), *CASES[:-1])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES[:-1])
 def test_two_ranks_one_without_regions_equal_one_process(case: str, two_ranks: Path) -> None:
+    check_two_ranks(case, two_ranks)
+
+
+def test_two_ranks_in_parts_and_shards_equal_one_process(tmp_path: Path) -> None:
+    check_two_ranks(CASES[-1], run_two_ranks(tmp_path, CASES[-1]))
+
+
+def check_two_ranks(case: str, two_ranks: Path) -> None:
     method, filter_name, *_ = case.split("-")
     task = build_task(regions={"method": method, "filter": filter_name})
     losses, _ = task(make_batch(task.model))

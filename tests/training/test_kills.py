@@ -47,8 +47,7 @@ def server() -> Iterator[Server]:
         yield found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", [50])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(kills: int, server: Server, straight: Path, tmp_path: Path) -> None:
     words = list(map(str, OPTIONS))
     took = server.seconds("main", [str(tmp_path / "alone"), *words])
