@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,24 @@ def test_two_workers_write_what_one_process_writes(tmp_path: Path) -> None:
 
 @installed
 @pytest.mark.slow
-def test_what_ends_a_run_in_a_worker_ends_it_here(tmp_path: Path) -> None:
+def test_what_ends_a_run_in_a_worker_ends_it_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = _import_ray()
+    shutdown, threads = ray.shutdown, []
+
+    def watched_shutdown() -> None:
+        threads.extend(thread.name for thread in threading.enumerate())
+        shutdown()
+
+    monkeypatch.setattr(ray, "shutdown", watched_shutdown)
     with ChatServer(lambda number, body: fails(401, "bad key")) as server:
-        done = ask(make(tmp_path / "c", 4), server.url, "ray")
+        # More blocks than one, so that Ray Data is still at work when the first fails.
+        done = ask(make(tmp_path / "c", 150), server.url, "ray")
     assert "HTTP 401" in str(done.failure)
     assert not rows(tmp_path / "c")
-    ray = _import_ray()
+    assert threads, "the cluster was ours"
+    assert not [name for name in threads if name.startswith("StreamingExecutor")], (
+        "it would call a cluster that is gone"
+    )
     with pytest.raises(ray.exceptions.RaySystemError, match="not been started"):
         ray.put("a late call starts no cluster")
 

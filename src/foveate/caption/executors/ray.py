@@ -13,7 +13,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -45,8 +45,8 @@ async def stream_results(
         # A cluster that is there (RAY_ADDRESS) has its own processors; Ray refuses to be told their number.
         cluster = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": job.processes, "include_dashboard": False}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
+    blocks, reading = _iterate_blocks(ray, job, pending), None
     try:
-        blocks = _iterate_blocks(ray, job, pending)
         while not stopping():
             # In a thread: Ray's iterator blocks until a worker has finished its block, which may take minutes.
             reading = asyncio.ensure_future(asyncio.to_thread(next, blocks, None))
@@ -64,6 +64,10 @@ async def stream_results(
             if failures:
                 raise UserError(failures[0])
     finally:
+        # A thread of Ray Data that calls a cluster that is gone may end this process, so it ends first. A reader that
+        # a stop leaves behind holds it; what it raises is nobody's.
+        if reading is None or reading.done():
+            await asyncio.to_thread(blocks.close)
         if started:
             await asyncio.to_thread(ray.shutdown)
 
@@ -82,7 +86,7 @@ def _import_ray() -> Any:
     return ray
 
 
-def _iterate_blocks(ray: Any, job: Job, pending: PendingRequests) -> Iterator[pa.Table]:
+def _iterate_blocks(ray: Any, job: Job, pending: PendingRequests) -> Generator[pa.Table, None, None]:
     """Yield blocks of results as JSON, in the order in which they are ready."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -93,7 +97,7 @@ def _iterate_blocks(ray: Any, job: Job, pending: PendingRequests) -> Iterator[pa
         # JSON in one column, because Arrow would guess the types of nested and empty fields block by block.
         blocks.append(pa.table({"pending": [json.dumps(asdict(request), ensure_ascii=False) for request in part]}))
     if not blocks:
-        return iter(())
+        return
     results = ray.data.from_arrow(blocks).map_batches(
         Worker,
         fn_constructor_args=(job,),
@@ -102,7 +106,7 @@ def _iterate_blocks(ray: Any, job: Job, pending: PendingRequests) -> Iterator[pa
         compute=ray.data.ActorPoolStrategy(size=min(job.processes, len(blocks))),
     )
     # No prefetching: a part of the results that is only read ahead is lost when the run is stopped.
-    return iter(results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
 def _load_result(content: Any) -> CaptionResult:
