@@ -113,15 +113,16 @@ def write_page(out: Path) -> str:
     limits = [row for row in rows if row.line.is_limit]
     slower = sum(row.ratio.value < 1 for row in peers)
     parts = [
-        "# Performance\n\n<!-- Written by `make bench`; edit benchmarks/runs.py instead. -->\n",
-        "How fast Foveate is beside others, all measured in one command on one machine:\n",
-        "```bash\nmake bench   # goes on where it was stopped; python -m benchmarks --help\n```\n",
+        "# Performance\n\n<!-- Written by `make bench`; edit benchmarks/ instead. -->\n",
+        "How fast Foveate is compared with other programs, all measured by one command on one machine:\n",
+        "```bash\nmake bench   # stopped: run it again to resume; python -m benchmarks --help\n```\n",
         f"A ratio is the other's time over ours: above 1, Foveate is faster. {len(peers)} comparisons, "
         f"{slower} of them below 1,\nwhich stand first. Medians of paired rounds with the 95 % interval, one thread of "
-        f"{facts['processor']}. Sizes are\nchosen so that two cores finish in minutes; the linked pages of the methods "
+        f"{facts['processor']}. Sizes are\nchosen so that two cores finish in minutes; the pages of the methods "
         "have other sizes.\n",
         _table(peers, "against"),
-        "## How far the limit is\n\nOur share of what no program that does the same work can beat, such as decoding.\n",
+        "## How far the limit is\n\nOur speed relative to the part of the work that no program can avoid, such as "
+        "decoding alone. The last limit is NumPy's\nmatrix product, which Foveate's is faster than.\n",
         _table(limits, "limit"),
     ]
     if absent:
