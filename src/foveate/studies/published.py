@@ -404,10 +404,9 @@ def _verdict_table(published: Published) -> list[str]:
     if len(conditions) > MAX_CONDITIONS:
         lines = ["| claim | must hold | differences over data sets | verdicts |", "|---|---|---|---|"]
         for claims in groups.values():
-            asserted = sum(claim.must_hold for claim in claims)
-            must = "no" if not asserted else "yes" if asserted == len(claims) else f"on {asserted} of {len(claims)}"
             lines.append(
-                f"| {_with_source(claims)} | {must} | {summarize_differences(claims)} | {count_verdicts(claims)} |"
+                f"| {_with_source(claims)} | {_where_it_must_hold(claims)} | {summarize_differences(claims)} "
+                f"| {count_verdicts(claims)} |"
             )
         return lines
     titles = [published.run.conditions[key] for key in conditions]
@@ -428,11 +427,14 @@ def _with_source(claims: Sequence[PublishedClaim]) -> str:
 
 
 def _must_hold(claims: Sequence[PublishedClaim]) -> str:
-    margins = sorted({claim.margin for claim in claims if claim.must_hold})
-    if not margins:
-        return "no"
-    beyond = " or ".join(f"{margin:+.2f}" for margin in margins if margin)
-    return f"yes, beyond {beyond}" if beyond else "yes"
+    margins = sorted({claim.margin for claim in claims if claim.must_hold and claim.margin})
+    beyond = ", beyond " + " or ".join(f"{margin:+.2f}" for margin in margins) if margins else ""
+    return _where_it_must_hold(claims) + beyond
+
+
+def _where_it_must_hold(claims: Sequence[PublishedClaim]) -> str:
+    count = sum(claim.must_hold for claim in claims)
+    return "no" if not count else "yes" if count == len(claims) else f"on {count} of {len(claims)}"
 
 
 def _file_list(published: Published, folder: str) -> list[str]:
