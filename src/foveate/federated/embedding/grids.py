@@ -95,7 +95,7 @@ def union_grid(
 ) -> Grid:
     """Grid for all clients: around the union of their boxes, with a margin of 10 % and 0.5; bounded per axis."""
     low, high = boxes_M2d[:, 0].min(axis=0), boxes_M2d[:, 1].max(axis=0)
-    # The map grows during the local training that follows; outside of the grid surrogates only extrapolate.
+    # The map grows during the local training that follows; outside of the grid a surrogate keeps the value at its edge.
     margin = MARGIN_SHARE * (high - low) + MARGIN
     low, high = low - margin, high + margin
     counts = np.clip(np.ceil((high - low) / step) + 1, min_axis_points, max_axis_points)
