@@ -88,7 +88,7 @@ def test_a_backbone_is_downloaded_once_and_pinned_and_opens_without_the_hub(
         train(tmp_path, backbones["dino"], to="again"),
         train(tmp_path, backbones["dino"], "backbone.offline=true", to="offline"),
         train(tmp_path, backbones["clip"], "backbone.revision=main", to="named"),
-        *(["merge", tmp_path / name, "--to", tmp_path / f"merged-{name}"] for name in backbones),
+        *(["merge", tmp_path / name, "--to", tmp_path / f"merged-{name}"] for name in ("vit", "dino", "open")),
         train(tmp_path, str(tmp_path / "merged-vit"), to="from-the-folder"),
     ]
     for status, output in run(hub, home, commands):

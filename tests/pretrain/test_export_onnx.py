@@ -190,6 +190,7 @@ def test_files_are_whole_and_the_card_works(folders: tuple[Path, Path]) -> None:
     assert found["boxes"].shape == (1, 4)
 
 
+@pytest.mark.slow
 def test_other_regions_have_no_graph(tmp_path: Path) -> None:
     target, result, _ = export(saved(tmp_path / "model", regions={"method": "roi"}), to="onnx", device="cpu")
     assert result.files == [
