@@ -7,7 +7,7 @@ FLOWER := .venv-flower
 SPECIES_ORACLES := .venv-species-oracles
 RUN ?= runs/tour
 
-# Images of containers like to set it; every process that a test or the tour starts would compile everything anew.
+# Container images often set it; every process that a test or the tour starts would then compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install install-dev tour test test-slow test-flower test-species-oracles bench lint types docs constraints clean
