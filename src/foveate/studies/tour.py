@@ -46,7 +46,7 @@ from foveate.studies.tour_ask import RECIPE, ask_shipped, train_briefly
 from foveate.studies.tour_calibration import FOLDER, short_epochs, tour_calibration
 from foveate.studies.tour_captions import ENCODER, sizes_of, tour_captions
 from foveate.studies.tour_federated import tour_federated
-from foveate.studies.tour_size import choose_tour_size, stored_size
+from foveate.studies.tour_size import choose_tour_size, read_stored_size
 from foveate.studies.tour_species import FULL, SHORT, tour_species
 from foveate.studies.tour_video import tour_video
 from foveate.vision.feature_cache import CACHE
@@ -134,7 +134,7 @@ def tour(
     for recipe in (*RECIPES.values(), ENCODER, RECIPE):
         recipe_path(recipe)
     settings = settings or TourSettings()
-    stored_size(run_path, settings)
+    read_stored_size(run_path, settings)
     seeds, test_scenes = settings.seeds, settings.test_scenes
     clock = Clock()
     # What an earlier session did takes no time in this one, and its own time is not known.

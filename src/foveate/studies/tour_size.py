@@ -54,7 +54,7 @@ class Speed:
     step: float
 
 
-def stored_size(run_path: Path, settings: TourSettings) -> TourSize | None:
+def read_stored_size(run_path: Path, settings: TourSettings) -> TourSize | None:
     """Return the size of the tour that a run folder holds, None if it holds none. Writes nothing.
 
     Raises:
@@ -86,9 +86,9 @@ def choose_tour_size(run: RunFolder, settings: TourSettings, *, device: str | No
     It is stored once, so that a run that is stopped goes on with the same.
 
     Raises:
-        UserError: see `stored_size`.
+        UserError: see `read_stored_size`.
     """
-    size = stored_size(run.path, settings)
+    size = read_stored_size(run.path, settings)
     if size is None:
         size = _requested_size(settings) or _choose_by_speed(measure_speed(device))
         run.write_result(size.model_dump(), FILE)
