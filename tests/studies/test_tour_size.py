@@ -106,7 +106,7 @@ def test_another_size_is_refused_before_anything_is_written(tmp_path: Path) -> N
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("settings", [{"full": True}, {"full": True, "steps": 20}, {"scenes": 300}, {}])
+@pytest.mark.parametrize("settings", [{"full": True}, {"steps": 20}, {"scenes": 300}, {}])
 def test_the_same_command_goes_on(settings: dict[str, Any], slow: None, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path)
     size = choose_tour_size(run, TourSettings(**settings))
@@ -141,6 +141,13 @@ def test_what_is_named_is_taken_and_the_rest_is_whole(
     settings: TourSettings, size: TourSize, slow: None, tmp_path: Path
 ) -> None:
     assert choose_tour_size(RunFolder.create(tmp_path), settings) == size
+
+
+def test_the_full_size_has_no_other_part(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    with raises_naming(UserError, "--full", "--image-size, --steps"):
+        choose_tour_size(run, TourSettings(full=True, steps=20, image_size=64))
+    assert not (tmp_path / sizes.FILE).exists()
 
 
 def test_a_size_that_cannot_be_is_refused(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def read_stored_size(run_path: Path, settings: TourSettings) -> TourSize | None:
     """Return the size of the tour that a run folder holds, None if it holds none. Writes nothing.
 
     Raises:
-        UserError: the tour is of another size than the settings name, or of a version that had no sizes.
+        UserError: the tour is of another size than the settings name, or of a version that had no sizes; or the
+            settings ask for the full size and name a part of it.
     """
     path, requested = run_path / FILE, _requested_size(settings)
     if not path.is_file():
@@ -97,6 +98,9 @@ def choose_tour_size(run: RunFolder, settings: TourSettings, *, device: str | No
 
 def _requested_size(settings: TourSettings) -> TourSize | None:
     overrides = {name: value for name in _SIZE_FIELDS if (value := getattr(settings, name)) is not None}
+    if settings.full and overrides:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in overrides)
+        raise UserError(f"--full already sets {options}: leave out one or the other")
     # Whoever names a part of the size, or measures over seeds, wants the rest at full size.
     if not overrides and not settings.full and settings.seeds == 1:
         return None
