@@ -68,6 +68,7 @@ def test_killed_at_random_moments(kills: int, server: Server, straight: Path, tm
     assert same(run, straight)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_leaves_with_success(straight: Path, tmp_path: Path) -> None:
     process = start_processes(SCRIPT, tmp_path, *OPTIONS)[0]
     while lines(tmp_path) < 5 and process.poll() is None:
