@@ -21,7 +21,7 @@ from foveate.studies.settings import TourSettings, TourSize
 from foveate.vision.lite0 import Lite0Encoder
 
 FILE = "size.json"
-MAX_SECONDS = 455.0  # the tour may take 480, and the estimate errs by some percent
+MAX_SECONDS = 415.0  # the tour may take 480; one took an eighth longer than estimated, and its start is not counted
 FULL = TourSize()
 # Pixels go first: fewer of them shorten features and steps alike. 500 steps at 128 pixels got .24 of the names of boxes
 # right, 350 steps at 160 pixels, in little less time, .17.
@@ -31,7 +31,7 @@ SIZES = (
     TourSize(image_size=160, scenes=7000, steps=550, by_speed=True),
     TourSize(image_size=128, scenes=6000, steps=500, by_speed=True),
     TourSize(image_size=128, scenes=5000, steps=350, by_speed=True),
-    TourSize(image_size=96, scenes=4000, steps=300, by_speed=True),
+    TourSize(image_size=128, scenes=4000, steps=300, by_speed=True),
 )
 _SIZE_FIELDS = ("image_size", "scenes", "steps")  # parts of the size that settings can name
 _SIZE_OPTIONS = "--image-size, --scenes and --steps"
