@@ -159,7 +159,7 @@ def deepfeca(data: list[np.ndarray], seed: int) -> set[int]:
     return set(FederatedDeepClustering(10, n_rounds=2, width=64, random_state=seed).fit(data).suspects_)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_three_clients_of_ten_with_poisoned_data_are_reported(seed: int) -> None:
     """Data of another place by DeepFeCA, of another unit by FedNE; what is not found stands in the methods' pages."""
     random = np.random.default_rng(seed)
@@ -185,7 +185,7 @@ WRONG: dict[str, Any] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", WRONG)
 def test_what_the_page_says_of_poisoned_data(name: str, seed: int) -> None:
     """The table in docs/methods/feca.md, mostly of nothing: if this fails, the page says too little or too much."""

@@ -62,6 +62,7 @@ def _kill_and_compare(server: Server, folder: Path, *, images: int, kills: int, 
     assert len(Collection.open(target)) == images
 
 
+@pytest.mark.slow
 def test_three_kills_of_an_import_change_nothing(server: Server, tmp_path: Path) -> None:
     _kill_and_compare(server, tmp_path, images=60, kills=3, shard=7, seed=1)
 

@@ -71,7 +71,9 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LanguageToy]
     return path, task
 
 
-@pytest.mark.parametrize(("parallel", "parts"), [("ddp", 1), ("ddp", 3), ("fsdp", 3)])
+@pytest.mark.parametrize(
+    ("parallel", "parts"), [pytest.param("ddp", 1, marks=pytest.mark.slow), ("ddp", 3), ("fsdp", 3)]
+)
 def test_two_processes_with_unequal_tokens_equal_one(
     parallel: str, parts: int, single: tuple[Path, LanguageToy], tmp_path: Path
 ) -> None:

@@ -85,7 +85,7 @@ def test_an_error_gives_the_base_back(tmp_path: Path) -> None:
     assert task.frozen.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_two_processes_keep_the_base_exact(parallel: str, tmp_path: Path) -> None:
     run_processes(SCRIPT, tmp_path, "--steps", 3, "--frozen-bf16", "--parallel", parallel, world_size=2)
     weights, original = load_file(tmp_path / "final.safetensors"), ContrastiveToy()
