@@ -78,6 +78,15 @@ def test_a_damaged_newest_one_is_named_and_the_one_before_leads_to_the_same_weig
         assert torch.equal(tensor, task.state_dict()[name])
 
 
+def test_a_damaged_later_one_takes_no_place(trained: tuple[Path, ContrastiveToy], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    cut(run / "checkpoints" / "step-00000012")
+    train(ContrastiveToy(), toy_loader(), toy_settings(steps=11, keep_checkpoints=1), RunFolder.create(run))
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-00000011"]
+    assert checkpoint.damage(run / "checkpoints" / "step-00000011") == ""
+
+
 def test_when_all_are_damaged_training_starts_over(trained: tuple[Path, ContrastiveToy], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained[0], run)

@@ -130,6 +130,8 @@ def save(
 ) -> None:
     """Write the checkpoint of `state["step"]` and remove all but the newest `keep`. A collective.
 
+    Those of later steps are removed too: `newest` has skipped them as damaged.
+
     Args:
         module: the task, not its DDP wrapper.
         state: JSON values, with the number of updates done under "step".
@@ -169,7 +171,10 @@ def save(
     commit_atomically(temporary, final)
     # After the new one is complete: a kill in between leaves one too many, never one too few.
     best = folder_of_step(folder, best_step)
-    for old in _newest_first(folder)[keep:]:
+    # Damaged ones of later steps must not take a place: with `keep` 1 the new one would be removed for them.
+    saved = _newest_first(folder)
+    index = saved.index(final)
+    for old in saved[:index] + saved[index + keep :]:
         if old != best:
             shutil.rmtree(old)
 
