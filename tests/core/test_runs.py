@@ -37,6 +37,21 @@ def test_a_command_that_failed_before_its_work_binds_no_folder(tmp_path: Path) -
         RunFolder.create(tmp_path / "run", recipe="kind: stroy\n")
 
 
+def test_a_recipe_of_the_user_is_not_overwritten(tmp_path: Path) -> None:
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text("steps: 3  # few\n")
+    with raises_naming(UserError, saved, "--run"):
+        RunFolder.create(tmp_path, command=["foveate", "x"], recipe="steps: 3\nseed: 0\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert saved.read_text() == "steps: 3  # few\n"
+
+
+def test_a_run_without_a_saved_command_is_resumed(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, recipe="steps: 3\n").append_metrics({"step": 1})
+    again = RunFolder.create(tmp_path, command=["foveate", "x"], recipe="steps: 3\n")
+    assert again.read_metrics() == [{"step": 1}]
+
+
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with raises_naming(UserError, "file is a file", "--run"):

@@ -50,7 +50,8 @@ class RunFolder:
                 way stands for each of its entries.
 
         Raises:
-            UserError: the path is a file, or the folder holds a run of another recipe.
+            UserError: the path is a file, or the folder holds a run of another recipe, or a recipe of the user that
+                would be overwritten.
         """
         check_run_path(path)
         new = not path.exists()
@@ -59,16 +60,22 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{path}: cannot create the folder ({error.strerror})") from error
         run = cls(path, new=new)
-        saved = path / "recipe.yaml"
+        saved, begun = path / "recipe.yaml", path / "run.json"
         if recipe is not None:
             same = not saved.exists() or _identity(saved.read_text(encoding="utf-8"), free) == _identity(recipe, free)
             if not same and run._has_work():
                 raise UserError(
                     f"{path} holds a run of another recipe (compare {saved}); choose another folder with --run"
                 )
-            write_text_atomically(saved, recipe)
+            if command is not None and saved.exists() and not begun.exists() and not run._has_work():
+                raise UserError(
+                    f"{saved} was not written by a run and would be overwritten; choose another folder with --run"
+                )
+        # Before the recipe: a recipe.yaml without a run.json beside it is a file of the user.
         if command is not None:
-            write_json_atomically(path / "run.json", {"command": command})
+            write_json_atomically(begun, {"command": command})
+        if recipe is not None:
+            write_text_atomically(saved, recipe)
         return run
 
     def discard(self) -> None:
@@ -89,7 +96,7 @@ class RunFolder:
         append_json_lines(self.metrics_path, [row])
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read the rows of metrics.jsonl, without a last line that a kill cut off."""
+        """Read the rows of metrics.jsonl up to a line that a kill cut off."""
         return read_json_lines(self.metrics_path)
 
     def truncate_metrics(self, *, after_step: int) -> None:
