@@ -305,15 +305,20 @@ def test_frozen_parameters_stay_and_are_not_in_the_checkpoint(tmp_path: Path) ->
     assert "frozen.weight" in checkpoint.gather_weights(task)
 
 
-def test_samples_that_cannot_be_used_are_counted_over_all_sittings(tmp_path: Path) -> None:
-    class WithBad(ContrastiveSamples):
-        def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
-            if row in (2, 9):
-                raise BadSample(f"image-{row}", "cut off")
-            return super().sample(row, epoch, seed)
+class WithBad(ContrastiveSamples):
+    def __init__(self, *bad: int) -> None:
+        super().__init__()
+        self.bad = bad
 
+    def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
+        if row in self.bad:
+            raise BadSample(f"image-{row}", "cut off")
+        return super().sample(row, epoch, seed)
+
+
+def test_samples_that_cannot_be_used_are_counted_over_all_sittings(tmp_path: Path) -> None:
     def loader() -> Loader:
-        return Loader(WithBad(), rows=range(ROWS), batch_size=BATCH, seed=SEED)
+        return Loader(WithBad(2, 9), rows=range(ROWS), batch_size=BATCH, seed=SEED)
 
     _, stopped = sit(tmp_path, loader=Interrupted(loader(), step=5, number=signal.SIGTERM))
     _, outcome = sit(tmp_path, loader=loader())
@@ -324,6 +329,37 @@ def test_samples_that_cannot_be_used_are_counted_over_all_sittings(tmp_path: Pat
     _, straight = sit(tmp_path / "straight", loader=loader())
     assert stopped.bad_draws < outcome.bad_draws == straight.bad_draws
     assert straight.bad_draws >= 8
+
+
+def test_samples_that_cannot_be_used_are_listed_where_training_fails(tmp_path: Path) -> None:
+    loader = Loader(WithBad(*range(12)), rows=range(ROWS), batch_size=BATCH, seed=SEED)
+    with raises_naming(UserError, "10%", "image-"):
+        sit(tmp_path, loader=loader)
+    assert len(loader.bad_samples) > 5
+    assert json.loads((tmp_path / "bad-samples-0.json").read_text()) == loader.bad_samples
+    assert not (tmp_path / "checkpoints" / "step-00000005").exists()
+
+
+def test_samples_that_cannot_be_used_are_listed_with_each_checkpoint_and_anew_without_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed: list[list[str]] = []
+
+    class Watched(Interrupted):
+        def batches(self, start_step: int, stop_step: int) -> Iterator[dict[str, Any]]:
+            for batch in self.loader.batches(start_step, stop_step):
+                listed.append(sorted(path.name for path in tmp_path.glob("bad-samples-*")))
+                yield batch
+
+    stale = [tmp_path / f"bad-samples-{rank}.json" for rank in (0, 1)]
+    for path in stale:
+        path.write_text('{"image-99": "of the run before"}')
+    loader = Loader(WithBad(2), rows=range(ROWS), batch_size=BATCH, seed=SEED)
+    watched = Watched(loader, step=99, number=signal.SIGTERM)
+    train(ContrastiveToy(), watched, toy_settings(steps=7), RunFolder.create(tmp_path), resume=False)
+    assert listed == [[]] * 5 + [["bad-samples-0.json"]] * 2
+    assert json.loads(stale[0].read_text()) == {"image-2": "cut off"}
+    assert capsys.readouterr().err.count("bad-samples-0.json") == 1
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def train(
     learning rate are functions of the step, and weights, moments, average and best evaluation are stored.
 
     Args:
-        resume: False removes the checkpoints and rows of the folder first and starts over.
+        resume: False removes the checkpoints, rows and lists of bad samples of the folder first and starts over.
 
     Raises:
         TrainingError: loss or gradient are not finite; the weights are then those before that step.
@@ -128,9 +128,12 @@ def _run(session: _Session, *, resume: bool) -> TrainingOutcome:
     with lock, StopRequest() as stop:
         session.start(resume=resume)
         stop_step = outcome.step if outcome.stopped_early else settings.steps
-        # Closed at any exit, so that no loader thread outlives the loop.
         batches = loader.batches(outcome.step, stop_step)
-        with contextlib.closing(batches):
+        with contextlib.ExitStack() as exits:
+            # At any exit: the list of unusable samples may explain why a training failed.
+            exits.callback(session.write_bad_samples)
+            # So that no loader thread outlives the loop.
+            exits.enter_context(contextlib.closing(batches))
             for step in _track_steps(outcome.step, stop_step, here):
                 taken = session.take_step(step, batches, stop)
                 improved = session.log(taken)
@@ -146,7 +149,6 @@ def _run(session: _Session, *, resume: bool) -> TrainingOutcome:
         best = outcome.best.step
         if settings.restore_best and best and outcome.status == "finished":
             session.load(checkpoint.folder_of_step(session.folder, best).name)
-        _write_bad_samples(session.run, loader, here)
         outcome.bad_samples = dict(loader.bad_samples)
         barrier()  # no rank returns, and exports or resumes, before rank 0 has written everything
     if outcome.status == "stopped" and here.is_main:
@@ -202,6 +204,10 @@ class _Session:
     def start(self, *, resume: bool) -> None:
         """Load the newest checkpoint, if there is one, and start the clock."""
         state = _find_state(self.folder, self.run, settings=self.settings, identity=self.identity, resume=resume)
+        if not resume:
+            # On every rank, as each has its own list, perhaps on its own disk.
+            for path in self.run.path.glob("bad-samples-*.json"):
+                path.unlink(missing_ok=True)
         if state["step"]:
             self.load(state["checkpoint"], self.optimizer)
         outcome = self.outcome
@@ -294,6 +300,7 @@ class _Session:
         outcome.bad_draws = self._earlier_bad_draws + int(all_sum(self.loader.bad_draws))
         if self.here.is_main and self.run.metrics_path.exists():
             fsync_path(self.run.metrics_path)  # before the checkpoint: its rows must not get lost
+        self.write_bad_samples(quiet=True)  # before the checkpoint too: a resumed run does not draw these steps again
         checkpoint.save(
             self.folder,
             module=self.task,
@@ -312,6 +319,17 @@ class _Session:
             },
         )
         self.saved_step = outcome.step
+
+    def write_bad_samples(self, *, quiet: bool = False) -> None:
+        """Add the samples that this rank could not use to bad-samples-RANK.json: key -> reason."""
+        samples = self.loader.bad_samples
+        if not samples:
+            return
+        path = self.run.path / f"bad-samples-{self.here.rank}.json"
+        known = read_json(path) if path.exists() else {}
+        write_json_atomically(path, known | samples)
+        if not quiet:
+            say(f"{len(samples)} samples could not be used and were replaced; see {path}")
 
 
 def _check_evaluation(task: Task, settings: TrainingSettings) -> None:
@@ -474,13 +492,3 @@ def _read_newest(folder: Path, *, settings: TrainingSettings, identity: dict[str
         "best": best,
         "checkpoint": path.name,
     }
-
-
-def _write_bad_samples(run: RunFolder, loader: BatchSource, here: World) -> None:
-    """Add the samples that this rank could not use to bad-samples-RANK.json: key -> reason."""
-    if not loader.bad_samples:
-        return
-    path = run.path / f"bad-samples-{here.rank}.json"
-    known = read_json(path) if path.exists() else {}
-    write_json_atomically(path, known | loader.bad_samples)
-    say(f"{len(loader.bad_samples)} samples could not be used and were replaced; see {path}")
