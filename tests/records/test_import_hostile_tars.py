@@ -74,8 +74,26 @@ def test_a_tar_with_a_broken_header_is_said(tmp_path: Path) -> None:
     data[place : place + 512] = b"x" * 512
     source.write_bytes(bytes(data))
     summary = import_webdataset(source, tmp_path / "c")
-    assert summary.imported == 2
+    assert summary.imported == 1  # the second may lack members
     assert summary.quarantined == {"shard: truncated shard": 1}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_sample_that_lost_its_text_to_a_cut_comes_with_the_whole_tar(tmp_path: Path, inside: bool) -> None:
+    members = [("a.jpg", jpeg(1)), ("a.txt", "one"), ("b.jpg", jpeg(2)), ("b.txt", "two")]
+    source = tar_of(tmp_path / "s.tar", members)
+    whole = source.read_bytes()
+    with tarfile.open(source) as tar:
+        last = tar.getmembers()[-1]
+    source.write_bytes(whole[: last.offset_data if inside else last.offset])
+    summary = import_webdataset(source, tmp_path / "c")
+    assert Collection.open(tmp_path / "c").keys == ["a"]
+    assert sum(summary.quarantined.values()) == 1
+    assert "'b'" in Collection.open(tmp_path / "c").quarantine().to_pylist()[0]["detail"]
+    source.write_bytes(whole)
+    import_webdataset(source, tmp_path / "c")
+    collection = Collection.open(tmp_path / "c")
+    assert [collection.record(row).captions[0].text for row in range(2)] == ["one", "two"]
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", bytes(5000), b"\x1f\x8b" + bytes(50)])

@@ -39,7 +39,7 @@ def import_webdataset(source: str | Path, target: str | Path, **shared: Unpack[S
 
     Importing again adds only what is new. The members `.jpg` (or another image format), `.txt` and `.json` of a sample
     are used, others are counted as ignored. Unsafe paths, links, devices, samples without an image and truncated shards
-    are quarantined; what comes before a truncation is used.
+    are quarantined. What comes before a truncation is used, except for the last sample, which may lack members.
 
     Args:
         source: a tar file, a folder of tar files (others are ignored), or a pattern with `*` or `{00000..00099}`.
@@ -105,6 +105,11 @@ def _samples(shard: Path) -> Iterator[Sample]:
         if problem is not None:
             where = f"{shard.name}/{name}" if name else shard.name
             key = name or shard.name
+            if problem.subject == "shard" and sample is not None:
+                # Its texts may be in the part that is missing, and the image alone would keep them out when the whole
+                # shard is imported.
+                problem = replace(problem, detail=f"{problem.detail}; its last sample {sample.key!r} is left out")
+                sample = None
             yield Sample(key=key, source=where, load=None, problems=[problem], only_problems=True)
             continue
         match = _MEMBER.match(name)
