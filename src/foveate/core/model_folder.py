@@ -1,8 +1,8 @@
 """A model folder on disk: a JSON config that names its kind and format, weights as safetensors, and files beside them.
 
-Writing is atomic file by file, the config last: a folder without a config is not a model yet. Opening is strict:
-another kind or format, a missing field, and a missing, surplus or wrongly shaped tensor are errors, never random
-values.
+Writing is atomic file by file, the config last: a folder without a config is not a model yet. Where there is a model
+already, its config is removed first. Opening is strict: another kind or format, a missing field, and a missing, surplus
+or wrongly shaped tensor are errors, never random values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.core.errors import UserError
-from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
+from foveate.core.files import (
+    atomic_file,
+    read_json,
+    write_bytes_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
 from foveate.core.version import __version__
 
 if TYPE_CHECKING:
@@ -54,7 +60,12 @@ def write_model_folder(
     folder.mkdir(parents=True, exist_ok=True)
     # safetensors refuses tensors that are not contiguous.
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_bytes_atomically(folder / weights_name, save(plain, metadata={"format": "pt"}))
+    weights = save(plain, metadata={"format": "pt"})
+    with atomic_file(folder / weights_name) as handle:
+        handle.write(weights)
+        # An earlier model of the folder ends here, before its first file is replaced: the old config must not describe
+        # new weights. After the write, which a full disk would refuse.
+        (folder / config_name).unlink(missing_ok=True)
     for name, content in (files or {}).items():
         if isinstance(content, bytes):
             write_bytes_atomically(folder / name, content)
