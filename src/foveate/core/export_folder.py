@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,11 +33,12 @@ def staged_folder(target: Path, *, identity: str | None = None) -> Iterator[Path
     """Yield a folder to write in, which is moved to `target` on a clean exit; killed or failed, nothing is there.
 
     Args:
-        identity: hash of what the content is made from. With it, a stopped run of the same identity is resumed;
-            without it, or after a failure, the export starts from scratch.
+        identity: hash of what the content is made from. With it, what a stopped or failed export has written stays
+            beside the target, and the next one of the same identity resumes it; without it, each starts from scratch.
 
     Raises:
-        UserError: when another process exports to the same folder, or the folder cannot be written.
+        UserError: when another process exports to the same folder, the folder cannot be written, or a file that the
+            block opens elsewhere cannot be read.
     """
     stage = target.with_name(f".{target.name}.partial")
     content, note = stage / _STAGED, stage / "identity"
@@ -54,14 +56,25 @@ def staged_folder(target: Path, *, identity: str | None = None) -> Iterator[Path
             shutil.rmtree(content)
         content.mkdir(exist_ok=True)
         note.write_text(identity or "", encoding="utf-8")
-        # Whether to keep the stage: a stopped export with an identity is resumed from it.
+        # Whether to keep the stage: a stopped or failed export with an identity is resumed from it.
         finished = False
         try:
             yield content
             commit_atomically(content, target)
             finished = True
         except OSError as error:
+            outside = _find_file_outside(stage, error)
+            if outside is not None:
+                raise UserError(f"{outside}: cannot be read or written ({error.strerror})") from error
             raise UserError(f"{target}: cannot be written ({error})") from error
         finally:
             if finished or identity is None:
                 shutil.rmtree(stage)
+
+
+def _find_file_outside(stage: Path, error: OSError) -> Path | None:
+    """Return the file that an error names, such as a source that is gone; None for one in the stage or without name."""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return None
+    path = Path(os.fsdecode(error.filename))
+    return None if path.resolve().is_relative_to(stage.resolve()) else path
