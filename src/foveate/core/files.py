@@ -108,7 +108,10 @@ def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Read the rows of a file of JSON Lines, without a last line that a kill cut off; none if there is no file."""
+    """Read the rows of a file of JSON Lines up to the first line that is not JSON, such as one that a kill cut off.
+
+    There are none if there is no file.
+    """
     if not path.exists():
         return []
     rows = []
@@ -121,7 +124,7 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def repair_json_lines(path: Path) -> list[Any]:
-    """Read the rows of a file of JSON Lines, and write it anew without a last line that a kill cut off."""
+    """Read the rows of a file of JSON Lines as `read_json_lines` does, and write it anew with these alone."""
     rows = read_json_lines(path)
     # Appending to a line that was cut would join two rows in one.
     write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
