@@ -113,7 +113,8 @@ class LabeledImages:
             return rows
         drawn = []
         for number in range(len(self.classes)):
-            # A generator for each class: the images drawn for one do not depend on which others there are.
+            # A generator for each class number: the draw for a class does not depend on the images of the others, but
+            # on its place among the classes.
             of_class = rows[self.labels_N[rows] == number]
             drawn.append(seeds.generator("shots", seed, number).permutation(of_class)[:shots])
         return np.sort(np.concatenate(drawn))
