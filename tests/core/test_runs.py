@@ -52,6 +52,23 @@ def test_a_run_without_a_saved_command_is_resumed(tmp_path: Path) -> None:
     assert again.read_metrics() == [{"step": 1}]
 
 
+def test_a_command_without_a_recipe_replaces_no_result_of_a_training(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", command=["foveate", "train"], recipe="steps: 3\n")
+    RunFolder.create(run.path)
+    assert not (run.path / "recipe.yaml").exists(), "there was no work yet"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recipe.yaml").write_text("steps: 3  # few\n")
+    with raises_naming(UserError, tmp_path / "mine", "recipe.yaml", "--run"):
+        RunFolder.create(tmp_path / "mine", command=["foveate", "locate"])
+    RunFolder.create(run.path, recipe="steps: 3\n").write_result({"kind": "train"})
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    with raises_naming(UserError, run.path, "recipe.yaml", "--run"):
+        RunFolder.create(run.path, command=["foveate", "locate"])
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+    RunFolder.create(tmp_path / "other").write_result({"kind": "locate"})
+    RunFolder.create(tmp_path / "other")
+
+
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with raises_naming(UserError, "file is a file", "--run"):

@@ -45,13 +45,13 @@ class RunFolder:
 
         Args:
             command: the command line, saved in run.json.
-            recipe: the resolved recipe as YAML.
+            recipe: the resolved recipe as YAML; None for a command that has none.
             free: dotted names of fields that may change between sessions, such as the number of workers; a list on the
                 way stands for each of its entries.
 
         Raises:
             UserError: the path is a file, or the folder holds a run of another recipe, or a recipe of the user that
-                would be overwritten.
+                would be overwritten; without a recipe, a run of any recipe.
         """
         check_run_path(path)
         new = not path.exists()
@@ -71,6 +71,11 @@ class RunFolder:
                 raise UserError(
                     f"{saved} was not written by a run and would be overwritten; choose another folder with --run"
                 )
+        elif saved.exists():
+            # Such as the folder of a training: its result.json and page would be replaced.
+            if run._has_work() or not begun.exists():
+                raise UserError(f"{path} holds a run of a recipe ({saved}); choose another folder with --run")
+            saved.unlink()
         # Before the recipe: a recipe.yaml without a run.json beside it is a file of the user.
         if command is not None:
             write_json_atomically(begun, {"command": command})
