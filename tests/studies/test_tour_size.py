@@ -14,6 +14,7 @@ from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import build_model
+from foveate.studies import tour as tour_study
 from foveate.studies import tour_size as sizes
 from foveate.studies.settings import TourSettings, TourSize
 from foveate.studies.tour import RECIPES, _list_overrides, tour
@@ -22,6 +23,10 @@ from naming import raises_naming
 
 # Measured on two cores of an AMD EPYC without AVX-512.
 SLOW = Speed(scene=0.0138, image=0.0107, step=0.088)
+
+
+def stop(*arguments: object, **options: object) -> None:
+    raise InterruptedError
 
 
 def times(speed: Speed, factor: float) -> Speed:
@@ -104,6 +109,33 @@ def test_another_size_is_refused_before_anything_is_written(tmp_path: Path) -> N
     with raises_naming(UserError, tmp_path, FULL.describe(), "--run"):
         tour(tmp_path, TourSettings(steps=20), command=["foveate", "tour", "--steps", "20"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(("settings", "seed"), [(TourSettings(test_scenes=800), 0), (TourSettings(), 1)])
+def test_another_seed_or_number_of_test_scenes_is_refused_before_anything_is_written(
+    settings: TourSettings, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first part of the tour: what comes before it refuses, what comes behind it writes.
+    monkeypatch.setattr(tour_study, "ask_shipped", stop)
+    with pytest.raises(InterruptedError):
+        tour(tmp_path, command=["foveate", "tour"])
+    RunFolder(tmp_path).write_result(FULL.model_dump(), sizes.FILE)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with raises_naming(UserError, tmp_path, "another recipe", "--run"):
+        tour(tmp_path, settings, seed=seed, command=["foveate", "tour", "..."])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(InterruptedError):  # more trainings are added
+        tour(tmp_path, TourSettings(seeds=3))
+
+
+def test_a_tour_of_a_version_that_noted_no_seed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tour_study, "ask_shipped", stop)
+    RunFolder.create(tmp_path).write_result(FULL.model_dump(), sizes.FILE)
+    (tmp_path / "collection").mkdir()
+    with pytest.raises(InterruptedError):
+        tour(tmp_path)
+    with raises_naming(UserError, tmp_path, "another recipe"):
+        tour(tmp_path, seed=1)
 
 
 @pytest.mark.parametrize("settings", [{"full": True}, {"steps": 20}, {"scenes": 300}, {}])

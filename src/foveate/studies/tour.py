@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from foveate.core.devices import choose_device, peak_gigabytes
 from foveate.core.errors import UserError
 from foveate.core.paths import PACKAGE
@@ -127,8 +129,8 @@ def tour(
             anything is trained. A finished tour that is repeated keeps its result until the end.
 
     Raises:
-        UserError: a recipe of the tour is missing, or the folder holds a tour of another size; before anything is
-            written.
+        UserError: a recipe of the tour is missing, or the folder holds a tour of another size, first seed or number of
+            test scenes; before anything is written.
     """
     # Fail early: a tree without recipes would else be missed only after minutes, behind the collection of images.
     for recipe in (*RECIPES.values(), ENCODER, RECIPE):
@@ -139,7 +141,8 @@ def tour(
     clock = Clock()
     # What an earlier session did takes no time in this one, and its own time is not known.
     resumed = (run_path / "collection").exists()
-    run = RunFolder.create(run_path, command=command)
+    # Without `seeds`, of which there may be more later: a further training leaves the others as they are.
+    run = RunFolder.create(run_path, command=command, recipe=yaml.safe_dump({"seed": seed, "test_scenes": test_scenes}))
     say("1 of 12: ask the shipped model")
     ask = ask_shipped(run, device=device)
     clock.lap("ask")
