@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +49,16 @@ def test_a_clip_stands_on_the_page_with_truth_and_control(tmp_path: Path) -> Non
 def test_a_tour_without_a_clip_has_no_section(tmp_path: Path) -> None:
     page = render(made_run.write_run(tmp_path, made_run.tour_result(tmp_path))).read_text(encoding="utf-8")
     assert "#video" not in page
+
+
+def test_commands_name_the_model_of_this_run(tmp_path: Path) -> None:
+    run = tmp_path / "a tour"
+    adaptation = {"train_images": 2, "test_images": 2, "backbone": 9} | dict.fromkeys(
+        ("classes", "rows", "examples"), []
+    )
+    result = {"kind": "tour", "seed": 4, "video": video(""), "adaptation": adaptation}
+    page = html.unescape(re.sub("<[^>]+>", "", render(made_run.write_run(run, result)).read_text(encoding="utf-8")))
+    model = shlex.quote(str(run / "cloc-seed4" / "model"))
+    for command in ("foveate serve", "foveate video find", "foveate adapt train --backbone"):
+        assert f"{command} {model} " in page, command
+    assert "runs/tour" not in page

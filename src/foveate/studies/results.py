@@ -173,13 +173,6 @@ class StudiesResult(RunResult):
     missing: list[str] = []
 
 
-class Command(ResultModel):
-    """A command that the tour's page suggests."""
-
-    what: str
-    command: str
-
-
 class TourCollection(ResultModel):
     """Counts by source and split, with examples."""
 
@@ -437,6 +430,5 @@ class TourResult(RunResult):
     federated: dict[str, Any] = {}
     species: TourSpecies | None = None
     default: str = "head"
-    commands: list[Command] = []
     limits: list[str] = []
     interval: str = "95% intervals, bootstrap over images"

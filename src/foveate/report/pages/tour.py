@@ -5,8 +5,9 @@ Every section has a sentence, an image, a number with its control, and a command
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from foveate.report.page import Page, command_text
 from foveate.report.species import STAGES, draw_hours, draw_map
 from foveate.studies.results import (
     AskedTally,
-    Command,
     SearchTally,
     TourAdaptation,
     TourCollection,
@@ -38,6 +38,16 @@ LIMITS = [
     "A whole-image box around a single drawing is no localization result and is never counted as one.",
     "Examples are a few held-out images; the table counts all of them.",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that the page suggests; {model} is the model that the tour trained."""
+
+    what: str
+    command: str
+
+
 # The first ones are visible, the others are folded.
 COMMANDS = [
     Command(
@@ -51,7 +61,7 @@ COMMANDS = [
     ),
     Command(
         what="Play in the browser with what this tour trained, and call it from Python",
-        command="foveate serve runs/tour/cloc-seed0/model mini",
+        command="foveate serve {model} mini",
     ),
     Command(
         what="Import images with their texts, and look at what you have",
@@ -383,10 +393,12 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     captions = parse_result(TourCaptions, r.captions) if r.captions else None
     federated = parse_result(TourFederated, r.federated) if r.federated else None
     where, which = where_groups(r.locate, r.default), which_groups(r.choose)
-    commands = r.commands or COMMANDS
+    model = shlex.quote(str(run_folder / f"{OURS}-seed{r.seed or 0}" / "model"))
+    commands = [replace(item, command=item.command.replace("{model}", model)) for item in COMMANDS]
     context = {
         "r": r,
         "overlay": Overlay,
+        "model_folder": model,
         "ask": asked.asked_section(r.ask) if r.ask else None,
         "ask_stat": ask_stat(r.ask.tallies) if r.ask else None,
         "video": video_section(r.video) if r.video else None,
