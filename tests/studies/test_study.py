@@ -19,7 +19,7 @@ from foveate.core.experiment_grid import Cell, CellStore, run_cells
 from foveate.core.files import FolderLock
 from foveate.records.collection import Collection
 from foveate.report import render
-from foveate.studies import cloc
+from foveate.studies import cloc, runner
 from foveate.studies.noise import Noise, jittered, open_spoiled, spoiled
 from foveate.studies.published import publish_result, results_block
 from foveate.studies.rcc import read_rcc
@@ -238,6 +238,22 @@ def test_a_module_with_a_study_is_found_by_its_name(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("foveate.studies.__path__", [*foveate.studies.__path__, str(tmp_path)])
     assert find_study("made_by_a_test") == "a new one"
     assert "made_by_a_test" in study_names()
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), UserError("no disk")])
+def test_a_helper_that_is_stopped_or_fails_leaves_the_word_to_the_main_process(
+    problem: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(study: object, cell: Cell) -> None:
+        calls.append(cell)
+        raise problem
+
+    calls: list[Cell] = []
+    monkeypatch.setattr(runner, "configure", lambda **options: None)
+    monkeypatch.setattr(runner, "_single_thread", lambda: None)
+    monkeypatch.setattr(cloc.STUDY, "measure", measure)
+    runner._help("cloc", tmp_path, cloc.QUICK, {}, "cpu", CELLS)
+    assert calls == CELLS[:1]
 
 
 @pytest.mark.parametrize("name", ["calibration", "captions", "vesl"])

@@ -6,6 +6,7 @@ that of the module. No list names the studies.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -185,12 +186,15 @@ def _help(
     name: str, folder: Path, scale: Any, datasets: Mapping[str, Path], device: str | None, cells: list[Cell]
 ) -> None:
     configure(quiet=True)
-    _single_thread()
-    study = find_study(name)
-    store = CellStore(folder / "cells", study.identity(scale, datasets=datasets))
-    # Does not wait: cells that this process leaves unfinished are taken over by the main one, which reports errors.
-    for _ in run_cells(store, cells, study(folder, scale, datasets, device).measure, wait=False):
-        pass
+    # Without a traceback: Ctrl-C stops the main process, too, and a cell that failed here is taken over by it, which
+    # reports the error.
+    with contextlib.suppress(KeyboardInterrupt, UserError):
+        _single_thread()
+        study = find_study(name)
+        store = CellStore(folder / "cells", study.identity(scale, datasets=datasets))
+        # Does not wait: the main process does.
+        for _ in run_cells(store, cells, study(folder, scale, datasets, device).measure, wait=False):
+            pass
 
 
 def _plan(study: type[GridStudy], cells: list[Cell], scale: Any, datasets: Mapping[str, Path]) -> dict[str, Any]:
