@@ -115,6 +115,21 @@ def test_the_part_with_a_model_trains_saves_and_watches(tmp_path: Path, monkeypa
     assert entries["llava-blank"]["evidence"]["value"] == 0
 
 
+def test_a_model_of_an_earlier_session_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from foveate.studies import slowfast_llava
+
+    def train(folder: Path, **options: object) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(slowfast_llava, "train", train)
+    monkeypatch.setattr(slowfast_llava, "open_network", lambda folder, device: None)
+    monkeypatch.setattr(slowfast_llava, "score_images", lambda network, seed: {"digit_images": 0.5})
+    first, again = (slowfast_llava.measure(tmp_path, clips=0, steps=1, seed=0, device=None) for _ in range(2))
+    assert set(first) - set(again) == {f"{key}/processor_seconds" for key in slowfast_arms.WATCHED}
+    assert set(again) == {f"{key}/digit_images" for key in slowfast_arms.WATCHED}
+
+
 def test_images_hold_the_answer_and_the_tokenizer_knows_their_words() -> None:
     from foveate.studies.slowfast_llava import build_model, build_tokenizer, draw_sample
 

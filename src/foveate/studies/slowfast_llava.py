@@ -64,11 +64,13 @@ class Sample(NamedTuple):
 def measure(work: Path, *, clips: int, steps: int, seed: int, device: str | None) -> dict[str, float]:
     """Train a model, or open the trained one in `work`, and let it watch clips; return "arm/measure"."""
     folder = work / "model"
-    started = time.process_time()
+    started, seconds = time.process_time(), {}
     if not (folder / CONFIG).is_file():
         train(folder, steps=steps, seed=seed, device=device)
+        # Of this session: that of an earlier one, which trained the model, is not known.
+        seconds["processor_seconds"] = time.process_time() - started
     network = open_network(folder, device=device or "cpu")
-    values = {"processor_seconds": time.process_time() - started, **score_images(network, seed)}
+    values = {**seconds, **score_images(network, seed)}
     scores: dict[str, dict[str, list[float]]] = {key: {} for key in WATCHED}
     for world, index in itertools.product(WORLDS, range(clips)):
         clip = draw_clip(world, seed=seed, split="test", index=index, things="shapes")
