@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.report import render
+from foveate.studies import overview
 from foveate.studies.overview import paper_lines, read_all_published, verdict_text, write_overview
 from foveate.studies.published import (
     END,
@@ -211,6 +212,23 @@ def test_the_overview_is_made_from_the_published_files(tmp_path: Path) -> None:
     page = render(tmp_path).read_text(encoding="utf-8")
     assert "not testable here" in page
     assert "Methods with few parameters lose less under a shift" in page
+
+
+def test_every_study_of_all_notes_a_command_that_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_study(name: str, path: Path, *, command: list[str], **options: object) -> None:
+        commands.append(command)
+        path.mkdir(parents=True)
+        (path / "result.json").write_text(json.dumps(result() | {"study": name}))
+
+    commands: list[list[str]] = []
+    monkeypatch.setattr(overview, "run_study", run_study)
+    monkeypatch.setattr(overview, "study_names", lambda: ["cloc"])
+    overview.run_all(tmp_path / "plain")
+    overview.run_all(tmp_path / "other", quick=True, seeds=2, seed=5, device="cpu", workers=2)
+    assert commands == [
+        ["foveate", "study", "cloc"],
+        ["foveate", "study", "cloc", "--quick", "--seeds", "2", "--seed", "5", "--device", "cpu"],
+    ]
 
 
 def test_study_all_so_far_writes_the_docs_page_and_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

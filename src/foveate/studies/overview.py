@@ -45,12 +45,30 @@ foveate study all --quick    # run all studies with two seeds
 
 
 def run_all(
-    run_path: Path, *, quick: bool = False, workers: int = 1, command: list[str] | None = None, **options: Any
+    run_path: Path,
+    *,
+    quick: bool = False,
+    seeds: int | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    device: str | None = None,
+    command: list[str] | None = None,
 ) -> dict[str, Any]:
     """Run every study in a folder of its own, resuming what is there, and write the overview of their results."""
+    options = ["--quick"] if quick else []
+    for flag, value in (("--seeds", seeds), ("--seed", seed or None), ("--device", device)):
+        options += [flag, str(value)] if value is not None else []
     for name in study_names():
-        study_command = ["foveate", "study", name, *(["--quick"] if quick else [])]
-        run_study(name, run_path / name, quick=quick, workers=workers, command=study_command, **options)
+        run_study(
+            name,
+            run_path / name,
+            quick=quick,
+            seeds=seeds,
+            seed=seed,
+            workers=workers,
+            device=device,
+            command=["foveate", "study", name, *options],
+        )
     return write_overview(read_runs(run_path), run_path, source=str(run_path), command=command)
 
 
