@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 import tiny_mllm
-from foveate.cli.verbs.ask import RegionsCommand, command
+from foveate.cli.verbs.ask import RegionsCommand, _chat, command
 from foveate.language.packing import PackedTexts
 from foveate.mllm.preview import token_text
 from foveate.mllm.train import prepare_training
@@ -180,6 +180,26 @@ def test_a_chat_leaves_a_page_of_all_its_questions(
     assert result.exchanges[0].region_images == [1], "the last image in front of it"
     assert [image.size for image in result.images] == [(60, 80), (60, 80)]
     assert "Is it red?" in (tmp_path / "asked" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("interrupted", ["prompt", "answer"])
+def test_ctrl_c_in_a_chat_keeps_what_was_answered(interrupted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Chat:
+        def ask(self, text: str, **options: object) -> Answer:
+            if text == "answer":
+                raise KeyboardInterrupt
+            return Answer(f"{text}!")
+
+    def read(prompt: str) -> str:
+        line = next(lines)
+        if line == "prompt":
+            raise KeyboardInterrupt
+        return line
+
+    lines = iter(["second", interrupted])
+    monkeypatch.setattr("builtins.input", read)
+    exchanges = _chat(Chat(), "first", [], 8, ground=False, num_images=1, find_nearest=lambda text: [])
+    assert [exchange.text for exchange in exchanges] == ["first!", "second!"]
 
 
 @pytest.mark.parametrize(

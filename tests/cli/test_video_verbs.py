@@ -13,6 +13,7 @@ from PIL import Image
 
 import tiny
 from chat_server import ChatServer, says
+from foveate.cli.verbs.video import chat
 from foveate.cli.verbs.video.options import Span
 from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
@@ -135,6 +136,31 @@ def test_questions_of_a_chat_are_answered_as_alone(foveate: Any, clip: Path, mon
     assert ended.out.splitlines()[-1] == alone
     # The question that does not fit is refused, and ends no conversation.
     assert "1,024" in ended.err
+
+
+@pytest.mark.parametrize("interrupted", ["prompt", "answer"])
+def test_ctrl_c_in_a_chat_keeps_what_was_answered(
+    foveate: Any, interrupted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(prompt: str) -> str:
+        line = next(lines)
+        if line == "prompt":
+            raise KeyboardInterrupt
+        return line
+
+    def ask(viewing: object, question: str, *arguments: object, **options: object) -> str:
+        if question == "answer":
+            raise KeyboardInterrupt
+        return f"{question}!"
+
+    lines = iter(["first", interrupted])
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr(chat, "watch_clip", lambda *arguments, **options: None)
+    monkeypatch.setattr(chat, "describe_viewing", lambda viewing: [])
+    monkeypatch.setattr(chat, "ask_question", ask)
+    monkeypatch.setattr(chat, "save_viewing", lambda viewing, exchanges, run: ({"exchanges": exchanges}, {}))
+    ended = foveate("video", "chat", "mini", "clip.mp4", "--json")
+    assert (ended.code, ended.json["exchanges"]) == (0, ["first!"])
 
 
 def test_frames_are_chosen_by_what_they_show(foveate: Any, clip: Path, tmp_path: Path) -> None:

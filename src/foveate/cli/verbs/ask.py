@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from functools import partial
@@ -257,7 +258,7 @@ def _chat(
     num_images: int,
     find_nearest: Callable[[str], list[str]],
 ) -> list[Exchange]:
-    """Answer the first question, then each line of the input, until it ends; return all exchanges."""
+    """Answer the first question, then each line of the input, until it ends or Ctrl-C; return all exchanges."""
     from foveate.core.errors import UserError
 
     exchanges: list[Exchange] = []
@@ -271,17 +272,17 @@ def _chat(
         exchanges.append(exchange.model_copy(update={"nearest_requests": find_nearest(text)}))
 
     ask(question, regions)
-    while True:
-        try:
+    # Ctrl-C ends only the conversation, at the prompt or in an answer: what was answered belongs on the page.
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
             line = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return exchanges
-        if line:
             try:
-                ask(line, [])
+                if line:
+                    ask(line, [])
             except UserError as problem:
                 # One wrong question ends no conversation.
                 click.echo(str(problem), err=True)
+    return exchanges
 
 
 def _find_format(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,16 +41,15 @@ def command(model: str, clip: Path, max_tokens: int, run: Path | None, as_json: 
     for line in describe_viewing(viewing):
         click.echo(line, err=True)
     exchanges: list[VideoExchange] = []
-    while True:
-        try:
+    # Ctrl-C ends only the conversation, at the prompt or in an answer: what was answered belongs on the page.
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
             question = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            break
-        try:
-            if question:
-                exchanges.append(ask_question(viewing, question, (), max_tokens, silent=as_json))
-        except UserError as problem:
-            # One question that does not fit ends no conversation.
-            click.echo(str(problem), err=True)
+            try:
+                if question:
+                    exchanges.append(ask_question(viewing, question, (), max_tokens, silent=as_json))
+            except UserError as problem:
+                # One question that does not fit ends no conversation.
+                click.echo(str(problem), err=True)
     result, paths = save_viewing(viewing, exchanges, run)
     finish(result, [], paths, as_json=as_json)
