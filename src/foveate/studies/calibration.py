@@ -1,7 +1,7 @@
 """The study `calibration`: what fine-tuning on half of the classes breaks and keeps, and what gamma repairs.
 
 Besides the main comparison it has cases: other numbers of seen classes, other ways of tuning, a third world. They say
-which estimate of gamma to use when (`foveate.adapt.calibration.choice`).
+which estimate of gamma to use when (`foveate.adapt.calibration.method_choice`).
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ PAPER_CLAIMS = (
     ),
     PaperClaim(
         "The published numbers at 60,000 points and up to 600 rounds",
-        untestable="takes days on two cores; here 1,400 to 5,000 points and 60 rounds",
+        untestable="takes days on two cores; here 700 to 5,000 points and 60 rounds",
     ),
 )
 
@@ -164,7 +164,7 @@ DESIGN = Design(
     claims=_claims(),
     paper_claims=PAPER_CLAIMS,
     limits=(
-        "Small data: 1,400 to 5,000 points, 60 rounds; the paper has 60,000 points and up to 600 rounds.",
+        "Small data: 700 to 5,000 points, 60 rounds; the paper has 60,000 points and up to 600 rounds.",
         "Start round, grid and kernel were chosen by others on digits split by pairs, before this study.",
         "Labels take no part in training; the vote measures how far the map keeps them apart.",
         "A seed changes the split, the start weights, every draw, and which points are held out.",
