@@ -90,7 +90,8 @@ def line_chart(
 
     Args:
         span: part of the x axis that is shaded, such as the time in which something is in sight.
-        end_values: write the last value of each line into the legend; False where the last x is only the end of a grid.
+        end_values: write the last value of each line into the legend (of a line that `thin` shortens, the mean of its
+            last points); False where the last x is only the end of a grid.
     """
     lines = [Series(s.name, thin(s.points), s.style) for s in series]
     lines = [line for line in lines if line.points]
