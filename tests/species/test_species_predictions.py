@@ -30,7 +30,7 @@ from foveate.species.export import export_predictions
 from foveate.species.folder import open_species
 from foveate.species.predict import _needs_boxes, predict
 from foveate.species.predictions import Predictions, read_part
-from foveate.species.review import rank_events
+from foveate.species.review import _free_path, rank_events, write_review
 from foveate.species.settings import ExportSettings, PredictSettings
 from foveate.species.summary import summarize
 from naming import raises_naming
@@ -312,6 +312,27 @@ def test_a_review_comes_back_as_labels_of_a_person(folder: Path) -> None:
     labels = dict(zip(survey.keys, survey.labels().tolist(), strict=True))
     assert labels[rows[0]["key"]] in ("9627", "Vulpes vulpes")
     assert labels[rows[1]["key"]] == "blank"
+
+
+def test_a_table_that_somebody_changed_stays(folder: Path, tmp_path: Path) -> None:
+    predictions, table = Predictions.open(folder / "results"), tmp_path / "review.csv"
+    for _ in range(2):  # an untouched one is replaced
+        assert write_review(predictions, tmp_path, max_events=1).table == "review.csv"
+    text = table.read_text("utf-8")
+    changed = {
+        "delimiter": text.replace(",", ";").encode(),
+        "header": text.replace("correction", "Correction").encode(),
+        "remark": f"{text[:-1]}looks like a fox\n".encode(),
+        "encoding": text.encode("utf-16"),
+        "code page": f"{text[:-1]}Füchsin\n".encode("cp1252"),
+    }
+    for name, content in changed.items():
+        table.write_bytes(content)
+        assert _free_path(tmp_path) == tmp_path / "review-2.csv", name
+    assert write_review(predictions, tmp_path, max_events=1).table == "review-2.csv"
+    assert table.read_bytes() == content
+    # The second one is the last that was written, and untouched.
+    assert _free_path(tmp_path) == tmp_path / "review-2.csv"
 
 
 def test_the_graph_ranks_the_hours_of_deployments(folder: Path) -> None:

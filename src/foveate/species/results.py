@@ -259,13 +259,15 @@ class SpeciesReviewResult(RunResult):
     """A contact sheet: events in the order of what a look would change.
 
     Attributes:
-        decisions: that could be looked at. table: the CSV to fill in. sheet: the PNG, "" without a readable image.
+        decisions: that could be looked at. sheet: the PNG, "" without a readable image.
+        table: the CSV to fill in. table_sha256: of its bytes as written: one that was changed is not overwritten.
     """
 
     kind: str = "species_review"
     decisions: int = 0
     events: list[ReviewEntry] = []
     table: str = ""
+    table_sha256: str = ""
     sheet: str = ""
 
 

@@ -8,17 +8,20 @@ detector is of an animal where the answer is blank.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from foveate.core.files import write_bytes_atomically, write_json_atomically, write_text_atomically
+from foveate.core.errors import UserError
+from foveate.core.files import read_json, sha256_file, write_bytes_atomically, write_json_atomically
 from foveate.records import tables
 from foveate.records.exporters.survey_rows import SurveyRows
 from foveate.records.images import BadImage, save_thumbnail
@@ -27,7 +30,7 @@ from foveate.species.predictions import Predictions
 from foveate.species.results import ReviewEntry, ReviewImage, SpeciesReviewResult
 from foveate.species.rows import DETECTED
 
-SHEET, TABLE = "sheet.png", "review.csv"
+SHEET, TABLE, _RESULT = "sheet.png", "review.csv", "result.json"
 _MAX_FRAMES = 4  # of an event on the sheet
 _SIDE = 420
 _COLUMNS, _TILE, _LABEL = 6, 260, 40  # of the sheet, in pixels
@@ -94,13 +97,14 @@ def write_review(
     """Write result.json with thumbnails for the page, the contact sheet as PNG, and the table to fill in.
 
     Args:
-        folder: created if it does not exist. A table that a person filled in is not overwritten.
+        folder: created if it does not exist. A table that was changed after it was written stays; the new one gets a
+            number then.
     """
     decisions = predictions.decisions.to_pylist()
     ranked = rank_events(predictions)
     events = ranked[:max_events]
     folder.mkdir(parents=True, exist_ok=True)
-    table = _free_path(folder / TABLE)
+    table = _free_path(folder)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -133,7 +137,8 @@ def write_review(
                 images=images,
             )
         )
-    write_text_atomically(table, buffer.getvalue())
+    content = buffer.getvalue().encode("utf-8")
+    write_bytes_atomically(table, content)
     if any(frames):
         write_bytes_atomically(folder / SHEET, _draw_sheet(entries, frames))
     result = SpeciesReviewResult(
@@ -141,9 +146,10 @@ def write_review(
         decisions=len(ranked),
         events=entries,
         table=table.name,
+        table_sha256=hashlib.sha256(content).hexdigest(),
         sheet=SHEET if any(frames) else "",
     )
-    write_json_atomically(folder / "result.json", result.to_json())
+    write_json_atomically(folder / _RESULT, result.to_json())
     return result
 
 
@@ -155,16 +161,19 @@ def _read_times(predictions: Predictions) -> dict[str, str]:
     return {key: rows.times[row] for key, row in rows.keys.items()}
 
 
-def _free_path(path: Path) -> Path:
-    """The path itself, or with a number where a table with corrections is in the way."""
-    number = 1
-    target = path
-    while target.is_file():
-        with target.open(encoding="utf-8-sig", newline="") as file:
-            if not any((row.get("correction") or "").strip() for row in csv.DictReader(file)):
-                break
+def _free_path(folder: Path) -> Path:
+    """Return the path of the table, numbered past all but the untouched one of the last call.
+
+    Tables are compared by their bytes: spreadsheets change delimiter and encoding, and people write into any column.
+    """
+    last: Any = None
+    with suppress(UserError):
+        last = read_json(folder / _RESULT)
+    written = (last.get("table"), last.get("table_sha256")) if isinstance(last, dict) else None
+    number, target = 1, folder / TABLE
+    while target.exists() and (target.name, sha256_file(target)) != written:
         number += 1
-        target = path.with_stem(f"{path.stem}-{number}")
+        target = (folder / TABLE).with_stem(f"{Path(TABLE).stem}-{number}")
     return target
 
 
