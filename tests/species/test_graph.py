@@ -213,6 +213,32 @@ def test_what_cannot_be_a_graph_is_named(tmp_path: Path, survey: Path) -> None:
         SpeciesGraph.open(tmp_path / "old")
 
 
+def test_a_stopped_build_begins_again_in_its_folder(
+    tmp_path: Path, survey: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("foveate.species.graph._write_rows", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_graph(survey, tmp_path / "graph")
+    assert (tmp_path / "graph" / "triples.csv").is_file()
+    assert not is_graph(tmp_path / "graph")
+    build_graph(survey, tmp_path / "graph")
+    assert sorted(path.name for path in (tmp_path / "graph").iterdir()) == [
+        "graph.json",
+        "matches.csv",
+        "taxa.csv",
+        "triples.csv",
+    ]
+    # The same file in a folder that no build began is somebody's own.
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "triples.csv").write_text("h,r,t\n")
+    with raises_naming(UserError, "own", "--to"):
+        build_graph(survey, tmp_path / "own")
+
+
 def test_a_collection_is_not_needed_to_read_triples(folder: Path, survey: Path) -> None:
     with Collection.open(survey) as collection:
         assert open_collection(folder).name == collection.name

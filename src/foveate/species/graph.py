@@ -46,6 +46,7 @@ from foveate.species.triples import (
 )
 
 TRIPLES, TAXA, MATCHES, GRAPH = "triples.csv", "taxa.csv", "matches.csv", "graph.json"
+_UNFINISHED = "graph.unfinished"  # while a graph is written: a stopped build may begin again in its own folder
 _FORMAT = 1
 _MAX_NAMED = 5
 Rows = NDArray[np.int64]
@@ -242,15 +243,20 @@ class SpeciesGraph:
             )
 
     def save(self, folder: str | Path, *, collection: str | Path | None = None) -> None:
-        """Write the graph; the folder must be empty, or hold a graph, which is replaced.
+        """Write the graph into a new or empty folder, or in place of a graph, finished or not.
 
         Args:
             collection: path that `open_collection` opens again.
+
+        Raises:
+            UserError: the folder holds something else.
         """
         folder = Path(folder)
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / GRAPH).exists()):
+        is_graph_folder = (folder / GRAPH).exists() or (folder / _UNFINISHED).exists()
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_graph_folder):
             raise UserError(f"{folder}: exists and holds no graph; choose an empty folder with --to")
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / _UNFINISHED).touch()
         # Last: a folder with graph.json is whole.
         (folder / GRAPH).unlink(missing_ok=True)
         write_triples(folder / TRIPLES, self.triples.table)
@@ -275,6 +281,7 @@ class SpeciesGraph:
         where = None if collection is None else Path(os.path.relpath(Path(collection).resolve(), folder.resolve()))
         content |= {"collection": where and where.as_posix(), "counts": self.describe()}
         write_json_atomically(folder / GRAPH, content)
+        (folder / _UNFINISHED).unlink(missing_ok=True)
 
     @classmethod
     def open(cls, folder: str | Path, *, train: Sequence[str] = ("train",), official: bool = False) -> SpeciesGraph:
