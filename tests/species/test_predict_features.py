@@ -6,14 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from training_survey import build_survey, write_features
 
+from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.records.survey.survey import Survey
+from foveate.records.tables import write_table
+from foveate.species.decide_results import decide_results
+from foveate.species.decisions import Stages
+from foveate.species.explain import explain
+from foveate.species.export import write_megadetector
 from foveate.species.model import SpeciesModel
 from foveate.species.predict import predict
-from foveate.species.predictions import Predictions
+from foveate.species.predictions import DECISIONS, Predictions
 from foveate.species.recipe import SpeciesRecipe
 from foveate.species.settings import PredictSettings
 from foveate.species.summary import rank_links
@@ -56,6 +63,34 @@ def test_features_of_a_file_are_predicted(survey: Survey, tmp_path: Path, method
     write_features(path, survey, seed=2)
     with raises_naming(UserError, "predict.json", "features"):
         predict(model, survey.collection.path, tmp_path / "results", PredictSettings(features=path))
+
+
+def test_new_images_never_have_decisions_of_others(survey: Survey, tmp_path: Path) -> None:
+    features, results = tmp_path / "features.npz", tmp_path / "results"
+    write_features(features, survey)
+    model = train(survey, features, tmp_path / "run", "erm")
+    verb = ["species", "predict", str(model.folder), str(survey.collection.path), "--features", str(features)]
+    (tmp_path / "list.csv").write_text("Lynx lynks\n")
+    with raises_naming(UserError, tmp_path / "list.csv", "Lynx lynks"):
+        options = ["--out", str(results), "--list", str(tmp_path / "list.csv")]
+        CliRunner().invoke(cli, [*verb, *options], catch_exceptions=False)
+    assert not results.exists(), "refused before any image is predicted"
+    settings = PredictSettings(features=features)
+    predict(model, survey.collection.path, results, settings)
+    table = decide_results(Predictions.open(results), Stages())
+    # A table that lacks an image: by index -1 it would get the last decision.
+    write_table(results / DECISIONS, table.slice(1))
+    first = table["keys"][0].as_py()[0]
+    for act in (
+        lambda predictions: explain(predictions, model, first, tmp_path / "explanation"),
+        lambda predictions: write_megadetector(predictions, tmp_path / "md.json"),
+    ):
+        with raises_naming(UserError, DECISIONS, repr(first), "predict"):
+            act(Predictions.open(results))
+    # Other images: their old decisions go.
+    (results / "scores/00000.safetensors").unlink()
+    predict(model, survey.collection.path, results, settings)
+    assert not (results / DECISIONS).exists()
 
 
 def test_doubtful_clocks_and_places_are_those_of_the_graph(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError
 from foveate.core.files import write_json_atomically
 from foveate.core.recipes import Settings
 from foveate.records import tables
@@ -171,10 +172,20 @@ def _used_boxes(predictions: Predictions) -> dict[str, Box]:
 
 
 def image_decisions(predictions: Predictions, keys: Sequence[str]) -> NDArray[np.int64]:
-    """Return the row of the decision about each image."""
+    """Return the row of the decision about each image.
+
+    Raises:
+        UserError: an image has none.
+    """
     members = predictions.decisions["keys"].combine_chunks()
     owners = np.repeat(np.arange(len(members)), np.diff(members.offsets.to_numpy()))
     positions = tables.positions(pa.chunked_array([members.values]), among=pa.array(keys, pa.string()))
     rows = np.full(len(keys), -1, dtype=np.int64)
     rows[positions[positions >= 0]] = owners[positions >= 0]
+    if (rows < 0).any():
+        # As an index, -1 would be the last decision, which is about another image.
+        key = keys[int(np.flatnonzero(rows < 0)[0])]
+        raise UserError(
+            f"{predictions.folder / DECISIONS}: no decision about image {key!r}; run foveate species predict again"
+        )
     return rows

@@ -281,7 +281,7 @@ def decision_truths(predictions: Predictions, truth: Truth) -> list[str]:
     owners_N = image_decisions(predictions, predictions.collection_keys)
     labels: list[set[str]] = [set() for _ in range(predictions.decisions.num_rows)]
     for owner, label in zip(owners_N.tolist(), truth.names_N.tolist(), strict=True):
-        if owner >= 0 and label:
+        if label:
             labels[owner].add(label)
     single = [names - {"blank"} or names for names in labels]
     return [next(iter(names)) if len(names) == 1 else "" for names in single]

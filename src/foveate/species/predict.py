@@ -33,6 +33,7 @@ from foveate.species.feature_files import read_features
 from foveate.species.hints import match_places
 from foveate.species.predictions import (
     BOXES,
+    DECISIONS,
     FAILED,
     IMAGES,
     OK,
@@ -237,6 +238,8 @@ def _compute_parts(
     if not missing:
         return 0
     (folder / IMAGES).unlink(missing_ok=True)  # written again once all parts are there
+    # Decisions about other images: beside the new table, new images would have none.
+    (folder / DECISIONS).unlink(missing_ok=True)
     device = choose_device(device_name or "auto")
     if settings.features is None:
         read = _pixel_reader(model, collection, views, device)

@@ -10,7 +10,14 @@ import click
 
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish, path_option, workers_option
-from foveate.cli.verbs.species.options import MODEL_ARGUMENT, SETTINGS, decide_and_render, page_options, stage_options
+from foveate.cli.verbs.species.options import (
+    MODEL_ARGUMENT,
+    SETTINGS,
+    check_stages,
+    decide_and_render,
+    page_options,
+    stage_options,
+)
 
 
 @click.command("evaluate", cls=FieldsCommand, short_help="Measure a model on labeled images.")
@@ -55,6 +62,7 @@ def command(
     where = "foveate species evaluate"
     checked = validate(PredictSettings, {**settings, "split": None if split == "all" else split}, where=where)
     opened, target = open_species(model), out or Path("runs/species-evaluate")
+    check_stages(stages, opened)
     counts = run_predict(opened, collection, target, checked, device=device, workers=workers)
     if counts.stopped:
         finish(asdict(counts), ["stopped; run the same command to resume"], {"results": target}, as_json=as_json)

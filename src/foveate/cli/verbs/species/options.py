@@ -15,6 +15,7 @@ from foveate.cli.options import F
 if TYPE_CHECKING:
     from foveate.core.recipes import Settings
     from foveate.species.evaluate import Truth
+    from foveate.species.model import SpeciesModel
     from foveate.species.predictions import Predictions
     from foveate.species.results import SpeciesResult
 
@@ -77,6 +78,15 @@ def build_stages(values: Mapping[str, Any], model: Path | None) -> Settings:
         if folder.is_dir():
             prior["source"] = folder
     return validate(Stages, {**values, **({"prior": prior} if prior else {})}, where="foveate species")
+
+
+def check_stages(values: Mapping[str, Any], model: SpeciesModel) -> None:
+    """Raise UserError for a wrong option or file of the stages; call it before any image is predicted."""
+    from foveate.core.progress import silent
+    from foveate.species.decisions import prepare_stages
+
+    with silent():  # options without effect are named when the stages decide
+        prepare_stages(build_stages(values, model.folder), model.classes, model.taxa)
 
 
 def decide_and_render(

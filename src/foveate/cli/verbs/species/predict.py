@@ -13,6 +13,7 @@ from foveate.cli.options import common, finish, path_option, workers_option
 from foveate.cli.verbs.species.options import (
     MODEL_ARGUMENT,
     SETTINGS,
+    check_stages,
     decide_and_render,
     describe_result,
     page_options,
@@ -61,6 +62,7 @@ def command(
 
     checked = validate(PredictSettings, settings, where="foveate species predict")
     opened = open_species(model)
+    check_stages(stages, opened)
     counts = run_predict(opened, source, out, checked, device=device, workers=workers)
     if counts.stopped:
         lines = [f"stopped after {counts.computed:,} images; run the same command to resume"]
