@@ -86,6 +86,30 @@ def test_a_first_survey_is_labeled_from_a_table(name: str, expected: list[str], 
         assert Survey.open(tmp_path / "c").labels().tolist() == expected
 
 
+def test_edited_rows_of_a_package_that_came_back_are_answers(target: ReviewTarget, tmp_path: Path) -> None:
+    def row(key: str, label: str, name: str = "1", count: int | None = None) -> Correction:
+        return Correction(f"package: {key}, {label}", label, key=key, id=name, count=count)
+
+    path = target.survey.collection.path
+    with raises_naming(UserError, tmp_path / "package"):
+        apply_corrections(target, [row("a", HARE), row("b", HARE)], tmp_path / "package")
+    # The rows beside the edited one are of the same answer, and would be hidden by it.
+    edited = [row("a", HARE), row("a", "Vulpes vulpes", name="2"), row("b", HARE)]
+    summary = apply_corrections(target, edited, tmp_path / "package")
+    assert (summary.images, summary.replaced) == (1, 0)
+    labels = [(entry["key"], entry["taxon"]) for entry in Survey.open(path).observations.to_pylist()]
+    assert sorted(labels) == [("a", HARE), ("a", "Vulpes vulpes"), ("b", HARE)]
+    # An answer that was exported has an id as well: edited, it replaces itself.
+    stored = Collection.open(path).table("observations").to_pylist()
+    review = next(entry["id"] for entry in stored if entry["taxon"] == "Vulpes vulpes")
+    for label, count in (("blank", None), (HARE, 1), (HARE, 2)):
+        summary = apply_corrections(open_target(path), [row("a", label, review, count)], tmp_path / "package")
+        assert (summary.images, summary.replaced) == (1, 2 if label == "blank" else 1)
+    current = [entry for entry in Survey.open(path).observations.to_pylist() if entry["key"] == "a"]
+    assert [(entry["taxon"], entry["count"]) for entry in current] == [(HARE, 2)]
+    assert len({entry["id"] for entry in current}) == len(current)
+
+
 def test_a_survey_without_predictions_confirms_nothing(target: ReviewTarget, tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("file,correction\na.png,ok\n")
     with raises_naming(UserError, "own.csv, line 2", "ok"):

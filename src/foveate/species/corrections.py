@@ -1,8 +1,9 @@
 """Add a person's answers to a survey: of our review table, a table of one's own, Timelapse, or a Camtrap DP package.
 
-They become observations of the survey with the method "human", so that the next training learns from them. Rows of
-other people are never touched; an earlier answer of the same file gives way. A results folder says in addition what a
-confirmation ("ok") confirms and which images an event has; a survey alone is enough for all other answers.
+They become observations of the survey with the method "human", so that the next training learns from them. Imported
+rows stay on disk; earlier answers of a review about the same images are removed, from whatever file they came. A
+results folder says in addition what a confirmation ("ok") confirms and which images an event has; a survey alone is
+enough for all other answers.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ class CorrectionsSummary:
     """Counts of `apply_corrections`.
 
     Attributes:
-        images: with a new answer. blank: of them empty. replaced: earlier answers of the same file.
+        images: with a new answer. blank: of them empty.
+        replaced: earlier answers of a review about these images, of whatever file, which were removed.
         unmatched: corrections of files that are not in the survey.
-        also_labeled: images that a person had labeled differently: the answer holds, the earlier row stays on disk.
+        also_labeled: images that a person had labeled differently: the answer holds; an imported row stays on disk.
         new_names: names that are no known taxon -> images.
     """
 
@@ -58,7 +60,7 @@ class CorrectionsSummary:
         """Format the counts for people."""
         lines = [f"{self.images:,} images have an answer of a person now, {self.blank:,} of them: blank"]
         if self.replaced:
-            lines.append(f"{self.replaced:,} earlier answers of this file were replaced")
+            lines.append(f"{self.replaced:,} earlier answers about these images were replaced")
         if self.unmatched:
             lines.append(f"{len(self.unmatched):,} files are not in the survey, first {self.unmatched[0]!r}")
         if self.also_labeled:
@@ -142,9 +144,7 @@ def _resolve(
     """Return the answers about each image by their label; of one label the last."""
     survey = target.survey
     keys = set(survey.keys)
-    # A row of a package that the survey was imported with is no new answer.
-    known = set(survey.collection.table("observations")["id"].to_pylist())
-    corrections = [correction for correction in corrections if not correction.id or correction.id not in known]
+    corrections = _drop_unchanged(corrections, survey)
     members, decided = {}, {}
     if target.decisions is not None and any(entry.event or _confirms(entry.label) for entry in corrections):
         for row in target.decisions.to_pylist():
@@ -171,6 +171,23 @@ def _resolve(
             # By label: two species on one image are two answers, the same one twice is a correction of it.
             answers.setdefault(member, {})[label] = replace(correction, label=label)
     return answers
+
+
+def _drop_unchanged(corrections: Sequence[Correction], survey: Survey) -> list[Correction]:
+    """Leave out images of a package whose rows all came back as the survey stores them: those are no new answers."""
+    columns = survey.collection.table("observations").select(["id", "kind", "taxon", "count", "method"])
+    stored = {
+        (row["id"], (row["taxon"] or row["kind"]) if row["kind"] == "animal" else row["kind"], row["count"])
+        for row in columns.to_pylist()
+        if row["method"] == "human"
+    }
+    changed = {
+        entry.key
+        for entry in corrections
+        if not entry.id or (entry.id, entry.label, -1 if entry.count is None else entry.count) not in stored
+    }
+    # By image: an answer is about a whole one, so that it would hide the unchanged rows beside an edited one.
+    return [entry for entry in corrections if entry.key in changed]
 
 
 def _confirms(label: str) -> bool:

@@ -36,7 +36,7 @@ class Correction:
         label: as written: a taxon or common name, "blank", "human", ...
         key: of the image, where the table has it. file: its path with forward slashes, else.
         event: of our own table of events.
-        id: of the row in a Camtrap DP package, so that a row that the survey had before is no new answer.
+        id: of the row in a Camtrap DP package, so that a row that comes back unchanged is no new answer.
         count: of individuals, at least 1.
         person, time: who answered and when, as written.
     """

@@ -25,7 +25,8 @@ def command(results: Path, out: Path | None, settings: dict[str, Any], as_json: 
 
     Answers come from the column "correction" of that table, from any CSV with a column of files and one of species,
     from Timelapse's CSV, or from the human rows of a Camtrap DP package. They are labels of the next `foveate species
-    train`, and no command overwrites them. With --corrections RESULTS may be a survey that nothing was predicted for.
+    train`; later answers about the same image replace them. With --corrections RESULTS may be a survey that nothing was
+    predicted for.
 
     \b
     Example:
