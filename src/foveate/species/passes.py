@@ -75,7 +75,7 @@ class PassOrder:
         if Relation.SPECIES not in trained:
             num_links = sum(len(links.heads_N) for links in passes if links.relation is Relation.SPECIES)
             raise UserError(
-                f"training: too few labeled images of the split 'train' (got {num_links}); expected at least "
+                f"training: too few labeled images of the splits in data.train (got {num_links}); expected at least "
                 f"{batch_size if drop_last else 1}"
             )
         # Pass and batch within the pass of each step.
