@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from training_survey import KINDS, PLACES, build_survey, write_features
 
 from foveate.core.errors import UserError
+from foveate.core.model_folder import CARD
 from foveate.core.recipes import validate
 from foveate.records.survey.survey import Survey
 from foveate.species.feature_files import read_features
@@ -119,6 +120,18 @@ def test_locations_on_demand(survey: Survey, features: Any, tmp_path: Path) -> N
     assert run.model is not None
     np.testing.assert_allclose(run.model.places_P2, [PLACES["oak"], PLACES["creek"]])
     assert run.model.predict_links(features[1]["vector"], "place").shape == (64, 2)
+
+
+@pytest.mark.parametrize("fields", [{"method": "erm"}, {"graph": {"dim": 24, "contexts": ["taxonomy", "time"]}}])
+def test_no_locations_without_places(
+    fields: dict[str, Any], survey: Survey, features: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = recipe(data={"features": str(features[0])}, training={**SMALL["training"], "epochs": 1}, **fields)
+    run = train_species(survey.collection.path, tmp_path / "run", chosen, include_locations=True)
+    assert run.model is not None
+    assert not len(run.model.places_P2)
+    assert "no coordinates" in (run.model.folder / CARD).read_text("utf-8")
+    assert "--include-locations has no effect" in capsys.readouterr().err
 
 
 def test_a_graph_on_disk_trains_to_the_same_weights(

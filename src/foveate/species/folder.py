@@ -72,16 +72,16 @@ def save_species(
 
     Args:
         network: a `LinkModel` or a baseline.
-        include_locations: also write the network of places and their coordinates.
+        include_locations: also write the network of places and their coordinates, where the model has places.
 
     Raises:
         UserError: MLP-concat without `include_locations`: it cannot answer without its network of places.
     """
     check_locations(info.method, include_locations)
     tensors = dict(network.state_dict())
-    num_places = 0
-    if include_locations:
-        num_places = len(info.places_P2)
+    # Without a context of places, or a survey without coordinates, there is nothing to include.
+    num_places = len(info.places_P2) if include_locations else 0
+    if num_places:
         tensors |= {_DEGREES: torch.from_numpy(info.places_P2), _REFERENCE: torch.from_numpy(info.reference_R2)}
         tensors |= {name: value for name, value in network.named_buffers() if name == _PLACES and value is not None}
     else:
@@ -116,7 +116,7 @@ def save_species(
         "provenance": dict(info.provenance),
     }
     files: dict[str, Any] = {TAXA: {"taxa": info.taxa.to_rows()}, METRICS: dict(metrics or {})}
-    files |= {CARD: _card(info, include_locations)}
+    files |= {CARD: _card(info, has_locations=num_places > 0)}
     if info.preprocess is not None:
         files[PREPROCESS] = dict(info.preprocess)
     return write_model_folder(folder, kind=KIND, format=FORMAT, config=config, tensors=tensors, files=files)
@@ -139,9 +139,9 @@ def _taxon_id(taxa: Taxa, index: int) -> str:
     return taxa.ids[index] if index >= 0 else ""
 
 
-def _card(info: SpeciesInfo, include_locations: bool) -> str:
+def _card(info: SpeciesInfo, *, has_locations: bool) -> str:
     animals = int(info.classes.animals_K.sum())
-    locations = "It holds coordinates of cameras." if include_locations else "It holds no coordinates and no cameras."
+    locations = "It holds coordinates of cameras." if has_locations else "It holds no coordinates and no cameras."
     return f"""# Species of camera-trap images ({info.method})
 
 {animals} kinds of animals, {len(info.classes) - animals} other classes; {int(info.images_K.sum()):,} training images.

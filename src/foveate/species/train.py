@@ -98,7 +98,8 @@ def train_species(
         run_path: run folder; the model is in its folder `model`, its prior of place, hour and season in `prior`.
         taxonomy: of a collection: table with columns taxon and parent; that of the survey, or the shipped one, by
             default.
-        include_locations: write coordinates of cameras into the model folder.
+        include_locations: write coordinates of cameras into the model folder; without effect where no place is trained
+            on.
         command: command line, for the page.
 
     Raises:
@@ -128,6 +129,8 @@ def train_species(
         _check_graph(run, data)
         sources = _open_inputs(recipe, collection, data, run, here.device)
         data = _without(data, sources.unreadable, collection.keys)
+        if include_locations and not _reads_places(recipe, data):
+            say("--include-locations has no effect: no place is trained on")
         network, sources = _build(recipe, data, sources, collection.keys)
         if recipe.method == "linear_probe":
             outcome = _solve(network, data, sources, recipe)
@@ -353,8 +356,7 @@ def _describe_pass(relation: Relation, steps: int, data: LinkData, rows: Sequenc
 
 
 def _inform(recipe: SpeciesRecipe, data: LinkData, sources: _Sources, result: SpeciesTrainResult) -> SpeciesInfo:
-    has_places, has_hours = "place" in data.present_contexts, "time" in data.present_contexts
-    is_concat = recipe.method == "mlp_concat"
+    has_places, has_hours = _reads_places(recipe, data), "time" in data.present_contexts
     return SpeciesInfo(
         method=recipe.method,
         classes=data.classes,
@@ -368,8 +370,8 @@ def _inform(recipe: SpeciesRecipe, data: LinkData, sources: _Sources, result: Sp
         preprocess=None if sources.encoder is None else sources.encoder.preprocess.to_dict(),
         images_K=data.count_images(),
         hours=data.candidate_hours_H if has_hours else np.zeros(0),
-        places_P2=data.candidate_places_P2 if has_places or is_concat else np.zeros((0, 2)),
-        reference_R2=_reference(recipe, data) if has_places or is_concat else np.zeros((0, 2)),
+        places_P2=data.candidate_places_P2 if has_places else np.zeros((0, 2)),
+        reference_R2=_reference(recipe, data) if has_places else np.zeros((0, 2)),
         provenance={
             "data": result.data,
             "images": result.images,
@@ -380,6 +382,10 @@ def _inform(recipe: SpeciesRecipe, data: LinkData, sources: _Sources, result: Sp
             "revision": result.revision,
         },
     )
+
+
+def _reads_places(recipe: SpeciesRecipe, data: LinkData) -> bool:
+    return recipe.method == "mlp_concat" or "place" in data.present_contexts
 
 
 def _reference(recipe: SpeciesRecipe, data: LinkData) -> NDArray[np.float64]:
