@@ -179,6 +179,25 @@ def test_another_graph_in_the_same_run_is_refused(
         train_species(survey.collection.path, trained.run.path, chosen, taxonomy=taxonomy)
 
 
+def test_other_features_in_the_same_run_are_refused(survey: Survey, tmp_path: Path) -> None:
+    path = tmp_path / "features.npz"
+    chosen = recipe(method="erm", data={"features": str(path)})
+    np.savez(path, key=np.array(["x"]), vector=np.zeros((1, 2)))
+    with raises_naming(UserError, path, "'x'"):
+        train_species(survey.collection.path, tmp_path / "run", chosen)
+    # Nothing was trained on that one.
+    write_features(path, survey)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopRequest, "__init__", _stopping)
+        assert train_species(survey.collection.path, tmp_path / "run", chosen).model is None
+    write_features(path, survey, seed=2)
+    with raises_naming(UserError, "features", "--run"):
+        train_species(survey.collection.path, tmp_path / "run", chosen)
+    path.unlink()
+    with raises_naming(UserError, path, "data.features"):
+        train_species(survey.collection.path, tmp_path / "run", chosen)
+
+
 @pytest.mark.parametrize("method", ["erm", "linear_probe", "mlp_concat"])
 def test_baselines(
     method: str, survey: Survey, features: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]

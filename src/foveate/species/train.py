@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
+from foveate.core.files import sha256_file
 from foveate.core.progress import say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
@@ -57,6 +58,7 @@ _FREE = ("training.log_every", "training.checkpoint_every", "training.workers")
 _NEVER = -1e4  # score of a class whose probability is 0 in single precision
 _LOGGED = 5  # rows of the log that a pass's last loss is the mean of
 MODEL = "model"
+_DATA = "graph.json"  # hashes of what a run was begun with
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,14 @@ def train_species(
             all_candidates=recipe.graph.candidates == "all",
         )
         run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
-        _check_graph(run, data)
+        identity = _check_data(run, data, recipe.data.features)
         sources = _open_inputs(recipe, collection, data, run, here.device)
         data = _without(data, sources.unreadable, collection.keys)
         if include_locations and not _reads_places(recipe, data):
             say("--include-locations has no effect: no place is trained on")
         network, sources = _build(recipe, data, sources, collection.keys)
+        # Not before: a first attempt with a wrong file must not block the corrected one.
+        run.write_result(identity, _DATA)
         if recipe.method == "linear_probe":
             outcome = _solve(network, data, sources, recipe)
         else:
@@ -159,15 +163,23 @@ def _open_source(source: Path) -> Collection:
     return open_collection(source) if is_graph(source) else Collection.open(source)
 
 
-def _check_graph(run: RunFolder, data: LinkData) -> None:
-    """Raise UserError if the run folder was begun with another graph; its checkpoints number other classes."""
-    path, identity = run.path / "graph.json", data.describe()
+def _check_data(run: RunFolder, data: LinkData, features: str | None) -> dict[str, str]:
+    """Return hashes of the graph and of the file of features.
+
+    Raises:
+        UserError: the run folder was begun with others; its checkpoints number other classes, or read other vectors.
+    """
+    path, identity = run.path / _DATA, data.describe()
+    if features is not None:
+        if not Path(features).is_file():
+            raise UserError(f"data.features: {features}: no such file; expected npz or Parquet")
+        identity["features"] = sha256_file(Path(features))
     if path.exists() and (saved := json.loads(path.read_text(encoding="utf-8"))) != identity:
         fields = [name for name in identity if saved.get(name) != identity[name]]
         raise UserError(
-            f"{run.path}: begun with another graph ({', '.join(fields)} differ); choose another folder with --run"
+            f"{run.path}: begun with other data ({', '.join(fields)} differ); choose another folder with --run"
         )
-    run.write_result(identity, "graph.json")
+    return identity
 
 
 def _open_inputs(
