@@ -334,6 +334,20 @@ def test_damaged_images_are_counted_and_left_out_everywhere(scienceqa: Path, tmp
     assert result.table[0].values["no_image"] is None
 
 
+def test_a_question_whose_image_is_back_is_asked_again(scienceqa: Path, tmp_path: Path) -> None:
+    image = scienceqa / "images" / "test" / "7" / "image.png"
+    model = Table(lambda *request: "A")
+    write(image, png(30)[:60])
+    with pytest.warns(UserWarning, match="another image"):
+        evaluate(model, "scienceqa", scienceqa, run=tmp_path / "run")
+    assert [sizes for sizes, _, _ in model.requests] == [[]]
+    write(image, png(30))
+    with pytest.warns(UserWarning, match="another image"):
+        result = evaluate(model, "scienceqa", scienceqa, run=tmp_path / "run")
+    assert [sizes for sizes, _, _ in model.requests[1:]] == [[(30, 20)], []], "with and without it, and no other"
+    assert (result.questions, result.unreadable) == (2, 0)
+
+
 def test_a_question_that_the_model_refuses_is_counted_and_ends_nothing(scienceqa: Path, tmp_path: Path) -> None:
     first: list[str] = []
 

@@ -135,9 +135,9 @@ def _ask_all(
     settings: SuiteSettings,
 ) -> list[dict[str, Any]]:
     """Ask what has no row yet, and return the rows of all questions and conditions."""
-    # A judge that gave no verdict is asked again; the last row of a question counts.
+    # The last row of a question counts. One with an error is asked again: an image may be back, a judge may answer.
     stored = {(row["condition"], row["id"]): row for row in repair_json_lines(path)}
-    rows = [row for row in stored.values() if row.get("error") != NO_VERDICT]
+    rows = [row for row in stored.values() if "error" not in row]
     finished = {(row["condition"], row["id"]) for row in rows}
     if suite.answer is not None:
         pending = [question for question in questions if ("image", question.id) not in finished]
