@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from PIL import Image
 
 import tiny_mllm
 from foveate.cli.verbs.ask import RegionsCommand, _chat, command
+from foveate.core.files import read_json, write_json_atomically
+from foveate.core.paths import DATA
 from foveate.language.packing import PackedTexts
 from foveate.mllm.preview import token_text
 from foveate.mllm.train import prepare_training
@@ -71,6 +74,16 @@ def test_a_model_is_trained_evaluated_and_asked(foveate: Any, collection: Path, 
     assert page.count('class="box box-default"') == len(answer["boxes"])
     # Streamed, the same words.
     assert foveate(*question).out.strip() == answer["text"]
+
+
+def test_a_calibrated_model_is_not_given_its_earlier_scores(foveate: Any, collection: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DATA / "mini", tmp_path / "mini"))
+    options = ("--suite", "scenes", "--data", collection, "--limit", 2, "--run", "answers")
+    arguments = ("mllm", "evaluate", folder, *options)
+    assert foveate(*arguments, "--json").json["questions"] == 2
+    config = read_json(folder / "config.json")
+    write_json_atomically(folder / "config.json", config | {"min_box_score": config["min_box_score"] + 1})
+    assert "answers holds a run of another recipe" in foveate(*arguments).sentence
 
 
 def test_a_preview_shows_the_batch_that_training_loads(

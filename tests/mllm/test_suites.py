@@ -348,6 +348,17 @@ def test_a_question_whose_image_is_back_is_asked_again(scienceqa: Path, tmp_path
     assert (result.questions, result.unreadable) == (2, 0)
 
 
+def test_another_model_under_the_same_name_is_noticed(collection: Path, tmp_path: Path) -> None:
+    add(collection, *[conversation(f"q{number}", "What?", "x", images=(f"test-0{number}",)) for number in range(2)])
+
+    def run(weights: str) -> SuiteResult:
+        return evaluate(Table(lambda *_: "x"), "vqa", collection, run=tmp_path / "run", name="m", weights=weights)
+
+    assert run("a1") == run("a1")
+    with raises_naming(UserError, tmp_path / "run", "recipe"):
+        run("b2")
+
+
 def test_a_question_that_the_model_refuses_is_counted_and_ends_nothing(scienceqa: Path, tmp_path: Path) -> None:
     first: list[str] = []
 

@@ -51,6 +51,7 @@ def evaluate(
     run: str | Path,
     settings: SuiteSettings | None = None,
     name: str = "model",
+    weights: str = "",
     command: list[str] | None = None,
 ) -> SuiteResult:
     """Ask a model all questions of a suite under each condition, and write rows and `result.json` into the run folder.
@@ -58,7 +59,7 @@ def evaluate(
     Args:
         data: folder of the suite's data, a collection for most.
         run: folder; the same arguments go on where a stopped run was.
-        name: of the model, which a repeated run must have, too.
+        name: of the model, and a hash of its `weights`, which a repeated run must have, too.
 
     Raises:
         UserError: unknown suite, unusable data, or a run folder of another evaluation.
@@ -67,6 +68,8 @@ def evaluate(
     plugin = load_suite(suite)
     # Not the batch size: an answer does not depend on the questions beside it, so that a smaller one may go on.
     identity = {"suite": suite, "model": name, "data": str(data), **_identify(settings)}
+    # Answers of the same model before it was trained again or calibrated are not its answers.
+    identity |= {"weights": weights} if weights else {}
     folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity), free=("batch_size",))
     try:
         contents = plugin.read(Path(data), settings.split)

@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from foveate.chat.batching import run_in_halves
 from foveate.core.errors import UserError
-from foveate.core.files import sha256_file
 from foveate.core.progress import say
 from foveate.core.recipes import Settings
 from foveate.mllm.dense import DETECT_PROMPTS, GROUP, REFER_PROMPTS
@@ -170,20 +169,6 @@ def label_collection(
         left_out=dict(left_out),
         stopped=stop.signal_name is not None,
     )
-
-
-def hash_source(source: str) -> str:
-    """Hash what decides the answers of a model; of one of transformers its folder's weights, or its hub id."""
-    from foveate.multimodal.folder import hash_model
-    from foveate.multimodal.opening import find_folder, find_native_folder
-
-    native = find_native_folder(source)
-    if native is not None:
-        return hash_model(native)
-    folder = find_folder(source)
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]) if folder.is_dir() else []
-    content = [source, *(f"{file.name} {sha256_file(file)}" for file in files)] if files else [source]
-    return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
 def _split_rows(images: Sequence[_Labeled], labels: str) -> dict[str, list[Row]]:

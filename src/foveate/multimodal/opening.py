@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError, nearest
-from foveate.core.files import read_json
+from foveate.core.files import read_json, sha256_file
 from foveate.core.hub import HUB_ID
 from foveate.core.model_folder import CONFIG
 from foveate.core.paths import DATA
 from foveate.multimodal.ask import Mllm
-from foveate.multimodal.folder import KIND, load_model
+from foveate.multimodal.folder import KIND, hash_model, load_model
 from foveate.multimodal.foreign import ForeignMllm, open_foreign
 
 SHIPPED = ("mini", "mini-ferret", "smollm2-mini")
@@ -89,3 +90,14 @@ def find_native_folder(source: str | Path) -> Path | None:
             "foveate mllm train"
         )
     return folder
+
+
+def hash_source(source: str) -> str:
+    """Hash what decides the answers of a model; of one of transformers its folder's weights, or its hub id."""
+    native = find_native_folder(source)
+    if native is not None:
+        return hash_model(native)
+    folder = find_folder(source)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]) if folder.is_dir() else []
+    content = [source, *(f"{file.name} {sha256_file(file)}" for file in files)] if files else [source]
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()

@@ -49,14 +49,21 @@ def command(
     from foveate.core.recipes import validate
     from foveate.mllm.evaluate import evaluate as evaluate_suite
     from foveate.mllm.suite_settings import SuiteSettings
-    from foveate.multimodal.opening import open_mllm
+    from foveate.multimodal.opening import hash_source, open_mllm
     from foveate.report import render
 
     checked = validate(SuiteSettings, {**settings, "seed": seed or 0}, where="foveate mllm evaluate")
     target = run or Path("runs") / f"mllm-evaluate-{suite}"
     opened = open_mllm(model, device=device)
     result = evaluate_suite(
-        opened, suite, data, run=target, settings=checked, name=model, command=["foveate", *sys.argv[1:]]
+        opened,
+        suite,
+        data,
+        run=target,
+        settings=checked,
+        name=model,
+        weights=hash_source(model),
+        command=["foveate", *sys.argv[1:]],
     )
     finish(result.to_json(), _score_lines(result), {"run": target, "report": render(target)}, as_json=as_json)
 

@@ -39,8 +39,8 @@ def command(collection: Path, model: str, settings: dict[str, Any], as_json: boo
       foveate mllm label photos --model mini --as conversations --region-source vesl:nanodet
     """
     from foveate.core.recipes import validate
-    from foveate.mllm.labeling import LabelSettings, hash_source, label_collection
-    from foveate.multimodal.opening import open_mllm
+    from foveate.mllm.labeling import LabelSettings, label_collection
+    from foveate.multimodal.opening import hash_source, open_mllm
 
     checked = validate(LabelSettings, settings, where="foveate mllm label")
     opened = open_mllm(model, device=device)
