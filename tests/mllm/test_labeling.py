@@ -99,6 +99,15 @@ def test_an_image_whose_status_is_missing_gets_the_status_of_its_answer(shapes: 
     assert rows_of(path) == expected
 
 
+def test_images_that_are_gone_are_unreadable_and_the_others_labeled(shapes: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(shapes, tmp_path / "shapes"))
+    (path / "images" / "00002.tar").unlink()
+    counts = label(str(path), "regions")
+    assert (counts.status["unreadable"], sum(counts.status.values())) == (8, 32)
+    again = label(str(path), "regions")
+    assert (again.done_before, again.rows) == (32, 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "labels"),

@@ -203,8 +203,8 @@ def _label_images(
             return
         batch: list[tuple[str, tuple[int, int], bytes, list[PixelBox]]] = []
         for row, key in pending[start : start + settings.batch_size]:
-            data = collection.image_bytes(row)
             try:
+                data = collection.image_bytes(row)
                 size = decode(data).size
             except BadImage as problem:
                 yield _Labeled(key, "unreadable", detail=str(problem))
