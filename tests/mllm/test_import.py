@@ -203,6 +203,9 @@ def test_an_import_that_was_killed_goes_on_with_its_own_model_only(tmp_path: Pat
     with raises_naming(UserError, "language", "llava"):
         import_model(other, folder)
     assert (import_model(source, folder) / "model.safetensors").read_bytes() == weights
+    # Written last: without it the model is not whole.
+    (model / "config.json").unlink()
+    assert (import_model(source, folder) / "config.json").is_file()
     with raises_naming(UserError, "chat", "vicuna", "plain"):
         import_model(source, folder, chat="plain")
     assert import_model(source, folder, chat="vicuna") == model

@@ -14,6 +14,7 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.core.files import commit_atomically, read_json, write_json_atomically
 from foveate.core.hub import Checkpoint, loading
+from foveate.core.model_folder import CONFIG
 from foveate.core.recipes import validate
 from foveate.multimodal.build import build_model, open_source
 from foveate.multimodal.folder import read_settings, save_model
@@ -113,7 +114,8 @@ def find_imported(folder: Path, checkpoint: Checkpoint, *, tower: str | None, ch
     Raises:
         UserError: the folder holds another model, or the same with another tower or template.
     """
-    if not (folder / MODEL).is_dir():
+    # Written last: without it an earlier import was stopped, and the model is written again.
+    if not (folder / MODEL / CONFIG).is_file():
         return None
     settings, config = read_settings(folder / MODEL)
     earlier = config["provenance"].get("imported")
