@@ -15,10 +15,12 @@ from foveate.mllm.calibrate import CalibrateSettings, calibrate, draw_pairs, mea
 from foveate.mllm.card import put_box_scores
 from foveate.mllm.results import BoxScoreResult
 from foveate.mllm.train import prepare_training
+from foveate.multimodal.answers import Answer
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import load_model, read_settings
 from foveate.multimodal.opening import open_mllm
 from foveate.records.collection import Collection
+from foveate.records.images import decode
 from naming import raises_naming
 from tiny_mllm import make_recipe
 
@@ -74,6 +76,32 @@ def test_pairs_are_of_phrases_that_an_image_shows_and_does_not_show(asked_collec
             assert absent not in phrases
         with raises_naming(UserError, "split", "validatoin"):
             draw_pairs(collection, CalibrateSettings(split="validatoin"))
+
+
+def test_images_that_cannot_be_read_are_left_out(
+    asked_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask_all(model: Mllm, questions: list[tuple[bytes, str]], *, max_tokens: int) -> list[Answer]:
+        for image, _ in questions:
+            decode(image)
+        return [Answer("", box_scores=(float(number % 2 == 0),)) for number in range(len(questions))]
+
+    monkeypatch.setattr(Mllm, "ask_all", ask_all)
+    path, model = Path(shutil.copytree(asked_collection, tmp_path / "shapes")), Mllm(load_model(DATA / "mini"))
+    with Collection.open(path) as collection:
+        damaged, cut = collection.index["offset"][-2:].tolist()
+    with (path / "images" / "00002.tar").open("r+b") as file:
+        file.seek(damaged + 200)
+        file.write(b"damaged")
+        file.truncate(cut + 200)
+    with Collection.open(path) as collection:
+        result = measure_box_scores(model, collection, CalibrateSettings(split="test"))
+    assert (result.images, result.unreadable, result.present, result.absent, result.auc) == (8, 2, 8, 8, 1)
+    assert "2 of 10 images" in capsys.readouterr().err
+    for name in ("00001.tar", "00002.tar"):
+        (path / "images" / name).unlink()
+    with Collection.open(path) as collection, raises_naming(UserError, path, "none of 10"):
+        measure_box_scores(model, collection, CalibrateSettings(split="test"))
 
 
 def test_a_threshold_needs_a_folder_and_a_box_head(asked_collection: Path) -> None:

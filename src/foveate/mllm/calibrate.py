@@ -16,6 +16,7 @@ from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically, write_text_atomically
 from foveate.core.model_folder import CARD, CONFIG, METRICS
+from foveate.core.progress import say
 from foveate.metrics.separation import separate
 from foveate.mllm.card import put_box_scores
 from foveate.mllm.results import BoxScoreResult
@@ -25,6 +26,7 @@ from foveate.multimodal.folder import MIN_BOX_SCORE, load_model
 from foveate.multimodal.opening import SHIPPED
 from foveate.multimodal.questions import ask_where
 from foveate.records.collection import Collection
+from foveate.records.images import BadImage, decode
 from foveate.records.region_sources import SelectedRegions
 
 # An answer begins with its box; a sentence with one is not much longer.
@@ -75,7 +77,7 @@ def measure_box_scores(
     """Ask where phrases are that images show and do not show, and separate their scores.
 
     Raises:
-        UserError: as `draw_pairs`; or the model has no box head, or answers without boxes.
+        UserError: as `draw_pairs`; or no image can be read, or the model has no box head, or answers without boxes.
     """
     settings = settings or CalibrateSettings()
     if model.loaded.model.box_head is None:
@@ -83,10 +85,19 @@ def measure_box_scores(
     # Every phrase gets its box and score, whatever threshold the folder had.
     model = Mllm(replace(model.loaded, min_box_score=None))
     pairs = draw_pairs(collection, settings, seed=seed)
-    questions = []
+    questions, problems = [], []
     for pair in pairs:
-        image = collection.image_bytes(pair.row)
+        try:
+            image = collection.image_bytes(pair.row)
+            decode(image)
+        except BadImage as problem:
+            problems.append(problem)
+            continue
         questions += [(image, ask_where(phrase)) for phrase in (pair.present, pair.absent)]
+    if not questions:
+        raise UserError(f"collection {collection.path}: none of {len(pairs)} images can be read ({problems[0]})")
+    if problems:
+        say(f"left out: {len(problems)} of {len(pairs)} images, which cannot be read ({problems[0]})")
     answers = model.ask_all(questions, max_tokens=_MAX_TOKENS)
     scores = [answer.box_scores[0] if answer.box_scores else None for answer in answers]
     present, absent = ([score for score in scores[start::2] if score is not None] for start in (0, 1))
@@ -95,7 +106,8 @@ def measure_box_scores(
     return BoxScoreResult(
         collection=collection.name,
         split=settings.split,
-        images=len(pairs),
+        images=len(pairs) - len(problems),
+        unreadable=len(problems),
         present=len(present),
         absent=len(absent),
         without_box=scores.count(None),

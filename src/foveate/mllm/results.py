@@ -82,6 +82,7 @@ class BoxScoreResult(ResultModel):
         min_box_score: the threshold. auc: probability that a phrase which is shown scores above one which is not.
         hit_rate, false_alarm_rate: share of the `present` and `absent` phrases that then get a box.
         without_box: phrases to which the model answered without a box, left out.
+        unreadable: images that could not be read, left out beside the `images`.
     """
 
     collection: str
@@ -94,6 +95,7 @@ class BoxScoreResult(ResultModel):
     present: int
     absent: int
     without_box: int = 0
+    unreadable: int = 0
 
     def to_metrics(self) -> dict[str, Any]:
         """Return the entry of a model folder's metrics.json."""

@@ -436,7 +436,7 @@ class MllmTraining:
         try:
             self.box_scores = measure_box_scores(model, self.collection)
         except UserError as problem:
-            # Nothing else depends on it, and a training is not lost for it.
+            # A training is not lost for it, but without the threshold every phrase gets a box, shown or not.
             say(f"no threshold of boxes, every phrase gets one: {problem}; foveate mllm calibrate measures it")
 
     def save(self) -> Path:
