@@ -50,3 +50,19 @@ def test_token_batches_have_a_part_for_each_process_and_accumulation(asked_colle
         training.here = World(0, 2, torch.device("cpu"))
         with raises_naming(UserError, "tokens.multiple", "2", "4"):
             training.loader(settings, training.samples(settings, features=False))
+
+
+def test_only_a_process_that_is_alone_times_its_stages(
+    asked_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    with Collection.open(asked_collection) as collection:
+        training = prepare_training(make_recipe(), collection, tmp_path / "run")
+        training.recipe = training.recipe.model_copy(update={"stages": []})
+        # Stages are timed where the language model is from elsewhere.
+        monkeypatch.setattr(training, "language", object())
+        monkeypatch.setattr(training, "announce", lambda: sizes.append(training.here.size))
+        for size in (1, 2):
+            training.here = World(0, size, torch.device("cpu"))
+            assert training.run_all() == "finished"
+    assert sizes == [1]

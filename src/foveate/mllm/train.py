@@ -245,7 +245,10 @@ class MllmTraining:
 
     def run_all(self) -> str:
         """Run the stages that are left; return "finished", or "stopped" by a signal."""
-        if self.language is not None and self.here.is_main:
+        # Only where the process is alone: timing computes the features of later stages, too, of which each process
+        # makes a share. The first would wait for the shares of the others, which wait for it in the first stage until
+        # they time out.
+        if self.language is not None and self.here.size == 1:
             self.announce()
         for number, stage in enumerate(self.recipe.stages):
             folder = self.run.path / f"stage-{number}-{stage.name}"
