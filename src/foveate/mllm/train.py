@@ -309,7 +309,7 @@ class MllmTraining:
         return times[-1] - times[-2]
 
     def select_sets(self, stage: StageSettings) -> list[ImageSet]:
-        """Return the sets of images and conversations of a stage; see `samples.select_sets`."""
+        """Return the sets of images and conversations of a stage; see `image_sets.select_sets`."""
         return select_sets(self.sets, stage)
 
     def loader_seed(self, stage: StageSettings) -> int:
