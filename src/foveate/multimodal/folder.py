@@ -99,7 +99,7 @@ def save_model(
     min_box_score: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write a model folder atomically; return it.
+    """Write a model folder file by file, the config last; return it.
 
     Args:
         weights: name -> tensor of the model's state; what `stored_state` leaves out is left out.
