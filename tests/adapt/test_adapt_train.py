@@ -352,6 +352,24 @@ def test_in_python_without_measuring(backbone: Path, data: Path, tmp_path: Path)
         train_adapter(other, data, tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize(("method", "more"), [("linear", []), ("bitfit", ["training.epochs=1"])])
+def test_a_run_on_other_data_is_not_replaced(
+    backbone: Path, data: Path, tmp_path: Path, method: str, more: list[str]
+) -> None:
+    """Same file name, labels and number of images: only the pixels differ."""
+    other = tmp_path / "other" / data.name
+    other.parent.mkdir()
+    arrays = dict(np.load(data))
+    np.savez(other, **{**arrays, "images": 255 - arrays["images"]})
+    recipe = build_recipe(parse_backbone(str(backbone)), method, ["training.head_c=1", *more])
+    run_path = tmp_path / "run"
+    train_adapter(recipe, data, run_path, device="cpu", evaluate=False)
+    weights = (run_path / "adapter" / "adapter.safetensors").read_bytes()
+    with raises_naming(UserError, run_path, "on other data", "--run"):
+        train_adapter(recipe, other, run_path, device="cpu", evaluate=False)
+    assert (run_path / "adapter" / "adapter.safetensors").read_bytes() == weights
+
+
 def test_varied_training_is_a_function_of_the_seed_and_is_not_cached(
     backbone: Path, data: Path, tmp_path: Path
 ) -> None:

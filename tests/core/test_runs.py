@@ -98,3 +98,14 @@ def test_results(tmp_path: Path) -> None:
     assert run.read_result() == {"kind": "x"}
     run.write_result({"n": 1}, "other.json")
     assert run.read_result("other.json") == {"n": 1}
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "run", recipe="steps: 3\n", data={"hash": "mistyped"})
+    run = RunFolder.create(tmp_path / "run", recipe="steps: 3\n", data={"hash": "a"})
+    run.append_metrics({"step": 1})
+    RunFolder.create(tmp_path / "run", recipe="steps: 3\n", data={"hash": "a"})
+    with raises_naming(UserError, "run on other data", "data.json", "--run"):
+        RunFolder.create(tmp_path / "run", command=["foveate", "x"], recipe="steps: 3\n", data={"hash": "b"})
+    assert json.loads((tmp_path / "run" / "data.json").read_text()) == {"hash": "a"}
+    assert not (tmp_path / "run" / "run.json").exists()

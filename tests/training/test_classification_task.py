@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,21 @@ def load_or_fail(row: int, view: View) -> Tensor:
 
 
 PAIRS = LabeledImages("pairs", ("a", "b"), list("klmn"), np.array([0, 1, 0, -1]), np.array(["x"] * 4), load_or_fail)
+
+
+def test_other_images_have_another_identity() -> None:
+    identity = PAIRS.identify(np.array([0, 1]))
+    assert identity == replace(PAIRS, splits=np.array(["y"] * 4)).identify(np.array([0, 1]))
+    others = [
+        replace(PAIRS, name="others"),
+        replace(PAIRS, classes=("a", "c")),
+        replace(PAIRS, keys=list("kxmn")),
+        replace(PAIRS, labels_N=np.array([1, 0, 0, -1])),
+        replace(PAIRS, content=lambda row: bytes([row])),
+        replace(PAIRS, content=lambda row: bytes([2 * row])),
+    ]
+    hashes = [str(other.identify(np.array([0, 1]))) for other in others]
+    assert len({str(identity), str(PAIRS.identify(np.array([0]))), *hashes}) == 2 + len(others)
 
 
 def test_samples_are_pure_functions_and_name_what_cannot_be_read() -> None:

@@ -155,7 +155,16 @@ def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledIma
     keys = [str(row) for row in range(len(pixels))]
     height, width = pixels.shape[1:3]
     labels_N = _number_labels(labels, classes)
-    return LabeledImages(path.name, tuple(classes), keys, labels_N, splits, load, lambda row: (width, height))
+    return LabeledImages(
+        path.name,
+        tuple(classes),
+        keys,
+        labels_N,
+        splits,
+        load,
+        size=lambda row: (width, height),
+        content=lambda row: pixels[row].tobytes(),
+    )
 
 
 def _open_vtab(folder: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:

@@ -173,7 +173,7 @@ def train_adapter(
         evaluate: measure the held-out splits at the end.
 
     Raises:
-        UserError: recipe, backbone and data do not fit, or the run folder holds another run.
+        UserError: recipe, backbone and data do not fit, or the run folder holds another run, or one on other data.
     """
     training = recipe.training
     with start(device or "auto") as here:
@@ -185,7 +185,9 @@ def train_adapter(
         adapted = build_adapted(recipe, network, images, rows)
         run = RunFolder(run_path)
         if here.is_main:
-            run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
+            # A solved head never reaches the training loop, which compares the rows of its checkpoint only.
+            identity = images.identify(rows)
+            run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE, data=identity)
         # The main rank creates the folder before the others use it.
         barrier()
         adapted.to(here.device)

@@ -22,8 +22,8 @@ from foveate.core.files import (
     write_text_atomically,
 )
 
-# Written before any work, so they alone do not bind the folder to a recipe.
-_FILES_BEFORE_WORK = ("recipe.yaml", "run.json")
+# Written before any work, so they alone do not bind the folder to a recipe or to data.
+_FILES_BEFORE_WORK = ("recipe.yaml", "run.json", "data.json")
 
 
 class RunFolder:
@@ -40,18 +40,20 @@ class RunFolder:
         command: list[str] | None = None,
         recipe: str | None = None,
         free: Sequence[str] = (),
+        data: dict[str, Any] | None = None,
     ) -> RunFolder:
-        """Create the folder, or open it again if it holds the same recipe or no work yet.
+        """Create the folder, or open it again if it holds the same recipe on the same data, or no work yet.
 
         Args:
             command: the command line, saved in run.json.
             recipe: the resolved recipe as YAML; None for a command that has none.
             free: dotted names of fields that may change between sessions, such as the number of workers; a list on the
                 way stands for each of its entries.
+            data: what identifies the data, as JSON values, saved in data.json; a recipe need not say it.
 
         Raises:
-            UserError: the path is a file, or the folder holds a run of another recipe, or a recipe of the user that
-                would be overwritten; without a recipe, a run of any recipe.
+            UserError: the path is a file, or the folder holds a run of another recipe or on other data, or a recipe of
+                the user that would be overwritten; without a recipe, a run of any recipe.
         """
         check_run_path(path)
         new = not path.exists()
@@ -60,7 +62,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{path}: cannot create the folder ({error.strerror})") from error
         run = cls(path, new=new)
-        saved, begun = path / "recipe.yaml", path / "run.json"
+        saved, begun, saved_data = path / "recipe.yaml", path / "run.json", path / "data.json"
         if recipe is not None:
             same = not saved.exists() or _identity(saved.read_text(encoding="utf-8"), free) == _identity(recipe, free)
             if not same and run._has_work():
@@ -76,11 +78,17 @@ class RunFolder:
             if run._has_work() or not begun.exists():
                 raise UserError(f"{path} holds a run of a recipe ({saved}); choose another folder with --run")
             saved.unlink()
+        if data is not None and saved_data.is_file() and read_json(saved_data) != data and run._has_work():
+            raise UserError(
+                f"{path} holds a run on other data (compare {saved_data}); choose another folder with --run"
+            )
         # Before the recipe: a recipe.yaml without a run.json beside it is a file of the user.
         if command is not None:
             write_json_atomically(begun, {"command": command})
         if recipe is not None:
             write_text_atomically(saved, recipe)
+        if data is not None:
+            write_json_atomically(saved_data, data)
         return run
 
     def discard(self) -> None:

@@ -14,6 +14,8 @@ predict(model, images, images.rows("test")).accuracy
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +58,7 @@ class LabeledImages:
         splits: name of each image's split, "" where it has none.
         load: row and view to the model's input, uint8 pixels [C, S, S] or floating-point values; raises BadImage.
         size: row to width and height in pixels; None where images cannot be cropped.
+        content: row to the bytes of its image, where a key is only its number; None where keys tell images apart.
     """
 
     name: str
@@ -65,6 +68,7 @@ class LabeledImages:
     splits: NDArray[Any]
     load: Callable[[int, View], Tensor]
     size: Callable[[int], tuple[int, int]] | None = None
+    content: Callable[[int], bytes] | None = None
 
     def rows(self, *splits: str) -> Rows:
         """Return the labeled images of these splits, ascending.
@@ -91,6 +95,15 @@ class LabeledImages:
     def provenance(self, rows: Rows) -> dict[str, Any]:
         """Return the name of the data and the splits of `rows`: what a trained model remembers of its images."""
         return {"data": self.name, "splits": sorted(set(self.splits[rows].tolist()) - {""})}
+
+    def identify(self, rows: Rows) -> dict[str, Any]:
+        """Identify `rows` by the names of data and classes and a hash of keys, labels and content."""
+        digest = hashlib.blake2b(digest_size=16)
+        for row in rows.tolist():
+            digest.update(json.dumps([self.keys[row], int(self.labels_N[row])]).encode())
+            if self.content is not None:
+                digest.update(self.content(row))
+        return {"name": self.name, "classes": list(self.classes), "images": len(rows), "hash": digest.hexdigest()}
 
     def missing_classes(self, rows: Rows) -> list[str]:
         """Return the names of classes that none of `rows` has."""
