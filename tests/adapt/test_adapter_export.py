@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from adapt.test_matrix import config, moved
 from adapt.towers import CLASSES, pixels, shaken, tower
-from foveate.adapt.export import export_merged, export_peft
+from foveate.adapt import export
+from foveate.adapt.export import export_merged, export_peft, merge_adapter
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.registry import get_method, method_names
 from foveate.core.errors import UserError
@@ -172,6 +174,45 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         export_peft(adapt(tower("open_clip"), "lora", classes=3), tmp_path)
     with raises_naming(UserError, "ReLU"):
         export_merged(adapted_timm({"method": "adaptformer", "rank": 4}), tmp_path)
+
+
+def test_a_merge_that_is_refused_or_killed_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted, write = adapted_timm({"method": "layernorm"}), export._write
+    arguments = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+    def write_wrong(*given: Any) -> torch.Tensor:
+        return write(*given) + 1
+
+    def write_killed(*given: Any) -> torch.Tensor:
+        write(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "_write", write_wrong)
+    with raises_naming(UserError, f"{tmp_path / 'merged'}: the exported model has other outputs"):
+        export_merged(adapted, tmp_path / "merged", model_args=arguments)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(export, "_write", write_killed)
+    with pytest.raises(KeyboardInterrupt):
+        export_merged(adapted, tmp_path / "merged", model_args=arguments)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    export_merged(adapted, tmp_path / "merged", model_args=arguments)
+    with raises_naming(UserError, tmp_path / "merged", "not empty"):
+        export_merged(adapted, tmp_path / "merged", model_args=arguments)
+
+
+def test_a_killed_merge_for_peft_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = SimpleNamespace(settings={"kind": "timm"}, model_args={})
+
+    def write_killed(_: object, folder: Path, **__: object) -> Path:
+        (folder / "adapter_model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "open_adapted", lambda *_, **__: (adapted_timm({"method": "lora"}), network, {}))
+    monkeypatch.setattr(export, "export_peft", write_killed)
+    with pytest.raises(KeyboardInterrupt):
+        merge_adapter(tmp_path / "run", tmp_path / "peft", format="peft")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("channels", [1, 4])

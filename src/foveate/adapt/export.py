@@ -24,6 +24,7 @@ from foveate.adapt.parameter_summary import list_matches
 from foveate.adapt.peft_format import add_peft, export_peft, has_head
 from foveate.adapt.results import ImportResult, MergeResult, TrainedParameters
 from foveate.core.errors import UserError
+from foveate.core.export_folder import staged_folder
 from foveate.core.files import write_bytes_atomically, write_json_atomically, write_text_atomically
 from foveate.core.peft_folder import CONFIG, is_peft
 
@@ -42,33 +43,36 @@ def export_merged(
     Others: model.safetensors with the backbone's names, the head next to it.
 
     Args:
+        folder: new or empty; nothing is written there if the export is refused or killed.
         model_args: further arguments that the timm network was built with.
 
     Raises:
-        UserError: the method cannot be merged (the message says why), or the reloaded model has other outputs.
+        UserError: the method cannot be merged (the message says why), the reloaded model has other outputs, or the
+            folder is not empty.
     """
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    _need_empty(path)
     was_merged, was_training = adapted.is_merged, adapted.training
     # Dropout and DropPath off: otherwise two passes over the same weights would differ.
     adapted.eval()
     pixels = _noise(adapted)
     with torch.no_grad():
         before = adapted(pixels).float()
-    if not was_merged:
-        adapted.merge()
-    try:
-        with torch.no_grad():
-            after = _write(adapted, path, pixels, model_args or {})
-    finally:
+    with staged_folder(path) as stage:
         if not was_merged:
-            adapted.unmerge()
-        adapted.train(was_training)
-    # In float32, against the outputs before merging: it covers merging, writing, and loading by the other library.
-    difference = float((after.float() - before).abs().max())
-    if not difference <= _MAX_DIFFERENCE * max(1.0, float(before.abs().max())):
-        raise UserError(f"{path}: the exported model has other outputs (largest difference {difference:.3g})")
-    write_text_atomically(path / "README.md", _card(adapted, difference))
+            adapted.merge()
+        try:
+            with torch.no_grad():
+                after = _write(adapted, stage, pixels, model_args or {})
+        finally:
+            if not was_merged:
+                adapted.unmerge()
+            adapted.train(was_training)
+        # In float32, against the outputs before merging: it covers merging, writing, and loading by the other library.
+        difference = float((after.float() - before).abs().max())
+        if not difference <= _MAX_DIFFERENCE * max(1.0, float(before.abs().max())):
+            raise UserError(f"{path}: the exported model has other outputs (largest difference {difference:.3g})")
+        write_text_atomically(stage / "README.md", _card(adapted, difference))
     return path, difference
 
 
@@ -267,7 +271,8 @@ def import_peft(
         "preprocess": network.preprocess.to_dict(),
         "imported_from": "peft",
     }
-    save_adapter(adapted, to)
+    with staged_folder(to) as stage:
+        save_adapter(adapted, stage)
     counts = adapted.count_parameters()
     return ImportResult(
         method=adapted.adapter().settings.method,
@@ -299,7 +304,8 @@ def merge_adapter(path: Path, to: Path, *, format: str, backbone: str | None = N
     adapted, network, _ = open_adapted(path, backbone=backbone)
     difference = None
     if format == "peft":
-        export_peft(adapted, to, backbone=network.settings)
+        with staged_folder(to) as stage:
+            export_peft(adapted, stage, backbone=network.settings)
     else:
         _, difference = export_merged(adapted, to, model_args=network.model_args)
     method = adapted.adapter().settings.method

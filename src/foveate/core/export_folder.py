@@ -40,7 +40,9 @@ def staged_folder(target: Path, *, identity: str | None = None) -> Iterator[Path
         UserError: when another process exports to the same folder, the folder cannot be written, or a file that the
             block opens elsewhere cannot be read.
     """
-    stage = target.with_name(f".{target.name}.partial")
+    # Absolute: "." has no name.
+    final = target.absolute()
+    stage = final.with_name(f".{final.name}.partial")
     content, note = stage / _STAGED, stage / "identity"
     try:
         stage.mkdir(parents=True, exist_ok=True)
@@ -60,7 +62,7 @@ def staged_folder(target: Path, *, identity: str | None = None) -> Iterator[Path
         finished = False
         try:
             yield content
-            commit_atomically(content, target)
+            commit_atomically(content, final)
             finished = True
         except OSError as error:
             outside = _find_file_outside(stage, error)
