@@ -218,6 +218,10 @@ def test_the_verb_makes_an_adapter_that_other_verbs_open(tmp_path: Path) -> None
     command = ("import-peft", tmp_path / "lora", "--backbone", tmp_path / "vit", "--to", tmp_path / "ours")
     assert "--classes" in str(invoke(*command).exception)
     assert "7 classes" in str(invoke(*command, "--classes", "a,b").exception)
+    # As many different names as classes, and one more.
+    repeated = invoke(*command, "--classes", ",".join([*names, "tree 3"])).exception
+    assert isinstance(repeated, UserError), repeated
+    assert "'tree 3'" in str(repeated)
     assert not (tmp_path / "ours").exists()
     done = invoke(*command, "--classes", f"@{tmp_path / 'names.txt'}", "--json")
     assert done.exit_code == 0, (done.output, done.exception)

@@ -7,6 +7,7 @@ is returned and written into the export's card.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,8 @@ def import_peft(
         modules: see `parse_backbone`.
 
     Raises:
-        UserError: `to` is not empty, there is no head, names are missing or too few, or see `add_peft`.
+        UserError: `to` is not empty, there is no head, names are missing, repeated or of another number than its
+            classes, or see `add_peft`.
     """
     if not is_peft(folder):
         raise UserError(f"{folder}: no {CONFIG}; expected a folder that PEFT wrote")
@@ -262,8 +264,11 @@ def import_peft(
     expected = num_classes(adapted.head)
     if not names:
         raise UserError(f"{folder} has a head of {expected} classes without names; give them with --classes")
-    if len(set(names)) != expected:
-        raise UserError(f"--classes: {len(set(names))} different names; the head has {expected} classes")
+    repeated = next((label for label, count in Counter(names).items() if count > 1), None)
+    if repeated is not None:
+        raise UserError(f"--classes: '{repeated}' comes more than once; expected {expected} different names")
+    if len(names) != expected:
+        raise UserError(f"--classes: {len(names)} names; the head has {expected} classes")
     adapted.info[name] = {
         "classes": names,
         "backbone": network.settings,
