@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.vtab import image_loader, image_sizes, is_vtab, read_lists
 from foveate.core.errors import UserError, nearest
+from foveate.core.npz_files import read_npz
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.training.augment import RandomViews
@@ -129,14 +129,7 @@ def _label_collection(
 
 def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
     """Open arrays images [N, H, W, 3] or [N, H, W] uint8, labels [N] (numbers or names), split [N] (names)."""
-    try:
-        # No pickle: loading one can run code.
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path}: not an npz file of plain arrays") from error
+    arrays = read_npz(path)
     for name in ("images", "labels", "split"):
         if name not in arrays:
             raise UserError(f"{path}: array '{name}' is missing; expected images, labels and split")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.core.errors import UserError, choose, nearest
+from foveate.core.npz_files import read_npz
 
 
 def read_features(path: Path, keys: Sequence[str], rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
@@ -49,15 +48,7 @@ def read_features(path: Path, keys: Sequence[str], rows: NDArray[np.int64]) -> t
 
 
 def _read_npz(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    try:
-        # No pickle: loading one can run code.
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("key", "vector") if name in file}
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    # TypeError: a single array (.npy) by the name of an archive.
-    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError, TypeError) as error:
-        raise UserError(f"{path}: not an npz file of plain arrays") from error
+    arrays = read_npz(path, ("key", "vector"))
     for name in ("key", "vector"):
         if name not in arrays:
             raise UserError(f"{path}: array '{name}' is missing; expected key [N] and vector [N, F]")

@@ -22,6 +22,7 @@ import json
 import struct
 import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,13 @@ from foveate.adapt.calibration.logit_tables import read_csv_table, read_parquet_
 from foveate.adapt.calibration.pseudo import PseudoRun
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import atomic_file
+from foveate.core.npz_files import read_npz
 from foveate.metrics.class_groups import as_labels, as_logits
 
 # What parsers of other libraries raise on damaged bytes besides their own errors: met in 2,000 files, and their kin.
 _PARSER_ERRORS = (
     ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
-    UnpicklingError, struct.error, tokenize.TokenError, zipfile.BadZipFile,
+    UnpicklingError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _KNOWN = ("logits", "labels", "class_names", "features", "seen", "absent", "source_logits")
 
@@ -142,14 +144,6 @@ def write_logits(path: Path, **arrays: Any) -> Path:
 
 
 Arrays = dict[str, NDArray[Any]]
-
-
-def _read_npz(path: Path) -> tuple[Arrays, list[str]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}, []
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise UserError(f"{path}: not an npz file of plain arrays ({_shorten(error)})") from error
 
 
 def _read_npy(path: Path) -> tuple[Arrays, list[str]]:
@@ -258,7 +252,7 @@ def parse_names(text: str | bytes, path: Path) -> list[str]:
 
 
 _READERS: dict[str, Callable[[Path], tuple[Arrays, list[str]]]] = {
-    ".npz": _read_npz,
+    ".npz": lambda path: (read_npz(path), []),
     ".csv": read_csv_table,
     ".tsv": read_csv_table,
     ".parquet": _read_parquet,
