@@ -275,6 +275,23 @@ def test_a_model_with_its_data(world: Path, tmp_path: Path, capsys: pytest.Captu
     assert "holds a run of another recipe" in err
 
 
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("of_model", [True, False])
+def test_a_run_of_another_kind_is_not_replaced(
+    finished: bool, of_model: bool, world: Path, glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"recipe.yaml": "method: {method: lora}\n", "run.json": "{}"}
+    files |= {"result.json": '{"kind": "adapt"}'} if finished else {"metrics.jsonl": '{"step": 1}\n'}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    source = on_model(world) if of_model else ["calibrate", glyph_files / "after.npz", "--classes-seen", "0,1"]
+    code, _, err = run(capsys, *source, "--run", tmp_path)
+    assert code == 1
+    assert f"{tmp_path} holds a run of another kind" in err
+    assert "result.json" in err or "recipe.yaml" in err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
 def test_pseudo_runs_are_augmented_as_told(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = []
     for name, more in (

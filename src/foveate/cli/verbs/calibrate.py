@@ -89,10 +89,12 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
         finish(plan, [plan["sentence"]], {}, as_json=options["as_json"])
         return
     line = ["foveate", *sys.argv[1:]]
+    recipe = _recipe(source, classes, options)
+    _refuse_other_run(target, recipe)
     if on_model:
         if not any(target.glob("pseudo-*")):  # left by a try that was refused: nothing depends on it yet
             (target / "recipe.yaml").unlink(missing_ok=True)
-        folder = RunFolder.create(target, command=line, recipe=_recipe(source, classes, options))
+        folder = RunFolder.create(target, command=line, recipe=recipe)
     else:
         folder = RunFolder.create(target, command=line)
     evidence = _evidence(source, classes, options, folder, method=method, on_model=on_model)
@@ -164,6 +166,34 @@ def _recipe(source: Path, classes: dict[str, list[str]], options: dict[str, Any]
     data_options = {name: str(options[name]) for name in ("data", "labels", "train_split", "before", "pseudo_splits")}
     recipe = {"model": str(source), **classes, **data_options, "fine_tuning": _settings(options)}
     return yaml.safe_dump(recipe, sort_keys=False)
+
+
+def _refuse_other_run(target: Path, recipe: str) -> None:
+    """Raise UserError if the folder holds a run of another kind, whose recipe and result this one would replace.
+
+    Args:
+        recipe: of this run; one of another kind has other fields.
+    """
+    import yaml
+
+    from foveate.core.errors import UserError
+    from foveate.core.files import read_json
+
+    result_path, recipe_path = target / "result.json", target / "recipe.yaml"
+    if result_path.is_file():
+        path, result = result_path, read_json(result_path)
+        same = isinstance(result, dict) and result.get("kind") == "calibrate"
+    elif recipe_path.is_file():  # a run that was stopped has no result yet
+        path = recipe_path
+        try:
+            saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            saved = None
+        same = isinstance(saved, dict) and saved.keys() == yaml.safe_load(recipe).keys()
+    else:
+        return
+    if not same:
+        raise UserError(f"{target} holds a run of another kind (compare {path}); choose another folder with --run")
 
 
 def _model_data(options: dict[str, Any]) -> ModelData:
