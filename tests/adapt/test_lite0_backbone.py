@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -29,8 +30,11 @@ def test_its_maps_are_those_of_the_frozen_encoder() -> None:
     torch.testing.assert_close(maps[0], coarse, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("method", "tuned"), [("linear", 0), ("bitfit", 1), ("layernorm", 1), ("full", 1)])
-def test_what_tunes_it(method: str, tuned: int) -> None:
+LORA = {"method": "lora", "targets": ["conv"]}
+
+
+@pytest.mark.parametrize(("method", "tuned"), [("linear", 0), ("bitfit", 1), ("layernorm", 1), ("full", 1), (LORA, 1)])
+def test_what_tunes_it(method: str | dict[str, Any], tuned: int) -> None:
     network = load_backbone({"kind": "lite0", "image_size": 64})
     assert network.preprocess.size == 64
     adapted = adapt(network.model, method, classes=3)
