@@ -154,6 +154,21 @@ def test_stopped_and_repeated(table: Path, tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "a/centers.npz").read_bytes() == (tmp_path / "b/centers.npz").read_bytes()
 
 
+def test_the_file_of_centers_holds_nothing_else(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`savez` of NumPy 1.26 stores every keyword as an array."""
+    names: list[str] = []
+    savez = np.savez
+
+    def record(file: Any, **arrays: Any) -> None:
+        names.extend(arrays)
+        savez(file, **arrays)
+
+    monkeypatch.setattr(np, "savez", record)
+    answer(table, "--client", "hospital", "--clusters", 3, "--run", tmp_path / "run")
+    assert "centers" in names
+    assert set(names) <= {"centers", "offset", "scale"}
+
+
 def test_a_folder_of_other_settings_is_refused(table: Path, tmp_path: Path) -> None:
     answer(table, "--client", "hospital", "--clusters", 3, "--run", tmp_path / "a")
     done = call(table, "--client", "hospital", "--clusters", 2, "--run", tmp_path / "a")

@@ -312,4 +312,5 @@ def _write_centers(path: Path, clustered: Clustered) -> None:
     if scaling is not None:
         arrays |= {"offset": scaling.offset_D, "scale": scaling.scale_D}
     with atomic_file(path / "centers.npz") as handle:
-        np.savez(handle, allow_pickle=False, **arrays)
+        # Not `allow_pickle=False`: NumPy 1.26 would store it as an array of that name.
+        np.savez(handle, **arrays)  # pyrefly: ignore[bad-argument-type]
