@@ -122,7 +122,8 @@ def _open_images(path: Path, world: World, frames: Sequence[Frame], views: tuple
     if not path.is_file():
         images = _encode(world, frames, views)
         with atomic_file(path) as file:
-            np.savez(file, allow_pickle=False, **{field.name: getattr(images, field.name) for field in fields(images)})
+            # Not `allow_pickle=False`: NumPy 1.26 would store it as an array of that name.
+            np.savez(file, **{field.name: getattr(images, field.name) for field in fields(images)})
     with np.load(path, allow_pickle=False) as stored:
         return TrapImages(**{name: stored[name] for name in stored.files})
 
