@@ -93,6 +93,14 @@ def test_the_written_recipe_trains_with_the_weights(foveate: Run, captioned: Pat
     assert written.training.seed == 2
 
 
+def test_no_file_is_replaced(foveate: Run, recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("# by hand\n")
+    # Refused before anything is measured: the collection is not even opened.
+    refused = foveate("mix", "nowhere", "--weights", "alt=1", "--recipe", recipe_file, "--to", "my.yaml")
+    assert refused.sentence == "foveate: my.yaml: exists; choose another file with --to"
+    assert (tmp_path / "my.yaml").read_text() == "# by hand\n"
+
+
 def test_mistakes(foveate: Run, captioned: Path) -> None:
     assert "Did you mean 'clip'" in foveate("mix", captioned, "--preset", "clipp").sentence
     assert "alt=.5,ssc=.5" in foveate("mix", captioned, "--weights", "alt:1").sentence

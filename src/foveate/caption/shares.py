@@ -75,7 +75,7 @@ class MixSettings(Settings):
         False, description="allow dsc_plus captions that a text tower of 77 tokens truncates"
     )
     recipe: str | None = Field(None, description="with --to: the pretrain recipe that gets the weights")
-    to: Path | None = Field(None, description="write that recipe to this file")
+    to: Path | None = Field(None, description="write that recipe to this file, which must not exist")
 
 
 def build_sampler(

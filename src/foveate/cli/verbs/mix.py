@@ -46,6 +46,7 @@ def command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int
       foveate mix my-images --weights alt=.4,ssc=.4,dsc=.2 --recipe clip-vit-b16 --to my-recipe.yaml
     """
     from foveate.caption import shares
+    from foveate.core.errors import UserError
     from foveate.core.recipes import validate
     from foveate.records.collection import Collection
 
@@ -54,6 +55,9 @@ def command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int
         raise click.UsageError(f"give one of --preset ({', '.join(shares.preset_names())}) and --weights")
     if (resolved.recipe is None) != (resolved.to is None):
         raise click.UsageError("--recipe and --to belong together")
+    # Before anything is measured. Most likely a recipe that the user has changed already.
+    if resolved.to is not None and resolved.to.exists():
+        raise UserError(f"{resolved.to}: exists; choose another file with --to")
     opened = Collection.open(collection)
     sampler = shares.build_sampler(opened, preset=resolved.preset, weights=resolved.weights, missing=resolved.missing)
     context = resolved.context or shares.default_context(resolved.preset)
