@@ -56,6 +56,16 @@ def test_every_image_gets_every_format_with_its_provenance(tmp_path: Path) -> No
     assert sum(entry["tokens_in"] for entry in usage) == 4800
 
 
+def test_usage_names_collection_and_model(tmp_path: Path) -> None:
+    """Several runs may share a folder, the default one most of all."""
+    collection = make(tmp_path / "c", 4)
+    with ChatServer() as server:
+        for model in ("small", "large"):
+            ask(collection, server.url, formats=("ssc",), http_model=model)
+    usage = [json.loads(line) for line in (tmp_path / "run" / "usage.jsonl").read_text().splitlines()]
+    assert [(entry["collection"], entry["model"]) for entry in usage] == [("boats", "small"), ("boats", "large")]
+
+
 def test_only_afc_prompts_contain_the_alt_text_and_only_a_usable_one(tmp_path: Path) -> None:
     collection = make(tmp_path / "c")
     with ChatServer() as server:

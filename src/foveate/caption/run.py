@@ -139,7 +139,7 @@ def caption(
         pending = list_pending(opened, config)
         plain_settings = backend_settings.model_dump(mode="json")
         job = Job(opened.path, config, plain_settings, uuid.uuid4().hex[:12], tokenizer, workers, processes)
-        writer = _RunWriter(appender, run, pending, source=f"captioner {backend}")
+        writer = _RunWriter(appender, run, pending, source=f"captioner {backend}", name=opened.name)
         # The page's thumbnails are made while responses are waited for.
         thumbnails = ThreadPoolExecutor(1, thread_name_prefix="page")
         with thumbnails, StopRequest() as stop, Meter("captions", pending.pending) as meter:
@@ -220,8 +220,10 @@ async def _write(
 class _RunWriter:
     """Writes the rows of a run in parts, counts its results by format and reports progress."""
 
-    def __init__(self, appender: AnnotationAppender, run: RunFolder, pending: PendingRequests, *, source: str) -> None:
-        self._collection, self._run, self._pending = appender.path, run, pending
+    def __init__(
+        self, appender: AnnotationAppender, run: RunFolder, pending: PendingRequests, *, source: str, name: str
+    ) -> None:
+        self._collection, self._name, self._run, self._pending = appender.path, name, run, pending
         self._settings = pending.config.settings
         self._source = source
         self.parts = PartWriter(
@@ -277,6 +279,8 @@ class _RunWriter:
         requested = [result for result in results if result.status != SKIPPED]
         usage = {
             "time": tables.now(),
+            "collection": self._name,
+            "model": self._pending.config.model,
             "seconds": round(seconds, 3),
             "requests": len(requested),
             "errors": sum(result.status == ERROR for result in requested),
@@ -285,7 +289,7 @@ class _RunWriter:
                 for name in ("attempts", "tokens_in", "tokens_out")
             },
         }
-        # Appended: usage.jsonl of a resumed run holds all its sessions.
+        # Appended: a folder holds the sessions of all runs into it, maybe of several collections and models.
         with (self._run.path / "usage.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(usage) + "\n")
 

@@ -102,7 +102,7 @@ def command(
     result = {**done.result.to_json(), "command": ["foveate", *sys.argv[1:]]}
     folder.write_result(result)
     paths = {"usage": folder.path / "usage.jsonl", "report": render(folder.path)}
-    # A run that asked nothing has no usage: all captions were there already.
+    # None if no run into this folder has asked anything: all captions were there already.
     if not (folder.path / "usage.jsonl").is_file():
         del paths["usage"]
     finish(result, _lines(result), paths, as_json=as_json)
