@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from foveate.caption.vesl.detectors.annotations import AnnotationDetector, Annot
 from foveate.caption.vesl.gallery import build_gallery
 from foveate.caption.vesl.run import LabelingRun, estimate_labeling, label_regions
 from foveate.caption.vesl.work import RegionLabelSettings, shuffle_partners
-from foveate.core.errors import UserError
+from foveate.core.errors import NothingSucceededError, UserError
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.region_sources import is_pseudo_label
@@ -250,6 +251,51 @@ def test_damaged_images_and_failing_detectors_are_counted(shapes: Path, monkeypa
     assert by_key["train-04"]["detail"] == "RuntimeError: out of memory"
     assert by_key["train-02"]["status"] == "decode_error"
     assert by_key["train-02"]["detail"]
+
+
+def test_failed_images_are_tried_again_and_failures_alone_are_no_success(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the disk with the images is not mounted, then the GPU is full."""
+    is_full = True
+
+    class Big(AnnotationDetector):
+        def detect(self, images: Sequence[DetectorInput], phrases: Sequence[Sequence[str]]) -> list[Detections]:
+            if is_full:
+                raise MemoryError("the GPU is full")
+            return super().detect(images, phrases)
+
+    kind = module.find_detector("annotations")
+    changed = type(kind)(settings=kind.settings, open=lambda s, c, d: Big(s, c), reads_pixels=True, oracle=True)
+    monkeypatch.setattr(module, "find_detector", lambda name: changed)
+    (shapes / "images").rename(tmp_path / "unmounted")
+    for _ in range(2):
+        failed = label(shapes)
+        assert isinstance(failed.failure, NothingSucceededError)
+        assert "decode_error 30" in str(failed.failure)
+        assert failed.result.status | {"decode_error": 30, "no_caption": 2} == failed.result.status
+    (tmp_path / "unmounted").rename(shapes / "images")
+    failed = label(shapes)
+    assert isinstance(failed.failure, NothingSucceededError)
+    assert "detector_error 30; the first: MemoryError: the GPU is full" in str(failed.failure)
+    is_full = False
+    done = label(shapes)
+    assert (done.failure, done.result.done_before, done.result.regions) == (None, 2, 54)
+    assert done.result.status | {"ok": 30, "no_caption": 2} == done.result.status
+    assert sum(done.result.status.values()) == 32
+    assert label(shapes).result.done_before == 32
+    by_status = Counter(row["status"] for row in rows_of(shapes, "region_status"))
+    assert by_status == {"ok": 30, "no_caption": 2, "decode_error": 30, "detector_error": 30}
+
+
+def test_a_damaged_image_beside_labeled_ones_is_no_total_failure(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.damage(shapes, "train-02")
+    kind = module.find_detector("annotations")
+    monkeypatch.setattr(module, "find_detector", lambda name: replace(kind, reads_pixels=True))
+    for before in (0, 31):
+        done = label(shapes)
+        assert (done.failure, done.result.done_before) == (None, before)
+        assert done.result.status["decode_error"] == 1
 
 
 def test_the_gallery_shows_the_regions_of_the_recipe(shapes: Path, tmp_path: Path) -> None:

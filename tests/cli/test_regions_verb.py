@@ -46,6 +46,17 @@ def test_regions_are_labeled_and_shown(foveate: Run, shapes: Path, model: Path, 
     assert again.out.splitlines()[-1] == "report: runs/regions/report.html"
 
 
+def test_a_run_of_failures_alone_is_no_success(foveate: Run, shapes: Path, model: Path) -> None:
+    """As with images on a disk that is not mounted."""
+    (shapes / "images").rename(shapes / "unmounted")
+    ended = foveate("regions", shapes, "--detector", "cloc", "--model", model, "--captions", "alt", "--quiet")
+    assert ended.code == 3
+    assert "all 30 examined images failed (decode_error 30; the first: " in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert "30 images failed; the same command tries them again" in ended.out
+    assert ended.out.splitlines()[-1] == "report: runs/regions/report.html"
+
+
 def test_the_oracle_is_named(foveate: Run, shapes: Path, tmp_path: Path) -> None:
     made = foveate("regions", shapes, "--detector", "annotations", "--captions", "title,alt", "--phrases", "ngrams")
     assert made.code == 0, made.err

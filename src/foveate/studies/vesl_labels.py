@@ -109,6 +109,8 @@ def write_labels(
             workers=1,
         )
         result = done.result
+        if done.failure is not None:
+            raise done.failure
         if result.stopped:
             raise KeyboardInterrupt
         source = f"{result.source}@{result.recipe_hash}"

@@ -1,7 +1,7 @@
 """Label regions of a collection: caption -> phrases -> detection -> rows, with a status for every image.
 
 Rows are written in parts, regions before statuses; a kill loses at most one part. The same command resumes with the
-images that have no status of its recipe.
+images that have no status of its recipe, and with those that it failed on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from foveate.caption.vesl.work import (
     BATCH,
     DECODE_ERROR,
     DETECTOR_ERROR,
+    FAILED,
     NO_BOXES,
     NO_CAPTION,
     NO_PHRASES,
@@ -39,6 +40,7 @@ from foveate.caption.vesl.work import (
     hash_recipe,
     shuffle_partners,
 )
+from foveate.core.errors import NothingSucceededError, UserError
 from foveate.core.progress import say, track
 from foveate.core.recipes import Settings, validate
 from foveate.core.version import code_revision
@@ -123,10 +125,16 @@ class _Query:
 
 @dataclass(frozen=True, slots=True)
 class LabelingRun:
-    """A run's result, and the rows of the collection that it was about."""
+    """A finished run.
+
+    Attributes:
+        rows: of the collection, those that the run was about.
+        failure: set if images were examined and none could be.
+    """
 
     result: RegionsResult
     rows: list[int]
+    failure: UserError | None = None
 
 
 def plan_labeling(
@@ -264,7 +272,20 @@ def label_regions(
         stopped=stop.signal_name is not None,
         code=code_revision(),
     )
-    return LabelingRun(result, plan.rows)
+    return LabelingRun(result, plan.rows, _find_total_failure(result, tally.first_error))
+
+
+def _find_total_failure(result: RegionsResult, first_error: str) -> UserError | None:
+    """Return an error if images were examined and all failed: a script must not take that for success."""
+    # Over all runs of the recipe: a repeated run may have nothing left but a few damaged images.
+    if not any(result.status[name] for name in FAILED) or result.status[OK] or result.status[NO_BOXES]:
+        return None
+    counts = {name: result.status[name] for name in FAILED if result.status[name]}
+    listed = ", ".join(f"{name} {number:,}" for name, number in counts.items())
+    return NothingSucceededError(
+        f"{result.collection}: all {sum(counts.values()):,} examined images failed ({listed}; the first: "
+        f"{first_error}); the same command tries them again"
+    )
 
 
 def estimate_labeling(
@@ -375,9 +396,11 @@ def _detect(plan: LabelingPlan, ready: Sequence[tuple[DetectorInput, _Query]]) -
     try:
         return list(plan.detector.detect([image for image, _ in ready], [query.phrases for _, query in ready]))
     except _IMAGE_FAILURES as error:
-        if len(ready) == 1:
-            return [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
-        return [result for pair in ready for result in _detect(plan, [pair])]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    # Outside of the handler, whose error keeps the failed batch in memory.
+    if len(ready) == 1:
+        return [reason]
+    return [result for pair in ready for result in _detect(plan, [pair])]
 
 
 def _to_rows(plan: LabelingPlan, image: DetectorInput, query: _Query, detections: Detections | str) -> LabeledImage:
@@ -419,12 +442,14 @@ class _Tally:
     def __init__(self) -> None:
         self.status: Counter[str] = Counter()
         self.regions = self.thin = 0
+        self.first_error = ""
 
     def add(self, images: Sequence[LabeledImage], seconds: float) -> None:
         """Count a part once its rows are written."""
         self.status.update(image.status for image in images)
         self.regions += sum(len(image.regions) + image.before for image in images)
         self.thin += sum(image.thin for image in images)
+        self.first_error = self.first_error or next((image.detail for image in images if image.detail), "")
 
 
 def _split_rows(images: Sequence[LabeledImage]) -> dict[str, list[dict[str, object]]]:
@@ -440,5 +465,5 @@ def _split_rows(images: Sequence[LabeledImage]) -> dict[str, list[dict[str, obje
         }
         for image in images
     ]
-    # Statuses last: an image with a status is never labeled again.
+    # Statuses last: an image whose status is no failure is never labeled again.
     return {"regions": [row for image in images for row in image.regions], "region_status": statuses}

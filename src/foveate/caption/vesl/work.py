@@ -38,6 +38,8 @@ OK, NO_CAPTION, NO_PHRASES, NO_BOXES, DECODE_ERROR, DETECTOR_ERROR = STATUSES = 
     "decode_error",
     "detector_error",
 )
+# Of an image that the next run tries again: its disk may be back by then, or its GPU free.
+FAILED = (DECODE_ERROR, DETECTOR_ERROR)
 
 
 class RegionLabelSettings(Settings):
@@ -149,7 +151,7 @@ class CompletedWork:
     """Images that a recipe has labeled already.
 
     Attributes:
-        keys: images with a status.
+        keys: images with a status that is not in `FAILED`.
         status, regions, thin: counts over them.
         unfinished: key -> number of regions, for images whose status was not written before a kill.
     """
@@ -162,7 +164,7 @@ class CompletedWork:
 
 
 def find_completed(collection: Collection, recipe_hash: str, keys: Collection_[str]) -> CompletedWork:
-    """Read which of the images `keys` a recipe has labeled.
+    """Read which of the images `keys` a recipe has labeled, those that it failed on left out.
 
     Args:
         recipe_hash: of the recipe, see `hash_recipe`.
@@ -172,7 +174,9 @@ def find_completed(collection: Collection, recipe_hash: str, keys: Collection_[s
     statuses = matching_parts(collection.path, "region_status", ["key", "status", "regions", "thin"], where=of_recipe)
     for part in statuses:
         for row in part.to_pylist():
-            if row["key"] in keys:
+            # Rows of failures stay in the table when an image is tried again: its last row holds, and any other than a
+            # failure is its last.
+            if row["key"] in keys and row["status"] not in FAILED:
                 completed.keys.add(row["key"])
                 completed.status[row["status"]] += 1
                 completed.regions += row["regions"]

@@ -55,7 +55,7 @@ def command(
     """Label regions of the images of COLLECTION: noun phrases of their captions, and boxes that a detector finds.
 
     Rows are added to the table `regions`, with the source vesl:DETECTOR; nothing is overwritten. Stopped and repeated,
-    it goes on; repeated after that, it does nothing.
+    it goes on; repeated after that, it only tries images again that failed.
 
     \b
     Example:
@@ -110,6 +110,8 @@ def command(
     folder.write_result(result)
     finish(result, _lines(result), {"report": render(folder.path)}, as_json=as_json)
     # Rows and page are written; the exit code still tells a script that there is more to do.
+    if labeling.failure is not None:
+        raise labeling.failure
     if labeling.result.stopped:
         raise KeyboardInterrupt
 
@@ -127,6 +129,8 @@ def _plan_lines(planned: dict[str, Any]) -> list[str]:
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
+    from foveate.caption.vesl.work import FAILED
+
     counts = ", ".join(f"{name} {number:,}" for name, number in result["status"].items() if number)
     oracle = " (an oracle: boxes that were there already)" if result["oracle"] else ""
     lines = [
@@ -136,6 +140,9 @@ def _lines(result: dict[str, Any]) -> list[str]:
     ]
     if result["done_before"]:
         lines.append(f"{result['done_before']:,} images were labeled by this recipe before")
+    failed = sum(result["status"][name] for name in FAILED)
+    if failed:
+        lines.append(f"{failed:,} images failed; the same command tries them again")
     if result["stopped"]:
         lines.append("stopped; run the same command to resume")
     return lines
