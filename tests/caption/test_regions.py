@@ -298,6 +298,15 @@ def test_a_damaged_image_beside_labeled_ones_is_no_total_failure(shapes: Path, m
         assert done.result.status["decode_error"] == 1
 
 
+def test_the_control_of_other_images_is_another_recipe(shapes: Path) -> None:
+    """Its partners are drawn among its images: resumed with others, phrases of an image would be used twice."""
+    shuffled = RegionLabelSettings(captions=("alt",), shuffle_phrases=True)
+    runs = [label(shapes, shuffled, **options).result for options in ({"limit": 7}, {"split": "train"}, {})]
+    assert [run.done_before for run in runs] == [0, 0, 0]
+    assert len({run.recipe_hash for run in runs}) == 3
+    assert label(shapes, shuffled).result.done_before == 32
+
+
 def test_the_gallery_shows_the_regions_of_the_recipe(shapes: Path, tmp_path: Path) -> None:
     outcome = label(shapes)
     gallery = build_gallery(shapes, ALT, outcome.result.recipe_hash, outcome.rows, tmp_path / "run", count=4)

@@ -155,7 +155,8 @@ def plan_labeling(
     """
     # A limit below 0 would count from the end of the split.
     validate(RegionRunSettings, {"detector": detector, "split": split, "limit": limit}, where="foveate regions")
-    # The first of the split, not a sample: a larger limit then continues where a smaller one ended.
+    # The first of the split, not a sample: a larger limit then continues where a smaller one ended (but for the control
+    # `shuffle_phrases`, see below).
     rows = [int(row) for row in collection.rows(split)][:limit]
     kind = find_detector(detector)
     captions, extractor = CaptionSource(collection, settings), open_extractor(settings.phrases)
@@ -167,7 +168,8 @@ def plan_labeling(
         for verdict in captions.wrong:
             say(f"alt-texts come first, for captions are wrong (--captions overrides): {verdict.describe()}")
     if settings.shuffle_phrases:
-        recipe["seed"] = seed  # of the control only: elsewhere the seed changes no row, and must not change the hash
+        # Of the control only, whose partners they decide: elsewhere they change no row, and must not change the hash.
+        recipe |= {"seed": seed, "split": split, "limit": limit}
     partners = shuffle_partners(rows, seed) if settings.shuffle_phrases else {}
     recipe_hash = hash_recipe(recipe)
     completed = find_completed(collection, recipe_hash, {collection.keys[row] for row in rows})

@@ -58,7 +58,8 @@ class RegionLabelSettings(Settings):
 class RegionRunSettings(Settings):
     """A run of region labeling: its detector and its images.
 
-    Apart from `RegionLabelSettings`, whose hash names the recipe of every row: other images, same recipe.
+    Apart from `RegionLabelSettings`, whose hash names the recipe of every row: other images, same recipe. Only
+    the control `shuffle_phrases` is another recipe then, because other images have other partners.
     """
 
     detector: str = Field(
@@ -191,7 +192,7 @@ def find_completed(collection: Collection, recipe_hash: str, keys: Collection_[s
 def shuffle_partners(rows: Sequence[int] | NDArray[np.int64], seed: int) -> dict[int, int]:
     """Assign every row another one: each is the partner of one, none its own (for two or more).
 
-    The control `shuffle_phrases` gives an image the phrases of its partner.
+    The control `shuffle_phrases` gives an image the phrases of its partner. Other rows have other partners.
     """
     order = seeds.generator("shuffled phrases", seed).permutation(np.asarray(rows))
     return dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
