@@ -67,6 +67,17 @@ def test_a_removal_that_was_stopped_is_finished_by_the_next(tmp_path: Path) -> N
     assert not list((tmp_path / "cache").iterdir())
 
 
+@pytest.mark.parametrize("remove", ["unused", "all"])
+def test_a_removal_is_stopped_and_the_cache_made_again(remove: str, tmp_path: Path) -> None:
+    for name in (".{}.removed", "..{}.removed.removed"):  # the second of a removal by an earlier release
+        folder = made(tmp_path, "one", days=40)
+        folder.replace(folder.with_name(name.format(folder.name)))
+    made(tmp_path, "one", days=40)
+    assert len(list_caches(tmp_path / "cache")) == 3
+    assert ask(tmp_path, "--remove", remove)["freed_bytes"] > 0
+    assert not list((tmp_path / "cache").iterdir())
+
+
 def test_words_and_mistakes(tmp_path: Path) -> None:
     said = CliRunner().invoke(command, [str(tmp_path)], catch_exceptions=False).output
     assert "no cache in" in said

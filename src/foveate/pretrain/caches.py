@@ -18,6 +18,7 @@ from foveate.core.recipes import Settings, validate
 KINDS = ("images", "texts")
 # Of earlier releases, whose caches were one file or folder for each set of images or texts.
 _FORMER = ("features-", "texts-")
+_REMOVED = ".removed"
 
 
 class CacheSettings(Settings):
@@ -79,12 +80,16 @@ def remove_caches(folder: Path, *, which: str, days: float = 30.0) -> list[Cache
     for cache in removed:
         try:
             if cache.path.is_dir():
-                # Renamed first: a removal that is killed must not leave a cache that looks complete.
-                doomed = cache.path.with_name(f".{cache.path.name}.removed")
-                cache.path.replace(doomed)
+                doomed = cache.path
+                if not _is_leftover(cache.path):
+                    # Renamed first: a removal that is killed must not leave a cache that looks complete.
+                    doomed = cache.path.with_name(f".{cache.path.name}{_REMOVED}")
+                    if doomed.exists():  # of a removal that was killed
+                        shutil.rmtree(doomed)
+                    cache.path.replace(doomed)
                 shutil.rmtree(doomed)
             else:
-                cache.path.unlink()
+                cache.path.unlink(missing_ok=True)  # a leftover may be gone with its cache
         except OSError as error:
             raise UserError(f"{cache.path}: cannot be removed ({error.strerror})") from error
     return removed
@@ -94,10 +99,10 @@ def _describe(path: Path) -> Cache | None:
     """Describe a cache; None for another file or folder."""
     from foveate.vision.feature_store import ABOUT, USED, VERSION  # loads torch, which help does not need
 
-    leftover = path.name.startswith(".") and path.name.endswith(".removed")
-    name = path.name.removeprefix(".")
+    # A leftover of earlier releases may have several dots.
+    name = path.name.lstrip(".")
     kind = next((kind for kind in KINDS if name.startswith(f"{kind}-v")), None)
-    readable = not leftover and name.startswith(tuple(f"{kind}-v{VERSION}-" for kind in KINDS))
+    readable = not _is_leftover(path) and name.startswith(tuple(f"{kind}-v{VERSION}-" for kind in KINDS))
     if kind is None and not name.startswith(_FORMER):
         return None
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
@@ -112,6 +117,11 @@ def _describe(path: Path) -> Cache | None:
         days=max(0.0, time.time() - opened.stat().st_mtime) / 86_400,
         readable=readable,
     )
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a removal that was killed has left this."""
+    return path.name.startswith(".") and path.name.endswith(_REMOVED)
 
 
 def _encoder(about: Path) -> str:
