@@ -122,6 +122,16 @@ def test_perfect_answers(known: SimpleNamespace, collection: Collection, tmp_pat
     assert all(row["which text belongs to this image: better"] == 0 for row in retrieved)
 
 
+def test_tables_of_an_earlier_evaluation_are_removed(
+    known: SimpleNamespace, collection: Collection, tmp_path: Path
+) -> None:
+    for name in ("classification.parquet", "regions.parquet", "notes.txt"):
+        (tmp_path / name).write_text("earlier")
+    evaluate(None, collection, samples_to=tmp_path)  # type: ignore[arg-type]
+    assert {path.name for path in tmp_path.iterdir()} == {"regions.parquet", "retrieval.parquet", "notes.txt"}
+    assert pq.read_table(tmp_path / "regions.parquet").num_rows
+
+
 def test_equal_phrases_share_their_rank(known: SimpleNamespace, collection: Collection) -> None:
     """R@1 of perfect answers with repeated phrases: the expected value under ties, 1 / (times the phrase occurs)."""
     result, seen = evaluate(None, collection, name="m")  # type: ignore[arg-type]

@@ -32,6 +32,7 @@ from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 
 EDGES = ("x1", "y1", "x2", "y2")
+_SAMPLE_TABLES = ("regions", "retrieval", "classification")
 
 
 def evaluate(
@@ -89,6 +90,10 @@ def evaluate(
             samples["classification"] = pa.Table.from_pylist(classified)
     if samples_to is not None:
         samples_to.mkdir(parents=True, exist_ok=True)
+        # Tables of an earlier evaluation must not lie beside the result of this one.
+        for kind in _SAMPLE_TABLES:
+            if kind not in samples:
+                (samples_to / f"{kind}.parquet").unlink(missing_ok=True)
         for kind, rows_of_kind in samples.items():
             write_table(samples_to / f"{kind}.parquet", rows_of_kind)
     result = SplitEvaluation.model_validate(
