@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,15 @@ def test_pretrain_evaluate_and_locate(foveate: Run, recipe_file: Path, tiny_coll
     (answer,) = (line for line in words.out.splitlines() if line.endswith("<- selected"))
     assert answer.startswith("candidates ")
     assert "px 75 25 225 75" in words.out, "the center box in pixels of the image"
+
+
+def test_models_beside_one_another_have_evaluations_of_their_own(
+    foveate: Run, trained: Path, tiny_collection: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / "model", tmp_path / "first")
+    done = foveate("evaluate", "first", "--collection", tiny_collection, "--limit", "2", "--device", "cpu", "--json")
+    assert done.code == 0, done.err
+    assert done.json["paths"]["report"] == "first-evaluation/report.html"
 
 
 def test_quiet_and_json_print_nothing_else(foveate: Run, recipe_file: Path, tiny_collection: Path) -> None:

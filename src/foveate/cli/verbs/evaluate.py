@@ -26,7 +26,7 @@ from foveate.cli.tables import measured
     repeat=("templates",),
     metavars={"classes": "FIELD", "text_kind": "KIND"},
 )
-@run_option("MODEL/../evaluation")
+@run_option("MODEL/../evaluation, or MODEL-evaluation where the model folder is not called model,")
 @common()
 def command(
     model: Path,
@@ -60,7 +60,9 @@ def command(
     # Model and collection are opened before the run folder is made: a wrong path leaves no folder behind.
     opened = load_model(model, device=device)
     images = Collection.open(collection)
-    folder = RunFolder.create(run or model.parent / "evaluation")
+    # By name: models beside one another must not share a folder.
+    name = "evaluation" if model.absolute().name == "model" else f"{model.absolute().name}-evaluation"
+    folder = RunFolder.create(run or model.parent / name)
     evaluation, _ = evaluate(opened, images, resolved, seed=seed or 0, samples_to=folder.path / "samples")
     result = EvaluateResult.model_validate({"model": str(model), **evaluation.to_json()}).to_json()
     folder.write_result(result)
