@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -16,9 +17,11 @@ from exported import opened, saved
 import tiny
 from foveate.core.errors import UserError
 from foveate.pretrain import embed
-from foveate.pretrain.export import export
+from foveate.pretrain.export import Job, export
 from foveate.pretrain.exporters import embeddings
+from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
+from foveate.records.tables import Provenance
 from foveate.vision.preprocess import move_boxes, read_image
 from naming import raises_naming
 
@@ -106,6 +109,30 @@ def test_a_split_and_an_unreadable_image(model: Path, tmp_path: Path) -> None:
     assert "test-03" in (target / "unreadable.json").read_text()
     assert "test-03" not in pandas.read_parquet(target / "regions")["key"].tolist()
     assert "| unreadable images | 1 |" in (target / "README.md").read_text()
+
+
+def test_a_stopped_export_of_other_texts_regions_or_images_is_not_resumed(
+    model: Path, tiny_collection: Path, tmp_path: Path
+) -> None:
+    def identity(name: str, table: str, **row: object) -> str:
+        path = Path(shutil.copytree(tiny_collection, tmp_path / name))
+        with AnnotationAppender(path, purpose="test") as appender:
+            appender.append(table, [row], Provenance("test"))
+        collection = Collection.open(path)
+        if name == "bytes":
+            collection.index["sha256"][0] = "0" * 64
+        return embeddings.identity(Job(model, opened(model), {}, {}, tmp_path, collection))
+
+    caption = {"key": "train-00", "text": "a boat"}
+    box = {"x1": 0.1, "y1": 0.1, "x2": 0.4, "y2": 0.5, "phrase": "a boat", "score": 0.5}
+    hashes = {
+        identity("alt", "captions", **caption, kind="alt"),
+        identity("bytes", "captions", **caption, kind="alt"),
+        identity("title", "captions", **caption, kind="title"),
+        identity("last", "regions", **box, key="test-08"),
+        identity("owner", "regions", **box, key="test-09"),
+    }
+    assert len(hashes) == 5
 
 
 def contents(folder: Path) -> dict[str, bytes]:

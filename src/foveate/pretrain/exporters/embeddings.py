@@ -94,13 +94,15 @@ def _chosen_regions(job: Job) -> SelectedRegions:
 
 
 def identity(job: Job) -> str:
-    """Hash weights, content and format; a stopped export with the same hash is resumed."""
+    """Hash weights, images, texts, regions and format; a stopped export with the same hash is resumed."""
     assert job.collection is not None
     digest = hashlib.blake2b(digest_size=16)
-    regions = job.collection.table("regions")
+    # Grouped, as `region_boxes` is.
+    regions, captions = (job.collection.grouped(name).table for name in ("regions", "captions"))
     parts = [sha256_file(job.source / WEIGHTS), job.format, str(job.split), repr(job.region_sources)]
-    parts += job.collection.keys
-    parts += regions["phrase"].to_pylist() + job.collection.table("captions")["text"].to_pylist()
+    parts += [*job.collection.keys, *job.collection.index["sha256"].tolist()]
+    for table, columns in ((regions, ("key", "phrase", "source", "recipe_hash")), (captions, ("key", "kind", "text"))):
+        parts += [text for column in columns for text in table[column].to_pylist()]
     for part in parts:
         # With a separator: "ab", "c" and "a", "bc" must not have one hash.
         digest.update(part.encode("utf-8") + b"\0")
