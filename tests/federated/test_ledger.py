@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from foveate.federated.ledger import Ledger, Question
 from foveate.federated.limits import Limits
 from foveate.federated.messages import Message
@@ -25,3 +27,15 @@ def test_a_line_that_was_cut_off_counts_as_a_partition(tmp_path: Path) -> None:
     cut, last = ledger.path.read_text(encoding="utf-8").splitlines()
     assert cut == whole[: len(whole) // 2]
     assert json.loads(last)["kind"] == "query.moments"
+
+
+def test_questions_that_failed_count(tmp_path: Path) -> None:
+    ledger, question = Ledger(tmp_path, "0" * 64), Question(Message("query.moments", 0, values={}))
+
+    def fail() -> Message:
+        raise ValueError("no answer")
+
+    with pytest.raises(ValueError, match="no answer"):
+        ledger.answer(question, Limits(), fail)
+    with raises_naming(Refusal, "1", "failed", "max-questions"):
+        ledger.answer(question, Limits(max_questions=1), lambda: question.request.answer())

@@ -117,7 +117,7 @@ def _check(lines: list[dict[str, Any]], question: Question, limits: Limits) -> N
     if len(lines) >= limits.max_questions:
         raise Refusal(
             reasons.MAX_QUESTIONS,
-            f"{len(lines)} questions about these data were answered; max-questions is {limits.max_questions}",
+            f"{len(lines)} questions about these data were answered or failed; max-questions is {limits.max_questions}",
             count=limits.max_questions,
         )
     if question.rho:
