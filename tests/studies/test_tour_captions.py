@@ -16,7 +16,8 @@ from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.records.scenes import build_scenes
 from foveate.report.captions import TourCaptions
-from foveate.studies.tour_captions import Sizes, sizes_of, tour_captions, with_captions
+from foveate.studies import tour_captions as module
+from foveate.studies.tour_captions import Sizes, caption_part, sizes_of, tour_captions, with_captions
 from foveate.vision.localizer.folder import save_model
 
 
@@ -41,6 +42,22 @@ def test_captions_beside_the_collection(scenes: Path) -> None:
     assert "A red boat." in [caption.text for caption in opened.read_captions(int(part[0]))]
     assert opened.table("captions").num_rows == collection.table("captions").num_rows + 1
     assert "A red boat." not in [one.text for one in Collection.open(scenes).read_captions(int(part[0]))]
+
+
+def test_a_repeated_tour_trains_on_the_captions_of_the_first(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another device the model may write others, on which a training would not resume."""
+    collection, texts = Collection.open(scenes), iter(("A red boat.", "A blue boat."))
+
+    def write(captioner: object, collection: Collection, rows: np.ndarray, kinds: object) -> tuple[dict, dict]:
+        return {int(rows[0]): {"ssc": next(texts)}}, {}
+
+    monkeypatch.setattr(module, "_write_captions", write)
+    part, stored = collection.rows("train")[:3], tmp_path / "captions.json"
+    for _ in range(2):
+        assert caption_part(None, collection, part, stored) == {int(part[0]): "A red boat."}  # type: ignore[arg-type]
+    assert caption_part(None, collection, part[:2], stored) == {int(part[0]): "A blue boat."}  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import open_extractor
 from foveate.core import seeds
 from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_json_atomically
 from foveate.core.progress import say
 from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
@@ -228,8 +229,8 @@ def _encoders(
     from foveate.studies.captions_measures import retrieval
 
     part = _scenes(collection, "train", sizes.trained_on, seed)
-    captions, _ = _write_captions(captioner, collection, part, ("ssc",))
-    opened = with_captions(collection, {row: texts["ssc"] for row, texts in captions.items()}, part)
+    captions = caption_part(captioner, collection, part, run.path / "short-captions.json")
+    opened = with_captions(collection, captions, part)
     tested = collection.rows("test", {"source": "scenes"})
     truths = SceneTruths(collection)
     known = {row: truth for row in tested.tolist() if (truth := truths.get(row)) and truth.things}
@@ -274,6 +275,18 @@ def _encoders(
         "steps": sizes.steps,
         "values": [{"title": VARIANTS[name], "value": value} for name, value in recalls.items()],
     }
+
+
+def caption_part(captioner: Captioner, collection: Collection, part: NDArray[np.int64], stored: Path) -> dict[int, str]:
+    """Map the rows of `part` to short captions, if usable; those that `stored` has of the same images are read."""
+    # Stored: on another device a caption may come out differently, and a training does not resume on other texts.
+    keys = [collection.keys[row] for row in part.tolist()]
+    texts: dict[str, str] = read_json(stored) if stored.is_file() else {}
+    if list(texts) != keys:
+        captions, _ = _write_captions(captioner, collection, part, ("ssc",))
+        texts = {key: captions.get(row, {}).get("ssc", "") for row, key in zip(part.tolist(), keys, strict=True)}
+        write_json_atomically(stored, texts)
+    return {row: text for row, text in zip(part.tolist(), texts.values(), strict=True) if text}
 
 
 def with_captions(collection: Collection, texts: dict[int, str], part: NDArray[np.int64]) -> Collection:
