@@ -69,7 +69,10 @@ class BatchSource(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the order, as JSON values; a run resumes only when they are the same."""
+        """Return what decides the order of rows, as JSON values; a run with other values is not resumed.
+
+        Rows are known by their numbers; for what they hold see the argument `content` of `foveate.training.loop.train`.
+        """
         ...
 
 

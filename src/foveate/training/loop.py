@@ -87,7 +87,13 @@ class TrainingOutcome:
 
 
 def train(
-    task: Task, loader: BatchSource, settings: TrainingSettings, run: RunFolder, *, resume: bool = True
+    task: Task,
+    loader: BatchSource,
+    settings: TrainingSettings,
+    run: RunFolder,
+    *,
+    content: Mapping[str, str] | None = None,
+    resume: bool = True,
 ) -> TrainingOutcome:
     """Train `task` on `loader` for `settings.steps` steps.
 
@@ -97,6 +103,8 @@ def train(
     learning rate are functions of the step, and weights, moments, average and best evaluation are stored.
 
     Args:
+        content: name -> hash of the content of each data set; a run resumes only on the same content. None, and
+            checkpoints without hashes, compare only what the loader describes.
         resume: False removes the checkpoints, rows and lists of bad samples of the folder first and starts over.
 
     Raises:
@@ -111,7 +119,11 @@ def train(
     table = parameter_table(task, rules=task.parameter_groups(), settings=settings)
     freeze(task, table=table)
     # Hashed before anything is cast or sharded: the base is known by its full precision.
-    identity = {"data": loader.describe(), "frozen_hash": checkpoint.frozen_hash(task)}
+    identity = {
+        "data": loader.describe(),
+        "content": dict(content or {}),
+        "frozen_hash": checkpoint.frozen_hash(task),
+    }
     task.to(here.device)
     task.train()
     uses_bf16 = autocast_dtype(settings.precision, here.device) is not None
@@ -464,8 +476,16 @@ def _read_newest(folder: Path, *, settings: TrainingSettings, identity: dict[str
             )
     if state["identity"]["data"] != identity["data"]:
         raise UserError(
-            f"{path}: trained on other data: {state['identity']['data']} (got {identity['data']}). Use another run "
-            "folder"
+            f"{path}: was trained on other data: {state['identity']['data']} (got {identity['data']}). Use another "
+            "run folder"
+        )
+    # Checkpoints written before contents were hashed have none; the next one has them.
+    content = state["identity"].get("content")
+    changed = [name for name, value in identity["content"].items() if content and content.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{path}: was trained on other data: images, texts or regions of {', '.join(changed)} have changed since, "
+            "or it is another collection. Use another run folder"
         )
     if state["identity"]["frozen_hash"] != identity["frozen_hash"]:
         raise UserError(f"{path}: the frozen weights differ from those it was trained with. Use another run folder")
