@@ -303,6 +303,14 @@ def test_two_processes_end_with_the_weights_of_one(parallel: str, tiny_collectio
     assert [row["step"] for row in rows if "eval_grounding_iou" in row] == [3, 6]
 
 
+def test_every_process_refuses_other_data(tiny_collection: Path, tmp_path: Path) -> None:
+    recipe = tiny.recipe(training={"steps": 1, "workers": 0})
+    pretrain(recipe, Collection.open(tiny_collection), tmp_path / "run", device="cpu", evaluate_split=None)
+    other = tiny.label(shutil.copytree(tiny_collection, tmp_path / "shapes"))
+    script = Path(__file__).resolve().parent / "other_data_ranks.py"
+    run_processes(script, other, tmp_path / "run", world_size=2, timeout=60)
+
+
 def test_models_start_from_the_seed_alone() -> None:
     torch.manual_seed(1)
     one = build_model(tiny.recipe()).state_dict()

@@ -6,6 +6,7 @@ Every draw is a pure function of (seed, epoch, key), so that workers and resumed
 from __future__ import annotations
 
 import functools
+import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ SHORT_WINDOW = 77  # tokens of CLIP's text tower, special ones included
 _NO_BOXES = np.zeros((0, 4), np.float32)
 # Tens of megabytes at most, however large the collection is.
 _CACHED_ROWS = 16_384
+_HASHED_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,33 @@ class PretrainDataset:
     def num_regions(self) -> int:
         """Number of regions that training draws from; 0 for a model without a region module."""
         return int(self._drawn_regions().sum()) if self.with_regions else 0
+
+    def hash_content(self) -> str:
+        """Hash the images, texts and regions that samples are drawn from.
+
+        Nothing else counts: other splits, captions of other kinds, regions of other sources.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        index, captions = self.collection.index, self.collection.grouped("captions")
+        drawn_C = self.image_texts.mask_captions(self.rows)
+        # Row numbers say whose a text or box is; the order within an image is that of writing, and draws depend on it.
+        arrays = [captions.row_numbers[drawn_C]]
+        columns: list[Any] = [index["key"][self.rows], index["sha256"][self.rows]]
+        columns += [captions.table[name].filter(pa.array(drawn_C)) for name in ("kind", "text")]
+        if self.with_regions:
+            regions, drawn_R = self.collection.grouped("regions"), self._drawn_regions()
+            arrays += [regions.row_numbers[drawn_R], self.collection.region_boxes[drawn_R]]
+            columns.append(regions.table["phrase"].filter(pa.array(drawn_R)))
+        for array in arrays:
+            digest.update(str(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        for column in columns:
+            # In parts: millions of captions as Python's texts would fill the memory.
+            for start in range(0, len(column), _HASHED_AT_ONCE):
+                part = np.asarray(column[start : start + _HASHED_AT_ONCE])
+                # With a separator: "ab", "c" and "a", "bc" must not have one hash.
+                digest.update("\0".join([*part.tolist(), ""]).encode("utf-8"))
+        return digest.hexdigest()
 
     def _view(self, row: int, view: int, seed: int) -> View:
         width, height = (int(self.collection.index[name][row]) for name in ("width", "height"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,9 @@ def pretrain(
         evaluate_split: split of the collection to evaluate a finished run on; None for no evaluation.
 
     Raises:
-        UserError: when the recipe does not fit the collection, or the run folder holds another run.
+        UserError: when the recipe does not fit the collection, or the run folder holds a run of another recipe, or one
+            that was trained on other images, texts or regions.
+        TrainingError: when loss or gradient are not finite.
     """
     with start(device or "auto") as here:
         model = build_model(recipe)
@@ -149,7 +151,8 @@ def pretrain(
             say(f"skipped {skipped} images of the split: no text of the kinds in data.captions")
         # Before training: a missing split must not be noticed at the first evaluation, hours later.
         validation = _validation(recipe, model, collection, cache, here)
-        outcome, weights = _fit(recipe, model, loader, validation, run)
+        content = {data.collection.name: data.hash_content() for data in datasets}
+        outcome, weights = _fit(recipe, model, loader, validation, run, content=content)
         folder, evaluation = None, None
         if outcome.status == "finished" and here.is_main:
             # assign: the empty copy has no storage, so the gathered tensors become its parameters.
@@ -267,10 +270,12 @@ def _fit(
     loader: Loader,
     validation: Validation | None,
     run: RunFolder,
+    *,
+    content: Mapping[str, str],
 ) -> tuple[TrainingOutcome, dict[str, Tensor]]:
     """Train; return the outcome and, on rank 0, the whole final weights (averaged ones with an EMA)."""
     task = PretrainTask(model, validation=validation)
-    outcome = train(task, loader, recipe.training, run)
+    outcome = train(task, loader, recipe.training, run, content=content)
     weights = checkpoint.gather_weights(task, ema=outcome.ema)
     return outcome, {name.removeprefix("model."): value for name, value in weights.items()}
 

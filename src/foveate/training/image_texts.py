@@ -207,10 +207,14 @@ class ImageTexts:
         if self.rule.combine in ("concat", "part"):
             texts = (text for row in rows.tolist() for text in self.rule.list_possible(self.read_row(row)))
             return pa.chunked_array([pa.array(texts, pa.string())])
+        captions = self.collection.grouped("captions")
+        return pa.chunked_array(captions.table["text"].filter(pa.array(self.mask_captions(rows))))
+
+    def mask_captions(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Mark the rows of the grouped table of captions that texts of `rows` are drawn from."""
         selected = np.zeros(len(self.collection), dtype=bool)
         selected[rows] = True
-        captions = self.collection.grouped("captions")
-        return pa.chunked_array(captions.table["text"].filter(pa.array(self.usable & selected[captions.row_numbers])))
+        return self.usable & selected[self.collection.grouped("captions").row_numbers]
 
     def count_drawn(self, rows: Iterable[int], *, seed: int, epoch: int = 0) -> Counter[str]:
         """Count how often each kind is drawn in one epoch over `rows`; "" counts images left out."""
