@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ def test_foveates_own_prompts_are_understood(kind: str, language: str) -> None:
     assert request is not None
     assert (request.kind, request.alt, request.prompt_id) == (kind, alt if kind == "afc" else "", prompt.id)
     assert (request.prompt, request.max_tokens, request.temperature, request.seed) == (text, 7, 0.5, 3)
-    again = read_request(find_prompt("shorten").fill(caption="A dog.", words=15, sentences="one sentence"), b"")
+    again = read_request(
+        find_prompt("shorten").fill(caption="A dog. Write it again in it.", words=15, sentences="one sentence"), b""
+    )
     assert again is not None
     assert (again.kind, again.prompt_id) == ("ssc", find_prompt("shorten").id)
 
@@ -30,6 +33,19 @@ def test_foveates_own_prompts_are_understood(kind: str, language: str) -> None:
 def test_any_other_text_asks_for_no_caption() -> None:
     assert read_request("Write a poem.", b"") is None
     assert read_request(find_prompt("dsc").fill() + "x" * 100_000, b"") is None
+
+
+def test_hostile_prompts_take_no_time() -> None:
+    """Seconds, if all fields of a template could be of any length: the server reads prompts while others wait."""
+    for name, between in (
+        ("shorten", (" Write it again in ", " of at most ")),
+        ("lengthen", (" Write it again with more ",)),
+    ):
+        head = find_prompt(name).text.partition("{")[0]
+        for repeated in (*between, "".join(between)):
+            start = time.perf_counter()
+            assert read_request(head + repeated * ((12_000 - len(head)) // len(repeated)), b"") is None
+            assert time.perf_counter() - start < 0.5
 
 
 def test_the_field_names_the_format() -> None:

@@ -20,7 +20,9 @@ from foveate.core.errors import UserError, choose
 from foveate.records.rows import clean_text
 
 _LANGUAGE = "Qlanguageq"
-_FIELDS = ("alt", "caption", "words", "sentences")
+# What others wrote has any length, what a retry puts in is short: three lazy fields of any length would be compared
+# in all their combinations, for seconds.
+_FIELDS = {"alt": ".*?", "caption": ".*?", "words": ".{0,80}?", "sentences": ".{0,80}?"}
 _OPTIONS = ("format", "alt", "length")
 # Beyond the longest template with its AltText nothing is compared, which takes time with the length.
 _MAX_PROMPT = 4 * MAX_ALT_LETTERS + 8_000
@@ -95,8 +97,8 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         if kind not in (*CAPTION_KINDS, "shorten", "lengthen"):
             continue
         pattern = re.escape(Prompt(name, _LANGUAGE).text.replace("{{", "\0").replace("}}", "\1"))
-        for field in _FIELDS:
-            pattern = pattern.replace(re.escape(f"{{{field}}}"), f"(?P<{field}>.*?)")
+        for field, value in _FIELDS.items():
+            pattern = pattern.replace(re.escape(f"{{{field}}}"), f"(?P<{field}>{value})")
         pattern = pattern.replace(re.escape(_LANGUAGE), r"[\w -]{1,80}")
         patterns[name] = re.compile(pattern.replace("\0", "{").replace("\1", "}"), re.DOTALL)
     return patterns
