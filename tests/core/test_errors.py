@@ -25,6 +25,11 @@ def test_nearest_of_nothing() -> None:
     assert nearest("x", ()) == ""
 
 
+def test_a_word_of_megabytes_is_near_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("difflib.get_close_matches", None)
+    assert nearest("none" * 4, ("none", "roi")) == ""
+
+
 def test_choose() -> None:
     assert choose("roi", ("none", "roi"), "method") == "roi"
     with pytest.raises(UserError) as problem:

@@ -82,6 +82,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """Return `". Did you mean 'x'?"` with the choice nearest to `word`, or "" if none is near: the end of an error."""
     # Case is the most frequent mistake, and difflib counts it as a difference.
     by_folded = {choice.casefold(): choice for choice in choices}
+    # No such word is near, and difflib reads one of megabytes for seconds.
+    if len(word) > 3 * max(map(len, by_folded), default=0):
+        return ""
     matches = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
     return f". Did you mean '{by_folded[matches[0]]}'?" if matches else ""
 
