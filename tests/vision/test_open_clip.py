@@ -97,6 +97,15 @@ def test_text_equals_open_clip_and_the_cut_form_stays_equal() -> None:
     assert text.frozen_features([]).shape == (0, 16)
 
 
+def test_no_number_of_words_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foveate.vision.open_clip.build._MAX_CACHED_WORDS", 10)
+    _, text = towers()
+    texts = [f"wug{letter}" for letter in "abcdefghijklmnop"] * 2
+    tokenizer = open_clip.get_tokenizer("ViT-B-16", context_length=16)
+    assert torch.equal(text.frozen_features(texts).long(), tokenizer(texts))
+    assert (len(text.tokenizer.cache), len(tokenizer.cache) > 10) == (10, True)
+
+
 @torch.no_grad()
 def test_exported_folder_gives_the_same_embeddings_in_open_clip(tmp_path: Path) -> None:
     image, text = towers(pool_type="avg")

@@ -18,6 +18,8 @@ from foveate.core.hub import fetch, say_lookup
 from foveate.records.geometry import InputSize
 
 _QUIET = threading.RLock()
+# About 32 MB: more distinct words than most captions have.
+_MAX_CACHED_WORDS = 131_072
 
 # The tower that is not wanted, built without trained weights, is made as small as open_clip allows.
 NO_VISION = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
@@ -228,5 +230,20 @@ def tokenizer_of(
         mode = text_config.get("tokenizer_mode")
         return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, **options)
     if ":" in model and not text_config.get("hf_tokenizer_name"):
-        return SimpleTokenizer(context_length=length, **options)
-    return open_clip.get_tokenizer(model, context_length=length, cache_dir=cache_dir)
+        tokenizer = SimpleTokenizer(context_length=length, **options)
+    else:
+        tokenizer = open_clip.get_tokenizer(model, context_length=length, cache_dir=cache_dir)
+    if isinstance(tokenizer, SimpleTokenizer):
+        tokenizer.cache = _WordCache(tokenizer.cache)
+    return tokenizer
+
+
+class _WordCache(dict[str, str]):
+    """The words that open_clip's byte pairs have split: theirs grows forever, in a server by the words of all clients.
+
+    When it is full it takes no more. To drop a word would fail in another thread, which looks twice.
+    """
+
+    def __setitem__(self, word: str, pieces: str) -> None:
+        if len(self) < _MAX_CACHED_WORDS:
+            super().__setitem__(word, pieces)
