@@ -256,6 +256,16 @@ def test_slow_guests_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
         assert HTTP.get(f"{address}/health").status_code == 200
 
 
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+def test_empty_lines_keep_no_connection_open(parser: str) -> None:
+    pytest.importorskip(parser)
+    with serving(parser=parser) as address:
+        address.server.config.timeout_keep_alive = 0.3
+        reply = send(address, HIDDEN + b"\r\n", seconds=2)
+        assert status_of(reply) == 200
+        assert reply.endswith(b'"ok"}')
+
+
 def test_a_client_has_a_number_of_connections() -> None:
     with serving(max_connections=3) as address:
         host, port = address.removeprefix("http://").split(":")

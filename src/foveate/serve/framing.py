@@ -187,7 +187,9 @@ class FramingProtocol(Parser):
             del self._buffer[:2]
         end = self._buffer.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
         if end < 0:
-            self._unset_keepalive_if_required()
+            # Empty lines begin no request: the connection ends as one that is not used.
+            if self._buffer:
+                self._unset_keepalive_if_required()
             if len(self._buffer) >= MAX_HEAD_BYTES:
                 self._refuse(Refused(f"headers: at most {MAX_HEAD_BYTES:,} bytes", status=431, code="too_large"))
             elif self._buffer and self._timer is None:
