@@ -26,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_application import WORDS, data_url, user
 
 from foveate.core.errors import UserError
+from foveate.serve import media
 from foveate.serve.application import Application
 from foveate.serve.settings import ServeSettings
 from naming import raises_naming
@@ -195,6 +196,22 @@ def test_a_late_reply_ends(address: Address, client: openai.OpenAI) -> None:
     with pytest.raises(openai.APIError, match="timeout-seconds"):
         list(client.chat.completions.create(**chat("slow", max_tokens=1000, stream=True)))
     wait_until(lambda: worker_of(address).num_waiting == 0)
+
+
+def test_images_that_take_too_long_to_decode_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, read = list[str](), media.read_data_url
+
+    def read_slowly(url: str, **options: Any) -> Any:
+        time.sleep(0.02)
+        decoded.append(url)
+        return read(url, **options)
+
+    monkeypatch.setattr(media, "read_data_url", read_slowly)
+    with serving(timeout_seconds=0.1) as address:
+        body = {"model": "fake", "images": [data_url()] * 50}
+        reply = HTTP.post(f"{address}/v1/embeddings", json=body)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (504, "timeout")
+    assert len(decoded) < 20
 
 
 def test_a_full_queue_says_when_to_come_back(address: Address, client: openai.OpenAI) -> None:

@@ -14,12 +14,13 @@ from starlette.responses import Response, StreamingResponse
 
 from foveate.core.errors import nearest
 from foveate.serve import bodies, parsing, replies
-from foveate.serve.calls import Adapter, ChatCall, ChatReply, Endpoint, Refused
+from foveate.serve.calls import Adapter, ChatCall, ChatReply, Endpoint, Refused, ServedImage
 from foveate.serve.guard import Receive
 from foveate.serve.media import ImageDecoder
 from foveate.serve.metrics import Metrics
 from foveate.serve.settings import ServeSettings
 from foveate.serve.work import ModelWorker, refuse_late
+from foveate.vision.video.sources.source import Source
 
 T = TypeVar("T")
 # Larger bodies and replies are read and written in a thread: 24 MB take as long as many requests.
@@ -88,11 +89,9 @@ class Answerer:
             body = read() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(read)
             worker = self._find_worker(body.model, endpoint)
             record["model"] = body.model
-            side = worker.adapter.decode_side
-            images = await self.decoder.read(parsing.image_urls(body), param=param, longest_side=side)
-            clips = await self.decoder.read_clips(
-                parsing.clip_urls(body), param=param, max_frames=self.settings.max_clip_frames
-            )
+            # Thousands of images take minutes, for which nobody may wait.
+            reading = self._decode(body, param=param, longest_side=worker.adapter.decode_side)
+            images, clips = await self._while_connected(reading, request.receive)
             make = functools.partial(parsing.make_call, body, images, clips)
             call = make() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(make)
         finally:
@@ -154,6 +153,16 @@ class Answerer:
 
         # nginx would hold the pieces back until its buffer is full.
         return StreamingResponse(events(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    async def _decode(
+        self, body: bodies.Body, *, param: str, longest_side: int | None
+    ) -> tuple[list[ServedImage], list[Source]]:
+        """Decode the images of a request, and open its clips."""
+        images = await self.decoder.read(parsing.image_urls(body), param=param, longest_side=longest_side)
+        clips = await self.decoder.read_clips(
+            parsing.clip_urls(body), param=param, max_frames=self.settings.max_clip_frames
+        )
+        return images, clips
 
     async def _while_connected(self, work: Awaitable[T], receive: Receive) -> T:
         """Wait for a reply no longer than the client does, or the server's limit."""
