@@ -16,6 +16,11 @@ from fakes import HTTP
 from test_application import data_url, user
 from test_serve_faults import read_log, start
 
+from foveate.serve import bodies
+from foveate.serve.calls import Refused
+from foveate.serve.parsing import parse_body
+from naming import raises_naming
+
 IMAGE = data_url()
 # Two frames of one pixel, as small as a GIF can be: letters of the base64 are changed below.
 _FRAME = b"\x2c" + bytes(4) + b"\1\0\1\0\0" + b"\2\2\x44\1\0"
@@ -124,6 +129,29 @@ def exchange(port: int, data: bytes, draw: random.Random) -> bytes:
         except (ConnectionError, TimeoutError):
             pass
     return b"".join(parts)
+
+
+USER = user("a")
+BOX = [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "text"),
+    [
+        (bodies.ChatBody, {"messages": [{"role": "user", "content": [1] * 2000}]}, "messages.0.content.0"),
+        (bodies.ChatBody, {"messages": USER, "foveate": {"boxes": [[]] * 2000}}, "foveate.boxes.0"),
+        (bodies.ChatBody, {"messages": USER, "foveate": {"boxes": [BOX] * 10_000}}, "9999"),
+        (bodies.ChatBody, {"messages": USER, **{f"x{number}": 1 for number in range(2000)}}, "2,000 fields"),
+        (bodies.EmbeddingsBody, {"input": [1] * 2000}, "input.0"),
+        (bodies.EmbeddingsBody, {"boxes": [[]] * 2000}, "boxes.0"),
+        (bodies.LocateBody, {"image": "", "phrases": [1] * 2000}, "phrases.0"),
+    ],
+)
+def test_wrong_fields_are_not_all_listed(model: Any, fields: dict[str, Any], text: str) -> None:
+    """Millions of them would fill the memory."""
+    with raises_naming(Refused, text) as refused:
+        parse_body(model, json.dumps({"model": "fake", **fields}).encode())
+    assert "more problems" not in str(refused.value)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 
 class _Body(BaseModel):
@@ -35,9 +35,11 @@ def _neutral(*values: object, expected: str) -> BeforeValidator:
 
 
 Corners = Annotated[list[float], Field(min_length=4, max_length=4)]
+# Millions of wrong items would else become millions of errors, of some hundred bytes each.
+Boxes = Annotated[list[Corners], FailFast()]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
-Texts = Annotated[list[str], BeforeValidator(_as_list)]
+Texts = Annotated[list[str], FailFast(), BeforeValidator(_as_list)]
 
 
 class ImageAddress(_Body):
@@ -69,7 +71,7 @@ Part = Annotated[TextPart | ImagePart | ClipPart, Field(discriminator="type")]
 
 class Message(_Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Part], BeforeValidator(_as_parts)]
+    content: Annotated[list[Part], FailFast(), BeforeValidator(_as_parts)]
     name: str | None = None
     # Clients send an answer back as they got it.
     refusal: None = None
@@ -95,7 +97,8 @@ class Extras(_Body):
         frame_images: return thumbnails of the frames that were seen of a clip.
     """
 
-    boxes: list[Corners] = []
+    # More have no name in a question.
+    boxes: Boxes = Field([], max_length=9999)
     frame_images: bool = False
     format: str | None = None
     alt: str | None = None
@@ -139,7 +142,7 @@ class EmbeddingsBody(_Body):
     model: Name
     input: Annotated[Texts, Field(max_length=65536)] = []
     images: list[str] = Field([], max_length=4096)
-    boxes: list[Corners] = Field([], max_length=65536)
+    boxes: Boxes = Field([], max_length=65536)
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
 

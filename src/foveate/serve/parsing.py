@@ -25,6 +25,8 @@ from foveate.vision.video.sources.source import Source
 
 IMAGE_MARK = "<image>"
 _MAX_PROBLEMS = 3
+# More take longer to read than their body: for seconds no other thread would run.
+_MAX_READ_PROBLEMS = 1000
 _MAX_PARAM_LETTERS = 100
 B = TypeVar("B", bound=Body)
 
@@ -38,6 +40,8 @@ def parse_body(model: type[B], data: bytes) -> B:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
+        if (count := error.error_count()) > _MAX_READ_PROBLEMS:
+            raise Refused(f"body: {count:,} fields are wrong or unknown", code="invalid_value") from None
         problems = error.errors(include_url=False)
     first = problems[0]
     if first["type"] == "json_invalid":
