@@ -1,7 +1,7 @@
 """What served models take and give: checked values, without HTTP and without torch.
 
-`bodies.py` turns a request's JSON into a call and a reply into JSON; an adapter turns calls into replies. Neither knows
-the other.
+`parsing.py` turns a request's JSON, which `bodies.py` declares, into a call, and `replies.py` a reply into JSON; an
+adapter turns calls into replies. Neither side knows the other.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class LogWriter(logging.Handler):
         self._lines.put(line)
 
     def close(self) -> None:
-        """Write what waits, as far as somebody reads it within a second."""
+        """Write what waits, as far as somebody reads it within half a second."""
         if self._thread.is_alive():
             self._lines.put(None)
             self._thread.join(_CLOSE_SECONDS)
