@@ -78,8 +78,11 @@ class IndexAdapter(LocalizerAdapter):
         with self._lock:
             try:
                 if (stamp := self._read_stamp()) != self._stamp:
-                    self._index = Index.open(self._index.folder, collection=self._index.collection.path)
-                    self._stamp = stamp
+                    index = Index.open(self._index.folder, collection=self._index.collection.path)
+                    # Its vectors are of another space than those of the opened model.
+                    if index.description.fingerprint != self._index.description.fingerprint:
+                        raise UserError(f"{index.folder}: was made with another model; restart the server")
+                    self._index, self._stamp = index, stamp
             except (UserError, OSError) as error:
                 _LOG.warning(f"{self.name}: has changed and cannot be opened again: {error}")
                 text = f"{self.name}: has changed and cannot be opened again"
