@@ -201,6 +201,38 @@ def refuse(served: Adapter, call: Call) -> Refused:
     return refusal.value
 
 
+def test_texts_of_too_many_letters_are_refused(root: Path, images: list[ServedImage]) -> None:
+    served, most = open_served(root / "my-index", device="cpu"), "a " * 5000
+    allowed = [EmbeddingsCall(texts=(most, most)), LocateCall(images[0], (most,)), SearchCall(text=most)]
+    for call in (*allowed, EmbeddingsCall(images=(images[0],))):
+        served.check(call)
+    refused = {
+        "input": [EmbeddingsCall(texts=("a dog", most + "b"))],
+        "phrases": [LocateCall(images[0], ("b", most))],
+        "text": [SearchCall(text="b", negative=most), SearchCall(image=images[0], negative=most + "b")],
+    }
+    for param, calls in refused.items():
+        for error in [refuse(served, call) for call in calls]:
+            assert (error.status, error.code, error.param) == (400, "context_length_exceeded", param)
+            assert "10,001 letters" in str(error)
+
+
+def test_an_index_of_another_model_is_not_searched(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Path(shutil.copytree(root, tmp_path / "home"))
+    opened = foveate.open_index(copy / "my-index", collection=copy / "my-images", device="cpu")
+    served, call = IndexAdapter(opened, name="pets"), SearchCall(text="a red disc")
+    before, description = served.answer([call]), (copy / "my-index" / DESCRIPTION).read_text()
+    content = json.loads(description) | {"fingerprint": "other"}
+    (copy / "my-index" / DESCRIPTION).write_text(json.dumps(content))
+    for error in (refuse(served, call), refuse(served, call)):
+        assert (error.status, error.code) == (503, "index_unreadable")
+    assert "another model" in caplog.text
+    (copy / "my-index" / DESCRIPTION).write_text(description)
+    assert served.answer([call]) == before
+
+
 def test_errors_of_an_index_name_no_folder(root: Path, images: list[ServedImage], tmp_path: Path) -> None:
     copy = Path(shutil.copytree(root, tmp_path / "home"))
     served = IndexAdapter(

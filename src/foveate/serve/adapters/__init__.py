@@ -6,6 +6,7 @@ A kind is a module with `matches(folder)` and `open_adapter(folder, ...)`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.model_folder import CONFIG
 from foveate.core.plugins import load_module, module_names
-from foveate.serve.calls import Adapter
+from foveate.serve.calls import Adapter, Refused
 
 # A folder of transformers may be a classifier or a CLIP, and any other is an image-text-to-text model.
 _LAST = "multimodal"
 MODEL = "model"
 _INNER = (MODEL, "adapter", "index")
+# A verdict embeds every word by itself: with a text of megabytes a call would hold the model for minutes.
+_MAX_LETTERS = 10_000
 
 
 def open_served(
@@ -93,6 +96,13 @@ def use_precision(precision: str, network: Any) -> AbstractContextManager[Any]:
     if precision != "bfloat16":
         return contextlib.nullcontext()
     return torch.autocast(next(network.parameters()).device.type, dtype=torch.bfloat16)
+
+
+def check_letters(texts: Collection[str], *, param: str) -> None:
+    """Raise `Refused` for texts that together are too long for a model that embeds or locates them."""
+    if (num_letters := sum(map(len, texts))) > _MAX_LETTERS:
+        text = f"{param}: {num_letters:,} letters; expected at most {_MAX_LETTERS:,}"
+        raise Refused(text, param=param, code="context_length_exceeded")
 
 
 def count_bytes(network: Any) -> int:

@@ -14,8 +14,8 @@ from foveate.pretrain.locate import find_decode_side, locate_phrases
 from foveate.pretrain.searching.floor import TextCache
 from foveate.pretrain.searching.search import Verdict
 from foveate.records.boxes import Box
-from foveate.serve.adapters import count_bytes, read_folder_config, use_precision
-from foveate.serve.calls import Call, EmbeddingsCall, EmbeddingsReply, Endpoint, LocateCall, Located
+from foveate.serve.adapters import check_letters, count_bytes, read_folder_config, use_precision
+from foveate.serve.calls import Call, EmbeddingsCall, EmbeddingsReply, Endpoint, LocateCall, Located, SearchCall
 from foveate.vision.hf.loading import KIND_OF_TYPE
 from foveate.vision.localizer.folder import KIND
 from foveate.vision.localizer.sources import OPEN_CLIP_CONFIG
@@ -34,7 +34,14 @@ class LocalizerAdapter:
         self._texts = TextCache()
 
     def check(self, call: Call) -> None:
-        """Any call can be answered that `bodies` lets pass."""
+        """Raise `Refused` for a text of too many letters."""
+        if isinstance(call, EmbeddingsCall):
+            # One by one: of many texts no word is embedded by itself.
+            check_letters([max(call.texts, key=len, default="")], param="input")
+        elif isinstance(call, LocateCall):
+            check_letters(call.phrases, param="phrases")
+        elif isinstance(call, SearchCall):
+            check_letters([call.text or "", call.negative or ""], param="text")
 
     def group(self, call: Call) -> Hashable:
         """Return which of texts, images and boxes are embedded."""

@@ -23,7 +23,7 @@ from foveate.multimodal.questions import ask_turns, ask_where, find_phrase
 from foveate.pretrain.searching.search import Verdict
 from foveate.records.boxes import Box
 from foveate.records.conversations import IMAGE
-from foveate.serve.adapters import count_bytes, use_precision
+from foveate.serve.adapters import check_letters, count_bytes, use_precision
 from foveate.serve.calls import Call, ChatCall, ChatReply, Endpoint, Listener, LocateCall, Located, Refused
 from foveate.serve.clips import ClipWriter, wrap_model
 from foveate.serve.dialogs import cut_text, hold_back, list_boxes, read_dialog
@@ -61,6 +61,8 @@ class MultimodalAdapter:
 
     def check(self, call: Call) -> None:
         """Raise `Refused` for too many images or tokens, turns out of order, and JSON that nothing guarantees."""
+        if isinstance(call, LocateCall):
+            check_letters(call.phrases, param="phrases")
         if not isinstance(call, ChatCall):
             return
         num_images = sum(len(turn.images) for turn in call.turns)
