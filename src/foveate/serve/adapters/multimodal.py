@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ class MultimodalAdapter:
             if call.caption is not None:
                 raise UserError("foveate: a caption is of one message with one image")
             return None
-        return read_request(
+        request = read_request(
             last.text.replace(IMAGE, ""),
             last.images[0].data,
             call.caption,
@@ -161,6 +161,8 @@ class MultimodalAdapter:
             temperature=call.temperature,
             seed=call.seed,
         )
+        # The usual length of a format may be above the limit of the server.
+        return request and replace(request, max_tokens=min(request.max_tokens, self.max_tokens))
 
 
 @dataclass
