@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ from foveate.caption.captioner import CaptionRequest
 from foveate.caption.chat_requests import read_request
 from foveate.caption.prompts import find_prompt
 from foveate.core.errors import UserError
+from foveate.language.generate import GenerationSettings
 from foveate.multimodal.answers import Answer, certain_text
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.foreign import ForeignMllm
 from foveate.multimodal.opening import open_mllm
+from foveate.multimodal.prompts import _BLANKS
 from foveate.multimodal.questions import ask_where, find_phrase
 from foveate.records.boxes import PixelBox
 from foveate.serve.adapters import open_served
 from foveate.serve.adapters.multimodal import MultimodalAdapter
-from foveate.serve.calls import ChatCall, ChatReply, ChatTurn, LocateCall, Refused, ServedImage
+from foveate.serve.calls import Call, ChatCall, ChatReply, ChatTurn, LocateCall, Refused, ServedImage
 from foveate.serve.dialogs import cut_text, hold_back, list_boxes, read_dialog
 from multimodal.foreign_models import save
 from naming import raises_naming
@@ -179,6 +182,14 @@ def test_boxes_of_earlier_answers_are_regions_again() -> None:
     assert read_dialog(ChatCall(turns)).turns[1].text == "at [4, 4, 300, 40]  image   1"
 
 
+def test_a_box_beside_those_of_earlier_answers(adapter: MultimodalAdapter, foreign: MultimodalAdapter) -> None:
+    last = ChatTurn("user", "What is left of <1>?")
+    call = replace(CALLS[-1], turns=(*CALLS[-1].turns[:-1], last), regions=(PixelBox(1, 1, 20, 20),), max_tokens=2)
+    assert write(adapter, call).replies[0].num_tokens
+    with pytest.warns(UserWarning, match="coordinates"):
+        assert write(foreign, call).replies[0].num_tokens
+
+
 @pytest.mark.parametrize("row", [0, 1, 2])
 def test_stop_texts_end_a_row_and_are_no_part_of_it(adapter: MultimodalAdapter, row: int) -> None:
     whole = write(adapter, CALLS[row]).replies[0].text
@@ -223,9 +234,10 @@ def test_texts_are_held_back_until_they_are_certain() -> None:
         (ask("x", IMAGES[0], caption={"length": 1, "formt": "dsc"}), ("formt", "format")),
         (ask("x", IMAGES[0], caption={"format": "dsc", "length": 99}), ("length", 99)),
         (ask("x", caption={"format": "dsc"}), ("image",)),
+        (LocateCall(IMAGES[0], ("x" * 6000, "y" * 6000)), ("phrases", "12,000", "10,000")),
     ],
 )
-def test_calls_that_can_never_be_answered(adapter: MultimodalAdapter, call: ChatCall, names: tuple[object]) -> None:
+def test_calls_that_can_never_be_answered(adapter: MultimodalAdapter, call: Call, names: tuple[object]) -> None:
     with raises_naming(Refused, *names):
         adapter.check(call)
 
@@ -262,6 +274,29 @@ def test_captions_are_those_of_the_backend_in_the_process(
         assert recorder.pieces[row] == [reply.text]
     assert recorder.replies[1].text == recorder.replies[2].text
     assert not adapter.group(ask("Write a poem.", IMAGES[0]))
+
+
+def test_captions_are_no_longer_than_any_answer(adapter: MultimodalAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: list[GenerationSettings] = []
+    monkeypatch.setattr(
+        type(adapter.model), "answer_dialogs", lambda *arguments, **named: settings.extend(named["generation"])
+    )
+    for max_tokens in (None, 7):
+        call = ask("", IMAGES[0], caption={"format": "dsc_plus"}, max_tokens=max_tokens)
+        adapter.check(call)
+        adapter.write([call], Recorder())
+    assert [each.max_new_tokens for each in settings] == [adapter.max_tokens, 7]
+
+
+@pytest.mark.parametrize("text", [" " * 100_000 + "x", "<" * 100_000])
+def test_a_long_run_of_one_letter_is_read_at_once(text: str) -> None:
+    """Not in the square of its length, which would take seconds of all clients."""
+    answer = (ChatTurn("user", "a"), ChatTurn("assistant", f"x{text}"), ChatTurn("user", "b"))
+    start = time.perf_counter()
+    read_dialog(ChatCall((ChatTurn("system", f"x{text}"), *answer)))
+    assert find_phrase(f"where is{text}?{text}") == ""
+    assert _BLANKS.sub("", f"x{text}") == f"x{text}"
+    assert time.perf_counter() - start < 1
 
 
 def test_phrases_are_located_by_questions(adapter: MultimodalAdapter, folder: Path) -> None:

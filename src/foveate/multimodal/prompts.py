@@ -25,7 +25,8 @@ from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, loc
 from foveate.records.geometry import Placement
 from foveate.records.shapes import Shape, enclosing_box
 
-_BLANKS = re.compile(rf"\s+(?={REGION})")
+# From the first blank on: tried at each of them, a text of blanks alone would take the square of its length.
+_BLANKS = re.compile(rf"(?<!\s)\s+(?={REGION})")
 _LEADING = re.compile(rf"(?:\s*{IMAGE})*")
 
 

@@ -11,7 +11,7 @@ from foveate.records.region_prompts import name_regions
 from foveate.records.rows import clean_text
 from foveate.records.shapes import Shape, describe_shape
 
-_WHERE = re.compile(r"where (?:is|are) (?:the |an? )?([^?]+?)\s*\??", re.IGNORECASE)
+_WHERE = re.compile(r"where (?:is|are) (?:the |an? )?([^?]+)\??", re.IGNORECASE)
 
 
 def ask_where(phrase: str) -> str:
@@ -31,7 +31,7 @@ def find_phrase(question: str) -> str:
     'red boat'
     """
     match = _WHERE.fullmatch(clean_text(question.replace(IMAGE, "")).strip())
-    return match[1] if match else ""
+    return match[1].rstrip() if match else ""
 
 
 def ask_turns(question: str, regions: Sequence[Shape], *, images: int) -> list[Turn]:
@@ -79,15 +79,18 @@ def check_regions(conversation: Conversation, sizes: Sequence[tuple[int, int]], 
         numbered: the regions in the order of their numbers; by default that of the conversation.
     """
     numbered = numbered or [shape for turn in conversation.turns for shape in turn.regions]
+    # By identity: equal shapes may have different numbers.
+    numbers = {id(shape): number for number, shape in reversed([*enumerate(numbered, 1)])}
     for turn, images in zip(conversation.turns, locate_regions(conversation), strict=True):
         for shape, image in zip(turn.regions, images, strict=True):
-            number = 1 + next(index for index, other in enumerate(numbered) if other is shape)
+            # A box of an earlier answer has no number.
+            name = f"region {numbers[id(shape)]}" if id(shape) in numbers else "region of an earlier answer"
             if not sizes:
-                raise UserError(f"region {number}: it has no image (got 0 images)")
+                raise UserError(f"{name}: it has no image (got 0 images)")
             width, height = sizes[image]
             problem = find_shape_problem(shape, width=width, height=height)
             if problem:
                 raise UserError(
-                    f"region {number}: {problem} (got {describe_shape(shape)}); expected pixels of an image of "
+                    f"{name}: {problem} (got {describe_shape(shape)}); expected pixels of an image of "
                     f"{width} x {height}"
                 )

@@ -26,7 +26,8 @@ from foveate.records.shapes import Mask, Point, Shape, Stroke
 GROUNDING_REQUEST = "Give the boxes of all things that you mention."
 """Behind a question whose answer shall have boxes; training and asking use the same words."""
 _NAME = re.compile(r"<(\d{1,4})>")
-_PLACEHOLDER = re.compile(rf"<+({IMAGE[1:-1]}|{REGION[1:-1]}|\d{{1,4}})>+")
+# From the first bracket on: tried at each of them, a text of brackets alone would take the square of its length.
+_PLACEHOLDER = re.compile(rf"(?<!<)<+({IMAGE[1:-1]}|{REGION[1:-1]}|\d{{1,4}})>+")
 
 
 def name_regions(question: str, regions: Sequence[Shape]) -> tuple[str, tuple[Shape, ...]]:
@@ -49,8 +50,9 @@ def name_regions(question: str, regions: Sequence[Shape]) -> tuple[str, tuple[Sh
         if not 1 <= number <= len(regions):
             available = f"<1> to <{len(regions)}>" if regions else "a region for each name"
             raise UserError(f"question: names <{number}> (got {len(regions)} regions); expected {available}")
+    named = set(references)
     for number in range(1, len(regions) + 1):
-        if number not in references:
+        if number not in named:
             raise UserError(
                 f"region {number}: the question does not name it (got {question[:80]!r}); expected <{number}> in it, "
                 f"such as 'What is <{number}>?'"

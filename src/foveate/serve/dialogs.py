@@ -15,7 +15,8 @@ from foveate.records.region_prompts import mute_placeholders
 from foveate.records.rows import clean_text
 from foveate.serve.calls import ChatBox, ChatCall, ChatTurn, ServedImage
 
-_CORNERS = re.compile(r"\s*\[(\d+), (\d+), (\d+), (\d+)\]")
+# From the first blank on: tried at each of them, a text of blanks alone would take the square of its length.
+_CORNERS = re.compile(r"(?<!\s)\s*\[(\d+), (\d+), (\d+), (\d+)\]")
 
 
 def cut_text(text: str, stop: Sequence[str]) -> tuple[str, bool]:
@@ -49,6 +50,7 @@ def read_dialog(call: ChatCall, images: Mapping[bytes, bytes] | None = None) -> 
         UserError: turns do not alternate, a text is empty, or its placeholders do not fit.
     """
     turns: list[Turn] = []
+    images_of_call = [image for turn in call.turns for image in turn.images]
     for turn in call.turns:
         if turn.role == "user":
             regions = call.regions if turn is call.turns[-1] else ()
@@ -56,12 +58,12 @@ def read_dialog(call: ChatCall, images: Mapping[bytes, bytes] | None = None) -> 
         elif turn.role == "system":
             turns.append(Turn("system", mute_placeholders(clean_text(turn.text))))
         else:
-            turns.append(_read_answer(turn, [image for each in call.turns for image in each.images]))
+            turns.append(_read_answer(turn, images_of_call))
     finding = find_turn_problem(turns, answered=False)
     if finding is not None:
         raise UserError(f"messages: {finding.reason}: {finding.detail}")
-    data = [image.data for turn in call.turns for image in turn.images]
-    return Dialog([(images or {}).get(each, each) for each in data], turns, call.regions)
+    data = [(images or {}).get(image.data, image.data) for image in images_of_call]
+    return Dialog(data, turns, call.regions)
 
 
 def _read_answer(turn: ChatTurn, images: Sequence[ServedImage]) -> Turn:
