@@ -25,7 +25,7 @@ def test_no_verb_wrong_verb_and_version(foveate: Run) -> None:
     assert foveate().code in (0, 2)
     wrong = foveate("pertrain")
     assert wrong.code == 2
-    assert "unknown verb 'pertrain'" in wrong.err
+    assert "unknown command 'pertrain'" in wrong.err
     assert "Did you mean 'pretrain'?" in wrong.err
     assert foveate("pretrain", "--no-such-option").code == 2
 

@@ -310,7 +310,9 @@ def _sentence(description: str | None) -> str | None:
     if not description:
         return None
     first = description.split(maxsplit=1)[0]
-    start = description[0].upper() if first.rstrip(",").isalpha() else description[0]
+    # "paper = as published" begins with a value, which has no capital letter.
+    is_word = first.rstrip(",").isalpha() and not description.startswith(f"{first} = ")
+    start = description[0].upper() if is_word else description[0]
     return start + description[1:].rstrip(".") + "."
 
 

@@ -36,7 +36,9 @@ class Verbs(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         names = self.list_commands(ctx)
         if args and args[0] not in names and not args[0].startswith("-"):
-            raise click.UsageError(f"unknown verb '{args[0]}': allowed are {', '.join(names)}{nearest(args[0], names)}")
+            raise click.UsageError(
+                f"unknown command '{args[0]}': allowed are {', '.join(names)}{nearest(args[0], names)}"
+            )
         return super().resolve_command(ctx, args)
 
 

@@ -194,7 +194,7 @@ def run(
 ) -> None:
     """Run one clustering, map or encoder over the clients, with `flwr run`, where the server is.
 
-    Killed with its server and repeated, it goes on. Ctrl-C ends the run at the server too.
+    If it is killed with its server, the same command resumes. Ctrl-C ends the run at the server too.
 
     \b
     Example:

@@ -134,7 +134,7 @@ class SpeciesRecipe(Settings):
     config_version: Literal[1] = 1
     method: Literal["cosmo", "erm", "linear_probe", "mlp_concat"] = Field(
         "cosmo",
-        description="cosmo, or a baseline: erm = linear head, linear_probe = solved instead of trained, "
+        description="cosmo = the paper's method; baselines: erm = linear head, linear_probe = solved, not trained, "
         "mlp_concat = place and hour as inputs",
     )
     encoder: dict[str, Any] = Field(_ENCODER, description="`kind` and the fields of that encoder")

@@ -52,10 +52,12 @@ class TourSettings(Settings):
         ge=64,
         le=448,
         multiple_of=32,
-        description="side of the images, a multiple of 32; the rest is full",
+        description="side of the images, a multiple of 32; other parts of the size are full",
     )
-    scenes: int | None = Field(None, ge=200, description="number of training scenes; the rest of the size is full")
+    scenes: int | None = Field(None, ge=200, description="number of training scenes; other parts are full")
     test_scenes: int = Field(400, ge=50, description="number of held-out test scenes")
     steps: int | None = Field(
-        None, ge=10, description="number of steps of each training run; shortens the later parts; the rest is full"
+        None,
+        ge=10,
+        description="number of steps of each training run; shortens the later parts; scenes and pixels are full",
     )

@@ -54,8 +54,8 @@ def command(
 ) -> None:
     """Measure the captions of COLLECTION, every format on the same images.
 
-    Length in tokens, assertions per caption, the share of them that holds, what they share with the AltText, duplicates
-    and truncation; with intervals and a control of shuffled captions.
+    Length in tokens, assertions per caption, the share of them that holds, what they share with the alt-text,
+    duplicates and truncation; with intervals and a control of shuffled captions.
 
     On generated scenes the truth judges; on real images an image-text model (--judge) or a served one (--endpoint).
 

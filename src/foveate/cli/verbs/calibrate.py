@@ -62,7 +62,7 @@ _OF_PCV = ("threshold", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 @dry_run_option("Print the number of fine-tuning runs and steps; train and write nothing.")
 @common()
 def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: Path | None, **options: Any) -> None:
-    """Find gamma, the number that the logits of absent classes are too low by, and what it brings.
+    """Find gamma, the amount by which the logits of absent classes are too low, and measure its effect.
 
     SOURCE is a file of saved logits (.npz, .csv, .parquet, .npy, .safetensors or .pt, see the docs) or the folder of a
     fine-tuned classifier: ours, timm's or transformers'. A model is opened with the collection that it was fine-tuned

@@ -65,7 +65,7 @@ def command(
 ) -> None:
     """Request captions of every image of COLLECTION and write them into it, with their provenance.
 
-    Nothing is overwritten. Ctrl-C or SIGTERM finishes what is in flight and writes it; the same command goes on, and
+    Nothing is overwritten. Ctrl-C or SIGTERM finishes what is in flight and writes it; the same command resumes, and
     asks for nothing that is there.
 
     \b

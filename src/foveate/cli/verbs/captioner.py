@@ -20,7 +20,7 @@ from foveate.cli.options import (
 
 @click.group("captioner", short_help="Prepare captions to train on; evaluate a model.")
 def command() -> None:
-    """Train and evaluate multimodal models that write short, descriptive, dense and AltText-fused captions.
+    """Train and evaluate multimodal models that write short, descriptive, dense and alt-text-fused captions.
 
     \b
     Example:
@@ -44,7 +44,7 @@ def prepare(
     """Rewrite what is known of images into captions of all formats, and add them as conversations.
 
     Group `short-captions` has those from several short captions and recognized text, `descriptions` those from
-    descriptions and exact truths. Stopped and repeated, it goes on; repeated after that, it adds nothing. FIELD=VALUE
+    descriptions and exact truths. The same command resumes, and adds nothing after the end. FIELD=VALUE
     sets fields of docs/recipes.md, "Captions to train on".
 
     \b
@@ -86,7 +86,7 @@ def evaluate(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Caption held-out images in all formats: do answers obey, do lengths rise, and on scenes, how much holds?
+    """Caption held-out images in all formats; measure formats, lengths and, on scenes, true assertions.
 
     MODEL is mini (shipped), a folder of `foveate mllm train`, or a folder or hub id of transformers.
 

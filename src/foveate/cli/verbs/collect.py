@@ -155,7 +155,7 @@ def command(
     InfographicVQA or ChartQA, a survey of camera traps (cards, Camtrap DP, COCO Camera Traps, iWildCam-WILDS), or a
     built-in collection (clipart, emoji, scenes, questions, referring, image-sets, documents, screens, traps). What
     cannot be imported is counted and listed in the collection's quarantine table with its reason. Repeated, the command
-    adds only what is new and counts what changed, which --update takes; stopped, it goes on. Near-duplicates stay in
+    adds only what is new and counts what changed, which --update takes; stopped, it resumes. Near-duplicates stay in
     one split.
 
     \b

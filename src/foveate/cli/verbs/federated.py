@@ -105,10 +105,10 @@ def embed(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Draw one map of the points of several clients with FedNE, and FedAvg's beside it.
+    """Draw one map of the points of several clients with FedNE, and one by federated averaging for comparison.
 
     SOURCE: digits, a .csv, .parquet, .npy, .npz or .h5ad file, or a folder of exported embeddings. Several are a client
-    each; one is split by --split or --client. Stopped and repeated, it goes on after the last finished round.
+    each; one is split by --split or --client. The same command resumes after the last finished round.
 
     \b
     Example:
@@ -203,7 +203,7 @@ def cluster(
     """Find K groups of the points of several clients, each of which sends a few centroids and no point.
 
     SOURCE: digits, a .csv, .parquet, .npy, .npz or .h5ad file, or a folder of exported embeddings. Several are a client
-    each; one is split by --split or --client. Stopped and repeated, clients that answered are not asked again.
+    each; one is split by --split or --client. On resuming, clients that answered are not asked again.
 
     \b
     Example:
@@ -275,10 +275,10 @@ def features(
     seed: int | None,
     device: str | None,
 ) -> None:
-    """Train one encoder at all clients with DeepFeCA, reconstructed, towards groups that a server makes of centroids.
+    """Train one encoder at all clients with DeepFeCA (reconstructed), towards groups formed from centroids.
 
     SOURCE: digits, a .csv, .parquet, .npy, .npz or .h5ad file, or a folder of exported embeddings. Several are a client
-    each; one is split by --split or --client. Labels only measure. Stopped and repeated, it resumes after the last
+    each; one is split by --split or --client. Labels only measure. The same command resumes after the last
     finished round.
 
     \b

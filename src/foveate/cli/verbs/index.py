@@ -42,8 +42,8 @@ def command(
     """Embed the images and regions of TARGET with MODEL into an index folder for `foveate search`.
 
     MODEL: a trained one as it is, `open_clip:ARCH/PRETRAINED`, `OWNER/NAME` of the hub or a folder (CLIP, SigLIP), or a
-    model folder of Foveate. TARGET: a collection, or any folder of images, which stay where they are. Stopped and
-    repeated, it goes on. Repeated later, it adds images that are new and drops those that are gone.
+    model folder of Foveate. TARGET: a collection, or any folder of images, which stay where they are. Run the same
+    command to resume. Run later, it adds images that are new and drops those that are gone.
 
     \b
     Example:

@@ -52,7 +52,7 @@ def command(
     """Train RECIPE (a shipped name or a YAML file) on a collection and write a model folder.
 
     OVERRIDES change single fields, for example regions.grounding_weight=10. Ctrl-C or SIGTERM stops after a
-    checkpoint; the same command goes on. `torchrun --nproc-per-node 2 -m foveate pretrain ...` runs it on several
+    checkpoint; the same command resumes. `torchrun --nproc-per-node 2 -m foveate pretrain ...` runs it on several
     processes.
 
     \b

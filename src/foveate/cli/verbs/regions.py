@@ -54,8 +54,8 @@ def command(
 ) -> None:
     """Label regions of the images of COLLECTION: noun phrases of their captions, and boxes that a detector finds.
 
-    Rows are added to the table `regions`, with the source vesl:DETECTOR; nothing is overwritten. Stopped and repeated,
-    it goes on; repeated after that, it only tries images again that failed.
+    Rows are added to the table `regions`, with the source vesl:DETECTOR; nothing is overwritten. Run the same
+    command to resume; after the end it only tries images again that failed.
 
     \b
     Example:

@@ -34,7 +34,7 @@ def command(collection: Path, keys: tuple[str, ...], settings: dict[str, Any], d
     """Remove images from a collection: readers skip them, imports refuse them, bytes and rows are deleted.
 
     Key and SHA-256 stay in removed.parquet: they are what keeps the image out. Files that are referenced stay where
-    they are. Stopped, the same command goes on.
+    they are. If stopped, the same command resumes.
 
     \b
     Example:

@@ -22,8 +22,8 @@ def command(run: Path | None, settings: dict[str, Any], as_json: bool, seed: int
     """Ask the shipped model, build a collection of real and generated images, train CLIP and CLOC on it, and ask both.
 
     Real images and scenes, seen and unseen concepts are reported apart. Ends with the path of one HTML page, which
-    opens within a minute with what the shipped model answers. Nothing is downloaded. Stopped and
-    repeated, it goes on where it was.
+    opens within a minute with what the shipped model answers. Nothing is downloaded. Run the same
+    command to resume.
 
     \b
     Example:

@@ -19,7 +19,7 @@ from foveate.cli.options import common, finish, path_option
 def command(
     model: str, collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None, device: str | None
 ) -> None:
-    """Ask the folder MODEL where phrases are that images show and do not show; store the threshold between them.
+    """Ask MODEL for phrases that images show and for others; store the threshold that separates them.
 
     Below it, the answer to "Where is the X?" is "not found". A training measures it at its end; this is for folders
     without one, or for other images.

@@ -40,7 +40,7 @@ def command(
 ) -> None:
     """Ask MODEL every question with its image, without an image, and with the image of another question.
 
-    A score means something only above these two controls. Stopped, the same command goes on.
+    A score means something only above these two controls. If stopped, the same command resumes.
 
     \b
     Example:

@@ -18,7 +18,7 @@ from foveate.cli.options import finish, json_option, path_option, quiet_option
 @json_option
 @quiet_option
 def command(source: str, to: Path, tower: str | None, chat: Any, as_json: bool) -> None:
-    """Write the model SOURCE, a folder or hub id, as a model folder that is asked, trained and given regions.
+    """Write the model SOURCE, a folder or hub id, as a model folder that can be asked, trained and given regions.
 
     SOURCE is a LLaVA or LLaVA-NeXT in the format of transformers, or a Ferret or Ferret-UI in the layout of ml-ferret,
     with safetensors. Repeated, the command only checks.

@@ -31,7 +31,7 @@ from foveate.cli.options import common, finish
 def command(collection: Path, model: str, settings: dict[str, Any], as_json: bool, device: str | None) -> None:
     """Ask MODEL what is where in each image of COLLECTION, and store the answers as pseudo-labels, source mllm:MODEL.
 
-    Ctrl-C stops; the same command goes on, and repeated after that it asks nothing.
+    Ctrl-C stops; the same command resumes, and asks nothing after the end.
 
     \b
     Example:

@@ -28,7 +28,7 @@ from foveate.cli.options import common, finish, path_option
 def command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None) -> None:
     """Ask about all regions of images, for the second stage of ferret-v2-7b: numbered ones by name, or all by boxes.
 
-    Group `dense-regions`. Stopped and repeated, it goes on; repeated after that, it adds nothing.
+    Group `dense-regions`. The same command resumes, and adds nothing after the end.
 
     \b
     Example:

@@ -49,7 +49,7 @@ def command(
     """Train RECIPE (a shipped name or a YAML file), all stages in order, on a collection with conversations.
 
     OVERRIDES change single fields, for example vocabulary=8192 or, of a stage, stages.instruction.training.steps=100.
-    Ctrl-C or SIGTERM stops after a checkpoint; the same command goes on.
+    Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
 
     \b
     Example:

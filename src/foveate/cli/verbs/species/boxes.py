@@ -21,8 +21,8 @@ from foveate.cli.verbs.species.options import SETTINGS
 def command(collection: Path, settings: dict[str, Any], workers: int | None, as_json: bool, device: str | None) -> None:
     """Propose boxes of animals on the images of COLLECTION that have none, with a small detector that comes along.
 
-    It was trained on everyday objects and is no MegaDetector; its class names are not used. Stopped and repeated, it
-    goes on.
+    It was trained on everyday objects and is no MegaDetector; its class names are not used. The same command
+    resumes.
 
     \b
     Example:

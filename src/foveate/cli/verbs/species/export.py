@@ -12,7 +12,7 @@ from foveate.cli.options import finish, json_option, path_option, quiet_option
 from foveate.cli.verbs.species.options import RESULTS_ARGUMENT, SETTINGS
 
 
-@click.command("export", cls=FieldsCommand, short_help="Write decisions in a format of others.")
+@click.command("export", cls=FieldsCommand, short_help="Write decisions in the format of another program.")
 @RESULTS_ARGUMENT
 @path_option("--path", "File or folder to write; in RESULTS by default.")
 @fields(

@@ -45,8 +45,8 @@ def command(
     """Predict the species on the images of SOURCE with MODEL, decide about its events, and write a results folder.
 
     SOURCE is a folder of cards (a folder per camera, and deployments.csv), a collection, or a survey that `foveate
-    collect` reads. Images are looked at once: `foveate species decide` decides anew in seconds. Stopped and repeated,
-    it goes on. The model sees the images alone; a prior of place, hour or season is a stage of its own.
+    collect` reads. Images are looked at once: `foveate species decide` decides anew in seconds. The same command
+    resumes. The model sees the images alone; a prior of place, hour or season is a stage of its own.
 
     \b
     Example:

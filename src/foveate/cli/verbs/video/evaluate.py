@@ -50,7 +50,7 @@ def command(
 ) -> None:
     """Ask MODEL all questions of a set. Multiple choices are scored at once, open answers by `foveate video score`.
 
-    A question without a clip stops it, or counts as wrong with --allow-missing. Stopped, the same command goes on.
+    A question without a clip stops it, or counts as wrong with --allow-missing. If stopped, the same command resumes.
 
     \b
     Example:
