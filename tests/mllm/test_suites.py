@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -290,7 +291,7 @@ def test_scenes_are_scored_by_kind(collection: Path, tmp_path: Path) -> None:
     assert region.y2 / sizes[0][1] == pytest.approx(24 / first[1])
 
 
-def test_a_stopped_evaluation_goes_on(collection: Path, tmp_path: Path) -> None:
+def test_a_stopped_evaluation_goes_on(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(collection, *[
         conversation(f"q{number}", f"What {number}?", "x", images=(f"test-0{number}",)) for number in range(8)
     ])  # fmt: skip
@@ -320,6 +321,8 @@ def test_a_stopped_evaluation_goes_on(collection: Path, tmp_path: Path) -> None:
     assert sorted(rows.read_text().splitlines()) == sorted((tmp_path / "other" / "rows.jsonl").read_text().splitlines())
     again = Table(answer)
     assert evaluate(again, "vqa", collection, run=tmp_path / "run", settings=settings) == straight
+    monkeypatch.chdir(tmp_path)
+    evaluate(again, "vqa", os.path.relpath(collection), run="run", settings=settings)
     assert not again.requests
     with raises_naming(UserError, tmp_path / "run", "another recipe"):
         evaluate(again, "textvqa", collection, run=tmp_path / "run")

@@ -6,6 +6,7 @@ answer is a row of `rows.jsonl` in the run folder, so that the same command goes
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,9 @@ def evaluate(
     settings = settings or SuiteSettings()
     plugin = load_suite(suite)
     # Not the batch size: an answer does not depend on the questions beside it, so that a smaller one may go on.
-    identity = {"suite": suite, "model": name, "data": str(data), **_identify(settings)}
+    # Data from the run folder on: they may be named otherwise by the next command, or moved together.
+    where = os.path.relpath(data, run)
+    identity = {"suite": suite, "model": name, "data": where, **_identify(settings)}
     # Answers of the same model before it was trained again or calibrated are not its answers.
     identity |= {"weights": weights} if weights else {}
     folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity), free=("batch_size",))
