@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,17 @@ def test_features_of_a_file_are_predicted(survey: Survey, tmp_path: Path, method
         predict(model, survey.collection.path, tmp_path / "others", PredictSettings())
     with raises_naming(UserError, "nothing.npz"):
         predict(model, survey.collection.path, tmp_path / "others", PredictSettings(features=tmp_path / "nothing.npz"))
+    # A model that moved is the same.
+    config = json.loads((tmp_path / "results" / "predict.json").read_text())
+    config["model"]["path"] = "moved/model"
+    (tmp_path / "results" / "predict.json").write_text(json.dumps(config))
+    assert predict(model, survey.collection.path, tmp_path / "results", PredictSettings(features=path)).images == 32
+    config["model"]["sha256"] = "0" * 64
+    (tmp_path / "results" / "predict.json").write_text(json.dumps(config))
+    with raises_naming(UserError, "predict.json", "model"):
+        predict(model, survey.collection.path, tmp_path / "results", PredictSettings(features=path))
+    config["model"]["sha256"] = model.sha256
+    (tmp_path / "results" / "predict.json").write_text(json.dumps(config))
     write_features(path, survey, seed=2)
     with raises_naming(UserError, "predict.json", "features"):
         predict(model, survey.collection.path, tmp_path / "results", PredictSettings(features=path))

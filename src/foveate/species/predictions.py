@@ -151,8 +151,11 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     if path.is_file():
         present = read_json(path)
         for name in ("kind", "collection", "split", "model", "view", "features"):
-            expected = KIND if name == "kind" else config[name]
-            if present.get(name) != expected:
+            found, expected = present.get(name), KIND if name == "kind" else config[name]
+            if name == "model" and isinstance(found, dict):
+                # By its hash: the path may be written otherwise, or the model may have moved.
+                found, expected = found.get("sha256"), expected["sha256"]
+            if found != expected:
                 raise UserError(f"{path}: holds results of another {name}; choose another folder with --out")
         return
     write_json_atomically(path, {"kind": KIND, "format": FORMAT, "foveate": __version__, **config})
