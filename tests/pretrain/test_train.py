@@ -303,6 +303,7 @@ def test_two_processes_end_with_the_weights_of_one(parallel: str, tiny_collectio
     assert [row["step"] for row in rows if "eval_grounding_iou" in row] == [3, 6]
 
 
+@pytest.mark.slow
 def test_every_process_refuses_other_data(tiny_collection: Path, tmp_path: Path) -> None:
     recipe = tiny.recipe(training={"steps": 1, "workers": 0})
     pretrain(recipe, Collection.open(tiny_collection), tmp_path / "run", device="cpu", evaluate_split=None)
