@@ -1,4 +1,4 @@
-"""Cosine similarity of boxes and phrases: from one pass over each image, or by crops with a ready CLIP."""
+"""Cosine similarity of boxes and phrases: from one pass over each image, or by crops with a pretrained CLIP."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_CACHED_PHRASES = 16_384
 
 
 class RegionScorer:
-    """A model that compares boxes with phrases: CLOC, Foveate's CLIP by RoI-pooled tokens, a ready CLIP by crops.
+    """A model that compares boxes with phrases: CLOC, Foveate's CLIP by RoI-pooled tokens, a pretrained CLIP by crops.
 
     Raises:
         UserError: there is no such model, see `foveate.vision.localizer.sources.find_model`.

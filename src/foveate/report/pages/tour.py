@@ -51,7 +51,7 @@ class Command:
 # The first ones are visible, the others are folded.
 COMMANDS = [
     Command(
-        what="Search any folder, with a ready CLIP; no texts and no training needed",
+        what="Search any folder, with a pretrained CLIP; no texts and no training needed",
         command="foveate index open_clip:ViT-B-32/laion2b_s34b_b79k my-folder\n"
         'foveate search my-folder-index "a red boat"',
     ),
