@@ -138,6 +138,7 @@ def test_a_server_prints_no_text_of_a_client(code: Any) -> None:
     assert "41.99" not in read_failure(Message("query.lloyd", values={FAILURE: "min-count", COUNT: 41.99}))
 
 
+@pytest.mark.slow
 def test_how_well_centers_fit_reads_no_row(tmp_path: Path) -> None:
     """Before: 19 of 178 rows, to 1e-6, from 1,443 questions with min_count 10."""
     ask = ask_with(configure(tmp_path, WINE, max_questions=100_000, max_partitions=100_000))

@@ -73,8 +73,8 @@ def test_the_command_runs_and_the_folder_is_self_contained(
         words_instead_of_byte_pairs(folder)
     fit = train._fit
 
-    def and_the_source_is_gone(*arguments: Any) -> Any:
-        found = fit(*arguments)
+    def and_the_source_is_gone(*arguments: Any, **options: Any) -> Any:
+        found = fit(*arguments, **options)
         shutil.rmtree(folder)
         return found
 

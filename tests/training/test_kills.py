@@ -47,7 +47,8 @@ def server() -> Iterator[Server]:
         yield found
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 50])
 def test_killed_at_random_moments(kills: int, server: Server, straight: Path, tmp_path: Path) -> None:
     words = list(map(str, OPTIONS))
     took = server.seconds("main", [str(tmp_path / "alone"), *words])
