@@ -151,7 +151,8 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     if path.is_file():
         present = read_json(path)
         for name in ("kind", "collection", "split", "model", "view", "features"):
-            found, expected = present.get(name), KIND if name == "kind" else config[name]
+            found: Any = present.get(name)
+            expected: Any = KIND if name == "kind" else config[name]
             if name == "model" and isinstance(found, dict):
                 # By its hash: the path may be written otherwise, or the model may have moved.
                 found, expected = found.get("sha256"), expected["sha256"]
