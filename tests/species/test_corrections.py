@@ -110,6 +110,30 @@ def test_edited_rows_of_a_package_that_came_back_are_answers(target: ReviewTarge
     assert len({entry["id"] for entry in current}) == len(current)
 
 
+def test_individuals_of_a_package_are_counted_together(target: ReviewTarget, tmp_path: Path) -> None:
+    rows = [Correction(f"row {name}", "Vulpes vulpes", key="a", id=name, count=2) for name in ("7", "8")]
+    apply_corrections(target, [*rows, Correction("row 9", HARE, key="a", id="9")], tmp_path / "package")
+    current = Survey.open(target.survey.collection.path).observations.to_pylist()
+    assert sorted((row["taxon"], row["count"]) for row in current if row["key"] == "a") == [
+        (HARE, -1), ("Vulpes vulpes", 4),
+    ]  # fmt: skip
+
+
+def test_an_older_package_undoes_no_later_answer(target: ReviewTarget, tmp_path: Path) -> None:
+    path = target.survey.collection.path
+    may = "2024-05-0{}T10:00:00+00:00"
+    apply_corrections(target, [Correction("line 2", "human", key="a", time=may.format(1))], tmp_path / "first.csv")
+    answered = next(row for row in Collection.open(path).table("observations").to_pylist() if row["kind"] == "human")
+    later = [Correction("line 2", "blank", key="a", time=may.format(2))]
+    apply_corrections(open_target(path), later, tmp_path / "second.csv")
+    package = [
+        Correction("row 1", "human", key="a", id=answered["id"], time=may.format(1)),
+        Correction("row 2", "blank", key="b", id="1"),
+    ]
+    assert apply_corrections(open_target(path), package, tmp_path / "package").images == 1
+    assert Survey.open(path).labels().tolist() == ["blank", "blank"]
+
+
 def test_a_survey_without_predictions_confirms_nothing(target: ReviewTarget, tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("file,correction\na.png,ok\n")
     with raises_naming(UserError, "own.csv, line 2", "ok"):

@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ def apply_corrections(target: ReviewTarget, corrections: Sequence[Correction], p
 def _resolve(
     target: ReviewTarget, corrections: Sequence[Correction], summary: CorrectionsSummary
 ) -> dict[str, dict[str, Correction]]:
-    """Return the answers about each image by their label; of one label the last."""
+    """Return the answers about each image by their label; of one label the last, of a package their sum."""
     survey = target.survey
     keys = set(survey.keys)
     corrections = _drop_unchanged(corrections, survey)
@@ -169,25 +170,41 @@ def _resolve(
         is_blank_event = correction.event in members and bool(correction.event) and get_kind(label) == "blank"
         for member in members[correction.event] if is_blank_event else (key,):
             # By label: two species on one image are two answers, the same one twice is a correction of it.
-            answers.setdefault(member, {})[label] = replace(correction, label=label)
+            of_image, count = answers.setdefault(member, {}), correction.count
+            earlier = of_image.get(label)
+            if earlier is not None and earlier.id and correction.id not in ("", earlier.id):
+                # Rows of a package are individuals or groups, each with an id of its own.
+                count = (earlier.count or 1) + (count or 1)
+            of_image[label] = replace(correction, label=label, count=count)
     return answers
 
 
 def _drop_unchanged(corrections: Sequence[Correction], survey: Survey) -> list[Correction]:
     """Leave out images of a package whose rows all came back as the survey stores them: those are no new answers."""
-    columns = survey.collection.table("observations").select(["id", "kind", "taxon", "count", "method"])
+    names = ["id", "kind", "taxon", "count", "method", "classified_at", "source"]
+    table = survey.collection.table("observations").select(names)
+    rows = [row for row in table.to_pylist() if row["method"] == "human"]
     stored = {
         (row["id"], (row["taxon"] or row["kind"]) if row["kind"] == "animal" else row["kind"], row["count"])
-        for row in columns.to_pylist()
-        if row["method"] == "human"
+        for row in rows
     }
-    changed = {
-        entry.key
-        for entry in corrections
-        if not entry.id or (entry.id, entry.label, -1 if entry.count is None else entry.count) not in stored
-    }
+    # A package that was exported before an answer was corrected holds the earlier one under the same id.
+    answered = {row["id"]: row["classified_at"] for row in rows if row["source"].startswith(REVIEW_SOURCE)}
+    changed = set()
+    for entry in corrections:
+        is_stored = (entry.id, entry.label, -1 if entry.count is None else entry.count) in stored
+        if not entry.id or not (is_stored or _is_earlier(entry.time, answered.get(entry.id, ""))):
+            changed.add(entry.key)
     # By image: an answer is about a whole one, so that it would hide the unchanged rows beside an edited one.
     return [entry for entry in corrections if entry.key in changed]
+
+
+def _is_earlier(time: str, than: str) -> bool:
+    """Whether one time as written is before another; not, where one of them is none."""
+    try:
+        return datetime.fromisoformat(time) < datetime.fromisoformat(than)
+    except (ValueError, TypeError):  # TypeError: only one has an offset
+        return False
 
 
 def _confirms(label: str) -> bool:
