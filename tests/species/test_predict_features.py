@@ -66,6 +66,8 @@ def test_features_of_a_file_are_predicted(survey: Survey, tmp_path: Path, method
     config["model"]["path"] = "moved/model"
     (tmp_path / "results" / "predict.json").write_text(json.dumps(config))
     assert predict(model, survey.collection.path, tmp_path / "results", PredictSettings(features=path)).images == 32
+    moved = json.loads((tmp_path / "results" / "predict.json").read_text())
+    assert moved["model"] == {"path": str(model.folder), "sha256": model.sha256}
     config["model"]["sha256"] = "0" * 64
     (tmp_path / "results" / "predict.json").write_text(json.dumps(config))
     with raises_naming(UserError, "predict.json", "model"):

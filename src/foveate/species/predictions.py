@@ -158,6 +158,9 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
                 found, expected = found.get("sha256"), expected["sha256"]
             if found != expected:
                 raise UserError(f"{path}: holds results of another {name}; choose another folder with --out")
+        if present["model"] != config["model"]:
+            # Where it is now: `explain` opens it, and a prior lies beside it.
+            write_json_atomically(path, present | {"model": config["model"]})
         return
     write_json_atomically(path, {"kind": KIND, "format": FORMAT, "foveate": __version__, **config})
 

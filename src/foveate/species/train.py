@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
-from foveate.core.files import sha256_file
+from foveate.core.files import sha256_file, sha256_folder
 from foveate.core.progress import say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
@@ -171,9 +171,10 @@ def _check_data(run: RunFolder, data: LinkData, features: str | None) -> dict[st
     """
     path, identity = run.path / _DATA, data.describe()
     if features is not None:
-        if not Path(features).is_file():
+        source = Path(features)
+        if not source.exists():
             raise UserError(f"data.features: {features}: no such file; expected npz or Parquet")
-        identity["features"] = sha256_file(Path(features))
+        identity["features"] = sha256_folder(source) if source.is_dir() else sha256_file(source)
     if path.exists() and (saved := json.loads(path.read_text(encoding="utf-8"))) != identity:
         fields = [name for name in identity if saved.get(name) != identity[name]]
         raise UserError(
