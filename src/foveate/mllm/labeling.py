@@ -33,6 +33,7 @@ from foveate.records.shapes import Shape
 from foveate.records.tables import Provenance
 from foveate.training.stopping import StopRequest
 
+_UNREADABLE = "unreadable"
 _IMAGES_PER_PART, _SECONDS_PER_PART = 256, 30.0
 _NUMBERED = re.compile(r"(?:^|\s)(\d{1,3})\. ")
 
@@ -124,9 +125,10 @@ def label_collection(
         keys = [collection.keys[row] for row in rows]
         of_recipe = {"recipe_hash": recipe_hash}
         completed = {
-            key
-            for part in matching_parts(path, "region_status", ["key"], where=of_recipe)
-            for key in part["key"].to_pylist()
+            row["key"]
+            for part in matching_parts(path, "region_status", ["key", "status"], where=of_recipe)
+            for row in part.to_pylist()
+            if row["status"] != _UNREADABLE  # tried again: its disk may be back
         }
         # The rows of an image are all in one part. One with rows and no status is asked again for the status alone:
         # rows do not tell whether its answer was cut.
@@ -182,7 +184,7 @@ def _split_rows(images: Sequence[_Labeled], labels: str) -> dict[str, list[Row]]
         }
         for image in images
     ]
-    # Statuses last: an image with a status is never labeled again.
+    # Statuses last: an image that was read and has a status is never labeled again.
     return {labels: [row for image in images for row in image.rows], "region_status": statuses}
 
 
@@ -207,7 +209,7 @@ def _label_images(
                 data = collection.image_bytes(row)
                 size = decode(data).size
             except BadImage as problem:
-                yield _Labeled(key, "unreadable", detail=str(problem))
+                yield _Labeled(key, _UNREADABLE, detail=str(problem))
                 continue
             regions = selected.read(row) if selected is not None else []
             batch.append((key, size, data, [region.box.to_pixels(*size) for region in regions]))

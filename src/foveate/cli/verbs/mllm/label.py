@@ -31,7 +31,8 @@ from foveate.cli.options import common, finish
 def command(collection: Path, model: str, settings: dict[str, Any], as_json: bool, device: str | None) -> None:
     """Ask MODEL what is where in each image of COLLECTION, and store the answers as pseudo-labels, source mllm:MODEL.
 
-    Ctrl-C stops; the same command resumes, and asks nothing after the end.
+    Ctrl-C stops; the same command resumes; after the end it asks about images alone that
+    could not be read.
 
     \b
     Example:
