@@ -349,6 +349,7 @@ def test_a_question_whose_image_is_back_is_asked_again(scienceqa: Path, tmp_path
         result = evaluate(model, "scienceqa", scienceqa, run=tmp_path / "run")
     assert [sizes for sizes, _, _ in model.requests[1:]] == [[(30, 20)], []], "with and without it, and no other"
     assert (result.questions, result.unreadable) == (2, 0)
+    assert "error" not in (tmp_path / "run" / "rows.jsonl").read_text(), "answered rows replace them"
 
 
 def test_another_model_under_the_same_name_is_noticed(collection: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ answer is a row of `rows.jsonl` in the run folder, so that the same command goes
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from foveate.core.files import (
     FolderLock,
     append_json_lines,
     repair_json_lines,
+    write_text_atomically,
 )
 from foveate.core.plugins import load_plugin
 from foveate.core.runs import RunFolder
@@ -59,7 +61,7 @@ def evaluate(
 
     Args:
         data: folder of the suite's data, a collection for most.
-        run: folder; the same arguments go on where a stopped run was.
+        run: folder; the same arguments go on where a stopped run was, if `data` is still at the same place from it.
         name: of the model, and a hash of its `weights`, which a repeated run must have, too.
 
     Raises:
@@ -95,7 +97,7 @@ def evaluate(
 
 
 def _identify(settings: SuiteSettings) -> dict[str, Any]:
-    # Without a judge as before there were any, so that older run folders go on.
+    # Without a judge its settings decide nothing.
     return {name: value for name, value in settings.model_dump().items() if value or not name.startswith("judge")}
 
 
@@ -144,6 +146,8 @@ def _ask_all(
     # The last row of a question counts. One with an error is asked again: an image may be back, a judge may answer.
     stored = {(row["condition"], row["id"]): row for row in repair_json_lines(path)}
     rows = [row for row in stored.values() if "error" not in row]
+    # Rows that are asked for again would pile up beside their successors.
+    write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
     finished = {(row["condition"], row["id"]) for row in rows}
     if suite.answer is not None:
         pending = [question for question in questions if ("image", question.id) not in finished]
