@@ -209,7 +209,8 @@ def test_texts_of_too_many_letters_are_refused(root: Path, images: list[ServedIm
     refused = {
         "input": [EmbeddingsCall(texts=("a dog", most + "b"))],
         "phrases": [LocateCall(images[0], ("b", most))],
-        "text": [SearchCall(text="b", negative=most), SearchCall(image=images[0], negative=most + "b")],
+        "text": [SearchCall(text=most, negative="b")],
+        "negative": [SearchCall(text="b", negative=most), SearchCall(image=images[0], negative=most + "b")],
     }
     for param, calls in refused.items():
         for error in [refuse(served, call) for call in calls]:

@@ -41,7 +41,8 @@ class LocalizerAdapter:
         elif isinstance(call, LocateCall):
             check_letters(call.phrases, param="phrases")
         elif isinstance(call, SearchCall):
-            check_letters([call.text or "", call.negative or ""], param="text")
+            texts = {"text": call.text or "", "negative": call.negative or ""}
+            check_letters(texts.values(), param=max(texts, key=lambda name: len(texts[name])))
 
     def group(self, call: Call) -> Hashable:
         """Return which of texts, images and boxes are embedded."""
