@@ -292,6 +292,22 @@ def test_a_run_of_another_kind_is_not_replaced(
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
 
 
+def test_logits_are_calibrated_where_a_model_was(
+    glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in docs/how-to/calibrate.md, whose commands share the default folder."""
+    for name, text in {
+        "recipe.yaml": "fine_tuning: {}\n",
+        "run.json": "{}",
+        "result.json": '{"kind": "calibrate"}',
+    }.items():
+        (tmp_path / name).write_text(text)
+    arguments = ["calibrate", glyph_files / "after.npz", "--training", glyph_files / "train.npz"]
+    code, _, err = run(capsys, *arguments, "--classes-seen", f"@{glyph_files / 'seen.txt'}", "--run", tmp_path)
+    assert code == 0, err
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
 def test_pseudo_runs_are_augmented_as_told(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = []
     for name, more in (

@@ -91,12 +91,9 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     line = ["foveate", *sys.argv[1:]]
     recipe = _recipe(source, classes, options)
     _refuse_other_run(target, recipe)
-    if on_model:
-        if not any(target.glob("pseudo-*")):  # left by a try that was refused: nothing depends on it yet
-            (target / "recipe.yaml").unlink(missing_ok=True)
-        folder = RunFolder.create(target, command=line, recipe=recipe)
-    else:
-        folder = RunFolder.create(target, command=line)
+    if not any(target.glob("pseudo-*")):  # only the pseudo runs of a model depend on it
+        (target / "recipe.yaml").unlink(missing_ok=True)
+    folder = RunFolder.create(target, command=line, recipe=recipe if on_model else None)
     evidence = _evidence(source, classes, options, folder, method=method, on_model=on_model)
     named = {} if options["threshold"] is None else {"threshold": options["threshold"]}
     about = {"model": str(source), "data": str(options["data"] or source)}
