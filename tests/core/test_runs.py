@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from foveate.core.errors import UserError
-from foveate.core.runs import RunFolder
+from foveate.core.runs import RunFolder, check_run_path
 from naming import raises_naming
 
 
@@ -50,6 +50,9 @@ def test_a_run_without_a_saved_command_is_resumed(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, recipe="steps: 3\n").append_metrics({"step": 1})
     again = RunFolder.create(tmp_path, command=["foveate", "x"], recipe="steps: 3\n")
     assert again.read_metrics() == [{"step": 1}]
+    # From Python and stopped before any work: the recipe is the very same.
+    RunFolder.create(tmp_path / "new", recipe="steps: 3\n")
+    RunFolder.create(tmp_path / "new", command=["foveate", "x"], recipe="steps: 3\n")
 
 
 def test_a_command_without_a_recipe_replaces_no_result_of_a_training(tmp_path: Path) -> None:
@@ -64,6 +67,8 @@ def test_a_command_without_a_recipe_replaces_no_result_of_a_training(tmp_path: P
     before = {path.name: path.read_bytes() for path in run.path.iterdir()}
     with raises_naming(UserError, run.path, "recipe.yaml", "--run"):
         RunFolder.create(run.path, command=["foveate", "locate"])
+    with raises_naming(UserError, run.path, "recipe.yaml", "--run"):
+        check_run_path(run.path)  # before the questions of a chat
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
     RunFolder.create(tmp_path / "other").write_result({"kind": "locate"})
     RunFolder.create(tmp_path / "other")

@@ -55,7 +55,7 @@ class RunFolder:
             UserError: the path is a file, or the folder holds a run of another recipe or on other data, or a recipe of
                 the user that would be overwritten; without a recipe, a run of any recipe.
         """
-        check_run_path(path)
+        check_run_path(path, has_recipe=recipe is not None)
         new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -69,15 +69,13 @@ class RunFolder:
                 raise UserError(
                     f"{path} holds a run of another recipe (compare {saved}); choose another folder with --run"
                 )
-            if command is not None and saved.exists() and not begun.exists() and not run._has_work():
+            by_user = command is not None and saved.exists() and not begun.exists() and not run._has_work()
+            if by_user and saved.read_text(encoding="utf-8") != recipe:
                 raise UserError(
                     f"{saved} was not written by a run and would be overwritten; choose another folder with --run"
                 )
-        elif saved.exists():
-            # Such as the folder of a training: its result.json and page would be replaced.
-            if run._has_work() or not begun.exists():
-                raise UserError(f"{path} holds a run of a recipe ({saved}); choose another folder with --run")
-            saved.unlink()
+        else:
+            saved.unlink(missing_ok=True)  # of a try that was refused before any work
         if data is not None and saved_data.is_file() and read_json(saved_data) != data and run._has_work():
             raise UserError(
                 f"{path} holds a run on other data (compare {saved_data}); choose another folder with --run"
@@ -148,10 +146,19 @@ def make_free_folder(parent: Path, text: str) -> Path:
     raise AssertionError("unreachable: the numbers never end")
 
 
-def check_run_path(path: Path | None) -> None:
-    """Raise UserError for a run folder that is a file; before work whose result it is to hold."""
-    if path is not None and path.exists() and not path.is_dir():
+def check_run_path(path: Path | None, *, has_recipe: bool = False) -> None:
+    """Raise UserError for a run folder that is a file or, for a command without a recipe, that of a run with one.
+
+    Called before the work whose result the folder is to hold.
+    """
+    if path is None or not path.exists():
+        return
+    if not path.is_dir():
         raise UserError(f"{path} is a file; --run must be a directory")
+    saved = path / "recipe.yaml"
+    # Such as the folder of a training: its result.json and page would be replaced.
+    if not has_recipe and saved.exists() and (RunFolder(path)._has_work() or not (path / "run.json").exists()):
+        raise UserError(f"{path} holds a run of a recipe ({saved}); choose another folder with --run")
 
 
 def _identity(recipe: str, free: Sequence[str]) -> Any:
