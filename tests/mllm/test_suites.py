@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from foveate.core.errors import UserError
@@ -323,6 +324,10 @@ def test_a_stopped_evaluation_goes_on(collection: Path, tmp_path: Path, monkeypa
     assert evaluate(again, "vqa", collection, run=tmp_path / "run", settings=settings) == straight
     monkeypatch.chdir(tmp_path)
     evaluate(again, "vqa", os.path.relpath(collection), run="run", settings=settings)
+    # A folder of an earlier version has the path as it was given.
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"data": str(collection)}))
+    evaluate(again, "vqa", collection, run="run", settings=settings)
     assert not again.requests
     with raises_naming(UserError, tmp_path / "run", "another recipe"):
         evaluate(again, "textvqa", collection, run=tmp_path / "run")

@@ -70,9 +70,7 @@ def evaluate(
     settings = settings or SuiteSettings()
     plugin = load_suite(suite)
     # Not the batch size: an answer does not depend on the questions beside it, so that a smaller one may go on.
-    # Data from the run folder on: they may be named otherwise by the next command, or moved together.
-    where = os.path.relpath(data, run)
-    identity = {"suite": suite, "model": name, "data": where, **_identify(settings)}
+    identity = {"suite": suite, "model": name, "data": _locate(data, Path(run)), **_identify(settings)}
     # Answers of the same model before it was trained again or calibrated are not its answers.
     identity |= {"weights": weights} if weights else {}
     folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity), free=("batch_size",))
@@ -94,6 +92,15 @@ def evaluate(
     finally:
         contents.close()
     return result
+
+
+def _locate(data: str | Path, run: Path) -> str:
+    """Return the path of data from the run folder on: another command may write it otherwise, or both may move."""
+    saved = run / "recipe.yaml"
+    recipe = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else None
+    # Folders of earlier versions have it as it was given.
+    is_as_given = isinstance(recipe, dict) and recipe.get("data") == str(data)
+    return str(data) if is_as_given else os.path.relpath(data, run)
 
 
 def _identify(settings: SuiteSettings) -> dict[str, Any]:

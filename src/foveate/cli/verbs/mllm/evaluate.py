@@ -49,7 +49,8 @@ def command(
     from foveate.core.recipes import validate
     from foveate.mllm.evaluate import evaluate as evaluate_suite
     from foveate.mllm.suite_settings import SuiteSettings
-    from foveate.multimodal.opening import hash_source, open_mllm
+    from foveate.mllm.video.networks import hash_weights
+    from foveate.multimodal.opening import open_mllm
     from foveate.report import render
 
     checked = validate(SuiteSettings, {**settings, "seed": seed or 0}, where="foveate mllm evaluate")
@@ -62,7 +63,7 @@ def command(
         run=target,
         settings=checked,
         name=model,
-        weights=hash_source(model),
+        weights=hash_weights(model),
         command=["foveate", *sys.argv[1:]],
     )
     finish(result.to_json(), _score_lines(result), {"run": target, "report": render(target)}, as_json=as_json)
