@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 from safetensors.torch import load_file
 
 from adapt.test_matrix import config, moved
@@ -28,6 +30,7 @@ from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.progress import configure
 from foveate.records.geometry import View
+from foveate.records.writer import CollectionWriter
 from foveate.report.pages.adapt import build as build_page
 from foveate.training.classification import ClassificationTask
 from foveate.vision.preprocess import Preprocess
@@ -335,6 +338,22 @@ def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "y.npz").write_bytes(b"nothing")
     with raises_naming(UserError, tmp_path / "y.npz"):
         load_images(tmp_path / "y.npz", AdaptData(), HALF)
+
+
+def test_other_images_under_the_same_keys_have_another_identity(tmp_path: Path) -> None:
+    def identify(color: int) -> dict[str, Any]:
+        path = tmp_path / str(color) / "photos"
+        with CollectionWriter(path, name="photos", source="test") as writer:
+            for number, label in enumerate(("ant", "bee")):
+                buffer = io.BytesIO()
+                Image.new("RGB", (32, 32), (color, 90 * number, 0)).save(buffer, "PNG")
+                writer.add(f"IMG_{number}", buffer.getvalue(), labels={"species": label}, split="train")
+        images = load_images(path, AdaptData(field="species"), HALF)
+        return images.identify(images.rows("train"))
+
+    first = identify(1)
+    assert first["images"] == 2
+    assert first != identify(2)
 
 
 def test_recipes_know_every_method() -> None:

@@ -122,9 +122,17 @@ def _label_collection(
     def size(row: int) -> tuple[int, int]:
         return int(collection.index["width"][row]), int(collection.index["height"][row])
 
-    labels = _number_labels(values, classes)
-    splits = np.asarray(collection.splits)
-    return LabeledImages(collection.name, tuple(classes), collection.keys, labels, splits, load, size)
+    labels, hashes = _number_labels(values, classes), collection.index["sha256"]
+    return LabeledImages(
+        collection.name,
+        tuple(classes),
+        collection.keys,
+        labels,
+        np.asarray(collection.splits),
+        load,
+        size,
+        content=lambda row: str(hashes[row]).encode(),
+    )
 
 
 def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
@@ -168,7 +176,16 @@ def _open_vtab(folder: Path, data: AdaptData, preprocess: Preprocess) -> Labeled
     classes = _select_classes(values, data.classes, folder.name)
     load: Callable[[int, View], Tensor] = image_loader(folder, keys, preprocess)
     labels_N, sizes = _number_labels(values, classes), image_sizes(folder, keys)
-    return LabeledImages(folder.name, tuple(classes), keys, labels_N, np.array(splits), load, sizes)
+    return LabeledImages(
+        folder.name,
+        tuple(classes),
+        keys,
+        labels_N,
+        np.array(splits),
+        load,
+        sizes,
+        content=lambda row: (folder / keys[row]).read_bytes(),
+    )
 
 
 def _refuse_field(path: Path, data: AdaptData, where: str) -> None:

@@ -58,7 +58,7 @@ class LabeledImages:
         splits: name of each image's split, "" where it has none.
         load: row and view to the model's input, uint8 pixels [C, S, S] or floating-point values; raises BadImage.
         size: row to width and height in pixels; None where images cannot be cropped.
-        content: row to the bytes of its image, where a key is only its number; None where keys tell images apart.
+        content: row to bytes that tell its image from any other, such as its file or a hash of it.
     """
 
     name: str
