@@ -54,12 +54,12 @@ def export_merged(
     path = Path(folder)
     _need_empty(path)
     was_merged, was_training = adapted.is_merged, adapted.training
-    # Dropout and DropPath off: otherwise two passes over the same weights would differ.
-    adapted.eval()
-    pixels = _noise(adapted)
-    with torch.no_grad():
-        before = adapted(pixels).float()
     with staged_folder(path) as stage:
+        # Dropout and DropPath off: otherwise two passes over the same weights would differ.
+        adapted.eval()
+        pixels = _noise(adapted)
+        with torch.no_grad():
+            before = adapted(pixels).float()
         if not was_merged:
             adapted.merge()
         try:
