@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError
 
 # What `zipfile` and NumPy's parser of headers raise on damaged bytes: most of it is not BadZipFile.
-_DAMAGE = (
+DAMAGE = (
     ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
     struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -39,7 +39,7 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, NDAr
                 return {name: file[name] for name in file.files if names is None or name in names}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         detail = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not an npz file of plain arrays ({detail})") from error
     raise UserError(f"{path}: not an npz file of plain arrays (it is a single array, npy)")

@@ -19,10 +19,7 @@
 from __future__ import annotations
 
 import json
-import struct
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +33,11 @@ from foveate.adapt.calibration.logit_tables import read_csv_table, read_parquet_
 from foveate.adapt.calibration.pseudo import PseudoRun
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import atomic_file
-from foveate.core.npz_files import read_npz
+from foveate.core.npz_files import DAMAGE, read_npz
 from foveate.metrics.class_groups import as_labels, as_logits
 
 # What parsers of other libraries raise on damaged bytes besides their own errors: met in 2,000 files, and their kin.
-_PARSER_ERRORS = (
-    ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
-    UnpicklingError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+_PARSER_ERRORS = (*DAMAGE, UnpicklingError)
 _KNOWN = ("logits", "labels", "class_names", "features", "seen", "absent", "source_logits")
 
 
