@@ -54,7 +54,7 @@ def staged_folder(target: Path, *, identity: str | None = None) -> Iterator[Path
         earlier = note.read_text(encoding="utf-8") if note.is_file() else None
         if content.exists() and (identity is None or earlier != identity):
             if earlier is not None:
-                say(f"{target}: discarded the unfinished export of another source")
+                say(f"{target}: discarded an unfinished export{' of another source' if identity else ''}")
             shutil.rmtree(content)
         content.mkdir(exist_ok=True)
         note.write_text(identity or "", encoding="utf-8")
