@@ -47,6 +47,7 @@ def command(
     Example:
       foveate evaluate runs/tour/cloc-seed0/model --collection my-images --split test
     """
+    from foveate.core.export_folder import default_folder
     from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
     from foveate.pretrain.evaluate import evaluate
@@ -61,8 +62,8 @@ def command(
     opened = load_model(model, device=device)
     images = Collection.open(collection)
     # By name: models beside one another must not share a folder.
-    name = "evaluation" if model.absolute().name == "model" else f"{model.absolute().name}-evaluation"
-    folder = RunFolder.create(run or model.parent / name)
+    beside = default_folder(model, "evaluation")
+    folder = RunFolder.create(run or (beside.with_name("evaluation") if beside.name == "model-evaluation" else beside))
     evaluation, _ = evaluate(opened, images, resolved, seed=seed or 0, samples_to=folder.path / "samples")
     result = EvaluateResult.model_validate({"model": str(model), **evaluation.to_json()}).to_json()
     folder.write_result(result)
