@@ -67,7 +67,7 @@ def run_all(
             seed=seed,
             workers=workers,
             device=device,
-            command=["foveate", "study", name, *options],
+            command=["foveate", "study", name, *options, "--run", str(run_path / name)],
         )
     return write_overview(read_runs(run_path), run_path, source=str(run_path), command=command)
 
