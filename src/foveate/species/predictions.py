@@ -149,18 +149,18 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
     """
     path = folder / CONFIG
     if path.is_file():
-        present = read_json(path)
+        stored = read_json(path)
         for name in ("kind", "collection", "split", "model", "view", "features"):
-            found: Any = present.get(name)
+            value: Any = stored.get(name)
             expected: Any = KIND if name == "kind" else config[name]
-            if name == "model" and isinstance(found, dict):
-                # By its hash: the path may be written otherwise, or the model may have moved.
-                found, expected = found.get("sha256"), expected["sha256"]
-            if found != expected:
+            if name == "model" and isinstance(value, dict):
+                # By its hash: the path may be written in another way, or the model may have moved.
+                value, expected = value.get("sha256"), expected["sha256"]
+            if value != expected:
                 raise UserError(f"{path}: holds results of another {name}; choose another folder with --out")
-        if present["model"] != config["model"]:
+        if stored["model"] != config["model"]:
             # Where it is now: `explain` opens it, and a prior lies beside it.
-            write_json_atomically(path, present | {"model": config["model"]})
+            write_json_atomically(path, stored | {"model": config["model"]})
         return
     write_json_atomically(path, {"kind": KIND, "format": FORMAT, "foveate": __version__, **config})
 
