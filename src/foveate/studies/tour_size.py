@@ -110,7 +110,7 @@ def _requested_size(settings: TourSettings) -> TourSize | None:
 def _choose_by_speed(speed: Speed) -> TourSize:
     size = choose_size(speed)
     if size != FULL:
-        full, smaller = (duration(estimate_seconds(speed, one)) for one in (FULL, size))
+        full, smaller = (duration(estimate_seconds(speed, candidate)) for candidate in (FULL, size))
         say(
             f"the full tour would take about {full} on this machine; a smaller one of about {smaller} follows: "
             f"{size.describe()}. For the full size: foveate tour --full --run runs/tour-full"
