@@ -20,10 +20,12 @@ from foveate.vision.canvas import (
     canvas_to_tile,
     image_to_canvas,
     mean_color,
+    render_input,
     render_sample,
     render_views,
     tile_to_canvas,
 )
+from foveate.vision.preprocess import Preprocess
 from foveate.vision.tiling import OVERVIEW, ImageSize, TilePlan, TilingOptions, plan_tiles, preset_options
 from naming import raises_naming
 
@@ -174,3 +176,14 @@ def test_the_color_of_padding_and_wrong_interpolations() -> None:
     assert mean_color((0.48145466, 0.4578275, 0.40821073)) == FILL  # CLIP's
     with raises_naming(UserError, "lanczos", "bicubic"):
         render_views(noise(30, 40), plan_tiles(ImageSize(30, 40), TilingOptions()), interpolation="lanczos")
+
+
+def test_views_are_padded_in_the_color_of_the_plan() -> None:
+    image, preprocess = noise(30, 70), Preprocess(size=32, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+    for preset, color in (("mm15", mean_color(preprocess.mean)), ("llava-next", (0, 0, 0))):
+        plan = plan_tiles(ImageSize(30, 70), preset_options(preset, tile=32))
+        assert plan.padding_color == ("black" if preset == "llava-next" else "mean")
+        assert torch.equal(
+            render_input(preprocess, image, plan), render_views(image, plan, color, interpolation="bilinear")
+        )
+        assert not torch.equal(render_input(preprocess, image, plan), render_views(image, plan, (9, 9, 9)))

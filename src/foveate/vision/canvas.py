@@ -63,8 +63,9 @@ def render_views(
 
 
 def render_input(preprocess: Preprocess, image: Image.Image, plan: TilePlan) -> Tensor:
-    """Render the views of an image as an encoder reads them: padded with its mean, resized as it resizes."""
-    return render_views(image, plan, mean_color(preprocess.mean), interpolation=preprocess.interpolation)
+    """Render the views of an image as an encoder reads them: padded as the plan says, resized as it resizes."""
+    fill = mean_color(preprocess.mean) if plan.padding_color == "mean" else (0, 0, 0)
+    return render_views(image, plan, fill, interpolation=preprocess.interpolation)
 
 
 def render_sample(

@@ -209,7 +209,9 @@ class TileCache(FeatureCache):
             for plan in plans:
                 for view in plan.views:
                     fit, of = (plan.overview, "overview") if view == OVERVIEW else (plan.tiles, f"{plan.grid} {view}")
-                    yield row, f"{tuple(plan.size)} {fit!r} {of}"
+                    # Named only where it is not the mean, so that caches of before the setting stay valid.
+                    color = "" if plan.padding_color == "mean" else f" {plan.padding_color}"
+                    yield row, f"{tuple(plan.size)} {fit!r} {of}{color}"
 
     def _row(self, entry: int) -> int:
         return int(self.rows[np.searchsorted(self._starts, entry, side="right") - 1])

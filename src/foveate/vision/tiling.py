@@ -21,6 +21,7 @@ from foveate.records.geometry import Padding
 
 Rule = Literal["eq1", "static", "llava", "idefics3", "internvl", "cohere2"]
 Preset = Literal["mm15", "mm15-static", "llava-next", "ferret-v2", "idefics3", "smolvlm", "internvl", "cohere2"]
+PaddingColor = Literal["mean", "black"]
 OVERVIEW = (0, 0)
 """Row and column of the overview among the views; those of tiles start at 1."""
 
@@ -76,6 +77,9 @@ class TilingOptions(Settings):
     longest_side: int = Field(1456, ge=1, le=_MAX_SIDE, description="longer side in pixels before tiling (idefics3)")
     fit: Literal["pad", "stretch"] = Field("pad", description="how an image fills the canvas of its tiles")
     padding: Literal["center", "bottom_right"] = Field("center", description="where padding goes")
+    padding_color: PaddingColor = Field(
+        "mean", description="color of the padding: the mean of the encoder's pixels, or black as in transformers"
+    )
     overview: Literal["after", "before", "none"] = Field(
         "after", description="position of the overview relative to the tiles"
     )
@@ -110,7 +114,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mm15": {},
     "mm15-static": {"rule": "static", "grids": ("2x2",)},
     "llava-next": {
-        "rule": "llava", "tile": 336, "grids": _LLAVA_GRIDS, "overview": "before", "single_overview": True
+        "rule": "llava", "tile": 336, "grids": _LLAVA_GRIDS, "overview": "before", "single_overview": True,
+        "padding_color": "black",
     },
     "ferret-v2": {"rule": "llava", "tile": 336, "grids": _FERRET_GRIDS, "fit": "stretch", "overview": "before"},
     "idefics3": {"rule": "idefics3", "tile": 364, **_STRETCHED},
@@ -142,6 +147,7 @@ class TilePlan:
         tiles: the image in the canvas that is cut into tiles.
         overview: the image in the square of its overview.
         views: row and column of each view in order, from 1; `OVERVIEW` is the overview.
+        padding_color: "mean" of the encoder, or "black".
     """
 
     size: ImageSize
@@ -150,6 +156,7 @@ class TilePlan:
     tiles: Fit
     overview: Fit
     views: tuple[tuple[int, int], ...]
+    padding_color: PaddingColor = "mean"
 
     @property
     def canvas(self) -> ImageSize:
@@ -193,6 +200,7 @@ def plan_tiles(size: ImageSize, options: TilingOptions, *, split: bool = True) -
         tiles=_fit(size, canvas, options, fit=options.fit),
         overview=_fit(size, square, options, fit=options.overview_fit),
         views=tuple(tiles),
+        padding_color=options.padding_color,
     )
 
 
