@@ -26,6 +26,7 @@ from foveate.vision.regions import (
     stack_maps,
 )
 from foveate.vision.regions.masks import draw_points, patch_radius, region_mask
+from foveate.vision.regions.mean import MeanEncoder
 from foveate.vision.regions.roi import RoiEncoder
 from foveate.vision.regions.sampler import RegionSampler, central_point, farthest_points, nearest_points
 from naming import raises_naming
@@ -173,6 +174,12 @@ def test_features_that_are_coordinates_give_the_center_or_its_transpose(swap: bo
     (mean_2,) = sampler._sample(cells, sizes, batch.points_RN2, batch.map_R).mean(dim=1)
     center = torch.tensor([74.5 / 90, 8.5 / 60])
     torch.testing.assert_close(mean_2, center.flip(0) if swap else center, atol=0.02, rtol=0)
+    encoder = MeanEncoder(width=2, out=2, official_xy_swap=swap)
+    with torch.no_grad():
+        encoder.adapter.weight.copy_(torch.eye(2))
+        encoder.adapter.bias.zero_()
+        (vector,) = encoder(torch.stack([x, y])[None], batch)
+    torch.testing.assert_close(vector, center.flip(0) if swap else center, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("kind", sorted(OPTIONS))

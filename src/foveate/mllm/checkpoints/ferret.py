@@ -206,7 +206,7 @@ def _read_settings(
         "connector": {"kind": projector},
         "language": {"source": str(source), "tuning": "frozen"},
         "regions": "hybrid",
-        "region_encoder": {"kind": "mean"},
+        "region_encoder": {"kind": "mean", "official_xy_swap": True},
         "region_norm": False,
         "visual_positions": False,
         "max_images": 1,

@@ -18,6 +18,9 @@ class MeanOptions(Settings):
     """Options of the mean of samples."""
 
     num_points: int = Field(default=512, ge=1, le=8192, description="points drawn from a region")
+    official_xy_swap: bool = Field(
+        default=False, description="read features at the transposed position, as released weights were trained"
+    )
 
 
 def mean_samples(maps: Maps, regions: RegionBatch) -> Tensor:
@@ -57,8 +60,9 @@ class MeanEncoder(RegionEncoder):
 
     Options = MeanOptions
 
-    def __init__(self, *, width: int, out: int, num_points: int = 512) -> None:
+    def __init__(self, *, width: int, out: int, num_points: int = 512, official_xy_swap: bool = False) -> None:
         super().__init__(width=width, out=out, num_points=num_points)
+        self.official_xy_swap = official_xy_swap
         self.adapter = nn.Linear(width, out)
 
     @property
@@ -74,7 +78,10 @@ class MeanEncoder(RegionEncoder):
     ) -> Tensor:
         """Return the vectors [R, E] of all regions of a batch; see `RegionEncoder.forward`."""
         self.check_maps(maps)
-        return self.adapter(mean_samples(maps, as_regions(regions, sizes, num_points=self.num_points)))
+        batch = as_regions(regions, sizes, num_points=self.num_points)
+        if self.official_xy_swap:
+            batch = batch._replace(points_RN2=batch.points_RN2.flip(-1))
+        return self.adapter(mean_samples(maps, batch))
 
 
 REGION_ENCODER = MeanEncoder
