@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from foveate.core.errors import UserError
 from foveate.records.boxes import PixelBox
 from foveate.records.masks import encode_mask
 from foveate.records.shapes import Mask, Point, Shape
@@ -18,6 +19,7 @@ from foveate.vision.regions import RegionBatch, sample_cells, stack_maps
 from foveate.vision.regions.masks import region_mask
 from foveate.vision.regions.mean import mean_samples
 from foveate.vision.regions.sampler import RegionSampler, draw_official_points, farthest_points, nearest_points
+from naming import raises_naming
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "ferret"
 MASKS = json.loads((GOLDENS / "region_masks.json").read_text())
@@ -170,3 +172,8 @@ def test_mean_of_samples() -> None:
             batch = make_batch(points[None].flip(-1), torch.tensor([image]))
             expected = torch.from_numpy(stored[f"out_{image}"][number : number + 1])
             torch.testing.assert_close(mean_samples(maps, batch), expected, atol=1e-5, rtol=0)
+
+
+def test_an_empty_mask_has_no_points_to_draw() -> None:
+    with raises_naming(UserError, "4 x 6", "empty"):
+        draw_official_points(torch.zeros(4, 6, dtype=torch.bool), 2, torch.Generator())

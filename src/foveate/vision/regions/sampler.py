@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from foveate.core.errors import UserError
 from foveate.core.recipes import Settings, validate
 from foveate.records.shapes import Shape
 from foveate.vision.layers import layer_norm
@@ -285,10 +286,16 @@ def _draw(points_RN2: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def draw_official_points(mask_HW: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw the points [count, 2] of a mask as the official code does, with its order of random numbers."""
+    """Draw the points [count, 2] of a mask as the official code does, with its order of random numbers.
+
+    Raises:
+        UserError: the mask is empty.
+    """
     width, height = mask_HW.shape[1], mask_HW.shape[0]
     # Masks are indexed [x, y] there, so that pixels come column by column.
     pixels_P2 = mask_HW.T.nonzero() / torch.tensor([[width, height]])
+    if len(pixels_P2) == 0:
+        raise UserError(f"mask of {height} x {width} pixels: empty; expected at least one pixel")
     if len(pixels_P2) < count:
         repeats = torch.randint(0, len(pixels_P2), (count - len(pixels_P2),), generator=generator)
         return torch.cat([pixels_P2, pixels_P2[repeats]])
