@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -98,6 +99,9 @@ def test_router_is_float32_where_the_rest_is_not() -> None:
     module = module.to(torch.bfloat16)
     module(x.to(torch.bfloat16))
     assert module.losses[0].dtype == torch.float32
+    zeros = torch.zeros(8, 64, dtype=torch.bfloat16)
+    assert z_loss(zeros).item() == pytest.approx(math.log(64) ** 2)
+    assert route_top2(zeros).gates_T2.dtype == torch.float32
 
 
 @settings(max_examples=30, deadline=None)

@@ -38,7 +38,7 @@ def route_top2(logits_TE: Tensor) -> Routing:
 
     Source: GShard (arXiv 2006.16668, algorithm 1) without its random second choice; AXLearn's Top2Gating.
     """
-    probabilities = logits_TE.softmax(-1)
+    probabilities = _widen(logits_TE).softmax(-1)
     # Not topk: of equal values it takes any, and a router that starts at zero would differ from device to device.
     first = probabilities.argmax(-1, keepdim=True)
     second = probabilities.scatter(-1, first, -1.0).argmax(-1, keepdim=True)
@@ -79,7 +79,12 @@ def balance_loss(routing: Routing) -> Tensor:
 
 def z_loss(logits_TE: Tensor) -> Tensor:
     """Return the mean square of logsumexp, which holds the router's logits near 0 (ST-MoE, arXiv 2202.08906, eq. 5)."""
-    return logits_TE.logsumexp(-1).square().mean()
+    return _widen(logits_TE).logsumexp(-1).square().mean()
+
+
+def _widen(logits_TE: Tensor) -> Tensor:
+    """Return logits in float32 or wider: shares of bfloat16 do not add up to 1."""
+    return logits_TE.to(torch.promote_types(logits_TE.dtype, torch.float32))
 
 
 class _Router(nn.Module):
