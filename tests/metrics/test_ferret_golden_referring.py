@@ -204,6 +204,8 @@ def test_synonyms_are_not_empty() -> None:
 def test_ferret_bench() -> None:
     golden = load("ferret_bench_score")
     assert ferret_bench_score(golden["pairs_reference_model"]) == golden["score"]
+    # 751.5 / 10 rounds to 75.2, but the published order of operations gives 75.1499...
+    assert ferret_bench_score([(10, 7.51), (10, 7.52)]) == 75.1
     assert [parse_judge(reply) for reply in ("8 7", "10,9.5\nBecause", " 8, 7 ")] == [(8, 7), (10, 9.5), (8, 7)]
     for reply in ("", "Both are good.", "8", "8 7 6", "11 3", "-1 4", "nan 3", "8/10 7/10"):
         assert parse_judge(reply) is None
