@@ -53,6 +53,7 @@ def test_float_order_traps() -> None:
     for side, value, official, exact in traps:
         assert encode_coordinate(value, side, rounding="official") == official
         assert encode_coordinate(value, side) == exact
+        assert encode_coordinate(np.float64(value), np.int64(side)) == exact
 
 
 def test_mean_iou_of_round_trips() -> None:

@@ -43,8 +43,10 @@ def encode_coordinate(value: float, side: int, *, rounding: Rounding = "exact") 
     """
     if side < 1 or not math.isfinite(value):
         raise UserError(f"coordinate {value} of {side} pixels: expected a finite number and at least 1 pixel")
+    # NumPy's integers have no ratio, and would overflow in the product below.
+    value, side = float(value), int(side)
     # The right edge of a box is at `side`, and its bin would be 1000.
-    value = min(max(value, 0), side - 1)
+    value = min(max(value, 0.0), side - 1.0)
     if rounding == "official":
         return int(value * (NUM_BINS / side))
     # Floats are binary fractions, so that their ratio of integers is exact.
