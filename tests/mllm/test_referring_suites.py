@@ -17,7 +17,7 @@ from chat_server import ChatServer, Say, fails, says
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.mllm.evaluate import evaluate, load_suite
-from foveate.mllm.suite import StoredAnswer, SuiteQuestion, write_bins
+from foveate.mllm.suite import StoredAnswer, SuiteQuestion, move_answer, write_bins
 from foveate.mllm.suite_settings import SuiteSettings
 from foveate.mllm.suites.ferret_bench import prepare_answer
 from foveate.records.box_phrases import parse_boxes
@@ -36,6 +36,19 @@ def test_boxes_of_answers_are_written_in_bins() -> None:
     assert write_bins(StoredAnswer(f"a cat {text}.", (box,)), (40, 40)) == "a cat [500, 250, 999, 750]."
     assert write_bins(StoredAnswer("a cat", (PixelBox(40, 30, 20, 10),)), (40, 40)) == "a cat [500, 250, 999, 750]."
     assert write_bins(StoredAnswer("a cat [1, 2]"), (40, 40)) == "a cat [1, 2]"
+    # A point or a list of another length leaves each box at its phrase.
+    answer = StoredAnswer(f"a dog near [500, 500], a cat {text} [3].", (box,))
+    assert write_bins(answer, (40, 40)) == "a dog near [500, 500], a cat [500, 250, 999, 750] [3]."
+
+
+def test_answers_about_an_image_of_another_size_are_moved() -> None:
+    text, box = box_text(20, 10, 40, 30)
+    answer = StoredAnswer(f"a dog near [5, 5], a cat {text}.", (box,), digits=(None,))
+    moved = move_answer(answer, (40, 40), (80, 20))
+    assert moved == StoredAnswer(
+        "a dog near [5, 5], a cat [40, 5, 80, 15].", (PixelBox(40, 5, 80, 15),), digits=(None,)
+    )
+    assert write_bins(moved, (80, 20)) == write_bins(answer, (40, 40))
 
 
 @given(st.lists(st.integers(0, 999), min_size=4, max_size=4), st.tuples(*[st.integers(1, 5000)] * 2))

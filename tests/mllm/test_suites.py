@@ -18,9 +18,17 @@ from PIL import Image
 from foveate.core.errors import UserError
 from foveate.core.plugins import module_names
 from foveate.core.results import parse_result
-from foveate.mllm.evaluate import SuiteSettings, _write_request, draw_questions, evaluate, load_suite, swap_images
+from foveate.mllm.evaluate import (
+    SuiteSettings,
+    _move_back,
+    _write_request,
+    draw_questions,
+    evaluate,
+    load_suite,
+    swap_images,
+)
 from foveate.mllm.results import SuiteResult
-from foveate.mllm.suite import SuiteData, SuiteQuestion
+from foveate.mllm.suite import StoredAnswer, SuiteData, SuiteQuestion
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn, add_conversations
 from foveate.records.shapes import Point
@@ -466,3 +474,13 @@ def test_regions_are_scaled_with_their_own_image_and_stay_within_it() -> None:
     asked = SuiteQuestion("q", ("a", "b"), "<image>: <region>, <image>: <region>", ("yes",), regions=shapes)
     _, _, moved = _write_request(load_suite("scenes"), data, asked, ("c", "d"), "another image")
     assert moved == (PixelBox(0, 0, 23, 23), Point(200, 400))
+
+
+def test_boxes_of_another_image_are_scored_at_the_same_place_of_its_own() -> None:
+    data = SuiteData([], lambda name: png(80, 20), lambda: None)
+    question = SuiteQuestion("q", ("a",), "Where?", ("",), boxes=(PixelBox(40, 5, 80, 15),))
+    answer = StoredAnswer("[20, 10, 40, 30]", (PixelBox(20, 10, 40, 30),))
+    moved = _move_back(answer, data, question, [png(40, 40)])
+    assert moved == StoredAnswer("[40, 5, 80, 15]", question.boxes)
+    assert _move_back(answer, data, question, [png(80, 20)]) is answer
+    assert _move_back(answer, data, question, []) is answer, "without an image there is nothing to scale"

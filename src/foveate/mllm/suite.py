@@ -15,6 +15,7 @@ from foveate.core.errors import UserError
 from foveate.metrics.referring import TruePhrase
 from foveate.metrics.text_answers import parse_choice
 from foveate.mllm.suite_settings import SuiteSettings
+from foveate.multimodal.answers import write_corners
 from foveate.multimodal.askable import ModelAnswer
 from foveate.records.box_text import NUM_BINS
 from foveate.records.boxes import PixelBox
@@ -166,22 +167,56 @@ _LIST = re.compile(r"\[[\s\d,.+-]+\]")
 def write_bins(answer: ModelAnswer, size: tuple[int, int] | None) -> str:
     """Return the text of an answer with its boxes as integers 0..999, as evaluators of Ferret read them.
 
-    The boxes of an answer stand in its text in pixels, one list each; those that do not are put at its end.
+    The boxes of an answer stand in its text in pixels, one list each. Other lists of numbers, such as points, stay as
+    they are. If a box stands nowhere in the text, all lists are taken out, and the boxes are put at its end.
 
     Args:
         size: width and height of the image; without it the text stays as it is.
     """
-    lists = list(_LIST.finditer(answer.text))
     if size is None or not answer.boxes:
         return answer.text
     boxes = [_write_box(box, size) for box in answer.boxes]
-    if len(lists) != len(boxes):
+    lists = _find_box_lists(answer)
+    if lists is None:
         return f"{_LIST.sub('', answer.text).rstrip(' .')} {', '.join(boxes)}."
     pieces, start = [], 0
     for match, box in zip(lists, boxes, strict=True):
         pieces += [answer.text[start : match.start()], box]
         start = match.end()
     return "".join([*pieces, answer.text[start:]])
+
+
+def _find_box_lists(answer: ModelAnswer) -> list[re.Match[str]] | None:
+    """Return the list in the text of each box, None if a box has none."""
+    lists = list(_LIST.finditer(answer.text))
+    if len(lists) == len(answer.boxes):
+        return lists
+    chosen, rest = [], iter(lists)
+    for box in answer.boxes:
+        match = next((match for match in rest if match[0] == write_corners(box)), None)
+        if match is None:
+            return None
+        chosen.append(match)
+    return chosen
+
+
+def move_answer(answer: ModelAnswer, size: tuple[int, int], target: tuple[int, int]) -> StoredAnswer:
+    """Move the boxes of an answer, also those in its text, to the same place of an image of another size.
+
+    Args:
+        size: width and height in pixels of the image that the answer is about. target: those of the other image.
+    """
+    across, down = (new / old for new, old in zip(target, size, strict=True))
+
+    def move(box: PixelBox) -> PixelBox:
+        return PixelBox(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
+
+    boxes, text = tuple(move(box) for box in answer.boxes), answer.text
+    # From the end, so that the places of earlier lists do not change.
+    for match, box in reversed(list(zip(_find_box_lists(answer) or (), boxes, strict=False))):
+        text = text[: match.start()] + write_corners(box) + text[match.end() :]
+    digits = tuple(box and move(box) for box in getattr(answer, "digits", ()))
+    return StoredAnswer(text, boxes, answer.finished, digits=digits)
 
 
 def _write_box(box: PixelBox, size: tuple[int, int]) -> str:
