@@ -61,6 +61,12 @@ def test_presets(tmp_path: Path, preset: str, grid: list[int], views: int, token
     assert (result["images"][0]["grid"], result["num_views"], result["num_tokens"]) == (grid, views, tokens)
 
 
+def test_the_limit_of_split_images_is_that_of_mm15_alone(tmp_path: Path) -> None:
+    paths = [save(tmp_path, f"{name}.png", (4000, 3000)) for name in "abc"]
+    assert run(*paths)["num_tokens"] == 3 * 144
+    assert run(*paths, "--preset", "idefics3")["num_tokens"] == 3 * 13 * 169
+
+
 def test_options_override_a_preset(tmp_path: Path) -> None:
     path = save(tmp_path, "a.png", (2000, 300))
     result = run(

@@ -30,6 +30,9 @@ _TOKENS_PER_VIEW: dict[Preset, int] = {
 }
 
 
+_ALL_IMAGES = 10**6
+
+
 class PlanSettings(AssemblyOptions):
     """Options of `foveate mllm plan`."""
 
@@ -98,7 +101,8 @@ def resolve_options(values: Mapping[str, Any], *, recipe: str | None = None) -> 
     preset = overrides.pop("preset", "mm15")
     base: dict[str, Any] = {"tiling": PRESETS[preset], "tokens_per_view": _TOKENS_PER_VIEW[preset]}
     if preset not in ("mm15", "mm15-static"):
-        base["indicator"] = "none"
+        # The other models split each image of a sample, however many there are.
+        base |= {"indicator": "none", "max_split_images": _ALL_IMAGES}
     if recipe is not None:
         base = read(recipe).get("model", {}).get("assembly")
         if base is None:
