@@ -114,7 +114,8 @@ def write_page(out: Path) -> str:
     slower = sum(row.ratio.value < 1 for row in peers)
     parts = [
         "# Performance\n\n<!-- Written by `make bench`; edit benchmarks/ instead. -->\n",
-        "How fast Foveate is compared with other programs, all measured by one command on one machine:\n",
+        "How fast Foveate is compared with other programs, measured by one command on one machine, each row at the "
+        "commit that\nit names:\n",
         "```bash\nmake bench   # stopped: run it again to resume; python -m benchmarks --help\n```\n",
         f"A ratio is the other's time over ours: above 1, Foveate is faster. {len(peers)} comparisons, "
         f"{slower} of them below 1,\nwhich stand first. Medians of paired rounds with the 95 % interval, one thread of "
@@ -122,7 +123,7 @@ def write_page(out: Path) -> str:
         "have other sizes.\n",
         _table(peers, "against"),
         "## How far the limit is\n\nOur speed relative to the part of the work that no program can avoid, such as "
-        "decoding alone. The last limit is NumPy's\nmatrix product, which Foveate's is faster than.\n",
+        "decoding alone. In the last row the\nlimit is NumPy's matrix product; Foveate's own is faster.\n",
         _table(limits, "limit"),
     ]
     if absent:
