@@ -12,14 +12,17 @@ from click.testing import CliRunner
 from tiny_captioner import save_captioner
 
 from foveate.caption.captioner import CaptionRequest, CaptionResponse
-from foveate.caption.evaluate import caption_rows, evaluate, judge_captions
+from foveate.caption.evaluate import WrittenCaption, caption_rows, evaluate, judge_captions
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
+from foveate.records.record import Caption
 from foveate.records.scenes import build_scenes
+from foveate.records.writer import CollectionWriter
 from foveate.report.pages.captioner import build
 from naming import raises_naming
+from tiny import draw, image_bytes
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -122,6 +125,22 @@ def test_true_captions_hold_and_those_of_other_images_less(scenes: Path) -> None
     rows = [caption.row for caption in captions]
     assert share(rows) > 0.9
     assert share([*rows[1:], rows[0]]) < 0.5
+
+
+def test_a_caption_that_must_be_cut_and_all_entities_of_an_alt_text(tmp_path: Path) -> None:
+    names = "ant bear cat cow dog duck fish fox frog goat hen horse lion mouse owl pig seal sheep snake swan tiger wolf"
+    alt = ", ".join(f"a {name}" for name in names.split())
+    with CollectionWriter(tmp_path / "animals", source="test") as writer:
+        writer.add("p", image_bytes(draw([], size=(16, 16), seed=0)), captions=[Caption(alt, "alt")], split="test")
+    sentence = "A brown dog runs over the wet green grass of a wide park."
+    captions = [
+        WrittenCaption(0, "dsc", "", CaptionResponse(), text, parses=True)
+        for text in (f"{sentence} {sentence}", " ".join([sentence] * 8))
+    ]
+    fitting, cut = judge_captions(Collection.open(tmp_path / "animals"), captions)
+    assert fitting.obeys
+    assert not cut.obeys, "what is left after the cut fits"
+    assert (fitting.named, fitting.alt_entities) == (1, 22), "the recipe of regions stops at 20 phrases"
 
 
 def test_shuffled_images_are_other_images_with_the_own_alt_text(scenes: Path) -> None:

@@ -37,10 +37,9 @@ from foveate.caption.audit_results import (
     AuditSample,
 )
 from foveate.caption.audit_settings import AuditSettings
-from foveate.caption.entities import NAMED, open_entities
+from foveate.caption.entities import NAMED, open_entities, open_phrases
 from foveate.caption.lengths import OtherTokenizer
-from foveate.caption.vesl.phrases import PhraseSettings
-from foveate.caption.vesl.tagging import Extractor, open_extractor
+from foveate.caption.vesl.tagging import Extractor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import say, track
@@ -55,8 +54,6 @@ from foveate.training.mixture import FORMATS, MixtureSampler
 
 SCENES, IMAGES = "scenes", "images"
 MODEL_ON_SCENES = "scenes, the model's verdicts"
-# Entities are counted in whole captions: the region recipe's limit of 20 phrases must not cut long ones.
-_ALL_PHRASES = 10_000
 _THUMBNAIL_PX = 360
 Split = Callable[[Sequence[int], Sequence[str]], list[list[str]]]
 Judge = Callable[[Sequence[int], Sequence[Sequence[str]]], list[list[str]]]
@@ -102,8 +99,7 @@ def audit(
     metric_settings = MetricSettings(settings.context, tokenizer, settings.entity, settings.seed)
     # Model and tagger are opened first: a missing one must fail before captions are read for minutes.
     model = None if method.model is None else JudgeModel.open(method.model, device=device)
-    phrases = PhraseSettings(tagger=settings.tagger, recipe="paper", max_phrases=_ALL_PHRASES)
-    extract = open_entities() if metric_settings.entity == NAMED else open_extractor(phrases)
+    extract = open_entities() if metric_settings.entity == NAMED else open_phrases(settings.tagger)
     formats = choose_formats(collection, settings.formats)
     # Equal weights do no harm: all texts of a row are read, none is drawn.
     rule = TextRule(MixtureSampler(dict.fromkeys(formats, 1.0), sources=formats))

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from foveate.caption.vesl.phrases import ExtractedPhrases
-from foveate.caption.vesl.tagging import Extractor
+from foveate.caption.vesl.phrases import ExtractedPhrases, PhraseSettings
+from foveate.caption.vesl.tagging import Extractor, open_extractor
 from foveate.core.errors import choose
 
 NAMED = "ner"
 KEYS = ("phrase", "head", NAMED)
+# Entities are counted in whole captions: the region recipe's limit of 20 phrases must not cut long ones.
+_ALL_PHRASES = 10_000
 # Labels of spaCy for numbers and measures, which are no names.
 _NUMBER_LABELS = frozenset(("CARDINAL", "ORDINAL", "PERCENT", "QUANTITY"))
 # Removed from the front of a phrase. Narrower than what a phrase may start with: published counts were made so.
@@ -62,3 +64,12 @@ class NamedEntities:
 def open_entities() -> Extractor:
     """Open the extractor that finds the names in a caption."""
     return NamedEntities()
+
+
+def open_phrases(tagger: str = "rules") -> Extractor:
+    """Open the extractor of all noun phrases of a caption, by the published recipe.
+
+    Raises:
+        UserError: the tagger is unknown, or what it needs is not installed.
+    """
+    return open_extractor(PhraseSettings(tagger=tagger, recipe="paper", max_phrases=_ALL_PHRASES))

@@ -23,15 +23,13 @@ from foveate.caption.assertions.splitter import split
 from foveate.caption.backends.foveate import FoveateSettings, MllmCaptioner, open_captioner
 from foveate.caption.captioner import Captioner, CaptionRequest, CaptionResponse, prepare_image
 from foveate.caption.captioner_settings import EvaluationSettings
-from foveate.caption.entities import collect_entities
+from foveate.caption.entities import collect_entities, open_phrases
 from foveate.caption.evaluation_results import CaptionerEvaluation, CaptionerResult, EvaluatedCaption, EvaluatedImage
 from foveate.caption.length_filters import LENGTH_FILTERS, apply_length_filter, repeats
 from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.pending_requests import CaptionSettings, RequestConfig
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.response_parser import parse_caption
-from foveate.caption.vesl.phrases import PhraseSettings
-from foveate.caption.vesl.tagging import open_extractor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import Meter
@@ -76,7 +74,7 @@ class JudgedCaption:
     """One caption.
 
     Attributes:
-        obeys: it parses and passes its length filter.
+        obeys: it parses and has an allowed length as it is, without a cut.
         verdicts: of its assertions; None without a ground truth.
         loops: see `is_looping`.
         named, alt_entities: entities of the AltText that it names, and all of them (0 without a usable AltText).
@@ -189,10 +187,11 @@ def judge_captions(collection: Collection, captions: Sequence[WrittenCaption]) -
     """Compare each caption with its format's contract, and with the scene's ground truth if there is one."""
     truths, judged = SceneTruths(collection), []
     # The same alt-text is compared with the captions of all formats.
-    extract = functools.cache(open_extractor(PhraseSettings()))
+    extract = functools.cache(open_phrases())
     for caption in captions:
         filtered = apply_length_filter(caption.kind, caption.text) if caption.parses else None
-        obeys = filtered is not None and not filtered.error and not {"too_long", "too_short"} & set(filtered.flags)
+        # Any flag: a caption that had to be cut was too long, although what is left of it fits.
+        obeys = filtered is not None and not filtered.error and not filtered.flags
         truth = truths.get(caption.row)
         verdicts = None if truth is None else tuple(judge_assertions(split(caption.text), truth))
         alt = select_alt_text(collection.read_captions(caption.row))
