@@ -45,6 +45,24 @@ def test_a_preset_over_what_images_have(foveate: Run, captioned: Path) -> None:
     assert printed[-1] == "foveate pretrain RECIPE 'data.captions={alt: 0.5, ssc: 0.5}' (or data.mixture=clip)"
 
 
+def test_expected_shares_are_of_the_texts_that_are_drawn(foveate: Run, captioned: Path) -> None:
+    found = foveate("mix", captioned, "--preset", "clip", "--missing", "skip", "--json", "--quiet").json
+    assert shares(found, "expected_share") == pytest.approx({"alt": 16 / 28, "ssc": 12 / 28})
+
+
+@pytest.mark.parametrize(
+    ("missing", "effect"),
+    [
+        ("renormalize", "its weight goes to the others"),
+        ("alt", "its weight goes to alt"),
+        ("skip", "draws of it leave an image out"),
+    ],
+)
+def test_where_the_weight_of_a_missing_format_goes(foveate: Run, captioned: Path, missing: str, effect: str) -> None:
+    printed = foveate("mix", captioned, "--weights", "ssc=.5,afc=.5", "--missing", missing).out
+    assert f"no image has afc: {effect}" in printed
+
+
 @pytest.mark.parametrize("missing", ["renormalize", "alt", "skip"])
 def test_training_reports_the_same_after_one_epoch(foveate: Run, captioned: Path, tmp_path: Path, missing: str) -> None:
     weights = "ssc=.5,alt=.3,dsc_plus=.2"

@@ -225,13 +225,13 @@ class ImageTexts:
         return counts
 
     def compute_expected_shares(self, rows: Iterable[int]) -> dict[str, float]:
-        """Average the probability of each kind over the images (combine "none"): the limit of many epochs."""
+        """Compute the share of each kind in the texts that are drawn (combine "none"): the limit of many epochs."""
         if self.rule.combine != "none":
             raise UserError(f"combine '{self.rule.combine}': expected shares are those of the mixture; expected 'none'")
         sums: dict[str, float] = {}
-        count = 0
         for row in rows:
-            count += 1
             for kind, probability in self.rule.mixture.probabilities(list(self.read_row(row))).items():
                 sums[kind] = sums.get(kind, 0.0) + probability
-        return {kind: total / count for kind, total in sums.items()} if count else {}
+        # Not by the number of images: with missing="skip" the probabilities of an image may sum to less than 1.
+        total = sum(sums.values())
+        return {kind: probability / total for kind, probability in sums.items()}

@@ -12,6 +12,15 @@ from foveate.core.errors import UserError, choose
 
 FORMATS = ("alt", "ssc", "dsc", "dsc_plus", "afc")
 Missing = Literal["renormalize", "alt", "skip", "error"]
+# What becomes of the weight of a source that no record has, by the way to treat missing texts.
+LOST_WEIGHT: Mapping[Missing, str] = MappingProxyType(
+    {
+        "renormalize": "its weight goes to the others",
+        "alt": "its weight goes to alt, or to the others of an image without alt",
+        "skip": "draws of it leave an image out",
+        "error": "such draws fail",
+    }
+)
 
 # Alt-texts (alt), short (ssc), descriptive (dsc, dsc_plus) and alt-fused (afc) captions: Lai et al. 2024,
 # "Revisit Large-Scale Image-Caption Data in Pre-training Multimodal Foundation Models"; the shares that did

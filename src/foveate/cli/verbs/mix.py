@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None) -> None:
     """Show how many images of COLLECTION have each caption format, and what share of the training texts it will get.
 
-    For a preset or custom weights; the formats that an image lacks give their weight to the others.
+    For a preset or custom weights; by default the formats that an image lacks give their weight to the others.
 
     The last line is the override for `foveate pretrain`; --recipe NAME --to FILE writes a whole recipe. A run of the
     same seed reports the same numbers after its first epoch.
@@ -90,6 +90,8 @@ def _write_recipe(to: Path, recipe: str, weights: Mapping[str, float], settings:
 
 
 def _lines(result: dict[str, Any], preset: str | None) -> list[str]:
+    from foveate.training.mixture import LOST_WEIGHT
+
     # Expected share and first epoch side by side: their difference is the noise of one draw.
     lines = [
         f"{result['images']} images of split {result['split']}, {result['with_text']} with a text to draw",
@@ -107,7 +109,8 @@ def _lines(result: dict[str, Any], preset: str | None) -> list[str]:
         )
     for row in result["formats"]:
         if row["weight"] and not row["images"]:
-            lines.append(f"no image has {row['format']}: its weight goes to the others (write it: foveate caption)")
+            effect = LOST_WEIGHT[result["missing"]]
+            lines.append(f"no image has {row['format']}: {effect} (write it: foveate caption)")
     lines += [f"captions that hold no more often than by chance: {verdict}" for verdict in result["wrong_captioners"]]
     again = f" (or data.mixture={preset})" if preset else ""
     return [*lines, f"foveate pretrain RECIPE '{result['override']}'{again}"]

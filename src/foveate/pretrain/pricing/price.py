@@ -27,6 +27,7 @@ from foveate.records.region_sources import select_region_rows
 from foveate.training.costs import state_bytes
 from foveate.training.hardware import PriceSettings, parse_hardware
 from foveate.training.image_texts import ImageTexts
+from foveate.training.mixture import LOST_WEIGHT
 from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.registry import tower_options
 
@@ -368,8 +369,7 @@ def warnings(
     if result.get("kinds_missing"):
         problems.append(
             f"no image of the collection has a text of kind {', '.join(result['kinds_missing'])} (data.captions); "
-            f"with data.missing={recipe.data.missing} "
-            + ("its weight goes to the others" if recipe.data.missing == "renormalize" else "such draws fail")
+            f"with data.missing={recipe.data.missing} {LOST_WEIGHT[recipe.data.missing]}"
         )
     images = result.get("images_with_text")
     if images is not None and recipe.training.batch_size > images:
