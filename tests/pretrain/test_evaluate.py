@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from foveate.core.errors import UserError
 from foveate.metrics.intervals import Interval
 from foveate.pretrain import evaluate as module
 from foveate.pretrain.embed import CollectionEmbeddings, embed_collection, embed_images
-from foveate.pretrain.evaluate import baseline_boxes, choose_locate_rule, class_embeddings, evaluate
+from foveate.pretrain.evaluate import Validation, baseline_boxes, choose_locate_rule, class_embeddings, evaluate
 from foveate.pretrain.metrics_table import MetricsTable, describe_columns, merge_tables
 from foveate.pretrain.results import SplitEvaluation
 from foveate.pretrain.settings import EvaluateSettings
@@ -71,7 +72,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     state = SimpleNamespace(change=lambda seen: None)
 
     def embed(
-        model: object, collection: Collection, rows: np.ndarray, *, crops: bool, rules: object, cache: object
+        model: object, collection: Collection, rows: np.ndarray, *, crops: bool = False, rules: object, cache: object
     ) -> CollectionEmbeddings:
         seen = perfect(collection, rows)
         state.change(seen)
@@ -185,6 +186,29 @@ def test_a_model_that_ignores_the_box_is_unmasked(known: SimpleNamespace, collec
 def test_empty_and_unknown_splits(collection: Collection) -> None:
     with raises_naming(UserError, "split"):
         evaluate(None, collection, EvaluateSettings(split="tset"))  # type: ignore[arg-type]
+
+
+def test_validation_grounds_phrases_that_occur_once(
+    known: SimpleNamespace, collection: Collection, tmp_path: Path
+) -> None:
+    def repeat_phrases(seen: CollectionEmbeddings) -> None:
+        repeated_R = np.bincount(seen.image_R)[seen.image_R] > 1
+        assert set(repeated_R.tolist()) == {False, True}
+        seen.located["head"][repeated_R] = 0
+        seen.regions[:] = [
+            replace(region, phrase="a thing") if repeated else region
+            for region, repeated in zip(seen.regions, repeated_R, strict=True)
+        ]
+
+    def repeat_all(seen: CollectionEmbeddings) -> None:
+        seen.image_R[:] = 0
+        seen.regions[:] = [replace(region, phrase="a thing") for region in seen.regions]
+
+    validation = Validation(collection, collection.rows("test"), tmp_path)
+    known.change = repeat_phrases
+    assert validation.metrics(None)["grounding_iou"] == 1  # type: ignore[arg-type]
+    known.change = repeat_all
+    assert "grounding_iou" not in validation.metrics(None)  # type: ignore[arg-type]
 
 
 def test_limit_is_drawn_by_the_seed(known: SimpleNamespace, collection: Collection) -> None:

@@ -143,8 +143,9 @@ class Validation:
     def metrics(self, model: LocalizingModel) -> dict[str, float]:
         """Return `image_to_text_r1`, `text_to_image_r1`, `region_to_text_r1` and `grounding_iou`.
 
-        Recall@1 among all validation images (regions), and the mean IoU of the head's boxes with the true ones;
-        those that the images have no captions or regions for, or the model no head, are left out.
+        Recall@1 among all validation images (regions), and the mean IoU of the head's boxes with the true ones, on
+        phrases that occur once in their image; those that the images have no captions, regions or such phrases for, or
+        the model no head, are left out.
         """
         # Only the head's boxes: the best of several hundred candidates would take most of the time of a step.
         embeddings = embed_collection(model, self.collection, self.rows, rules=("head",), cache=self.cache)
@@ -158,8 +159,9 @@ class Validation:
         if embeddings.regions:
             ranks = rank_positives_from_embeddings(embeddings.z_RE, embeddings.phrase_RE)
             metrics["region_to_text_r1"] = ranks.recall(1)[0]
-            if "head" in embeddings.located:
-                scores, _ = grounding_scores(embeddings.located["head"], embeddings.boxes_R4)
+            once = is_unique_phrase([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
+            if "head" in embeddings.located and once.any():
+                scores, _ = grounding_scores(embeddings.located["head"][once], embeddings.boxes_R4[once])
                 metrics["grounding_iou"] = float(scores["iou"].mean())
         return metrics
 
