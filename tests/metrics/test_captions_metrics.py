@@ -1,11 +1,13 @@
-"""How a judge of assertions agrees with the truth: shares of what is true and of what is false."""
+"""Agreement of a judge of assertions with the truth, repetition, and shares of long captions."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE, agreement
+from foveate.core.errors import UserError
+from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE, agreement, share_above, style
+from naming import raises_naming
 
 S, C, U = SUPPORTED, CONTRADICTED, UNVERIFIABLE
 
@@ -32,3 +34,12 @@ def test_a_judge_that_draws_lots_supports_true_and_false_alike() -> None:
 def test_assertions_must_be_the_same() -> None:
     with pytest.raises(ValueError, match="zip"):
         agreement([[S]], [[S, C]])
+
+
+def test_only_exact_copies_are_duplicates() -> None:
+    assert style(["A dog.", "a dog.", "A dog.", "A  dog."])["duplicate_share"] == 0.25
+
+
+def test_no_captions_have_no_share_of_long_ones() -> None:
+    with raises_naming(UserError, "at least one caption"):
+        share_above([], 77)

@@ -42,7 +42,13 @@ def length_summary(lengths: Sequence[int] | np.ndarray) -> dict[str, float | int
 
 
 def share_above(lengths: Sequence[int] | np.ndarray, limit: int) -> float:
-    """Return the share of captions longer than `limit` tokens."""
+    """Return the share of captions longer than `limit` tokens.
+
+    Raises:
+        UserError: when there are none.
+    """
+    if not len(lengths):
+        raise UserError("a share of lengths needs at least one caption")
     return float((np.asarray(lengths) > limit).mean())
 
 
@@ -145,7 +151,7 @@ def style(captions: Sequence[str]) -> dict[str, Any]:
     """Measure repetition: the most common opening of three words, distinct word pairs, exact duplicates.
 
     opening_share: share of the captions that begin with `opening`. distinct_2: different pairs of neighboring words
-    over all pairs. duplicate_share: share of captions whose text (case and white space folded) came before.
+    over all pairs. duplicate_share: share of captions whose text is exactly that of an earlier one.
 
     Raises:
         UserError: when there are no captions.
@@ -161,7 +167,7 @@ def style(captions: Sequence[str]) -> dict[str, Any]:
         "opening": opening,
         "opening_share": times / len(captions),
         "distinct_2": _ratio(len(set(pairs)), len(pairs)),
-        "duplicate_share": 1 - len({" ".join(caption) for caption in tokens}) / len(captions),
+        "duplicate_share": 1 - len(set(captions)) / len(captions),
     }
 
 
