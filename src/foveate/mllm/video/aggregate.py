@@ -60,10 +60,11 @@ def _reduce(first: Tensor, second: Tensor, pool: Pool) -> Tensor:
     """Reduce two tensors elementwise: slices and one operation, where a reduction over a new axis is slower."""
     if pool.reduction == "max":
         return torch.maximum(first, second)
-    if first.dtype == torch.float32:
-        return torch.lerp(first, second, 0.5)
     # The sum of two float16 may be infinite.
-    return torch.lerp(first.float(), second.float(), 0.5).to(first.dtype)
+    wide = torch.promote_types(first.dtype, torch.float32)
+    if first.dtype == wide:
+        return torch.lerp(first, second, 0.5)
+    return torch.lerp(first.to(wide), second.to(wide), 0.5).to(first.dtype)
 
 
 class _Write(NamedTuple):
@@ -149,8 +150,9 @@ class FrameAggregator:
         ranges = self.layout.blocks[write.block].bin_ranges()
         if write.block not in self._sums:
             # Sums in 16 bits would lose what later frames add.
+            wide = torch.promote_types(rows_KD.dtype, torch.float32)
             shape = (len(ranges), *rows_KD.shape)
-            self._sums[write.block] = torch.zeros(shape, dtype=torch.float32, device=rows_KD.device)
+            self._sums[write.block] = torch.zeros(shape, dtype=wide, device=rows_KD.device)
         sums_BKD = self._sums[write.block]
         for index in write.bins:
             sums_BKD[index] += rows_KD
