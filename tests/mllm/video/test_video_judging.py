@@ -111,6 +111,9 @@ def test_missing_answers_are_in_the_strict_denominators_alone(tmp_path: Path) ->
     accuracy, mean = row_of(result, "accuracy"), row_of(result, "mean score")
     assert (number(accuracy, "strict"), number(accuracy, "official")) == (0.75, 1.0)
     assert (number(mean, "strict"), number(mean, "official")) == (3.0, 4.0)
+    # Of replies alone: an answer that is missing has none.
+    readable = (result.further["accuracy of readable replies"], result.further["mean score without decimals"])
+    assert readable == (1.0, 4.0)
     assert (result.missing, result.failed, result.unparsed, len(judge.requests)) == (1, 0, 0, 3)
 
 

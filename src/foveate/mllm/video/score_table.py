@@ -13,6 +13,7 @@ from foveate.chat.judge import JudgeReply
 from foveate.core.results import Column, Row, Value
 from foveate.metrics.answers import (
     VCGBENCH_ASPECTS,
+    VerdictScores,
     evidence_recall,
     parse_letter,
     parse_letter_official,
@@ -60,6 +61,8 @@ def summarize(
             part = [row for row in judged if aspect in row["aspects"]]
             lines, scores = _score_judged(part, aspect, replies, question_set.title, seed)
             table += lines
+            if scores is None:
+                continue
             unparsed, failed = unparsed + scores.unparsed, failed + scores.failed
             label = _ASPECT_TITLES.get(aspect, "")
             further[_join("accuracy of readable replies", label)] = scores.parsed_accuracy
@@ -203,8 +206,8 @@ def _score_judged(
     replies: Mapping[tuple[str, str], JudgeReply],
     title: str,
     seed: int,
-) -> tuple[list[Row], Any]:
-    """Return the rows of one aspect, and its strict scores with all counts."""
+) -> tuple[list[Row], VerdictScores | None]:
+    """Return the rows of one aspect, and the scores of the replies, if there are any."""
     score_only = aspect != OPEN
     answered = [row for row in rows if "error" not in row]
 
@@ -213,8 +216,9 @@ def _score_judged(
         return None if reply.error else reply.text
 
     strict_replies = [_WRONG if "error" in row else read_reply(row) for row in rows]
-    scores = score_verdicts(strict_replies, score_only=score_only)
-    official = score_verdicts_official([read_reply(row) for row in answered], score_only=score_only)
+    given_replies = [read_reply(row) for row in answered]
+    scores = score_verdicts(given_replies, score_only=score_only) if given_replies else None
+    official = score_verdicts_official(given_replies, score_only=score_only)
     verdicts = [None if reply is None else parse_verdict(reply, score_only=score_only) for reply in strict_replies]
     lines = []
     if not score_only:
