@@ -23,7 +23,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.language.decoding import TextStream, draw_token, until_repeated
 from foveate.language.llama_forward import LlamaForward
-from foveate.language.positions import find_context
+from foveate.language.positions import find_context, find_dynamic_rope, outgrows_training, restore_rope
 
 BATCH = 32
 EmbedTokens = Callable[[Sequence[int], Sequence[int], Tensor], Tensor]
@@ -158,13 +158,11 @@ def generate(
     """
     settings_of_rows = _expand_settings(settings, len(prompts))
     # All prompts before the first batch: one that is too long stops the call at once, not behind the answers to others.
-    for prompt in prompts:
-        _count_room(model, len(prompt) + (prefix.length if prefix else 0))
-    # Prompts of similar length together: less padding.
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    lengths = [len(prompt) + (prefix.length if prefix else 0) for prompt in prompts]
+    for length in lengths:
+        _count_room(model, length)
     completions: dict[int, Completion] = {}
-    for start in range(0, len(order), batch):
-        indices = order[start : start + batch]
+    for indices in _split_batches(model, lengths, settings_of_rows, batch):
         rows = _Rows(
             [prompts[index] for index in indices], [settings_of_rows[index] for index in indices], model, prefix
         )
@@ -296,12 +294,28 @@ def score_tokens(model: Any, prompts_BLD: Tensor, ids: Sequence[int]) -> Tensor:
     read_BTD = model.get_input_embeddings()(ids_T[:-1]).expand(len(prompts_BLD), -1, -1)
     whole_BLD = torch.cat([prompts_BLD.to(_weight(model)), read_BTD], dim=1)
     positions_BL = torch.arange(whole_BLD.shape[1], device=device).expand(len(prompts_BLD), -1)
+    restore_rope(find_dynamic_rope(model))
     keep = {"logits_to_keep": len(ids)} if "logits_to_keep" in _list_arguments(type(model)) else {}
     logits_BTV = model(inputs_embeds=whole_BLD, position_ids=positions_BL, use_cache=False, **keep).logits
     # Behind the last token of the prompt, and behind each token of the text but the last. A model without
     # `logits_to_keep` returns those of the whole prompt, too.
     logs_BTV = logits_BTV[:, -len(ids) :].float().log_softmax(dim=-1)
     return logs_BTV.gather(2, ids_T.expand(len(prompts_BLD), -1)[..., None])[..., 0]
+
+
+def _split_batches(
+    model: Any, lengths: Sequence[int], settings: Sequence[GenerationSettings], batch: int
+) -> list[list[int]]:
+    """Split rows into batches of similar lengths, which need less padding.
+
+    Dynamic NTK scaling turns the keys of all rows by the longest one: a row that may outgrow training is alone.
+    """
+    config = model.config.get_text_config()
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    alone = {index for index in order if outgrows_training(config, lengths[index] + settings[index].max_new_tokens)}
+    together = [index for index in order if index not in alone]
+    batches = [together[start : start + batch] for start in range(0, len(together), batch)]
+    return batches + [[index] for index in order if index in alone]
 
 
 def _number_rows(embed: EmbedTokens, indices: Sequence[int]) -> EmbedTokens:
@@ -507,10 +521,13 @@ class _Read(Protocol):
 def _reader(model: Any, cache: Any, *, with_states: bool = False) -> _Read:
     """Return what reads embeddings into the cache and gives logits [B, K, V] and states [B, K, D] of the last K."""
     llama = LlamaForward.of(model, cache)
+    rope = find_dynamic_rope(model)
 
     def read(
         embeddings_BTD: Tensor, positions_BT: Tensor, mask_BL: Tensor | None = None, *, last: int = 1
     ) -> tuple[Tensor, Tensor | None]:
+        # Before each pass, since other sequences may be read between two of this one.
+        restore_rope(rope)
         embeddings_BTD = embeddings_BTD.to(_weight(model))
         if llama is not None:
             states_BKD = llama.states(embeddings_BTD, cache, positions_BT=positions_BT, mask_BL=mask_BL)[:, -last:]

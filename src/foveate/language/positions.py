@@ -25,6 +25,29 @@ def find_rope_factor(config: Any) -> float:
     return float(rope["factor"]) if rope.get("rope_type") == "dynamic" else 1.0
 
 
+def outgrows_training(config: Any, length: int) -> bool:
+    """Return whether dynamic NTK scaling turns keys of a sequence of this length otherwise than shorter ones."""
+    return find_rope_factor(config) > 1 and length > config.max_position_embeddings
+
+
+def find_dynamic_rope(model: Any) -> list[Any]:
+    """Find the modules of a model of transformers that scale RoPE by the length of what they read."""
+    if find_rope_factor(model.config.get_text_config()) == 1:
+        return []
+    return [module for module in model.modules() if getattr(module, "rope_type", None) == "dynamic"]
+
+
+def restore_rope(modules: list[Any]) -> None:
+    """Give modules of `find_dynamic_rope` the frequencies of training, from which the next pass scales its own.
+
+    transformers 5.24 restores them itself for sequences shorter than those of training, and scales them for sequences
+    longer than any before: one in between would be read with the frequencies of the longest so far.
+    """
+    for module in modules:
+        module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
+        module.max_seq_len_cached = module.original_max_seq_len
+
+
 def scale_rope(config: Any, factor: float) -> None:
     """Set dynamic NTK scaling of RoPE in a text config; 1 leaves it as it is.
 

@@ -41,6 +41,8 @@ from naming import raises_naming
 HOW = SlowFast(slow=3, fast=(2, 2))
 QUESTIONS = ("what is it?", "and where does it go, <image> or </s>?")
 PREPROCESS = Preprocess(tiny_llavas.SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", geometry="stretch")
+ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+DYNAMIC: dict[str, Any] = {"max_position_embeddings": 80, "rope_parameters": ROPE}
 
 
 def wrap(family: str = "llava", **text: Any) -> Network:
@@ -105,13 +107,35 @@ def test_a_cache_with_a_sliding_window_is_copied() -> None:
 
 
 def test_positions_that_grow_are_read_for_each_question() -> None:
-    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
-    network = wrap(max_position_embeddings=80, rope_parameters=rope)
+    network = wrap(**DYNAMIC)
     assert network.limit == 320
     viewing = watch(network, tiny_llavas.frames(), how=HOW)
     with pytest.warns(UserWarning, match="read for each question"):
         answers = [viewing.ask(question, max_tokens=12).text for question in QUESTIONS]
     assert answers == [stock(viewing, question, max_tokens=12) for question in QUESTIONS]
+
+
+@pytest.mark.filterwarnings("ignore:.*read for each question")
+def test_positions_do_not_depend_on_what_was_read_before() -> None:
+    viewing, fresh = (watch(wrap(**DYNAMIC), tiny_llavas.frames(), how=HOW, prompt="plain") for _ in range(2))
+    long, short = "why? " * 8, "why?"
+    longer = viewing.ask(long, max_tokens=9)
+    answer, expected = viewing.ask(short, max_tokens=9), fresh.ask(short, max_tokens=9)
+    assert longer.num_prompt_tokens > answer.num_prompt_tokens > 80
+    assert (answer.text, answer.score) == (expected.text, expected.score)
+    viewing.ask(long, max_tokens=1)
+    assert viewing.choose(short, ["a", "b"]) == fresh.choose(short, ["a", "b"])
+
+
+def test_positions_do_not_depend_on_the_questions_beside() -> None:
+    network = wrap(**DYNAMIC)
+    long = watch(network, tiny_llavas.frames(), how=HOW, prompt="plain")
+    short = watch(network, tiny_llavas.frames(3), how="mean", prompt="plain")
+    questions = [(long, "why?", ()), (short, "why?", ())]
+    beside = ask_all(questions, max_tokens=9)
+    alone = [ask_all([question], max_tokens=9)[0] for question in questions]
+    assert beside[0].num_prompt_tokens > 80 > beside[1].num_prompt_tokens + 9
+    assert [(each.text, each.score) for each in beside] == [(each.text, each.score) for each in alone]
 
 
 def test_a_batch_is_answered_as_its_questions_are_alone(network: Network) -> None:

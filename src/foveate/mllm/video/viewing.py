@@ -20,6 +20,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.generate import Completion, GenerationSettings, Prefix, predict, read_prefix, stream
 from foveate.language.pieces import Piece
+from foveate.language.positions import outgrows_training
 from foveate.mllm.video.answers import SeenFrame, VideoAnswer, VideoChoice
 from foveate.mllm.video.layout import Layout
 from foveate.mllm.video.networks import Network
@@ -216,7 +217,8 @@ class Viewing:
 
     def _read(self, ids: PromptIds, answer: int) -> Prefix | None:
         """Read the text in front of the video and the video, unless they were; None where that cannot be used again."""
-        if self._grows(len(ids.before) + len(self.video_LD) + len(ids.after) + answer):
+        length = len(ids.before) + len(self.video_LD) + len(ids.after) + answer
+        if outgrows_training(self.network.language.config.get_text_config(), length):
             self._warn("positions beyond those of training change with the length: the clip is read for each question")
             return None
         if self._prefix is None or self._prefix[0] != ids.before:
@@ -228,11 +230,6 @@ class Viewing:
         if not prefix.can_rewind:
             self._warn("its cache has layers that cannot be cut back: it is copied for each question")
         return prefix
-
-    def _grows(self, length: int) -> bool:
-        """Return whether dynamic NTK scaling turns keys of a sequence of this length otherwise than shorter ones."""
-        config = self.network.language.config.get_text_config()
-        return self.network.rope_factor > 1 and length > config.max_position_embeddings
 
     def _warn(self, text: str) -> None:
         if not self._warned:
