@@ -14,7 +14,7 @@ from foveate.species.classifier import LinkClassifier
 from foveate.species.link_data import LinkData, link_arrays
 from foveate.species.links import ImageNetwork, LinkModel, Relation
 from foveate.species.numeric import scale_hours, scale_places
-from foveate.species.passes import FeatureBatches, PassOrder
+from foveate.species.passes import FeatureBatches, ImageBatches, PassOrder
 from foveate.species.recipe import LinkTraining
 from foveate.species.task import chance_loss, class_offsets, link_loss
 from foveate.vision.registry import seeded
@@ -118,6 +118,20 @@ def test_balanced_sampling_draws_every_class_equally_often() -> None:
             counts += np.bincount(links.tails_N[numbers], minlength=4)
     assert counts.sum() == 60
     assert np.ptp(counts) <= 1
+
+
+@pytest.mark.parametrize(("contexts", "options"), [(("place", "time"), {}), (("taxonomy",), {"taxonomy_passes": 2})])
+def test_draws_tell_apart_passes_of_one_relation(contexts: tuple[str, ...], options: dict[str, object]) -> None:
+    order = order_of(data_of(contexts=contexts), LinkTraining(batch_size=8, **options))  # type: ignore[arg-type]
+    images = ImageBatches(order, lambda row: torch.zeros(3, 2, 2), [str(row) for row in range(40)])
+    counts = np.zeros(len(order.passes), np.int64)
+    for step in range(order.steps_per_epoch):
+        draws = images.draws(step)
+        links, numbers = order.batch(step)
+        assert all(order.passes[index] is links for index in draws[:, 0])
+        np.testing.assert_array_equal(draws[:, 1], numbers)
+        counts += np.bincount(draws[:, 0], minlength=len(counts))
+    assert counts.tolist() == [len(links.heads_N) for links in order.passes]
 
 
 def test_a_batch_is_a_function_of_its_step() -> None:

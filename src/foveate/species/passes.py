@@ -27,7 +27,8 @@ Schedule = Literal["official", "interleaved"]
 Rows = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+# Compared by identity: arrays have no single truth value.
+@dataclass(frozen=True, eq=False)
 class LinkRows:
     """Links of one relation that training reads.
 
