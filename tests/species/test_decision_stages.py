@@ -76,6 +76,16 @@ def test_pooling_ignores_the_order_of_frames(seed: int, method: Any, blank_mode:
         np.testing.assert_allclose(single, p[:1], atol=1e-5)
 
 
+def test_weights_of_0_give_blank_frames_no_share() -> None:
+    p, start = np.array([[0.01, 0.0, 0.99], [0.05, 0.9, 0.05]]), np.zeros(1, dtype=np.int64)
+    for method in METHODS:
+        options: dict[str, Any] = {"method": method, "blank": 2, "blank_mode": "max_animal"}
+        equal = pool_events(p, start, np.ones(2), **options)
+        np.testing.assert_allclose(pool_events(p, start, np.zeros(2), **options), equal)
+        if method == "mean_prob":
+            np.testing.assert_allclose(equal, [[0.059, 0.891, 0.05]], atol=1e-3)
+
+
 @settings(max_examples=10, deadline=None)
 @given(seed=seeds)
 def test_a_list_moves_only_unlisted_animals(tree: tuple[Classes, Taxa], tmp_path_factory: Any, seed: int) -> None:

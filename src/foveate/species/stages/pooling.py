@@ -73,7 +73,8 @@ def pool_events(
     rest_T = probabilities_TK.sum(axis=1) - blanks_T
     # An image that is certainly blank says nothing about animals: its rest is 0 / 0, or what rounding left.
     silent_T = rest_T <= _NOTHING
-    weights_T = np.where(silent_T, 0.0, weights_T * (1 - blanks_T))
+    # Normalized first: the fallback of weights that are all 0 must not give blank images a share.
+    weights_T = np.where(silent_T, 0.0, _normalize_weights(weights_T, starts_E) * (1 - blanks_T))
     blanks_E = np.minimum.reduceat(blanks_T, starts_E)
     # Rounding may leave the least blank of them a little below 1.
     blanks_E[np.logical_and.reduceat(silent_T, starts_E)] = 1.0
