@@ -122,6 +122,19 @@ def test_rollup_sums(tree: tuple[Classes, Taxa], seed: int) -> None:
             assert (by_taxon[parent] >= sums - 1e-12).all(), "probability fell toward the root"
 
 
+@pytest.mark.parametrize(
+    ("ranks", "name"),
+    [(("family",), "Felidae"), (("family", "genus"), "Leopardus"), (("subspecies",), "unknown")],
+)
+def test_rollup_answers_with_requested_ranks_only(
+    cats: tuple[Classes, Taxa], ranks: tuple[str, ...], name: str
+) -> None:
+    p = [[0.9, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0]]
+    decisions = run(p, *cats, {"rollup": {"ranks": ranks}, "pooling": {"method": "none"}})
+    assert decisions.names().to_pylist() == [name]
+    assert decisions.scores_R[0] == pytest.approx(0.9 if name == "unknown" else 1.0)
+
+
 def test_prior_of_ones_and_temperature_of_one_change_nothing() -> None:
     p = draw_probabilities(5, 7, np.random.default_rng(0))
     animals = np.array([True] * 5 + [False] * 2)

@@ -66,10 +66,10 @@ class RankGroups:
 def group_by_rank(classes: Classes, taxa: Taxa, ranks: tuple[str, ...]) -> tuple[RankGroups, ...]:
     """Group the classes by their ancestor at each rank.
 
-    Classes that have no taxon, or one of a rank that is not asked for, come first, each by itself: nothing above them
-    is as specific.
+    Classes that have no taxon, or one of a rank outside RANKS, come first, each by itself: nothing above them is as
+    specific, and `ranks` cannot name them.
     """
-    alone_K = np.array([taxon < 0 or taxa.ranks[taxon] not in ranks for taxon in classes.taxa_K.tolist()])
+    alone_K = np.array([taxon < 0 or taxa.ranks[taxon] not in RANKS for taxon in classes.taxa_K.tolist()])
     groups = [_group(_CLASS, np.where(alone_K & classes.animals_K, answer_codes(classes, taxa), -1))]
     for rank in ranks:
         groups.append(_group(rank, np.array([taxa.at_rank(int(taxon), rank) for taxon in classes.taxa_K])))
