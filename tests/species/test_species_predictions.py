@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.importers.corrections import Correction
 from foveate.records.survey.survey import Survey
+from foveate.records.survey.taxa import Taxa
 from foveate.records.traps import TrapSettings, build_traps, write_cards
+from foveate.species.classes import Classes
 from foveate.species.corrections import apply_corrections, open_target
-from foveate.species.evaluate import judge, match_truth
+from foveate.species.evaluate import Truth, evaluate_classes, judge, match_truth
 from foveate.species.export import export_predictions
 from foveate.species.folder import open_species
 from foveate.species.predict import _needs_boxes, predict
@@ -246,6 +249,21 @@ def test_evaluation_says_of_what_its_shares_are(folder: Path) -> None:
     lines = printed.splitlines()
     header = lines.index(f"of {total:,} events with one label (right: the label, or a group that it is in):")
     assert re.fullmatch(r"  after model: \d\.\d{3} named, \d\.\d{3} of those right", lines[header + 1])
+
+
+def test_rare_classes_are_all_of_at_most_100_training_images() -> None:
+    classes = Classes(("common", "rare", "new", "absent", "blank"), np.full(5, -1))
+    images = pa.table({"camera": ["a"] * 5})
+    answers, truths = [0, 1, 1, 0, 4], np.array([0, 1, 1, 2, 4])
+    predictions: Any = SimpleNamespace(
+        probabilities_NK=np.eye(5)[answers], classes=classes, images=images, taxa=Taxa((), (), (), np.zeros(0))
+    )
+    truth = Truth(truths, np.array([""] * 5, dtype=object), {}, {})
+    table, *_ = evaluate_classes(predictions, truth, train_counts={"common": 101, "rare": 100, "absent": 3, "blank": 9})
+    (row,) = [row for row in table.table if "rare" in row.question]
+    assert row.values["model"] is not None
+    # Recall of "rare", of "new", of which there is no training image, and of "blank"; "absent" does not occur.
+    assert row.values["model"].value == pytest.approx((1 + 0 + 1) / 3)
 
 
 def test_an_ancestor_is_right_and_a_sibling_is_not(folder: Path) -> None:

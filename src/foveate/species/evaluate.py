@@ -134,8 +134,7 @@ def evaluate_classes(
     ]
     notes = []
     if train_counts:
-        is_tail_K = np.array([0 < train_counts.get(label, 0) <= TAIL_IMAGES for label in classes.labels])
-        is_tail_K &= classes.animals_K
+        is_tail_K = np.array([train_counts.get(label, 0) <= TAIL_IMAGES for label in classes.labels])
         if (is_tail_K & (counts.support_K > 0)).any():
             tail = Value(value=counts.mean_recall(is_tail_K))
             text = f"classes of at most {TAIL_IMAGES} training images"
