@@ -521,6 +521,22 @@ def test_equal_sequence_ids_of_two_deployments_are_two_events(tmp_path: Path) ->
         export_camtrap_dp(collection, tmp_path / "no", settings=options, decisions=[Decision(event="1")])
 
 
+def test_times_of_two_offsets_are_ordered_by_instant(tmp_path: Path) -> None:
+    times = ("2024-10-27T02:59:50+02:00", "2024-10-27T02:00:10+01:00")  # 20 s, over the end of daylight saving
+    with CollectionWriter(tmp_path / "c", source="cct") as writer:
+        for number, time in enumerate(times):
+            medium = Medium(f"a/{number}", "a", "1", time=time, file=f"a/{number}.jpg")
+            writer.add(medium.key, jpeg(number), extra=survey_rows(medium))
+        write_survey(writer, deployments=[Deployment("a", "a", 50.0, 4.0)])
+    pooled = Decision(event="1", kind="blank", probability=0.9)
+    settings = CamtrapSettings(coordinate_digits="recorded", contributor=("A",))
+    export(Collection.open(tmp_path / "c"), tmp_path / "out", settings=settings, decisions=[pooled])
+    (row,) = (row for row in read_rows(tmp_path / "out", "observations").values() if row["observationType"] == "blank")
+    assert (row["eventStart"], row["eventEnd"]) == times
+    (deployment,) = read_rows(tmp_path / "out", "deployments").values()
+    assert (deployment["deploymentStart"], deployment["deploymentEnd"]) == times
+
+
 def test_boxes_that_do_not_lie_in_the_image_are_none() -> None:
     assert make_box(dict.fromkeys(BOX_COLUMNS, "1e-6") | {"bboxY": "1"}) is None
     cells = dict(zip(("bboxX", "bboxY", "bboxWidth", "bboxHeight"), ("0.5", "0.5", "0.5000001", "0.5"), strict=True))

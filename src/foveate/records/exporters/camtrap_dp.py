@@ -225,9 +225,11 @@ class _PackageWriter:
         known = [row for row in rows if self.rows.times[row]]
         if not known:
             return "", ""
-        # By the clock and not by the text: times with different offsets do not sort as texts.
-        clocks = self.rows.clock_N[known]
-        return self.rows.times[known[int(clocks.argmin())]], self.rows.times[known[int(clocks.argmax())]]
+        # By the instant: the clock is set back an hour at the end of daylight saving, and times with different offsets
+        # do not sort as texts. Without the offset of each image only the clock is left.
+        offsets = self.rows.offset_N[known]
+        instants = self.rows.clock_N[known] - (0.0 if np.isnan(offsets).any() else offsets)
+        return self.rows.times[known[int(instants.argmin())]], self.rows.times[known[int(instants.argmax())]]
 
     def _deployment_row(self, entry: Deployment, span: tuple[str, str]) -> dict[str, object]:
         if not (entry.start and entry.end):

@@ -73,7 +73,7 @@ class SurveyRows:
 
         It has an offset where its text has one, or where the user states that of the deployment.
         """
-        clocks, offsets = self.clock_N.tolist(), self._offset_N.tolist()
+        clocks, offsets = self.clock_N.tolist(), self.offset_N.tolist()
         texts = zip(self.media["time"].to_pylist(), self.media["deployment"].to_pylist(), clocks, offsets, strict=True)
         return [
             text if is_valid_time(text) and not self.deployments[name].clock_shift else format_time(clock, offset)
@@ -92,7 +92,8 @@ class SurveyRows:
         return parse_times(self.media["time"])
 
     @cached_property
-    def _offset_N(self) -> np.ndarray:
+    def offset_N(self) -> np.ndarray:
+        """Seconds east of UTC of each medium, by its text or else its deployment; NaN where neither states one."""
         stated = {
             name: parse_offset(entry.utc_offset, where=f"utc_offset of deployment {name!r}")
             for name, entry in self.deployments.items()
