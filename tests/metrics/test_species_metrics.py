@@ -95,6 +95,9 @@ def test_filtering_leaves_out_other_true_candidates_alone() -> None:
         link_ranks([[np.nan, 1.0]], [1])
     with raises_naming(UserError, "[1, 2]", "[2]"):
         link_ranks([[0.0, 1.0]], [1, 0])
+    for target in (-1, 2):
+        with raises_naming(UserError, "row 1", f"got {target}", "0 to 1"):
+            link_ranks([[0.0, 1.0]] * 2, [1, target])
 
 
 def test_errors_without_a_common_ancestor_are_counted() -> None:

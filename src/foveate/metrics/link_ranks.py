@@ -57,7 +57,7 @@ def link_ranks(
             than its twin.
 
     Raises:
-        UserError: shapes disagree, or a score is NaN.
+        UserError: shapes disagree, a score is NaN, or a target is no candidate.
 
     Source: Bordes et al. 2013 (filtered setting); Berrendorf et al. 2020 (realistic rank), as in PyKEEN.
     """
@@ -70,6 +70,12 @@ def link_ranks(
         )
     if np.isnan(scores).any():
         raise UserError(f"link ranks: row {int(np.isnan(scores).any(1).argmax())} has a score that is not a number")
+    outside_N = (targets < 0) | (targets >= scores.shape[1])
+    if outside_N.any():
+        row = int(outside_N.argmax())
+        raise UserError(
+            f"link ranks: row {row} has no such target (got {targets[row]}); expected 0 to {scores.shape[1] - 1}"
+        )
     rows = np.arange(len(targets))
     true_N1 = scores[rows, targets][:, None]
     candidates_NC = candidates_NC.copy()
