@@ -69,6 +69,14 @@ def test_histogram_weighs_places_hours_and_seasons(histogram: HistogramPrior) ->
     assert late[0] > 1
 
 
+def test_an_hour_is_weighed_by_its_middle() -> None:
+    labels = np.array([0] * 30 + [1] * 30)
+    prior = fit_histogram(labels, CLASSES, hours=np.where(labels == 0, 8.0, 20.0))
+    before, at, after = prior.factors(np.full((3, 2), np.nan), np.array([7.0, 8.0, 9.0]), np.full(3, np.nan))[:, 0]
+    assert at > before
+    assert before == pytest.approx(after)
+
+
 def test_histogram_knows_nothing_far_away(histogram: HistogramPrior) -> None:
     far = histogram.factors(np.array([[-60.0, -150.0]]), UNKNOWN, UNKNOWN)[0]
     np.testing.assert_allclose(far[:3], 1, atol=0.02)

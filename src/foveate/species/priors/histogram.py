@@ -89,7 +89,9 @@ class HistogramPrior:
             weights_UC = _weigh_places(places_U2, self.cells_C2, self.bandwidth_km)
             ratios = compare_counts(weights_UC, self.counts_CL, self.settings.place_images, self.class_images)
             result = _multiply(result, ratios, ~np.isnan(places_U2.sum(axis=1)))
-        for table, values, period in ((self.hours_HL, hours_U, 24.0), (self.seasons_SL, days_U, float(_DAYS))):
+        # A survey knows whole hours: 8 is any time in [8, 9), whose middle is that of its bin.
+        middles_U = np.floor(hours_U) + 0.5
+        for table, values, period in ((self.hours_HL, middles_U, 24.0), (self.seasons_SL, days_U, float(_DAYS))):
             if table is not None:
                 bins = len(table)
                 width = _HOUR_WIDTH if period == 24 else _SEASON_WIDTH
