@@ -50,6 +50,13 @@ def test_first_losses(start: str, bounds: tuple[float, float]) -> None:
     assert (smallest > 0.99) == official
 
 
+def test_places_on_one_parallel_are_not_divided_by_rounding() -> None:
+    places = np.column_stack([np.full(3, 0.1), [10.0, 20.0, 30.0]])
+    assert places[:, 0].std() > 0, "rounding of the mean"
+    values = scale_places(np.array([[0.1, 20.0], [0.2, 20.0]]), "standardized", reference_N2=places)
+    np.testing.assert_allclose(values, [[0.0, 0.0], [0.1, 0.0]], atol=1e-7)
+
+
 def test_chance_is_the_entropy_of_one_in_n() -> None:
     assert chance_loss(24) == pytest.approx(0.173, abs=5e-4)
     assert chance_loss(246) == pytest.approx(0.0265, abs=1e-4)

@@ -19,6 +19,7 @@ Start = Literal["official", "sane"]
 # Numbers that the network takes of a place or an hour.
 PLACE_WIDTHS: dict[str, int] = {"raw": 2, "standardized": 2, "sphere": 3}
 HOUR_WIDTHS: dict[str, int] = {"raw": 1, "scaled": 1, "circular": 2}
+_MIN_DEVIATION = 1e-9  # degrees; distinct places differ by more than 1e-7
 
 
 def mlp_widths(inputs: int, outputs: int, layers: int = LAYERS) -> list[int]:
@@ -88,8 +89,8 @@ def scale_places(places_N2: NDArray[np.float64], kind: PlaceInput, *, reference_
         values = np.stack([x_N, y_N, np.sin(latitude_N)], axis=1)
     elif kind == "standardized" and len(places_N2):
         deviation_2 = reference_N2.std(axis=0)
-        # All cameras on one parallel: nothing to divide by.
-        values = (places_N2 - reference_N2.mean(axis=0)) / np.where(deviation_2 > 0, deviation_2, 1.0)
+        # All cameras on one parallel: nothing to divide by. Rounding of the mean may leave 1e-17 instead of 0.
+        values = (places_N2 - reference_N2.mean(axis=0)) / np.where(deviation_2 > _MIN_DEVIATION, deviation_2, 1.0)
     else:
         values = places_N2
     return torch.from_numpy(values.astype(np.float32))
