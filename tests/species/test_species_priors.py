@@ -15,7 +15,7 @@ from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.decisions import Stages, decide, prepare_stages
 from foveate.species.priors import open_prior
-from foveate.species.priors.birdnet import BirdNETPrior, find_labels, read_labels
+from foveate.species.priors.birdnet import BirdNETPrior, find_labels, find_weeks, read_labels
 from foveate.species.priors.histogram import HistogramPrior, compare_counts, load_histogram
 from foveate.species.priors.histogram import fit_prior as fit_histogram
 from foveate.species.priors.learned import (
@@ -240,11 +240,17 @@ class Weeks:
 def test_birdnet_scores_the_week_or_the_best_of_the_year() -> None:
     prior = BirdNETPrior(Weeks(), np.array([0, 1, -1]))
     places = np.array([(45.0, 0.0), (45.0, 0.0), (np.nan, 0.0)])
-    factors = prior.factors(places, UNKNOWN, np.array([182.9, np.nan, 0.0]))
-    # Day 182 is the end of June, week 24 of 48; without a day the last week is the best.
+    factors = prior.factors(places, UNKNOWN, np.array([180.9, np.nan, 0.0]))
+    # Day 180 is the last of June, week 24 of 48; without a day the last week is the best.
     np.testing.assert_allclose(factors[0], [1.0, 1.0, np.nan], rtol=1e-6)
     np.testing.assert_allclose(factors[1], [1.0, 0.5, np.nan], rtol=1e-6)
     assert np.isnan(factors[2]).all()
+
+
+def test_a_month_has_four_weeks() -> None:
+    # The first of January, the 7th, 8th, 29th and 31st, 1 February, 1 March, 1 December, and the end of a leap year.
+    days = np.array([0, 6, 7, 28, 30, 31, 59, 334, 365], dtype=np.float64)
+    assert find_weeks(days).tolist() == [1, 1, 2, 4, 4, 5, 9, 45, 48]
 
 
 def test_birdnet_labels_of_both_versions(tmp_path: Path) -> None:

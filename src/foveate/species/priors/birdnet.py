@@ -1,10 +1,12 @@
 """Prior by BirdNET's geomodel: the user's ONNX file, opened by onnxruntime (extra `onnx`).
 
-Input: (latitude, longitude, week), where a month has four weeks, 1 to 48; output: an occurrence score in [0, 1] for
-each species of the labels file beside it. Without a day of the year it is the maximum over all weeks, as BirdNET itself
-does. The factor of a class is its score over the highest score of the model's classes at that place.
+Input: (latitude, longitude, week). A month has four weeks, 1 to 48, which begin on its days 1, 8, 15 and 22. Output: an
+occurrence score in [0, 1] for each species of the labels file beside it. Without a day of the year it is the maximum
+over all weeks, as BirdNET itself does. The factor of a class is its score over the highest score of the model's classes
+at that place.
 
-Source: BirdNET geomodel 3.0 (Kahl et al., MIT); package birdnet 1.3.1, geo/models/v3_0 and geo/inference/session.
+Source: BirdNET geomodel 3.0 (Kahl et al., MIT), `date_to_week` of its utils/gbifutils; package birdnet 1.3.1,
+geo/models/v3_0 and geo/inference/session.
 """
 
 from __future__ import annotations
@@ -23,7 +25,16 @@ from foveate.species.priors import check_parts
 from foveate.species.rows import Floats
 
 _WEEKS = 48
-_DAYS_PER_WEEK = 366 / _WEEKS
+# First day of each month in a common year, from 0. The day alone does not tell a leap year: there a date after February
+# counts as the next one, at most a day late.
+_MONTH_STARTS = np.cumsum([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30])
+
+
+def find_weeks(days_U: Floats) -> Floats:
+    """Return the week, 1 to 48, of days of the year from 0, none of them NaN."""
+    months_U = np.searchsorted(_MONTH_STARTS, days_U, side="right") - 1
+    # The fourth week lasts to the end of the month.
+    return 4 * months_U + np.minimum((days_U - _MONTH_STARTS[months_U]) // 7, 3) + 1
 
 
 def read_labels(path: Path) -> list[str]:
@@ -78,12 +89,11 @@ class BirdNETPrior:
 
     def factors(self, places_U2: Floats, hours_U: Floats, days_U: Floats) -> Floats:
         """See `Prior.factors`; the geomodel knows nothing of hours."""
-        weeks_U = np.floor(days_U / _DAYS_PER_WEEK) + 1
         result = np.full((len(places_U2), len(self.columns_K)), np.nan)
         known_U = ~np.isnan(places_U2).any(axis=1)
-        dated = np.flatnonzero(known_U & ~np.isnan(weeks_U))
-        result[dated] = self._run(places_U2[dated], np.clip(weeks_U[dated], 1, _WEEKS))
-        for row in np.flatnonzero(known_U & np.isnan(weeks_U)):
+        dated = np.flatnonzero(known_U & ~np.isnan(days_U))
+        result[dated] = self._run(places_U2[dated], find_weeks(days_U[dated]))
+        for row in np.flatnonzero(known_U & np.isnan(days_U)):
             # A resident of any season counts: the date is unknown, not average.
             year = self._run(np.repeat(places_U2[row : row + 1], _WEEKS, axis=0), np.arange(1.0, _WEEKS + 1))
             result[row] = year.max(axis=0)
