@@ -281,6 +281,13 @@ def test_other_bad_input(cats: tuple[Classes, Taxa], tmp_path: Path) -> None:
     assert empty.to_columns()["source"].to_pylist() == []
 
 
+def test_a_label_of_a_higher_taxon_admits_its_descendants(cats: tuple[Classes, Taxa]) -> None:
+    _, taxa = cats
+    classes = Classes(("cats", "ocelot", "curassow"), np.array([taxa.index(i) for i in ("3", "5", "9")]))
+    assert match_classes(["cats"], classes, taxa, where="list").tolist() == [True, True, False]
+    assert match_classes(["ocelot"], classes, taxa, where="list").tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("stages", "parts"),
     [

@@ -91,8 +91,11 @@ def match_classes(names: Iterable[str], classes: Classes, taxa: Taxa, *, where: 
     allowed_K = np.zeros(len(classes), dtype=bool)
     unmatched = []
     for name in names:
-        matches = {labels[normalize_name(name)]} if normalize_name(name) in labels else set()
-        for taxon in _match_taxa(name, taxa):
+        column = labels.get(normalize_name(name), -1)
+        matches = {column} if column >= 0 else set()
+        # A label may name a higher taxon, which admits its descendants like the scientific name of that taxon.
+        of_label = [int(classes.taxa_K[column])] if column >= 0 else []
+        for taxon in [*_match_taxa(name, taxa), *of_label]:
             matches |= {k for k, lineage in enumerate(lineages) if taxon in lineage}
         allowed_K[list(matches)] = True
         if not matches:
