@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from foveate.records.exporters.camtrap_dp import (
 )
 from foveate.records.importers.camtrap_dp import (
     BOX_COLUMNS,
+    FILES_TABLE,
     NOT_THERE,
     import_camtrap_dp,
     make_box,
@@ -291,6 +294,34 @@ def test_further_resources_survive_unless_they_hold_places(tmp_path: Path) -> No
     assert names == [*KEYS, "individuals"]
     assert not (tmp_path / "rounded/more").exists()
     assert any("more/stations.csv" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("path", ["../escaped.txt", "absolute", "media.csv", "./Datapackage.json", "a/../../b.csv"])
+def test_a_strangers_collection_cannot_write_elsewhere(path: str, collection: Collection, tmp_path: Path) -> None:
+    target = tmp_path / "c"
+    shutil.copytree(collection.path, target)
+    path = str(tmp_path / "escaped.txt") if path == "absolute" else path
+    with CollectionWriter(target) as writer:
+        content = base64.b64encode(b"mine").decode()
+        writer.replace_dataset_rows(FILES_TABLE, [{"path": path, "content": content}], by="path")
+    before = set(tmp_path.rglob("*"))
+    with raises_naming(UserError, "survey_files.parquet", path):
+        export(Collection.open(target), tmp_path / "out")
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_an_absolute_path_of_a_resource_is_written_below_the_export(tmp_path: Path) -> None:
+    package = copy_package(tmp_path / "package")
+    descriptor = read_descriptor(GOLDEN)
+    descriptor["resources"] += [{"name": "notes", "path": [str(package / "more/notes.csv"), "./b.csv"]}]
+    (package / "datapackage.json").write_text(json.dumps(descriptor))
+    (package / "more").mkdir()
+    for name in ("more/notes.csv", "b.csv"):
+        (package / name).write_text(f"{name}\n")
+    export(import_package(package, tmp_path / "collection"), tmp_path / "out")
+    assert read_descriptor(tmp_path / "out")["resources"][-1]["path"] == ["more/notes.csv", "b.csv"]
+    assert (tmp_path / "out/more/notes.csv").read_text() == "more/notes.csv\n"
+    assert (tmp_path / "out/b.csv").read_text() == "b.csv\n"
 
 
 def test_one_large_resource_and_one_damaged_image_do_not_end_an_import(tmp_path: Path) -> None:

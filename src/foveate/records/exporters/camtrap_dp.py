@@ -31,6 +31,8 @@ from foveate.records.exporters.survey_rows import MergedObservations, SurveyRows
 from foveate.records.images import SUFFIXES
 from foveate.records.importers.camtrap_dp import BOX_COLUMNS, FILES_TABLE, NAME
 from foveate.records.importers.camtrap_package import DESCRIPTOR, check_written, refuse
+from foveate.records.importers.files import locate_file
+from foveate.records.importers.sample import Problem
 from foveate.records.survey.camtrap_checks import Violation
 from foveate.records.survey.camtrap_schema import TABLES, URL, columns, is_valid_time
 from foveate.records.survey.coordinates import round_deployments
@@ -54,6 +56,7 @@ _COORDINATES = re.compile(
     r"latitude|longitude|coordinates|(^|[\",;\t])(lat|lon|lng)[\",;\s]", re.IGNORECASE | re.MULTILINE
 )
 _LISTED = 5
+_OWN_FILES = (DESCRIPTOR, *(f"{name}.csv" for name in TABLES))
 _LAST_SECOND = 24 * 3600 - 1  # of a day
 _OFFSET = "state the offset from UTC: --utc-offset +02:00, or utc_offset in deployments.csv and collect again"
 _REPAIRS = {"contributors": "name a person or organization with --contributor"} | dict.fromkeys(
@@ -370,9 +373,9 @@ class _PackageWriter:
 
     def _write_further(self) -> None:
         for row in self.rows.collection.dataset_table(FILES_TABLE).to_pylist():
+            path = _locate_further(row["path"], self.stage)
             content = base64.b64decode(row["content"])
             if self._keep_further(row["path"], content.decode("utf-8", "replace")):
-                path = self.stage / row["path"]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
 
@@ -485,6 +488,20 @@ def _resource(name: str) -> dict[str, str]:
         "encoding": "utf-8",
         "schema": f"{URL}/{name}-table-schema.json",
     }
+
+
+def _locate_further(name: str, stage: Path) -> Path:
+    """Return where a further resource is written.
+
+    Raises:
+        UserError: that is outside of the package, or one of its own files.
+    """
+    location = locate_file(name, stage)
+    # A collection of others may hold any path, and some file systems do not tell capitals from small letters.
+    if isinstance(location, Problem) or PurePosixPath(location[0]).parts[0].lower() in _OWN_FILES:
+        expected = f"a path below the package other than {', '.join(_OWN_FILES)}"
+        raise UserError(f"{FILES_TABLE}.parquet: path {name!r:.200} cannot be written; expected {expected}")
+    return location[1]
 
 
 def _temporal(deployments: Sequence[Mapping[str, object]]) -> dict[str, str]:

@@ -85,6 +85,13 @@ class Files:
         location = locate_file(name, self.root)
         return not isinstance(location, Problem) and location[1].is_file()
 
+    def normalize(self, name: str) -> str:
+        """Return the path of a file below the package; an absolute one that leads into it becomes relative."""
+        location = None if self.is_zip else locate_file(name, self.root)
+        if location is None or isinstance(location, Problem):
+            return posixpath.normpath(name.replace("\\", "/"))
+        return Path(location[0]).as_posix()
+
     @contextmanager
     def open(self, name: str, *, max_bytes: int) -> Iterator[BinaryIO]:
         """Open a file of the package.
@@ -312,14 +319,20 @@ def _read_further(files: Files, descriptor: Mapping[str, Any]) -> tuple[dict[str
     further, too_large = {}, []
     for resource in descriptor["resources"]:
         paths = resource.get("path") or ()
-        for path in map(str, [paths] if isinstance(paths, str) else paths):
-            if resource["name"] in TABLES or "://" in path:
+        if resource["name"] in TABLES or not paths:
+            continue
+        names = [str(path) for path in ([paths] if isinstance(paths, str) else paths)]
+        for path in names:
+            if "://" in path:
                 continue
             with files.open(path, max_bytes=MAX_TABLE_BYTES) as file:
                 content = file.read(_MAX_FURTHER_BYTES + 1)
             if len(content) <= _MAX_FURTHER_BYTES:
-                further[path] = content
+                further[files.normalize(path)] = content
             else:
                 problem = f"has more than {_MAX_FURTHER_BYTES:,} bytes and is not stored"
                 too_large.append(Violation(files.descriptor, 0, f"resources: {path}", problem, tolerated=True))
+        # As the contents are stored: an export writes them below its own folder.
+        normal = [path if "://" in path else files.normalize(path) for path in names]
+        resource["path"] = normal[0] if isinstance(paths, str) else normal
     return further, too_large
