@@ -121,6 +121,62 @@ def test_repeating_adds_nothing_and_corrections_hold(cards: Path, tmp_path: Path
         assert len(survey) == 4
 
 
+def write_season(folder: Path, seed: int, row: Mapping[str, str]) -> tuple[Path, Path]:
+    """Write the card of camera A in one season; return its folder and the table of deployments."""
+    (folder / "A").mkdir(parents=True)
+    (folder / "A/IMG_0001.JPG").write_bytes(photo(seed, tags={0x9003: TIME}))
+    return folder, write_table(folder.with_suffix(".csv"), [{"folder": "A", "clock_shift": "", **row}])
+
+
+def test_a_second_season_leaves_the_images_of_the_first_alone(tmp_path: Path) -> None:
+    first = {"deploymentID": "A-2023", "latitude": "51.5", "longitude": "4"}
+    cards, table = write_season(tmp_path / "cards2023", 1, first)
+    later, later_table = write_season(
+        tmp_path / "cards2024", 2, {**first, "deploymentID": "A-2024", "latitude": "50", "clock_shift": "3600"}
+    )
+    target = tmp_path / "c"
+    import_cards(cards, target, deployments=table)
+    before = Survey.open(target).collection.read_context(0)
+    for _ in range(2):
+        summary = import_cards(later, target, deployments=later_table)
+        assert summary.quarantined == {"image: duplicate key": 1}
+        assert "images moved to another deployment" not in summary.further
+        survey = Survey.open(target)
+        assert survey.media["deployment"].to_pylist() == ["A-2023"]
+        assert survey.collection.read_context(0) == before
+    # Of a file that cannot be read nothing is known: the other source's image stays where it is.
+    (later / "A/IMG_0001.JPG").write_bytes(photo(2)[:300])
+    import_cards(later, target, deployments=later_table)
+    assert Survey.open(target).media["deployment"].to_pylist() == ["A-2023"]
+    # A correction of the first season still holds.
+    write_table(table, [{"folder": "A", **first, "deploymentID": "A-old"}])
+    assert import_cards(cards, target, deployments=table).further["images moved to another deployment"] == 1
+    assert Survey.open(target).media["deployment"].to_pylist() == ["A-old"]
+
+
+def test_a_deployment_of_another_source_is_not_overwritten(tmp_path: Path) -> None:
+    row = {"deploymentID": "A", "latitude": "51.5", "longitude": "4"}
+    cards, table = write_season(tmp_path / "cards2023", 1, row)
+    target = tmp_path / "c"
+    import_cards(cards, target, deployments=table)
+    before = {path: path.read_bytes() for path in target.rglob("*.*")}
+    later, later_table = write_season(tmp_path / "cards2024", 2, {**row, "latitude": "50"})
+    (later / "A/IMG_0001.JPG").rename(later / "A/IMG_0002.JPG")
+    with raises_naming(UserError, "deployment 'A'", "cards2024", "cards2023", "another id"):
+        import_cards(later, target, deployments=later_table)
+    assert {path: path.read_bytes() for path in target.rglob("*.*")} == before
+    # An equal row, or one that says nothing, is no contradiction.
+    for cells in (row, {"deploymentID": "A"}):
+        import_cards(later, target, deployments=write_table(later_table, [{"folder": "A", "clock_shift": "", **cells}]))
+    assert len(Collection.open(target)) == 2
+    assert Survey.open(target).collection.read_context(1).latitude == 51.5  # type: ignore[union-attr]
+    # The first source may correct its row.
+    write_table(table, [{"folder": "A", **row, "latitude": "52"}])
+    import_cards(cards, target, deployments=table)
+    (deployment,) = Survey.open(target).deployments
+    assert deployment.latitude == 52
+
+
 def test_an_import_that_dies_goes_on(cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from foveate.records.importers import cards as module
 

@@ -165,6 +165,7 @@ class CollectionWriter:
         self._removed: dict[str, str] = {}
         self._removed_sha256: set[str] = set()
         self._seen: set[str] = set()
+        self._refused: set[str] = set()
         self._start_ns = 0
         self._referenced: dict[str, str] = {}
         self._moved: dict[str, Reference] = {}
@@ -240,6 +241,14 @@ class CollectionWriter:
     def accepts(self, key: str, sha256: str) -> bool:
         """Whether `add` would take this image if it is readable: its key is new and it was not removed earlier."""
         return not self._was_removed(key, sha256) and key not in self._known and key not in self._seen
+
+    def is_about(self, key: str, source: str) -> bool:
+        """Whether what this import says of a key is about the image that has it, and not about a different one.
+
+        Args:
+            source: of the image's rows; it decides where this run has read no image of this key.
+        """
+        return key not in self._refused and (key in self._seen or source == self.source)
 
     def _was_removed(self, key: str, sha256: str) -> bool:
         # Removing one of several equal images leaves the others: importing those again is not a removed image.
@@ -416,6 +425,7 @@ class CollectionWriter:
         if self._known[key] == sha256:
             self.summary.existing += 1
         else:
+            self._refused.add(key)
             detail = f"key {key!r} belongs to a different image, which is kept"
             self.quarantine(key, "duplicate key", detail, origin)
         return False

@@ -31,7 +31,14 @@ from foveate.records.rows import region_row
 from foveate.records.survey.camtrap_checks import to_instants
 from foveate.records.survey.deployment_table import parse_shift
 from foveate.records.survey.hours import parse_offset
-from foveate.records.survey.store import MOVED, make_context, survey_rows, update_images, write_survey
+from foveate.records.survey.store import (
+    MOVED,
+    make_context,
+    select_deployments,
+    survey_rows,
+    update_images,
+    write_survey,
+)
 from foveate.records.survey.taxa import RANKS, Taxa
 from foveate.records.survey.types import Deployment, Medium, Observation, media_row, observation_row
 from foveate.records.tables import positions
@@ -108,6 +115,7 @@ def import_camtrap_dp(
             total=package.tables["media"].num_rows,
             reference=reference,
             further=survey.counts,
+            begin=lambda writer: select_deployments(writer, survey.deployments.values()),
             finish=survey.write_tables,
             **shared,
         )

@@ -22,7 +22,14 @@ from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Sample, SharedOptions
 from foveate.records.survey.deployment_table import DeploymentTable, read_deployments
-from foveate.records.survey.store import MOVED, make_context, survey_rows, update_images, write_survey
+from foveate.records.survey.store import (
+    MOVED,
+    make_context,
+    select_deployments,
+    survey_rows,
+    update_images,
+    write_survey,
+)
 from foveate.records.survey.types import Deployment, Medium
 from foveate.records.writer import CollectionWriter
 
@@ -82,6 +89,7 @@ def import_cards(
         ignored=count_kinds(others, hidden=hidden),
         reference=reference,
         further=Counter({"videos, which are not read": videos}),
+        begin=lambda writer: select_deployments(writer, table.deployments),
         finish=cards.finish,
         **shared,
     )

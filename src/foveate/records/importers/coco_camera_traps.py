@@ -28,7 +28,14 @@ from foveate.records.survey.deployment_table import read_deployments
 from foveate.records.survey.detections import get_kind
 from foveate.records.survey.file_index import normalize_path
 from foveate.records.survey.hours import TimeStatus, parse_times
-from foveate.records.survey.store import MOVED, make_context, survey_rows, update_images, write_survey
+from foveate.records.survey.store import (
+    MOVED,
+    make_context,
+    select_deployments,
+    survey_rows,
+    update_images,
+    write_survey,
+)
 from foveate.records.survey.types import Deployment, Medium, Observation, ObservationKind
 from foveate.records.writer import CollectionWriter
 
@@ -141,6 +148,7 @@ def import_survey_file(
         total=len(read.images),
         reference=reference,
         further=read.further,
+        begin=lambda writer: select_deployments(writer, read.deployments.values()),
         finish=finish,
         **shared,
     )

@@ -64,6 +64,7 @@ def import_samples(
     reference: bool = False,
     further: Counter[str] | None = None,
     versions: FolderVersions | None = None,
+    begin: Callable[[CollectionWriter], object] | None = None,
     finish: Callable[[CollectionWriter], None] | None = None,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
@@ -79,6 +80,7 @@ def import_samples(
         reference: leave the files where they are and only refer to them.
         further: counts that the importer makes while it yields samples, for the summary.
         versions: compares the source with an earlier import of it.
+        begin: called with the writer before the first sample; what it refuses leaves the collection as it is.
         finish: called with the writer after the last sample.
         shared: see `SharedOptions`.
 
@@ -104,6 +106,8 @@ def import_samples(
     ) as writer:
         writer.summary.ignored = ignored or Counter()
         writer.summary.ignored_files = writer.summary.ignored.total()
+        if begin is not None:
+            begin(writer)
         if versions is not None:
             versions.begin(writer)
         tracked = track(samples, description="importing images", total=total) if show_progress else samples

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 
+from foveate.core.errors import UserError
 from foveate.records import layout, tables
 from foveate.records.record import Context
-from foveate.records.rows import context_row
+from foveate.records.rows import check_row, context_row
 from foveate.records.survey.types import (
     Deployment,
     Medium,
@@ -48,13 +51,14 @@ def write_survey(
 ) -> int:
     """Write the tables about the whole survey; return how many rows are new or changed.
 
-    A row takes the place of the one with its id: a corrected table of deployments is imported by the same command.
+    A row takes the place of the one with its id: a corrected table of deployments is imported by the same command. That
+    of a deployment which another source has stays, see `select_deployments`.
 
     Args:
         format: name of the importer.
         descriptor: the source's own description, stored as JSON for round trips.
     """
-    changed = writer.replace_dataset_rows("deployments", map(deployment_row, deployments), by="id")
+    changed = writer.replace_dataset_rows("deployments", select_deployments(writer, deployments), by="id")
     changed += writer.replace_dataset_rows("event_observations", map(observation_row, event_observations), by="id")
     if descriptor is not None:
         text = json.dumps(descriptor, ensure_ascii=False)
@@ -63,10 +67,41 @@ def write_survey(
     return changed
 
 
+def select_deployments(writer: CollectionWriter, deployments: Iterable[Deployment]) -> list[dict[str, object]]:
+    """Return the rows of the deployments that are new or of the writer's source.
+
+    Left out are those that another source has with the same content, or of which nothing but the id is said.
+
+    Raises:
+        UserError: another source has a different deployment of the same id, as a second season may.
+    """
+    others = {row["id"]: row for row in _read_deployments(writer) if row["source"] != writer.source}
+    selected = []
+    for deployment in deployments:
+        row = check_row("deployments", deployment_row(deployment))
+        known = others.get(row["id"])
+        if known is None:
+            selected.append(row)
+            continue
+        says_nothing = replace(deployment, location="") == Deployment(deployment.id)
+        if not says_nothing and any(known.get(name) != value for name, value in row.items()):
+            raise UserError(
+                f"deployment {deployment.id!r} of {writer.source!r} differs from that of {known['source']!r} in the "
+                "collection; give it another id, or collect into another collection"
+            )
+    return selected
+
+
+def _read_deployments(writer: CollectionWriter) -> list[dict[str, Any]]:
+    path = layout.dataset_table_path(writer.path, "deployments")
+    return tables.read_table(path).to_pylist() if path.is_file() else []
+
+
 def update_images(writer: CollectionWriter, deployment_of: Mapping[str, str], deployments: Iterable[Deployment]) -> int:
     """Move images to other deployments and give them the places of corrected ones; return how many were moved.
 
-    Both by a new row, of `media` and of `context`.
+    Both by a new row, of `media` and of `context`. A different image that has one of the keys is left alone, such as
+    that of an earlier season whose cards have the same names.
 
     Args:
         deployment_of: id of the deployment of each image by key; images that are in no survey are left alone.
@@ -75,16 +110,20 @@ def update_images(writer: CollectionWriter, deployment_of: Mapping[str, str], de
     writer.commit()
     media, last = _read_last(writer, "media")
     current = media["deployment"].to_pylist()
-    moved = [row for key, row in last.items() if deployment_of.get(key, current[row]) != current[row]]
+    sources = media["source"].to_pylist()
+    own = {key for key, row in last.items() if key in deployment_of and writer.is_about(key, sources[row])}
+    moved = [row for key, row in last.items() if key in own and deployment_of[key] != current[row]]
     rows = [{**row, "deployment": deployment_of[str(row["key"])]} for row in _take(media, moved, "media")]
     _annotate(writer, "media", rows, num_before=len(media))
+    # What the collection has goes first: a row that says nothing did not take its place.
     known = {deployment.id: deployment for deployment in deployments}
+    known |= {row["id"]: Deployment.from_row(row) for row in _read_deployments(writer)}
     contexts, last = _read_last(writer, "context")
     columns = ("key", "latitude", "longitude", "time", "place")
     values = list(zip(*(contexts[name].to_pylist() for name in columns), strict=True))
     changed = []
     for key, row in last.items():
-        if key in deployment_of:
+        if key in own:
             medium = Medium(key, deployment_of[key], time=values[row][3])
             new = context_row(key, make_context(medium, known.get(medium.deployment)))
             changed += [new] if tuple(new[name] for name in columns) != values[row] else []
