@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -32,6 +33,7 @@ from foveate.records.importers.camtrap_dp import (
     BOX_COLUMNS,
     FILES_TABLE,
     NOT_THERE,
+    assign_sequences,
     import_camtrap_dp,
     make_box,
     make_deployment,
@@ -275,6 +277,32 @@ def test_images_are_found_by_file_name_and_videos_are_counted(tmp_path: Path) ->
     assert Collection.open(tmp_path / "collection").keys == ["dep-A/IMG 1", "dep-A/m01"]
     assert summary.further["media that are no images (videos, sounds)"] == 1
     assert summary.further[NOT_THERE] == 7
+
+
+def test_an_event_has_the_media_that_lie_in_its_times() -> None:
+    media = [
+        ("A", "2023-05-03T05:44:20"),
+        ("A", "2023-05-03T05:50:00"),
+        ("A", "2023-05-03T06:00:00"),
+        ("A", ""),
+        ("B", "2023-05-03T05:44:20+02:00"),
+        ("B", "2023-05-03T03:50:00Z"),
+        ("C", "2023-05-03T05:44:20"),
+    ]
+    events = [
+        ("no start", "A", "", "2023-05-03T07:00:00"),
+        ("no end", "A", "2023-05-03T05:00:00", None),
+        ("a1", "A", "2023-05-03T05:44:20", "2023-05-03T05:50:00"),
+        # One offset does not help where the others have none.
+        ("a2", "A", "2023-05-03T05:59:00+02:00", "2023-05-03T06:00:00"),
+        ("b", "B", "2023-05-03T05:50:00+02:00", "2023-05-03T05:50:00+02:00"),
+        ("nowhere", "D", "2023-05-03T05:44:20", "2023-05-03T05:50:00"),
+    ]
+    media_table = pa.table(dict(zip(("deploymentID", "timestamp"), zip(*media, strict=True), strict=True)))
+    names = ("eventID", "deploymentID", "eventStart", "eventEnd")
+    observations = pa.table(dict(zip(names, zip(*events, strict=True), strict=True)))
+    sequences = assign_sequences(media_table, observations, np.full(len(events), -1))
+    assert sequences == ["a1", "a1", "a2", "", "", "b", ""]
 
 
 def test_further_resources_survive_unless_they_hold_places(tmp_path: Path) -> None:

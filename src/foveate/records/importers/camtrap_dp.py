@@ -28,9 +28,8 @@ from foveate.records.importers.sample import Sample, SharedOptions
 from foveate.records.layout import check_key
 from foveate.records.record import Region
 from foveate.records.rows import region_row
-from foveate.records.survey.camtrap_checks import to_instants
 from foveate.records.survey.deployment_table import parse_shift
-from foveate.records.survey.hours import parse_offset
+from foveate.records.survey.hours import parse_offset, parse_times
 from foveate.records.survey.store import (
     MOVED,
     make_context,
@@ -310,19 +309,33 @@ def assign_sequences(media: pa.Table, observations: pa.Table, medium_O: np.ndarr
     about_events = np.flatnonzero(medium_O < 0)
     if not len(about_events):
         return sequences
-    instants = to_instants(media["timestamp"])
     spans = observations.take(pa.array(about_events))
-    starts, ends = to_instants(spans["eventStart"]), to_instants(spans["eventEnd"])
-    deployments = media["deploymentID"].to_numpy()
-    # By deployment, then by time: an event is a range that two binary searches find.
-    order = np.lexsort((instants, deployments.astype(str)))
-    first = {name: np.flatnonzero(deployments[order] == name) for name in set(spans["deploymentID"].to_pylist())}
-    for row, name, start, end in zip(about_events, spans["deploymentID"].to_pylist(), starts, ends, strict=True):
-        inside = order[first[name]]
-        low = np.searchsorted(instants[inside], start, "left")
-        for number in inside[low : np.searchsorted(instants[inside], end, "right")].tolist():
+    times_M, starts_E, ends_E = map(parse_times, (media["timestamp"], spans["eventStart"], spans["eventEnd"]))
+    # A deployment is the first of its media; -1 for one without any.
+    deployment_M = positions(media["deploymentID"], among=media["deploymentID"])
+    deployment_E = positions(spans["deploymentID"], among=media["deploymentID"])
+    # Where any time of a deployment has no offset, instants cannot be compared, but the clocks as written can.
+    no_offset = [
+        deployment[~np.isnan(times.wall_N) & np.isnan(times.offset_N)]
+        for deployment, times in ((deployment_M, times_M), (deployment_E, starts_E), (deployment_E, ends_E))
+    ]
+    by_clock = np.unique(np.concatenate(no_offset))
+    time_M, start_E, end_E = (
+        times.wall_N - np.where(np.isin(deployment, by_clock), 0, times.offset_N)
+        for deployment, times in ((deployment_M, times_M), (deployment_E, starts_E), (deployment_E, ends_E))
+    )
+    # By deployment, then by time: an event is a range that two binary searches find. NaN is sorted last.
+    order = np.lexsort((time_M, deployment_M))
+    sorted_deployment, sorted_time = deployment_M[order], time_M[order]
+    first_E = np.searchsorted(sorted_deployment, deployment_E, "left")
+    last_E = np.searchsorted(sorted_deployment, deployment_E, "right")
+    for event in np.flatnonzero(~np.isnan(start_E) & ~np.isnan(end_E)).tolist():
+        first, last = first_E[event], last_E[event]
+        low = first + np.searchsorted(sorted_time[first:last], start_E[event], "left")
+        high = first + np.searchsorted(sorted_time[first:last], end_E[event], "right")
+        for number in order[low:high].tolist():
             # The event that a medium's own observations name goes before one that it only falls into.
-            sequences[number] = sequences[number] or events[row] or ""
+            sequences[number] = sequences[number] or events[about_events[event]] or ""
     return sequences
 
 
