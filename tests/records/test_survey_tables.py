@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from made_images import jpeg
 from made_surveys import copy_package, import_package
 
 from foveate.core.errors import UserError
@@ -14,7 +15,10 @@ from foveate.records.exporters.observations_csv import COLUMNS, export_observati
 from foveate.records.exporters.survey_rows import MergedObservations, SurveyRows, list_image_labels
 from foveate.records.exporters.wildlife_insights import export_wildlife_insights
 from foveate.records.survey.decisions import Decision
+from foveate.records.survey.store import survey_rows, write_survey
 from foveate.records.survey.taxa import Taxa
+from foveate.records.survey.types import Deployment, Medium, Observation
+from foveate.records.writer import CollectionWriter
 from naming import raises_naming
 
 FOX = "5a5a5a5a-0000-4000-8000-000000000001"
@@ -101,3 +105,15 @@ def test_the_table_of_wildlife_insights_names_taxa_by_rank(collection: Collectio
     assert "0007.JPG" not in by_name
     with raises_naming(UserError, "project"):
         export_wildlife_insights(collection, tmp_path / "none.csv", project=" ", classifier="m")
+
+
+def test_wildlife_insights_gets_the_clock_at_the_place(tmp_path: Path) -> None:
+    times = {"utc": "2021-05-31T06:25:38Z", "local": "2021:05:31 08:25:38"}
+    with CollectionWriter(tmp_path / "c", source="s") as writer:
+        for number, (name, time) in enumerate(times.items()):
+            seen = Observation(name, "d", key=name, kind="blank", method="human")
+            writer.add(name, jpeg(number), extra=survey_rows(Medium(name, "d", time=time), [seen]))
+        write_survey(writer, deployments=[Deployment("d", utc_offset="+02:00", clock_shift=60)])
+    collection = Collection.open(tmp_path / "c")
+    export_wildlife_insights(collection, tmp_path / "images.csv", project="p", classifier="m")
+    assert [row["timestamp"] for row in read(tmp_path / "images.csv")] == ["2021-05-31 08:26:38"] * 2

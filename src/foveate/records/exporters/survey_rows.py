@@ -20,7 +20,7 @@ from foveate.core.files import atomic_file
 from foveate.records.collection import Collection
 from foveate.records.survey.camtrap_schema import is_valid_time
 from foveate.records.survey.decisions import Decision
-from foveate.records.survey.hours import Times, parse_offset, parse_times
+from foveate.records.survey.hours import Times, local_clock, parse_offset, parse_times
 from foveate.records.survey.observations import select_current
 from foveate.records.survey.taxa import Taxa
 from foveate.records.survey.types import Deployment, Medium, Observation
@@ -83,24 +83,35 @@ class SurveyRows:
     @cached_property
     def clock_N(self) -> np.ndarray:
         """Seconds of the clock of each medium after its shift; NaN where there is no time."""
+        return self._parsed.wall_N + self._shift_N
+
+    @cached_property
+    def local_clock_N(self) -> np.ndarray:
+        """Seconds of the clock at the place of each medium, shifted; NaN where there is no time."""
+        return local_clock(self._parsed, shift_N=self._shift_N, place_offset_N=self._stated_offset_N)
+
+    @cached_property
+    def _shift_N(self) -> np.ndarray:
         shifts = {name: entry.clock_shift for name, entry in self.deployments.items()}
-        names = self.media["deployment"].to_pylist()
-        return self._parsed.wall_N + np.array([shifts[name] for name in names], np.float64)
+        return np.array([shifts[name] for name in self.media["deployment"].to_pylist()], np.int64)
 
     @cached_property
     def _parsed(self) -> Times:
         return parse_times(self.media["time"])
 
     @cached_property
-    def offset_N(self) -> np.ndarray:
-        """Seconds east of UTC of each medium, by its text or else its deployment; NaN where neither states one."""
+    def _stated_offset_N(self) -> np.ndarray:
         stated = {
             name: parse_offset(entry.utc_offset, where=f"utc_offset of deployment {name!r}")
             for name, entry in self.deployments.items()
             if entry.utc_offset
         }
-        stated_N = np.array([stated.get(name, np.nan) for name in self.media["deployment"].to_pylist()], np.float64)
-        return np.where(np.isnan(self._parsed.offset_N), stated_N, self._parsed.offset_N)
+        return np.array([stated.get(name, np.nan) for name in self.media["deployment"].to_pylist()], np.float64)
+
+    @cached_property
+    def offset_N(self) -> np.ndarray:
+        """Seconds east of UTC of each medium, by its text or else its deployment; NaN where neither states one."""
+        return np.where(np.isnan(self._parsed.offset_N), self._stated_offset_N, self._parsed.offset_N)
 
     def read_media(self) -> Iterator[tuple[int, Medium]]:
         """Yield each medium with its row."""

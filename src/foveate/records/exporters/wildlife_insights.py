@@ -102,7 +102,7 @@ def export_wildlife_insights(
     with csv_rows(Path(path), COLUMNS) as writer:
         for label in list_image_labels(merged, taxa=known, classifier=classifier):
             # The clock at the place, without its offset.
-            time = format_time(float(rows.clock_N[label.row]), float("nan")).replace("T", " ")
+            time = format_time(float(rows.local_clock_N[label.row]), float("nan")).replace("T", " ")
             if label.kind in _UNIDENTIFIED or not time:
                 export.left_out["no identification" if label.kind in _UNIDENTIFIED else "no time"] += 1
                 continue
