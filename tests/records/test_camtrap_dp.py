@@ -26,6 +26,7 @@ from foveate.records.collection import Collection
 from foveate.records.exporters.camtrap_dp import (
     CamtrapExport,
     CamtrapSettings,
+    _complete_event_time,
     _complete_time,
     export_camtrap_dp,
 )
@@ -529,6 +530,40 @@ def test_the_stated_offset_completes_start_and_end(start: str, end: str, expecte
     deployment = Deployment("A", utc_offset="-03:30")
     assert (_complete_time(start, deployment, second=0), _complete_time(end, deployment, second=86399)) == expected
     assert _complete_time(start, Deployment("A"), second=0) == start
+
+
+def test_event_times_are_shifted_and_get_the_stated_offset(tmp_path: Path) -> None:
+    package = copy_package(tmp_path / "package", images=True)
+    rows = read_rows(package, "observations")
+    rows["o00"] |= {"eventStart": "2023-05-03T05:44:19", "eventEnd": "2023-05-03T05:44:21.75"}
+    # As MegaDetector writes the time of its run.
+    rows["o01"] |= {"classificationTimestamp": "2024-01-10T12:00:00"}
+    write_rows(package, "observations", rows)
+    collection = import_package(package, tmp_path / "collection")
+    with raises_naming(UserError, "observations.csv", "eventStart", "--utc-offset"):
+        export(collection, tmp_path / "none")
+    result = export(collection, tmp_path / "out", settings=RECORDED.model_copy(update={"utc_offset": ("+02:00",)}))
+    written = read_rows(tmp_path / "out", "observations")
+    assert [written["o00"][name] for name in ("eventStart", "eventEnd")] == [
+        "2023-05-03T05:44:19+02:00",
+        "2023-05-03T05:44:21+02:00",
+    ]
+    assert written["o01"]["classificationTimestamp"] == ""
+    assert result.counts["times of classifications left out, which have no offset from UTC"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shift", "expected"),
+    [
+        ("2023-05-03T05:44:19Z", 0, "2023-05-03T05:44:19Z"),
+        ("2023-05-03T05:44:19+01:00", 3600, "2023-05-03T06:44:19+01:00"),
+        ("2023-05-03T23:44:19.9", 3600, "2023-05-04T00:44:19-03:30"),
+        ("", 3600, ""),
+    ],
+)
+def test_one_event_time(text: str, shift: int, expected: str) -> None:
+    deployment = Deployment("A", utc_offset="-03:30", clock_shift=shift)
+    assert _complete_event_time(text, deployment) == expected
 
 
 def test_a_second_package_leaves_the_first_ones_description(tmp_path: Path) -> None:

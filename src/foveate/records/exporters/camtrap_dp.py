@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -310,8 +310,12 @@ class _PackageWriter:
         sequence = self.rows.sequences.get((observation.deployment, observation.event), ())
         members = [row] if row >= 0 else [self.rows.keys[key] for key in sequence]
         span = ("", "") if observation.event_start and observation.event_end else self._span(members)
-        deployment = self.rows.deployments.get(observation.deployment)
-        shift = 0 if deployment is None else deployment.clock_shift
+        deployment = self.rows.deployments.get(observation.deployment) or Deployment(observation.deployment)
+        classified = observation.classified_at
+        if classified and not is_valid_time(classified):
+            # MegaDetector writes the clock of some computer, and no offset is known.
+            self.export.counts["times of classifications left out, which have no offset from UTC"] += 1
+            classified = ""
         probability = observation.probability
         # Only of another format: in a package, an empty cell was meant.
         event = self.rows.media["sequence"][row].as_py() if row >= 0 and not self.descriptor else ""
@@ -322,15 +326,15 @@ class _PackageWriter:
             "deploymentID": observation.deployment,
             "mediaID": self.media_ids.get(observation.key) or observation.extra.get("mediaID", ""),
             "eventID": observation.event or event,
-            "eventStart": _shift(observation.event_start, shift) or span[0],
-            "eventEnd": _shift(observation.event_end, shift) or span[1],
+            "eventStart": _complete_event_time(observation.event_start, deployment) or span[0],
+            "eventEnd": _complete_event_time(observation.event_end, deployment) or span[1],
             "observationLevel": observation.level,
             "observationType": observation.kind,
             "scientificName": observation.taxon,
             "count": "" if observation.count is None else observation.count,
             "classificationMethod": observation.method,
             "classifiedBy": observation.classifier,
-            "classificationTimestamp": observation.classified_at,
+            "classificationTimestamp": classified,
             "classificationProbability": "" if probability is None else probability,
         }
 
@@ -541,21 +545,34 @@ def _group_rows(violations: Iterable[Violation]) -> list[Violation]:
 
 def _complete_time(text: str, deployment: Deployment, *, second: int) -> str:
     """Return a start or end with the stated offset from UTC; a date alone gets this second of the day."""
-    if is_valid_time(text) or not deployment.utc_offset:
+    if is_valid_time(text):
         return text
     times = parse_times([text])
     if times.status_N[0] not in (TimeStatus.OK, TimeStatus.DATE_ONLY):
         return text
-    stated = parse_offset(deployment.utc_offset, where=f"utc_offset of deployment {deployment.id!r}")
+    offset = _stated_offset(deployment) if np.isnan(times.offset_N[0]) else float(times.offset_N[0])
     wall = times.wall_N[0] if times.status_N[0] == TimeStatus.OK else times.midnight_N[0] + second
-    return format_time(float(wall), stated if np.isnan(times.offset_N[0]) else float(times.offset_N[0]))
+    return text if np.isnan(offset) else format_time(float(wall), offset)
 
 
-def _shift(text: str, seconds: int) -> str:
-    """Return a time with seconds added, as its text where there are none to add."""
-    if not seconds or not is_valid_time(text):
+def _stated_offset(deployment: Deployment) -> float:
+    where = f"utc_offset of deployment {deployment.id!r}"
+    return parse_offset(deployment.utc_offset, where=where) if deployment.utc_offset else float("nan")
+
+
+def _complete_event_time(text: str, deployment: Deployment) -> str:
+    """Return the time of an event by the shifted clock, in whole seconds and with the stated offset from UTC."""
+    if is_valid_time(text) and not deployment.clock_shift:
         return text
-    return (datetime.fromisoformat(text) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+    try:
+        # Not by `parse_times`, which is slow for one text. The import has checked that it is ISO 8601.
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    offset = _stated_offset(deployment)
+    if moment.tzinfo is None and not np.isnan(offset):
+        moment = moment.replace(tzinfo=timezone(timedelta(seconds=offset)))
+    return (moment + timedelta(seconds=deployment.clock_shift)).isoformat(timespec="seconds")
 
 
 def _clean_path(medium: Medium, format: str) -> str:
