@@ -280,6 +280,20 @@ def test_images_are_found_by_file_name_and_videos_are_counted(tmp_path: Path) ->
     assert summary.further[NOT_THERE] == 7
 
 
+def test_a_bare_name_of_two_media_is_no_image_of_either(tmp_path: Path) -> None:
+    package = copy_package(tmp_path / "package")
+    media = read_rows(package, "media")
+    # On the cards of two deployments, in a folder of one of them.
+    media["m04"] |= {"filePath": "media/dep-B/IMG_0000.JPG", "fileName": "IMG_0000.JPG"}
+    write_rows(package, "media", media)
+    (tmp_path / "card").mkdir()
+    for number, name in enumerate(("IMG_0000.JPG", "IMG_0001.JPG")):
+        (tmp_path / "card" / name).write_bytes(jpeg(number))
+    summary = import_camtrap_dp(package, tmp_path / "collection", images=tmp_path / "card")
+    assert Collection.open(tmp_path / "collection").keys == ["media/dep-A/IMG_0001"]
+    assert summary.further[NOT_THERE] == 9
+
+
 def test_an_event_has_the_media_that_lie_in_its_times() -> None:
     media = [
         ("A", "2023-05-03T05:44:20"),

@@ -93,7 +93,8 @@ def import_camtrap_dp(
     Args:
         source: the package's folder, its `datapackage.json`, or a zip.
         target: collection folder; created if it does not exist.
-        images: folder of images, by `filePath` or `fileName`; by default that of the package.
+        images: folder of images, by `filePath` or `fileName`, the latter where one medium has it;
+            by default that of the package.
         reference: see `foveate.records.importers.folder.import_folder`.
         shared: see `SharedOptions`.
 
@@ -142,6 +143,9 @@ class _Survey:
             entry["scientificName"]: str(entry.get("taxonID") or "") for entry in self.package.descriptor["taxonomic"]
         }
         self.keys = make_keys(media)
+        # Cameras count from 1 on every card: without its folder, a name that comes twice tells no image.
+        paths, names = media["filePath"].to_pylist(), _column(media, "fileName").to_pylist()
+        self.num_media = Counter(name for row in zip(paths, names, strict=True) for name in _bare_names(*row))
         levels = observations["observationLevel"].to_numpy()
         media_ids = _column(observations, "mediaID")
         # Row of the medium that an observation labels; -1 for rows about events.
@@ -178,7 +182,8 @@ class _Survey:
         path, name = row["filePath"], row.get("fileName") or ""
         candidates = [] if "://" in path else [path]
         if self.by_name:
-            candidates += [f"{row['deploymentID']}/{name}", name, PurePosixPath(path).name]
+            bare = [each for each in _bare_names(path, name) if self.num_media[each] == 1]
+            candidates += [f"{row['deploymentID']}/{name}" if name else "", *bare]
         for candidate in candidates:
             if candidate and self.images.has(candidate):
                 return self.images.image_sample(candidate, source=f"media {row['mediaID']}")
@@ -255,6 +260,11 @@ class _Survey:
         warnings = self.package.warnings
         further = [f"{len(warnings) - _LISTED} further warnings"] if len(warnings) > _LISTED else []
         return [*map(str, warnings[:_LISTED]), *further]
+
+
+def _bare_names(path: str, name: str | None) -> list[str]:
+    """Return the names without folder by which an image may be found: `fileName`, then that of `filePath`."""
+    return [each for each in dict.fromkeys((name or "", PurePosixPath(path).name)) if each]
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
