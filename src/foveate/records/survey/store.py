@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -75,7 +74,9 @@ def select_deployments(writer: CollectionWriter, deployments: Iterable[Deploymen
     Raises:
         UserError: another source has a different deployment of the same id, as a second season may.
     """
-    others = {row["id"]: row for row in _read_deployments(writer) if row["source"] != writer.source}
+    # A writer without a source corrects what is there.
+    stored = _read_deployments(writer) if writer.source else []
+    others = {row["id"]: row for row in stored if row["source"] != writer.source}
     selected = []
     for deployment in deployments:
         row = check_row("deployments", deployment_row(deployment))
@@ -83,7 +84,9 @@ def select_deployments(writer: CollectionWriter, deployments: Iterable[Deploymen
         if known is None:
             selected.append(row)
             continue
-        says_nothing = replace(deployment, location="") == Deployment(deployment.id)
+        # A file of annotations without a table of places has ids alone.
+        bare = Deployment(deployment.id, location=deployment.location)
+        says_nothing = deployment == bare and deployment.location in ("", deployment.id)
         if not says_nothing and any(known.get(name) != value for name, value in row.items()):
             raise UserError(
                 f"deployment {deployment.id!r} of {writer.source!r} differs from that of {known['source']!r} in the "
