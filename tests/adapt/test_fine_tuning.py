@@ -125,6 +125,21 @@ def test_a_frozen_backbone_stays(tmp_path: Path) -> None:
     assert not torch.equal(before.head.weight, after.head.weight)
 
 
+def test_a_frozen_backbone_keeps_its_features(tmp_path: Path) -> None:
+    """Batch norms update no statistics and nothing is dropped, also after an evaluation in between."""
+    before, samples = toy(), toy_samples()
+    before.network.body = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5))
+    before.eval()
+    settings = QUICK.model_copy(update={"backbone_rate": 0.0, "evaluate_every": 4})
+    after = fine_tune(before, samples, settings, tmp_path / "run", validation=samples.labeled_rows()[:12])
+    assert torch.equal(before.network.body[1].running_mean, after.network.body[1].running_mean)
+    first, last = (predict_classifier(model, samples).features for model in (before, after))
+    np.testing.assert_array_equal(first, last)
+    assert not torch.equal(before.head.weight, after.head.weight)
+    tuned = fine_tune(before, samples, QUICK, tmp_path / "tuned")
+    assert not torch.equal(before.network.body[1].running_mean, tuned.network.body[1].running_mean)
+
+
 def test_pseudo_runs_see_nothing_of_absent_classes(tmp_path: Path) -> None:
     seen = np.array([0, 2, 3, 5])
     before, samples = toy(), toy_samples()

@@ -34,6 +34,22 @@ from foveate.training.distributed import start
 from foveate.training.optimizer import ParameterRule
 
 
+class _HeadTask(ClassificationTask):
+    """Training of the head alone: everything else keeps evaluating, so that the features stay."""
+
+    model: Classifier
+
+    def train(self, mode: bool = True) -> _HeadTask:
+        """Set the training mode of the head.
+
+        Without gradients a backbone still changes: batch norms update their running statistics, dropout drops.
+        """
+        super().train(mode)
+        self.model.eval()
+        self.model.head.train(mode)
+        return self
+
+
 def parameter_rules(classifier: Classifier, settings: FineTuneSettings) -> list[ParameterRule]:
     """Return the rules of the optimizer: the head at the full rate, all else at `backbone_rate`."""
     # Decay on everything, biases and norms too, as in the public code.
@@ -84,9 +100,8 @@ def fine_tune(
     with start(device or str(classifier.device)):
         load = augment_images(images, settings.augmentation)
         loader = training_loader(images, rows, training, load=load, mixup=settings.mixup, balanced=settings.balanced)
-        task = ClassificationTask(
-            copied, label_smoothing=settings.label_smoothing, rules=parameter_rules(copied, settings)
-        )
+        kind = ClassificationTask if settings.backbone_rate else _HeadTask
+        task = kind(copied, label_smoothing=settings.label_smoothing, rules=parameter_rules(copied, settings))
         if training.evaluate_every is not None:
             task.evaluate_with(lambda: _measure(copied, images, validation))
         outcome = train_classifier(task, loader, training, folder)
