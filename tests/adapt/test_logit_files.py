@@ -226,6 +226,15 @@ def test_seen_classes_are_those_of_the_training_file(tmp_path: Path) -> None:
         from_logits(test, training=everything)
 
 
+def test_features_in_files_are_named_as_unused(tmp_path: Path) -> None:
+    more = {"features": np.ones((len(LABELS), 3))}
+    test = write_logits(tmp_path / "test.npz", logits=LOGITS, labels=LABELS, class_names=NAMES)
+    assert not any("features" in note for note in from_logits(test, seen=["ant"]).notes)
+    np.savez(tmp_path / "more.npz", logits=LOGITS, labels=LABELS, class_names=NAMES, **more)
+    notes = from_logits(tmp_path / "more.npz", seen=["ant"]).notes
+    assert any("features are not used" in note and "--data" in note for note in notes)
+
+
 def test_names_of_the_first_file_serve_the_others(tmp_path: Path) -> None:
     """Fine-tuning data with texts as labels need no class names of their own."""
     np.savez(tmp_path / "training.npz", logits=LOGITS[:3], labels=["bee", "ant", "bee"])

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from foveate.adapt.classifier import Classifier
     from foveate.training.classification import LabeledImages, Predictions
 
+# In place of silence: whoever saves features expects nearest class means.
+_FEATURES_UNUSED = (
+    "features are not used: nearest class means need those of training images of all classes, also of absent ones, and "
+    "are computed from a model with --data only"
+)
+
 
 def from_logits(
     path: Path,
@@ -78,6 +84,8 @@ def from_logits(
         if file is not None:
             as_logits(file.logits, what=f"{file.path}: logits")
             notes += [note for note in file.notes if note not in notes]
+    if any(file is not None and file.features is not None for file in (main, tuned, earlier)):
+        notes.append(_FEATURES_UNUSED)
     runs = _read_pseudo_runs(pseudo, main.class_names, path)
     testing = training is not None or not only_seen
     return Evidence(

@@ -12,7 +12,7 @@
 | `logits` | [N, C] numbers |
 | `labels`, `label` | [N] class numbers, or names that `class_names` has |
 | `class_names` | [C] texts, in JSON where it is metadata |
-| `features` | [N, D], for nearest class means |
+| `features` | [N, D]; not used by `foveate calibrate`, which says so |
 | `seen`, `absent`, `source_logits` | of a pseudo run: its halves of S, and the pre-trained model's logits |
 """
 
