@@ -64,6 +64,13 @@ def test_all_ways_to_name_the_right_candidates_agree(problem: tuple[np.ndarray, 
     expected = recall_at_k(scores, right, k=k)[1]
     np.testing.assert_array_equal(recall_at_k(scores, lists, k=k)[1], expected)
     np.testing.assert_array_equal(recall_at_k(scores, twice, k=k)[1], expected)
+    np.testing.assert_array_equal(recall_at_k(scores, right.tolist(), k=k)[1], expected)
+
+
+def test_nested_lists_of_truth_values_are_a_mask_and_integers_are_not() -> None:
+    sim = [[0.1, 0.9], [0.9, 0.1]]
+    assert recall_at_k(sim, [[True, False], [False, True]], k=1)[0] == 0
+    assert recall_at_k(sim, [[1, 0], [0, 1]], k=1)[0] == 1  # both columns of each row
 
 
 def test_the_rule_for_one_right_candidate() -> None:
@@ -165,6 +172,9 @@ def test_mistakes_are_named() -> None:
         recall_at_k(sim, [0, 1], k=1)
     with pytest.raises(UserError, match="mask: wrong shape"):
         recall_at_k(sim, np.ones((3, 2), dtype=bool), k=1)
+    for positives in ([True, False, True], [[True, False, True], [0], [1]], [[True, False]] * 3):
+        with pytest.raises(UserError, match="mask: wrong shape"):
+            recall_at_k(sim, positives, k=1)
     with raises_naming(UserError, "average"):
         recall_at_k(sim, k=1, ties="avrage")
     with raises_naming(UserError, "1"):

@@ -20,8 +20,8 @@ TIE_RULES = ("average", "optimistic")
 # Rows of similarities held at once: 256 x 20,000 float64 numbers are 40 MB.
 ROWS_PER_CHUNK = 256
 
-# One right candidate per row [N], several per row (sequence of N index arrays), a bool mask [N, M], or None:
-# row i is right for candidate i.
+# One right candidate per row [N], several per row (sequence of N index arrays), a bool mask [N, M] (an
+# array, or nested lists), or None: row i is right for candidate i. Lists of 0 and 1 are indices, not a mask.
 Positives = NDArray[Any] | Sequence[int] | Sequence[Sequence[int]] | Sequence[NDArray[Any]] | None
 
 
@@ -78,10 +78,9 @@ class _FlatPositives(NamedTuple):
             return cls(np.arange(rows + 1), np.arange(rows))
         if len(positives) != rows:
             raise UserError(f"right candidates: {len(positives)} entries for {rows} queries; expected one for each")
-        if isinstance(positives, np.ndarray) and positives.dtype == np.bool_:
-            if positives.shape != (rows, candidates):
-                raise UserError(f"mask: wrong shape (got {list(positives.shape)}); expected [{rows}, {candidates}]")
-            counts, columns = positives.sum(1), np.nonzero(positives)[1]
+        mask_NM = _as_mask(positives, rows, candidates)
+        if mask_NM is not None:
+            counts, columns = mask_NM.sum(1), np.nonzero(mask_NM)[1]
         else:
             # A candidate listed twice is one candidate.
             lists = [np.unique(np.atleast_1d(np.asarray(row))) for row in positives]
@@ -95,6 +94,25 @@ class _FlatPositives(NamedTuple):
             row = int(np.searchsorted(starts, outside[0], side="right")) - 1
             raise UserError(f"query {row}: candidate {columns[outside[0]]} is not in 0 to {candidates - 1}")
         return cls(starts, columns.astype(np.int64))
+
+
+def _as_mask(positives: NDArray[Any] | Sequence[Any], rows: int, candidates: int) -> NDArray[np.bool_] | None:
+    """Return right candidates given as truth values, an array or rows of them; None for indices.
+
+    Raises:
+        UserError: truth values of another shape, or for some queries only.
+    """
+    entries = [np.asarray(row) for row in positives]
+    # Read as indices, False and True would be the candidates 0 and 1.
+    if not any(entry.dtype == np.bool_ for entry in entries):
+        return None
+    for row, entry in enumerate(entries):
+        if entry.dtype != np.bool_ or entry.shape != (candidates,):
+            raise UserError(
+                f"mask: wrong shape or type for query {row} (got {entry.dtype} {list(entry.shape)}); expected "
+                f"[{rows}, {candidates}] truth values"
+            )
+    return np.stack(entries)
 
 
 def _rank_chunk(
@@ -212,8 +230,9 @@ def recall_at_k(
     """Return recall at k of a similarity matrix (rows are queries): the mean, and the value of each row, in [0, 1].
 
     Args:
-        positives: right candidates: a column per row, a sequence of column lists, a bool mask, or None for
-            the diagonal. A row is a hit when its best-ranked right candidate is among the first k.
+        positives: right candidates: a column per row, a sequence of column lists, a bool mask (an array, or nested
+            lists), or None for the diagonal. Integers are always columns: [0, 1] is no mask but the first
+            two. A row is a hit when its best-ranked right candidate is among the first k.
         ties: `average`: expected recall under random tie order, clip((k - #better) / #tied, 0, 1) for one
             right candidate; `optimistic`: ties go to the right candidate.
 
