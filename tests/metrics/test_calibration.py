@@ -64,6 +64,15 @@ def test_accuracies_equal_brute_force(problem: Problem, gamma: float) -> None:
             assert found[key] == (None if wanted is None else pytest.approx(wanted, abs=1e-9)), key
 
 
+def test_a_huge_gamma_leaves_ranks_within_groups() -> None:
+    """2 + 1e20 is 1 + 1e20: ranks among the absent columns must not come from rounded sums."""
+    groups = ClassGroups.of([0], classes=3)
+    logits, labels = np.array([[0.0, 1.0, 2.0], [0.0, 2.0, 1.0]]), np.array([2, 1])
+    accuracies = group_accuracies(logits, labels, groups, gamma=1e20)
+    assert accuracies["U/U"] == 100
+    assert accuracies["Y/Y"] == 50  # as such sums are: a tie goes to the lower class
+
+
 @given(problems())
 def test_the_fast_curve_equals_brute_force(problem: Problem) -> None:
     curve = su_curve(*problem)

@@ -65,17 +65,26 @@ def label_ranks(
         raise UserError(f"gamma: not a finite number (got {gamma})")
     if gamma != 0:
         groups.need_absent("gamma")
-    of_class_C, columns_C = groups.of_class, np.arange(groups.classes)
+    of_class_C = groups.of_class
     all_N, own_N = np.empty(len(labels), dtype=np.int64), np.empty(len(labels), dtype=np.int64)
     for rows, part in chunks(logits, what=what):
-        part[:, groups.absent] += gamma
         label_n1 = labels[rows, None]
-        true_n1 = np.take_along_axis(part, label_n1, axis=1)
-        # Ties count as before only for lower columns, as argmax breaks them.
-        before = (part > true_n1) | ((part == true_n1) & (columns_C < label_n1))
-        all_N[rows] = before.sum(1)
+        before = _mark_before(part, label_n1)
+        # Before gamma is added: one number on all columns of a group moves no rank in it, but a huge one rounds their
+        # differences away.
         own_N[rows] = (before & (of_class_C == of_class_C[label_n1])).sum(1)
+        if gamma != 0:
+            part[:, groups.absent] += gamma
+            before = _mark_before(part, label_n1)
+        all_N[rows] = before.sum(1)
     return LabelRanks(all_N, own_N, of_class_C[labels])
+
+
+def _mark_before(logits_nC: NDArray[np.float64], label_n1: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which columns rank in front of the true one, [n, C]."""
+    true_n1 = np.take_along_axis(logits_nC, label_n1, axis=1)
+    # Ties count as before only for lower columns, as argmax breaks them.
+    return (logits_nC > true_n1) | ((logits_nC == true_n1) & (np.arange(logits_nC.shape[1]) < label_n1))
 
 
 def group_accuracies(
