@@ -14,12 +14,12 @@ from PIL import Image
 from adapt.compared import HALF, stripes
 from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fixture
 from foveate.adapt.compare.recipe import parse_tasks
-from foveate.adapt.compare.summary import _accuracy
+from foveate.adapt.compare.summary import _accuracy, _spread_between
 from foveate.adapt.data import load_images
 from foveate.adapt.folder import load_adapter
 from foveate.adapt.load_backbone import load_backbone, parse_backbone
 from foveate.adapt.recipe import AdaptData
-from foveate.adapt.results import ComparedResult
+from foveate.adapt.results import ComparedLine, ComparedResult
 from foveate.adapt.vtab import GROUPS, read_lists
 from foveate.cli.main import cli
 from foveate.cli.verbs.adapt.compare import _format_comparison
@@ -112,6 +112,25 @@ def test_equal_seeds_give_no_interval(
         f"linear         0.800 ({len(seeds)} seeds, all equal)" in line
         for line in _format_comparison(ComparedResult.model_validate(stored))
     )
+
+
+def test_the_spread_is_that_of_the_published_methods() -> None:
+    vtab = json.loads((Path(__file__).parents[1] / "goldens" / "petl" / "vtab1k_results.json").read_text())
+    lines = [
+        ComparedLine(
+            variant=name,
+            method=name,
+            tasks={},
+            means={"mean of groups": summary["last"]["mean_of_groups"], "mean": summary["last"]["mean_of_19"]},
+        )
+        for name, summary in vtab["summary"].items()
+    ]
+    assert len(lines) == 16
+    spread = _spread_between(lines, grouped=True)
+    assert spread is not None
+    assert 100 * spread == pytest.approx(vtab["relative_std_percent_13_methods"]["last"]["mean_of_groups"], abs=6e-4)
+    assert _spread_between(lines, grouped=False) != spread
+    assert _spread_between([line for line in lines if line.method in ("linear", "lora")], grouped=True) is None
 
 
 def test_one_seed_that_converged_has_an_interval_of_its_own_kind(

@@ -240,7 +240,10 @@ class ComparedBackbone(ResultModel):
 
 
 class ComparedResult(RunResult):
-    """Methods compared on tasks by `adapt compare`; `spread` is that of mean accuracies over their mean."""
+    """Methods compared on tasks by `adapt compare`; `spread` is that of mean accuracies over their mean.
+
+    As in the study, it leaves out linear, full and vpt-shallow, and takes means of groups where there are several.
+    """
 
     kind: str = "adapt_compare"
     recipe: dict[str, Any] = {}

@@ -36,6 +36,8 @@ from foveate.metrics.intervals import bootstrap_interval, seed_interval
 
 # The two baselines between which methods with few parameters lie; they join no ensemble where others can.
 BASELINES = ("linear", "full")
+# The spread that the study publishes is of the 13 methods without these.
+_NOT_IN_SPREAD = (*BASELINES, "vpt_shallow")
 _COSTS = ("trained", "head", "step_bytes", "training_seconds")
 
 
@@ -58,7 +60,6 @@ def summarize(
         flags = pareto_mask([line.trained or 0 for line in complete], [line.means["mean"] for line in complete])
         flagged = {line.variant for line, flag in zip(complete, flags, strict=True) if flag}
         lines = [line.model_copy(update={"unbeaten": line.variant in flagged}) for line in lines]
-    between = [line.means["mean"] for line in complete if line.method not in BASELINES]
     methods = {line.variant: line.method for line in lines}
     tasks = []
     for task in recipe.tasks:
@@ -84,9 +85,20 @@ def summarize(
         seeds=recipe.seeds,
         tasks=tasks,
         lines=lines,
-        spread=relative_spread(between) if len(between) > 1 else None,
+        spread=_spread_between(complete, grouped=len({task.group for task in recipe.tasks if task.group}) > 1),
         seconds=round(sum(outcome.seconds for finished in done.values() for _, outcome in finished), 1),
     )
+
+
+def _spread_between(lines: Sequence[ComparedLine], *, grouped: bool) -> float | None:
+    """Return the relative spread of the methods' mean accuracies as the study takes it; None for fewer than two.
+
+    Args:
+        grouped: tasks are in several groups; then it is that of the means of groups.
+    """
+    key = "mean of groups" if grouped else "mean"
+    means = [line.means[key] for line in lines if line.method not in _NOT_IN_SPREAD]
+    return relative_spread(means) if len(means) > 1 else None
 
 
 def _build_line(

@@ -221,7 +221,12 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Seeds of the last training", str(r.seeds)),
     ]
     if r.spread is not None:
-        facts.append(("Spread between methods", f"{numbers.percent(r.spread)} of their mean, without linear and full"))
+        facts.append(
+            (
+                "Spread between methods",
+                f"{numbers.percent(r.spread)} of their mean, without linear, full and vpt-shallow",
+            )
+        )
     alike = []
     for task in r.tasks:
         agreement = task.agreement
