@@ -201,6 +201,13 @@ def test_an_unknown_network_is_told_to_give_names() -> None:
         adapt(VisionTransformers(), "lora", classes=CLASSES)
 
 
+def test_a_named_patch_convolution_sets_the_initial_range_of_prompts() -> None:
+    names = {**OWN_MODULES, "tokens": "sequence", "norms": "pre", "patch": "stem"}
+    adapted = adapt(Attentive(), {"method": "vpt-deep", "prompts": 50}, classes=CLASSES, modules=names)
+    limit = (6 / (3 * 8**2 + 16)) ** 0.5
+    assert 0.9 * limit < float(adapted.adapter().prompts.detach().abs().max()) <= limit
+
+
 def test_names_are_saved_with_the_adapter(tmp_path: Any) -> None:
     adapted = moved(adapt(network("own"), {"method": "lora", "rank": 2}, classes=3, modules=OWN_MODULES)).eval()
     pixels = images("own")

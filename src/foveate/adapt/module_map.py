@@ -292,6 +292,8 @@ def map_by_patterns(model: nn.Module, modules: Mapping[str, str], known: Backbon
         "modules": dict(modules),
         **ends,
     }
+    if isinstance(ends.get("patch"), nn.Conv2d) and not (known is not None and known.patch_size):
+        fields["patch_size"] = int(ends["patch"].kernel_size[0])  # for the initial range of prompts
     if known is not None and "head" not in modules:
         family = "timm" if known.family == "cnn" else known.family
         return dataclasses.replace(known, family=family, **fields)
