@@ -33,6 +33,8 @@ from naming import raises_naming
         ({"method": "lora", "rank": 0}, "greater than or equal to 1"),
         ({"method": "lora", "rank": 33}, "allowed are 1 to 32"),
         ({"method": "lora", "alpha": 3}, "no effect"),
+        ({"method": "lora", "targets": ["q", "blocks.*.attn.proj"], "last_blocks": 1}, "no effect on targets blocks"),
+        ({"method": "lora", "targets": ["conv"], "last_blocks": 1}, "no effect on targets conv"),
         ({"method": "adaptformer", "rank": 64}, "the width of this backbone"),
         ({"method": "repadapter", "rank": 3}, "must divide the rank"),
         ({"method": "vpt-deep", "last_blocks": 9}, "at most 3"),
@@ -72,6 +74,9 @@ def test_models_and_heads() -> None:
         adapted.add("linear", classes=3, name="a.b")
     with pytest.raises(UserError, match="no branch"):
         adapt(tower("timm"), "bitfit", classes=3).set_strength(0.5)
+    for strength in (-3, 2.0, float("nan")):
+        with raises_naming(UserError, "strength", str(strength), "0", "1"):
+            adapted.set_strength(strength)
     adapted.merge()
     with pytest.raises(UserError, match="unmerge it"):
         adapted.use("default")

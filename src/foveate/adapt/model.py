@@ -375,9 +375,12 @@ class AdaptedModel(nn.Module):
         """Set the factor of the branch of the adapter in use, 0 to 1.
 
         Raises:
-            UserError: the model is merged, or the method tunes the backbone's own tensors and so has no branch.
+            UserError: a strength outside [0, 1], a merged model, or a method that tunes the backbone's own tensors and
+                so has no branch.
         """
         adapter = self.adapter()
+        if not 0 <= strength <= 1:
+            raise UserError(f"strength must lie in [0, 1] (got {strength})")
         if self.is_merged:
             raise UserError("the model is merged: unmerge it before its strength is set")
         if adapter.interpolation != "branch":
