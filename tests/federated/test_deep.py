@@ -15,7 +15,7 @@ from foveate.federated.clustering.options import resolve
 from foveate.federated.deep.encoder import Embedder, flatten_weights, set_weights, small_resnet
 from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
 from foveate.federated.deep.job import Rounds, average, match_centers
-from foveate.federated.deep.protocol import AUGMENTS, EMBEDDED, TRAIN, Training, handlers
+from foveate.federated.deep.protocol import AUGMENTS, EMBEDDED, TRAIN, Training, handlers, train
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log
 from foveate.metrics.clustering import normalized_mutual_information
@@ -217,6 +217,19 @@ def test_a_client_of_one_image_takes_part() -> None:
     )
     assert found.excluded_ == {}
     assert np.isfinite(found.transform(images)).all()
+
+
+def test_the_loss_is_a_mean_over_the_rows_of_used_batches() -> None:
+    """Of three rows in batches of two the last is skipped: it must not count as a row without loss."""
+    network = Embedder(None, 4, hidden=8, width=4)
+
+    def loss(rows: int, batch_size: int) -> float:
+        training = Training(batch_size=batch_size, learning_rate=0.0)
+        return train(network, torch.ones(rows, 4), np.eye(4), training, None, np.random.default_rng(0))
+
+    assert loss(3, 2) == pytest.approx(loss(2, 2), rel=1e-6)
+    with raises_naming(UserError, "batch_size", "1"):
+        loss(3, 1)
 
 
 def test_a_killed_fit_goes_on(tmp_path: Path) -> None:

@@ -193,11 +193,14 @@ def train(
     *,
     order_K: NDArray[np.int64] | None = None,
 ) -> float:
-    """Train towards pseudo-labels; return the mean loss of the last epoch.
+    """Train towards pseudo-labels; return the mean loss of the last epoch over the rows it used.
 
     Args:
         order_K: center that each label is trained towards; its own by default. Another order at every client is a
             control: as much training, towards centers that mean something else everywhere.
+
+    Raises:
+        UserError: no batch has two rows.
     """
     # Pseudo-labels are assigned once, before training, as in DeepCluster-v2: assigned again at every step they would
     # follow the drifting weights instead of the common centers.
@@ -213,9 +216,9 @@ def train(
         network.parameters(), lr=training.learning_rate, momentum=0.9, weight_decay=training.weight_decay
     )
     network.train()
-    loss_sum = 0.0
+    loss_sum, num_used = 0.0, 0
     for _ in range(training.epochs):
-        loss_sum = 0.0
+        loss_sum, num_used = 0.0, 0
         order = torch.from_numpy(random.permutation(len(points)))
         for rows in order.split(training.batch_size):
             if len(rows) < 2 and len(points) > 1:
@@ -227,7 +230,10 @@ def train(
             loss.backward()
             optimizer.step()
             loss_sum += float(loss.detach()) * len(rows)
-    return loss_sum / len(points)
+            num_used += len(rows)
+    if num_used == 0:
+        raise UserError(f"batch_size must be at least 2, else no point is trained on (got {training.batch_size})")
+    return loss_sum / num_used
 
 
 def noise(batch: Tensor, random: torch.Generator) -> Tensor:
