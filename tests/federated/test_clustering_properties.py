@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from s_sets import s_set, split_s_set
 
 from foveate.core.errors import UserError
-from foveate.federated.clustering.distances import FEW, distances, nearest, squared, sums
+from foveate.federated.clustering.distances import FEW, distances, nearest, squared, sums, within
+from foveate.federated.clustering.grouping import SEED_RULES, group
 from foveate.federated.clustering.lloyd import lloyd
 from foveate.federated.clustering.local import Local, eliminate, local_kmeans, merge_small
 from foveate.federated.clustering.options import method_names, resolve
@@ -97,6 +98,23 @@ def test_doubling_every_client_changes_nothing(name: str, options: dict) -> None
 def _args(merge_pooled, plan, rng):
     pool, radii = merge_pooled
     return pool, plan, rng, radii
+
+
+def test_equal_centroids_are_one_group_of_radius_0_in_many_dimensions() -> None:
+    centers = np.tile(np.random.default_rng(0).normal(size=(5, 2 * FEW)), (2, 1))
+    for seeds in SEED_RULES:
+        groups = group(centers, np.zeros(10), np.ones(10), seeds=seeds)
+        assert groups.supports.tolist() == [2] * 5
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 20), st.integers(0, 10_000))
+def test_pairs_at_exactly_a_radius_are_within_it(left: int, right: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lefts, rights = (rng.integers(-2, 3, size=(rows, width)) + 1e3 for rows in (left, right))
+    radii = np.sqrt(rng.integers(0, 4 * width, size=left))
+    expected = np.sqrt(squared(rights, lefts)) <= radii[:, None]
+    np.testing.assert_array_equal(within(lefts, rights, radii), expected)
 
 
 def test_one_cluster_is_the_mean() -> None:

@@ -82,6 +82,25 @@ def distances(left_AD: Floats, right_BD: Floats) -> Floats:
     return np.sqrt(np.maximum(result, 0.0, out=result), out=result)
 
 
+def within(left_AD: Floats, right_BD: Floats, radius_A: Floats) -> NDArray[np.bool_]:
+    """Mark pairs [A, B] whose distance is at most the radius of the left row; pairs near it are decided by differences.
+
+    Equal rows are thus within a radius of 0, whatever the number of dimensions.
+    """
+    table = distances(left_AD, right_BD)
+    near = table <= radius_A[:, None]
+    if left_AD.shape[1] <= FEW:
+        return near
+    offset_D = right_BD.mean(0)
+    scale = np.linalg.norm(left_AD - offset_D, axis=1).max() + np.linalg.norm(right_BD - offset_D, axis=1).max()
+    # Squares are wrong by at most ROUNDING of the squared scale, so distances by its root: at 0 they are that coarse.
+    rows, columns = np.nonzero(np.abs(table - radius_A[:, None]) <= np.sqrt(ROUNDING) * scale)
+    for block in blocks(len(rows), left_AD.shape[1]):
+        gap_PD = left_AD[rows[block]] - right_BD[columns[block]]
+        near[rows[block], columns[block]] = np.sqrt((gap_PD**2).sum(1)) <= radius_A[rows[block]]
+    return near
+
+
 def nearest(points_ND: Floats, centers_KD: Floats) -> tuple[Labels, Floats]:
     """Find the nearest center of every point [N], ties to the lower index, and the squared distance to it [N]."""
     label_N = np.empty(len(points_ND), dtype=np.int64)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.federated.clustering.distances import Floats, Labels, blocks, distances
+from foveate.federated.clustering.distances import Floats, Labels, blocks, within
 from foveate.federated.clustering.pool import Pool, TooFewGroupsError, lexicographic
 
 SEED_RULES = ("largest_radius", "most_neighbors", "most_mass")
@@ -45,7 +45,7 @@ def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
     # Mass within the radius of each centroid, computed once; later groups only subtract what they take away.
     mass = np.empty(len(order))
     for block in blocks(len(order), len(order)):
-        mass[block] = _within(centers, radius, block) @ weight
+        mass[block] = within(centers[block], centers, radius[block]) @ weight
     member_lists: list[Labels] = []
     supports: list[float] = []
     while alive.any():
@@ -54,8 +54,8 @@ def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
             score = np.where(radius == radius[alive].max(), mass, -np.inf)
         # `argmax` takes the first of equal scores, the one with the smallest coordinates.
         seed = int(np.where(alive, score, -np.inf).argmax())
-        inside = alive & (distances(centers[seed : seed + 1], centers)[0] <= radius[seed])
-        # Rounding could exclude the seed from its own radius of 0.
+        inside = alive & within(centers[seed : seed + 1], centers, radius[seed : seed + 1])[0]
+        # Always, also where squares of huge coordinates overflow: without its seed the loop would not end.
         inside[seed] = True
         members = np.flatnonzero(inside)
         member_lists.append(np.sort(order[members]))
@@ -64,17 +64,11 @@ def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
         left = np.flatnonzero(alive)
         for block in blocks(len(left), len(members)):
             rows = left[block]
-            near = distances(centers[rows], centers[members]) <= radius[rows, None]
+            near = within(centers[rows], centers[members], radius[rows])
             mass[rows] -= near @ weight[members]
     # Stable: of equally supported groups the one formed earlier stays in front.
     by_support = np.argsort(-np.array(supports), kind="stable")
     return Groups([member_lists[number] for number in by_support], np.array(supports)[by_support])
-
-
-def _within(centers: Floats, radius: Floats, block: slice) -> np.ndarray:
-    near = distances(centers[block], centers) <= radius[block, None]
-    near[np.arange(near.shape[0]), np.arange(block.start, block.stop)] = True
-    return near
 
 
 def group_means(centers_QD: Floats, counts_Q: Floats, groups: Groups, clusters: int, *, weighted: bool) -> Floats:
