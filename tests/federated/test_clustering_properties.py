@@ -100,6 +100,15 @@ def _args(merge_pooled, plan, rng):
     return pool, plan, rng, radii
 
 
+def test_a_client_with_few_far_centroids_gets_them_back_from_a_radius_that_fits_k() -> None:
+    points = np.repeat([[0.0, 0.0], [1.0, 0.0], [1e6, 0.0]], 3, axis=0)
+    options = {"method": "paper_reconstruction", "radius": "k_aware", "client_init": "kmeans++", "eliminate": "none"}
+    found = FederatedKMeans(3, random_state=0, **options).fit([points])
+    assert sorted(found.cluster_centers_[:, 0]) == [0, 1, 1e6]
+    assert found.server_report_["radius"] == 0
+    assert found.server_report_["supports"] == [3, 3, 3]
+
+
 def test_equal_centroids_are_one_group_of_radius_0_in_many_dimensions() -> None:
     centers = np.tile(np.random.default_rng(0).normal(size=(5, 2 * FEW)), (2, 1))
     for seeds in SEED_RULES:

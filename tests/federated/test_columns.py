@@ -190,6 +190,8 @@ def test_one_group_is_the_mean_of_all_clients() -> None:
     np.testing.assert_allclose(mean.cluster_centers_, [[2.0, 2.0]], atol=1e-12)
     weighted = FederatedKMeans(1, method="paper_reconstruction", seeds="most_mass", random_state=0).fit(parts)
     np.testing.assert_allclose(weighted.cluster_centers_, [[2.0, 3.0]], atol=1e-12)
-    for radius in ("max_over_clients", "quantile", "k_aware", 0.5):
+    for radius in ("max_over_clients", "quantile", 0.5):
         model = FederatedKMeans(1, method="paper_reconstruction", radius=radius, random_state=0).fit(parts)
         assert model.cluster_centers_[0] == pytest.approx([2, 2], abs=1e-9)
+    by_count = FederatedKMeans(1, method="paper_reconstruction", radius="k_aware", random_state=0).fit(parts)
+    np.testing.assert_allclose(by_count.cluster_centers_, weighted.cluster_centers_, atol=1e-12)

@@ -66,7 +66,7 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
         # from it.
         candidates += [(name, groups.radius, groups.score, groups.centers(part)) for groups in tried[:BEST]]
     if not candidates:
-        candidates.append(("coinciding centroids", 0.0, 0.0, _coinciding(pool, clusters)))
+        candidates.append(("coinciding centroids", 0.0, 0.0, coinciding_centers(pool, clusters)[0]))
     best_start: tuple[float, Floats] | None = None
     for _ in range(restarts):
         start = plus_plus(pool.centers, clusters, rng, weight_N=pool.counts)
@@ -121,12 +121,16 @@ def _plain(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def _coinciding(pool: Pool, clusters: int) -> Floats:
-    """Return the K centers on which most points coincide, for pools in which no radius gives enough groups."""
+def coinciding_centers(pool: Pool, clusters: int) -> tuple[Floats, Floats]:
+    """Return the K centers on which most points coincide, and their masses: the groups of radius 0.
+
+    For pools in which no radius of `search` gives enough groups.
+    """
     rows, group_Q = np.unique(pool.centers, axis=0, return_inverse=True)
     mass = np.bincount(group_Q.ravel(), weights=pool.counts)
     # Stable: of equally heavy centers the first in coordinate order, on every machine.
-    return rows[np.argsort(-mass, kind="stable")[:clusters]]
+    heaviest = np.argsort(-mass, kind="stable")[:clusters]
+    return rows[heaviest], mass[heaviest]
 
 
 def onto_trusted(pool: Pool, centers_KD: Floats) -> Floats:

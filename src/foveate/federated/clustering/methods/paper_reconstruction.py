@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from foveate.federated.clustering.consensus import Merged
+from foveate.federated.clustering.consensus import Merged, coinciding_centers
 from foveate.federated.clustering.grouping import Groups, group, group_means, need_groups, radius_of_centroids
 from foveate.federated.clustering.options import CLIENT_OPTIONS, ClusteringOptions, Method
-from foveate.federated.clustering.pool import Pool, TooFewGroupsError
+from foveate.federated.clustering.pool import Pool
 from foveate.federated.clustering.radius_search import search
 
 
 def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
     """Groups within a radius; the K of largest support become centers. A single group has all centroids."""
-    # Counts weigh only where clients send them: the reconstruction does not.
-    weighted = options.seeds == "most_mass"
+    # Counts weigh only where clients send them: the reconstruction itself asks for none.
+    weighted = options.seeds == "most_mass" or options.radius == "k_aware"
     if options.clusters == 1:
         # A radius would leave out what lies farther away; one group is all there is.
         support = pool.counts.sum() if weighted else float(len(pool))
@@ -52,11 +52,9 @@ def _k_aware(pool: Pool, options: ClusteringOptions) -> Merged:
     pool.need(options.clusters)
     tried = search(pool, options.clusters)
     if not tried:
-        raise TooFewGroupsError(
-            f"no radius separates {len(pool)} centroids into {options.clusters} groups; use fewer clusters, more "
-            "centroids per client or the method 'consensus'",
-            groups=0,
-        )
+        # Of few centroids, far apart, even the smallest radius that is tried may join two.
+        centers, supports = coinciding_centers(pool, options.clusters)
+        return Merged(centers, {"radius": 0.0, "score": 0.0, "supports": supports.tolist()})
     best = tried[0]
     report = {"radius": best.radius, "score": best.score, "supports": best.supports.tolist()}
     return Merged(best.centers(pool), report)
