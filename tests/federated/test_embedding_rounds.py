@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,18 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from small_clients import CLIENTS, options
+from small_clients import CLIENTS, options, train
 
 from foveate.core.errors import UserError
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
 from foveate.federated.embedding.folder import encoder_config, load_encoder, save_encoder
 from foveate.federated.embedding.job import Fitted, MapJob, fit_clients
+from foveate.federated.embedding.networks import frozen_rows
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.state import MapState
 from foveate.federated.job import load_snapshot, save_snapshot
-from foveate.federated.rounds import Log
+from foveate.federated.rounds import InProcess, Log
 from naming import raises_naming
 
 
@@ -53,6 +55,26 @@ def test_one_client_is_the_pooled_method_step_for_step() -> None:
     two = fit_clients(CLIENTS, options(method="global"))
     assert (one.state.encoder == two.state.encoder).all()
     assert [e["attraction"] for e in one.state.history] == [e["attraction"] for e in two.state.history]
+
+
+def test_points_that_leave_the_grid_of_a_field_are_counted() -> None:
+    log = Log(record=True)
+    chosen = options(method="fedne", surrogate="grid", learning_rate=0.1, min_r2=-10.0)
+    members = [at_client.ClientData(points.astype(np.float32)) for points in CLIENTS]
+    state = train(InProcess([at_client.make_client(n, data) for n, data in enumerate(members)], log=log), chosen)
+    boxes: dict[int, Any] = {}
+    expected: Counter[int] = Counter()
+    for client, up, message in log.messages:
+        if message.kind == at_client.TRAIN and not up:
+            boxes[client] = message.arrays.get("box")
+        elif message.kind == at_client.TRAIN and boxes[client] is not None:
+            network = members[client].encoder(chosen, message.array("encoder"))
+            z_Nd = frozen_rows(network, members[client].tensor).numpy()
+            low, high = boxes[client].astype(np.float32)
+            expected[message.round] += int(((z_Nd < low) | (z_Nd > high)).any(axis=1).sum())
+    assert [entry["outside"] for entry in state.history] == [expected[entry["round"]] for entry in state.history]
+    assert expected.total() > 0
+    assert any("a field keeps the value at its edge" in note for note in state.notes)
 
 
 def test_fedne_is_fedavg_until_clients_feel_one_another() -> None:

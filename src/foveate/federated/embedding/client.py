@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -248,8 +248,13 @@ def unpack_surrogate(vector_S: NDArray[Any], options: EmbeddingOptions) -> dict[
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def _foreign(request: Message, options: EmbeddingOptions, device: str) -> tuple[Foreign | None, SurrogateSum | None]:
-    """Return the others' repulsion as a function of positions [N, d] -> [N]; None where nobody repels this client."""
+def _foreign(
+    request: Message, options: EmbeddingOptions, device: str
+) -> tuple[Foreign | None, Callable[[Tensor], int] | None]:
+    """Return the others' repulsion as a function of positions [N, d] -> [N], and a count of those outside its box.
+
+    Both None where nobody repels this client; no count without a box.
+    """
     dtype = getattr(torch, options.precision)
     if "surrogates" in request.arrays:
         surrogates = SurrogateSum(
@@ -262,11 +267,11 @@ def _foreign(request: Message, options: EmbeddingOptions, device: str) -> tuple[
             dtype=dtype,
             device=device,
         )
-        return surrogates, surrogates
+        return surrogates, surrogates.outside
     if "field" in request.arrays:
         grid = request_grid(request)
         field_G = torch.from_numpy(np.array(request.array("field"))).to(device, dtype)
-        return lambda z_Nd: grids.interpolate(field_G, grid, z_Nd), None
+        return lambda z_Nd: grids.interpolate(field_G, grid, z_Nd), grid.outside
     if "positions" in request.arrays:
         positions = torch.from_numpy(np.array(request.array("positions"))).to(device, dtype)
         parts = positions.split(request.array("sizes").tolist())
@@ -298,7 +303,7 @@ def answer_train(data: ClientData, request: Message, client: int) -> Message:
     )
     if options.negatives == "all" and len(around.points_ND) > MAX_EXACT_POINTS:
         raise MessageError(f"negatives 'all' with {len(around.points_ND)} points: at most {MAX_EXACT_POINTS}")
-    foreign, surrogates = _foreign(request, options, data.device)
+    foreign, count_outside = _foreign(request, options, data.device)
     settings = PassSettings(
         rate=request.number("rate"),
         # Edges, not points: with more neighbors a step has more edges, and an epoch as many steps.
@@ -316,8 +321,8 @@ def answer_train(data: ClientData, request: Message, client: int) -> Message:
     sent = {"encoder": _private_weights(request.array("encoder"), flatten_weights(network), options, data)}
     if options.hides_training:
         return request.answer(arrays=sent)
-    # After the training, with the weights that are sent: whether the map outgrew the surrogates' boxes in this round.
-    outside = surrogates.outside(frozen_rows(network, data.tensor)) if surrogates is not None else 0
+    # After the training, with the weights that are sent: whether the map outgrew the boxes in this round.
+    outside = 0 if count_outside is None else count_outside(frozen_rows(network, data.tensor))
     outside = outside if outside >= data.min_count else 0
     foreign_loss: dict[str, float] = {} if report.foreign is None else {"foreign": report.foreign}
     return request.answer(

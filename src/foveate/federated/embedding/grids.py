@@ -48,6 +48,11 @@ class Grid:
         """Lowest and highest corner, [2, d]."""
         return np.array([[axis[0] for axis in self.axes], [axis[-1] for axis in self.axes]])
 
+    def outside(self, z_Nd: Tensor) -> int:
+        """Number of positions outside the box."""
+        low, high = torch.from_numpy(self.box_2d).to(z_Nd)
+        return int(((z_Nd < low) | (z_Nd > high)).any(dim=-1).sum())
+
 
 def bounding_box(z_Nd: NDArray[np.floating], min_count: int = 1) -> NDArray[np.float64]:
     """Bounding box of map points, [2, d]: lowest, highest.

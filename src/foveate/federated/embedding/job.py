@@ -454,7 +454,9 @@ def _history_entry(
     counts = [int(answer.number("outside")) for answer in answers.values() if "outside" in answer.values]
     outside = sum(counts) if counts else None
     if outside:
-        state.add_note("points lie outside the box of a surrogate; its value is clamped there")
+        state.add_note(
+            "points lie outside the box of a surrogate: a field keeps the value at its edge, a network's is clamped"
+        )
     fits = {str(client): round(state.repulsions[client].r2, 6) for client in sorted(state.repulsions)}
     return {
         "round": state.round,
