@@ -277,6 +277,32 @@ def test_quality_of_a_perfect_map_and_of_noise() -> None:
     assert bad["knn"] < 0.7
 
 
+@pytest.mark.parametrize(
+    ("rows", "measured", "missing"),
+    [
+        (7, {"distances", "hit", "knn", "foreign", "foreign_in_space"}, "trustworthiness, continuity; 14 points"),
+        (3, {"distances"}, "trustworthiness, continuity, knn, hit, foreign, foreign_in_space; 6 points"),
+    ],
+)
+def test_a_map_of_few_points_says_which_measures_they_leave_out(
+    tmp_path: Path, rows: int, measured: set[str], missing: str
+) -> None:
+    for name in ("north", "south"):
+        columns = {"points": pa.array(list(RANDOM.normal(size=(rows, 4)))), "kind": [f"k{n % 2}" for n in range(rows)]}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    arguments = [tmp_path / "north.parquet", tmp_path / "south.parquet", "--label", "kind", "--run", tmp_path / "run"]
+    found = answer(*arguments, *QUICK)
+    note = f"not measured: {missing} are too few for neighbors=7"
+    for entry in found["maps"]:
+        assert set(entry["quality"]) == measured
+        assert entry["notes"][note] == 1
+    assert note in Path(found["paths"]["report"]).read_text(encoding="utf-8")
+    assert FederatedNeighborEmbedding.load(found["paths"]["model"]).transform(np.zeros((1, 4))).shape == (1, 2)
+    again = call(*arguments, *QUICK)
+    assert again.exit_code == 0
+    assert note in again.output
+
+
 def test_scatter_names_groups_and_grays_the_rest() -> None:
     groups = [f"client {n % 12}" for n in range(60)] + ["client 3", "client 10"]
     places = RANDOM.normal(size=(62, 2)).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ def sample_rows(rows: int, max_rows: int, *, seed: int = 0) -> NDArray[np.int64]
 
 
 def measure_quality(fitted: MapPoints, held_out: MapPoints | None, *, k: int) -> dict[str, float]:
-    """Compute measures by name.
+    """Compute measures by name; those that are undefined for so few points are left out, see `describe_missing`.
 
     trustworthiness, continuity: of held-out points among themselves where there are enough, else of the fitted ones.
     knn: accuracy of a vote of fitted places on held-out ones, or leave one out. hit: neighborhood hit. foreign,
@@ -63,9 +63,14 @@ def measure_quality(fitted: MapPoints, held_out: MapPoints | None, *, k: int) ->
     # Below this the neighborhoods of k points overlap so much that the measures say nothing.
     enough = held_out is not None and len(held_out.points_ND) > 2 * k + 2
     unseen = held_out.rows(sample_rows(len(held_out.points_ND), MAX_POINTS)) if enough and held_out else sample
-    measures["trustworthiness"] = embedding.trustworthiness(unseen.points_ND, unseen.positions_Nd, k=k)
-    measures["continuity"] = embedding.continuity(unseen.points_ND, unseen.positions_Nd, k=k)
-    measures["distances"] = embedding.distance_correlation(unseen.points_ND, unseen.positions_Nd)
+    if len(unseen.points_ND) > 2 * k:
+        measures["trustworthiness"] = embedding.trustworthiness(unseen.points_ND, unseen.positions_Nd, k=k)
+        measures["continuity"] = embedding.continuity(unseen.points_ND, unseen.positions_Nd, k=k)
+    if len(unseen.points_ND) > 2:
+        measures["distances"] = embedding.distance_correlation(unseen.points_ND, unseen.positions_Nd)
+    # What follows looks for k others of every fitted point.
+    if len(sample.points_ND) <= k:
+        return measures
     if fitted.labels_N is not None:
         if enough and held_out is not None:
             measures["knn"] = embedding.knn_accuracy(
@@ -85,6 +90,16 @@ def measure_quality(fitted: MapPoints, held_out: MapPoints | None, *, k: int) ->
         measures["foreign"] = embedding.foreign_share(sample.positions_Nd, sample.owners_N, k=k)
         measures["foreign_in_space"] = embedding.foreign_share(sample.points_ND, sample.owners_N, k=k)
     return measures
+
+
+def describe_missing(quality: Mapping[str, float], points: MapPoints, *, k: int) -> str:
+    """Say which measures too few points leave out, and why; "" where none is."""
+    names = ["trustworthiness", "continuity", "distances"]
+    names += [] if points.labels_N is None else ["knn", "hit"]
+    names += ["foreign", "foreign_in_space"] if len(np.unique(points.owners_N)) > 1 else []
+    if not (missing := [name for name in names if name not in quality]):
+        return ""
+    return f"not measured: {', '.join(missing)}; {len(points.points_ND)} points are too few for neighbors={k}"
 
 
 def measure_clients(points: MapPoints, names: Sequence[str], *, k: int) -> list[EmbedClient]:

@@ -21,6 +21,7 @@ from foveate.federated.embedding.options import FEDAVG, FEDNE, METHODS, Embeddin
 from foveate.federated.embedding.quality import (
     MAX_POINTS,
     MapPoints,
+    describe_missing,
     measure_clients,
     measure_quality,
     sample_rows,
@@ -130,7 +131,7 @@ def judge_surrogates(maps: Sequence[EmbedMethod]) -> str:
     if ours is None or plain is None:
         return ""
     measure = "knn" if "knn" in ours.quality else "trustworthiness"
-    # `knn` of a map without enough points is missing in one of them.
+    # A map of too few points has neither of them.
     if measure not in ours.quality or measure not in plain.quality:
         return ""
     gain = ours.quality[measure] - plain.quality[measure]
@@ -163,7 +164,9 @@ def _measure(fitted: Fitted, split: HeldOutSplit, names: Sequence[str]) -> Embed
         client.model_copy(update={"bytes_up": fitted.state.sent.get(str(number), 0)})
         for number, client in enumerate(measure_clients(trained, names, k=k))
     ]
-    return measure_method(fitted, clients, positions, quality)
+    method = measure_method(fitted, clients, positions, quality)
+    missing = describe_missing(quality, trained, k=k)
+    return method.model_copy(update={"notes": method.notes | {missing: 1}}) if missing else method
 
 
 def _map_points(fitted: Fitted, points: list[NDArray[Any]], labels: list[NDArray[Any]] | None) -> MapPoints:
