@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from conftest import Run
 
@@ -69,3 +70,24 @@ def test_mistakes(foveate: Run, trained: Path, tiny_collection: Path, tmp_path: 
     split = foveate("export", tiny_collection, "--to", "webdataset", "--split", "test").sentence
     assert "belong to `--to embeddings`" in split
     assert foveate("export", tiny_collection).code == 2
+
+
+@pytest.mark.parametrize("target", ["camtrap_dp", "megadetector", "observations_csv", "wildlife_insights"])
+def test_exports_of_surveys_are_no_targets_of_a_collection(foveate: Run, tiny_collection: Path, target: str) -> None:
+    assert "foveate species export" in foveate("export", tiny_collection, "--to", target, "--dry-run").sentence
+    assert target not in foveate("export", tiny_collection, "--to", "tars").sentence
+
+
+def test_coco_counts_images_whose_files_are_gone(foveate: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16), (80 * number, 0, 0)).save(folder / f"{number}.png")
+    assert foveate("collect", "photos", "--to", "c", "--reference", "--split", "none").code == 0
+    (folder / "1.png").unlink()
+    exported = foveate("export", "c", "--to", "coco", "--out", "coco")
+    assert exported.code == 0, exported.err
+    assert "images: 2\n1 images cannot be read and were left out:\n  1: " in exported.out
+    counted = foveate("export", "c", "--to", "coco", "--out", "again", "--json").json
+    assert (counted["counts"]["images"], counted["counts"]["unreadable images"]) == (2, 1)
+    assert counted["notes"][1].startswith("  1: ")

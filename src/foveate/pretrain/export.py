@@ -1,7 +1,8 @@
 """`foveate export`: write a model folder or a collection in a format of another library.
 
 Targets are plugins: of models the modules of `foveate.pretrain.exporters`, of collections the modules `x` of
-`foveate.records.exporters` that have a function `export_x`. An export appears whole or not at all.
+`foveate.records.exporters` with `COLLECTION_TARGET = True` and a function `export_x`. An export appears whole or not at
+all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic import Field
 from foveate.core.errors import UserError, choose
 from foveate.core.export_folder import check_empty_folder, default_folder, staged_folder
 from foveate.core.files import read_json
-from foveate.core.plugins import load_module, module_names
+from foveate.core.plugins import load_all, load_module, load_plugin, module_names
 from foveate.core.recipes import Settings, validate
 from foveate.pretrain.results import ExportResult
 from foveate.records.collection import Collection
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 MODEL_TARGETS, COLLECTION_TARGETS = "foveate.pretrain.exporters", "foveate.records.exporters"
 _CONFIG = "config.json"
+_MAX_LISTED = 5  # unreadable images that are named
 
 
 class ExportSettings(Settings):
@@ -77,10 +79,13 @@ class ExportReport:
 
 
 def collection_targets() -> dict[str, Callable[..., object]]:
-    """Return the exporters of collections by name."""
-    modules = {name: load_module(COLLECTION_TARGETS, name, label="target") for name in module_names(COLLECTION_TARGETS)}
-    functions = {name: getattr(module, f"export_{name}", None) for name, module in modules.items()}
-    return {name: function for name, function in functions.items() if function is not None}
+    """Return the exporters of collections by name; others of the package export decisions about surveys."""
+    declared = load_all(COLLECTION_TARGETS, "COLLECTION_TARGET")
+    return {
+        name: load_plugin(COLLECTION_TARGETS, name, f"export_{name}", label="target")
+        for name, is_target in declared.items()
+        if is_target
+    }
 
 
 def export(
@@ -118,6 +123,10 @@ def export(
     sources = settings.region_sources or (OWN_SOURCES,)
     if (source / DESCRIPTION).is_file():
         targets = collection_targets()
+        if to not in targets and to in load_all(COLLECTION_TARGETS, f"export_{to}"):
+            raise UserError(
+                f"--to {to} writes decisions about a survey, no collection: run foveate species export RESULTS"
+            )
         choose(to, targets, f"target of the collection {source}")
         if collection is not None or split is not None or format != "parquet":
             raise UserError("--collection, --split and --format belong to `--to embeddings` of a model")
@@ -192,9 +201,21 @@ def _export_collection(
             result = ExportResult(source=str(source), to=to, counts=counts, dry_run=True)
             return target, result, [f"would write {len(opened)} images to {target}", *skipped]
         with staged_folder(target) as folder:
-            function(opened, folder, region_sources=region_sources)
-    result = ExportResult(source=str(source), to=to, counts=counts, files=_list_files(target))
+            outcome = function(opened, folder, region_sources=region_sources)
+    # An exporter that leaves out images says so; the others raise.
+    unreadable: dict[str, str] = getattr(outcome, "unreadable", {})
+    if unreadable:
+        counts |= {"images": counts["images"] - len(unreadable), "unreadable images": len(unreadable)}
+        skipped += _describe_unreadable(unreadable)
+    result = ExportResult(source=str(source), to=to, counts=counts, files=_list_files(target), notes=skipped)
     return target, result, [f"images: {counts['images']}", *skipped]
+
+
+def _describe_unreadable(reasons: dict[str, str]) -> list[str]:
+    """Return lines for images that were left out, with the first reasons."""
+    listed = list(reasons.items())[:_MAX_LISTED]
+    lines = [f"{len(reasons):,} images cannot be read and were left out:", *(f"  {key}: {why}" for key, why in listed)]
+    return lines if len(reasons) == len(listed) else [*lines, f"  and {len(reasons) - len(listed):,} more"]
 
 
 def _list_files(folder: Path) -> list[str]:

@@ -28,6 +28,7 @@ from foveate.records.importers.coco_file import CROWD
 from foveate.records.record import Region
 from foveate.records.region_sources import OWN_SOURCES, SelectedRegions
 
+COLLECTION_TARGET = True  # `foveate export` offers it
 NO_PHRASE = "(no phrase)"
 """Category of a box that no phrase belongs to."""
 

@@ -23,6 +23,8 @@ from foveate.records.layout import member_name
 from foveate.records.record import Record
 from foveate.records.region_sources import OWN_SOURCES, SelectedRegions
 
+COLLECTION_TARGET = True  # `foveate export` offers it
+
 
 def export_webdataset(
     collection: Collection,
