@@ -105,6 +105,25 @@ def test_coco_boxes_categories_captions_and_crowds(tmp_path: Path) -> None:
     assert collection.dataset_table("coco_categories")["name"].to_pylist() == ["car", "dog", "toothbrush"]
 
 
+def test_coco_captions_with_a_box_are_phrases_of_regions(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path / "set", 1)
+    content = coco_instances(1)
+    first, second = content["annotations"][:2]
+    content["annotations"] = [
+        {**first, "caption": "a red car at night"},
+        {name: value for name, value in second.items() if name != "category_id"} | {"caption": "the dog", "iscrowd": 0},
+        {"id": 900, "image_id": first["image_id"], "caption": "a street"},
+    ]
+    write_json(folder / "annotations" / "dense_val2017.json", content)
+    import_coco(folder / "annotations" / "dense_val2017.json", tmp_path / "c")
+    record = Collection.open(tmp_path / "c").record(0)
+    assert [(region.phrase, region.label) for region in record.regions] == [
+        ("a red car at night", "car"),
+        ("the dog", ""),
+    ]
+    assert [caption.text for caption in record.captions] == ["a street"]
+
+
 def test_a_captions_file_alone_and_one_without_captions(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "set", 3)
     import_coco(folder / "annotations" / "captions_val2017.json", tmp_path / "c")
@@ -219,6 +238,36 @@ def test_data_sets_parts_texts_and_keys(tmp_path: Path) -> None:
     collection = Collection.open(tmp_path / "e")
     assert collection.keys == ["0", "1", "2"]
     assert [collection.image_bytes(row) for row in range(3)] == [image_bytes(n) for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("train-00000-of-00002.parquet", "train"),
+        ("default/test/0000.parquet", "test"),
+        ("val-00000-of-00001.parquet", "validation"),
+        ("dev.parquet", "validation"),
+        ("valid_1.parquet", "validation"),
+        ("eval.parquet", "test"),
+        ("train/eval-0.parquet", "test"),
+        ("latest/retrained.parquet", "unnamed"),
+    ],
+)
+def test_the_part_of_a_parquet_file_is_in_its_name_or_its_folders(tmp_path: Path, name: str, part: str) -> None:
+    from foveate.records.importers.datasets import _find_part
+
+    assert _find_part(tmp_path / name, tmp_path) == part
+
+
+def test_parquet_files_without_a_part_give_no_split(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    from foveate.records.importers.datasets import import_datasets
+
+    source = write_parquet_of_images(tmp_path / "set", 1)
+    (source / "test-00000-of-00001.parquet").rename(source / "photos.parquet")
+    import_datasets(source, tmp_path / "c")
+    collection = Collection.open(tmp_path / "c")
+    assert sorted(collection.index["split"]) == ["", "train"]
 
 
 def test_the_library_of_data_sets_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

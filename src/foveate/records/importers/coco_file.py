@@ -27,6 +27,10 @@ class Category:
     row: Mapping[str, object]
 
 
+_NO_CATEGORY = Category(0, "", "", "", {})
+"""Category of a region with a caption that states none."""
+
+
 @dataclass(slots=True)
 class CocoImage:
     """One image of the file with its annotations, of which only ids are checked."""
@@ -62,6 +66,8 @@ def read_coco(path: Path, captions: Path | None = None) -> CocoFile:
     annotations = get_list(content, "annotations", path)
     if any(isinstance(entry, dict) and "caption" not in entry for entry in annotations):
         _read_categories(get_list(content, "categories", path), read, path.name)
+    elif any(isinstance(entry, dict) and "bbox" in entry for entry in annotations):
+        _read_categories(_list(content.get("categories")), read, path.name)  # dense captions need none
     _read_annotations(annotations, read, path.name)
     if captions is not None:
         content = read_annotations(captions, _without_outline)
@@ -131,7 +137,8 @@ def _read_annotations(entries: list[Any], read: CocoFile, source: str) -> None:
             detail = "an entry of 'annotations' must be an object"
             read.findings.append(make_finding(where, source, "region", "malformed entry", detail))
             continue
-        is_caption, number = "caption" in entry, get_integer(entry, "id")
+        # A caption with a box is about that region (dense captions), not about the image.
+        is_caption, number = "caption" in entry and "bbox" not in entry, get_integer(entry, "id")
         image = read.images.get(get_integer(entry, "image_id") or 0)
         subject = "caption" if is_caption else "region"
         # Compared again: 0 stands for a missing id above, but may be the id of an image.
@@ -160,8 +167,10 @@ def fill_sample(image: CocoImage, read: CocoFile, sample: Sample, *, file_name: 
     regions, region_rows = [], []
     for position, entry in enumerate(image.annotations):
         category = read.categories.get(get_integer(entry, "category_id") or 0)
+        if "category_id" not in entry and _text(entry.get("caption")):
+            category = _NO_CATEGORY
         # Compared again: 0 stands for a missing id above, but may be the id of a category.
-        if category is None or category.number != entry.get("category_id"):
+        elif category is None or category.number != entry.get("category_id"):
             detail = f"'category_id' is {str(entry.get('category_id'))[:40]}: no entry of 'categories' has this id"
             sample.problems.append(Problem("region", "unknown category", detail, position))
             continue
@@ -190,7 +199,7 @@ def _region(entry: Mapping[str, Any], category: Category, *, crowd: bool) -> dic
     region = {
         "format": "xywh",
         "unit": "pixel",
-        "phrase": entry.get("phrase", category.phrase),
+        "phrase": entry.get("phrase", entry.get("caption", category.phrase)),
         "label": entry.get("label", category.name),
         "score": entry.get("score", 1.0),
         "slice": entry.get("slice", CROWD if crowd else category.slice),

@@ -1,12 +1,13 @@
 """Import from Hugging Face `datasets`: a saved data set, Parquet files with images, or a hub id.
 
 The key of an image is its part ("train") and the SHA-256 of its bytes, so that it does not depend on the order of rows;
-a column can give the keys instead. The part becomes the split.
+a column can give the keys instead. The part becomes the split; files whose names state no part give none.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -25,6 +26,14 @@ from foveate.records.importers.table_files import has_images
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 _KEY_DIGITS = 32  # 128 bits: no collision in any data set
+_PARTS = {name: name for name in ("train", "validation", "test")} | {
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "eval": "test",
+}
+_UNNAMED = "unnamed"  # part of files whose names state none; their images have no split
 
 
 def import_datasets(
@@ -114,16 +123,30 @@ def _open(source: str, revision: str | None) -> Mapping[str, Any]:
 
 
 def _list_parquet_files(source: Path) -> dict[str, list[str]]:
-    """List Parquet files by part, the beginning of their names on the hub ("train-00000-of-00002.parquet")."""
+    """List Parquet files by part."""
     files = [source] if source.is_file() else sorted(source.rglob("*.parquet"))
     if not files or any(path.suffix.lower() != ".parquet" for path in files):
         expected = "a folder written by save_to_disk, Parquet files, or a hub id"
         raise UserError(f"{source} is not a data set; expected {expected}")
     by_part: dict[str, list[str]] = {}
     for path in files:
-        name = path.stem.split("-")[0]
-        by_part.setdefault(name if name in ("train", "validation", "test") else "train", []).append(str(path))
+        by_part.setdefault(_find_part(path, source), []).append(str(path))
     return by_part
+
+
+def _find_part(path: Path, source: Path) -> str:
+    """Return the part that the name of a file or of a folder above it states, the nearest first.
+
+    On the hub: "train-00000-of-00002.parquet", "default/test/0000.parquet".
+    """
+    # Of a single file the folder counts only if its whole name is that of a part: it may be any folder of a user.
+    folders = [path.parent.name] if path == source else path.relative_to(source).parts[-2::-1]
+    for name in (path.stem, *folders):
+        whole = path == source and name != path.stem
+        for word in [name.lower()] if whole else re.split(r"[^a-z]+", name.lower()):
+            if word in _PARTS:
+                return _PARTS[word]
+    return _UNNAMED
 
 
 def _find_columns(
@@ -200,7 +223,7 @@ def _sample(
     sample.key = f"{part}/{hashlib.sha256(data).hexdigest()[:_KEY_DIGITS]}" if key is None else _make_key(row[key])
     texts = None if text is None else row[text]
     captions = [] if texts is None else texts if isinstance(texts, list) else [texts]
-    sample.fields = {"captions": captions, "split": part}
+    sample.fields = {"captions": captions, "split": "" if part == _UNNAMED else part}
     return sample
 
 
