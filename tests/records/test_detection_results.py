@@ -272,6 +272,8 @@ def test_results_of_other_images_are_refused(survey: Path, tmp_path: Path, tiny_
         (["x/A/1.JPG", "y/A/1.JPG"], [-1, -1], ["x/A/1.JPG", "y/A/1.JPG"]),
         (["x/A/1.JPG", "A/1.JPG", "root.jpg"], [-1, 0, 2], []),
         (["A/1", "deep/root.JPG"], [0, 2], []),
+        (["A/1.JPG", "A/1.MP4", "B/1.MP4"], [0, -1, -1], []),
+        (["A/1.CR2", "x/A/1.JPG", "B/1.CR2"], [-1, 0, 1], []),
     ],
 )
 def test_paths_find_their_image(paths: list[str], rows: list[int], ambiguous: list[str]) -> None:
@@ -279,9 +281,17 @@ def test_paths_find_their_image(paths: list[str], rows: list[int], ambiguous: li
     assert index.find_all(paths) == (rows, ambiguous)
 
 
+def test_a_video_beside_a_photo_of_its_name_is_counted_once(survey: Path, tmp_path: Path) -> None:
+    content = change("images.5.file", "dep-A/IMG_0000.MP4")
+    summary = add_results(survey, write(tmp_path, content))
+    assert (summary.images, summary.videos, summary.missing, summary.ambiguous) == (5, 1, 0, 0)
+    assert len(observations_of(survey)["dep-A/IMG_0000"]) == 3
+
+
 def test_paths_below_a_folder_find_their_image() -> None:
     index = FileIndex(["media/cards/A/1.JPG", "media/cards/B/2.JPG"], ["k1", "k2"])
     assert index.find_all(["A/1.JPG", "2.JPG"]) == ([0, 1], [])
+    assert index.find_all(["A/1.JPG", "A/1.MP4", "A/1.CR2"]) == ([0, -1, -1], [])
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

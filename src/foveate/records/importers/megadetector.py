@@ -17,9 +17,9 @@ from typing import Any
 
 from foveate.records.importers.results_parser import ResultsParser
 from foveate.records.survey.detections import ClassLabel, DetectedImage, Detection, DetectionResults
+from foveate.records.survey.file_index import VIDEO_SUFFIXES
 
 KNOWN_VERSIONS = ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6")
-VIDEO_SUFFIXES = frozenset(".mp4 .avi .mpeg .mpg .mov .mkv .flv .wmv .asf .m4v".split())
 # Fields of a video became mandatory with these versions.
 _FRAME_RATE_SINCE, _FRAMES_SINCE = 1.4, 1.5
 EMPTY_CATEGORY = "detections of the category 0 (empty), left out"

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from foveate.records.survey.detections import (
     classify_boxes,
     get_kind,
 )
-from foveate.records.survey.file_index import FileIndex
+from foveate.records.survey.file_index import FileIndex, is_video
 from foveate.records.survey.types import Observation, ObservationKind, observation_row
 from foveate.records.tables import Provenance
 
@@ -144,14 +144,16 @@ def add_results(collection: str | Path, path: str | Path, results: DetectionResu
         raise UserError(f"{path}: none of its {len(rows)} files is in {collection} (got {example!r}); {files[:1]} is")
     model = results.detector or results.classifier
     unmatched = [image for row, image in zip(rows, results.images, strict=True) if row < 0]
-    videos = sum(PurePosixPath(image.file).suffix.lower() in megadetector.VIDEO_SUFFIXES for image in unmatched)
+    left_out = set(ambiguous)
+    missing = [image.file for image in unmatched if image.file not in left_out]
+    videos = sum(map(is_video, missing))
     summary = ResultsSummary(
         format=results.format,
         model=model,
         images=len(matched),
         detections=sum(len(image.detections) for _, image in matched),
         failures=sum(bool(image.failure) for _, image in matched),
-        missing=len(unmatched) - videos - len(ambiguous),
+        missing=len(missing) - videos,
         videos=videos,
         ambiguous=len(ambiguous),
         without_results=len(keys) - len(matched),

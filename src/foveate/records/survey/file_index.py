@@ -12,11 +12,19 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 _ABSOLUTE = re.compile(r"^(?:[A-Za-z]:)?[/\\]+")
+VIDEO_SUFFIXES = frozenset(".mp4 .avi .mpeg .mpg .mov .mkv .flv .wmv .asf .m4v".split())
+"""Of the videos that MegaDetector reads."""
+_VIDEO_SUFFIXES = VIDEO_SUFFIXES | {".mts", ".3gp"}  # cameras write these, too
 
 
 def is_absolute(path: str) -> bool:
     """Whether a path begins with a drive or a slash, of any system."""
     return _ABSOLUTE.match(path.strip()) is not None
+
+
+def is_video(path: str) -> bool:
+    """Whether a path has the extension of a video."""
+    return PurePosixPath(path).suffix.lower() in _VIDEO_SUFFIXES
 
 
 def normalize_path(path: str) -> str:
@@ -49,7 +57,8 @@ class FileIndex:
     def find_all(self, paths: Sequence[str]) -> tuple[list[int], list[str]]:
         """Return the row of the image of each path (-1: none), and the paths that fit several images equally well.
 
-        Of two paths that fit one image the one with more folders in common has it; of equals none.
+        Of two paths that fit one image the one with its extension has it, then the one with more folders in common; of
+        equals none. A video fits no image without its extension: cameras give a photo and its video one name.
         """
         matches = [self._find(normalize_path(path)) for path in paths]
         best: dict[int, list[int]] = {}
@@ -69,31 +78,33 @@ class FileIndex:
         rows = [row if position in winners else -1 for position, (row, _) in enumerate(matches)]
         return rows, ambiguous
 
-    def _find(self, path: str) -> tuple[int, int]:
+    def _find(self, path: str) -> tuple[int, tuple[bool, int, bool]]:
         """Return the row of a normalized path, and how well it fits."""
         parts = path.split("/")
+        names = [path] if is_video(path) else [path, _drop_suffix(path)]
+        names_parts = [name.split("/") for name in names]
         for start in range(len(parts)):
-            tail = "/".join(parts[start:])
-            row = self._rows.get(tail, self._rows.get(_drop_suffix(tail), -1))
-            if row >= 0:
+            tails = ["/".join(name_parts[start:]) for name_parts in names_parts]
+            tail = next((tail for tail in tails if tail in self._rows), None)
+            if tail is not None:
                 # A path that fits as a whole comes before one that is as long without its first folders.
-                return row, 2 * (len(parts) - start) + (start == 0)
+                return self._rows[tail], (tail == tails[0], len(parts) - start, start == 0)
         # The path may begin in a folder below ours.
         if not self._by_name:
             for name in self._rows:
                 self._by_name[name.rsplit("/", 1)[-1]].append(name)
-        rows = {
-            self._rows[name]
-            for tail in {path, _drop_suffix(path)}
-            for name in self._by_name.get(tail.rsplit("/", 1)[-1], ())
-            if name.endswith(f"/{tail}")
-        }
-        if len(rows) > 1:
-            return _AMBIGUOUS, 0
-        return (rows.pop(), 2 * len(parts)) if rows else (-1, 0)
+        for tail in names:
+            known = self._by_name.get(tail.rsplit("/", 1)[-1], ())
+            rows = {self._rows[name] for name in known if name.endswith(f"/{tail}")}
+            if len(rows) > 1:
+                return _AMBIGUOUS, _NO_FIT
+            if rows:
+                return rows.pop(), (tail == path, len(parts), False)
+        return -1, _NO_FIT
 
 
 _AMBIGUOUS = -2
+_NO_FIT = (False, 0, False)
 
 
 def _drop_suffix(path: str) -> str:
