@@ -131,11 +131,22 @@ def test_yolo_files_are_boxes_and_never_captions(tmp_path: Path) -> None:
         "labels/train/3.txt": "",
         "images/train/4.jpg": jpeg(4),
         "images/train/4.txt": "1984 2 4 6 8",
+        "images/train/5.jpg": jpeg(5),
+        "labels/train/5.txt": "0.0 -0.0004 0.1 0.4 0.2 0.3 0.6\n1.0 0.5 0.5 0.5 0.25\n",
+        "images/train/6.jpg": jpeg(6),
+        "labels/train/6.txt": "0 -0.4 0.1 0.4 0.2 0.3 0.6\n",
     }
-    import_folder(folder_of_files(tmp_path, files), tmp_path / "c")
+    summary = import_folder(folder_of_files(tmp_path, files), tmp_path / "c")
     with Collection.open(tmp_path / "c") as collection:
         records = list(collection)
-    assert [[caption.text for caption in record.captions] for record in records] == [[], [], [], ["1984 2 4 6 8"]]
+    assert [[caption.text for caption in record.captions] for record in records] == [
+        *([[]] * 3),
+        ["1984 2 4 6 8"],
+        *([[]] * 2),
+    ]
+    assert summary.quarantined == {"sidecar: malformed boxes": 1}
+    assert [region.phrase for region in records[4].regions] == ["cat", "red boat"]
+    assert records[4].regions[0].box.x1 == 0
     boxes = [(region.phrase, region.score, region.box.to_array().tolist()) for region in records[0].regions]
     assert boxes == [("red boat", 1.0, [0.25, 0.375, 0.75, 0.625]), ("cat", 0.75, [0.0, 0.0, 0.5, 0.5])]
     assert np.allclose(records[1].regions[0].box.to_array(), [0.1, 0.1, 0.4, 0.6])

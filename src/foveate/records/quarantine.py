@@ -29,6 +29,7 @@ REMEDIES = {
     ("image", "duplicate key"): "rename one of the two, or use another collection",
     ("image", "no image"): "copy its image there, or delete the rest",
     ("sidecar", "malformed JSON"): "correct the file, then collect with --update",
+    ("sidecar", "malformed boxes"): "correct the file, then collect with --update",
     ("sidecar", "unreadable"): "check its permissions and the disk",
     ("region", "box outside the image"): "check its unit and format, then collect with --update",
     ("region", "box inverted"): "corners are x1, y1, x2, y2: check the format",

@@ -115,6 +115,7 @@ def _samples(
             path = source / image.name
             _prepare_sample(sample, path, root, label=label)
             sample.class_names = names
+            sample.label_texts = any("labels" in name.split("/")[:-1] for name in image.texts)
             for name in [*image.texts, *image.objects]:
                 is_text = name in image.texts
                 sidecar = source / name

@@ -255,6 +255,7 @@ def _read_annotations(writer: CollectionWriter, sample: Sample, image_size: tupl
         fields=sample.fields,
         labels=sample.labels,
         class_names=sample.class_names,
+        label_texts=sample.label_texts,
     )
     _quarantine_problems(writer, sample, sidecar.problems)
     return sidecar

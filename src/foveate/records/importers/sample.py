@@ -62,6 +62,7 @@ class Sample:
         load: returns the bytes of the image, possibly in another thread; None if there is no image.
         texts, objects: read the text and JSON sidecars.
         class_names: of the classes of YOLO text files.
+        label_texts: the text sidecars lie in a folder `labels`, so numbers in them are no caption.
         labels: known without a sidecar; those of the JSON file take precedence.
         ignored: number of files of the sample that are not used.
         only_problems: there is no sample, only problems at this point of the source.
@@ -82,6 +83,7 @@ class Sample:
     texts: list[Callable[[], bytes]] = field(default_factory=list)
     objects: list[Callable[[], bytes]] = field(default_factory=list)
     class_names: Sequence[str] = ()
+    label_texts: bool = False
     group: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)

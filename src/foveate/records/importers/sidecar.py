@@ -23,7 +23,7 @@ from foveate.core.errors import UserError
 from foveate.records.importers.encodings import decode_text
 from foveate.records.importers.regions import are_fractions, read_region
 from foveate.records.importers.sample import Problem, Sidecar
-from foveate.records.importers.yolo import parse_yolo
+from foveate.records.importers.yolo import has_only_numbers, parse_yolo
 from foveate.records.record import Caption, Context, Region
 from foveate.records.rows import clean_text, has_control_characters
 
@@ -40,6 +40,7 @@ def read_sidecars(
     fields: Mapping[str, object] | None = None,
     labels: Mapping[str, str] | None = None,
     class_names: Sequence[str] = (),
+    label_texts: bool = False,
 ) -> Sidecar:
     """Read the sidecars of an image; unusable parts become problems, the rest is used.
 
@@ -49,6 +50,7 @@ def read_sidecars(
         fields: content of the JSON sidecar, which is then not read.
         labels: known without a sidecar; those of the JSON take precedence.
         class_names: of the classes of YOLO text files.
+        label_texts: the text files lie in a folder `labels`, so numbers in them are no caption.
     """
     sidecar = Sidecar()
     contents = [_decode(read, "text", sidecar) for read in texts]
@@ -75,6 +77,9 @@ def read_sidecars(
             sidecar.further["text files of YOLO, whose lines are boxes and no captions"] += 1
             if labeled and not class_names:
                 sidecar.further["text files of YOLO without class names (no readable classes.txt or data.yaml)"] += 1
+        elif label_texts and has_only_numbers(content):
+            detail = "the text file in the folder 'labels' has numbers that are no boxes of YOLO"
+            sidecar.problems.append(Problem("sidecar", "malformed boxes", detail))
         # img2dataset writes the caption into both files.
         elif content.strip() not in {caption.text.strip() for caption in captions}:
             written.append(Caption(content))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Sequence
 
-# Boxes may reach out of the image a little; see `foveate.records.importers.regions`.
-_MAX_FRACTION = 1.05
+from foveate.records.importers.regions import CLIP_TOLERANCE
+
+# "0.0" is what tables of numbers write for a class.
+_CLASS = re.compile(r"([0-9]{1,6})(?:\.0+)?")
+_NUMBER = re.compile(r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?")
 
 
 def parse_yolo(text: str, class_names: Sequence[str]) -> list[dict[str, object]] | None:
@@ -35,20 +38,26 @@ def parse_yolo(text: str, class_names: Sequence[str]) -> list[dict[str, object]]
         else:
             return None
         score = values[4] if len(values) == 5 else 1.0
-        number = int(fields[0])
+        number = int(fields[0].partition(".")[0])
         name = class_names[number] if number < len(class_names) and class_names[number].strip() else f"class {number}"
         boxes.append({"box": box, "unit": "normalized", "phrase": name, "label": name, "score": score})
     return boxes
 
 
+def has_only_numbers(text: str) -> bool:
+    """Whether a text has numbers in each line and nothing else, as a damaged file of YOLO has."""
+    words = text.split()
+    return bool(words) and all(map(_NUMBER.fullmatch, words))
+
+
 def _parse_numbers(fields: Sequence[str]) -> list[float] | None:
     """Return the numbers of a line behind its class; None if they cannot be those of a box."""
-    if not fields[0].isascii() or not fields[0].isdigit() or len(fields[0]) > 6:
+    if not _CLASS.fullmatch(fields[0]):
         return None
     try:
         values = [float(field) for field in fields[1:]]
     except ValueError:
         return None
-    # A caption of numbers, such as "1984 2 4 6 8", is none.
-    fits = all(math.isfinite(value) and 0 <= value <= _MAX_FRACTION for value in values)
+    # A caption of numbers, such as "1984 2 4 6 8", is none; what sticks out a little is clipped later.
+    fits = all(-CLIP_TOLERANCE <= value <= 1 + CLIP_TOLERANCE for value in values)
     return values if fits else None
