@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from conftest import Run
@@ -12,7 +13,9 @@ from conftest import Run
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "records"))
 
 import made_sets
+from made_images import encoded, noise
 
+from foveate.records.collection import Collection
 from foveate.records.importers.formats import load_formats
 from foveate.records.importers.settings import FormatOptions
 
@@ -90,3 +93,32 @@ def test_the_help_of_a_format_option_names_its_formats() -> None:
         takers = ", ".join(entry.name for entry in formats if name in entry.options)
         assert (field.description or "").endswith(f"({takers})"), name
     assert {option for entry in formats for option in entry.options} == set(FormatOptions.model_fields)
+
+
+def test_images_that_are_added_keep_fractions_and_seed(foveate: Run, tmp_path: Path) -> None:
+    for folder, numbers in (("a", range(12)), ("b", range(12, 16))):
+        (tmp_path / folder).mkdir()
+        for number in numbers:
+            (tmp_path / folder / f"{number}.png").write_bytes(encoded(noise(number), "PNG"))
+
+    def splits() -> dict[str, str]:
+        with Collection.open(tmp_path / "c") as collection:
+            return dict(zip(collection.keys, collection.splits.tolist(), strict=True))
+
+    assert foveate("collect", "a", "--to", "c", "--split", "train=0.5,test=0.5", "--seed", 3).code == 0
+    before = splits()
+    assert "changed their split" not in foveate("collect", "b", "--to", "c").out
+    after = splits()
+    assert len(after) == 16
+    assert set(after.values()) == {"train", "test"}
+    assert before.items() <= after.items()
+    seeded = foveate("collect", "b", "--to", "c", "--seed", 4)
+    moved = sum(split != after[key] for key, split in splits().items())
+    assert moved > 0
+    assert f"{moved} images of an earlier import changed their split" in seeded.out
+    # Of a collection without the stored values: the defaults, and a count.
+    table = pq.read_table(tmp_path / "c" / "splits.parquet")
+    after = splits()
+    pq.write_table(table.replace_schema_metadata(None), tmp_path / "c" / "splits.parquet")
+    old = foveate("collect", "b", "--to", "c", "--json").json
+    assert old["moved"] == sum(split != after[key] for key, split in splits().items()) > 0

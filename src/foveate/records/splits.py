@@ -6,6 +6,7 @@ function of the seed and of its first name, so images that are added later move 
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from foveate.records.survey.survey import Survey, has_survey
 # 32 pairs each at 2, 4, 6 and 8 bits were inspected: up to 6 bits nearly all were one drawing, recolored or redrawn; at
 # 8 bits pairs of different things appeared.
 DISTANCE = 6
+_DRAWN = b"drawn"  # metadata of splits.parquet: the fractions and the seed as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class SplitSummary:
         near_duplicates: images that have at least one near-duplicate.
         divided: components whose images were imported with different splits, which they keep.
         cameras: of a camera-trap survey, number of cameras by split.
+        moved: images that an earlier assignment had put into another split.
     """
 
     images: dict[str, int]
@@ -51,6 +54,7 @@ class SplitSummary:
     near_duplicates: int
     divided: int
     cameras: dict[str, int] = field(default_factory=dict)
+    moved: int = 0
 
 
 def assign_splits(
@@ -61,7 +65,7 @@ def assign_splits(
     distance: int = DISTANCE,
     keep_imported: bool = True,
 ) -> SplitSummary:
-    """Write splits.parquet of a collection.
+    """Write splits.parquet of a collection, with the fractions and the seed in its metadata.
 
     A camera-trap survey is split by camera, so that events stay whole, too. Its images of one background are all near
     one another; across cameras only equal files are linked, since dark frames of two cameras are no copies.
@@ -91,8 +95,12 @@ def assign_splits(
         imported = index["split"] if keep_imported else np.full(len(collection), "", dtype=object)
         names = np.where(groups == "", index["key"], groups)
         splits, divided = draw_splits(components, names, imported, fractions=fractions, seed=seed)
+        earlier = _read_earlier(path)
+        moved = sum(earlier.get(key, split) != split for key, split in zip(index["key"], splits, strict=True))
         columns = {"key": index["key"], "split": splits, "group": groups}
-        tables.write_table(path / layout.SPLITS_FILE, pa.table(columns, schema=tables.SPLITS))
+        drawn = {_DRAWN: json.dumps({"fractions": dict(fractions), "seed": seed})}
+        table = pa.table(columns, schema=tables.SPLITS.with_metadata(drawn))
+        tables.write_table(path / layout.SPLITS_FILE, table)
     sizes = np.bincount(components)
     return SplitSummary(
         images=dict(sorted(Counter(splits.tolist()).items())),
@@ -101,7 +109,30 @@ def assign_splits(
         near_duplicates=len(np.unique(pairs)),
         divided=divided,
         cameras=_count_cameras(groups, splits) if is_survey else {},
+        moved=moved,
     )
+
+
+def read_drawn(path: str | Path) -> tuple[dict[str, float], int] | None:
+    """Return the fractions and the seed of the last `assign_splits`; None if there was none that stored them."""
+    file = Path(path) / layout.SPLITS_FILE
+    metadata = (tables.read_table(file).schema.metadata if file.is_file() else None) or {}
+    try:
+        drawn = json.loads(metadata[_DRAWN])
+        fractions = {str(name): float(fraction) for name, fraction in drawn["fractions"].items()}
+        check_fractions(fractions)
+        return fractions, int(drawn["seed"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _read_earlier(path: Path) -> dict[str, str]:
+    """Return the split of each image in splits.parquet."""
+    file = path / layout.SPLITS_FILE
+    if not file.is_file():
+        return {}
+    table = tables.read_known(file, tables.SPLITS)
+    return dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 
 def _count_cameras(cameras_N: np.ndarray, splits_N: np.ndarray) -> dict[str, int]:

@@ -176,7 +176,7 @@ def command(
     from foveate.records import layout
     from foveate.records.importers.results import add_results, read_results
     from foveate.records.importers.settings import CollectSettings, FormatOptions
-    from foveate.records.splits import assign_splits, check_fractions
+    from foveate.records.splits import assign_splits, check_fractions, read_drawn
 
     resolved = validate(CollectSettings, settings, where="foveate collect")
     # A folder of the user's named "scenes" comes first: a built-in collection can still be named by --format builtin.
@@ -215,8 +215,11 @@ def command(
         lines += added.lines()
     # After duplicates are gone: splits are drawn for what stays.
     if resolved.split is not None:
-        assigned = assign_splits(to, fractions=resolved.split, seed=seed or 0)
-        result |= {"splits": assigned.images, "divided": assigned.divided}
+        # Unless stated, as drawn before: other fractions or another seed would move images from test to train.
+        drawn_fractions, drawn_seed = read_drawn(to) or (resolved.split, 0)
+        fractions = resolved.split if "split" in settings else drawn_fractions
+        assigned = assign_splits(to, fractions=fractions, seed=drawn_seed if seed is None else seed)
+        result |= {"splits": assigned.images, "divided": assigned.divided, "moved": assigned.moved}
         if assigned.cameras:
             result["cameras"] = assigned.cameras
         lines += _describe_splits(assigned)
@@ -259,6 +262,8 @@ def _describe_splits(assigned: SplitSummary) -> list[str]:
     """Return lines for the images and cameras of each split."""
     split_counts = ", ".join(f"{name} {count}" for name, count in assigned.images.items())
     lines = [f"splits: {split_counts or 'none, there are no images'}"]
+    if assigned.moved:
+        lines.append(f"{assigned.moved:,} images of an earlier import changed their split")
     if assigned.cameras:
         lines.append("split by camera: " + ", ".join(f"{name} {count}" for name, count in assigned.cameras.items()))
     if assigned.divided:
