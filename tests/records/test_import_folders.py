@@ -63,6 +63,41 @@ def test_links_pipes_and_hidden_files_in_a_folder(tmp_path: Path) -> None:
     assert summary.ignored_files == 2
 
 
+def test_links_to_folders_are_quarantined_and_not_followed(tmp_path: Path) -> None:
+    folder_of_files(tmp_path / "away", {"x.jpg": jpeg(9)})
+    source = folder_of_files(tmp_path, {"a.jpg": jpeg(1), "real/b.jpg": jpeg(2)})
+    (source / "out").symlink_to(tmp_path / "away")
+    (source / "within").symlink_to("real")
+    (source / "real" / "loop").symlink_to("..")
+    import_folder(source, tmp_path / "c")
+    assert Collection.open(tmp_path / "c").keys == ["a", "real/b"]
+    assert reasons(tmp_path / "c") == {
+        "out": ["image: link leaves the folder"],
+        "real/loop": ["image: no regular file"],
+        "within": ["image: no regular file"],
+    }
+
+
+def test_a_folder_that_cannot_be_read_ends_the_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = folder_of_files(tmp_path, {"a.jpg": jpeg(1), "closed/b.jpg": jpeg(2), "lost+found/x": "x"})
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if os.path.basename(path) in closed:
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    closed = ["closed", "lost+found"]
+    import_folder(source, tmp_path / "c")
+    monkeypatch.setattr(os, "scandir", refuse)
+    # Else its images would count as gone, and a mirror would delete them.
+    with raises_naming(UserError, "closed", "cannot be read"):
+        import_folder(source, tmp_path / "c", update=True, mirror=True)
+    closed.remove("closed")
+    assert import_folder(source, tmp_path / "c").gone == []
+    assert Collection.open(tmp_path / "c").keys == ["a", "closed/b"]
+
+
 def test_a_file_name_that_is_no_unicode_is_quarantined(tmp_path: Path) -> None:
     source = folder_of_files(tmp_path, {"good.jpg": jpeg(1)})
     with open(os.fsencode(source) + b"/caf\xe9.jpg", "wb") as file:

@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
+from foveate.core.errors import UserError
 from foveate.records.images import BadImage
 from foveate.records.importers.sample import MAX_BYTES, Problem, Sample
 
 # Limits of Linux; longer names would raise an OSError in the middle of an import.
 _MAX_PATH_LENGTH = 4096
 _MAX_NAME_BYTES = 255
+# At the top of a disk, without images of the user, and often without permission to read them.
+_SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
 def locate_file(name: object, root: Path) -> tuple[str, Path] | Problem:
@@ -117,28 +120,43 @@ def count_kinds(suffixes: Iterable[str], *, hidden: int) -> Counter[str]:
     return kinds + Counter({"hidden": hidden})
 
 
-def list_names(source: Path, target: Path) -> tuple[list[str], int]:
-    """List the paths below `source` of all its files in order; also count hidden ones, which are left out."""
+def list_names(source: Path, target: Path) -> tuple[list[str], list[str], int]:
+    """List the paths below `source` of all its files, and of its links to folders, in order; count hidden files.
+
+    Hidden files are left out. Links to folders are not followed.
+
+    Raises:
+        UserError: a folder cannot be read; its images would be missing without a word.
+    """
     # The target may lie inside of the source; its own files are no images to import.
     inside = target.resolve()
     base = os.path.join(source, "")
     names: list[str] = []
+    links: list[str] = []
     hidden = 0
     # As texts: with pathlib listing a folder takes longer than comparing its files with those of an earlier import.
-    for folder, subfolders, files in os.walk(source):
+    for folder, subfolders, files in os.walk(source, onerror=_refuse_unreadable):
         subfolders[:] = [
             sub
             for sub in subfolders
             if not sub.startswith(".") and (sub != inside.name or Path(folder, sub).resolve() != inside)
         ]
         prefix = os.path.join(folder, "")[len(base) :]
+        links.extend(prefix + sub for sub in subfolders if os.path.islink(os.path.join(folder, sub)))
         visible = [file for file in files if not file.startswith(".")]
         hidden += len(files) - len(visible)
         names.extend(prefix + file for file in visible)
-    return sorted(names, key=os.fsencode), hidden
+    return sorted(names, key=os.fsencode), sorted(links, key=os.fsencode), hidden
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    if os.path.basename(error.filename) not in _SYSTEM_FOLDERS:
+        raise UserError(
+            f"the folder {error.filename} cannot be read ({error.strerror}); check its permissions"
+        ) from error
 
 
 def list_files(source: Path, target: Path) -> tuple[list[Path], int]:
-    """List all files below `source` in the order of their paths; also count hidden ones, which are left out."""
-    names, hidden = list_names(source, target)
-    return [source / name for name in names], hidden
+    """List all files below `source`, and links to folders, in the order of their paths; also count hidden files."""
+    names, links, hidden = list_names(source, target)
+    return [source / name for name in sorted([*names, *links], key=os.fsencode)], hidden

@@ -18,6 +18,7 @@ from foveate.records.importers.files import check_file, make_reader, make_refusa
 from foveate.records.importers.folder_files import ClassNames, FolderFiles, pair_files
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
+from foveate.records.importers.json_files import make_finding
 from foveate.records.importers.sample import IMAGE_SUFFIXES, Problem, Sample, SharedOptions
 from foveate.records.importers.versions import FolderVersions
 from foveate.records.writer import CollectionWriter
@@ -41,8 +42,8 @@ def import_folder(
     Changes of imported files are counted, and with `update` taken: changed sidecars give newer rows, and a file with
     other bytes is a new image of the same key, without the annotations of the old one.
 
-    Symbolic links that lead out of `source`, pipes and devices are quarantined. Hidden files, and files that are
-    neither images nor their sidecars, are ignored and counted.
+    Symbolic links that lead out of `source`, links to folders, pipes and devices are quarantined. Hidden files, and
+    files that are neither images nor their sidecars, are ignored and counted.
 
     Args:
         source: folder with images, at any depth.
@@ -58,7 +59,8 @@ def import_folder(
 
     Raises:
         UserError: the source does not exist, is not a folder, is a collection or has no image; labels are requested but
-            all images are in one folder; the target is not a collection, or another process writes it.
+            all images are in one folder; a folder cannot be read; the target is not a collection, or another process
+            writes it.
     """
     source = check_source(Path(source))
     if not source.is_dir():
@@ -68,7 +70,8 @@ def import_folder(
     files = pair_files(source, Path(target))
     if not files.images:
         allowed = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"{source} has no images; expected files that end in {allowed}")
+        links = f"; links to folders are not followed, such as {files.links[0]!r}" if files.links else ""
+        raise UserError(f"{source} has no images; expected files that end in {allowed}{links}")
     if label_from_folder is not None:
         _check_label(label_from_folder, source, files)
     versions = FolderVersions(source, take=update)
@@ -84,7 +87,7 @@ def import_folder(
         target,
         _samples(source, files, versions, first_line=first_line, label=label_from_folder),
         default_source=source.resolve().name,
-        total=len(files.images),
+        total=len(files.links) + len(files.images),
         ignored=files.ignored,
         group_by=group_by,
         reference=reference,
@@ -105,6 +108,10 @@ def _samples(
     source: Path, files: FolderFiles, versions: FolderVersions, *, first_line: bool, label: str | None
 ) -> Iterator[Sample]:
     root = source.resolve()
+    for link in files.links:
+        problem = check_file(source / link, root)
+        if problem is not None:
+            yield make_finding(link, link, "image", problem.reason, problem.detail)
     classes = ClassNames(source, files.class_files)
     keys = versions.assign_keys([image.name for image in files.images])
     for image in files.images:

@@ -47,16 +47,18 @@ class FolderFiles:
     Args:
         ignored: kind (".md", "hidden") -> number of files that are neither images nor sidecars.
         class_files: folder -> its file of YOLO's class names.
+        links: to folders; they are not followed.
     """
 
     images: list[ImageFiles]
     ignored: Counter[str]
     class_files: dict[str, str]
+    links: list[str]
 
 
 def pair_files(source: Path, target: Path) -> FolderFiles:
     """List the images below `source` with their sidecars; a collection `target` inside of it is left out."""
-    names, hidden = list_names(source, target)
+    names, links, hidden = list_names(source, target)
     suffixes = [_split_suffix(name) for name in names]
     # "trip/cat" and "trip/cat.jpg" -> the sidecars of that name
     texts: dict[str, list[str]] = {}
@@ -88,7 +90,7 @@ def pair_files(source: Path, target: Path) -> FolderFiles:
                 class_files.setdefault(folder, name)
     used = {name for image in images for name in image.all} | set(class_files.values())
     unused = (suffix for name, suffix in zip(names, suffixes, strict=True) if name not in used)
-    return FolderFiles(images, count_kinds(unused, hidden=hidden), class_files)
+    return FolderFiles(images, count_kinds(unused, hidden=hidden), class_files, links)
 
 
 def _split_suffix(name: str) -> str:
