@@ -16,6 +16,7 @@ class ImportSummary:
         quarantined: findings of this run by "subject: reason", including those that an earlier run recorded.
         texts_changed, files_replaced: images of which sidecars, or the bytes, differ from an earlier import.
         gone: keys of images whose files are gone from the source.
+        renamed: those of `gone` whose bytes a file of the source has under another name.
         updated: whether changes were taken.
         ignored: kind -> number of files that are not used.
         further: counts that only some formats have, by description.
@@ -36,6 +37,7 @@ class ImportSummary:
     texts_changed: int = 0
     files_replaced: int = 0
     gone: list[str] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)
     updated: bool = False
     ignored: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
@@ -70,6 +72,7 @@ class ImportSummary:
             "texts_changed": self.texts_changed,
             "files_replaced": self.files_replaced,
             "gone": self.gone,
+            "renamed": self.renamed,
             "updated": self.updated,
             "quarantined": dict(sorted(self.quarantined.items())),
             "further": dict(sorted(self.further.items())),
@@ -110,6 +113,7 @@ class ImportSummary:
             (0 if self.updated else self.texts_changed, "text changed", "texts changed"),
             (0 if self.updated else self.files_replaced, "file replaced", "files replaced"),
             (len(self.gone), "gone", "gone"),
+            (len(self.renamed), "of these renamed", "of these renamed"),
         )
         parts = [f"{count:,} {singular if count == 1 else plural}" for count, singular, plural in counts if count]
         if not parts:

@@ -198,11 +198,19 @@ def command(
     lines = [f"format: {importer.name}", *summary.lines()]
     if summary.quarantined:
         lines.append(f"each finding with its reason: {to / layout.QUARANTINE_FILE}, shown by foveate inspect")
+    renamed = set(summary.renamed)
+    gone = [key for key in summary.gone if key not in renamed]
     if summary.updated and summary.gone:
         # A removal is for good, and a folder may be incomplete for a day: the user decides.
         listed = to / GONE
-        write_text_atomically(listed, "".join(f"{key}\n" for key in summary.gone))
-        lines.append(f"to remove what is gone: foveate remove {shlex.quote(str(to))} --from {shlex.quote(str(listed))}")
+        write_text_atomically(listed, "".join(f"{key}\n" for key in gone))
+        if gone:
+            lines.append(
+                f"to remove what is gone: foveate remove {shlex.quote(str(to))} --from {shlex.quote(str(listed))}"
+            )
+    if summary.updated and renamed:
+        # Bytes that were removed are not imported again under any name: the next renaming would lose the image.
+        lines.append(f"renamed images are in the collection under both names; {GONE} does not list the old ones")
     if resolved.dedupe:
         from foveate.records.duplicates import remove_duplicates
 

@@ -79,7 +79,9 @@ def import_folder(
     def finish(writer: CollectionWriter) -> None:
         summary = writer.summary
         summary.updated = update
-        summary.gone = versions.list_gone(writer, (image.name for image in files.images))
+        names = [image.name for image in files.images]
+        summary.gone = versions.list_gone(writer, names)
+        summary.renamed = versions.list_renamed(writer, summary.gone, names)
         if mirror:
             writer.forget(summary.gone)
 

@@ -106,3 +106,10 @@ class FolderVersions:
         """Return the keys of images whose files are gone from the folder."""
         gone = self.stamps.list_gone(self.folder, set(names))
         return [key for key in gone if writer.known_sha256(key) is not None and not writer.is_removed(key)]
+
+    def list_renamed(self, writer: CollectionWriter, gone: Iterable[str], names: Iterable[str]) -> list[str]:
+        """Return those of the `gone` keys whose image another file of the folder is now."""
+        gone = list(gone)
+        keys = self.assign_keys(list(names)).values() if gone else ()
+        present = {writer.known_sha256(key) for key in keys if not writer.is_removed(key)}
+        return [key for key in gone if writer.known_sha256(key) in present]
