@@ -37,14 +37,13 @@ from foveate.training.optimizer import ParameterRule
 class _HeadTask(ClassificationTask):
     """Training of the head alone: everything else keeps evaluating, so that the features stay."""
 
-    model: Classifier
-
     def train(self, mode: bool = True) -> _HeadTask:
         """Set the training mode of the head.
 
         Without gradients a backbone still changes: batch norms update their running statistics, dropout drops.
         """
         super().train(mode)
+        assert isinstance(self.model, Classifier)
         self.model.eval()
         self.model.head.train(mode)
         return self
