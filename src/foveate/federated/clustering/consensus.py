@@ -127,7 +127,7 @@ def coinciding_centers(pool: Pool, clusters: int) -> tuple[Floats, Floats]:
     For pools in which no radius of `search` gives enough groups.
     """
     rows, group_Q = np.unique(pool.centers, axis=0, return_inverse=True)
-    mass = np.bincount(group_Q.ravel(), weights=pool.counts)
+    mass = np.bincount(group_Q.ravel(), weights=pool.counts).astype(np.float64)
     # Stable: of equally heavy centers the first in coordinate order, on every machine.
     heaviest = np.argsort(-mass, kind="stable")[:clusters]
     return rows[heaviest], mass[heaviest]
