@@ -27,14 +27,14 @@ from foveate.species.rows import Floats
 _WEEKS = 48
 # First day of each month in a common year, from 0. The day alone does not tell a leap year: there a date after February
 # counts as the next one, at most a day late.
-_MONTH_STARTS = np.cumsum([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30]).astype(np.float64)
+_MONTH_STARTS = np.cumsum([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30])
 
 
 def find_weeks(days_U: Floats) -> Floats:
     """Return the week, 1 to 48, of days of the year from 0, none of them NaN."""
     months_U = np.searchsorted(_MONTH_STARTS, days_U, side="right") - 1
     # The fourth week lasts to the end of the month.
-    return 4.0 * months_U + np.minimum((days_U - _MONTH_STARTS[months_U]) // 7, 3) + 1
+    return (4 * months_U + np.minimum((days_U - _MONTH_STARTS[months_U]) // 7, 3) + 1).astype(np.float64)
 
 
 def read_labels(path: Path) -> list[str]:
