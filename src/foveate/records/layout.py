@@ -15,6 +15,7 @@ VERSION = 3
 
 DESCRIPTION = "collection.json"
 SPLITS_FILE = "splits.parquet"
+DRAWN_FILE = "splits.json"  # fractions and seed of the splits
 REMOVED_FILE = "removed.parquet"
 QUARANTINE_FILE = "quarantine.parquet"
 LOCK_FILE = "writer.lock"

@@ -20,7 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from foveate.core.errors import UserError
-from foveate.core.files import FolderLock
+from foveate.core.files import FolderLock, write_text_atomically
 from foveate.core.seeds import uniform
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
@@ -31,7 +31,6 @@ from foveate.records.survey.survey import Survey, has_survey
 # 32 pairs each at 2, 4, 6 and 8 bits were inspected: up to 6 bits nearly all were one drawing, recolored or redrawn; at
 # 8 bits pairs of different things appeared.
 DISTANCE = 6
-_DRAWN = b"drawn"  # metadata of splits.parquet: the fractions and the seed as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def assign_splits(
     distance: int = DISTANCE,
     keep_imported: bool = True,
 ) -> SplitSummary:
-    """Write splits.parquet of a collection, with the fractions and the seed in its metadata.
+    """Write splits.parquet of a collection, and the fractions and the seed into splits.json.
 
     A camera-trap survey is split by camera, so that events stay whole, too. Its images of one background are all near
     one another; across cameras only equal files are linked, since dark frames of two cameras are no copies.
@@ -98,9 +97,10 @@ def assign_splits(
         earlier = _read_earlier(path)
         moved = sum(earlier.get(key, split) != split for key, split in zip(index["key"], splits, strict=True))
         columns = {"key": index["key"], "split": splits, "group": groups}
-        drawn = {_DRAWN: json.dumps({"fractions": dict(fractions), "seed": seed})}
-        table = pa.table(columns, schema=tables.SPLITS.with_metadata(drawn))
-        tables.write_table(path / layout.SPLITS_FILE, table)
+        # A file of its own: equal splits must have equal bytes, by which an interrupted training knows its data.
+        drawn = {"fractions": {name: float(fraction) for name, fraction in fractions.items()}, "seed": int(seed)}
+        write_text_atomically(path / layout.DRAWN_FILE, json.dumps(drawn))
+        tables.write_table(path / layout.SPLITS_FILE, pa.table(columns, schema=tables.SPLITS))
     sizes = np.bincount(components)
     return SplitSummary(
         images=dict(sorted(Counter(splits.tolist()).items())),
@@ -115,14 +115,12 @@ def assign_splits(
 
 def read_drawn(path: str | Path) -> tuple[dict[str, float], int] | None:
     """Return the fractions and the seed of the last `assign_splits`; None if there was none that stored them."""
-    file = Path(path) / layout.SPLITS_FILE
-    metadata = (tables.read_table(file).schema.metadata if file.is_file() else None) or {}
     try:
-        drawn = json.loads(metadata[_DRAWN])
+        drawn = json.loads((Path(path) / layout.DRAWN_FILE).read_text())
         fractions = {str(name): float(fraction) for name, fraction in drawn["fractions"].items()}
         check_fractions(fractions)
         return fractions, int(drawn["seed"])
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
