@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,6 @@ from naming import raises_naming
         ({"method": "lora", "rank": 0}, "greater than or equal to 1"),
         ({"method": "lora", "rank": 33}, "allowed are 1 to 32"),
         ({"method": "lora", "alpha": 3}, "no effect"),
-        ({"method": "lora", "targets": ["q", "blocks.*.attn.proj"], "last_blocks": 1}, "no effect on targets blocks"),
-        ({"method": "lora", "targets": ["conv"], "last_blocks": 1}, "no effect on targets conv"),
         ({"method": "adaptformer", "rank": 64}, "the width of this backbone"),
         ({"method": "repadapter", "rank": 3}, "must divide the rank"),
         ({"method": "vpt-deep", "last_blocks": 9}, "at most 3"),
@@ -282,3 +281,9 @@ def test_a_zero_shot_head_is_saved_too(tmp_path: Path) -> None:
 def test_numbers_in_names_are_joined_only_where_they_follow_one_another() -> None:
     assert group_names(["blocks.0.mlp", "blocks.1.mlp", "norm.bias"]) == ["blocks.{0..1}.mlp", "norm.bias"]
     assert group_names(["blocks.0.mlp", "blocks.2.mlp"]) == ["blocks.{0,2}.mlp"]
+
+
+@pytest.mark.parametrize("targets", [["q", "blocks.*.attn.proj"], ["conv"]])
+def test_last_blocks_that_limit_nothing_are_warned_of(targets: list[str]) -> None:
+    with pytest.warns(UserWarning, match=f"no effect on targets {re.escape(targets[-1])}"):
+        adapt(tower("timm"), {"method": "lora", "targets": targets, "last_blocks": 1}, classes=3)

@@ -10,6 +10,7 @@ r output channels, and B one of 1 x 1.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -62,13 +63,6 @@ class LoraSettings(BranchSettings):
     def _check_fields(self) -> Self:
         if self.alpha is not None and self.scale == "one":
             raise ValueError("alpha has no effect with scale one; set scale to alpha/r")
-        if self.last_blocks is not None:
-            whole = [target for target in self.targets if target == "conv" or _is_pattern(target)]
-            if whole:
-                raise ValueError(
-                    f"last_blocks has no effect on targets {', '.join(whole)}; name the layers of these blocks by a "
-                    "pattern instead"
-                )
         for target in self.targets:
             if target not in TARGET_ROLES and not _is_pattern(target):
                 raise ValueError(
@@ -208,6 +202,14 @@ def find_targets(backbone: Backbone, settings: LoraSettings) -> tuple[list[Block
     roles, shared = settings.roles() - set(patterns), list[Block]()
     targets: dict[str, Target] = {}
     matched: set[str] = set()
+    whole = [target for target in settings.targets if target == "conv" or _is_pattern(target)]
+    if settings.last_blocks is not None and whole:
+        # No error: adapters of before, trained so, must load.
+        warnings.warn(
+            f"last_blocks has no effect on targets {', '.join(whole)}; name the layers of these blocks by a pattern "
+            "instead",
+            stacklevel=2,
+        )
     if roles - {"conv"}:
         letters = [letter for letter in _LETTERS if letter in roles]
         for block in select_blocks(backbone, settings) if backbone.blocks else ():
