@@ -102,6 +102,8 @@ def _as_mask(positives: NDArray[Any] | Sequence[Any], rows: int, candidates: int
     Raises:
         UserError: truth values of another shape, or for some queries only.
     """
+    if isinstance(positives, np.ndarray) and positives.dtype == np.bool_ and positives.shape == (rows, candidates):
+        return positives  # not copied: it may be large
     entries = [np.asarray(row) for row in positives]
     # Read as indices, False and True would be the candidates 0 and 1.
     if not any(entry.dtype == np.bool_ for entry in entries):
