@@ -231,9 +231,9 @@ def train(
             optimizer.step()
             loss_sum += float(loss.detach()) * len(rows)
             num_used += len(rows)
-    if num_used == 0:
+    if training.epochs and len(points) and num_used == 0:
         raise UserError(f"batch_size must be at least 2, else no point is trained on (got {training.batch_size})")
-    return loss_sum / num_used
+    return loss_sum / max(num_used, 1)
 
 
 def noise(batch: Tensor, random: torch.Generator) -> Tensor:
