@@ -377,9 +377,9 @@ class _PackageWriter:
 
     def _write_further(self) -> None:
         for row in self.rows.collection.dataset_table(FILES_TABLE).to_pylist():
-            path = _locate_further(row["path"], self.stage)
             content = base64.b64decode(row["content"])
             if self._keep_further(row["path"], content.decode("utf-8", "replace")):
+                path = _locate_further(row["path"], self.stage)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
 
