@@ -113,6 +113,7 @@ def test_coco_captions_with_a_box_are_phrases_of_regions(tmp_path: Path) -> None
         {**first, "caption": "a red car at night"},
         {name: value for name, value in second.items() if name != "category_id"} | {"caption": "the dog", "iscrowd": 0},
         {"id": 900, "image_id": first["image_id"], "caption": "a street"},
+        {"id": 901, "image_id": first["image_id"], "caption": "some cars", "bbox": []},
     ]
     write_json(folder / "annotations" / "dense_val2017.json", content)
     import_coco(folder / "annotations" / "dense_val2017.json", tmp_path / "c")
@@ -121,7 +122,7 @@ def test_coco_captions_with_a_box_are_phrases_of_regions(tmp_path: Path) -> None
         ("a red car at night", "car"),
         ("the dog", ""),
     ]
-    assert [caption.text for caption in record.captions] == ["a street"]
+    assert [caption.text for caption in record.captions] == ["a street", "some cars"]
 
 
 def test_a_captions_file_alone_and_one_without_captions(tmp_path: Path) -> None:
@@ -268,6 +269,10 @@ def test_parquet_files_without_a_part_give_no_split(tmp_path: Path) -> None:
     import_datasets(source, tmp_path / "c")
     collection = Collection.open(tmp_path / "c")
     assert sorted(collection.index["split"]) == ["", "train"]
+    assert {key.split("/")[0] for key in collection.keys} == {"train"}, "as before there were parts"
+    photos = source / "photos.parquet"
+    import_datasets(photos, tmp_path / "of-one", part="train")
+    assert list(Collection.open(tmp_path / "of-one").index["split"]) == [""]
 
 
 def test_the_library_of_data_sets_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

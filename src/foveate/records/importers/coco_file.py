@@ -66,7 +66,7 @@ def read_coco(path: Path, captions: Path | None = None) -> CocoFile:
     annotations = get_list(content, "annotations", path)
     if any(isinstance(entry, dict) and "caption" not in entry for entry in annotations):
         _read_categories(get_list(content, "categories", path), read, path.name)
-    elif any(isinstance(entry, dict) and "bbox" in entry for entry in annotations):
+    elif any(isinstance(entry, dict) and entry.get("bbox") for entry in annotations):
         _read_categories(_list(content.get("categories")), read, path.name)  # dense captions need none
     _read_annotations(annotations, read, path.name)
     if captions is not None:
@@ -138,7 +138,7 @@ def _read_annotations(entries: list[Any], read: CocoFile, source: str) -> None:
             read.findings.append(make_finding(where, source, "region", "malformed entry", detail))
             continue
         # A caption with a box is about that region (dense captions), not about the image.
-        is_caption, number = "caption" in entry and "bbox" not in entry, get_integer(entry, "id")
+        is_caption, number = "caption" in entry and not entry.get("bbox"), get_integer(entry, "id")
         image = read.images.get(get_integer(entry, "image_id") or 0)
         subject = "caption" if is_caption else "region"
         # Compared again: 0 stands for a missing id above, but may be the id of an image.

@@ -67,7 +67,9 @@ def import_datasets(
     """
     parts = _open(str(source), revision)
     if part is not None:
-        parts = {choose(part, parts, f"part of {source}"): parts[part]}
+        # Files whose names state no part are what `datasets` calls train.
+        known = _UNNAMED if part == "train" and list(parts) == [_UNNAMED] else choose(part, parts, f"part of {source}")
+        parts = {known: parts[known]}
     images = {}
     columns: dict[str, tuple[str, str | None, str | None]] = {}
     for name, data in parts.items():
@@ -220,7 +222,9 @@ def _sample(
             return sample
         data = _read_bytes(sample)
     sample.location = None
-    sample.key = f"{part}/{hashlib.sha256(data).hexdigest()[:_KEY_DIGITS]}" if key is None else _make_key(row[key])
+    # The prefix that files without a part have had from the start: another one would import their images twice.
+    prefix = "train" if part == _UNNAMED else part
+    sample.key = f"{prefix}/{hashlib.sha256(data).hexdigest()[:_KEY_DIGITS]}" if key is None else _make_key(row[key])
     texts = None if text is None else row[text]
     captions = [] if texts is None else texts if isinstance(texts, list) else [texts]
     sample.fields = {"captions": captions, "split": "" if part == _UNNAMED else part}
