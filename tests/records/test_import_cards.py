@@ -162,7 +162,7 @@ def test_a_deployment_of_another_source_is_not_overwritten(tmp_path: Path) -> No
     before = {path: path.read_bytes() for path in target.rglob("*.*")}
     later, later_table = write_season(tmp_path / "cards2024", 2, {**row, "latitude": "50"})
     (later / "A/IMG_0001.JPG").rename(later / "A/IMG_0002.JPG")
-    with raises_naming(UserError, "deployment 'A'", "cards2024", "cards2023", "another id"):
+    with raises_naming(UserError, "deployment 'A'", "cards2024", "another id", "--source-name cards2023"):
         import_cards(later, target, deployments=later_table)
     assert {path: path.read_bytes() for path in target.rglob("*.*")} == before
     # An equal row, or one that says nothing, is no contradiction.
@@ -175,6 +175,34 @@ def test_a_deployment_of_another_source_is_not_overwritten(tmp_path: Path) -> No
     import_cards(cards, target, deployments=table)
     (deployment,) = Survey.open(target).deployments
     assert deployment.latitude == 52
+    # So may a new release of the same survey, if it says so.
+    write_table(later_table, [{"folder": "A", "clock_shift": "", **row, "latitude": "53"}])
+    import_cards(later, target, deployments=later_table, source_name="cards2023")
+    (deployment,) = Survey.open(target).deployments
+    assert deployment.latitude == 53
+
+
+def test_a_deployment_of_which_nothing_was_said_takes_a_place_from_anywhere(tmp_path: Path) -> None:
+    cards, table = write_season(tmp_path / "cards2023", 1, {"deploymentID": "A"})
+    import_cards(cards, tmp_path / "c", deployments=table)
+    later, later_table = write_season(
+        tmp_path / "cards2024", 2, {"deploymentID": "A", "latitude": "50", "longitude": "4"}
+    )
+    (later / "A/IMG_0001.JPG").rename(later / "A/IMG_0002.JPG")
+    import_cards(later, tmp_path / "c", deployments=later_table)
+    (deployment,) = Survey.open(tmp_path / "c").deployments
+    assert deployment.latitude == 50
+
+
+def test_a_correction_reaches_images_whose_bytes_changed(tmp_path: Path) -> None:
+    row = {"deploymentID": "A", "latitude": "51.5", "longitude": "4"}
+    cards, table = write_season(tmp_path / "cards", 1, row)
+    import_cards(cards, tmp_path / "c", deployments=table)
+    (cards / "A/IMG_0001.JPG").write_bytes(photo(1, tags={0x9003: TIME, 0x010E: "keywords"}))
+    write_table(table, [{"folder": "A", "clock_shift": "", **row, "deploymentID": "B"}])
+    summary = import_cards(cards, tmp_path / "c", deployments=table)
+    assert summary.quarantined == {"image: duplicate key": 1}
+    assert Survey.open(tmp_path / "c").media["deployment"].to_pylist() == ["B"]
 
 
 def test_an_import_that_dies_goes_on(cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,7 +248,8 @@ class CollectionWriter:
         Args:
             source: of the image's rows; it decides where this run has read no image of this key.
         """
-        return key not in self._refused and (key in self._seen or source == self.source)
+        # Another image of the same source is most likely the same one, changed: it is refused, corrections are not.
+        return source == self.source or (key in self._seen and key not in self._refused)
 
     def _was_removed(self, key: str, sha256: str) -> bool:
         # Removing one of several equal images leaves the others: importing those again is not a removed image.

@@ -97,6 +97,7 @@ BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "e
     ("format", "--format", "--as"),
     "name",
     "license",
+    "source_name",
     "images",
     "captions",
     "path_column",
@@ -193,6 +194,8 @@ def command(
     # Read before the images: a file that cannot be used must not cost an import of hours.
     detections = None if resolved.results is None else read_results(resolved.results)
     shared: dict[str, Any] = {**options, "max_pixels": resolved.max_pixels}
+    if resolved.source_name is not None:
+        shared["source_name"] = resolved.source_name
     summary = importer.run(source, to, name=resolved.name, license=resolved.license, workers=workers, **shared)
     result: dict[str, Any] = {"format": importer.name, **summary.as_dict()}
     lines = [f"format: {importer.name}", *summary.lines()]
@@ -210,7 +213,9 @@ def command(
             )
     if summary.updated and renamed:
         # Bytes that were removed are not imported again under any name: the next renaming would lose the image.
-        lines.append(f"renamed images are in the collection under both names; {GONE} does not list the old ones")
+        lines.append(
+            f"images that were renamed, or are still there as a copy, stay under both names; {GONE} does not list them"
+        )
     if resolved.dedupe:
         from foveate.records.duplicates import remove_duplicates
 

@@ -98,6 +98,12 @@ class CollectSettings(FormatOptions):
     )
     name: str | None = Field(None, description="name of a new collection; by default that of its folder")
     license: str | None = Field(None, description="license of the images that this command adds, stored with them")
+    source_name: str | None = Field(
+        None,
+        min_length=1,
+        description="name of the source that the collection keeps with the images, in place of that of the file or "
+        "folder; that of an earlier one for a new release of the same survey",
+    )
     max_pixels: int = Field(
         MAX_PIXELS,
         ge=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -81,18 +82,22 @@ def select_deployments(writer: CollectionWriter, deployments: Iterable[Deploymen
     for deployment in deployments:
         row = check_row("deployments", deployment_row(deployment))
         known = others.get(row["id"])
-        if known is None:
+        if known is None or _says_nothing(Deployment.from_row(known)):
             selected.append(row)
-            continue
-        # A file of annotations without a table of places has ids alone.
-        bare = Deployment(deployment.id, location=deployment.location)
-        says_nothing = deployment == bare and deployment.location in ("", deployment.id)
-        if not says_nothing and any(known.get(name) != value for name, value in row.items()):
+        elif not _says_nothing(deployment) and any(known.get(name) != value for name, value in row.items()):
             raise UserError(
                 f"deployment {deployment.id!r} of {writer.source!r} differs from that of {known['source']!r} in the "
-                "collection; give it another id, or collect into another collection"
+                "collection; give it another id, collect into another collection, or, if it is the same survey, add "
+                f"--source-name {shlex.quote(known['source'])}"
             )
     return selected
+
+
+def _says_nothing(deployment: Deployment) -> bool:
+    """Whether nothing but the id is known, as from a file of annotations without a table of places."""
+    return deployment.location in ("", deployment.id) and deployment == Deployment(
+        deployment.id, location=deployment.location
+    )
 
 
 def _read_deployments(writer: CollectionWriter) -> list[dict[str, Any]]:
