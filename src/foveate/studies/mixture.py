@@ -97,7 +97,7 @@ PAPER_CLAIMS = (
         control=_PAIRS_IMAGE,
     ),
     PaperClaim(
-        f"A larger w_multi makes all other questions worse ({PAPER})",
+        f"A larger w_multi makes other questions worse ({PAPER})",
         claim="At w_multi .6 fewer regions are named than at .1",
         control=_NAMES_IMAGE,
     ),
