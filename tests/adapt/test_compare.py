@@ -17,11 +17,12 @@ from foveate.adapt.compare.grids import GRIDS, Candidate, load_grid
 from foveate.adapt.compare.plan import plan
 from foveate.adapt.compare.pricing import check_hours
 from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, max_parameters, parse_tasks
-from foveate.adapt.compare.run import _warn, compare
+from foveate.adapt.compare.run import _warn, compare, logits_path
 from foveate.adapt.compare.splits import split_rows
 from foveate.adapt.data import LabeledImages, load_images
 from foveate.adapt.recipe import AdaptData, AdaptTraining
 from foveate.core.errors import UserError
+from foveate.core.experiment_grid import Cell
 from foveate.core.progress import configure
 from foveate.training.epochs import Augmentation
 from naming import raises_naming
@@ -76,6 +77,13 @@ def test_mistakes_of_data(data: LabeledImages) -> None:
         split_rows(data, **SPLITS, shots=1)
     with raises_naming(UserError, "2"):
         split_rows(data, **SPLITS, shots=1, folds=2)
+
+
+def test_names_with_dots_have_logits_of_their_own(tmp_path: Path) -> None:
+    task = CompareTask(name="stripes", path="stripes.npz")
+    cells = [Cell(0, task.key, f"{name}.2.final") for name in ("lora-0.1", "lora-0.5")]
+    names = [logits_path(tmp_path, task, cell).name for cell in cells]
+    assert names == ["lora-0.1-seed0.npz", "lora-0.5-seed0.npz"]
 
 
 def test_a_comparison_and_the_same_again(tmp_path: Path) -> None:

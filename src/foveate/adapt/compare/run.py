@@ -213,8 +213,9 @@ def _train_final(
 
 def logits_path(folder: Path, task: CompareTask, cell: Cell) -> Path:
     """Return where a final training's logits of test images are."""
-    # Without the number of the candidate: whoever reads the logits asks for a method and a seed.
-    return folder / "logits" / task.key / f"{cell.variant.partition('.')[0]}-seed{cell.seed}.npz"
+    # "NAME.CANDIDATE.final", and a name may have dots, too. Without the number of the candidate: whoever reads the
+    # logits asks for a method and a seed.
+    return folder / "logits" / task.key / f"{cell.variant.rsplit('.', 2)[0]}-seed{cell.seed}.npz"
 
 
 def _run_cells(store: CellStore, cells: Sequence[Cell], work: Callable[[Cell], dict[str, float]], meter: Meter) -> None:
