@@ -102,6 +102,21 @@ def test_a_second_run_does_nothing_and_another_recipe_adds_rows(shapes: Path) ->
     assert len(rows_of(shapes, "regions")) == first["regions"] + other["regions"]
 
 
+def test_an_image_whose_caption_came_later_is_labeled(shapes: Path) -> None:
+    first = label(shapes).result
+    bare = [row["key"] for row in rows_of(shapes, "region_status") if row["status"] == "no_caption"]
+    caption = {"key": bare[0], "text": "A red disc and a zebra.", "kind": "alt", "request": "1", "created": "1"}
+    with AnnotationAppender(shapes, purpose="captioning") as appender:
+        appender.append("captions", [caption], Provenance("captioner", "new", "x"))
+    later = label(shapes).result
+    assert (later.done_before, later.status["no_caption"], sum(later.status.values())) == (31, 1, 32)
+    assert later.status["no_phrases"] + later.status["no_boxes"] + later.status["ok"] == 31
+    # The row of before stays in the table, and the last one holds.
+    again = label(shapes).result
+    assert (again.done_before, again.status, again.regions_new) == (32, later.status, 0)
+    assert again.regions == later.regions >= first.regions
+
+
 def test_parts_of_a_collection_can_be_labeled(shapes: Path) -> None:
     assert label(shapes, split="test").result.to_json()["images"] == 10
     assert label(shapes, limit=7).result.to_json()["images"] == 7

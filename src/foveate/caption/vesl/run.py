@@ -173,6 +173,8 @@ def plan_labeling(
     partners = shuffle_partners(rows, seed) if settings.shuffle_phrases else {}
     recipe_hash = hash_recipe(recipe)
     completed = find_completed(collection, recipe_hash, {collection.keys[row] for row in rows})
+    bare = [row for row in rows if collection.keys[row] in completed.without_caption]
+    completed.try_again([collection.keys[row] for row in bare if captions.get(partners.get(row, row)).texts])
     return LabelingPlan(
         collection=collection,
         settings=settings,

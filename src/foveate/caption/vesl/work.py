@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection as Collection_
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,15 +153,23 @@ class CompletedWork:
 
     Attributes:
         keys: images with a status that is not in `FAILED`.
+        without_caption: those of them that had no caption then.
         status, regions, thin: counts over them.
         unfinished: key -> number of regions, for images whose status was not written before a kill.
     """
 
     keys: set[str] = field(default_factory=set)
+    without_caption: set[str] = field(default_factory=set)
     status: Counter[str] = field(default_factory=Counter)
     regions: int = 0
     thin: int = 0
     unfinished: Counter[str] = field(default_factory=Counter)
+
+    def try_again(self, captioned: Collection_[str]) -> None:
+        """Take images out that had no caption and have one now."""
+        self.keys -= set(captioned)
+        self.without_caption -= set(captioned)
+        self.status[NO_CAPTION] -= len(captioned)
 
 
 def find_completed(collection: Collection, recipe_hash: str, keys: Collection_[str]) -> CompletedWork:
@@ -173,15 +181,18 @@ def find_completed(collection: Collection, recipe_hash: str, keys: Collection_[s
     completed = CompletedWork()
     of_recipe = {"recipe_hash": recipe_hash}
     statuses = matching_parts(collection.path, "region_status", ["key", "status", "regions", "thin"], where=of_recipe)
+    # Rows of failures, and of images that had no caption, stay in the table when an image is tried again: its last row
+    # holds.
+    last_rows: dict[str, Mapping[str, Any]] = {}
     for part in statuses:
-        for row in part.to_pylist():
-            # Rows of failures stay in the table when an image is tried again: its last row holds, and any other than a
-            # failure is its last.
-            if row["key"] in keys and row["status"] not in FAILED:
-                completed.keys.add(row["key"])
-                completed.status[row["status"]] += 1
-                completed.regions += row["regions"]
-                completed.thin += row["thin"]
+        last_rows |= {row["key"]: row for row in part.to_pylist() if row["key"] in keys and row["status"] not in FAILED}
+    for key, row in last_rows.items():
+        completed.keys.add(key)
+        if row["status"] == NO_CAPTION:
+            completed.without_caption.add(key)
+        completed.status[row["status"]] += 1
+        completed.regions += row["regions"]
+        completed.thin += row["thin"]
     # Regions of an image are all in one part: either all of them are there, or none. So an image with regions and no
     # status needs its status only.
     for part in matching_parts(collection.path, "regions", ["key"], where=of_recipe):
