@@ -122,6 +122,14 @@ def test_mistakes_are_one_sentence(
     assert not out
 
 
+def test_a_password_in_an_address_reaches_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    collection = make(tmp_path / "c", 4)
+    arguments = ["--format", "ssc", "--model", "m", "--endpoint", "http://me:secret@host/v1", "--run", tmp_path / "r"]
+    code, _, err = run(capsys, "caption", collection, *arguments, "--quiet")
+    assert (code, "secret" in err) == (1, False)
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_second_process_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     collection = make(tmp_path / "c", 4)
     with CollectionWriter(collection, source="holidays"):

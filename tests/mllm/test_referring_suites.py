@@ -272,6 +272,11 @@ def test_a_judge_without_a_verdict_gives_no_score(bench: Path, tmp_path: Path, r
 def test_a_judge_is_needed(bench: Path, tmp_path: Path) -> None:
     with raises_naming(UserError, "--judge", "--judge-model"):
         evaluate(Table(lambda *_: "x"), "ferret-bench", bench, run=tmp_path / "run")
+    settings = SuiteSettings(judge="http://me:secret@host", judge_model="m")
+    with raises_naming(UserError, "--judge contains a user, password") as caught:
+        evaluate(Table(lambda *_: "x"), "ferret-bench", bench, settings=settings, run=tmp_path / "secret")
+    assert "secret" not in str(caught.value)
+    assert not (tmp_path / "secret").exists()
     write(bench / "refer_reason" / "context.jsonl", json.dumps({"image": ["a.png"], "text": "a room"}).encode())
     with raises_naming(UserError, "context.jsonl", "image"):
         load_suite("ferret-bench").read(bench, "test")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from foveate.chat.client import ChatClient, ChatSettings
+from foveate.chat.client import ChatClient, ChatSettings, chat_url
 from foveate.chat.protocol import ChatRequest, ChatResponse
 from foveate.core.errors import UserError
 from foveate.core.files import append_json_lines, repair_json_lines
@@ -30,6 +30,15 @@ class JudgeReply:
     date: str
     text: str
     error: str = ""
+
+
+def check_judge_address(address: str) -> None:
+    """Raise UserError unless an address is one, without a secret in it: a run folder stores the command."""
+    try:
+        chat_url(address)
+    except UserError as error:
+        # The client's option has another name here.
+        raise UserError(str(error).replace("--endpoint", "--judge")) from error
 
 
 class Judge(Protocol):
@@ -52,12 +61,13 @@ class ServerJudge:
         options: further fields of `ChatSettings`.
 
     Raises:
-        UserError: no address or no name, or a wrong option.
+        UserError: no address or no name, an address that is none or holds a secret, or a wrong option.
     """
 
     def __init__(self, endpoint: str, model: str, *, key_env: str = "", **options: Any) -> None:
         if not endpoint or not model:
             raise UserError("--judge and --judge-model are missing: these answers are scored by a judge, at a server")
+        check_judge_address(endpoint)
         content = {"endpoint": endpoint, "model": model, "api_key_env": key_env, **options}
         self.settings = validate(ChatSettings, content, where="--judge")
         self.name = self.settings.model

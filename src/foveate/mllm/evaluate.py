@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from foveate.chat.batching import run_in_halves
+from foveate.chat.judge import check_judge_address
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import (
@@ -69,6 +70,8 @@ def evaluate(
     """
     settings = settings or SuiteSettings()
     plugin = load_suite(suite)
+    if settings.judge:
+        check_judge_address(settings.judge)
     # Not the batch size: an answer does not depend on the questions beside it, so that a smaller one may go on.
     identity = {"suite": suite, "model": name, "data": _locate(data, Path(run)), **_identify(settings)}
     # Answers of the same model before it was trained again or calibrated are not its answers.

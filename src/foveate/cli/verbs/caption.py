@@ -116,6 +116,7 @@ def command(
 def _backend_settings(options: CaptionRunSettings, device: str | None) -> Settings:
     """Check the settings of a backend, of which --model, --endpoint, --concurrency and --device are four."""
     from foveate.caption.captioner import find_backend
+    from foveate.chat.client import chat_url
     from foveate.core.errors import UserError
     from foveate.core.recipes import validate
     from foveate.core.yaml_text import read_yaml
@@ -129,6 +130,9 @@ def _backend_settings(options: CaptionRunSettings, device: str | None) -> Settin
         if not equals or not name:
             raise UserError(f"--option '{option}': write it as NAME=VALUE")
         content[name] = read_yaml(text, where=f"--option {name}", kind="YAML")
+    # Before there is a run folder, which stores the command: an address with a password is refused.
+    for address in options.endpoint:
+        chat_url(address)
     return validate(plugin.settings, content, where=f"backend '{options.backend}'")
 
 
