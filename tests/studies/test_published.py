@@ -154,7 +154,7 @@ def test_a_paper_line_counts_all_conditions() -> None:
     assert verdict_text(line) == "shown 1, opposite 1"
     assert line.measured == "Name: Ours − Theirs, 2 data sets"
     assert "True +.123" in line.difference
-    assert line.control == "Less: not shown"
+    assert line.control == "Less: not shown (Other: Ours − Theirs)"
     assert verdict_text(untestable) == "not testable here"
     assert untestable.untestable == "no moon here"
 

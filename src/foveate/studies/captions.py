@@ -68,7 +68,7 @@ ROWS = (
 
 def _claims(condition: str) -> tuple[Claim, ...]:
     return (
-        Claim("Control: captions of other images teach nothing", condition, "short", "ssc", "ssc-shuffled", 0.05,
+        Claim("Control: captions of other images teach less", condition, "short", "ssc", "ssc-shuffled", 0.05,
               asserted=True),
         Claim("Control: in the mixture, captions of other images do not help", condition, "short", "mix-50",
               "mix-shuffled", asserted=condition == SCENES),
@@ -128,12 +128,12 @@ PAPER_CLAIMS = (
     PaperClaim(
         "Descriptive captions alone hurt short searches",
         claim="DSC only is worse than SSC only, short searches",
-        control="Control: captions of other images teach nothing",
+        control="Control: captions of other images teach less",
     ),
     PaperClaim(
         "Descriptive captions alone hurt naming",
         claim="DSC only is worse than SSC only, naming",
-        control="Control: captions of other images teach nothing",
+        control="Control: captions of other images teach less",
     ),
     PaperClaim(
         "Descriptive captions do not hurt a linear probe",

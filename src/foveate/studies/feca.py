@@ -117,7 +117,7 @@ def _claims() -> tuple[Claim, ...]:
             Claim("Control: the largest client alone knows less", condition, "nmi", "consensus", "alone",
                   asserted=split != "even" and drawn and name != "uneven"),
             Claim("consensus is better than k-FED", condition, "nmi", "consensus", "kfed", asserted=drawn),
-            Claim("consensus is better than weighted k-means++, also refined", condition, "nmi", "consensus",
+            Claim("consensus is better than weighted k-means++ with the same refinement", condition, "nmi", "consensus",
                   "weighted-round"),
             Claim("consensus is better than the reconstruction of FeCA", condition, "nmi", "consensus", "paper",
                   asserted=drawn and split == "few"),

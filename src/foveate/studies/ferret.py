@@ -123,7 +123,7 @@ def _claims_of_sizes(condition: str, pixels: int) -> tuple[Claim, ...]:
               "tiles"),
         Claim(f"Two towers name small things better than one ({pixels} px)", condition, "small", "two-towers",
               "one-tower"),
-        Claim(f"Control: another image names nothing ({pixels} px)", condition, "small", "fused", "fused", 0.1,
+        Claim(f"Control: another image names less ({pixels} px)", condition, "small", "fused", "fused", 0.1,
               worse_measure="another_image"),
     )  # fmt: skip
 
@@ -141,7 +141,7 @@ CLAIMS = (
     Claim("A box names more than a point, sampler", SHAPES, "box", "sampler", "sampler", worse_measure="point"),
     Claim("A point asked as a point names more than asked as a box", SHAPES, "point", "sampler", "sampler",
           worse_measure="point_as_box"),
-    Claim("Control: another image names nothing", SHAPES, "box", "sampler", "sampler", 0.3,
+    Claim("Control: another image names less", SHAPES, "box", "sampler", "sampler", 0.3,
           worse_measure="another_image"),
     *_claims_of_sizes(SMALLER, 448),
     *_claims_of_sizes(LARGER, 672),
@@ -154,7 +154,7 @@ CLAIMS = (
     Claim("Grounding data help referring", QUESTIONS, "name", "token", "referring"),
     Claim("Referring data help grounding", QUESTIONS, "where_iou", "token", "grounding"),
     Claim("The box head finds more than digits from the same states", QUESTIONS, "where", "both", "digits"),
-    Claim("Control: another image names nothing, questions", QUESTIONS, "name", "token", "token", 0.05,
+    Claim("Control: another image names less, questions", QUESTIONS, "name", "token", "token", 0.05,
           worse_measure="another_image"),
     Claim("Control: another region has another name, questions", QUESTIONS, "name", "token", "token", 0.05,
           worse_measure="shuffled"),
@@ -162,24 +162,24 @@ CLAIMS = (
           worse_measure="another_image_where"),
 )  # fmt: skip
 _IMAGE, _REGION = (
-    "Control: another image names nothing, questions",
+    "Control: another image names less, questions",
     "Control: another region has another name, questions",
 )
 PAPER_CLAIMS = (
     PaperClaim(
         "The sampler beats averaging (Ferret, arXiv 2310.07704; by 0.8 to 2.2 points)",
         claim="The sampler names more than the mean, strokes",
-        control="Control: another image names nothing",
+        control="Control: another image names less",
     ),
     PaperClaim(
         f"Referring at any resolution: the fused map helps ({PAPER})",
         claim="So does the fused map (672 px)",
-        control="Control: another image names nothing (672 px)",
+        control="Control: another image names less (672 px)",
     ),
     PaperClaim(
         f"A second tower for the tiles helps ({PAPER})",
         claim="Two towers name small things better than one (672 px)",
-        control="Control: another image names nothing (672 px)",
+        control="Control: another image names less (672 px)",
     ),
     PaperClaim(
         f"Dense alignment (stage II) helps referring ({PAPER})",

@@ -170,7 +170,7 @@ def _measured(claims: Sequence[PublishedClaim], published: Published) -> str:
 
 
 def _control(paper: PaperClaim, claims: Sequence[PublishedClaim], published: Published) -> str:
-    """Return the verdict of the control on the same sets of data."""
+    """Return the verdict of the control on the same sets of data, and what it compared where the claim did not."""
     conditions = {claim.condition for claim in claims}
     controls = [
         judged for judged in published.claims if judged.claim == paper.control and judged.condition in conditions
@@ -178,7 +178,14 @@ def _control(paper: PaperClaim, claims: Sequence[PublishedClaim], published: Pub
     if not controls:
         return ""
     text = paper.control.removeprefix("Control: ")
-    return f"{text[:1].upper()}{text[1:]}: {count_verdicts(controls)}"
+    verdict = f"{text[:1].upper()}{text[1:]}: {count_verdicts(controls)}"
+    claim, control, run = claims[0], controls[0], published.run
+    shares_a_row = {claim.better, claim.worse} & {control.better, control.worse}
+    if (control.measure == claim.measure and shares_a_row) or control.measure not in run.measures:
+        return verdict
+    # Of another measure or other rows it says less about the claim, and the reader must see that.
+    rows = [run.variants[name] for name in dict.fromkeys((control.better, control.worse)) if name in run.variants]
+    return f"{verdict} ({run.measures[control.measure]}: {' − '.join(rows)})"
 
 
 def verdict_text(line: PaperLine) -> str:

@@ -91,7 +91,7 @@ def _claims_of_plates(world: str) -> tuple[Claim, ...]:
           for tokens in BUDGETS if tokens != 256 for key in ("slow", "fast")),
         *(Claim(f"By squared distance: slow and fast above {key} alone, both", world, "both_distance", "slowfast", key)
           for key in ("slow", "fast")),
-        Claim("Control: without frames no digit is read", world, "digit", "slowfast", "blank", 0.2),
+        Claim("Control: without frames fewer digits are read", world, "digit", "slowfast", "blank", 0.2),
         Claim("Control: shuffled frames keep digits and flash", world, "both", "shuffled", "slowfast", -0.05),
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ CLAIMS = (
           "llava-slowfast", "llava-fast"),
     Claim("A model sees the flash more often in slow and fast frames than in slow ones", MODEL, "flash",
           "llava-slowfast", "llava-slow"),
-    Claim("Control: without frames a model sees no flash", MODEL, "flash", "llava-slowfast", "llava-blank", 0.1),
+    Claim("Control: without frames a model sees fewer flashes", MODEL, "flash", "llava-slowfast", "llava-blank", 0.1),
     Claim("Control: shuffled frames lose the order for a model", MODEL, "order", "llava-slowfast", "llava-shuffled"),
 )  # fmt: skip
 PAPER_CLAIMS = (
