@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import functools
 import os
 import re
@@ -12,8 +13,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from foveate.core.errors import UserError
-from foveate.records.images import BadImage, check, decode_with_info
+from foveate.records.images import BadImage, check, decode_with_info, detect_format
 from foveate.serve.calls import Refused, ServedImage
+from foveate.serve.mp4_index import count_samples
 from foveate.vision.video.sources.opening import open_source
 from foveate.vision.video.sources.source import Source
 
@@ -21,7 +23,7 @@ from foveate.vision.video.sources.source import Source
 _MAX_THREADS = 4
 # Sound has samples, too: 40 s of 48 kHz.
 _MAX_SAMPLES = 2_000_000
-_SAMPLES = re.compile(rb"(?:stsz|stz2).{8}(.{4})|trun.{4}(.{4})", re.DOTALL)
+_EBML = b"\x1a\x45\xdf\xa3"
 _HEAD = re.compile(r"data:(?:(?:image|video)/[a-z0-9.+-]{1,40})?(?:;[a-z0-9=.+-]{1,40}){0,3};base64,", re.IGNORECASE)
 
 
@@ -74,27 +76,17 @@ def read_clip_url(url: str, *, max_pixels: int, max_frames: int, name: str, para
 
 
 def _check_container(data: bytes) -> None:
-    """Raise UserError for what FFmpeg shall not see: rare containers, and an MP4 whose index would fill the memory.
-
-    FFmpeg writes an MP4's index out when it opens the file: two kB of file become gigabytes, where all samples have
-    one size.
-    """
-    if data and data[4:8] != b"ftyp":
-        is_webp = data[:4] + data[8:12] == b"RIFFWEBP"
-        if not (is_webp or data.startswith((b"GIF8", b"\x89PNG", b"\x1a\x45\xdf\xa3"))):
-            raise UserError(f"clip: not a video (got {data[:8]!r}); expected MP4, WebM, GIF, WebP or PNG")
+    """Raise UserError for what FFmpeg shall not see: rare containers, and an MP4 whose index would fill the memory."""
+    if not data or data.startswith(_EBML):
         return
-    start, boxes = 0, list[bytes]()
-    while start < len(data):
-        size, kind = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8]
-        # Behind a broken size, or one in the long form, everything is searched.
-        is_broken = not 8 <= size <= len(data) - start
-        end = len(data) if is_broken else start + size
-        boxes += [data[start:end]] if is_broken or kind != b"mdat" else []
-        start = end
-    index = b"".join(boxes)
-    num_samples = sum(int.from_bytes(match[1] or match[2]) for match in _SAMPLES.finditer(index))
-    if num_samples > _MAX_SAMPLES or b"cmov" in index:
+    if data[4:8] != b"ftyp":
+        # By the whole signature, as `open_source` does: what it takes for no image goes to FFmpeg.
+        with contextlib.suppress(BadImage):
+            if detect_format(data) in ("GIF", "WEBP", "PNG"):
+                return
+        raise UserError(f"clip: not a video (got {data[:8]!r}); expected MP4, WebM, GIF, WebP or PNG")
+    num_samples = count_samples(data, max_samples=_MAX_SAMPLES)
+    if num_samples > _MAX_SAMPLES:
         raise UserError(f"clip: its index has {num_samples:,} samples or is packed; expected at most {_MAX_SAMPLES:,}")
 
 

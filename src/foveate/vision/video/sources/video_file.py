@@ -20,6 +20,7 @@ _CONTAINERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,av1,obu,flv,asf,ogg,mxf,mxf_opatom,nut,dv,"
     "mjpeg,yuv4mpegpipe,rm,swf,gxf,vob,wav,mp3,flac,aac"
 )
+_EBML = b"\x1a\x45\xdf\xa3"
 _TRANSPOSES = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
@@ -59,11 +60,17 @@ class VideoFile:
         options = {"protocol_whitelist": "file" if is_file else "none", "format_whitelist": _CONTAINERS}
         try:
             file = f"file:{self.source}" if isinstance(self.source, Path) else io.BytesIO(self.source)
-            return self._av.open(file, options=options, metadata_errors="replace")
+            return self._av.open(file, format=self._find_demuxer(), options=options, metadata_errors="replace")
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
             # Of a truncated MP4 the index is missing, which usually stands at its end.
             sentence = f"{self.name}: not a video, or one that is cut off ({_describe(error)})"
             raise BadClip("not a video", sentence) from error
+
+    def _find_demuxer(self) -> str | None:
+        """Return the demuxer of bytes that begin as MP4 or WebM; FFmpeg's guess counts later bytes, too."""
+        if not isinstance(self.source, bytes):
+            return None
+        return "matroska" if self.source[:4] == _EBML else "mov" if self.source[4:8] == b"ftyp" else None
 
     def _find_stream(self, container: Any) -> Any:
         # Covers of songs are streams of one image.
@@ -176,7 +183,7 @@ def _count_missing_bytes(source: Path | bytes) -> int:
     end = 0
     if start[:4] == b"RIFF":
         end = 8 + int.from_bytes(start[4:8], "little")
-    elif start[:4] == b"\x1a\x45\xdf\xa3" and (segment := start.find(b"\x18\x53\x80\x67")) >= 0:
+    elif start[:4] == _EBML and (segment := start.find(b"\x18\x53\x80\x67")) >= 0:
         field = start[segment + 4 : segment + 12]
         length = 9 - field[0].bit_length() if field and field[0] else 9
         value = int.from_bytes(field[:length], "big") & ((1 << 7 * length) - 1)
