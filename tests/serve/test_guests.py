@@ -16,6 +16,8 @@ from fakes import HTTP, FakeAdapter, serving
 from test_application import data_url, user
 
 from foveate.serve import framing
+from foveate.serve.guard import Guard
+from foveate.serve.settings import ServeSettings
 
 KEY = "k\u00e9y"
 IMAGE = {"type": "image_url", "image_url": {"url": data_url()}}
@@ -359,3 +361,67 @@ def test_what_is_written_in_one_turn_is_sent_together() -> None:
         return recorder.sent
 
     assert asyncio.run(write()) == [b"head body", 40_000, b"last"]
+
+
+class FakeLoop:
+    """Timers that a test fires; it also stands for the transport and the parser."""
+
+    def __init__(self) -> None:
+        self.timers = list[Any]()
+        self.num_unsent, self.is_aborted = 100_000, False
+
+    def call_later(self, seconds: float, callback: Any) -> Any:
+        timer = SimpleNamespace(seconds=seconds, callback=callback)
+        timer.cancel = lambda: self.timers.remove(timer)
+        self.timers.append(timer)
+        return timer
+
+    def fire(self, num_unsent: int) -> None:
+        self.num_unsent = num_unsent
+        self.timers.pop().callback()
+
+    def get_write_buffer_size(self) -> int:
+        return self.num_unsent
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+def test_a_client_that_does_not_read_is_cut_off() -> None:
+    class Parser:
+        def pause_writing(self) -> None: ...
+
+        def resume_writing(self) -> None: ...
+
+    fake = FakeLoop()
+    connection: Any = type("Connection", (framing.FramingProtocol, Parser), {})()
+    connection.loop = connection.transport = fake
+    connection._send_timer = None
+    connection.pause_writing()
+    assert [timer.seconds for timer in fake.timers] == [framing.SEND_SECONDS]
+    connection.resume_writing()
+    assert fake.timers == []
+    connection.pause_writing()
+    fake.fire(90_000)
+    assert not fake.is_aborted, "1 kB/s is enough"
+    fake.fire(80_001)
+    assert fake.is_aborted
+    assert fake.timers == []
+
+
+@pytest.mark.parametrize(("headers", "num_held"), [([(b"content-length", b"2")], 0), ([], 7)])
+def test_a_whole_reply_holds_no_body(headers: list[tuple[bytes, bytes]], num_held: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        held.append(guard._num_bytes)
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        held.append(guard._num_bytes)
+
+    async def send(message: Any) -> None: ...
+
+    held = list[int]()
+    guard = Guard(app, ServeSettings(), key="", finished=lambda record: None)
+    names = {"host": "localhost", "content-type": "application/json", "content-length": "7"}
+    lines = [(name.encode(), value.encode()) for name, value in names.items()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/locate", "headers": lines}
+    asyncio.run(guard(scope, send, send))  # type: ignore[arg-type]
+    assert [*held, guard._num_bytes] == [7, num_held, 0]

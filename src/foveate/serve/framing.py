@@ -27,6 +27,7 @@ else:
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 30.0
 MIN_BYTES_PER_SECOND = 1000
+SEND_SECONDS = 10.0
 MAX_HEAD_BYTES = 32 * 1024
 _SLOW_START_SECONDS = 3.0
 _MAX_REFUSED = 128
@@ -126,7 +127,7 @@ class FramingProtocol(Parser):
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(GatheringTransport(transport, self))  # type: ignore[arg-type]
-        self._buffer, self._left, self._timer = bytearray(), 0, None
+        self._buffer, self._left, self._timer, self._send_timer = bytearray(), 0, None, None
         self._address = str((transport.get_extra_info("peername") or ("",))[0])
         self.clients[self._address] += 1
         if self.clients[self._address] > self.max_connections:
@@ -143,6 +144,7 @@ class FramingProtocol(Parser):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_send_timer()
         self.clients[self._address] -= 1
         if not self.clients[self._address]:
             del self.clients[self._address]
@@ -153,6 +155,32 @@ class FramingProtocol(Parser):
             return
         self._buffer += data
         self._feed()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_send_timer()
+        self._watch_sending()
+
+    def resume_writing(self) -> None:
+        self._stop_send_timer()
+        super().resume_writing()
+
+    def _watch_sending(self) -> None:
+        self._num_unsent = self.transport.get_write_buffer_size()
+        self._send_timer = self.loop.call_later(SEND_SECONDS, self._check_sending)
+
+    def _check_sending(self) -> None:
+        """End a connection whose client hardly reads: the reply that waits for it holds memory and a place."""
+        self._send_timer = None
+        if self._num_unsent - self.transport.get_write_buffer_size() < MIN_BYTES_PER_SECOND * SEND_SECONDS:
+            self.transport.abort()
+        else:
+            self._watch_sending()
+
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

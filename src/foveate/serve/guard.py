@@ -137,9 +137,14 @@ class Guard:
         extra = self._reply_headers(scope, record["id"])
 
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+            nonlocal length
             if message["type"] == "http.response.start":
                 record["status"] = message["status"]
                 message["headers"] = [*message.get("headers", ()), *extra]
+                # Of a reply that is whole the request is not held any more; a client may take long to read it.
+                if any(name == b"content-length" for name, _ in message["headers"]):
+                    self._num_bytes -= length
+                    length = 0
             await send(message)
 
         try:
