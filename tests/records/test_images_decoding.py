@@ -10,7 +10,7 @@ from made_images import encoded, jpeg, noise, png_header
 from PIL import Image, ImageFile
 
 from foveate.core.errors import UserError
-from foveate.records.images import BadImage, check, decode, examine
+from foveate.records.images import BadImage, check, decode, examine, read_exif, read_image_info
 from naming import raises_naming
 
 
@@ -76,6 +76,16 @@ def test_a_decompression_bomb_is_refused_from_its_header_without_global_settings
         assert _reason(png_header(10_000, 10_000)) == "too many pixels"
     assert limit == Image.MAX_IMAGE_PIXELS
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_a_jpeg_with_very_many_exif_segments_is_refused() -> None:
+    data = jpeg(1)
+    segment = b"\xff\xe1" + (2 + 6).to_bytes(2) + b"Exif\0\0"
+    assert decode(data[:2] + 200 * segment + data[2:]).size == (48, 32)
+    for read in (check, decode, examine, read_image_info, read_exif):
+        with raises_naming(BadImage, "300", "EXIF") as bad:
+            read(data[:2] + 300 * segment + data[2:])
+        assert bad.value.reason == "damaged"
 
 
 def test_the_pixel_limit_belongs_to_the_call() -> None:

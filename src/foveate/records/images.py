@@ -106,6 +106,7 @@ _TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # chunks that can hold an orientation
+_MAX_EXIF_SEGMENTS = 256
 _EXAMINED_SIDE = 64  # enough for the perceptual hash (32), and JPEGs decode at 1/8 scale
 
 
@@ -405,6 +406,11 @@ def _open_decoder(data: bytes, format_name: str, max_pixels: int) -> Image.Image
     if format_name == "WEBP":
         # Pillow's WebP decoder allocates the whole canvas when it opens a file, so the header is checked before.
         _check_size(*_webp_size(data), max_pixels)
+    if format_name == "JPEG" and (num_segments := data.count(b"Exif\0\0")) > _MAX_EXIF_SEGMENTS:
+        # Pillow joins them one by one, which takes minutes for the 940,000 that fit into 19 MB.
+        raise BadImage(
+            "damaged", f"the JPEG image has {num_segments:,} EXIF segments; expected at most {_MAX_EXIF_SEGMENTS}"
+        )
     image = _find_decoder(format_name)(io.BytesIO(data))
     width, height = image.size
     _check_size(width, height, max_pixels)
