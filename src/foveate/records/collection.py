@@ -151,10 +151,14 @@ class Collection:
 
     def find_row(self, key: str) -> int:
         """Return the row number of a key; raise UserError with the nearest key if it is unknown."""
-        row = self._rows_by_key.get(key)
+        row = self.get_row(key)
         if row is None:
             raise UserError(f"no image {key!r} in the collection {self.name!r}{nearest(key, self.keys)}")
         return row
+
+    def get_row(self, key: str) -> int | None:
+        """Return the row number of a key, None if it is unknown; no nearest key is searched, which takes seconds."""
+        return self._rows_by_key.get(key)
 
     @cached_property
     def _rows_by_key(self) -> dict[str, int]:

@@ -91,7 +91,7 @@ class Answerer:
             record["model"] = body.model
             # Thousands of images take minutes, for which nobody may wait.
             reading = self._decode(body, param=param, longest_side=worker.adapter.decode_side)
-            images, clips = await self._while_connected(reading, request.receive)
+            images, clips = await self.while_connected(reading, request.receive)
             make = functools.partial(parsing.make_call, body, images, clips)
             call = make() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(make)
         finally:
@@ -103,10 +103,10 @@ class Answerer:
             if body.stream:
                 pieces = worker.write(call, timeout_seconds=self.settings.timeout_seconds)
                 return await self._stream(request, writer, pieces)
-            reply = await self._while_connected(worker.answer(call), request.receive)
+            reply = await self.while_connected(worker.answer(call), request.receive)
             self._count(record, reply)
             return to_json(writer.completion(reply))
-        reply = await self._while_connected(worker.answer(call), request.receive)
+        reply = await self.while_connected(worker.answer(call), request.receive)
         if isinstance(body, bodies.EmbeddingsBody):
             record["prompt_tokens"] = reply.num_tokens
             write = functools.partial(
@@ -127,7 +127,7 @@ class Answerer:
     ) -> Response:
         record = request.scope["foveate"]
         # A refusal before the first piece still gets its status: the head of the reply waits for it.
-        first = await self._while_connected(anext(pieces), request.receive)
+        first = await self.while_connected(anext(pieces), request.receive)
         seconds = time.perf_counter() - record["start"]
         self.metrics.observe("foveate_first_piece_seconds", seconds, model=writer.model)
         record["first_piece_seconds"] = round(seconds, 4)
@@ -164,7 +164,7 @@ class Answerer:
         )
         return images, clips
 
-    async def _while_connected(self, work: Awaitable[T], receive: Receive) -> T:
+    async def while_connected(self, work: Awaitable[T], receive: Receive) -> T:
         """Wait for a reply no longer than the client does, or the server's limit."""
 
         loop, task, limit = asyncio.get_running_loop(), asyncio.current_task(), self.settings.timeout_seconds

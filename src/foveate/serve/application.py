@@ -104,7 +104,8 @@ class Application:
         if source is None:
             raise Refused("model: expected the name of an index", status=404, param="model")
         key = request.path_params["key"]
-        return Response(await self.answerer.in_thread(lambda: source.thumbnail(key)), media_type="image/webp")
+        reading = self.answerer.in_thread(lambda: source.thumbnail(key))
+        return Response(await self.answerer.while_connected(reading, request.receive), media_type="image/webp")
 
     async def _page_file(self, request: Request) -> Response:
         name = request.path_params.get("name", "index.html")

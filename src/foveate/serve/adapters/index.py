@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from foveate.pretrain.searching.search import Index
 from foveate.pretrain.searching.search import search as search_in
 from foveate.pretrain.searching.search_result import describe_floor
 from foveate.records import layout
-from foveate.records.images import BadImage, make_thumbnail
+from foveate.records.images import make_thumbnail
 from foveate.serve.adapters import use_precision
 from foveate.serve.adapters.localizer import LocalizerAdapter
 from foveate.serve.calls import Call, Endpoint, Refused, SearchCall, SearchReply
@@ -47,11 +48,11 @@ class IndexAdapter(LocalizerAdapter):
             Refused: 404 for a key that is not in the index or removed, or an image that cannot be read any more.
         """
         collection = self._current().collection
-        try:
-            return make_thumbnail(collection.image_bytes(collection.find_row(key)))
-        except (UserError, BadImage):
-            # Neither the nearest key nor the reason: both tell of images and files that were not asked for.
-            raise Refused(f"{self.name}: has no image {key[:80]!r}", status=404, code="image_not_found") from None
+        # Neither the nearest key nor the reason: both tell of images and files that were not asked for.
+        with contextlib.suppress(UserError):
+            if (row := collection.get_row(key)) is not None:
+                return make_thumbnail(collection.image_bytes(row))
+        raise Refused(f"{self.name}: has no image {key[:80]!r}", status=404, code="image_not_found")
 
     def _search(self, call: SearchCall) -> SearchReply:
         image = None if call.image is None else call.image.data
