@@ -15,6 +15,7 @@ from test_stages import make_toy
 
 from foveate.core.errors import UserError
 from foveate.language.packing import SLOT, PackedTexts
+from foveate.mllm.loading import cache_features
 from foveate.mllm.preview import load_batch
 from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.samples import MllmSamples
@@ -25,6 +26,8 @@ from foveate.multimodal.referring import RegionPrompts
 from foveate.multimodal.views import ViewLayout
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Turn, add_conversations
+from foveate.training.distributed import World
+from foveate.vision.feature_cache import FeatureCache
 from naming import raises_naming
 from tiny_mllm import make_recipe, make_tiled_recipe
 
@@ -64,6 +67,22 @@ def prepare(collection: Collection, run: Path, *, recipe: MllmRecipe | None = No
     base = recipe or make_recipe()
     stages = [{**base.stages[1].model_dump(), **stage}]
     return prepare_training(make_recipe(model=base.model.model_dump(), stages=stages), collection, run)
+
+
+def test_the_image_tower_is_on_the_device_that_the_cache_computes_on(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def fill(cache: FeatureCache) -> None:
+        devices.extend(parameter.device.type for parameter in cache.encoder.parameters())
+
+    monkeypatch.setattr(FeatureCache, "fill", fill)
+    with Collection.open(mixed) as collection:
+        training = prepare(collection, tmp_path / "run")
+        here = World(rank=0, size=1, device=torch.device("meta"))
+        cache_features(training.model, collection, training.sets, run_path=tmp_path, here=here)
+    assert set(devices) == {"meta"}
 
 
 def test_samples_have_the_shares_of_their_groups(mixed: Path, tmp_path: Path) -> None:

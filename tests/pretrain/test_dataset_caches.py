@@ -116,6 +116,21 @@ def test_nothing_stale_is_ever_read(collection: Collection, tmp_path: Path) -> N
     assert len(folders(tmp_path)) == 2
 
 
+def test_the_image_encoder_is_on_the_device_that_the_cache_computes_on(
+    collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(tiny.recipe().model_copy(update={"image_encoder": LITE0}))
+    devices: list[str] = []
+
+    def fill(cache: features.FeatureCache) -> None:
+        devices.extend(parameter.device.type for parameter in cache.encoder.parameters())
+
+    monkeypatch.setattr(features.FeatureCache, "fill", fill)
+    build_dataset(tiny.recipe(), collection, model, device=torch.device("meta"), cache=tmp_path)
+    assert set(devices) == {"meta"}
+    assert {parameter.device.type for parameter in model.text_encoder.parameters()} == {"cpu"}
+
+
 def test_a_new_image_costs_only_itself(tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = shutil.copytree(tiny_collection, tmp_path / "shapes")
     before = make(Collection.open(path), tmp_path / "cache", cached=True)

@@ -84,7 +84,9 @@ def _multiply(rows: Mapping[str, Sequence[int]], stage: StageSettings, *, seed: 
 def cache_features(
     model: MultimodalModel, collection: Collection, sets: Sequence[ImageSet], *, run_path: Path, here: World
 ) -> FeatureCache:
-    """Compute the frozen features of the images of sets, as far as they are not cached yet.
+    """Compute the frozen features of the images of sets, as far as they are not cached yet, on the run's device.
+
+    The image tower moves there before the rest of the model does, for that is where the cache sends its pixels.
 
     Args:
         run_path: where the cache lies if the collection cannot be written.
@@ -92,7 +94,7 @@ def cache_features(
     rows = np.asarray(sorted({row for images in sets for row in images.rows}), dtype=np.int64)
     # Beside the images, so that the next run with this tower computes nothing.
     folder = (collection.path if os.access(collection.path, os.W_OK) else run_path) / "cache"
-    tower, device, share = model.tower, here.device, (here.rank, here.size)
+    tower, device, share = model.tower.to(here.device), here.device, (here.rank, here.size)
     features: FeatureCache
     if model.settings.assembly is None:
         features = FeatureCache(

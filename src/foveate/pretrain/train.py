@@ -82,13 +82,16 @@ def build_dataset(
     mixed_with: Sequence[PretrainDataset] = (),
     collates: bool = True,
 ) -> PretrainDataset:
-    """Build the training samples of a collection.
+    """Build the training samples of a collection; the model's image encoder moves to `device`.
 
     Args:
+        device: where the frozen features of images are computed.
         cache: folder of the frozen features.
         share: rank and number of the processes that compute these features together.
         mixed_with, collates: see `PretrainDataset`.
     """
+    # Only the image encoder: the cache sends pixels to `device`, while the cached texts are computed on the CPU.
+    model.image_encoder.to(device)
     return PretrainDataset(
         collection,
         recipe.data,
