@@ -8,13 +8,14 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
 import torch
 
 from foveate.core.errors import UserError
-from foveate.vision.open_clip.build import quiet
+from foveate.vision.open_clip.build import create_open_clip, quiet
 from foveate.vision.open_clip.export import export_open_clip
 from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
 from foveate.vision.registry import seeded
@@ -52,6 +53,19 @@ def test_vit_tokens_and_embedding(pool: str, final_ln_after_pool: bool) -> None:
     assert projected.shape == (3, 24)
     if pool == "avg" and not final_ln_after_pool:
         torch.testing.assert_close(projected, found.pooled, atol=1e-6, rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("tag", "is_quick"), [("openai", True), ("metaclip_400m", True), ("laion2b_s34b_b79k", False)]
+)
+def test_weights_of_a_tag_get_the_activation_they_were_trained_with(
+    tag: str, is_quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {}
+    monkeypatch.setattr(open_clip, "create_model", lambda name, **given: options.update(given))
+    _, config = create_open_clip("ViT-B-32", pretrained=tag)
+    # In the configuration, too: a model folder is opened again by that alone.
+    assert (options["force_quick_gelu"], config.get("quick_gelu", False)) == (is_quick, is_quick)
 
 
 @pytest.mark.parametrize("pool", ["map", "avg", "token"])

@@ -79,13 +79,18 @@ def create_open_clip(
         changes["vision_cfg"] = {**config["vision_cfg"], **(vision or {}), **sizes}
         changes["text_cfg"] = {**config["text_cfg"], **(text or {})}
         changes["embed_dim"] = config["embed_dim"] if embed_dim is None else embed_dim
-    if repository := _find_repository(model, scheme, pretrained):
+    known = _pretrained_config(model, scheme, pretrained)
+    if repository := _find_repository(model, scheme, known):
         say_lookup(repository, cache_dir=cache_dir)
+    # Weights of OpenAI and MetaCLIP need QuickGELU, which architectures without "-quickgelu" in their name lack;
+    # open_clip (3.3.0) only warns, and computes other embeddings than the weights were trained for.
+    needs_quick_gelu = bool(known.get("quick_gelu"))
     try:
         with quiet():
             built = open_clip.create_model(
                 model,
                 pretrained=pretrained,
+                force_quick_gelu=needs_quick_gelu,
                 force_image_size=image_size,
                 force_patch_dropout=0.0,  # regions need every patch, also in training
                 require_pretrained=trained,
@@ -95,6 +100,8 @@ def create_open_clip(
                 **deepcopy(changes),
             )
             config = {**_config_of(model), **changes}
+            if needs_quick_gelu:
+                config["quick_gelu"] = True
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
         raise UserError(f"open_clip model '{model}'{_tag(pretrained)}: {advice(scheme, pretrained, error)}") from error
     if embed_dim is not None and config["embed_dim"] != embed_dim:
@@ -104,14 +111,18 @@ def create_open_clip(
     return built, config
 
 
-def _find_repository(model: str, scheme: str | None, pretrained: str | None) -> str:
-    """Return the hub repository that open_clip takes the weights from; "" where it asks no hub."""
+def _pretrained_config(model: str, scheme: str | None, pretrained: str | None) -> Mapping[str, Any]:
+    """Return what open_clip knows of a tag's weights; nothing of a file or a folder."""
     import open_clip
 
+    return {} if scheme is not None or pretrained is None else open_clip.get_pretrained_cfg(model, pretrained)
+
+
+def _find_repository(model: str, scheme: str | None, known: Mapping[str, Any]) -> str:
+    """Return the hub repository that open_clip takes the weights from; "" where it asks no hub."""
     if scheme is not None:
         return model.partition(":")[2] if scheme == "hf-hub" else ""
     # OWNER/NAME/ or OWNER/NAME/FILE; a file of weights has no entry.
-    known: Mapping[str, Any] = {} if pretrained is None else open_clip.get_pretrained_cfg(model, pretrained)
     return "/".join(str(known.get("hf_hub", "")).split("/")[:2])
 
 
