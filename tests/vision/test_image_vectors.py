@@ -36,3 +36,14 @@ def test_fingerprint_follows_the_weights() -> None:
     assert first.fingerprint() == VectorEncoder(build_image_encoder(TIMM, seed=0)).fingerprint()
     assert first.fingerprint() != second.fingerprint()
     assert not first.train().inner.training
+
+
+def test_fingerprint_follows_a_trained_projection_behind_a_frozen_trunk() -> None:
+    first, second = (build_image_encoder({**TIMM, "frozen": True}) for _ in range(2))
+    torch.nn.init.zeros_(second.proj.weight)
+    # Untrained projections have no part in the vectors, so that they share a cache.
+    assert VectorEncoder(first).fingerprint() == VectorEncoder(second).fingerprint()
+    assert VectorEncoder(first).fingerprint() == f"{first.fingerprint()}-vectors"
+    first.fresh_parts = second.fresh_parts = ()
+    assert VectorEncoder(first).fingerprint() != VectorEncoder(second).fingerprint()
+    assert VectorEncoder(first).fingerprint().startswith(first.fingerprint())

@@ -55,9 +55,7 @@ def test_vit_tokens_and_embedding(pool: str, final_ln_after_pool: bool) -> None:
         torch.testing.assert_close(projected, found.pooled, atol=1e-6, rtol=0.0)
 
 
-@pytest.mark.parametrize(
-    ("tag", "is_quick"), [("openai", True), ("metaclip_400m", True), ("laion2b_s34b_b79k", False)]
-)
+@pytest.mark.parametrize(("tag", "is_quick"), [("openai", True), ("metaclip_400m", True), ("laion2b_s34b_b79k", False)])
 def test_weights_of_a_tag_get_the_activation_they_were_trained_with(
     tag: str, is_quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

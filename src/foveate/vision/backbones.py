@@ -217,6 +217,11 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         """Width of the network's own pooled vector, or of the joint embedding where that was trained with it."""
         return self.pooled_width if self._has_new_projection else self.embed_dim
 
+    @property
+    def projects_vectors(self) -> bool:
+        """Whether the vectors go through a trained projection, which a frozen trunk's fingerprint leaves out."""
+        return not self._has_new_projection and len(self.proj.state_dict()) > 0
+
     def image_vectors(self, features: Tensor) -> Tensor:
         """See `ImageEncoder.image_vectors`."""
         if not self._has_new_projection:

@@ -115,6 +115,11 @@ class ImageEncoder(nn.Module, ABC):
         """Width of `image_vectors`."""
         return self.embed_dim
 
+    @property
+    def projects_vectors(self) -> bool:
+        """Whether `image_vectors` also depend on weights that `fingerprint` does not name."""
+        return True
+
     def image_vectors(self, features: Tensor) -> Tensor:
         """Return the vector of each image [B, vector_width] for a classifier: no untrained layer stands before it.
 

@@ -27,8 +27,11 @@ class VectorEncoder(ImageEncoder):
         return super().train(False)  # type: ignore[return-value]
 
     def fingerprint(self) -> str:
-        """Name the encoder with its weights, and that vectors are cached."""
-        return f"{self.inner.fingerprint() or self._hash_weights()}-vectors"
+        """Name the encoder with all weights that its vectors depend on, and that vectors are cached."""
+        names = [self.inner.fingerprint()]
+        if not names[0] or self.inner.projects_vectors:
+            names.append(self._hash_weights())
+        return "-".join([*filter(None, names), "vectors"])
 
     def _hash_weights(self) -> str:
         if not self._digest:

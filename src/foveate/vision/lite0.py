@@ -232,6 +232,11 @@ class Lite0Encoder(ImageEncoder):
         """Channels of both maps of the frozen network."""
         return STRIDE_16_CHANNELS + STRIDE_32_CHANNELS
 
+    @property
+    def projects_vectors(self) -> bool:
+        """False: the vectors are those of the frozen network."""
+        return False
+
     def image_vectors(self, features: Tensor) -> Tensor:
         """Return the means of both maps over positions: the layers behind them start untrained."""
         packed = features if features.dim() == 2 else self.frozen_features(features)
