@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from foveate.pretrain.texts import LiveTexts, StoredTexts
 from foveate.pretrain.train import build_dataset, build_model
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
+from foveate.records.images import BadImage
 from foveate.records.record import Caption
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
@@ -174,6 +176,60 @@ def test_processes_share_the_work(collection: Collection, tmp_path: Path, monkey
     monkeypatch.setattr(features.FeatureStore.fill, "__kwdefaults__", {"share": (0, 1), "patience": 0.05})
     build_dataset(settings, collection, models[1], device=torch.device("cpu"), cache=tmp_path / "one", share=(1, 2))
     assert len(made) == 4
+
+
+def test_what_could_not_be_read_for_a_while_is_tried_again(
+    tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shutil.copytree(tiny_collection, tmp_path / "shapes")
+    tiny.damage(path, "train-03")
+    collection, cache = Collection.open(path), tmp_path / "cache"
+    away, damaged = (collection.find_row(key) for key in ("train-04", "train-03"))
+    read = Collection.image_bytes
+
+    def fail(collection: Collection, row: int) -> bytes:
+        if row == away:
+            raise BadImage("unreadable", "the disk is away")
+        return read(collection, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collection, "image_bytes", fail)
+        for _ in range(2):
+            dataset = make(collection, cache, cached=True)
+            assert dataset._cache is not None
+            assert dataset._cache.bad[away] == "the disk is away"
+            assert set(dataset._cache.bad) == {away, damaged}
+            assert not dataset._cache.features(away, 0).any()
+    made = parts_written(monkeypatch)
+    for parts in (1, 1):
+        dataset = make(collection, cache, cached=True)
+        assert dataset._cache is not None
+        assert set(dataset._cache.bad) == {damaged}
+        assert dataset._cache.features(away, 0).any()
+        assert len(made) == parts, "it alone is computed, and only once"
+
+
+def test_another_process_tries_what_one_could_not_read(tmp_path: Path) -> None:
+    tried: list[tuple[int, list[int]]] = []
+
+    def fill(rank: int, share: tuple[int, int]) -> store.FeatureStore:
+        def compute(entries: Sequence[int]) -> tuple[torch.Tensor, np.ndarray, dict[int, store.Failure]]:
+            tried.append((rank, list(entries)))
+            failures = {entry: store.Failure("away", is_passing=True) for entry in entries if entry == 2 and not rank}
+            return torch.ones(len(entries), 3), np.ones((len(entries), 2), np.int32), failures
+
+        filled = store.FeatureStore(tmp_path, kind="images", depends=("a",), shape=(3,), dtype=torch.float32)
+        keys = store.keys_of(map(str, range(6)))
+        filled.fill(keys, compute, block=3, description="made", share=share, patience=30)
+        return filled
+
+    with ThreadPoolExecutor(2) as pool:
+        alone, other = pool.map(fill, range(2), [(0, 2), (1, 2)])
+    assert sorted(tried) == [(0, [0, 1, 2]), (1, [2]), (1, [3, 4, 5])]
+    assert not other.bad
+    assert (other.sizes == 1).all()
+    assert alone.bad in ({}, {2: "away"})
+    assert not fill(0, (0, 1)).bad
 
 
 def test_a_damaged_part_is_named(collection: Collection, tmp_path: Path) -> None:

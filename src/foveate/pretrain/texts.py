@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.vision.encoder import TextEncoder
-from foveate.vision.feature_store import FeatureStore, Share, keys_of
+from foveate.vision.feature_store import Failure, FeatureStore, Share, keys_of
 from foveate.vision.localizer.inference import encode_all
 
 _BLOCK = 2048
@@ -91,7 +91,7 @@ class StoredTexts:
             dtype=encoder.feature_dtype,
         )
 
-        def make(entries: Sequence[int]) -> tuple[Tensor, NDArray[np.int32], dict[int, str]]:
+        def make(entries: Sequence[int]) -> tuple[Tensor, NDArray[np.int32], dict[int, Failure]]:
             block = distinct.take(pa.array(entries)).to_pylist()
             return encode_all(encoder, block), np.zeros((len(entries), 2), np.int32), {}
 

@@ -114,12 +114,21 @@ ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 """An image of the Python API: a path, the bytes of a file, a Pillow image, or uint8 pixels [H, W, 3] or [H, W]."""
 
 
+# Reasons that are not in an image's bytes: a disk that is back, or an installed library, ends them.
+_PASSING = {"missing file", "changed file", "missing shard", "damaged shard", "unreadable", "format needs an extra"}
+
+
 class BadImage(UserError):
     """An image that cannot be imported; `reason` is a short code that is counted, the message one sentence."""
 
     def __init__(self, reason: str, sentence: str) -> None:
         super().__init__(sentence)
         self.reason = reason
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same image may be readable later, so that the failure must not be stored."""
+        return self.reason in _PASSING
 
 
 @dataclass(frozen=True, slots=True)

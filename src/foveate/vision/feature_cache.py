@@ -23,7 +23,7 @@ from foveate.records.geometry import Placement, View
 from foveate.records.images import DECODING_VERSION, BadImage, decode
 from foveate.vision.canvas import render_input
 from foveate.vision.encoder import ImageEncoder
-from foveate.vision.feature_store import FeatureStore, Share, keys_of
+from foveate.vision.feature_store import Failure, FeatureStore, Share, keys_of
 from foveate.vision.parallel_map import map_on_cores
 from foveate.vision.preprocess import place_image, read_image
 from foveate.vision.tiling import OVERVIEW, TilePlan
@@ -33,7 +33,7 @@ PART = 256  # entries of a file: what a killed process has to compute again at m
 _BATCH, _BATCH_OF_A_CORE = 64, 16
 ViewOf = Callable[[int, int], View]
 # Pixels of an entry and the width and height of its image, or why it has none.
-Rendered = tuple[Tensor, tuple[int, int]] | str
+Rendered = tuple[Tensor, tuple[int, int]] | Failure
 
 
 def choose_cache_folder(collection: Collection, run_path: Path) -> Path:
@@ -54,7 +54,7 @@ class FeatureCache:
         share: rank and number of the processes that fill the cache together.
 
     Attributes:
-        bad: row -> reason, of images that could not be read.
+        bad: row -> reason, of images that could not be read; those whose file was missing are tried again next time.
     """
 
     def __init__(
@@ -106,20 +106,20 @@ class FeatureCache:
     def _row(self, entry: int) -> int:
         return int(self.rows[entry // self.views])
 
-    def _make(self, entries: Sequence[int]) -> tuple[Tensor, NDArray[np.int32], dict[int, str]]:
+    def _make(self, entries: Sequence[int]) -> tuple[Tensor, NDArray[np.int32], dict[int, Failure]]:
         # Inference mode is each thread's own: what the caller's allocated in it, the other threads could not fill.
         with torch.inference_mode(False):
             features = torch.zeros((len(entries), *self.encoder.feature_shape), dtype=self.encoder.feature_dtype)
         # Stored with the features, so that boxes can be placed without decoding the image again.
         sizes = np.zeros((len(entries), 2), dtype=np.int32)
-        reasons: dict[int, str] = {}
+        failures: dict[int, Failure] = {}
 
         def compute_batch(first: int) -> None:
             good, pixels = [], []
             batch = self._render(entries[first : first + self._batch])
             for index, rendered in enumerate(batch, first):
-                if isinstance(rendered, str):
-                    reasons[entries[index]] = rendered
+                if isinstance(rendered, Failure):
+                    failures[entries[index]] = rendered
                 else:
                     good.append(index)
                     pixels.append(rendered[0])
@@ -133,7 +133,7 @@ class FeatureCache:
                 features[good] = computed.to("cpu", features.dtype)
 
         map_on_cores(compute_batch, range(0, len(entries), self._batch), device=self.device)
-        return features, sizes, reasons
+        return features, sizes, failures
 
     @property
     def _batch(self) -> int:
@@ -149,7 +149,7 @@ class FeatureCache:
             try:
                 pixels, placement = read_image(self.collection, row, self.encoder.preprocess, self.view_of(row, view))
             except BadImage as problem:
-                yield str(problem)
+                yield Failure(str(problem), problem.is_passing)
             else:
                 yield pixels, (placement.width, placement.height)
 
@@ -236,7 +236,8 @@ class TileCache(FeatureCache):
             views = torch.cat([render_input(self.encoder.preprocess, image, plan) for plan in plans])
         except UserError as problem:
             count = sum(len(plan.views) for plan in plans)
-            return {first + number: str(problem) for number in range(count)}
+            failure = Failure(str(problem), isinstance(problem, BadImage) and problem.is_passing)
+            return {first + number: failure for number in range(count)}
         return {first + number: (view, image.size) for number, view in enumerate(views)}
 
     def plan_features(self, row: int, plan: TilePlan) -> Tensor:

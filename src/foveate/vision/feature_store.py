@@ -3,6 +3,7 @@
 A store is a folder of parts. A part is one safetensors file with `keys` [n, 2] (two words of a 128-bit hash), `sizes`
 [n, 2] and `features` [n, ...]; it is written atomically, and its name is a hash of its keys, so that two processes that
 compute the same part write the same file. Everything that all entries depend on is in the folder's name.
+`bad-*.json` say why entries have no features; an entry that may be readable later is in no part.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +35,17 @@ _PATIENCE_SECONDS = 300.0
 _POLL_SECONDS = 0.2
 
 Share = tuple[int, int]
-# Features and sizes of the entries whose numbers are given, and key number -> reason of those that have none.
-Make = Callable[[Sequence[int]], tuple[Tensor, NDArray[np.int32], dict[int, str]]]
+
+
+class Failure(NamedTuple):
+    """Why an entry has no features; of one that is passing nothing is stored, and the next run tries it again."""
+
+    reason: str
+    is_passing: bool = False
+
+
+# Features and sizes of the entries whose numbers are given, and entry number -> failure of those that have none.
+Make = Callable[[Sequence[int]], tuple[Tensor, NDArray[np.int32], dict[int, Failure]]]
 
 
 def key_of(text: str) -> bytes:
@@ -71,6 +81,7 @@ class FeatureStore:
         self._prefix, self._entry_bytes = f"{self.folder}/", math.prod(shape) * dtype.itemsize
         self.sizes = np.zeros((0, 2), np.int32)
         self.bad: dict[int, str] = {}
+        self._passing: dict[int, str] = {}
         self._parts: dict[str, int] = {}
         self._names: list[str] = []
         self._offsets: list[int] = []
@@ -105,6 +116,7 @@ class FeatureStore:
         # The first entry of each distinct key stands for all equal ones. The first word decides; `_take` reads both.
         self._first = np.sort(np.unique(keys[:, 0], return_index=True)[1])
         self._part = np.full(len(keys), -1, np.int32)
+        self._passing = {}
         self._place = np.zeros(len(keys), np.int32)
         self.sizes = np.zeros((len(keys), 2), np.int32)
         self._order = np.argsort(keys[:, 0], kind="stable")
@@ -113,13 +125,15 @@ class FeatureStore:
         rank, ranks = share
         mine = [number for number in self._missing(block) if number % ranks == rank]
         for number in track(mine, description=description) if mine else ():
-            self._make(number, block, make)
+            self._make(self._inside(number, block), make)
         self._look()
         since = time.monotonic()
         while missing := self._missing(block):
-            if time.monotonic() - since > patience:
+            if unread := self._unread_elsewhere()[:block]:
+                self._make(unread, make)
+            elif time.monotonic() - since > patience:
                 say(f"{self.folder}: no new part of other processes for {patience:.0f} s: computing it here")
-                self._make(missing[0], block, make)
+                self._make(self._inside(missing[0], block), make)
             else:
                 time.sleep(_POLL_SECONDS)
             if self._look():
@@ -127,16 +141,43 @@ class FeatureStore:
         self._read_reasons()
 
     def _missing(self, block: int) -> list[int]:
-        """List the blocks of `block` entries of which some are missing."""
+        """List the blocks of `block` entries of which some are missing and have not been tried."""
         # By entry number, not by rank among the missing: all processes cut the same blocks.
-        return np.unique(self._first[self._part[self._first] < 0] // block).tolist()
+        return np.unique(self._untried() // block).tolist()
 
-    def _make(self, number: int, block: int, make: Make) -> None:
-        inside = self._first[(self._first // block == number) & (self._part[self._first] < 0)].tolist()
-        features, sizes, reasons = make(inside)
+    def _untried(self) -> NDArray[np.int64]:
+        missing = self._first[self._part[self._first] < 0]
+        return missing[~np.isin(missing, list(self._passing))] if self._passing else missing
+
+    def _inside(self, number: int, block: int) -> list[int]:
+        untried = self._untried()
+        return untried[untried // block == number].tolist()
+
+    def _unread_elsewhere(self) -> list[int]:
+        """List entries that another process could not read: it writes no part with them that could be waited for."""
+        # A file of an earlier run does no harm: an entry is then computed by two processes.
+        files = self.folder.glob("unread-*.json")
+        keys = [key for path in files for key in json.loads(path.read_text(encoding="utf-8"))]
+        words = np.frombuffer(bytes.fromhex("".join(keys)), dtype="<u8").reshape(-1, 2)[:, 0]
+        untried = self._untried()
+        return untried[np.isin(self.keys[untried, 0], words)].tolist()
+
+    def _make(self, inside: list[int], make: Make) -> None:
+        features, sizes, failures = make(inside)
+        passing = {entry: failure.reason for entry, failure in failures.items() if failure.is_passing}
+        if passing:
+            self._passing |= passing
+            unread = np.ascontiguousarray(self.keys[list(passing)])
+            path = self.folder / f"unread-{_name_of(unread)}.json"
+            write_json_atomically(path, [key.tobytes().hex() for key in unread])
+            lasting = [index for index, entry in enumerate(inside) if entry not in passing]
+            inside = [inside[index] for index in lasting]
+            features, sizes = features[lasting], sizes[lasting]
+            if not inside:
+                return
         keys = np.ascontiguousarray(self.keys[inside])
-        name = hashlib.blake2b(keys.tobytes(), digest_size=12).hexdigest()
-        if reasons:
+        name = _name_of(keys)
+        if reasons := {entry: failure.reason for entry, failure in failures.items() if entry not in passing}:
             # Written before the part: whoever sees the part also finds why some of its entries are empty.
             by_key = {self.keys[entry].tobytes().hex(): reason for entry, reason in reasons.items()}
             write_json_atomically(self.folder / f"bad-{name}.json", by_key)
@@ -183,15 +224,21 @@ class FeatureStore:
         reasons: dict[str, str] = {}
         for path in sorted(self.folder.glob("bad-*.json")):
             reasons |= json.loads(path.read_text(encoding="utf-8"))
+        # Unless another process could read it meanwhile.
+        unread = {entry: reason for entry, reason in self._passing.items() if self._part[entry] < 0}
+        reasons |= {self.keys[entry].tobytes().hex(): reason for entry, reason in unread.items()}
         if reasons:
             reason_of_entry = ((entry, reasons.get(key.tobytes().hex())) for entry, key in enumerate(self.keys))
             self.bad = {entry: reason for entry, reason in reason_of_entry if reason is not None}
 
     def __getitem__(self, entry: int) -> Tensor:
-        """Read the features of an entry."""
+        """Read the features of an entry; zeros of a bad one."""
         if self._loaded is not None:
             return self._loaded[entry]
         part, size = self._part[entry], self._entry_bytes
+        if part < 0:
+            # As the stored features of an image that is damaged.
+            return torch.zeros(self.shape, dtype=self.dtype)
         path = f"{self._prefix}{self._names[part]}"
         # Read, not mapped: the pages of a mapping would count as this process's memory. Opened each time, in three
         # calls to the system: there may be more parts than a process may have open files, and many threads read.
@@ -210,6 +257,10 @@ class FeatureStore:
     def keep_in_memory(self) -> None:
         """Load all features at once, for small ones."""
         self._loaded = torch.stack([self[entry] for entry in range(len(self.keys))]) if len(self.keys) else None
+
+
+def _name_of(keys: NDArray[np.uint64]) -> str:
+    return hashlib.blake2b(keys.tobytes(), digest_size=12).hexdigest()
 
 
 _NAMES = {
