@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from PIL import Image
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain.locate import PhraseBoxes, locate, read_image
+from foveate.pretrain.locate import PhraseBoxes, encode_image, find_decode_side, locate, read_image
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import PixelBox
 from foveate.records.geometry import View
 from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.preprocess import render_file
 from naming import raises_naming
 
 
@@ -61,6 +63,22 @@ def test_boxes_map_back_to_the_original(
 def test_a_large_image_keeps_its_size(model: LocalizingModel) -> None:
     found = locate(model, tiny.image_bytes(Image.new("RGB", (900, 300), "red")), "red")
     assert (found.width, found.height) == (900, 300)
+
+
+@pytest.mark.parametrize("geometry", ["center_crop", "stretch"])
+def test_a_long_image_is_cropped_from_pixels_that_the_input_needs(
+    geometry: str, model: LocalizingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the images of an index, and not from pixels of twice the input's side, which has a few rows then."""
+    preprocess = replace(model.image_encoder.preprocess, geometry=geometry)
+    monkeypatch.setattr(model.image_encoder, "preprocess", preprocess)
+    noise = np.random.default_rng(0).integers(0, 256, (100, 800, 3), dtype=np.uint8)
+    data = tiny.image_bytes(Image.fromarray(noise))
+    encoded = encode_image(model, data)
+    assert (encoded.width, encoded.height) == (800, 100)
+    tokens = model.encode_image_tokens(render_file(data, preprocess)[0][None]).tokens
+    torch.testing.assert_close(encoded.tokens.tokens, tokens)
+    assert find_decode_side(model) is None, "a server leaves the decoding to the model"
 
 
 def test_rules(model: LocalizingModel, monkeypatch: pytest.MonkeyPatch) -> None:

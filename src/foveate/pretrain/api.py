@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.pretrain.embed import BATCH
-from foveate.pretrain.locate import encode_image, find_decode_side
+from foveate.pretrain.locate import encode_image, render_request
 from foveate.pretrain.locate import locate as locate_in
 from foveate.pretrain.searching.index import unit
 from foveate.pretrain.searching.query import Query, check_box, embed_boxes, to_fractions
@@ -21,12 +21,10 @@ from foveate.pretrain.searching.search import Hit, Index, Verdict
 from foveate.pretrain.searching.search import search as search_in
 from foveate.pretrain.searching.settings import TEXT_WEIGHT
 from foveate.records.boxes import Box, PixelBox
-from foveate.records.geometry import View
-from foveate.records.images import BadImage, DecodedImage, ImageInput, decode, encode_input, is_single_image
+from foveate.records.images import BadImage, DecodedImage, ImageInput, encode_input, is_single_image
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.sources import open_localizer
-from foveate.vision.preprocess import place_image, render_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +102,11 @@ class Model:
         return np.concatenate([*parts, self._encode(batch)] if batch else parts)
 
     def _pixels(self, image: ImageInput | DecodedImage, number: int) -> torch.Tensor:
-        preprocess = self.network.image_encoder.preprocess
         try:
-            if isinstance(image, DecodedImage):
-                decoded = image.image
-            else:
-                decoded = decode(encode_input(image), longest_side=find_decode_side(self.network))
+            return render_request(self.network, image if isinstance(image, DecodedImage) else encode_input(image))[0]
         except BadImage as problem:
             name = image if isinstance(image, str | os.PathLike) else f"image {number}"
             raise UserError(f"{name}: cannot be read: {problem}") from problem
-        return render_image(preprocess, decoded, place_image(preprocess, decoded.size, View()))
 
     @torch.inference_mode()
     def _encode(self, batch: Sequence[torch.Tensor]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.core.progress import track
@@ -17,11 +18,11 @@ from foveate.pretrain.searching.calibration import draw_texts
 from foveate.pretrain.searching.floor import TextCache, draw_letters, judge_words, mean_direction, split_query
 from foveate.pretrain.searching.settings import LOCATE_RULES
 from foveate.records.geometry import Placement, View
-from foveate.records.images import MAX_PIXELS, BadImage, DecodedImage, decode_with_info
+from foveate.records.images import MAX_DECODED_PIXELS, MAX_PIXELS, BadImage, DecodedImage, decode_with_info
 from foveate.vision.encoder import ImageFeatures
 from foveate.vision.localizer.inference import candidate_scores, embed_phrases, find
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
+from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_file, render_image
 
 # Share of random names that score above the floor of an image, see docs/verbs/locate.md.
 NAMES_ABOVE = 0.25
@@ -50,9 +51,35 @@ class EncodedImage:
     height: int
 
 
-def find_decode_side(model: LocalizingModel) -> int:
-    """Return the longest side in pixels at which a model's images are decoded: more is lost at its input."""
-    return DECODE_FACTOR * model.image_encoder.preprocess.long_side
+def find_decode_side(model: LocalizingModel) -> int | None:
+    """Return the longest side in pixels at which a model's images are decoded: more is lost at its input.
+
+    None where the input shows a crop or a squashed image: its longer side says nothing of the pixels needed.
+    """
+    preprocess = model.image_encoder.preprocess
+    return DECODE_FACTOR * preprocess.long_side if preprocess.geometry == "letterbox" else None
+
+
+def render_request(
+    model: LocalizingModel, image: bytes | DecodedImage, *, max_pixels: int = MAX_DECODED_PIXELS
+) -> tuple[Tensor, Placement, tuple[int, int]]:
+    """Render an image of a request; return pixels, placement, and its width and height.
+
+    Args:
+        image: bytes of a file, or what was decoded at `find_decode_side`.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    preprocess, longest_side = model.image_encoder.preprocess, find_decode_side(model)
+    if isinstance(image, bytes):
+        if longest_side is None:
+            # As the images of an index are rendered.
+            pixels, placement = render_file(image, preprocess, max_pixels=max_pixels)
+            return pixels, placement, (placement.width, placement.height)
+        image = decode_with_info(image, longest_side=longest_side, max_pixels=max_pixels)
+    placement = place_image(preprocess, image.image.size, View())
+    return render_image(preprocess, image.image, placement), placement, (image.info.width, image.info.height)
 
 
 @torch.inference_mode()
@@ -60,20 +87,16 @@ def encode_image(model: LocalizingModel, image: bytes | DecodedImage) -> Encoded
     """Encode one image.
 
     Args:
-        image: bytes of a file, or what was decoded at `find_decode_side`.
+        image: see `render_request`.
 
     Raises:
         UserError: with the reason, when it cannot be read.
     """
-    preprocess = model.image_encoder.preprocess
     try:
-        if isinstance(image, bytes):
-            image = decode_with_info(image, longest_side=find_decode_side(model), max_pixels=MAX_PIXELS)
+        pixels, placement, (width, height) = render_request(model, image, max_pixels=MAX_PIXELS)
     except BadImage as problem:
         raise UserError(f"the image cannot be read: {problem}") from problem
-    placement = place_image(preprocess, image.image.size, View())
-    tokens = model.encode_image_tokens(render_image(preprocess, image.image, placement)[None])
-    return EncodedImage(tokens, placement, image.info.width, image.info.height)
+    return EncodedImage(model.encode_image_tokens(pixels[None]), placement, width, height)
 
 
 @dataclass(frozen=True)

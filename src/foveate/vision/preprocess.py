@@ -19,7 +19,7 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.files import read_json
 from foveate.records.collection import Collection
 from foveate.records.geometry import MIN_VISIBLE, InputSize, Placement, View
-from foveate.records.images import BadImage, decode_fraction, read_image_info
+from foveate.records.images import MAX_DECODED_PIXELS, BadImage, decode_fraction, read_image_info
 
 GEOMETRIES = ("letterbox", "center_crop", "stretch")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -196,12 +196,18 @@ def read_image(
 
 
 def render_file(
-    data: bytes, preprocess: Preprocess, view: View | None = None, *, size: tuple[int, int] | None = None
+    data: bytes,
+    preprocess: Preprocess,
+    view: View | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_DECODED_PIXELS,
 ) -> tuple[Tensor, Placement]:
     """Decode the bytes of an image file and render it, with its placement for boxes.
 
     Args:
         size: width and height in pixels, where they are known; read from the header otherwise.
+        max_pixels: of an image that is decoded.
 
     Raises:
         BadImage: the image cannot be read, or is so narrow that nothing of it would be left.
@@ -209,11 +215,11 @@ def render_file(
     view = view or View()
     try:
         if size is None:
-            info = read_image_info(data)[0]
+            info = read_image_info(data, max_pixels=max_pixels)[0]
             size = (info.width, info.height)
         min_side = compute_draft_side(place_image(preprocess, size, view))
         # Placed again: the whole size that the decoder saw counts, not the one in the index.
-        image, size = decode_fraction(data, min_side=min_side)
+        image, size = decode_fraction(data, min_side=min_side, max_pixels=max_pixels)
         placement = place_image(preprocess, size, view)
     except BadImage:
         raise
