@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from foveate.core.errors import UserError
+from foveate.vision.localizer.sources import find_model
 from foveate.vision.open_clip.build import create_open_clip, quiet
 from foveate.vision.open_clip.export import export_open_clip
 from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
@@ -64,6 +65,18 @@ def test_weights_of_a_tag_get_the_activation_they_were_trained_with(
     _, config = create_open_clip("ViT-B-32", pretrained=tag)
     # In the configuration, too: a model folder is opened again by that alone.
     assert (options["force_quick_gelu"], config.get("quick_gelu", False)) == (is_quick, is_quick)
+
+
+@pytest.mark.parametrize(
+    ("name", "pin"),
+    [
+        ("ViT-B-32/openai", "openai with quick_gelu"),
+        ("ViT-B-32-quickgelu/openai", "openai"),
+        ("ViT-B-32/laion2b_s34b_b79k", "laion2b_s34b_b79k"),
+    ],
+)
+def test_an_index_tells_the_activation_of_its_model(name: str, pin: str) -> None:
+    assert find_model(f"open_clip:{name}").pin == pin
 
 
 @pytest.mark.parametrize("pool", ["map", "avg", "token"])

@@ -42,7 +42,7 @@ class ModelSource:
         is_local: whether `name` is a folder of the user's, which may move.
         embed_dim: E. localizes: whether it learned places. method: of its region module.
         settings: to build it from another library's files; None for a model folder of Foveate.
-        pin: commit or tag that names its weights for good; "" where only their bytes do.
+        pin: commit or tag (with its activation) that names its weights for good; "" where only their bytes do.
     """
 
     name: str
@@ -170,13 +170,17 @@ def _find_open_clip(name: str) -> ModelSource:
     architecture, pretrained = split_open_clip(name)
     trained = open_clip.get_pretrained_cfg(architecture, pretrained) or {}
     path = Path(pretrained)
+    pin = sha256_file(path) if path.is_file() else pretrained
+    if trained.get("quick_gelu") and not (open_clip.get_model_config(architecture) or {}).get("quick_gelu"):
+        # Not the tag alone: indexes from before `create_open_clip` heeded it have vectors of the other activation.
+        pin += " with quick_gelu"
     return _describe_foreign(
         name,
         None,
         {"kind": "open_clip", "model": architecture, "pretrained": pretrained},
         embed_dim=open_clip_width(architecture),
         geometry=_GEOMETRIES.get(str(trained.get("resize_mode")), "center_crop"),
-        pin=sha256_file(path) if path.is_file() else pretrained,
+        pin=pin,
         is_local=False,
     )
 
