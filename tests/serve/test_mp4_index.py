@@ -14,6 +14,7 @@ pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 pytest.importorskip("av", reason="the extra 'video' is not installed")
 import av
 
+from foveate.serve import mp4_index
 from foveate.serve.calls import Refused
 from foveate.serve.media import read_clip_url
 from foveate.serve.mp4_index import count_samples
@@ -143,3 +144,12 @@ def test_fragments_in_the_media_are_counted(whole: bytes) -> None:
     hidden = put(whole, b"mdat", 4, b"trun" + bytes(4) + MANY.to_bytes(4))
     assert count(hidden) == 12
     assert count(hidden + b"\0\0\0\x08sidx") == 12 + MANY
+
+
+def test_a_file_of_tags_alone_is_not_counted_through(whole: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mp4_index, "_MAX_BOXES", 1000)
+    for kind in (b"elst", b"stco", b"trun"):
+        assert count(whole + 1000 * kind) > MAX_SAMPLES
+    media = b"\0\0\0\x14mdatstsz" + bytes(8)
+    assert count(whole + 100 * media) == 12
+    assert count(whole + 1000 * b"\0\0\0\x08free" + media) > 12, "behind very many boxes all is searched"

@@ -15,6 +15,9 @@ import numpy as np
 # Of a chunk of PCM, FFmpeg lists a sample for every 160 or more of the file's.
 _PCM_SAMPLES = 160
 _SAMPLE_BYTES = 24
+# A fragment for each frame of the longest clips has fewer; millions would take seconds.
+_MAX_BOXES = 100_000
+_KINDS = (b"stsz", b"stz2", b"stsc", b"stco", b"co64", b"elst")
 _UNKNOWN = 2**32
 
 
@@ -29,6 +32,8 @@ def count_samples(data: bytes, *, max_samples: int) -> int:
         return _UNKNOWN  # packed
     # Fragments can be addressed from an index of their own, to lie within the media.
     fragments = data if b"sidx" in index or b"tfra" in index else index
+    if fragments.count(b"trun") + sum(index.count(kind) for kind in _KINDS) > _MAX_BOXES:
+        return _UNKNOWN
     total = 0
     for boxes, kind, offset in ((index, b"stsz", 12), (index, b"stz2", 12), (fragments, b"trun", 8)):
         for number in _read_numbers(boxes, kind, offset):
@@ -46,15 +51,16 @@ def count_samples(data: bytes, *, max_samples: int) -> int:
 
 def _cut_media(data: bytes) -> bytes:
     """Return a file without its media, by the sizes of its outer boxes."""
-    start, parts = 0, list[bytes]()
+    start, num_boxes, parts = 0, 0, list[bytes]()
     while start < len(data):
         size, kind, head = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8], 8
         if size == 1:
             size, head = int.from_bytes(data[start + 8 : start + 16]), 16
         elif size == 0:
             size = len(data) - start
+        num_boxes += 1
         # Behind a broken size everything is searched.
-        is_broken = not head <= size <= len(data) - start
+        is_broken = not head <= size <= len(data) - start or num_boxes > _MAX_BOXES
         end = len(data) if is_broken else start + size
         parts += [data[start:end]] if is_broken or kind != b"mdat" else []
         start = end
