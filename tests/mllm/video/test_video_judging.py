@@ -298,8 +298,6 @@ def test_choices_need_no_judge(tmp_path: Path) -> None:
 
 
 def test_a_wrong_address_is_named_by_its_option() -> None:
-    judge = JudgeSettings(judge="nonsense", judge_model="judge").open_judge()
-    assert judge is not None
     with raises_naming(UserError, "--judge", "nonsense") as caught:
-        judge.ask([ChatRequest((), max_tokens=1)])
+        JudgeSettings(judge="nonsense", judge_model="judge").open_judge()
     assert "--endpoint" not in str(caught.value)
