@@ -212,20 +212,20 @@ def _ask_batch(
     rows += [row | {"error": str(answer)} for _, row, answer in replies if isinstance(answer, UserError)]
     answered = [(question, row, answer) for question, row, answer in replies if not isinstance(answer, UserError)]
     if condition == "another image":
-        shown = {question.id: request[0] for (question, _), request in zip(answerable, requests, strict=True)}
-        answered = [(q, row, _move_back(answer, data, q, shown[q.id])) for q, row, answer in answered]
+        images = {question.id: request[0] for (question, _), request in zip(answerable, requests, strict=True)}
+        answered = [(q, row, _move_back(answer, data, q, images[q.id])) for q, row, answer in answered]
     rows += _score(suite, answered, judge)
     return _choose(model, suite, rows, [question for question, _ in answerable], requests)
 
 
-def _move_back(answer: ModelAnswer, data: SuiteData, question: SuiteQuestion, shown: Sequence[bytes]) -> ModelAnswer:
-    """Return an answer about another image in pixels of the question's image, where the true boxes are."""
-    if len(shown) != 1 or not answer.boxes:
+def _move_back(answer: ModelAnswer, data: SuiteData, question: SuiteQuestion, images: Sequence[bytes]) -> ModelAnswer:
+    """Return an answer about the other `images` in pixels of the question's image, where the true boxes are."""
+    if len(images) != 1 or not answer.boxes:
         return answer
-    own, other = (read_image_info(image)[0] for image in (data.read_image(question.images[0]), shown[0]))
-    if (own.width, own.height) == (other.width, other.height):
+    info, other = (read_image_info(image)[0] for image in (data.read_image(question.images[0]), images[0]))
+    if (info.width, info.height) == (other.width, other.height):
         return answer
-    return move_answer(answer, (other.width, other.height), (own.width, own.height))
+    return move_answer(answer, (other.width, other.height), (info.width, info.height))
 
 
 def _score(
