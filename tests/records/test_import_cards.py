@@ -17,6 +17,7 @@ from PIL import Image
 
 from foveate.cli.verbs.collect import command
 from foveate.core.errors import UserError
+from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.importers.cards import find_deployment, import_cards, read_time
 from foveate.records.importers.formats import detect_format
@@ -154,6 +155,22 @@ def test_a_second_season_leaves_the_images_of_the_first_alone(tmp_path: Path) ->
     assert Survey.open(target).media["deployment"].to_pylist() == ["A-old"]
 
 
+def test_a_second_season_in_a_folder_of_the_same_name_moves_no_image(tmp_path: Path) -> None:
+    first = {"deploymentID": "A-2023", "latitude": "51.5", "longitude": "4"}
+    target = tmp_path / "c"
+    cards, table = write_season(tmp_path / "y2023" / "DCIM", 1, first)
+    import_cards(cards, target, deployments=table)
+    later, table = write_season(tmp_path / "y2024" / "DCIM", 2, {**first, "deploymentID": "A-2024", "latitude": "50"})
+    for tags in ({0x9003: "2024:05:31 08:25:38"}, {}):
+        (later / "A/IMG_0001.JPG").write_bytes(photo(2, tags=tags))
+        summary = import_cards(later, target, deployments=table)
+        assert summary.quarantined == {"image: duplicate key": 1}
+        assert "images moved to another deployment" not in summary.further
+        survey = Survey.open(target)
+        assert survey.media["deployment"].to_pylist() == ["A-2023"]
+        assert survey.collection.read_context(0).latitude == 51.5  # type: ignore[union-attr]
+
+
 def test_a_deployment_of_another_source_is_not_overwritten(tmp_path: Path) -> None:
     row = {"deploymentID": "A", "latitude": "51.5", "longitude": "4"}
     cards, table = write_season(tmp_path / "cards2023", 1, row)
@@ -192,6 +209,15 @@ def test_a_deployment_of_which_nothing_was_said_takes_a_place_from_anywhere(tmp_
     import_cards(later, tmp_path / "c", deployments=later_table)
     (deployment,) = Survey.open(tmp_path / "c").deployments
     assert deployment.latitude == 50
+
+
+def test_a_deployment_of_which_nobody_says_anything_stays_with_the_first_source(tmp_path: Path) -> None:
+    for number, name in enumerate(("cards2023", "cards2024")):
+        cards, table = write_season(tmp_path / name, number, {"deploymentID": "A"})
+        (cards / "A/IMG_0001.JPG").rename(cards / f"A/IMG_{number}.JPG")
+        import_cards(cards, tmp_path / "c", deployments=table)
+        rows = tables.read_table(layout.dataset_table_path(tmp_path / "c", "deployments")).to_pylist()
+        assert [(row["id"], row["source"]) for row in rows] == [("A", "cards2023")]
 
 
 def test_a_correction_reaches_images_whose_bytes_changed(tmp_path: Path) -> None:

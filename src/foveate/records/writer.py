@@ -251,6 +251,10 @@ class CollectionWriter:
         # Another image of the same source is most likely the same one, changed: it is refused, corrections are not.
         return source == self.source or (key in self._seen and key not in self._refused)
 
+    def is_refused(self, key: str) -> bool:
+        """Whether this run has read an image of this key, and the collection has a different one."""
+        return key in self._refused
+
     def _was_removed(self, key: str, sha256: str) -> bool:
         # Removing one of several equal images leaves the others: importing those again is not a removed image.
         present = key not in self._removed and self._known.get(key) == sha256

@@ -104,7 +104,7 @@ class _Cards:
     deployment_of: dict[str, str] = field(default_factory=dict)  # folder of images -> id of its deployment
     unlisted: Counter[str] = field(default_factory=Counter)  # images of folders that no row has
     key_deployments: dict[str, str] = field(default_factory=dict)
-    timeless: set[str] = field(default_factory=set)
+    times: dict[str, str] = field(default_factory=dict)  # of the images that were read, as in EXIF
 
     def match_folders(self, images: list[Path]) -> None:
         """Find the deployment of each folder with images.
@@ -158,8 +158,7 @@ class _Cards:
         def load() -> bytes:
             data = read()
             time = read_time(data)
-            if not time:
-                self.timeless.add(sample.key)
+            self.times[sample.key] = time
             medium = Medium(sample.key, identity, time=time, file=sample.source)
             sample.extra = survey_rows(medium)
             sample.context = make_context(medium, deployment)
@@ -170,10 +169,10 @@ class _Cards:
     def finish(self, writer: CollectionWriter) -> None:
         """Write the deployments, and move images whose folder got another deployment since they were imported."""
         write_survey(writer, deployments=self.table.deployments, format=NAME)
-        moved = update_images(writer, self.key_deployments, self.table.deployments)
+        moved = update_images(writer, self.key_deployments, self.table.deployments, times=self.times)
         further = writer.summary.further
         # Of images that could not be imported, the reason is another one.
-        timeless = sum(writer.known_sha256(key) is not None for key in self.timeless)
+        timeless = sum(not time and writer.known_sha256(key) is not None for key, time in self.times.items())
         further["images without a time in EXIF: they have no hour"] += timeless
         further[MOVED] += moved
         further["images of folders that are in no row of the deployments"] += sum(self.unlisted.values())

@@ -82,7 +82,7 @@ def select_deployments(writer: CollectionWriter, deployments: Iterable[Deploymen
     for deployment in deployments:
         row = check_row("deployments", deployment_row(deployment))
         known = others.get(row["id"])
-        if known is None or _says_nothing(Deployment.from_row(known)):
+        if known is None or (_says_nothing(Deployment.from_row(known)) and not _says_nothing(deployment)):
             selected.append(row)
         elif not _says_nothing(deployment) and any(known.get(name) != value for name, value in row.items()):
             raise UserError(
@@ -105,7 +105,13 @@ def _read_deployments(writer: CollectionWriter) -> list[dict[str, Any]]:
     return tables.read_table(path).to_pylist() if path.is_file() else []
 
 
-def update_images(writer: CollectionWriter, deployment_of: Mapping[str, str], deployments: Iterable[Deployment]) -> int:
+def update_images(
+    writer: CollectionWriter,
+    deployment_of: Mapping[str, str],
+    deployments: Iterable[Deployment],
+    *,
+    times: Mapping[str, str] | None = None,
+) -> int:
     """Move images to other deployments and give them the places of corrected ones; return how many were moved.
 
     Both by a new row, of `media` and of `context`. A different image that has one of the keys is left alone, such as
@@ -114,12 +120,18 @@ def update_images(writer: CollectionWriter, deployment_of: Mapping[str, str], de
     Args:
         deployment_of: id of the deployment of each image by key; images that are in no survey are left alone.
         deployments: with the coordinates of today.
+        times: when the images that were read were taken, as written, by key. They tell an image whose bytes changed
+            from one of an earlier season whose cards have the same names and whose folder is named like this one.
     """
     writer.commit()
     media, last = _read_last(writer, "media")
     current = media["deployment"].to_pylist()
     sources = media["source"].to_pylist()
     own = {key for key, row in last.items() if key in deployment_of and writer.is_about(key, sources[row])}
+    if times is not None:
+        taken = media["time"].to_pylist()
+        # Without a time nothing says that two different files are one image.
+        own = {key for key in own if not writer.is_refused(key) or (times.get(key) and times[key] == taken[last[key]])}
     moved = [row for key, row in last.items() if key in own and deployment_of[key] != current[row]]
     rows = [{**row, "deployment": deployment_of[str(row["key"])]} for row in _take(media, moved, "media")]
     _annotate(writer, "media", rows, num_before=len(media))
