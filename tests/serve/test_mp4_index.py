@@ -128,7 +128,33 @@ def test_hidden_samples_are_counted(whole: bytes) -> None:
 
 
 def test_samples_are_counted_for_each_entry_of_an_edit_list(whole: bytes) -> None:
-    assert count(put(promise_samples(whole, 100_000), b"elst", 8, (21).to_bytes(4))) == 2_100_000
+    start = whole.index(b"elst")
+    entry = whole[start + 12 : start + 24]
+    data = whole[: start + 24] + 20 * entry + whole[start + 24 :]
+    for kind in (b"elst", b"edts", b"trak", b"moov"):
+        data = put(data, kind, -4, (int.from_bytes(data[data.index(kind) - 4 :][:4]) + 240).to_bytes(4))
+    for number in (0, 1, 21, 2**31):
+        # FFmpeg goes by the size of the box, whatever number it names.
+        with av.open(io.BytesIO(put(data, b"elst", 8, number.to_bytes(4)))) as file:
+            assert sum(packet.size > 0 for packet in file.demux(video=0)) == 12 * 21
+        assert count(put(data, b"elst", 8, number.to_bytes(4))) == 12 * 21
+    # What a larger box than its parent has room for is read.
+    assert count(put(data, b"elst", -4, (2**31).to_bytes(4))) >= 12 * 21
+
+
+@pytest.mark.parametrize("title", ["Bearbeitung von Edelstahl an der Maschine", "Michelstadt im Odenwald"])
+def test_the_letters_of_a_tag_in_a_title_are_no_list(title: str, tmp_path: Path) -> None:
+    assert "elst" in title
+    with av.open(str(tmp_path / "clip.mp4"), "w") as output:
+        output.metadata["title"] = title
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 32
+        for pixels in moving_square(300, width=32, height=32):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        output.mux(stream.encode())
+    data = (tmp_path / "clip.mp4").read_bytes()
+    assert title.encode() in data
+    assert 300 <= count(data) < 30 * 300
 
 
 def test_chunks_of_pcm_are_counted() -> None:

@@ -46,7 +46,7 @@ def count_samples(data: bytes, *, max_samples: int) -> int:
     chunks = sum(number for kind in (b"stco", b"co64") for number in _read_numbers(index, kind, 8))
     total = max(total, chunks * -(-_find_largest_chunk(index, max_samples) // _PCM_SAMPLES))
     # Each entry of an edit list may show all samples again.
-    return total * max((1, *_read_numbers(index, b"elst", 8)))
+    return total * max((1, *(_count_edits(index, start) for start in _find(index, b"elst"))))
 
 
 def _cut_media(data: bytes) -> bytes:
@@ -76,6 +76,17 @@ def _find(index: bytes, kind: bytes) -> Iterator[int]:
 
 def _read_numbers(index: bytes, kind: bytes, offset: int) -> Iterator[int]:
     return (int.from_bytes(index[start + offset : start + offset + 4]) for start in _find(index, kind))
+
+
+def _count_edits(index: bytes, start: int) -> int:
+    """Return how many edits FFmpeg reads behind a tag: as many as the box can hold, whatever number it names.
+
+    Of a box that is larger than its parent it reads what there is. A title with the letters of the tag ("Edelstahl") is
+    such a box, too, and has little behind it.
+    """
+    size = int.from_bytes(index[start - 4 : start])
+    num_bytes = len(index) - start + 4
+    return (size if 16 <= size <= num_bytes else num_bytes) // 12 - 1
 
 
 def _find_largest_chunk(index: bytes, max_entries: int) -> int:
