@@ -47,3 +47,7 @@ def test_fingerprint_follows_a_trained_projection_behind_a_frozen_trunk() -> Non
     first.fresh_parts = second.fresh_parts = ()
     assert VectorEncoder(first).fingerprint() != VectorEncoder(second).fingerprint()
     assert VectorEncoder(first).fingerprint().startswith(first.fingerprint())
+    # Where the weights were read from has no part in it.
+    name = VectorEncoder(first).fingerprint()
+    first.architecture = lambda: {"source": "elsewhere"}  # type: ignore[method-assign]
+    assert VectorEncoder(first).fingerprint() == name

@@ -117,7 +117,9 @@ class SpeciesModel:
         # A frozen encoder is not in the folder: only its fingerprint says that the head meets the features it was
         # fitted to.
         encoder = VectorEncoder(build_image_encoder(self.info.encoder))
-        if comparable(encoder.fingerprint()) != comparable(self.info.fingerprint):
+        # The fingerprints of older models do not name a trained projection.
+        names = {encoder.fingerprint(), f"{encoder.inner.fingerprint()}-vectors"}
+        if comparable(self.info.fingerprint) not in map(comparable, names):
             raise UserError(
                 f"{self.folder / CONFIG}: the encoder has other weights than the model was trained with (got "
                 f"{encoder.fingerprint()}); expected {self.info.fingerprint}"

@@ -12,7 +12,7 @@ import json
 import tempfile
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,10 +217,9 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         """Width of the network's own pooled vector, or of the joint embedding where that was trained with it."""
         return self.pooled_width if self._has_new_projection else self.embed_dim
 
-    @property
-    def projects_vectors(self) -> bool:
-        """Whether the vectors go through a trained projection, which a frozen trunk's fingerprint leaves out."""
-        return not self._has_new_projection and len(self.proj.state_dict()) > 0
+    def unnamed_weights(self) -> Mapping[str, Tensor]:
+        """Return those of a trained projection: a frozen trunk's fingerprint leaves them out."""
+        return {} if self._has_new_projection else self.proj.state_dict()
 
     def image_vectors(self, features: Tensor) -> Tensor:
         """See `ImageEncoder.image_vectors`."""

@@ -8,7 +8,7 @@ the features are the pixels (or token ids) themselves and the fingerprint is emp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,10 +115,9 @@ class ImageEncoder(nn.Module, ABC):
         """Width of `image_vectors`."""
         return self.embed_dim
 
-    @property
-    def projects_vectors(self) -> bool:
-        """Whether `image_vectors` also depend on weights that `fingerprint` does not name."""
-        return True
+    def unnamed_weights(self) -> Mapping[str, Tensor]:
+        """Return the weights that `image_vectors` depend on and `fingerprint` does not name."""
+        return self.state_dict()
 
     def image_vectors(self, features: Tensor) -> Tensor:
         """Return the vector of each image [B, vector_width] for a classifier: no untrained layer stands before it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -28,20 +29,22 @@ class VectorEncoder(ImageEncoder):
 
     def fingerprint(self) -> str:
         """Name the encoder with all weights that its vectors depend on, and that vectors are cached."""
-        names = [self.inner.fingerprint()]
-        if not names[0] or self.inner.projects_vectors:
-            names.append(self._hash_weights())
-        return "-".join([*filter(None, names), "vectors"])
+        frozen = self.inner.fingerprint()
+        if not frozen:
+            architecture = f"{type(self.inner).__name__} {self.inner.architecture()}"
+            return f"{self._hash(architecture, self.inner.state_dict())}-{self.preprocess.size_name}-vectors"
+        unnamed = self.inner.unnamed_weights()
+        return f"{frozen}-{self._hash('', unnamed)}-vectors" if unnamed else f"{frozen}-vectors"
 
-    def _hash_weights(self) -> str:
+    def _hash(self, text: str, weights: Mapping[str, Tensor]) -> str:
         if not self._digest:
-            digest = hashlib.sha256(f"{type(self.inner).__name__} {self.inner.architecture()}".encode())
-            for name, value in self.inner.state_dict().items():
+            digest = hashlib.sha256(text.encode())
+            for name, value in weights.items():
                 digest.update(name.encode() + b"\0")
                 # As bytes, because NumPy has no bfloat16.
-                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
             self._digest = digest.hexdigest()[:16]
-        return f"{self._digest}-{self.preprocess.size_name}"
+        return self._digest
 
     @torch.no_grad()
     def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ maps, adds them on the fine grid and runs 0 or more transformer layers.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -232,10 +233,9 @@ class Lite0Encoder(ImageEncoder):
         """Channels of both maps of the frozen network."""
         return STRIDE_16_CHANNELS + STRIDE_32_CHANNELS
 
-    @property
-    def projects_vectors(self) -> bool:
-        """False: the vectors are those of the frozen network."""
-        return False
+    def unnamed_weights(self) -> Mapping[str, Tensor]:
+        """Return none: the vectors are those of the frozen network."""
+        return {}
 
     def image_vectors(self, features: Tensor) -> Tensor:
         """Return the means of both maps over positions: the layers behind them start untrained."""
