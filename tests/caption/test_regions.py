@@ -23,6 +23,7 @@ from foveate.caption.vesl.work import RegionLabelSettings, shuffle_partners
 from foveate.core.errors import NothingSucceededError, UserError
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
+from foveate.records.layout import annotation_parts
 from foveate.records.region_sources import is_pseudo_label
 from foveate.records.tables import Provenance
 from killing import Server, kill_at_random
@@ -102,10 +103,11 @@ def test_a_second_run_does_nothing_and_another_recipe_adds_rows(shapes: Path) ->
     assert len(rows_of(shapes, "regions")) == first["regions"] + other["regions"]
 
 
-def test_an_image_whose_caption_came_later_is_labeled(shapes: Path) -> None:
+def test_an_image_whose_caption_came_later_is_labeled(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = label(shapes).result
     bare = [row["key"] for row in rows_of(shapes, "region_status") if row["status"] == "no_caption"]
-    caption = {"key": bare[0], "text": "A red disc and a zebra.", "kind": "alt", "request": "1", "created": "1"}
+    names = [f"a {color} {shape}" for color in tiny.COLORS for shape in tiny.SHAPES]
+    caption = {"key": bare[0], "text": " and ".join(names), "kind": "alt", "request": "1", "created": "1"}
     with AnnotationAppender(shapes, purpose="captioning") as appender:
         appender.append("captions", [caption], Provenance("captioner", "new", "x"))
     later = label(shapes).result
@@ -115,6 +117,12 @@ def test_an_image_whose_caption_came_later_is_labeled(shapes: Path) -> None:
     again = label(shapes).result
     assert (again.done_before, again.status, again.regions_new) == (32, later.status, 0)
     assert again.regions == later.regions >= first.regions
+    # A run that died before it wrote the status of this image has its regions already.
+    annotation_parts(shapes, "region_status", set())[-1].unlink()
+    assert bare[0] in {row["key"] for row in rows_of(shapes, "regions")}
+    monkeypatch.delattr(AnnotationDetector, "detect")
+    resumed = label(shapes).result
+    assert (resumed.status, resumed.regions) == (later.status, later.regions)
 
 
 def test_parts_of_a_collection_can_be_labeled(shapes: Path) -> None:

@@ -195,8 +195,10 @@ def find_completed(collection: Collection, recipe_hash: str, keys: Collection_[s
         completed.thin += row["thin"]
     # Regions of an image are all in one part: either all of them are there, or none. So an image with regions and no
     # status needs its status only.
+    # An image that had no caption may have one now: its regions count then, too.
+    done = completed.keys - completed.without_caption
     for part in matching_parts(collection.path, "regions", ["key"], where=of_recipe):
-        completed.unfinished.update(key for key in part["key"].to_pylist() if key in keys and key not in completed.keys)
+        completed.unfinished.update(key for key in part["key"].to_pylist() if key in keys and key not in done)
     return completed
 
 
