@@ -124,10 +124,12 @@ def test_mistakes_are_one_sentence(
 
 def test_a_password_in_an_address_reaches_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     collection = make(tmp_path / "c", 4)
-    arguments = ["--format", "ssc", "--model", "m", "--endpoint", "http://me:secret@host/v1", "--run", tmp_path / "r"]
-    code, _, err = run(capsys, "caption", collection, *arguments, "--quiet")
-    assert (code, "secret" in err) == (1, False)
-    assert not (tmp_path / "r").exists()
+    address = "http://me:secret@host/v1"
+    for given in (["--endpoint", address], ["--option", f"endpoint={address}"]):
+        arguments = ["--format", "ssc", "--model", "m", *given, "--run", tmp_path / "r"]
+        code, _, err = run(capsys, "caption", collection, *arguments, "--quiet")
+        assert (code, "secret" in err) == (1, False)
+        assert not (tmp_path / "r").exists()
 
 
 def test_a_second_process_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,10 +130,11 @@ def _backend_settings(options: CaptionRunSettings, device: str | None) -> Settin
         if not equals or not name:
             raise UserError(f"--option '{option}': write it as NAME=VALUE")
         content[name] = read_yaml(text, where=f"--option {name}", kind="YAML")
+    checked = validate(plugin.settings, content, where=f"backend '{options.backend}'")
     # Before there is a run folder, which stores the command: an address with a password is refused.
-    for address in options.endpoint:
+    for address in getattr(checked, "endpoint", ()):
         chat_url(address)
-    return validate(plugin.settings, content, where=f"backend '{options.backend}'")
+    return checked
 
 
 def _planned(estimated: dict[str, Any]) -> list[str]:
