@@ -273,7 +273,7 @@ def test_a_judge_is_needed(bench: Path, tmp_path: Path) -> None:
     with raises_naming(UserError, "--judge", "--judge-model"):
         evaluate(Table(lambda *_: "x"), "ferret-bench", bench, run=tmp_path / "run")
     settings = SuiteSettings(judge="http://me:secret@host", judge_model="m")
-    with raises_naming(UserError, "--judge contains a user, password") as caught:
+    with raises_naming(UserError, "--judge contains a user, password", "--judge-key-env") as caught:
         evaluate(Table(lambda *_: "x"), "ferret-bench", bench, settings=settings, run=tmp_path / "secret")
     assert "secret" not in str(caught.value)
     assert not (tmp_path / "secret").exists()

@@ -37,8 +37,9 @@ def check_judge_address(address: str) -> None:
     try:
         chat_url(address)
     except UserError as error:
-        # The client's option has another name here.
-        raise UserError(str(error).replace("--endpoint", "--judge")) from error
+        # The client's options have other names here.
+        text = str(error).replace("--endpoint", "--judge").replace("option api_key_env", "--judge-key-env")
+        raise UserError(text) from error
 
 
 class Judge(Protocol):
