@@ -285,5 +285,6 @@ def test_numbers_in_names_are_joined_only_where_they_follow_one_another() -> Non
 
 @pytest.mark.parametrize("targets", [["q", "blocks.*.attn.proj"], ["conv"]])
 def test_last_blocks_that_limit_nothing_are_warned_of(targets: list[str]) -> None:
-    with pytest.warns(UserWarning, match=f"no effect on targets {re.escape(targets[-1])}"):
+    with pytest.warns(UserWarning, match=f"no effect on targets {re.escape(targets[-1])}") as found:
         adapt(tower("timm"), {"method": "lora", "targets": targets, "last_blocks": 1}, classes=3)
+    assert len(found) == 1

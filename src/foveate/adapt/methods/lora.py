@@ -202,14 +202,6 @@ def find_targets(backbone: Backbone, settings: LoraSettings) -> tuple[list[Block
     roles, shared = settings.roles() - set(patterns), list[Block]()
     targets: dict[str, Target] = {}
     matched: set[str] = set()
-    whole = [target for target in settings.targets if target == "conv" or _is_pattern(target)]
-    if settings.last_blocks is not None and whole:
-        # No error: adapters of before, trained so, must load.
-        warnings.warn(
-            f"last_blocks has no effect on targets {', '.join(whole)}; name the layers of these blocks by a pattern "
-            "instead",
-            stacklevel=2,
-        )
     if roles - {"conv"}:
         letters = [letter for letter in _LETTERS if letter in roles]
         for block in select_blocks(backbone, settings) if backbone.blocks else ():
@@ -308,12 +300,24 @@ def _add_pattern(targets: dict[str, Target], backbone: Backbone, pattern: str) -
         targets[name] = Target(name.replace(".", "/"), name, layers[name])
 
 
+def _warn_of_unlimited(settings: LoraSettings) -> None:
+    whole = [target for target in settings.targets if target == "conv" or _is_pattern(target)]
+    if settings.last_blocks is not None and whole:
+        # No error: adapters of before, trained so, must load.
+        warnings.warn(
+            f"last_blocks has no effect on targets {', '.join(whole)}; name the layers of these blocks by a pattern "
+            "instead",
+            stacklevel=3,
+        )
+
+
 class LoraAdapter(Adapter[LoraSettings]):
     """One pair of matrices per block, or per layer."""
 
     def __init__(self, settings: LoraSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
         blocks, targets = find_targets(backbone, settings)
+        _warn_of_unlimited(settings)
         rank = settings.rank
         if blocks:
             check_rank(rank, backbone.width)
