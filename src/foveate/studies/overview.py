@@ -33,7 +33,10 @@ INTRODUCTION = """# What the studies found
 
 Each study trains the variants of a method with several seeds on built-in data and judges its claims. A claim is *shown*
 when the whole 95 % interval of the paired differences lies beyond its margin, *opposite* when it lies on the other
-side, else *not shown*. "Shown 2, not shown 1" counts data sets. A control is the claim that would fail if
+side, else *not shown*. For a claim that something does not get worse, the margin lies below 0; the page of each study
+has the margins. "Shown 2, not shown 1" counts data sets. A claim *must hold* if the study asserts it before its run
+(exceptions are on its page), and is counted for each data set; all others are only measured. A control is the claim
+that would fail if
 the effect had another cause, such as the same with shuffled labels. Data are small and trainings take minutes: a claim
 that is not shown here is not refuted.
 
