@@ -130,11 +130,13 @@ def _backend_settings(options: CaptionRunSettings, device: str | None) -> Settin
         if not equals or not name:
             raise UserError(f"--option '{option}': write it as NAME=VALUE")
         content[name] = read_yaml(text, where=f"--option {name}", kind="YAML")
-    checked = validate(plugin.settings, content, where=f"backend '{options.backend}'")
-    # Before there is a run folder, which stores the command: an address with a password is refused.
-    for address in getattr(checked, "endpoint", ()):
-        chat_url(address)
-    return checked
+    # Before there is a run folder, which stores the command, and before an error repeats it: an address with a password
+    # is refused.
+    given = content.get("endpoint", ())
+    for address in (*options.endpoint, *(given if isinstance(given, tuple | list) else (given,))):
+        if isinstance(address, str):
+            chat_url(address)
+    return validate(plugin.settings, content, where=f"backend '{options.backend}'")
 
 
 def _planned(estimated: dict[str, Any]) -> list[str]:
