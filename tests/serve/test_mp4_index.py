@@ -138,6 +138,8 @@ def test_samples_are_counted_for_each_entry_of_an_edit_list(whole: bytes) -> Non
         with av.open(io.BytesIO(put(data, b"elst", 8, number.to_bytes(4)))) as file:
             assert sum(packet.size > 0 for packet in file.demux(video=0)) == 12 * 21
         assert count(put(data, b"elst", 8, number.to_bytes(4))) == 12 * 21
+    # Entries of version 1 are longer.
+    assert count(put(data, b"elst", 4, b"\1")) == 12 * (12 * 21 // 20)
     # What a larger box than its parent has room for is read.
     assert count(put(data, b"elst", -4, (2**31).to_bytes(4))) >= 12 * 21
 

@@ -86,7 +86,8 @@ def _count_edits(index: bytes, start: int) -> int:
     """
     size = int.from_bytes(index[start - 4 : start])
     num_bytes = len(index) - start + 4
-    return (size if 16 <= size <= num_bytes else num_bytes) // 12 - 1
+    entry = 20 if index[start + 4 : start + 5] == b"\1" else 12
+    return ((size if 16 <= size <= num_bytes else num_bytes) - 16) // entry
 
 
 def _find_largest_chunk(index: bytes, max_entries: int) -> int:
