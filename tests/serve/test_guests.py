@@ -414,7 +414,7 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
 
 def test_a_client_that_reads_steadily_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     # asyncio's own buffer stands still meanwhile: the kernel holds megabytes, which go first.
-    monkeypatch.setattr(framing, "SEND_SECONDS", 0.5)
+    monkeypatch.setattr(framing, "SEND_SECONDS", 1.0)
     buffered: list[int] = []
 
     class Parser:
@@ -440,13 +440,15 @@ def test_a_client_that_reads_steadily_keeps_its_connection(monkeypatch: pytest.M
         client.setblocking(False)
         await loop.sock_connect(client, server.sockets[0].getsockname())
         with client:
-            for _ in range(20):
-                await asyncio.sleep(0.1)
-                await loop.sock_recv(client, 30_000)
+            for _ in range(60):
+                await asyncio.sleep(0.05)
+                await loop.sock_recv(client, 10_000)
                 buffered.append(made[0].transport.get_write_buffer_size())
             steady = made[0].transport.is_closing()
-            await asyncio.sleep(1.2)
-            silent = made[0].transport.is_closing()
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                if silent := made[0].transport.is_closing():
+                    break
         server.close()
         return steady, silent
 

@@ -187,7 +187,7 @@ class FramingProtocol(Parser):
         as it is for a long time while a client reads steadily.
         """
         num_bytes = self.transport.get_write_buffer_size()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # a socket that was closed has no number
             connection = self.transport.get_extra_info("socket")
             num_bytes += struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
         return num_bytes
