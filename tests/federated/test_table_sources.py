@@ -30,6 +30,7 @@ def csv(tmp_path: Path, text: str, name: str = "x.csv") -> Path:
         ("bmi,crp,ward\n21.5,3.25,a\n22.5,4,b\n", [[21.5, 3.25], [22.5, 4]]),
         ("bmi;crp;ward\n21,5;3,25;a\n22,5;4;b\n", [[21.5, 3.25], [22.5, 4]]),
         ("bmi\tcrp\tward\n21.5\t3.25\ta\n22.5\t4\tb\n", [[21.5, 3.25], [22.5, 4]]),
+        ("bmi;crp;ward\n21,5;950;a\n22,5;1,234;b\n", [[21.5, 950], [22.5, 1.234]]),
         ("\ufeffbmi|crp|ward\n21.5|3.25|a\n", [[21.5, 3.25]]),
         ('"bmi","crp","ward"\n"21,5","3,25","a, b"\n', [[21.5, 3.25]]),
     ],
@@ -45,6 +46,7 @@ def test_delimiters_and_decimal_commas(tmp_path: Path, text: str, points: list[l
     ("text", "names"),
     [
         ("bmi;ward\n1,234;a\n2,345;b\n", ("bmi", "1,234")),
+        ("cost;ward\n950;a\n1,234;b\n12,500;c\n", ("cost", "1,234")),
         ("bmi;crp\n21,5;3.25\n22,5;4.5\n", ("bmi", "crp")),
         ("bmi,ward\n21.5,a\n22.5,b,Jane Doe HIV+\n", ("line 3", "3", "2")),
         ('bmi,ward\n21.5,"a\n22.5,b\n', ("quotes",)),

@@ -199,7 +199,9 @@ def _decimal_comma(path: Path, table: pa.Table) -> bool:
             texts = table[name].drop_null()
             if _count_matches(texts, r"^\s*[+-]?\d+(,\d+)?([eE][+-]?\d+)?\s*$") == len(texts):
                 commas.append(name)
-                certain = certain or _count_matches(texts, r"^\s*[+-]?\d{1,3},\d{3}\s*$") < len(texts)
+                # Of numbers without a comma nothing follows: 950 stands beside 1,234 in a column of thousands as well.
+                num_doubtful = _count_matches(texts, r"^\s*[+-]?\d{1,3},\d{3}\s*$")
+                certain = certain or num_doubtful < _count_matches(texts, ",")
     if not commas:
         return False
     if not certain:
