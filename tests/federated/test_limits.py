@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,10 @@ def test_a_server_that_asks_for_every_row_is_refused() -> None:
     ):
         with pytest.raises(MessageError, match=words):
             limits.check(greedy)
+    # Nor does it help to send a center beside the number.
+    hidden = replace(greedy, arrays={**greedy.arrays, "centers": POINTS[:1]})
+    with raises_naming(MessageError, "asks for 50 clusters"):
+        Limits(max_clusters=12).check(hidden)
 
 
 @pytest.mark.parametrize("place", range(3))

@@ -53,7 +53,7 @@ class Limits(Settings):
 
     @property
     def state_folder(self) -> Path:
-        """Folder of the log and of the ledger; common to all nodes of a user, so that equal data have one ledger."""
+        """Folder of the log and of the ledger; by default common to all nodes of a user: equal data have one ledger."""
         if self.state is not None:
             return Path(self.state)
         return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "foveate" / "federated"
@@ -80,7 +80,10 @@ class Limits(Settings):
     def check(self, request: Message) -> None:
         """Raise Refusal if a request asks about fewer points, or for more clusters, than this client allows."""
         centers = request.arrays.get("centers")
-        clusters = int(request.number("clusters")) if centers is None else len(centers)
+        clusters = 0 if centers is None else len(centers)
+        # The larger of both: a server may send centers that nobody asked for beside the number that is used.
+        if centers is None or "clusters" in request.values:
+            clusters = max(clusters, int(request.number("clusters")))
         self.allow(int(request.number("min_count")), clusters)
 
     def allow(self, min_count: int, clusters: int) -> None:
