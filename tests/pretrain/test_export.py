@@ -251,6 +251,7 @@ def test_other_encoders_are_refused_with_what_is_possible(target: str, tmp_path:
         ("vision", "pool_type", "avg"),
         ("vision", "no_ln_pre", True),
         ("vision", "ls_init_value", 0.1),
+        ("vision", "ls_init_value", 0.0),
         ("vision", "qk_norm", True),
         ("text", "no_causal_mask", True),
         ("text", "proj_bias", True),

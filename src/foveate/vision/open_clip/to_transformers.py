@@ -59,7 +59,8 @@ def check_standard(image: OpenClipImageEncoder, text: OpenClipTextEncoder) -> No
     ):
         for key, allowed in plain.items():
             value = config.get(key, allowed)
-            if value != allowed and (value or allowed):
+            # Empty values mean the default, but a LayerScale that starts at 0 is one.
+            if value != allowed and (value or allowed or key == "ls_init_value"):
                 raise UserError(
                     f"{name}.{key} is {value!r}: transformers' CLIPModel computes {allowed!r} only; "
                     "`--to open_clip` and `--to onnx` take this model as it is"
