@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from foveate.species import decisions as decisions_module
 from foveate.species.classes import Classes
 from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.rows import Detections
+from foveate.species.speciesnet_rules import (
+    ANIMAL,
+    BLANK,
+    HUMAN,
+    UNKNOWN,
+    VEHICLE,
+    SpeciesNetRules,
+    read_taxonomy,
+)
 from foveate.species.stages.pooling import pool_events
 from foveate.species.stages.prior import weigh_by_prior
 from foveate.species.stages.rollup import group_by_rank
@@ -240,6 +250,31 @@ def test_speciesnet_rules_answer_with_our_taxa(cats: tuple[Classes, Taxa], tmp_p
     listing.write_text("ocelot")
     listed = run(p[1:2], classes, taxa, stages | {"species_list": {"file": listing}})
     assert listed.names().to_pylist() == ["Leopardus pardalis"], "a geofence removed a listed species"
+
+
+def test_animals_roll_up_to_animal_in_any_order_of_the_list(tmp_path: Path) -> None:
+    cat, bird = "t1;mammalia;carnivora;felidae;;;cat family", "t2;aves;;;;;bird"
+    human = "t3;mammalia;primates;hominidae;homo;sapiens;person"
+    path = tmp_path / "taxonomy.txt"
+    for special in permutations((ANIMAL, BLANK, VEHICLE, UNKNOWN)):
+        path.write_text("\n".join((cat, human, *special)) + "\n")
+        taxonomy = read_taxonomy(path)
+        assert taxonomy == {
+            "mammalia;carnivora;felidae;;": cat,
+            "mammalia;primates;hominidae;homo;sapiens": HUMAN,
+            ";;;;": ANIMAL,
+        }
+        prediction = SpeciesNetRules(taxonomy).combine([cat, bird], [0.5, 0.4], detection="animal", confidence=0.3)
+        assert prediction == (ANIMAL, pytest.approx(0.9), "classifier+rollup_to_kingdom")
+
+
+def test_speciesnet_rules_roll_up_to_animal_without_a_kingdom_of_ours() -> None:
+    rows = [("1", "Mammalia", "class"), ("2", "Aves", "class")]
+    taxa = Taxa.from_rows({"id": i, "name": name, "rank": rank, "parent": "", "common": ""} for i, name, rank in rows)
+    classes = Classes(("mammal", "bird"), np.arange(2))
+    decisions = run(np.array([[0.5, 0.5]]), classes, taxa, {"rules": {"rules": "speciesnet"}})
+    assert decisions.names().to_pylist() == ["animal"]
+    assert sources(decisions)[0][-1]["did"] == "classifier+rollup_to_kingdom"
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ They work on the five best classes of one image, written with seven fields: id;c
 name. The real maps of taxa and of regions ship with SpeciesNet's weights, not with its code: a user brings them.
 
 Source: google/cameratrapai (Apache-2.0), speciesnet 5.0.6: taxonomy_utils, geofence_utils,
-ensemble_prediction_combiner.
+ensemble_prediction_combiner, ensemble (the map of taxa).
 Restated here; the golden `speciesnet_rules.json` holds 72 of its decisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -179,6 +179,18 @@ def _make_key(parts: Sequence[str]) -> str:
     return ";".join([*parts, *[""] * (5 - len(parts))])
 
 
+def map_taxa(labels: Iterable[str]) -> dict[str, str]:
+    """Map "class;order;family;genus;species" to labels; a later label replaces one of the same key.
+
+    Raises:
+        UserError: a label has another number of fields.
+    """
+    # Blank, vehicle and animal share the key of empty fields, and the release lists them in no useful order: animals
+    # must not roll up to a vehicle.
+    taxa = (label for label in labels if label not in (BLANK, VEHICLE, UNKNOWN))
+    return {_make_key(split_label(label)[1:6]): label for label in (*taxa, HUMAN, ANIMAL)}
+
+
 def read_taxonomy(path: Path) -> dict[str, str]:
     """Read a list of seven-field labels, one a line (SpeciesNet's taxonomy release), as a map of taxa.
 
@@ -187,8 +199,7 @@ def read_taxonomy(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {_make_key(split_label(line)[1:6]): line for line in lines}
+    return map_taxa(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
 
 
 def read_geofence(path: Path) -> dict[str, dict[str, dict[str, list[str]]]]:

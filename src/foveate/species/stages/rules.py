@@ -69,7 +69,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         warn_idle(settings, "geofence", "state", needs="--country")
     labels = make_labels(taxa)
     # A key that two taxa share is that of the higher one: subspecies have none of their own.
-    map_of_taxa = {";".join(label.split(";")[1:6]): label for label in reversed(labels)}
+    map_of_taxa = speciesnet_rules.map_taxa(reversed(labels))
     listing = others.get("species_list")
     is_listed = isinstance(listing, ListSettings) and listing.file is not None
     rules = SpeciesNetRules(
