@@ -15,9 +15,10 @@ import made_run
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.report import numbers, render
+from foveate.core.results import Column, Row, Value
+from foveate.report import numbers, parts, render
 from foveate.report.page import unbroken
-from foveate.report.pages.tour import summarize
+from foveate.report.pages.tour import Stat, summarize, trained_stat
 from foveate.report.render import kinds
 from naming import raises_naming
 
@@ -429,3 +430,25 @@ def test_the_first_screen_leaves_sizes_to_the_table(tour: tuple[Path, dict[str, 
     page = render(made_run.write_run(folder, result)).read_text(encoding="utf-8")
     assert f"on {first['data'].lower()}, medium" not in Reader(page).text.lower().split("what went in")[0]
     assert "medium" in Reader(page).text
+
+
+@pytest.mark.parametrize("first", [{"unit": "pixels"}, {"without": "cloc"}])
+def test_the_number_of_what_was_trained_has_the_control_of_its_own_question(first: dict[str, str]) -> None:
+    columns = [
+        Column(key="cloc", title="CLOC", role="ours"),
+        Column(key="clip", title="CLIP", role="baseline"),
+        Column(key="shuffled", title="Shuffled", role="control"),
+    ]
+    values = {"cloc": Value(value=0.4), "clip": Value(value=0.3), "shuffled": Value(value=0.9)}
+    values.pop(first.get("without", ""), None)
+    rows = [
+        Row(question="How far off?", unit=first.get("unit", "fraction"), values=values),
+        Row(
+            question="Where is it?",
+            data="scenes",
+            values={"cloc": Value(value=0.6), "clip": Value(value=0.5), "shuffled": Value(value=0.1)},
+        ),
+    ]
+    groups = parts.table_groups(rows, columns)
+    assert trained_stat(groups) == Stat("60%", "Where is it? (scenes)", "CLIP: 50%. Shuffled: 10%")
+    assert trained_stat(groups[:1]) is None

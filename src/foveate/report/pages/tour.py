@@ -130,10 +130,11 @@ def search_stat(tallies: list[SearchTally], titles: Mapping[str, str]) -> Stat |
 
 def trained_stat(groups: list[parts.TableGroup]) -> Stat | None:
     """Return the first value of ours with its best baseline and its control."""
-    cards = parts.highlights(groups, max_highlights=1)
-    if not cards:
+    # The controls must be of the question of the number: the first ones of a table may have no value of ours.
+    group = next((group for group in groups if parts.highlights([group])), None)
+    if group is None:
         return None
-    card, line = cards[0], groups[0].lines[0]
+    card, line = parts.highlights([group])[0], group.lines[0]
     rest = [f"{card.baseline_title}: {numbers.rounded_percent(card.baseline)}"] if card.baseline is not None else []
     rest += [
         f"{cell.column.title}: {numbers.rounded_percent(cell.value)}"
