@@ -142,6 +142,20 @@ def test_learned_prior(survey: dict[str, Any], tmp_path: Path) -> None:
         open_prior(tmp_path / "learned", CLASSES, TAXA, parts=["hour"])
 
 
+def test_learned_factors_are_measured_against_scores_at_the_same_dates() -> None:
+    labels, places = np.array([0, 1] * 4), [NORTH] * 8
+    days = np.where(labels == 0, 20.0, 200.0)
+    days[6:] = np.nan
+    settings = LearnedSettings(width=16, epochs=20, learning_rate=1e-2)
+    prior = fit_learned(labels, CLASSES, places=places, days=days, settings=settings)
+    dates = np.concatenate([days[:6], np.arange(15.25, 366, 30.5)])
+    weights = np.array([1.0] * 6 + [2 / 12] * 12)
+    features = encode_conditions(torch.tensor([NORTH] * 18), torch.from_numpy(dates).float())
+    with torch.no_grad():
+        expected = np.average(prior.network(features).double().numpy(), axis=0, weights=weights)
+    np.testing.assert_allclose(prior.means_L, expected, rtol=1e-6)
+
+
 def test_presence_loss_and_inputs() -> None:
     present, elsewhere = torch.tensor([[0.9, 0.2]]), torch.tensor([[0.5, 0.1]])
     expected = (2 * -np.log(0.9 + 1e-5) - np.log(0.8 + 1e-5)) / 2 - (np.log(0.5 + 1e-5) + np.log(0.9 + 1e-5)) / 2

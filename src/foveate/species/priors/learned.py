@@ -131,15 +131,20 @@ class LearnedPrior:
         self.labels, self.network, self.means_L, self.shares_L = tuple(labels), network.eval(), means_L, shares_L
 
     @torch.no_grad()
+    def score(self, places_U2: Floats, days_U: Floats) -> Floats:
+        """Return probabilities of all classes at known places; without a day they are averaged over the year."""
+        days_DU = np.where(np.isnan(days_U), (np.arange(_DATES)[:, None] + 0.5) * _DAYS / _DATES, days_U)
+        places = torch.from_numpy(places_U2).float()
+        sums_UL = np.zeros((len(places), len(self.labels)))
+        for days in days_DU:
+            sums_UL += self.network(encode_conditions(places, torch.from_numpy(days).float())).numpy()
+        return sums_UL / _DATES
+
     def factors(self, places_U2: Floats, hours_U: Floats, days_U: Floats) -> Floats:
         """See `Prior.factors`; columns are those of `labels`. Without a day factors are averaged over the year."""
         result = np.full((len(places_U2), len(self.labels)), np.nan)
         known = np.flatnonzero(~np.isnan(places_U2).any(axis=1))
-        undated = np.isnan(days_U[known])
-        days_DK = np.where(undated, (np.arange(_DATES)[:, None] + 0.5) * _DAYS / _DATES, days_U[known])
-        places = torch.from_numpy(places_U2[known]).float()
-        scores = [self.network(encode_conditions(places, torch.from_numpy(days).float())).numpy() for days in days_DK]
-        ratios = np.mean(scores, axis=0, dtype=np.float64) / np.maximum(self.means_L, _FLOOR)
+        ratios = self.score(places_U2[known], days_U[known]) / np.maximum(self.means_L, _FLOOR)
         result[known] = normalize_ratios(ratios, self.shares_L)
         return result
 
@@ -195,14 +200,8 @@ def fit_prior(
     shares_L = np.bincount(labels, minlength=len(classes)) / len(labels)
     # The means come from the trained network, which the prior puts into evaluation mode: dropout would blur them.
     prior = LearnedPrior(classes.labels, network, np.ones(len(classes)), shares_L)
-    prior.means_L = _mean_scores(prior, places_N2, days_N)
+    prior.means_L = prior.score(places_N2, days_N).mean(axis=0)
     return prior
-
-
-@torch.no_grad()
-def _mean_scores(prior: LearnedPrior, places_N2: Floats, days_N: Floats) -> Floats:
-    days = torch.from_numpy(np.where(np.isnan(days_N), _DAYS / 2, days_N)).float()
-    return prior.network(encode_conditions(torch.from_numpy(places_N2).float(), days)).double().mean(dim=0).numpy()
 
 
 def _draw_batches(labels_N: np.ndarray, settings: LearnedSettings, rng: np.random.Generator) -> list[np.ndarray]:
