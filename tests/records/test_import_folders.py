@@ -179,3 +179,13 @@ def test_the_first_line_alone_is_the_text_where_asked_for(tmp_path: Path) -> Non
     import_folder(tmp_path / "in", tmp_path / "whole")
     texts = [Collection.open(tmp_path / name).read_captions(0)[0].text for name in ("first", "whole")]
     assert texts == ["A frog.", "A frog.\nde.utf8=Ein Frosch."]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("line", ["（a） frog", "\N{LATIN CAPITAL LETTER C WITH DOT ABOVE} 上 frog"])
+def test_the_first_line_loses_no_bytes(line: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "frog.jpg").write_bytes(jpeg(1))
+    (tmp_path / "in" / "frog.txt").write_bytes(f"\r\n{line}\r\nand a second line in English\r\n".encode(encoding))
+    import_folder(tmp_path / "in", tmp_path / "out", first_line=True)
+    assert [caption.text for caption in Collection.open(tmp_path / "out").read_captions(0)] == [line]

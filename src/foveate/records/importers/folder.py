@@ -7,6 +7,8 @@ content. Images without sidecars are imported, too.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Unpack
@@ -14,6 +16,7 @@ from typing import Unpack
 from foveate.core.errors import UserError
 from foveate.records import layout
 from foveate.records.import_summary import ImportSummary
+from foveate.records.importers.encodings import decode_text
 from foveate.records.importers.files import check_file, make_reader, make_refusal
 from foveate.records.importers.folder_files import ClassNames, FolderFiles, pair_files
 from foveate.records.importers.formats import Format
@@ -149,7 +152,16 @@ def _prepare_sample(sample: Sample, path: Path, root: Path, *, label: str | None
 
 
 def _read_first_line(read: Callable[[], bytes]) -> Callable[[], bytes]:
-    return lambda: read().lstrip(b"\xef\xbb\xbf\r\n").split(b"\n", 1)[0]
+    return lambda: _cut_first_line(read())
+
+
+def _cut_first_line(data: bytes) -> bytes:
+    with contextlib.suppress(UnicodeDecodeError):
+        text, encoding = decode_text(data)
+        if encoding in ("utf-16", "utf-32"):
+            # A byte 0A may be part of another character there, and the line end has several bytes.
+            return text.lstrip("\ufeff\r\n").split("\n", 1)[0].encode(encoding)
+    return data.removeprefix(codecs.BOM_UTF8).lstrip(b"\r\n").split(b"\n", 1)[0]
 
 
 def _recognize(source: str) -> str | None:
