@@ -231,7 +231,7 @@ def describe(label: ClassLabel) -> str:
     if len(fields) == NUM_FIELDS:
         return label.description
     lineage = dict(zip(("class", "order", "family", "species"), fields[2:], strict=True)) if len(fields) == 6 else {}
-    if not lineage and len(label.taxon.split()) == 2 and label.taxon != label.name:
+    if not lineage and len(label.taxon.split()) == 2 and label.taxon.casefold() != label.name.casefold():
         lineage = {"species": label.taxon}
     return ClassLabel.from_lineage(label.name, "", lineage).description
 
