@@ -15,7 +15,7 @@ from foveate.core.errors import UserError
 from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.exporters.megadetector import ResultsInfo, export_megadetector
+from foveate.records.exporters.megadetector import ResultsInfo, describe, export_megadetector
 from foveate.records.importers.results import add_results, read_results
 from foveate.records.survey.detections import ClassLabel, DetectedImage, Detection, Prediction
 from foveate.records.survey.file_index import FileIndex
@@ -92,7 +92,9 @@ def test_malformed_files_get_the_verdict_of_the_golden(case: dict[str, Any], tmp
         ("images/1/file", "dep-A\\IMG_0000.JPG", ["images[1].file", "dep-A/IMG_0000.JPG"]),
         ("images/5/detections/0/frame_number", ..., ["VID_0001.MP4", "frame_number"]),
         ("images/5/frames_processed", ..., ["VID_0001.MP4", "frames_processed"]),
+        ("images/5/frame_rate", 10**400, ["VID_0001.MP4", "frame_rate", "1000"]),
         ("info/format_version", "newest", ["info.format_version", "newest"]),
+        ("info/format_version", 10**400, ["info.format_version", "1000"]),
         ("detection_categories", ..., ["detection_categories"]),
     ],
 )
@@ -356,6 +358,11 @@ def test_written_speciesnet_is_the_published_conversion(tmp_path: Path) -> None:
     assert set(content["classification_category_descriptions"].values()) == set(
         golden["classification_category_descriptions"].values()
     )
+
+
+@pytest.mark.parametrize("name", ["red fox", "Red fox", "Vulpes vulpes"])
+def test_a_name_without_a_description_is_no_lineage(name: str) -> None:
+    assert describe(ClassLabel(name)) == f";;;;;;{name}"
 
 
 def test_no_class_repeats_the_box_and_names_are_unique(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from foveate.records.importers.coco_camera_traps import (
     CORRUPT,
     INTEGER_IDS,
     UNLABELED,
+    UNUSABLE,
     import_coco_camera_traps,
     read_camera_traps,
     read_locations,
@@ -55,6 +56,13 @@ def test_a_category_that_is_no_number_is_named(tmp_path: Path) -> None:
     content["annotations"][1]["category_id"] = [1]
     with raises_naming(UserError, "annotations[1]", "category_id", "[1]"):
         read_camera_traps(write(tmp_path / "cct.json", content))
+
+
+def test_a_box_beyond_a_float_is_left_out(tmp_path: Path) -> None:
+    usual = read_camera_traps(write(tmp_path / "cct.json", golden())).further[UNUSABLE]
+    content = golden()
+    content["annotations"].append(content["annotations"][0] | {"id": "large", "bbox": [0, 0, 10**400, 1]})
+    assert read_camera_traps(write(tmp_path / "cct.json", content)).further[UNUSABLE] == usual + 1
 
 
 @pytest.mark.parametrize("case", MALFORMED, ids=lambda case: case["id"])

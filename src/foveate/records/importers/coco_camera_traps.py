@@ -22,7 +22,13 @@ from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import file_sample, make_key
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
-from foveate.records.importers.json_files import find_image_folder, get_list, get_stated_size, read_annotations
+from foveate.records.importers.json_files import (
+    find_image_folder,
+    get_list,
+    get_stated_size,
+    is_number,
+    read_annotations,
+)
 from foveate.records.importers.sample import Problem, Sample, SharedOptions
 from foveate.records.survey.deployment_table import read_deployments
 from foveate.records.survey.detections import get_kind
@@ -381,7 +387,7 @@ def _parse_box(entry: Mapping[str, Any], image: SurveyImage, further: Counter[st
     if scale is None:
         further[NO_SIZE] += 1
         return None
-    if not isinstance(bbox, list) or len(bbox) < 4 or not all(isinstance(value, int | float) for value in bbox[:4]):
+    if not isinstance(bbox, list) or len(bbox) < 4 or not all(map(is_number, bbox[:4])):
         further[UNUSABLE] += 1
         return None
     x, y, width, height = map(float, bbox[:4])

@@ -9,12 +9,12 @@ Source: https://github.com/agentmorris/MegaDetector, "Batch processing API outpu
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from foveate.records.importers.json_files import is_number
 from foveate.records.importers.results_parser import ResultsParser
 from foveate.records.survey.detections import ClassLabel, DetectedImage, Detection, DetectionResults
 from foveate.records.survey.file_index import VIDEO_SUFFIXES
@@ -64,11 +64,11 @@ def parse_results(content: dict[str, Any], path: Path) -> DetectionResults:
 
 def _parse_version(info: Mapping[str, Any], parser: ResultsParser) -> float:
     written = info.get("format_version")
-    if isinstance(written, int | float) and not isinstance(written, bool):
+    if is_number(written):
         parser.repairs[NUMBER_AS_VERSION] += 1
         written = str(float(written))
     if not isinstance(written, str) or not re.fullmatch(r"\d+(\.\d+)?", written.strip()):
-        raise parser.error("info.format_version", f"expected a version such as '1.6' (got {written!r})")
+        raise parser.error("info.format_version", f"expected a version such as '1.6' (got {written!r:.40})")
     if written.strip() not in KNOWN_VERSIONS:
         parser.repairs[OTHER_VERSION] += 1
     return float(written)
@@ -128,8 +128,8 @@ def _parse_video(
 ) -> tuple[float | None, tuple[int, ...] | None]:
     rate, frames = entry.get("frame_rate"), entry.get("frames_processed")
     if version >= _FRAME_RATE_SINCE or rate is not None:
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-            raise parser.error(f"{where}.frame_rate", f"expected frames a second of this video (got {rate!r})")
+        if not is_number(rate) or rate <= 0:
+            raise parser.error(f"{where}.frame_rate", f"expected frames a second of this video (got {rate!r:.40})")
     if version >= _FRAMES_SINCE or frames is not None:
         if not isinstance(frames, list) or not all(isinstance(frame, int) for frame in frames):
             raise parser.error(f"{where}.frames_processed", f"expected the numbers of frames (got {frames!r:.40})")
