@@ -137,6 +137,13 @@ def test_ids_that_come_twice_and_unknown_columns_are_named() -> None:
     assert messages == ["media.csv: field 'filePath' is missing: no such column. Did you mean 'filepath'?"]
 
 
+def test_ids_that_are_missing_twice_are_missing_alone() -> None:
+    table = make_table("media", [("mediaID", ""), ("mediaID", "")])
+    messages = [str(entry) for entry in check_table("media", table, file="media.csv") if entry.field == "mediaID"]
+    assert len(messages) == 2
+    assert all(message.endswith("is missing") for message in messages)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -172,7 +172,8 @@ def describe_problem(problem: Mapping[str, Any], *, repeats_value: bool = True) 
 def _check_unique(name: str, table: pa.Table, file: str) -> Iterator[Violation]:
     cells = table[KEYS[name]]
     first = positions(cells, among=cells)
-    repeated = np.flatnonzero((first != np.arange(len(cells))) & (first >= 0))
+    # Nulls match one another; they are missing already.
+    repeated = np.flatnonzero((first != np.arange(len(cells))) & (first >= 0) & cells.is_valid().to_numpy())
     rows = {cells[row].as_py(): f"is not unique (as row {first[row] + 1})" for row in repeated[:MAX_LISTED].tolist()}
     yield from _Lister(name, table, file, KEYS[name]).list(repeated.tolist(), rows)
 
