@@ -39,7 +39,6 @@ REGION = "<region>"
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
 _ROWS_PER_PART = 20_000
-_MAX_COORDINATE = 2**31
 
 
 @dataclass(frozen=True, slots=True)
