@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,14 @@ def test_sidecars_by_the_names_that_people_and_programs_give_them(tmp_path: Path
     ]
     assert summary.ignored == {".md": 1, ".mp4": 1, "no extension": 1}
     assert "3 other files ignored (.md 1, .mp4 1, no extension 1)" in summary.lines()
+
+
+def test_a_long_list_of_boxes_is_read_in_linear_time() -> None:
+    boxes = [{"box": [0, 0, 1, number], "phrase": "owl"} for number in range(1, 8001)]
+    start = time.process_time()
+    sidecar = read_sidecars([], [json.dumps([*boxes, "Owls."]).encode], size=None)
+    assert [caption.text for caption in sidecar.captions] == ["Owls."]
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("latitude", [float("nan"), 90.5, 10**400, True, "47.4", None])

@@ -121,8 +121,11 @@ def _read_object(read: Reader, sidecar: Sidecar) -> Mapping[str, object]:
         sidecar.problems.append(Problem("sidecar", "malformed JSON", detail))
         return {}
     if isinstance(value, list) and all(isinstance(entry, str | dict) for entry in value):
-        regions = [entry for entry in value if isinstance(entry, dict) and "box" in entry]
-        return {"captions": [entry for entry in value if entry not in regions], "regions": regions}
+        captions: list[object] = []
+        regions: list[object] = []
+        for entry in value:
+            (regions if isinstance(entry, dict) and "box" in entry else captions).append(entry)
+        return {"captions": captions, "regions": regions}
     if not isinstance(value, dict):
         detail = f"the JSON sidecar must be an object, or a list of texts and regions (got {type(value).__name__})"
         sidecar.problems.append(Problem("sidecar", "malformed JSON", detail))
