@@ -34,6 +34,16 @@ def _by_id(entries: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return found
 
 
+def test_the_current_folder_is_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_coco(write_coco(tmp_path / "set", 1), tmp_path / "c")
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    export_coco(Collection.open(tmp_path / "c"), ".")
+    monkeypatch.chdir(tmp_path)
+    assert len(_read(tmp_path / "out", "instances")["images"]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "out", "set"]
+
+
 def test_a_coco_file_comes_out_with_its_ids_categories_and_boxes(tmp_path: Path) -> None:
     export = None
     import_coco(write_coco(tmp_path / "set", 5), tmp_path / "c")

@@ -71,7 +71,9 @@ def export_coco(
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder; choose a new one")
     regions = SelectedRegions(collection, region_sources)
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    # Absolute: "." has no name.
+    final = folder.absolute()
+    temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
     paths = {name: folder / "annotations" / f"{name}.json" for name in ("instances", "captions")}
     export = CocoExport({**paths, "images": folder / "images"})
@@ -85,7 +87,7 @@ def export_coco(
             _write_instances(file, regions, selected, names, export)
         with (temporary / "annotations" / "captions.json").open("w", encoding="utf-8") as file:
             _write_captions(file, collection, selected, names, export)
-        commit_atomically(temporary, folder)
+        commit_atomically(temporary, final)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from error
     finally:
