@@ -117,3 +117,16 @@ def test_wildlife_insights_gets_the_clock_at_the_place(tmp_path: Path) -> None:
     collection = Collection.open(tmp_path / "c")
     export_wildlife_insights(collection, tmp_path / "images.csv", project="p", classifier="m")
     assert [row["timestamp"] for row in read(tmp_path / "images.csv")] == ["2021-05-31 08:26:38"] * 2
+
+
+@pytest.mark.parametrize("shift", [0, 60])
+def test_the_flat_table_has_the_time_at_the_place(shift: int, tmp_path: Path) -> None:
+    times = {"utc": "2021-05-31T22:25:38Z", "same": "2021-06-01T00:25:38+02:00", "none": ""}
+    with CollectionWriter(tmp_path / "c", source="s") as writer:
+        for number, (name, time) in enumerate(times.items()):
+            seen = Observation(name, "d", key=name, kind="blank", method="human")
+            writer.add(name, jpeg(number), extra=survey_rows(Medium(name, "d", time=time), [seen]))
+        write_survey(writer, deployments=[Deployment("d", utc_offset="+02:00", clock_shift=shift)])
+    export_observations_csv(Collection.open(tmp_path / "c"), tmp_path / "observations.csv")
+    expected = f"2021-06-01T00:{25 + shift // 60}:38+02:00"
+    assert [row["datetime"] for row in read(tmp_path / "observations.csv")] == [expected, expected, ""]

@@ -23,8 +23,8 @@ def export_observations_csv(
 ) -> int:
     """Write the labels of a survey's images to a CSV file, atomically; return the number of lines.
 
-    `taxon` is a scientific name, or blank, human, vehicle, unknown or unclassified; `datetime` is the time at the place
-    after the shift of the clock. No coordinates are written.
+    `taxon` is a scientific name, or blank, human, vehicle, unknown or unclassified; `datetime` is the time after the
+    shift of the clock, at the place where the deployment states its offset. No coordinates are written.
 
     Args:
         decisions, events: see `foveate.records.exporters.camtrap_dp.export_camtrap_dp`.
@@ -43,7 +43,7 @@ def export_observations_csv(
                 (files[label.row] or keys[label.row]).replace("\\", "/"),
                 label.sequence,
                 deployments[label.row],
-                rows.times[label.row],
+                rows.local_times[label.row],
                 label.taxon or label.kind,
                 label.rank,
                 "" if label.probability is None else f"{label.probability:.6g}",

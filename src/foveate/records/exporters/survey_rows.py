@@ -81,6 +81,16 @@ class SurveyRows:
         ]
 
     @cached_property
+    def local_times(self) -> list[str]:
+        """Time of each medium as `times`, at the place: one in another offset than the stated one is converted."""
+        clocks = zip(self.clock_N.tolist(), self.local_clock_N.tolist(), self._stated_offset_N.tolist(), strict=True)
+        return [
+            # NaN is a time that is not there.
+            time if local == clock or np.isnan(local) else format_time(local, offset)
+            for time, (clock, local, offset) in zip(self.times, clocks, strict=True)
+        ]
+
+    @cached_property
     def clock_N(self) -> np.ndarray:
         """Seconds of the clock of each medium after its shift; NaN where there is no time."""
         return self._parsed.wall_N + self._shift_N
