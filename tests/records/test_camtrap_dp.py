@@ -7,6 +7,7 @@ import gzip
 import json
 import shutil
 import zipfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from foveate.records.importers.camtrap_dp import (
     make_keys,
     read_taxa,
 )
-from foveate.records.importers.camtrap_package import check_written, open_package
+from foveate.records.importers.camtrap_package import Files, check_written, open_package
 from foveate.records.importers.formats import detect_format
 from foveate.records.survey.decisions import Decision
 from foveate.records.survey.store import survey_rows, write_survey
@@ -239,6 +240,19 @@ def test_a_zip_cannot_reach_outside(tmp_path: Path) -> None:
         package = copy_package(tmp_path / path.replace("/", "_"), {"datapackage.json": descriptor})
         with raises_naming(UserError, path):
             import_package(package, tmp_path / "other")
+
+
+def test_a_file_of_a_zip_that_is_too_large_names_the_limit(tmp_path: Path) -> None:
+    source = tmp_path / "package.zip"
+    with zipfile.ZipFile(source, "w") as archive:
+        for path in GOLDEN.iterdir():
+            archive.write(path, path.name)
+    with (
+        closing(Files(source)) as files,
+        raises_naming(UserError, "media.csv", "expected at most 10"),
+        files.open("media.csv", max_bytes=10),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

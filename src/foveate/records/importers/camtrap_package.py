@@ -105,7 +105,9 @@ class Files:
             if member is None:
                 raise UserError(f"{self.path} has no file {name!r}{nearest(name, self._names)}")
             if self._zip.getinfo(member).file_size > max_bytes:
-                raise UserError(f"{where} has {self._zip.getinfo(member).file_size:,} bytes; expected {max_bytes:,}")
+                raise UserError(
+                    f"{where} has {self._zip.getinfo(member).file_size:,} bytes; expected at most {max_bytes:,}"
+                )
             try:
                 with self._zip.open(member) as file:
                     yield file  # type: ignore[misc]
