@@ -174,6 +174,9 @@ def test_activitynet_joins_answers_and_both_names(tmp_path: Path) -> None:
     path = write_json(tmp_path / "test_q.json", asked)
     with raises_naming(UserError, "test_a.json"):
         read("activitynet", path)
+    answers = [{"answer": None, "type": None, "question_id": id} for id in ("1QI_3", "1QI_4")]
+    write_json(tmp_path / "test_a.json", answers)
+    assert [(each.answer, each.problem) for each in read("activitynet", path)] == [("", "it has no answer")] * 2
     answers = [{"answer": "no", "type": 3, "question_id": id} for id in ("1QI_3", "1QI_9")]
     write_json(tmp_path / "test_a.json", answers)
     first, second, third = read("activitynet", path)
@@ -198,6 +201,9 @@ def test_vcgbench_reads_three_parts_in_both_layouts(tmp_path: Path) -> None:
         ("temporal/0", ("temporal?",), ("TU",)),
         ("consistency/0", ("one?", "two?"), ("CO",)),
     ]
+    write_json(published / "generic_qa.json", [{"Q": "what?", "A": None, "video_name": "v_a"}])
+    unanswered = read("vcgbench", published)[0]
+    assert (unanswered.answer, unanswered.problem) == ("", "it has no answer")
     names = ("Generic_QA", "Temporal_QA", "Consistency_QA1", "Consistency_QA2")
     for name, text in zip(names, ("generic?", "temporal?", "one?", "two?"), strict=True):
         write_table(tmp_path / f"{name}.csv", VCG_IG, (0, "v_a", text, "v_a_0", "yes", 0))
@@ -211,14 +217,21 @@ def test_own_questions(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     lines = [
         {"video": "trips/taxi.mp4", "question": "What follows?", "answer": "a bus", "id": "x", "type": "order"},
-        {"video": "taxi", "question": "Where?", "options": ["left", "right"], "answer": "right"},
+        {
+            "video": "taxi",
+            "question": "Where?",
+            "options": ["left", "right"],
+            "answer": "right",
+            "id": None,
+            "type": None,
+        },
         {"video": "taxi", "question": "Where?", "options": ["left", "right"], "answer": 0},
         {"video": "taxi", "question": " ", "answer": ""},
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     first, second, third, fourth = read("own", path)
     assert (first.id, first.clip, first.kind, first.answer) == ("x", ("trips/taxi",), "order", "a bus")
-    assert (second.id, second.correct, third.correct) == ("2", 1, 0)
+    assert (second.id, second.kind, second.correct, third.correct) == ("2", "", 1, 0)
     assert fourth.problem == "it has no answer and no question"
     touch(tmp_path / "videos", "trips/taxi.webm", "other/taxi.mp4")
     assert find_clips(tmp_path / "videos", [first])["x"].name == "taxi.webm"

@@ -115,6 +115,12 @@ def find_column(rows: Sequence[Mapping[str, Any]], *names: str, path: Path) -> s
     raise UserError(f"{path}: no column {expected} (got {', '.join(columns)}){nearest(names[0], columns)}")
 
 
+def get_text(row: Mapping[str, Any], name: str, default: object = "") -> str:
+    """Return a field as text, the default where it is absent or null: JSON has numbers too."""
+    value = row.get(name)
+    return str(default if value is None else value)
+
+
 def make_choice(options: Sequence[str], correct: int | str | None, **fields: Any) -> VideoQuestion:
     """Make a multiple choice; its right option is a number or a text.
 
@@ -182,8 +188,7 @@ class Columns:
         kind = next((name for name in self.kind if name in rows[0]), "")
 
         def make(row: Mapping[str, Any]) -> VideoQuestion:
-            # JSON has numbers too, and rows without a field.
-            fields = {name: str(row.get(name, "")) for name in (id, video, answer, kind, *self.texts, *self.options)}
+            fields = {name: get_text(row, name) for name in (id, video, answer, kind, *self.texts, *self.options)}
             shared: dict[str, Any] = {
                 "id": fields[id],
                 "clip": name_clip(fields[video]),

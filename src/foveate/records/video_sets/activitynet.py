@@ -14,6 +14,7 @@ from foveate.records.video_questions import (
     QuestionSet,
     VideoQuestion,
     find_column,
+    get_text,
     make_question,
     read_entries,
     read_rows,
@@ -32,14 +33,15 @@ def read(path: Path) -> list[VideoQuestion]:
     entries, answers = read_entries(path), read_entries(answers_path)
     for name in ("answer", "question_id"):
         find_column(answers, name, path=answers_path)
-    by_id = {str(answer.get("question_id", "")): answer for answer in answers}
-    ids = [str(entry.get("question_id", "")) for entry in entries]
+    by_id = {get_text(answer, "question_id"): answer for answer in answers}
+    ids = [get_text(entry, "question_id") for entry in entries]
     rows = [{"answer": "", "type": ""} | by_id.get(id, {}) | entry for id, entry in zip(ids, entries, strict=True)]
     questions = Columns(kind=("type",)).read(rows, path, name_clip=name_clip, name_kind=_name_kind)
+    asked = set(ids)
     missing = f"{answers_path.name} has no answer"
     unasked = f"{path.name} has no such question"
     return [each if each.id in by_id else replace(each, problem=missing) for each in questions] + [
-        make_question(id=id, clip=(), texts=("",), answer="", problem=unasked) for id in by_id if id not in ids
+        make_question(id=id, clip=(), texts=("",), answer="", problem=unasked) for id in by_id if id not in asked
     ]
 
 

@@ -17,6 +17,7 @@ from foveate.records.video_questions import (
     QuestionSet,
     VideoQuestion,
     find_column,
+    get_text,
     read_entries,
     read_rows,
 )
@@ -39,7 +40,7 @@ def read(path: Path) -> list[VideoQuestion]:
     answers, entries = read_table(answers_path), read_entries(path)
     for name in ("q_uid", *_PUBLISHED.texts, *_PUBLISHED.options):
         find_column(entries, name, path=path)
-    by_id = {str(entry.get("q_uid", "")): entry for entry in entries}
+    by_id = {get_text(entry, "q_uid"): entry for entry in entries}
     empty = dict.fromkeys([*_PUBLISHED.texts, *_PUBLISHED.options], "")
     rows = [by_id.get(id, empty) | {"q_uid": id, "answer": answer} for id, answer in answers.items()]
     questions = _PUBLISHED.read(rows, path) if rows else []

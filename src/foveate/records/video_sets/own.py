@@ -19,6 +19,7 @@ from foveate.records.clip_search import CLIP_SUFFIXES
 from foveate.records.video_questions import (
     QuestionSet,
     VideoQuestion,
+    get_text,
     make_choice,
     make_question,
 )
@@ -45,7 +46,7 @@ def _read_line(entry: dict[str, Any], where: str, number: int) -> VideoQuestion:
     video, text = (get_field(entry, name, str, where=where) for name in ("video", "question"))
     stem, _, suffix = video.rpartition(".")
     clip = (stem if suffix.lower() in CLIP_SUFFIXES else video,)
-    id, kind, answer = str(entry.get("id", number)), str(entry.get("type", "")), entry.get("answer", "")
+    id, kind, answer = get_text(entry, "id", number), get_text(entry, "type"), entry.get("answer", "")
     if isinstance(answer, bool) or not isinstance(answer, str | int):
         raise UserError(f"{where}: field 'answer': expected a text or the number of an option (got {answer!r:.60})")
     evidence = _read_evidence(entry.get("evidence", []), where)
