@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from foveate.core.errors import UserError
+from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Conversations, add_conversations, check_conversation
 from foveate.records.scenes.question_collection import build_questions, draw_asked_scene
 from foveate.records.scenes.scene_collection import LICENSE
 from foveate.records.writer import CollectionWriter
+from naming import raises_naming
 
 SIZE = 96
 
@@ -51,6 +54,16 @@ def test_built_again_nothing_changes_and_more_is_added_behind(built: Path, tmp_p
     assert read(path) == first
     build_questions(path, train=4, test=4, size=SIZE)
     assert sorted(read(path), key=lambda one: one.id) == sorted(read(built), key=lambda one: one.id)
+
+
+def test_a_run_that_was_killed_at_its_start_is_repeated(tmp_path: Path) -> None:
+    (tmp_path / layout.LOCK_FILE).touch()
+    build_questions(tmp_path, train=1, size=SIZE)
+    assert read(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with raises_naming(UserError, tmp_path / "other", "notes.txt"):
+        build_questions(tmp_path / "other", train=1, size=SIZE)
 
 
 def test_each_copy_of_a_counting_scene_is_a_region() -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from foveate.core.progress import track
 from foveate.core.seeds import generator
+from foveate.records import layout
 from foveate.records.builtin.concepts import SEEN
 from foveate.records.collection import Collection
 from foveate.records.conversations import (
@@ -152,7 +153,8 @@ def _key(kind: str, split: str, seed: int, index: int) -> str:
 
 def _asked_keys(target: Path) -> frozenset[str]:
     """Return the keys of images that have these questions already; conversations of other sources do not count."""
-    if not target.is_dir() or not any(target.iterdir()):
+    # A first run that was killed may leave its lock alone, and the writer goes on there.
+    if not (target / layout.DESCRIPTION).is_file():
         return frozenset()
     with Collection.open(target) as collection:
         return frozenset(
