@@ -119,6 +119,8 @@ def test_bad_numbers_are_refused() -> None:
         draw_document(seed=0, split="train", index=0, kind="poster")
     with raises_naming(UserError, "letter_height", "200"):
         draw_document(seed=0, split="train", index=0, letter_height=200)
+    with raises_naming(UserError, "letter_height", "300"):
+        draw_document(seed=0, split="train", index=0, size=4800, letter_height=300)
     with raises_naming(UserError, "size", "100"):
         draw_document(seed=0, split="train", index=0, size=100)
 

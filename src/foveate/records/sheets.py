@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from foveate.core.errors import UserError
 from foveate.records.boxes import PixelBox
 from foveate.records.builtin.glyphs import find_font_folder
 
@@ -19,6 +20,7 @@ FONTS = {
     "mono": ("DejaVuSansMono", "DejaVuSansMono-Bold"),
     "pillow": ("", ""),
 }
+_MAX_FONT_SIZE = 399
 Color = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont
 
@@ -47,8 +49,16 @@ def measure_letters(name: str, size: int, *, bold: bool = False) -> int:
 
 @functools.cache
 def find_font_size(name: str, letter_height: int) -> int:
-    """Return the smallest font size whose capitals are at least `letter_height` pixels high."""
-    return next(size for size in range(4, 400) if measure_letters(name, size) >= letter_height)
+    """Return the smallest font size whose capitals are at least `letter_height` pixels high.
+
+    Raises:
+        UserError: the largest font is smaller.
+    """
+    for size in range(4, _MAX_FONT_SIZE + 1):
+        if measure_letters(name, size) >= letter_height:
+            return size
+    largest = measure_letters(name, _MAX_FONT_SIZE)
+    raise UserError(f"letter_height: expected at most {largest} pixels in the font {name!r} (got {letter_height})")
 
 
 @dataclass(frozen=True, slots=True)
