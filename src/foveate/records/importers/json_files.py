@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from foveate.core.errors import UserError, nearest
 from foveate.records.importers.files import locate_file
@@ -51,7 +51,7 @@ def get_list(content: object, name: str, path: Path) -> list[Any]:
     return content[name]
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value is a finite number that a float holds: JSON's integers have any length."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
 
