@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from foveate.core.errors import UserError
+from foveate.core.peft_folder import read_lora_config
 from foveate.language.lora import LoraOptions, add_lora, load_lora, lora_layers, lora_state, merge_lora, save_lora
 from naming import raises_naming
 
@@ -164,6 +165,23 @@ def test_unusable_targets_are_named() -> None:
         add_lora(model, LoraOptions())
     with raises_naming(UserError, "nowhere", "no LoRA"):
         save_lora(nn.Linear(2, 2), "nowhere")
+
+
+@pytest.mark.parametrize("value", ["pissa", "pissa_niter_4", "OLoRA", "corda", "lora_ga", "loftq", "new", 1, ["eva"]])
+def test_adapters_whose_training_changed_the_model_are_refused(value: Any, tmp_path: Path) -> None:
+    config_file = tmp_path / "adapter_config.json"
+    config_file.write_text(json.dumps({"peft_type": "LORA", "init_lora_weights": value}))
+    with raises_naming(UserError, str(config_file), "init_lora_weights", repr(value), '"gaussian"', "null") as caught:
+        read_lora_config(tmp_path)
+    converts = str(value).lower().startswith(("pissa", "olora", "corda", "lora_ga"))
+    assert ("path_initial_model_for_weight_conversion" in str(caught.value)) == converts
+
+
+@pytest.mark.parametrize("value", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])
+def test_adapters_whose_training_left_the_model_are_read(value: Any, tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "init_lora_weights": value}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert read_lora_config(tmp_path) == config
 
 
 @pytest.mark.parametrize("case", ["field", "rank", "layer", "nan", "half", "method"])

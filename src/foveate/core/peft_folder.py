@@ -6,6 +6,7 @@ alone would give other outputs without a word.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # PEFT saves names as they are inside its own two wrappers.
 _WRAPPERS = "base_model.model."
+# Initializations of PEFT 0.21 that leave the weights beside the pairs as they are. The others subtract the first pair
+# from them or quantize them, and most do so again whenever PEFT opens the adapter.
+_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+# Those that PEFT converts to a plain LoRA.
+_CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
 
 
 def is_peft(folder: Path) -> bool:
@@ -89,7 +95,24 @@ def read_lora_config(folder: Path) -> dict[str, Any]:
     for field in ("target_parameters", "trainable_token_indices", "layer_replication", "megatron_config"):
         if config.get(field):
             raise UserError(f"{where}: field '{field}' has no counterpart here (got {config[field]!r})")
+    _check_initialization(config.get("init_lora_weights"), where)
     return config
+
+
+def _check_initialization(value: object, where: Path) -> None:
+    name = value.lower() if isinstance(value, str) else value
+    if (value is None or isinstance(value, bool | str)) and name in _INITIALIZATIONS:
+        return
+    advice = ""
+    if isinstance(name, str) and name.startswith(_CONVERTIBLE):
+        advice = (
+            "; PEFT converts it to a plain LoRA: save_pretrained(FOLDER, path_initial_model_for_weight_conversion="
+            "INITIAL), INITIAL being the adapter as it was before training"
+        )
+    raise UserError(
+        f"{where}: field 'init_lora_weights' must be one of {', '.join(map(json.dumps, _INITIALIZATIONS))}, which "
+        f"leave the network's own weights as they are (got {value!r}){advice}"
+    )
 
 
 def read_peft_tensors(folder: Path) -> dict[str, Tensor]:
