@@ -184,6 +184,18 @@ def test_adapters_whose_training_left_the_model_are_read(value: Any, tmp_path: P
     assert read_lora_config(tmp_path) == config
 
 
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [({"(": 8}, "'('"), ({"a{9999999999}": 8}, "a{9999999999}"), ({"(" * 3000 + ")" * 3000: 8}, "(((("), ([8], "list")],
+)
+def test_unusable_patterns_are_named(field: str, value: Any, name: str, tmp_path: Path) -> None:
+    config_file = tmp_path / "adapter_config.json"
+    config_file.write_text(json.dumps({"peft_type": "LORA", field: value}))
+    with raises_naming(UserError, str(config_file), field, name):
+        read_lora_config(tmp_path)
+
+
 @pytest.mark.parametrize("case", ["field", "rank", "layer", "nan", "half", "method"])
 def test_unusable_folders_leave_the_model_as_it_was(case: str, tmp_path: Path) -> None:
     model = llama()

@@ -77,7 +77,8 @@ def read_lora_config(folder: Path) -> dict[str, Any]:
     """Read the config of a LoRA adapter.
 
     Raises:
-        UserError: another method of PEFT, or an option that changes more than a low-rank matrix does.
+        UserError: another method of PEFT, an option that changes more than a low-rank matrix does, or patterns that are
+            no regular expressions.
     """
     where = folder / CONFIG
     config = read_json(where)
@@ -96,7 +97,24 @@ def read_lora_config(folder: Path) -> dict[str, Any]:
         if config.get(field):
             raise UserError(f"{where}: field '{field}' has no counterpart here (got {config[field]!r})")
     _check_initialization(config.get("init_lora_weights"), where)
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(field) or {}
+        if not isinstance(patterns, dict):
+            raise UserError(f"{where}: field '{field}' must be an object (got {type(patterns).__name__})")
+        for pattern in patterns:
+            try:
+                _compile_pattern(pattern)
+            # The last two: nested too deep, or repeated too often.
+            except (re.error, RecursionError, OverflowError) as error:
+                raise UserError(
+                    f"{where}: field '{field}' has the key {pattern[:80]!r}; expected a regular expression ({error})"
+                ) from error
     return config
+
+
+def _compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile a key of PEFT's patterns: it matches the end of a name, from a dot on."""
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _check_initialization(value: object, where: Path) -> None:
@@ -188,7 +206,7 @@ def lora_factor(config: Mapping[str, Any], key: str, rank: int, folder: Path) ->
         UserError: alpha is not above 0.
     """
     patterns = config.get("alpha_pattern") or {}
-    matches = (pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", key))
+    matches = (pattern for pattern in patterns if _compile_pattern(pattern).match(key))
     alpha = patterns.get(next(matches, None), config.get("lora_alpha"))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
         raise UserError(f"{folder / CONFIG}: field 'lora_alpha' must be a number above 0 (got {alpha!r})")
