@@ -196,7 +196,7 @@ def test_unusable_patterns_are_named(field: str, value: Any, name: str, tmp_path
         read_lora_config(tmp_path)
 
 
-@pytest.mark.parametrize("case", ["field", "rank", "layer", "nan", "half", "method"])
+@pytest.mark.parametrize("case", ["field", "rank", "layer", "nan", "half", "method", "alpha", "text", "dropout"])
 def test_unusable_folders_leave_the_model_as_it_was(case: str, tmp_path: Path) -> None:
     model = llama()
     add_lora(model, LoraOptions(rank=4, targets=["q_proj"]))
@@ -209,6 +209,12 @@ def test_unusable_folders_leave_the_model_as_it_was(case: str, tmp_path: Path) -
         config["use_dora"], names = True, [str(config_file), "use_dora"]
     elif case == "method":
         config["peft_type"], names = "IA3", [str(config_file), "IA3"]
+    elif case in ("alpha", "text"):
+        # Of the second layer: the first is in order.
+        value = 0 if case == "alpha" else "8"
+        config["alpha_pattern"], names = {r"layers\.1\..*": value}, [str(config_file), "alpha", repr(value)]
+    elif case == "dropout":
+        config["lora_dropout"], names = 1.5, [str(config_file), "lora_dropout", "1.5"]
     elif case == "rank":
         tensors[key] = torch.zeros(16, 5)
         names += ["q_proj.lora_B", "[16, 5]", "[16, 4]"]

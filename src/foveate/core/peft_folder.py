@@ -77,8 +77,8 @@ def read_lora_config(folder: Path) -> dict[str, Any]:
     """Read the config of a LoRA adapter.
 
     Raises:
-        UserError: another method of PEFT, an option that changes more than a low-rank matrix does, or patterns that are
-            no regular expressions.
+        UserError: another method of PEFT, an option that changes more than a low-rank matrix does, a dropout outside
+            of 0 to 1, or patterns that are no regular expressions.
     """
     where = folder / CONFIG
     config = read_json(where)
@@ -97,6 +97,9 @@ def read_lora_config(folder: Path) -> dict[str, Any]:
         if config.get(field):
             raise UserError(f"{where}: field '{field}' has no counterpart here (got {config[field]!r})")
     _check_initialization(config.get("init_lora_weights"), where)
+    dropout = config.get("lora_dropout") or 0.0
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(f"{where}: field 'lora_dropout' must be a number from 0 to below 1 (got {dropout!r})")
     for field in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(field) or {}
         if not isinstance(patterns, dict):

@@ -167,14 +167,17 @@ def load_lora(model: nn.Module, folder: str | Path, *, trainable: bool = False) 
         prefixes=dict.fromkeys(("", prefix)),
         network=f"{type(model).__name__}'s list of layers",
     )
+    # Everything that can be wrong is found before the model is changed.
+    factors: dict[str, float] = {}
     for key, (a, b) in pairs.items():
         layer = linear[names[key]]
         check_shape((a.shape[0], layer.in_features), a.shape, f"{key}.lora_A", path)
         check_shape((layer.out_features, a.shape[0]), b.shape, f"{key}.lora_B", path)
+        factors[key] = lora_factor(config, key, len(a), path)
+    dropout = float(config.get("lora_dropout") or 0.0)
     model.requires_grad_(False)
     for key, (a, b) in pairs.items():
-        factor = lora_factor(config, key, len(a), path)
-        pair = _replace(model, names[key], rank=len(a), factor=factor, dropout=float(config.get("lora_dropout") or 0.0))
+        pair = _replace(model, names[key], rank=len(a), factor=factors[key], dropout=dropout)
         with torch.no_grad():
             pair.lora_A.weight.copy_(a)
             pair.lora_B.weight.copy_(b)
