@@ -16,6 +16,7 @@ from adapt.networks import NETWORKS
 from adapt.towers import shaken
 from foveate.adapt.export import open_adapted
 from foveate.adapt.load_backbone import load_backbone, parse_backbone
+from foveate.adapt.networks import open_torchvision
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.vision.registry import seeded
@@ -140,12 +141,28 @@ def test_names_of_modules_through_the_command_line(tmp_path: Path) -> None:
         ({"kind": "torchvision"}, ("model", "torchvision:resnet50")),
         ({"kind": "torchvision", "model": "resnet18", "source": "x.pth"}, ("x.pth", "safetensors")),
         ({"kind": "torchvision", "model": "resnet18", "modle": "x"}, ("modle", "model")),
+        ({"kind": "torchvision", "model": "maxvit_t", "image_size": 320}, ("image_size", "maxvit_t", "224", "320")),
+        ({"kind": "torchvision", "model": "vit_b_32", "image_size": 100}, ("image_size", "vit_b_32", "32", "100")),
         ({"kind": "transformers"}, ("source",)),
     ],
 )
 def test_what_cannot_be_opened(settings: dict[str, Any], names: tuple[str, ...]) -> None:
     with raises_naming(UserError, *names):
         load_backbone(settings)
+
+
+def test_maxvit_is_built_for_the_size_of_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    sizes: list[Any] = []
+
+    def get_model(name: str, *, weights: None, input_size: Any) -> torch.nn.Module:
+        sizes.append(input_size)
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    network = open_torchvision({"model": "maxvit_t", "image_size": 448}, seed=0)
+    assert (sizes, network.preprocess.size) == ([(448, 448)], 448)
 
 
 def test_a_model_without_images_is_refused_with_those_that_take_them(tmp_path: Path) -> None:

@@ -254,9 +254,22 @@ def open_torchvision(settings: Mapping[str, Any], *, seed: int) -> Network:
     weights: Any = models.get_model_weights(name)
     published = weights.DEFAULT.transforms()
     size = int(settings.get("image_size") or published.crop_size[0])
-    sides = {"image_size": size} if name.startswith("vit_") else {}
-    with seeded(seed):
-        model = models.get_model(name, weights=None, **sides)
+    # These two families are built for one size; the others take any.
+    sides: dict[str, Any] = {}
+    multiple = 1
+    if name.startswith("vit_"):
+        sides, multiple = {"image_size": size}, int(name.rpartition("_")[2])
+    elif name.startswith("maxvit"):
+        # Its last map, of a 32nd of the image, is cut into partitions of 7 x 7.
+        sides, multiple = {"input_size": (size, size)}, 224
+    try:
+        with seeded(seed):
+            model = models.get_model(name, weights=None, **sides)
+    # Torchvision's checks of patches and of partitions.
+    except (AssertionError, ValueError) as error:
+        if not sides:
+            raise
+        raise UserError(f"image_size of '{name}' must be a multiple of {multiple} (got {size})") from error
     if source is not None:
         path = Path(str(source)).expanduser()
         if path.suffix != ".safetensors":
