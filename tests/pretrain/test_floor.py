@@ -67,6 +67,7 @@ def test_a_verdict_is_of_texts_alone_and_words_of_captions_count(index: Path) ->
     assert (verdict.has_match, verdict.floor) == (False, 1e9)
     # Every word is in a caption.
     assert verdict.unknown_words == ()
+    assert opened.judge(text, []) == replace(verdict, reason="there are no hits")
     nonsense = opened.judge("zzkq лодка", opened.search("zzkq лодка"))
     assert (nonsense.reason, nonsense.unknown_words) == (UNKNOWN, ("zzkq", "лодка"))
     image = inner.image_bytes(hits[0])

@@ -266,10 +266,12 @@ class Index:
             is_unknown, unknown = judge_words(
                 query.text, strange, model, self._letters_E, floor.letters_cosine, cache=self.text_cache
             )
-        best = max((hit.z or 0.0) + text_weight * hit.text for hit in hits)
+        best = max(((hit.z or 0.0) + text_weight * hit.text for hit in hits), default=None)
         reason = ""
         if is_unknown and len(strange) == len(split_query(query.text)):
             reason = UNKNOWN
+        elif best is None:
+            reason = "there are no hits"
         elif best <= floor.z[kind]:
             reason = f"the best score is {best:.2f}, which random letters reach, too (floor {floor.z[kind]:.2f})"
         return Verdict(not reason, reason, floor.z[kind], unknown)
